@@ -1,0 +1,169 @@
+"""Converts a Flax/JAX vision transformer to TensorRT engines and proves the numbers at every step.
+
+  python -m vit_convert --config vit_b32.py --config.checkpoint=ViT-B_32.npz --workdir=OUT
+
+A config is a Python file with get_config(); a bare name is looked up here and in configs/. Any key can be set on the
+command line as --config.key=value. Everything is written to <workdir>/<name>/, and a rerun redoes only what changed.
+
+Exit codes: 0 done, 2 usage or config, 3 checkpoint, 4 export, 5 a numeric check failed, 6 calibration or images,
+7 build, 8 benchmark or evaluation, 9 a batch finished with failures, 130 interrupted (run again to continue).
+"""
+
+import importlib.util
+import inspect
+import pathlib
+import re
+import sys
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+from absl import flags
+
+from vit_convert import config as configs
+from vit_convert.errors import INTERRUPTED, ConvertError, UsageError, nearest
+
+_FLAGS = flags.FlagValues()
+flags.DEFINE_string("workdir", "out", "Folder that gets one sub-folder per conversion.", flag_values=_FLAGS)
+flags.DEFINE_string("until", "", "Last stage to run: checkpoint, images, reference, export, check, calibrate, quantize or build.", flag_values=_FLAGS)
+flags.DEFINE_bool("force", False, "Redo stages that are fresh.", flag_values=_FLAGS)
+flags.DEFINE_bool("quiet", False, "Print nothing but errors.", flag_values=_FLAGS)
+flags.DEFINE_bool("debug", False, "Show tracebacks of users' mistakes as well.", flag_values=_FLAGS)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command line.
+
+    Args:
+        argv: arguments, the program's name first.
+
+    Returns:
+        The exit code.
+    """
+    try:
+        if len(argv) == 1 or {"--help", "-h", "--helpfull", "--helpshort"} & set(argv[1:]):
+            print(help_text())
+            return 0 if len(argv) > 1 else UsageError.exit_code
+        config, rest = parse_config(argv)
+        flags_of(rest)
+        from vit_convert.convert import convert
+
+        convert(config, _FLAGS.workdir, until=_FLAGS.until, force=_FLAGS.force, quiet=_FLAGS.quiet, command=argv)
+        return 0
+    except ConvertError as e:
+        if "--debug" in argv:
+            raise
+        print(f"error: {e}" + (f"\n  {e.fix}" if e.fix else ""), file=sys.stderr)
+        return e.exit_code
+    except KeyboardInterrupt:
+        print("\ninterrupted: finished stages are kept, the same command continues", file=sys.stderr)
+        return INTERRUPTED
+
+
+def parse_config(argv: Sequence[str]) -> tuple[Any, list[str]]:
+    """Loads the config file named on the command line and applies its `--config.key=value` overrides.
+
+    Args:
+        argv: arguments, the program's name first.
+
+    Returns:
+        The full, locked, checked config, and the arguments that are left.
+
+    Raises:
+        UsageError: no config, an unreadable one, an unknown key or a bad value.
+    """
+    from ml_collections import config_flags
+
+    path, overrides, rest = "", [], [argv[0]]
+    words = iter(argv[1:])
+    for word in words:
+        if match := re.fullmatch(r"--?config=(.*)", word):
+            path = match[1]
+        elif re.fullmatch(r"--?config", word):
+            path = next(words, "")
+        elif re.match(r"--?(no)?config\.", word):
+            overrides.append(word if "=" in word else f"{word}={next(words, '')}")
+        else:
+            rest.append(word)
+    if not path:
+        raise UsageError("no --config given", fix="For example --config vit_b32.py; --help tells more.")
+    found = configs.find_config(path)
+    config = configs.complete(_load_config(found), pathlib.Path(found).stem, check=False)
+    known = _dotted(config)
+    for word in overrides:
+        key = re.sub(r"^--?(no)?config\.", "", word).split("=")[0]
+        if key not in known:
+            raise UsageError(f"--config.{key}: unknown key.{nearest(key, known)}", fix="--help lists the keys.")
+    values = flags.FlagValues()
+    holder = config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=[argv[0], *overrides])
+    try:
+        values([argv[0], *overrides])
+    except (flags.Error, TypeError, ValueError) as e:
+        raise UsageError(f"{' '.join(overrides)}: {e}") from e
+    result = holder.value
+    configs.check_values(result)
+    return result, rest
+
+
+def _load_config(path: str) -> Any:
+    spec = importlib.util.spec_from_file_location("vit_convert_user_config", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        return module.get_config()
+    except ConvertError:
+        raise
+    except Exception as e:
+        raise UsageError(f"{path}: {_explain(e)}", fix="--debug shows where.") from e
+
+
+def _explain(e: Exception) -> str:
+    """The error in one line; for an unknown key of a locked config, the nearest valid ones."""
+    if match := re.match(r'(?:\'|")?Key "?(\w+)"? does not exist', str(e)):
+        return f"unknown key {match[1]!r}.{nearest(match[1], [key.split('.')[-1] for key in _dotted(configs.default_config())])}"
+    return f"{type(e).__name__}: {e}"
+
+
+def flags_of(argv: Sequence[str]) -> None:
+    """Parses what is not config.
+
+    Raises:
+        UsageError: an unknown flag or a bad value.
+    """
+    _FLAGS.unparse_flags()
+    try:
+        left = _FLAGS(list(argv))
+    except flags.Error as e:
+        raise UsageError(str(e)) from e
+    if len(left) > 1:
+        raise UsageError(f"unexpected argument {left[1]!r}", fix="Flags are written --flag=value; --help lists them.")
+
+
+def _dotted(config: Any, prefix: str = "") -> list[str]:
+    keys: list[str] = []
+    for key in config:
+        value = config.get_ref(key).get() if hasattr(config, "get_ref") else config[key]
+        keys += _dotted(value, f"{prefix}{key}.") if hasattr(value, "get_ref") else [f"{prefix}{key}"]
+    return keys
+
+
+def help_text() -> str:
+    """The text of --help: usage, flags, and every config key with its default, read from `default_config` itself."""
+    lines = inspect.getsource(configs.default_config).splitlines()
+    keys = [line.strip() for line in lines if line.strip().startswith("config.") and "ConfigDict()" not in line]
+    return "\n".join([(__doc__ or "").rstrip(), "", "Flags:", _FLAGS.main_module_help() or _flag_lines(), "", "Config keys and defaults:", textwrap.indent("\n".join(keys), "  ")])
+
+
+def _flag_lines() -> str:
+    rows = (_FLAGS[name] for name in ("workdir", "until", "force", "quiet", "debug"))
+    return "\n".join(f"  --{flag.name}={flag.default!r}\n      {flag.help}" for flag in rows)
+
+
+def run() -> None:
+    """Entry point of the installed command."""
+    sys.exit(main(sys.argv))
+
+
+if __name__ == "__main__":
+    run()

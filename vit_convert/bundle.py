@@ -1,0 +1,142 @@
+"""The bundle: the folder through which the stages, and the hosts they run on, talk to each other."""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+from vit_convert.errors import UsageError
+
+_CHUNK_BYTES = 1 << 22
+
+
+class Bundle:
+    """Where every file of one conversion lies.
+
+    Args:
+        root: `<workdir>/<name>`; made when missing.
+
+    Raises:
+        UsageError: the folder cannot be made or written.
+    """
+
+    def __init__(self, root: str | os.PathLike[str]):
+        self.root = pathlib.Path(root)
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.root):
+                pass
+        except OSError as e:
+            raise UsageError(f"workdir {self.root}: cannot be written ({e.strerror})", fix="Give a writable --workdir.") from e
+
+    config = property(lambda self: self.root / "config.json")
+    manifest = property(lambda self: self.root / "manifest.json")
+    events = property(lambda self: self.root / "events.jsonl")
+    reference = property(lambda self: self.root / "reference.npz")
+    calibration = property(lambda self: self.root / "calibration.json")
+    calibration_cache = property(lambda self: self.root / "calibration.cache")
+    report = property(lambda self: self.root / "report.json")
+    report_html = property(lambda self: self.root / "report.html")
+
+    def onnx(self, precision: str = "fp32") -> pathlib.Path:
+        """The graph of one precision: `model.onnx` for fp32, `model.<precision>.onnx` otherwise; weights in `<that>.data`."""
+        return self.root / ("model.onnx" if precision == "fp32" else f"model.{precision}.onnx")
+
+    def images(self, split: str) -> pathlib.Path:
+        """Decoded images of one split ("calibration", "evaluation"): uint8 [images, height, width, 3]."""
+        return self.root / f"{split}_images.npy"
+
+    def labels(self, split: str) -> pathlib.Path:
+        """Class ids of one split: int64 [images]."""
+        return self.root / f"{split}_labels.npy"
+
+    def plan(self, backend: str, version: str, arch: str, precision: str) -> pathlib.Path:
+        """One engine; its sidecar is the same path with `.json` appended."""
+        return self.root / "engines" / f"{backend}-{version}-{arch}" / f"{precision}.plan"
+
+
+@contextlib.contextmanager
+def atomic(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
+    """Yields a temporary path beside `path`, renamed to it when the block succeeds and removed when it does not.
+
+    Args:
+        path: the file (or folder) that appears whole or not at all.
+
+    Yields:
+        A path in the same folder that does not exist yet; the block creates it.
+
+    Raises:
+        UsageError: the disk is full or the folder cannot be written.
+    """
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with disk_errors(path):
+            yield temporary
+            if path.is_dir():
+                shutil.rmtree(path)
+            os.replace(temporary, path)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def disk_errors(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turns a full disk, a quota or a refused write while `path` is made into a UsageError that says so."""
+    try:
+        yield
+    except OSError as e:
+        if e.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UsageError(f"{path}: no space left on the disk", fix="Free space or choose another --workdir; finished stages are kept.") from e
+        if e.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            raise UsageError(f"{path}: cannot be written ({e.strerror})", fix="Give a writable --workdir.") from e
+        raise
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Writes a JSON file whole or not at all.
+
+    Args:
+        path: the file.
+        value: anything json can spell; numpy scalars become Python's.
+    """
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1, default=_plain, allow_nan=True) + "\n")
+
+
+def read_json(path: str | os.PathLike[str], default: Any = None) -> Any:
+    """Reads a JSON file; `default` where there is none or it is damaged (an older version, a full disk)."""
+    try:
+        return json.loads(pathlib.Path(path).read_text())
+    except (OSError, ValueError):
+        return default
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return str(value)
+
+
+def hash_file(path: str | os.PathLike[str]) -> str:
+    """The sha256 of a file, in hex, read in chunks."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as f:
+        while chunk := f.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def hash_value(value: Any) -> str:
+    """The sha256 of anything json can spell, independent of the order of keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=_plain).encode()).hexdigest()

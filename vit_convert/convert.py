@@ -1,0 +1,55 @@
+"""One conversion: config in, bundle, report and exit status out."""
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import ml_collections
+
+from vit_convert.bundle import Bundle, write_json
+from vit_convert.pipeline import Context, run_stages
+from vit_convert.progress import Progress
+from vit_convert.report.summary import print_summary
+from vit_convert.report.write import write_report
+from vit_convert.stages import stages
+
+
+def convert(
+    config: ml_collections.ConfigDict,
+    workdir: str | os.PathLike[str],
+    *,
+    until: str = "",
+    force: bool = False,
+    quiet: bool = False,
+    command: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Converts one checkpoint.
+
+    Args:
+        config: a full config, from `config.complete`.
+        workdir: gets the folder `config.name`.
+        until: last stage to run; empty for all.
+        force: redo fresh stages.
+        quiet: print nothing.
+        command: the command line, for the report.
+
+    Returns:
+        The report, as in `report.json`; written whether or not a stage failed.
+
+    Raises:
+        ConvertError: from the stage that failed; finished stages are kept.
+    """
+    bundle = Bundle(os.path.join(workdir, config.name))
+    progress = Progress(bundle.events, quiet=quiet)
+    write_json(bundle.config, config.to_dict())
+    progress.event("command", argv=list(command or sys.argv), name=config.name)
+    context = Context(config, bundle, progress)
+    rows: list[dict[str, Any]] = []
+    try:
+        run_stages(stages(), context, rows, until=until, force=force)
+    finally:
+        report = write_report(context, rows, command)
+    if not quiet:
+        print_summary(report, bundle.root)
+    return report

@@ -1,0 +1,84 @@
+"""What can go wrong, one class for each exit code, so that a script can tell a bad checkpoint from a failed check."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class ConvertError(Exception):
+    """A user-facing failure: printed without a traceback, and its exit code ends the process.
+
+    Args:
+        message: what is wrong, where, and both values ("…/kernel: checkpoint (768, 3072), variant needs (1024, 4096)").
+        fix: what to do about it, one sentence; printed on its own line.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, fix: str = ""):
+        super().__init__(message)
+        self.fix = fix
+
+
+class UsageError(ConvertError):
+    """A flag or config value that cannot be honoured."""
+
+    exit_code = 2
+
+
+class CheckpointError(ConvertError):
+    """A checkpoint that cannot be read or does not hold the model it should."""
+
+    exit_code = 3
+
+
+class ExportError(ConvertError):
+    """The model could not be traced, rewritten or saved as ONNX."""
+
+    exit_code = 4
+
+
+class CheckError(ConvertError):
+    """A numeric check missed its tolerance."""
+
+    exit_code = 5
+
+
+class CalibrationError(ConvertError):
+    """Calibration or evaluation images are missing, unreadable or unusable."""
+
+    exit_code = 6
+
+
+class BuildError(ConvertError):
+    """TensorRT could not parse, build, load or honour the requested precision."""
+
+    exit_code = 7
+
+
+class BenchmarkError(ConvertError):
+    """An engine could not be run, verified or measured."""
+
+    exit_code = 8
+
+
+class BatchError(ConvertError):
+    """A batch finished, and some of its conversions failed."""
+
+    exit_code = 9
+
+
+INTERRUPTED = 130  # 128 + SIGINT, what shells use; finished stages stay, so a rerun continues
+
+
+def nearest(word: str, valid: Iterable[str]) -> str:
+    """Spells a hint for a mistyped name.
+
+    Args:
+        word: what was given.
+        valid: what would have been accepted.
+
+    Returns:
+        " Did you mean X, Y?" for the closest names, or "" when none is close.
+    """
+    close = difflib.get_close_matches(word, list(valid), n=3, cutoff=0.5)
+    return f" Did you mean {', '.join(close)}?" if close else ""

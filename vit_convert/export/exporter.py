@@ -1,0 +1,109 @@
+"""The export stage: a model becomes `model.onnx` with its weights beside it."""
+
+import dataclasses
+import logging
+import os
+import re
+from typing import Any
+
+import jax.numpy as jnp
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+
+from vit_convert.errors import ExportError
+from vit_convert.export import graph as graphs
+from vit_convert.export import weights
+from vit_convert.export.targets import Target
+from vit_convert.models.model import Model
+from vit_convert.onnx_file import external_files, save_onnx
+
+_LAYOUT_TO_NHWC = {"NHWC": (0, 1, 2, 3), "NCHW": (0, 2, 3, 1)}
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportReport:
+    """What was written.
+
+    Attributes:
+        opset: ONNX opset of the graph.
+        num_nodes: nodes in the graph.
+        nodes_traced: nodes that jax2onnx left for the traced part.
+        nodes_per_block: nodes of the largest encoder block; 0 for a model without such.
+        num_shapes: Shape nodes.
+        bytes: size of the graph and its weights on disk.
+        taps: inner values that the reference knows, by name.
+        rules: per rule: name, places rewritten, places declined by reason.
+    """
+
+    opset: int
+    num_nodes: int
+    nodes_traced: int
+    nodes_per_block: int
+    num_shapes: int
+    bytes: int
+    taps: list[str]
+    rules: list[dict[str, Any]]
+
+
+def export_model(
+    model: Model, path: str | os.PathLike[str], *, image_size: tuple[int, int], target: Target, layout: str = "NHWC", taps: bool = False
+) -> ExportReport:
+    """Traces, rewrites and writes a model.
+
+    Args:
+        model: what to export.
+        path: the `.onnx` file; weights go to `<path>.data`.
+        image_size: (height, width) in pixels.
+        target: opset and substitutions.
+        layout: "NHWC" or "NCHW", the order of the `images` input's axes.
+        taps: keep the taps as outputs of the written graph.
+
+    Returns:
+        The report.
+
+    Raises:
+        ExportError: the model cannot be traced or the graph is invalid.
+        UsageError: the disk is full.
+    """
+    logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # it warns of every weight that has no value yet
+    to_nhwc = _LAYOUT_TO_NHWC[layout]
+    nhwc = ("batch", *image_size, 3)
+    image_shape = [nhwc[to_nhwc.index(axis)] for axis in range(4)]
+
+    def apply(params: Any, images: Any) -> Any:
+        return model.apply(params, images if layout == "NHWC" else jnp.transpose(images, to_nhwc))
+
+    graph = graphs.onnx_from_apply(
+        apply, model.traced_shapes, image_shape, model.output, model.traced_taps, target, depth=model.depth
+    )
+    weights.bind(graph.model, model.params)
+    passes.ShapeInferencePass()(graph.model)
+    if taps:
+        values = {value.name: value for node in graph.model.graph for value in node.outputs}
+        graph.model.graph.outputs.extend(values[tap] for tap in graph.taps)
+    report = _report(graph, target)
+    if report.nodes_per_block > target.max_nodes_per_block and model.depth is not None:
+        raise ExportError(
+            f"{path}: {report.nodes_per_block} nodes in an encoder block, target {target.name} allows {target.max_nodes_per_block}",
+            fix="A rule no longer matches what jax2onnx writes: install the pinned jax2onnx.",
+        )
+    save_onnx(graph.model, path)
+    return dataclasses.replace(report, bytes=sum(file.stat().st_size for file in external_files(path)))
+
+
+def _report(graph: graphs.Graph, target: Target) -> ExportReport:
+    nodes: list[ir.Node] = list(graph.model.graph)
+    blocks: dict[str, int] = {}
+    for node in nodes:
+        if match := re.match(r"Transformer/(encoderblock_\d+)/", node.name or ""):
+            blocks[match[1]] = blocks.get(match[1], 0) + 1
+    return ExportReport(
+        opset=target.opset,
+        num_nodes=len(nodes),
+        nodes_traced=graph.nodes_traced,
+        nodes_per_block=max(blocks.values(), default=0),
+        num_shapes=sum(node.op_type == "Shape" for node in nodes),
+        bytes=0,
+        taps=graph.taps,
+        rules=[dataclasses.asdict(count) for count in graph.rules],
+    )

@@ -1,0 +1,96 @@
+"""From a Flax model to the ONNX graph that TensorRT likes: trace, fold, substitute, unroll, name."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+
+from vit_convert.export import naming, unroll, weights
+from vit_convert.export.rules.rule import RuleCount, apply_rule
+from vit_convert.export.targets import Target
+from vit_convert.export.trace import Apply, trace
+
+
+@dataclasses.dataclass
+class Graph:
+    """A rewritten graph whose weights are described and not yet computed.
+
+    Attributes:
+        model: the graph; its only output is the model's, the taps are inner values.
+        taps: names of inner values that the reference knows: `block_00`… and `encoder_norm`.
+        rules: what each substitution did; for an unrolled graph, on the two traced blocks.
+        nodes_traced: nodes that jax2onnx left, before any substitution, for the traced depth.
+    """
+
+    model: ir.Model
+    taps: list[str]
+    rules: list[RuleCount]
+    nodes_traced: int
+
+
+def onnx_from_apply(
+    apply: Apply,
+    param_shapes: Mapping[str, Sequence[int]],
+    image_shape: Sequence[int | str],
+    output: str,
+    taps: Sequence[str],
+    target: Target,
+    *,
+    depth: int | None = None,
+) -> Graph:
+    """Traces a model and applies its target's substitutions.
+
+    Args:
+        apply: maps ({parameter name: array}, images) to {output name: array}, taps included.
+        param_shapes: shapes of the float32 parameters that `apply` reads.
+        image_shape: shape of `images`, a string for a dynamic dimension.
+        output: name of the graph's output.
+        taps: names of the taps that `apply` returns, in order.
+        target: opset and rules.
+        depth: unroll to this many encoder blocks; `apply` then computes only two. None: what was traced is the model.
+
+    Returns:
+        The graph.
+
+    Raises:
+        ExportError: the model cannot be traced.
+    """
+    model = trace(apply, param_shapes, image_shape, [output, *taps], target.opset)
+    nodes_traced = sum(1 for _ in model.graph)
+    weights.describe(model)
+    counts = substitute(model, target)
+    taps = list(taps)
+    if depth is not None:
+        unroll.unroll(model, depth)
+        taps = [f"block_{i:02d}" for i in range(depth)] + [tap for tap in taps if not tap.startswith("block_")]
+    del model.graph.outputs[1:]
+    clean(model)
+    naming.name_nodes(model, taps)
+    model.producer_name, model.doc_string, model.metadata_props["vit_convert.target"] = "vit_convert", "", target.name
+    model.graph.name = "vit"
+    return Graph(model, taps, counts, nodes_traced)
+
+
+def substitute(model: ir.Model, target: Target) -> list[RuleCount]:
+    """Folds constants and applies a target's rules in order, in place; returns what each rule did."""
+    from onnxscript import optimizer
+
+    optimizer.fold_constants(model, onnx_shape_inference=False)
+    weights.fold_weights(model)
+    counts = [apply_rule(rule(), model) for rule in target.rules]
+    clean(model)
+    return counts
+
+
+def clean(model: ir.Model) -> None:
+    """Removes what computes nothing: identities, repeated nodes and constants, and everything that no output needs; in place."""
+    for step in (
+        passes.IdentityEliminationPass(),
+        passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        passes.DeduplicateInitializersPass(),
+        passes.CommonSubexpressionEliminationPass(),
+        passes.RemoveUnusedNodesPass(),
+        passes.RemoveUnusedOpsetsPass(),
+    ):
+        step(model)

@@ -1,0 +1,61 @@
+"""Attention: Flax's Einsums become the transposes and MatMuls that TensorRT fuses into one kernel."""
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from vit_convert.export.rules.rule import Decline, Rule, scalar
+
+_SCORES = ("...qhd,...khd->...hqk", "bqhd,bkhd->bhqk")
+_MIX = ("...hqk,...khd->...qhd", "bhqk,bkhd->bqhd")
+
+
+class EinsumAttention(Rule):
+    """Einsum(q/√d, k) → Softmax → Einsum(·, v) becomes 4-D MatMuls, the scale on the query: where TensorRT 10 and later fuse it."""
+
+    scale_on_scores = False
+
+    def pattern(self, op: Any, query: Any, key: Any, value: Any, root: Any) -> Any:
+        scores = op.Einsum(op.Div(query, root), key, _outputs=["scores"])  # q·kᵀ/√d: [B, H, Sq, Sk]
+        weights = op.Softmax(scores, _outputs=["weights"])
+        return op.Einsum(weights, value, _outputs=["mixed"])  # [B, Sq, H, d]
+
+    def check(self, context: Any, query: ir.Value, root: ir.Value, scores: ir.Value, weights: ir.Value, mixed: ir.Value, **_: Any) -> None:
+        for what, got, known in (("scores", _equation(scores), _SCORES), ("mix", _equation(mixed), _MIX)):
+            if got not in known:
+                raise Decline(f"the {what} Einsum is {got!r}")
+        if query.shape is None or len(query.shape) != 4:
+            raise Decline("the query is not [batch, tokens, heads, size]")
+        if scalar(root) is None:
+            raise Decline("the scale is not a constant")
+        axis = weights.producer().attributes["axis"].as_int()  # type: ignore[union-attr]
+        if axis not in (-1, 3):
+            raise Decline(f"the softmax is over axis {axis}, not the keys")
+
+    def rewrite(self, op: Any, query: ir.Value, key: ir.Value, value: ir.Value, root: ir.Value, **_: Any) -> Any:
+        divisor = scalar(root)
+        assert divisor is not None
+        scale = op.Constant(value_float=float(np.float32(1.0) / np.float32(divisor)))
+        if not self.scale_on_scores:
+            query = op.Mul(query, scale)
+        query = op.Transpose(query, perm=[0, 2, 1, 3])  # [B, H, Sq, d]
+        key = op.Transpose(key, perm=[0, 2, 3, 1])  # [B, H, d, Sk]
+        value = op.Transpose(value, perm=[0, 2, 1, 3])  # [B, H, Sk, d]
+        scores = op.MatMul(query, key)
+        if self.scale_on_scores:
+            scores = op.Mul(scores, scale)
+        mixed = op.MatMul(op.Softmax(scores, axis=-1), value)  # [B, H, Sq, d]
+        return op.Transpose(mixed, perm=[0, 2, 1, 3])
+
+
+class EinsumAttentionScoresScaled(EinsumAttention):
+    """The same with the scale on the scores: TensorRT 8.6 fuses that form into its fastest attention kernel."""
+
+    scale_on_scores = True
+
+
+def _equation(value: ir.Value) -> str:
+    node = value.producer()
+    assert node is not None
+    return node.attributes["equation"].as_string()

@@ -1,0 +1,66 @@
+"""Dense layers: Reshape–Gemm–Reshape becomes MatMul + Add, which TensorRT turns into one GEMM with its bias."""
+
+from typing import Any
+
+import onnx_ir as ir
+
+from vit_convert.export.rules.rule import Decline, Rule, reshape_target, static_shape
+
+
+class DenseToMatMul(Rule):
+    """Reshape(Gemm(Reshape(x), W, b)) → MatMul(x, W) + b, the leading axes kept as they are."""
+
+    def pattern(self, op: Any, x: Any, rows: Any, kernel: Any, bias: Any, shape: Any) -> Any:
+        flat = op.Reshape(x, rows)  # [B, S, …] -> [B·S, K]
+        product = op.Gemm(flat, kernel, bias, _outputs=["product"])  # [B·S, N]
+        return op.Reshape(product, shape, _outputs=["y"])  # -> [B, S, …]
+
+    def check(self, context: Any, x: ir.Value, kernel: ir.Value, product: ir.Value, y: ir.Value, **_: Any) -> None:
+        node = product.producer()
+        assert node is not None
+        for name, expected in (("alpha", 1.0), ("beta", 1.0), ("transA", 0), ("transB", 0)):
+            attribute = node.attributes.get(name)
+            got = expected if attribute is None else attribute.value
+            if got != expected:
+                raise Decline(f"Gemm has {name}={got}, not {expected}")
+        self._plan(x, kernel, y)
+
+    def _plan(self, x: ir.Value, kernel: ir.Value, y: ir.Value) -> tuple[list[int] | None, list[int] | None]:
+        """The constant shapes of the Reshape before and after the MatMul, None where none is needed."""
+        before, after = static_shape(x, "the input"), static_shape(y, "the output")
+        k, n = static_shape(kernel, "the kernel")
+        rank, folded = len(before), 1
+        while folded != k:  # how many trailing axes of x the kernel contracts: one, or heads and head size
+            rank -= 1
+            if rank < 1 or not isinstance(before[rank], int):
+                raise Decline(f"the input {tuple(map(str, before))} does not end in the kernel's {k} rows")
+            folded *= before[rank]
+        lead = before[:rank]
+        if tuple(after[:rank]) != tuple(lead):
+            raise Decline(f"the output {tuple(map(str, after))} does not keep the input's leading axes {tuple(map(str, lead))}")
+        inner = (*lead, k)
+        turn_in = None if len(before) == len(inner) else reshape_target(before, inner)
+        turn_out = None if len(after) == len(inner) else reshape_target((*lead, n), after)
+        return turn_in, turn_out
+
+    def rewrite(self, op: Any, x: ir.Value, kernel: ir.Value, bias: ir.Value, y: ir.Value, **_: Any) -> Any:
+        turn_in, turn_out = self._plan(x, kernel, y)
+        if turn_in is not None:
+            x = op.Reshape(x, op.Constant(value_ints=turn_in))
+        y = op.Add(op.MatMul(x, kernel), bias)
+        return y if turn_out is None else op.Reshape(y, op.Constant(value_ints=turn_out))
+
+
+class DenseNoBiasToMatMul(DenseToMatMul):
+    """Reshape(Gemm(Reshape(x), W)) → MatMul(x, W): a Dense layer without a bias."""
+
+    def pattern(self, op: Any, x: Any, rows: Any, kernel: Any, shape: Any) -> Any:  # type: ignore[override]
+        product = op.Gemm(op.Reshape(x, rows), kernel, _outputs=["product"])
+        return op.Reshape(product, shape, _outputs=["y"])
+
+    def rewrite(self, op: Any, x: ir.Value, kernel: ir.Value, y: ir.Value, **_: Any) -> Any:  # type: ignore[override]
+        turn_in, turn_out = self._plan(x, kernel, y)
+        if turn_in is not None:
+            x = op.Reshape(x, op.Constant(value_ints=turn_in))
+        y = op.MatMul(x, kernel)
+        return y if turn_out is None else op.Reshape(y, op.Constant(value_ints=turn_out))

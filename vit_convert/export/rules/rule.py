@@ -1,0 +1,113 @@
+"""What a substitution rule is: a pattern, a check that says why it declines, and a rewrite; applied and counted here."""
+
+import collections
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from onnxscript.rewriter import pattern
+
+
+class Decline(Exception):
+    """Raised by a rule's `check` with the reason why a matching place is left alone."""
+
+
+class Rule(pattern.RewriteRuleClassBase):
+    """A substitution: subclasses define `pattern`, `check` (raises Decline) and `rewrite`; the docstring's first line names it."""
+
+    def check(self, context: Any, **_: Any) -> None:
+        """Accepts every match unless a subclass knows better."""
+
+    def rewrite(self, op: Any, **_: Any) -> Any:
+        raise NotImplementedError
+
+
+@dataclasses.dataclass
+class RuleCount:
+    """What one rule did to one graph.
+
+    Attributes:
+        rule: class name of the rule.
+        applied: places rewritten.
+        declined: places that matched the pattern and were left alone, counted by reason.
+    """
+
+    rule: str
+    applied: int = 0
+    declined: dict[str, int] = dataclasses.field(default_factory=dict)
+
+
+def apply_rule(rule: Rule, model: ir.Model) -> RuleCount:
+    """Rewrites every place of `model` that the rule accepts, in place.
+
+    Args:
+        rule: the rule.
+        model: the graph; values need shapes, weights need no values.
+
+    Returns:
+        How often it was applied, and why it declined elsewhere.
+    """
+    declined: dict[tuple[str, ...], str] = {}  # by matched node, since the rewriter may ask about one place twice
+
+    def accepts(context: Any, **bindings: Any) -> pattern.MatchResult:
+        result = pattern.MatchResult()
+        try:
+            rule.check(context, **bindings)
+        except Decline as reason:
+            place = tuple(sorted(v.name or "" for v in bindings.values() if isinstance(v, ir.Value)))
+            declined[place] = str(reason)
+            result.fail(str(reason))
+        return result
+
+    compiled = pattern.RewriteRule(rule.pattern, rule.rewrite, accepts, name=type(rule).__name__)
+    applied = pattern.RewriteRuleSet([compiled]).apply_to_model(model)
+    return RuleCount(type(rule).__name__, applied, dict(collections.Counter(declined.values())))
+
+
+def scalar(value: ir.Value | None) -> float | None:
+    """The value of a constant with one element, None for anything else."""
+    if value is None or value.const_value is None or value.const_value.size != 1:
+        return None
+    return float(value.const_value.numpy().reshape(()))
+
+
+def require_scalar(value: ir.Value, expected: float, what: str, rtol: float = 1e-5) -> None:
+    """Declines unless `value` is the constant `expected`, up to float32 spelling."""
+    got = scalar(value)
+    if got is None or not np.isclose(got, expected, rtol=rtol, atol=0.0 if expected else 1e-30):
+        raise Decline(f"{what} is {got}, not {expected:g}")
+
+
+def static_shape(value: ir.Value, what: str) -> Sequence[int | ir.SymbolicDim]:
+    """The dimensions of a value; declines when even the rank is unknown."""
+    if value.shape is None:
+        raise Decline(f"{what} has no known shape")
+    return tuple(value.shape)
+
+
+def reshape_target(source: Sequence[Any], target: Sequence[Any]) -> list[int]:
+    """Spells a target shape as constants for Reshape: 0 copies the source's dimension in that place, -1 is what is left.
+
+    Args:
+        source: dimensions before, ints or symbolic.
+        target: dimensions wanted, ints or symbolic.
+
+    Returns:
+        The constant shape.
+
+    Raises:
+        Decline: more than one dynamic dimension cannot be copied.
+    """
+    spelled = []
+    for i, dim in enumerate(target):
+        if isinstance(dim, int):
+            spelled.append(dim)
+        elif i < len(source) and source[i] == dim and dim.value is not None:
+            spelled.append(0)
+        else:
+            spelled.append(-1)
+    if spelled.count(-1) > 1:
+        raise Decline(f"{tuple(map(str, target))} has more than one dynamic dimension that {tuple(map(str, source))} has not")
+    return spelled

@@ -1,0 +1,79 @@
+"""Tracing a JAX function to an ONNX graph whose weights are named, and not there yet."""
+
+import logging
+import pathlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import numpy as np
+import onnx_ir as ir
+
+from vit_convert.errors import ExportError
+
+Apply = Callable[[Mapping[str, jax.Array], jax.Array], Mapping[str, jax.Array]]
+
+
+def trace(apply: Apply, param_shapes: Mapping[str, Sequence[int]], image_shape: Sequence[int | str], output_names: Sequence[str], opset: int) -> ir.Model:
+    """Traces `apply` with jax2onnx, seeing shapes alone.
+
+    Parameters are traced as graph inputs, because a traced constant would be copied and lose its name; afterwards they
+    become initializers without a value, for `weights.py` to fill while the file is written.
+
+    Args:
+        apply: maps ({parameter name: array}, images) to {output name: array}.
+        param_shapes: shape of each float32 parameter under its `/`-joined name.
+        image_shape: shape of `images`; a string names a dynamic dimension.
+        output_names: the outputs to keep, in this order.
+        opset: ONNX opset to write.
+
+    Returns:
+        The model; its input is `images`, its outputs are `output_names`, its parameters are initializers without const_value.
+
+    Raises:
+        ExportError: jax2onnx cannot trace the function.
+    """
+    _load_plugins()
+    from jax2onnx import to_onnx
+
+    names = list(param_shapes)
+
+    def positional(images: jax.Array, *leaves: jax.Array) -> tuple[jax.Array, ...]:
+        outputs = apply(dict(zip(names, leaves)), images)
+        return tuple(outputs[name] for name in output_names)
+
+    specs = [tuple(image_shape), *(jax.ShapeDtypeStruct(tuple(shape), np.float32) for shape in param_shapes.values())]
+    try:
+        model = to_onnx(
+            positional, specs, opset=opset, input_names=["images", *names], output_names=list(output_names), return_mode="ir"
+        )
+    except Exception as e:
+        raise ExportError(
+            f"jax2onnx could not trace the model: {type(e).__name__}: {e}", fix="See which primitive it names; jax2onnx lists the supported ones."
+        ) from e
+    assert isinstance(model, ir.Model)
+    for value in list(model.graph.inputs[1:]):
+        model.graph.inputs.remove(value)
+        model.graph.initializers.add(value)
+    return model
+
+
+def _load_plugins() -> None:
+    """Registers jax2onnx's JAX and Flax plugins alone.
+
+    Its own discovery also imports every example, several of which compile random models: six seconds for nothing.
+    """
+    from jax2onnx.plugins import plugin_system
+
+    if plugin_system._already_imported_plugins:
+        return
+    root = pathlib.Path(plugin_system.__file__).parent
+    logging.getLogger("jax2onnx").setLevel(logging.ERROR)
+    for folder in ("jax", "flax"):
+        plugin_system._import_tree(root / folder, f"jax2onnx.plugins.{folder}")
+    plugin_system._already_imported_plugins = True
+
+
+def natural(name: str) -> list[int | str]:
+    """Sort key under which `encoderblock_10` follows `encoderblock_9`."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]

@@ -1,0 +1,128 @@
+"""Weights on their way from the checkpoint to external data: described while the graph is rewritten, computed one by one while it is saved."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import onnx_ir as ir
+
+from vit_convert.errors import ExportError
+
+_META = "vit_convert.weight"
+
+
+@dataclasses.dataclass(frozen=True)
+class Weight:
+    """How an initializer is computed from one parameter of the checkpoint.
+
+    Attributes:
+        source: name of the parameter.
+        shape: shape of the result.
+        compute: makes the result from the parameter; a view where possible.
+    """
+
+    source: str
+    shape: tuple[int, ...]
+    compute: Callable[[np.ndarray], np.ndarray]
+
+    def then(self, shape: tuple[int, ...], step: Callable[[np.ndarray], np.ndarray]) -> "Weight":
+        """The weight after one more step."""
+        return Weight(self.source, shape, lambda parameter: step(self.compute(parameter)))
+
+
+def describe(model: ir.Model) -> None:
+    """Marks every initializer without a value as the parameter of its name."""
+    for value in model.graph.initializers.values():
+        if value.const_value is None:
+            assert value.name is not None and value.shape is not None
+            value.meta[_META] = Weight(value.name, tuple(int(d) for d in value.shape), lambda parameter: parameter)
+
+
+def weight_of(value: ir.Value | None) -> Weight | None:
+    """The description of a weight, None for anything else."""
+    return None if value is None else value.meta.get(_META)
+
+
+def add_weight(graph: ir.Graph, name: str, weight: Weight) -> ir.Value:
+    """Adds an initializer that is computed when the model is saved.
+
+    Args:
+        graph: gets the initializer.
+        name: its name; a suffix is added when the name is taken by another weight.
+        weight: what it holds.
+
+    Returns:
+        The new value.
+    """
+    unique, n = name, 1
+    while unique in graph.initializers:
+        unique, n = f"{name}.{n}", n + 1
+    value = ir.Value(name=unique, type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(weight.shape))
+    value.meta[_META] = weight
+    graph.initializers.add(value)
+    return value
+
+
+def fold_weights(model: ir.Model) -> int:
+    """Moves Reshape and Transpose of a weight into the weight, in place.
+
+    Args:
+        model: the graph; weights are described, not computed.
+
+    Returns:
+        How many nodes went away.
+    """
+    folded = 0
+    for node in list(model.graph):
+        weight = weight_of(node.inputs[0]) if node.inputs else None
+        if weight is None or node.op_type not in ("Reshape", "Transpose"):
+            continue
+        if node.op_type == "Reshape":
+            target = node.inputs[1]
+            if target is None or target.const_value is None:
+                continue
+            probe = np.broadcast_to(np.float32(0), weight.shape).reshape(target.const_value.numpy())
+            shape = probe.shape
+            folded_weight = weight.then(shape, lambda a, shape=shape: a.reshape(shape))
+        else:
+            perm = tuple(node.attributes["perm"].as_ints())
+            folded_weight = weight.then(tuple(weight.shape[i] for i in perm), lambda a, perm=perm: a.transpose(perm))
+        source = node.inputs[0]
+        assert source is not None and source.name is not None
+        name = source.name
+        if len(source.uses()) == 1:  # the parameter's own name goes to the form that is used
+            model.graph.initializers.pop(name)
+        new = add_weight(model.graph, name, folded_weight)
+        ir.convenience.replace_all_uses_with(node.outputs[0], new)
+        model.graph.remove(node, safe=True)
+        folded += 1
+    return folded
+
+
+def bind(model: ir.Model, params: Mapping[str, np.ndarray]) -> None:
+    """Gives every weight its value, lazily: nothing is computed or copied before the model is saved.
+
+    Args:
+        model: the graph, changed in place.
+        params: the checkpoint's canonical parameters.
+
+    Raises:
+        ExportError: a weight's parameter is missing or has another size than was traced.
+    """
+    for value in model.graph.initializers.values():
+        weight = weight_of(value)
+        if weight is None:
+            continue
+        if weight.source not in params:
+            raise ExportError(f"{weight.source}: traced, but not among the {len(params)} parameters")
+        parameter = params[weight.source]
+        if parameter.size != np.prod(weight.shape, dtype=np.int64):
+            raise ExportError(f"{weight.source}: traced with shape {weight.shape}, the parameter has {parameter.shape}")
+        value.const_value = ir.LazyTensor(
+            lambda weight=weight, parameter=parameter, name=value.name: ir.tensor(  # type: ignore[misc]
+                np.ascontiguousarray(weight.compute(np.asarray(parameter)), dtype=np.float32), name=name
+            ),
+            dtype=ir.DataType.FLOAT,
+            shape=ir.Shape(weight.shape),
+            name=value.name,
+        )

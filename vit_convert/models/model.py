@@ -1,0 +1,155 @@
+"""What the exporter needs to know of a model, and how our own ViT and a user's module provide it."""
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from vit_convert.checkpoint.architecture import Architecture
+from vit_convert.errors import UsageError
+from vit_convert.models.vit import EncoderBlock, ViT, param_shapes
+
+Arrays = Mapping[str, Any]
+_TRACED_DEPTH = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A JAX model, ready to trace and to compute its own reference.
+
+    Attributes:
+        params: float32 parameters under their `/`-joined names.
+        output: name of the output, "logits" or "features".
+        taps: names of the taps of the whole model, in order.
+        apply: maps (parameters, images) to {output or tap: array}; what is traced.
+        traced_shapes: shapes of the parameters that `apply` reads.
+        traced_taps: names of the taps that `apply` returns.
+        depth: encoder blocks of the whole model when `apply` computes only two of them, None when it computes all.
+        run: maps images float32 [batch, height, width, 3] to {output or tap: numpy array} of the whole model, in float32 and
+            at the highest matmul precision.
+    """
+
+    params: Mapping[str, np.ndarray]
+    output: str
+    taps: Sequence[str]
+    apply: Callable[[Arrays, jax.Array], Arrays]
+    traced_shapes: Mapping[str, Sequence[int]]
+    traced_taps: Sequence[str]
+    depth: int | None
+    run: Callable[[np.ndarray], dict[str, np.ndarray]]
+
+
+def vit_model(architecture: Architecture, params: Mapping[str, np.ndarray]) -> Model:
+    """Our own ViT on canonical parameters.
+
+    Only two blocks are traced, since the others compute the same function of other parameters; the reference runs them all.
+
+    Args:
+        architecture: from the checkpoint.
+        params: canonical parameters, from the checkpoint.
+
+    Returns:
+        The model.
+    """
+    traced = dataclasses.replace(architecture, depth=min(architecture.depth, _TRACED_DEPTH))
+    output = "logits" if architecture.num_classes else "features"
+
+    def apply(leaves: Arrays, images: jax.Array) -> Arrays:
+        result, taps = ViT(traced).apply({"params": traverse_util.unflatten_dict(dict(leaves), sep="/")}, images)
+        return {output: result, **taps}
+
+    return Model(
+        params=params,
+        output=output,
+        taps=[*_block_names(architecture.depth), "encoder_norm"],
+        apply=apply,
+        traced_shapes=param_shapes(traced),
+        traced_taps=[*_block_names(traced.depth), "encoder_norm"],
+        depth=architecture.depth if architecture.depth > traced.depth else None,
+        run=lambda images: _run_vit(architecture, params, output, images),
+    )
+
+
+def _block_names(depth: int) -> list[str]:
+    return [f"block_{i:02d}" for i in range(depth)]
+
+
+def _run_vit(architecture: Architecture, params: Mapping[str, np.ndarray], output: str, images: np.ndarray) -> dict[str, np.ndarray]:
+    """Runs a ViT one block at a time: one block is compiled once and one block's weights are on the device at a time."""
+    vit, block = ViT(architecture), EncoderBlock(architecture)
+
+    def part(prefix: str) -> Any:
+        leaves = {name.removeprefix(prefix): jnp.asarray(leaf) for name, leaf in params.items() if name.startswith(prefix)}
+        return traverse_util.unflatten_dict(leaves, sep="/")
+
+    outside = {name: jnp.asarray(leaf) for name, leaf in params.items() if not name.startswith("Transformer/encoderblock_")}
+    variables = {"params": traverse_util.unflatten_dict(outside, sep="/")}
+    with jax.default_matmul_precision("highest"):
+        step = jax.jit(lambda leaves, x: block.apply({"params": leaves}, x))
+        x = jax.jit(lambda v, i: vit.apply(v, i, method=ViT.embed))(variables, jnp.asarray(images))
+        results = {}
+        for i, name in enumerate(_block_names(architecture.depth)):
+            x = step(part(f"Transformer/encoderblock_{i}/"), x)
+            results[name] = np.asarray(x)
+        x = jax.jit(lambda v, i: vit.apply(v, i, method=ViT.normalize))(variables, x)
+        results["encoder_norm"] = np.asarray(x)
+        results[output] = np.asarray(jax.jit(lambda v, i: vit.apply(v, i, method=ViT.classify))(variables, x))
+    return results
+
+
+def user_model(module: Any, variables: Any = None, *, output: str = "logits") -> Model:
+    """A user's own model.
+
+    Args:
+        module: a Linen module (called as `module.apply(variables, images)`), an NNX module (called as `module(images)`; its
+            state is its parameters) or a function `f(params, images)`. It returns the output, or (output, {tap: array}).
+        variables: the parameters: Linen variables (with or without the "params" level), or any pytree for a function.
+        output: name of the graph's output.
+
+    Returns:
+        The model; all of it is traced.
+
+    Raises:
+        UsageError: the object is none of these, or its parameters are missing.
+    """
+    call, tree = _callable_and_tree(module, variables)
+    leaves, structure = jax.tree_util.tree_flatten_with_path(tree)
+    names = ["/".join(_key(key) for key in path) for path, _ in leaves]
+    params = {name: np.asarray(leaf, np.float32) for name, (_, leaf) in zip(names, leaves)}
+
+    def apply(arrays: Arrays, images: jax.Array) -> Arrays:
+        result = call(jax.tree_util.tree_unflatten(structure, [arrays[name] for name in names]), images)
+        result, taps = result if isinstance(result, tuple) else (result, {})
+        return {output: result, **traverse_util.flatten_dict(taps, sep="/")}
+
+    def run(images: np.ndarray) -> dict[str, np.ndarray]:
+        with jax.default_matmul_precision("highest"):
+            return {name: np.asarray(value) for name, value in jax.jit(apply)(params, jnp.asarray(images)).items()}
+
+    shapes = {name: leaf.shape for name, leaf in params.items()}
+    return Model(params, output, (), apply, shapes, (), None, run)
+
+
+def _callable_and_tree(module: Any, variables: Any) -> tuple[Callable[[Any, jax.Array], Any], Any]:
+    from flax import linen, nnx
+
+    if isinstance(module, linen.Module):
+        if variables is None:
+            raise UsageError(f"model {type(module).__name__}: a Linen module needs its variables", fix="Return (module, variables).")
+        wrapped = variables if "params" in variables else {"params": variables}
+        return (lambda tree, images: module.apply(tree, images)), dict(wrapped)
+    if isinstance(module, nnx.Module):
+        graph, state = nnx.split(module)
+        return (lambda tree, images: nnx.merge(graph, nnx.State(tree))(images)), nnx.to_pure_dict(state)
+    if inspect.isfunction(module) or callable(module):
+        return module, variables if variables is not None else {}
+    raise UsageError(f"model {module!r}: neither a Linen module, an NNX module nor a function")
+
+
+def _key(key: Any) -> str:
+    return str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key))))

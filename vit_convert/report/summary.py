@@ -1,0 +1,53 @@
+"""The table that ends a conversion."""
+
+import pathlib
+from typing import Any
+
+from vit_convert.progress import human_bytes, human_seconds
+
+
+def print_summary(report: dict[str, Any], root: pathlib.Path) -> None:
+    """Prints stages, checks, accuracy and files of a finished conversion.
+
+    Args:
+        report: as in `report.json`.
+        root: the bundle's folder.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(soft_wrap=True)
+    checkpoint = report["checkpoint"]
+    console.print(f"\n[bold]{report['name']}[/bold]: {checkpoint['family']} {checkpoint['variant']}, {checkpoint['num_params']:,} parameters")
+
+    stages = Table("stage", "status", "time", "peak memory", box=None, header_style="dim")
+    for row in report["stages"]:
+        stages.add_row(row["name"], row["status"], human_seconds(row["seconds"]), human_bytes(row["peak_rss_mib"] * 2**20))
+    console.print(stages)
+
+    if report["checks"]:
+        checks = Table("graph", "checked against JAX", "max abs", "of scale", "cosine", "top-1", box=None, header_style="dim")
+        if report["accuracy"].get("jax") is not None:
+            checks.add_row("JAX", "", "", "", "", _percent(report["accuracy"]["jax"]))
+        for precision, check in report["checks"].items():
+            verdict = "[green]passed[/green]" if check["passed"] else "[red]FAILED[/red]"
+            numbers = (f"{check['max_abs']:.2g}", f"{check['max_rel']:.2g}", f"{check['cosine']:.7f}")
+            checks.add_row(f"ONNX {precision}", verdict, *numbers, _percent(check.get("top1")))
+        console.print(checks)
+
+    files = Table("file", "size", "", box=None, header_style="dim")
+    recommended = report["engine"].get("path")
+    for engine in report["engines"]:
+        note = f"built in {human_seconds(engine['build_seconds'])}" + (", recommended" if engine["path"] == recommended else "")
+        files.add_row(str(root / engine["path"]), human_bytes(engine["bytes"]), note)
+    for path in (*sorted(root.glob("*.onnx")), root / "report.json"):
+        data = path.with_name(path.name + ".data")
+        size = path.stat().st_size + (data.stat().st_size if data.exists() else 0)
+        files.add_row(str(path), human_bytes(size), "with its weights" if data.exists() else "")
+    console.print(files)
+    if all(row["status"] == "fresh" for row in report["stages"]):
+        console.print("Nothing changed: every stage was fresh.")
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f} %"

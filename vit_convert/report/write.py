@@ -1,0 +1,77 @@
+"""report.json: everything that was found, in one file, units in the keys."""
+
+import shlex
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import vit_convert
+from vit_convert.bundle import write_json
+from vit_convert.pipeline import Context
+
+_CHECKPOINT_KEYS = ("path", "sha256", "family", "variant", "layout", "num_params", "image_size", "num_classes", "warnings", "preprocess")
+_ONNX_KEYS = ("opset", "target", "num_nodes", "nodes_traced", "nodes_per_block", "num_shapes", "bytes", "rules")
+
+
+def write_report(context: Context, rows: Sequence[dict[str, Any]], command: Sequence[str]) -> dict[str, Any]:
+    """Gathers what the stages returned and writes `report.json`.
+
+    Args:
+        context: of the conversion, finished or failed.
+        rows: what the pipeline says of each stage.
+        command: the command line.
+
+    Returns:
+        The report.
+    """
+    results = context.results
+    checks = [results["check"]] if results.get("check") else []
+    checks += results.get("quantize", {}).get("checks", {}).values()
+    engines = results.get("build", {}).get("engines", [])
+    report = {
+        "name": context.config.name,
+        "vit_convert": vit_convert.__version__,
+        "command": shlex.join(command),
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "status": "failed" if any(row["status"] == "failed" for row in rows) else "done",
+        "checkpoint": _pick(results.get("checkpoint", {}), _CHECKPOINT_KEYS),
+        "stages": [{key: row.get(key) for key in ("name", "status", "seconds", "peak_rss_mib", "error") if key in row} for row in rows],
+        "onnx": _pick(results.get("export", {}), _ONNX_KEYS),
+        "reference": _pick(results.get("reference", {}), ("source", "num_images")),
+        "check": checks[0] if checks else {},
+        "checks": {check["precision"]: check for check in checks if "precision" in check},
+        "calibration": _pick(results.get("calibrate", {}), ("method", "num_images", "source", "num_tensors", "num_clipped")),
+        "accuracy": _accuracy(context, checks),
+        "engine": _recommended(engines, checks),
+        "engines": engines,
+        "benchmark": results.get("benchmark", {}).get("rows", []),
+    }
+    write_json(context.bundle.report, report)
+    return report
+
+
+def _pick(source: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    return {key: source[key] for key in keys if key in source}
+
+
+def _accuracy(context: Context, checks: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Top-1 in percent where it was measured: of JAX, and of each graph under onnxruntime."""
+    accuracy = {"jax": context.results.get("reference", {}).get("top1")}
+    for check in checks:
+        name = {"fp32": "onnx"}.get(check.get("precision", ""), check.get("precision", ""))
+        accuracy[name] = check.get("top1")
+    accuracy["engine"] = context.results.get("verify", {}).get("top1")
+    return {key: value for key, value in accuracy.items() if key}
+
+
+def _recommended(engines: Sequence[dict[str, Any]], checks: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The engine to use and why; a quantized one is never recommended on faith."""
+    passed = {check["precision"] for check in checks if check.get("passed")}
+    for precision in ("fp16", "bf16", "fp32"):
+        for engine in engines:
+            if engine["precision"] == precision and (precision in passed or precision == "fp16"):
+                why = "checked against JAX"
+                if any(other["precision"] in ("int8", "fp8") for other in engines):
+                    why += "; the quantized engine has to prove itself faster in a benchmark on your GPU first"
+                return {**engine, "recommended_because": why}
+    return {}
