@@ -60,6 +60,8 @@ def check_graph(
         got = run_session(session, reference["images"][:batch], tensors)
         for tensor in tensors:
             expected = reference[tensor][:batch]
+            if got[tensor].shape != expected.shape and got[tensor].shape[1] == 1:
+                expected = expected[:, :1]  # the last block computes the pooled token alone, see prune.py
             result = compare(expected, got[tensor])
             passed = tolerance.met_by(result) if tensor in judged else None
             row = Row(tensor, batch, result.max_abs, result.max_rel, result.cosine, passed)

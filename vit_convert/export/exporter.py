@@ -74,7 +74,7 @@ def export_model(
         return model.apply(params, images if layout == "NHWC" else jnp.transpose(images, to_nhwc))
 
     graph = graphs.onnx_from_apply(
-        apply, model.traced_shapes, image_shape, model.output, model.traced_taps, target, depth=model.depth
+        apply, model.traced_shapes, image_shape, model.output, model.traced_taps, target, depth=model.depth, prune=not taps
     )
     weights.bind(graph.model, model.params)
     passes.ShapeInferencePass()(graph.model)

@@ -7,6 +7,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 from vit_convert.export import naming, unroll, weights
+from vit_convert.export.prune import prune_tokens
 from vit_convert.export.rules.rule import RuleCount, apply_rule
 from vit_convert.export.targets import Target
 from vit_convert.export.trace import Apply, trace
@@ -38,6 +39,7 @@ def onnx_from_apply(
     target: Target,
     *,
     depth: int | None = None,
+    prune: bool = True,
 ) -> Graph:
     """Traces a model and applies its target's substitutions.
 
@@ -49,6 +51,7 @@ def onnx_from_apply(
         taps: names of the taps that `apply` returns, in order.
         target: opset and rules.
         depth: unroll to this many encoder blocks; `apply` then computes only two. None: what was traced is the model.
+        prune: let the last block compute the pooled token alone, where the head reads one token.
 
     Returns:
         The graph.
@@ -66,9 +69,13 @@ def onnx_from_apply(
         taps = [f"block_{i:02d}" for i in range(depth)] + [tap for tap in taps if not tap.startswith("block_")]
     del model.graph.outputs[1:]
     clean(model)
+    passes.ShapeInferencePass()(model)
+    num_pruned = prune_tokens(model) if prune else 0
+    clean(model)
     naming.name_nodes(model, taps)
     model.producer_name, model.doc_string, model.metadata_props["vit_convert.target"] = "vit_convert", "", target.name
     model.graph.name = "vit"
+    counts.append(RuleCount("prune_tokens", num_pruned))
     return Graph(model, taps, counts, nodes_traced)
 
 

@@ -1,0 +1,121 @@
+"""TensorRT's calibration cache: its format, and what is refused; TensorRT's own calibration needs a GPU."""
+
+import numpy as np
+import pytest
+
+from vit_convert.engine import cuda
+from vit_convert.engine.calibrator import CacheKey, load_cache, make_calibrator, parse_cache, save_cache
+from vit_convert.engine.trt import load_backend
+from vit_convert.errors import BuildError, CalibrationError
+
+KEY = CacheKey("entropy", "8.6.0", "a" * 64)
+CACHE = b"TRT-8600-EntropyCalibration2\nimages: 3caa54fc\n(Unnamed Layer* 64) [Shuffle]_output: 3d1f2e3a\nblock_00/x: y: 0\n"
+
+
+@pytest.mark.parametrize(
+    ("version", "algorithm", "header"),
+    [
+        ("8.6.0", "entropy", "TRT-8600-EntropyCalibration2"),
+        ("8.6.1", "minmax", "TRT-8601-MinMaxCalibration"),
+        ("10.14.1.48", "entropy", "TRT-101401-EntropyCalibration2"),
+    ],
+)
+def test_header(version, algorithm, header):
+    assert CacheKey(algorithm, version, "").header == header
+
+
+def test_scales_are_big_endian_float32():
+    header, scales = parse_cache(CACHE)
+    assert header == KEY.header
+    # What a cache of ImageNet-normalised images holds, known to six digits.
+    assert scales["images"] == pytest.approx(0.020792, abs=5e-7)
+    expected = np.frombuffer(bytes.fromhex("3d1f2e3a"), ">f4")[0]
+    assert scales["(Unnamed Layer* 64) [Shuffle]_output"] == expected
+    assert scales["block_00/x: y"] == 0.0
+
+
+@pytest.mark.parametrize(
+    "damaged", [b"", b"TRT-8600-EntropyCalibration2\nimages 3caa54fc\n", b"TRT\nimages: xyz\n", b"TRT\nimages: 3caa54fc00\n", b"\xff\xfe"]
+)
+def test_damaged_cache(damaged):
+    with pytest.raises(CalibrationError, match="no TensorRT calibration cache"):
+        parse_cache(damaged)
+
+
+def test_cache_comes_back_whole(tmp_path):
+    path = tmp_path / "calibration.cache"
+    assert load_cache(path, KEY) is None
+    save_cache(path, KEY, CACHE, num_images=64)
+    assert load_cache(path, KEY) == CACHE
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        (CacheKey("minmax", "8.6.0", "a" * 64), "made as TRT-8600-EntropyCalibration2, needed TRT-8600-MinMaxCalibration"),
+        (CacheKey("entropy", "8.6.1", "a" * 64), "needed TRT-8601-EntropyCalibration2"),
+        (CacheKey("entropy", "8.6.0", "b" * 64), "made for graph aaaaaaaaaaaa…, needed bbbbbbbbbbbb…"),
+    ],
+)
+def test_cache_of_another_build_is_refused(tmp_path, key, message):
+    path = tmp_path / "calibration.cache"
+    save_cache(path, KEY, CACHE, num_images=64)
+    with pytest.raises(CalibrationError, match=message) as caught:
+        load_cache(path, key)
+    assert str(path) in caught.value.fix
+
+
+def test_cache_without_a_key_or_a_scale_is_refused(tmp_path):
+    path = tmp_path / "calibration.cache"
+    path.write_bytes(CACHE)
+    with pytest.raises(CalibrationError, match=r"a graph that no calibration\.cache\.json names"):
+        load_cache(path, KEY)
+    save_cache(path, KEY, b"TRT-8600-EntropyCalibration2\n", num_images=64)
+    with pytest.raises(CalibrationError, match="holds no scale"):
+        load_cache(path, KEY)
+
+
+def test_backend_without_calibrators(tmp_path):
+    pytest.importorskip("tensorrt_rtx")
+    with pytest.raises(BuildError, match=r"tensorrt_rtx .* has none"):
+        make_calibrator(
+            load_backend("rtx"), "entropy", np.zeros((4, 2, 2, 3)), np.asarray, batch_size=2, cache_path=tmp_path / "c", graph_hash="a"
+        )
+    with pytest.raises(BuildError, match="'percentile'"):
+        make_calibrator(
+            load_backend("rtx"), "percentile", np.zeros((4, 2, 2, 3)), np.asarray, batch_size=2, cache_path=tmp_path / "c", graph_hash="a"
+        )
+
+
+def test_without_a_driver_the_cuda_layer_says_so():
+    if cuda.gpu() is not None:
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(BuildError, match="no CUDA driver") as caught:
+        cuda.Stream()
+    assert "GPU" in caught.value.fix
+    with pytest.raises(BuildError, match="no GPU here"):
+        load_backend("tensorrt")
+
+
+def test_backend_names():
+    pytest.importorskip("tensorrt_rtx")
+    with pytest.raises(BuildError, match="'onnx'"):
+        load_backend("onnx")
+    if cuda.gpu() is None:
+        assert load_backend("auto") is load_backend("rtx")
+
+
+@pytest.mark.gpu
+def test_device_memory_gives_back_what_it_was_given():
+    if cuda.gpu() is None:
+        pytest.skip("needs a GPU")
+    stream, buffer = cuda.Stream(), cuda.DeviceBuffer(4 * 1000)
+    given, got = np.arange(1000, dtype=np.float32), np.empty(1000, np.float32)
+    buffer.upload(given, stream)
+    buffer.download(got, stream)
+    stream.synchronize()
+    assert np.array_equal(given, got)
+    with pytest.raises(ValueError, match="4004 bytes"):
+        buffer.upload(np.zeros(1001, np.float32), stream)
+    buffer.close()
+    stream.close()

@@ -1,0 +1,44 @@
+"""Fused attention is read from the wording of each TensorRT generation's inspector."""
+
+from vit_convert.engine.inspect import FusedAttention, count_fused, fused_attention
+
+
+def layer(name, tactic, datatype, key="Format/Datatype"):
+    operand = {"Name": "x", "Location": "Device", "Dimensions": [1, 12, 197, 64], key: datatype}
+    return {"Name": name, "LayerType": "kgen", "Inputs": [operand], "Outputs": [operand], "TacticName": tactic, "StreamId": 0}
+
+
+def test_counts_fused_kernels_of_tensorrt_10():
+    entries = [layer(f"_gemm_mha_v2_myl0_{i}", "_gemm_mha_v2_0xa2b3", "Half") for i in range(12)]
+    entries.append(layer("/encoder/layers_0/mha/attn/query/MatMul_myl0_9", "sm80_xmma_gemm_f16f16_f16f16_f16_nn_n", "Half"))
+    found = fused_attention({"Layers": entries, "Bindings": ["images", "logits"]})
+    assert found == FusedAttention(12, {"fp16": 12})
+    assert found.describe(12) == "yes, fp16, 12 of 12"
+
+
+def test_node_names_that_hold_mha_are_no_kernels():
+    entries = [layer("block_00/mha/qk+block_00/mha/softmax_myl0_3", "__myl_SofMul_0x12", "Half")]
+    found = fused_attention({"Layers": entries})
+    assert found == FusedAttention(0, {})
+    assert found.describe(12) == "no, 0 of 12"
+
+
+def test_datatype_field_of_tensorrt_11():
+    entries = [
+        layer("_gemm_mha_v2_myl0_4", "_gemm_mha_v2_0xa2b3", "BFloat16", key="Datatype"),
+        layer("_gemv_mha_v1_myl0_5", "", "Int8", key="Datatype"),
+    ]
+    found = fused_attention({"Layers": entries, "I/O Tensors": []})
+    assert found == FusedAttention(2, {"bf16": 1, "int8": 1})
+    assert found.describe(12) == "in part, bf16, int8, 2 of 12"
+
+
+def test_hidden_layers_tell_nothing():
+    hidden = layer("{ForeignNode[block_00/norm...head/out]}", "", "Row major linear FP16 format")
+    assert fused_attention({"Layers": [hidden]}) is None
+    assert fused_attention({"Layers": ["block_00/linear"]}) is None  # an engine without detailed verbosity
+
+
+def test_kernel_names_of_a_profiled_run():
+    kernels = [("__mye8037_gemm_mha_v2", "FP16"), ("fmha_v2_flash_attention_fp32_S_197_sm90", "Float"), ("sm90_xmma_gemm", "Half")]
+    assert count_fused(kernels) == FusedAttention(2, {"fp16": 1, "fp32": 1})

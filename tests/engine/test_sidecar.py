@@ -1,0 +1,91 @@
+"""An engine that does not belong here is refused by its sidecar, in words, before TensorRT reads it."""
+
+import dataclasses
+import json
+
+import pytest
+
+from vit_convert.engine.cuda import Gpu
+from vit_convert.engine.sidecar import check_sidecar, graph_hashes, sidecar_path, write_sidecar
+from vit_convert.engine.trt import Backend
+from vit_convert.errors import BuildError
+
+H200 = Gpu("NVIDIA H200", "sm90", 150 << 30, "550.54", "12.4")
+HERE = Backend("tensorrt", "8.6.1", None, H200, None)
+
+
+@pytest.fixture
+def plan(tmp_path):
+    def write(**changes):
+        path, graph = tmp_path / "fp16.plan", tmp_path / "model.onnx"
+        path.write_bytes(b"engine")
+        graph.write_bytes(b"graph")
+        options = {"version_compatible": False, "hardware_compatible": False, **changes.pop("options", {})}
+        record = {"backend": "tensorrt", "version": "8.6.1", "targets": ["sm90"], "precision": "fp16", "options": options, **changes}
+        write_sidecar(path, {**record, "onnx": {"path": graph.name, **graph_hashes(graph)}})
+        return path
+
+    return write
+
+
+def test_accepts_its_own(plan, tmp_path):
+    path = plan()
+    assert check_sidecar(path, HERE, onnx_path=tmp_path / "model.onnx")["precision"] == "fp16"
+    assert check_sidecar(path, HERE) == json.loads(sidecar_path(path).read_text())
+
+
+def test_version(plan):
+    with pytest.raises(BuildError, match=r"built by tensorrt 8\.6\.0, here is 8\.6\.1") as caught:
+        check_sidecar(plan(version="8.6.0"), HERE)
+    assert caught.value.fix == "Build fp16 again from model.onnx on this host."
+
+
+@pytest.mark.parametrize(
+    ("built", "here", "fits"), [("10.0.1", "10.16.1", True), ("10.16.1", "10.0.1", False), ("10.16.1", "11.4.0", False)]
+)
+def test_version_compatible_engines_run_on_later_versions_of_their_major(plan, built, here, fits):
+    path = plan(version=built, options={"version_compatible": True})
+    backend = dataclasses.replace(HERE, version=here)
+    if fits:
+        check_sidecar(path, backend)
+    else:
+        with pytest.raises(BuildError, match=f"built by tensorrt {built}"):
+            check_sidecar(path, backend)
+
+
+def test_backend(plan):
+    with pytest.raises(BuildError, match="built by rtx, to be loaded by tensorrt"):
+        check_sidecar(plan(backend="rtx"), HERE)
+
+
+def test_architecture(plan):
+    with pytest.raises(BuildError, match=r"built for sm80, sm86, here is sm90 \(NVIDIA H200\)"):
+        check_sidecar(plan(targets=["sm80", "sm86"]), HERE)
+    check_sidecar(plan(targets=["sm80"], options={"hardware_compatible": True}), HERE)
+    turing = dataclasses.replace(HERE, gpu=dataclasses.replace(H200, arch="sm75"))
+    with pytest.raises(BuildError, match="here is sm75"):  # before Ampere
+        check_sidecar(plan(targets=["sm80"], options={"hardware_compatible": True}), turing)
+
+
+def test_damaged_plan(plan):
+    path = plan()
+    path.write_bytes(b"engine, cut or changed")
+    with pytest.raises(BuildError, match="its sha256 is"):
+        check_sidecar(path, HERE)
+
+
+@pytest.mark.parametrize("changed", ["model.onnx", "model.onnx.data"])
+def test_graph_that_changed_since(plan, tmp_path, changed):
+    path = plan()
+    (tmp_path / changed).write_bytes(b"other")
+    with pytest.raises(BuildError, match=r"built from another model\.onnx"):
+        check_sidecar(path, HERE, onnx_path=tmp_path / "model.onnx")
+
+
+def test_missing_parts(plan, tmp_path):
+    with pytest.raises(BuildError, match="no such engine"):
+        check_sidecar(tmp_path / "int8.plan", HERE)
+    path = plan()
+    sidecar_path(path).write_text("{")
+    with pytest.raises(BuildError, match=r"fp16\.plan\.json: missing or damaged"):
+        check_sidecar(path, HERE)
