@@ -55,6 +55,22 @@ def gpu() -> Gpu | None:
     return Gpu(name.value.decode(), f"sm{major.value}{minor.value}", total.value, driver, cuda)
 
 
+def pci_bus_id() -> str:
+    """The PCI address of this process's GPU ("00000000:18:00.0"), by which NVML knows it too."""
+    device, text = ctypes.c_int(), ctypes.create_string_buffer(32)
+    call("cuDeviceGet", ctypes.byref(device), 0)
+    call("cuDeviceGetPCIBusId", text, len(text), device)
+    return text.value.decode()
+
+
+def free_memory_bytes() -> int:
+    """GPU memory that is free now, whoever holds the rest."""
+    use_context()
+    free, total = ctypes.c_size_t(), ctypes.c_size_t()
+    call("cuMemGetInfo_v2", ctypes.byref(free), ctypes.byref(total))
+    return free.value
+
+
 def call(function: str, *arguments: Any) -> None:
     """Calls one function of the CUDA driver.
 
@@ -65,14 +81,25 @@ def call(function: str, *arguments: Any) -> None:
     Raises:
         BuildError: there is no driver, or the call failed; the message holds the driver's own words.
     """
+    status = status_of(function, *arguments)
+    if status != 0:
+        text = ctypes.c_char_p()
+        status_of("cuGetErrorString", status, ctypes.byref(text))
+        raise BuildError(f"{function}: CUDA error {status}, {(text.value or b'unknown').decode()}")
+
+
+def status_of(function: str, *arguments: Any) -> int:
+    """Calls one function of the CUDA driver and returns its status, for calls that may fail in the normal course of things.
+
+    Raises:
+        BuildError: there is no driver, or it is too old to have the function.
+    """
     library = _driver()
     if library is None:
         raise BuildError(f"{function}: this machine has no CUDA driver (libcuda.so.1)", fix="Run this step on a host with an NVIDIA GPU.")
-    status = getattr(library, function)(*arguments)
-    if status != 0:
-        text = ctypes.c_char_p()
-        library.cuGetErrorString(status, ctypes.byref(text))
-        raise BuildError(f"{function}: CUDA error {status}, {(text.value or b'unknown').decode()}")
+    if not hasattr(library, function):
+        raise BuildError(f"{function}: this CUDA driver does not have it", fix="Update the NVIDIA driver.")
+    return int(getattr(library, function)(*arguments))
 
 
 def use_context() -> None:
@@ -105,9 +132,41 @@ class Stream:
         """Waits until everything queued on the stream is done."""
         call("cuStreamSynchronize", ctypes.c_void_p(self.handle))
 
+    def wait_for(self, event: "Event") -> None:
+        """Makes what is queued from now on wait for an event, without making the CPU wait."""
+        call("cuStreamWaitEvent", ctypes.c_void_p(self.handle), event.handle, 0)
+
     def close(self) -> None:
         """Destroys the stream."""
         call("cuStreamDestroy_v2", ctypes.c_void_p(self.handle))
+
+
+class Event:
+    """A mark in a stream, and the time at which the GPU reached it."""
+
+    def __init__(self) -> None:
+        use_context()
+        self.handle = ctypes.c_void_p()
+        call("cuEventCreate", ctypes.byref(self.handle), 0)
+
+    def record(self, stream: Stream | int) -> None:
+        """Queues the mark on a stream of ours, or on one known by its handle."""
+        handle = stream if isinstance(stream, int) else stream.handle
+        call("cuEventRecord", self.handle, ctypes.c_void_p(handle))
+
+    def synchronize(self) -> None:
+        """Waits until the GPU has reached the mark."""
+        call("cuEventSynchronize", self.handle)
+
+    def elapsed_ms(self, end: "Event") -> float:
+        """Milliseconds on the GPU from this mark to another; both must have been reached."""
+        milliseconds = ctypes.c_float()
+        call("cuEventElapsedTime", ctypes.byref(milliseconds), self.handle, end.handle)
+        return milliseconds.value
+
+    def close(self) -> None:
+        """Destroys the event."""
+        call("cuEventDestroy_v2", self.handle)
 
 
 class DeviceBuffer:
@@ -146,6 +205,18 @@ class DeviceBuffer:
             _address(array),
             ctypes.c_uint64(self.pointer),
             ctypes.c_size_t(array.nbytes),
+            ctypes.c_void_p(stream.handle),
+        )
+
+    def copy_from(self, pointer: int, num_bytes: int, stream: Stream) -> None:
+        """Queues a copy of `num_bytes` from elsewhere on the GPU."""
+        if num_bytes > self.num_bytes:
+            raise ValueError(f"{num_bytes} bytes for a buffer of {self.num_bytes} bytes")
+        call(
+            "cuMemcpyDtoDAsync_v2",
+            ctypes.c_uint64(self.pointer),
+            ctypes.c_uint64(pointer),
+            ctypes.c_size_t(num_bytes),
             ctypes.c_void_p(stream.handle),
         )
 

@@ -67,7 +67,7 @@ def onnx_from_apply(
     if depth is not None:
         unroll.unroll(model, depth)
         taps = [f"block_{i:02d}" for i in range(depth)] + [tap for tap in taps if not tap.startswith("block_")]
-    del model.graph.outputs[1:]
+    model.graph.outputs[1:] = []  # not `del`: onnx_ir would go on believing that they are outputs
     clean(model)
     passes.ShapeInferencePass()(model)
     num_pruned = prune_tokens(model) if prune else 0
@@ -83,10 +83,13 @@ def substitute(model: ir.Model, target: Target) -> list[RuleCount]:
     """Folds constants and applies a target's rules in order, in place; returns what each rule did."""
     from onnxscript import optimizer
 
-    optimizer.fold_constants(model, onnx_shape_inference=False)
+    # ConstantOfShape, which onnxscript leaves alone, is how a LayerNorm without scale or bias gets its ones and zeros.
+    optimizer.fold_constants(model, onnx_shape_inference=False, should_fold=lambda node: node.op_type == "ConstantOfShape" or None)
     weights.fold_weights(model)
+    clean(model)  # a value computed twice would hide a pattern that uses it twice
     counts = [apply_rule(rule(), model) for rule in target.rules]
     clean(model)
+    weights.fold_weights(model)
     return counts
 
 

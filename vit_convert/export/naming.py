@@ -45,6 +45,7 @@ def _path(node: ir.Node) -> str:
     """`…/query/` for a node that uses `…/query/kernel`, "" for one that uses no parameter."""
     for value in node.inputs:
         weight = weight_of(value)
-        if weight is not None and "/" in weight.source:
-            return weight.source.rsplit("/", 1)[0] + "/"
+        if weight is not None and "/" in weight.sources[0]:
+            levels = 1 if len(weight.sources) == 1 else 2  # query, key and value merged belong to their attention
+            return weight.sources[0].rsplit("/", levels)[0] + "/"
     return ""

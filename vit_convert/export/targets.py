@@ -3,7 +3,7 @@
 import dataclasses
 
 from vit_convert.errors import UsageError, nearest
-from vit_convert.export.rules import attention, dense, gelu, layernorm, reduce, reshape
+from vit_convert.export.rules import attention, dense, einsum, gelu, layernorm, reduce, reshape, select
 from vit_convert.export.rules.rule import Rule
 
 _SHARED: tuple[type[Rule], ...] = (
@@ -12,8 +12,14 @@ _SHARED: tuple[type[Rule], ...] = (
     dense.DenseNoBiasToMatMul,
     reshape.ConstantReshape,
     reshape.TokenGather,
+    select.ConstantWhere,
+    layernorm.MeanOfSum,
+    layernorm.DivideByRoot,
     layernorm.FastVarianceLayerNorm,
     layernorm.TwoPassLayerNorm,
+    layernorm.GuardedLayerNorm,
+    layernorm.LayerNormScale,
+    layernorm.LayerNormBias,
 )
 
 
@@ -34,8 +40,17 @@ class Target:
     max_nodes_per_block: int
 
 
-# Opset 20 is the first with Gelu and still old enough for TensorRT 10.0; nothing later helps a ViT.
-_MODERN = (20, (*_SHARED, attention.EinsumAttention, gelu.TanhGelu, gelu.ErfGelu), 30)
+_MODERN: tuple[type[Rule], ...] = (
+    *_SHARED,
+    attention.EinsumAttention,
+    einsum.EinsumWithoutExpand,
+    einsum.EinsumToMatMul,
+    attention.ScaleOnQuery,
+    gelu.TanhGelu,
+    gelu.ErfGelu,
+)
+
+_MODERN_OPSET = 20  # the first with Gelu, and still old enough for TensorRT 10.0; nothing later helps a ViT
 
 TARGETS = {
     # TensorRT 8.6 reads opset 17 at most, without Gelu.
@@ -46,14 +61,17 @@ TARGETS = {
             *_SHARED,
             reduce.ReduceAxesToAttribute,
             attention.EinsumAttentionScoresScaled,
+            einsum.EinsumWithoutExpand,
+            einsum.EinsumToMatMul,
+            attention.ScaleOnScores,
             gelu.TanhGeluToSigmoid,
             layernorm.LayerNormToPrimitives,
         ),
         50,
     ),
-    "trt10": Target("trt10", *_MODERN),
-    "trt11": Target("trt11", *_MODERN),
-    "rtx": Target("rtx", *_MODERN),
+    "trt10": Target("trt10", _MODERN_OPSET, _MODERN, 30),
+    "trt11": Target("trt11", _MODERN_OPSET, _MODERN, 30),
+    "rtx": Target("rtx", _MODERN_OPSET, _MODERN, 30),
 }
 
 

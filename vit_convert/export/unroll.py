@@ -68,4 +68,4 @@ def _weight_of_block(graph: ir.Graph, value: ir.Value, block: int) -> ir.Value:
     name = rename(value.name)
     if name in graph.initializers:
         return graph.initializers[name]
-    return add_weight(graph, name, Weight(rename(weight.source), weight.shape, weight.compute))
+    return add_weight(graph, name, Weight(tuple(map(rename, weight.sources)), weight.shape, weight.compute))

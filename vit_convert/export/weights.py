@@ -1,7 +1,8 @@
 """Weights on their way from the checkpoint to external data: described while the graph is rewritten, computed one by one while it is saved."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -13,21 +14,35 @@ _META = "vit_convert.weight"
 
 @dataclasses.dataclass(frozen=True)
 class Weight:
-    """How an initializer is computed from one parameter of the checkpoint.
+    """How an initializer is computed from parameters of the checkpoint.
 
     Attributes:
-        source: name of the parameter.
+        sources: names of the parameters, nearly always one.
         shape: shape of the result.
-        compute: makes the result from the parameter; a view where possible.
+        compute: makes the result from the parameters; a view where possible.
     """
 
-    source: str
+    sources: tuple[str, ...]
     shape: tuple[int, ...]
-    compute: Callable[[np.ndarray], np.ndarray]
+    compute: Callable[..., np.ndarray]
 
     def then(self, shape: tuple[int, ...], step: Callable[[np.ndarray], np.ndarray]) -> "Weight":
         """The weight after one more step."""
-        return Weight(self.source, shape, lambda parameter: step(self.compute(parameter)))
+        return Weight(self.sources, shape, lambda *parameters: step(self.compute(*parameters)))
+
+
+def concatenate(weights: Sequence[Weight], axis: int) -> Weight:
+    """Several weights side by side."""
+    shape = list(weights[0].shape)
+    shape[axis] = sum(weight.shape[axis] for weight in weights)
+    counts = [len(weight.sources) for weight in weights]
+
+    def compute(*parameters: np.ndarray) -> np.ndarray:
+        rest = iter(parameters)
+        parts = [weight.compute(*itertools.islice(rest, count)) for weight, count in zip(weights, counts)]
+        return np.concatenate(parts, axis)
+
+    return Weight(tuple(source for weight in weights for source in weight.sources), tuple(shape), compute)
 
 
 def describe(model: ir.Model) -> None:
@@ -35,7 +50,7 @@ def describe(model: ir.Model) -> None:
     for value in model.graph.initializers.values():
         if value.const_value is None:
             assert value.name is not None and value.shape is not None
-            value.meta[_META] = Weight(value.name, tuple(int(d) for d in value.shape), lambda parameter: parameter)
+            value.meta[_META] = Weight((value.name,), tuple(int(d) for d in value.shape), lambda parameter: parameter)
 
 
 def weight_of(value: ir.Value | None) -> Weight | None:
@@ -113,15 +128,18 @@ def bind(model: ir.Model, params: Mapping[str, np.ndarray]) -> None:
         weight = weight_of(value)
         if weight is None:
             continue
-        if weight.source not in params:
-            raise ExportError(f"{weight.source}: traced, but not among the {len(params)} parameters")
-        parameter = params[weight.source]
-        if parameter.size != np.prod(weight.shape, dtype=np.int64):
-            raise ExportError(f"{weight.source}: traced with shape {weight.shape}, the parameter has {parameter.shape}")
+        for source in weight.sources:
+            if source not in params:
+                raise ExportError(f"{source}: traced, but not among the {len(params)} parameters")
+
+        def compute(weight: Weight = weight, name: str | None = value.name) -> ir.TensorProtocol:
+            result = weight.compute(*(np.asarray(params[source]) for source in weight.sources))
+            if result.shape != weight.shape:
+                raise ExportError(f"{name}: traced with shape {weight.shape}, the parameters {weight.sources} give {result.shape}")
+            return ir.tensor(np.ascontiguousarray(result, dtype=np.float32), name=name)
+
         value.const_value = ir.LazyTensor(
-            lambda weight=weight, parameter=parameter, name=value.name: ir.tensor(  # type: ignore[misc]
-                np.ascontiguousarray(weight.compute(np.asarray(parameter)), dtype=np.float32), name=name
-            ),
+            compute,
             dtype=ir.DataType.FLOAT,
             shape=ir.Shape(weight.shape),
             name=value.name,

@@ -55,6 +55,71 @@ class EinsumAttentionScoresScaled(EinsumAttention):
     scale_on_scores = True
 
 
+class ScaleOnQuery(Rule):
+    """Softmax(q·kᵀ · s), however the scale is spelt, → Softmax((q · s)·kᵀ): TensorRT 10 and later want the scale before the product."""
+
+    def patterns(self) -> list[Any]:
+        return [self.multiplied, self.divided]
+
+    def multiplied(self, op: Any, query: Any, key: Any, scale: Any) -> Any:
+        return op.Softmax(op.Mul(op.MatMul(query, key), scale), _outputs=["weights"])
+
+    def divided(self, op: Any, query: Any, key: Any, root: Any) -> Any:
+        return op.Softmax(op.Div(op.MatMul(query, key), root), _outputs=["weights"])
+
+    def check(self, context: Any, scale: ir.Value | None = None, root: ir.Value | None = None, **_: Any) -> None:
+        if scalar(scale or root) is None:
+            raise Decline("the scale is not a constant")
+
+    def rewrite(
+        self, op: Any, query: Any, key: Any, weights: ir.Value, scale: ir.Value | None = None, root: ir.Value | None = None, **_: Any
+    ) -> Any:
+        scores = op.MatMul(op.Mul(query, _factor(op, scale, root)), key)
+        return op.Softmax(scores, axis=_axis(weights))
+
+
+class ScaleOnScores(Rule):
+    """Softmax((q · s)·kᵀ) → Softmax(q·kᵀ · s): TensorRT 8.6 wants the scale after the product."""
+
+    def patterns(self) -> list[Any]:
+        return [self.multiplied, self.divided]
+
+    def multiplied(self, op: Any, query: Any, key: Any, scale: Any) -> Any:
+        return op.Softmax(op.MatMul(op.Transpose(op.Mul(query, scale), _outputs=["turned"]), key), _outputs=["weights"])
+
+    def divided(self, op: Any, query: Any, key: Any, root: Any) -> Any:
+        return op.Softmax(op.MatMul(op.Transpose(op.Div(query, root), _outputs=["turned"]), key), _outputs=["weights"])
+
+    check = ScaleOnQuery.check
+
+    def rewrite(
+        self,
+        op: Any,
+        query: Any,
+        key: Any,
+        turned: ir.Value,
+        weights: ir.Value,
+        scale: ir.Value | None = None,
+        root: ir.Value | None = None,
+        **_: Any,
+    ) -> Any:
+        perm = turned.producer().attributes["perm"].as_ints()  # type: ignore[union-attr]
+        scores = op.Mul(op.MatMul(op.Transpose(query, perm=perm), key), _factor(op, scale, root))
+        return op.Softmax(scores, axis=_axis(weights))
+
+
+def _factor(op: Any, scale: ir.Value | None, root: ir.Value | None) -> Any:
+    """The scale as a factor, a constant of no axes."""
+    factor = scalar(scale) if root is None else np.float32(1.0) / np.float32(scalar(root))  # type: ignore[arg-type]
+    return op.Constant(value_float=float(factor))  # type: ignore[arg-type]
+
+
+def _axis(weights: ir.Value) -> int:
+    node = weights.producer()
+    assert node is not None
+    return node.attributes["axis"].as_int() if "axis" in node.attributes else -1
+
+
 def _equation(value: ir.Value) -> str:
     node = value.producer()
     assert node is not None

@@ -1,6 +1,6 @@
 """Dense layers: Reshape–Gemm–Reshape becomes MatMul + Add, which TensorRT turns into one GEMM with its bias."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import onnx_ir as ir
 
@@ -10,6 +10,8 @@ from vit_convert.export.rules.rule import Decline, Rule, reshape_target, static_
 class DenseToMatMul(Rule):
     """Reshape(Gemm(Reshape(x), W, b)) → MatMul(x, W) + b, the leading axes kept as they are."""
 
+    attributes: ClassVar[dict[str, float]] = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 0}
+
     def pattern(self, op: Any, x: Any, rows: Any, kernel: Any, bias: Any, shape: Any) -> Any:
         flat = op.Reshape(x, rows)  # [B, S, …] -> [B·S, K]
         product = op.Gemm(flat, kernel, bias, _outputs=["product"])  # [B·S, N]
@@ -18,7 +20,7 @@ class DenseToMatMul(Rule):
     def check(self, context: Any, x: ir.Value, kernel: ir.Value, product: ir.Value, y: ir.Value, **_: Any) -> None:
         node = product.producer()
         assert node is not None
-        for name, expected in (("alpha", 1.0), ("beta", 1.0), ("transA", 0), ("transB", 0)):
+        for name, expected in self.attributes.items():
             attribute = node.attributes.get(name)
             got = expected if attribute is None else attribute.value
             if got != expected:
@@ -53,6 +55,8 @@ class DenseToMatMul(Rule):
 
 class DenseNoBiasToMatMul(DenseToMatMul):
     """Reshape(Gemm(Reshape(x), W)) → MatMul(x, W): a Dense layer without a bias."""
+
+    attributes: ClassVar[dict[str, float]] = {"alpha": 1.0, "transA": 0, "transB": 0}  # without a bias, beta multiplies nothing
 
     def pattern(self, op: Any, x: Any, rows: Any, kernel: Any, shape: Any) -> Any:  # type: ignore[override]
         product = op.Gemm(op.Reshape(x, rows), kernel, _outputs=["product"])

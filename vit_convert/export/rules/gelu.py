@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import onnx_ir as ir
+from onnxscript.rewriter import pattern
 
 from vit_convert.export.rules.rule import Decline, Rule, require_scalar
 
@@ -15,27 +16,57 @@ def _opset(context: Any) -> int:
     return context.model.graph.opset_imports.get("", 0)
 
 
-class _TanhGelu(Rule):
-    def pattern(self, op: Any, x: Any, cubic: Any, scale: Any, one: Any, half: Any) -> Any:
-        cube = op.Mul(op.Mul(x, x), x)
-        inner = op.Mul(op.Add(x, op.Mul(cube, cubic)), scale)  # sqrt(2/π) (x + 0.044715 x³)
-        return op.Mul(x, op.Mul(op.Add(op.Tanh(inner), one), half))
+class _HalfProduct(Rule):
+    """0.5 x (1 + f(x)), the three factors multiplied in any order."""
 
-    def check(self, context: Any, cubic: ir.Value, scale: ir.Value, one: ir.Value, half: ir.Value, **_: Any) -> None:
+    commute = True
+
+    def patterns(self) -> list[Any]:
+        return [self.half_inside, self.half_first, self.half_last]
+
+    def _share(self, op: Any, x: Any) -> Any:
+        """1 + f(x)."""
+        raise NotImplementedError
+
+    def half_inside(self, op: Any, x: Any, half: Any) -> Any:
+        return op.Mul(x, op.Mul(self._share(op, x), half))
+
+    def half_first(self, op: Any, x: Any, half: Any) -> Any:
+        return op.Mul(op.Mul(x, half), self._share(op, x))
+
+    def half_last(self, op: Any, x: Any, half: Any) -> Any:
+        return op.Mul(op.Mul(x, self._share(op, x)), half)
+
+
+class _TanhGelu(_HalfProduct):
+    def _share(self, op: Any, x: Any) -> Any:
+        cubic, scale, one, three = (pattern.Var(name) for name in ("cubic", "scale", "one", "three"))
+        cube = pattern.OrValue([op.Mul(op.Mul(x, x), x), op.Pow(x, three)])
+        inner = op.Mul(op.Add(x, op.Mul(cube, cubic)), scale)  # sqrt(2/π) (x + 0.044715 x³)
+        return op.Add(op.Tanh(inner), one)
+
+    def check(self, context: Any, cubic: ir.Value, scale: ir.Value, one: ir.Value, half: ir.Value, **rest: Any) -> None:
         require_scalar(cubic, _TANH_CUBIC, "the cubic coefficient")
         require_scalar(scale, _TANH_SCALE, "the inner scale")
         require_scalar(one, 1.0, "the addend")
         require_scalar(half, 0.5, "the outer scale")
+        if rest.get("three") is not None:
+            require_scalar(rest["three"], 3.0, "the power")
 
 
-class _ErfGelu(Rule):
-    def check(self, context: Any, root: ir.Value, one: ir.Value, half: ir.Value, **_: Any) -> None:
-        require_scalar(root, math.sqrt(2.0), "the divisor")
+class _ErfGelu(_HalfProduct):
+    def _share(self, op: Any, x: Any) -> Any:
+        root, one, inverse = (pattern.Var(name) for name in ("root", "one", "inverse"))
+        inner = pattern.OrValue([op.Div(x, root), op.Mul(x, inverse)])
+        return op.Add(op.Erf(inner), one)  # 1 + erf(x / √2)
+
+    def check(self, context: Any, one: ir.Value, half: ir.Value, **rest: Any) -> None:
+        if rest.get("root") is not None:
+            require_scalar(rest["root"], math.sqrt(2.0), "the divisor")
+        else:
+            require_scalar(rest["inverse"], math.sqrt(0.5), "the inner scale")
         require_scalar(one, 1.0, "the addend")
         require_scalar(half, 0.5, "the outer scale")
-
-    def pattern(self, op: Any, x: Any, root: Any, one: Any, half: Any) -> Any:
-        return op.Mul(op.Mul(x, op.Add(op.Erf(op.Div(x, root)), one)), half)  # x (1 + erf(x / √2)) / 2
 
 
 class TanhGelu(_TanhGelu):

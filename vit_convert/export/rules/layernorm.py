@@ -2,9 +2,11 @@
 
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
+from onnxscript.rewriter import pattern
 
-from vit_convert.export.rules.rule import Decline, Rule, require_scalar, scalar
+from vit_convert.export.rules.rule import Decline, Rule, require_scalar, scalar, static_shape
 
 
 def _last_axis(value: ir.Value) -> None:
@@ -20,42 +22,174 @@ def _last_axis(value: ir.Value) -> None:
         raise Decline("the mean does not keep its axis")
 
 
-class _LayerNorm(Rule):
-    def check(self, context: Any, mean: ir.Value, second: ir.Value, epsilon: ir.Value, scale: ir.Value, bias: ir.Value, **rest: Any) -> None:
+class MeanOfSum(Rule):
+    """ReduceSum over one axis, its Reshape back and the division by its size, as jnp.mean spells it → ReduceMean that keeps the axis."""
+
+    def patterns(self) -> list[Any]:
+        return [self.reshaped_first, self.reshaped_last]
+
+    def _total(self, op: Any, x: Any, axes: Any) -> Any:
+        sums = [op.ReduceSum(x, axes, _outputs=["sum"]), op.ReduceSumSquare(x, axes, _outputs=["sum_of_squares"])]
+        return pattern.OrValue(sums, tag_var="squared", tag_values=(False, True))
+
+    def reshaped_first(self, op: Any, x: Any, axes: Any, shape: Any, count: Any) -> Any:
+        return op.Div(op.Reshape(self._total(op, x, axes), shape), count, _outputs=["mean"])
+
+    def reshaped_last(self, op: Any, x: Any, axes: Any, shape: Any, count: Any) -> Any:
+        return op.Reshape(op.Div(self._total(op, x, axes), count), shape, _outputs=["mean"])
+
+    def check(self, context: Any, x: ir.Value, axes: ir.Value, count: ir.Value, mean: ir.Value, **_: Any) -> None:
+        before, after = static_shape(x, "the input"), static_shape(mean, "the mean")
+        axis = scalar(axes)
+        if axis is None:
+            raise Decline("the sum is not over one constant axis")
+        kept = [1 if i == axis % len(before) else dim for i, dim in enumerate(before)]
+        if list(after) != kept:
+            raise Decline(f"the mean has shape {tuple(map(str, after))}, not {tuple(map(str, kept))}")
+        size = before[int(axis)]
+        if not isinstance(size, int):
+            raise Decline("the summed axis is dynamic")
+        require_scalar(count, size, "the divisor")
+
+    def rewrite(self, op: Any, x: ir.Value, axes: ir.Value, squared: bool, **_: Any) -> Any:
+        return op.ReduceMean(op.Mul(x, x) if squared else x, axes, keepdims=1)
+
+
+class DivideByRoot(Rule):
+    """(x − mean) · (1/√v), and (x − mean) · (1/√v · scale), as jax.lax.rsqrt leaves it → (x − mean) / √v."""
+
+    commute = True
+
+    def patterns(self) -> list[Any]:
+        return [self.plain, self.scaled]
+
+    def plain(self, op: Any, deviation: Any, variance: Any, one: Any) -> Any:
+        return op.Mul(deviation, op.Div(one, op.Sqrt(variance)))
+
+    def scaled(self, op: Any, deviation: Any, variance: Any, one: Any, scale: Any) -> Any:
+        return op.Mul(deviation, op.Mul(op.Div(one, op.Sqrt(variance)), scale))
+
+    def check(self, context: Any, deviation: ir.Value, one: ir.Value, **_: Any) -> None:
+        require_scalar(one, 1.0, "the dividend")
+        node = deviation.producer()
+        if node is None or node.op_type != "Sub":
+            raise Decline("what is multiplied by the root is not a difference")
+
+    def rewrite(self, op: Any, deviation: ir.Value, variance: ir.Value, scale: ir.Value | None = None, **_: Any) -> Any:
+        normalized = op.Div(deviation, op.Sqrt(variance))
+        return normalized if scale is None else op.Mul(normalized, scale)
+
+
+class _Normalize(Rule):
+    """Normalisation without scale and bias → LayerNormalization with ones and zeros, which the rules below fill in."""
+
+    def check(self, context: Any, x: ir.Value, mean: ir.Value, second: ir.Value, epsilon: ir.Value, **rest: Any) -> None:
         _last_axis(mean)
         _last_axis(second)
+        if not isinstance(static_shape(x, "the input")[-1], int):
+            raise Decline("the last axis is dynamic")
         if scalar(epsilon) is None:
             raise Decline("epsilon is not a constant")
-        if "zero" in rest:
-            require_scalar(rest["zero"], 0.0, "the floor of the variance")
-        for what, value in (("scale", scale), ("bias", bias)):
-            if value.shape is None or len(value.shape) != 1:
-                raise Decline(f"{what} is not a vector")
+        for name in ("zero", "guard"):
+            if name in rest:
+                require_scalar(rest[name], 0.0, f"the {name}")
 
-    def rewrite(self, op: Any, x: ir.Value, scale: ir.Value, bias: ir.Value, epsilon: ir.Value, **_: Any) -> Any:
-        return op.LayerNormalization(x, scale, bias, axis=-1, epsilon=scalar(epsilon), stash_type=1)
+    def rewrite(self, op: Any, x: ir.Value, epsilon: ir.Value, **_: Any) -> Any:
+        assert x.shape is not None
+        width = int(x.shape[-1])  # type: ignore[arg-type]
+        ones = op.Constant(value=ir.tensor(np.ones(width, np.float32)))
+        zeros = op.Constant(value=ir.tensor(np.zeros(width, np.float32)))
+        return op.LayerNormalization(x, ones, zeros, axis=-1, epsilon=scalar(epsilon), stash_type=1)
 
 
-class FastVarianceLayerNorm(_LayerNorm):
+class FastVarianceLayerNorm(_Normalize):
     """Flax's default: var = max(0, E[x²] − E[x]²), which fp16 ruins, → LayerNormalization."""
 
-    def pattern(self, op: Any, x: Any, scale: Any, bias: Any, epsilon: Any, zero: Any) -> Any:
+    def pattern(self, op: Any, x: Any, epsilon: Any, zero: Any) -> Any:
         mean = op.ReduceMean(x, _allow_other_inputs=True, _outputs=["mean"])  # E[x]
         second = op.ReduceMean(op.Mul(x, x), _allow_other_inputs=True, _outputs=["second"])  # E[x²]
         variance = op.Max(op.Sub(second, op.Mul(mean, mean)), zero)  # max(0, E[x²] − E[x]²)
-        normalized = op.Div(op.Sub(x, mean), op.Sqrt(op.Add(variance, epsilon)))
-        return op.Add(op.Mul(normalized, scale), bias)
+        return op.Div(op.Sub(x, mean), op.Sqrt(op.Add(variance, epsilon)))
 
 
-class TwoPassLayerNorm(_LayerNorm):
+class TwoPassLayerNorm(_Normalize):
     """The textbook form, var = E[(x − E[x])²] (Flax with use_fast_variance=False, hand-written modules), → LayerNormalization."""
 
-    def pattern(self, op: Any, x: Any, scale: Any, bias: Any, epsilon: Any) -> Any:
+    def pattern(self, op: Any, x: Any, epsilon: Any) -> Any:
         mean = op.ReduceMean(x, _allow_other_inputs=True, _outputs=["mean"])
         deviation = op.Sub(x, mean)
         second = op.ReduceMean(op.Mul(deviation, deviation), _allow_other_inputs=True, _outputs=["second"])
-        normalized = op.Div(deviation, op.Sqrt(op.Add(second, epsilon)))
-        return op.Add(op.Mul(normalized, scale), bias)
+        return op.Div(deviation, op.Sqrt(op.Add(second, epsilon)))
+
+
+class GuardedLayerNorm(_Normalize):
+    """nnx.LayerNorm with use_fast_variance=False: two passes in double precision, and zero for a row of equal numbers, → LayerNormalization."""
+
+    def pattern(self, op: Any, x: Any, axes: Any, epsilon: Any, zero: Any, guard: Any) -> Any:
+        mean = op.ReduceMean(x, axes, _outputs=["mean"])
+        constant = op.Equal(op.ReduceMin(x, _allow_other_inputs=True), op.ReduceMax(x, _allow_other_inputs=True))
+        finite = op.Equal(op.Sub(mean, mean), zero)
+        deviation = op.Where(op.And(constant, finite), guard, op.Sub(x, mean))
+        second = op.ReduceMean(op.Cast(op.Mul(deviation, deviation)), axes, _outputs=["second"])
+        return op.Div(deviation, op.Sqrt(op.Add(op.Cast(second), epsilon)))
+
+
+class LayerNormScale(Rule):
+    """LayerNormalization(x, 1, 0) · scale → LayerNormalization(x, scale, 0)."""
+
+    commute = True
+
+    def pattern(self, op: Any, x: Any, ones: Any, zeros: Any, scale: Any) -> Any:
+        return op.Mul(op.LayerNormalization(x, ones, zeros, _outputs=["normalized"]), scale)
+
+    def check(self, context: Any, ones: ir.Value, zeros: ir.Value, scale: ir.Value, **_: Any) -> None:
+        _require_all(ones, 1.0, "the scale so far")
+        _require_all(zeros, 0.0, "the bias so far")
+        _require_vector(scale, ones, "the scale")
+
+    def rewrite(self, op: Any, x: ir.Value, zeros: ir.Value, scale: ir.Value, normalized: ir.Value, **_: Any) -> Any:
+        return op.LayerNormalization(x, _vector(op, scale), zeros, **_attributes(normalized))
+
+
+class LayerNormBias(Rule):
+    """LayerNormalization(x, scale, 0) + bias → LayerNormalization(x, scale, bias)."""
+
+    commute = True
+
+    def pattern(self, op: Any, x: Any, scale: Any, zeros: Any, bias: Any) -> Any:
+        return op.Add(op.LayerNormalization(x, scale, zeros, _outputs=["normalized"]), bias)
+
+    def check(self, context: Any, zeros: ir.Value, bias: ir.Value, **_: Any) -> None:
+        _require_all(zeros, 0.0, "the bias so far")
+        _require_vector(bias, zeros, "the bias")
+
+    def rewrite(self, op: Any, x: ir.Value, scale: ir.Value, bias: ir.Value, normalized: ir.Value, **_: Any) -> Any:
+        return op.LayerNormalization(x, scale, _vector(op, bias), **_attributes(normalized))
+
+
+def _require_all(value: ir.Value, expected: float, what: str) -> None:
+    if value.const_value is None or not np.all(value.const_value.numpy() == expected):
+        raise Decline(f"{what} is not {expected:g} everywhere")
+
+
+def _require_vector(value: ir.Value, like: ir.Value, what: str) -> None:
+    """Declines unless `value` is a weight that is a vector, up to leading axes of one."""
+    if not value.is_initializer() and value.const_value is None:
+        raise Decline(f"{what} is not a weight")
+    shape, wanted = tuple(static_shape(value, what)), tuple(static_shape(like, "the vector so far"))
+    if shape[-1:] != wanted or any(dim != 1 for dim in shape[:-1]):
+        raise Decline(f"{what} has shape {tuple(map(str, shape))}, not {tuple(map(str, wanted))}")
+
+
+def _vector(op: Any, value: ir.Value) -> Any:
+    assert value.shape is not None
+    return value if len(value.shape) == 1 else op.Reshape(value, op.Constant(value_ints=[-1]))
+
+
+def _attributes(normalized: ir.Value) -> dict[str, Any]:
+    node = normalized.producer()
+    assert node is not None
+    return {name: attribute.value for name, attribute in node.attributes.items()}
 
 
 class LayerNormToPrimitives(Rule):

@@ -2,11 +2,12 @@
 
 import collections
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import onnx_ir.passes.common as passes
 from onnxscript.rewriter import pattern
 
 
@@ -14,14 +15,28 @@ class Decline(Exception):
     """Raised by a rule's `check` with the reason why a matching place is left alone."""
 
 
-class Rule(pattern.RewriteRuleClassBase):
-    """A substitution: subclasses define `pattern`, `check` (raises Decline) and `rewrite`; the docstring's first line names it."""
+class Rule:
+    """A substitution: subclasses define `pattern`, `check` (raises Decline) and `rewrite`; the docstring's first line names it.
 
-    def check(self, context: Any, **_: Any) -> None:
-        """Accepts every match unless a subclass knows better."""
+    Attributes:
+        pattern: the graph looked for, written as calls of `op`.
+        check: gets the context and the pattern's variables by name, raises Decline; accepts every match by default.
+        rewrite: makes the replacement from `op` and the pattern's variables.
+        commute: match Add and Mul with their operands in either order.
+    """
 
-    def rewrite(self, op: Any, **_: Any) -> Any:
-        raise NotImplementedError
+    pattern: Callable[..., Any]
+    rewrite: Callable[..., Any]
+    commute = False
+
+    def _accept(self, context: Any, **_: Any) -> None:
+        pass
+
+    check: Callable[..., None] = _accept
+
+    def patterns(self) -> Sequence[Callable[..., Any]]:
+        """The spellings looked for, where there is more than `pattern`; all bind the variables that `check` and `rewrite` need."""
+        return [self.pattern]
 
 
 @dataclasses.dataclass
@@ -61,8 +76,10 @@ def apply_rule(rule: Rule, model: ir.Model) -> RuleCount:
             result.fail(str(reason))
         return result
 
-    compiled = pattern.RewriteRule(rule.pattern, rule.rewrite, accepts, name=type(rule).__name__)
-    applied = pattern.RewriteRuleSet([compiled]).apply_to_model(model)
+    # Matched nodes may be in use elsewhere too (jax2onnx shares Reshapes); those that are not go away below.
+    compiled = [pattern.RewriteRule(spelling, rule.rewrite, accepts, remove_nodes=False) for spelling in rule.patterns()]
+    applied = pattern.RewriteRuleSet(compiled, commute=rule.commute).apply_to_model(model)
+    passes.RemoveUnusedNodesPass()(model)
     return RuleCount(type(rule).__name__, applied, dict(collections.Counter(declined.values())))
 
 

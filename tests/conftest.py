@@ -1,0 +1,31 @@
+"""What every test relies on: strict JAX on the CPU, parsed flags, and tiny checkpoints."""
+
+import os
+import pathlib
+from collections.abc import Callable
+
+import pytest
+from absl import flags
+
+# In the environment, so that tests that need no JAX do not import it and child processes inherit it.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
+os.environ.setdefault("JAX_NUMPY_DTYPE_PROMOTION", "strict")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _parsed_flags() -> None:
+    flags.FLAGS.mark_as_parsed()
+
+
+@pytest.fixture
+def checkpoint(tmp_path: pathlib.Path) -> Callable[..., pathlib.Path]:
+    """Writes a tiny random checkpoint (mu/16 at 64x64, 10 classes, by default); arguments are `write_random_checkpoint`'s."""
+    from vit_convert.checkpoint.random import write_random_checkpoint
+
+    def write(variant: str = "mu/16", name: str = "tiny.npz", **options: object) -> pathlib.Path:
+        path = tmp_path / name
+        write_random_checkpoint(path, variant, **{"image_size": (64, 64), "num_classes": 10, **options})  # type: ignore[arg-type]
+        return path
+
+    return write

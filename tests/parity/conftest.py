@@ -1,0 +1,72 @@
+"""Inputs, tolerance and the other implementations of the parity tests."""
+
+import numpy as np
+import pytest
+
+# timm imports torchvision, whose compiled operators a CPU-only PyTorch may lack; its Python code needs them to be declared, not to work.
+_TORCHVISION_OPERATORS = (
+    "nms",
+    "qnms",
+    *(
+        f"{name}{suffix}"
+        for name in ("roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool", "deform_conv2d")
+        for suffix in ("", "_backward")
+    ),
+)
+
+
+@pytest.fixture(scope="session")
+def timm_vision_transformer():
+    """timm's ViT module."""
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for name in _TORCHVISION_OPERATORS:
+        name = f"_{name}" if name.endswith("_backward") else name
+        if not hasattr(torch.ops.torchvision, name):
+            library.define(f"{name}(Tensor x) -> Tensor")
+    pytest.importorskip("timm", reason="timm is not installed")
+    from timm.models import vision_transformer
+
+    yield vision_transformer
+    library._destroy()
+
+
+@pytest.fixture
+def images():
+    """Draws normalised images: float32 [2, height, width, 3] in [-1, 1]."""
+
+    def draw(height=224, width=224):
+        return np.random.default_rng(0).uniform(-1, 1, (2, height, width, 3)).astype(np.float32)
+
+    return draw
+
+
+@pytest.fixture
+def run():
+    """Loads a checkpoint and runs our Flax model at highest matmul precision."""
+    from vit_convert.checkpoint.load import load_checkpoint
+    from vit_convert.models.model import vit_model
+
+    def outputs(path, images, **options):
+        loaded = load_checkpoint(path, **options)
+        return vit_model(loaded.architecture, loaded.params).run(images)
+
+    return outputs
+
+
+@pytest.fixture
+def assert_close():
+    """Holds an output against its reference at 1e-4 of the reference's scale.
+
+    Two float32 implementations that sum in different orders differ by about 1e-6 of the scale after 12 blocks; erf for tanh GELU, the
+    smallest mistake there is to make, by 1.5e-4 to 2.1e-4.
+    """
+
+    def check(ours, reference, tolerance=1e-4):
+        assert ours.shape == reference.shape
+        assert np.isfinite(reference).all()
+        scale = np.abs(reference).max()
+        assert scale > 0.1, "a reference of zeros proves nothing"
+        assert np.abs(ours - reference).max() <= tolerance * scale
+
+    return check

@@ -1,0 +1,181 @@
+"""Calibration against numpy over onnxruntime's own outputs; the caches to the byte."""
+
+import json
+import struct
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from tiny_vit import TinyViT, normalize, run
+
+from vit_convert.errors import CalibrationError, UsageError
+from vit_convert.quantize import calibrate as module
+from vit_convert.quantize.cache import read_trt_cache, version_number, write_trt_cache
+from vit_convert.quantize.calibrate import Calibration, calibrate, calibration_keys
+from vit_convert.quantize.graph import activations
+from vit_convert.quantize.histogram import Histogram, entropy_threshold
+from vit_convert.quantize.placement import place
+
+
+@pytest.fixture(scope="module")
+def vit(tmp_path_factory):
+    return TinyViT().save(tmp_path_factory.mktemp("vit") / "model.onnx")
+
+
+@pytest.fixture(scope="module")
+def calibration(vit, images):
+    return calibrate(vit, images, normalize, batch_size=5)
+
+
+def with_outputs(path, names):
+    """All of `names` as outputs of a copy that lies beside the weights."""
+    proto = onnx.load(path, load_external_data=False)
+    del proto.graph.output[:]
+    proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    copy = path.with_name("outputs.onnx")
+    onnx.save(proto, copy)
+    return copy
+
+
+def test_ranges_and_histograms_match_numpy(vit, images, calibration):
+    names = place(ir.load(vit)).tensors()
+    assert list(calibration.thresholds) == names and len(names) == 8
+    values = run(with_outputs(vit, names), normalize(images))
+    for name, value in zip(names, values):
+        # the same kernels on batches of 5 and of 24: only the order of float32 sums in a GEMM may differ
+        np.testing.assert_allclose(calibration.amax[name], np.abs(value).max(), rtol=1e-5)
+        histogram = Histogram(calibration.amax[name])
+        histogram.add(value)
+        # and so a value at a bin's edge may fall to the other side, which moves the best of 1921 thresholds by very little
+        np.testing.assert_allclose(calibration.thresholds[name], entropy_threshold(histogram), rtol=0.02)
+
+
+def test_order_of_images_does_not_matter(vit, images, calibration):
+    shuffled = calibrate(vit, images[::-1], normalize, batch_size=5)
+    for name, threshold in calibration.thresholds.items():
+        np.testing.assert_allclose(shuffled.thresholds[name], threshold, rtol=0.02)  # as above
+        np.testing.assert_allclose(shuffled.amax[name], calibration.amax[name], rtol=1e-5)
+    assert shuffled.keys["data"] != calibration.keys["data"]
+
+
+def test_a_small_limit_splits_images_and_tensors(vit, images, calibration, monkeypatch):
+    limit = 4 * 17 * 64 * 2  # two [17, 64] tensors of one image
+    monkeypatch.setattr(module, "OUTPUT_BYTES", limit)
+    sizes = []
+    counted = module._stream
+
+    def spy(session, num_groups, images, normalize, batch_size, progress, label):
+        for size, groups in counted(session, num_groups, images, normalize, batch_size, progress, label):
+            if num_groups == 1:
+                sizes.append((len(groups[0]), sum(array.nbytes for array in groups[0])))
+            yield size, groups
+
+    monkeypatch.setattr(module, "_stream", spy)
+    split = calibrate(vit, images, normalize, batch_size=5)
+    assert max(size for _, size in sizes) <= limit and {count for count, _ in sizes} == {1, 2}
+    for name, threshold in calibration.thresholds.items():
+        np.testing.assert_allclose(split.thresholds[name], threshold, rtol=0.02)  # as above
+
+
+def test_methods(vit, images, calibration):
+    name = next(iter(calibration.thresholds))
+    minmax = calibrate(vit, images, normalize, [name], method="minmax")
+    percentile = calibrate(vit, images, normalize, [name], method="percentile")
+    assert minmax.thresholds == minmax.amax
+    assert 0 < percentile.thresholds[name] < minmax.thresholds[name] * 1.001
+
+
+def test_every_activation_can_be_scanned(vit, images):
+    names = activations(ir.load(vit).graph)
+    assert names[0] == "images" and names[-1] == "logits"
+    found = calibrate(vit, images, normalize, names, method="minmax")
+    assert found.amax["images"] == np.abs(normalize(images)).max()
+    np.testing.assert_allclose(found.amax["logits"], np.abs(run(vit, normalize(images))[0]).max(), rtol=1e-5)
+
+
+def test_weights_are_not_copied(vit, images):
+    before = {p.name for p in vit.parent.iterdir()}
+    calibrate(vit, images[:2], normalize)
+    assert {p.name for p in vit.parent.iterdir()} == before
+
+
+def test_keys_follow_graph_data_and_preprocessing(vit, images, calibration, tmp_path):
+    keys = calibration_keys(vit, images, normalize, "entropy")
+    assert keys == calibration.keys
+    assert calibration_keys(vit, images, lambda x: normalize(x) / 2, "entropy")["data"] != keys["data"]
+    deeper = TinyViT()
+    deeper.rng = np.random.default_rng(1)  # the same graph, other weights
+    other = deeper.save(tmp_path / "model.onnx")
+    assert calibration_keys(other, images, normalize, "entropy")["graph"] != keys["graph"]
+
+
+def test_json_round_trip(calibration, tmp_path):
+    path = tmp_path / "calibration.json"
+    calibration.save(path)
+    assert Calibration.load(path) == calibration
+    path.write_text(json.dumps({"scales": {}}))
+    with pytest.raises(CalibrationError, match="not a calibration"):
+        Calibration.load(path)
+
+
+def test_errors(vit, images):
+    with pytest.raises(UsageError, match="'kl'"):
+        calibrate(vit, images, normalize, method="kl")
+    with pytest.raises(CalibrationError, match="no images"):
+        calibrate(vit, images[:0], normalize)
+    with pytest.raises(
+        UsageError,
+        match=r"no activation 'Transformer/encoderblock_0/LayerNorm_0/ou'\. Did you mean Transformer/encoderblock_0/LayerNorm_0/out",
+    ):
+        calibrate(vit, images, normalize, ["Transformer/encoderblock_0/LayerNorm_0/ou"])
+    with pytest.raises(CalibrationError, match=r"images are \(16, 32, 3\), the graph takes \(32, 32, 3\)"):
+        calibrate(vit, images[:, :16], normalize)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_value_that_is_not_finite_is_an_error(vit, images, bad):
+    def spoil(batch):
+        result = normalize(batch)
+        result[0, 3, 3, 0] = bad
+        return result
+
+    for method in ("entropy", "minmax"):
+        with pytest.raises(CalibrationError, match="not finite"):
+            calibrate(vit, images, spoil, ["images"], method=method)
+
+
+def test_trt_cache_bytes(tmp_path):
+    path = tmp_path / "calibration.cache"
+    scale = struct.unpack("!f", bytes.fromhex("3caa54fc"))[0]
+    assert abs(scale - 0.020792) < 1e-6
+    amax = {"images": scale * 127, "(Unnamed Layer* 64) [Shuffle]_output": 127.0, "a: b": 0.0}
+    write_trt_cache(path, amax, "8.6.1")
+    assert path.read_bytes() == b"TRT-8601-EntropyCalibration2\nimages: 3caa54fc\n(Unnamed Layer* 64) [Shuffle]_output: 3f800000\na: b: 0\n"
+    cache = read_trt_cache(path)
+    assert (cache.version, cache.algorithm) == (8601, "EntropyCalibration2")
+    assert cache.amax == pytest.approx(amax, rel=1e-7)  # float32 scales
+    write_trt_cache(tmp_path / "again", cache.amax, "8.6.1")
+    assert (tmp_path / "again").read_bytes() == path.read_bytes()
+
+
+def test_trt_cache_versions_and_errors(tmp_path):
+    assert [version_number(v) for v in ("8.6.0", "8.6.1", "10.14.1.48", "10.0", "11.4.0")] == [8600, 8601, 101401, 100000, 110400]
+    path = tmp_path / "cache"
+    with pytest.raises(CalibrationError, match="'KL'"):
+        write_trt_cache(path, {}, "8.6.1", "KL")
+    with pytest.raises(CalibrationError, match="not a readable"):
+        read_trt_cache(path)
+    path.write_text("images: 3caa54fc\n")
+    with pytest.raises(CalibrationError, match="first line is 'images: 3caa54fc'"):
+        read_trt_cache(path)
+    path.write_text("TRT-8601-EntropyCalibration2\nimages 3caa54fc\n")
+    with pytest.raises(CalibrationError, match="line 2"):
+        read_trt_cache(path)
+
+
+def test_calibration_writes_its_thresholds_as_trt_cache(calibration, tmp_path):
+    calibration.write_trt_cache(tmp_path / "cache", "10.14.1", "MinMaxCalibration")
+    cache = read_trt_cache(tmp_path / "cache")
+    assert (cache.version, cache.algorithm) == (101401, "MinMaxCalibration")
+    assert cache.amax == pytest.approx(calibration.thresholds, rel=1e-6)  # float32 scales

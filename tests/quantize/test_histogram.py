@@ -1,0 +1,160 @@
+"""The histogram and its thresholds against plain-Python brute force and known distributions."""
+
+import math
+import time
+
+import numpy as np
+import pytest
+
+from vit_convert.quantize.histogram import Histogram, divergences, entropy_threshold, minmax_threshold, percentile_threshold
+
+
+def brute_force_kl(counts: list[float], levels: int) -> list[float]:
+    """KL(P‖Q) for each candidate, written as the definition reads."""
+    result = []
+    for i in range(levels, len(counts) + 1):
+        p, kept = list(counts[:i]), list(counts[:i])
+        p[-1] += sum(counts[i:])
+        if kept[-1] == 0 and sum(counts[i:]) > 0:
+            kept[-1] = 1
+        q = [0.0] * i
+        for level in range(levels):
+            bins = [j for j in range(i) if j * levels // i == level]
+            occupied = [j for j in bins if kept[j] > 0]
+            for j in occupied:
+                q[j] = sum(kept[k] for k in bins) / len(occupied)
+        if sum(counts[:i]) == 0:
+            result.append(math.inf)
+            continue
+        p = [x / sum(p) for x in p]
+        q = [x / sum(q) for x in q]
+        result.append(sum(a * math.log(a / b) for a, b in zip(p, q) if a > 0))
+    return result
+
+
+def small_histograms() -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    dense = [rng.integers(1, 1000, 64) for _ in range(5)]
+    gaps = [rng.integers(0, 50, 64) * (rng.random(64) < 0.4) for _ in range(10)]
+    tails = [np.where(np.arange(64) < 12, rng.integers(1, 500, 64), (np.arange(64) % 17 == 9) * 1) for _ in range(5)]
+    edge_only = np.zeros(64, np.int64)
+    edge_only[-1] = 3
+    return [*dense, *gaps, *tails, edge_only, np.arange(64)[::-1]]
+
+
+@pytest.mark.parametrize("levels", [4, 8, 13])
+@pytest.mark.parametrize("counts", small_histograms())
+def test_divergences_match_brute_force(counts, levels):
+    found = divergences(counts, levels)
+    expected = brute_force_kl([float(c) for c in counts], levels)
+    assert found.kept_bins.tolist() == list(range(levels, 65))
+    # float64 sums of at most 64 terms in another order
+    np.testing.assert_allclose(found.kl, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_entropy_threshold_is_the_last_minimum_of_the_brute_force():
+    rng = np.random.default_rng(1)
+    histogram = Histogram(amax=64.0, num_bins=64)
+    histogram.counts[:] = np.round(1e4 * np.exp(-np.arange(64) / 6)) + (rng.random(64) < 0.1)
+    counts = histogram.counts.copy()
+    counts[0] = counts[1]
+    kl = brute_force_kl(counts.tolist(), 8)
+    best = max(i for i, value in enumerate(kl) if value <= min(kl) + 1e-10) + 8
+    assert entropy_threshold(histogram, levels=8) == (best + 0.5) * 1.0
+
+
+def histogram_of(x: np.ndarray) -> Histogram:
+    histogram = Histogram(float(np.abs(x).max()))
+    histogram.add(x)
+    return histogram
+
+
+@pytest.mark.parametrize(
+    ("draw", "spread"),
+    [
+        (lambda rng, n: rng.normal(size=n), 0.0),  # outliers at one point: the clipped mass falls into empty bins
+        (lambda rng, n: rng.normal(size=n), 0.5),
+        (lambda rng, n: rng.laplace(size=n), 0.5),
+        (lambda rng, n: rng.standard_t(3, size=n), 0.5),
+    ],
+    ids=["normal-point", "normal", "laplace", "t3"],
+)
+def test_entropy_clips_outliers(draw, spread):
+    rng = np.random.default_rng(2)
+    x = draw(rng, 500_000).astype(np.float32)
+    bulk = float(np.quantile(np.abs(x), 0.999))
+    x[:20] = 20 * bulk * rng.uniform(1 - spread, 1, 20)
+    threshold = entropy_threshold(histogram_of(x))
+    # keeps all but a thousandth of what is not an outlier, and gives at most a fifth of the range to the outliers
+    assert bulk < threshold < 0.2 * 20 * bulk
+
+
+def test_entropy_does_not_clip_a_uniform():
+    x = np.random.default_rng(3).uniform(-4, 4, 1_000_000).astype(np.float32)
+    histogram = histogram_of(x)
+    # at most a few of the 2048 bins may go: with 500 counts a bin, the noise of the last bins is within the divergence's own
+    assert entropy_threshold(histogram) > 0.98 * histogram.amax
+    assert minmax_threshold(histogram) == histogram.amax
+
+
+def test_entropy_ignores_a_spike_at_zero():
+    x = np.random.default_rng(4).normal(size=200_000).astype(np.float32)
+    spiked = np.concatenate([x, np.zeros(10_000_000, np.float32)])
+    assert entropy_threshold(histogram_of(spiked)) == entropy_threshold(histogram_of(x))
+
+
+def test_percentile_matches_numpy_to_a_bin():
+    x = np.random.default_rng(5).standard_t(3, size=300_000).astype(np.float32)
+    histogram = histogram_of(x)
+    for percentile in (50.0, 99.0, 99.99, 100.0):
+        exact = np.percentile(np.abs(x), percentile, method="inverted_cdf")
+        assert 0 <= percentile_threshold(histogram, percentile) - exact <= histogram.bin_width * 1.001
+
+
+def test_counts_match_numpy():
+    # Integers over a range of 2048: every value is exactly at a bin's lower edge, so no rounding can differ.
+    x = np.random.default_rng(6).integers(-2048, 2049, 99_999).astype(np.float32)
+    histogram = Histogram(2048.0)
+    histogram.add(x.reshape(3, 1, -1))
+    expected, _ = np.histogram(np.abs(x), bins=2048, range=(0, 2048))
+    assert np.array_equal(histogram.counts, expected)
+
+
+def test_order_and_batches_do_not_matter():
+    x = np.random.default_rng(7).normal(size=100_000).astype(np.float32)
+    amax = float(np.abs(x).max())
+    whole, pieces, other = Histogram(amax), Histogram(amax), Histogram(amax)
+    whole.add(x)
+    for piece in np.array_split(x[::-1], 7)[:4]:
+        pieces.add(piece)
+    for piece in np.array_split(x[::-1], 7)[4:]:
+        other.add(piece)
+    pieces.merge(other)
+    assert np.array_equal(whole.counts, pieces.counts)
+    assert whole.counts.sum() == x.size
+
+
+def test_merge_of_different_ranges_is_refused():
+    with pytest.raises(ValueError, match="over 1 in 2048 and 2 in 2048 bins"):
+        Histogram(1.0).merge(Histogram(2.0))
+
+
+def test_nan_is_refused():
+    with pytest.raises(ValueError):
+        Histogram(1.0).add(np.array([0.5, np.nan], np.float32))
+
+
+def test_all_zero_tensor_has_threshold_zero():
+    histogram = Histogram(0.0)
+    histogram.add(np.zeros(10, np.float32))
+    assert entropy_threshold(histogram) == percentile_threshold(histogram) == minmax_threshold(histogram) == 0.0
+
+
+def test_entropy_is_fast():
+    histogram = histogram_of(np.random.default_rng(8).normal(size=100_000).astype(np.float32))
+    best_ms = math.inf
+    for _ in range(5):
+        start = time.perf_counter()
+        entropy_threshold(histogram)
+        best_ms = min(best_ms, 1e3 * (time.perf_counter() - start))
+    assert best_ms < 60  # about 15 ms alone on one core; the margin is for a machine that does other work

@@ -1,0 +1,133 @@
+"""Q/DQ graphs: their form per target, and their numbers under onnxruntime."""
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from tiny_vit import TinyViT, normalize, run
+
+from vit_convert.compare import compare
+from vit_convert.errors import CalibrationError, UsageError
+from vit_convert.quantize.calibrate import calibrate
+from vit_convert.quantize.placement import place
+from vit_convert.quantize.qdq import quantize, round_up_to_fp16, weight_scales
+
+
+def quantized(tmp_path, images, target, attention=False, **options):
+    """The fp32 file, the quantized model and the quantized file."""
+    path = TinyViT(**options).save(tmp_path / "model.onnx")
+    model = ir.load(path)
+    placement = place(model, attention=attention)
+    result = quantize(model, calibrate(path, images, normalize, placement.tensors()), placement.sites, target=target)
+    saved = tmp_path / "model.int8.onnx"
+    ir.save(result, saved, external_data="model.int8.onnx.data")
+    onnx.checker.check_model(saved, full_check=True)
+    return path, result, saved
+
+
+def ops(model, op_type):
+    return [node for node in model.graph if node.op_type == op_type]
+
+
+@pytest.mark.parametrize(
+    ("target", "attention", "options"),
+    [
+        ("trt10", False, {}),
+        ("rtx", True, {}),
+        ("trt11", False, {"fused_qkv": False}),
+        ("trt8", False, {"opset": 17}),
+        ("trt8", True, {"opset": 17, "layernorm": "two_pass"}),
+    ],
+)
+def test_int8_is_close_to_fp32(tmp_path, images, target, attention, options):
+    path, _, saved = quantized(tmp_path, images, target, attention, **options)
+    x = normalize(images)
+    result = compare(run(path, x)[0], run(saved, x)[0])
+    # A GEMM of 8-bit inputs has a relative error of about 1 %; eight of them in a row, in quadrature, make 3 %, which is a cosine of
+    # 1 - 0.03²/2 = 0.9995 on average; the worst of 24 images and the attention's ten more roundings stay above 0.998.
+    assert result.cosine > 0.998
+    assert result.max_rel < 0.06
+    assert result.max_abs > 0  # it is quantized
+
+
+def test_modern_form(tmp_path, images):
+    _, model, saved = quantized(tmp_path, images, "trt10", fused_qkv=False)
+    # one pair for LayerNorm_0's output serves three MatMuls: 4 pairs a block; 6 weights a block
+    assert len(ops(model, "QuantizeLinear")) == 2 * 4
+    assert len(ops(model, "DequantizeLinear")) == 2 * (4 + 6)
+    weights = [node for node in ops(model, "DequantizeLinear") if node.inputs[0].is_initializer()]
+    assert len(weights) == 12
+    for node in weights:
+        integers, scale, zero_point = (value.const_value.numpy() for value in node.inputs)
+        assert integers.dtype == zero_point.dtype == np.int8 and not zero_point.any()
+        assert scale.shape == (integers.shape[1],) and node.attributes["axis"].as_int() == 1
+        assert integers.min() >= -127
+        # the scale is rounded up by at most 2**-10, which takes 127 to no less than 126.87
+        assert (np.abs(integers.astype(int)).max(axis=0) == 127).all()
+        np.testing.assert_array_equal(scale, scale.astype(np.float16))
+    kernels = [v for v in model.graph.initializers if v.endswith("/kernel")]
+    assert sorted(kernels) == ["embedding/kernel", "head/kernel"]
+    for node in ops(model, "QuantizeLinear"):
+        assert node.inputs[2].dtype == ir.DataType.INT8
+    # only the four linears of each block read quantized tensors; the residual stream does not
+    for node in ops(model, "Add"):
+        assert not any(value.name.endswith("/dequantized") for value in node.inputs)
+    data = saved.with_name("model.int8.onnx.data")
+    assert data.stat().st_size < 0.5 * (tmp_path / "model.onnx.data").stat().st_size
+
+
+def test_trt8_form(tmp_path, images):
+    _, model, _ = quantized(tmp_path, images, "trt8", opset=17)
+    assert model.opset_imports[""] <= 17
+    weights = [node for node in ops(model, "QuantizeLinear") if node.inputs[0].is_initializer()]
+    assert len(weights) == 8
+    assert len(ops(model, "QuantizeLinear")) == len(ops(model, "DequantizeLinear")) == 16
+    for node in weights:
+        assert node.inputs[0].dtype == ir.DataType.FLOAT and node.attributes["axis"].as_int() == 1
+    for node in [*ops(model, "QuantizeLinear"), *ops(model, "DequantizeLinear")]:
+        assert node.inputs[1].dtype == ir.DataType.FLOAT
+        assert node.inputs[2].dtype == ir.DataType.INT8 and not node.inputs[2].const_value.numpy().any()
+
+
+def test_every_dequantized_weight_feeds_its_matmul_directly(tmp_path, images):
+    _, model, _ = quantized(tmp_path, images, "rtx", attention=True)
+    for node in ops(model, "DequantizeLinear"):
+        if node.inputs[0].is_initializer():
+            assert [(use.node.op_type, use.idx) for use in node.outputs[0].uses()] == [("MatMul", 1)]
+    for node in ops(model, "MatMul"):
+        if node.outputs[0].name.endswith(("scores", "attended")):
+            assert [value.producer().op_type for value in node.inputs] == ["DequantizeLinear"] * 2
+
+
+def test_the_given_model_is_left_alone(tmp_path, images):
+    path = TinyViT().save(tmp_path / "model.onnx")
+    model = ir.load(path)
+    before = ir.to_proto(model).SerializeToString()
+    placement = place(model)
+    quantize(model, calibrate(path, images, normalize), placement.sites, target="trt10")
+    assert ir.to_proto(model).SerializeToString() == before
+
+
+def test_scales():
+    rng = np.random.default_rng(0)
+    weight = rng.normal(size=(50, 20)).astype(np.float32)
+    weight[:, 3] = 0
+    scales = weight_scales(weight)
+    expected = [max(abs(float(x)) for x in column) / 127 or 1.0 for column in weight.T]
+    np.testing.assert_allclose(scales, expected, rtol=1e-7)  # float32
+    rounded = round_up_to_fp16(scales)
+    assert (rounded >= scales).all() and (rounded <= scales * (1 + 2**-10)).all()
+    np.testing.assert_array_equal(rounded, rounded.astype(np.float16))
+
+
+def test_errors(tmp_path, images):
+    path = TinyViT().save(tmp_path / "model.onnx")
+    model = ir.load(path)
+    sites = place(model).sites
+    with pytest.raises(UsageError, match="opset 17 at most, the graph has 20"):
+        quantize(model, calibrate(path, images, normalize), sites, target="trt8")
+    partial = calibrate(path, images, normalize, [sites[0].tensor])
+    with pytest.raises(
+        CalibrationError, match="block_00/out: no range for Transformer/encoderblock_0/MultiHeadDotProductAttention_0/merged"
+    ):
+        quantize(model, partial, sites, target="trt10")

@@ -1,0 +1,43 @@
+"""What a model is made of: the numbers that a checkpoint's shapes decide, and the table of named variants."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """One model, complete enough to build its Flax definition.
+
+    Attributes:
+        family: "vit".
+        variant: name in the table below, such as "B/32"; "custom" when the shapes match no row.
+        width: size of the residual stream, D.
+        depth: number of encoder blocks, L.
+        mlp_dim: hidden size of the MLP, M.
+        num_heads: attention heads, H; the head size is read from the checkpoint and need not be 64.
+        patch_size: side of a patch in pixels.
+        image_size: (height, width) in pixels that the position table is for, after any resampling.
+        num_classes: outputs of the head; 0 for a model without one.
+        pool: "tok" (class token), "gap" (mean of the patch tokens), "map" (attention pooling) or "none" (all tokens).
+        representation_size: width of the tanh layer before the head (`pre_logits`); 0 for none.
+        gelu: "tanh" (Flax's default, all JAX checkpoints) or "erf".
+        norm_epsilon: epsilon of every LayerNorm.
+    """
+
+    family: str
+    variant: str
+    width: int
+    depth: int
+    mlp_dim: int
+    num_heads: int
+    patch_size: int
+    image_size: tuple[int, int]
+    num_classes: int
+    pool: str
+    representation_size: int = 0
+    gelu: str = "tanh"
+    norm_epsilon: float = 1e-6
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches down and across."""
+        return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size

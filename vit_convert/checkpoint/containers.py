@@ -1,0 +1,288 @@
+"""Checkpoint files as lazy mappings: `.npz` and `.safetensors`, memory-mapped where the bytes lie uncompressed."""
+
+import concurrent.futures
+import dataclasses
+import functools
+import json
+import math
+import os
+import pathlib
+import re
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import IO
+
+import ml_dtypes
+import numpy as np
+
+from vit_convert.errors import CheckpointError
+
+_CHUNK_BYTES = 1 << 20  # stays in a core's cache between the checksum and the scan
+_BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+_SAFETENSORS_DTYPES = {
+    "F64": np.dtype("<f8"),
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": _BFLOAT16,
+    "I64": np.dtype("<i8"),
+    "I32": np.dtype("<i4"),
+    "I16": np.dtype("<i2"),
+    "I8": np.dtype("i1"),
+    "U8": np.dtype("u1"),
+    "BOOL": np.dtype("?"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    """One array of a checkpoint, described by its header and read when needed.
+
+    Attributes:
+        name: its name on disk.
+        shape: its shape.
+        dtype: its dtype on disk.
+        read: returns the array: a view of the file, or the inflated array.
+        open: for a zip member, returns a stream at its first value, which checks the member's checksum at its end.
+        fortran: values are stored in column-major order.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[], np.ndarray]
+    open: Callable[[], IO[bytes]] | None = None
+    fortran: bool = False
+
+    @property
+    def size(self) -> int:
+        """Number of values."""
+        return math.prod(self.shape)
+
+    def derive(self, shape: tuple[int, ...], change: Callable[[np.ndarray], np.ndarray], suffix: str = "") -> "Leaf":
+        """A leaf computed from this one when it is read; `suffix` is appended to its name."""
+        return Leaf(self.name + suffix, shape, self.dtype, lambda: change(self.read()))
+
+    def as_float32(self) -> "Leaf":
+        """This leaf in float32: itself where it is already, otherwise converted each time it is read."""
+        if self.dtype == np.float32:
+            return self
+        return Leaf(self.name, self.shape, np.dtype(np.float32), lambda: self.read().astype(np.float32))
+
+
+class Leaves(Mapping[str, np.ndarray]):
+    """A mapping of names to arrays that are read on access.
+
+    Args:
+        leaves: the leaves by name; `leaves[name].shape` tells a shape without reading the array.
+    """
+
+    def __init__(self, leaves: Mapping[str, Leaf]):
+        self.leaves = dict(leaves)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self.leaves[name].read()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.leaves)
+
+    def __len__(self) -> int:
+        return len(self.leaves)
+
+
+def split_subtree(path: str | os.PathLike[str]) -> tuple[str, str]:
+    """Splits "file.npz:img", big_vision's way to name a part of a checkpoint, into the file and the sub-tree ("" for none)."""
+    match = re.fullmatch(r"(?P<file>.+\.(?:npz|safetensors)):(?P<subtree>[\w/]+)", os.fspath(path))
+    return (match["file"], match["subtree"]) if match else (os.fspath(path), "")
+
+
+def read_container(path: str | os.PathLike[str]) -> Leaves:
+    """Opens a checkpoint file; reads its headers alone.
+
+    Args:
+        path: `.npz` or `.safetensors`; told apart by content.
+
+    Returns:
+        Arrays by name. Members stored uncompressed are read-only views of the memory-mapped file, compressed ones are inflated at
+        the first access and kept. bfloat16 comes as `ml_dtypes.bfloat16`.
+
+    Raises:
+        CheckpointError: missing, truncated, of another format, with pickled objects, or with names or sizes that contradict each other.
+    """
+    path = pathlib.Path(path)
+    if path.is_dir():
+        raise CheckpointError(
+            f"{path}: a folder (a tensorstore or Orbax checkpoint?), not a file", fix="Export its parameters to one .npz file."
+        )
+    try:
+        with open(path, "rb") as f:
+            start = f.read(9)
+    except OSError as e:
+        raise CheckpointError(f"{path}: cannot be read ({e.strerror})", fix="Check the path, or give a https:// or gs:// address.") from e
+    if start[8:9] == b"{" and not start.startswith(b"PK"):
+        return Leaves(_safetensors_leaves(path))
+    try:
+        archive = zipfile.ZipFile(path)
+    except zipfile.BadZipFile as e:
+        if start.startswith(b"PK"):
+            raise CheckpointError(
+                f"{path}: truncated or damaged zip ({e})", fix="Fetch the file again; compare its size with the source."
+            ) from e
+        raise CheckpointError(f"{path}: not a zip file, so not an .npz", fix="Give an .npz or .safetensors checkpoint.") from e
+    return Leaves(_npz_leaves(path, archive))
+
+
+def verify(path: str | os.PathLike[str], leaves: Iterable[Leaf]) -> None:
+    """Reads every value once, in threads, checking the zip's checksums and that each value is a finite float32.
+
+    Args:
+        path: the file, for messages.
+        leaves: leaves as `read_container` gave them. Memory used: one small buffer for each thread.
+
+    Raises:
+        CheckpointError: a checksum is wrong, or a value is NaN, infinite or beyond float32; names the leaf and the first bad index.
+    """
+    by_size = sorted(leaves, key=lambda leaf: -leaf.size)
+    with concurrent.futures.ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        for _ in pool.map(functools.partial(_verify_leaf, path), by_size):
+            pass
+
+
+def _verify_leaf(path: str | os.PathLike[str], leaf: Leaf) -> None:
+    if leaf.dtype.kind != "f" and leaf.dtype != _BFLOAT16:
+        raise CheckpointError(f"{path}: {leaf.name}: dtype {leaf.dtype}, parameters are floating-point numbers")
+    done = 0
+    try:
+        for stored in _chunks(leaf):
+            with np.errstate(over="ignore"):
+                values = stored.astype(np.float32, copy=False)
+            finite = np.isfinite(values)
+            if not finite.all():
+                first = int(np.argmin(finite))
+                index = np.unravel_index(done + first, leaf.shape, "F" if leaf.fortran else "C")
+                place = ", ".join(str(int(i)) for i in index)
+                raise CheckpointError(
+                    f"{path}: {leaf.name}[{place}]: {values[first]}, a parameter must be finite",
+                    fix="The training diverged or the file is damaged.",
+                )
+            done += values.size
+    except (zipfile.BadZipFile, zlib.error, EOFError) as e:
+        raise CheckpointError(f"{path}: {leaf.name}: damaged ({e})", fix="Fetch the file again.") from e
+
+
+def _chunks(leaf: Leaf) -> Iterator[np.ndarray]:
+    if leaf.open is None:
+        flat = leaf.read().reshape(-1)
+        step = _CHUNK_BYTES // leaf.dtype.itemsize
+        yield from (flat[i : i + step] for i in range(0, flat.size, step))
+        return
+    # Through the stream, not the mapping: the scanned pages stay out of this process's resident memory.
+    with leaf.open() as stream:
+        while chunk := stream.read(_CHUNK_BYTES):
+            yield np.frombuffer(chunk, leaf.dtype)
+
+
+def _npz_leaves(path: pathlib.Path, archive: zipfile.ZipFile) -> dict[str, Leaf]:
+    members = archive.infolist()
+    if any(member.filename.endswith("data.pkl") for member in members):
+        raise CheckpointError(f"{path}: a PyTorch file, not an .npz of a Flax model", fix="Give the .npz that the JAX project published.")
+    mapped = np.memmap(path, mode="r") if members else np.empty(0, np.uint8)
+    leaves: dict[str, Leaf] = {}
+    for member in members:
+        name = member.filename.removesuffix(".npy")
+        if not _is_name(name):
+            raise CheckpointError(
+                f"{path}: member {member.filename!r}: not a parameter's name", fix="Names are joined by '/', without '..' or '\\'."
+            )
+        if name in leaves:
+            raise CheckpointError(f"{path}: member {member.filename!r}: there are two of that name")
+        leaves[name] = _npz_leaf(path, archive, member, name, mapped)
+    return leaves
+
+
+def _npz_leaf(path: pathlib.Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str, mapped: np.ndarray) -> Leaf:
+    try:
+        with archive.open(member) as stream:
+            shape, fortran, dtype = _npy_header(stream)
+            header_bytes = stream.tell()
+    except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError, RuntimeError, struct.error) as e:
+        raise CheckpointError(f"{path}: member {name}: unreadable ({e})", fix="Fetch the file again, or save it with numpy.savez.") from e
+    if dtype.hasobject:
+        raise CheckpointError(
+            f"{path}: member {name}: a pickled object array, which could run code when loaded",
+            fix="Save plain arrays: numpy.savez(path, **flat_params).",
+        )
+    if dtype == np.dtype("V2"):
+        dtype = _BFLOAT16  # numpy cannot spell bfloat16 in its header and writes two raw bytes
+    expected = math.prod(shape) * dtype.itemsize
+    if expected != member.file_size - header_bytes or min(shape, default=0) < 0:
+        raise CheckpointError(f"{path}: member {name}: {member.file_size - header_bytes} bytes, shape {shape} of {dtype} needs {expected}")
+
+    def open_values() -> IO[bytes]:
+        stream = archive.open(member)
+        stream.read(header_bytes)
+        return stream
+
+    if member.compress_type == zipfile.ZIP_STORED:
+        offset = _data_offset(mapped, member, path, name) + header_bytes
+        if offset + expected > mapped.size:
+            raise CheckpointError(f"{path}: member {name}: ends after the file, which is truncated", fix="Fetch the file again.")
+
+        def read() -> np.ndarray:
+            return np.ndarray(shape, dtype, buffer=mapped, offset=offset, order="F" if fortran else "C")
+
+        return Leaf(name, shape, dtype, read, open_values, fortran)
+
+    @functools.cache
+    def inflate() -> np.ndarray:
+        with open_values() as stream:
+            return np.frombuffer(stream.read(), dtype).reshape(shape, order="F" if fortran else "C")
+
+    return Leaf(name, shape, dtype, inflate, open_values, fortran)
+
+
+def _npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    version = np.lib.format.read_magic(stream)
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in readers:
+        raise ValueError(f"npy version {version}")
+    return readers[version](stream)
+
+
+def _data_offset(mapped: np.ndarray, member: zipfile.ZipInfo, path: pathlib.Path, name: str) -> int:
+    # The local header repeats the name and has its own extra field, of another length than the central directory's.
+    header = mapped[member.header_offset : member.header_offset + 30].tobytes()
+    if len(header) < 30 or not header.startswith(b"PK\3\4"):
+        raise CheckpointError(f"{path}: member {name}: its header is damaged", fix="Fetch the file again.")
+    name_bytes, extra_bytes = struct.unpack("<HH", header[26:30])
+    return member.header_offset + 30 + name_bytes + extra_bytes
+
+
+def _is_name(name: str) -> bool:
+    return "\\" not in name and all(part not in ("", ".", "..") for part in name.split("/"))
+
+
+def _safetensors_leaves(path: pathlib.Path) -> dict[str, Leaf]:
+    import safetensors
+
+    try:
+        with safetensors.safe_open(path, "numpy"):  # validates the header: sizes, overlaps, holes
+            pass
+    except safetensors.SafetensorError as e:
+        raise CheckpointError(f"{path}: not a valid .safetensors file ({e})", fix="Fetch the file again.") from e
+    mapped = np.memmap(path, mode="r")
+    header_bytes = int.from_bytes(mapped[:8].tobytes(), "little")
+    header = json.loads(mapped[8 : 8 + header_bytes].tobytes())
+    header.pop("__metadata__", None)
+    leaves = {}
+    for name, entry in header.items():
+        if entry["dtype"] not in _SAFETENSORS_DTYPES:
+            raise CheckpointError(
+                f"{path}: {name}: dtype {entry['dtype']} is not supported", fix="Save the parameters as F32, F16 or BF16."
+            )
+        dtype, shape = _SAFETENSORS_DTYPES[entry["dtype"]], tuple(entry["shape"])
+        offset = 8 + header_bytes + entry["data_offsets"][0]
+        values = np.ndarray(shape, dtype, buffer=mapped, offset=offset)
+        leaves[name] = Leaf(name, shape, dtype, functools.partial(np.asarray, values))
+    return leaves

@@ -1,0 +1,112 @@
+"""What the shapes of a checkpoint's leaves say about its model."""
+
+import dataclasses
+import math
+import pathlib
+import re
+from collections import Counter
+from collections.abc import Mapping
+
+from vit_convert.checkpoint.architecture import Architecture
+from vit_convert.checkpoint.containers import Leaf
+from vit_convert.checkpoint.layouts import Layout, stored_name
+from vit_convert.checkpoint.shapes import BLOCK
+from vit_convert.checkpoint.variants import Width, check_image_size, name_variant, parse_variant
+from vit_convert.errors import CheckpointError, UsageError
+
+Grid = tuple[int, int]
+
+
+def _most_common(leaves: Mapping[str, Leaf], pattern: str, axis: int) -> int:
+    # A vote, so that one missing or transposed leaf is reported as itself and does not make every other leaf look wrong.
+    votes = Counter(leaf.shape[axis] for name, leaf in leaves.items() if re.search(pattern, name) and leaf.shape)
+    return votes.most_common(1)[0][0] if votes else 0
+
+
+def infer_architecture(leaves: Mapping[str, Leaf], variant: str) -> tuple[Architecture, str]:
+    """Reads the sizes from the shapes, then lets a given variant overrule them.
+
+    Args:
+        leaves: canonical leaves.
+        variant: a variant's name, or "auto".
+
+    Returns:
+        The architecture to hold the file against, its image size still open; and the name that the file's own shapes have.
+    """
+    blocks = {match[1] for name in leaves if (match := re.match(rf"{BLOCK}(\d+)/", name))}
+    width = _most_common(leaves, r"(LayerNorm_\d|encoder_norm)/scale$", -1)
+    sizes = Width(width, len(blocks), _most_common(leaves, r"Dense_0/bias$", -1), _most_common(leaves, r"query/bias$", 0))
+    patch = _patch_size(leaves, width)
+    found = name = name_variant(sizes, patch)
+    pool = "tok" if "cls" in leaves else "map" if any(leaf.startswith("MAPHead_0/") for leaf in leaves) else "gap"
+    representation_size = _most_common(leaves, r"^pre_logits/bias$", -1) or _most_common(leaves, r"^pre_logits/kernel$", -1)
+    if variant != "auto":
+        given = parse_variant(variant)
+        sizes, patch, name = given.sizes, given.patch_size, given.name
+        if given.pool:  # "gap-norep": and no representation layer
+            pool, representation_size = given.pool, 0
+    return Architecture(
+        family="vit",
+        variant=name,
+        **dataclasses.asdict(sizes),
+        patch_size=patch,
+        image_size=(0, 0),
+        num_classes=_most_common(leaves, r"^head/bias$", -1) or _most_common(leaves, r"^head/kernel$", -1),
+        pool=pool,
+        representation_size=representation_size,
+    ), found
+
+
+def _patch_size(leaves: Mapping[str, Leaf], width: int) -> int:
+    sides = Counter(leaves["embedding/kernel"].shape) - Counter((3, width)) if "embedding/kernel" in leaves else Counter()
+    return sides.most_common(1)[0][0] if sides else 1
+
+
+def find_position_table(
+    leaves: Mapping[str, Leaf], layout: Layout, patch: int, image_size: tuple[int, int] | None, given: Grid | None, file: pathlib.Path
+) -> tuple[Grid, int]:
+    """Finds what the rows of the position table stand for.
+
+    Args:
+        leaves: canonical leaves, the table as stored.
+        layout: of the file.
+        patch: side of a patch in pixels.
+        image_size: (height, width) in pixels asked for; tells a grid that is not square when the rows fit it.
+        given: (rows, columns) of the stored grid where a person said so.
+        file: for messages.
+
+    Returns:
+        (rows, columns) of the grid, and 1 where the table has a row for the class token, else 0.
+
+    Raises:
+        CheckpointError: the rows fit no grid, or a table that must be there is not.
+        UsageError: the patches do not tile `image_size`, or no table is stored and no `image_size` given.
+    """
+    asked = None
+    if image_size is not None:
+        check_image_size(image_size, patch)
+        asked = (image_size[0] // patch, image_size[1] // patch)
+    if "pos_embedding" not in leaves:
+        if layout is Layout.VIT_JAX:  # sincos2d came with big_vision, which never had this numbering
+            raise CheckpointError(f"{file}: {stored_name('pos_embedding', layout)}: missing.", fix="Save the model's parameters whole.")
+        if asked is None:
+            raise UsageError(
+                f"{file}: stores no position table (sincos2d), so it does not tell its image size", fix="Set image_size, such as 224x224."
+            )
+        return asked, 0
+    leaf = leaves["pos_embedding"]
+    rows = leaf.shape[1] if len(leaf.shape) == 3 else 0
+    # Whether there is such a row is told by the class token; a top-level table had one only before 2022, where the grid decides.
+    in_module = layout in (Layout.VIT_JAX, Layout.VIT_JAX_LINEN)
+    class_rows = (0,) if "cls" not in leaves else (1,) if in_module else (0, 1)
+    for class_row in class_rows:
+        patches = rows - class_row
+        side = math.isqrt(max(patches, 0))
+        for grid in (given,) if given else ((side, side), asked):
+            if grid is not None and 0 < math.prod(grid) == patches:
+                return grid, class_row
+    wanted = f"posemb_grid {given[0]}x{given[1]}" if given else "a square grid"
+    extra = " and a class token's row" if class_rows == (1,) else ""
+    raise CheckpointError(
+        f"{file}: {leaf.name}: checkpoint {leaf.shape}, which is not {wanted}{extra}", fix="Set posemb_grid to its (rows, columns)."
+    )

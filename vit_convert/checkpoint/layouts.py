@@ -1,0 +1,244 @@
+"""The layouts that ViT checkpoints were saved in, told apart and renamed to one.
+
+Everything that is known about old checkpoints stands here, each fix with its era and reason. No array is read: renaming, slicing
+and folding build leaves that are computed when they are read.
+"""
+
+import enum
+import operator
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+
+from vit_convert.checkpoint.containers import Leaf
+from vit_convert.checkpoint.shapes import BLOCK
+from vit_convert.errors import CheckpointError
+
+_SCAN = "Transformer/encoderblock/"
+_POSEMBED_INPUT = "Transformer/posembed_input/pos_embedding"
+_POSEMBED_ENCODER = "Transformer/pos_embedding"
+_SUPPORTED = "Supported is the ViT of vit_jax and big_vision."
+_MAP_HEAD_PARTS = ("probe", "MultiHeadDotProductAttention_", "LayerNorm_", "MlpBlock_")
+
+
+class Layout(enum.Enum):
+    """How a ViT's parameters are named on disk."""
+
+    VIT_JAX = "vit_jax"
+    """vit_jax's published files (2020 on): one counter numbers all sub-modules of a block (`LayerNorm_0`,
+    `MultiHeadDotProductAttention_1`, `LayerNorm_2`, `MlpBlock_3`); position table in `posembed_input`, its first row the class token's."""
+
+    VIT_JAX_LINEN = "vit_jax_linen"
+    """The same saved by Flax Linen code: one counter for each kind of module."""
+
+    BIG_VISION = "big_vision"
+    """big_vision since 2022: `pos_embedding` on top, without a row for the class token; or no table at all (sincos2d)."""
+
+    BIG_VISION_OLD = "big_vision_old"
+    """big_vision before 2022: the position table inside `Transformer`, with the class token's row first."""
+
+    BIG_VISION_SCAN = "big_vision_scan"
+    """big_vision with `scan=True` (2023 on): one `encoderblock` whose leaves have a leading layer axis."""
+
+
+# Recognised in order to be refused by its name: (patterns that must all match some leaf, what it is, whether it has an image tower).
+_OTHERS = (
+    ((r"img/", r"llm/"), "a vision-language model (PaliGemma)", True),
+    ((r"img/", r"txt/"), "an image tower and a text tower (SigLIP, LiT or CLIP)", True),
+    ((r"img/",), "an image tower under img/ (CLIPPO)", True),
+    ((r"Mixer/|MixerBlock_\d",), "an MLP-Mixer", False),
+    ((r"conv_root/",), "a ResNet-ViT hybrid", False),
+    ((r"(visual|text)/.*resblocks\.",), "scenic's CLIP", False),
+    ((r"vision_model[/.]|(vit|deit|dinov2)[/.](embeddings|encoder)",), "a transformers (Hugging Face) model", False),
+    ((r"(visual\.)?(blocks|layers|transformer\.resblocks)\.\d+\.|visual\.conv1\.|cls_token$",), "a PyTorch state dict", False),
+)
+
+
+def select(leaves: Mapping[str, Leaf], subtree: str, path: str) -> tuple[str, dict[str, Leaf]]:
+    """Keeps the model's leaves and strips what they have in front.
+
+    `params/` is the optax era of big_vision, `opt/target/` the flax.optim era before it; both have the optimizer's moments beside
+    the model, under the same names and of the same shapes, so everything else under `opt/` and `chrono/` is left out.
+
+    Args:
+        leaves: all leaves of the file.
+        subtree: a folder of the tree to take, such as "img"; "" for the whole tree.
+        path: the file, for messages.
+
+    Returns:
+        What was stripped (such as "params/img/"), and the leaves by the rest of their names.
+
+    Raises:
+        CheckpointError: nothing is left.
+    """
+    prefix = next((p for p in ("params/", "opt/target/") if any(name.startswith(p) for name in leaves)), "")
+    kept = {name.removeprefix(prefix): leaf for name, leaf in leaves.items() if name.startswith(prefix)}
+    if not prefix:
+        kept = {name: leaf for name, leaf in kept.items() if not name.startswith(("opt/", "chrono/"))}
+    if subtree:
+        folder = subtree.strip("/") + "/"
+        kept = {name.removeprefix(folder): leaf for name, leaf in kept.items() if name.startswith(folder)}
+        prefix += folder
+    if not kept:
+        raise CheckpointError(
+            f"{path}: no parameters under {prefix or '/'!r}; it holds {_few(leaves)}",
+            fix="Check the file, and what follows ':' in its path.",
+        )
+    return prefix, kept
+
+
+def detect(names: Iterable[str], path: str) -> Layout:
+    """Tells the layout from the names of the leaves.
+
+    Args:
+        names: names as `select` returned them.
+        path: the file, for messages.
+
+    Returns:
+        The layout.
+
+    Raises:
+        CheckpointError: another family (its name is said), or nothing known.
+    """
+    names = list(names)
+    for patterns, found, tower in _OTHERS:
+        if all(any(re.match(pattern, name) for name in names) for pattern in patterns):
+            fix = f"Append ':img' to convert the image tower alone: {path}:img." if tower else _SUPPORTED
+            raise CheckpointError(f"{path}: {found}, which is not supported", fix=fix)
+    if "embedding/kernel" not in names and not any(name.startswith((BLOCK, _SCAN)) for name in names):
+        raise CheckpointError(f"{path}: no known layout; it holds {_few(names)}", fix=_SUPPORTED)
+    if any(name.startswith(_SCAN) for name in names):
+        return Layout.BIG_VISION_SCAN
+    if any(re.match(rf"{BLOCK}\d+/(LayerNorm_2|MlpBlock_3|MultiHeadDotProductAttention_1)/", name) for name in names):
+        return Layout.VIT_JAX
+    if _POSEMBED_INPUT in names:
+        return Layout.VIT_JAX_LINEN
+    return Layout.BIG_VISION_OLD if _POSEMBED_ENCODER in names else Layout.BIG_VISION
+
+
+def canonicalize(leaves: Mapping[str, Leaf], path: str) -> dict[str, Leaf]:
+    """Renames leaves of any layout to the canonical names; the position table keeps the class token's row for `fold_class_row`.
+
+    Args:
+        leaves: leaves as `select` returned them.
+        path: the file, for messages.
+
+    Returns:
+        Leaves by canonical name; those that belong to nothing keep their own.
+
+    Raises:
+        CheckpointError: blocks are missing, stacked leaves disagree about the depth, or two leaves claim one name.
+    """
+    if "embedding/kernel" in leaves and len(leaves["embedding/kernel"].shape) == 2:
+        raise CheckpointError(f"{path}: a NaFlex model (its patch embedding is a matrix), which is not supported")
+    leaves = _unstack(leaves, path)
+    renamed: dict[str, Leaf] = {}
+    numbers = _numbering(_outer_name(name) for name in leaves)
+    for name, leaf in leaves.items():
+        canonical = _renumber(_outer_name(name), numbers)
+        if canonical in renamed:
+            raise CheckpointError(f"{path}: {leaf.name} and {renamed[canonical].name} are the same parameter")
+        renamed[canonical] = leaf
+    blocks = {int(match[1]) for name in renamed if (match := re.match(rf"{BLOCK}(\d+)/", name))}
+    if gaps := sorted(set(range(max(blocks, default=0) + 1)) - blocks):
+        listed = ", ".join(map(str, gaps))
+        raise CheckpointError(
+            f"{path}: encoder block {listed} missing, blocks up to {max(blocks, default=0)} found",
+            fix="Fetch the file again, or save it whole.",
+        )
+    return renamed
+
+
+def fold_class_row(leaves: dict[str, Leaf]) -> dict[str, Leaf]:
+    """Moves the class token's row of the position table into the class token: `cls += table[:, :1]`, `table = table[:, 1:]`.
+
+    vit_jax, and big_vision before 2022, put the class token in front and then added a table with one more row than the grid;
+    adding the constant row beforehand is the same function, and makes the table independent of the pooling.
+
+    Args:
+        leaves: canonical leaves whose position table has that row.
+
+    Returns:
+        The leaves with the two replaced.
+    """
+    cls, table = leaves["cls"].as_float32(), leaves["pos_embedding"].as_float32()
+    rows, width = table.shape[1:]
+    return leaves | {
+        "cls": cls.derive(cls.shape, lambda value: value + table.read()[:, :1]),
+        "pos_embedding": table.derive((1, rows - 1, width), lambda value: value[:, 1:]),
+    }
+
+
+def stored_name(canonical: str, layout: Layout) -> str:
+    """The name of a canonical parameter on disk, without prefix: the inverse of `canonicalize`.
+
+    Args:
+        canonical: such as "Transformer/encoderblock_3/MlpBlock_0/Dense_0/kernel".
+        layout: of the file.
+
+    Returns:
+        Such as "Transformer/encoderblock_3/MlpBlock_3/Dense_0/kernel"; for a stacked layout the name of the whole stack.
+    """
+    if canonical == "pos_embedding":
+        places = {Layout.VIT_JAX: _POSEMBED_INPUT, Layout.VIT_JAX_LINEN: _POSEMBED_INPUT, Layout.BIG_VISION_OLD: _POSEMBED_ENCODER}
+        return places.get(layout, canonical)
+    if layout is Layout.BIG_VISION_SCAN:
+        return re.sub(rf"^{BLOCK}\d+/", _SCAN, canonical)
+    if layout is Layout.VIT_JAX and canonical.startswith(BLOCK):
+        for linen, old in (
+            ("LayerNorm_1/", "LayerNorm_2/"),
+            ("MultiHeadDotProductAttention_0/", "MultiHeadDotProductAttention_1/"),
+            ("MlpBlock_0/", "MlpBlock_3/"),
+        ):
+            canonical = canonical.replace(linen, old)
+    return canonical
+
+
+def _outer_name(name: str) -> str:
+    """Undoes two moves: the table out of its module, and (during ViT-G's development) the MAP head inlined at the top."""
+    if name in (_POSEMBED_INPUT, _POSEMBED_ENCODER):
+        return "pos_embedding"
+    return f"MAPHead_0/{name}" if name.startswith(_MAP_HEAD_PARTS) else name
+
+
+_NUMBERED = re.compile(rf"(?P<scope>{BLOCK}\d+|MAPHead_0)/(?P<module>[A-Za-z]+)_(?P<number>\d+)/")
+_Numbers = Mapping[tuple[str, str], list[int]]
+
+
+def _numbering(names: Iterable[str]) -> _Numbers:
+    # Over all blocks together, so that a leaf missing from one block does not shift the numbers of its neighbours.
+    seen: dict[tuple[str, str], set[int]] = defaultdict(set)
+    for name in names:
+        if match := _NUMBERED.match(name):
+            seen[match["scope"][:3], match["module"]].add(int(match["number"]))
+    return {key: sorted(found) for key, found in seen.items()}
+
+
+def _renumber(name: str, numbers: _Numbers) -> str:
+    """Counts a block's modules kind by kind, as Linen (2021) does; before it one counter ran over all of them.
+
+    Not by literal names: `LayerNorm_2` of the old files and `LayerNorm_1` of the new ones are the same layer.
+    """
+    if (match := _NUMBERED.match(name)) is None:
+        return name
+    number = numbers[match["scope"][:3], match["module"]].index(int(match["number"]))
+    return f"{match['scope']}/{match['module']}_{number}/{name[match.end() :]}"
+
+
+def _unstack(leaves: Mapping[str, Leaf], path: str) -> Mapping[str, Leaf]:
+    stacks = {name: leaf for name, leaf in leaves.items() if name.startswith(_SCAN)}
+    if not stacks:
+        return leaves
+    depth = Counter(leaf.shape[0] for leaf in stacks.values() if leaf.shape).most_common(1)[0][0]
+    flat = {name: leaf for name, leaf in leaves.items() if name not in stacks}
+    for name, leaf in stacks.items():
+        if leaf.shape[:1] != (depth,):
+            raise CheckpointError(f"{path}: {leaf.name}: checkpoint {leaf.shape}, the other leaves are stacks of {depth} blocks")
+        for i in range(depth):
+            flat[f"{BLOCK}{i}/{name.removeprefix(_SCAN)}"] = leaf.derive(leaf.shape[1:], operator.itemgetter(i), f"[{i}]")
+    return flat
+
+
+def _few(names: Iterable[str]) -> str:
+    listed = sorted(names)
+    return ", ".join(listed[:4]) + (f" and {len(listed) - 4} more" if len(listed) > 4 else "")

@@ -1,0 +1,175 @@
+"""From a file to canonical parameters: everything present, nothing left over, every shape right, every value finite."""
+
+import dataclasses
+import functools
+import math
+import os
+import pathlib
+from collections.abc import Mapping
+
+import numpy as np
+
+from vit_convert.bundle import hash_file
+from vit_convert.checkpoint import layouts, posemb
+from vit_convert.checkpoint.architecture import Architecture
+from vit_convert.checkpoint.containers import Leaf, Leaves, read_container, split_subtree, verify
+from vit_convert.checkpoint.infer import Grid, find_position_table, infer_architecture
+from vit_convert.checkpoint.layouts import Layout
+from vit_convert.checkpoint.shapes import leaf_shapes, parameter_count
+from vit_convert.errors import CheckpointError, UsageError, nearest
+
+FAMILIES = ("vit",)
+OUTPUTS = ("logits", "features")
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint, understood and verified.
+
+    Attributes:
+        path: the file.
+        layout: how its parameters were named.
+        architecture: the model, at the image size asked for.
+        params: float32 parameters by canonical name, read on access: views of the file where it stores float32 uncompressed.
+            `params.leaves[name].shape` tells a shape without reading.
+        source_image_size: (height, width) in pixels that the stored position table is for.
+        num_params: number of stored parameters that the model uses.
+        warnings: what a person should know, one sentence each.
+    """
+
+    path: pathlib.Path
+    layout: Layout
+    architecture: Architecture
+    params: Leaves
+    source_image_size: tuple[int, int]
+    num_params: int
+    warnings: list[str]
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """The file's sha256, in hex; reads the whole file at the first use."""
+        return hash_file(self.path)
+
+
+def load_checkpoint(
+    path: str | os.PathLike[str],
+    *,
+    family: str = "auto",
+    variant: str = "auto",
+    image_size: tuple[int, int] | None = None,
+    outputs: str = "logits",
+    posemb_grid: Grid | None = None,
+) -> Checkpoint:
+    """Loads a ViT checkpoint of any layout, strictly.
+
+    Args:
+        path: `.npz` or `.safetensors`; `file.npz:img` takes one sub-tree, as in big_vision.
+        family: "auto" or "vit".
+        variant: "auto" reads it from the shapes; a name such as "B/32" is checked against them.
+        image_size: (height, width) in pixels to resample the position table for; None keeps the checkpoint's.
+        outputs: "logits", or "features" to leave the head out.
+        posemb_grid: (rows, columns) of the stored position table where it is not square.
+
+    Returns:
+        The checkpoint.
+
+    Raises:
+        CheckpointError: the file does not hold, leaf for leaf, the model that it should.
+        UsageError: an argument has no meaning for this model.
+    """
+    if family not in ("auto", *FAMILIES):
+        raise UsageError(f"family {family!r}: unknown.{nearest(family, FAMILIES)}", fix=f"Use auto or {', '.join(FAMILIES)}.")
+    if outputs not in OUTPUTS:
+        raise UsageError(f"outputs {outputs!r}: unknown.{nearest(outputs, OUTPUTS)}", fix=f"Use {' or '.join(OUTPUTS)}.")
+    name, subtree = split_subtree(path)
+    file = pathlib.Path(name)
+    prefix, stored = layouts.select(read_container(file).leaves, subtree, str(file))
+    layout = layouts.detect(stored, str(file))
+    leaves = layouts.canonicalize(stored, str(file))
+    architecture, found = infer_architecture(leaves, variant)
+    table, class_row = find_position_table(leaves, layout, architecture.patch_size, image_size, posemb_grid, file)
+    source_size = (table[0] * architecture.patch_size, table[1] * architecture.patch_size)
+    architecture = dataclasses.replace(architecture, image_size=source_size)
+    rows = math.prod(table) + class_row if "pos_embedding" in leaves else 0
+    _match(leaves, architecture, rows, _Names(file, prefix, layout), "" if variant == "auto" else found)
+    verify(file, stored.values())
+
+    warnings = []
+    if class_row:
+        leaves = layouts.fold_class_row(leaves)
+    if outputs == "features":
+        architecture = dataclasses.replace(architecture, num_classes=0)
+        leaves = {name: leaf for name, leaf in leaves.items() if not name.startswith("head/")}
+    elif not architecture.num_classes:
+        raise CheckpointError(f"{file}: no head/kernel, so there are no logits", fix="Set outputs='features'.")
+    elif not leaves["head/kernel"].read().any():
+        warnings.append(
+            f"{file.name}: head/kernel is all zeros, so every class gets the same logit; outputs='features' leaves the head out."
+        )
+    num_params = parameter_count(architecture, rows)
+    if image_size is not None:
+        architecture = dataclasses.replace(architecture, image_size=image_size)
+    if rows and architecture.grid != table:
+        leaves["pos_embedding"] = _resampled(leaves["pos_embedding"], table, architecture.grid)
+        old, new = ("x".join(map(str, size)) for size in (source_size, architecture.image_size))
+        warnings.append(
+            f"{file.name}: position table resampled from {old} to {new} pixels; accuracy drops unless the model was trained for both."
+        )
+    elif not rows:
+        leaves["pos_embedding"] = _constant("pos_embedding", posemb.sincos2d(architecture.grid, architecture.width))
+    params = {name: leaves[name].as_float32() for name in leaf_shapes(architecture)}
+    return Checkpoint(file, layout, architecture, Leaves(params), source_size, num_params, warnings)
+
+
+def _constant(name: str, value: np.ndarray) -> Leaf:
+    return Leaf(name, value.shape, value.dtype, lambda: value)
+
+
+def _resampled(leaf: Leaf, old: Grid, new: Grid) -> Leaf:
+    return _constant(leaf.name, posemb.resample(leaf.as_float32().read(), old, new))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Names:
+    file: pathlib.Path
+    prefix: str
+    layout: Layout
+
+    def missing(self, canonical: str) -> str:
+        return self.prefix + layouts.stored_name(canonical, self.layout)
+
+
+def _match(leaves: Mapping[str, Leaf], architecture: Architecture, rows: int, names: _Names, found: str) -> None:
+    """Holds the leaves against the architecture, and raises for the first difference in the model's order."""
+    expected = leaf_shapes(architecture)
+    if rows:
+        expected["pos_embedding"] = (1, rows, architecture.width)
+    else:
+        del expected["pos_embedding"]
+    wrong, missing, hints = [], [], set()
+    for name, shape in expected.items():
+        if name not in leaves:
+            missing.append(f"{names.missing(name)}: missing, variant {architecture.variant} needs {shape}.")
+        elif leaves[name].shape != shape:
+            wrong.append(f"{leaves[name].name}: checkpoint {leaves[name].shape}, variant {architecture.variant} needs {shape}.")
+            hints.add(sorted(leaves[name].shape) == sorted(shape))
+    extra = [f"{leaf.name}: belongs to no part of variant {architecture.variant}." for name, leaf in leaves.items() if name not in expected]
+    problems = wrong + missing + extra
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        hint = (
+            f" Did you mean {found}?"
+            if found not in ("", "custom", architecture.variant)
+            else " It looks transposed."
+            if hints == {True}
+            else ""
+        )
+        fix = (
+            "Set variant to the checkpoint's, or to auto."
+            if found
+            else "Save the model's parameters, whole and nothing else, under the names its project uses."
+        )
+        raise CheckpointError(f"{names.file}: {problems[0]}{hint}{more}", fix=fix)
+    stored = sum(leaf.size for leaf in leaves.values())
+    if stored != (counted := parameter_count(architecture, rows)):
+        raise CheckpointError(f"{names.file}: checkpoint {stored} parameters, variant {architecture.variant} has {counted}")

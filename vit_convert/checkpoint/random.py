@@ -1,0 +1,212 @@
+"""Writes a full-size checkpoint with seeded random weights, in the layout of the published files.
+
+For tests and benchmarks where the names, shapes and magnitudes of the weights matter and their values do not:
+
+    python -m vit_convert.checkpoint.random --variant=B/32 --output=B32.npz
+    python -m vit_convert.checkpoint.random --variant=S/16-gap-norep --layout=big_vision_scan --output=S16.npz
+    python -m vit_convert.checkpoint.random --variant=B/16 --outlier_channels=4 --output=B16-outliers.npz
+"""
+
+import dataclasses
+import math
+import os
+import re
+import sys
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from absl import app, flags
+
+from vit_convert.bundle import atomic
+from vit_convert.checkpoint.architecture import Architecture
+from vit_convert.checkpoint.layouts import Layout, stored_name
+from vit_convert.checkpoint.shapes import BLOCK, leaf_shapes
+from vit_convert.checkpoint.variants import PUBLISHED, architecture_of
+from vit_convert.errors import ConvertError, UsageError
+
+OUTLIER = 1.2e3  # mean over tokens; the largest reach about 1.4e3, as in large trained ViTs
+DTYPES = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+LAYOUTS = tuple(layout.value for layout in Layout)
+POSEMBS = ("learn", "sincos2d")
+_CLASS_ROW_LAYOUTS = (Layout.VIT_JAX, Layout.VIT_JAX_LINEN, Layout.BIG_VISION_OLD)
+
+
+def write_random_checkpoint(
+    path: str | os.PathLike[str],
+    variant: str,
+    *,
+    seed: int = 0,
+    image_size: tuple[int, int] | None = None,
+    num_classes: int = 1000,
+    layout: str = "vit_jax",
+    prefix: str = "",
+    dtype: str = "float32",
+    pool: str | None = None,
+    posemb: str = "learn",
+    pre_logits: bool = False,
+    outlier_channels: int = 0,
+) -> Architecture:
+    """Writes an uncompressed `.npz`, leaf by leaf, so that memory stays at the size of one leaf.
+
+    Values depend on the seed and the canonical name alone: every layout of one seed is the same model. Kernels are normal with
+    variance 1/inputs, LayerNorm scales near 1, biases small, position table and class token non-trivial, so that logits are of
+    order 1 and every part of the model shows in them.
+
+    Args:
+        path: the file; appears whole or not at all.
+        variant: such as "B/32" or "ViT-S_16-gap-norep".
+        seed: of the weights.
+        image_size: (height, width) in pixels that the position table is for; None for 224x224.
+        num_classes: outputs of the head; 0 leaves it out.
+        layout: one of LAYOUTS.
+        prefix: put in front of every name, such as "params/" or "opt/target/".
+        dtype: one of DTYPES.
+        pool: "tok", "gap" or "map"; None takes what the variant's name says.
+        posemb: "learn", or "sincos2d" to store no table (big_vision layouts alone).
+        pre_logits: add the tanh layer before the head, as wide as the model.
+        outlier_channels: even number of channels, of alternating sign, in which the residual stream reaches about 1.4e3 from the
+            first block on.
+
+    Returns:
+        The architecture that was written.
+
+    Raises:
+        UsageError: unknown variant, an image size that its patches do not tile, a table that the layout always stores, or an odd
+            number of outlier channels.
+    """
+    form = Layout(layout)
+    if posemb == "sincos2d" and form not in (Layout.BIG_VISION, Layout.BIG_VISION_SCAN):
+        raise UsageError(f"layout {layout}: always stores its position table", fix="Use big_vision or big_vision_scan for sincos2d.")
+    if outlier_channels % 2:
+        raise UsageError(
+            f"outlier_channels {outlier_channels}: odd, so the outliers would shift the mean of every LayerNorm", fix="Use an even number."
+        )
+    architecture = architecture_of(variant, image_size or (224, 224), num_classes, pool=pool)
+    if pre_logits:
+        architecture = dataclasses.replace(architecture, representation_size=architecture.width)
+    weights = _Weights(architecture, seed, outlier_channels)
+    with atomic(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+        for name, shape, arrays in weights.stored(form):
+            if not (posemb == "sincos2d" and name == "pos_embedding"):
+                _write_member(archive, prefix + name, shape, DTYPES[dtype], arrays)
+    return architecture
+
+
+def _write_member(archive: zipfile.ZipFile, name: str, shape: tuple[int, ...], dtype: np.dtype, arrays: Iterable[np.ndarray]) -> None:
+    # numpy writes bfloat16 as two raw bytes, which is what the published bfloat16 files hold.
+    descr = "|V2" if dtype == DTYPES["bfloat16"] else np.lib.format.dtype_to_descr(dtype)
+    large = math.prod(shape) * dtype.itemsize >= zipfile.ZIP64_LIMIT // 2
+    with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=large) as stream:
+        np.lib.format.write_array_header_1_0(stream, {"descr": descr, "fortran_order": False, "shape": shape})
+        for array in arrays:
+            stream.write(array.astype(dtype, copy=False).tobytes())
+
+
+@dataclasses.dataclass(frozen=True)
+class _Weights:
+    architecture: Architecture
+    seed: int
+    outlier_channels: int
+
+    def stored(self, layout: Layout) -> Iterator[tuple[str, tuple[int, ...], Iterable[np.ndarray]]]:
+        """Yields name, shape and consecutive pieces of every leaf as the layout holds it."""
+        shapes = leaf_shapes(self.architecture)
+        for name, shape in shapes.items():
+            place = stored_name(name, layout)
+            if layout is Layout.BIG_VISION_SCAN and name.startswith(BLOCK):
+                if name.startswith(f"{BLOCK}0/"):
+                    rest = name.removeprefix(f"{BLOCK}0/")
+                    blocks = range(self.architecture.depth)
+                    yield place, (len(blocks), *shape), (self.leaf(f"{BLOCK}{i}/{rest}", shape) for i in blocks)
+            elif self.architecture.pool == "tok" and layout in _CLASS_ROW_LAYOUTS and name == "pos_embedding":
+                yield place, (1, shape[1] + 1, shape[2]), (self._class_part("row"), self.leaf(name, shape))
+            elif layout in _CLASS_ROW_LAYOUTS and name == "cls":
+                yield place, shape, (self._class_part("token"),)
+            else:
+                yield place, shape, (self.leaf(name, shape),)
+
+    def leaf(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        """One canonical parameter, float32."""
+        if name == "cls":
+            return self._class_part("token") + self._class_part("row")
+        normal = self._normal(name, shape)
+        kind = name.rpartition("/")[2]
+        if kind == "scale":
+            return self._norm_scale(name, 1 + 0.1 * normal)
+        if kind == "bias":
+            return 0.02 * normal
+        if kind == "pos_embedding":
+            return 0.1 * normal
+        if kind == "probe":
+            return normal
+        is_projection = name.endswith(("query/kernel", "key/kernel", "value/kernel"))
+        inputs = shape[0] if is_projection else math.prod(shape[:-1])
+        return self._outliers(name, normal / np.float32(math.sqrt(inputs)))
+
+    def _normal(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        return np.random.default_rng([self.seed, zlib.crc32(name.encode())]).standard_normal(shape, np.float32)
+
+    def _class_part(self, part: str) -> np.ndarray:
+        # Multiples of 1/256 below 1/2: the sum of the two is exact even in bfloat16, so layouts that store it agree to the bit.
+        value = 0.1 * self._normal(f"cls/{part}", (1, 1, self.architecture.width))
+        return np.clip(np.rint(value * 256), -127, 127) / np.float32(256)
+
+    def _outlier_columns(self) -> np.ndarray:
+        return np.random.default_rng([self.seed, 1]).permutation(self.architecture.width)[: self.outlier_channels]
+
+    def _outliers(self, name: str, kernel: np.ndarray) -> np.ndarray:
+        if self.outlier_channels and name == f"{BLOCK}0/MlpBlock_0/Dense_1/kernel":
+            # The hidden units' mean is that of GELU over a standard normal, 1/(2 sqrt(pi)); signs alternate to keep the stream's mean.
+            signs = np.where(np.arange(self.outlier_channels) % 2, -1.0, 1.0)
+            kernel[:, self._outlier_columns()] += signs * OUTLIER * 2 * math.sqrt(math.pi) / self.architecture.mlp_dim
+        return kernel
+
+    def _norm_scale(self, name: str, scale: np.ndarray) -> np.ndarray:
+        """Undoes, as training does, what the outliers do to every later LayerNorm: they alone decide its variance."""
+        block = re.match(rf"{BLOCK}(\d+)/", name)
+        blocks_before = int(block[1]) if block else self.architecture.depth
+        if self.outlier_channels and blocks_before and not name.startswith("MAPHead_0/"):
+            deviation = OUTLIER * math.sqrt(self.outlier_channels / self.architecture.width)
+            # With these kernels the mean square of the other channels is about the number of blocks that they have passed.
+            scale = scale * np.float32(deviation / math.sqrt(blocks_before))
+            scale[self._outlier_columns()] *= np.float32(math.sqrt(blocks_before) / OUTLIER)
+        return scale
+
+
+def _define_flags() -> None:
+    flags.DEFINE_string("variant", None, f"What to write: {', '.join(PUBLISHED)}, mu/16 (tiny), or any width/patch.", required=True)
+    flags.DEFINE_string("output", None, "The .npz to write.", required=True)
+    flags.DEFINE_integer("seed", 0, "Seed of the weights.", lower_bound=0)
+    flags.DEFINE_list("image_size", ["224"], "Pixels that the position table is for: one number, or height,width.")
+    flags.DEFINE_integer("num_classes", 1000, "Outputs of the head; 0 for none.", lower_bound=0)
+    flags.DEFINE_enum("layout", "vit_jax", LAYOUTS, "How the parameters are named.")
+    flags.DEFINE_string("prefix", "", "Put in front of every name: params/ or opt/target/.")
+    flags.DEFINE_enum("dtype", "float32", list(DTYPES), "How the values are stored.")
+    flags.DEFINE_enum("pool", None, ["tok", "gap", "map"], "Pooling; by default what the variant's name says.")
+    flags.DEFINE_enum("posemb", "learn", POSEMBS, "sincos2d stores no position table.")
+    flags.DEFINE_bool("pre_logits", False, "Add the tanh layer before the head.")
+    flags.DEFINE_integer("outlier_channels", 0, "Even number of channels in which the residual stream reaches about 1.4e3.", lower_bound=0)
+
+
+def main(argv: list[str]) -> None:
+    """Writes the checkpoint that the flags describe."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}")
+    options: dict[str, Any] = {flag.name: flag.value for flag in flags.FLAGS.get_flags_for_module("__main__")}
+    output, variant = options.pop("output"), options.pop("variant")
+    sides = [int(side) for side in options.pop("image_size")]
+    try:
+        architecture = write_random_checkpoint(output, variant, image_size=(sides[0], sides[-1]), **options)
+    except ConvertError as e:
+        print(f"error: {e}\n{e.fix}", file=sys.stderr)
+        sys.exit(e.exit_code)
+    print(f"{output}: {architecture.variant}, {os.path.getsize(output):,} bytes")
+
+
+if __name__ == "__main__":
+    _define_flags()  # not at import: other programs of the package have flags of the same names
+    app.run(main)

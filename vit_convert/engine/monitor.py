@@ -1,0 +1,136 @@
+"""What the GPU did meanwhile: clocks, power, utilisation and temperature, sampled through NVML in a thread."""
+
+import ctypes
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from vit_convert.engine import cuda
+
+_PERIOD_S = 0.1
+_SM_CLOCK, _MEMORY_CLOCK, _TEMPERATURE_GPU = 1, 2, 0  # nvml.h: NVML_CLOCK_SM, NVML_CLOCK_MEM, NVML_TEMPERATURE_GPU
+Quantity = Callable[[], float]
+
+
+class Monitor:
+    """Samples the GPU while a `with` block runs.
+
+    Attributes:
+        missing: why nothing is sampled, else "".
+    """
+
+    def __init__(self) -> None:
+        self._samples: list[dict[str, float]] = []
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._quantities, self.missing = _open_quantities()
+
+    def __enter__(self) -> "Monitor":
+        if self._quantities:
+            self._samples.clear()
+            self._stop.clear()
+            self._thread = threading.Thread(target=self._sample, daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._thread is not None:
+            self._stop.set()
+            self._thread.join()
+            self._thread = None
+
+    def summary(self) -> dict[str, float]:
+        """Mean of each quantity over the last block, and the extremes that tell of throttling; {} where nothing was sampled."""
+        return summarise(self._samples)
+
+    def _sample(self) -> None:
+        while not self._stop.wait(_PERIOD_S):
+            self._samples.append({name: read() for name, read in self._quantities.items()})
+
+
+def summarise(samples: list[dict[str, float]]) -> dict[str, float]:
+    """Sums samples up.
+
+    Args:
+        samples: of "sm_clock_mhz", "memory_clock_mhz", "power_w", "utilization_percent" and "temperature_c", the same in each.
+
+    Returns:
+        The mean of each, with "sm_clock_min_mhz" and "power_max_w"; {} for no samples.
+    """
+    if not samples:
+        return {}
+    summary = {key: round(float(np.mean([sample[key] for sample in samples])), 1) for key in samples[0]}
+    if "sm_clock_mhz" in summary:
+        summary["sm_clock_min_mhz"] = min(sample["sm_clock_mhz"] for sample in samples)
+    if "power_w" in summary:
+        summary["power_max_w"] = max(sample["power_w"] for sample in samples)
+    return summary
+
+
+def _open_quantities() -> tuple[dict[str, Quantity], str]:
+    if cuda.gpu() is None:
+        return {}, "there is no GPU here"
+    try:
+        quantities = _pynvml_quantities()
+    except ImportError:
+        try:
+            quantities = _ctypes_quantities()
+        except (OSError, RuntimeError) as e:
+            return {}, f"NVML cannot be used ({e})"
+    working = {name: quantity for name, quantity in quantities.items() if _works(quantity)}  # a slice of a GPU tells less than a whole one
+    return working, "" if working else "NVML tells nothing of this GPU"
+
+
+def _works(quantity: Quantity) -> bool:
+    try:
+        quantity()
+        return True
+    except Exception:  # pynvml has a class of its own for each refusal
+        return False
+
+
+def _pynvml_quantities() -> dict[str, Quantity]:
+    import pynvml
+
+    pynvml.nvmlInit()
+    handle = pynvml.nvmlDeviceGetHandleByPciBusId(cuda.pci_bus_id())
+    return {
+        "sm_clock_mhz": lambda: pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM),
+        "memory_clock_mhz": lambda: pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_MEM),
+        "power_w": lambda: pynvml.nvmlDeviceGetPowerUsage(handle) / 1000,
+        "utilization_percent": lambda: pynvml.nvmlDeviceGetUtilizationRates(handle).gpu,
+        "temperature_c": lambda: pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU),
+    }
+
+
+def _ctypes_quantities() -> dict[str, Quantity]:
+    """The same five calls without nvidia-ml-py, which a host that only runs engines may lack."""
+    library = ctypes.CDLL("libnvidia-ml.so.1")
+
+    def call(function: str, *arguments: Any) -> None:
+        if (status := getattr(library, function)(*arguments)) != 0:
+            raise RuntimeError(f"{function}: NVML error {status}")
+
+    handle = ctypes.c_void_p()
+    call("nvmlInit_v2")
+    call("nvmlDeviceGetHandleByPciBusId_v2", cuda.pci_bus_id().encode(), ctypes.byref(handle))
+
+    def number(function: str, *arguments: Any) -> int:
+        value = ctypes.c_uint()
+        call(function, handle, *arguments, ctypes.byref(value))
+        return value.value
+
+    def utilization() -> int:
+        rates = (ctypes.c_uint * 2)()  # nvmlUtilization_t: gpu, memory
+        call("nvmlDeviceGetUtilizationRates", handle, rates)
+        return rates[0]
+
+    return {
+        "sm_clock_mhz": lambda: number("nvmlDeviceGetClockInfo", _SM_CLOCK),
+        "memory_clock_mhz": lambda: number("nvmlDeviceGetClockInfo", _MEMORY_CLOCK),
+        "power_w": lambda: number("nvmlDeviceGetPowerUsage") / 1000,
+        "utilization_percent": utilization,
+        "temperature_c": lambda: number("nvmlDeviceGetTemperature", _TEMPERATURE_GPU),
+    }

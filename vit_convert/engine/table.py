@@ -1,0 +1,21 @@
+"""Plain-text tables, for a host that has numpy and TensorRT alone."""
+
+from collections.abc import Sequence
+
+
+def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Lays a table out: the first column to the left, numbers to the right.
+
+    Args:
+        header: names of the columns.
+        rows: the cells.
+
+    Returns:
+        Lines of equal columns, without a final newline.
+    """
+    lines = [list(header), *(list(row) for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(line, widths))).rstrip()
+        for line in lines
+    )

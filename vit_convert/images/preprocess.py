@@ -1,0 +1,147 @@
+"""The one preprocessing record: how an image file becomes what a checkpoint was trained on."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from vit_convert.errors import UsageError, nearest
+from vit_convert.images.resize import resize
+
+Triple = tuple[float, float, float]
+
+_HALF: Triple = (0.5, 0.5, 0.5)
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_CLIP_MEAN, _CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocess:
+    """How images are resized, cropped and normalised; stored with the model and never restated.
+
+    Attributes:
+        resize: "bilinear", "bicubic" or "area".
+        antialias: whether the filter widens when it shrinks; only "bilinear" can do without, "area" always averages.
+        resize_short: pixels that the shorter side is resized to, keeping the aspect, before a central crop; 0 resizes straight to
+            (height, width) without keeping it.
+        mean: subtracted per channel, on the [0, 1] scale.
+        std: divided by per channel, on the [0, 1] scale.
+
+    Raises:
+        UsageError: a resize that does not exist.
+    """
+
+    resize: str
+    antialias: bool
+    resize_short: int
+    mean: Triple
+    std: Triple
+
+    def __post_init__(self) -> None:
+        if (self.resize, self.antialias) not in {("bilinear", False), ("bilinear", True), ("bicubic", True), ("area", True)}:
+            raise UsageError(
+                f"preprocess: resize={self.resize!r} with antialias={self.antialias} is not offered",
+                fix='Use "bilinear" with or without antialias, or "bicubic" or "area" with it.',
+            )
+
+    @property
+    def scale(self) -> np.ndarray:
+        """Factor of `normalize`, 1 / (255 std): float32 [3]."""
+        return (1.0 / (255.0 * np.asarray(self.std, np.float64))).astype(np.float32)
+
+    @property
+    def offset(self) -> np.ndarray:
+        """Summand of `normalize`, -mean / std: float32 [3]."""
+        return (-np.asarray(self.mean, np.float64) / np.asarray(self.std, np.float64)).astype(np.float32)
+
+    def normalize(self, images: np.ndarray) -> np.ndarray:
+        """Turns pixels into the values that the graph's input takes: (x / 255 - mean) / std, as float32(x) * scale + offset.
+
+        `scale` and `offset` are rounded to float32 once; the product and the sum are rounded separately, so that a graph with one Mul and
+        one Add on the same constants gives the same bits. For mean = std = 0.5 this is (x - 127.5) / 127.5 to within 2.4e-7.
+
+        Args:
+            images: uint8 [images, height, width, 3].
+
+        Returns:
+            float32 array of the same shape.
+        """
+        values = images.astype(np.float32)
+        values *= self.scale
+        values += self.offset
+        return values
+
+    def fit(self, image: np.ndarray, height: int, width: int) -> np.ndarray:
+        """Brings one image to the model's size; one that has this size already is returned as it is.
+
+        Args:
+            image: uint8 [h, w, 3].
+            height: of the result in pixels.
+            width: of the result in pixels.
+
+        Returns:
+            uint8 [height, width, 3].
+        """
+        if image.shape[:2] == (height, width):
+            return image
+        if not self.resize_short:
+            return resize(image, height, width, self.resize, self.antialias)
+        # A square target makes this the shorter-side rule; another one is still covered on both sides.
+        margin = self.resize_short / min(height, width)
+        ratio = max(margin * height / image.shape[0], margin * width / image.shape[1])
+        tall, wide = max(height, round(image.shape[0] * ratio)), max(width, round(image.shape[1] * ratio))
+        image = resize(image, tall, wide, self.resize, self.antialias)
+        top, left = (tall - height) // 2, (wide - width) // 2
+        return image[top : top + height, left : left + width]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record as JSON can spell it."""
+        return dataclasses.asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> "Preprocess":
+        """The inverse of `to_dict`."""
+        return cls(**{**record, "mean": tuple(record["mean"]), "std": tuple(record["std"])})
+
+
+@dataclasses.dataclass(frozen=True)
+class _Family:
+    resize: str
+    antialias: bool
+    short_per_side: float  # resize_short over the image size's shorter side; 0 does not keep the aspect
+    mean: Triple = _HALF
+    std: Triple = _HALF
+
+
+_FAMILIES = {
+    "vit_jax": _Family("bilinear", False, 0),  # vit_jax/input_pipeline.py
+    "lit": _Family("bilinear", False, 0),  # vit_jax/preprocess.py
+    "big_vision": _Family("area", True, 256 / 224),  # configs: resize_small(256)|central_crop(224)|value_range(-1,1)
+    "siglip": _Family("bilinear", False, 0),  # big_vision configs/proj/image_text
+    "clip": _Family("bicubic", True, 1, _CLIP_MEAN, _CLIP_STD),  # openai/CLIP and scenic
+    "imagenet": _Family("bicubic", True, 256 / 224, _IMAGENET_MEAN, _IMAGENET_STD),  # DeiT, MAE, Swin, DINOv2
+    "dinov3": _Family("bilinear", True, 0, _IMAGENET_MEAN, _IMAGENET_STD),  # dinov3 README
+}
+
+
+def preprocess_for(family: str, image_size: tuple[int, int]) -> Preprocess:
+    """The record that a family's checkpoints were evaluated with.
+
+    Args:
+        family: name in the table above, or that of a checkpoint layout that begins with one ("big_vision_scan").
+        image_size: (height, width) of the model's input in pixels; a shorter side before cropping grows with it.
+
+    Returns:
+        The Preprocess.
+
+    Raises:
+        UsageError: no such family.
+    """
+    found = _FAMILIES.get(family) or next((row for name, row in _FAMILIES.items() if family.startswith(f"{name}_")), None)
+    if found is None:
+        raise UsageError(
+            f"no preprocessing is known for family {family!r}.{nearest(family, _FAMILIES)}", fix=f"Known families: {', '.join(_FAMILIES)}."
+        )
+    short = round(min(image_size) * found.short_per_side)
+    return Preprocess(found.resize, found.antialias, short, found.mean, found.std)

@@ -1,0 +1,243 @@
+"""Measures activation ranges by running the graph in onnxruntime: two streaming passes, memory independent of the number of images."""
+
+import dataclasses
+import hashlib
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+
+from vit_convert.bundle import read_json, write_json
+from vit_convert.errors import CalibrationError, UsageError, nearest
+from vit_convert.progress import Progress
+from vit_convert.quantize import cache, graph
+from vit_convert.quantize.histogram import Histogram, entropy_threshold, minmax_threshold, percentile_threshold
+from vit_convert.quantize.placement import place
+
+METHODS: dict[str, Callable[[Histogram], float]] = {
+    "entropy": entropy_threshold,
+    "minmax": minmax_threshold,
+    "percentile": percentile_threshold,
+}
+# What one onnxruntime call of the second pass may return. Fewer images a call first, then fewer tensors.
+OUTPUT_BYTES = 512 << 20
+# The first pass: both ends of the range, a sum because onnxruntime's maximum passes over NaN, and the number of elements.
+_REDUCTIONS = ("ReduceMax", "ReduceMin", "ReduceSum", "Size")
+
+Normalize = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """Ranges of activations.
+
+    Attributes:
+        thresholds: for each tensor, the |x| that the largest quantized value stands for.
+        amax: for each tensor, the largest |x| seen.
+        method: entropy, minmax or percentile.
+        num_images: how many images were seen.
+        keys: sha256 of the graph with its weights and of the normalized data, and the method: what a cached file must agree on.
+    """
+
+    thresholds: dict[str, float]
+    amax: dict[str, float]
+    method: str
+    num_images: int
+    keys: dict[str, str]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes `calibration.json`."""
+        write_json(path, dataclasses.asdict(self))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Calibration":
+        """Reads `calibration.json`.
+
+        Raises:
+            CalibrationError: the file is missing, damaged or of another format.
+        """
+        value = read_json(path, {})
+        try:
+            return cls(**value)
+        except TypeError as e:
+            raise CalibrationError(f"{path}: not a calibration ({e})", fix="Remove it; calibration writes a new one.") from e
+
+    def write_trt_cache(self, path: str | os.PathLike[str], version: str, algorithm: str = "EntropyCalibration2") -> None:
+        """Writes the thresholds as TensorRT's own cache; see `cache.write_trt_cache`."""
+        cache.write_trt_cache(path, self.thresholds, version, algorithm)
+
+
+def calibration_keys(onnx_path: str | os.PathLike[str], images: np.ndarray, normalize: Normalize, method: str) -> dict[str, str]:
+    """Computes what a calibration depends on, to compare with a saved one's `keys`.
+
+    Args:
+        onnx_path: the fp32 graph.
+        images: uint8 [images, height, width, 3].
+        normalize: as `calibrate` takes it; its effect on the first image enters the key.
+        method: entropy, minmax or percentile.
+
+    Returns:
+        {"graph", "data", "method"}.
+    """
+    digest = hashlib.sha256(str(images.shape).encode())
+    for image in images:
+        digest.update(image.tobytes())
+    digest.update(normalize(images[:1]).tobytes())
+    return {"graph": graph.hash_model(onnx_path), "data": digest.hexdigest(), "method": method}
+
+
+def calibrate(
+    onnx_path: str | os.PathLike[str],
+    images: np.ndarray,
+    normalize: Normalize,
+    tensors: Sequence[str] | None = None,
+    *,
+    method: str = "entropy",
+    batch_size: int = 8,
+    progress: Progress | None = None,
+) -> Calibration:
+    """Measures the ranges of activations over calibration images.
+
+    The first pass finds each tensor's largest |x|, inside the graph, so that nothing large leaves it; the second counts histograms over
+    that range (min-max needs none). Both stream: the state is 16 KiB a tensor, and one call returns at most OUTPUT_BYTES of activations
+    (or one image's largest tensor), so memory does not depend on the number of images, and on the model only by what onnxruntime holds.
+
+    Args:
+        onnx_path: the fp32 graph with input `images` float32 [batch, height, width, 3]; its external data is read where it lies.
+        images: uint8 [images, height, width, 3], may be memory-mapped.
+        normalize: uint8 [batch, height, width, 3] → the graph's float32 input.
+        tensors: names of activations; None for those that the default placement quantizes.
+        method: entropy, minmax or percentile (99.99).
+        batch_size: images a call in the first pass, and at most so many in the second.
+        progress: shows a bar for each pass.
+
+    Returns:
+        The Calibration.
+
+    Raises:
+        UsageError: unknown method or tensor.
+        CalibrationError: no images, images of another size than the graph's, or an activation is not finite.
+    """
+    if method not in METHODS:
+        raise UsageError(f"calibration.method is {method!r}{nearest(method, METHODS)}", fix=f"Use one of {', '.join(METHODS)}.")
+    if not len(images):
+        raise CalibrationError("calibration has no images", fix="Point calibration.data to a folder of images.")
+    model = ir.load(onnx_path)
+    names = list(place(model).tensors() if tensors is None else dict.fromkeys(tensors))
+    known = set(graph.activations(model.graph))
+    for name in names:
+        if name not in known:
+            raise UsageError(f"calibration: the graph has no activation {name!r}.{nearest(name, known)}")
+    progress = progress or Progress(quiet=True)
+
+    amax, elements = _scan(onnx_path, names, images, normalize, batch_size, progress)
+    thresholds = amax if method == "minmax" else {}
+    if method != "minmax":
+        histograms = _count(onnx_path, amax, elements, images, normalize, batch_size, progress)
+        thresholds = {name: METHODS[method](histogram) for name, histogram in histograms.items()}
+    return Calibration(thresholds, amax, method, len(images), calibration_keys(onnx_path, images, normalize, method))
+
+
+def _scan(
+    onnx_path: str | os.PathLike[str], names: list[str], images: np.ndarray, normalize: Normalize, batch_size: int, progress: Progress
+) -> tuple[dict[str, float], dict[str, int]]:
+    """First pass: largest |x| and number of elements of one image, for each tensor."""
+    session = _session(onnx_path, names, reduce=True)
+    amax, elements = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0)
+    for size, groups in _stream(session, len(_REDUCTIONS), images, normalize, batch_size, progress, "Ranges"):
+        for name, high, low, total, count in zip(names, *groups):
+            if not np.isfinite([high, low, total]).all():
+                raise CalibrationError(f"{name}: the activation is not finite on the calibration images", fix="Run the fp32 check first.")
+            amax[name] = max(amax[name], float(high), -float(low))
+            elements[name] = int(count) // size
+    return amax, elements
+
+
+def _count(
+    onnx_path: str | os.PathLike[str],
+    amax: dict[str, float],
+    elements: dict[str, int],
+    images: np.ndarray,
+    normalize: Normalize,
+    batch_size: int,
+    progress: Progress,
+) -> dict[str, Histogram]:
+    """Second pass: a histogram over [0, amax] for each tensor."""
+    histograms = {name: Histogram(a) for name, a in amax.items()}
+    chunks = _chunks(elements, OUTPUT_BYTES)
+    for number, names in enumerate(chunks, start=1):
+        session = _session(onnx_path, names, reduce=False)
+        fitting = OUTPUT_BYTES // (4 * sum(elements[name] for name in names))
+        label = "Histograms" if len(chunks) == 1 else f"Histograms {number}/{len(chunks)}"
+        for _, (values,) in _stream(session, 1, images, normalize, max(1, min(batch_size, fitting)), progress, label):
+            for name, value in zip(names, values):
+                try:
+                    histograms[name].add(value)
+                except ValueError as e:
+                    raise CalibrationError(
+                        f"{name}: the activation is not finite on the calibration images", fix="Run the fp32 check first."
+                    ) from e
+    return histograms
+
+
+def _chunks(elements: dict[str, int], limit_bytes: int) -> list[list[str]]:
+    """Splits tensors, in graph order, so that one image's float32 values of each part fit the limit."""
+    chunks: list[list[str]] = [[]]
+    used = 0
+    for name, count in elements.items():
+        if chunks[-1] and used + 4 * count > limit_bytes:
+            chunks.append([])
+            used = 0
+        chunks[-1].append(name)
+        used += 4 * count
+    return chunks
+
+
+def _session(onnx_path: str | os.PathLike[str], names: list[str], *, reduce: bool) -> onnxruntime.InferenceSession:
+    """Opens the graph with the given tensors (or what `_REDUCTIONS` makes of them) as its only outputs.
+
+    Only the graph is copied, in memory; weights stay in the external data of the file.
+    """
+    proto = onnx.load(onnx_path, load_external_data=False)
+    outputs = [onnx.ValueInfoProto(name=name) for name in names]
+    if reduce:
+        outputs = []
+        for op in _REDUCTIONS:
+            attributes: dict[str, Any] = {} if op == "Size" else {"keepdims": 0}
+            for name in names:
+                proto.graph.node.append(onnx.helper.make_node(op, [name], [f"{name}/{op}"], **attributes))
+                outputs.append(onnx.ValueInfoProto(name=f"{name}/{op}"))
+    del proto.graph.output[:]
+    proto.graph.output.extend(outputs)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(pathlib.Path(onnx_path).resolve().parent))
+    return onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def _stream(
+    session: onnxruntime.InferenceSession,
+    num_groups: int,
+    images: np.ndarray,
+    normalize: Normalize,
+    batch_size: int,
+    progress: Progress,
+    label: str,
+) -> Iterator[tuple[int, list[list[np.ndarray]]]]:
+    """Yields (images in the batch, outputs in `num_groups` equal lists) batch by batch."""
+    (feed,) = session.get_inputs()
+    expected = tuple(feed.shape[1:])
+    with progress.bar(label, total=len(images)) as advance:
+        for start in range(0, len(images), batch_size):
+            batch = normalize(np.asarray(images[start : start + batch_size]))
+            if batch.shape[1:] != expected:
+                raise CalibrationError(f"calibration images are {batch.shape[1:]}, the graph takes {expected}", fix="Decode them again.")
+            outputs = session.run(None, {feed.name: batch})
+            each = len(outputs) // num_groups
+            yield len(batch), [outputs[i * each : (i + 1) * each] for i in range(num_groups)]
+            advance(len(batch))

@@ -1,0 +1,154 @@
+"""Writes Q/DQ pairs into a graph: symmetric int8, per tensor for activations and per column for weights."""
+
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from vit_convert.errors import CalibrationError, UsageError
+from vit_convert.quantize.calibrate import Calibration
+from vit_convert.quantize.graph import DEQUANTIZED, derived, initializer, read_weight
+from vit_convert.quantize.placement import Site
+
+INT8_MAX = 127  # -128 stays unused, so that the range is symmetric
+TRT8_MAX_OPSET = 17
+
+
+def quantize(model: ir.Model, calibration: Calibration, sites: Sequence[Site], *, target: str) -> ir.Model:
+    """Puts a Q/DQ pair on every site.
+
+    A tensor has one pair, shared by all sites that read it; other readers (the residual stream) keep the unquantized tensor. Zero points
+    are explicit int8 zeros everywhere: TensorRT 8.6 demands them, and without one QuantizeLinear means uint8.
+    Weights: an int8 initializer with DequantizeLinear; for `trt8`, which knows no such thing, the fp32 weight with a pair of its own.
+    Scales of the other targets are fp16 values (rounded up), so that the FP16 pass keeps them exactly.
+    Weights are read one by one, now for their scales and again when the model is saved.
+
+    Args:
+        model: the fp32 graph; left as it is.
+        calibration: ranges for every site's tensor.
+        sites: what `placement.place` chose.
+        target: trt8, trt10, trt11 or rtx.
+
+    Returns:
+        A new model; unchanged weights are shared with the given one.
+
+    Raises:
+        CalibrationError: a site's tensor has no range.
+        UsageError: the graph's opset does not suit the target.
+
+    Source: NVIDIA TensorRT developer guide, "Explicit quantization": symmetric, scale = amax / 127.
+    """
+    opset = model.opset_imports[""]
+    if target == "trt8" and opset > TRT8_MAX_OPSET:
+        raise UsageError(f"target trt8 reads opset {TRT8_MAX_OPSET} at most, the graph has {opset}", fix="Export with target=trt8.")
+    model = model.clone()
+    writer = _Writer(model.graph, target)
+    values = {v.name: v for node in model.graph for v in node.outputs} | {v.name: v for v in model.graph.inputs}
+    missing = [s for s in sites if s.amax is None and s.tensor not in calibration.thresholds]
+    if missing:
+        raise CalibrationError(
+            f"{missing[0].name}: no range for {missing[0].tensor}", fix="Calibrate again; the calibration is of another placement."
+        )
+
+    dequantized: dict[str, ir.Value] = {}
+    for site in sites:
+        node = values[site.node].producer()
+        assert node is not None
+        if site.tensor not in dequantized:
+            amax = calibration.thresholds[site.tensor] if site.amax is None else site.amax
+            dequantized[site.tensor] = writer.activation(values[site.tensor], amax)
+        _replace(node, site.tensor, dequantized[site.tensor])
+        if site.weight and site.weight not in dequantized:
+            dequantized[site.weight] = writer.weight(model.graph.initializers[site.weight], node)
+        if site.weight:
+            _replace(node, site.weight, dequantized[site.weight])
+    RemoveUnusedNodesPass()(model)
+    return model
+
+
+def weight_scales(weight: np.ndarray) -> np.ndarray:
+    """Computes a weight's scales.
+
+    Args:
+        weight: [K, N] float.
+
+    Returns:
+        [N] float32, amax / 127 of each column; 1 for a column that is all zero.
+    """
+    amax = np.maximum(weight.max(axis=0), -weight.min(axis=0)).astype(np.float32)
+    return np.where(amax > 0, amax / np.float32(INT8_MAX), np.float32(1))
+
+
+def round_up_to_fp16(scale: np.ndarray) -> np.ndarray:
+    """Returns the smallest fp16 values that are not below the given float32 ones, as float32."""
+    half = scale.astype(np.float16)
+    low = half.astype(np.float32) < scale
+    return np.where(low, np.nextafter(half, np.float16(np.inf)), half).astype(np.float32)
+
+
+def _replace(node: ir.Node, name: str, value: ir.Value) -> None:
+    for index, old in enumerate(node.inputs):
+        if old is not None and old.name == name:
+            node.replace_input_with(index, value)
+
+
+class _Writer:
+    """Adds pairs to one graph."""
+
+    def __init__(self, graph: ir.Graph, target: str):
+        self._graph = graph
+        self._trt8 = target == "trt8"
+
+    def activation(self, x: ir.Value, amax: float) -> ir.Value:
+        """One pair after x, one scale; returns what the sites read instead."""
+        # A tensor that is zero on all calibration images has no range of its own.
+        scale = np.float32(amax or 1.0) / np.float32(INT8_MAX)
+        pair, result = self._pair(x, self._scales(np.asarray(scale)), {})
+        if (producer := x.producer()) is not None:
+            self._graph.insert_after(producer, pair)
+        else:
+            self._graph.insert_before(self._graph[0], pair)
+        return result
+
+    def weight(self, w: ir.Value, reader: ir.Node) -> ir.Value:
+        """A column-wise pair on w (trt8), or its integers with DequantizeLinear; returns what the MatMul reads instead."""
+        tensor = w.const_value
+        assert tensor is not None
+        scales = self._scales(read_weight(tensor, weight_scales))
+        if self._trt8:
+            nodes, result = self._pair(w, scales, {"axis": 1})
+        else:
+            integers = derived(tensor, ir.DataType.INT8, functools.partial(_integers, scales), f"{w.name}/int8")
+            node, result = self._dequantize(initializer(self._graph, integers), w, self._scale_inputs(w, scales), {"axis": 1})
+            nodes = [node]
+        self._graph.insert_before(reader, nodes)
+        return result
+
+    def _scales(self, scales: np.ndarray) -> np.ndarray:
+        return scales if self._trt8 else round_up_to_fp16(scales)
+
+    def _pair(self, x: ir.Value, scales: np.ndarray, attributes: dict[str, int]) -> tuple[list[ir.Node], ir.Value]:
+        parameters = self._scale_inputs(x, scales)
+        quantize = ir.node("QuantizeLinear", [x, *parameters], attributes, name=f"{x.name}/QuantizeLinear")
+        quantized = quantize.outputs[0]
+        quantized.name, quantized.dtype, quantized.shape = f"{x.name}/quantized", ir.DataType.INT8, x.shape
+        node, result = self._dequantize(quantized, x, parameters, attributes)
+        return [quantize, node], result
+
+    def _dequantize(self, q: ir.Value, x: ir.Value, parameters: list[ir.Value], attributes: dict[str, int]) -> tuple[ir.Node, ir.Value]:
+        node = ir.node("DequantizeLinear", [q, *parameters], attributes, name=f"{x.name}/DequantizeLinear")
+        result = node.outputs[0]
+        result.name, result.dtype, result.shape = f"{x.name}{DEQUANTIZED}", ir.DataType.FLOAT, x.shape
+        return node, result
+
+    def _scale_inputs(self, x: ir.Value, scales: np.ndarray) -> list[ir.Value]:
+        zeros = np.zeros(scales.shape, np.int8)
+        tensors = (ir.tensor(scales, name=f"{x.name}/scale"), ir.tensor(zeros, name=f"{x.name}/zero_point"))
+        return [initializer(self._graph, tensor) for tensor in tensors]
+
+
+def _integers(scales: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    # rint rounds half to even, as QuantizeLinear does.
+    return np.clip(np.rint(weight / scales), -INT8_MAX, INT8_MAX).astype(np.int8)
