@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 import pathlib
 from typing import Any
 
@@ -41,11 +42,11 @@ def _checkpoint_inputs(context: Context) -> Any:
         import time
 
         return [asked, time.time_ns()]  # nothing tells cheaply whether a user's function returns what it did
-    path = _checkpoint_path(context)
-    from vit_convert.checkpoint.load import split_subtree
+    from vit_convert.checkpoint.containers import split_subtree
 
+    path = _checkpoint_path(context)
     file, _ = split_subtree(path)
-    return [asked, str(path), file_identity(file) if file.exists() else None]
+    return [asked, str(path), file_identity(file) if os.path.exists(file) else None]
 
 
 def _checkpoint_path(context: Context) -> pathlib.Path:

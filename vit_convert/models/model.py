@@ -71,7 +71,7 @@ def vit_model(architecture: Architecture, params: Mapping[str, np.ndarray]) -> M
         traced_shapes=param_shapes(traced),
         traced_taps=[*_block_names(traced.depth), "encoder_norm"],
         depth=architecture.depth if architecture.depth > traced.depth else None,
-        run=lambda images: _run_vit(architecture, params, output, images),
+        run=_vit_runner(architecture, params, output),
     )
 
 
@@ -79,27 +79,33 @@ def _block_names(depth: int) -> list[str]:
     return [f"block_{i:02d}" for i in range(depth)]
 
 
-def _run_vit(architecture: Architecture, params: Mapping[str, np.ndarray], output: str, images: np.ndarray) -> dict[str, np.ndarray]:
+def _vit_runner(architecture: Architecture, params: Mapping[str, np.ndarray], output: str) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
     """Runs a ViT one block at a time: one block is compiled once and one block's weights are on the device at a time."""
     vit, block = ViT(architecture), EncoderBlock(architecture)
+    embed = jax.jit(lambda variables, images: vit.apply(variables, images, method=ViT.embed))
+    step = jax.jit(lambda leaves, x: block.apply({"params": leaves}, x))
+    normalize = jax.jit(lambda variables, x: vit.apply(variables, x, method=ViT.normalize))
+    classify = jax.jit(lambda variables, x: vit.apply(variables, x, method=ViT.classify))
 
     def part(prefix: str) -> Any:
-        leaves = {name.removeprefix(prefix): jnp.asarray(leaf) for name, leaf in params.items() if name.startswith(prefix)}
+        leaves = {name.removeprefix(prefix): jnp.asarray(params[name]) for name in params if name.startswith(prefix)}
         return traverse_util.unflatten_dict(leaves, sep="/")
 
-    outside = {name: jnp.asarray(leaf) for name, leaf in params.items() if not name.startswith("Transformer/encoderblock_")}
-    variables = {"params": traverse_util.unflatten_dict(outside, sep="/")}
-    with jax.default_matmul_precision("highest"):
-        step = jax.jit(lambda leaves, x: block.apply({"params": leaves}, x))
-        x = jax.jit(lambda v, i: vit.apply(v, i, method=ViT.embed))(variables, jnp.asarray(images))
+    def run(images: np.ndarray) -> dict[str, np.ndarray]:
+        outside = {name: jnp.asarray(params[name]) for name in params if not name.startswith("Transformer/encoderblock_")}
+        variables = {"params": traverse_util.unflatten_dict(outside, sep="/")}
         results = {}
-        for i, name in enumerate(_block_names(architecture.depth)):
-            x = step(part(f"Transformer/encoderblock_{i}/"), x)
-            results[name] = np.asarray(x)
-        x = jax.jit(lambda v, i: vit.apply(v, i, method=ViT.normalize))(variables, x)
-        results["encoder_norm"] = np.asarray(x)
-        results[output] = np.asarray(jax.jit(lambda v, i: vit.apply(v, i, method=ViT.classify))(variables, x))
-    return results
+        with jax.default_matmul_precision("highest"):
+            x = embed(variables, jnp.asarray(images))
+            for i, name in enumerate(_block_names(architecture.depth)):
+                x = step(part(f"Transformer/encoderblock_{i}/"), x)
+                results[name] = np.asarray(x)
+            x = normalize(variables, x)
+            results["encoder_norm"] = np.asarray(x)
+            results[output] = np.asarray(classify(variables, x))
+        return results
+
+    return run
 
 
 def user_model(module: Any, variables: Any = None, *, output: str = "logits") -> Model:
