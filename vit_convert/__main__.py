@@ -25,7 +25,7 @@ from vit_convert.errors import INTERRUPTED, ConvertError, UsageError, nearest
 
 _FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", "out", "Folder that gets one sub-folder per conversion.", flag_values=_FLAGS)
-flags.DEFINE_string("until", "", "Last stage to run: checkpoint, images, reference, export, check, calibrate, quantize or build.", flag_values=_FLAGS)
+flags.DEFINE_string("until", "", "Last stage to run: checkpoint, images, export, reference, check, calibrate, sensitivity, plan, quantize or build.", flag_values=_FLAGS)
 flags.DEFINE_bool("force", False, "Redo stages that are fresh.", flag_values=_FLAGS)
 flags.DEFINE_bool("quiet", False, "Print nothing but errors.", flag_values=_FLAGS)
 flags.DEFINE_bool("debug", False, "Show tracebacks of users' mistakes as well.", flag_values=_FLAGS)

@@ -13,7 +13,7 @@ from typing import Any
 
 from vit_convert.errors import UsageError
 
-_CHUNK_BYTES = 1 << 22
+_CHUNK_BYTES = 1 << 20  # stays in a core's cache between the read and the hash
 
 
 class Bundle:
@@ -41,12 +41,18 @@ class Bundle:
     reference = property(lambda self: self.root / "reference.npz")
     calibration = property(lambda self: self.root / "calibration.json")
     calibration_cache = property(lambda self: self.root / "calibration.cache")
+    sensitivity = property(lambda self: self.root / "sensitivity.json")
+    precision_plan = property(lambda self: self.root / "precision_plan.json")
     report = property(lambda self: self.root / "report.json")
     report_html = property(lambda self: self.root / "report.html")
 
     def onnx(self, precision: str = "fp32") -> pathlib.Path:
         """The graph of one precision: `model.onnx` for fp32, `model.<precision>.onnx` otherwise; weights in `<that>.data`."""
         return self.root / ("model.onnx" if precision == "fp32" else f"model.{precision}.onnx")
+
+    def reference_at(self, image_size: tuple[int, int]) -> pathlib.Path:
+        """What JAX gave at one more (height, width) that a dynamic graph takes; `reference` is of the size that it is tuned for."""
+        return self.root / f"reference.{image_size[0]}x{image_size[1]}.npz"
 
     def images(self, split: str) -> pathlib.Path:
         """Decoded images of one split ("calibration", "evaluation"): uint8 [images, height, width, 3]."""
@@ -130,10 +136,10 @@ def _plain(value: Any) -> Any:
 
 def hash_file(path: str | os.PathLike[str]) -> str:
     """The sha256 of a file, in hex, read in chunks."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as f:
-        while chunk := f.read(_CHUNK_BYTES):
-            digest.update(chunk)
+    digest, buffer = hashlib.sha256(), memoryview(bytearray(_CHUNK_BYTES))
+    with open(path, "rb", buffering=0) as f:
+        while count := f.readinto(buffer):
+            digest.update(buffer[:count])
     return digest.hexdigest()
 
 

@@ -9,19 +9,26 @@ import ml_collections
 from ml_collections import config_dict
 
 from vit_convert.errors import UsageError, nearest
+from vit_convert.image_size import is_range, parse_range, parse_size
 
 PRECISIONS = ("fp32", "bf16", "fp16", "int8", "fp8")
+AUTO = "auto"  # as a precision: what plan says
 TARGETS = ("auto", "trt8", "trt10", "trt11", "rtx")
 BACKENDS = ("auto", "tensorrt", "rtx", "none")
 METHODS = ("entropy", "minmax", "percentile")
 LAYOUTS = ("NHWC", "NCHW")
+INPUTS = ("float32", "uint8")
 OUTPUTS = ("logits", "features")
+PLANNED = ("int8", "fp8")
+_ONE_SIZE = ("user", "mixer", "swin")  # families of which a dynamic graph cannot be made
 _CHOICES = {
     "target": TARGETS,
     "engine.backend": BACKENDS,
     "calibration.method": METHODS,
     "layout": LAYOUTS,
+    "input": INPUTS,
     "outputs": OUTPUTS,
+    "plan.type": PLANNED,
 }
 
 
@@ -37,16 +44,17 @@ def default_config() -> ml_collections.ConfigDict:
     config.family = "auto"  # read from the file; a given one is checked against it
     config.variant = "auto"  # "B/32", "ViT-B_32", …; read from the file; a given one is checked against it
     config.model = config_dict.placeholder(object)  # a user's own model: a function returning (module, variables)
-    config.image_size = config_dict.placeholder(object)  # 224, (height, width) or "224x384"; empty: the checkpoint's
+    config.image_size = config_dict.placeholder(object)  # 224, (224, 384), "224x384" or "dynamic:160..448@224"; empty: the checkpoint's
     config.posemb_grid = config_dict.placeholder(tuple)  # (rows, columns) of a stored position table that is not square
     config.preprocess = "auto"  # vit_jax, big_vision, imagenet, …: how images become inputs; auto: the checkpoint family's
     config.layout = "NHWC"  # order of the `images` input's axes
+    config.input = "float32"  # values normalised as `preprocess` says; "uint8" takes pixels, and the graph normalises them
     config.outputs = "logits"  # "features" drops the head
     config.taps = False  # keep block_00 … encoder_norm as outputs of model.onnx
     config.num_classes = 0  # checked against the checkpoint's head; 0: whatever it has
     config.quantize_only = ()  # block names and patterns that int8 is limited to; empty: all encoder linears
     config.keep_fp16 = ()  # block names and patterns that int8 leaves in fp16
-    config.precision = "fp16"  # comma-separated; int8 and fp8 always build fp16 beside them
+    config.precision = "fp16"  # comma-separated; int8 and fp8 always build fp16 beside them; auto: plan.type in the layers that bear it
     config.target = "auto"  # the TensorRT generation the graph is written for; auto: the backend's
     config.keep_fp32 = ()  # block names and patterns that stay in fp32: ("block_11", "head*")
 
@@ -54,6 +62,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.batch.min = 1
     config.batch.opt = 8
     config.batch.max = 64
+    config.batch.profiles = ()  # batch sizes that get a fixed profile of their own beside the range: (1, 64), faster than the range
 
     config.calibration = ml_collections.ConfigDict()
     config.calibration.data = ""  # folder, .zip, .npz or list file; empty: seeded noise, good for speed alone
@@ -61,6 +70,16 @@ def default_config() -> ml_collections.ConfigDict:
     config.calibration.num_images = 512
     config.calibration.batch_size = 8
     config.calibration.attention = False  # quantize the attention products too
+    config.calibration.smooth = 0.0  # SmoothQuant's strength, 0.5 for outlier channels after LayerNorms; 0: off
+
+    config.sensitivity = False  # measure what each layer loses in plan.type, also without precision=auto
+
+    config.plan = ml_collections.ConfigDict()
+    config.plan.type = "int8"  # or fp8: what precision=auto puts the largest possible part of the model in
+    config.plan.accuracy_budget = 0.5  # points of top-1 that the plan may lose, where labels are given
+    config.plan.cosine = 0.0  # smallest cosine to the fp32 output that it may have on any image; 0: check.int8_cosine
+    config.plan.num_images = 512  # measured on so many of the evaluation images, or calibration images where there are none
+    config.plan.file = ""  # a precision_plan.json that was made before, perhaps edited: nothing is searched
 
     config.evaluation = ml_collections.ConfigDict()
     config.evaluation.data = ""  # labelled images; empty: no accuracy is measured
@@ -81,6 +100,8 @@ def default_config() -> ml_collections.ConfigDict:
     config.engine.timing_cache = ""  # a file kept between builds; empty: one in the workdir
     config.engine.opt_level = 3
     config.engine.tf32 = False
+    config.engine.hardware_compatible = False  # an engine for Ampere and every later GPU, at some cost in speed
+    config.engine.version_compatible = False  # an engine that later versions of the same TensorRT major load
     config.engine.calibrator = False  # INT8 by TensorRT's own calibrator (TensorRT 10 and earlier) instead of Q/DQ
 
     config.benchmark = ml_collections.ConfigDict()
@@ -146,16 +167,34 @@ def check_values(config: ml_collections.ConfigDict) -> None:
             value = value[part]
         if value not in valid:
             raise UsageError(f"config.{key}={value!r}: not one of {', '.join(valid)}.{nearest(str(value), valid)}")
-    precisions(config)
+    require_target(config, config.target)
     image_size(config)
+    require_resizable(config, "user" if config.model is not None else config.family)
+    if config.engine.calibrator and (config.input == "uint8" or is_dynamic(config)):
+        raise UsageError(
+            f"config.engine.calibrator with input={config.input} and image_size={config.image_size}: "
+            "TensorRT's own calibrator takes float32 images of one size",
+            fix="Leave engine.calibrator off: INT8 is then written into the graph.",
+        )
     batch = config.batch
     if not 1 <= batch.min <= batch.opt <= batch.max:
         raise UsageError(f"config.batch: min {batch.min}, opt {batch.opt}, max {batch.max} must rise from 1")
+    profiles: Any = batch.profiles
+    if not all(isinstance(size, int) and size >= 1 for size in profiles):
+        raise UsageError(f"config.batch.profiles={profiles!r}: batch sizes from 1")
     if not config.checkpoint and config.model is None:
         raise UsageError("config.checkpoint is empty", fix="Give a file, an https:// or gs:// address, or config.model.")
     if not re.fullmatch(r"[\w.+-]+", config.name):
         raise UsageError(f"config.name={config.name!r}: letters, digits, '.', '_', '+' and '-' only, it names a folder")
-    for key in ("check.num_images", "calibration.num_images", "calibration.batch_size"):
+    if not 0 <= config.calibration.smooth < 1:
+        raise UsageError(f"config.calibration.smooth={config.calibration.smooth:g}: must be at least 0 and below 1")
+    if config.plan.accuracy_budget < 0 or not 0 <= config.plan.cosine <= 1:
+        raise UsageError(
+            f"config.plan: accuracy_budget {config.plan.accuracy_budget:g} below 0, or cosine {config.plan.cosine:g} not in 0 … 1"
+        )
+    if config.plan.file and not os.path.isfile(config.plan.file):
+        raise UsageError(f"config.plan.file={config.plan.file!r}: no such file", fix="config.precision=auto writes one.")
+    for key in ("check.num_images", "calibration.num_images", "calibration.batch_size", "plan.num_images"):
         group, field = key.split(".")
         if config[group][field] < 1:
             raise UsageError(f"config.{key}={config[group][field]}: must be at least 1")
@@ -168,32 +207,78 @@ def precisions(config: ml_collections.ConfigDict) -> list[str]:
         UsageError: an unknown precision.
     """
     asked = [word.strip() for word in config.precision.split(",") if word.strip()]
+    known = (*PRECISIONS, AUTO)
     for word in asked or [""]:
-        if word not in PRECISIONS:
-            raise UsageError(f"config.precision={config.precision!r}: {word!r} is not one of {', '.join(PRECISIONS)}.{nearest(word, PRECISIONS)}")
+        if word not in known:
+            raise UsageError(f"config.precision={config.precision!r}: {word!r} is not one of {', '.join(known)}.{nearest(word, known)}")
+    if AUTO in asked:
+        asked.append(config.plan.type)
     if {"int8", "fp8"} & set(asked):
         asked.append("fp16")
     return [word for word in PRECISIONS if word in asked]
 
 
-def image_size(config: ml_collections.ConfigDict) -> tuple[int, int] | None:
-    """The (height, width) asked for, None for the checkpoint's own.
+def is_planned(config: ml_collections.ConfigDict) -> bool:
+    """Whether the quantized layers are to be chosen by measuring."""
+    return AUTO in (word.strip() for word in config.precision.split(","))
+
+
+def require_target(config: ml_collections.ConfigDict, target: str) -> None:
+    """Refuses precisions that a target does not have.
+
+    Args:
+        config: the full config.
+        target: trt8, trt10, trt11 or rtx; auto where it is not known yet.
 
     Raises:
-        UsageError: it cannot be read as one or two positive numbers.
+        UsageError: see above, or an unknown precision.
     """
-    value = config.image_size
-    if value is None or value == "":
+    missing = {"bf16", "fp8"} & set(precisions(config))
+    if target == "trt8" and missing:
+        raise UsageError(
+            f"config.precision={config.precision}: target trt8 has no {', '.join(sorted(missing))}",
+            fix="Use int8 or fp16, or TensorRT 10 or later (config.target=trt10).",
+        )
+    if is_planned(config) and config.engine.calibrator:
+        raise UsageError(
+            "config.precision=auto: TensorRT's own calibrator quantizes what it likes", fix="Set config.engine.calibrator=False."
+        )
+
+
+def is_dynamic(config: ml_collections.ConfigDict) -> bool:
+    """Whether height and width are to vary at run time."""
+    return is_range(config.image_size)
+
+
+def require_resizable(config: ml_collections.ConfigDict, family: str) -> None:
+    """Refuses a range of image sizes for a model that takes one size alone.
+
+    Args:
+        config: the full config.
+        family: "vit", "mixer_b16", …; "user" for config.model.
+
+    Raises:
+        UsageError: see above.
+    """
+    if is_dynamic(config) and family.startswith(_ONE_SIZE):
+        what = "a model given as config.model is traced at one size" if family == "user" else f"family {family} has one size"
+        raise UsageError(
+            f"config.image_size={config.image_size!r}: {what}; only ViTs take a range, by resampling their position table. "
+            "Mixer and Swin cannot: their weights fix the number of tokens.",
+            fix="Give one size, such as 224x384.",
+        )
+
+
+def image_size(config: ml_collections.ConfigDict) -> tuple[int, int] | None:
+    """The one (height, width) asked for, None for the checkpoint's own, also where a range is asked for.
+
+    Raises:
+        UsageError: it cannot be read as one or two positive numbers, or as a range.
+    """
+    if is_dynamic(config):
+        parse_range(config.image_size)
         return None
-    numbers = re.findall(r"\d+", value) if isinstance(value, str) and re.fullmatch(r"\s*\d+(\s*[x,]\s*\d+)?\s*", value) else value
-    numbers = [numbers] if isinstance(numbers, int) and not isinstance(numbers, bool) else numbers
-    try:
-        sizes = [int(n) for n in numbers]
-    except (TypeError, ValueError):
-        sizes = []
-    if len(sizes) not in (1, 2) or min(sizes) < 1:
-        raise UsageError(f"config.image_size={value!r}: expected 224, (224, 384) or '224x384'")
-    return (sizes[0], sizes[-1])
+    return parse_size(config.image_size)
 
 
 def find_config(given: str) -> str:
@@ -215,4 +300,6 @@ def find_config(given: str) -> str:
             if (folder / name).is_file():
                 return os.fspath(folder / name)
     names = sorted({path.name for folder in folders[1:] if folder.is_dir() for path in folder.glob("*.py")})
-    raise UsageError(f"--config={given}: no such file here or in configs/.{nearest(given, names)}", fix=f"Configs at hand: {', '.join(names)}")
+    raise UsageError(
+        f"--config={given}: no such file here or in configs/.{nearest(given, names)}", fix=f"Configs at hand: {', '.join(names)}"
+    )

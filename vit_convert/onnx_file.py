@@ -80,7 +80,6 @@ def open_session(path: str | os.PathLike[str], extra_outputs: Sequence[str] = ()
         ExportError: a name is not in the graph, or onnxruntime cannot load the model.
     """
     import onnx
-    import onnxruntime as ort
 
     path = pathlib.Path(path)
     proto = onnx.load(str(path), load_external_data=False)
@@ -91,16 +90,36 @@ def open_session(path: str | os.PathLike[str], extra_outputs: Sequence[str] = ()
             raise ExportError(f"{path}: no value {name!r} in the graph")
         if name not in present:
             proto.graph.output.append(onnx.ValueInfoProto(name=name))  # onnxruntime infers type and shape
+    try:
+        return open_proto(proto, path.parent, threads=threads)
+    except Exception as e:
+        raise ExportError(f"{path}: onnxruntime cannot load the graph: {e}") from e
+
+
+def open_proto(proto: Any, folder: str | os.PathLike[str], *, threads: int = 0) -> Any:
+    """Opens an onnxruntime CPU session on a graph in memory whose weights lie in a folder.
+
+    Args:
+        proto: an onnx.ModelProto.
+        folder: holds the external data that it names.
+        threads: intra-op threads; 0 for all cores.
+
+    Returns:
+        An onnxruntime.InferenceSession.
+    """
+    import onnx
+    import onnxruntime as ort
+
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent.resolve()))
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(pathlib.Path(folder).resolve()))
     # Packed copies of the weights would double the memory, for a handful of runs.
     options.add_session_config_entry("session.disable_prepacking", "1")
-    try:
-        return ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    except Exception as e:
-        raise ExportError(f"{path}: onnxruntime cannot load the graph: {e}") from e
+    if any(tensor.data_type == onnx.TensorProto.FLOAT8E4M3FN for tensor in proto.graph.initializer):
+        # Fusing Q/DQ into integer kernels, onnxruntime takes FP8 for INT8 and makes an invalid graph.
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+    return ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 def run_session(session: Any, images: np.ndarray, names: Sequence[str] | None = None) -> Mapping[str, np.ndarray]:

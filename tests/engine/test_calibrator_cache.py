@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from vit_convert.calibration_cache import CacheKey, format_cache, load_cache, parse_cache, save_cache
 from vit_convert.engine import cuda
-from vit_convert.engine.calibrator import CacheKey, load_cache, make_calibrator, parse_cache, save_cache
+from vit_convert.engine.calibrator import make_calibrator
 from vit_convert.engine.trt import load_backend
 from vit_convert.errors import BuildError, CalibrationError
 
@@ -40,6 +41,16 @@ def test_scales_are_big_endian_float32():
 def test_damaged_cache(damaged):
     with pytest.raises(CalibrationError, match="no TensorRT calibration cache"):
         parse_cache(damaged)
+
+
+def test_bytes():
+    ranges = {"images": parse_cache(CACHE)[1]["images"] * 127, "(Unnamed Layer* 64) [Shuffle]_output": 127.0, "a: b": 0.0}
+    data = format_cache(CacheKey("entropy", "8.6.1", ""), ranges)
+    assert data == b"TRT-8601-EntropyCalibration2\nimages: 3caa54fc\n(Unnamed Layer* 64) [Shuffle]_output: 3f800000\na: b: 0\n"
+    _, scales = parse_cache(data)
+    assert format_cache(CacheKey("entropy", "8.6.1", ""), {name: scale * 127 for name, scale in scales.items()}) == data
+    with pytest.raises(CalibrationError, match="'percentile' is not TensorRT's"):
+        format_cache(CacheKey("percentile", "8.6.1", ""), ranges)
 
 
 def test_cache_comes_back_whole(tmp_path):

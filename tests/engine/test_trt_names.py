@@ -15,6 +15,7 @@ HOLDERS = {
     "builder": "Builder",
     "builder_config": "IBuilderConfig",
     "cuda_engine": "ICudaEngine",
+    "execution_context": "IExecutionContext",
     "inspector": "EngineInspector",
     "layer": "ILayer",
     "network": "INetworkDefinition",

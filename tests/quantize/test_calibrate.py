@@ -1,7 +1,6 @@
-"""Calibration against numpy over onnxruntime's own outputs; the caches to the byte."""
+"""Calibration against numpy over onnxruntime's own outputs; the cache."""
 
 import json
-import struct
 
 import numpy as np
 import onnx
@@ -11,7 +10,6 @@ from tiny_vit import TinyViT, normalize, run
 
 from vit_convert.errors import CalibrationError, UsageError
 from vit_convert.quantize import calibrate as module
-from vit_convert.quantize.cache import read_trt_cache, version_number, write_trt_cache
 from vit_convert.quantize.calibrate import Calibration, calibrate, calibration_keys
 from vit_convert.quantize.graph import activations
 from vit_convert.quantize.histogram import Histogram, entropy_threshold
@@ -143,39 +141,3 @@ def test_a_value_that_is_not_finite_is_an_error(vit, images, bad):
     for method in ("entropy", "minmax"):
         with pytest.raises(CalibrationError, match="not finite"):
             calibrate(vit, images, spoil, ["images"], method=method)
-
-
-def test_trt_cache_bytes(tmp_path):
-    path = tmp_path / "calibration.cache"
-    scale = struct.unpack("!f", bytes.fromhex("3caa54fc"))[0]
-    assert abs(scale - 0.020792) < 1e-6
-    amax = {"images": scale * 127, "(Unnamed Layer* 64) [Shuffle]_output": 127.0, "a: b": 0.0}
-    write_trt_cache(path, amax, "8.6.1")
-    assert path.read_bytes() == b"TRT-8601-EntropyCalibration2\nimages: 3caa54fc\n(Unnamed Layer* 64) [Shuffle]_output: 3f800000\na: b: 0\n"
-    cache = read_trt_cache(path)
-    assert (cache.version, cache.algorithm) == (8601, "EntropyCalibration2")
-    assert cache.amax == pytest.approx(amax, rel=1e-7)  # float32 scales
-    write_trt_cache(tmp_path / "again", cache.amax, "8.6.1")
-    assert (tmp_path / "again").read_bytes() == path.read_bytes()
-
-
-def test_trt_cache_versions_and_errors(tmp_path):
-    assert [version_number(v) for v in ("8.6.0", "8.6.1", "10.14.1.48", "10.0", "11.4.0")] == [8600, 8601, 101401, 100000, 110400]
-    path = tmp_path / "cache"
-    with pytest.raises(CalibrationError, match="'KL'"):
-        write_trt_cache(path, {}, "8.6.1", "KL")
-    with pytest.raises(CalibrationError, match="not a readable"):
-        read_trt_cache(path)
-    path.write_text("images: 3caa54fc\n")
-    with pytest.raises(CalibrationError, match="first line is 'images: 3caa54fc'"):
-        read_trt_cache(path)
-    path.write_text("TRT-8601-EntropyCalibration2\nimages 3caa54fc\n")
-    with pytest.raises(CalibrationError, match="line 2"):
-        read_trt_cache(path)
-
-
-def test_calibration_writes_its_thresholds_as_trt_cache(calibration, tmp_path):
-    calibration.write_trt_cache(tmp_path / "cache", "10.14.1", "MinMaxCalibration")
-    cache = read_trt_cache(tmp_path / "cache")
-    assert (cache.version, cache.algorithm) == (101401, "MinMaxCalibration")
-    assert cache.amax == pytest.approx(calibration.thresholds, rel=1e-6)  # float32 scales

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import json
 import math
+import mmap
 import os
 import pathlib
 import re
@@ -20,6 +21,7 @@ import numpy as np
 from vit_convert.errors import CheckpointError
 
 _CHUNK_BYTES = 1 << 20  # stays in a core's cache between the checksum and the scan
+_RESIDENT_BYTES = 1 << 28  # of a mapped file, after which its pages are given back
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 _SAFETENSORS_DTYPES = {
     "F64": np.dtype("<f8"),
@@ -89,6 +91,33 @@ class Leaves(Mapping[str, np.ndarray]):
 
     def __len__(self) -> int:
         return len(self.leaves)
+
+
+class _Mapped:
+    """A memory-mapped file whose pages do not pile up in this process's resident memory.
+
+    Giving pages back costs nothing but a fault when they are read again: they stay in the system's cache.
+    """
+
+    def __init__(self, path: pathlib.Path):
+        with open(path, "rb") as file:
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._handed_out = 0
+
+    def __len__(self) -> int:
+        return len(self._map)
+
+    def bytes(self, offset: int, count: int) -> bytes:
+        return self._map[offset : offset + count]
+
+    def array(self, shape: tuple[int, ...], dtype: np.dtype, offset: int, *, fortran: bool = False) -> np.ndarray:
+        """A read-only view."""
+        array = np.ndarray(shape, dtype, buffer=self._map, offset=offset, order="F" if fortran else "C")
+        self._handed_out += array.nbytes
+        if self._handed_out > _RESIDENT_BYTES and hasattr(self._map, "madvise"):
+            self._map.madvise(mmap.MADV_DONTNEED)  # views stay valid: the mapping is shared and read-only
+            self._handed_out = array.nbytes
+        return array
 
 
 def split_subtree(path: str | os.PathLike[str]) -> tuple[str, str]:
@@ -187,7 +216,7 @@ def _npz_leaves(path: pathlib.Path, archive: zipfile.ZipFile) -> dict[str, Leaf]
     members = archive.infolist()
     if any(member.filename.endswith("data.pkl") for member in members):
         raise CheckpointError(f"{path}: a PyTorch file, not an .npz of a Flax model", fix="Give the .npz that the JAX project published.")
-    mapped = np.memmap(path, mode="r") if members else np.empty(0, np.uint8)
+    mapped = _Mapped(path)
     leaves: dict[str, Leaf] = {}
     for member in members:
         name = member.filename.removesuffix(".npy")
@@ -201,7 +230,7 @@ def _npz_leaves(path: pathlib.Path, archive: zipfile.ZipFile) -> dict[str, Leaf]
     return leaves
 
 
-def _npz_leaf(path: pathlib.Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str, mapped: np.ndarray) -> Leaf:
+def _npz_leaf(path: pathlib.Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str, mapped: _Mapped) -> Leaf:
     try:
         with archive.open(member) as stream:
             shape, fortran, dtype = _npy_header(stream)
@@ -226,11 +255,11 @@ def _npz_leaf(path: pathlib.Path, archive: zipfile.ZipFile, member: zipfile.ZipI
 
     if member.compress_type == zipfile.ZIP_STORED:
         offset = _data_offset(mapped, member, path, name) + header_bytes
-        if offset + expected > mapped.size:
+        if offset + expected > len(mapped):
             raise CheckpointError(f"{path}: member {name}: ends after the file, which is truncated", fix="Fetch the file again.")
 
         def read() -> np.ndarray:
-            return np.ndarray(shape, dtype, buffer=mapped, offset=offset, order="F" if fortran else "C")
+            return mapped.array(shape, dtype, offset, fortran=fortran)
 
         return Leaf(name, shape, dtype, read, open_values, fortran)
 
@@ -250,9 +279,9 @@ def _npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
     return readers[version](stream)
 
 
-def _data_offset(mapped: np.ndarray, member: zipfile.ZipInfo, path: pathlib.Path, name: str) -> int:
+def _data_offset(mapped: _Mapped, member: zipfile.ZipInfo, path: pathlib.Path, name: str) -> int:
     # The local header repeats the name and has its own extra field, of another length than the central directory's.
-    header = mapped[member.header_offset : member.header_offset + 30].tobytes()
+    header = mapped.bytes(member.header_offset, 30)
     if len(header) < 30 or not header.startswith(b"PK\3\4"):
         raise CheckpointError(f"{path}: member {name}: its header is damaged", fix="Fetch the file again.")
     name_bytes, extra_bytes = struct.unpack("<HH", header[26:30])
@@ -271,9 +300,9 @@ def _safetensors_leaves(path: pathlib.Path) -> dict[str, Leaf]:
             pass
     except safetensors.SafetensorError as e:
         raise CheckpointError(f"{path}: not a valid .safetensors file ({e})", fix="Fetch the file again.") from e
-    mapped = np.memmap(path, mode="r")
-    header_bytes = int.from_bytes(mapped[:8].tobytes(), "little")
-    header = json.loads(mapped[8 : 8 + header_bytes].tobytes())
+    mapped = _Mapped(path)
+    header_bytes = int.from_bytes(mapped.bytes(0, 8), "little")
+    header = json.loads(mapped.bytes(8, header_bytes))
     header.pop("__metadata__", None)
     leaves = {}
     for name, entry in header.items():
@@ -283,6 +312,5 @@ def _safetensors_leaves(path: pathlib.Path) -> dict[str, Leaf]:
             )
         dtype, shape = _SAFETENSORS_DTYPES[entry["dtype"]], tuple(entry["shape"])
         offset = 8 + header_bytes + entry["data_offsets"][0]
-        values = np.ndarray(shape, dtype, buffer=mapped, offset=offset)
-        leaves[name] = Leaf(name, shape, dtype, functools.partial(np.asarray, values))
+        leaves[name] = Leaf(name, shape, dtype, functools.partial(mapped.array, shape, dtype, offset))
     return leaves

@@ -1,7 +1,7 @@
 """From a file to canonical parameters: everything present, nothing left over, every shape right, every value finite."""
 
+import concurrent.futures
 import dataclasses
-import functools
 import math
 import os
 import pathlib
@@ -34,6 +34,7 @@ class Checkpoint:
             `params.leaves[name].shape` tells a shape without reading.
         source_image_size: (height, width) in pixels that the stored position table is for.
         num_params: number of stored parameters that the model uses.
+        sha256: of the file, in hex.
         warnings: what a person should know, one sentence each.
     """
 
@@ -43,12 +44,8 @@ class Checkpoint:
     params: Leaves
     source_image_size: tuple[int, int]
     num_params: int
+    sha256: str
     warnings: list[str]
-
-    @functools.cached_property
-    def sha256(self) -> str:
-        """The file's sha256, in hex; reads the whole file at the first use."""
-        return hash_file(self.path)
 
 
 def load_checkpoint(
@@ -92,7 +89,9 @@ def load_checkpoint(
     architecture = dataclasses.replace(architecture, image_size=source_size)
     rows = math.prod(table) + class_row if "pos_embedding" in leaves else 0
     _match(leaves, architecture, rows, _Names(file, prefix, layout), "" if variant == "auto" else found)
-    verify(file, stored.values())
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        sha256 = pool.submit(hash_file, file)
+        verify(file, stored.values())
 
     warnings = []
     if class_row:
@@ -118,7 +117,7 @@ def load_checkpoint(
     elif not rows:
         leaves["pos_embedding"] = _constant("pos_embedding", posemb.sincos2d(architecture.grid, architecture.width))
     params = {name: leaves[name].as_float32() for name in leaf_shapes(architecture)}
-    return Checkpoint(file, layout, architecture, Leaves(params), source_size, num_params, warnings)
+    return Checkpoint(file, layout, architecture, Leaves(params), source_size, num_params, sha256.result(), warnings)
 
 
 def _constant(name: str, value: np.ndarray) -> Leaf:

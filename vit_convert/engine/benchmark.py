@@ -61,7 +61,12 @@ class Pass:
 
 
 def plan_cases(
-    precisions: Sequence[str], batches: Sequence[int], streams: Sequence[int], *, cuda_graphs: Sequence[bool] = (True,), end_to_end: bool = True
+    precisions: Sequence[str],
+    batches: Sequence[int],
+    streams: Sequence[int],
+    *,
+    cuda_graphs: Sequence[bool] = (True,),
+    end_to_end: bool = True,
 ) -> list[Case]:
     """The rows to measure.
 
@@ -214,7 +219,22 @@ def _percentiles(milliseconds: np.ndarray, prefix: str) -> dict[str, float]:
 
 def rows_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows as text for a terminal."""
-    header = ("precision", "batch", "streams", "transfers", "graph", "images/s", "±%", "p50 ms", "p95 ms", "p99 ms", "GPU p50", "GPU MiB", "MHz", "W")
+    header = (
+        "precision",
+        "batch",
+        "streams",
+        "transfers",
+        "graph",
+        "images/s",
+        "±%",
+        "p50 ms",
+        "p95 ms",
+        "p99 ms",
+        "GPU p50",
+        "GPU MiB",
+        "MHz",
+        "W",
+    )
     return text_table(header, [_cells(row) for row in rows])
 
 

@@ -1,6 +1,5 @@
 """ONNX to engine: parse, refuse what would not be honoured, build, write the plan and its sidecar."""
 
-import collections
 import dataclasses
 import datetime
 import os
@@ -14,7 +13,7 @@ import vit_convert
 from vit_convert.bundle import atomic, write_json
 from vit_convert.engine import inspect
 from vit_convert.engine.listen import make_monitor
-from vit_convert.engine.network import inputs, parse_graph
+from vit_convert.engine.network import count_attentions, inputs, parse_graph
 from vit_convert.engine.precision import builds_strongly_typed, count_types, require_precision, require_types, set_weak_precision
 from vit_convert.engine.sidecar import graph_hashes, write_sidecar
 from vit_convert.engine.trt import DTYPES, Backend
@@ -68,6 +67,7 @@ class BuildResult:
         num_bytes: size of the plan.
         seconds: wall time of parsing and building.
         products: how many matrix products and convolutions of the parsed graph have each precision.
+        attentions: how many attentions the parsed graph computes.
         layer_info: the inspector's JSON, None where `layers_missing` says why.
         layers_missing: why there is no layer information, else "".
         fused_attention: fused attention kernels; None where the layer information does not tell.
@@ -77,6 +77,7 @@ class BuildResult:
     num_bytes: int
     seconds: float
     products: dict[str, int]
+    attentions: int
     layer_info: dict[str, Any] | None
     layers_missing: str
     fused_attention: inspect.FusedAttention | None
@@ -121,10 +122,11 @@ def build_engine(backend: Backend, request: BuildRequest, plan_path: str | os.Pa
             set_weak_precision(backend, builder, builder_config, network, request.precision, request.keep_fp32)
         timing_path, timing_cache = _load_timing_cache(backend, builder_config, request, progress)
         serialized = _build(backend, builder, network, builder_config, request, progress)
-        seconds = time.perf_counter() - started
+        seconds, attentions = time.perf_counter() - started, count_attentions(backend, network)
         del parser  # it owns the weights that the builder read
         _write(plan_path, serialized)
-        write_sidecar(plan_path, _record(backend, request, network, counts["products"], seconds))
+        record = {**request_record(request), **_record(backend, network), "products": dict(counts["products"]), "attentions": attentions}
+        write_sidecar(plan_path, {**record, "build_seconds": round(seconds, 3), "built_at": _now()})
         if timing_path is not None:
             _write(timing_path, timing_cache.serialize())
         layer_info, missing = inspect.engine_layers(backend, serialized)
@@ -135,7 +137,7 @@ def build_engine(backend: Backend, request: BuildRequest, plan_path: str | os.Pa
             layers_path.unlink(missing_ok=True)  # an earlier engine's
         warnings = list(backend.logger.warnings)
     fused = None if layer_info is None else inspect.fused_attention(layer_info)
-    return BuildResult(serialized.nbytes, seconds, dict(counts["products"]), layer_info, missing, fused, warnings)
+    return BuildResult(serialized.nbytes, seconds, dict(counts["products"]), attentions, layer_info, missing, fused, warnings)
 
 
 def _make_builder(backend: Backend) -> Any:
@@ -161,6 +163,8 @@ def _configure(backend: Backend, builder: Any, network: Any, request: BuildReque
         builder_config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
     if request.version_compatible:
         builder_config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    if (sharing := backend.find("PreviewFeature.PROFILE_SHARING_0806")) is not None:  # later versions always share
+        builder_config.set_preview_feature(sharing, True)  # several contexts, one for each stream and batch size, on one profile
     graph_inputs = {tensor.name: tuple(tensor.shape) for tensor in inputs(network)}
     if not request.profiles and any(-1 in shape for shape in graph_inputs.values()):
         raise BuildError(f"profiles: none given, and {graph_inputs} has dynamic sizes (-1)", fix="Give batch.min, batch.opt and batch.max.")
@@ -246,21 +250,12 @@ def _write(path: pathlib.Path, data: Any) -> None:
         raise BuildError(f"{path}: cannot be written ({e.strerror})", fix="Choose a writable --workdir.") from e
 
 
-def _record(backend: Backend, request: BuildRequest, network: Any, products: collections.Counter[str], seconds: float) -> dict[str, Any]:
-    def tensors(found: list[Any]) -> list[dict[str, Any]]:
-        return [{"name": tensor.name, "dtype": DTYPES[tensor.dtype.name], "shape": list(tensor.shape)} for tensor in found]
-
+def request_record(request: BuildRequest) -> dict[str, Any]:
+    """The part of a sidecar that says what was asked for: an engine whose sidecar holds the same need not be built again."""
     return {
         "vit_convert": vit_convert.__version__,
-        "backend": backend.name,
-        "version": backend.version,
-        "targets": backend.targets,
-        "gpu": dataclasses.asdict(backend.gpu) if backend.gpu else None,
         "precision": request.precision,
-        "products": dict(products),
         "profiles": [{name: [list(shape) for shape in shapes] for name, shapes in ranges.items()} for ranges in request.profiles],
-        "inputs": tensors(inputs(network)),
-        "outputs": tensors([network.get_output(i) for i in range(network.num_outputs)]),
         "onnx": {"path": pathlib.Path(request.onnx_path).name, **graph_hashes(request.onnx_path)},
         "preprocessing": dict(request.preprocessing),
         "options": {
@@ -272,6 +267,22 @@ def _record(backend: Backend, request: BuildRequest, network: Any, products: col
             "version_compatible": request.version_compatible,
             "calibrator": request.calibrator.algorithm if request.calibrator is not None else None,
         },
-        "build_seconds": round(seconds, 3),
-        "built_at": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def _record(backend: Backend, network: Any) -> dict[str, Any]:
+    def tensors(found: list[Any]) -> list[dict[str, Any]]:
+        return [{"name": tensor.name, "dtype": DTYPES[tensor.dtype.name], "shape": list(tensor.shape)} for tensor in found]
+
+    return {
+        "backend": backend.name,
+        "version": backend.version,
+        "targets": backend.targets,
+        "gpu": dataclasses.asdict(backend.gpu) if backend.gpu else None,
+        "inputs": tensors(inputs(network)),
+        "outputs": tensors([network.get_output(i) for i in range(network.num_outputs)]),
+    }
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")

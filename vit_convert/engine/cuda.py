@@ -56,7 +56,7 @@ def gpu() -> Gpu | None:
 
 
 def pci_bus_id() -> str:
-    """The PCI address of this process's GPU ("00000000:18:00.0"), by which NVML knows it too."""
+    """The PCI address of this process's GPU ("0000:18:00.0"), by which NVML knows it too."""
     device, text = ctypes.c_int(), ctypes.create_string_buffer(32)
     call("cuDeviceGet", ctypes.byref(device), 0)
     call("cuDeviceGetPCIBusId", text, len(text), device)

@@ -91,9 +91,7 @@ def as_device_array(array: Any, stream: cuda.Stream) -> DeviceArray:
     if hasattr(array, "__dlpack__"):
         device = tuple(int(part) for part in array.__dlpack_device__())
         if device != CUDA_DEVICE:
-            raise BenchmarkError(
-                f"images: DLPack device {device}, the engine runs on {CUDA_DEVICE}", fix="Give a numpy or a GPU array."
-            )
+            raise BenchmarkError(f"images: DLPack device {device}, the engine runs on {CUDA_DEVICE}", fix="Give a numpy or a GPU array.")
         return read_capsule(array.__dlpack__(stream=stream.handle), owner=array)
     if hasattr(array, "__cuda_array_interface__"):
         return _read_interface(array, stream)

@@ -45,6 +45,17 @@ def layers(network: Any) -> Iterator[Any]:
         yield network.get_layer(i)
 
 
+def count_attentions(backend: Backend, network: Any) -> int:
+    """How many attentions a network computes: one for each softmax, or Attention node.
+
+    Args:
+        backend: the TensorRT that parsed it.
+        network: its `INetworkDefinition`.
+    """
+    kinds = (backend.module.LayerType.SOFTMAX, backend.find("LayerType.ATTENTION_INPUT"))
+    return sum(layer.type in kinds for layer in layers(network))
+
+
 def _parse_error(backend: Backend, parser: Any, onnx_path: pathlib.Path) -> BuildError:
     name, reason = backend.logger.node_name(), backend.logger.explain()
     if parser.num_errors:

@@ -67,9 +67,7 @@ def choose_profile(ranges: Sequence[ShapeRange], shape: Shape) -> Choice:
         return Choice(best, shape)
     padded = [i for i, candidate in enumerate(ranges) if shape[0] < candidate.smallest[0] and candidate.accepts(_padded(candidate, shape))]
     if not padded:
-        raise BenchmarkError(
-            f"input {list(shape)}: the engine takes {describe(ranges)}", fix="Build a profile for this shape."
-        )
+        raise BenchmarkError(f"input {list(shape)}: the engine takes {describe(ranges)}", fix="Build a profile for this shape.")
     best = min(padded, key=lambda i: (ranges[i].smallest[0], not ranges[i].fixed, i))
     return Choice(best, _padded(ranges[best], shape))
 
@@ -86,9 +84,7 @@ def largest_batch(ranges: Sequence[ShapeRange], shape: Shape) -> int:
     """
     sizes = [r.largest[0] for r in ranges if r.accepts((r.largest[0], *shape[1:]))]
     if not sizes:
-        raise BenchmarkError(
-            f"input {list(shape)}: the engine takes {describe(ranges)}", fix="Resize the images, or build for them."
-        )
+        raise BenchmarkError(f"input {list(shape)}: the engine takes {describe(ranges)}", fix="Resize the images, or build for them.")
     return max(sizes)
 
 

@@ -1,4 +1,4 @@
-"""The build stage: which graph, profile and options each precision of a bundle gets; the same on an export host and on a GPU host."""
+"""The build stage: which graph, profiles and options each precision of a bundle gets; the same on an export host and on a GPU host."""
 
 import dataclasses
 import pathlib
@@ -6,10 +6,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ml_collections
+import numpy as np
 
-from vit_convert.bundle import Bundle
-from vit_convert.engine.build import BuildRequest, Profile, build_engine
+from vit_convert.bundle import Bundle, hash_file, read_json
+from vit_convert.engine.build import BuildRequest, Profile, build_engine, request_record
+from vit_convert.engine.calibrator import make_calibrator
+from vit_convert.engine.facts import graph_input
+from vit_convert.engine.kernels import fused_attention_by_kernels
+from vit_convert.engine.runtime import Engine
+from vit_convert.engine.sidecar import add_to_sidecar, check_sidecar, sidecar_path
 from vit_convert.engine.trt import Backend
+from vit_convert.errors import BuildError, CalibrationError
+from vit_convert.image_size import ImageRange
 from vit_convert.progress import Progress
 
 
@@ -23,25 +31,67 @@ def target_of(backend: Backend) -> str:
 
 
 def graph_for(bundle: Bundle, precision: str, target: str, *, calibrator: bool = False) -> pathlib.Path:
-    """The graph to build a precision from: its own typed one, or for TensorRT 8 the fp32 graph unless it holds Q/DQ pairs."""
-    from_fp32 = target == "trt8" and (precision in ("fp32", "fp16") or calibrator)
+    """The graph to build a precision from: its own typed one, but the fp32 graph where a flag or a calibrator lowers it."""
+    from_fp32 = calibrator or (target == "trt8" and precision == "fp16")
     return bundle.onnx("fp32" if from_fp32 else precision)
 
 
-def batch_profile(image_size: Sequence[int], layout: str, batch: Mapping[str, int]) -> Profile:
-    """One optimization profile over the batch.
+def batch_profiles(image_size: Sequence[int] | ImageRange, layout: str, batch: Mapping[str, Any]) -> list[Profile]:
+    """Optimization profiles over the batch: one of each fixed size, then the range; all of them over every image size of a dynamic graph.
 
     Args:
-        image_size: (height, width) in pixels.
+        image_size: (height, width) in pixels, or the range that a dynamic graph takes.
         layout: "NHWC" or "NCHW".
-        batch: {"min", "opt", "max"}.
+        batch: {"min", "opt", "max", "profiles": sizes that get a fixed profile}.
 
     Returns:
-        {"images": (smallest, optimal, largest shape)}.
+        For each profile {"images": (smallest, optimal, largest shape)}.
     """
-    shape = (*image_size, 3) if layout == "NHWC" else (3, *image_size)
-    low, best, high = ((batch[key], *shape) for key in ("min", "opt", "max"))
-    return {"images": (low, best, high)}
+    if isinstance(image_size, ImageRange):
+        sizes: Sequence[Sequence[int]] = (image_size.smallest, image_size.optimal, image_size.largest)
+    else:
+        sizes = (image_size,) * 3
+    shapes = [(*size, 3) if layout == "NHWC" else (3, *size) for size in sizes]
+    triples = dict.fromkeys([*((size, size, size) for size in batch["profiles"]), (batch["min"], batch["opt"], batch["max"])])
+    return [{"images": ((low, *shapes[0]), (best, *shapes[1]), (high, *shapes[2]))} for low, best, high in triples]
+
+
+def request_for(
+    bundle: Bundle,
+    config: ml_collections.ConfigDict,
+    precision: str,
+    *,
+    target: str,
+    image_size: Sequence[int] | ImageRange,
+    preprocess: Mapping[str, Any],
+) -> BuildRequest:
+    """What to build for one precision, but for a calibrator.
+
+    Args:
+        bundle: holds the graphs.
+        config: the resolved config.
+        precision: of the engine.
+        target: the dialect that the graphs are written in.
+        image_size: (height, width) in pixels, or the range that a dynamic graph takes.
+        preprocess: the preprocessing record, which travels with the engine.
+
+    Returns:
+        The request.
+    """
+    options = config.engine
+    return BuildRequest(
+        onnx_path=graph_for(bundle, precision, target, calibrator=precision == "int8" and options.calibrator),
+        precision=precision,
+        profiles=batch_profiles(image_size, config.layout, config.batch),
+        workspace_gib=options.workspace_gib,
+        opt_level=options.opt_level,
+        timing_cache=pathlib.Path(options.timing_cache) if options.timing_cache else bundle.root / "timing",
+        tf32=options.tf32,
+        keep_fp32=tuple(config.keep_fp32),
+        hardware_compatible=options.hardware_compatible,
+        version_compatible=options.version_compatible,
+        preprocessing=dict(preprocess),
+    )
 
 
 def build_bundle(
@@ -51,11 +101,12 @@ def build_bundle(
     *,
     precisions: Sequence[str],
     target: str,
-    image_size: Sequence[int],
+    image_size: Sequence[int] | ImageRange,
     preprocess: Mapping[str, Any],
     progress: Progress,
+    force: bool = False,
 ) -> list[dict[str, Any]]:
-    """Builds one engine per precision.
+    """Builds one engine per precision, except those that are there already, built from the same graph by the same request.
 
     Args:
         backend: the TensorRT that builds.
@@ -63,47 +114,99 @@ def build_bundle(
         config: the resolved config.
         precisions: what to build, in order.
         target: the dialect that the graphs are written in.
-        image_size: (height, width) in pixels.
+        image_size: (height, width) in pixels, or the range that a dynamic graph takes.
         preprocess: the preprocessing record, which travels with each engine.
         progress: what people and machines see.
+        force: build those that are there, too.
 
     Returns:
-        Per engine: backend, version, arch, precision, path, bytes, build_seconds, products, fused_attention, warnings.
+        Per engine: backend, version, arch, precision, path, bytes, build_seconds, products, fused_attention ({count, precisions, text,
+        source} and, read from kernels, profiles; None where fused_attention_unknown says why), warnings.
 
     Raises:
         BuildError: a graph does not parse, a precision would not be honoured, or TensorRT fails.
+        CalibrationError: TensorRT's calibrator is asked for, and its images are missing or its cache is another's.
     """
-    options = config.engine
-    timing_cache = pathlib.Path(options.timing_cache) if options.timing_cache else bundle.root / "timing"
     engines = []
     for precision in precisions:
-        request = BuildRequest(
-            onnx_path=graph_for(bundle, precision, target),
-            precision=precision,
-            profiles=[batch_profile(image_size, config.layout, config.batch)],
-            workspace_gib=options.workspace_gib,
-            opt_level=options.opt_level,
-            timing_cache=timing_cache,
-            tf32=options.tf32,
-            keep_fp32=tuple(config.keep_fp32),
-            preprocessing=dict(preprocess),
-        )
+        request = request_for(bundle, config, precision, target=target, image_size=image_size, preprocess=preprocess)
+        if precision == "int8" and config.engine.calibrator:
+            request = dataclasses.replace(request, calibrator=_calibrator(backend, bundle, config, request))
         plan = bundle.plan(backend.name, backend.version, backend.arch, precision)
-        result = build_engine(backend, request, plan, progress=progress)
-        fused = None if result.fused_attention is None else dataclasses.asdict(result.fused_attention)
-        engines.append(
-            {
-                "backend": backend.name,
-                "version": backend.version,
-                "arch": backend.arch,
-                "precision": precision,
-                "path": str(plan.relative_to(bundle.root)),
-                "bytes": result.num_bytes,
-                "build_seconds": round(result.seconds, 3),
-                "products": result.products,
-                "fused_attention": fused,
-                "fused_attention_unknown": result.layers_missing,
-                "warnings": result.warnings,
-            }
-        )
+        if force or (found := _finished(backend, request, plan)) is None:
+            found = build_one(backend, request, plan, progress=progress)
+        engines.append({**found, "path": str(plan.relative_to(bundle.root))})
     return engines
+
+
+def build_one(backend: Backend, request: BuildRequest, plan: pathlib.Path, *, progress: Progress) -> dict[str, Any]:
+    """Builds one engine and finds out whether its attention is fused.
+
+    Args:
+        backend: the TensorRT that builds.
+        request: what to build.
+        plan: where the engine goes.
+        progress: what people and machines see.
+
+    Returns:
+        One row of `build_bundle`'s; also kept in the sidecar, as "summary".
+
+    Raises:
+        BuildError: see `build_engine`.
+    """
+    result = build_engine(backend, request, plan, progress=progress)
+    fused: dict[str, Any] | None = None
+    unknown = result.layers_missing
+    if result.fused_attention is not None:
+        text = result.fused_attention.describe(result.attentions)
+        fused = {**dataclasses.asdict(result.fused_attention), "text": text, "source": "engine inspector"}
+    elif result.layer_info is not None:
+        profiles = fused_attention_by_kernels(Engine(backend, plan))
+        told = [row for row in profiles if "count" in row]
+        unknown = next((row["unknown"] for row in profiles if "unknown" in row), "")
+        if told:
+            least = min(told, key=lambda row: row["count"])  # one profile may fuse what another does not
+            fused = {**{key: least[key] for key in ("count", "precisions", "text")}, "source": "kernel names", "profiles": profiles}
+    summary = {
+        "backend": backend.name,
+        "version": backend.version,
+        "arch": backend.arch,
+        "precision": request.precision,
+        "path": plan.name,
+        "bytes": result.num_bytes,
+        "build_seconds": round(result.seconds, 3),
+        "products": result.products,
+        "fused_attention": fused,
+        "fused_attention_unknown": unknown,
+        "warnings": result.warnings,
+    }
+    add_to_sidecar(plan, summary=summary)
+    return summary
+
+
+def _finished(backend: Backend, request: BuildRequest, plan: pathlib.Path) -> dict[str, Any] | None:
+    """The summary of an engine that was built by the same request, None where there is no such engine."""
+    record = read_json(sidecar_path(plan))
+    asked = request_record(request)
+    if record is None or "summary" not in record or any(record.get(key) != value for key, value in asked.items()):
+        return None
+    try:
+        check_sidecar(plan, backend)
+    except BuildError:
+        return None
+    return record["summary"]
+
+
+def _calibrator(backend: Backend, bundle: Bundle, config: ml_collections.ConfigDict, request: BuildRequest) -> Any:
+    images_path, channels_first, dtype = bundle.images("calibration"), config.layout == "NCHW", np.dtype(config.input)
+    if not images_path.exists():
+        raise CalibrationError(f"{images_path}: there are no calibration images", fix="Run the conversion's calibrate stage first.")
+    return make_calibrator(
+        backend,
+        config.calibration.method,
+        np.load(images_path, mmap_mode="r"),
+        lambda pixels: graph_input(pixels, request.preprocessing, dtype, channels_first=channels_first),
+        batch_size=config.calibration.batch_size,
+        cache_path=bundle.calibration_cache,
+        graph_hash=hash_file(request.onnx_path),
+    )

@@ -164,9 +164,7 @@ class Session:
         source = as_device_array(images, self.stream)
         self.require_images(source.shape, source.dtype)
         if source.shape[0] > (most := largest_batch(self.engine.ranges, source.shape)):
-            raise BenchmarkError(
-                f"batch {source.shape[0]}: the engine takes {most} at most", fix="Split the batch."
-            )
+            raise BenchmarkError(f"batch {source.shape[0]}: the engine takes {most} at most", fix="Split the batch.")
         prepared = self.prepare(source.shape)
         self.input_buffer.copy_from(source.pointer, source.num_bytes, self.stream)
         self.launch(prepared)

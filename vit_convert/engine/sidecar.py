@@ -44,6 +44,16 @@ def write_sidecar(plan_path: str | os.PathLike[str], record: dict[str, Any]) -> 
     write_json(sidecar_path(plan_path), {**record, "plan": plan})
 
 
+def add_to_sidecar(plan_path: str | os.PathLike[str], **found: Any) -> None:
+    """Adds what was found out about a finished engine to its sidecar.
+
+    Args:
+        plan_path: the plan.
+        **found: keys and values.
+    """
+    write_json(sidecar_path(plan_path), {**(read_json(sidecar_path(plan_path)) or {}), **found})
+
+
 def check_sidecar(
     plan_path: str | os.PathLike[str], backend: Backend, *, onnx_path: str | os.PathLike[str] | None = None
 ) -> dict[str, Any]:

@@ -18,9 +18,14 @@ OPTIONAL: dict[str, tuple[str, ...]] = {
     "BuilderFlag.OBEY_PRECISION_CONSTRAINTS": ("8.6", "10"),
     "ComputeCapability": ("rtx",),
     "DataType.BF16": ("10", "11", "rtx"),
+    "ExecutionContextAllocationStrategy.USER_MANAGED": ("10", "11", "rtx"),
     "IBuilderConfig.int8_calibrator": ("8.6", "10"),
     "IBuilderConfig.progress_monitor": ("10", "11", "rtx"),
     "IBuilderConfig.set_calibration_profile": ("8.6", "10"),
+    "ICudaEngine.create_execution_context_without_device_memory": ("8.6", "10"),
+    "ICudaEngine.device_memory_size": ("8.6", "10"),
+    "ICudaEngine.device_memory_size_v2": ("10", "11", "rtx"),
+    "IExecutionContext.set_device_memory": ("10", "11", "rtx"),
     "IInt8EntropyCalibrator2": ("8.6", "10"),
     "IInt8MinMaxCalibrator": ("8.6", "10"),
     "ILayer.precision": ("8.6", "10"),
@@ -30,6 +35,7 @@ OPTIONAL: dict[str, tuple[str, ...]] = {
     "NetworkDefinitionCreationFlag.EXPLICIT_BATCH": ("8.6", "10"),
     "NetworkDefinitionCreationFlag.STRONGLY_TYPED": ("10", "11", "rtx"),
     "ParserError.node_name": ("10", "11", "rtx"),
+    "PreviewFeature.PROFILE_SHARING_0806": ("8.6", "10"),
 }
 
 # TensorRT's DataType names (equal in every version) and numpy's; the float ones with the precision they stand for.

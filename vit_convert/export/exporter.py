@@ -4,15 +4,19 @@ import dataclasses
 import logging
 import os
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 from vit_convert.errors import ExportError
 from vit_convert.export import graph as graphs
 from vit_convert.export import weights
+from vit_convert.export.dynamic import make_dynamic
+from vit_convert.export.pixels import take_pixels
 from vit_convert.export.targets import Target
 from vit_convert.models.model import Model
 from vit_convert.onnx_file import external_files, save_onnx
@@ -46,17 +50,27 @@ class ExportReport:
 
 
 def export_model(
-    model: Model, path: str | os.PathLike[str], *, image_size: tuple[int, int], target: Target, layout: str = "NHWC", taps: bool = False
+    model: Model,
+    path: str | os.PathLike[str],
+    *,
+    image_size: tuple[int, int],
+    target: Target,
+    layout: str = "NHWC",
+    taps: bool = False,
+    dynamic_patch: int = 0,
+    pixels: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> ExportReport:
     """Traces, rewrites and writes a model.
 
     Args:
         model: what to export.
         path: the `.onnx` file; weights go to `<path>.data`.
-        image_size: (height, width) in pixels.
+        image_size: (height, width) in pixels; for a dynamic graph, those that the model's position table is for.
         target: opset and substitutions.
         layout: "NHWC" or "NCHW", the order of the `images` input's axes.
         taps: keep the taps as outputs of the written graph.
+        dynamic_patch: side of a patch in pixels makes height and width symbolic, any multiples of it; 0 keeps `image_size`.
+        pixels: scale and offset, each float32 [3], make `images` uint8 and normalise x to x · scale + offset inside.
 
     Returns:
         The report.
@@ -73,8 +87,14 @@ def export_model(
     def apply(params: Any, images: Any) -> Any:
         return model.apply(params, images if layout == "NHWC" else jnp.transpose(images, to_nhwc))
 
+    changes: list[Callable[[ir.Model], object]] = []
+    if dynamic_patch:
+        grid = (image_size[0] // dynamic_patch, image_size[1] // dynamic_patch)
+        changes.append(lambda traced: make_dynamic(traced, grid))
+    if pixels is not None:
+        changes.append(lambda traced: take_pixels(traced, *pixels))
     graph = graphs.onnx_from_apply(
-        apply, model.traced_shapes, image_shape, model.output, model.traced_taps, target, depth=model.depth, prune=not taps
+        apply, model.traced_shapes, image_shape, model.output, model.traced_taps, target, depth=model.depth, prune=not taps, changes=changes
     )
     weights.bind(graph.model, model.params)
     passes.ShapeInferencePass()(graph.model)

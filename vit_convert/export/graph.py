@@ -1,12 +1,12 @@
 """From a Flax model to the ONNX graph that TensorRT likes: trace, fold, substitute, unroll, name."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import onnx_ir as ir
-import onnx_ir.passes.common as passes
 
 from vit_convert.export import naming, unroll, weights
+from vit_convert.export.clean import clean
 from vit_convert.export.prune import prune_tokens
 from vit_convert.export.rules.rule import RuleCount, apply_rule
 from vit_convert.export.targets import Target
@@ -40,6 +40,7 @@ def onnx_from_apply(
     *,
     depth: int | None = None,
     prune: bool = True,
+    changes: Sequence[Callable[[ir.Model], object]] = (),
 ) -> Graph:
     """Traces a model and applies its target's substitutions.
 
@@ -52,6 +53,7 @@ def onnx_from_apply(
         target: opset and rules.
         depth: unroll to this many encoder blocks; `apply` then computes only two. None: what was traced is the model.
         prune: let the last block compute the pooled token alone, where the head reads one token.
+        changes: applied to the pruned graph in order, in place, before it gets its names.
 
     Returns:
         The graph.
@@ -69,9 +71,10 @@ def onnx_from_apply(
         taps = [f"block_{i:02d}" for i in range(depth)] + [tap for tap in taps if not tap.startswith("block_")]
     model.graph.outputs[1:] = []  # not `del`: onnx_ir would go on believing that they are outputs
     clean(model)
-    passes.ShapeInferencePass()(model)
     num_pruned = prune_tokens(model) if prune else 0
     clean(model)
+    for change in changes:
+        change(model)
     naming.name_nodes(model, taps)
     model.producer_name, model.doc_string, model.metadata_props["vit_convert.target"] = "vit_convert", "", target.name
     model.graph.name = "vit"
@@ -91,16 +94,3 @@ def substitute(model: ir.Model, target: Target) -> list[RuleCount]:
     clean(model)
     weights.fold_weights(model)
     return counts
-
-
-def clean(model: ir.Model) -> None:
-    """Removes what computes nothing: identities, repeated nodes and constants, and everything that no output needs; in place."""
-    for step in (
-        passes.IdentityEliminationPass(),
-        passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
-        passes.DeduplicateInitializersPass(),
-        passes.CommonSubexpressionEliminationPass(),
-        passes.RemoveUnusedNodesPass(),
-        passes.RemoveUnusedOpsetsPass(),
-    ):
-        step(model)

@@ -25,8 +25,7 @@ def name_nodes(model: ir.Model, taps: list[str]) -> None:
             scope[node] = f"Transformer/encoderblock_{i}/"
     if blocks:
         first = [node for node in between(graph.inputs[0], blocks[0], graph) if node not in scope]
-        entry = next((i for i, node in enumerate(first) if _path(node).startswith("Transformer/encoderblock_0/")), len(first))
-        for node in first[entry:]:
+        for node in first[_entry(first) :]:
             scope[node] = "Transformer/encoderblock_0/"
     taken: collections.Counter[str] = collections.Counter()
     for node in graph:
@@ -39,6 +38,18 @@ def name_nodes(model: ir.Model, taps: list[str]) -> None:
                 value.name = node.name if i == 0 else f"{node.name}.{i}"
     for i, value in enumerate([v for v in graph.initializers.values() if weight_of(v) is None]):
         value.name = f"constant_{i}"
+
+
+def _entry(nodes: list[ir.Node]) -> int:
+    """Where block 0 begins: behind the last value, before the block's first parameter, that alone carries the stream."""
+    end = next((i for i, node in enumerate(nodes) if _path(node).startswith("Transformer/encoderblock_0/")), len(nodes))
+    earlier = {value for value in nodes[0].inputs if value is not None} if nodes else set()
+    entry = 0
+    for i, node in enumerate(nodes[:end]):
+        if not any(value in earlier for later in nodes[i + 1 :] for value in later.inputs):
+            entry = i + 1
+        earlier.update(node.outputs)
+    return entry
 
 
 def _path(node: ir.Node) -> str:

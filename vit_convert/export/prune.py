@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-_ELEMENTWISE = {"Add", "Sub", "Mul", "Div", "Max", "Sqrt", "Gelu", "Sigmoid", "Tanh", "Erf", "Cast"}
+_ELEMENTWISE = {"Add", "Sub", "Mul", "Div", "Max", "Sqrt", "Exp", "Neg", "Gelu", "Sigmoid", "Tanh", "Erf", "Cast"}
 _ROWWISE = {"LayerNormalization", "Softmax", "ReduceMean"}  # along the last axis; the token is never on it
 
 
@@ -36,8 +36,9 @@ def _is_pool(node: ir.Node) -> bool:
     if node.op_type != "Gather" or node.attributes["axis"].as_int() != 1:
         return False
     data, index = node.inputs
-    rank = len(data.shape) if data is not None and data.shape is not None else 0
-    return rank == 3 and index is not None and index.const_value is not None and index.const_value.shape.rank() == 0
+    shape = data.shape if data is not None else None
+    several = shape is not None and len(shape) == 3 and shape[1] != 1  # attention pooling leaves one token anyway
+    return several and index is not None and index.const_value is not None and len(index.const_value.shape) == 0
 
 
 def _token_operands(node: ir.Node, axis: int) -> Iterator[tuple[ir.Value, int]]:
@@ -110,6 +111,7 @@ def _restrict(graph: ir.Graph, pool: ir.Node, chosen: dict[ir.Node, int]) -> Non
     squeeze = _constant(graph, "pooled_shape", [0, -1])
     node = ir.Node("", "Reshape", [pool.inputs[0], squeeze], num_outputs=1)
     node.outputs[0].shape, node.outputs[0].type = pool.outputs[0].shape, pool.outputs[0].type
+    node.outputs[0].name, pool.outputs[0].name = pool.outputs[0].name, None  # it may be the graph's output
     graph.insert_after(pool, node)
     ir.convenience.replace_all_uses_with(pool.outputs[0], node.outputs[0], replace_graph_outputs=True)
     graph.remove(pool, safe=True)

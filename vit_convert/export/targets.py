@@ -3,15 +3,17 @@
 import dataclasses
 
 from vit_convert.errors import UsageError, nearest
-from vit_convert.export.rules import attention, dense, einsum, gelu, layernorm, reduce, reshape, select
+from vit_convert.export.rules import attention, dense, einsum, gelu, layernorm, reduce, reshape, select, softmax
 from vit_convert.export.rules.rule import Rule
 
 _SHARED: tuple[type[Rule], ...] = (
     reshape.NoDropout,
     dense.DenseToMatMul,
     dense.DenseNoBiasToMatMul,
+    dense.NoZeroBias,
     reshape.ConstantReshape,
     reshape.TokenGather,
+    reshape.TileToExpand,
     select.ConstantWhere,
     layernorm.MeanOfSum,
     layernorm.DivideByRoot,
@@ -20,6 +22,7 @@ _SHARED: tuple[type[Rule], ...] = (
     layernorm.GuardedLayerNorm,
     layernorm.LayerNormScale,
     layernorm.LayerNormBias,
+    softmax.ExpToSoftmax,
 )
 
 
@@ -58,8 +61,8 @@ TARGETS = {
         "trt8",
         17,
         (
-            *_SHARED,
             reduce.ReduceAxesToAttribute,
+            *_SHARED,
             attention.EinsumAttentionScoresScaled,
             einsum.EinsumWithoutExpand,
             einsum.EinsumToMatMul,

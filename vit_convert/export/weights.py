@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -20,15 +21,17 @@ class Weight:
         sources: names of the parameters, nearly always one.
         shape: shape of the result.
         compute: makes the result from the parameters; a view where possible.
+        num_read: number of elements in all parameters together, where it is not that of the result.
     """
 
     sources: tuple[str, ...]
     shape: tuple[int, ...]
     compute: Callable[..., np.ndarray]
+    num_read: int | None = None
 
     def then(self, shape: tuple[int, ...], step: Callable[[np.ndarray], np.ndarray]) -> "Weight":
         """The weight after one more step."""
-        return Weight(self.sources, shape, lambda *parameters: step(self.compute(*parameters)))
+        return Weight(self.sources, shape, lambda *parameters: step(self.compute(*parameters)), self.num_read)
 
 
 def concatenate(weights: Sequence[Weight], axis: int) -> Weight:
@@ -131,6 +134,10 @@ def bind(model: ir.Model, params: Mapping[str, np.ndarray]) -> None:
         for source in weight.sources:
             if source not in params:
                 raise ExportError(f"{source}: traced, but not among the {len(params)} parameters")
+        num_read = math.prod(weight.shape) if weight.num_read is None else weight.num_read
+        if sum(params[source].size for source in weight.sources) != num_read:
+            shapes = ", ".join(f"{source} {params[source].shape}" for source in weight.sources)
+            raise ExportError(f"{value.name}: traced with shape {weight.shape}, the checkpoint has {shapes}")
 
         def compute(weight: Weight = weight, name: str | None = value.name) -> ir.TensorProtocol:
             result = weight.compute(*(np.asarray(params[source]) for source in weight.sources))

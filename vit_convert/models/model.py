@@ -1,6 +1,7 @@
 """What the exporter needs to know of a model, and how our own ViT and a user's module provide it."""
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 from flax import traverse_util
 
 from vit_convert.checkpoint.architecture import Architecture
+from vit_convert.checkpoint.posemb import resample
 from vit_convert.errors import UsageError
 from vit_convert.models.vit import EncoderBlock, ViT, param_shapes
 
@@ -31,7 +33,7 @@ class Model:
         traced_taps: names of the taps that `apply` returns.
         depth: encoder blocks of the whole model when `apply` computes only two of them, None when it computes all.
         run: maps images float32 [batch, height, width, 3] to {output or tap: numpy array} of the whole model, in float32 and
-            at the highest matmul precision.
+            at the highest matmul precision. A ViT takes images of any size that its patches tile, with its position table resampled.
     """
 
     params: Mapping[str, np.ndarray]
@@ -81,11 +83,13 @@ def _block_names(depth: int) -> list[str]:
 
 def _vit_runner(architecture: Architecture, params: Mapping[str, np.ndarray], output: str) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
     """Runs a ViT one block at a time: one block is compiled once and one block's weights are on the device at a time."""
-    vit, block = ViT(architecture), EncoderBlock(architecture)
-    embed = jax.jit(lambda variables, images: vit.apply(variables, images, method=ViT.embed))
+    block = EncoderBlock(architecture)
     step = jax.jit(lambda leaves, x: block.apply({"params": leaves}, x))
-    normalize = jax.jit(lambda variables, x: vit.apply(variables, x, method=ViT.normalize))
-    classify = jax.jit(lambda variables, x: vit.apply(variables, x, method=ViT.classify))
+
+    @functools.cache
+    def outer_parts(image_size: tuple[int, int]) -> list[Callable[..., jax.Array]]:
+        vit = ViT(dataclasses.replace(architecture, image_size=image_size))
+        return [jax.jit(functools.partial(vit.apply, method=method)) for method in (ViT.embed, ViT.normalize, ViT.classify)]
 
     def part(prefix: str) -> Any:
         leaves = {name.removeprefix(prefix): jnp.asarray(params[name]) for name in params if name.startswith(prefix)}
@@ -93,6 +97,9 @@ def _vit_runner(architecture: Architecture, params: Mapping[str, np.ndarray], ou
 
     def run(images: np.ndarray) -> dict[str, np.ndarray]:
         outside = {name: jnp.asarray(params[name]) for name in params if not name.startswith("Transformer/encoderblock_")}
+        embed, normalize, classify = outer_parts((images.shape[1], images.shape[2]))
+        grid = (images.shape[1] // architecture.patch_size, images.shape[2] // architecture.patch_size)
+        outside["pos_embedding"] = jnp.asarray(resample(params["pos_embedding"], architecture.grid, grid))
         variables = {"params": traverse_util.unflatten_dict(outside, sep="/")}
         results = {}
         with jax.default_matmul_precision("highest"):

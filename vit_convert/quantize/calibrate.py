@@ -15,7 +15,7 @@ import onnxruntime
 from vit_convert.bundle import read_json, write_json
 from vit_convert.errors import CalibrationError, UsageError, nearest
 from vit_convert.progress import Progress
-from vit_convert.quantize import cache, graph
+from vit_convert.quantize import graph
 from vit_convert.quantize.histogram import Histogram, entropy_threshold, minmax_threshold, percentile_threshold
 from vit_convert.quantize.placement import place
 
@@ -66,10 +66,6 @@ class Calibration:
             return cls(**value)
         except TypeError as e:
             raise CalibrationError(f"{path}: not a calibration ({e})", fix="Remove it; calibration writes a new one.") from e
-
-    def write_trt_cache(self, path: str | os.PathLike[str], version: str, algorithm: str = "EntropyCalibration2") -> None:
-        """Writes the thresholds as TensorRT's own cache; see `cache.write_trt_cache`."""
-        cache.write_trt_cache(path, self.thresholds, version, algorithm)
 
 
 def calibration_keys(onnx_path: str | os.PathLike[str], images: np.ndarray, normalize: Normalize, method: str) -> dict[str, str]:
@@ -235,7 +231,7 @@ def _stream(
     with progress.bar(label, total=len(images)) as advance:
         for start in range(0, len(images), batch_size):
             batch = normalize(np.asarray(images[start : start + batch_size]))
-            if batch.shape[1:] != expected:
+            if len(batch.shape) != len(feed.shape) or any(isinstance(e, int) and e != size for e, size in zip(expected, batch.shape[1:])):
                 raise CalibrationError(f"calibration images are {batch.shape[1:]}, the graph takes {expected}", fix="Decode them again.")
             outputs = session.run(None, {feed.name: batch})
             each = len(outputs) // num_groups

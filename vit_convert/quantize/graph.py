@@ -124,8 +124,8 @@ def initializer(graph: ir.Graph, tensor: ir.TensorProtocol) -> ir.Value:
 
 def activations(graph: ir.Graph) -> list[str]:
     """Lists the float32 tensors that depend on the input, in graph order, the inputs first: what a full range scan measures."""
-    reached = {v for v in graph.inputs if v.dtype == ir.DataType.FLOAT and not v.is_initializer()}
-    names = [v.name for v in graph.inputs if v in reached]
+    reached = {v for v in graph.inputs if not v.is_initializer()}
+    names = [v.name for v in graph.inputs if v in reached and v.dtype == ir.DataType.FLOAT]
     for node in graph:
         if any(v in reached for v in node.inputs if v is not None):
             reached.update(node.outputs)

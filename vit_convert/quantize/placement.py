@@ -6,6 +6,7 @@ their type. A bias stays in floating point, and nothing is quantized between fc1
 
 import dataclasses
 from collections.abc import Sequence
+from typing import TypedDict
 
 import onnx_ir as ir
 
@@ -40,6 +41,14 @@ class Site:
     def name(self) -> str:
         """ "block_03/fc2"."""
         return f"{self.block}/{self.kind}"
+
+
+class Patterns(TypedDict, total=False):
+    """The lists of patterns that `place` takes."""
+
+    keep_fp32: Sequence[str]
+    keep_fp16: Sequence[str]
+    quantize_only: Sequence[str]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,28 +1,56 @@
-"""Writes Q/DQ pairs into a graph: symmetric int8, per tensor for activations and per column for weights."""
+"""Writes Q/DQ pairs into a graph: symmetric int8 or fp8, per tensor for activations and per column for weights."""
 
+import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from vit_convert.errors import CalibrationError, UsageError
+from vit_convert.errors import CalibrationError, UsageError, nearest
 from vit_convert.quantize.calibrate import Calibration
 from vit_convert.quantize.graph import DEQUANTIZED, derived, initializer, read_weight
 from vit_convert.quantize.placement import Site
 
 INT8_MAX = 127  # -128 stays unused, so that the range is symmetric
+E4M3_MAX = 448
 TRT8_MAX_OPSET = 17
 
 
-def quantize(model: ir.Model, calibration: Calibration, sites: Sequence[Site], *, target: str) -> ir.Model:
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """A type that values are quantized to.
+
+    Attributes:
+        dtype: in ONNX.
+        largest: what the largest |x| becomes: scale = amax / largest.
+        min_opset: the first whose QuantizeLinear knows the type.
+        encode: maps x / scale, float32, to the type.
+    """
+
+    dtype: ir.DataType
+    largest: int
+    min_opset: int
+    encode: Callable[[np.ndarray], np.ndarray]
+
+
+FORMATS = {
+    # rint rounds half to even, as QuantizeLinear does.
+    "int8": Format(ir.DataType.INT8, INT8_MAX, 13, lambda x: np.clip(np.rint(x), -INT8_MAX, INT8_MAX).astype(np.int8)),
+    "fp8": Format(ir.DataType.FLOAT8E4M3FN, E4M3_MAX, 19, lambda x: np.clip(x, -E4M3_MAX, E4M3_MAX).astype(ml_dtypes.float8_e4m3fn)),
+}
+
+
+def quantize(model: ir.Model, calibration: Calibration, sites: Sequence[Site], *, target: str, precision: str = "int8") -> ir.Model:
     """Puts a Q/DQ pair on every site.
 
     A tensor has one pair, shared by all sites that read it; other readers (the residual stream) keep the unquantized tensor. Zero points
-    are explicit int8 zeros everywhere: TensorRT 8.6 demands them, and without one QuantizeLinear means uint8.
-    Weights: an int8 initializer with DequantizeLinear; for `trt8`, which knows no such thing, the fp32 weight with a pair of its own.
+    are explicit everywhere: TensorRT 8.6 demands them, and without one QuantizeLinear means uint8.
+    Weights: an int8 or fp8 initializer with DequantizeLinear; for `trt8`, which knows no such thing, the fp32 weight with its own pair.
     Scales of the other targets are fp16 values (rounded up), so that the FP16 pass keeps them exactly.
+    FP8 takes each tensor's whole range (`Calibration.amax`): its steps shrink with the value, so clipping would gain nothing.
     Weights are read one by one, now for their scales and again when the model is saved.
 
     Args:
@@ -30,23 +58,34 @@ def quantize(model: ir.Model, calibration: Calibration, sites: Sequence[Site], *
         calibration: ranges for every site's tensor.
         sites: what `placement.place` chose.
         target: trt8, trt10, trt11 or rtx.
+        precision: int8 or fp8 (E4M3).
 
     Returns:
         A new model; unchanged weights are shared with the given one.
 
     Raises:
         CalibrationError: a site's tensor has no range.
-        UsageError: the graph's opset does not suit the target.
+        UsageError: the graph's opset does not suit the target or the precision, or there is no such precision.
 
-    Source: NVIDIA TensorRT developer guide, "Explicit quantization": symmetric, scale = amax / 127.
+    Source: NVIDIA TensorRT developer guide, "Explicit quantization": symmetric, scale = amax / 127; Micikevicius et al., "FP8 Formats for
+    Deep Learning", arXiv:2209.05433: E4M3 reaches 448.
     """
-    opset = model.opset_imports[""]
+    if precision not in FORMATS:
+        raise UsageError(f"precision {precision!r} is not quantized.{nearest(precision, FORMATS)}", fix=f"Use {' or '.join(FORMATS)}.")
+    opset, number = model.opset_imports[""], FORMATS[precision]
+    if target == "trt8" and precision != "int8":
+        raise UsageError(f"target trt8 reads no {precision} graph", fix="Use int8, or TensorRT 10 or later.")
     if target == "trt8" and opset > TRT8_MAX_OPSET:
         raise UsageError(f"target trt8 reads opset {TRT8_MAX_OPSET} at most, the graph has {opset}", fix="Export with target=trt8.")
+    if opset < number.min_opset:
+        raise UsageError(
+            f"{precision} needs opset {number.min_opset}, the graph has {opset}", fix="Export with target=trt10, trt11 or rtx."
+        )
+    ranges = calibration.amax if precision == "fp8" else calibration.thresholds
     model = model.clone()
-    writer = _Writer(model.graph, target)
+    writer = _Writer(model.graph, number, target)
     values = {v.name: v for node in model.graph for v in node.outputs} | {v.name: v for v in model.graph.inputs}
-    missing = [s for s in sites if s.amax is None and s.tensor not in calibration.thresholds]
+    missing = [s for s in sites if s.amax is None and s.tensor not in ranges]
     if missing:
         raise CalibrationError(
             f"{missing[0].name}: no range for {missing[0].tensor}", fix="Calibrate again; the calibration is of another placement."
@@ -57,8 +96,7 @@ def quantize(model: ir.Model, calibration: Calibration, sites: Sequence[Site], *
         node = values[site.node].producer()
         assert node is not None
         if site.tensor not in dequantized:
-            amax = calibration.thresholds[site.tensor] if site.amax is None else site.amax
-            dequantized[site.tensor] = writer.activation(values[site.tensor], amax)
+            dequantized[site.tensor] = writer.activation(values[site.tensor], ranges[site.tensor] if site.amax is None else site.amax)
         _replace(node, site.tensor, dequantized[site.tensor])
         if site.weight and site.weight not in dequantized:
             dequantized[site.weight] = writer.weight(model.graph.initializers[site.weight], node)
@@ -68,17 +106,18 @@ def quantize(model: ir.Model, calibration: Calibration, sites: Sequence[Site], *
     return model
 
 
-def weight_scales(weight: np.ndarray) -> np.ndarray:
+def weight_scales(weight: np.ndarray, largest: int = INT8_MAX) -> np.ndarray:
     """Computes a weight's scales.
 
     Args:
         weight: [K, N] float.
+        largest: what the largest |w| of a column becomes: 127 for int8, 448 for fp8.
 
     Returns:
-        [N] float32, amax / 127 of each column; 1 for a column that is all zero.
+        [N] float32, amax / largest of each column; 1 for a column that is all zero.
     """
     amax = np.maximum(weight.max(axis=0), -weight.min(axis=0)).astype(np.float32)
-    return np.where(amax > 0, amax / np.float32(INT8_MAX), np.float32(1))
+    return np.where(amax > 0, amax / np.float32(largest), np.float32(1))
 
 
 def round_up_to_fp16(scale: np.ndarray) -> np.ndarray:
@@ -97,14 +136,15 @@ def _replace(node: ir.Node, name: str, value: ir.Value) -> None:
 class _Writer:
     """Adds pairs to one graph."""
 
-    def __init__(self, graph: ir.Graph, target: str):
+    def __init__(self, graph: ir.Graph, number: Format, target: str):
         self._graph = graph
+        self._number = number
         self._trt8 = target == "trt8"
 
     def activation(self, x: ir.Value, amax: float) -> ir.Value:
         """One pair after x, one scale; returns what the sites read instead."""
         # A tensor that is zero on all calibration images has no range of its own.
-        scale = np.float32(amax or 1.0) / np.float32(INT8_MAX)
+        scale = np.float32(amax or 1.0) / np.float32(self._number.largest)
         pair, result = self._pair(x, self._scales(np.asarray(scale)), {})
         if (producer := x.producer()) is not None:
             self._graph.insert_after(producer, pair)
@@ -113,15 +153,16 @@ class _Writer:
         return result
 
     def weight(self, w: ir.Value, reader: ir.Node) -> ir.Value:
-        """A column-wise pair on w (trt8), or its integers with DequantizeLinear; returns what the MatMul reads instead."""
-        tensor = w.const_value
+        """A column-wise pair on w, or its quantized values with DequantizeLinear; returns what the MatMul reads instead."""
+        tensor, number = w.const_value, self._number
         assert tensor is not None
-        scales = self._scales(read_weight(tensor, weight_scales))
+        scales = self._scales(read_weight(tensor, functools.partial(weight_scales, largest=number.largest)))
         if self._trt8:
             nodes, result = self._pair(w, scales, {"axis": 1})
         else:
-            integers = derived(tensor, ir.DataType.INT8, functools.partial(_integers, scales), f"{w.name}/int8")
-            node, result = self._dequantize(initializer(self._graph, integers), w, self._scale_inputs(w, scales), {"axis": 1})
+            name = f"{w.name}/{number.dtype.name.lower()}"
+            stored = derived(tensor, number.dtype, lambda weight: number.encode(weight / scales), name)
+            node, result = self._dequantize(initializer(self._graph, stored), w, self._scale_inputs(w, scales), {"axis": 1})
             nodes = [node]
         self._graph.insert_before(reader, nodes)
         return result
@@ -133,7 +174,7 @@ class _Writer:
         parameters = self._scale_inputs(x, scales)
         quantize = ir.node("QuantizeLinear", [x, *parameters], attributes, name=f"{x.name}/QuantizeLinear")
         quantized = quantize.outputs[0]
-        quantized.name, quantized.dtype, quantized.shape = f"{x.name}/quantized", ir.DataType.INT8, x.shape
+        quantized.name, quantized.dtype, quantized.shape = f"{x.name}/quantized", self._number.dtype, x.shape
         node, result = self._dequantize(quantized, x, parameters, attributes)
         return [quantize, node], result
 
@@ -144,11 +185,6 @@ class _Writer:
         return node, result
 
     def _scale_inputs(self, x: ir.Value, scales: np.ndarray) -> list[ir.Value]:
-        zeros = np.zeros(scales.shape, np.int8)
-        tensors = (ir.tensor(scales, name=f"{x.name}/scale"), ir.tensor(zeros, name=f"{x.name}/zero_point"))
+        zeros = np.zeros(scales.shape, self._number.dtype.numpy())
+        tensors = (ir.tensor(scales, name=f"{x.name}/scale"), ir.tensor(zeros, dtype=self._number.dtype, name=f"{x.name}/zero_point"))
         return [initializer(self._graph, tensor) for tensor in tensors]
-
-
-def _integers(scales: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    # rint rounds half to even, as QuantizeLinear does.
-    return np.clip(np.rint(weight / scales), -INT8_MAX, INT8_MAX).astype(np.int8)

@@ -3,6 +3,7 @@
 Every node computes in half precision, except islands that stay float32:
 - what `keep_fp32` names;
 - statistics: a mean and the elementwise arithmetic around it (LayerNorm spelt out in primitives squares and sums values of 1e3);
+- the normalisation of uint8 pixels by a Mul and an Add, and the interpolation of a position table: few numbers, wanted exact;
 - nodes that read or write a tensor whose measured range does not fit, and nodes with a weight that does not fit;
 - what only moves data to such nodes;
 - operators that the opset does not define for the type (Conv in bf16 before opset 22, QuantizeLinear in fp16 before opset 19).
@@ -125,7 +126,7 @@ class _Typing:
         blocks = node_blocks(self._graph)
         names = {node: node_names(node, blocks[node]) for node in self._graph}
         check_patterns("keep_fp32", self._keep_fp32, {name for of_node in names.values() for name in of_node})
-        statistics = _statistics(self._graph)
+        statistics, normalization = _statistics(self._graph), _normalization(self._graph)
         opset = self._model.opset_imports[""]
         islands: dict[ir.Node, str] = {}
         for node in self._graph:
@@ -133,6 +134,10 @@ class _Typing:
                 islands[node] = "keep_fp32"
             elif node in statistics:
                 islands[node] = "statistics"
+            elif node in normalization:
+                islands[node] = "normalises pixels"
+            elif node.op_type == "Resize":
+                islands[node] = "interpolates"
             elif (
                 value := next((v for v in (*node.inputs, *node.outputs) if v is not None and self._range(v) > RANGE_LIMIT), None)
             ) is not None:
@@ -225,6 +230,18 @@ def _statistics(graph: ir.Graph) -> set[ir.Node]:
             if source is not None and (source.op_type == "Pow" or (source.op_type == "Mul" and source.inputs[0] is source.inputs[1])):
                 found.add(source)
         elif node.op_type in _ELEMENTWISE and any(producer in found for producer in node.predecessors()):
+            found.add(node)
+    return found
+
+
+def _normalization(graph: ir.Graph) -> set[ir.Node]:
+    """Finds the Cast, Mul and Add that normalise uint8 pixels."""
+    found: set[ir.Node] = set()
+    for node in graph:
+        before = node.predecessors()
+        if node.op_type == "Mul" and any(p.op_type == "Cast" and p.inputs[0] in graph.inputs for p in before):
+            found |= {node, *before}
+        elif node.op_type == "Add" and any(p in found for p in before):
             found.add(node)
     return found
 

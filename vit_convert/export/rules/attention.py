@@ -79,10 +79,10 @@ class ScaleOnQuery(Rule):
 
 
 class ScaleOnScores(Rule):
-    """Softmax((q · s)·kᵀ) → Softmax(q·kᵀ · s): TensorRT 8.6 wants the scale after the product."""
+    """Softmax((q · s)·kᵀ), or a division there or after the product → Softmax(q·kᵀ · s), as TensorRT 8.6 wants it."""
 
     def patterns(self) -> list[Any]:
-        return [self.multiplied, self.divided]
+        return [self.multiplied, self.divided, ScaleOnQuery.divided.__get__(self)]
 
     def multiplied(self, op: Any, query: Any, key: Any, scale: Any) -> Any:
         return op.Softmax(op.MatMul(op.Transpose(op.Mul(query, scale), _outputs=["turned"]), key), _outputs=["weights"])
@@ -97,14 +97,15 @@ class ScaleOnScores(Rule):
         op: Any,
         query: Any,
         key: Any,
-        turned: ir.Value,
         weights: ir.Value,
+        turned: ir.Value | None = None,
         scale: ir.Value | None = None,
         root: ir.Value | None = None,
         **_: Any,
     ) -> Any:
-        perm = turned.producer().attributes["perm"].as_ints()  # type: ignore[union-attr]
-        scores = op.Mul(op.MatMul(op.Transpose(query, perm=perm), key), _factor(op, scale, root))
+        if turned is not None:
+            query = op.Transpose(query, perm=turned.producer().attributes["perm"].as_ints())  # type: ignore[union-attr]
+        scores = op.Mul(op.MatMul(query, key), _factor(op, scale, root))
         return op.Softmax(scores, axis=_axis(weights))
 
 

@@ -2,9 +2,10 @@
 
 from typing import Any, ClassVar
 
+import numpy as np
 import onnx_ir as ir
 
-from vit_convert.export.rules.rule import Decline, Rule, reshape_target, static_shape
+from vit_convert.export.rules.rule import Decline, Mismatch, Rule, reshape_target, static_shape
 
 
 class DenseToMatMul(Rule):
@@ -68,3 +69,19 @@ class DenseNoBiasToMatMul(DenseToMatMul):
             x = op.Reshape(x, op.Constant(value_ints=turn_in))
         y = op.MatMul(x, kernel)
         return y if turn_out is None else op.Reshape(y, op.Constant(value_ints=turn_out))
+
+
+class NoZeroBias(Rule):
+    """MatMul(x, W) + 0 → MatMul(x, W): jax2onnx gives a DenseGeneral without a bias one of zeros."""
+
+    def pattern(self, op: Any, x: Any, kernel: Any, bias: Any) -> Any:
+        return op.Add(op.MatMul(x, kernel), bias)
+
+    def check(self, context: Any, kernel: ir.Value, bias: ir.Value, **_: Any) -> None:
+        if bias.const_value is None or np.any(bias.const_value.numpy()):
+            raise Mismatch("the bias is not zero")
+        if tuple(static_shape(bias, "the bias")) != tuple(static_shape(kernel, "the kernel"))[-1:]:
+            raise Decline("the bias is not a vector of the product's width")
+
+    def rewrite(self, op: Any, x: ir.Value, kernel: ir.Value, **_: Any) -> Any:
+        return op.MatMul(x, kernel)

@@ -19,10 +19,8 @@ def _opset(context: Any) -> int:
 class _HalfProduct(Rule):
     """0.5 x (1 + f(x)), the three factors multiplied in any order."""
 
-    commute = True
-
     def patterns(self) -> list[Any]:
-        return [self.half_inside, self.half_first, self.half_last]
+        return [self.half_inside, self.half_inside_first, self.half_first, self.half_first_last, self.half_last, self.half_last_swapped]
 
     def _share(self, op: Any, x: Any) -> Any:
         """1 + f(x)."""
@@ -31,18 +29,29 @@ class _HalfProduct(Rule):
     def half_inside(self, op: Any, x: Any, half: Any) -> Any:
         return op.Mul(x, op.Mul(self._share(op, x), half))
 
+    def half_inside_first(self, op: Any, x: Any, half: Any) -> Any:
+        return op.Mul(op.Mul(self._share(op, x), half), x)
+
     def half_first(self, op: Any, x: Any, half: Any) -> Any:
         return op.Mul(op.Mul(x, half), self._share(op, x))
 
+    def half_first_last(self, op: Any, x: Any, half: Any) -> Any:
+        return op.Mul(self._share(op, x), op.Mul(x, half))
+
     def half_last(self, op: Any, x: Any, half: Any) -> Any:
         return op.Mul(op.Mul(x, self._share(op, x)), half)
+
+    def half_last_swapped(self, op: Any, x: Any, half: Any) -> Any:
+        return op.Mul(op.Mul(self._share(op, x), x), half)
 
 
 class _TanhGelu(_HalfProduct):
     def _share(self, op: Any, x: Any) -> Any:
         cubic, scale, one, three = (pattern.Var(name) for name in ("cubic", "scale", "one", "three"))
-        cube = pattern.OrValue([op.Mul(op.Mul(x, x), x), op.Pow(x, three)])
-        inner = op.Mul(op.Add(x, op.Mul(cube, cubic)), scale)  # sqrt(2/π) (x + 0.044715 x³)
+        square = op.Mul(x, x)
+        cube = pattern.OrValue([op.Mul(square, x), op.Mul(x, square), op.Pow(x, three)])
+        term = op.Mul(cube, cubic)
+        inner = op.Mul(pattern.OrValue([op.Add(x, term), op.Add(term, x)]), scale)  # sqrt(2/π) (x + 0.044715 x³)
         return op.Add(op.Tanh(inner), one)
 
     def check(self, context: Any, cubic: ir.Value, scale: ir.Value, one: ir.Value, half: ir.Value, **rest: Any) -> None:
@@ -58,7 +67,8 @@ class _ErfGelu(_HalfProduct):
     def _share(self, op: Any, x: Any) -> Any:
         root, one, inverse = (pattern.Var(name) for name in ("root", "one", "inverse"))
         inner = pattern.OrValue([op.Div(x, root), op.Mul(x, inverse)])
-        return op.Add(op.Erf(inner), one)  # 1 + erf(x / √2)
+        complement = op.Sub(one, op.Erf(op.Mul(op.Neg(x), inverse)))  # erfc(−x / √2), as jax.nn.gelu has it
+        return pattern.OrValue([op.Add(op.Erf(inner), one), complement])  # 1 + erf(x / √2)
 
     def check(self, context: Any, one: ir.Value, half: ir.Value, **rest: Any) -> None:
         if rest.get("root") is not None:
@@ -102,3 +112,17 @@ class TanhGeluToSigmoid(_TanhGelu):
         cubic = op.Constant(value_float=2.0 * _TANH_SCALE * _TANH_CUBIC)
         inner = op.Mul(op.Add(op.Mul(op.Mul(x, x), cubic), linear), x)
         return op.Mul(x, op.Sigmoid(inner))
+
+
+class TanhGeluToExp(_TanhGelu):
+    """0.5 x (1 + tanh(z)) → x / (1 + exp(−2z)): the same function with one exponential and one division.
+
+    Where exp overflows (in fp16 from −2z > 11 on) the quotient is −0, the function's value there to within the type's precision.
+    """
+
+    def rewrite(self, op: Any, x: ir.Value, **_: Any) -> Any:
+        # −2z = x (−2·sqrt(2/π) − 2·sqrt(2/π)·0.044715 x²)
+        linear = op.Constant(value_float=-2.0 * _TANH_SCALE)
+        cubic = op.Constant(value_float=-2.0 * _TANH_SCALE * _TANH_CUBIC)
+        exponent = op.Mul(op.Add(op.Mul(op.Mul(x, x), cubic), linear), x)
+        return op.Div(x, op.Add(op.Exp(exponent), op.Constant(value_float=1.0)))

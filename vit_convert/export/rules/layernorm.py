@@ -1,24 +1,23 @@
 """LayerNorm: Flax's spelling becomes the LayerNormalization operator, or two-pass primitives where those are faster."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from onnxscript.rewriter import pattern
 
-from vit_convert.export.rules.rule import Decline, Rule, require_scalar, scalar, static_shape
+from vit_convert.export.rules.rule import Decline, Rule, axes_of, opset_of, require_scalar, scalar, static_shape
 
 
 def _last_axis(value: ir.Value) -> None:
-    """Declines unless `value` is a ReduceMean over the last axis that keeps it (axes are an attribute before opset 18)."""
-    node = value.producer()
-    assert node is not None
-    source = node.inputs[0]
-    axes = node.inputs[1].const_value.numpy().tolist() if len(node.inputs) > 1 and node.inputs[1] is not None else node.attributes["axes"].value  # type: ignore[union-attr]
-    rank = len(source.shape) if source is not None and source.shape is not None else None
-    if len(axes) != 1 or axes[0] not in (-1, rank and rank - 1):
+    """Declines unless `value` is a ReduceMean over the last axis that keeps it."""
+    node, axes = value.producer(), axes_of(value)
+    assert node is not None and node.inputs[0] is not None
+    rank = len(static_shape(node.inputs[0], "the mean's input"))
+    if axes not in ([-1], [rank - 1]):
         raise Decline(f"the mean is over axes {axes}, not the last one of {rank}")
-    if "keepdims" in node.attributes and node.attributes["keepdims"].value != 1:
+    if "keepdims" in node.attributes and node.attributes["keepdims"].as_int() != 1:
         raise Decline("the mean does not keep its axis")
 
 
@@ -28,52 +27,54 @@ class MeanOfSum(Rule):
     def patterns(self) -> list[Any]:
         return [self.reshaped_first, self.reshaped_last]
 
-    def _total(self, op: Any, x: Any, axes: Any) -> Any:
-        sums = [op.ReduceSum(x, axes, _outputs=["sum"]), op.ReduceSumSquare(x, axes, _outputs=["sum_of_squares"])]
-        return pattern.OrValue(sums, tag_var="squared", tag_values=(False, True))
+    def _total(self, op: Any, x: Any) -> Any:
+        sums = [op.ReduceSum(x, _allow_other_inputs=True), op.ReduceSumSquare(x, _allow_other_inputs=True)]
+        return pattern.OrValue(sums, name="total", tag_var="squared", tag_values=(False, True))
 
-    def reshaped_first(self, op: Any, x: Any, axes: Any, shape: Any, count: Any) -> Any:
-        return op.Div(op.Reshape(self._total(op, x, axes), shape), count, _outputs=["mean"])
+    def reshaped_first(self, op: Any, x: Any, shape: Any, count: Any) -> Any:
+        return op.Div(op.Reshape(self._total(op, x), shape), count, _outputs=["mean"])
 
-    def reshaped_last(self, op: Any, x: Any, axes: Any, shape: Any, count: Any) -> Any:
-        return op.Reshape(op.Div(self._total(op, x, axes), count), shape, _outputs=["mean"])
+    def reshaped_last(self, op: Any, x: Any, shape: Any, count: Any) -> Any:
+        return op.Reshape(op.Div(self._total(op, x), count), shape, _outputs=["mean"])
 
-    def check(self, context: Any, x: ir.Value, axes: ir.Value, count: ir.Value, mean: ir.Value, **_: Any) -> None:
+    def check(self, context: Any, x: ir.Value, total: ir.Value, count: ir.Value, mean: ir.Value, **_: Any) -> None:
         before, after = static_shape(x, "the input"), static_shape(mean, "the mean")
-        axis = scalar(axes)
-        if axis is None:
-            raise Decline("the sum is not over one constant axis")
-        kept = [1 if i == axis % len(before) else dim for i, dim in enumerate(before)]
+        axes = axes_of(total)
+        if axes is None or len(axes) != 1:
+            raise Decline(f"the sum is over axes {axes}, not a constant one")
+        axis = axes[0] % len(before)
+        kept = [1 if i == axis else dim for i, dim in enumerate(before)]
         if list(after) != kept:
             raise Decline(f"the mean has shape {tuple(map(str, after))}, not {tuple(map(str, kept))}")
-        size = before[int(axis)]
+        size = before[axis]
         if not isinstance(size, int):
             raise Decline("the summed axis is dynamic")
         require_scalar(count, size, "the divisor")
 
-    def rewrite(self, op: Any, x: ir.Value, axes: ir.Value, squared: bool, **_: Any) -> Any:
-        return op.ReduceMean(op.Mul(x, x) if squared else x, axes, keepdims=1)
+    def rewrite(self, op: Any, x: ir.Value, total: ir.Value, squared: bool, **_: Any) -> Any:
+        values, axes = op.Mul(x, x) if squared else x, axes_of(total)
+        if opset_of(total) < 18:
+            return op.ReduceMean(values, axes=axes, keepdims=1)
+        return op.ReduceMean(values, op.Constant(value_ints=axes), keepdims=1)
 
 
 class DivideByRoot(Rule):
     """(x − mean) · (1/√v), and (x − mean) · (1/√v · scale), as jax.lax.rsqrt leaves it → (x − mean) / √v."""
 
-    commute = True
-
     def patterns(self) -> list[Any]:
-        return [self.plain, self.scaled]
+        return [self.inverse_last, self.inverse_first, self.factor_last, self.factor_first]
 
-    def plain(self, op: Any, deviation: Any, variance: Any, one: Any) -> Any:
-        return op.Mul(deviation, op.Div(one, op.Sqrt(variance)))
+    def inverse_last(self, op: Any, x: Any, mean: Any, variance: Any) -> Any:
+        return op.Mul(op.Sub(x, mean, _outputs=["deviation"]), op.Div(1.0, op.Sqrt(variance)))
 
-    def scaled(self, op: Any, deviation: Any, variance: Any, one: Any, scale: Any) -> Any:
-        return op.Mul(deviation, op.Mul(op.Div(one, op.Sqrt(variance)), scale))
+    def inverse_first(self, op: Any, x: Any, mean: Any, variance: Any) -> Any:
+        return op.Mul(op.Div(1.0, op.Sqrt(variance)), op.Sub(x, mean, _outputs=["deviation"]))
 
-    def check(self, context: Any, deviation: ir.Value, one: ir.Value, **_: Any) -> None:
-        require_scalar(one, 1.0, "the dividend")
-        node = deviation.producer()
-        if node is None or node.op_type != "Sub":
-            raise Decline("what is multiplied by the root is not a difference")
+    def factor_last(self, op: Any, x: Any, mean: Any, variance: Any, scale: Any) -> Any:
+        return op.Mul(op.Sub(x, mean, _outputs=["deviation"]), op.Mul(op.Div(1.0, op.Sqrt(variance)), scale))
+
+    def factor_first(self, op: Any, x: Any, mean: Any, variance: Any, scale: Any) -> Any:
+        return op.Mul(op.Mul(op.Div(1.0, op.Sqrt(variance)), scale), op.Sub(x, mean, _outputs=["deviation"]))
 
     def rewrite(self, op: Any, deviation: ir.Value, variance: ir.Value, scale: ir.Value | None = None, **_: Any) -> Any:
         normalized = op.Div(deviation, op.Sqrt(variance))
@@ -105,10 +106,19 @@ class _Normalize(Rule):
 class FastVarianceLayerNorm(_Normalize):
     """Flax's default: var = max(0, E[x²] − E[x]²), which fp16 ruins, → LayerNormalization."""
 
-    def pattern(self, op: Any, x: Any, epsilon: Any, zero: Any) -> Any:
+    def patterns(self) -> list[Any]:
+        return [self.floor_last, self.floor_first]
+
+    def floor_last(self, op: Any, x: Any, epsilon: Any, zero: Any) -> Any:
+        return self._divide(op, x, epsilon, lambda variance: op.Max(variance, zero))
+
+    def floor_first(self, op: Any, x: Any, epsilon: Any, zero: Any) -> Any:
+        return self._divide(op, x, epsilon, lambda variance: op.Max(zero, variance))
+
+    def _divide(self, op: Any, x: Any, epsilon: Any, floor: Callable[[Any], Any]) -> Any:
         mean = op.ReduceMean(x, _allow_other_inputs=True, _outputs=["mean"])  # E[x]
         second = op.ReduceMean(op.Mul(x, x), _allow_other_inputs=True, _outputs=["second"])  # E[x²]
-        variance = op.Max(op.Sub(second, op.Mul(mean, mean)), zero)  # max(0, E[x²] − E[x]²)
+        variance = floor(op.Sub(second, op.Mul(mean, mean)))  # max(0, E[x²] − E[x]²)
         return op.Div(op.Sub(x, mean), op.Sqrt(op.Add(variance, epsilon)))
 
 
@@ -125,19 +135,17 @@ class TwoPassLayerNorm(_Normalize):
 class GuardedLayerNorm(_Normalize):
     """nnx.LayerNorm with use_fast_variance=False: two passes in double precision, and zero for a row of equal numbers, → LayerNormalization."""
 
-    def pattern(self, op: Any, x: Any, axes: Any, epsilon: Any, zero: Any, guard: Any) -> Any:
-        mean = op.ReduceMean(x, axes, _outputs=["mean"])
+    def pattern(self, op: Any, x: Any, epsilon: Any, zero: Any, guard: Any) -> Any:
+        mean = op.ReduceMean(x, _allow_other_inputs=True, _outputs=["mean"])
         constant = op.Equal(op.ReduceMin(x, _allow_other_inputs=True), op.ReduceMax(x, _allow_other_inputs=True))
         finite = op.Equal(op.Sub(mean, mean), zero)
         deviation = op.Where(op.And(constant, finite), guard, op.Sub(x, mean))
-        second = op.ReduceMean(op.Cast(op.Mul(deviation, deviation)), axes, _outputs=["second"])
+        second = op.ReduceMean(op.Cast(op.Mul(deviation, deviation)), _allow_other_inputs=True, _outputs=["second"])
         return op.Div(deviation, op.Sqrt(op.Add(op.Cast(second), epsilon)))
 
 
 class LayerNormScale(Rule):
     """LayerNormalization(x, 1, 0) · scale → LayerNormalization(x, scale, 0)."""
-
-    commute = True
 
     def pattern(self, op: Any, x: Any, ones: Any, zeros: Any, scale: Any) -> Any:
         return op.Mul(op.LayerNormalization(x, ones, zeros, _outputs=["normalized"]), scale)
@@ -153,8 +161,6 @@ class LayerNormScale(Rule):
 
 class LayerNormBias(Rule):
     """LayerNormalization(x, scale, 0) + bias → LayerNormalization(x, scale, bias)."""
-
-    commute = True
 
     def pattern(self, op: Any, x: Any, scale: Any, zeros: Any, bias: Any) -> Any:
         return op.Add(op.LayerNormalization(x, scale, zeros, _outputs=["normalized"]), bias)

@@ -4,7 +4,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from vit_convert.export.rules.rule import Decline, Rule, reshape_target, static_shape
+from vit_convert.export.rules.rule import Decline, Mismatch, Rule, reshape_target, scalar, static_shape
 
 
 class ConstantReshape(Rule):
@@ -15,7 +15,7 @@ class ConstantReshape(Rule):
 
     def check(self, context: Any, x: ir.Value, shape: ir.Value, y: ir.Value, **_: Any) -> None:
         if shape.const_value is not None:
-            raise Decline("the shape is constant already")
+            raise Mismatch("the shape is constant already")
         reshape_target(static_shape(x, "the input"), static_shape(y, "the output"))
 
     def rewrite(self, op: Any, x: ir.Value, shape: ir.Value, y: ir.Value, **_: Any) -> Any:
@@ -38,6 +38,24 @@ class TokenGather(Rule):
 
     def rewrite(self, op: Any, x: ir.Value, index: ir.Value, **_: Any) -> Any:
         return op.Gather(x, index, axis=1)
+
+
+class TileToExpand(Rule):
+    """Tile(token, [batch, 1, 1]) → Expand(token, the shape of one token of x): no arithmetic on shapes, and nothing to multiply."""
+
+    def pattern(self, op: Any, token: Any, x: Any, index: Any) -> Any:
+        batch = op.Gather(op.Shape(x), index, axis=0)
+        return op.Tile(token, op.Concat(batch, [1], [1], axis=0), _outputs=["y"])
+
+    def check(self, context: Any, token: ir.Value, x: ir.Value, index: ir.Value, **_: Any) -> None:
+        shape, like = static_shape(token, "the token"), static_shape(x, "what gives the batch")
+        if scalar(index) != 0:
+            raise Decline("the repeats do not begin with the first axis")
+        if tuple(shape[:2]) != (1, 1) or len(like) != 3 or shape[2:] != like[2:]:
+            raise Decline(f"a token of shape {tuple(map(str, shape))} is not one of {tuple(map(str, like))}")
+
+    def rewrite(self, op: Any, token: ir.Value, x: ir.Value, **_: Any) -> Any:
+        return op.Expand(token, op.Shape(op.Gather(x, op.Constant(value_ints=[0]), axis=1)))
 
 
 class NoDropout(Rule):

@@ -7,12 +7,17 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-import onnx_ir.passes.common as passes
 from onnxscript.rewriter import pattern
+
+from vit_convert.export.clean import clean
 
 
 class Decline(Exception):
     """Raised by a rule's `check` with the reason why a matching place is left alone."""
+
+
+class Mismatch(Exception):
+    """Raised by a rule's `check` for a place that merely looks like the pattern: nothing to report."""
 
 
 class Rule:
@@ -20,14 +25,12 @@ class Rule:
 
     Attributes:
         pattern: the graph looked for, written as calls of `op`.
-        check: gets the context and the pattern's variables by name, raises Decline; accepts every match by default.
+        check: gets the context and the pattern's variables by name, raises Decline or Mismatch; accepts every match by default.
         rewrite: makes the replacement from `op` and the pattern's variables.
-        commute: match Add and Mul with their operands in either order.
     """
 
     pattern: Callable[..., Any]
     rewrite: Callable[..., Any]
-    commute = False
 
     def _accept(self, context: Any, **_: Any) -> None:
         pass
@@ -59,28 +62,49 @@ def apply_rule(rule: Rule, model: ir.Model) -> RuleCount:
 
     Args:
         rule: the rule.
-        model: the graph; values need shapes, weights need no values.
+        model: the graph, after `clean`; weights need no values.
 
     Returns:
         How often it was applied, and why it declined elsewhere.
     """
-    declined: dict[tuple[str, ...], str] = {}  # by matched node, since the rewriter may ask about one place twice
+    declined: dict[tuple[str, ...], str] = {}  # by what was matched, since the rewriter may ask about one place twice
 
     def accepts(context: Any, **bindings: Any) -> pattern.MatchResult:
         result = pattern.MatchResult()
+        place = tuple(sorted(v.name or "" for v in bindings.values() if isinstance(v, ir.Value)))
         try:
             rule.check(context, **bindings)
+            declined.pop(place, None)  # another spelling did not fit here
+        except Mismatch as reason:
+            result.fail(str(reason))
         except Decline as reason:
-            place = tuple(sorted(v.name or "" for v in bindings.values() if isinstance(v, ir.Value)))
             declined[place] = str(reason)
             result.fail(str(reason))
         return result
 
     # Matched nodes may be in use elsewhere too (jax2onnx shares Reshapes); those that are not go away below.
     compiled = [pattern.RewriteRule(spelling, rule.rewrite, accepts, remove_nodes=False) for spelling in rule.patterns()]
-    applied = pattern.RewriteRuleSet(compiled, commute=rule.commute).apply_to_model(model)
-    passes.RemoveUnusedNodesPass()(model)
+    applied = pattern.RewriteRuleSet(compiled).apply_to_model(model)
+    if applied:
+        clean(model)
     return RuleCount(type(rule).__name__, applied, dict(collections.Counter(declined.values())))
+
+
+def axes_of(value: ir.Value) -> list[int] | None:
+    """The axes of the reduction that makes `value`, an attribute or an input by operator and opset; None where they are not constant."""
+    node = value.producer()
+    assert node is not None
+    if "axes" in node.attributes:
+        return list(node.attributes["axes"].as_ints())
+    axes = node.inputs[1] if len(node.inputs) > 1 else None
+    return None if axes is None or axes.const_value is None else axes.const_value.numpy().tolist()
+
+
+def opset_of(value: ir.Value) -> int:
+    """The ONNX opset of the graph that a computed value belongs to."""
+    node = value.producer()
+    assert node is not None and node.graph is not None
+    return node.graph.opset_imports[""]
 
 
 def scalar(value: ir.Value | None) -> float | None:

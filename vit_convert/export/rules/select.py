@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 
 from vit_convert.export.rules.rule import Decline, Rule, static_shape
@@ -11,12 +10,10 @@ from vit_convert.export.rules.rule import Decline, Rule, static_shape
 class ConstantWhere(Rule):
     """Where(True, x, y) → x."""
 
-    def pattern(self, op: Any, condition: Any, x: Any, other: Any) -> Any:
-        return op.Where(condition, x, other, _outputs=["y"])
+    def pattern(self, op: Any, x: Any, other: Any) -> Any:
+        return op.Where(True, x, other, _outputs=["y"])
 
-    def check(self, context: Any, condition: ir.Value, x: ir.Value, y: ir.Value, **_: Any) -> None:
-        if condition.const_value is None or not np.all(condition.const_value.numpy()):
-            raise Decline("the condition is not the constant True")
+    def check(self, context: Any, x: ir.Value, y: ir.Value, **_: Any) -> None:
         if tuple(static_shape(x, "the first choice")) != tuple(static_shape(y, "the result")):
             raise Decline("the first choice is broadcast")
 

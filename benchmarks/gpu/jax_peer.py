@@ -1,0 +1,65 @@
+"""What a JAX team runs today: `jax.jit` of the same Flax model and weights, in fp32 and bf16, with plain and with cuDNN's attention.
+
+python benchmarks/gpu/jax_peer.py --checkpoint=B16.npz --batches=1,64,256 --output=jax-b16.json
+
+Images stay in GPU memory. fp32 runs at JAX's default matmul precision.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import loops
+from absl import app, flags
+from flax import linen, traverse_util
+
+from vit_convert.checkpoint.load import load_checkpoint
+from vit_convert.models.vit import ViT
+
+_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The .npz whose model is timed.", required=True)
+_IMAGE_SIZE = flags.DEFINE_integer("image_size", 224, "Height and width in pixels.")
+_BATCHES = flags.DEFINE_list("batches", ["1", "64", "256"], "Images per call.")
+_SECONDS = flags.DEFINE_float("seconds", 2.0, "Of one pass over one row.")
+_WARMUP = flags.DEFINE_float("warmup", 1.0, "Seconds before the first pass.")
+_OUTPUT = flags.DEFINE_string("output", None, "The JSON file, continued if it is there.", required=True)
+
+_VARIANTS = (("fp32", "plain"), ("bf16", "plain"), ("bf16", "cudnn"))  # cuDNN's attention has no fp32
+_PLAIN_ATTENTION = linen.MultiHeadDotProductAttention
+
+
+def _cudnn_attention(query: jax.Array, key: jax.Array, value: jax.Array, **_: Any) -> jax.Array:  # each [B, S, heads, depth]
+    return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
+
+
+def main(argv: Sequence[str]) -> None:
+    del argv
+    size = (_IMAGE_SIZE.value, _IMAGE_SIZE.value)
+    checkpoint = load_checkpoint(_CHECKPOINT.value, image_size=size)
+    device = jax.devices()[0]
+    about = {"jax": jax.__version__, "device": device.device_kind, "image_size": list(size), "variant": checkpoint.architecture.variant}
+    results = loops.Results(_OUTPUT.value, framework="jax", **about)
+    model = ViT(checkpoint.architecture)
+    for dtype_name, attention in _VARIANTS:
+        dtype = {"fp32": jnp.float32, "bf16": jnp.bfloat16}[dtype_name]
+        leaves = {name: jnp.asarray(leaf, dtype) for name, leaf in checkpoint.params.items()}
+        params = traverse_util.unflatten_dict(leaves, sep="/")
+        # The model takes the class from flax.linen when it is called, so this alone swaps the attention function.
+        swapped = functools.partial(_PLAIN_ATTENTION, attention_fn=_cudnn_attention)
+        linen.MultiHeadDotProductAttention = _PLAIN_ATTENTION if attention == "plain" else swapped
+        run = jax.jit(lambda variables, images: model.apply({"params": variables}, images)[0])
+        for batch in (int(word) for word in _BATCHES.value):
+            key = {"precision": dtype_name, "attention": attention, "batch": batch}
+            results.add(key, functools.partial(_time, run, params, (batch, *size, 3), dtype))
+
+
+def _time(run: Any, params: Any, shape: tuple[int, ...], dtype: Any) -> dict[str, Any]:
+    images = jax.random.uniform(jax.random.key(0), shape, dtype, -1, 1)
+    wait = jax.block_until_ready
+    wait(run(params, images))
+    return loops.measure(lambda: run(params, images), lambda result: wait(result), shape[0], _SECONDS.value, _WARMUP.value)
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,94 @@
+"""How JAX and PyTorch are timed: by the two loops of our own engines, one call at a time and calls queued ahead."""
+
+import json
+import os
+import pathlib
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+MIN_CALLS = 10
+QUEUED = 2  # calls in flight while one is waited for
+PASSES = 2  # their difference is the noise of a row
+
+
+def measure(call: Callable[[], Any], wait: Callable[[Any], None], batch: int, seconds: float, warmup_seconds: float) -> dict[str, Any]:
+    """Times one function whose results are computed asynchronously.
+
+    Args:
+        call: starts one batch and returns a handle of its result.
+        wait: waits for a handle.
+        batch: images per call.
+        seconds: of one pass: half of it for throughput, half for latency.
+        warmup_seconds: called before the first measurement.
+
+    Returns:
+        images_per_second, noise_percent, p50_ms, p95_ms, p99_ms, runs.
+    """
+    _queued(call, wait, warmup_seconds)
+    rates, latencies = [], []
+    for _ in range(PASSES):
+        rates.append(batch * _queued(call, wait, seconds / 2))
+        latencies += _single(call, wait, seconds / 2)
+    mean = float(np.mean(rates))
+    return {
+        "images_per_second": round(mean, 1),
+        "noise_percent": round(100 * (max(rates) - min(rates)) / mean, 2),
+        **{f"p{q}_ms": round(float(np.percentile(latencies, q)), 4) for q in (50, 95, 99)},
+        "runs": len(latencies),
+    }
+
+
+def _queued(call: Callable[[], Any], wait: Callable[[Any], None], seconds: float) -> float:
+    pending: deque[Any] = deque()
+    calls, started = 0, time.perf_counter()
+    while calls < MIN_CALLS or time.perf_counter() < started + seconds:
+        pending.append(call())
+        calls += 1
+        if len(pending) > QUEUED:
+            wait(pending.popleft())
+    while pending:
+        wait(pending.popleft())
+    return calls / (time.perf_counter() - started)
+
+
+def _single(call: Callable[[], Any], wait: Callable[[Any], None], seconds: float) -> list[float]:
+    times: list[float] = []
+    deadline = time.perf_counter() + seconds
+    while len(times) < MIN_CALLS or time.perf_counter() < deadline:
+        started = time.perf_counter()
+        wait(call())
+        times.append(1e3 * (time.perf_counter() - started))
+    return times
+
+
+class Results:
+    """Rows in a JSON file, written after each; a row that is there already is not measured again.
+
+    Args:
+        path: the file.
+        **about: what holds for all rows (versions, model, image size).
+    """
+
+    def __init__(self, path: str | os.PathLike[str], **about: Any):
+        self._path = pathlib.Path(path)
+        found = json.loads(self._path.read_text()) if self._path.exists() else {}
+        self.rows: list[dict[str, Any]] = [row for row in found.get("rows", []) if "failed" not in row]
+        self._about = about
+
+    def add(self, key: dict[str, Any], work: Callable[[], dict[str, Any]]) -> None:
+        """Measures one row, unless it is known; a failure is recorded as such and the next row goes on."""
+        if any(all(row.get(name) == value for name, value in key.items()) for row in self.rows):
+            return
+        try:
+            row = {**key, **work()}
+        except Exception as e:  # a variant that a library cannot run is a result
+            row = {**key, "failed": f"{type(e).__name__}: {str(e)[:300]}"}
+        print(row, flush=True)
+        self.rows.append(row)
+        temporary = self._path.with_name(f"{self._path.name}.tmp")
+        temporary.write_text(json.dumps({**self._about, "rows": self.rows}, indent=1) + "\n")
+        temporary.replace(self._path)

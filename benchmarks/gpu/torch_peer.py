@@ -1,0 +1,74 @@
+"""What a PyTorch team runs today: `torch.compile` of timm's ViT in fp16, with the tanh GELU of the same checkpoints.
+
+python benchmarks/gpu/torch_peer.py --variant=B/16 --batches=1,64,256 --output=torch-b16.json
+
+Images stay in GPU memory; weights are random.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import loops
+import timm
+import torch
+from absl import app, flags
+
+_VARIANT = flags.DEFINE_string("variant", None, "As in vit_jax: Ti/16, S/16, B/32, B/16, L/16, H/14.", required=True)
+_IMAGE_SIZE = flags.DEFINE_integer("image_size", 224, "Height and width in pixels.")
+_BATCHES = flags.DEFINE_list("batches", ["1", "64", "256"], "Images per call.")
+_MODES = flags.DEFINE_list("modes", ["reduce-overhead"], "torch.compile modes; max-autotune compiles for minutes.")
+_SECONDS = flags.DEFINE_float("seconds", 2.0, "Of one pass over one row.")
+_WARMUP = flags.DEFINE_float("warmup", 1.0, "Seconds before the first pass.")
+_OUTPUT = flags.DEFINE_string("output", None, "The JSON file, continued if it is there.", required=True)
+
+_SIZES = {"Ti": "tiny", "S": "small", "B": "base", "L": "large", "H": "huge"}
+
+
+def main(argv: Sequence[str]) -> None:
+    del argv
+    name, patch = _VARIANT.value.split("/")
+    model_name = f"vit_{_SIZES[name]}_patch{patch}_224"
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device_name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
+    about = {"torch": torch.__version__, "timm": timm.__version__, "device": device_name, "image_size": [_IMAGE_SIZE.value] * 2}
+    results = loops.Results(_OUTPUT.value, framework="torch", variant=_VARIANT.value, **about)
+    torch.manual_seed(0)
+    model = timm.create_model(model_name, img_size=_IMAGE_SIZE.value, num_classes=1000, act_layer="gelu_tanh").eval().half().to(device)
+    for mode in _MODES.value:
+        for batch in (int(word) for word in _BATCHES.value):
+            key = {"precision": "fp16", "mode": mode, "batch": batch}
+            results.add(key, functools.partial(_time, model, mode, batch, device))
+
+
+def _time(model: torch.nn.Module, mode: str, batch: int, device: torch.device) -> dict[str, Any]:
+    torch.compiler.reset()  # one static shape each, as each of our profiles has
+    compiled = torch.compile(model, mode=mode, dynamic=False)
+    images = (2 * torch.rand(batch, 3, _IMAGE_SIZE.value, _IMAGE_SIZE.value, device=device) - 1).half()
+
+    def call() -> Any:
+        torch.compiler.cudagraph_mark_step_begin()
+        compiled(images)
+        return _mark(device)
+
+    with torch.inference_mode():
+        for _ in range(3):  # compiles, warms up, records the CUDA graph
+            _wait(call())
+        return loops.measure(call, _wait, batch, _SECONDS.value, _WARMUP.value)
+
+
+def _mark(device: torch.device) -> Any:
+    if device.type != "cuda":
+        return None
+    event = torch.cuda.Event()
+    event.record()
+    return event
+
+
+def _wait(event: Any) -> None:
+    if event is not None:
+        event.synchronize()
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,61 @@
+"""DLPack capsules, given to numpy and PyTorch and taken from them, in CPU memory: the protocol is the same for a GPU's."""
+
+import gc
+
+import numpy as np
+import pytest
+
+from vit_convert.engine import device_array
+from vit_convert.engine.device_array import DeviceArray, as_device_array, read_capsule
+from vit_convert.errors import BenchmarkError
+
+CPU = (1, 0)
+
+
+def wrap(array):
+    return DeviceArray(array.ctypes.data, array.shape, array.dtype, array, CPU)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.uint8, np.int64, np.bool_])
+def test_numpy_reads_the_same_memory(dtype):
+    array = np.arange(24).reshape(2, 3, 4).astype(dtype)
+    view = np.from_dlpack(wrap(array))
+    assert view.dtype == dtype and np.array_equal(view, array) and view.ctypes.data == array.ctypes.data
+
+
+def test_torch_reads_the_same_memory():
+    torch = pytest.importorskip("torch")
+    array = np.arange(6, dtype=np.float32).reshape(2, 3)
+    view = torch.from_dlpack(wrap(array))
+    view[1, 2] = 42
+    assert array[1, 2] == 42
+
+
+def test_memory_is_released_with_the_last_reader():
+    before = len(device_array._exported)
+    view = np.from_dlpack(wrap(np.zeros(3, np.float32)))
+    assert len(device_array._exported) == before + 1
+    del view
+    gc.collect()
+    assert len(device_array._exported) == before
+    unread = wrap(np.zeros(3, np.float32)).__dlpack__()
+    assert len(device_array._exported) == before + 1
+    del unread
+    gc.collect()
+    assert len(device_array._exported) == before
+
+
+def test_reading_a_capsule():
+    array = np.arange(12, dtype=np.uint8).reshape(3, 4)[1:]
+    found = read_capsule(array.__dlpack__())
+    assert (found.pointer, found.shape, found.dtype, found.device) == (array.ctypes.data, (2, 4), np.uint8, CPU)
+    assert found.num_bytes == 8
+
+
+def test_what_cannot_be_read_is_refused():
+    with pytest.raises(BenchmarkError, match=r"\[3, 2\]: a strided view"):
+        read_capsule(np.zeros((3, 4), np.float32)[:, ::2].__dlpack__())
+    with pytest.raises(BenchmarkError, match="DLPack type 5 with 64 bits"):
+        read_capsule(np.zeros(3, np.complex64).__dlpack__())
+    with pytest.raises(BenchmarkError, match=r"DLPack device \(1, 0\), the engine runs on \(2, 0\)"):
+        as_device_array(np.zeros(3), None)

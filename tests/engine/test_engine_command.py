@@ -1,0 +1,184 @@
+"""`python -m vit_convert.engine`: real TensorRT-RTX builds, simulated runs, and what the exit code says."""
+
+import os
+import subprocess
+import sys
+
+import onnx
+import pytest
+import simulated_gpu
+
+from vit_convert.bundle import Bundle, read_json
+from vit_convert.engine import __main__ as command
+from vit_convert.engine import trt
+from vit_convert.engine.facts import read_config, read_facts
+from vit_convert.engine.requests import batch_profiles, graph_for
+from vit_convert.engine.tune import plan_trials, winners
+from vit_convert.errors import BuildError, UsageError
+
+
+def run(*words):
+    return command.main(["engine", *map(str, words)])
+
+
+@pytest.fixture
+def simulated(gpu, monkeypatch):
+    monkeypatch.setattr(command, "load_backend", lambda name: gpu[0])
+    return gpu
+
+
+def test_help_tells_commands_flags_and_exit_codes(capsys):
+    assert run("--help") == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in (*command.COMMANDS, "--duration", "--precision", "Exit codes"))
+    assert set(command._FLAGS) - {"help", "helpfull", "helpshort", "helpxml"} <= set(command._NAMES)  # none is left out of the text
+    assert run() == UsageError.exit_code
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["biuld", "x"], "command 'biuld': not one of build, verify, benchmark, tune. Did you mean build?"),
+        (["build"], "build: takes one bundle, given 0"),
+        (["build", "nowhere"], "nowhere: holds no manifest.json"),
+        (["build", "x", "--precison=fp16"], "precison"),
+        (["benchmark", "x", "--duration=long"], "duration"),
+    ],
+)
+def test_mistakes_of_usage(capsys, words, message):
+    assert run(*words) == UsageError.exit_code
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "word", ["--config.batch.mix=3", "--config.batch.min=99", "--config.batch.profiles=(0,)", "--precision=fp17", "--streams=two"]
+)
+def test_mistakes_of_config(capsys, bundle_path, word):
+    assert run("build", bundle_path, word) == UsageError.exit_code
+    assert "error: " in capsys.readouterr().err
+
+
+def test_build_with_a_real_tensorrt(capsys, bundle_path):
+    pytest.importorskip("tensorrt_rtx")
+    if trt.cuda.gpu() is not None:
+        pytest.skip("this machine has a GPU")
+    words = ("build", bundle_path, "--backend=rtx", "--precision=fp32", "--config.batch.profiles=(1,)", "--quiet")
+    assert run(*words) == 0
+    version = trt.load_backend("rtx").version
+    plan = bundle_path / "engines" / f"rtx-{version}-all" / "fp32.plan"
+    sidecar = read_json(f"{plan}.json")
+    assert [profile["images"][0][0] for profile in sidecar["profiles"]] == [1, 1] and sidecar["attentions"] > 0
+    assert [profile["images"][2][0] for profile in sidecar["profiles"]] == [1, 8]
+    assert "fp32.plan" in capsys.readouterr().out
+    report = read_json(bundle_path / "report.json")
+    assert [row["precision"] for row in report["engines"]] == ["fp32"] and report["checkpoint"]["variant"]
+    built = plan.stat().st_mtime_ns
+    assert run(*words) == 0 and plan.stat().st_mtime_ns == built  # the same request is not built again
+    assert run(*words, "--config.engine.opt_level=1") == 0 and plan.stat().st_mtime_ns > built
+    built = plan.stat().st_mtime_ns
+    assert run(*words, "--config.engine.opt_level=1", "--force") == 0 and plan.stat().st_mtime_ns > built
+
+
+def test_build_refuses_what_the_graph_does_not_hold(capsys, bundle_path):
+    pytest.importorskip("tensorrt_rtx")
+    assert run("build", bundle_path, "--backend=rtx", "--precision=fp16", "--quiet") == BuildError.exit_code  # RTX knows typed graphs alone
+    assert "fp16" in capsys.readouterr().err
+
+
+def test_verify_then_benchmark(capsys, simulated, engines):
+    path = engines("fp16")
+    assert run("verify", path, "--precision=fp16", "--quiet") == 0
+    assert "passed" in capsys.readouterr().out
+    assert run("benchmark", path, "--precision=fp16", "--batches=1,8", "--streams=1", "--duration=0.02", "--warmup=0", "--quiet") == 0
+    text = capsys.readouterr().out
+    assert "Recommended: fp16" in text and "of device-resident throughput with transfers" in text
+    report = read_json(path / "report.json")
+    assert {row["batch"] for row in report["benchmark"]} == {1, 8} and report["verify"]["passed"]
+    assert report["recommended"]["precision"] == "fp16"
+
+
+def test_a_miss_is_reported_and_sets_the_exit_code(capsys, simulated, engines):
+    path = engines("fp16", error=10.0)
+    assert run("verify", path, "--precision=fp16", "--quiet") == 5
+    streams = capsys.readouterr()
+    assert "FAILED" in streams.out and "logits at batch 1" in streams.err
+    assert read_json(path / "report.json")["verify"]["passed"] is False
+
+
+def test_no_engine_and_broken_engine(capsys, simulated, engines):
+    path = engines("fp16", broken=True)
+    assert run("verify", path, "--precision=fp32", "--quiet") == 7
+    assert run("verify", path, "--precision=fp16", "--quiet") == 8
+    assert "a kernel failed" in capsys.readouterr().err
+
+
+def test_tune_measures_keeps_and_chooses(capsys, simulated, bundle_path, monkeypatch):
+    spelling = bundle_path / "spellings" / "broken.onnx"
+    spelling.parent.mkdir()
+    spelling.write_bytes((bundle_path / "model.onnx").read_bytes())
+    built = []
+
+    def build_one(backend, request, plan, *, progress):
+        built.append(plan.stem)
+        if request.onnx_path == spelling:
+            raise BuildError("broken.onnx: node x: not supported")
+        ranges = [tuple(profile["images"]) for profile in request.profiles]
+        simulated_gpu.write_plan(plan, request.onnx_path, ranges, precision=request.precision)
+        return {"build_seconds": 1.0, "fused_attention": {"text": "yes, fp16, 1 of 1"}}
+
+    monkeypatch.setattr("vit_convert.engine.tune.build_one", build_one)  # building takes a GPU; what tune does around it does not
+    words = ("tune", bundle_path, "--precision=fp16", "--batches=1,4", "--duration=0.02", "--warmup=0", "--quiet")
+    assert run(*words) == 0
+    text = capsys.readouterr().out
+    assert "failed: broken.onnx: node x" in text and "fastest" in text
+    assert len(built) == 6  # two spellings x (fixed 1, fixed 4, range)
+    found = read_json(bundle_path / "tune.json")
+    assert [(row["batch"], row["spelling"]) for row in found["winners"]] == [(1, "default"), (4, "default")]
+    assert all(trial["passed"] for trial in found["trials"] if "failed" not in trial)
+    assert run(*words) == 0 and len(built) == 6 + 3  # what was measured is kept, what failed is tried again
+    assert run(*words, "--force") == 0 and len(built) == 6 + 3 + 6
+
+
+def test_winners_are_verified_ones():
+    def trial(spelling, rate, passed=True):
+        rows = [{"batch": 8, "images_per_second": rate, "noise_percent": 0.5}]
+        return {"spelling": spelling, "profile": "fixed 8", "precision": "fp16", "passed": passed, "rows": rows}
+
+    (found,) = winners([trial("default", 100.0), trial("fast", 130.0), trial("wrong", 200.0, passed=False), {"failed": "x"}])
+    assert (found["spelling"], found["ratio"]) == ("fast", 1.3)
+    assert winners([trial("wrong", 1.0, passed=False)]) == []
+
+
+def test_trials_skip_sizes_outside_the_range(converted):
+    bundle = Bundle(converted)
+    config = read_config(bundle)
+    config.benchmark.batches = (4, 16)
+    trials = plan_trials(bundle, config, read_facts(bundle), precisions=["fp32"])
+    assert [(trial.profile, trial.batches) for trial in trials] == [("fixed 4", (4,)), ("fixed 16", (16,)), ("range 1-4-8", (4,))]
+
+
+def test_profiles_and_graphs_of_a_request(tmp_path):
+    batch = {"min": 1, "opt": 8, "max": 64, "profiles": (1, 64, 1)}
+    found = [profile["images"] for profile in batch_profiles((32, 48), "NHWC", batch)]
+    assert [tuple(shape[0] for shape in triple) for triple in found] == [(1, 1, 1), (64, 64, 64), (1, 8, 64)]
+    assert found[0][0] == (1, 32, 48, 3) and batch_profiles((32, 48), "NCHW", batch)[0]["images"][0] == (1, 3, 32, 48)
+    assert len(batch_profiles((32, 48), "NHWC", {"min": 8, "opt": 8, "max": 8, "profiles": (8,)})) == 1
+    bundle = Bundle(tmp_path)
+    graphs = [graph_for(bundle, *which).name for which in (("fp16", "trt8"), ("fp16", "trt10"), ("int8", "trt8"), ("fp32", "rtx"))]
+    assert graphs == ["model.onnx", "model.fp16.onnx", "model.int8.onnx", "model.onnx"]
+    assert graph_for(bundle, "int8", "trt10", calibrator=True).name == "model.onnx"
+
+
+def test_a_host_with_numpy_absl_and_ml_collections_alone_gets_as_far_as_the_missing_tensorrt(engines):
+    path = engines("fp32")
+    assert onnx.load(path / "model.onnx").graph.input[0].name == "images"
+    blocked = ("jax", "flax", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "rich", "PIL", "ml_dtypes", "tensorrt", "tensorrt_rtx")
+    program = f"import sys; sys.modules.update(dict.fromkeys({blocked!r})); from vit_convert.engine.__main__ import run; run()"
+    done = subprocess.run(
+        [sys.executable, "-c", program, "verify", path],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
+        timeout=60,
+    )
+    assert done.returncode == BuildError.exit_code and "no TensorRT can build here" in done.stderr, done.stderr

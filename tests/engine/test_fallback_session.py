@@ -1,0 +1,96 @@
+"""The session that outlives its engine: onnxruntime takes over, with a reason, when the engine does not load or breaks."""
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from vit_convert.bundle import Bundle, read_json, write_json
+from vit_convert.engine import cuda
+from vit_convert.errors import BenchmarkError
+from vit_convert.serve.session import FallbackSession
+
+PLAN = "engines/tensorrt-8.6.0-sm90/fp32.plan"
+
+
+def images(path, batch=3):
+    return np.load(path / "reference.npz")["images"][:batch]
+
+
+def expected(path):
+    session = onnxruntime.InferenceSession(path / "model.onnx", providers=["CPUExecutionProvider"])
+    return session.run(None, {"images": images(path)})[0]
+
+
+@pytest.fixture
+def backend(gpu, monkeypatch):
+    monkeypatch.setattr("vit_convert.serve.session.load_backend", lambda name: gpu[0])
+    return gpu[0]
+
+
+def assert_onnxruntime(session, path, reason):
+    assert session.runs_on == "onnxruntime" and reason in session.reason
+    np.testing.assert_array_equal(session.run(images(path))["logits"], expected(path))
+    session.close()
+
+
+def test_working_engine_is_used(backend, engines):
+    path = engines("fp32")
+    session = FallbackSession(Bundle(path), path / PLAN)
+    np.testing.assert_allclose(
+        session.run(images(path))["logits"], expected(path), atol=1e-5
+    )  # float32 logits of order 1, another batch size
+    assert (session.runs_on, session.reason) == ("tensorrt", "")
+    session.close()
+
+
+def test_damaged_engine(backend, engines):
+    path = engines("fp32")
+    (path / PLAN).write_bytes(b"cut")
+    assert_onnxruntime(FallbackSession(Bundle(path), path / PLAN), path, "engine does not load: ")
+
+
+def test_missing_engine_and_no_gpu(bundle_path):
+    if cuda.gpu() is not None:
+        pytest.skip("this machine has a GPU")
+    session = FallbackSession(Bundle(bundle_path), bundle_path / PLAN)  # TensorRT-RTX where it is installed, or none at all
+    assert_onnxruntime(session, bundle_path, "engine does not load: ")
+
+
+def test_engine_of_another_version(backend, engines):
+    path = engines("fp32")
+    sidecar = read_json(path / f"{PLAN}.json")
+    write_json(path / f"{PLAN}.json", {**sidecar, "version": "10.0.1"})
+    assert_onnxruntime(FallbackSession(Bundle(path), path / PLAN), path, "built by tensorrt 10.0.1, here is 8.6.0")
+
+
+def test_engine_that_breaks_in_a_run(backend, engines, caplog):
+    path = engines("fp32", broken=True)
+    session = FallbackSession(Bundle(path), path / PLAN)
+    assert session.runs_on == "tensorrt"
+    np.testing.assert_array_equal(session.run(images(path))["logits"], expected(path))
+    assert_onnxruntime(session, path, "engine failed in a run: ")
+
+
+def test_wrong_images_do_not_cost_the_engine(backend, engines):
+    path = engines("fp32")
+    session = FallbackSession(Bundle(path), path / PLAN)
+    with pytest.raises(BenchmarkError, match="float64"):
+        session.run(images(path).astype(np.float64))
+    assert session.runs_on == "tensorrt"
+    session.close()
+
+
+def test_unchecked_graph_stands_in_for_nothing(bundle_path):
+    manifest = read_json(bundle_path / "manifest.json")
+    next(row for row in manifest["stages"] if row["name"] == "check")["result"]["passed"] = False
+    write_json(bundle_path / "manifest.json", manifest)
+    with pytest.raises(BenchmarkError, match="did not pass its check"):
+        FallbackSession(Bundle(bundle_path), bundle_path / PLAN)
+
+
+def test_onnxruntime_refuses_wrong_images(bundle_path):
+    session = FallbackSession(Bundle(bundle_path), bundle_path / PLAN)
+    if session.runs_on != "onnxruntime":
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(BenchmarkError, match=r"model\.onnx: onnxruntime: "):
+        session.run(np.zeros((1, 7, 7, 3), np.float32))

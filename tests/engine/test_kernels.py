@@ -1,0 +1,59 @@
+"""Fused attention told by the names of the kernels in a recorded run."""
+
+import ctypes
+
+import pytest
+import simulated_gpu
+from conftest import BATCH, IMAGE
+
+from vit_convert.engine import graphs
+from vit_convert.engine.kernels import fused_attention_by_kernels
+from vit_convert.engine.runtime import Engine
+
+# As TensorRT 8.6 names them.
+KERNELS = ("_gemm_mha_v2_0x1f", None, "sm90_xmma_gemm_f16f16_f16f32_f32_tn_n_tilesize128x128", "_gemm_mha_v2_0x2e", "__myl_bb0_1_Res")
+
+
+@pytest.fixture
+def load(gpu, bundle_path):
+    def make(precision, kernels, attentions=2):
+        gpu[1].kernels = kernels
+        ranges = [[(size, *IMAGE) for size in (4, 4, 4)], [(size, *IMAGE) for size in BATCH.values()]]
+        path = simulated_gpu.write_plan(bundle_path / "x.plan", bundle_path / "model.onnx", ranges, precision=precision)
+        engine = Engine(gpu[0], path)
+        engine.record["attentions"] = attentions
+        return engine
+
+    return make
+
+
+def test_each_profile_is_told(load):
+    rows = fused_attention_by_kernels(load("fp16", KERNELS))
+    assert [row["batch"] for row in rows] == [4, 4]
+    assert all((row["kernels"], row["count"], row["precisions"], row["text"]) == (4, 2, {"fp16": 2}, "yes, fp16, 2 of 2") for row in rows)
+
+
+def test_a_kernel_that_does_not_say_its_type_is_unknown_but_in_an_fp16_engine(load):
+    assert fused_attention_by_kernels(load("int8", KERNELS))[0]["text"] == "yes, unknown, 2 of 2"
+    assert fused_attention_by_kernels(load("int8", ("fmha_v2_int8_64_sm90", "fmha_v2_fp16_64_sm90")))[0]["precisions"] == {
+        "int8": 1,
+        "fp16": 1,
+    }
+
+
+def test_attention_in_pieces(load):
+    assert fused_attention_by_kernels(load("fp16", ("softmax", "gemm")))[0]["text"] == "no, 0 of 2"
+    assert fused_attention_by_kernels(load("fp16", KERNELS, attentions=12))[0]["text"] == "in part, fp16, 2 of 12"
+
+
+def test_an_old_driver_leaves_it_unknown(load, monkeypatch):
+    monkeypatch.delattr(simulated_gpu.Driver, "cuFuncGetName")  # came with CUDA 12.3
+    rows = fused_attention_by_kernels(load("fp16", KERNELS))
+    assert all("cuFuncGetName: this CUDA driver does not have it" in row["unknown"] and "count" not in row for row in rows)
+
+
+def test_layout_of_the_kernel_node():
+    # CUDA_KERNEL_NODE_PARAMS_v2 in cuda.h: three pointers after seven unsigned ints, padded to 8 bytes, and two handles.
+    offsets = {name: getattr(graphs._KernelNodeParams, name).offset for name in ("func", "kernel_params", "extra", "kern", "ctx")}
+    assert offsets == {"func": 0, "kernel_params": 40, "extra": 48, "kern": 56, "ctx": 64}
+    assert ctypes.sizeof(graphs._KernelNodeParams) == 72

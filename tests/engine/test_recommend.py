@@ -1,0 +1,52 @@
+"""Which engine is recommended, and what is said of one that does not pay."""
+
+import pytest
+
+from vit_convert.engine.benchmark import END_TO_END, RESIDENT
+from vit_convert.engine.recommend import recommend
+
+PASSED = {"passed": True}
+
+
+def row(precision, batch, rate, noise=0.5, transfers=RESIDENT):
+    return {"precision": precision, "batch": batch, "images_per_second": rate, "noise_percent": noise, "transfers": transfers}
+
+
+def test_slower_int8_is_reported_and_fp16_recommended():
+    # Figures of TensorRT 8.6 on an H200, where int8 has no fast kernels.
+    rows = [row("fp16", 64, 7800.0), row("fp16", 256, 8406.0), row("int8", 64, 5270.0), row("int8", 256, 5187.0)]
+    found = recommend(rows, {"fp16": {**PASSED, "top1": 98.4}, "int8": {**PASSED, "top1": 97.8}})
+    assert found["precision"] == "fp16"
+    assert found["reason"] == "int8 runs at 0.62x of fp16 at batch 256 (top-1 97.80 % against 98.40 %)"
+    assert [(c["batch"], c["pays"]) for c in found["comparisons"]] == [(64, False), (256, False)]
+
+
+def test_faster_and_verified_int8_is_recommended():
+    rows = [row("fp16", 64, 100.0), row("fp16", 256, 100.0), row("int8", 64, 150.0), row("int8", 256, 180.0)]
+    found = recommend(rows, {"fp16": PASSED, "int8": PASSED})
+    assert found["precision"] == "int8" and found["reason"] == "int8 is at least 1.50x as fast as fp16"
+
+
+@pytest.mark.parametrize(("rate", "noise", "pays"), [(103.0, 5.0, False), (103.0, 1.0, True), (100.5, 0.1, False)])
+def test_a_gain_within_the_noise_is_none(rate, noise, pays):
+    found = recommend([row("fp16", 8, 100.0), row("int8", 8, rate, noise)], {"fp16": PASSED, "int8": PASSED})
+    assert (found["precision"] == "int8") == pays
+
+
+@pytest.mark.parametrize(
+    ("verified", "word"), [({"fp16": PASSED, "int8": {"passed": False}}, "did not pass"), ({"fp16": PASSED}, "was not verified")]
+)
+def test_unproved_int8_is_not_recommended_however_fast(verified, word):
+    found = recommend([row("fp16", 8, 100.0), row("int8", 8, 300.0)], verified)
+    assert found["precision"] == "fp16" and word in found["reason"]
+
+
+def test_fastest_unquantized_engine_wins_and_transfers_do_not_count():
+    rows = [row("fp32", 8, 50.0), row("fp16", 8, 100.0), row("fp32", 8, 999.0, transfers=END_TO_END)]
+    assert recommend(rows, {"fp32": PASSED, "fp16": PASSED})["precision"] == "fp16"
+    assert recommend(rows, {"fp32": PASSED, "fp16": {"passed": False}})["precision"] == "fp32"
+
+
+def test_nothing_proved_nothing_recommended():
+    found = recommend([row("fp16", 8, 100.0)], {})
+    assert found["precision"] == "" and found["reason"] == "no engine passed its check"

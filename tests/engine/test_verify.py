@@ -1,0 +1,141 @@
+"""Verification of simulated engines, which compute what onnxruntime computes, give or take an error put in on purpose."""
+
+import dataclasses
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from vit_convert.bundle import Bundle, read_json
+from vit_convert.engine.facts import graph_input, read_config, read_facts
+from vit_convert.engine.profiles import ShapeRange
+from vit_convert.engine.stages import add_to_report, verify_bundle
+from vit_convert.engine.verify import batches_to_verify, tolerance_for
+from vit_convert.errors import BenchmarkError, BuildError, CheckError, UsageError
+from vit_convert.progress import Progress
+
+QUIET = Progress(quiet=True)
+
+
+def verify(gpu, path, *precisions, **overrides):
+    bundle = Bundle(path)
+    config = read_config(bundle)
+    config.check.update(overrides)
+    return verify_bundle(gpu[0], bundle, config, read_facts(bundle), precisions=precisions, progress=QUIET)
+
+
+def test_right_engine_passes_at_every_batch(gpu, engines):
+    path = engines("fp32", "fp16")
+    result = verify(gpu, path, "fp32", "fp16")
+    found = result["engines"]["fp32"]
+    assert result["passed"] and found["misses"] == []
+    # 1, 4 and 8 are the profiles' sizes, 6 lies between.
+    assert [row["batch"] for row in found["rows"]] == [1, 4, 6, 8]
+    assert all(row["passed"] for row in found["rows"]) and found["max_rel"] < 1e-4 and found["cosine"] > 0.99999
+    manifest = {row["name"]: row["result"] for row in read_json(path / "manifest.json")["stages"]}
+    assert result["top1"] == found["top1"] == pytest.approx(manifest["check"]["top1"])  # what onnxruntime found in the export's own check
+    assert found["num_images"] == 40
+
+
+# An error of 1e-2 of the scale (about 2) is too much for fp32 and not for fp16, whose cosine hardly sees it; 10 turns every logit around.
+@pytest.mark.parametrize(("precision", "error", "passes"), [("fp32", 2e-2, False), ("fp16", 2e-2, True), ("fp16", 10.0, False)])
+def test_wrong_engine_fails_by_its_own_tolerance(gpu, engines, precision, error, passes):
+    path = engines(precision, error=error)
+    if passes:
+        assert verify(gpu, path, precision)["engines"][precision]["max_abs"] == pytest.approx(error, rel=0.01)
+        return
+    with pytest.raises(CheckError, match=rf"{precision}: logits at batch 1: max abs {error:.3g}") as caught:
+        verify(gpu, path, precision)
+    assert caught.value.exit_code == 5 and not caught.value.result["passed"]
+
+
+def test_nan_never_passes(gpu, engines):
+    with pytest.raises(CheckError, match="max abs inf"):
+        verify(gpu, engines("fp16", error=float("nan")), "fp16")
+
+
+def test_every_engine_is_judged_before_the_first_miss_is_reported(gpu, engines):
+    engines("fp32", error=1.0)
+    path = engines("fp16")
+    with pytest.raises(CheckError) as caught:
+        verify(gpu, path, "fp32", "fp16")
+    assert [found["passed"] for found in caught.value.result["engines"].values()] == [False, True]
+
+
+def onnx_logits(path):
+    session = onnxruntime.InferenceSession(path / "model.onnx", providers=["CPUExecutionProvider"])
+    images = np.load(path / "evaluation_images.npy")
+    fed = graph_input(images, read_facts(Bundle(path)).preprocess, np.dtype(np.float32), channels_first=False)
+    return session.run(None, {"images": fed})[0]
+
+
+def test_agreement_with_jax_is_judged_where_it_is_known(gpu, engines):
+    path = engines("fp16")
+    logits = onnx_logits(path)
+    np.save(path / "evaluation_logits.npy", logits)
+    assert verify(gpu, path, "fp16")["engines"]["fp16"]["agreement"] == 100
+    logits[:2, :] = -logits[:2, :]  # two of 40 images change their first class
+    np.save(path / "evaluation_logits.npy", logits)
+    with pytest.raises(CheckError, match=r"agrees with JAX on 95\.00 % of 40 images; needed 99 %"):
+        verify(gpu, path, "fp16")
+
+
+def test_top1_drop_is_judged(gpu, engines):
+    path = engines("fp16")
+    np.save(path / "evaluation_labels.npy", (np.argmax(onnx_logits(path), axis=-1) + 1) % 10)  # every answer wrong
+    with pytest.raises(CheckError, match=r"top-1 0\.00 %, .* points below JAX's .* %; allowed 1"):
+        verify(gpu, path, "fp16")
+
+
+def test_missing_parts(gpu, engines, tmp_path):
+    path = engines("fp32")
+    with pytest.raises(BuildError, match=r"int8\.plan: there is no such engine"):
+        verify(gpu, path, "int8")
+    (path / "reference.npz").unlink()
+    with pytest.raises(BenchmarkError, match=r"reference\.npz: cannot be read"):
+        verify(gpu, path, "fp32")
+    (path / "manifest.json").write_text("{}")
+    with pytest.raises(UsageError, match="stage checkpoint is not done"):
+        read_facts(Bundle(path))
+
+
+def test_report_gets_what_was_found(gpu, engines):
+    path = engines("fp32", "fp16")
+    bundle = Bundle(path)
+    before = read_json(bundle.report)
+    add_to_report(bundle, verify=verify(gpu, path, "fp32"))
+    add_to_report(bundle, verify=verify(gpu, path, "fp16"))
+    after = read_json(bundle.report)
+    assert set(after["verify"]["engines"]) == {"fp32", "fp16"} and after["verify"]["passed"]
+    assert after["accuracy"]["engine"] == after["verify"]["engines"]["fp16"]["top1"]
+    assert after["checkpoint"] == before["checkpoint"]
+
+
+def test_batches_to_verify():
+    def spans(*triples):
+        return [ShapeRange(*((size, 8, 8, 3) for size in triple)) for triple in triples]
+
+    assert batches_to_verify(spans((1, 8, 64))) == [1, 8, 36, 64]
+    assert batches_to_verify(spans((8, 8, 8), (64, 64, 64))) == [1, 8, 36, 64]
+    assert batches_to_verify(spans((1, 1, 1))) == [1]
+    assert batches_to_verify(spans((1, 1, 2))) == [1, 2]
+
+
+def test_tolerances(converted):
+    config = read_config(Bundle(converted))
+    strict = tolerance_for(config, "fp32", tf32=False)
+    assert (strict.rtol, strict.cosine) == (1e-3, config.check.cosine)
+    assert tolerance_for(config, "fp32", tf32=True) == tolerance_for(config, "fp16", tf32=False)
+    assert tolerance_for(config, "int8", tf32=False) == dataclasses.replace(
+        strict, atol=0.0, rtol=float("inf"), cosine=config.check.int8_cosine
+    )
+
+
+def test_channels_first_and_uint8_inputs():
+    pixels = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
+    half = {"resize": "bilinear", "antialias": False, "resize_short": 0, "mean": [0.5] * 3, "std": [0.5] * 3}
+    assert graph_input(pixels, half, np.dtype(np.uint8), channels_first=False) is pixels
+    fed = graph_input(pixels, half, np.dtype(np.float32), channels_first=True)
+    assert fed.shape == (2, 3, 4, 4) and fed.flags.c_contiguous
+    # (x - 127.5) / 127.5 to within 2.4e-7, as the preprocessing record documents.
+    np.testing.assert_allclose(fed[1, 2, 3, 0], (float(pixels[1, 3, 0, 2]) - 127.5) / 127.5, atol=2.4e-7)

@@ -1,0 +1,306 @@
+"""Whole models: what is written agrees with JAX, is small, and is named after the checkpoint."""
+
+import collections
+import dataclasses
+import functools
+import itertools
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from export_graphs import architecture, random_images, random_params
+from flax import traverse_util
+
+from vit_convert.compare import compare
+from vit_convert.errors import ExportError, UsageError
+from vit_convert.export import weights
+from vit_convert.export.exporter import export_model
+from vit_convert.export.graph import onnx_from_apply
+from vit_convert.export.targets import TARGETS, target_named
+from vit_convert.export.trace import trace
+from vit_convert.models.model import vit_model
+from vit_convert.models.vit import ViT, param_shapes
+from vit_convert.onnx_file import open_session, run_session, save_onnx
+
+
+@functools.cache
+def tiny(arch):
+    """A ViT with random weights: compiled once for all targets."""
+    return vit_model(arch, random_params(arch))
+
+
+@functools.cache
+def reference(arch):
+    """What JAX makes of the random images."""
+    return tiny(arch).run(random_images(arch))
+
+
+def written(arch, path, *, target="rtx", layout="NHWC", taps=False, model=None):
+    """Exports a ViT and returns the report."""
+    return export_model(model or tiny(arch), path, image_size=arch.image_size, target=TARGETS[target], layout=layout, taps=taps)
+
+
+def assert_agrees(arch, path, *, layout="NHWC", with_taps=True):
+    """Holds outputs and taps against JAX at 1e-4 of their scale, which is what a conversion promises; three blocks measure about 1e-6."""
+    images, model = random_images(arch), tiny(arch)
+    names = [model.output, *(model.taps if with_taps else [])]
+    session = open_session(path, names[1:])
+    for batch in (1, 3, 5):
+        fed = images[:batch] if layout == "NHWC" else images[:batch].transpose(0, 3, 1, 2)
+        got = run_session(session, np.ascontiguousarray(fed), names)
+        for name in names:
+            expected = reference(arch)[name][:batch]
+            if arch.pool == "tok" and name in model.taps[-2:]:
+                expected = expected[:, :1]  # the last block computes the pooled token alone
+            assert got[name].shape == expected.shape
+            assert compare(expected, got[name]).max_rel < 1e-4, name
+
+
+@pytest.mark.parametrize(
+    ("target", "pool"), [*((target, "tok") for target in TARGETS), *itertools.product(["trt8", "rtx"], ["gap", "map", "none"])]
+)
+def test_agrees_with_jax(tmp_path, target, pool):
+    arch = architecture(pool=pool)
+    written(arch, tmp_path / "model.onnx", target=target)
+    assert_agrees(arch, tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize("target", ["trt8", "rtx"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"gelu": "erf"},
+        {"representation_size": 24},
+        {"num_classes": 0},
+        {"depth": 1},
+        {"num_heads": 4, "mlp_dim": 48},
+        {"image_size": (16, 80), "norm_epsilon": 1e-3},
+    ],
+    ids=str,
+)
+def test_architectures(tmp_path, target, changes):
+    arch = architecture(**changes)
+    written(arch, tmp_path / "model.onnx", target=target)
+    assert_agrees(arch, tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize("target", ["trt8", "rtx"])
+def test_nchw(tmp_path, target):
+    arch = architecture()
+    written(arch, tmp_path / "model.onnx", target=target, layout="NCHW")
+    assert [str(dim) for dim in ir.load(tmp_path / "model.onnx").graph.inputs[0].shape] == ["batch", "3", "48", "64"]
+    assert_agrees(arch, tmp_path / "model.onnx", layout="NCHW", with_taps=False)
+
+
+def test_nchw_needs_no_transpose_before_the_patches(tmp_path):
+    report = written(architecture(), tmp_path / "nhwc.onnx")
+    turned = written(architecture(), tmp_path / "nchw.onnx", layout="NCHW")
+    assert turned.num_nodes == report.num_nodes - 1
+
+
+def test_taps_are_outputs_with_every_token(tmp_path):
+    arch = architecture()
+    report = written(arch, tmp_path / "model.onnx", taps=True)
+    names = [value.name for value in ir.load(tmp_path / "model.onnx").graph.outputs]
+    assert names == ["logits", "block_00", "block_01", "block_02", "encoder_norm"] == ["logits", *report.taps]
+    session = open_session(tmp_path / "model.onnx")
+    got = run_session(session, random_images(arch))
+    for name in names:
+        assert got[name].shape == reference(arch)[name].shape  # nothing is pruned
+        assert compare(reference(arch)[name], got[name]).max_rel < 1e-4
+
+
+# --- size -----------------------------------------------------------------------------------------------------------
+
+
+def test_modern_targets_share_their_rules():
+    assert TARGETS["trt10"].rules == TARGETS["trt11"].rules == TARGETS["rtx"].rules
+
+
+@pytest.mark.parametrize("target", ["trt8", "rtx"])
+@pytest.mark.parametrize(("pool", "depth"), [("tok", 1), ("tok", 3), ("gap", 3)])
+def test_node_budget(tmp_path, target, pool, depth):
+    report = written(architecture(pool=pool, depth=depth), tmp_path / "model.onnx", target=target)
+    nodes = list(ir.load(tmp_path / "model.onnx").graph)
+    blocks = collections.Counter(node.name.split("/")[1] for node in nodes if node.name.startswith("Transformer/encoderblock_"))
+    assert len(blocks) == depth
+    assert max(blocks.values()) == report.nodes_per_block <= (50 if target == "trt8" else 30)
+    assert len(nodes) - sum(blocks.values()) <= 20
+    assert report.num_shapes == sum(node.op_type == "Shape" for node in nodes) <= 1
+    assert report.num_nodes == len(nodes)
+    on_integers = {node.op_type for node in nodes for value in node.outputs if value.dtype == ir.DataType.INT64}
+    assert on_integers <= {"Shape"}
+    onnx.checker.check_model(str(tmp_path / "model.onnx"), full_check=True)
+    assert ir.load(tmp_path / "model.onnx").opset_imports[""] == (17 if target == "trt8" else 20)
+
+
+def test_plain_export_is_twice_as_large():
+    """That the budget means something: what jax2onnx leaves of one block, before any substitution."""
+    counts = []
+    for depth in (1, 2):
+        arch = architecture(depth=depth)
+
+        def apply(leaves, images, arch=arch):
+            return {"logits": ViT(arch).apply({"params": traverse_util.unflatten_dict(dict(leaves), sep="/")}, images)[0]}
+
+        counts.append(sum(1 for _ in trace(apply, param_shapes(arch), ("batch", *arch.image_size, 3), ["logits"], 20).graph))
+    assert counts[1] - counts[0] > 60
+
+
+def test_a_block_that_grew_is_refused(tmp_path):
+    tight = dataclasses.replace(TARGETS["rtx"], max_nodes_per_block=10)
+    arch = architecture()
+    with pytest.raises(ExportError, match="nodes in an encoder block, target rtx allows 10"):
+        export_model(tiny(arch), tmp_path / "model.onnx", image_size=arch.image_size, target=tight)
+    assert not (tmp_path / "model.onnx").exists()
+
+
+def test_unknown_target_names_the_nearest():
+    with pytest.raises(UsageError, match="Did you mean trt10"):
+        target_named("trt-10")
+
+
+# --- unrolling and pruning ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", ["trt8", "rtx"])
+def test_unrolled_equals_fully_traced(tmp_path, target):
+    arch = architecture(depth=5)
+    unrolled = tiny(arch)
+    assert unrolled.depth == 5
+    assert not any("encoderblock_2" in name for name in unrolled.traced_shapes)
+
+    def apply(leaves, images):
+        logits, taps = ViT(arch).apply({"params": traverse_util.unflatten_dict(dict(leaves), sep="/")}, images)
+        return {"logits": logits, **taps}
+
+    whole = dataclasses.replace(unrolled, apply=apply, traced_shapes=param_shapes(arch), traced_taps=unrolled.taps, depth=None)
+    images = random_images(arch)
+    results, counts = [], []
+    for name, model in (("unrolled", unrolled), ("whole", whole)):
+        report = written(arch, tmp_path / f"{name}.onnx", target=target, model=model)
+        results.append(run_session(open_session(tmp_path / f"{name}.onnx", unrolled.taps), images))
+        counts.append((report.num_nodes, report.nodes_per_block))
+    assert counts[0] == counts[1]
+    for name, value in results[0].items():
+        np.testing.assert_array_equal(value, results[1][name], err_msg=name)  # the same operators in the same order
+
+
+def graph_of(arch, target="rtx", *, prune=True):
+    model = tiny(arch)
+    shape = ("batch", *arch.image_size, 3)
+    built = onnx_from_apply(
+        model.apply, model.traced_shapes, shape, model.output, model.traced_taps, TARGETS[target], depth=model.depth, prune=prune
+    )
+    weights.bind(built.model, model.params)
+    return built
+
+
+@pytest.mark.parametrize("target", ["trt8", "rtx"])
+@pytest.mark.parametrize("depth", [1, 2, 4])
+def test_pruning_changes_no_logits(tmp_path, target, depth):
+    arch = architecture(depth=depth)
+    images = random_images(arch)
+    results = {}
+    for prune in (True, False):
+        built = graph_of(arch, target, prune=prune)
+        path = tmp_path / f"{prune}.onnx"
+        save_onnx(built.model, path)
+        results[prune] = run_session(open_session(path), images)["logits"]
+        assert (built.rules[-1].rule, built.rules[-1].applied > 0) == ("prune_tokens", prune)
+        shapes = {value.name: value.shape for node in built.model.graph for value in node.outputs}
+        assert shapes[f"block_{depth - 1:02d}"][1] == (1 if prune else 13)
+        if depth > 1:
+            assert shapes["block_00"][1] == 13
+    # The same products in other shapes: onnxruntime's kernels may sum them in another order, hence float32 rounding over a few blocks.
+    assert compare(results[False], results[True]).max_rel < 1e-5
+
+
+def test_pruned_block_keeps_keys_and_values_whole():
+    built = graph_of(architecture(depth=2))
+    last = {node.name.removeprefix("Transformer/encoderblock_1/"): node.outputs[0] for node in built.model.graph if "block_1/" in node.name}
+    attention = "MultiHeadDotProductAttention_0"
+    assert {name: last[f"{attention}/{name}/MatMul"].shape[1] for name in ("query", "key", "value", "out")} == {
+        "query": 1,
+        "key": 13,
+        "value": 13,
+        "out": 1,
+    }
+    assert last["MlpBlock_0/Dense_0/MatMul"].shape[1] == 1
+
+
+@pytest.mark.parametrize("pool", ["gap", "map", "none"])
+def test_pruning_leaves_other_poolings_alone(pool):
+    assert graph_of(architecture(pool=pool)).rules[-1].applied == 0
+
+
+# --- names and weights ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", ["trt8", "rtx"])
+@pytest.mark.parametrize("pool", ["tok", "map"])
+def test_weights_carry_the_checkpoint_names(tmp_path, target, pool):
+    arch = architecture(pool=pool)
+    model = tiny(arch)
+    written(arch, tmp_path / "model.onnx", target=target)
+    initializers = ir.load(tmp_path / "model.onnx").graph.initializers
+    readable = {name for name in initializers if not name.startswith("constant_")}
+    assert readable == set(model.params)
+    for name in readable:
+        assert initializers[name].const_value.size == model.params[name].size
+
+
+def test_nodes_carry_their_place():
+    names = [node.name for node in graph_of(architecture()).model.graph]
+    assert len(set(names)) == len(names)
+    for i in range(3):
+        attention = f"Transformer/encoderblock_{i}/MultiHeadDotProductAttention_0"
+        assert {f"{attention}/{part}/MatMul" for part in ("query", "key", "value", "out")} <= set(names)
+        assert f"Transformer/encoderblock_{i}/Softmax" in names
+        assert f"Transformer/encoderblock_{i}/MlpBlock_0/Dense_1/MatMul" in names
+    assert {"embedding/Conv", "Transformer/encoder_norm/LayerNormalization", "head/Gemm"} <= set(names)
+
+
+class Counted:
+    """A parameter that counts how often its values are asked for; its shape is free."""
+
+    def __init__(self, array):
+        self.array, self.shape, self.size, self.reads = array, array.shape, array.size, 0
+
+    def __array__(self, dtype=None, copy=None):
+        self.reads += 1
+        return np.asarray(self.array, dtype)
+
+
+def test_weights_are_read_while_the_file_is_written(tmp_path):
+    arch = architecture()
+    model = tiny(arch)
+    params = {name: Counted(array) for name, array in model.params.items()}
+    built = graph_of(arch)
+    weights.bind(built.model, params)
+    assert not any(param.reads for param in params.values())
+    save_onnx(built.model, tmp_path / "model.onnx")
+    assert {param.reads for param in params.values()} == {1}
+
+
+def test_missing_and_misshapen_parameters_are_named(tmp_path):
+    arch = architecture()
+    params = random_params(arch)
+    del params["head/bias"]
+    with pytest.raises(ExportError, match="head/bias: traced, but not among"):
+        written(arch, tmp_path / "model.onnx", model=vit_model(arch, params))
+    params = random_params(arch) | {"head/bias": np.zeros(8, np.float32)}
+    with pytest.raises(ExportError, match=r"head/bias: traced with shape \(7,\), the checkpoint has head/bias \(8,\)"):
+        written(arch, tmp_path / "model.onnx", model=vit_model(arch, params))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_report_counts_what_each_rule_did(tmp_path):
+    report = written(architecture(depth=2), tmp_path / "model.onnx")
+    counts = {rule["rule"]: rule["applied"] for rule in report.rules}
+    assert counts["EinsumAttention"] == 2
+    assert counts["FastVarianceLayerNorm"] == counts["LayerNormScale"] == counts["LayerNormBias"] == 5  # two a block, one at the end
+    assert counts["DenseToMatMul"] == 12  # query, key, value, out and two of the MLP, a block
+    assert report.bytes == sum(path.stat().st_size for path in tmp_path.iterdir())
+    assert report.nodes_traced > report.num_nodes

@@ -1,0 +1,102 @@
+"""GELU in the spellings of JAX code."""
+
+import itertools
+
+import pytest
+from export_graphs import declined, ops, rewrite
+
+from vit_convert.export.rules.gelu import ErfGelu, TanhGelu, TanhGeluToSigmoid
+
+CONSTANTS = "float half = {0.5}, float one = {1}, float three = {3}, float c = {0.044715}, float s = {0.7978845608}, float r = {1.41421356}, float i = {0.70710678}"
+CUBES = ["xx = Mul (x, x) cube = Mul (xx, x)", "xx = Mul (x, x) cube = Mul (x, xx)", "cube = Pow (x, three)"]
+HALVES = [
+    "h = Mul (share, half) y = Mul (x, h)",
+    "h = Mul (half, x) y = Mul (h, share)",
+    "h = Mul (share, x) y = Mul (half, h)",
+    "h = Mul (half, share) y = Mul (h, x)",
+    "h = Mul (x, half) y = Mul (share, h)",
+    "h = Mul (x, share) y = Mul (h, half)",
+]
+
+
+def text(body: str) -> str:
+    return f"g (float[n, 7] x) => (float[n, 7] y) <{CONSTANTS}> {{ {body} }}"
+
+
+def tanh(cube: str = CUBES[0], half: str = HALVES[0], order: str = "x, cubic") -> str:
+    return text(f"{cube} cubic = Mul (c, cube) sum = Add ({order}) z = Mul (s, sum) t = Tanh (z) share = Add (one, t) {half}")
+
+
+def erf(inner: str = "Div (x, r)", half: str = HALVES[0]) -> str:
+    return text(f"z = {inner} e = Erf (z) share = Add (e, one) {half}")
+
+
+@pytest.mark.parametrize(("cube", "half", "order"), itertools.product(CUBES, HALVES, ["x, cubic", "cubic, x"]))
+def test_tanh(cube, half, order):
+    model, count = rewrite(tanh(cube, half, order), TanhGelu())
+    assert count.applied == 1
+    assert ops(model) == ["Gelu"]
+    assert model.graph[0].attributes["approximate"].as_string() == "tanh"
+
+
+@pytest.mark.parametrize(("cube", "half"), itertools.product(CUBES, HALVES))
+def test_tanh_to_sigmoid(cube, half):
+    model, count = rewrite(tanh(cube, half), TanhGeluToSigmoid(), 17)
+    assert count.applied == 1
+    assert ops(model) == ["Mul", "Mul", "Add", "Mul", "Sigmoid", "Mul"]
+
+
+def erfc(half: str = HALVES[0], inverse: str = "i") -> str:
+    return text(f"m = Neg (x) z = Mul (m, {inverse}) e = Erf (z) share = Sub (one, e) {half}")
+
+
+@pytest.mark.parametrize("half", HALVES)
+def test_erfc(half):
+    model, count = rewrite(erfc(half), ErfGelu())
+    assert count.applied == 1
+    assert ops(model) == ["Gelu"]
+
+
+def test_erfc_of_another_argument_is_declined():
+    assert "the inner scale is 1.0" in declined(erfc(inverse="one"), ErfGelu())
+
+
+@pytest.mark.parametrize(("inner", "half"), itertools.product(["Div (x, r)", "Mul (x, i)", "Mul (i, x)"], HALVES))
+def test_erf(inner, half):
+    model, count = rewrite(erf(inner, half), ErfGelu())
+    assert count.applied == 1
+    assert ops(model) == ["Gelu"]
+
+
+def test_no_operator_before_opset_20():
+    assert declined(tanh(), TanhGelu(), 17) == "opset 17 has no Gelu"
+    assert declined(erf(), ErfGelu(), 17) == "opset 17 has no Gelu"
+
+
+@pytest.mark.parametrize(
+    ("constant", "other", "reason"),
+    [
+        ("c = {0.044715}", "c = {0.035677}", "the cubic coefficient"),
+        ("s = {0.7978845608}", "s = {0.8}", "the inner scale"),
+        ("one = {1}", "one = {2}", "the addend"),
+        ("half = {0.5}", "half = {0.25}", "the outer scale"),
+    ],
+)
+def test_another_constant_is_declined(constant, other, reason):
+    for rule in (TanhGelu(), TanhGeluToSigmoid()):
+        assert reason in declined(tanh().replace(constant, other), rule)
+
+
+def test_another_power_is_declined():
+    assert "the power is 2" in declined(tanh(CUBES[2]).replace("three = {3}", "three = {2}"), TanhGelu())
+
+
+def test_quick_gelu_does_not_match():
+    body = "z = Mul (x, r) g = Sigmoid (z) y = Mul (x, g)"
+    assert declined(text(body), TanhGelu()) == ""
+    assert declined(text(body), ErfGelu()) == ""
+
+
+@pytest.mark.parametrize(("inner", "reason"), [("Div (x, one)", "the divisor is 1.0"), ("Mul (x, one)", "the inner scale is 1.0")])
+def test_another_argument_of_erf_is_declined(inner, reason):
+    assert reason in declined(erf(inner), ErfGelu())

@@ -1,0 +1,71 @@
+"""The reference, computed one block at a time, is the ViT."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from vit_convert.checkpoint.architecture import Architecture
+from vit_convert.models.model import user_model, vit_model
+from vit_convert.models.vit import ViT, param_shapes
+
+TINY = Architecture(
+    family="vit", variant="custom", width=32, depth=3, mlp_dim=64, num_heads=2, patch_size=8, image_size=(16, 24), num_classes=7, pool="tok"
+)
+
+
+def random_params(arch):
+    rng = np.random.default_rng(0)
+    return {name: 0.2 * rng.standard_normal(shape).astype(np.float32) for name, shape in param_shapes(arch).items()}
+
+
+def apply_whole(arch, params, images):
+    with jax.default_matmul_precision("highest"):
+        return ViT(arch).apply({"params": traverse_util.unflatten_dict(params, sep="/")}, jnp.asarray(images))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"pool": "tok"}, {"pool": "gap"}, {"pool": "map", "representation_size": 8}, {"pool": "none"}, {"num_classes": 0}, {"gelu": "erf", "depth": 1}],
+    ids=str,
+)
+def test_stagewise_reference_equals_the_model(changes):
+    arch = dataclasses.replace(TINY, **changes)
+    params = random_params(arch)
+    images = np.random.default_rng(1).uniform(-1, 1, (3, 16, 24, 3)).astype(np.float32)
+    model = vit_model(arch, params)
+    got = model.run(images)
+    output, taps = apply_whole(arch, params, images)
+    assert list(got) == [*model.taps, model.output] or set(got) == {*model.taps, model.output}
+    assert model.output == ("features" if arch.num_classes == 0 else "logits")
+    # The same float32 operations, compiled in one program or in several: XLA may fuse, and so round, differently (6e-8 a step).
+    for name, expected in {**taps, model.output: output}.items():
+        np.testing.assert_allclose(got[name], expected, rtol=0, atol=2e-6 * float(jnp.abs(expected).max()))
+
+
+def test_taps_are_the_residual_stream():
+    """encoder_norm is the LayerNorm of the last block, computed here in float64."""
+    params = random_params(TINY)
+    got = vit_model(TINY, params).run(np.random.default_rng(1).uniform(-1, 1, (2, 16, 24, 3)).astype(np.float32))
+    x = got["block_02"].astype(np.float64)
+    normalized = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + TINY.norm_epsilon)
+    expected = normalized * params["Transformer/encoder_norm/scale"] + params["Transformer/encoder_norm/bias"]
+    # Flax computes the variance as E[x²] − E[x]² in float32, which costs a digit.
+    np.testing.assert_allclose(got["encoder_norm"], expected, atol=1e-5)
+
+
+def test_only_two_blocks_are_traced():
+    model = vit_model(TINY, random_params(TINY))
+    assert model.depth == 3
+    assert {name.split("/")[1] for name in model.traced_shapes if "encoderblock" in name} == {"encoderblock_0", "encoderblock_1"}
+    shallow = dataclasses.replace(TINY, depth=2)
+    assert vit_model(shallow, random_params(shallow)).depth is None
+
+
+def test_names_of_a_users_parameters():
+    model = user_model(lambda params, images: images @ params["a"][0]["kernel"], {"a": [{"kernel": np.eye(3)}]})
+    assert list(model.params) == ["a/0/kernel"]
+    assert model.params["a/0/kernel"].dtype == np.float32

@@ -1,0 +1,134 @@
+"""TensorRT's own INT8 calibration cache, byte for byte, with a key beside it: a cache is refused where it does not belong."""
+
+import dataclasses
+import os
+import pathlib
+import struct
+from collections.abc import Mapping
+
+import numpy as np
+
+from vit_convert.bundle import atomic, read_json, write_json
+from vit_convert.errors import CalibrationError, nearest
+
+# Our name, and TensorRT's word in the first line of a cache.
+ALGORITHMS = {"entropy": "EntropyCalibration2", "minmax": "MinMaxCalibration"}
+
+
+@dataclasses.dataclass(frozen=True)
+class CacheKey:
+    """What a calibration cache is valid for.
+
+    Attributes:
+        algorithm: "entropy" or "minmax".
+        version: TensorRT's version string.
+        graph_hash: sha256 of the fp32 graph that was calibrated.
+    """
+
+    algorithm: str
+    version: str
+    graph_hash: str
+
+    @property
+    def header(self) -> str:
+        """The first line that TensorRT gives such a cache: "TRT-8600-EntropyCalibration2" for 8.6.0.
+
+        Raises:
+            CalibrationError: TensorRT has no such algorithm.
+        """
+        if self.algorithm not in ALGORITHMS:
+            raise CalibrationError(
+                f"calibration algorithm {self.algorithm!r} is not TensorRT's.{nearest(self.algorithm, ALGORITHMS)}",
+                fix=f"Use {' or '.join(ALGORITHMS)}.",
+            )
+        major, minor, patch = (int(part) for part in self.version.split(".")[:3])
+        number = major * (1000 if major < 10 else 10000) + minor * 100 + patch  # NvInferVersion.h; 10 moved the major up a digit
+        return f"TRT-{number}-{ALGORITHMS[self.algorithm]}"
+
+
+def format_cache(key: CacheKey, amax: Mapping[str, float]) -> bytes:
+    """Spells ranges as TensorRT's cache does.
+
+    Args:
+        key: what they are valid for.
+        amax: largest |x| that int8 represents, for each tensor.
+
+    Returns:
+        The file's bytes: the header, then "<tensor>: <the scale's big-endian float32 bits in hex, without padding>" lines.
+    """
+    bits = {name: struct.unpack("!I", struct.pack("!f", np.float32(a) / np.float32(127)))[0] for name, a in amax.items()}
+    return "\n".join([key.header, *(f"{name}: {b:x}" for name, b in bits.items()), ""]).encode()
+
+
+def parse_cache(data: bytes) -> tuple[str, dict[str, float]]:
+    """Reads TensorRT's calibration cache.
+
+    Args:
+        data: the file, as `format_cache` spells it.
+
+    Returns:
+        The header and the scale (largest magnitude / 127) of each tensor.
+
+    Raises:
+        CalibrationError: it is no such file.
+    """
+    try:
+        header, *lines = data.decode().splitlines()
+        scales = {}
+        for line in filter(None, lines):
+            tensor, bits = line.rsplit(": ", 1)  # tensor names hold colons and blanks
+            scales[tensor] = struct.unpack("!f", bytes.fromhex(bits.zfill(8)))[0]
+    except (ValueError, struct.error) as e:
+        raise CalibrationError(f"calibration cache: no TensorRT calibration cache ({e})", fix="Delete it and calibrate again.") from e
+    return header, scales
+
+
+def load_cache(path: str | os.PathLike[str], key: CacheKey) -> bytes | None:
+    """Reads a calibration cache if there is one, and refuses one that is not for this build.
+
+    Args:
+        path: the cache; `<path>.json` beside it names the graph.
+        key: what it has to be for.
+
+    Returns:
+        The cache, or None where there is none yet.
+
+    Raises:
+        CalibrationError: it is for another algorithm, version or graph.
+    """
+    path = pathlib.Path(path)
+    if not path.exists():
+        return None
+    data = path.read_bytes()
+    fix = f"Delete {path} to calibrate again."
+    header, scales = parse_cache(data)
+    if header != key.header:
+        raise CalibrationError(f"{path}: made as {header}, needed {key.header}", fix=fix)
+    graph = (read_json(_key_path(path)) or {}).get("graph_hash")
+    if graph != key.graph_hash:
+        was = f"graph {graph[:12]}…" if graph else f"a graph that no {_key_path(path).name} names"
+        raise CalibrationError(f"{path}: made for {was}, needed {key.graph_hash[:12]}…", fix=fix)
+    if not scales:
+        raise CalibrationError(f"{path}: holds no scale", fix=fix)
+    return data
+
+
+def save_cache(path: str | os.PathLike[str], key: CacheKey, data: bytes, *, num_images: int) -> None:
+    """Writes a calibration cache and the key beside it.
+
+    Args:
+        path: the cache.
+        key: what it is valid for.
+        data: the cache, byte for byte.
+        num_images: how many images it was made from.
+    """
+    path = pathlib.Path(path)
+    # The key first goes: a cache without a key is refused, a new cache with an old key would be believed.
+    _key_path(path).unlink(missing_ok=True)
+    with atomic(path) as temporary:
+        temporary.write_bytes(data)
+    write_json(_key_path(path), {**dataclasses.asdict(key), "num_images": num_images})
+
+
+def _key_path(path: pathlib.Path) -> pathlib.Path:
+    return path.with_name(f"{path.name}.json")

@@ -1,0 +1,266 @@
+"""Builds, verifies and measures the engines of a bundle, on a host that needs no JAX and no ONNX.
+
+  python -m vit_convert.engine build BUNDLE        engines for the TensorRT and GPU of this host
+  python -m vit_convert.engine verify BUNDLE       their outputs against JAX's in the bundle, and top-1 on its labelled images
+  python -m vit_convert.engine benchmark BUNDLE    latency and throughput, memory, clocks; benchmark.json, a table, a plot
+  python -m vit_convert.engine tune BUNDLE         times spellings of the graph x profiles, resumable; tune.json
+
+BUNDLE is the folder that `python -m vit_convert` wrote, <workdir>/<name>, copied here as a whole. Any key of its config can be set
+anew as --config.key=value (--config.batch.profiles="(1, 64, 256)"). Results are merged into BUNDLE/report.json.
+Needs Python 3.10 or later, numpy, absl-py, ml_collections and tensorrt; nvidia-ml-py and matplotlib are used where they are installed.
+
+Exit codes: 0 done, 2 usage or config, 5 an engine misses its tolerance, 6 calibration images, 7 build or load, 8 run or benchmark,
+130 interrupted (finished engines and rows are kept).
+"""
+
+import re
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ml_collections
+from absl import flags
+from ml_collections import config_flags
+
+from vit_convert import config as configs
+from vit_convert.bundle import Bundle
+from vit_convert.engine.facts import Facts, open_bundle, read_config, read_facts
+from vit_convert.engine.table import text_table
+from vit_convert.engine.trt import Backend, load_backend
+from vit_convert.errors import INTERRUPTED, CheckError, ConvertError, UsageError, nearest
+from vit_convert.progress import Progress, human_bytes
+
+_FLAGS = flags.FlagValues()
+_NAMES = ("precision", "backend", "force", "batches", "streams", "duration", "warmup", "cuda_graph", "end_to_end", "quiet", "debug")
+flags.DEFINE_list("precision", [], "Engines to work on: fp32, fp16, bf16, int8, fp8; empty: those of the config.", flag_values=_FLAGS)
+flags.DEFINE_enum("backend", "auto", ("auto", "tensorrt", "rtx"), "Which TensorRT.", flag_values=_FLAGS)
+flags.DEFINE_bool("force", False, "build, tune: also what is there already.", flag_values=_FLAGS)
+flags.DEFINE_list("batches", [], "benchmark, tune: images per run; empty: benchmark.batches of the config.", flag_values=_FLAGS)
+flags.DEFINE_list("streams", [], "benchmark: streams at once; empty: benchmark.streams of the config.", flag_values=_FLAGS)
+flags.DEFINE_float("duration", 0.0, "benchmark, tune: seconds per row and pass; 0: benchmark.seconds of the config.", flag_values=_FLAGS)
+flags.DEFINE_float("warmup", 1.0, "benchmark, tune: seconds to warm up before each measurement.", flag_values=_FLAGS)
+flags.DEFINE_enum("cuda_graph", "on", ("on", "off", "both"), "benchmark: replay recorded CUDA graphs.", flag_values=_FLAGS)
+flags.DEFINE_bool("end_to_end", True, "benchmark: also with images from the host and results back to it.", flag_values=_FLAGS)
+flags.DEFINE_bool("quiet", False, "Print nothing but results and errors.", flag_values=_FLAGS)
+flags.DEFINE_bool("debug", False, "Show tracebacks of users' mistakes as well.", flag_values=_FLAGS)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command line.
+
+    Args:
+        argv: arguments, the program's name first.
+
+    Returns:
+        The exit code.
+    """
+    try:
+        if len(argv) == 1 or {"--help", "-h"} & set(argv[1:]):
+            print(help_text())
+            return 0 if len(argv) > 1 else UsageError.exit_code
+        command, path, overrides = parse(argv)
+        bundle = open_bundle(path)
+        config, facts = override(read_config(bundle), overrides), read_facts(bundle)
+        progress = Progress(bundle.events, quiet=_FLAGS.quiet)
+        progress.event("command", argv=list(argv), name=bundle.root.name)
+        COMMANDS[command](load_backend(_FLAGS.backend), bundle, config, facts, progress, shlex.join(argv))
+        return 0
+    except ConvertError as e:
+        if "--debug" in argv:
+            raise
+        print(f"error: {e}" + (f"\n  {e.fix}" if e.fix else ""), file=sys.stderr)
+        return e.exit_code
+    except KeyboardInterrupt:
+        print("\ninterrupted: finished engines and rows are kept", file=sys.stderr)
+        return INTERRUPTED
+
+
+def parse(argv: Sequence[str]) -> tuple[str, str, list[str]]:
+    """Parses the command line; flags go to this module's flags.
+
+    Args:
+        argv: arguments, the program's name first.
+
+    Returns:
+        The command, the bundle's path, and the `--config.key=value` words.
+
+    Raises:
+        UsageError: an unknown command or flag, a bad value, or no bundle.
+    """
+    overrides = [word for word in argv[1:] if re.match(r"--?(no)?config\.", word)]
+    _FLAGS.unparse_flags()
+    try:
+        words = _FLAGS([argv[0], *(word for word in argv[1:] if word not in overrides)])[1:]
+    except flags.Error as e:
+        raise UsageError(str(e), fix="--help lists the flags.") from e
+    if not words or words[0] not in COMMANDS:
+        given = words[0] if words else ""
+        raise UsageError(f"command {given!r}: not one of {', '.join(COMMANDS)}.{nearest(given, COMMANDS)}", fix="--help tells more.")
+    if len(words) != 2:
+        raise UsageError(f"{words[0]}: takes one bundle, given {len(words) - 1}: {shlex.join(words[1:])}", fix="--help tells more.")
+    return words[0], words[1], overrides
+
+
+def override(config: ml_collections.ConfigDict, words: Sequence[str]) -> ml_collections.ConfigDict:
+    """Applies `--config.key=value` words and the flags that stand for config keys.
+
+    Args:
+        config: the bundle's.
+        words: from `parse`.
+
+    Returns:
+        The config, checked.
+
+    Raises:
+        UsageError: an unknown key or a bad value.
+    """
+    for word in words:
+        _require_key(config, re.sub(r"^--?(no)?config\.", "", word).split("=")[0])
+    values = flags.FlagValues()
+    holder = config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=["", *words])
+    try:
+        values(["", *words])
+        result = holder.value
+        result.precision = ",".join(_FLAGS.precision) or result.precision
+        for key in ("batches", "streams"):
+            result.benchmark[key] = tuple(int(word) for word in getattr(_FLAGS, key)) or result.benchmark[key]
+        result.benchmark.seconds = _FLAGS.duration or result.benchmark.seconds
+    except (flags.Error, TypeError, ValueError) as e:
+        raise UsageError(f"{shlex.join(words)}: {e}", fix="--help lists the flags.") from e
+    configs.check_values(result)
+    return result
+
+
+def _require_key(config: ml_collections.ConfigDict, dotted: str) -> None:
+    group: Any = config
+    for part in dotted.split("."):
+        valid = list(group) if isinstance(group, ml_collections.ConfigDict) else []
+        if part not in valid:
+            raise UsageError(f"--config.{dotted}: unknown key.{nearest(part, valid)}", fix="The bundle's config.json holds all keys.")
+        group = group[part]
+
+
+def build(backend: Backend, bundle: Bundle, config: ml_collections.ConfigDict, facts: Facts, progress: Progress, command: str) -> None:
+    """Builds the engines that are missing, and all of them with --force."""
+    from vit_convert.engine.requests import build_bundle
+    from vit_convert.engine.stages import add_to_report
+
+    rows = build_bundle(
+        backend,
+        bundle,
+        config,
+        precisions=_precisions(config),
+        target=facts.target,
+        image_size=facts.image_size,
+        preprocess=facts.preprocess,
+        progress=progress,
+        force=_FLAGS.force,
+    )
+    add_to_report(bundle, build=rows)
+    header = ("engine", "size", "build", "fused attention")
+    print(text_table(header, [[row["path"], human_bytes(row["bytes"]), f"{row['build_seconds']:.1f} s", _fused(row)] for row in rows]))
+
+
+def verify(backend: Backend, bundle: Bundle, config: ml_collections.ConfigDict, facts: Facts, progress: Progress, command: str) -> None:
+    """Verifies the engines; a miss is in the report before it sets the exit code."""
+    from vit_convert.engine.stages import add_to_report, verify_bundle
+
+    try:
+        result = verify_bundle(backend, bundle, config, facts, precisions=_precisions(config), progress=progress)
+    except CheckError as e:
+        result = e.result  # type: ignore[attr-defined]
+        raise
+    finally:
+        if "result" in locals():
+            add_to_report(bundle, verify=result)
+            print(verify_table(result["engines"], facts.output))
+
+
+def verify_table(engines: dict[str, Any], output: str) -> str:
+    """The judged output of each engine at each batch as text for a terminal."""
+    rows = []
+    for precision, found in engines.items():
+        for row in (row for row in found["rows"] if row["output"] == output):
+            verdict = "passed" if row["passed"] else "FAILED"
+            rows.append(
+                [precision, str(row["batch"]), f"{row['max_abs']:.2g}", f"{row['max_rel']:.2g}", f"{row['cosine']:.7f}", "", verdict]
+            )
+        if "top1" in found:
+            agreement = "" if found["agreement"] is None else f"{found['agreement']:.2f} %"
+            rows.append([precision, f"{found['num_images']} images", "", "", "", f"{found['top1']:.2f} %", f"agrees {agreement}".rstrip()])
+    return text_table(("engine", "batch", "max abs", "of scale", "cosine", "top-1", ""), rows)
+
+
+def benchmark(backend: Backend, bundle: Bundle, config: ml_collections.ConfigDict, facts: Facts, progress: Progress, command: str) -> None:
+    """Measures the engines and says which one to use."""
+    from vit_convert.engine.benchmark import rows_table
+    from vit_convert.engine.stages import add_to_report, benchmark_bundle
+
+    result = benchmark_bundle(
+        backend,
+        bundle,
+        config,
+        precisions=_precisions(config),
+        warmup_seconds=_FLAGS.warmup,
+        cuda_graphs={"on": (True,), "off": (False,), "both": (True, False)}[_FLAGS.cuda_graph],
+        end_to_end=_FLAGS.end_to_end,
+        command=command,
+        progress=progress,
+    )
+    add_to_report(bundle, benchmark=result)
+    print(rows_table(result["rows"]))
+    for share in result["end_to_end"]:
+        print(f"{share['precision']} at batch {share['batch']}: {100 * share['share']:.1f} % of device-resident throughput with transfers")
+    chosen = result["recommended"]
+    print(f"{result['gpu']}, noise up to {result['noise_percent']} %. Recommended: {chosen['precision'] or 'none'} ({chosen['reason']})")
+
+
+def tune(backend: Backend, bundle: Bundle, config: ml_collections.ConfigDict, facts: Facts, progress: Progress, command: str) -> None:
+    """Times spellings x profiles and names the fastest verified pair for each batch."""
+    from vit_convert.engine.tune import tune_bundle, tune_table
+
+    result = tune_bundle(
+        backend,
+        bundle,
+        config,
+        facts,
+        precisions=_precisions(config),
+        warmup_seconds=_FLAGS.warmup,
+        force=_FLAGS.force,
+        command=command,
+        progress=progress,
+    )
+    print(tune_table(result))
+
+
+COMMANDS: dict[str, Callable[..., None]] = {"build": build, "verify": verify, "benchmark": benchmark, "tune": tune}
+
+
+def help_text() -> str:
+    """The text of --help: usage and flags."""
+    rows = (_FLAGS[name] for name in _NAMES)
+    return "\n".join(
+        [(__doc__ or "").rstrip(), "", "Flags:", *(f"  --{flag.name}={_spell(flag.default)}\n      {flag.help}" for flag in rows)]
+    )
+
+
+def _spell(default: Any) -> str:
+    return ",".join(default) if isinstance(default, list) else str(default)
+
+
+def _precisions(config: ml_collections.ConfigDict) -> list[str]:
+    return [word for word in configs.PRECISIONS if word in _FLAGS.precision] if _FLAGS.precision else configs.precisions(config)
+
+
+def _fused(row: dict[str, Any]) -> str:
+    return row["fused_attention"]["text"] if row["fused_attention"] else f"unknown ({row['fused_attention_unknown']})"
+
+
+def run() -> None:
+    """Entry point of the module."""
+    sys.exit(main(sys.argv))
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,98 @@
+"""What the export side found out about a model, read from its bundle: enough to build and to judge engines on a host without JAX."""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from vit_convert import config as configs
+from vit_convert.bundle import Bundle, read_json
+from vit_convert.errors import UsageError
+from vit_convert.image_size import ImageRange, sizes_of
+from vit_convert.images.preprocess import Preprocess
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """What is known of a bundle's model.
+
+    Attributes:
+        image_size: (height, width) in pixels, or the range that a dynamic graph takes.
+        output: name of the output that is judged, "logits" or "features".
+        preprocess: the preprocessing record.
+        target: the dialect that the graphs are written in.
+        top1: JAX's top-1 on the labelled evaluation images in percent, None where there are none.
+        checks: by precision, what the export side's check of its graph found.
+    """
+
+    image_size: tuple[int, int] | ImageRange
+    output: str
+    preprocess: Mapping[str, Any]
+    target: str
+    top1: float | None
+    checks: Mapping[str, Mapping[str, Any]]
+
+
+def open_bundle(path: str) -> Bundle:
+    """Opens a bundle that exists.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if not (pathlib.Path(path) / "manifest.json").is_file():
+        raise UsageError(
+            f"{path}: holds no manifest.json, so it is no bundle", fix="Give the folder that a conversion wrote, <workdir>/<name>."
+        )
+    return Bundle(path)
+
+
+def read_facts(bundle: Bundle) -> Facts:
+    """Reads a bundle's manifest.
+
+    Raises:
+        UsageError: the export side has not come far enough.
+    """
+    stages = {row["name"]: row for row in (read_json(bundle.manifest) or {}).get("stages", [])}
+    for name in ("checkpoint", "export"):
+        if stages.get(name, {}).get("status") not in ("done", "fresh"):
+            raise UsageError(f"{bundle.manifest}: stage {name} is not done", fix="Finish the conversion, at least --until=check.")
+    checkpoint, results = stages["checkpoint"]["result"], {name: row.get("result", {}) for name, row in stages.items()}
+    return Facts(
+        image_size=sizes_of(checkpoint),
+        output=checkpoint["output"],
+        preprocess=checkpoint["preprocess"],
+        target=results["export"]["target"],
+        top1=results.get("reference", {}).get("top1"),
+        checks={"fp32": results.get("check", {}), **results.get("quantize", {}).get("checks", {})},
+    )
+
+
+def read_config(bundle: Bundle) -> ml_collections.ConfigDict:
+    """Reads the config that a bundle was made with.
+
+    Raises:
+        UsageError: it is missing, or written by a version with other keys.
+    """
+    found = read_json(bundle.config)
+    if found is None:
+        raise UsageError(f"{bundle.config}: missing or damaged", fix="Convert again.")
+    return configs.complete(ml_collections.ConfigDict(found), bundle.root.name)
+
+
+def graph_input(images: np.ndarray, preprocess: Mapping[str, Any], dtype: np.dtype[Any], *, channels_first: bool) -> np.ndarray:
+    """Turns decoded images into what a graph takes.
+
+    Args:
+        images: uint8 [batch, height, width, 3].
+        preprocess: the preprocessing record.
+        dtype: the input's type; a uint8 graph normalises by itself.
+        channels_first: whether the graph takes [batch, 3, height, width].
+
+    Returns:
+        Array of that type and layout.
+    """
+    values = images if dtype == np.uint8 else Preprocess.from_dict(preprocess).normalize(images).astype(dtype, copy=False)
+    return np.ascontiguousarray(values.transpose(0, 3, 1, 2)) if channels_first else np.ascontiguousarray(values)

@@ -1,0 +1,81 @@
+"""Which engine to use: the fastest that proved itself, and why a lower precision that does not pay is left aside."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vit_convert.engine.benchmark import RESIDENT
+
+_QUANTIZED = ("int8", "fp8")
+_UNQUANTIZED = ("fp16", "bf16", "fp32")
+_LEAST_GAIN = 1.01  # a smaller one is not worth a quantized model's risk, even where the noise is smaller still
+
+
+def recommend(rows: Sequence[Mapping[str, Any]], verified: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Judges the measured precisions.
+
+    A quantized engine is recommended if it passed its check and is faster than the best unquantized one at every batch, by more than the
+    noise of the two measurements.
+
+    Args:
+        rows: of the benchmark.
+        verified: by precision, {"passed", "top1" (None without labels)} of the engines that were verified.
+
+    Returns:
+        {"precision", "reason", "comparisons": [{precision, against, batch, ratio, noise_percent, pays}]}; precision "" where none of
+        the engines passed its check.
+    """
+    best = {
+        (row["precision"], row["batch"]): row
+        for row in sorted(rows, key=lambda row: row["images_per_second"])
+        if row["transfers"] == RESIDENT
+    }
+    measured = list(dict.fromkeys(precision for precision, _ in best))
+    passed = [precision for precision in measured if verified.get(precision, {}).get("passed")]
+    plain = max((p for p in passed if p in _UNQUANTIZED), key=lambda p: _rate(best, p), default="")
+    comparisons: list[dict[str, Any]] = []
+    reasons: list[str] = []
+    chosen = plain
+    for precision in (p for p in measured if p in _QUANTIZED):
+        if precision not in passed:
+            reasons.append(f"{precision} did not pass its check" if precision in verified else f"{precision} was not verified")
+        if not plain:
+            continue
+        found = [
+            _compare(best[precision, batch], best[plain, batch])
+            for name, batch in sorted(best)
+            if name == precision and (plain, batch) in best
+        ]
+        comparisons += found
+        slower = [row for row in found if not row["pays"]]
+        if slower:
+            worst = min(slower, key=lambda row: row["ratio"])
+            reasons.append(
+                f"{precision} runs at {worst['ratio']:.2f}x of {plain} at batch {worst['batch']}{_accuracy(verified, precision, plain)}"
+            )
+        elif found and precision in passed:
+            gain = min(row["ratio"] for row in found)
+            reasons.append(f"{precision} is at least {gain:.2f}x as fast as {plain}{_accuracy(verified, precision, plain)}")
+            chosen = precision
+    if not chosen:
+        reasons.insert(0, "no engine passed its check")
+    return {"precision": chosen, "reason": "; ".join(reasons) or "the fastest that passed its check", "comparisons": comparisons}
+
+
+def _compare(row: Mapping[str, Any], against: Mapping[str, Any]) -> dict[str, Any]:
+    noise = max(row["noise_percent"] or 0.0, against["noise_percent"] or 0.0)
+    ratio = row["images_per_second"] / against["images_per_second"]
+    pays = ratio > max(_LEAST_GAIN, 1 + noise / 100)
+    names = {"precision": row["precision"], "against": against["precision"], "batch": row["batch"]}
+    return {**names, "ratio": round(ratio, 4), "noise_percent": noise, "pays": pays}
+
+
+def _rate(best: Mapping[tuple[str, int], Mapping[str, Any]], precision: str) -> float:
+    """Images per second at the largest batch that was measured."""
+    return float(best[max((key for key in best if key[0] == precision), key=lambda key: key[1])]["images_per_second"])
+
+
+def _accuracy(verified: Mapping[str, Mapping[str, Any]], precision: str, plain: str) -> str:
+    ours, theirs = (verified.get(name, {}).get("top1") for name in (precision, plain))
+    if ours is None or theirs is None:
+        return ""
+    return f" (top-1 {ours:.2f} % against {theirs:.2f} %)"

@@ -1,0 +1,193 @@
+"""The stages that need a GPU: verify and benchmark the engines of a bundle."""
+
+import datetime
+import platform
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import ml_collections
+
+import vit_convert
+from vit_convert.bundle import Bundle, read_json, write_json
+from vit_convert.engine import cuda
+from vit_convert.engine.benchmark import END_TO_END, RESIDENT, plan_cases, run_cases
+from vit_convert.engine.facts import Facts
+from vit_convert.engine.plot import plot_rows
+from vit_convert.engine.recommend import recommend
+from vit_convert.engine.runtime import Engine
+from vit_convert.engine.session import Session
+from vit_convert.engine.trt import Backend
+from vit_convert.engine.verify import verify_session
+from vit_convert.errors import BenchmarkError, CheckError
+from vit_convert.progress import Progress
+
+
+def verify_bundle(
+    backend: Backend, bundle: Bundle, config: ml_collections.ConfigDict, facts: Facts, *, precisions: Sequence[str], progress: Progress
+) -> dict[str, Any]:
+    """Verifies a bundle's engines against its reference, all of them before the first miss is reported.
+
+    Args:
+        backend: the TensorRT that runs them.
+        bundle: holds the engines and the reference.
+        config: the resolved config.
+        facts: of the bundle.
+        precisions: which engines.
+        progress: what people see.
+
+    Returns:
+        {"passed", "engines": {precision: result of `verify_session`}, "top1": that of the first labelled engine or None, "summary"}.
+
+    Raises:
+        CheckError: a tolerance is missed; its `result` holds the above.
+        BenchmarkError: an engine does not run, or the reference is missing.
+        BuildError: an engine is missing or does not belong here.
+    """
+    engines: dict[str, Any] = {}
+    for precision in precisions:
+        with Session(_load(backend, bundle, precision)) as session:
+            engines[precision] = verify_session(session, bundle, config, facts, progress=progress)
+    top1 = next((found["top1"] for found in engines.values() if "top1" in found), None)
+    parts = (f"{p}: cosine {e['cosine']:.6f}" + (f", top-1 {e['top1']:.2f} %" if "top1" in e else "") for p, e in engines.items())
+    result = {"passed": all(e["passed"] for e in engines.values()), "engines": engines, "top1": top1, "summary": "; ".join(parts)}
+    if not result["passed"]:
+        misses = [f"{precision}: {miss}" for precision, found in engines.items() for miss in found["misses"]]
+        error = CheckError(
+            f"engines miss their tolerance: {'; '.join(misses[:4])}", fix="Keep the blocks named in fp32 (config.keep_fp32)."
+        )
+        error.result = result  # type: ignore[attr-defined]
+        raise error
+    return result
+
+
+def benchmark_bundle(
+    backend: Backend,
+    bundle: Bundle,
+    config: ml_collections.ConfigDict,
+    *,
+    precisions: Sequence[str],
+    warmup_seconds: float,
+    cuda_graphs: Sequence[bool] = (True,),
+    end_to_end: bool = True,
+    command: str = "",
+    progress: Progress,
+) -> dict[str, Any]:
+    """Measures a bundle's engines and writes `benchmark.json` and, with matplotlib, `benchmark.png`.
+
+    Args:
+        backend: the TensorRT that runs them.
+        bundle: holds the engines.
+        config: the resolved config; `benchmark` holds batches, streams and seconds.
+        precisions: which engines.
+        warmup_seconds: run before each measurement.
+        cuda_graphs: with CUDA graphs, without, or both.
+        end_to_end: also measure with images that come from the host.
+        command: the command line, for the record.
+        progress: what people see.
+
+    Returns:
+        What `benchmark.json` holds: hardware, software, command, date, rows, skipped, noise_percent (the largest of the rows),
+        end_to_end (share of the best device-resident throughput, by precision and batch), recommended; and "summary".
+
+    Raises:
+        BenchmarkError: nothing could be measured.
+        BuildError: an engine is missing or does not belong here.
+    """
+    engines = {precision: _load(backend, bundle, precision) for precision in precisions}
+    options, path = config.benchmark, bundle.root / "benchmark.json"
+    cases = plan_cases(precisions, options.batches, options.streams, cuda_graphs=cuda_graphs, end_to_end=end_to_end)
+    about = {**environment(backend), "command": command, "seconds": options.seconds, "warmup_seconds": warmup_seconds}
+
+    def save(rows: list[dict[str, Any]], skipped: list[dict[str, Any]]) -> None:
+        write_json(path, {**about, "status": "running", "rows": rows, "skipped": skipped})
+
+    rows, skipped = run_cases(engines, cases, seconds=options.seconds, warmup_seconds=warmup_seconds, progress=progress, save=save)
+    if not rows:
+        raise BenchmarkError(f"nothing was measured: {skipped[0]['reason']}", fix="Choose batches that the engines have profiles for.")
+    verified = (read_json(bundle.report) or {}).get("verify", {}).get("engines", {})
+    best = max(rows, key=lambda row: row["images_per_second"])
+    result = {
+        **about,
+        "status": "done",
+        "rows": rows,
+        "skipped": skipped,
+        "noise_percent": max((row["noise_percent"] for row in rows if row["noise_percent"] is not None), default=None),
+        "end_to_end": end_to_end_shares(rows),
+        "recommended": recommend(rows, verified),
+        "summary": f"{best['precision']} at batch {best['batch']}: {best['images_per_second']:,.0f} images/s",
+    }
+    write_json(path, result)
+    if (reason := plot_rows(rows, bundle.root / "benchmark.png", title=about["gpu"])) != "":
+        progress.say(f"no plot: {reason}")
+    return result
+
+
+def end_to_end_shares(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """How much of the device-resident throughput is left when images come from the host and results go back.
+
+    Args:
+        rows: of the benchmark.
+
+    Returns:
+        [{"precision", "batch", "share"}], the share of the best device-resident row of the same engine and batch.
+    """
+    rows = list(rows)
+    best: dict[tuple[str, int], float] = {}
+    for row in rows:
+        if row["transfers"] == RESIDENT:
+            key = row["precision"], row["batch"]
+            best[key] = max(best.get(key, 0.0), row["images_per_second"])
+    return [
+        {"precision": r["precision"], "batch": r["batch"], "share": round(r["images_per_second"] / best[r["precision"], r["batch"]], 4)}
+        for r in rows
+        if r["transfers"] == END_TO_END and (r["precision"], r["batch"]) in best
+    ]
+
+
+def environment(backend: Backend) -> dict[str, Any]:
+    """The hardware, software and date that a measurement stands for."""
+    gpu = backend.gpu or cuda.gpu()
+    return {
+        "gpu": gpu.name if gpu else "",
+        "arch": gpu.arch if gpu else "",
+        "driver": gpu.driver if gpu else "",
+        "cuda": gpu.cuda if gpu else "",
+        "gpu_memory_total_mib": gpu.memory_bytes // 2**20 if gpu else 0,
+        "backend": backend.name,
+        "tensorrt": backend.version,
+        "python": platform.python_version(),
+        "vit_convert": vit_convert.__version__,
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def add_to_report(bundle: Bundle, *, build: Any = None, verify: Any = None, benchmark: Any = None) -> None:
+    """Merges what was found on a GPU host into the bundle's report.json.
+
+    Args:
+        bundle: holds the report; one is begun where there is none.
+        build: rows of `build_bundle`.
+        verify: result of `verify_bundle`.
+        benchmark: result of `benchmark_bundle`.
+    """
+    report = read_json(bundle.report) or {"name": bundle.root.name}
+    if build is not None:
+        kept = [row for row in report.get("engines", []) if row["path"] not in {new["path"] for new in build}]
+        report["engines"] = [*kept, *build]
+    if verify is not None:
+        engines = {**report.get("verify", {}).get("engines", {}), **verify["engines"]}
+        report["verify"] = {**verify, "passed": all(found["passed"] for found in engines.values()), "engines": engines}
+        if verify["top1"] is not None:
+            report.setdefault("accuracy", {})["engine"] = verify["top1"]
+    if benchmark is not None:
+        report["benchmark"] = benchmark["rows"]
+        report["recommended"] = benchmark["recommended"]
+        chosen = benchmark["recommended"]["precision"]
+        for row in report.get("engines", []):
+            if row["precision"] == chosen and row["backend"] == benchmark["backend"] and row["version"] == benchmark["tensorrt"]:
+                report["engine"] = {**row, "recommended_because": benchmark["recommended"]["reason"]}
+    write_json(bundle.report, report)
+
+
+def _load(backend: Backend, bundle: Bundle, precision: str) -> Engine:
+    return Engine(backend, bundle.plan(backend.name, backend.version, backend.arch, precision))

@@ -1,0 +1,178 @@
+"""Proves an engine: its outputs against JAX's in the bundle at several batch sizes, and its top-1 on labelled images; without JAX."""
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from vit_convert.bundle import Bundle
+from vit_convert.compare import Tolerance, compare, top1_accuracy
+from vit_convert.engine.facts import Facts, graph_input
+from vit_convert.engine.profiles import ShapeRange
+from vit_convert.engine.session import Session
+from vit_convert.errors import BenchmarkError
+from vit_convert.image_size import ImageRange
+from vit_convert.progress import Progress
+
+_FP32_RTOL = 1e-3  # of scale, TF32 off: other summation orders than JAX's, through up to 32 blocks
+_MIN_AGREEMENT = 99.0  # percent of images on which the engine's first class is JAX's
+_EVALUATION_BATCH = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One output at one batch size.
+
+    Attributes:
+        batch: images that were run.
+        output: its name.
+        max_abs: largest absolute difference to JAX.
+        max_rel: max_abs over JAX's largest magnitude.
+        cosine: smallest of the batch.
+        passed: whether the tolerance is met; None where the output is not judged.
+        image_size: (height, width) in pixels.
+    """
+
+    batch: int
+    output: str
+    max_abs: float
+    max_rel: float
+    cosine: float
+    passed: bool | None
+    image_size: tuple[int, int]
+
+
+def tolerance_for(config: ml_collections.ConfigDict, precision: str, *, tf32: bool) -> Tolerance:
+    """What an engine of a precision has to meet against JAX in float32.
+
+    Args:
+        config: the full config; `check` holds the cosines.
+        precision: of the engine.
+        tf32: whether it may round fp32 products to TF32, which has fp16's mantissa.
+    """
+    check = config.check
+    if precision == "fp32" and not tf32:
+        return Tolerance(check.atol, _FP32_RTOL, check.cosine)
+    return Tolerance(0.0, float("inf"), check.int8_cosine if precision in ("int8", "fp8") else check.fp16_cosine)
+
+
+def batches_to_verify(ranges: Sequence[ShapeRange]) -> list[int]:
+    """1, every size that a profile begins, is tuned for or ends with, and one between the two largest.
+
+    Args:
+        ranges: the engine's profiles.
+    """
+    sizes = sorted({1, *(shape[0] for r in ranges for shape in (r.smallest, r.optimal, r.largest))})
+    between = [(sizes[-2] + sizes[-1]) // 2] if len(sizes) > 1 else []
+    return sorted({*sizes, *between})
+
+
+def verify_session(
+    session: Session, bundle: Bundle, config: ml_collections.ConfigDict, facts: Facts, *, progress: Progress
+) -> dict[str, Any]:
+    """Proves one engine.
+
+    Args:
+        session: of the engine.
+        bundle: holds reference.npz and, perhaps, labelled images.
+        config: tolerances.
+        facts: of the bundle.
+        progress: what people see.
+
+    Returns:
+        precision, passed, tolerance, misses (in words), rows ([Row]), max_abs, max_rel and cosine (the worst of the judged output) and,
+        with labelled images, top1, top1_jax, agreement (None without JAX's own predictions), all in percent, and num_images.
+
+    Raises:
+        BenchmarkError: the bundle has no reference, or TensorRT fails.
+    """
+    engine = session.engine
+    precision = engine.record["precision"]
+    tolerance = tolerance_for(config, precision, tf32=engine.record["options"]["tf32"])
+    judge_all = precision == "fp32"  # what lower precision does inside is reported, the result is judged
+    judged = {facts.output} if not judge_all else None
+    rows = _compare_batches(session, bundle.reference, batches_to_verify(engine.ranges), tolerance, judged, facts.output)
+    if isinstance(facts.image_size, ImageRange):
+        batch = engine.ranges[-1].optimal[0]
+        elsewhere = set() if precision in ("int8", "fp8") else judged  # a quantized engine is judged at the size of its calibration
+        for size in facts.image_size.sizes()[1:]:
+            rows += _compare_batches(session, bundle.reference_at(size), [batch], tolerance, elsewhere, facts.output)
+    misses = [
+        f"{row.output} at batch {row.batch}{_where(row, facts)}: max abs {row.max_abs:.3g} ({row.max_rel:.3g} of scale), cosine {row.cosine:.6f}"
+        for row in rows
+        if row.passed is False
+    ]
+    final = [row for row in rows if row.output == facts.output and row.passed is not None]
+    result: dict[str, Any] = {
+        "precision": precision,
+        "tolerance": str(tolerance),
+        "max_abs": max(row.max_abs for row in final),
+        "max_rel": max(row.max_rel for row in final),
+        "cosine": min(row.cosine for row in final),
+        "rows": [dataclasses.asdict(row) for row in rows],
+    }
+    if bundle.labels("evaluation").exists():
+        accuracy = _evaluate(session, bundle, facts, progress)
+        misses += _accuracy_misses(accuracy, precision, config.check.max_top1_drop)
+        result |= accuracy
+    return {**result, "passed": not misses, "misses": misses}
+
+
+def _where(row: Row, facts: Facts) -> str:
+    return f" of {row.image_size[0]}x{row.image_size[1]}" if isinstance(facts.image_size, ImageRange) else ""
+
+
+def _compare_batches(
+    session: Session, path: pathlib.Path, batches: Sequence[int], tolerance: Tolerance, judged: set[str] | None, output: str
+) -> list[Row]:
+    """Compares at one image size; judges the tensors named, all for None."""
+    try:
+        with np.load(path) as file:
+            reference = {name: file[name] for name in file.files}
+    except (OSError, ValueError) as e:
+        raise BenchmarkError(f"{path}: cannot be read ({e})", fix="Copy the whole bundle from the export host.") from e
+    images = reference.pop("images")
+    session.require_images(images.shape, images.dtype)
+    height, width = images.shape[2:] if images.shape[1] == 3 else images.shape[1:3]
+    rows = []
+    for batch in batches:
+        repeated = np.arange(batch) % len(images)
+        for name, values in session.run(images[repeated]).items():
+            if name in reference:
+                found = compare(reference[name][repeated], values)
+                passed = tolerance.met_by(found) if judged is None or name in judged else None
+                rows.append(Row(batch, name, found.max_abs, found.max_rel, found.cosine, passed, (height, width)))
+    if not any(row.output == output for row in rows):
+        raise BenchmarkError(f"{session.engine.path.name}: has no output {output!r} to compare", fix="Build it from this bundle's graph.")
+    return rows
+
+
+def _evaluate(session: Session, bundle: Bundle, facts: Facts, progress: Progress) -> dict[str, Any]:
+    images, labels = np.load(bundle.images("evaluation"), mmap_mode="r"), np.load(bundle.labels("evaluation"))
+    engine = session.engine
+    logits = []
+    with progress.bar(f"{engine.record['precision']} top-1", total=len(images)) as advance:
+        for start in range(0, len(images), _EVALUATION_BATCH):
+            pixels = np.asarray(images[start : start + _EVALUATION_BATCH])
+            channels_first = engine.images.shape[1] == 3
+            fed = graph_input(pixels, facts.preprocess, engine.images.dtype, channels_first=channels_first)
+            logits.append(session.run(fed)[facts.output])
+            advance(len(pixels))
+    values = np.concatenate(logits)
+    predictions = bundle.root / "evaluation_logits.npy"
+    agreement = None
+    if predictions.exists():
+        agreement = top1_accuracy(values, np.argmax(np.load(predictions), axis=-1))
+    return {"num_images": len(labels), "top1": top1_accuracy(values, labels), "top1_jax": facts.top1, "agreement": agreement}
+
+
+def _accuracy_misses(accuracy: dict[str, Any], precision: str, max_drop: float) -> list[str]:
+    misses = []
+    if accuracy["top1_jax"] is not None and (drop := accuracy["top1_jax"] - accuracy["top1"]) > max_drop:
+        misses.append(f"top-1 {accuracy['top1']:.2f} %, {drop:.2f} points below JAX's {accuracy['top1_jax']:.2f} %; allowed {max_drop:g}")
+    if precision not in ("int8", "fp8") and accuracy["agreement"] is not None and accuracy["agreement"] < _MIN_AGREEMENT:
+        misses.append(f"agrees with JAX on {accuracy['agreement']:.2f} % of {accuracy['num_images']} images; needed {_MIN_AGREEMENT:g} %")
+    return misses

@@ -1,0 +1,263 @@
+"""What each part of a model loses when it alone is quantized, measured in one onnxruntime session and kept as it is measured.
+
+The session's graph holds a Q/DQ pair at every candidate and a switch behind each pair, so that any set of parts is quantized by one run,
+with the numbers that its own graph would give: what is not quantized is typed as the pipeline types it.
+"""
+
+import dataclasses
+import os
+import pathlib
+import tempfile
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from vit_convert.bundle import read_json, write_json
+from vit_convert.compare import compare, top1_accuracy
+from vit_convert.errors import CheckError
+from vit_convert.onnx_file import open_session, run_session, save_onnx
+from vit_convert.progress import Progress
+from vit_convert.quantize.calibrate import Calibration, Normalize
+from vit_convert.quantize.graph import DEQUANTIZED, initializer
+from vit_convert.quantize.placement import Patterns, Site, place
+from vit_convert.quantize.qdq import quantize
+
+SWITCHES = "quantized"  # name of the switched graph's second input
+_GROUPS = {"query": "qkv", "key": "qkv", "value": "qkv"}  # TensorRT merges these three only in one precision
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+    """What is quantized or not, as a whole.
+
+    Attributes:
+        block: "block_03".
+        kind: qkv, out, fc1, fc2 or attention (both products).
+        sites: of the placement.
+        num_weights: how many weights are quantized with it.
+    """
+
+    block: str
+    kind: str
+    sites: tuple[Site, ...]
+    num_weights: int
+
+    @property
+    def name(self) -> str:
+        """ "block_03/fc2"."""
+        return f"{self.block}/{self.kind}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """What quantizing a set of units does to the output, over all images.
+
+    Attributes:
+        quantized: names of the units, in graph order.
+        error: mean of 1 - cosine to the fp32 output.
+        cosine: smallest cosine of any image.
+        max_rel: largest absolute difference over the largest fp32 output.
+        agreement: percent of images whose largest output is the fp32 graph's.
+        top1: accuracy in percent; None without labels.
+    """
+
+    quantized: tuple[str, ...]
+    error: float
+    cosine: float
+    max_rel: float
+    agreement: float
+    top1: float | None
+
+
+def candidates(model: ir.Model, patterns: Patterns, *, attention: bool) -> list[Unit]:
+    """Lists what could be quantized.
+
+    Args:
+        model: the fp32 graph.
+        patterns: of what may not or what alone may be quantized.
+        attention: the attention products too.
+
+    Returns:
+        The units, in graph order. A projection is listed with the tensor that it reads when its attention is not quantized.
+    """
+    sites = list(place(model, **patterns).sites)
+    if attention:
+        sites += [site for site in place(model, attention=True, **patterns).sites if site.weight is None]
+    groups: dict[tuple[str, str], list[Site]] = {}
+    for site in sites:
+        kind = _GROUPS.get(site.kind, site.kind) if site.weight else "attention"
+        groups.setdefault((site.block, kind), []).append(site)
+    sizes = {name: value.const_value.size for name, value in model.graph.initializers.items() if value.const_value is not None}
+    return [Unit(*key, tuple(group), sum(sizes[s.weight] for s in group if s.weight)) for key, group in groups.items()]
+
+
+def switched(model: ir.Model, calibration: Calibration, units: Sequence[Unit], *, target: str, precision: str) -> ir.Model:
+    """Writes the graph whose second input says which units are quantized.
+
+    Args:
+        model: the fp32 graph; left as it is.
+        calibration: ranges for every unit's tensors.
+        units: from `candidates`.
+        target: as `qdq.quantize` takes it.
+        precision: int8 or fp8.
+
+    Returns:
+        The graph; each weight is there twice. Input `quantized`: bool [units].
+    """
+    plain = {v.name: v for v in model.graph.initializers.values()}
+    model = quantize(model, calibration, [site for unit in units for site in unit.sites], target=target, precision=precision)
+    graph = model.graph
+    producers = {v.name: node for node in graph for v in node.outputs}
+    values = {v.name: v for node in graph for v in node.outputs} | {v.name: v for v in (*graph.inputs, *graph.initializers.values())}
+    switches = ir.Value(name=SWITCHES, type=ir.TensorType(ir.DataType.BOOL), shape=ir.Shape([len(units)]))
+    graph.inputs.append(switches)
+    for number, unit in enumerate(units):
+        index = initializer(graph, ir.tensor(np.array(number, np.int64), name=f"{SWITCHES}/{number}"))
+        on = ir.node("Gather", [switches, index], {"axis": 0})
+        graph.insert_before(graph[0], on)
+        chosen: dict[str, ir.Value] = {}
+        for site in unit.sites:
+            node = producers[site.node]
+            for name in filter(None, (site.tensor, site.weight)):
+                dequantized = values[f"{name}{DEQUANTIZED}"]
+                if dequantized not in node.inputs:  # an attention's projection, which reads behind a reordering
+                    continue
+                if name not in values:
+                    tensor = plain[name].const_value
+                    assert tensor is not None
+                    values[name] = initializer(graph, tensor)
+                if name not in chosen:
+                    where = ir.node("Where", [on.outputs[0], dequantized, values[name]])
+                    where.outputs[0].type, where.outputs[0].shape = ir.TensorType(ir.DataType.FLOAT), dequantized.shape
+                    graph.insert_after(producers[dequantized.name], where)
+                    chosen[name] = where.outputs[0]
+                node.replace_input_with(node.inputs.index(dequantized), chosen[name])
+    return model
+
+
+class Sensitivity:
+    """Measures sets of units, each once: results are kept in a file from one process to the next.
+
+    Args:
+        path: `sensitivity.json`; a file of another graph, calibration, precision or set of images is started anew.
+        onnx_path: the fp32 graph.
+        calibration: ranges for every unit's tensors.
+        units: from `candidates`.
+        images: uint8 [images, height, width, 3].
+        labels: [images] class ids, or None.
+        normalize: maps a batch of `images` to the graph's input.
+        target: as `qdq.quantize` takes it.
+        precision: int8 or fp8.
+        rest: what computes what is not quantized, "fp16" or "fp32".
+        lower: types the fp32 graph, with or without pairs, as `rest` says.
+        source: what the images are, for people.
+        batch_size: images a run.
+        progress: where the bar goes.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        onnx_path: str | os.PathLike[str],
+        calibration: Calibration,
+        units: Sequence[Unit],
+        images: np.ndarray,
+        labels: np.ndarray | None,
+        normalize: Normalize,
+        *,
+        target: str,
+        precision: str,
+        rest: str,
+        lower: Callable[[ir.Model], ir.Model],
+        source: str,
+        batch_size: int = 32,
+        progress: Progress | None = None,
+    ):
+        self.units = list(units)
+        self._path, self._onnx_path, self._calibration, self._lower = path, pathlib.Path(onnx_path), calibration, lower
+        self._images, self._labels, self._normalize = images, labels, normalize
+        self._target, self._precision, self._batch_size = target, precision, batch_size
+        self._progress = progress or Progress(quiet=True)
+        self._session: Any = None
+        self._fp32: np.ndarray | None = None
+        key = {**calibration.keys, "target": target, "thresholds": calibration.thresholds, "images": len(images), "source": source}
+        described = {unit.name: {"sites": [s.name for s in unit.sites], "num_weights": unit.num_weights} for unit in units}
+        self.record: dict[str, Any] = {
+            "precision": precision,
+            "rest": rest,
+            "source": source,
+            "num_images": len(images),
+            "labelled": labels is not None,
+            "key": key,
+            "units": described,
+            "measured": [],
+        }
+        saved = read_json(path, {})
+        if all(saved.get(name) == value for name, value in self.record.items() if name != "measured"):
+            self.record = saved
+        rows = [Measured(**{**row, "quantized": tuple(row["quantized"])}) for row in self.record["measured"]]
+        self._known = {frozenset(row.quantized): row for row in rows}
+
+    def measure(self, names: Collection[str]) -> Measured:
+        """Measures a set of units, or remembers what was measured.
+
+        Args:
+            names: of units.
+
+        Returns:
+            The Measured.
+
+        Raises:
+            CheckError: an output is not finite.
+        """
+        wanted = frozenset(names)
+        if wanted not in self._known:
+            result = self._known[wanted] = self._run(wanted)
+            self.record["measured"].append(dataclasses.asdict(result))
+            write_json(self._path, self.record)
+        return self._known[wanted]
+
+    def scan(self) -> list[Measured]:
+        """Measures nothing quantized, each unit, each block as a whole, and everything; in this order, blocks of one unit once."""
+        blocks: dict[str, list[str]] = {}
+        for unit in self.units:
+            blocks.setdefault(unit.block, []).append(unit.name)
+        sets = [[], *([unit.name] for unit in self.units), *blocks.values(), [unit.name for unit in self.units]]
+        results = []
+        with self._progress.bar(f"{self._precision} sensitivity", total=len(sets)) as advance:
+            for names in sets:
+                results.append(self.measure(names))
+                advance(1)
+        return results
+
+    def _run(self, wanted: frozenset[str]) -> Measured:
+        if self._session is None or self._fp32 is None:
+            fp32 = open_session(self._onnx_path)
+            self._fp32 = np.concatenate([run_session(fp32, batch)[fp32.get_outputs()[0].name] for batch in self._batches()])
+            self._session = self._open()
+        feed, output = self._session.get_inputs()[0].name, self._session.get_outputs()[0].name
+        switches = np.array([unit.name in wanted for unit in self.units])
+        found = [self._session.run([output], {feed: batch, SWITCHES: switches})[0] for batch in self._batches()]
+        return self._compare(wanted, np.concatenate(found), self._fp32)
+
+    def _open(self) -> Any:
+        model = switched(ir.load(self._onnx_path), self._calibration, self.units, target=self._target, precision=self._precision)
+        with tempfile.TemporaryDirectory(prefix=".switched.", dir=self._onnx_path.parent) as folder:
+            path = pathlib.Path(folder) / "switched.onnx"
+            save_onnx(self._lower(model), path)
+            return open_session(path)
+
+    def _batches(self) -> Iterator[np.ndarray]:
+        for start in range(0, len(self._images), self._batch_size):
+            yield self._normalize(np.asarray(self._images[start : start + self._batch_size]))
+
+    def _compare(self, wanted: frozenset[str], outputs: np.ndarray, fp32: np.ndarray) -> Measured:
+        names = tuple(unit.name for unit in self.units if unit.name in wanted)
+        whole = compare(fp32, outputs)
+        if not whole.finite:
+            raise CheckError(f"{', '.join(names)} in {self._precision}: the output is NaN or infinite", fix="Keep it out with keep_fp16.")
+        errors = [1 - compare(expected[None], got[None]).cosine for expected, got in zip(fp32, outputs)]
+        top1 = None if self._labels is None else top1_accuracy(outputs, self._labels)
+        return Measured(names, float(np.mean(errors)), whole.cosine, whole.max_rel, top1_accuracy(outputs, fp32.argmax(-1)), top1)

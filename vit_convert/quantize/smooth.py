@@ -1,0 +1,181 @@
+"""SmoothQuant: moves the scale of outlier channels from a LayerNorm's output into the weights that read it, where int8 can bear it.
+
+Activations have one scale per tensor, weights one per column, so a few large channels of a LayerNorm's output leave all others a few of
+the 255 steps. Dividing each channel by s and multiplying the weights' rows by s changes nothing in fp32 and evens the channels out.
+Linears that do not read a LayerNorm (the attention's projection, fc2) are left alone: a nonlinearity or a product of activations stands
+before them.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from vit_convert.errors import UsageError
+from vit_convert.quantize.graph import derived, initializer, read_weight
+from vit_convert.quantize.placement import Site
+
+
+@dataclasses.dataclass(frozen=True)
+class Norm:
+    """A LayerNorm that is read by linears alone.
+
+    Attributes:
+        tensor: name of its output.
+        parameters: (node, index of its input) of the scale and, where there is one, the bias.
+        readers: the MatMuls.
+    """
+
+    tensor: str
+    parameters: tuple[tuple[ir.Node, int], ...]
+    readers: tuple[ir.Node, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Smoothed:
+    """A smoothed graph.
+
+    Attributes:
+        model: computes what the given one does; its weights are computed while it is saved.
+        factors: for each LayerNorm's output, what its channels were divided by: [channels] float32.
+        declined: for each LayerNorm's output that was left as it is, why.
+    """
+
+    model: ir.Model
+    factors: dict[str, np.ndarray]
+    declined: dict[str, str]
+
+
+def find_norms(model: ir.Model, sites: Sequence[Site]) -> tuple[list[Norm], dict[str, str]]:
+    """Finds the LayerNorms, as operators or spelt out, whose output is quantized.
+
+    Args:
+        model: the fp32 graph.
+        sites: what `placement.place` chose.
+
+    Returns:
+        The norms in graph order; and for each norm that cannot be smoothed, why.
+    """
+    values = {v.name: v for node in model.graph for v in node.outputs}
+    norms, declined = [], {}
+    for name in dict.fromkeys(_source(values[site.tensor]).name for site in sites if site.weight and site.tensor in values):
+        parameters = _parameters(values[name])
+        if parameters is None:
+            continue
+        readers = _readers(values[name])
+        if isinstance(readers, str):
+            declined[name or ""] = readers
+        else:
+            norms.append(Norm(name or "", parameters, readers))
+    return norms, declined
+
+
+def smooth(model: ir.Model, sites: Sequence[Site], amax: Mapping[str, np.ndarray], *, strength: float = 0.5) -> Smoothed:
+    """Smooths a graph.
+
+    Args:
+        model: the fp32 graph; left as it is.
+        sites: what will be quantized.
+        amax: largest |x| of each channel for the outputs of `find_norms`' norms: [channels] (`ranges.largest`).
+        strength: how much of the difficulty moves to the weights, 0 < strength < 1; α in the paper.
+
+    Returns:
+        The Smoothed.
+
+    Raises:
+        UsageError: strength out of range.
+
+    Source: Xiao et al., "SmoothQuant", arXiv:2211.10438, eq. 4: s_j = max|X_j|^α / max|W_j|^(1-α).
+    """
+    if not 0 < strength < 1:
+        raise UsageError(f"calibration.smooth is {strength:g}, it must lie between 0 and 1", fix="0.5 suits most; 0 turns it off.")
+    model = model.clone()
+    norms, declined = find_norms(model, sites)
+    factors = {}
+    for norm in norms:
+        rows = np.max([_read(node, 1, lambda w: np.abs(w).max(axis=1)) for node in norm.readers], axis=0)
+        channels = amax[norm.tensor]
+        usable = (channels > 0) & (rows > 0)
+        s = np.ones_like(channels)
+        s[usable] = channels[usable] ** strength / rows[usable] ** (1 - strength)
+        factors[norm.tensor] = s
+        for node, index in norm.parameters:
+            _rescale(model.graph, node, index, lambda vector, s=s: vector / s)  # type: ignore[misc]
+        for node in norm.readers:
+            _rescale(model.graph, node, 1, lambda weight, s=s: weight * s[:, None])  # type: ignore[misc]
+    return Smoothed(model, factors, declined)
+
+
+def _source(value: ir.Value) -> ir.Value:
+    """What a linear reads: the value itself, or the one that it is a choice of tokens of."""
+    node = value.producer()
+    if node is not None and node.op_type == "Gather" and node.attributes["axis"].as_int() == 1 and node.inputs[0] is not None:
+        return node.inputs[0]
+    return value
+
+
+def _readers(value: ir.Value) -> tuple[ir.Node, ...] | str:
+    """The MatMuls that multiply a value by a weight, or who else reads it."""
+    if value.is_graph_output():
+        return "it is an output of the graph"
+    found: list[ir.Node] = []
+    for node, index in value.uses():
+        if node.op_type == "MatMul" and index == 0 and node.inputs[1] is not None and node.inputs[1].const_value is not None:
+            found.append(node)
+        elif node.op_type == "Gather" and index == 0 and node.attributes["axis"].as_int() == 1:
+            behind = _readers(node.outputs[0])
+            if isinstance(behind, str):
+                return behind
+            found += behind
+        else:
+            return f"{node.op_type} {node.name} reads it too"
+    return tuple(found)
+
+
+def _parameters(value: ir.Value) -> tuple[tuple[ir.Node, int], ...] | None:
+    """Where scale and bias of the LayerNorm that makes a value stand; None where it is none."""
+    node = value.producer()
+    if node is None:
+        return None
+    if node.op_type == "LayerNormalization":
+        return tuple((node, index) for index, v in enumerate(node.inputs) if index > 0 and v is not None)
+    bias = _constant_operand(node, "Add")
+    if bias is None:
+        return None
+    normalized = node.inputs[1 - bias]
+    multiply = normalized.producer() if normalized is not None else None
+    scale = _constant_operand(multiply, "Mul") if multiply is not None else None
+    if multiply is None or scale is None or not _divides_by_deviation(multiply.inputs[1 - scale]):
+        return None
+    return ((multiply, scale), (node, bias))
+
+
+def _constant_operand(node: ir.Node, op_type: str) -> int | None:
+    if node.op_type != op_type:
+        return None
+    constant = (v is not None and v.const_value is not None and v.const_value.size > 1 for v in node.inputs)
+    return next((index for index, found in enumerate(constant) if found), None)
+
+
+def _divides_by_deviation(value: ir.Value | None) -> bool:
+    node = value.producer() if value is not None else None
+    divisor = node.inputs[1].producer() if node is not None and node.op_type == "Div" and node.inputs[1] is not None else None
+    return divisor is not None and divisor.op_type == "Sqrt"
+
+
+def _read(node: ir.Node, index: int, compute: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    value = node.inputs[index]
+    assert value is not None and value.const_value is not None
+    return read_weight(value.const_value, compute)
+
+
+def _rescale(graph: ir.Graph, node: ir.Node, index: int, compute: Callable[[np.ndarray], np.ndarray]) -> None:
+    """Gives a node its weight anew; other readers of the same weight keep it."""
+    value = node.inputs[index]
+    assert value is not None and value.const_value is not None
+    if len(value.uses()) == 1:
+        value.const_value = derived(value.const_value, ir.DataType.FLOAT, compute, value.name or "")
+    else:
+        name = f"{node.outputs[0].name}/{value.name}"
+        node.replace_input_with(index, initializer(graph, derived(value.const_value, ir.DataType.FLOAT, compute, name)))

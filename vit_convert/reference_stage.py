@@ -1,0 +1,73 @@
+"""The reference stage: what JAX gives, by which every later stage is judged."""
+
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from vit_convert.bundle import atomic
+from vit_convert.compare import top1_accuracy
+from vit_convert.errors import CheckError
+from vit_convert.image_size import ImageRange, Size, sizes_of
+from vit_convert.pipeline import Context
+from vit_convert.stages import EVALUATION_BATCH, evaluation, model_of, prepare, preprocess_of
+
+
+def reference_inputs(context: Context) -> Any:
+    """What the reference depends on besides the stages before it."""
+    return [context.config.check.num_images, context.config.layout, context.config.input]
+
+
+def reference_files(context: Context) -> dict[Size, pathlib.Path]:
+    """The file of each image size, the one that engines are tuned for first: one size, or three that stand for a range."""
+    sizes = sizes_of(context.results["checkpoint"])
+    if not isinstance(sizes, ImageRange):
+        return {sizes: context.bundle.reference}
+    return {size: context.bundle.reference if size == sizes.optimal else context.bundle.reference_at(size) for size in sizes.sizes()}
+
+
+def compute_reference(context: Context) -> dict[str, Any]:
+    """Computes JAX outputs and taps on a few images, at each size, and JAX's top-1 on the labelled ones."""
+    from vit_convert.images.decode import pick
+    from vit_convert.images.noise import seeded_noise
+
+    model, count = model_of(context), context.config.check.num_images
+    normalize = preprocess_of(context).normalize
+    if context.results["images"]["num_images"]:
+        images = np.load(context.bundle.images("evaluation"), mmap_mode="r")
+        source, raw = "evaluation images", np.asarray(images[pick(len(images), count)])
+    else:
+        height, width = context.results["checkpoint"]["image_size"]
+        source, raw = "seeded noise", seeded_noise(count, height, width)
+    files = reference_files(context)
+    for size, path in files.items():
+        tensors = _write(context, path, _resized(raw, size), model, source)
+    shown = f", at {', '.join('x'.join(map(str, size)) for size in files)}" if len(files) > 1 else ""
+    result = {"source": source, "num_images": len(raw), "tensors": tensors, "summary": f"{len(raw)} images, {source}{shown}"}
+    if labelled := evaluation(context):
+        logits = []
+        with context.progress.bar("JAX top-1", total=len(labelled[0])) as advance:
+            for start in range(0, len(labelled[0]), EVALUATION_BATCH):
+                batch = normalize(np.asarray(labelled[0][start : start + EVALUATION_BATCH]))
+                logits.append(model.run(batch)[model.output])
+                advance(len(batch))
+        result["top1"] = top1_accuracy(np.concatenate(logits), labelled[1])
+        result["summary"] += f", top-1 {result['top1']:.2f} %"
+    return result
+
+
+def _resized(images: np.ndarray, size: Size) -> np.ndarray:
+    from vit_convert.images.resize import resize
+
+    return images if images.shape[1:3] == size else np.stack([resize(image, *size) for image in images])
+
+
+def _write(context: Context, path: pathlib.Path, raw: np.ndarray, model: Any, source: str) -> list[str]:
+    """Writes one size's file and returns the names of its tensors."""
+    outputs = model.run(preprocess_of(context).normalize(raw))
+    for name, value in outputs.items():
+        if not np.isfinite(value).all():
+            raise CheckError(f"{name}: the JAX model itself gives NaN or infinity on {source}", fix="Check the checkpoint and the preprocessing.")
+    with atomic(path) as temporary, open(temporary, "wb") as f:
+        np.savez(f, images=prepare(context)(raw), **outputs)
+    return list(outputs)

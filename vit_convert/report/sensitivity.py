@@ -1,0 +1,151 @@
+"""What each layer loses in INT8 or FP8, ranked, as a table and a picture, from a bundle's `sensitivity.json`; nothing is run again.
+
+python -m vit_convert.report.sensitivity out/vit_b32
+python -m vit_convert.report.sensitivity --by=top1 --plot=layers.png out/vit_b32
+"""
+
+import os
+import pathlib
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from absl import app, flags
+
+from vit_convert.bundle import atomic, read_json
+from vit_convert.errors import ConvertError, UsageError, nearest
+
+# What to rank by, with the sign that puts the most harmful first.
+COLUMNS = {"error": 1, "max_rel": 1, "cosine": -1, "agreement": -1, "top1": -1}
+_TITLES = ("1 - cosine", "worst cosine", "of scale", "same class", "top-1", "points")
+
+
+def ranking(record: Mapping[str, Any], by: str = "error") -> dict[str, list[dict[str, Any]]]:
+    """Ranks units and blocks by what each loses when it alone is quantized.
+
+    Args:
+        record: of `sensitivity.json`.
+        by: one of COLUMNS.
+
+    Returns:
+        {"units", "blocks"}: rows {"name", "error", "cosine", "max_rel", "agreement", "top1", "top1_change"}, the most harmful first; what
+        has not been measured yet is left out. Agreement and top-1 in percent, the change in points; None without labels.
+
+    Raises:
+        UsageError: no such column, or no labels for top1.
+    """
+    if by not in COLUMNS:
+        raise UsageError(f"--by={by}: not one of {', '.join(COLUMNS)}.{nearest(by, COLUMNS)}")
+    if by == "top1" and not record["labelled"]:
+        raise UsageError("--by=top1: the images had no labels", fix="Rank by agreement, or give config.evaluation.data with labels.")
+    measured = {frozenset(row["quantized"]): row for row in record["measured"]}
+    blocks: dict[str, list[str]] = {}
+    for name in record["units"]:
+        blocks.setdefault(name.rpartition("/")[0], []).append(name)
+    fp32 = measured.get(frozenset(), {}).get("top1")
+
+    def rows(sets: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
+        found = []
+        for name, names in sets.items():
+            if (row := measured.get(frozenset(names))) is not None:
+                change = None if row["top1"] is None or fp32 is None else row["top1"] - fp32
+                found.append({"name": name, **{column: row[column] for column in COLUMNS}, "top1_change": change})
+        return sorted(found, key=lambda row: COLUMNS[by] * row[by], reverse=True)
+
+    return {"units": rows({name: [name] for name in record["units"]}), "blocks": rows(blocks)}
+
+
+def print_ranking(record: Mapping[str, Any], by: str = "error") -> None:
+    """Prints both rankings.
+
+    Args:
+        record: of `sensitivity.json`.
+        by: one of COLUMNS.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(soft_wrap=True)
+    console.print(
+        f"One at a time in {record['precision']}, the rest in {record['rest']}; against fp32 on {record['num_images']} "
+        f"{record['source']}{'' if record['labelled'] else ' without labels'}"
+    )
+    for what, rows in ranking(record, by).items():
+        table = Table(what[:-1], *_TITLES, box=None, header_style="dim")
+        for row in rows:
+            top1 = ("", "") if row["top1_change"] is None else (f"{row['top1']:.2f} %", f"{row['top1_change']:+.2f}")
+            numbers = (f"{row['error']:.2g}", f"{row['cosine']:.6f}", f"{row['max_rel']:.2g}", f"{row['agreement']:.2f} %")
+            table.add_row(row["name"], *numbers, *top1)
+        console.print(table)
+
+
+def plot_ranking(record: Mapping[str, Any], path: str | os.PathLike[str]) -> str:
+    """Draws the mean of 1 - cosine: a group of bars for each block, a bar for each kind of layer and one for the whole block.
+
+    Args:
+        record: of `sensitivity.json`.
+        path: the `.png` or `.svg` to write.
+
+    Returns:
+        "", or why there is no picture.
+    """
+    try:
+        import matplotlib
+    except ImportError:
+        return "matplotlib is not installed"
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    found = ranking(record)
+    errors = {row["name"]: row["error"] for row in found["units"]}
+    errors |= {f"{row['name']}/whole block": row["error"] for row in found["blocks"]}
+    blocks = sorted({name.rpartition("/")[0] for name in errors})
+    kinds = [*dict.fromkeys(name.rpartition("/")[2] for name in record["units"]), "whole block"]
+    figure, axes = pyplot.subplots(figsize=(max(6.0, 0.22 * len(blocks) * len(kinds)), 4))
+    for i, kind in enumerate(kinds):
+        places = [x + (i - (len(kinds) - 1) / 2) * 0.8 / len(kinds) for x in range(len(blocks))]
+        heights = [errors.get(f"{block}/{kind}", 0.0) for block in blocks]
+        axes.bar(places, heights, 0.8 / len(kinds), label=kind, color="0.75" if kind == "whole block" else None)
+    title = f"One layer at a time in {record['precision']}, {record['num_images']} {record['source']}"
+    axes.set(ylabel="1 - cosine to fp32, mean", yscale="log", title=title)
+    axes.set_xticks(range(len(blocks)), blocks, rotation=90, fontsize=8)
+    axes.legend(fontsize=7)
+    figure.tight_layout()
+    with atomic(path) as temporary:
+        figure.savefig(temporary, format=os.path.splitext(path)[1][1:], dpi=120)
+    pyplot.close(figure)
+    return ""
+
+
+def load_record(bundle: str | os.PathLike[str]) -> dict[str, Any]:
+    """Reads a bundle's sensitivity.
+
+    Raises:
+        UsageError: there is none.
+    """
+    path = pathlib.Path(bundle) / "sensitivity.json"
+    record = read_json(path)
+    if not isinstance(record, dict) or "measured" not in record:
+        raise UsageError(f"{path}: missing or damaged", fix="Convert with --config.sensitivity=True first.")
+    return record
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command line; returns the exit code."""
+    try:
+        if len(argv) != 2:
+            raise UsageError(f"{len(argv) - 1} arguments, expected one: the bundle's folder", fix="For example out/vit_b32.")
+        record = load_record(argv[1])
+        print_ranking(record, flags.FLAGS.by)
+        if flags.FLAGS.plot and (missing := plot_ranking(record, flags.FLAGS.plot)):
+            raise UsageError(f"--plot={flags.FLAGS.plot}: {missing}", fix="pip install matplotlib")
+    except ConvertError as e:
+        print(f"error: {e}" + (f"\n  {e.fix}" if e.fix else ""), file=sys.stderr)
+        return e.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    flags.DEFINE_enum("by", "error", list(COLUMNS), "What to rank by.")
+    flags.DEFINE_string("plot", "", "A .png or .svg to draw.")
+    app.run(main)

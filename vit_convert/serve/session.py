@@ -1,0 +1,111 @@
+"""A session that goes on without its engine: TensorRT while it works, onnxruntime on the checked graph when it does not."""
+
+import os
+import pathlib
+from typing import Any, Protocol
+
+import numpy as np
+from absl import logging
+
+from vit_convert.bundle import Bundle
+from vit_convert.engine.facts import read_facts
+from vit_convert.engine.runtime import Engine
+from vit_convert.engine.session import Session
+from vit_convert.engine.trt import load_backend
+from vit_convert.errors import BenchmarkError, ConvertError
+
+
+class _Runner(Protocol):
+    def run(self, images: np.ndarray) -> dict[str, Any]: ...
+
+    def close(self) -> None: ...
+
+
+class FallbackSession:
+    """Runs a converted model on whatever works here.
+
+    Args:
+        bundle: of the conversion.
+        plan_path: the engine to prefer.
+        backend: "tensorrt", "rtx" or "auto".
+
+    Attributes:
+        runs_on: "tensorrt", "rtx" or "onnxruntime".
+        reason: why the engine is not used, else "".
+
+    Raises:
+        BenchmarkError: neither the engine nor the graph can be run.
+    """
+
+    def __init__(self, bundle: Bundle, plan_path: str | os.PathLike[str], *, backend: str = "auto"):
+        self._bundle = bundle
+        self.reason = ""
+        self._runner: _Runner
+        try:
+            loaded = load_backend(backend)
+            self._runner, self.runs_on = Session(Engine(loaded, plan_path)), loaded.name
+        except ConvertError as e:
+            self._fall_back(e, "does not load")
+
+    def run(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """Runs a batch; if the engine fails, this batch and all later ones run on onnxruntime.
+
+        Args:
+            images: of the graph's input type and layout, [batch, ...].
+
+        Returns:
+            {output: array [batch, ...]}.
+
+        Raises:
+            BenchmarkError: the images do not fit the model, or onnxruntime fails as well.
+        """
+        if self.runs_on == "onnxruntime":
+            return self._runner.run(images)
+        if isinstance(self._runner, Session):
+            self._runner.require_images(images.shape, images.dtype)  # the caller's mistake is no reason to leave the GPU
+        try:
+            return self._runner.run(images)
+        except ConvertError as e:
+            self._fall_back(e, "failed in a run")
+            return self._runner.run(images)
+
+    def close(self) -> None:
+        """Gives the memory back."""
+        self._runner.close()
+
+    def _fall_back(self, error: ConvertError, what: str) -> None:
+        self.reason, self.runs_on = f"engine {what}: {error}", "onnxruntime"
+        logging.warning("%s; going on with onnxruntime", self.reason)
+        self._runner = _OnnxRunner(self._bundle)
+
+
+class _OnnxRunner:
+    """The bundle's fp32 graph under onnxruntime, if its check against JAX passed."""
+
+    def __init__(self, bundle: Bundle):
+        if not read_facts(bundle).checks["fp32"].get("passed"):
+            raise BenchmarkError(f"{bundle.onnx()}: did not pass its check, so nothing can stand in for the engine", fix="Convert again.")
+        try:
+            import onnxruntime
+        except ImportError as e:
+            raise BenchmarkError(
+                "onnxruntime is not installed, so nothing can stand in for the engine", fix="pip install onnxruntime"
+            ) from e
+        self._path = pathlib.Path(bundle.onnx())
+        self._session = onnxruntime.InferenceSession(self._path, providers=_providers(onnxruntime))
+        self._names = [output.name for output in self._session.get_outputs()]
+
+    def run(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        try:
+            values = self._session.run(None, {self._session.get_inputs()[0].name: images})
+        except Exception as e:  # onnxruntime's classes have no common base of their own
+            raise BenchmarkError(f"{self._path.name}: onnxruntime: {e}", fix="Preprocess the images as the bundle's record says.") from e
+        return dict(zip(self._names, values))
+
+    def close(self) -> None:
+        pass  # onnxruntime frees with the last reference
+
+
+def _providers(onnxruntime: Any) -> list[str]:
+    wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
+    return [name for name in wanted if name in onnxruntime.get_available_providers()]
