@@ -1,8 +1,9 @@
 """The plain recipe: load the .npz into JAX, the published Linen ViT, jax2onnx, onnx.save, onnxruntime against JAX on two images.
 
-What a person writes who has these tools and not this project; one process, nothing clever.
+What a person writes who has these tools and not this project; one process, nothing clever. JAX jits the very function that jax2onnx
+was given, so that XLA takes the parameters for constants; with --arguments it is given them as arguments, which who knows XLA would do.
 
-    python benchmarks/plain.py CHECKPOINT.npz OUT.onnx
+    python benchmarks/plain.py CHECKPOINT.npz OUT.onnx [--arguments]
 """
 
 import os
@@ -11,7 +12,7 @@ import sys
 from common import IMAGE_SIZE, Steps, two_images
 
 
-def main(checkpoint: str, output: str) -> None:
+def main(checkpoint: str, output: str, arguments: str = "") -> None:
     """Converts and checks one checkpoint."""
     steps = Steps()
     with steps.step("load"):
@@ -33,7 +34,10 @@ def main(checkpoint: str, output: str) -> None:
         onnx.save(proto, output, save_as_external_data=True, location=os.path.basename(output) + ".data")
     with steps.step("check"):
         images = two_images()
-        expected = np.asarray(jax.jit(lambda params, images: model.apply({"params": params}, images, train=False))(params, images))
+        if arguments:
+            expected = np.asarray(jax.jit(lambda params, images: model.apply({"params": params}, images, train=False))(params, images))
+        else:
+            expected = np.asarray(jax.jit(apply)(images))
         session = onnxruntime.InferenceSession(output, providers=["CPUExecutionProvider"])
         (got,) = session.run(None, {"images": images})
     error = float(np.abs(got - expected).max())

@@ -1,13 +1,21 @@
 """The PyTorch road: timm's loader of the same .npz, torch.onnx.export (dynamo), onnxruntime against PyTorch on two images; on the CPU.
 
-    python benchmarks/timm_export.py CHECKPOINT.npz OUT.onnx
+python benchmarks/timm_export.py CHECKPOINT.npz OUT.onnx
 """
 
 import sys
 
 from common import IMAGE_SIZE, Steps, two_images
 
-_TORCHVISION_OPERATORS = ("nms", "qnms", *(f"{name}{suffix}" for name in ("roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool", "deform_conv2d") for suffix in ("", "_backward")))
+_TORCHVISION_OPERATORS = (
+    "nms",
+    "qnms",
+    *(
+        f"{name}{suffix}"
+        for name in ("roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool", "deform_conv2d")
+        for suffix in ("", "_backward")
+    ),
+)
 
 
 def main(checkpoint: str, output: str) -> None:

@@ -9,12 +9,14 @@ Exit codes: 0 done, 2 usage or config, 3 checkpoint, 4 export, 5 a numeric check
 7 build, 8 benchmark or evaluation, 9 a batch finished with failures, 130 interrupted (run again to continue).
 """
 
-import importlib.util
+import importlib.machinery
 import inspect
+import os
 import pathlib
 import re
 import sys
 import textwrap
+import types
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,7 +27,12 @@ from vit_convert.errors import INTERRUPTED, ConvertError, UsageError, nearest
 
 _FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", "out", "Folder that gets one sub-folder per conversion.", flag_values=_FLAGS)
-flags.DEFINE_string("until", "", "Last stage to run: checkpoint, images, export, reference, check, calibrate, sensitivity, plan, quantize or build.", flag_values=_FLAGS)
+flags.DEFINE_string(
+    "until",
+    "",
+    "Last stage to run: checkpoint, images, export, reference, check, calibrate, sensitivity, plan, quantize or build.",
+    flag_values=_FLAGS,
+)
 flags.DEFINE_bool("force", False, "Redo stages that are fresh.", flag_values=_FLAGS)
 flags.DEFINE_bool("quiet", False, "Print nothing but errors.", flag_values=_FLAGS)
 flags.DEFINE_bool("debug", False, "Show tracebacks of users' mistakes as well.", flag_values=_FLAGS)
@@ -106,11 +113,11 @@ def parse_config(argv: Sequence[str]) -> tuple[Any, list[str]]:
 
 
 def _load_config(path: str) -> Any:
-    spec = importlib.util.spec_from_file_location("vit_convert_user_config", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    loader = importlib.machinery.SourceFileLoader("vit_convert_user_config", path)  # a config is Python, whatever its file is called
+    module = types.ModuleType(loader.name)
+    module.__file__ = path
     try:
-        spec.loader.exec_module(module)
+        loader.exec_module(module)
         return module.get_config()
     except ConvertError:
         raise
@@ -152,7 +159,17 @@ def help_text() -> str:
     """The text of --help: usage, flags, and every config key with its default, read from `default_config` itself."""
     lines = inspect.getsource(configs.default_config).splitlines()
     keys = [line.strip() for line in lines if line.strip().startswith("config.") and "ConfigDict()" not in line]
-    return "\n".join([(__doc__ or "").rstrip(), "", "Flags:", _FLAGS.main_module_help() or _flag_lines(), "", "Config keys and defaults:", textwrap.indent("\n".join(keys), "  ")])
+    return "\n".join(
+        [
+            (__doc__ or "").rstrip(),
+            "",
+            "Flags:",
+            _FLAGS.main_module_help() or _flag_lines(),
+            "",
+            "Config keys and defaults:",
+            textwrap.indent("\n".join(keys), "  "),
+        ]
+    )
 
 
 def _flag_lines() -> str:
@@ -162,7 +179,13 @@ def _flag_lines() -> str:
 
 def run() -> None:
     """Entry point of the installed command."""
-    sys.exit(main(sys.argv))
+    code = main(sys.argv)
+    if code == INTERRUPTED:
+        # Python remembers an interrupt that passed through exec() of a string, as imports do, and would end itself by the signal.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ from typing import Any
 from vit_convert.errors import UsageError
 
 _CHUNK_BYTES = 1 << 20  # stays in a core's cache between the read and the hash
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")  # numpy.ndarray.tofile says no more than that, and sets no errno
 
 
 class Bundle:
@@ -102,8 +105,10 @@ def disk_errors(path: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     except OSError as e:
-        if e.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UsageError(f"{path}: no space left on the disk", fix="Free space or choose another --workdir; finished stages are kept.") from e
+        if e.errno in _DISK_FULL or (e.errno is None and _SHORT_WRITE.fullmatch(str(e))):
+            raise UsageError(
+                f"{path}: no space left on the disk", fix="Free space or choose another --workdir; finished stages are kept."
+            ) from e
         if e.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise UsageError(f"{path}: cannot be written ({e.strerror})", fix="Give a writable --workdir.") from e
         raise

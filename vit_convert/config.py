@@ -19,7 +19,7 @@ METHODS = ("entropy", "minmax", "percentile")
 LAYOUTS = ("NHWC", "NCHW")
 INPUTS = ("float32", "uint8")
 OUTPUTS = ("logits", "features")
-PLANNED = ("int8", "fp8")
+QUANTIZED = ("int8", "fp8")
 _ONE_SIZE = ("user", "mixer", "swin")  # families of which a dynamic graph cannot be made
 _CHOICES = {
     "target": TARGETS,
@@ -28,7 +28,7 @@ _CHOICES = {
     "layout": LAYOUTS,
     "input": INPUTS,
     "outputs": OUTPUTS,
-    "plan.type": PLANNED,
+    "plan.type": QUANTIZED,
 }
 
 
@@ -78,7 +78,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.plan.type = "int8"  # or fp8: what precision=auto puts the largest possible part of the model in
     config.plan.accuracy_budget = 0.5  # points of top-1 that the plan may lose, where labels are given
     config.plan.cosine = 0.0  # smallest cosine to the fp32 output that it may have on any image; 0: check.int8_cosine
-    config.plan.num_images = 512  # measured on so many of the evaluation images, or calibration images where there are none
+    config.plan.num_images = 256  # measured on so many of the evaluation images, or calibration images where there are none
     config.plan.file = ""  # a precision_plan.json that was made before, perhaps edited: nothing is searched
 
     config.evaluation = ml_collections.ConfigDict()
@@ -179,9 +179,7 @@ def check_values(config: ml_collections.ConfigDict) -> None:
     batch = config.batch
     if not 1 <= batch.min <= batch.opt <= batch.max:
         raise UsageError(f"config.batch: min {batch.min}, opt {batch.opt}, max {batch.max} must rise from 1")
-    profiles: Any = batch.profiles
-    if not all(isinstance(size, int) and size >= 1 for size in profiles):
-        raise UsageError(f"config.batch.profiles={profiles!r}: batch sizes from 1")
+    _check_tuples(config)
     if not config.checkpoint and config.model is None:
         raise UsageError("config.checkpoint is empty", fix="Give a file, an https:// or gs:// address, or config.model.")
     if not re.fullmatch(r"[\w.+-]+", config.name):
@@ -200,6 +198,24 @@ def check_values(config: ml_collections.ConfigDict) -> None:
             raise UsageError(f"config.{key}={config[group][field]}: must be at least 1")
 
 
+def _check_tuples(config: ml_collections.ConfigDict) -> None:
+    """Refuses what the command line makes of a tuple that is misspelt: ('a,b',) of a,b."""
+    for key in ("batch.profiles", "benchmark.batches", "benchmark.streams"):
+        group, field = key.split(".")
+        numbers: Any = config[group][field]
+        if not all(isinstance(number, int) and number >= 1 for number in numbers):
+            raise UsageError(f"config.{key}={numbers!r}: whole numbers from 1 only", fix=f'For example --config.{key}="(1,8)".')
+    grid: Any = config.posemb_grid
+    if grid is not None and not (len(grid) == 2 and all(isinstance(side, int) and side >= 1 for side in grid)):
+        raise UsageError(f"config.posemb_grid={grid!r}: expected (rows, columns)", fix='For example --config.posemb_grid="(7,9)".')
+    for key in ("keep_fp32", "keep_fp16", "quantize_only"):
+        names: Any = config[key]
+        if not all(isinstance(name, str) and re.fullmatch(r"[^\s,()'\"]+", name) for name in names):
+            raise UsageError(
+                f"config.{key}={names!r}: names and patterns only", fix=f"For example --config.{key}=\"('block_11','head*')\"."
+            )
+
+
 def precisions(config: ml_collections.ConfigDict) -> list[str]:
     """The precisions to build, in order; INT8 and FP8 bring FP16 along to be compared with.
 
@@ -213,9 +229,14 @@ def precisions(config: ml_collections.ConfigDict) -> list[str]:
             raise UsageError(f"config.precision={config.precision!r}: {word!r} is not one of {', '.join(known)}.{nearest(word, known)}")
     if AUTO in asked:
         asked.append(config.plan.type)
-    if {"int8", "fp8"} & set(asked):
+    if set(QUANTIZED) & set(asked):
         asked.append("fp16")
     return [word for word in PRECISIONS if word in asked]
+
+
+def quantized(config: ml_collections.ConfigDict) -> list[str]:
+    """Those of `precisions` that need calibration."""
+    return [precision for precision in precisions(config) if precision in QUANTIZED]
 
 
 def is_planned(config: ml_collections.ConfigDict) -> bool:

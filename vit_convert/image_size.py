@@ -64,7 +64,7 @@ def parse_size(value: Any) -> Size | None:
     """
     if value is None or value == "":
         return None
-    numbers = re.findall(r"\d+", value) if isinstance(value, str) and re.fullmatch(r"\s*\d+(\s*[x,]\s*\d+)?\s*", value) else value
+    numbers: Any = re.findall(r"\d+", value) if isinstance(value, str) and re.fullmatch(r"\s*\d+(\s*[x,]\s*\d+)?\s*", value) else value
     numbers = [numbers] if isinstance(numbers, int) and not isinstance(numbers, bool) else numbers
     try:
         sizes = [int(n) for n in numbers]

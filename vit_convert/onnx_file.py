@@ -36,7 +36,7 @@ def save_onnx(model: "ir.Model", path: str | os.PathLike[str]) -> None:
     import onnx_ir as ir
 
     path = pathlib.Path(path)
-    values = [value for value in model.graph.initializers.values()]
+    values = list(model.graph.initializers.values())
     tensors = [value.const_value for value in values]
     path.parent.mkdir(parents=True, exist_ok=True)
     with disk_errors(path):

@@ -1,5 +1,6 @@
 """The order of stages: which are fresh, which run, what each leaves in the manifest."""
 
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -138,10 +139,8 @@ def _versions() -> dict[str, str]:
 
 
 def _reset_peak_rss() -> None:
-    try:
+    with contextlib.suppress(OSError):
         pathlib.Path("/proc/self/clear_refs").write_text("5")  # Linux: forget the high-water mark, see man 5 proc
-    except OSError:
-        pass
 
 
 def _peak_rss_mib() -> float:

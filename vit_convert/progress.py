@@ -53,13 +53,20 @@ class Progress:
             A function that advances the bar by the amount given.
         """
         try:
-            from rich.progress import BarColumn, Progress as Bars, TextColumn, TimeElapsedColumn, TimeRemainingColumn
             from rich.console import Console
+            from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bars
         except ImportError:  # the GPU host may have numpy and TensorRT alone
             yield lambda amount: None
             return
         console = Console(stderr=True)
-        columns = (TextColumn("  {task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn(), TimeRemainingColumn())
+        columns = (
+            TextColumn("  {task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
         with Bars(*columns, console=console, transient=True, disable=self._quiet or not console.is_terminal) as bars:
             task = bars.add_task(label, total=total)
             yield lambda amount: bars.update(task, advance=amount)

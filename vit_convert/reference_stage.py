@@ -43,7 +43,12 @@ def compute_reference(context: Context) -> dict[str, Any]:
     for size, path in files.items():
         tensors = _write(context, path, _resized(raw, size), model, source)
     shown = f", at {', '.join('x'.join(map(str, size)) for size in files)}" if len(files) > 1 else ""
-    result = {"source": source, "num_images": len(raw), "tensors": tensors, "summary": f"{len(raw)} images, {source}{shown}"}
+    result: dict[str, Any] = {
+        "source": source,
+        "num_images": len(raw),
+        "tensors": tensors,
+        "summary": f"{len(raw)} images, {source}{shown}",
+    }
     if labelled := evaluation(context):
         logits = []
         with context.progress.bar("JAX top-1", total=len(labelled[0])) as advance:
@@ -67,7 +72,9 @@ def _write(context: Context, path: pathlib.Path, raw: np.ndarray, model: Any, so
     outputs = model.run(preprocess_of(context).normalize(raw))
     for name, value in outputs.items():
         if not np.isfinite(value).all():
-            raise CheckError(f"{name}: the JAX model itself gives NaN or infinity on {source}", fix="Check the checkpoint and the preprocessing.")
+            raise CheckError(
+                f"{name}: the JAX model itself gives NaN or infinity on {source}", fix="Check the checkpoint and the preprocessing."
+            )
     with atomic(path) as temporary, open(temporary, "wb") as f:
         np.savez(f, images=prepare(context)(raw), **outputs)
     return list(outputs)

@@ -11,20 +11,19 @@ from typing import Any
 import numpy as np
 
 from vit_convert import config as configs
-from vit_convert.bundle import atomic
-from vit_convert.compare import Tolerance, top1_accuracy
-from vit_convert.errors import CheckError, UsageError
+from vit_convert.errors import UsageError
 from vit_convert.image_size import ImageRange, parse_range, sizes_of
 from vit_convert.pipeline import Context, Stage, file_identity
 
 EVALUATION_BATCH = 32
-_FP32_GRAPHS = ("fp32", "smooth")  # what computes in fp32 is judged as such
 _BACKEND_TARGETS = {"rtx": "rtx", "none": "rtx"}
 
 
 def stages() -> list[Stage]:
     """All stages in order; each reads what the ones before it left in the bundle."""
-    from vit_convert.precision_stages import precision_stages  # which uses what stands below
+    from vit_convert.calibrate_stage import calibrate_stage  # these modules use what stands below
+    from vit_convert.plan_stages import plan_stages
+    from vit_convert.quantize_stage import quantize_stage
     from vit_convert.reference_stage import compute_reference, reference_files, reference_inputs
 
     return [
@@ -33,7 +32,9 @@ def stages() -> list[Stage]:
         Stage("export", ("checkpoint",), export, _export_inputs, lambda c: graph_files(c, "fp32")),
         Stage("reference", ("checkpoint", "images"), compute_reference, reference_inputs, lambda c: list(reference_files(c).values())),
         Stage("check", ("reference", "export"), check, lambda c: plain(c.config.check)),
-        *precision_stages(),
+        calibrate_stage(),
+        *plan_stages(),
+        quantize_stage(),
         Stage("build", ("export", "quantize"), build, _build_inputs, _plans, lambda c: c.config.engine.backend != "none"),
     ]
 
@@ -169,7 +170,9 @@ def model_of(context: Context) -> Any:
         if context.config.model is not None:
             made = context.config.model()
             module, variables = made if isinstance(made, tuple) else (made, None)
-            context.scratch["model"] = user_model(module, variables, output=context.config.outputs)
+            size = configs.image_size(context.config)
+            assert size is not None  # the checkpoint stage asks for it
+            context.scratch["model"] = user_model(module, variables, image_shape=(*size, 3), output=context.config.outputs)
         else:
             checkpoint = _checkpoint(context)
             context.scratch["model"] = vit_model(checkpoint.architecture, checkpoint.params)
@@ -297,79 +300,12 @@ def export(context: Context) -> dict[str, Any]:
     return {**dataclasses.asdict(report), "target": target_name(context), "summary": summary}
 
 
-def _tolerance(context: Context, precision: str) -> Tolerance:
-    check = context.config.check
-    if precision in _FP32_GRAPHS:
-        return Tolerance(check.atol, check.rtol, check.cosine)
-    return Tolerance(0.0, float("inf"), check.int8_cosine if precision in ("int8", "fp8") else check.fp16_cosine)
-
-
 def check(context: Context) -> dict[str, Any]:
     """Checks model.onnx against JAX, block by block, and its top-1."""
+    from vit_convert.check_stage import check_precision
+
     _let_go_of_model(context)
     return check_precision(context, "fp32")
-
-
-def check_precision(context: Context, precision: str) -> dict[str, Any]:
-    """Compares one graph with the reference; a miss raises CheckError that carries the result for the report.
-
-    A dynamic graph is judged at three sizes; a quantized one at the size of its calibration, and reported at the others.
-    """
-    from vit_convert.export.check import batch_sizes, check_graph, graph_logits
-    from vit_convert.reference_stage import reference_files
-
-    path, output = context.bundle.onnx(precision), context.results["checkpoint"]["output"]
-    tolerance = _tolerance(context, precision)
-    by_size = {}
-    for size, reference_path in reference_files(context).items():
-        with np.load(reference_path) as file:
-            reference = {name: file[name] for name in file.files}
-        judged = list(reference) if precision in _FP32_GRAPHS else [output]  # what lower precision does inside is reported, the result judged
-        batches = batch_sizes(len(reference["images"]))
-        if by_size:  # not the first
-            batches, judged = batches[-1:], [] if precision in ("int8", "fp8") else judged
-        by_size["x".join(map(str, size))] = check_graph(path, reference, batches, tolerance, judged=judged)
-    rows = next(iter(by_size.values()))
-    finals = {size: next(row for row in found if row.tensor == output) for size, found in by_size.items()}
-    final = next(iter(finals.values()))
-    missed = {(size, row) for size, found in by_size.items() for row in found if row.passed is False}
-    result: dict[str, Any] = {
-        "precision": precision,
-        "passed": not missed,
-        "tolerance": str(tolerance),
-        "max_abs": final.max_abs,
-        "max_rel": final.max_rel,
-        "cosine": final.cosine,
-        "blocks": [dataclasses.asdict(row) for row in rows],
-        "sizes": {size: {"max_abs": row.max_abs, "max_rel": row.max_rel, "cosine": row.cosine} for size, row in finals.items()},
-        "summary": f"max abs {final.max_abs:.2g} ({final.max_rel:.2g} of scale), cosine {final.cosine:.7f}",
-    }
-    if missed:
-        _, first = min(missed, key=lambda found: list(reference).index(found[1].tensor))
-        size, worst = max(missed, key=lambda found: found[1].max_rel)
-        raise _missed(
-            f"{path.name}: {worst.tensor} differs from JAX by {worst.max_abs:.3g} ({worst.max_rel:.3g} of its scale), "
-            f"cosine {worst.cosine:.6f}, at batch {worst.batch} of {size}; needed {tolerance}. First to miss: {first.tensor}.",
-            result,
-        )
-    result["summary"] += "".join(f", {row.cosine:.7f} at {size}" for size, row in list(finals.items())[1:])
-    if labelled := evaluation(context):
-        logits = graph_logits(
-            path, labelled[0], prepare(context), output, batch_size=EVALUATION_BATCH, label=f"{precision} top-1", progress=context.progress
-        )
-        result["top1"] = top1_accuracy(logits, labelled[1])
-        result["summary"] += f", top-1 {result['top1']:.2f} %"
-        drop, allowed = context.results["reference"]["top1"] - result["top1"], context.config.check.max_top1_drop
-        if drop > allowed:
-            result["passed"] = False
-            raise _missed(f"{path.name}: top-1 is {result['top1']:.2f} %, {drop:.2f} points below JAX; allowed {allowed:g}", result)
-    return result
-
-
-def _missed(message: str, result: dict[str, Any]) -> CheckError:
-    error = CheckError(message, fix="README, 'How to read the checks', says what usually causes it.")
-    error.result = result  # type: ignore[attr-defined]
-    return error
 
 
 # --- build ----------------------------------------------------------------------------------------------------------
@@ -393,7 +329,8 @@ def _plan(context: Context, backend: Any, precision: str) -> pathlib.Path:
 
 def _build_inputs(context: Context) -> Any:
     backend = _backend(context.config.engine.backend)
-    return [backend.name, backend.version, backend.arch, plain(context.config.engine), plain(context.config.batch), configs.precisions(context.config)]
+    config = context.config
+    return [backend.name, backend.version, backend.arch, plain(config.engine), plain(config.batch), configs.precisions(config)]
 
 
 def build(context: Context) -> dict[str, Any]:

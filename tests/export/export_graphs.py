@@ -73,7 +73,16 @@ def declined(text: str, rule: Rule, opset: int = 20) -> str:
 def architecture(**changes: object) -> Architecture:
     """A ViT of width 32 with two heads, patches of 16 on 48x64 pixels and 7 classes; three blocks unless said otherwise."""
     base = Architecture(
-        family="vit", variant="custom", width=32, depth=3, mlp_dim=64, num_heads=2, patch_size=16, image_size=(48, 64), num_classes=7, pool="tok"
+        family="vit",
+        variant="custom",
+        width=32,
+        depth=3,
+        mlp_dim=64,
+        num_heads=2,
+        patch_size=16,
+        image_size=(48, 64),
+        num_classes=7,
+        pool="tok",
     )
     return dataclasses.replace(base, **changes)  # type: ignore[arg-type]
 
@@ -87,7 +96,9 @@ def random_params(arch: Architecture) -> dict[str, np.ndarray]:
     for name, shape in param_shapes(arch).items():
         normal = rng.standard_normal(shape).astype(np.float32)
         fan_in = int(np.prod(shape[:-1])) if "out" in name or len(shape) < 3 else shape[0]
-        params[name] = 1 + 0.1 * normal if name.endswith("scale") else normal / np.float32(np.sqrt(fan_in)) if "kernel" in name else 0.1 * normal
+        params[name] = (
+            1 + 0.1 * normal if name.endswith("scale") else normal / np.float32(np.sqrt(fan_in)) if "kernel" in name else 0.1 * normal
+        )
     return params
 
 

@@ -6,14 +6,16 @@ from export_graphs import declined, ops, rewrite
 from vit_convert.export.rules import attention
 from vit_convert.export.rules.softmax import ExpToSoftmax
 
-SIGNATURE = "g (float[n, 5, 2, 4] q, float[n, 6, 2, 4] k, float[n, 6, 2, 4] v) => (float[n, 5, 2, 4] y) <float root = {2}, float scale = {0.5}>"
+SIGNATURE = """g (float[n, 5, 2, 4] q, float[n, 6, 2, 4] k, float[n, 6, 2, 4] v) => (float[n, 5, 2, 4] y)
+    <float root = {2}, float scale = {0.5}>"""
 NAMED = ("bqhd,bkhd->bhqk", "bhqk,bkhd->bqhd")
 ELLIPSIS = ("...qhd,...khd->...hqk", "...hqk,...khd->...qhd")
 
 
 def einsums(scores: str, mix: str, *, scaled: str = "Div (q, root)", axis: int = -1) -> str:
     return f"""{SIGNATURE} {{
-        qs = {scaled} s = Einsum <equation = "{scores}"> (qs, k) w = Softmax <axis = {axis}> (s) y = Einsum <equation = "{mix}"> (w, v) }}"""
+        qs = {scaled} s = Einsum <equation = "{scores}"> (qs, k)
+        w = Softmax <axis = {axis}> (s) y = Einsum <equation = "{mix}"> (w, v) }}"""
 
 
 @pytest.mark.parametrize("opset", [17, 20])
@@ -82,7 +84,8 @@ def test_query_divided_by_a_tensor_is_declined():
 
 
 def softmax(axis: str = "1", floor: str = "least") -> str:
-    return f"""g (float[n, 3] x) => (float[n, 3] y) <float least = {{-inf}}, float zero = {{0}}, int64[1] axes = {{{axis}}}, int64[2] shape = {{0, 1}}> {{
+    return f"""g (float[n, 3] x) => (float[n, 3] y)
+        <float least = {{-inf}}, float zero = {{0}}, int64[1] axes = {{{axis}}}, int64[2] shape = {{0, 1}}> {{
         m = ReduceMax <axes = [{axis}], keepdims = 0> (x) f = Max ({floor}, m) k = Reshape (f, shape) d = Sub (x, k) e = Exp (d)
         s = ReduceSum <keepdims = 0> (e, axes) t = Reshape (s, shape) y = Div (e, t) }}"""
 

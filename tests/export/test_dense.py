@@ -31,7 +31,8 @@ def test_dense(opset, x, output, shape, expected):
 
 def test_shape_computed_at_run_time():
     """What jax2onnx writes: the leading axes are read from the input."""
-    text = f"""g (float[n, 3, 4] x) => (float[n, 3, 6] y) <{WEIGHTS}, int64[2] rows = {{-1, 4}}, int64[1] zero = {{0}}, int64[1] two = {{2}}, int64[1] six = {{6}}> {{
+    text = f"""g (float[n, 3, 4] x) => (float[n, 3, 6] y)
+        <{WEIGHTS}, int64[2] rows = {{-1, 4}}, int64[1] zero = {{0}}, int64[1] two = {{2}}, int64[1] six = {{6}}> {{
         flat = Reshape (x, rows) product = Gemm (flat, w, b)
         s = Shape (x) lead = Slice (s, zero, two) shape = Concat <axis = 0> (lead, six) y = Reshape (product, shape) }}"""
     model, count = rewrite(text, DenseToMatMul())
@@ -49,8 +50,10 @@ def test_dense_without_bias(beta):
 
 
 def test_one_reshape_shared_by_three_layers():
-    text = f"""g (float[n, 3, 4] x) => (float[n, 3, 6] y, float[n, 3, 6] z) <{WEIGHTS}, int64[2] rows = {{-1, 4}}, int64[3] shape = {{-1, 3, 6}}> {{
-        flat = Reshape (x, rows) p = Gemm (flat, w, b) q = Gemm <beta = 0.5> (flat, w, b) y = Reshape (p, shape) z = Reshape (q, shape) }}"""
+    text = f"""g (float[n, 3, 4] x) => (float[n, 3, 6] y, float[n, 3, 6] z)
+        <{WEIGHTS}, int64[2] rows = {{-1, 4}}, int64[3] shape = {{-1, 3, 6}}> {{
+        flat = Reshape (x, rows) p = Gemm (flat, w, b) q = Gemm <beta = 0.5> (flat, w, b)
+        y = Reshape (p, shape) z = Reshape (q, shape) }}"""
     model, count = rewrite(text, DenseToMatMul())
     assert count.applied == 1
     assert count.declined == {"Gemm has beta=0.5, not 1.0": 1}

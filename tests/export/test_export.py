@@ -66,16 +66,16 @@ def test_agrees_with_jax(tmp_path, target, pool):
     assert_agrees(arch, tmp_path / "model.onnx")
 
 
-@pytest.mark.parametrize("target", ["trt8", "rtx"])
 @pytest.mark.parametrize(
-    "changes",
+    ("target", "changes"),
     [
-        {"gelu": "erf"},
-        {"representation_size": 24},
-        {"num_classes": 0},
-        {"depth": 1},
-        {"num_heads": 4, "mlp_dim": 48},
-        {"image_size": (16, 80), "norm_epsilon": 1e-3},
+        ("trt8", {"gelu": "erf"}),
+        ("rtx", {"gelu": "erf", "depth": 1}),
+        ("rtx", {"representation_size": 24}),
+        ("trt8", {"num_classes": 0}),
+        ("rtx", {"num_classes": 0, "depth": 2}),
+        ("rtx", {"num_heads": 4, "mlp_dim": 48, "image_size": (16, 80)}),
+        ("trt8", {"norm_epsilon": 1e-3, "depth": 1}),
     ],
     ids=str,
 )
@@ -198,7 +198,7 @@ def graph_of(arch, target="rtx", *, prune=True):
 
 
 @pytest.mark.parametrize("target", ["trt8", "rtx"])
-@pytest.mark.parametrize("depth", [1, 2, 4])
+@pytest.mark.parametrize("depth", [1, 3])
 def test_pruning_changes_no_logits(tmp_path, target, depth):
     arch = architecture(depth=depth)
     images = random_images(arch)

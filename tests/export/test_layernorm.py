@@ -17,7 +17,9 @@ def text(body: str, output: str = "float[n, 3, 4] y") -> str:
 
 def mean(value: str, opset: int, axis: int = 2, keepdims: int = 1) -> str:
     """ReduceMean in the form of its opset: axes are an attribute before 18 and an input from then on."""
-    return f"ReduceMean <axes = [{axis}], keepdims = {keepdims}> ({value})" if opset < 18 else f"ReduceMean <keepdims = {keepdims}> ({value}, last)"
+    if opset < 18:
+        return f"ReduceMean <axes = [{axis}], keepdims = {keepdims}> ({value})"
+    return f"ReduceMean <keepdims = {keepdims}> ({value}, last)"
 
 
 def fast_variance(opset: int, floor: str = "Max (raw, zero)") -> str:
@@ -28,7 +30,8 @@ def fast_variance(opset: int, floor: str = "Max (raw, zero)") -> str:
 
 def two_pass(opset: int, result: str = "y = Div (d, root)") -> str:
     return f"""
-        m = {mean("x", opset)} d = Sub (x, m) dd = Mul (d, d) v = {mean("dd", opset)} shifted = Add (v, eps) root = Sqrt (shifted) {result}"""
+        m = {mean("x", opset)} d = Sub (x, m) dd = Mul (d, d) v = {mean("dd", opset)}
+        shifted = Add (v, eps) root = Sqrt (shifted) {result}"""
 
 
 @pytest.mark.parametrize("opset", [17, 20])
@@ -153,7 +156,9 @@ def test_bias_is_taken_in(total):
 
 
 def test_a_second_scale_is_declined():
-    assert declined(text(f"{NORM} (x, scale, zeros) y = Mul (n, bias)"), layernorm.LayerNormScale()) == "the scale so far is not 1 everywhere"
+    assert (
+        declined(text(f"{NORM} (x, scale, zeros) y = Mul (n, bias)"), layernorm.LayerNormScale()) == "the scale so far is not 1 everywhere"
+    )
 
 
 def test_scale_of_another_length_is_declined():
@@ -165,7 +170,9 @@ def test_residual_is_not_taken_for_a_bias():
 
 
 def test_primitives():
-    model, count = rewrite(text("y = LayerNormalization <axis = -1, epsilon = 1e-6> (x, scale, bias)"), layernorm.LayerNormToPrimitives(), 17)
+    model, count = rewrite(
+        text("y = LayerNormalization <axis = -1, epsilon = 1e-6> (x, scale, bias)"), layernorm.LayerNormToPrimitives(), 17
+    )
     assert count.applied == 1
     assert ops(model) == ["ReduceMean", "Sub", "Mul", "ReduceMean", "Add", "Sqrt", "Div", "Mul", "Add"]
 
@@ -176,7 +183,8 @@ def test_primitives_only_before_opset_18():
 
 
 def test_primitives_only_for_the_last_axis():
-    body = "g (float[n, 3, 4] x) => (float[n, 3, 4] y) { s = Constant <value = float[3, 4] {1,1,1,1,1,1,1,1,1,1,1,1}> () y = LayerNormalization <axis = 1, epsilon = 1e-6> (x, s, s) }"
+    body = """g (float[n, 3, 4] x) => (float[n, 3, 4] y) <float[3, 4] s = {1,1,1,1,1,1,1,1,1,1,1,1}> {
+        y = LayerNormalization <axis = 1, epsilon = 1e-6> (x, s, s) }"""
     assert "it normalises axis 1" in declined(body, layernorm.LayerNormToPrimitives(), 17)
 
 

@@ -53,7 +53,10 @@ def test_one_token_without_a_transpose(opset):
 
 @pytest.mark.parametrize(
     ("output", "index", "perm", "reason"),
-    [("n, 4", "int64 index = {2}", "2, 0, 1", "not a swap of the first two"), ("2, n, 6", "int64[2] index = {0, 1}", "1, 0, 2", "more than one")],
+    [
+        ("n, 4", "int64 index = {2}", "2, 0, 1", "not a swap of the first two"),
+        ("2, n, 6", "int64[2] index = {0, 1}", "1, 0, 2", "more than one"),
+    ],
 )
 def test_other_gathers_are_declined(output, index, perm, reason):
     assert reason in declined(GATHER.replace("OUT", output).replace("INDEX", index).replace("PERM", perm), TokenGather())

@@ -14,7 +14,7 @@ from vit_convert.export.targets import TARGETS
 from vit_convert.export.trace import trace
 from vit_convert.models.model import user_model
 
-TOKENS, WIDTH, HEADS = 9, 32, 2
+TOKENS, WIDTH, HEADS = 9, 32, 2  # a layer takes [batch, 9, 32], standing in for images
 # One layer of 32 inputs: each product and sum rounds at 6e-8 of values of order 1; a rule that is wrong is off by 1e-2.
 TOLERANCE = 1e-5
 
@@ -25,7 +25,7 @@ def inputs(batch=3):
 
 def exported(module, variables=None, target="rtx"):
     """Traces and rewrites a layer on [batch, 9, 32] and holds it against JAX; returns the graph's operators and each rule's count."""
-    model = user_model(module, variables)
+    model = user_model(module, variables, image_shape=(TOKENS, WIDTH))
     graph = trace(model.apply, model.traced_shapes, ("batch", TOKENS, WIDTH), ["logits"], TARGETS[target].opset)
     weights.describe(graph)
     counts = substitute(graph, TARGETS[target])
@@ -48,7 +48,9 @@ def nnx_layer(layer):
     """The same for an NNX layer."""
     graph, state = nnx.split(layer)
     rng = np.random.default_rng(1)
-    return nnx.merge(graph, jax.tree_util.tree_map(lambda leaf: leaf + 0.3 * rng.standard_normal(leaf.shape).astype(np.float32), state)), None
+    return nnx.merge(
+        graph, jax.tree_util.tree_map(lambda leaf: leaf + 0.3 * rng.standard_normal(leaf.shape).astype(np.float32), state)
+    ), None
 
 
 # --- LayerNorm ------------------------------------------------------------------------------------------------------
@@ -62,11 +64,11 @@ TWO_PASS = ["ReduceMean", "Sub", "Mul", "ReduceMean", "Add", "Sqrt", "Div", "Mul
 @pytest.mark.parametrize("library", ["linen", "nnx"])
 def test_layer_norm(target, use_fast_variance, use_scale, use_bias, library):
     options = {"use_fast_variance": use_fast_variance, "use_scale": use_scale, "use_bias": use_bias}
-    if library == "linen":
-        layer = linen_layer(linen.LayerNorm(**options))
-    else:
-        layer = nnx_layer(nnx.LayerNorm(WIDTH, rngs=nnx.Rngs(0), **options))
-    operators, _ = exported(*layer, target)
+    makers = {
+        "linen": lambda: linen_layer(linen.LayerNorm(**options)),
+        "nnx": lambda: nnx_layer(nnx.LayerNorm(WIDTH, rngs=nnx.Rngs(0), **options)),
+    }
+    operators, _ = exported(*makers[library](), target)
     assert operators == (TWO_PASS if target == "trt8" else ["LayerNormalization"])
 
 
@@ -261,7 +263,10 @@ def test_hand_written_gelu(target):
         (linen_layer(linen.Dense(16, use_bias=False)), ["MatMul"]),
         (nnx_layer(nnx.Linear(WIDTH, 16, rngs=nnx.Rngs(0))), ["MatMul", "Add"]),
         (nnx_layer(nnx.Linear(WIDTH, 16, use_bias=False, rngs=nnx.Rngs(0))), ["MatMul"]),
-        ((lambda p, x: x @ p["w"] + p["b"], {"w": np.ones((WIDTH, 5), np.float32), "b": np.ones((1, 1, 5), np.float32)}), ["MatMul", "Add"]),
+        (
+            (lambda p, x: x @ p["w"] + p["b"], {"w": np.ones((WIDTH, 5), np.float32), "b": np.ones((1, 1, 5), np.float32)}),
+            ["MatMul", "Add"],
+        ),
         ((lambda p, x: jnp.einsum("...d,df->...f", x, p["w"]), {"w": np.eye(WIDTH, 5, dtype=np.float32)}), ["MatMul"]),
         (linen_layer(linen.Sequential([linen.Dense(8), linen.Dropout(0.5, deterministic=True), linen.Dense(4)])), ["MatMul", "Add"] * 2),
     ],

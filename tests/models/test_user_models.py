@@ -10,7 +10,7 @@ import pytest
 from vit_convert.__main__ import main
 
 # Each config file holds a one-block transformer on 32x48 images: patches, attention, MLP, mean, head.
-HEADER = '''
+HEADER = """
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -29,8 +29,8 @@ def config_of(model):
     config.engine.backend = "none"
     config.precision = "fp32"
     return config
-'''
-LINEN = '''
+"""
+LINEN = """
 class Tiny(nn.Module):
     @nn.compact
     def __call__(self, images):
@@ -43,9 +43,11 @@ class Tiny(nn.Module):
 
 
 def variables():
-    return Tiny().init(jax.random.key(0), jnp.zeros((1, 32, 48, 3)))
-'''
-NNX = '''
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(Tiny().init, jax.random.key(0), jnp.zeros((1, 32, 48, 3)))
+    return jax.tree_util.tree_map(lambda leaf: rng.standard_normal(leaf.shape).astype(np.float32) / 6, shapes)
+"""
+NNX = """
 class Tiny(nnx.Module):
     def __init__(self, rngs):
         self.embedding = nnx.Conv(3, WIDTH, (PATCH, PATCH), strides=(PATCH, PATCH), padding="VALID", rngs=rngs)
@@ -62,8 +64,14 @@ class Tiny(nnx.Module):
         x = x + self.attention(self.norm1(x))
         x = x + self.fc2(nnx.gelu(self.fc1(self.norm2(x))))
         return self.head(x.mean(1))
-'''
-FUNCTION = '''
+
+
+def tiny():
+    rng = np.random.default_rng(0)
+    graph, state = nnx.split(nnx.eval_shape(lambda: Tiny(nnx.Rngs(0))))
+    return nnx.merge(graph, jax.tree_util.tree_map(lambda leaf: rng.standard_normal(leaf.shape).astype(np.float32) / 6, state))
+"""
+FUNCTION = """
 def norm(x, scale, bias):
     deviation = x - x.mean(-1, keepdims=True)
     return deviation * jax.lax.rsqrt((deviation**2).mean(-1, keepdims=True) + 1e-6) * scale + bias
@@ -85,14 +93,20 @@ def params():
     rng = np.random.default_rng(0)
     draw = lambda *shape: rng.standard_normal(shape).astype(np.float32) / 6
     return {
-        "embedding": draw(PATCH * PATCH * 3, WIDTH), "norm1": [1 + draw(1, 1, WIDTH), draw(1, 1, WIDTH)], "qkv": [draw(WIDTH, 2, 16) for _ in range(3)],
-        "out": draw(2, 16, WIDTH), "norm2": [1 + draw(1, 1, WIDTH), draw(1, 1, WIDTH)], "fc1": draw(WIDTH, 64), "fc2": draw(64, WIDTH), "head": draw(WIDTH, 5),
+        "embedding": draw(PATCH * PATCH * 3, WIDTH),
+        "norm1": [1 + draw(1, 1, WIDTH), draw(1, 1, WIDTH)],
+        "qkv": [draw(WIDTH, 2, 16) for _ in range(3)],
+        "out": draw(2, 16, WIDTH),
+        "norm2": [1 + draw(1, 1, WIDTH), draw(1, 1, WIDTH)],
+        "fc1": draw(WIDTH, 64),
+        "fc2": draw(64, WIDTH),
+        "head": draw(WIDTH, 5),
     }
-'''
+"""
 MODELS = {
     "linen": (LINEN, "lambda: (Tiny(), variables())"),
     "linen_params": (LINEN, 'lambda: (Tiny(), variables()["params"])'),
-    "nnx": (NNX, "lambda: Tiny(nnx.Rngs(0))"),
+    "nnx": (NNX, "lambda: tiny()"),
     "function": (FUNCTION, "lambda: (forward, params())"),
 }
 
@@ -103,8 +117,17 @@ def convert(folder: pathlib.Path, source: str, model: str, *flags: str) -> int:
     return main(["vit_convert", f"--config={config}", f"--workdir={folder / 'out'}", "--quiet", *flags])
 
 
-@pytest.mark.parametrize("target", ["trt8", "rtx"])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [
+        ("linen", "trt8"),
+        ("linen", "rtx"),
+        ("linen_params", "rtx"),
+        ("nnx", "rtx"),
+        ("function", "trt8"),
+        ("function", "rtx"),
+    ],
+)
 def test_user_model(tmp_path, name, target):
     assert convert(tmp_path, *MODELS[name], f"--config.target={target}") == 0
     report = json.loads((tmp_path / "out/mine/report.json").read_text())
@@ -139,7 +162,12 @@ def test_object_that_is_no_model(tmp_path, capsys):
 
 
 def test_image_size_is_asked_for(tmp_path, capsys):
-    assert convert(tmp_path, LINEN.replace("def variables", "default = config_of\n\n\ndef variables"), MODELS["linen"][1], "--config.image_size=") == 2
+    assert (
+        convert(
+            tmp_path, LINEN.replace("def variables", "default = config_of\n\n\ndef variables"), MODELS["linen"][1], "--config.image_size="
+        )
+        == 2
+    )
     assert "config.image_size is not" in capsys.readouterr().err
 
 

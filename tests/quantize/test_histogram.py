@@ -54,9 +54,11 @@ def test_divergences_match_brute_force(counts, levels):
 
 def test_entropy_threshold_is_the_last_minimum_of_the_brute_force():
     rng = np.random.default_rng(1)
-    histogram = Histogram(amax=64.0, num_bins=64)
-    histogram.counts[:] = np.round(1e4 * np.exp(-np.arange(64) / 6)) + (rng.random(64) < 0.1)
-    counts = histogram.counts.copy()
+    counts = (np.round(1e4 * np.exp(-np.arange(64) / 6)) + (rng.random(64) < 0.1)).astype(np.int64)
+    counts[63] = 1
+    histogram = Histogram(num_bins=32)
+    histogram.add(np.repeat(np.arange(64, dtype=np.float32) + 0.5, counts))
+    assert histogram.bin_width == 1.0 and np.array_equal(histogram.counts, counts)
     counts[0] = counts[1]
     kl = brute_force_kl(counts.tolist(), 8)
     best = max(i for i, value in enumerate(kl) if value <= min(kl) + 1e-10) + 8
@@ -64,7 +66,7 @@ def test_entropy_threshold_is_the_last_minimum_of_the_brute_force():
 
 
 def histogram_of(x: np.ndarray) -> Histogram:
-    histogram = Histogram(float(np.abs(x).max()))
+    histogram = Histogram()
     histogram.add(x)
     return histogram
 
@@ -92,7 +94,7 @@ def test_entropy_clips_outliers(draw, spread):
 def test_entropy_does_not_clip_a_uniform():
     x = np.random.default_rng(3).uniform(-4, 4, 1_000_000).astype(np.float32)
     histogram = histogram_of(x)
-    # at most a few of the 2048 bins may go: with 500 counts a bin, the noise of the last bins is within the divergence's own
+    # at most a few of the bins may go: with 500 counts a bin, the noise of the last bins is within the divergence's own
     assert entropy_threshold(histogram) > 0.98 * histogram.amax
     assert minmax_threshold(histogram) == histogram.amax
 
@@ -111,43 +113,43 @@ def test_percentile_matches_numpy_to_a_bin():
         assert 0 <= percentile_threshold(histogram, percentile) - exact <= histogram.bin_width * 1.001
 
 
-def test_counts_match_numpy():
-    # Integers over a range of 2048: every value is exactly at a bin's lower edge, so no rounding can differ.
-    x = np.random.default_rng(6).integers(-2048, 2049, 99_999).astype(np.float32)
-    histogram = Histogram(2048.0)
-    histogram.add(x.reshape(3, 1, -1))
-    expected, _ = np.histogram(np.abs(x), bins=2048, range=(0, 2048))
+@pytest.mark.parametrize("amax", [1.0, 4095.0, 0.7, 3.3e-5, 8.1e4])
+def test_counts_match_numpy(amax):
+    x = np.random.default_rng(6).uniform(-amax, amax, (3, 1, 33_333)).astype(np.float32)
+    histogram = histogram_of(x)
+    bins = len(histogram.counts)
+    assert histogram.amax == np.abs(x).max() and 2048 <= bins <= 4096
+    # edges are multiples of a power of two and so is every product: exact in float32 and in float64
+    edges = histogram.bin_width * np.arange(bins + 1)
+    assert edges[-2] <= histogram.amax < edges[-1]
+    expected, _ = np.histogram(np.abs(x).astype(np.float64), bins=edges)
     assert np.array_equal(histogram.counts, expected)
 
 
 def test_order_and_batches_do_not_matter():
-    x = np.random.default_rng(7).normal(size=100_000).astype(np.float32)
-    amax = float(np.abs(x).max())
-    whole, pieces, other = Histogram(amax), Histogram(amax), Histogram(amax)
-    whole.add(x)
-    for piece in np.array_split(x[::-1], 7)[:4]:
-        pieces.add(piece)
-    for piece in np.array_split(x[::-1], 7)[4:]:
-        other.add(piece)
-    pieces.merge(other)
-    assert np.array_equal(whole.counts, pieces.counts)
+    rng = np.random.default_rng(7)
+    x = (rng.normal(size=100_000) * np.exp2(rng.integers(-40, 10, 100_000))).astype(np.float32)  # every order widens at other places
+    whole = histogram_of(x)
+    for order in (np.sort(np.abs(x)), -np.sort(-np.abs(x)), rng.permutation(x)):
+        pieces = Histogram()
+        for piece in np.array_split(order, 70):
+            pieces.add(piece)
+        assert (pieces.amax, pieces.bin_width) == (whole.amax, whole.bin_width)
+        assert np.array_equal(pieces.counts, whole.counts)
     assert whole.counts.sum() == x.size
 
 
-def test_merge_of_different_ranges_is_refused():
-    with pytest.raises(ValueError, match="over 1 in 2048 and 2 in 2048 bins"):
-        Histogram(1.0).merge(Histogram(2.0))
-
-
-def test_nan_is_refused():
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_refused(bad):
     with pytest.raises(ValueError):
-        Histogram(1.0).add(np.array([0.5, np.nan], np.float32))
+        Histogram().add(np.array([0.5, bad], np.float32))
 
 
-def test_all_zero_tensor_has_threshold_zero():
-    histogram = Histogram(0.0)
-    histogram.add(np.zeros(10, np.float32))
-    assert entropy_threshold(histogram) == percentile_threshold(histogram) == minmax_threshold(histogram) == 0.0
+@pytest.mark.parametrize("value", [0.0, 1e-40])  # zero, and a denormal
+def test_a_tensor_that_is_all_but_zero_is_not_clipped(value):
+    histogram = histogram_of(np.full(10, value, np.float32))
+    assert entropy_threshold(histogram) == percentile_threshold(histogram) == minmax_threshold(histogram) == histogram.amax
+    assert histogram.amax == np.float32(value) and histogram.counts.sum() == 10
 
 
 def test_entropy_is_fast():
@@ -157,4 +159,4 @@ def test_entropy_is_fast():
         start = time.perf_counter()
         entropy_threshold(histogram)
         best_ms = min(best_ms, 1e3 * (time.perf_counter() - start))
-    assert best_ms < 60  # about 15 ms alone on one core; the margin is for a machine that does other work
+    assert best_ms < 120  # about 30 ms alone on one core; the margin is for a machine that does other work

@@ -11,8 +11,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from onnx.reference import ReferenceEvaluator
-from onnx.reference.op_run import OpRun
+from rounded import HALF, naive, run_rounded
 from tiny_vit import TinyViT, normalize, run
 
 from vit_convert.compare import compare
@@ -23,44 +22,11 @@ from vit_convert.quantize.placement import place
 from vit_convert.quantize.qdq import quantize
 from vit_convert.quantize.typed import to_bf16, to_fp16
 
-HALF = ir.DataType.FLOAT16
-
-
-class LayerNormalization(OpRun):
-    """The operator as specified: stash_type 1 computes the statistics in float32 (onnx's own evaluator ignores it)."""
-
-    op_domain = ""
-
-    def _run(self, x, scale, bias, axis=-1, epsilon=1e-5, stash_type=1):
-        assert stash_type == 1 and x.dtype == scale.dtype == bias.dtype
-        wide = x.astype(np.float32)
-        centred = wide - wide.mean(axis, keepdims=True)
-        normalized = centred / np.sqrt((centred**2).mean(axis, keepdims=True) + np.float32(epsilon))
-        return (normalized.astype(x.dtype) * scale + bias,)
-
-
-def run_rounded(path, images):
-    """The logits of a graph whose every node rounds to its type."""
-    with np.errstate(all="ignore"):
-        return ReferenceEvaluator(str(path), new_ops=[LayerNormalization]).run(None, {"images": images})[0]
-
 
 def save(model, path):
     ir.save(model, path, external_data=f"{path.name}.data")
     onnx.checker.check_model(path, full_check=True)
     return path
-
-
-def naive(model):
-    """Every float32 type and weight becomes fp16, as plain converters do."""
-    model = model.clone()
-    for value in model.graph.initializers.values():
-        if value.dtype == ir.DataType.FLOAT:
-            value.const_value = ir.tensor(value.const_value.numpy().astype(np.float16))
-    for value in [*model.graph.inputs, *model.graph.initializers.values(), *(v for node in model.graph for v in node.outputs)]:
-        if value.dtype == ir.DataType.FLOAT:
-            value.type = ir.TensorType(HALF)
-    return model
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,8 @@ def verify_session(
         for size in facts.image_size.sizes()[1:]:
             rows += _compare_batches(session, bundle.reference_at(size), [batch], tolerance, elsewhere, facts.output)
     misses = [
-        f"{row.output} at batch {row.batch}{_where(row, facts)}: max abs {row.max_abs:.3g} ({row.max_rel:.3g} of scale), cosine {row.cosine:.6f}"
+        f"{row.output} at batch {row.batch}{_where(row, facts)}: "
+        f"max abs {row.max_abs:.3g} ({row.max_rel:.3g} of scale), cosine {row.cosine:.6f}"
         for row in rows
         if row.passed is False
     ]

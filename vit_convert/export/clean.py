@@ -5,7 +5,7 @@ import onnx_ir.passes.common as passes
 
 
 def clean(model: ir.Model) -> None:
-    """Removes what computes nothing: identities, repeated nodes and constants, and everything that no output needs, infers shapes and orders operands; in place."""
+    """Removes identities, repetitions and what no output needs, infers shapes and orders operands; in place."""
     for step in (
         passes.IdentityEliminationPass(),
         passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),

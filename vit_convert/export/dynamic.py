@@ -51,7 +51,9 @@ def _embedding(graph: ir.Graph) -> tuple[ir.Node, ir.Node, ir.Node, ir.Node]:
         if conv is not None and conv.op_type == "Conv":
             assert reshape is not None and transpose is not None
             return node, reshape, transpose, conv
-    raise ExportError("the graph does not add a position table to the patches of a convolution, so its image size is fixed", fix="Give one image_size.")
+    raise ExportError(
+        "the graph does not add a position table to the patches of a convolution, so its image size is fixed", fix="Give one image_size."
+    )
 
 
 def _resample(model: ir.Model, grid: tuple[int, int], add: ir.Node, reshape: ir.Node, transpose: ir.Node, conv: ir.Node) -> None:

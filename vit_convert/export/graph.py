@@ -75,10 +75,14 @@ def onnx_from_apply(
     clean(model)
     for change in changes:
         change(model)
+    finished = [RuleCount(finish.__name__, finish(model)) for finish in target.finish]
+    clean(model)
+    present = {value.name for node in model.graph for value in node.outputs}
+    taps = [tap for tap in taps if tap in present]  # a substitution may have swallowed a value that a user's module calls a tap
     naming.name_nodes(model, taps)
     model.producer_name, model.doc_string, model.metadata_props["vit_convert.target"] = "vit_convert", "", target.name
     model.graph.name = "vit"
-    counts.append(RuleCount("prune_tokens", num_pruned))
+    counts += [RuleCount("prune_tokens", num_pruned), *finished]
     return Graph(model, taps, counts, nodes_traced)
 
 

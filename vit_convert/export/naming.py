@@ -1,6 +1,7 @@
 """Names that a person can follow from the checkpoint to a calibration table and an engine's layer list."""
 
 import collections
+import itertools
 
 import onnx_ir as ir
 
@@ -20,7 +21,7 @@ def name_nodes(model: ir.Model, taps: list[str]) -> None:
     values = {value.name: value for node in graph for value in node.outputs if value.name in kept}
     scope: dict[ir.Node, str] = {}
     blocks = [values[tap] for tap in taps if tap in values and tap.startswith("block_")]
-    for i, (start, end) in enumerate(zip(blocks, blocks[1:]), start=1):
+    for i, (start, end) in enumerate(itertools.pairwise(blocks), start=1):
         for node in between(start, end, graph):
             scope[node] = f"Transformer/encoderblock_{i}/"
     if blocks:

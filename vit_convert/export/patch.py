@@ -1,11 +1,13 @@
 """The patch embedding as a matrix product: its patches do not overlap, so the convolution is one GEMM over reordered pixels."""
 
+import math
+
 import onnx_ir as ir
 
 from vit_convert.export.weights import Weight, add_weight, weight_of
 
 
-def patch_to_matmul(model: ir.Model) -> bool:
+def patch_to_matmul(model: ir.Model) -> int:
     """Turns Transpose → Conv → Transpose → Reshape → Add(position table) into Reshape → Transpose → Reshape → MatMul → Add, in place.
 
     The bias moves into the position table, which is added anyway. TensorRT 8.6 on Hopper has no fast kernel for a convolution of
@@ -15,13 +17,13 @@ def patch_to_matmul(model: ir.Model) -> bool:
         model: the graph, input [batch, height, width, channels] of fixed size; weights described.
 
     Returns:
-        Whether there was such an embedding.
+        1 if there was such an embedding, else 0.
     """
     graph = model.graph
     conv = next((node for node in graph if node.op_type == "Conv"), None)
     chain = _chain(conv) if conv is not None else None
     if conv is None or chain is None:
-        return False
+        return 0
     before, after, reshape, add = chain
     pixels, kernel, bias, table = before.inputs[0], weight_of(conv.inputs[1]), weight_of(conv.inputs[2]), weight_of(add.inputs[1])
     assert pixels is not None and pixels.shape is not None and kernel is not None and bias is not None and table is not None
@@ -37,7 +39,10 @@ def patch_to_matmul(model: ir.Model) -> bool:
     matrix = add_weight(graph, str(names[0]), kernel.then((depth, width), lambda k: k.transpose(2, 3, 1, 0).reshape(depth, width)))
     count = len(bias.sources)
     combined = Weight(
-        (*bias.sources, *table.sources), table.shape, lambda *parameters: bias.compute(*parameters[:count]) + table.compute(*parameters[count:])
+        (*bias.sources, *table.sources),
+        table.shape,
+        lambda *parameters: bias.compute(*parameters[:count]) + table.compute(*parameters[count:]),
+        num_read=sum(math.prod(part.shape) if part.num_read is None else part.num_read for part in (bias, table)),
     )
     positions = add_weight(graph, str(names[2]), combined)
     split = ir.node("Reshape", [pixels, _shape(graph, "patch_grid", [0, rows, patch, columns, patch * channels])])
@@ -49,7 +54,7 @@ def patch_to_matmul(model: ir.Model) -> bool:
     graph.insert_before(before, [split, order, flat, product, total])
     ir.convenience.replace_all_uses_with(add.outputs[0], total.outputs[0])
     graph.remove([add, reshape, after, conv, before], safe=True)
-    return True
+    return 1
 
 
 def _chain(conv: ir.Node) -> tuple[ir.Node, ir.Node, ir.Node, ir.Node] | None:

@@ -96,7 +96,7 @@ def _fold(graph: ir.Graph, conv: ir.Node, scale: np.ndarray, offset: np.ndarray)
 
 
 def _constant(graph: ir.Graph, name: str, value: np.ndarray | np.float32) -> ir.Value:
-    tensor = ir.tensor(np.asarray(value, np.float32))
-    constant = ir.Value(name=f"{name}_{len(graph.initializers)}", type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
+    tensor, shape = ir.tensor(np.asarray(value, np.float32)), ir.Shape(np.shape(value))
+    constant = ir.Value(name=f"{name}_{len(graph.initializers)}", type=ir.TensorType(tensor.dtype), shape=shape, const_value=tensor)
     graph.initializers.add(constant)
     return constant

@@ -85,7 +85,10 @@ def _restrict(graph: ir.Graph, pool: ir.Node, chosen: dict[ir.Node, int]) -> Non
     index = pool.inputs[1]
     assert index is not None and index.const_value is not None
     one = ir.Value(
-        name="pooled_token", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([1]), const_value=ir.tensor([int(index.const_value.numpy())])
+        name="pooled_token",
+        type=ir.TensorType(ir.DataType.INT64),
+        shape=ir.Shape([1]),
+        const_value=ir.tensor([int(index.const_value.numpy())]),
     )
     graph.initializers.add(one)
     gathered: dict[tuple[ir.Value, int], ir.Value] = {}
@@ -124,21 +127,33 @@ def _skip_transposes(graph: ir.Graph, nodes: list[ir.Node]) -> None:
             continue
         source, shape = node.inputs[0], node.outputs[0].shape
         assert source is not None and shape is not None
-        before, after = source.producer(), [user for user, _ in node.outputs[0].uses()]
-        if before is not None and before.op_type == "Reshape" and len(source.uses()) == 1:  # [B, 1, D] -> [B, 1, H, d] -> [B, H, 1, d]
-            before.replace_input_with(1, _constant(graph, "pooled_heads", [0, *shape[1:]]))
+        before, after = _reshape_above(source), [user for user, _ in node.outputs[0].uses()]
+        if before is not None:  # [B, 1, D] -> [B, 1, H, d] -> [B, H, 1, d]
+            before.replace_input_with(1, _constant(graph, "pooled_heads", [0, *_behind_batch(shape)]))
+            before.outputs[0].shape = source.shape = shape
             _merge(graph, node, source)
         elif len(after) == 1 and after[0].op_type == "Reshape":  # [B, H, 1, d] -> [B, 1, H, d] -> [B, 1, D]
             target = after[0].outputs[0].shape
             assert target is not None
-            after[0].replace_input_with(1, _constant(graph, "pooled_width", [0, *target[1:]]))
+            after[0].replace_input_with(1, _constant(graph, "pooled_width", [0, *_behind_batch(target)]))
             _merge(graph, node, source)
+
+
+def _behind_batch(shape: ir.Shape) -> list[int]:
+    return [int(dim) for dim in shape[1:] if isinstance(dim, int)]  # a pooled token has nothing dynamic but its batch
+
+
+def _reshape_above(value: ir.Value) -> ir.Node | None:
+    """The Reshape that alone makes a value, perhaps with a scalar product (the attention scale) between."""
+    node = value.producer()
+    if node is not None and node.op_type == "Mul" and node.inputs[1] is not None and node.inputs[1].const_value is not None:
+        inner = node.inputs[0]
+        node = inner.producer() if inner is not None and node.inputs[1].const_value.size == 1 and len(inner.uses()) == 1 else None
+    return node if node is not None and node.op_type == "Reshape" and len(value.uses()) == 1 else None
 
 
 def _merge(graph: ir.Graph, transpose: ir.Node, source: ir.Value) -> None:
     ir.convenience.replace_all_uses_with(transpose.outputs[0], source)
-    if (producer := source.producer()) is not None and producer.op_type == "Reshape":
-        source.shape = transpose.outputs[0].shape
     graph.remove(transpose, safe=True)
 
 

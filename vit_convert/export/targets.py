@@ -1,10 +1,15 @@
 """What each TensorRT generation wants of a graph: its opset and its ordered list of substitutions."""
 
 import dataclasses
+from collections.abc import Callable
+
+import onnx_ir as ir
 
 from vit_convert.errors import UsageError, nearest
+from vit_convert.export.patch import patch_to_matmul
 from vit_convert.export.rules import attention, dense, einsum, gelu, layernorm, reduce, reshape, select, softmax
 from vit_convert.export.rules.rule import Rule
+from vit_convert.export.scale import fold_scale
 
 _SHARED: tuple[type[Rule], ...] = (
     reshape.NoDropout,
@@ -35,12 +40,14 @@ class Target:
         opset: ONNX opset of the graph.
         rules: substitutions in the order in which they are applied.
         max_nodes_per_block: what the rules have to reach for a ViT's encoder block.
+        finish: changes to the whole, pruned graph, in order and in place; each returns how many places it changed.
     """
 
     name: str
     opset: int
     rules: tuple[type[Rule], ...]
     max_nodes_per_block: int
+    finish: tuple[Callable[[ir.Model], int], ...] = ()
 
 
 _MODERN: tuple[type[Rule], ...] = (
@@ -63,14 +70,15 @@ TARGETS = {
         (
             reduce.ReduceAxesToAttribute,
             *_SHARED,
-            attention.EinsumAttentionScoresScaled,
+            attention.EinsumAttention,
             einsum.EinsumWithoutExpand,
             einsum.EinsumToMatMul,
-            attention.ScaleOnScores,
-            gelu.TanhGeluToSigmoid,
+            attention.ScaleOnQuery,
+            gelu.TanhGeluToExp,
             layernorm.LayerNormToPrimitives,
         ),
         50,
+        (fold_scale, patch_to_matmul),
     ),
     "trt10": Target("trt10", _MODERN_OPSET, _MODERN, 30),
     "trt11": Target("trt11", _MODERN_OPSET, _MODERN, 30),

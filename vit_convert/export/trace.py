@@ -14,7 +14,9 @@ from vit_convert.errors import ExportError
 Apply = Callable[[Mapping[str, jax.Array], jax.Array], Mapping[str, jax.Array]]
 
 
-def trace(apply: Apply, param_shapes: Mapping[str, Sequence[int]], image_shape: Sequence[int | str], output_names: Sequence[str], opset: int) -> ir.Model:
+def trace(
+    apply: Apply, param_shapes: Mapping[str, Sequence[int]], image_shape: Sequence[int | str], output_names: Sequence[str], opset: int
+) -> ir.Model:
     """Traces `apply` with jax2onnx, seeing shapes alone.
 
     Parameters are traced as graph inputs, because a traced constant would be copied and lose its name; afterwards they
@@ -44,12 +46,11 @@ def trace(apply: Apply, param_shapes: Mapping[str, Sequence[int]], image_shape: 
 
     specs = [tuple(image_shape), *(jax.ShapeDtypeStruct(tuple(shape), np.float32) for shape in param_shapes.values())]
     try:
-        model = to_onnx(
-            positional, specs, opset=opset, input_names=["images", *names], output_names=list(output_names), return_mode="ir"
-        )
+        model = to_onnx(positional, specs, opset=opset, input_names=["images", *names], output_names=list(output_names), return_mode="ir")
     except Exception as e:
         raise ExportError(
-            f"jax2onnx could not trace the model: {type(e).__name__}: {e}", fix="See which primitive it names; jax2onnx lists the supported ones."
+            f"jax2onnx could not trace the model: {type(e).__name__}: {e}",
+            fix="See which primitive it names; jax2onnx lists the supported ones.",
         ) from e
     assert isinstance(model, ir.Model)
     for value in list(model.graph.inputs[1:]):

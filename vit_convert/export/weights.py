@@ -1,6 +1,7 @@
-"""Weights on their way from the checkpoint to external data: described while the graph is rewritten, computed one by one while it is saved."""
+"""Weights on their way from the checkpoint to external data: described while the graph changes, computed one by one as it is saved."""
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -53,7 +54,7 @@ def describe(model: ir.Model) -> None:
     for value in model.graph.initializers.values():
         if value.const_value is None:
             assert value.name is not None and value.shape is not None
-            value.meta[_META] = Weight((value.name,), tuple(int(d) for d in value.shape), lambda parameter: parameter)
+            value.meta[_META] = Weight((value.name,), value.shape.numpy(), lambda parameter: parameter)
 
 
 def weight_of(value: ir.Value | None) -> Weight | None:
@@ -101,10 +102,10 @@ def fold_weights(model: ir.Model) -> int:
                 continue
             probe = np.broadcast_to(np.float32(0), weight.shape).reshape(target.const_value.numpy())
             shape = probe.shape
-            folded_weight = weight.then(shape, lambda a, shape=shape: a.reshape(shape))
+            folded_weight = weight.then(shape, functools.partial(np.reshape, shape=shape))
         else:
             perm = tuple(node.attributes["perm"].as_ints())
-            folded_weight = weight.then(tuple(weight.shape[i] for i in perm), lambda a, perm=perm: a.transpose(perm))
+            folded_weight = weight.then(tuple(weight.shape[i] for i in perm), functools.partial(np.transpose, axes=perm))
         source = node.inputs[0]
         assert source is not None and source.name is not None
         name = source.name
@@ -127,6 +128,7 @@ def bind(model: ir.Model, params: Mapping[str, np.ndarray]) -> None:
     Raises:
         ExportError: a weight's parameter is missing or has another size than was traced.
     """
+    described = getattr(params, "leaves", params)  # a checkpoint's leaves tell their shape without being read or inflated
     for value in model.graph.initializers.values():
         weight = weight_of(value)
         if weight is None:
@@ -135,8 +137,8 @@ def bind(model: ir.Model, params: Mapping[str, np.ndarray]) -> None:
             if source not in params:
                 raise ExportError(f"{source}: traced, but not among the {len(params)} parameters")
         num_read = math.prod(weight.shape) if weight.num_read is None else weight.num_read
-        if sum(params[source].size for source in weight.sources) != num_read:
-            shapes = ", ".join(f"{source} {params[source].shape}" for source in weight.sources)
+        if sum(described[source].size for source in weight.sources) != num_read:
+            shapes = ", ".join(f"{source} {described[source].shape}" for source in weight.sources)
             raise ExportError(f"{value.name}: traced with shape {weight.shape}, the checkpoint has {shapes}")
 
         def compute(weight: Weight = weight, name: str | None = value.name) -> ir.TensorProtocol:

@@ -115,13 +115,14 @@ def _vit_runner(architecture: Architecture, params: Mapping[str, np.ndarray], ou
     return run
 
 
-def user_model(module: Any, variables: Any = None, *, output: str = "logits") -> Model:
+def user_model(module: Any, variables: Any = None, *, image_shape: Sequence[int], output: str = "logits") -> Model:
     """A user's own model.
 
     Args:
         module: a Linen module (called as `module.apply(variables, images)`), an NNX module (called as `module(images)`; its
             state is its parameters) or a function `f(params, images)`. It returns the output, or (output, {tap: array}).
         variables: the parameters: Linen variables (with or without the "params" level), or any pytree for a function.
+        image_shape: (height, width, 3).
         output: name of the graph's output.
 
     Returns:
@@ -145,7 +146,9 @@ def user_model(module: Any, variables: Any = None, *, output: str = "logits") ->
             return {name: np.asarray(value) for name, value in jax.jit(apply)(params, jnp.asarray(images)).items()}
 
     shapes = {name: leaf.shape for name, leaf in params.items()}
-    return Model(params, output, (), apply, shapes, (), None, run)
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    taps = [name for name in jax.eval_shape(apply, params, images) if name != output]
+    return Model(params, output, taps, apply, shapes, taps, None, run)
 
 
 def _callable_and_tree(module: Any, variables: Any) -> tuple[Callable[[Any, jax.Array], Any], Any]:

@@ -1,5 +1,6 @@
-"""Measures activation ranges by running the graph in onnxruntime: two streaming passes, memory independent of the number of images."""
+"""Measures activation ranges by running the graph in onnxruntime: one streaming pass, memory independent of the number of images."""
 
+import concurrent.futures
 import dataclasses
 import hashlib
 import os
@@ -14,6 +15,7 @@ import onnxruntime
 
 from vit_convert.bundle import read_json, write_json
 from vit_convert.errors import CalibrationError, UsageError, nearest
+from vit_convert.onnx_file import open_proto
 from vit_convert.progress import Progress
 from vit_convert.quantize import graph
 from vit_convert.quantize.histogram import Histogram, entropy_threshold, minmax_threshold, percentile_threshold
@@ -24,9 +26,9 @@ METHODS: dict[str, Callable[[Histogram], float]] = {
     "minmax": minmax_threshold,
     "percentile": percentile_threshold,
 }
-# What one onnxruntime call of the second pass may return. Fewer images a call first, then fewer tensors.
+# What one onnxruntime call may return for histograms. Fewer images a call first, then fewer tensors.
 OUTPUT_BYTES = 512 << 20
-# The first pass: both ends of the range, a sum because onnxruntime's maximum passes over NaN, and the number of elements.
+# For ranges alone: both ends, a sum because onnxruntime's maximum passes over NaN, and the number of elements.
 _REDUCTIONS = ("ReduceMax", "ReduceMin", "ReduceSum", "Size")
 
 Normalize = Callable[[np.ndarray], np.ndarray]
@@ -99,9 +101,10 @@ def calibrate(
 ) -> Calibration:
     """Measures the ranges of activations over calibration images.
 
-    The first pass finds each tensor's largest |x|, inside the graph, so that nothing large leaves it; the second counts histograms over
-    that range (min-max needs none). Both stream: the state is 16 KiB a tensor, and one call returns at most OUTPUT_BYTES of activations
-    (or one image's largest tensor), so memory does not depend on the number of images, and on the model only by what onnxruntime holds.
+    Min-max finds each tensor's largest |x| inside the graph, so that nothing large leaves it; the others count histograms, whose range
+    grows with what they see. Both stream: the state is 32 KiB a tensor, and one call returns at most OUTPUT_BYTES of activations (or
+    one image's largest tensor), so memory does not depend on the number of images, and on the model only by what onnxruntime holds.
+    A model whose tensors of one image exceed OUTPUT_BYTES takes a pass for each part of them.
 
     Args:
         onnx_path: the fp32 graph with input `images` float32 [batch, height, width, 3]; its external data is read where it lies.
@@ -109,7 +112,7 @@ def calibrate(
         normalize: uint8 [batch, height, width, 3] → the graph's float32 input.
         tensors: names of activations; None for those that the default placement quantizes.
         method: entropy, minmax or percentile (99.99).
-        batch_size: images a call in the first pass, and at most so many in the second.
+        batch_size: most images a call.
         progress: shows a bar for each pass.
 
     Returns:
@@ -131,21 +134,31 @@ def calibrate(
             raise UsageError(f"calibration: the graph has no activation {name!r}.{nearest(name, known)}")
     progress = progress or Progress(quiet=True)
 
-    amax, elements = _scan(onnx_path, names, images, normalize, batch_size, progress)
-    thresholds = amax if method == "minmax" else {}
-    if method != "minmax":
-        histograms = _count(onnx_path, amax, elements, images, normalize, batch_size, progress)
-        thresholds = {name: METHODS[method](histogram) for name, histogram in histograms.items()}
+    if method == "minmax":
+        amax, _ = _scan(onnx_path, names, images, normalize, batch_size, progress, "Ranges")
+        thresholds = amax
+    else:
+        _, elements = _scan(onnx_path, names, images[:1], normalize, 1, progress, "Sizes")
+        histograms = _count(onnx_path, elements, images, normalize, batch_size, progress)
+        amax = {name: histogram.amax for name, histogram in histograms.items()}
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            thresholds = dict(zip(names, pool.map(METHODS[method], histograms.values())))
     return Calibration(thresholds, amax, method, len(images), calibration_keys(onnx_path, images, normalize, method))
 
 
 def _scan(
-    onnx_path: str | os.PathLike[str], names: list[str], images: np.ndarray, normalize: Normalize, batch_size: int, progress: Progress
+    onnx_path: str | os.PathLike[str],
+    names: list[str],
+    images: np.ndarray,
+    normalize: Normalize,
+    batch_size: int,
+    progress: Progress,
+    label: str,
 ) -> tuple[dict[str, float], dict[str, int]]:
-    """First pass: largest |x| and number of elements of one image, for each tensor."""
+    """The largest |x| and the number of elements of one image, for each tensor."""
     session = _session(onnx_path, names, reduce=True)
     amax, elements = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0)
-    for size, groups in _stream(session, len(_REDUCTIONS), images, normalize, batch_size, progress, "Ranges"):
+    for size, groups in _stream(session, len(_REDUCTIONS), images, normalize, batch_size, progress, label):
         for name, high, low, total, count in zip(names, *groups):
             if not np.isfinite([high, low, total]).all():
                 raise CalibrationError(f"{name}: the activation is not finite on the calibration images", fix="Run the fp32 check first.")
@@ -156,15 +169,14 @@ def _scan(
 
 def _count(
     onnx_path: str | os.PathLike[str],
-    amax: dict[str, float],
     elements: dict[str, int],
     images: np.ndarray,
     normalize: Normalize,
     batch_size: int,
     progress: Progress,
 ) -> dict[str, Histogram]:
-    """Second pass: a histogram over [0, amax] for each tensor."""
-    histograms = {name: Histogram(a) for name, a in amax.items()}
+    """A histogram for each tensor."""
+    histograms = {name: Histogram() for name in elements}
     chunks = _chunks(elements, OUTPUT_BYTES)
     for number, names in enumerate(chunks, start=1):
         session = _session(onnx_path, names, reduce=False)
@@ -210,10 +222,7 @@ def _session(onnx_path: str | os.PathLike[str], names: list[str], *, reduce: boo
                 outputs.append(onnx.ValueInfoProto(name=f"{name}/{op}"))
     del proto.graph.output[:]
     proto.graph.output.extend(outputs)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(pathlib.Path(onnx_path).resolve().parent))
-    return onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return open_proto(proto, pathlib.Path(onnx_path).parent)
 
 
 def _stream(

@@ -1,67 +1,72 @@
 """Histograms of |x| and the thresholds read from them: entropy (KL), percentile and min-max."""
 
 import dataclasses
+import math
 
 import numpy as np
 
 NUM_BINS = 2048
 _CHUNK = 1 << 15  # elements worked on at a time: |x| and the bin numbers stay in the L2 cache
+_SMALLEST_EXPONENT = -120  # of a bin's width: 1 / width is a float32, and whatever lies below is zero for every purpose
 
 
 class Histogram:
-    """Counts of |x| in equal bins over [0, amax]; its size does not depend on how much it has seen.
+    """Counts of |x| in equal bins from 0; its size does not depend on how much it has seen.
 
-    The range is fixed before counting, so that counts of any order, batch size or process add up to the same histogram.
+    Bins are 2**k wide, for the smallest k at which twice `num_bins` hold the largest |x|. When a larger one arrives, pairs of bins
+    merge. That loses nothing, so that one pass is enough, and counts of any order or batch size give the same histogram.
 
     Args:
-        amax: largest |x| that will be added.
-        num_bins: number of bins.
+        num_bins: so many bins at least lie below the largest |x|; a power of two.
 
     Attributes:
-        counts: [num_bins] float64; whole numbers, exact up to 2**53.
+        amax: largest |x| seen.
     """
 
-    def __init__(self, amax: float, num_bins: int = NUM_BINS):
-        self.amax = float(amax)
-        self.counts = np.zeros(num_bins, np.float64)
+    def __init__(self, num_bins: int = NUM_BINS):
+        self.amax = 0.0
+        self._exponent = _SMALLEST_EXPONENT
+        self._counts = np.zeros(2 * num_bins, np.int64)
 
     @property
     def bin_width(self) -> float:
-        return self.amax / len(self.counts)
+        return math.ldexp(1.0, self._exponent)
+
+    @property
+    def counts(self) -> np.ndarray:
+        """int64 [bins]: the bins up to amax, which lies in the last one."""
+        return self._counts[: int(self.amax / self.bin_width) + 1]
 
     def add(self, x: np.ndarray) -> None:
         """Counts an array.
 
         Args:
-            x: float array of any shape; |x| beyond amax counts in the last bin.
+            x: float32 array of any shape.
 
         Raises:
-            ValueError: x holds NaN.
+            ValueError: x holds NaN or infinity.
         """
-        last = len(self.counts) - 1
-        per_unit = np.float32(len(self.counts) / self.amax) if self.amax else np.float32(0)
         flat = np.ascontiguousarray(x).reshape(-1)
         for start in range(0, flat.size, _CHUNK):
-            scaled = np.abs(flat[start : start + _CHUNK]) * per_unit
-            with np.errstate(invalid="ignore"):
-                # NaN casts to a negative number, which bincount refuses.
-                bins = np.minimum(scaled, last).astype(np.intp)
-            self.counts += np.bincount(bins, minlength=last + 1)
+            magnitude = np.abs(flat[start : start + _CHUNK])
+            largest = float(magnitude.max())
+            if not math.isfinite(largest):
+                raise ValueError(f"holds {largest}")
+            if largest > self.amax:
+                self.amax = largest
+                self._widen()
+            bins = (magnitude * np.float32(1 / self.bin_width)).astype(np.intp)  # a power of two: exact
+            self._counts += np.bincount(bins, minlength=len(self._counts))
 
-    def merge(self, other: "Histogram") -> None:
-        """Adds another histogram's counts.
-
-        Args:
-            other: a histogram of the same tensor over the same range.
-
-        Raises:
-            ValueError: the ranges or the numbers of bins differ.
-        """
-        if (self.amax, len(self.counts)) != (other.amax, len(other.counts)):
-            raise ValueError(
-                f"histograms over {self.amax:g} in {len(self.counts)} and {other.amax:g} in {len(other.counts)} bins do not add up"
-            )
-        self.counts += other.counts
+    def _widen(self) -> None:
+        """Merges neighbours until the bins reach amax."""
+        _, above = math.frexp(self.amax)  # amax < 2**above
+        steps = above - (len(self._counts) - 1).bit_length() - self._exponent
+        if steps > 0:
+            merged = min(len(self._counts), 1 << steps)
+            sums = self._counts.reshape(-1, merged).sum(axis=1)
+            self._counts = np.concatenate([sums, np.zeros(len(self._counts) - len(sums), np.int64)])
+            self._exponent += steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,14 +142,14 @@ def entropy_threshold(histogram: Histogram, levels: int = 128) -> float:
         levels: number of positive quantization levels; 128 for int8.
 
     Returns:
-        (i + 0.5) · bin_width for the best candidate i, the value that stands for amax; 0 for a tensor that is all zero.
+        (i + 0.5) · bin_width for the best candidate i, the value that stands for amax; amax for a tensor that is all but zero.
 
     Source: S. Migacz, "8-bit inference with TensorRT", GTC 2017, S7310; the zero-bin rule is pytorch-quantization's.
     """
     counts = histogram.counts.copy()
-    counts[0] = counts[1]
-    if not counts.any():
+    if len(counts) <= levels:
         return histogram.amax
+    counts[0] = counts[1]
     found = divergences(counts, levels)
     ties = np.flatnonzero(found.kl <= found.kl.min() + 1e-10)  # equal but for the rounding of the cumulative sums
     return float((found.kept_bins[ties[-1]] + 0.5) * histogram.bin_width)
@@ -158,11 +163,11 @@ def percentile_threshold(histogram: Histogram, percentile: float = 99.99) -> flo
         percentile: 0 to 100.
 
     Returns:
-        The bin's upper edge, in the units of x.
+        The bin's upper edge, in the units of x; amax at most.
     """
     below = np.cumsum(histogram.counts)
     index = int(np.searchsorted(below, below[-1] * percentile / 100.0))
-    return float((min(index, len(below) - 1) + 1) * histogram.bin_width)
+    return min((index + 1) * histogram.bin_width, histogram.amax)
 
 
 def minmax_threshold(histogram: Histogram) -> float:

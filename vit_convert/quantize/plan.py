@@ -30,7 +30,7 @@ class Budget:
     def missed(self, result: Measured, fp32: Measured) -> str:
         """Says why a result is over the budget; "" where it is within."""
         if result.cosine < self.cosine:
-            return f"cosine {result.cosine:.5f} is below {self.cosine:g}"
+            return f"cosine {result.cosine:.7f} is below {self.cosine:g}"
         if result.top1 is not None and fp32.top1 is not None and fp32.top1 - result.top1 > self.top1_drop:
             return f"top-1 drops by {fp32.top1 - result.top1:.2f} points, allowed {self.top1_drop:g}"
         return ""

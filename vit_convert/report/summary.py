@@ -18,7 +18,9 @@ def print_summary(report: dict[str, Any], root: pathlib.Path) -> None:
 
     console = Console(soft_wrap=True)
     checkpoint = report["checkpoint"]
-    console.print(f"\n[bold]{report['name']}[/bold]: {checkpoint['family']} {checkpoint['variant']}, {checkpoint['num_params']:,} parameters")
+    console.print(
+        f"\n[bold]{report['name']}[/bold]: {checkpoint['family']} {checkpoint['variant']}, {checkpoint['num_params']:,} parameters"
+    )
 
     stages = Table("stage", "status", "time", "peak memory", box=None, header_style="dim")
     for row in report["stages"]:
@@ -34,6 +36,8 @@ def print_summary(report: dict[str, Any], root: pathlib.Path) -> None:
             numbers = (f"{check['max_abs']:.2g}", f"{check['max_rel']:.2g}", f"{check['cosine']:.7f}")
             checks.add_row(f"ONNX {precision}", verdict, *numbers, _percent(check.get("top1")))
         console.print(checks)
+        for verdict in report["verdicts"].values():
+            console.print(f"{verdict['text']}{'' if verdict['accurate'] is not False else ': [red]not accurate enough[/red]'}")
 
     files = Table("file", "size", "", box=None, header_style="dim")
     recommended = report["engine"].get("path")

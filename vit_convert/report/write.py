@@ -28,6 +28,7 @@ def write_report(context: Context, rows: Sequence[dict[str, Any]], command: Sequ
     checks = [results["check"]] if results.get("check") else []
     checks += results.get("quantize", {}).get("checks", {}).values()
     engines = results.get("build", {}).get("engines", [])
+    verdicts = results.get("quantize", {}).get("verdicts", {})
     report = {
         "name": context.config.name,
         "vit_convert": vit_convert.__version__,
@@ -40,9 +41,12 @@ def write_report(context: Context, rows: Sequence[dict[str, Any]], command: Sequ
         "reference": _pick(results.get("reference", {}), ("source", "num_images")),
         "check": checks[0] if checks else {},
         "checks": {check["precision"]: check for check in checks if "precision" in check},
-        "calibration": _pick(results.get("calibrate", {}), ("method", "num_images", "source", "num_tensors", "num_clipped")),
+        "calibration": _pick(results.get("calibrate", {}), ("method", "num_images", "source", "num_tensors", "num_clipped", "smoothed")),
+        "sensitivity": results.get("sensitivity", {}),
+        "plan": results.get("plan", {}),
         "accuracy": _accuracy(context, checks),
-        "engine": _recommended(engines, checks),
+        "verdicts": verdicts,
+        "engine": _recommended(engines, checks, verdicts),
         "engines": engines,
         "benchmark": results.get("benchmark", {}).get("rows", []),
     }
@@ -64,14 +68,18 @@ def _accuracy(context: Context, checks: Sequence[dict[str, Any]]) -> dict[str, A
     return {key: value for key, value in accuracy.items() if key}
 
 
-def _recommended(engines: Sequence[dict[str, Any]], checks: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _recommended(engines: Sequence[dict[str, Any]], checks: Sequence[dict[str, Any]], verdicts: dict[str, Any]) -> dict[str, Any]:
     """The engine to use and why; a quantized one is never recommended on faith."""
     passed = {check["precision"] for check in checks if check.get("passed")}
     for precision in ("fp16", "bf16", "fp32"):
         for engine in engines:
             if engine["precision"] == precision and (precision in passed or precision == "fp16"):
                 why = "checked against JAX"
-                if any(other["precision"] in ("int8", "fp8") for other in engines):
-                    why += "; the quantized engine has to prove itself faster in a benchmark on your GPU first"
+                for other in engines:
+                    if verdict := verdicts.get(other["precision"]):
+                        why += f"; {verdict['text']}"
+                        why += (
+                            "" if verdict["accurate"] is False else ", and it has to prove itself faster in a benchmark on your GPU first"
+                        )
                 return {**engine, "recommended_because": why}
     return {}

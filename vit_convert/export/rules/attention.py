@@ -111,8 +111,9 @@ class ScaleOnScores(Rule):
 
 def _factor(op: Any, scale: ir.Value | None, root: ir.Value | None) -> Any:
     """The scale as a factor, a constant of no axes."""
-    factor = scalar(scale) if root is None else np.float32(1.0) / np.float32(scalar(root))  # type: ignore[arg-type]
-    return op.Constant(value_float=float(factor))  # type: ignore[arg-type]
+    given = scalar(scale or root)
+    assert given is not None
+    return op.Constant(value_float=given if root is None else float(np.float32(1.0) / np.float32(given)))
 
 
 def _axis(weights: ir.Value) -> int:

@@ -35,9 +35,10 @@ class DenseToMatMul(Rule):
         rank, folded = len(before), 1
         while folded != k:  # how many trailing axes of x the kernel contracts: one, or heads and head size
             rank -= 1
-            if rank < 1 or not isinstance(before[rank], int):
+            size = before[rank]
+            if rank < 1 or not isinstance(size, int):
                 raise Decline(f"the input {tuple(map(str, before))} does not end in the kernel's {k} rows")
-            folded *= before[rank]
+            folded *= size
         lead = before[:rank]
         if tuple(after[:rank]) != tuple(lead):
             raise Decline(f"the output {tuple(map(str, after))} does not keep the input's leading axes {tuple(map(str, lead))}")

@@ -82,7 +82,7 @@ class _ErfGelu(_HalfProduct):
 class TanhGelu(_TanhGelu):
     """0.5 x (1 + tanh(…)) → Gelu(approximate="tanh"), where the opset has it."""
 
-    def check(self, context: Any, **bindings: Any) -> None:
+    def check(self, context: Any, **bindings: Any) -> None:  # type: ignore[override]
         super().check(context, **bindings)
         if _opset(context) < 20:
             raise Decline(f"opset {_opset(context)} has no Gelu")
@@ -94,7 +94,7 @@ class TanhGelu(_TanhGelu):
 class ErfGelu(_ErfGelu):
     """x (1 + erf(x/√2)) / 2 → Gelu, where the opset has it."""
 
-    def check(self, context: Any, **bindings: Any) -> None:
+    def check(self, context: Any, **bindings: Any) -> None:  # type: ignore[override]
         super().check(context, **bindings)
         if _opset(context) < 20:
             raise Decline(f"opset {_opset(context)} has no Gelu")

@@ -133,7 +133,7 @@ class TwoPassLayerNorm(_Normalize):
 
 
 class GuardedLayerNorm(_Normalize):
-    """nnx.LayerNorm with use_fast_variance=False: two passes in double precision, and zero for a row of equal numbers, → LayerNormalization."""
+    """nnx.LayerNorm with use_fast_variance=False: two passes in float64, and zero for a row of equal numbers, → LayerNormalization."""
 
     def pattern(self, op: Any, x: Any, epsilon: Any, zero: Any, guard: Any) -> Any:
         mean = op.ReduceMean(x, _allow_other_inputs=True, _outputs=["mean"])

@@ -1,0 +1,139 @@
+"""INT8 calibration and quantization of one graph: ours against onnxruntime's quantize_static(Entropy), each in a fresh process.
+
+Both take the same fp32 graph, the same seeded images, the same batch size and the same linears, and end with a Q/DQ graph on disk.
+
+    python benchmarks/calibrate.py --checkpoint=B16.npz --workdir=/tmp/bench
+"""
+
+import dataclasses
+import json
+import pathlib
+import subprocess
+import sys
+
+from absl import app, flags
+from process import run
+from results import RESULTS, ROOT, Results, today
+
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "A ViT-B/16 checkpoint (python -m vit_convert.checkpoint.random writes one).", required=True
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Scratch folder, a few GiB.", required=True)
+_IMAGES = flags.DEFINE_list("images", ["64", "512"], "Numbers of images for ours.")
+_PEER_IMAGES = flags.DEFINE_list("peer_images", ["64"], "Numbers of images for onnxruntime, which keeps all their activations in memory.")
+_BATCH = flags.DEFINE_integer("batch_size", 8, "Images a call, for both.")
+_REPEATS = flags.DEFINE_integer("repeats", 2, "Pairs of runs.")
+_OUTPUT = flags.DEFINE_string("output", "", "Result file; by default benchmarks/results/calibrate-<date>.json, which is continued.")
+
+
+def ours(graph: str, images: int, batch_size: int, output: str) -> dict[str, float]:
+    """Our calibration, Q/DQ and saving."""
+    import onnx_ir as ir
+
+    from vit_convert.onnx_file import save_onnx
+    from vit_convert.quantize.calibrate import calibrate
+    from vit_convert.quantize.placement import place
+    from vit_convert.quantize.qdq import quantize
+
+    model = ir.load(graph)
+    placement = place(model)
+    calibration = calibrate(graph, _images(images), _normalize, placement.tensors(), batch_size=batch_size)
+    save_onnx(quantize(model, calibration, placement.sites, target="rtx"), output)
+    return {"tensors": len(calibration.thresholds)}
+
+
+def onnxruntime(graph: str, images: int, batch_size: int, output: str) -> dict[str, float]:
+    """onnxruntime's quantize_static, for the linears that ours quantizes."""
+    import onnx_ir as ir
+    from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
+
+    from vit_convert.quantize.placement import place
+
+    model = ir.load(graph)
+    sites = place(model).sites
+    readers = {
+        node.name for node in model.graph for value in node.inputs if value is not None and value.name in {site.weight for site in sites}
+    }
+
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            self._batches = iter(range(0, images, batch_size))
+            self._images = _images(images)
+
+        def get_next(self):
+            start = next(self._batches, None)
+            return None if start is None else {"images": _normalize(self._images[start : start + batch_size])}
+
+    quantize_static(
+        graph,
+        output,
+        Reader(),
+        quant_format=QuantFormat.QDQ,
+        per_channel=True,
+        activation_type=QuantType.QInt8,
+        weight_type=QuantType.QInt8,
+        calibrate_method=CalibrationMethod.Entropy,
+        nodes_to_quantize=sorted(readers),
+        op_types_to_quantize=["MatMul", "Gemm"],
+        use_external_data_format=True,
+        extra_options={"ActivationSymmetric": True, "WeightSymmetric": True},
+    )
+    return {"tensors": len(readers)}
+
+
+def _images(count):
+    from vit_convert.images.noise import seeded_noise
+
+    return seeded_noise(count, 224, 224)
+
+
+def _normalize(batch):
+    import numpy as np
+
+    return batch.astype(np.float32) / 127.5 - 1
+
+
+_SIDES = {"vit_convert": ours, "onnxruntime": onnxruntime}
+
+
+def main(argv: list[str]) -> None:
+    """Measures both sides in turn."""
+    workdir = pathlib.Path(_WORKDIR.value)
+    workdir.mkdir(parents=True, exist_ok=True)
+    graph = _graph(workdir)
+    results = Results(_OUTPUT.value or RESULTS / f"calibrate-{today()}.json", __doc__.splitlines()[0])
+    cases = [("vit_convert", int(n)) for n in _IMAGES.value] + [("onnxruntime", int(n)) for n in _PEER_IMAGES.value]
+    for repeat in range(_REPEATS.value):
+        for side, images in cases:
+            key = {"side": side, "images": images, "repeat": repeat, "batch_size": _BATCH.value}
+            if results.has(**key):
+                continue
+            output = workdir / f"{side}.onnx"
+            worker = [sys.executable, __file__, "worker", side, str(graph), str(images), str(_BATCH.value), str(output)]
+            taken = run(worker, cwd=ROOT, errors=workdir / "errors.txt")
+            found = json.loads(taken.output.splitlines()[-1]) if taken.exit_code == 0 else {"failed": _last_line(workdir / "errors.txt")}
+            values = {name: value for name, value in dataclasses.asdict(taken).items() if name != "output"}
+            results.add(**key, **values, wall_seconds_per_image=round(taken.wall_seconds / images, 4), **found)
+            print(results.record["runs"][-1], flush=True)
+
+
+def _graph(workdir: pathlib.Path) -> pathlib.Path:
+    config = workdir / "calibrated.py"
+    config.write_text("from vit_convert.config import default_config\n\n\ndef get_config():\n    return default_config()\n")
+    options = ["--config.engine.backend=none", "--config.precision=fp32", f"--config.checkpoint={_CHECKPOINT.value}"]
+    command = [sys.executable, "-m", "vit_convert", f"--config={config}", *options, f"--workdir={workdir}", "--until=export", "--quiet"]
+    subprocess.run(command, check=True, cwd=ROOT)
+    return workdir / "calibrated" / "model.onnx"
+
+
+def _last_line(path: pathlib.Path) -> str:
+    lines = path.read_text().strip().splitlines()
+    return lines[-1] if lines else "killed"
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["worker"]:
+        side, graph, images, batch_size, output = sys.argv[2:]
+        print(json.dumps(_SIDES[side](graph, int(images), int(batch_size), output)))
+    else:
+        app.run(main)

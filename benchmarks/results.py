@@ -1,0 +1,86 @@
+"""Result files: what every number depends on stands beside it, and a benchmark that was interrupted goes on."""
+
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import shlex
+import sys
+import time
+from typing import Any
+
+ROOT = pathlib.Path(__file__).parent.parent
+RESULTS = pathlib.Path(__file__).parent / "results"
+_PACKAGES = ("numpy", "jax", "jaxlib", "flax", "jax2onnx", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "torch", "timm", "tensorrt_rtx")
+
+
+def today() -> str:
+    """The date in UTC, as in a result file's name."""
+    return time.strftime("%Y-%m-%d", time.gmtime())
+
+
+def hardware() -> dict[str, Any]:
+    """Processor, cores and memory of this machine."""
+    model = next((line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), platform.processor())
+    total = next((int(line.split()[1]) for line in _lines("/proc/meminfo") if line.startswith("MemTotal")), 0)
+    return {"cpu": model, "cores": len(os.sched_getaffinity(0)), "memory_gib": round(total / 2**20, 1), "system": platform.platform()}
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return pathlib.Path(path).read_text().splitlines()
+    except OSError:
+        return []
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that the numbers depend on, as far as installed."""
+    import vit_convert
+
+    found = {"python": platform.python_version(), "vit_convert": vit_convert.__version__}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+class Results:
+    """One result file, written after every measurement.
+
+    Args:
+        path: the file; measurements that it already holds are kept.
+        about: what the numbers are, one sentence.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], about: str):
+        self.path = pathlib.Path(path)
+        self.record: dict[str, Any] = json.loads(self.path.read_text()) if self.path.exists() else {}
+        before = self.record["command"].split("; ") if "command" in self.record else []
+        self.record = {
+            "about": about,
+            "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "command": "; ".join(dict.fromkeys([*before, shlex.join(["python", os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]])])),
+            "hardware": hardware(),
+            "versions": versions(),
+            "runs": self.record.get("runs", []),
+        }
+
+    def has(self, **key: Any) -> bool:
+        """Whether a run with these values is there."""
+        return any(all(run.get(name) == value for name, value in key.items()) for run in self.record["runs"])
+
+    def add(self, **run: Any) -> None:
+        """Adds a run and writes the file."""
+        self.record["runs"].append({**run, "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())})
+        self.save()
+
+    def save(self, **more: Any) -> None:
+        """Writes the file, whole or not at all; `more` are further entries beside the runs."""
+        self.record |= more
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(self.record, indent=1) + "\n")
+        temporary.replace(self.path)

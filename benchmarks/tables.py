@@ -1,0 +1,214 @@
+"""Writes tables from benchmarks/results/*.json into a text, between markers, so that no number in it is typed by hand.
+
+A text names its tables: everything between `<!-- table:convert -->` and `<!-- end -->` is replaced by the table of that name, from the
+newest result file `<name>-*.json` (by date in its name). Tables: convert, growth, extras (all from convert-*.json), calibrate, any h200-….
+
+    python benchmarks/tables.py README.md           # rewrites it
+    python benchmarks/tables.py --check README.md   # fails if it would change
+"""
+
+import json
+import pathlib
+import re
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from absl import app, flags
+from gpu.side_by_side import table as side_by_side
+
+RESULTS = pathlib.Path(__file__).parent / "results"
+_CHECK = flags.DEFINE_bool("check", False, "Change nothing; fail if a table is not what the results say.")
+_BLOCK = re.compile(r"(<!-- table:(?P<name>[\w.-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+Run = Mapping[str, Any]
+
+
+def main(argv: list[str]) -> None:
+    """Rewrites or checks the files named."""
+    stale = []
+    for name in argv[1:]:
+        path = pathlib.Path(name)
+        old = path.read_text()
+        new = fill(old, RESULTS)
+        if new != old:
+            stale.append(name)
+            if not _CHECK.value:
+                path.write_text(new)
+    if _CHECK.value and stale:
+        raise SystemExit(f"{', '.join(stale)}: tables are stale; run: python benchmarks/tables.py {' '.join(stale)}")
+
+
+def fill(text: str, results: pathlib.Path) -> str:
+    """Replaces every table of a text.
+
+    Args:
+        text: with markers.
+        results: folder of the result files.
+
+    Returns:
+        The text with current tables.
+
+    Raises:
+        SystemExit: a marker names no table, or there are no results for it.
+    """
+    return _BLOCK.sub(lambda found: f"{found[1]}{_table(found['name'], results)}\n{found[3]}", text)
+
+
+def _table(name: str, results: pathlib.Path) -> str:
+    make, prefix = TABLES.get(name, (h200_table, name))
+    if make is h200_table and not name.startswith("h200-"):
+        raise SystemExit(f"table:{name}: not one of {', '.join(TABLES)}, h200-…")
+    files = sorted(results.glob(f"{prefix}.json")) + sorted(results.glob(f"{prefix}-*.json"))
+    if not files:
+        raise SystemExit(f"table:{name}: no {results}/{prefix}-*.json")
+    record = json.loads(files[-1].read_text())
+    return f"{make(record)}\n\n{_origin(record, files[-1])}"
+
+
+def _origin(record: Mapping[str, Any], path: pathlib.Path) -> str:
+    """One line below a table: where the numbers come from."""
+    hardware = ", ".join(_hardware(key, value) for key, value in record.get("hardware", {}).items() if key in _SHOWN)
+    versions = ", ".join(f"{name} {version}" for name, version in record.get("versions", {}).items())
+    loads = [run["load_before"] for run in record.get("runs", []) if "load_before" in run]
+    load = f" Load average before the runs: {min(loads):.1f} to {max(loads):.1f}." if loads else ""
+    return f"<sub>{hardware}; {versions}; {str(record.get('date', ''))[:10]}; `{record.get('command', '')}` → `{path.name}`.{load}</sub>"
+
+
+_SHOWN = ("cpu", "cores", "memory_gib", "gpu", "driver")
+
+
+def _hardware(key: str, value: Any) -> str:
+    return {"cores": f"{value} cores", "memory_gib": f"{value} GiB"}.get(key, str(value))
+
+
+def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The first column to the left, the others to the right."""
+    lines = [header, ["---", *("---:" for _ in header[1:])], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _groups(runs: Sequence[Run], *keys: str) -> dict[tuple[Any, ...], list[Run]]:
+    """Runs by the values of some keys, in the order of their first run; failed ones are left out."""
+    groups: dict[tuple[Any, ...], list[Run]] = {}
+    for run in runs:
+        if "error" not in run and "failed" not in run:
+            groups.setdefault(tuple(run.get(key) for key in keys), []).append(run)
+    return groups
+
+
+def _median(runs: Sequence[Run], key: str) -> float:
+    return statistics.median(run[key] for run in runs)
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.1f} s" if value >= 1 else f"{value:.2f} s"
+
+
+def _mib(value: float) -> str:
+    return f"{value / 1024:.2f} GiB" if value >= 1024 else f"{value:.0f} MiB"
+
+
+def convert_table(record: Mapping[str, Any]) -> str:
+    """Every model and side: medians over the rounds, and the median of the ratios to ours of the same round."""
+    groups = _groups([run for run in record["runs"] if "case" not in run], "variant", "side")
+    rows = []
+    for (variant, side), runs in groups.items():
+        ours = groups.get((variant, "vit_convert"), [])
+        rows.append(
+            [
+                f"{variant} {'**vit_convert**' if side == 'vit_convert' else side}",
+                f"{_seconds(_median(runs, 'wall_seconds'))}{_times(runs, ours, 'wall_seconds')}",
+                f"{_seconds(_median(runs, 'cpu_seconds'))}{_times(runs, ours, 'cpu_seconds')}",
+                f"{_mib(_median(runs, 'peak_rss_mib'))}{_times(runs, ours, 'peak_rss_mib')}",
+                f"{runs[0]['nodes']}",
+                f"{runs[0]['bytes'] / 2**20:,.0f} MiB",
+                f"{max(run['max_abs'] for run in runs):.1e}",
+            ]
+        )
+    return _markdown(("model, road", "wall", "CPU", "peak memory", "nodes", "file", "max error to JAX"), rows)
+
+
+def _times(runs: Sequence[Run], ours: Sequence[Run], key: str) -> str:
+    """ " (2.1×)": how many times ours, paired by round."""
+    mine = {run["repeat"]: run[key] for run in ours}
+    ratios = [run[key] / mine[run["repeat"]] for run in runs if run["repeat"] in mine]
+    return f" ({statistics.median(ratios):.1f}×)" if ratios and runs is not ours else ""
+
+
+def growth_table(record: Mapping[str, Any]) -> str:
+    """What each further parameter costs between a small model and the largest, and what the smallest run costs whatever its size."""
+    groups = _groups([run for run in record["runs"] if "case" not in run], "variant", "side")
+    params = {variant: _median(runs, "checkpoint_bytes") / 4 for (variant, _), runs in groups.items()}  # float32, and a few names
+    small = "S/16" if "S/16" in params else min(params, key=lambda variant: params[variant])
+    large = max(params, key=lambda variant: params[variant])
+    rows = []
+    for side in dict.fromkeys(side for _, side in groups):
+        if not ((small, side) in groups and (large, side) in groups):
+            continue
+        cells = []
+        for key, unit in (("wall_seconds", 1e9), ("cpu_seconds", 1e9), ("peak_rss_mib", 2**20)):
+            ends = [unit * _median(groups[variant, side], key) for variant in (small, large)]
+            slope = (ends[1] - ends[0]) / (params[large] - params[small])
+            constant = (ends[0] - slope * params[small]) / unit
+            cells.append(f"{_mib(constant)} + {slope:.1f} B" if key == "peak_rss_mib" else f"{_seconds(constant)} + {slope:.0f} ns")
+        rows.append([side, *cells])
+    return _markdown((f"{small} to {large}: fixed + per parameter", "wall", "CPU", "peak memory"), rows)
+
+
+def extras_table(record: Mapping[str, Any]) -> str:
+    """What only ours has."""
+    groups = _groups([run for run in record["runs"] if "case" in run], "variant", "case")
+    rows = [
+        [
+            f"{variant} {case}".strip(),
+            _seconds(_median(runs, "wall_seconds")),
+            _seconds(_median(runs, "cpu_seconds")),
+            _mib(_median(runs, "peak_rss_mib")),
+            f"{_median(runs, 'peak_rss_mib') * 2**20 / _median(runs, 'checkpoint_bytes'):.2f}×" if "checkpoint_bytes" in runs[0] else "",
+        ]
+        for (variant, case), runs in groups.items()
+    ]
+    return _markdown(("what", "wall", "CPU", "peak memory", "of the checkpoint's size"), rows)
+
+
+def calibrate_table(record: Mapping[str, Any]) -> str:
+    """Calibration and quantization, ours and onnxruntime's."""
+    rows = [
+        [
+            f"{'**vit_convert**' if side == 'vit_convert' else 'onnxruntime `quantize_static`'}, {images} images",
+            _seconds(_median(runs, "wall_seconds")),
+            f"{1e3 * _median(runs, 'wall_seconds') / images:.0f} ms",
+            f"{1e3 * _median(runs, 'cpu_seconds') / images:.0f} ms",
+            _mib(_median(runs, "peak_rss_mib")),
+        ]
+        for (side, images), runs in _groups(record["runs"], "side", "images").items()
+    ]
+    return _markdown(("road", "wall", "wall an image", "CPU an image", "peak memory"), rows)
+
+
+def h200_table(record: Mapping[str, Any]) -> str:
+    """GPU results: side by side where the file holds several roads, otherwise its rows as they are."""
+    if "models" in record:
+        return side_by_side(record)
+    rows = record["rows"]
+    columns = [key for key in rows[0] if all(isinstance(row.get(key), str | int | float) and len(str(row[key])) <= 40 for row in rows)]
+    return _markdown([column.replace("_", " ") for column in columns], [[_cell(row[column]) for column in columns] for row in rows])
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+TABLES: dict[str, tuple[Callable[[Mapping[str, Any]], str], str]] = {
+    "convert": (convert_table, "convert"),
+    "growth": (growth_table, "convert"),
+    "extras": (extras_table, "convert"),
+    "calibrate": (calibrate_table, "calibrate"),
+}
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,15 @@
+"""ViT-B/32-gap of google-research/vision_transformer: B_32 with mean pooling and no class token (GSAM). 88,222,696 parameters with a 1000-class head.
+
+Give the checkpoint, and for a meaningful INT8 engine a folder of calibration images; checkpoints/README.md lists the public files.
+
+  python -m vit_convert --config vit_b32_gap.py --config.checkpoint=CHECKPOINT.npz --config.calibration.data=IMAGES --workdir out
+"""
+
+from vit_convert.config import default_config
+
+
+def get_config():
+    config = default_config()
+    config.variant = "B/32-gap"
+    config.precision = "fp16,int8"
+    return config

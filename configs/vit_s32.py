@@ -1,0 +1,15 @@
+"""ViT-S/32 of google-research/vision_transformer: AugReg S_32. 22,878,952 parameters with a 1000-class head.
+
+Give the checkpoint, and for a meaningful INT8 engine a folder of calibration images; checkpoints/README.md lists the public files.
+
+  python -m vit_convert --config vit_s32.py --config.checkpoint=CHECKPOINT.npz --config.calibration.data=IMAGES --workdir out
+"""
+
+from vit_convert.config import default_config
+
+
+def get_config():
+    config = default_config()
+    config.variant = "S/32"
+    config.precision = "fp16,int8"
+    return config

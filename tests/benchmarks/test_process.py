@@ -1,0 +1,50 @@
+"""What a measured process took, against what it is known to do; and a result file that goes on where it stopped."""
+
+import json
+import pathlib
+import sys
+
+import pytest
+
+BENCHMARKS = pathlib.Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def _benchmarks(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+
+def test_memory_of_children_counts(tmp_path):
+    from process import run
+
+    hold = "import time; x = bytearray(b'1' * (100 << 20)); time.sleep(0.5)"
+    both = f"import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', {hold!r}]); {hold}; print('held'); sys.exit(p.wait() + 3)"
+    alone, pair = run([sys.executable, "-c", hold]), run([sys.executable, "-c", both])
+    # an interpreter of its own has 8 to 10 MiB; `b'1' * n` is one more copy for a moment
+    assert 100 <= alone.peak_rss_mib <= 225 and pair.peak_rss_mib >= alone.peak_rss_mib + 90
+    assert (alone.exit_code, pair.exit_code) == (0, 3) and pair.output == "held\n"
+    assert alone.wall_seconds >= 0.5 and 0 < alone.cpu_seconds < alone.wall_seconds
+
+
+def test_errors_go_to_a_file(tmp_path):
+    from process import run
+
+    assert run([sys.executable, "-c", "raise SystemExit('no')"], errors=tmp_path / "errors.txt").exit_code == 1
+    assert (tmp_path / "errors.txt").read_text() == "no\n"
+
+
+def test_results_are_continued(tmp_path, monkeypatch):
+    from results import Results
+
+    path = tmp_path / "deep" / "convert-2026-01-01.json"
+    monkeypatch.setattr(sys, "argv", ["convert.py", "--variants=Ti/16"])
+    Results(path, "what it is").add(variant="Ti/16", repeat=0, wall_seconds=1.0)
+    monkeypatch.setattr(sys, "argv", ["convert.py", "--variants=B/32"])
+    again = Results(path, "what it is")
+    assert again.has(variant="Ti/16", repeat=0) and not again.has(variant="Ti/16", repeat=1) and not again.has(variant="B/32")
+    again.add(variant="B/32", repeat=0, wall_seconds=2.0)
+    record = json.loads(path.read_text())
+    assert [run["variant"] for run in record["runs"]] == ["Ti/16", "B/32"]
+    assert record["command"].count("convert.py") == 2 and "--variants=Ti/16; python" in record["command"]
+    assert record["hardware"]["cores"] >= 1 and "numpy" in record["versions"]
+    assert list(path.parent.iterdir()) == [path]

@@ -1,0 +1,212 @@
+"""Whole conversions: what is left of one that fails, is interrupted, or changes; and one to real engines."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+
+def names(folder) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+# --- failures -------------------------------------------------------------------------------------------------------
+
+
+def test_failed_check_names_the_block(convert, capsys):
+    assert convert("--config.check.rtol=0.0", "--config.check.atol=0.0", "--config.check.cosine=1.1") == 5
+    message = capsys.readouterr().err
+    assert "error: model.onnx: " in message
+    assert "First to miss: block_00." in message
+    assert "needed max_abs <= 0 + 0 * scale, cosine >= 1.1" in message
+    report = convert.report()
+    assert report["status"] == "failed"
+    assert convert.statuses()["check"] == "failed"
+    assert report["check"]["passed"] is False
+    assert {row["tensor"]: row["passed"] for row in report["check"]["blocks"]} == {
+        "block_00": False,
+        "encoder_norm": False,
+        "logits": False,
+    }
+    assert convert() == 0  # with tolerances that can be met, the same bundle goes on
+    assert convert.statuses()["export"] == "fresh"
+    assert convert.report()["check"]["passed"]
+
+
+def test_disk_full_while_the_weights_are_written(convert, monkeypatch, capsys):
+    import onnx_ir
+
+    def save(model, path, **options):
+        path.with_name(options["external_data"]).write_bytes(b"half of the weights")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(onnx_ir, "save", save)
+        assert convert() == 2
+    assert "model.onnx: no space left on the disk" in capsys.readouterr().err
+    left = names(convert.bundle)
+    assert not any(name.startswith((".", "model")) for name in left)
+    assert convert.statuses()["export"] == "failed"
+    assert convert() == 0
+    assert {"model.onnx", "model.onnx.data"} <= names(convert.bundle)
+
+
+LIMITED = """
+import resource, sys
+from vit_convert.__main__ import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+sys.exit(main(["vit_convert", *sys.argv[1:]]))
+"""
+
+
+def test_quota_for_real(convert):
+    """A limit on the size of files, which the weights (150 kB) break in the middle of a write."""
+    result = subprocess.run([sys.executable, "-c", LIMITED, *convert.arguments()], capture_output=True, text=True, check=False)
+    assert result.returncode == 2, result.stderr
+    assert "model.onnx: " in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not any(name.startswith((".", "model")) for name in names(convert.bundle))
+
+
+def test_old_graph_survives_a_failed_write(convert, monkeypatch):
+    import onnx_ir
+
+    assert convert() == 0
+    before = (convert.bundle / "model.onnx").read_bytes(), (convert.bundle / "model.onnx.data").read_bytes()
+
+    def save(*args, **kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(onnx_ir, "save", save)
+    assert convert("--config.layout=NCHW") == 2
+    assert ((convert.bundle / "model.onnx").read_bytes(), (convert.bundle / "model.onnx.data").read_bytes()) == before
+
+
+# --- interruption ---------------------------------------------------------------------------------------------------
+
+
+def test_interrupted_and_continued(convert):
+    command = [sys.executable, "-m", "vit_convert", *convert.arguments()]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    events = convert.bundle / "events.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if events.exists() and '"event": "start", "stage": "reference"' in events.read_text():
+            break
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, message = process.communicate(timeout=120)
+    assert process.returncode == 130, message
+    assert "interrupted: finished stages are kept, the same command continues" in message
+    assert "Traceback" not in message
+    assert convert.statuses() == {"checkpoint": "done", "images": "done", "export": "done", "reference": "failed"}
+    assert not any(name.startswith(".") for name in names(convert.bundle))
+    assert convert() == 0
+    assert convert.statuses() == {"checkpoint": "fresh", "images": "fresh", "export": "fresh", "reference": "done", "check": "done"}
+
+
+# --- images ---------------------------------------------------------------------------------------------------------
+
+INT8 = ("--config.precision=int8", "--config.check.int8_cosine=0.5", "--config.calibration.num_images=4")
+
+
+def test_calibration_images_that_cannot_be_used(convert, images, tmp_path, capsys):
+    """An empty folder, one that is not there, and one with half an image: each named, nothing left, and the earlier stages kept."""
+
+    def says(message: str, data) -> None:
+        assert convert(*INT8, f"--config.calibration.data={data}") == 6
+        assert message in capsys.readouterr().err
+        assert not any(name.startswith((".", "calibration")) for name in names(convert.bundle))
+
+    folder = images()
+    says("no image in it", folder)
+    says("nowhere: no such file or folder", tmp_path / "nowhere")
+    folder.rmdir()
+    whole = (images((32, 32), (32, 32)) / "1.png").read_bytes()
+    (folder / "1.png").write_bytes(whole[: len(whole) // 2])
+    says(f"{folder}/1.png", folder)
+    assert convert.statuses() == {**dict.fromkeys(["checkpoint", "images", "export", "reference", "check"], "fresh"), "calibrate": "failed"}
+
+
+def test_images_of_mixed_sizes(convert, images):
+    folder = images((32, 32), (20, 50), (300, 40), (33, 31))
+    assert convert(*INT8, f"--config.calibration.data={folder}", f"--config.evaluation.data={folder}") == 0
+    assert np.load(convert.bundle / "calibration_images.npy").shape == (4, 32, 32, 3)
+    report = convert.report()
+    assert report["calibration"]["num_images"] == 4
+    assert report["calibration"]["source"] == str(folder)
+    assert report["reference"]["source"] == "evaluation images"
+
+
+def test_labelled_images_are_scored(convert, images):
+    folder = images(*[(32, 32)] * 5)
+    (folder / "labels.csv").write_text("".join(f"{i}.png,{i}\n" for i in range(5)))
+    assert convert("--config.check.max_top1_drop=100.0", f"--config.evaluation.data={folder}") == 0
+    accuracy = convert.report()["accuracy"]
+    assert accuracy["jax"] == accuracy["onnx"]  # fp32 differs by 1e-6, and no two logits are that near
+    assert accuracy["jax"] in (0.0, 20.0, 40.0, 60.0, 80.0, 100.0)
+
+
+# --- the whole road -------------------------------------------------------------------------------------------------
+
+
+def test_engines_and_freshness(convert, capsys):
+    """FP16 and INT8 engines of TensorRT-RTX, built for real; then what a rerun, a change and a lost file redo."""
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
+    flags = [
+        "--config.engine.backend=rtx",
+        "--config.precision=int8",
+        "--config.check.int8_cosine=0.9",
+        "--config.calibration.num_images=8",
+    ]
+    assert convert(*flags) == 0
+    first = convert.statuses()
+    assert set(first.values()) == {"done"}
+    assert list(first) == ["checkpoint", "images", "export", "reference", "check", "calibrate", "quantize", "build"]
+    output = capsys.readouterr()
+    assert "recommended" in output.out
+    assert "calibration.data is empty" in output.err
+
+    report = convert.report()
+    assert report["status"] == "done"
+    assert [(engine["precision"], engine["bytes"] > 10_000) for engine in report["engines"]] == [("fp16", True), ("int8", True)]
+    for engine in report["engines"]:
+        plan = convert.bundle / engine["path"]
+        assert plan.stat().st_size == engine["bytes"]
+        assert plan.with_name(plan.name + ".json").exists()
+    assert report["engine"]["precision"] == "fp16"  # int8 is not recommended on faith
+    assert {precision: check["passed"] for precision, check in report["checks"].items()} == {"fp32": True, "fp16": True, "int8": True}
+    assert report["checkpoint"]["num_params"] > 10_000
+    assert report["onnx"]["nodes_per_block"] <= 30
+    assert not any(name.startswith(".") for name in names(convert.bundle))
+
+    assert convert(*flags) == 0
+    assert set(convert.statuses().values()) == {"fresh"}
+    assert "Nothing changed: every stage was fresh." in capsys.readouterr().out
+
+    def redone(*more: str) -> set[str]:
+        assert convert(*flags, *more) == 0
+        return {name for name, status in convert.statuses().items() if status == "done"}
+
+    assert redone("--config.calibration.method=minmax") == {"calibrate", "quantize", "build"}
+    assert redone("--config.calibration.method=minmax") == set()
+    (convert.bundle / "model.int8.onnx").unlink()
+    assert redone("--config.calibration.method=minmax") == {"quantize"}
+    (convert.bundle / report["engines"][0]["path"]).unlink()
+    assert redone("--config.calibration.method=minmax") == {"build"}
+    assert redone("--config.calibration.method=minmax", "--force", "--until=check") == {
+        "checkpoint",
+        "images",
+        "export",
+        "reference",
+        "check",
+    }
+
+    events = [json.loads(line) for line in (convert.bundle / "events.jsonl").read_text().splitlines()]
+    assert {"command", "start", "end", "fresh", "message", "warning"} <= {event["event"] for event in events}

@@ -1,0 +1,131 @@
+"""What a user gets wrong before anything is converted: exit code 2, one sentence, no traceback."""
+
+import os
+
+import pytest
+
+from vit_convert.__main__ import main
+
+
+@pytest.fixture
+def fails(capsys):
+    """Runs the command line, expects a failure and returns what it says."""
+
+    def run(code: int, *arguments: str) -> str:
+        assert main(["vit_convert", *arguments]) == code
+        message = capsys.readouterr().err
+        assert message.startswith("error: ")
+        assert "Traceback" not in message
+        return message
+
+    return run
+
+
+def test_no_config(fails):
+    assert "no --config given" in fails(2, "--workdir=out")
+
+
+def test_nothing_at_all_shows_the_help(capsys):
+    assert main(["vit_convert"]) == 2
+    assert "Exit codes" in capsys.readouterr().out
+
+
+def test_help_names_every_flag_and_key(capsys):
+    from vit_convert.__main__ import _dotted
+    from vit_convert.config import default_config
+
+    assert main(["vit_convert", "--help"]) == 0
+    text = capsys.readouterr().out
+    for word in ("--workdir", "--until", "--force", "--quiet", "--debug", *(f"config.{key} = " for key in _dotted(default_config()))):
+        assert word in text.replace("--[no]", "--")
+
+
+def test_unknown_config_names_the_nearest(fails):
+    assert "Did you mean vit_b32.py" in fails(2, "--config=vit_b23.py")
+
+
+def changing(line: str) -> str:
+    lines = ["config = default_config()", line, "return config"]
+    return "from vit_convert.config import default_config\n\ndef get_config():\n    " + "\n    ".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("raise RuntimeError('out of luck')", "RuntimeError: out of luck"),
+        ("def get_config(:", "SyntaxError"),
+        ("import no_such_module", "No module named 'no_such_module'"),
+        ("def get_config():\n    return 1 / 0", "ZeroDivisionError"),
+        ("get = 1", "get_config"),
+        ("def get_config():\n    return {}", "get_config() returned dict"),
+        (changing("config.precison = 'fp16'"), "unknown key 'precison'. Did you mean precision"),
+        (changing("config.batch.maxi = 1"), "unknown key 'maxi'. Did you mean max"),
+        (changing("config.layout = 3"), "layout"),
+    ],
+)
+def test_config_that_raises(fails, tmp_path, text, message):
+    (tmp_path / "bad.py").write_text(text)
+    error = fails(2, f"--config={tmp_path}/bad.py")
+    assert message in error
+    assert "bad.py" in error or "get_config() returned" in error
+
+
+def test_config_without_the_ending(convert, tmp_path):
+    """A config is Python, whatever its file is called."""
+    convert.config = convert.config.rename(tmp_path / "tiny.config")
+    assert convert("--until=checkpoint", "--config.name=tiny") == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--config.precison=int8"], "--config.precison: unknown key. Did you mean precision"),
+        (["--config.batch.max=many"], "--config.batch.max=many"),
+        (["--config.precision=int9"], "'int9' is not one of"),
+        (["--config.target=trt9"], "config.target='trt9': not one of"),
+        (["--workdri=x"], "Unknown command line flag 'workdri'. Did you mean: workdir"),
+        (["--force=perhaps"], "force"),
+        (["surplus"], "unexpected argument 'surplus'"),
+        (["--until=exprot"], "--until=exprot: not one of"),
+        (["--config.image_size=40"], "image_size 40x40: not a multiple of the patch size 16"),
+        (["--config.num_classes=3"], "config.num_classes=3: the checkpoint's head has 10 classes"),
+        (["--config.family=mixar"], "mixar"),
+        (["--config.checkpoint="], "config.checkpoint is empty"),
+        (["--config.target=trt8", "--config.precision=fp8"], "target trt8 has no fp8"),
+    ],
+)
+def test_bad_flags(fails, convert, flags, message):
+    assert message in fails(2, *convert.arguments(*flags))
+
+
+def test_workdir_that_cannot_be_written(fails, convert, tmp_path):
+    (tmp_path / "file").write_text("")
+    convert.workdir = tmp_path / "file" / "out"
+    error = fails(2, *convert.arguments())
+    assert "cannot be written" in error
+    assert "Give a writable --workdir." in error
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--config.checkpoint=no_such.npz"], "no_such.npz"),
+        (["--config.variant=B/16"], "B/16"),
+    ],
+)
+def test_checkpoint_that_is_not_what_was_asked_for(fails, convert, flags, message):
+    assert message in fails(3, *convert.arguments(*flags))
+    assert convert.report()["status"] == "failed"
+    assert convert.statuses() == {"checkpoint": "failed"}
+
+
+def test_debug_shows_where(convert):
+    with pytest.raises(Exception, match="no_such"):
+        convert("--config.checkpoint=no_such.npz", "--debug")
+
+
+def test_flags_do_not_stay_from_call_to_call(convert):
+    assert convert("--until=checkpoint") == 0
+    assert convert() == 0
+    assert "export" in convert.statuses()
+    assert os.path.exists(convert.bundle / "model.onnx")

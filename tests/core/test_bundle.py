@@ -1,0 +1,87 @@
+"""Files appear whole or not at all."""
+
+import errno
+import json
+import os
+
+import numpy as np
+import pytest
+
+from vit_convert.bundle import Bundle, atomic, hash_file, hash_value, read_json, write_json
+from vit_convert.errors import UsageError
+
+
+def test_atomic_file_and_folder(tmp_path):
+    with atomic(tmp_path / "new" / "file") as temporary:
+        temporary.write_text("whole")
+        assert not (tmp_path / "new" / "file").exists()
+    assert (tmp_path / "new" / "file").read_text() == "whole"
+    for content in ("one", "two"):
+        with atomic(tmp_path / "folder") as temporary:
+            temporary.mkdir()
+            (temporary / content).write_text(content)
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["two"]
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt(), OSError(errno.EIO, "io")])
+@pytest.mark.parametrize("folder", [False, True])
+def test_crash_leaves_nothing_and_what_was_there(tmp_path, error, folder):
+    (tmp_path / "file").write_text("before")
+    with pytest.raises(type(error)), atomic(tmp_path / "file") as temporary:
+        if folder:
+            temporary.mkdir()
+            (temporary / "part").write_text("half")
+        else:
+            temporary.write_text("half")
+        raise error
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_text() == "before"
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [(errno.EFBIG, "no space left"), (errno.ENOSPC, "no space left"), (errno.EDQUOT, "no space left"), (errno.EACCES, "cannot be written")],
+)
+def test_full_disk_is_a_users_mistake(tmp_path, number, message):
+    with pytest.raises(UsageError, match=f"file: {message}"), atomic(tmp_path / "file") as temporary:
+        temporary.write_text("half")
+        raise OSError(number, os.strerror(number))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_numpy_writes_to_a_full_disk(tmp_path):
+    """The device that is always full: numpy reports a short write as an OSError without a number."""
+    with pytest.raises(UsageError, match="file: no space left"), atomic(tmp_path / "file"), open("/dev/full", "wb", buffering=0) as f:
+        np.zeros(1 << 16).tofile(f)
+
+
+def test_bundle_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="cannot be written"):
+        Bundle(tmp_path / "file" / "b32")
+
+
+def test_names(tmp_path):
+    bundle = Bundle(tmp_path / "b32")
+    assert bundle.onnx().name == "model.onnx"
+    assert bundle.onnx("int8").name == "model.int8.onnx"
+    plan = bundle.plan("rtx", "1.7", "sm90", "fp16")
+    assert plan.relative_to(bundle.root).as_posix() == "engines/rtx-1.7-sm90/fp16.plan"
+
+
+def test_json(tmp_path):
+    write_json(tmp_path / "a.json", {"x": np.float32(0.5), "n": np.int64(3), "p": tmp_path, "l": np.arange(2)})
+    assert read_json(tmp_path / "a.json") == {"x": 0.5, "n": 3, "p": str(tmp_path), "l": [0, 1]}
+    (tmp_path / "a.json").write_text("{half")
+    assert read_json(tmp_path / "a.json", {}) == {}
+    assert read_json(tmp_path / "none.json") is None
+
+
+def test_hashes(tmp_path):
+    import hashlib
+
+    data = np.random.default_rng(0).bytes(3 << 20)  # several chunks and a rest
+    (tmp_path / "data").write_bytes(data + b"rest")
+    assert hash_file(tmp_path / "data") == hashlib.sha256(data + b"rest").hexdigest()
+    assert hash_value({"a": 1, "b": [2]}) == hash_value({"b": [2], "a": 1}) != hash_value({"a": 1, "b": [3]})
+    json.loads(json.dumps(hash_value([1])))

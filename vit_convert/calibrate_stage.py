@@ -1,0 +1,150 @@
+"""The calibrate stage: the ranges of what could be quantized, and the fp32 graph that quantization starts from."""
+
+import pathlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vit_convert import config as configs
+from vit_convert.bundle import atomic, hash_file
+from vit_convert.calibration_cache import ALGORITHMS, CacheKey, format_cache, save_cache
+from vit_convert.pipeline import Context, Stage
+from vit_convert.stages import decode, graph_files, plain, prepare, source_identity, target_name
+
+if TYPE_CHECKING:
+    from vit_convert.quantize.placement import Patterns
+
+SMOOTHED = "smooth"  # the fp32 graph after SmoothQuant, `model.smooth.onnx`
+_NOISE_IMAGES = 32
+# TensorRT compares the first line of a cache with its own version; where none is installed, the last of the generation is assumed.
+_CACHE_VERSIONS = {"trt8": "8.6.1", "trt10": "10.16.1"}
+
+
+def calibrate_stage() -> Stage:
+    """Wanted for int8, fp8 and sensitivity."""
+    return Stage("calibrate", ("export", "images"), calibrate, _calibrate_inputs, _calibrate_outputs, _wants_calibration)
+
+
+def _wants_calibration(context: Context) -> bool:
+    return bool(configs.quantized(context.config)) or context.config.sensitivity
+
+
+def _calibrate_inputs(context: Context) -> Any:
+    calibration = context.config.calibration
+    return [plain(calibration), source_identity(calibration.data), patterns(context), context.config.engine.calibrator]
+
+
+def _calibrate_outputs(context: Context) -> list[pathlib.Path]:
+    smoothed = graph_files(context, SMOOTHED) if context.config.calibration.smooth else []
+    return [context.bundle.calibration, context.bundle.images("calibration"), *smoothed]
+
+
+def patterns(context: Context) -> "Patterns":
+    """The config's patterns of what may not, and of what alone may, be quantized."""
+    config = context.config
+    return {"keep_fp32": list(config.keep_fp32), "keep_fp16": list(config.keep_fp16), "quantize_only": list(config.quantize_only)}
+
+
+def source_graph(context: Context) -> pathlib.Path:
+    """The fp32 graph that is quantized."""
+    return context.bundle.onnx(SMOOTHED if context.config.calibration.smooth else "fp32")
+
+
+def calibrate(context: Context) -> dict[str, Any]:
+    """Decodes the calibration images, smooths the graph if asked to, and measures the ranges of what could be quantized."""
+    import onnx_ir as ir
+
+    from vit_convert.quantize.calibrate import calibrate as measure
+    from vit_convert.quantize.placement import place
+
+    config = context.config.calibration
+    images, source = _calibration_images(context)
+    model = ir.load(context.bundle.onnx())
+    placement = place(model, attention=config.attention, **patterns(context))
+    for block, reason in placement.declined.items():
+        context.progress.warn(f"{block}: attention is not quantized: {reason}")
+    smoothed = _smooth(context, model, placement, images) if config.smooth else None
+    # The projection reads another tensor where its attention is not quantized, which a plan may choose.
+    tensors = placement.tensors() + (place(model, **patterns(context)).tensors() if config.attention else [])
+    target = target_name(context)
+    with_cache = target in _CACHE_VERSIONS and not context.config.engine.calibrator
+    first = model.graph.inputs[0]
+    if with_cache and first.dtype == ir.DataType.FLOAT:
+        tensors.insert(0, first.name or "")
+    calibration = measure(
+        source_graph(context),
+        images,
+        prepare(context),
+        tensors,
+        method=config.method,
+        batch_size=config.batch_size,
+        progress=context.progress,
+    )
+    calibration.save(context.bundle.calibration)
+    if with_cache:
+        _write_cache(context, calibration)
+    clipped = sum(calibration.thresholds[name] < 0.999 * calibration.amax[name] for name in calibration.thresholds)
+    summary = f"{config.method}, {len(images)} images, {len(calibration.thresholds)} tensors, {clipped} clipped"
+    return {
+        "method": config.method,
+        "num_images": len(images),
+        "source": source,
+        "num_tensors": len(calibration.thresholds),
+        "num_clipped": clipped,
+        "smoothed": smoothed,
+        "summary": summary + (f", {smoothed['num_norms']} LayerNorms smoothed" if smoothed else ""),
+    }
+
+
+def _calibration_images(context: Context) -> tuple[np.ndarray, str]:
+    from vit_convert.images.noise import seeded_noise
+
+    config = context.config.calibration
+    if config.data:
+        return decode(context, "calibration", config.data, config.num_images).images, config.data
+    height, width = context.results["checkpoint"]["image_size"]
+    images = seeded_noise(min(config.num_images, _NOISE_IMAGES), height, width)
+    context.progress.warn("calibration.data is empty: ranges come from noise, so the quantized engine shows speed and not accuracy")
+    with atomic(context.bundle.images("calibration")) as temporary, open(temporary, "wb") as f:
+        np.save(f, images)
+    return images, "seeded noise"
+
+
+def _batches(context: Context, images: np.ndarray, size: int) -> Any:
+    normalize = prepare(context)
+    return (normalize(np.asarray(images[start : start + size])) for start in range(0, len(images), size))
+
+
+def _smooth(context: Context, model: Any, placement: Any, images: np.ndarray) -> dict[str, Any]:
+    """Writes `model.smooth.onnx`; the quantize stage checks it against JAX like the fp32 graph."""
+    from vit_convert.onnx_file import save_onnx
+    from vit_convert.quantize.ranges import largest
+    from vit_convert.quantize.smooth import find_norms, smooth
+
+    config = context.config.calibration
+    norms, _ = find_norms(model, placement.sites)
+    batches = _batches(context, images, config.batch_size)
+    amax = largest(context.bundle.onnx(), [norm.tensor for norm in norms], batches, per_channel=True)
+    result = smooth(model, placement.sites, amax, strength=config.smooth)
+    for tensor, reason in result.declined.items():
+        context.progress.warn(f"{tensor}: not smoothed: {reason}")
+    save_onnx(result.model, context.bundle.onnx(SMOOTHED))
+    factors = {name: [float(s.min()), float(s.max())] for name, s in result.factors.items()}
+    return {"strength": config.smooth, "num_norms": len(norms), "factors_min_max": factors, "declined": result.declined}
+
+
+def _write_cache(context: Context, calibration: Any) -> None:
+    """Writes the ranges as TensorRT's own cache, with the key that `engine.calibrator` asks for.
+
+    It holds the graph's input and the inputs of the quantized linears (and of attention products), which is what our own Q/DQ graph
+    holds. A cache that TensorRT writes has every tensor; reading ours, it says which ones miss a scale and runs those in fp16 or fp32.
+    """
+    engine, target = context.config.engine, target_name(context)
+    version = _CACHE_VERSIONS[target]
+    if engine.backend not in ("none", "rtx"):
+        from vit_convert.engine.trt import load_backend
+
+        version = load_backend(engine.backend).version
+    algorithm = calibration.method if calibration.method in ALGORITHMS else "entropy"
+    key = CacheKey(algorithm, version, hash_file(source_graph(context)))
+    save_cache(context.bundle.calibration_cache, key, format_cache(key, calibration.thresholds), num_images=calibration.num_images)

@@ -1,0 +1,96 @@
+"""The check of a graph under onnxruntime: against JAX at every size, and on the labelled images."""
+
+import dataclasses
+import pathlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vit_convert.compare import Tolerance, top1_accuracy
+from vit_convert.errors import CheckError
+from vit_convert.pipeline import Context
+from vit_convert.reference_stage import reference_files
+from vit_convert.stages import EVALUATION_BATCH, evaluation, prepare
+
+if TYPE_CHECKING:
+    from vit_convert.export.check import Row
+
+_FP32_GRAPHS = ("fp32", "smooth")  # what computes in fp32 is judged as such
+
+
+def _tolerance(context: Context, precision: str) -> Tolerance:
+    check = context.config.check
+    if precision in _FP32_GRAPHS:
+        return Tolerance(check.atol, check.rtol, check.cosine)
+    return Tolerance(0.0, float("inf"), check.int8_cosine if precision in ("int8", "fp8") else check.fp16_cosine)
+
+
+def check_precision(context: Context, precision: str) -> dict[str, Any]:
+    """Compares one graph with the reference; a miss raises CheckError that carries the result for the report.
+
+    A dynamic graph is judged at three sizes; a quantized one at the size of its calibration, and reported at the others.
+    """
+    from vit_convert.export.check import graph_logits
+
+    path, output = context.bundle.onnx(precision), context.results["checkpoint"]["output"]
+    tolerance = _tolerance(context, precision)
+    by_size, tensors = _check_sizes(context, path, precision, tolerance)
+    rows = next(iter(by_size.values()))
+    finals = {size: next(row for row in found if row.tensor == output) for size, found in by_size.items()}
+    final = next(iter(finals.values()))
+    missed = {(size, row) for size, found in by_size.items() for row in found if row.passed is False}
+    result: dict[str, Any] = {
+        "precision": precision,
+        "passed": not missed,
+        "tolerance": str(tolerance),
+        "max_abs": final.max_abs,
+        "max_rel": final.max_rel,
+        "cosine": final.cosine,
+        "blocks": [dataclasses.asdict(row) for row in rows],
+        "sizes": {size: {"max_abs": row.max_abs, "max_rel": row.max_rel, "cosine": row.cosine} for size, row in finals.items()},
+        "summary": f"max abs {final.max_abs:.2g} ({final.max_rel:.2g} of scale), cosine {final.cosine:.7f}",
+    }
+    if missed:
+        _, first = min(missed, key=lambda found: tensors.index(found[1].tensor))
+        where, worst = max(missed, key=lambda found: found[1].max_rel)
+        raise _missed(
+            f"{path.name}: {worst.tensor} differs from JAX by {worst.max_abs:.3g} ({worst.max_rel:.3g} of its scale), "
+            f"cosine {worst.cosine:.6f}, at batch {worst.batch} of {where}; needed {tolerance}. First to miss: {first.tensor}.",
+            result,
+        )
+    result["summary"] += "".join(f", {row.cosine:.7f} at {size}" for size, row in list(finals.items())[1:])
+    if labelled := evaluation(context):
+        logits = graph_logits(
+            path, labelled[0], prepare(context), output, batch_size=EVALUATION_BATCH, label=f"{precision} top-1", progress=context.progress
+        )
+        result["top1"] = top1_accuracy(logits, labelled[1])
+        result["summary"] += f", top-1 {result['top1']:.2f} %"
+        drop, allowed = context.results["reference"]["top1"] - result["top1"], context.config.check.max_top1_drop
+        if drop > allowed:
+            result["passed"] = False
+            raise _missed(f"{path.name}: top-1 is {result['top1']:.2f} %, {drop:.2f} points below JAX; allowed {allowed:g}", result)
+    return result
+
+
+def _check_sizes(context: Context, path: pathlib.Path, precision: str, tolerance: Tolerance) -> tuple[dict[str, list["Row"]], list[str]]:
+    """The rows of each image size, as "224x224", and the names of the tensors in order."""
+    from vit_convert.export.check import batch_sizes, check_graph
+
+    output = context.results["checkpoint"]["output"]
+    known = {"images", output, *context.results["export"]["taps"]}
+    by_size: dict[str, list[Row]] = {}
+    for size, reference_path in reference_files(context).items():
+        with np.load(reference_path) as file:
+            reference = {name: file[name] for name in file.files if name in known}
+        batches = batch_sizes(len(reference["images"]))
+        judged = list(reference) if precision in _FP32_GRAPHS else [output]  # what lower precision does inside is only reported
+        if by_size:  # not the first
+            batches, judged = batches[-1:], [] if precision in ("int8", "fp8") else judged
+        by_size["x".join(map(str, size))] = check_graph(path, reference, batches, tolerance, judged=judged)
+    return by_size, list(reference)
+
+
+def _missed(message: str, result: dict[str, Any]) -> CheckError:
+    error = CheckError(message, fix="README, 'How to read the checks', says what usually causes it.")
+    error.result = result  # type: ignore[attr-defined]
+    return error

@@ -1,0 +1,118 @@
+"""The sensitivity and plan stages: what each layer loses when quantized, and which layers a budget allows."""
+
+from typing import Any
+
+import numpy as np
+
+from vit_convert import config as configs
+from vit_convert.calibrate_stage import patterns, source_graph
+from vit_convert.pipeline import Context, Stage
+from vit_convert.quantize_stage import activation_ranges
+from vit_convert.stages import evaluation, plain, prepare, target_name
+
+_BATCH = 64  # each run also dequantizes all weights, which many images share
+
+
+def plan_stages() -> list[Stage]:
+    """Wanted for precision=auto without a plan file; sensitivity also by itself."""
+    return [
+        Stage(
+            "sensitivity", ("reference", "calibrate"), scan_sensitivity, _scan_inputs, lambda c: [c.bundle.sensitivity], _wants_sensitivity
+        ),
+        Stage("plan", ("sensitivity",), plan, _plan_inputs, lambda c: [c.bundle.precision_plan], _wants_plan),
+    ]
+
+
+def _wants_sensitivity(context: Context) -> bool:
+    return context.config.sensitivity or _wants_plan(context)
+
+
+def _wants_plan(context: Context) -> bool:
+    return configs.is_planned(context.config) and not context.config.plan.file
+
+
+def _scan_inputs(context: Context) -> Any:
+    return [context.config.plan.type, context.config.plan.num_images, list(context.config.keep_fp32)]
+
+
+def _plan_inputs(context: Context) -> Any:
+    return [plain(context.config.plan), context.config.check.int8_cosine]
+
+
+def _sensitivity(context: Context) -> Any:
+    import onnx_ir as ir
+
+    from vit_convert.images.decode import pick
+    from vit_convert.quantize.calibrate import Calibration
+    from vit_convert.quantize.sensitivity import Sensitivity, candidates
+    from vit_convert.quantize.typed import to_fp16
+
+    config, graph = context.config, source_graph(context)
+    labelled = evaluation(context)
+    split = "evaluation" if context.results["images"]["num_images"] else "calibration"
+    images = np.load(context.bundle.images(split), mmap_mode="r")
+    chosen = pick(len(images), config.plan.num_images)
+    target = target_name(context)
+    rest = "fp32" if target == "trt8" else "fp16"  # which TensorRT 8 makes of fp32 by a flag, not in the graph
+
+    def lower(model: Any) -> Any:
+        if rest == "fp32":
+            return model
+        return to_fp16(model, keep_fp32=config.keep_fp32, amax=activation_ranges(context, graph)[0]).model
+
+    return Sensitivity(
+        context.bundle.sensitivity,
+        graph,
+        Calibration.load(context.bundle.calibration),
+        candidates(ir.load(graph), patterns(context), attention=config.calibration.attention),
+        images[chosen],
+        labelled[1][chosen] if labelled else None,
+        prepare(context),
+        target=target,
+        precision=config.plan.type,
+        rest=rest,
+        lower=lower,
+        source=f"{split} images",
+        batch_size=_BATCH,
+        progress=context.progress,
+    )
+
+
+def scan_sensitivity(context: Context) -> dict[str, Any]:
+    """Quantizes one linear kind of one block at a time, and one block at a time; continues what was interrupted."""
+    from vit_convert.report.sensitivity import plot_ranking, ranking
+
+    sensitivity = _sensitivity(context)
+    sensitivity.scan()
+    picture = context.bundle.sensitivity.with_suffix(".png")
+    if missing := plot_ranking(sensitivity.record, picture):
+        context.progress.say(f"  no {picture.name}: {missing}")
+    worst = ranking(sensitivity.record)["units"][0]
+    images = f"{sensitivity.record['num_images']} {sensitivity.record['source']}"
+    return {
+        "precision": context.config.plan.type,
+        "num_units": len(sensitivity.units),
+        "worst": worst,
+        "summary": f"{len(sensitivity.units)} units on {images}; worst {worst['name']}: 1 - cosine {worst['error']:.2g}",
+    }
+
+
+def plan(context: Context) -> dict[str, Any]:
+    """Finds the largest quantized set within the budget and writes it as `precision_plan.json`."""
+    from vit_convert.quantize.plan import Budget, make_plan, write_plan
+
+    config = context.config
+    sensitivity = _sensitivity(context)
+    budget = Budget(config.plan.cosine or config.check.int8_cosine, config.plan.accuracy_budget)
+    found = make_plan(sensitivity, budget)
+    record = write_plan(context.bundle.precision_plan, found, sensitivity, budget)
+    measured = record["measured"]
+    share = f"{len(found.units)} of {len(sensitivity.units)} units, {100 * measured['share_of_weights']:.0f} % of their weights"
+    top1 = "" if measured["top1"] is None else f", top-1 {measured['top1']:.2f} %"
+    return {
+        **{key: record[key] for key in ("precision", "budget", "measured", "fp32", "images", "left_out")},
+        "path": context.bundle.precision_plan.name,
+        "num_units": len(found.units),
+        "num_candidates": len(sensitivity.units),
+        "summary": f"{share} in {record['precision']}: cosine {measured['cosine']:.5f}{top1}",
+    }

@@ -1,0 +1,148 @@
+"""The quantize stage: one typed graph for each lower precision, each checked, and what int8 and fp8 cost in accuracy."""
+
+import functools
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from vit_convert import config as configs
+from vit_convert.bundle import hash_file
+from vit_convert.calibrate_stage import SMOOTHED, patterns, source_graph
+from vit_convert.check_stage import check_precision
+from vit_convert.errors import CheckError
+from vit_convert.pipeline import Context, Stage
+from vit_convert.stages import graph_files, plain, target_name
+
+
+def quantize_stage() -> Stage:
+    """Wanted for every precision that has a graph of its own."""
+    return Stage("quantize", ("check", "calibrate", "plan"), lower, _lower_inputs, _lowered_files, lambda c: bool(_lowered(c)))
+
+
+def _lowered(context: Context) -> list[str]:
+    """Precisions that need a graph of their own: all but fp32 where precision lives in the graph, Q/DQ alone for TensorRT 8."""
+    asked = [precision for precision in configs.precisions(context.config) if precision != "fp32"]
+    if target_name(context) == "trt8":
+        configs.require_target(context.config, "trt8")
+        return ["int8"] if "int8" in asked and not context.config.engine.calibrator else []
+    return asked
+
+
+def _plan_file(context: Context) -> pathlib.Path | None:
+    given = context.config.plan.file
+    return pathlib.Path(given) if given else context.bundle.precision_plan if configs.is_planned(context.config) else None
+
+
+def _place(context: Context, model: Any, precision: str) -> Any:
+    from vit_convert.quantize.placement import place
+    from vit_convert.quantize.plan import read_plan
+
+    limits = patterns(context)
+    if (path := _plan_file(context)) is not None:
+        limits["quantize_only"] = read_plan(path, precision)
+    return place(model, attention=context.config.calibration.attention, **limits)
+
+
+def _lower_inputs(context: Context) -> Any:
+    path = _plan_file(context)
+    planned = hash_file(path) if path is not None and path.exists() else str(path)
+    return [_lowered(context), target_name(context), plain(context.config.check), list(context.config.keep_fp32), planned]
+
+
+def _lowered_files(context: Context) -> list[pathlib.Path]:
+    return [file for precision in _lowered(context) for file in graph_files(context, precision)]
+
+
+def lower(context: Context) -> dict[str, Any]:
+    """Writes and checks one typed graph per lower precision; an accuracy miss fails after all of them were measured."""
+    checks: dict[str, Any] = {}
+    failed: CheckError | None = None
+    lowered = _lowered(context)
+    if context.config.calibration.smooth and configs.quantized(context.config):
+        checks[SMOOTHED] = check_precision(context, SMOOTHED)  # what is not exact in fp32 need not be quantized
+    activations = functools.cache(functools.partial(activation_ranges, context))
+    for precision in lowered:
+        detail = _write_graph(context, precision, activations)
+        try:
+            checks[precision] = {**check_precision(context, precision), **detail}
+        except CheckError as e:
+            checks[precision] = {**getattr(e, "result", {}), **detail}
+            failed = failed or e
+    verdicts = {precision: _verdict(context, precision, checks) for precision in lowered if precision in configs.QUANTIZED}
+    result = {"checks": checks, "verdicts": verdicts}
+    if failed is not None:
+        failed.result = result  # type: ignore[attr-defined]
+        raise failed
+    summary = "; ".join(f"{p}: cosine {c['cosine']:.6f}" + (f", top-1 {c['top1']:.2f} %" if "top1" in c else "") for p, c in checks.items())
+    return {**result, "summary": summary}
+
+
+def _write_graph(context: Context, precision: str, activations: Any) -> dict[str, Any]:
+    """Writes one lower precision's graph and returns what there is to say about it."""
+    import onnx_ir as ir
+
+    from vit_convert.onnx_file import save_onnx
+    from vit_convert.quantize.calibrate import Calibration
+    from vit_convert.quantize.qdq import quantize
+    from vit_convert.quantize.typed import to_bf16, to_fp16
+
+    target, keep_fp32 = target_name(context), context.config.keep_fp32
+    source = source_graph(context) if precision in configs.QUANTIZED else context.bundle.onnx()
+    model = ir.load(source)
+    detail: dict[str, Any] = {}
+    if precision in configs.QUANTIZED:
+        placement = _place(context, model, precision)
+        model = quantize(model, Calibration.load(context.bundle.calibration), placement.sites, target=target, precision=precision)
+        detail["quantized"] = [site.name for site in placement.sites]
+    if target != "trt8":
+        amax, per_block = activations(source)
+        typed = to_bf16(model, keep_fp32=keep_fp32) if precision == "bf16" else to_fp16(model, keep_fp32=keep_fp32, amax=amax)
+        for name, largest in typed.overflowing.items():
+            context.progress.warn(f"{name}: |w| reaches {largest:.3g}, beyond fp16; it stays fp32")
+        model = typed.model
+        detail |= {"fp32_islands": typed.islands, "num_casts": typed.num_casts, "num_subnormal": typed.num_subnormal}
+        detail["max_abs_activation"] = per_block
+    save_onnx(model, context.bundle.onnx(precision))
+    return detail
+
+
+def activation_ranges(context: Context, graph: pathlib.Path) -> tuple[dict[str, float], dict[str, Any]]:
+    """The largest |x| of every activation on the reference images, and that of each block; onnxruntime's fp16 shows no overflow."""
+    import onnx_ir as ir
+
+    from vit_convert.quantize.graph import activations, node_blocks
+    from vit_convert.quantize.ranges import largest
+
+    model = ir.load(graph)
+    with np.load(context.bundle.reference) as file:
+        found = largest(graph, activations(model.graph), [file["images"]])
+    amax = {name: float(value) for name, value in found.items()}
+    blocks: dict[str, dict[str, Any]] = {}
+    for node, block in node_blocks(model.graph).items():
+        for value in node.outputs:
+            row = {"tensor": value.name, "max_abs": amax.get(value.name or "", 0.0)}
+            if row["max_abs"] > blocks.setdefault(block or "outside", row)["max_abs"]:
+                blocks[block or "outside"] = row
+    return amax, blocks
+
+
+def _verdict(context: Context, precision: str, checks: dict[str, Any]) -> dict[str, Any]:
+    """Whether a quantized graph is accurate enough to be worth its speed; fp32 stands in where fp16 has no graph of its own."""
+    base = "fp16" if "fp16" in checks else "fp32"
+    plain_top1 = checks["fp16"].get("top1") if base == "fp16" else context.results["check"].get("top1")
+    top1, allowed = checks[precision].get("top1"), context.config.check.max_top1_drop
+    if top1 is None or plain_top1 is None:
+        cosine, passed = checks[precision].get("cosine", 0.0), checks[precision].get("passed", False)
+        text = f"{precision}: cosine to JAX {cosine:.5f}" + ("; without labelled images its accuracy is unknown" if passed else "")
+        return {"against": base, "accurate": None if passed else False, "text": text}
+    drop = plain_top1 - top1
+    text = f"{precision} loses {drop:.2f} points of top-1 against {base} ({top1:.2f} % against {plain_top1:.2f} %), allowed {allowed:g}"
+    return {
+        "against": base,
+        "top1": top1,
+        "drop_points": round(drop, 4),
+        "allowed_points": allowed,
+        "accurate": bool(drop <= allowed),
+        "text": text,
+    }
