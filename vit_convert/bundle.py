@@ -65,6 +65,11 @@ class Bundle:
         """Class ids of one split: int64 [images]."""
         return self.root / f"{split}_labels.npy"
 
+    @property
+    def predictions(self) -> pathlib.Path:
+        """JAX's output on the evaluation images, to count how often an engine agrees: float32 [images, classes]."""
+        return self.root / "evaluation_logits.npy"
+
     def plan(self, backend: str, version: str, arch: str, precision: str) -> pathlib.Path:
         """One engine; its sidecar is the same path with `.json` appended."""
         return self.root / "engines" / f"{backend}-{version}-{arch}" / f"{precision}.plan"

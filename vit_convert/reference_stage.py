@@ -56,7 +56,10 @@ def compute_reference(context: Context) -> dict[str, Any]:
                 batch = normalize(np.asarray(labelled[0][start : start + EVALUATION_BATCH]))
                 logits.append(model.run(batch)[model.output])
                 advance(len(batch))
-        result["top1"] = top1_accuracy(np.concatenate(logits), labelled[1])
+        predictions = np.concatenate(logits)
+        with atomic(context.bundle.predictions) as temporary, open(temporary, "wb") as f:
+            np.save(f, predictions)
+        result["top1"] = top1_accuracy(predictions, labelled[1])
         result["summary"] += f", top-1 {result['top1']:.2f} %"
     return result
 

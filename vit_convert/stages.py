@@ -36,6 +36,8 @@ def stages() -> list[Stage]:
         *plan_stages(),
         quantize_stage(),
         Stage("build", ("export", "quantize"), build, _build_inputs, _plans, lambda c: c.config.engine.backend != "none"),
+        Stage("verify", ("reference", "build"), verify, lambda c: plain(c.config.check), needed=_can_run),
+        Stage("benchmark", ("build",), benchmark, lambda c: plain(c.config.benchmark), needed=_can_run),
     ]
 
 
@@ -349,6 +351,40 @@ def build(context: Context) -> dict[str, Any]:
     )
     summary = ", ".join(f"{e['precision']} {e['bytes'] / 2**20:.1f} MiB" for e in engines)
     return {"engines": engines, "summary": f"{engines[0]['backend']} {engines[0]['version']}: {summary}"}
+
+
+def _can_run(context: Context) -> bool:
+    """Whether this host runs the engines it builds: TensorRT-RTX builds without a GPU, TensorRT never does."""
+    return context.config.engine.backend != "none" and _backend(context.config.engine.backend).gpu is not None
+
+
+def verify(context: Context) -> dict[str, Any]:
+    """Runs the engines against the reference, as `python -m vit_convert.engine verify` does on a GPU host."""
+    from vit_convert.engine.facts import read_facts
+    from vit_convert.engine.stages import verify_bundle
+
+    return verify_bundle(
+        _backend(context.config.engine.backend),
+        context.bundle,
+        context.config,
+        read_facts(context.bundle),
+        precisions=configs.precisions(context.config),
+        progress=context.progress,
+    )
+
+
+def benchmark(context: Context) -> dict[str, Any]:
+    """Measures the engines and recommends one of them."""
+    from vit_convert.engine.stages import benchmark_bundle
+
+    return benchmark_bundle(
+        _backend(context.config.engine.backend),
+        context.bundle,
+        context.config,
+        precisions=configs.precisions(context.config),
+        warmup_seconds=1.0,
+        progress=context.progress,
+    )
 
 
 def plain(config: Any) -> dict[str, Any]:

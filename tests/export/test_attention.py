@@ -68,21 +68,6 @@ def test_temperature_that_is_computed_is_declined():
     assert declined(text, attention.ScaleOnQuery()) == "the scale is not a constant"
 
 
-@pytest.mark.parametrize("scaled", ["Mul (q, scale)", "Mul (scale, q)", "Div (q, root)"])
-def test_scale_moves_to_the_scores(scaled):
-    signature = MATMULS.replace("float[n, 2, 5, 4] q", "float[n, 5, 2, 4] q")
-    text = f"{signature} {{ qs = {scaled} t = Transpose <perm = [0, 2, 1, 3]> (qs) s = MatMul (t, k) y = Softmax <axis = 3> (s) }}"
-    model, count = rewrite(text, attention.ScaleOnScores(), 17)
-    assert count.applied == 1
-    assert ops(model) == ["Transpose", "MatMul", "Mul", "Softmax"]
-
-
-def test_query_divided_by_a_tensor_is_declined():
-    signature = MATMULS.replace("float[n, 2, 5, 4] q", "float[n, 5, 2, 4] q")
-    text = f"{signature} {{ qs = Div (q, q) t = Transpose <perm = [0, 2, 1, 3]> (qs) s = MatMul (t, k) y = Softmax <axis = 3> (s) }}"
-    assert declined(text, attention.ScaleOnScores(), 17) == "the scale is not a constant"
-
-
 def softmax(axis: str = "1", floor: str = "least") -> str:
     return f"""g (float[n, 3] x) => (float[n, 3] y)
         <float least = {{-inf}}, float zero = {{0}}, int64[1] axes = {{{axis}}}, int64[2] shape = {{0, 1}}> {{

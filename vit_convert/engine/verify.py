@@ -163,7 +163,7 @@ def _evaluate(session: Session, bundle: Bundle, facts: Facts, progress: Progress
             logits.append(session.run(fed)[facts.output])
             advance(len(pixels))
     values = np.concatenate(logits)
-    predictions = bundle.root / "evaluation_logits.npy"
+    predictions = bundle.predictions
     agreement = None
     if predictions.exists():
         agreement = top1_accuracy(values, np.argmax(np.load(predictions), axis=-1))

@@ -1,5 +1,7 @@
 """The attention scale inside the query's weights: one product less to compute, and the form that TensorRT 8.6 runs fastest."""
 
+import functools
+
 import numpy as np
 import onnx_ir as ir
 
@@ -31,10 +33,11 @@ def fold_scale(model: ir.Model) -> int:
         factor = node.inputs[1] if node.op_type == "Mul" else None
         if factor is None or factor.const_value is None or factor.const_value.size != 1:
             continue
-        reshape = _producer(node.inputs[0], "Reshape")
+        query = node.inputs[0]
+        reshape = _producer(query, "Reshape")
         add = _producer(reshape.inputs[0], "Add") if reshape is not None else None
         matmul = _producer(add.inputs[0], "MatMul") if add is not None else None
-        if add is None or matmul is None or weight_of(matmul.inputs[1]) is None or weight_of(add.inputs[1]) is None:
+        if query is None or add is None or matmul is None or weight_of(matmul.inputs[1]) is None or weight_of(add.inputs[1]) is None:
             continue
         scale = np.float32(factor.const_value.numpy().reshape(()))
         for owner, index in ((matmul, 1), (add, 1)):
@@ -42,9 +45,9 @@ def fold_scale(model: ir.Model) -> int:
             assert old is not None and old.name is not None
             weight = _weight(old)
             graph.initializers.pop(old.name)
-            new = add_weight(graph, old.name, weight.then(weight.shape, lambda a, scale=scale: a * scale))
+            new = add_weight(graph, old.name, weight.then(weight.shape, functools.partial(np.multiply, scale)))
             owner.replace_input_with(index, new)
-        ir.convenience.replace_all_uses_with(node.outputs[0], node.inputs[0])
+        ir.convenience.replace_all_uses_with(node.outputs[0], query)
         graph.remove(node, safe=True)
         folded += 1
     return folded

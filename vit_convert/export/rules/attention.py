@@ -78,37 +78,6 @@ class ScaleOnQuery(Rule):
         return op.Softmax(scores, axis=_axis(weights))
 
 
-class ScaleOnScores(Rule):
-    """Softmax((q · s)·kᵀ), or a division there or after the product → Softmax(q·kᵀ · s), as TensorRT 8.6 wants it."""
-
-    def patterns(self) -> list[Any]:
-        return [self.multiplied, self.divided, ScaleOnQuery.divided.__get__(self)]
-
-    def multiplied(self, op: Any, query: Any, key: Any, scale: Any) -> Any:
-        return op.Softmax(op.MatMul(op.Transpose(op.Mul(query, scale), _outputs=["turned"]), key), _outputs=["weights"])
-
-    def divided(self, op: Any, query: Any, key: Any, root: Any) -> Any:
-        return op.Softmax(op.MatMul(op.Transpose(op.Div(query, root), _outputs=["turned"]), key), _outputs=["weights"])
-
-    check = ScaleOnQuery.check
-
-    def rewrite(
-        self,
-        op: Any,
-        query: Any,
-        key: Any,
-        weights: ir.Value,
-        turned: ir.Value | None = None,
-        scale: ir.Value | None = None,
-        root: ir.Value | None = None,
-        **_: Any,
-    ) -> Any:
-        if turned is not None:
-            query = op.Transpose(query, perm=turned.producer().attributes["perm"].as_ints())  # type: ignore[union-attr]
-        scores = op.Mul(op.MatMul(query, key), _factor(op, scale, root))
-        return op.Softmax(scores, axis=_axis(weights))
-
-
 def _factor(op: Any, scale: ir.Value | None, root: ir.Value | None) -> Any:
     """The scale as a factor, a constant of no axes."""
     given = scalar(scale or root)
