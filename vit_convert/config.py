@@ -28,6 +28,7 @@ _CHOICES = {
     "layout": LAYOUTS,
     "input": INPUTS,
     "outputs": OUTPUTS,
+    "layernorm": ("operator", "primitives"),
     "plan.type": QUANTIZED,
 }
 
@@ -56,6 +57,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.keep_fp16 = ()  # block names and patterns that int8 leaves in fp16
     config.precision = "fp16"  # comma-separated; int8 and fp8 always build fp16 beside them; auto: plan.type in the layers that bear it
     config.target = "auto"  # the TensorRT generation the graph is written for; auto: the backend's
+    config.layernorm = "operator"  # "primitives": faster on TensorRT 8.6, overflows in fp16 where activations pass 180
     config.keep_fp32 = ()  # block names and patterns that stay in fp32: ("block_11", "head*")
 
     config.batch = ml_collections.ConfigDict()

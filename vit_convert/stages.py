@@ -272,7 +272,8 @@ def target_name(context: Context) -> str:
 
 
 def _export_inputs(context: Context) -> Any:
-    return [target_name(context), context.config.layout, context.config.taps, context.config.input]
+    config = context.config
+    return [target_name(context), config.layout, config.taps, config.input, config.layernorm]
 
 
 def graph_files(context: Context, precision: str) -> list[pathlib.Path]:
@@ -291,7 +292,7 @@ def export(context: Context) -> dict[str, Any]:
         model_of(context),
         context.bundle.onnx(),
         image_size=tuple(checkpoint["source_image_size" if dynamic else "image_size"]),
-        target=target_named(target_name(context)),
+        target=target_named(target_name(context), context.config.layernorm),
         layout=context.config.layout,
         taps=context.config.taps,
         dynamic_patch=checkpoint["patch_size"] if dynamic else 0,

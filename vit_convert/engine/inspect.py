@@ -9,9 +9,9 @@ from typing import Any
 
 from vit_convert.engine.trt import Backend
 
-# TensorRT's fused attention kernels (Myelin's _gemm_mha_v2_*, _gemv_mha_v1; fmha_* of the hand-written ones).
-# ONNX node names often hold "mha" too, so "mha" alone proves nothing.
-_FUSED_KERNEL = re.compile(r"gem[mv]_mha|fmha", re.IGNORECASE)
+# TensorRT's fused attention kernels (Myelin's _gemm_mha_v2_*, _gemv_mha_v1, and on Hopper mha0, mha1, …; fmha_* of the hand-written
+# ones). ONNX node names often hold "mha" too, so "mha" within a name proves nothing.
+_FUSED_KERNEL = re.compile(r"gem[mv]_mha|fmha|^mha\d+\b", re.IGNORECASE)
 # Where Myelin keeps a subgraph to itself (8.6), the inspector shows one node for all of it.
 _HIDDEN = "ForeignNode["
 # "Half", "Row major linear FP16 format", "Float", "Int8", …: the wording changed with every major version

@@ -65,10 +65,11 @@ def count_types(backend: Backend, network: Any) -> dict[str, collections.Counter
                 counts["floats"][precision] += 1
                 if layer.type in products:
                     counts["products"][precision] += 1
-        if layer.type == trt.LayerType.QUANTIZE:
-            counts["quantized"][QUANTIZED_PRECISIONS.get(layer.get_output(0).dtype.name, "other")] += 1
-        elif layer.type == trt.LayerType.DEQUANTIZE:
-            counts["quantized"][QUANTIZED_PRECISIONS.get(layer.get_input(0).dtype.name, "other")] += 1
+        if layer.type in (trt.LayerType.QUANTIZE, trt.LayerType.DEQUANTIZE):
+            tensor = layer.get_output(0) if layer.type == trt.LayerType.QUANTIZE else layer.get_input(0)
+            # A weakly typed network calls every tensor FLOAT until it is built, and quantizes to nothing but int8.
+            precision = QUANTIZED_PRECISIONS.get(tensor.dtype.name, "other") if backend.strongly_typed else "int8"
+            counts["quantized"][precision] += 1
     return counts
 
 

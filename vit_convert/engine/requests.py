@@ -207,6 +207,6 @@ def _calibrator(backend: Backend, bundle: Bundle, config: ml_collections.ConfigD
         np.load(images_path, mmap_mode="r"),
         lambda pixels: graph_input(pixels, request.preprocessing, dtype, channels_first=channels_first),
         batch_size=config.calibration.batch_size,
-        cache_path=bundle.calibration_cache,
+        cache_path=bundle.root / f"calibration.tensorrt-{backend.version}.cache",
         graph_hash=hash_file(request.onnx_path),
     )
