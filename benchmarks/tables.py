@@ -68,11 +68,19 @@ def _table(name: str, results: pathlib.Path) -> str:
 
 def _origin(record: Mapping[str, Any], path: pathlib.Path) -> str:
     """One line below a table: where the numbers come from."""
-    hardware = ", ".join(_hardware(key, value) for key, value in record.get("hardware", {}).items() if key in _SHOWN)
-    versions = ", ".join(f"{name} {version}" for name, version in record.get("versions", {}).items())
+    facts, known = (record.get("hardware", {}), record.get("versions", {})) if "hardware" in record else _of_gpu(record)
+    hardware = ", ".join(_hardware(key, value) for key, value in facts.items() if key in _SHOWN)
+    versions = ", ".join(f"{name} {version}" for name, version in known.items())
     loads = [run["load_before"] for run in record.get("runs", []) if "load_before" in run]
     load = f" Load average before the runs: {min(loads):.1f} to {max(loads):.1f}." if loads else ""
     return f"<sub>{hardware}; {versions}; {str(record.get('date', ''))[:10]}; `{record.get('command', '')}` → `{path.name}`.{load}</sub>"
+
+
+def _of_gpu(record: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Hardware and versions of a side-by-side run, which each of its measurements recorded for itself."""
+    model = next(model for model in record["models"].values() if model.get("engine"))
+    found = {name: part[name] for part in (model["engine"], model["jax"], model["torch"]) for name in ("tensorrt", "jax", "torch", "timm") if name in part}
+    return model["engine"], found
 
 
 _SHOWN = ("cpu", "cores", "memory_gib", "gpu", "driver")

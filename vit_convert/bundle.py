@@ -14,7 +14,7 @@ from typing import Any
 
 from vit_convert.errors import UsageError
 
-_CHUNK_BYTES = 1 << 20  # stays in a core's cache between the read and the hash
+_CHUNK_BYTES = 1 << 22  # large enough that other threads hardly hold it up, small enough to stay in a cache
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")  # numpy.ndarray.tofile says no more than that, and sets no errno
 

@@ -61,12 +61,6 @@ class BenchmarkError(ConvertError):
     exit_code = 8
 
 
-class BatchError(ConvertError):
-    """A batch finished, and some of its conversions failed."""
-
-    exit_code = 9
-
-
 INTERRUPTED = 130  # 128 + SIGINT, what shells use; finished stages stay, so a rerun continues
 
 

@@ -2,7 +2,9 @@
 
 import json
 import pathlib
+import subprocess
 import sys
+import types
 
 import pytest
 
@@ -14,12 +16,23 @@ def _benchmarks(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
 
 
-def test_memory_of_children_counts(tmp_path):
-    from process import run
+MEASURE = """
+import dataclasses, json, sys
+from process import run
+print(json.dumps(dataclasses.asdict(run([sys.executable, "-c", sys.argv[1]]))))
+"""
 
+
+def measured(code):
+    """From a process as small as the one that measures: the kernel counts what the parent holds at the fork as the child's."""
+    done = subprocess.run([sys.executable, "-c", MEASURE, code], cwd=BENCHMARKS, capture_output=True, text=True, check=True)
+    return types.SimpleNamespace(**json.loads(done.stdout))
+
+
+def test_memory_of_children_counts():
     hold = "import time; x = bytearray(b'1' * (100 << 20)); time.sleep(0.5)"
     both = f"import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', {hold!r}]); {hold}; print('held'); sys.exit(p.wait() + 3)"
-    alone, pair = run([sys.executable, "-c", hold]), run([sys.executable, "-c", both])
+    alone, pair = measured(hold), measured(both)
     # an interpreter of its own has 8 to 10 MiB; `b'1' * n` is one more copy for a moment
     assert 100 <= alone.peak_rss_mib <= 225 and pair.peak_rss_mib >= alone.peak_rss_mib + 90
     assert (alone.exit_code, pair.exit_code) == (0, 3) and pair.output == "held\n"

@@ -88,12 +88,35 @@ def test_old_graph_survives_a_failed_write(convert, monkeypatch):
     assert ((convert.bundle / "model.onnx").read_bytes(), (convert.bundle / "model.onnx.data").read_bytes()) == before
 
 
+# --- what the config asks of the graph --------------------------------------------------------------------------------
+
+
+def test_layernorm_as_primitives(convert):
+    import onnx_ir
+
+    counts = {}
+    for form in ("operator", "primitives"):
+        assert convert("--config.target=trt8", f"--config.layernorm={form}") == 0
+        assert convert.statuses()["export"] == convert.statuses()["check"] == "done" and convert.report()["check"]["passed"]
+        operators = [node.op_type for node in onnx_ir.load(convert.bundle / "model.onnx").graph]
+        counts[form] = operators.count("LayerNormalization"), operators.count("ReduceMean")
+    assert counts == {"operator": (3, 0), "primitives": (0, 6)}  # two norms in the only block, one behind it; two means each
+
+
 # --- interruption ---------------------------------------------------------------------------------------------------
 
 
+# A shell that starts the tests in the background has its children ignore the signal.
+HEEDING = """
+import signal, sys
+from vit_convert.__main__ import main
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.exit(main(["vit_convert", *sys.argv[1:]]))
+"""
+
+
 def test_interrupted_and_continued(convert):
-    command = [sys.executable, "-m", "vit_convert", *convert.arguments()]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-c", HEEDING, *convert.arguments()], stderr=subprocess.PIPE, text=True)
     events = convert.bundle / "events.jsonl"
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:

@@ -12,17 +12,18 @@ import vit_convert
 PACKAGE = pathlib.Path(vit_convert.__file__).parent
 BASE = {"numpy", "absl", "ml_collections", "yaml"}  # PyYAML is what ml_collections itself needs
 ONNX = {"onnx", "onnx_ir", "onnxruntime", "onnxscript", "google", "ml_dtypes", "typing_extensions", "sympy", "mpmath", "packaging", "rich"}
-ROOMS = ("images", "checkpoint", "models", "export", "quantize", "engine", "serve", "report")
+ROOMS = ("images", "checkpoint", "models", "export", "quantize", "engine", "serve", "report", "stages")
 
 # room: third-party packages at hand, other rooms that it may import
 WALLS = {
-    "": (BASE, ("report",)),
+    "": (BASE, ("report", "stages")),
     "images": (BASE, ()),
     "checkpoint": (BASE | {"ml_dtypes", "safetensors"}, ()),
     "quantize": (BASE | ONNX, ("images",)),
     "engine": (BASE, ("images",)),
     "serve": (BASE, ("engine", "images")),
     "report": (BASE, ("engine",)),
+    "stages": (BASE, ()),
 }
 
 IMPORT_BEHIND_A_WALL = """

@@ -26,13 +26,6 @@ def test_einsum_attention(opset, equations):
     assert ops(model) == ["Mul", "Transpose", "Transpose", "Transpose", "MatMul", "Softmax", "MatMul", "Transpose"]
 
 
-@pytest.mark.parametrize("equations", [NAMED, ELLIPSIS])
-def test_einsum_attention_for_tensorrt_8(equations):
-    model, count = rewrite(einsums(*equations), attention.EinsumAttentionScoresScaled(), 17)
-    assert count.applied == 1
-    assert ops(model) == ["Transpose", "Transpose", "Transpose", "MatMul", "Mul", "Softmax", "MatMul", "Transpose"]
-
-
 def test_another_equation_is_declined():
     text = einsums("bqhd,bqhd->bhqd", NAMED[1]).replace("float[n, 6, 2, 4]", "float[n, 5, 2, 4]").replace("bhqk,bkhd", "bhqk,bqhk")
     assert "the scores Einsum is 'bqhd,bqhd->bhqd'" in declined(text, attention.EinsumAttention())

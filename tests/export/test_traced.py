@@ -10,7 +10,7 @@ from flax import linen, nnx
 from vit_convert.errors import ExportError
 from vit_convert.export import weights
 from vit_convert.export.graph import substitute
-from vit_convert.export.targets import TARGETS
+from vit_convert.export.targets import TARGETS, target_named
 from vit_convert.export.trace import trace
 from vit_convert.models.model import user_model
 
@@ -23,12 +23,12 @@ def inputs(batch=3):
     return np.random.default_rng(0).standard_normal((batch, TOKENS, WIDTH)).astype(np.float32) + 0.3
 
 
-def exported(module, variables=None, target="rtx"):
+def exported(module, variables=None, target="rtx", layernorm_as="operator"):
     """Traces and rewrites a layer on [batch, 9, 32] and holds it against JAX; returns the graph's operators and each rule's count."""
     model = user_model(module, variables, image_shape=(TOKENS, WIDTH))
     graph = trace(model.apply, model.traced_shapes, ("batch", TOKENS, WIDTH), ["logits"], TARGETS[target].opset)
     weights.describe(graph)
-    counts = substitute(graph, TARGETS[target])
+    counts = substitute(graph, target_named(target, layernorm_as))
     weights.bind(graph, model.params)
     expected = model.run(inputs())["logits"]
     (got,) = run(graph, {"images": inputs()})
@@ -56,20 +56,21 @@ def nnx_layer(layer):
 # --- LayerNorm ------------------------------------------------------------------------------------------------------
 
 TWO_PASS = ["ReduceMean", "Sub", "Mul", "ReduceMean", "Add", "Sqrt", "Div", "Mul", "Add"]
+FORMS = [("rtx", "operator", ["LayerNormalization"]), ("trt8", "operator", ["LayerNormalization"]), ("trt8", "primitives", TWO_PASS)]
 
 
-@pytest.mark.parametrize("target", ["trt8", "rtx"])
+@pytest.mark.parametrize(("target", "layernorm_as", "expected"), FORMS)
 @pytest.mark.parametrize("use_fast_variance", [True, False])
 @pytest.mark.parametrize(("use_scale", "use_bias"), [(True, True), (True, False), (False, True), (False, False)])
 @pytest.mark.parametrize("library", ["linen", "nnx"])
-def test_layer_norm(target, use_fast_variance, use_scale, use_bias, library):
+def test_layer_norm(target, layernorm_as, expected, use_fast_variance, use_scale, use_bias, library):
     options = {"use_fast_variance": use_fast_variance, "use_scale": use_scale, "use_bias": use_bias}
     makers = {
         "linen": lambda: linen_layer(linen.LayerNorm(**options)),
         "nnx": lambda: nnx_layer(nnx.LayerNorm(WIDTH, rngs=nnx.Rngs(0), **options)),
     }
-    operators, _ = exported(*makers[library](), target)
-    assert operators == (TWO_PASS if target == "trt8" else ["LayerNormalization"])
+    operators, _ = exported(*makers[library](), target, layernorm_as)
+    assert operators == expected
 
 
 def centred(x):
@@ -96,13 +97,13 @@ def hand_first(p, x):
     return p["bias"] + p["scale"] * (jax.lax.rsqrt(variance + 1e-6) * deviation)
 
 
-@pytest.mark.parametrize("target", ["trt8", "rtx"])
+@pytest.mark.parametrize(("target", "layernorm_as", "expected"), FORMS)
 @pytest.mark.parametrize("norm", [hand_sqrt, hand_rsqrt, hand_var, hand_first, lambda p, x: jax.nn.standardize(x)])
-def test_hand_written_norm(target, norm):
+def test_hand_written_norm(target, layernorm_as, expected, norm):
     rng = np.random.default_rng(2)
     params = {name: rng.standard_normal((1, 1, WIDTH)).astype(np.float32) for name in ("scale", "bias")}
-    operators, _ = exported(norm, params, target)
-    assert operators == (TWO_PASS if target == "trt8" else ["LayerNormalization"])
+    operators, _ = exported(norm, params, target, layernorm_as)
+    assert operators == expected
 
 
 def test_norm_over_tokens_is_reported():

@@ -34,7 +34,7 @@ class Checkpoint:
             `params.leaves[name].shape` tells a shape without reading.
         source_image_size: (height, width) in pixels that the stored position table is for.
         num_params: number of stored parameters that the model uses.
-        sha256: of the file, in hex.
+        hashing: of the file, in a thread; `sha256` waits for it.
         warnings: what a person should know, one sentence each.
     """
 
@@ -44,8 +44,13 @@ class Checkpoint:
     params: Leaves
     source_image_size: tuple[int, int]
     num_params: int
-    sha256: str
+    hashing: concurrent.futures.Future[str]
     warnings: list[str]
+
+    @property
+    def sha256(self) -> str:
+        """The file's sha256, in hex."""
+        return self.hashing.result()
 
 
 def load_checkpoint(
@@ -89,9 +94,10 @@ def load_checkpoint(
     architecture = dataclasses.replace(architecture, image_size=source_size)
     rows = math.prod(table) + class_row if "pos_embedding" in leaves else 0
     _match(leaves, architecture, rows, _Names(file, prefix, layout), "" if variant == "auto" else found)
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        sha256 = pool.submit(hash_file, file)
-        verify(file, stored.values())
+    pool = concurrent.futures.ThreadPoolExecutor(1)
+    hashing = pool.submit(hash_file, file)
+    pool.shutdown(wait=False)
+    verify(file, stored.values())
 
     warnings = []
     if class_row:
@@ -117,7 +123,7 @@ def load_checkpoint(
     elif not rows:
         leaves["pos_embedding"] = _constant("pos_embedding", posemb.sincos2d(architecture.grid, architecture.width))
     params = {name: leaves[name].as_float32() for name in leaf_shapes(architecture)}
-    return Checkpoint(file, layout, architecture, Leaves(params), source_size, num_params, sha256.result(), warnings)
+    return Checkpoint(file, layout, architecture, Leaves(params), source_size, num_params, hashing, warnings)
 
 
 def _constant(name: str, value: np.ndarray) -> Leaf:

@@ -76,7 +76,7 @@ TARGETS = {
             attention.ScaleOnQuery,
             gelu.TanhGeluToExp,
         ),
-        50,
+        34,
         (fold_scale, patch_to_matmul),
     ),
     "trt10": Target("trt10", _MODERN_OPSET, _MODERN, 30),
@@ -103,4 +103,4 @@ def target_named(name: str, layernorm_as: str = "operator") -> Target:
         return target
     if name != "trt8":
         raise UsageError(f"layernorm={layernorm_as!r}: target {name} runs the operator faster", fix="It is for target trt8.")
-    return dataclasses.replace(target, rules=(*target.rules, layernorm.LayerNormToPrimitives))
+    return dataclasses.replace(target, rules=(*target.rules, layernorm.LayerNormToPrimitives), max_nodes_per_block=50)

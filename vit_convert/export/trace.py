@@ -35,7 +35,7 @@ def trace(
     Raises:
         ExportError: jax2onnx cannot trace the function.
     """
-    _load_plugins()
+    load_plugins()
     from jax2onnx import to_onnx
 
     names = list(param_shapes)
@@ -59,7 +59,7 @@ def trace(
     return model
 
 
-def _load_plugins() -> None:
+def load_plugins() -> None:
     """Registers jax2onnx's JAX and Flax plugins alone.
 
     Its own discovery also imports every example, several of which compile random models: six seconds for nothing.

@@ -14,8 +14,6 @@ _MIX = ("...hqk,...khd->...qhd", "bhqk,bkhd->bqhd")
 class EinsumAttention(Rule):
     """Einsum(q/√d, k) → Softmax → Einsum(·, v) becomes 4-D MatMuls, the scale on the query: where TensorRT 10 and later fuse it."""
 
-    scale_on_scores = False
-
     def pattern(self, op: Any, query: Any, key: Any, value: Any, root: Any) -> Any:
         scores = op.Einsum(op.Div(query, root), key, _outputs=["scores"])  # q·kᵀ/√d: [B, H, Sq, Sk]
         weights = op.Softmax(scores, _outputs=["weights"])
@@ -36,23 +34,12 @@ class EinsumAttention(Rule):
     def rewrite(self, op: Any, query: ir.Value, key: ir.Value, value: ir.Value, root: ir.Value, **_: Any) -> Any:
         divisor = scalar(root)
         assert divisor is not None
-        scale = op.Constant(value_float=float(np.float32(1.0) / np.float32(divisor)))
-        if not self.scale_on_scores:
-            query = op.Mul(query, scale)
+        query = op.Mul(query, op.Constant(value_float=float(np.float32(1.0) / np.float32(divisor))))
         query = op.Transpose(query, perm=[0, 2, 1, 3])  # [B, H, Sq, d]
         key = op.Transpose(key, perm=[0, 2, 3, 1])  # [B, H, d, Sk]
         value = op.Transpose(value, perm=[0, 2, 1, 3])  # [B, H, Sk, d]
-        scores = op.MatMul(query, key)
-        if self.scale_on_scores:
-            scores = op.Mul(scores, scale)
-        mixed = op.MatMul(op.Softmax(scores, axis=-1), value)  # [B, H, Sq, d]
+        mixed = op.MatMul(op.Softmax(op.MatMul(query, key), axis=-1), value)  # [B, H, Sq, d]
         return op.Transpose(mixed, perm=[0, 2, 1, 3])
-
-
-class EinsumAttentionScoresScaled(EinsumAttention):
-    """The same with the scale on the scores: TensorRT 8.6 fuses that form into its fastest attention kernel."""
-
-    scale_on_scores = True
 
 
 class ScaleOnQuery(Rule):

@@ -103,17 +103,6 @@ class ErfGelu(_ErfGelu):
         return op.Gelu(x)
 
 
-class TanhGeluToSigmoid(_TanhGelu):
-    """0.5 x (1 + tanh(z)) → x · sigmoid(2z): the same function, six operators instead of nine."""
-
-    def rewrite(self, op: Any, x: ir.Value, **_: Any) -> Any:
-        # 2z = x (2·sqrt(2/π) + 2·sqrt(2/π)·0.044715 x²)
-        linear = op.Constant(value_float=2.0 * _TANH_SCALE)
-        cubic = op.Constant(value_float=2.0 * _TANH_SCALE * _TANH_CUBIC)
-        inner = op.Mul(op.Add(op.Mul(op.Mul(x, x), cubic), linear), x)
-        return op.Mul(x, op.Sigmoid(inner))
-
-
 class TanhGeluToExp(_TanhGelu):
     """0.5 x (1 + tanh(z)) → x / (1 + exp(−2z)): the same function with one exponential and one division.
 

@@ -9,12 +9,12 @@ from vit_convert.bundle import atomic
 from vit_convert.compare import top1_accuracy
 from vit_convert.errors import CheckError
 from vit_convert.image_size import ImageRange, Size, sizes_of
-from vit_convert.pipeline import Context
-from vit_convert.stages import EVALUATION_BATCH, evaluation, model_of, prepare, preprocess_of
+from vit_convert.pipeline import Context, Stage
+from vit_convert.stages.checkpoint import model_of
+from vit_convert.stages.common import EVALUATION_BATCH, evaluation, prepare, preprocess_of
 
 
-def reference_inputs(context: Context) -> Any:
-    """What the reference depends on besides the stages before it."""
+def _inputs(context: Context) -> Any:
     return [context.config.check.num_images, context.config.layout, context.config.input]
 
 
@@ -81,3 +81,6 @@ def _write(context: Context, path: pathlib.Path, raw: np.ndarray, model: Any, so
     with atomic(path) as temporary, open(temporary, "wb") as f:
         np.savez(f, images=prepare(context)(raw), **outputs)
     return list(outputs)
+
+
+REFERENCE = Stage("reference", ("checkpoint", "images"), compute_reference, _inputs, lambda c: list(reference_files(c).values()))

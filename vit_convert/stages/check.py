@@ -1,21 +1,37 @@
-"""The check of a graph under onnxruntime: against JAX at every size, and on the labelled images."""
+"""The check stage: a graph under onnxruntime against JAX at every size, and on the labelled images."""
 
 import dataclasses
+import gc
 import pathlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vit_convert.compare import Tolerance, top1_accuracy
 from vit_convert.errors import CheckError
-from vit_convert.pipeline import Context
-from vit_convert.reference_stage import reference_files
-from vit_convert.stages import EVALUATION_BATCH, evaluation, prepare
+from vit_convert.pipeline import Context, Stage
+from vit_convert.stages.common import EVALUATION_BATCH, evaluation, plain, prepare
+from vit_convert.stages.reference import reference_files
 
 if TYPE_CHECKING:
     from vit_convert.export.check import Row
 
 _FP32_GRAPHS = ("fp32", "smooth")  # what computes in fp32 is judged as such
+
+
+def check(context: Context) -> dict[str, Any]:
+    """Checks model.onnx against JAX, block by block, and its top-1."""
+    _let_go_of_model(context)
+    return check_precision(context, "fp32")
+
+
+def _let_go_of_model(context: Context) -> None:
+    """Frees the checkpoint and what JAX holds of it, so that onnxruntime does not come on top."""
+    context.scratch.clear()
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
+    gc.collect()  # a graph's nodes and values refer to each other
 
 
 def _tolerance(context: Context, precision: str) -> Tolerance:
@@ -94,3 +110,6 @@ def _missed(message: str, result: dict[str, Any]) -> CheckError:
     error = CheckError(message, fix="README, 'How to read the checks', says what usually causes it.")
     error.result = result  # type: ignore[attr-defined]
     return error
+
+
+CHECK = Stage("check", ("reference", "export"), check, lambda c: plain(c.config.check))

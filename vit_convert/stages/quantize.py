@@ -8,16 +8,11 @@ import numpy as np
 
 from vit_convert import config as configs
 from vit_convert.bundle import hash_file
-from vit_convert.calibrate_stage import SMOOTHED, patterns, source_graph
-from vit_convert.check_stage import check_precision
 from vit_convert.errors import CheckError
 from vit_convert.pipeline import Context, Stage
-from vit_convert.stages import graph_files, plain, target_name
-
-
-def quantize_stage() -> Stage:
-    """Wanted for every precision that has a graph of its own."""
-    return Stage("quantize", ("check", "calibrate", "plan"), lower, _lower_inputs, _lowered_files, lambda c: bool(_lowered(c)))
+from vit_convert.stages.calibrate import SMOOTHED, patterns, source_graph
+from vit_convert.stages.check import check_precision
+from vit_convert.stages.common import graph_files, plain, target_name
 
 
 def _lowered(context: Context) -> list[str]:
@@ -44,13 +39,13 @@ def _place(context: Context, model: Any, precision: str) -> Any:
     return place(model, attention=context.config.calibration.attention, **limits)
 
 
-def _lower_inputs(context: Context) -> Any:
+def _inputs(context: Context) -> Any:
     path = _plan_file(context)
     planned = hash_file(path) if path is not None and path.exists() else str(path)
     return [_lowered(context), target_name(context), plain(context.config.check), list(context.config.keep_fp32), planned]
 
 
-def _lowered_files(context: Context) -> list[pathlib.Path]:
+def _outputs(context: Context) -> list[pathlib.Path]:
     return [file for precision in _lowered(context) for file in graph_files(context, precision)]
 
 
@@ -146,3 +141,6 @@ def _verdict(context: Context, precision: str, checks: dict[str, Any]) -> dict[s
         "accurate": bool(drop <= allowed),
         "text": text,
     }
+
+
+QUANTIZE = Stage("quantize", ("check", "calibrate", "plan"), lower, _inputs, _outputs, lambda c: bool(_lowered(c)))

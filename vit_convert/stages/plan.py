@@ -5,22 +5,12 @@ from typing import Any
 import numpy as np
 
 from vit_convert import config as configs
-from vit_convert.calibrate_stage import patterns, source_graph
 from vit_convert.pipeline import Context, Stage
-from vit_convert.quantize_stage import activation_ranges
-from vit_convert.stages import evaluation, plain, prepare, target_name
+from vit_convert.stages.calibrate import patterns, source_graph
+from vit_convert.stages.common import evaluation, plain, prepare, target_name
+from vit_convert.stages.quantize import activation_ranges
 
 _BATCH = 64  # each run also dequantizes all weights, which many images share
-
-
-def plan_stages() -> list[Stage]:
-    """Wanted for precision=auto without a plan file; sensitivity also by itself."""
-    return [
-        Stage(
-            "sensitivity", ("reference", "calibrate"), scan_sensitivity, _scan_inputs, lambda c: [c.bundle.sensitivity], _wants_sensitivity
-        ),
-        Stage("plan", ("sensitivity",), plan, _plan_inputs, lambda c: [c.bundle.precision_plan], _wants_plan),
-    ]
 
 
 def _wants_sensitivity(context: Context) -> bool:
@@ -116,3 +106,9 @@ def plan(context: Context) -> dict[str, Any]:
         "num_candidates": len(sensitivity.units),
         "summary": f"{share} in {record['precision']}: cosine {measured['cosine']:.5f}{top1}",
     }
+
+
+SENSITIVITY = Stage(
+    "sensitivity", ("reference", "calibrate"), scan_sensitivity, _scan_inputs, lambda c: [c.bundle.sensitivity], _wants_sensitivity
+)
+PLAN = Stage("plan", ("sensitivity",), plan, _plan_inputs, lambda c: [c.bundle.precision_plan], _wants_plan)

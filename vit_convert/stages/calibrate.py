@@ -9,7 +9,7 @@ from vit_convert import config as configs
 from vit_convert.bundle import atomic, hash_file
 from vit_convert.calibration_cache import ALGORITHMS, CacheKey, format_cache, save_cache
 from vit_convert.pipeline import Context, Stage
-from vit_convert.stages import decode, graph_files, plain, prepare, source_identity, target_name
+from vit_convert.stages.common import decode, graph_files, plain, prepare, source_identity, target_name
 
 if TYPE_CHECKING:
     from vit_convert.quantize.placement import Patterns
@@ -20,21 +20,16 @@ _NOISE_IMAGES = 32
 _CACHE_VERSIONS = {"trt8": "8.6.1", "trt10": "10.16.1"}
 
 
-def calibrate_stage() -> Stage:
-    """Wanted for int8, fp8 and sensitivity."""
-    return Stage("calibrate", ("export", "images"), calibrate, _calibrate_inputs, _calibrate_outputs, _wants_calibration)
-
-
-def _wants_calibration(context: Context) -> bool:
+def _wanted(context: Context) -> bool:
     return bool(configs.quantized(context.config)) or context.config.sensitivity
 
 
-def _calibrate_inputs(context: Context) -> Any:
+def _inputs(context: Context) -> Any:
     calibration = context.config.calibration
     return [plain(calibration), source_identity(calibration.data), patterns(context), context.config.engine.calibrator]
 
 
-def _calibrate_outputs(context: Context) -> list[pathlib.Path]:
+def _outputs(context: Context) -> list[pathlib.Path]:
     smoothed = graph_files(context, SMOOTHED) if context.config.calibration.smooth else []
     return [context.bundle.calibration, context.bundle.images("calibration"), *smoothed]
 
@@ -148,3 +143,6 @@ def _write_cache(context: Context, calibration: Any) -> None:
     algorithm = calibration.method if calibration.method in ALGORITHMS else "entropy"
     key = CacheKey(algorithm, version, hash_file(source_graph(context)))
     save_cache(context.bundle.calibration_cache, key, format_cache(key, calibration.thresholds), num_images=calibration.num_images)
+
+
+CALIBRATE = Stage("calibrate", ("export", "images"), calibrate, _inputs, _outputs, _wanted)

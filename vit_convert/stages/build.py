@@ -1,0 +1,81 @@
+"""The build, verify and benchmark stages: engines, on the host that has their backend."""
+
+import pathlib
+from typing import Any
+
+from vit_convert import config as configs
+from vit_convert.image_size import sizes_of
+from vit_convert.pipeline import Context, Stage
+from vit_convert.stages.common import backend_named, plain, target_name
+
+
+def _plans(context: Context) -> list[pathlib.Path]:
+    backend = backend_named(context.config.engine.backend)
+    return [_plan(context, backend, precision) for precision in configs.precisions(context.config)]
+
+
+def _plan(context: Context, backend: Any, precision: str) -> pathlib.Path:
+    return context.bundle.plan(backend.name, backend.version, backend.arch, precision)
+
+
+def _inputs(context: Context) -> Any:
+    backend = backend_named(context.config.engine.backend)
+    config = context.config
+    return [backend.name, backend.version, backend.arch, plain(config.engine), plain(config.batch), configs.precisions(config)]
+
+
+def build(context: Context) -> dict[str, Any]:
+    """Builds an engine for each precision."""
+    from vit_convert.engine.requests import build_bundle
+
+    engines = build_bundle(
+        backend_named(context.config.engine.backend),
+        context.bundle,
+        context.config,
+        precisions=configs.precisions(context.config),
+        target=target_name(context),
+        image_size=sizes_of(context.results["checkpoint"]),
+        preprocess=context.results["checkpoint"]["preprocess"],
+        progress=context.progress,
+    )
+    summary = ", ".join(f"{e['precision']} {e['bytes'] / 2**20:.1f} MiB" for e in engines)
+    return {"engines": engines, "summary": f"{engines[0]['backend']} {engines[0]['version']}: {summary}"}
+
+
+def _can_run(context: Context) -> bool:
+    """Whether this host runs the engines it builds: TensorRT-RTX builds without a GPU, TensorRT never does."""
+    return context.config.engine.backend != "none" and backend_named(context.config.engine.backend).gpu is not None
+
+
+def verify(context: Context) -> dict[str, Any]:
+    """Runs the engines against the reference, as `python -m vit_convert.engine verify` does on a GPU host."""
+    from vit_convert.engine.facts import read_facts
+    from vit_convert.engine.stages import verify_bundle
+
+    return verify_bundle(
+        backend_named(context.config.engine.backend),
+        context.bundle,
+        context.config,
+        read_facts(context.bundle),
+        precisions=configs.precisions(context.config),
+        progress=context.progress,
+    )
+
+
+def benchmark(context: Context) -> dict[str, Any]:
+    """Measures the engines and recommends one of them."""
+    from vit_convert.engine.stages import benchmark_bundle
+
+    return benchmark_bundle(
+        backend_named(context.config.engine.backend),
+        context.bundle,
+        context.config,
+        precisions=configs.precisions(context.config),
+        warmup_seconds=1.0,
+        progress=context.progress,
+    )
+
+
+BUILD = Stage("build", ("export", "quantize"), build, _inputs, _plans, lambda c: c.config.engine.backend != "none")
+VERIFY = Stage("verify", ("reference", "build"), verify, lambda c: plain(c.config.check), needed=_can_run)
+BENCHMARK = Stage("benchmark", ("build",), benchmark, lambda c: plain(c.config.benchmark), needed=_can_run)

@@ -1,0 +1,161 @@
+"""The checkpoint stage: what is converted, and at which image size."""
+
+import os
+import pathlib
+from typing import Any
+
+from vit_convert import config as configs
+from vit_convert.errors import UsageError
+from vit_convert.image_size import ImageRange, parse_range
+from vit_convert.pipeline import Context, Stage, file_identity
+
+
+def _inputs(context: Context) -> Any:
+    config = context.config
+    sizes = config.image_size if configs.is_dynamic(config) else configs.image_size(config)
+    asked = [config.family, config.variant, sizes, config.outputs, config.num_classes, config.posemb_grid, config.preprocess]
+    if config.model is not None:
+        import time
+
+        return [asked, time.time_ns()]  # nothing tells cheaply whether a user's function returns what it did
+    from vit_convert.checkpoint.containers import split_subtree
+
+    path = _checkpoint_path(context)
+    file, _ = split_subtree(path)
+    return [asked, str(path), file_identity(file) if os.path.exists(file) else None]
+
+
+def _checkpoint_path(context: Context) -> pathlib.Path:
+    from vit_convert.checkpoint.fetch import fetch, is_address
+
+    if "checkpoint_path" not in context.scratch:
+        given = context.config.checkpoint
+        context.scratch["checkpoint_path"] = fetch(given, progress=context.progress) if is_address(given) else pathlib.Path(given)
+    return context.scratch["checkpoint_path"]
+
+
+def load(context: Context) -> dict[str, Any]:
+    """Loads and verifies the checkpoint, or calls the user's model function."""
+    config = context.config
+    if config.model is not None:
+        return _load_user_model(context)
+    checkpoint = _checkpoint(context)
+    for warning in checkpoint.warnings:
+        context.progress.warn(warning)
+    arch = checkpoint.architecture
+    if config.num_classes and config.num_classes != arch.num_classes:
+        raise UsageError(f"config.num_classes={config.num_classes}: the checkpoint's head has {arch.num_classes} classes")
+    from vit_convert.images.preprocess import preprocess_for
+
+    family = checkpoint.layout.value if config.preprocess == "auto" else config.preprocess
+    source = checkpoint.source_image_size
+    sizes = _image_range(context, arch)
+    size = sizes.optimal if sizes else arch.image_size
+    shown = str(sizes) if sizes else "x".join(map(str, size))
+    _import_exporter()
+    return {
+        "path": str(checkpoint.path),
+        "sha256": checkpoint.sha256,
+        "family": arch.family,
+        "variant": arch.variant,
+        "layout": checkpoint.layout.value,
+        "num_params": checkpoint.num_params,
+        "image_size": list(size),
+        "image_range": sizes.to_dict() if sizes else None,
+        "patch_size": arch.patch_size,
+        "source_image_size": list(source),
+        "num_classes": arch.num_classes,
+        "pool": arch.pool,
+        "output": "logits" if arch.num_classes else "features",
+        "warnings": checkpoint.warnings,
+        "preprocess": preprocess_for(family, size).to_dict(),
+        "summary": f"ViT {arch.variant}, {checkpoint.num_params:,} parameters, {shown}",
+    }
+
+
+def _import_exporter() -> None:
+    """Imports what the next stages need, more than a second of one core, while the other still hashes the file."""
+    from vit_convert.export import exporter  # noqa: F401
+    from vit_convert.export.trace import load_plugins
+    from vit_convert.models import model  # noqa: F401
+
+    load_plugins()
+
+
+def _image_range(context: Context, architecture: Any) -> ImageRange | None:
+    """The range of image sizes asked for, checked against the patches; None where one size is asked for."""
+    from vit_convert.checkpoint.variants import check_image_size
+
+    if not configs.is_dynamic(context.config):
+        return None
+    configs.require_resizable(context.config, architecture.family)
+    sizes = parse_range(context.config.image_size, architecture.image_size)
+    for size in (sizes.smallest, sizes.optimal, sizes.largest):
+        check_image_size(size, architecture.patch_size)
+    if min(sizes.smallest) < 2 * architecture.patch_size:
+        raise UsageError(
+            f"config.image_size={context.config.image_size!r}: a side of one patch ({architecture.patch_size} pixels)",
+            fix="Begin with two patches: for one, backends differ in what interpolation between the corners means.",
+        )
+    return sizes
+
+
+def _checkpoint(context: Context) -> Any:
+    if "checkpoint" not in context.scratch:
+        from vit_convert.checkpoint.load import load_checkpoint
+
+        config = context.config
+        context.scratch["checkpoint"] = load_checkpoint(
+            _checkpoint_path(context),
+            family=config.family,
+            variant=config.variant,
+            image_size=configs.image_size(config),
+            outputs=config.outputs,
+            posemb_grid=config.posemb_grid,
+        )
+    return context.scratch["checkpoint"]
+
+
+def _load_user_model(context: Context) -> dict[str, Any]:
+    from vit_convert.images.preprocess import preprocess_for
+
+    config = context.config
+    size = configs.image_size(config)
+    if size is None:
+        raise UsageError("config.model is given and config.image_size is not", fix="Set config.image_size = (height, width).")
+    model = model_of(context)
+    num_params = sum(int(leaf.size) for leaf in model.params.values())
+    family = "vit_jax" if config.preprocess == "auto" else config.preprocess
+    return {
+        "path": "",
+        "sha256": "",
+        "family": "user",
+        "variant": getattr(config.model, "__name__", "model"),
+        "num_params": num_params,
+        "image_size": list(size),
+        "image_range": None,
+        "output": model.output,
+        "warnings": [],
+        "preprocess": preprocess_for(family, size).to_dict(),
+        "summary": f"user model, {num_params:,} parameters, {'x'.join(map(str, size))}",
+    }
+
+
+def model_of(context: Context) -> Any:
+    """The Flax model with its parameters, made once while no stage lets go of it."""
+    if "model" not in context.scratch:
+        from vit_convert.models.model import user_model, vit_model
+
+        if context.config.model is not None:
+            made = context.config.model()
+            module, variables = made if isinstance(made, tuple) else (made, None)
+            size = configs.image_size(context.config)
+            assert size is not None  # the checkpoint stage asks for it
+            context.scratch["model"] = user_model(module, variables, image_shape=(*size, 3), output=context.config.outputs)
+        else:
+            checkpoint = _checkpoint(context)
+            context.scratch["model"] = vit_model(checkpoint.architecture, checkpoint.params)
+    return context.scratch["model"]
+
+
+CHECKPOINT = Stage("checkpoint", (), load, _inputs)

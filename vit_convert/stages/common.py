@@ -1,0 +1,92 @@
+"""What several stages need: the target, the backend, the images and how a batch of them enters the graph."""
+
+import functools
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from vit_convert.pipeline import Context
+
+EVALUATION_BATCH = 32
+_BACKEND_TARGETS = {"rtx": "rtx", "none": "rtx"}
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """A part of the config as plain JSON values."""
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in config.to_dict().items()}
+
+
+def target_name(context: Context) -> str:
+    """The target asked for, or the one that the backend reads."""
+    asked = context.config.target
+    if asked != "auto":
+        return asked
+    backend = context.config.engine.backend
+    if backend in _BACKEND_TARGETS:
+        return _BACKEND_TARGETS[backend]
+    from vit_convert.engine.requests import target_of
+
+    return target_of(backend_named(backend))
+
+
+@functools.cache
+def backend_named(name: str) -> Any:
+    """The TensorRT of the config, imported once."""
+    from vit_convert.engine.trt import load_backend
+
+    return load_backend(name)
+
+
+def graph_files(context: Context, precision: str) -> list[pathlib.Path]:
+    """A graph and its weights."""
+    path = context.bundle.onnx(precision)
+    return [path, path.with_name(path.name + ".data")]
+
+
+def source_identity(data: str) -> Any:
+    """What tells one set of images from another, without decoding it."""
+    if not data:
+        return "noise"
+    from vit_convert.images.sources import open_images
+
+    return [data, open_images(data).fingerprint]
+
+
+def decode(context: Context, name: str, data: str, limit: int) -> Any:
+    """Decodes images into the bundle, at the model's size."""
+    from vit_convert.images.decode import decode_split
+    from vit_convert.images.sources import open_images
+
+    height, width = context.results["checkpoint"]["image_size"]
+    return decode_split(
+        open_images(data),
+        context.bundle.images(name),
+        context.bundle.labels(name),
+        height,
+        width,
+        preprocess_of(context),
+        limit=limit,
+        progress=context.progress,
+    )
+
+
+def preprocess_of(context: Context) -> Any:
+    """The preprocessing record that the checkpoint stage chose."""
+    from vit_convert.images.preprocess import Preprocess
+
+    return Preprocess.from_dict(context.results["checkpoint"]["preprocess"])
+
+
+def prepare(context: Context) -> Any:
+    """Maps a uint8 batch to the graph's input."""
+    normalize = np.asarray if context.config.input == "uint8" else preprocess_of(context).normalize
+    nchw = context.config.layout == "NCHW"
+    return lambda batch: np.ascontiguousarray(normalize(batch).transpose(0, 3, 1, 2)) if nchw else normalize(batch)
+
+
+def evaluation(context: Context) -> tuple[np.ndarray, np.ndarray] | None:
+    """Labelled images, or None where the config has none."""
+    if not context.results["images"].get("labelled"):
+        return None
+    return np.load(context.bundle.images("evaluation"), mmap_mode="r"), np.load(context.bundle.labels("evaluation"))
