@@ -22,10 +22,11 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Scratch folder; H/14 needs 15 G
 _VARIANTS = flags.DEFINE_list("variants", ["Ti/16", "S/16", "B/32", "L/16", "H/14"], "What to convert, with seeded random weights.")
 _REPEATS = flags.DEFINE_integer("repeats", 3, "Rounds over the sides.", lower_bound=1)
 _SIDES_FLAG = flags.DEFINE_list("sides", [], "Sides to run; all by default.")
-_EXTRAS = flags.DEFINE_bool("extras", True, "Also run what only ours has: --until=export, reruns, start-up, H/14 with INT8.")
+_EXTRAS = flags.DEFINE_bool("extras", True, "Also run export alone, reruns, start-up and H/14 with INT8.")
 _OUTPUT = flags.DEFINE_string("output", "", "Result file; by default benchmarks/results/convert-<date>.json, which is continued.")
 
 _BENCHMARKS = pathlib.Path(__file__).parent
+_EXPORT_ALONE = "plain: load, export and save"
 _CONFIG = "from vit_convert.config import default_config\n\n\ndef get_config():\n    return default_config()\n"
 Command = Callable[[pathlib.Path, pathlib.Path], list[str]]
 
@@ -98,15 +99,16 @@ def _measure(results: Results, workdir: pathlib.Path, checkpoint: pathlib.Path, 
     _read(checkpoint)
     taken = run(command, cwd=ROOT, errors=workdir / "errors.txt")
     found = {"error": _last_line(workdir / "errors.txt")} if taken.exit_code else _describe(_onnx_of(command, folder), checkpoint, workdir)
-    steps = json.loads(taken.output.splitlines()[-1])["steps"] if taken.output.startswith("{") else _stages(folder)
+    steps = _stages(folder) if side == "vit_convert" else _steps(taken)
     _add(results, taken, variant=variant, side=side, repeat=repeat, steps=steps, checkpoint_bytes=checkpoint.stat().st_size, **found)
 
 
 def _extras(results: Results, workdir: pathlib.Path, repeat: int) -> None:
-    """What only ours has; each case on what the one before it left."""
-    cases: list[tuple[str, str, Callable[[pathlib.Path, pathlib.Path], list[str]]]] = [
+    """Export alone, beside the plain recipe's; and what only ours has, where "nothing changed" and the like find what the case before left."""
+    cases: list[tuple[str, str, Command]] = [
         ("H/14", "--until=export", lambda checkpoint, folder: _ours(checkpoint, _empty(folder), "--until=export")),
-        ("H/14", "INT8 too", lambda checkpoint, folder: _int8(checkpoint, folder, 8)),
+        ("H/14", _EXPORT_ALONE, lambda checkpoint, folder: SIDES["plain"](checkpoint, _empty(folder)) + ["--no_check"]),
+        ("H/14", "INT8 too", lambda checkpoint, folder: _int8(checkpoint, _empty(folder), 8)),
         ("H/14", "INT8 too, nothing changed", lambda checkpoint, folder: _int8(checkpoint, folder, 8)),
         ("B/32", "INT8 too", lambda checkpoint, folder: _int8(checkpoint, _empty(folder), 32)),
         ("B/32", "INT8 too, nothing changed", lambda checkpoint, folder: _int8(checkpoint, folder, 32)),
@@ -115,7 +117,8 @@ def _extras(results: Results, workdir: pathlib.Path, repeat: int) -> None:
         ("", "unknown config key", lambda checkpoint, folder: _vit_convert(folder, "--config.percision=fp16")),
     ]
     for variant, case, command in cases:
-        if results.has(variant=variant, side="vit_convert", case=case, repeat=repeat):
+        side = "plain" if case == _EXPORT_ALONE else "vit_convert"
+        if results.has(variant=variant, side=side, case=case, repeat=repeat):
             continue
         folder = workdir / "extras"
         folder.mkdir(exist_ok=True)
@@ -128,10 +131,10 @@ def _extras(results: Results, workdir: pathlib.Path, repeat: int) -> None:
             results,
             taken,
             variant=variant,
-            side="vit_convert",
+            side=side,
             case=case,
             repeat=repeat,
-            steps=_stages(folder) if variant else {},
+            steps=_steps(taken) if side == "plain" else _stages(folder) if variant else {},
             **size,
             **failed,
         )
@@ -152,6 +155,11 @@ def _add(results: Results, taken: Taken, **run_of: object) -> None:
     values = {name: value for name, value in dataclasses.asdict(taken).items() if name != "output"}
     results.add(**run_of, **values)
     print({name: run_of[name] for name in ("variant", "side", "case", "repeat", "max_abs", "error") if name in run_of}, values, flush=True)
+
+
+def _steps(taken: Taken) -> dict[str, float]:
+    """What a peer's last line says."""
+    return json.loads(taken.output.splitlines()[-1])["steps"] if taken.exit_code == 0 else {}
 
 
 def _stages(folder: pathlib.Path) -> dict[str, dict[str, float]]:

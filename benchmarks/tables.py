@@ -68,7 +68,7 @@ def _table(name: str, results: pathlib.Path) -> str:
 
 def _origin(record: Mapping[str, Any], path: pathlib.Path) -> str:
     """One line below a table: where the numbers come from."""
-    facts, known = (record.get("hardware", {}), record.get("versions", {})) if "hardware" in record else _of_gpu(record)
+    facts, known = _of_gpu(record) if "models" in record else (record.get("hardware", {}), record.get("versions", {}))
     hardware = ", ".join(_hardware(key, value) for key, value in facts.items() if key in _SHOWN)
     versions = ", ".join(f"{name} {version}" for name, version in known.items())
     loads = [run["load_before"] for run in record.get("runs", []) if "load_before" in run]
@@ -79,7 +79,8 @@ def _origin(record: Mapping[str, Any], path: pathlib.Path) -> str:
 def _of_gpu(record: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     """Hardware and versions of a side-by-side run, which each of its measurements recorded for itself."""
     model = next(model for model in record["models"].values() if model.get("engine"))
-    found = {name: part[name] for part in (model["engine"], model["jax"], model["torch"]) for name in ("tensorrt", "jax", "torch", "timm") if name in part}
+    names, parts = ("tensorrt", "jax", "torch", "timm"), (model["engine"], model["jax"], model["torch"])
+    found = {name: part[name] for part in parts for name in names if name in part}
     return model["engine"], found
 
 

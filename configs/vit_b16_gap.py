@@ -1,4 +1,5 @@
-"""ViT-B/16-gap of google-research/vision_transformer: B_16 with mean pooling and no class token (GSAM). 86,566,120 parameters with a 1000-class head.
+"""ViT-B/16-gap of google-research/vision_transformer: B_16 with mean pooling and no class token (GSAM). 86,566,120
+parameters with a 1000-class head.
 
 Give the checkpoint, and for a meaningful INT8 engine a folder of calibration images; checkpoints/README.md lists the public files.
 

@@ -1,4 +1,5 @@
-"""ViT-B/8 of google-research/vision_transformer: B_8: 785 tokens at 224, the slowest of the B models. 86,576,872 parameters with a 1000-class head.
+"""ViT-B/8 of google-research/vision_transformer: B_8: 785 tokens at 224, the slowest of the B models. 86,576,872 parameters
+with a 1000-class head.
 
 Give the checkpoint, and for a meaningful INT8 engine a folder of calibration images; checkpoints/README.md lists the public files.
 

@@ -1,4 +1,5 @@
-"""ViT-S/16-gap of google-research/vision_transformer: S_16 with mean pooling and no class token (GSAM). 22,049,896 parameters with a 1000-class head.
+"""ViT-S/16-gap of google-research/vision_transformer: S_16 with mean pooling and no class token (GSAM). 22,049,896
+parameters with a 1000-class head.
 
 Give the checkpoint, and for a meaningful INT8 engine a folder of calibration images; checkpoints/README.md lists the public files.
 

@@ -1,4 +1,5 @@
-"""ViT-S/32-gap of google-research/vision_transformer: S_32 with mean pooling and no class token (GSAM). 22,878,184 parameters with a 1000-class head.
+"""ViT-S/32-gap of google-research/vision_transformer: S_32 with mean pooling and no class token (GSAM). 22,878,184
+parameters with a 1000-class head.
 
 Give the checkpoint, and for a meaningful INT8 engine a folder of calibration images; checkpoints/README.md lists the public files.
 

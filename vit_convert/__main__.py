@@ -31,7 +31,7 @@ flags.DEFINE_string("workdir", "out", "Folder that gets one sub-folder per conve
 flags.DEFINE_string(
     "until",
     "",
-    "Last stage to run: checkpoint, images, export, reference, check, calibrate, sensitivity, plan, quantize or build.",
+    "Last stage to run: checkpoint, images, export, reference, check, calibrate, sensitivity, plan, quantize, build, verify or benchmark.",
     flag_values=_FLAGS,
 )
 flags.DEFINE_bool("force", False, "Redo stages that are fresh.", flag_values=_FLAGS)
@@ -165,7 +165,7 @@ def help_text() -> str:
             (__doc__ or "").rstrip(),
             "",
             "Flags:",
-            _FLAGS.main_module_help() or _flag_lines(),
+            _flag_lines(),
             "",
             "Config keys and defaults:",
             textwrap.indent("\n".join(keys), "  "),

@@ -14,7 +14,7 @@ def print_summary(report: dict[str, Any], root: pathlib.Path) -> None:
         root: the bundle's folder.
     """
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     console = Console(soft_wrap=True)
     checkpoint = report["checkpoint"]
@@ -37,17 +37,17 @@ def print_summary(report: dict[str, Any], root: pathlib.Path) -> None:
             checks.add_row(f"ONNX {precision}", verdict, *numbers, _percent(check.get("top1")))
         console.print(checks)
         for verdict in report["verdicts"].values():
-            console.print(f"{verdict['text']}{'' if verdict['accurate'] is not False else ': [red]not accurate enough[/red]'}")
+            console.print(f" {verdict['text']}{'' if verdict['accurate'] is not False else ': [red]not accurate enough[/red]'}")
 
-    files = Table("file", "size", "", box=None, header_style="dim")
+    files = Table(Column(f"file in {root}", overflow="fold"), "size", "", box=None, header_style="dim")
     recommended = report["engine"].get("path")
     for engine in report["engines"]:
         note = f"built in {human_seconds(engine['build_seconds'])}" + (", recommended" if engine["path"] == recommended else "")
-        files.add_row(str(root / engine["path"]), human_bytes(engine["bytes"]), note)
+        files.add_row(engine["path"], human_bytes(engine["bytes"]), note)
     for path in (*sorted(root.glob("*.onnx")), root / "report.json"):
         data = path.with_name(path.name + ".data")
         size = path.stat().st_size + (data.stat().st_size if data.exists() else 0)
-        files.add_row(str(path), human_bytes(size), "with its weights" if data.exists() else "")
+        files.add_row(path.name, human_bytes(size), "with its weights" if data.exists() else "")
     console.print(files)
     if all(row["status"] == "fresh" for row in report["stages"]):
         console.print("Nothing changed: every stage was fresh.")
