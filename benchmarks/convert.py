@@ -104,10 +104,10 @@ def _measure(results: Results, workdir: pathlib.Path, checkpoint: pathlib.Path, 
 
 
 def _extras(results: Results, workdir: pathlib.Path, repeat: int) -> None:
-    """Export alone, beside the plain recipe's; and what only ours has, where "nothing changed" and the like find what the case before left."""
+    """Export alone, beside the plain recipe's, and what only ours has; "… changed" cases find what the case before left."""
     cases: list[tuple[str, str, Command]] = [
         ("H/14", "--until=export", lambda checkpoint, folder: _ours(checkpoint, _empty(folder), "--until=export")),
-        ("H/14", _EXPORT_ALONE, lambda checkpoint, folder: SIDES["plain"](checkpoint, _empty(folder)) + ["--no_check"]),
+        ("H/14", _EXPORT_ALONE, lambda checkpoint, folder: [*SIDES["plain"](checkpoint, _empty(folder)), "--no_check"]),
         ("H/14", "INT8 too", lambda checkpoint, folder: _int8(checkpoint, _empty(folder), 8)),
         ("H/14", "INT8 too, nothing changed", lambda checkpoint, folder: _int8(checkpoint, folder, 8)),
         ("B/32", "INT8 too", lambda checkpoint, folder: _int8(checkpoint, _empty(folder), 32)),
