@@ -24,6 +24,7 @@ from typing import Any
 from absl import flags
 
 from vit_convert import config as configs
+from vit_convert.command import exit_code
 from vit_convert.errors import INTERRUPTED, ConvertError, UsageError, nearest
 
 _FLAGS = flags.FlagValues()
@@ -48,24 +49,20 @@ def main(argv: Sequence[str]) -> int:
     Returns:
         The exit code.
     """
-    try:
-        if len(argv) == 1 or {"--help", "-h", "--helpfull", "--helpshort"} & set(argv[1:]):
-            print(help_text())
-            return 0 if len(argv) > 1 else UsageError.exit_code
-        config, rest = parse_config(argv)
-        flags_of(rest)
-        from vit_convert.convert import convert
+    kept = "finished stages are kept, the same command continues"
+    return exit_code(lambda: _run(argv), debug="--debug" in argv, when_interrupted=kept)
 
-        convert(config, _FLAGS.workdir, until=_FLAGS.until, force=_FLAGS.force, quiet=_FLAGS.quiet, command=argv)
-        return 0
-    except ConvertError as e:
-        if "--debug" in argv:
-            raise
-        print(f"error: {e}" + (f"\n  {e.fix}" if e.fix else ""), file=sys.stderr)
-        return e.exit_code
-    except KeyboardInterrupt:
-        print("\ninterrupted: finished stages are kept, the same command continues", file=sys.stderr)
-        return INTERRUPTED
+
+def _run(argv: Sequence[str]) -> int:
+    if len(argv) == 1 or {"--help", "-h", "--helpfull", "--helpshort"} & set(argv[1:]):
+        print(help_text())
+        return 0 if len(argv) > 1 else UsageError.exit_code
+    config, rest = parse_config(argv)
+    flags_of(rest)
+    from vit_convert.convert import convert
+
+    convert(config, _FLAGS.workdir, until=_FLAGS.until, force=_FLAGS.force, quiet=_FLAGS.quiet, command=argv)
+    return 0
 
 
 def parse_config(argv: Sequence[str]) -> tuple[Any, list[str]]:

@@ -25,10 +25,11 @@ from ml_collections import config_flags
 
 from vit_convert import config as configs
 from vit_convert.bundle import Bundle
+from vit_convert.command import exit_code
 from vit_convert.engine.facts import Facts, open_bundle, read_config, read_facts
 from vit_convert.engine.table import text_table
 from vit_convert.engine.trt import Backend, load_backend
-from vit_convert.errors import INTERRUPTED, CheckError, ConvertError, UsageError, nearest
+from vit_convert.errors import CheckError, UsageError, nearest
 from vit_convert.progress import Progress, human_bytes
 
 _FLAGS = flags.FlagValues()
@@ -55,25 +56,20 @@ def main(argv: Sequence[str]) -> int:
     Returns:
         The exit code.
     """
-    try:
-        if len(argv) == 1 or {"--help", "-h"} & set(argv[1:]):
-            print(help_text())
-            return 0 if len(argv) > 1 else UsageError.exit_code
-        command, path, overrides = parse(argv)
-        bundle = open_bundle(path)
-        config, facts = override(read_config(bundle), overrides), read_facts(bundle)
-        progress = Progress(bundle.events, quiet=_FLAGS.quiet)
-        progress.event("command", argv=list(argv), name=bundle.root.name)
-        COMMANDS[command](load_backend(_FLAGS.backend), bundle, config, facts, progress, shlex.join(argv))
-        return 0
-    except ConvertError as e:
-        if "--debug" in argv:
-            raise
-        print(f"error: {e}" + (f"\n  {e.fix}" if e.fix else ""), file=sys.stderr)
-        return e.exit_code
-    except KeyboardInterrupt:
-        print("\ninterrupted: finished engines and rows are kept", file=sys.stderr)
-        return INTERRUPTED
+    return exit_code(lambda: _run(argv), debug="--debug" in argv, when_interrupted="finished engines and rows are kept")
+
+
+def _run(argv: Sequence[str]) -> int:
+    if len(argv) == 1 or {"--help", "-h"} & set(argv[1:]):
+        print(help_text())
+        return 0 if len(argv) > 1 else UsageError.exit_code
+    command, path, overrides = parse(argv)
+    bundle = open_bundle(path)
+    config, facts = override(read_config(bundle), overrides), read_facts(bundle)
+    progress = Progress(bundle.events, quiet=_FLAGS.quiet)
+    progress.event("command", argv=list(argv), name=bundle.root.name)
+    COMMANDS[command](load_backend(_FLAGS.backend), bundle, config, facts, progress, shlex.join(argv))
+    return 0
 
 
 def parse(argv: Sequence[str]) -> tuple[str, str, list[str]]:
