@@ -7,9 +7,7 @@ import ml_collections
 import numpy as np
 import pytest
 import simulated_gpu
-
-BATCH = {"min": 1, "opt": 4, "max": 8}
-IMAGE = (64, 64, 3)
+from engine_graphs import BATCH, IMAGE
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 TOKENS, WIDTH = 4, 8
+BATCH = {"min": 1, "opt": 4, "max": 8}  # of the bundles in conftest.py, and their images
+IMAGE = (64, 64, 3)
 PROFILE = {"images": ((1, TOKENS, WIDTH), (4, TOKENS, WIDTH), (8, TOKENS, WIDTH))}
 
 

@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import IMAGE
+from engine_graphs import IMAGE
 
 from vit_convert.bundle import Bundle, read_json
 from vit_convert.engine.benchmark import END_TO_END, RESIDENT, Case, Pass, plan_cases, rows_table, summarise_case

@@ -4,7 +4,7 @@ import ctypes
 
 import pytest
 import simulated_gpu
-from conftest import BATCH, IMAGE
+from engine_graphs import BATCH, IMAGE
 
 from vit_convert.engine import graphs
 from vit_convert.engine.kernels import fused_attention_by_kernels
