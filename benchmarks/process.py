@@ -1,5 +1,6 @@
 """Runs one command in a fresh process and tells what it took."""
 
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -80,11 +81,9 @@ def _sample(pid: int, ended: threading.Event, largest: list[int]) -> None:
 
 def _family(pid: int) -> list[int]:
     found = [pid]
-    for task in pathlib.Path(f"/proc/{pid}/task").glob("*/children"):
-        try:
+    with contextlib.suppress(OSError):  # it may end meanwhile
+        for task in pathlib.Path(f"/proc/{pid}/task").glob("*/children"):
             found += [member for child in task.read_text().split() for member in _family(int(child))]
-        except OSError:  # it has ended meanwhile
-            continue
     return found
 
 
