@@ -5,7 +5,7 @@ import itertools
 import pytest
 from export_graphs import declined, ops, rewrite
 
-from vit_convert.export.rules.gelu import ErfGelu, TanhGelu, TanhGeluToExp
+from vit_convert.export.rules.gelu import ErfGelu, TanhGelu, TanhGeluToExp, TanhGeluToPower
 
 CONSTANTS = ", ".join(
     f"float {name} = {{{value}}}"
@@ -64,6 +64,16 @@ def test_tanh_to_exp(cube, half):
     assert ops(model) == ["Mul", "Mul", "Add", "Mul", "Exp", "Add", "Div"]
 
 
+@pytest.mark.parametrize(("cube", "half"), itertools.product(CUBES, HALVES))
+def test_tanh_to_power(cube, half):
+    """All spellings end in the one that TensorRT 8.6 knows; what is spelt so is left alone."""
+    model, count = rewrite(tanh(cube, half), TanhGeluToPower(), 17)
+    assert count.applied == (0 if (cube, half) == (CUBES[2], HALVES[3]) else 1)
+    assert ops(model) == ["Pow", "Mul", "Add", "Mul", "Tanh", "Add", "Mul", "Mul"]
+    product, x = model.graph[-1].inputs
+    assert x is model.graph.inputs[0] and product is model.graph[-2].outputs[0]
+
+
 @pytest.mark.parametrize(("inner", "half"), itertools.product(["Div (x, r)", "Mul (x, i)", "Mul (i, x)"], HALVES))
 def test_erf(inner, half):
     model, count = rewrite(erf(inner, half), ErfGelu())
@@ -86,7 +96,7 @@ def test_no_operator_before_opset_20():
     ],
 )
 def test_another_constant_is_declined(constant, other, reason):
-    for rule in (TanhGelu(), TanhGeluToExp()):
+    for rule in (TanhGelu(), TanhGeluToExp(), TanhGeluToPower()):
         assert reason in declined(tanh().replace(f"float {constant}", f"float {other}"), rule)
 
 

@@ -241,18 +241,25 @@ def test_gelu(module, approximate):
     imported = module.gelu  # as a module's `act: Callable = nn.gelu` has it, which jax2onnx does not recognise
     for gelu in (lambda p, x: module.gelu(x, approximate=approximate), lambda p, x: imported(x, approximate=approximate)):
         assert exported(gelu)[0] == ["Gelu"]
-        operators, _ = exported(gelu, target="trt8")
-        assert operators.count("Exp" if approximate else "Erf") == 1
-        assert len(operators) <= 7
+        for layernorm_as, inner, budget in (("operator", "Tanh", 8), ("primitives", "Exp", 7)):
+            operators, _ = exported(gelu, target="trt8", layernorm_as=layernorm_as)
+            assert operators.count(inner if approximate else "Erf") == 1
+            assert len(operators) <= budget
 
 
-@pytest.mark.parametrize("target", ["trt8", "rtx"])
-def test_hand_written_gelu(target):
+@pytest.mark.parametrize(
+    ("target", "layernorm_as", "expected"),
+    [
+        ("trt8", "operator", ["Pow", "Mul", "Add", "Mul", "Tanh", "Add", "Mul", "Mul"]),
+        ("trt8", "primitives", ["Mul", "Mul", "Add", "Mul", "Exp", "Add", "Div"]),
+        ("rtx", "operator", ["Gelu"]),
+    ],
+)
+def test_hand_written_gelu(target, layernorm_as, expected):
     def gelu(p, x):
         return 0.5 * x * (1 + jnp.tanh(np.sqrt(2 / np.pi).astype(np.float32) * (x + 0.044715 * x**3)))
 
-    operators, _ = exported(gelu, target=target)
-    assert operators == (["Mul", "Mul", "Add", "Mul", "Exp", "Add", "Div"] if target == "trt8" else ["Gelu"])
+    assert exported(gelu, target=target, layernorm_as=layernorm_as)[0] == expected
 
 
 @pytest.mark.parametrize("target", ["trt8", "rtx"])

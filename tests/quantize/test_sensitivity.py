@@ -5,10 +5,9 @@ import json
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime
 import pytest
 from rounded import run_rounded
-from tiny_vit import TinyViT, normalize, run
+from tiny_vit import TinyViT, normalize, run, unfused
 
 from vit_convert.compare import top1_accuracy
 from vit_convert.errors import CheckError, UsageError
@@ -104,13 +103,6 @@ def own_graph(case, chosen, attention, *, target, precision):
     sites = place(case.model, attention=attention, quantize_only=wanted).sites
     assert sorted(site.name for site in sites) == sorted(wanted)
     return quantize(case.model, case.calibration, sites, target=target, precision=precision)
-
-
-def unfused(path):
-    """A session that computes the graph as it stands: fusions round elsewhere, and near a quantizer's edge that is a whole step."""
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
 def test_measured_numbers(case):

@@ -181,6 +181,13 @@ def run(path: pathlib.Path, images: np.ndarray, outputs: list[str] | None = None
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"]).run(outputs, {"images": images})
 
 
+def unfused(path: pathlib.Path) -> onnxruntime.InferenceSession:
+    """A session that computes the graph as it stands: fusions round elsewhere, and near a quantizer's edge that is a whole step."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
 def normalize(images: np.ndarray) -> np.ndarray:
     """uint8 → [-1, 1]."""
     return images.astype(np.float32) / 127.5 - 1

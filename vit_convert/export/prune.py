@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-_ELEMENTWISE = {"Add", "Sub", "Mul", "Div", "Max", "Sqrt", "Exp", "Neg", "Gelu", "Sigmoid", "Tanh", "Erf", "Cast"}
+ELEMENTWISE = {"Add", "Sub", "Mul", "Div", "Pow", "Max", "Sqrt", "Exp", "Neg", "Relu", "Gelu", "Sigmoid", "Tanh", "Erf", "Cast"}
 _ROWWISE = {"LayerNormalization", "Softmax", "ReduceMean"}  # along the last axis; the token is never on it
 
 
@@ -48,7 +48,7 @@ def _token_operands(node: ir.Node, axis: int) -> Iterator[tuple[ir.Value, int]]:
     """
     operands = [value for value in node.inputs if value is not None and value.const_value is None and not value.is_initializer()]
     rank = _rank(node.outputs[0])
-    if node.op_type in _ELEMENTWISE:
+    if node.op_type in ELEMENTWISE:
         if all(_rank(value) == rank for value in operands):
             yield from ((value, axis) for value in operands)
     elif node.op_type in _ROWWISE and axis < rank - 1:

@@ -7,9 +7,11 @@ import onnx_ir as ir
 
 from vit_convert.errors import UsageError, nearest
 from vit_convert.export.patch import patch_to_matmul
+from vit_convert.export.plugin import attention_to_plugin
 from vit_convert.export.rules import attention, dense, einsum, gelu, layernorm, reduce, reshape, select, softmax
 from vit_convert.export.rules.rule import Rule
 from vit_convert.export.scale import fold_scale
+from vit_convert.export.tokens import mlps_to_convolutions
 
 _SHARED: tuple[type[Rule], ...] = (
     reshape.NoDropout,
@@ -62,36 +64,64 @@ _MODERN: tuple[type[Rule], ...] = (
 
 _MODERN_OPSET = 20  # the first with Gelu, and still old enough for TensorRT 10.0; nothing later helps a ViT
 
+# TensorRT 8.6 reads opset 17 at most, without Gelu.
+_TRT8: tuple[type[Rule], ...] = (
+    reduce.ReduceAxesToAttribute,
+    *_SHARED,
+    attention.EinsumAttention,
+    einsum.EinsumWithoutExpand,
+    einsum.EinsumToMatMul,
+    attention.ScaleOnQuery,
+)
+
+_TRT8_MATMUL = Target("trt8", 17, (*_TRT8, gelu.TanhGeluToExp), 34, (fold_scale, patch_to_matmul))
+
 TARGETS = {
-    # TensorRT 8.6 reads opset 17 at most, without Gelu.
-    "trt8": Target(
-        "trt8",
-        17,
-        (
-            reduce.ReduceAxesToAttribute,
-            *_SHARED,
-            attention.EinsumAttention,
-            einsum.EinsumWithoutExpand,
-            einsum.EinsumToMatMul,
-            attention.ScaleOnQuery,
-            gelu.TanhGeluToExp,
-        ),
-        34,
-        (fold_scale, patch_to_matmul),
-    ),
+    "trt8": Target("trt8", 17, (*_TRT8, gelu.TanhGeluToPower), 36, (fold_scale, patch_to_matmul, mlps_to_convolutions)),
     "trt10": Target("trt10", _MODERN_OPSET, _MODERN, 30),
     "trt11": Target("trt11", _MODERN_OPSET, _MODERN, 30),
     "rtx": Target("rtx", _MODERN_OPSET, _MODERN, 30),
 }
 
 
-def target_named(name: str, layernorm_as: str = "operator") -> Target:
+# Other ways to write the same model, by target: which one is fastest depends on the GPU, the batch and the profile, so they are timed.
+SPELLINGS: dict[str, dict[str, Target]] = {
+    "trt8": {
+        "plugin": dataclasses.replace(TARGETS["trt8"], finish=(*TARGETS["trt8"].finish, attention_to_plugin)),
+        "matmul": _TRT8_MATMUL,
+        "primitives": dataclasses.replace(
+            _TRT8_MATMUL, rules=(*_TRT8_MATMUL.rules, layernorm.LayerNormToPrimitives), max_nodes_per_block=50
+        ),
+    }
+}
+
+
+def spelling_named(target: str, spelling: str) -> Target:
+    """Looks a further spelling of a target's graphs up.
+
+    Args:
+        target: name of a target.
+        spelling: its name: "plugin" has TensorRT's attention plugin; "matmul" spells MLPs as matrix products, "primitives" LayerNorm
+            too, which overflows in fp16 once an activation is further than 180 from its LayerNorm's mean (its square
+            then leaves the type's range).
+
+    Raises:
+        UsageError: the target has none of that name.
+    """
+    known = SPELLINGS.get(target, {})
+    if spelling not in known:
+        choice = f"not one of {', '.join(known)}" if known else f"target {target} has one spelling alone"
+        raise UsageError(f"spelling {spelling!r}: {choice}.{nearest(spelling, known)}", fix="Leave `spellings` empty for the target's own.")
+    return known[spelling]
+
+
+def target_named(name: str, layernorm_as: str = "operator", *, dynamic: bool = False) -> Target:
     """Looks a target up.
 
     Args:
         name: of a target.
-        layernorm_as: "operator", or "primitives" for opset 17 alone: TensorRT 8.6 runs them faster, and in fp16 they overflow once
-            an activation is further than 180 from its mean (its square then leaves the type's range).
+        layernorm_as: "operator", or "primitives" for trt8 alone, see `spelling_named`.
+        dynamic: whether the graph is to take images of several sizes, which convolutions over a fixed number of tokens cannot.
 
     Raises:
         UsageError: there is none of that name.
@@ -100,7 +130,7 @@ def target_named(name: str, layernorm_as: str = "operator") -> Target:
         raise UsageError(f"target={name!r}: not one of {', '.join(TARGETS)}.{nearest(name, TARGETS)}")
     target = TARGETS[name]
     if layernorm_as == "operator":
-        return target
+        return _TRT8_MATMUL if dynamic and name == "trt8" else target
     if name != "trt8":
         raise UsageError(f"layernorm={layernorm_as!r}: target {name} runs the operator faster", fix="It is for target trt8.")
-    return dataclasses.replace(target, rules=(*target.rules, layernorm.LayerNormToPrimitives), max_nodes_per_block=50)
+    return spelling_named(name, layernorm_as)

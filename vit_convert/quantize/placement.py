@@ -83,7 +83,7 @@ def place(
     """Chooses what is quantized.
 
     Args:
-        model: the fp32 graph, linears as MatMul(x, weight [K, N]).
+        model: the fp32 graph, linears as MatMul(x, weight [K, N]) or Conv(x, weight [N, K, 1, 1], bias).
         attention: quantize both attention products too, all of a block's or none.
         keep_fp32: patterns of what stays; blocks ("block_03"), layers ("block_03/fc2", "*/fc2"), scopes or fnmatch patterns.
         keep_fp16: the same; the two differ in the FP16 pass, not here.
@@ -101,7 +101,7 @@ def place(
     declined: dict[str, str] = {}
     for node in graph:
         block = blocks[node]
-        if node.op_type == "MatMul" and (site := _linear(node, block)) is not None:
+        if node.op_type in ("MatMul", "Conv") and (site := _linear(node, block)) is not None:
             groups.append((node, [site]))
         elif attention and node.op_type == "Softmax" and block is not None:
             found = _attention(node, block)
@@ -130,8 +130,10 @@ def place(
 
 
 def _linear(node: ir.Node, block: str | None) -> Site | None:
-    x, weight = node.inputs
-    if x is None or weight is None or weight.const_value is None or x.is_initializer() or len(weight.const_value.shape) != 2:
+    x, weight = node.inputs[:2]
+    if x is None or weight is None or weight.const_value is None or x.is_initializer():
+        return None
+    if len(weight.const_value.shape) != 2 and tuple(weight.const_value.shape)[2:] != (1, 1):  # not a patch embedding
         return None
     name = weight.name or ""
     return Site(block or name.rpartition("/")[0] or name, kind_of(name), x.name or "", node.outputs[0].name or "", name)

@@ -1,4 +1,4 @@
-"""Writes Q/DQ pairs into a graph: symmetric int8 or fp8, per tensor for activations and per column for weights."""
+"""Writes Q/DQ pairs into a graph: symmetric int8 or fp8, per tensor for activations and per output channel for weights."""
 
 import dataclasses
 import functools
@@ -110,14 +110,20 @@ def weight_scales(weight: np.ndarray, largest: int = INT8_MAX) -> np.ndarray:
     """Computes a weight's scales.
 
     Args:
-        weight: [K, N] float.
-        largest: what the largest |w| of a column becomes: 127 for int8, 448 for fp8.
+        weight: [K, N] of a matrix product or [N, K, 1, 1] of a convolution, float.
+        largest: what the largest |w| of an output channel becomes: 127 for int8, 448 for fp8.
 
     Returns:
-        [N] float32, amax / largest of each column; 1 for a column that is all zero.
+        [N] float32, amax / largest of each output channel; 1 for one that is all zero.
     """
-    amax = np.maximum(weight.max(axis=0), -weight.min(axis=0)).astype(np.float32)
+    inputs = tuple(axis for axis in range(weight.ndim) if axis != channel_axis(weight.ndim))
+    amax = np.maximum(weight.max(axis=inputs), -weight.min(axis=inputs)).astype(np.float32)
     return np.where(amax > 0, amax / np.float32(largest), np.float32(1))
+
+
+def channel_axis(rank: int) -> int:
+    """The axis of a weight's output channels: the last of a matrix product's, the first of a convolution's."""
+    return 1 if rank == 2 else 0
 
 
 def round_up_to_fp16(scale: np.ndarray) -> np.ndarray:
@@ -153,16 +159,18 @@ class _Writer:
         return result
 
     def weight(self, w: ir.Value, reader: ir.Node) -> ir.Value:
-        """A column-wise pair on w, or its quantized values with DequantizeLinear; returns what the MatMul reads instead."""
+        """A channel-wise pair on w, or its quantized values with DequantizeLinear; returns what the reader gets instead."""
         tensor, number = w.const_value, self._number
         assert tensor is not None
         scales = self._scales(read_weight(tensor, functools.partial(weight_scales, largest=number.largest)))
+        axis = {"axis": channel_axis(len(tensor.shape))}
         if self._trt8:
-            nodes, result = self._pair(w, scales, {"axis": 1})
+            nodes, result = self._pair(w, scales, axis)
         else:
             name = f"{w.name}/{number.dtype.name.lower()}"
-            stored = derived(tensor, number.dtype, lambda weight: number.encode(weight / scales), name)
-            node, result = self._dequantize(initializer(self._graph, stored), w, self._scale_inputs(w, scales), {"axis": 1})
+            along = scales if len(tensor.shape) == 2 else scales.reshape(-1, 1, 1, 1)
+            stored = derived(tensor, number.dtype, lambda weight: number.encode(weight / along), name)
+            node, result = self._dequantize(initializer(self._graph, stored), w, self._scale_inputs(w, scales), axis)
             nodes = [node]
         self._graph.insert_before(reader, nodes)
         return result

@@ -14,6 +14,11 @@ from vit_convert.onnx_file import open_proto
 _AXES_AS_INPUT = 18  # the opset from which ReduceMax takes its axes as an input
 
 
+def _all_but_channels(shape: ir.Shape) -> list[int]:
+    channels = max(axis for axis, size in enumerate(shape) if size != 1)
+    return [axis for axis in range(len(shape)) if axis != channels]
+
+
 def largest(
     onnx_path: str | os.PathLike[str], tensors: Sequence[str], batches: Iterable[np.ndarray], *, per_channel: bool = False
 ) -> dict[str, np.ndarray]:
@@ -23,17 +28,17 @@ def largest(
         onnx_path: an fp32 graph with one input.
         tensors: names of float32 activations.
         batches: what the graph takes.
-        per_channel: of each channel (the last axis), else of the whole tensor.
+        per_channel: of each channel (the last axis that is longer than one), else of the whole tensor.
 
     Returns:
         For each tensor, float32 [channels] or []. NaN is passed over, as onnxruntime's maximum does.
     """
     proto = onnx.load(onnx_path, load_external_data=False)
-    ranks = {v.name: len(v.shape) for node in ir.load(onnx_path).graph for v in node.outputs if v.shape is not None} if per_channel else {}
+    shapes = {v.name: v.shape for node in ir.load(onnx_path).graph for v in node.outputs if v.shape is not None} if per_channel else {}
     as_input = next(entry.version for entry in proto.opset_import if not entry.domain) >= _AXES_AS_INPUT
     outputs = []
     for number, name in enumerate(tensors):
-        axes = list(range(ranks[name] - 1)) if per_channel else None
+        axes = _all_but_channels(shapes[name]) if per_channel else None
         inputs = [name]
         if axes is not None and as_input:
             proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array(axes, np.int64), f"axes/{number}"))

@@ -15,6 +15,7 @@ import onnx_ir as ir
 from vit_convert.errors import UsageError
 from vit_convert.quantize.graph import derived, initializer, read_weight
 from vit_convert.quantize.placement import Site
+from vit_convert.quantize.qdq import channel_axis
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Norm:
     Attributes:
         tensor: name of its output.
         parameters: (node, index of its input) of the scale and, where there is one, the bias.
-        readers: the MatMuls.
+        readers: the MatMuls and convolutions.
     """
 
     tensor: str
@@ -94,36 +95,60 @@ def smooth(model: ir.Model, sites: Sequence[Site], amax: Mapping[str, np.ndarray
     norms, declined = find_norms(model, sites)
     factors = {}
     for norm in norms:
-        rows = np.max([_read(node, 1, lambda w: np.abs(w).max(axis=1)) for node in norm.readers], axis=0)
+        rows = np.max([_read(node, 1, _largest_of_inputs) for node in norm.readers], axis=0)
         channels = amax[norm.tensor]
         usable = (channels > 0) & (rows > 0)
         s = np.ones_like(channels)
         s[usable] = channels[usable] ** strength / rows[usable] ** (1 - strength)
         factors[norm.tensor] = s
         for node, index in norm.parameters:
-            _rescale(model.graph, node, index, lambda vector, s=s: vector / s)  # type: ignore[misc]
+            _rescale(model.graph, node, index, lambda vector, s=s: vector / s.reshape(vector.shape))  # type: ignore[misc]
         for node in norm.readers:
-            _rescale(model.graph, node, 1, lambda weight, s=s: weight * s[:, None])  # type: ignore[misc]
+            _rescale(model.graph, node, 1, lambda weight, s=s: weight * _along_inputs(s, weight.ndim))  # type: ignore[misc]
     return Smoothed(model, factors, declined)
 
 
+def _largest_of_inputs(weight: np.ndarray) -> np.ndarray:
+    """The largest |w| of each input channel of a matrix [K, N] or a convolution [N, K, 1, 1]: [K]."""
+    return np.abs(weight).max(axis=tuple(axis for axis in range(weight.ndim) if axis != _input_axis(weight.ndim)))
+
+
+def _along_inputs(factors: np.ndarray, rank: int) -> np.ndarray:
+    return factors.reshape([-1 if axis == _input_axis(rank) else 1 for axis in range(rank)])
+
+
+def _input_axis(rank: int) -> int:
+    return 1 - channel_axis(rank)
+
+
 def _source(value: ir.Value) -> ir.Value:
-    """What a linear reads: the value itself, or the one that it is a choice of tokens of."""
-    node = value.producer()
-    if node is not None and node.op_type == "Gather" and node.attributes["axis"].as_int() == 1 and node.inputs[0] is not None:
-        return node.inputs[0]
+    """What a linear reads: the value itself, or the one that it is another shape or a choice of tokens of."""
+    while (node := value.producer()) is not None and _keeps_channels(node) and node.inputs[0] is not None:
+        value = node.inputs[0]
     return value
 
 
+def _keeps_channels(node: ir.Node) -> bool:
+    """Whether a node chooses tokens, or puts them beside the batch or back, and leaves their channels as they are."""
+    if node.op_type == "Gather":
+        return node.attributes["axis"].as_int() == 1
+    before, after = node.inputs[0] if node.op_type == "Reshape" else None, node.outputs[0]
+    if before is None or before.shape is None or after.shape is None or {len(before.shape), len(after.shape)} != {3, 4}:
+        return False
+    tokens, flat = (before, after) if len(before.shape) == 3 else (after, before)
+    assert tokens.shape is not None and flat.shape is not None
+    return tuple(flat.shape)[1:] == (tokens.shape[2], 1, 1)
+
+
 def _readers(value: ir.Value) -> tuple[ir.Node, ...] | str:
-    """The MatMuls that multiply a value by a weight, or who else reads it."""
+    """The MatMuls and 1 × 1 convolutions that multiply a value by a weight, or who else reads it."""
     if value.is_graph_output():
         return "it is an output of the graph"
     found: list[ir.Node] = []
     for node, index in value.uses():
-        if node.op_type == "MatMul" and index == 0 and node.inputs[1] is not None and node.inputs[1].const_value is not None:
+        if node.op_type in ("MatMul", "Conv") and index == 0 and node.inputs[1] is not None and node.inputs[1].const_value is not None:
             found.append(node)
-        elif node.op_type == "Gather" and index == 0 and node.attributes["axis"].as_int() == 1:
+        elif index == 0 and _keeps_channels(node):
             behind = _readers(node.outputs[0])
             if isinstance(behind, str):
                 return behind

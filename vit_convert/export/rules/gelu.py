@@ -6,7 +6,7 @@ from typing import Any
 import onnx_ir as ir
 from onnxscript.rewriter import pattern
 
-from vit_convert.export.rules.rule import Decline, Rule, require_scalar
+from vit_convert.export.rules.rule import Decline, Mismatch, Rule, require_scalar
 
 _TANH_SCALE = math.sqrt(2.0 / math.pi)  # arXiv:1606.08415, section 2: 0.5 x (1 + tanh(sqrt(2/π) (x + 0.044715 x³)))
 _TANH_CUBIC = 0.044715
@@ -115,3 +115,17 @@ class TanhGeluToExp(_TanhGelu):
         cubic = op.Constant(value_float=-2.0 * _TANH_SCALE * _TANH_CUBIC)
         exponent = op.Mul(op.Add(op.Mul(op.Mul(x, x), cubic), linear), x)
         return op.Div(x, op.Add(op.Exp(exponent), op.Constant(value_float=1.0)))
+
+
+class TanhGeluToPower(_TanhGelu):
+    """0.5 x (1 + tanh(…)) with the cube as a power: the spelling that TensorRT 8.6 computes inside the convolution before it."""
+
+    def check(self, context: Any, **bindings: Any) -> None:  # type: ignore[override]
+        super().check(context, **bindings)
+        if bindings.get("three") is not None and context.root.inputs[1] is bindings["x"]:
+            raise Mismatch("it is spelt so already")
+
+    def rewrite(self, op: Any, x: ir.Value, **_: Any) -> Any:
+        cube = op.Pow(x, op.Constant(value_float=3.0))
+        inner = op.Mul(op.Add(x, op.Mul(cube, op.Constant(value_float=_TANH_CUBIC))), op.Constant(value_float=_TANH_SCALE))
+        return op.Mul(op.Mul(op.Add(op.Tanh(inner), op.Constant(value_float=1.0)), op.Constant(value_float=0.5)), x)

@@ -1,0 +1,89 @@
+"""The spelling with TensorRT's attention plugin: what onnxruntime computes by its model-local function agrees with JAX."""
+
+import numpy as np
+import onnx
+import pytest
+from export_graphs import architecture, random_images, random_params
+
+from vit_convert.compare import compare
+from vit_convert.errors import ExportError
+from vit_convert.export.exporter import export_model
+from vit_convert.export.plugin import DOMAIN, MAX_TOKENS, PLUGIN
+from vit_convert.export.targets import spelling_named
+from vit_convert.models.model import vit_model
+from vit_convert.onnx_file import open_session, run_session
+
+HEADS = 3
+
+
+def arch_with_heads_of(size, **changes):
+    return architecture(width=size * HEADS, num_heads=HEADS, **changes)
+
+
+def written(arch, path):
+    model = vit_model(arch, random_params(arch))
+    report = export_model(model, path, image_size=arch.image_size, target=spelling_named("trt8", "plugin"))
+    return model, report
+
+
+@pytest.mark.parametrize("pool", ["tok", "gap"])
+def test_agrees_with_jax(tmp_path, pool):
+    arch = arch_with_heads_of(64, pool=pool)
+    model, report = written(arch, tmp_path / "model.onnx")
+    blocks = arch.depth - (pool == "tok")  # the last block of a class token attends from one token alone
+    assert {rule["rule"]: rule["applied"] for rule in report.rules}["attention_to_plugin"] == blocks
+    images = random_images(arch)
+    expected, session = model.run(images)[model.output], open_session(tmp_path / "model.onnx")
+    for batch in (1, 3, 5):
+        got = run_session(session, images[:batch], [model.output])[model.output]
+        # As for every graph in fp32; a wrong order of heads, scale or end of a sequence gives errors of the output's own size.
+        assert compare(expected[:batch], got).max_rel < 1e-4
+
+
+def test_node_is_what_tensorrt_looks_up(tmp_path):
+    arch = arch_with_heads_of(64)
+    written(arch, tmp_path / "model.onnx")
+    proto = onnx.load(tmp_path / "model.onnx", load_external_data=False)
+    nodes = [node for node in proto.graph.node if node.op_type == PLUGIN]
+    assert {node.domain for node in nodes} == {DOMAIN} and [function.name for function in proto.functions] == [PLUGIN]
+    given = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in nodes[0].attribute}
+    assert given == {
+        **{"type_id": 1, "hidden_size": arch.width, "num_heads": HEADS, "has_mask": 1, "var_seqlen": 1},
+        **{"plugin_version": b"2", "plugin_namespace": b""},
+    }
+    shared = {tuple(node.input[1:]) for node in nodes}
+    assert len(shared) == 1  # the ends of the sequences are computed once
+    assert not any("query" in tensor.name for tensor in proto.graph.initializer if "encoderblock_0" in tensor.name)
+
+
+def test_ends_of_the_sequences(tmp_path):
+    arch = arch_with_heads_of(64)
+    written(arch, tmp_path / "model.onnx")
+    proto = onnx.load(tmp_path / "model.onnx", load_external_data=False)
+    ends = next(node.input[2] for node in proto.graph.node if node.op_type == PLUGIN)
+    session = open_session(tmp_path / "model.onnx", [ends])
+    for batch in (1, 4):
+        got = run_session(session, random_images(arch)[:batch], [ends])[ends]
+        assert got.dtype == np.int32 and got.tolist() == [(arch.grid[0] * arch.grid[1] + 1) * i for i in range(batch + 1)]
+
+
+def test_heads_without_a_kernel_are_refused(tmp_path):
+    with pytest.raises(ExportError, match=r"heads of 32 over .* tokens; the plugin has kernels for heads of 64"):
+        written(arch_with_heads_of(32), tmp_path / "model.onnx")
+    assert not (tmp_path / "model.onnx").exists()
+
+
+def test_long_sequences_are_refused(tmp_path):
+    side = 4
+    grid = int(MAX_TOKENS**0.5) + 1
+    arch = arch_with_heads_of(64, patch_size=side, image_size=(side * grid, side * grid))
+    with pytest.raises(ExportError, match=f"over at most {MAX_TOKENS}"):
+        written(arch, tmp_path / "model.onnx")
+
+
+def test_graph_of_dynamic_size_is_refused(tmp_path):
+    arch = arch_with_heads_of(64)
+    model = vit_model(arch, random_params(arch))
+    with pytest.raises(ExportError, match="no attention over all of a fixed number of tokens"):
+        target = spelling_named("trt8", "plugin")
+        export_model(model, tmp_path / "model.onnx", image_size=arch.image_size, target=target, dynamic_patch=arch.patch_size)
