@@ -45,6 +45,7 @@ class Bundle:
     calibration = property(lambda self: self.root / "calibration.json")
     calibration_cache = property(lambda self: self.root / "calibration.cache")
     sensitivity = property(lambda self: self.root / "sensitivity.json")
+    spellings = property(lambda self: self.root / "spellings")
     precision_plan = property(lambda self: self.root / "precision_plan.json")
     report = property(lambda self: self.root / "report.json")
     report_html = property(lambda self: self.root / "report.html")
@@ -52,6 +53,10 @@ class Bundle:
     def onnx(self, precision: str = "fp32") -> pathlib.Path:
         """The graph of one precision: `model.onnx` for fp32, `model.<precision>.onnx` otherwise; weights in `<that>.data`."""
         return self.root / ("model.onnx" if precision == "fp32" else f"model.{precision}.onnx")
+
+    def spelling(self, name: str) -> pathlib.Path:
+        """The fp32 graph in another form, for `tune` to choose from; weights in `<that>.data`."""
+        return self.spellings / f"{name}.onnx"
 
     def reference_at(self, image_size: tuple[int, int]) -> pathlib.Path:
         """What JAX gave at one more (height, width) that a dynamic graph takes; `reference` is of the size that it is tuned for."""

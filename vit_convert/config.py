@@ -58,6 +58,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.precision = "fp16"  # comma-separated; int8 and fp8 always build fp16 beside them; auto: plan.type in the layers that bear it
     config.target = "auto"  # the TensorRT generation the graph is written for; auto: the backend's
     config.layernorm = "operator"  # "primitives": faster on TensorRT 8.6, overflows in fp16 where activations pass 180
+    config.spellings = ()  # further forms of model.onnx for `python -m vit_convert.engine tune`: ("matmul", "primitives") for trt8
     config.keep_fp32 = ()  # block names and patterns that stay in fp32: ("block_11", "head*")
 
     config.batch = ml_collections.ConfigDict()
@@ -102,6 +103,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.engine.timing_cache = ""  # a file kept between builds; empty: one in the workdir
     config.engine.opt_level = 3
     config.engine.tf32 = False
+    config.engine.spelling = ""  # the spelling that trt8's fp16 engines are built from, as `tune` advises; empty: model.onnx
     config.engine.hardware_compatible = False  # an engine for Ampere and every later GPU, at some cost in speed
     config.engine.version_compatible = False  # an engine that later versions of the same TensorRT major load
     config.engine.calibrator = False  # INT8 by TensorRT's own calibrator (TensorRT 10 and earlier) instead of Q/DQ
@@ -210,12 +212,11 @@ def _check_tuples(config: ml_collections.ConfigDict) -> None:
     grid: Any = config.posemb_grid
     if grid is not None and not (len(grid) == 2 and all(isinstance(side, int) and side >= 1 for side in grid)):
         raise UsageError(f"config.posemb_grid={grid!r}: expected (rows, columns)", fix='For example --config.posemb_grid="(7,9)".')
-    for key in ("keep_fp32", "keep_fp16", "quantize_only"):
+    patterns = ("keep_fp32", "keep_fp16", "quantize_only")
+    for key, example in {**dict.fromkeys(patterns, "('block_11','head*')"), "spellings": "('matmul','primitives')"}.items():
         names: Any = config[key]
         if not all(isinstance(name, str) and re.fullmatch(r"[^\s,()'\"]+", name) for name in names):
-            raise UsageError(
-                f"config.{key}={names!r}: names and patterns only", fix=f"For example --config.{key}=\"('block_11','head*')\"."
-            )
+            raise UsageError(f"config.{key}={names!r}: names and patterns only", fix=f'For example --config.{key}="{example}".')
 
 
 def precisions(config: ml_collections.ConfigDict) -> list[str]:
@@ -239,6 +240,11 @@ def precisions(config: ml_collections.ConfigDict) -> list[str]:
 def quantized(config: ml_collections.ConfigDict) -> list[str]:
     """Those of `precisions` that need calibration."""
     return [precision for precision in precisions(config) if precision in QUANTIZED]
+
+
+def spellings(config: ml_collections.ConfigDict) -> list[str]:
+    """The spellings that the export writes beside model.onnx: those asked for, and the one that engines are built from."""
+    return list(dict.fromkeys(name for name in (*config.spellings, config.engine.spelling) if name))
 
 
 def is_planned(config: ml_collections.ConfigDict) -> bool:

@@ -103,6 +103,79 @@ def test_layernorm_as_primitives(convert):
     assert counts == {"operator": (3, 0), "primitives": (0, 6)}  # two norms in the only block, one behind it; two means each
 
 
+SPELLED = ("--config.target=trt8", "--config.spellings=('matmul','primitives')")
+
+
+@pytest.mark.parametrize(
+    ("flags", "sizes", "different"),
+    [
+        (("--config.layout=NCHW", "--config.input=uint8", "--config.taps=True"), ["32x32"], 3),
+        (("--config.image_size=dynamic:32..64",), ["32x32", "64x32"], 2),  # a dynamic graph has matrix products anyway
+    ],
+)
+def test_spellings_are_the_same_model(convert, flags, sizes, different):
+    import onnx_ir
+
+    assert convert(*SPELLED, *flags) == 0
+    folder = convert.bundle / "spellings"
+    assert names(folder) == {f"{name}.onnx{suffix}" for name in ("matmul", "primitives") for suffix in ("", ".data")}
+    graphs = {path.stem: onnx_ir.load(path).graph for path in (convert.bundle / "model.onnx", *folder.glob("*.onnx"))}
+    (expected,) = graphs["model"].inputs
+    for graph in graphs.values():
+        (images,) = graph.inputs
+        assert (images.name, images.dtype, str(images.shape)) == (expected.name, expected.dtype, str(expected.shape))
+        assert [value.name for value in graph.outputs] == [value.name for value in graphs["model"].outputs]
+    operators = {name: [node.op_type for node in graph] for name, graph in graphs.items()}
+    assert len({tuple(found) for found in operators.values()}) == different
+    assert "LayerNormalization" in operators["matmul"] and "LayerNormalization" not in operators["primitives"]
+    checked = convert.report()["check"]["spellings"]
+    assert list(checked) == ["matmul", "primitives"]
+    assert all(found["passed"] and found["max_rel"] < 1e-5 and list(found["sizes"]) == sizes for found in checked.values())
+
+
+def test_spellings_come_and_go(convert):
+    def redone(*flags: str) -> set[str]:
+        assert convert("--config.target=trt8", *flags) == 0
+        return {name for name, status in convert.statuses().items() if status == "done"}
+
+    folder = convert.bundle / "spellings"
+    redone(*SPELLED)
+    assert redone(*SPELLED) == set()
+    (folder / "matmul.onnx.data").unlink()
+    assert redone(*SPELLED) == {"export"}
+    assert redone("--config.spellings=matmul") == {"export", "check"}
+    assert names(folder) == {"matmul.onnx", "matmul.onnx.data"}
+    assert list(convert.report()["check"]["spellings"]) == ["matmul"]
+    assert redone() == {"export", "check"}
+    assert names(folder) == set()
+
+
+@pytest.mark.parametrize(("target", "words"), [("trt8", ("matmul,", "primitives")), ("trt10", ("trt10",))])
+def test_spelling_that_the_target_does_not_have(convert, capsys, target, words):
+    assert convert(f"--config.target={target}", "--config.spellings=matmull") == 2
+    message = capsys.readouterr().err
+    assert all(word in message for word in ("'matmull'", *words))
+    assert not any(name.startswith(("model", "spellings")) for name in names(convert.bundle))
+
+
+def test_spelling_that_computes_something_else(convert, capsys):
+    import onnx
+
+    assert convert(*SPELLED) == 0
+    path = convert.bundle / "spellings" / "primitives.onnx"
+    model = onnx.load(path, load_external_data=False)
+    (bias,) = (tensor for tensor in model.graph.initializer if tensor.name == "head/bias")
+    bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + 1, bias.name))
+    onnx.save(model, path)
+    capsys.readouterr()
+    assert convert(*SPELLED, "--config.check.rtol=2e-4") == 5
+    assert "error: spelling primitives: primitives.onnx: logits differs from JAX by 1 " in capsys.readouterr().err
+    checked = convert.report()["check"]
+    assert convert.statuses()["check"] == "failed" and checked["passed"] is False
+    assert {name: found["passed"] for name, found in checked["spellings"].items()} == {"matmul": True, "primitives": False}
+    assert checked["spellings"]["primitives"]["max_abs"] == pytest.approx(1, abs=1e-3) and checked["max_abs"] < 1e-4
+
+
 # --- interruption ---------------------------------------------------------------------------------------------------
 
 

@@ -6,14 +6,11 @@ import sys
 
 import onnx
 import pytest
-import simulated_gpu
 
 from vit_convert.bundle import Bundle, read_json
 from vit_convert.engine import __main__ as command
 from vit_convert.engine import trt
-from vit_convert.engine.facts import read_config, read_facts
 from vit_convert.engine.requests import batch_profiles, graph_for
-from vit_convert.engine.tune import plan_trials, winners
 from vit_convert.errors import BuildError, UsageError
 
 
@@ -110,51 +107,6 @@ def test_no_engine_and_broken_engine(capsys, simulated, engines):
     assert run("verify", path, "--precision=fp32", "--quiet") == 7
     assert run("verify", path, "--precision=fp16", "--quiet") == 8
     assert "a kernel failed" in capsys.readouterr().err
-
-
-def test_tune_measures_keeps_and_chooses(capsys, simulated, bundle_path, monkeypatch):
-    spelling = bundle_path / "spellings" / "broken.onnx"
-    spelling.parent.mkdir()
-    spelling.write_bytes((bundle_path / "model.onnx").read_bytes())
-    built = []
-
-    def build_one(backend, request, plan, *, progress):
-        built.append(plan.stem)
-        if request.onnx_path == spelling:
-            raise BuildError("broken.onnx: node x: not supported")
-        ranges = [tuple(profile["images"]) for profile in request.profiles]
-        simulated_gpu.write_plan(plan, request.onnx_path, ranges, precision=request.precision)
-        return {"build_seconds": 1.0, "fused_attention": {"text": "yes, fp16, 1 of 1"}}
-
-    monkeypatch.setattr("vit_convert.engine.tune.build_one", build_one)  # building takes a GPU; what tune does around it does not
-    words = ("tune", bundle_path, "--precision=fp16", "--batches=1,4", "--duration=0.02", "--warmup=0", "--quiet")
-    assert run(*words) == 0
-    text = capsys.readouterr().out
-    assert "failed: broken.onnx: node x" in text and "fastest" in text
-    assert len(built) == 6  # two spellings x (fixed 1, fixed 4, range)
-    found = read_json(bundle_path / "tune.json")
-    assert [(row["batch"], row["spelling"]) for row in found["winners"]] == [(1, "default"), (4, "default")]
-    assert all(trial["passed"] for trial in found["trials"] if "failed" not in trial)
-    assert run(*words) == 0 and len(built) == 6 + 3  # what was measured is kept, what failed is tried again
-    assert run(*words, "--force") == 0 and len(built) == 6 + 3 + 6
-
-
-def test_winners_are_verified_ones():
-    def trial(spelling, rate, passed=True):
-        rows = [{"batch": 8, "images_per_second": rate, "noise_percent": 0.5}]
-        return {"spelling": spelling, "profile": "fixed 8", "precision": "fp16", "passed": passed, "rows": rows}
-
-    (found,) = winners([trial("default", 100.0), trial("fast", 130.0), trial("wrong", 200.0, passed=False), {"failed": "x"}])
-    assert (found["spelling"], found["ratio"]) == ("fast", 1.3)
-    assert winners([trial("wrong", 1.0, passed=False)]) == []
-
-
-def test_trials_skip_sizes_outside_the_range(converted):
-    bundle = Bundle(converted)
-    config = read_config(bundle)
-    config.benchmark.batches = (4, 16)
-    trials = plan_trials(bundle, config, read_facts(bundle), precisions=["fp32"])
-    assert [(trial.profile, trial.batches) for trial in trials] == [("fixed 4", (4,)), ("fixed 16", (16,)), ("range 1-4-8", (4,))]
 
 
 def test_profiles_and_graphs_of_a_request(tmp_path):

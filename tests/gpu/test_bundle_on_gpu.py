@@ -17,6 +17,7 @@ import pytest
 
 from vit_convert.bundle import Bundle, hash_file, read_json, write_json
 from vit_convert.calibration_cache import CacheKey, load_cache, parse_cache
+from vit_convert.compare import compare
 from vit_convert.engine import __main__ as command
 from vit_convert.engine import cuda
 from vit_convert.engine.device_array import DeviceArray
@@ -197,6 +198,24 @@ def test_verify_and_benchmark_commands(bundle, built):
     assert all(row["gpu_p50_ms"] <= row["p50_ms"] + 1e-3 for row in rows)
 
 
+def test_spellings_agree(bundle, built, facts, reference):
+    """Needs a bundle whose conversion was asked for spellings, `--config.spellings="('plugin','matmul')"`."""
+    written = sorted(bundle.spellings.glob("*.onnx"))
+    if not written:
+        pytest.skip("the bundle has no spellings")
+    batches, words = (1, 5, 16), ("build", bundle.root, "--precision=fp16")
+    with Session(Engine(BACKEND, built["fp16"])) as session:
+        expected = {batch: session.run(tiled(reference, batch))[facts.output] for batch in batches}
+    for path in written:
+        assert run(*words, f"--config.engine.spelling={path.stem}") == 0
+        assert read_json(f"{built['fp16']}.json")["onnx"]["path"] == path.name
+        with Session(Engine(BACKEND, built["fp16"])) as session:
+            for batch in batches:
+                # Each is fp16 to within its rounding, 5e-4; a wrong head, scale or sequence end gives a cosine far below.
+                assert compare(expected[batch], session.run(tiled(reference, batch))[facts.output]).cosine > 0.9999, path.stem
+    assert run(*words) == 0  # the tests below find what they had
+
+
 def test_latency_and_throughput_agree(engine, facts):
     with Session(engine) as session, Monitor() as monitor:
         workers = [Worker(session, engine.ranges[-1].optimal, transfers=False)]
@@ -227,12 +246,15 @@ def test_calibrator(bundle):
         pytest.skip("the bundle has no calibration images")
     words = ("build", bundle.root, "--precision=int8", "--config.engine.calibrator=True", "--config.calibration.batch_size=4")
     assert run(*words) == 0
-    key = CacheKey("entropy", BACKEND.version, hash_file(bundle.onnx()))
-    cache = load_cache(bundle.calibration_cache, key)
+    key, path = (
+        CacheKey("entropy", BACKEND.version, hash_file(bundle.onnx())),
+        bundle.root / f"calibration.tensorrt-{BACKEND.version}.cache",
+    )
+    cache = load_cache(path, key)
     assert cache is not None and all(scale >= 0 for scale in parse_cache(cache)[1].values())
-    written = bundle.calibration_cache.stat().st_mtime_ns
-    assert run(*words, "--force") == 0 and bundle.calibration_cache.stat().st_mtime_ns == written  # read, not made again
+    written = path.stat().st_mtime_ns
+    assert run(*words, "--force") == 0 and path.stat().st_mtime_ns == written  # read, not made again
     assert run("verify", bundle.root, "--precision=int8") == 0
     with pytest.raises(CalibrationError, match="made as"):
-        load_cache(bundle.calibration_cache, dataclasses.replace(key, algorithm="minmax"))
+        load_cache(path, dataclasses.replace(key, algorithm="minmax"))
     assert run(*words, "--config.calibration.method=minmax", "--force") == CalibrationError.exit_code

@@ -213,8 +213,9 @@ def benchmark(backend: Backend, bundle: Bundle, config: ml_collections.ConfigDic
 
 
 def tune(backend: Backend, bundle: Bundle, config: ml_collections.ConfigDict, facts: Facts, progress: Progress, command: str) -> None:
-    """Times spellings x profiles and names the fastest verified pair for each batch."""
-    from vit_convert.engine.tune import tune_bundle, tune_table
+    """Times spellings x profiles and says how to get the fastest verified engine for each batch."""
+    from vit_convert.engine.tune import tune_bundle
+    from vit_convert.engine.winners import tune_table
 
     result = tune_bundle(
         backend,

@@ -79,7 +79,8 @@ def engine_layers(backend: Backend, serialized: Any) -> tuple[dict[str, Any] | N
     if cuda_engine is None:
         return None, f"the engine does not load on this {backend.gpu.arch}: {backend.logger.explain()}"
     inspector = cuda_engine.create_engine_inspector()
-    return json.loads(inspector.get_engine_information(trt.LayerInformationFormat.JSON)), ""
+    # 8.6 writes control characters into names as they are
+    return json.loads(inspector.get_engine_information(trt.LayerInformationFormat.JSON), strict=False), ""
 
 
 def _first_type(entry: dict[str, Any]) -> str:

@@ -79,8 +79,11 @@ def request_for(
         The request.
     """
     options = config.engine
+    onnx_path = graph_for(bundle, precision, target, calibrator=precision == "int8" and options.calibrator)
+    if options.spelling and precision == "fp16" and onnx_path == bundle.onnx():
+        onnx_path = bundle.spelling(options.spelling)
     return BuildRequest(
-        onnx_path=graph_for(bundle, precision, target, calibrator=precision == "int8" and options.calibrator),
+        onnx_path=onnx_path,
         precision=precision,
         profiles=batch_profiles(image_size, config.layout, config.batch),
         workspace_gib=options.workspace_gib,

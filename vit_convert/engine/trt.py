@@ -191,4 +191,7 @@ def _load(name: str) -> Backend:
         module = importlib.import_module(_MODULES[name])
     except (ImportError, OSError) as e:  # OSError: the package is there, its libraries are not
         raise BuildError(f"{_MODULES[name]}: cannot be imported ({e})", fix=f"{_INSTALL[name]}.") from e
-    return Backend(name, module.__version__, module, gpu, make_logger(module))
+    backend = Backend(name, module.__version__, module, gpu, make_logger(module))
+    if not backend.strongly_typed:  # graphs and engines of TensorRT 8 may hold its attention plugin
+        module.init_libnvinfer_plugins(backend.logger, "")
+    return backend

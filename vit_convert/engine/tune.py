@@ -1,27 +1,27 @@
 """Times spellings of one graph × profiles on the GPU at hand: they differ by up to a third, and no rule says which wins."""
 
 import dataclasses
+import itertools
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import ml_collections
 
+from vit_convert import config as configs
 from vit_convert.bundle import Bundle, hash_value, read_json, write_json
 from vit_convert.engine.benchmark import Case, run_cases
 from vit_convert.engine.build import BuildRequest, request_record
 from vit_convert.engine.facts import Facts
-from vit_convert.engine.requests import batch_profiles, build_one, request_for
+from vit_convert.engine.requests import batch_profiles, build_one, graph_for, request_for
 from vit_convert.engine.runtime import Engine
 from vit_convert.engine.session import Session
 from vit_convert.engine.stages import environment
-from vit_convert.engine.table import text_table
 from vit_convert.engine.trt import Backend
 from vit_convert.engine.verify import verify_session
-from vit_convert.errors import ConvertError
+from vit_convert.engine.winners import DEFAULT, FIXED, winners
+from vit_convert.errors import ConvertError, UsageError
 from vit_convert.progress import Progress
-
-DEFAULT = "default"  # the spelling of the bundle's own graph
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,9 +43,17 @@ class Trial:
     request: BuildRequest
 
 
-def spellings(bundle: Bundle) -> dict[str, pathlib.Path]:
-    """The graphs to choose from: those in the bundle's `spellings/`, each named by its file; the bundle's own goes without saying."""
-    return {path.stem: path for path in sorted((bundle.root / "spellings").glob("*.onnx"))}
+def spellings(bundle: Bundle, config: ml_collections.ConfigDict) -> dict[str, pathlib.Path]:
+    """The graphs that the config names to choose from; the bundle's own goes without saying.
+
+    Raises:
+        UsageError: the bundle does not hold one of them.
+    """
+    graphs = {name: bundle.spelling(name) for name in configs.spellings(config)}
+    for name, path in graphs.items():
+        if not path.is_file():
+            raise UsageError(f"config.spellings: {name}: there is no {path}", fix="Convert again, with it in config.spellings.")
+    return graphs
 
 
 def plan_trials(bundle: Bundle, config: ml_collections.ConfigDict, facts: Facts, *, precisions: Sequence[str]) -> list[Trial]:
@@ -53,17 +61,20 @@ def plan_trials(bundle: Bundle, config: ml_collections.ConfigDict, facts: Facts,
 
     Args:
         bundle: holds the graphs.
-        config: the resolved config; `benchmark.batches` are the fixed sizes, `batch` is the range.
+        config: the resolved config; `spellings` beside the bundle's own, `benchmark.batches` are the fixed sizes, `batch` is the range.
         facts: of the bundle.
-        precisions: engines; a spelling stands for those that are lowered from fp32 by the builder.
+        precisions: engines; spellings are for fp16 where the builder lowers it from fp32.
 
     Returns:
         The trials.
+
+    Raises:
+        UsageError: the bundle does not hold one of the spellings.
     """
     trials = []
     batches = tuple(config.benchmark.batches)
     span = config.batch
-    kinds = [(f"fixed {size}", {"min": size, "opt": size, "max": size, "profiles": ()}, (size,)) for size in batches]
+    kinds = [(f"{FIXED} {size}", {"min": size, "opt": size, "max": size, "profiles": ()}, (size,)) for size in batches]
     inside = tuple(size for size in batches if span.min <= size <= span.max)
     if span.min < span.max and inside:
         kinds.append(
@@ -71,13 +82,11 @@ def plan_trials(bundle: Bundle, config: ml_collections.ConfigDict, facts: Facts,
         )
     for precision in precisions:
         base = request_for(bundle, config, precision, target=facts.target, image_size=facts.image_size, preprocess=facts.preprocess)
-        graphs = {DEFAULT: pathlib.Path(base.onnx_path)}
-        if base.onnx_path == bundle.onnx():
-            graphs |= spellings(bundle)
-        for spelling, path in graphs.items():
-            for profile_name, sizes, timed in kinds:
-                shapes = batch_profiles(facts.image_size, config.layout, sizes)
-                trials.append(Trial(spelling, profile_name, precision, timed, dataclasses.replace(base, onnx_path=path, profiles=shapes)))
+        own = graph_for(bundle, precision, facts.target, calibrator=precision == "int8" and config.engine.calibrator)
+        graphs = {DEFAULT: own} | (spellings(bundle, config) if precision == "fp16" and own == bundle.onnx() else {})
+        for (spelling, path), (profile_name, sizes, timed) in itertools.product(graphs.items(), kinds):
+            shapes = batch_profiles(facts.image_size, config.layout, sizes)
+            trials.append(Trial(spelling, profile_name, precision, timed, dataclasses.replace(base, onnx_path=path, profiles=shapes)))
     return trials
 
 
@@ -110,6 +119,9 @@ def tune_bundle(
         What `tune.json` holds: hardware, software, command, trials (spelling, profile, precision, key, plan, build_seconds,
         fused_attention, cosine, passed, rows; or failed, the reason), and winners: for each precision and batch the fastest trial that
         passed.
+
+    Raises:
+        UsageError: the bundle does not hold one of the spellings.
     """
     path, about = bundle.root / "tune.json", {**environment(backend), "command": command}
     known = {} if force else {row["key"]: row for row in (read_json(path) or {}).get("trials", []) if "failed" not in row}
@@ -120,13 +132,14 @@ def tune_bundle(
         if key in known:
             done.append(known[key])
             continue
-        progress.say(f"tune {number} of {len(trials)}: {trial.precision}, {trial.spelling}, {trial.profile}")
-        row = {"spelling": trial.spelling, "profile": trial.profile, "precision": trial.precision, "key": key}
+        progress.say(f"tune {number} of {len(trials)}: {trial.precision}, {_describe(trial)}")
+        names = {"spelling": trial.spelling, "profile": trial.profile, "precision": trial.precision}
+        row = {**names, "key": key}
         try:
             row |= _try(backend, bundle, config, facts, trial, warmup_seconds, progress)
         except ConvertError as e:  # a spelling that TensorRT cannot build is a result, not an end
             row["failed"] = str(e)
-            progress.warn(f"{trial.spelling}, {trial.profile}: {e}")
+            progress.warn(f"{_describe(trial)}: {e}")
         done.append(row)
         write_json(path, {**about, "trials": done, "winners": winners(done)})
     result = {**about, "trials": done, "winners": winners(done)}
@@ -140,52 +153,8 @@ def trial_key(backend: Backend, trial: Trial, seconds: float) -> str:
     return hash_value([where, request_record(trial.request), list(trial.batches), seconds])
 
 
-def winners(trials: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The fastest trial that passed its check, for each precision and batch.
-
-    Args:
-        trials: finished ones.
-
-    Returns:
-        [{"precision", "batch", "spelling", "profile", "images_per_second", "noise_percent", "ratio" (to the default spelling's best)}].
-    """
-    found: dict[tuple[str, int], list[tuple[float, Mapping[str, Any], Mapping[str, Any]]]] = {}
-    for trial in trials:
-        for row in trial.get("rows", []) if trial.get("passed") else []:
-            found.setdefault((trial["precision"], row["batch"]), []).append((row["images_per_second"], trial, row))
-    result = []
-    for (precision, batch), candidates in sorted(found.items()):
-        rate, trial, row = max(candidates, key=lambda candidate: candidate[0])
-        plain = max((other for other, candidate, _ in candidates if candidate["spelling"] == DEFAULT), default=None)
-        result.append(
-            {
-                "precision": precision,
-                "batch": batch,
-                "spelling": trial["spelling"],
-                "profile": trial["profile"],
-                "images_per_second": rate,
-                "noise_percent": row["noise_percent"],
-                "ratio": None if plain is None else round(rate / plain, 4),
-            }
-        )
-    return result
-
-
-def tune_table(result: Mapping[str, Any]) -> str:
-    """All trials and the winners as text for a terminal."""
-    best = {(row["precision"], row["batch"], row["spelling"], row["profile"]) for row in result["winners"]}
-    rows = []
-    for trial in result["trials"]:
-        names = [trial["spelling"], trial["profile"], trial["precision"]]
-        if "failed" in trial:
-            rows.append([*names, "", "", "", f"failed: {trial['failed'][:60]}"])
-            continue
-        fused = trial["fused_attention"]["text"] if trial["fused_attention"] else "unknown"
-        for row in trial["rows"]:
-            wins = (trial["precision"], row["batch"], trial["spelling"], trial["profile"]) in best
-            note = "missed its tolerance" if not trial["passed"] else "fastest" if wins else ""
-            rows.append([*names, str(row["batch"]), f"{row['images_per_second']:,.0f}", fused, note])
-    return text_table(("spelling", "profile", "precision", "batch", "images/s", "fused attention", ""), rows)
+def _describe(trial: Trial) -> str:
+    return f"{trial.spelling}, {trial.profile}"
 
 
 def _try(

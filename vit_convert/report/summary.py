@@ -44,10 +44,10 @@ def print_summary(report: dict[str, Any], root: pathlib.Path) -> None:
     for engine in report["engines"]:
         note = f"built in {human_seconds(engine['build_seconds'])}" + (", recommended" if engine["path"] == recommended else "")
         files.add_row(engine["path"], human_bytes(engine["bytes"]), note)
-    for path in (*sorted(root.glob("*.onnx")), root / "report.json"):
+    for path in (*sorted(root.glob("*.onnx")), *sorted(root.glob("spellings/*.onnx")), root / "report.json"):
         data = path.with_name(path.name + ".data")
         size = path.stat().st_size + (data.stat().st_size if data.exists() else 0)
-        files.add_row(path.name, human_bytes(size), "with its weights" if data.exists() else "")
+        files.add_row(str(path.relative_to(root)), human_bytes(size), "with its weights" if data.exists() else "")
     console.print(files)
     if all(row["status"] == "fresh" for row in report["stages"]):
         console.print("Nothing changed: every stage was fresh.")

@@ -4,11 +4,13 @@ import dataclasses
 import gc
 import pathlib
 import sys
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vit_convert.compare import Tolerance, top1_accuracy
+from vit_convert.config import spellings
 from vit_convert.errors import CheckError
 from vit_convert.pipeline import Context, Stage
 from vit_convert.stages.common import EVALUATION_BATCH, evaluation, plain, prepare
@@ -21,9 +23,19 @@ _FP32_GRAPHS = ("fp32", "smooth")  # what computes in fp32 is judged as such
 
 
 def check(context: Context) -> dict[str, Any]:
-    """Checks model.onnx against JAX, block by block, and its top-1."""
+    """Checks model.onnx against JAX, block by block, and its top-1; then the output of each spelling."""
     _let_go_of_model(context)
-    return check_precision(context, "fp32")
+    result = check_precision(context, "fp32")
+    result["spellings"], misses = {}, []
+    for name in spellings(context.config):
+        found, miss = _check_spelling(context, name)
+        result["spellings"][name] = found
+        result["summary"] += f"; {name}: cosine {found['cosine']:.7f}"
+        misses += [f"spelling {name}: {miss}"] if miss else []
+    if misses:
+        result["passed"] = False
+        raise _missed("; ".join(misses), result)
+    return result
 
 
 def _let_go_of_model(context: Context) -> None:
@@ -41,6 +53,21 @@ def _tolerance(context: Context, precision: str) -> Tolerance:
     return Tolerance(0.0, float("inf"), check.int8_cosine if precision in ("int8", "fp8") else check.fp16_cosine)
 
 
+def _check_spelling(context: Context, name: str) -> tuple[dict[str, Any], str]:
+    """Compares the output of a spelling with the reference, at every size, by what fp32 has to meet; inside it may be laid out otherwise.
+
+    Returns:
+        What there is to report, and what missed, in words; "" where nothing did.
+    """
+    path, tolerance = context.bundle.spelling(name), _tolerance(context, "fp32")
+    by_size, _ = _check_sizes(context, path, "fp32", tolerance, taps=())
+    finals = {size: row for size, (row,) in by_size.items()}
+    missed = {(size, row) for size, row in finals.items() if row.passed is False}
+    sizes = {size: _numbers(row) for size, row in finals.items()}
+    found = {"passed": not missed, **next(iter(sizes.values())), "sizes": sizes}
+    return found, _worst(path, missed, tolerance) if missed else ""
+
+
 def check_precision(context: Context, precision: str) -> dict[str, Any]:
     """Compares one graph with the reference; a miss raises CheckError that carries the result for the report.
 
@@ -50,7 +77,7 @@ def check_precision(context: Context, precision: str) -> dict[str, Any]:
 
     path, output = context.bundle.onnx(precision), context.results["checkpoint"]["output"]
     tolerance = _tolerance(context, precision)
-    by_size, tensors = _check_sizes(context, path, precision, tolerance)
+    by_size, tensors = _check_sizes(context, path, precision, tolerance, taps=context.results["export"]["taps"])
     rows = next(iter(by_size.values()))
     finals = {size: next(row for row in found if row.tensor == output) for size, found in by_size.items()}
     final = next(iter(finals.values()))
@@ -59,21 +86,14 @@ def check_precision(context: Context, precision: str) -> dict[str, Any]:
         "precision": precision,
         "passed": not missed,
         "tolerance": str(tolerance),
-        "max_abs": final.max_abs,
-        "max_rel": final.max_rel,
-        "cosine": final.cosine,
+        **_numbers(final),
         "blocks": [dataclasses.asdict(row) for row in rows],
-        "sizes": {size: {"max_abs": row.max_abs, "max_rel": row.max_rel, "cosine": row.cosine} for size, row in finals.items()},
+        "sizes": {size: _numbers(row) for size, row in finals.items()},
         "summary": f"max abs {final.max_abs:.2g} ({final.max_rel:.2g} of scale), cosine {final.cosine:.7f}",
     }
     if missed:
         _, first = min(missed, key=lambda found: tensors.index(found[1].tensor))
-        where, worst = max(missed, key=lambda found: found[1].max_rel)
-        raise _missed(
-            f"{path.name}: {worst.tensor} differs from JAX by {worst.max_abs:.3g} ({worst.max_rel:.3g} of its scale), "
-            f"cosine {worst.cosine:.6f}, at batch {worst.batch} of {where}; needed {tolerance}. First to miss: {first.tensor}.",
-            result,
-        )
+        raise _missed(f"{_worst(path, missed, tolerance)}. First to miss: {first.tensor}.", result)
     result["summary"] += "".join(f", {row.cosine:.7f} at {size}" for size, row in list(finals.items())[1:])
     if labelled := evaluation(context):
         logits = graph_logits(
@@ -88,12 +108,14 @@ def check_precision(context: Context, precision: str) -> dict[str, Any]:
     return result
 
 
-def _check_sizes(context: Context, path: pathlib.Path, precision: str, tolerance: Tolerance) -> tuple[dict[str, list["Row"]], list[str]]:
-    """The rows of each image size, as "224x224", and the names of the tensors in order."""
+def _check_sizes(
+    context: Context, path: pathlib.Path, precision: str, tolerance: Tolerance, *, taps: Sequence[str]
+) -> tuple[dict[str, list["Row"]], list[str]]:
+    """The rows of each image size, as "224x224", for the output and these taps, and the names of the tensors in order."""
     from vit_convert.export.check import batch_sizes, check_graph
 
     output = context.results["checkpoint"]["output"]
-    known = {"images", output, *context.results["export"]["taps"]}
+    known = {"images", output, *taps}
     by_size: dict[str, list[Row]] = {}
     for size, reference_path in reference_files(context).items():
         with np.load(reference_path) as file:
@@ -104,6 +126,19 @@ def _check_sizes(context: Context, path: pathlib.Path, precision: str, tolerance
             batches, judged = batches[-1:], [] if precision in ("int8", "fp8") else judged
         by_size["x".join(map(str, size))] = check_graph(path, reference, batches, tolerance, judged=judged)
     return by_size, list(reference)
+
+
+def _numbers(row: "Row") -> dict[str, float]:
+    return {"max_abs": row.max_abs, "max_rel": row.max_rel, "cosine": row.cosine}
+
+
+def _worst(path: pathlib.Path, missed: Iterable[tuple[str, "Row"]], tolerance: Tolerance) -> str:
+    """What missed by most, in words."""
+    where, row = max(missed, key=lambda found: found[1].max_rel)
+    return (
+        f"{path.name}: {row.tensor} differs from JAX by {row.max_abs:.3g} ({row.max_rel:.3g} of its scale), "
+        f"cosine {row.cosine:.6f}, at batch {row.batch} of {where}; needed {tolerance}"
+    )
 
 
 def _missed(message: str, result: dict[str, Any]) -> CheckError:

@@ -40,7 +40,11 @@ def backend_named(name: str) -> Any:
 
 def graph_files(context: Context, precision: str) -> list[pathlib.Path]:
     """A graph and its weights."""
-    path = context.bundle.onnx(precision)
+    return with_weights(context.bundle.onnx(precision))
+
+
+def with_weights(path: pathlib.Path) -> list[pathlib.Path]:
+    """An `.onnx` file and that of its weights."""
     return [path, path.with_name(path.name + ".data")]
 
 

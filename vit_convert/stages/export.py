@@ -1,38 +1,60 @@
-"""The export stage: from the model to `model.onnx`."""
+"""The export stage: from the model to `model.onnx`, and to the further spellings of it that `tune` chooses from."""
 
 import dataclasses
+import pathlib
+from collections.abc import Sequence
 from typing import Any
 
+from vit_convert.bundle import Bundle
+from vit_convert.config import spellings
 from vit_convert.pipeline import Context, Stage
 from vit_convert.stages.checkpoint import model_of
-from vit_convert.stages.common import graph_files, preprocess_of, target_name
+from vit_convert.stages.common import graph_files, preprocess_of, target_name, with_weights
 
 
 def _inputs(context: Context) -> Any:
     config = context.config
-    return [target_name(context), config.layout, config.taps, config.input, config.layernorm]
+    return [target_name(context), config.layout, config.taps, config.input, config.layernorm, spellings(config)]
+
+
+def _outputs(context: Context) -> list[pathlib.Path]:
+    spelled = (context.bundle.spelling(name) for name in spellings(context.config))
+    return [*graph_files(context, "fp32"), *(file for path in spelled for file in with_weights(path))]
 
 
 def export(context: Context) -> dict[str, Any]:
-    """Traces, substitutes and writes model.onnx."""
+    """Traces, substitutes and writes model.onnx and its spellings; those that are no longer asked for go."""
     from vit_convert.export.exporter import export_model
-    from vit_convert.export.targets import target_named
+    from vit_convert.export.targets import spelling_named, target_named
 
-    checkpoint, preprocess = context.results["checkpoint"], preprocess_of(context)
+    checkpoint, preprocess, name = context.results["checkpoint"], preprocess_of(context), target_name(context)
     dynamic = checkpoint["image_range"] is not None
-    report = export_model(
-        model_of(context),
-        context.bundle.onnx(),
-        image_size=tuple(checkpoint["source_image_size" if dynamic else "image_size"]),
-        target=target_named(target_name(context), context.config.layernorm),
-        layout=context.config.layout,
-        taps=context.config.taps,
-        dynamic_patch=checkpoint["patch_size"] if dynamic else 0,
-        pixels=(preprocess.scale, preprocess.offset) if context.config.input == "uint8" else None,
-    )
+    target = target_named(name, context.config.layernorm, dynamic=dynamic)
+    spelled = {spelling: spelling_named(name, spelling) for spelling in spellings(context.config)}
+    options: dict[str, Any] = {
+        "image_size": tuple(checkpoint["source_image_size" if dynamic else "image_size"]),
+        "layout": context.config.layout,
+        "taps": context.config.taps,
+        "dynamic_patch": checkpoint["patch_size"] if dynamic else 0,
+        "pixels": (preprocess.scale, preprocess.offset) if context.config.input == "uint8" else None,
+    }
+    report = export_model(model_of(context), context.bundle.onnx(), target=target, **options)
+    _remove_spellings(context.bundle, keep=spellings(context.config))
+    written = {}
+    for spelling, spelled_target in spelled.items():
+        found = export_model(model_of(context), context.bundle.spelling(spelling), target=spelled_target, **options)
+        written[spelling] = {"num_nodes": found.num_nodes, "nodes_per_block": found.nodes_per_block, "bytes": found.bytes}
     applied = sum(rule["applied"] for rule in report.rules)
     summary = f"{report.num_nodes} nodes, {report.nodes_per_block} a block, {applied} substitutions, opset {report.opset}"
-    return {**dataclasses.asdict(report), "target": target_name(context), "summary": summary}
+    summary += f"; also as {', '.join(written)}" if written else ""
+    return {**dataclasses.asdict(report), "target": name, "spellings": written, "summary": summary}
 
 
-EXPORT = Stage("export", ("checkpoint",), export, _inputs, lambda c: graph_files(c, "fp32"))
+def _remove_spellings(bundle: Bundle, *, keep: Sequence[str]) -> None:
+    for path in bundle.spellings.glob("*.onnx"):
+        if path.stem not in keep:
+            for file in with_weights(path):
+                file.unlink(missing_ok=True)
+
+
+EXPORT = Stage("export", ("checkpoint",), export, _inputs, _outputs)
