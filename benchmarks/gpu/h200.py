@@ -2,49 +2,49 @@
 
     python benchmarks/gpu/h200.py --trt_python=/opt/trt/python --workdir=/tmp/h200 --output=benchmarks/results/h200-fp16.json
 
-This Python has JAX, Flax, jax2onnx, onnxruntime, PyTorch and timm; `--trt_python` has tensorrt, numpy, absl-py and ml_collections.
-Each step is a process of its own: a random checkpoint, the export with its check, build, verify and benchmark of the engines, JAX,
-torch. Steps that are done are not done again, a step that fails is recorded and the others go on, and no step starts after
-`--stop_after` seconds, so that the same command can be given until it says that all is done.
+This Python (3.11 or later) has JAX, Flax, jax2onnx, onnxruntime, PyTorch and timm; `--trt_python` has tensorrt, numpy, absl-py and
+ml_collections. Each step is a process of its own. Those of the first phase run side by side, in lanes: random checkpoints, exports with
+their check, engines, and what JAX and PyTorch compile, kept in caches. Then, with nothing else running, each model is verified and
+measured: our engines, JAX, torch. Compilers of all three time kernels while the others' run (`started` and `seconds` of the steps tell).
+
+Steps that are done are not done again, a step that fails is recorded and the others go on, and no step starts that would not end before
+`--step_limit` seconds, so that the same command can be given until it says that all is done.
 """
 
 import dataclasses
-import datetime
-import json
 import os
 import pathlib
 import shlex
 import signal
-import subprocess
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from absl import app, flags
 from side_by_side import table
+from steps import FAILED, LEFT, Runner, State, Step, read_json, write_json
 
-_FOLDER = pathlib.Path(__file__).parent
+_FOLDER = pathlib.Path(__file__).resolve().parent
 _ROOT = _FOLDER.parent.parent
+_PREPARED = {"checkpoint": 1, "export": 2, "build": 1, "jax_compile": 1, "torch_compile": 2}  # how many at a time
+_MEASURED = ("verify", "benchmark", "jax", "torch")
 _MODELS = flags.DEFINE_list("models", ["Ti/16", "B/32", "B/16", "L/16", "H/14", "B/16@384"], "Variant, with @size where it is not 224.")
 _BATCHES = flags.DEFINE_list("batches", ["1", "64", "256"], "Images per run; each gets a fixed profile.")
-_PRECISIONS = flags.DEFINE_list("precisions", ["fp32", "fp16"], "Engines to build; the first one is verified most strictly.")
-_TIMED = flags.DEFINE_list("timed", ["fp16"], "Engines to measure.")
-_SPELLING = flags.DEFINE_string("target", "trt8", "Dialect of the graphs.")
+_PRECISIONS = flags.DEFINE_list("precisions", ["fp16"], "Engines to build, verify and measure.")
+_TARGET = flags.DEFINE_string("target", "trt8", "Dialect of the graphs.")
 _TRT_PYTHON = flags.DEFINE_string("trt_python", sys.executable, "The Python that has tensorrt.")
-_WORKDIR = flags.DEFINE_string("workdir", "/tmp/h200", "Checkpoints, bundles and the peers' results.")
+_WORKDIR = flags.DEFINE_string("workdir", "/tmp/h200", "Checkpoints, bundles, caches, logs and the peers' results.")
 _OUTPUT = flags.DEFINE_string("output", None, "The JSON file, written after every step.", required=True)
-_SECONDS = flags.DEFINE_float("seconds", 2.0, "Of one pass over one row.")
+_SECONDS = flags.DEFINE_float("seconds", 1.0, "Of one pass over one row.")
+_WARMUP = flags.DEFINE_float("warmup", 0.3, "Seconds before a row is measured.")
 _STOP_AFTER = flags.DEFINE_float("stop_after", 540.0, "Seconds after which no further step starts.")
-_STEP_LIMIT = flags.DEFINE_float("step_limit", 560.0, "Seconds after which a step is ended.")
-_STEPS = flags.DEFINE_list("steps", ["checkpoint", "export", "build", "verify", "benchmark", "jax", "torch"], "Which steps.")
-
-_CONFIG = """from vit_convert.config import default_config
-
-
-def get_config():
-    return default_config()
-"""
+_STEP_LIMIT = flags.DEFINE_float("step_limit", 560.0, "Seconds after which running steps are ended.")
+_PHASE = flags.DEFINE_enum("phase", "all", ["all", "prepare", "measure"], "Which phase.")
+_DTYPES = flags.DEFINE_list("jax_dtypes", ["fp32", "bf16"], "What JAX computes in.")
+_STEPS = flags.DEFINE_list("steps", [*_PREPARED, *_MEASURED], "Which steps.")
+_LANES = flags.DEFINE_list("lanes", [f"{name}={count}" for name, count in _PREPARED.items()], "How many of a step are prepared at a time.")
+_VERSIONS = ("gpu", "driver", "cuda", "tensorrt", "jax", "torch", "timm")
+_CONFIG = "from vit_convert.config import default_config as get_config\n"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,16 +59,16 @@ class Model:
     variant: str
     image_size: int
 
+    @classmethod
+    def parse(cls, text: str) -> "Model":
+        """Reads "B/16" or "B/16@384"."""
+        variant, _, size = text.partition("@")
+        return cls(variant, int(size or 224))
+
     @property
     def name(self) -> str:
         """As folders and files are called: "b16-384"."""
         return f"{self.variant.replace('/', '').lower()}-{self.image_size}"
-
-
-def parse_model(text: str) -> Model:
-    """Reads "B/16" or "B/16@384"."""
-    variant, _, size = text.partition("@")
-    return Model(variant, int(size or 224))
 
 
 def commands(model: Model, workdir: pathlib.Path) -> dict[str, list[str]]:
@@ -79,62 +79,67 @@ def commands(model: Model, workdir: pathlib.Path) -> dict[str, list[str]]:
         workdir: where its files lie.
 
     Returns:
-        By step, in order.
+        By name of the step, in order.
     """
-    here, trt = sys.executable, _TRT_PYTHON.value
-    checkpoint, bundle = workdir / f"{model.name}.npz", workdir / model.name
-    batches, largest = ",".join(_BATCHES.value), max(int(word) for word in _BATCHES.value)
+    here, bundle = sys.executable, str(workdir / model.name)
+    checkpoint, batches, precisions = f"{bundle}.npz", ",".join(_BATCHES.value), f"--precision={','.join(_PRECISIONS.value)}"
+    largest = max(int(word) for word in _BATCHES.value)
     fixed = [f"--config.batch.{key}={largest}" for key in ("min", "opt", "max")]  # no range beside the fixed profiles
     profiles = [*fixed, f"--config.batch.profiles=({', '.join(_BATCHES.value)},)"]
-    engine = [trt, "-m", "vit_convert.engine"]
-    peer = [f"--batches={batches}", f"--seconds={_SECONDS.value}", f"--image_size={model.image_size}"]
-    config = workdir / "config.py"
-    config.write_text(_CONFIG)
+    engine = [_TRT_PYTHON.value, "-m", "vit_convert.engine"]
+    peer = [f"--batches={batches}", f"--image_size={model.image_size}"]
+    timing = [f"--seconds={_SECONDS.value}", f"--warmup={_WARMUP.value}"]
+    ours = [f"--batches={batches}", "--streams=1,2", f"--duration={_SECONDS.value}", f"--warmup={_WARMUP.value}"]
+    jax = [here, str(_FOLDER / "jax_peer.py"), f"--checkpoint={checkpoint}", f"--dtypes={','.join(_DTYPES.value)}", *peer]
+    torch = [here, str(_FOLDER / "torch_peer.py"), f"--variant={model.variant}", *peer]
     asked = [f"--config.checkpoint={checkpoint}", f"--config.name={model.name}", f"--config.image_size={model.image_size}"]
-    graph = [f"--config.target={_SPELLING.value}", "--config.engine.backend=none", "--config.check.num_images=2", "--until=check"]
+    graph = [f"--config.target={_TARGET.value}", "--config.engine.backend=none", "--config.check.num_images=2", "--until=check"]
     return {
         "checkpoint": [here, "-m", "vit_convert.checkpoint.random", f"--variant={model.variant}", f"--output={checkpoint}"],
-        "export": [here, "-m", "vit_convert", f"--config={config}", *asked, *graph, f"--workdir={workdir}"],
-        "build": [*engine, "build", str(bundle), f"--precision={','.join(_PRECISIONS.value)}", *profiles],
-        "verify": [*engine, "verify", str(bundle), f"--precision={','.join(_PRECISIONS.value)}"],
-        "benchmark": [
-            *engine,
-            "benchmark",
-            str(bundle),
-            f"--precision={','.join(_TIMED.value)}",
-            f"--batches={batches}",
-            "--streams=1,2",
-            f"--duration={_SECONDS.value}",
-        ],
-        "jax": [here, str(_FOLDER / "jax_peer.py"), f"--checkpoint={checkpoint}", *peer, f"--output={workdir / model.name}.jax.json"],
-        "torch": [here, str(_FOLDER / "torch_peer.py"), f"--variant={model.variant}", *peer, f"--output={workdir / model.name}.torch.json"],
+        "export": [here, "-m", "vit_convert", f"--config={workdir / 'config.py'}", *asked, *graph, f"--workdir={workdir}"],
+        "build": [*engine, "build", bundle, precisions, *profiles],
+        "jax_compile": [*jax, "--compile_only", f"--output={bundle}.jax_compile.json"],
+        "torch_compile": [*torch, "--compile_only", f"--output={bundle}.torch_compile.json"],
+        "verify": [*engine, "verify", bundle, precisions],
+        "benchmark": [*engine, "benchmark", bundle, precisions, *ours],
+        "jax": [*jax, *timing, f"--output={bundle}.jax.json"],
+        "torch": [*torch, *timing, f"--output={bundle}.torch.json"],
     }
 
 
-def run_step(command: Sequence[str], limit_s: float) -> dict[str, Any]:
-    """Runs one step as a process group of its own, so that ending it ends what it started.
+_AFTER = {"export": "checkpoint", "build": "export", "jax_compile": "checkpoint"}
+_AFTER |= {"verify": "build", "benchmark": "build", "jax": "jax_compile", "torch": "torch_compile"}
+
+
+def steps_of(model: Model, workdir: pathlib.Path) -> list[Step]:
+    """The steps of a model that are asked for, in order; measured ones are in the lane "measure".
 
     Args:
-        command: its words.
-        limit_s: seconds after which it is ended.
-
-    Returns:
-        {"command", "status": "done" or "failed", "seconds", "tail": the last lines it wrote}.
+        model: what to measure.
+        workdir: where its files lie.
     """
-    started = time.monotonic()
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)}
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True, cwd=_ROOT
-    )
-    try:
-        text, _ = process.communicate(timeout=limit_s)
-        status = "done" if process.returncode == 0 else "failed"
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        text, _ = process.communicate()
-        text, status = f"{text}\nended after {limit_s:.0f} s", "failed"
-    lines = text.strip().splitlines()[-25:]
-    return {"command": shlex.join(command), "status": status, "seconds": round(time.monotonic() - started, 1), "tail": lines}
+    caches = workdir / "caches" / model.name  # each model its own: no two processes write one entry
+    shared = {
+        "PYTHONPATH": os.pathsep.join(word for word in (str(_ROOT), os.environ.get("PYTHONPATH", "")) if word),
+        "PYTHONUNBUFFERED": "1",  # what a step that is ended has said is in its log
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # or the first JAX process takes three quarters of the GPU's memory
+        "JAX_COMPILATION_CACHE_DIR": str(caches / "jax"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        "TORCHINDUCTOR_CACHE_DIR": str(caches / "torch"),
+    }
+    own = {"export": {"JAX_PLATFORMS": "cpu"}}  # two reference images are no work, and kernels are being timed on the GPU
+    return [
+        Step(
+            key=f"{model.name}/{name}",
+            command=command,
+            lane=name if name in _PREPARED else "measure",
+            after=[f"{model.name}/{_AFTER[name]}"] if name in _AFTER else [],
+            environment={**shared, **own.get(name, {})},
+        )
+        for name, command in commands(model, workdir).items()
+        if name in _STEPS.value
+    ]
 
 
 def collect(model: Model, workdir: pathlib.Path) -> dict[str, Any]:
@@ -147,65 +152,65 @@ def collect(model: Model, workdir: pathlib.Path) -> dict[str, Any]:
     Returns:
         {"engine": benchmark.json, "verify", "engines" and "check" of report.json, "jax", "torch"}, those that are there.
     """
-
-    def read(path: pathlib.Path) -> Any:
-        return json.loads(path.read_text()) if path.exists() else None
-
-    report = read(workdir / model.name / "report.json") or {}
+    report = read_json(workdir / model.name / "report.json") or {}
     found = {
-        "engine": read(workdir / model.name / "benchmark.json"),
-        "verify": report.get("verify"),
-        "engines": report.get("engines"),
-        "check": report.get("check"),
-        "jax": read(workdir / f"{model.name}.jax.json"),
-        "torch": read(workdir / f"{model.name}.torch.json"),
+        "engine": read_json(workdir / model.name / "benchmark.json"),
+        **{key: report.get(key) for key in ("verify", "engines", "check")},
+        **{key: read_json(workdir / f"{model.name}.{key}.json") for key in ("jax", "torch")},
     }
     return {key: value for key, value in found.items() if value}
 
 
+def results(models: Sequence[Model], workdir: pathlib.Path, state: State) -> dict[str, Any]:
+    """All that was found so far.
+
+    Args:
+        models: those asked for.
+        workdir: where their files lie.
+        state: of the steps.
+
+    Returns:
+        {"command", "date" of the last step, "environment": GPU and versions, "models": by name, see `collect`, "steps"}.
+    """
+    found: Mapping[str, Any] = {model.name: {**dataclasses.asdict(model), **collect(model, workdir)} for model in models}
+    parts = [model[part] for model in found.values() for part in ("engine", "jax", "torch") if part in model]
+    return {
+        "command": shlex.join(sys.argv),
+        "date": max((row["started"] for row in state.values()), default=""),
+        "environment": {key: part[key] for part in parts for key in _VERSIONS if key in part},
+        "models": found,
+        "steps": {key: {name: value for name, value in row.items() if name != "tail"} for key, row in state.items()},
+    }
+
+
 def main(argv: Sequence[str]) -> None:
-    started = time.monotonic()
-    workdir, output = pathlib.Path(_WORKDIR.value), pathlib.Path(_OUTPUT.value)
-    workdir.mkdir(parents=True, exist_ok=True)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    state_path = workdir / "steps.json"
-    steps: dict[str, dict[str, Any]] = json.loads(state_path.read_text()) if state_path.exists() else {}
-    models = [parse_model(text) for text in _MODELS.value]
-    left = 0
-    for model in models:
-        for name, command in commands(model, workdir).items():
-            key = f"{model.name}/{name}"
-            known = steps.get(key, {})
-            if name not in _STEPS.value or (known.get("status") == "done" and known["command"] == shlex.join(command)):
-                continue
-            spent = time.monotonic() - started
-            if spent > _STOP_AFTER.value:
-                left += 1
-                continue
-            print(f"[{spent:5.0f} s] {key}", flush=True)
-            steps[key] = run_step(command, max(10.0, _STEP_LIMIT.value - spent))
-            print(
-                "\n".join(f"    {line}" for line in steps[key]["tail"][-8:]),
-                f"    {steps[key]['status']} in {steps[key]['seconds']} s",
-                sep="\n",
-            )
-            state_path.write_text(json.dumps(steps, indent=1))
-            results = {candidate.name: {**dataclasses.asdict(candidate), **collect(candidate, workdir)} for candidate in models}
-            output.write_text(
-                json.dumps(
-                    {
-                        "command": shlex.join(argv),
-                        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-                        "models": results,
-                        "steps": {step: {k: v for k, v in row.items() if k != "tail"} for step, row in steps.items()},
-                    },
-                    indent=1,
-                )
-                + "\n"
-            )
-    if output.exists():
-        print(table(json.loads(output.read_text())))
-    print(f"{left} steps are left: give the same command again" if left else "all steps were tried")
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}")
+    lanes = {name: int(count) for name, _, count in (word.partition("=") for word in _LANES.value)}
+    if unknown := ({*_STEPS.value} - {*_PREPARED, *_MEASURED}) | ({*lanes} - {*_PREPARED}):
+        raise app.UsageError(f"{', '.join(sorted(unknown))}: steps are {', '.join([*_PREPARED, *_MEASURED])}; lanes are the first five")
+    workdir, output = pathlib.Path(_WORKDIR.value).resolve(), pathlib.Path(_OUTPUT.value)
+    models = [Model.parse(text) for text in _MODELS.value]
+    for folder in (workdir, output.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    (workdir / "config.py").write_text(_CONFIG)
+
+    def save(state: State) -> None:
+        write_json(output, results(models, workdir, state))
+
+    runner = Runner(workdir, stop_after=_STOP_AFTER.value, limit=_STEP_LIMIT.value, changed=save)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # an exception, so that the steps are ended
+    steps = [step for model in models for step in steps_of(model, workdir)]
+    if _PHASE.value != "measure":
+        runner.run([step for step in steps if step.lane != "measure"], {**_PREPARED, **lanes})
+    if _PHASE.value != "prepare":
+        runner.run([step for step in steps if step.lane == "measure"], {"measure": 1})
+    save(runner.state)
+    print(table(results(models, workdir, runner.state)))
+    left = runner.count(LEFT)
+    print(
+        f"{runner.count(FAILED)} steps failed;", f"{left} steps are left: give the same command again" if left else "all steps were tried"
+    )
 
 
 if __name__ == "__main__":

@@ -2,10 +2,12 @@
 
 python benchmarks/gpu/jax_peer.py --checkpoint=B16.npz --batches=1,64,256 --output=jax-b16.json
 
-Images stay in GPU memory. fp32 runs at JAX's default matmul precision.
+Images stay in GPU memory. fp32 runs at JAX's default matmul precision. With JAX_COMPILATION_CACHE_DIR set, a run with --compile_only (and
+an output of its own) leaves there what the measured run needs.
 """
 
 import functools
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,11 +23,14 @@ from vit_convert.models.vit import ViT
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The .npz whose model is timed.", required=True)
 _IMAGE_SIZE = flags.DEFINE_integer("image_size", 224, "Height and width in pixels.")
 _BATCHES = flags.DEFINE_list("batches", ["1", "64", "256"], "Images per call.")
-_SECONDS = flags.DEFINE_float("seconds", 2.0, "Of one pass over one row.")
-_WARMUP = flags.DEFINE_float("warmup", 1.0, "Seconds before the first pass.")
+_SECONDS = flags.DEFINE_float("seconds", 1.0, "Of one pass over one row.")
+_WARMUP = flags.DEFINE_float("warmup", 0.3, "Seconds before the first pass.")
+_COMPILE_ONLY = flags.DEFINE_bool("compile_only", False, "Run each row once, for the sake of the compilation cache.")
 _OUTPUT = flags.DEFINE_string("output", None, "The JSON file, continued if it is there.", required=True)
 
-_VARIANTS = (("fp32", "plain"), ("bf16", "plain"), ("bf16", "cudnn"))  # cuDNN's attention has no fp32
+_DTYPES = flags.DEFINE_list("dtypes", ["fp32", "bf16"], "Types of weights and images.")
+
+_ATTENTIONS = {"fp32": ("plain",), "bf16": ("plain", "cudnn")}  # cuDNN's attention has no fp32
 _PLAIN_ATTENTION = linen.MultiHeadDotProductAttention
 
 
@@ -39,9 +44,10 @@ def main(argv: Sequence[str]) -> None:
     checkpoint = load_checkpoint(_CHECKPOINT.value, image_size=size)
     device = jax.devices()[0]
     about = {"jax": jax.__version__, "device": device.device_kind, "image_size": list(size), "variant": checkpoint.architecture.variant}
-    results = loops.Results(_OUTPUT.value, framework="jax", **about)
+    timing = {"seconds": _SECONDS.value, "warmup_seconds": _WARMUP.value}
+    results = loops.Results(_OUTPUT.value, framework="jax", **about, **timing)
     model = ViT(checkpoint.architecture)
-    for dtype_name, attention in _VARIANTS:
+    for dtype_name, attention in ((dtype, attention) for dtype in _DTYPES.value for attention in _ATTENTIONS[dtype]):
         dtype = {"fp32": jnp.float32, "bf16": jnp.bfloat16}[dtype_name]
         leaves = {name: jnp.asarray(leaf, dtype) for name, leaf in checkpoint.params.items()}
         params = traverse_util.unflatten_dict(leaves, sep="/")
@@ -57,7 +63,10 @@ def main(argv: Sequence[str]) -> None:
 def _time(run: Any, params: Any, shape: tuple[int, ...], dtype: Any) -> dict[str, Any]:
     images = jax.random.uniform(jax.random.key(0), shape, dtype, -1, 1)
     wait = jax.block_until_ready
+    started = time.perf_counter()
     wait(run(params, images))
+    if _COMPILE_ONLY.value:
+        return {"first_call_seconds": round(time.perf_counter() - started, 2)}
     return loops.measure(lambda: run(params, images), lambda result: wait(result), shape[0], _SECONDS.value, _WARMUP.value)
 
 

@@ -66,17 +66,18 @@ def _single(call: Callable[[], Any], wait: Callable[[Any], None], seconds: float
 
 
 class Results:
-    """Rows in a JSON file, written after each; a row that is there already is not measured again.
+    """Rows in a JSON file, written after each; a row that is there already, measured alike, is not measured again.
 
     Args:
         path: the file.
-        **about: what holds for all rows (versions, model, image size).
+        **about: what holds for all rows (versions, model, image size, seconds): rows of anything else are dropped.
     """
 
     def __init__(self, path: str | os.PathLike[str], **about: Any):
         self._path = pathlib.Path(path)
         found = json.loads(self._path.read_text()) if self._path.exists() else {}
-        self.rows: list[dict[str, Any]] = [row for row in found.get("rows", []) if "failed" not in row]
+        known = found.pop("rows", [])
+        self.rows: list[dict[str, Any]] = [row for row in known if "failed" not in row and found == about]
         self._about = about
 
     def add(self, key: dict[str, Any], work: Callable[[], dict[str, Any]]) -> None:

@@ -1,8 +1,10 @@
-"""The scripts of benchmarks/gpu, as far as they go without a GPU: their loops, their table, and that steps fail alone and resume."""
+"""The scripts of benchmarks/gpu, as far as they go without a GPU: loops, table, steps that fail alone and resume, caches of the peers."""
 
 import importlib
 import json
+import os
 import pathlib
+import signal
 import subprocess
 import sys
 import time
@@ -10,6 +12,8 @@ import time
 import pytest
 
 FOLDER = pathlib.Path(__file__).parents[2] / "benchmarks" / "gpu"
+# What is timed runs as JAX does by default, not as strictly as the tests.
+ENVIRONMENT = {**os.environ, "JAX_NUMPY_DTYPE_PROMOTION": "standard", "JAX_DEFAULT_MATMUL_PRECISION": "default"}
 
 
 @pytest.fixture(autouse=True)
@@ -42,6 +46,8 @@ def test_results_resume_and_record_failures(tmp_path):
     assert calls == ["one", "two", "two"]  # what is known is kept, what failed is tried again
     found = json.loads(path.read_text())
     assert found["framework"] == "x" and found["rows"][1]["failed"] == "RuntimeError: no cuDNN" and len(found["rows"]) == 2
+    loops.Results(path, framework="another").add({"batch": 1}, lambda: work("three"))
+    assert calls[-1] == "three" and len(json.loads(path.read_text())["rows"]) == 1  # measured otherwise: not to be mixed
 
 
 def engine_row(batch, streams, rate, p50, transfers="none: resident"):
@@ -71,18 +77,219 @@ def test_table_takes_the_best_of_each_side():
     assert len(side_by_side.table({"models": {"new": {"variant": "B/16", "image_size": 224}}}).splitlines()) == 2
 
 
-def test_side_by_side_run_records_failures_goes_on_and_resumes(tmp_path):
-    # A Python without TensorRT and a checkpoint step that works: the engines' steps fail, each alone.
-    words = ["--models=mu/16@64", "--steps=checkpoint,build", "--batches=1", f"--workdir={tmp_path}", f"--output={tmp_path / 'out.json'}"]
+def test_table_shows_what_is_missing_or_failed_as_a_dash():
+    side_by_side = importlib.import_module("side_by_side")
+    failed = {"precision": "bf16", "attention": "cudnn", "batch": 64, "failed": "x"}
+    model = {"variant": "B/16", "image_size": 224, "jax": {"rows": [failed]}}
+    assert side_by_side.table({"models": {"b16": model}}).splitlines()[2:] == ["| B/16 at 224 | 64 | – | – | – | – | – |  |"]
+    model["engine"] = {"rows": [engine_row(64, 1, 9000.0, 7.0)]}
+    assert side_by_side.table({"models": {"b16": model}}).splitlines()[2:] == [
+        "| B/16 at 224 | 64 | 9 000 images/s | – | – | – | – | 0.4 |"
+    ]
 
+
+@pytest.fixture
+def runner(tmp_path):
+    """Makes runners that go on where the last one ended."""
+    steps = importlib.import_module("steps")
+    return lambda stop_after=60.0, limit=60.0: steps.Runner(tmp_path, stop_after=stop_after, limit=limit, changed=lambda state: None)
+
+
+@pytest.fixture
+def shell(tmp_path):
+    """Makes a step of a shell script that runs in tmp_path."""
+    steps = importlib.import_module("steps")
+    return lambda key, lane, script, after=(): steps.Step(key, ["sh", "-c", f"cd {tmp_path} && {script}"], lane, after)
+
+
+def wait_for(name):
+    """A script that ends when a file is there, and fails if none comes."""
+    return f"for i in $(seq 200); do [ -e {name} ] && exit 0; sleep 0.1; done; exit 1"
+
+
+ALONE = "mkdir busy && sleep 0.2 && rmdir busy"  # fails where another step does the same at the same time
+
+
+def test_lanes_run_side_by_side_and_wait_for_what_comes_first(runner, shell):
+    run = runner()
+    # Each lane's first step ends only when the other's has begun; each second step fails if its lane, or the step it names, is not done.
+    steps = [
+        shell("m/a1", "a", f"touch a1; {wait_for('b1')}"),
+        shell("m/b1", "b", f"touch b1; {wait_for('a1')}"),
+        shell("m/a2", "a", "sleep 0.3; touch a2"),
+        shell("m/b2", "b", "test -e a2", after=["m/a2", "m/not_asked_for"]),
+    ]
+    run.run(steps, {"a": 1, "b": 1})
+    assert {key: row["status"] for key, row in run.state.items()} == dict.fromkeys(["m/a1", "m/b1", "m/a2", "m/b2"], "done")
+
+
+def test_lane_of_one_worker_runs_alone_and_so_does_the_next_phase(runner, shell):
+    run = runner()
+    run.run([shell(f"m{i}/build", "build", ALONE) for i in range(3)], {"build": 1})
+    run.run([shell(f"m{i}/slow", "slow", "touch running && sleep 0.3 && rm running") for i in range(2)], {"slow": 1})
+    run.run([shell(f"m{i}/time", "time", f"test ! -e running && {ALONE}", after=[f"m{i}/build"]) for i in range(3)], {"time": 1})
+    assert {row["status"] for row in run.state.values()} == {"done"} and len(run.state) == 8
+    run.run([shell(f"m{i}/both", "both", ALONE) for i in range(2)], {"both": 2})  # the check can fail
+    assert run.count("failed") == 1
+
+
+def test_failed_step_stops_what_needs_it_and_nothing_else(runner, shell):
+    run = runner()
+    steps = [
+        shell("m/export", "a", "echo no memory; exit 3"),
+        shell("m/build", "b", "touch built", after=["m/export"]),
+        shell("n/export", "a", "true"),
+        shell("n/build", "b", "true", after=["n/export"]),
+        importlib.import_module("steps").Step("m/none", ["/no/such/program"], "b"),
+    ]
+    run.run(steps, {"a": 1, "b": 1})
+    assert {key: row["status"] for key, row in run.state.items() if key[0] == "n"} == {"n/export": "done", "n/build": "done"}
+    assert run.state["m/export"]["tail"] == ["no memory"] and run.state["m/build"]["tail"] == ["not run: m/export failed"]
+    assert "No such file" in run.state["m/none"]["tail"][0] and run.count("failed") == 3
+
+
+def test_steps_resume(runner, shell, tmp_path):
+    steps = [shell("m/a", "a", "echo a >> ran"), shell("m/b", "a", "echo b >> ran; test -e fixed", after=["m/a"])]
+    for _ in range(2):
+        runner().run(steps, {"a": 1})
+        (tmp_path / "fixed").touch()
+    last = runner()
+    last.run(steps, {"a": 1})
+    assert (tmp_path / "ran").read_text().split() == ["a", "b", "b"] and last.count("done") == 2
+    runner().run([shell("m/a", "a", "echo other >> ran")], {"a": 1})
+    assert (tmp_path / "ran").read_text().split()[-1] == "other"  # another command is another step
+
+
+def test_steps_end_in_time_with_all_that_they_started(runner, shell, tmp_path):
+    run, started = runner(limit=1.0), time.monotonic()
+    background = "(sleep 2.5; touch {}) &"
+    steps = [
+        shell("m/quick", "a", f"{background.format('late1')} true"),
+        shell("m/slow", "a", f"{background.format('late2')} sleep 60"),
+        shell("m/next", "b", "true", after=["m/slow"]),
+    ]
+    run.run(steps, {"a": 1, "b": 1})
+    assert time.monotonic() - started < 10 and run.count("left") == 2 and run.count("done") == 1
+    assert run.state["m/slow"]["status"] == "left" and run.state["m/slow"]["tail"][-1].startswith("ended after")
+    time.sleep(max(0.0, started + 4.5 - time.monotonic()))
+    assert not (tmp_path / "late1").exists() and not (tmp_path / "late2").exists()
+
+
+def test_step_that_would_not_end_in_time_does_not_start(runner, shell, tmp_path):
+    (tmp_path / "steps.json").write_text(json.dumps({"m/build": {"command": "x", "status": "done", "seconds": 50.0, "tail": []}}))
+    step = shell("n/build", "a", "touch built")
+    run = runner(limit=40.0)
+    run.run([step], {"a": 1})
+    assert run.count("left") == 1 and not (tmp_path / "built").exists()
+    runner(limit=60.0).run([step], {"a": 1})
+    assert (tmp_path / "built").exists()
+
+
+@pytest.fixture
+def side_by_side_run(tmp_path):
+    """Runs h200.py on the CPU, without TensorRT."""
+    words = ["--models=mu/16@64", "--batches=1", "--seconds=0.05", "--warmup=0", f"--workdir={tmp_path}"]
+
+    def start(*more):
+        command = [sys.executable, str(FOLDER / "h200.py"), *words, f"--output={tmp_path / 'out.json'}", *more]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENVIRONMENT)
+
+    return start
+
+
+def test_side_by_side_run_records_failures_goes_on_and_resumes(side_by_side_run, tmp_path):
+    # A Python without TensorRT: the engines' steps fail, those of JAX go on.
     def go(*more):
-        return subprocess.run([sys.executable, str(FOLDER / "h200.py"), *words, *more], capture_output=True, text=True, timeout=120)
+        process = side_by_side_run("--steps=checkpoint,build,jax_compile,verify,jax", *more)
+        text, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, text
+        return text
 
-    first = go()
-    assert first.returncode == 0 and "all steps were tried" in first.stdout, first.stdout + first.stderr
+    first = go("--phase=prepare")
     found = json.loads((tmp_path / "out.json").read_text())
-    assert {name: step["status"] for name, step in found["steps"].items()} == {"mu16-64/checkpoint": "done", "mu16-64/build": "failed"}
+    status = {name.partition("/")[2]: step["status"] for name, step in found["steps"].items()}
+    assert status == {"checkpoint": "done", "build": "failed", "jax_compile": "done"}, first
+    assert list((tmp_path / "caches" / "mu16-64" / "jax").iterdir()) and "jax" not in found["models"]["mu16-64"]
     second = go()
-    assert "mu16-64/checkpoint" not in second.stdout and "mu16-64/build" in second.stdout
+    assert "all steps were tried" in second and "] mu16-64/checkpoint" not in second and "] mu16-64/jax_compile" not in second
+    found = json.loads((tmp_path / "out.json").read_text())
+    status = {name.partition("/")[2]: step["status"] for name, step in found["steps"].items()}
+    assert status == {"checkpoint": "done", "build": "failed", "jax_compile": "done", "verify": "failed", "jax": "done"}, second
+    assert "not run: mu16-64/build failed" in second
+    assert found["environment"]["jax"] and "--batches=1" in found["command"] and found["steps"]["mu16-64/jax"]["started"] == found["date"]
+    rows = {(row["precision"], row["attention"]): row for row in found["models"]["mu16-64"]["jax"]["rows"]}
+    assert rows["fp32", "plain"]["images_per_second"] > 0 and rows["bf16", "plain"]["p50_ms"] > 0
+    assert "failed" in rows["bf16", "cudnn"]  # no GPU
+    assert "| mu/16 at 64 | 1 | – |" in second and "| – | – | – |" in second
     third = go("--stop_after=-1")
-    assert "1 steps are left" in third.stdout
+    assert "2 steps are left" in third
+
+
+def test_side_by_side_run_that_is_ended_ends_its_steps(side_by_side_run, tmp_path):
+    script = tmp_path / "python"
+    script.write_text(f"#!/bin/sh\ntouch {tmp_path}/started; sleep 3; touch {tmp_path}/late\n")
+    script.chmod(0o755)
+    process = side_by_side_run("--steps=build", f"--trt_python={script}")
+    while not (tmp_path / "started").exists():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    time.sleep(4)
+    assert not (tmp_path / "late").exists()
+
+
+def test_jax_peer_finds_in_the_cache_what_compile_only_left(tmp_path):
+    random = importlib.import_module("vit_convert.checkpoint.random")
+    random.write_random_checkpoint(tmp_path / "ti.npz", "Ti/16", image_size=(32, 32))
+    cache = tmp_path / "cache"
+    thresholds = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
+    environment = {**ENVIRONMENT, "JAX_COMPILATION_CACHE_DIR": str(cache), **thresholds}
+    command = [sys.executable, str(FOLDER / "jax_peer.py"), f"--checkpoint={tmp_path / 'ti.npz'}", "--batches=1", "--image_size=32"]
+    compiled, timed = peer_runs(command, environment, cache, tmp_path)
+    assert [row["first_call_seconds"] > 0 for row in compiled[:2]] == [True, True] and "failed" in compiled[2]  # no cuDNN here
+    assert [row["images_per_second"] > 0 for row in timed[:2]] == [True, True] and "failed" in timed[2]
+
+
+@pytest.mark.slow
+def test_torch_peer_finds_in_the_cache_what_compile_only_left(tmp_path):
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    cache, start = tmp_path / "cache", tmp_path / "start.py"
+    start.write_text(WITHOUT_TORCHVISION)
+    environment = {**ENVIRONMENT, "TORCHINDUCTOR_CACHE_DIR": str(cache)}
+    if subprocess.run([sys.executable, str(start), "-"], capture_output=True).returncode:
+        pytest.skip("timm is not installed")
+    command = [sys.executable, str(start), str(FOLDER / "torch_peer.py"), "--variant=Ti/16", "--batches=1", "--image_size=32"]
+    compiled, timed = peer_runs(command, environment, cache, tmp_path)
+    assert compiled[0]["first_calls_seconds"] > 0 and timed[0]["images_per_second"] > 0
+
+
+def peer_runs(command, environment, cache, folder):
+    """Rows of a run with --compile_only and of a timed one, which must add nothing to the cache."""
+    rows, files = [], []
+    for name, more in {"compile": ["--compile_only"], "time": ["--seconds=0.05", "--warmup=0"]}.items():
+        words = [*command, f"--output={folder / name}.json", *more]
+        done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stdout + done.stderr
+        rows.append(json.loads((folder / f"{name}.json").read_text())["rows"])
+        files.append({path for path in cache.rglob("*") if path.is_file()})
+    assert files[0] and files[1] == files[0]
+    return rows
+
+
+# timm imports torchvision, whose operators only builds for CUDA bring; a ViT calls none of them. Arguments: a script and its own.
+WITHOUT_TORCHVISION = """
+import pathlib, runpy, sys
+import torch
+library = torch.library.Library("torchvision", "FRAGMENT")
+for name in ("nms", "qnms", "roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool", "deform_conv2d"):
+    for operator in (name, f"_{name}_backward"):
+        if not hasattr(torch.ops.torchvision, operator):
+            library.define(f"{operator}(Tensor x) -> Tensor")
+import timm
+del sys.argv[0]
+if sys.argv[0] != "-":
+    sys.path.insert(0, str(pathlib.Path(sys.argv[0]).parent))
+    runpy.run_path(sys.argv[0], run_name="__main__")
+"""

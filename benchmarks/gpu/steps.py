@@ -1,0 +1,170 @@
+"""Steps of a long run: each a process group of its own, in lanes that run side by side; the next run goes on where this one ended."""
+
+import contextlib
+import dataclasses
+import datetime
+import json
+import os
+import pathlib
+import shlex
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+DONE, FAILED, LEFT = "done", "failed", "left"
+State = dict[str, dict[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One process.
+
+    Attributes:
+        key: "b16-224/build".
+        command: its words.
+        lane: the steps of a lane share its workers, and start in their order.
+        after: keys of steps that have to be done first, as far as they are asked for.
+        environment: variables that are added to those of this process.
+    """
+
+    key: str
+    command: Sequence[str]
+    lane: str
+    after: Sequence[str] = ()
+    environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """What it does: "build"."""
+        return self.key.rpartition("/")[2]
+
+
+class Runner:
+    """Runs steps and remembers what came of them; the clock starts with it.
+
+    Args:
+        folder: holds steps.json and the output of each step, logs/<key>.txt.
+        stop_after: seconds after which no step starts.
+        limit: seconds after which steps that run are ended, and not done.
+        changed: called after every step, one call at a time.
+    """
+
+    def __init__(self, folder: pathlib.Path, *, stop_after: float, limit: float, changed: Callable[[State], None]):
+        (folder / "logs").mkdir(parents=True, exist_ok=True)
+        self._folder, self._path = folder, folder / "steps.json"
+        self.state: State = read_json(self._path) or {}
+        self.outcomes: dict[str, Future[str]] = {}
+        self._started, self._stop_after, self._limit, self._changed = time.monotonic(), stop_after, limit, changed
+        self._lock, self._running, self._closed = threading.Lock(), set[subprocess.Popen[bytes]](), False
+
+    def run(self, steps: Sequence[Step], workers: Mapping[str, int]) -> None:
+        """Runs steps; when it returns, none of them runs.
+
+        Args:
+            steps: each after those that it waits for.
+            workers: how many steps of each lane run at the same time.
+        """
+        with contextlib.ExitStack() as stack:
+            pools = {lane: stack.enter_context(ThreadPoolExecutor(count)) for lane, count in workers.items()}
+            try:
+                for step in steps:  # a step waits for earlier ones alone and a lane keeps the order, so one of them can always run
+                    before = {key: self.outcomes[key] for key in step.after if key in self.outcomes}
+                    self.outcomes[step.key] = pools[step.lane].submit(self._outcome, step, before)
+                for step in steps:
+                    self.outcomes[step.key].result()
+            except BaseException:
+                self._close()
+                raise
+
+    def count(self, outcome: str) -> int:
+        """How many of the steps asked for came out as DONE, FAILED or LEFT."""
+        return sum(future.result() == outcome for future in self.outcomes.values())
+
+    def _outcome(self, step: Step, before: Mapping[str, Future[str]]) -> str:
+        known = self.state.get(step.key, {})
+        if known.get("status") == DONE and known["command"] == shlex.join(step.command):
+            return DONE
+        found = {key: future.result() for key, future in before.items()}
+        if LEFT in found.values() or not self._fits(step):
+            return LEFT
+        failed = [key for key, outcome in found.items() if outcome == FAILED]
+        return self._record(step, _now(), FAILED, 0.0, [f"not run: {', '.join(failed)} failed"]) if failed else self._execute(step)
+
+    def _fits(self, step: Step) -> bool:
+        """Whether it may start, and would end in time if it took as long as the slowest of its name: ended steps begin anew."""
+        spent = time.monotonic() - self._started
+        with self._lock:
+            usual = [row["seconds"] for key, row in self.state.items() if key.endswith(f"/{step.name}") and row["status"] == DONE]
+        return spent <= self._stop_after and spent + max(usual, default=0.0) <= self._limit
+
+    def _execute(self, step: Step) -> str:
+        log = self._folder / "logs" / f"{step.key.replace('/', '.')}.txt"
+        date, started = _now(), time.monotonic()
+        with log.open("w") as stream:
+            try:
+                with self._lock:
+                    if self._closed:
+                        return LEFT
+                    print(f"[{started - self._started:5.0f} s] {step.key}", flush=True)
+                    # A group, not a session: whoever ends this program's session ends its steps too.
+                    process = subprocess.Popen(
+                        step.command, stdout=stream, stderr=subprocess.STDOUT, env={**os.environ, **step.environment}, process_group=0
+                    )
+                    self._running.add(process)
+            except OSError as e:
+                return self._record(step, date, FAILED, 0.0, [str(e)])
+            try:
+                status = DONE if process.wait(max(0.0, self._limit - (started - self._started))) == 0 else FAILED
+            except subprocess.TimeoutExpired:
+                status = LEFT
+            _end(process)
+            with self._lock:
+                self._running.discard(process)
+                status = LEFT if self._closed else status
+        seconds = time.monotonic() - started
+        tail = log.read_text(errors="replace").strip().splitlines()[-25:]
+        return self._record(step, date, status, seconds, [*tail, *([f"ended after {seconds:.0f} s"] if status == LEFT else [])])
+
+    def _record(self, step: Step, date: str, status: str, seconds: float, tail: list[str]) -> str:
+        row = {"command": shlex.join(step.command), "status": status, "started": date, "seconds": round(seconds, 1), "tail": tail}
+        with self._lock:
+            self.state[step.key] = row
+            write_json(self._path, self.state)
+            spent = time.monotonic() - self._started
+            lines = (f"{' ' * 10} | {line[:200]}" for line in tail[-2 if status == DONE else -12 :])
+            print(f"[{spent:5.0f} s] {step.key}: {status} in {seconds:.1f} s", *lines, sep="\n", flush=True)
+            self._changed(self.state)
+        return status
+
+    def _close(self) -> None:
+        """Ends what runs, for good: this program is being ended."""
+        with self._lock:
+            self._closed = True
+            for process in self._running:
+                _end(process)
+
+
+def read_json(path: pathlib.Path) -> Any:
+    """What a JSON file holds, None where there is none."""
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Writes a JSON file, whole or not at all."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_text(json.dumps(value, indent=1) + "\n")
+    temporary.replace(path)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)  # also what it left behind: compile workers would disturb what is measured next
+    process.wait()
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
