@@ -79,7 +79,7 @@ def _origin(record: Mapping[str, Any], path: pathlib.Path) -> str:
 def _of_gpu(record: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     """Hardware and versions of a side-by-side run, which each of its measurements recorded for itself."""
     model = next(model for model in record["models"].values() if model.get("engine"))
-    names, parts = ("tensorrt", "jax", "torch", "timm"), (model["engine"], model["jax"], model["torch"])
+    names, parts = ("tensorrt", "jax", "torch", "timm"), [model[name] for name in ("engine", "jax", "torch") if name in model]
     found = {name: part[name] for part in parts for name in names if name in part}
     return model["engine"], found
 
