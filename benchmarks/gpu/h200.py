@@ -32,6 +32,8 @@ _MODELS = flags.DEFINE_list("models", ["Ti/16", "B/32", "B/16", "L/16", "H/14", 
 _BATCHES = flags.DEFINE_list("batches", ["1", "64", "256"], "Images per run; each gets a fixed profile.")
 _PRECISIONS = flags.DEFINE_list("precisions", ["fp16"], "Engines to build, verify and measure.")
 _TARGET = flags.DEFINE_string("target", "trt8", "Dialect of the graphs.")
+_SPELLING = flags.DEFINE_string("spelling", "", "Spelling that fp16 engines are built from; empty: the target's own.")
+_INPUT = flags.DEFINE_enum("input", "float32", ["float32", "uint8"], "What our engines take; uint8 is normalised inside.")
 _TRT_PYTHON = flags.DEFINE_string("trt_python", sys.executable, "The Python that has tensorrt.")
 _WORKDIR = flags.DEFINE_string("workdir", "/tmp/h200", "Checkpoints, bundles, caches, logs and the peers' results.")
 _OUTPUT = flags.DEFINE_string("output", None, "The JSON file, written after every step.", required=True)
@@ -93,7 +95,14 @@ def commands(model: Model, workdir: pathlib.Path) -> dict[str, list[str]]:
     jax = [here, str(_FOLDER / "jax_peer.py"), f"--checkpoint={checkpoint}", f"--dtypes={','.join(_DTYPES.value)}", *peer]
     torch = [here, str(_FOLDER / "torch_peer.py"), f"--variant={model.variant}", *peer]
     asked = [f"--config.checkpoint={checkpoint}", f"--config.name={model.name}", f"--config.image_size={model.image_size}"]
-    graph = [f"--config.target={_TARGET.value}", "--config.engine.backend=none", "--config.check.num_images=2", "--until=check"]
+    graph = [
+        f"--config.target={_TARGET.value}",
+        f"--config.engine.spelling={_SPELLING.value}",
+        f"--config.input={_INPUT.value}",
+        "--config.engine.backend=none",
+        "--config.check.num_images=2",
+        "--until=check",
+    ]
     return {
         "checkpoint": [here, "-m", "vit_convert.checkpoint.random", f"--variant={model.variant}", f"--output={checkpoint}"],
         "export": [here, "-m", "vit_convert", f"--config={workdir / 'config.py'}", *asked, *graph, f"--workdir={workdir}"],

@@ -33,6 +33,13 @@ def test_agrees_with_jax(tmp_path, target, pool):
     assert_agrees(arch, tmp_path / "model.onnx")
 
 
+@pytest.mark.parametrize("target", ["trt8", "rtx"])
+def test_tokens_alone_agree_with_jax(tmp_path, target):
+    arch = architecture(pool="none", num_classes=0)  # the final norm is the output then, and no tap
+    written(arch, tmp_path / "model.onnx", target=target)
+    assert_agrees(arch, tmp_path / "model.onnx")
+
+
 @pytest.mark.parametrize(
     ("target", "changes"),
     [

@@ -131,8 +131,8 @@ def _replace(graph: ir.Graph, attention: _Attention, sequences: list[ir.Value]) 
         raise ExportError("spelling plugin: the tokens are not flat around an attention", fix="Leave it out of `spellings`.")
     # The plugin divides the scores by √d, which the query's weights have done already.
     parts = [(attention.query, math.sqrt(HEAD_SIZE)), (attention.key, 1.0), (attention.value, 1.0)]
-    kernel = _interleaved([_weight(dense.kernel).then(_weight(dense.kernel).shape, _scaled(f)) for dense, f in parts], attention.heads)
-    bias = _interleaved([_weight(dense.bias).then(_weight(dense.bias).shape, _scaled(f)) for dense, f in parts], attention.heads)
+    kernel = _interleaved([_scaled(_weight(dense.kernel), factor) for dense, factor in parts], attention.heads)
+    bias = _interleaved([_scaled(_weight(dense.bias), factor) for dense, factor in parts], attention.heads)
     scope = str(attention.query.kernel.name).rsplit("query/", 1)[0] + "qkv/"
     rows, columns = kernel.shape
     width = columns // 3
@@ -164,8 +164,8 @@ def _weight(value: ir.Value) -> Weight:
     return weight
 
 
-def _scaled(factor: float):
-    return lambda array: array if factor == 1.0 else np.float32(factor) * array
+def _scaled(weight: Weight, factor: float) -> Weight:
+    return weight if factor == 1.0 else weight.then(weight.shape, lambda array: np.float32(factor) * array)
 
 
 def _interleaved(parts: list[Weight], heads: int) -> Weight:

@@ -60,18 +60,20 @@ def vit_model(architecture: Architecture, params: Mapping[str, np.ndarray]) -> M
     """
     traced = dataclasses.replace(architecture, depth=min(architecture.depth, _TRACED_DEPTH))
     output = "logits" if architecture.num_classes else "features"
+    unpooled = architecture.pool == "none" and not architecture.num_classes and not architecture.representation_size
+    norm = [] if unpooled else ["encoder_norm"]  # else it is the output
 
     def apply(leaves: Arrays, images: jax.Array) -> Arrays:
         result, taps = ViT(traced).apply({"params": traverse_util.unflatten_dict(dict(leaves), sep="/")}, images)
-        return {output: result, **taps}
+        return {output: result, **{name: tap for name, tap in taps.items() if tap is not result}}
 
     return Model(
         params=params,
         output=output,
-        taps=[*_block_names(architecture.depth), "encoder_norm"],
+        taps=[*_block_names(architecture.depth), *norm],
         apply=apply,
         traced_shapes=param_shapes(traced),
-        traced_taps=[*_block_names(traced.depth), "encoder_norm"],
+        traced_taps=[*_block_names(traced.depth), *norm],
         depth=architecture.depth if architecture.depth > traced.depth else None,
         run=_vit_runner(architecture, params, output),
     )

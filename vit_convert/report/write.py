@@ -9,7 +9,19 @@ import vit_convert
 from vit_convert.bundle import write_json
 from vit_convert.pipeline import Context
 
-_CHECKPOINT_KEYS = ("path", "sha256", "family", "variant", "layout", "num_params", "image_size", "num_classes", "warnings", "preprocess")
+_CHECKPOINT_KEYS = (
+    "path",
+    "sha256",
+    "family",
+    "variant",
+    "layout",
+    "num_params",
+    "image_size",
+    "image_range",
+    "num_classes",
+    "warnings",
+    "preprocess",
+)
 _ONNX_KEYS = ("opset", "target", "num_nodes", "nodes_traced", "nodes_per_block", "num_shapes", "bytes", "rules")
 
 
