@@ -7,6 +7,8 @@ ml_collections. Each step is a process of its own. Those of the first phase run 
 their check, engines, and what JAX and PyTorch compile, kept in caches. Then, with nothing else running, each model is verified and
 measured: our engines, JAX, torch. Compilers of all three time kernels while the others' run (`started` and `seconds` of the steps tell).
 
+With several `--gpus` the models take turns on them: two models are measured at a time, each with all its roads on one GPU and alone there.
+
 Steps that are done are not done again, a step that fails is recorded and the others go on, and no step starts that would not end before
 `--step_limit` seconds, so that the same command can be given until it says that all is done.
 """
@@ -32,6 +34,7 @@ _MODELS = flags.DEFINE_list("models", ["Ti/16", "B/32", "B/16", "L/16", "H/14", 
 _BATCHES = flags.DEFINE_list("batches", ["1", "64", "256"], "Images per run; each gets a fixed profile.")
 _PRECISIONS = flags.DEFINE_list("precisions", ["fp16"], "Engines to build, verify and measure.")
 _TARGET = flags.DEFINE_string("target", "trt8", "Dialect of the graphs.")
+_GPUS = flags.DEFINE_list("gpus", [""], "GPUs that the models take turns on, as CUDA_VISIBLE_DEVICES names them; each model stays on one.")
 _SPELLING = flags.DEFINE_string("spelling", "", "Spelling that fp16 engines are built from; empty: the target's own.")
 _INPUT = flags.DEFINE_enum("input", "float32", ["float32", "uint8"], "What our engines take; uint8 is normalised inside.")
 _TRT_PYTHON = flags.DEFINE_string("trt_python", sys.executable, "The Python that has tensorrt.")
@@ -120,12 +123,13 @@ _AFTER = {"export": "checkpoint", "build": "export", "jax_compile": "checkpoint"
 _AFTER |= {"verify": "build", "benchmark": "build", "jax": "jax_compile", "torch": "torch_compile"}
 
 
-def steps_of(model: Model, workdir: pathlib.Path) -> list[Step]:
-    """The steps of a model that are asked for, in order; measured ones are in the lane "measure".
+def steps_of(model: Model, workdir: pathlib.Path, gpu: str = "") -> list[Step]:
+    """The steps of a model that are asked for, in order; measured ones are in the lane "measure", with the GPU's name.
 
     Args:
         model: what to measure.
         workdir: where its files lie.
+        gpu: that it runs on; empty: the first.
     """
     caches = workdir / "caches" / model.name  # each model its own: no two processes write one entry
     shared = {
@@ -137,12 +141,13 @@ def steps_of(model: Model, workdir: pathlib.Path) -> list[Step]:
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         "TORCHINDUCTOR_CACHE_DIR": str(caches / "torch"),
     }
+    shared |= {"CUDA_VISIBLE_DEVICES": gpu} if gpu else {}
     own = {"export": {"JAX_PLATFORMS": "cpu"}}  # two reference images are no work, and kernels are being timed on the GPU
     return [
         Step(
             key=f"{model.name}/{name}",
             command=command,
-            lane=name if name in _PREPARED else "measure",
+            lane=name if name in _PREPARED else f"measure{gpu}",
             after=[f"{model.name}/{_AFTER[name]}"] if name in _AFTER else [],
             environment={**shared, **own.get(name, {})},
         )
@@ -209,11 +214,12 @@ def main(argv: Sequence[str]) -> None:
 
     runner = Runner(workdir, stop_after=_STOP_AFTER.value, limit=_STEP_LIMIT.value, changed=save)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # an exception, so that the steps are ended
-    steps = [step for model in models for step in steps_of(model, workdir)]
+    gpus = [_GPUS.value[i % len(_GPUS.value)] for i in range(len(models))]
+    steps = [step for model, gpu in zip(models, gpus) for step in steps_of(model, workdir, gpu)]
     if _PHASE.value != "measure":
-        runner.run([step for step in steps if step.lane != "measure"], {**_PREPARED, **lanes})
+        runner.run([step for step in steps if step.lane in _PREPARED], {**_PREPARED, **lanes})
     if _PHASE.value != "prepare":
-        runner.run([step for step in steps if step.lane == "measure"], {"measure": 1})
+        runner.run([step for step in steps if step.lane not in _PREPARED], {f"measure{gpu}": 1 for gpu in gpus})
     save(runner.state)
     print(table(results(models, workdir, runner.state)))
     left = runner.count(LEFT)

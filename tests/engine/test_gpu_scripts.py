@@ -225,6 +225,26 @@ def test_side_by_side_run_records_failures_goes_on_and_resumes(side_by_side_run,
     assert "2 steps are left" in third
 
 
+def test_models_take_turns_on_gpus_and_are_alone_there(side_by_side_run, tmp_path):
+    script = tmp_path / "python"
+    script.write_text(
+        f"""#!/bin/sh
+        cd {tmp_path}; test "$3" = verify || exit 0
+        mkdir lock-$CUDA_VISIBLE_DEVICES || exit 1  # another one measures on this GPU
+        case $4 in *-64|*-96)  # the first of each GPU wait for each other
+            for i in $(seq 100); do test -d lock-3 -a -d lock-5 && touch met; test -e met && break; sleep 0.1; done; test -e met || exit 1;;
+        esac
+        sleep 0.3; echo $CUDA_VISIBLE_DEVICES > $(basename $4).gpu; rmdir lock-$CUDA_VISIBLE_DEVICES
+        """
+    )
+    script.chmod(0o755)
+    models = "--models=mu/16@64,mu/16@96,mu/16@128,mu/16@160"
+    process = side_by_side_run(models, "--steps=build,verify", f"--trt_python={script}", "--gpus=3,5")
+    text, _ = process.communicate(timeout=60)
+    assert "0 steps failed; all steps were tried" in text, text
+    assert [(tmp_path / f"mu16-{size}.gpu").read_text().strip() for size in (64, 96, 128, 160)] == ["3", "5", "3", "5"]
+
+
 def test_side_by_side_run_that_is_ended_ends_its_steps(side_by_side_run, tmp_path):
     script = tmp_path / "python"
     script.write_text(f"#!/bin/sh\ntouch {tmp_path}/started; sleep 3; touch {tmp_path}/late\n")
