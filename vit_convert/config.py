@@ -28,7 +28,6 @@ _CHOICES = {
     "layout": LAYOUTS,
     "input": INPUTS,
     "outputs": OUTPUTS,
-    "layernorm": ("operator", "primitives"),
     "plan.type": QUANTIZED,
 }
 
@@ -57,8 +56,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.keep_fp16 = ()  # block names and patterns that int8 leaves in fp16
     config.precision = "fp16"  # comma-separated; int8 and fp8 always build fp16 beside them; auto: plan.type in the layers that bear it
     config.target = "auto"  # the TensorRT generation the graph is written for; auto: the backend's
-    config.layernorm = "operator"  # "primitives": faster on TensorRT 8.6, overflows in fp16 where activations pass 180
-    config.spellings = ()  # further forms of model.onnx for `python -m vit_convert.engine tune`: ("matmul", "primitives") for trt8
+    config.spellings = ()  # further forms of model.onnx that `tune` chooses from: ("plugin", "matmul", "primitives") for trt8
     config.keep_fp32 = ()  # block names and patterns that stay in fp32: ("block_11", "head*")
 
     config.batch = ml_collections.ConfigDict()

@@ -92,9 +92,12 @@ def test_config_without_the_ending(convert, tmp_path):
         (["--config.family=mixar"], "mixar"),
         (["--config.checkpoint="], "config.checkpoint is empty"),
         (["--config.target=trt8", "--config.precision=fp8"], "target trt8 has no fp8"),
-        (["--quiet", "--config.layernorm=primitives"], "target rtx runs the operator faster"),
-        (["--quiet", "--config.layernorm=primitives", "--config.target=trt10"], "target trt10 runs the operator faster"),
-        (["--quiet", "--config.layernorm=primitives", "--config.target=trt11"], "target trt11 runs the operator faster"),
+        (["--quiet", "--config.spellings=primitives"], "spelling 'primitives': target rtx has its own alone"),
+        (["--quiet", "--config.engine.spelling=plugin", "--config.target=trt11"], "spelling 'plugin': target trt11 has its own alone"),
+        (
+            ["--quiet", "--config.spellings=matmull", "--config.target=trt8"],
+            "target trt8 has plugin, matmul, primitives. Did you mean matmul",
+        ),
     ],
 )
 def test_bad_flags(fails, convert, flags, message):

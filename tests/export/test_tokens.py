@@ -292,5 +292,4 @@ def test_a_dynamic_graph_has_no_such_convolutions(tmp_path, target, num_convolut
 
 def test_the_target_for_dynamic_graphs():
     assert target_named("trt8", dynamic=True) == SPELLINGS["trt8"]["matmul"]
-    assert target_named("trt8", "primitives", dynamic=True) == SPELLINGS["trt8"]["primitives"]
     assert target_named("rtx", dynamic=True) is TARGETS["rtx"]

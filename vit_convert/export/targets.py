@@ -110,17 +110,16 @@ def spelling_named(target: str, spelling: str) -> Target:
     """
     known = SPELLINGS.get(target, {})
     if spelling not in known:
-        choice = f"not one of {', '.join(known)}" if known else f"target {target} has one spelling alone"
+        choice = f"target {target} has {', '.join(known) or 'its own alone'}"
         raise UsageError(f"spelling {spelling!r}: {choice}.{nearest(spelling, known)}", fix="Leave `spellings` empty for the target's own.")
     return known[spelling]
 
 
-def target_named(name: str, layernorm_as: str = "operator", *, dynamic: bool = False) -> Target:
+def target_named(name: str, *, dynamic: bool = False) -> Target:
     """Looks a target up.
 
     Args:
         name: of a target.
-        layernorm_as: "operator", or "primitives" for trt8 alone, see `spelling_named`.
         dynamic: whether the graph is to take images of several sizes, which convolutions over a fixed number of tokens cannot.
 
     Raises:
@@ -128,9 +127,4 @@ def target_named(name: str, layernorm_as: str = "operator", *, dynamic: bool = F
     """
     if name not in TARGETS:
         raise UsageError(f"target={name!r}: not one of {', '.join(TARGETS)}.{nearest(name, TARGETS)}")
-    target = TARGETS[name]
-    if layernorm_as == "operator":
-        return _TRT8_MATMUL if dynamic and name == "trt8" else target
-    if name != "trt8":
-        raise UsageError(f"layernorm={layernorm_as!r}: target {name} runs the operator faster", fix="It is for target trt8.")
-    return spelling_named(name, layernorm_as)
+    return _TRT8_MATMUL if dynamic and name == "trt8" else TARGETS[name]

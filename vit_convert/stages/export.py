@@ -14,7 +14,7 @@ from vit_convert.stages.common import graph_files, preprocess_of, target_name, w
 
 def _inputs(context: Context) -> Any:
     config = context.config
-    return [target_name(context), config.layout, config.taps, config.input, config.layernorm, spellings(config)]
+    return [target_name(context), config.layout, config.taps, config.input, spellings(config)]
 
 
 def _outputs(context: Context) -> list[pathlib.Path]:
@@ -29,7 +29,7 @@ def export(context: Context) -> dict[str, Any]:
 
     checkpoint, preprocess, name = context.results["checkpoint"], preprocess_of(context), target_name(context)
     dynamic = checkpoint["image_range"] is not None
-    target = target_named(name, context.config.layernorm, dynamic=dynamic)
+    target = target_named(name, dynamic=dynamic)
     spelled = {spelling: spelling_named(name, spelling) for spelling in spellings(context.config)}
     options: dict[str, Any] = {
         "image_size": tuple(checkpoint["source_image_size" if dynamic else "image_size"]),
