@@ -30,10 +30,16 @@ def target_of(backend: Backend) -> str:
     return "trt10" if backend.weakly_typed else "trt11"
 
 
-def graph_for(bundle: Bundle, precision: str, target: str, *, calibrator: bool = False) -> pathlib.Path:
-    """The graph to build a precision from: its own typed one, but the fp32 graph where a flag or a calibrator lowers it."""
-    from_fp32 = calibrator or (target == "trt8" and precision == "fp16")
-    return bundle.onnx("fp32" if from_fp32 else precision)
+def takes_spellings(precision: str, target: str) -> bool:
+    """Whether a flag lowers the fp32 graph to a precision, so that any spelling of it will do; some compute in fp16 alone."""
+    return target == "trt8" and precision == "fp16"
+
+
+def graph_for(bundle: Bundle, precision: str, target: str, *, calibrator: bool = False, spelling: str = "") -> pathlib.Path:
+    """The graph to build a precision from: its own typed one, but the fp32 graph, in a spelling of it for fp16, where a flag lowers it."""
+    if takes_spellings(precision, target):
+        return bundle.spelling(spelling) if spelling else bundle.onnx()
+    return bundle.onnx("fp32" if calibrator else precision)
 
 
 def batch_profiles(image_size: Sequence[int] | ImageRange, layout: str, batch: Mapping[str, Any]) -> list[Profile]:
@@ -79,11 +85,9 @@ def request_for(
         The request.
     """
     options = config.engine
-    onnx_path = graph_for(bundle, precision, target, calibrator=precision == "int8" and options.calibrator)
-    if options.spelling and precision == "fp16" and onnx_path == bundle.onnx():
-        onnx_path = bundle.spelling(options.spelling)
+    calibrator = precision == "int8" and options.calibrator
     return BuildRequest(
-        onnx_path=onnx_path,
+        onnx_path=graph_for(bundle, precision, target, calibrator=calibrator, spelling=options.spelling),
         precision=precision,
         profiles=batch_profiles(image_size, config.layout, config.batch),
         workspace_gib=options.workspace_gib,

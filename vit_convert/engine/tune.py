@@ -13,7 +13,7 @@ from vit_convert.bundle import Bundle, hash_value, read_json, write_json
 from vit_convert.engine.benchmark import Case, run_cases
 from vit_convert.engine.build import BuildRequest, request_record
 from vit_convert.engine.facts import Facts
-from vit_convert.engine.requests import batch_profiles, build_one, graph_for, request_for
+from vit_convert.engine.requests import batch_profiles, build_one, request_for, takes_spellings
 from vit_convert.engine.runtime import Engine
 from vit_convert.engine.session import Session
 from vit_convert.engine.stages import environment
@@ -82,8 +82,9 @@ def plan_trials(bundle: Bundle, config: ml_collections.ConfigDict, facts: Facts,
         )
     for precision in precisions:
         base = request_for(bundle, config, precision, target=facts.target, image_size=facts.image_size, preprocess=facts.preprocess)
-        own = graph_for(bundle, precision, facts.target, calibrator=precision == "int8" and config.engine.calibrator)
-        graphs = {DEFAULT: own} | (spellings(bundle, config) if precision == "fp16" and own == bundle.onnx() else {})
+        graphs = {DEFAULT: pathlib.Path(base.onnx_path)}
+        if takes_spellings(precision, facts.target):
+            graphs = {DEFAULT: bundle.onnx(), **spellings(bundle, config)}
         for (spelling, path), (profile_name, sizes, timed) in itertools.product(graphs.items(), kinds):
             shapes = batch_profiles(facts.image_size, config.layout, sizes)
             trials.append(Trial(spelling, profile_name, precision, timed, dataclasses.replace(base, onnx_path=path, profiles=shapes)))

@@ -4,13 +4,11 @@ jax2onnx cannot add a table to a number of tokens that it does not know, so the 
 depends on the number of tokens but the table and the shapes of the Reshapes.
 """
 
-from collections.abc import Sequence
-
 import onnx_ir as ir
 
 from vit_convert.errors import ExportError
 from vit_convert.export.clean import clean
-from vit_convert.export.weights import add_weight, weight_of
+from vit_convert.export.weights import add_constant, replace_weight, weight_of
 
 _TABLE = "pos_embedding"
 
@@ -60,17 +58,12 @@ def _resample(model: ir.Model, grid: tuple[int, int], add: ir.Node, reshape: ir.
     graph, patches = model.graph, conv.outputs[0]  # [B, D, h, w]
     (table,) = [value for value in add.inputs if weight_of(value) is not None]
     weight = weight_of(table)
-    assert table is not None and table.name is not None and weight is not None
+    assert table is not None and weight is not None
     width = weight.shape[-1]
-    graph.initializers.pop(table.name)
-    planes = add_weight(
-        graph,
-        table.name,
-        weight.then((1, width, *grid), lambda a: a.reshape(1, *grid, width).transpose(0, 3, 1, 2)),
-    )
+    planes = replace_weight(graph, table, weight.then((1, width, *grid), lambda a: a.reshape(1, *grid, width).transpose(0, 3, 1, 2)))
     shape = ir.node("Shape", [patches])
-    sides = ir.node("Gather", [shape.outputs[0], _numbers(graph, "grid_axes", [2, 3])], {"axis": 0})
-    sizes = ir.node("Concat", [_numbers(graph, "table_axes", [1, width]), sides.outputs[0]], {"axis": 0})
+    sides = ir.node("Gather", [shape.outputs[0], add_constant(graph, "grid_axes", [2, 3])], {"axis": 0})
+    sizes = ir.node("Concat", [add_constant(graph, "table_axes", [1, width]), sides.outputs[0]], {"axis": 0})
     resize = ir.node(
         "Resize",
         [planes, None, None, sizes.outputs[0]],
@@ -79,7 +72,7 @@ def _resample(model: ir.Model, grid: tuple[int, int], add: ir.Node, reshape: ir.
     total = ir.node("Add", [patches, resize.outputs[0]])
     graph.insert_after(conv, [shape, sides, sizes, resize, total])
     transpose.replace_input_with(0, total.outputs[0])
-    reshape.replace_input_with(1, _numbers(graph, "token_axes", [0, -1, width]))
+    reshape.replace_input_with(1, add_constant(graph, "token_axes", [0, -1, width]))
     ir.convenience.replace_all_uses_with(add.outputs[0], reshape.outputs[0])
     graph.remove(add, safe=True)
 
@@ -92,7 +85,7 @@ def _copy_tokens(graph: ir.Graph) -> None:
             continue
         numbers = target.const_value.numpy().tolist()
         if len(numbers) > 2 and len(source.shape) > 2 and numbers[1] == source.shape[1] and isinstance(source.shape[1], int):
-            node.replace_input_with(1, _numbers(graph, "token_axes", [numbers[0], 0, *numbers[2:]]))
+            node.replace_input_with(1, add_constant(graph, "token_axes", [numbers[0], 0, *numbers[2:]]))
 
 
 def _forget_shapes(graph: ir.Graph, conv: ir.Node, reshape: ir.Node) -> None:
@@ -108,14 +101,3 @@ def _forget_shapes(graph: ir.Graph, conv: ir.Node, reshape: ir.Node) -> None:
         if node.op_type == "Concat" and tokens in node.inputs:  # behind the class token
             node.outputs[0].shape = ir.Shape(["batch", "tokens", width])
     tokens.shape = ir.Shape(["batch", "patches", width])
-
-
-def _numbers(graph: ir.Graph, name: str, numbers: Sequence[int]) -> ir.Value:
-    value = ir.Value(
-        name=f"{name}_{len(graph.initializers)}",
-        type=ir.TensorType(ir.DataType.INT64),
-        shape=ir.Shape([len(numbers)]),
-        const_value=ir.tensor(list(numbers), dtype=ir.DataType.INT64),
-    )
-    graph.initializers.add(value)
-    return value

@@ -4,7 +4,7 @@ import math
 
 import onnx_ir as ir
 
-from vit_convert.export.weights import Weight, add_weight, weight_of
+from vit_convert.export.weights import Weight, add_constant, replace_weight, weight_of
 
 
 def patch_to_matmul(model: ir.Model) -> int:
@@ -27,16 +27,14 @@ def patch_to_matmul(model: ir.Model) -> int:
     before, after, reshape, add = chain
     pixels, kernel, bias, table = before.inputs[0], weight_of(conv.inputs[1]), weight_of(conv.inputs[2]), weight_of(add.inputs[1])
     assert pixels is not None and pixels.shape is not None and kernel is not None and bias is not None and table is not None
+    assert conv.inputs[1] is not None and add.inputs[1] is not None
     width, channels, patch, _ = kernel.shape
     _, height_pixels, width_pixels, _ = pixels.shape
     assert isinstance(height_pixels, int) and isinstance(width_pixels, int)
     rows, columns = height_pixels // patch, width_pixels // patch
 
-    names = [value.name for value in (conv.inputs[1], conv.inputs[2], add.inputs[1]) if value is not None]
-    for name in names:
-        graph.initializers.pop(str(name))
     depth = patch * patch * channels
-    matrix = add_weight(graph, str(names[0]), kernel.then((depth, width), lambda k: k.transpose(2, 3, 1, 0).reshape(depth, width)))
+    matrix = replace_weight(graph, conv.inputs[1], kernel.then((depth, width), lambda k: k.transpose(2, 3, 1, 0).reshape(depth, width)))
     count = len(bias.sources)
     combined = Weight(
         (*bias.sources, *table.sources),
@@ -44,10 +42,10 @@ def patch_to_matmul(model: ir.Model) -> int:
         lambda *parameters: bias.compute(*parameters[:count]) + table.compute(*parameters[count:]),
         num_read=sum(math.prod(part.shape) if part.num_read is None else part.num_read for part in (bias, table)),
     )
-    positions = add_weight(graph, str(names[2]), combined)
-    split = ir.node("Reshape", [pixels, _shape(graph, "patch_grid", [0, rows, patch, columns, patch * channels])])
+    positions = replace_weight(graph, add.inputs[1], combined)
+    split = ir.node("Reshape", [pixels, add_constant(graph, "patch_grid", [0, rows, patch, columns, patch * channels])])
     order = ir.node("Transpose", [split.outputs[0]], {"perm": [0, 1, 3, 2, 4]})
-    flat = ir.node("Reshape", [order.outputs[0], _shape(graph, "patch_rows", [0, rows * columns, depth])])
+    flat = ir.node("Reshape", [order.outputs[0], add_constant(graph, "patch_rows", [0, rows * columns, depth])])
     product = ir.node("MatMul", [flat.outputs[0], matrix])
     total = ir.node("Add", [product.outputs[0], positions])
     total.outputs[0].shape, total.outputs[0].type = add.outputs[0].shape, add.outputs[0].type
@@ -77,9 +75,3 @@ def _chain(conv: ir.Node) -> tuple[ir.Node, ir.Node, ir.Node, ir.Node] | None:
         found.append(uses[0])
         value = uses[0].outputs[0]
     return (before, found[0], found[1], found[2]) if weight_of(found[2].inputs[1]) is not None else None
-
-
-def _shape(graph: ir.Graph, name: str, numbers: list[int]) -> ir.Value:
-    value = ir.Value(name=name, type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([len(numbers)]), const_value=ir.tensor(numbers))
-    graph.initializers.add(value)
-    return value

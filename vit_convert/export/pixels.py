@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from vit_convert.export.clean import clean
-from vit_convert.export.weights import Weight, add_weight, weight_of
+from vit_convert.export.weights import Weight, add_constant, add_weight, weight_of
 
 # Pixels are centred before they meet the weights: -128 … 127 and the folded kernel are exact or nearly so in fp16 and bf16, whereas the
 # bias that undoes the mean of 0 … 255 would be a sum of hundreds of weights, rounded to 11 bits.
@@ -36,12 +36,12 @@ def take_pixels(model: ir.Model, scale: np.ndarray, offset: np.ndarray) -> bool:
     nodes = [cast]
     if conv is not None:
         _fold(graph, conv, scale, offset)
-        nodes.append(ir.node("Sub", [cast.outputs[0], _constant(graph, "centre", np.float32(_CENTRE))]))
+        nodes.append(ir.node("Sub", [cast.outputs[0], add_constant(graph, "centre", np.array(_CENTRE, np.float32))]))
     else:
         assert images.shape is not None
         shape = (3,) if images.shape[3] == 3 else (3, 1, 1)
-        nodes.append(ir.node("Mul", [cast.outputs[0], _constant(graph, "scale", scale.reshape(shape))]))
-        nodes.append(ir.node("Add", [nodes[-1].outputs[0], _constant(graph, "offset", offset.reshape(shape))]))
+        nodes.append(ir.node("Mul", [cast.outputs[0], add_constant(graph, "scale", scale.astype(np.float32).reshape(shape))]))
+        nodes.append(ir.node("Add", [nodes[-1].outputs[0], add_constant(graph, "offset", offset.astype(np.float32).reshape(shape))]))
     for reader, i in readers:
         reader.replace_input_with(i, nodes[-1].outputs[0])
     graph.insert_before(graph[0], nodes)
@@ -93,10 +93,3 @@ def _fold(graph: ir.Graph, conv: ir.Node, scale: np.ndarray, offset: np.ndarray)
     num_read = math.prod(described.shape) + (0 if described_bias is None else math.prod(described_bias.shape))
     conv.resize_inputs(3)
     conv.replace_input_with(2, add_weight(graph, name or "bias", Weight(sources, described.shape[:1], fold_bias, num_read)))
-
-
-def _constant(graph: ir.Graph, name: str, value: np.ndarray | np.float32) -> ir.Value:
-    tensor, shape = ir.tensor(np.asarray(value, np.float32)), ir.Shape(np.shape(value))
-    constant = ir.Value(name=f"{name}_{len(graph.initializers)}", type=ir.TensorType(tensor.dtype), shape=shape, const_value=tensor)
-    graph.initializers.add(constant)
-    return constant

@@ -6,14 +6,13 @@ of that name, so that onnxruntime checks the very graph that is built.
 """
 
 import dataclasses
-import itertools
 import math
 
 import numpy as np
 import onnx_ir as ir
 
 from vit_convert.errors import ExportError
-from vit_convert.export.weights import Weight, add_weight, weight_of
+from vit_convert.export.weights import Weight, add_constant, add_weight, concatenate, convolution_kernel, replace_weight, weight_of
 
 PLUGIN, DOMAIN = "CustomQKVToContextPluginDynamic", "tensorrt.plugin"
 HEAD_SIZE = 64  # of its half-precision kernels
@@ -120,9 +119,7 @@ def _only_user(value: ir.Value) -> ir.Node | None:
 
 
 def _width(dense: _Dense) -> int:
-    weight = weight_of(dense.kernel)
-    assert weight is not None
-    return weight.shape[1]
+    return _weight(dense.kernel).shape[1]
 
 
 def _replace(graph: ir.Graph, attention: _Attention, sequences: list[ir.Value]) -> None:
@@ -134,25 +131,15 @@ def _replace(graph: ir.Graph, attention: _Attention, sequences: list[ir.Value]) 
     kernel = _interleaved([_scaled(_weight(dense.kernel), factor) for dense, factor in parts], attention.heads)
     bias = _interleaved([_scaled(_weight(dense.bias), factor) for dense, factor in parts], attention.heads)
     scope = str(attention.query.kernel.name).rsplit("query/", 1)[0] + "qkv/"
-    rows, columns = kernel.shape
+    columns = kernel.shape[1]
     width = columns // 3
-    qkv = ir.node(
-        "Conv",
-        [
-            reshape.inputs[0],
-            add_weight(graph, f"{scope}kernel", kernel.then((columns, rows, 1, 1), lambda matrix: matrix.T.reshape(columns, rows, 1, 1))),
-            add_weight(graph, f"{scope}bias", bias),
-        ],
-        {"kernel_shape": [1, 1]},
-    )
+    weights = add_weight(graph, f"{scope}kernel", convolution_kernel(kernel)), add_weight(graph, f"{scope}bias", bias)
+    qkv = ir.node("Conv", [reshape.inputs[0], *weights], {"kernel_shape": [1, 1]})
     settings = {"type_id": 1, "hidden_size": width, "num_heads": attention.heads, "has_mask": 1, "var_seqlen": 1}  # type 1: half
     plugin = ir.node(PLUGIN, [qkv.outputs[0], *sequences], {**settings, "plugin_version": "2", "plugin_namespace": ""}, domain=DOMAIN)
-    out = _weight(attention.out.kernel)
-    turned = out.then((out.shape[1], out.shape[0], 1, 1), lambda matrix: matrix.T.reshape(out.shape[1], out.shape[0], 1, 1))
-    name = str(attention.out.kernel.name)
-    graph.initializers.pop(name)
-    projection = ir.node("Conv", [plugin.outputs[0], add_weight(graph, name, turned), attention.out.bias], {"kernel_shape": [1, 1]})
-    for node, channels in ((qkv, columns), (plugin, width), (projection, out.shape[1])):
+    turned = replace_weight(graph, attention.out.kernel, convolution_kernel(_weight(attention.out.kernel)))
+    projection = ir.node("Conv", [plugin.outputs[0], turned, attention.out.bias], {"kernel_shape": [1, 1]})
+    for node, channels in ((qkv, columns), (plugin, width), (projection, _width(attention.out))):
         node.outputs[0].shape, node.outputs[0].type = ir.Shape([None, channels, 1, 1]), ir.TensorType(ir.DataType.FLOAT)
     graph.insert_before(after, [qkv, plugin, projection])
     ir.convenience.replace_all_uses_with(after.outputs[0], projection.outputs[0])
@@ -171,27 +158,16 @@ def _scaled(weight: Weight, factor: float) -> Weight:
 def _interleaved(parts: list[Weight], heads: int) -> Weight:
     """Columns of queries, keys and values, each [..., heads · d], as the plugin wants them: [..., heads · 3 · d]."""
     *lead, columns = parts[0].shape
-    counts = [len(part.sources) for part in parts]
-
-    def compute(*parameters: np.ndarray) -> np.ndarray:
-        rest = iter(parameters)
-        arrays = [part.compute(*itertools.islice(rest, count)).reshape(*lead, heads, -1) for part, count in zip(parts, counts)]
-        return np.stack(arrays, axis=-2).reshape(*lead, 3 * columns)
-
-    return Weight(tuple(source for part in parts for source in part.sources), (*lead, 3 * columns), compute)
+    split, merged = (*lead, heads, 1, columns // heads), (*lead, len(parts) * columns)
+    return concatenate([part.then(split, lambda array: array.reshape(split)) for part in parts], -2).then(
+        merged, lambda array: array.reshape(merged)
+    )
 
 
 def _sequences(graph: ir.Graph, tokens: int) -> list[ir.Value]:
     """The plugin's other inputs: a mask that it ignores, where each image's tokens end, and something as long as an image's tokens."""
-
-    def constant(name: str, array: np.ndarray) -> ir.Value:
-        tensor = ir.tensor(array)
-        value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
-        graph.initializers.add(value)
-        return value
-
-    zero, one = constant("sequence_start", np.array(0)), constant("sequence_one", np.array(1))
-    length = constant("sequence_length", np.array(tokens))
+    zero, one = (add_constant(graph, name, np.array(i)) for i, name in enumerate(("sequence_start", "sequence_one")))
+    length = add_constant(graph, "sequence_length", np.array(tokens))
     shape = ir.node("Shape", [graph.inputs[0]])
     batch = ir.node("Gather", [shape.outputs[0], zero], {"axis": 0})
     count = ir.node("Add", [batch.outputs[0], one])
@@ -199,8 +175,8 @@ def _sequences(graph: ir.Graph, tokens: int) -> list[ir.Value]:
     as_int32 = [ir.node("Cast", [value], {"to": int(ir.DataType.INT32)}) for value in (zero, limit.outputs[0], length)]
     ends = ir.node("Range", [cast.outputs[0] for cast in as_int32])
     graph.insert_before(graph[0], [shape, batch, count, limit, *as_int32, ends])
-    mask, longest = constant("sequence_mask", np.zeros(1, np.int32)), constant("sequence_longest", np.zeros(tokens, np.int32))
-    return [mask, ends.outputs[0], longest]
+    mask = add_constant(graph, "sequence_mask", np.zeros(1, np.int32))
+    return [mask, ends.outputs[0], add_constant(graph, "sequence_longest", np.zeros(tokens, np.int32))]
 
 
 def _function(opset: int) -> ir.Function:
@@ -208,8 +184,8 @@ def _function(opset: int) -> ir.Function:
     qkv, mask, ends, longest = (ir.Value(name=name) for name in ("qkv", "mask", "ends", "longest"))
     nodes: list[ir.Node] = []
 
-    def add(op_type: str, *inputs: ir.Value, num_outputs: int = 1, **attributes) -> ir.Value:
-        nodes.append(ir.node(op_type, list(inputs), attributes, num_outputs=num_outputs))
+    def add(op_type: str, *inputs: ir.Value, **attributes) -> ir.Value:
+        nodes.append(ir.node(op_type, list(inputs), attributes))
         return nodes[-1].outputs[0]
 
     def numbers(*values: int) -> ir.Value:

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
+from vit_convert.export.weights import add_constant
+
 ELEMENTWISE = {"Add", "Sub", "Mul", "Div", "Pow", "Max", "Sqrt", "Exp", "Neg", "Relu", "Gelu", "Sigmoid", "Tanh", "Erf", "Cast"}
 _ROWWISE = {"LayerNormalization", "Softmax", "ReduceMean"}  # along the last axis; the token is never on it
 
@@ -84,13 +86,7 @@ def _choose(graph: ir.Graph, pool: ir.Node) -> dict[ir.Node, int]:
 def _restrict(graph: ir.Graph, pool: ir.Node, chosen: dict[ir.Node, int]) -> None:
     index = pool.inputs[1]
     assert index is not None and index.const_value is not None
-    one = ir.Value(
-        name="pooled_token",
-        type=ir.TensorType(ir.DataType.INT64),
-        shape=ir.Shape([1]),
-        const_value=ir.tensor([int(index.const_value.numpy())]),
-    )
-    graph.initializers.add(one)
+    one = add_constant(graph, "pooled_token", [int(index.const_value.numpy())])
     gathered: dict[tuple[ir.Value, int], ir.Value] = {}
 
     def one_token(value: ir.Value, axis: int, before: ir.Node) -> ir.Value:
@@ -111,7 +107,7 @@ def _restrict(graph: ir.Graph, pool: ir.Node, chosen: dict[ir.Node, int]) -> Non
             _reshape_to_one(graph, node)
         _set_token(node.outputs[0], node.outputs[0], axis)
     _skip_transposes(graph, [node for node in graph if node in chosen])
-    squeeze = _constant(graph, "pooled_shape", [0, -1])
+    squeeze = add_constant(graph, "pooled_shape", [0, -1])
     node = ir.Node("", "Reshape", [pool.inputs[0], squeeze], num_outputs=1)
     node.outputs[0].shape, node.outputs[0].type = pool.outputs[0].shape, pool.outputs[0].type
     node.outputs[0].name, pool.outputs[0].name = pool.outputs[0].name, None  # it may be the graph's output
@@ -129,13 +125,13 @@ def _skip_transposes(graph: ir.Graph, nodes: list[ir.Node]) -> None:
         assert source is not None and shape is not None
         before, after = _reshape_above(source), [user for user, _ in node.outputs[0].uses()]
         if before is not None:  # [B, 1, D] -> [B, 1, H, d] -> [B, H, 1, d]
-            before.replace_input_with(1, _constant(graph, "pooled_heads", [0, *_behind_batch(shape)]))
+            before.replace_input_with(1, add_constant(graph, "pooled_heads", [0, *_behind_batch(shape)]))
             before.outputs[0].shape = source.shape = shape
             _merge(graph, node, source)
         elif len(after) == 1 and after[0].op_type == "Reshape":  # [B, H, 1, d] -> [B, 1, H, d] -> [B, 1, D]
             target = after[0].outputs[0].shape
             assert target is not None
-            after[0].replace_input_with(1, _constant(graph, "pooled_width", [0, *_behind_batch(target)]))
+            after[0].replace_input_with(1, add_constant(graph, "pooled_width", [0, *_behind_batch(target)]))
             _merge(graph, node, source)
 
 
@@ -161,14 +157,7 @@ def _reshape_to_one(graph: ir.Graph, node: ir.Node) -> None:
     shape = node.inputs[1]
     assert shape is not None and shape.const_value is not None
     numbers = shape.const_value.numpy().tolist()
-    node.replace_input_with(1, _constant(graph, "pooled_shape", [numbers[0], 1, *numbers[2:]]))
-
-
-def _constant(graph: ir.Graph, name: str, numbers: list[int]) -> ir.Value:
-    unique = f"{name}_{len(graph.initializers)}"
-    value = ir.Value(name=unique, type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([len(numbers)]), const_value=ir.tensor(numbers))
-    graph.initializers.add(value)
-    return value
+    node.replace_input_with(1, add_constant(graph, "pooled_shape", [numbers[0], 1, *numbers[2:]]))
 
 
 def _set_token(value: ir.Value, like: ir.Value, axis: int) -> None:

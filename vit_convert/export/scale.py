@@ -5,7 +5,7 @@ import functools
 import numpy as np
 import onnx_ir as ir
 
-from vit_convert.export.weights import Weight, add_weight, weight_of
+from vit_convert.export.weights import Weight, replace_weight, weight_of
 
 
 def _producer(value: ir.Value | None, op_type: str) -> ir.Node | None:
@@ -42,11 +42,9 @@ def fold_scale(model: ir.Model) -> int:
         scale = np.float32(factor.const_value.numpy().reshape(()))
         for owner, index in ((matmul, 1), (add, 1)):
             old = owner.inputs[index]
-            assert old is not None and old.name is not None
+            assert old is not None
             weight = _weight(old)
-            graph.initializers.pop(old.name)
-            new = add_weight(graph, old.name, weight.then(weight.shape, functools.partial(np.multiply, scale)))
-            owner.replace_input_with(index, new)
+            owner.replace_input_with(index, replace_weight(graph, old, weight.then(weight.shape, functools.partial(np.multiply, scale))))
         ir.convenience.replace_all_uses_with(node.outputs[0], query)
         graph.remove(node, safe=True)
         folded += 1

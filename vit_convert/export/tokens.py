@@ -6,14 +6,12 @@ that TensorRT fuses.
 """
 
 import math
-from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 
 from vit_convert.export.prune import ELEMENTWISE
-from vit_convert.export.weights import add_weight, weight_of
+from vit_convert.export.weights import add_constant, convolution_kernel, replace_weight, weight_of
 
 
 def mlps_to_convolutions(model: ir.Model) -> int:
@@ -115,11 +113,10 @@ def _dense_to_convolution(layout: "_Layout", product: ir.Node, add: ir.Node) -> 
     kernel, bias = product.inputs[1], add.inputs[1]
     weight = weight_of(kernel)
     assert kernel is not None and weight is not None
-    rows, columns = weight.shape
-    shape = (columns, rows, 1, 1)
-    turned = layout.new_weight(kernel, shape, lambda matrix: matrix.T.reshape(shape))
-    if bias is not None and bias.shape is not None and len(bias.shape) > 1:
-        bias = layout.new_weight(bias, (columns,), lambda vector: vector.reshape(columns))
+    columns = weight.shape[1]
+    if (vector := weight_of(bias)) is not None and bias is not None and len(vector.shape) > 1:
+        bias = replace_weight(layout.graph, bias, vector.then((columns,), lambda array: array.reshape(columns)))
+    turned = replace_weight(layout.graph, kernel, convolution_kernel(weight))
     layout.rewrite(add, "Conv", [product.inputs[0], turned, bias], {"kernel_shape": [1, 1]})
 
 
@@ -128,8 +125,7 @@ def _flatten_norm(layout: "_Layout", norm: ir.Node) -> None:
     for value in norm.inputs[1:]:
         weight = weight_of(value)
         assert value is not None and weight is not None
-        shape = (*weight.shape, 1, 1)
-        parameters.append(layout.new_weight(value, shape, lambda vector, shape=shape: vector.reshape(shape)))  # type: ignore[misc]
+        parameters.append(replace_weight(layout.graph, value, weight.then((*weight.shape, 1, 1), lambda vector: vector[:, None, None])))
     epsilon = norm.attributes["epsilon"].as_float() if "epsilon" in norm.attributes else 1e-5
     layout.rewrite(norm, "LayerNormalization", [norm.inputs[0], *parameters], {"axis": 1, "epsilon": epsilon})
 
@@ -139,24 +135,18 @@ class _Layout:
 
     Args:
         graph: what is rewritten.
+
+    Attributes:
+        graph: the same.
     """
 
     def __init__(self, graph: ir.Graph):
-        self._graph = graph
+        self.graph = graph
         self._flat: dict[ir.Value, ir.Value] = {}  # by the value in its own layout
-        self._shapes: dict[tuple[int, ...], ir.Value] = {}
 
     def reads_flat(self, node: ir.Node) -> bool:
         """Whether an operand of a node exists in the flat layout."""
         return any(value in self._flat for value in node.inputs if value is not None)
-
-    def new_weight(self, old: ir.Value, shape: tuple[int, ...], change: Callable[[np.ndarray], np.ndarray]) -> ir.Value:
-        """The weight in another shape; the parameter's own name goes to it where nothing else reads the old one."""
-        weight = weight_of(old)
-        assert weight is not None and old.name is not None
-        if len(old.uses()) == 1:
-            self._graph.initializers.pop(old.name)
-        return add_weight(self._graph, old.name, weight.then(shape, change))
 
     def rewrite(self, old: ir.Node, op_type: str, inputs: list[ir.Value | None], attributes: dict[str, Any]) -> None:
         """Computes what `old` did in the flat layout.
@@ -173,29 +163,20 @@ class _Layout:
         result, flat = old.outputs[0], node.outputs[0]
         tokens, width = _sizes(result)
         flat.shape, flat.type = ir.Shape([None, width, 1, 1]), result.type
-        back = ir.node("Reshape", [flat, self._shape(-1, tokens, width)])
+        back = ir.node("Reshape", [flat, add_constant(self.graph, "tokens", [-1, tokens, width])])
         back.outputs[0].shape, back.outputs[0].type = result.shape, result.type
         named = back.outputs[0] if result.is_graph_output() else flat  # the graph's output keeps its layout, a tap need not
         named.name, result.name = result.name, None
-        self._graph.insert_before(old, [node, back])
+        self.graph.insert_before(old, [node, back])
         ir.convenience.replace_all_uses_with(result, back.outputs[0], replace_graph_outputs=True)
-        self._graph.remove(old, safe=True)
+        self.graph.remove(old, safe=True)
         self._flat[back.outputs[0]] = flat
 
     def _flatten(self, value: ir.Value, before: ir.Node) -> ir.Value:
         if value not in self._flat:
             _, width = _sizes(value)
-            node = ir.node("Reshape", [value, self._shape(-1, width, 1, 1)])
+            node = ir.node("Reshape", [value, add_constant(self.graph, "flat", [-1, width, 1, 1])])
             node.outputs[0].shape, node.outputs[0].type = ir.Shape([None, width, 1, 1]), value.type
-            self._graph.insert_before(before, node)
+            self.graph.insert_before(before, node)
             self._flat[value] = node.outputs[0]
         return self._flat[value]
-
-    def _shape(self, *numbers: int) -> ir.Value:
-        if numbers not in self._shapes:
-            name = "tokens_" + "_".join(map(str, numbers))
-            tensor = ir.tensor(list(numbers))
-            value = ir.Value(name=name, type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([len(numbers)]), const_value=tensor)
-            self._graph.initializers.add(value)
-            self._shapes[numbers] = value
-        return self._shapes[numbers]

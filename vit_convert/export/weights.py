@@ -73,13 +73,48 @@ def add_weight(graph: ir.Graph, name: str, weight: Weight) -> ir.Value:
     Returns:
         The new value.
     """
-    unique, n = name, 1
-    while unique in graph.initializers:
-        unique, n = f"{name}.{n}", n + 1
-    value = ir.Value(name=unique, type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(weight.shape))
+    value = ir.Value(name=_unique(graph, name), type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(weight.shape))
     value.meta[_META] = weight
     graph.initializers.add(value)
     return value
+
+
+def replace_weight(graph: ir.Graph, old: ir.Value, weight: Weight) -> ir.Value:
+    """Adds what one reader of a weight reads instead; the weight's own name goes to it where nobody else reads the old one.
+
+    Args:
+        graph: gets the initializer.
+        old: a weight that the reader still reads.
+        weight: what it is to read.
+
+    Returns:
+        The new value.
+    """
+    assert old.name is not None
+    if len(old.uses()) == 1:
+        graph.initializers.pop(old.name)
+    return add_weight(graph, old.name, weight)
+
+
+def convolution_kernel(weight: Weight) -> Weight:
+    """A matrix [K, N] as the kernel of a 1 × 1 convolution: [N, K, 1, 1]."""
+    rows, columns = weight.shape
+    return weight.then((columns, rows, 1, 1), lambda matrix: matrix.T.reshape(columns, rows, 1, 1))
+
+
+def add_constant(graph: ir.Graph, name: str, value: np.ndarray | Sequence[int]) -> ir.Value:
+    """Adds an initializer whose value is known; numbers that are no array become int64, as shapes and axes are."""
+    tensor = ir.tensor(np.asarray(value))
+    constant = ir.Value(name=_unique(graph, name), type=ir.TensorType(tensor.dtype), shape=ir.Shape(np.shape(value)), const_value=tensor)
+    graph.initializers.add(constant)
+    return constant
+
+
+def _unique(graph: ir.Graph, name: str) -> str:
+    unique, n = name, 1
+    while unique in graph.initializers:
+        unique, n = f"{name}.{n}", n + 1
+    return unique
 
 
 def fold_weights(model: ir.Model) -> int:
@@ -107,12 +142,8 @@ def fold_weights(model: ir.Model) -> int:
             perm = tuple(node.attributes["perm"].as_ints())
             folded_weight = weight.then(tuple(weight.shape[i] for i in perm), functools.partial(np.transpose, axes=perm))
         source = node.inputs[0]
-        assert source is not None and source.name is not None
-        name = source.name
-        if len(source.uses()) == 1:  # the parameter's own name goes to the form that is used
-            model.graph.initializers.pop(name)
-        new = add_weight(model.graph, name, folded_weight)
-        ir.convenience.replace_all_uses_with(node.outputs[0], new)
+        assert source is not None
+        ir.convenience.replace_all_uses_with(node.outputs[0], replace_weight(model.graph, source, folded_weight))
         model.graph.remove(node, safe=True)
         folded += 1
     return folded

@@ -62,10 +62,11 @@ def vit_model(architecture: Architecture, params: Mapping[str, np.ndarray]) -> M
     output = "logits" if architecture.num_classes else "features"
     unpooled = architecture.pool == "none" and not architecture.num_classes and not architecture.representation_size
     norm = [] if unpooled else ["encoder_norm"]  # else it is the output
+    traced_taps = [*_block_names(traced.depth), *norm]
 
     def apply(leaves: Arrays, images: jax.Array) -> Arrays:
         result, taps = ViT(traced).apply({"params": traverse_util.unflatten_dict(dict(leaves), sep="/")}, images)
-        return {output: result, **{name: tap for name, tap in taps.items() if tap is not result}}
+        return {output: result, **{name: taps[name] for name in traced_taps}}
 
     return Model(
         params=params,
@@ -73,7 +74,7 @@ def vit_model(architecture: Architecture, params: Mapping[str, np.ndarray]) -> M
         taps=[*_block_names(architecture.depth), *norm],
         apply=apply,
         traced_shapes=param_shapes(traced),
-        traced_taps=[*_block_names(traced.depth), *norm],
+        traced_taps=traced_taps,
         depth=architecture.depth if architecture.depth > traced.depth else None,
         run=_vit_runner(architecture, params, output),
     )

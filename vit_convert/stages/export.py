@@ -39,7 +39,7 @@ def export(context: Context) -> dict[str, Any]:
         "pixels": (preprocess.scale, preprocess.offset) if context.config.input == "uint8" else None,
     }
     report = export_model(model_of(context), context.bundle.onnx(), target=target, **options)
-    _remove_spellings(context.bundle, keep=spellings(context.config))
+    _remove_spellings(context.bundle, keep=list(spelled))
     written = {}
     for spelling, spelled_target in spelled.items():
         found = export_model(model_of(context), context.bundle.spelling(spelling), target=spelled_target, **options)
