@@ -118,21 +118,23 @@ def test_spellings_compute_the_same(tmp_path, pool):
         np.testing.assert_allclose(results[spelling], results[""], rtol=0, atol=1e-5 * np.abs(results[""]).max())
 
 
-def test_taps_are_outputs_in_the_flat_layout(tmp_path):
-    """What asks for taps gets every token, and the check against JAX reads them in either layout."""
+def test_taps_are_outputs_with_the_batch_first(tmp_path):
+    """What asks for taps gets every token, in the layout of every other target."""
     arch = architecture()
     written(arch, tmp_path / "model.onnx", target="trt8", taps=True)
     images = random_images(arch)
     shapes = {name: value.shape for name, value in run_session(open_session(tmp_path / "model.onnx"), images).items()}
-    assert shapes == {"logits": (5, 7), **{f"block_{i:02d}": (5 * 13, 32, 1, 1) for i in range(3)}, "encoder_norm": (5, 13, 32)}
+    assert shapes == {"logits": (5, 7), **{f"block_{i:02d}": (5, 13, 32) for i in range(3)}, "encoder_norm": (5, 13, 32)}
     known = {"images": images, **reference(arch)}
     rows = check_graph(tmp_path / "model.onnx", known, [1, 3, 5], Tolerance(atol=1e-5, rtol=1e-5, cosine=0.99999), judged=list(shapes))
     assert [row.tensor for row in rows if row.passed] == [name for name in known if name != "images"]
 
 
-def test_the_check_sees_a_wrong_tap(tmp_path):
+@pytest.mark.parametrize("taps", [False, True])
+def test_the_check_sees_a_wrong_tap(tmp_path, taps):
+    """Inside the graph taps are flat, as outputs they are not: the check reads both."""
     arch = architecture()
-    written(arch, tmp_path / "model.onnx", target="trt8", taps=True)
+    written(arch, tmp_path / "model.onnx", target="trt8", taps=taps)
     known = {"images": random_images(arch), **reference(arch)}
     known["block_01"] = np.roll(known["block_01"], 1, axis=1)  # tokens in another order: right only as a set
     rows = check_graph(

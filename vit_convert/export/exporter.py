@@ -18,6 +18,7 @@ from vit_convert.export import weights
 from vit_convert.export.dynamic import make_dynamic
 from vit_convert.export.pixels import take_pixels
 from vit_convert.export.targets import Target
+from vit_convert.export.tokens import as_tokens
 from vit_convert.models.model import Model
 from vit_convert.onnx_file import external_files, save_onnx
 
@@ -100,7 +101,7 @@ def export_model(
     passes.ShapeInferencePass()(graph.model)
     if taps:
         values = {value.name: value for node in graph.model.graph for value in node.outputs}
-        graph.model.graph.outputs.extend(values[tap] for tap in graph.taps)
+        graph.model.graph.outputs.extend(as_tokens(graph.model.graph, values[tap]) for tap in graph.taps)
     report = _report(graph, target)
     if report.nodes_per_block > target.max_nodes_per_block and model.depth is not None:
         raise ExportError(

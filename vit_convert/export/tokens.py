@@ -13,6 +13,8 @@ import onnx_ir as ir
 from vit_convert.export.prune import ELEMENTWISE
 from vit_convert.export.weights import add_constant, convolution_kernel, replace_weight, weight_of
 
+_TOKENS = "vit_convert.tokens"  # how many tokens an image has, kept with a flat value
+
 
 def mlps_to_convolutions(model: ir.Model) -> int:
     """Turns fc1 → activation → fc2 behind a LayerNorm into convolutions, and what stands between them into their layout, in place.
@@ -37,6 +39,20 @@ def mlps_to_convolutions(model: ir.Model) -> int:
         elif layout.reads_flat(node) and _is_elementwise(node):
             layout.rewrite(node, node.op_type, list(node.inputs), dict(node.attributes))
     return len(mlps)
+
+
+def as_tokens(graph: ir.Graph, value: ir.Value) -> ir.Value:
+    """A flat value as [batch, tokens, width], under its own name; any other value as it is."""
+    producer = value.producer()
+    if _TOKENS not in value.meta or producer is None or value.shape is None:
+        return value
+    shape = add_constant(graph, "tokens", [-1, value.meta[_TOKENS], value.shape[1]])  # type: ignore[list-item]
+    node = ir.node("Reshape", [value, shape], name=f"{value.name}/Reshape")
+    result = node.outputs[0]
+    result.type, result.shape = value.type, ir.Shape(["batch", value.meta[_TOKENS], value.shape[1]])
+    result.name, value.name = value.name, f"{value.name}/flat"
+    graph.insert_after(producer, node)
+    return result
 
 
 def _mlp(first: ir.Node) -> dict[ir.Node, ir.Node] | None:
@@ -162,7 +178,7 @@ class _Layout:
         node = ir.node(op_type, flattened, attributes)
         result, flat = old.outputs[0], node.outputs[0]
         tokens, width = _sizes(result)
-        flat.shape, flat.type = ir.Shape([None, width, 1, 1]), result.type
+        flat.shape, flat.type, flat.meta[_TOKENS] = ir.Shape([None, width, 1, 1]), result.type, tokens
         back = ir.node("Reshape", [flat, add_constant(self.graph, "tokens", [-1, tokens, width])])
         back.outputs[0].shape, back.outputs[0].type = result.shape, result.type
         named = back.outputs[0] if result.is_graph_output() else flat  # the graph's output keeps its layout, a tap need not
