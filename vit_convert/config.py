@@ -12,7 +12,7 @@ from vit_convert.errors import UsageError, nearest
 from vit_convert.image_size import is_range, parse_range, parse_size
 
 PRECISIONS = ("fp32", "bf16", "fp16", "int8", "fp8")
-AUTO = "auto"  # as a precision: what plan says
+AUTO = "auto"  # as a precision: what plan says; as a spelling: what the export advises
 TARGETS = ("auto", "trt8", "trt10", "trt11", "rtx")
 BACKENDS = ("auto", "tensorrt", "rtx", "none")
 METHODS = ("entropy", "minmax", "percentile")
@@ -101,7 +101,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.engine.timing_cache = ""  # a file kept between builds; empty: one in the workdir
     config.engine.opt_level = 3
     config.engine.tf32 = False
-    config.engine.spelling = ""  # the spelling that trt8's fp16 engines are built from, as `tune` advises; empty: model.onnx
+    config.engine.spelling = "auto"  # that trt8's fp16 engines are built from: auto takes "plugin" where it fits; empty: model.onnx
     config.engine.hardware_compatible = False  # an engine for Ampere and every later GPU, at some cost in speed
     config.engine.version_compatible = False  # an engine that later versions of the same TensorRT major load
     config.engine.calibrator = False  # INT8 by TensorRT's own calibrator (TensorRT 10 and earlier) instead of Q/DQ
@@ -240,9 +240,21 @@ def quantized(config: ml_collections.ConfigDict) -> list[str]:
     return [precision for precision in precisions(config) if precision in QUANTIZED]
 
 
-def spellings(config: ml_collections.ConfigDict) -> list[str]:
-    """The spellings that the export writes beside model.onnx: those asked for, and the one that engines are built from."""
-    return list(dict.fromkeys(name for name in (*config.spellings, config.engine.spelling) if name))
+def spelling(config: ml_collections.ConfigDict, advised: str) -> str:
+    """The spelling that fp16 engines are built from, "" for model.onnx.
+
+    Args:
+        config: the full config.
+        advised: what `engine.spelling=auto` stands for, unless blocks are to stay in fp32: the attention plugin is fp16 everywhere.
+    """
+    if config.engine.spelling != AUTO:
+        return config.engine.spelling
+    return "" if config.keep_fp32 else advised
+
+
+def spellings(config: ml_collections.ConfigDict, advised: str) -> list[str]:
+    """The spellings that are written beside model.onnx: those asked for, and the one that engines are built from; `advised` as above."""
+    return list(dict.fromkeys(name for name in (*config.spellings, spelling(config, advised)) if name))
 
 
 def is_planned(config: ml_collections.ConfigDict) -> bool:

@@ -4,10 +4,11 @@
 
 This Python (3.11 or later) has JAX, Flax, jax2onnx, onnxruntime, PyTorch and timm; `--trt_python` has tensorrt, numpy, absl-py and
 ml_collections. Each step is a process of its own. Those of the first phase run side by side, in lanes: random checkpoints, exports with
-their check, engines, and what JAX and PyTorch compile, kept in caches. Then, with nothing else running, each model is verified and
-measured: our engines, JAX, torch. Compilers of all three time kernels while the others' run (`started` and `seconds` of the steps tell).
+their check, engines, and what JAX and PyTorch compile, kept in caches. Then, with nothing else running on that GPU, each model is
+verified and measured: our engines, JAX, torch. Compilers of all three time kernels while the others' run (`started` and `seconds` of the
+steps tell).
 
-With several `--gpus` the models take turns on them: two models are measured at a time, each with all its roads on one GPU and alone there.
+With several `--gpus` the models take turns on them, each with all its roads on one GPU; every GPU has phases and lanes of its own.
 
 Steps that are done are not done again, a step that fails is recorded and the others go on, and no step starts that would not end before
 `--step_limit` seconds, so that the same command can be given until it says that all is done.
@@ -35,7 +36,7 @@ _BATCHES = flags.DEFINE_list("batches", ["1", "64", "256"], "Images per run; eac
 _PRECISIONS = flags.DEFINE_list("precisions", ["fp16"], "Engines to build, verify and measure.")
 _TARGET = flags.DEFINE_string("target", "trt8", "Dialect of the graphs.")
 _GPUS = flags.DEFINE_list("gpus", [""], "GPUs that the models take turns on, as CUDA_VISIBLE_DEVICES names them; each model stays on one.")
-_SPELLING = flags.DEFINE_string("spelling", "", "Spelling that fp16 engines are built from; empty: the target's own.")
+_SPELLING = flags.DEFINE_string("spelling", "auto", "Spelling that fp16 engines are built from; empty: model.onnx.")
 _INPUT = flags.DEFINE_enum("input", "float32", ["float32", "uint8"], "What our engines take; uint8 is normalised inside.")
 _TRT_PYTHON = flags.DEFINE_string("trt_python", sys.executable, "The Python that has tensorrt.")
 _WORKDIR = flags.DEFINE_string("workdir", "/tmp/h200", "Checkpoints, bundles, caches, logs and the peers' results.")
@@ -47,7 +48,9 @@ _STEP_LIMIT = flags.DEFINE_float("step_limit", 560.0, "Seconds after which runni
 _PHASE = flags.DEFINE_enum("phase", "all", ["all", "prepare", "measure"], "Which phase.")
 _DTYPES = flags.DEFINE_list("jax_dtypes", ["fp32", "bf16"], "What JAX computes in.")
 _STEPS = flags.DEFINE_list("steps", [*_PREPARED, *_MEASURED], "Which steps.")
-_LANES = flags.DEFINE_list("lanes", [f"{name}={count}" for name, count in _PREPARED.items()], "How many of a step are prepared at a time.")
+_LANES = flags.DEFINE_list(
+    "lanes", [f"{name}={count}" for name, count in _PREPARED.items()], "How many of a step are prepared at a time on a GPU."
+)
 _VERSIONS = ("gpu", "driver", "cuda", "tensorrt", "jax", "torch", "timm")
 _CONFIG = "from vit_convert.config import default_config as get_config\n"
 
@@ -124,7 +127,7 @@ _AFTER |= {"verify": "build", "benchmark": "build", "jax": "jax_compile", "torch
 
 
 def steps_of(model: Model, workdir: pathlib.Path, gpu: str = "") -> list[Step]:
-    """The steps of a model that are asked for, in order; measured ones are in the lane "measure", with the GPU's name.
+    """The steps of a model that are asked for, in order; the lanes are called after them, those measured "measure", with the GPU's name.
 
     Args:
         model: what to measure.
@@ -147,13 +150,27 @@ def steps_of(model: Model, workdir: pathlib.Path, gpu: str = "") -> list[Step]:
         Step(
             key=f"{model.name}/{name}",
             command=command,
-            lane=name if name in _PREPARED else f"measure{gpu}",
+            lane=f"{name if name in _PREPARED else 'measure'}{gpu}",
             after=[f"{model.name}/{_AFTER[name]}"] if name in _AFTER else [],
             environment={**shared, **own.get(name, {})},
         )
         for name, command in commands(model, workdir).items()
         if name in _STEPS.value
     ]
+
+
+def in_phases(steps: Sequence[Step], phase: str) -> list[Step]:
+    """What is prepared, then what is measured, each of these behind all that is prepared on its GPU.
+
+    Args:
+        steps: of all models.
+        phase: "prepare" or "measure" leaves the other out, "all" neither.
+    """
+    prepared = [step for step in steps if step.name in _PREPARED and phase != "measure"]
+    measured = [step for step in steps if step.name not in _PREPARED and phase != "prepare"]
+    gpus = {step.key: step.environment.get("CUDA_VISIBLE_DEVICES", "") for step in steps}
+    behind = {gpu: [step.key for step in prepared if gpus[step.key] == gpu] for gpu in gpus.values()}
+    return [*prepared, *(dataclasses.replace(step, behind=behind[gpus[step.key]]) for step in measured)]
 
 
 def collect(model: Model, workdir: pathlib.Path) -> dict[str, Any]:
@@ -216,10 +233,10 @@ def main(argv: Sequence[str]) -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # an exception, so that the steps are ended
     gpus = [_GPUS.value[i % len(_GPUS.value)] for i in range(len(models))]
     steps = [step for model, gpu in zip(models, gpus) for step in steps_of(model, workdir, gpu)]
-    if _PHASE.value != "measure":
-        runner.run([step for step in steps if step.lane in _PREPARED], {**_PREPARED, **lanes})
-    if _PHASE.value != "prepare":
-        runner.run([step for step in steps if step.lane not in _PREPARED], {f"measure{gpu}": 1 for gpu in gpus})
+    runner.run(
+        in_phases(steps, _PHASE.value),
+        {f"{name}{gpu}": count for name, count in {**_PREPARED, **lanes, "measure": 1}.items() for gpu in gpus},
+    )
     save(runner.state)
     print(table(results(models, workdir, runner.state)))
     left = runner.count(LEFT)

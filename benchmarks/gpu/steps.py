@@ -12,7 +12,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 DONE, FAILED, LEFT = "done", "failed", "left"
@@ -28,6 +28,7 @@ class Step:
         command: its words.
         lane: the steps of a lane share its workers, and start in their order.
         after: keys of steps that have to be done first, as far as they are asked for.
+        behind: keys of steps that have to have ended first, whatever came of them.
         environment: variables that are added to those of this process.
     """
 
@@ -35,6 +36,7 @@ class Step:
     command: Sequence[str]
     lane: str
     after: Sequence[str] = ()
+    behind: Sequence[str] = ()
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
@@ -73,7 +75,8 @@ class Runner:
             try:
                 for step in steps:  # a step waits for earlier ones alone and a lane keeps the order, so one of them can always run
                     before = {key: self.outcomes[key] for key in step.after if key in self.outcomes}
-                    self.outcomes[step.key] = pools[step.lane].submit(self._outcome, step, before)
+                    behind = [self.outcomes[key] for key in step.behind if key in self.outcomes]
+                    self.outcomes[step.key] = pools[step.lane].submit(self._outcome, step, before, behind)
                 for step in steps:
                     self.outcomes[step.key].result()
             except BaseException:
@@ -84,10 +87,11 @@ class Runner:
         """How many of the steps asked for came out as DONE, FAILED or LEFT."""
         return sum(future.result() == outcome for future in self.outcomes.values())
 
-    def _outcome(self, step: Step, before: Mapping[str, Future[str]]) -> str:
+    def _outcome(self, step: Step, before: Mapping[str, Future[str]], behind: Sequence[Future[str]]) -> str:
         known = self.state.get(step.key, {})
         if known.get("status") == DONE and known["command"] == shlex.join(step.command):
             return DONE
+        wait(behind)
         found = {key: future.result() for key, future in before.items()}
         if LEFT in found.values() or not self._fits(step):
             return LEFT

@@ -1,5 +1,6 @@
 """The scripts of benchmarks/gpu, as far as they go without a GPU: loops, table, steps that fail alone and resume, caches of the peers."""
 
+import dataclasses
 import importlib
 import json
 import os
@@ -99,7 +100,7 @@ def runner(tmp_path):
 def shell(tmp_path):
     """Makes a step of a shell script that runs in tmp_path."""
     steps = importlib.import_module("steps")
-    return lambda key, lane, script, after=(): steps.Step(key, ["sh", "-c", f"cd {tmp_path} && {script}"], lane, after)
+    return lambda key, lane, script, after=(), behind=(): steps.Step(key, ["sh", "-c", f"cd {tmp_path} && {script}"], lane, after, behind)
 
 
 def wait_for(name):
@@ -123,14 +124,28 @@ def test_lanes_run_side_by_side_and_wait_for_what_comes_first(runner, shell):
     assert {key: row["status"] for key, row in run.state.items()} == dict.fromkeys(["m/a1", "m/b1", "m/a2", "m/b2"], "done")
 
 
-def test_lane_of_one_worker_runs_alone_and_so_does_the_next_phase(runner, shell):
+def test_lane_of_one_worker_runs_alone(runner, shell):
     run = runner()
     run.run([shell(f"m{i}/build", "build", ALONE) for i in range(3)], {"build": 1})
-    run.run([shell(f"m{i}/slow", "slow", "touch running && sleep 0.3 && rm running") for i in range(2)], {"slow": 1})
-    run.run([shell(f"m{i}/time", "time", f"test ! -e running && {ALONE}", after=[f"m{i}/build"]) for i in range(3)], {"time": 1})
-    assert {row["status"] for row in run.state.values()} == {"done"} and len(run.state) == 8
+    assert run.count("done") == 3
     run.run([shell(f"m{i}/both", "both", ALONE) for i in range(2)], {"both": 2})  # the check can fail
     assert run.count("failed") == 1
+
+
+def test_phases_of_one_gpu_follow_each_other_and_those_of_another_go_on(runner, shell):
+    h200, run = importlib.import_module("h200"), runner()
+    slow = f"touch slow; ({wait_for('other')}) && rm slow"  # ends only when the other GPU's models are measured
+    scripts = {"0": {"export": slow, "build": "exit 1", "jax": "test ! -e slow"}, "1": {"export": "true", "jax": "touch other"}}
+    steps = [
+        dataclasses.replace(shell(f"m{gpu}/{name}", f"{name}{gpu}", script), environment={"CUDA_VISIBLE_DEVICES": gpu})
+        for gpu, own in scripts.items()
+        for name, script in own.items()
+    ]
+    phased = h200.in_phases(steps, "all")
+    assert [step.key for step in phased] == ["m0/export", "m0/build", "m1/export", "m0/jax", "m1/jax"]
+    assert [step.name for step in h200.in_phases(steps, "measure")] == ["jax", "jax"]
+    run.run(phased, {step.lane: 1 for step in steps})
+    assert {key for key, row in run.state.items() if row["status"] == "failed"} == {"m0/build"}  # it ended, and what is measured goes on
 
 
 def test_failed_step_stops_what_needs_it_and_nothing_else(runner, shell):

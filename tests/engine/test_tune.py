@@ -117,7 +117,5 @@ def test_config_words_are_taken(bundle_path, given, spelling, profiles):
     _, _, words = command.parse(["engine", "build", "x", *shlex.split(config_words(winner))])
     applied = command.override(config, words)
     assert (applied.engine.spelling, tuple(applied.batch.profiles)) == (spelling, profiles)
-    facts = read_facts(Bundle(bundle_path))
-    about = {"target": facts.target, "image_size": facts.image_size, "preprocess": facts.preprocess}
     graph = Bundle(bundle_path).spelling(spelling) if spelling else Bundle(bundle_path).onnx()
-    assert request_for(Bundle(bundle_path), applied, "fp16", **about).onnx_path == graph
+    assert request_for(Bundle(bundle_path), applied, read_facts(Bundle(bundle_path)), "fp16").onnx_path == graph

@@ -1,11 +1,17 @@
 """The spelling with TensorRT's attention plugin: what onnxruntime computes by its model-local function agrees with JAX."""
 
+import ml_collections
 import numpy as np
 import onnx
 import pytest
 from export_graphs import architecture, random_images, random_params
 
+from vit_convert import config as configs
+from vit_convert.bundle import Bundle
+from vit_convert.checkpoint.random import write_random_checkpoint
 from vit_convert.compare import compare
+from vit_convert.convert import convert
+from vit_convert.engine.facts import read_facts
 from vit_convert.errors import ExportError
 from vit_convert.export.exporter import export_model
 from vit_convert.export.plugin import DOMAIN, MAX_TOKENS, PLUGIN
@@ -87,3 +93,24 @@ def test_graph_of_dynamic_size_is_refused(tmp_path):
     with pytest.raises(ExportError, match="no attention over all of a fixed number of tokens"):
         target = spelling_named("trt8", "plugin")
         export_model(model, tmp_path / "model.onnx", image_size=arch.image_size, target=target, dynamic_patch=arch.patch_size)
+
+
+@pytest.mark.parametrize(
+    ("variant", "asked", "expected"),
+    [
+        ("Ti/16", {}, ["plugin"]),
+        ("Ti/16", {"spellings": ("matmul",)}, ["matmul", "plugin"]),
+        ("Ti/16", {"precision": "fp32"}, []),
+        ("Ti/16", {"image_size": "dynamic:32..64"}, []),
+        ("Ti/16", {"engine": {"backend": "none", "spelling": ""}}, []),
+        ("mu/16", {}, []),  # heads of 16
+    ],
+)
+def test_export_advises_it_where_it_fits(tmp_path, variant, asked, expected):
+    write_random_checkpoint(tmp_path / "x.npz", variant, image_size=(32, 32), num_classes=10)
+    given = {"checkpoint": str(tmp_path / "x.npz"), "target": "trt8", "engine": {"backend": "none"}, **asked}
+    convert(configs.complete(ml_collections.ConfigDict(given), "x"), tmp_path, until="export", quiet=True)
+    bundle = Bundle(tmp_path / "x")
+    assert sorted(path.stem for path in bundle.spellings.glob("*.onnx")) == expected
+    fits = variant == "Ti/16" and asked.keys() <= {"spellings", "engine"}
+    assert read_facts(bundle).spelling == ("plugin" if fits else "")

@@ -41,3 +41,8 @@ class Architecture:
     def grid(self) -> tuple[int, int]:
         """Patches down and across."""
         return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of an image in the encoder: its patches, and the class token where there is one."""
+        return self.grid[0] * self.grid[1] + (self.pool == "tok")

@@ -146,10 +146,8 @@ def build(backend: Backend, bundle: Bundle, config: ml_collections.ConfigDict, f
         backend,
         bundle,
         config,
+        facts,
         precisions=_precisions(config),
-        target=facts.target,
-        image_size=facts.image_size,
-        preprocess=facts.preprocess,
         progress=progress,
         force=_FLAGS.force,
     )

@@ -24,6 +24,7 @@ class Facts:
         output: name of the output that is judged, "logits" or "features".
         preprocess: the preprocessing record.
         target: the dialect that the graphs are written in.
+        spelling: the graph that `engine.spelling=auto` builds fp16 engines from, "" for model.onnx.
         top1: JAX's top-1 on the labelled evaluation images in percent, None where there are none.
         checks: by precision, what the export side's check of its graph found.
     """
@@ -32,6 +33,7 @@ class Facts:
     output: str
     preprocess: Mapping[str, Any]
     target: str
+    spelling: str
     top1: float | None
     checks: Mapping[str, Mapping[str, Any]]
 
@@ -65,6 +67,7 @@ def read_facts(bundle: Bundle) -> Facts:
         output=checkpoint["output"],
         preprocess=checkpoint["preprocess"],
         target=results["export"]["target"],
+        spelling=results["export"]["spelling"],
         top1=results.get("reference", {}).get("top1"),
         checks={"fp32": results.get("check", {}), **results.get("quantize", {}).get("checks", {})},
     )

@@ -46,13 +46,14 @@ def layers(network: Any) -> Iterator[Any]:
 
 
 def count_attentions(backend: Backend, network: Any) -> int:
-    """How many attentions a network computes: one for each softmax, or Attention node.
+    """How many attentions a network computes: one for each softmax, Attention node, or plugin, of which our graphs hold no other.
 
     Args:
         backend: the TensorRT that parsed it.
         network: its `INetworkDefinition`.
     """
-    kinds = (backend.module.LayerType.SOFTMAX, backend.find("LayerType.ATTENTION_INPUT"))
+    trt = backend.module
+    kinds = (trt.LayerType.SOFTMAX, trt.LayerType.PLUGIN_V2, backend.find("LayerType.ATTENTION_INPUT"))
     return sum(layer.type in kinds for layer in layers(network))
 
 

@@ -8,10 +8,11 @@ from typing import Any
 import ml_collections
 import numpy as np
 
+from vit_convert import config as configs
 from vit_convert.bundle import Bundle, hash_file, read_json
 from vit_convert.engine.build import BuildRequest, Profile, build_engine, request_record
 from vit_convert.engine.calibrator import make_calibrator
-from vit_convert.engine.facts import graph_input
+from vit_convert.engine.facts import Facts, graph_input
 from vit_convert.engine.kernels import fused_attention_by_kernels
 from vit_convert.engine.runtime import Engine
 from vit_convert.engine.sidecar import add_to_sidecar, check_sidecar, sidecar_path
@@ -62,24 +63,14 @@ def batch_profiles(image_size: Sequence[int] | ImageRange, layout: str, batch: M
     return [{"images": ((low, *shapes[0]), (best, *shapes[1]), (high, *shapes[2]))} for low, best, high in triples]
 
 
-def request_for(
-    bundle: Bundle,
-    config: ml_collections.ConfigDict,
-    precision: str,
-    *,
-    target: str,
-    image_size: Sequence[int] | ImageRange,
-    preprocess: Mapping[str, Any],
-) -> BuildRequest:
+def request_for(bundle: Bundle, config: ml_collections.ConfigDict, facts: Facts, precision: str) -> BuildRequest:
     """What to build for one precision, but for a calibrator.
 
     Args:
         bundle: holds the graphs.
         config: the resolved config.
+        facts: of the bundle.
         precision: of the engine.
-        target: the dialect that the graphs are written in.
-        image_size: (height, width) in pixels, or the range that a dynamic graph takes.
-        preprocess: the preprocessing record, which travels with the engine.
 
     Returns:
         The request.
@@ -87,9 +78,9 @@ def request_for(
     options = config.engine
     calibrator = precision == "int8" and options.calibrator
     return BuildRequest(
-        onnx_path=graph_for(bundle, precision, target, calibrator=calibrator, spelling=options.spelling),
+        onnx_path=graph_for(bundle, precision, facts.target, calibrator=calibrator, spelling=configs.spelling(config, facts.spelling)),
         precision=precision,
-        profiles=batch_profiles(image_size, config.layout, config.batch),
+        profiles=batch_profiles(facts.image_size, config.layout, config.batch),
         workspace_gib=options.workspace_gib,
         opt_level=options.opt_level,
         timing_cache=pathlib.Path(options.timing_cache) if options.timing_cache else bundle.root / "timing",
@@ -97,7 +88,7 @@ def request_for(
         keep_fp32=tuple(config.keep_fp32),
         hardware_compatible=options.hardware_compatible,
         version_compatible=options.version_compatible,
-        preprocessing=dict(preprocess),
+        preprocessing=dict(facts.preprocess),
     )
 
 
@@ -105,11 +96,9 @@ def build_bundle(
     backend: Backend,
     bundle: Bundle,
     config: ml_collections.ConfigDict,
+    facts: Facts,
     *,
     precisions: Sequence[str],
-    target: str,
-    image_size: Sequence[int] | ImageRange,
-    preprocess: Mapping[str, Any],
     progress: Progress,
     force: bool = False,
 ) -> list[dict[str, Any]]:
@@ -119,10 +108,8 @@ def build_bundle(
         backend: the TensorRT that builds.
         bundle: holds the graphs; gets the engines.
         config: the resolved config.
+        facts: of the bundle.
         precisions: what to build, in order.
-        target: the dialect that the graphs are written in.
-        image_size: (height, width) in pixels, or the range that a dynamic graph takes.
-        preprocess: the preprocessing record, which travels with each engine.
         progress: what people and machines see.
         force: build those that are there, too.
 
@@ -136,14 +123,36 @@ def build_bundle(
     """
     engines = []
     for precision in precisions:
-        request = request_for(bundle, config, precision, target=target, image_size=image_size, preprocess=preprocess)
+        request = request_for(bundle, config, facts, precision)
         if precision == "int8" and config.engine.calibrator:
             request = dataclasses.replace(request, calibrator=_calibrator(backend, bundle, config, request))
         plan = bundle.plan(backend.name, backend.version, backend.arch, precision)
         if force or (found := _finished(backend, request, plan)) is None:
-            found = build_one(backend, request, plan, progress=progress)
+            found = _build(backend, bundle, config, request, plan, force=force, progress=progress)
         engines.append({**found, "path": str(plan.relative_to(bundle.root))})
     return engines
+
+
+def _build(
+    backend: Backend,
+    bundle: Bundle,
+    config: ml_collections.ConfigDict,
+    request: BuildRequest,
+    plan: pathlib.Path,
+    *,
+    force: bool,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Builds an engine; from model.onnx where the spelling that nobody asked for by name does not build here."""
+    try:
+        return build_one(backend, request, plan, progress=progress)
+    except BuildError as e:
+        if config.engine.spelling != configs.AUTO or pathlib.Path(request.onnx_path).parent != bundle.spellings:
+            raise
+        progress.warn(f"{e} {request.precision} is built from {bundle.onnx().name} instead.")
+    request = dataclasses.replace(request, onnx_path=bundle.onnx())
+    found = None if force else _finished(backend, request, plan)
+    return found or build_one(backend, request, plan, progress=progress)
 
 
 def build_one(backend: Backend, request: BuildRequest, plan: pathlib.Path, *, progress: Progress) -> dict[str, Any]:

@@ -43,13 +43,13 @@ class Trial:
     request: BuildRequest
 
 
-def spellings(bundle: Bundle, config: ml_collections.ConfigDict) -> dict[str, pathlib.Path]:
+def spellings(bundle: Bundle, config: ml_collections.ConfigDict, facts: Facts) -> dict[str, pathlib.Path]:
     """The graphs that the config names to choose from; the bundle's own goes without saying.
 
     Raises:
         UsageError: the bundle does not hold one of them.
     """
-    graphs = {name: bundle.spelling(name) for name in configs.spellings(config)}
+    graphs = {name: bundle.spelling(name) for name in configs.spellings(config, facts.spelling)}
     for name, path in graphs.items():
         if not path.is_file():
             raise UsageError(f"config.spellings: {name}: there is no {path}", fix="Convert again, with it in config.spellings.")
@@ -81,10 +81,10 @@ def plan_trials(bundle: Bundle, config: ml_collections.ConfigDict, facts: Facts,
             (f"range {span.min}-{span.opt}-{span.max}", {"min": span.min, "opt": span.opt, "max": span.max, "profiles": ()}, inside)
         )
     for precision in precisions:
-        base = request_for(bundle, config, precision, target=facts.target, image_size=facts.image_size, preprocess=facts.preprocess)
+        base = request_for(bundle, config, facts, precision)
         graphs = {DEFAULT: pathlib.Path(base.onnx_path)}
         if takes_spellings(precision, facts.target):
-            graphs = {DEFAULT: bundle.onnx(), **spellings(bundle, config)}
+            graphs = {DEFAULT: bundle.onnx(), **spellings(bundle, config, facts)}
         for (spelling, path), (profile_name, sizes, timed) in itertools.product(graphs.items(), kinds):
             shapes = batch_profiles(facts.image_size, config.layout, sizes)
             trials.append(Trial(spelling, profile_name, precision, timed, dataclasses.replace(base, onnx_path=path, profiles=shapes)))

@@ -41,6 +41,11 @@ class _Attention:
     tokens: int
 
 
+def fits(head_size: int, num_tokens: int) -> bool:
+    """Whether the plugin has a kernel for heads of this size over so many tokens."""
+    return head_size == HEAD_SIZE and num_tokens <= MAX_TOKENS
+
+
 def attention_to_plugin(model: ir.Model) -> int:
     """Turns self-attention over all tokens into one convolution for q, k and v, the plugin, and one for the projection, in place.
 
@@ -56,7 +61,7 @@ def attention_to_plugin(model: ir.Model) -> int:
     found = [attention for node in model.graph if (attention := _attention(node)) is not None]
     for attention in found:
         size = _width(attention.query) // attention.heads
-        if size != HEAD_SIZE or attention.tokens > MAX_TOKENS:
+        if not fits(size, attention.tokens):
             raise ExportError(
                 f"spelling plugin: heads of {size} over {attention.tokens} tokens; "
                 f"the plugin has kernels for heads of {HEAD_SIZE} over at most {MAX_TOKENS}",

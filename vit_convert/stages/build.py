@@ -4,9 +4,8 @@ import pathlib
 from typing import Any
 
 from vit_convert import config as configs
-from vit_convert.image_size import sizes_of
 from vit_convert.pipeline import Context, Stage
-from vit_convert.stages.common import backend_named, plain, target_name
+from vit_convert.stages.common import backend_named, plain
 
 
 def _plans(context: Context) -> list[pathlib.Path]:
@@ -26,16 +25,15 @@ def _inputs(context: Context) -> Any:
 
 def build(context: Context) -> dict[str, Any]:
     """Builds an engine for each precision."""
+    from vit_convert.engine.facts import read_facts
     from vit_convert.engine.requests import build_bundle
 
     engines = build_bundle(
         backend_named(context.config.engine.backend),
         context.bundle,
         context.config,
+        read_facts(context.bundle),
         precisions=configs.precisions(context.config),
-        target=target_name(context),
-        image_size=sizes_of(context.results["checkpoint"]),
-        preprocess=context.results["checkpoint"]["preprocess"],
         progress=context.progress,
     )
     summary = ", ".join(f"{e['precision']} {e['bytes'] / 2**20:.1f} MiB" for e in engines)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vit_convert.compare import Tolerance, top1_accuracy
-from vit_convert.config import spellings
 from vit_convert.errors import CheckError
 from vit_convert.pipeline import Context, Stage
 from vit_convert.stages.common import EVALUATION_BATCH, evaluation, plain, prepare
@@ -27,7 +26,7 @@ def check(context: Context) -> dict[str, Any]:
     _let_go_of_model(context)
     result = check_precision(context, "fp32")
     result["spellings"], misses = {}, []
-    for name in spellings(context.config):
+    for name in context.results["export"]["spellings"]:
         found, miss = _check_spelling(context, name)
         result["spellings"][name] = found
         result["summary"] += f"; {name}: cosine {found['cosine']:.7f}"

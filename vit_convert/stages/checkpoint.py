@@ -63,6 +63,8 @@ def load(context: Context) -> dict[str, Any]:
         "image_size": list(size),
         "image_range": sizes.to_dict() if sizes else None,
         "patch_size": arch.patch_size,
+        "head_size": arch.width // arch.num_heads,
+        "num_tokens": arch.num_tokens,
         "source_image_size": list(source),
         "num_classes": arch.num_classes,
         "pool": arch.pool,

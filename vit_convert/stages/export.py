@@ -5,8 +5,8 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+from vit_convert import config as configs
 from vit_convert.bundle import Bundle
-from vit_convert.config import spellings
 from vit_convert.pipeline import Context, Stage
 from vit_convert.stages.checkpoint import model_of
 from vit_convert.stages.common import graph_files, preprocess_of, target_name, with_weights
@@ -14,11 +14,11 @@ from vit_convert.stages.common import graph_files, preprocess_of, target_name, w
 
 def _inputs(context: Context) -> Any:
     config = context.config
-    return [target_name(context), config.layout, config.taps, config.input, spellings(config)]
+    return [target_name(context), config.layout, config.taps, config.input, _spellings(context)]
 
 
 def _outputs(context: Context) -> list[pathlib.Path]:
-    spelled = (context.bundle.spelling(name) for name in spellings(context.config))
+    spelled = (context.bundle.spelling(name) for name in _spellings(context))
     return [*graph_files(context, "fp32"), *(file for path in spelled for file in with_weights(path))]
 
 
@@ -30,7 +30,7 @@ def export(context: Context) -> dict[str, Any]:
     checkpoint, preprocess, name = context.results["checkpoint"], preprocess_of(context), target_name(context)
     dynamic = checkpoint["image_range"] is not None
     target = target_named(name, dynamic=dynamic)
-    spelled = {spelling: spelling_named(name, spelling) for spelling in spellings(context.config)}
+    spelled = {spelling: spelling_named(name, spelling) for spelling in _spellings(context)}
     options: dict[str, Any] = {
         "image_size": tuple(checkpoint["source_image_size" if dynamic else "image_size"]),
         "layout": context.config.layout,
@@ -47,7 +47,22 @@ def export(context: Context) -> dict[str, Any]:
     applied = sum(rule["applied"] for rule in report.rules)
     summary = f"{report.num_nodes} nodes, {report.nodes_per_block} a block, {applied} substitutions, opset {report.opset}"
     summary += f"; also as {', '.join(written)}" if written else ""
-    return {**dataclasses.asdict(report), "target": name, "spellings": written, "summary": summary}
+    return {**dataclasses.asdict(report), "target": name, "spellings": written, "spelling": _advised(context), "summary": summary}
+
+
+def _spellings(context: Context) -> list[str]:
+    return configs.spellings(context.config, _advised(context))
+
+
+def _advised(context: Context) -> str:
+    """The spelling for fp16 engines: TensorRT's attention plugin where it has a kernel."""
+    if target_name(context) != "trt8" or "fp16" not in configs.precisions(context.config):
+        return ""
+    from vit_convert.export.plugin import fits
+
+    checkpoint = context.results["checkpoint"]
+    known = checkpoint["image_range"] is None and "head_size" in checkpoint  # it is not of a user's own model
+    return "plugin" if known and fits(checkpoint["head_size"], checkpoint["num_tokens"]) else ""
 
 
 def _remove_spellings(bundle: Bundle, *, keep: Sequence[str]) -> None:

@@ -1,0 +1,77 @@
+"""Which graph fp16 engines are built from: what the export advises, what is asked for by name, and what is left if that fails to build."""
+
+import dataclasses
+
+import pytest
+import simulated_gpu
+
+from vit_convert.bundle import Bundle
+from vit_convert.engine import requests
+from vit_convert.engine.facts import read_config, read_facts
+from vit_convert.errors import BuildError
+from vit_convert.progress import Progress
+
+
+@pytest.fixture
+def advised(bundle_path):
+    """A bundle whose export advises the spelling that it holds."""
+    bundle = Bundle(bundle_path)
+    return bundle, read_config(bundle), dataclasses.replace(read_facts(bundle), spelling="matmul")
+
+
+@pytest.fixture
+def build(gpu, advised, monkeypatch):
+    """Builds fp16 and returns the graphs that were tried; no spelling builds on this host. Building itself takes a GPU."""
+    tried = []
+
+    def build_one(backend, request, plan, *, progress):
+        tried.append(request.onnx_path.name)
+        if tried[-1] != "model.onnx":
+            raise BuildError(f"{tried[-1]}: no such plugin.")
+        simulated_gpu.write_plan(plan, request.onnx_path, [tuple(p["images"]) for p in request.profiles], precision=request.precision)
+        return {"build_seconds": 1.0}
+
+    monkeypatch.setattr(requests, "build_one", build_one)
+
+    def start(config, facts):
+        bundle, progress = advised[0], Progress(advised[0].events, quiet=True)
+        requests.build_bundle(gpu[0], bundle, config, facts, precisions=["fp16"], progress=progress)
+        return tried
+
+    return start
+
+
+@pytest.mark.parametrize(
+    ("asked", "keep_fp32", "expected"),
+    [
+        ("auto", (), "matmul.onnx"),
+        ("auto", ("block_00",), "model.onnx"),  # a plugin is fp16 in every block
+        ("", (), "model.onnx"),
+        ("matmul", ("block_00",), "matmul.onnx"),
+    ],
+)
+def test_graph_of_a_request(advised, asked, keep_fp32, expected):
+    bundle, config, facts = advised
+    config.engine.spelling, config.keep_fp32 = asked, keep_fp32
+    assert requests.request_for(bundle, config, facts, "fp16").onnx_path.name == expected
+    assert requests.request_for(bundle, config, facts, "fp32").onnx_path.name == "model.onnx"
+
+
+def test_advised_spelling_that_does_not_build_gives_way_and_says_so(advised, build):
+    bundle, config, facts = advised
+    assert build(config, facts) == ["matmul.onnx", "model.onnx"]
+    assert "matmul.onnx: no such plugin. fp16 is built from model.onnx instead." in bundle.events.read_text()
+
+
+def test_spelling_asked_for_by_name_does_not_give_way(advised, build):
+    _, config, facts = advised
+    config.engine.spelling = "matmul"
+    with pytest.raises(BuildError, match="no such plugin"):
+        build(config, facts)
+
+
+def test_failure_of_model_onnx_is_a_failure(advised, build, monkeypatch):
+    _, config, facts = advised
+    monkeypatch.setattr(requests, "build_one", lambda *args, **kwargs: (_ for _ in ()).throw(BuildError("no memory")))
+    with pytest.raises(BuildError, match="no memory"):
+        build(config, dataclasses.replace(facts, spelling=""))
