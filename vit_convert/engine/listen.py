@@ -10,6 +10,8 @@ from vit_convert.progress import Advance, Progress
 
 # Every error on a machine without a GPU drags these along; they explain nothing.
 _NOISE = re.compile(r"catchCudaError|--- (Begin|End) node ---")
+# Warned of for every graph that is exactly what TensorRT 8.6 wants: shapes in INT64, and an attention plugin without INT8's fields.
+_HARMLESS = re.compile(r"generated with INT64 weights|Attribute (dq_probs|use_int8_scale_max) not found in plugin node")
 _NODE_NAME = re.compile(r'^\s*(?:Node name: |name: ")([^"\n]+)', re.MULTILINE)
 _MAX_LINES = 4
 
@@ -46,7 +48,7 @@ def make_logger(module: Any) -> Any:
             try:
                 if severity in (module.ILogger.ERROR, module.ILogger.INTERNAL_ERROR):
                     self.errors.append(text)
-                elif severity == module.ILogger.WARNING and text not in self.warnings:
+                elif severity == module.ILogger.WARNING and text not in self.warnings and not _HARMLESS.search(text):
                     self.warnings.append(text)
                     if self._progress is not None:
                         self._progress.warn(f"TensorRT: {text}")

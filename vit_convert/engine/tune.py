@@ -44,12 +44,14 @@ class Trial:
 
 
 def spellings(bundle: Bundle, config: ml_collections.ConfigDict, facts: Facts) -> dict[str, pathlib.Path]:
-    """The graphs that the config names to choose from; the bundle's own goes without saying.
+    """The graphs to choose from, that which engines are built from first: those that the config names, and the bundle's own.
 
     Raises:
         UsageError: the bundle does not hold one of them.
     """
-    graphs = {name: bundle.spelling(name) for name in configs.spellings(config, facts.spelling)}
+    used = configs.spelling(config, facts.spelling) or DEFAULT
+    names = dict.fromkeys([used, DEFAULT, *config.spellings])
+    graphs = {name: bundle.onnx() if name == DEFAULT else bundle.spelling(name) for name in names}
     for name, path in graphs.items():
         if not path.is_file():
             raise UsageError(f"config.spellings: {name}: there is no {path}", fix="Convert again, with it in config.spellings.")
@@ -84,7 +86,7 @@ def plan_trials(bundle: Bundle, config: ml_collections.ConfigDict, facts: Facts,
         base = request_for(bundle, config, facts, precision)
         graphs = {DEFAULT: pathlib.Path(base.onnx_path)}
         if takes_spellings(precision, facts.target):
-            graphs = {DEFAULT: bundle.onnx(), **spellings(bundle, config, facts)}
+            graphs = spellings(bundle, config, facts)
         for (spelling, path), (profile_name, sizes, timed) in itertools.product(graphs.items(), kinds):
             shapes = batch_profiles(facts.image_size, config.layout, sizes)
             trials.append(Trial(spelling, profile_name, precision, timed, dataclasses.replace(base, onnx_path=path, profiles=shapes)))
