@@ -34,7 +34,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     except BuildError as e:
         about = {"gpu": "", "unknown": str(e)}
     manifest = read_json(pathlib.Path(bundle) / "manifest.json") or {"stages": []}
-    checkpoint = next((row["result"] for row in manifest["stages"] if row["name"] == "checkpoint"), {})
+    checkpoint: dict[str, object] = next((row["result"] for row in manifest["stages"] if row["name"] == "checkpoint"), {})
     counts = {outcome: sum(row["outcome"] == outcome for row in _OUTCOMES.values()) for outcome in ("passed", "failed", "skipped")}
     command = f"VIT_CONVERT_BUNDLE={shlex.quote(bundle)} python -m pytest {shlex.join(sys.argv[1:])}"
     model = {key: checkpoint.get(key) for key in ("variant", "sha256", "summary")}
