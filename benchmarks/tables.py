@@ -1,7 +1,8 @@
 """Writes tables from benchmarks/results/*.json into a text, between markers, so that no number in it is typed by hand.
 
 A text names its tables: everything between `<!-- table:convert -->` and `<!-- end -->` is replaced by the table of that name, from the
-newest result file `<name>-*.json` (by date in its name). Tables: convert, growth, extras (all from convert-*.json), calibrate, any h200-….
+newest result file `<name>-*.json` (by date in its name). Tables: convert, growth, extras (all from convert-*.json), calibrate, any h200-…,
+and h200: all side-by-side runs of h200-*.json together, the newest of each model and batch.
 
     python benchmarks/tables.py README.md           # rewrites it
     python benchmarks/tables.py --check README.md   # fails if it would change
@@ -15,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import app, flags
+from gpu.side_by_side import merge
 from gpu.side_by_side import table as side_by_side
 
 RESULTS = pathlib.Path(__file__).parent / "results"
@@ -56,14 +58,29 @@ def fill(text: str, results: pathlib.Path) -> str:
 
 
 def _table(name: str, results: pathlib.Path) -> str:
+    if name == "h200":
+        return _side_by_side(results)
     make, prefix = TABLES.get(name, (h200_table, name))
     if make is h200_table and not name.startswith("h200-"):
-        raise SystemExit(f"table:{name}: not one of {', '.join(TABLES)}, h200-…")
+        raise SystemExit(f"table:{name}: not one of {', '.join(TABLES)}, h200, h200-…")
     files = sorted(results.glob(f"{prefix}.json")) + sorted(results.glob(f"{prefix}-*.json"))
     if not files:
         raise SystemExit(f"table:{name}: no {results}/{prefix}-*.json")
     record = json.loads(files[-1].read_text())
     return f"{make(record)}\n\n{_origin(record, files[-1])}"
+
+
+def _side_by_side(results: pathlib.Path) -> str:
+    """All side-by-side runs as one table, and where each row comes from."""
+    records = {path.name: json.loads(path.read_text()) for path in sorted(results.glob("h200-*.json"))}
+    merged, names = merge(records)
+    if not names:
+        raise SystemExit(f"table:h200: no side-by-side run in {results}/h200-*.json")
+    facts, known = _of_gpu(merged)
+    about = [str(facts["gpu"]), str(facts["driver"]), *(f"{name} {version}" for name, version in known.items())]
+    about += sorted({records[name]["date"][:10] for name in names})
+    files = ", ".join(f"`{name}`" for name in names)
+    return f"{side_by_side(merged)}\n\n<sub>{', '.join(about)}; `benchmarks/gpu/h200.py`, its commands are in the files: {files}.</sub>"
 
 
 def _origin(record: Mapping[str, Any], path: pathlib.Path) -> str:

@@ -1,6 +1,6 @@
-"""The table of a side-by-side run, as Markdown; the README's copy is made by this.
+"""The table of side-by-side runs, as Markdown; the README's copy is made by this.
 
-python benchmarks/gpu/side_by_side.py benchmarks/results/h200-fp16.json
+python benchmarks/gpu/side_by_side.py benchmarks/results/h200-b16-*.json
 """
 
 import json
@@ -39,33 +39,68 @@ def table(results: Mapping[str, Any], precision: str = "fp16") -> str:
         precision: of our engines.
 
     Returns:
-        A Markdown table: images/s with runs queued ahead and, at batch 1, the median latency; images and results stay in GPU memory.
+        A Markdown table: images/s with runs queued ahead and, at batch 1, the median latency; images and results stay in GPU memory. The
+        column "host" is the share of that throughput that is left with images from page-locked host memory and results back to it.
     """
-    lines = [
-        f"| model | batch | ours, TensorRT {precision} | JAX jit, its best | torch.compile, timm, fp16 | ours / JAX | ours / torch | ±% |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
-    ]
+    peers = ("JAX jit, fp32", "JAX jit, its best", "torch.compile, timm, fp16")
+    header = ["model", "batch", f"ours, TensorRT {precision}", *peers, "ours / JAX fp32", "ours / JAX best", "ours / torch", "host", "±%"]
+    lines = [f"| {' | '.join(header)} |", f"|---|{'---:|' * (len(header) - 1)}"]
     for model in results["models"].values():
-        ours = model.get("engine", {}).get("rows", [])
+        ours = [row for row in model.get("engine", {}).get("rows", []) if row["precision"] == precision]
         jax_rows, torch_rows = (model.get(name, {}).get("rows", []) for name in ("jax", "torch"))
-        resident = [row for row in ours if row["precision"] == precision and row["transfers"].startswith("none")]
+        resident = [row for row in ours if row["transfers"].startswith("none")]
+        from_host = [row for row in ours if not row["transfers"].startswith("none")]
         for batch in sorted({row["batch"] for row in (*resident, *jax_rows, *torch_rows)}):
             pick = fastest_answer if batch == 1 else best
-            found = [pick(rows, batch) for rows in (resident, jax_rows, torch_rows)]
-            mine, others = found[0], found[1:]
-            ratios = [_ratio(mine, other, batch) for other in others]
+            mine = pick(resident, batch)
+            others = [pick(jax_rows, batch, precision="fp32"), pick(jax_rows, batch), pick(torch_rows, batch)]
+            found = [mine, *others]
             noise = max((row["noise_percent"] for row in found if row and row.get("noise_percent") is not None), default=None)
-            name = f"{model['variant']} at {model['image_size']}"
-            cells = [name, str(batch), *(_cell(row, batch) for row in found), *ratios, "" if noise is None else f"{noise:.1f}"]
+            cells = [f"{model['variant']} at {model['image_size']}", str(batch)]
+            cells += [_cell(row, batch, plain=row is others[0]) for row in found]
+            cells += [_ratio(mine, other, batch) for other in others]
+            cells += [_share(best(from_host, batch), best(resident, batch)), "" if noise is None else f"{noise:.1f}"]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _cell(row: Mapping[str, Any] | None, batch: int) -> str:
+def merge(runs: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Any], list[str]]:
+    """Puts several side-by-side runs together: of each model and batch, what the latest run with our engine has.
+
+    Args:
+        runs: what `h200.py` wrote, by name; results of another kind are passed over.
+
+    Returns:
+        One run that `table` takes, its fastest models first, and the names of the runs in it.
+    """
+    newest: dict[tuple[str, int, int], tuple[str, dict[str, Any]]] = {}
+    side_by_side = {name: run for name, run in runs.items() if "models" in run}
+    for name, run in sorted(side_by_side.items(), key=lambda item: item[1]["date"]):
+        for model in run["models"].values():
+            for batch in {row["batch"] for row in model.get("engine", {}).get("rows", [])}:
+                newest[model["variant"], model["image_size"], batch] = (name, _of_batch(model, batch))
+    rates: dict[tuple[str, int], float] = {}
+    for (variant, size, _), (_, model) in newest.items():
+        fastest = max(row["images_per_second"] for row in model["engine"]["rows"])
+        rates[variant, size] = max(fastest, rates.get((variant, size), 0.0))
+    keys = sorted(newest, key=lambda key: (-rates[key[:2]], key[2]))
+    models = {f"{variant} {size} {batch}": newest[variant, size, batch][1] for variant, size, batch in keys}
+    return {"models": models}, sorted({name for name, _ in newest.values()})
+
+
+def _of_batch(model: Mapping[str, Any], batch: int) -> dict[str, Any]:
+    """A model's entry with the rows of one batch size."""
+    parts = {name: model[name] for name in ("engine", "jax", "torch") if name in model}
+    return {
+        **model,
+        **{name: {**part, "rows": [row for row in part.get("rows", []) if row["batch"] == batch]} for name, part in parts.items()},
+    }
+
+
+def _cell(row: Mapping[str, Any] | None, batch: int, *, plain: bool = False) -> str:
     if row is None:
         return "–"
-    detail = row.get("attention") or row.get("mode") or ""
-    how = f" ({row['precision']}, {detail})" if row.get("attention") else ""
+    how = f" ({row['precision']}, {row['attention']})" if row.get("attention") and not plain else ""
     return (f"{row['p50_ms']:.3f} ms" if batch == 1 else f"{row['images_per_second']:,.0f} images/s".replace(",", " ")) + how
 
 
@@ -76,5 +111,9 @@ def _ratio(mine: Mapping[str, Any] | None, other: Mapping[str, Any] | None, batc
     return f"{faster:.2f}×"
 
 
+def _share(part: Mapping[str, Any] | None, whole: Mapping[str, Any] | None) -> str:
+    return "–" if part is None or whole is None else f"{100 * part['images_per_second'] / whole['images_per_second']:.0f} %"
+
+
 if __name__ == "__main__":
-    print(table(json.loads(pathlib.Path(sys.argv[1]).read_text())))
+    print(table(merge({name: json.loads(pathlib.Path(name).read_text()) for name in sys.argv[1:]})[0]))

@@ -64,7 +64,7 @@ def test_table_takes_the_best_of_each_side():
         engine_row(256, 1, 10000.0, 25.0),
         engine_row(256, 2, 12000.0, 42.0),
     ]
-    ours.append(engine_row(256, 2, 99999.0, 1.0, transfers="images in"))  # another kind of measurement
+    ours.append(engine_row(256, 2, 9000.0, 1.0, transfers="images in"))
     jax = [
         {"precision": "fp32", "attention": "plain", "batch": 256, "images_per_second": 4000.0, "p50_ms": 60.0},
         {"precision": "bf16", "attention": "plain", "batch": 256, "images_per_second": 4800.0, "p50_ms": 55.0},
@@ -73,8 +73,9 @@ def test_table_takes_the_best_of_each_side():
     torch = [{"precision": "fp16", "mode": "m", "batch": 1, "images_per_second": 1.0, "p50_ms": 0.9, "noise_percent": 1.5}]
     model = {"variant": "B/16", "image_size": 224, "engine": {"rows": ours}, "jax": {"rows": jax}, "torch": {"rows": torch}}
     one, many = side_by_side.table({"models": {"b16": model}}).splitlines()[2:]
-    assert one == "| B/16 at 224 | 1 | 0.600 ms | – | 0.900 ms | – | 1.50× | 1.5 |"
-    assert many == "| B/16 at 224 | 256 | 12 000 images/s | 4 800 images/s (bf16, plain) | – | 2.50× | – | 0.4 |"
+    assert one == "| B/16 at 224 | 1 | 0.600 ms | – | – | 0.900 ms | – | – | 1.50× | – | 1.5 |"
+    peers = "4 000 images/s | 4 800 images/s (bf16, plain) | –"
+    assert many == f"| B/16 at 224 | 256 | 12 000 images/s | {peers} | 3.00× | 2.50× | – | 75 % | 0.4 |"
     assert len(side_by_side.table({"models": {"new": {"variant": "B/16", "image_size": 224}}}).splitlines()) == 2
 
 
@@ -82,10 +83,34 @@ def test_table_shows_what_is_missing_or_failed_as_a_dash():
     side_by_side = importlib.import_module("side_by_side")
     failed = {"precision": "bf16", "attention": "cudnn", "batch": 64, "failed": "x"}
     model = {"variant": "B/16", "image_size": 224, "jax": {"rows": [failed]}}
-    assert side_by_side.table({"models": {"b16": model}}).splitlines()[2:] == ["| B/16 at 224 | 64 | – | – | – | – | – |  |"]
+    assert side_by_side.table({"models": {"b16": model}}).splitlines()[2:] == ["| B/16 at 224 | 64 | – | – | – | – | – | – | – | – |  |"]
     model["engine"] = {"rows": [engine_row(64, 1, 9000.0, 7.0)]}
-    assert side_by_side.table({"models": {"b16": model}}).splitlines()[2:] == [
-        "| B/16 at 224 | 64 | 9 000 images/s | – | – | – | – | 0.4 |"
+    (row,) = side_by_side.table({"models": {"b16": model}}).splitlines()[2:]
+    assert row == "| B/16 at 224 | 64 | 9 000 images/s | – | – | – | – | – | – | – | 0.4 |"
+
+
+def test_runs_merge_to_the_newest_of_each_model_and_batch():
+    side_by_side = importlib.import_module("side_by_side")
+
+    def run(date, variant, rates, jax=1000.0):
+        rows = [engine_row(batch, 1, rate, 1.0) for batch, rate in rates.items()]
+        peer = [{"precision": "fp32", "attention": "plain", "batch": batch, "images_per_second": jax, "p50_ms": 1.0} for batch in rates]
+        return {"date": date, "models": {"m": {"variant": variant, "image_size": 224, "engine": {"rows": rows}, "jax": {"rows": peer}}}}
+
+    runs = {
+        "slow": run("2026-01-02", "L/16", {64: 2000.0}),
+        "new": run("2026-01-03", "B/16", {256: 9000.0}),
+        "old": run("2026-01-01", "B/16", {64: 8000.0, 256: 7000.0}, jax=500.0),
+        "older": run("2026-01-01", "L/16", {64: 1.0}),
+        "other": {"rows": []},
+    }
+    merged, names = side_by_side.merge(runs)
+    assert names == ["new", "old", "slow"]
+    cells = [line.split(" | ") for line in side_by_side.table(merged).splitlines()[2:]]
+    assert [[row[0], row[1], row[2], row[6]] for row in cells] == [
+        ["| B/16 at 224", "64", "8 000 images/s", "16.00×"],  # one run's engine is compared with that run's JAX
+        ["| B/16 at 224", "256", "9 000 images/s", "9.00×"],
+        ["| L/16 at 224", "64", "2 000 images/s", "2.00×"],
     ]
 
 
