@@ -5,10 +5,11 @@ import os
 import pathlib
 import struct
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
-from vit_convert.bundle import atomic, read_json, write_json
+from vit_convert.bundle import atomic, hash_file, hash_value, read_json, write_json
 from vit_convert.errors import CalibrationError, nearest
 
 # Our name, and TensorRT's word in the first line of a cache.
@@ -22,12 +23,12 @@ class CacheKey:
     Attributes:
         algorithm: "entropy" or "minmax".
         version: TensorRT's version string.
-        graph_hash: sha256 of the fp32 graph that was calibrated.
+        source_hash: of what was calibrated with what, as `hash_source` gives it.
     """
 
     algorithm: str
     version: str
-    graph_hash: str
+    source_hash: str
 
     @property
     def header(self) -> str:
@@ -44,6 +45,21 @@ class CacheKey:
         major, minor, patch = (int(part) for part in self.version.split(".")[:3])
         number = major * (1000 if major < 10 else 10000) + minor * 100 + patch  # NvInferVersion.h; 10 moved the major up a digit
         return f"TRT-{number}-{ALGORITHMS[self.algorithm]}"
+
+
+def hash_source(graph: Mapping[str, str], images_path: str | os.PathLike[str], *, num_images: int, preprocessing: Mapping[str, Any]) -> str:
+    """The hash of all that a graph's ranges come from.
+
+    Args:
+        graph: hashes of the fp32 graph that is calibrated and of its weights.
+        images_path: the calibration images.
+        num_images: how many of them are used.
+        preprocessing: the record by which they become inputs.
+
+    Returns:
+        A sha256 in hex.
+    """
+    return hash_value([dict(graph), hash_file(images_path), num_images, dict(preprocessing)])
 
 
 def format_cache(key: CacheKey, amax: Mapping[str, float]) -> bytes:
@@ -87,14 +103,14 @@ def load_cache(path: str | os.PathLike[str], key: CacheKey) -> bytes | None:
     """Reads a calibration cache if there is one, and refuses one that is not for this build.
 
     Args:
-        path: the cache; `<path>.json` beside it names the graph.
+        path: the cache; `<path>.json` beside it holds its key.
         key: what it has to be for.
 
     Returns:
         The cache, or None where there is none yet.
 
     Raises:
-        CalibrationError: it is for another algorithm, version or graph.
+        CalibrationError: it is for another algorithm or version, or made from another graph, other weights or other images.
     """
     path = pathlib.Path(path)
     if not path.exists():
@@ -104,10 +120,10 @@ def load_cache(path: str | os.PathLike[str], key: CacheKey) -> bytes | None:
     header, scales = parse_cache(data)
     if header != key.header:
         raise CalibrationError(f"{path}: made as {header}, needed {key.header}", fix=fix)
-    graph = (read_json(_key_path(path)) or {}).get("graph_hash")
-    if graph != key.graph_hash:
-        was = f"graph {graph[:12]}…" if graph else f"a graph that no {_key_path(path).name} names"
-        raise CalibrationError(f"{path}: made for {was}, needed {key.graph_hash[:12]}…", fix=fix)
+    source = (read_json(_key_path(path)) or {}).get("source_hash")
+    if source != key.source_hash:
+        was = f"graph, weights and images {source[:12]}…" if source else f"a graph and images that no {_key_path(path).name} names"
+        raise CalibrationError(f"{path}: made from {was}, needed {key.source_hash[:12]}…", fix=fix)
     if not scales:
         raise CalibrationError(f"{path}: holds no scale", fix=fix)
     return data

@@ -98,7 +98,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.engine = ml_collections.ConfigDict()
     config.engine.backend = "auto"  # tensorrt with a GPU, else rtx; none stops after ONNX
     config.engine.workspace_gib = 4.0
-    config.engine.timing_cache = ""  # a file kept between builds; empty: one in the workdir
+    config.engine.timing_cache = ""  # a folder for kernel timings, which models may share; empty: one in the bundle
     config.engine.opt_level = 3
     config.engine.tf32 = False
     config.engine.spelling = "auto"  # that trt8's fp16 engines are built from: auto takes "plugin" where it fits; empty: model.onnx
@@ -207,6 +207,8 @@ def _check_tuples(config: ml_collections.ConfigDict) -> None:
         numbers: Any = config[group][field]
         if not all(isinstance(number, int) and number >= 1 for number in numbers):
             raise UsageError(f"config.{key}={numbers!r}: whole numbers from 1 only", fix=f'For example --config.{key}="(1,8)".')
+        if not numbers and key != "batch.profiles":
+            raise UsageError(f"config.{key}={numbers!r}: holds no number", fix=f'For example --config.{key}="(1,8)".')
     grid: Any = config.posemb_grid
     if grid is not None and not (len(grid) == 2 and all(isinstance(side, int) and side >= 1 for side in grid)):
         raise UsageError(f"config.posemb_grid={grid!r}: expected (rows, columns)", fix='For example --config.posemb_grid="(7,9)".')
@@ -245,11 +247,13 @@ def spelling(config: ml_collections.ConfigDict, advised: str) -> str:
 
     Args:
         config: the full config.
-        advised: what `engine.spelling=auto` stands for, unless blocks are to stay in fp32: the attention plugin is fp16 everywhere.
+        advised: what `engine.spelling=auto` stands for, unless blocks are to stay in fp32 or the engine is to run elsewhere too: the
+            attention plugin is fp16 everywhere, and belongs to one version and GPU.
     """
     if config.engine.spelling != AUTO:
         return config.engine.spelling
-    return "" if config.keep_fp32 else advised
+    portable = config.engine.version_compatible or config.engine.hardware_compatible
+    return "" if config.keep_fp32 or portable else advised
 
 
 def spellings(config: ml_collections.ConfigDict, advised: str) -> list[str]:

@@ -63,9 +63,9 @@ class Progress:
         columns = (
             TextColumn("  {task.description}"),
             BarColumn(),
-            TextColumn("{task.percentage:>3.0f}%"),
+            *([] if total is None else [TextColumn("{task.percentage:>3.0f}%")]),
             TimeElapsedColumn(),
-            TimeRemainingColumn(),
+            *([] if total is None else [TimeRemainingColumn()]),
         )
         with Bars(*columns, console=console, transient=True, disable=self._quiet or not console.is_terminal) as bars:
             task = bars.add_task(label, total=total)

@@ -167,6 +167,8 @@ def test_override_in_two_words(parse):
         ("--config.posemb_grid=seven", r"config\.posemb_grid=\('seven',\): expected \(rows, columns\)"),
         ("--config.posemb_grid=7", r"config\.posemb_grid=\(7,\): expected \(rows, columns\)"),
         ("--config.benchmark.batches=few", r"config\.benchmark\.batches=\('few',\): whole numbers"),
+        ("--config.benchmark.batches=()", r"config\.benchmark\.batches=\(\): holds no number"),
+        ("--config.benchmark.streams=()", r"config\.benchmark\.streams=\(\): holds no number"),
         ("--config.batch.profiles=(0,1)", r"config\.batch\.profiles=\(0, 1\): whole numbers"),
         ("--config.image_size=(224", r"--config\.image_size=\(224|config\.image_size="),
     ],

@@ -7,17 +7,18 @@ import numpy as np
 import pytest
 from engine_graphs import IMAGE
 
-from vit_convert.bundle import Bundle, read_json
+from vit_convert.bundle import Bundle, read_json, write_json
 from vit_convert.engine.benchmark import END_TO_END, RESIDENT, Case, Pass, plan_cases, rows_table, summarise_case
 from vit_convert.engine.facts import read_config
 from vit_convert.engine.measure import Latency, Worker, measure_latency, measure_throughput, noise
 from vit_convert.engine.monitor import Monitor, summarise
+from vit_convert.engine.plans import keep_proof
 from vit_convert.engine.plot import plot_rows
 from vit_convert.engine.runtime import Engine
 from vit_convert.engine.session import Session
 from vit_convert.engine.stages import add_to_report, benchmark_bundle, end_to_end_shares
 from vit_convert.engine.table import text_table
-from vit_convert.errors import BenchmarkError
+from vit_convert.errors import BenchmarkError, BuildError
 from vit_convert.progress import Progress
 
 QUIET = Progress(quiet=True)
@@ -92,7 +93,8 @@ def measure(gpu, path, **options):
 
 def test_benchmark_of_a_bundle(gpu, engines):
     path = engines("fp16", "int8")
-    add_to_report(Bundle(path), verify={"passed": True, "top1": None, "engines": {p: {"passed": True} for p in ("fp16", "int8")}})
+    for precision in ("fp16", "int8"):
+        keep_proof(path / "engines" / "tensorrt-8.6.0-sm90" / f"{precision}.plan", {"passed": True})
     result = measure(gpu, path, precisions=["fp16", "int8"])
     assert read_json(path / "benchmark.json")["rows"] == result["rows"] and result["status"] == "done"
     assert len(result["rows"]) == 2 * 2 * 3 and not result["skipped"]
@@ -103,6 +105,32 @@ def test_benchmark_of_a_bundle(gpu, engines):
     assert result["recommended"]["precision"] in ("fp16", "int8") and result["recommended"]["comparisons"]
     add_to_report(Bundle(path), benchmark=result)
     assert read_json(path / "report.json")["benchmark"] == result["rows"]
+
+
+def test_proof_of_an_engine_goes_with_the_engine(gpu, engines):
+    path = engines("fp16")
+    assert measure(gpu, path)["recommended"]["reason"] == "none of fp16 was verified: verify, then benchmark again"
+    keep_proof(path / "engines" / "tensorrt-8.6.0-sm90" / "fp16.plan", {"passed": True, "top1": 98.0})
+    assert measure(gpu, path)["recommended"]["precision"] == "fp16"
+    engines("fp16", error=10.0)  # another engine in its place
+    assert measure(gpu, path)["recommended"]["precision"] == ""
+
+
+def test_engine_of_another_host_is_found_if_it_runs_here(gpu, engines):
+    path = engines("fp16")
+    here = path / "engines" / "tensorrt-8.6.0-sm90"
+    there = here.rename(here.with_name("tensorrt-8.6.0-sm80"))
+    rewrite(there / "fp16.plan.json", targets=["sm80"], hardware_compatible=False)
+    with pytest.raises(BuildError, match="there is no such engine"):
+        measure(gpu, path)
+    rewrite(there / "fp16.plan.json", targets=["sm80"], hardware_compatible=True)
+    assert measure(gpu, path)["rows"]
+
+
+def rewrite(sidecar, *, targets, hardware_compatible):
+    record = read_json(sidecar)
+    record["options"]["hardware_compatible"] = hardware_compatible
+    write_json(sidecar, {**record, "targets": targets})
 
 
 def test_batches_without_a_profile_are_skipped_with_a_reason(gpu, engines):

@@ -1,13 +1,22 @@
 """TensorRT's calibration cache: its format, and what is refused; TensorRT's own calibration needs a GPU."""
 
+import dataclasses
+
 import numpy as np
 import pytest
+import simulated_gpu
+from engine_graphs import IMAGE
 
+from vit_convert.bundle import Bundle
 from vit_convert.calibration_cache import CacheKey, format_cache, load_cache, parse_cache, save_cache
-from vit_convert.engine import cuda
+from vit_convert.engine import cuda, requests
+from vit_convert.engine.build_request import request_record
 from vit_convert.engine.calibrator import make_calibrator
+from vit_convert.engine.facts import read_config, read_facts
+from vit_convert.engine.sidecar import add_to_sidecar
 from vit_convert.engine.trt import load_backend
 from vit_convert.errors import BuildError, CalibrationError
+from vit_convert.progress import Progress
 
 KEY = CacheKey("entropy", "8.6.0", "a" * 64)
 CACHE = b"TRT-8600-EntropyCalibration2\nimages: 3caa54fc\n(Unnamed Layer* 64) [Shuffle]_output: 3d1f2e3a\nblock_00/x: y: 0\n"
@@ -65,7 +74,7 @@ def test_cache_comes_back_whole(tmp_path):
     [
         (CacheKey("minmax", "8.6.0", "a" * 64), "made as TRT-8600-EntropyCalibration2, needed TRT-8600-MinMaxCalibration"),
         (CacheKey("entropy", "8.6.1", "a" * 64), "needed TRT-8601-EntropyCalibration2"),
-        (CacheKey("entropy", "8.6.0", "b" * 64), "made for graph aaaaaaaaaaaa…, needed bbbbbbbbbbbb…"),
+        (CacheKey("entropy", "8.6.0", "b" * 64), "made from graph, weights and images aaaaaaaaaaaa…, needed bbbbbbbbbbbb…"),
     ],
 )
 def test_cache_of_another_build_is_refused(tmp_path, key, message):
@@ -79,7 +88,7 @@ def test_cache_of_another_build_is_refused(tmp_path, key, message):
 def test_cache_without_a_key_or_a_scale_is_refused(tmp_path):
     path = tmp_path / "calibration.cache"
     path.write_bytes(CACHE)
-    with pytest.raises(CalibrationError, match=r"a graph that no calibration\.cache\.json names"):
+    with pytest.raises(CalibrationError, match=r"a graph and images that no calibration\.cache\.json names"):
         load_cache(path, KEY)
     save_cache(path, KEY, b"TRT-8600-EntropyCalibration2\n", num_images=64)
     with pytest.raises(CalibrationError, match="holds no scale"):
@@ -88,14 +97,95 @@ def test_cache_without_a_key_or_a_scale_is_refused(tmp_path):
 
 def test_backend_without_calibrators(tmp_path):
     pytest.importorskip("tensorrt_rtx")
-    with pytest.raises(BuildError, match=r"tensorrt_rtx .* has none"):
-        make_calibrator(
-            load_backend("rtx"), "entropy", np.zeros((4, 2, 2, 3)), np.asarray, batch_size=2, cache_path=tmp_path / "c", graph_hash="a"
-        )
-    with pytest.raises(BuildError, match="'percentile'"):
-        make_calibrator(
-            load_backend("rtx"), "percentile", np.zeros((4, 2, 2, 3)), np.asarray, batch_size=2, cache_path=tmp_path / "c", graph_hash="a"
-        )
+    images, options = np.zeros((4, 2, 2, 3)), {"batch_size": 2, "cache_path": tmp_path / "c", "source_hash": "a"}
+    for algorithm, message in (("entropy", r"tensorrt_rtx .* has none"), ("percentile", "'percentile'")):
+        with pytest.raises(BuildError, match=message):
+            make_calibrator(load_backend("rtx"), algorithm, images, np.asarray, **options, progress=Progress(quiet=True))
+
+
+@pytest.fixture
+def calibrate(gpu, bundle_path, monkeypatch):
+    """Builds INT8 with TensorRT's calibrator, as far as this host can; returns whether it built and how many batches it took."""
+    backend, bundle = gpu[0], Bundle(bundle_path)
+    for name in ("IInt8EntropyCalibrator2", "IInt8MinMaxCalibrator"):
+        monkeypatch.setattr(backend.module, name, type(name, (), {}), raising=False)
+    np.save(bundle.images("calibration"), np.random.default_rng(0).integers(0, 256, (9, *IMAGE), np.uint8))
+    config, facts, taken = read_config(bundle), read_facts(bundle), []
+    config.engine.calibrator, config.calibration.batch_size = True, 2
+
+    def build_one(backend, request, plan, *, progress):
+        calibrator, batches = request.calibrator, 0
+        if (cache := calibrator.read_calibration_cache()) is None:
+            while calibrator.get_batch(["images"]):
+                batches += 1
+            calibrator.write_calibration_cache(f"{calibrator.key.header}\nimages: 3caa54fc\n".encode())
+        else:
+            assert cache.startswith(calibrator.key.header.encode())
+        assert calibrator.failure is None
+        taken.append(batches)
+        simulated_gpu.write_plan(plan, request.onnx_path, [tuple(p["images"]) for p in request.profiles], precision=request.precision)
+        add_to_sidecar(plan, **request_record(request), summary={})
+        return {}
+
+    monkeypatch.setattr(requests, "build_one", build_one)
+
+    def start(*, method="entropy", force=False, preprocess=None):
+        taken.clear()
+        config.calibration.method = method
+        known = dataclasses.replace(facts, preprocess=preprocess or facts.preprocess)
+        progress = Progress(bundle.events, quiet=True)
+        requests.build_bundle(backend, bundle, config, known, precisions=["int8"], progress=progress, force=force)
+        return list(taken)
+
+    return start
+
+
+def test_calibration_is_kept_and_says_how_far_it_is(calibrate, bundle_path):
+    assert calibrate() == [4]  # of nine images, two at a time
+    lines = [f"calibration: {done} of 8 images" for done in (2, 4, 6, 8)]
+    assert [line for line in lines if line in (bundle_path / "events.jsonl").read_text()] == lines
+    assert calibrate() == []
+    assert calibrate(force=True) == [0]  # from its cache
+
+
+def weights(bundle_path):
+    _replace(bundle_path / "model.onnx.data", lambda data: data[:-4] + b"\x01\x02\x03\x04")
+
+
+def images(bundle_path):
+    path = bundle_path / "calibration_images.npy"
+    np.save(path, np.load(path)[::-1].copy())
+
+
+def number(bundle_path):
+    path = bundle_path / "calibration_images.npy"
+    np.save(path, np.load(path)[:8])
+
+
+def _replace(path, change):
+    other = path.with_name("other")
+    other.write_bytes(change(path.read_bytes()))
+    other.replace(path)
+
+
+@pytest.mark.parametrize("change", [weights, images, number])
+def test_other_sources_are_calibrated_and_built_again(calibrate, bundle_path, change):
+    assert calibrate() == [4] and calibrate() == []
+    change(bundle_path)
+    assert calibrate() == [4] and calibrate() == []
+
+
+def test_other_preprocessing_is_calibrated_and_built_again(calibrate, bundle_path):
+    record = read_facts(Bundle(bundle_path)).preprocess
+    assert calibrate() == [4]
+    assert calibrate(preprocess={**record, "mean": [0.0, 0.0, 0.0]}) == [4]
+
+
+def test_each_algorithm_has_its_cache(calibrate, bundle_path):
+    assert calibrate() == [4] and calibrate(method="minmax") == [4]
+    assert calibrate() == [0]  # the engine was the other's, the cache is there
+    assert len(list(bundle_path.glob("calibration.tensorrt-8.6.0-entropy-*.cache"))) == 1
+    assert len(list(bundle_path.glob("calibration.tensorrt-8.6.0-minmax-*.cache"))) == 1
 
 
 def test_without_a_driver_the_cuda_layer_says_so():

@@ -2,7 +2,9 @@
 
 import errno
 import json
+import os
 import pathlib
+import types
 
 import numpy as np
 import onnx
@@ -11,9 +13,11 @@ from engine_graphs import PROFILE, TOKENS, WIDTH, block, quantized, save, weight
 from onnx import TensorProto, helper, numpy_helper
 
 from vit_convert.bundle import hash_file
-from vit_convert.engine import cuda
-from vit_convert.engine.build import BuildRequest, build_engine
+from vit_convert.engine import build, cuda
+from vit_convert.engine.build import build_engine
+from vit_convert.engine.build_request import BuildRequest, hash_graph
 from vit_convert.engine.sidecar import check_sidecar, sidecar_path
+from vit_convert.engine.timings import find_timings, load_timings, save_timings
 from vit_convert.engine.trt import load_backend
 from vit_convert.errors import BuildError, UsageError
 from vit_convert.progress import Progress
@@ -248,3 +252,81 @@ def test_layers_are_none_with_a_reason_without_a_gpu(tmp_path):
         pytest.skip("this machine has a GPU")
     _, result = run(tmp_path, block(tmp_path / "model.onnx"), "fp32")
     assert result.layer_info is None and result.fused_attention is None and "none here" in result.layers_missing
+
+
+def test_a_graph_is_hashed_once_and_again_when_its_weights_change(tmp_path, monkeypatch):
+    read = []
+    monkeypatch.setattr("vit_convert.engine.sidecar.hash_file", lambda path: read.append(pathlib.Path(path).name) or hash_file(path))
+    graph, data, other = tmp_path / "model.onnx", tmp_path / "model.onnx.data", tmp_path / "other"
+    graph.write_bytes(b"graph")
+    data.write_bytes(b"weights 1")
+    first = hash_graph(graph)
+    assert hash_graph(graph) == first == {"sha256": hash_file(graph), "data_sha256": hash_file(data)}
+    assert read == ["model.onnx", "model.onnx.data"]
+    other.write_bytes(b"weights 2")
+    os.replace(other, data)
+    assert hash_graph(graph) == {**first, "data_sha256": hash_file(data)} != first
+
+
+def test_what_is_built_is_said_where_tensorrt_reports_no_progress(gpu, tmp_path, capsys):
+    fixed, span = ((8, 64, 64, 3),) * 3, ((1, 64, 64, 3), (4, 64, 64, 3), (8, 64, 64, 3))
+    request = BuildRequest(tmp_path / "plugin.onnx", "fp16", profiles=[{"images": fixed}, {"images": span}])
+    builder = types.SimpleNamespace(build_serialized_network=lambda network, builder_config: b"plan")
+    build._build(gpu[0], builder, None, None, request, Progress())
+    expected = "building fp16 from plugin.onnx for images 8x64x64x3; images 1x64x64x3 - 4x64x64x3 - 8x64x64x3\n"
+    assert capsys.readouterr().err == expected
+
+
+class BuilderConfig:
+    """A builder config that makes timing caches of some contents alone: `made`, and accepts `accepted` of these."""
+
+    def __init__(self, made, accepted):
+        self.made, self.accepted = made, accepted
+        self.timing_cache = None
+
+    def create_timing_cache(self, data):
+        return types.SimpleNamespace(data=data, serialize=lambda: data + b"+") if data in self.made else None
+
+    def set_timing_cache(self, timing_cache, ignore_mismatch):
+        assert ignore_mismatch is False
+        if timing_cache.data not in self.accepted:
+            return False
+        self.timing_cache = timing_cache
+        return True
+
+
+def test_timings_are_kept_by_version_and_gpu(gpu, tmp_path):
+    backend, progress = gpu[0], Progress(quiet=True)
+    path = find_timings(backend, tmp_path / "timing")
+    assert path == tmp_path / "timing" / "timing-8.6.0-Simulated.cache"
+    assert find_timings(backend, None) is None and find_timings(RTX, tmp_path) is None
+    for kept in (b"", b"+", b"++"):
+        builder_config = BuilderConfig(made=[kept], accepted=[kept])
+        timing_cache = load_timings(builder_config, path, progress)
+        assert builder_config.timing_cache is timing_cache and timing_cache.data == kept
+        save_timings(path, timing_cache, progress)
+
+
+@pytest.mark.parametrize("made", [[b""], [b"old", b""]])
+def test_timings_that_tensorrt_does_not_take_are_begun_anew(tmp_path, capsys, made):
+    path = tmp_path / "timing.cache"
+    path.write_bytes(b"old")
+    builder_config = BuilderConfig(made, accepted=[b""])
+    assert load_timings(builder_config, path, Progress()).data == b""
+    assert "timing.cache: TensorRT does not accept it" in capsys.readouterr().err
+    assert load_timings(BuilderConfig([], []), path, Progress(quiet=True)) is None
+
+
+def test_timings_that_cannot_be_kept_only_warn(tmp_path, capsys):
+    (tmp_path / "timing").write_text("a file where the folder should be")
+    timing_cache = types.SimpleNamespace(serialize=lambda: b"timings")
+    save_timings(tmp_path / "timing" / "timing.cache", timing_cache, Progress())
+    assert "timing.cache: the timings of this build are not kept" in capsys.readouterr().err
+
+
+def test_a_file_as_the_timings_folder_is_refused_before_the_build(gpu, tmp_path):
+    (tmp_path / "timing").write_text("a file where the folder should be")
+    request = BuildRequest(block(tmp_path / "model.onnx"), "fp32", profiles=[PROFILE], timing_cache=tmp_path / "timing")
+    with pytest.raises(BuildError, match=r"timing-8\.6\.0-Simulated\.cache: cannot be written") as caught:
+        build_engine(gpu[0], request, tmp_path / "fp32.plan", progress=Progress(quiet=True))
+    assert "engine.timing_cache is a folder" in caught.value.fix

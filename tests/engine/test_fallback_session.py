@@ -6,7 +6,8 @@ import pytest
 
 from vit_convert.bundle import Bundle, read_json, write_json
 from vit_convert.engine import cuda
-from vit_convert.errors import BenchmarkError
+from vit_convert.engine.session import Session
+from vit_convert.errors import BenchmarkError, BuildError
 from vit_convert.serve.session import FallbackSession
 
 PLAN = "engines/tensorrt-8.6.0-sm90/fp32.plan"
@@ -63,20 +64,44 @@ def test_engine_of_another_version(backend, engines):
     assert_onnxruntime(FallbackSession(Bundle(path), path / PLAN), path, "built by tensorrt 10.0.1, here is 8.6.0")
 
 
-def test_engine_that_breaks_in_a_run(backend, engines, caplog):
+def test_sidecar_without_keys(backend, engines):
+    path = engines("fp32")
+    write_json(path / f"{PLAN}.json", {"plan": {}})
+    assert_onnxruntime(FallbackSession(Bundle(path), path / PLAN), path, "engine does not load: ")
+
+
+def test_engine_that_breaks_in_a_run(backend, gpu, engines):
     path = engines("fp32", broken=True)
     session = FallbackSession(Bundle(path), path / PLAN)
-    assert session.runs_on == "tensorrt"
+    assert session.runs_on == "tensorrt" and gpu[1].device
     np.testing.assert_array_equal(session.run(images(path))["logits"], expected(path))
+    assert not gpu[1].device and not gpu[1].queues  # the engine's session is closed
+    assert_onnxruntime(session, path, "engine failed in a run: ")
+
+
+def test_session_that_cannot_be_closed_is_left_behind(backend, engines, monkeypatch):
+    path = engines("fp32", broken=True)
+    session = FallbackSession(Bundle(path), path / PLAN)
+
+    def fail(self):
+        raise BuildError("cuStreamSynchronize: CUDA error 700")
+
+    monkeypatch.setattr(Session, "close", fail)
+    session.run(images(path))
     assert_onnxruntime(session, path, "engine failed in a run: ")
 
 
 def test_wrong_images_do_not_cost_the_engine(backend, engines):
     path = engines("fp32")
     session = FallbackSession(Bundle(path), path / PLAN)
-    with pytest.raises(BenchmarkError, match="float64"):
-        session.run(images(path).astype(np.float64))
-    assert session.runs_on == "tensorrt"
+    for wrong, message in (
+        (images(path).astype(np.float64), "float64"),
+        (images(path)[:, :-1], "the engine takes"),
+        (images(path)[:, :, :-1], "the engine takes"),
+    ):
+        with pytest.raises(BenchmarkError, match=message):
+            session.run(wrong)
+        assert session.runs_on == "tensorrt"
     session.close()
 
 

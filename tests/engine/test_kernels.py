@@ -6,9 +6,12 @@ import pytest
 import simulated_gpu
 from engine_graphs import BATCH, IMAGE
 
-from vit_convert.engine import graphs
+from vit_convert.engine import graphs, requests
+from vit_convert.engine.build import BuildResult
+from vit_convert.engine.build_request import BuildRequest
 from vit_convert.engine.kernels import fused_attention_by_kernels
 from vit_convert.engine.runtime import Engine
+from vit_convert.progress import Progress
 
 # As TensorRT 8.6 names them.
 KERNELS = ("_gemm_mha_v2_0x1f", None, "sm90_xmma_gemm_f16f16_f16f32_f32_tn_n_tilesize128x128", "_gemm_mha_v2_0x2e", "__myl_bb0_1_Res")
@@ -50,6 +53,19 @@ def test_an_old_driver_leaves_it_unknown(load, monkeypatch):
     monkeypatch.delattr(simulated_gpu.Driver, "cuFuncGetName")  # came with CUDA 12.3
     rows = fused_attention_by_kernels(load("fp16", KERNELS))
     assert all("cuFuncGetName: this CUDA driver does not have it" in row["unknown"] and "count" not in row for row in rows)
+
+
+def test_too_little_memory_to_look_is_no_failed_build(gpu, bundle_path, monkeypatch):
+    def build_engine(backend, request, plan, *, progress):
+        simulated_gpu.write_plan(plan, request.onnx_path, [[(size, *IMAGE) for size in BATCH.values()]])
+        return BuildResult(1, 1.0, {}, 2, {"Layers": ["hidden"]}, "", None, [])
+
+    monkeypatch.setattr(requests, "build_engine", build_engine)  # building itself takes a GPU
+    monkeypatch.setattr(simulated_gpu.CudaEngine, "device_memory_size", 2 * simulated_gpu.GPU.memory_bytes)
+    request = BuildRequest(bundle_path / "model.onnx", "fp32")
+    summary = requests.build_one(gpu[0], request, bundle_path / "fp32.plan", progress=Progress(quiet=True))
+    assert summary["fused_attention"] is None and summary["build_seconds"] == 1.0
+    assert "cuMemAlloc_v2: CUDA error 2" in summary["fused_attention_unknown"]
 
 
 def test_layout_of_the_kernel_node():

@@ -1,6 +1,10 @@
 """Fused attention is read from the wording of each TensorRT generation's inspector."""
 
-from vit_convert.engine.inspect import FusedAttention, count_fused, fused_attention
+import types
+
+import pytest
+
+from vit_convert.engine.inspect import FusedAttention, count_fused, count_int8, engine_layers, fused_attention
 
 
 def layer(name, tactic, datatype, key="Format/Datatype"):
@@ -39,6 +43,44 @@ def test_hidden_layers_tell_nothing():
     assert fused_attention({"Layers": ["block_00/linear"]}) is None  # an engine without detailed verbosity
 
 
+def test_int8_products_are_counted():
+    def of_type(kind, datatype):
+        return {**layer("block_00/fc1", "", datatype), "LayerType": kind}
+
+    # As 8.6 words them: a quantize kernel reads half, a reformatting one is no product.
+    wide = "Thirty-two wide channel vectorized row major Int8 format"
+    entries = [of_type("CaskConvolution", wide), of_type("CaskGemmMatrixMultiply", "Int8"), of_type("Reformat", wide)]
+    assert count_int8({"Layers": [*entries, of_type("CaskConvolution", "Row major linear FP16 format")]}) == 2
+    assert count_int8({"Layers": [of_type("CaskConvolution", "Half")]}) == 0
+    hidden = layer("{ForeignNode[block_00/norm...head/out]}", "", "Row major linear FP16 format")
+    assert count_int8({"Layers": [hidden]}) is None and count_int8({"Layers": ["block_00/linear"]}) is None
+    assert count_int8({"Layers": [hidden, *entries]}) == 2
+
+
 def test_kernel_names_of_a_profiled_run():
     kernels = [("__mye8037_gemm_mha_v2", "FP16"), ("fmha_v2_flash_attention_fp32_S_197_sm90", "Float"), ("sm90_xmma_gemm", "Half")]
     assert count_fused(kernels) == FusedAttention(2, {"fp16": 1, "fp32": 1})
+
+
+@pytest.mark.parametrize("version_compatible", [False, True])
+def test_layers_of_a_version_compatible_engine(gpu, monkeypatch, version_compatible):
+    backend, _ = gpu
+
+    class Runtime:
+        """Loads a version-compatible plan only where the plan's own code may run, as TensorRT does."""
+
+        engine_host_code_allowed = False
+
+        def __init__(self, logger):
+            pass
+
+        def deserialize_cuda_engine(self, plan):
+            if self.engine_host_code_allowed != (plan == b"compatible"):
+                return None
+            inspector = types.SimpleNamespace(get_engine_information=lambda layout: '{"Layers": ["a\tb"]}')
+            return types.SimpleNamespace(create_engine_inspector=lambda: inspector)
+
+    monkeypatch.setattr(backend.module, "Runtime", Runtime)
+    monkeypatch.setattr(backend.module, "LayerInformationFormat", types.SimpleNamespace(JSON=0), raising=False)
+    plan = b"compatible" if version_compatible else b"plain"
+    assert engine_layers(backend, plan, version_compatible=version_compatible) == ({"Layers": ["a\tb"]}, "")

@@ -1,8 +1,96 @@
-"""The fraction that TensorRT's nested build phases add up to."""
+"""What TensorRT says reaches the call that it is about; the fraction that its nested build phases add up to."""
+
+import concurrent.futures
+import types
 
 import pytest
 
-from vit_convert.engine.listen import BuildClock
+from vit_convert.engine.listen import BuildClock, make_logger, make_monitor
+from vit_convert.progress import Progress
+
+QUIET = Progress(quiet=True)
+
+
+class ILogger:
+    ERROR, INTERNAL_ERROR, WARNING = range(3)
+
+
+class IProgressMonitor:
+    pass
+
+
+MODULE = types.SimpleNamespace(ILogger=ILogger, IProgressMonitor=IProgressMonitor)
+
+
+@pytest.fixture
+def logger():
+    return make_logger(MODULE)
+
+
+@pytest.fixture
+def elsewhere():
+    """Runs a function in another thread, always the same."""
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        yield lambda function, *arguments: pool.submit(function, *arguments).result()
+
+
+def test_threads_hear_their_own_calls(logger, elsewhere):
+    def load():
+        with logger.listening(QUIET):
+            logger.log(ILogger.ERROR, "does not load")
+            return logger.explain()
+
+    with logger.listening(QUIET):
+        logger.log(ILogger.ERROR, "does not build")
+        logger.log(ILogger.WARNING, "slow")
+        assert elsewhere(load) == "does not load"
+        logger.log(ILogger.ERROR, "at all")
+        assert (logger.errors, logger.warnings) == (["does not build", "at all"], ["slow"])
+    assert logger.explain() == "does not build; at all"  # still there for whoever asks afterwards
+    with logger.listening(QUIET):
+        assert logger.explain() == "TensorRT gave no reason"
+
+
+def test_tensorrts_own_threads_are_heard(logger, elsewhere, capsys):
+    with logger.listening(Progress()):
+        elsewhere(logger.log, ILogger.ERROR, "no tactic")
+        elsewhere(logger.log, ILogger.WARNING, "slow")
+        assert (logger.explain(), logger.warnings) == ("no tactic", ["slow"])
+    assert capsys.readouterr().err == "warning: TensorRT: slow\n"
+
+
+def test_what_nobody_listens_to_is_bounded(logger):
+    for i in range(1000):
+        logger.log(ILogger.ERROR, f"error {i}")
+        logger.log(ILogger.WARNING, f"warning {i}")
+    assert len(logger.errors) == len(logger.warnings) == 100 and logger.errors[-1] == "error 999"
+
+
+class FullDisk(Progress):
+    def warn(self, text):
+        raise OSError("full disk")
+
+
+def test_callbacks_keep_their_failures_for_the_build(logger, elsewhere):
+    def load():
+        with logger.listening(QUIET):
+            pass
+
+    with logger.listening(FullDisk()):
+        elsewhere(logger.log, ILogger.WARNING, "slow")
+        elsewhere(load)
+        assert isinstance(logger.failure, OSError)
+
+
+def test_interrupt_in_another_thread_ends_the_build(logger, elsewhere):
+    def interrupt(amount):
+        raise KeyboardInterrupt
+
+    with logger.listening(QUIET):
+        monitor = make_monitor(MODULE, logger, interrupt)
+        elsewhere(monitor.phase_start, "build", None, 2)
+        assert elsewhere(monitor.step_complete, "build", 0) is False
+        assert isinstance(logger.failure, KeyboardInterrupt)
 
 
 def test_nested_phases_add_up_and_only_grow():

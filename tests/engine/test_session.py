@@ -79,6 +79,78 @@ def test_all_memory_is_given_back(load, gpu):
     assert not gpu[1].device and not gpu[1].queues and not gpu[1].pinned
 
 
+def results_in_device_memory(gpu, session):
+    own = {session.input_buffer.pointer, session._workspace.pointer}
+    return len(set(gpu[1].device) - own)
+
+
+def test_few_shapes_stay_ready(load, gpu, tmp_path):
+    with Session(load(), max_shapes=2) as session:
+        for batch in (2, 3, 4, 5, 6, 2, 5, 3):
+            np.testing.assert_allclose(session.run(images(batch))["logits"], expected(tmp_path, images(batch)), atol=1e-6)
+            assert results_in_device_memory(gpu, session) <= 2
+        five = session.prepare((5, TOKENS, WIDTH))  # 3 is now the one not used for longest
+        session.run(images(6))
+        assert session.prepare((5, TOKENS, WIDTH)) is five
+        assert set(session._prepared) == {(5, TOKENS, WIDTH), (6, TOKENS, WIDTH)}
+
+
+@pytest.mark.parametrize("cuda_graphs", [True, False])
+def test_shape_in_use_outlives_its_place(load, gpu, tmp_path, cuda_graphs):
+    given = images(5)
+    with Session(load(), cuda_graphs=cuda_graphs, max_shapes=1) as session:
+        five = session.prepare(given.shape)
+        session.run(images(6))
+        assert results_in_device_memory(gpu, session) == 2
+        session.input_buffer.upload(given, session.stream)
+        session.launch(five)
+        got = np.empty(given.shape, np.float32)
+        five.outputs["logits"][2].download(got, session.stream)
+        session.stream.synchronize()
+        np.testing.assert_allclose(got, expected(tmp_path, given), atol=1e-6)
+        del five
+        assert results_in_device_memory(gpu, session) == 1
+
+
+def test_gpu_result_outlives_its_shapes_place(load, gpu, tmp_path):
+    given = images(5)
+    with Session(load(), max_shapes=1) as session:
+        result = session.run(DeviceArray(given.ctypes.data, given.shape, given.dtype, given))["logits"]
+        session.run(images(6))
+        got = np.from_dlpack(dataclasses.replace(result, device=(1, 0)))
+        np.testing.assert_allclose(got, expected(tmp_path, given), atol=1e-6)
+        assert result.pointer in gpu[1].device
+        pointer = result.pointer
+        del got, result
+        gc.collect()
+        assert pointer not in gpu[1].device
+
+
+def test_session_that_does_not_fit_leaves_nothing(load, gpu, monkeypatch):
+    engine = load()
+    monkeypatch.setattr(simulated_gpu.CudaEngine, "device_memory_size", 1 << 40)
+    with pytest.raises(BuildError, match="cuMemAlloc_v2: CUDA error 2"):
+        Session(engine)
+    assert not gpu[1].device and not gpu[1].queues
+
+
+def test_shape_that_cannot_be_prepared_leaves_nothing(load, gpu):
+    with Session(load(broken=True)) as session:
+        for _ in range(2):
+            with pytest.raises(BenchmarkError, match="a kernel failed"):
+                session.run(images(4))
+        assert results_in_device_memory(gpu, session) == 0
+    assert not gpu[1].device and not gpu[1].queues
+
+
+def test_a_session_may_be_closed_twice(load, gpu):
+    session = Session(load())
+    session.run(images(4))
+    session.close()
+    session.close()
+    assert not gpu[1].device and not gpu[1].queues
+
+
 def test_wrong_images_are_refused(load):
     with Session(load()) as session:
         with pytest.raises(BenchmarkError, match=r"given float64 \[4, 4, 8\], the engine takes float32 \[-1, 4, 8\]"):
@@ -88,7 +160,7 @@ def test_wrong_images_are_refused(load):
         with pytest.raises(BenchmarkError, match=r"given float32 \[0, 4, 8\]"):
             session.run(images(0))
         with pytest.raises(BenchmarkError, match=r"\[4, 5, 8\]: the engine takes \[4, 4, 8\], or \[2, 4, 8\] to \[6, 4, 8\]"):
-            session.run(np.zeros((4, 5, WIDTH), np.float32))
+            session.require_images((4, 5, WIDTH), np.dtype(np.float32))
 
 
 def test_failed_run_says_why(load):
@@ -96,13 +168,27 @@ def test_failed_run_says_why(load):
         session.run(images(4))
 
 
+def test_every_failed_run_says_its_own_reason(load, monkeypatch):
+    with Session(load(), cuda_graphs=False) as session:
+        session.run(images(4))
+        for reason in ("first", "second"):
+
+            def fail(context, stream, reason=reason):
+                context._engine.logger.log(0, reason)
+                return False
+
+            monkeypatch.setattr(simulated_gpu.Context, "execute_async_v3", fail)
+            with pytest.raises(BenchmarkError, match=rf"fp32\.plan: a run: {reason}$"):
+                session.run(images(4))
+
+
 def test_plan_that_tensorrt_does_not_load(load):
     with pytest.raises(BuildError, match="does not load"):
         load(content=b"no plan")
 
 
-def test_sidecar_is_checked_before_the_plan_is_read(load, gpu, tmp_path):
-    load()
+def test_sidecar_is_checked_before_the_plan_is_read(gpu, tmp_path):
+    simulated_gpu.write_plan(tmp_path / "fp32.plan", block(tmp_path / "model.onnx"), [RANGE], content=b"no plan")
     older = dataclasses.replace(gpu[0], version="8.6.1")
     with pytest.raises(BuildError, match=r"built by tensorrt 8\.6\.0, here is 8\.6\.1"):
         Engine(older, tmp_path / "fp32.plan")
@@ -183,9 +269,9 @@ def test_pipelined_reads_pinned_batches_where_they_are(load, tmp_path):
     with PipelinedSession(load()) as session:
         (got,) = session.run([given])
         np.testing.assert_allclose(got["logits"], expected(tmp_path, given), atol=1e-6)
-        assert not any(slot._staging for slot in session._slots)
+        assert not any("images" in slot._memory for slot in session._slots)
         list(session.run([images(4)]))
-        assert any(slot._staging for slot in session._slots)
+        assert any("images" in slot._memory for slot in session._slots)
 
 
 def test_pipelined_can_be_left_early(load):
@@ -195,6 +281,51 @@ def test_pipelined_can_be_left_early(load):
         results.close()
         with pytest.raises(BenchmarkError, match="batch 7: the engine takes 6"):
             list(session.run([images(7)]))
+
+
+@pytest.mark.parametrize("num_streams", [1, 2, 3])
+def test_pipelined_gives_what_is_in_flight_before_an_error(load, tmp_path, num_streams):
+    good = [images(batch, seed) for seed, batch in enumerate((4, 1, 5))]
+
+    def broken_source():
+        yield from good
+        raise OSError("damaged image")
+
+    with PipelinedSession(load(), num_streams=num_streams) as session:
+        for batches, error, message in (
+            ([*good, images(7)], BenchmarkError, "batch 7: the engine takes 6"),
+            (broken_source(), OSError, "damaged image"),
+        ):
+            got = []
+            with pytest.raises(error, match=message):
+                for result in session.run(batches):
+                    got.append(result["logits"])
+            assert len(got) == len(good)
+            for given, value in zip(good, got):
+                np.testing.assert_allclose(value, expected(tmp_path, given), atol=1e-6)
+
+
+def test_pipelined_gives_no_result_in_place_of_a_lost_one(load, monkeypatch):
+    with PipelinedSession(load()) as session:
+        results = session.run(images(4, seed) for seed in range(4))
+        next(results)
+        wait = session._slots[1].session.stream
+
+        def lose():
+            raise BuildError("lost")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(wait, "synchronize", lose)
+            with pytest.raises(BuildError, match="lost"):
+                next(results)
+        assert list(results) == []
+
+
+def test_pipelined_keeps_one_block_of_host_memory_for_all_shapes(load, gpu):
+    with PipelinedSession(load(), num_streams=1) as session:
+        list(session.run(images(batch) for batch in (6, 5, 4, 3, 2, 6)))
+        gc.collect()
+        assert len(gpu[1].pinned) == 2  # images and logits
 
 
 def test_pinned_memory_lives_as_long_as_a_view(gpu):

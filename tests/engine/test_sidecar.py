@@ -89,3 +89,23 @@ def test_missing_parts(plan, tmp_path):
     sidecar_path(path).write_text("{")
     with pytest.raises(BuildError, match=r"fp16\.plan\.json: missing or damaged"):
         check_sidecar(path, HERE)
+
+
+@pytest.mark.parametrize(
+    "key", ["backend", "version", "targets", "precision", "options", "options.hardware_compatible", "onnx.path", "plan"]
+)
+def test_missing_keys(plan, key):
+    path = plan()
+    record = json.loads(sidecar_path(path).read_text())
+    *outer, last = key.split(".")
+    del (record[outer[0]] if outer else record)[last]
+    sidecar_path(path).write_text(json.dumps(record))
+    with pytest.raises(BuildError, match=rf"fp16\.plan\.json: damaged: {key}.* not in it"):
+        check_sidecar(path, HERE)
+
+
+def test_sidecar_that_is_no_record(plan):
+    path = plan()
+    sidecar_path(path).write_text("[]")
+    with pytest.raises(BuildError, match=r"damaged: backend, version, .*plan\.sha256 not in it"):
+        check_sidecar(path, HERE)

@@ -7,7 +7,9 @@ import simulated_gpu
 
 from vit_convert.bundle import Bundle
 from vit_convert.engine import requests
+from vit_convert.engine.build_request import request_record
 from vit_convert.engine.facts import read_config, read_facts
+from vit_convert.engine.sidecar import add_to_sidecar
 from vit_convert.errors import BuildError
 from vit_convert.progress import Progress
 
@@ -21,7 +23,7 @@ def advised(bundle_path):
 
 @pytest.fixture
 def build(gpu, advised, monkeypatch):
-    """Builds fp16 and returns the graphs that were tried; no spelling builds on this host. Building itself takes a GPU."""
+    """Builds fp16 and returns the graphs that were tried now; no spelling builds on this host. Building itself takes a GPU."""
     tried = []
 
     def build_one(backend, request, plan, *, progress):
@@ -29,14 +31,17 @@ def build(gpu, advised, monkeypatch):
         if tried[-1] != "model.onnx":
             raise BuildError(f"{tried[-1]}: no such plugin.")
         simulated_gpu.write_plan(plan, request.onnx_path, [tuple(p["images"]) for p in request.profiles], precision=request.precision)
-        return {"build_seconds": 1.0}
+        summary = {"build_seconds": 1.0}
+        add_to_sidecar(plan, **request_record(request), summary=summary)
+        return summary
 
     monkeypatch.setattr(requests, "build_one", build_one)
 
-    def start(config, facts):
+    def start(config, facts, *, force=False):
+        tried.clear()
         bundle, progress = advised[0], Progress(advised[0].events, quiet=True)
-        requests.build_bundle(gpu[0], bundle, config, facts, precisions=["fp16"], progress=progress)
-        return tried
+        requests.build_bundle(gpu[0], bundle, config, facts, precisions=["fp16"], progress=progress, force=force)
+        return list(tried)
 
     return start
 
@@ -57,10 +62,40 @@ def test_graph_of_a_request(advised, asked, keep_fp32, expected):
     assert requests.request_for(bundle, config, facts, "fp32").onnx_path.name == "model.onnx"
 
 
+@pytest.mark.parametrize("option", ["version_compatible", "hardware_compatible"])
+def test_engine_that_is_to_run_elsewhere_is_built_from_model_onnx(advised, option):
+    bundle, config, facts = advised
+    config.engine[option] = True
+    assert requests.request_for(bundle, config, facts, "fp16").onnx_path.name == "model.onnx"
+    config.engine.spelling = "matmul"
+    assert requests.request_for(bundle, config, facts, "fp16").onnx_path.name == "matmul.onnx"  # asked for by name
+
+
 def test_advised_spelling_that_does_not_build_gives_way_and_says_so(advised, build):
     bundle, config, facts = advised
     assert build(config, facts) == ["matmul.onnx", "model.onnx"]
-    assert "matmul.onnx: no such plugin. fp16 is built from model.onnx instead." in bundle.events.read_text()
+    assert "matmul.onnx: no such plugin; fp16 is built from model.onnx instead" in bundle.events.read_text()
+
+
+def test_spelling_that_did_not_build_is_not_tried_again_unless_forced(advised, build):
+    bundle, config, facts = advised
+    assert build(config, facts) == ["matmul.onnx", "model.onnx"]
+    bundle.events.unlink()
+    assert build(config, facts) == []
+    assert "matmul.onnx: no such plugin; fp16 was built from model.onnx instead, --force tries again" in bundle.events.read_text()
+    assert build(config, facts, force=True) == ["matmul.onnx", "model.onnx"]
+    assert build(config, facts) == []
+
+
+def test_spelling_is_tried_again_once_the_request_differs(advised, build):
+    bundle, config, facts = advised
+    build(config, facts)
+    config.engine.opt_level = 1
+    assert build(config, facts) == ["matmul.onnx", "model.onnx"]
+    graph = bundle.spelling("matmul")
+    graph.write_bytes(graph.read_bytes() + b"\0")  # as if exported anew
+    assert build(config, facts) == ["matmul.onnx"]  # model.onnx is as it was, and so is its engine
+    assert build(config, facts) == []
 
 
 def test_spelling_asked_for_by_name_does_not_give_way(advised, build):

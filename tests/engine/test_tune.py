@@ -9,7 +9,7 @@ from vit_convert.bundle import Bundle, read_json
 from vit_convert.engine import __main__ as command
 from vit_convert.engine.facts import read_config, read_facts
 from vit_convert.engine.requests import request_for
-from vit_convert.engine.tune import plan_trials
+from vit_convert.engine.trials import options_of, plan_trials
 from vit_convert.engine.winners import config_words, tune_table, winners
 from vit_convert.errors import BuildError, UsageError
 
@@ -53,6 +53,34 @@ def test_measures_keeps_and_chooses(capsys, bundle_path, built):
     assert run(bundle_path, "--force") == 0 and len(built) == 6 + 1 + 6
 
 
+def test_trials_that_are_not_asked_for_are_kept(capsys, bundle_path, built, monkeypatch):
+    def keys():
+        return {trial["key"] for trial in read_json(bundle_path / "tune.json")["trials"]}
+
+    run(bundle_path)
+    fp16 = keys()
+    capsys.readouterr()
+    run(bundle_path, "--precision=fp32", "--batches=1")
+    text, found = capsys.readouterr().out, read_json(bundle_path / "tune.json")
+    assert keys() > fp16 and len(found["trials"]) == 6 + 2
+    assert [(row["precision"], row["batch"]) for row in found["winners"]] == [("fp16", 1), ("fp16", 4), ("fp32", 1)]
+    assert all(f"{row['precision']} at batch {row['batch']}: {config_words(row)}" in text for row in found["winners"])
+    everything = keys()
+
+    def interrupted(backend, request, plan, *, progress):
+        if request.onnx_path.name == "matmul.onnx":  # it failed, and is tried again
+            raise BuildError("still not supported")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vit_convert.engine.tune.build_one", interrupted)
+    assert run(bundle_path, "--duration=0.03") != 0 and keys() == everything
+    run(bundle_path)
+    assert keys() == everything
+    (bundle_path / "spellings" / "matmul.onnx").write_bytes(b"another graph")
+    run(bundle_path, "--precision=fp32", "--batches=1")
+    assert {trial["spelling"] for trial in read_json(bundle_path / "tune.json")["trials"]} == {"default"}  # those of the old graph went
+
+
 def test_spelling_that_is_not_there(capsys, bundle_path, built):
     assert run(bundle_path, "--config.spellings=primitives") == UsageError.exit_code
     assert "config.spellings: primitives: there is no " in capsys.readouterr().err
@@ -86,36 +114,54 @@ def test_trials_skip_sizes_outside_the_range(converted):
     assert [(trial.profile, trial.batches) for trial in trials] == [("fixed 4", (4,)), ("fixed 16", (16,)), ("range 1-4-8", (4,))]
 
 
-def trial(spelling, rate, *, profile="fixed 8", passed=True):
-    rows = [{"batch": 8, "images_per_second": rate, "noise_percent": 0.5}]
-    names = {"spelling": spelling, "profile": profile, "precision": "fp16"}
-    return {**names, "passed": passed, "fused_attention": None, "rows": rows}
+def trial(spelling, rate, *, profile="fixed 8", passed=True, noise=0.5, options=()):
+    sizes = [int(word) for word in profile.split()[1].split("-")]
+    return {
+        "key": f"{spelling} {rate} {profile}",
+        "spelling": spelling,
+        "profile": profile,
+        "sizes": dict(zip(("min", "opt", "max"), sizes if len(sizes) == 3 else 3 * sizes)),
+        "precision": "fp16",
+        "options": dict(options),
+        "passed": passed,
+        "fused_attention": None,
+        "rows": [{"batch": 8, "images_per_second": rate, "noise_percent": noise}],
+    }
 
 
 def test_winners_are_verified_ones():
     trials = [trial("default", 80.0), trial("default", 100.0, profile="fixed 8"), trial("fast", 130.0)]
-    (found,) = winners([*trials, trial("wrong", 200.0, passed=False), {"failed": "x"}])
+    (found,) = winners([*trials, trial("wrong", 200.0, passed=False), {"failed": "x"}], {})
     assert (found["spelling"], found["ratio"]) == ("fast", 1.3)  # to the default spelling at its best
-    assert winners([trial("wrong", 1.0, passed=False)]) == []
-
-
-def test_one_trial_alone_is_marked_as_the_fastest():
-    trials = [trial(spelling, 100.0, profile=profile) for spelling in ("default", "matmul") for profile in ("a", "b")]
-    trials[2]["rows"][0]["images_per_second"] = 101.0
-    lines = tune_table({"trials": trials, "winners": winners(trials)}).splitlines()
-    assert [line.split()[:2] for line in lines if line.endswith("fastest")] == [["matmul", "a"]]
+    assert winners([trial("wrong", 1.0, passed=False)], {}) == []
 
 
 @pytest.mark.parametrize(
-    ("given", "spelling", "profiles"),
-    [(trial("default", 1.0), "", (8,)), (trial("matmul", 1.0, profile="range 1-8-64"), "matmul", ())],
+    ("second", "noise", "note"),
+    [
+        (100.0, 0.4, "fastest"),
+        (100.0, 0.6, "fastest, within the noise of default, range 1-8-64"),  # 1 % ahead, 0.5 % and 0.6 % of noise
+        (100.0, None, "fastest"),  # one pass tells no noise
+    ],
 )
-def test_config_words_are_taken(bundle_path, given, spelling, profiles):
-    config = read_config(Bundle(bundle_path))
-    config.batch.profiles = (1,)
-    (winner,) = winners([given])
-    _, _, words = command.parse(["engine", "build", "x", *shlex.split(config_words(winner))])
-    applied = command.override(config, words)
-    assert (applied.engine.spelling, tuple(applied.batch.profiles)) == (spelling, profiles)
-    graph = Bundle(bundle_path).spelling(spelling) if spelling else Bundle(bundle_path).onnx()
-    assert request_for(Bundle(bundle_path), applied, read_facts(Bundle(bundle_path)), "fp16").onnx_path == graph
+def test_one_trial_alone_is_marked_and_only_what_leads_is_the_fastest(second, noise, note):
+    trials = [trial("default", 99.0), trial("default", second, profile="range 1-8-64", noise=noise), trial("matmul", 101.0)]
+    trials.append({**trial("matmul", 100.9), "seconds": 9.0})  # the same engine timed again is no rival
+    lines = tune_table({"trials": trials, "winners": winners(trials, {})}).splitlines()[1:-1]
+    assert [line.partition("unknown")[2].strip() for line in lines] == ["", "", note, ""]
+
+
+@pytest.mark.parametrize("words", [[], ["--config.engine.opt_level=4", "--config.keep_fp32=('block_00',)"]])
+def test_config_words_give_the_trials_own_engine(bundle_path, words):
+    bundle = Bundle(bundle_path)
+    usual, facts = read_config(bundle), read_facts(bundle)
+    _, _, parsed = command.parse(["engine", "tune", str(bundle_path), "--batches=1,4", *words])
+    config = command.override(read_config(bundle), parsed)
+    usual.batch.profiles, usual.batch.max = (1, 2), 32  # what the bundle has otherwise does not show through
+    planned = plan_trials(bundle, config, facts, precisions=["fp16"])
+    assert {made.profile for made in planned} == {"fixed 1", "fixed 4", "range 1-4-8"}
+    for made in planned:
+        measured = {**trial(made.spelling, 1.0, profile=made.profile, options=options_of(config)), "sizes": made.sizes}
+        (winner,) = winners([measured], options_of(usual))
+        _, _, found = command.parse(["engine", "build", "x", *shlex.split(config_words(winner))])
+        assert request_for(bundle, command.override(usual.copy_and_resolve_references(), found), facts, "fp16") == made.request

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from vit_convert.bundle import Bundle, hash_file, read_json, write_json
-from vit_convert.calibration_cache import CacheKey, load_cache, parse_cache
+from vit_convert.calibration_cache import CacheKey, hash_source, load_cache, parse_cache
 from vit_convert.compare import compare
 from vit_convert.engine import __main__ as command
 from vit_convert.engine import cuda
@@ -30,6 +30,7 @@ from vit_convert.engine.pinned import is_pinned, pinned_array
 from vit_convert.engine.pipelined import PipelinedSession
 from vit_convert.engine.runtime import Engine
 from vit_convert.engine.session import Session
+from vit_convert.engine.sidecar import graph_hashes
 from vit_convert.engine.trt import load_backend
 from vit_convert.errors import BuildError, CalibrationError
 
@@ -264,7 +265,10 @@ def require_int8_within_a_point(bundle):
         for precision in ("fp16", "int8")
     }
     assert report["recommended"]["precision"] == "fp16" or rates["int8"] > rates["fp16"]
-    return {**proof(bundle, "int8"), "images_per_second": rates, "recommended": report["recommended"]}
+    built = next(row for row in report["engines"] if row["precision"] == "int8")
+    assert built["int8_layers"], "an engine without int8 kernels proves nothing of int8"
+    found = {"int8_layers": built["int8_layers"], "images_per_second": rates, "recommended": report["recommended"]}
+    return {**proof(bundle, "int8"), **found}
 
 
 def test_int8_by_qdq(bundle, built, record_property):
@@ -274,7 +278,7 @@ def test_int8_by_qdq(bundle, built, record_property):
     record_property("int8", require_int8_within_a_point(bundle))
 
 
-def test_calibrator(bundle, built, record_property):
+def test_calibrator(bundle, facts, built, record_property):
     if not BACKEND.has_calibrator:
         pytest.skip("this TensorRT has no calibrators")
     if not bundle.images("calibration").exists():
@@ -282,12 +286,17 @@ def test_calibrator(bundle, built, record_property):
     words = ("build", bundle.root, "--precision=int8", "--config.engine.calibrator=True", "--config.calibration.batch_size=4")
     assert run(*words) == 0
     record_property("int8", require_int8_within_a_point(bundle))
-    key = CacheKey("entropy", BACKEND.version, hash_file(bundle.onnx()))
-    path = bundle.root / f"calibration.tensorrt-{BACKEND.version}.cache"
+    images_path = bundle.images("calibration")
+    num_images = len(np.load(images_path, mmap_mode="r")) // 4 * 4
+    source_hash = hash_source(graph_hashes(bundle.onnx()), images_path, num_images=num_images, preprocessing=facts.preprocess)
+    key = CacheKey("entropy", BACKEND.version, source_hash)
+    (path,) = bundle.root.glob(f"calibration.tensorrt-{BACKEND.version}-entropy-*.cache")
     cache = load_cache(path, key)
     assert cache is not None and all(scale >= 0 for scale in parse_cache(cache)[1].values())
     written = path.stat().st_mtime_ns
     assert run(*words, "--force", batches=ONE_PROFILE) == 0 and path.stat().st_mtime_ns == written  # read, not made again
     with pytest.raises(CalibrationError, match="made as"):
         load_cache(path, dataclasses.replace(key, algorithm="minmax"))
-    assert run(*words, "--config.calibration.method=minmax", "--force") == CalibrationError.exit_code
+    assert run(*words, "--config.calibration.method=minmax", batches=ONE_PROFILE) == 0
+    assert len(list(bundle.root.glob(f"calibration.tensorrt-{BACKEND.version}-minmax-*.cache"))) == 1
+    assert path.stat().st_mtime_ns == written

@@ -227,8 +227,8 @@ def test_config_errors(changes, match):
     ("target", "header"), [("trt8", "TRT-8601-MinMaxCalibration"), ("trt10", "TRT-101601-MinMaxCalibration"), ("rtx", None)]
 )
 def test_calibration_leaves_a_tensorrt_cache(workdir, target, header):
-    from vit_convert.bundle import hash_file
-    from vit_convert.calibration_cache import CacheKey, load_cache, parse_cache
+    from vit_convert.calibration_cache import CacheKey, hash_source, load_cache, parse_cache
+    from vit_convert.engine.sidecar import graph_hashes
 
     config = digits(precision="int8", target=target)
     root = workdir / "digits"
@@ -238,9 +238,15 @@ def test_calibration_leaves_a_tensorrt_cache(workdir, target, header):
     path = root / "calibration.cache"
     assert path.exists() == (header is not None)
     if header:
-        key = CacheKey("minmax", "8.6.1" if target == "trt8" else "10.16.1", hash_file(root / "model.onnx"))
-        found, scales = parse_cache(load_cache(path, key))
         saved = json.loads((root / "calibration.json").read_text())
+        source = hash_source(
+            graph_hashes(root / "model.onnx"),
+            root / "calibration_images.npy",
+            num_images=report["calibration"]["num_images"],
+            preprocessing=report["checkpoint"]["preprocess"],
+        )
+        key = CacheKey("minmax", "8.6.1" if target == "trt8" else "10.16.1", source)
+        found, scales = parse_cache(load_cache(path, key))
         assert found == header and len(scales) == report["calibration"]["num_tensors"]
         assert scales["images"] == pytest.approx(1 / 127, rel=1e-6)  # pixels from -1 to 1
         assert scales == pytest.approx({name: t / 127 for name, t in saved["thresholds"].items()}, rel=1e-6)  # float32

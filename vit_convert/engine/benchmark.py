@@ -114,7 +114,7 @@ def run_cases(
     passes: dict[Case, list[Pass]] = {}
     skipped: dict[Case, str] = {}
     monitor = Monitor()
-    if monitor.missing:
+    if untold := monitor.missing:
         progress.warn(f"clocks and power are not sampled: {monitor.missing}")
     with progress.bar("benchmark", total=2 * len(cases)) as advance:
         for _ in range(2):
@@ -128,6 +128,8 @@ def run_cases(
                         progress.warn(f"{case.precision} at batch {case.batch}, {case.streams} streams: skipped: {e}")
                 save(*_results(engines, passes, skipped))
                 advance(1)
+    if monitor.missing and not untold:
+        progress.warn(f"clocks and power were not sampled to the end: {monitor.missing}")
     return _results(engines, passes, skipped)
 
 

@@ -10,6 +10,9 @@ from vit_convert.calibration_cache import ALGORITHMS, CacheKey, load_cache, save
 from vit_convert.engine.cuda import DeviceBuffer, Stream
 from vit_convert.engine.trt import Backend
 from vit_convert.errors import BuildError, CalibrationError
+from vit_convert.progress import Progress
+
+_REPORTS = 10  # lines that tell how far a calibration is
 
 
 def make_calibrator(
@@ -20,7 +23,8 @@ def make_calibrator(
     *,
     batch_size: int,
     cache_path: str | os.PathLike[str],
-    graph_hash: str,
+    source_hash: str,
+    progress: Progress,
 ) -> Any:
     """Makes a TensorRT calibrator for one build of a graph with one input.
 
@@ -31,10 +35,11 @@ def make_calibrator(
         normalise: turns a batch of `images` into the graph's input.
         batch_size: images per batch; TensorRT takes full batches alone, so a remainder is left out.
         cache_path: where the cache is read from or written to.
-        graph_hash: sha256 of the graph to be calibrated.
+        source_hash: of the graph, the images and all else that ranges come from, see `hash_source`.
+        progress: told how many images are done.
 
     Returns:
-        The calibrator for `BuildRequest.calibrator`; its `failure` holds what went wrong inside TensorRT's callbacks.
+        The calibrator for `BuildRequest.calibrator`; its `key` is its cache's, its `failure` what went wrong inside TensorRT's callbacks.
 
     Raises:
         BuildError: this backend has no such calibrator.
@@ -46,7 +51,7 @@ def make_calibrator(
         raise BuildError(
             f"calibrator: {backend.module.__name__} {backend.version} has none", fix="Give it the quantized (Q/DQ) graph instead."
         )
-    key = CacheKey(algorithm, backend.version, graph_hash)
+    key = CacheKey(algorithm, backend.version, source_hash)
     cached = load_cache(cache_path, key)
     num_images = len(images) // batch_size * batch_size
     if cached is None and num_images == 0:
@@ -59,7 +64,7 @@ def make_calibrator(
     class Calibrator(base):  # type: ignore[misc, valid-type]
         def __init__(self) -> None:
             base.__init__(self)
-            self.algorithm = algorithm
+            self.key = key
             self.failure: BaseException | None = None
             self._next = 0
             self._buffer: DeviceBuffer | None = None
@@ -99,7 +104,9 @@ def make_calibrator(
                 self._stream, self._buffer = Stream(), DeviceBuffer(batch.nbytes)
             self._buffer.upload(batch, self._stream)
             self._stream.synchronize()
-            self._next += batch_size
+            before, self._next = self._next, self._next + batch_size
+            if before * _REPORTS // num_images != self._next * _REPORTS // num_images:
+                progress.say(f"calibration: {self._next} of {num_images} images")
             return [self._buffer.pointer]
 
         def _release(self) -> None:

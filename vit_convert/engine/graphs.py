@@ -44,7 +44,11 @@ class CudaGraph:
             cuda.status_of("cuStreamEndCapture", handle, ctypes.byref(self._graph))  # the stream is unusable until then
             raise
         cuda.call("cuStreamEndCapture", handle, ctypes.byref(self._graph))
-        cuda.call("cuGraphInstantiateWithFlags", ctypes.byref(self._exec), self._graph, ctypes.c_uint64(0))
+        try:
+            cuda.call("cuGraphInstantiateWithFlags", ctypes.byref(self._exec), self._graph, ctypes.c_uint64(0))
+        except BuildError:
+            cuda.status_of("cuGraphDestroy", self._graph)
+            raise
 
     def launch(self, stream: cuda.Stream) -> None:
         """Queues the recorded work on a stream."""

@@ -7,11 +7,14 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from vit_convert.engine.deserialise import deserialise
 from vit_convert.engine.trt import Backend
 
 # TensorRT's fused attention kernels (Myelin's _gemm_mha_v2_*, _gemv_mha_v1, and on Hopper mha0, mha1, …; fmha_* of the hand-written
 # ones). ONNX node names often hold "mha" too, so "mha" within a name proves nothing.
 _FUSED_KERNEL = re.compile(r"gem[mv]_mha|fmha|^mha\d+\b", re.IGNORECASE)
+# "CaskConvolution", "CaskGemmMatrixMultiply", "gemm", "conv"
+_PRODUCT = re.compile(r"conv|gemm|matrix", re.IGNORECASE)
 # Where Myelin keeps a subgraph to itself (8.6), the inspector shows one node for all of it.
 _HIDDEN = "ForeignNode["
 # "Half", "Row major linear FP16 format", "Float", "Int8", …: the wording changed with every major version
@@ -61,26 +64,41 @@ def count_fused(kernels: Iterable[tuple[str, str]]) -> FusedAttention:
     return FusedAttention(sum(precisions.values()), dict(precisions))
 
 
-def engine_layers(backend: Backend, serialized: Any) -> tuple[dict[str, Any] | None, str]:
+def count_int8(layer_info: dict[str, Any]) -> int | None:
+    """Counts the matrix products and convolutions that read int8.
+
+    Args:
+        layer_info: the inspector's JSON, {"Layers": [...]}.
+
+    Returns:
+        The count; None where none is seen and the inspector hides a part of the engine.
+    """
+    entries = layer_info["Layers"]
+    hidden = any(isinstance(entry, str) or _HIDDEN in entry["Name"] for entry in entries)
+    shown = [entry for entry in entries if not isinstance(entry, str)]
+    count = sum(bool(_PRODUCT.search(entry.get("LayerType", ""))) and _precision(_first_type(entry)) == "int8" for entry in shown)
+    return None if hidden and not count else count
+
+
+def engine_layers(backend: Backend, serialized: Any, *, version_compatible: bool) -> tuple[dict[str, Any] | None, str]:
     """Asks TensorRT's inspector for an engine's layers.
 
     Args:
         backend: the TensorRT that built the engine.
         serialized: the plan (any buffer).
+        version_compatible: whether it was built to be.
 
     Returns:
         The inspector's JSON and "", or None and the reason why there is none.
     """
     if backend.gpu is None:
         return None, "engines are loaded on a GPU alone, and there is none here"
-    trt = backend.module
-    runtime = trt.Runtime(backend.logger)
-    cuda_engine = runtime.deserialize_cuda_engine(serialized)
+    _runtime, cuda_engine = deserialise(backend, serialized, version_compatible=version_compatible)
     if cuda_engine is None:
         return None, f"the engine does not load on this {backend.gpu.arch}: {backend.logger.explain()}"
     inspector = cuda_engine.create_engine_inspector()
     # 8.6 writes control characters into names as they are
-    return json.loads(inspector.get_engine_information(trt.LayerInformationFormat.JSON), strict=False), ""
+    return json.loads(inspector.get_engine_information(backend.module.LayerInformationFormat.JSON), strict=False), ""
 
 
 def _first_type(entry: dict[str, Any]) -> str:

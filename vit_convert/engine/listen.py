@@ -1,6 +1,7 @@
 """What TensorRT says while it works: its log and its progress, passed on to people and kept for error messages."""
 
 import contextlib
+import dataclasses
 import re
 import threading
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ _NOISE = re.compile(r"catchCudaError|--- (Begin|End) node ---")
 _HARMLESS = re.compile(r"generated with INT64 weights|Attribute (dq_probs|use_int8_scale_max) not found in plugin node")
 _NODE_NAME = re.compile(r'^\s*(?:Node name: |name: ")([^"\n]+)', re.MULTILINE)
 _MAX_LINES = 4
+_MAX_KEPT = 100  # messages of one kind; a server may go on for months
 
 
 def without_noise(text: str) -> str:
@@ -22,47 +24,100 @@ def without_noise(text: str) -> str:
     return "; ".join([line for line in lines if line and not _NOISE.search(line)][:_MAX_LINES])
 
 
+@dataclasses.dataclass(eq=False)
+class Heard:
+    """What TensorRT said during one `listening` block.
+
+    Attributes:
+        progress: is passed the warnings; None passes nothing on.
+        errors: the newest last.
+        warnings: each once, the newest last.
+        failure: what a callback could not raise through TensorRT's C++, kept for afterwards: Ctrl-C, a full disk.
+    """
+
+    progress: Progress | None = None
+    errors: list[str] = dataclasses.field(default_factory=list)
+    warnings: list[str] = dataclasses.field(default_factory=list)
+    failure: BaseException | None = None
+
+    def hear_error(self, text: str) -> None:
+        """Keeps an error."""
+        self.errors.append(text)
+        del self.errors[:-_MAX_KEPT]
+
+    def hear_warning(self, text: str) -> None:
+        """Keeps a warning and passes it on, the first time."""
+        if text not in self.warnings and not _HARMLESS.search(text):
+            self.warnings.append(text)
+            del self.warnings[:-_MAX_KEPT]
+            if self.progress is not None:
+                self.progress.warn(f"TensorRT: {text}")
+
+
 def make_logger(module: Any) -> Any:
-    """Makes the logger of a backend.
+    """Makes the logger of a backend, which keeps what each thread's calls say apart.
 
     Args:
         module: tensorrt or tensorrt_rtx.
 
     Returns:
-        An `ILogger` with `errors`, `warnings`, `failure`, `listening(progress)`, `explain()` and `node_name()`.
+        An `ILogger` with `listening(progress)`, and of the calling thread's last such block `heard`, `errors`, `warnings`, `failure`,
+        `explain()` and `node_name()`.
     """
 
     class Logger(module.ILogger):
         def __init__(self) -> None:
             module.ILogger.__init__(self)
-            self._reset(None)
+            self._local = threading.local()
+            self._open: list[Heard] = []
 
-        def _reset(self, progress: Progress | None) -> None:
-            self.errors: list[str] = []
-            self.warnings: list[str] = []
-            self.failure: BaseException | None = None
-            self._progress = progress
+        @property
+        def heard(self) -> Heard:
+            if not hasattr(self._local, "heard"):
+                self._local.heard = Heard()
+            return self._local.heard
+
+        @property
+        def errors(self) -> list[str]:
+            return self.heard.errors
+
+        @property
+        def warnings(self) -> list[str]:
+            return self.heard.warnings
+
+        @property
+        def failure(self) -> BaseException | None:
+            return self.heard.failure
 
         def log(self, severity: Any, text: str) -> None:
-            # Nothing may unwind through TensorRT's C++, so Ctrl-C and a full disk are kept for afterwards.
+            # Nothing may unwind through TensorRT's C++.
+            listeners: list[Heard] = []
             try:
-                if severity in (module.ILogger.ERROR, module.ILogger.INTERNAL_ERROR):
-                    self.errors.append(text)
-                elif severity == module.ILogger.WARNING and text not in self.warnings and not _HARMLESS.search(text):
-                    self.warnings.append(text)
-                    if self._progress is not None:
-                        self._progress.warn(f"TensorRT: {text}")
+                listeners = self._listeners()
+                for heard in listeners:
+                    if severity in (module.ILogger.ERROR, module.ILogger.INTERNAL_ERROR):
+                        heard.hear_error(text)
+                    elif severity == module.ILogger.WARNING:
+                        heard.hear_warning(text)
             except BaseException as e:
-                self.failure = e
+                for heard in listeners or [self.heard]:
+                    heard.failure = e
+
+        def _listeners(self) -> list[Heard]:
+            if self.heard in self._open:
+                return [self.heard]
+            # A thread of TensorRT's own works for one of the open blocks, and does not say for which.
+            return list(self._open) or [self.heard]
 
         @contextlib.contextmanager
         def listening(self, progress: Progress) -> Iterator[None]:
             """Forwards warnings to `progress` during the block, starting with empty lists."""
-            self._reset(progress)
+            heard = self._local.heard = Heard(progress)
+            self._open.append(heard)
             try:
                 yield
             finally:
-                self._progress = None
+                self._open.remove(heard)
 
         def explain(self) -> str:
             """The errors so far as one text, without the lines that explain nothing."""
@@ -126,13 +181,13 @@ def make_monitor(module: Any, logger: Any, advance: Advance) -> Any:
 
     Args:
         module: a backend's package that has `IProgressMonitor`.
-        logger: the backend's logger, which keeps an interrupt for afterwards.
+        logger: the backend's logger, listening for the build, which keeps an interrupt for afterwards.
         advance: advances a bar of total 1.
 
     Returns:
         The monitor; the caller keeps it alive during the build.
     """
-    clock = BuildClock(advance)
+    clock, heard = BuildClock(advance), logger.heard  # of this thread: TensorRT may call from others
 
     class Monitor(module.IProgressMonitor):
         def __init__(self) -> None:
@@ -143,7 +198,7 @@ def make_monitor(module: Any, logger: Any, advance: Advance) -> Any:
 
         def step_complete(self, phase_name: str, step: int) -> bool:
             self._guarded(clock.step, phase_name, step)
-            return logger.failure is None
+            return heard.failure is None
 
         def phase_finish(self, phase_name: str) -> None:
             self._guarded(clock.finish, phase_name)
@@ -152,6 +207,6 @@ def make_monitor(module: Any, logger: Any, advance: Advance) -> Any:
             try:
                 function(*arguments)
             except BaseException as e:
-                logger.failure = e
+                heard.failure = e
 
     return Monitor()

@@ -15,8 +15,8 @@ from vit_convert.engine.pinned import pinned_array
 from vit_convert.engine.profiles import Shape
 from vit_convert.engine.session import Session
 
-_MIN_RUNS = 10  # a percentile of fewer says nothing
-_QUEUED = 2  # runs that are queued while one is waited for: the GPU never waits for the CPU
+MIN_RUNS = 10  # a percentile of fewer says nothing
+QUEUED = 2  # runs that are queued while one is waited for: the GPU never waits for the CPU
 T = TypeVar("T")
 
 
@@ -109,7 +109,7 @@ def _closed_loop(worker: Worker, seconds: float) -> tuple[np.ndarray, np.ndarray
     wall: list[float] = []
     gpu: list[float] = []
     deadline = time.perf_counter() + seconds
-    while len(wall) < _MIN_RUNS or time.perf_counter() < deadline:
+    while len(wall) < MIN_RUNS or time.perf_counter() < deadline:
         started = time.perf_counter()
         begin.record(stream)
         worker.enqueue()
@@ -124,10 +124,10 @@ def _closed_loop(worker: Worker, seconds: float) -> tuple[np.ndarray, np.ndarray
 
 def _queued_loop(worker: Worker, seconds: float) -> tuple[int, float, float]:
     stream = worker.session.stream
-    events = deque(cuda.Event() for _ in range(_QUEUED))
+    events = deque(cuda.Event() for _ in range(QUEUED))
     runs, started = 0, time.perf_counter()
-    while runs < _MIN_RUNS or time.perf_counter() < started + seconds:
-        if runs >= _QUEUED:
+    while runs < MIN_RUNS or time.perf_counter() < started + seconds:
+        if runs >= QUEUED:
             events[0].synchronize()
         worker.enqueue()
         events[0].record(stream)

@@ -15,23 +15,24 @@ Quantity = Callable[[], float]
 
 
 class Monitor:
-    """Samples the GPU while a `with` block runs.
+    """Samples the GPU while a `with` block runs: every 0.1 s, and at the end of a block that is shorter.
 
     Attributes:
-        missing: why nothing is sampled, else "".
+        missing: why nothing is sampled, or was in the last block, else "".
     """
 
     def __init__(self) -> None:
         self._samples: list[dict[str, float]] = []
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
+        self._failure: Exception | None = None
         self._quantities, self.missing = _open_quantities()
 
     def __enter__(self) -> "Monitor":
         if self._quantities:
             self._samples.clear()
             self._stop.clear()
-            self._thread = threading.Thread(target=self._sample, daemon=True)
+            self._thread = threading.Thread(target=self._sample_until_stopped, daemon=True)
             self._thread.start()
         return self
 
@@ -40,14 +41,23 @@ class Monitor:
             self._stop.set()
             self._thread.join()
             self._thread = None
+            self.missing = "" if self._samples else f"NVML does not answer any more ({self._failure!r})"
 
     def summary(self) -> dict[str, float]:
         """Mean of each quantity over the last block, and the extremes that tell of throttling; {} where nothing was sampled."""
         return summarise(self._samples)
 
-    def _sample(self) -> None:
+    def _sample_until_stopped(self) -> None:
         while not self._stop.wait(_PERIOD_S):
+            self._sample()
+        if not self._samples:  # the GPU has only just finished, and its clocks have not fallen yet
+            self._sample()
+
+    def _sample(self) -> None:
+        try:
             self._samples.append({name: read() for name, read in self._quantities.items()})
+        except Exception as e:  # a missing sample is no reason to lose what is being measured
+            self._failure = e
 
 
 def summarise(samples: list[dict[str, float]]) -> dict[str, float]:
@@ -72,22 +82,25 @@ def summarise(samples: list[dict[str, float]]) -> dict[str, float]:
 def _open_quantities() -> tuple[dict[str, Quantity], str]:
     if cuda.gpu() is None:
         return {}, "there is no GPU here"
-    try:
-        quantities = _pynvml_quantities()
-    except ImportError:
+    reasons = []
+    for package, open_quantities in (("pynvml", _pynvml_quantities), ("libnvidia-ml.so.1", _ctypes_quantities)):
         try:
-            quantities = _ctypes_quantities()
-        except (OSError, RuntimeError) as e:
-            return {}, f"NVML cannot be used ({e})"
-    working = {name: quantity for name, quantity in quantities.items() if _works(quantity)}  # a slice of a GPU tells less than a whole one
-    return working, "" if working else "NVML tells nothing of this GPU"
+            quantities = open_quantities()
+        except Exception as e:  # pynvml has a class of its own for each refusal; nobody's benchmark ends for want of a clock
+            reasons.append(f"{package}: {e}")
+            continue
+        working = {name: quantity for name, quantity in quantities.items() if _works(quantity)}  # a slice of a GPU tells less than a whole
+        if working:
+            return working, ""
+        reasons.append(f"{package} tells nothing of this GPU")
+    return {}, f"NVML cannot be used ({'; '.join(reasons)})"
 
 
 def _works(quantity: Quantity) -> bool:
     try:
         quantity()
         return True
-    except Exception:  # pynvml has a class of its own for each refusal
+    except Exception:
         return False
 
 

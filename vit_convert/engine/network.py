@@ -1,5 +1,6 @@
 """From the ONNX file to TensorRT's network, with errors that name the ONNX node."""
 
+import os
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -24,14 +25,23 @@ def parse_graph(backend: Backend, builder: Any, onnx_path: pathlib.Path, *, stro
     Raises:
         BuildError: there is no such file, or TensorRT cannot read it.
     """
-    if not onnx_path.is_file():
-        raise BuildError(f"{onnx_path}: there is no such graph", fix="Export it first.")
+    require_graph(onnx_path)
     network = builder.create_network(backend.network_flags(strongly_typed=strongly_typed))
     parser = backend.module.OnnxParser(network, backend.logger)
     if not parser.parse_from_file(str(onnx_path)):
         raise _parse_error(backend, parser, onnx_path)
     _refuse_attention(backend, network, onnx_path)
     return network, parser
+
+
+def require_graph(onnx_path: str | os.PathLike[str]) -> None:
+    """Refuses a graph that is not there.
+
+    Raises:
+        BuildError: see above.
+    """
+    if not os.path.isfile(onnx_path):
+        raise BuildError(f"{os.fspath(onnx_path)}: there is no such graph", fix="Export it first.")
 
 
 def inputs(network: Any) -> list[Any]:

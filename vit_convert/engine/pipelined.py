@@ -1,20 +1,25 @@
 """Runs a stream of batches so that copying one to the GPU hides behind computing another."""
 
+import itertools
+import math
 from collections import deque
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 
 from vit_convert.engine import cuda
 from vit_convert.engine.pinned import is_pinned, pinned_array
-from vit_convert.engine.profiles import Shape, largest_batch
+from vit_convert.engine.profiles import Shape
 from vit_convert.engine.runtime import Engine
-from vit_convert.engine.session import Prepared, Session
+from vit_convert.engine.session import Session
 from vit_convert.errors import BenchmarkError
 
 
 class PipelinedSession:
     """Several sessions that take batches in turn; results come in the order of the batches.
+
+    It is used by one thread, and for one `run` at a time; several threads take a PipelinedSession each.
 
     Batches in page-locked memory (`pinned_array`, or another library's) are copied to the GPU straight from there; others pass through
     page-locked memory of its own, at the price of one more copy on the CPU.
@@ -39,19 +44,30 @@ class PipelinedSession:
             {output: array [batch, ...]} for each batch, in order.
 
         Raises:
-            BenchmarkError: wrong type or shape, or TensorRT fails.
+            BenchmarkError: wrong type or shape, or TensorRT fails; like an error of `batches` itself, after the results of the batches
+                before it.
         """
         cuda.use_context()
         busy: deque[_Slot] = deque()
+        source = iter(batches)
         try:
-            for i, images in enumerate(batches):
-                slot = self._slots[i % len(self._slots)]
+            for slot in itertools.cycle(self._slots):
+                try:
+                    images = next(source)
+                except StopIteration:
+                    break
+                except Exception:
+                    yield from _finish_all(busy)
+                    raise
                 if busy and busy[0] is slot:
                     yield busy.popleft().finish()
-                slot.submit(np.ascontiguousarray(images))
+                try:
+                    slot.submit(np.ascontiguousarray(images))
+                except Exception:
+                    yield from _finish_all(busy)
+                    raise
                 busy.append(slot)
-            while busy:
-                yield busy.popleft().finish()
+            yield from _finish_all(busy)
         finally:
             for slot in busy:  # the caller stopped early: its batches may go now
                 slot.session.stream.synchronize()
@@ -73,38 +89,40 @@ class _Slot:
 
     def __init__(self, engine: Engine, *, cuda_graphs: bool):
         self.session = Session(engine, cuda_graphs=cuda_graphs)
-        self._staging: dict[Shape, np.ndarray] = {}
-        self._results: dict[Shape, dict[str, np.ndarray]] = {}
-        self._shape: Shape = ()
-        self._count = 0
+        self._memory: dict[str, np.ndarray] = {}  # page-locked, by the name of the input or output
         self._images: np.ndarray | None = None
+        self._results: dict[str, np.ndarray] = {}
 
     def submit(self, images: np.ndarray) -> None:
         session = self.session
-        session.require_images(images.shape, images.dtype)
-        if len(images) > (most := largest_batch(session.engine.ranges, images.shape)):
+        if len(images) > (most := session.require_images(images.shape, images.dtype)):
             raise BenchmarkError(f"batch {len(images)}: the engine takes {most} at most", fix="Give smaller batches.")
         prepared = session.prepare(images.shape)
         if not is_pinned(images):
-            images = self._stage(images)
-        self._images, self._shape, self._count = images, prepared.shape, len(images)
+            staged = self._pinned(session.engine.images.name, images.shape, images.dtype)
+            staged[...] = images
+            images = staged
+        self._images = images  # alive until it is copied
         session.input_buffer.upload(images, session.stream)
         session.launch(prepared)
-        for name, host in self._host_results(prepared).items():
-            prepared.outputs[name][2].download(host, session.stream)
+        self._results = {}
+        for name, (spec, shape, buffer) in prepared.outputs.items():
+            self._results[name] = self._pinned(name, (len(images), *shape[1:]), spec.dtype)  # rows beyond are padding
+            buffer.download(self._results[name], session.stream)
 
     def finish(self) -> dict[str, np.ndarray]:
         self.session.stream.synchronize()
         self._images = None
-        return {name: host[: self._count].copy() for name, host in self._results[self._shape].items()}
+        return {name: host.copy() for name, host in self._results.items()}
 
-    def _stage(self, images: np.ndarray) -> np.ndarray:
-        if images.shape not in self._staging:
-            self._staging[images.shape] = pinned_array(images.shape, images.dtype)
-        self._staging[images.shape][...] = images
-        return self._staging[images.shape]
+    def _pinned(self, name: str, shape: Shape, dtype: np.dtype[Any]) -> np.ndarray:
+        # One block for all shapes, which only grows: a block for each would fill the host's memory.
+        num_bytes = math.prod(shape) * dtype.itemsize
+        if name not in self._memory or self._memory[name].nbytes < num_bytes:
+            self._memory[name] = pinned_array((num_bytes,), np.uint8)
+        return self._memory[name][:num_bytes].view(dtype).reshape(shape)
 
-    def _host_results(self, prepared: Prepared) -> dict[str, np.ndarray]:
-        if prepared.shape not in self._results:
-            self._results[prepared.shape] = {name: pinned_array(shape, spec.dtype) for name, (spec, shape, _) in prepared.outputs.items()}
-        return self._results[prepared.shape]
+
+def _finish_all(busy: deque[_Slot]) -> Iterator[dict[str, np.ndarray]]:
+    while busy:
+        yield busy.popleft().finish()

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vit_convert.bundle import atomic
+from vit_convert.engine.benchmark import RESIDENT
 
 
 def plot_rows(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike[str], *, title: str) -> str:
@@ -27,7 +28,7 @@ def plot_rows(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike[str], *
 
     lines: dict[str, list[Mapping[str, Any]]] = {}
     for row in sorted(rows, key=lambda row: row["batch"]):
-        copied = "" if row["transfers"].startswith("none") else ", with transfers"
+        copied = "" if row["transfers"] == RESIDENT else ", with transfers"
         lines.setdefault(f"{row['precision']}, {row['streams']} streams{copied}{'' if row['cuda_graph'] else ', no graph'}", []).append(row)
     figure, axes = pyplot.subplots(figsize=(8, 5))
     for label, points in lines.items():

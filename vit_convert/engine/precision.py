@@ -120,7 +120,16 @@ def require_types(
         )
 
 
-def set_weak_precision(backend: Backend, builder: Any, builder_config: Any, network: Any, precision: str, keep_fp32: Sequence[str]) -> None:
+def set_weak_precision(
+    backend: Backend,
+    builder: Any,
+    builder_config: Any,
+    network: Any,
+    precision: str,
+    keep_fp32: Sequence[str],
+    *,
+    has_calibrator: bool = False,
+) -> None:
     """Sets the builder flags of a weakly typed build, and the layers that stay in fp32.
 
     Args:
@@ -130,6 +139,7 @@ def set_weak_precision(backend: Backend, builder: Any, builder_config: Any, netw
         network: the parsed network.
         precision: fp32, fp16 or int8.
         keep_fp32: node names, prefixes of them up to a "/", or fnmatch patterns.
+        has_calibrator: whether int8 ranges come from TensorRT's own calibration; a graph with Q/DQ nodes says itself what is int8.
 
     Raises:
         BuildError: the GPU is not made for the precision, or a pattern matches no layer.
@@ -144,9 +154,13 @@ def set_weak_precision(backend: Backend, builder: Any, builder_config: Any, netw
     builder_config.set_flag(backend.find("BuilderFlag.FP16"))
     if precision == "int8":
         builder_config.set_flag(backend.find("BuilderFlag.INT8"))
+    if has_calibrator:
+        _prefer_int8(backend, network)
+    if has_calibrator or keep_fp32:  # what int8 has no kernel for may fall back, what is to stay in fp32 may not
+        obey, prefer = backend.find("BuilderFlag.OBEY_PRECISION_CONSTRAINTS"), backend.find("BuilderFlag.PREFER_PRECISION_CONSTRAINTS")
+        builder_config.set_flag(prefer if has_calibrator else obey)
     if not keep_fp32:
         return
-    builder_config.set_flag(backend.find("BuilderFlag.OBEY_PRECISION_CONSTRAINTS"))
     unmatched = set(keep_fp32)
     for layer in layers(network):
         matching = [pattern for pattern in keep_fp32 if _matches(layer.name, pattern)]
@@ -161,6 +175,25 @@ def set_weak_precision(backend: Backend, builder: Any, builder_config: Any, netw
             f"keep_fp32 {', '.join(sorted(unmatched))}: no layer has such a name",
             fix="Use node names of the ONNX graph, their prefixes or patterns.",
         )
+
+
+def _prefer_int8(backend: Backend, network: Any) -> None:
+    """Asks for int8 where there are weights: left to its timings, TensorRT may run all of them in fp16 and never say so.
+
+    That is in the convolutions of a graph or, where it has none, its products with constants; others are attention, which stays in fp16.
+    """
+    trt = backend.module
+    constants: set[str] = set()
+    products = []
+    for layer in layers(network):
+        fed = [tensor.name for i in range(layer.num_inputs) if (tensor := layer.get_input(i)) is not None]
+        if layer.type == trt.LayerType.CONSTANT or (layer.type == trt.LayerType.SHUFFLE and constants.issuperset(fed)):
+            constants.update(tensor.name for tensor in _outputs(layer))
+        elif layer.type == trt.LayerType.MATRIX_MULTIPLY and constants.intersection(fed):
+            products.append(layer)
+    convolutions = [layer for layer in layers(network) if layer.type == trt.LayerType.CONVOLUTION]
+    for layer in convolutions or products:
+        layer.precision = trt.DataType.INT8
 
 
 def _outputs(layer: Any) -> Iterator[Any]:

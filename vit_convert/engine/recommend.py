@@ -21,8 +21,8 @@ def recommend(rows: Sequence[Mapping[str, Any]], verified: Mapping[str, Mapping[
         verified: by precision, {"passed", "top1" (None without labels)} of the engines that were verified.
 
     Returns:
-        {"precision", "reason", "comparisons": [{precision, against, batch, ratio, noise_percent, pays}]}; precision "" where none of
-        the engines passed its check.
+        {"precision", "reason", "top1" (of that engine in percent, or None), "comparisons": [{precision, against, batch, ratio,
+        noise_percent, pays}]}; precision "" where none of the engines passed its check, or none was verified.
     """
     best = {
         (row["precision"], row["batch"]): row
@@ -49,16 +49,18 @@ def recommend(rows: Sequence[Mapping[str, Any]], verified: Mapping[str, Mapping[
         slower = [row for row in found if not row["pays"]]
         if slower:
             worst = min(slower, key=lambda row: row["ratio"])
-            reasons.append(
-                f"{precision} runs at {worst['ratio']:.2f}x of {plain} at batch {worst['batch']}{_accuracy(verified, precision, plain)}"
-            )
+            where = f"{plain} at batch {worst['batch']}{_too_little(worst)}"
+            reasons.append(f"{precision} runs at {worst['ratio']:.2f}x of {where}{_accuracy(verified, precision, plain)}")
         elif found and precision in passed:
             gain = min(row["ratio"] for row in found)
             reasons.append(f"{precision} is at least {gain:.2f}x as fast as {plain}{_accuracy(verified, precision, plain)}")
             chosen = precision
-    if not chosen:
+    if not any(precision in verified for precision in measured):
+        reasons = [f"none of {', '.join(measured)} was verified: verify, then benchmark again"]
+    elif not chosen:
         reasons.insert(0, "no engine passed its check")
-    return {"precision": chosen, "reason": "; ".join(reasons) or "the fastest that passed its check", "comparisons": comparisons}
+    reason = "; ".join(reasons) or "the fastest that passed its check"
+    return {"precision": chosen, "reason": reason, "top1": verified.get(chosen, {}).get("top1"), "comparisons": comparisons}
 
 
 def _compare(row: Mapping[str, Any], against: Mapping[str, Any]) -> dict[str, Any]:
@@ -67,6 +69,14 @@ def _compare(row: Mapping[str, Any], against: Mapping[str, Any]) -> dict[str, An
     pays = ratio > max(_LEAST_GAIN, 1 + noise / 100)
     names = {"precision": row["precision"], "against": against["precision"], "batch": row["batch"]}
     return {**names, "ratio": round(ratio, 4), "noise_percent": noise, "pays": pays}
+
+
+def _too_little(comparison: Mapping[str, Any]) -> str:
+    """Why a gain does not pay; "" where there is none."""
+    if comparison["ratio"] <= 1:
+        return ""
+    within = comparison["ratio"] <= 1 + comparison["noise_percent"] / 100
+    return f", within the noise of {comparison['noise_percent']:g} %" if within else ", too little for a quantized model's risk"
 
 
 def _rate(best: Mapping[tuple[str, int], Mapping[str, Any]], precision: str) -> float:

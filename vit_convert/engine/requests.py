@@ -9,15 +9,18 @@ import ml_collections
 import numpy as np
 
 from vit_convert import config as configs
-from vit_convert.bundle import Bundle, hash_file, read_json
-from vit_convert.engine.build import BuildRequest, Profile, build_engine, request_record
+from vit_convert.bundle import Bundle, read_json
+from vit_convert.calibration_cache import hash_source
+from vit_convert.engine import inspect
+from vit_convert.engine.build import build_engine
+from vit_convert.engine.build_request import BuildRequest, Profile, hash_graph, request_record
 from vit_convert.engine.calibrator import make_calibrator
 from vit_convert.engine.facts import Facts, graph_input
 from vit_convert.engine.kernels import fused_attention_by_kernels
 from vit_convert.engine.runtime import Engine
 from vit_convert.engine.sidecar import add_to_sidecar, check_sidecar, sidecar_path
 from vit_convert.engine.trt import Backend
-from vit_convert.errors import BuildError, CalibrationError
+from vit_convert.errors import BuildError, CalibrationError, ConvertError
 from vit_convert.image_size import ImageRange
 from vit_convert.progress import Progress
 
@@ -114,7 +117,8 @@ def build_bundle(
         force: build those that are there, too.
 
     Returns:
-        Per engine: backend, version, arch, precision, path, bytes, build_seconds, products, fused_attention ({count, precisions, text,
+        Per engine: backend, version, arch, precision, path, bytes, build_seconds, products, int8_layers (products that read int8; None
+        for other precisions or where TensorRT does not tell), fused_attention ({count, precisions, text,
         source} and, read from kernels, profiles; None where fused_attention_unknown says why), warnings.
 
     Raises:
@@ -125,34 +129,41 @@ def build_bundle(
     for precision in precisions:
         request = request_for(bundle, config, facts, precision)
         if precision == "int8" and config.engine.calibrator:
-            request = dataclasses.replace(request, calibrator=_calibrator(backend, bundle, config, request))
+            request = dataclasses.replace(request, calibrator=_calibrator(backend, bundle, config, request, progress))
         plan = bundle.plan(backend.name, backend.version, backend.arch, precision)
-        if force or (found := _finished(backend, request, plan)) is None:
-            found = _build(backend, bundle, config, request, plan, force=force, progress=progress)
+        if config.engine.spelling == configs.AUTO and pathlib.Path(request.onnx_path).parent == bundle.spellings:
+            found = _build_advised(backend, bundle, request, plan, force=force, progress=progress)
+        else:
+            found = _build(backend, request, plan, force=force, progress=progress)
         engines.append({**found, "path": str(plan.relative_to(bundle.root))})
     return engines
 
 
-def _build(
-    backend: Backend,
-    bundle: Bundle,
-    config: ml_collections.ConfigDict,
-    request: BuildRequest,
-    plan: pathlib.Path,
-    *,
-    force: bool,
-    progress: Progress,
-) -> dict[str, Any]:
-    """Builds an engine; from model.onnx where the spelling that nobody asked for by name does not build here."""
-    try:
-        return build_one(backend, request, plan, progress=progress)
-    except BuildError as e:
-        if config.engine.spelling != configs.AUTO or pathlib.Path(request.onnx_path).parent != bundle.spellings:
-            raise
-        progress.warn(f"{e} {request.precision} is built from {bundle.onnx().name} instead.")
-    request = dataclasses.replace(request, onnx_path=bundle.onnx())
+def _build(backend: Backend, request: BuildRequest, plan: pathlib.Path, *, force: bool, progress: Progress) -> dict[str, Any]:
     found = None if force else _finished(backend, request, plan)
-    return found or build_one(backend, request, plan, progress=progress)
+    return build_one(backend, request, plan, progress=progress) if found is None else found
+
+
+def _build_advised(
+    backend: Backend, bundle: Bundle, request: BuildRequest, plan: pathlib.Path, *, force: bool, progress: Progress
+) -> dict[str, Any]:
+    """Builds an engine from a spelling that nobody asked for by name, or from model.onnx where that does not build here.
+
+    What did not build, and why, is kept in the sidecar as "instead_of": finding it out may have taken minutes.
+    """
+    plain, advised = dataclasses.replace(request, onnx_path=bundle.onnx()), request_record(request)["onnx"]
+    kept = (read_json(sidecar_path(plan)) or {}).get("instead_of", {})
+    if not force and kept.get("onnx") == advised and (found := _finished(backend, plain, plan)) is not None:
+        progress.warn(f"{kept['reason']}; {request.precision} was built from {bundle.onnx().name} instead, --force tries again")
+        return found
+    try:
+        return _build(backend, request, plan, force=force, progress=progress)
+    except BuildError as e:
+        reason = str(e).rstrip(".")
+    progress.warn(f"{reason}; {request.precision} is built from {bundle.onnx().name} instead")
+    found = _build(backend, plain, plan, force=force, progress=progress)
+    add_to_sidecar(plan, instead_of={"onnx": advised, "reason": reason})
+    return found
 
 
 def build_one(backend: Backend, request: BuildRequest, plan: pathlib.Path, *, progress: Progress) -> dict[str, Any]:
@@ -177,12 +188,11 @@ def build_one(backend: Backend, request: BuildRequest, plan: pathlib.Path, *, pr
         text = result.fused_attention.describe(result.attentions)
         fused = {**dataclasses.asdict(result.fused_attention), "text": text, "source": "engine inspector"}
     elif result.layer_info is not None:
-        profiles = fused_attention_by_kernels(Engine(backend, plan))
-        told = [row for row in profiles if "count" in row]
-        unknown = next((row["unknown"] for row in profiles if "unknown" in row), "")
-        if told:
-            least = min(told, key=lambda row: row["count"])  # one profile may fuse what another does not
-            fused = {**{key: least[key] for key in ("count", "precisions", "text")}, "source": "kernel names", "profiles": profiles}
+        fused, unknown = _fused_by_kernels(backend, plan)
+    int8_layers = inspect.count_int8(result.layer_info) if request.precision == "int8" and result.layer_info is not None else None
+    if int8_layers == 0:
+        graph = pathlib.Path(request.onnx_path).name
+        progress.warn(f"{graph} as int8: TensorRT runs none of its products in int8, so the engine is an fp16 one")
     summary = {
         "backend": backend.name,
         "version": backend.version,
@@ -192,12 +202,27 @@ def build_one(backend: Backend, request: BuildRequest, plan: pathlib.Path, *, pr
         "bytes": result.num_bytes,
         "build_seconds": round(result.seconds, 3),
         "products": result.products,
+        "int8_layers": int8_layers,
         "fused_attention": fused,
         "fused_attention_unknown": unknown,
         "warnings": result.warnings,
     }
     add_to_sidecar(plan, summary=summary)
     return summary
+
+
+def _fused_by_kernels(backend: Backend, plan: pathlib.Path) -> tuple[dict[str, Any] | None, str]:
+    """A summary's "fused_attention" as the kernels tell it, and why some or all of them do not."""
+    try:
+        profiles = fused_attention_by_kernels(Engine(backend, plan))
+    except ConvertError as e:  # the engine is built; it is this look at it that found too little memory
+        return None, str(e)
+    unknown = next((row["unknown"] for row in profiles if "unknown" in row), "")
+    told = [row for row in profiles if "count" in row]
+    if not told:
+        return None, unknown
+    least = min(told, key=lambda row: row["count"])  # one profile may fuse what another does not
+    return {**{key: least[key] for key in ("count", "precisions", "text")}, "source": "kernel names", "profiles": profiles}, unknown
 
 
 def _finished(backend: Backend, request: BuildRequest, plan: pathlib.Path) -> dict[str, Any] | None:
@@ -213,16 +238,24 @@ def _finished(backend: Backend, request: BuildRequest, plan: pathlib.Path) -> di
     return record["summary"]
 
 
-def _calibrator(backend: Backend, bundle: Bundle, config: ml_collections.ConfigDict, request: BuildRequest) -> Any:
+def _calibrator(backend: Backend, bundle: Bundle, config: ml_collections.ConfigDict, request: BuildRequest, progress: Progress) -> Any:
     images_path, channels_first, dtype = bundle.images("calibration"), config.layout == "NCHW", np.dtype(config.input)
     if not images_path.exists():
         raise CalibrationError(f"{images_path}: there are no calibration images", fix="Run the conversion's calibrate stage first.")
+    images, method, batch_size = np.load(images_path, mmap_mode="r"), config.calibration.method, config.calibration.batch_size
+    source_hash = hash_source(
+        hash_graph(request.onnx_path),
+        images_path,
+        num_images=len(images) // batch_size * batch_size,
+        preprocessing=request.preprocessing,
+    )
     return make_calibrator(
         backend,
-        config.calibration.method,
-        np.load(images_path, mmap_mode="r"),
+        method,
+        images,
         lambda pixels: graph_input(pixels, request.preprocessing, dtype, channels_first=channels_first),
-        batch_size=config.calibration.batch_size,
-        cache_path=bundle.root / f"calibration.tensorrt-{backend.version}.cache",
-        graph_hash=hash_file(request.onnx_path),
+        batch_size=batch_size,
+        cache_path=bundle.root / f"calibration.tensorrt-{backend.version}-{method}-{source_hash[:12]}.cache",
+        source_hash=source_hash,
+        progress=progress,
     )

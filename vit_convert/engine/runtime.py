@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from vit_convert.engine import cuda
+from vit_convert.engine.deserialise import deserialise
 from vit_convert.engine.profiles import Shape, ShapeRange
 from vit_convert.engine.sidecar import check_sidecar
 from vit_convert.engine.trt import DTYPES, Backend
@@ -55,14 +56,12 @@ class Engine:
         if backend.gpu is None:
             raise BuildError(f"{plan_path}: engines run on a GPU alone, and there is none here", fix="Run it on a host with an NVIDIA GPU.")
         free = cuda.free_memory_bytes()
-        runtime = backend.module.Runtime(backend.logger)
-        if self.record["options"]["version_compatible"]:
-            runtime.engine_host_code_allowed = True  # such a plan brings the runtime that can read it
+        portable = self.record["options"]["version_compatible"]
         with backend.logger.listening(Progress(quiet=True)):
-            cuda_engine = runtime.deserialize_cuda_engine(self.path.read_bytes())
+            runtime, cuda_engine = deserialise(backend, self.path.read_bytes(), version_compatible=portable)
             if cuda_engine is None:
                 raise BuildError(f"{plan_path}: does not load: {backend.logger.explain()}", fix="Build the engine again on this host.")
-        self._runtime, self._cuda_engine = runtime, cuda_engine  # TensorRT wants its runtime to outlive the engine
+        self._runtime, self._cuda_engine = runtime, cuda_engine
         self.memory_bytes = max(0, free - cuda.free_memory_bytes())
         inputs, self.outputs = _tensors(backend, cuda_engine)
         if len(inputs) != 1:

@@ -10,6 +10,18 @@ from vit_convert.errors import BuildError
 
 # AMPERE_PLUS engines run on this compute capability and all later ones.
 _AMPERE = 80
+# What `check_sidecar` reads.
+_NEEDED = (
+    "backend",
+    "version",
+    "targets",
+    "precision",
+    "options.version_compatible",
+    "options.hardware_compatible",
+    "onnx.path",
+    "onnx.sha256",
+    "plan.sha256",
+)
 
 
 def sidecar_path(plan_path: str | os.PathLike[str]) -> pathlib.Path:
@@ -78,6 +90,8 @@ def check_sidecar(
         raise BuildError(
             f"{sidecar_path(plan_path)}: missing or damaged, so nothing says what the engine runs on", fix="Build the engine again."
         )
+    if missing := [key for key in _NEEDED if not _has(record, key)]:
+        raise BuildError(f"{sidecar_path(plan_path)}: damaged: {', '.join(missing)} not in it", fix="Build the engine again.")
     rebuild = f"Build {record['precision']} again from {record['onnx']['path']} on this host."
     if record["backend"] != backend.name:
         raise BuildError(
@@ -102,6 +116,14 @@ def check_sidecar(
                 fix=rebuild,
             )
     return record
+
+
+def _has(record: Any, key: str) -> bool:
+    for part in key.split("."):
+        if not isinstance(record, dict) or part not in record:
+            return False
+        record = record[part]
+    return True
 
 
 def _version_fits(record: dict[str, Any], version: str) -> bool:

@@ -12,6 +12,7 @@ from vit_convert.bundle import Bundle, read_json, write_json
 from vit_convert.engine import cuda
 from vit_convert.engine.benchmark import END_TO_END, RESIDENT, plan_cases, run_cases
 from vit_convert.engine.facts import Facts
+from vit_convert.engine.plans import find_plan, keep_proof, proof_of, recommended_engine
 from vit_convert.engine.plot import plot_rows
 from vit_convert.engine.recommend import recommend
 from vit_convert.engine.runtime import Engine
@@ -21,11 +22,19 @@ from vit_convert.engine.verify import verify_session
 from vit_convert.errors import BenchmarkError, CheckError
 from vit_convert.progress import Progress
 
+# What usually helps where an engine of this precision misses its tolerance.
+_MENDS = {
+    "fp32": "Build without engine.tf32; if it misses still, this TensorRT computes something else than the graph says.",
+    "fp16": "Keep the blocks of largest activation in fp32 (checks.fp16.max_abs_activation in report.json, config.keep_fp32).",
+    "int8": "Use precision=auto, calibration.smooth=0.5 or keep_fp16.",
+    "fp8": "Use precision=auto, calibration.smooth=0.5 or keep_fp16.",
+}
+
 
 def verify_bundle(
     backend: Backend, bundle: Bundle, config: ml_collections.ConfigDict, facts: Facts, *, precisions: Sequence[str], progress: Progress
 ) -> dict[str, Any]:
-    """Verifies a bundle's engines against its reference, all of them before the first miss is reported.
+    """Verifies a bundle's engines against its reference, all of them before the first miss is reported; each sidecar keeps its proof.
 
     Args:
         backend: the TensorRT that runs them.
@@ -45,16 +54,18 @@ def verify_bundle(
     """
     engines: dict[str, Any] = {}
     for precision in precisions:
-        with Session(_load(backend, bundle, precision)) as session:
-            engines[precision] = verify_session(session, bundle, config, facts, progress=progress)
+        plan = find_plan(backend, bundle, precision)
+        with Session(Engine(backend, plan)) as session:
+            found = verify_session(session, bundle, config, facts, progress=progress)
+        engines[precision] = {**found, "plan": str(plan.relative_to(bundle.root))}
+        keep_proof(plan, found)
     top1 = next((found["top1"] for found in engines.values() if "top1" in found), None)
     parts = (f"{p}: cosine {e['cosine']:.6f}" + (f", top-1 {e['top1']:.2f} %" if "top1" in e else "") for p, e in engines.items())
     result = {"passed": all(e["passed"] for e in engines.values()), "engines": engines, "top1": top1, "summary": "; ".join(parts)}
     if not result["passed"]:
         misses = [f"{precision}: {miss}" for precision, found in engines.items() for miss in found["misses"]]
-        error = CheckError(
-            f"engines miss their tolerance: {'; '.join(misses[:4])}", fix="Keep the blocks named in fp32 (config.keep_fp32)."
-        )
+        wrong = next(precision for precision, found in engines.items() if not found["passed"])
+        error = CheckError(f"engines miss their tolerance: {'; '.join(misses[:4])}", fix=_MENDS.get(wrong, _MENDS["fp16"]))
         error.result = result  # type: ignore[attr-defined]
         raise error
     return result
@@ -93,7 +104,8 @@ def benchmark_bundle(
         BenchmarkError: nothing could be measured.
         BuildError: an engine is missing or does not belong here.
     """
-    engines = {precision: _load(backend, bundle, precision) for precision in precisions}
+    plans = {precision: find_plan(backend, bundle, precision) for precision in precisions}
+    engines = {precision: Engine(backend, plan) for precision, plan in plans.items()}
     options, path = config.benchmark, bundle.root / "benchmark.json"
     cases = plan_cases(precisions, options.batches, options.streams, cuda_graphs=cuda_graphs, end_to_end=end_to_end)
     about = {**environment(backend), "command": command, "seconds": options.seconds, "warmup_seconds": warmup_seconds}
@@ -104,7 +116,7 @@ def benchmark_bundle(
     rows, skipped = run_cases(engines, cases, seconds=options.seconds, warmup_seconds=warmup_seconds, progress=progress, save=save)
     if not rows:
         raise BenchmarkError(f"nothing was measured: {skipped[0]['reason']}", fix="Choose batches that the engines have profiles for.")
-    verified = (read_json(bundle.report) or {}).get("verify", {}).get("engines", {})
+    verified = {precision: proof for precision, plan in plans.items() if (proof := proof_of(plan))}
     best = max(rows, key=lambda row: row["images_per_second"])
     result = {
         **about,
@@ -174,6 +186,10 @@ def add_to_report(bundle: Bundle, *, build: Any = None, verify: Any = None, benc
     if build is not None:
         kept = [row for row in report.get("engines", []) if row["path"] not in {new["path"] for new in build}]
         report["engines"] = [*kept, *build]
+        verified = report.get("verify", {}).get("engines", {})
+        for row in build:
+            if not proof_of(bundle.root / row["path"]):  # what was verified is no longer there
+                verified.pop(row["precision"], None)
     if verify is not None:
         engines = {**report.get("verify", {}).get("engines", {}), **verify["engines"]}
         report["verify"] = {**verify, "passed": all(found["passed"] for found in engines.values()), "engines": engines}
@@ -182,12 +198,8 @@ def add_to_report(bundle: Bundle, *, build: Any = None, verify: Any = None, benc
     if benchmark is not None:
         report["benchmark"] = benchmark["rows"]
         report["recommended"] = benchmark["recommended"]
-        chosen = benchmark["recommended"]["precision"]
-        for row in report.get("engines", []):
-            if row["precision"] == chosen and row["backend"] == benchmark["backend"] and row["version"] == benchmark["tensorrt"]:
-                report["engine"] = {**row, "recommended_because": benchmark["recommended"]["reason"]}
+        if engine := recommended_engine(report.get("engines", []), benchmark):
+            report["engine"] = engine
+            if (top1 := benchmark["recommended"]["top1"]) is not None:
+                report.setdefault("accuracy", {})["engine"] = top1
     write_json(bundle.report, report)
-
-
-def _load(backend: Backend, bundle: Bundle, precision: str) -> Engine:
-    return Engine(backend, bundle.plan(backend.name, backend.version, backend.arch, precision))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import vit_convert
-from vit_convert.bundle import write_json
+from vit_convert.bundle import read_json, write_json
 from vit_convert.pipeline import Context
 
 _CHECKPOINT_KEYS = (
@@ -22,6 +22,7 @@ _CHECKPOINT_KEYS = (
     "warnings",
     "preprocess",
 )
+_GPU_HOST_KEYS = ("engine", "engines", "verify", "benchmark", "recommended")  # what engine/stages.py's add_to_report merges
 _ONNX_KEYS = ("opset", "target", "num_nodes", "nodes_traced", "nodes_per_block", "num_shapes", "bytes", "rules")
 
 
@@ -60,10 +61,26 @@ def write_report(context: Context, rows: Sequence[dict[str, Any]], command: Sequ
         "verdicts": verdicts,
         "engine": _recommended(engines, checks, verdicts),
         "engines": engines,
-        "benchmark": results.get("benchmark", {}).get("rows", []),
+        **_of_gpu(results, engines),
     }
+    if all(row["status"] == "fresh" for row in rows) and not engines:  # the graphs are those that a GPU host built from
+        old = read_json(context.bundle.report) or {}
+        report |= {key: old[key] for key in _GPU_HOST_KEYS if key in old}
     write_json(context.bundle.report, report)
     return report
+
+
+def _of_gpu(results: dict[str, Any], engines: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What verification and the benchmark found, where they ran on this host, and the engine that they recommend."""
+    found: dict[str, Any] = {"benchmark": []}
+    if verify := results.get("verify"):
+        found["verify"] = verify
+    if "recommended" in (benchmark := results.get("benchmark", {})):
+        from vit_convert.engine.plans import recommended_engine
+
+        found |= {"benchmark": benchmark["rows"], "recommended": benchmark["recommended"]}
+        found |= {"engine": engine} if (engine := recommended_engine(engines, benchmark)) else {}
+    return found
 
 
 def _pick(source: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """A session that goes on without its engine: TensorRT while it works, onnxruntime on the checked graph when it does not."""
 
+import contextlib
 import os
 import pathlib
 from typing import Any, Protocol
@@ -45,7 +46,7 @@ class FallbackSession:
             loaded = load_backend(backend)
             self._runner, self.runs_on = Session(Engine(loaded, plan_path)), loaded.name
         except ConvertError as e:
-            self._fall_back(e, "does not load")
+            self._runner = self._stand_in(e, "does not load")
 
     def run(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """Runs a batch; if the engine fails, this batch and all later ones run on onnxruntime.
@@ -66,17 +67,21 @@ class FallbackSession:
         try:
             return self._runner.run(images)
         except ConvertError as e:
-            self._fall_back(e, "failed in a run")
-            return self._runner.run(images)
+            broken, self._runner = self._runner, self._stand_in(e, "failed in a run")
+            with contextlib.suppress(ConvertError):  # a GPU in trouble may not even take its memory back
+                broken.close()
+            del broken
+        return self._runner.run(images)  # not above, where the error's traceback keeps the engine in GPU memory
 
     def close(self) -> None:
         """Gives the memory back."""
         self._runner.close()
 
-    def _fall_back(self, error: ConvertError, what: str) -> None:
+    def _stand_in(self, error: ConvertError, what: str) -> _Runner:
+        runner = _OnnxRunner(self._bundle)
         self.reason, self.runs_on = f"engine {what}: {error}", "onnxruntime"
         logging.warning("%s; going on with onnxruntime", self.reason)
-        self._runner = _OnnxRunner(self._bundle)
+        return runner
 
 
 class _OnnxRunner:

@@ -76,4 +76,4 @@ def benchmark(context: Context) -> dict[str, Any]:
 
 BUILD = Stage("build", ("export", "quantize"), build, _inputs, _plans, lambda c: c.config.engine.backend != "none")
 VERIFY = Stage("verify", ("reference", "build"), verify, lambda c: plain(c.config.check), needed=_can_run)
-BENCHMARK = Stage("benchmark", ("build",), benchmark, lambda c: plain(c.config.benchmark), needed=_can_run)
+BENCHMARK = Stage("benchmark", ("build", "verify"), benchmark, lambda c: plain(c.config.benchmark), needed=_can_run)

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vit_convert import config as configs
-from vit_convert.bundle import atomic, hash_file
-from vit_convert.calibration_cache import ALGORITHMS, CacheKey, format_cache, save_cache
+from vit_convert.bundle import atomic
+from vit_convert.calibration_cache import ALGORITHMS, CacheKey, format_cache, hash_source, save_cache
 from vit_convert.pipeline import Context, Stage
 from vit_convert.stages.common import decode, graph_files, plain, prepare, source_identity, target_name
 
@@ -129,7 +129,7 @@ def _smooth(context: Context, model: Any, placement: Any, images: np.ndarray) ->
 
 
 def _write_cache(context: Context, calibration: Any) -> None:
-    """Writes the ranges as TensorRT's own cache, with the key that `engine.calibrator` asks for.
+    """Writes the ranges as TensorRT's own cache, with a key of what they come from.
 
     It holds the graph's input and the inputs of the quantized linears (and of attention products), which is what our own Q/DQ graph
     holds. A cache that TensorRT writes has every tensor; reading ours, it says which ones miss a scale and runs those in fp16 or fp32.
@@ -141,7 +141,11 @@ def _write_cache(context: Context, calibration: Any) -> None:
 
         version = load_backend(engine.backend).version
     algorithm = calibration.method if calibration.method in ALGORITHMS else "entropy"
-    key = CacheKey(algorithm, version, hash_file(source_graph(context)))
+    from vit_convert.engine.sidecar import graph_hashes
+
+    images = context.bundle.images("calibration")
+    graph, preprocessing = graph_hashes(source_graph(context)), context.results["checkpoint"]["preprocess"]
+    key = CacheKey(algorithm, version, hash_source(graph, images, num_images=calibration.num_images, preprocessing=preprocessing))
     save_cache(context.bundle.calibration_cache, key, format_cache(key, calibration.thresholds), num_images=calibration.num_images)
 
 

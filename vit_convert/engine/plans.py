@@ -1,0 +1,64 @@
+"""The engines of a bundle: which one runs here, what was proved of it, and which one to use."""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vit_convert.bundle import Bundle, read_json
+from vit_convert.engine.sidecar import add_to_sidecar, check_sidecar, sidecar_path
+from vit_convert.engine.trt import Backend
+from vit_convert.errors import BuildError
+
+_PROOF = ("passed", "tolerance", "max_rel", "cosine", "top1", "agreement")
+
+
+def find_plan(backend: Backend, bundle: Bundle, precision: str) -> pathlib.Path:
+    """Looks for an engine: the one built here or, where there is none, one from another host that runs here too.
+
+    Args:
+        backend: the TensorRT that is to load it.
+        bundle: holds the engines.
+        precision: of the engine.
+
+    Returns:
+        Its path; where none fits, the path that one built here would have.
+    """
+    own = bundle.plan(backend.name, backend.version, backend.arch, precision)
+    if not own.is_file():
+        for plan in sorted(bundle.root.glob(f"engines/{backend.name}-*/{precision}.plan")):
+            try:
+                check_sidecar(plan, backend)
+            except BuildError:
+                continue
+            return plan
+    return own
+
+
+def keep_proof(plan: pathlib.Path, found: Mapping[str, Any]) -> None:
+    """Writes what verification found of an engine into its sidecar, which goes when the engine is replaced.
+
+    Args:
+        plan: the engine.
+        found: result of `verify_session`.
+    """
+    add_to_sidecar(plan, proof={key: found[key] for key in _PROOF if key in found})
+
+
+def proof_of(plan: pathlib.Path) -> dict[str, Any]:
+    """What `keep_proof` wrote of the very engine that lies there; {} where it has not been verified."""
+    return (read_json(sidecar_path(plan)) or {}).get("proof", {})
+
+
+def recommended_engine(engines: Sequence[Mapping[str, Any]], benchmark: Mapping[str, Any]) -> dict[str, Any]:
+    """The engine that a benchmark recommends, with "recommended_because".
+
+    Args:
+        engines: rows of `build_bundle`.
+        benchmark: result of `benchmark_bundle`.
+
+    Returns:
+        Its row, {} where nothing is recommended.
+    """
+    chosen = (benchmark["recommended"]["precision"], benchmark["backend"], benchmark["tensorrt"])
+    found = [row for row in engines if (row["precision"], row["backend"], row["version"]) == chosen]
+    return {**found[-1], "recommended_because": benchmark["recommended"]["reason"]} if found else {}
