@@ -2,7 +2,7 @@
 # The whole project in one script. Makes .venv with the project in it once, then does what is asked:
 #   ./run.sh                    converts the checkpoint that ships in checkpoints/ and prints the summary
 #   ./run.sh convert FLAGS …    python -m vit_convert FLAGS …
-#   ./run.sh test [ARGS …]      formatting, types, import walls and the whole test suite
+#   ./run.sh test [ARGS …]      formatting, types, import walls, the README's tables and the whole test suite
 # PYTHON chooses the interpreter (3.11 or later), VENV the folder of the environment.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -45,6 +45,7 @@ case $command in
     "$venv/bin/ruff" format --check .
     "$venv/bin/mypy"
     "$venv/bin/lint-imports"
+    "$venv/bin/python" benchmarks/tables.py --check README.md
     exec "$venv/bin/python" -m pytest -n "${TEST_PROCESSES:-2}" -m "not gpu" "$@"
     ;;
   *)

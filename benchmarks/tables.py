@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import app, flags
-from gpu.side_by_side import merge
+from gpu.side_by_side import VERSIONS, merge
 from gpu.side_by_side import table as side_by_side
 
 RESULTS = pathlib.Path(__file__).parent / "results"
@@ -96,8 +96,8 @@ def _origin(record: Mapping[str, Any], path: pathlib.Path) -> str:
 def _of_gpu(record: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     """Hardware and versions of a side-by-side run, which each of its measurements recorded for itself."""
     model = next(model for model in record["models"].values() if model.get("engine"))
-    names, parts = ("tensorrt", "jax", "torch", "timm"), [model[name] for name in ("engine", "jax", "torch") if name in model]
-    found = {name: part[name] for part in parts for name in names if name in part}
+    parts = [model[name] for name in ("engine", "jax", "torch") if name in model]
+    found = {name: part[name] for part in parts for name in VERSIONS if name in part}
     return model["engine"], found
 
 

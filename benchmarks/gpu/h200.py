@@ -2,16 +2,17 @@
 
     python benchmarks/gpu/h200.py --trt_python=/opt/trt/python --workdir=/tmp/h200 --output=benchmarks/results/h200-fp16.json
 
-This Python (3.11 or later) has JAX, Flax, jax2onnx, onnxruntime, PyTorch and timm; `--trt_python` has tensorrt, numpy, absl-py and
-ml_collections. Each step is a process of its own. Those of the first phase run side by side, in lanes: random checkpoints, exports with
-their check, engines, and what JAX and PyTorch compile, kept in caches. Then, with nothing else running on that GPU, each model is
-verified and measured: our engines, JAX, torch. Compilers of all three time kernels while the others' run (`started` and `seconds` of the
-steps tell).
+This Python (3.11 or later) has vit_convert, JAX, Flax, jax2onnx, onnxruntime, PyTorch and timm; `--trt_python` has tensorrt, numpy,
+absl-py and ml_collections. Each step is a process of its own. Those of the first phase run side by side, in lanes: random checkpoints,
+exports with their check, engines, and what JAX and PyTorch compile, kept in caches. Then, with nothing else running on that GPU, each
+model is verified and measured: our engines, JAX, torch. Compilers of all three time kernels while the others' run (`started` and
+`seconds` of the steps tell).
 
 With several `--gpus` the models take turns on them, each with all its roads on one GPU; every GPU has phases and lanes of its own.
 
-Steps that are done are not done again, a step that fails is recorded and the others go on, and no step starts that would not end before
-`--step_limit` seconds, so that the same command can be given until it says that all is done.
+Steps that are done are not done again, unless their own command changed or a step that they come after has run since. A step that fails is
+recorded and the others go on, and no step starts that would not end before `--step_limit` seconds, so that the same command can be given
+until it says that all is done.
 """
 
 import dataclasses
@@ -24,8 +25,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from absl import app, flags
-from side_by_side import table
-from steps import FAILED, LEFT, Runner, State, Step, read_json, write_json
+from side_by_side import VERSIONS, table
+from steps import FAILED, LEFT, Runner, State, Step, is_done, read_json, write_json
 
 _FOLDER = pathlib.Path(__file__).resolve().parent
 _ROOT = _FOLDER.parent.parent
@@ -51,7 +52,7 @@ _STEPS = flags.DEFINE_list("steps", [*_PREPARED, *_MEASURED], "Which steps.")
 _LANES = flags.DEFINE_list(
     "lanes", [f"{name}={count}" for name, count in _PREPARED.items()], "How many of a step are prepared at a time on a GPU."
 )
-_VERSIONS = ("gpu", "driver", "cuda", "tensorrt", "jax", "torch", "timm")
+_ENVIRONMENT = ("gpu", "driver", "cuda", *VERSIONS)
 _CONFIG = "from vit_convert.config import default_config as get_config\n"
 
 
@@ -173,20 +174,42 @@ def in_phases(steps: Sequence[Step], phase: str) -> list[Step]:
     return [*prepared, *(dataclasses.replace(step, behind=behind[gpus[step.key]]) for step in measured)]
 
 
-def collect(model: Model, workdir: pathlib.Path) -> dict[str, Any]:
-    """Reads what the steps of a model left.
+def up_to_date(model: Model, workdir: pathlib.Path, state: State) -> set[str]:
+    """The steps of a model that are done, by these flags where they are asked for, from what the steps before them made last.
 
     Args:
         model: what was measured.
         workdir: where its files lie.
+        state: of the steps.
+    """
+    found: set[str] = set()
+    for name, command in commands(model, workdir).items():
+        key, before = f"{model.name}/{name}", [_AFTER[name]] if name in _AFTER else []
+        done = is_done(state, key, [f"{model.name}/{word}" for word in before])
+        outdated = [word for word in before if f"{model.name}/{word}" in state and word not in found]
+        if done and not outdated and (name not in _STEPS.value or state[key]["command"] == shlex.join(command)):
+            found.add(name)
+    return found
+
+
+def collect(model: Model, workdir: pathlib.Path, state: State) -> dict[str, Any]:
+    """Reads what the steps of a model left; of our engines nothing that a later export or build has overtaken.
+
+    Args:
+        model: what was measured.
+        workdir: where its files lie.
+        state: of the steps.
 
     Returns:
-        {"engine": benchmark.json, "verify", "engines" and "check" of report.json, "jax", "torch"}, those that are there.
+        {"engine": benchmark.json, "verify", "engines" and "check" of report.json, "jax", "torch"}, those that are there. The peers' files
+        are given as far as they have come: they say for themselves what each row was measured with.
     """
     report = read_json(workdir / model.name / "report.json") or {}
+    ours = {"engine": "benchmark", "verify": "verify", "engines": "build", "check": "export"}
+    parts = {**report, "engine": read_json(workdir / model.name / "benchmark.json")}
+    done = up_to_date(model, workdir, state)
     found = {
-        "engine": read_json(workdir / model.name / "benchmark.json"),
-        **{key: report.get(key) for key in ("verify", "engines", "check")},
+        **{key: parts.get(key) for key, name in ours.items() if name in done},
         **{key: read_json(workdir / f"{model.name}.{key}.json") for key in ("jax", "torch")},
     }
     return {key: value for key, value in found.items() if value}
@@ -203,12 +226,12 @@ def results(models: Sequence[Model], workdir: pathlib.Path, state: State) -> dic
     Returns:
         {"command", "date" of the last step, "environment": GPU and versions, "models": by name, see `collect`, "steps"}.
     """
-    found: Mapping[str, Any] = {model.name: {**dataclasses.asdict(model), **collect(model, workdir)} for model in models}
+    found: Mapping[str, Any] = {model.name: {**dataclasses.asdict(model), **collect(model, workdir, state)} for model in models}
     parts = [model[part] for model in found.values() for part in ("engine", "jax", "torch") if part in model]
     return {
         "command": shlex.join(sys.argv),
         "date": max((row["started"] for row in state.values()), default=""),
-        "environment": {key: part[key] for part in parts for key in _VERSIONS if key in part},
+        "environment": {key: part[key] for part in parts for key in _ENVIRONMENT if key in part},
         "models": found,
         "steps": {key: {name: value for name, value in row.items() if name != "tail"} for key, row in state.items()},
     }
@@ -219,7 +242,9 @@ def main(argv: Sequence[str]) -> None:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
     lanes = {name: int(count) for name, _, count in (word.partition("=") for word in _LANES.value)}
     if unknown := ({*_STEPS.value} - {*_PREPARED, *_MEASURED}) | ({*lanes} - {*_PREPARED}):
-        raise app.UsageError(f"{', '.join(sorted(unknown))}: steps are {', '.join([*_PREPARED, *_MEASURED])}; lanes are the first five")
+        raise app.UsageError(
+            f"{', '.join(sorted(unknown))}: steps are {', '.join([*_PREPARED, *_MEASURED])}; lanes are {', '.join(_PREPARED)}"
+        )
     workdir, output = pathlib.Path(_WORKDIR.value).resolve(), pathlib.Path(_OUTPUT.value)
     models = [Model.parse(text) for text in _MODELS.value]
     for folder in (workdir, output.parent):

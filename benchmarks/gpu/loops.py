@@ -1,5 +1,6 @@
-"""How JAX and PyTorch are timed: by the two loops of our own engines, one call at a time and calls queued ahead."""
+"""How JAX and PyTorch are timed: as vit_convert.engine.measure times our engines, one call at a time and calls queued ahead."""
 
+import datetime
 import json
 import os
 import pathlib
@@ -10,8 +11,10 @@ from typing import Any
 
 import numpy as np
 
-MIN_CALLS = 10
-QUEUED = 2  # calls in flight while one is waited for
+from vit_convert.engine import cuda
+from vit_convert.engine.measure import MIN_RUNS, QUEUED
+from vit_convert.engine.monitor import Monitor
+
 PASSES = 2  # their difference is the noise of a row
 
 
@@ -26,30 +29,32 @@ def measure(call: Callable[[], Any], wait: Callable[[Any], None], batch: int, se
         warmup_seconds: called before the first measurement.
 
     Returns:
-        images_per_second, noise_percent, p50_ms, p95_ms, p99_ms, runs.
+        images_per_second, noise_percent, p50_ms, p95_ms, p99_ms, runs, and what NVML told of clocks and power, where it can be used.
     """
     _queued(call, wait, warmup_seconds)
     rates, latencies = [], []
-    for _ in range(PASSES):
-        rates.append(batch * _queued(call, wait, seconds / 2))
-        latencies += _single(call, wait, seconds / 2)
+    with Monitor() as monitor:
+        for _ in range(PASSES):
+            rates.append(batch * _queued(call, wait, seconds / 2))
+            latencies += _single(call, wait, seconds / 2)
     mean = float(np.mean(rates))
     return {
         "images_per_second": round(mean, 1),
         "noise_percent": round(100 * (max(rates) - min(rates)) / mean, 2),
         **{f"p{q}_ms": round(float(np.percentile(latencies, q)), 4) for q in (50, 95, 99)},
         "runs": len(latencies),
+        **monitor.summary(),
     }
 
 
 def _queued(call: Callable[[], Any], wait: Callable[[Any], None], seconds: float) -> float:
     pending: deque[Any] = deque()
     calls, started = 0, time.perf_counter()
-    while calls < MIN_CALLS or time.perf_counter() < started + seconds:
+    while calls < MIN_RUNS or time.perf_counter() < started + seconds:
+        if len(pending) == QUEUED:
+            wait(pending.popleft())
         pending.append(call())
         calls += 1
-        if len(pending) > QUEUED:
-            wait(pending.popleft())
     while pending:
         wait(pending.popleft())
     return calls / (time.perf_counter() - started)
@@ -58,7 +63,7 @@ def _queued(call: Callable[[], Any], wait: Callable[[Any], None], seconds: float
 def _single(call: Callable[[], Any], wait: Callable[[Any], None], seconds: float) -> list[float]:
     times: list[float] = []
     deadline = time.perf_counter() + seconds
-    while len(times) < MIN_CALLS or time.perf_counter() < deadline:
+    while len(times) < MIN_RUNS or time.perf_counter() < deadline:
         started = time.perf_counter()
         wait(call())
         times.append(1e3 * (time.perf_counter() - started))
@@ -66,15 +71,17 @@ def _single(call: Callable[[], Any], wait: Callable[[Any], None], seconds: float
 
 
 class Results:
-    """Rows in a JSON file, written after each; a row that is there already, measured alike, is not measured again.
+    """Rows in a JSON file, written after each, with their date; a row that is there already, measured alike, is not measured again.
 
     Args:
         path: the file.
-        **about: what holds for all rows (versions, model, image size, seconds): rows of anything else are dropped.
+        **about: what holds for all rows (versions, GPU, model, image size, seconds), to which the driver and the loops' own settings are
+            added: rows of anything else are dropped.
     """
 
     def __init__(self, path: str | os.PathLike[str], **about: Any):
-        self._path = pathlib.Path(path)
+        self._path, gpu = pathlib.Path(path), cuda.gpu()
+        about |= {"driver": gpu.driver if gpu else "", "min_calls": MIN_RUNS, "queued": QUEUED, "passes": PASSES}
         found = json.loads(self._path.read_text()) if self._path.exists() else {}
         known = found.pop("rows", [])
         self.rows: list[dict[str, Any]] = [row for row in known if "failed" not in row and found == about]
@@ -84,10 +91,11 @@ class Results:
         """Measures one row, unless it is known; a failure is recorded as such and the next row goes on."""
         if any(all(row.get(name) == value for name, value in key.items()) for row in self.rows):
             return
+        row = {**key, "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")}
         try:
-            row = {**key, **work()}
+            row |= work()
         except Exception as e:  # a variant that a library cannot run is a result
-            row = {**key, "failed": f"{type(e).__name__}: {str(e)[:300]}"}
+            row["failed"] = f"{type(e).__name__}: {str(e)[:300]}"
         print(row, flush=True)
         self.rows.append(row)
         temporary = self._path.with_name(f"{self._path.name}.tmp")

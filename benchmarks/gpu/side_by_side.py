@@ -9,6 +9,10 @@ import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from vit_convert.engine.benchmark import RESIDENT
+
+VERSIONS = ("tensorrt", "jax", "torch", "timm")  # that the parts of a side-by-side run record, each those of its own
+
 
 def best(rows: Iterable[Mapping[str, Any]], batch: int, **wanted: Any) -> Mapping[str, Any] | None:
     """The fastest row of a batch size.
@@ -48,8 +52,8 @@ def table(results: Mapping[str, Any], precision: str = "fp16") -> str:
     for model in results["models"].values():
         ours = [row for row in model.get("engine", {}).get("rows", []) if row["precision"] == precision]
         jax_rows, torch_rows = (model.get(name, {}).get("rows", []) for name in ("jax", "torch"))
-        resident = [row for row in ours if row["transfers"].startswith("none")]
-        from_host = [row for row in ours if not row["transfers"].startswith("none")]
+        resident = [row for row in ours if row["transfers"] == RESIDENT]
+        from_host = [row for row in ours if row["transfers"] != RESIDENT]
         for batch in sorted({row["batch"] for row in (*resident, *jax_rows, *torch_rows)}):
             pick = fastest_answer if batch == 1 else best
             mine = pick(resident, batch)

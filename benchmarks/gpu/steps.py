@@ -27,7 +27,7 @@ class Step:
         key: "b16-224/build".
         command: its words.
         lane: the steps of a lane share its workers, and start in their order.
-        after: keys of steps that have to be done first, as far as they are asked for.
+        after: keys of steps that have to be done first, as far as they are asked for; when one of them runs again, so does this one.
         behind: keys of steps that have to have ended first, whatever came of them.
         environment: variables that are added to those of this process.
     """
@@ -88,11 +88,12 @@ class Runner:
         return sum(future.result() == outcome for future in self.outcomes.values())
 
     def _outcome(self, step: Step, before: Mapping[str, Future[str]], behind: Sequence[Future[str]]) -> str:
-        known = self.state.get(step.key, {})
-        if known.get("status") == DONE and known["command"] == shlex.join(step.command):
+        found = {key: future.result() for key, future in before.items()}
+        with self._lock:
+            done = is_done(self.state, step.key, step.after) and self.state[step.key]["command"] == shlex.join(step.command)
+        if done and {*found.values()} <= {DONE}:
             return DONE
         wait(behind)
-        found = {key: future.result() for key, future in before.items()}
         if LEFT in found.values() or not self._fits(step):
             return LEFT
         failed = [key for key, outcome in found.items() if outcome == FAILED]
@@ -152,6 +153,18 @@ class Runner:
                 _end(process)
 
 
+def is_done(state: State, key: str, after: Sequence[str]) -> bool:
+    """Whether a step is done, and none of those that it comes after has run since.
+
+    Args:
+        state: of the steps.
+        key: of the step.
+        after: keys of those that it comes after.
+    """
+    row = state.get(key, {})
+    return row.get("status") == DONE and all(state[before]["started"] <= row["started"] for before in after if before in state)
+
+
 def read_json(path: pathlib.Path) -> Any:
     """What a JSON file holds, None where there is none."""
     return json.loads(path.read_text()) if path.exists() else None
@@ -171,4 +184,4 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _now() -> str:
-    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")  # a step may take less than a second

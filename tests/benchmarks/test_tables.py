@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from vit_convert.engine.benchmark import RESIDENT
+
 BENCHMARKS = pathlib.Path(__file__).parents[2] / "benchmarks"
 
 
@@ -79,6 +81,17 @@ def test_a_name_without_table_or_results_is_an_error(tables, tmp_path):
     for name, message in (("convrt", "not one of convert"), ("convert", r"no .*convert-\*\.json")):
         with pytest.raises(SystemExit, match=message):
             tables.fill(f"<!-- table:{name} -->\n<!-- end -->", tmp_path)
+
+
+def test_a_side_by_side_run_names_every_version_that_its_parts_record(tables, tmp_path):
+    row = {"precision": "fp16", "batch": 64, "transfers": RESIDENT, "images_per_second": 9000.0, "p50_ms": 7.0, "noise_percent": 0.4}
+    parts = {"engine": {"gpu": "Some GPU", "driver": "1.2", "rows": [row], "tensorrt": "8.6.0"}, "jax": {"jax": "0.11", "driver": "1.2"}}
+    model = {"variant": "B/16", "image_size": 224, **parts, "torch": {"torch": "2.11", "timm": "1.0"}}
+    run = {"date": "2026-01-01T00:00:00", "command": "x", "models": {"b16": model}}
+    (tmp_path / "h200-b16.json").write_text(json.dumps(run))
+    text = tables.fill("<!-- table:h200 -->\n<!-- end -->", tmp_path)
+    assert "<sub>Some GPU, 1.2, tensorrt 8.6.0, jax 0.11, torch 2.11, timm 1.0, 2026-01-01;" in text
+    assert [part for part in tables.VERSIONS if f"{part} " not in text] == []
 
 
 def test_check_fails_when_the_text_is_stale(tmp_path):

@@ -12,6 +12,8 @@ import time
 
 import pytest
 
+from vit_convert.engine.benchmark import END_TO_END, RESIDENT
+
 FOLDER = pathlib.Path(__file__).parents[2] / "benchmarks" / "gpu"
 # What is timed runs as JAX does by default, not as strictly as the tests.
 ENVIRONMENT = {**os.environ, "JAX_NUMPY_DTYPE_PROMOTION": "standard", "JAX_DEFAULT_MATMUL_PRECISION": "default"}
@@ -27,7 +29,28 @@ def test_loops_time_what_runs():
     # Each call takes 2 ms; sleeping overshoots on a busy machine, never undershoots.
     found = loops.measure(lambda: time.sleep(2e-3), lambda handle: None, batch=8, seconds=0.1, warmup_seconds=0.0)
     assert 8 / 20e-3 < found["images_per_second"] <= 8 / 2e-3
-    assert 2 <= found["p50_ms"] <= found["p95_ms"] <= found["p99_ms"] and found["runs"] >= 2 * loops.MIN_CALLS
+    assert 2 <= found["p50_ms"] <= found["p95_ms"] <= found["p99_ms"] and found["runs"] >= 2 * loops.MIN_RUNS
+
+
+def test_loops_are_those_of_our_engines():
+    loops = importlib.import_module("loops")
+    most, flying, waited = 0, [], []
+
+    def call():
+        nonlocal most
+        flying.append(len(flying))
+        most = max(most, len(flying) - len(waited))
+        return flying[-1]
+
+    assert loops._queued(call, waited.append, 0.0) > 0
+    assert most == loops.QUEUED and waited == flying == list(range(loops.MIN_RUNS))  # the oldest is waited for, and all of them in the end
+
+
+@pytest.mark.parametrize("found", [({"sm_clock_mhz": lambda: 1980.0, "power_w": lambda: 600.0}, ""), ({}, "NVML cannot be used")])
+def test_peers_rows_carry_clocks_and_power_where_nvml_tells_them(monkeypatch, found):
+    monkeypatch.setattr("vit_convert.engine.monitor._open_quantities", lambda: found)
+    row = importlib.import_module("loops").measure(lambda: time.sleep(2e-3), lambda handle: None, 1, seconds=0.2, warmup_seconds=0.0)
+    assert {name: row.get(name) for name in found[0]} == {name: read() for name, read in found[0].items()} and row["images_per_second"] > 0
 
 
 def test_results_resume_and_record_failures(tmp_path):
@@ -48,10 +71,29 @@ def test_results_resume_and_record_failures(tmp_path):
     found = json.loads(path.read_text())
     assert found["framework"] == "x" and found["rows"][1]["failed"] == "RuntimeError: no cuDNN" and len(found["rows"]) == 2
     loops.Results(path, framework="another").add({"batch": 1}, lambda: work("three"))
-    assert calls[-1] == "three" and len(json.loads(path.read_text())["rows"]) == 1  # measured otherwise: not to be mixed
+    (row,) = json.loads(path.read_text())["rows"]
+    assert calls[-1] == "three" and row["date"].startswith("20")  # measured otherwise: not to be mixed
 
 
-def engine_row(batch, streams, rate, p50, transfers="none: resident"):
+def test_results_of_other_loops_or_another_driver_are_dropped(tmp_path, monkeypatch):
+    loops, path = importlib.import_module("loops"), tmp_path / "rows.json"
+    about = {"framework": "x", "image_size": [224, 224]}
+
+    def rows():
+        results = loops.Results(path, **about)
+        known = len(results.rows)
+        results.add({"batch": 1}, dict)
+        return known
+
+    assert (rows(), rows()) == (0, 1)
+    gpu = loops.cuda.Gpu("NVIDIA H200", "sm90", 1, "580.1", "13.0")
+    monkeypatch.setattr(loops.cuda, "gpu", lambda: gpu)
+    assert (rows(), rows()) == (0, 1)
+    monkeypatch.setattr(loops, "QUEUED", 3)
+    assert (rows(), rows()) == (0, 1)
+
+
+def engine_row(batch, streams, rate, p50, transfers=RESIDENT):
     row = {"precision": "fp16", "batch": batch, "streams": streams, "transfers": transfers, "images_per_second": rate, "p50_ms": p50}
     return {**row, "noise_percent": 0.4}
 
@@ -64,7 +106,7 @@ def test_table_takes_the_best_of_each_side():
         engine_row(256, 1, 10000.0, 25.0),
         engine_row(256, 2, 12000.0, 42.0),
     ]
-    ours.append(engine_row(256, 2, 9000.0, 1.0, transfers="images in"))
+    ours.append(engine_row(256, 2, 9000.0, 1.0, transfers=END_TO_END))
     jax = [
         {"precision": "fp32", "attention": "plain", "batch": 256, "images_per_second": 4000.0, "p50_ms": 60.0},
         {"precision": "bf16", "attention": "plain", "batch": 256, "images_per_second": 4800.0, "p50_ms": 55.0},
@@ -198,6 +240,54 @@ def test_steps_resume(runner, shell, tmp_path):
     assert (tmp_path / "ran").read_text().split() == ["a", "b", "b"] and last.count("done") == 2
     runner().run([shell("m/a", "a", "echo other >> ran")], {"a": 1})
     assert (tmp_path / "ran").read_text().split()[-1] == "other"  # another command is another step
+
+
+def test_step_runs_again_after_one_that_it_needs(runner, shell, tmp_path):
+    def ran(export, *left_out, **limits):
+        (tmp_path / "ran").write_text("")
+        steps = [shell("m/export", "a", f"echo export >> ran; {export}")]
+        steps += [
+            shell(f"m/{name}", "b", f"echo {name} >> ran", after=[f"m/{after}"]) for name, after in (("build", "export"), ("run", "build"))
+        ]
+        steps.append(shell("m/peer", "b", "echo peer >> ran"))
+        run = runner(**limits)
+        run.run([step for step in steps if step.name not in left_out], {"a": 1, "b": 1})
+        return (tmp_path / "ran").read_text().split(), run
+
+    assert sorted(ran("true")[0]) == ["build", "export", "peer", "run"]
+    assert ran("true")[0] == []
+    assert ran("echo other")[0] == ["export", "build", "run"]  # not the peer, which needs nothing of it
+    assert ran("echo third", "build", "run")[0] == ["export"]
+    assert ran("echo third", "run")[0] == ["build"]  # what came before it ran in another call
+    assert ran("echo third", "export", "build")[0] == ["run"]
+    words, run = ran("exit 1")
+    assert words == ["export"] and run.count("failed") == 3 and run.count("done") == 1  # no old engine passes for that of this export
+    words, run = ran("echo third", stop_after=-1.0)
+    assert words == [] and run.count("left") == 3
+
+
+def test_engines_that_an_export_has_overtaken_are_not_reported(side_by_side_run, tmp_path):
+    script = tmp_path / "python"  # a step of the engine writes what it was given
+    script.write_text(f'#!/bin/sh\ntest ! -e {tmp_path}/broken || exit 1\necho \'{{"rows": [], "words": "\'$3\'"}}\' > $4/benchmark.json\n')
+    script.chmod(0o755)
+
+    def engine(*more):
+        process = side_by_side_run("--steps=checkpoint,export,build,benchmark", f"--trt_python={script}", *more)
+        text, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, text
+        return json.loads((tmp_path / "out.json").read_text())["models"]["mu16-64"].get("engine")
+
+    assert engine() == {"rows": [], "words": "benchmark"}
+    (tmp_path / "broken").touch()
+    assert engine("--input=uint8") is None
+    assert (tmp_path / "mu16-64" / "benchmark.json").exists()
+    (tmp_path / "broken").unlink()
+    assert engine("--input=uint8") == {"rows": [], "words": "benchmark"}
+
+
+def test_unknown_lane_is_answered_with_those_there_are(side_by_side_run):
+    text, _ = side_by_side_run("--lanes=verify=2").communicate(timeout=60)
+    assert "verify: steps are" in text and "lanes are checkpoint, export, build, jax_compile, torch_compile" in text
 
 
 def test_steps_end_in_time_with_all_that_they_started(runner, shell, tmp_path):

@@ -171,7 +171,8 @@ def test_lower_precisions_run_at_every_size(lowered, precision, cosine):
 def test_tensorrt_rtx_builds_it(lowered, tmp_path, precision):
     pytest.importorskip("tensorrt_rtx")
     from vit_convert.bundle import read_json
-    from vit_convert.engine.build import BuildRequest, build_engine
+    from vit_convert.engine.build import build_engine
+    from vit_convert.engine.build_request import BuildRequest
     from vit_convert.engine.trt import load_backend
     from vit_convert.progress import Progress
 

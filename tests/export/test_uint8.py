@@ -167,7 +167,8 @@ def test_ranges_are_measured_behind_the_pixels(tmp_path):
 def test_tensorrt_rtx_builds_it(tmp_path, precision, layout):
     pytest.importorskip("tensorrt_rtx")
     from vit_convert.bundle import read_json
-    from vit_convert.engine.build import BuildRequest, build_engine
+    from vit_convert.engine.build import build_engine
+    from vit_convert.engine.build_request import BuildRequest
     from vit_convert.engine.requests import batch_profiles
     from vit_convert.engine.trt import load_backend
     from vit_convert.progress import Progress
