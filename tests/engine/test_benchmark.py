@@ -11,7 +11,7 @@ from vit_convert.bundle import Bundle, read_json, write_json
 from vit_convert.engine.benchmark import END_TO_END, RESIDENT, Case, Pass, plan_cases, rows_table, summarise_case
 from vit_convert.engine.facts import read_config
 from vit_convert.engine.measure import Latency, Worker, measure_latency, measure_throughput, noise
-from vit_convert.engine.monitor import Monitor, summarise
+from vit_convert.engine.monitor import Monitor, merge_summaries, summarise
 from vit_convert.engine.plans import keep_proof
 from vit_convert.engine.plot import plot_rows
 from vit_convert.engine.runtime import Engine
@@ -174,6 +174,9 @@ def test_monitor_sums_up():
     samples = [{"sm_clock_mhz": clock, "power_w": power} for clock, power in ((1980, 400.0), (1400, 700.0))]
     assert summarise(samples) == {"sm_clock_mhz": 1690.0, "power_w": 550.0, "sm_clock_min_mhz": 1400, "power_max_w": 700.0}
     assert summarise([{"temperature_c": 40}]) == {"temperature_c": 40.0}
+    other = {"sm_clock_mhz": 1700.0, "power_w": 450.0, "sm_clock_min_mhz": 1600, "power_max_w": 800.0}
+    together = {"sm_clock_mhz": 1695.0, "power_w": 500.0, "sm_clock_min_mhz": 1400, "power_max_w": 800.0}
+    assert merge_summaries([summarise(samples), {}, other]) == together  # of both passes, not of the last alone
     assert summarise([]) == {}
 
 

@@ -31,6 +31,7 @@ def nvml(gpu, monkeypatch):
         nvmlDeviceGetPowerUsage=lambda handle: 700000,
         nvmlDeviceGetUtilizationRates=lambda handle: types.SimpleNamespace(gpu=100),
         nvmlDeviceGetTemperature=lambda handle, kind: 40,
+        nvmlDeviceGetMemoryInfo=lambda handle: types.SimpleNamespace(used=3 << 30),
     )
     monkeypatch.setattr("vit_convert.engine.cuda.pci_bus_id", lambda: "0000:18:00.0")
     monkeypatch.setitem(sys.modules, "pynvml", module)
@@ -42,6 +43,7 @@ def test_short_block_has_a_sample(nvml):
     with monitor:
         pass
     assert monitor.missing == "" and monitor.summary()["sm_clock_mhz"] == 1980 and monitor.summary()["power_w"] == 700
+    assert monitor.summary()["device_memory_max_mib"] == 3072
 
 
 def test_nvml_that_does_not_start(nvml, monkeypatch):

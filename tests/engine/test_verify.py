@@ -9,6 +9,7 @@ import pytest
 from vit_convert.bundle import Bundle, read_json
 from vit_convert.engine.facts import graph_input, read_config, read_facts
 from vit_convert.engine.profiles import ShapeRange
+from vit_convert.engine.session import Session
 from vit_convert.engine.stages import add_to_report, verify_bundle
 from vit_convert.engine.verify import batches_to_verify, tolerance_for
 from vit_convert.errors import BenchmarkError, BuildError, CheckError, UsageError
@@ -52,6 +53,22 @@ def test_wrong_engine_fails_by_its_own_tolerance(gpu, engines, precision, error,
 def test_nan_never_passes(gpu, engines):
     with pytest.raises(CheckError, match="max abs inf"):
         verify(gpu, engines("fp16", error=float("nan")), "fp16")
+
+
+def test_an_image_that_gets_the_result_of_another_is_found(gpu, engines, monkeypatch):
+    """Also one that is as far away as the reference has images: those that are tiled would be the same."""
+    path = engines("fp32")
+    with np.load(Bundle(path).reference) as file:
+        distance = len(file["images"])
+    run = Session.run
+
+    def swapped(session, images):
+        found = run(session, images)
+        return {name: np.roll(values, distance, axis=0) if len(values) == 8 else values for name, values in found.items()}
+
+    monkeypatch.setattr(Session, "run", swapped)
+    with pytest.raises(CheckError, match="logits at batch 8"):
+        verify(gpu, path, "fp32")
 
 
 def test_every_engine_is_judged_before_the_first_miss_is_reported(gpu, engines):

@@ -11,6 +11,7 @@ import os
 import pathlib
 import shutil
 import threading
+import types
 
 import numpy as np
 import pytest
@@ -159,14 +160,18 @@ def test_gpu_arrays_in_and_out(engine, facts, reference):
     source = cuda.DeviceBuffer(images.nbytes)
     source.upload(images, stream)
     stream.synchronize()
+    own = DeviceArray(source.pointer, images.shape, images.dtype, source)
+    interface = {"shape": images.shape, "typestr": images.dtype.str, "data": (source.pointer, True), "version": 3}
+    another = types.SimpleNamespace(__cuda_array_interface__=interface)  # as CuPy and Numba give theirs
     with Session(engine) as session:
-        result = session.run(DeviceArray(source.pointer, images.shape, images.dtype, source))[facts.output]
-        got = np.empty(result.shape, result.dtype)
-        target = cuda.DeviceBuffer(result.num_bytes)
-        target.copy_from(result.pointer, result.num_bytes, stream)
-        target.download(got, stream)
-        stream.synchronize()
-        assert np.array_equal(got, session.run(images)[facts.output])
+        for given in (own, another):
+            result = session.run(given)[facts.output]
+            got = np.empty(result.shape, result.dtype)
+            target = cuda.DeviceBuffer(result.num_bytes)
+            target.copy_from(result.pointer, result.num_bytes, stream)
+            target.download(got, stream)
+            stream.synchronize()
+            assert np.array_equal(got, session.run(images)[facts.output])
 
 
 def test_torch_tensors_in_and_out(engine, facts, reference):
@@ -185,6 +190,27 @@ def test_pipelined_results_come_in_order(engine, facts, reference):
     with Session(engine) as plain, PipelinedSession(engine) as pipelined:
         for given, got in zip(batches, pipelined.run([*pinned, *batches[6:]]), strict=True):
             assert np.array_equal(got[facts.output], plain.run(given)[facts.output])
+
+
+def test_a_build_leaves_its_layers_and_its_timings(bundle, built):
+    for plan in built.values():
+        assert read_json(f"{plan}.layers.json")["Layers"]
+    assert BACKEND.gpu is not None
+    (timings,) = (bundle.root / "timing").iterdir()
+    assert timings.stat().st_size > 1000 and BACKEND.version in timings.name and BACKEND.gpu.name.replace(" ", "-") in timings.name
+
+
+@pytest.mark.parametrize("option", ["hardware_compatible", "version_compatible"])
+def test_portable_engines(bundle, facts, reference, tmp_path, option):
+    copy = Bundle(shutil.copytree(bundle.root, tmp_path / "bundle", ignore=shutil.ignore_patterns("engines")))
+    code = run("build", copy.root, "--precision=fp16", f"--config.engine.{option}=True", batches=ONE_PROFILE)
+    if code and option == "version_compatible":
+        pytest.skip("needs TensorRT's lean runtime beside its builder")
+    plan = copy.plan(BACKEND.name, BACKEND.version, BACKEND.arch, "fp16")
+    assert code == 0 and read_json(f"{plan}.json")["options"][option]
+    with Session(Engine(BACKEND, plan)) as session:
+        got = session.run(tiled(reference, 5))[facts.output]
+    assert compare(reference[facts.output][np.arange(5) % len(reference["images"])], got).cosine > 0.999
 
 
 def test_kernels_are_named(engine):

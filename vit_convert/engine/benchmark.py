@@ -8,7 +8,7 @@ import numpy as np
 
 from vit_convert.engine import cuda
 from vit_convert.engine.measure import Latency, Worker, measure_latency, measure_throughput
-from vit_convert.engine.monitor import Monitor
+from vit_convert.engine.monitor import Monitor, merge_summaries
 from vit_convert.engine.profiles import Shape, choose_profile, describe
 from vit_convert.engine.runtime import Engine
 from vit_convert.engine.session import Session
@@ -208,7 +208,7 @@ def summarise_case(case: Case, passes: Sequence[Pass], about: Mapping[str, Any])
         "gpu_memory_mib": round(about["engine_memory_mib"] + context_mib, 1),
         "context_memory_mib": round(context_mib, 1),
         **about,
-        **passes[-1].gpu,
+        **merge_summaries([found.gpu for found in passes]),
     }
     if passes[0].why_no_graph and case.cuda_graph:
         row["why_no_graph"] = passes[0].why_no_graph

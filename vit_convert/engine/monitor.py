@@ -2,7 +2,7 @@
 
 import ctypes
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,12 @@ from vit_convert.engine import cuda
 _PERIOD_S = 0.1
 _SM_CLOCK, _MEMORY_CLOCK, _TEMPERATURE_GPU = 1, 2, 0  # nvml.h: NVML_CLOCK_SM, NVML_CLOCK_MEM, NVML_TEMPERATURE_GPU
 Quantity = Callable[[], float]
+# What tells of throttling and of memory that runs out: the quantity, the name of its extreme, and which one.
+_EXTREMES: tuple[tuple[str, str, Callable[[Iterable[float]], float]], ...] = (
+    ("sm_clock_mhz", "sm_clock_min_mhz", min),
+    ("power_w", "power_max_w", max),
+    ("device_memory_mib", "device_memory_max_mib", max),
+)
 
 
 class Monitor:
@@ -64,19 +70,33 @@ def summarise(samples: list[dict[str, float]]) -> dict[str, float]:
     """Sums samples up.
 
     Args:
-        samples: of "sm_clock_mhz", "memory_clock_mhz", "power_w", "utilization_percent" and "temperature_c", the same in each.
+        samples: of "sm_clock_mhz", "memory_clock_mhz", "power_w", "utilization_percent", "temperature_c" and "device_memory_mib" (in use
+            by all processes), the same in each.
 
     Returns:
-        The mean of each, with "sm_clock_min_mhz" and "power_max_w"; {} for no samples.
+        The mean of each, with "sm_clock_min_mhz", "power_max_w" and "device_memory_max_mib"; {} for no samples.
     """
     if not samples:
         return {}
     summary = {key: round(float(np.mean([sample[key] for sample in samples])), 1) for key in samples[0]}
-    if "sm_clock_mhz" in summary:
-        summary["sm_clock_min_mhz"] = min(sample["sm_clock_mhz"] for sample in samples)
-    if "power_w" in summary:
-        summary["power_max_w"] = max(sample["power_w"] for sample in samples)
+    for key, name, extreme in _EXTREMES:
+        if key in summary:
+            summary[name] = round(extreme(sample[key] for sample in samples), 1)
     return summary
+
+
+def merge_summaries(summaries: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Puts the summaries of several blocks together: the mean of the means, the extreme of the extremes.
+
+    Args:
+        summaries: of `summarise`; those without samples are passed over.
+    """
+    extremes = {name: extreme for _, name, extreme in _EXTREMES}
+    merged: dict[str, float] = {}
+    for key in dict.fromkeys(key for summary in summaries for key in summary):
+        values = [summary[key] for summary in summaries if key in summary]
+        merged[key] = extremes[key](values) if key in extremes else round(float(np.mean(values)), 1)
+    return merged
 
 
 def _open_quantities() -> tuple[dict[str, Quantity], str]:
@@ -115,11 +135,12 @@ def _pynvml_quantities() -> dict[str, Quantity]:
         "power_w": lambda: pynvml.nvmlDeviceGetPowerUsage(handle) / 1000,
         "utilization_percent": lambda: pynvml.nvmlDeviceGetUtilizationRates(handle).gpu,
         "temperature_c": lambda: pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU),
+        "device_memory_mib": lambda: pynvml.nvmlDeviceGetMemoryInfo(handle).used / 2**20,
     }
 
 
 def _ctypes_quantities() -> dict[str, Quantity]:
-    """The same five calls without nvidia-ml-py, which a host that only runs engines may lack."""
+    """The same six calls without nvidia-ml-py, which a host that only runs engines may lack."""
     library = ctypes.CDLL("libnvidia-ml.so.1")
 
     def call(function: str, *arguments: Any) -> None:
@@ -140,10 +161,16 @@ def _ctypes_quantities() -> dict[str, Quantity]:
         call("nvmlDeviceGetUtilizationRates", handle, rates)
         return rates[0]
 
+    def memory_used() -> int:
+        memory = (ctypes.c_ulonglong * 3)()  # nvmlMemory_t: total, free, used
+        call("nvmlDeviceGetMemoryInfo", handle, memory)
+        return memory[2]
+
     return {
         "sm_clock_mhz": lambda: number("nvmlDeviceGetClockInfo", _SM_CLOCK),
         "memory_clock_mhz": lambda: number("nvmlDeviceGetClockInfo", _MEMORY_CLOCK),
         "power_w": lambda: number("nvmlDeviceGetPowerUsage") / 1000,
         "utilization_percent": utilization,
         "temperature_c": lambda: number("nvmlDeviceGetTemperature", _TEMPERATURE_GPU),
+        "device_memory_mib": lambda: memory_used() / 2**20,
     }
