@@ -55,6 +55,10 @@ class BuildError(ConvertError):
     exit_code = 7
 
 
+class UnbuildableError(BuildError):
+    """TensorRT read a graph, and cannot make an engine of it; another form of the same model may do."""
+
+
 class BenchmarkError(ConvertError):
     """An engine could not be run, verified or measured."""
 

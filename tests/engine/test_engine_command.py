@@ -10,7 +10,8 @@ import pytest
 from vit_convert.bundle import Bundle, read_json
 from vit_convert.engine import __main__ as command
 from vit_convert.engine import trt
-from vit_convert.engine.requests import batch_profiles, graph_for
+from vit_convert.engine.profiles import batch_profiles
+from vit_convert.engine.requests import graph_for
 from vit_convert.errors import BuildError, UsageError
 
 

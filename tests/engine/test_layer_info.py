@@ -43,18 +43,44 @@ def test_hidden_layers_tell_nothing():
     assert fused_attention({"Layers": ["block_00/linear"]}) is None  # an engine without detailed verbosity
 
 
-def test_int8_products_are_counted():
+UNTOLD = "N/A due to dynamic shapes"  # what 8.6 says of every operand of an engine with a dynamic batch
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"Weights": {"Type": "Int8", "Count": 27648}, "TacticName": "sm90_xmma_fprop_implicit_gemm_f16f16"}, 1),
+        ({"Weights": {"Type": "Half", "Count": 27648}, "TacticName": "sm80_xmma_fprop_implicit_gemm_i8i8_i8i32_f32_nhwckrsc_nhwc"}, 1),
+        ({"TacticName": "ampere_int8_i8816cudnn_int8_128x128_ldg16_relu"}, 1),
+        ({"Weights": {"Type": "Half"}, "TacticName": "sm90_xmma_fprop_implicit_gemm_f16f16_f16f32_f32_nhwckrsc_nhwc_gelu"}, 0),
+        ({"Weights": {"Type": "Half"}}, 0),
+    ],
+)
+def test_int8_products_are_counted_without_types_of_their_operands(fields, expected):
+    entry = {**layer("block_00/fc1", "", UNTOLD), "LayerType": "CaskConvolution", **fields}
+    again = {**entry, "Name": "block_00/fc1 [profile 1]"}
+    assert count_int8({"Layers": [entry, again]}) == expected
+
+
+def test_int8_products_are_counted_by_their_operands():
     def of_type(kind, datatype):
         return {**layer("block_00/fc1", "", datatype), "LayerType": kind}
 
-    # As 8.6 words them: a quantize kernel reads half, a reformatting one is no product.
     wide = "Thirty-two wide channel vectorized row major Int8 format"
     entries = [of_type("CaskConvolution", wide), of_type("CaskGemmMatrixMultiply", "Int8"), of_type("Reformat", wide)]
-    assert count_int8({"Layers": [*entries, of_type("CaskConvolution", "Row major linear FP16 format")]}) == 2
-    assert count_int8({"Layers": [of_type("CaskConvolution", "Half")]}) == 0
     hidden = layer("{ForeignNode[block_00/norm...head/out]}", "", "Row major linear FP16 format")
-    assert count_int8({"Layers": [hidden]}) is None and count_int8({"Layers": ["block_00/linear"]}) is None
-    assert count_int8({"Layers": [hidden, *entries]}) == 2
+    assert count_int8({"Layers": [hidden, *entries, of_type("CaskConvolution", "Row major linear FP16 format")]}) == 2
+    assert count_int8({"Layers": [hidden, "block_00/linear"]}) == 0
+
+
+@pytest.mark.parametrize("answer", [None, "", "not JSON"])
+def test_an_inspector_that_does_not_tell(gpu, monkeypatch, answer):
+    inspector = types.SimpleNamespace(get_engine_information=lambda form: answer)
+    loaded = types.SimpleNamespace(create_engine_inspector=lambda: inspector if answer is not None else None)
+    monkeypatch.setattr("vit_convert.engine.inspect.deserialise", lambda *_, **__: (None, loaded))
+    monkeypatch.setattr(gpu[0].module, "LayerInformationFormat", types.SimpleNamespace(JSON=1), raising=False)
+    found, reason = engine_layers(gpu[0], b"", version_compatible=True)
+    assert found is None and reason.startswith("TensorRT's inspector does not tell")
 
 
 def test_kernel_names_of_a_profiled_run():

@@ -126,6 +126,18 @@ def test_gpu_result_outlives_its_shapes_place(load, gpu, tmp_path):
         assert pointer not in gpu[1].device
 
 
+def test_gpu_result_outlives_its_session(load, gpu, tmp_path):
+    given = images(5)
+    with Session(load()) as session:
+        result = session.run(DeviceArray(given.ctypes.data, given.shape, given.dtype, given))["logits"]
+    got = np.from_dlpack(dataclasses.replace(result, device=(1, 0)))
+    np.testing.assert_allclose(got, expected(tmp_path, given), atol=1e-6)
+    assert list(gpu[1].device) == [result.pointer]  # all else has gone
+    del got, result, session
+    gc.collect()
+    assert not gpu[1].device
+
+
 def test_session_that_does_not_fit_leaves_nothing(load, gpu, monkeypatch):
     engine = load()
     monkeypatch.setattr(simulated_gpu.CudaEngine, "device_memory_size", 1 << 40)

@@ -10,7 +10,7 @@ from vit_convert.engine import requests
 from vit_convert.engine.build_request import request_record
 from vit_convert.engine.facts import read_config, read_facts
 from vit_convert.engine.sidecar import add_to_sidecar
-from vit_convert.errors import BuildError
+from vit_convert.errors import BuildError, UnbuildableError
 from vit_convert.progress import Progress
 
 
@@ -29,7 +29,7 @@ def build(gpu, advised, monkeypatch):
     def build_one(backend, request, plan, *, progress):
         tried.append(request.onnx_path.name)
         if tried[-1] != "model.onnx":
-            raise BuildError(f"{tried[-1]}: no such plugin.")
+            raise UnbuildableError(f"{tried[-1]}: no such plugin.")
         simulated_gpu.write_plan(plan, request.onnx_path, [tuple(p["images"]) for p in request.profiles], precision=request.precision)
         summary = {"build_seconds": 1.0}
         add_to_sidecar(plan, **request_record(request), summary=summary)
@@ -102,6 +102,13 @@ def test_spelling_asked_for_by_name_does_not_give_way(advised, build):
     _, config, facts = advised
     config.engine.spelling = "matmul"
     with pytest.raises(BuildError, match="no such plugin"):
+        build(config, facts)
+
+
+def test_what_is_wrong_with_the_host_is_no_reason_to_give_way(advised, build, monkeypatch):
+    _, config, facts = advised
+    monkeypatch.setattr(requests, "build_one", lambda *args, **kwargs: (_ for _ in ()).throw(BuildError("no builder")))
+    with pytest.raises(BuildError, match="no builder"):
         build(config, facts)
 
 

@@ -106,6 +106,21 @@ def test_spellings_are_tried_in_fp16(converted, precision, expected):
     assert {trial.spelling: trial.request.onnx_path for trial in trials}.get("matmul") in (None, bundle.spelling("matmul"))
 
 
+def test_a_calibrator_is_not_tuned(capsys, bundle_path, built):
+    assert run(bundle_path, "--precision=int8", "--config.engine.calibrator=True") == UsageError.exit_code
+    assert "config.engine.calibrator=True: tune does not calibrate" in capsys.readouterr().err and not built
+
+
+def test_other_tolerances_are_another_trial(converted, gpu):
+    bundle = Bundle(converted)
+    config = read_config(bundle)
+    keys = []
+    for cosine in (0.999, 0.99):
+        config.check.fp16_cosine = cosine
+        keys.append([trial.key(gpu[0]) for trial in plan_trials(bundle, config, read_facts(bundle), precisions=["fp16"])])
+    assert not set(keys[0]) & set(keys[1])
+
+
 def test_trials_skip_sizes_outside_the_range(converted):
     bundle = Bundle(converted)
     config = read_config(bundle)

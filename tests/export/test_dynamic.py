@@ -9,7 +9,7 @@ import pytest
 from export_graphs import architecture, random_images, random_params
 
 from vit_convert.checkpoint.posemb import resample
-from vit_convert.engine.requests import batch_profiles
+from vit_convert.engine.profiles import batch_profiles
 from vit_convert.errors import ExportError, UsageError
 from vit_convert.export.exporter import export_model
 from vit_convert.export.targets import TARGETS

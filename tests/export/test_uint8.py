@@ -169,7 +169,7 @@ def test_tensorrt_rtx_builds_it(tmp_path, precision, layout):
     from vit_convert.bundle import read_json
     from vit_convert.engine.build import build_engine
     from vit_convert.engine.build_request import BuildRequest
-    from vit_convert.engine.requests import batch_profiles
+    from vit_convert.engine.profiles import batch_profiles
     from vit_convert.engine.trt import load_backend
     from vit_convert.progress import Progress
 

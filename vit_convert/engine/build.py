@@ -11,15 +11,16 @@ from typing import Any
 
 from vit_convert.bundle import atomic, write_json
 from vit_convert.engine import inspect
-from vit_convert.engine.build_request import BuildRequest, Profile, Shape, request_record
+from vit_convert.engine.build_request import BuildRequest, request_record
 from vit_convert.engine.builder_config import configure
 from vit_convert.engine.listen import make_monitor
 from vit_convert.engine.network import count_attentions, inputs, parse_graph
 from vit_convert.engine.precision import builds_strongly_typed, count_types, require_precision, require_types, set_weak_precision
+from vit_convert.engine.profiles import Profile, Shape
 from vit_convert.engine.sidecar import write_sidecar
 from vit_convert.engine.timings import find_timings, load_timings, save_timings
 from vit_convert.engine.trt import DTYPES, Backend
-from vit_convert.errors import BuildError
+from vit_convert.errors import BuildError, UnbuildableError
 from vit_convert.progress import Progress
 
 _MAX_OPT_LEVEL = 5
@@ -142,7 +143,7 @@ def _build(backend: Backend, builder: Any, network: Any, builder_config: Any, re
         if failure is not None:  # kept by a callback, which could not raise through TensorRT
             raise failure
     if serialized is None:
-        raise BuildError(
+        raise UnbuildableError(
             f"{pathlib.Path(request.onnx_path).name} as {request.precision}: {backend.logger.explain()}",
             fix="See TensorRT's reason above; a smaller batch.max or another opt_level may build.",
         )

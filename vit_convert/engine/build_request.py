@@ -9,10 +9,8 @@ from typing import Any
 
 import vit_convert
 from vit_convert.engine.network import require_graph
+from vit_convert.engine.profiles import Profile
 from vit_convert.engine.sidecar import graph_hashes
-
-Shape = tuple[int, ...]
-Profile = Mapping[str, tuple[Shape, Shape, Shape]]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from vit_convert.engine.build_request import BuildRequest, Profile, Shape
+from vit_convert.engine.build_request import BuildRequest
 from vit_convert.engine.network import inputs
+from vit_convert.engine.profiles import Profile, Shape
 from vit_convert.engine.trt import Backend
 from vit_convert.errors import BuildError
 

@@ -4,10 +4,14 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+import ml_collections
 import numpy as np
 
-from vit_convert.calibration_cache import ALGORITHMS, CacheKey, load_cache, save_cache
+from vit_convert.bundle import Bundle
+from vit_convert.calibration_cache import ALGORITHMS, CacheKey, hash_source, load_cache, save_cache
+from vit_convert.engine.build_request import BuildRequest, hash_graph
 from vit_convert.engine.cuda import DeviceBuffer, Stream
+from vit_convert.engine.facts import graph_input
 from vit_convert.engine.trt import Backend
 from vit_convert.errors import BuildError, CalibrationError
 from vit_convert.progress import Progress
@@ -79,6 +83,7 @@ def make_calibrator(
                 return self._upload(names)
             except BaseException as e:
                 self.failure = e
+                self._release()
                 return None
 
         def read_calibration_cache(self) -> bytes | None:
@@ -116,3 +121,41 @@ def make_calibrator(
                 self._buffer = self._stream = None
 
     return Calibrator()
+
+
+def bundle_calibrator(
+    backend: Backend, bundle: Bundle, config: ml_collections.ConfigDict, request: BuildRequest, progress: Progress
+) -> Any:
+    """Makes the calibrator of a bundle's INT8 engine; its cache lies in the bundle, named after what it comes from.
+
+    Args:
+        backend: a TensorRT with calibrators.
+        bundle: holds the calibration images.
+        config: the resolved config.
+        request: what is to be built, without its calibrator.
+        progress: told how many images are done.
+
+    Raises:
+        BuildError: this backend has no calibrators.
+        CalibrationError: there are no images or too few, or the cache there is not for this build.
+    """
+    images_path, channels_first, dtype = bundle.images("calibration"), config.layout == "NCHW", np.dtype(config.input)
+    if not images_path.exists():
+        raise CalibrationError(f"{images_path}: there are no calibration images", fix="Run the conversion's calibrate stage first.")
+    images, method, batch_size = np.load(images_path, mmap_mode="r"), config.calibration.method, config.calibration.batch_size
+    source_hash = hash_source(
+        hash_graph(request.onnx_path),
+        images_path,
+        num_images=len(images) // batch_size * batch_size,
+        preprocessing=request.preprocessing,
+    )
+    return make_calibrator(
+        backend,
+        method,
+        images,
+        lambda pixels: graph_input(pixels, request.preprocessing, dtype, channels_first=channels_first),
+        batch_size=batch_size,
+        cache_path=bundle.root / f"calibration.tensorrt-{backend.version}-{method}-{source_hash[:12]}.cache",
+        source_hash=source_hash,
+        progress=progress,
+    )

@@ -67,7 +67,7 @@ def read_facts(bundle: Bundle) -> Facts:
         output=checkpoint["output"],
         preprocess=checkpoint["preprocess"],
         target=results["export"]["target"],
-        spelling=results["export"]["spelling"],
+        spelling=results["export"].get("spelling", ""),  # bundles of earlier versions have none
         top1=results.get("reference", {}).get("top1"),
         checks={"fp32": results.get("check", {}), **results.get("quantize", {}).get("checks", {})},
     )

@@ -68,8 +68,9 @@ class CudaGraph:
 
     def close(self) -> None:
         """Destroys the graph."""
-        cuda.call("cuGraphExecDestroy", self._exec)
-        cuda.call("cuGraphDestroy", self._graph)
+        statuses = cuda.status_of("cuGraphExecDestroy", self._exec), cuda.status_of("cuGraphDestroy", self._graph)
+        if any(statuses):
+            raise BuildError(f"a CUDA graph: not destroyed ({', '.join(map(str, statuses))})")
 
 
 def _node_type(node: int) -> int:

@@ -15,6 +15,9 @@ from vit_convert.engine.trt import Backend
 _FUSED_KERNEL = re.compile(r"gem[mv]_mha|fmha|^mha\d+\b", re.IGNORECASE)
 # "CaskConvolution", "CaskGemmMatrixMultiply", "gemm", "conv"
 _PRODUCT = re.compile(r"conv|gemm|matrix", re.IGNORECASE)
+# "sm80_xmma_fprop_implicit_gemm_i8i8_i8i32_f32_…", "ampere_int8_…", "…_imma_…"
+_INT8_KERNEL = re.compile(r"(^|_)i8|int8|imma", re.IGNORECASE)
+_OTHER_PROFILE = "[profile "  # in the names of the layers of an engine's second and later profiles
 # Where Myelin keeps a subgraph to itself (8.6), the inspector shows one node for all of it.
 _HIDDEN = "ForeignNode["
 # "Half", "Row major linear FP16 format", "Float", "Int8", …: the wording changed with every major version
@@ -64,20 +67,20 @@ def count_fused(kernels: Iterable[tuple[str, str]]) -> FusedAttention:
     return FusedAttention(sum(precisions.values()), dict(precisions))
 
 
-def count_int8(layer_info: dict[str, Any]) -> int | None:
-    """Counts the matrix products and convolutions that read int8.
+def count_int8(layer_info: dict[str, Any]) -> int:
+    """Counts the matrix products and convolutions that run in int8, of one profile and as far as the inspector shows them.
 
     Args:
         layer_info: the inspector's JSON, {"Layers": [...]}.
-
-    Returns:
-        The count; None where none is seen and the inspector hides a part of the engine.
     """
-    entries = layer_info["Layers"]
-    hidden = any(isinstance(entry, str) or _HIDDEN in entry["Name"] for entry in entries)
-    shown = [entry for entry in entries if not isinstance(entry, str)]
-    count = sum(bool(_PRODUCT.search(entry.get("LayerType", ""))) and _precision(_first_type(entry)) == "int8" for entry in shown)
-    return None if hidden and not count else count
+    entries = [entry for entry in layer_info["Layers"] if not isinstance(entry, str) and _OTHER_PROFILE not in entry["Name"]]
+    return sum(bool(_PRODUCT.search(entry.get("LayerType", ""))) and _runs_in_int8(entry) for entry in entries)
+
+
+def _runs_in_int8(entry: dict[str, Any]) -> bool:
+    # 8.6 gives operands of dynamic shape no type ("N/A due to dynamic shapes"): their weights and kernels have one.
+    types = (_precision(_first_type(entry)), (entry.get("Weights") or {}).get("Type", "").lower())
+    return "int8" in types or bool(_INT8_KERNEL.search(entry.get("TacticName", "")))
 
 
 def engine_layers(backend: Backend, serialized: Any, *, version_compatible: bool) -> tuple[dict[str, Any] | None, str]:
@@ -97,8 +100,11 @@ def engine_layers(backend: Backend, serialized: Any, *, version_compatible: bool
     if cuda_engine is None:
         return None, f"the engine does not load on this {backend.gpu.arch}: {backend.logger.explain()}"
     inspector = cuda_engine.create_engine_inspector()
-    # 8.6 writes control characters into names as they are
-    return json.loads(inspector.get_engine_information(backend.module.LayerInformationFormat.JSON), strict=False), ""
+    text = inspector.get_engine_information(backend.module.LayerInformationFormat.JSON) if inspector is not None else None
+    try:  # 8.6 writes control characters into names as they are
+        return json.loads(text or "", strict=False), ""
+    except ValueError as e:
+        return None, f"TensorRT's inspector does not tell ({e})"
 
 
 def _first_type(entry: dict[str, Any]) -> str:

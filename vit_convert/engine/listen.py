@@ -104,9 +104,9 @@ def make_logger(module: Any) -> Any:
                     heard.failure = e
 
         def _listeners(self) -> list[Heard]:
-            if self.heard in self._open:
+            if hasattr(self._local, "heard"):
                 return [self.heard]
-            # A thread of TensorRT's own works for one of the open blocks, and does not say for which.
+            # A thread that never listened is TensorRT's own: it works for one of the open blocks, and does not say for which.
             return list(self._open) or [self.heard]
 
         @contextlib.contextmanager

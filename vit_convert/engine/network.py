@@ -7,7 +7,7 @@ from typing import Any
 
 from vit_convert.engine.listen import without_noise
 from vit_convert.engine.trt import Backend
-from vit_convert.errors import BuildError
+from vit_convert.errors import BuildError, UnbuildableError
 
 
 def parse_graph(backend: Backend, builder: Any, onnx_path: pathlib.Path, *, strongly_typed: bool) -> tuple[Any, Any]:
@@ -76,7 +76,7 @@ def _parse_error(backend: Backend, parser: Any, onnx_path: pathlib.Path) -> Buil
         reason = without_noise(parser_error.desc())
     where = f"node {name}: " if name else ""
     fix = f"{backend.module.__name__} {backend.version} cannot read this graph; export it for this target."
-    return BuildError(f"{onnx_path.name}: {where}{reason}", fix=fix)
+    return UnbuildableError(f"{onnx_path.name}: {where}{reason}", fix=fix)
 
 
 def _refuse_attention(backend: Backend, network: Any, onnx_path: pathlib.Path) -> None:

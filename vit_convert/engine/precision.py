@@ -154,13 +154,13 @@ def set_weak_precision(
     builder_config.set_flag(backend.find("BuilderFlag.FP16"))
     if precision == "int8":
         builder_config.set_flag(backend.find("BuilderFlag.INT8"))
-    if has_calibrator:
-        _prefer_int8(backend, network)
-    if has_calibrator or keep_fp32:  # what int8 has no kernel for may fall back, what is to stay in fp32 may not
-        obey, prefer = backend.find("BuilderFlag.OBEY_PRECISION_CONSTRAINTS"), backend.find("BuilderFlag.PREFER_PRECISION_CONSTRAINTS")
-        builder_config.set_flag(prefer if has_calibrator else obey)
     if not keep_fp32:
+        if has_calibrator:
+            builder_config.set_flag(backend.find("BuilderFlag.PREFER_PRECISION_CONSTRAINTS"))  # some products have no int8 kernel
+            _prefer_int8(backend, network)
         return
+    # Either all constraints are obeyed or none is: what stays in fp32 has to, and int8 is left to the timings then.
+    builder_config.set_flag(backend.find("BuilderFlag.OBEY_PRECISION_CONSTRAINTS"))
     unmatched = set(keep_fp32)
     for layer in layers(network):
         matching = [pattern for pattern in keep_fp32 if _matches(layer.name, pattern)]

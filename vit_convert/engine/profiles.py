@@ -1,11 +1,14 @@
 """Which optimization profile runs a batch: a fixed one of that size, else the tightest range, else the next larger size, padded."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from vit_convert.errors import BenchmarkError
+from vit_convert.image_size import ImageRange
 
 Shape = tuple[int, ...]
+Profile = Mapping[str, tuple[Shape, Shape, Shape]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +33,26 @@ class ShapeRange:
     def accepts(self, shape: Shape) -> bool:
         """Whether a shape lies within the range."""
         return len(shape) == len(self.smallest) and all(low <= size <= high for low, size, high in zip(self.smallest, shape, self.largest))
+
+
+def batch_profiles(image_size: Sequence[int] | ImageRange, layout: str, batch: Mapping[str, Any]) -> list[Profile]:
+    """Optimization profiles over the batch: one of each fixed size, then the range; all of them over every image size of a dynamic graph.
+
+    Args:
+        image_size: (height, width) in pixels, or the range that a dynamic graph takes.
+        layout: "NHWC" or "NCHW".
+        batch: {"min", "opt", "max", "profiles": sizes that get a fixed profile}.
+
+    Returns:
+        For each profile {"images": (smallest, optimal, largest shape)}.
+    """
+    if isinstance(image_size, ImageRange):
+        sizes: Sequence[Sequence[int]] = (image_size.smallest, image_size.optimal, image_size.largest)
+    else:
+        sizes = (image_size,) * 3
+    shapes = [(*size, 3) if layout == "NHWC" else (3, *size) for size in sizes]
+    triples = dict.fromkeys([*((size, size, size) for size in batch["profiles"]), (batch["min"], batch["opt"], batch["max"])])
+    return [{"images": ((low, *shapes[0]), (best, *shapes[1]), (high, *shapes[2]))} for low, best, high in triples]
 
 
 @dataclasses.dataclass(frozen=True)

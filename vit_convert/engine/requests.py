@@ -2,26 +2,24 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import ml_collections
-import numpy as np
 
 from vit_convert import config as configs
 from vit_convert.bundle import Bundle, read_json
-from vit_convert.calibration_cache import hash_source
 from vit_convert.engine import inspect
 from vit_convert.engine.build import build_engine
-from vit_convert.engine.build_request import BuildRequest, Profile, hash_graph, request_record
-from vit_convert.engine.calibrator import make_calibrator
-from vit_convert.engine.facts import Facts, graph_input
+from vit_convert.engine.build_request import BuildRequest, request_record
+from vit_convert.engine.calibrator import bundle_calibrator
+from vit_convert.engine.facts import Facts
 from vit_convert.engine.kernels import fused_attention_by_kernels
+from vit_convert.engine.profiles import batch_profiles
 from vit_convert.engine.runtime import Engine
 from vit_convert.engine.sidecar import add_to_sidecar, check_sidecar, sidecar_path
 from vit_convert.engine.trt import Backend
-from vit_convert.errors import BuildError, CalibrationError, ConvertError
-from vit_convert.image_size import ImageRange
+from vit_convert.errors import BuildError, ConvertError, UnbuildableError
 from vit_convert.progress import Progress
 
 
@@ -44,26 +42,6 @@ def graph_for(bundle: Bundle, precision: str, target: str, *, calibrator: bool =
     if takes_spellings(precision, target):
         return bundle.spelling(spelling) if spelling else bundle.onnx()
     return bundle.onnx("fp32" if calibrator else precision)
-
-
-def batch_profiles(image_size: Sequence[int] | ImageRange, layout: str, batch: Mapping[str, Any]) -> list[Profile]:
-    """Optimization profiles over the batch: one of each fixed size, then the range; all of them over every image size of a dynamic graph.
-
-    Args:
-        image_size: (height, width) in pixels, or the range that a dynamic graph takes.
-        layout: "NHWC" or "NCHW".
-        batch: {"min", "opt", "max", "profiles": sizes that get a fixed profile}.
-
-    Returns:
-        For each profile {"images": (smallest, optimal, largest shape)}.
-    """
-    if isinstance(image_size, ImageRange):
-        sizes: Sequence[Sequence[int]] = (image_size.smallest, image_size.optimal, image_size.largest)
-    else:
-        sizes = (image_size,) * 3
-    shapes = [(*size, 3) if layout == "NHWC" else (3, *size) for size in sizes]
-    triples = dict.fromkeys([*((size, size, size) for size in batch["profiles"]), (batch["min"], batch["opt"], batch["max"])])
-    return [{"images": ((low, *shapes[0]), (best, *shapes[1]), (high, *shapes[2]))} for low, best, high in triples]
 
 
 def request_for(bundle: Bundle, config: ml_collections.ConfigDict, facts: Facts, precision: str) -> BuildRequest:
@@ -117,7 +95,7 @@ def build_bundle(
         force: build those that are there, too.
 
     Returns:
-        Per engine: backend, version, arch, precision, path, bytes, build_seconds, products, int8_layers (products that read int8; None
+        Per engine: backend, version, arch, precision, path, bytes, build_seconds, products, int8_layers (products that run in int8; None
         for other precisions or where TensorRT does not tell), fused_attention ({count, precisions, text,
         source} and, read from kernels, profiles; None where fused_attention_unknown says why), warnings.
 
@@ -129,7 +107,7 @@ def build_bundle(
     for precision in precisions:
         request = request_for(bundle, config, facts, precision)
         if precision == "int8" and config.engine.calibrator:
-            request = dataclasses.replace(request, calibrator=_calibrator(backend, bundle, config, request, progress))
+            request = dataclasses.replace(request, calibrator=bundle_calibrator(backend, bundle, config, request, progress))
         plan = bundle.plan(backend.name, backend.version, backend.arch, precision)
         if config.engine.spelling == configs.AUTO and pathlib.Path(request.onnx_path).parent == bundle.spellings:
             found = _build_advised(backend, bundle, request, plan, force=force, progress=progress)
@@ -158,7 +136,7 @@ def _build_advised(
         return found
     try:
         return _build(backend, request, plan, force=force, progress=progress)
-    except BuildError as e:
+    except UnbuildableError as e:
         reason = str(e).rstrip(".")
     progress.warn(f"{reason}; {request.precision} is built from {bundle.onnx().name} instead")
     found = _build(backend, plain, plan, force=force, progress=progress)
@@ -192,7 +170,7 @@ def build_one(backend: Backend, request: BuildRequest, plan: pathlib.Path, *, pr
     int8_layers = inspect.count_int8(result.layer_info) if request.precision == "int8" and result.layer_info is not None else None
     if int8_layers == 0:
         graph = pathlib.Path(request.onnx_path).name
-        progress.warn(f"{graph} as int8: TensorRT runs none of its products in int8, so the engine is an fp16 one")
+        progress.warn(f"{graph} as int8: TensorRT shows none of its products in int8, so it may be an fp16 engine")
     summary = {
         "backend": backend.name,
         "version": backend.version,
@@ -236,26 +214,3 @@ def _finished(backend: Backend, request: BuildRequest, plan: pathlib.Path) -> di
     except BuildError:
         return None
     return record["summary"]
-
-
-def _calibrator(backend: Backend, bundle: Bundle, config: ml_collections.ConfigDict, request: BuildRequest, progress: Progress) -> Any:
-    images_path, channels_first, dtype = bundle.images("calibration"), config.layout == "NCHW", np.dtype(config.input)
-    if not images_path.exists():
-        raise CalibrationError(f"{images_path}: there are no calibration images", fix="Run the conversion's calibrate stage first.")
-    images, method, batch_size = np.load(images_path, mmap_mode="r"), config.calibration.method, config.calibration.batch_size
-    source_hash = hash_source(
-        hash_graph(request.onnx_path),
-        images_path,
-        num_images=len(images) // batch_size * batch_size,
-        preprocessing=request.preprocessing,
-    )
-    return make_calibrator(
-        backend,
-        method,
-        images,
-        lambda pixels: graph_input(pixels, request.preprocessing, dtype, channels_first=channels_first),
-        batch_size=batch_size,
-        cache_path=bundle.root / f"calibration.tensorrt-{backend.version}-{method}-{source_hash[:12]}.cache",
-        source_hash=source_hash,
-        progress=progress,
-    )

@@ -47,7 +47,7 @@ class Session:
             # Contexts of one stream never run at once, so they share what they work in; a size of 0 is no legal allocation.
             self._workspace = cuda.DeviceBuffer(max(engine.workspace_bytes, 1))
             held.callback(self._workspace.close)
-            held.callback(_close_all, self._prepared)  # the contexts end before the memory that they work in
+            held.callback(self._prepared.clear)  # the contexts end before the memory that they work in, but for results still held
             held.callback(self.stream.synchronize)
             self._held = held.pop_all()
 
@@ -206,8 +206,3 @@ class Session:
     def _require(self, succeeded: bool, what: str) -> None:
         if not succeeded:
             raise BenchmarkError(f"{self.engine.path.name}: {what}: {self.engine.backend.logger.explain()}", fix="Build the engine again.")
-
-
-def _close_all(prepared: dict[Shape, Prepared]) -> None:
-    while prepared:
-        prepared.popitem()[1].close()

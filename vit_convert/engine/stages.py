@@ -2,7 +2,7 @@
 
 import datetime
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -59,9 +59,7 @@ def verify_bundle(
             found = verify_session(session, bundle, config, facts, progress=progress)
         engines[precision] = {**found, "plan": str(plan.relative_to(bundle.root))}
         keep_proof(plan, found)
-    top1 = next((found["top1"] for found in engines.values() if "top1" in found), None)
-    parts = (f"{p}: cosine {e['cosine']:.6f}" + (f", top-1 {e['top1']:.2f} %" if "top1" in e else "") for p, e in engines.items())
-    result = {"passed": all(e["passed"] for e in engines.values()), "engines": engines, "top1": top1, "summary": "; ".join(parts)}
+    result = verification(engines)
     if not result["passed"]:
         misses = [f"{precision}: {miss}" for precision, found in engines.items() for miss in found["misses"]]
         wrong = next(precision for precision, found in engines.items() if not found["passed"])
@@ -69,6 +67,21 @@ def verify_bundle(
         error.result = result  # type: ignore[attr-defined]
         raise error
     return result
+
+
+def verification(engines: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Puts the results of `verify_session` together.
+
+    Args:
+        engines: by precision.
+
+    Returns:
+        What `verify_bundle` does.
+    """
+    top1 = next((found["top1"] for found in engines.values() if "top1" in found), None)
+    parts = (f"{p}: cosine {e['cosine']:.6f}" + (f", top-1 {e['top1']:.2f} %" if "top1" in e else "") for p, e in engines.items())
+    passed = all(found["passed"] for found in engines.values())
+    return {"passed": passed, "engines": dict(engines), "top1": top1, "summary": "; ".join(parts)}
 
 
 def benchmark_bundle(
@@ -186,13 +199,12 @@ def add_to_report(bundle: Bundle, *, build: Any = None, verify: Any = None, benc
     if build is not None:
         kept = [row for row in report.get("engines", []) if row["path"] not in {new["path"] for new in build}]
         report["engines"] = [*kept, *build]
-        verified = report.get("verify", {}).get("engines", {})
-        for row in build:
-            if not proof_of(bundle.root / row["path"]):  # what was verified is no longer there
-                verified.pop(row["precision"], None)
+        gone = {row["precision"] for row in build if not proof_of(bundle.root / row["path"])}  # what was verified is no longer there
+        verified = {name: found for name, found in report.pop("verify", {}).get("engines", {}).items() if name not in gone}
+        if verified:
+            report["verify"] = verification(verified)
     if verify is not None:
-        engines = {**report.get("verify", {}).get("engines", {}), **verify["engines"]}
-        report["verify"] = {**verify, "passed": all(found["passed"] for found in engines.values()), "engines": engines}
+        report["verify"] = verification({**report.get("verify", {}).get("engines", {}), **verify["engines"]})
         if verify["top1"] is not None:
             report.setdefault("accuracy", {})["engine"] = verify["top1"]
     if benchmark is not None:

@@ -14,7 +14,8 @@ from vit_convert import config as configs
 from vit_convert.bundle import Bundle, hash_value
 from vit_convert.engine.build_request import BuildRequest, request_record
 from vit_convert.engine.facts import Facts
-from vit_convert.engine.requests import batch_profiles, request_for, takes_spellings
+from vit_convert.engine.profiles import batch_profiles
+from vit_convert.engine.requests import request_for, takes_spellings
 from vit_convert.engine.trt import Backend
 from vit_convert.engine.winners import DEFAULT
 from vit_convert.errors import UsageError
@@ -34,6 +35,7 @@ class Trial:
         precision: of the engine.
         batches: sizes that it is timed at.
         seconds: of one pass over one of them.
+        check: the config's tolerances, by which it passes or not.
         request: what to build.
     """
 
@@ -42,6 +44,7 @@ class Trial:
     precision: str
     batches: tuple[int, ...]
     seconds: float
+    check: Mapping[str, float]
     request: BuildRequest
 
     @property
@@ -51,9 +54,9 @@ class Trial:
         return f"fixed {best}" if smallest == largest else f"range {smallest}-{best}-{largest}"
 
     def key(self, backend: Backend) -> str:
-        """What its result depends on, as a hash: the graph, the request, what is timed, the TensorRT and the GPU."""
-        where = [backend.name, backend.version, backend.gpu.name if backend.gpu else ""]
-        return hash_value([where, request_record(self.request), list(self.batches), self.seconds])
+        """What its result depends on, as a hash: graph, request, tolerances, what is timed, TensorRT, GPU and driver."""
+        where = [backend.name, backend.version, backend.gpu.name if backend.gpu else "", backend.gpu.driver if backend.gpu else ""]
+        return hash_value([where, request_record(self.request), list(self.batches), self.seconds, dict(self.check)])
 
 
 def options_of(config: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -96,8 +99,12 @@ def plan_trials(bundle: Bundle, config: ml_collections.ConfigDict, facts: Facts,
         The trials.
 
     Raises:
-        UsageError: the bundle does not hold one of the spellings.
+        UsageError: the bundle does not hold one of the spellings, or INT8 is to come from TensorRT's own calibrator.
     """
+    if "int8" in precisions and config.engine.calibrator:
+        raise UsageError(
+            "config.engine.calibrator=True: tune does not calibrate", fix="Tune the other precisions, or int8 of the quantized graph."
+        )
     batches, span = tuple(config.benchmark.batches), config.batch
     kinds = [({"min": size, "opt": size, "max": size}, (size,)) for size in batches]
     inside = tuple(size for size in batches if span.min <= size <= span.max)
@@ -152,7 +159,8 @@ def _trial(
     request = request_for(bundle, config, facts, precision)
     profiles = batch_profiles(facts.image_size, config.layout, {**sizes, "profiles": ()})
     graph = _graph(bundle, spelling) if takes_spellings(precision, facts.target) else request.onnx_path
-    return Trial(spelling, sizes, precision, batches, seconds, dataclasses.replace(request, onnx_path=graph, profiles=profiles))
+    check = config.check.to_dict()
+    return Trial(spelling, sizes, precision, batches, seconds, check, dataclasses.replace(request, onnx_path=graph, profiles=profiles))
 
 
 def _graph(bundle: Bundle, spelling: str) -> pathlib.Path:

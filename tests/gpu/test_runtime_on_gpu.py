@@ -1,0 +1,160 @@
+"""Real TensorRT on a real GPU: the engines of a bundle that was exported elsewhere are run and timed here.
+
+    VIT_CONVERT_BUNDLE=path/of/a/bundle VIT_CONVERT_RESULTS=results.json python -m pytest -m gpu tests/gpu
+
+Needs what test_build_on_gpu.py does.
+"""
+
+import dataclasses
+import threading
+import types
+
+import numpy as np
+import pytest
+from gpu_bundle import BACKEND, tiled
+
+from vit_convert.bundle import hash_file, read_json, write_json
+from vit_convert.engine import cuda
+from vit_convert.engine.device_array import DeviceArray
+from vit_convert.engine.graphs import CudaGraph
+from vit_convert.engine.kernels import fused_attention_by_kernels
+from vit_convert.engine.measure import Worker, measure_latency, measure_throughput
+from vit_convert.engine.monitor import Monitor
+from vit_convert.engine.pinned import is_pinned, pinned_array
+from vit_convert.engine.pipelined import PipelinedSession
+from vit_convert.engine.runtime import Engine
+from vit_convert.engine.session import Session
+from vit_convert.errors import BuildError
+
+pytestmark = pytest.mark.gpu
+
+
+def test_cuda_layer():
+    stream, begin, end = cuda.Stream(), cuda.Event(), cuda.Event()
+    before = cuda.free_memory_bytes()
+    given = pinned_array((1 << 24,), np.uint8)
+    given[...] = np.arange(given.size, dtype=np.uint8)
+    assert is_pinned(given) and not is_pinned(np.zeros(4096, np.uint8))
+    first, second = cuda.DeviceBuffer(given.nbytes), cuda.DeviceBuffer(given.nbytes)
+    assert before - cuda.free_memory_bytes() >= 2 * given.nbytes
+    got = np.zeros_like(given)
+    first.upload(given, stream)
+    graph = CudaGraph(stream, lambda: second.copy_from(first.pointer, given.nbytes, stream))
+    begin.record(stream)
+    graph.launch(stream)
+    end.record(stream)
+    second.download(got, stream)
+    stream.synchronize()
+    assert np.array_equal(got, given)
+    assert 0 < begin.elapsed_ms(end) < 1000
+    for thing in (graph, begin, end, first, second, stream):
+        thing.close()
+
+
+def test_every_batch_matches_the_reference(engine, facts, reference):
+    expected = reference[facts.output]
+    scale = np.abs(expected).max()
+    with Session(engine) as session:
+        # 16 has a profile of its own, 1..8 the range, 9 is padded to 16, 40 is split.
+        for batch in (1, 2, 5, 8, 9, 16, 40):
+            got = session.run(tiled(reference, batch))[facts.output]
+            wanted = expected[np.arange(batch) % len(expected)]
+            # fp32 with TF32 off: 1e-3 of the scale, as verification demands.
+            np.testing.assert_allclose(got, wanted, atol=1e-3 * scale, rtol=0)
+
+
+def test_a_replayed_graph_gives_the_same_bits(engine, facts, reference):
+    with Session(engine) as replayed, Session(engine, cuda_graphs=False) as plain:
+        for batch in (1, 5, 16):
+            prepared = replayed.prepare((batch, *reference["images"].shape[1:]))
+            assert prepared.graph is not None, prepared.why_no_graph
+            images = tiled(reference, batch)
+            assert np.array_equal(replayed.run(images)[facts.output], plain.run(images)[facts.output])
+        # Shapes that take turns do not disturb each other's recorded graphs.
+        for batch in (5, 1, 16, 7, 5, 1):
+            images = tiled(reference, batch)
+            assert np.array_equal(replayed.run(images)[facts.output], plain.run(images)[facts.output])
+
+
+def test_threads_with_a_session_each(engine, facts, reference):
+    images = tiled(reference, 5)
+    with Session(engine) as session:
+        expected = session.run(images)[facts.output]
+    results: dict[int, list[np.ndarray]] = {}
+
+    def work(number):
+        with Session(engine) as session:
+            results[number] = [session.run(images)[facts.output] for _ in range(20)]
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 3 and all(np.array_equal(got, expected) for found in results.values() for got in found)
+
+
+def test_gpu_arrays_in_and_out(engine, facts, reference):
+    images = np.ascontiguousarray(tiled(reference, 4))
+    stream = cuda.Stream()
+    source = cuda.DeviceBuffer(images.nbytes)
+    source.upload(images, stream)
+    stream.synchronize()
+    own = DeviceArray(source.pointer, images.shape, images.dtype, source)
+    interface = {"shape": images.shape, "typestr": images.dtype.str, "data": (source.pointer, True), "version": 3}
+    another = types.SimpleNamespace(__cuda_array_interface__=interface)  # as CuPy and Numba give theirs
+    with Session(engine) as session:
+        for given in (own, another):
+            result = session.run(given)[facts.output]
+            got = np.empty(result.shape, result.dtype)
+            target = cuda.DeviceBuffer(result.num_bytes)
+            target.copy_from(result.pointer, result.num_bytes, stream)
+            target.download(got, stream)
+            stream.synchronize()
+            assert np.array_equal(got, session.run(images)[facts.output])
+
+
+def test_torch_tensors_in_and_out(engine, facts, reference):
+    torch = pytest.importorskip("torch")
+    images = torch.from_numpy(tiled(reference, 4)).cuda()
+    with Session(engine) as session:
+        got = torch.from_dlpack(session.run(images)[facts.output]).cpu().numpy()
+        assert np.array_equal(got, session.run(tiled(reference, 4))[facts.output])
+
+
+def test_pipelined_results_come_in_order(engine, facts, reference):
+    batches = [np.roll(tiled(reference, 8), shift, axis=0) for shift in range(12)]
+    pinned = [pinned_array(batch.shape, batch.dtype) for batch in batches[:6]]
+    for array, batch in zip(pinned, batches):
+        array[...] = batch
+    with Session(engine) as plain, PipelinedSession(engine) as pipelined:
+        for given, got in zip(batches, pipelined.run([*pinned, *batches[6:]]), strict=True):
+            assert np.array_equal(got[facts.output], plain.run(given)[facts.output])
+
+
+def test_kernels_are_named(engine):
+    for row in fused_attention_by_kernels(engine):
+        assert row["kernels"] > 10 and "of" in row["text"], row
+
+
+def test_latency_and_throughput_agree(engine, facts):
+    with Session(engine) as session, Monitor() as monitor:
+        workers = [Worker(session, engine.ranges[-1].optimal, transfers=False)]
+        rate, latency = measure_throughput(workers, 0.5), measure_latency(workers, 0.5)
+        # Queued runs cannot be slower than single ones; a tenth is left for a clock that moves.
+        assert rate >= 0.9 * workers[0].batch / (np.median(latency.wall_ms) / 1e3)
+    assert monitor.missing or monitor.summary()["sm_clock_mhz"] > 0
+
+
+def test_an_engine_of_another_version_is_refused(built):
+    with pytest.raises(BuildError, match="built by tensorrt"):
+        Engine(dataclasses.replace(BACKEND, version="0.0.1"), built["fp32"])
+
+
+def test_a_damaged_plan_with_a_matching_sidecar_is_refused(built, tmp_path):
+    path = tmp_path / "fp32.plan"
+    path.write_bytes(built["fp32"].read_bytes()[:1000])
+    sidecar = read_json(f"{built['fp32']}.json")
+    write_json(f"{path}.json", {**sidecar, "plan": {"bytes": 1000, "sha256": hash_file(path)}})
+    with pytest.raises(BuildError, match="does not load"):
+        Engine(BACKEND, path)
