@@ -80,7 +80,8 @@ def test_build_with_a_real_tensorrt(capsys, bundle_path):
 def test_build_refuses_what_the_graph_does_not_hold(capsys, bundle_path):
     pytest.importorskip("tensorrt_rtx")
     assert run("build", bundle_path, "--backend=rtx", "--precision=fp16", "--quiet") == BuildError.exit_code  # RTX knows typed graphs alone
-    assert "fp16" in capsys.readouterr().err
+    text = capsys.readouterr().err
+    assert "fp16: tiny has graphs for trt8, whose precision is a flag; tensorrt_rtx " in text and "--config.target=rtx" in text
 
 
 def test_verify_then_benchmark(capsys, simulated, engines):

@@ -105,6 +105,12 @@ def build_bundle(
     """
     engines = []
     for precision in precisions:
+        if takes_spellings(precision, facts.target) and backend.strongly_typed:
+            here, target = f"{backend.module.__name__} {backend.version}", target_of(backend)
+            raise BuildError(
+                f"{precision}: {bundle.root.name} has graphs for {facts.target}, whose precision is a flag; {here} builds typed ones alone",
+                fix=f"Convert again with --config.target={target}.",
+            )
         request = request_for(bundle, config, facts, precision)
         if precision == "int8" and config.engine.calibrator:
             request = dataclasses.replace(request, calibrator=bundle_calibrator(backend, bundle, config, request, progress))
