@@ -26,7 +26,9 @@ from typing import Any
 
 from absl import app, flags
 from side_by_side import VERSIONS, table
-from steps import FAILED, LEFT, Runner, State, Step, is_done, read_json, write_json
+from steps import FAILED, LEFT, Runner, State, Step, is_done
+
+from vit_convert.bundle import read_json, write_json
 
 _FOLDER = pathlib.Path(__file__).resolve().parent
 _ROOT = _FOLDER.parent.parent

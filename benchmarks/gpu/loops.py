@@ -1,7 +1,6 @@
 """How JAX and PyTorch are timed: as vit_convert.engine.measure times our engines, one call at a time and calls queued ahead."""
 
 import datetime
-import json
 import os
 import pathlib
 import time
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from vit_convert.bundle import read_json, write_json
 from vit_convert.engine import cuda
 from vit_convert.engine.measure import MIN_RUNS, QUEUED
 from vit_convert.engine.monitor import Monitor
@@ -82,7 +82,7 @@ class Results:
     def __init__(self, path: str | os.PathLike[str], **about: Any):
         self._path, gpu = pathlib.Path(path), cuda.gpu()
         about |= {"driver": gpu.driver if gpu else "", "min_calls": MIN_RUNS, "queued": QUEUED, "passes": PASSES}
-        found = json.loads(self._path.read_text()) if self._path.exists() else {}
+        found = read_json(self._path, {})
         known = found.pop("rows", [])
         self.rows: list[dict[str, Any]] = [row for row in known if "failed" not in row and found == about]
         self._about = about
@@ -98,6 +98,4 @@ class Results:
             row["failed"] = f"{type(e).__name__}: {str(e)[:300]}"
         print(row, flush=True)
         self.rows.append(row)
-        temporary = self._path.with_name(f"{self._path.name}.tmp")
-        temporary.write_text(json.dumps({**self._about, "rows": self.rows}, indent=1) + "\n")
-        temporary.replace(self._path)
+        write_json(self._path, {**self._about, "rows": self.rows})

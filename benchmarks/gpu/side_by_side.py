@@ -25,14 +25,16 @@ def best(rows: Iterable[Mapping[str, Any]], batch: int, **wanted: Any) -> Mappin
     Returns:
         The row, None where there is none.
     """
-    fitting = [r for r in rows if r["batch"] == batch and "failed" not in r and all(r.get(key) == value for key, value in wanted.items())]
-    return max(fitting, key=lambda row: row["images_per_second"], default=None)
+    return max(_fitting(rows, batch, wanted), key=lambda row: row["images_per_second"], default=None)
 
 
 def fastest_answer(rows: Iterable[Mapping[str, Any]], batch: int, **wanted: Any) -> Mapping[str, Any] | None:
     """The row of lowest median latency of a batch size; arguments as for `best`."""
-    fitting = [r for r in rows if r["batch"] == batch and "failed" not in r and all(r.get(key) == value for key, value in wanted.items())]
-    return min(fitting, key=lambda row: row["p50_ms"], default=None)
+    return min(_fitting(rows, batch, wanted), key=lambda row: row["p50_ms"], default=None)
+
+
+def _fitting(rows: Iterable[Mapping[str, Any]], batch: int, wanted: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [r for r in rows if r["batch"] == batch and "failed" not in r and all(r.get(key) == value for key, value in wanted.items())]
 
 
 def table(results: Mapping[str, Any], precision: str = "fp16") -> str:

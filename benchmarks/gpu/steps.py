@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import datetime
-import json
 import os
 import pathlib
 import shlex
@@ -14,6 +13,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
+
+from vit_convert.bundle import read_json, write_json
 
 DONE, FAILED, LEFT = "done", "failed", "left"
 State = dict[str, dict[str, Any]]
@@ -163,18 +164,6 @@ def is_done(state: State, key: str, after: Sequence[str]) -> bool:
     """
     row = state.get(key, {})
     return row.get("status") == DONE and all(state[before]["started"] <= row["started"] for before in after if before in state)
-
-
-def read_json(path: pathlib.Path) -> Any:
-    """What a JSON file holds, None where there is none."""
-    return json.loads(path.read_text()) if path.exists() else None
-
-
-def write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes a JSON file, whole or not at all."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(json.dumps(value, indent=1) + "\n")
-    temporary.replace(path)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -57,7 +57,7 @@ def make_calibrator(
         )
     key = CacheKey(algorithm, backend.version, source_hash)
     cached = load_cache(cache_path, key)
-    num_images = len(images) // batch_size * batch_size
+    num_images = _in_full_batches(images, batch_size)
     if cached is None and num_images == 0:
         raise CalibrationError(
             f"calibration: {len(images)} images, one batch needs {batch_size}", fix="Give more images, or a smaller batch."
@@ -146,7 +146,7 @@ def bundle_calibrator(
     source_hash = hash_source(
         hash_graph(request.onnx_path),
         images_path,
-        num_images=len(images) // batch_size * batch_size,
+        num_images=_in_full_batches(images, batch_size),
         preprocessing=request.preprocessing,
     )
     return make_calibrator(
@@ -159,3 +159,7 @@ def bundle_calibrator(
         source_hash=source_hash,
         progress=progress,
     )
+
+
+def _in_full_batches(images: np.ndarray, batch_size: int) -> int:
+    return len(images) // batch_size * batch_size

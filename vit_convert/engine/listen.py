@@ -110,8 +110,8 @@ def make_logger(module: Any) -> Any:
             return list(self._open) or [self.heard]
 
         @contextlib.contextmanager
-        def listening(self, progress: Progress) -> Iterator[None]:
-            """Forwards warnings to `progress` during the block, starting with empty lists."""
+        def listening(self, progress: Progress | None = None) -> Iterator[None]:
+            """Starts with empty lists, and forwards warnings to `progress`, where one is given, during the block."""
             heard = self._local.heard = Heard(progress)
             self._open.append(heard)
             try:

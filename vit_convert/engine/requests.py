@@ -96,8 +96,8 @@ def build_bundle(
 
     Returns:
         Per engine: backend, version, arch, precision, path, bytes, build_seconds, products, int8_layers (products that run in int8; None
-        for other precisions or where TensorRT does not tell), fused_attention ({count, precisions, text,
-        source} and, read from kernels, profiles; None where fused_attention_unknown says why), warnings.
+        for other precisions or where TensorRT does not tell), fused_attention ({count, precisions, text, source} and, read from kernels,
+        profiles; None where fused_attention_unknown says why), warnings.
 
     Raises:
         BuildError: a graph does not parse, a precision would not be honoured, or TensorRT fails.

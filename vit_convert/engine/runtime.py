@@ -13,7 +13,6 @@ from vit_convert.engine.profiles import Shape, ShapeRange
 from vit_convert.engine.sidecar import check_sidecar
 from vit_convert.engine.trt import DTYPES, Backend
 from vit_convert.errors import BuildError
-from vit_convert.progress import Progress
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +56,7 @@ class Engine:
             raise BuildError(f"{plan_path}: engines run on a GPU alone, and there is none here", fix="Run it on a host with an NVIDIA GPU.")
         free = cuda.free_memory_bytes()
         portable = self.record["options"]["version_compatible"]
-        with backend.logger.listening(Progress(quiet=True)):
+        with backend.logger.listening():
             runtime, cuda_engine = deserialise(backend, self.path.read_bytes(), version_compatible=portable)
             if cuda_engine is None:
                 raise BuildError(f"{plan_path}: does not load: {backend.logger.explain()}", fix="Build the engine again on this host.")
@@ -93,7 +92,7 @@ class Engine:
         """
         cuda_engine, backend = self._cuda_engine, self.backend
         strategy = backend.find("ExecutionContextAllocationStrategy.USER_MANAGED")
-        with backend.logger.listening(Progress(quiet=True)):
+        with backend.logger.listening():
             if strategy is None:
                 execution_context = cuda_engine.create_execution_context_without_device_memory()
             else:

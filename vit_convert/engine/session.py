@@ -13,7 +13,6 @@ from vit_convert.engine.prepared import Prepared
 from vit_convert.engine.profiles import Shape, choose_profile, largest_batch
 from vit_convert.engine.runtime import Engine
 from vit_convert.errors import BenchmarkError, BuildError
-from vit_convert.progress import Progress
 
 
 class Session:
@@ -102,7 +101,7 @@ class Session:
         if prepared.graph is not None:
             prepared.graph.launch(self.stream)
         else:
-            with self.engine.backend.logger.listening(Progress(quiet=True)):
+            with self.engine.backend.logger.listening():
                 self._execute(prepared.context)
 
     def require_images(self, shape: Shape, dtype: np.dtype[Any]) -> int:
@@ -169,7 +168,7 @@ class Session:
     def _prepare(self, index: int, shape: Shape) -> Prepared:
         engine, images = self.engine, self.engine.images
         execution_context = engine.make_context(index, self._workspace, self.stream)
-        with engine.backend.logger.listening(Progress(quiet=True)), contextlib.ExitStack() as held:
+        with engine.backend.logger.listening(), contextlib.ExitStack() as held:
             self._require(execution_context.set_input_shape(images.name, shape), f"{images.name} {list(shape)}")
             self._require(execution_context.set_tensor_address(images.name, self.input_buffer.pointer), images.name)
             outputs = {}

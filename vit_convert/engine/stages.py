@@ -26,8 +26,7 @@ from vit_convert.progress import Progress
 _MENDS = {
     "fp32": "Build without engine.tf32; if it misses still, this TensorRT computes something else than the graph says.",
     "fp16": "Keep the blocks of largest activation in fp32 (checks.fp16.max_abs_activation in report.json, config.keep_fp32).",
-    "int8": "Use precision=auto, calibration.smooth=0.5 or keep_fp16.",
-    "fp8": "Use precision=auto, calibration.smooth=0.5 or keep_fp16.",
+    **dict.fromkeys(("int8", "fp8"), "Use precision=auto, calibration.smooth=0.5 or keep_fp16."),
 }
 
 
@@ -117,8 +116,7 @@ def benchmark_bundle(
         BenchmarkError: nothing could be measured.
         BuildError: an engine is missing or does not belong here.
     """
-    plans = {precision: find_plan(backend, bundle, precision) for precision in precisions}
-    engines = {precision: Engine(backend, plan) for precision, plan in plans.items()}
+    engines = {precision: Engine(backend, find_plan(backend, bundle, precision)) for precision in precisions}
     options, path = config.benchmark, bundle.root / "benchmark.json"
     cases = plan_cases(precisions, options.batches, options.streams, cuda_graphs=cuda_graphs, end_to_end=end_to_end)
     about = {**environment(backend), "command": command, "seconds": options.seconds, "warmup_seconds": warmup_seconds}
@@ -129,7 +127,7 @@ def benchmark_bundle(
     rows, skipped = run_cases(engines, cases, seconds=options.seconds, warmup_seconds=warmup_seconds, progress=progress, save=save)
     if not rows:
         raise BenchmarkError(f"nothing was measured: {skipped[0]['reason']}", fix="Choose batches that the engines have profiles for.")
-    verified = {precision: proof for precision, plan in plans.items() if (proof := proof_of(plan))}
+    verified = {precision: proof for precision, engine in engines.items() if (proof := proof_of(engine.path))}
     best = max(rows, key=lambda row: row["images_per_second"])
     result = {
         **about,

@@ -30,6 +30,10 @@ _SHARED: tuple[type[Rule], ...] = (
     layernorm.LayerNormScale,
     layernorm.LayerNormBias,
     softmax.ExpToSoftmax,
+    attention.EinsumAttention,
+    einsum.EinsumWithoutExpand,
+    einsum.EinsumToMatMul,
+    attention.ScaleOnQuery,
 )
 
 
@@ -52,27 +56,12 @@ class Target:
     finish: tuple[Callable[[ir.Model], int], ...] = ()
 
 
-_MODERN: tuple[type[Rule], ...] = (
-    *_SHARED,
-    attention.EinsumAttention,
-    einsum.EinsumWithoutExpand,
-    einsum.EinsumToMatMul,
-    attention.ScaleOnQuery,
-    gelu.TanhGelu,
-    gelu.ErfGelu,
-)
+_MODERN: tuple[type[Rule], ...] = (*_SHARED, gelu.TanhGelu, gelu.ErfGelu)
 
 _MODERN_OPSET = 20  # the first with Gelu, and still old enough for TensorRT 10.0; nothing later helps a ViT
 
 # TensorRT 8.6 reads opset 17 at most, without Gelu.
-_TRT8: tuple[type[Rule], ...] = (
-    reduce.ReduceAxesToAttribute,
-    *_SHARED,
-    attention.EinsumAttention,
-    einsum.EinsumWithoutExpand,
-    einsum.EinsumToMatMul,
-    attention.ScaleOnQuery,
-)
+_TRT8: tuple[type[Rule], ...] = (reduce.ReduceAxesToAttribute, *_SHARED)
 
 _TRT8_MATMUL = Target("trt8", 17, (*_TRT8, gelu.TanhGeluToExp), 34, (fold_scale, patch_to_matmul))
 

@@ -134,6 +134,8 @@ def _write_cache(context: Context, calibration: Any) -> None:
     It holds the graph's input and the inputs of the quantized linears (and of attention products), which is what our own Q/DQ graph
     holds. A cache that TensorRT writes has every tensor; reading ours, it says which ones miss a scale and runs those in fp16 or fp32.
     """
+    from vit_convert.engine.build_request import hash_graph
+
     engine, target = context.config.engine, target_name(context)
     version = _CACHE_VERSIONS[target]
     if engine.backend not in ("none", "rtx"):
@@ -141,10 +143,8 @@ def _write_cache(context: Context, calibration: Any) -> None:
 
         version = load_backend(engine.backend).version
     algorithm = calibration.method if calibration.method in ALGORITHMS else "entropy"
-    from vit_convert.engine.sidecar import graph_hashes
-
     images = context.bundle.images("calibration")
-    graph, preprocessing = graph_hashes(source_graph(context)), context.results["checkpoint"]["preprocess"]
+    graph, preprocessing = hash_graph(source_graph(context)), context.results["checkpoint"]["preprocess"]
     key = CacheKey(algorithm, version, hash_source(graph, images, num_images=calibration.num_images, preprocessing=preprocessing))
     save_cache(context.bundle.calibration_cache, key, format_cache(key, calibration.thresholds), num_images=calibration.num_images)
 
