@@ -61,7 +61,7 @@ def write_report(context: Context, rows: Sequence[dict[str, Any]], command: Sequ
         "verdicts": verdicts,
         "engine": _recommended(engines, checks, verdicts),
         "engines": engines,
-        **_of_gpu(results, engines),
+        **_of_gpu(results),
     }
     if all(row["status"] == "fresh" for row in rows) and not engines:  # the graphs are those that a GPU host built from
         old = read_json(context.bundle.report) or {}
@@ -70,16 +70,14 @@ def write_report(context: Context, rows: Sequence[dict[str, Any]], command: Sequ
     return report
 
 
-def _of_gpu(results: dict[str, Any], engines: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _of_gpu(results: dict[str, Any]) -> dict[str, Any]:
     """What verification and the benchmark found, where they ran on this host, and the engine that they recommend."""
     found: dict[str, Any] = {"benchmark": []}
     if verify := results.get("verify"):
         found["verify"] = verify
     if "recommended" in (benchmark := results.get("benchmark", {})):
-        from vit_convert.engine.plans import recommended_engine
-
         found |= {"benchmark": benchmark["rows"], "recommended": benchmark["recommended"]}
-        found |= {"engine": engine} if (engine := recommended_engine(engines, benchmark)) else {}
+        found |= {"engine": engine} if (engine := benchmark.get("engine")) else {}
     return found
 
 

@@ -62,9 +62,10 @@ def verify(context: Context) -> dict[str, Any]:
 
 def benchmark(context: Context) -> dict[str, Any]:
     """Measures the engines and recommends one of them."""
+    from vit_convert.engine.plans import recommended_engine
     from vit_convert.engine.stages import benchmark_bundle
 
-    return benchmark_bundle(
+    result = benchmark_bundle(
         backend_named(context.config.engine.backend),
         context.bundle,
         context.config,
@@ -72,6 +73,7 @@ def benchmark(context: Context) -> dict[str, Any]:
         warmup_seconds=1.0,
         progress=context.progress,
     )
+    return {**result, "engine": recommended_engine(context.results["build"]["engines"], result)}
 
 
 BUILD = Stage("build", ("export", "quantize"), build, _inputs, _plans, lambda c: c.config.engine.backend != "none")
