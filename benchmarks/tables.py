@@ -1,8 +1,9 @@
 """Writes tables from benchmarks/results/*.json into a text, between markers, so that no number in it is typed by hand.
 
 A text names its tables: everything between `<!-- table:convert -->` and `<!-- end -->` is replaced by the table of that name, from the
-newest result file `<name>-*.json` (by date in its name). Tables: convert, growth, extras (all from convert-*.json), calibrate, any h200-…,
-and h200: all side-by-side runs of h200-*.json together, the newest of each model and batch.
+newest result file `<name>-*.json` (by date in its name). Tables: convert, growth, extras (all from convert-*.json), calibrate, h200-tune,
+h200-int8 (from h200-tests-digits-*.json), any other h200-…, and h200: all side-by-side runs of h200-*.json together, the newest of each
+model and batch.
 
     python benchmarks/tables.py README.md           # rewrites it
     python benchmarks/tables.py --check README.md   # fails if it would change
@@ -16,8 +17,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import app, flags
+from gpu.engine_tables import h200_table, int8_table, tune_table
 from gpu.side_by_side import VERSIONS, merge
 from gpu.side_by_side import table as side_by_side
+from markdown_table import markdown
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 _CHECK = flags.DEFINE_bool("check", False, "Change nothing; fail if a table is not what the results say.")
@@ -85,12 +88,23 @@ def _side_by_side(results: pathlib.Path) -> str:
 
 def _origin(record: Mapping[str, Any], path: pathlib.Path) -> str:
     """One line below a table: where the numbers come from."""
-    facts, known = _of_gpu(record) if "models" in record else (record.get("hardware", {}), record.get("versions", {}))
+    facts, known = _about(record)
     hardware = ", ".join(_hardware(key, value) for key, value in facts.items() if key in _SHOWN)
     versions = ", ".join(f"{name} {version}" for name, version in known.items())
     loads = [run["load_before"] for run in record.get("runs", []) if "load_before" in run]
     load = f" Load average before the runs: {min(loads):.1f} to {max(loads):.1f}." if loads else ""
-    return f"<sub>{hardware}; {versions}; {str(record.get('date', ''))[:10]}; `{record.get('command', '')}` → `{path.name}`.{load}</sub>"
+    date = str(record.get("date") or facts.get("date", ""))[:10]
+    return f"<sub>{hardware}; {versions}; {date}; `{record.get('command', '')}` → `{path.name}`.{load}</sub>"
+
+
+def _about(record: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Hardware and versions, wherever a record of its kind has them."""
+    if "models" in record:
+        return _of_gpu(record)
+    if "hardware" in record:
+        return record["hardware"], record.get("versions", {})
+    facts = record.get("environment", record)  # what the engine's commands and the GPU tests write
+    return facts, {name: facts[name] for name in ("tensorrt", "vit_convert") if name in facts}
 
 
 def _of_gpu(record: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
@@ -106,12 +120,6 @@ _SHOWN = ("cpu", "cores", "memory_gib", "gpu", "driver")
 
 def _hardware(key: str, value: Any) -> str:
     return {"cores": f"{value} cores", "memory_gib": f"{value} GiB"}.get(key, str(value))
-
-
-def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """The first column to the left, the others to the right."""
-    lines = [header, ["---", *("---:" for _ in header[1:])], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _groups(runs: Sequence[Run], *keys: str) -> dict[tuple[Any, ...], list[Run]]:
@@ -152,7 +160,7 @@ def convert_table(record: Mapping[str, Any]) -> str:
                 f"{max(run['max_abs'] for run in runs):.1e}",
             ]
         )
-    return _markdown(("model, road", "wall", "CPU", "peak memory", "nodes", "file", "max error to JAX"), rows)
+    return markdown(("model, road", "wall", "CPU", "peak memory", "nodes", "file", "max error to JAX"), rows)
 
 
 def _times(runs: Sequence[Run], ours: Sequence[Run], key: str) -> str:
@@ -179,7 +187,7 @@ def growth_table(record: Mapping[str, Any]) -> str:
             constant = (ends[0] - slope * params[small]) / unit
             cells.append(f"{_mib(constant)} + {slope:.1f} B" if key == "peak_rss_mib" else f"{_seconds(constant)} + {slope:.0f} ns")
         rows.append([side, *cells])
-    return _markdown((f"{small} to {large}: fixed + per parameter", "wall", "CPU", "peak memory"), rows)
+    return markdown((f"{small} to {large}: fixed + per parameter", "wall", "CPU", "peak memory"), rows)
 
 
 def extras_table(record: Mapping[str, Any]) -> str:
@@ -195,7 +203,7 @@ def extras_table(record: Mapping[str, Any]) -> str:
         ]
         for (variant, case), runs in groups.items()
     ]
-    return _markdown(("what", "wall", "CPU", "peak memory", "of the checkpoint's size"), rows)
+    return markdown(("what", "wall", "CPU", "peak memory", "of the checkpoint's size"), rows)
 
 
 def calibrate_table(record: Mapping[str, Any]) -> str:
@@ -210,22 +218,7 @@ def calibrate_table(record: Mapping[str, Any]) -> str:
         ]
         for (side, images), runs in _groups(record["runs"], "side", "images").items()
     ]
-    return _markdown(("road", "wall", "wall an image", "CPU an image", "peak memory"), rows)
-
-
-def h200_table(record: Mapping[str, Any]) -> str:
-    """GPU results: side by side where the file holds several roads, otherwise its rows as they are."""
-    if "models" in record:
-        return side_by_side(record)
-    rows = record["rows"]
-    columns = [key for key in rows[0] if all(isinstance(row.get(key), str | int | float) and len(str(row[key])) <= 40 for row in rows)]
-    return _markdown([column.replace("_", " ") for column in columns], [[_cell(row[column]) for column in columns] for row in rows])
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+    return markdown(("road", "wall", "wall an image", "CPU an image", "peak memory"), rows)
 
 
 TABLES: dict[str, tuple[Callable[[Mapping[str, Any]], str], str]] = {
@@ -233,6 +226,8 @@ TABLES: dict[str, tuple[Callable[[Mapping[str, Any]], str], str]] = {
     "growth": (growth_table, "convert"),
     "extras": (extras_table, "convert"),
     "calibrate": (calibrate_table, "calibrate"),
+    "h200-tune": (tune_table, "h200-tune"),
+    "h200-int8": (int8_table, "h200-tests-digits"),
 }
 
 

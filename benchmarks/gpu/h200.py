@@ -65,16 +65,18 @@ class Model:
     Attributes:
         variant: "B/16".
         image_size: height and width in pixels.
+        input: what our engine takes, "float32" or "uint8".
     """
 
     variant: str
     image_size: int
+    input: str
 
     @classmethod
-    def parse(cls, text: str) -> "Model":
+    def parse(cls, text: str, input: str) -> "Model":
         """Reads "B/16" or "B/16@384"."""
         variant, _, size = text.partition("@")
-        return cls(variant, int(size or 224))
+        return cls(variant, int(size or 224), input)
 
     @property
     def name(self) -> str:
@@ -107,7 +109,7 @@ def commands(model: Model, workdir: pathlib.Path) -> dict[str, list[str]]:
     graph = [
         f"--config.target={_TARGET.value}",
         f"--config.engine.spelling={_SPELLING.value}",
-        f"--config.input={_INPUT.value}",
+        f"--config.input={model.input}",
         "--config.engine.backend=none",
         "--config.check.num_images=2",
         "--until=check",
@@ -248,7 +250,7 @@ def main(argv: Sequence[str]) -> None:
             f"{', '.join(sorted(unknown))}: steps are {', '.join([*_PREPARED, *_MEASURED])}; lanes are {', '.join(_PREPARED)}"
         )
     workdir, output = pathlib.Path(_WORKDIR.value).resolve(), pathlib.Path(_OUTPUT.value)
-    models = [Model.parse(text) for text in _MODELS.value]
+    models = [Model.parse(text, _INPUT.value) for text in _MODELS.value]
     for folder in (workdir, output.parent):
         folder.mkdir(parents=True, exist_ok=True)
     (workdir / "config.py").write_text(_CONFIG)

@@ -62,7 +62,7 @@ def table(results: Mapping[str, Any], precision: str = "fp16") -> str:
             others = [pick(jax_rows, batch, precision="fp32"), pick(jax_rows, batch), pick(torch_rows, batch)]
             found = [mine, *others]
             noise = max((row["noise_percent"] for row in found if row and row.get("noise_percent") is not None), default=None)
-            cells = [f"{model['variant']} at {model['image_size']}", str(batch)]
+            cells = [_name(model), str(batch)]
             cells += [_cell(row, batch, plain=row is others[0]) for row in found]
             cells += [_ratio(mine, other, batch) for other in others]
             cells += [_share(best(from_host, batch), best(resident, batch)), "" if noise is None else f"{noise:.1f}"]
@@ -71,7 +71,7 @@ def table(results: Mapping[str, Any], precision: str = "fp16") -> str:
 
 
 def merge(runs: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Any], list[str]]:
-    """Puts several side-by-side runs together: of each model and batch, what the latest run with our engine has.
+    """Puts several side-by-side runs together: of each model, input and batch, what the latest run with our engine has.
 
     Args:
         runs: what `h200.py` wrote, by name; results of another kind are passed over.
@@ -79,19 +79,24 @@ def merge(runs: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Any], list[s
     Returns:
         One run that `table` takes, its fastest models first, and the names of the runs in it.
     """
-    newest: dict[tuple[str, int, int], tuple[str, dict[str, Any]]] = {}
+    newest: dict[tuple[str, int], tuple[str, dict[str, Any]]] = {}
     side_by_side = {name: run for name, run in runs.items() if "models" in run}
     for name, run in sorted(side_by_side.items(), key=lambda item: item[1]["date"]):
         for model in run["models"].values():
             for batch in {row["batch"] for row in model.get("engine", {}).get("rows", [])}:
-                newest[model["variant"], model["image_size"], batch] = (name, _of_batch(model, batch))
-    rates: dict[tuple[str, int], float] = {}
-    for (variant, size, _), (_, model) in newest.items():
+                newest[_name(model), batch] = (name, _of_batch(model, batch))
+    rates: dict[str, float] = {}
+    for (about, _), (_, model) in newest.items():
         fastest = max(row["images_per_second"] for row in model["engine"]["rows"])
-        rates[variant, size] = max(fastest, rates.get((variant, size), 0.0))
-    keys = sorted(newest, key=lambda key: (-rates[key[:2]], key[2]))
-    models = {f"{variant} {size} {batch}": newest[variant, size, batch][1] for variant, size, batch in keys}
-    return {"models": models}, sorted({name for name, _ in newest.values()})
+        rates[about] = max(fastest, rates.get(about, 0.0))
+    keys = sorted(newest, key=lambda key: (-rates[key[0]], key[1]))
+    return {"models": {f"{about} {batch}": newest[about, batch][1] for about, batch in keys}}, sorted({name for name, _ in newest.values()})
+
+
+def _name(model: Mapping[str, Any]) -> str:
+    """ "B/16 at 224", "B/16 at 224, uint8"; earlier runs, which do not say what the engine takes, were of float32."""
+    taken = model.get("input", "float32")
+    return f"{model['variant']} at {model['image_size']}" + ("" if taken == "float32" else f", {taken}")
 
 
 def _of_batch(model: Mapping[str, Any], batch: int) -> dict[str, Any]:

@@ -94,6 +94,46 @@ def test_a_side_by_side_run_names_every_version_that_its_parts_record(tables, tm
     assert [part for part in tables.VERSIONS if f"{part} " not in text] == []
 
 
+def test_an_engine_that_takes_uint8_has_rows_of_its_own(tables, tmp_path):
+    def run_with(rate, **about):
+        row = {"precision": "fp16", "batch": 64, "transfers": RESIDENT, "images_per_second": rate, "p50_ms": 7.0, "noise_percent": 0.4}
+        parts = {"engine": {"gpu": "Some GPU", "driver": "1.2", "rows": [row]}, "variant": "B/16", "image_size": 224}
+        return {"date": about.pop("date"), "command": "x", "models": {"b16-224": {**parts, **about}}}
+
+    (tmp_path / "h200-a.json").write_text(json.dumps(run_with(9000.0, date="2026-01-01")))
+    (tmp_path / "h200-b.json").write_text(json.dumps(run_with(8000.0, date="2026-01-02", input="uint8")))
+    (tmp_path / "h200-c.json").write_text(json.dumps(run_with(9500.0, date="2026-01-03", input="float32")))
+    text = tables.fill("<!-- table:h200 -->\n<!-- end -->", tmp_path)
+    assert "| B/16 at 224 | 64 | 9 500 images/s |" in text and "| B/16 at 224, uint8 | 64 | 8 000 images/s |" in text
+    assert "9 000" not in text and "h200-a.json" not in text
+
+
+def test_a_range_is_compared_with_the_fixed_profile_of_its_spelling(tables, tmp_path):
+    def trial(spelling, rate, smallest, passed=True):
+        row = {"batch": 64, "images_per_second": rate, "noise_percent": 0.5}
+        sizes = {"min": smallest, "opt": 64, "max": 64}
+        about = {"precision": "fp16", "profile": f"from {smallest}", "cosine": 0.9999, "fused_attention": {"text": "yes"}}
+        return {"spelling": spelling, "sizes": sizes, "rows": [row], "passed": passed, **about}
+
+    trials = [trial("plugin", 2000.0, 64), trial("plugin", 1900.0, 1), trial("default", 1000.0, 1), trial("matmul", 9.0, 64, passed=False)]
+    trials.append({"spelling": "matmul", "failed": "no kernel"})
+    (tmp_path / "h200-tune-b16.json").write_text(
+        json.dumps({"gpu": "Some GPU", "tensorrt": "8.6.0", "date": "2026-01-01", "trials": trials})
+    )
+    text = tables.fill("<!-- table:h200-tune -->\n<!-- end -->", tmp_path)
+    assert "| plugin | from 64 | fp16 | 64 | 2 000 images/s | 100.0 % |" in text and "| 1 900 images/s | 95.0 % |" in text
+    assert "| `model.onnx` | from 1 | fp16 | 64 | 1 000 images/s |  |" in text and "matmul" not in text
+    assert "<sub>Some GPU; tensorrt 8.6.0; 2026-01-01;" in text
+
+
+def test_int8_is_set_beside_fp16(tables, tmp_path):
+    int8 = {"int8_layers": 12, "top1": 99.5, "images_per_second": {"int8": 600.0, "fp16": 1000.0}, "recommended": {"precision": "fp16"}}
+    record = {"environment": {"gpu": "Some GPU"}, "tests": {name: {"int8": int8} for name in ("test_int8_by_qdq", "test_calibrator")}}
+    (tmp_path / "h200-tests-digits-2026-01-01.json").write_text(json.dumps(record))
+    text = tables.fill("<!-- table:h200-int8 -->\n<!-- end -->", tmp_path)
+    assert "| explicit Q/DQ | 12 | 99.50 % | 600 images/s | 1 000 images/s | 0.60× | fp16 |" in text
+
+
 def test_check_fails_when_the_text_is_stale(tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text("no tables\n")

@@ -152,8 +152,9 @@ def test_damaged_and_missing_graphs(tmp_path):
 
 def test_builder_errors_carry_the_reason(tmp_path):
     # TensorRT-RTX has the flag, but not the lean runtime that such an engine embeds: the build itself fails.
-    with pytest.raises(BuildError, match=r"model\.onnx as fp32: .*libnvinfer_lean"):
+    with pytest.raises(BuildError, match=r"model\.onnx as fp32: .*libnvinfer_lean") as caught:
         run(tmp_path, block(tmp_path / "model.onnx"), "fp32", version_compatible=True)
+    assert "install libnvinfer_lean of this version, or leave engine.version_compatible off" in caught.value.fix
     assert_nothing_written(tmp_path)
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vit_convert.bundle import Bundle, read_json, write_json
-from vit_convert.engine.facts import read_facts
+from vit_convert.bundle import Bundle, write_json
+from vit_convert.engine.facts import describe_model, read_facts
 from vit_convert.engine.runtime import Engine
 from vit_convert.engine.stages import environment
 from vit_convert.engine.trt import load_backend
@@ -40,10 +40,8 @@ def _about() -> dict[str, Any]:
         host = environment(load_backend("tensorrt"))
     except BuildError as e:
         host = {"gpu": "", "unknown": str(e)}
-    manifest = read_json(pathlib.Path(bundle) / "manifest.json") or {"stages": []}
-    checkpoint: dict[str, object] = next((row["result"] for row in manifest["stages"] if row["name"] == "checkpoint"), {})
     command = f"VIT_CONVERT_BUNDLE={shlex.quote(bundle)} python -m pytest {shlex.join(sys.argv[1:])}"
-    return {"environment": host, "command": command, "checkpoint": {key: checkpoint.get(key) for key in ("variant", "sha256", "summary")}}
+    return {"environment": host, "command": command, "model": describe_model(Bundle(bundle))}
 
 
 @pytest.fixture(scope="session")

@@ -68,7 +68,9 @@ def _run(argv: Sequence[str]) -> int:
     config, facts = override(read_config(bundle), overrides), read_facts(bundle)
     progress = Progress(bundle.events, quiet=_FLAGS.quiet)
     progress.event("command", argv=list(argv), name=bundle.root.name)
-    COMMANDS[command](load_backend(_FLAGS.backend), bundle, config, facts, progress, shlex.join(argv))
+    COMMANDS[command](
+        load_backend(_FLAGS.backend), bundle, config, facts, progress, shlex.join(["python", "-m", "vit_convert.engine", *argv[1:]])
+    )
     return 0
 
 

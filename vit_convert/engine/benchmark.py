@@ -142,6 +142,7 @@ def _results(
 
 def _about(engine: Engine) -> dict[str, Any]:
     return {
+        "input": engine.images.dtype.name,
         "plan_bytes": engine.record["plan"]["bytes"],
         "build_seconds": engine.record["build_seconds"],
         "engine_memory_mib": round(engine.memory_bytes / _MIB, 1),
@@ -181,7 +182,7 @@ def summarise_case(case: Case, passes: Sequence[Pass], about: Mapping[str, Any])
     Args:
         case: what was measured.
         passes: one or two of them.
-        about: what is the same for all rows of the engine: plan_bytes, build_seconds, engine_memory_mib.
+        about: what is the same for all rows of the engine: input (its type), plan_bytes, build_seconds, engine_memory_mib.
 
     Returns:
         precision, batch, streams, transfers, cuda_graph (why_no_graph), images_per_second (mean of the passes, with

@@ -24,6 +24,7 @@ from vit_convert.errors import BuildError, UnbuildableError
 from vit_convert.progress import Progress
 
 _MAX_OPT_LEVEL = 5
+_LEAN = "libnvinfer_lean"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,10 +144,13 @@ def _build(backend: Backend, builder: Any, network: Any, builder_config: Any, re
         if failure is not None:  # kept by a callback, which could not raise through TensorRT
             raise failure
     if serialized is None:
-        raise UnbuildableError(
-            f"{pathlib.Path(request.onnx_path).name} as {request.precision}: {backend.logger.explain()}",
-            fix="See TensorRT's reason above; a smaller batch.max or another opt_level may build.",
-        )
+        reason = backend.logger.explain()
+        fix = "See TensorRT's reason above; a smaller batch.max or another opt_level may build."
+        if request.version_compatible and _LEAN in reason:
+            fix = (
+                f"Such an engine carries TensorRT's lean runtime: install {_LEAN} of this version, or leave engine.version_compatible off."
+            )
+        raise UnbuildableError(f"{pathlib.Path(request.onnx_path).name} as {request.precision}: {reason}", fix=fix)
     return serialized
 
 

@@ -73,6 +73,20 @@ def read_facts(bundle: Bundle) -> Facts:
     )
 
 
+def describe_model(bundle: Bundle) -> dict[str, Any]:
+    """What a measurement of a bundle's engines is of.
+
+    Args:
+        bundle: converted.
+
+    Returns:
+        Of its checkpoint variant, summary ("ViT B/16, 86,567,656 parameters, 224x224") and sha256, those that are known.
+    """
+    stages = (read_json(bundle.manifest) or {}).get("stages", [])
+    found: Mapping[str, Any] = next((row.get("result", {}) for row in stages if row["name"] == "checkpoint"), {})
+    return {key: found[key] for key in ("variant", "summary", "sha256") if key in found}
+
+
 def read_config(bundle: Bundle) -> ml_collections.ConfigDict:
     """Reads the config that a bundle was made with.
 

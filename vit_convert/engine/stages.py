@@ -11,7 +11,7 @@ import vit_convert
 from vit_convert.bundle import Bundle, read_json, write_json
 from vit_convert.engine import cuda
 from vit_convert.engine.benchmark import END_TO_END, RESIDENT, plan_cases, run_cases
-from vit_convert.engine.facts import Facts
+from vit_convert.engine.facts import Facts, describe_model
 from vit_convert.engine.plans import find_plan, keep_proof, proof_of, recommended_engine
 from vit_convert.engine.plot import plot_rows
 from vit_convert.engine.recommend import recommend
@@ -109,7 +109,7 @@ def benchmark_bundle(
         progress: what people see.
 
     Returns:
-        What `benchmark.json` holds: hardware, software, command, date, rows, skipped, noise_percent (the largest of the rows),
+        What `benchmark.json` holds: hardware, software, model, command, date, rows, skipped, noise_percent (the largest of the rows),
         end_to_end (share of the best device-resident throughput, by precision and batch), recommended; and "summary".
 
     Raises:
@@ -119,7 +119,8 @@ def benchmark_bundle(
     engines = {precision: Engine(backend, find_plan(backend, bundle, precision)) for precision in precisions}
     options, path = config.benchmark, bundle.root / "benchmark.json"
     cases = plan_cases(precisions, options.batches, options.streams, cuda_graphs=cuda_graphs, end_to_end=end_to_end)
-    about = {**environment(backend), "command": command, "seconds": options.seconds, "warmup_seconds": warmup_seconds}
+    about = {**environment(backend), "model": describe_model(bundle), "command": command}
+    about |= {"seconds": options.seconds, "warmup_seconds": warmup_seconds}
 
     def save(rows: list[dict[str, Any]], skipped: list[dict[str, Any]]) -> None:
         write_json(path, {**about, "status": "running", "rows": rows, "skipped": skipped})

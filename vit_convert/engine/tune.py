@@ -7,7 +7,7 @@ import ml_collections
 
 from vit_convert.bundle import Bundle, hash_value, read_json, write_json
 from vit_convert.engine.benchmark import Case, run_cases
-from vit_convert.engine.facts import Facts, read_config
+from vit_convert.engine.facts import Facts, describe_model, read_config
 from vit_convert.engine.requests import build_one
 from vit_convert.engine.runtime import Engine
 from vit_convert.engine.session import Session
@@ -46,14 +46,14 @@ def tune_bundle(
         progress: what people see.
 
     Returns:
-        What `tune.json` holds: hardware, software, command, trials (spelling, profile, sizes, precision, batches, seconds, options, key,
-        date, plan, build_seconds, fused_attention, cosine, passed, rows; or failed, the reason), and winners, see there. Trials that are
-        not asked for now stay in it while they hold: the same graph, TensorRT and GPU.
+        What `tune.json` holds: hardware, software, model, command, trials (spelling, profile, sizes, precision, batches, seconds,
+        options, key, date, plan, build_seconds, fused_attention, cosine, passed, rows; or failed, the reason), and winners, see there.
+        Trials that are not asked for now stay in it while they hold: the same graph, TensorRT and GPU.
 
     Raises:
         UsageError: the bundle does not hold one of the spellings.
     """
-    path, about = bundle.root / "tune.json", {**environment(backend), "command": command}
+    path, about = bundle.root / "tune.json", {**environment(backend), "model": describe_model(bundle), "command": command}
     trials = plan_trials(bundle, config, facts, precisions=precisions)
     kept = still_valid(backend, bundle, config, facts, (read_json(path) or {}).get("trials", []))
     known = set() if force else {key for key, row in kept.items() if "failed" not in row}
