@@ -47,7 +47,14 @@ class CacheKey:
         return f"TRT-{number}-{ALGORITHMS[self.algorithm]}"
 
 
-def hash_source(graph: Mapping[str, str], images_path: str | os.PathLike[str], *, num_images: int, preprocessing: Mapping[str, Any]) -> str:
+def hash_source(
+    graph: Mapping[str, str],
+    images_path: str | os.PathLike[str],
+    *,
+    num_images: int,
+    preprocessing: Mapping[str, Any],
+    batch_size: int | None = None,
+) -> str:
     """The hash of all that a graph's ranges come from.
 
     Args:
@@ -55,11 +62,13 @@ def hash_source(graph: Mapping[str, str], images_path: str | os.PathLike[str], *
         images_path: the calibration images.
         num_images: how many of them are used.
         preprocessing: the record by which they become inputs.
+        batch_size: of the batches that they come in, where the ranges depend on it: TensorRT's do, ours do not.
 
     Returns:
         A sha256 in hex.
     """
-    return hash_value([dict(graph), hash_file(images_path), num_images, dict(preprocessing)])
+    batched = [] if batch_size is None else [batch_size]
+    return hash_value([dict(graph), hash_file(images_path), num_images, dict(preprocessing), *batched])
 
 
 def format_cache(key: CacheKey, amax: Mapping[str, float]) -> bytes:

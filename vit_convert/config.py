@@ -178,6 +178,11 @@ def check_values(config: ml_collections.ConfigDict) -> None:
             "TensorRT's own calibrator takes float32 images of one size",
             fix="Leave engine.calibrator off: INT8 is then written into the graph.",
         )
+    if config.engine.calibrator and config.calibration.method == "percentile":
+        raise UsageError(
+            "config.engine.calibrator with calibration.method=percentile: TensorRT calibrates by entropy or minmax",
+            fix="Use one of those, or leave engine.calibrator off.",
+        )
     batch = config.batch
     if not 1 <= batch.min <= batch.opt <= batch.max:
         raise UsageError(f"config.batch: min {batch.min}, opt {batch.opt}, max {batch.max} must rise from 1")

@@ -10,6 +10,7 @@ import pytest
 
 from vit_convert.engine.benchmark import RESIDENT
 
+MEASURED = {"precision": "fp16", "batch": 64, "streams": 1, "transfers": RESIDENT, "p50_ms": 7.0, "noise_percent": 0.4}
 BENCHMARKS = pathlib.Path(__file__).parents[2] / "benchmarks"
 
 
@@ -84,7 +85,7 @@ def test_a_name_without_table_or_results_is_an_error(tables, tmp_path):
 
 
 def test_a_side_by_side_run_names_every_version_that_its_parts_record(tables, tmp_path):
-    row = {"precision": "fp16", "batch": 64, "transfers": RESIDENT, "images_per_second": 9000.0, "p50_ms": 7.0, "noise_percent": 0.4}
+    row = {**MEASURED, "images_per_second": 9000.0}
     parts = {"engine": {"gpu": "Some GPU", "driver": "1.2", "rows": [row], "tensorrt": "8.6.0"}, "jax": {"jax": "0.11", "driver": "1.2"}}
     model = {"variant": "B/16", "image_size": 224, **parts, "torch": {"torch": "2.11", "timm": "1.0"}}
     run = {"date": "2026-01-01T00:00:00", "command": "x", "models": {"b16": model}}
@@ -96,7 +97,7 @@ def test_a_side_by_side_run_names_every_version_that_its_parts_record(tables, tm
 
 def test_an_engine_that_takes_uint8_has_rows_of_its_own(tables, tmp_path):
     def run_with(rate, **about):
-        row = {"precision": "fp16", "batch": 64, "transfers": RESIDENT, "images_per_second": rate, "p50_ms": 7.0, "noise_percent": 0.4}
+        row = {**MEASURED, "images_per_second": rate}
         parts = {"engine": {"gpu": "Some GPU", "driver": "1.2", "rows": [row]}, "variant": "B/16", "image_size": 224}
         return {"date": about.pop("date"), "command": "x", "models": {"b16-224": {**parts, **about}}}
 

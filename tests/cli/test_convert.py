@@ -11,6 +11,10 @@ import time
 import numpy as np
 import pytest
 
+from vit_convert.config import default_config
+from vit_convert.pipeline import Context
+from vit_convert.stages.build import BUILD
+
 
 def names(folder) -> set[str]:
     return {path.name for path in folder.iterdir()}
@@ -296,3 +300,26 @@ def test_engines_and_freshness(convert, capsys):
 
     events = [json.loads(line) for line in (convert.bundle / "events.jsonl").read_text().splitlines()]
     assert {"command", "start", "end", "fresh", "message", "warning"} <= {event["event"] for event in events}
+
+
+def test_graphs_for_tensorrt_8_wait_for_its_builder(convert, capsys):
+    """Whatever TensorRT is here is none that builds them, and no reason to fail; nor does its version enter their calibration cache."""
+    flags = ["--config.target=trt8", "--config.engine.backend=auto", "--config.precision=fp16,int8", "--config.check.int8_cosine=0.9"]
+    assert convert(*flags) == 0
+    assert list(convert.statuses())[-1] == "quantize"
+    assert (
+        "No engine was built. On the GPU host, with this folder there: python -m vit_convert.engine build tiny" in capsys.readouterr().out
+    )
+    assert (convert.bundle / "calibration.cache").read_bytes().startswith(b"TRT-8601-")
+
+
+def test_what_a_build_depends_on():
+    """Settings that reach TensorRT without changing a graph: an engine of others is no fresh one."""
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
+    config = default_config()
+    config.checkpoint, config.engine.backend = "x.npz", "rtx"
+    context = Context(config, None, None)
+    before = BUILD.inputs(context)
+    config.keep_fp32 = ("block_00",)
+    assert BUILD.inputs(context) != before
+    assert {"calibrate", "quantize", "export"} <= set(BUILD.after)  # TensorRT's own calibrator reads images that no graph depends on

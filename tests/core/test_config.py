@@ -88,6 +88,13 @@ def test_whole_numbers_and_lists_are_taken():
         ({"batch": ml_collections.ConfigDict({"min": 9})}, "min 9, opt 8, max 64 must rise from 1"),
         ({"check": ml_collections.ConfigDict({"num_images": 0})}, r"config\.check\.num_images=0: must be at least 1"),
         ({"checkpoint": ""}, r"config\.checkpoint is empty"),
+        (
+            {
+                "engine": ml_collections.ConfigDict({"calibrator": True}),
+                "calibration": ml_collections.ConfigDict({"method": "percentile"}),
+            },
+            r"calibration\.method=percentile: TensorRT calibrates by entropy or minmax",
+        ),
     ],
 )
 def test_values_out_of_range(values, message):

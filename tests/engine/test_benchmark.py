@@ -108,6 +108,13 @@ def test_benchmark_of_a_bundle(gpu, engines):
     assert read_json(path / "report.json")["benchmark"] == result["rows"]
 
 
+def test_report_names_no_engine_that_is_recommended_no_more(gpu, engines):
+    path = engines("fp16")
+    write_json(path / "report.json", {"engine": {"path": "old"}, "engines": []})
+    add_to_report(Bundle(path), benchmark=measure(gpu, path))
+    assert "engine" not in read_json(path / "report.json")
+
+
 def test_proof_of_an_engine_goes_with_the_engine(gpu, engines):
     path = engines("fp16")
     assert measure(gpu, path)["recommended"]["reason"] == "none of fp16 was verified: verify, then benchmark again"

@@ -9,7 +9,7 @@ from engine_graphs import IMAGE
 
 from vit_convert.bundle import Bundle
 from vit_convert.calibration_cache import CacheKey, format_cache, load_cache, parse_cache, save_cache
-from vit_convert.engine import cuda, requests
+from vit_convert.engine import cuda, requests, trt
 from vit_convert.engine.build_request import request_record
 from vit_convert.engine.calibrator import make_calibrator
 from vit_convert.engine.facts import read_config, read_facts
@@ -111,7 +111,7 @@ def calibrate(gpu, bundle_path, monkeypatch):
         monkeypatch.setattr(backend.module, name, type(name, (), {}), raising=False)
     np.save(bundle.images("calibration"), np.random.default_rng(0).integers(0, 256, (9, *IMAGE), np.uint8))
     config, facts, taken = read_config(bundle), read_facts(bundle), []
-    config.engine.calibrator, config.calibration.batch_size = True, 2
+    config.engine.calibrator = True
 
     def build_one(backend, request, plan, *, progress):
         calibrator, batches = request.calibrator, 0
@@ -129,9 +129,9 @@ def calibrate(gpu, bundle_path, monkeypatch):
 
     monkeypatch.setattr(requests, "build_one", build_one)
 
-    def start(*, method="entropy", force=False, preprocess=None):
+    def start(*, method="entropy", batch_size=2, force=False, preprocess=None):
         taken.clear()
-        config.calibration.method = method
+        config.calibration.method, config.calibration.batch_size = method, batch_size
         known = dataclasses.replace(facts, preprocess=preprocess or facts.preprocess)
         progress = Progress(bundle.events, quiet=True)
         requests.build_bundle(backend, bundle, config, known, precisions=["int8"], progress=progress, force=force)
@@ -181,6 +181,12 @@ def test_other_preprocessing_is_calibrated_and_built_again(calibrate, bundle_pat
     assert calibrate(preprocess={**record, "mean": [0.0, 0.0, 0.0]}) == [4]
 
 
+def test_other_batches_are_calibrated_and_built_again(calibrate):
+    assert calibrate() == [4]
+    assert calibrate(batch_size=4) == [2]  # TensorRT's histograms are of batches
+    assert calibrate(batch_size=4) == []
+
+
 def test_each_algorithm_has_its_cache(calibrate, bundle_path):
     assert calibrate() == [4] and calibrate(method="minmax") == [4]
     assert calibrate() == [0]  # the engine was the other's, the cache is there
@@ -204,6 +210,21 @@ def test_backend_names():
         load_backend("onnx")
     if cuda.gpu() is None:
         assert load_backend("auto") is load_backend("rtx")
+
+
+def test_auto_takes_no_backend_that_cannot_build_for_this_gpu(monkeypatch):
+    pytest.importorskip("tensorrt_rtx")
+    rtx = load_backend("rtx")
+    missing = BuildError("tensorrt: cannot be imported (libnvinfer.so.8: no such file)")
+
+    def load(name):
+        if name == "tensorrt":
+            raise missing
+        return dataclasses.replace(rtx, gpu=cuda.Gpu("NVIDIA H200", "sm90", 1, "580.1", "13.0"))
+
+    monkeypatch.setattr(trt, "_load", load)
+    with pytest.raises(BuildError, match=r"libnvinfer\.so\.8: no such file.*rtx [\d.]+: builds for .*, here is sm90"):
+        load_backend("auto")
 
 
 @pytest.mark.gpu

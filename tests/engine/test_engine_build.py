@@ -158,6 +158,19 @@ def test_builder_errors_carry_the_reason(tmp_path):
     assert_nothing_written(tmp_path)
 
 
+def test_graph_that_changes_while_it_is_built(tmp_path, monkeypatch):
+    graph, real = block(tmp_path / "model.onnx"), build.configure
+
+    def configure_then_change(*arguments):
+        found = real(*arguments)
+        graph.write_bytes(graph.read_bytes() + b"\x00")
+        return found
+
+    monkeypatch.setattr(build, "configure", configure_then_change)
+    with pytest.raises(BuildError, match=r"model\.onnx: was .* when its build began, and is another now"):
+        run(tmp_path, graph, "fp32")
+
+
 def test_attention_node_is_refused_rather_than_crashing(tmp_path):
     if cuda.gpu() is not None:
         pytest.skip("this machine has a GPU")

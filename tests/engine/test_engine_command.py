@@ -10,6 +10,7 @@ import pytest
 from vit_convert.bundle import Bundle, read_json
 from vit_convert.engine import __main__ as command
 from vit_convert.engine import trt
+from vit_convert.engine.plans import built_from
 from vit_convert.engine.profiles import batch_profiles
 from vit_convert.engine.requests import graph_for
 from vit_convert.errors import BuildError, UsageError
@@ -81,6 +82,9 @@ def test_build_refuses_what_the_graph_does_not_hold(capsys, bundle_path):
     pytest.importorskip("tensorrt_rtx")
     assert run("build", bundle_path, "--backend=rtx", "--precision=fp16", "--quiet") == BuildError.exit_code  # RTX knows typed graphs alone
     text = capsys.readouterr().err
+    # A graph with Q/DQ alone would build, and run in fp32 between them.
+    assert run("build", bundle_path, "--backend=rtx", "--precision=int8", "--quiet") == BuildError.exit_code
+    assert "int8: tiny has graphs for trt8" in capsys.readouterr().err
     assert "fp16: tiny has graphs for trt8, whose precision is a flag; tensorrt_rtx " in text and "--config.target=rtx" in text
 
 
@@ -94,6 +98,17 @@ def test_verify_then_benchmark(capsys, simulated, engines):
     report = read_json(path / "report.json")
     assert {row["batch"] for row in report["benchmark"]} == {1, 8} and report["verify"]["passed"]
     assert report["recommended"]["precision"] == "fp16"
+
+
+def test_engine_of_an_earlier_graph_is_refused(capsys, simulated, engines):
+    path = engines("fp16")
+    data = path / "model.onnx.data"
+    data.write_bytes(data.read_bytes()[:-4] + b"\x01\x02\x03\x04")
+    for name in ("verify", "benchmark"):
+        assert run(name, path, "--precision=fp16", "--quiet") == BuildError.exit_code
+        assert "built from another model.onnx" in capsys.readouterr().err
+    (path / "model.onnx").unlink()  # a host that serves engines need not have their graphs
+    assert built_from(Bundle(path), path / "engines" / "tensorrt-8.6.0-sm90" / "fp16.plan") is None
 
 
 def test_a_miss_is_reported_and_sets_the_exit_code(capsys, simulated, engines):

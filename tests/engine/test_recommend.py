@@ -53,3 +53,18 @@ def test_nothing_proved_nothing_recommended():
     assert found["precision"] == "" and found["reason"] == "no engine passed its check"
     found = recommend([row("fp16", 8, 100.0)], {})
     assert found["precision"] == "" and found["reason"] == "none of fp16 was verified: verify, then benchmark again"
+
+
+def test_batches_that_not_every_engine_was_measured_at_do_not_decide():
+    rows = [row("fp16", 1, 90.0), row("fp32", 1, 50.0), row("fp32", 256, 100.0)]
+    assert recommend(rows, {"fp32": PASSED, "fp16": PASSED})["precision"] == "fp16"
+
+
+def test_int8_without_anything_to_compare_with_is_not_recommended():
+    found = recommend([row("int8", 8, 300.0)], {"int8": PASSED})
+    assert found["precision"] == "" and found["reason"] == "no unquantized engine passed its check, to compare with"
+
+
+def test_one_pass_proves_no_gain():
+    found = recommend([row("fp16", 8, 100.0), row("int8", 8, 150.0, noise=None)], {"fp16": PASSED, "int8": PASSED})
+    assert found["precision"] == "fp16" and found["reason"] == "int8 runs at 1.50x of fp16 at batch 8, by one pass alone"

@@ -67,6 +67,12 @@ def test_architecture(plan):
         check_sidecar(plan(targets=["sm80"], options={"hardware_compatible": True}), turing)
 
 
+def test_engines_of_tensorrt_rtx_run_on_what_they_were_built_for_alone(plan):
+    rtx = dataclasses.replace(HERE, name="rtx")
+    with pytest.raises(BuildError, match="built for sm120, here is sm90"):
+        check_sidecar(plan(backend="rtx", targets=["sm120"], options={"hardware_compatible": True}), rtx)
+
+
 def test_damaged_plan(plan):
     path = plan()
     path.write_bytes(b"engine, cut or changed")

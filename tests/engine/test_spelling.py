@@ -98,6 +98,15 @@ def test_spelling_is_tried_again_once_the_request_differs(advised, build):
     assert build(config, facts) == []
 
 
+def test_engine_of_another_gpu_is_built_again(gpu, advised, build):
+    bundle, config, facts = advised
+    facts = dataclasses.replace(facts, spelling="")
+    assert build(config, facts) == ["model.onnx"] and build(config, facts) == []
+    plan = bundle.plan(gpu[0].name, gpu[0].version, gpu[0].arch, "fp16")
+    add_to_sidecar(plan, gpu={"name": "another of the same architecture"})
+    assert build(config, facts) == ["model.onnx"]
+
+
 def test_spelling_asked_for_by_name_does_not_give_way(advised, build):
     _, config, facts = advised
     config.engine.spelling = "matmul"

@@ -7,6 +7,7 @@ import simulated_gpu
 
 from vit_convert.bundle import Bundle, read_json
 from vit_convert.engine import __main__ as command
+from vit_convert.engine import tune
 from vit_convert.engine.facts import read_config, read_facts
 from vit_convert.engine.requests import request_for
 from vit_convert.engine.trials import options_of, plan_trials
@@ -51,6 +52,21 @@ def test_measures_keeps_and_chooses(capsys, bundle_path, built):
     assert run(bundle_path) == 0 and len(built) == 6 + 1  # what was measured is kept, what failed is tried again
     assert read_json(bundle_path / "tune.json")["winners"] == found["winners"]
     assert run(bundle_path, "--force") == 0 and len(built) == 6 + 1 + 6
+
+
+def test_what_was_skipped_is_tried_again(bundle_path, built, monkeypatch):
+    real, full = tune.run_cases, []
+
+    def run_cases(engines, cases, **options):
+        rows, skipped = real(engines, cases, **options)
+        return ([], [{"reason": "out of memory"}]) if full else (rows, skipped)
+
+    monkeypatch.setattr(tune, "run_cases", run_cases)
+    full.append(True)
+    assert run(bundle_path, "--batches=1", "--config.spellings=()") == 0 and read_json(bundle_path / "tune.json")["winners"] == []
+    full.clear()
+    assert run(bundle_path, "--batches=1", "--config.spellings=()") == 0
+    assert [row["batch"] for row in read_json(bundle_path / "tune.json")["winners"]] == [1]
 
 
 def test_trials_that_are_not_asked_for_are_kept(capsys, bundle_path, built, monkeypatch):

@@ -120,7 +120,8 @@ def test_calibrator(bundle, facts, built, record_property):
     prove_int8(bundle, record_property)
     images_path = bundle.images("calibration")
     num_images = len(np.load(images_path, mmap_mode="r")) // 4 * 4
-    source_hash = hash_source(graph_hashes(bundle.onnx()), images_path, num_images=num_images, preprocessing=facts.preprocess)
+    about = {"num_images": num_images, "preprocessing": facts.preprocess, "batch_size": 4}
+    source_hash = hash_source(graph_hashes(bundle.onnx()), images_path, **about)
     key = CacheKey("entropy", BACKEND.version, source_hash)
     (path,) = bundle.root.glob(f"calibration.tensorrt-{BACKEND.version}-entropy-*.cache")
     cache = load_cache(path, key)

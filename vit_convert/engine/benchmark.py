@@ -1,6 +1,7 @@
 """Measures engines: batches × streams × precisions, latency and throughput apart, everything that a number depends on beside it."""
 
 import dataclasses
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -142,6 +143,7 @@ def _results(
 
 def _about(engine: Engine) -> dict[str, Any]:
     return {
+        "graph": pathlib.Path(engine.record["onnx"]["path"]).name,
         "input": engine.images.dtype.name,
         "plan_bytes": engine.record["plan"]["bytes"],
         "build_seconds": engine.record["build_seconds"],
@@ -164,7 +166,7 @@ def _run_case(engine: Engine, case: Case, seconds: float, warmup_seconds: float,
         measure_throughput(workers, warmup_seconds)
         with monitor:
             images_per_second = measure_throughput(workers, seconds / 2)
-            latency = measure_latency(workers, seconds / 2)
+        latency = measure_latency(workers, seconds / 2)
         first = workers[0].prepared
         return Pass(images_per_second, latency, context_bytes, first.graph is not None, first.why_no_graph, monitor.summary())
     finally:
@@ -182,7 +184,8 @@ def summarise_case(case: Case, passes: Sequence[Pass], about: Mapping[str, Any])
     Args:
         case: what was measured.
         passes: one or two of them.
-        about: what is the same for all rows of the engine: input (its type), plan_bytes, build_seconds, engine_memory_mib.
+        about: what is the same for all rows of the engine: graph (that it was built from), input (its type), plan_bytes, build_seconds,
+            engine_memory_mib.
 
     Returns:
         precision, batch, streams, transfers, cuda_graph (why_no_graph), images_per_second (mean of the passes, with

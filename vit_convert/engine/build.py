@@ -76,7 +76,7 @@ def build_engine(backend: Backend, request: BuildRequest, plan_path: str | os.Pa
     timing_path = find_timings(backend, request.timing_cache)
     if timing_path is not None:
         _require_writable(timing_path, fix="engine.timing_cache is a folder: choose one that can be written.")
-    started = time.perf_counter()
+    asked, started = request_record(request), time.perf_counter()
     with backend.logger.listening(progress):
         builder = _make_builder(backend)
         typed = builds_strongly_typed(backend, has_calibrator=request.calibrator is not None)
@@ -104,8 +104,12 @@ def build_engine(backend: Backend, request: BuildRequest, plan_path: str | os.Pa
         serialized = _build(backend, builder, network, builder_config, request, progress)
         seconds, attentions = time.perf_counter() - started, count_attentions(backend, network)
         del parser  # it owns the weights that the builder read
+        if request_record(request)["onnx"] != asked["onnx"]:
+            raise BuildError(
+                f"{onnx_path}: was {asked['onnx']['sha256'][:12]}… when its build began, and is another now", fix="Build it again."
+            )
         _write(plan_path, serialized)
-        record = {**request_record(request), **_record(backend, network), "products": dict(counts["products"]), "attentions": attentions}
+        record = {**asked, **_record(backend, network), "products": dict(counts["products"]), "attentions": attentions}
         write_sidecar(plan_path, {**record, "build_seconds": round(seconds, 3), "built_at": _now()})
         if timing_path is not None and timing_cache is not None:
             save_timings(timing_path, timing_cache, progress)

@@ -148,6 +148,7 @@ def bundle_calibrator(
         images_path,
         num_images=_in_full_batches(images, batch_size),
         preprocessing=request.preprocessing,
+        batch_size=batch_size,
     )
     return make_calibrator(
         backend,

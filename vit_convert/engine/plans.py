@@ -34,6 +34,12 @@ def find_plan(backend: Backend, bundle: Bundle, precision: str) -> pathlib.Path:
     return own
 
 
+def built_from(bundle: Bundle, plan: pathlib.Path) -> pathlib.Path | None:
+    """The graph of the bundle that an engine's sidecar names, None where it is not there: what the engine must have been built from."""
+    name = (read_json(sidecar_path(plan)) or {}).get("onnx", {}).get("path")
+    return next((path for path in (bundle.root / f"{name}", bundle.spellings / f"{name}") if path.is_file()), None)
+
+
 def keep_proof(plan: pathlib.Path, found: Mapping[str, Any]) -> None:
     """Writes what verification found of an engine into its sidecar, which goes when the engine is replaced.
 

@@ -31,7 +31,7 @@ def recommend(rows: Sequence[Mapping[str, Any]], verified: Mapping[str, Mapping[
     }
     measured = list(dict.fromkeys(precision for precision, _ in best))
     passed = [precision for precision in measured if verified.get(precision, {}).get("passed")]
-    plain = max((p for p in passed if p in _UNQUANTIZED), key=lambda p: _rate(best, p), default="")
+    plain = _fastest([precision for precision in passed if precision in _UNQUANTIZED], best)
     comparisons: list[dict[str, Any]] = []
     reasons: list[str] = []
     chosen = plain
@@ -58,15 +58,16 @@ def recommend(rows: Sequence[Mapping[str, Any]], verified: Mapping[str, Mapping[
     if not any(precision in verified for precision in measured):
         reasons = [f"none of {', '.join(measured)} was verified: verify, then benchmark again"]
     elif not chosen:
-        reasons.insert(0, "no engine passed its check")
+        reasons.insert(0, "no unquantized engine passed its check, to compare with" if passed else "no engine passed its check")
     reason = "; ".join(reasons) or "the fastest that passed its check"
     return {"precision": chosen, "reason": reason, "top1": verified.get(chosen, {}).get("top1"), "comparisons": comparisons}
 
 
 def _compare(row: Mapping[str, Any], against: Mapping[str, Any]) -> dict[str, Any]:
-    noise = max(row["noise_percent"] or 0.0, against["noise_percent"] or 0.0)
+    known = [part["noise_percent"] for part in (row, against) if part["noise_percent"] is not None]
+    noise = max(known) if len(known) == 2 else None  # one pass does not tell how far it can be trusted
     ratio = row["images_per_second"] / against["images_per_second"]
-    pays = ratio > max(_LEAST_GAIN, 1 + noise / 100)
+    pays = noise is not None and ratio > max(_LEAST_GAIN, 1 + noise / 100)
     names = {"precision": row["precision"], "against": against["precision"], "batch": row["batch"]}
     return {**names, "ratio": round(ratio, 4), "noise_percent": noise, "pays": pays}
 
@@ -75,13 +76,17 @@ def _too_little(comparison: Mapping[str, Any]) -> str:
     """Why a gain does not pay; "" where there is none."""
     if comparison["ratio"] <= 1:
         return ""
+    if comparison["noise_percent"] is None:
+        return ", by one pass alone"
     within = comparison["ratio"] <= 1 + comparison["noise_percent"] / 100
     return f", within the noise of {comparison['noise_percent']:g} %" if within else ", too little for a quantized model's risk"
 
 
-def _rate(best: Mapping[tuple[str, int], Mapping[str, Any]], precision: str) -> float:
-    """Images per second at the largest batch that was measured."""
-    return float(best[max((key for key in best if key[0] == precision), key=lambda key: key[1])]["images_per_second"])
+def _fastest(precisions: Sequence[str], best: Mapping[tuple[str, int], Mapping[str, Any]]) -> str:
+    """The fastest of some precisions at the largest batch that all of them were measured at, "" of none."""
+    batches = {precision: {batch for name, batch in best if name == precision} for precision in precisions}
+    common = max(set.intersection(*batches.values()), default=0) if batches else 0
+    return max(precisions, key=lambda name: best[name, common or max(batches[name])]["images_per_second"], default="")
 
 
 def _accuracy(verified: Mapping[str, Mapping[str, Any]], precision: str, plain: str) -> str:

@@ -95,9 +95,9 @@ def build_bundle(
         force: build those that are there, too.
 
     Returns:
-        Per engine: backend, version, arch, precision, path, bytes, build_seconds, products, int8_layers (products that run in int8; None
-        for other precisions or where TensorRT does not tell), fused_attention ({count, precisions, text, source} and, read from kernels,
-        profiles; None where fused_attention_unknown says why), warnings.
+        Per engine: backend, version, arch, precision, graph (that it was built from), path, bytes, build_seconds, products, int8_layers
+        (products that run in int8; None for other precisions or where TensorRT does not tell), fused_attention ({count, precisions, text,
+        source} and, read from kernels, profiles; None where fused_attention_unknown says why), warnings.
 
     Raises:
         BuildError: a graph does not parse, a precision would not be honoured, or TensorRT fails.
@@ -105,11 +105,11 @@ def build_bundle(
     """
     engines = []
     for precision in precisions:
-        if takes_spellings(precision, facts.target) and backend.strongly_typed:
+        if facts.target == "trt8" and precision != "fp32" and backend.strongly_typed:
             here, target = f"{backend.module.__name__} {backend.version}", target_of(backend)
             raise BuildError(
                 f"{precision}: {bundle.root.name} has graphs for {facts.target}, whose precision is a flag; {here} builds typed ones alone",
-                fix=f"Convert again with --config.target={target}.",
+                fix=f"Build with TensorRT 8, or convert again with --config.target={target}.",
             )
         request = request_for(bundle, config, facts, precision)
         if precision == "int8" and config.engine.calibrator:
@@ -182,6 +182,7 @@ def build_one(backend: Backend, request: BuildRequest, plan: pathlib.Path, *, pr
         "version": backend.version,
         "arch": backend.arch,
         "precision": request.precision,
+        "graph": pathlib.Path(request.onnx_path).name,
         "path": plan.name,
         "bytes": result.num_bytes,
         "build_seconds": round(result.seconds, 3),
@@ -215,6 +216,8 @@ def _finished(backend: Backend, request: BuildRequest, plan: pathlib.Path) -> di
     asked = request_record(request)
     if record is None or "summary" not in record or any(record.get(key) != value for key, value in asked.items()):
         return None
+    if backend.gpu is not None and backend.name != "rtx" and (record.get("gpu") or {}).get("name") != backend.gpu.name:
+        return None  # it runs here too, but its kernels were chosen on another GPU
     try:
         check_sidecar(plan, backend)
     except BuildError:

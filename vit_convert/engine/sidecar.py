@@ -138,6 +138,6 @@ def _numbers(version: str) -> list[int]:
 
 
 def _arch_fits(record: dict[str, Any], arch: str) -> bool:
-    if record["options"]["hardware_compatible"] and int(arch[2:]) >= _AMPERE:
+    if record["options"]["hardware_compatible"] and record["backend"] != "rtx" and int(arch[2:]) >= _AMPERE:
         return True
     return arch in record["targets"]

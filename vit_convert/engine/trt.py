@@ -173,9 +173,13 @@ def load_backend(name: str = "auto") -> Backend:
     reasons = []
     for candidate in _MODULES:
         try:
-            return _load(candidate)
+            backend = _load(candidate)
         except BuildError as e:
             reasons.append(str(e))
+            continue
+        if backend.gpu is None or backend.gpu.arch in backend.targets:
+            return backend
+        reasons.append(f"{candidate} {backend.version}: builds for {', '.join(backend.targets)}, here is {backend.gpu.arch}")
     raise BuildError(
         f"no TensorRT can build here: {'; '.join(reasons)}", fix=f"{_INSTALL['rtx']} (no GPU needed) or {_INSTALL['tensorrt']}."
     )

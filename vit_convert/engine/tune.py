@@ -56,7 +56,7 @@ def tune_bundle(
     path, about = bundle.root / "tune.json", {**environment(backend), "model": describe_model(bundle), "command": command}
     trials = plan_trials(bundle, config, facts, precisions=precisions)
     kept = still_valid(backend, bundle, config, facts, (read_json(path) or {}).get("trials", []))
-    known = set() if force else {key for key, row in kept.items() if "failed" not in row}
+    known = set() if force else {key for key, row in kept.items() if "failed" not in row and not row.get("skipped")}
     options, usual = options_of(config), options_of(read_config(bundle))
 
     def save() -> dict[str, Any]:

@@ -91,7 +91,7 @@ def spelling_named(target: str, spelling: str) -> Target:
     Args:
         target: name of a target.
         spelling: its name: "plugin" has TensorRT's attention plugin; "matmul" spells MLPs as matrix products, "primitives" LayerNorm
-            too, which overflows in fp16 once an activation is further than 180 from its LayerNorm's mean (its square
+            too, which overflows in fp16 once an activation is further than 255 from its LayerNorm's mean (its square
             then leaves the type's range).
 
     Raises:

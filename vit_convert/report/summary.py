@@ -49,6 +49,8 @@ def print_summary(report: dict[str, Any], root: pathlib.Path) -> None:
         size = path.stat().st_size + (data.stat().st_size if data.exists() else 0)
         files.add_row(str(path.relative_to(root)), human_bytes(size), "with its weights" if data.exists() else "")
     console.print(files)
+    if not report["engines"] and report["onnx"]:
+        console.print(f"No engine was built. On the GPU host, with this folder there: python -m vit_convert.engine build {root.name}")
     if all(row["status"] == "fresh" for row in report["stages"]):
         console.print("Nothing changed: every stage was fresh.")
 

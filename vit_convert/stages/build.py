@@ -5,7 +5,7 @@ from typing import Any
 
 from vit_convert import config as configs
 from vit_convert.pipeline import Context, Stage
-from vit_convert.stages.common import backend_named, plain
+from vit_convert.stages.common import backend_named, builds_here, plain
 
 
 def _plans(context: Context) -> list[pathlib.Path]:
@@ -20,7 +20,8 @@ def _plan(context: Context, backend: Any, precision: str) -> pathlib.Path:
 def _inputs(context: Context) -> Any:
     backend = backend_named(context.config.engine.backend)
     config = context.config
-    return [backend.name, backend.version, backend.arch, plain(config.engine), plain(config.batch), configs.precisions(config)]
+    host = [backend.name, backend.version, backend.arch, backend.gpu.name if backend.gpu else ""]
+    return [*host, plain(config.engine), plain(config.batch), configs.precisions(config), list(config.keep_fp32)]
 
 
 def build(context: Context) -> dict[str, Any]:
@@ -42,7 +43,7 @@ def build(context: Context) -> dict[str, Any]:
 
 def _can_run(context: Context) -> bool:
     """Whether this host runs the engines it builds: TensorRT-RTX builds without a GPU, TensorRT never does."""
-    return context.config.engine.backend != "none" and backend_named(context.config.engine.backend).gpu is not None
+    return builds_here(context) and backend_named(context.config.engine.backend).gpu is not None
 
 
 def verify(context: Context) -> dict[str, Any]:
@@ -76,6 +77,6 @@ def benchmark(context: Context) -> dict[str, Any]:
     return {**result, "engine": recommended_engine(context.results["build"]["engines"], result)}
 
 
-BUILD = Stage("build", ("export", "quantize"), build, _inputs, _plans, lambda c: c.config.engine.backend != "none")
+BUILD = Stage("build", ("export", "calibrate", "quantize"), build, _inputs, _plans, builds_here)
 VERIFY = Stage("verify", ("reference", "build"), verify, lambda c: plain(c.config.check), needed=_can_run)
 BENCHMARK = Stage("benchmark", ("build", "verify"), benchmark, lambda c: plain(c.config.benchmark), needed=_can_run)

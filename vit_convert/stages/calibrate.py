@@ -9,7 +9,7 @@ from vit_convert import config as configs
 from vit_convert.bundle import atomic
 from vit_convert.calibration_cache import ALGORITHMS, CacheKey, format_cache, hash_source, save_cache
 from vit_convert.pipeline import Context, Stage
-from vit_convert.stages.common import decode, graph_files, plain, prepare, source_identity, target_name
+from vit_convert.stages.common import backend_named, builds_here, decode, graph_files, plain, prepare, source_identity, target_name
 
 if TYPE_CHECKING:
     from vit_convert.quantize.placement import Patterns
@@ -136,12 +136,9 @@ def _write_cache(context: Context, calibration: Any) -> None:
     """
     from vit_convert.engine.build_request import hash_graph
 
-    engine, target = context.config.engine, target_name(context)
-    version = _CACHE_VERSIONS[target]
-    if engine.backend not in ("none", "rtx"):
-        from vit_convert.engine.trt import load_backend
-
-        version = load_backend(engine.backend).version
+    version = _CACHE_VERSIONS[target_name(context)]
+    if builds_here(context) and (backend := backend_named(context.config.engine.backend)).has_calibrator:
+        version = backend.version
     algorithm = calibration.method if calibration.method in ALGORITHMS else "entropy"
     images = context.bundle.images("calibration")
     graph, preprocessing = hash_graph(source_graph(context)), context.results["checkpoint"]["preprocess"]

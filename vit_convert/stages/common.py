@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from vit_convert import config as configs
+from vit_convert.errors import BuildError
 from vit_convert.pipeline import Context
 
 EVALUATION_BATCH = 32
@@ -36,6 +38,17 @@ def backend_named(name: str) -> Any:
     from vit_convert.engine.trt import load_backend
 
     return load_backend(name)
+
+
+def builds_here(context: Context) -> bool:
+    """Whether engines are built on this host; graphs for TensorRT 8 wait for its own, unless another is asked for by name."""
+    backend = context.config.engine.backend
+    if backend == configs.AUTO and context.config.target == "trt8":
+        try:
+            return not backend_named(backend).strongly_typed
+        except BuildError:  # there is none at all
+            return False
+    return backend != "none"
 
 
 def graph_files(context: Context, precision: str) -> list[pathlib.Path]:
