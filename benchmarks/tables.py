@@ -1,9 +1,9 @@
 """Writes tables from benchmarks/results/*.json into a text, between markers, so that no number in it is typed by hand.
 
 A text names its tables: everything between `<!-- table:convert -->` and `<!-- end -->` is replaced by the table of that name, from the
-newest result file `<name>-*.json` (by date in its name). Tables: convert, growth, extras (all from convert-*.json), calibrate, h200-tune,
-h200-int8 (from h200-tests-digits-*.json), any other h200-…, and h200: all side-by-side runs of h200-*.json together, the newest of each
-model and batch.
+newest result file `<name>-*.json` (by date in its name). Tables: convert, growth, extras (all from convert-*.json), calibrate, h200-int8
+(from h200-tests-digits-*.json), any other h200-…, and h200: all side-by-side runs of h200-*.json together, the newest of each model, input
+and batch.
 
     python benchmarks/tables.py README.md           # rewrites it
     python benchmarks/tables.py --check README.md   # fails if it would change
@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import app, flags
-from gpu.engine_tables import h200_table, int8_table, tune_table
+from gpu.engine_tables import h200_table, int8_table
 from gpu.side_by_side import VERSIONS, merge
 from gpu.side_by_side import table as side_by_side
 from markdown_table import markdown
@@ -108,11 +108,18 @@ def _about(record: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, A
 
 
 def _of_gpu(record: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """Hardware and versions of a side-by-side run, which each of its measurements recorded for itself."""
-    model = next(model for model in record["models"].values() if model.get("engine"))
-    parts = [model[name] for name in ("engine", "jax", "torch") if name in model]
-    found = {name: part[name] for part in parts for name in VERSIONS if name in part}
-    return model["engine"], found
+    """Hardware and versions of a side-by-side run, which each of its measurements recorded for itself.
+
+    Raises:
+        SystemExit: they differ, so that one line cannot name them.
+    """
+    parts = [model[name] for model in record["models"].values() for name in ("engine", "jax", "torch") if model.get(name)]
+    found: dict[str, Any] = {}
+    for part in parts:
+        for name in part.keys() & {"gpu", "driver", *VERSIONS}:
+            if found.setdefault(name, part[name]) != part[name]:
+                raise SystemExit(f"side-by-side runs of {name} {found[name]} and of {part[name]} are no one table")
+    return found, {name: found[name] for name in VERSIONS if name in found}
 
 
 _SHOWN = ("cpu", "cores", "memory_gib", "gpu", "driver")
@@ -226,7 +233,6 @@ TABLES: dict[str, tuple[Callable[[Mapping[str, Any]], str], str]] = {
     "growth": (growth_table, "convert"),
     "extras": (extras_table, "convert"),
     "calibrate": (calibrate_table, "calibrate"),
-    "h200-tune": (tune_table, "h200-tune"),
     "h200-int8": (int8_table, "h200-tests-digits"),
 }
 

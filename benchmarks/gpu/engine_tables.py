@@ -12,9 +12,11 @@ Run = Mapping[str, Any]
 
 
 def h200_table(record: Run) -> str:
-    """GPU results: side by side where the file holds several roads, otherwise its rows as they are."""
+    """GPU results: side by side where the file holds several roads, trials of `tune`, otherwise its rows as they are."""
     if "models" in record:
         return side_by_side(record)
+    if "trials" in record:
+        return tune_table(record)
     rows = record["rows"]
     columns = [key for key in rows[0] if all(isinstance(row.get(key), str | int | float) and len(str(row[key])) <= 40 for row in rows)]
     return markdown([column.replace("_", " ") for column in columns], [[_cell(row[column]) for column in columns] for row in rows])
@@ -22,7 +24,7 @@ def h200_table(record: Run) -> str:
 
 def tune_table(record: Run) -> str:
     """Every engine that `tune` timed; of a range the share of what the fixed profile of the same spelling and batch has."""
-    rows = [(trial, row) for trial in record["trials"] for row in trial.get("rows", ()) if trial.get("passed")]
+    rows = [(trial, row) for trial in record["trials"] for row in trial.get("rows", ())]
     fixed = {_graph(trial, row): row["images_per_second"] for trial, row in rows if trial["sizes"]["min"] == trial["sizes"]["max"]}
     cells = [
         [
@@ -33,7 +35,7 @@ def tune_table(record: Run) -> str:
             _rate(row["images_per_second"]),
             f"{100 * row['images_per_second'] / fixed[_graph(trial, row)]:.1f} %" if _graph(trial, row) in fixed else "",
             trial["fused_attention"]["text"],
-            f"{trial['cosine']:.6f}",
+            f"{trial['cosine']:.6f}" + ("" if trial["passed"] else ", **missed**"),
             f"{row['noise_percent']:.1f}",
         ]
         for trial, row in rows

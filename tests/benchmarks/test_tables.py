@@ -109,6 +109,16 @@ def test_an_engine_that_takes_uint8_has_rows_of_its_own(tables, tmp_path):
     assert "9 000" not in text and "h200-a.json" not in text
 
 
+def test_runs_of_different_versions_are_no_one_table(tables, tmp_path):
+    parts = {"variant": "B/16", "image_size": 224}
+    for name, version in (("a", "8.6.0"), ("b", "8.6.1")):
+        engine = {"gpu": "Some GPU", "driver": "1.2", "tensorrt": version, "rows": [{**MEASURED, "images_per_second": 1.0}]}
+        model = {**parts, "input": "uint8" if name == "b" else "float32", "engine": engine}
+        (tmp_path / f"h200-{name}.json").write_text(json.dumps({"date": "2026-01-01", "command": "x", "models": {"b16": model}}))
+    with pytest.raises(SystemExit, match=r"tensorrt 8\.6\.0 and of 8\.6\.1 are no one table"):
+        tables.fill("<!-- table:h200 -->\n<!-- end -->", tmp_path)
+
+
 def test_a_range_is_compared_with_the_fixed_profile_of_its_spelling(tables, tmp_path):
     def trial(spelling, rate, smallest, passed=True):
         row = {"batch": 64, "images_per_second": rate, "noise_percent": 0.5}
@@ -116,14 +126,15 @@ def test_a_range_is_compared_with_the_fixed_profile_of_its_spelling(tables, tmp_
         about = {"precision": "fp16", "profile": f"from {smallest}", "cosine": 0.9999, "fused_attention": {"text": "yes"}}
         return {"spelling": spelling, "sizes": sizes, "rows": [row], "passed": passed, **about}
 
-    trials = [trial("plugin", 2000.0, 64), trial("plugin", 1900.0, 1), trial("default", 1000.0, 1), trial("matmul", 9.0, 64, passed=False)]
+    trials = [trial("plugin", 2000.0, 64), trial("plugin", 1900.0, 1), trial("default", 1000.0, 1), trial("matmul", 9.0, 1, passed=False)]
     trials.append({"spelling": "matmul", "failed": "no kernel"})
     (tmp_path / "h200-tune-b16.json").write_text(
         json.dumps({"gpu": "Some GPU", "tensorrt": "8.6.0", "date": "2026-01-01", "trials": trials})
     )
     text = tables.fill("<!-- table:h200-tune -->\n<!-- end -->", tmp_path)
     assert "| plugin | from 64 | fp16 | 64 | 2 000 images/s | 100.0 % |" in text and "| 1 900 images/s | 95.0 % |" in text
-    assert "| `model.onnx` | from 1 | fp16 | 64 | 1 000 images/s |  |" in text and "matmul" not in text
+    assert "| `model.onnx` | from 1 | fp16 | 64 | 1 000 images/s |  |" in text and "no kernel" not in text
+    assert "| matmul | from 1 | fp16 | 64 | 9 images/s |  | yes | 0.999900, **missed** |" in text
     assert "<sub>Some GPU; tensorrt 8.6.0; 2026-01-01;" in text
 
 

@@ -56,7 +56,7 @@ QUANTIZED_PRECISIONS = {"INT8": "int8", "FP8": "fp8"}
 PRECISIONS = (*FLOAT_PRECISIONS.values(), *QUANTIZED_PRECISIONS.values())
 
 _MODULES = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}
-_INSTALL = {"tensorrt": "pip install 'vit_convert[tensorrt]'", "rtx": "pip install 'vit_convert[rtx]'"}
+_INSTALL = {"tensorrt": "pip install tensorrt", "rtx": "pip install tensorrt-rtx"}
 
 
 @dataclasses.dataclass(frozen=True)
