@@ -102,7 +102,8 @@ def test_benchmark_of_a_bundle(gpu, engines):
     assert {row["transfers"] for row in result["rows"]} == {RESIDENT, END_TO_END}
     assert len(result["end_to_end"]) == 4 and result["noise_percent"] == max(row["noise_percent"] for row in result["rows"])
     assert (result["gpu"], result["tensorrt"], result["command"]) == ("Simulated", "8.6.0", "x")
-    assert "parameters" in result["model"]["summary"] and {row["input"] for row in result["rows"]} == {"float32"}
+    assert "parameters" in result["model"]["summary"] and "converted_by" in result["model"]
+    assert {row["input"] for row in result["rows"]} == {"float32"}
     assert result["recommended"]["precision"] in ("fp16", "int8") and result["recommended"]["comparisons"]
     add_to_report(Bundle(path), benchmark=result)
     assert read_json(path / "report.json")["benchmark"] == result["rows"]
