@@ -31,6 +31,15 @@ def test_torch_reads_the_same_memory():
     assert array[1, 2] == 42
 
 
+def test_a_consumer_that_wants_a_copy_or_another_device_gets_no_view():
+    array = wrap(np.zeros((2, 3), np.float32))
+    with pytest.raises(BufferError, match=r"array \[2, 3\]: DLPack with copy=True"):
+        np.from_dlpack(array, copy=True)
+    with pytest.raises(BufferError, match=r"array \[2, 3\]: DLPack device \(2, 0\) is asked for, it is on \(1, 0\)"):
+        array.__dlpack__(dl_device=(2, 0))
+    np.from_dlpack(array, device="cpu", copy=False)
+
+
 def test_memory_is_released_with_the_last_reader():
     before = len(device_array._exported)
     view = np.from_dlpack(wrap(np.zeros(3, np.float32)))

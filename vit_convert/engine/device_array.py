@@ -70,8 +70,25 @@ class DeviceArray:
     def __dlpack_device__(self) -> tuple[int, int]:
         return self.device
 
-    def __dlpack__(self, **_: Any) -> Any:
-        # The stream that a consumer names has nothing to wait for: sessions hand out finished results.
+    def __dlpack__(self, *, stream: Any = None, max_version: Any = None, dl_device: Any = None, copy: bool | None = None) -> Any:
+        """Gives the memory to another library, of DLPack's first version whatever `max_version` says, which the standard allows.
+
+        Args:
+            stream: has nothing to wait for: sessions hand out finished results.
+            max_version: what the consumer reads.
+            dl_device: where the consumer wants the values; None leaves them where they are.
+            copy: whether the consumer must get memory of its own.
+
+        Returns:
+            The capsule.
+
+        Raises:
+            BufferError: a copy, or another device, is asked for.
+        """
+        if copy:
+            raise BufferError(f"array {list(self.shape)}: DLPack with copy=True, it is given without a copy alone")
+        if dl_device is not None and tuple(map(int, dl_device)) != self.device:
+            raise BufferError(f"array {list(self.shape)}: DLPack device {tuple(map(int, dl_device))} is asked for, it is on {self.device}")
         return _make_capsule(self)
 
 
