@@ -1,6 +1,7 @@
 """DLPack capsules, given to numpy and PyTorch and taken from them, in CPU memory: the protocol is the same for a GPU's."""
 
 import gc
+import types
 
 import numpy as np
 import pytest
@@ -34,10 +35,10 @@ def test_torch_reads_the_same_memory():
 def test_a_consumer_that_wants_a_copy_or_another_device_gets_no_view():
     array = wrap(np.zeros((2, 3), np.float32))
     with pytest.raises(BufferError, match=r"array \[2, 3\]: DLPack with copy=True"):
-        np.from_dlpack(array, copy=True)
+        array.__dlpack__(stream=None, max_version=(1, 0), copy=True)
     with pytest.raises(BufferError, match=r"array \[2, 3\]: DLPack device \(2, 0\) is asked for, it is on \(1, 0\)"):
         array.__dlpack__(dl_device=(2, 0))
-    np.from_dlpack(array, device="cpu", copy=False)
+    assert read_capsule(array.__dlpack__(dl_device=CPU, copy=False)).pointer == array.pointer
 
 
 def test_memory_is_released_with_the_last_reader():
@@ -59,6 +60,22 @@ def test_reading_a_capsule():
     found = read_capsule(array.__dlpack__())
     assert (found.pointer, found.shape, found.dtype, found.device) == (array.ctypes.data, (2, 4), np.uint8, CPU)
     assert found.num_bytes == 8
+
+
+@pytest.mark.parametrize(("shape", "steps"), [((1, 4), (1, 1)), ((3, 1, 4), (4, 1, 1)), ((1, 1), (7, 9)), ((0, 4), (1, 1))])
+def test_steps_along_axes_of_one_value_are_nobodys(shape, steps):
+    """Older PyTorch gives them 1, and others what a slice left there."""
+    array = np.zeros(shape, np.float32)
+    view = np.lib.stride_tricks.as_strided(array, shape, [4 * step for step in steps])
+    assert read_capsule(view.__dlpack__()).shape == shape
+    interface = {"shape": shape, "typestr": "<f4", "data": (array.ctypes.data, False), "version": 3, "strides": view.strides}
+    assert as_device_array(types.SimpleNamespace(__cuda_array_interface__=interface), None).shape == shape
+
+
+def test_an_empty_array_may_be_nowhere():
+    """As PyTorch's are."""
+    found = read_capsule(DeviceArray(0, (0, 4), np.dtype(np.float32), device=CPU).__dlpack__())
+    assert (found.pointer, found.shape) == (0, (0, 4))
 
 
 def test_what_cannot_be_read_is_refused():

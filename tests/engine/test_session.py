@@ -171,6 +171,10 @@ def test_wrong_images_are_refused(load):
             session.run(images(4)[:, 0])
         with pytest.raises(BenchmarkError, match=r"given float32 \[0, 4, 8\]"):
             session.run(images(0))
+        with pytest.raises(BenchmarkError, match=r"given float32 \[0, 4, 8\]"):
+            session.run(DeviceArray(0, (0, TOKENS, WIDTH), np.dtype(np.float32)))
+        with pytest.raises(BenchmarkError, match=r"given float32 \[\], the engine takes"):
+            session.run(DeviceArray(0, (), np.dtype(np.float32)))
         with pytest.raises(BenchmarkError, match=r"\[4, 5, 8\]: the engine takes \[4, 4, 8\], or \[2, 4, 8\] to \[6, 4, 8\]"):
             session.require_images((4, 5, WIDTH), np.dtype(np.float32))
 

@@ -3,6 +3,7 @@
 import ctypes
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -132,19 +133,20 @@ def read_capsule(capsule: Any, *, owner: Any = None) -> DeviceArray:
     """
     found = _Tensor.from_address(_get(capsule, _NAME))
     shape = tuple(found.shape[i] for i in range(found.ndim))
-    if found.strides and tuple(found.strides[i] for i in range(found.ndim)) != _strides(shape):
+    if found.strides and not _contiguous(shape, [found.strides[i] for i in range(found.ndim)]):
         raise BenchmarkError(f"images {list(shape)}: a strided view", fix="Make the array contiguous.")
     kinds = {code: kind for kind, code in _KINDS.items()}
     if found.code not in kinds or found.lanes != 1:
         raise BenchmarkError(f"images: DLPack type {found.code} with {found.bits} bits is none of numpy's", fix="Convert the array.")
     dtype = np.dtype(f"{kinds[found.code]}{found.bits // 8}")
-    return DeviceArray(found.data + found.byte_offset, shape, dtype, (capsule, owner), (found.device_type, found.device_id))
+    pointer = (found.data or 0) + found.byte_offset  # an empty array may lie nowhere
+    return DeviceArray(pointer, shape, dtype, (capsule, owner), (found.device_type, found.device_id))
 
 
 def _read_interface(array: Any, stream: cuda.Stream) -> DeviceArray:
     found = array.__cuda_array_interface__
     shape, dtype = tuple(found["shape"]), np.dtype(found["typestr"])
-    if found.get("strides") is not None and tuple(found["strides"]) != tuple(step * dtype.itemsize for step in _strides(shape)):
+    if found.get("strides") is not None and not _contiguous(shape, [step / dtype.itemsize for step in found["strides"]]):
         raise BenchmarkError(f"images {list(shape)}: a strided view", fix="Make the array contiguous.")
     if found["version"] < 3:  # it does not say what its values wait for
         cuda.call("cuCtxSynchronize")
@@ -158,6 +160,11 @@ def _read_interface(array: Any, stream: cuda.Stream) -> DeviceArray:
 
 def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
+
+
+def _contiguous(shape: Sequence[int], steps: Sequence[float]) -> bool:
+    # Along an axis of one value nothing is stepped, so libraries write there what they like; in an empty array, along any.
+    return 0 in shape or all(size == 1 or step == wanted for size, step, wanted in zip(shape, steps, _strides(tuple(shape))))
 
 
 _exported: dict[int, Any] = {}  # what consumers still hold, by the address of its description

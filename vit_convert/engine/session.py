@@ -153,7 +153,7 @@ class Session:
 
     def _run_device(self, images: Any) -> dict[str, DeviceArray]:
         source = as_device_array(images, self.stream)
-        if source.shape[0] > (most := self.require_images(source.shape, source.dtype)):
+        if (most := self.require_images(source.shape, source.dtype)) < source.shape[0]:
             raise BenchmarkError(f"batch {source.shape[0]}: the engine takes {most} at most", fix="Split the batch.")
         prepared = self.prepare(source.shape)
         self.input_buffer.copy_from(source.pointer, source.num_bytes, self.stream)
