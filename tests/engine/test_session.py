@@ -10,6 +10,7 @@ import pytest
 import simulated_gpu
 from engine_graphs import TOKENS, WIDTH, block
 
+from vit_convert.engine import cuda
 from vit_convert.engine.device_array import DeviceArray
 from vit_convert.engine.pinned import is_pinned, pinned_array
 from vit_convert.engine.pipelined import PipelinedSession
@@ -124,6 +125,36 @@ def test_gpu_result_outlives_its_shapes_place(load, gpu, tmp_path):
         del got, result
         gc.collect()
         assert pointer not in gpu[1].device
+
+
+@pytest.mark.parametrize("cuda_graphs", [True, False])
+def test_gpu_results_are_the_callers_own(load, gpu, tmp_path, cuda_graphs):
+    """Another library reads when its own stream gets there, which may be long after the next run."""
+    first, second = images(4), images(4, seed=1)
+    reader = cuda.Stream()
+    with Session(load(), cuda_graphs=cuda_graphs) as session:
+        result = session.run(DeviceArray(first.ctypes.data, first.shape, first.dtype, first))["logits"]
+        got = cuda.DeviceBuffer(result.num_bytes)
+        got.copy_from(result.pointer, result.num_bytes, reader)
+        later = session.run(DeviceArray(second.ctypes.data, second.shape, second.dtype, second))["logits"]
+        assert later.pointer != result.pointer
+        reader.synchronize()
+        values = np.empty(first.shape, np.float32)
+        got.download(values, reader)
+        reader.synchronize()
+        np.testing.assert_allclose(values, expected(tmp_path, first), atol=1e-6)
+
+
+def test_failed_gpu_run_leaves_nothing_queued(load, gpu, monkeypatch):
+    """Neither its images nor its results may be freed while the stream still copies them."""
+    given = images(4)
+    with Session(load()) as session:
+        session.prepare(given.shape)
+        before = dict(gpu[1].device)
+        monkeypatch.setattr(gpu[1], "cuMemAlloc_v2", lambda pointer, num_bytes: 2)
+        with pytest.raises(BuildError, match="cuMemAlloc_v2: CUDA error 2"):
+            session.run(DeviceArray(given.ctypes.data, given.shape, given.dtype, given))
+        assert gpu[1].queues[session.stream.handle] == [] and gpu[1].device == before
 
 
 def test_gpu_result_outlives_its_session(load, gpu, tmp_path):

@@ -3,6 +3,7 @@
 import ctypes
 import dataclasses
 import math
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -141,6 +142,40 @@ def read_capsule(capsule: Any, *, owner: Any = None) -> DeviceArray:
     dtype = np.dtype(f"{kinds[found.code]}{found.bits // 8}")
     pointer = (found.data or 0) + found.byte_offset  # an empty array may lie nowhere
     return DeviceArray(pointer, shape, dtype, (capsule, owner), (found.device_type, found.device_id))
+
+
+def queue_copy(pointer: int, shape: tuple[int, ...], dtype: np.dtype[Any], stream: cuda.Stream) -> DeviceArray:
+    """Queues a copy of GPU memory into new memory, which goes back with the last reference to it.
+
+    Args:
+        pointer: where the values are.
+        shape: of the values.
+        dtype: of the values.
+        stream: what copies; must be synchronized before the result is let go.
+
+    Returns:
+        The copy, finished once the stream is synchronized.
+
+    Raises:
+        BuildError: the GPU has not enough free memory.
+    """
+    owner = _Owner(max(1, math.prod(shape) * dtype.itemsize))
+    result = DeviceArray(owner.buffer.pointer, shape, dtype, owner)
+    owner.buffer.copy_from(pointer, result.num_bytes, stream)
+    return result
+
+
+class _Owner:
+    """Gives a block of GPU memory back when nobody refers to it any more."""
+
+    def __init__(self, num_bytes: int):
+        self.buffer = cuda.DeviceBuffer(num_bytes)
+        weakref.finalize(self, _free, self.buffer).atexit = False  # the process takes its memory along
+
+
+def _free(buffer: cuda.DeviceBuffer) -> None:
+    cuda.use_context()  # the last reference may end in any thread
+    buffer.close()  # cuMemFree waits for every stream, so for what a consumer has queued before it let go
 
 
 def _read_interface(array: Any, stream: cuda.Stream) -> DeviceArray:

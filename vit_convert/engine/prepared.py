@@ -1,4 +1,4 @@
-"""An input shape made ready to run; its GPU memory goes back when the session is done with it and nobody holds a result of it."""
+"""An input shape made ready to run; its GPU memory goes back when the session is done with it and nobody else holds it."""
 
 import contextlib
 import dataclasses
@@ -37,7 +37,7 @@ class Prepared:
     held: dataclasses.InitVar[contextlib.ExitStack]
 
     def __post_init__(self, held: contextlib.ExitStack) -> None:
-        # Whoever still holds it, or an array in its outputs, may go on after the session has let it go.
+        # Whoever still holds it may go on after the session has let it go.
         self._finalizer = weakref.finalize(self, _free, held)
         self._finalizer.atexit = False  # the process takes its memory along
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from vit_convert.engine import cuda
-from vit_convert.engine.device_array import DeviceArray, as_device_array
+from vit_convert.engine.device_array import DeviceArray, as_device_array, queue_copy
 from vit_convert.engine.graphs import CudaGraph
 from vit_convert.engine.prepared import Prepared
 from vit_convert.engine.profiles import Shape, choose_profile, largest_batch
@@ -46,7 +46,7 @@ class Session:
             # Contexts of one stream never run at once, so they share what they work in; a size of 0 is no legal allocation.
             self._workspace = cuda.DeviceBuffer(max(engine.workspace_bytes, 1))
             held.callback(self._workspace.close)
-            held.callback(self._prepared.clear)  # the contexts end before the memory that they work in, but for results still held
+            held.callback(self._prepared.clear)  # the contexts end before the memory that they work in
             held.callback(self.stream.synchronize)
             self._held = held.pop_all()
 
@@ -58,11 +58,12 @@ class Session:
                 input type, [batch, ...].
 
         Returns:
-            {output: array [batch, ...]}: numpy arrays for a numpy array; otherwise finished DeviceArrays, which other libraries take
-            without a copy and which this session's next run may overwrite.
+            {output: array [batch, ...]}: numpy arrays for a numpy array; otherwise finished DeviceArrays, which are the caller's own
+            (copied within the GPU, a small part of the run) and which other libraries take without a copy.
 
         Raises:
             BenchmarkError: wrong type or shape, or TensorRT fails.
+            BuildError: the GPU has not enough free memory.
         """
         with self._lock:
             cuda.use_context()
@@ -156,14 +157,16 @@ class Session:
         if (most := self.require_images(source.shape, source.dtype)) < source.shape[0]:
             raise BenchmarkError(f"batch {source.shape[0]}: the engine takes {most} at most", fix="Split the batch.")
         prepared = self.prepare(source.shape)
-        self.input_buffer.copy_from(source.pointer, source.num_bytes, self.stream)
-        self.launch(prepared)
-        # The source may be reused or freed as soon as this returns.
-        self.stream.synchronize()
-        return {
-            name: DeviceArray(buffer.pointer, (source.shape[0], *shape[1:]), spec.dtype, owner=(self, prepared))
-            for name, (spec, shape, buffer) in prepared.outputs.items()
-        }
+        results = {}
+        try:
+            self.input_buffer.copy_from(source.pointer, source.num_bytes, self.stream)
+            self.launch(prepared)
+            # Consumers read on streams of their own, whenever they like: what the next run writes must not be theirs.
+            for name, (spec, shape, buffer) in prepared.outputs.items():
+                results[name] = queue_copy(buffer.pointer, (source.shape[0], *shape[1:]), spec.dtype, self.stream)
+        finally:
+            self.stream.synchronize()  # the source may be reused or freed as soon as this ends, and so may results of a failed run
+        return results
 
     def _prepare(self, index: int, shape: Shape) -> Prepared:
         engine, images = self.engine, self.engine.images
