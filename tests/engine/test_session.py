@@ -3,6 +3,7 @@
 import concurrent.futures
 import dataclasses
 import gc
+import threading
 
 import numpy as np
 import onnxruntime
@@ -191,6 +192,47 @@ def test_a_session_may_be_closed_twice(load, gpu):
     session.run(images(4))
     session.close()
     session.close()
+    assert not gpu[1].device and not gpu[1].queues
+
+
+@pytest.mark.parametrize("prepared", [True, False])
+def test_a_closed_session_is_refused(load, gpu, prepared):
+    with Session(load()) as session:
+        if prepared:
+            session.prepare((4, TOKENS, WIDTH))
+    given = images(4)
+    for use in (
+        lambda: session.run(given),
+        lambda: session.run(DeviceArray(given.ctypes.data, given.shape, given.dtype, given)),
+        lambda: session.prepare(given.shape),
+    ):
+        with pytest.raises(BenchmarkError, match=r"fp32\.plan: the session is closed"):
+            use()
+    assert not gpu[1].device and not gpu[1].queues
+
+
+def test_closing_waits_for_a_run_in_another_thread(load, gpu, tmp_path, monkeypatch):
+    session, given = Session(load()), images(4)
+    session.prepare(given.shape)
+    running, go_on = threading.Event(), threading.Event()
+    launch = session.launch
+
+    def slowly(prepared):
+        running.set()
+        go_on.wait(10)
+        launch(prepared)
+
+    monkeypatch.setattr(session, "launch", slowly)
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        result = pool.submit(session.run, given)
+        running.wait(10)
+        closing = pool.submit(session.close)
+        with pytest.raises(concurrent.futures.TimeoutError):
+            closing.result(0.2)
+        assert session.stream.handle in gpu[1].queues
+        go_on.set()
+        closing.result()
+        np.testing.assert_allclose(result.result()["logits"], expected(tmp_path, given), atol=1e-6)
     assert not gpu[1].device and not gpu[1].queues
 
 

@@ -27,6 +27,7 @@ class Session:
     Attributes:
         stream: its CUDA stream.
         input_buffer: GPU memory that every run reads its images from.
+        closed: whether `close` was called.
 
     Raises:
         BuildError: the GPU has not enough free memory.
@@ -35,7 +36,8 @@ class Session:
     def __init__(self, engine: Engine, *, cuda_graphs: bool = True, max_shapes: int = 16):
         self.engine = engine
         self._cuda_graphs, self._max_shapes = cuda_graphs, max_shapes
-        self._lock = threading.Lock()
+        self.closed = False
+        self._lock = threading.RLock()  # `run` prepares
         self._prepared: dict[Shape, Prepared] = {}  # the one used last at the end
         most = max(int(np.prod(candidate.largest)) for candidate in engine.ranges)
         with contextlib.ExitStack() as held:
@@ -48,6 +50,7 @@ class Session:
             held.callback(self._workspace.close)
             held.callback(self._prepared.clear)  # the contexts end before the memory that they work in
             held.callback(self.stream.synchronize)
+            held.callback(cuda.use_context)  # any thread may close
             self._held = held.pop_all()
 
     def run(self, images: Any) -> dict[str, Any]:
@@ -62,10 +65,11 @@ class Session:
             (copied within the GPU, a small part of the run) and which other libraries take without a copy.
 
         Raises:
-            BenchmarkError: wrong type or shape, or TensorRT fails.
+            BenchmarkError: wrong type or shape, TensorRT fails, or the session is closed.
             BuildError: the GPU has not enough free memory.
         """
         with self._lock:
+            self._require_open()
             cuda.use_context()
             if isinstance(images, np.ndarray):
                 return self._run_host(np.ascontiguousarray(images))
@@ -81,17 +85,19 @@ class Session:
             What `launch` takes; the same for every call with this shape, until `max_shapes` others were prepared since the last.
 
         Raises:
-            BenchmarkError: no profile takes the shape, or TensorRT fails.
+            BenchmarkError: no profile takes the shape, TensorRT fails, or the session is closed.
         """
         choice = choose_profile(self.engine.ranges, shape)
-        prepared = self._prepared.pop(choice.shape, None)
-        if prepared is None:
-            while self._prepared and len(self._prepared) >= self._max_shapes:
-                self.stream.synchronize()  # its last run may still be queued
-                del self._prepared[next(iter(self._prepared))]
-            prepared = self._prepare(choice.index, choice.shape)
-        self._prepared[choice.shape] = prepared
-        return prepared
+        with self._lock:
+            self._require_open()
+            prepared = self._prepared.pop(choice.shape, None)
+            if prepared is None:
+                while self._prepared and len(self._prepared) >= self._max_shapes:
+                    self.stream.synchronize()  # its last run may still be queued
+                    del self._prepared[next(iter(self._prepared))]
+                prepared = self._prepare(choice.index, choice.shape)
+            self._prepared[choice.shape] = prepared
+            return prepared
 
     def launch(self, prepared: Prepared) -> None:
         """Queues one run on the stream, from `input_buffer` to the prepared outputs.
@@ -127,14 +133,20 @@ class Session:
         return largest_batch(self.engine.ranges, shape)
 
     def close(self) -> None:
-        """Gives contexts, memory and the stream back."""
-        self._held.close()
+        """Gives contexts, memory and the stream back, when a run in another thread is done; the session runs no more."""
+        with self._lock:
+            self.closed = True
+            self._held.close()
 
     def __enter__(self) -> "Session":
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _require_open(self) -> None:
+        if self.closed:
+            raise BenchmarkError(f"{self.engine.path.name}: the session is closed", fix="Make a new one.")
 
     def _run_host(self, images: np.ndarray) -> dict[str, np.ndarray]:
         most = self.require_images(images.shape, images.dtype)
