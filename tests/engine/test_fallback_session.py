@@ -1,5 +1,10 @@
 """The session that outlives its engine: onnxruntime takes over, with a reason, when the engine does not load or breaks."""
 
+import concurrent.futures
+import gc
+import threading
+import weakref
+
 import numpy as np
 import onnxruntime
 import pytest
@@ -89,6 +94,47 @@ def test_session_that_cannot_be_closed_is_left_behind(backend, engines, monkeypa
     monkeypatch.setattr(Session, "close", fail)
     session.run(images(path))
     assert_onnxruntime(session, path, "engine failed in a run: ")
+
+
+def test_threads_that_share_a_breaking_engine_all_get_results(backend, gpu, engines, monkeypatch):
+    """All runs begin on the engine; the first to fail closes it under the others, which then wait for it."""
+    path = engines("fp32")
+    session = FallbackSession(Bundle(path), path / PLAN)
+    wanted, made, everyone = expected(path), [], threading.Barrier(4)
+    run, stand_in = Session.run, session._stand_in
+
+    def fail(engine_session, given):
+        everyone.wait(10)
+        engine_session.engine._cuda_engine.broken = True
+        return run(engine_session, given)
+
+    def counted(*arguments):
+        made.append(arguments)
+        return stand_in(*arguments)
+
+    monkeypatch.setattr(Session, "run", fail)
+    monkeypatch.setattr(session, "_stand_in", counted)
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        for got in pool.map(session.run, [images(path)] * 4):
+            np.testing.assert_array_equal(got["logits"], wanted)
+    gc.collect()
+    assert len(made) == 1 and not gpu[1].device and not gpu[1].queues
+    assert_onnxruntime(session, path, "engine failed in a run: fp32.plan: a run: simulated: a kernel failed")
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_closed_session_keeps_nothing_and_runs_no_more(backend, engines, broken):
+    path = engines("fp32", broken=broken)
+    session = FallbackSession(Bundle(path), path / PLAN)
+    loaded = weakref.ref(session._runner.engine)
+    session.run(images(path))
+    session.close()
+    session.close()
+    gc.collect()
+    assert loaded() is None
+    with pytest.raises(BenchmarkError, match="the session is closed"):
+        session.run(images(path))
+    assert session.runs_on == ("onnxruntime" if broken else "tensorrt")  # closing was no failure
 
 
 def test_wrong_images_do_not_cost_the_engine(backend, engines):

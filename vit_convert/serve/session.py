@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import threading
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,7 +24,7 @@ class _Runner(Protocol):
 
 
 class FallbackSession:
-    """Runs a converted model on whatever works here.
+    """Runs a converted model on whatever works here; several threads may share it.
 
     Args:
         bundle: of the conversion.
@@ -41,7 +42,8 @@ class FallbackSession:
     def __init__(self, bundle: Bundle, plan_path: str | os.PathLike[str], *, backend: str = "auto"):
         self._bundle = bundle
         self.reason = ""
-        self._runner: _Runner
+        self._lock = threading.Lock()  # of which runner it is, not of its runs
+        self._runner: _Runner | None
         try:
             loaded = load_backend(backend)
             self._runner, self.runs_on = Session(Engine(loaded, plan_path)), loaded.name
@@ -58,24 +60,39 @@ class FallbackSession:
             {output: array [batch, ...]}.
 
         Raises:
-            BenchmarkError: the images do not fit the model, or onnxruntime fails as well.
+            BenchmarkError: the images do not fit the model, onnxruntime fails as well, or the session is closed.
         """
-        if self.runs_on == "onnxruntime":
-            return self._runner.run(images)
-        if isinstance(self._runner, Session):
-            self._runner.require_images(images.shape, images.dtype)  # the caller's mistake is no reason to leave the GPU
+        runner = self._open_runner()
+        if not isinstance(runner, Session):
+            return runner.run(images)
+        runner.require_images(images.shape, images.dtype)  # the caller's mistake is no reason to leave the GPU
         try:
-            return self._runner.run(images)
+            return runner.run(images)
         except ConvertError as e:
-            broken, self._runner = self._runner, self._stand_in(e, "failed in a run")
-            with contextlib.suppress(ConvertError):  # a GPU in trouble may not even take its memory back
-                broken.close()
-            del broken
-        return self._runner.run(images)  # not above, where the error's traceback keeps the engine in GPU memory
+            self._replace(runner, e)
+            del runner
+        return self._open_runner().run(images)  # not above, where the error's traceback keeps the engine in GPU memory
 
     def close(self) -> None:
-        """Gives the memory back."""
-        self._runner.close()
+        """Gives the memory back, the engine's too; the session runs no more."""
+        with self._lock:
+            runner, self._runner = self._runner, None
+        if runner is not None:
+            runner.close()
+
+    def _open_runner(self) -> _Runner:
+        runner = self._runner
+        if runner is None:
+            raise BenchmarkError(f"{self._bundle.root}: the session is closed", fix="Make a new one.")
+        return runner
+
+    def _replace(self, broken: Session, error: ConvertError) -> None:
+        with self._lock:
+            if self._runner is not broken:  # another thread's failure or `close` came first, and closed it under this call
+                return
+            self._runner = self._stand_in(error, "failed in a run")
+        with contextlib.suppress(ConvertError):  # a GPU in trouble may not even take its memory back
+            broken.close()
 
     def _stand_in(self, error: ConvertError, what: str) -> _Runner:
         runner = _OnnxRunner(self._bundle)
