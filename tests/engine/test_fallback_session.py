@@ -159,6 +159,34 @@ def test_unchecked_graph_stands_in_for_nothing(bundle_path):
         FallbackSession(Bundle(bundle_path), bundle_path / PLAN)
 
 
+def test_damaged_graph_stands_in_for_nothing(backend, engines):
+    path = engines("fp32")
+    (path / PLAN).write_bytes(b"cut")
+    (path / "model.onnx").write_bytes((path / "model.onnx").read_bytes()[:1000])
+    with pytest.raises(BenchmarkError, match=r"model\.onnx: onnxruntime: .*; engine does not load: ") as caught:
+        FallbackSession(Bundle(path), path / PLAN)
+    assert "Copy the whole bundle" in caught.value.fix
+
+
+def test_a_gpu_that_stops_onnxruntime_too_leaves_the_cpu(backend, engines, monkeypatch):
+    path = engines("fp32")
+    (path / PLAN).write_bytes(b"cut")
+    load, tried = onnxruntime.InferenceSession, []
+
+    def make(graph, providers):
+        tried.append(providers)
+        if "CUDAExecutionProvider" in providers:
+            raise RuntimeError("CUDA failure 999")
+        return load(graph, providers=providers)
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", make)
+    session = FallbackSession(Bundle(path), path / PLAN)
+    assert tried == [["CUDAExecutionProvider", "CPUExecutionProvider"], ["CPUExecutionProvider"]]
+    monkeypatch.setattr(onnxruntime, "InferenceSession", load)
+    assert_onnxruntime(session, path, "engine does not load: ")
+
+
 def test_onnxruntime_refuses_wrong_images(bundle_path):
     session = FallbackSession(Bundle(bundle_path), bundle_path / PLAN)
     if session.runs_on != "onnxruntime":

@@ -4,6 +4,7 @@ import contextlib
 import os
 import pathlib
 import threading
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -95,8 +96,12 @@ class FallbackSession:
             broken.close()
 
     def _stand_in(self, error: ConvertError, what: str) -> _Runner:
-        runner = _OnnxRunner(self._bundle)
-        self.reason, self.runs_on = f"engine {what}: {error}", "onnxruntime"
+        reason = f"engine {what}: {error}"
+        try:
+            runner = _OnnxRunner(self._bundle)
+        except ConvertError as e:
+            raise BenchmarkError(f"{e}; {reason}", fix=e.fix) from e
+        self.reason, self.runs_on = reason, "onnxruntime"
         logging.warning("%s; going on with onnxruntime", self.reason)
         return runner
 
@@ -114,7 +119,9 @@ class _OnnxRunner:
                 "onnxruntime is not installed, so nothing can stand in for the engine", fix="pip install onnxruntime"
             ) from e
         self._path = pathlib.Path(bundle.onnx())
-        self._session = onnxruntime.InferenceSession(self._path, providers=_providers(onnxruntime))
+        wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
+        available = onnxruntime.get_available_providers()
+        self._session = _load(onnxruntime, self._path, [name for name in wanted if name in available])
         self._names = [output.name for output in self._session.get_outputs()]
 
     def run(self, images: np.ndarray) -> dict[str, np.ndarray]:
@@ -128,6 +135,11 @@ class _OnnxRunner:
         pass  # onnxruntime frees with the last reference
 
 
-def _providers(onnxruntime: Any) -> list[str]:
-    wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
-    return [name for name in wanted if name in onnxruntime.get_available_providers()]
+def _load(onnxruntime: Any, path: pathlib.Path, providers: Sequence[str]) -> Any:
+    try:
+        return onnxruntime.InferenceSession(path, providers=providers)
+    except Exception as e:
+        if len(providers) == 1:
+            raise BenchmarkError(f"{path}: onnxruntime: {e}", fix="Copy the whole bundle from the export host.") from e
+        logging.warning("onnxruntime: %s: %s; going on without it", providers[0], e)
+    return _load(onnxruntime, path, providers[1:])  # what stopped the engine may stop onnxruntime on the GPU too
