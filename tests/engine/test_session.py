@@ -372,6 +372,44 @@ def test_pipelined_can_be_left_early(load):
             list(session.run([images(7)]))
 
 
+@pytest.mark.parametrize("go_on", [False, True])
+def test_pipelined_results_may_outlive_their_session(load, gpu, monkeypatch, go_on):
+    waited = []
+    wait = cuda.Stream.synchronize
+    monkeypatch.setattr(cuda.Stream, "synchronize", lambda stream: waited.append(stream.handle in gpu[1].queues) or wait(stream))
+    with PipelinedSession(load()) as session:
+        results = session.run(images(4, seed) for seed in range(5))
+        next(results)
+    assert not gpu[1].device and not gpu[1].queues
+    if go_on:
+        with pytest.raises(BenchmarkError, match="the session is closed"):
+            next(results)
+    results.close()
+    assert all(waited)  # on streams that were still there
+
+
+def test_pipelined_that_does_not_fit_leaves_nothing(load, gpu, monkeypatch):
+    engine, allocate, blocks = load(), gpu[1].cuMemAlloc_v2, []
+
+    def run_out(pointer, num_bytes):
+        blocks.append(num_bytes)
+        return allocate(pointer, num_bytes) if len(blocks) < 4 else 2  # images and workspace of the first session, images of the second
+
+    monkeypatch.setattr(gpu[1], "cuMemAlloc_v2", run_out)
+    with pytest.raises(BuildError, match="cuMemAlloc_v2: CUDA error 2"):
+        PipelinedSession(engine)
+    assert not gpu[1].device and not gpu[1].queues
+
+
+def test_pipelined_closes_every_session_when_one_fails(load, gpu, monkeypatch):
+    session = PipelinedSession(load(), num_streams=3)
+    broken, wait = session._slots[1].session.stream.handle, gpu[1].cuStreamSynchronize
+    monkeypatch.setattr(gpu[1], "cuStreamSynchronize", lambda stream: 700 if stream.value == broken else wait(stream))
+    with pytest.raises(BuildError, match="cuStreamSynchronize: CUDA error 700"):
+        session.close()
+    assert not gpu[1].device and not gpu[1].queues
+
+
 @pytest.mark.parametrize("num_streams", [1, 2, 3])
 def test_pipelined_gives_what_is_in_flight_before_an_error(load, tmp_path, num_streams):
     good = [images(batch, seed) for seed, batch in enumerate((4, 1, 5))]

@@ -1,5 +1,6 @@
 """Runs a stream of batches so that copying one to the GPU hides behind computing another."""
 
+import contextlib
 import itertools
 import math
 from collections import deque
@@ -31,7 +32,12 @@ class PipelinedSession:
     """
 
     def __init__(self, engine: Engine, *, num_streams: int = 2, cuda_graphs: bool = True):
-        self._slots = [_Slot(engine, cuda_graphs=cuda_graphs) for _ in range(num_streams)]
+        self._slots: list[_Slot] = []
+        with contextlib.ExitStack() as held:
+            for _ in range(num_streams):
+                self._slots.append(_Slot(engine, cuda_graphs=cuda_graphs))
+                held.callback(self._slots[-1].session.close)
+            self._held = held.pop_all()
 
     def run(self, batches: Iterable[np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
         """Runs batches.
@@ -44,7 +50,7 @@ class PipelinedSession:
             {output: array [batch, ...]} for each batch, in order.
 
         Raises:
-            BenchmarkError: wrong type or shape, or TensorRT fails; like an error of `batches` itself, after the results of the batches
+            BenchmarkError: wrong type or shape, TensorRT fails, or the session is closed; like an error of `batches` itself, after the results of the batches
                 before it.
         """
         cuda.use_context()
@@ -70,12 +76,12 @@ class PipelinedSession:
             yield from _finish_all(busy)
         finally:
             for slot in busy:  # the caller stopped early: its batches may go now
-                slot.session.stream.synchronize()
+                if not slot.session.closed:  # which waited for them
+                    slot.session.wait()
 
     def close(self) -> None:
         """Gives all GPU memory and streams back."""
-        for slot in self._slots:
-            slot.session.close()
+        self._held.close()
 
     def __enter__(self) -> "PipelinedSession":
         return self
@@ -111,7 +117,7 @@ class _Slot:
             buffer.download(self._results[name], session.stream)
 
     def finish(self) -> dict[str, np.ndarray]:
-        self.session.stream.synchronize()
+        self.session.wait()
         self._images = None
         return {name: host.copy() for name, host in self._results.items()}
 

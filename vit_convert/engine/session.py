@@ -111,6 +111,16 @@ class Session:
             with self.engine.backend.logger.listening():
                 self._execute(prepared.context)
 
+    def wait(self) -> None:
+        """Waits until all that is queued on the stream is done.
+
+        Raises:
+            BenchmarkError: the session is closed.
+            BuildError: the GPU failed.
+        """
+        self._require_open()
+        self.stream.synchronize()
+
     def require_images(self, shape: Shape, dtype: np.dtype[Any]) -> int:
         """Refuses images that are not of the engine's input type, or of a size that no profile takes.
 
