@@ -76,17 +76,50 @@ def test_callbacks_keep_their_failures_for_the_build(logger, elsewhere):
         with logger.listening(QUIET):
             pass
 
-    with logger.listening(FullDisk()):
+    with pytest.raises(OSError, match="full disk"), logger.listening(FullDisk()):
         elsewhere(logger.log, ILogger.WARNING, "slow")
         elsewhere(load)
         assert isinstance(logger.failure, OSError)
+
+
+def test_a_failure_is_that_of_the_block_that_failed(logger, elsewhere):
+    """TensorRT's own threads tell every open block; whose disk is full is known."""
+
+    def load():
+        with logger.listening(QUIET):
+            with concurrent.futures.ThreadPoolExecutor(1) as tensorrts:
+                tensorrts.submit(logger.log, ILogger.WARNING, "slow").result()
+            assert logger.failure is None
+
+    with pytest.raises(OSError, match="full disk"), logger.listening(FullDisk()):
+        elsewhere(load)
+
+
+class Interrupted(Progress):
+    def warn(self, text):
+        raise KeyboardInterrupt
+
+
+def test_interrupt_during_a_callback_ends_the_block(logger):
+    with pytest.raises(KeyboardInterrupt), logger.listening(Interrupted()):
+        logger.log(ILogger.WARNING, "slow")
+        went_on = True
+    assert went_on  # nothing unwinds through TensorRT
+    with logger.listening(QUIET):  # once is enough
+        pass
+
+
+def test_an_error_of_the_block_itself_comes_first(logger):
+    with pytest.raises(ValueError, match="no engine"), logger.listening(Interrupted()):
+        logger.log(ILogger.WARNING, "slow")
+        raise ValueError("no engine")
 
 
 def test_interrupt_in_another_thread_ends_the_build(logger, elsewhere):
     def interrupt(amount):
         raise KeyboardInterrupt
 
-    with logger.listening(QUIET):
+    with pytest.raises(KeyboardInterrupt), logger.listening(QUIET):
         monitor = make_monitor(MODULE, logger, interrupt)
         elsewhere(monitor.phase_start, "build", None, 2)
         assert elsewhere(monitor.step_complete, "build", 0) is False

@@ -11,7 +11,7 @@ import pytest
 import simulated_gpu
 from engine_graphs import TOKENS, WIDTH, block
 
-from vit_convert.engine import cuda
+from vit_convert.engine import cuda, listen
 from vit_convert.engine.device_array import DeviceArray
 from vit_convert.engine.pinned import is_pinned, pinned_array
 from vit_convert.engine.pipelined import PipelinedSession
@@ -269,6 +269,33 @@ def test_every_failed_run_says_its_own_reason(load, monkeypatch):
             monkeypatch.setattr(simulated_gpu.Context, "execute_async_v3", fail)
             with pytest.raises(BenchmarkError, match=rf"fp32\.plan: a run: {reason}$"):
                 session.run(images(4))
+
+
+@pytest.mark.parametrize("during", ["deserialize", "create_context", "warm_up"])
+def test_interrupt_while_tensorrt_speaks_is_not_lost(load, gpu, monkeypatch, during):
+    """Python delivers Ctrl-C where its code runs next, which may be in TensorRT's logger."""
+
+    def interrupted(heard, text):
+        raise KeyboardInterrupt
+
+    def speaking(function):
+        def speak(*arguments):
+            gpu[0].logger.log(gpu[0].module.ILogger.WARNING, "slow")
+            return function(*arguments)
+
+        return speak
+
+    owner, name = {
+        "deserialize": (gpu[0].module.Runtime, "deserialize_cuda_engine"),
+        "create_context": (simulated_gpu.CudaEngine, "create_execution_context_without_device_memory"),
+        "warm_up": (simulated_gpu.Context, "execute_async_v3"),
+    }[during]
+    monkeypatch.setattr(listen.Heard, "hear_warning", interrupted)
+    monkeypatch.setattr(owner, name, speaking(getattr(owner, name)))
+    with pytest.raises(KeyboardInterrupt), Session(load()) as session:
+        session.run(images(4))
+    gc.collect()
+    assert not gpu[1].device and not gpu[1].queues
 
 
 def test_plan_that_tensorrt_does_not_load(load):

@@ -91,17 +91,15 @@ def make_logger(module: Any) -> Any:
 
         def log(self, severity: Any, text: str) -> None:
             # Nothing may unwind through TensorRT's C++.
-            listeners: list[Heard] = []
+            heard: Heard | None = None
             try:
-                listeners = self._listeners()
-                for heard in listeners:
+                for heard in self._listeners():
                     if severity in (module.ILogger.ERROR, module.ILogger.INTERNAL_ERROR):
                         heard.hear_error(text)
                     elif severity == module.ILogger.WARNING:
                         heard.hear_warning(text)
             except BaseException as e:
-                for heard in listeners or [self.heard]:
-                    heard.failure = e
+                (heard or self.heard).failure = e
 
         def _listeners(self) -> list[Heard]:
             if hasattr(self._local, "heard"):
@@ -111,13 +109,19 @@ def make_logger(module: Any) -> Any:
 
         @contextlib.contextmanager
         def listening(self, progress: Progress | None = None) -> Iterator[None]:
-            """Starts with empty lists, and forwards warnings to `progress`, where one is given, during the block."""
+            """Starts with empty lists, and forwards warnings to `progress`, where one is given, during the block.
+
+            Raises:
+                BaseException: what a callback could not raise, where the block ends without an error of its own.
+            """
             heard = self._local.heard = Heard(progress)
             self._open.append(heard)
             try:
                 yield
             finally:
                 self._open.remove(heard)
+            if heard.failure is not None:
+                raise heard.failure
 
         def explain(self) -> str:
             """The errors so far as one text, without the lines that explain nothing."""
