@@ -23,14 +23,18 @@ class Bundle:
     """Where every file of one conversion lies.
 
     Args:
-        root: `<workdir>/<name>`; made when missing.
-
-    Raises:
-        UsageError: the folder cannot be made or written.
+        root: `<workdir>/<name>`.
     """
 
     def __init__(self, root: str | os.PathLike[str]):
         self.root = pathlib.Path(root)
+
+    def require_writable(self) -> None:
+        """Makes the folder when missing, and proves now what the last stage would find out after hours.
+
+        Raises:
+            UsageError: the folder cannot be made or written.
+        """
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.root):

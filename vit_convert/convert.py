@@ -41,6 +41,7 @@ def convert(
         ConvertError: from the stage that failed; finished stages are kept.
     """
     bundle = Bundle(os.path.join(workdir, config.name))
+    bundle.require_writable()
     progress = Progress(bundle.events, quiet=quiet)
     write_json(bundle.config, config.to_dict())
     progress.event("command", argv=list(command or sys.argv), name=config.name)

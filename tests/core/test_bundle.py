@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import tempfile
 
 import numpy as np
 import pytest
@@ -58,7 +59,25 @@ def test_numpy_writes_to_a_full_disk(tmp_path):
 def test_bundle_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="cannot be written"):
-        Bundle(tmp_path / "file" / "b32")
+        Bundle(tmp_path / "file" / "b32").require_writable()
+
+
+def test_a_bundle_is_opened_without_writing(tmp_path, monkeypatch):
+    """As from a read-only volume; permissions alone would not stop root."""
+
+    def refuse(*arguments, **options):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    monkeypatch.setattr(os, "mkdir", refuse)
+    assert Bundle(tmp_path / "b32").manifest == tmp_path / "b32" / "manifest.json"
+    with pytest.raises(UsageError, match=r"workdir .*b32: cannot be written \(Read-only file system\)"):
+        Bundle(tmp_path / "b32").require_writable()
+
+
+def test_a_bundle_to_be_written_is_made(tmp_path):
+    Bundle(tmp_path / "out" / "b32").require_writable()
+    assert list((tmp_path / "out" / "b32").iterdir()) == []
 
 
 def test_names(tmp_path):

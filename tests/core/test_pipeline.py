@@ -16,6 +16,7 @@ class Road:
 
     def __init__(self, root):
         self.bundle = Bundle(root)
+        self.bundle.require_writable()
         self.inputs = {"a": 1, "b": 1, "c": 1}
         self.fails: dict[str, BaseException] = {}
         self.rows: list[dict] = []

@@ -1,5 +1,6 @@
 """`python -m vit_convert.engine`: real TensorRT-RTX builds, simulated runs, and what the exit code says."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -124,6 +125,17 @@ def test_no_engine_and_broken_engine(capsys, simulated, engines):
     assert run("verify", path, "--precision=fp32", "--quiet") == 7
     assert run("verify", path, "--precision=fp16", "--quiet") == 8
     assert "a kernel failed" in capsys.readouterr().err
+
+
+def test_a_bundle_that_cannot_be_written_is_refused_before_anything_runs(engines, capsys, monkeypatch):
+    path = engines("fp32")
+
+    def refuse(*arguments, **options):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    assert run("verify", path, "--precision=fp32", "--quiet") == 2
+    assert "cannot be written (Read-only file system)" in capsys.readouterr().err
 
 
 def test_profiles_and_graphs_of_a_request(tmp_path):

@@ -1,6 +1,7 @@
 """The session that outlives its engine: onnxruntime takes over, with a reason, when the engine does not load or breaks."""
 
 import concurrent.futures
+import errno
 import gc
 import threading
 import weakref
@@ -47,6 +48,17 @@ def test_working_engine_is_used(backend, engines):
     )  # float32 logits of order 1, another batch size
     assert (session.runs_on, session.reason) == ("tensorrt", "")
     session.close()
+
+
+def test_read_only_bundle(backend, engines, monkeypatch):
+    path = engines("fp32")
+    (path / PLAN).write_bytes(b"cut")
+
+    def refuse(*arguments, **options):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    assert_onnxruntime(FallbackSession(Bundle(path), path / PLAN), path, "engine does not load: ")
 
 
 def test_damaged_engine(backend, engines):

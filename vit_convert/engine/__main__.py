@@ -65,6 +65,7 @@ def _run(argv: Sequence[str]) -> int:
         return 0 if len(argv) > 1 else UsageError.exit_code
     command, path, overrides = parse(argv)
     bundle = open_bundle(path)
+    bundle.require_writable()
     config, facts = override(read_config(bundle), overrides), read_facts(bundle)
     progress = Progress(bundle.events, quiet=_FLAGS.quiet)
     progress.event("command", argv=list(argv), name=bundle.root.name)
