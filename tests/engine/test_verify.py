@@ -116,6 +116,45 @@ def test_missing_parts(gpu, engines, tmp_path):
         read_facts(Bundle(path))
 
 
+@pytest.mark.parametrize("name", ["reference.npz", "evaluation_images.npy", "evaluation_labels.npy", "evaluation_logits.npy"])
+@pytest.mark.parametrize("kept", [0, 0.5])
+def test_damaged_files_are_named(gpu, engines, name, kept):
+    path = engines("fp16")
+    np.save(path / "evaluation_logits.npy", onnx_logits(path))
+    whole = (path / name).read_bytes()
+    (path / name).write_bytes(whole[: int(kept * len(whole))])
+    with pytest.raises(BenchmarkError, match=rf"{name}: cannot be read \(") as caught:
+        verify(gpu, path, "fp16")
+    assert caught.value.exit_code == 8 and caught.value.fix == "Copy the whole bundle from the export host."
+
+
+def test_a_reference_of_another_model_is_named(gpu, engines):
+    path = engines("fp32")
+    with np.load(path / "reference.npz") as file:
+        reference = dict(file)
+    count = len(reference["images"])
+    for changed, message in (
+        ({"logits": reference["logits"][:, :7]}, rf"reference\.npz: logits: \[{count}, 7\], the engine gives \[{count}, 10\]"),
+        ({"logits": reference["logits"][:1]}, rf"reference\.npz: logits: \[1, 10\], the engine gives \[{count}, 10\]"),
+    ):
+        np.savez(path / "reference.npz", **{**reference, **changed})
+        with pytest.raises(BenchmarkError, match=message):
+            verify(gpu, path, "fp32")
+    np.savez(path / "reference.npz", logits=reference["logits"])
+    with pytest.raises(BenchmarkError, match=r"reference\.npz: holds \['logits'\] and no images"):
+        verify(gpu, path, "fp32")
+
+
+def test_an_evaluation_of_another_size_is_named(gpu, engines):
+    path = engines("fp16")
+    np.save(path / "evaluation_logits.npy", np.zeros((40, 7), np.float32))
+    with pytest.raises(BenchmarkError, match=r"evaluation_logits\.npy: \[40, 7\], the engine gives \[40, 10\]"):
+        verify(gpu, path, "fp16")
+    np.save(path / "evaluation_labels.npy", np.zeros(39, np.int64))
+    with pytest.raises(BenchmarkError, match=r"evaluation_labels\.npy: \[39\], the images are \[40\]"):
+        verify(gpu, path, "fp16")
+
+
 def test_report_gets_what_was_found(gpu, engines):
     path = engines("fp32", "fp16")
     bundle = Bundle(path)

@@ -5,6 +5,8 @@
 Needs what test_build_on_gpu.py does.
 """
 
+import contextlib
+import ctypes
 import dataclasses
 import threading
 import types
@@ -24,7 +26,7 @@ from vit_convert.engine.pinned import is_pinned, pinned_array
 from vit_convert.engine.pipelined import PipelinedSession
 from vit_convert.engine.runtime import Engine
 from vit_convert.engine.session import Session
-from vit_convert.errors import BuildError
+from vit_convert.errors import BenchmarkError, BuildError
 
 pytestmark = pytest.mark.gpu
 
@@ -114,12 +116,82 @@ def test_gpu_arrays_in_and_out(engine, facts, reference):
             assert np.array_equal(got, session.run(images)[facts.output])
 
 
-def test_torch_tensors_in_and_out(engine, facts, reference):
+class LateReader:
+    """Reads a GPU array on a stream of its own, a tenth of a second or more after it was asked to, as another library's kernels may."""
+
+    def __init__(self, num_bytes):
+        self._stream, self._copy = cuda.Stream(), cuda.DeviceBuffer(num_bytes)
+        self._busy = cuda.DeviceBuffer(1 << 28), cuda.DeviceBuffer(1 << 28)
+
+    def ask(self, array):
+        for _ in range(500):
+            self._busy[0].copy_from(self._busy[1].pointer, self._busy[1].num_bytes, self._stream)
+        self._copy.copy_from(array.pointer, array.num_bytes, self._stream)
+
+    def has_read(self):
+        status = cuda.status_of("cuStreamQuery", ctypes.c_void_p(self._stream.handle))
+        assert status in (0, 600)  # 600: CUDA_ERROR_NOT_READY
+        return status == 0
+
+    def read(self, like):
+        values = np.empty_like(like)
+        self._copy.download(values, self._stream)
+        self._stream.synchronize()
+        return values
+
+    def close(self):
+        for thing in (self._stream, self._copy, *self._busy):
+            thing.close()
+
+
+def test_gpu_results_wait_for_who_reads_them(engine, facts, reference):
+    """Neither the next run's write nor the return of the memory may come before what another stream has queued."""
+    stream, given = cuda.Stream(), np.ascontiguousarray(tiled(reference, 4))
+    source = cuda.DeviceBuffer(given.nbytes)
+    images = DeviceArray(source.pointer, given.shape, given.dtype, source)
+    source.upload(given, stream)
+    stream.synchronize()
+    with Session(engine) as session, contextlib.closing(LateReader(session.run(given)[facts.output].nbytes)) as reader:
+        expected, other = session.run(given)[facts.output], session.run(given[::-1])[facts.output]
+        assert not np.array_equal(expected, other)
+        result = session.run(images)[facts.output]
+        source.upload(np.ascontiguousarray(given[::-1]), stream)
+        stream.synchronize()
+        reader.ask(result)
+        session.run(images)
+        assert np.array_equal(reader.read(expected), expected)
+        reader.ask(result)
+        assert not reader.has_read()
+        del result
+        assert reader.has_read() and np.array_equal(reader.read(expected), expected)
+    source.close()
+    stream.close()
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_torch_tensors_in_and_out(engine, facts, reference, batch):
     torch = pytest.importorskip("torch")
-    images = torch.from_numpy(tiled(reference, 4)).cuda()
+    images = torch.from_numpy(tiled(reference, batch)).cuda()
     with Session(engine) as session:
-        got = torch.from_dlpack(session.run(images)[facts.output]).cpu().numpy()
-        assert np.array_equal(got, session.run(tiled(reference, 4))[facts.output])
+        result = session.run(images)[facts.output]
+        got = torch.from_dlpack(result).cpu().numpy()
+        assert np.array_equal(got, session.run(tiled(reference, batch))[facts.output])
+        with pytest.raises(BufferError, match="copy=True"):
+            result.__dlpack__(copy=True)
+        with pytest.raises(BenchmarkError, match=r"given float32 \[0, "):
+            session.run(images[:0])
+
+
+def test_closed_sessions_are_refused(engine, reference):
+    images = tiled(reference, 4)
+    with Session(engine) as session, PipelinedSession(engine) as pipelined:
+        session.run(images)
+        results = pipelined.run(images for _ in range(5))
+        next(results)
+    with pytest.raises(BenchmarkError, match="the session is closed"):
+        session.run(images)
+    with pytest.raises(BenchmarkError, match="the session is closed"):
+        next(results)
 
 
 def test_pipelined_results_come_in_order(engine, facts, reference):

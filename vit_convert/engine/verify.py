@@ -1,8 +1,10 @@
 """Proves an engine: its outputs against JAX's in the bundle at several batch sizes, and its top-1 on labelled images; without JAX."""
 
+import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ml_collections
@@ -11,7 +13,7 @@ import numpy as np
 from vit_convert.bundle import Bundle
 from vit_convert.compare import Tolerance, compare, top1_accuracy
 from vit_convert.engine.facts import Facts, graph_input
-from vit_convert.engine.profiles import ShapeRange
+from vit_convert.engine.profiles import Shape, ShapeRange
 from vit_convert.engine.session import Session
 from vit_convert.errors import BenchmarkError
 from vit_convert.image_size import ImageRange
@@ -20,6 +22,7 @@ from vit_convert.progress import Progress
 _FP32_RTOL = 1e-3  # of scale, TF32 off: other summation orders than JAX's, through up to 32 blocks
 _MIN_AGREEMENT = 99.0  # percent of images on which the engine's first class is JAX's
 _EVALUATION_BATCH = 64
+_COPY = "Copy the whole bundle from the export host."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +90,7 @@ def verify_session(
         with labelled images, top1, top1_jax, agreement (None without JAX's own predictions), all in percent, and num_images.
 
     Raises:
-        BenchmarkError: the bundle has no reference, or TensorRT fails.
+        BenchmarkError: the bundle's reference or its evaluation is missing, damaged or of another model, or TensorRT fails.
     """
     engine = session.engine
     precision = engine.record["precision"]
@@ -130,11 +133,10 @@ def _compare_batches(
     session: Session, path: pathlib.Path, batches: Sequence[int], tolerance: Tolerance, judged: set[str] | None, output: str
 ) -> list[Row]:
     """Compares at one image size; judges the tensors named, all for None."""
-    try:
-        with np.load(path) as file:
-            reference = {name: file[name] for name in file.files}
-    except (OSError, ValueError) as e:
-        raise BenchmarkError(f"{path}: cannot be read ({e})", fix="Copy the whole bundle from the export host.") from e
+    with _reading(path), np.load(path) as file:
+        reference = {name: file[name] for name in file.files}
+    if "images" not in reference:
+        raise BenchmarkError(f"{path}: holds {sorted(reference)} and no images", fix=_COPY)
     images = reference.pop("images")
     session.require_images(images.shape, images.dtype)
     height, width = images.shape[2:] if images.shape[1] == 3 else images.shape[1:3]
@@ -145,6 +147,7 @@ def _compare_batches(
         repeated = (place + place // len(images)) % len(images)
         for name, values in session.run(images[repeated]).items():
             if name in reference:
+                _require_shape(f"{path}: {name}", reference[name].shape, "the engine gives", (len(images), *values.shape[1:]))
                 found = compare(reference[name][repeated], values)
                 passed = tolerance.met_by(found) if judged is None or name in judged else None
                 rows.append(Row(batch, name, found.max_abs, found.max_rel, found.cosine, passed, (height, width)))
@@ -154,7 +157,8 @@ def _compare_batches(
 
 
 def _evaluate(session: Session, bundle: Bundle, facts: Facts, progress: Progress) -> dict[str, Any]:
-    images, labels = np.load(bundle.images("evaluation"), mmap_mode="r"), np.load(bundle.labels("evaluation"))
+    images, labels = _load(bundle.images("evaluation"), mmap_mode="r"), _load(bundle.labels("evaluation"))
+    _require_shape(str(bundle.labels("evaluation")), labels.shape, "the images are", images.shape[:1])
     engine = session.engine
     logits = []
     with progress.bar(f"{engine.record['precision']} top-1", total=len(images)) as advance:
@@ -168,8 +172,28 @@ def _evaluate(session: Session, bundle: Bundle, facts: Facts, progress: Progress
     predictions = bundle.predictions
     agreement = None
     if predictions.exists():
-        agreement = top1_accuracy(values, np.argmax(np.load(predictions), axis=-1))
+        logits_of_jax = _load(predictions)
+        _require_shape(str(predictions), logits_of_jax.shape, "the engine gives", values.shape)
+        agreement = top1_accuracy(values, np.argmax(logits_of_jax, axis=-1))
     return {"num_images": len(labels), "top1": top1_accuracy(values, labels), "top1_jax": facts.top1, "agreement": agreement}
+
+
+def _load(path: pathlib.Path, **options: Any) -> np.ndarray:
+    with _reading(path):
+        return np.load(path, **options)
+
+
+@contextlib.contextmanager
+def _reading(path: pathlib.Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as e:  # missing, of another format, empty, cut short
+        raise BenchmarkError(f"{path}: cannot be read ({e})", fix=_COPY) from e
+
+
+def _require_shape(what: str, found: Shape, whose: str, wanted: Shape) -> None:
+    if found != wanted:
+        raise BenchmarkError(f"{what}: {list(found)}, {whose} {list(wanted)}", fix=f"{_COPY} Build its engines again.")
 
 
 def _accuracy_misses(accuracy: dict[str, Any], precision: str, max_drop: float) -> list[str]:
