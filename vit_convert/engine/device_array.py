@@ -88,7 +88,7 @@ class DeviceArray:
             BufferError: a copy, or another device, is asked for.
         """
         if copy:
-            raise BufferError(f"array {list(self.shape)}: DLPack with copy=True, it is given without a copy alone")
+            raise BufferError(f"array {list(self.shape)}: DLPack with copy=True is asked for, the memory itself is given")
         if dl_device is not None and tuple(map(int, dl_device)) != self.device:
             raise BufferError(f"array {list(self.shape)}: DLPack device {tuple(map(int, dl_device))} is asked for, it is on {self.device}")
         return _make_capsule(self)
@@ -197,9 +197,9 @@ def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
 
 
-def _contiguous(shape: Sequence[int], steps: Sequence[float]) -> bool:
+def _contiguous(shape: tuple[int, ...], steps: Sequence[float]) -> bool:
     # Along an axis of one value nothing is stepped, so libraries write there what they like; in an empty array, along any.
-    return 0 in shape or all(size == 1 or step == wanted for size, step, wanted in zip(shape, steps, _strides(tuple(shape))))
+    return 0 in shape or all(size == 1 or step == wanted for size, step, wanted in zip(shape, steps, _strides(shape)))
 
 
 _exported: dict[int, Any] = {}  # what consumers still hold, by the address of its description

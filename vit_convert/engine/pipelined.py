@@ -50,8 +50,8 @@ class PipelinedSession:
             {output: array [batch, ...]} for each batch, in order.
 
         Raises:
-            BenchmarkError: wrong type or shape, TensorRT fails, or the session is closed; like an error of `batches` itself, after the results of the batches
-                before it.
+            BenchmarkError: wrong type or shape, or TensorRT fails; like an error of `batches` itself, after the results of the batches
+                before it. Or the session is closed, whatever was in flight.
         """
         cuda.use_context()
         busy: deque[_Slot] = deque()
