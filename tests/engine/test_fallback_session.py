@@ -50,6 +50,14 @@ def test_working_engine_is_used(backend, engines):
     session.close()
 
 
+def test_engine_of_an_earlier_graph_is_not_served(backend, engines):
+    """Going over to onnxruntime would change the weights in the middle."""
+    path = engines("fp32")
+    data = path / "model.onnx.data"
+    data.write_bytes(data.read_bytes()[:-4] + b"\x01\x02\x03\x04")
+    assert_onnxruntime(FallbackSession(Bundle(path), path / PLAN), path, "built from another model.onnx")
+
+
 def test_read_only_bundle(backend, engines, monkeypatch):
     path = engines("fp32")
     (path / PLAN).write_bytes(b"cut")

@@ -12,6 +12,7 @@ from absl import logging
 
 from vit_convert.bundle import Bundle
 from vit_convert.engine.facts import read_facts
+from vit_convert.engine.plans import built_from
 from vit_convert.engine.runtime import Engine
 from vit_convert.engine.session import Session
 from vit_convert.engine.trt import load_backend
@@ -47,7 +48,8 @@ class FallbackSession:
         self._runner: _Runner | None
         try:
             loaded = load_backend(backend)
-            self._runner, self.runs_on = Session(Engine(loaded, plan_path)), loaded.name
+            engine = Engine(loaded, plan_path, onnx_path=built_from(bundle, pathlib.Path(plan_path)))  # both are to run the same weights
+            self._runner, self.runs_on = Session(engine), loaded.name
         except ConvertError as e:
             self._runner = self._stand_in(e, "does not load")
 
