@@ -61,7 +61,7 @@ def int8_table(record: Run) -> str:
         rows.append(
             [
                 road,
-                f"{found['int8_layers']}",
+                f"{found['int8_layers']}" + (f" of {sum(found['products'].values())}" if "products" in found else ""),
                 f"{found['top1']:.2f} %",
                 _rate(rates["int8"]),
                 _rate(rates["fp16"]),

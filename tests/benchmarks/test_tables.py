@@ -139,11 +139,17 @@ def test_a_range_is_compared_with_the_fixed_profile_of_its_spelling(tables, tmp_
 
 
 def test_int8_is_set_beside_fp16(tables, tmp_path):
-    int8 = {"int8_layers": 12, "top1": 99.5, "images_per_second": {"int8": 600.0, "fp16": 1000.0}, "recommended": {"precision": "fp16"}}
+    int8 = {
+        "int8_layers": 12,
+        "products": {"int8": 20, "fp32": 5},
+        "top1": 99.5,
+        "images_per_second": {"int8": 600.0, "fp16": 1000.0},
+        "recommended": {"precision": "fp16"},
+    }
     record = {"environment": {"gpu": "Some GPU"}, "tests": {name: {"int8": int8} for name in ("test_int8_by_qdq", "test_calibrator")}}
     (tmp_path / "h200-tests-digits-2026-01-01.json").write_text(json.dumps(record))
     text = tables.fill("<!-- table:h200-int8 -->\n<!-- end -->", tmp_path)
-    assert "| explicit Q/DQ | 12 | 99.50 % | 600 images/s | 1 000 images/s | 0.60× | fp16 |" in text
+    assert "| explicit Q/DQ | 12 of 25 | 99.50 % | 600 images/s | 1 000 images/s | 0.60× | fp16 |" in text
 
 
 def test_check_fails_when_the_text_is_stale(tmp_path):

@@ -97,7 +97,12 @@ def prove_int8(bundle, record_property):
     }
     names = {"precision": "int8", "backend": BACKEND.name, "version": BACKEND.version}
     (built,) = [row for row in report["engines"] if names.items() <= row.items()]
-    found = {"int8_layers": built["int8_layers"], "images_per_second": rates, "recommended": report["recommended"]}
+    found = {
+        "int8_layers": built["int8_layers"],
+        "products": built["products"],
+        "images_per_second": rates,
+        "recommended": report["recommended"],
+    }
     record_property("int8", {**proof(bundle, "int8"), **found})
     assert report["recommended"]["precision"] == ("int8" if rates["int8"] > 1.05 * rates["fp16"] else "fp16")
     assert built["int8_layers"] > 0  # an engine without int8 kernels proves nothing of int8
