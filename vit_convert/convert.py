@@ -1,6 +1,7 @@
 """One conversion: config in, bundle, report and exit status out."""
 
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -45,12 +46,12 @@ def convert(
     progress = Progress(bundle.events, quiet=quiet)
     write_json(bundle.config, config.to_dict())
     progress.event("command", argv=list(command or sys.argv), name=config.name)
-    context = Context(config, bundle, progress)
+    context = Context(config, bundle, progress, shlex.join(command or sys.argv))
     rows: list[dict[str, Any]] = []
     try:
         run_stages(stages(), context, rows, until=until, force=force)
     finally:
         report = write_report(context, rows, command)
     if not quiet:
-        print_summary(report, bundle.root)
+        print_summary(report, bundle.root, whole=not until)
     return report

@@ -24,14 +24,16 @@ class Context:
         config: the full, checked config.
         bundle: where the files lie.
         progress: what people and machines see.
+        command: the command line, for the manifest.
 
     Attributes:
         results: what each finished stage returned, by stage name; the same after a rerun that skipped it.
         scratch: values that stages of one process pass on to avoid computing them twice; never needed for correctness.
     """
 
-    def __init__(self, config: ml_collections.ConfigDict, bundle: Bundle, progress: Progress):
+    def __init__(self, config: ml_collections.ConfigDict, bundle: Bundle, progress: Progress, command: str = ""):
         self.config = config
+        self.command = command
         self.bundle = bundle
         self.progress = progress
         self.results: dict[str, dict[str, Any]] = {}
@@ -124,7 +126,8 @@ def _run(stage: Stage, row: dict[str, Any], context: Context, rows: list[dict[st
         row["seconds"] = round(time.monotonic() - started, 3)
         row["peak_rss_mib"] = round(_peak_rss_mib(), 1)
         later = [other for name, other in old.items() if name not in {r["name"] for r in rows}]
-        write_json(context.bundle.manifest, {"vit_convert": vit_convert.__version__, "versions": _versions(), "stages": [*rows, *later]})
+        about = {"vit_convert": vit_convert.__version__, "command": context.command, "versions": _versions()}
+        write_json(context.bundle.manifest, {**about, "stages": [*rows, *later]})
         context.progress.event("end", stage=stage.name, status=row["status"], seconds=row["seconds"], peak_rss_mib=row["peak_rss_mib"])
     context.progress.say(f"{stage.name:<11} {human_seconds(row['seconds']):>9}   {row['result'].get('summary', '')}".rstrip())
 

@@ -34,9 +34,9 @@ def tune_table(record: Run) -> str:
             f"{row['batch']}",
             _rate(row["images_per_second"]),
             f"{100 * row['images_per_second'] / fixed[_graph(trial, row)]:.1f} %" if _graph(trial, row) in fixed else "",
-            trial["fused_attention"]["text"],
+            trial["fused_attention"]["text"] if trial["fused_attention"] else "unknown",
             f"{trial['cosine']:.6f}" + ("" if trial["passed"] else ", **missed**"),
-            f"{row['noise_percent']:.1f}",
+            "" if row["noise_percent"] is None else f"{row['noise_percent']:.1f}",
         ]
         for trial, row in rows
     ]

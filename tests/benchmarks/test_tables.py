@@ -128,12 +128,13 @@ def test_a_range_is_compared_with_the_fixed_profile_of_its_spelling(tables, tmp_
 
     trials = [trial("plugin", 2000.0, 64), trial("plugin", 1900.0, 1), trial("default", 1000.0, 1), trial("matmul", 9.0, 1, passed=False)]
     trials.append({"spelling": "matmul", "failed": "no kernel"})
+    trials[2] |= {"fused_attention": None, "rows": [{**trials[2]["rows"][0], "noise_percent": None}]}
     (tmp_path / "h200-tune-b16.json").write_text(
         json.dumps({"gpu": "Some GPU", "tensorrt": "8.6.0", "date": "2026-01-01", "trials": trials})
     )
     text = tables.fill("<!-- table:h200-tune -->\n<!-- end -->", tmp_path)
     assert "| plugin | from 64 | fp16 | 64 | 2 000 images/s | 100.0 % |" in text and "| 1 900 images/s | 95.0 % |" in text
-    assert "| `model.onnx` | from 1 | fp16 | 64 | 1 000 images/s |  |" in text and "no kernel" not in text
+    assert "| `model.onnx` | from 1 | fp16 | 64 | 1 000 images/s |  | unknown | 0.999900 |  |" in text and "no kernel" not in text
     assert "| matmul | from 1 | fp16 | 64 | 9 images/s |  | yes | 0.999900, **missed** |" in text
     assert "<sub>Some GPU; tensorrt 8.6.0; 2026-01-01;" in text
 

@@ -1,5 +1,6 @@
 """Whole conversions: what is left of one that fails, is interrupted, or changes; and one to real engines."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -12,8 +13,11 @@ import numpy as np
 import pytest
 
 from vit_convert.config import default_config
+from vit_convert.engine import cuda
+from vit_convert.engine.trt import load_backend
 from vit_convert.pipeline import Context
-from vit_convert.stages.build import BUILD
+from vit_convert.stages import build
+from vit_convert.stages.build import BUILD, VERIFY
 
 
 def names(folder) -> set[str]:
@@ -307,10 +311,13 @@ def test_graphs_for_tensorrt_8_wait_for_its_builder(convert, capsys):
     flags = ["--config.target=trt8", "--config.engine.backend=auto", "--config.precision=fp16,int8", "--config.check.int8_cosine=0.9"]
     assert convert(*flags) == 0
     assert list(convert.statuses())[-1] == "quantize"
-    assert (
-        "No engine was built. On the GPU host, with this folder there: python -m vit_convert.engine build tiny" in capsys.readouterr().out
-    )
+    note = "No engine was built. On its host, with this folder there: python -m vit_convert.engine build tiny"
+    assert note in capsys.readouterr().out
     assert (convert.bundle / "calibration.cache").read_bytes().startswith(b"TRT-8601-")
+    manifest = json.loads((convert.bundle / "manifest.json").read_text())
+    assert "--config.target=trt8" in manifest["command"]
+    assert convert(*flags, "--until=check") == 0
+    assert "No engine was built" not in capsys.readouterr().out  # nor was one to be
 
 
 def test_what_a_build_depends_on():
@@ -323,3 +330,15 @@ def test_what_a_build_depends_on():
     config.keep_fp32 = ("block_00",)
     assert BUILD.inputs(context) != before
     assert {"calibrate", "quantize", "export"} <= set(BUILD.after)  # TensorRT's own calibrator reads images that no graph depends on
+
+
+def test_engines_for_other_gpus_are_not_run_here(monkeypatch):
+    """TensorRT-RTX builds for the GPUs that it knows on any host."""
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
+    config = default_config()
+    config.checkpoint, config.engine.backend = "x.npz", "rtx"
+    rtx = load_backend("rtx")
+    for arch, runs in (("sm90", False), ("sm89", True)):
+        here = dataclasses.replace(rtx, gpu=cuda.Gpu("some GPU", arch, 1, "580.1", "13.0"))
+        monkeypatch.setattr(build, "backend_named", lambda name, here=here: here)
+        assert VERIFY.needed(Context(config, None, None)) == runs

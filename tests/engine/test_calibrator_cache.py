@@ -181,6 +181,12 @@ def test_other_preprocessing_is_calibrated_and_built_again(calibrate, bundle_pat
     assert calibrate(preprocess={**record, "mean": [0.0, 0.0, 0.0]}) == [4]
 
 
+def test_calibrator_needs_no_typed_graph(calibrate, gpu, monkeypatch):
+    """TensorRT 10 still has it, and builds such a network by flags."""
+    monkeypatch.setattr(type(gpu[0]), "strongly_typed", True)
+    assert calibrate() == [4]
+
+
 def test_other_batches_are_calibrated_and_built_again(calibrate):
     assert calibrate() == [4]
     assert calibrate(batch_size=4) == [2]  # TensorRT's histograms are of batches
@@ -224,7 +230,8 @@ def test_auto_takes_no_backend_that_cannot_build_for_this_gpu(monkeypatch):
 
     monkeypatch.setattr(trt, "_load", load)
     with pytest.raises(BuildError, match=r"libnvinfer\.so\.8: no such file.*rtx [\d.]+: builds for .*, here is sm90"):
-        load_backend("auto")
+        load_backend("auto", for_this_gpu=True)
+    assert load_backend("auto").name == "rtx"  # a conversion builds for the GPUs that it knows
 
 
 @pytest.mark.gpu

@@ -23,7 +23,7 @@ def run(*words):
 
 @pytest.fixture
 def simulated(gpu, monkeypatch):
-    monkeypatch.setattr(command, "load_backend", lambda name: gpu[0])
+    monkeypatch.setattr(command, "load_backend", lambda name, **_: gpu[0])
     return gpu
 
 

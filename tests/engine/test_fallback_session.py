@@ -10,8 +10,9 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from vit_convert.bundle import Bundle, read_json, write_json
+from vit_convert.bundle import Bundle, hash_file, read_json, write_json
 from vit_convert.engine import cuda
+from vit_convert.engine.plans import keep_model
 from vit_convert.engine.session import Session
 from vit_convert.errors import BenchmarkError, BuildError
 from vit_convert.serve.session import FallbackSession
@@ -30,7 +31,7 @@ def expected(path):
 
 @pytest.fixture
 def backend(gpu, monkeypatch):
-    monkeypatch.setattr("vit_convert.serve.session.load_backend", lambda name: gpu[0])
+    monkeypatch.setattr("vit_convert.serve.session.load_backend", lambda name, **_: gpu[0])
     return gpu[0]
 
 
@@ -56,6 +57,20 @@ def test_engine_of_an_earlier_graph_is_not_served(backend, engines):
     data = path / "model.onnx.data"
     data.write_bytes(data.read_bytes()[:-4] + b"\x01\x02\x03\x04")
     assert_onnxruntime(FallbackSession(Bundle(path), path / PLAN), path, "built from another model.onnx")
+
+
+def test_engine_of_a_typed_graph_goes_with_the_model_that_it_was_made_of(backend, engines):
+    path = engines("fp32")
+    bundle = Bundle(path)
+    keep_model(bundle, path / PLAN)
+    typed = path / "model.fp16.onnx"
+    typed.write_bytes((path / "model.onnx").read_bytes())
+    sidecar = read_json(path / f"{PLAN}.json")
+    write_json(path / f"{PLAN}.json", {**sidecar, "onnx": {"path": typed.name, "sha256": hash_file(typed)}})
+    FallbackSession(bundle, path / PLAN).close()
+    data = path / "model.onnx.data"
+    data.write_bytes(data.read_bytes()[:-4] + b"\x01\x02\x03\x04")  # converted again, but not to the end
+    assert_onnxruntime(FallbackSession(bundle, path / PLAN), path, "built from another model.onnx than is there now")
 
 
 def test_read_only_bundle(backend, engines, monkeypatch):

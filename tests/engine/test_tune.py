@@ -33,7 +33,7 @@ def built(gpu, monkeypatch):
         simulated_gpu.write_plan(plan, request.onnx_path, ranges, precision=request.precision)
         return {"build_seconds": 1.0, "fused_attention": {"text": "yes, fp16, 1 of 1"}}
 
-    monkeypatch.setattr(command, "load_backend", lambda name: gpu[0])
+    monkeypatch.setattr(command, "load_backend", lambda name, **_: gpu[0])
     monkeypatch.setattr("vit_convert.engine.tune.build_one", build_one)  # building takes a GPU; what tune does around it does not
     return found
 

@@ -25,7 +25,7 @@ def road(gpu, tmp_path, monkeypatch):
     monkeypatch.setattr(requests, "build_one", build_one)
     for name in ("common", "build"):
         monkeypatch.setattr(f"vit_convert.stages.{name}.backend_named", lambda asked: gpu[0])
-    monkeypatch.setattr(command, "load_backend", lambda asked: gpu[0])
+    monkeypatch.setattr(command, "load_backend", lambda asked, **_: gpu[0])
     write_random_checkpoint(tmp_path / "tiny.npz", "mu/16", image_size=(64, 64), num_classes=10)
 
     def start(backend):

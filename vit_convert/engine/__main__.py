@@ -69,9 +69,8 @@ def _run(argv: Sequence[str]) -> int:
     config, facts = override(read_config(bundle), overrides), read_facts(bundle)
     progress = Progress(bundle.events, quiet=_FLAGS.quiet)
     progress.event("command", argv=list(argv), name=bundle.root.name)
-    COMMANDS[command](
-        load_backend(_FLAGS.backend), bundle, config, facts, progress, shlex.join(["python", "-m", "vit_convert.engine", *argv[1:]])
-    )
+    line = shlex.join(["python", "-m", "vit_convert.engine", *argv[1:]])
+    COMMANDS[command](load_backend(_FLAGS.backend, for_this_gpu=True), bundle, config, facts, progress, line)
     return 0
 
 

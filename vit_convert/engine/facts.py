@@ -81,12 +81,11 @@ def describe_model(bundle: Bundle) -> dict[str, Any]:
 
     Returns:
         Of its checkpoint variant, summary ("ViT B/16, 86,567,656 parameters, 224x224") and sha256, those that are known; and converted_by,
-        the command that wrote the graphs.
+        the last command that ran a stage of the conversion.
     """
-    stages = (read_json(bundle.manifest) or {}).get("stages", [])
-    found: Mapping[str, Any] = next((row.get("result", {}) for row in stages if row["name"] == "checkpoint"), {})
-    command = (read_json(bundle.report) or {}).get("command", "")
-    return {**{key: found[key] for key in ("variant", "summary", "sha256") if key in found}, "converted_by": command}
+    manifest = read_json(bundle.manifest) or {}
+    found: Mapping[str, Any] = next((row.get("result", {}) for row in manifest.get("stages", []) if row["name"] == "checkpoint"), {})
+    return {**{key: found[key] for key in ("variant", "summary", "sha256") if key in found}, "converted_by": manifest.get("command", "")}
 
 
 def read_config(bundle: Bundle) -> ml_collections.ConfigDict:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vit_convert.bundle import Bundle, read_json
+from vit_convert.engine.build_request import hash_graph
 from vit_convert.engine.sidecar import add_to_sidecar, check_sidecar, sidecar_path
 from vit_convert.engine.trt import Backend
 from vit_convert.errors import BuildError
@@ -38,6 +39,23 @@ def built_from(bundle: Bundle, plan: pathlib.Path) -> pathlib.Path | None:
     """The graph of the bundle that an engine's sidecar names, None where it is not there: what the engine must have been built from."""
     name = (read_json(sidecar_path(plan)) or {}).get("onnx", {}).get("path")
     return next((path for path in (bundle.root / f"{name}", bundle.spellings / f"{name}") if path.is_file()), None)
+
+
+def keep_model(bundle: Bundle, plan: pathlib.Path) -> None:
+    """Writes into a new engine's sidecar which model.onnx its graph, typed or spelt otherwise, stands for."""
+    if bundle.onnx().is_file():
+        add_to_sidecar(plan, model=hash_graph(bundle.onnx()))
+
+
+def require_model(bundle: Bundle, plan: pathlib.Path) -> None:
+    """Refuses an engine that does not stand for the bundle's model.onnx of today, which may have to go on in its place.
+
+    Raises:
+        BuildError: see above.
+    """
+    model = (read_json(sidecar_path(plan)) or {}).get("model")
+    if model is not None and bundle.onnx().is_file() and model != hash_graph(bundle.onnx()):
+        raise BuildError(f"{plan}: built from another {bundle.onnx().name} than is there now", fix="Convert to the end, and build again.")
 
 
 def keep_proof(plan: pathlib.Path, found: Mapping[str, Any]) -> None:

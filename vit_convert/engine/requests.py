@@ -15,6 +15,7 @@ from vit_convert.engine.build_request import BuildRequest, request_record
 from vit_convert.engine.calibrator import bundle_calibrator
 from vit_convert.engine.facts import Facts
 from vit_convert.engine.kernels import fused_attention_by_kernels
+from vit_convert.engine.plans import keep_model
 from vit_convert.engine.profiles import batch_profiles
 from vit_convert.engine.runtime import Engine
 from vit_convert.engine.sidecar import add_to_sidecar, check_sidecar, sidecar_path
@@ -105,7 +106,8 @@ def build_bundle(
     """
     engines = []
     for precision in precisions:
-        if facts.target == "trt8" and precision != "fp32" and backend.strongly_typed:
+        calibrates = precision == "int8" and config.engine.calibrator and backend.has_calibrator  # on the fp32 graph, by flags
+        if facts.target == "trt8" and precision != "fp32" and backend.strongly_typed and not calibrates:
             here, target = f"{backend.module.__name__} {backend.version}", target_of(backend)
             raise BuildError(
                 f"{precision}: {bundle.root.name} has graphs for {facts.target}, whose precision is a flag; {here} builds typed ones alone",
@@ -118,14 +120,19 @@ def build_bundle(
         if config.engine.spelling == configs.AUTO and pathlib.Path(request.onnx_path).parent == bundle.spellings:
             found = _build_advised(backend, bundle, request, plan, force=force, progress=progress)
         else:
-            found = _build(backend, request, plan, force=force, progress=progress)
+            found = _build(backend, bundle, request, plan, force=force, progress=progress)
         engines.append({**found, "path": str(plan.relative_to(bundle.root))})
     return engines
 
 
-def _build(backend: Backend, request: BuildRequest, plan: pathlib.Path, *, force: bool, progress: Progress) -> dict[str, Any]:
+def _build(
+    backend: Backend, bundle: Bundle, request: BuildRequest, plan: pathlib.Path, *, force: bool, progress: Progress
+) -> dict[str, Any]:
     found = None if force else _finished(backend, request, plan)
-    return build_one(backend, request, plan, progress=progress) if found is None else found
+    if found is None:
+        found = build_one(backend, request, plan, progress=progress)
+        keep_model(bundle, plan)
+    return found
 
 
 def _build_advised(
@@ -141,11 +148,11 @@ def _build_advised(
         progress.warn(f"{kept['reason']}; {request.precision} was built from {bundle.onnx().name} instead, --force tries again")
         return found
     try:
-        return _build(backend, request, plan, force=force, progress=progress)
+        return _build(backend, bundle, request, plan, force=force, progress=progress)
     except UnbuildableError as e:
         reason = str(e).rstrip(".")
     progress.warn(f"{reason}; {request.precision} is built from {bundle.onnx().name} instead")
-    found = _build(backend, plain, plan, force=force, progress=progress)
+    found = _build(backend, bundle, plain, plan, force=force, progress=progress)
     add_to_sidecar(plan, instead_of={"onnx": advised, "reason": reason})
     return found
 

@@ -156,17 +156,18 @@ class Backend:
         return 0 if flag is None else 1 << int(flag)
 
 
-def load_backend(name: str = "auto") -> Backend:
+def load_backend(name: str = "auto", *, for_this_gpu: bool = False) -> Backend:
     """Loads TensorRT.
 
     Args:
         name: "tensorrt", "rtx", or "auto": TensorRT where it and a GPU are there, else TensorRT-RTX.
+        for_this_gpu: "auto" passes over one that builds for other GPUs alone than the one that is here.
 
     Returns:
         The backend, the same object each time.
 
     Raises:
-        BuildError: what was asked for is not installed or has no GPU.
+        BuildError: what was asked for is not installed or has no GPU, or "auto" finds none.
     """
     if name != "auto":
         return _load(name)
@@ -177,7 +178,7 @@ def load_backend(name: str = "auto") -> Backend:
         except BuildError as e:
             reasons.append(str(e))
             continue
-        if backend.gpu is None or backend.gpu.arch in backend.targets:
+        if not for_this_gpu or backend.gpu is None or backend.gpu.arch in backend.targets:
             return backend
         reasons.append(f"{candidate} {backend.version}: builds for {', '.join(backend.targets)}, here is {backend.gpu.arch}")
     raise BuildError(

@@ -6,12 +6,13 @@ from typing import Any
 from vit_convert.progress import human_bytes, human_seconds
 
 
-def print_summary(report: dict[str, Any], root: pathlib.Path) -> None:
+def print_summary(report: dict[str, Any], root: pathlib.Path, *, whole: bool) -> None:
     """Prints stages, checks, accuracy and files of a finished conversion.
 
     Args:
         report: as in `report.json`.
         root: the bundle's folder.
+        whole: whether no stage was to be the last one.
     """
     from rich.console import Console
     from rich.table import Column, Table
@@ -49,8 +50,8 @@ def print_summary(report: dict[str, Any], root: pathlib.Path) -> None:
         size = path.stat().st_size + (data.stat().st_size if data.exists() else 0)
         files.add_row(str(path.relative_to(root)), human_bytes(size), "with its weights" if data.exists() else "")
     console.print(files)
-    if not report["engines"] and report["onnx"]:
-        console.print(f"No engine was built. On the GPU host, with this folder there: python -m vit_convert.engine build {root.name}")
+    if whole and not report["engines"]:
+        console.print(f"No engine was built. On its host, with this folder there: python -m vit_convert.engine build {root.name}")
     if all(row["status"] == "fresh" for row in report["stages"]):
         console.print("Nothing changed: every stage was fresh.")
 

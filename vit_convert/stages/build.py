@@ -43,7 +43,10 @@ def build(context: Context) -> dict[str, Any]:
 
 def _can_run(context: Context) -> bool:
     """Whether this host runs the engines it builds: TensorRT-RTX builds without a GPU, TensorRT never does."""
-    return builds_here(context) and backend_named(context.config.engine.backend).gpu is not None
+    if not builds_here(context):
+        return False
+    backend = backend_named(context.config.engine.backend)
+    return backend.gpu is not None and backend.gpu.arch in backend.targets
 
 
 def verify(context: Context) -> dict[str, Any]:
