@@ -22,9 +22,10 @@ def today() -> str:
 
 def hardware() -> dict[str, Any]:
     """Processor, cores and memory of this machine."""
-    model = next((line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), platform.processor())
+    from vit_convert.host import cpu_model
+
     total = next((int(line.split()[1]) for line in _lines("/proc/meminfo") if line.startswith("MemTotal")), 0)
-    return {"cpu": model, "cores": len(os.sched_getaffinity(0)), "memory_gib": round(total / 2**20, 1), "system": platform.platform()}
+    return {"cpu": cpu_model(), "cores": len(os.sched_getaffinity(0)), "memory_gib": round(total / 2**20, 1), "system": platform.platform()}
 
 
 def _lines(path: str) -> list[str]:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from gpu.side_by_side import rate
 from gpu.side_by_side import table as side_by_side
 from markdown_table import markdown
 
@@ -32,7 +33,7 @@ def tune_table(record: Run) -> str:
             trial["profile"],
             trial["precision"],
             f"{row['batch']}",
-            _rate(row["images_per_second"]),
+            rate(row["images_per_second"]),
             f"{100 * row['images_per_second'] / fixed[_graph(trial, row)]:.1f} %" if _graph(trial, row) in fixed else "",
             trial["fused_attention"]["text"] if trial["fused_attention"] else "unknown",
             f"{trial['cosine']:.6f}" + ("" if trial["passed"] else ", **missed**"),
@@ -48,10 +49,6 @@ def _graph(trial: Run, row: Run) -> tuple[str, str, int]:
     return trial["spelling"], trial["precision"], row["batch"]
 
 
-def _rate(images_per_second: float) -> str:
-    return f"{images_per_second:,.0f} images/s".replace(",", " ")
-
-
 def int8_table(record: Run) -> str:
     """What the GPU tests found of INT8 engines."""
     rows = []
@@ -63,8 +60,8 @@ def int8_table(record: Run) -> str:
                 road,
                 f"{found['int8_layers']}" + (f" of {sum(found['products'].values())}" if "products" in found else ""),
                 f"{found['top1']:.2f} %",
-                _rate(rates["int8"]),
-                _rate(rates["fp16"]),
+                rate(rates["int8"]),
+                rate(rates["fp16"]),
                 f"{rates['int8'] / rates['fp16']:.2f}×",
                 found["recommended"]["precision"],
             ]

@@ -109,11 +109,16 @@ def _of_batch(model: Mapping[str, Any], batch: int) -> dict[str, Any]:
     }
 
 
+def rate(images_per_second: float) -> str:
+    """ "14 679 images/s"."""
+    return f"{images_per_second:,.0f} images/s".replace(",", " ")
+
+
 def _cell(row: Mapping[str, Any] | None, batch: int, *, plain: bool = False) -> str:
     if row is None:
         return "–"
     how = f" ({row['precision']}, {row['attention']})" if row.get("attention") and not plain else ""
-    return (f"{row['p50_ms']:.3f} ms" if batch == 1 else f"{row['images_per_second']:,.0f} images/s".replace(",", " ")) + how
+    return (f"{row['p50_ms']:.3f} ms" if batch == 1 else rate(row["images_per_second"])) + how
 
 
 def _ratio(mine: Mapping[str, Any] | None, other: Mapping[str, Any] | None, batch: int) -> str:

@@ -69,7 +69,8 @@ def build_engine(backend: Backend, request: BuildRequest, plan_path: str | os.Pa
             cannot be written.
     """
     plan_path, onnx_path = pathlib.Path(plan_path), pathlib.Path(request.onnx_path)
-    require_precision(backend, request.precision, has_calibrator=request.calibrator is not None)
+    has_calibrator = request.calibrator is not None
+    require_precision(backend, request.precision, has_calibrator=has_calibrator)
     if not 0 <= request.opt_level <= _MAX_OPT_LEVEL:  # TensorRT takes any number without a word
         raise BuildError(f"opt_level {request.opt_level}: the builder knows 0 to {_MAX_OPT_LEVEL}", fix="Use one of those.")
     _require_writable(plan_path, fix="Choose a writable --workdir.")
@@ -79,14 +80,14 @@ def build_engine(backend: Backend, request: BuildRequest, plan_path: str | os.Pa
     asked, started = request_record(request), time.perf_counter()
     with backend.logger.listening(progress):
         builder = _make_builder(backend)
-        typed = builds_strongly_typed(backend, has_calibrator=request.calibrator is not None)
+        typed = builds_strongly_typed(backend, has_calibrator=has_calibrator)
         network, parser = parse_graph(backend, builder, onnx_path, strongly_typed=typed)
         counts = count_types(backend, network)
         require_types(
             counts,
             request.precision,
             strongly_typed=typed,
-            has_calibrator=request.calibrator is not None,
+            has_calibrator=has_calibrator,
             graph=onnx_path.name,
         )
         builder_config = configure(backend, builder, network, request)
@@ -98,7 +99,7 @@ def build_engine(backend: Backend, request: BuildRequest, plan_path: str | os.Pa
                 network,
                 request.precision,
                 request.keep_fp32,
-                has_calibrator=request.calibrator is not None,
+                has_calibrator=has_calibrator,
             )
         timing_cache = None if timing_path is None else load_timings(builder_config, timing_path, progress)
         serialized = _build(backend, builder, network, builder_config, request, progress)

@@ -4,6 +4,8 @@ import ctypes
 import dataclasses
 import functools
 import pathlib
+import weakref
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -109,6 +111,27 @@ def use_context() -> None:
     call("cuCtxGetCurrent", ctypes.byref(current))
     if not current.value:
         call("cuCtxSetCurrent", _primary_context())
+
+
+def when_gone(owner: Any, free: Callable[..., None], *arguments: Any) -> "weakref.finalize[..., Any]":
+    """Frees memory with the last reference to its owner, in whatever thread that ends.
+
+    Args:
+        owner: what stands for the memory; `free` and `arguments` hold no reference to it.
+        free: called with this process's context current, but not at the end of the process, which takes its memory along.
+        *arguments: what it is called with.
+
+    Returns:
+        What frees now when it is called.
+    """
+    finalizer = weakref.finalize(owner, _in_context, free, *arguments)
+    finalizer.atexit = False
+    return finalizer
+
+
+def _in_context(free: Callable[..., None], *arguments: Any) -> None:
+    use_context()
+    free(*arguments)
 
 
 @functools.cache

@@ -3,7 +3,6 @@
 import ctypes
 import dataclasses
 import math
-import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -170,12 +169,7 @@ class _Owner:
 
     def __init__(self, num_bytes: int):
         self.buffer = cuda.DeviceBuffer(num_bytes)
-        weakref.finalize(self, _free, self.buffer).atexit = False  # the process takes its memory along
-
-
-def _free(buffer: cuda.DeviceBuffer) -> None:
-    cuda.use_context()  # the last reference may end in any thread
-    buffer.close()  # cuMemFree waits for every stream, so for what a consumer has queued before it let go
+        cuda.when_gone(self, self.buffer.close)  # cuMemFree waits for every stream, so for what a consumer has queued before it let go
 
 
 def _read_interface(array: Any, stream: cuda.Stream) -> DeviceArray:

@@ -2,7 +2,6 @@
 
 import ctypes
 import math
-import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,7 +33,7 @@ def pinned_array(shape: Sequence[int], dtype: Any) -> np.ndarray:
     cuda.call("cuMemHostAlloc", ctypes.byref(pointer), ctypes.c_size_t(num_bytes), 0)
     assert pointer.value is not None
     block = (ctypes.c_byte * num_bytes).from_address(pointer.value)
-    weakref.finalize(block, _free, pointer.value).atexit = False  # the process takes its memory along
+    cuda.when_gone(block, cuda.call, "cuMemFreeHost", ctypes.c_void_p(pointer.value))
     return np.frombuffer(block, dtype).reshape(shape)
 
 
@@ -43,8 +42,3 @@ def is_pinned(array: np.ndarray) -> bool:
     kind = ctypes.c_uint()
     status = cuda.status_of("cuPointerGetAttribute", ctypes.byref(kind), _MEMORY_TYPE, ctypes.c_uint64(array.ctypes.data))
     return status == 0 and kind.value == _HOST
-
-
-def _free(pointer: int) -> None:
-    cuda.use_context()
-    cuda.call("cuMemFreeHost", ctypes.c_void_p(pointer))

@@ -14,7 +14,6 @@ from vit_convert.engine.pinned import is_pinned, pinned_array
 from vit_convert.engine.profiles import Shape
 from vit_convert.engine.runtime import Engine
 from vit_convert.engine.session import Session
-from vit_convert.errors import BenchmarkError
 
 
 class PipelinedSession:
@@ -101,8 +100,7 @@ class _Slot:
 
     def submit(self, images: np.ndarray) -> None:
         session = self.session
-        if len(images) > (most := session.require_images(images.shape, images.dtype)):
-            raise BenchmarkError(f"batch {len(images)}: the engine takes {most} at most", fix="Give smaller batches.")
+        session.require_one_run(images.shape, images.dtype)
         prepared = session.prepare(images.shape)
         if not is_pinned(images):
             staged = self._pinned(session.engine.images.name, images.shape, images.dtype)

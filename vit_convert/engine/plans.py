@@ -6,6 +6,7 @@ from typing import Any
 
 from vit_convert.bundle import Bundle, read_json
 from vit_convert.engine.build_request import hash_graph
+from vit_convert.engine.runtime import Engine
 from vit_convert.engine.sidecar import add_to_sidecar, check_sidecar, sidecar_path
 from vit_convert.engine.trt import Backend
 from vit_convert.errors import BuildError
@@ -35,6 +36,20 @@ def find_plan(backend: Backend, bundle: Bundle, precision: str) -> pathlib.Path:
     return own
 
 
+def open_engine(backend: Backend, bundle: Bundle, plan: pathlib.Path) -> Engine:
+    """Loads an engine of a bundle.
+
+    Args:
+        backend: the TensorRT that runs it.
+        bundle: holds it and, perhaps, the graph that its sidecar names.
+        plan: the engine.
+
+    Raises:
+        BuildError: it does not belong here, or was built from another graph than is there now.
+    """
+    return Engine(backend, plan, onnx_path=built_from(bundle, plan))
+
+
 def built_from(bundle: Bundle, plan: pathlib.Path) -> pathlib.Path | None:
     """The graph of the bundle that an engine's sidecar names, None where it is not there: what the engine must have been built from."""
     name = (read_json(sidecar_path(plan)) or {}).get("onnx", {}).get("path")
@@ -54,6 +69,8 @@ def require_model(bundle: Bundle, plan: pathlib.Path) -> None:
         BuildError: see above.
     """
     model = (read_json(sidecar_path(plan)) or {}).get("model")
+    if built_from(bundle, plan) == bundle.onnx():  # `open_engine` compares that, and to read it once takes seconds
+        return
     if model is not None and bundle.onnx().is_file() and model != hash_graph(bundle.onnx()):
         raise BuildError(f"{plan}: built from another {bundle.onnx().name} than is there now", fix="Convert to the end, and build again.")
 

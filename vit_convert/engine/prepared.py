@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,15 +36,8 @@ class Prepared:
     held: dataclasses.InitVar[contextlib.ExitStack]
 
     def __post_init__(self, held: contextlib.ExitStack) -> None:
-        # Whoever still holds it may go on after the session has let it go.
-        self._finalizer = weakref.finalize(self, _free, held)
-        self._finalizer.atexit = False  # the process takes its memory along
+        self._free = cuda.when_gone(self, held.close)  # whoever still holds it may go on after the session has let it go
 
     def close(self) -> None:
         """Gives the graph and the outputs' memory back now; nothing may be queued on them any more."""
-        self._finalizer()
-
-
-def _free(held: contextlib.ExitStack) -> None:
-    cuda.use_context()  # the last reference may end in any thread
-    held.close()
+        self._free()

@@ -57,8 +57,7 @@ def request_for(bundle: Bundle, config: ml_collections.ConfigDict, facts: Facts,
     Returns:
         The request.
     """
-    options = config.engine
-    calibrator = precision == "int8" and options.calibrator
+    options, calibrator = config.engine, _asks_for_calibrator(config, precision)
     return BuildRequest(
         onnx_path=graph_for(bundle, precision, facts.target, calibrator=calibrator, spelling=configs.spelling(config, facts.spelling)),
         precision=precision,
@@ -72,6 +71,10 @@ def request_for(bundle: Bundle, config: ml_collections.ConfigDict, facts: Facts,
         version_compatible=options.version_compatible,
         preprocessing=dict(facts.preprocess),
     )
+
+
+def _asks_for_calibrator(config: ml_collections.ConfigDict, precision: str) -> bool:
+    return precision == "int8" and config.engine.calibrator
 
 
 def build_bundle(
@@ -106,15 +109,16 @@ def build_bundle(
     """
     engines = []
     for precision in precisions:
-        calibrates = precision == "int8" and config.engine.calibrator and backend.has_calibrator  # on the fp32 graph, by flags
-        if facts.target == "trt8" and precision != "fp32" and backend.strongly_typed and not calibrates:
+        calibrator = _asks_for_calibrator(config, precision)
+        by_flags = not backend.strongly_typed or (calibrator and backend.has_calibrator)
+        if facts.target == "trt8" and precision != "fp32" and not by_flags:
             here, target = f"{backend.module.__name__} {backend.version}", target_of(backend)
             raise BuildError(
                 f"{precision}: {bundle.root.name} has graphs for {facts.target}, whose precision is a flag; {here} builds typed ones alone",
                 fix=f"Build with TensorRT 8, or convert again with --config.target={target}.",
             )
         request = request_for(bundle, config, facts, precision)
-        if precision == "int8" and config.engine.calibrator:
+        if calibrator:
             request = dataclasses.replace(request, calibrator=bundle_calibrator(backend, bundle, config, request, progress))
         plan = bundle.plan(backend.name, backend.version, backend.arch, precision)
         if config.engine.spelling == configs.AUTO and pathlib.Path(request.onnx_path).parent == bundle.spellings:

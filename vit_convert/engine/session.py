@@ -142,6 +142,15 @@ class Session:
             )
         return largest_batch(self.engine.ranges, shape)
 
+    def require_one_run(self, shape: Shape, dtype: np.dtype[Any]) -> None:
+        """Refuses what `require_images` does, and batches that do not run at once.
+
+        Raises:
+            BenchmarkError: see above.
+        """
+        if (most := self.require_images(shape, dtype)) < shape[0]:
+            raise BenchmarkError(f"batch {shape[0]}: the engine takes {most} at most", fix="Give smaller batches.")
+
     def close(self) -> None:
         """Gives contexts, memory and the stream back, when a run in another thread is done; the session runs no more."""
         with self._lock:
@@ -176,8 +185,7 @@ class Session:
 
     def _run_device(self, images: Any) -> dict[str, DeviceArray]:
         source = as_device_array(images, self.stream)
-        if (most := self.require_images(source.shape, source.dtype)) < source.shape[0]:
-            raise BenchmarkError(f"batch {source.shape[0]}: the engine takes {most} at most", fix="Split the batch.")
+        self.require_one_run(source.shape, source.dtype)
         prepared = self.prepare(source.shape)
         results = {}
         try:

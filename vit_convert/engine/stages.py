@@ -2,7 +2,6 @@
 
 import datetime
 import os
-import pathlib
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -14,14 +13,14 @@ from vit_convert.bundle import Bundle, read_json, write_json
 from vit_convert.engine import cuda
 from vit_convert.engine.benchmark import END_TO_END, RESIDENT, plan_cases, run_cases
 from vit_convert.engine.facts import Facts, describe_model
-from vit_convert.engine.plans import built_from, find_plan, keep_proof, proof_of, recommended_engine
+from vit_convert.engine.plans import find_plan, keep_proof, open_engine, proof_of, recommended_engine
 from vit_convert.engine.plot import plot_rows
 from vit_convert.engine.recommend import recommend
-from vit_convert.engine.runtime import Engine
 from vit_convert.engine.session import Session
 from vit_convert.engine.trt import Backend
 from vit_convert.engine.verify import verify_session
 from vit_convert.errors import BenchmarkError, CheckError
+from vit_convert.host import cpu_model
 from vit_convert.progress import Progress
 
 # What usually helps where an engine of this precision misses its tolerance.
@@ -56,7 +55,7 @@ def verify_bundle(
     engines: dict[str, Any] = {}
     for precision in precisions:
         plan = find_plan(backend, bundle, precision)
-        with Session(Engine(backend, plan, onnx_path=built_from(bundle, plan))) as session:
+        with Session(open_engine(backend, bundle, plan)) as session:
             found = verify_session(session, bundle, config, facts, progress=progress)
         engines[precision] = {**found, "plan": str(plan.relative_to(bundle.root))}
         keep_proof(plan, found)
@@ -118,8 +117,7 @@ def benchmark_bundle(
         BenchmarkError: nothing could be measured.
         BuildError: an engine is missing or does not belong here.
     """
-    plans = {precision: find_plan(backend, bundle, precision) for precision in precisions}
-    engines = {precision: Engine(backend, plan, onnx_path=built_from(bundle, plan)) for precision, plan in plans.items()}
+    engines = {precision: open_engine(backend, bundle, find_plan(backend, bundle, precision)) for precision in precisions}
     options, path = config.benchmark, bundle.root / "benchmark.json"
     cases = plan_cases(precisions, options.batches, options.streams, cuda_graphs=cuda_graphs, end_to_end=end_to_end)
     about = {**environment(backend), "model": describe_model(bundle), "command": command}
@@ -180,7 +178,7 @@ def environment(backend: Backend) -> dict[str, Any]:
         "driver": gpu.driver if gpu else "",
         "cuda": gpu.cuda if gpu else "",
         "gpu_memory_total_mib": gpu.memory_bytes // 2**20 if gpu else 0,
-        "cpu": _cpu(),
+        "cpu": cpu_model(),
         "cores": len(os.sched_getaffinity(0)),
         "backend": backend.name,
         "tensorrt": backend.version,
@@ -188,14 +186,6 @@ def environment(backend: Backend) -> dict[str, Any]:
         "vit_convert": vit_convert.__version__,
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
-
-
-def _cpu() -> str:
-    try:
-        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
 def add_to_report(bundle: Bundle, *, build: Any = None, verify: Any = None, benchmark: Any = None) -> None:

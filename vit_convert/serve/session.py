@@ -12,8 +12,7 @@ from absl import logging
 
 from vit_convert.bundle import Bundle
 from vit_convert.engine.facts import read_facts
-from vit_convert.engine.plans import built_from, require_model
-from vit_convert.engine.runtime import Engine
+from vit_convert.engine.plans import open_engine, require_model
 from vit_convert.engine.session import Session
 from vit_convert.engine.trt import load_backend
 from vit_convert.errors import BenchmarkError, ConvertError
@@ -49,8 +48,7 @@ class FallbackSession:
         try:
             loaded, plan = load_backend(backend, for_this_gpu=True), pathlib.Path(plan_path)
             require_model(bundle, plan)  # both are to run the same weights
-            engine = Engine(loaded, plan, onnx_path=built_from(bundle, plan))
-            self._runner, self.runs_on = Session(engine), loaded.name
+            self._runner, self.runs_on = Session(open_engine(loaded, bundle, plan)), loaded.name
         except ConvertError as e:
             self._runner = self._stand_in(e, "does not load")
 
