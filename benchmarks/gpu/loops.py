@@ -13,7 +13,7 @@ import numpy as np
 from vit_convert.bundle import read_json, write_json
 from vit_convert.engine import cuda
 from vit_convert.engine.measure import MIN_RUNS, QUEUED
-from vit_convert.engine.monitor import Monitor
+from vit_convert.engine.monitor import Monitor, merge_summaries
 
 PASSES = 2  # their difference is the noise of a row
 
@@ -32,18 +32,19 @@ def measure(call: Callable[[], Any], wait: Callable[[Any], None], batch: int, se
         images_per_second, noise_percent, p50_ms, p95_ms, p99_ms, runs, and what NVML told of clocks and power, where it can be used.
     """
     _queued(call, wait, warmup_seconds)
-    rates, latencies = [], []
-    with Monitor() as monitor:
-        for _ in range(PASSES):
+    rates, latencies, told, monitor = [], [], [], Monitor()
+    for _ in range(PASSES):
+        with monitor:  # while the GPU is busy, as for our engines
             rates.append(batch * _queued(call, wait, seconds / 2))
-            latencies += _single(call, wait, seconds / 2)
+        told.append(monitor.summary())
+        latencies += _single(call, wait, seconds / 2)
     mean = float(np.mean(rates))
     return {
         "images_per_second": round(mean, 1),
         "noise_percent": round(100 * (max(rates) - min(rates)) / mean, 2),
         **{f"p{q}_ms": round(float(np.percentile(latencies, q)), 4) for q in (50, 95, 99)},
         "runs": len(latencies),
-        **monitor.summary(),
+        **merge_summaries(told),
     }
 
 
