@@ -7,7 +7,10 @@ import ml_collections
 import numpy as np
 import pytest
 import simulated_gpu
-from engine_graphs import BATCH, IMAGE
+from block_engine import FIXED, RANGE
+from engine_graphs import BATCH, IMAGE, block
+
+from vit_convert.engine.runtime import Engine
 
 
 @pytest.fixture(scope="session")
@@ -47,6 +50,17 @@ def bundle_path(converted: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path
 def gpu(monkeypatch: pytest.MonkeyPatch):
     """The simulated GPU: (backend, driver)."""
     return simulated_gpu.install(monkeypatch)
+
+
+@pytest.fixture
+def load(gpu, tmp_path: pathlib.Path):
+    """Loads an engine of one block into the simulated GPU; its graph is tmp_path/model.onnx."""
+
+    def make(ranges=(FIXED, RANGE), **options):
+        graph = block(tmp_path / "model.onnx")
+        return Engine(gpu[0], simulated_gpu.write_plan(tmp_path / "fp32.plan", graph, ranges, **options), onnx_path=graph)
+
+    return make
 
 
 @pytest.fixture

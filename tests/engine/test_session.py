@@ -6,44 +6,18 @@ import gc
 import threading
 
 import numpy as np
-import onnxruntime
 import pytest
 import simulated_gpu
+from block_engine import RANGE, expected, images
 from engine_graphs import TOKENS, WIDTH, block
 
 from vit_convert.engine import cuda, listen
 from vit_convert.engine.device_array import DeviceArray
-from vit_convert.engine.pinned import is_pinned, pinned_array
+from vit_convert.engine.pinned import pinned_array
 from vit_convert.engine.pipelined import PipelinedSession
 from vit_convert.engine.runtime import Engine
 from vit_convert.engine.session import Session
 from vit_convert.errors import BenchmarkError, BuildError
-
-RANGE = ((2, TOKENS, WIDTH), (4, TOKENS, WIDTH), (6, TOKENS, WIDTH))
-FIXED = ((4, TOKENS, WIDTH),) * 3
-
-
-@pytest.fixture
-def gpu(monkeypatch):
-    return simulated_gpu.install(monkeypatch)
-
-
-@pytest.fixture
-def load(gpu, tmp_path):
-    def make(ranges=(FIXED, RANGE), **options):
-        graph = block(tmp_path / "model.onnx")
-        return Engine(gpu[0], simulated_gpu.write_plan(tmp_path / "fp32.plan", graph, ranges, **options), onnx_path=graph)
-
-    return make
-
-
-def images(batch, seed=0):
-    return np.random.default_rng(seed).normal(size=(batch, TOKENS, WIDTH)).astype(np.float32)
-
-
-def expected(tmp_path, batch):
-    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
-    return session.run(None, {"images": batch})[0]
 
 
 # 1 is padded to 2, 4 takes the fixed profile, 5 the range, 7 and 13 are split.
@@ -368,124 +342,3 @@ def test_threads_with_a_session_each(load, tmp_path):
         for seed, got in enumerate(pool.map(work, range(4))):
             for batch, value in zip((1, 4, 5), got):
                 np.testing.assert_allclose(value, expected(tmp_path, images(batch, seed)), atol=1e-6)
-
-
-@pytest.mark.parametrize("num_streams", [1, 2, 3])
-def test_pipelined_results_come_in_order(load, tmp_path, num_streams):
-    batches = [images(batch, seed) for seed, batch in enumerate((4, 4, 1, 6, 5, 4))]
-    with PipelinedSession(load(), num_streams=num_streams) as session:
-        for given, got in zip(batches, session.run(iter(batches)), strict=True):
-            np.testing.assert_allclose(got["logits"], expected(tmp_path, given), atol=1e-6)
-
-
-def test_pipelined_reads_pinned_batches_where_they_are(load, tmp_path):
-    given = pinned_array((4, TOKENS, WIDTH), np.float32)
-    given[...] = images(4)
-    assert is_pinned(given) and not is_pinned(images(4))
-    with PipelinedSession(load()) as session:
-        (got,) = session.run([given])
-        np.testing.assert_allclose(got["logits"], expected(tmp_path, given), atol=1e-6)
-        assert not any("images" in slot._memory for slot in session._slots)
-        list(session.run([images(4)]))
-        assert any("images" in slot._memory for slot in session._slots)
-
-
-def test_pipelined_can_be_left_early(load):
-    with PipelinedSession(load()) as session:
-        results = session.run(images(4, seed) for seed in range(5))
-        next(results)
-        results.close()
-        with pytest.raises(BenchmarkError, match="batch 7: the engine takes 6"):
-            list(session.run([images(7)]))
-
-
-@pytest.mark.parametrize("go_on", [False, True])
-def test_pipelined_results_may_outlive_their_session(load, gpu, monkeypatch, go_on):
-    waited = []
-    wait = cuda.Stream.synchronize
-    monkeypatch.setattr(cuda.Stream, "synchronize", lambda stream: waited.append(stream.handle in gpu[1].queues) or wait(stream))
-    with PipelinedSession(load()) as session:
-        results = session.run(images(4, seed) for seed in range(5))
-        next(results)
-    assert not gpu[1].device and not gpu[1].queues
-    if go_on:
-        with pytest.raises(BenchmarkError, match="the session is closed"):
-            next(results)
-    results.close()
-    assert all(waited)  # on streams that were still there
-
-
-def test_pipelined_that_does_not_fit_leaves_nothing(load, gpu, monkeypatch):
-    engine, allocate, blocks = load(), gpu[1].cuMemAlloc_v2, []
-
-    def run_out(pointer, num_bytes):
-        blocks.append(num_bytes)
-        return allocate(pointer, num_bytes) if len(blocks) < 4 else 2  # images and workspace of the first session, images of the second
-
-    monkeypatch.setattr(gpu[1], "cuMemAlloc_v2", run_out)
-    with pytest.raises(BuildError, match="cuMemAlloc_v2: CUDA error 2"):
-        PipelinedSession(engine)
-    assert not gpu[1].device and not gpu[1].queues
-
-
-def test_pipelined_closes_every_session_when_one_fails(load, gpu, monkeypatch):
-    session = PipelinedSession(load(), num_streams=3)
-    broken, wait = session._slots[1].session.stream.handle, gpu[1].cuStreamSynchronize
-    monkeypatch.setattr(gpu[1], "cuStreamSynchronize", lambda stream: 700 if stream.value == broken else wait(stream))
-    with pytest.raises(BuildError, match="cuStreamSynchronize: CUDA error 700"):
-        session.close()
-    assert not gpu[1].device and not gpu[1].queues
-
-
-@pytest.mark.parametrize("num_streams", [1, 2, 3])
-def test_pipelined_gives_what_is_in_flight_before_an_error(load, tmp_path, num_streams):
-    good = [images(batch, seed) for seed, batch in enumerate((4, 1, 5))]
-
-    def broken_source():
-        yield from good
-        raise OSError("damaged image")
-
-    with PipelinedSession(load(), num_streams=num_streams) as session:
-        for batches, error, message in (
-            ([*good, images(7)], BenchmarkError, "batch 7: the engine takes 6"),
-            (broken_source(), OSError, "damaged image"),
-        ):
-            got = []
-            with pytest.raises(error, match=message):
-                for result in session.run(batches):
-                    got.append(result["logits"])
-            assert len(got) == len(good)
-            for given, value in zip(good, got):
-                np.testing.assert_allclose(value, expected(tmp_path, given), atol=1e-6)
-
-
-def test_pipelined_gives_no_result_in_place_of_a_lost_one(load, monkeypatch):
-    with PipelinedSession(load()) as session:
-        results = session.run(images(4, seed) for seed in range(4))
-        next(results)
-        wait = session._slots[1].session.stream
-
-        def lose():
-            raise BuildError("lost")
-
-        with monkeypatch.context() as patched:
-            patched.setattr(wait, "synchronize", lose)
-            with pytest.raises(BuildError, match="lost"):
-                next(results)
-        assert list(results) == []
-
-
-def test_pipelined_keeps_one_block_of_host_memory_for_all_shapes(load, gpu):
-    with PipelinedSession(load(), num_streams=1) as session:
-        list(session.run(images(batch) for batch in (6, 5, 4, 3, 2, 6)))
-        gc.collect()
-        assert len(gpu[1].pinned) == 2  # images and logits
-
-
-def test_pinned_memory_lives_as_long_as_a_view(gpu):
-    view = pinned_array((8, 4), np.uint8)[2:]
-    gc.collect()
-    assert len(gpu[1].pinned) == 1
-    del view
-    gc.collect()
-    assert not gpu[1].pinned
