@@ -72,6 +72,17 @@ def test_spellings_agree(bundle, engine, facts, reference, tmp_path, record_prop
         assert cosine > 0.9999, spelling
 
 
+def test_tf32_by_choice(bundle, tmp_path, record_property):
+    copy = Bundle(shutil.copytree(bundle.root, tmp_path / "bundle", ignore=shutil.ignore_patterns("engines")))
+    words = ("--precision=fp32", "--config.engine.tf32=True")
+    assert run("build", copy.root, *words, batches=ONE_PROFILE) == 0 and run("verify", copy.root, *words, batches=ONE_PROFILE) == 0
+    assert read_json(f"{copy.plan(BACKEND.name, BACKEND.version, BACKEND.arch, 'fp32')}.json")["options"]["tf32"]
+    found = proof(copy, "fp32")
+    record_property("tf32", found)
+    # TF32 rounds operands to 11 significant bits, 2^-11 of each; fp32 engines of the same graphs are below 1e-5 of scale.
+    assert found["cosine"] > 0.999 and found["max_rel"] > 1e-5
+
+
 @pytest.mark.parametrize("option", ["hardware_compatible", "version_compatible"])
 def test_portable_engines(bundle, facts, reference, tmp_path, capfd, option):
     copy = Bundle(shutil.copytree(bundle.root, tmp_path / "bundle", ignore=shutil.ignore_patterns("engines")))

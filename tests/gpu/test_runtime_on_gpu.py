@@ -8,6 +8,7 @@ Needs what test_build_on_gpu.py does.
 import contextlib
 import ctypes
 import dataclasses
+import shutil
 import threading
 import types
 
@@ -15,7 +16,8 @@ import numpy as np
 import pytest
 from gpu_bundle import BACKEND, tiled
 
-from vit_convert.bundle import hash_file, read_json, write_json
+from vit_convert.bundle import Bundle, hash_file, read_json, write_json
+from vit_convert.compare import compare
 from vit_convert.engine import cuda
 from vit_convert.engine.device_array import DeviceArray
 from vit_convert.engine.graphs import CudaGraph
@@ -27,6 +29,7 @@ from vit_convert.engine.pipelined import PipelinedSession
 from vit_convert.engine.runtime import Engine
 from vit_convert.engine.session import Session
 from vit_convert.errors import BenchmarkError, BuildError
+from vit_convert.serve.session import FallbackSession
 
 pytestmark = pytest.mark.gpu
 
@@ -230,3 +233,21 @@ def test_a_damaged_plan_with_a_matching_sidecar_is_refused(built, tmp_path):
     write_json(f"{path}.json", {**sidecar, "plan": {"bytes": 1000, "sha256": hash_file(path)}})
     with pytest.raises(BuildError, match="does not load"):
         Engine(BACKEND, path)
+
+
+@pytest.mark.parametrize("damaged", [True, False])
+def test_rollback_goes_on_with_the_model(bundle, built, facts, reference, tmp_path, damaged):
+    """An engine that does not load, and one that fails in a run: the same images give the same values as before, by onnxruntime."""
+    pytest.importorskip("onnxruntime")
+    copy = Bundle(shutil.copytree(bundle.root, tmp_path / "bundle"))
+    plan, images = copy.root / built["fp32"].relative_to(bundle.root), tiled(reference, 4)
+    if damaged:
+        plan.write_bytes(plan.read_bytes()[:-1])
+    session = FallbackSession(copy, plan, backend="tensorrt")
+    wanted = reference[facts.output][np.arange(4) % len(reference["images"])]
+    if not damaged:
+        assert compare(wanted, session.run(images)[facts.output]).cosine > 0.99999 and session.runs_on == "tensorrt"
+        session._runner.close()  # as a GPU that is lost: every later call of the engine fails
+    assert compare(wanted, session.run(images)[facts.output]).cosine > 0.99999
+    assert session.runs_on == "onnxruntime" and ("sha256" if damaged else "closed") in session.reason
+    session.close()
