@@ -171,14 +171,17 @@ def test_gpu_results_wait_for_who_reads_them(engine, facts, reference):
     stream.close()
 
 
+@pytest.mark.parametrize("library", ["torch", "cupy"])
 @pytest.mark.parametrize("batch", [1, 4])
-def test_torch_tensors_in_and_out(engine, facts, reference, batch):
-    torch = pytest.importorskip("torch")
-    images = torch.from_numpy(tiled(reference, batch)).cuda()
+def test_arrays_of_other_libraries_in_and_out(engine, facts, reference, library, batch, record_property):
+    module, values = pytest.importorskip(library), tiled(reference, batch)
+    record_property("version", module.__version__)
+    images = module.from_numpy(values).cuda() if library == "torch" else module.asarray(values)
     with Session(engine) as session:
         result = session.run(images)[facts.output]
-        got = torch.from_dlpack(result).cpu().numpy()
-        assert np.array_equal(got, session.run(tiled(reference, batch))[facts.output])
+        taken = module.from_dlpack(result)
+        expected = session.run(values)[facts.output]
+        assert np.array_equal(taken.cpu().numpy() if library == "torch" else taken.get(), expected)
         with pytest.raises(BufferError, match="copy=True"):
             result.__dlpack__(copy=True)
         with pytest.raises(BenchmarkError, match=r"given float32 \[0, "):

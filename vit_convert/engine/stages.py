@@ -169,9 +169,9 @@ def end_to_end_shares(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def environment(backend: Backend) -> dict[str, Any]:
-    """The hardware, software and date that a measurement stands for."""
-    gpu = backend.gpu or cuda.gpu()
+def environment(backend: Backend | None) -> dict[str, Any]:
+    """The hardware, software and date that a measurement stands for, with TensorRT or without."""
+    gpu = (backend.gpu if backend else None) or cuda.gpu()
     return {
         "gpu": gpu.name if gpu else "",
         "arch": gpu.arch if gpu else "",
@@ -180,8 +180,8 @@ def environment(backend: Backend) -> dict[str, Any]:
         "gpu_memory_total_mib": gpu.memory_bytes // 2**20 if gpu else 0,
         "cpu": cpu_model(),
         "cores": len(os.sched_getaffinity(0)),
-        "backend": backend.name,
-        "tensorrt": backend.version,
+        "backend": backend.name if backend else "",
+        "tensorrt": backend.version if backend else "",
         "python": platform.python_version(),
         "vit_convert": vit_convert.__version__,
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
