@@ -142,12 +142,15 @@ def _results(
 
 
 def _about(engine: Engine) -> dict[str, Any]:
+    summary = engine.record.get("summary", {})
+    told = {"int8_layers": summary.get("int8_layers"), "fused_attention": (summary.get("fused_attention") or {}).get("text")}
     return {
         "graph": pathlib.Path(engine.record["onnx"]["path"]).name,
         "input": engine.images.dtype.name,
         "plan_bytes": engine.record["plan"]["bytes"],
         "build_seconds": engine.record["build_seconds"],
         "engine_memory_mib": round(engine.memory_bytes / _MIB, 1),
+        **{key: value for key, value in told.items() if value is not None},
     }
 
 
@@ -185,7 +188,7 @@ def summarise_case(case: Case, passes: Sequence[Pass], about: Mapping[str, Any])
         case: what was measured.
         passes: one or two of them.
         about: what is the same for all rows of the engine: graph (that it was built from), input (its type), plan_bytes, build_seconds,
-            engine_memory_mib.
+            engine_memory_mib, and where they are known int8_layers and fused_attention ("yes, fp16, 12 of 12").
 
     Returns:
         precision, batch, streams, transfers, cuda_graph (why_no_graph), images_per_second (mean of the passes, with
