@@ -152,8 +152,12 @@ def _build(backend: Backend, builder: Any, network: Any, builder_config: Any, re
         reason = backend.logger.explain()
         fix = "See TensorRT's reason above; a smaller batch.max or another opt_level may build."
         if request.version_compatible and _LEAN in reason:
+            where = (
+                f" (from tensorrt_lean=={backend.version}, on LD_LIBRARY_PATH under the name above)" if backend.name == "tensorrt" else ""
+            )
             fix = (
-                f"Such an engine carries TensorRT's lean runtime: install {_LEAN} of this version, or leave engine.version_compatible off."
+                f"Such an engine carries TensorRT's lean runtime: install {_LEAN} of this version{where}, "
+                "or leave engine.version_compatible off."
             )
         raise UnbuildableError(f"{pathlib.Path(request.onnx_path).name} as {request.precision}: {reason}", fix=fix)
     return serialized
