@@ -1,5 +1,6 @@
-"""Tables of what the engine's own commands and the GPU tests found, as Markdown."""
+"""Tables of what the engine's own commands, the GPU tests and the profiler found, as Markdown."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,17 +8,17 @@ from gpu.side_by_side import rate
 from gpu.side_by_side import table as side_by_side
 from markdown_table import markdown
 
+from vit_convert.engine.benchmark import RESIDENT
 from vit_convert.engine.winners import DEFAULT
 
 Run = Mapping[str, Any]
 
 
 def h200_table(record: Run) -> str:
-    """GPU results: side by side where the file holds several roads, trials of `tune`, otherwise its rows as they are."""
-    if "models" in record:
-        return side_by_side(record)
-    if "trials" in record:
-        return tune_table(record)
+    """GPU results: several roads side by side, trials of `tune`, kernels, or a benchmark; of any other file its rows as they are."""
+    for key, table in (("models", side_by_side), ("trials", tune_table), ("kernels", kernel_table), ("recommended", precision_table)):
+        if key in record:
+            return table(record)
     rows = record["rows"]
     columns = [key for key in rows[0] if all(isinstance(row.get(key), str | int | float) and len(str(row[key])) <= 40 for row in rows)]
     return markdown([column.replace("_", " ") for column in columns], [[_cell(row[column]) for column in columns] for row in rows])
@@ -47,6 +48,51 @@ def tune_table(record: Run) -> str:
 
 def _graph(trial: Run, row: Run) -> tuple[str, str, int]:
     return trial["spelling"], trial["precision"], row["batch"]
+
+
+_LEAST_PERCENT = 2.0
+# What follows the tile in the names of matrix products, and the template arguments of the others.
+_ENDING = re.compile(r"(_cgasize|_warpgroupsize|_stage|<).*")
+
+
+def kernel_table(record: Run) -> str:
+    """The kernels that take more than a fiftieth of a run, the others together, and the whole run."""
+    rows = []
+    shown = [row for row in record["kernels"] if row["share_percent"] >= _LEAST_PERCENT]
+    for row in shown:
+        shares = [_percent(row.get(key)) for key in ("tensor_percent", "l2_percent", "dram_percent")]
+        cells = [f"{row['launches']}", f"{row['mean_us']:.0f} µs", f"{row['share_percent']:.1f} %", *shares, f"{row['dram_mib']:.0f} MiB"]
+        rows.append([f"`{_ENDING.sub('', row['name'])}`", *cells])
+    others = [row for row in record["kernels"] if row not in shown]
+    share = f"{sum(row['share_percent'] for row in others):.1f} %"
+    rows.append(["the others", f"{sum(row['launches'] for row in others)}", "", share, "", "", "", ""])
+    for name, key in (("all of them, one by one", "kernels_us"), ("a run among runs, as a CUDA graph", "run_us")):
+        rows.append([name, "", f"{record[key]:,.0f} µs".replace(",", " "), "", "", "", "", ""])
+    return markdown(("kernel", "launches", "each", "share", "tensor cores busy", "L2", "GPU memory", "moved, each"), rows)
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.0f} %"
+
+
+def precision_table(record: Run) -> str:
+    """The precisions of one benchmark side by side, with images and results in GPU memory."""
+    rows = [row for row in record["rows"] if row["transfers"] == RESIDENT]
+    cells = [
+        [
+            row["precision"],
+            f"`{row['graph']}`",
+            f"{row['batch']}",
+            f"{row['int8_layers']}" if "int8_layers" in row else "",
+            row.get("fused_attention", "unknown"),
+            rate(row["images_per_second"]),
+            "" if row["noise_percent"] is None else f"{row['noise_percent']:.1f}",
+            "yes" if row["precision"] == record["recommended"]["precision"] else "",
+        ]
+        for row in rows
+    ]
+    header = ("precision", "graph", "batch", "layers in INT8", "fused attention", "throughput", "±%", "recommended")
+    return markdown(header, cells)
 
 
 def int8_table(record: Run) -> str:

@@ -162,3 +162,28 @@ def test_check_fails_when_the_text_is_stale(tmp_path):
     stale = subprocess.run(command, capture_output=True, text=True)
     assert stale.returncode == 1 and re.search(r"stale|no .*convert-", stale.stderr)
     assert "by hand" in readme.read_text()
+
+
+def test_kernels_of_a_run_and_the_run(tables, tmp_path):
+    shares = {"tensor_percent": 93.7, "sm_percent": 93.7, "l2_percent": 59.0, "dram_percent": 30.7}
+    product = {"name": "sm90_gemm_tilesize256x128_cgasize1x2x1_kernel", "grid": "(132, 1, 1)", "launches": 34, "mean_us": 205.6, **shares}
+    copy = {"name": "void fill<int>(int)", "grid": "(1, 1, 1)", "launches": 3, "mean_us": 2.3, "share_percent": 1.2, "dram_mib": 0.0}
+    record = {"environment": {"gpu": "Some GPU", "tensorrt": "8.6.0", "date": "2026-01-01T00:00:00"}, "command": "python x"}
+    record |= {"kernels": [{**product, "share_percent": 98.8, "dram_mib": 289.6}, copy], "kernels_us": 15393.2, "run_us": 17553.7}
+    (tmp_path / "h200-ncu-b16.json").write_text(json.dumps(record))
+    text = tables.fill("<!-- table:h200-ncu-b16 -->\n<!-- end -->", tmp_path)
+    assert "| `sm90_gemm_tilesize256x128` | 34 | 206 µs | 98.8 % | 94 % | 59 % | 31 % | 290 MiB |" in text
+    assert "| the others | 3 |  | 1.2 % |" in text and "15 393 µs" in text and "17 554 µs" in text and "fill" not in text
+    assert "<sub>Some GPU; tensorrt 8.6.0; 2026-01-01; `python x`" in text
+
+
+def test_precisions_of_one_benchmark(tables, tmp_path):
+    row = {**MEASURED, "graph": "plugin.onnx", "images_per_second": 13296.0, "fused_attention": "yes, fp16, 12 of 12"}
+    rows = [row, {**row, "transfers": "in and out"}, {**row, "precision": "int8", "images_per_second": 6353.0, "int8_layers": 24}]
+    record = {"gpu": "Some GPU", "date": "2026-01-01", "rows": rows, "recommended": {"precision": "fp16"}}
+    (tmp_path / "h200-int8-b16.json").write_text(json.dumps(record))
+    lines = tables.fill("<!-- table:h200-int8-b16 -->\n<!-- end -->", tmp_path).splitlines()[3:5]
+    assert lines == [
+        "| fp16 | `plugin.onnx` | 64 |  | yes, fp16, 12 of 12 | 13 296 images/s | 0.4 | yes |",
+        "| int8 | `plugin.onnx` | 64 | 24 | yes, fp16, 12 of 12 | 6 353 images/s | 0.4 |  |",
+    ]
