@@ -101,6 +101,16 @@ def test_verify_then_benchmark(capsys, simulated, engines):
     assert report["recommended"]["precision"] == "fp16"
 
 
+def test_a_bundle_alone_is_built_verified_and_measured(capsys, simulated, engines, monkeypatch):
+    path, built = engines("fp16"), []
+    monkeypatch.setitem(command.COMMANDS, "build", lambda *_: built.append("fp16"))  # the simulated GPU has no builder
+    assert run(path, "--precision=fp16", "--batches=1", "--streams=1", "--duration=0.02", "--warmup=0", "--quiet") == 0
+    text = capsys.readouterr().out
+    assert built == ["fp16"] and text.index("passed") < text.index("Recommended: fp16")
+    report = read_json(path / "report.json")
+    assert report["verify"]["passed"] and report["benchmark"]
+
+
 def test_engine_of_an_earlier_graph_is_refused(capsys, simulated, engines):
     path = engines("fp16")
     data = path / "model.onnx.data"

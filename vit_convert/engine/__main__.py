@@ -1,5 +1,6 @@
 """Builds, verifies and measures the engines of a bundle, on a host that needs no JAX and no ONNX.
 
+  python -m vit_convert.engine BUNDLE              the next three, one after the other
   python -m vit_convert.engine build BUNDLE        engines for the TensorRT and GPU of this host
   python -m vit_convert.engine verify BUNDLE       their outputs against JAX's in the bundle, and top-1 on its labelled images
   python -m vit_convert.engine benchmark BUNDLE    latency and throughput, memory, clocks; benchmark.json, a table, a plot
@@ -13,6 +14,7 @@ Exit codes: 0 done, 2 usage or config, 5 an engine misses its tolerance, 6 calib
 130 interrupted (finished engines and rows are kept).
 """
 
+import pathlib
 import re
 import shlex
 import sys
@@ -32,6 +34,7 @@ from vit_convert.engine.trt import Backend, load_backend
 from vit_convert.errors import CheckError, UsageError, nearest
 from vit_convert.progress import Progress, human_bytes
 
+_ALL = "build, verify and benchmark"
 _FLAGS = flags.FlagValues()
 _NAMES = ("precision", "backend", "force", "batches", "streams", "duration", "warmup", "cuda_graph", "end_to_end", "quiet", "debug")
 flags.DEFINE_list("precision", [], "Engines to work on: fp32, fp16, bf16, int8, fp8; empty: those of the config.", flag_values=_FLAGS)
@@ -70,7 +73,9 @@ def _run(argv: Sequence[str]) -> int:
     progress = Progress(bundle.events, quiet=_FLAGS.quiet)
     progress.event("command", argv=list(argv), name=bundle.root.name)
     line = shlex.join(["python", "-m", "vit_convert.engine", *argv[1:]])
-    COMMANDS[command](load_backend(_FLAGS.backend, for_this_gpu=True), bundle, config, facts, progress, line)
+    backend = load_backend(_FLAGS.backend, for_this_gpu=True)
+    for name in ("build", "verify", "benchmark") if command == _ALL else (command,):
+        COMMANDS[name](backend, bundle, config, facts, progress, line)
     return 0
 
 
@@ -81,7 +86,7 @@ def parse(argv: Sequence[str]) -> tuple[str, str, list[str]]:
         argv: arguments, the program's name first.
 
     Returns:
-        The command, the bundle's path, and the `--config.key=value` words.
+        The command (of a bundle alone that which runs the others), the bundle's path, and the `--config.key=value` words.
 
     Raises:
         UsageError: an unknown command or flag, a bad value, or no bundle.
@@ -92,6 +97,8 @@ def parse(argv: Sequence[str]) -> tuple[str, str, list[str]]:
         words = _FLAGS([argv[0], *(word for word in argv[1:] if word not in overrides)])[1:]
     except flags.Error as e:
         raise UsageError(str(e), fix="--help lists the flags.") from e
+    if len(words) == 1 and words[0] not in COMMANDS and pathlib.Path(words[0]).is_dir():
+        return _ALL, words[0], overrides
     if not words or words[0] not in COMMANDS:
         given = words[0] if words else ""
         raise UsageError(f"command {given!r}: not one of {', '.join(COMMANDS)}.{nearest(given, COMMANDS)}", fix="--help tells more.")
