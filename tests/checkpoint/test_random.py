@@ -67,6 +67,11 @@ def test_command_line_errors_leave_nothing(tmp_path):
     assert not list(pathlib.Path(tmp_path).iterdir())
 
 
+def test_fewer_blocks_than_the_variant(checkpoint):
+    short, whole = (load_checkpoint(checkpoint("Ti/16", name=f"{depth}.npz", depth=depth)) for depth in (2, None))
+    assert (short.architecture.depth, whole.architecture.depth) == (2, 12) and short.architecture.width == whole.architecture.width
+
+
 def test_odd_number_of_outliers(tmp_path):
     with pytest.raises(UsageError, match="outlier_channels 3: odd"):
         write_random_checkpoint(tmp_path / "x.npz", "mu/16", outlier_channels=3)

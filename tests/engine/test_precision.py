@@ -74,6 +74,18 @@ def test_a_graph_with_qdq_nodes_says_itself_what_is_int8():
     assert configured(attention("x"), "fp32") == (set(), {})
 
 
+@pytest.mark.parametrize(
+    ("pattern", "kept"),
+    [("block_01", (0, 1)), ("block_01/fc1", (0,)), ("*/fc1", (0, 2)), ("Transformer/encoderblock_10", (2,)), ("head", (3,))],
+)
+def test_layers_are_named_as_everywhere_in_the_config(pattern, kept):
+    """Nodes have the names that the export gives them; TensorRT's layers take them over."""
+    blocks = "Transformer/encoderblock_1", "Transformer/encoderblock_1", "Transformer/encoderblock_10"
+    names = [*map("/".join, zip(blocks, ("MlpBlock_0/Dense_0/Conv", "Pow", "MlpBlock_0/Dense_0/Conv"))), "head/MatMul"]
+    _, found = configured([Layer(name, KINDS.CONVOLUTION, ["x"], name) for name in names], "fp16", [pattern])
+    assert found == {names[i]: "fp32" for i in kept}
+
+
 def test_kept_layers_are_obeyed_and_a_pattern_without_a_layer_is_an_error():
     flags, found = configured(attention("x"), "fp16", ["block_00/softmax"])
     assert flags == {"FP16", "OBEY"} and found == {"block_00/softmax": "fp32"}

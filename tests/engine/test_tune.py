@@ -1,5 +1,6 @@
 """`tune`: which engines it tries, what it keeps of them, and how its winners are got; building is simulated."""
 
+import dataclasses
 import shlex
 
 import pytest
@@ -12,7 +13,7 @@ from vit_convert.engine.facts import read_config, read_facts
 from vit_convert.engine.requests import request_for
 from vit_convert.engine.trials import options_of, plan_trials
 from vit_convert.engine.winners import config_words, tune_table, winners
-from vit_convert.errors import BuildError, UsageError
+from vit_convert.errors import BenchmarkError, BuildError, UsageError
 
 
 def run(bundle_path, *words):
@@ -52,6 +53,19 @@ def test_measures_keeps_and_chooses(capsys, bundle_path, built):
     assert run(bundle_path) == 0 and len(built) == 6 + 1  # what was measured is kept, what failed is tried again
     assert read_json(bundle_path / "tune.json")["winners"] == found["winners"]
     assert run(bundle_path, "--force") == 0 and len(built) == 6 + 1 + 6
+
+
+def test_nothing_that_ran_is_a_failure(capsys, bundle_path, built, gpu, monkeypatch):
+    def build_one(backend, request, plan, *, progress):
+        raise BuildError(f"{plan}: no kernel")
+
+    monkeypatch.setattr("vit_convert.engine.tune.build_one", build_one)
+    assert run(bundle_path) == BenchmarkError.exit_code
+    assert "tune: none of 6 trials ran; the last: " in capsys.readouterr().err
+    found = read_json(bundle_path / "tune.json")
+    assert len(found["trials"]) == 6 and "failed: fp16-matmul-range" in tune_table(found)
+    monkeypatch.setattr(command, "load_backend", lambda name, **_: dataclasses.replace(gpu[0], gpu=None))
+    assert run(bundle_path) == BenchmarkError.exit_code and "on a GPU alone" in capsys.readouterr().err and not built
 
 
 def test_what_was_skipped_is_tried_again(bundle_path, built, monkeypatch):

@@ -16,6 +16,7 @@ from vit_convert.checkpoint.random import write_random_checkpoint
 from vit_convert.compare import compare
 from vit_convert.config import default_config
 from vit_convert.convert import convert
+from vit_convert.errors import UsageError
 from vit_convert.models.vit import ViT
 from vit_convert.onnx_file import open_session, run_session
 from vit_convert.quantize.graph import activations
@@ -74,8 +75,9 @@ def test_a_naive_cast_of_the_plain_export_does_not(bundle, reference, tmp_path):
     assert not ruined.finite or ruined.cosine < 0.5  # the mean of x² is infinite
 
 
-def test_the_pipeline_finds_what_fp16_cannot_hold(tmp_path):
-    """A stream that reaches 1.2e5: fp16's check alone cannot see it, since onnxruntime computes in fp32."""
+@pytest.fixture
+def huge(tmp_path):
+    """The config of a model whose stream reaches 1.2e5."""
     path = tmp_path / "huge.npz"
     write_random_checkpoint(path, "Ti/16", image_size=(48, 48), num_classes=10, outlier_channels=4)
     with np.load(path) as file:
@@ -85,13 +87,37 @@ def test_the_pipeline_finds_what_fp16_cannot_hold(tmp_path):
     np.savez(path, **leaves)
     config = default_config()
     config.name, config.checkpoint, config.precision, config.engine.backend = "huge", str(path), "fp16", "none"
-    report = convert(config, tmp_path, quiet=True)
+    return config
+
+
+def test_the_pipeline_finds_what_fp16_cannot_hold(huge, tmp_path):
+    """fp16's check alone cannot see it, since onnxruntime computes in fp32."""
+    report = convert(huge, tmp_path, quiet=True)
     check = report["checks"]["fp16"]
     assert check["max_abs_activation"]["block_05"]["max_abs"] > 65504
     assert check["fp32_islands"]["block_05"].endswith(f"reaches {check['max_abs_activation']['block_05']['max_abs']:.3g}")
     with np.load(tmp_path / "huge" / "reference.npz") as file:
         images, logits = file["images"], file["logits"]
     assert compare(logits, run_rounded(tmp_path / "huge" / "model.fp16.onnx", images)).cosine >= 0.999
+
+
+def test_what_a_builder_flag_would_ruin_is_said(huge, tmp_path, capfd):
+    """TensorRT 8 has no typed graph: the conversion names the blocks that the build has to keep, and is silent once it keeps them."""
+    huge.target = "trt8"
+    report = convert(huge, tmp_path)
+    ranges, said = report["max_abs_activation"], capfd.readouterr().err
+    assert "fp16" not in report["checks"] and sorted(ranges) == [*(f"block_{i:02d}" for i in range(12)), "outside"]
+    above = [block for block, row in ranges.items() if row["max_abs"] > 65504]
+    assert "block_05" in above and "outside" not in above
+    for block in above:
+        found = f"{ranges[block]['tensor']} reaches {ranges[block]['max_abs']:.3g}, fp16 holds 65504"
+        assert f"{found}: build with --config.keep_fp32=\"('{block}',)\"" in said
+    huge.keep_fp32 = tuple(above)
+    convert(huge, tmp_path)
+    assert "fp16 holds" not in capfd.readouterr().err
+    huge.keep_fp32 = ("block_5",)
+    with pytest.raises(UsageError, match="keep_fp32: 'block_5' matches no block"):
+        convert(huge, tmp_path, quiet=True)
 
 
 @pytest.mark.parametrize("opset", [17, 20])

@@ -5,7 +5,8 @@ import pytest
 from tiny_vit import TinyViT
 
 from vit_convert.errors import UsageError
-from vit_convert.quantize.graph import block_of, kind_of, node_blocks
+from vit_convert.layer_names import block_of, kind_of
+from vit_convert.quantize.graph import node_blocks
 from vit_convert.quantize.placement import place
 
 

@@ -42,6 +42,7 @@ def write_random_checkpoint(
     seed: int = 0,
     image_size: tuple[int, int] | None = None,
     num_classes: int = 1000,
+    depth: int | None = None,
     layout: str = "vit_jax",
     prefix: str = "",
     dtype: str = "float32",
@@ -62,6 +63,7 @@ def write_random_checkpoint(
         seed: of the weights.
         image_size: (height, width) in pixels that the position table is for; None for 224x224.
         num_classes: outputs of the head; 0 leaves it out.
+        depth: encoder blocks; None takes the variant's.
         layout: one of LAYOUTS.
         prefix: put in front of every name, such as "params/" or "opt/target/".
         dtype: one of DTYPES.
@@ -86,6 +88,8 @@ def write_random_checkpoint(
             f"outlier_channels {outlier_channels}: odd, so the outliers would shift the mean of every LayerNorm", fix="Use an even number."
         )
     architecture = architecture_of(variant, image_size or (224, 224), num_classes, pool=pool)
+    if depth is not None:
+        architecture = dataclasses.replace(architecture, depth=depth)
     if pre_logits:
         architecture = dataclasses.replace(architecture, representation_size=architecture.width)
     weights = _Weights(architecture, seed, outlier_channels)
@@ -183,6 +187,7 @@ def _define_flags() -> None:
     flags.DEFINE_integer("seed", 0, "Seed of the weights.", lower_bound=0)
     flags.DEFINE_list("image_size", ["224"], "Pixels that the position table is for: one number, or height,width.")
     flags.DEFINE_integer("num_classes", 1000, "Outputs of the head; 0 for none.", lower_bound=0)
+    flags.DEFINE_integer("depth", None, "Encoder blocks; by default the variant's.", lower_bound=1)
     flags.DEFINE_enum("layout", "vit_jax", LAYOUTS, "How the parameters are named.")
     flags.DEFINE_string("prefix", "", "Put in front of every name: params/ or opt/target/.")
     flags.DEFINE_enum("dtype", "float32", list(DTYPES), "How the values are stored.")

@@ -25,7 +25,7 @@ class BuildRequest:
         opt_level: builder optimization level, 0 to 5.
         timing_cache: folder in which timings are kept between builds, a file for each version and GPU; None keeps none.
         tf32: whether fp32 products may round their inputs to TF32's 10 mantissa bits.
-        keep_fp32: node names, prefixes or patterns that a flag-lowered build keeps in fp32; a typed graph holds its own.
+        keep_fp32: blocks, layers, scopes or patterns of node names that a flag-lowered build keeps in fp32; a typed graph holds its own.
         hardware_compatible: make an engine for Ampere and every later GPU, at some cost in speed.
         version_compatible: make an engine that later versions of the same major load.
         calibrator: what `make_calibrator` returned, for int8 from a graph without Q/DQ nodes.

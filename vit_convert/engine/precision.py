@@ -1,13 +1,13 @@
 """What one precision means to one backend, and whether the graph at hand can honour it."""
 
 import collections
-import fnmatch
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from vit_convert.engine.network import layers
 from vit_convert.engine.trt import FLOAT_PRECISIONS, PRECISIONS, QUANTIZED_PRECISIONS, Backend
 from vit_convert.errors import BuildError, nearest
+from vit_convert.layer_names import layer_names, matches
 
 
 def require_precision(backend: Backend, precision: str, *, has_calibrator: bool) -> None:
@@ -138,7 +138,7 @@ def set_weak_precision(
         builder_config: the `IBuilderConfig` to change.
         network: the parsed network.
         precision: fp32, fp16 or int8.
-        keep_fp32: node names, prefixes of them up to a "/", or fnmatch patterns.
+        keep_fp32: blocks ("block_03"), layers ("block_03/fc2"), scopes or fnmatch patterns of node names.
         has_calibrator: whether int8 ranges come from TensorRT's own calibration; a graph with Q/DQ nodes says itself what is int8.
 
     Raises:
@@ -163,7 +163,8 @@ def set_weak_precision(
     builder_config.set_flag(backend.find("BuilderFlag.OBEY_PRECISION_CONSTRAINTS"))
     unmatched = set(keep_fp32)
     for layer in layers(network):
-        matching = [pattern for pattern in keep_fp32 if _matches(layer.name, pattern)]
+        names = layer_names(layer.name)
+        matching = [pattern for pattern in keep_fp32 if matches([pattern], names)]
         unmatched.difference_update(matching)
         computed = [i for i, tensor in enumerate(_outputs(layer)) if tensor.dtype.name in FLOAT_PRECISIONS and tensor.is_execution_tensor]
         if matching and computed and layer.type != trt.LayerType.CONSTANT:
@@ -173,7 +174,7 @@ def set_weak_precision(
     if unmatched:
         raise BuildError(
             f"keep_fp32 {', '.join(sorted(unmatched))}: no layer has such a name",
-            fix="Use node names of the ONNX graph, their prefixes or patterns.",
+            fix="Give a block (block_03), a layer (block_03/fc2), a scope or an fnmatch pattern (*/MlpBlock_0/*).",
         )
 
 
@@ -199,7 +200,3 @@ def _prefer_int8(backend: Backend, network: Any) -> None:
 def _outputs(layer: Any) -> Iterator[Any]:
     for i in range(layer.num_outputs):
         yield layer.get_output(i)
-
-
-def _matches(name: str, pattern: str) -> bool:
-    return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name, f"{pattern}/*")

@@ -16,7 +16,7 @@ from vit_convert.engine.trials import Trial, options_of, plan_trials, still_vali
 from vit_convert.engine.trt import Backend
 from vit_convert.engine.verify import verify_session
 from vit_convert.engine.winners import winners
-from vit_convert.errors import ConvertError
+from vit_convert.errors import BenchmarkError, ConvertError
 from vit_convert.progress import Progress
 
 
@@ -52,7 +52,10 @@ def tune_bundle(
 
     Raises:
         UsageError: the bundle does not hold one of the spellings.
+        BenchmarkError: there is no GPU, or none of the trials asked for could be built and run.
     """
+    if backend.gpu is None:
+        raise BenchmarkError("tune: engines run on a GPU alone, and there is none here", fix="Run it on a host with an NVIDIA GPU.")
     path, about = bundle.root / "tune.json", {**environment(backend), "model": describe_model(bundle), "command": command}
     trials = plan_trials(bundle, config, facts, precisions=precisions)
     kept = still_valid(backend, bundle, config, facts, (read_json(path) or {}).get("trials", []))
@@ -88,6 +91,9 @@ def tune_bundle(
             progress.warn(f"{trial.spelling}, {trial.profile}: {e}")
         kept[key] = row
         save()
+    failed = [row["failed"] for trial in trials if "failed" in (row := kept[trial.key(backend)])]
+    if trials and len(failed) == len(trials):
+        raise BenchmarkError(f"tune: none of {len(trials)} trials ran; the last: {failed[-1]}", fix=f"See {path}.")
     return save()
 
 

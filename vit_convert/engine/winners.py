@@ -1,5 +1,6 @@
 """What `tune` found: the fastest trials, the config words that get them, and a table for people."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -76,7 +77,7 @@ def tune_table(result: Mapping[str, Any]) -> str:
     for trial in result["trials"]:
         names = _names(trial)
         if "failed" in trial:
-            rows.append([*names, "", "", "", f"failed: {trial['failed'][:60]}"])
+            rows.append([*names, "", "", "", f"failed: {re.sub(r'[^ ]*/', '', trial['failed'])[:80]}"])  # the reason, not where
             continue
         fused = trial["fused_attention"]["text"] if trial["fused_attention"] else "unknown"
         for row in trial["rows"]:

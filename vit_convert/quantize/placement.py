@@ -10,7 +10,8 @@ from typing import TypedDict
 
 import onnx_ir as ir
 
-from vit_convert.quantize.graph import check_patterns, kind_of, matches, node_blocks, node_names
+from vit_convert.layer_names import check_patterns, kind_of, matches
+from vit_convert.quantize.graph import node_blocks, node_names
 
 # What TensorRT's fused INT8 attention takes; beyond it the three kernels are slower than FP16's one.
 _HEAD_DIMS = (16, 32, 64)

@@ -21,7 +21,8 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import LiftConstantsToInitializersPass, RemoveUnusedNodesPass, ShapeInferencePass
 
-from vit_convert.quantize.graph import DEQUANTIZED, check_patterns, derived, initializer, matches, node_blocks, node_names, read_weight
+from vit_convert.layer_names import check_patterns, matches
+from vit_convert.quantize.graph import DEQUANTIZED, derived, initializer, node_blocks, node_names, read_weight
 
 FP16_MAX = 65504.0
 FP16_SMALLEST_NORMAL = 2.0**-14

@@ -54,6 +54,7 @@ def write_report(context: Context, rows: Sequence[dict[str, Any]], command: Sequ
         "reference": _pick(results.get("reference", {}), ("source", "num_images")),
         "check": checks[0] if checks else {},
         "checks": {check["precision"]: check for check in checks if "precision" in check},
+        **_pick(results.get("quantize", {}), ("max_abs_activation",)),
         "calibration": _pick(results.get("calibrate", {}), ("method", "num_images", "source", "num_tensors", "num_clipped", "smoothed")),
         "sensitivity": results.get("sensitivity", {}),
         "plan": results.get("plan", {}),

@@ -14,6 +14,8 @@ from vit_convert.stages.calibrate import SMOOTHED, patterns, source_graph
 from vit_convert.stages.check import check_precision
 from vit_convert.stages.common import graph_files, plain, target_name
 
+OUTSIDE = "outside"  # the encoder blocks
+
 
 def _lowered(context: Context) -> list[str]:
     """Precisions that need a graph of their own: all but fp32 where precision lives in the graph, Q/DQ alone for TensorRT 8."""
@@ -22,6 +24,11 @@ def _lowered(context: Context) -> list[str]:
         configs.require_target(context.config, "trt8")
         return ["int8"] if "int8" in asked and not context.config.engine.calibrator else []
     return asked
+
+
+def _lowers_by_flag(context: Context) -> bool:
+    """Whether the builder is told to use fp16 and no graph says where: the fp32 graph is all that can be looked at."""
+    return target_name(context) == "trt8" and bool({"fp16", "int8"} & {*configs.precisions(context.config)})
 
 
 def _plan_file(context: Context) -> pathlib.Path | None:
@@ -42,7 +49,8 @@ def _place(context: Context, model: Any, precision: str) -> Any:
 def _inputs(context: Context) -> Any:
     path = _plan_file(context)
     planned = hash_file(path) if path is not None and path.exists() else str(path)
-    return [_lowered(context), target_name(context), plain(context.config.check), list(context.config.keep_fp32), planned]
+    graphs = [_lowered(context), _lowers_by_flag(context), target_name(context)]
+    return [*graphs, plain(context.config.check), list(context.config.keep_fp32), planned]
 
 
 def _outputs(context: Context) -> list[pathlib.Path]:
@@ -65,12 +73,18 @@ def lower(context: Context) -> dict[str, Any]:
             checks[precision] = {**getattr(e, "result", {}), **detail}
             failed = failed or e
     verdicts = {precision: _verdict(context, precision, checks) for precision in lowered if precision in configs.QUANTIZED}
-    result = {"checks": checks, "verdicts": verdicts}
+    result: dict[str, Any] = {"checks": checks, "verdicts": verdicts}
+    parts = [
+        f"{p}: cosine {c['cosine']:.6f}" + (f", top-1 {c['top1']:.2f} %" if "top1" in c else "") for p, c in checks.items() if not failed
+    ]
+    if _lowers_by_flag(context):
+        result["max_abs_activation"] = _ranges_by_flag(context, activations)
+        largest = max(result["max_abs_activation"].values(), key=lambda row: row["max_abs"])
+        parts.append(f"fp16 has to hold {largest['max_abs']:.3g}")
     if failed is not None:
         failed.result = result  # type: ignore[attr-defined]
         raise failed
-    summary = "; ".join(f"{p}: cosine {c['cosine']:.6f}" + (f", top-1 {c['top1']:.2f} %" if "top1" in c else "") for p, c in checks.items())
-    return {**result, "summary": summary}
+    return {**result, "summary": "; ".join(parts)}
 
 
 def _write_graph(context: Context, precision: str, activations: Any) -> dict[str, Any]:
@@ -102,6 +116,27 @@ def _write_graph(context: Context, precision: str, activations: Any) -> dict[str
     return detail
 
 
+def _ranges_by_flag(context: Context, activations: Any) -> dict[str, Any]:
+    """The largest |x| of each block; warns of what fp16 cannot hold and `keep_fp32` does not name, and refuses names that mean nothing."""
+    import onnx_ir as ir
+
+    from vit_convert.layer_names import check_patterns, matches
+    from vit_convert.quantize.graph import node_blocks, node_names
+    from vit_convert.quantize.typed import FP16_MAX
+
+    keep_fp32, graph = context.config.keep_fp32, ir.load(context.bundle.onnx()).graph
+    names = {node: node_names(node, block) for node, block in node_blocks(graph).items()}
+    check_patterns("keep_fp32", keep_fp32, {name for of_node in names.values() for name in of_node})
+    kept = {value.name for node, of_node in names.items() if matches(keep_fp32, of_node) for value in node.outputs}
+    _, per_block = activations(context.bundle.onnx())
+    for block, row in per_block.items():
+        if row["max_abs"] > FP16_MAX and row["tensor"] not in kept:
+            name = row["tensor"] if block == OUTSIDE else block
+            words = f"--config.keep_fp32=\"('{name}',)\""
+            context.progress.warn(f"{row['tensor']} reaches {row['max_abs']:.3g}, fp16 holds {FP16_MAX:.0f}: build with {words}")
+    return per_block
+
+
 def activation_ranges(context: Context, graph: pathlib.Path) -> tuple[dict[str, float], dict[str, Any]]:
     """The largest |x| of every activation on the reference images, and that of each block; onnxruntime's fp16 shows no overflow."""
     import onnx_ir as ir
@@ -117,8 +152,8 @@ def activation_ranges(context: Context, graph: pathlib.Path) -> tuple[dict[str, 
     for node, block in node_blocks(model.graph).items():
         for value in node.outputs:
             row = {"tensor": value.name, "max_abs": amax.get(value.name or "", 0.0)}
-            if row["max_abs"] > blocks.setdefault(block or "outside", row)["max_abs"]:
-                blocks[block or "outside"] = row
+            if row["max_abs"] > blocks.setdefault(block or OUTSIDE, row)["max_abs"]:
+                blocks[block or OUTSIDE] = row
     return amax, blocks
 
 
@@ -143,4 +178,8 @@ def _verdict(context: Context, precision: str, checks: dict[str, Any]) -> dict[s
     }
 
 
-QUANTIZE = Stage("quantize", ("check", "calibrate", "plan"), lower, _inputs, _outputs, lambda c: bool(_lowered(c)))
+def _wanted(context: Context) -> bool:
+    return bool(_lowered(context)) or _lowers_by_flag(context)
+
+
+QUANTIZE = Stage("quantize", ("check", "calibrate", "plan"), lower, _inputs, _outputs, _wanted)
