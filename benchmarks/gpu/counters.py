@@ -27,10 +27,11 @@ def read_csv(text: str) -> list[dict[str, Any]]:
         text: its standard output.
 
     Returns:
-        In order, of each launch its name, its grid, and the counters by name; a counter that this GPU does not have is missing.
+        In order, of each launch its name, its grid, and those counters by name that could be read.
     """
     lines = [line for line in text.splitlines() if line.startswith('"')]
     rows = [row for row in csv.DictReader(lines) if row["ID"]]  # the row below the header has units
+    # A counter that could not be read is "n/a", and one that the GPU does not have has no column.
     return [
         {
             _NAME: row[_NAME],
@@ -45,35 +46,26 @@ def by_kernel(launches: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Puts the launches of the same kernel with the same grid together: the same layer of every block.
 
     Args:
-        launches: from `read_csv`.
+        launches: from `read_csv`, each with its duration.
 
     Returns:
         Of each, the longest in sum first: name, grid, launches, mean_us, share_percent of the sum of all durations, the shares of peak
         (tensor_percent of the tensor cores' cycles, sm_percent, l2_percent, dram_percent; weighted by duration) and dram_mib, read and
-        written by one launch.
+        written by one launch; the last two as far as they could be read.
     """
     groups = collections.defaultdict(list)
     for launch in launches:
         groups[launch[_NAME], launch[_GRID]].append(launch)
     total = sum(launch[DURATION] for launch in launches)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for (name, grid), group in groups.items():
-        spent = [launch[DURATION] for launch in group]
-        shares = {
-            key: round(float(np.average([launch[metric] for launch in group], weights=spent)), 1)
-            for key, metric in _SHARES.items()
-            if metric in group[0]
-        }
-        moved = sum(launch.get(metric, 0.0) for launch in group for metric in _BYTES) / len(group)
-        rows.append(
-            {
-                "name": name,
-                "grid": grid,
-                "launches": len(group),
-                "mean_us": round(float(np.mean(spent)) / 1e3, 1),
-                "share_percent": round(100 * sum(spent) / total, 1),
-                **shares,
-                "dram_mib": round(moved / 2**20, 1),
-            }
-        )
+        spent = sum(launch[DURATION] for launch in group)
+        row = {"name": name, "grid": grid, "launches": len(group), "mean_us": round(spent / len(group) / 1e3, 1)}
+        row["share_percent"] = round(100 * spent / total, 1)
+        for key, metric in _SHARES.items():
+            if read := [launch for launch in group if metric in launch]:
+                row[key] = round(float(np.average([launch[metric] for launch in read], weights=[launch[DURATION] for launch in read])), 1)
+        if read := [launch for launch in group if launch.keys() >= {*_BYTES}]:
+            row["dram_mib"] = round(sum(launch[metric] for launch in read for metric in _BYTES) / len(read) / 2**20, 1)
+        rows.append(row)
     return sorted(rows, key=lambda row: -row["share_percent"])

@@ -61,7 +61,8 @@ def kernel_table(record: Run) -> str:
     shown = [row for row in record["kernels"] if row["share_percent"] >= _LEAST_PERCENT]
     for row in shown:
         shares = [_percent(row.get(key)) for key in ("tensor_percent", "l2_percent", "dram_percent")]
-        cells = [f"{row['launches']}", f"{row['mean_us']:.0f} µs", f"{row['share_percent']:.1f} %", *shares, f"{row['dram_mib']:.0f} MiB"]
+        moved = f"{row['dram_mib']:.0f} MiB" if "dram_mib" in row else ""
+        cells = [f"{row['launches']}", f"{row['mean_us']:.0f} µs", f"{row['share_percent']:.1f} %", *shares, moved]
         rows.append([f"`{_ENDING.sub('', row['name'])}`", *cells])
     others = [row for row in record["kernels"] if row not in shown]
     share = f"{sum(row['share_percent'] for row in others):.1f} %"
@@ -83,6 +84,7 @@ def precision_table(record: Run) -> str:
             row["precision"],
             f"`{row['graph']}`",
             f"{row['batch']}",
+            f"{row['streams']}",
             f"{row['int8_layers']}" if "int8_layers" in row else "",
             row.get("fused_attention", "unknown"),
             rate(row["images_per_second"]),
@@ -91,7 +93,7 @@ def precision_table(record: Run) -> str:
         ]
         for row in rows
     ]
-    header = ("precision", "graph", "batch", "layers in INT8", "fused attention", "throughput", "±%", "recommended")
+    header = ("precision", "graph", "batch", "streams", "layers in INT8", "fused attention", "throughput", "±%", "recommended")
     return markdown(header, cells)
 
 

@@ -3,7 +3,8 @@
     python benchmarks/gpu/ncu.py BUNDLE --precision=fp16 --batch=256 --output=benchmarks/results/h200-ncu-b16.json
 
 The engine has to be built. Needs what `python -m vit_convert.engine` does, and `ncu`, which must be allowed to read the GPU's counters
-(https://developer.nvidia.com/ERR_NVGPUCTRPERM). Kernels are replayed for each group of counters, at the clocks that the GPU takes.
+(https://developer.nvidia.com/ERR_NVGPUCTRPERM). Kernels are replayed for each group of counters, at the clocks that the GPU takes, and
+find in the caches what fits there: of tensors that are several times as large, little.
 """
 
 import shlex
@@ -20,8 +21,9 @@ from vit_convert.bundle import Bundle, write_json
 from vit_convert.command import exit_code
 from vit_convert.engine import cuda
 from vit_convert.engine.facts import describe_model, open_bundle
-from vit_convert.engine.measure import Worker, measure_latency, noise
+from vit_convert.engine.measure import Worker, measure_latency, measure_throughput, noise
 from vit_convert.engine.plans import find_plan, open_engine
+from vit_convert.engine.profiles import choose_profile, describe
 from vit_convert.engine.runtime import Engine
 from vit_convert.engine.session import Session
 from vit_convert.engine.stages import environment
@@ -67,17 +69,25 @@ def profile(bundle: Bundle, engine: Engine) -> dict[str, Any]:
     Returns:
         model, precision, graph, batch, run_us (median of a replayed CUDA graph, by the GPU's clock), kernels_us (the sum of their
         durations under the profiler), kernels: see `by_kernel`.
+
+    Raises:
+        BenchmarkError: the engine takes no such batch, its runs cannot be recorded, or ncu is missing or read nothing.
     """
     with Session(engine) as session:
-        run_ms = float(np.median(measure_latency([Worker(session, _shape(engine), transfers=False)], _SECONDS.value).gpu_ms))
+        worker = Worker(session, _shape(engine), transfers=False)
+        if worker.prepared.graph is None:
+            raise BenchmarkError(f"{engine.path.name}: {worker.prepared.why_no_graph}", fix="A run is timed as a CUDA graph.")
+        measure_throughput([worker], _SECONDS.value)  # brings the clocks to where they are among runs
+        run_ms = float(np.median(measure_latency([worker], _SECONDS.value).gpu_ms))
     command = [_NCU.value, "--csv", "--page=raw", "--print-units=base", f"--metrics={','.join(METRICS)}", "--profile-from-start=off"]
-    command += ["--clock-control=none", "--cache-control=none"]  # each kernel finds in the caches what the one before it has left
+    # By itself ncu empties the caches before each kernel, and charges it for what the one before it has left there.
+    command += ["--clock-control=none", "--cache-control=none"]
     inside = [sys.executable, __file__, str(bundle.root), f"--precision={_PRECISION.value}", f"--batch={_BATCH.value}", "--inside"]
     try:
         done = subprocess.run([*command, *inside], capture_output=True, text=True)
     except OSError as e:
         raise BenchmarkError(f"--ncu={_NCU.value}: {e.strerror}", fix="Install Nsight Compute, or say where it is.") from e
-    launches = read_csv(done.stdout)
+    launches = [launch for launch in read_csv(done.stdout) if DURATION in launch]
     if done.returncode or not launches:
         said = (done.stdout + done.stderr).strip()[-2000:]
         raise BenchmarkError(
@@ -99,7 +109,8 @@ def run_once(engine: Engine) -> None:
     with Session(engine, cuda_graphs=False) as session:
         shape = _shape(engine)
         prepared = session.prepare(shape)
-        session.input_buffer.upload(noise(shape, engine.images.dtype), session.stream)
+        images = noise(shape, engine.images.dtype)
+        session.input_buffer.upload(images, session.stream)
         session.wait()
         cuda.call("cuProfilerStart")
         session.launch(prepared)
@@ -108,7 +119,10 @@ def run_once(engine: Engine) -> None:
 
 
 def _shape(engine: Engine) -> tuple[int, ...]:
-    return (_BATCH.value, *engine.ranges[-1].optimal[1:])
+    shape = (_BATCH.value, *engine.ranges[-1].optimal[1:])
+    if choose_profile(engine.ranges, shape).shape != shape:
+        raise BenchmarkError(f"--batch={_BATCH.value}: the engine takes {describe(engine.ranges)}", fix="Give a batch that it takes.")
+    return shape
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ def table(results: Mapping[str, Any], precision: str = "fp16") -> str:
     Returns:
         A Markdown table: images/s with runs queued ahead on one stream and, at batch 1, the median latency; images and results stay in GPU
         memory. The column "host" is the share of our best throughput, on as many streams as were measured, that is left with images from
-        page-locked host memory and results back to it; "±%" the largest difference between two passes of any road in the row.
+        page-locked host memory and results back to it; "±%" the largest difference in throughput between two passes of anything in the row.
     """
     peers = ("JAX jit, fp32", "JAX jit, its best", "torch.compile, timm, fp16")
     header = ["model", "batch", f"ours, TensorRT {precision}", *peers, "ours / JAX fp32", "ours / JAX best", "ours / torch", "host", "±%"]
@@ -62,11 +62,12 @@ def table(results: Mapping[str, Any], precision: str = "fp16") -> str:
             mine = pick(resident, batch, streams=1)  # as the peers
             others = [pick(jax_rows, batch, precision="fp32"), pick(jax_rows, batch), pick(torch_rows, batch)]
             found = [mine, *others]
-            noise = max((row["noise_percent"] for row in found if row and row.get("noise_percent") is not None), default=None)
+            shared = best(from_host, batch), best(resident, batch)
+            noise = max((row["noise_percent"] for row in (*found, *shared) if row and row.get("noise_percent") is not None), default=None)
             cells = [_name(model), str(batch)]
             cells += [_cell(row, batch, plain=row is others[0]) for row in found]
             cells += [_ratio(mine, other, batch) for other in others]
-            cells += [_share(best(from_host, batch), best(resident, batch)), "" if noise is None else f"{noise:.1f}"]
+            cells += [_share(*shared), "" if noise is None else f"{noise:.1f}"]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -184,6 +184,6 @@ def test_precisions_of_one_benchmark(tables, tmp_path):
     (tmp_path / "h200-int8-b16.json").write_text(json.dumps(record))
     lines = tables.fill("<!-- table:h200-int8-b16 -->\n<!-- end -->", tmp_path).splitlines()[3:5]
     assert lines == [
-        "| fp16 | `plugin.onnx` | 64 |  | yes, fp16, 12 of 12 | 13 296 images/s | 0.4 | yes |",
-        "| int8 | `plugin.onnx` | 64 | 24 | yes, fp16, 12 of 12 | 6 353 images/s | 0.4 |  |",
+        "| fp16 | `plugin.onnx` | 64 | 1 |  | yes, fp16, 12 of 12 | 13 296 images/s | 0.4 | yes |",
+        "| int8 | `plugin.onnx` | 64 | 1 | 24 | yes, fp16, 12 of 12 | 6 353 images/s | 0.4 |  |",
     ]

@@ -16,6 +16,7 @@ from vit_convert.engine.plans import keep_proof
 from vit_convert.engine.plot import plot_rows
 from vit_convert.engine.runtime import Engine
 from vit_convert.engine.session import Session
+from vit_convert.engine.sidecar import add_to_sidecar
 from vit_convert.engine.stages import add_to_report, benchmark_bundle, end_to_end_shares
 from vit_convert.engine.table import text_table
 from vit_convert.errors import BenchmarkError, BuildError
@@ -51,6 +52,14 @@ def test_a_row_sums_its_passes_up():
     assert (row["runs"], row["gpu_memory_mib"], row["context_memory_mib"], row["sm_clock_mhz"]) == (1000, 124.0, 24.0, 1980.0)
     assert summarise_case(Case("fp16", 8, 2, False, True), passes[:1], ABOUT)["noise_percent"] is None
     json.dumps(row)
+
+
+def test_rows_say_what_the_build_found(gpu, engines):
+    path = engines("int8")
+    plan = path / "engines" / "tensorrt-8.6.0-sm90" / "int8.plan"
+    add_to_sidecar(plan, summary={"int8_layers": 24, "fused_attention": {"text": "in part, fp16, 1 of 12"}})
+    rows = measure(gpu, path, precisions=["int8"])["rows"]
+    assert {(row["int8_layers"], row["fused_attention"]) for row in rows} == {(24, "in part, fp16, 1 of 12")}
 
 
 def test_a_graph_that_was_refused_is_said():
@@ -104,6 +113,7 @@ def test_benchmark_of_a_bundle(gpu, engines):
     assert (result["gpu"], result["tensorrt"], result["command"]) == ("Simulated", "8.6.0", "x")
     assert "parameters" in result["model"]["summary"] and "converted_by" in result["model"]
     assert {row["input"] for row in result["rows"]} == {"float32"}
+    assert not any("int8_layers" in row or "fused_attention" in row for row in result["rows"])
     assert result["recommended"]["precision"] in ("fp16", "int8") and result["recommended"]["comparisons"]
     add_to_report(Bundle(path), benchmark=result)
     assert read_json(path / "report.json")["benchmark"] == result["rows"]

@@ -1,5 +1,6 @@
 """Real TensorRT-RTX builds on the CPU, from graphs of one layer."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -156,6 +157,10 @@ def test_builder_errors_carry_the_reason(tmp_path):
         run(tmp_path, block(tmp_path / "model.onnx"), "fp32", version_compatible=True)
     assert "install libnvinfer_lean of this version, or leave engine.version_compatible off" in caught.value.fix
     assert_nothing_written(tmp_path)
+    request = BuildRequest(tmp_path / "model.onnx", "fp32", [PROFILE], version_compatible=True)
+    with pytest.raises(BuildError, match="libnvinfer_lean") as caught:  # as TensorRT itself would be told
+        build_engine(dataclasses.replace(RTX, name="tensorrt"), request, tmp_path / "fp32.plan", progress=Progress(quiet=True))
+    assert f"of this version (from tensorrt_lean=={RTX.version}, on LD_LIBRARY_PATH under the name above), or" in caught.value.fix
 
 
 def test_graph_that_changes_while_it_is_built(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from vit_convert.engine import trt
 from vit_convert.engine.plans import built_from
 from vit_convert.engine.profiles import batch_profiles
 from vit_convert.engine.requests import graph_for
-from vit_convert.errors import BuildError, UsageError
+from vit_convert.errors import BuildError, CheckError, UsageError
 
 
 def run(*words):
@@ -38,7 +38,10 @@ def test_help_tells_commands_flags_and_exit_codes(capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["biuld", "x"], "command 'biuld': not one of build, verify, benchmark, tune. Did you mean build?"),
+        (["biuld", "x"], "command 'biuld': not one of build, verify, benchmark, tune, and no folder. Did you mean build?"),
+        (["out/nowhere"], "command 'out/nowhere': not one of build, verify, benchmark, tune, and no folder"),
+        (["/", "verify"], "/: one bundle and nothing else is taken, given / verify"),
+        (["/"], "/: holds no manifest.json"),
         (["build"], "build: takes one bundle, given 0"),
         (["build", "nowhere"], "nowhere: holds no manifest.json"),
         (["build", "x", "--precison=fp16"], "precison"),
@@ -51,11 +54,18 @@ def test_mistakes_of_usage(capsys, words, message):
 
 
 @pytest.mark.parametrize(
-    "word", ["--config.batch.mix=3", "--config.batch.min=99", "--config.batch.profiles=(0,)", "--precision=fp17", "--streams=two"]
+    ("word", "message"),
+    [
+        ("--config.batch.mix=3", "--config.batch.mix: unknown key. Did you mean min, max?"),
+        ("--config.batch.min=99", "config.batch: min 99, opt 4, max 8 must rise from 1"),
+        ("--config.batch.profiles=(0,)", "config.batch.profiles=(0,): whole numbers from 1 only"),
+        ("--precision=fp17", "config.precision='fp17': 'fp17' is not one of"),
+        ("--streams=two", "--streams=two: 'two' is no whole number"),
+    ],
 )
-def test_mistakes_of_config(capsys, bundle_path, word):
+def test_mistakes_of_config(capsys, bundle_path, word, message):
     assert run("build", bundle_path, word) == UsageError.exit_code
-    assert "error: " in capsys.readouterr().err
+    assert f"error: {message}" in capsys.readouterr().err
 
 
 def test_build_with_a_real_tensorrt(capsys, bundle_path):
@@ -101,14 +111,27 @@ def test_verify_then_benchmark(capsys, simulated, engines):
     assert report["recommended"]["precision"] == "fp16"
 
 
+ALONE = ("--batches=1", "--streams=1", "--duration=0.02", "--warmup=0", "--quiet")
+
+
 def test_a_bundle_alone_is_built_verified_and_measured(capsys, simulated, engines, monkeypatch):
     path, built = engines("fp16"), []
-    monkeypatch.setitem(command.COMMANDS, "build", lambda *_: built.append("fp16"))  # the simulated GPU has no builder
-    assert run(path, "--precision=fp16", "--batches=1", "--streams=1", "--duration=0.02", "--warmup=0", "--quiet") == 0
+    monkeypatch.setitem(command.COMMANDS, "build", lambda *_: built.append(read_json(path / "report.json")))  # nothing here can build
+    assert run(path, "--precision=fp16", *ALONE) == 0
     text = capsys.readouterr().out
-    assert built == ["fp16"] and text.index("passed") < text.index("Recommended: fp16")
+    assert text.index("passed") < text.index("Recommended: fp16")
     report = read_json(path / "report.json")
-    assert report["verify"]["passed"] and report["benchmark"]
+    assert report["verify"]["passed"] and report["benchmark"] and ["verify" in found for found in built] == [False]
+
+
+def test_a_miss_of_one_engine_leaves_the_others_measured(capsys, simulated, engines, monkeypatch):
+    path = engines("fp32", "fp16")
+    monkeypatch.setitem(command.COMMANDS, "build", lambda *_: None)
+    assert run(path, "--precision=fp32,fp16", "--config.check.fp16_cosine=2.0", *ALONE) == CheckError.exit_code
+    said = capsys.readouterr()
+    assert "engines miss their tolerance: fp16" in said.err and "Recommended: fp32" in said.out
+    report = read_json(path / "report.json")
+    assert {row["precision"] for row in report["benchmark"]} == {"fp32", "fp16"} and not report["verify"]["passed"]
 
 
 def test_engine_of_an_earlier_graph_is_refused(capsys, simulated, engines):

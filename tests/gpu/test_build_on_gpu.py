@@ -16,6 +16,7 @@ from gpu_bundle import BACKEND, ONE_PROFILE, run, tiled
 from vit_convert.bundle import Bundle, read_json
 from vit_convert.calibration_cache import CacheKey, hash_source, load_cache, parse_cache
 from vit_convert.compare import compare
+from vit_convert.engine.facts import read_config
 from vit_convert.engine.runtime import Engine
 from vit_convert.engine.session import Session
 from vit_convert.engine.sidecar import graph_hashes
@@ -68,9 +69,9 @@ def test_spellings_agree(bundle, engine, facts, reference, tmp_path, record_prop
         with Session(Engine(BACKEND, plan)) as session:
             cosine = min(compare(wanted, session.run(tiled(reference, batch))[facts.output]).cosine for batch, wanted in expected.items())
         record_property(spelling or "model.onnx", {"cosine": cosine})
-        # What verification demands of fp16. Some of TensorRT's kernels sum in fp16, and which it takes differs from build to build: with
-        # outlier channels the same graph came to 0.99983 and to 0.99996. A wrong head, scale or sequence end gives a cosine far below.
-        assert cosine > 0.999, spelling
+        # What verification demands of fp16: which kernels TensorRT takes, and in what they sum, differs from build to build. With outlier
+        # channels the same graph came to 0.99983 and to 0.99996.
+        assert cosine > read_config(bundle).check.fp16_cosine, spelling
 
 
 def test_tf32_by_choice(bundle, tmp_path, record_property):

@@ -1,6 +1,6 @@
 """Builds, verifies and measures the engines of a bundle, on a host that needs no JAX and no ONNX.
 
-  python -m vit_convert.engine BUNDLE              the next three, one after the other
+  python -m vit_convert.engine BUNDLE              the next three; an engine that misses its tolerance is measured all the same
   python -m vit_convert.engine build BUNDLE        engines for the TensorRT and GPU of this host
   python -m vit_convert.engine verify BUNDLE       their outputs against JAX's in the bundle, and top-1 on its labelled images
   python -m vit_convert.engine benchmark BUNDLE    latency and throughput, memory, clocks; benchmark.json, a table, a plot
@@ -10,8 +10,8 @@ BUNDLE is the folder that `python -m vit_convert` wrote, <workdir>/<name>, copie
 anew as --config.key=value (--config.batch.profiles="(1, 64, 256)"). Results are merged into BUNDLE/report.json.
 Needs Python 3.10 or later, numpy, absl-py, ml_collections and tensorrt; nvidia-ml-py and matplotlib are used where they are installed.
 
-Exit codes: 0 done, 2 usage or config, 5 an engine misses its tolerance, 6 calibration images, 7 build or load, 8 run or benchmark,
-130 interrupted (finished engines and rows are kept).
+Exit codes: 0 done, 2 usage or config, 5 an engine misses its tolerance, 6 calibration images, 7 an engine is not built or does
+not load, 8 an engine does not run or nothing was measured, 130 interrupted (finished engines and rows are kept).
 """
 
 import pathlib
@@ -73,9 +73,14 @@ def _run(argv: Sequence[str]) -> int:
     progress = Progress(bundle.events, quiet=_FLAGS.quiet)
     progress.event("command", argv=list(argv), name=bundle.root.name)
     line = shlex.join(["python", "-m", "vit_convert.engine", *argv[1:]])
-    backend = load_backend(_FLAGS.backend, for_this_gpu=True)
+    backend, missed = load_backend(_FLAGS.backend, for_this_gpu=True), None
     for name in ("build", "verify", "benchmark") if command == _ALL else (command,):
-        COMMANDS[name](backend, bundle, config, facts, progress, line)
+        try:
+            COMMANDS[name](backend, bundle, config, facts, progress, line)
+        except CheckError as e:  # what was proved to be wrong is measured beside the others, and not recommended
+            missed = e
+    if missed is not None:
+        raise missed
     return 0
 
 
@@ -101,7 +106,10 @@ def parse(argv: Sequence[str]) -> tuple[str, str, list[str]]:
         return _ALL, words[0], overrides
     if not words or words[0] not in COMMANDS:
         given = words[0] if words else ""
-        raise UsageError(f"command {given!r}: not one of {', '.join(COMMANDS)}.{nearest(given, COMMANDS)}", fix="--help tells more.")
+        if len(words) > 1 and pathlib.Path(given).is_dir():
+            raise UsageError(f"{given}: one bundle and nothing else is taken, given {shlex.join(words)}", fix="The command comes first.")
+        known = f"not one of {', '.join(COMMANDS)}, and no folder"
+        raise UsageError(f"command {given!r}: {known}.{nearest(given, COMMANDS)}", fix="--help tells more.")
     if len(words) != 2:
         raise UsageError(f"{words[0]}: takes one bundle, given {len(words) - 1}: {shlex.join(words[1:])}", fix="--help tells more.")
     return words[0], words[1], overrides
@@ -129,12 +137,19 @@ def override(config: ml_collections.ConfigDict, words: Sequence[str]) -> ml_coll
         result = holder.value
         result.precision = ",".join(_FLAGS.precision) or result.precision
         for key in ("batches", "streams"):
-            result.benchmark[key] = tuple(int(word) for word in getattr(_FLAGS, key)) or result.benchmark[key]
+            result.benchmark[key] = _numbers(key) or result.benchmark[key]
         result.benchmark.seconds = _FLAGS.duration or result.benchmark.seconds
     except (flags.Error, TypeError, ValueError) as e:
         raise UsageError(f"{shlex.join(words)}: {e}", fix="--help lists the flags.") from e
     configs.check_values(result)
     return result
+
+
+def _numbers(flag: str) -> tuple[int, ...]:
+    words = getattr(_FLAGS, flag)
+    if wrong := [word for word in words if not word.isdecimal()]:
+        raise UsageError(f"--{flag}={','.join(words)}: {wrong[0]!r} is no whole number", fix="--help lists the flags.")
+    return tuple(map(int, words))
 
 
 def _require_key(config: ml_collections.ConfigDict, dotted: str) -> None:
