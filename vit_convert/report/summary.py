@@ -51,7 +51,7 @@ def print_summary(report: dict[str, Any], root: pathlib.Path, *, whole: bool) ->
         files.add_row(str(path.relative_to(root)), human_bytes(size), "with its weights" if data.exists() else "")
     console.print(files)
     if whole and not report["engines"]:
-        console.print(f"No engine was built. On its host, with this folder there: python -m vit_convert.engine build {root.name}")
+        console.print(f"No engine was built. On its host, with this folder there: python -m vit_convert.engine {root.name}")
     if all(row["status"] == "fresh" for row in report["stages"]):
         console.print("Nothing changed: every stage was fresh.")
 
