@@ -311,7 +311,7 @@ def test_graphs_for_tensorrt_8_wait_for_its_builder(convert, capsys):
     flags = ["--config.target=trt8", "--config.engine.backend=auto", "--config.precision=fp16,int8", "--config.check.int8_cosine=0.9"]
     assert convert(*flags) == 0
     assert list(convert.statuses())[-1] == "quantize"
-    note = "No engine was built. On its host, with this folder there: python -m vit_convert.engine build tiny"
+    note = "No engine was built. On its host, with this folder there: python -m vit_convert.engine tiny"
     assert note in capsys.readouterr().out
     assert (convert.bundle / "calibration.cache").read_bytes().startswith(b"TRT-8601-")
     manifest = json.loads((convert.bundle / "manifest.json").read_text())

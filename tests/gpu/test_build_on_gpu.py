@@ -85,6 +85,15 @@ def test_tf32_by_choice(bundle, tmp_path, record_property):
     assert found["cosine"] > 0.999 and found["max_rel"] > 1e-5
 
 
+def test_a_block_kept_in_fp32(bundle, tmp_path, record_property):
+    copy = Bundle(shutil.copytree(bundle.root, tmp_path / "bundle", ignore=shutil.ignore_patterns("engines")))
+    words = ("--precision=fp16", "--config.keep_fp32=('block_00',)")
+    assert run("build", copy.root, *words, batches=ONE_PROFILE) == 0 and run("verify", copy.root, *words, batches=ONE_PROFILE) == 0
+    sidecar = read_json(f"{copy.plan(BACKEND.name, BACKEND.version, BACKEND.arch, 'fp16')}.json")
+    assert sidecar["options"]["keep_fp32"] == ["block_00"] and sidecar["onnx"]["path"] == "model.onnx"  # the plugin keeps nothing
+    record_property("kept", proof(copy, "fp16"))
+
+
 @pytest.mark.parametrize("option", ["hardware_compatible", "version_compatible"])
 def test_portable_engines(bundle, facts, reference, tmp_path, capfd, option):
     copy = Bundle(shutil.copytree(bundle.root, tmp_path / "bundle", ignore=shutil.ignore_patterns("engines")))
