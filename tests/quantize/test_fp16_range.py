@@ -109,9 +109,9 @@ def test_what_a_builder_flag_would_ruin_is_said(huge, tmp_path, capfd):
     assert "fp16" not in report["checks"] and sorted(ranges) == [*(f"block_{i:02d}" for i in range(12)), "outside"]
     above = [block for block, row in ranges.items() if row["max_abs"] > 65504]
     assert "block_05" in above and "outside" not in above
-    for block in above:
-        found = f"{ranges[block]['tensor']} reaches {ranges[block]['max_abs']:.3g}, fp16 holds 65504"
-        assert f"{found}: build with --config.keep_fp32=\"('{block}',)\"" in said
+    largest = max((ranges[block] for block in above), key=lambda row: row["max_abs"])
+    found = f"{', '.join(above)}: up to {largest['max_abs']:.3g} ({largest['tensor']}), fp16 holds 65504"
+    assert f'{found}; build with --config.keep_fp32="{tuple(above)}"' in said
     huge.keep_fp32 = tuple(above)
     convert(huge, tmp_path)
     assert "fp16 holds" not in capfd.readouterr().err

@@ -129,11 +129,12 @@ def _ranges_by_flag(context: Context, activations: Any) -> dict[str, Any]:
     check_patterns("keep_fp32", keep_fp32, {name for of_node in names.values() for name in of_node})
     kept = {value.name for node, of_node in names.items() if matches(keep_fp32, of_node) for value in node.outputs}
     _, per_block = activations(context.bundle.onnx())
-    for block, row in per_block.items():
-        if row["max_abs"] > FP16_MAX and row["tensor"] not in kept:
-            name = row["tensor"] if block == OUTSIDE else block
-            words = f"--config.keep_fp32=\"('{name}',)\""
-            context.progress.warn(f"{row['tensor']} reaches {row['max_abs']:.3g}, fp16 holds {FP16_MAX:.0f}: build with {words}")
+    above = {block: row for block, row in per_block.items() if row["max_abs"] > FP16_MAX and row["tensor"] not in kept}
+    if above:
+        largest = max(above.values(), key=lambda row: row["max_abs"])
+        to_keep = (*keep_fp32, *(row["tensor"] if block == OUTSIDE else block for block, row in above.items()))
+        said = f"{', '.join(above)}: up to {largest['max_abs']:.3g} ({largest['tensor']}), fp16 holds {FP16_MAX:.0f}"
+        context.progress.warn(f'{said}; build with --config.keep_fp32="{to_keep}"')
     return per_block
 
 
