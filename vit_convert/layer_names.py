@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from vit_convert.errors import UsageError, nearest
 
+HOW_TO_NAME = "Give a block (block_03), a layer (block_03/fc2), a scope or an fnmatch pattern (*/MlpBlock_0/*)."
 _BLOCK = re.compile(r"(?:^|/)(?:encoder|mixer)?_?(?:block|layer)s?[_/.]?(\d+)(?=/|$)", re.IGNORECASE)
 _KINDS = {"Dense_0": "fc1", "Dense_1": "fc2", "qkv": "qkv", "query": "query", "key": "key", "value": "value", "out": "out"}
 
@@ -50,5 +51,5 @@ def check_patterns(option: str, patterns: Sequence[str], universe: Iterable[str]
         if not matches([pattern], universe):
             raise UsageError(
                 f"{option}: {pattern!r} matches no block, layer or node.{nearest(pattern, universe)}",
-                fix="Give a block (block_03), a layer (block_03/fc2), a scope or an fnmatch pattern (*/MlpBlock_0/*).",
+                fix=HOW_TO_NAME,
             )

@@ -7,7 +7,7 @@ from typing import Any
 from vit_convert.engine.network import layers
 from vit_convert.engine.trt import FLOAT_PRECISIONS, PRECISIONS, QUANTIZED_PRECISIONS, Backend
 from vit_convert.errors import BuildError, nearest
-from vit_convert.layer_names import layer_names, matches
+from vit_convert.layer_names import HOW_TO_NAME, layer_names, matches
 
 
 def require_precision(backend: Backend, precision: str, *, has_calibrator: bool) -> None:
@@ -174,7 +174,7 @@ def set_weak_precision(
     if unmatched:
         raise BuildError(
             f"keep_fp32 {', '.join(sorted(unmatched))}: no layer has such a name",
-            fix="Give a block (block_03), a layer (block_03/fc2), a scope or an fnmatch pattern (*/MlpBlock_0/*).",
+            fix=HOW_TO_NAME,
         )
 
 

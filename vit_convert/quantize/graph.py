@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
 
 import numpy as np
@@ -41,8 +41,16 @@ def node_blocks(graph: ir.Graph) -> dict[ir.Node, str | None]:
     return blocks
 
 
-def node_names(node: ir.Node, block: str | None) -> set[str]:
-    """Collects the names under which a pattern may mean a node: its own, its outputs', its weights' and "block_03", "block_03/fc2"."""
+def names_by_node(blocks: Mapping[ir.Node, str | None]) -> dict[ir.Node, set[str]]:
+    """Collects the names under which a pattern may mean each node: its own, its outputs', its weights' and "block_03", "block_03/fc2".
+
+    Args:
+        blocks: from `node_blocks`.
+    """
+    return {node: _names(node, block) for node, block in blocks.items()}
+
+
+def _names(node: ir.Node, block: str | None) -> set[str]:
     weights = {v.name for v in node.inputs if v is not None and v.is_initializer() and v.name and "/" in v.name}
     names = {node.name, *(v.name for v in node.outputs), *weights}
     if block:

@@ -11,7 +11,7 @@ from typing import TypedDict
 import onnx_ir as ir
 
 from vit_convert.layer_names import check_patterns, kind_of, matches
-from vit_convert.quantize.graph import node_blocks, node_names
+from vit_convert.quantize.graph import names_by_node, node_blocks
 
 # What TensorRT's fused INT8 attention takes; beyond it the three kernels are slower than FP16's one.
 _HEAD_DIMS = (16, 32, 64)
@@ -111,14 +111,15 @@ def place(
             else:
                 groups.append((node, found))
 
-    universe = {name for node in graph for name in node_names(node, blocks[node])} | {site.name for _, group in groups for site in group}
+    names = names_by_node(blocks)
+    universe = set().union(*names.values()) | {site.name for _, group in groups for site in group}
     for option, patterns in (("keep_fp32", keep_fp32), ("keep_fp16", keep_fp16), ("quantize_only", quantize_only)):
         check_patterns(option, patterns, universe)
     sites: list[Site] = []
     for node, group in groups:
-        names = node_names(node, blocks[node]).union(*((site.block, site.name) for site in group))
-        chosen = matches(quantize_only, names) if quantize_only else blocks[node] is not None
-        if chosen and not matches([*keep_fp32, *keep_fp16], names):
+        meant = names[node].union(*((site.block, site.name) for site in group))
+        chosen = matches(quantize_only, meant) if quantize_only else blocks[node] is not None
+        if chosen and not matches([*keep_fp32, *keep_fp16], meant):
             sites += group
 
     # The projection reads the attended values reordered: their one pair stands before the reordering, and serves both.

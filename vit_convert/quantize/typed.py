@@ -22,7 +22,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import LiftConstantsToInitializersPass, RemoveUnusedNodesPass, ShapeInferencePass
 
 from vit_convert.layer_names import check_patterns, matches
-from vit_convert.quantize.graph import DEQUANTIZED, derived, initializer, node_blocks, node_names, read_weight
+from vit_convert.quantize.graph import DEQUANTIZED, derived, initializer, names_by_node, node_blocks, read_weight
 
 FP16_MAX = 65504.0
 FP16_SMALLEST_NORMAL = 2.0**-14
@@ -124,9 +124,8 @@ class _Typing:
 
     def _islands(self) -> dict[ir.Node, str]:
         """Decides which nodes stay float32, and why."""
-        blocks = node_blocks(self._graph)
-        names = {node: node_names(node, blocks[node]) for node in self._graph}
-        check_patterns("keep_fp32", self._keep_fp32, {name for of_node in names.values() for name in of_node})
+        names = names_by_node(node_blocks(self._graph))
+        check_patterns("keep_fp32", self._keep_fp32, set().union(*names.values()))
         statistics, normalization = _statistics(self._graph), _normalization(self._graph)
         opset = self._model.opset_imports[""]
         islands: dict[ir.Node, str] = {}

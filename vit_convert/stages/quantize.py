@@ -2,6 +2,7 @@
 
 import functools
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -74,16 +75,14 @@ def lower(context: Context) -> dict[str, Any]:
             failed = failed or e
     verdicts = {precision: _verdict(context, precision, checks) for precision in lowered if precision in configs.QUANTIZED}
     result: dict[str, Any] = {"checks": checks, "verdicts": verdicts}
-    parts = [
-        f"{p}: cosine {c['cosine']:.6f}" + (f", top-1 {c['top1']:.2f} %" if "top1" in c else "") for p, c in checks.items() if not failed
-    ]
     if _lowers_by_flag(context):
         result["max_abs_activation"] = _ranges_by_flag(context, activations)
-        largest = max(result["max_abs_activation"].values(), key=lambda row: row["max_abs"])
-        parts.append(f"fp16 has to hold {largest['max_abs']:.3g}")
     if failed is not None:
         failed.result = result  # type: ignore[attr-defined]
         raise failed
+    parts = [f"{p}: cosine {c['cosine']:.6f}" + (f", top-1 {c['top1']:.2f} %" if "top1" in c else "") for p, c in checks.items()]
+    if ranges := result.get("max_abs_activation"):
+        parts.append(f"fp16 has to hold {max(row['max_abs'] for row in ranges.values()):.3g}")
     return {**result, "summary": "; ".join(parts)}
 
 
@@ -121,15 +120,15 @@ def _ranges_by_flag(context: Context, activations: Any) -> dict[str, Any]:
     import onnx_ir as ir
 
     from vit_convert.layer_names import check_patterns, matches
-    from vit_convert.quantize.graph import node_blocks, node_names
+    from vit_convert.quantize.graph import names_by_node, node_blocks
     from vit_convert.quantize.typed import FP16_MAX
 
-    keep_fp32, graph = context.config.keep_fp32, ir.load(context.bundle.onnx()).graph
-    names = {node: node_names(node, block) for node, block in node_blocks(graph).items()}
-    check_patterns("keep_fp32", keep_fp32, {name for of_node in names.values() for name in of_node})
-    kept = {value.name for node, of_node in names.items() if matches(keep_fp32, of_node) for value in node.outputs}
-    _, per_block = activations(context.bundle.onnx())
-    above = {block: row for block, row in per_block.items() if row["max_abs"] > FP16_MAX and row["tensor"] not in kept}
+    keep_fp32, blocks = context.config.keep_fp32, node_blocks(ir.load(context.bundle.onnx()).graph)
+    names = names_by_node(blocks)
+    check_patterns("keep_fp32", keep_fp32, set().union(*names.values()))
+    amax, per_block = activations(context.bundle.onnx())
+    lowered = {node: block for node, block in blocks.items() if not matches(keep_fp32, names[node])}
+    above = {block: row for block, row in _largest_by_block(lowered, amax).items() if row["max_abs"] > FP16_MAX}
     if above:
         largest = max(above.values(), key=lambda row: row["max_abs"])
         to_keep = (*keep_fp32, *(row["tensor"] if block == OUTSIDE else block for block, row in above.items()))
@@ -149,13 +148,18 @@ def activation_ranges(context: Context, graph: pathlib.Path) -> tuple[dict[str, 
     with np.load(context.bundle.reference) as file:
         found = largest(graph, activations(model.graph), [file["images"]])
     amax = {name: float(value) for name, value in found.items()}
-    blocks: dict[str, dict[str, Any]] = {}
-    for node, block in node_blocks(model.graph).items():
+    return amax, _largest_by_block(node_blocks(model.graph), amax)
+
+
+def _largest_by_block(blocks: Mapping[Any, str | None], amax: Mapping[str, float]) -> dict[str, Any]:
+    """The largest |x| of each block and the tensor that reaches it, over these nodes."""
+    found: dict[str, dict[str, Any]] = {}
+    for node, block in blocks.items():
         for value in node.outputs:
-            row = {"tensor": value.name, "max_abs": amax.get(value.name or "", 0.0)}
-            if row["max_abs"] > blocks.setdefault(block or OUTSIDE, row)["max_abs"]:
-                blocks[block or OUTSIDE] = row
-    return amax, blocks
+            row = {"tensor": value.name, "max_abs": amax.get(value.name, 0.0)}
+            if row["max_abs"] > found.setdefault(block or OUTSIDE, row)["max_abs"]:
+                found[block or OUTSIDE] = row
+    return found
 
 
 def _verdict(context: Context, precision: str, checks: dict[str, Any]) -> dict[str, Any]:
