@@ -34,7 +34,6 @@ from vit_convert.engine.trt import Backend, load_backend
 from vit_convert.errors import CheckError, UsageError, nearest
 from vit_convert.progress import Progress, human_bytes
 
-_ALL = "build, verify and benchmark"
 _FLAGS = flags.FlagValues()
 _NAMES = ("precision", "backend", "force", "batches", "streams", "duration", "warmup", "cuda_graph", "end_to_end", "quiet", "debug")
 flags.DEFINE_list("precision", [], "Engines to work on: fp32, fp16, bf16, int8, fp8; empty: those of the config.", flag_values=_FLAGS)
@@ -66,7 +65,7 @@ def _run(argv: Sequence[str]) -> int:
     if len(argv) == 1 or {"--help", "-h"} & set(argv[1:]):
         print(help_text())
         return 0 if len(argv) > 1 else UsageError.exit_code
-    command, path, overrides = parse(argv)
+    names, path, overrides = parse(argv)
     bundle = open_bundle(path)
     bundle.require_writable()
     config, facts = override(read_config(bundle), overrides), read_facts(bundle)
@@ -74,7 +73,7 @@ def _run(argv: Sequence[str]) -> int:
     progress.event("command", argv=list(argv), name=bundle.root.name)
     line = shlex.join(["python", "-m", "vit_convert.engine", *argv[1:]])
     backend, missed = load_backend(_FLAGS.backend, for_this_gpu=True), None
-    for name in ("build", "verify", "benchmark") if command == _ALL else (command,):
+    for name in names:
         try:
             COMMANDS[name](backend, bundle, config, facts, progress, line)
         except CheckError as e:  # what was proved to be wrong is measured beside the others, and not recommended
@@ -84,14 +83,14 @@ def _run(argv: Sequence[str]) -> int:
     return 0
 
 
-def parse(argv: Sequence[str]) -> tuple[str, str, list[str]]:
+def parse(argv: Sequence[str]) -> tuple[Sequence[str], str, list[str]]:
     """Parses the command line; flags go to this module's flags.
 
     Args:
         argv: arguments, the program's name first.
 
     Returns:
-        The command (of a bundle alone that which runs the others), the bundle's path, and the `--config.key=value` words.
+        The commands to run one after the other, the bundle's path, and the `--config.key=value` words.
 
     Raises:
         UsageError: an unknown command or flag, a bad value, or no bundle.
@@ -102,17 +101,17 @@ def parse(argv: Sequence[str]) -> tuple[str, str, list[str]]:
         words = _FLAGS([argv[0], *(word for word in argv[1:] if word not in overrides)])[1:]
     except flags.Error as e:
         raise UsageError(str(e), fix="--help lists the flags.") from e
-    if len(words) == 1 and words[0] not in COMMANDS and pathlib.Path(words[0]).is_dir():
-        return _ALL, words[0], overrides
-    if not words or words[0] not in COMMANDS:
-        given = words[0] if words else ""
-        if len(words) > 1 and pathlib.Path(given).is_dir():
-            raise UsageError(f"{given}: one bundle and nothing else is taken, given {shlex.join(words)}", fix="The command comes first.")
+    first = words[0] if words else ""
+    if first in COMMANDS:
+        if len(words) != 2:
+            raise UsageError(f"{first}: takes one bundle, given {len(words) - 1}: {shlex.join(words[1:])}", fix="--help tells more.")
+        return (first,), words[1], overrides
+    if not first or not pathlib.Path(first).is_dir():
         known = f"not one of {', '.join(COMMANDS)}, and no folder"
-        raise UsageError(f"command {given!r}: {known}.{nearest(given, COMMANDS)}", fix="--help tells more.")
-    if len(words) != 2:
-        raise UsageError(f"{words[0]}: takes one bundle, given {len(words) - 1}: {shlex.join(words[1:])}", fix="--help tells more.")
-    return words[0], words[1], overrides
+        raise UsageError(f"command {first!r}: {known}.{nearest(first, COMMANDS)}", fix="--help tells more.")
+    if len(words) > 1:
+        raise UsageError(f"{first}: one bundle and nothing else is taken, given {shlex.join(words)}", fix="The command comes first.")
+    return ("build", "verify", "benchmark"), first, overrides
 
 
 def override(config: ml_collections.ConfigDict, words: Sequence[str]) -> ml_collections.ConfigDict:
