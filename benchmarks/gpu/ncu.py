@@ -20,10 +20,10 @@ from counters import DURATION, METRICS, by_kernel, read_csv
 from vit_convert.bundle import Bundle, write_json
 from vit_convert.command import exit_code
 from vit_convert.engine import cuda
+from vit_convert.engine.benchmark import shape_to_measure
 from vit_convert.engine.facts import describe_model, open_bundle
-from vit_convert.engine.measure import Worker, measure_latency, measure_throughput, noise
+from vit_convert.engine.measure import Worker, measure_latency, measure_throughput
 from vit_convert.engine.plans import find_plan, open_engine
-from vit_convert.engine.profiles import choose_profile, describe
 from vit_convert.engine.runtime import Engine
 from vit_convert.engine.session import Session
 from vit_convert.engine.stages import environment
@@ -74,7 +74,7 @@ def profile(bundle: Bundle, engine: Engine) -> dict[str, Any]:
         BenchmarkError: the engine takes no such batch, its runs cannot be recorded, or ncu is missing or read nothing.
     """
     with Session(engine) as session:
-        worker = Worker(session, _shape(engine), transfers=False)
+        worker = Worker(session, shape_to_measure(engine, _BATCH.value), transfers=False)
         if worker.prepared.graph is None:
             raise BenchmarkError(f"{engine.path.name}: {worker.prepared.why_no_graph}", fix="A run is timed as a CUDA graph.")
         measure_throughput([worker], _SECONDS.value)  # brings the clocks to where they are among runs
@@ -107,22 +107,11 @@ def profile(bundle: Bundle, engine: Engine) -> dict[str, Any]:
 def run_once(engine: Engine) -> None:
     """Runs an engine once between cuProfilerStart and cuProfilerStop, after a run that warms up."""
     with Session(engine, cuda_graphs=False) as session:
-        shape = _shape(engine)
-        prepared = session.prepare(shape)
-        images = noise(shape, engine.images.dtype)
-        session.input_buffer.upload(images, session.stream)
-        session.wait()
+        worker = Worker(session, shape_to_measure(engine, _BATCH.value), transfers=False)
         cuda.call("cuProfilerStart")
-        session.launch(prepared)
+        worker.enqueue()
         session.wait()
         cuda.call("cuProfilerStop")
-
-
-def _shape(engine: Engine) -> tuple[int, ...]:
-    shape = (_BATCH.value, *engine.ranges[-1].optimal[1:])
-    if choose_profile(engine.ranges, shape).shape != shape:
-        raise BenchmarkError(f"--batch={_BATCH.value}: the engine takes {describe(engine.ranges)}", fix="Give a batch that it takes.")
-    return shape
 
 
 if __name__ == "__main__":

@@ -155,10 +155,7 @@ def _about(engine: Engine) -> dict[str, Any]:
 
 
 def _run_case(engine: Engine, case: Case, seconds: float, warmup_seconds: float, monitor: Monitor) -> Pass:
-    shape: Shape = (case.batch, *_image_shape(engine))
-    choice = choose_profile(engine.ranges, shape)
-    if choice.shape != shape:
-        raise BenchmarkError(f"batch {case.batch} would be padded to {choice.shape[0]}: the engine takes {describe(engine.ranges)}")
+    shape = shape_to_measure(engine, case.batch)
     free = cuda.free_memory_bytes()
     sessions: list[Session] = []
     try:
@@ -177,8 +174,21 @@ def _run_case(engine: Engine, case: Case, seconds: float, warmup_seconds: float,
             session.close()
 
 
-def _image_shape(engine: Engine) -> Shape:
-    return engine.ranges[0].optimal[1:]
+def shape_to_measure(engine: Engine, batch: int) -> Shape:
+    """The input shape of a batch that the engine runs as it is.
+
+    Args:
+        engine: the loaded engine.
+        batch: images per run.
+
+    Raises:
+        BenchmarkError: no profile takes it, or it would be padded and another size measured.
+    """
+    shape = (batch, *engine.ranges[0].optimal[1:])
+    choice = choose_profile(engine.ranges, shape)
+    if choice.shape != shape:
+        raise BenchmarkError(f"batch {batch} would be padded to {choice.shape[0]}: the engine takes {describe(engine.ranges)}")
+    return shape
 
 
 def summarise_case(case: Case, passes: Sequence[Pass], about: Mapping[str, Any]) -> dict[str, Any]:
