@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from gpu.side_by_side import rate
+from gpu.side_by_side import rate, spaced
 from gpu.side_by_side import table as side_by_side
 from markdown_table import markdown
 
@@ -38,7 +38,7 @@ def tune_table(record: Run) -> str:
             f"{100 * row['images_per_second'] / fixed[_graph(trial, row)]:.1f} %" if _graph(trial, row) in fixed else "",
             trial["fused_attention"]["text"] if trial["fused_attention"] else "unknown",
             f"{trial['cosine']:.6f}" + ("" if trial["passed"] else ", **missed**"),
-            "" if row["noise_percent"] is None else f"{row['noise_percent']:.1f}",
+            _noise(row),
         ]
         for trial, row in rows
     ]
@@ -68,8 +68,12 @@ def kernel_table(record: Run) -> str:
     share = f"{sum(row['share_percent'] for row in others):.1f} %"
     rows.append(["the others", f"{sum(row['launches'] for row in others)}", "", share, "", "", "", ""])
     for name, key in (("all of them, one by one", "kernels_us"), ("a run among runs, as a CUDA graph", "run_us")):
-        rows.append([name, "", f"{record[key]:,.0f} µs".replace(",", " "), "", "", "", "", ""])
+        rows.append([name, "", f"{spaced(record[key])} µs", "", "", "", "", ""])
     return markdown(("kernel", "launches", "each", "share", "tensor cores busy", "L2", "GPU memory", "moved, each"), rows)
+
+
+def _noise(row: Run) -> str:
+    return "" if row["noise_percent"] is None else f"{row['noise_percent']:.1f}"
 
 
 def _percent(value: float | None) -> str:
@@ -88,7 +92,7 @@ def precision_table(record: Run) -> str:
             f"{row['int8_layers']}" if "int8_layers" in row else "",
             row.get("fused_attention", "unknown"),
             rate(row["images_per_second"]),
-            "" if row["noise_percent"] is None else f"{row['noise_percent']:.1f}",
+            _noise(row),
             "yes" if row["precision"] == record["recommended"]["precision"] else "",
         ]
         for row in rows

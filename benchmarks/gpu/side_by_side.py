@@ -110,9 +110,14 @@ def _of_batch(model: Mapping[str, Any], batch: int) -> dict[str, Any]:
     }
 
 
+def spaced(value: float) -> str:
+    """ "14 679"."""
+    return f"{value:,.0f}".replace(",", " ")
+
+
 def rate(images_per_second: float) -> str:
     """ "14 679 images/s"."""
-    return f"{images_per_second:,.0f} images/s".replace(",", " ")
+    return f"{spaced(images_per_second)} images/s"
 
 
 def _cell(row: Mapping[str, Any] | None, batch: int, *, plain: bool = False) -> str:
