@@ -26,6 +26,7 @@ from absl import flags
 from vit_convert import config as configs
 from vit_convert.command import exit_code
 from vit_convert.errors import INTERRUPTED, ConvertError, UsageError, nearest
+from vit_convert.overrides import apply_overrides, dotted_keys, split_overrides
 
 _FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", "out", "Folder that gets one sub-folder per conversion.", flag_values=_FLAGS)
@@ -84,37 +85,23 @@ def parse_config(argv: Sequence[str]) -> tuple[Any, list[str]]:
     Raises:
         UsageError: no config, an unreadable one, an unknown key or a bad value.
     """
-    from ml_collections import config_flags
-
-    path, overrides, rest = "", [], [argv[0]]
+    path, others = "", []
     words = iter(argv[1:])
     for word in words:
         if match := re.fullmatch(r"--?config=(.*)", word):
             path = match[1]
         elif re.fullmatch(r"--?config", word):
             path = next(words, "")
-        elif re.match(r"--?(no)?config\.", word):
-            overrides.append(word if "=" in word else f"{word}={next(words, '')}")
         else:
-            rest.append(word)
+            others.append(word)
     if not path:
         raise UsageError("no --config given", fix="For example --config vit_b32.py; --help tells more.")
     found = configs.find_config(path)
     config = configs.complete(_load_config(found), pathlib.Path(found).stem, check=False)
-    known = _dotted(config)
-    for word in overrides:
-        key = re.sub(r"^--?(no)?config\.", "", word).split("=")[0]
-        if key not in known:
-            raise UsageError(f"--config.{key}: unknown key.{nearest(key, known)}", fix="--help lists the keys.")
-    values = flags.FlagValues()
-    holder = config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=[argv[0], *overrides])
-    try:
-        values([argv[0], *overrides])
-    except (flags.Error, TypeError, ValueError) as e:
-        raise UsageError(f"{' '.join(overrides)}: {e}") from e
-    result = holder.value
+    overrides, rest = split_overrides(others, config)
+    result = apply_overrides(config, overrides)
     configs.check_values(result)
-    return result, rest
+    return result, [argv[0], *rest]
 
 
 def _load_config(path: str) -> Any:
@@ -133,7 +120,7 @@ def _load_config(path: str) -> Any:
 def _explain(e: Exception) -> str:
     """The error in one line; for an unknown key of a locked config, the nearest valid ones."""
     if match := re.match(r'(?:\'|")?Key "?(\w+)"? does not exist', str(e)):
-        return f"unknown key {match[1]!r}.{nearest(match[1], [key.split('.')[-1] for key in _dotted(configs.default_config())])}"
+        return f"unknown key {match[1]!r}.{nearest(match[1], [key.split('.')[-1] for key in dotted_keys(configs.default_config())])}"
     return f"{type(e).__name__}: {e}"
 
 
@@ -150,14 +137,6 @@ def flags_of(argv: Sequence[str]) -> None:
         raise UsageError(str(e)) from e
     if len(left) > 1:
         raise UsageError(f"unexpected argument {left[1]!r}", fix="Flags are written --flag=value; --help lists them.")
-
-
-def _dotted(config: Any, prefix: str = "") -> list[str]:
-    keys: list[str] = []
-    for key in config:
-        value = config.get_ref(key).get() if hasattr(config, "get_ref") else config[key]
-        keys += _dotted(value, f"{prefix}{key}.") if hasattr(value, "get_ref") else [f"{prefix}{key}"]
-    return keys
 
 
 def help_text() -> str:

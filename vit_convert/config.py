@@ -8,6 +8,7 @@ from typing import Any
 import ml_collections
 from ml_collections import config_dict
 
+from vit_convert.config_ranges import check_ranges
 from vit_convert.errors import UsageError, nearest
 from vit_convert.image_size import is_range, parse_range, parse_size
 
@@ -169,6 +170,7 @@ def check_values(config: ml_collections.ConfigDict) -> None:
             value = value[part]
         if value not in valid:
             raise UsageError(f"config.{key}={value!r}: not one of {', '.join(valid)}.{nearest(str(value), valid)}")
+    check_ranges(config)
     require_target(config, config.target)
     image_size(config)
     require_resizable(config, "user" if config.model is not None else config.family)
@@ -189,33 +191,23 @@ def check_values(config: ml_collections.ConfigDict) -> None:
     _check_tuples(config)
     if not config.checkpoint and config.model is None:
         raise UsageError("config.checkpoint is empty", fix="Give a file, an https:// or gs:// address, or config.model.")
-    if not re.fullmatch(r"[\w.+-]+", config.name):
-        raise UsageError(f"config.name={config.name!r}: letters, digits, '.', '_', '+' and '-' only, it names a folder")
-    if not 0 <= config.calibration.smooth < 1:
-        raise UsageError(f"config.calibration.smooth={config.calibration.smooth:g}: must be at least 0 and below 1")
-    if config.plan.accuracy_budget < 0 or not 0 <= config.plan.cosine <= 1:
+    # No "..", hidden folder or flag; and a name with what is appended to it has to fit into the 255 bytes of a file system.
+    if not re.fullmatch(r"\w[\w.+-]*", config.name) or len(os.fsencode(config.name)) > 200:
         raise UsageError(
-            f"config.plan: accuracy_budget {config.plan.accuracy_budget:g} below 0, or cosine {config.plan.cosine:g} not in 0 … 1"
+            f"config.name={config.name!r}: at most 200 letters, digits, '.', '_', '+' and '-', of which the first is a letter or digit",
+            fix="It names a folder in --workdir.",
         )
     if config.plan.file and not os.path.isfile(config.plan.file):
         raise UsageError(f"config.plan.file={config.plan.file!r}: no such file", fix="config.precision=auto writes one.")
-    for key in ("check.num_images", "calibration.num_images", "calibration.batch_size", "plan.num_images"):
-        group, field = key.split(".")
-        if config[group][field] < 1:
-            raise UsageError(f"config.{key}={config[group][field]}: must be at least 1")
 
 
 def _check_tuples(config: ml_collections.ConfigDict) -> None:
     """Refuses what the command line makes of a tuple that is misspelt: ('a,b',) of a,b."""
-    for key in ("batch.profiles", "benchmark.batches", "benchmark.streams"):
-        group, field = key.split(".")
-        numbers: Any = config[group][field]
-        if not all(isinstance(number, int) and number >= 1 for number in numbers):
-            raise UsageError(f"config.{key}={numbers!r}: whole numbers from 1 only", fix=f'For example --config.{key}="(1,8)".')
-        if not numbers and key != "batch.profiles":
-            raise UsageError(f"config.{key}={numbers!r}: holds no number", fix=f'For example --config.{key}="(1,8)".')
+    for key in ("batches", "streams"):
+        if not config.benchmark[key]:
+            raise UsageError(f"config.benchmark.{key}=(): holds no number", fix=f'For example --config.benchmark.{key}="(1,8)".')
     grid: Any = config.posemb_grid
-    if grid is not None and not (len(grid) == 2 and all(isinstance(side, int) and side >= 1 for side in grid)):
+    if grid is not None and len(grid) != 2:
         raise UsageError(f"config.posemb_grid={grid!r}: expected (rows, columns)", fix='For example --config.posemb_grid="(7,9)".')
     patterns = ("keep_fp32", "keep_fp16", "quantize_only")
     for key, example in {**dict.fromkeys(patterns, "('block_11','head*')"), "spellings": "('matmul','primitives')"}.items():

@@ -8,6 +8,7 @@ from typing import Any
 from vit_convert.errors import UsageError
 
 Size = tuple[int, int]  # (height, width) in pixels
+LARGEST_SIDE = 16_384  # pixels; the attention of a million patches fits no GPU
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,9 +71,15 @@ def parse_size(value: Any) -> Size | None:
         sizes = [int(n) for n in numbers]
     except (TypeError, ValueError):
         sizes = []
+    _require_bounded(value, sizes)
     if len(sizes) not in (1, 2) or min(sizes) < 1:
         raise UsageError(f"config.image_size={value!r}: expected 224, (224, 384), '224x384' or 'dynamic:160..448'")
     return (sizes[0], sizes[-1])
+
+
+def _require_bounded(value: Any, sides: Sequence[int]) -> None:
+    if any(side > LARGEST_SIDE for side in sides):
+        raise UsageError(f"config.image_size={value!r}: a side has at most {LARGEST_SIDE} pixels")
 
 
 def is_range(value: Any) -> bool:
@@ -99,6 +106,7 @@ def parse_range(value: str, default: Size | None = None) -> ImageRange:
         raise UsageError(f"config.image_size={value!r}: expected 'dynamic:160..448', 'dynamic:160x128..448x640' or 'dynamic:160..448@224'")
     groups = match.groups()
     given = [(int(height), int(width or height)) for height, width in zip(groups[::2], groups[1::2]) if height]
+    _require_bounded(value, [side for size in given for side in size])
     smallest, largest = given[:2]
     optimal = given[2] if len(given) == 3 else default or smallest
     if smallest == largest or min(smallest) < 1 or any(low > high for low, high in zip(smallest, largest)):

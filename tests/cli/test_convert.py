@@ -28,7 +28,7 @@ def names(folder) -> set[str]:
 
 
 def test_failed_check_names_the_block(convert, capsys):
-    assert convert("--config.check.rtol=0.0", "--config.check.atol=0.0", "--config.check.cosine=1.1") == 5
+    assert convert("--config.check.rtol=0.0", "--config.check.atol=0.0", "--config.check.cosine=1.0") == 5
     message = capsys.readouterr().err
     assert "error: model.onnx: " in message
     assert "First to miss: block_00." in message

@@ -31,12 +31,12 @@ def test_nothing_at_all_shows_the_help(capsys):
 
 
 def test_help_names_every_flag_and_key(capsys):
-    from vit_convert.__main__ import _dotted
     from vit_convert.config import default_config
+    from vit_convert.overrides import dotted_keys
 
     assert main(["vit_convert", "--help"]) == 0
     text = capsys.readouterr().out
-    for word in ("--workdir", "--until", "--force", "--quiet", "--debug", *(f"config.{key} = " for key in _dotted(default_config()))):
+    for word in ("--workdir", "--until", "--force", "--quiet", "--debug", *(f"config.{key} = " for key in dotted_keys(default_config()))):
         assert word in text.replace("--[no]", "--")
 
 

@@ -86,7 +86,7 @@ def test_whole_numbers_and_lists_are_taken():
         ({"image_size": 0}, r"config\.image_size=0"),
         ({"image_size": True}, r"config\.image_size=True"),
         ({"batch": ml_collections.ConfigDict({"min": 9})}, "min 9, opt 8, max 64 must rise from 1"),
-        ({"check": ml_collections.ConfigDict({"num_images": 0})}, r"config\.check\.num_images=0: must be at least 1"),
+        ({"check": ml_collections.ConfigDict({"num_images": 0})}, r"config\.check\.num_images=0: must be a whole number from 1 to 1,024"),
         ({"checkpoint": ""}, r"config\.checkpoint is empty"),
         (
             {
@@ -144,6 +144,13 @@ def test_precisions(asked, expected):
         ("--config.posemb_grid=(7,9)", "posemb_grid", (7, 9)),
         ("--config.taps=true", "taps", True),
         ("--config.taps=false", "taps", False),
+        ("--config.taps", "taps", True),
+        ("-config.taps", "taps", True),
+        ("--noconfig.taps", "taps", False),
+        ("-noconfig.taps", "taps", False),
+        ("--config.engine.tf32", "engine.tf32", True),
+        ("--noconfig.engine.tf32", "engine.tf32", False),
+        ("--config.sensitivity", "sensitivity", True),
         ("--config.name=other", "name", "other"),
     ],
 )
@@ -159,6 +166,11 @@ def test_override_in_two_words(parse):
     assert parse("--config.batch.max", "16").batch.max == 16
 
 
+def test_a_switch_leaves_the_next_word_alone(parse):
+    config = parse("--config.taps", "--config.batch.max", "16", "--noconfig.taps")
+    assert (config.taps, config.batch.max) == (False, 16)  # the last word counts
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -168,21 +180,44 @@ def test_override_in_two_words(parse):
         ("--config.batch.max=4", r"min 1, opt 8, max 4"),
         ("--config.check.rtol=small", r"--config\.check\.rtol=small"),
         ("--config.taps=perhaps", r"--config\.taps=perhaps"),
+        ("--noconfig.taps=true", r"--noconfig\.taps=true: takes no value"),
+        ("--noconfig.batch.max", r"--noconfig\.batch\.max: only a switch can be turned off so, and batch\.max holds 64"),
+        ("--noconfig.tabs", r"--noconfig\.tabs: unknown key\. Did you mean taps"),
+        ("--config.batch.max", r"--config\.batch\.max: no value given"),
+        ("--config.batch", r"--config\.batch: unknown key"),
+        ("--config.=1", r"--config\.: unknown key"),
+        ("--config.name=", r"config\.name=''"),
+        ("--config.name=..", r"config\.name='\.\.'"),
+        ("--config.name=.hidden", r"config\.name='\.hidden'"),
+        ("--config.name=../x", r"config\.name='\.\./x'"),
+        ("--config.name=/tmp/x", r"config\.name='/tmp/x'"),
+        ("--config.name=--quiet", r"config\.name='--quiet'"),
+        ("--config.name=" + "a" * 201, r"config\.name='aaa.*at most 200"),
+        ("--config.name=" + "ä" * 101, r"config\.name='äää.*at most 200"),
+        ("--config.image_size=100000", r"config\.image_size='?100000'?: .*16384"),
+        ("--config.image_size=dynamic:32..100000", r"config\.image_size='dynamic:32\.\.100000': .*16384"),
+        ("--config.batch.profiles=" + "(" * 500, r"config\.batch\.profiles="),
+        ("--config.batch.max=" + "9" * 5000, r"--config\.batch\.max="),
         ("--config.keep_fp32=(", r"config\.keep_fp32=\('\(',\): names and patterns only"),
         ("--config.keep_fp32=block_10,block_11", r"config\.keep_fp32=\('block_10,block_11',\): names and patterns only"),
         ("--config.spellings=matmul,primitives", r"config\.spellings=\('matmul,primitives',\): names and patterns only"),
-        ("--config.posemb_grid=seven", r"config\.posemb_grid=\('seven',\): expected \(rows, columns\)"),
+        ("--config.posemb_grid=seven", r"config\.posemb_grid=\('seven',\): must be whole numbers from 1 to 4,096"),
         ("--config.posemb_grid=7", r"config\.posemb_grid=\(7,\): expected \(rows, columns\)"),
-        ("--config.benchmark.batches=few", r"config\.benchmark\.batches=\('few',\): whole numbers"),
+        ("--config.benchmark.batches=few", r"config\.benchmark\.batches=\('few',\): must be whole numbers"),
         ("--config.benchmark.batches=()", r"config\.benchmark\.batches=\(\): holds no number"),
         ("--config.benchmark.streams=()", r"config\.benchmark\.streams=\(\): holds no number"),
-        ("--config.batch.profiles=(0,1)", r"config\.batch\.profiles=\(0, 1\): whole numbers"),
+        ("--config.batch.profiles=(0,1)", r"config\.batch\.profiles=\(0, 1\): must be whole numbers"),
         ("--config.image_size=(224", r"--config\.image_size=\(224|config\.image_size="),
     ],
 )
 def test_bad_overrides(parse, override, message):
     with pytest.raises(UsageError, match=message):
         parse(override)
+
+
+def test_switch_with_its_value_as_a_word_of_its_own(parse):
+    with pytest.raises(UsageError, match=r"--config\.taps false: a switch takes its value after '='"):
+        parse("--config.taps", "false")
 
 
 def test_every_config_that_ships_is_complete():

@@ -56,9 +56,9 @@ def test_mistakes_of_usage(capsys, words, message):
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("--config.batch.mix=3", "--config.batch.mix: unknown key. Did you mean min, max?"),
+        ("--config.batch.mix=3", "--config.batch.mix: unknown key. Did you mean batch.min, batch.max"),
         ("--config.batch.min=99", "config.batch: min 99, opt 4, max 8 must rise from 1"),
-        ("--config.batch.profiles=(0,)", "config.batch.profiles=(0,): whole numbers from 1 only"),
+        ("--config.batch.profiles=(0,)", "config.batch.profiles=(0,): must be whole numbers from 1 to 65,536"),
         ("--precision=fp17", "config.precision='fp17': 'fp17' is not one of"),
         ("--streams=two", "--streams=two: 'two' is no whole number"),
     ],
@@ -127,7 +127,7 @@ def test_a_bundle_alone_is_built_verified_and_measured(capsys, simulated, engine
 def test_a_miss_of_one_engine_leaves_the_others_measured(capsys, simulated, engines, monkeypatch):
     path = engines("fp32", "fp16")
     monkeypatch.setitem(command.COMMANDS, "build", lambda *_: None)
-    assert run(path, "--precision=fp32,fp16", "--config.check.fp16_cosine=2.0", *ALONE) == CheckError.exit_code
+    assert run(path, "--precision=fp32,fp16", "--config.check.fp16_cosine=1.0", *ALONE) == CheckError.exit_code
     said = capsys.readouterr()
     assert "engines miss their tolerance: fp16" in said.err and "Recommended: fp32" in said.out
     report = read_json(path / "report.json")

@@ -212,10 +212,10 @@ def test_nothing_within_the_budget(workdir):
         ({"precision": "auto", "engine.calibrator": True}, "TensorRT's own calibrator"),
         ({"plan.type": "fp16"}, r"config\.plan\.type='fp16': not one of int8, fp8"),
         ({"plan.file": "/nothing/here.json"}, "no such file"),
-        ({"plan.accuracy_budget": -1.0}, "below 0"),
-        ({"plan.cosine": 1.5}, "not in 0"),
-        ({"plan.num_images": 0}, "must be at least 1"),
-        ({"calibration.smooth": 1.0}, "at least 0 and below 1"),
+        ({"plan.accuracy_budget": -1.0}, r"config\.plan\.accuracy_budget=-1: must be"),
+        ({"plan.cosine": 1.5}, r"config\.plan\.cosine=1\.5: must be a number from 0 to 1"),
+        ({"plan.num_images": 0}, "must be a whole number from 1"),
+        ({"calibration.smooth": 1.0}, "must be a number from 0, below 1"),
     ],
 )
 def test_config_errors(changes, match):

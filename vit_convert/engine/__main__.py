@@ -15,7 +15,6 @@ not load, 8 an engine does not run or nothing was measured, 130 interrupted (fin
 """
 
 import pathlib
-import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -23,7 +22,6 @@ from typing import Any
 
 import ml_collections
 from absl import flags
-from ml_collections import config_flags
 
 from vit_convert import config as configs
 from vit_convert.bundle import Bundle
@@ -32,6 +30,7 @@ from vit_convert.engine.facts import Facts, open_bundle, read_config, read_facts
 from vit_convert.engine.table import text_table
 from vit_convert.engine.trt import Backend, load_backend
 from vit_convert.errors import CheckError, UsageError, nearest
+from vit_convert.overrides import apply_overrides, split_overrides
 from vit_convert.progress import Progress, human_bytes
 
 _FLAGS = flags.FlagValues()
@@ -95,10 +94,10 @@ def parse(argv: Sequence[str]) -> tuple[Sequence[str], str, list[str]]:
     Raises:
         UsageError: an unknown command or flag, a bad value, or no bundle.
     """
-    overrides = [word for word in argv[1:] if re.match(r"--?(no)?config\.", word)]
+    overrides, others = split_overrides(argv[1:], configs.default_config())
     _FLAGS.unparse_flags()
     try:
-        words = _FLAGS([argv[0], *(word for word in argv[1:] if word not in overrides)])[1:]
+        words = _FLAGS([argv[0], *others])[1:]
     except flags.Error as e:
         raise UsageError(str(e), fix="--help lists the flags.") from e
     first = words[0] if words else ""
@@ -127,19 +126,13 @@ def override(config: ml_collections.ConfigDict, words: Sequence[str]) -> ml_coll
     Raises:
         UsageError: an unknown key or a bad value.
     """
-    for word in words:
-        _require_key(config, re.sub(r"^--?(no)?config\.", "", word).split("=")[0])
-    values = flags.FlagValues()
-    holder = config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=["", *words])
-    try:
-        values(["", *words])
-        result = holder.value
-        result.precision = ",".join(_FLAGS.precision) or result.precision
-        for key in ("batches", "streams"):
-            result.benchmark[key] = _numbers(key) or result.benchmark[key]
-        result.benchmark.seconds = _FLAGS.duration or result.benchmark.seconds
-    except (flags.Error, TypeError, ValueError) as e:
-        raise UsageError(f"{shlex.join(words)}: {e}", fix="--help lists the flags.") from e
+    result = apply_overrides(config, words)
+    result.precision = ",".join(_FLAGS.precision) or result.precision
+    for key in ("batches", "streams"):
+        result.benchmark[key] = _numbers(key) or result.benchmark[key]
+    result.benchmark.seconds = _FLAGS.duration or result.benchmark.seconds
+    if not 0 <= _FLAGS.warmup <= 3600:
+        raise UsageError(f"--warmup={_FLAGS.warmup:g}: must be from 0 to 3600 seconds")
     configs.check_values(result)
     return result
 
@@ -148,16 +141,10 @@ def _numbers(flag: str) -> tuple[int, ...]:
     words = getattr(_FLAGS, flag)
     if wrong := [word for word in words if not word.isdecimal()]:
         raise UsageError(f"--{flag}={','.join(words)}: {wrong[0]!r} is no whole number", fix="--help lists the flags.")
-    return tuple(map(int, words))
-
-
-def _require_key(config: ml_collections.ConfigDict, dotted: str) -> None:
-    group: Any = config
-    for part in dotted.split("."):
-        valid = list(group) if isinstance(group, ml_collections.ConfigDict) else []
-        if part not in valid:
-            raise UsageError(f"--config.{dotted}: unknown key.{nearest(part, valid)}", fix="The bundle's config.json holds all keys.")
-        group = group[part]
+    try:
+        return tuple(map(int, words))
+    except ValueError as e:  # more digits than Python reads
+        raise UsageError(f"--{flag}: {e}") from e
 
 
 def build(backend: Backend, bundle: Bundle, config: ml_collections.ConfigDict, facts: Facts, progress: Progress, command: str) -> None:
