@@ -1,6 +1,7 @@
 """Checkpoint files as lazy mappings: `.npz` and `.safetensors`, memory-mapped where the bytes lie uncompressed."""
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import json
@@ -19,6 +20,7 @@ import ml_dtypes
 import numpy as np
 
 from vit_convert.errors import CheckpointError
+from vit_convert.zip_member import FileState, data_offset, open_member
 
 _CHUNK_BYTES = 1 << 20  # stays in a core's cache between the checksum and the scan
 _RESIDENT_BYTES = 1 << 28  # of a mapped file, after which its pages are given back
@@ -99,9 +101,8 @@ class _Mapped:
     Giving pages back costs nothing but a fault when they are read again: they stay in the system's cache.
     """
 
-    def __init__(self, path: pathlib.Path):
-        with open(path, "rb") as file:
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    def __init__(self, file: IO[bytes]):
+        self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self._handed_out = 0
 
     def __len__(self) -> int:
@@ -144,22 +145,31 @@ def read_container(path: str | os.PathLike[str]) -> Leaves:
         raise CheckpointError(
             f"{path}: a folder (a tensorstore or Orbax checkpoint?), not a file", fix="Export its parameters to one .npz file."
         )
-    try:
-        with open(path, "rb") as f:
-            start = f.read(9)
-    except OSError as e:
-        raise CheckpointError(f"{path}: cannot be read ({e.strerror})", fix="Check the path, or give a https:// or gs:// address.") from e
-    if start[8:9] == b"{" and not start.startswith(b"PK"):
-        return Leaves(_safetensors_leaves(path))
-    try:
-        archive = zipfile.ZipFile(path)
-    except zipfile.BadZipFile as e:
-        if start.startswith(b"PK"):
+    with _opened(path) as file:
+        start = file.read(9)
+        if start[8:9] == b"{" and not start.startswith(b"PK"):
+            return Leaves(_safetensors_leaves(path, file))
+        try:
+            members = zipfile.ZipFile(file).infolist()
+        except zipfile.BadZipFile as e:
+            if start.startswith(b"PK"):
+                raise CheckpointError(
+                    f"{path}: truncated or damaged zip ({e})", fix="Fetch the file again; compare its size with the source."
+                ) from e
+            raise CheckpointError(f"{path}: not a zip file, so not an .npz", fix="Give an .npz or .safetensors checkpoint.") from e
+        return Leaves(_npz_leaves(path, file, members))
+
+
+@contextlib.contextmanager
+def _opened(path: pathlib.Path) -> Iterator[IO[bytes]]:
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(open(path, "rb"))
+        except OSError as e:
             raise CheckpointError(
-                f"{path}: truncated or damaged zip ({e})", fix="Fetch the file again; compare its size with the source."
+                f"{path}: cannot be read ({e.strerror})", fix="Check the path, or give a https:// or gs:// address."
             ) from e
-        raise CheckpointError(f"{path}: not a zip file, so not an .npz", fix="Give an .npz or .safetensors checkpoint.") from e
-    return Leaves(_npz_leaves(path, archive))
+        yield file
 
 
 def verify(path: str | os.PathLike[str], leaves: Iterable[Leaf]) -> None:
@@ -182,7 +192,7 @@ def _verify_leaf(path: str | os.PathLike[str], leaf: Leaf) -> None:
     if leaf.dtype.kind != "f" and leaf.dtype != _BFLOAT16:
         raise CheckpointError(f"{path}: {leaf.name}: dtype {leaf.dtype}, parameters are floating-point numbers")
     done = 0
-    try:
+    with _damage(path, leaf.name):
         for stored in _chunks(leaf):
             with np.errstate(over="ignore"):
                 values = stored.astype(np.float32, copy=False)
@@ -196,8 +206,14 @@ def _verify_leaf(path: str | os.PathLike[str], leaf: Leaf) -> None:
                     fix="The training diverged or the file is damaged.",
                 )
             done += values.size
-    except (zipfile.BadZipFile, zlib.error, EOFError) as e:
-        raise CheckpointError(f"{path}: {leaf.name}: damaged ({e})", fix="Fetch the file again.") from e
+
+
+@contextlib.contextmanager
+def _damage(path: str | os.PathLike[str], name: str) -> Iterator[None]:
+    try:
+        yield
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as e:
+        raise CheckpointError(f"{path}: {name}: damaged ({e})", fix="Fetch the file again.") from e
 
 
 def _chunks(leaf: Leaf) -> Iterator[np.ndarray]:
@@ -212,11 +228,10 @@ def _chunks(leaf: Leaf) -> Iterator[np.ndarray]:
             yield np.frombuffer(chunk, leaf.dtype)
 
 
-def _npz_leaves(path: pathlib.Path, archive: zipfile.ZipFile) -> dict[str, Leaf]:
-    members = archive.infolist()
+def _npz_leaves(path: pathlib.Path, file: IO[bytes], members: list[zipfile.ZipInfo]) -> dict[str, Leaf]:
     if any(member.filename.endswith("data.pkl") for member in members):
         raise CheckpointError(f"{path}: a PyTorch file, not an .npz of a Flax model", fix="Give the .npz that the JAX project published.")
-    mapped = _Mapped(path)
+    mapped = _Mapped(file)
     leaves: dict[str, Leaf] = {}
     for member in members:
         name = member.filename.removesuffix(".npy")
@@ -226,15 +241,17 @@ def _npz_leaves(path: pathlib.Path, archive: zipfile.ZipFile) -> dict[str, Leaf]
             )
         if name in leaves:
             raise CheckpointError(f"{path}: member {member.filename!r}: there are two of that name")
-        leaves[name] = _npz_leaf(path, archive, member, name, mapped)
+        leaves[name] = _npz_leaf(path, file, member, name, mapped)
     return leaves
 
 
-def _npz_leaf(path: pathlib.Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str, mapped: _Mapped) -> Leaf:
+def _npz_leaf(path: pathlib.Path, file: IO[bytes], member: zipfile.ZipInfo, name: str, mapped: _Mapped) -> Leaf:
+    state = FileState.of(file.fileno())  # each reader opens the file anew: threads must not share a handle
     try:
-        with archive.open(member) as stream:
+        with open_member(path, member, state) as stream:
             shape, fortran, dtype = _npy_header(stream)
             header_bytes = stream.tell()
+        offset = data_offset(file, member) + header_bytes
     except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError, RuntimeError, struct.error) as e:
         raise CheckpointError(f"{path}: member {name}: unreadable ({e})", fix="Fetch the file again, or save it with numpy.savez.") from e
     if dtype.hasobject:
@@ -249,12 +266,11 @@ def _npz_leaf(path: pathlib.Path, archive: zipfile.ZipFile, member: zipfile.ZipI
         raise CheckpointError(f"{path}: member {name}: {member.file_size - header_bytes} bytes, shape {shape} of {dtype} needs {expected}")
 
     def open_values() -> IO[bytes]:
-        stream = archive.open(member)
+        stream = open_member(path, member, state)
         stream.read(header_bytes)
         return stream
 
     if member.compress_type == zipfile.ZIP_STORED:
-        offset = _data_offset(mapped, member, path, name) + header_bytes
         if offset + expected > len(mapped):
             raise CheckpointError(f"{path}: member {name}: ends after the file, which is truncated", fix="Fetch the file again.")
 
@@ -265,7 +281,7 @@ def _npz_leaf(path: pathlib.Path, archive: zipfile.ZipFile, member: zipfile.ZipI
 
     @functools.cache
     def inflate() -> np.ndarray:
-        with open_values() as stream:
+        with _damage(path, name), open_values() as stream:
             return np.frombuffer(stream.read(), dtype).reshape(shape, order="F" if fortran else "C")
 
     return Leaf(name, shape, dtype, inflate, open_values, fortran)
@@ -279,20 +295,11 @@ def _npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
     return readers[version](stream)
 
 
-def _data_offset(mapped: _Mapped, member: zipfile.ZipInfo, path: pathlib.Path, name: str) -> int:
-    # The local header repeats the name and has its own extra field, of another length than the central directory's.
-    header = mapped.bytes(member.header_offset, 30)
-    if len(header) < 30 or not header.startswith(b"PK\3\4"):
-        raise CheckpointError(f"{path}: member {name}: its header is damaged", fix="Fetch the file again.")
-    name_bytes, extra_bytes = struct.unpack("<HH", header[26:30])
-    return member.header_offset + 30 + name_bytes + extra_bytes
-
-
 def _is_name(name: str) -> bool:
     return "\\" not in name and all(part not in ("", ".", "..") for part in name.split("/"))
 
 
-def _safetensors_leaves(path: pathlib.Path) -> dict[str, Leaf]:
+def _safetensors_leaves(path: pathlib.Path, file: IO[bytes]) -> dict[str, Leaf]:
     import safetensors
 
     try:
@@ -300,7 +307,7 @@ def _safetensors_leaves(path: pathlib.Path) -> dict[str, Leaf]:
             pass
     except safetensors.SafetensorError as e:
         raise CheckpointError(f"{path}: not a valid .safetensors file ({e})", fix="Fetch the file again.") from e
-    mapped = _Mapped(path)
+    mapped = _Mapped(file)
     header_bytes = int.from_bytes(mapped.bytes(0, 8), "little")
     header = json.loads(mapped.bytes(8, header_bytes))
     header.pop("__metadata__", None)

@@ -7,6 +7,7 @@ import os
 import pathlib
 import re
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -15,9 +16,11 @@ from vit_convert.bundle import hash_value
 from vit_convert.errors import CalibrationError
 from vit_convert.images.arrays import read_arrays
 from vit_convert.images.pixels import decode_image
+from vit_convert.zip_member import FileState, open_member
 
 _SUFFIXES = (".png", ".jpg", ".jpeg")
 _LABELS_FILE = "labels.csv"
+_UNREADABLE = (OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError)  # damaged, or encrypted
 _OFFERED = "Give a folder, a .zip, an .npz with `images`, or a .txt, .csv or .tsv list."
 
 
@@ -95,17 +98,21 @@ def _open_files(path: pathlib.Path, names: Sequence[str], files: Sequence[pathli
 
 def _open_zip(path: pathlib.Path) -> ImageSource:
     try:
-        archive = zipfile.ZipFile(path)
-    except (OSError, zipfile.BadZipFile) as e:
+        state = FileState.of(path)
+        with zipfile.ZipFile(path) as archive:
+            members = {member.filename: member for member in archive.infolist()}
+            table = archive.read(_LABELS_FILE) if _LABELS_FILE in members else None
+    except _UNREADABLE as e:
         raise CalibrationError(f"images {path}: not a readable zip archive ({e})") from e
-    files = sorted(name for name in archive.namelist() if _is_image(pathlib.PurePosixPath(name).name))
-    labels = _labels(path / _LABELS_FILE, files, archive.read(_LABELS_FILE) if _LABELS_FILE in archive.namelist() else None)
+    files = sorted(name for name in members if _is_image(pathlib.PurePosixPath(name).name))
+    labels = _labels(path / _LABELS_FILE, files, table)
 
     def read(i: int) -> np.ndarray:
         name = f"{path}/{files[i]}"
         try:
-            content = archive.read(files[i])
-        except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as e:  # damaged, or a compression or encryption not offered
+            with open_member(path, members[files[i]], state) as stream:  # not through `archive`: threads must not share a handle
+                content = stream.read()
+        except _UNREADABLE as e:
             raise CalibrationError(f"image {name}: cannot be read from the archive ({e})", fix="Remove or replace it.") from e
         return decode_image(io.BytesIO(content), name)
 

@@ -1,0 +1,80 @@
+"""Members of a zip archive, each read through a handle of its own.
+
+A `zipfile.ZipFile` read by several threads fails under Python 3.12 and 3.13 with "Bad CRC-32" on sound files: they share one position.
+"""
+
+import contextlib
+import os
+import struct
+import zipfile
+from typing import IO, NamedTuple, cast
+
+_HEADER_BYTES = 30
+_UNREADABLE = {0x1: "is encrypted", 0x20: "is a compressed patch", 0x40: "is strongly encrypted"}  # flags of APPNOTE.TXT, 4.4.4
+_UTF8 = 0x800
+
+
+class FileState(NamedTuple):
+    """What tells that a file is still the one whose directory was read."""
+
+    device: int
+    inode: int
+    size: int
+    mtime_ns: int
+
+    @classmethod
+    def of(cls, file: str | os.PathLike[str] | int) -> "FileState":
+        """The state of a path, or of an open file's descriptor."""
+        stat = os.stat(file)
+        return cls(stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+
+
+def open_member(path: str | os.PathLike[str], member: zipfile.ZipInfo, state: FileState | None = None) -> IO[bytes]:
+    """Opens one member for reading from its start; any number of threads may do so at once.
+
+    Args:
+        path: the archive.
+        member: from its directory (`ZipFile.infolist`).
+        state: of the file when its directory was read; None does not look.
+
+    Returns:
+        A stream of the member's bytes with a handle that it closes itself; it inflates them, and checks their CRC-32 at the end.
+
+    Raises:
+        zipfile.BadZipFile: the member's header is damaged, or the file is another one by now.
+        NotImplementedError: it is compressed or encrypted in a way that is not supported.
+        OSError: the file cannot be read.
+    """
+    for flag, what in _UNREADABLE.items():
+        if member.flag_bits & flag:
+            raise NotImplementedError(f"{member.filename} {what}")
+    with contextlib.ExitStack() as opened:
+        file = opened.enter_context(open(path, "rb"))
+        if state is not None and FileState.of(file.fileno()) != state:
+            raise zipfile.BadZipFile("the file was changed while it was read")
+        file.seek(data_offset(file, member))
+        stream = zipfile.ZipExtFile(file, "r", member, close_fileobj=True)
+        opened.pop_all()
+        return cast(IO[bytes], stream)
+
+
+def data_offset(file: IO[bytes], member: zipfile.ZipInfo) -> int:
+    """Where in the archive a member's bytes begin.
+
+    Args:
+        file: the archive; its position moves.
+        member: from its directory.
+
+    Raises:
+        zipfile.BadZipFile: there is no header where the directory says, or one of another name.
+    """
+    file.seek(member.header_offset)
+    header = file.read(_HEADER_BYTES)
+    if len(header) < _HEADER_BYTES or not header.startswith(b"PK\3\4"):
+        raise zipfile.BadZipFile("its header is damaged")
+    # The header repeats the name and has its own extra field, of another length than the directory's.
+    flags, name_bytes, extra_bytes = struct.unpack("<6xH18xHH", header)
+    name = file.read(name_bytes).decode("utf-8" if flags & _UTF8 else "cp437", "replace")
+    if name != member.orig_filename:
+        raise zipfile.BadZipFile(f"its header is of {name!r}")
+    return member.header_offset + _HEADER_BYTES + name_bytes + extra_bytes
