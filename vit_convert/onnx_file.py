@@ -11,6 +11,7 @@ import numpy as np
 
 from vit_convert.bundle import disk_errors
 from vit_convert.errors import ExportError
+from vit_convert.ort_options import session_options
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -107,18 +108,13 @@ def open_proto(proto: Any, folder: str | os.PathLike[str], *, threads: int = 0) 
     Returns:
         An onnxruntime.InferenceSession.
     """
-    import onnx
     import onnxruntime as ort
 
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options = session_options(ort)
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(pathlib.Path(folder).resolve()))
     # Packed copies of the weights would double the memory, for a handful of runs.
     options.add_session_config_entry("session.disable_prepacking", "1")
-    if any(tensor.data_type == onnx.TensorProto.FLOAT8E4M3FN for tensor in proto.graph.initializer):
-        # Fusing Q/DQ into integer kernels, onnxruntime takes FP8 for INT8 and makes an invalid graph.
-        options.add_session_config_entry("session.disable_quant_qdq", "1")
     return ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 

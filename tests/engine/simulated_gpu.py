@@ -229,7 +229,9 @@ class CudaEngine:
         found = json.loads(bytes(plan))
         self.driver, self.logger, self.profiles = driver, logger, found["profiles"]
         self.error, self.broken = found["error"], found["broken"]
-        self.session = onnxruntime.InferenceSession(found["onnx"], providers=["CPUExecutionProvider"])
+        options = onnxruntime.SessionOptions()
+        options.add_session_config_entry("session.disable_quant_qdq", "1")  # integer kernels saturate on some processors, TensorRT's do not
+        self.session = onnxruntime.InferenceSession(found["onnx"], options, providers=["CPUExecutionProvider"])
         graph = onnx.load(found["onnx"], load_external_data=False).graph
         tensors = [*graph.input, *graph.output]
         self._names = [tensor.name for tensor in tensors]

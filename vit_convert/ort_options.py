@@ -1,0 +1,26 @@
+"""How every onnxruntime session of ours is opened, so that a proof is the same on every machine; needs no onnx."""
+
+from typing import Any
+
+
+def session_options(onnxruntime: Any) -> Any:
+    """The options without which a quantized graph computes one thing here and another there; every session of ours starts from them.
+
+    Q/DQ pairs are computed as they are written: rounded to the integer, multiplied by the scale, and multiplied in float32, which is
+    what TensorRT's 32-bit sums give but for the order of rounding. Fused, the pairs become integer kernels, and those depend on the
+    processor: on x86 without VNNI (AVX2, the first AVX-512) they add pairs of products in 16 bits, which saturate at 32 767 where two
+    products may reach 32 258 + 32 258. `session.x64quantprecision` avoids that for constant weights alone, and not in attention, whose
+    factors are both computed. FP8 must not be fused either: it is taken for INT8, and the graph becomes invalid.
+
+    Args:
+        onnxruntime: the module.
+
+    Returns:
+        onnxruntime.SessionOptions.
+
+    Source: onnxruntime/core/session/onnxruntime_session_options_config_keys.h; docs "Quantize ONNX models", "S8S8 on x86-64".
+    """
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    return options
