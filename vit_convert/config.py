@@ -53,7 +53,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.outputs = "logits"  # "features" drops the head
     config.taps = False  # keep block_00 … encoder_norm as outputs of model.onnx
     config.num_classes = 0  # checked against the checkpoint's head; 0: whatever it has
-    config.quantize_only = ()  # block names and patterns that int8 is limited to; empty: all encoder linears
+    config.quantize_only = ()  # block names and patterns that int8 is limited to; empty: all linears between the first and the last
     config.keep_fp16 = ()  # block names and patterns that int8 leaves in fp16
     config.precision = "fp16"  # comma-separated; int8 and fp8 always build fp16 beside them; auto: plan.type in the layers that bear it
     config.target = "auto"  # the TensorRT generation the graph is written for; auto: the backend's

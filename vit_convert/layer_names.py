@@ -8,6 +8,7 @@ from vit_convert.errors import UsageError, nearest
 
 HOW_TO_NAME = "Give a block (block_03), a layer (block_03/fc2), a scope or an fnmatch pattern (*/MlpBlock_0/*)."
 _BLOCK = re.compile(r"(?:^|/)(?:encoder|mixer)?_?(?:block|layer)s?[_/.]?(\d+)(?=/|$)", re.IGNORECASE)
+_PARAMETERS = frozenset({"kernel", "weight", "w", "bias", "b", "scale", "embedding"})  # what a parameter is called within its layer
 _KINDS = {"Dense_0": "fc1", "Dense_1": "fc2", "qkv": "qkv", "query": "query", "key": "key", "value": "value", "out": "out"}
 
 
@@ -21,6 +22,18 @@ def kind_of(name: str) -> str:
     """Reads what a linear does from its weight's name: qkv, query, key, value, out, fc1, fc2; the layer's own name for any other."""
     parts = name.split("/")
     return next((_KINDS[part] for part in reversed(parts) if part in _KINDS), parts[-2] if len(parts) > 1 else name)
+
+
+def layer_of(name: str) -> str:
+    """Reads the layer from its parameter's name: "stage_0/fc1/kernel" is of "stage_0/fc1", "mlp/w1" and "head" are of a layer so called."""
+    scope, _, last = name.rpartition("/")
+    return scope if scope and re.sub(r"\.\d+$", "", last) in _PARAMETERS else name
+
+
+def within_block(name: str) -> str:
+    """What follows the block in a scoped name: "blocks_0/attn/qkv" is "attn/qkv" there; the whole name outside the blocks."""
+    found = _BLOCK.search(name)
+    return name[found.end() :].lstrip("/") if found else name
 
 
 def layer_names(name: str) -> set[str]:

@@ -16,6 +16,7 @@ from vit_convert.ort_options import session_options
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+BLOCKS_ALONE = "vit_convert.blocks"  # a property of graphs of which what stands outside the blocks keeps its precision by default
 _INLINE_BYTES = 1024  # smaller constants stay in the graph, where a person reading it sees them
 
 

@@ -102,3 +102,23 @@ def test_every_session_of_the_package_starts_from_those_options():
         ("ort_options.py", "SessionOptions", 0),
         ("serve/session.py", "InferenceSession", 2),
     ]
+
+
+@pytest.mark.parametrize("dtype", [TensorProto.INT8, TensorProto.FLOAT8E4M3FN])
+@pytest.mark.parametrize("op", ["Relu", "Clip"])
+def test_what_cuts_off_negative_values_stays_before_a_pair(op, dtype):
+    """onnxruntime drops it where the zero point is the type's smallest value, which it takes FP8's zero for."""
+    constants = [helper.make_tensor("scale", TensorProto.FLOAT, [], [0.5]), helper.make_tensor("zero", dtype, [], [0])]
+    inputs = ["x"]
+    if op == "Clip":
+        constants += [helper.make_tensor(name, TensorProto.FLOAT, [], [value]) for name, value in (("low", 0.0), ("high", 9.0))]
+        inputs += ["low", "high"]
+    nodes = [
+        helper.make_node(op, inputs, ["cut"]),
+        helper.make_node("QuantizeLinear", ["cut", "scale", "zero"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["y"]),
+    ]
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [4]) for name in "xy")
+    model = helper.make_model(helper.make_graph(nodes, op, [x], [y], constants), opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    session = onnx_file.open_proto(model, ".")
+    np.testing.assert_array_equal(session.run(None, {"x": np.float32([-2, -0.5, 0, 1.5])})[0], np.float32([0, 0, 0, 1.5]))

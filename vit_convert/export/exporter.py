@@ -20,7 +20,7 @@ from vit_convert.export.pixels import take_pixels
 from vit_convert.export.targets import Target
 from vit_convert.export.tokens import as_tokens
 from vit_convert.models.model import Model
-from vit_convert.onnx_file import external_files, save_onnx
+from vit_convert.onnx_file import BLOCKS_ALONE, external_files, save_onnx
 
 _LAYOUT_TO_NHWC = {"NHWC": (0, 1, 2, 3), "NCHW": (0, 2, 3, 1)}
 
@@ -108,6 +108,8 @@ def export_model(
             f"{path}: {report.nodes_per_block} nodes in an encoder block, target {target.name} allows {target.max_nodes_per_block}",
             fix="A rule no longer matches what jax2onnx writes: install the pinned jax2onnx.",
         )
+    if model.has_blocks:
+        graph.model.metadata_props[BLOCKS_ALONE] = "alone"
     save_onnx(graph.model, path)
     return dataclasses.replace(report, bytes=sum(file.stat().st_size for file in external_files(path)))
 

@@ -32,6 +32,7 @@ class Model:
         traced_shapes: shapes of the parameters that `apply` reads.
         traced_taps: names of the taps that `apply` returns.
         depth: encoder blocks of the whole model when `apply` computes only two of them, None when it computes all.
+        has_blocks: whether it is known to be made of encoder blocks, which lower precisions are then limited to by default.
         run: maps images float32 [batch, height, width, 3] to {output or tap: numpy array} of the whole model, in float32 and
             at the highest matmul precision. A ViT takes images of any size that its patches tile, with its position table resampled.
     """
@@ -44,6 +45,7 @@ class Model:
     traced_taps: Sequence[str]
     depth: int | None
     run: Callable[[np.ndarray], dict[str, np.ndarray]]
+    has_blocks: bool = False
 
 
 def vit_model(architecture: Architecture, params: Mapping[str, np.ndarray]) -> Model:
@@ -77,6 +79,7 @@ def vit_model(architecture: Architecture, params: Mapping[str, np.ndarray]) -> M
         traced_taps=traced_taps,
         depth=architecture.depth if architecture.depth > traced.depth else None,
         run=_vit_runner(architecture, params, output),
+        has_blocks=True,
     )
 
 

@@ -1,5 +1,7 @@
 """What quantization reads from a graph: blocks, names of nodes, weights, tensors."""
 
+import collections
+import dataclasses
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -9,18 +11,105 @@ import numpy as np
 import onnx_ir as ir
 
 from vit_convert.bundle import hash_file
-from vit_convert.layer_names import block_of, kind_of
+from vit_convert.layer_names import block_of, kind_of, layer_of, within_block
 
 T = TypeVar("T")
 
 DEQUANTIZED = "/dequantized"  # what a tensor's name ends in after its Q/DQ pair
 
 
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """What a linear is called.
+
+    Attributes:
+        block: "block_03"; for a model without such, and outside them, the scope that the layer stands in, or the layer itself.
+        kind: "fc1", "qkv", …, or the layer's own name.
+    """
+
+    block: str
+    kind: str
+
+    @property
+    def name(self) -> str:
+        """ "block_03/fc2"."""
+        return f"{self.block}/{self.kind}"
+
+
+def linear_weight(node: ir.Node) -> ir.Value | None:
+    """The weight of a linear: a MatMul, Gemm or Conv of an activation with a constant; None for any other node.
+
+    A matrix product's weight is a matrix [K, N], a convolution's has any kernel. Behind its pair a weight is still one.
+    """
+    if node.op_type not in ("MatMul", "Gemm", "Conv"):
+        return None
+    x, weight = node.inputs[:2]
+    if x is None or x.is_initializer() or weight is None or _stored(weight) is None:
+        return None
+    if node.op_type != "Conv" and (weight.shape is None or len(weight.shape) != 2):
+        return None
+    turned = node.op_type == "Gemm" and any(node.attributes[key].as_int() for key in ("transA", "transB") if key in node.attributes)
+    return None if turned else weight
+
+
+def weight_name(weight: ir.Value) -> str:
+    """What a linear's weight is called, also where the linear reads it behind a pair."""
+    return (weight.name or "").removesuffix(DEQUANTIZED)
+
+
+def _stored(value: ir.Value) -> ir.Value | None:
+    """The initializer that a value is, or is dequantized from."""
+    while (node := value.producer()) is not None and node.op_type in ("QuantizeLinear", "DequantizeLinear") and node.inputs[0] is not None:
+        value = node.inputs[0]
+    return value if value.const_value is not None else None
+
+
+def linear_layers(graph: ir.Graph) -> dict[ir.Node, Layer]:
+    """Names the linears of a graph; two have one name only where they read one weight.
+
+    Args:
+        graph: any.
+
+    Returns:
+        The Layer of each linear, in graph order.
+    """
+    weights = {node: weight_name(weight) for node in graph if (weight := linear_weight(node)) is not None}
+    found = {node: _short_name(name) for node, name in weights.items()}
+    for name_longer in (_long_name, _full_name):
+        readers: dict[Layer, set[str]] = collections.defaultdict(set)
+        for node, layer in found.items():
+            readers[layer].add(weights[node])
+        found = {node: name_longer(weights[node]) if len(readers[layer]) > 1 else layer for node, layer in found.items()}
+    return found
+
+
+def _short_name(weight: str) -> Layer:
+    if block := block_of(weight):
+        return Layer(block, kind_of(weight))
+    return _scoped(layer_of(weight))
+
+
+def _long_name(weight: str) -> Layer:
+    """With the path within the block: "block_00/attn/out", where the block has another "out"."""
+    block = block_of(weight)
+    return _scoped(f"{block}/{within_block(layer_of(weight))}") if block else _scoped(layer_of(weight))
+
+
+def _full_name(weight: str) -> Layer:
+    return _scoped(weight)
+
+
+def _scoped(layer: str) -> Layer:
+    scope, _, kind = layer.rpartition("/")
+    return Layer(scope or layer, kind)
+
+
 def node_blocks(graph: ir.Graph) -> dict[ir.Node, str | None]:
-    """Assigns each node to an encoder block.
+    """Assigns each node to a block.
 
     A node belongs to the block that its own name or its weights' names say; one that says nothing (a Softmax, a residual Add) to the latest
     block among those that feed it. Weights with a scope outside the blocks (encoder_norm, head) end the last block.
+    Where no name says a block, as in a model whose layers are called anything, the scopes that its layers stand in are its blocks.
 
     Args:
         graph: in topological order.
@@ -28,33 +117,54 @@ def node_blocks(graph: ir.Graph) -> dict[ir.Node, str | None]:
     Returns:
         Block name, or None outside the blocks, for each node.
     """
+    said = {node: _said(node) for node in graph}
+    has_blocks = any(block for block, _ in said.values())
+    order: dict[str, int] = {}  # of blocks, by their first node
     blocks: dict[ir.Node, str | None] = {}
-    for node in graph:
-        weights = [v.name or "" for v in node.inputs if v is not None and v.is_initializer()]
-        said = [block for name in (node.name or "", *weights) if (block := block_of(name))]
-        if said:
-            blocks[node] = said[0]
-        elif any("/" in name for name in weights):
-            blocks[node] = None
+    for node, (block, scopes) in said.items():
+        if block:
+            blocks[node] = block
+        elif scopes:
+            blocks[node] = None if has_blocks else _scoped(layer_of(scopes[0])).block
         else:
-            blocks[node] = max((b for p in node.predecessors() if (b := blocks[p])), default=None)
+            blocks[node] = max((b for p in node.predecessors() if (b := blocks[p])), key=order.__getitem__, default=None)
+        if found := blocks[node]:
+            order.setdefault(found, len(order))
     return blocks
 
 
-def names_by_node(blocks: Mapping[ir.Node, str | None]) -> dict[ir.Node, set[str]]:
+def _said(node: ir.Node) -> tuple[str | None, list[str]]:
+    """The block that a node's names say, and the names of its weights: those with a scope, and a linear's."""
+    if node.op_type in ("QuantizeLinear", "DequantizeLinear"):  # whose scale and zero point are called after the tensor
+        tensor = node.inputs[0]
+        weights = [weight_name(node.outputs[0]).removesuffix("/quantized")] if tensor is not None and _stored(tensor) is not None else []
+    else:
+        weights = [v.name or "" for v in node.inputs if v is not None and v.is_initializer() and v.name and "/" in v.name]
+    if (linear := linear_weight(node)) is not None and weight_name(linear) not in weights:
+        weights.insert(0, weight_name(linear))
+    block = next((found for name in (node.name or "", *weights) if (found := block_of(name))), None)
+    return block, weights
+
+
+def names_by_node(graph: ir.Graph, blocks: Mapping[ir.Node, str | None]) -> dict[ir.Node, set[str]]:
     """Collects the names under which a pattern may mean each node: its own, its outputs', its weights' and "block_03", "block_03/fc2".
 
     Args:
+        graph: any.
         blocks: from `node_blocks`.
     """
-    return {node: _names(node, block) for node, block in blocks.items()}
+    layers = linear_layers(graph)
+    return {node: _names(node, block, layers.get(node)) for node, block in blocks.items()}
 
 
-def _names(node: ir.Node, block: str | None) -> set[str]:
+def _names(node: ir.Node, block: str | None, layer: Layer | None) -> set[str]:
     weights = {v.name for v in node.inputs if v is not None and v.is_initializer() and v.name and "/" in v.name}
     names = {node.name, *(v.name for v in node.outputs), *weights}
     if block:
-        names |= {block, *(f"{block}/{kind_of(name)}" for name in weights)}
+        names |= {block, *(f"{block}/{kind_of(name)}" for name in weights if block_of(name))}
+    if layer:
+        weight = linear_weight(node)
+        names |= {layer.block, layer.name, weight_name(weight) if weight is not None else None}
     return {name for name in names if name}
 
 

@@ -1,17 +1,19 @@
-"""Where Q/DQ pairs go: the linears of the encoder blocks, and the attention products on request.
+"""Where Q/DQ pairs go: the linears between the first and the last, and the attention products on request.
 
+A linear is known by what it is in the graph, a product or a convolution of an activation with a constant, whatever its layer is called.
 Quantizing the residual stream, the LayerNorm inputs, the patch embedding, the pooling or the head costs ViTs their accuracy; those keep
 their type. A bias stays in floating point, and nothing is quantized between fc1 and GELU, so that TensorRT fuses GEMM, bias and GELU.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TypedDict
 
 import onnx_ir as ir
 
-from vit_convert.layer_names import check_patterns, kind_of, matches
-from vit_convert.quantize.graph import names_by_node, node_blocks
+from vit_convert.layer_names import check_patterns, matches
+from vit_convert.onnx_file import BLOCKS_ALONE
+from vit_convert.quantize.graph import Layer, linear_layers, linear_weight, names_by_node, node_blocks
 
 # What TensorRT's fused INT8 attention takes; beyond it the three kernels are slower than FP16's one.
 _HEAD_DIMS = (16, 32, 64)
@@ -23,8 +25,8 @@ class Site:
     """One tensor that is quantized where one node reads it.
 
     Attributes:
-        block: "block_03", or the weight's scope outside the blocks.
-        kind: qkv, query, key, value, out, fc1, fc2 for linears; scaled_q, k, v, softmax, attended for attention.
+        block: "block_03", or the scope that the layer stands in, see `graph.Layer`.
+        kind: qkv, query, key, value, out, fc1, fc2 or the layer's own name for linears; scaled_q, k, v, softmax, attended for attention.
         tensor: name of the activation that the pair stands on.
         node: name of the first output of the node that reads it.
         weight: name of the weight quantized with it, None for attention.
@@ -84,11 +86,12 @@ def place(
     """Chooses what is quantized.
 
     Args:
-        model: the fp32 graph, linears as MatMul(x, weight [K, N]) or Conv(x, weight [N, K, 1, 1], bias).
+        model: the fp32 graph, linears as MatMul or Gemm (x, weight [K, N]) or Conv(x, weight [N, K, ...], bias).
         attention: quantize both attention products too, all of a block's or none.
         keep_fp32: patterns of what stays; blocks ("block_03"), layers ("block_03/fc2", "*/fc2"), scopes or fnmatch patterns.
         keep_fp16: the same; the two differ in the FP16 pass, not here.
-        quantize_only: patterns of what is quantized, also outside the blocks; empty means every block.
+        quantize_only: patterns of what is quantized, also of the first and last linears; empty means those between, or all of them where
+            there are none between. A graph whose properties say so has what is in its blocks alone quantized.
 
     Returns:
         The Placement.
@@ -97,28 +100,35 @@ def place(
         UsageError: a pattern matches nothing.
     """
     graph = model.graph
-    blocks = node_blocks(graph)
+    blocks, layers = node_blocks(graph), linear_layers(graph)
+    behind_input = _behind(graph, graph.inputs)
+    linears = {node: None for node in layers if node in behind_input}  # ordered
+    first = {*linears} - _behind(graph, [output for node in linears for output in node.outputs])
     groups: list[tuple[ir.Node, list[Site]]] = []  # of which either all or none are quantized
     declined: dict[str, str] = {}
     for node in graph:
-        block = blocks[node]
-        if node.op_type in ("MatMul", "Conv") and (site := _linear(node, block)) is not None:
-            groups.append((node, [site]))
-        elif attention and node.op_type == "Softmax" and block is not None:
+        if node in layers and node in behind_input and not (node in first and _is_patch_embedding(node)):
+            groups.append((node, [_linear(node, layers[node])]))
+        elif attention and node.op_type == "Softmax" and (blocks[node] or BLOCKS_ALONE not in model.metadata_props):
+            block = blocks[node] or node.name or ""
             found = _attention(node, block)
             if isinstance(found, str):
                 declined[block] = found
             else:
                 groups.append((node, found))
 
-    names = names_by_node(blocks)
+    names = names_by_node(graph, blocks)
     universe = set().union(*names.values()) | {site.name for _, group in groups for site in group}
     for option, patterns in (("keep_fp32", keep_fp32), ("keep_fp16", keep_fp16), ("quantize_only", quantize_only)):
         check_patterns(option, patterns, universe)
+    if BLOCKS_ALONE in model.metadata_props:
+        default = {node for node in graph if blocks[node] is not None}
+    else:
+        default = _between(graph, linears, first) | {node for node, group in groups if group[0].weight is None}
     sites: list[Site] = []
     for node, group in groups:
         meant = names[node].union(*((site.block, site.name) for site in group))
-        chosen = matches(quantize_only, meant) if quantize_only else blocks[node] is not None
+        chosen = matches(quantize_only, meant) if quantize_only else node in default
         if chosen and not matches([*keep_fp32, *keep_fp16], meant):
             sites += group
 
@@ -131,14 +141,38 @@ def place(
     return Placement(tuple(sites), declined)
 
 
-def _linear(node: ir.Node, block: str | None) -> Site | None:
-    x, weight = node.inputs[:2]
-    if x is None or weight is None or weight.const_value is None or x.is_initializer():
-        return None
-    if len(weight.const_value.shape) != 2 and tuple(weight.const_value.shape)[2:] != (1, 1):  # not a patch embedding
-        return None
-    name = weight.name or ""
-    return Site(block or name.rpartition("/")[0] or name, kind_of(name), x.name or "", node.outputs[0].name or "", name)
+def _linear(node: ir.Node, layer: Layer) -> Site:
+    x, weight = node.inputs[0], linear_weight(node)
+    assert x is not None and weight is not None
+    return Site(layer.block, layer.kind, x.name or "", node.outputs[0].name or "", weight.name or "")
+
+
+def _is_patch_embedding(node: ir.Node) -> bool:
+    """Whether a linear that no other stands before looks at the image's neighbourhoods; as a product over patches it may be asked for."""
+    weight = linear_weight(node)
+    assert weight is not None and weight.shape is not None
+    return any(side != 1 for side in tuple(weight.shape)[2:])
+
+
+def _between(graph: ir.Graph, linears: Collection[ir.Node], first: Collection[ir.Node]) -> set[ir.Node]:
+    """The linears that others stand both before and behind; where there are none, all but those that no other stands behind, else all."""
+    followed: set[ir.Node] = set()  # and whatever else a linear reads from
+    for node in reversed(graph):
+        users = [use.node for output in node.outputs for use in output.uses()]
+        if any(user in followed or user in linears for user in users):
+            followed.add(node)
+    before_last = [node for node in linears if node in followed]
+    return set([node for node in before_last if node not in first] or before_last or linears)
+
+
+def _behind(graph: ir.Graph, values: Iterable[ir.Value]) -> set[ir.Node]:
+    """The nodes that compute with what was computed from these values; what only their shape enters is none of them."""
+    reached, found = set(values), set()
+    for node in graph:
+        if node.op_type != "Shape" and any(value in reached for value in node.inputs if value is not None):
+            found.add(node)
+            reached.update(node.outputs)
+    return found
 
 
 def _attention(softmax: ir.Node, block: str) -> list[Site] | str:

@@ -110,7 +110,7 @@ def weight_scales(weight: np.ndarray, largest: int = INT8_MAX) -> np.ndarray:
     """Computes a weight's scales.
 
     Args:
-        weight: [K, N] of a matrix product or [N, K, 1, 1] of a convolution, float.
+        weight: [K, N] of a matrix product or [N, K, ...] of a convolution, float.
         largest: what the largest |w| of an output channel becomes: 127 for int8, 448 for fp8.
 
     Returns:
@@ -168,7 +168,7 @@ class _Writer:
             nodes, result = self._pair(w, scales, axis)
         else:
             name = f"{w.name}/{number.dtype.name.lower()}"
-            along = scales if len(tensor.shape) == 2 else scales.reshape(-1, 1, 1, 1)
+            along = scales if len(tensor.shape) == 2 else scales.reshape(-1, *[1] * (len(tensor.shape) - 1))
             stored = derived(tensor, number.dtype, lambda weight: number.encode(weight / along), name)
             node, result = self._dequantize(initializer(self._graph, stored), w, self._scale_inputs(w, scales), axis)
             nodes = [node]

@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from vit_convert.errors import UsageError
-from vit_convert.quantize.graph import derived, initializer, read_weight
+from vit_convert.quantize.graph import derived, initializer, linear_weight, read_weight
 from vit_convert.quantize.placement import Site
 from vit_convert.quantize.qdq import channel_axis
 
@@ -141,12 +141,12 @@ def _keeps_channels(node: ir.Node) -> bool:
 
 
 def _readers(value: ir.Value) -> tuple[ir.Node, ...] | str:
-    """The MatMuls and 1 × 1 convolutions that multiply a value by a weight, or who else reads it."""
+    """The linears that multiply a value by a weight, or who else reads it."""
     if value.is_graph_output():
         return "it is an output of the graph"
     found: list[ir.Node] = []
     for node, index in value.uses():
-        if node.op_type in ("MatMul", "Conv") and index == 0 and node.inputs[1] is not None and node.inputs[1].const_value is not None:
+        if index == 0 and linear_weight(node) is not None and _groups(node) == 1:
             found.append(node)
         elif index == 0 and _keeps_channels(node):
             behind = _readers(node.outputs[0])
@@ -156,6 +156,10 @@ def _readers(value: ir.Value) -> tuple[ir.Node, ...] | str:
         else:
             return f"{node.op_type} {node.name} reads it too"
     return tuple(found)
+
+
+def _groups(convolution: ir.Node) -> int:
+    return convolution.attributes["group"].as_int() if "group" in convolution.attributes else 1
 
 
 def _parameters(value: ir.Value) -> tuple[tuple[ir.Node, int], ...] | None:

@@ -124,7 +124,7 @@ class _Typing:
 
     def _islands(self) -> dict[ir.Node, str]:
         """Decides which nodes stay float32, and why."""
-        names = names_by_node(node_blocks(self._graph))
+        names = names_by_node(self._graph, node_blocks(self._graph))
         check_patterns("keep_fp32", self._keep_fp32, set().union(*names.values()))
         statistics, normalization = _statistics(self._graph), _normalization(self._graph)
         opset = self._model.opset_imports[""]

@@ -8,6 +8,7 @@ import numpy as np
 from vit_convert import config as configs
 from vit_convert.bundle import atomic
 from vit_convert.calibration_cache import ALGORITHMS, CacheKey, format_cache, hash_source, save_cache
+from vit_convert.errors import UsageError
 from vit_convert.pipeline import Context, Stage
 from vit_convert.stages.common import backend_named, builds_here, decode, graph_files, plain, prepare, source_identity, target_name
 
@@ -53,9 +54,11 @@ def calibrate(context: Context) -> dict[str, Any]:
     from vit_convert.quantize.placement import place
 
     config = context.config.calibration
-    images, source = _calibration_images(context)
     model = ir.load(context.bundle.onnx())
     placement = place(model, attention=config.attention, **patterns(context))
+    if not placement.sites:
+        _refuse_to_quantize_nothing(context)
+    images, source = _calibration_images(context)
     for block, reason in placement.declined.items():
         context.progress.warn(f"{block}: attention is not quantized: {reason}")
     smoothed = _smooth(context, model, placement, images) if config.smooth else None
@@ -89,6 +92,16 @@ def calibrate(context: Context) -> dict[str, Any]:
         "smoothed": smoothed,
         "summary": summary + (f", {smoothed['num_norms']} LayerNorms smoothed" if smoothed else ""),
     }
+
+
+def _refuse_to_quantize_nothing(context: Context) -> None:
+    given = {key: value for key, value in patterns(context).items() if value}
+    said = "".join(f", config.{key}={value}" for key, value in given.items())
+    why = "these leave no linear" if given else "the graph has no product or convolution of an activation with a constant"
+    raise UsageError(
+        f"config.precision={context.config.precision}{said}: {why}, so nothing would be quantized",
+        fix="Leave less out (config.keep_fp16, config.keep_fp32, config.quantize_only)." if given else "Ask for fp16.",
+    )
 
 
 def _calibration_images(context: Context) -> tuple[np.ndarray, str]:

@@ -123,8 +123,9 @@ def _ranges_by_flag(context: Context, activations: Any) -> dict[str, Any]:
     from vit_convert.quantize.graph import names_by_node, node_blocks
     from vit_convert.quantize.typed import FP16_MAX
 
-    keep_fp32, blocks = context.config.keep_fp32, node_blocks(ir.load(context.bundle.onnx()).graph)
-    names = names_by_node(blocks)
+    keep_fp32, graph = context.config.keep_fp32, ir.load(context.bundle.onnx()).graph
+    blocks = node_blocks(graph)
+    names = names_by_node(graph, blocks)
     check_patterns("keep_fp32", keep_fp32, set().union(*names.values()))
     amax, per_block = activations(context.bundle.onnx())
     lowered = {node: block for node, block in blocks.items() if not matches(keep_fp32, names[node])}
