@@ -140,11 +140,12 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 
 
 def read_json(path: str | os.PathLike[str], default: Any = None) -> Any:
-    """Reads a JSON file; `default` where there is none or it is damaged (an older version, a full disk)."""
+    """Reads a JSON object; `default` where there is none or it is damaged (an older version, a full disk, another file's content)."""
     try:
-        return json.loads(pathlib.Path(path).read_text())
-    except (OSError, ValueError):
+        value = json.loads(pathlib.Path(path).read_text())
+    except (OSError, ValueError, RecursionError):
         return default
+    return value if isinstance(value, dict) else default
 
 
 def _plain(value: Any) -> Any:

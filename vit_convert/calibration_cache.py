@@ -1,8 +1,10 @@
 """TensorRT's own INT8 calibration cache, byte for byte, with a key beside it: a cache is refused where it does not belong."""
 
 import dataclasses
+import math
 import os
 import pathlib
+import re
 import struct
 from collections.abc import Mapping
 from typing import Any
@@ -35,14 +37,17 @@ class CacheKey:
         """The first line that TensorRT gives such a cache: "TRT-8600-EntropyCalibration2" for 8.6.0.
 
         Raises:
-            CalibrationError: TensorRT has no such algorithm.
+            CalibrationError: TensorRT has no such algorithm, or its version is no three numbers.
         """
         if self.algorithm not in ALGORITHMS:
             raise CalibrationError(
                 f"calibration algorithm {self.algorithm!r} is not TensorRT's.{nearest(self.algorithm, ALGORITHMS)}",
                 fix=f"Use {' or '.join(ALGORITHMS)}.",
             )
-        major, minor, patch = (int(part) for part in self.version.split(".")[:3])
+        numbers = re.match(r"(\d+)\.(\d+)\.(\d+)", self.version)  # of "10.0.0b6" too
+        if numbers is None:
+            raise CalibrationError(f"TensorRT {self.version}: no calibration cache is known of such a version")
+        major, minor, patch = map(int, numbers.groups())
         number = major * (1000 if major < 10 else 10000) + minor * 100 + patch  # NvInferVersion.h; 10 moved the major up a digit
         return f"TRT-{number}-{ALGORITHMS[self.algorithm]}"
 
@@ -103,6 +108,8 @@ def parse_cache(data: bytes) -> tuple[str, dict[str, float]]:
         for line in filter(None, lines):
             tensor, bits = line.rsplit(": ", 1)  # tensor names hold colons and blanks
             scales[tensor] = struct.unpack("!f", bytes.fromhex(bits.zfill(8)))[0]
+            if not 0 <= scales[tensor] < math.inf:
+                raise ValueError(f"{tensor} has scale {scales[tensor]}")
     except (ValueError, struct.error) as e:
         raise CalibrationError(f"calibration cache: no TensorRT calibration cache ({e})", fix="Delete it and calibrate again.") from e
     return header, scales
@@ -131,7 +138,8 @@ def load_cache(path: str | os.PathLike[str], key: CacheKey) -> bytes | None:
         raise CalibrationError(f"{path}: made as {header}, needed {key.header}", fix=fix)
     source = (read_json(_key_path(path)) or {}).get("source_hash")
     if source != key.source_hash:
-        was = f"graph, weights and images {source[:12]}…" if source else f"a graph and images that no {_key_path(path).name} names"
+        nameless = f"a graph and images that no {_key_path(path).name} names"
+        was = f"graph, weights and images {source[:12]}…" if source and isinstance(source, str) else nameless
         raise CalibrationError(f"{path}: made from {was}, needed {key.source_hash[:12]}…", fix=fix)
     if not scales:
         raise CalibrationError(f"{path}: holds no scale", fix=fix)

@@ -8,15 +8,20 @@ class ConvertError(Exception):
     """A user-facing failure: printed without a traceback, and its exit code ends the process.
 
     Args:
-        message: what is wrong, where, and both values ("…/kernel: checkpoint (768, 3072), variant needs (1024, 4096)").
+        message: what is wrong, where, and both values ("…/kernel: checkpoint (768, 3072), variant needs (1024, 4096)"). It may quote
+            foreign bytes: what a terminal would obey, or a report could not encode, is spelt as Python does ("\\x1b", "\\udc80").
         fix: what to do about it, one sentence; printed on its own line.
     """
 
     exit_code = 1
 
     def __init__(self, message: str, *, fix: str = ""):
-        super().__init__(message)
-        self.fix = fix
+        super().__init__(_printable(message))
+        self.fix = _printable(fix)
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 class UsageError(ConvertError):

@@ -7,11 +7,15 @@ import contextlib
 import os
 import struct
 import zipfile
+import zlib
 from typing import IO, NamedTuple, cast
 
 _HEADER_BYTES = 30
 _UNREADABLE = {0x1: "is encrypted", 0x20: "is a compressed patch", 0x40: "is strongly encrypted"}  # flags of APPNOTE.TXT, 4.4.4
 _UTF8 = 0x800
+_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2)  # LZMA makes room for the dictionary that its header claims
+# What reading the directory or a member of a damaged archive raises, or of one with what this Python cannot read.
+UNREADABLE = (OSError, ValueError, EOFError, RuntimeError, struct.error, zipfile.BadZipFile, zlib.error)
 
 
 class FileState(NamedTuple):
@@ -41,18 +45,22 @@ def open_member(path: str | os.PathLike[str], member: zipfile.ZipInfo, state: Fi
         A stream of the member's bytes with a handle that it closes itself; it inflates them, and checks their CRC-32 at the end.
 
     Raises:
-        zipfile.BadZipFile: the member's header is damaged, or the file is another one by now.
+        zipfile.BadZipFile: the member's header is damaged, it ends after the file, or the file is another one by now.
         NotImplementedError: it is compressed or encrypted in a way that is not supported.
-        OSError: the file cannot be read.
+        OSError: the file cannot be read. These, and what the stream raises, are UNREADABLE.
     """
     for flag, what in _UNREADABLE.items():
         if member.flag_bits & flag:
             raise NotImplementedError(f"{member.filename} {what}")
+    if member.compress_type not in _COMPRESSIONS:
+        raise NotImplementedError(f"{member.filename} is compressed by method {member.compress_type}")
     with contextlib.ExitStack() as opened:
         file = opened.enter_context(open(path, "rb"))
         if state is not None and FileState.of(file.fileno()) != state:
             raise zipfile.BadZipFile("the file was changed while it was read")
-        file.seek(data_offset(file, member))
+        # `read` makes room for all that is claimed to be there, before it looks.
+        if file.seek(data_offset(file, member)) + member.compress_size > os.fstat(file.fileno()).st_size:
+            raise zipfile.BadZipFile("it ends after the file, which is truncated")
         stream = zipfile.ZipExtFile(file, "r", member, close_fileobj=True)
         opened.pop_all()
         return cast(IO[bytes], stream)

@@ -28,10 +28,16 @@ CACHE = b"TRT-8600-EntropyCalibration2\nimages: 3caa54fc\n(Unnamed Layer* 64) [S
         ("8.6.0", "entropy", "TRT-8600-EntropyCalibration2"),
         ("8.6.1", "minmax", "TRT-8601-MinMaxCalibration"),
         ("10.14.1.48", "entropy", "TRT-101401-EntropyCalibration2"),
+        ("10.0.0b6", "entropy", "TRT-100000-EntropyCalibration2"),
     ],
 )
 def test_header(version, algorithm, header):
     assert CacheKey(algorithm, version, "").header == header
+
+
+def test_a_version_that_is_none():
+    with pytest.raises(CalibrationError, match=r"TensorRT 11\.x: no calibration cache is known"):
+        CacheKey("entropy", "11.x", "").header  # noqa: B018
 
 
 def test_scales_are_big_endian_float32():
@@ -45,7 +51,11 @@ def test_scales_are_big_endian_float32():
 
 
 @pytest.mark.parametrize(
-    "damaged", [b"", b"TRT-8600-EntropyCalibration2\nimages 3caa54fc\n", b"TRT\nimages: xyz\n", b"TRT\nimages: 3caa54fc00\n", b"\xff\xfe"]
+    "damaged",
+    [
+        *(b"", b"TRT-8600-EntropyCalibration2\nimages 3caa54fc\n", b"TRT\nimages: xyz\n", b"TRT\nimages: 3caa54fc00\n", b"\xff\xfe"),
+        *(b"TRT\nimages: 7fc00000\n", b"TRT\nimages: 7f800000\n", b"TRT\nimages: bf800000\n"),  # NaN, infinity, -1
+    ],
 )
 def test_damaged_cache(damaged):
     with pytest.raises(CalibrationError, match="no TensorRT calibration cache"):

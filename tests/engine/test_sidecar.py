@@ -6,7 +6,7 @@ import json
 import pytest
 
 from vit_convert.engine.cuda import Gpu
-from vit_convert.engine.sidecar import check_sidecar, graph_hashes, sidecar_path, write_sidecar
+from vit_convert.engine.sidecar import check_sidecar, graph_hashes, read_sidecar, sidecar_path, write_sidecar
 from vit_convert.engine.trt import Backend
 from vit_convert.errors import BuildError
 
@@ -110,8 +110,28 @@ def test_missing_keys(plan, key):
         check_sidecar(path, HERE)
 
 
-def test_sidecar_that_is_no_record(plan):
+@pytest.mark.parametrize(("key", "value"), [("version", 8), ("targets", "sm90"), ("options.version_compatible", "no"), ("plan", [])])
+def test_entries_of_another_type(plan, key, value):
     path = plan()
-    sidecar_path(path).write_text("[]")
-    with pytest.raises(BuildError, match=r"damaged: backend, version, .*plan\.sha256 not in it"):
+    record = json.loads(sidecar_path(path).read_text())
+    *outer, last = key.split(".")
+    (record[outer[0]] if outer else record)[last] = value
+    sidecar_path(path).write_text(json.dumps(record))
+    with pytest.raises(BuildError, match=rf"fp16\.plan\.json: damaged: {key}.* not in it"):
         check_sidecar(path, HERE)
+
+
+@pytest.mark.parametrize("text", ["[]", '"fp16"', "[" * 100_000])
+def test_sidecar_that_is_no_record(plan, text):
+    path = plan()
+    sidecar_path(path).write_text(text)
+    with pytest.raises(BuildError, match=r"fp16\.plan\.json: missing or damaged"):
+        check_sidecar(path, HERE)
+
+
+def test_entries_that_may_be_missing_are_as_we_write_them_or_not_there(plan):
+    path = plan(proof="passed", model={"sha256": "0"}, instead_of={"onnx": {}})
+    assert "onnx" in read_sidecar(path) and read_sidecar(path)["model"] == {"sha256": "0"}
+    assert not {"proof", "instead_of", "summary"} & set(read_sidecar(path))
+    sidecar_path(path).unlink()
+    assert read_sidecar(path) == {}

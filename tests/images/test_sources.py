@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from vit_convert.errors import CalibrationError
+from vit_convert.images import sources
 from vit_convert.images.sources import ImageSource, open_images
 
 
@@ -135,6 +136,7 @@ def test_arrays_of_the_wrong_kind(tmp_path, arrays, message):
         ("list.txt", "one 1.png\nsub/2.png\n", None),
         ("list.txt", "one 1.png 4\n\nsub/2.png\t5\n", [4, 5]),
         ("list.csv", "path,label\none 1.png,4\nsub/2.png,5\n", [4, 5]),
+        ("list.txt", "one 1.png, 4\nsub/2.png , \t5\n", [4, 5]),
         ("list.csv", "\ufeffone 1.png\r\nsub/2.png\r\n", None),
         ("list.tsv", "one 1.png\t4\nsub/2.png\t5\n", [4, 5]),
     ],
@@ -149,7 +151,14 @@ def test_lists_are_relative_to_themselves(tmp_path, monkeypatch, name, text, lab
     assert np.array_equal(source.read(1), photo(seed=1))
 
 
-@pytest.mark.parametrize("text", ["a.png,1\nb.png\n", "a.png,1\nb.png,cat\n", "a.png,1\nb.png,-1\n", "a.png,1,2\nb.png,3,4\n"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("a.png,1\nb.png\n", "a.png,1\nb.png,cat\n", "a.png,1\nb.png,-1\n", "a.png,1,2\nb.png,3,4\n"),
+        # no headers, though a first line with a word for a label is one: an image would be lost without a word
+        *("a.png,-1\nb.png,1\n", "a.png,1.0\nb.png,1\n", "a.png,\nb.png,1\n", "a.png,cat\nb.png,1\n", f"a.png,{10**19}\nb.png,1\n"),
+    ],
+)
 def test_uneven_lists_are_refused(tmp_path, text):
     write_tree(tmp_path, "a.png", "b.png")
     (tmp_path / "list.csv").write_text(text)
@@ -184,6 +193,14 @@ def test_nothing_there(tmp_path):
     (tmp_path / "a.hdf5").touch()
     with pytest.raises(CalibrationError, match="neither a folder nor a kind"):
         open_images(tmp_path / "a.hdf5")
+
+
+def test_more_than_any_image_needs_is_not_inflated(tmp_path, monkeypatch):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x.png", bytes(5000))
+    monkeypatch.setattr(sources, "_LARGEST_BYTES", 4999)
+    with pytest.raises(CalibrationError, match=r"a\.zip/x\.png: cannot be read .*5000 bytes, the limit is 4999"):
+        open_images(tmp_path / "a.zip").read(0)
 
 
 def test_fingerprint_follows_the_files(tmp_path):

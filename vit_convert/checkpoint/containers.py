@@ -10,9 +10,7 @@ import mmap
 import os
 import pathlib
 import re
-import struct
 import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import IO
 
@@ -20,7 +18,8 @@ import ml_dtypes
 import numpy as np
 
 from vit_convert.errors import CheckpointError
-from vit_convert.zip_member import FileState, data_offset, open_member
+from vit_convert.npy_header import read_npy_header
+from vit_convert.zip_member import UNREADABLE, FileState, data_offset, open_member
 
 _CHUNK_BYTES = 1 << 20  # stays in a core's cache between the checksum and the scan
 _RESIDENT_BYTES = 1 << 28  # of a mapped file, after which its pages are given back
@@ -151,7 +150,7 @@ def read_container(path: str | os.PathLike[str]) -> Leaves:
             return Leaves(_safetensors_leaves(path, file))
         try:
             members = zipfile.ZipFile(file).infolist()
-        except zipfile.BadZipFile as e:
+        except UNREADABLE as e:
             if start.startswith(b"PK"):
                 raise CheckpointError(
                     f"{path}: truncated or damaged zip ({e})", fix="Fetch the file again; compare its size with the source."
@@ -212,7 +211,7 @@ def _verify_leaf(path: str | os.PathLike[str], leaf: Leaf) -> None:
 def _damage(path: str | os.PathLike[str], name: str) -> Iterator[None]:
     try:
         yield
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as e:
+    except UNREADABLE as e:
         raise CheckpointError(f"{path}: {name}: damaged ({e})", fix="Fetch the file again.") from e
 
 
@@ -249,10 +248,10 @@ def _npz_leaf(path: pathlib.Path, file: IO[bytes], member: zipfile.ZipInfo, name
     state = FileState.of(file.fileno())  # each reader opens the file anew: threads must not share a handle
     try:
         with open_member(path, member, state) as stream:
-            shape, fortran, dtype = _npy_header(stream)
+            shape, fortran, dtype = read_npy_header(stream)
             header_bytes = stream.tell()
         offset = data_offset(file, member) + header_bytes
-    except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError, RuntimeError, struct.error) as e:
+    except UNREADABLE as e:
         raise CheckpointError(f"{path}: member {name}: unreadable ({e})", fix="Fetch the file again, or save it with numpy.savez.") from e
     if dtype.hasobject:
         raise CheckpointError(
@@ -262,7 +261,7 @@ def _npz_leaf(path: pathlib.Path, file: IO[bytes], member: zipfile.ZipInfo, name
     if dtype == np.dtype("V2"):
         dtype = _BFLOAT16  # numpy cannot spell bfloat16 in its header and writes two raw bytes
     expected = math.prod(shape) * dtype.itemsize
-    if expected != member.file_size - header_bytes or min(shape, default=0) < 0:
+    if expected != member.file_size - header_bytes:
         raise CheckpointError(f"{path}: member {name}: {member.file_size - header_bytes} bytes, shape {shape} of {dtype} needs {expected}")
 
     def open_values() -> IO[bytes]:
@@ -285,14 +284,6 @@ def _npz_leaf(path: pathlib.Path, file: IO[bytes], member: zipfile.ZipInfo, name
             return np.frombuffer(stream.read(), dtype).reshape(shape, order="F" if fortran else "C")
 
     return Leaf(name, shape, dtype, inflate, open_values, fortran)
-
-
-def _npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
-    version = np.lib.format.read_magic(stream)
-    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    if version not in readers:
-        raise ValueError(f"npy version {version}")
-    return readers[version](stream)
 
 
 def _is_name(name: str) -> bool:

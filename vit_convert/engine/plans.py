@@ -1,13 +1,14 @@
 """The engines of a bundle: which one runs here, what was proved of it, and which one to use."""
 
+import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vit_convert.bundle import Bundle, read_json
+from vit_convert.bundle import Bundle
 from vit_convert.engine.build_request import hash_graph
 from vit_convert.engine.runtime import Engine
-from vit_convert.engine.sidecar import add_to_sidecar, check_sidecar, sidecar_path
+from vit_convert.engine.sidecar import add_to_sidecar, check_sidecar, read_sidecar
 from vit_convert.engine.trt import Backend
 from vit_convert.errors import BuildError
 
@@ -52,8 +53,8 @@ def open_engine(backend: Backend, bundle: Bundle, plan: pathlib.Path) -> Engine:
 
 def built_from(bundle: Bundle, plan: pathlib.Path) -> pathlib.Path | None:
     """The graph of the bundle that an engine's sidecar names, None where it is not there: what the engine must have been built from."""
-    name = (read_json(sidecar_path(plan)) or {}).get("onnx", {}).get("path")
-    return next((path for path in (bundle.root / f"{name}", bundle.spellings / f"{name}") if path.is_file()), None)
+    name = read_sidecar(plan).get("onnx", {}).get("path")
+    return next((path for path in (bundle.root / f"{name}", bundle.spellings / f"{name}") if os.path.isfile(path)), None)
 
 
 def keep_model(bundle: Bundle, plan: pathlib.Path) -> None:
@@ -68,7 +69,7 @@ def require_model(bundle: Bundle, plan: pathlib.Path) -> None:
     Raises:
         BuildError: see above.
     """
-    model = (read_json(sidecar_path(plan)) or {}).get("model")
+    model = read_sidecar(plan).get("model")
     if built_from(bundle, plan) == bundle.onnx():  # `open_engine` compares that, and to read it once takes seconds
         return
     if model is not None and bundle.onnx().is_file() and model != hash_graph(bundle.onnx()):
@@ -87,7 +88,7 @@ def keep_proof(plan: pathlib.Path, found: Mapping[str, Any]) -> None:
 
 def proof_of(plan: pathlib.Path) -> dict[str, Any]:
     """What `keep_proof` wrote of the very engine that lies there; {} where it has not been verified."""
-    return (read_json(sidecar_path(plan)) or {}).get("proof", {})
+    return read_sidecar(plan).get("proof", {})
 
 
 def recommended_engine(engines: Sequence[Mapping[str, Any]], benchmark: Mapping[str, Any]) -> dict[str, Any]:

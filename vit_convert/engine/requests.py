@@ -8,7 +8,7 @@ from typing import Any
 import ml_collections
 
 from vit_convert import config as configs
-from vit_convert.bundle import Bundle, read_json
+from vit_convert.bundle import Bundle
 from vit_convert.engine import inspect
 from vit_convert.engine.build import build_engine
 from vit_convert.engine.build_request import BuildRequest, request_record
@@ -18,7 +18,7 @@ from vit_convert.engine.kernels import fused_attention_by_kernels
 from vit_convert.engine.plans import keep_model
 from vit_convert.engine.profiles import batch_profiles
 from vit_convert.engine.runtime import Engine
-from vit_convert.engine.sidecar import add_to_sidecar, check_sidecar, sidecar_path
+from vit_convert.engine.sidecar import add_to_sidecar, check_sidecar, read_sidecar
 from vit_convert.engine.trt import Backend
 from vit_convert.errors import BuildError, ConvertError, UnbuildableError
 from vit_convert.progress import Progress
@@ -147,7 +147,7 @@ def _build_advised(
     What did not build, and why, is kept in the sidecar as "instead_of": finding it out may have taken minutes.
     """
     plain, advised = dataclasses.replace(request, onnx_path=bundle.onnx()), request_record(request)["onnx"]
-    kept = (read_json(sidecar_path(plan)) or {}).get("instead_of", {})
+    kept = read_sidecar(plan).get("instead_of", {})
     if not force and kept.get("onnx") == advised and (found := _finished(backend, plain, plan)) is not None:
         progress.warn(f"{kept['reason']}; {request.precision} was built from {bundle.onnx().name} instead, --force tries again")
         return found
@@ -223,11 +223,11 @@ def _fused_by_kernels(backend: Backend, plan: pathlib.Path) -> tuple[dict[str, A
 
 def _finished(backend: Backend, request: BuildRequest, plan: pathlib.Path) -> dict[str, Any] | None:
     """The summary of an engine that was built by the same request, None where there is no such engine."""
-    record = read_json(sidecar_path(plan))
+    record = read_sidecar(plan)
     asked = request_record(request)
-    if record is None or "summary" not in record or any(record.get(key) != value for key, value in asked.items()):
+    if "summary" not in record or any(record.get(key) != value for key, value in asked.items()):
         return None
-    if backend.gpu is not None and backend.name != "rtx" and (record.get("gpu") or {}).get("name") != backend.gpu.name:
+    if backend.gpu is not None and backend.name != "rtx" and record.get("gpu", {}).get("name") != backend.gpu.name:
         return None  # it runs here too, but its kernels were chosen on another GPU
     try:
         check_sidecar(plan, backend)

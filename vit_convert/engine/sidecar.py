@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 from typing import Any
 
 from vit_convert.bundle import hash_file, read_json, write_json
@@ -10,18 +11,19 @@ from vit_convert.errors import BuildError
 
 # AMPERE_PLUS engines run on this compute capability and all later ones.
 _AMPERE = 80
-# What `check_sidecar` reads.
-_NEEDED = (
-    "backend",
-    "version",
-    "targets",
-    "precision",
-    "options.version_compatible",
-    "options.hardware_compatible",
-    "onnx.path",
-    "onnx.sha256",
-    "plan.sha256",
-)
+# Entries by dotted key, and what each has to be: those that `check_sidecar` needs, and those that may be missing.
+_NEEDED = {
+    "backend": str,
+    "version": str,
+    "targets": list,
+    "precision": str,
+    "options.version_compatible": bool,
+    "options.hardware_compatible": bool,
+    "onnx.path": str,
+    "onnx.sha256": str,
+    "plan.sha256": str,
+}
+_OPTIONAL = {"gpu": dict, "instead_of.onnx": dict, "instead_of.reason": str, "model": dict, "onnx": dict, "proof": dict, "summary": dict}
 
 
 def sidecar_path(plan_path: str | os.PathLike[str]) -> pathlib.Path:
@@ -66,6 +68,20 @@ def add_to_sidecar(plan_path: str | os.PathLike[str], **found: Any) -> None:
     write_json(sidecar_path(plan_path), {**(read_json(sidecar_path(plan_path)) or {}), **found})
 
 
+def read_sidecar(plan_path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Reads a plan's sidecar for one of the entries that it may lack.
+
+    Args:
+        plan_path: the plan.
+
+    Returns:
+        The sidecar without entries that are not what we write; {} where there is none or it is damaged.
+    """
+    record = read_json(sidecar_path(plan_path), {})
+    damaged = {key.split(".")[0] for key, kind in _OPTIONAL.items() if not _has(record, key, kind)}
+    return {key: value for key, value in record.items() if key not in damaged}
+
+
 def check_sidecar(
     plan_path: str | os.PathLike[str], backend: Backend, *, onnx_path: str | os.PathLike[str] | None = None
 ) -> dict[str, Any]:
@@ -90,7 +106,7 @@ def check_sidecar(
         raise BuildError(
             f"{sidecar_path(plan_path)}: missing or damaged, so nothing says what the engine runs on", fix="Build the engine again."
         )
-    if missing := [key for key in _NEEDED if not _has(record, key)]:
+    if missing := [key for key, kind in _NEEDED.items() if not _has(record, key, kind)]:
         raise BuildError(f"{sidecar_path(plan_path)}: damaged: {', '.join(missing)} not in it", fix="Build the engine again.")
     rebuild = f"Build {record['precision']} again from {record['onnx']['path']} on this host."
     if record["backend"] != backend.name:
@@ -101,7 +117,7 @@ def check_sidecar(
         raise BuildError(f"{plan_path}: built by {backend.name} {record['version']}, here is {backend.version}", fix=rebuild)
     if backend.gpu is not None and not _arch_fits(record, backend.gpu.arch):
         raise BuildError(
-            f"{plan_path}: built for {', '.join(record['targets'])}, here is {backend.gpu.arch} ({backend.gpu.name})", fix=rebuild
+            f"{plan_path}: built for {', '.join(map(str, record['targets']))}, here is {backend.gpu.arch} ({backend.gpu.name})", fix=rebuild
         )
     if (found := hash_file(plan_path)) != record["plan"]["sha256"]:
         raise BuildError(
@@ -118,23 +134,23 @@ def check_sidecar(
     return record
 
 
-def _has(record: Any, key: str) -> bool:
+def _has(record: Any, key: str, kind: type) -> bool:
     for part in key.split("."):
         if not isinstance(record, dict) or part not in record:
             return False
         record = record[part]
-    return True
+    return isinstance(record, kind)
 
 
 def _version_fits(record: dict[str, Any], version: str) -> bool:
     if record["options"]["version_compatible"]:  # such an engine runs on its own version and later ones of the same major
         built, here = _numbers(record["version"]), _numbers(version)
-        return built[0] == here[0] and built <= here
+        return built[:1] == here[:1] and bool(built) and built <= here
     return record["version"] == version
 
 
 def _numbers(version: str) -> list[int]:
-    return [int(part) for part in version.split(".") if part.isdigit()]
+    return [int(part) for part in version.split(".") if re.fullmatch("[0-9]{1,9}", part)]
 
 
 def _arch_fits(record: dict[str, Any], arch: str) -> bool:

@@ -1,12 +1,14 @@
 """Images that are an array already: `.npz` files, memory-mapped where they are stored uncompressed."""
 
+import math
 import pathlib
-import struct
 import zipfile
 
 import numpy as np
 
 from vit_convert.errors import CalibrationError
+from vit_convert.npy_header import read_npy_header
+from vit_convert.zip_member import UNREADABLE, data_offset, open_member
 
 _FIX = "Save it as numpy.savez(path, images=uint8 [N, H, W, 3], labels=integers [N])."
 
@@ -24,13 +26,13 @@ def read_arrays(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray | None]:
         CalibrationError: not such a file.
     """
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            if "images" not in arrays.files:
-                raise CalibrationError(f"images {path}: holds {arrays.files}, not `images`", fix=_FIX)
-            mapped = _map_member(path, "images.npy")
-            images = arrays["images"] if mapped is None else mapped
-            labels = arrays["labels"] if "labels" in arrays.files else None
-    except (OSError, ValueError, zipfile.BadZipFile) as e:
+        with zipfile.ZipFile(path) as archive:
+            members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
+            if "images" not in members:
+                raise CalibrationError(f"images {path}: holds {list(members)}, not `images`", fix=_FIX)
+        images = _read_member(path, members["images"])
+        labels = _read_member(path, members["labels"]) if "labels" in members else None
+    except UNREADABLE as e:
         raise CalibrationError(f"images {path}: not a readable .npz ({e})", fix=_FIX) from e
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
         raise CalibrationError(f"images {path}: `images` is {images.dtype} {list(images.shape)}, needed is uint8 [N, H, W, 3]", fix=_FIX)
@@ -43,17 +45,16 @@ def read_arrays(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray | None]:
     return images, labels.astype(np.int64)
 
 
-def _map_member(path: pathlib.Path, member: str) -> np.ndarray | None:
-    with zipfile.ZipFile(path) as archive:
-        info = archive.getinfo(member)
-    if info.compress_type != zipfile.ZIP_STORED:
-        return None
-    with open(path, "rb") as f:
-        f.seek(info.header_offset + 26)  # lengths of the name and of the extra field, the last two of the local header's 30 bytes
-        f.seek(sum(struct.unpack("<HH", f.read(4))), 1)
-        version = np.lib.format.read_magic(f)
-        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read_header(f)
-        if dtype.hasobject or 0 in shape:
-            return None
-        return np.memmap(path, dtype, "r", f.tell(), shape, "F" if fortran else "C")
+def _read_member(path: pathlib.Path, member: zipfile.ZipInfo) -> np.ndarray:
+    with open_member(path, member) as stream:
+        shape, fortran, dtype = read_npy_header(stream)
+        if dtype.hasobject:
+            raise ValueError(f"{member.filename} is a pickled object array")
+        header_bytes, needed = stream.tell(), math.prod(shape) * dtype.itemsize
+        if needed != member.file_size - header_bytes:
+            raise ValueError(f"{member.filename}: {member.file_size - header_bytes} bytes, shape {shape} of {dtype} needs {needed}")
+        if member.compress_type != zipfile.ZIP_STORED or not needed:
+            return np.frombuffer(stream.read(), dtype).reshape(shape, order="F" if fortran else "C")
+    with open(path, "rb") as file:
+        offset = data_offset(file, member) + header_bytes
+    return np.memmap(path, dtype, "r", offset, shape, "F" if fortran else "C")

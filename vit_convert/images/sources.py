@@ -6,8 +6,8 @@ import io
 import os
 import pathlib
 import re
+import string
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -16,11 +16,11 @@ from vit_convert.bundle import hash_value
 from vit_convert.errors import CalibrationError
 from vit_convert.images.arrays import read_arrays
 from vit_convert.images.pixels import decode_image
-from vit_convert.zip_member import FileState, open_member
+from vit_convert.zip_member import UNREADABLE, FileState, open_member
 
 _SUFFIXES = (".png", ".jpg", ".jpeg")
 _LABELS_FILE = "labels.csv"
-_UNREADABLE = (OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError)  # damaged, or encrypted
+_LARGEST_BYTES = 1 << 28  # of a file in an archive: an image of Pillow's limit of pixels, uncompressed
 _OFFERED = "Give a folder, a .zip, an .npz with `images`, or a .txt, .csv or .tsv list."
 
 
@@ -87,7 +87,7 @@ def _open_list(path: pathlib.Path) -> ImageSource:
     names, labels = _parse_table(path, path.read_bytes(), _SEPARATORS[path.suffix.lower()])
     files = [path.parent / name for name in names]
     for name, file in zip(names, files):
-        if not file.is_file():
+        if not os.path.isfile(file):  # False, too, for what no file can be called
             raise CalibrationError(f"images {path}: it lists {name}, and {file} does not exist", fix="Paths are relative to the list.")
     return _open_files(path, names, files, labels)
 
@@ -101,8 +101,8 @@ def _open_zip(path: pathlib.Path) -> ImageSource:
         state = FileState.of(path)
         with zipfile.ZipFile(path) as archive:
             members = {member.filename: member for member in archive.infolist()}
-            table = archive.read(_LABELS_FILE) if _LABELS_FILE in members else None
-    except _UNREADABLE as e:
+        table = _read_member(path, members[_LABELS_FILE], state) if _LABELS_FILE in members else None
+    except UNREADABLE as e:
         raise CalibrationError(f"images {path}: not a readable zip archive ({e})") from e
     files = sorted(name for name in members if _is_image(pathlib.PurePosixPath(name).name))
     labels = _labels(path / _LABELS_FILE, files, table)
@@ -110,13 +110,19 @@ def _open_zip(path: pathlib.Path) -> ImageSource:
     def read(i: int) -> np.ndarray:
         name = f"{path}/{files[i]}"
         try:
-            with open_member(path, members[files[i]], state) as stream:  # not through `archive`: threads must not share a handle
-                content = stream.read()
-        except _UNREADABLE as e:
+            content = _read_member(path, members[files[i]], state)
+        except UNREADABLE as e:
             raise CalibrationError(f"image {name}: cannot be read from the archive ({e})", fix="Remove or replace it.") from e
         return decode_image(io.BytesIO(content), name)
 
     return ImageSource(path, files, labels, read, _fingerprint(files, [path], labels))
+
+
+def _read_member(path: pathlib.Path, member: zipfile.ZipInfo, state: FileState) -> bytes:
+    if member.file_size > _LARGEST_BYTES:
+        raise zipfile.BadZipFile(f"{member.filename} has {member.file_size} bytes, the limit is {_LARGEST_BYTES}")
+    with open_member(path, member, state) as stream:  # not through a ZipFile: threads must not share a handle
+        return stream.read()
 
 
 def _open_npz(path: pathlib.Path) -> ImageSource:
@@ -142,7 +148,7 @@ def _labels_by_folder(files: Sequence[str]) -> np.ndarray | None:
         return None
     folders = [name.split("/", 1)[0] for name in files]
     classes = sorted(set(folders))
-    numbered = all(re.fullmatch("[0-9]+", name) for name in classes)  # "10" sorts before "2", and a class may have no image
+    numbered = all(_is_label(name) for name in classes)  # "10" sorts before "2", and a class may have no image
     ids = {name: int(name) if numbered else i for i, name in enumerate(classes)}
     return np.array([ids[name] for name in folders], np.int64)
 
@@ -162,12 +168,12 @@ def _labels(path: pathlib.Path, files: Sequence[str], table: bytes | None) -> np
 
 
 def _parse_table(path: pathlib.Path, table: bytes, separator: str) -> tuple[list[str], np.ndarray | None]:
-    """Names and, where every line has one, labels; a first line without a number where others have one is a header."""
+    """Names and, where every line has one, labels; a first line with a word where others have a number is a header."""
     try:
         rows = [row for row in _rows(table.decode("utf-8-sig"), separator) if row]
     except (UnicodeDecodeError, csv.Error) as e:
         raise CalibrationError(f"{path}: not a table of text ({e})", fix="Save it as UTF-8.") from e
-    if len(rows) > 1 and len(rows[0]) == len(rows[1]) == 2 and not _is_label(rows[0][1]) and _is_label(rows[1][1]):
+    if len(rows) > 1 and len(rows[0]) == len(rows[1]) == 2 and _is_header(*rows[0]) and _is_label(rows[1][1]):
         rows = rows[1:]
     for row in rows:
         if len(row) != len(rows[0]) or len(row) > 2 or (len(row) == 2 and not _is_label(row[1])):
@@ -184,11 +190,22 @@ def _rows(text: str, separator: str) -> Iterator[list[str]]:
         yield from ([cell.strip() for cell in row] for row in csv.reader(io.StringIO(text), delimiter=separator))
         return
     for line in text.splitlines():  # a path may hold spaces, so only a number at the end is split off
-        yield [cell for cell in re.fullmatch(r"(.*?)(?:[\s,]+([0-9]+))?", line.strip()).groups() if cell]  # type: ignore[union-attr]
+        name = line.strip().rstrip(string.digits)
+        label, cut = line.strip()[len(name) :], name.rstrip(string.whitespace + ",")
+        yield [cell for cell in ((cut, label) if label and cut != name else (name + label,)) if cell]
+
+
+def _is_header(name: str, label: str) -> bool:
+    """Whether a line names columns; an image with a label that is none (-1, 2.0, one too large, none) must not pass for one."""
+    try:
+        float(label)
+    except ValueError:
+        return bool(label) and not _is_image(name)
+    return False
 
 
 def _is_label(cell: str) -> bool:
-    return re.fullmatch("[0-9]+", cell) is not None
+    return re.fullmatch("[0-9]{1,18}", cell) is not None  # more digits are no int64
 
 
 def _fingerprint(names: Sequence[str], files: Sequence[pathlib.Path], labels: np.ndarray | None) -> str:

@@ -1,0 +1,114 @@
+"""Fuzzes the targets with atheris, each in a process of its own, and says what it found: python tests/fuzz/run.py --seconds=60.
+
+A finding does not end a run: its input and its traceback go to --findings, one of each place where an exception was raised.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import re
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+import tracemalloc
+from typing import Any
+
+HERE = pathlib.Path(__file__).parent
+ROOT = HERE.parent.parent
+CORPUS = HERE / "corpus"
+_ADDRESS_SPACE = 4 << 30  # of a fuzzing process; what is mapped and never touched counts too
+_LONGEST = 4096  # bytes of an input
+_PROGRESS = re.compile(r"#\d+\t.*? cov: (\d+) ft: (\d+)")
+
+
+def fuzz(name: str, seconds: int, findings: pathlib.Path, corpus: pathlib.Path) -> None:
+    """Fuzzes one target in this process, which ends with it."""
+    sys.path[:0] = [str(ROOT), str(HERE)]
+    import atheris
+
+    with atheris.instrument_imports(include=["vit_convert", "zipfile", "csv", "json"]):
+        import fuzz_targets
+
+    resource.setrlimit(resource.RLIMIT_AS, (_ADDRESS_SPACE, _ADDRESS_SPACE))
+    target, seen = fuzz_targets.TARGETS[name], set()
+    counts = {"executions": 0, "refused": 0, "peak_bytes": 0}
+    findings.mkdir(parents=True, exist_ok=True)
+    started = written = time.monotonic()
+
+    def one(data: bytes) -> None:
+        nonlocal written
+        counts["executions"] += 1
+        try:
+            found = fuzz_targets.attempt(target, data)
+            counts["refused"] += found.refused
+            counts["peak_bytes"] = max(counts["peak_bytes"], found.peak_bytes)
+        except Exception as e:
+            place = _place(e)
+            if place not in seen:
+                seen.add(place)
+                stem = findings / f"{name}-{len(seen):02d}"
+                stem.with_suffix(".bin").write_bytes(data)
+                stem.with_suffix(".txt").write_text(f"{place}\n\n{''.join(traceback.format_exception(e))}")
+        if time.monotonic() > written + 1:
+            written = time.monotonic()
+            record = {**counts, "seconds": round(written - started, 1), "findings": sorted(seen)}
+            (findings / f"{name}.json").write_text(json.dumps(record, indent=1))
+
+    tracemalloc.start()
+    options = [f"-max_total_time={seconds}", f"-max_len={_LONGEST}", "-timeout=60", "-rss_limit_mb=4096"]
+    atheris.Setup([sys.argv[0], *options, str(corpus), str(CORPUS / name)], one)
+    atheris.Fuzz()
+
+
+def _place(error: Exception) -> str:
+    """The exception's type and the innermost line of this project that it passed."""
+    frames = traceback.extract_tb(error.__traceback__)
+    frames = [frame for frame in frames if "vit_convert" in frame.filename] or frames
+    return f"{type(error).__name__} in {pathlib.Path(frames[-1].filename).name}:{frames[-1].lineno}"
+
+
+def supervise(name: str, seconds: int, findings: pathlib.Path) -> dict[str, Any]:
+    """Runs one target in a child process, with a corpus that grows for the time of the run alone.
+
+    Returns:
+        {"target", "seconds", "executions", "refused", "peak_bytes", "edges", "features", "findings"}.
+    """
+    with tempfile.TemporaryDirectory() as corpus:
+        command = [sys.executable, __file__, f"--target={name}", f"--seconds={seconds}", f"--findings={findings}", f"--grow={corpus}"]
+        found = subprocess.run(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, errors="replace")
+    (findings / f"{name}.log").write_text(found.stderr)
+    progress = _PROGRESS.findall(found.stderr)
+    path = findings / f"{name}.json"
+    record = json.loads(path.read_text()) if path.exists() else {"findings": ["no execution"]}
+    if found.returncode:
+        record["findings"].append(f"exit {found.returncode}: {found.stderr.strip().splitlines()[-1]}")
+    edges, features = (int(value) for value in progress[-1]) if progress else (None, None)
+    return {"target": name, **record, "edges": edges, "features": features}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=int, default=5, help="of each target")
+    parser.add_argument("--target", action="append", help="default: all of them")
+    parser.add_argument("--findings", type=pathlib.Path, help="folder; default: a temporary one, which is kept")
+    parser.add_argument("--results", type=pathlib.Path, help="JSON file that gets the summary")
+    parser.add_argument("--grow", type=pathlib.Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    findings = arguments.findings or pathlib.Path(tempfile.mkdtemp(prefix="fuzz-"))
+    if arguments.grow:
+        fuzz(arguments.target[0], arguments.seconds, findings, arguments.grow)
+    findings.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for name in arguments.target or sorted(path.name for path in CORPUS.iterdir()):
+        rows.append(supervise(name, arguments.seconds, findings))
+        print(json.dumps(rows[-1]), flush=True)
+    return int(any(row["findings"] for row in rows))
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("PYTHONMALLOC", "default")
+    sys.exit(main())
