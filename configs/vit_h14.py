@@ -1,16 +1,21 @@
 """ViT-H/14 of google-research/vision_transformer: H_14, whose weights exceed 2 GB. 632,045,800 parameters with a 1000-class head.
 
-Give the checkpoint, and for a meaningful INT8 engine a folder of calibration images; checkpoints/README.md lists the public files.
+The public file, of 224 pixels and pretrained on ImageNet-21k, has a head of zeros: its features are converted. It is looked
+for in checkpoints/ and fetched there otherwise: vit_convert/checkpoint/published.py names it. A meaningful INT8 engine needs a
+folder of calibration images too.
 
-  python -m vit_convert --config vit_h14.py --config.checkpoint=CHECKPOINT.npz --config.calibration.data=IMAGES --workdir out
+  python -m vit_convert --config vit_h14.py --config.calibration.data=IMAGES --workdir out
 """
 
+from vit_convert.checkpoint.published import PUBLISHED
 from vit_convert.config import default_config
 
 
 def get_config():
     config = default_config()
+    config.checkpoint = PUBLISHED["H/14"].address
     config.variant = "H/14"
+    config.outputs = "features"
     config.precision = "fp16,int8"
     config.batch.max = 32
     config.check.num_images = 2

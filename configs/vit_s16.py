@@ -1,15 +1,18 @@
 """ViT-S/16 of google-research/vision_transformer: AugReg S_16. 22,050,664 parameters with a 1000-class head.
 
-Give the checkpoint, and for a meaningful INT8 engine a folder of calibration images; checkpoints/README.md lists the public files.
+The public file, of 384 pixels, fine-tuned on ImageNet-1k, is looked for in checkpoints/ and fetched there otherwise:
+vit_convert/checkpoint/published.py names it. A meaningful INT8 engine needs a folder of calibration images too.
 
-  python -m vit_convert --config vit_s16.py --config.checkpoint=CHECKPOINT.npz --config.calibration.data=IMAGES --workdir out
+  python -m vit_convert --config vit_s16.py --config.calibration.data=IMAGES --workdir out
 """
 
+from vit_convert.checkpoint.published import PUBLISHED
 from vit_convert.config import default_config
 
 
 def get_config():
     config = default_config()
+    config.checkpoint = PUBLISHED["S/16"].address
     config.variant = "S/16"
     config.precision = "fp16,int8"
     return config

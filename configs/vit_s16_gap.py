@@ -1,16 +1,19 @@
-"""ViT-S/16-gap of google-research/vision_transformer: S_16 with mean pooling and no class token (GSAM). 22,049,896
-parameters with a 1000-class head.
+"""ViT-S/16-gap-norep of google-research/vision_transformer: S_16 with mean pooling and no class token (GSAM).
+22,049,896 parameters with a 1000-class head.
 
-Give the checkpoint, and for a meaningful INT8 engine a folder of calibration images; checkpoints/README.md lists the public files.
+The public file, of 224 pixels, trained on ImageNet-1k, is looked for in checkpoints/ and fetched there otherwise:
+vit_convert/checkpoint/published.py names it. A meaningful INT8 engine needs a folder of calibration images too.
 
-  python -m vit_convert --config vit_s16_gap.py --config.checkpoint=CHECKPOINT.npz --config.calibration.data=IMAGES --workdir out
+  python -m vit_convert --config vit_s16_gap.py --config.calibration.data=IMAGES --workdir out
 """
 
+from vit_convert.checkpoint.published import PUBLISHED
 from vit_convert.config import default_config
 
 
 def get_config():
     config = default_config()
-    config.variant = "S/16-gap"
+    config.checkpoint = PUBLISHED["S/16-gap-norep"].address
+    config.variant = "S/16-gap-norep"
     config.precision = "fp16,int8"
     return config

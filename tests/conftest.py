@@ -2,10 +2,11 @@
 
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 from absl import flags
+from bucket import Bucket, serving
 
 # In the environment, so that tests that need no JAX do not import it and child processes inherit it.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -29,3 +30,14 @@ def checkpoint(tmp_path: pathlib.Path) -> Callable[..., pathlib.Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
+    """A local server that stands in for every gs:// bucket, of which a client tries again without a pause."""
+    from vit_convert.checkpoint import fetch
+
+    monkeypatch.setattr(fetch, "_PAUSE_S", 0)
+    with serving() as running:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", running.address)
+        yield running

@@ -1,6 +1,6 @@
 """Converts a Flax/JAX vision transformer to TensorRT engines and proves the numbers at every step.
 
-  python -m vit_convert --config vit_b32.py --config.checkpoint=ViT-B_32.npz --workdir=OUT
+  python -m vit_convert --config vit_b32.py --workdir=OUT
 
 A config is a Python file with get_config(); a bare name is looked up here and in configs/. Any key can be set on the
 command line as --config.key=value. Everything is written to <workdir>/<name>/, and a rerun redoes only what changed.
@@ -36,6 +36,12 @@ flags.DEFINE_string(
     "Last stage to run: checkpoint, images, export, reference, check, calibrate, sensitivity, plan, quantize, build, verify or benchmark.",
     flag_values=_FLAGS,
 )
+flags.DEFINE_multi_string(
+    "checkpoints",
+    [],
+    "Folder in which checkpoints are looked for before checkpoints/, and to which they are fetched; may be repeated.",
+    flag_values=_FLAGS,
+)
 flags.DEFINE_bool("force", False, "Redo stages that are fresh.", flag_values=_FLAGS)
 flags.DEFINE_bool("quiet", False, "Print nothing but errors.", flag_values=_FLAGS)
 flags.DEFINE_bool("debug", False, "Show tracebacks of users' mistakes as well.", flag_values=_FLAGS)
@@ -69,8 +75,14 @@ def _run(argv: Sequence[str]) -> int:
         force=_FLAGS.force,
         quiet=_FLAGS.quiet,
         command=["python", "-m", "vit_convert", *argv[1:]],
+        checkpoints=_checkpoint_folders(),
     )
     return 0
+
+
+def _checkpoint_folders() -> list[str]:
+    words = (word for value in _FLAGS.checkpoints for word in ([value] if os.path.isdir(value) else value.split(",")))
+    return [word for word in words if word]
 
 
 def parse_config(argv: Sequence[str]) -> tuple[Any, list[str]]:
@@ -157,7 +169,7 @@ def help_text() -> str:
 
 
 def _flag_lines() -> str:
-    rows = (_FLAGS[name] for name in ("workdir", "until", "force", "quiet", "debug"))
+    rows = (_FLAGS[name] for name in ("workdir", "checkpoints", "until", "force", "quiet", "debug"))
     return "\n".join(f"  --{flag.name}={flag.default!r}\n      {flag.help}" for flag in rows)
 
 

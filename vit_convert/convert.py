@@ -1,6 +1,7 @@
 """One conversion: config in, bundle, report and exit status out."""
 
 import os
+import pathlib
 import shlex
 import sys
 from collections.abc import Sequence
@@ -15,6 +16,9 @@ from vit_convert.report.summary import print_summary
 from vit_convert.report.write import write_report
 from vit_convert.stages import stages
 
+_PACKAGE = pathlib.Path(__file__).parent
+_OURS = (_PACKAGE.parent / "checkpoints", _PACKAGE / "checkpoints")  # in the repository; in an installed wheel
+
 
 def convert(
     config: ml_collections.ConfigDict,
@@ -24,6 +28,7 @@ def convert(
     force: bool = False,
     quiet: bool = False,
     command: Sequence[str] = (),
+    checkpoints: Sequence[str | os.PathLike[str]] = (),
 ) -> dict[str, Any]:
     """Converts one checkpoint.
 
@@ -34,6 +39,7 @@ def convert(
         force: redo fresh stages.
         quiet: print nothing.
         command: the command line, for the report.
+        checkpoints: folders in which a checkpoint is looked for before `checkpoints/`; it is fetched to the first.
 
     Returns:
         The report, as in `report.json`; written whether or not a stage failed.
@@ -46,7 +52,7 @@ def convert(
     progress = Progress(bundle.events, quiet=quiet)
     write_json(bundle.config, config.to_dict())
     progress.event("command", argv=list(command or sys.argv), name=config.name)
-    context = Context(config, bundle, progress, shlex.join(command or sys.argv))
+    context = Context(config, bundle, progress, shlex.join(command or sys.argv), (*checkpoints, "checkpoints", *_OURS))
     rows: list[dict[str, Any]] = []
     try:
         run_stages(stages(), context, rows, until=until, force=force)

@@ -6,7 +6,7 @@ import os
 import pathlib
 import resource
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import ml_collections
@@ -25,14 +25,23 @@ class Context:
         bundle: where the files lie.
         progress: what people and machines see.
         command: the command line, for the manifest.
+        checkpoints: folders in which a checkpoint is looked for; what is fetched goes to the first.
 
     Attributes:
         results: what each finished stage returned, by stage name; the same after a rerun that skipped it.
         scratch: values that stages of one process pass on to avoid computing them twice; never needed for correctness.
     """
 
-    def __init__(self, config: ml_collections.ConfigDict, bundle: Bundle, progress: Progress, command: str = ""):
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        bundle: Bundle,
+        progress: Progress,
+        command: str = "",
+        checkpoints: Sequence[str | os.PathLike[str]] = ("checkpoints",),
+    ):
         self.config = config
+        self.checkpoints = checkpoints
         self.command = command
         self.bundle = bundle
         self.progress = progress

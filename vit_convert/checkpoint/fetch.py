@@ -1,19 +1,34 @@
-"""Checkpoints by address: downloaded once, resumable, verified."""
+"""Checkpoints by address: downloaded once, resumable, verified, by one process at a time."""
 
+import contextlib
+import dataclasses
+import fcntl
 import hashlib
+import http.client
 import os
 import pathlib
+import re
+import shlex
+import ssl
+import time
+import urllib.error
 import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from typing import IO
 
-from vit_convert.bundle import hash_file
-from vit_convert.checkpoint.containers import split_subtree
+from vit_convert.bundle import disk_errors, hash_file, read_json, write_json
 from vit_convert.errors import CheckpointError
-from vit_convert.progress import Progress
+from vit_convert.progress import Progress, human_bytes
 
-_GCS = "https://storage.googleapis.com/"
+_GCS = "https://storage.googleapis.com"
+_EMULATOR = "STORAGE_EMULATOR_HOST"  # Google's own name for what stands in for Cloud Storage: a mirror, a test server
 _ATTEMPTS = 3  # in a row that bring nothing
+_PAUSE_S = 1.0  # between those
 _CHUNK_BYTES = 1 << 20
 _SILENCE_S = 60  # a server that sends nothing for so long is gone
+_PASSING = (408, 429, 500, 502, 503, 504)  # statuses that another try may not get
+_NOT_SATISFIABLE = 416  # there is nothing from that byte on
 
 
 def is_address(path: str | os.PathLike[str]) -> bool:
@@ -21,114 +36,231 @@ def is_address(path: str | os.PathLike[str]) -> bool:
     return os.fspath(path).startswith(("https://", "http://", "gs://"))
 
 
-def local_path(address: str, folder: str | os.PathLike[str] = "checkpoints") -> pathlib.Path:
-    """Where an address is kept: its base name and eight digits of its hash, because ViT-B_16.npz lies in several public folders.
-
-    Args:
-        address: `https://`, `http://` or `gs://`; a `#fragment` does not count.
-        folder: where fetched checkpoints lie.
-
-    Returns:
-        The path, whether or not the file is there.
-    """
-    address = urllib.parse.urldefrag(address).url
+def local_name(address: str) -> str:
+    """What an address is kept as: base name and eight digits of its hash, because ViT-B_16.npz lies in several public folders."""
     name = pathlib.PurePosixPath(urllib.parse.unquote(urllib.parse.urlsplit(address).path))
-    return pathlib.Path(folder) / f"{name.stem}-{hashlib.sha256(address.encode()).hexdigest()[:8]}{name.suffix}"
+    return f"{name.stem}-{hashlib.sha256(address.encode()).hexdigest()[:8]}{name.suffix}"
 
 
-def fetch(address: str, folder: str | os.PathLike[str] = "checkpoints", *, progress: Progress | None = None) -> pathlib.Path:
+def url_of(address: str) -> str:
+    """What is asked for: an `https://` address as it is, a `gs://` one at Cloud Storage or STORAGE_EMULATOR_HOST."""
+    if not address.startswith("gs://"):
+        return address
+    host = os.environ.get(_EMULATOR, "").rstrip("/") or _GCS
+    host = host if "://" in host else f"http://{host}"
+    return f"{host}/{urllib.parse.quote(address.removeprefix('gs://'), safe='/+')}"
+
+
+def fetch(
+    address: str,
+    folder: str | os.PathLike[str],
+    *,
+    sha256: str = "",
+    accepts: Callable[[int], bool] = lambda num_bytes: True,
+    kept_as: str = "",
+    progress: Progress | None = None,
+) -> pathlib.Path:
     """Downloads a checkpoint, unless it is there already.
 
-    An interrupted download leaves a `.part` file, from which the next call continues.
+    An interrupted download leaves a `.part` file, from which the next call continues where the server still has the same
+    file. Of two processes that want one address, the second waits for the first.
 
     Args:
-        address: `https://`, `http://` or `gs://bucket/path` (public buckets); `#sha256=<hex>` at its end is verified, and a
-            sub-tree such as `:img` is kept.
-        folder: where fetched checkpoints lie.
+        address: `https://`, `http://` or `gs://bucket/path` (public buckets).
+        folder: gets the file, as `local_name` calls it.
+        sha256: what a downloaded file must have, in hex; "" accepts any.
+        accepts: whether a file of so many bytes can be the one that is meant; asked before anything is downloaded.
+        kept_as: the name under which to look for a file that was brought by hand; "" for `local_name`.
         progress: shows a bar; None shows nothing.
 
     Returns:
-        The local file, with the sub-tree where the address has one.
+        The local file.
 
     Raises:
-        CheckpointError: no network, no such file, an incomplete reply, or another sha256 than the address says.
+        CheckpointError: no network, no such file, an incomplete reply, another size or sha256 than it should have, or a
+            folder that cannot be written.
+        UsageError: the disk is full.
     """
-    address, _, fragment = address.partition("#")
-    address, subtree = split_subtree(address)
-    sha256 = urllib.parse.parse_qs(fragment).get("sha256", [""])[0]
-    path = local_path(address, folder)
-    if not path.exists():
-        url = _GCS + urllib.parse.quote(address.removeprefix("gs://"), safe="/+") if address.startswith("gs://") else address
+    path = pathlib.Path(folder) / local_name(address)
+    progress = progress or Progress(quiet=True)
+    if path.exists():
+        return path
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(path.name + ".part")
-        _download(url, part, address, path, progress or Progress(quiet=True))
-        _check_sha256(part, sha256, address)
-        os.replace(part, path)
-    else:
-        _check_sha256(path, sha256, address)
-    return pathlib.Path(f"{path}:{subtree}") if subtree else path
+        with _alone(path, progress) as part:
+            if part is not None:
+                by_hand = _by_hand(address, path.parent / (kept_as or path.name))
+                download = _Download(address, url_of(address), part, accepts, by_hand, progress)
+                with disk_errors(path):
+                    download.run()
+                _check_sha256(part, sha256, address)
+                os.replace(part, path)
+                download.memory.unlink(missing_ok=True)
+    except OSError as e:  # the folder: what goes wrong on the way is said by the download
+        refused = f"{path}: cannot be written ({e.strerror or e})"
+        raise CheckpointError(refused, fix="Give a folder that can, with --checkpoints.") from e
+    return path
 
 
-def _download(url: str, part: pathlib.Path, address: str, path: pathlib.Path, progress: Progress) -> None:
-    import aiohttp
-    import fsspec
-
-    by_hand = _by_hand(url, address, path)
-    # trust_env honours proxies; the default total timeout of five minutes would cut a large file.
-    client = {"trust_env": True, "timeout": aiohttp.ClientTimeout(total=None, sock_connect=_SILENCE_S, sock_read=_SILENCE_S)}
-    http = fsspec.filesystem("http", client_kwargs=client, skip_instance_cache=True)
-    idle = 0
+@contextlib.contextmanager
+def _alone(path: pathlib.Path, progress: Progress) -> Iterator[pathlib.Path | None]:
+    """Yields the `.part` file of `path`, locked, or None where another process finished the download while this one waited."""
+    part = path.with_name(path.name + ".part")
     while True:
-        before = _size(part)
-        try:
-            size = http.info(url).get("size")
-            _append(http, url, part, size, progress)
-            if size is None or _size(part) == size:
+        with open(part, "ab") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                progress.say(f"{path.name}: another process is fetching it, waiting")
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if path.exists():  # `part` was renamed to it, or was made anew by the open above
+                if _is(part, file):
+                    part.unlink()
+                yield None
                 return
-            failure = f"{_size(part)} of {size} bytes"
-        except FileNotFoundError as e:  # fsspec's word for every failure of its first request; the cause is chained
-            status = getattr(e.__cause__, "status", None)
-            if status is not None:
-                raise CheckpointError(
-                    f"{address}: the server answers {status}", fix="Check the address; gsutil ls shows what a bucket holds."
-                ) from e
-            raise CheckpointError(f"{address}: cannot be fetched, is there a network? ({e.__cause__})", fix=by_hand) from e
-        except (aiohttp.ClientError, TimeoutError, ConnectionError) as e:
-            failure = str(e) or type(e).__name__
-        idle = 0 if _size(part) > before else idle + 1
-        if idle == _ATTEMPTS:
-            raise CheckpointError(f"{address}: stopped at {before} bytes ({failure})", fix=f"Run again to continue. {by_hand}")
+            if _is(part, file):  # else its maker removed it while this process waited: lock the one that is there now
+                try:
+                    yield part
+                finally:
+                    if part.exists() and not part.stat().st_size:
+                        part.unlink()
+                return
 
 
-def _size(path: pathlib.Path) -> int:
-    return path.stat().st_size if path.exists() else 0
+def _is(path: pathlib.Path, file: IO[bytes]) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
 
 
-def _append(http: object, url: str, part: pathlib.Path, size: int | None, progress: Progress) -> None:
-    """Asks for what is missing and appends it; starts over where the server sends the whole file instead."""
-    have = _size(part)
-    if have == size:
-        return
-    if size is not None and have > size:
-        have = 0
-    headers = {"Range": f"bytes={have}-"} if have else {}
-    with http.open(url, "rb", block_size=0, size=size, headers=headers) as reply:  # type: ignore[attr-defined]
-        resumed = have and reply.r.status == 206
-        with open(part, "ab" if resumed else "wb") as f, progress.bar(f"fetching {part.stem}", size) as advance:
-            advance(have if resumed else 0)
+@dataclasses.dataclass(frozen=True)
+class _Reply:
+    """What the head of a reply says.
+
+    Attributes:
+        start: the first byte that it brings.
+        size: of the whole file; None where the server does not tell.
+        version: of the file, to continue with no other: its ETag or date, "" where there is none.
+    """
+
+    start: int
+    size: int | None
+    version: str
+
+    @classmethod
+    def of(cls, reply: http.client.HTTPResponse) -> "_Reply":
+        version = reply.headers.get("ETag", "")
+        if not version.startswith('"'):  # If-Range takes no weak tag
+            version = reply.headers.get("Last-Modified", "")
+        part = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", reply.headers.get("Content-Range", "").strip())
+        if reply.status == 206 and part:
+            return cls(int(part[1]), None if part[2] == "*" else int(part[2]), version)
+        if reply.status == 206:
+            raise http.client.HTTPException(f"a part was sent, and not said which ({reply.headers.get('Content-Range')})")
+        length = reply.headers.get("Content-Length", "")
+        return cls(0, int(length) if length.isdecimal() else None, version)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Download:
+    """One download into a `.part` file that this process holds alone."""
+
+    address: str
+    url: str
+    part: pathlib.Path
+    accepts: Callable[[int], bool]
+    by_hand: str
+    progress: Progress
+
+    @property
+    def memory(self) -> pathlib.Path:
+        """Beside the `.part` file: the version of the file that it is a part of."""
+        return self.part.with_name(self.part.name + ".json")
+
+    def run(self) -> None:
+        """Asks for what is missing until all of it is there."""
+        idle = 0
+        while True:
+            before = self._have()
+            try:
+                if self._continue():
+                    return self._require(self._have())  # where the server told no size
+                failure = f"{human_bytes(self._have())} came"
+            except urllib.error.HTTPError as e:
+                if e.code not in _PASSING:
+                    refused = f"{self.address}: the server answers {e.code}"
+                    raise CheckpointError(refused, fix="Check the address; gsutil ls shows what a bucket holds.") from e
+                failure = f"the server answers {e.code}"
+            except (urllib.error.URLError, http.client.HTTPException, ssl.SSLError, TimeoutError, ConnectionError) as e:
+                failure = str(getattr(e, "reason", "") or e or type(e).__name__)
+                if not self._have():
+                    offline = f"{self.address}: cannot be fetched, is there a network? ({failure})"
+                    raise CheckpointError(offline, fix=self.by_hand) from e
+            idle = 0 if self._have() > before else idle + 1
+            if idle == _ATTEMPTS:
+                stopped = f"{self.address}: stopped at {before} bytes ({failure})"
+                raise CheckpointError(stopped, fix=f"Run again to continue. {self.by_hand}")
+            time.sleep(_PAUSE_S if idle else 0)
+
+    def _require(self, size: int) -> None:
+        if not self.accepts(size):
+            raise CheckpointError(
+                f"{self.address}: {size} bytes at {self.url}, which is not the size of the published file",
+                fix="It was replaced: with #sha256=<its sum> at its end the address is taken by that sum, of any size.",
+            )
+
+    def _have(self) -> int:
+        return self.part.stat().st_size
+
+    def _continue(self) -> bool:
+        """Asks once, and appends what comes; returns whether all is there."""
+        have, version = self._have(), (read_json(self.memory) or {}).get("version", "")
+        headers = {"Accept-Encoding": "identity", "User-Agent": "vit_convert"}
+        if have:
+            headers |= {"Range": f"bytes={have}-"} | ({"If-Range": version} if version else {})
+        try:
+            with urllib.request.urlopen(urllib.request.Request(self.url, headers=headers), timeout=_SILENCE_S) as reply:
+                return self._take(reply, _Reply.of(reply), have)
+        except urllib.error.HTTPError as e:
+            if e.code != _NOT_SATISFIABLE or not have:
+                raise
+            if e.headers.get("Content-Range", "").strip() == f"bytes */{have}":
+                return True
+            os.truncate(self.part, 0)
+            return False
+
+    def _take(self, reply: http.client.HTTPResponse, said: _Reply, have: int) -> bool:
+        """Appends what a reply brings; returns whether all is there."""
+        if said.size is not None:
+            self._require(said.size)
+        if said.start not in (0, have):
+            raise http.client.HTTPException(f"bytes from {said.start} on were sent, from {have} on were asked for")
+        if said.start != have:  # the whole file, because the server knows no ranges or has another version by now
+            os.truncate(self.part, 0)
+        size = "" if said.size is None else f" ({human_bytes(said.size)})"
+        self.progress.say(f"fetching {self.address}{size} into {self.part.parent}{os.sep}" + (", continued" if said.start else ""))
+        write_json(self.memory, {"address": self.address, "version": said.version, "size": said.size})
+        with open(self.part, "ab") as file, self.progress.bar(f"fetching {self.part.stem}", said.size) as advance:
+            advance(file.tell())
             while chunk := reply.read(_CHUNK_BYTES):
-                f.write(chunk)
+                file.write(chunk)
                 advance(len(chunk))
+            return said.size is None or file.tell() == said.size
 
 
-def _check_sha256(path: pathlib.Path, expected: str, address: str) -> None:
-    if expected and (found := hash_file(path)) != expected.lower():
-        path.unlink()
+def _check_sha256(part: pathlib.Path, expected: str, address: str) -> None:
+    if expected and (found := hash_file(part)) != expected.lower():
+        part.unlink()
         raise CheckpointError(
             f"{address}: sha256 {found}, expected {expected}; the file was removed", fix="Run again, or check the address and the sum."
         )
 
 
-def _by_hand(url: str, address: str, path: pathlib.Path) -> str:
-    gsutil = f" or gsutil cp '{address}' '{path}'" if address.startswith("gs://") else ""
-    return f"On a machine with a network: curl -fL -C - -o '{path}' '{url}'{gsutil}."
+def _by_hand(address: str, path: pathlib.Path) -> str:
+    target = shlex.quote(os.fspath(path))
+    gsutil = f" or gsutil cp {shlex.quote(address)} {target}" if address.startswith("gs://") else ""
+    return (
+        f"Put {path.name} into {path.parent}{os.sep}, or into a folder given with --checkpoints; "
+        f"on a machine with a network: curl -fL -C - -o {target} {shlex.quote(url_of(address))}{gsutil}."
+    )

@@ -1,11 +1,10 @@
 """The checkpoint stage: what is converted, and at which image size."""
 
 import os
-import pathlib
 from typing import Any
 
 from vit_convert import config as configs
-from vit_convert.errors import UsageError
+from vit_convert.errors import ConvertError, UsageError
 from vit_convert.image_size import ImageRange, parse_range
 from vit_convert.pipeline import Context, Stage, file_identity
 
@@ -18,20 +17,25 @@ def _inputs(context: Context) -> Any:
         import time
 
         return [asked, time.time_ns()]  # nothing tells cheaply whether a user's function returns what it did
-    from vit_convert.checkpoint.containers import split_subtree
+    try:
+        found = _found(context)
+    except ConvertError as e:
+        return [asked, str(e)]  # `load` raises it: only a stage that runs is known to have failed
+    return [asked, os.fspath(found.path), found.subtree, file_identity(found.path) if found.path.exists() else None]
 
-    path = _checkpoint_path(context)
-    file, _ = split_subtree(path)
-    return [asked, str(path), file_identity(file) if os.path.exists(file) else None]
 
+def _found(context: Context) -> Any:
+    """Where the checkpoint lies; looked for, or fetched, once."""
+    from vit_convert.checkpoint.find import find_checkpoint
 
-def _checkpoint_path(context: Context) -> pathlib.Path:
-    from vit_convert.checkpoint.fetch import fetch, is_address
-
-    if "checkpoint_path" not in context.scratch:
-        given = context.config.checkpoint
-        context.scratch["checkpoint_path"] = fetch(given, progress=context.progress) if is_address(given) else pathlib.Path(given)
-    return context.scratch["checkpoint_path"]
+    if "found" not in context.scratch:
+        try:
+            context.scratch["found"] = find_checkpoint(context.config.checkpoint, context.checkpoints, progress=context.progress)
+        except ConvertError as e:
+            context.scratch["found"] = e
+    if isinstance(context.scratch["found"], ConvertError):
+        raise context.scratch["found"]
+    return context.scratch["found"]
 
 
 def load(context: Context) -> dict[str, Any]:
@@ -43,6 +47,10 @@ def load(context: Context) -> dict[str, Any]:
     for warning in checkpoint.warnings:
         context.progress.warn(warning)
     arch = checkpoint.architecture
+    if _found(context).published is not None:
+        from vit_convert.checkpoint.published import require_published
+
+        require_published(_found(context).published, str(checkpoint.path), checkpoint.source_image_size, arch.num_classes)
     if config.num_classes and config.num_classes != arch.num_classes:
         raise UsageError(f"config.num_classes={config.num_classes}: the checkpoint's head has {arch.num_classes} classes")
     from vit_convert.images.preprocess import preprocess_for
@@ -53,6 +61,7 @@ def load(context: Context) -> dict[str, Any]:
     size = sizes.optimal if sizes else arch.image_size
     shown = str(sizes) if sizes else "x".join(map(str, size))
     _import_exporter()
+    _found(context).require_sha256(checkpoint.sha256)
     return {
         "path": str(checkpoint.path),
         "sha256": checkpoint.sha256,
@@ -106,9 +115,9 @@ def _checkpoint(context: Context) -> Any:
     if "checkpoint" not in context.scratch:
         from vit_convert.checkpoint.load import load_checkpoint
 
-        config = context.config
+        config, found = context.config, _found(context)
         context.scratch["checkpoint"] = load_checkpoint(
-            _checkpoint_path(context),
+            f"{found.path}:{found.subtree}" if found.subtree else found.path,
             family=config.family,
             variant=config.variant,
             image_size=configs.image_size(config),
