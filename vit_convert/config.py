@@ -47,7 +47,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.model = config_dict.placeholder(object)  # a user's own model: a function returning (module, variables)
     config.image_size = config_dict.placeholder(object)  # 224, (224, 384), "224x384" or "dynamic:160..448@224"; empty: the checkpoint's
     config.posemb_grid = config_dict.placeholder(tuple)  # (rows, columns) of a stored position table that is not square
-    config.preprocess = "auto"  # vit_jax, big_vision, imagenet, …: how images become inputs; auto: the checkpoint family's
+    config.preprocess = "auto"  # vit_jax, big_vision, siglip, imagenet, …: how images become inputs; auto: the checkpoint family's
     config.layout = "NHWC"  # order of the `images` input's axes
     config.input = "float32"  # values normalised as `preprocess` says; "uint8" takes pixels, and the graph normalises them
     config.outputs = "logits"  # "features" drops the head

@@ -41,6 +41,8 @@ class Layout(enum.Enum):
     """big_vision with `scan=True` (2023 on): one `encoderblock` whose leaves have a leading layer axis."""
 
 
+_BIG_VISION = (Layout.BIG_VISION, Layout.BIG_VISION_SCAN)
+
 # Recognised in order to be refused by its name: (patterns that must all match some leaf, what it is, whether it has an image tower).
 _OTHERS = (
     ((r"img/", r"llm/"), "a vision-language model (PaliGemma)", True),
@@ -114,6 +116,34 @@ def detect(names: Iterable[str], path: str) -> Layout:
     if _POSEMBED_INPUT in names:
         return Layout.VIT_JAX_LINEN
     return Layout.BIG_VISION_OLD if _POSEMBED_ENCODER in names else Layout.BIG_VISION
+
+
+def preprocessing(layout: Layout, pool: str, num_classes: int, prefix: str, names: Iterable[str]) -> str:
+    """The family by whose rule the images of such a checkpoint were prepared, a key of `images.preprocess`.
+
+    Towers of image-text models were trained on images resized straight to the square, under whichever layout they are saved;
+    classifiers of big_vision on a central crop.
+
+    Args:
+        layout: of the leaves.
+        pool: how the model pools.
+        num_classes: outputs of its head, 0 for none.
+        prefix: what `select` stripped.
+        names: of all leaves of the file.
+
+    Returns:
+        Such as "siglip", "lit" or "big_vision".
+    """
+    if prefix.endswith("img/"):
+        outer = prefix.removesuffix("img/")
+        beside = {name.removeprefix(outer).split("/")[0] for name in names if name.startswith(outer)}
+        if "llm" in beside:
+            return "paligemma"
+        # SigLIP's loss has a bias `b` beside the temperature `t`; CLIPPO has neither a text tower nor another rule.
+        return "lit" if "txt" in beside and "b" not in beside else "siglip"
+    if layout in _BIG_VISION and pool == "map" and not num_classes:
+        return "siglip"  # its image tower, saved by itself: big_vision's own MAP-pooled classifiers have a head
+    return layout.value
 
 
 def canonicalize(leaves: Mapping[str, Leaf], path: str) -> dict[str, Leaf]:

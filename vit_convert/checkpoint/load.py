@@ -36,6 +36,8 @@ class Checkpoint:
         num_params: number of stored parameters that the model uses.
         hashing: of the file, in a thread; `sha256` waits for it.
         warnings: what a person should know, one sentence each.
+        preprocess: the family by whose rule its images were prepared.
+        zero_head: whether every class gets the same logit.
     """
 
     path: pathlib.Path
@@ -46,6 +48,8 @@ class Checkpoint:
     num_params: int
     hashing: concurrent.futures.Future[str]
     warnings: list[str]
+    preprocess: str
+    zero_head: bool
 
     @property
     def sha256(self) -> str:
@@ -85,7 +89,8 @@ def load_checkpoint(
         raise UsageError(f"outputs {outputs!r}: unknown.{nearest(outputs, OUTPUTS)}", fix=f"Use {' or '.join(OUTPUTS)}.")
     name, subtree = split_subtree(path)
     file = pathlib.Path(name)
-    prefix, stored = layouts.select(read_container(file).leaves, subtree, str(file))
+    everything = read_container(file).leaves
+    prefix, stored = layouts.select(everything, subtree, str(file))
     layout = layouts.detect(stored, str(file))
     leaves = layouts.canonicalize(stored, str(file))
     architecture, found = infer_architecture(leaves, variant)
@@ -99,7 +104,8 @@ def load_checkpoint(
     pool.shutdown(wait=False)
     verify(file, stored.values())
 
-    warnings = []
+    preprocess = layouts.preprocessing(layout, architecture.pool, architecture.num_classes, prefix, everything)
+    warnings, zero_head = [], False
     if class_row:
         leaves = layouts.fold_class_row(leaves)
     if outputs == "features":
@@ -108,6 +114,7 @@ def load_checkpoint(
     elif not architecture.num_classes:
         raise CheckpointError(f"{file}: no head/kernel, so there are no logits", fix="Set outputs='features'.")
     elif not leaves["head/kernel"].read().any():
+        zero_head = True
         warnings.append(
             f"{file.name}: head/kernel is all zeros, so every class gets the same logit; outputs='features' leaves the head out."
         )
@@ -123,7 +130,7 @@ def load_checkpoint(
     elif not rows:
         leaves["pos_embedding"] = _constant("pos_embedding", posemb.sincos2d(architecture.grid, architecture.width))
     params = {name: leaves[name].as_float32() for name in leaf_shapes(architecture)}
-    return Checkpoint(file, layout, architecture, Leaves(params), source_size, num_params, hashing, warnings)
+    return Checkpoint(file, layout, architecture, Leaves(params), source_size, num_params, hashing, warnings, preprocess, zero_head)
 
 
 def _constant(name: str, value: np.ndarray) -> Leaf:

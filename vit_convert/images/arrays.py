@@ -36,6 +36,8 @@ def read_arrays(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray | None]:
         raise CalibrationError(f"images {path}: not a readable .npz ({e})", fix=_FIX) from e
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
         raise CalibrationError(f"images {path}: `images` is {images.dtype} {list(images.shape)}, needed is uint8 [N, H, W, 3]", fix=_FIX)
+    if images.size == 0 and len(images):
+        raise CalibrationError(f"images {path}: `images` is {list(images.shape)}, which holds no pixel", fix=_FIX)
     if labels is None:
         return images, None
     if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:

@@ -97,7 +97,7 @@ def _ordered(
     pending: collections.deque[Future[np.ndarray]] = collections.deque()
 
     def decode(i: int) -> np.ndarray:
-        return preprocess.fit(source.read(i), height, width)
+        return source.read(i, lambda image: preprocess.fit(image, height, width))
 
     with ThreadPoolExecutor(threads) as pool:
         try:

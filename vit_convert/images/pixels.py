@@ -3,15 +3,23 @@
 import contextlib
 import io
 import pathlib
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vit_convert.errors import CalibrationError
 
+if TYPE_CHECKING:
+    import PIL.Image
 
-def decode_image(file: pathlib.Path | io.BytesIO, name: str) -> np.ndarray:
-    """Decodes one PNG or JPEG.
+_HUGE_PIXELS = 1 << 24  # 50 MB of them, and as much again while they are decoded
+_one_huge = threading.Lock()
+
+
+def decode_image(file: pathlib.Path | io.BytesIO, name: str, then: Callable[[np.ndarray], np.ndarray] | None = None) -> np.ndarray:
+    """Decodes one image file.
 
     Grey becomes RGB, alpha is dropped and 16 bits keep their upper 8, as in tf.io.decode_image(channels=3); an EXIF orientation is
     applied.
@@ -19,24 +27,35 @@ def decode_image(file: pathlib.Path | io.BytesIO, name: str) -> np.ndarray:
     Args:
         file: path or bytes.
         name: what to call it in a message.
+        then: what to do with the pixels, such as to shrink them. Until it is done no other thread decodes an image of more than
+            2^24 pixels, so that a folder of them takes the memory of one.
 
     Returns:
-        uint8 [height, width, 3].
+        uint8 [height, width, 3], or what `then` made of it.
 
     Raises:
         CalibrationError: it is damaged, no image, or has more pixels than Pillow's limit against decompression bombs.
     """
+    from PIL import Image
+
+    with contextlib.ExitStack() as held:
+        with _naming(name), Image.open(file) as opened:
+            num_pixels = opened.width * opened.height
+            if Image.MAX_IMAGE_PIXELS is not None and num_pixels > Image.MAX_IMAGE_PIXELS:  # Pillow only warns up to twice as many
+                raise Image.DecompressionBombError(f"{opened.width} x {opened.height} pixels, the limit is {Image.MAX_IMAGE_PIXELS}")
+            if num_pixels > _HUGE_PIXELS:
+                held.enter_context(_one_huge)
+            pixels = _decode(opened)
+        return pixels if then is None else then(pixels)
+
+
+def _decode(opened: "PIL.Image.Image") -> np.ndarray:
     from PIL import Image, ImageOps
 
-    with _naming(name), Image.open(file) as opened:
-        if (
-            Image.MAX_IMAGE_PIXELS is not None and opened.width * opened.height > Image.MAX_IMAGE_PIXELS
-        ):  # Pillow itself only warns up to twice as many
-            raise Image.DecompressionBombError(f"{opened.width} x {opened.height} pixels, the limit is {Image.MAX_IMAGE_PIXELS}")
-        image: Image.Image = ImageOps.exif_transpose(opened)
-        if image.mode.startswith("I"):
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        return np.asarray(image.convert("RGB"))
+    image: Image.Image = ImageOps.exif_transpose(opened)
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return np.asarray(image.convert("RGB"))
 
 
 @contextlib.contextmanager
@@ -47,5 +66,5 @@ def _naming(name: str) -> Iterator[None]:
         yield
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
         raise CalibrationError(f"image {name}: refused for its size ({e})", fix="Shrink or remove it.") from e
-    except (OSError, SyntaxError, ValueError) as e:
+    except Exception as e:  # Pillow's readers let through whatever they trip over: struct.error, zlib.error, IndexError, …
         raise CalibrationError(f"image {name}: cannot be decoded ({e})", fix="Remove or replace it.") from e

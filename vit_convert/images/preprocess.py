@@ -27,6 +27,7 @@ class Preprocess:
             (height, width) without keeping it.
         mean: subtracted per channel, on the [0, 1] scale.
         std: divided by per channel, on the [0, 1] scale.
+        truncate: resized values are cut to the level below, as the original's tf.cast to uint8 does, and not rounded to the nearest.
 
     Raises:
         UsageError: a resize that does not exist.
@@ -37,6 +38,7 @@ class Preprocess:
     resize_short: int
     mean: Triple
     std: Triple
+    truncate: bool = False  # bundles of earlier versions hold no such key
 
     def __post_init__(self) -> None:
         if (self.resize, self.antialias) not in {("bilinear", False), ("bilinear", True), ("bicubic", True), ("area", True)}:
@@ -44,6 +46,8 @@ class Preprocess:
                 f"preprocess: resize={self.resize!r} with antialias={self.antialias} is not offered",
                 fix='Use "bilinear" with or without antialias, or "bicubic" or "area" with it.',
             )
+        if self.truncate and self.resize == "bicubic":
+            raise UsageError("preprocess: resize='bicubic' with truncate=True is not offered", fix="No family needs it.")
 
     @property
     def scale(self) -> np.ndarray:
@@ -86,14 +90,13 @@ class Preprocess:
         if image.shape[:2] == (height, width):
             return image
         if not self.resize_short:
-            return resize(image, height, width, self.resize, self.antialias)
+            return resize(image, height, width, self.resize, self.antialias, truncate=self.truncate)
         # A square target makes this the shorter-side rule; another one is still covered on both sides.
         margin = self.resize_short / min(height, width)
         ratio = max(margin * height / image.shape[0], margin * width / image.shape[1])
         tall, wide = max(height, round(image.shape[0] * ratio)), max(width, round(image.shape[1] * ratio))
-        image = resize(image, tall, wide, self.resize, self.antialias)
-        top, left = (tall - height) // 2, (wide - width) // 2
-        return image[top : top + height, left : left + width]
+        window = ((tall - height) // 2, (wide - width) // 2, height, width)
+        return resize(image, tall, wide, self.resize, self.antialias, truncate=self.truncate, window=window)
 
     def to_dict(self) -> dict[str, Any]:
         """The record as JSON can spell it."""
@@ -112,13 +115,16 @@ class _Family:
     short_per_side: float  # resize_short over the image size's shorter side; 0 does not keep the aspect
     mean: Triple = _HALF
     std: Triple = _HALF
+    truncate: bool = False
 
 
 _FAMILIES = {
     "vit_jax": _Family("bilinear", False, 0),  # vit_jax/input_pipeline.py
-    "lit": _Family("bilinear", False, 0),  # vit_jax/preprocess.py
-    "big_vision": _Family("area", True, 256 / 224),  # configs: resize_small(256)|central_crop(224)|value_range(-1,1)
-    "siglip": _Family("bilinear", False, 0),  # big_vision configs/proj/image_text
+    "lit": _Family("bilinear", False, 0, truncate=True),  # vit_jax/preprocess.py
+    # configs: resize_small(256)|central_crop(224)|value_range(-1,1); pp/ops_image.py ends each resize in a cast to uint8
+    "big_vision": _Family("area", True, 256 / 224, truncate=True),
+    "siglip": _Family("bilinear", False, 0, truncate=True),  # big_vision configs/proj/image_text: resize(224)|value_range(-1,1)
+    "paligemma": _Family("bilinear", True, 0, truncate=True),  # configs/proj/paligemma: resize(224, antialias=True)|value_range(-1,1)
     "clip": _Family("bicubic", True, 1, _CLIP_MEAN, _CLIP_STD),  # openai/CLIP and scenic
     "imagenet": _Family("bicubic", True, 256 / 224, _IMAGENET_MEAN, _IMAGENET_STD),  # DeiT, MAE, Swin, DINOv2
     "dinov3": _Family("bilinear", True, 0, _IMAGENET_MEAN, _IMAGENET_STD),  # dinov3 README
@@ -144,4 +150,4 @@ def preprocess_for(family: str, image_size: tuple[int, int]) -> Preprocess:
             f"no preprocessing is known for family {family!r}.{nearest(family, _FAMILIES)}", fix=f"Known families: {', '.join(_FAMILIES)}."
         )
     short = round(min(image_size) * found.short_per_side)
-    return Preprocess(found.resize, found.antialias, short, found.mean, found.std)
+    return Preprocess(found.resize, found.antialias, short, found.mean, found.std, found.truncate)

@@ -1,12 +1,37 @@
-"""Image resizing with the semantics of tf.image.resize, on which the JAX families were trained and evaluated."""
+"""Image resizing with the semantics of tf.image.resize, on which the JAX families were trained and evaluated.
+
+Only what a window of the result needs is read and computed, so that a strip of 1 x 3000 pixels whose whole enlargement would take
+gigabytes costs no more than a photograph.
+"""
+
+import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+if TYPE_CHECKING:
+    from PIL import Image
+
 Taps = list[tuple[np.ndarray, np.ndarray]]  # per tap: source index int64 [out], weight float32 [out]
+Window = tuple[int, int, int, int]  # top, left, height, width in pixels of the whole result
+
+_WHOLE_PIXELS = 1 << 24  # a result up to this size is made by one call of Pillow's, and then cropped
+_MOST_SHRINKING = 64  # up to which the widened filter is ours; beyond it is Pillow's, which rounds instead of truncating, in bounded time
+_BETWEEN_PIXELS = 1 << 26  # of the image between Pillow's two passes
+_FLOAT32_NOISE = 2.0**-10  # a sum of float32 products that should be a whole level lies at most so far below it
 
 
-def resize(image: np.ndarray, height: int, width: int, method: str = "bilinear", antialias: bool = False) -> np.ndarray:
-    """Resizes one image, with half-pixel centres, to the nearest of the 256 levels.
+def resize(
+    image: np.ndarray,
+    height: int,
+    width: int,
+    method: str = "bilinear",
+    antialias: bool = False,
+    *,
+    truncate: bool = False,
+    window: Window | None = None,
+) -> np.ndarray:
+    """Resizes one image, with half-pixel centres.
 
     Args:
         image: uint8 [h, w, 3].
@@ -14,19 +39,32 @@ def resize(image: np.ndarray, height: int, width: int, method: str = "bilinear",
         width: of the result in pixels.
         method: "bilinear", "area", or "bicubic" (a = -0.5, always antialiased).
         antialias: whether "bilinear" widens its filter when it shrinks; without, each output is a mean of 2x2 input pixels.
+        truncate: to the level below, as tf.cast to uint8 does, instead of the nearest of the 256 levels; not for "bicubic".
+        window: the part of the result that is wanted; None for all of it.
 
     Returns:
-        uint8 [height, width, 3].
+        uint8 [height, width, 3], or of the window's size.
     """
-    if method == "bicubic" or (method == "bilinear" and antialias):
-        from PIL import Image
+    top, left, rows, columns = window or (0, 0, height, width)
+    smooth = method == "bilinear" and antialias
+    if method == "bicubic" or (smooth and (not truncate or max(image.shape[0] / height, image.shape[1] / width) > _MOST_SHRINKING)):
+        return _pillow(image, height, width, method, (top, left, rows, columns))
+    taps = _area_taps if method == "area" else _triangle_taps if antialias else _bilinear_taps
+    image, down = _only_read(image, taps(image.shape[0], height, top, rows), axis=0)
+    image, across = _only_read(image, taps(image.shape[1], width, left, columns), axis=1)
+    if image.shape[0] <= 64 * max(rows, columns):
+        values = _resample(_resample(image, across, axis=1), down, axis=0)
+    else:  # so tall, and then so narrow, that the columns first would make many times the image of it
+        values = _resample(_resample(image, down, axis=0), across, axis=1)
+    return (np.floor(values + _FLOAT32_NOISE) if truncate else np.rint(values)).astype(np.uint8)
 
-        filters = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-        return np.asarray(Image.fromarray(image).resize((width, height), filters[method]))
-    taps = _area_taps if method == "area" else _bilinear_taps
-    columns = _resample(image, taps(image.shape[1], width), axis=1)
-    rows = _resample(columns, taps(image.shape[0], height), axis=0)
-    return np.rint(rows).astype(np.uint8)
+
+def _only_read(image: np.ndarray, taps: Taps, axis: int) -> tuple[np.ndarray, Taps]:
+    """Drops the rows (axis 0) or columns (axis 1) that no tap reads."""
+    read = np.unique(np.concatenate([index for index, _ in taps]))
+    if len(read) == image.shape[axis]:
+        return image, taps
+    return np.take(image, read, axis), [(np.searchsorted(read, index), weight) for index, weight in taps]
 
 
 def _resample(image: np.ndarray, taps: Taps, axis: int) -> np.ndarray:
@@ -40,25 +78,73 @@ def _resample(image: np.ndarray, taps: Taps, axis: int) -> np.ndarray:
     return total
 
 
-def _bilinear_taps(old: int, new: int) -> Taps:
+def _bilinear_taps(old: int, new: int, start: int, count: int) -> Taps:
     """Output i samples at (i + 0.5) old / new - 0.5 between its two neighbours, the border repeated."""
-    position = np.clip((np.arange(new) + 0.5) * (old / new) - 0.5, 0, old - 1)
+    position = np.clip((np.arange(start, start + count) + 0.5) * (old / new) - 0.5, 0, old - 1)
     low = np.floor(position).astype(np.int64)
     high = np.minimum(low + 1, old - 1)
     share = (position - low).astype(np.float32)
     return [(low, 1 - share), (high, share)]
 
 
-def _area_taps(old: int, new: int) -> Taps:
+def _triangle_taps(old: int, new: int, start: int, count: int) -> Taps:
+    """Output i is the mean around (i + 0.5) old / new, weighted by a triangle of half-width max(1, old / new), what is outside left out."""
+    support = max(1.0, old / new)
+    centre = (np.arange(start, start + count) + 0.5) * (old / new)
+    first = np.floor(centre - support).astype(np.int64)
+    indices = first[:, None] + np.arange(2 * math.ceil(support) + 2)
+    weights = np.clip(1 - np.abs(indices + 0.5 - centre[:, None]) / support, 0, None) * ((indices >= 0) & (indices < old))
+    weights /= weights.sum(axis=1, keepdims=True)
+    return [(np.clip(index, 0, old - 1), weight.astype(np.float32)) for index, weight in zip(indices.T, weights.T)]
+
+
+def _area_taps(old: int, new: int, start: int, count: int) -> Taps:
     """Output i is the mean over [i, i + 1) old / new, a pixel on the edge counted by the part of it inside.
 
     Pillow's BOX counts such a pixel wholly or not at all, which is another image unless the ratio is an integer.
     """
-    edges = np.arange(new + 1) * (old / new)
-    start, stop = edges[:-1], edges[1:]
-    first = np.floor(start).astype(np.int64)
+    edges = np.arange(start, start + count + 1) * (old / new)
+    begin, stop = edges[:-1], edges[1:]
+    first = np.floor(begin).astype(np.int64)
     taps = []
     for tap in range(int(np.ceil(old / new)) + 1):
-        overlap = np.clip(np.minimum(stop, first + tap + 1) - np.maximum(start, first + tap), 0, None)
+        overlap = np.clip(np.minimum(stop, first + tap + 1) - np.maximum(begin, first + tap), 0, None)
         taps.append((np.minimum(first + tap, old - 1), (overlap * (new / old)).astype(np.float32)))
     return taps
+
+
+def _pillow(image: np.ndarray, height: int, width: int, method: str, window: Window) -> np.ndarray:
+    """Pillow's antialiased filters; a result of which the most would be cropped away is not made whole."""
+    from PIL import Image
+
+    resampling = Image.Resampling.BICUBIC if method == "bicubic" else Image.Resampling.BILINEAR
+    top, left, rows, columns = window
+    if height * width <= _WHOLE_PIXELS:
+        whole = (0.0, 0.0, float(image.shape[1]), float(image.shape[0]))
+        return _two_passes(Image.fromarray(image), height, width, whole, resampling)[top : top + rows, left : left + columns]
+    support = 2 if method == "bicubic" else 1
+    y, y_end, y0, y1 = _source(image.shape[0], height, top, rows, support)
+    x, x_end, x0, x1 = _source(image.shape[1], width, left, columns, support)
+    return _two_passes(Image.fromarray(image[y:y_end, x:x_end]), rows, columns, (x0, y0, x1, y1), resampling)
+
+
+def _source(old: int, new: int, start: int, count: int, support: int) -> tuple[int, int, float, float]:
+    """The pixels [first, end) that a window reads along one axis, and the window's ends counted from `first`.
+
+    Pillow keeps a box in float32, which numbers in the millions would not fit: so it is counted from the crop, not from the image.
+    """
+    scale = old / new
+    reach = support * max(scale, 1.0) + 1
+    begin, stop = start * scale, (start + count) * scale
+    first, end = max(0, math.floor(begin - reach)), min(old, math.ceil(stop + reach))
+    return first, end, begin - first, min(stop - first, end - first)
+
+
+def _two_passes(
+    image: "Image.Image", height: int, width: int, box: tuple[float, float, float, float], resampling: "Image.Resampling"
+) -> np.ndarray:
+    """Resizes a box of an image; the columns first as Pillow does, but the rows where a tall and narrow image would grow by that."""
+    if image.height * width > _BETWEEN_PIXELS:
+        image = image.resize((image.width, height), resampling, (0, box[1], image.width, box[3]))
+        box = (box[0], 0, box[2], height)
+    return np.asarray(image.resize((width, height), resampling, box))

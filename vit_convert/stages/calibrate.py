@@ -27,7 +27,7 @@ def _wanted(context: Context) -> bool:
 
 def _inputs(context: Context) -> Any:
     calibration = context.config.calibration
-    return [plain(calibration), source_identity(calibration.data), patterns(context), context.config.engine.calibrator]
+    return [plain(calibration), source_identity(calibration.data, labelled=False), patterns(context), context.config.engine.calibrator]
 
 
 def _outputs(context: Context) -> list[pathlib.Path]:
@@ -106,10 +106,12 @@ def _refuse_to_quantize_nothing(context: Context) -> None:
 
 def _calibration_images(context: Context) -> tuple[np.ndarray, str]:
     from vit_convert.images.noise import seeded_noise
+    from vit_convert.images.sources import open_images
 
     config = context.config.calibration
     if config.data:
-        return decode(context, "calibration", config.data, config.num_images).images, config.data
+        source = open_images(config.data, labelled=False)
+        return decode(context, "calibration", source, config.num_images).images, config.data
     height, width = context.results["checkpoint"]["image_size"]
     images = seeded_noise(min(config.num_images, _NOISE_IMAGES), height, width)
     context.progress.warn("calibration.data is empty: ranges come from noise, so the quantized engine shows speed and not accuracy")

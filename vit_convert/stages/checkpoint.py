@@ -55,7 +55,7 @@ def load(context: Context) -> dict[str, Any]:
         raise UsageError(f"config.num_classes={config.num_classes}: the checkpoint's head has {arch.num_classes} classes")
     from vit_convert.images.preprocess import preprocess_for
 
-    family = checkpoint.layout.value if config.preprocess == "auto" else config.preprocess
+    family = checkpoint.preprocess if config.preprocess == "auto" else config.preprocess
     source = checkpoint.source_image_size
     sizes = _image_range(context, arch)
     size = sizes.optimal if sizes else arch.image_size
@@ -76,6 +76,7 @@ def load(context: Context) -> dict[str, Any]:
         "num_tokens": arch.num_tokens,
         "source_image_size": list(source),
         "num_classes": arch.num_classes,
+        "zero_head": checkpoint.zero_head,
         "pool": arch.pool,
         "output": "logits" if arch.num_classes else "features",
         "warnings": checkpoint.warnings,

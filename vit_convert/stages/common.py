@@ -2,13 +2,16 @@
 
 import functools
 import pathlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vit_convert import config as configs
 from vit_convert.errors import BuildError
 from vit_convert.pipeline import Context
+
+if TYPE_CHECKING:
+    from vit_convert.images.sources import ImageSource
 
 EVALUATION_BATCH = 32
 _BACKEND_TARGETS = {"rtx": "rtx", "none": "rtx"}
@@ -61,23 +64,22 @@ def with_weights(path: pathlib.Path) -> list[pathlib.Path]:
     return [path, path.with_name(path.name + ".data")]
 
 
-def source_identity(data: str) -> Any:
+def source_identity(data: str, *, labelled: bool) -> Any:
     """What tells one set of images from another, without decoding it."""
     if not data:
         return "noise"
     from vit_convert.images.sources import open_images
 
-    return [data, open_images(data).fingerprint]
+    return [data, open_images(data, labelled=labelled).fingerprint]
 
 
-def decode(context: Context, name: str, data: str, limit: int) -> Any:
+def decode(context: Context, name: str, source: "ImageSource", limit: int) -> Any:
     """Decodes images into the bundle, at the model's size."""
     from vit_convert.images.decode import decode_split
-    from vit_convert.images.sources import open_images
 
     height, width = context.results["checkpoint"]["image_size"]
     return decode_split(
-        open_images(data),
+        source,
         context.bundle.images(name),
         context.bundle.labels(name),
         height,

@@ -1,14 +1,19 @@
 """The images stage: what a model is evaluated on, decoded once."""
 
+import dataclasses
 import pathlib
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from vit_convert.pipeline import Context, Stage
 from vit_convert.stages.common import decode, source_identity
 
+if TYPE_CHECKING:
+    from vit_convert.images.sources import Labels
+
 
 def _inputs(context: Context) -> Any:
-    return [source_identity(context.config.evaluation.data), context.config.evaluation.num_images]
+    return [source_identity(context.config.evaluation.data, labelled=True), context.config.evaluation.num_images]
 
 
 def _outputs(context: Context) -> list[pathlib.Path]:
@@ -16,13 +21,37 @@ def _outputs(context: Context) -> list[pathlib.Path]:
 
 
 def decode_images(context: Context) -> dict[str, Any]:
-    """Decodes the evaluation images once, at the model's size."""
+    """Decodes the evaluation images once, at the model's size; labels are left out where the output has no classes."""
+    from vit_convert.images.sources import open_images
+
     data = context.config.evaluation.data
     if not data:
         return {"num_images": 0, "summary": "no evaluation data"}
-    split = decode(context, "evaluation", data, context.config.evaluation.num_images)
-    labelled = split.labels is not None
-    return {"num_images": len(split.images), "labelled": labelled, "summary": f"{len(split.images)} evaluation images"}
+    source = open_images(data)
+    if source.labelling is not None and (reason := _no_classes(context.results["checkpoint"])):
+        context.progress.warn(f"evaluation.data has labels, and {reason}: no top-1 is measured")
+        source = dataclasses.replace(source, labelling=None)
+    split = decode(context, "evaluation", source, context.config.evaluation.num_images)
+    return {
+        "num_images": len(split.images),
+        "labelled": source.labelling is not None,
+        **_of_labels(source.labelling),
+        "summary": f"{len(split.images)} evaluation images",
+    }
+
+
+def _of_labels(labelling: "Labels | None") -> dict[str, Any]:
+    """What the head is held against: of all labels, also those of images that are not taken."""
+    if labelling is None:
+        return {}
+    return {"label_range": [int(labelling.ids.min()), int(labelling.ids.max())], "class_folders": list(labelling.folders)}
+
+
+def _no_classes(checkpoint: Mapping[str, Any]) -> str:
+    """Why the output has no classes that a label could name; "" where it has."""
+    if checkpoint["output"] != "logits":
+        return f"the output is {checkpoint['output']}"
+    return "the head is all zeros" if checkpoint.get("zero_head") else ""
 
 
 IMAGES = Stage("images", ("checkpoint",), decode_images, _inputs, _outputs)

@@ -7,11 +7,13 @@ import numpy as np
 
 from vit_convert.bundle import atomic
 from vit_convert.compare import top1_accuracy
-from vit_convert.errors import CheckError
+from vit_convert.errors import CalibrationError, CheckError
 from vit_convert.image_size import ImageRange, Size, sizes_of
 from vit_convert.pipeline import Context, Stage
 from vit_convert.stages.checkpoint import model_of
 from vit_convert.stages.common import EVALUATION_BATCH, evaluation, prepare, preprocess_of
+
+_SHOWN = 8  # names of class folders in a message
 
 
 def _inputs(context: Context) -> Any:
@@ -32,13 +34,15 @@ def compute_reference(context: Context) -> dict[str, Any]:
     from vit_convert.images.noise import seeded_noise
 
     model, count = model_of(context), context.config.check.num_images
-    normalize = preprocess_of(context).normalize
     if context.results["images"]["num_images"]:
         images = np.load(context.bundle.images("evaluation"), mmap_mode="r")
         source, raw = "evaluation images", np.asarray(images[pick(len(images), count)])
     else:
         height, width = context.results["checkpoint"]["image_size"]
         source, raw = "seeded noise", seeded_noise(count, height, width)
+    labelled, num_classes = evaluation(context), context.results["checkpoint"].get("num_classes")
+    if labelled and num_classes:  # what the head has is known before anything runs; of a user's own model its output tells
+        _require_classes(context, num_classes)
     files = reference_files(context)
     for size, path in files.items():
         tensors = _write(context, path, _resized(raw, size), model, source)
@@ -49,19 +53,59 @@ def compute_reference(context: Context) -> dict[str, Any]:
         "tensors": tensors,
         "summary": f"{len(raw)} images, {source}{shown}",
     }
-    if labelled := evaluation(context):
-        logits = []
-        with context.progress.bar("JAX top-1", total=len(labelled[0])) as advance:
-            for start in range(0, len(labelled[0]), EVALUATION_BATCH):
-                batch = normalize(np.asarray(labelled[0][start : start + EVALUATION_BATCH]))
-                logits.append(model.run(batch)[model.output])
-                advance(len(batch))
-        predictions = np.concatenate(logits)
+    if labelled:
+        predictions = _predictions(context, model, labelled[0])
         with atomic(context.bundle.predictions) as temporary, open(temporary, "wb") as f:
             np.save(f, predictions)
         result["top1"] = top1_accuracy(predictions, labelled[1])
         result["summary"] += f", top-1 {result['top1']:.2f} %"
     return result
+
+
+def _predictions(context: Context, model: Any, images: np.ndarray) -> np.ndarray:
+    """JAX's output on the labelled images: [images, classes].
+
+    Raises:
+        CalibrationError: the labels are not of the model's classes.
+        CheckError: an output is not finite, so that no class is the largest.
+    """
+    normalize, logits = preprocess_of(context).normalize, []
+    with context.progress.bar("JAX top-1", total=len(images)) as advance:
+        for start in range(0, len(images), EVALUATION_BATCH):
+            batch = model.run(normalize(np.asarray(images[start : start + EVALUATION_BATCH])))[model.output]
+            if not start:
+                _require_classes(context, batch.shape[-1])
+            if not np.isfinite(batch).all():
+                raise CheckError(
+                    f"{model.output}: the JAX model itself gives NaN or infinity on evaluation images {start} to {start + len(batch) - 1}",
+                    fix="Check the checkpoint and the preprocessing.",
+                )
+            logits.append(batch)
+            advance(len(batch))
+    return np.concatenate(logits)
+
+
+def _require_classes(context: Context, num_classes: int) -> None:
+    """Refuses labels of which the head has no class, or that cannot be its numbers.
+
+    Raises:
+        CalibrationError: see above.
+    """
+    data, folders = context.config.evaluation.data, context.results["images"]["class_folders"]
+    smallest, largest = context.results["images"]["label_range"]
+    if smallest < 0 or largest >= num_classes:
+        hint = " A label of 1000 is ILSVRC's own numbering." if num_classes == 1000 else ""
+        raise CalibrationError(
+            f"evaluation.data={data}: label {smallest if smallest < 0 else largest}, the head has classes 0 to {num_classes - 1}",
+            fix=f"Labels count from 0, in the order of the head.{hint}",
+        )
+    if folders and len(folders) != num_classes:
+        shown = ", ".join(folders[:_SHOWN]) + (", …" if len(folders) > _SHOWN else "")
+        raise CalibrationError(
+            f"evaluation.data={data}: {len(folders)} class folders ({shown}), the head has {num_classes} classes, "
+            "so their places in sorted order need not be its numbers",
+            fix="Name the folders by class number, list the head's classes in a classes.txt beside them, or give a labels.csv.",
+        )
 
 
 def _resized(images: np.ndarray, size: Size) -> np.ndarray:
