@@ -153,7 +153,7 @@ def _open_zip(path: pathlib.Path, labelled: bool) -> ImageSource:
 
     def content(name: str) -> bytes:
         if (size := members[name].file_size) > _LARGEST_BYTES:
-            raise CalibrationError(f"image {path}/{name}: cannot be read: {size} bytes, the limit is {_LARGEST_BYTES}", fix="Remove it.")
+            raise CalibrationError(f"image {path}/{name}: cannot be read ({size} bytes, the limit is {_LARGEST_BYTES})", fix="Remove it.")
         try:
             with open_member(path, members[name], state) as stream:  # not through `archive`: threads must not share a handle
                 return stream.read()
