@@ -128,6 +128,19 @@ def disk_errors(path: str | os.PathLike[str]) -> Iterator[None]:
         raise
 
 
+def utf8_path(path: str | os.PathLike[str]) -> str:
+    """A path as libraries in C++ take it: UTF-8, also where the locale reads file names as ASCII.
+
+    Raises:
+        UsageError: its bytes are not UTF-8.
+    """
+    try:
+        return os.fsencode(path).decode("utf-8")
+    except UnicodeDecodeError as e:
+        shown = os.fspath(path).encode("utf-8", "replace").decode("utf-8")
+        raise UsageError(f"{shown}: its name is not UTF-8, which ONNX and TensorRT need", fix="Give another --workdir.") from e
+
+
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Writes a JSON file whole or not at all.
 
@@ -136,13 +149,13 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
         value: anything json can spell; numpy scalars become Python's.
     """
     with atomic(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1, default=_plain, allow_nan=True) + "\n")
+        temporary.write_text(json.dumps(value, indent=1, default=_plain, allow_nan=True) + "\n", encoding="utf-8")
 
 
 def read_json(path: str | os.PathLike[str], default: Any = None) -> Any:
     """Reads a JSON object; `default` where there is none or it is damaged (an older version, a full disk, another file's content)."""
     try:
-        value = json.loads(pathlib.Path(path).read_text())
+        value = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return default
     return value if isinstance(value, dict) else default

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable
 
 from vit_convert.errors import INTERRUPTED, ConvertError
+from vit_convert.streams import outliving_streams
 
 
 def exit_code(run: Callable[[], int], *, debug: bool, when_interrupted: str) -> int:
@@ -17,13 +18,14 @@ def exit_code(run: Callable[[], int], *, debug: bool, when_interrupted: str) -> 
     Returns:
         The exit code of the command, of the ConvertError, or INTERRUPTED.
     """
-    try:
-        return run()
-    except ConvertError as e:
-        if debug:
-            raise
-        print(f"error: {e}" + (f"\n  {e.fix}" if e.fix else ""), file=sys.stderr)
-        return e.exit_code
-    except KeyboardInterrupt:
-        print(f"\ninterrupted: {when_interrupted}", file=sys.stderr)
-        return INTERRUPTED
+    with outliving_streams():
+        try:
+            return run()
+        except ConvertError as e:
+            if debug:
+                raise
+            print(f"error: {e}" + (f"\n  {e.fix}" if e.fix else ""), file=sys.stderr)
+            return e.exit_code
+        except KeyboardInterrupt:
+            print(f"\ninterrupted: {when_interrupted}", file=sys.stderr)
+            return INTERRUPTED

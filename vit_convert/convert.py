@@ -9,7 +9,7 @@ from typing import Any
 
 import ml_collections
 
-from vit_convert.bundle import Bundle, write_json
+from vit_convert.bundle import Bundle, utf8_path, write_json
 from vit_convert.pipeline import Context, run_stages
 from vit_convert.progress import Progress
 from vit_convert.report.summary import print_summary
@@ -48,6 +48,7 @@ def convert(
         ConvertError: from the stage that failed; finished stages are kept.
     """
     bundle = Bundle(os.path.join(workdir, config.name))
+    utf8_path(bundle.root.absolute())
     bundle.require_writable()
     progress = Progress(bundle.events, quiet=quiet)
     write_json(bundle.config, config.to_dict())

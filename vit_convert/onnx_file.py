@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vit_convert.bundle import disk_errors
+from vit_convert.bundle import disk_errors, utf8_path
 from vit_convert.errors import ExportError
 from vit_convert.ort_options import session_options
 
@@ -45,7 +45,7 @@ def save_onnx(model: "ir.Model", path: str | os.PathLike[str]) -> None:
         folder = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         try:
             ir.save(model, folder / path.name, external_data=f"{path.name}.data", size_threshold_bytes=_INLINE_BYTES)
-            onnx.checker.check_model(str(folder / path.name), full_check=True)
+            onnx.checker.check_model(utf8_path(folder / path.name), full_check=True)
             data = folder / f"{path.name}.data"
             if data.exists():
                 os.replace(data, path.with_name(data.name))
@@ -113,7 +113,7 @@ def open_proto(proto: Any, folder: str | os.PathLike[str], *, threads: int = 0) 
 
     options = session_options(ort)
     options.intra_op_num_threads = threads
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(pathlib.Path(folder).resolve()))
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", utf8_path(pathlib.Path(folder).resolve()))
     # Packed copies of the weights would double the memory, for a handful of runs.
     options.add_session_config_entry("session.disable_prepacking", "1")
     return ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])

@@ -152,12 +152,12 @@ def _versions() -> dict[str, str]:
 
 def _reset_peak_rss() -> None:
     with contextlib.suppress(OSError):
-        pathlib.Path("/proc/self/clear_refs").write_text("5")  # Linux: forget the high-water mark, see man 5 proc
+        pathlib.Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # Linux: forget the high-water mark, see man 5 proc
 
 
 def _peak_rss_mib() -> float:
     try:
-        status = pathlib.Path("/proc/self/status").read_text()
+        status = pathlib.Path("/proc/self/status").read_text(encoding="utf-8", errors="replace")
         return int(status.split("VmHWM:")[1].split()[0]) / 1024
     except (OSError, IndexError):
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

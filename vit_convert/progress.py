@@ -26,7 +26,7 @@ class Progress:
     def event(self, kind: str, **fields: Any) -> None:
         """Appends one line `{"time": unix seconds, "event": kind, ...}`."""
         if self._events is not None:
-            with open(self._events, "a") as f:
+            with open(self._events, "a", encoding="utf-8") as f:
                 f.write(json.dumps({"time": round(time.time(), 3), "event": kind, **fields}, default=str) + "\n")
 
     def say(self, text: str) -> None:

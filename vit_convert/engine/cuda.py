@@ -52,7 +52,7 @@ def gpu() -> Gpu | None:
     call("cuDeviceGetAttribute", ctypes.byref(minor), _COMPUTE_CAPABILITY_MINOR, device)
     call("cuDeviceTotalMem_v2", ctypes.byref(total), device)
     call("cuDriverGetVersion", ctypes.byref(version))
-    driver = _DRIVER_VERSION_FILE.read_text().strip() if _DRIVER_VERSION_FILE.exists() else ""
+    driver = _DRIVER_VERSION_FILE.read_text(encoding="utf-8", errors="replace").strip() if _DRIVER_VERSION_FILE.exists() else ""
     cuda = f"{version.value // 1000}.{version.value % 1000 // 10}"
     return Gpu(name.value.decode(), f"sm{major.value}{minor.value}", total.value, driver, cuda)
 

@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
+from vit_convert.bundle import utf8_path
 from vit_convert.engine.listen import without_noise
 from vit_convert.engine.trt import Backend
 from vit_convert.errors import BuildError, UnbuildableError
@@ -28,7 +29,7 @@ def parse_graph(backend: Backend, builder: Any, onnx_path: pathlib.Path, *, stro
     require_graph(onnx_path)
     network = builder.create_network(backend.network_flags(strongly_typed=strongly_typed))
     parser = backend.module.OnnxParser(network, backend.logger)
-    if not parser.parse_from_file(str(onnx_path)):
+    if not parser.parse_from_file(utf8_path(onnx_path)):
         raise _parse_error(backend, parser, onnx_path)
     _refuse_attention(backend, network, onnx_path)
     return network, parser

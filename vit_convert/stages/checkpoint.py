@@ -156,6 +156,9 @@ def _load_user_model(context: Context) -> dict[str, Any]:
 def model_of(context: Context) -> Any:
     """The Flax model with its parameters, made once while no stage lets go of it."""
     if "model" not in context.scratch:
+        from vit_convert.models.backend import require_backend
+
+        require_backend()
         from vit_convert.models.model import user_model, vit_model
 
         if context.config.model is not None:

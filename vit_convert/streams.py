@@ -1,0 +1,65 @@
+"""Standard output and error that outlive their readers: work goes on when `head` has read enough, and no text stops it."""
+
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any, TextIO, cast
+
+
+class _Outliving:
+    """A text stream that falls silent when nobody reads it any more."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except BrokenPipeError:
+            self._silence()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except BrokenPipeError:
+            self._silence()
+
+    def _silence(self) -> None:
+        # Of the descriptor: what is still buffered, and what Python flushes as it exits, goes there too.
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), self._stream.fileno())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def outliving_streams() -> Iterator[None]:
+    """While the block runs, a closed pipe, a closed descriptor or an ASCII terminal is no reason to fail."""
+    _fill_descriptors()
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (cast(TextIO, _Outliving(_writable(stream))) for stream in before)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        sys.stdout, sys.stderr = before
+
+
+def _fill_descriptors() -> None:
+    """Opens what of 0, 1 and 2 is closed: the next file opened would get that number, and the messages of C libraries with it."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+
+
+def _writable(stream: TextIO | None) -> TextIO:
+    if stream is None:  # its descriptor was closed when Python started
+        return io.StringIO()
+    if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+        stream.reconfigure(errors="replace")  # where the locale has no ×, as LANG=C without UTF-8
+    return stream
