@@ -27,6 +27,7 @@ from vit_convert import config as configs
 from vit_convert.command import exit_code
 from vit_convert.errors import INTERRUPTED, ConvertError, UsageError, nearest
 from vit_convert.overrides import apply_overrides, dotted_keys, split_overrides
+from vit_convert.user_code import explain, where
 
 _FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", "out", "Folder that gets one sub-folder per conversion.", flag_values=_FLAGS)
@@ -125,15 +126,18 @@ def _load_config(path: str) -> Any:
         return module.get_config()
     except ConvertError:
         raise
-    except Exception as e:
-        raise UsageError(f"{path}: {_explain(e)}", fix="--debug shows where.") from e
+    except (Exception, SystemExit) as e:
+        missing = " PYTHONPATH names folders to import from." if isinstance(e, ImportError) else ""
+        raise UsageError(f"{path}: {_explain(e)}", fix=f"--debug shows the whole traceback.{missing}") from e
 
 
-def _explain(e: Exception) -> str:
+def _explain(e: BaseException) -> str:
     """The error in one line; for an unknown key of a locked config, the nearest valid ones."""
     if match := re.match(r'(?:\'|")?Key "?(\w+)"? does not exist', str(e)):
-        return f"unknown key {match[1]!r}.{nearest(match[1], [key.split('.')[-1] for key in dotted_keys(configs.default_config())])}"
-    return f"{type(e).__name__}: {e}"
+        return (
+            f"unknown key {match[1]!r}.{nearest(match[1], [key.split('.')[-1] for key in dotted_keys(configs.default_config())])}{where(e)}"
+        )
+    return explain(e)
 
 
 def flags_of(argv: Sequence[str]) -> None:

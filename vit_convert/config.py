@@ -44,13 +44,13 @@ def default_config() -> ml_collections.ConfigDict:
     config.checkpoint = ""  # .npz or .safetensors, a path or an https:// or gs:// address
     config.family = "auto"  # read from the file; a given one is checked against it
     config.variant = "auto"  # "B/32", "ViT-B_32", …; read from the file; a given one is checked against it
-    config.model = config_dict.placeholder(object)  # a user's own model: a function returning (module, variables)
+    config.model = config_dict.placeholder(object)  # a user's own model: a function returning (module, variables), in place of a checkpoint
     config.image_size = config_dict.placeholder(object)  # 224, (224, 384), "224x384" or "dynamic:160..448@224"; empty: the checkpoint's
     config.posemb_grid = config_dict.placeholder(tuple)  # (rows, columns) of a stored position table that is not square
     config.preprocess = "auto"  # vit_jax, big_vision, siglip, imagenet, …: how images become inputs; auto: the checkpoint family's
     config.layout = "NHWC"  # order of the `images` input's axes
     config.input = "float32"  # values normalised as `preprocess` says; "uint8" takes pixels, and the graph normalises them
-    config.outputs = "logits"  # "features" drops the head
+    config.outputs = "logits"  # "features" drops the head; of an own model with several outputs, the one that is judged
     config.taps = False  # keep block_00 … encoder_norm as outputs of model.onnx
     config.num_classes = 0  # checked against the checkpoint's head; 0: whatever it has
     config.quantize_only = ()  # block names and patterns that int8 is limited to; empty: all linears between the first and the last
@@ -168,9 +168,12 @@ def check_values(config: ml_collections.ConfigDict) -> None:
         value = config
         for part in key.split("."):
             value = value[part]
+        if key == "outputs" and value and config.model is not None:
+            continue  # an own model's outputs are called as it calls them
         if value not in valid:
             raise UsageError(f"config.{key}={value!r}: not one of {', '.join(valid)}.{nearest(str(value), valid)}")
     check_ranges(config)
+    _check_model(config)
     require_target(config, config.target)
     image_size(config)
     require_resizable(config, "user" if config.model is not None else config.family)
@@ -201,6 +204,21 @@ def check_values(config: ml_collections.ConfigDict) -> None:
         raise UsageError(f"config.plan.file={config.plan.file!r}: no such file", fix="config.precision=auto writes one.")
 
 
+def _check_model(config: ml_collections.ConfigDict) -> None:
+    """Refuses what says something of a checkpoint beside an own model, which has none: nothing that is given is left unread."""
+    if config.model is None:
+        return
+    defaults = default_config()
+    for key in ("checkpoint", "family", "variant", "posemb_grid"):
+        if config[key] != defaults[key]:
+            raise UsageError(
+                f"config.model and config.{key}={config[key]!r}: an own model comes with its parameters, and no checkpoint is read",
+                fix=f"Leave one of them out; let the function in config.model read {config.checkpoint}."
+                if key == "checkpoint"
+                else f"Leave config.{key} out.",
+            )
+
+
 def _check_tuples(config: ml_collections.ConfigDict) -> None:
     """Refuses what the command line makes of a tuple that is misspelt: ('a,b',) of a,b."""
     for key in ("batches", "streams"):
@@ -214,6 +232,13 @@ def _check_tuples(config: ml_collections.ConfigDict) -> None:
         names: Any = config[key]
         if not all(isinstance(name, str) and re.fullmatch(r"[^\s,()'\"]+", name) for name in names):
             raise UsageError(f"config.{key}={names!r}: names and patterns only", fix=f'For example --config.{key}="{example}".')
+
+
+def as_plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """The config as `config.json` holds it: all its values, and of an own model's function what tells it on any host."""
+    from vit_convert.user_code import describe_function
+
+    return {**config.to_dict(), "model": describe_function(config.model) if callable(config.model) else config.to_dict()["model"]}
 
 
 def precisions(config: ml_collections.ConfigDict) -> list[str]:

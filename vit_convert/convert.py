@@ -10,6 +10,7 @@ from typing import Any
 import ml_collections
 
 from vit_convert.bundle import Bundle, utf8_path, write_json
+from vit_convert.config import as_plain
 from vit_convert.pipeline import Context, run_stages
 from vit_convert.progress import Progress
 from vit_convert.report.summary import print_summary
@@ -51,7 +52,7 @@ def convert(
     utf8_path(bundle.root.absolute())
     bundle.require_writable()
     progress = Progress(bundle.events, quiet=quiet)
-    write_json(bundle.config, config.to_dict())
+    write_json(bundle.config, as_plain(config))
     progress.event("command", argv=list(command or sys.argv), name=config.name)
     context = Context(config, bundle, progress, shlex.join(command or sys.argv), (*checkpoints, "checkpoints", *_OURS))
     rows: list[dict[str, Any]] = []

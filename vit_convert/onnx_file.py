@@ -129,6 +129,12 @@ def run_session(session: Any, images: np.ndarray, names: Sequence[str] | None = 
 
     Returns:
         {output name: array}.
+
+    Raises:
+        ExportError: onnxruntime fails, as on a graph that takes another batch size than it says.
     """
     names = list(names) if names is not None else [output.name for output in session.get_outputs()]
-    return dict(zip(names, session.run(names, {session.get_inputs()[0].name: images})))
+    try:
+        return dict(zip(names, session.run(names, {session.get_inputs()[0].name: images})))
+    except Exception as e:  # onnxruntime's classes have no common base of their own
+        raise ExportError(f"onnxruntime cannot run the graph on {images.dtype} {images.shape}: {e}") from e

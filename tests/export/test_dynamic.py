@@ -14,7 +14,8 @@ from vit_convert.errors import ExportError, UsageError
 from vit_convert.export.exporter import export_model
 from vit_convert.export.targets import TARGETS
 from vit_convert.image_size import ImageRange, parse_range, parse_size
-from vit_convert.models.model import user_model, vit_model
+from vit_convert.models.model import vit_model
+from vit_convert.models.user import user_model
 from vit_convert.onnx_file import open_session, run_session, save_onnx
 from vit_convert.quantize.calibrate import calibrate
 from vit_convert.quantize.placement import place

@@ -16,7 +16,7 @@ from vit_convert.export.check import check_graph
 from vit_convert.export.exporter import export_model
 from vit_convert.export.graph import onnx_from_apply
 from vit_convert.export.targets import SPELLINGS, TARGETS, target_named
-from vit_convert.models.model import user_model
+from vit_convert.models.user import user_model
 from vit_convert.onnx_file import open_session, run_session
 
 MATRIX_PRODUCTS = ["matmul", "primitives"]  # the spellings of trt8 without such convolutions

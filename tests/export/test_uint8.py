@@ -10,7 +10,8 @@ from export_graphs import architecture, random_params
 from vit_convert.export.exporter import export_model
 from vit_convert.export.targets import TARGETS
 from vit_convert.images.preprocess import preprocess_for
-from vit_convert.models.model import user_model, vit_model
+from vit_convert.models.model import vit_model
+from vit_convert.models.user import user_model
 from vit_convert.onnx_file import open_session, run_session, save_onnx
 from vit_convert.quantize.calibrate import calibrate
 from vit_convert.quantize.graph import activations

@@ -9,7 +9,8 @@ import pytest
 from flax import traverse_util
 
 from vit_convert.checkpoint.architecture import Architecture
-from vit_convert.models.model import user_model, vit_model
+from vit_convert.models.model import vit_model
+from vit_convert.models.user import user_model
 from vit_convert.models.vit import ViT, param_shapes
 
 TINY = Architecture(

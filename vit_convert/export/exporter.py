@@ -95,13 +95,23 @@ def export_model(
     if pixels is not None:
         changes.append(lambda traced: take_pixels(traced, *pixels))
     graph = graphs.onnx_from_apply(
-        apply, model.traced_shapes, image_shape, model.output, model.traced_taps, target, depth=model.depth, prune=not taps, changes=changes
+        apply,
+        model.traced_shapes,
+        image_shape,
+        model.output,
+        model.traced_taps,
+        target,
+        depth=model.depth,
+        prune=not taps,
+        keep_taps=taps and not model.has_blocks,
+        changes=changes,
     )
     weights.bind(graph.model, model.params)
     passes.ShapeInferencePass()(graph.model)
     if taps:
         values = {value.name: value for node in graph.model.graph for value in node.outputs}
-        graph.model.graph.outputs.extend(as_tokens(graph.model.graph, values[tap]) for tap in graph.taps)
+        outputs = {value.name for value in graph.model.graph.outputs}
+        graph.model.graph.outputs.extend(as_tokens(graph.model.graph, values[tap]) for tap in graph.taps if tap not in outputs)
     report = _report(graph, target)
     if report.nodes_per_block > target.max_nodes_per_block and model.depth is not None:
         raise ExportError(

@@ -40,6 +40,7 @@ def onnx_from_apply(
     *,
     depth: int | None = None,
     prune: bool = True,
+    keep_taps: bool = False,
     changes: Sequence[Callable[[ir.Model], object]] = (),
 ) -> Graph:
     """Traces a model and applies its target's substitutions.
@@ -53,6 +54,7 @@ def onnx_from_apply(
         target: opset and rules.
         depth: unroll to this many encoder blocks; `apply` then computes only two. None: what was traced is the model.
         prune: let the last block compute the pooled token alone, where the head reads one token.
+        keep_taps: leave the taps outputs of the graph, also those that its output does not depend on.
         changes: applied to the pruned graph in order, in place, before it gets its names.
 
     Returns:
@@ -69,7 +71,8 @@ def onnx_from_apply(
     if depth is not None:
         unroll.unroll(model, depth)
         taps = [f"block_{i:02d}" for i in range(depth)] + [tap for tap in taps if not tap.startswith("block_")]
-    model.graph.outputs[1:] = []  # not `del`: onnx_ir would go on believing that they are outputs
+    if not keep_taps:
+        model.graph.outputs[1:] = []  # not `del`: onnx_ir would go on believing that they are outputs
     clean(model)
     num_pruned = prune_tokens(model) if prune else 0
     clean(model)
@@ -77,7 +80,7 @@ def onnx_from_apply(
         change(model)
     finished = [RuleCount(finish.__name__, finish(model)) for finish in target.finish]
     clean(model)
-    present = {value.name for node in model.graph for value in node.outputs}
+    present = {value.name for node in model.graph for value in node.outputs} | {value.name for value in model.graph.outputs}
     taps = [tap for tap in taps if tap in present]  # a substitution may have swallowed a value that a user's module calls a tap
     naming.name_nodes(model, taps)
     model.producer_name, model.doc_string, model.metadata_props["vit_convert.target"] = "vit_convert", "", target.name

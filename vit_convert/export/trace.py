@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from vit_convert.errors import ExportError
+from vit_convert.user_code import explain
 
 Apply = Callable[[Mapping[str, jax.Array], jax.Array], Mapping[str, jax.Array]]
 
@@ -47,9 +48,9 @@ def trace(
     specs = [tuple(image_shape), *(jax.ShapeDtypeStruct(tuple(shape), np.float32) for shape in param_shapes.values())]
     try:
         model = to_onnx(positional, specs, opset=opset, input_names=["images", *names], output_names=list(output_names), return_mode="ir")
-    except Exception as e:
+    except (Exception, SystemExit) as e:
         raise ExportError(
-            f"jax2onnx could not trace the model: {type(e).__name__}: {e}",
+            f"jax2onnx could not trace the model: {explain(e)}",
             fix="See which primitive it names; jax2onnx lists the supported ones.",
         ) from e
     assert isinstance(model, ir.Model)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +12,6 @@ from flax import traverse_util
 
 from vit_convert.checkpoint.architecture import Architecture
 from vit_convert.checkpoint.posemb import resample
-from vit_convert.errors import UsageError
 from vit_convert.models.vit import EncoderBlock, ViT, param_shapes
 
 Arrays = Mapping[str, Any]
@@ -26,13 +24,16 @@ class Model:
 
     Attributes:
         params: float32 parameters under their `/`-joined names.
-        output: name of the output, "logits" or "features".
+        output: name of the output that is judged: "logits" or "features", or what a user's own model calls it.
         taps: names of the taps of the whole model, in order.
         apply: maps (parameters, images) to {output or tap: array}; what is traced.
         traced_shapes: shapes of the parameters that `apply` reads.
         traced_taps: names of the taps that `apply` returns.
         depth: encoder blocks of the whole model when `apply` computes only two of them, None when it computes all.
         has_blocks: whether it is known to be made of encoder blocks, which lower precisions are then limited to by default.
+        name: of a user's own model.
+        identity: of a user's own model, what tells it from another: changes with the function or any parameter.
+        warnings: what the user should know of it.
         run: maps images float32 [batch, height, width, 3] to {output or tap: numpy array} of the whole model, in float32 and
             at the highest matmul precision. A ViT takes images of any size that its patches tile, with its position table resampled.
     """
@@ -46,6 +47,9 @@ class Model:
     depth: int | None
     run: Callable[[np.ndarray], dict[str, np.ndarray]]
     has_blocks: bool = False
+    name: str = ""
+    identity: str = ""
+    warnings: Sequence[str] = ()
 
 
 def vit_model(architecture: Architecture, params: Mapping[str, np.ndarray]) -> Model:
@@ -119,59 +123,3 @@ def _vit_runner(architecture: Architecture, params: Mapping[str, np.ndarray], ou
         return results
 
     return run
-
-
-def user_model(module: Any, variables: Any = None, *, image_shape: Sequence[int], output: str = "logits") -> Model:
-    """A user's own model.
-
-    Args:
-        module: a Linen module (called as `module.apply(variables, images)`), an NNX module (called as `module(images)`; its
-            state is its parameters) or a function `f(params, images)`. It returns the output, or (output, {tap: array}).
-        variables: the parameters: Linen variables (with or without the "params" level), or any pytree for a function.
-        image_shape: (height, width, 3).
-        output: name of the graph's output.
-
-    Returns:
-        The model; all of it is traced.
-
-    Raises:
-        UsageError: the object is none of these, or its parameters are missing.
-    """
-    call, tree = _callable_and_tree(module, variables)
-    leaves, structure = jax.tree_util.tree_flatten_with_path(tree)
-    names = ["/".join(_key(key) for key in path) for path, _ in leaves]
-    params = {name: np.asarray(leaf, np.float32) for name, (_, leaf) in zip(names, leaves)}
-
-    def apply(arrays: Arrays, images: jax.Array) -> Arrays:
-        result = call(jax.tree_util.tree_unflatten(structure, [arrays[name] for name in names]), images)
-        result, taps = result if isinstance(result, tuple) else (result, {})
-        return {output: result, **traverse_util.flatten_dict(taps, sep="/")}
-
-    def run(images: np.ndarray) -> dict[str, np.ndarray]:
-        with jax.default_matmul_precision("highest"):
-            return {name: np.asarray(value) for name, value in jax.jit(apply)(params, jnp.asarray(images)).items()}
-
-    shapes = {name: leaf.shape for name, leaf in params.items()}
-    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    taps = [name for name in jax.eval_shape(apply, params, images) if name != output]
-    return Model(params, output, taps, apply, shapes, taps, None, run)
-
-
-def _callable_and_tree(module: Any, variables: Any) -> tuple[Callable[[Any, jax.Array], Any], Any]:
-    from flax import linen, nnx
-
-    if isinstance(module, linen.Module):
-        if variables is None:
-            raise UsageError(f"model {type(module).__name__}: a Linen module needs its variables", fix="Return (module, variables).")
-        wrapped = variables if "params" in variables else {"params": variables}
-        return (lambda tree, images: module.apply(tree, images)), dict(wrapped)
-    if isinstance(module, nnx.Module):
-        graph, state = nnx.split(module)
-        return (lambda tree, images: nnx.merge(graph, nnx.State(tree))(images)), nnx.to_pure_dict(state)
-    if inspect.isfunction(module) or callable(module):
-        return module, variables if variables is not None else {}
-    raise UsageError(f"model {module!r}: neither a Linen module, an NNX module nor a function")
-
-
-def _key(key: Any) -> str:
-    return str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key))))

@@ -7,6 +7,7 @@ from vit_convert import config as configs
 from vit_convert.errors import ConvertError, UsageError
 from vit_convert.image_size import ImageRange, parse_range
 from vit_convert.pipeline import Context, Stage, file_identity
+from vit_convert.user_code import describe_function, user_code
 
 
 def _inputs(context: Context) -> Any:
@@ -14,9 +15,10 @@ def _inputs(context: Context) -> Any:
     sizes = config.image_size if configs.is_dynamic(config) else configs.image_size(config)
     asked = [config.family, config.variant, sizes, config.outputs, config.num_classes, config.posemb_grid, config.preprocess]
     if config.model is not None:
-        import time
-
-        return [asked, time.time_ns()]  # nothing tells cheaply whether a user's function returns what it did
+        try:
+            return [asked, model_of(context).identity]
+        except ConvertError as e:
+            return [asked, str(e)]  # `load` raises it, as below
     try:
         found = _found(context)
     except ConvertError as e:
@@ -132,24 +134,27 @@ def _load_user_model(context: Context) -> dict[str, Any]:
     from vit_convert.images.preprocess import preprocess_for
 
     config = context.config
-    size = configs.image_size(config)
-    if size is None:
-        raise UsageError("config.model is given and config.image_size is not", fix="Set config.image_size = (height, width).")
     model = model_of(context)
+    size = configs.image_size(config)
+    assert size is not None  # model_of asks for it
+    for warning in model.warnings:
+        context.progress.warn(warning)
     num_params = sum(int(leaf.size) for leaf in model.params.values())
+    others = f"; also {', '.join(model.taps)}" if model.taps else ""
     family = "vit_jax" if config.preprocess == "auto" else config.preprocess
     return {
         "path": "",
         "sha256": "",
+        "model": {**describe_function(config.model), "identity": model.identity},
         "family": "user",
-        "variant": getattr(config.model, "__name__", "model"),
+        "variant": model.name,
         "num_params": num_params,
         "image_size": list(size),
         "image_range": None,
         "output": model.output,
-        "warnings": [],
+        "warnings": list(model.warnings),
         "preprocess": preprocess_for(family, size).to_dict(),
-        "summary": f"user model, {num_params:,} parameters, {'x'.join(map(str, size))}",
+        "summary": f"own model {model.name}, {num_params:,} parameters, {'x'.join(map(str, size))}, judged by {model.output}{others}",
     }
 
 
@@ -159,18 +164,33 @@ def model_of(context: Context) -> Any:
         from vit_convert.models.backend import require_backend
 
         require_backend()
-        from vit_convert.models.model import user_model, vit_model
-
-        if context.config.model is not None:
-            made = context.config.model()
-            module, variables = made if isinstance(made, tuple) else (made, None)
-            size = configs.image_size(context.config)
-            assert size is not None  # the checkpoint stage asks for it
-            context.scratch["model"] = user_model(module, variables, image_shape=(*size, 3), output=context.config.outputs)
-        else:
-            checkpoint = _checkpoint(context)
-            context.scratch["model"] = vit_model(checkpoint.architecture, checkpoint.params)
+        context.scratch["model"] = _user_model(context) if context.config.model is not None else _vit_model(context)
     return context.scratch["model"]
+
+
+def _vit_model(context: Context) -> Any:
+    from vit_convert.models.model import vit_model
+
+    checkpoint = _checkpoint(context)
+    return vit_model(checkpoint.architecture, checkpoint.params)
+
+
+def _user_model(context: Context) -> Any:
+    from vit_convert.models.call import taken_apart
+    from vit_convert.models.user import user_model
+
+    config, size = context.config, configs.image_size(context.config)
+    if size is None:
+        raise UsageError("config.model is given and config.image_size is not", fix="Set config.image_size = (height, width).")
+    if not callable(config.model):
+        raise UsageError(
+            f"config.model is a {type(config.model).__name__}, it must be a function that returns the model",
+            fix="config.model = lambda: (module, variables).",
+        )
+    fix = "config.model is a function without arguments that returns the model. --debug shows the whole traceback."
+    with user_code("config.model()", UsageError, fix=fix):
+        made = config.model()
+    return user_model(*taken_apart(made), image_shape=(*size, 3), output=config.outputs, num_classes=config.num_classes)
 
 
 CHECKPOINT = Stage("checkpoint", (), load, _inputs)

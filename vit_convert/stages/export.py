@@ -1,5 +1,6 @@
 """The export stage: from the model to `model.onnx`, and to the further spellings of it that `tune` chooses from."""
 
+import contextlib
 import dataclasses
 import pathlib
 from collections.abc import Sequence
@@ -7,9 +8,11 @@ from typing import Any
 
 from vit_convert import config as configs
 from vit_convert.bundle import Bundle
+from vit_convert.errors import ExportError
 from vit_convert.pipeline import Context, Stage
 from vit_convert.stages.checkpoint import model_of
 from vit_convert.stages.common import graph_files, preprocess_of, target_name, with_weights
+from vit_convert.user_code import user_code
 
 
 def _inputs(context: Context) -> Any:
@@ -24,7 +27,6 @@ def _outputs(context: Context) -> list[pathlib.Path]:
 
 def export(context: Context) -> dict[str, Any]:
     """Traces, substitutes and writes model.onnx and its spellings; those that are no longer asked for go."""
-    from vit_convert.export.exporter import export_model
     from vit_convert.export.targets import spelling_named, target_named
 
     checkpoint, preprocess, name = context.results["checkpoint"], preprocess_of(context), target_name(context)
@@ -38,16 +40,26 @@ def export(context: Context) -> dict[str, Any]:
         "dynamic_patch": checkpoint["patch_size"] if dynamic else 0,
         "pixels": (preprocess.scale, preprocess.offset) if context.config.input == "uint8" else None,
     }
-    report = export_model(model_of(context), context.bundle.onnx(), target=target, **options)
+    report = _export(context, context.bundle.onnx(), target, options)
     _remove_spellings(context.bundle, keep=list(spelled))
     written = {}
     for spelling, spelled_target in spelled.items():
-        found = export_model(model_of(context), context.bundle.spelling(spelling), target=spelled_target, **options)
+        found = _export(context, context.bundle.spelling(spelling), spelled_target, options)
         written[spelling] = {"num_nodes": found.num_nodes, "nodes_per_block": found.nodes_per_block, "bytes": found.bytes}
     applied = sum(rule["applied"] for rule in report.rules)
     summary = f"{report.num_nodes} nodes, {report.nodes_per_block} a block, {applied} substitutions, opset {report.opset}"
     summary += f"; also as {', '.join(written)}" if written else ""
     return {**dataclasses.asdict(report), "target": name, "spellings": written, "spelling": _advised(context), "summary": summary}
+
+
+def _export(context: Context, path: pathlib.Path, target: Any, options: dict[str, Any]) -> Any:
+    """Exports the model; an own one may hold what no rule has ever seen, and whatever comes of it is a failed export."""
+    from vit_convert.export.exporter import export_model
+
+    model = model_of(context)
+    own = context.config.model is not None
+    with user_code(f"config.model: {path.name} of {model.name}", ExportError) if own else contextlib.nullcontext():
+        return export_model(model, path, target=target, **options)
 
 
 def _spellings(context: Context) -> list[str]:
