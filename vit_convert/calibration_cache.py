@@ -146,6 +146,24 @@ def load_cache(path: str | os.PathLike[str], key: CacheKey) -> bytes | None:
     return data
 
 
+def load_ranges(path: str | os.PathLike[str], key: CacheKey) -> dict[str, float] | None:
+    """Reads the ranges of a calibration cache that may be of another version of TensorRT.
+
+    Args:
+        path: the cache; `<path>.json` beside it holds its key.
+        key: what it has to be for, but for the version.
+
+    Returns:
+        The largest |x| that int8 represents, for each tensor; None where there is no cache.
+
+    Raises:
+        CalibrationError: as `load_cache`.
+    """
+    version = (read_json(_key_path(pathlib.Path(path))) or {}).get("version")
+    data = load_cache(path, dataclasses.replace(key, version=str(version)) if version else key)
+    return None if data is None else {name: scale * 127 for name, scale in parse_cache(data)[1].items()}
+
+
 def save_cache(path: str | os.PathLike[str], key: CacheKey, data: bytes, *, num_images: int) -> None:
     """Writes a calibration cache and the key beside it.
 

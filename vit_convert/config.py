@@ -16,7 +16,7 @@ PRECISIONS = ("fp32", "bf16", "fp16", "int8", "fp8")
 AUTO = "auto"  # as a precision: what plan says; as a spelling: what the export advises
 TARGETS = ("auto", "trt8", "trt10", "trt11", "rtx")
 BACKENDS = ("auto", "tensorrt", "rtx", "none")
-METHODS = ("entropy", "minmax", "percentile")
+METHODS = ("entropy", "entropy_plain", "minmax", "percentile", "mse")
 LAYOUTS = ("NHWC", "NCHW")
 INPUTS = ("float32", "uint8")
 OUTPUTS = ("logits", "features")
@@ -68,7 +68,7 @@ def default_config() -> ml_collections.ConfigDict:
 
     config.calibration = ml_collections.ConfigDict()
     config.calibration.data = ""  # folder, .zip, .npz or list file; empty: seeded noise, good for speed alone
-    config.calibration.method = "entropy"
+    config.calibration.method = "entropy"  # widened where clipping costs more than it gains; entropy_plain, minmax, percentile, mse
     config.calibration.num_images = 512
     config.calibration.batch_size = 8
     config.calibration.attention = False  # quantize the attention products too
@@ -183,10 +183,10 @@ def check_values(config: ml_collections.ConfigDict) -> None:
             "TensorRT's own calibrator takes float32 images of one size",
             fix="Leave engine.calibrator off: INT8 is then written into the graph.",
         )
-    if config.engine.calibrator and config.calibration.method == "percentile":
+    if config.engine.calibrator and config.calibration.method in ("percentile", "mse"):
         raise UsageError(
-            "config.engine.calibrator with calibration.method=percentile: TensorRT calibrates by entropy or minmax",
-            fix="Use one of those, or leave engine.calibrator off.",
+            f"config.engine.calibrator with calibration.method={config.calibration.method}: TensorRT calibrates by entropy or minmax",
+            fix="Use entropy (our guarded thresholds), entropy_plain or minmax (its own), or leave engine.calibrator off.",
         )
     batch = config.batch
     if not 1 <= batch.min <= batch.opt <= batch.max:

@@ -88,12 +88,12 @@ def test_whole_numbers_and_lists_are_taken():
         ({"batch": ml_collections.ConfigDict({"min": 9})}, "min 9, opt 8, max 64 must rise from 1"),
         ({"check": ml_collections.ConfigDict({"num_images": 0})}, r"config\.check\.num_images=0: must be a whole number from 1 to 1,024"),
         ({"checkpoint": ""}, r"config\.checkpoint is empty"),
-        (
-            {
-                "engine": ml_collections.ConfigDict({"calibrator": True}),
-                "calibration": ml_collections.ConfigDict({"method": "percentile"}),
-            },
-            r"calibration\.method=percentile: TensorRT calibrates by entropy or minmax",
+        *(
+            (
+                {"engine": ml_collections.ConfigDict({"calibrator": True}), "calibration": ml_collections.ConfigDict({"method": method})},
+                rf"calibration\.method={method}: TensorRT calibrates by entropy or minmax",
+            )
+            for method in ("percentile", "mse")
         ),
     ],
 )

@@ -8,9 +8,9 @@ import simulated_gpu
 from engine_graphs import IMAGE
 
 from vit_convert.bundle import Bundle
-from vit_convert.calibration_cache import CacheKey, format_cache, load_cache, parse_cache, save_cache
+from vit_convert.calibration_cache import CacheKey, format_cache, hash_source, load_cache, parse_cache, save_cache
 from vit_convert.engine import cuda, requests, trt
-from vit_convert.engine.build_request import request_record
+from vit_convert.engine.build_request import hash_graph, request_record
 from vit_convert.engine.calibrator import make_calibrator
 from vit_convert.engine.facts import read_config, read_facts
 from vit_convert.engine.sidecar import add_to_sidecar
@@ -139,7 +139,7 @@ def calibrate(gpu, bundle_path, monkeypatch):
 
     monkeypatch.setattr(requests, "build_one", build_one)
 
-    def start(*, method="entropy", batch_size=2, force=False, preprocess=None):
+    def start(*, method="entropy_plain", batch_size=2, force=False, preprocess=None):
         taken.clear()
         config.calibration.method, config.calibration.batch_size = method, batch_size
         known = dataclasses.replace(facts, preprocess=preprocess or facts.preprocess)
@@ -208,6 +208,49 @@ def test_each_algorithm_has_its_cache(calibrate, bundle_path):
     assert calibrate() == [0]  # the engine was the other's, the cache is there
     assert len(list(bundle_path.glob("calibration.tensorrt-8.6.0-entropy-*.cache"))) == 1
     assert len(list(bundle_path.glob("calibration.tensorrt-8.6.0-minmax-*.cache"))) == 1
+
+
+def guarded(bundle_path, ranges, *, graph="model.onnx", algorithm="entropy", version="8.6.1"):
+    """Leaves the cache that the conversion writes."""
+    bundle = Bundle(bundle_path)
+    about = {"num_images": 9, "preprocessing": read_facts(bundle).preprocess}
+    key = CacheKey(algorithm, version, hash_source(hash_graph(bundle_path / graph), bundle.images("calibration"), **about))
+    save_cache(bundle.calibration_cache, key, format_cache(key, ranges), num_images=9)
+
+
+def test_by_default_tensorrt_is_given_our_thresholds(calibrate, gpu, bundle_path, monkeypatch):
+    """Its own entropy calibration clips what carries the image; nothing of it runs."""
+    given = []
+
+    class Calibrator:
+        def __init__(self):
+            given.append(self)
+
+    monkeypatch.setattr(gpu[0].module, "IInt8EntropyCalibrator2", Calibrator, raising=False)
+    guarded(bundle_path, {"images": 2.5, "block: 0/x": 139.5})
+    assert calibrate(method="entropy") == [0]  # no batch
+    header, scales = parse_cache(given[-1].read_calibration_cache())
+    assert gpu[0].version == "8.6.0" and header == "TRT-8600-EntropyCalibration2"  # of the TensorRT that builds, not of the conversion
+    assert scales["images"] * 127 == pytest.approx(2.5, rel=1e-6) and scales["block: 0/x"] * 127 == pytest.approx(139.5, rel=1e-6)
+    assert calibrate(method="entropy") == []
+    guarded(bundle_path, {"images": 2.5, "block: 0/x": 140.0})
+    assert calibrate(method="entropy") == [0]  # other thresholds, another engine
+    assert not list(bundle_path.glob("calibration.tensorrt-*.cache"))  # what TensorRT did not measure is not kept as if it had
+
+
+def test_thresholds_of_another_graph_or_none_are_refused(calibrate, bundle_path):
+    with pytest.raises(
+        CalibrationError, match=r"calibration\.cache: missing, so TensorRT's calibrator has no guarded thresholds"
+    ) as caught:
+        calibrate(method="entropy")
+    assert "entropy_plain" in caught.value.fix
+    guarded(bundle_path, {"images": 2.5})
+    weights(bundle_path)
+    with pytest.raises(CalibrationError, match=r"calibration\.cache: made from graph, weights and images"):
+        calibrate(method="entropy")
+    guarded(bundle_path, {"images": 2.5}, algorithm="minmax")
+    with pytest.raises(CalibrationError, match="made as TRT-8601-MinMaxCalibration, needed TRT-8601-EntropyCalibration2"):
+        calibrate(method="entropy")
 
 
 def test_without_a_driver_the_cuda_layer_says_so():

@@ -10,7 +10,7 @@ from tiny_vit import TinyViT, normalize, run
 
 from vit_convert.errors import CalibrationError, UsageError
 from vit_convert.quantize import calibrate as module
-from vit_convert.quantize.calibrate import Calibration, calibrate, calibration_keys
+from vit_convert.quantize.calibrate import METHODS, Calibration, calibrate, calibration_keys
 from vit_convert.quantize.graph import activations
 from vit_convert.quantize.histogram import Histogram, entropy_threshold
 from vit_convert.quantize.placement import place
@@ -46,7 +46,8 @@ def test_ranges_and_histograms_match_numpy(vit, images, calibration):
         histogram = Histogram()
         histogram.add(value)
         # and so a value at a bin's edge may fall to the other side, which moves the best of some thousand thresholds by very little
-        np.testing.assert_allclose(calibration.thresholds[name], entropy_threshold(histogram), rtol=0.02)
+        np.testing.assert_allclose(calibration.costs[name].candidates[0], entropy_threshold(histogram), rtol=0.02)
+        assert calibration.thresholds[name] in calibration.costs[name].candidates
 
 
 def test_order_of_images_does_not_matter(vit, images, calibration):
@@ -76,7 +77,7 @@ def test_a_small_limit_splits_images_and_tensors(vit, images, calibration, monke
         np.testing.assert_allclose(split.thresholds[name], threshold, rtol=0.02)  # as above
 
 
-@pytest.mark.parametrize("method", ["entropy", "percentile", "minmax"])
+@pytest.mark.parametrize("method", list(METHODS))
 def test_every_image_is_computed_once(vit, images, monkeypatch, method):
     seen = []
 
@@ -151,6 +152,6 @@ def test_a_value_that_is_not_finite_is_an_error(vit, images, bad):
         result[0, 3, 3, 0] = bad
         return result
 
-    for method in ("entropy", "minmax"):
+    for method in METHODS:
         with pytest.raises(CalibrationError, match="not finite"):
             calibrate(vit, images, spoil, ["images"], method=method)

@@ -1,4 +1,9 @@
-"""TensorRT's own INT8 calibration (8.6 and 10): batches streamed to the GPU; see `calibration_cache` for what it leaves."""
+"""TensorRT's own INT8 calibrator (8.6 and 10): fed with batches on the GPU, or with thresholds of ours as its cache.
+
+TensorRT's entropy calibration clips by the number of values alone, and ruins a trained transformer whose few huge activations carry the
+image. So calibration.method=entropy gives it the guarded thresholds that the conversion found; TensorRT's own are asked for by
+entropy_plain and minmax. See `calibration_cache` for what it reads and leaves.
+"""
 
 import os
 from collections.abc import Callable
@@ -7,8 +12,8 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from vit_convert.bundle import Bundle
-from vit_convert.calibration_cache import ALGORITHMS, CacheKey, hash_source, load_cache, save_cache
+from vit_convert.bundle import Bundle, hash_value
+from vit_convert.calibration_cache import ALGORITHMS, CacheKey, format_cache, hash_source, load_cache, load_ranges, save_cache
 from vit_convert.engine.build_request import BuildRequest, hash_graph
 from vit_convert.engine.cuda import DeviceBuffer, Stream
 from vit_convert.engine.facts import graph_input
@@ -17,6 +22,8 @@ from vit_convert.errors import BuildError, CalibrationError
 from vit_convert.progress import Progress
 
 _REPORTS = 10  # lines that tell how far a calibration is
+_GUARDED = "entropy"
+_OWN = {"entropy_plain": "entropy", "minmax": "minmax"}  # methods that TensorRT calibrates by, and our names of its algorithms
 
 
 def make_calibrator(
@@ -29,6 +36,7 @@ def make_calibrator(
     cache_path: str | os.PathLike[str],
     source_hash: str,
     progress: Progress,
+    given: bytes | None = None,
 ) -> Any:
     """Makes a TensorRT calibrator for one build of a graph with one input.
 
@@ -41,6 +49,7 @@ def make_calibrator(
         cache_path: where the cache is read from or written to.
         source_hash: of the graph, the images and all else that ranges come from, see `hash_source`.
         progress: told how many images are done.
+        given: a cache that TensorRT is to use whatever lies at `cache_path`; the images are not looked at.
 
     Returns:
         The calibrator for `BuildRequest.calibrator`; its `key` is its cache's, its `failure` what went wrong inside TensorRT's callbacks.
@@ -56,7 +65,7 @@ def make_calibrator(
             f"calibrator: {backend.module.__name__} {backend.version} has none", fix="Give it the quantized (Q/DQ) graph instead."
         )
     key = CacheKey(algorithm, backend.version, source_hash)
-    cached = load_cache(cache_path, key)
+    cached = load_cache(cache_path, key) if given is None else given
     num_images = _in_full_batches(images, batch_size)
     if cached is None and num_images == 0:
         raise CalibrationError(
@@ -143,23 +152,41 @@ def bundle_calibrator(
     if not images_path.exists():
         raise CalibrationError(f"{images_path}: there are no calibration images", fix="Run the conversion's calibrate stage first.")
     images, method, batch_size = np.load(images_path, mmap_mode="r"), config.calibration.method, config.calibration.batch_size
-    source_hash = hash_source(
-        hash_graph(request.onnx_path),
-        images_path,
-        num_images=_in_full_batches(images, batch_size),
-        preprocessing=request.preprocessing,
-        batch_size=batch_size,
-    )
+    graph, given = hash_graph(request.onnx_path), None
+    if method == _GUARDED:
+        source = hash_source(graph, images_path, num_images=len(images), preprocessing=request.preprocessing)
+        given = _guarded_cache(bundle, CacheKey("entropy", backend.version, source))
+        source_hash = hash_value([source, given.decode()])
+    else:
+        source_hash = hash_source(
+            graph,
+            images_path,
+            num_images=_in_full_batches(images, batch_size),
+            preprocessing=request.preprocessing,
+            batch_size=batch_size,
+        )
     return make_calibrator(
         backend,
-        method,
+        _OWN.get(method, "entropy"),
         images,
         lambda pixels: graph_input(pixels, request.preprocessing, dtype, channels_first=channels_first),
         batch_size=batch_size,
-        cache_path=bundle.root / f"calibration.tensorrt-{backend.version}-{method}-{source_hash[:12]}.cache",
+        cache_path=bundle.root / f"calibration.tensorrt-{backend.version}-{_OWN.get(method, method)}-{source_hash[:12]}.cache",
         source_hash=source_hash,
         progress=progress,
+        given=given,
     )
+
+
+def _guarded_cache(bundle: Bundle, key: CacheKey) -> bytes:
+    """The conversion's thresholds as this TensorRT's cache, whichever version the conversion wrote them for."""
+    ranges = load_ranges(bundle.calibration_cache, key)
+    if ranges is None:
+        raise CalibrationError(
+            f"{bundle.calibration_cache}: missing, so TensorRT's calibrator has no guarded thresholds",
+            fix="Convert again with this target, or give calibration.method=minmax or entropy_plain for TensorRT's own calibration.",
+        )
+    return format_cache(key, ranges)
 
 
 def _in_full_batches(images: np.ndarray, batch_size: int) -> int:

@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import os
 import pathlib
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -18,13 +19,17 @@ from vit_convert.errors import CalibrationError, UsageError, nearest
 from vit_convert.onnx_file import open_proto
 from vit_convert.progress import Progress
 from vit_convert.quantize import graph
-from vit_convert.quantize.histogram import Histogram, entropy_threshold, minmax_threshold, percentile_threshold
+from vit_convert.quantize.guard import Cost, Guard
+from vit_convert.quantize.histogram import Histogram, entropy_threshold, minmax_threshold, mse_threshold, percentile_threshold
 from vit_convert.quantize.placement import place
 
+GUARDED = "entropy"  # the method whose thresholds are widened where the products lose by them
 METHODS: dict[str, Callable[[Histogram], float]] = {
-    "entropy": entropy_threshold,
+    GUARDED: entropy_threshold,
+    "entropy_plain": entropy_threshold,
     "minmax": minmax_threshold,
     "percentile": percentile_threshold,
+    "mse": mse_threshold,
 }
 # What one onnxruntime call may return for histograms. Fewer images a call first, then fewer tensors.
 OUTPUT_BYTES = 512 << 20
@@ -41,9 +46,10 @@ class Calibration:
     Attributes:
         thresholds: for each tensor, the |x| that the largest quantized value stands for.
         amax: for each tensor, the largest |x| seen.
-        method: entropy, minmax or percentile.
+        method: one of METHODS.
         num_images: how many images were seen.
         keys: sha256 of the graph with its weights and of the normalized data, and the method: what a cached file must agree on.
+        costs: for each tensor, what the thresholds from entropy's to amax cost; empty for other methods than "entropy".
     """
 
     thresholds: dict[str, float]
@@ -51,6 +57,12 @@ class Calibration:
     method: str
     num_images: int
     keys: dict[str, str]
+    costs: dict[str, Cost] = dataclasses.field(default_factory=dict)
+
+    def widened(self) -> dict[str, Cost]:
+        """The tensors whose threshold is not entropy's, those first that would have lost most by it."""
+        found = {name: cost for name, cost in self.costs.items() if self.thresholds[name] > cost.candidates[0]}
+        return dict(sorted(found.items(), key=lambda item: min(item[1].errors) - item[1].errors[0]))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes `calibration.json`."""
@@ -65,8 +77,9 @@ class Calibration:
         """
         value = read_json(path, {})
         try:
-            return cls(**value)
-        except TypeError as e:
+            costs = {name: Cost(**cost) for name, cost in value.get("costs", {}).items()}
+            return cls(**{**value, "costs": costs})
+        except (AttributeError, TypeError) as e:
             raise CalibrationError(f"{path}: not a calibration ({e})", fix="Remove it; calibration writes a new one.") from e
 
 
@@ -77,7 +90,7 @@ def calibration_keys(onnx_path: str | os.PathLike[str], images: np.ndarray, norm
         onnx_path: the fp32 graph.
         images: uint8 [images, height, width, 3].
         normalize: as `calibrate` takes it; its effect on the first image enters the key.
-        method: entropy, minmax or percentile.
+        method: one of METHODS.
 
     Returns:
         {"graph", "data", "method"}.
@@ -102,8 +115,9 @@ def calibrate(
     """Measures the ranges of activations over calibration images.
 
     Min-max finds each tensor's largest |x| inside the graph, so that nothing large leaves it; the others count histograms, whose range
-    grows with what they see. Both stream: the state is 32 KiB a tensor, and one call returns at most OUTPUT_BYTES of activations (or
-    one image's largest tensor), so memory does not depend on the number of images, and on the model only by what onnxruntime holds.
+    grows with what they see. All stream: the state is 32 KiB a tensor, and some hundred rows of it for the guard, and one call returns at
+    most OUTPUT_BYTES of activations (or one image's largest tensor), so memory does not depend on the number of images, and on the model
+    only by what onnxruntime holds.
     A model whose tensors of one image exceed OUTPUT_BYTES takes a pass for each part of them.
 
     Args:
@@ -111,7 +125,7 @@ def calibrate(
         images: uint8 [images, height, width, 3], may be memory-mapped.
         normalize: uint8 [batch, height, width, 3] → the graph's float32 input.
         tensors: names of activations; None for those that the default placement quantizes.
-        method: entropy, minmax or percentile (99.99).
+        method: entropy, its thresholds widened where a product loses by them (`guard`); entropy_plain, percentile (99.99), mse, minmax.
         batch_size: most images a call.
         progress: shows a bar for each pass.
 
@@ -133,17 +147,22 @@ def calibrate(
         if name not in known:
             raise UsageError(f"calibration: the graph has no activation {name!r}.{nearest(name, known)}")
     progress = progress or Progress(quiet=True)
+    costs: dict[str, Cost] = {}
 
     if method == "minmax":
         amax, _ = _scan(onnx_path, names, images, normalize, batch_size, progress, "Ranges")
         thresholds = amax
     else:
         _, elements = _scan(onnx_path, names, images[:1], normalize, 1, progress, "Sizes")
-        histograms = _count(onnx_path, elements, images, normalize, batch_size, progress)
+        guard = Guard(model, names) if method == GUARDED else None
+        histograms = _count(onnx_path, elements, images, normalize, batch_size, progress, guard)
         amax = {name: histogram.amax for name, histogram in histograms.items()}
         with concurrent.futures.ThreadPoolExecutor() as pool:
             thresholds = dict(zip(names, pool.map(METHODS[method], histograms.values())))
-    return Calibration(thresholds, amax, method, len(images), calibration_keys(onnx_path, images, normalize, method))
+        if guard is not None:
+            costs = {name: guard.cost(name, thresholds[name], amax[name]) for name in names if amax[name]}
+            thresholds |= {name: cost.best for name, cost in costs.items()}
+    return Calibration(thresholds, amax, method, len(images), calibration_keys(onnx_path, images, normalize, method), costs)
 
 
 def _scan(
@@ -174,15 +193,19 @@ def _count(
     normalize: Normalize,
     batch_size: int,
     progress: Progress,
+    guard: Guard | None,
 ) -> dict[str, Histogram]:
-    """A histogram for each tensor."""
+    """A histogram for each tensor; the guard sees what is counted."""
     histograms = {name: Histogram() for name in elements}
     chunks = _chunks(elements, OUTPUT_BYTES)
     for number, names in enumerate(chunks, start=1):
         session = _session(onnx_path, names, reduce=False)
         fitting = OUTPUT_BYTES // (4 * sum(elements[name] for name in names))
         label = "Histograms" if len(chunks) == 1 else f"Histograms {number}/{len(chunks)}"
-        for _, (values,) in _stream(session, 1, images, normalize, max(1, min(batch_size, fitting)), progress, label):
+        start = 0
+        for size, (values,) in _stream(session, 1, images, normalize, max(1, min(batch_size, fitting)), progress, label):
+            keys = [zlib.crc32(image.tobytes()) for image in images[start : start + size]] if guard is not None else []
+            start += size
             for name, value in zip(names, values):
                 try:
                     histograms[name].add(value)
@@ -190,6 +213,8 @@ def _count(
                     raise CalibrationError(
                         f"{name}: the activation is not finite on the calibration images", fix="Run the fp32 check first."
                     ) from e
+                if guard is not None:
+                    guard.add(name, value, keys)
     return histograms
 
 

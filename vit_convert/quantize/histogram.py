@@ -1,4 +1,4 @@
-"""Histograms of |x| and the thresholds read from them: entropy (KL), percentile and min-max."""
+"""Histograms of |x| and the thresholds read from them: entropy (KL), percentile, mean squared error and min-max."""
 
 import dataclasses
 import math
@@ -168,6 +168,32 @@ def percentile_threshold(histogram: Histogram, percentile: float = 99.99) -> flo
     below = np.cumsum(histogram.counts)
     index = int(np.searchsorted(below, below[-1] * percentile / 100.0))
     return min((index + 1) * histogram.bin_width, histogram.amax)
+
+
+def mse_threshold(histogram: Histogram, levels: int = 127, num_candidates: int = 256) -> float:
+    """Finds the threshold whose rounding and clipping together leave the smallest mean squared error of the tensor.
+
+    Every value is taken for its bin's centre, but those of bin 0 for zero.
+
+    Args:
+        histogram: of |x|.
+        levels: number of positive quantization levels; 127 for int8.
+        num_candidates: bin edges that are tried, equally spaced up to amax.
+
+    Returns:
+        The threshold in the units of x; amax where no other is better, and for a tensor that is all but zero.
+    """
+    counts, width = histogram.counts.astype(np.float64), histogram.bin_width
+    if len(counts) <= levels:
+        return histogram.amax
+    x = (np.arange(len(counts)) + 0.5) * width
+    x[0] = 0.0
+    edges = np.unique(np.linspace(levels, len(counts), num_candidates).astype(int))[:-1] * width
+    thresholds = np.append(edges[edges < histogram.amax], histogram.amax)
+    scales = thresholds[:, None] / levels
+    quantized = np.minimum(np.rint(x / scales), levels) * scales
+    errors = ((x - quantized) ** 2 * counts).sum(axis=1)
+    return float(thresholds[np.flatnonzero(errors <= errors.min())[-1]])
 
 
 def minmax_threshold(histogram: Histogram) -> float:

@@ -23,6 +23,7 @@ _CHECKPOINT_KEYS = (
     "preprocess",
 )
 _GPU_HOST_KEYS = ("engine", "engines", "verify", "benchmark", "recommended")  # what engine/stages.py's add_to_report merges
+_CALIBRATION_KEYS = ("method", "num_images", "source", "num_tensors", "num_clipped", "widened", "smoothed")
 _ONNX_KEYS = ("opset", "target", "num_nodes", "nodes_traced", "nodes_per_block", "num_shapes", "bytes", "rules")
 
 
@@ -55,7 +56,7 @@ def write_report(context: Context, rows: Sequence[dict[str, Any]], command: Sequ
         "check": checks[0] if checks else {},
         "checks": {check["precision"]: check for check in checks if "precision" in check},
         **_pick(results.get("quantize", {}), ("max_abs_activation",)),
-        "calibration": _pick(results.get("calibrate", {}), ("method", "num_images", "source", "num_tensors", "num_clipped", "smoothed")),
+        "calibration": _pick(results.get("calibrate", {}), _CALIBRATION_KEYS),
         "sensitivity": results.get("sensitivity", {}),
         "plan": results.get("plan", {}),
         "accuracy": _accuracy(context, checks),

@@ -13,6 +13,7 @@ from vit_convert.pipeline import Context, Stage
 from vit_convert.stages.common import backend_named, builds_here, decode, graph_files, plain, prepare, source_identity, target_name
 
 if TYPE_CHECKING:
+    from vit_convert.quantize.calibrate import Calibration
     from vit_convert.quantize.placement import Patterns
 
 SMOOTHED = "smooth"  # the fp32 graph after SmoothQuant, `model.smooth.onnx`
@@ -65,7 +66,7 @@ def calibrate(context: Context) -> dict[str, Any]:
     # The projection reads another tensor where its attention is not quantized, which a plan may choose.
     tensors = placement.tensors() + (place(model, **patterns(context)).tensors() if config.attention else [])
     target = target_name(context)
-    with_cache = target in _CACHE_VERSIONS and not context.config.engine.calibrator
+    with_cache = target in _CACHE_VERSIONS
     first = model.graph.inputs[0]
     if with_cache and first.dtype == ir.DataType.FLOAT:
         tensors.insert(0, first.name or "")
@@ -83,15 +84,41 @@ def calibrate(context: Context) -> dict[str, Any]:
         _write_cache(context, calibration)
     clipped = sum(calibration.thresholds[name] < 0.999 * calibration.amax[name] for name in calibration.thresholds)
     summary = f"{config.method}, {len(images)} images, {len(calibration.thresholds)} tensors, {clipped} clipped"
+    widened = _widened(calibration)
+    if widened:
+        summary += f", {len(widened)} wider than entropy, {_most(widened)}"
     return {
         "method": config.method,
         "num_images": len(images),
         "source": source,
         "num_tensors": len(calibration.thresholds),
         "num_clipped": clipped,
+        "widened": widened,
         "smoothed": smoothed,
         "summary": summary + (f", {smoothed['num_norms']} LayerNorms smoothed" if smoothed else ""),
     }
+
+
+def _widened(calibration: "Calibration") -> list[dict[str, Any]]:
+    """The tensors whose threshold the guard widened and what each threshold costs their products, those first that lose most by entropy."""
+    return [
+        {
+            "tensor": name,
+            "amax": calibration.amax[name],
+            "entropy": cost.candidates[0],
+            "threshold": calibration.thresholds[name],
+            "error_entropy": cost.errors[0],
+            "error": min(cost.errors),
+            "error_minmax": cost.errors[-1],
+        }
+        for name, cost in calibration.widened().items()
+    ]
+
+
+def _most(widened: list[dict[str, Any]]) -> str:
+    first = widened[0]
+    threshold = f"{first['entropy']:.3g} → {first['threshold']:.3g}"
+    return f"most {first['tensor']}: {threshold}, error of its products {first['error_entropy']:.2g} → {first['error']:.2g}"
 
 
 def _refuse_to_quantize_nothing(context: Context) -> None:
