@@ -27,7 +27,7 @@ from vit_convert.progress import Progress
 _MENDS = {
     "fp32": "Build without engine.tf32; if it misses still, this TensorRT computes something else than the graph says.",
     "fp16": "Keep the blocks of largest activation in fp32 (max_abs_activation in report.json, config.keep_fp32).",
-    **dict.fromkeys(("int8", "fp8"), "Use precision=auto, calibration.smooth=0.5 or keep_fp16."),
+    **dict.fromkeys(("int8", "fp8"), "Convert with precision=auto: it leaves the layers in fp16 that cost most."),
 }
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vit_convert.compare import Tolerance, top1_accuracy
+from vit_convert.config import QUANTIZED
 from vit_convert.errors import CheckError
 from vit_convert.pipeline import Context, Stage
 from vit_convert.stages.common import EVALUATION_BATCH, evaluation, plain, prepare
@@ -141,7 +142,10 @@ def _worst(path: pathlib.Path, missed: Iterable[tuple[str, "Row"]], tolerance: T
 
 
 def _missed(message: str, result: dict[str, Any]) -> CheckError:
-    error = CheckError(message, fix="README, 'How to read the checks', says what usually causes it.")
+    fix = "README, 'How to read the checks', says what usually causes it."
+    if result.get("precision") in QUANTIZED:
+        fix = f"Use config.precision=auto: it leaves the layers in fp16 that cost most. {fix}"
+    error = CheckError(message, fix=fix)
     error.result = result  # type: ignore[attr-defined]
     return error
 
