@@ -103,7 +103,7 @@ def make_plan(sensitivity: Sensitivity, budget: Budget) -> Plan:
         first = ranked[0]
         raise CheckError(
             f"precision plan: no layer can be {sensitivity.record['precision']}; the most harmless is {first}: {plan.left_out[first]}",
-            fix="Allow more (config.plan.accuracy_budget, config.plan.cosine), try config.calibration.smooth=0.5, or stay with fp16.",
+            fix="Allow more (config.plan.accuracy_budget, config.plan.cosine), or stay with fp16.",
         )
     return plan
 

@@ -50,7 +50,7 @@ def _tolerance(context: Context, precision: str) -> Tolerance:
     check = context.config.check
     if precision in _FP32_GRAPHS:
         return Tolerance(check.atol, check.rtol, check.cosine)
-    return Tolerance(0.0, float("inf"), check.int8_cosine if precision in ("int8", "fp8") else check.fp16_cosine)
+    return Tolerance(0.0, float("inf"), check.int8_cosine if precision in QUANTIZED else check.fp16_cosine)
 
 
 def _check_spelling(context: Context, name: str) -> tuple[dict[str, Any], str]:
@@ -123,7 +123,7 @@ def _check_sizes(
         batches = batch_sizes(len(reference["images"]))
         judged = list(reference) if precision in _FP32_GRAPHS else [output]  # what lower precision does inside is only reported
         if by_size:  # not the first
-            batches, judged = batches[-1:], [] if precision in ("int8", "fp8") else judged
+            batches, judged = batches[-1:], [] if precision in QUANTIZED else judged
         by_size["x".join(map(str, size))] = check_graph(path, reference, batches, tolerance, judged=judged)
     return by_size, list(reference)
 
