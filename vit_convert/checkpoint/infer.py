@@ -17,10 +17,15 @@ from vit_convert.errors import CheckpointError, UsageError
 Grid = tuple[int, int]
 
 
-def _most_common(leaves: Mapping[str, Leaf], pattern: str, axis: int) -> int:
-    # A vote, so that one missing or transposed leaf is reported as itself and does not make every other leaf look wrong.
-    votes = Counter(leaf.shape[axis] for name, leaf in leaves.items() if re.search(pattern, name) and leaf.shape)
-    return votes.most_common(1)[0][0] if votes else 0
+def _most_common(leaves: Mapping[str, Leaf], *patterns_and_axes: tuple[str, int]) -> int:
+    # A vote, so that one missing or transposed leaf is reported as itself and does not make every other leaf look wrong. A kind of leaf
+    # that is missing everywhere (a model without biases) has others that tell the same size.
+    for pattern, axis in patterns_and_axes:
+        shapes = [leaf.shape for name, leaf in leaves.items() if re.search(pattern, name)]
+        votes = Counter(shape[axis] for shape in shapes if -len(shape) <= axis < len(shape))
+        if votes:
+            return votes.most_common(1)[0][0]
+    return 0
 
 
 def infer_architecture(leaves: Mapping[str, Leaf], variant: str) -> tuple[Architecture, str]:
@@ -33,13 +38,15 @@ def infer_architecture(leaves: Mapping[str, Leaf], variant: str) -> tuple[Archit
     Returns:
         The architecture to hold the file against, its image size still open; and the name that the file's own shapes have.
     """
-    blocks = {match[1] for name in leaves if (match := re.match(rf"{BLOCK}(\d+)/", name))}
-    width = _most_common(leaves, r"(LayerNorm_\d|encoder_norm)/scale$", -1)
-    sizes = Width(width, len(blocks), _most_common(leaves, r"Dense_0/bias$", -1), _most_common(leaves, r"query/bias$", 0))
+    blocks = {match[1] for name in leaves if (match := re.match(rf"{BLOCK}(\d{{1,6}})/", name))}
+    width = _most_common(leaves, (r"(LayerNorm_\d|encoder_norm)/scale$", -1), (r"^embedding/kernel$", -1))
+    mlp_dim = _most_common(leaves, (r"Dense_0/bias$", -1), (r"Dense_0/kernel$", -1))
+    num_heads = _most_common(leaves, (r"query/bias$", 0), (r"(query|key|value)/kernel$", 1))
+    sizes = Width(width, len(blocks), mlp_dim, num_heads)
     patch = _patch_size(leaves, width)
     found = name = name_variant(sizes, patch)
     pool = "tok" if "cls" in leaves else "map" if any(leaf.startswith("MAPHead_0/") for leaf in leaves) else "gap"
-    representation_size = _most_common(leaves, r"^pre_logits/bias$", -1) or _most_common(leaves, r"^pre_logits/kernel$", -1)
+    representation_size = _most_common(leaves, (r"^pre_logits/bias$", -1), (r"^pre_logits/kernel$", -1))
     if variant != "auto":
         given = parse_variant(variant)
         sizes, patch, name = given.sizes, given.patch_size, given.name
@@ -51,7 +58,7 @@ def infer_architecture(leaves: Mapping[str, Leaf], variant: str) -> tuple[Archit
         **dataclasses.asdict(sizes),
         patch_size=patch,
         image_size=(0, 0),
-        num_classes=_most_common(leaves, r"^head/bias$", -1) or _most_common(leaves, r"^head/kernel$", -1),
+        num_classes=_most_common(leaves, (r"^head/bias$", -1), (r"^head/kernel$", -1)),
         pool=pool,
         representation_size=representation_size,
     ), found
@@ -80,7 +87,7 @@ def find_position_table(
 
     Raises:
         CheckpointError: the rows fit no grid, or a table that must be there is not.
-        UsageError: the patches do not tile `image_size`, or no table is stored and no `image_size` given.
+        UsageError: the patches do not tile `image_size`, or no table is stored and no `image_size` given, or the rows fit two grids.
     """
     asked = None
     if image_size is not None:
@@ -95,18 +102,35 @@ def find_position_table(
             )
         return asked, 0
     leaf = leaves["pos_embedding"]
-    rows = leaf.shape[1] if len(leaf.shape) == 3 else 0
+    if len(leaf.shape) != 3:
+        raise CheckpointError(
+            f"{file}: {leaf.name}: checkpoint {leaf.shape}, needed is (1, rows, width)", fix="Save the table as the model has it."
+        )
+    rows = leaf.shape[1]
     # Whether there is such a row is told by the class token; a top-level table had one only before 2022, where the grid decides.
     in_module = layout in (Layout.VIT_JAX, Layout.VIT_JAX_LINEN)
     class_rows = (0,) if "cls" not in leaves else (1,) if in_module else (0, 1)
     for class_row in class_rows:
         patches = rows - class_row
         side = math.isqrt(max(patches, 0))
-        for grid in (given,) if given else ((side, side), asked):
-            if grid is not None and 0 < math.prod(grid) == patches:
-                return grid, class_row
+        found = [grid for grid in ((given,) if given else ((side, side), asked)) if grid is not None and 0 < math.prod(grid) == patches]
+        if len(set(found)) > 1:
+            _refuse_two_grids(file, leaf.name, rows, *found)
+        if found:
+            return found[0], class_row
     wanted = f"posemb_grid {given[0]}x{given[1]}" if given else "a square grid"
     extra = " and a class token's row" if class_rows == (1,) else ""
-    raise CheckpointError(
-        f"{file}: {leaf.name}: checkpoint {leaf.shape}, which is not {wanted}{extra}", fix="Set posemb_grid to its (rows, columns)."
+    if class_rows == (1,) and (side := math.isqrt(rows)) ** 2 == rows:
+        fix = f"It is {side}x{side} patches: the row of the class token, which the model has, was lost. Save it whole."
+    else:
+        fix = "Set posemb_grid to its (rows, columns)."
+    raise CheckpointError(f"{file}: {leaf.name}: checkpoint {leaf.shape}, which is not {wanted}{extra}", fix=fix)
+
+
+def _refuse_two_grids(file: pathlib.Path, name: str, rows: int, square: Grid, asked: Grid) -> None:
+    """A table may be resampled from its square, or may have been trained at the size asked for: of equal length, nothing tells."""
+    raise UsageError(
+        f"{file}: {name}: {rows} rows may be {square[0]}x{square[1]} patches, resampled for the image size asked for, "
+        f"or {asked[0]}x{asked[1]} as that has",
+        fix=f"Set posemb_grid to what the model was trained with: {square} or {asked}.",
     )

@@ -169,8 +169,8 @@ def canonicalize(leaves: Mapping[str, Leaf], path: str) -> dict[str, Leaf]:
         if canonical in renamed:
             raise CheckpointError(f"{path}: {leaf.name} and {renamed[canonical].name} are the same parameter")
         renamed[canonical] = leaf
-    blocks = {int(match[1]) for name in renamed if (match := re.match(rf"{BLOCK}(\d+)/", name))}
-    if gaps := sorted(set(range(max(blocks, default=0) + 1)) - blocks):
+    blocks = {int(match[1]) for name in renamed if (match := re.match(rf"{BLOCK}(\d{{1,6}})/", name))}
+    if gaps := [i for i in range(len(blocks) + (max(blocks, default=0) >= len(blocks))) if i not in blocks]:  # the first ones
         listed = ", ".join(map(str, gaps))
         raise CheckpointError(
             f"{path}: encoder block {listed} missing, blocks up to {max(blocks, default=0)} found",
@@ -231,7 +231,7 @@ def _outer_name(name: str) -> str:
     return f"MAPHead_0/{name}" if name.startswith(_MAP_HEAD_PARTS) else name
 
 
-_NUMBERED = re.compile(rf"(?P<scope>{BLOCK}\d+|MAPHead_0)/(?P<module>[A-Za-z]+)_(?P<number>\d+)/")
+_NUMBERED = re.compile(rf"(?P<scope>{BLOCK}\d{{1,6}}|MAPHead_0)/(?P<module>[A-Za-z]+)_(?P<number>\d{{1,6}})/")
 _Numbers = Mapping[tuple[str, str], list[int]]
 
 

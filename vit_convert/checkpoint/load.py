@@ -15,7 +15,7 @@ from vit_convert.checkpoint.architecture import Architecture
 from vit_convert.checkpoint.containers import Leaf, Leaves, read_container, split_subtree, verify
 from vit_convert.checkpoint.infer import Grid, find_position_table, infer_architecture
 from vit_convert.checkpoint.layouts import Layout
-from vit_convert.checkpoint.shapes import leaf_shapes, parameter_count
+from vit_convert.checkpoint.shapes import BLOCK, leaf_shapes, parameter_count
 from vit_convert.errors import CheckpointError, UsageError, nearest
 
 FAMILIES = ("vit",)
@@ -94,6 +94,7 @@ def load_checkpoint(
     layout = layouts.detect(stored, str(file))
     leaves = layouts.canonicalize(stored, str(file))
     architecture, found = infer_architecture(leaves, variant)
+    _require_sizes(file, architecture)
     table, class_row = find_position_table(leaves, layout, architecture.patch_size, image_size, posemb_grid, file)
     source_size = (table[0] * architecture.patch_size, table[1] * architecture.patch_size)
     architecture = dataclasses.replace(architecture, image_size=source_size)
@@ -128,9 +129,28 @@ def load_checkpoint(
             f"{file.name}: position table resampled from {old} to {new} pixels; accuracy drops unless the model was trained for both."
         )
     elif not rows:
+        if architecture.width % 4 or architecture.width < 8:
+            raise CheckpointError(f"{file}: no position table, and sincos2d has none for width {architecture.width}: 8, 12, 16, …")
         leaves["pos_embedding"] = _constant("pos_embedding", posemb.sincos2d(architecture.grid, architecture.width))
     params = {name: leaves[name].as_float32() for name in leaf_shapes(architecture)}
     return Checkpoint(file, layout, architecture, Leaves(params), source_size, num_params, hashing, warnings, preprocess, zero_head)
+
+
+def _require_sizes(file: pathlib.Path, architecture: Architecture) -> None:
+    """Refuses a file that lacks every leaf which would tell a size."""
+    told_by = {
+        "width": "embedding/kernel",
+        "patch_size": "embedding/kernel",
+        "depth": f"{BLOCK}0/…",
+        "mlp_dim": f"{BLOCK}0/MlpBlock_0/Dense_0/kernel",
+        "num_heads": f"{BLOCK}0/MultiHeadDotProductAttention_0/query/kernel",
+    }
+    for size, leaf in told_by.items():
+        if getattr(architecture, size) < 1:
+            raise CheckpointError(
+                f"{file}: nothing tells the model's {size}, {leaf} is missing or empty",
+                fix="Save the model's parameters whole, under the names its project uses.",
+            )
 
 
 def _constant(name: str, value: np.ndarray) -> Leaf:

@@ -1,5 +1,6 @@
 """The checkpoint stage: what is converted, and at which image size."""
 
+import math
 import os
 from typing import Any
 
@@ -110,6 +111,13 @@ def _image_range(context: Context, architecture: Any) -> ImageRange | None:
         raise UsageError(
             f"config.image_size={context.config.image_size!r}: a side of one patch ({architecture.patch_size} pixels)",
             fix="Begin with two patches: for one, backends differ in what interpolation between the corners means.",
+        )
+    stored, best = architecture.grid, tuple(side // architecture.patch_size for side in sizes.optimal)
+    if context.config.posemb_grid is None and best != stored and math.prod(best) == math.prod(stored):
+        raise UsageError(
+            f"config.image_size={context.config.image_size!r}: the position table has as many rows for {stored[0]}x{stored[1]} patches "
+            f"as for the {best[0]}x{best[1]} of the size that is tuned for, and nothing tells which it is",
+            fix=f"Set posemb_grid to what the model was trained with: {stored} or {best}.",
         )
     return sizes
 
