@@ -1,10 +1,12 @@
 """The check stage: a graph under onnxruntime against JAX at every size, and on the labelled images."""
 
+import contextlib
 import dataclasses
 import gc
 import pathlib
 import sys
-from collections.abc import Iterable, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -73,9 +75,32 @@ def check_precision(context: Context, precision: str) -> dict[str, Any]:
 
     A dynamic graph is judged at three sizes; a quantized one at the size of its calibration, and reported at the others.
     """
+    with _runnable(context, precision) as path:
+        return _check_graph(context, precision, path)
+
+
+@contextlib.contextmanager
+def _runnable(context: Context, precision: str) -> Iterator[pathlib.Path]:
+    """The graph of a precision as onnxruntime's CPU can run it: itself, but for bf16 its widened form, which goes afterwards."""
+    path = context.bundle.onnx(precision)
+    if precision != "bf16":
+        yield path
+        return
+    import onnx_ir as ir
+
+    from vit_convert.onnx_file import save_onnx
+    from vit_convert.quantize.widen import widen
+
+    with tempfile.TemporaryDirectory(prefix=".widened.", dir=path.parent) as folder:
+        widened = pathlib.Path(folder) / path.name
+        save_onnx(widen(ir.load(path)), widened)
+        yield widened
+
+
+def _check_graph(context: Context, precision: str, path: pathlib.Path) -> dict[str, Any]:
     from vit_convert.export.check import graph_logits
 
-    path, output = context.bundle.onnx(precision), context.results["checkpoint"]["output"]
+    output = context.results["checkpoint"]["output"]
     tolerance = _tolerance(context, precision)
     by_size, tensors = _check_sizes(context, path, precision, tolerance, taps=context.results["export"]["taps"])
     rows = next(iter(by_size.values()))
@@ -94,6 +119,8 @@ def check_precision(context: Context, precision: str) -> dict[str, Any]:
     if missed:
         _, first = min(missed, key=lambda found: tensors.index(found[1].tensor))
         raise _missed(f"{_worst(path, missed, tolerance)}. First to miss: {first.tensor}.", result)
+    if precision == "bf16":
+        result["summary"] += ", in float32 rounded to bf16"
     result["summary"] += "".join(f", {row.cosine:.7f} at {size}" for size, row in list(finals.items())[1:])
     if labelled := evaluation(context):
         logits = graph_logits(
