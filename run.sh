@@ -3,26 +3,79 @@
 #   ./run.sh                    converts the checkpoint that ships in checkpoints/ and prints the summary
 #   ./run.sh convert FLAGS …    python -m vit_convert FLAGS …
 #   ./run.sh test [ARGS …]      formatting, types, import walls, the README's tables and the whole test suite
-# PYTHON chooses the interpreter (3.11 or later), VENV the folder of the environment.
+#   ./run.sh python             prints the interpreter that it would use, and installs nothing
+# PYTHON chooses the interpreter: a version (3.12) or a path; VENV the folder of the environment, WORKDIR that of what is converted.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 venv=${VENV:-$root/.venv}
+workdir=${WORKDIR:-out}
+versions="3.12 3.11 3.13" # in the order of preference
+
+# Prints where a candidate's interpreter lies in truth, if it runs (a shim of pyenv may not), is of the version, and can make environments.
+interpreter() {
+  "$1" -c '
+import sys
+import ensurepip, venv
+if sys.argv[1] in ("", "%d.%d" % sys.version_info[:2]): print(sys.executable)
+' "$2" 2>/dev/null | grep .
+}
+
+# Prints the interpreter of a version: from PATH under any name, else where pyenv, uv, conda and distributions keep theirs.
+find_version() {
+  local candidate
+  for candidate in "python$1" python3 python "${PYENV_ROOT:-${HOME:-}/.pyenv}/versions/$1".*/bin/python \
+    "${HOME:-}/.local/share/uv/python/cpython-$1".*/bin/python /opt/conda/bin/python {/usr/local,/usr,/opt/homebrew}/bin/python"$1"; do
+    interpreter "$candidate" "$1" && return
+  done
+  return 1
+}
 
 find_python() {
-  for candidate in ${PYTHON:-} python3.12 python3.11 python3.13 python3; do
-    if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then echo "$candidate"; return; fi
+  local version
+  if [[ ${PYTHON:-} == *[!0-9.]* ]]; then
+    interpreter "$PYTHON" "" || { echo "run.sh: PYTHON=$PYTHON is no interpreter that can make environments (venv, ensurepip)" >&2; exit 1; }
+    return
+  fi
+  for version in ${PYTHON:-$versions}; do
+    find_version "$version" && return
   done
-  echo "run.sh: no Python 3.11 to 3.13 found; set PYTHON" >&2
+  echo "run.sh: no Python ${PYTHON:-$versions} found that can make environments (venv, ensurepip); set PYTHON" >&2
   exit 1
 }
 
-# install EXTRAS: once for each state of pyproject.toml.
+# What an interpreter is, as "3.12.1 of /usr/bin"; fails where it does not run.
+describe() {
+  "$1" -c 'import pip, sys; print("%d.%d.%d of %s" % (*sys.version_info[:3], sys.base_prefix))' 2>/dev/null
+}
+
+# Makes the environment, unless there is one that runs and is of the Python that is asked for.
+make_venv() {
+  local python now wanted
+  now=$(describe "$venv/bin/python" || true)
+  if [ -n "$now" ]; then
+    [ -z "${PYTHON:-}" ] && [[ " $versions " == *" ${now%.* of *} "* ]] && return
+    python=$(find_python)
+    wanted=$(describe "$python" || "$python" -c 'import sys; print("%d.%d.%d of %s" % (*sys.version_info[:3], sys.base_prefix))')
+    [ "$now" = "$wanted" ] && return
+    echo "run.sh: $venv is of Python $now, made anew with $wanted" >&2
+  else
+    python=$(find_python)
+    if [ -e "$venv" ] && [ ! -e "$venv/pyvenv.cfg" ] && [ -n "$(ls -A "$venv")" ]; then
+      echo "run.sh: VENV=$venv is a folder, but no environment: it is left as it is" >&2
+      exit 1
+    fi
+    [ -e "$venv/pyvenv.cfg" ] && echo "run.sh: $venv does not run any more, made anew" >&2
+  fi
+  "$python" -m venv --clear "$venv"
+}
+
+# install EXTRAS: once for each state of pyproject.toml, interpreter and place of the project.
 install() {
   local stamp="$venv/.installed-$1" want
-  want=$(sha256sum "$root/pyproject.toml")
+  make_venv
+  want=$(describe "$venv/bin/python"; echo "$root"; sha256sum < "$root/pyproject.toml")
   [ "$(cat "$stamp" 2>/dev/null)" = "$want" ] && return
-  [ -x "$venv/bin/python" ] || "$(find_python)" -m venv "$venv"
-  echo "installing vit_convert[$1] into $venv (a minute or two, once)" >&2
+  echo "installing vit_convert[$1] for Python $(describe "$venv/bin/python") into $venv (a minute or two, once)" >&2
   "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable "$root[$1]"
   echo "$want" > "$stamp"
 }
@@ -32,7 +85,7 @@ command=${1:-demo}
 case $command in
   demo)
     install all
-    cd "$root" && exec "$venv/bin/python" -m vit_convert --config vit_digits.py --workdir out
+    cd "$root" && exec "$venv/bin/python" -m vit_convert --config vit_digits.py --workdir "$workdir"
     ;;
   convert)
     install all
@@ -41,6 +94,7 @@ case $command in
   test)
     install all,test
     cd "$root"
+    echo "Python $(describe "$venv/bin/python")" >&2
     "$venv/bin/ruff" check .
     "$venv/bin/ruff" format --check .
     "$venv/bin/mypy"
@@ -48,8 +102,11 @@ case $command in
     "$venv/bin/python" benchmarks/tables.py --check README.md
     exec "$venv/bin/python" -m pytest -n "${TEST_PROCESSES:-2}" -m "not gpu" "$@"
     ;;
+  python)
+    find_python
+    ;;
   *)
-    sed -n '2,7s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
+    sed -n '2,8s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
     exit 2
     ;;
 esac

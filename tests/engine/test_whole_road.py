@@ -15,6 +15,7 @@ from vit_convert.engine import requests
 @pytest.fixture
 def road(gpu, tmp_path, monkeypatch):
     """Converts a tiny model for the simulated GPU; building itself takes a real one."""
+    pytest.importorskip("jax2onnx")
 
     def build_one(backend, request, plan, *, progress):
         ranges = [tuple(profile["images"]) for profile in request.profiles]
