@@ -3,11 +3,14 @@
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
 import pytest
 import tomllib
+
+from vit_convert.__main__ import parse_config
 
 ROOT = pathlib.Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -135,3 +138,15 @@ def test_usage():
     shown = run_sh("what")
     assert shown.returncode == 2
     assert "./run.sh test" in shown.stderr and "VENV the folder" in shown.stderr
+
+
+def test_wheel_holds_what_its_configs_name(tmp_path):
+    """Laid out as an installed wheel has it: `configs` in the package, and beside them what the shipped model is made of."""
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["hatch"]["build"]["targets"]["wheel"]
+    for source, place in build["force-include"].items():
+        copy = shutil.copytree if (ROOT / source).is_dir() else shutil.copy
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        copy(ROOT / source, tmp_path / place)
+    config, _ = parse_config(["vit_convert", f"--config={tmp_path / 'vit_convert' / 'configs' / 'vit_digits.py'}"])
+    for named in (config.checkpoint, config.calibration.data, config.evaluation.data):
+        assert pathlib.Path(named).is_relative_to(tmp_path) and pathlib.Path(named).exists()
