@@ -11,8 +11,10 @@ import onnx_ir as ir
 
 from vit_convert.export.weights import add_constant
 
+# Nodes whose output is wanted for one token alone: its axis there, and what `_token_operands` says of them.
+_Chosen = dict[ir.Node, tuple[int, list[tuple[ir.Value, int]]]]
 ELEMENTWISE = {"Add", "Sub", "Mul", "Div", "Pow", "Max", "Sqrt", "Exp", "Neg", "Relu", "Gelu", "Sigmoid", "Tanh", "Erf", "Cast"}
-_ROWWISE = {"LayerNormalization", "Softmax", "ReduceMean"}  # along the last axis; the token is never on it
+_ROWWISE = {"LayerNormalization", "Softmax", "ReduceMean"}  # where they go along the last axis; the token is never on it
 
 
 def prune_tokens(model: ir.Model) -> int:
@@ -51,9 +53,11 @@ def _token_operands(node: ir.Node, axis: int) -> Iterator[tuple[ir.Value, int]]:
     operands = [value for value in node.inputs if value is not None and value.const_value is None and not value.is_initializer()]
     rank = _rank(node.outputs[0])
     if node.op_type in ELEMENTWISE:
-        if all(_rank(value) == rank for value in operands):
+        constants = [value for value in node.inputs if value is not None and value not in operands]
+        same = all(_rank(value) == rank and _length(value, axis - rank) == _length(node.outputs[0], axis - rank) for value in operands)
+        if same and all(_length(value, axis - rank) == 1 for value in constants):  # a position table has another row for each token
             yield from ((value, axis) for value in operands)
-    elif node.op_type in _ROWWISE and axis < rank - 1:
+    elif node.op_type in _ROWWISE and axis < rank - 1 and _along_last(node):
         yield operands[0], axis
     elif node.op_type == "MatMul" and axis == rank - 2:  # rows of the left operand; the right one is a weight, the keys or the values
         yield node.inputs[0], axis  # type: ignore[misc]
@@ -65,10 +69,10 @@ def _token_operands(node: ir.Node, axis: int) -> Iterator[tuple[ir.Value, int]]:
             yield operands[0], 1
 
 
-def _choose(graph: ir.Graph, pool: ir.Node) -> dict[ir.Node, int]:
-    """The nodes whose output is wanted for one token alone, with its axis, found from the pool upwards."""
+def _choose(graph: ir.Graph, pool: ir.Node) -> _Chosen:
+    """The nodes whose output is wanted for one token alone, found from the pool upwards: its axis, and what `_token_operands` says."""
     token_uses: dict[ir.Value, list[int]] = {pool.inputs[0]: [1]}  # type: ignore[dict-item]
-    chosen: dict[ir.Node, int] = {}
+    chosen: _Chosen = {}
     for node in reversed(list(graph)):
         value = node.outputs[0]
         axes = token_uses.get(value, [])
@@ -77,13 +81,13 @@ def _choose(graph: ir.Graph, pool: ir.Node) -> dict[ir.Node, int]:
         operands = list(_token_operands(node, axes[0]))
         if not operands:
             continue
-        chosen[node] = axes[0]
+        chosen[node] = axes[0], operands
         for operand, axis in operands:
             token_uses.setdefault(operand, []).append(axis)
     return chosen
 
 
-def _restrict(graph: ir.Graph, pool: ir.Node, chosen: dict[ir.Node, int]) -> None:
+def _restrict(graph: ir.Graph, pool: ir.Node, chosen: _Chosen) -> None:
     index = pool.inputs[1]
     assert index is not None and index.const_value is not None
     one = add_constant(graph, "pooled_token", [int(index.const_value.numpy())])
@@ -99,8 +103,8 @@ def _restrict(graph: ir.Graph, pool: ir.Node, chosen: dict[ir.Node, int]) -> Non
         return gathered[value, axis]
 
     for node in [node for node in graph if node in chosen]:
-        axis = chosen[node]
-        for operand, operand_axis in list(_token_operands(node, axis)):
+        axis, operands = chosen[node]
+        for operand, operand_axis in operands:
             if operand.producer() not in chosen:
                 node.replace_input_with(node.inputs.index(operand), one_token(operand, operand_axis, node))
         if node.op_type == "Reshape":
@@ -164,6 +168,23 @@ def _set_token(value: ir.Value, like: ir.Value, axis: int) -> None:
     assert like.shape is not None
     value.type = like.type
     value.shape = ir.Shape([1 if i == axis else dim for i, dim in enumerate(like.shape)])
+
+
+def _length(value: ir.Value, axis: int) -> int | ir.SymbolicDim:
+    """Of an axis counted from the end; 1 where the value is broadcast along it."""
+    assert value.shape is not None
+    return value.shape[axis] if -axis <= len(value.shape) else 1
+
+
+def _along_last(node: ir.Node) -> bool:
+    """Whether a normalisation or a mean is along the last axis alone."""
+    rank = _rank(node.inputs[0])  # type: ignore[arg-type]
+    if node.op_type != "ReduceMean":
+        return node.attributes["axis"].as_int() in (-1, rank - 1) if "axis" in node.attributes else True  # ONNX's default is -1
+    axes = node.attributes["axes"].as_ints() if "axes" in node.attributes else ()
+    if len(node.inputs) > 1 and node.inputs[1] is not None and node.inputs[1].const_value is not None:
+        axes = node.inputs[1].const_value.numpy().tolist()
+    return len(axes) == 1 and axes[0] in (-1, rank - 1)
 
 
 def _rank(value: ir.Value) -> int:

@@ -1,0 +1,140 @@
+"""The pooled token's way, on graphs small enough to be read: what may be computed for one token alone, and what may not."""
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from export_graphs import graph, random_feeds, run
+
+from vit_convert.export.prune import prune_tokens
+
+
+def numbers(count: int, factor: int = 1) -> str:
+    """So many numbers, the same each time."""
+    return f"{{{', '.join(str(round(0.1 * (i * factor % 7) - 0.2, 1)) for i in range(count))}}}"
+
+
+WEIGHTS = f"""
+    float[8, 8] w = {numbers(64)}, float[8, 8] k = {numbers(64, 2)}, float[8, 8] v = {numbers(64, 3)}, float[4, 4] f = {numbers(16, 5)},
+    float[8] b = {numbers(8)}, float[1, 4, 8] table = {numbers(32)}, float[1, 1, 8] first = {numbers(8, 3)}, float scale = {{0.5}},
+    float[4, 8] all = {numbers(32, 2)}, int64[1] vector_one = {{1}}, int64[2] vectors = {{0, 1}}, int64[1] last = {{2}},
+    int64[1] negative = {{-1}}, int64 zero = {{0}}, int64 two = {{2}}, int64[1] vector = {{0}}, int64[4] split = {{0, 4, 2, 4}},
+    int64[3] merge = {{0, 4, 8}}"""
+
+
+def text(body: str, outputs: str = "float[n, 8] y") -> str:
+    return f"g (float[n, 4, 8] x) => ({outputs}) <{WEIGHTS}> {{ {body} }}"
+
+
+def pruned(body: str, outputs: str = "float[n, 8] y") -> tuple[ir.Model, int]:
+    """Prunes, and holds the result against the graph before it."""
+    model = graph(text(body, outputs))
+    feeds = random_feeds(model)
+    before = run(model, feeds)
+    count = prune_tokens(model)
+    for expected, got in zip(before, run(model, feeds), strict=True):
+        assert got.shape == expected.shape
+        assert np.abs(got - expected).max() <= 1e-5 * np.abs(expected).max()  # float32 sums of eight, in another order
+    return model, count
+
+
+def tokens_of(model: ir.Model, op_type: str) -> list[int]:
+    """The lengths of the second axis of what the operators of a type give."""
+    return [node.outputs[0].shape[1] for node in model.graph if node.op_type == op_type]
+
+
+@pytest.mark.parametrize("index", ["zero", "two"])
+def test_the_token_is_taken_before_what_works_on_each_by_itself(index):
+    body = f"""
+        n = LayerNormalization <axis = -1, epsilon = 1e-6, stash_type = 1> (x, b, b) h = MatMul (n, w) s = Add (h, b) r = Relu (s)
+        t = Add (r, x) y = Gather <axis = 1> (t, {index})"""
+    model, count = pruned(body)
+    assert count == 5
+    for op_type in ("LayerNormalization", "MatMul", "Add", "Relu"):
+        assert set(tokens_of(model, op_type)) == {1}, op_type
+    # the stream is read twice, by the norm and by the residual sum, and its token is taken once
+    assert [node.op_type for node in model.graph].count("Gather") == 1
+    taken = next(node for node in model.graph if node.op_type == "Gather")
+    assert taken.inputs[0].name == "x" and taken.inputs[1].const_value.numpy().tolist() == [0 if index == "zero" else 2]
+
+
+ATTENTION = """
+    q = MatMul (x, w) qs = Reshape (q, split) qh = Transpose <perm = [0, 2, 1, 3]> (qs)
+    kk = MatMul (x, k) ks = Reshape (kk, split) kh = Transpose <perm = [0, 2, 3, 1]> (ks)
+    vv = MatMul (x, v) vs = Reshape (vv, split) vh = Transpose <perm = [0, 2, 1, 3]> (vs)
+    SCORES p = Softmax <axis = -1> (scores) o = MatMul (p, vh)
+    ot = Transpose <perm = [0, 2, 1, 3]> (o) m = Reshape (ot, merge) h = MatMul (m, w) z = Add (h, x) y = Gather <axis = 1> (z, two)"""
+
+
+@pytest.mark.parametrize(
+    "scores",
+    [
+        "scores = MatMul (qh, kh)",
+        "a = MatMul (qh, kh) scores = Mul (a, scale)",
+        "qq = Mul (qh, scale) scores = MatMul (qq, kh)",
+    ],
+)
+def test_only_keys_and_values_of_all_tokens_are_computed(scores):
+    model, count = pruned(ATTENTION.replace("SCORES", scores))
+    projections = [node for node in model.graph if node.op_type == "MatMul" and node.inputs[1].name in {*"wkv"}]
+    assert sorted(node.outputs[0].shape[1] for node in projections) == [1, 1, 4, 4]  # queries and the output projection of one token
+    assert all(node.outputs[0].shape[2] == 1 for node in model.graph if node.op_type == "Softmax")
+    assert count >= 10
+    # with one token, swapping heads and tokens moves nothing: the two that are left are those of the keys and of the values
+    assert sorted(node.attributes["perm"].as_ints()[2] for node in model.graph if node.op_type == "Transpose") == [1, 3]
+
+
+@pytest.mark.parametrize(
+    ("body", "outputs"),
+    [
+        ("h = MatMul (x, w) y = Gather <axis = 2> (h, zero)", "float[n, 4] y"),  # a channel
+        ("h = MatMul (x, w) y = Gather <axis = 0> (h, zero)", "float[4, 8] y"),  # an image
+        ("h = MatMul (x, w) y = Gather <axis = 1> (h, vector)", "float[n, 1, 8] y"),  # keeps the axis
+        ("h = ReduceMean <keepdims = 1> (x, vector_one) y = Gather <axis = 1> (h, zero)", "float[n, 8] y"),  # one token as it is
+        ("h = ReduceMean <keepdims = 0> (x, vector_one) y = Relu (h)", "float[n, 8] y"),  # no choice at all
+        ("h = Softmax <axis = 1> (x) y = Gather <axis = 1> (h, zero)", "float[n, 8] y"),  # over the tokens
+        ("h = Softmax <axis = 1> (x) y = Gather <axis = 1> (h, two)", "float[n, 8] y"),
+        ("h = LayerNormalization <axis = 1> (x, all, all) y = Gather <axis = 1> (h, zero)", "float[n, 8] y"),
+        ("h = Add (x, table) y = Gather <axis = 1> (h, two)", "float[n, 8] y"),  # a row for each token
+        ("m = ReduceMean <keepdims = 1> (x, vector_one) h = Sub (x, m) y = Gather <axis = 1> (h, two)", "float[n, 8] y"),
+        ("y = Gather <axis = 1> (x, zero)", "float[n, 8] y"),  # nothing before it
+    ],
+)
+def test_what_is_left_alone(body, outputs):
+    model = graph(text(body, outputs))
+    before = [node.op_type for node in model.graph]
+    assert prune_tokens(model) == 0
+    assert [node.op_type for node in model.graph] == before
+
+
+def test_what_others_read_is_computed_for_all_tokens():
+    """A tap, a second output and a reader that mixes tokens each need the whole tensor."""
+    model, count = pruned("h = MatMul (x, w) s = Add (h, b) y = Gather <axis = 1> (s, zero)", "float[n, 8] y, float[n, 4, 8] h")
+    assert count == 1 and tokens_of(model, "MatMul") == [4] and tokens_of(model, "Add") == [1]
+    body = "h = MatMul (x, w) t = Transpose <perm = [0, 2, 1]> (h) s = Add (h, b) y = Gather <axis = 1> (s, zero)"
+    model, count = pruned(body, "float[n, 8] y, float[n, 8, 4] t")
+    assert count == 1 and tokens_of(model, "MatMul") == [4]
+
+
+def test_what_is_broadcast_along_the_tokens_is_no_operand_by_token():
+    model, count = pruned("h = MatMul (x, w) s = Add (h, first) r = Relu (s) y = Gather <axis = 1> (r, two)")
+    assert count == 3 and tokens_of(model, "MatMul") == [1]  # a constant with one row for all tokens, or none
+    for mean in ("ReduceMean <keepdims = 0> (h, vector_one)", "ReduceMean <keepdims = 1> (h, vector_one)"):
+        body = f"h = MatMul (x, w) g = {mean} u = Relu (h) s = Add (u, g) r = Relu (s) y = Gather <axis = 1> (r, two)"
+        if "0" in mean:
+            body = body.replace("(h, vector_one)", "(h, vectors)")
+        model, count = pruned(body)
+        assert count == 1 and tokens_of(model, "MatMul") == [4]
+
+
+@pytest.mark.parametrize("axes", ["last", "negative"])
+def test_a_mean_of_each_token(axes):
+    body = f"m = ReduceMean <keepdims = 1> (x, {axes}) d = Sub (x, m) y = Gather <axis = 1> (d, two)"
+    model, count = pruned(body)
+    assert count == 2 and tokens_of(model, "ReduceMean") == [1]
+
+
+def test_mixing_tokens_ends_the_way():
+    turned = "t = Transpose <perm = [0, 2, 1]> (x) h = MatMul (t, f) u = Transpose <perm = [0, 2, 1]> (h)"
+    model, count = pruned(f"{turned} s = Relu (u) y = Gather <axis = 1> (s, two)")
+    assert count == 2
+    assert [node.outputs[0].shape[2] for node in model.graph if node.op_type == "MatMul"] == [4]
