@@ -1,0 +1,303 @@
+"""Mutates modules with cosmic-ray's operators and counts the mutants that the tests kill: python benchmarks/mutation.py --module=…
+
+A sample of each module's mutants is tried. First its test files run once, to learn which test passes through which line; then each mutant
+runs in a fork of this process, with the mutated source in place of the module, the quickest tests that pass through its line first, until
+one fails. Nothing on the disk changes, so tests that start another Python see the module as it is. Needs `pip install cosmic-ray`.
+"""
+
+import argparse
+import ast
+import collections
+import dataclasses
+import functools
+import importlib.abc
+import importlib.util
+import json
+import os
+import pathlib
+import pickle
+import random
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+from mutation_modules import MODULES
+from results import RESULTS, ROOT, Results, today
+
+EQUIVALENT = pathlib.Path(__file__).parent / "mutation_equivalents.json"
+_WARM = ("numpy", "ml_collections", "absl.flags", "PIL.Image", "safetensors.numpy", "onnx_ir", "onnxruntime")
+_WARM_JAX = ("jax", "flax.linen", "jax2onnx")  # seconds; for modules whose tests export
+_MOST_SECONDS = 40.0  # of the tests that a mutant of a line that many pass through is given
+_DEADLINE = 6.0, 60.0  # a mutant that takes so many times as long, and so many seconds more, hangs: killed
+
+
+@dataclasses.dataclass(frozen=True)
+class Mutant:
+    """One change to a module.
+
+    Attributes:
+        operator: cosmic-ray's name, or DropStatement.
+        line: where, from 1.
+        before: the line.
+        after: what it became, or what the statement became.
+        source: the whole module, changed.
+    """
+
+    operator: str
+    line: int
+    before: str
+    after: str
+    source: str
+
+    @property
+    def key(self) -> str:
+        return f"{self.before} -> {self.after}"
+
+
+def places(source: str) -> list[list[Callable[[], Mutant]]]:
+    """Every place of a module that can be mutated, but for annotations: its mutants of one kind, each made when it is called."""
+    import cosmic_ray.ast
+    from cosmic_ray.mutating import mutate_code
+    from cosmic_ray.plugins import get_operator, operator_names
+
+    skipped = _annotations(source)
+    nodes = list(cosmic_ray.ast.ast_nodes(cosmic_ray.ast.get_ast(source)))
+    found: dict[tuple[str, tuple[int, int]], list[Callable[[], Mutant]]] = collections.defaultdict(list)
+
+    def make(name: str, occurrence: int, line: int) -> Mutant:
+        return _mutant(name.removeprefix("core/"), source, mutate_code(source, get_operator(name)(), occurrence), line)
+
+    for name in operator_names():
+        if name in ("core/VariableInserter", "core/VariableReplacer"):
+            continue  # these need to be told which variables
+        operator, kind = get_operator(name)(), name.split("_")[0]
+        starts = [start for node in nodes for start, _ in operator.mutation_positions(node)]
+        for occurrence, start in enumerate(starts):
+            if not any(low <= start < high for low, high in skipped):
+                found[kind, start].append(functools.partial(make, name, occurrence, start[0]))
+    dropped = [[functools.partial(_mutant, "DropStatement", source, changed, line)] for line, changed in _dropped(source)]
+    return [*found.values(), *dropped]
+
+
+def _mutant(operator: str, source: str, changed: str, line: int) -> Mutant:
+    old, new = source.splitlines(), changed.splitlines()
+    at = next((i for i, (a, b) in enumerate(zip(old, new)) if a != b), line - 1)
+    return Mutant(operator, at + 1, old[at].strip(), new[at].strip() if at < len(new) else "", changed)
+
+
+def _annotations(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        for part in (getattr(node, "annotation", None), getattr(node, "returns", None)):
+            if isinstance(part, ast.AST):
+                found.append(((part.lineno, part.col_offset), (part.end_lineno, part.end_col_offset)))
+    return found
+
+
+def _dropped(source: str) -> Iterator[tuple[int, str]]:
+    """The module without one of its calls, raises or augmented assignments that are statements."""
+    lines = source.splitlines(keepends=True)
+    for node in ast.walk(ast.parse(source)):
+        called = isinstance(node, ast.Expr) and not isinstance(node.value, ast.Constant)
+        if called or isinstance(node, ast.Raise | ast.AugAssign):
+            indent = " " * node.col_offset
+            yield node.lineno, "".join([*lines[: node.lineno - 1], f"{indent}pass\n", *lines[node.end_lineno :]])
+
+
+def sample(source: str, count: int, seed: int) -> list[Mutant]:
+    """A number of places drawn at random, and one of the mutants of each."""
+    rng, found = random.Random(seed), places(source)
+    drawn = rng.sample(found, min(count, len(found)))
+    return sorted((rng.choice(makers)() for makers in drawn), key=lambda mutant: mutant.line)
+
+
+class _Mutated(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader):
+    """Imports one module from a text."""
+
+    def __init__(self, name: str, path: pathlib.Path, source: str):
+        self.name, self.path, self.source = name, path, source
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        if name != self.name:
+            return None
+        return importlib.util.spec_from_file_location(name, self.path, loader=self)
+
+    def get_filename(self, name: str) -> str:
+        return str(self.path)
+
+    def get_data(self, path: str) -> bytes:
+        return self.source.encode()
+
+    def path_stats(self, path: str) -> Any:
+        raise OSError("so that no compiled file is read or written")
+
+
+class _Lines:
+    """A pytest plugin that notes, for each test, how long it took and through which lines of one file it passed."""
+
+    def __init__(self, path: pathlib.Path):
+        self.path, self.lines = str(path), set()
+        self.tests: dict[str, tuple[float, set[int]]] = {}
+
+    def _trace(self, frame: Any, event: str, argument: Any) -> Any:
+        if frame.f_code.co_filename != self.path:
+            return None
+        self.lines.add(frame.f_lineno)
+        return self._trace
+
+    @pytest.hookimpl(hookwrapper=True)
+    def pytest_runtest_protocol(self, item: Any, nextitem: Any) -> Iterator[None]:
+        self.lines, started = set(), time.monotonic()
+        threading.settrace(self._trace)
+        sys.settrace(self._trace)
+        yield
+        sys.settrace(None)
+        threading.settrace(None)  # type: ignore[arg-type]
+        self.tests[item.nodeid] = (time.monotonic() - started, self.lines)
+
+
+def _in_fork(work: Callable[[], Any], seconds: float) -> Any:
+    """The result of a function that runs in a fork of this process; None where it does not end in time or dies."""
+    with tempfile.NamedTemporaryFile() as file:
+        child = os.fork()
+        if child == 0:
+            os.setpgid(0, 0)
+            silent = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(silent, 1)
+            os.dup2(silent, 2)
+            with open(file.name, "wb") as out:
+                pickle.dump(work(), out)
+            os._exit(0)
+        end = time.monotonic() + seconds
+        while os.waitpid(child, os.WNOHANG)[0] == 0:
+            if time.monotonic() > end:
+                os.killpg(child, signal.SIGKILL)
+                os.waitpid(child, 0)
+                return None
+            time.sleep(0.05)
+        content = pathlib.Path(file.name).read_bytes()
+        return pickle.loads(content) if content else None
+
+
+def _pytest(arguments: Sequence[str], plugins: Sequence[object] = ()) -> int:
+    return int(pytest.main([*arguments, "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", "not gpu and not slow"], list(plugins)))
+
+
+def lines_of_tests(path: pathlib.Path, tests: Sequence[str]) -> dict[str, tuple[float, set[int]]]:
+    """Per test: seconds, and the lines of a file that it passes through.
+
+    Raises:
+        SystemExit: the tests fail as they are.
+    """
+
+    def work() -> Any:
+        lines = _Lines(path)
+        return _pytest(tests, [lines]), lines.tests
+
+    found = _in_fork(work, 1800)
+    if found is None or found[0]:
+        raise SystemExit(f"{path}: {' '.join(tests)} fail without a mutation ({found and found[0]})")
+    return found[1]
+
+
+def covering(mutant: Mutant, tests: dict[str, tuple[float, set[int]]], inside: set[int]) -> list[str]:
+    """The tests that pass through a mutant's line, the quickest first; through any where the line runs at the import."""
+    reach = {mutant.line} if mutant.line in inside else set.union(set(), *(lines for _, lines in tests.values()))
+    near = set(range(mutant.line - 3, mutant.line + 4))  # a statement of several lines is traced at some of them
+    found = [name for name, (_, lines) in tests.items() if lines & reach] or [name for name, (_, lines) in tests.items() if lines & near]
+    found.sort(key=lambda name: tests[name][0])
+    chosen, seconds = [], 0.0
+    for name in found:
+        seconds += tests[name][0]
+        if chosen and seconds > _MOST_SECONDS:
+            break
+        chosen.append(name)
+    return chosen
+
+
+def _inside_functions(source: str) -> set[int]:
+    bodies = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef | ast.Lambda)]
+    return {line for node in bodies for line in range(node.lineno, (node.end_lineno or node.lineno) + 1)}
+
+
+def try_module(module: str, count: int, seed: int, before: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Tries a sample of a module's mutants.
+
+    Args:
+        module: its path.
+        count: of mutants.
+        seed: of the sample.
+        before: an earlier run of the same sample, whose survivors alone are tried again.
+
+    Returns:
+        {"module", "tests", "places" (that could be mutated), "mutants", "killed", "survivors": [{"operator", "line", "before", "after"}]}.
+    """
+    path = ROOT / module
+    source, name = path.read_text(), module.removesuffix(".py").replace("/", ".")
+    tests = lines_of_tests(path, MODULES[module])
+    inside, killed, survivors = _inside_functions(source), 0, []
+    drawn = sample(source, count, seed)
+    alive = {(row["operator"], row["before"], row["after"]) for row in before["survivors"]} if before else None
+    for mutant in drawn:
+        if alive is not None and (mutant.operator, mutant.before, mutant.after) not in alive:
+            killed += 1
+            continue
+        chosen = covering(mutant, tests, inside)
+        expected = sum(tests[test][0] for test in chosen)
+
+        def work(mutant: Mutant = mutant, chosen: Sequence[str] = chosen) -> int:
+            sys.meta_path.insert(0, _Mutated(name, path, mutant.source))
+            return _pytest(["-x", *chosen])
+
+        if chosen and _in_fork(work, _DEADLINE[0] * expected + _DEADLINE[1]) != 0:
+            killed += 1
+        else:
+            survivors.append({key: getattr(mutant, key) for key in ("operator", "line", "before", "after")})
+            print(f"  {module}:{mutant.line} {mutant.operator}: {mutant.key}", flush=True)
+    tried = {"module": module, "tests": list(MODULES[module]), "places": len(places(source)), "mutants": len(drawn), "killed": killed}
+    print(f"{module}: {killed} of {len(drawn)} killed", flush=True)
+    return {**tried, "asked": count, "seed": seed, "survivors": survivors}
+
+
+def judged(run: dict[str, Any], reasons: dict[str, dict[str, str]]) -> dict[str, Any]:
+    """A run whose survivors are told apart: those that change nothing that anybody could see, with the reason, and the others."""
+    known = reasons.get(run["module"], {})
+    told = [{**row, "equivalent": known.get(f"{row['before']} -> {row['after']}", "")} for row in run["survivors"]]
+    equivalent = sum(bool(row["equivalent"]) for row in told)
+    share = run["killed"] / max(run["mutants"] - equivalent, 1)
+    return {**run, "survivors": told, "equivalent": equivalent, "survived": len(told) - equivalent, "killed_share": round(share, 3)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--module", action="append", help="default: all of them")
+    parser.add_argument("--count", type=int, default=25, help="mutants a module")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--again", action="store_true", help="try the survivors that --out holds, and no others")
+    parser.add_argument("--out", type=pathlib.Path, default=RESULTS / f"mutation-{today()}.json")
+    arguments = parser.parse_args()
+    os.chdir(ROOT)
+    sys.path.insert(0, str(ROOT))
+    os.environ |= {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    modules = arguments.module or [*MODULES]
+    for name in [*_WARM, *(_WARM_JAX if any("/export/" in test for module in modules for test in MODULES[module]) else ())]:
+        importlib.import_module(name)
+    results = Results(arguments.out, __doc__.splitlines()[0].split(":")[0] + "; survivors that are equivalent have the reason beside them.")
+    reasons = json.loads(EQUIVALENT.read_text())
+    for module in modules:
+        before = next((row for row in results.record["runs"] if row["module"] == module), None) if arguments.again else None
+        count, seed = (before["asked"], before["seed"]) if before else (arguments.count, arguments.seed)
+        run = try_module(module, count, seed, before)
+        results.record["runs"] = [row for row in results.record["runs"] if row["module"] != module]
+        results.add(**run)
+    results.record["runs"] = [judged(row, reasons) for row in results.record["runs"]]
+    results.save()
+
+
+if __name__ == "__main__":
+    main()
