@@ -1,14 +1,18 @@
+import io
 import mmap
 import pathlib
 import tracemalloc
+import zipfile
 
+import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
 
 from vit_convert.checkpoint import containers
-from vit_convert.checkpoint.containers import read_container
+from vit_convert.checkpoint.containers import read_container, verify
 from vit_convert.checkpoint.load import load_checkpoint
+from vit_convert.errors import CheckpointError
 
 
 def memory_map_of(array):
@@ -94,3 +98,64 @@ def test_pages_of_the_file_do_not_pile_up(checkpoint, monkeypatch):
 
 def resident_file_bytes():
     return 1024 * int(pathlib.Path("/proc/self/status").read_text().split("RssFile:")[1].split()[0])
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc/self/status").exists(), reason="reads Linux's /proc")
+def test_pages_are_kept_below_the_bound(checkpoint):
+    leaves = read_container(checkpoint("S/16", image_size=(224, 224)))  # 84 MiB of 256
+    before = resident_file_bytes()
+    for name in leaves:
+        leaves[name].sum()
+    assert resident_file_bytes() - before > 60 << 20  # to give pages back for every leaf would be to read them all again
+
+
+VALUES = {"nan": np.nan, "inf": np.inf, "-inf": -np.inf}
+
+
+@pytest.mark.parametrize("kind", ["npz", "deflated", "safetensors"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16, np.float64])
+@pytest.mark.parametrize("value", VALUES)
+def test_a_value_that_is_not_finite_is_found_wherever_it_lies(tmp_path, kind, dtype, value):
+    """A leaf is scanned in pieces: the first of them, its last value, the next one, far behind, the very last."""
+    shape = (700, 1000)
+    piece = containers._CHUNK_BYTES // np.dtype(dtype).itemsize
+    assert shape[0] * shape[1] > 1.3 * piece
+    for place in (0, piece - 1, piece, shape[0] * shape[1] - 3, shape[0] * shape[1] - 1):
+        array = np.zeros(shape, dtype)
+        array.reshape(-1)[place] = VALUES[value]
+        path = write_leaf(tmp_path, kind, array)
+        row, column = divmod(place, shape[1])
+        with pytest.raises(CheckpointError, match=rf"big\[{row}, {column}\]: {value}, a parameter must be finite"):
+            verify(path, read_container(path).leaves.values())
+
+
+def test_a_value_beyond_float32_and_one_that_lies_in_column_order(tmp_path):
+    array = np.zeros((700, 1000), np.float64)
+    array[600, 7] = 1e39
+    with pytest.raises(CheckpointError, match=r"big\[600, 7\]: inf"):
+        verify(path := write_leaf(tmp_path, "npz", array), read_container(path).leaves.values())
+    array[600, 7] = np.inf
+    for kind in ("npz", "deflated"):
+        path = write_leaf(tmp_path, kind, np.asfortranarray(array))
+        with pytest.raises(CheckpointError, match=r"big\[600, 7\]: inf"):
+            verify(path, read_container(path).leaves.values())
+
+
+@pytest.mark.parametrize("kind", ["npz", "deflated"])
+def test_headers_of_npy_version_2(tmp_path, kind):
+    """What numpy writes where a header is long: another length before it, and values behind it all the same."""
+    array = np.arange(12, dtype=np.float32).reshape(3, 4)
+    content = io.BytesIO()
+    np.lib.format.write_array(content, array, version=(2, 0))
+    with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED if kind == "deflated" else zipfile.ZIP_STORED) as archive:
+        archive.writestr("b/c.npy", content.getvalue())
+    np.testing.assert_array_equal(read_container(tmp_path / "a.npz")["b/c"], array)
+
+
+def write_leaf(folder, kind, array):
+    path = folder / f"{kind}.{'safetensors' if kind == 'safetensors' else 'npz'}"
+    if kind == "safetensors":
+        safetensors.numpy.save_file({"big": array}, path)
+    else:
+        (np.savez_compressed if kind == "deflated" else np.savez)(path, big=array)
+    return path

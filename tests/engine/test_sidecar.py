@@ -41,7 +41,20 @@ def test_version(plan):
 
 
 @pytest.mark.parametrize(
-    ("built", "here", "fits"), [("10.0.1", "10.16.1", True), ("10.16.1", "10.0.1", False), ("10.16.1", "11.4.0", False)]
+    ("built", "here", "fits"),
+    [
+        ("10.0.1", "10.16.1", True),
+        ("10.16.1", "10.16.1", True),
+        ("10.16.1", "10.0.1", False),
+        ("10.9.0", "10.16.1", True),  # by number: "9" is behind "16" as text
+        ("10.16.1", "11.4.0", False),
+        ("8.6.1.post1", "8.6.1", True),  # another package of the same TensorRT
+        ("8.6.1", "8.6.1.post1", True),
+        ("10.0.0b6", "10.0.1", True),
+        ("", "10.0.1", False),
+        ("beta", "10.0.1", False),
+        ("10.²", "9.1", False),
+    ],
 )
 def test_version_compatible_engines_run_on_later_versions_of_their_major(plan, built, here, fits):
     path = plan(version=built, options={"version_compatible": True})
@@ -49,8 +62,10 @@ def test_version_compatible_engines_run_on_later_versions_of_their_major(plan, b
     if fits:
         check_sidecar(path, backend)
     else:
-        with pytest.raises(BuildError, match=f"built by tensorrt {built}"):
+        with pytest.raises(BuildError, match=f"built by tensorrt {built}, here is {here}"):
             check_sidecar(path, backend)
+    with pytest.raises(BuildError, match="built by tensorrt"):  # any other version, where the engine was not built for it
+        check_sidecar(plan(version="10.9.9"), backend)
 
 
 def test_backend(plan):
@@ -65,6 +80,24 @@ def test_architecture(plan):
     turing = dataclasses.replace(HERE, gpu=dataclasses.replace(H200, arch="sm75"))
     with pytest.raises(BuildError, match="here is sm75"):  # before Ampere
         check_sidecar(plan(targets=["sm80"], options={"hardware_compatible": True}), turing)
+
+
+@pytest.mark.parametrize(
+    ("arch", "fits"), [("sm75", False), ("sm79", False), ("sm80", True), ("sm86", True), ("sm100", True), ("sm120", True)]
+)
+def test_hardware_compatible_engines_run_from_the_a100_on(plan, arch, fits):
+    """TensorRT's AMPERE_PLUS: compute capability 8.0, which is the A100's own, and all later ones."""
+    here = dataclasses.replace(HERE, gpu=dataclasses.replace(H200, arch=arch))
+    path = plan(options={"hardware_compatible": True})
+    if fits:
+        check_sidecar(path, here)
+    else:
+        with pytest.raises(BuildError, match=f"here is {arch}"):
+            check_sidecar(path, here)
+
+
+def test_a_host_without_a_gpu_asks_for_none(plan):
+    check_sidecar(plan(targets=["sm80"]), dataclasses.replace(HERE, gpu=None))
 
 
 def test_engines_of_tensorrt_rtx_run_on_what_they_were_built_for_alone(plan):
@@ -98,7 +131,11 @@ def test_missing_parts(plan, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "key", ["backend", "version", "targets", "precision", "options", "options.hardware_compatible", "onnx.path", "plan"]
+    "key",
+    [
+        *("backend", "version", "targets", "precision", "options", "options.hardware_compatible", "options.version_compatible"),
+        *("onnx", "onnx.path", "onnx.sha256", "plan", "plan.sha256"),
+    ],
 )
 def test_missing_keys(plan, key):
     path = plan()

@@ -155,6 +155,34 @@ def test_bias_is_taken_in(total):
     assert model.graph[0].inputs[2].name == "bias"
 
 
+LEADING = "<float[1, 1, 4] wide = {1, 2, 3, 4}, float[3, 4] tall = {1,2,3,4, 1,2,3,4, 1,2,3,4}, float[1, 4, 1] turned = {1, 2, 3, 4}>"
+
+
+@pytest.mark.parametrize("before", [17, 20])
+def test_scale_and_bias_with_leading_axes_of_one(before):
+    """As a broadcast leaves them, in a vision transformer that is written with [1, 1, width] parameters."""
+    weights = f"<{WEIGHTS}, {LEADING[1:]}"
+    for rule, args, last in [(layernorm.LayerNormScale(), "ones, zeros", "Mul"), (layernorm.LayerNormBias(), "scale, zeros", "Add")]:
+        body = f"g (float[n, 3, 4] x) => (float[n, 3, 4] y) {weights} {{ {NORM} (x, {args}) y = {last} (n, wide) }}"
+        model, count = rewrite(body, rule, before)
+        assert count.applied == 1 and ops(model)[-1] == "LayerNormalization"
+        assert "has shape ('3', '4'), not ('4',)" in declined(body.replace("(n, wide)", "(n, tall)"), rule, before)
+    square = body.replace("float[n, 3, 4]", "float[n, 4, 4]").replace("(n, wide)", "(n, turned)")
+    assert "has shape ('1', '4', '1'), not ('4',)" in declined(square, layernorm.LayerNormBias(), before)
+
+
+def test_scale_and_bias_that_are_constants_and_no_initializers():
+    constant = "c = Constant <value = float[4] {4, 3, 2, 1}> ()"
+    for rule, args, last, place in [
+        (layernorm.LayerNormScale(), "ones, zeros", "Mul", 1),
+        (layernorm.LayerNormBias(), "scale, zeros", "Add", 2),
+    ]:
+        model, count = rewrite(text(f"{constant} {NORM} (x, {args}) y = {last} (n, c)"), rule)
+        assert count.applied == 1
+        norm = next(node for node in model.graph if node.op_type == "LayerNormalization")
+        assert norm.inputs[place].const_value.numpy().tolist() == [4, 3, 2, 1]
+
+
 def test_a_second_scale_is_declined():
     assert (
         declined(text(f"{NORM} (x, scale, zeros) y = Mul (n, bias)"), layernorm.LayerNormScale()) == "the scale so far is not 1 everywhere"
@@ -177,9 +205,10 @@ def test_primitives():
     assert ops(model) == ["ReduceMean", "Sub", "Mul", "ReduceMean", "Add", "Sqrt", "Div", "Mul", "Add"]
 
 
-def test_primitives_only_before_opset_18():
+@pytest.mark.parametrize("opset", [18, 20])
+def test_primitives_only_before_opset_18(opset):
     body = "y = LayerNormalization <axis = -1, epsilon = 1e-6> (x, scale, bias)"
-    assert "from opset 18 on" in declined(text(body), layernorm.LayerNormToPrimitives(), 20)
+    assert "from opset 18 on" in declined(text(body), layernorm.LayerNormToPrimitives(), opset)
 
 
 def test_primitives_only_for_the_last_axis():

@@ -3,13 +3,14 @@
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime as ort
 import pytest
 from tiny_vit import TinyViT, normalize, run
 
 from vit_convert.compare import compare
 from vit_convert.errors import CalibrationError, UsageError
-from vit_convert.quantize.calibrate import calibrate
-from vit_convert.quantize.placement import place
+from vit_convert.quantize.calibrate import Calibration, calibrate
+from vit_convert.quantize.placement import Site, place
 from vit_convert.quantize.qdq import quantize, round_up_to_fp16, weight_scales
 
 
@@ -131,3 +132,72 @@ def test_errors(tmp_path, images):
         CalibrationError, match="block_00/out: no range for Transformer/encoderblock_0/MultiHeadDotProductAttention_0/merged"
     ):
         quantize(model, partial, sites, target="trt10")
+
+
+LINEARS = """<ir_version: 8, opset_import: ["" : OPSET]> g (float[n, 4] x, float[n, 4] z) => (float[n, 3] y, float[n, 3] w)
+    <float[4, 3] kernel = {VALUES}> { y = MatMul (x, kernel) w = MatMul (z, kernel) }"""
+KERNEL = np.array([[1, -2, 0.5], [0.25, 4, -1], [-8, 1, 0], [0, 0.5, 0.125]], np.float32)
+RANGES = {"x": 2.0, "z": 0.5}
+
+
+def linears(opset=20):
+    """Two products of graph inputs with one weight, as where an embedding is tied, and where the model begins with a linear."""
+    values = ", ".join(map(str, KERNEL.reshape(-1).tolist()))
+    model = ir.from_onnx_text(LINEARS.replace("OPSET", str(opset)).replace("VALUES", values))
+    return model, [Site("b", "in", "x", "y", "kernel"), Site("b", "out", "z", "w", "kernel")]
+
+
+def rounded(values, scale):
+    """Quantized and dequantized as ONNX defines it: halves go to even."""
+    return np.clip(np.rint(values / scale), -128, 127) * scale
+
+
+@pytest.mark.parametrize(("target", "opset"), [("trt10", 13), ("trt10", 20), ("rtx", 20), ("trt8", 13), ("trt8", 17)])
+def test_sites_at_graph_inputs_that_share_a_weight(target, opset):
+    model, sites = linears(opset)
+    result = quantize(model, Calibration(RANGES, RANGES, "minmax", 1, {}), sites, target=target)
+    assert len(ops(result, "QuantizeLinear")) == (3 if target == "trt8" else 2)
+    assert len(ops(result, "DequantizeLinear")) == 3  # one for each input, and one weight for both
+    rng = np.random.default_rng(0)
+    feeds = {"x": rng.uniform(-2.5, 2.5, (5, 4)).astype(np.float32), "z": rng.uniform(-1, 1, (5, 4)).astype(np.float32)}
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # every operator as it stands
+    session = ort.InferenceSession(ir.to_proto(result).SerializeToString(), options, providers=["CPUExecutionProvider"])
+    spell = (lambda scale: np.float32(scale)) if target == "trt8" else (lambda scale: round_up(np.float32(scale)))
+    weight = KERNEL.copy()
+    for column in range(3):
+        weight[:, column] = rounded(KERNEL[:, column], spell(np.abs(KERNEL[:, column]).max() / 127))
+    for name, got in zip(("x", "z"), session.run(None, feeds)):
+        expected = rounded(feeds[name], spell(RANGES[name] / 127)).astype(np.float64) @ weight.astype(np.float64)
+        np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-5)  # four float32 products of up to 20 are added
+
+
+def round_up(scale):
+    """The next float16 that is not below a float32."""
+    half = np.float16(scale)
+    return np.float32(half if np.float32(half) >= scale else np.nextafter(half, np.float16(np.inf)))
+
+
+@pytest.mark.parametrize(("precision", "least"), [("int8", 13), ("fp8", 19)])
+def test_the_opset_that_knows_a_type(precision, least):
+    calibration = Calibration(RANGES, RANGES, "minmax", 1, {})
+    model, sites = linears(least)
+    assert ops(quantize(model, calibration, sites, target="trt10", precision=precision), "DequantizeLinear")
+    model, sites = linears(least - 1)
+    with pytest.raises(UsageError, match=f"{precision} needs opset {least}, the graph has {least - 1}"):
+        quantize(model, calibration, sites, target="trt10", precision=precision)
+
+
+def test_a_tensor_that_was_always_zero_has_a_scale():
+    model, sites = linears()
+    result = quantize(model, Calibration({"x": 0.0, "z": 1.0}, {}, "minmax", 1, {}), sites, target="trt10")
+    node = next(node for node in ops(result, "QuantizeLinear") if node.inputs[0].name == "x")
+    assert node.inputs[1].const_value.numpy() == round_up(np.float32(1 / 127))
+
+
+def test_a_precision_that_is_none():
+    model, sites = linears()
+    with pytest.raises(UsageError, match=r"'int9' is not quantized\. Did you mean int8\?"):
+        quantize(model, Calibration(RANGES, RANGES, "minmax", 1, {}), sites, target="trt10", precision="int9")
+    with pytest.raises(UsageError, match="target trt8 reads no fp8 graph"):
+        quantize(linears(17)[0], Calibration(RANGES, RANGES, "minmax", 1, {}), sites, target="trt8", precision="fp8")
