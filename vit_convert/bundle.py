@@ -39,8 +39,10 @@ class Bundle:
             self.root.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.root):
                 pass
-        except OSError as e:
-            raise UsageError(f"workdir {self.root}: cannot be written ({e.strerror})", fix="Give a writable --workdir.") from e
+        except (OSError, ValueError) as e:  # the latter of a path with a zero byte in it
+            raise UsageError(
+                f"workdir {self.root}: cannot be written ({getattr(e, 'strerror', None) or e})", fix="Give a writable --workdir."
+            ) from e
 
     config = property(lambda self: self.root / "config.json")
     manifest = property(lambda self: self.root / "manifest.json")

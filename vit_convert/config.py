@@ -362,7 +362,7 @@ def find_config(given: str) -> str:
     folders = [pathlib.Path(), pathlib.Path("configs"), package.parent / "configs", package / "configs"]
     for folder in folders:
         for name in (given, f"{given}.py"):
-            if (folder / name).is_file():
+            if os.path.isfile(folder / name):  # False, too, for what no file can be called
                 return os.fspath(folder / name)
     names = sorted({path.name for folder in folders[1:] if folder.is_dir() for path in folder.glob("*.py")})
     raise UsageError(

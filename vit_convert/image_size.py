@@ -1,6 +1,7 @@
 """Image sizes as people write them: one size, or a range that a dynamic graph takes."""
 
 import dataclasses
+import operator
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -68,7 +69,7 @@ def parse_size(value: Any) -> Size | None:
     numbers: Any = re.findall(r"\d+", value) if isinstance(value, str) and re.fullmatch(r"\s*\d+(\s*[x,]\s*\d+)?\s*", value) else value
     numbers = [numbers] if isinstance(numbers, int) and not isinstance(numbers, bool) else numbers
     try:
-        sizes = [int(n) for n in numbers]
+        sizes = [operator.index(n) if not isinstance(n, str) else int(n) for n in numbers]  # 223.9 is no size, and not 223
     except (TypeError, ValueError):
         sizes = []
     _require_bounded(value, sizes)

@@ -84,6 +84,7 @@ def test_whole_numbers_and_lists_are_taken():
         ({"image_size": "224x"}, r"config\.image_size='224x'"),
         ({"image_size": (1, 2, 3)}, r"config\.image_size=\(1, 2, 3\)"),
         ({"image_size": 0}, r"config\.image_size=0"),
+        ({"image_size": (223.9, 224)}, r"config\.image_size=\(223\.9, 224\)"),
         ({"image_size": True}, r"config\.image_size=True"),
         ({"batch": ml_collections.ConfigDict({"min": 9})}, "min 9, opt 8, max 64 must rise from 1"),
         ({"check": ml_collections.ConfigDict({"num_images": 0})}, r"config\.check\.num_images=0: must be a whole number from 1 to 1,024"),

@@ -140,10 +140,12 @@ def read_container(path: str | os.PathLike[str]) -> Leaves:
         CheckpointError: missing, truncated, of another format, with pickled objects, or with names or sizes that contradict each other.
     """
     path = pathlib.Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         raise CheckpointError(
             f"{path}: a folder (a tensorstore or Orbax checkpoint?), not a file", fix="Export its parameters to one .npz file."
         )
+    if os.path.exists(path) and not os.path.isfile(path):  # a device or a pipe, of which reading may have no end
+        raise CheckpointError(f"{path}: not a regular file", fix="Give an .npz or .safetensors checkpoint.")
     with _opened(path) as file:
         start = file.read(9)
         if start[8:9] == b"{" and not start.startswith(b"PK"):
@@ -164,9 +166,10 @@ def _opened(path: pathlib.Path) -> Iterator[IO[bytes]]:
     with contextlib.ExitStack() as stack:
         try:
             file = stack.enter_context(open(path, "rb"))
-        except OSError as e:
+            file.peek(1)  # what opens need not be readable
+        except (OSError, ValueError) as e:  # the latter of a path with a zero byte in it
             raise CheckpointError(
-                f"{path}: cannot be read ({e.strerror})", fix="Check the path, or give a https:// or gs:// address."
+                f"{path}: cannot be read ({getattr(e, 'strerror', None) or e})", fix="Check the path, or give a https:// or gs:// address."
             ) from e
         yield file
 
@@ -233,6 +236,8 @@ def _npz_leaves(path: pathlib.Path, file: IO[bytes], members: list[zipfile.ZipIn
     mapped = _Mapped(file)
     leaves: dict[str, Leaf] = {}
     for member in members:
+        if _was_added(member):
+            continue
         name = member.filename.removesuffix(".npy")
         if not _is_name(name):
             raise CheckpointError(
@@ -242,6 +247,13 @@ def _npz_leaves(path: pathlib.Path, file: IO[bytes], members: list[zipfile.ZipIn
             raise CheckpointError(f"{path}: member {member.filename!r}: there are two of that name")
         leaves[name] = _npz_leaf(path, file, member, name, mapped)
     return leaves
+
+
+def _was_added(member: zipfile.ZipInfo) -> bool:
+    """Whether a person's unpacking and zipping again put it there: a folder's own entry, or what macOS leaves in folders."""
+    parts = member.filename.split("/")
+    is_folder = member.is_dir() and not member.file_size
+    return is_folder or parts[0] == "__MACOSX" or parts[-1] == ".DS_Store" or parts[-1].startswith("._")
 
 
 def _npz_leaf(path: pathlib.Path, file: IO[bytes], member: zipfile.ZipInfo, name: str, mapped: _Mapped) -> Leaf:

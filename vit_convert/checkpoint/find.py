@@ -85,7 +85,7 @@ def find_checkpoint(given: str, folders: Sequence[str | os.PathLike[str]] = (FOL
     if not is_address(given):
         name, subtree = split_subtree(given)
         places = [pathlib.Path(folder, name) for folder in ("", *folders)]
-        return Found(next((path for path in places if path.exists()), places[0]), subtree)
+        return Found(next((path for path in places if os.path.exists(path)), places[0]), subtree)
     address, _, fragment = given.partition("#")
     address, subtree = split_subtree(address)
     sha256 = urllib.parse.parse_qs(fragment).get("sha256", [""])[0]
@@ -111,5 +111,5 @@ def _candidates(address: str, folders: Sequence[str | os.PathLike[str]], publish
         names.append(str(whole))
     for folder in folders:
         for name in names:
-            if (path := pathlib.Path(folder) / name).is_file():
+            if os.path.isfile(path := pathlib.Path(folder) / name):
                 yield path

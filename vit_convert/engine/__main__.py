@@ -14,7 +14,7 @@ Exit codes: 0 done, 2 usage or config, 5 an engine misses its tolerance, 6 calib
 not load, 8 an engine does not run or nothing was measured, 130 interrupted (finished engines and rows are kept).
 """
 
-import pathlib
+import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -105,7 +105,7 @@ def parse(argv: Sequence[str]) -> tuple[Sequence[str], str, list[str]]:
         if len(words) != 2:
             raise UsageError(f"{first}: takes one bundle, given {len(words) - 1}: {shlex.join(words[1:])}", fix="--help tells more.")
         return (first,), words[1], overrides
-    if not first or not pathlib.Path(first).is_dir():
+    if not first or not os.path.isdir(first):
         known = f"not one of {', '.join(COMMANDS)}, and no folder"
         raise UsageError(f"command {first!r}: {known}.{nearest(first, COMMANDS)}", fix="--help tells more.")
     if len(words) > 1:

@@ -1,7 +1,7 @@
 """What the export side found out about a model, read from its bundle: enough to build and to judge engines on a host without JAX."""
 
 import dataclasses
-import pathlib
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -44,7 +44,7 @@ def open_bundle(path: str) -> Bundle:
     Raises:
         UsageError: there is none.
     """
-    if not (pathlib.Path(path) / "manifest.json").is_file():
+    if not os.path.isfile(os.path.join(path, "manifest.json")):
         raise UsageError(
             f"{path}: holds no manifest.json, so it is no bundle", fix="Give the folder that a conversion wrote, <workdir>/<name>."
         )

@@ -24,7 +24,7 @@ def _inputs(context: Context) -> Any:
         found = _found(context)
     except ConvertError as e:
         return [asked, str(e)]  # `load` raises it: only a stage that runs is known to have failed
-    return [asked, os.fspath(found.path), found.subtree, file_identity(found.path) if found.path.exists() else None]
+    return [asked, os.fspath(found.path), found.subtree, file_identity(found.path) if os.path.exists(found.path) else None]
 
 
 def _found(context: Context) -> Any:

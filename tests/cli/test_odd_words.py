@@ -1,0 +1,86 @@
+"""Odd words on both command lines: exit 2, 3 or 6 with one message, never a traceback."""
+
+import contextlib
+import io
+
+import pytest
+
+from vit_convert.engine.__main__ import main as engine_main
+
+LONG, NUL = "x" * 300, "a\0b"
+PATHS = ("", LONG, NUL, "\udcff", "/dev/null", "/dev/zero", "/proc/self/mem", "\n")
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(
+    ("flag", "codes"),
+    [
+        ("--config.checkpoint=", {2, 3}),
+        ("--config.evaluation.data=", {0, 6}),  # none at all is given by ""
+        ("--config.plan.file=", {0, 2}),
+        ("--config=", {2}),
+        ("--workdir=", {0, 2}),
+        ("--config.variant=", {2}),
+        ("--config.family=", {2}),
+        ("--config.preprocess=", {2}),
+        ("--config.name=", {2}),
+        ("--until=", {0, 2}),
+    ],
+)
+def test_conversion(convert, monkeypatch, tmp_path, path, flag, codes, capsys):
+    monkeypatch.chdir(tmp_path)
+    until = ["--until=images"] if flag != "--until=" or not path else []
+    code = convert(f"{flag}{path}", *until)
+    said = capsys.readouterr().err
+    assert code in codes and "Traceback" not in said
+    assert not code or "error: " in said
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["build"],
+        ["build", ""],
+        ["build", LONG],
+        ["build", NUL],
+        [LONG],
+        [NUL],
+        ["\udcff"],
+        ["build", "/dev/null"],
+        ["build", ".", "--warmup=nan"],
+        ["build", ".", "--config.engine.opt_level=9"],
+        ["build", ".", "--config.batch.max"],
+        ["build", ".", "--noconfig.batch.max"],
+        ["build", ".", "--batches=" + "9" * 5000],
+        ["--config.taps"],
+    ],
+)
+def test_engine_commands(words):
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+        assert engine_main(["engine", *words]) == 2
+    assert said.getvalue().startswith("error: ")
+
+
+@pytest.mark.parametrize("words", [["--warmup=nan"], ["--warmup=-1"], ["--warmup=inf"], ["--duration=nan"], ["--duration=-1"]])
+def test_seconds_of_engine_commands(convert, words, capsys):
+    assert convert("--until=check") == 0
+    capsys.readouterr()
+    assert engine_main(["engine", "benchmark", str(convert.bundle), *words]) == 2
+    said = capsys.readouterr().err
+    assert ("--warmup" in said or "benchmark.seconds" in said) and "3600" in said
+
+
+def test_switches_of_engine_commands(convert, capsys):
+    """The value of a key may be the next word, and a switch takes none: the bundle is found all the same."""
+    from vit_convert.config import default_config
+    from vit_convert.engine.__main__ import override, parse
+
+    convert("--until=checkpoint")
+    bundle = str(convert.bundle)
+    names, path, words = parse(["engine", "build", "--config.batch.max", "16", "--config.engine.tf32", bundle, "--noconfig.taps"])
+    assert (tuple(names), path) == (("build",), bundle)
+    config = default_config()
+    config.checkpoint, config.name = "a.npz", "x"
+    changed = override(config, words)
+    assert (changed.batch.max, changed.engine.tf32, changed.taps) == (16, True, False)
