@@ -105,6 +105,16 @@ def test_published_size_is_required_of_the_server(bucket, tmp_path):
         find_checkpoint(f"{ADDRESS}#sha256=00", [tmp_path]).require_sha256(sha256)
 
 
+def test_fetched_file_of_another_size_is_not_taken(bucket, tmp_path):
+    """As one that was fetched by its sum before the published file was replaced."""
+    bucket.files["models/fine/ViT.npz"] = b"y" * int(1.5 * MIB)
+    stale = write(tmp_path / local_name(ADDRESS), MIB)
+    with pytest.raises(CheckpointError, match=f"{MIB} bytes, which is not the size of {ADDRESS}"):
+        find_checkpoint(ADDRESS, [tmp_path])
+    stale.unlink()
+    assert find_checkpoint(ADDRESS, [tmp_path]).path == stale
+
+
 def test_paths(folder, tmp_path):
     assert find_checkpoint("a.npz:img") == Found(tmp_path.relative_to(tmp_path) / "a.npz", "img")
     write(folder / "a.npz")

@@ -84,6 +84,8 @@ def fetch(
     path = pathlib.Path(folder) / local_name(address)
     progress = progress or Progress(quiet=True)
     if path.exists():
+        if not accepts(size := path.stat().st_size):
+            raise CheckpointError(f"{path}: {size} bytes, which is not the size of {address}", fix="Remove it: it is fetched again.")
         return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
