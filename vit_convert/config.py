@@ -148,6 +148,10 @@ def _overlay(config: ml_collections.ConfigDict, given: ml_collections.ConfigDict
                 raise UsageError(f"config.{path}{key}: {value!r} is not a group of keys")
             _overlay(config[key], value, f"{path}{key}.")
             continue
+        if value is None and isinstance(config[key], str):
+            value = ""  # no name, no data
+        if value is None and config[key] is not None:  # ml_collections lets every key be None, and refuses to read it afterwards
+            raise UsageError(f"config.{path}{key}: None, expected {type(config[key]).__name__}")
         try:
             if isinstance(config[key], float) and isinstance(value, int):
                 value = float(value)

@@ -1,5 +1,6 @@
 """Image sizes as people write them: one size, or a range that a dynamic graph takes."""
 
+import contextlib
 import dataclasses
 import operator
 import re
@@ -64,10 +65,11 @@ def parse_size(value: Any) -> Size | None:
     Raises:
         UsageError: it cannot be read as one or two positive numbers.
     """
-    if value is None or value == "":
+    if value is None or (isinstance(value, str) and not value):
         return None
     numbers: Any = re.findall(r"\d+", value) if isinstance(value, str) and re.fullmatch(r"\s*\d+(\s*[x,]\s*\d+)?\s*", value) else value
-    numbers = [numbers] if isinstance(numbers, int) and not isinstance(numbers, bool) else numbers
+    with contextlib.suppress(TypeError):  # not one whole number, but perhaps two
+        numbers = numbers if isinstance(numbers, bool) else [operator.index(numbers)]
     try:
         sizes = [operator.index(n) if not isinstance(n, str) else int(n) for n in numbers]  # 223.9 is no size, and not 223
     except (TypeError, ValueError):

@@ -3,11 +3,13 @@
 import pathlib
 
 import ml_collections
+import numpy as np
 import pytest
 
 from vit_convert.__main__ import parse_config
 from vit_convert.config import check_values, complete, default_config, find_config, image_size, precisions
 from vit_convert.errors import UsageError
+from vit_convert.overrides import dotted_keys
 
 CONFIG = """
 from vit_convert.config import default_config
@@ -103,10 +105,30 @@ def test_values_out_of_range(values, message):
         complete(given(**values), "x")
 
 
+@pytest.mark.parametrize("key", dotted_keys(default_config()))
+def test_none(key):
+    """A value of None is an empty text, is what a placeholder holds anyway, or is refused by the key's name."""
+    config = default_config()
+    config.checkpoint = "a.npz"
+    group, _, field = key.rpartition(".")
+    held = (config[group] if group else config)[field]
+    (config[group] if group else config)[field] = None
+    try:
+        result = complete(config, "x")
+    except UsageError as e:
+        assert key in str(e) or key.split(".")[-1] in str(e)
+    else:
+        assert held is None or isinstance(held, str)
+        value = (result[group] if group else result)[field]
+        assert value == ("x" if key == "name" else None if held is None else "")
+
+
 @pytest.mark.parametrize(
     ("value", "expected"),
     [
         (None, None),
+        (np.array([224, 384]), (224, 384)),
+        (np.int64(224), (224, 224)),
         ("", None),
         (224, (224, 224)),
         ((224, 384), (224, 384)),
