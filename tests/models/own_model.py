@@ -71,6 +71,11 @@ def get_config():
     def report(self) -> dict:
         return json.loads((self.bundle / "report.json").read_text())
 
+    def stage(self, name: str) -> dict:
+        """What a stage left in the manifest."""
+        stages = json.loads((self.bundle / "manifest.json").read_text())["stages"]
+        return next(row["result"] for row in stages if row["name"] == name)
+
     def line(self, text: str) -> int:
         """The number of the line of the config file that holds a text."""
         lines = self.config.read_text().splitlines()

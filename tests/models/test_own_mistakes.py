@@ -97,7 +97,7 @@ MISTAKES = {
     "lambda: (M, good)": (2, "config.model returned the class M, not an instance", ""),
     "lambda: Equinox(W)": (2, "model Equinox: an object that is both its parameters and its function, as Equinox has", ""),
     "lambda: (M(), [W])": (2, "model M: its variables are a list, not a dictionary", ""),
-    "lambda: (M(), jax.eval_shape(lambda: good))": (2, "parameter params/Dense_0/bias is a description of (5,)", ""),
+    "lambda: (M(), jax.eval_shape(lambda: good))": (2, "parameter Dense_0/bias is a description of (5,)", ""),
     "lambda: (Required(), good)": (2, "model Required(x, mask): needs mask as well, it is called with (images)", ""),
     "lambda: (lambda x: x, {})": (2, "model <lambda>(x): takes 1 arguments, it is called with (params, images)", ""),
     "lambda: (nnx.Linear(3, 5, rngs=nnx.Rngs(0)), {})": (2, "an NNX module holds its parameters", ""),

@@ -28,6 +28,7 @@ class Call:
         name: of the module's class, or the function's.
         spoken: how it is called, for messages: "Tiny.apply(variables, images, train=False)".
         warnings: what the user should know.
+        outer: levels of the tree that are no scope of the model: Linen's collections.
     """
 
     run: Callable[[Any, jax.Array], Any]
@@ -35,6 +36,7 @@ class Call:
     name: str
     spoken: str
     warnings: tuple[str, ...] = ()
+    outer: int = 0
 
 
 def taken_apart(made: Any) -> tuple[Any, Any]:
@@ -122,7 +124,7 @@ def _linen(module: Any, variables: Any) -> Call:
     def run(tree: Any, images: jax.Array) -> Any:
         return module.apply(tree, images, **arguments)
 
-    return Call(run, meta.unbox(wrapped), name, f"{name}.apply(variables, images{_spelt(arguments)})")
+    return Call(run, meta.unbox(wrapped), name, f"{name}.apply(variables, images{_spelt(arguments)})", outer=1)
 
 
 def _nnx(module: Any) -> Call:

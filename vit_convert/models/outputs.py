@@ -139,6 +139,21 @@ def choose(shapes: Mapping[int, Mapping[str, Any]], asked: str, taken: Sequence[
     return Choice(kept, wrong)
 
 
+def without_copies(choice: Choice, values: Sequence[Any], names: Sequence[str]) -> Choice:
+    """Leaves out what is another output again, which has a name in the graph already.
+
+    Args:
+        choice: from `choose`.
+        values: what stands for each output in a jaxpr: for the same array the same object.
+        names: of the values.
+    """
+    value_of = dict(zip(names, values))
+    first = {id(value_of[name]): name for name in reversed(choice.names)}
+    copies = {name: f"is {choice.names[first[id(value_of[name])]]} again" for name in choice.names if first[id(value_of[name])] != name}
+    kept = {own: name for own, name in choice.names.items() if own not in copies}
+    return Choice(kept, {**choice.left_out, **copies})
+
+
 def _wrong(name: str, shapes: Mapping[int, Mapping[str, Any]]) -> str:
     """Why an output cannot be compared image by image; "" where it can."""
     first = next(iter(shapes.values()))[name]

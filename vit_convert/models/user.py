@@ -12,7 +12,7 @@ from vit_convert.errors import ConvertError, ExportError, UsageError
 from vit_convert.models.call import Call, call_of, without_training
 from vit_convert.models.identity import fingerprint
 from vit_convert.models.model import Arrays, Model
-from vit_convert.models.outputs import choose, named
+from vit_convert.models.outputs import choose, named, without_copies
 from vit_convert.models.widen import in_float32, other_floats
 from vit_convert.user_code import user_code
 
@@ -42,7 +42,7 @@ def user_model(module: Any, variables: Any = None, *, image_shape: Sequence[int]
     """
     call = call_of(module, variables)
     leaves, structure = jax.tree_util.tree_flatten_with_path(call.tree)
-    names = _unique(("/".join(_keys(path)) for path, _ in leaves), taken=(INPUT, output))
+    names = _unique(("/".join(_keys(path)[call.outer :]) for path, _ in leaves), taken=(INPUT, output))
     values = {name: leaf for name, (_, leaf) in zip(names, leaves)}
     params = {name: np.asarray(leaf, np.float32) for name, leaf in values.items() if _is_parameter(call.name, name, leaf)}
     shapes = {batch: jax.ShapeDtypeStruct((batch, *image_shape), jnp.float32) for batch in _BATCHES}
@@ -56,6 +56,7 @@ def user_model(module: Any, variables: Any = None, *, image_shape: Sequence[int]
 
     found, function = _try(call, function_of, params, shapes)
     choice = choose(found, output, taken=[INPUT, *params])
+    choice = without_copies(choice, list(jax.make_jaxpr(function)(params, shapes[1]).jaxpr.outvars), sorted(found[1]))
     shape = found[1][next(iter(choice.names))].shape
     if num_classes and shape[-1] != num_classes:
         raise UsageError(

@@ -14,6 +14,8 @@ _CHECKPOINT_KEYS = (
     "sha256",
     "family",
     "variant",
+    "model",
+    "output",
     "layout",
     "num_params",
     "image_size",
