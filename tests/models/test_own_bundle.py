@@ -132,7 +132,9 @@ def test_a_description_is_no_model(tmp_path, capsys):
     own = Own(tmp_path)
     assert own.convert(SOURCE, MODEL, "--until=checkpoint") == 0
     own.convert(SOURCE, "None", "--until=checkpoint")
-    text = own.config.read_text().replace("config.model = None", f"config.model = __import__('json').load(open({str(own.bundle / 'config.json')!r}))['model']")
+    text = own.config.read_text().replace(
+        "config.model = None", f"config.model = __import__('json').load(open({str(own.bundle / 'config.json')!r}))['model']"
+    )
     own.config.write_text(text)
     assert own.again() == 2
     assert "it must be a function that returns the model" in capsys.readouterr().err

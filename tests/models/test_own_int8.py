@@ -71,7 +71,12 @@ def test_a_model_without_linears_is_refused(tmp_path, capsys):
 
 def test_sensitivity_and_plan_speak_of_its_layers(tmp_path):
     own = Own(tmp_path)
-    flags = ("--config.precision=auto", "--config.calibration.num_images=4", "--config.plan.cosine=0.9", "--config.calibration.attention=True")
+    flags = (
+        "--config.precision=auto",
+        "--config.calibration.num_images=4",
+        "--config.plan.cosine=0.9",
+        "--config.calibration.attention=True",
+    )
     assert own.convert(SOURCE, MODEL, *flags) == 0
     plan = json.loads((own.bundle / "precision_plan.json").read_text())
     assert {"alpha/eins", "beta/runter", "alpha/scaled_q"} <= set(plan["sites"])

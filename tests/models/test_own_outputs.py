@@ -137,7 +137,12 @@ def test_names_of_nested_results():
         inner: object
 
     x = jnp.zeros((1, 2))
-    assert list(named({"b": pair(x, [x, {"c": x}]), "a": Plain({"d": x, "e": None})})) == ["b/left", "b/right/0", "b/right/1/c", "a/inner/d"]
+    assert list(named({"b": pair(x, [x, {"c": x}]), "a": Plain({"d": x, "e": None})})) == [
+        "b/left",
+        "b/right/0",
+        "b/right/1/c",
+        "a/inner/d",
+    ]
     assert list(named(x)) == list(named((x,))) == list(named([x])) == [BARE]
     assert list(named((x, x))) == ["output_0", "output_1"]
     assert list(named((x, {"tap": x}))) == [BARE, "tap"]
