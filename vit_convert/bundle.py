@@ -4,9 +4,11 @@ import contextlib
 import errno
 import hashlib
 import json
+import math
 import os
 import pathlib
 import re
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -16,7 +18,13 @@ from vit_convert.errors import UsageError
 
 _CHUNK_BYTES = 1 << 22  # large enough that other threads hardly hold it up, small enough to stay in a cache
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_REFUSED = (errno.EACCES, errno.EROFS, errno.EPERM)
 _SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")  # numpy.ndarray.tofile says no more than that, and sets no errno
+
+
+def graph_name(precision: str) -> str:
+    """The file of a precision's graph: `model.onnx` for fp32, `model.<precision>.onnx` otherwise."""
+    return "model.onnx" if precision == "fp32" else f"model.{precision}.onnx"
 
 
 class Bundle:
@@ -51,14 +59,18 @@ class Bundle:
     calibration = property(lambda self: self.root / "calibration.json")
     calibration_cache = property(lambda self: self.root / "calibration.cache")
     sensitivity = property(lambda self: self.root / "sensitivity.json")
+    plan_search = property(lambda self: self.root / "plan_search.json")
     spellings = property(lambda self: self.root / "spellings")
     precision_plan = property(lambda self: self.root / "precision_plan.json")
     report = property(lambda self: self.root / "report.json")
     report_html = property(lambda self: self.root / "report.html")
+    benchmark = property(lambda self: self.root / "benchmark.json")
+    tuning = property(lambda self: self.root / "tune.json")
+    lock = property(lambda self: self.root / ".lock")
 
     def onnx(self, precision: str = "fp32") -> pathlib.Path:
-        """The graph of one precision: `model.onnx` for fp32, `model.<precision>.onnx` otherwise; weights in `<that>.data`."""
-        return self.root / ("model.onnx" if precision == "fp32" else f"model.{precision}.onnx")
+        """The graph of one precision; weights in `<that>.data`."""
+        return self.root / graph_name(precision)
 
     def spelling(self, name: str) -> pathlib.Path:
         """The fp32 graph in another form, for `tune` to choose from; weights in `<that>.data`."""
@@ -101,7 +113,7 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_beside(path)
     try:
         with disk_errors(path):
             yield temporary
@@ -115,6 +127,11 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
             temporary.unlink(missing_ok=True)
 
 
+def temporary_beside(path: pathlib.Path) -> pathlib.Path:
+    """A name for what becomes `path`, in its folder; nobody else has it, on any host, and `leftovers` knows it by its form."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+
+
 @contextlib.contextmanager
 def disk_errors(path: str | os.PathLike[str]) -> Iterator[None]:
     """Turns a full disk, a quota or a refused write while `path` is made into a UsageError that says so."""
@@ -125,7 +142,7 @@ def disk_errors(path: str | os.PathLike[str]) -> Iterator[None]:
             raise UsageError(
                 f"{path}: no space left on the disk", fix="Free space or choose another --workdir; finished stages are kept."
             ) from e
-        if e.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        if e.errno in _REFUSED:
             raise UsageError(f"{path}: cannot be written ({e.strerror})", fix="Give a writable --workdir.") from e
         raise
 
@@ -143,15 +160,44 @@ def utf8_path(path: str | os.PathLike[str]) -> str:
         raise UsageError(f"{shown}: its name is not UTF-8, which ONNX and TensorRT need", fix="Give another --workdir.") from e
 
 
+@contextlib.contextmanager
+def folder_errors(root: pathlib.Path) -> Iterator[None]:
+    """Turns what `disk_errors` does of any file under `root` into its UsageError; other files' errors pass."""
+    try:
+        yield
+    except OSError as e:
+        named = pathlib.Path(os.fsdecode(e.filename)) if isinstance(e.filename, str | bytes | os.PathLike) else root
+        if e.errno in _REFUSED and not named.is_relative_to(root):  # a checkpoint that may not be read, for one
+            raise
+        with disk_errors(named):
+            raise
+
+
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Writes a JSON file whole or not at all.
 
     Args:
         path: the file.
-        value: anything json can spell; numpy scalars become Python's.
+        value: anything json can spell; numpy scalars become Python's, and NaN and infinities null, which JSON has instead.
     """
     with atomic(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1, default=_plain, allow_nan=True) + "\n", encoding="utf-8")
+        temporary.write_text(_dumps(value) + "\n", encoding="utf-8")
+
+
+def _dumps(value: Any) -> str:
+    try:
+        return json.dumps(value, indent=1, default=_plain, allow_nan=False)
+    except ValueError:
+        as_read = json.loads(json.dumps(value, default=_plain))
+        return json.dumps(_finite(as_read), indent=1, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_json(path: str | os.PathLike[str], default: Any = None) -> Any:

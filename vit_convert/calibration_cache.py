@@ -136,9 +136,9 @@ def load_cache(path: str | os.PathLike[str], key: CacheKey) -> bytes | None:
     header, scales = parse_cache(data)
     if header != key.header:
         raise CalibrationError(f"{path}: made as {header}, needed {key.header}", fix=fix)
-    source = (read_json(_key_path(path)) or {}).get("source_hash")
+    source = (read_json(key_path(path)) or {}).get("source_hash")
     if source != key.source_hash:
-        nameless = f"a graph and images that no {_key_path(path).name} names"
+        nameless = f"a graph and images that no {key_path(path).name} names"
         was = f"graph, weights and images {source[:12]}…" if source and isinstance(source, str) else nameless
         raise CalibrationError(f"{path}: made from {was}, needed {key.source_hash[:12]}…", fix=fix)
     if not scales:
@@ -159,7 +159,7 @@ def load_ranges(path: str | os.PathLike[str], key: CacheKey) -> dict[str, float]
     Raises:
         CalibrationError: as `load_cache`.
     """
-    version = (read_json(_key_path(pathlib.Path(path))) or {}).get("version")
+    version = (read_json(key_path(pathlib.Path(path))) or {}).get("version")
     data = load_cache(path, dataclasses.replace(key, version=str(version)) if version else key)
     return None if data is None else {name: scale * 127 for name, scale in parse_cache(data)[1].items()}
 
@@ -175,11 +175,12 @@ def save_cache(path: str | os.PathLike[str], key: CacheKey, data: bytes, *, num_
     """
     path = pathlib.Path(path)
     # The key first goes: a cache without a key is refused, a new cache with an old key would be believed.
-    _key_path(path).unlink(missing_ok=True)
+    key_path(path).unlink(missing_ok=True)
     with atomic(path) as temporary:
         temporary.write_bytes(data)
-    write_json(_key_path(path), {**dataclasses.asdict(key), "num_images": num_images})
+    write_json(key_path(path), {**dataclasses.asdict(key), "num_images": num_images})
 
 
-def _key_path(path: pathlib.Path) -> pathlib.Path:
+def key_path(path: pathlib.Path) -> pathlib.Path:
+    """Where the key of a cache is kept."""
     return path.with_name(f"{path.name}.json")

@@ -1,10 +1,16 @@
 """How both command lines end: a user's mistake is one clear message and its exit code, never a traceback."""
 
+import contextlib
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
 
-from vit_convert.errors import INTERRUPTED, ConvertError
+from vit_convert.errors import INTERRUPTED, ConvertError, Terminated
 from vit_convert.streams import outliving_streams
+
+_ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 
 def exit_code(run: Callable[[], int], *, debug: bool, when_interrupted: str) -> int:
@@ -13,12 +19,12 @@ def exit_code(run: Callable[[], int], *, debug: bool, when_interrupted: str) -> 
     Args:
         run: the command; returns its exit code.
         debug: let a user's mistake through as an exception, with its traceback.
-        when_interrupted: what to say after Ctrl-C.
+        when_interrupted: what to say after Ctrl-C or SIGTERM.
 
     Returns:
         The exit code of the command, of the ConvertError, or INTERRUPTED.
     """
-    with outliving_streams():
+    with outliving_streams(), _ending_as_interrupted():
         try:
             return run()
         except ConvertError as e:
@@ -26,6 +32,27 @@ def exit_code(run: Callable[[], int], *, debug: bool, when_interrupted: str) -> 
                 raise
             print(f"error: {e}" + (f"\n  {e.fix}" if e.fix else ""), file=sys.stderr)
             return e.exit_code
-        except KeyboardInterrupt:
-            print(f"\ninterrupted: {when_interrupted}", file=sys.stderr)
+        except KeyboardInterrupt as e:
+            print(f"\n{str(e) or 'interrupted'}: {when_interrupted}", file=sys.stderr)
             return INTERRUPTED
+
+
+@contextlib.contextmanager
+def _ending_as_interrupted() -> Iterator[None]:
+    """Has SIGTERM and SIGHUP end the block as Ctrl-C does: what is half done is cleared away, and the lock is let go."""
+    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
+        yield
+        return
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise Terminated(f"ended by {signal.Signals(number).name}")
+
+    # What ignores a signal (nohup) or has its own way with it keeps it.
+    replaced = [number for number in _ENDING if signal.getsignal(number) == signal.SIG_DFL]
+    for number in replaced:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in replaced:
+            signal.signal(number, signal.SIG_DFL)

@@ -11,6 +11,9 @@ import ml_collections
 
 from vit_convert.bundle import Bundle, utf8_path, write_json
 from vit_convert.config import as_plain
+from vit_convert.leftovers import remove_temporaries
+from vit_convert.lock import hold
+from vit_convert.manifest import Manifest
 from vit_convert.pipeline import Context, run_stages
 from vit_convert.progress import Progress
 from vit_convert.report.summary import print_summary
@@ -46,20 +49,32 @@ def convert(
         The report, as in `report.json`; written whether or not a stage failed.
 
     Raises:
+        UsageError: another conversion works on the bundle, or it cannot be written.
         ConvertError: from the stage that failed; finished stages are kept.
     """
     bundle = Bundle(os.path.join(workdir, config.name))
     utf8_path(bundle.root.absolute())
     bundle.require_writable()
-    progress = Progress(bundle.events, quiet=quiet)
-    write_json(bundle.config, as_plain(config))
-    progress.event("command", argv=list(command or sys.argv), name=config.name)
-    context = Context(config, bundle, progress, shlex.join(command or sys.argv), (*checkpoints, "checkpoints", *_OURS))
+    line = shlex.join(command or sys.argv)
+    with hold(bundle, line):
+        remove_temporaries(bundle)
+        progress = Progress(bundle.events, quiet=quiet)
+        progress.event("command", argv=list(command or sys.argv), name=config.name)
+        context = Context(config, bundle, progress, line, (*checkpoints, "checkpoints", *_OURS))
+        report = _convert(context, until=until, force=force, command=command)
+        if not quiet:
+            print_summary(report, bundle.root, files=list(Manifest.read(bundle).files), whole=not until)
+    return report
+
+
+def _convert(context: Context, *, until: str, force: bool, command: Sequence[str]) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
+
+    def begin() -> None:  # not before the manifest says that something changes: engine commands would read it beside other graphs
+        write_json(context.bundle.config, as_plain(context.config))
+
     try:
-        run_stages(stages(), context, rows, until=until, force=force)
+        run_stages(stages(), context, rows, until=until, force=force, begin=begin)
     finally:
         report = write_report(context, rows, command)
-    if not quiet:
-        print_summary(report, bundle.root, whole=not until)
     return report

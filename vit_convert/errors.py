@@ -73,6 +73,10 @@ class BenchmarkError(ConvertError):
 INTERRUPTED = 130  # 128 + SIGINT, what shells use; finished stages stay, so a rerun continues
 
 
+class Terminated(KeyboardInterrupt):
+    """The process was asked to end: SIGTERM, as `docker stop` and Slurm send it, or SIGHUP. It ends as by Ctrl-C, with INTERRUPTED."""
+
+
 def nearest(word: str, valid: Iterable[str]) -> str:
     """Spells a hint for a mistyped name.
 

@@ -3,13 +3,12 @@
 import os
 import pathlib
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vit_convert.bundle import disk_errors, utf8_path
+from vit_convert.bundle import disk_errors, temporary_beside, utf8_path
 from vit_convert.errors import ExportError
 from vit_convert.ort_options import session_options
 
@@ -40,15 +39,18 @@ def save_onnx(model: "ir.Model", path: str | os.PathLike[str]) -> None:
     path = pathlib.Path(path)
     values = list(model.graph.initializers.values())
     tensors = [value.const_value for value in values]
-    path.parent.mkdir(parents=True, exist_ok=True)
     with disk_errors(path):
-        folder = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        folder = temporary_beside(path)
+        folder.mkdir()
         try:
             ir.save(model, folder / path.name, external_data=f"{path.name}.data", size_threshold_bytes=_INLINE_BYTES)
             onnx.checker.check_model(utf8_path(folder / path.name), full_check=True)
             data = folder / f"{path.name}.data"
             if data.exists():
                 os.replace(data, path.with_name(data.name))
+            else:  # an earlier graph's
+                path.with_name(data.name).unlink(missing_ok=True)
             os.replace(folder / path.name, path)
         except onnx.checker.ValidationError as e:
             raise ExportError(f"{path}: onnx.checker refuses the graph: {e}") from e

@@ -22,12 +22,20 @@ class Progress:
     def __init__(self, events: str | os.PathLike[str] | None = None, *, quiet: bool = False):
         self._events = events
         self._quiet = quiet
+        self._torn = False
 
     def event(self, kind: str, **fields: Any) -> None:
-        """Appends one line `{"time": unix seconds, "event": kind, ...}`."""
-        if self._events is not None:
-            with open(self._events, "a", encoding="utf-8") as f:
-                f.write(json.dumps({"time": round(time.time(), 3), "event": kind, **fields}, default=str) + "\n")
+        """Appends one line `{"time": unix seconds, "event": kind, ...}`; on a full disk it is lost, which is no reason to fail."""
+        if self._events is None:
+            return
+        line = json.dumps({"time": round(time.time(), 3), "event": kind, **fields}, default=str) + "\n"
+        try:
+            with open(self._events, "ab", buffering=0) as f:
+                data = f"{chr(10) if self._torn else ''}{line}".encode()
+                self._torn = True
+                self._torn = f.write(data) != len(data)
+        except OSError:
+            pass
 
     def say(self, text: str) -> None:
         """Prints one line to stderr and records it."""

@@ -96,6 +96,23 @@ def test_json(tmp_path):
     assert read_json(tmp_path / "none.json") is None
 
 
+def test_json_has_no_nan(tmp_path):
+    """Other readers than Python's refuse it."""
+    write_json(tmp_path / "a.json", {"x": [np.float32("nan"), float("inf"), 1.5], "y": {"z": -float("inf")}, "p": tmp_path})
+    text = (tmp_path / "a.json").read_text()
+    assert "NaN" not in text and "Infinity" not in text
+    assert read_json(tmp_path / "a.json") == {"x": [None, None, 1.5], "y": {"z": None}, "p": str(tmp_path)}
+
+
+def test_two_writers_of_one_file_do_not_share_what_is_half_done(tmp_path):
+    """Not even with one number of a process, as on two hosts."""
+    with atomic(tmp_path / "a") as one, atomic(tmp_path / "a") as two:
+        assert one != two
+        one.write_text("one")
+        two.write_text("two")
+    assert (tmp_path / "a").read_text() == "one"
+
+
 def test_hashes(tmp_path):
     import hashlib
 

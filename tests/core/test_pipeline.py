@@ -1,12 +1,16 @@
 """Which stages run again, and what an interruption leaves."""
 
+import errno
 import json
+import os
+import shutil
 
 import pytest
 
-from vit_convert.bundle import Bundle
+from vit_convert.bundle import Bundle, write_json
 from vit_convert.config import default_config
 from vit_convert.errors import CheckError, UsageError
+from vit_convert.manifest import Manifest
 from vit_convert.pipeline import Context, Stage, run_stages
 from vit_convert.progress import Progress
 
@@ -20,6 +24,8 @@ class Road:
         self.inputs = {"a": 1, "b": 1, "c": 1}
         self.fails: dict[str, BaseException] = {}
         self.rows: list[dict] = []
+        self.writes: dict[str, str] = {}
+        self.seen: dict[str, dict] = {}  # what the manifest said when a stage ran
 
     def stage(self, name, after):
         path = self.bundle.root / name
@@ -27,8 +33,9 @@ class Road:
         def run(context):
             if name in self.fails:
                 raise self.fails[name]
+            self.seen[name] = {row["name"]: row["status"] for row in json.loads(self.bundle.manifest.read_text())["stages"]}
             assert {other for other in after if other in self.inputs} <= set(context.results)
-            path.write_text(name)
+            path.write_text(self.writes.get(name, name))
             return {"value": self.inputs[name], "summary": f"made {name}"}
 
         return Stage(name, after, run, lambda context: self.inputs[name], lambda context: [path], lambda context: name in self.inputs)
@@ -67,6 +74,93 @@ def test_a_lost_file_redoes_its_stage(road):
     assert road.run() == {"a": "fresh", "b": "done", "c": "fresh"}
 
 
+def test_another_file_redoes_its_stage_and_what_read_it(road):
+    (road.bundle.root / "a").write_text("another's")
+    assert road.run() == {"a": "done", "b": "fresh", "c": "fresh"}  # a is again what b and c read
+    assert (road.bundle.root / "a").read_text() == "a"
+    (road.bundle.root / "a").unlink()
+    road.writes["a"] = "not the same twice"
+    assert road.run() == {"a": "done", "b": "done", "c": "done"}
+
+
+def test_a_copied_bundle_is_fresh(road, tmp_path):
+    shutil.copytree(road.bundle.root, tmp_path / "copy")  # with other dates
+    road.bundle = Bundle(tmp_path / "copy")
+    assert road.run() == {"a": "fresh", "b": "fresh", "c": "fresh"}
+
+
+def test_the_manifest_tells_before_a_file_is_touched(road):
+    road.inputs["a"] = 2
+    road.run()
+    assert road.seen == {
+        "a": {"a": "running", "b": "stale", "c": "stale"},
+        "b": {"a": "done", "b": "running", "c": "stale"},
+        "c": {"a": "done", "b": "done", "c": "running"},
+    }
+
+
+class Killed(BaseException):
+    """After it nothing of the process runs: not even what it would have written."""
+
+
+@pytest.mark.parametrize("killed", ["a", "b", "c"])
+@pytest.mark.parametrize("wrote", [False, True])
+def test_a_killed_stage_is_run_again(road, monkeypatch, killed, wrote):
+    """A, then B killed, then A: what B left of the stage, and what A left behind it, are told apart."""
+    road.inputs["a"] = 2
+    road.fails[killed] = Killed()
+    road.writes = dict.fromkeys("abc", "B's")
+
+    def written(path, value):
+        if any(row["status"] == "failed" for row in value["stages"]):
+            raise Killed()
+        write_json(path, value)
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr("vit_convert.pipeline.write_json", written)
+        road.run()
+    if wrote:
+        (road.bundle.root / killed).write_text("B's")
+    finished = Manifest.read(road.bundle)
+    assert [finished.finished(name) for name in "abc"] == [name < killed for name in "abc"]
+    road.inputs["a"] = 1
+    road.fails, road.writes = {}, {}
+    road.run()
+    assert [(road.bundle.root / name).read_text() for name in "abc"] == ["a", "b", "c"]
+
+
+def test_what_lies_behind_the_last_stage_is_looked_at(road):
+    """Under this config; what is of another one goes."""
+    assert road.run(until="a") == {"a": "fresh"}
+    assert [Manifest.read(road.bundle).finished(name) for name in "abc"] == [True, True, True]
+    road.inputs["b"] = 2
+    assert road.run(until="a") == {"a": "fresh"}
+    assert [Manifest.read(road.bundle).finished(name) for name in "abc"] == [True, False, False]
+    assert set(road.context.results) == {"a"}
+
+
+def test_begin_comes_after_the_manifest_and_before_the_first_file(road):
+    def begin():
+        seen.append(json.loads(road.bundle.manifest.read_text())["stages"][1]["status"])
+
+    seen = []
+    road.run(begin=begin)
+    road.inputs["b"] = 2
+    road.run(begin=begin)
+    assert seen == ["fresh", "running"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
+def test_a_disk_that_fails_under_a_stage_is_a_users_mistake(road, number):
+    road.inputs["b"] = 2
+    road.fails["b"] = OSError(number, os.strerror(number), str(road.bundle.root / "labels"))
+    with pytest.raises(UsageError, match="labels: "):
+        road.run()
+    road.fails["b"] = OSError(errno.EACCES, "Permission denied", "/somewhere/checkpoint.npz")
+    with pytest.raises(PermissionError):
+        road.run()
+
+
 def test_force_and_until(road):
     assert road.run(force=True, until="b") == {"a": "done", "b": "done"}
     assert road.run() == {"a": "fresh", "b": "fresh", "c": "fresh"}
@@ -87,7 +181,7 @@ def test_failure_is_recorded_and_continued(road, error):
         road.run()
     assert road.statuses == {"a": "fresh", "b": "failed"}
     manifest = json.loads(road.bundle.manifest.read_text())
-    assert {row["name"]: row["status"] for row in manifest["stages"]} == {"a": "fresh", "b": "failed", "c": "done"}
+    assert {row["name"]: row["status"] for row in manifest["stages"]} == {"a": "fresh", "b": "failed", "c": "stale"}
     road.fails.clear()
     assert road.run() == {"a": "fresh", "b": "done", "c": "done"}
 

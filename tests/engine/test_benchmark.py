@@ -6,10 +6,11 @@ import sys
 import numpy as np
 import pytest
 from engine_graphs import IMAGE
+from reconverted import as_left
 
 from vit_convert.bundle import Bundle, read_json, write_json
 from vit_convert.engine.benchmark import END_TO_END, RESIDENT, Case, Pass, plan_cases, rows_table, summarise_case
-from vit_convert.engine.facts import read_config
+from vit_convert.engine.facts import judged_by, read_config
 from vit_convert.engine.measure import Latency, Worker, measure_latency, measure_throughput, noise
 from vit_convert.engine.monitor import Monitor, merge_summaries, summarise
 from vit_convert.engine.plans import keep_proof
@@ -103,7 +104,7 @@ def measure(gpu, path, **options):
 def test_benchmark_of_a_bundle(gpu, engines):
     path = engines("fp16", "int8")
     for precision in ("fp16", "int8"):
-        keep_proof(path / "engines" / "tensorrt-8.6.0-sm90" / f"{precision}.plan", {"passed": True})
+        keep_proof(path / "engines" / "tensorrt-8.6.0-sm90" / f"{precision}.plan", {"passed": True}, judged_by(Bundle(path)))
     result = measure(gpu, path, precisions=["fp16", "int8"])
     assert read_json(path / "benchmark.json")["rows"] == result["rows"] and result["status"] == "done"
     assert len(result["rows"]) == 2 * 2 * 3 and not result["skipped"]
@@ -129,7 +130,15 @@ def test_report_names_no_engine_that_is_recommended_no_more(gpu, engines):
 def test_proof_of_an_engine_goes_with_the_engine(gpu, engines):
     path = engines("fp16")
     assert measure(gpu, path)["recommended"]["reason"] == "none of fp16 was verified: verify, then benchmark again"
-    keep_proof(path / "engines" / "tensorrt-8.6.0-sm90" / "fp16.plan", {"passed": True, "top1": 98.0})
+    plan = path / "engines" / "tensorrt-8.6.0-sm90" / "fp16.plan"
+    keep_proof(plan, {"passed": True, "top1": 98.0}, judged_by(Bundle(path)))
+    assert measure(gpu, path)["recommended"]["precision"] == "fp16"
+    labels = path / "evaluation_labels.npy"
+    np.save(labels, np.load(labels)[::-1])
+    as_left(path, labels.name)  # other labelled images: the engine has not been judged by them
+    assert measure(gpu, path)["recommended"]["precision"] == ""
+    engines("fp16")
+    keep_proof(plan, {"passed": True, "top1": 98.0}, judged_by(Bundle(path)))
     assert measure(gpu, path)["recommended"]["precision"] == "fp16"
     engines("fp16", error=10.0)  # another engine in its place
     assert measure(gpu, path)["recommended"]["precision"] == ""

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import simulated_gpu
 from engine_graphs import IMAGE
+from reconverted import as_left
 
 from vit_convert.bundle import Bundle
 from vit_convert.calibration_cache import CacheKey, format_cache, hash_source, load_cache, parse_cache, save_cache
@@ -15,7 +16,7 @@ from vit_convert.engine.calibrator import make_calibrator
 from vit_convert.engine.facts import read_config, read_facts
 from vit_convert.engine.sidecar import add_to_sidecar
 from vit_convert.engine.trt import load_backend
-from vit_convert.errors import BuildError, CalibrationError
+from vit_convert.errors import BuildError, CalibrationError, ConvertError
 from vit_convert.progress import Progress
 
 KEY = CacheKey("entropy", "8.6.0", "a" * 64)
@@ -120,7 +121,8 @@ def calibrate(gpu, bundle_path, monkeypatch):
     for name in ("IInt8EntropyCalibrator2", "IInt8MinMaxCalibrator"):
         monkeypatch.setattr(backend.module, name, type(name, (), {}), raising=False)
     np.save(bundle.images("calibration"), np.random.default_rng(0).integers(0, 256, (9, *IMAGE), np.uint8))
-    config, facts, taken = read_config(bundle), read_facts(bundle), []
+    as_left(bundle_path, "calibration_images.npy")
+    config, taken = read_config(bundle), []
     config.engine.calibrator = True
 
     def build_one(backend, request, plan, *, progress):
@@ -142,6 +144,7 @@ def calibrate(gpu, bundle_path, monkeypatch):
     def start(*, method="entropy_plain", batch_size=2, force=False, preprocess=None):
         taken.clear()
         config.calibration.method, config.calibration.batch_size = method, batch_size
+        facts = read_facts(bundle)
         known = dataclasses.replace(facts, preprocess=preprocess or facts.preprocess)
         progress = Progress(bundle.events, quiet=True)
         requests.build_bundle(backend, bundle, config, known, precisions=["int8"], progress=progress, force=force)
@@ -182,6 +185,9 @@ def _replace(path, change):
 def test_other_sources_are_calibrated_and_built_again(calibrate, bundle_path, change):
     assert calibrate() == [4] and calibrate() == []
     change(bundle_path)
+    with pytest.raises(ConvertError, match="is not the file that stage export left"):
+        calibrate()
+    as_left(bundle_path, "model.onnx.data", "calibration_images.npy")
     assert calibrate() == [4] and calibrate() == []
 
 

@@ -4,6 +4,7 @@ import ml_collections
 import numpy as np
 import pytest
 import simulated_gpu
+from reconverted import as_left
 
 from vit_convert import config as configs
 from vit_convert.bundle import Bundle
@@ -50,6 +51,8 @@ def test_every_size_is_judged(dynamic, monkeypatch, spoiled):
             with np.load(dynamic / spoiled) as file:
                 arrays = {name: file[name] for name in file.files}
             np.savez(dynamic / spoiled, **{**arrays, "logits": arrays["logits"] + 1})
+            as_left(dynamic, spoiled)
+            facts = read_facts(bundle)
             height, width = arrays["images"].shape[1:3]
             with pytest.raises(CheckError, match=f"of {height}x{width}: max abs"):
                 verify_bundle(gpu[0], bundle, read_config(bundle), facts, precisions=("fp32",), progress=Progress(quiet=True))
@@ -60,3 +63,4 @@ def test_every_size_is_judged(dynamic, monkeypatch, spoiled):
     finally:
         if spoiled:
             (dynamic / spoiled).write_bytes(kept)
+            as_left(dynamic, spoiled)

@@ -8,13 +8,15 @@ import sys
 import onnx
 import pytest
 
-from vit_convert.bundle import Bundle, read_json
+from vit_convert.bundle import Bundle, read_json, write_json
 from vit_convert.engine import __main__ as command
 from vit_convert.engine import trt
 from vit_convert.engine.plans import built_from
 from vit_convert.engine.profiles import batch_profiles
 from vit_convert.engine.requests import graph_for
+from vit_convert.engine.stages import add_to_report
 from vit_convert.errors import BuildError, CheckError, UsageError
+from vit_convert.lock import hold
 
 
 def run(*words):
@@ -196,3 +198,46 @@ def test_a_host_with_numpy_absl_and_ml_collections_alone_gets_as_far_as_the_miss
         timeout=60,
     )
     assert done.returncode == BuildError.exit_code and "no TensorRT can build here" in done.stderr, done.stderr
+
+
+def test_a_conversion_that_was_killed_is_not_built_from(capsys, bundle_path):
+    """Its rows say what was done for another config, and nobody has looked since."""
+    manifest = read_json(bundle_path / "manifest.json")
+    for row in manifest["stages"]:
+        row["status"] = "running" if row["name"] == "export" else "stale" if row["name"] > "export" else row["status"]
+    write_json(bundle_path / "manifest.json", manifest)
+    assert run("verify", bundle_path, "--quiet") == UsageError.exit_code
+    assert "stage export is not done" in capsys.readouterr().err
+
+
+def test_a_bundle_that_is_worked_on_is_refused(capsys, simulated, engines):
+    path = engines("fp32")
+    with hold(Bundle(path), "a conversion"):
+        for name in ("build", "verify", "benchmark", "tune"):
+            assert run(name, path, "--precision=fp32", "--quiet") == UsageError.exit_code
+            assert f"process {os.getpid()} on" in capsys.readouterr().err
+    assert run("verify", path, "--precision=fp32", "--quiet") == 0
+
+
+def test_a_leftover_graph_is_not_built_from(capsys, simulated, engines):
+    path = engines("fp32")
+    for name in ("model.int8.onnx", "model.int8.onnx.data"):
+        (path / name).write_bytes(b"an earlier conversion's")
+    assert run("build", path, "--precision=int8", "--quiet") == BuildError.exit_code
+    assert "model.int8.onnx: no finished stage of this conversion made it" in capsys.readouterr().err
+
+
+def test_verify_takes_back_what_was_recommended(capsys, simulated, engines):
+    """An engine that missed is recommended no more, by the conversion's check of its graph or by an earlier benchmark."""
+    path = engines("fp32")
+    row = {"precision": "fp32", "graph": "model.onnx", "path": "engines/tensorrt-8.6.0-sm90/fp32.plan", "backend": "tensorrt"}
+    add_to_report(Bundle(path), build=[{**row, "version": "8.6.0"}])
+    assert read_json(path / "report.json")["engine"]["precision"] == "fp32"
+    assert run("verify", path, "--precision=fp32", "--quiet") == 0
+    assert run("benchmark", path, "--precision=fp32", *ALONE) == 0
+    report = read_json(path / "report.json")
+    assert report["engine"]["precision"] == report["recommended"]["precision"] == "fp32"
+    engines("fp32", error=10.0)  # another one in its place
+    assert run("verify", path, "--precision=fp32", "--quiet") == 5
+    report = read_json(path / "report.json")
+    assert "engine" not in report and "recommended" not in report

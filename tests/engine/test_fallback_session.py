@@ -9,10 +9,12 @@ import weakref
 import numpy as np
 import onnxruntime
 import pytest
+from reconverted import as_left, convert_another_model
 
 from vit_convert.bundle import Bundle, hash_file, read_json, write_json
 from vit_convert.engine import cuda
-from vit_convert.engine.plans import keep_model
+from vit_convert.engine.facts import judged_by
+from vit_convert.engine.plans import keep_model, keep_proof
 from vit_convert.engine.session import Session
 from vit_convert.errors import BenchmarkError, BuildError
 from vit_convert.serve.session import FallbackSession
@@ -54,8 +56,7 @@ def test_working_engine_is_used(backend, engines):
 def test_engine_of_an_earlier_graph_is_not_served(backend, engines):
     """Going over to onnxruntime would change the weights in the middle."""
     path = engines("fp32")
-    data = path / "model.onnx.data"
-    data.write_bytes(data.read_bytes()[:-4] + b"\x01\x02\x03\x04")
+    convert_another_model(path)
     assert_onnxruntime(FallbackSession(Bundle(path), path / PLAN), path, "built from another model.onnx")
 
 
@@ -67,9 +68,10 @@ def test_engine_of_a_typed_graph_goes_with_the_model_that_it_was_made_of(backend
     typed.write_bytes((path / "model.onnx").read_bytes())
     sidecar = read_json(path / f"{PLAN}.json")
     write_json(path / f"{PLAN}.json", {**sidecar, "onnx": {"path": typed.name, "sha256": hash_file(typed)}})
+    as_left(path, typed.name)
+    keep_proof(path / PLAN, {"passed": True}, judged_by(bundle))
     FallbackSession(bundle, path / PLAN).close()
-    data = path / "model.onnx.data"
-    data.write_bytes(data.read_bytes()[:-4] + b"\x01\x02\x03\x04")  # converted again, but not to the end
+    convert_another_model(path)  # but not to the end
     assert_onnxruntime(FallbackSession(bundle, path / PLAN), path, "built from another model.onnx than is there now")
 
 
@@ -198,9 +200,11 @@ def test_damaged_graph_stands_in_for_nothing(backend, engines):
     path = engines("fp32")
     (path / PLAN).write_bytes(b"cut")
     (path / "model.onnx").write_bytes((path / "model.onnx").read_bytes()[:1000])
-    with pytest.raises(BenchmarkError, match=r"model\.onnx: onnxruntime: .*; engine does not load: ") as caught:
-        FallbackSession(Bundle(path), path / PLAN)
-    assert "Copy the whole bundle" in caught.value.fix
+    for message in (r"model\.onnx: is not the file that stage export left", r"model\.onnx: onnxruntime: "):
+        with pytest.raises(BenchmarkError, match=rf"{message}.*; engine does not load: ") as caught:
+            FallbackSession(Bundle(path), path / PLAN)
+        assert "Copy the whole bundle" in caught.value.fix
+        as_left(path, "model.onnx")  # damaged before it was hashed
 
 
 def test_a_gpu_that_stops_onnxruntime_too_leaves_the_cpu(backend, engines, monkeypatch):
@@ -230,3 +234,46 @@ def test_onnxruntime_refuses_wrong_images(bundle_path):
         pytest.skip("this machine has a GPU")
     with pytest.raises(BenchmarkError, match=r"model\.onnx: onnxruntime: "):
         session.run(np.zeros((1, 7, 7, 3), np.float32))
+
+
+def typed_engine(path, **check):
+    """An fp16 engine of a typed graph, in a bundle whose conversion found `check` of that graph."""
+    plan = path / "engines" / "tensorrt-8.6.0-sm90" / "fp16.plan"
+    typed = path / "model.fp16.onnx"
+    typed.write_bytes((path / "model.onnx").read_bytes())
+    as_left(path, typed.name)
+    write_json(f"{plan}.json", {**read_json(f"{plan}.json"), "onnx": {"path": typed.name, "sha256": hash_file(typed)}})
+    manifest = read_json(path / "manifest.json")
+    next(row for row in manifest["stages"] if row["name"] == "quantize")["result"]["checks"] = {"fp16": check} if check else {}
+    write_json(path / "manifest.json", manifest)
+    return plan
+
+
+@pytest.mark.parametrize(
+    ("check", "proof", "doubt"),
+    [
+        ({"passed": True}, None, ""),
+        ({"passed": False}, None, "model.fp16.onnx did not pass its check against JAX"),
+        ({}, None, "model.fp16.onnx was not checked against JAX"),
+        ({"passed": False}, {"passed": True}, ""),
+        ({"passed": True}, {"passed": False}, "fp16 missed its tolerance when the engine was verified"),
+    ],
+)
+def test_only_what_is_proved_is_served(backend, engines, check, proof, doubt):
+    path = engines("fp16")
+    plan = typed_engine(path, **check)
+    if proof:
+        keep_proof(plan, proof, judged_by(Bundle(path)))
+    session = FallbackSession(Bundle(path), plan)
+    assert session.runs_on == ("onnxruntime" if doubt else "tensorrt") and doubt in session.reason
+    session.close()
+
+
+def test_an_engine_that_a_flag_made_is_served_when_it_is_verified(backend, engines):
+    path = engines("fp16")
+    plan = path / "engines" / "tensorrt-8.6.0-sm90" / "fp16.plan"
+    assert_onnxruntime(FallbackSession(Bundle(path), plan), path, "engine is not proved: ")
+    keep_proof(plan, {"passed": True}, judged_by(Bundle(path)))
+    session = FallbackSession(Bundle(path), plan)
+    assert session.runs_on == "tensorrt"
+    session.close()

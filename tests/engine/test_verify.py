@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import onnxruntime
 import pytest
+from reconverted import as_left
 
 from vit_convert.bundle import Bundle, read_json
 from vit_convert.engine.facts import graph_input, read_config, read_facts
@@ -90,9 +91,11 @@ def test_agreement_with_jax_is_judged_where_it_is_known(gpu, engines):
     path = engines("fp16")
     logits = onnx_logits(path)
     np.save(path / "evaluation_logits.npy", logits)
+    as_left(path, "evaluation_logits.npy")
     assert verify(gpu, path, "fp16")["engines"]["fp16"]["agreement"] == 100
     logits[:2, :] = -logits[:2, :]  # two of 40 images change their first class
     np.save(path / "evaluation_logits.npy", logits)
+    as_left(path, "evaluation_logits.npy")
     with pytest.raises(CheckError, match=r"agrees with JAX on 95\.00 % of 40 images; needed 99 %"):
         verify(gpu, path, "fp16")
 
@@ -100,6 +103,7 @@ def test_agreement_with_jax_is_judged_where_it_is_known(gpu, engines):
 def test_top1_drop_is_judged(gpu, engines):
     path = engines("fp16")
     np.save(path / "evaluation_labels.npy", (np.argmax(onnx_logits(path), axis=-1) + 1) % 10)  # every answer wrong
+    as_left(path, "evaluation_labels.npy")
     with pytest.raises(CheckError, match=r"top-1 0\.00 %, .* points below JAX's .* %; allowed 1"):
         verify(gpu, path, "fp16")
 
@@ -109,7 +113,7 @@ def test_missing_parts(gpu, engines, tmp_path):
     with pytest.raises(BuildError, match=r"int8\.plan: there is no such engine"):
         verify(gpu, path, "int8")
     (path / "reference.npz").unlink()
-    with pytest.raises(BenchmarkError, match=r"reference\.npz: cannot be read"):
+    with pytest.raises(BenchmarkError, match=r"reference\.npz: there is no such file, which stage reference left"):
         verify(gpu, path, "fp32")
     (path / "manifest.json").write_text("{}")
     with pytest.raises(UsageError, match="stage checkpoint is not done"):
@@ -120,12 +124,14 @@ def test_missing_parts(gpu, engines, tmp_path):
 @pytest.mark.parametrize("kept", [0, 0.5])
 def test_damaged_files_are_named(gpu, engines, name, kept):
     path = engines("fp16")
-    np.save(path / "evaluation_logits.npy", onnx_logits(path))
     whole = (path / name).read_bytes()
     (path / name).write_bytes(whole[: int(kept * len(whole))])
-    with pytest.raises(BenchmarkError, match=rf"{name}: cannot be read \(") as caught:
+    with pytest.raises(BenchmarkError, match=rf"{name}: is not the file that stage (reference|images) left") as caught:
         verify(gpu, path, "fp16")
-    assert caught.value.exit_code == 8 and caught.value.fix == "Copy the whole bundle from the export host."
+    assert caught.value.exit_code == 8 and "Copy the whole bundle from the export host." in caught.value.fix
+    as_left(path, name)  # damaged before it was hashed
+    with pytest.raises(BenchmarkError, match=rf"{name}: cannot be read \("):
+        verify(gpu, path, "fp16")
 
 
 def test_a_reference_of_another_model_is_named(gpu, engines):
@@ -138,9 +144,11 @@ def test_a_reference_of_another_model_is_named(gpu, engines):
         ({"logits": reference["logits"][:1]}, rf"reference\.npz: logits: \[1, 10\], the engine gives \[{count}, 10\]"),
     ):
         np.savez(path / "reference.npz", **{**reference, **changed})
+        as_left(path, "reference.npz")
         with pytest.raises(BenchmarkError, match=message):
             verify(gpu, path, "fp32")
     np.savez(path / "reference.npz", logits=reference["logits"])
+    as_left(path, "reference.npz")
     with pytest.raises(BenchmarkError, match=r"reference\.npz: holds \['logits'\] and no images"):
         verify(gpu, path, "fp32")
 
@@ -148,9 +156,11 @@ def test_a_reference_of_another_model_is_named(gpu, engines):
 def test_an_evaluation_of_another_size_is_named(gpu, engines):
     path = engines("fp16")
     np.save(path / "evaluation_logits.npy", np.zeros((40, 7), np.float32))
+    as_left(path, "evaluation_logits.npy")
     with pytest.raises(BenchmarkError, match=r"evaluation_logits\.npy: \[40, 7\], the engine gives \[40, 10\]"):
         verify(gpu, path, "fp16")
     np.save(path / "evaluation_labels.npy", np.zeros(39, np.int64))
+    as_left(path, "evaluation_labels.npy")
     with pytest.raises(BenchmarkError, match=r"evaluation_labels\.npy: \[39\], the images are \[40\]"):
         verify(gpu, path, "fp16")
 

@@ -20,7 +20,13 @@ def road(gpu, tmp_path, monkeypatch):
     def build_one(backend, request, plan, *, progress):
         ranges = [tuple(profile["images"]) for profile in request.profiles]
         simulated_gpu.write_plan(plan, request.onnx_path, ranges, precision=request.precision)
-        names = {"backend": backend.name, "version": backend.version, "arch": backend.arch, "precision": request.precision}
+        names = {
+            "graph": request.onnx_path.name,
+            "backend": backend.name,
+            "version": backend.version,
+            "arch": backend.arch,
+            "precision": request.precision,
+        }
         return {**names, "bytes": 1, "build_seconds": 1.0, "fused_attention": None, "fused_attention_unknown": "simulated"}
 
     monkeypatch.setattr(requests, "build_one", build_one)

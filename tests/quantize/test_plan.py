@@ -148,7 +148,7 @@ def test_a_second_run_is_fresh_and_another_budget_searches_what_is_known(planned
     before = len(json.loads((workdir / "auto" / "sensitivity.json").read_text())["measured"])
     tighter = convert(digits(half_bad, "auto", precision="auto", **{"plan.cosine": 0.9995}), workdir, quiet=True)
     assert [name for name, status in statuses(tighter).items() if status == "done"] == ["plan", "quantize"]
-    record = json.loads((workdir / "auto" / "sensitivity.json").read_text())
+    record = json.loads((workdir / "auto" / "plan_search.json").read_text())
     assert len(record["measured"]) > before  # further sets, added to those that are known
     assert tighter["plan"]["num_units"] < planned["plan"]["num_units"]
     assert tighter["plan"]["measured"]["cosine"] >= 0.9995

@@ -30,6 +30,8 @@ from vit_convert.engine.facts import Facts, open_bundle, read_config, read_facts
 from vit_convert.engine.table import text_table
 from vit_convert.engine.trt import Backend, load_backend
 from vit_convert.errors import CheckError, UsageError, nearest
+from vit_convert.leftovers import remove_temporaries
+from vit_convert.lock import hold
 from vit_convert.overrides import apply_overrides, split_overrides
 from vit_convert.progress import Progress, human_bytes
 
@@ -67,10 +69,16 @@ def _run(argv: Sequence[str]) -> int:
     names, path, overrides = parse(argv)
     bundle = open_bundle(path)
     bundle.require_writable()
+    line = shlex.join(["python", "-m", "vit_convert.engine", *argv[1:]])
+    with hold(bundle, line):
+        remove_temporaries(bundle)
+        return _work(bundle, names, overrides, argv, line)
+
+
+def _work(bundle: Bundle, names: Sequence[str], overrides: list[str], argv: Sequence[str], line: str) -> int:
     config, facts = override(read_config(bundle), overrides), read_facts(bundle)
     progress = Progress(bundle.events, quiet=_FLAGS.quiet)
     progress.event("command", argv=list(argv), name=bundle.root.name)
-    line = shlex.join(["python", "-m", "vit_convert.engine", *argv[1:]])
     backend, missed = load_backend(_FLAGS.backend, for_this_gpu=True), None
     for name in names:
         try:

@@ -9,10 +9,11 @@ import ml_collections
 import numpy as np
 
 from vit_convert import config as configs
-from vit_convert.bundle import Bundle, read_json
-from vit_convert.errors import UsageError
+from vit_convert.bundle import Bundle, hash_value, read_json
+from vit_convert.errors import BuildError, UsageError
 from vit_convert.image_size import ImageRange, sizes_of
 from vit_convert.images.preprocess import Preprocess
+from vit_convert.manifest import Files, Manifest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Facts:
         spelling: the graph that `engine.spelling=auto` builds fp16 engines from, "" for model.onnx.
         top1: JAX's top-1 on the labelled evaluation images in percent, None where there are none.
         checks: by precision, what the export side's check of its graph found.
+        files: that the conversion left, and that may be read.
     """
 
     image_size: tuple[int, int] | ImageRange
@@ -36,6 +38,7 @@ class Facts:
     spelling: str
     top1: float | None
     checks: Mapping[str, Mapping[str, Any]]
+    files: Files
 
 
 def open_bundle(path: str) -> Bundle:
@@ -57,20 +60,38 @@ def read_facts(bundle: Bundle) -> Facts:
     Raises:
         UsageError: the export side has not come far enough.
     """
-    stages = {row["name"]: row for row in (read_json(bundle.manifest) or {}).get("stages", [])}
+    manifest = Manifest.read(bundle)
     for name in ("checkpoint", "export"):
-        if stages.get(name, {}).get("status") not in ("done", "fresh"):
+        if not manifest.finished(name):
             raise UsageError(f"{bundle.manifest}: stage {name} is not done", fix="Finish the conversion, at least --until=check.")
-    checkpoint, results = stages["checkpoint"]["result"], {name: row.get("result", {}) for name, row in stages.items()}
+    checkpoint, export = manifest.result("checkpoint"), manifest.result("export")
     return Facts(
         image_size=sizes_of(checkpoint),
         output=checkpoint["output"],
         preprocess=checkpoint["preprocess"],
-        target=results["export"]["target"],
-        spelling=results["export"].get("spelling", ""),  # bundles of earlier versions have none
-        top1=results.get("reference", {}).get("top1"),
-        checks={"fp32": results.get("check", {}), **results.get("quantize", {}).get("checks", {})},
+        target=export["target"],
+        spelling=export.get("spelling", ""),  # bundles of earlier versions have none
+        top1=manifest.result("reference").get("top1"),
+        checks={"fp32": manifest.result("check"), **manifest.result("quantize").get("checks", {})},
+        files=manifest.files,
     )
+
+
+def require_graph_of(facts: Facts, path: str | os.PathLike[str]) -> None:
+    """Refuses a graph that lies in the bundle and is not of its conversion: an earlier one left it, or it was cut short in a copy.
+
+    Raises:
+        BuildError: see above.
+    """
+    if wrong := facts.files.wrong_graph(path):
+        raise BuildError(wrong, fix="Convert again, with this precision in config.precision, or copy the whole bundle.")
+
+
+def judged_by(bundle: Bundle) -> str:
+    """The hash of what engines of a bundle are compared with: what JAX gave, and the labelled images."""
+    records = Manifest.read(bundle).files.records
+    judging = {path: record.sha256 for path, record in records.items() if path.startswith(("reference", "evaluation"))}
+    return hash_value(judging)
 
 
 def describe_model(bundle: Bundle) -> dict[str, Any]:
@@ -83,9 +104,9 @@ def describe_model(bundle: Bundle) -> dict[str, Any]:
         Of its checkpoint variant, summary ("ViT B/16, 86,567,656 parameters, 224x224") and sha256, those that are known; and converted_by,
         the last command that ran a stage of the conversion.
     """
-    manifest = read_json(bundle.manifest) or {}
-    found: Mapping[str, Any] = next((row.get("result", {}) for row in manifest.get("stages", []) if row["name"] == "checkpoint"), {})
-    return {**{key: found[key] for key in ("variant", "summary", "sha256") if key in found}, "converted_by": manifest.get("command", "")}
+    manifest = Manifest.read(bundle)
+    found = manifest.result("checkpoint")
+    return {**{key: found[key] for key in ("variant", "summary", "sha256") if key in found}, "converted_by": manifest.command}
 
 
 def read_config(bundle: Bundle) -> ml_collections.ConfigDict:

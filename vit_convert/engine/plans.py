@@ -7,10 +7,15 @@ from typing import Any
 
 from vit_convert.bundle import Bundle
 from vit_convert.engine.build_request import hash_graph
+from vit_convert.engine.facts import judged_by, read_facts
 from vit_convert.engine.runtime import Engine
 from vit_convert.engine.sidecar import add_to_sidecar, check_sidecar, read_sidecar
 from vit_convert.engine.trt import Backend
 from vit_convert.errors import BuildError
+from vit_convert.leftovers import built_from as graph_in_sidecar
+from vit_convert.leftovers import is_of
+from vit_convert.manifest import Manifest
+from vit_convert.proof import doubt
 
 _PROOF = ("passed", "tolerance", "max_rel", "cosine", "top1", "agreement")
 
@@ -46,9 +51,24 @@ def open_engine(backend: Backend, bundle: Bundle, plan: pathlib.Path) -> Engine:
         plan: the engine.
 
     Raises:
-        BuildError: it does not belong here, or was built from another graph than is there now.
+        BuildError: it does not belong here, or was built from another graph than this conversion's.
     """
+    require_conversion(bundle, plan)
     return Engine(backend, plan, onnx_path=built_from(bundle, plan))
+
+
+def require_conversion(bundle: Bundle, plan: pathlib.Path) -> None:
+    """Refuses an engine that an earlier conversion's graph was built into, whether or not the graph still lies there.
+
+    Raises:
+        BuildError: see above.
+    """
+    graph = graph_in_sidecar(plan)
+    if graph and bundle.manifest.exists() and not is_of(Manifest.read(bundle).files, bundle, plan):
+        raise BuildError(
+            f"{plan}: built from another {graph['name']} ({graph['hashes']['sha256'][:12]}…) than this conversion's",
+            fix="Convert to the end, and build again.",
+        )
 
 
 def built_from(bundle: Bundle, plan: pathlib.Path) -> pathlib.Path | None:
@@ -76,19 +96,44 @@ def require_model(bundle: Bundle, plan: pathlib.Path) -> None:
         raise BuildError(f"{plan}: built from another {bundle.onnx().name} than is there now", fix="Convert to the end, and build again.")
 
 
-def keep_proof(plan: pathlib.Path, found: Mapping[str, Any]) -> None:
+def keep_proof(plan: pathlib.Path, found: Mapping[str, Any], judge: str) -> None:
     """Writes what verification found of an engine into its sidecar, which goes when the engine is replaced.
 
     Args:
         plan: the engine.
         found: result of `verify_session`.
+        judge: what it was judged by, from `judged_by`.
     """
-    add_to_sidecar(plan, proof={key: found[key] for key in _PROOF if key in found})
+    add_to_sidecar(plan, proof={**{key: found[key] for key in _PROOF if key in found}, "judge": judge})
 
 
-def proof_of(plan: pathlib.Path) -> dict[str, Any]:
-    """What `keep_proof` wrote of the very engine that lies there; {} where it has not been verified."""
-    return read_sidecar(plan).get("proof", {})
+def proof_of(plan: pathlib.Path, judge: str) -> dict[str, Any]:
+    """What `keep_proof` wrote of the very engine that lies there; {} where it has not been verified, or by another judge.
+
+    Args:
+        plan: the engine.
+        judge: what it is to be judged by, from `judged_by`.
+    """
+    proof = read_sidecar(plan).get("proof", {})
+    return proof if proof.get("judge") == judge else {}
+
+
+def require_proof(bundle: Bundle, plan: pathlib.Path) -> None:
+    """Refuses to serve an engine that missed its tolerance, or that nothing was ever checked for.
+
+    Raises:
+        BuildError: see above.
+    """
+    record = read_sidecar(plan)
+    if not {"precision", "onnx", "options"} <= {*record}:
+        return  # it does not load, and `check_sidecar` says why
+    checks: Mapping[str, Any] = {}
+    proof = record.get("proof", {})
+    if bundle.manifest.exists():
+        checks, proof = read_facts(bundle).checks, proof_of(plan, judged_by(bundle))
+    reason = doubt(record["precision"], record["onnx"].get("path", ""), proof, checks, lowered=bool(record["options"].get("tf32")))
+    if reason:
+        raise BuildError(f"{plan}: {reason}", fix=f"python -m vit_convert.engine verify {bundle.root}")
 
 
 def recommended_engine(engines: Sequence[Mapping[str, Any]], benchmark: Mapping[str, Any]) -> dict[str, Any]:

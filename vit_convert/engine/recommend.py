@@ -4,9 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vit_convert.engine.benchmark import RESIDENT
+from vit_convert.proof import QUANTIZED, UNQUANTIZED
 
-_QUANTIZED = ("int8", "fp8")
-_UNQUANTIZED = ("fp16", "bf16", "fp32")
 _LEAST_GAIN = 1.01  # a smaller one is not worth a quantized model's risk, even where the noise is smaller still
 
 
@@ -30,12 +29,12 @@ def recommend(rows: Sequence[Mapping[str, Any]], verified: Mapping[str, Mapping[
         if row["transfers"] == RESIDENT
     }
     measured = list(dict.fromkeys(precision for precision, _ in best))
-    passed = [precision for precision in measured if verified.get(precision, {}).get("passed")]
-    plain = _fastest([precision for precision in passed if precision in _UNQUANTIZED], best)
+    passed = [precision for precision in measured if verified.get(precision, {}).get("passed") is True]
+    plain = _fastest([precision for precision in passed if precision in UNQUANTIZED], best)
     comparisons: list[dict[str, Any]] = []
     reasons: list[str] = []
     chosen = plain
-    for precision in (p for p in measured if p in _QUANTIZED):
+    for precision in (p for p in measured if p in QUANTIZED):
         if precision not in passed:
             reasons.append(f"{precision} did not pass its check" if precision in verified else f"{precision} was not verified")
         if not plain:

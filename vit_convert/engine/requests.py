@@ -13,14 +13,14 @@ from vit_convert.engine import inspect
 from vit_convert.engine.build import build_engine
 from vit_convert.engine.build_request import BuildRequest, request_record
 from vit_convert.engine.calibrator import bundle_calibrator
-from vit_convert.engine.facts import Facts
+from vit_convert.engine.facts import Facts, require_graph_of
 from vit_convert.engine.kernels import fused_attention_by_kernels
 from vit_convert.engine.plans import keep_model
 from vit_convert.engine.profiles import batch_profiles
 from vit_convert.engine.runtime import Engine
 from vit_convert.engine.sidecar import add_to_sidecar, check_sidecar, read_sidecar
 from vit_convert.engine.trt import Backend
-from vit_convert.errors import BuildError, ConvertError, UnbuildableError
+from vit_convert.errors import BuildError, CalibrationError, ConvertError, UnbuildableError
 from vit_convert.progress import Progress
 
 
@@ -118,7 +118,10 @@ def build_bundle(
                 fix=f"Build with TensorRT 8, or convert again with --config.target={target}.",
             )
         request = request_for(bundle, config, facts, precision)
+        require_graph_of(facts, request.onnx_path)
         if calibrator:
+            if wrong := facts.files.wrong(bundle.images("calibration")):
+                raise CalibrationError(wrong, fix="Run the conversion's calibrate stage first.")
             request = dataclasses.replace(request, calibrator=bundle_calibrator(backend, bundle, config, request, progress))
         plan = bundle.plan(backend.name, backend.version, backend.arch, precision)
         if config.engine.spelling == configs.AUTO and pathlib.Path(request.onnx_path).parent == bundle.spellings:

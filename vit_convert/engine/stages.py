@@ -12,7 +12,7 @@ import vit_convert
 from vit_convert.bundle import Bundle, read_json, write_json
 from vit_convert.engine import cuda
 from vit_convert.engine.benchmark import END_TO_END, RESIDENT, plan_cases, run_cases
-from vit_convert.engine.facts import Facts, describe_model
+from vit_convert.engine.facts import Facts, describe_model, judged_by, read_config, read_facts
 from vit_convert.engine.plans import find_plan, keep_proof, open_engine, proof_of, recommended_engine
 from vit_convert.engine.plot import plot_rows
 from vit_convert.engine.recommend import recommend
@@ -21,7 +21,9 @@ from vit_convert.engine.trt import Backend
 from vit_convert.engine.verify import verify_session
 from vit_convert.errors import BenchmarkError, CheckError
 from vit_convert.host import cpu_model
+from vit_convert.manifest import Manifest
 from vit_convert.progress import Progress
+from vit_convert.proof import recommend_unmeasured
 
 # What usually helps where an engine of this precision misses its tolerance.
 _MENDS = {
@@ -53,12 +55,13 @@ def verify_bundle(
         BuildError: an engine is missing or does not belong here.
     """
     engines: dict[str, Any] = {}
+    judge = judged_by(bundle)
     for precision in precisions:
         plan = find_plan(backend, bundle, precision)
         with Session(open_engine(backend, bundle, plan)) as session:
             found = verify_session(session, bundle, config, facts, progress=progress)
         engines[precision] = {**found, "plan": str(plan.relative_to(bundle.root))}
-        keep_proof(plan, found)
+        keep_proof(plan, found, judge)
     result = verification(engines)
     if not result["passed"]:
         misses = [f"{precision}: {miss}" for precision, found in engines.items() for miss in found["misses"]]
@@ -118,9 +121,10 @@ def benchmark_bundle(
         BuildError: an engine is missing or does not belong here.
     """
     engines = {precision: open_engine(backend, bundle, find_plan(backend, bundle, precision)) for precision in precisions}
-    options, path = config.benchmark, bundle.root / "benchmark.json"
+    options, path = config.benchmark, bundle.benchmark
     cases = plan_cases(precisions, options.batches, options.streams, cuda_graphs=cuda_graphs, end_to_end=end_to_end)
     about = {**environment(backend), "model": describe_model(bundle), "command": command}
+    about |= {"onnx": Manifest.read(bundle).files.graph_hashes(bundle.onnx())}  # while it is the same, this holds
     about |= {"seconds": options.seconds, "warmup_seconds": warmup_seconds}
 
     def save(rows: list[dict[str, Any]], skipped: list[dict[str, Any]]) -> None:
@@ -129,7 +133,8 @@ def benchmark_bundle(
     rows, skipped = run_cases(engines, cases, seconds=options.seconds, warmup_seconds=warmup_seconds, progress=progress, save=save)
     if not rows:
         raise BenchmarkError(f"nothing was measured: {skipped[0]['reason']}", fix="Choose batches that the engines have profiles for.")
-    verified = {precision: proof for precision, engine in engines.items() if (proof := proof_of(engine.path))}
+    judge = judged_by(bundle)
+    verified = {precision: proof for precision, engine in engines.items() if (proof := proof_of(engine.path, judge))}
     best = max(rows, key=lambda row: row["images_per_second"])
     result = {
         **about,
@@ -142,7 +147,7 @@ def benchmark_bundle(
         "summary": f"{best['precision']} at batch {best['batch']}: {best['images_per_second']:,.0f} images/s",
     }
     write_json(path, result)
-    if (reason := plot_rows(rows, bundle.root / "benchmark.png", title=about["gpu"])) != "":
+    if (reason := plot_rows(rows, path.with_suffix(".png"), title=about["gpu"])) != "":
         progress.say(f"no plot: {reason}")
     return result
 
@@ -197,11 +202,11 @@ def add_to_report(bundle: Bundle, *, build: Any = None, verify: Any = None, benc
         verify: result of `verify_bundle`.
         benchmark: result of `benchmark_bundle`.
     """
-    report = read_json(bundle.report) or {"name": bundle.root.name}
+    report, judge = read_json(bundle.report) or {"name": bundle.root.name}, judged_by(bundle)
     if build is not None:
         kept = [row for row in report.get("engines", []) if row["path"] not in {new["path"] for new in build}]
         report["engines"] = [*kept, *build]
-        gone = {row["precision"] for row in build if not proof_of(bundle.root / row["path"])}  # what was verified is no longer there
+        gone = {row["precision"] for row in build if not proof_of(bundle.root / row["path"], judge)}  # what was verified is no longer there
         verified = {name: found for name, found in report.pop("verify", {}).get("engines", {}).items() if name not in gone}
         if verified:
             report["verify"] = verification(verified)
@@ -215,6 +220,23 @@ def add_to_report(bundle: Bundle, *, build: Any = None, verify: Any = None, benc
         report.pop("engine", None)
         if engine := recommended_engine(report.get("engines", []), benchmark):
             report["engine"] = engine
-            if (top1 := benchmark["recommended"]["top1"]) is not None:
-                report.setdefault("accuracy", {})["engine"] = top1
+        if engine and (top1 := benchmark["recommended"]["top1"]) is not None:
+            report.setdefault("accuracy", {})["engine"] = top1
+    if benchmark is None or not benchmark["recommended"]["precision"]:
+        _recommend(bundle, report, judge)
     write_json(bundle.report, report)
+
+
+def _recommend(bundle: Bundle, report: dict[str, Any], judge: str) -> None:
+    """Sets the engine that a report recommends: the one that a benchmark chose while it is proved, else one that is proved."""
+    engines = report.get("engines", [])
+    verified = {row["path"]: proof for row in engines if (proof := proof_of(bundle.root / row["path"], judge))}
+    if precision := report.get("recommended", {}).get("precision"):
+        proof = verified.get(report.get("engine", {}).get("path")) or report.get("verify", {}).get("engines", {}).get(precision, {})
+        if proof.get("passed") is True:
+            return
+        del report["recommended"]  # its engine was built again since, or missed its tolerance
+    facts, lowered = read_facts(bundle), read_config(bundle).engine.tf32
+    report["engine"] = recommend_unmeasured(engines, verified, facts.checks, report.get("verdicts", {}), lowered=lowered)
+    if not report["engine"]:
+        del report["engine"]

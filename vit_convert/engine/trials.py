@@ -81,8 +81,8 @@ def spellings(bundle: Bundle, config: ml_collections.ConfigDict, facts: Facts) -
     used = configs.spelling(config, facts.spelling) or DEFAULT
     graphs = {name: _graph(bundle, name) for name in dict.fromkeys([used, DEFAULT, *config.spellings])}
     for name, path in graphs.items():
-        if not path.is_file():
-            raise UsageError(f"config.spellings: {name}: there is no {path}", fix="Convert again, with it in config.spellings.")
+        if wrong := facts.files.wrong_graph(path):
+            raise UsageError(f"config.spellings: {name}: {wrong}", fix="Convert again, with it in config.spellings.")
     return graphs
 
 
@@ -141,7 +141,7 @@ def still_valid(
         own.update_from_flattened_dict({k: tuple(v) if isinstance(v, list) else v for k, v in row["options"].items()})
         names = (row["spelling"], row["sizes"], row["precision"], tuple(row["batches"]), row["seconds"])
         trial = _trial(bundle, own, facts, *names)
-        if pathlib.Path(trial.request.onnx_path).is_file() and trial.key(backend) == row["key"]:
+        if trial.request.onnx_path in facts.files and pathlib.Path(trial.request.onnx_path).is_file() and trial.key(backend) == row["key"]:
             found[row["key"]] = dict(row)
     return found
 

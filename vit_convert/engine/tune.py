@@ -7,8 +7,8 @@ import ml_collections
 
 from vit_convert.bundle import Bundle, hash_value, read_json, write_json
 from vit_convert.engine.benchmark import Case, run_cases
-from vit_convert.engine.facts import Facts, describe_model, read_config
-from vit_convert.engine.requests import build_one
+from vit_convert.engine.facts import Facts, describe_model, read_config, require_graph_of
+from vit_convert.engine.requests import build_one, request_for
 from vit_convert.engine.runtime import Engine
 from vit_convert.engine.session import Session
 from vit_convert.engine.stages import environment
@@ -52,11 +52,15 @@ def tune_bundle(
 
     Raises:
         UsageError: the bundle does not hold one of the spellings.
+        BuildError: the conversion made no graph of a precision.
         BenchmarkError: there is no GPU, or none of the trials asked for could be built and run.
     """
     if backend.gpu is None:
         raise BenchmarkError("tune: engines run on a GPU alone, and there is none here", fix="Run it on a host with an NVIDIA GPU.")
-    path, about = bundle.root / "tune.json", {**environment(backend), "model": describe_model(bundle), "command": command}
+    path, about = bundle.tuning, {**environment(backend), "model": describe_model(bundle), "command": command}
+    about |= {"onnx": facts.files.graph_hashes(bundle.onnx())}  # while it is the same, this holds
+    for precision in precisions:
+        require_graph_of(facts, request_for(bundle, config, facts, precision).onnx_path)
     trials = plan_trials(bundle, config, facts, precisions=precisions)
     kept = still_valid(backend, bundle, config, facts, (read_json(path) or {}).get("trials", []))
     known = set() if force else {key for key, row in kept.items() if "failed" not in row and not row.get("skipped")}

@@ -93,6 +93,7 @@ def verify_session(
         BenchmarkError: the bundle's reference or its evaluation is missing, damaged or of another model, or TensorRT fails.
     """
     engine = session.engine
+    require_reference(bundle, facts)
     precision = engine.record["precision"]
     tolerance = tolerance_for(config, precision, tf32=engine.record["options"]["tf32"])
     judge_all = precision == "fp32"  # what lower precision does inside is reported, the result is judged
@@ -118,11 +119,25 @@ def verify_session(
         "cosine": min(row.cosine for row in final),
         "rows": [dataclasses.asdict(row) for row in rows],
     }
-    if bundle.labels("evaluation").exists():
+    if bundle.labels("evaluation") in facts.files:
         accuracy = _evaluate(session, bundle, facts, progress)
         misses += _accuracy_misses(accuracy, precision, config.check.max_top1_drop)
         result |= accuracy
     return {**result, "passed": not misses, "misses": misses}
+
+
+def require_reference(bundle: Bundle, facts: Facts) -> None:
+    """Refuses what an engine would be judged by where it is not what the conversion left.
+
+    Raises:
+        BenchmarkError: see above.
+    """
+    sizes = facts.image_size.sizes()[1:] if isinstance(facts.image_size, ImageRange) else []
+    needed = [bundle.reference, *(bundle.reference_at(size) for size in sizes)]
+    left = [bundle.labels("evaluation"), bundle.images("evaluation"), bundle.predictions]
+    for path in (*needed, *(path for path in left if path in facts.files)):
+        if wrong := facts.files.wrong(path):
+            raise BenchmarkError(wrong, fix=f"{_COPY} Or finish the conversion, at least --until=check.")
 
 
 def _where(row: Row, facts: Facts) -> str:
@@ -171,7 +186,7 @@ def _evaluate(session: Session, bundle: Bundle, facts: Facts, progress: Progress
     values = np.concatenate(logits)
     predictions = bundle.predictions
     agreement = None
-    if predictions.exists():
+    if predictions in facts.files:
         logits_of_jax = _load(predictions)
         _require_shape(str(predictions), logits_of_jax.shape, "the engine gives", values.shape)
         agreement = top1_accuracy(values, np.argmax(logits_of_jax, axis=-1))

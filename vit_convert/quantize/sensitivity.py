@@ -5,6 +5,7 @@ with the numbers that its own graph would give: what is not quantized is typed a
 """
 
 import dataclasses
+import hashlib
 import os
 import pathlib
 import tempfile
@@ -137,6 +138,14 @@ def switched(model: ir.Model, calibration: Calibration, units: Sequence[Unit], *
     return model
 
 
+def _hash_images(images: np.ndarray, labels: np.ndarray | None) -> str:
+    digest = hashlib.sha256(str(images.shape).encode())
+    for image in images:
+        digest.update(np.ascontiguousarray(image).data)
+    digest.update(b"" if labels is None else np.asarray(labels, np.int64).tobytes())
+    return digest.hexdigest()
+
+
 class Sensitivity:
     """Measures sets of units, each once: results are kept in a file from one process to the next.
 
@@ -154,6 +163,8 @@ class Sensitivity:
         lower: types the fp32 graph, with or without pairs, as `rest` says.
         source: what the images are, for people.
         batch_size: images a run.
+        depends_on: what else the results depend on, as JSON has it.
+        known: another such file, which is read, and left as it is, where `path` does not hold what fits.
         progress: where the bar goes.
     """
 
@@ -173,6 +184,8 @@ class Sensitivity:
         lower: Callable[[ir.Model], ir.Model],
         source: str,
         batch_size: int = 32,
+        depends_on: Any = None,
+        known: str | os.PathLike[str] | None = None,
         progress: Progress | None = None,
     ):
         self.units = list(units)
@@ -183,6 +196,7 @@ class Sensitivity:
         self._session: Any = None
         self._fp32: np.ndarray | None = None
         key = {**calibration.keys, "target": target, "thresholds": calibration.thresholds, "images": len(images), "source": source}
+        key |= {"judged_on": _hash_images(images, labels), "depends_on": depends_on}
         described = {unit.name: {"sites": [s.name for s in unit.sites], "num_weights": unit.num_weights} for unit in units}
         self.record: dict[str, Any] = {
             "precision": precision,
@@ -194,9 +208,10 @@ class Sensitivity:
             "units": described,
             "measured": [],
         }
-        saved = read_json(path, {})
-        if all(saved.get(name) == value for name, value in self.record.items() if name != "measured"):
-            self.record = saved
+        for file in (known, path):
+            saved = read_json(file, {}) if file is not None else {}
+            if all(saved.get(name) == value for name, value in self.record.items() if name != "measured"):
+                self.record = saved
         rows = [Measured(**{**row, "quantized": tuple(row["quantized"])}) for row in self.record["measured"]]
         self._known = {frozenset(row.quantized): row for row in rows}
 
@@ -244,7 +259,7 @@ class Sensitivity:
 
     def _open(self) -> Any:
         model = switched(ir.load(self._onnx_path), self._calibration, self.units, target=self._target, precision=self._precision)
-        with tempfile.TemporaryDirectory(prefix=".switched.", dir=self._onnx_path.parent) as folder:
+        with tempfile.TemporaryDirectory(prefix=".switched.", suffix=".tmp", dir=self._onnx_path.parent) as folder:
             path = pathlib.Path(folder) / "switched.onnx"
             save_onnx(self._lower(model), path)
             return open_session(path)

@@ -1,17 +1,19 @@
 """The table that ends a conversion."""
 
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 from vit_convert.progress import human_bytes, human_seconds
 
 
-def print_summary(report: dict[str, Any], root: pathlib.Path, *, whole: bool) -> None:
+def print_summary(report: dict[str, Any], root: pathlib.Path, *, files: Sequence[pathlib.Path], whole: bool) -> None:
     """Prints stages, checks, accuracy and files of a finished conversion.
 
     Args:
         report: as in `report.json`.
         root: the bundle's folder.
+        files: what the finished stages left in it.
         whole: whether no stage was to be the last one.
     """
     from rich.console import Console
@@ -40,16 +42,18 @@ def print_summary(report: dict[str, Any], root: pathlib.Path, *, whole: bool) ->
         for verdict in report["verdicts"].values():
             console.print(f" {verdict['text']}{'' if verdict['accurate'] is not False else ': [red]not accurate enough[/red]'}")
 
-    files = Table(Column(f"file in {root}", overflow="fold"), "size", "", box=None, header_style="dim")
+    table = Table(Column(f"file in {root}", overflow="fold"), "size", "", box=None, header_style="dim")
     recommended = report["engine"].get("path")
     for engine in report["engines"]:
         note = f"built in {human_seconds(engine['build_seconds'])}" + (", recommended" if engine["path"] == recommended else "")
-        files.add_row(engine["path"], human_bytes(engine["bytes"]), note)
-    for path in (*sorted(root.glob("*.onnx")), *sorted(root.glob("spellings/*.onnx")), root / "report.json"):
+        table.add_row(engine["path"], human_bytes(engine["bytes"]), note)
+    graphs = sorted((path for path in files if path.suffix == ".onnx"), key=lambda path: (path.parent != root, path))
+    for path in (*graphs, root / "report.json"):
         data = path.with_name(path.name + ".data")
-        size = path.stat().st_size + (data.stat().st_size if data.exists() else 0)
-        files.add_row(str(path.relative_to(root)), human_bytes(size), "with its weights" if data.exists() else "")
-    console.print(files)
+        with_weights = data in files
+        size = path.stat().st_size + (data.stat().st_size if with_weights else 0)
+        table.add_row(str(path.relative_to(root)), human_bytes(size), "with its weights" if with_weights else "")
+    console.print(table)
     if whole and not report["engines"]:
         console.print(f"No engine was built. On its host, with this folder there: python -m vit_convert.engine {root.name}")
     if all(row["status"] == "fresh" for row in report["stages"]):

@@ -7,7 +7,9 @@ from typing import Any
 
 import vit_convert
 from vit_convert.bundle import read_json, write_json
+from vit_convert.manifest import FINISHED
 from vit_convert.pipeline import Context
+from vit_convert.proof import recommend_unmeasured
 
 _CHECKPOINT_KEYS = (
     "path",
@@ -45,25 +47,27 @@ def write_report(context: Context, rows: Sequence[dict[str, Any]], command: Sequ
     checks += results.get("quantize", {}).get("checks", {}).values()
     engines = results.get("build", {}).get("engines", [])
     verdicts = results.get("quantize", {}).get("verdicts", {})
+    by_precision = {check["precision"]: check for check in checks if "precision" in check}
+    verified = {found["plan"]: found for found in results.get("verify", {}).get("engines", {}).values()}
     report = {
         "name": context.config.name,
         "vit_convert": vit_convert.__version__,
         "command": shlex.join(command),
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "status": "failed" if any(row["status"] == "failed" for row in rows) else "done",
+        "status": "done" if all(row["status"] in FINISHED for row in rows) else "failed",
         "checkpoint": _pick(results.get("checkpoint", {}), _CHECKPOINT_KEYS),
         "stages": [{key: row.get(key) for key in ("name", "status", "seconds", "peak_rss_mib", "error") if key in row} for row in rows],
         "onnx": _pick(results.get("export", {}), _ONNX_KEYS),
         "reference": _pick(results.get("reference", {}), ("source", "num_images")),
         "check": checks[0] if checks else {},
-        "checks": {check["precision"]: check for check in checks if "precision" in check},
+        "checks": by_precision,
         **_pick(results.get("quantize", {}), ("max_abs_activation",)),
         "calibration": _pick(results.get("calibrate", {}), _CALIBRATION_KEYS),
         "sensitivity": results.get("sensitivity", {}),
         "plan": results.get("plan", {}),
         "accuracy": _accuracy(context, checks),
         "verdicts": verdicts,
-        "engine": _recommended(engines, checks, verdicts),
+        "engine": recommend_unmeasured(engines, verified, by_precision, verdicts, lowered=context.config.engine.tf32),
         "engines": engines,
         **_of_gpu(results),
     }
@@ -97,20 +101,3 @@ def _accuracy(context: Context, checks: Sequence[dict[str, Any]]) -> dict[str, A
         accuracy[name] = check.get("top1")
     accuracy["engine"] = context.results.get("verify", {}).get("top1")
     return {key: value for key, value in accuracy.items() if key}
-
-
-def _recommended(engines: Sequence[dict[str, Any]], checks: Sequence[dict[str, Any]], verdicts: dict[str, Any]) -> dict[str, Any]:
-    """The engine to use and why; a quantized one is never recommended on faith."""
-    passed = {check["precision"] for check in checks if check.get("passed")}
-    for precision in ("fp16", "bf16", "fp32"):
-        for engine in engines:
-            if engine["precision"] == precision and (precision in passed or precision == "fp16"):
-                why = "checked against JAX"
-                for other in engines:
-                    if verdict := verdicts.get(other["precision"]):
-                        why += f"; {verdict['text']}"
-                        why += (
-                            "" if verdict["accurate"] is False else ", and it has to prove itself faster in a benchmark on your GPU first"
-                        )
-                return {**engine, "recommended_because": why}
-    return {}

@@ -12,11 +12,12 @@ from absl import logging
 
 from vit_convert.bundle import Bundle
 from vit_convert.engine.facts import read_facts
-from vit_convert.engine.plans import open_engine, require_model
+from vit_convert.engine.plans import open_engine, require_model, require_proof
 from vit_convert.engine.session import Session
 from vit_convert.engine.trt import load_backend
 from vit_convert.errors import BenchmarkError, ConvertError
 from vit_convert.ort_options import session_options
+from vit_convert.proof import doubt
 
 # In order of preference, with their options: CUDA's float32 products are TF32 unless told otherwise, and the graph was proved in float32.
 _PROVIDERS: dict[str, dict[str, str]] = {"CUDAExecutionProvider": {"use_tf32": "0"}, "CPUExecutionProvider": {}}
@@ -49,12 +50,15 @@ class FallbackSession:
         self.reason = ""
         self._lock = threading.Lock()  # of which runner it is, not of its runs
         self._runner: _Runner | None
+        plan, what = pathlib.Path(plan_path), "is not proved"
         try:
-            loaded, plan = load_backend(backend, for_this_gpu=True), pathlib.Path(plan_path)
+            require_proof(bundle, plan)
+            what = "does not load"
+            loaded = load_backend(backend, for_this_gpu=True)
             require_model(bundle, plan)  # both are to run the same weights
             self._runner, self.runs_on = Session(open_engine(loaded, bundle, plan)), loaded.name
         except ConvertError as e:
-            self._runner = self._stand_in(e, "does not load")
+            self._runner = self._stand_in(e, what)
 
     def run(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """Runs a batch; if the engine fails, this batch and all later ones run on onnxruntime.
@@ -115,8 +119,11 @@ class _OnnxRunner:
     """The bundle's fp32 graph under onnxruntime, if its check against JAX passed."""
 
     def __init__(self, bundle: Bundle):
-        if not read_facts(bundle).checks["fp32"].get("passed"):
-            raise BenchmarkError(f"{bundle.onnx()}: did not pass its check, so nothing can stand in for the engine", fix="Convert again.")
+        facts = read_facts(bundle)
+        if reason := doubt("fp32", bundle.onnx().name, None, facts.checks):
+            raise BenchmarkError(f"{bundle.root}: {reason}, so nothing can stand in for the engine", fix="Convert again.")
+        if wrong := facts.files.wrong_graph(bundle.onnx()):
+            raise BenchmarkError(f"{wrong}, so nothing can stand in for the engine", fix="Copy the whole bundle from the export host.")
         try:
             import onnxruntime
         except ImportError as e:

@@ -80,6 +80,10 @@ def benchmark(context: Context) -> dict[str, Any]:
     return {**result, "engine": recommended_engine(context.results["build"]["engines"], result)}
 
 
-BUILD = Stage("build", ("export", "calibrate", "quantize"), build, _inputs, _plans, builds_here)
+def _sidecars(context: Context) -> list[pathlib.Path]:
+    return [plan.with_name(f"{plan.name}.json") for plan in _plans(context)]
+
+
+BUILD = Stage("build", ("export", "calibrate", "quantize"), build, _inputs, _plans, builds_here, _sidecars)
 VERIFY = Stage("verify", ("reference", "build"), verify, lambda c: plain(c.config.check), needed=_can_run)
 BENCHMARK = Stage("benchmark", ("build", "verify"), benchmark, lambda c: plain(c.config.benchmark), needed=_can_run)

@@ -7,7 +7,7 @@ import numpy as np
 
 from vit_convert import config as configs
 from vit_convert.bundle import atomic
-from vit_convert.calibration_cache import ALGORITHMS, CacheKey, format_cache, hash_source, save_cache
+from vit_convert.calibration_cache import ALGORITHMS, CacheKey, format_cache, hash_source, key_path, save_cache
 from vit_convert.errors import UsageError
 from vit_convert.pipeline import Context, Stage
 from vit_convert.stages.common import backend_named, builds_here, decode, graph_files, plain, prepare, source_identity, target_name
@@ -33,7 +33,15 @@ def _inputs(context: Context) -> Any:
 
 def _outputs(context: Context) -> list[pathlib.Path]:
     smoothed = graph_files(context, SMOOTHED) if context.config.calibration.smooth else []
-    return [context.bundle.calibration, context.bundle.images("calibration"), *smoothed]
+    images = [context.bundle.images("calibration"), context.bundle.labels("calibration")] if context.config.calibration.data else []
+    images = images or [context.bundle.images("calibration")]
+    cache = [context.bundle.calibration_cache, key_path(context.bundle.calibration_cache)] if _with_cache(context) else []
+    return [context.bundle.calibration, *images, *smoothed, *cache]
+
+
+def _with_cache(context: Context) -> bool:
+    """Whether the ranges are written as TensorRT's own cache, too."""
+    return target_name(context) in _CACHE_VERSIONS
 
 
 def patterns(context: Context) -> "Patterns":
@@ -65,8 +73,7 @@ def calibrate(context: Context) -> dict[str, Any]:
     smoothed = _smooth(context, model, placement, images) if config.smooth else None
     # The projection reads another tensor where its attention is not quantized, which a plan may choose.
     tensors = placement.tensors() + (place(model, **patterns(context)).tensors() if config.attention else [])
-    target = target_name(context)
-    with_cache = target in _CACHE_VERSIONS
+    with_cache = _with_cache(context)
     first = model.graph.inputs[0]
     if with_cache and first.dtype == ir.DataType.FLOAT:
         tensors.insert(0, first.name or "")
@@ -188,4 +195,4 @@ def _write_cache(context: Context, calibration: Any) -> None:
     save_cache(context.bundle.calibration_cache, key, format_cache(key, calibration.thresholds), num_images=calibration.num_images)
 
 
-CALIBRATE = Stage("calibrate", ("export", "images"), calibrate, _inputs, _outputs, _wanted)
+CALIBRATE = Stage("calibrate", ("export",), calibrate, _inputs, _outputs, _wanted)

@@ -17,7 +17,7 @@ def _inputs(context: Context) -> Any:
 
 
 def _outputs(context: Context) -> list[pathlib.Path]:
-    return [context.bundle.images("evaluation")] if context.config.evaluation.data else []
+    return [context.bundle.images("evaluation"), context.bundle.labels("evaluation")] if context.config.evaluation.data else []
 
 
 def decode_images(context: Context) -> dict[str, Any]:

@@ -1,10 +1,12 @@
 """The sensitivity and plan stages: what each layer loses when quantized, and which layers a budget allows."""
 
+import pathlib
 from typing import Any
 
 import numpy as np
 
 from vit_convert import config as configs
+from vit_convert.bundle import read_json
 from vit_convert.pipeline import Context, Stage
 from vit_convert.stages.calibrate import patterns, source_graph
 from vit_convert.stages.common import evaluation, plain, prepare, target_name
@@ -29,7 +31,7 @@ def _plan_inputs(context: Context) -> Any:
     return [plain(context.config.plan), context.config.check.int8_cosine]
 
 
-def _sensitivity(context: Context) -> Any:
+def _sensitivity(context: Context, path: pathlib.Path) -> Any:
     import onnx_ir as ir
 
     from vit_convert.images.decode import pick
@@ -51,7 +53,7 @@ def _sensitivity(context: Context) -> Any:
         return to_fp16(model, keep_fp32=config.keep_fp32, amax=activation_ranges(context, graph)[0]).model
 
     return Sensitivity(
-        context.bundle.sensitivity,
+        path,
         graph,
         Calibration.load(context.bundle.calibration),
         candidates(ir.load(graph), patterns(context), attention=config.calibration.attention),
@@ -64,6 +66,8 @@ def _sensitivity(context: Context) -> Any:
         lower=lower,
         source=f"{split} images",
         batch_size=_BATCH,
+        depends_on={"keep_fp32": list(config.keep_fp32)},
+        known=context.bundle.sensitivity,
         progress=context.progress,
     )
 
@@ -72,10 +76,11 @@ def scan_sensitivity(context: Context) -> dict[str, Any]:
     """Quantizes one linear kind of one block at a time, and one block at a time; continues what was interrupted."""
     from vit_convert.report.sensitivity import plot_ranking, ranking
 
-    sensitivity = _sensitivity(context)
+    sensitivity = _sensitivity(context, context.bundle.sensitivity)
     sensitivity.scan()
-    picture = context.bundle.sensitivity.with_suffix(".png")
+    picture = _picture(context)
     if missing := plot_ranking(sensitivity.record, picture):
+        picture.unlink(missing_ok=True)  # an earlier scan's
         context.progress.say(f"  no {picture.name}: {missing}")
     worst = ranking(sensitivity.record)["units"][0]
     images = f"{sensitivity.record['num_images']} {sensitivity.record['source']}"
@@ -92,7 +97,9 @@ def plan(context: Context) -> dict[str, Any]:
     from vit_convert.quantize.plan import Budget, make_plan, write_plan
 
     config = context.config
-    sensitivity = _sensitivity(context)
+    sensitivity = _sensitivity(context, context.bundle.plan_search)  # the scan's own file stays as it was left
+    if (read_json(context.bundle.plan_search) or {}).get("key") != sensitivity.record["key"]:
+        context.bundle.plan_search.unlink(missing_ok=True)  # another model's
     budget = Budget(config.plan.cosine or config.check.int8_cosine, config.plan.accuracy_budget)
     found = make_plan(sensitivity, budget)
     record = write_plan(context.bundle.precision_plan, found, sensitivity, budget)
@@ -108,7 +115,17 @@ def plan(context: Context) -> dict[str, Any]:
     }
 
 
-SENSITIVITY = Stage(
-    "sensitivity", ("reference", "calibrate"), scan_sensitivity, _scan_inputs, lambda c: [c.bundle.sensitivity], _wants_sensitivity
-)
-PLAN = Stage("plan", ("sensitivity",), plan, _plan_inputs, lambda c: [c.bundle.precision_plan], _wants_plan)
+def _picture(context: Context) -> pathlib.Path:
+    return context.bundle.sensitivity.with_suffix(".png")
+
+
+def _scanned(context: Context) -> list[pathlib.Path]:
+    return [context.bundle.sensitivity, _picture(context)]
+
+
+def _planned(context: Context) -> list[pathlib.Path]:
+    return [context.bundle.precision_plan, context.bundle.plan_search]
+
+
+SENSITIVITY = Stage("sensitivity", ("reference", "calibrate"), scan_sensitivity, _scan_inputs, _scanned, _wants_sensitivity)
+PLAN = Stage("plan", ("sensitivity",), plan, _plan_inputs, _planned, _wants_plan)

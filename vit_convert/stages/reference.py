@@ -28,6 +28,11 @@ def reference_files(context: Context) -> dict[Size, pathlib.Path]:
     return {size: context.bundle.reference if size == sizes.optimal else context.bundle.reference_at(size) for size in sizes.sizes()}
 
 
+def _outputs(context: Context) -> list[pathlib.Path]:
+    labelled = [context.bundle.predictions] if context.results["images"].get("labelled") else []
+    return [*reference_files(context).values(), *labelled]
+
+
 def compute_reference(context: Context) -> dict[str, Any]:
     """Computes JAX outputs and taps on a few images, at each size, and JAX's top-1 on the labelled ones."""
     from vit_convert.images.decode import pick
@@ -127,4 +132,4 @@ def _write(context: Context, path: pathlib.Path, raw: np.ndarray, model: Any, so
     return list(outputs)
 
 
-REFERENCE = Stage("reference", ("checkpoint", "images"), compute_reference, _inputs, lambda c: list(reference_files(c).values()))
+REFERENCE = Stage("reference", ("checkpoint", "images"), compute_reference, _inputs, _outputs)
