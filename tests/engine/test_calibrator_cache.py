@@ -252,6 +252,7 @@ def test_thresholds_of_another_graph_or_none_are_refused(calibrate, bundle_path)
     assert "entropy_plain" in caught.value.fix
     guarded(bundle_path, {"images": 2.5})
     weights(bundle_path)
+    as_left(bundle_path, "model.onnx.data")
     with pytest.raises(CalibrationError, match=r"calibration\.cache: made from graph, weights and images"):
         calibrate(method="entropy")
     guarded(bundle_path, {"images": 2.5}, algorithm="minmax")
