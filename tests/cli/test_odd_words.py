@@ -84,3 +84,12 @@ def test_switches_of_engine_commands(convert, capsys):
     config.checkpoint, config.name = "a.npz", "x"
     changed = override(config, words)
     assert (changed.batch.max, changed.engine.tf32, changed.taps) == (16, True, False)
+
+
+@pytest.mark.parametrize("key", ["keep_fp32", "keep_fp16", "quantize_only"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8"])
+def test_patterns_that_match_nothing(convert, key, precision, capsys):
+    """Also where the precision asked for has no use for them: the name is wrong all the same."""
+    assert convert(f"--config.precision={precision}", f"--config.{key}=('block_00','blok_01')") == 2
+    assert f"{key}: 'blok_01' matches no block, layer or node. Did you mean block_00" in capsys.readouterr().err
+    assert "reference" not in convert.statuses()  # so nothing was computed for it

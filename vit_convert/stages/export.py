@@ -10,6 +10,7 @@ from vit_convert import config as configs
 from vit_convert.bundle import Bundle
 from vit_convert.errors import ExportError
 from vit_convert.pipeline import Context, Stage
+from vit_convert.stages.calibrate import patterns
 from vit_convert.stages.checkpoint import model_of
 from vit_convert.stages.common import graph_files, preprocess_of, target_name, with_weights
 from vit_convert.user_code import user_code
@@ -41,6 +42,7 @@ def export(context: Context) -> dict[str, Any]:
         "pixels": (preprocess.scale, preprocess.offset) if context.config.input == "uint8" else None,
     }
     report = _export(context, context.bundle.onnx(), target, options)
+    _require_names(context)
     _remove_spellings(context.bundle, keep=list(spelled))
     written = {}
     for spelling, spelled_target in spelled.items():
@@ -60,6 +62,17 @@ def _export(context: Context, path: pathlib.Path, target: Any, options: dict[str
     own = context.config.model is not None
     with user_code(f"config.model: {path.name} of {model.name}", ExportError) if own else contextlib.nullcontext():
         return export_model(model, path, target=target, **options)
+
+
+def _require_names(context: Context) -> None:
+    """Refuses patterns of the config that mean nothing in the graph, before hours are spent and also where no stage would ask for them."""
+    if not any(patterns(context).values()):
+        return
+    import onnx_ir as ir
+
+    from vit_convert.quantize.placement import place
+
+    place(ir.load(context.bundle.onnx()), attention=context.config.calibration.attention, **patterns(context))
 
 
 def _spellings(context: Context) -> list[str]:
