@@ -1,7 +1,6 @@
 """Each room imports what it may and nothing else, so that a GPU host needs no JAX and an export host no TensorRT."""
 
 import pathlib
-import resource
 import subprocess
 import sys
 
@@ -79,9 +78,6 @@ def test_answers_at_once(arguments, code):
         "print([name for name in ('jax', 'flax', 'onnx', 'onnxruntime', 'onnx_ir', 'tensorrt', 'tensorrt_rtx') if name in sys.modules]); "
         "sys.exit(code)"
     )
-    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     result = subprocess.run([sys.executable, "-c", run, *arguments], capture_output=True, text=True, cwd=PACKAGE.parent, check=False)
-    seconds = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
     assert result.returncode == code
-    assert result.stdout.splitlines()[-1] == "[]"
-    assert seconds < 1.5  # of processor time; 0.1 s where this was written, and build machines are slow
+    assert result.stdout.splitlines()[-1] == "[]"  # each of them takes seconds to import

@@ -51,7 +51,7 @@ def test_builds_the_precision_of_the_graph(tmp_path, precision):
     plan_path, result = run(tmp_path, GRAPHS[precision](tmp_path / "model.onnx"), precision)
     assert plan_path.stat().st_size == result.num_bytes
     assert result.products == {precision if precision in ("fp16", "bf16") else "fp32": 1}
-    assert 0 < result.seconds < 60
+    assert result.seconds > 0
 
 
 @pytest.mark.parametrize("graph", GRAPHS)

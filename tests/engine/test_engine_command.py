@@ -195,7 +195,7 @@ def test_a_host_with_numpy_absl_and_ml_collections_alone_gets_as_far_as_the_miss
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": os.getcwd()},
-        timeout=60,
+        timeout=300,
     )
     assert done.returncode == BuildError.exit_code and "no TensorRT can build here" in done.stderr, done.stderr
 

@@ -22,12 +22,36 @@ def _importable(monkeypatch):
     monkeypatch.syspath_prepend(str(FOLDER))
 
 
-def test_loops_time_what_runs():
-    loops = importlib.import_module("loops")
-    # Each call takes 2 ms; sleeping overshoots on a busy machine, never undershoots.
-    found = loops.measure(lambda: time.sleep(2e-3), lambda handle: None, batch=8, seconds=0.1, warmup_seconds=0.0)
-    assert 8 / 20e-3 < found["images_per_second"] <= 8 / 2e-3
-    assert 2 <= found["p50_ms"] <= found["p95_ms"] <= found["p99_ms"] and found["runs"] >= 2 * loops.MIN_RUNS
+class Clock:
+    """A clock that stands still but for what is done by it."""
+
+    def __init__(self):
+        self.now = 100.0
+
+    def perf_counter(self):
+        return self.now
+
+    def passes(self, seconds):
+        self.now += seconds
+
+
+def test_loops_time_what_runs(monkeypatch):
+    loops, clock = importlib.import_module("loops"), Clock()
+    monkeypatch.setattr(loops, "time", clock)
+    call, wait = 3 / 2048, 1 / 2048  # binary fractions of a second, so that sums are exact
+    found = loops.measure(lambda: clock.passes(call), lambda handle: clock.passes(wait), batch=8, seconds=1 / 8, warmup_seconds=0.0)
+    assert found["images_per_second"] == 8 * 512 and found["noise_percent"] == 0
+    assert found["p50_ms"] == found["p95_ms"] == found["p99_ms"] == round(1000 / 512, 4)
+    assert found["runs"] == loops.PASSES * 32  # half of the time of each pass is for single calls
+
+
+def test_loops_call_often_enough_where_a_call_takes_long(monkeypatch):
+    loops, clock = importlib.import_module("loops"), Clock()
+    monkeypatch.setattr(loops, "time", clock)
+    slow = iter([1.0, 3.0] * 1000)
+    found = loops.measure(lambda: clock.passes(next(slow)), lambda handle: None, batch=1, seconds=0.1, warmup_seconds=0.0)
+    assert found["runs"] == loops.PASSES * loops.MIN_RUNS
+    assert (found["p50_ms"], found["p95_ms"], found["p99_ms"]) == (2000, 3000, 3000)
 
 
 def test_loops_are_those_of_our_engines():

@@ -155,22 +155,22 @@ def test_engines_that_an_export_has_overtaken_are_not_reported(side_by_side_run,
 
 
 def test_unknown_lane_is_answered_with_those_there_are(side_by_side_run):
-    text, _ = side_by_side_run("--lanes=verify=2").communicate(timeout=60)
+    text, _ = side_by_side_run("--lanes=verify=2").communicate(timeout=300)
     assert "verify: steps are" in text and "lanes are checkpoint, export, build, jax_compile, torch_compile" in text
 
 
 def test_steps_end_in_time_with_all_that_they_started(runner, shell, tmp_path):
-    run, started = runner(limit=1.0), time.monotonic()
+    run = runner(limit=1.0)
     background = "(sleep 2.5; touch {}) &"
     steps = [
         shell("m/quick", "a", f"{background.format('late1')} true"),
-        shell("m/slow", "a", f"{background.format('late2')} sleep 60"),
+        shell("m/slow", "a", f"{background.format('late2')} sleep 60; touch {tmp_path}/waited"),
         shell("m/next", "b", "true", after=["m/slow"]),
     ]
     run.run(steps, {"a": 1, "b": 1})
-    assert time.monotonic() - started < 10 and run.count("left") == 2 and run.count("done") == 1
+    assert run.count("left") == 2 and run.count("done") == 1 and not (tmp_path / "waited").exists()
     assert run.state["m/slow"]["status"] == "left" and run.state["m/slow"]["tail"][-1].startswith("ended after")
-    time.sleep(max(0.0, started + 4.5 - time.monotonic()))
+    time.sleep(4.5)  # what still ran would have touched its file by now
     assert not (tmp_path / "late1").exists() and not (tmp_path / "late2").exists()
 
 
@@ -239,7 +239,7 @@ def test_models_take_turns_on_gpus_and_are_alone_there(side_by_side_run, tmp_pat
     script.chmod(0o755)
     models = "--models=mu/16@64,mu/16@96,mu/16@128,mu/16@160"
     process = side_by_side_run(models, "--steps=build,verify", f"--trt_python={script}", "--gpus=3,5")
-    text, _ = process.communicate(timeout=60)
+    text, _ = process.communicate(timeout=300)
     assert "0 steps failed; all steps were tried" in text, text
     assert [(tmp_path / f"mu16-{size}.gpu").read_text().strip() for size in (64, 96, 128, 160)] == ["3", "5", "3", "5"]
 
@@ -253,7 +253,7 @@ def test_side_by_side_run_that_is_ended_ends_its_steps(side_by_side_run, tmp_pat
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
     assert process.returncode == 128 + signal.SIGTERM
     time.sleep(4)
     assert not (tmp_path / "late").exists()

@@ -89,7 +89,7 @@ def test_only_keys_and_values_of_all_tokens_are_computed(scores):
         ("h = MatMul (x, w) y = Gather <axis = 2> (h, zero)", "float[n, 4] y"),  # a channel
         ("h = MatMul (x, w) y = Gather <axis = 0> (h, zero)", "float[4, 8] y"),  # an image
         ("h = MatMul (x, w) y = Gather <axis = 1> (h, vector)", "float[n, 1, 8] y"),  # keeps the axis
-        ("h = ReduceMean <keepdims = 1> (x, vector_one) y = Gather <axis = 1> (h, zero)", "float[n, 8] y"),  # one token as it is
+        ("h = ReduceMean <keepdims = 1> (x, vector_one) r = Relu (h) y = Gather <axis = 1> (r, zero)", "float[n, 8] y"),  # one as it is
         ("h = ReduceMean <keepdims = 0> (x, vector_one) y = Relu (h)", "float[n, 8] y"),  # no choice at all
         ("h = Softmax <axis = 1> (x) y = Gather <axis = 1> (h, zero)", "float[n, 8] y"),  # over the tokens
         ("h = Softmax <axis = 1> (x) y = Gather <axis = 1> (h, two)", "float[n, 8] y"),
