@@ -191,13 +191,7 @@ def test_a_damaged_manifest_runs_everything(road):
     assert road.run() == {"a": "done", "b": "done", "c": "done"}
 
 
-def test_manifest_and_events_say_what_happened(road):
-    manifest = json.loads(road.bundle.manifest.read_text())
-    for row in manifest["stages"]:
-        assert row["seconds"] >= 0
-        assert row["peak_rss_mib"] > 1
-        assert len(row["key"]) == 64
-    assert "numpy" in manifest["versions"]
+def test_events_say_what_happened(road):
     events = [json.loads(line) for line in road.bundle.events.read_text().splitlines()]
     assert [(e["event"], e["stage"]) for e in events if e["event"] != "message"] == [
         (kind, stage) for stage in "abc" for kind in ("start", "end")

@@ -56,6 +56,14 @@ def test_mean_over_another_axis_is_declined():
     assert declined(text(middle), layernorm.TwoPassLayerNorm(), 17) == "the mean is over axes [1], not the last one of 3"
 
 
+@pytest.mark.parametrize("which", [1, 2])
+def test_either_mean_over_another_axis_is_declined(which):
+    """The mean, and the mean of squares: [n, 1, 4] is subtracted or added as well as [n, 3, 1]."""
+    parts = two_pass(17).split("[2]")
+    body = parts[0] + ("[1]" if which == 1 else "[2]") + parts[1] + ("[1]" if which == 2 else "[2]") + parts[2]
+    assert declined(text(body), layernorm.TwoPassLayerNorm(), 17) == "the mean is over axes [1], not the last one of 3"
+
+
 def test_a_floor_that_is_not_zero_is_declined():
     assert "the zero is" in declined(text(fast_variance(20, "Max (raw, eps)")), layernorm.FastVarianceLayerNorm())
 

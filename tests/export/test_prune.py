@@ -62,7 +62,8 @@ ATTENTION = """
     kk = MatMul (x, k) ks = Reshape (kk, split) kh = Transpose <perm = [0, 2, 3, 1]> (ks)
     vv = MatMul (x, v) vs = Reshape (vv, split) vh = Transpose <perm = [0, 2, 1, 3]> (vs)
     SCORES p = Softmax <axis = -1> (scores) o = MatMul (p, vh)
-    ot = Transpose <perm = [0, 2, 1, 3]> (o) m = Reshape (ot, merge) h = MatMul (m, w) z = Add (h, x) y = Gather <axis = 1> (z, two)"""
+    ot = Transpose <perm = [0, 2, 1, 3]> (o) BETWEEN
+    m = Reshape (ob, merge) h = MatMul (m, w) z = Add (h, x) y = Gather <axis = 1> (z, two)"""
 
 
 @pytest.mark.parametrize(
@@ -74,13 +75,24 @@ ATTENTION = """
     ],
 )
 def test_only_keys_and_values_of_all_tokens_are_computed(scores):
-    model, count = pruned(ATTENTION.replace("SCORES", scores))
+    model, count = pruned(ATTENTION.replace("SCORES", scores).replace("BETWEEN", "").replace("ob", "ot"))
     projections = [node for node in model.graph if node.op_type == "MatMul" and node.inputs[1].name in {*"wkv"}]
     assert sorted(node.outputs[0].shape[1] for node in projections) == [1, 1, 4, 4]  # queries and the output projection of one token
     assert all(node.outputs[0].shape[2] == 1 for node in model.graph if node.op_type == "Softmax")
     assert count >= 10
     # with one token, swapping heads and tokens moves nothing: the two that are left are those of the keys and of the values
     assert sorted(node.attributes["perm"].as_ints()[2] for node in model.graph if node.op_type == "Transpose") == [1, 3]
+
+
+def test_a_transpose_that_no_reshape_follows_stays():
+    text = ATTENTION.replace("SCORES", "scores = MatMul (qh, kh)").replace("BETWEEN", "ob = Neg (ot)")
+    model, _ = pruned(text)
+    assert [node.op_type for node in model.graph].count("Transpose") == 3  # of keys, of values, and this one
+
+
+def test_heads_that_are_split_and_merged_without_a_transpose():
+    model, count = pruned("h = MatMul (x, w) r = Reshape (h, split) s = Neg (r) m = Reshape (s, merge) y = Gather <axis = 1> (m, two)")
+    assert count == 4 and tokens_of(model, "MatMul") == tokens_of(model, "Neg") == [1]
 
 
 @pytest.mark.parametrize(

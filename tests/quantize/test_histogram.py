@@ -6,7 +6,14 @@ import sys
 import numpy as np
 import pytest
 
-from vit_convert.quantize.histogram import Histogram, divergences, entropy_threshold, minmax_threshold, percentile_threshold
+from vit_convert.quantize.histogram import (
+    Histogram,
+    divergences,
+    entropy_threshold,
+    minmax_threshold,
+    mse_threshold,
+    percentile_threshold,
+)
 
 
 def brute_force_kl(counts: list[float], levels: int) -> list[float]:
@@ -150,6 +157,40 @@ def test_a_tensor_that_is_all_but_zero_is_not_clipped(value):
     histogram = histogram_of(np.full(10, value, np.float32))
     assert entropy_threshold(histogram) == percentile_threshold(histogram) == minmax_threshold(histogram) == histogram.amax
     assert histogram.amax == np.float32(value) and histogram.counts.sum() == 10
+
+
+def brute_force_mse(counts: list[float], width: float, amax: float, levels: int) -> float:
+    """The last of the bin edges from the levels on, and amax, with the smallest squared error, as the definition reads."""
+    best, smallest = amax, math.inf
+    for threshold in [*(i * width for i in range(levels, len(counts)) if i * width < amax), amax]:
+        error = 0.0
+        for i, count in enumerate(counts):
+            value = 0.0 if i == 0 else (i + 0.5) * width
+            error += count * (value - min(round(value / threshold * levels), levels) * threshold / levels) ** 2
+        if error <= smallest:
+            best, smallest = threshold, error
+    return best
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("levels", [4, 8, 13])
+def test_mse_threshold_matches_brute_force(seed, levels):
+    rng = np.random.default_rng(seed)
+    histogram = Histogram(num_bins=32)
+    histogram.add(np.concatenate([rng.laplace(size=3000), [rng.uniform(5, 30)]]).astype(np.float32))
+    expected = brute_force_mse(histogram.counts.tolist(), histogram.bin_width, histogram.amax, levels)
+    assert mse_threshold(histogram, levels, num_candidates=len(histogram.counts)) == pytest.approx(expected, rel=1e-12)
+
+
+def test_mse_threshold_of_few_bins_clips_nothing():
+    """What fits the levels exactly loses nothing."""
+    histogram = Histogram(num_bins=4)
+    histogram.add(np.array([0.1, 0.2, 0.3, 5.0], np.float32))
+    num_bins = len(histogram.counts)
+    assert mse_threshold(histogram, levels=num_bins) == mse_threshold(histogram, levels=num_bins + 1) == histogram.amax
+    zero = Histogram()
+    zero.add(np.zeros(10, np.float32))
+    assert mse_threshold(zero) == 0
 
 
 def test_the_work_of_entropy_is_in_arrays():
