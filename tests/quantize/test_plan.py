@@ -147,7 +147,7 @@ def test_a_second_run_is_fresh_and_another_budget_searches_what_is_known(planned
     assert set(statuses(again).values()) == {"fresh"}
     before = len(json.loads((workdir / "auto" / "sensitivity.json").read_text())["measured"])
     tighter = convert(digits(half_bad, "auto", precision="auto", **{"plan.cosine": 0.9995}), workdir, quiet=True)
-    assert [name for name, status in statuses(tighter).items() if status == "done"] == ["plan", "quantize"]
+    assert [name for name, status in statuses(tighter).items() if status == "done"] == ["sensitivity", "plan", "quantize"]
     record = json.loads((workdir / "auto" / "plan_search.json").read_text())
     assert len(record["measured"]) > before  # further sets, added to those that are known
     assert tighter["plan"]["num_units"] < planned["plan"]["num_units"]
@@ -178,7 +178,7 @@ def test_patterns_limit_what_auto_may_choose(workdir):
 
 
 def test_fp8_without_labels(workdir):
-    changes = {"plan.type": "fp8", "plan.cosine": 0.999, "evaluation.data": "", "calibration.attention": True}
+    changes = {"plan.type": "fp8", "plan.cosine": 0.999, "evaluation.data": "", "calibration.attention": True, "sensitivity": True}
     report = convert(digits(precision="auto", **changes), workdir, quiet=True)
     plan = json.loads((workdir / "digits" / "precision_plan.json").read_text())
     assert plan["precision"] == "fp8" and plan["images"] == {"source": "calibration images", "num_images": 32}
@@ -186,6 +186,16 @@ def test_fp8_without_labels(workdir):
     assert plan["measured"]["cosine"] >= 0.999 and len(plan["sites"]) > 0
     assert report["checks"]["fp8"]["passed"] and report["verdicts"]["fp8"]["accurate"] is None
     assert {row["unit"].split("/")[1] for row in plan["ranked"]} == {"qkv", "out", "fc1", "fc2", "attention"}
+
+
+def test_no_layer_is_measured_alone_where_all_of_them_fit(workdir):
+    """Two runs over the images decide it; on a full model the scan takes longer than all else together."""
+    report = convert(digits(name="fits", precision="auto"), workdir, quiet=True)
+    record = json.loads((workdir / "fits" / "sensitivity.json").read_text())
+    assert sorted(len(row["quantized"]) for row in record["measured"]) == [0, 24] and not record["judged"]
+    assert report["sensitivity"]["worst"] is None and report["plan"]["num_units"] == 24
+    plan = json.loads((workdir / "fits" / "precision_plan.json").read_text())
+    assert plan["ranked"] == [] and len(plan["sites"]) == 36
 
 
 def test_sensitivity_alone(workdir):

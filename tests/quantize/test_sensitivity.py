@@ -11,6 +11,7 @@ from tiny_vit import TinyViT, normalize, run, unfused
 
 from vit_convert.compare import top1_accuracy
 from vit_convert.errors import CheckError, UsageError
+from vit_convert.images.decode import pick
 from vit_convert.onnx_file import save_onnx
 from vit_convert.quantize import sensitivity as module
 from vit_convert.quantize.calibrate import calibrate
@@ -38,9 +39,10 @@ class Case:
         self.labels = run(self.path, normalize(images))[0].argmax(-1)
         self.labels[:6] = 0
 
-    def sensitivity(self, **changes):
+    def sensitivity(self, *, path="sensitivity.json", images=None, labels=None, **changes):
         options = {"target": "rtx", "precision": "int8", "rest": "fp16", "lower": to_half, "source": "test images", **changes}
-        arguments = (self.folder / "sensitivity.json", self.path, self.calibration, self.units, self.images, self.labels, normalize)
+        images, labels = (self.images, self.labels) if images is None else (images, labels)
+        arguments = (self.folder / path, self.path, self.calibration, self.units, images, labels, normalize)
         return Sensitivity(*arguments, **options)
 
 
@@ -188,6 +190,20 @@ def test_ranking(case, capsys):
     text = capsys.readouterr().out
     assert "One at a time in int8, the rest in fp16; against fp32 on 24 test images" in text
     assert text.index(ranking(record, "max_rel")["units"][0]["name"]) < text.index(ranking(record, "max_rel")["units"][-1]["name"])
+
+
+def test_sets_are_judged_on_all_images_and_ranked_on_some(case):
+    sensitivity = case.sensitivity(path="judged.json", scan_images=4)
+    name = sensitivity.units[0].name
+    some, whole = sensitivity.measure([name]), sensitivity.judge([name])
+    every = case.sensitivity(path="every.json").measure([name])
+    assert whole == every and some != every
+    chosen = pick(len(case.images), 4)
+    few = case.sensitivity(path="few.json", images=case.images[chosen], labels=case.labels[chosen]).measure([name])
+    assert some == few
+    again = case.sensitivity(path="judged.json", scan_images=4)
+    assert (again.measure([name]), again.judge([name])) == (some, whole) and again._session is None  # remembered
+    assert list(again.alone()) == [name]
 
 
 def test_ranking_of_what_has_been_measured_so_far(case):

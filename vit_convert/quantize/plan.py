@@ -84,7 +84,7 @@ def search(ranked: Sequence[str], measure: Callable[[Collection[str]], Measured]
 
 
 def make_plan(sensitivity: Sensitivity, budget: Budget) -> Plan:
-    """Ranks the units by what each loses alone, and searches.
+    """Takes everything where the budget allows it; else ranks the units by what each loses alone, and searches.
 
     Args:
         sensitivity: measures; what it has measured before is not run again.
@@ -96,9 +96,12 @@ def make_plan(sensitivity: Sensitivity, budget: Budget) -> Plan:
     Raises:
         CheckError: not one unit is within the budget.
     """
-    alone = {unit.name: sensitivity.measure([unit.name]) for unit in sensitivity.units}
+    names = [unit.name for unit in sensitivity.units]
+    if fits(sensitivity, budget):
+        return Plan(names, sensitivity.judge(names), {})
+    alone = {name: sensitivity.measure([name]) for name in names}
     ranked = sorted(alone, key=lambda name: alone[name].error)
-    plan = search(ranked, sensitivity.measure, budget)
+    plan = search(ranked, sensitivity.judge, budget)
     if not plan.units:
         first = ranked[0]
         raise CheckError(
@@ -106,6 +109,12 @@ def make_plan(sensitivity: Sensitivity, budget: Budget) -> Plan:
             fix="Allow more (config.plan.accuracy_budget, config.plan.cosine), or stay with fp16.",
         )
     return plan
+
+
+def fits(sensitivity: Sensitivity, budget: Budget) -> bool:
+    """Whether all units together are within the budget: two runs over the images, and none for each unit."""
+    everything = [unit.name for unit in sensitivity.units]
+    return not budget.missed(sensitivity.judge(everything), sensitivity.judge([]))
 
 
 def write_plan(path: str | os.PathLike[str], plan: Plan, sensitivity: Sensitivity, budget: Budget) -> dict[str, Any]:
@@ -121,7 +130,7 @@ def write_plan(path: str | os.PathLike[str], plan: Plan, sensitivity: Sensitivit
         What was written.
     """
     units = {unit.name: unit for unit in sensitivity.units}
-    ranked = sorted(units, key=lambda name: sensitivity.measure([name]).error)
+    alone = sensitivity.alone()
     num_weights = sum(unit.num_weights for unit in units.values())
     record = {
         "about": _ABOUT,
@@ -130,9 +139,9 @@ def write_plan(path: str | os.PathLike[str], plan: Plan, sensitivity: Sensitivit
         "left_out": plan.left_out,
         "budget": {"cosine": budget.cosine, "top1_drop_points": budget.top1_drop if sensitivity.record["labelled"] else None},
         "measured": {**_numbers(plan.measured), "share_of_weights": sum(units[name].num_weights for name in plan.units) / num_weights},
-        "fp32": _numbers(sensitivity.measure([])),
+        "fp32": _numbers(sensitivity.judge([])),
         "images": {"source": sensitivity.record["source"], "num_images": sensitivity.record["num_images"]},
-        "ranked": [{"unit": name, **_numbers(sensitivity.measure([name]))} for name in ranked],
+        "ranked": [{"unit": name, **_numbers(alone[name])} for name in sorted(alone, key=lambda name: alone[name].error)],
     }
     write_json(path, record)
     return record

@@ -18,6 +18,7 @@ import onnx_ir as ir
 from vit_convert.bundle import read_json, write_json
 from vit_convert.compare import compare, top1_accuracy
 from vit_convert.errors import CheckError
+from vit_convert.images.decode import pick
 from vit_convert.onnx_file import open_session, run_session, save_onnx
 from vit_convert.progress import Progress
 from vit_convert.quantize.calibrate import Calibration, Normalize
@@ -25,6 +26,7 @@ from vit_convert.quantize.graph import DEQUANTIZED, initializer
 from vit_convert.quantize.placement import Patterns, Site, place
 from vit_convert.quantize.qdq import quantize
 
+SCAN_IMAGES = 32  # that each unit alone is measured on: enough to rank them
 SWITCHES = "quantized"  # name of the switched graph's second input
 _GROUPS = {"query": "qkv", "key": "qkv", "value": "qkv"}  # TensorRT merges these three only in one precision
 
@@ -163,6 +165,7 @@ class Sensitivity:
         lower: types the fp32 graph, with or without pairs, as `rest` says.
         source: what the images are, for people.
         batch_size: images a run.
+        scan_images: most images for `measure`; `judge` takes all.
         depends_on: what else the results depend on, as JSON has it.
         known: another such file, which is read, and left as it is, where `path` does not hold what fits.
         progress: where the bar goes.
@@ -184,6 +187,7 @@ class Sensitivity:
         lower: Callable[[ir.Model], ir.Model],
         source: str,
         batch_size: int = 32,
+        scan_images: int = SCAN_IMAGES,
         depends_on: Any = None,
         known: str | os.PathLike[str] | None = None,
         progress: Progress | None = None,
@@ -203,20 +207,21 @@ class Sensitivity:
             "rest": rest,
             "source": source,
             "num_images": len(images),
+            "scan_images": min(len(images), scan_images),
             "labelled": labels is not None,
             "key": key,
             "units": described,
             "measured": [],
+            "judged": [],
         }
         for file in (known, path):
             saved = read_json(file, {}) if file is not None else {}
-            if all(saved.get(name) == value for name, value in self.record.items() if name != "measured"):
+            if all(saved.get(name) == value for name, value in self.record.items() if name not in ("measured", "judged")):
                 self.record = saved
-        rows = [Measured(**{**row, "quantized": tuple(row["quantized"])}) for row in self.record["measured"]]
-        self._known = {frozenset(row.quantized): row for row in rows}
+        self._known, self._judged = _by_set(self.record["measured"]), _by_set(self.record["judged"])
 
     def measure(self, names: Collection[str]) -> Measured:
-        """Measures a set of units, or remembers what was measured.
+        """Measures a set of units on some of the images, or remembers what was measured: what sets are ranked by.
 
         Args:
             names: of units.
@@ -234,12 +239,32 @@ class Sensitivity:
             write_json(self._path, self.record)
         return self._known[wanted]
 
-    def scan(self) -> list[Measured]:
-        """Measures nothing quantized, each unit, each block as a whole, and everything; in this order, blocks of one unit once."""
-        blocks: dict[str, list[str]] = {}
+    def judge(self, names: Collection[str]) -> Measured:
+        """The same on all images: what a budget is held against."""
+        wanted = frozenset(names)
+        if self.record["scan_images"] == len(self._images):
+            return self.measure(wanted)
+        if wanted not in self._judged:
+            result = self._judged[wanted] = self._run(wanted, slice(None))
+            self.record["judged"].append(dataclasses.asdict(result))
+            write_json(self._path, self.record)
+        return self._judged[wanted]
+
+    def alone(self) -> dict[str, Measured]:
+        """What was measured of single units so far, by their names."""
+        return {unit.name: self._known[frozenset([unit.name])] for unit in self.units if frozenset([unit.name]) in self._known}
+
+    def scan(self, *, blocks: bool = True) -> list[Measured]:
+        """Measures nothing quantized, each unit, each block as a whole, and everything; in this order, blocks of one unit once.
+
+        Args:
+            blocks: measure blocks and everything too.
+        """
+        by_block: dict[str, list[str]] = {}
         for unit in self.units:
-            blocks.setdefault(unit.block, []).append(unit.name)
-        sets = [[], *([unit.name] for unit in self.units), *blocks.values(), [unit.name for unit in self.units]]
+            by_block.setdefault(unit.block, []).append(unit.name)
+        wholes = [*by_block.values(), [unit.name for unit in self.units]] if blocks else []
+        sets = [[], *([unit.name] for unit in self.units), *wholes]
         results = []
         with self._progress.bar(f"{self._precision} sensitivity", total=len(sets)) as advance:
             for names in sets:
@@ -247,15 +272,20 @@ class Sensitivity:
                 advance(1)
         return results
 
-    def _run(self, wanted: frozenset[str]) -> Measured:
+    def _run(self, wanted: frozenset[str], chosen: Any = None) -> Measured:
+        """Runs a set on these images (an index of `images`), by default on those of the scan."""
+        chosen = pick(len(self._images), self.record["scan_images"]) if chosen is None else chosen
         if self._session is None or self._fp32 is None:
             fp32 = open_session(self._onnx_path)
-            self._fp32 = np.concatenate([run_session(fp32, batch)[fp32.get_outputs()[0].name] for batch in self._batches()])
+            output = fp32.get_outputs()[0].name
+            self._fp32 = np.concatenate([run_session(fp32, batch)[output] for batch in self._batches(self._images)])
             self._session = self._open()
         feed, output = self._session.get_inputs()[0].name, self._session.get_outputs()[0].name
         switches = np.array([unit.name in wanted for unit in self.units])
-        found = [self._session.run([output], {feed: batch, SWITCHES: switches})[0] for batch in self._batches()]
-        return self._compare(wanted, np.concatenate(found), self._fp32)
+        batches = self._batches(self._images[chosen])
+        found = [self._session.run([output], {feed: batch, SWITCHES: switches})[0] for batch in batches]
+        labels = None if self._labels is None else self._labels[chosen]
+        return self._compare(wanted, np.concatenate(found), self._fp32[chosen], labels)
 
     def _open(self) -> Any:
         model = switched(ir.load(self._onnx_path), self._calibration, self.units, target=self._target, precision=self._precision)
@@ -264,15 +294,19 @@ class Sensitivity:
             save_onnx(self._lower(model), path)
             return open_session(path)
 
-    def _batches(self) -> Iterator[np.ndarray]:
-        for start in range(0, len(self._images), self._batch_size):
-            yield self._normalize(np.asarray(self._images[start : start + self._batch_size]))
+    def _batches(self, images: np.ndarray) -> Iterator[np.ndarray]:
+        for start in range(0, len(images), self._batch_size):
+            yield self._normalize(np.asarray(images[start : start + self._batch_size]))
 
-    def _compare(self, wanted: frozenset[str], outputs: np.ndarray, fp32: np.ndarray) -> Measured:
+    def _compare(self, wanted: frozenset[str], outputs: np.ndarray, fp32: np.ndarray, labels: np.ndarray | None) -> Measured:
         names = tuple(unit.name for unit in self.units if unit.name in wanted)
         whole = compare(fp32, outputs)
         if not whole.finite:
             raise CheckError(f"{', '.join(names)} in {self._precision}: the output is NaN or infinite", fix="Keep it out with keep_fp16.")
         errors = [1 - compare(expected[None], got[None]).cosine for expected, got in zip(fp32, outputs)]
-        top1 = None if self._labels is None else top1_accuracy(outputs, self._labels)
+        top1 = None if labels is None else top1_accuracy(outputs, labels)
         return Measured(names, float(np.mean(errors)), whole.cosine, whole.max_rel, top1_accuracy(outputs, fp32.argmax(-1)), top1)
+
+
+def _by_set(rows: Sequence[dict[str, Any]]) -> dict[frozenset[str], Measured]:
+    return {frozenset(row["quantized"]): Measured(**{**row, "quantized": tuple(row["quantized"])}) for row in rows}

@@ -67,7 +67,7 @@ def print_ranking(record: Mapping[str, Any], by: str = "error") -> None:
 
     console = Console(soft_wrap=True)
     console.print(
-        f"One at a time in {record['precision']}, the rest in {record['rest']}; against fp32 on {record['num_images']} "
+        f"One at a time in {record['precision']}, the rest in {record['rest']}; against fp32 on {record['scan_images']} "
         f"{record['source']}{'' if record['labelled'] else ' without labels'}"
     )
     for what, rows in ranking(record, by).items():
@@ -106,7 +106,7 @@ def plot_ranking(record: Mapping[str, Any], path: str | os.PathLike[str]) -> str
         places = [x + (i - (len(kinds) - 1) / 2) * 0.8 / len(kinds) for x in range(len(blocks))]
         heights = [errors.get(f"{block}/{kind}", 0.0) for block in blocks]
         axes.bar(places, heights, 0.8 / len(kinds), label=kind, color="0.75" if kind == "whole block" else None)
-    title = f"One layer at a time in {record['precision']}, {record['num_images']} {record['source']}"
+    title = f"One layer at a time in {record['precision']}, {record['scan_images']} {record['source']}"
     axes.set(ylabel="1 - cosine to fp32, mean", yscale="log", title=title)
     axes.set_xticks(range(len(blocks)), blocks, rotation=90, fontsize=8)
     axes.legend(fontsize=7)

@@ -1,7 +1,8 @@
 """The sensitivity and plan stages: what each layer loses when quantized, and which layers a budget allows."""
 
+import dataclasses
 import pathlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,6 +12,9 @@ from vit_convert.pipeline import Context, Stage
 from vit_convert.stages.calibrate import patterns, source_graph
 from vit_convert.stages.common import evaluation, plain, prepare, target_name
 from vit_convert.stages.quantize import activation_ranges
+
+if TYPE_CHECKING:
+    from vit_convert.quantize.plan import Budget
 
 _BATCH = 64  # each run also dequantizes all weights, which many images share
 
@@ -24,7 +28,16 @@ def _wants_plan(context: Context) -> bool:
 
 
 def _scan_inputs(context: Context) -> Any:
-    return [context.config.plan.type, context.config.plan.num_images, list(context.config.keep_fp32)]
+    config = context.config
+    planned = dataclasses.asdict(_budget(context)) if _wants_plan(context) else None  # decides whether a scan is needed
+    return [config.plan.type, config.plan.num_images, list(config.keep_fp32), bool(config.sensitivity), planned]
+
+
+def _budget(context: Context) -> "Budget":
+    from vit_convert.quantize.plan import Budget
+
+    plan = context.config.plan
+    return Budget(plan.cosine or context.config.check.int8_cosine, plan.accuracy_budget)
 
 
 def _plan_inputs(context: Context) -> Any:
@@ -73,20 +86,25 @@ def _sensitivity(context: Context, path: pathlib.Path) -> Any:
 
 
 def scan_sensitivity(context: Context) -> dict[str, Any]:
-    """Quantizes one linear kind of one block at a time, and one block at a time; continues what was interrupted."""
+    """Quantizes one linear kind of one block at a time, and one block at a time; continues what was interrupted.
+
+    For a plan alone it stops at once where everything together is within the budget, and looks at no whole blocks."""
+    from vit_convert.quantize.plan import fits
     from vit_convert.report.sensitivity import plot_ranking, ranking
 
-    sensitivity = _sensitivity(context, context.bundle.sensitivity)
-    sensitivity.scan()
-    picture = _picture(context)
+    sensitivity, picture = _sensitivity(context, context.bundle.sensitivity), _picture(context)
+    result = {"precision": context.config.plan.type, "num_units": len(sensitivity.units)}
+    if not context.config.sensitivity and fits(sensitivity, _budget(context)):
+        picture.unlink(missing_ok=True)  # an earlier scan's
+        return {**result, "worst": None, "summary": f"all {len(sensitivity.units)} units together are within the budget"}
+    sensitivity.scan(blocks=context.config.sensitivity)
     if missing := plot_ranking(sensitivity.record, picture):
         picture.unlink(missing_ok=True)  # an earlier scan's
         context.progress.say(f"  no {picture.name}: {missing}")
     worst = ranking(sensitivity.record)["units"][0]
-    images = f"{sensitivity.record['num_images']} {sensitivity.record['source']}"
+    images = f"{sensitivity.record['scan_images']} {sensitivity.record['source']}"
     return {
-        "precision": context.config.plan.type,
-        "num_units": len(sensitivity.units),
+        **result,
         "worst": worst,
         "summary": f"{len(sensitivity.units)} units on {images}; worst {worst['name']}: 1 - cosine {worst['error']:.2g}",
     }
@@ -94,13 +112,11 @@ def scan_sensitivity(context: Context) -> dict[str, Any]:
 
 def plan(context: Context) -> dict[str, Any]:
     """Finds the largest quantized set within the budget and writes it as `precision_plan.json`."""
-    from vit_convert.quantize.plan import Budget, make_plan, write_plan
+    from vit_convert.quantize.plan import make_plan, write_plan
 
-    config = context.config
-    sensitivity = _sensitivity(context, context.bundle.plan_search)  # the scan's own file stays as it was left
+    sensitivity, budget = _sensitivity(context, context.bundle.plan_search), _budget(context)  # the scan's own file stays as it was left
     if (read_json(context.bundle.plan_search) or {}).get("key") != sensitivity.record["key"]:
         context.bundle.plan_search.unlink(missing_ok=True)  # another model's
-    budget = Budget(config.plan.cosine or config.check.int8_cosine, config.plan.accuracy_budget)
     found = make_plan(sensitivity, budget)
     record = write_plan(context.bundle.precision_plan, found, sensitivity, budget)
     measured = record["measured"]
