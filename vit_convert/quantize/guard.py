@@ -20,6 +20,7 @@ LEVELS = 127
 # the same few tokens in every layer. The mean of squared errors clips so much that the trained model of checkpoints/DINOV2.md loses more
 # than by min-max.
 POWER = 2
+_COLUMNS = 256  # of a weight that are multiplied: evenly spaced, they stand for the others
 _STEPS = 3  # candidates for each doubling
 _MOST = 13  # candidates at most
 
@@ -163,6 +164,8 @@ def _energies(rows: np.ndarray, wrong: Sequence[np.ndarray], weight: ir.TensorPr
     def energies(matrix: np.ndarray | None) -> tuple[np.ndarray, list[np.ndarray]]:
         if matrix is not None and matrix.ndim == 4:
             matrix = matrix.reshape(matrix.shape[:2]).T
+        if matrix is not None:
+            matrix = np.ascontiguousarray(matrix[:, :: -(-matrix.shape[1] // _COLUMNS)])
         products = (x if matrix is None else x @ matrix for x in (rows, *wrong))
         exact, *errors = (np.einsum("rn,rn->r", y, y, dtype=np.float64) for y in products)
         return exact, errors

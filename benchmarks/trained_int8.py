@@ -1,0 +1,156 @@
+"""INT8 of a trained ViT-S/14 by each calibration method, under onnxruntime on the CPU: cosine on photographs, top-1 of a linear probe.
+
+The folder is what checkpoints/make_dinov2.py made. Ranges come from its 48 calibration crops; the cosine is that of the features behind the
+last LayerNorm to those of the FP32 graph, on crops of other photographs; the probe sees digits that it was not trained on.
+
+    python benchmarks/trained_int8.py --folder=FOLDER --workdir=/tmp/bench
+"""
+
+import functools
+import pathlib
+import subprocess
+import sys
+import time
+import zipfile
+from typing import Any
+
+import numpy as np
+from absl import app, flags
+from results import RESULTS, ROOT, Results, today
+
+_FOLDER = flags.DEFINE_string("folder", None, "What checkpoints/make_dinov2.py made.", required=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Scratch folder, half a GiB.", required=True)
+_HELD_OUT = flags.DEFINE_integer("held_out", 200, "Held-out digits for top-1.")
+_CASES = flags.DEFINE_list("cases", [], "Names of the cases to measure; by default all.")
+_OUTPUT = flags.DEFINE_string("output", "", "Result file; by default benchmarks/results/int8-trained-<date>.json, which is continued.")
+
+_BATCH = 20
+# What is set beside precision=int8; the first is the default.
+CASES: dict[str, dict[str, Any]] = {
+    "entropy": {},
+    "entropy_plain": {"method": "entropy_plain"},
+    "minmax": {"method": "minmax"},
+    "percentile": {"method": "percentile"},
+    "mse": {"method": "mse"},
+    "entropy, smooth=0.5": {"smooth": 0.5},
+    "entropy, attention=True": {"attention": True},
+    "fp8": {"precision": "fp8"},
+}
+
+Images = np.ndarray
+
+
+def read_images(path: pathlib.Path, limit: int = 0) -> tuple[Images, list[str]]:
+    """The images of an archive as the model takes them, float32 [N, 224, 224, 3], and their names; evenly chosen where there are more."""
+    import io
+
+    from PIL import Image
+
+    from vit_convert.images.preprocess import preprocess_for
+
+    preprocess = preprocess_for("vit_jax", (224, 224))
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        names = names[:: max(1, len(names) // limit)][:limit] if limit else names
+        pictures = [np.asarray(Image.open(io.BytesIO(archive.read(name))).convert("RGB")) for name in names]
+    return np.stack([preprocess.fit(picture, 224, 224) for picture in pictures]), names
+
+
+def normalize(images: Images) -> Images:
+    """uint8 → [-1, 1]."""
+    from vit_convert.images.preprocess import preprocess_for
+
+    return preprocess_for("vit_jax", (224, 224)).normalize(images)
+
+
+def quantized(
+    graph: pathlib.Path, images: Images, output: pathlib.Path, *, method="entropy", smooth=0.0, attention=False, precision="int8"
+):
+    """Calibrates and writes a Q/DQ graph; returns the Calibration and the seconds of CPU that it took."""
+    import onnx_ir as ir
+
+    from vit_convert.onnx_file import save_onnx
+    from vit_convert.quantize.calibrate import calibrate
+    from vit_convert.quantize.placement import place
+    from vit_convert.quantize.qdq import quantize
+    from vit_convert.quantize.ranges import largest
+    from vit_convert.quantize.smooth import find_norms
+    from vit_convert.quantize.smooth import smooth as smoothed
+
+    model = ir.load(graph)
+    placement = place(model, attention=attention)
+    if smooth:
+        norms, _ = find_norms(model, placement.sites)
+        amax = largest(graph, [norm.tensor for norm in norms], [normalize(images)], per_channel=True)
+        graph = output.with_name("smooth.onnx")
+        save_onnx(smoothed(model, placement.sites, amax, strength=smooth).model, graph)
+        model = ir.load(graph)
+    started = time.process_time()
+    calibration = calibrate(graph, images, normalize, placement.tensors(), method=method)
+    seconds = time.process_time() - started
+    save_onnx(quantize(model, calibration, placement.sites, target="trt10", precision=precision), output)
+    return calibration, seconds
+
+
+def run(graph: pathlib.Path, images: Images, features: str) -> tuple[np.ndarray, np.ndarray]:
+    """Features and logits of images, batch by batch."""
+    from vit_convert.onnx_file import open_session
+
+    session = open_session(graph, [features])
+    found = [session.run([features, "logits"], {"images": normalize(images[i : i + _BATCH])}) for i in range(0, len(images), _BATCH)]
+    return np.concatenate([f.reshape(len(f), -1) for f, _ in found]), np.concatenate([logits for _, logits in found])
+
+
+def export(folder: pathlib.Path, workdir: pathlib.Path) -> tuple[pathlib.Path, str]:
+    """The FP32 graph of the checkpoint with its head, and the name of what the head reads."""
+    import onnx_ir as ir
+
+    config = workdir / "trained.py"
+    config.write_text("from vit_convert.config import default_config\n\n\ndef get_config():\n    return default_config()\n")
+    options = ["--config.engine.backend=none", "--config.target=trt10", "--config.precision=fp32"]
+    options.append(f"--config.checkpoint={folder / 'dinov2_s14_digits.npz'}")
+    command = [sys.executable, "-m", "vit_convert", f"--config={config}", *options, f"--workdir={workdir}", "--until=export", "--quiet"]
+    subprocess.run(command, check=True, cwd=ROOT)
+    graph = workdir / "trained" / "model.onnx"
+    (head,) = (node for node in ir.load(graph).graph if any(v is not None and v.name == "head/kernel" for v in node.inputs))
+    return graph, head.inputs[0].name or ""
+
+
+def main(argv: list[str]) -> None:
+    """Measures every case."""
+    from vit_convert.compare import top1_accuracy
+
+    folder, workdir = pathlib.Path(_FOLDER.value), pathlib.Path(_WORKDIR.value)
+    workdir.mkdir(parents=True, exist_ok=True)
+    graph, features = export(folder, workdir)
+    calibration_images, _ = read_images(folder / "calibration.zip")
+    judged, _ = read_images(folder / "judge.zip")
+    digits, names = read_images(folder / "heldout.zip", _HELD_OUT.value)
+    labels = np.array([int(name.partition("/")[0]) for name in names])
+    results = Results(_OUTPUT.value or RESULTS / f"int8-trained-{today()}.json", __doc__.splitlines()[0])
+    exact = functools.cache(lambda: run(graph, judged, features)[0])
+    score = functools.partial(top1_accuracy, labels=labels)
+    if not results.has(case="fp32"):
+        results.add(case="fp32", cosine_min=1.0, cosine_mean=1.0, top1=score(run(graph, digits, features)[1]), images=len(digits))
+    for case, options in CASES.items():
+        if results.has(case=case) or (_CASES.value and case not in _CASES.value):
+            continue
+        output = workdir / "quantized.onnx"
+        calibration, seconds = quantized(graph, calibration_images, output, **options)
+        got = run(output, judged, features)[0]
+        cosines = (got * exact()).sum(1) / (np.linalg.norm(got, axis=1) * np.linalg.norm(exact(), axis=1))
+        results.add(
+            case=case,
+            cosine_min=float(cosines.min()),
+            cosine_mean=float(cosines.mean()),
+            top1=score(run(output, digits, features)[1]),
+            images=len(digits),
+            tensors=len(calibration.thresholds),
+            widened=len(calibration.widened()),
+            calibration_cpu_seconds=round(seconds, 1),
+        )
+        print(results.record["runs"][-1], flush=True)
+
+
+if __name__ == "__main__":
+    app.run(main)
