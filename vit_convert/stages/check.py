@@ -91,7 +91,7 @@ def _runnable(context: Context, precision: str) -> Iterator[pathlib.Path]:
     from vit_convert.onnx_file import save_onnx
     from vit_convert.quantize.widen import widen
 
-    with tempfile.TemporaryDirectory(prefix=".widened.", dir=path.parent) as folder:
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
         widened = pathlib.Path(folder) / path.name
         save_onnx(widen(ir.load(path)), widened)
         yield widened
