@@ -12,7 +12,10 @@ from typing import Any
 
 ROOT = pathlib.Path(__file__).parent.parent
 RESULTS = pathlib.Path(__file__).parent / "results"
-_PACKAGES = ("numpy", "jax", "jaxlib", "flax", "jax2onnx", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "torch", "timm", "tensorrt_rtx")
+_PACKAGES = (
+    *("numpy", "jax", "jaxlib", "flax", "jax2onnx", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "torch", "timm", "tensorrt_rtx"),
+    *("safetensors", "atheris", "cosmic-ray"),
+)
 
 
 def today() -> str:

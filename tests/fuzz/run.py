@@ -22,6 +22,10 @@ ROOT = HERE.parent.parent
 CORPUS = HERE / "corpus"
 _ADDRESS_SPACE = 4 << 30  # of a fuzzing process; what is mapped and never touched counts too
 _LONGEST = 4096  # bytes of an input
+ABOUT = (
+    "Fuzzing with atheris of what reads foreign bytes; a finding is an exception that is no ConvertError, or more memory than 16 MiB and "
+    "64 bytes for each byte of the input. Edges and features are libFuzzer's, of the instrumented Python."
+)
 _PROGRESS = re.compile(r"#\d+\t.*? cov: (\d+) ft: (\d+)")
 
 
@@ -90,22 +94,33 @@ def supervise(name: str, seconds: int, findings: pathlib.Path) -> dict[str, Any]
     return {"target": name, **record, "edges": edges, "features": features}
 
 
+def summary(path: pathlib.Path) -> Any:
+    """A result file of this run, with its hardware, versions and command."""
+    sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+    from results import Results
+
+    return Results(path, ABOUT)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=int, default=5, help="of each target")
     parser.add_argument("--target", action="append", help="default: all of them")
     parser.add_argument("--findings", type=pathlib.Path, help="folder; default: a temporary one, which is kept")
-    parser.add_argument("--results", type=pathlib.Path, help="JSON file that gets the summary")
+    parser.add_argument("--results", type=pathlib.Path, help="JSON file that gets a row for each target, as those of benchmarks/results")
     parser.add_argument("--grow", type=pathlib.Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     findings = arguments.findings or pathlib.Path(tempfile.mkdtemp(prefix="fuzz-"))
     if arguments.grow:
         fuzz(arguments.target[0], arguments.seconds, findings, arguments.grow)
     findings.mkdir(parents=True, exist_ok=True)
+    results = summary(arguments.results) if arguments.results else None
     rows = []
     for name in arguments.target or sorted(path.name for path in CORPUS.iterdir()):
         rows.append(supervise(name, arguments.seconds, findings))
         print(json.dumps(rows[-1]), flush=True)
+        if results is not None:
+            results.add(**rows[-1])
     return int(any(row["findings"] for row in rows))
 
 
