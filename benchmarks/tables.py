@@ -1,9 +1,9 @@
 """Writes tables from benchmarks/results/*.json into a text, between markers, so that no number in it is typed by hand.
 
 A text names its tables: everything between `<!-- table:convert -->` and `<!-- end -->` is replaced by the table of that name, from the
-newest result file `<name>-*.json` (by date in its name). Tables: convert, growth, extras (all from convert-*.json), calibrate, h200-int8
-(from h200-tests-digits-*.json), any other h200-…, and h200: all side-by-side runs of h200-*.json together, the newest of each model, input
-and batch.
+newest result file `<name>-*.json` (by date in its name). Tables: convert, growth, extras (all from convert-*.json), calibrate,
+int8-trained, h200-int8 (from h200-tests-digits-*.json), any other h200-…, and h200: all side-by-side runs of h200-*.json together, the
+newest of each model, input and batch.
 
     python benchmarks/tables.py README.md           # rewrites it
     python benchmarks/tables.py --check README.md   # fails if it would change
@@ -228,11 +228,30 @@ def calibrate_table(record: Mapping[str, Any]) -> str:
     return markdown(("road", "wall", "wall an image", "CPU an image", "peak memory"), rows)
 
 
+def trained_table(record: Mapping[str, Any]) -> str:
+    """INT8 of the trained model by each way to find thresholds; FP32 first."""
+    rows = [
+        [
+            f"`{run['case']}`" if "tensors" in run else run["case"],
+            f"{run['cosine_mean']:.4f}",
+            f"{run['cosine_min']:.4f}",
+            f"{run['top1']:.1f} %",
+            f"{run['widened']} of {run['tensors']}" if run.get("widened") else "",
+            f"{run['calibration_cpu_seconds']:.0f} s" if "tensors" in run else "",
+        ]
+        for run in record["runs"]
+    ]
+    images = record["runs"][0]["images"]
+    titles = ("calibration", "cosine, mean", "cosine, worst", f"top-1 of {images} digits", "wider than entropy", "calibration, CPU")
+    return markdown(titles, rows)
+
+
 TABLES: dict[str, tuple[Callable[[Mapping[str, Any]], str], str]] = {
     "convert": (convert_table, "convert"),
     "growth": (growth_table, "convert"),
     "extras": (extras_table, "convert"),
     "calibrate": (calibrate_table, "calibrate"),
+    "int8-trained": (trained_table, "int8-trained"),
     "h200-int8": (int8_table, "h200-tests-digits"),
 }
 
