@@ -124,7 +124,8 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)
         else:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a folder that can no longer be written: the next run removes it
+                temporary.unlink()
 
 
 def temporary_beside(path: pathlib.Path) -> pathlib.Path:

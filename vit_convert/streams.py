@@ -17,14 +17,14 @@ class _Outliving:
     def write(self, text: str) -> int:
         try:
             return self._stream.write(text)
-        except BrokenPipeError:
+        except OSError:  # a closed pipe; a log on a disk that is full
             self._silence()
             return len(text)
 
     def flush(self) -> None:
         try:
             self._stream.flush()
-        except BrokenPipeError:
+        except OSError:
             self._silence()
 
     def _silence(self) -> None:
