@@ -268,6 +268,9 @@ def judged(run: dict[str, Any], reasons: dict[str, dict[str, str]]) -> dict[str,
     """A run whose survivors are told apart: those that change nothing that anybody could see, with the reason, and the others."""
     known = reasons.get(run["module"], {})
     told = [{**row, "equivalent": known.get(f"{row['before']} -> {row['after']}", "")} for row in run["survivors"]]
+    for row in told:
+        if row["before"].replace("frozen=True", "frozen=False") == row["after"]:
+            row["equivalent"] = "nothing in the project changes such a record"
     equivalent = sum(bool(row["equivalent"]) for row in told)
     share = run["killed"] / max(run["mutants"] - equivalent, 1)
     return {**run, "survivors": told, "equivalent": equivalent, "survived": len(told) - equivalent, "killed_share": round(share, 3)}

@@ -38,15 +38,17 @@ def resident_mib(key: str) -> float:
 
 @pytest.mark.skipif(not pathlib.Path("/proc/self/clear_refs").exists(), reason="Linux alone forgets the high-water mark")
 def test_peak_memory_is_in_mib_and_each_stage_has_its_own(run):
-    before = {}
+    before, peak = {}, {}
 
     def touch(mib):
         before[mib] = resident_mib("VmRSS")
-        np.ones(mib * MIB, np.uint8)  # written, so resident; gone when this returns
+        np.ones(mib * MIB, np.uint8)  # written, so resident; gone when the next line runs
+        peak[mib] = resident_mib("VmHWM")
 
     rows, _ = run(small=lambda: touch(1), large=lambda: touch(300), after=lambda: touch(2))
-    # other memory that this process touches or frees meanwhile: far less than 60 MiB
-    assert abs(rows["large"]["peak_rss_mib"] - before[300] - 300) < 60
+    # between the two readings the process does next to nothing: far less than the 2.4 % by which 1000 is not 1024
+    assert abs(rows["large"]["peak_rss_mib"] - peak[300]) < 4 < 0.024 * 300
+    assert abs(rows["large"]["peak_rss_mib"] - before[300] - 300) < 60  # other memory that it touches or frees meanwhile
     for name, mib in (("small", 1), ("after", 2)):
         assert abs(rows[name]["peak_rss_mib"] - before[mib]) < 60, name
 

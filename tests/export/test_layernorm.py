@@ -1,6 +1,7 @@
 """LayerNorm in every spelling that JAX code traces to."""
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from export_graphs import declined, graph, ops, random_feeds, rewrite, run
 
@@ -179,16 +180,19 @@ def test_scale_and_bias_with_leading_axes_of_one(before):
     assert "has shape ('1', '4', '1'), not ('4',)" in declined(square, layernorm.LayerNormBias(), before)
 
 
-def test_scale_and_bias_that_are_constants_and_no_initializers():
-    constant = "c = Constant <value = float[4] {4, 3, 2, 1}> ()"
-    for rule, args, last, place in [
-        (layernorm.LayerNormScale(), "ones, zeros", "Mul", 1),
-        (layernorm.LayerNormBias(), "scale, zeros", "Add", 2),
-    ]:
-        model, count = rewrite(text(f"{constant} {NORM} (x, {args}) y = {last} (n, c)"), rule)
-        assert count.applied == 1
-        norm = next(node for node in model.graph if node.op_type == "LayerNormalization")
-        assert norm.inputs[place].const_value.numpy().tolist() == [4, 3, 2, 1]
+@pytest.mark.parametrize(("rule", "last", "place"), [(layernorm.LayerNormScale(), "Mul", 1), (layernorm.LayerNormBias(), "Add", 2)])
+def test_scale_and_bias_that_are_constants_and_no_initializers(rule, last, place):
+    """As an earlier rule leaves them: the value of a Constant node."""
+    model = graph(text(f"{NORM} (x, {'ones' if last == 'Mul' else 'scale'}, zeros) y = {last} (n, bias)"))
+    old = model.graph.initializers["bias"]
+    node = ir.node("Constant", [], {"value": old.const_value})
+    made = node.outputs[0]
+    made.const_value, made.shape, made.dtype = old.const_value, old.shape, old.dtype
+    model.graph.insert_before(model.graph[0], node)
+    ir.convenience.replace_all_uses_with(old, made)
+    assert apply_rule(rule, model).applied == 1
+    norm = next(node for node in model.graph if node.op_type == "LayerNormalization")
+    assert norm.inputs[place].const_value.numpy().tolist() == pytest.approx([0.1, 0.2, 0.3, 0.4])
 
 
 def test_a_second_scale_is_declined():
@@ -205,10 +209,9 @@ def test_residual_is_not_taken_for_a_bias():
     assert declined(text(f"{NORM} (x, scale, zeros) y = Add (n, x)"), layernorm.LayerNormBias()) == "the bias is not a weight"
 
 
-def test_primitives():
-    model, count = rewrite(
-        text("y = LayerNormalization <axis = -1, epsilon = 1e-6> (x, scale, bias)"), layernorm.LayerNormToPrimitives(), 17
-    )
+@pytest.mark.parametrize("axis", ["axis = -1, ", "axis = 2, ", ""])
+def test_primitives(axis):
+    model, count = rewrite(text(f"y = LayerNormalization <{axis}epsilon = 1e-6> (x, scale, bias)"), layernorm.LayerNormToPrimitives(), 17)
     assert count.applied == 1
     assert ops(model) == ["ReduceMean", "Sub", "Mul", "ReduceMean", "Add", "Sqrt", "Div", "Mul", "Add"]
 

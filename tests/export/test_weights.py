@@ -165,10 +165,10 @@ def test_parameters_that_are_more_than_the_weight():
 
 def test_reshapes_and_transposes_of_weights_are_folded_in():
     text = """g (float[n, 3] x, float[2, 6] w) => (float[n, 4] y) <int64[2] to = {-1, 3}> {
-        t = Reshape (w, to) u = Transpose <perm = [1, 0]> (t) y = MatMul (x, u) }"""
+        z = Neg (x) r = Reshape (z, to) t = Reshape (w, to) u = Transpose <perm = [1, 0]> (t) y = MatMul (r, u) }"""
     model, w, x = described(text, "w"), normal(2, 6), normal(5, 3)
-    assert fold_weights(model) == 2 and ops(model) == ["MatMul"] and set(model.graph.initializers) >= {"w"}
-    np.testing.assert_allclose(computed(model, {"w": w}, x)[0], x @ w.reshape(4, 3).T, rtol=1e-5, atol=1e-6)
+    assert fold_weights(model) == 2 and ops(model) == ["Neg", "Reshape", "MatMul"] and set(model.graph.initializers) >= {"w"}
+    np.testing.assert_allclose(computed(model, {"w": w}, x)[0], -x @ w.reshape(4, 3).T, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
