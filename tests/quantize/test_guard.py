@@ -31,9 +31,9 @@ def brute_force(x: np.ndarray, weight: np.ndarray, threshold: float) -> float:
     step, total, mean, weight = threshold / 127, 0.0, 0.0, weight.astype(np.float64)
     for row in x.astype(np.float64):
         exact, rounded = row @ weight, np.clip(np.round(row / step), -127, 127) * step @ weight
-        total += float(((exact - rounded) ** 2).sum()) ** 2
+        total += float(((exact - rounded) ** 2).sum()) ** 4
         mean += float((exact**2).sum())
-    return (total / len(x)) ** 0.5 / (mean / len(x))
+    return (total / len(x)) ** 0.25 / (mean / len(x))
 
 
 def guarded(x: np.ndarray, weight: np.ndarray, entropy: float) -> Cost:
