@@ -1,6 +1,8 @@
 """What a user gets wrong before anything is converted: exit code 2, one sentence, no traceback."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -135,3 +137,10 @@ def test_flags_do_not_stay_from_call_to_call(convert):
     assert convert() == 0
     assert "export" in convert.statuses()
     assert os.path.exists(convert.bundle / "model.onnx")
+
+
+def test_a_log_on_a_full_disk_does_not_change_the_exit_code():
+    """The device that is always full takes no message; what was wrong is still told by the code."""
+    words = [sys.executable, "-m", "vit_convert", "--config=no_such_config.py"]
+    with open("/dev/full", "w") as full:
+        assert subprocess.run(words, stdout=full, stderr=full, check=False).returncode == 2

@@ -50,6 +50,18 @@ def test_full_disk_is_a_users_mistake(tmp_path, number, message):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_that_becomes_read_only_is_said(tmp_path, monkeypatch):
+    """Not even what was begun can be removed then."""
+
+    def refuse(path, *arguments, **options):
+        raise OSError(errno.EROFS, "Read-only file system", os.fspath(path))
+
+    with pytest.raises(UsageError, match=r"file: cannot be written"), atomic(tmp_path / "file") as temporary:
+        temporary.write_text("half")
+        monkeypatch.setattr(os, "unlink", refuse)
+        monkeypatch.setattr(os, "replace", refuse)
+
+
 def test_numpy_writes_to_a_full_disk(tmp_path):
     """The device that is always full: numpy reports a short write as an OSError without a number."""
     with pytest.raises(UsageError, match="file: no space left"), atomic(tmp_path / "file"), open("/dev/full", "wb", buffering=0) as f:
