@@ -44,7 +44,10 @@ def _ending_as_interrupted() -> Iterator[None]:
         yield
         return
 
+    seen: list[int] = []
+
     def end(number: int, frame: FrameType | None) -> None:
+        seen.append(number)
         raise Terminated(f"ended by {signal.Signals(number).name}")
 
     # What ignores a signal (nohup) or has its own way with it keeps it.
@@ -53,6 +56,10 @@ def _ending_as_interrupted() -> Iterator[None]:
         signal.signal(number, end)
     try:
         yield
+    except Exception as e:
+        if seen:  # it came inside a library that made an error of its own of it
+            raise Terminated(f"ended by {signal.Signals(seen[0]).name}") from e
+        raise
     finally:
         for number in replaced:
             signal.signal(number, signal.SIG_DFL)

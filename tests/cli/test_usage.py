@@ -144,3 +144,24 @@ def test_a_log_on_a_full_disk_does_not_change_the_exit_code():
     words = [sys.executable, "-m", "vit_convert", "--config=no_such_config.py"]
     with open("/dev/full", "w") as full:
         assert subprocess.run(words, stdout=full, stderr=full, check=False).returncode == 2
+
+
+TURNED = """
+import os, signal
+from vit_convert.command import exit_code
+
+def run():
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        while True:
+            pass
+    except KeyboardInterrupt as e:
+        raise ValueError("what JAX made of it") from e
+
+raise SystemExit(exit_code(run, debug=False, when_interrupted="kept"))
+"""
+
+
+def test_an_interrupt_that_a_library_turned_into_an_error_is_still_one():
+    done = subprocess.run([sys.executable, "-c", TURNED], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.strip()) == (130, "ended by SIGTERM: kept")
