@@ -24,9 +24,10 @@ def exit_code(run: Callable[[], int], *, debug: bool, when_interrupted: str) -> 
     Returns:
         The exit code of the command, of the ConvertError, or INTERRUPTED.
     """
-    with outliving_streams(), _ending_as_interrupted():
+    with outliving_streams():
         try:
-            return run()
+            with _ending_as_interrupted():
+                return run()
         except ConvertError as e:
             if debug:
                 raise
