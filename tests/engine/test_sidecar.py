@@ -1,12 +1,13 @@
 """An engine that does not belong here is refused by its sidecar, in words, before TensorRT reads it."""
 
 import dataclasses
+import hashlib
 import json
 
 import pytest
 
 from vit_convert.engine.cuda import Gpu
-from vit_convert.engine.sidecar import check_sidecar, graph_hashes, read_sidecar, sidecar_path, write_sidecar
+from vit_convert.engine.sidecar import add_to_sidecar, check_sidecar, graph_hashes, read_sidecar, sidecar_path, write_sidecar
 from vit_convert.engine.trt import Backend
 from vit_convert.errors import BuildError
 
@@ -109,7 +110,7 @@ def test_engines_of_tensorrt_rtx_run_on_what_they_were_built_for_alone(plan):
 def test_damaged_plan(plan):
     path = plan()
     path.write_bytes(b"engine, cut or changed")
-    with pytest.raises(BuildError, match="its sha256 is"):
+    with pytest.raises(BuildError, match="its sha256 is [0-9a-f]{12}…, its sidecar says [0-9a-f]{12}…"):
         check_sidecar(path, HERE)
 
 
@@ -117,7 +118,7 @@ def test_damaged_plan(plan):
 def test_graph_that_changed_since(plan, tmp_path, changed):
     path = plan()
     (tmp_path / changed).write_bytes(b"other")
-    with pytest.raises(BuildError, match=r"built from another model\.onnx"):
+    with pytest.raises(BuildError, match=r"built from another model\.onnx \([0-9a-f]{12}…, now [0-9a-f]{12}…\)"):
         check_sidecar(path, HERE, onnx_path=tmp_path / "model.onnx")
 
 
@@ -172,3 +173,18 @@ def test_entries_that_may_be_missing_are_as_we_write_them_or_not_there(plan):
     assert not {"proof", "instead_of", "summary"} & set(read_sidecar(path))
     sidecar_path(path).unlink()
     assert read_sidecar(path) == {}
+
+
+def test_what_is_found_later_is_added(plan):
+    """The rest stays as it was; where the sidecar was lost, what was found stands alone, and the engine is refused as before."""
+    path = plan()
+    before = json.loads(sidecar_path(path).read_text())
+    assert before["plan"] == {"bytes": 6, "sha256": hashlib.sha256(b"engine").hexdigest()}
+    assert before["onnx"]["sha256"] == hashlib.sha256(b"graph").hexdigest()
+    add_to_sidecar(path, proof={"passed": True}, version="8.6.2")
+    assert json.loads(sidecar_path(path).read_text()) == {**before, "proof": {"passed": True}, "version": "8.6.2"}
+    sidecar_path(path).unlink()
+    add_to_sidecar(path, proof={"passed": True})
+    assert read_sidecar(path) == {"proof": {"passed": True}}
+    with pytest.raises(BuildError, match="damaged: backend"):
+        check_sidecar(path, HERE)
