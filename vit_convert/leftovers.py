@@ -66,9 +66,9 @@ def built_from(plan: pathlib.Path) -> dict[str, Any]:
     """The {"name", "hashes"} of the graph that an engine's sidecar names; {} where it names none."""
     record = read_json(plan.with_name(f"{plan.name}.json"))
     graph = record.get("onnx") if isinstance(record, dict) else None
-    if not isinstance(graph, dict) or "path" not in graph or "sha256" not in graph:
+    if not isinstance(graph, dict) or not isinstance(graph.get("path"), str) or not isinstance(graph.get("sha256"), str):
         return {}
-    return {"name": str(graph["path"]), "hashes": {key: graph[key] for key in ("sha256", "data_sha256") if graph.get(key)}}
+    return {"name": graph["path"], "hashes": {key: graph[key] for key in ("sha256", "data_sha256") if graph.get(key)}}
 
 
 def _remove(path: pathlib.Path) -> None:

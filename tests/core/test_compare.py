@@ -84,5 +84,20 @@ def test_tolerance_reads_well():
 
 
 def test_top1():
-    logits = np.array([[0.1, 0.9], [0.8, 0.2], [0.3, 0.7], [0.6, 0.4]])
-    assert top1_accuracy(logits, np.array([1, 0, 0, 0])) == 75.0
+    logits = np.array([[0.1, 0.9, 0.0], [0.8, 0.2, 0.1], [0.3, 0.7, 0.1], [0.6, 0.4, 0.2], [0.1, 0.2, 0.7]])  # 1, 0, 1, 0, 2
+    for labels, share in [
+        ([1, 0, 1, 0, 2], 100),
+        ([0, 0, 0, 0, 0], 40),
+        ([2, 2, 2, 2, 2], 20),
+        ([0, 1, 2, 2, 1], 0),
+        ([2, 1, 1, 0, 1], 40),
+    ]:
+        assert top1_accuracy(logits, np.array(labels)) == share
+
+
+def test_outputs_that_are_zero():
+    zero, one = np.zeros((2, 3)), np.full((2, 3), 0.5)
+    same = compare(zero, zero.copy())
+    assert (same.max_abs, same.max_rel, same.cosine) == (0.0, 0.0, 1.0)
+    other = compare(zero, one)
+    assert (other.max_abs, other.max_rel, other.cosine) == (0.5, float("inf"), 0.0)

@@ -18,7 +18,7 @@ def test_slower_int8_is_reported_and_fp16_recommended():
     found = recommend(rows, {"fp16": {**PASSED, "top1": 98.4}, "int8": {**PASSED, "top1": 97.8}})
     assert found["precision"] == "fp16"
     assert found["reason"] == "int8 runs at 0.62x of fp16 at batch 256 (top-1 97.80 % against 98.40 %)"
-    assert [(c["batch"], c["pays"]) for c in found["comparisons"]] == [(64, False), (256, False)]
+    assert [(c["batch"], c["ratio"], c["pays"]) for c in found["comparisons"]] == [(64, 0.6756, False), (256, 0.6171, False)]
 
 
 def test_faster_and_verified_int8_is_recommended():

@@ -110,7 +110,7 @@ def test_engines_of_tensorrt_rtx_run_on_what_they_were_built_for_alone(plan):
 def test_damaged_plan(plan):
     path = plan()
     path.write_bytes(b"engine, cut or changed")
-    with pytest.raises(BuildError, match="its sha256 is [0-9a-f]{12}…, its sidecar says [0-9a-f]{12}…"):
+    with pytest.raises(BuildError, match=r"its sha256 is [0-9a-f]{12}…, its sidecar says [0-9a-f]{12}…"):
         check_sidecar(path, HERE)
 
 

@@ -20,7 +20,7 @@ from vit_convert.bundle import Bundle
 from vit_convert.calibration_cache import CacheKey, load_cache, parse_cache
 from vit_convert.checkpoint.containers import read_container, verify
 from vit_convert.engine.cuda import Gpu
-from vit_convert.engine.plans import built_from, proof_of, require_model
+from vit_convert.engine.plans import built_from, proof_of, require_conversion, require_model, require_proof
 from vit_convert.engine.sidecar import check_sidecar, sidecar_path
 from vit_convert.engine.trt import Backend
 from vit_convert.errors import CheckpointError, ConvertError
@@ -164,8 +164,13 @@ def _sidecar(data: bytes, folder: pathlib.Path) -> None:
     key, _, value = data.partition(b"\0")
     text = _spliced(_SIDECAR, key.decode(errors="replace"), value) if value else data
     sidecar_path(plan).write_bytes(text)
-    proof_of(plan)
+    proof_of(plan, "")
     graph = built_from(bundle, plan)
+    for _ in range(2):  # alone, as on a host that was given the plan, and in a bundle
+        for ask in (require_proof, require_conversion):
+            with refusals():
+                ask(bundle, plan)
+        bundle.manifest.write_text('{"stages": []}')
     for backend in (_TENSORRT, dataclasses.replace(_TENSORRT, name="rtx", version="1.2.0")):
         with refusals():
             check_sidecar(plan, backend, onnx_path=graph)

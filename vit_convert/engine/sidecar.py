@@ -23,7 +23,17 @@ _NEEDED = {
     "onnx.sha256": str,
     "plan.sha256": str,
 }
-_OPTIONAL = {"gpu": dict, "instead_of.onnx": dict, "instead_of.reason": str, "model": dict, "onnx": dict, "proof": dict, "summary": dict}
+_OPTIONAL = {
+    "gpu": dict,
+    "instead_of.onnx": dict,
+    "instead_of.reason": str,
+    "model": dict,
+    "onnx": dict,
+    "options": dict,
+    "precision": str,
+    "proof": dict,
+    "summary": dict,
+}
 
 
 def sidecar_path(plan_path: str | os.PathLike[str]) -> pathlib.Path:
