@@ -1,0 +1,59 @@
+"""Kernels of our own for TensorRT 8: attention and LayerNorm between INT8 convolutions, as plugins in a library that nvcc builds.
+
+    python -m vit_convert.kernels --tensorrt_include=FOLDER     # of NvInfer.h; needs nvcc, and g++
+
+Nothing but `engine.int8_spelling=fused` needs them. The library is looked for at VIT_CONVERT_KERNELS, else beside this file.
+"""
+
+import ctypes
+import functools
+import os
+import pathlib
+from collections.abc import Sequence
+
+from vit_convert.errors import BuildError
+
+ENVIRONMENT = "VIT_CONVERT_KERNELS"
+SOURCES = pathlib.Path(__file__).resolve().parent
+NAME = "libvit_kernels.so"
+
+
+def library() -> pathlib.Path:
+    """Where the library is, or would be."""
+    return pathlib.Path(os.environ.get(ENVIRONMENT) or SOURCES / NAME)
+
+
+@functools.cache
+def register() -> bool:
+    """Makes the plugins known to the TensorRT 8 that this process has loaded.
+
+    Returns:
+        Whether there are any: False where nobody has built them.
+
+    Raises:
+        BuildError: there is a library, and it cannot be used.
+    """
+    path = library()
+    if not path.is_file():
+        return False
+    try:
+        status = ctypes.CDLL(str(path)).vit_register()
+    except (OSError, AttributeError) as e:
+        raise BuildError(f"{path}: cannot be loaded ({e})", fix="Build it again: python -m vit_convert.kernels.") from e
+    if status:
+        raise BuildError(f"{path}: TensorRT takes no plugins from it (status {status})", fix="Build it for this TensorRT.")
+    return True
+
+
+def command(output: pathlib.Path, *, include: str, archs: Sequence[str], nvcc: str) -> list[str]:
+    """The command that builds the library.
+
+    Args:
+        output: the library.
+        include: the folder of NvInfer.h.
+        archs: compute capabilities, "90".
+        nvcc: the compiler.
+    """
+    code = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
+    options = ["-O3", "-std=c++17", "-shared", "-Xcompiler", "-fPIC,-Wno-deprecated-declarations", f"-I{include}"]
+    return [nvcc, *options, *code, *(str(SOURCES / name) for name in ("encoder.cu", "plugin.cpp")), "-o", str(output)]

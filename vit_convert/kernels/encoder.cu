@@ -1,0 +1,436 @@
+// Two fused steps of a ViT's encoder around TensorRT's INT8 convolutions: attention over INT8 queries, keys and values, and residual
+// addition with LayerNorm that writes INT8. Tokens of all images stand in rows, [images · tokens, width]; rows are 16-byte aligned.
+#include "encoder.h"
+
+#include <cuda_fp16.h>
+
+#include <algorithm>
+#include <cstdint>
+
+namespace vit {
+namespace {
+
+constexpr int kHead = 64;            // of each query, key and value
+constexpr int kKeyStride = 80;       // bytes between keys in shared memory: 20 words, so that eight rows hit different banks
+constexpr int kValueStride = 72;     // halves between values in shared memory
+constexpr int kMaxWarps = 10;
+constexpr int kRows = 32;            // queries of one warp at a time
+constexpr int kStep = 2;              // of 16 keys at a time
+constexpr int kLoads = 8;            // of 16 bytes that a thread has under way
+
+__device__ inline unsigned shared_address(void const* pointer) { return static_cast<unsigned>(__cvta_generic_to_shared(pointer)); }
+
+__device__ inline void load_matrices(unsigned (&r)[4], void const* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(shared_address(row)));
+}
+
+__device__ inline void load_transposed(unsigned (&r)[4], void const* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(shared_address(row)));
+}
+
+__device__ inline void multiply_int8(int (&c)[4], unsigned const (&a)[4], unsigned b0, unsigned b1) {
+  asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+               : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+__device__ inline void multiply_half(float (&c)[4], unsigned const (&a)[4], unsigned b0, unsigned b1) {
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+__device__ inline float exp2_fast(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+__device__ inline unsigned as_unsigned(half2 x) { return *reinterpret_cast<unsigned*>(&x); }
+
+// Four int8 as halves, exactly: 0x64uu is 1024 + u.
+__device__ inline uint2 to_halves(unsigned bytes) {
+  unsigned const biased = bytes ^ 0x80808080u;
+  unsigned const low = __byte_perm(biased, 0x64646464u, 0x4140), high = __byte_perm(biased, 0x64646464u, 0x4342);
+  half2 const bias = __halves2half2(__ushort_as_half(0x6480), __ushort_as_half(0x6480));  // 1152
+  return {as_unsigned(__hsub2(*reinterpret_cast<half2 const*>(&low), bias)),
+          as_unsigned(__hsub2(*reinterpret_cast<half2 const*>(&high), bias))};
+}
+
+__device__ inline unsigned to_int8(float x) {  // nearest even, saturated
+  int y;
+  asm("cvt.rni.sat.s8.f32 %0, %1;" : "=r"(y) : "f"(x));
+  return static_cast<unsigned>(y) & 0xffu;
+}
+
+__device__ inline unsigned pack_int8(float a, float b, float c, float d) {
+  return to_int8(a) | to_int8(b) << 8 | to_int8(c) << 16 | to_int8(d) << 24;
+}
+
+// 1.5 · 2^23: the float with these bits, plus a small integer added to the bits, is that float plus the integer.
+constexpr int kBiasBits = 0x4b400000;
+constexpr float kBias = 12582912.0f;
+constexpr float kSlack = 8.0f;  // by how many powers of two a score may exceed the maximum that is taken off before that is raised
+
+struct Rows {  // of one warp's 32 queries, in two tiles of sixteen, of each of which every thread has parts of two rows
+  unsigned query[2][2][4];
+  float output[2][8][4];
+  int start[2][2];  // kBiasBits less the maximum, at which the integer products start
+  float sum[2][2];
+};
+
+// Softmax and product with the values over 16 · kGroups keys from `first`, of which kMasked ones may be missing.
+template <int kGroups, bool kMasked>
+__device__ inline void attend(Rows& rows, int8_t const* keys, half const* values, int first, int tokens, float scale) {
+  int const lane = threadIdx.x % 32;
+  float scores[2][2 * kGroups][4];
+#pragma unroll
+  for (int column = 0; column < 2 * kGroups; ++column) {
+    unsigned key[4];
+    load_matrices(key, keys + (first + column * 8 + lane % 8) * kKeyStride + lane / 8 * 16);
+#pragma unroll
+    for (int tile = 0; tile < 2; ++tile) {
+      int products[4] = {rows.start[tile][0], rows.start[tile][0], rows.start[tile][1], rows.start[tile][1]};
+      multiply_int8(products, rows.query[tile][0], key[0], key[1]);
+      multiply_int8(products, rows.query[tile][1], key[2], key[3]);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        bool const there = !kMasked || first + column * 8 + lane % 4 * 2 + i % 2 < tokens;
+        scores[tile][column][i] = there ? __int_as_float(products[i]) : -INFINITY;
+      }
+    }
+  }
+  float largest[2][2];
+#pragma unroll
+  for (int tile = 0; tile < 2; ++tile) {
+#pragma unroll
+    for (int part = 0; part < 2; ++part) {
+      float x = scores[tile][0][2 * part];
+#pragma unroll
+      for (int column = 0; column < 2 * kGroups; ++column) {
+        x = fmaxf(x, fmaxf(scores[tile][column][2 * part], scores[tile][column][2 * part + 1]));
+      }
+      largest[tile][part] = x;
+    }
+  }
+  float const most = fmaxf(fmaxf(largest[0][0], largest[0][1]), fmaxf(largest[1][0], largest[1][1]));
+  if (first == 0 || __any_sync(~0u, (most - kBias) * scale > kSlack)) {  // seldom but for the first keys
+#pragma unroll
+    for (int tile = 0; tile < 2; ++tile) {
+#pragma unroll
+      for (int part = 0; part < 2; ++part) {
+        float x = largest[tile][part];
+        x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
+        x = fmaxf(x, __shfl_xor_sync(~0u, x, 2)) - kBias;
+        float const raise = first == 0 ? x : fmaxf(x, 0.0f), shrink = first == 0 ? 0.0f : exp2_fast(-raise * scale);
+        rows.start[tile][part] -= static_cast<int>(raise);
+        rows.sum[tile][part] *= shrink;
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+          rows.output[tile][i][2 * part] *= shrink;
+          rows.output[tile][i][2 * part + 1] *= shrink;
+        }
+#pragma unroll
+        for (int column = 0; column < 2 * kGroups; ++column) {
+          scores[tile][column][2 * part] -= raise;
+          scores[tile][column][2 * part + 1] -= raise;
+        }
+      }
+    }
+  }
+  float const offset = -kBias * scale;  // rounded, but alike for all scores, so that it cancels
+#pragma unroll
+  for (int group = 0; group < kGroups; ++group) {
+    unsigned weights[2][4];
+#pragma unroll
+    for (int tile = 0; tile < 2; ++tile) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {  // rows i % 2, columns i / 2
+        float const* pair = &scores[tile][2 * group + i / 2][i % 2 * 2];
+        float const x = exp2_fast(fmaf(pair[0], scale, offset)), y = exp2_fast(fmaf(pair[1], scale, offset));
+        rows.sum[tile][i % 2] += x + y;
+        weights[tile][i] = as_unsigned(__floats2half2_rn(x, y));
+      }
+    }
+#pragma unroll
+    for (int pair = 0; pair < 4; ++pair) {
+      unsigned value[4];
+      load_transposed(value, values + (first + group * 16 + lane % 16) * kValueStride + pair * 16 + lane / 16 * 8);
+#pragma unroll
+      for (int tile = 0; tile < 2; ++tile) {
+        multiply_half(rows.output[tile][2 * pair], weights[tile], value[0], value[1]);
+        multiply_half(rows.output[tile][2 * pair + 1], weights[tile], value[2], value[3]);
+      }
+    }
+  }
+}
+
+// A row's 64 values, of which this thread has columns 2 · (lane % 4) + {0, 1} of every eight; each thread of four writes 16 of them.
+__device__ inline void store_row(int8_t* out, float const (&output)[8][4], int part, float scale, bool valid) {
+  int const lane = threadIdx.x % 32, quarter = lane % 4;
+  unsigned words[4], moved[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    words[i] = pack_int8(output[2 * i][2 * part] * scale, output[2 * i][2 * part + 1] * scale, output[2 * i + 1][2 * part] * scale,
+                         output[2 * i + 1][2 * part + 1] * scale);
+  }
+#pragma unroll
+  for (int from = 0; from < 4; ++from) {  // moved[from]: word `quarter` of thread `from` of the four
+    unsigned mine = 0;
+#pragma unroll
+    for (int to = 0; to < 4; ++to) {
+      unsigned const word = __shfl_sync(~0u, words[to], lane - quarter + from);
+      mine = quarter == to ? word : mine;
+    }
+    moved[from] = mine;
+  }
+  if (valid) {
+    *reinterpret_cast<uint4*>(out + quarter * 16) =
+        make_uint4(__byte_perm(moved[0], moved[1], 0x5410), __byte_perm(moved[2], moved[3], 0x5410),
+                   __byte_perm(moved[0], moved[1], 0x7632), __byte_perm(moved[2], moved[3], 0x7632));
+  }
+}
+
+__device__ inline void store_row(half* out, float const (&output)[8][4], int part, float scale, bool valid) {
+  int const quarter = threadIdx.x % 4;
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    half2 const pair = __floats2half2_rn(output[i][2 * part] * scale, output[i][2 * part + 1] * scale);
+    if (valid) *reinterpret_cast<half2*>(out + i * 8 + quarter * 2) = pair;
+  }
+}
+
+// One image's head in each block. qkv: [images · tokens, heads, 3, 64] int8; out: [images · tokens, heads, 64].
+template <typename Out, int kWarps, int kBlocks>
+__global__ void __launch_bounds__(kWarps * 32, kBlocks) attention_kernel(int8_t const* qkv, Out* out, int tokens, int heads, float score_scale,
+                                                                   float output_scale) {
+  extern __shared__ __align__(16) int8_t memory[];
+  int const padded = (tokens + 15) / 16 * 16;
+  int8_t* keys = memory;
+  half* values = reinterpret_cast<half*>(memory + padded * kKeyStride);
+  int const head = blockIdx.x, lane = threadIdx.x % 32;
+  int64_t const image = static_cast<int64_t>(blockIdx.y) * tokens;
+  int const stride = heads * 3 * kHead;
+  int8_t const* base = qkv + image * stride + head * 3 * kHead;
+  for (int start = threadIdx.x; start < padded * 8; start += blockDim.x * kLoads) {
+    uint4 bytes[kLoads];
+#pragma unroll
+    for (int j = 0; j < kLoads; ++j) {
+      int const i = start + j * blockDim.x;
+      bytes[j] = make_uint4(0, 0, 0, 0);
+      if (i / 8 < tokens) bytes[j] = *reinterpret_cast<uint4 const*>(base + static_cast<int64_t>(i / 8) * stride + kHead + i % 8 * 16);
+    }
+#pragma unroll
+    for (int j = 0; j < kLoads; ++j) {
+      int const i = start + j * blockDim.x, token = i / 8, part = i % 8;
+      if (token >= padded) continue;
+      if (part < 4) {
+        *reinterpret_cast<uint4*>(keys + token * kKeyStride + part * 16) = bytes[j];
+      } else {
+        uint2 const a = to_halves(bytes[j].x), b = to_halves(bytes[j].y), c = to_halves(bytes[j].z), d = to_halves(bytes[j].w);
+        uint4* to = reinterpret_cast<uint4*>(values + token * kValueStride + (part - 4) * 16);
+        to[0] = make_uint4(a.x, a.y, b.x, b.y);
+        to[1] = make_uint4(c.x, c.y, d.x, d.y);
+      }
+    }
+  }
+  __syncthreads();
+  for (int row = threadIdx.x / 32 * kRows; row < tokens; row += blockDim.x / 32 * kRows) {
+    Rows rows;
+    int const mine = row + lane / 4;  // and 8, 16, 24 rows on
+#pragma unroll
+    for (int tile = 0; tile < 2; ++tile) {
+#pragma unroll
+      for (int step = 0; step < 2; ++step) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          int const from = mine + tile * 16 + i % 2 * 8;
+          int8_t const* query = base + static_cast<int64_t>(from) * stride + step * 32 + i / 2 * 16 + lane % 4 * 4;
+          rows.query[tile][step][i] = from < tokens ? *reinterpret_cast<unsigned const*>(query) : 0u;
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) rows.output[tile][i][j] = 0.0f;
+      }
+      rows.start[tile][0] = rows.start[tile][1] = kBiasBits;
+      rows.sum[tile][0] = rows.sum[tile][1] = 0.0f;
+    }
+    int first = 0;
+    for (; first + 16 * kStep <= tokens; first += 16 * kStep) attend<kStep, false>(rows, keys, values, first, tokens, score_scale);
+    for (; first < padded; first += 16) attend<1, true>(rows, keys, values, first, tokens, score_scale);
+#pragma unroll
+    for (int tile = 0; tile < 2; ++tile) {
+#pragma unroll
+      for (int part = 0; part < 2; ++part) {
+        float sum = rows.sum[tile][part];
+        sum += __shfl_xor_sync(~0u, sum, 1);
+        sum += __shfl_xor_sync(~0u, sum, 2);
+        int const token = mine + tile * 16 + part * 8;
+        store_row(out + ((image + token) * heads + head) * kHead, rows.output[tile], part, output_scale / sum, token < tokens);
+      }
+    }
+  }
+}
+
+struct Eight {
+  float x[8];
+};
+
+__device__ inline Eight load_eight(float const* p) {
+  float4 const a = reinterpret_cast<float4 const*>(p)[0], b = reinterpret_cast<float4 const*>(p)[1];
+  return {{a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w}};
+}
+
+__device__ inline Eight load_eight(half const* p) {
+  uint4 const bits = *reinterpret_cast<uint4 const*>(p);
+  half2 const* pairs = reinterpret_cast<half2 const*>(&bits);
+  Eight y;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    float2 const pair = __half22float2(pairs[i]);
+    y.x[2 * i] = pair.x;
+    y.x[2 * i + 1] = pair.y;
+  }
+  return y;
+}
+
+__device__ inline Eight load_eight(int8_t const* p) {
+  uint2 const bits = *reinterpret_cast<uint2 const*>(p);
+  int8_t const* bytes = reinterpret_cast<int8_t const*>(&bits);
+  Eight y;
+#pragma unroll
+  for (int i = 0; i < 8; ++i) y.x[i] = static_cast<float>(bytes[i]);
+  return y;
+}
+
+__device__ inline void store_eight(half* p, Eight const& y) {
+  uint4 bits;
+  half2* pairs = reinterpret_cast<half2*>(&bits);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) pairs[i] = __floats2half2_rn(y.x[2 * i], y.x[2 * i + 1]);
+  *reinterpret_cast<uint4*>(p) = bits;
+}
+
+__device__ inline void store_eight(int8_t* p, Eight const& y) {
+  *reinterpret_cast<uint2*>(p) = make_uint2(pack_int8(y.x[0], y.x[1], y.x[2], y.x[3]), pack_int8(y.x[4], y.x[5], y.x[6], y.x[7]));
+}
+
+__device__ inline float sum_over_warp(float x) {
+#pragma unroll
+  for (int distance = 16; distance > 0; distance /= 2) x += __shfl_xor_sync(~0u, x, distance);
+  return x;
+}
+
+// One row in each warp. branch (may be null), residual, sum (null without a branch): [rows, width]; out: (sum normalised · gamma + beta) / scale.
+template <int kVectors, typename In, typename Out>
+__global__ void __launch_bounds__(256) norm_kernel(In const* branch, half const* residual, half* sum, Out* out, float const* gamma,
+                                                   float const* beta, int rows, int width, float branch_scale, float output_scale,
+                                                   float epsilon) {
+  int64_t const row = static_cast<int64_t>(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32;
+  if (row >= rows) return;
+  int const lane = threadIdx.x % 32;
+  Eight x[kVectors];
+  float total = 0.0f;
+#pragma unroll
+  for (int i = 0; i < kVectors; ++i) {
+    int const column = (i * 32 + lane) * 8;
+    if (column < width) {
+      x[i] = load_eight(residual + row * width + column);
+      if (branch != nullptr) {
+        Eight const y = load_eight(branch + row * width + column);
+#pragma unroll
+        for (int j = 0; j < 8; ++j) x[i].x[j] = fmaf(y.x[j], branch_scale, x[i].x[j]);
+        store_eight(sum + row * width + column, x[i]);
+      }
+#pragma unroll
+      for (int j = 0; j < 8; ++j) total += x[i].x[j];
+    }
+  }
+  float const mean = sum_over_warp(total) / width;
+  float squares = 0.0f;
+#pragma unroll
+  for (int i = 0; i < kVectors; ++i) {
+    if ((i * 32 + lane) * 8 < width) {
+#pragma unroll
+      for (int j = 0; j < 8; ++j) squares += (x[i].x[j] - mean) * (x[i].x[j] - mean);
+    }
+  }
+  float const factor = rsqrtf(sum_over_warp(squares) / width + epsilon) * output_scale;
+#pragma unroll
+  for (int i = 0; i < kVectors; ++i) {
+    int const column = (i * 32 + lane) * 8;
+    if (column < width) {
+      Eight const g = load_eight(gamma + column), b = load_eight(beta + column);
+      Eight y;
+#pragma unroll
+      for (int j = 0; j < 8; ++j) y.x[j] = fmaf((x[i].x[j] - mean) * factor, g.x[j], b.x[j] * output_scale);
+      store_eight(out + row * width + column, y);
+    }
+  }
+}
+
+template <typename In, typename Out>
+cudaError_t norm(Norm const& p, cudaStream_t stream) {
+  int const vectors = (p.width + 255) / 256, blocks = (p.rows + 7) / 8;
+  auto const launch = [&](auto kernel) {
+    kernel<<<blocks, 256, 0, stream>>>(static_cast<In const*>(p.branch), static_cast<half const*>(p.residual), static_cast<half*>(p.sum),
+                                       static_cast<Out*>(p.out), p.gamma, p.beta, p.rows, p.width, p.branch_scale, p.output_scale, p.epsilon);
+    return cudaGetLastError();
+  };
+  switch (vectors) {
+    case 1: return launch(norm_kernel<1, In, Out>);
+    case 2: return launch(norm_kernel<2, In, Out>);
+    case 3: return launch(norm_kernel<3, In, Out>);
+    case 4: return launch(norm_kernel<4, In, Out>);
+    case 5: return launch(norm_kernel<5, In, Out>);
+    case 6: return launch(norm_kernel<6, In, Out>);
+    case 7: return launch(norm_kernel<7, In, Out>);
+    case 8: return launch(norm_kernel<8, In, Out>);
+    default: return cudaErrorInvalidValue;
+  }
+}
+
+template <typename Out>
+cudaError_t attention(Attention const& p, cudaStream_t stream) {
+  int const padded = (p.tokens + 15) / 16 * 16, parts = (p.tokens + kRows - 1) / kRows;
+  int const each = (parts + kMaxWarps - 1) / kMaxWarps, warps = (parts + each - 1) / each;  // no warp has more to do than another needs
+  size_t const bytes = static_cast<size_t>(padded) * (kKeyStride + kValueStride * sizeof(half));
+  auto const kernel = warps > 8 ? attention_kernel<Out, kMaxWarps, 1> : warps > 7 ? attention_kernel<Out, 8, 1> : attention_kernel<Out, 7, 2>;
+  cudaError_t const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+  if (error != cudaSuccess) return error;
+  kernel<<<dim3(p.heads, p.images), warps * 32, bytes, stream>>>(static_cast<int8_t const*>(p.qkv), static_cast<Out*>(p.out), p.tokens,
+                                                                 p.heads, p.score_scale * 1.44269504088896f, p.output_scale);
+  return cudaGetLastError();
+}
+
+}  // namespace
+
+cudaError_t run(Attention const& p, cudaStream_t stream) {
+  return p.int8_out ? attention<int8_t>(p, stream) : attention<half>(p, stream);
+}
+
+cudaError_t run(Norm const& p, cudaStream_t stream) {
+  switch (p.branch_type) {
+    case Type::kFloat: return p.int8_out ? norm<float, int8_t>(p, stream) : norm<float, half>(p, stream);
+    case Type::kHalf: return p.int8_out ? norm<half, int8_t>(p, stream) : norm<half, half>(p, stream);
+    case Type::kInt8: return p.int8_out ? norm<int8_t, int8_t>(p, stream) : norm<int8_t, half>(p, stream);
+  }
+  return cudaErrorInvalidValue;
+}
+
+}  // namespace vit
+
+// For tests without TensorRT: the same kernels behind plain pointers; a stream of 0.
+extern "C" int vit_attention(void const* qkv, void* out, int images, int tokens, int heads, int int8_out, float score_scale, float output_scale) {
+  vit::Attention const p{qkv, out, images, tokens, heads, int8_out != 0, score_scale, output_scale};
+  return static_cast<int>(vit::run(p, nullptr));
+}
+
+extern "C" int vit_norm(void const* branch, int branch_type, void const* residual, void* sum, void* out, int int8_out, float const* gamma,
+                        float const* beta, int rows, int width, float branch_scale, float output_scale, float epsilon) {
+  vit::Norm const p{branch, static_cast<vit::Type>(branch_type), residual, sum, out, int8_out != 0, gamma, beta, rows, width, branch_scale,
+                    output_scale, epsilon};
+  return static_cast<int>(vit::run(p, nullptr));
+}

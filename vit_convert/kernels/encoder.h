@@ -1,0 +1,37 @@
+// Launchers of the kernels in encoder.cu.
+#pragma once
+
+#include <cuda_runtime.h>
+
+namespace vit {
+
+enum class Type { kFloat = 0, kHalf = 1, kInt8 = 2 };
+
+struct Attention {
+  void const* qkv;     // [images · tokens, heads, 3, 64] int8
+  void* out;           // [images · tokens, heads, 64] half, or int8
+  int images, tokens, heads;
+  bool int8_out;
+  float score_scale;   // from the integer product of query and key to the exponent
+  float output_scale;  // of the values, over the output's where that is int8
+};
+
+struct Norm {
+  void const* branch;   // [rows, width], null where there is nothing to add
+  Type branch_type;
+  void const* residual;  // [rows, width] half
+  void* sum;             // [rows, width] half
+  void* out;             // [rows, width] half, or int8
+  bool int8_out;
+  float const* gamma;
+  float const* beta;     // [width] on the device
+  int rows, width;       // width: a multiple of 8, at most 2048
+  float branch_scale;    // of an int8 branch, else 1
+  float output_scale;    // 1 over the output's scale where that is int8, else 1
+  float epsilon;
+};
+
+cudaError_t run(Attention const& p, cudaStream_t stream);
+cudaError_t run(Norm const& p, cudaStream_t stream);
+
+}  // namespace vit

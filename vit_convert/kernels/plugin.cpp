@@ -1,0 +1,185 @@
+// VitAttention, VitAddNorm and VitNorm as plugins of TensorRT 8.6, see encoder.cu.
+//
+// INT8 values carry either the scale in the node's attributes (`in_scale`, `out_scale`) or, where that is 0, the range of their tensor.
+#include <NvInfer.h>
+#include <dlfcn.h>
+
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "encoder.h"
+
+namespace {
+
+using namespace nvinfer1;
+
+struct Settings {
+  int heads = 0, tokens = 0, quantized = 1, branch = 0;  // branch: 0 any type, 1 float, 2 half, 3 int8
+  float in_scale = 0, out_scale = 0, epsilon = 1e-6f;
+};
+
+bool is_half(PluginTensorDesc const& d) { return d.type == DataType::kHALF && d.format == TensorFormat::kLINEAR; }
+bool is_float(PluginTensorDesc const& d) { return d.type == DataType::kFLOAT && d.format == TensorFormat::kLINEAR; }
+bool is_int8(PluginTensorDesc const& d) { return d.type == DataType::kINT8 && d.format == TensorFormat::kCHW32; }  // of 1 x 1 pixels: rows
+float scale_of(float attribute, PluginTensorDesc const& d) { return attribute > 0 ? attribute : d.scale; }
+
+template <typename Derived>
+class Plugin : public IPluginV2DynamicExt {
+ public:
+  char const* getPluginType() const noexcept override { return Derived::kName; }
+  char const* getPluginVersion() const noexcept override { return "1"; }
+  int32_t initialize() noexcept override { return 0; }
+  void terminate() noexcept override {}
+  void destroy() noexcept override { delete static_cast<Derived*>(this); }
+  void setPluginNamespace(char const* space) noexcept override { space_ = space; }
+  char const* getPluginNamespace() const noexcept override { return space_.c_str(); }
+  void configurePlugin(DynamicPluginTensorDesc const*, int32_t, DynamicPluginTensorDesc const*, int32_t) noexcept override {}
+  size_t getWorkspaceSize(PluginTensorDesc const*, int32_t, PluginTensorDesc const*, int32_t) const noexcept override { return 0; }
+  IPluginV2DynamicExt* clone() const noexcept override {
+    return new Derived(*static_cast<Derived const*>(this));
+  }
+
+ protected:
+  std::string space_;
+};
+
+class AttentionPlugin final : public Plugin<AttentionPlugin> {
+ public:
+  static constexpr char const* kName = "VitAttention";
+  explicit AttentionPlugin(Settings const& settings) : s_(settings) {}
+  AttentionPlugin(void const* data, size_t) { std::memcpy(&s_, data, sizeof s_); }
+  int32_t getNbOutputs() const noexcept override { return 1; }
+  size_t getSerializationSize() const noexcept override { return sizeof s_; }
+  void serialize(void* to) const noexcept override { std::memcpy(to, &s_, sizeof s_); }
+  DimsExprs getOutputDimensions(int32_t, DimsExprs const* in, int32_t, IExprBuilder& builder) noexcept override {
+    DimsExprs out(in[0]);
+    out.d[1] = builder.operation(DimensionOperation::kFLOOR_DIV, *in[0].d[1], *builder.constant(3));
+    return out;
+  }
+  DataType getOutputDataType(int32_t, DataType const* in, int32_t) const noexcept override {
+    return s_.quantized && s_.out_scale > 0 ? DataType::kINT8 : in[0] == DataType::kINT8 ? DataType::kHALF : in[0];
+  }
+  bool supportsFormatCombination(int32_t i, PluginTensorDesc const* all, int32_t, int32_t) noexcept override {
+    return i == 0 || s_.quantized ? is_int8(all[i]) : is_half(all[i]);
+  }
+  int32_t enqueue(PluginTensorDesc const* in, PluginTensorDesc const* out, void const* const* inputs, void* const* outputs, void*,
+                  cudaStream_t stream) noexcept override {
+    float const scale = scale_of(s_.in_scale, in[0]);
+    float const result = s_.quantized ? scale / scale_of(s_.out_scale, out[0]) : scale;
+    return vit::run(vit::Attention{inputs[0], outputs[0], in[0].dims.d[0] / s_.tokens, s_.tokens, s_.heads, s_.quantized != 0,
+                                   scale * scale * 0.125f, result},
+                    stream);
+  }
+
+ private:
+  Settings s_;
+};
+
+// (branch, residual, gamma, beta) -> (sum, normalised), or (residual, gamma, beta) -> (normalised)
+template <bool kAdds>
+class NormPlugin final : public Plugin<NormPlugin<kAdds>> {
+ public:
+  static constexpr char const* kName = kAdds ? "VitAddNorm" : "VitNorm";
+  explicit NormPlugin(Settings const& settings) : s_(settings) {}
+  NormPlugin(void const* data, size_t) { std::memcpy(&s_, data, sizeof s_); }
+  int32_t getNbOutputs() const noexcept override { return kAdds ? 2 : 1; }
+  size_t getSerializationSize() const noexcept override { return sizeof s_; }
+  void serialize(void* to) const noexcept override { std::memcpy(to, &s_, sizeof s_); }
+  DimsExprs getOutputDimensions(int32_t, DimsExprs const* in, int32_t, IExprBuilder&) noexcept override { return in[0]; }
+  DataType getOutputDataType(int32_t i, DataType const* in, int32_t) const noexcept override {
+    return i == kAdds && s_.quantized && s_.out_scale > 0 ? DataType::kINT8 : in[kAdds];
+  }
+  bool supportsFormatCombination(int32_t i, PluginTensorDesc const* all, int32_t inputs, int32_t outputs) noexcept override {
+    if (i == inputs - 2 || i == inputs - 1) return is_float(all[i]);
+    if (i == inputs + outputs - 1) return s_.quantized ? is_int8(all[i]) : is_half(all[i]);
+    if (!kAdds || i != 0) return is_half(all[i]);
+    bool const any = s_.branch == 0;
+    return ((any || s_.branch == 1) && is_float(all[i])) || ((any || s_.branch == 2) && is_half(all[i])) ||
+           ((any || s_.branch == 3) && is_int8(all[i]));
+  }
+  int32_t enqueue(PluginTensorDesc const* in, PluginTensorDesc const* out, void const* const* inputs, void* const* outputs, void*,
+                  cudaStream_t stream) noexcept override {
+    vit::Type const type = !kAdds || in[0].type == DataType::kFLOAT ? vit::Type::kFloat
+                           : in[0].type == DataType::kHALF          ? vit::Type::kHalf
+                                                                    : vit::Type::kInt8;
+    vit::Norm p{};
+    p.branch = kAdds ? inputs[0] : nullptr;
+    p.branch_type = type;
+    p.residual = inputs[kAdds];
+    p.sum = kAdds ? outputs[0] : nullptr;
+    p.out = outputs[kAdds];
+    p.int8_out = s_.quantized != 0;
+    p.gamma = static_cast<float const*>(inputs[kAdds + 1]);
+    p.beta = static_cast<float const*>(inputs[kAdds + 2]);
+    p.rows = in[0].dims.d[0];
+    p.width = in[0].dims.d[1];
+    p.branch_scale = type == vit::Type::kInt8 ? scale_of(s_.in_scale, in[0]) : 1.0f;
+    p.output_scale = s_.quantized ? 1.0f / scale_of(s_.out_scale, out[kAdds]) : 1.0f;
+    p.epsilon = s_.epsilon;
+    return vit::run(p, stream);
+  }
+
+ private:
+  Settings s_;
+};
+
+template <typename Made>
+class Creator final : public IPluginCreator {
+ public:
+  Creator() {
+    for (char const* name : {"heads", "tokens", "quantized", "branch"}) fields_.emplace_back(name, nullptr, PluginFieldType::kINT32, 1);
+    for (char const* name : {"in_scale", "out_scale", "epsilon"}) {
+      fields_.emplace_back(name, nullptr, PluginFieldType::kFLOAT32, 1);
+    }
+    collection_.nbFields = static_cast<int32_t>(fields_.size());
+    collection_.fields = fields_.data();
+  }
+  char const* getPluginName() const noexcept override { return Made::kName; }
+  char const* getPluginVersion() const noexcept override { return "1"; }
+  PluginFieldCollection const* getFieldNames() noexcept override { return &collection_; }
+  void setPluginNamespace(char const* space) noexcept override { space_ = space; }
+  char const* getPluginNamespace() const noexcept override { return space_.c_str(); }
+  IPluginV2* createPlugin(char const*, PluginFieldCollection const* given) noexcept override {
+    Settings s;
+    for (int i = 0; i < given->nbFields; ++i) {
+      PluginField const& field = given->fields[i];
+      auto const is = [&](char const* name) { return std::strcmp(field.name, name) == 0; };
+      auto const* whole = static_cast<int32_t const*>(field.data);
+      auto const* real = static_cast<float const*>(field.data);
+      if (is("heads")) s.heads = *whole;
+      if (is("tokens")) s.tokens = *whole;
+      if (is("quantized")) s.quantized = *whole;
+      if (is("branch")) s.branch = *whole;
+      if (is("in_scale")) s.in_scale = *real;
+      if (is("out_scale")) s.out_scale = *real;
+      if (is("epsilon")) s.epsilon = *real;
+    }
+    return new Made(s);
+  }
+  IPluginV2* deserializePlugin(char const*, void const* data, size_t bytes) noexcept override { return new Made(data, bytes); }
+
+ private:
+  std::string space_;
+  std::vector<PluginField> fields_;
+  PluginFieldCollection collection_{};
+};
+
+Creator<AttentionPlugin> attention_creator;
+Creator<NormPlugin<true>> add_norm_creator;
+Creator<NormPlugin<false>> norm_creator;
+
+}  // namespace
+
+// Registers both with the TensorRT that this process has loaded; 0 where that worked.
+extern "C" int vit_register() {
+  void* library = dlopen("libnvinfer.so.8", RTLD_NOW | RTLD_NOLOAD);
+  if (library == nullptr) return 1;
+  auto const registry = reinterpret_cast<IPluginRegistry* (*)()>(dlsym(library, "getPluginRegistry"));
+  if (registry == nullptr) return 2;
+  for (IPluginCreator* creator : {static_cast<IPluginCreator*>(&attention_creator), static_cast<IPluginCreator*>(&add_norm_creator),
+                                  static_cast<IPluginCreator*>(&norm_creator)}) {
+    if (!registry()->registerCreator(*creator, "")) return 3;
+  }
+  return 0;
+}
