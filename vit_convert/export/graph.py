@@ -83,6 +83,8 @@ def onnx_from_apply(
     present = {value.name for node in model.graph for value in node.outputs} | {value.name for value in model.graph.outputs}
     taps = [tap for tap in taps if tap in present]  # a substitution may have swallowed a value that a user's module calls a tap
     naming.name_nodes(model, taps)
+    finished += [RuleCount(change.__name__, change(model)) for change in target.last]
+    clean(model)
     model.producer_name, model.doc_string, model.metadata_props["vit_convert.target"] = "vit_convert", "", target.name
     model.graph.name = "vit"
     counts += [RuleCount("prune_tokens", num_pruned), *finished]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import onnx_ir as ir
 
 from vit_convert.errors import UsageError, nearest
+from vit_convert.export.fused import encoder_to_kernels
 from vit_convert.export.patch import patch_to_matmul
 from vit_convert.export.plugin import attention_to_plugin
 from vit_convert.export.rules import attention, dense, einsum, gelu, layernorm, reduce, reshape, select, softmax
@@ -47,6 +48,7 @@ class Target:
         rules: substitutions in the order in which they are applied.
         max_nodes_per_block: what the rules have to reach for a ViT's encoder block.
         finish: changes to the whole, pruned graph, in order and in place; each returns how many places it changed.
+        last: the same for the graph whose nodes and values have their names.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Target:
     rules: tuple[type[Rule], ...]
     max_nodes_per_block: int
     finish: tuple[Callable[[ir.Model], int], ...] = ()
+    last: tuple[Callable[[ir.Model], int], ...] = ()
 
 
 _MODERN: tuple[type[Rule], ...] = (*_SHARED, gelu.TanhGelu, gelu.ErfGelu)
@@ -72,11 +75,14 @@ TARGETS = {
     "rtx": Target("rtx", _MODERN_OPSET, _MODERN, 30),
 }
 
+_TRT8_PLUGIN = dataclasses.replace(TARGETS["trt8"], finish=(*TARGETS["trt8"].finish, attention_to_plugin))
+
 
 # Other ways to write the same model, by target: which one is fastest depends on the GPU, the batch and the profile, so they are timed.
 SPELLINGS: dict[str, dict[str, Target]] = {
     "trt8": {
-        "plugin": dataclasses.replace(TARGETS["trt8"], finish=(*TARGETS["trt8"].finish, attention_to_plugin)),
+        "plugin": _TRT8_PLUGIN,
+        "fused": dataclasses.replace(_TRT8_PLUGIN, last=(encoder_to_kernels,)),
         "matmul": _TRT8_MATMUL,
         "primitives": dataclasses.replace(
             _TRT8_MATMUL, rules=(*_TRT8_MATMUL.rules, layernorm.LayerNormToPrimitives), max_nodes_per_block=50

@@ -33,6 +33,14 @@ def largest(
     Returns:
         For each tensor, float32 [channels] or []. NaN is passed over, as onnxruntime's maximum does.
     """
+    found = extremes(onnx_path, tensors, batches, per_channel=per_channel)
+    return {name: np.maximum(high, -low) for name, (low, high) in found.items()}
+
+
+def extremes(
+    onnx_path: str | os.PathLike[str], tensors: Sequence[str], batches: Iterable[np.ndarray], *, per_channel: bool = False
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Measures the smallest and the largest x; see `largest`."""
     proto = onnx.load(onnx_path, load_external_data=False)
     shapes = {v.name: v.shape for node in ir.load(onnx_path).graph for v in node.outputs if v.shape is not None} if per_channel else {}
     as_input = next(entry.version for entry in proto.opset_import if not entry.domain) >= _AXES_AS_INPUT
@@ -51,10 +59,10 @@ def largest(
     proto.graph.output.extend(outputs)
     session = open_proto(proto, pathlib.Path(onnx_path).parent)
     feed = session.get_inputs()[0].name
-    found: dict[str, np.ndarray] = {}
+    found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for batch in batches:
         values = iter(session.run(None, {feed: batch}))
         for name, high, low in zip(tensors, values, values):
-            here = np.maximum(high, -low)
-            found[name] = np.maximum(found[name], here) if name in found else here
+            before = found.get(name, (low, high))
+            found[name] = np.minimum(before[0], low), np.maximum(before[1], high)
     return found

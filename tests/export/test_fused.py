@@ -1,0 +1,88 @@
+"""The spelling with our own kernels: what onnxruntime computes by its model-local functions agrees with JAX, and what gets ranges."""
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from export_graphs import architecture, random_images, random_params
+
+from vit_convert.compare import compare
+from vit_convert.errors import ExportError
+from vit_convert.export.exporter import export_model
+from vit_convert.export.fused import ADD_NORM, ATTENTION, DOMAIN, NORM, quantized_tensors
+from vit_convert.export.targets import spelling_named
+from vit_convert.models.model import vit_model
+from vit_convert.onnx_file import open_session, run_session, save_onnx
+from vit_convert.quantize.equalize import attention_inputs, equalize
+from vit_convert.quantize.ranges import extremes
+
+HEADS = 2
+
+
+def written(path, *, width=64 * HEADS, heads=HEADS, **changes):
+    arch = architecture(width=width, num_heads=heads, **changes)
+    model = vit_model(arch, random_params(arch))
+    export_model(model, path, image_size=arch.image_size, target=spelling_named("trt8", "fused"))
+    return arch, model
+
+
+@pytest.mark.parametrize("pool", ["tok", "gap"])
+def test_agrees_with_jax(tmp_path, pool):
+    arch, model = written(tmp_path / "model.onnx", pool=pool)
+    images = random_images(arch)
+    expected, session = model.run(images)[model.output], open_session(tmp_path / "model.onnx")
+    for batch in (1, 3):
+        got = run_session(session, images[:batch], [model.output])[model.output]
+        assert compare(expected[:batch], got).max_rel < 1e-4  # as for every graph in fp32
+
+
+def test_nodes_are_what_the_library_registers(tmp_path):
+    arch, _ = written(tmp_path / "model.onnx", pool="tok")
+    proto = onnx.load(tmp_path / "model.onnx", load_external_data=False)
+    assert {function.name for function in proto.functions} == {ATTENTION, ADD_NORM, NORM}
+    nodes = [node for node in proto.graph.node if node.domain == DOMAIN]
+    shapes = {(node.op_type, len(node.input), len(node.output)) for node in nodes}
+    assert shapes == {(ATTENTION, 1, 1), (ADD_NORM, 4, 2), (NORM, 3, 1)}  # plugin.cpp counts its inputs by them
+    first = next(node for node in nodes if node.op_type == ATTENTION)
+    given = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in first.attribute}
+    tokens = arch.grid[0] * arch.grid[1] + 1
+    assert given == {"heads": HEADS, "tokens": tokens, "quantized": 1, "plugin_version": b"1", "plugin_namespace": b""}
+    # Keys and values of the last block's tokens come from products, which read no int8.
+    norms = [node for node in nodes if node.op_type == ADD_NORM]
+    quantized = [next(a.i for a in node.attribute if a.name == "quantized") for node in norms]
+    assert quantized == [1] * (len(norms) - 1) + [0]
+
+
+def test_ranges_leave_the_residual_stream_out(tmp_path):
+    written(tmp_path / "model.onnx", pool="tok")
+    graph = ir.load(tmp_path / "model.onnx")
+    adds = [node for node in graph.graph if node.op_type == ADD_NORM]
+    sums, branches = {node.outputs[0].name for node in adds}, {node.inputs[0].name for node in adds}
+    read, other = quantized_tensors(graph)
+    convolutions = [node for node in graph.graph if node.op_type == "Conv"]
+    assert {node.inputs[0].name for node in convolutions} == set(read)
+    assert not sums & {*read, *other} and not branches & {*read, *other}
+    with_branches = quantized_tensors(graph, branches=True)
+    assert {*with_branches[0], *with_branches[1]} == {*read, *other, *branches}
+    assert {node.inputs[0].name for node in graph.graph if node.op_type == ATTENTION} <= set(other)
+
+
+def test_widths_without_a_kernel_are_refused(tmp_path):
+    with pytest.raises(ExportError, match=r"a width of 2112; the kernels are for multiples of 32 up to 2048"):
+        written(tmp_path / "model.onnx", width=64 * 33, heads=33, depth=2, mlp_dim=64)
+
+
+def test_equalized_channels_reach_equally_far_and_change_nothing(tmp_path):
+    arch, model = written(tmp_path / "model.onnx", pool="tok")
+    images, path, graph = random_images(arch), tmp_path / "equalized.onnx", ir.load(tmp_path / "model.onnx")
+    names = attention_inputs(graph)
+    before = extremes(tmp_path / "model.onnx", names, [images], per_channel=True)
+    assert equalize(graph, before) == len(names) == arch.depth - 1
+    save_onnx(graph, path)
+    expected = run_session(open_session(tmp_path / "model.onnx"), images, [model.output])[model.output]
+    got = run_session(open_session(path), images, [model.output])[model.output]
+    assert compare(expected, got).max_rel < 1e-5  # rounding of fp32 alone
+    for low, high in extremes(path, names, [images], per_channel=True).values():
+        query, key, value = np.moveaxis(np.maximum(high, -low).reshape(HEADS, 3, 64), 1, 0)
+        np.testing.assert_allclose(query, key, rtol=1e-3)
+        np.testing.assert_allclose(value, query.max(), rtol=1e-3)
