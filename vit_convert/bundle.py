@@ -76,6 +76,10 @@ class Bundle:
         """The fp32 graph in another form, for `tune` to choose from; weights in `<that>.data`."""
         return self.spellings / f"{name}.onnx"
 
+    def ranges(self, spelling: str) -> pathlib.Path:
+        """What int8 engines of a spelling without Q/DQ get as ranges of its tensors: a calibration of that graph."""
+        return self.spellings / f"{spelling}.ranges.json"
+
     def reference_at(self, image_size: tuple[int, int]) -> pathlib.Path:
         """What JAX gave at one more (height, width) that a dynamic graph takes; `reference` is of the size that it is tuned for."""
         return self.root / f"reference.{image_size[0]}x{image_size[1]}.npz"

@@ -30,6 +30,7 @@ _CHOICES = {
     "input": INPUTS,
     "outputs": OUTPUTS,
     "plan.type": QUANTIZED,
+    "engine.int8_spelling": ("", "fused"),
 }
 
 
@@ -72,6 +73,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.calibration.num_images = 512
     config.calibration.batch_size = 8
     config.calibration.attention = False  # quantize the attention products too
+    config.calibration.branches = False  # with engine.int8_spelling: int8 for what blocks add to the residual stream, too
     config.calibration.smooth = 0.0  # SmoothQuant's strength, 0.5 for outlier channels after LayerNorms; 0: off
 
     config.sensitivity = False  # measure what each layer loses in plan.type, also without precision=auto
@@ -103,6 +105,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.engine.opt_level = 3
     config.engine.tf32 = False
     config.engine.spelling = "auto"  # that trt8's fp16 engines are built from: auto takes "plugin" where it fits; empty: model.onnx
+    config.engine.int8_spelling = ""  # that trt8's int8 engines are built from: "fused" needs our kernels; empty: the Q/DQ graph
     config.engine.hardware_compatible = False  # an engine for Ampere and every later GPU, at some cost in speed
     config.engine.version_compatible = False  # an engine that later versions of the same TensorRT major load
     config.engine.calibrator = False  # INT8 by TensorRT's own calibrator (TensorRT 10 and earlier) instead of Q/DQ
@@ -191,6 +194,11 @@ def check_values(config: ml_collections.ConfigDict) -> None:
         raise UsageError(
             f"config.engine.calibrator with calibration.method={config.calibration.method}: TensorRT calibrates by entropy or minmax",
             fix="Use entropy (our guarded thresholds), entropy_plain or minmax (its own), or leave engine.calibrator off.",
+        )
+    if config.engine.int8_spelling and (config.engine.calibrator or config.calibration.smooth or is_planned(config)):
+        raise UsageError(
+            f"config.engine.int8_spelling={config.engine.int8_spelling!r}: its ranges come from one calibration of the whole encoder",
+            fix="Leave engine.calibrator, calibration.smooth and precision=auto out, or engine.int8_spelling empty.",
         )
     batch = config.batch
     if not 1 <= batch.min <= batch.opt <= batch.max:
@@ -284,7 +292,13 @@ def spelling(config: ml_collections.ConfigDict, advised: str) -> str:
 
 def spellings(config: ml_collections.ConfigDict, advised: str) -> list[str]:
     """The spellings that are written beside model.onnx: those asked for, and the one that engines are built from; `advised` as above."""
-    return list(dict.fromkeys(name for name in (*config.spellings, spelling(config, advised)) if name))
+    names = (*config.spellings, spelling(config, advised), int8_spelling(config))
+    return list(dict.fromkeys(name for name in names if name))
+
+
+def int8_spelling(config: ml_collections.ConfigDict) -> str:
+    """The spelling that int8 engines are built from, "" for the Q/DQ graph."""
+    return config.engine.int8_spelling if "int8" in precisions(config) else ""
 
 
 def is_planned(config: ml_collections.ConfigDict) -> bool:

@@ -9,13 +9,21 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from vit_convert import kernels
 from vit_convert.bundle import atomic, write_json
 from vit_convert.engine import inspect
 from vit_convert.engine.build_request import BuildRequest, request_record
 from vit_convert.engine.builder_config import configure
 from vit_convert.engine.listen import make_monitor
 from vit_convert.engine.network import count_attentions, inputs, parse_graph
-from vit_convert.engine.precision import builds_strongly_typed, count_types, require_precision, require_types, set_weak_precision
+from vit_convert.engine.precision import (
+    builds_strongly_typed,
+    count_types,
+    require_precision,
+    require_types,
+    set_ranges,
+    set_weak_precision,
+)
 from vit_convert.engine.profiles import Profile, Shape
 from vit_convert.engine.sidecar import write_sidecar
 from vit_convert.engine.timings import find_timings, load_timings, save_timings
@@ -69,8 +77,13 @@ def build_engine(backend: Backend, request: BuildRequest, plan_path: str | os.Pa
             cannot be written.
     """
     plan_path, onnx_path = pathlib.Path(plan_path), pathlib.Path(request.onnx_path)
-    has_calibrator = request.calibrator is not None
+    has_calibrator = request.calibrator is not None or bool(request.ranges)  # either way int8 is no matter of the graph
     require_precision(backend, request.precision, has_calibrator=has_calibrator)
+    if request.ranges and not kernels.register():
+        raise BuildError(
+            f"{onnx_path.name}: needs the library of our kernels, and there is no {kernels.library()}",
+            fix=f"Build it (python -m vit_convert.kernels --help), or set {kernels.ENVIRONMENT} to it.",
+        )
     if not 0 <= request.opt_level <= _MAX_OPT_LEVEL:  # TensorRT takes any number without a word
         raise BuildError(f"opt_level {request.opt_level}: the builder knows 0 to {_MAX_OPT_LEVEL}", fix="Use one of those.")
     _require_writable(plan_path, fix="Choose a writable --workdir.")
@@ -101,6 +114,7 @@ def build_engine(backend: Backend, request: BuildRequest, plan_path: str | os.Pa
                 request.keep_fp32,
                 has_calibrator=has_calibrator,
             )
+        set_ranges(network, request.ranges, graph=onnx_path.name)
         timing_cache = None if timing_path is None else load_timings(builder_config, timing_path, progress)
         serialized = _build(backend, builder, network, builder_config, request, progress)
         seconds, attentions = time.perf_counter() - started, count_attentions(backend, network)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import vit_convert
+from vit_convert.bundle import hash_value
 from vit_convert.engine.network import require_graph
 from vit_convert.engine.profiles import Profile
 from vit_convert.engine.sidecar import graph_hashes
@@ -29,6 +30,7 @@ class BuildRequest:
         hardware_compatible: make an engine for Ampere and every later GPU, at some cost in speed.
         version_compatible: make an engine that later versions of the same major load.
         calibrator: what `make_calibrator` returned, for int8 from a graph without Q/DQ nodes.
+        ranges: for int8 from a graph without Q/DQ nodes, the |x| that the largest int8 value of each tensor stands for.
         preprocessing: the preprocessing record that travels with the engine.
     """
 
@@ -43,6 +45,7 @@ class BuildRequest:
     hardware_compatible: bool = False
     version_compatible: bool = False
     calibrator: Any = None
+    ranges: Mapping[str, float] = dataclasses.field(default_factory=dict)
     preprocessing: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -80,6 +83,7 @@ def request_record(request: BuildRequest) -> dict[str, Any]:
             "keep_fp32": list(request.keep_fp32),
             "hardware_compatible": request.hardware_compatible,
             "version_compatible": request.version_compatible,
+            **({"ranges": hash_value(dict(request.ranges))} if request.ranges else {}),
             "calibrator": dataclasses.asdict(request.calibrator.key) if request.calibrator is not None else None,
         },
     }

@@ -10,6 +10,8 @@ from vit_convert.engine.listen import without_noise
 from vit_convert.engine.trt import Backend
 from vit_convert.errors import BuildError, UnbuildableError
 
+_NORM = "/LayerNormalization"  # what nodes of the plugins that compute one are called after
+
 
 def parse_graph(backend: Backend, builder: Any, onnx_path: pathlib.Path, *, strongly_typed: bool) -> tuple[Any, Any]:
     """Parses a graph from its file; external weights are read from beside it.
@@ -57,7 +59,7 @@ def layers(network: Any) -> Iterator[Any]:
 
 
 def count_attentions(backend: Backend, network: Any) -> int:
-    """How many attentions a network computes: one for each softmax, Attention node, or plugin, of which our graphs hold no other.
+    """How many attentions a network computes: one for each softmax, Attention node, or plugin but LayerNorm's.
 
     Args:
         backend: the TensorRT that parsed it.
@@ -65,7 +67,7 @@ def count_attentions(backend: Backend, network: Any) -> int:
     """
     trt = backend.module
     kinds = (trt.LayerType.SOFTMAX, trt.LayerType.PLUGIN_V2, backend.find("LayerType.ATTENTION_INPUT"))
-    return sum(layer.type in kinds for layer in layers(network))
+    return sum(layer.type in kinds and _NORM not in layer.name for layer in layers(network))
 
 
 def _parse_error(backend: Backend, parser: Any, onnx_path: pathlib.Path) -> BuildError:

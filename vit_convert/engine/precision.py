@@ -1,7 +1,7 @@
 """What one precision means to one backend, and whether the graph at hand can honour it."""
 
 import collections
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from vit_convert.engine.network import layers
@@ -176,6 +176,26 @@ def set_weak_precision(
             f"keep_fp32 {', '.join(sorted(unmatched))}: no layer has such a name",
             fix=HOW_TO_NAME,
         )
+
+
+def set_ranges(network: Any, ranges: Mapping[str, float], *, graph: str) -> None:
+    """Gives tensors of a weakly typed network the ranges by which TensorRT may hold them in int8.
+
+    Args:
+        network: the parsed network.
+        ranges: by tensor, the |x| that the largest int8 value stands for; none changes nothing.
+        graph: the graph's file name, for the message.
+
+    Raises:
+        BuildError: the network lacks one of the tensors.
+    """
+    missing = dict(ranges)
+    for layer in layers(network):
+        for tensor in _outputs(layer):
+            if (threshold := missing.pop(tensor.name, None)) is not None:
+                tensor.set_dynamic_range(-threshold, threshold)
+    if missing:
+        raise BuildError(f"{graph}: has no tensor {next(iter(missing))}, which there is a range for", fix="Calibrate this graph again.")
 
 
 def _prefer_int8(backend: Backend, network: Any) -> None:

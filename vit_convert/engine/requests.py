@@ -8,7 +8,7 @@ from typing import Any
 import ml_collections
 
 from vit_convert import config as configs
-from vit_convert.bundle import Bundle
+from vit_convert.bundle import Bundle, read_json
 from vit_convert.engine import inspect
 from vit_convert.engine.build import build_engine
 from vit_convert.engine.build_request import BuildRequest, request_record
@@ -38,8 +38,12 @@ def takes_spellings(precision: str, target: str) -> bool:
     return target == "trt8" and precision == "fp16"
 
 
-def graph_for(bundle: Bundle, precision: str, target: str, *, calibrator: bool = False, spelling: str = "") -> pathlib.Path:
+def graph_for(
+    bundle: Bundle, precision: str, target: str, *, calibrator: bool = False, spelling: str = "", int8_spelling: str = ""
+) -> pathlib.Path:
     """The graph to build a precision from: its own typed one, but the fp32 graph, in a spelling of it for fp16, where a flag lowers it."""
+    if precision == "int8" and int8_spelling:
+        return bundle.spelling(f"{int8_spelling}.int8")  # which calibration wrote
     if takes_spellings(precision, target):
         return bundle.spelling(spelling) if spelling else bundle.onnx()
     return bundle.onnx("fp32" if calibrator else precision)
@@ -58,8 +62,16 @@ def request_for(bundle: Bundle, config: ml_collections.ConfigDict, facts: Facts,
         The request.
     """
     options, calibrator = config.engine, _asks_for_calibrator(config, precision)
+    unquantized = configs.int8_spelling(config) if precision == "int8" and facts.target == "trt8" else ""
     return BuildRequest(
-        onnx_path=graph_for(bundle, precision, facts.target, calibrator=calibrator, spelling=configs.spelling(config, facts.spelling)),
+        onnx_path=graph_for(
+            bundle,
+            precision,
+            facts.target,
+            calibrator=calibrator,
+            spelling=configs.spelling(config, facts.spelling),
+            int8_spelling=unquantized,
+        ),
         precision=precision,
         profiles=batch_profiles(facts.image_size, config.layout, config.batch),
         workspace_gib=options.workspace_gib,
@@ -69,8 +81,18 @@ def request_for(bundle: Bundle, config: ml_collections.ConfigDict, facts: Facts,
         keep_fp32=tuple(config.keep_fp32),
         hardware_compatible=options.hardware_compatible,
         version_compatible=options.version_compatible,
+        ranges=_ranges(bundle, unquantized) if unquantized else {},
         preprocessing=dict(facts.preprocess),
     )
+
+
+def _ranges(bundle: Bundle, spelling: str) -> dict[str, float]:
+    path = bundle.ranges(spelling)
+    found = (read_json(path) or {}).get("thresholds", {})
+    if not found:
+        raise BuildError(f"{path}: no ranges for int8", fix=f"Convert again with --config.engine.int8_spelling={spelling}.")
+    # A tensor that is zero on all calibration images has no range of its own.
+    return {name: float(threshold) or 1.0 for name, threshold in found.items()}
 
 
 def _asks_for_calibrator(config: ml_collections.ConfigDict, precision: str) -> bool:
@@ -124,7 +146,8 @@ def build_bundle(
                 raise CalibrationError(wrong, fix="Run the conversion's calibrate stage first.")
             request = dataclasses.replace(request, calibrator=bundle_calibrator(backend, bundle, config, request, progress))
         plan = bundle.plan(backend.name, backend.version, backend.arch, precision)
-        if config.engine.spelling == configs.AUTO and pathlib.Path(request.onnx_path).parent == bundle.spellings:
+        advised = config.engine.spelling == configs.AUTO and not request.ranges  # those were asked for by name
+        if advised and pathlib.Path(request.onnx_path).parent == bundle.spellings:
             found = _build_advised(backend, bundle, request, plan, force=force, progress=progress)
         else:
             found = _build(backend, bundle, request, plan, force=force, progress=progress)

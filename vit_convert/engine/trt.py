@@ -5,6 +5,7 @@ import functools
 import importlib
 from typing import Any
 
+from vit_convert import kernels
 from vit_convert.engine import cuda
 from vit_convert.engine.listen import make_logger
 from vit_convert.errors import BuildError
@@ -29,6 +30,7 @@ OPTIONAL: dict[str, tuple[str, ...]] = {
     "IInt8EntropyCalibrator2": ("8.6", "10"),
     "IInt8MinMaxCalibrator": ("8.6", "10"),
     "ILayer.precision": ("8.6", "10"),
+    "ITensor.set_dynamic_range": ("8.6", "10"),
     "ILayer.set_output_type": ("8.6", "10"),
     "IProgressMonitor": ("10", "11", "rtx"),
     "LayerType.ATTENTION_INPUT": ("10", "11", "rtx"),
@@ -200,4 +202,5 @@ def _load(name: str) -> Backend:
     backend = Backend(name, module.__version__, module, gpu, make_logger(module))
     if not backend.strongly_typed:  # graphs and engines of TensorRT 8 may hold its attention plugin
         module.init_libnvinfer_plugins(backend.logger, "")
+        kernels.register()
     return backend

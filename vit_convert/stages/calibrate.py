@@ -1,5 +1,6 @@
 """The calibrate stage: the ranges of what could be quantized, and the fp32 graph that quantization starts from."""
 
+import dataclasses
 import pathlib
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,17 @@ from vit_convert.bundle import atomic
 from vit_convert.calibration_cache import ALGORITHMS, CacheKey, format_cache, hash_source, key_path, save_cache
 from vit_convert.errors import UsageError
 from vit_convert.pipeline import Context, Stage
-from vit_convert.stages.common import backend_named, builds_here, decode, graph_files, plain, prepare, source_identity, target_name
+from vit_convert.stages.common import (
+    backend_named,
+    builds_here,
+    decode,
+    graph_files,
+    plain,
+    prepare,
+    source_identity,
+    target_name,
+    with_weights,
+)
 
 if TYPE_CHECKING:
     from vit_convert.quantize.calibrate import Calibration
@@ -28,7 +39,8 @@ def _wanted(context: Context) -> bool:
 
 def _inputs(context: Context) -> Any:
     calibration = context.config.calibration
-    return [plain(calibration), source_identity(calibration.data, labelled=False), patterns(context), context.config.engine.calibrator]
+    source, engine = source_identity(calibration.data, labelled=False), context.config.engine
+    return [plain(calibration), source, patterns(context), engine.calibrator, _unquantized(context)]
 
 
 def _outputs(context: Context) -> list[pathlib.Path]:
@@ -36,12 +48,19 @@ def _outputs(context: Context) -> list[pathlib.Path]:
     images = [context.bundle.images("calibration"), context.bundle.labels("calibration")] if context.config.calibration.data else []
     images = images or [context.bundle.images("calibration")]
     cache = [context.bundle.calibration_cache, key_path(context.bundle.calibration_cache)] if _with_cache(context) else []
-    return [context.bundle.calibration, *images, *smoothed, *cache]
+    name = _unquantized(context)
+    ranges = [context.bundle.ranges(name), *with_weights(context.bundle.spelling(f"{name}.int8"))] if name else []
+    return [context.bundle.calibration, *images, *smoothed, *cache, *ranges]
 
 
 def _with_cache(context: Context) -> bool:
     """Whether the ranges are written as TensorRT's own cache, too."""
     return target_name(context) in _CACHE_VERSIONS
+
+
+def _unquantized(context: Context) -> str:
+    """The spelling without Q/DQ that int8 engines are built from, "" where they are built from the Q/DQ graph."""
+    return configs.int8_spelling(context.config) if target_name(context) == "trt8" else ""
 
 
 def patterns(context: Context) -> "Patterns":
@@ -89,6 +108,8 @@ def calibrate(context: Context) -> dict[str, Any]:
     calibration.save(context.bundle.calibration)
     if with_cache:
         _write_cache(context, calibration)
+    if spelling := _unquantized(context):
+        _measure_spelling(context, spelling, images)
     clipped = sum(calibration.thresholds[name] < 0.999 * calibration.amax[name] for name in calibration.thresholds)
     summary = f"{config.method}, {len(images)} images, {len(calibration.thresholds)} tensors, {clipped} clipped"
     widened = _widened(calibration)
@@ -126,6 +147,29 @@ def _most(widened: list[dict[str, Any]]) -> str:
     first = widened[0]
     threshold = f"{first['entropy']:.3g} → {first['threshold']:.3g}"
     return f"most {first['tensor']}: {threshold}, error of its products {first['error_entropy']:.2g} → {first['error']:.2g}"
+
+
+def _measure_spelling(context: Context, spelling: str, images: np.ndarray) -> None:
+    """Writes a spelling with its attention's channels equalized, and its ranges by the same images and method; what no product reads is
+    not clipped."""
+    import onnx_ir as ir
+
+    from vit_convert.export.fused import quantized_tensors
+    from vit_convert.onnx_file import save_onnx
+    from vit_convert.quantize.calibrate import calibrate as measure
+    from vit_convert.quantize.equalize import attention_inputs, equalize
+    from vit_convert.quantize.ranges import extremes
+
+    source, config = context.bundle.spelling(spelling), context.config.calibration
+    path, model = context.bundle.spelling(f"{spelling}.int8"), ir.load(source)
+    equalize(model, extremes(source, attention_inputs(model), _batches(context, images, config.batch_size), per_channel=True))
+    save_onnx(model, path)
+    read, other = quantized_tensors(model, branches=config.branches)
+    options: Any = {"batch_size": config.batch_size, "progress": context.progress}
+    found = measure(path, images, prepare(context), read, method=config.method, **options)
+    rest = measure(path, images, prepare(context), other, method="minmax", **options)
+    thresholds, amax = {**rest.thresholds, **found.thresholds}, {**rest.amax, **found.amax}
+    dataclasses.replace(found, thresholds=thresholds, amax=amax).save(context.bundle.ranges(spelling))
 
 
 def _refuse_to_quantize_nothing(context: Context) -> None:

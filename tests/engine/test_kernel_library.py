@@ -1,0 +1,104 @@
+"""The library of our own kernels: how it is built and found, and what an int8 engine of the graph that needs it is built from."""
+
+import dataclasses
+import types
+
+import pytest
+
+from vit_convert import config as configs
+from vit_convert import kernels
+from vit_convert.bundle import Bundle
+from vit_convert.engine.build_request import BuildRequest, request_record
+from vit_convert.engine.precision import set_ranges
+from vit_convert.engine.requests import graph_for
+from vit_convert.errors import BuildError, UsageError
+
+
+class Tensor:
+    def __init__(self, name):
+        self.name, self.range = name, None
+
+    def set_dynamic_range(self, low, high):
+        self.range = low, high
+
+
+class Network:
+    """What `set_ranges` asks of TensorRT's network: layers of one output each."""
+
+    def __init__(self, *names):
+        self.tensors = [Tensor(name) for name in names]
+        self.num_layers = len(names)
+
+    def get_layer(self, i):
+        return types.SimpleNamespace(num_outputs=1, get_output=lambda _: self.tensors[i])
+
+
+def test_ranges_go_to_their_tensors_alone():
+    network = Network("a", "b", "c")
+    set_ranges(network, {"c": 2.0, "a": 0.5}, graph="fused.onnx")
+    assert [tensor.range for tensor in network.tensors] == [(-0.5, 0.5), None, (-2.0, 2.0)]
+
+
+def test_range_of_an_unknown_tensor_is_refused():
+    with pytest.raises(BuildError, match=r"fused.onnx: has no tensor d, which there is a range for"):
+        set_ranges(Network("a"), {"a": 1.0, "d": 1.0}, graph="fused.onnx")
+
+
+def test_ranges_are_part_of_what_an_engine_is_known_by(tmp_path):
+    (tmp_path / "fused.onnx").write_bytes(b"")
+    plain = BuildRequest(tmp_path / "fused.onnx", "int8")
+    records = [request_record(dataclasses.replace(plain, ranges=ranges)) for ranges in ({}, {"a": 1.0}, {"a": 2.0})]
+    assert records[0] == request_record(plain) and records[1] != records[2] != records[0]
+
+
+def test_int8_is_built_from_what_calibration_wrote(tmp_path):
+    bundle = Bundle(tmp_path)
+    assert graph_for(bundle, "int8", "trt8", int8_spelling="fused") == bundle.spelling("fused.int8")
+    assert graph_for(bundle, "int8", "trt8") == bundle.onnx("int8")
+    assert graph_for(bundle, "fp16", "trt8", int8_spelling="fused") == bundle.onnx()
+
+
+def test_spelling_is_written_where_int8_is_asked_for():
+    config = configs.default_config()
+    with config.unlocked():
+        config.engine.int8_spelling = "fused"
+    assert configs.spellings(config, "") == []
+    config.precision = "fp16,int8"
+    assert configs.spellings(config, "plugin") == ["plugin", "fused"]
+
+
+@pytest.mark.parametrize("key, value", [("engine.calibrator", True), ("calibration.smooth", 0.5), ("precision", "auto")])
+def test_what_the_spelling_cannot_do_is_refused(key, value):
+    config = configs.default_config()
+    config.checkpoint, config.name = "x.npz", "x"
+    config.update_from_flattened_dict({"engine.int8_spelling": "fused", key: value})
+    with pytest.raises(UsageError, match=r"engine\.int8_spelling='fused'"):
+        configs.check_values(config)
+
+
+def test_without_a_library_there_are_no_kernels(tmp_path, monkeypatch):
+    monkeypatch.setenv(kernels.ENVIRONMENT, str(tmp_path / "none.so"))
+    kernels.register.cache_clear()
+    assert not kernels.register()
+
+
+def test_library_that_cannot_be_loaded_is_named(tmp_path, monkeypatch):
+    path = tmp_path / "broken.so"
+    path.write_bytes(b"no library")
+    monkeypatch.setenv(kernels.ENVIRONMENT, str(path))
+    kernels.register.cache_clear()
+    try:
+        with pytest.raises(BuildError, match=r"broken.so: cannot be loaded"):
+            kernels.register()
+    finally:
+        kernels.register.cache_clear()
+
+
+def test_compiler_gets_all_sources_and_architectures(tmp_path):
+    words = kernels.command(tmp_path / "lib.so", include="/trt", archs=["80", "90"], nvcc="nvcc")
+    assert words[0] == "nvcc" and "-I/trt" in words and words[-2:] == ["-o", str(tmp_path / "lib.so")]
+    assert [word for word in words if word.startswith("-gencode")] == [
+        "-gencode=arch=compute_80,code=sm_80",
+        "-gencode=arch=compute_90,code=sm_90",
+    ]
+    assert all((kernels.SOURCES / name).is_file() for name in ("encoder.cu", "encoder.h", "plugin.cpp"))
