@@ -101,4 +101,4 @@ def test_compiler_gets_all_sources_and_architectures(tmp_path):
         "-gencode=arch=compute_80,code=sm_80",
         "-gencode=arch=compute_90,code=sm_90",
     ]
-    assert all((kernels.SOURCES / name).is_file() for name in ("encoder.cu", "encoder.h", "plugin.cpp"))
+    assert all((kernels.SOURCES / name).is_file() for name in ("attention.cu", "norm.cu", "pack.cuh", "encoder.h", "plugin.cpp"))

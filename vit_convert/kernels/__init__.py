@@ -56,4 +56,4 @@ def command(output: pathlib.Path, *, include: str, archs: Sequence[str], nvcc: s
     """
     code = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
     options = ["-O3", "-std=c++17", "-shared", "-Xcompiler", "-fPIC,-Wno-deprecated-declarations", f"-I{include}"]
-    return [nvcc, *options, *code, *(str(SOURCES / name) for name in ("encoder.cu", "plugin.cpp")), "-o", str(output)]
+    return [nvcc, *options, *code, *(str(SOURCES / name) for name in ("attention.cu", "norm.cu", "plugin.cpp")), "-o", str(output)]

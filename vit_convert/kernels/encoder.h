@@ -1,4 +1,4 @@
-// Launchers of the kernels in encoder.cu.
+// Launchers of the kernels in attention.cu and norm.cu.
 #pragma once
 
 #include <cuda_runtime.h>

@@ -1,4 +1,4 @@
-// VitAttention, VitAddNorm and VitNorm as plugins of TensorRT 8.6, see encoder.cu.
+// VitAttention, VitAddNorm and VitNorm as plugins of TensorRT 8.6.
 //
 // INT8 values carry either the scale in the node's attributes (`in_scale`, `out_scale`) or, where that is 0, the range of their tensor.
 #include <NvInfer.h>
