@@ -10,6 +10,7 @@ import ast
 import collections
 import dataclasses
 import functools
+import hashlib
 import importlib.abc
 import importlib.util
 import json
@@ -113,7 +114,15 @@ def sample(source: str, count: int, seed: int) -> list[Mutant]:
     """A number of places drawn at random, and one of the mutants of each."""
     rng, found = random.Random(seed), places(source)
     drawn = rng.sample(found, min(count, len(found)))
-    return sorted((rng.choice(makers)() for makers in drawn), key=lambda mutant: mutant.line)
+    return sorted((mutant for makers in drawn if _compiles((mutant := rng.choice(makers)()).source)), key=lambda mutant: mutant.line)
+
+
+def _compiles(source: str) -> bool:
+    try:
+        compile(source, "mutant", "exec")
+    except SyntaxError:  # "def f(-, x)" is none that a test need kill
+        return False
+    return True
 
 
 class _Mutated(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader):
@@ -221,8 +230,13 @@ def covering(mutant: Mutant, tests: dict[str, tuple[float, set[int]]], inside: s
 
 
 def _inside_functions(source: str) -> set[int]:
-    bodies = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef | ast.Lambda)]
-    return {line for node in bodies for line in range(node.lineno, (node.end_lineno or node.lineno) + 1)}
+    """The lines of bodies; those of a signature run at the import."""
+    bodies = [node.body if isinstance(node, ast.FunctionDef) else [node] for node in ast.walk(ast.parse(source)) if _is_function(node)]
+    return {line for body in bodies for line in range(body[0].lineno, (body[-1].end_lineno or body[-1].lineno) + 1)}
+
+
+def _is_function(node: ast.AST) -> bool:
+    return isinstance(node, ast.FunctionDef | ast.Lambda)
 
 
 def try_module(module: str, count: int, seed: int, before: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -242,7 +256,9 @@ def try_module(module: str, count: int, seed: int, before: dict[str, Any] | None
     tests = lines_of_tests(path, MODULES[module])
     inside, killed, survivors = _inside_functions(source), 0, []
     drawn = sample(source, count, seed)
-    alive = {(row["operator"], row["before"], row["after"]) for row in before["survivors"]} if before else None
+    digest = hashlib.sha256(source.encode()).hexdigest()
+    same = before is not None and before["sha256"] == digest  # of another source the sample is another
+    alive = {(row["operator"], row["before"], row["after"]) for row in before["survivors"]} if before and same else None
     for mutant in drawn:
         if alive is not None and (mutant.operator, mutant.before, mutant.after) not in alive:
             killed += 1
@@ -261,7 +277,7 @@ def try_module(module: str, count: int, seed: int, before: dict[str, Any] | None
             print(f"  {module}:{mutant.line} {mutant.operator}: {mutant.key}", flush=True)
     tried = {"module": module, "tests": list(MODULES[module]), "places": len(places(source)), "mutants": len(drawn), "killed": killed}
     print(f"{module}: {killed} of {len(drawn)} killed", flush=True)
-    return {**tried, "asked": count, "seed": seed, "survivors": survivors}
+    return {**tried, "asked": count, "seed": seed, "sha256": digest, "survivors": survivors}
 
 
 def judged(run: dict[str, Any], reasons: dict[str, dict[str, str]]) -> dict[str, Any]:
@@ -281,7 +297,9 @@ def main() -> None:
     parser.add_argument("--module", action="append", help="default: all of them")
     parser.add_argument("--count", type=int, default=25, help="mutants a module")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--again", action="store_true", help="try the survivors that --out holds, and no others")
+    parser.add_argument(
+        "--again", action="store_true", help="try the survivors that --out holds, and no others of a module that has not changed"
+    )
     parser.add_argument("--out", type=pathlib.Path, default=RESULTS / f"mutation-{today()}.json")
     arguments = parser.parse_args()
     os.chdir(ROOT)
