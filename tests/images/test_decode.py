@@ -145,12 +145,11 @@ def test_labels_of_an_earlier_set_do_not_stay(tmp_path):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, a device whose disk is always full")
-def test_a_full_disk_is_a_usage_error(tmp_path):
-    folder = write(tmp_path / "data", 30)
-    with bundle.atomic(tmp_path / "out/images.npy") as temporary:
-        temporary.touch()
-    (tmp_path / "out/images.npy").unlink()
-    temporary.symlink_to("/dev/full")  # the next file written under this name finds the disk full
+def test_a_full_disk_is_a_usage_error(tmp_path, monkeypatch):
+    folder, temporary = write(tmp_path / "data", 30), tmp_path / "out/.images.npy.tmp"
+    temporary.parent.mkdir()
+    temporary.symlink_to("/dev/full")  # what is written under this name finds the disk full
+    monkeypatch.setattr(bundle, "temporary_beside", lambda path: temporary)
     with pytest.raises(UsageError, match="no space left"):
         decode(folder, tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())

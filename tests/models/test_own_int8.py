@@ -73,6 +73,7 @@ def test_sensitivity_and_plan_speak_of_its_layers(tmp_path):
     own = Own(tmp_path)
     flags = (
         "--config.precision=auto",
+        "--config.sensitivity=True",  # or no layer is measured alone where all of them together are within the budget
         "--config.calibration.num_images=4",
         "--config.plan.cosine=0.9",
         "--config.calibration.attention=True",

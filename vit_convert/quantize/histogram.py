@@ -193,7 +193,7 @@ def mse_threshold(histogram: Histogram, levels: int = 127, num_candidates: int =
     scales = thresholds[:, None] / levels
     quantized = np.minimum(np.rint(x / scales), levels) * scales
     errors = ((x - quantized) ** 2 * counts).sum(axis=1)
-    return float(thresholds[np.flatnonzero(errors <= errors.min())[-1]])
+    return float(thresholds[np.flatnonzero(errors <= np.min(errors))[-1]])
 
 
 def minmax_threshold(histogram: Histogram) -> float:
