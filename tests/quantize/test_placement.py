@@ -114,3 +114,17 @@ def test_patterns(tmp_path):
 def test_a_pattern_that_matches_nothing_is_an_error(tmp_path):
     with pytest.raises(UsageError, match=r"keep_fp32: 'block_2' matches no block, layer or node\. Did you mean block_0"):
         place(vit(tmp_path), keep_fp32=["block_2"])
+
+
+@pytest.mark.parametrize("fused_qkv", [True, False])
+def test_all_that_read_what_loses_too_much_stay_out(tmp_path, fused_qkv):
+    model = vit(tmp_path, fused_qkv=fused_qkv)
+    read = {site.name: site.tensor for site in place(model).sites}
+    lost = {read["block_00/fc2"], read["block_01/qkv" if fused_qkv else "block_01/key"]}
+    left = ["block_00/qkv"] if fused_qkv else ["block_00/query", "block_00/key", "block_00/value"]
+    wanted = [*left, "block_00/out", "block_00/fc1", "block_01/out", "block_01/fc1", "block_01/fc2"]
+    assert kinds(place(model, leave_out=lost)) == wanted
+    assert kinds(place(model, leave_out=lost, quantize_only=["block_00"])) == wanted[: wanted.index("block_01/out")]
+    # the pair of attended values serves the projection, too: attention asked for is attention that is quantized
+    attended = place(model, attention=True, leave_out={read["block_00/out"]})
+    assert "block_00/attended" in kinds(attended) and "block_00/out" not in kinds(attended)

@@ -20,6 +20,7 @@ from absl import flags
 
 from vit_convert.checkpoint.load import load_checkpoint
 from vit_convert.compare import top1_accuracy
+from vit_convert.config import default_config
 from vit_convert.models.model import vit_model
 from vit_convert.onnx_file import open_session, save_onnx
 from vit_convert.quantize.calibrate import calibrate
@@ -78,7 +79,9 @@ class Trained:
     def int8(self, method="entropy"):
         """Calibrated on every second crop; returns the Calibration and what runs the graph."""
         found = calibrate(self.graph, self.calibration[::2], normalize, self.placement.tensors(), method=method)
-        save_onnx(quantize(ir.load(self.graph), found, self.placement.sites, target="trt10"), self.folder / f"{method}.onnx")
+        found = found.leave_out(self.placement.tensors(), default_config().calibration.max_error)
+        sites = place(ir.load(self.graph), leave_out=found.left_out).sites
+        save_onnx(quantize(ir.load(self.graph), found, sites, target="trt10"), self.folder / f"{method}.onnx")
         session = open_session(self.folder / f"{method}.onnx")
         return found, lambda images: session.run(["features"], {"images": normalize(images)})[0]
 
@@ -111,8 +114,9 @@ def test_default_int8_keeps_the_image(trained):
     exact = trained.features(images)
     assert cosines(exact[:1], exact[-1:]) < 0.8  # two photographs: the features do tell images apart
     found, run = trained.int8()
-    # By far the smallest cosines are those of near-flat textures; without the guard the mean is below 0.8.
-    assert cosines(run(images), exact).mean() > 0.99 and cosines(run(images), exact).min() > 0.97
+    # By far the smallest cosines are those of near-flat textures; without the guard the mean is below 0.8, with all in int8 the worst 0.98.
+    assert cosines(run(images), exact).min() > 0.99
+    assert len(found.left_out) <= 6 and any(MASSIVE[1] in name for name in found.left_out)  # few, of 49 tensors
     widened = list(found.widened())
     assert all(any(part in name for name in widened[:4]) for part in MASSIVE)
     plain, run = trained.int8("entropy_plain")

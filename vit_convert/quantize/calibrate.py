@@ -6,7 +6,7 @@ import hashlib
 import os
 import pathlib
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -50,6 +50,7 @@ class Calibration:
         num_images: how many images were seen.
         keys: sha256 of the graph with its weights and of the normalized data, and the method: what a cached file must agree on.
         costs: for each tensor, what the thresholds from entropy's to amax cost; empty for other methods than "entropy".
+        left_out: the tensors whose products stay out of int8, and the error of these at the best threshold.
     """
 
     thresholds: dict[str, float]
@@ -58,6 +59,12 @@ class Calibration:
     num_images: int
     keys: dict[str, str]
     costs: dict[str, Cost] = dataclasses.field(default_factory=dict)
+    left_out: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    def leave_out(self, tensors: Collection[str], max_error: float) -> "Calibration":
+        """The same with those of these tensors left out whose products lose more than `max_error` at every threshold that was tried."""
+        errors = {name: min(self.costs[name].errors) for name in tensors if name in self.costs}
+        return dataclasses.replace(self, left_out={name: error for name, error in errors.items() if error > max_error})
 
     def widened(self) -> dict[str, Cost]:
         """The tensors whose threshold is not entropy's, those first that would have lost most by it."""

@@ -47,11 +47,12 @@ class Site:
 
 
 class Patterns(TypedDict, total=False):
-    """The lists of patterns that `place` takes."""
+    """What `place` takes to say what may not, and what alone may, be quantized."""
 
     keep_fp32: Sequence[str]
     keep_fp16: Sequence[str]
     quantize_only: Sequence[str]
+    leave_out: Collection[str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +83,7 @@ def place(
     keep_fp32: Sequence[str] = (),
     keep_fp16: Sequence[str] = (),
     quantize_only: Sequence[str] = (),
+    leave_out: Collection[str] = (),
 ) -> Placement:
     """Chooses what is quantized.
 
@@ -92,6 +94,7 @@ def place(
         keep_fp16: the same; the two differ in the FP16 pass, not here.
         quantize_only: patterns of what is quantized, also of the first and last linears; empty means those between, or all of them where
             there are none between. A graph whose properties say so has what is in its blocks alone quantized.
+        leave_out: activations whose linears stay, whatever the patterns say: those that lose too much at every threshold.
 
     Returns:
         The Placement.
@@ -129,7 +132,8 @@ def place(
     for node, group in groups:
         meant = names[node].union(*((site.block, site.name) for site in group))
         chosen = matches(quantize_only, meant) if quantize_only else node in default
-        if chosen and not matches([*keep_fp32, *keep_fp16], meant):
+        lost = any(site.weight and site.tensor in leave_out for site in group)
+        if chosen and not lost and not matches([*keep_fp32, *keep_fp16], meant):
             sites += group
 
     # The projection reads the attended values reordered: their one pair stands before the reordering, and serves both.

@@ -41,6 +41,9 @@ def print_summary(report: dict[str, Any], root: pathlib.Path, *, files: Sequence
         console.print(checks)
         for verdict in report["verdicts"].values():
             console.print(f" {verdict['text']}{'' if verdict['accurate'] is not False else ': [red]not accurate enough[/red]'}")
+    if left_out := report["calibration"].get("left_out"):
+        named = "; ".join(f"{', '.join(row['sites'])} {row['error']:.2g}" for row in left_out)
+        console.print(f" not in int8, as it costs the product more than {left_out[0]['max_error']:g} at every threshold: {named}")
 
     table = Table(Column(f"file in {root}", overflow="fold"), "size", "", box=None, header_style="dim")
     recommended = report["engine"].get("path")

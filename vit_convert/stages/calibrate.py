@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from vit_convert.stages.common import (
 
 if TYPE_CHECKING:
     from vit_convert.quantize.calibrate import Calibration
-    from vit_convert.quantize.placement import Patterns
+    from vit_convert.quantize.placement import Patterns, Site
 
 SMOOTHED = "smooth"  # the fp32 graph after SmoothQuant, `model.smooth.onnx`
 _NOISE_IMAGES = 32
@@ -40,7 +41,7 @@ def _wanted(context: Context) -> bool:
 def _inputs(context: Context) -> Any:
     calibration = context.config.calibration
     source, engine = source_identity(calibration.data, labelled=False), context.config.engine
-    return [plain(calibration), source, patterns(context), engine.calibrator, _unquantized(context)]
+    return [plain(calibration), source, patterns(context), engine.calibrator, _unquantized(context), _may_leave_out(context)]
 
 
 def _outputs(context: Context) -> list[pathlib.Path]:
@@ -67,6 +68,24 @@ def patterns(context: Context) -> "Patterns":
     """The config's patterns of what may not, and of what alone may, be quantized."""
     config = context.config
     return {"keep_fp32": list(config.keep_fp32), "keep_fp16": list(config.keep_fp16), "quantize_only": list(config.quantize_only)}
+
+
+def _may_leave_out(context: Context) -> bool:
+    """Whether a product that int8 costs too much stays out of it: not where the user names what is quantized, nor where engines are built
+    from a spelling that has ranges for all of its tensors."""
+    config = context.config
+    int8 = "int8" in configs.quantized(config) or config.plan.type == "int8"
+    return int8 and not config.quantize_only and not config.plan.file and not _unquantized(context)
+
+
+def limits(context: Context, precision: str) -> "Patterns":
+    """The config's patterns and, for int8, what calibration found to cost too much."""
+    from vit_convert.quantize.calibrate import Calibration
+
+    found = patterns(context)
+    if precision == "int8":
+        found["leave_out"] = list(Calibration.load(context.bundle.calibration).left_out)
+    return found
 
 
 def source_graph(context: Context) -> pathlib.Path:
@@ -105,6 +124,11 @@ def calibrate(context: Context) -> dict[str, Any]:
         batch_size=config.batch_size,
         progress=context.progress,
     )
+    left_out: list[dict[str, Any]] = []
+    if _may_leave_out(context):
+        linears = [site for site in place(model, **patterns(context)).sites if site.weight]
+        calibration = calibration.leave_out([site.tensor for site in linears], config.max_error)
+        left_out = _left_out(context, calibration, linears)
     calibration.save(context.bundle.calibration)
     if with_cache:
         _write_cache(context, calibration)
@@ -115,6 +139,8 @@ def calibrate(context: Context) -> dict[str, Any]:
     widened = _widened(calibration)
     if widened:
         summary += f", {len(widened)} wider than entropy, {_most(widened)}"
+    if left_out:
+        summary += f", {', '.join(site for row in left_out for site in row['sites'])} left out of int8"
     return {
         "method": config.method,
         "num_images": len(images),
@@ -122,6 +148,7 @@ def calibrate(context: Context) -> dict[str, Any]:
         "num_tensors": len(calibration.thresholds),
         "num_clipped": clipped,
         "widened": widened,
+        "left_out": left_out,
         "smoothed": smoothed,
         "summary": summary + (f", {smoothed['num_norms']} LayerNorms smoothed" if smoothed else ""),
     }
@@ -141,6 +168,29 @@ def _widened(calibration: "Calibration") -> list[dict[str, Any]]:
         }
         for name, cost in calibration.widened().items()
     ]
+
+
+def _left_out(context: Context, calibration: "Calibration", linears: Sequence["Site"]) -> list[dict[str, Any]]:
+    """The products that stay out of int8, the worst first; warns of each.
+
+    Raises:
+        UsageError: nothing is left.
+    """
+    allowed, rows = context.config.calibration.max_error, []
+    for tensor, error in sorted(calibration.left_out.items(), key=lambda item: -item[1]):
+        sites = list(dict.fromkeys(site.name for site in linears if site.tensor == tensor))
+        rows.append({"sites": sites, "tensor": tensor, "error": error, "max_error": allowed})
+        context.progress.warn(
+            f"{', '.join(sites)}: stays fp16: at every threshold int8 costs {error:.2g} of the product, "
+            f"calibration.max_error allows {allowed:g}; config.quantize_only would take it all the same"
+        )
+    if linears and all(site.tensor in calibration.left_out for site in linears):
+        raise UsageError(
+            f"config.calibration.max_error={allowed:g}: every product loses more, the least {rows[-1]['sites'][0]}: "
+            f"{rows[-1]['error']:.2g}; nothing would be quantized",
+            fix="Allow more, name layers in config.quantize_only, or ask for fp16.",
+        )
+    return rows
 
 
 def _most(widened: list[dict[str, Any]]) -> str:
@@ -236,7 +286,8 @@ def _write_cache(context: Context, calibration: Any) -> None:
     images = context.bundle.images("calibration")
     graph, preprocessing = hash_graph(source_graph(context)), context.results["checkpoint"]["preprocess"]
     key = CacheKey(algorithm, version, hash_source(graph, images, num_images=calibration.num_images, preprocessing=preprocessing))
-    save_cache(context.bundle.calibration_cache, key, format_cache(key, calibration.thresholds), num_images=calibration.num_images)
+    ranges = {name: t for name, t in calibration.thresholds.items() if name not in calibration.left_out}
+    save_cache(context.bundle.calibration_cache, key, format_cache(key, ranges), num_images=calibration.num_images)
 
 
 CALIBRATE = Stage("calibrate", ("export",), calibrate, _inputs, _outputs, _wanted)

@@ -9,7 +9,7 @@ import numpy as np
 from vit_convert import config as configs
 from vit_convert.bundle import read_json
 from vit_convert.pipeline import Context, Stage
-from vit_convert.stages.calibrate import patterns, source_graph
+from vit_convert.stages.calibrate import limits, source_graph
 from vit_convert.stages.common import evaluation, plain, prepare, target_name
 from vit_convert.stages.quantize import activation_ranges
 
@@ -69,7 +69,7 @@ def _sensitivity(context: Context, path: pathlib.Path) -> Any:
         path,
         graph,
         Calibration.load(context.bundle.calibration),
-        candidates(ir.load(graph), patterns(context), attention=config.calibration.attention),
+        candidates(ir.load(graph), limits(context, config.plan.type), attention=config.calibration.attention),
         images[chosen],
         labelled[1][chosen] if labelled else None,
         prepare(context),

@@ -11,7 +11,7 @@ from vit_convert import config as configs
 from vit_convert.bundle import hash_file
 from vit_convert.errors import CheckError
 from vit_convert.pipeline import Context, Stage
-from vit_convert.stages.calibrate import SMOOTHED, patterns, source_graph
+from vit_convert.stages.calibrate import SMOOTHED, limits, source_graph
 from vit_convert.stages.check import check_precision
 from vit_convert.stages.common import graph_files, plain, target_name
 
@@ -41,10 +41,10 @@ def _place(context: Context, model: Any, precision: str) -> Any:
     from vit_convert.quantize.placement import place
     from vit_convert.quantize.plan import read_plan
 
-    limits = patterns(context)
+    chosen = limits(context, precision)
     if (path := _plan_file(context)) is not None:
-        limits["quantize_only"] = read_plan(path, precision)
-    return place(model, attention=context.config.calibration.attention, **limits)
+        chosen["quantize_only"] = read_plan(path, precision)
+    return place(model, attention=context.config.calibration.attention, **chosen)
 
 
 def _inputs(context: Context) -> Any:
