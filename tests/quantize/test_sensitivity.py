@@ -40,7 +40,8 @@ class Case:
         self.labels[:6] = 0
 
     def sensitivity(self, *, path="sensitivity.json", images=None, labels=None, **changes):
-        options = {"target": "rtx", "precision": "int8", "rest": "fp16", "lower": to_half, "source": "test images", **changes}
+        options = {"target": "rtx", "precision": "int8", "rest": "fp16", "lower": to_half, "source": "test images"}
+        options |= {"scan_images": 24, **changes}  # all of them
         images, labels = (self.images, self.labels) if images is None else (images, labels)
         arguments = (self.folder / path, self.path, self.calibration, self.units, images, labels, normalize)
         return Sensitivity(*arguments, **options)

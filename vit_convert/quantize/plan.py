@@ -1,6 +1,7 @@
 """Precision plans: the largest quantized set within a budget, found by measuring, written as a file that people read and edit."""
 
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
@@ -54,8 +55,9 @@ class Plan:
 def search(ranked: Sequence[str], measure: Callable[[Collection[str]], Measured], budget: Budget) -> Plan:
     """Finds a largest set within a budget: no further unit can be added to it.
 
-    The longest prefix of the ranking is found by bisection, as if the loss grew with every unit; then each of the others is tried in turn
-    and kept if the budget allows it, so that one sensitive unit does not keep out those behind it.
+    The longest prefix of the ranking is found by bisection, as if the loss grew with every unit; then the others are tried in turn and
+    kept if the budget allows it, so that one sensitive unit does not keep out those behind it. One by one, and twice as many at a time
+    after each success: where many of them fit, a run for each would take longer than all else.
 
     Args:
         ranked: units, the most harmless first.
@@ -74,12 +76,19 @@ def search(ranked: Sequence[str], measure: Callable[[Collection[str]], Measured]
         else:
             within = length
         length = (within + over) // 2
-    chosen, left_out = list(ranked[:within]), {}
-    for name in ranked[within:]:
-        if why := budget.missed(measure([*chosen, name]), fp32):
-            left_out[name] = why
+    chosen, rest, left_out, step = list(ranked[:within]), list(ranked[within:]), {}, 1
+    while rest:
+        group = rest[:step]
+        why = budget.missed(measure([*chosen, *group]), fp32)
+        if why and len(group) > 1:
+            step = len(group) // 2
+            continue
+        rest = rest[len(group) :]
+        if why:
+            left_out[group[0]] = why
         else:
-            chosen.append(name)
+            chosen += group
+            step = 2 * len(group)
     return Plan(chosen, measure(chosen), left_out)
 
 
@@ -101,7 +110,7 @@ def make_plan(sensitivity: Sensitivity, budget: Budget) -> Plan:
         return Plan(names, sensitivity.judge(names), {})
     alone = {name: sensitivity.measure([name]) for name in names}
     ranked = sorted(alone, key=lambda name: alone[name].error)
-    plan = search(ranked, sensitivity.judge, budget)
+    plan = search(ranked, functools.partial(_judge, sensitivity, budget), budget)
     if not plan.units:
         first = ranked[0]
         raise CheckError(
@@ -114,7 +123,13 @@ def make_plan(sensitivity: Sensitivity, budget: Budget) -> Plan:
 def fits(sensitivity: Sensitivity, budget: Budget) -> bool:
     """Whether all units together are within the budget: two runs over the images, and none for each unit."""
     everything = [unit.name for unit in sensitivity.units]
-    return not budget.missed(sensitivity.judge(everything), sensitivity.judge([]))
+    return not budget.missed(_judge(sensitivity, budget, everything), sensitivity.judge([]))
+
+
+def _judge(sensitivity: Sensitivity, budget: Budget, names: Collection[str]) -> Measured:
+    """What a set loses on all images; on some of them where one of these is below the budget already, which decides it for all."""
+    some = sensitivity.measure(names) if names else None
+    return some if some is not None and some.cosine < budget.cosine else sensitivity.judge(names)
 
 
 def write_plan(path: str | os.PathLike[str], plan: Plan, sensitivity: Sensitivity, budget: Budget) -> dict[str, Any]:

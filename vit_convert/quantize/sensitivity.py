@@ -26,7 +26,7 @@ from vit_convert.quantize.graph import DEQUANTIZED, initializer
 from vit_convert.quantize.placement import Patterns, Site, place
 from vit_convert.quantize.qdq import quantize
 
-SCAN_IMAGES = 32  # that each unit alone is measured on: enough to rank them
+SCAN_IMAGES = 16  # that each unit alone is measured on: enough to rank them
 SWITCHES = "quantized"  # name of the switched graph's second input
 _GROUPS = {"query": "qkv", "key": "qkv", "value": "qkv"}  # TensorRT merges these three only in one precision
 
