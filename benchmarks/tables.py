@@ -235,14 +235,14 @@ def trained_table(record: Mapping[str, Any]) -> str:
             f"`{run['case']}`" if "tensors" in run else run["case"],
             f"{run['cosine_mean']:.4f}",
             f"{run['cosine_min']:.4f}",
-            f"{run['top1']:.1f} %",
+            f"{run['top1']:.1f} % of {run['images']}",
             f"{run['widened']} of {run['tensors']}" if run.get("widened") else "",
+            f"{run['left_out']} of {run['tensors']}" if run.get("left_out") else "",
             f"{run['calibration_cpu_seconds']:.0f} s" if "tensors" in run else "",
         ]
         for run in record["runs"]
     ]
-    images = record["runs"][0]["images"]
-    titles = ("calibration", "cosine, mean", "cosine, worst", f"top-1 of {images} digits", "wider than entropy", "calibration, CPU")
+    titles = ("calibration", "cosine, mean", "cosine, worst", "top-1 of digits", "wider than entropy", "left in FP16", "calibration, CPU")
     return markdown(titles, rows)
 
 
