@@ -14,6 +14,19 @@ os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
 os.environ.setdefault("JAX_NUMPY_DTYPE_PROMOTION", "strict")
 
 
+# torchvision has no build for a CPU-only PyTorch: its compiled operators are missing, and its Python code (which timm imports too) needs
+# them to be declared, not to work.
+_TORCHVISION_OPERATORS = (
+    "nms",
+    "qnms",
+    *(
+        f"{name}{suffix}"
+        for name in ("roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool", "deform_conv2d")
+        for suffix in ("", "_backward")
+    ),
+)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _parsed_flags() -> None:
     flags.FLAGS.mark_as_parsed()
@@ -41,3 +54,16 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
     with serving() as running:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", running.address)
         yield running
+
+
+@pytest.fixture(scope="session")
+def torchvision_operators() -> Iterator[None]:
+    """Lets torchvision be imported; skips where there is no PyTorch."""
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for name in _TORCHVISION_OPERATORS:
+        name = f"_{name}" if name.endswith("_backward") else name
+        if not hasattr(torch.ops.torchvision, name):
+            library.define(f"{name}(Tensor x) -> Tensor")
+    yield
+    library._destroy()

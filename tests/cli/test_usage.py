@@ -98,7 +98,7 @@ def test_config_without_the_ending(convert, tmp_path):
         (["--quiet", "--config.engine.spelling=plugin", "--config.target=trt11"], "spelling 'plugin': target trt11 has its own alone"),
         (
             ["--quiet", "--config.spellings=matmull", "--config.target=trt8"],
-            "target trt8 has plugin, matmul, primitives. Did you mean matmul",
+            "target trt8 has plugin, fused, matmul, primitives. Did you mean matmul",
         ),
     ],
 )

@@ -40,11 +40,8 @@ def both(request, tmp_path):
     return lambda folder: zipped(folder) if request.param == "zip" else folder
 
 
-def test_places_are_those_of_torchvision(tmp_path):
-    try:
-        from torchvision.datasets import folder
-    except Exception as e:  # it is not installed, or beside another version of torch
-        pytest.skip(f"torchvision: {e}")
+def test_places_are_those_of_torchvision(tmp_path, torchvision_operators):
+    folder = pytest.importorskip("torchvision.datasets.folder", reason="torchvision is not installed")
     root = write(tmp_path / "d", "b/1.png", "A/x.webp", "a/deep/1.png", "c1/2.bmp", "c10/1.PNG", "c2/1.jpeg")
     theirs = {os.path.relpath(path, root): label for path, label in folder.ImageFolder(str(root)).samples}
     assert by_name(root) == theirs

@@ -3,32 +3,14 @@
 import numpy as np
 import pytest
 
-# timm imports torchvision, whose compiled operators a CPU-only PyTorch may lack; its Python code needs them to be declared, not to work.
-_TORCHVISION_OPERATORS = (
-    "nms",
-    "qnms",
-    *(
-        f"{name}{suffix}"
-        for name in ("roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool", "deform_conv2d")
-        for suffix in ("", "_backward")
-    ),
-)
-
 
 @pytest.fixture(scope="session")
-def timm_vision_transformer():
+def timm_vision_transformer(torchvision_operators):
     """timm's ViT module."""
-    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    for name in _TORCHVISION_OPERATORS:
-        name = f"_{name}" if name.endswith("_backward") else name
-        if not hasattr(torch.ops.torchvision, name):
-            library.define(f"{name}(Tensor x) -> Tensor")
     pytest.importorskip("timm", reason="timm is not installed")
     from timm.models import vision_transformer
 
-    yield vision_transformer
-    library._destroy()
+    return vision_transformer
 
 
 @pytest.fixture
