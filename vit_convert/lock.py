@@ -124,8 +124,8 @@ def _dead(holder: dict[str, Any], path: pathlib.Path, *, locked: bool) -> bool:
     if holder.get("boot") == _boot():
         if locked:  # the kernel that ran the holder gave us its lock
             return True
-        if holder.get("namespace") == _namespace():
-            return started(int(holder.get("pid", 0))) != holder.get("started")
+        if holder.get("namespace") == _namespace() and isinstance(pid := holder.get("pid"), int):
+            return started(pid) != holder.get("started")
     return _silence_s(path) > DEAD_AFTER_S
 
 

@@ -128,6 +128,15 @@ def test_without_flock_the_process_is_looked_for(bundle, without_flock, other):
         pass
 
 
+@pytest.mark.parametrize("pid", [None, "x", "12", [1]])
+def test_a_record_without_a_process_is_believed_until_it_is_old(bundle, without_flock, pid):
+    claim(bundle, pid=pid)
+    assert "another conversion works on this bundle" in refused(bundle)
+    os.utime(bundle.lock, (1, 1))
+    with hold(bundle, "x"):
+        pass
+
+
 def test_the_number_of_a_process_comes_back(bundle, without_flock):
     """Another process got the number of the holder: it started at another time."""
     claim(bundle, pid=os.getppid(), started=started(os.getppid()))
