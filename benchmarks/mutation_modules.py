@@ -12,7 +12,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "vit_convert/report/write.py": ("tests/core/test_report.py",),
     "vit_convert/proof.py": ("tests/core/test_proof.py",),
     "vit_convert/pipeline.py": ("tests/core/test_pipeline.py", "tests/core/test_stage_records.py"),
-    "vit_convert/image_size.py": ("tests/core/test_config.py", "tests/core/test_config_ranges.py"),
+    "vit_convert/image_size.py": ("tests/core/test_image_size.py", "tests/core/test_config.py", "tests/core/test_config_ranges.py"),
     "vit_convert/compare.py": ("tests/core/test_compare.py",),
     "vit_convert/npy_header.py": ("tests/fuzz/test_fuzz.py", "tests/checkpoint/test_containers.py"),
     "vit_convert/zip_member.py": ("tests/fuzz/test_fuzz.py", "tests/checkpoint/test_threads.py", "tests/images/test_sources.py"),

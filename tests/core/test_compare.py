@@ -34,6 +34,7 @@ def test_nothing_passes_that_is_not_finite(value):
     candidate = np.ones((2, 3), np.float32)
     candidate[1, 2] = value
     result = compare(np.ones((2, 3), np.float32), candidate)
+    assert (result.max_abs, result.max_rel, result.cosine, result.scale) == (float("inf"), float("inf"), 0.0, 1.0)
     assert not result.finite
     assert not Tolerance(float("inf"), float("inf"), -1.0).met_by(result)
 
@@ -101,3 +102,8 @@ def test_outputs_that_are_zero():
     assert (same.max_abs, same.max_rel, same.cosine) == (0.0, 0.0, 1.0)
     other = compare(zero, one)
     assert (other.max_abs, other.max_rel, other.cosine) == (0.5, float("inf"), 0.0)
+
+
+def test_no_images_differ_in_nothing():
+    nothing = compare(np.ones((0, 3), np.float32), np.ones((0, 3), np.float32))
+    assert (nothing.max_abs, nothing.max_rel, nothing.cosine, nothing.scale, nothing.finite) == (0.0, 0.0, 1.0, 0.0, True)
