@@ -30,7 +30,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "vit_convert/checkpoint/containers.py": ("tests/checkpoint/test_containers.py", "tests/fuzz/test_fuzz.py", *_LOADING),
     "vit_convert/quantize/histogram.py": ("tests/quantize/test_histogram.py",),
     "vit_convert/quantize/plan.py": ("tests/quantize/test_plan.py",),
-    "vit_convert/quantize/qdq.py": ("tests/quantize/test_qdq.py",),
+    "vit_convert/quantize/qdq.py": ("tests/quantize/test_qdq.py", "tests/quantize/test_fp8.py"),
     "vit_convert/quantize/placement.py": ("tests/quantize/test_placement.py", "tests/quantize/test_linears.py"),
     "vit_convert/quantize/smooth.py": ("tests/quantize/test_smooth.py",),
     "vit_convert/quantize/typed.py": ("tests/quantize/test_typed.py",),
