@@ -5,7 +5,6 @@ from typing import Any
 
 from vit_convert.bundle import graph_name
 
-QUANTIZED = ("int8", "fp8")
 UNQUANTIZED = ("fp16", "bf16", "fp32")  # the one to prefer first
 
 

@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vit_convert.config import QUANTIZED
 from vit_convert.engine.benchmark import RESIDENT
-from vit_convert.proof import QUANTIZED, UNQUANTIZED
+from vit_convert.proof import UNQUANTIZED
 
 _LEAST_GAIN = 1.01  # a smaller one is not worth a quantized model's risk, even where the noise is smaller still
 

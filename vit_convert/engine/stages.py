@@ -10,6 +10,7 @@ import ml_collections
 
 import vit_convert
 from vit_convert.bundle import Bundle, read_json, write_json
+from vit_convert.config import QUANTIZED
 from vit_convert.engine import cuda
 from vit_convert.engine.benchmark import END_TO_END, RESIDENT, plan_cases, run_cases
 from vit_convert.engine.facts import Facts, describe_model, judged_by, read_config, read_facts
@@ -29,7 +30,7 @@ from vit_convert.proof import recommend_unmeasured
 _MENDS = {
     "fp32": "Build without engine.tf32; if it misses still, this TensorRT computes something else than the graph says.",
     "fp16": "Keep the blocks of largest activation in fp32 (max_abs_activation in report.json, config.keep_fp32).",
-    **dict.fromkeys(("int8", "fp8"), "Convert with precision=auto: it leaves the layers in fp16 that cost most."),
+    **dict.fromkeys(QUANTIZED, "Convert with precision=auto: it leaves the layers in fp16 that cost most."),
 }
 
 

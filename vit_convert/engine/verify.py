@@ -12,6 +12,7 @@ import numpy as np
 
 from vit_convert.bundle import Bundle
 from vit_convert.compare import Tolerance, compare, top1_accuracy
+from vit_convert.config import QUANTIZED
 from vit_convert.engine.facts import Facts, graph_input
 from vit_convert.engine.profiles import Shape, ShapeRange
 from vit_convert.engine.session import Session
@@ -59,7 +60,7 @@ def tolerance_for(config: ml_collections.ConfigDict, precision: str, *, tf32: bo
     check = config.check
     if precision == "fp32" and not tf32:
         return Tolerance(check.atol, _FP32_RTOL, check.cosine)
-    return Tolerance(0.0, float("inf"), check.int8_cosine if precision in ("int8", "fp8") else check.fp16_cosine)
+    return Tolerance(0.0, float("inf"), check.int8_cosine if precision in QUANTIZED else check.fp16_cosine)
 
 
 def batches_to_verify(ranges: Sequence[ShapeRange]) -> list[int]:
@@ -101,7 +102,7 @@ def verify_session(
     rows = _compare_batches(session, bundle.reference, batches_to_verify(engine.ranges), tolerance, judged, facts.output)
     if isinstance(facts.image_size, ImageRange):
         batch = engine.ranges[-1].optimal[0]
-        elsewhere = set() if precision in ("int8", "fp8") else judged  # a quantized engine is judged at the size of its calibration
+        elsewhere = set() if precision in QUANTIZED else judged  # a quantized engine is judged at the size of its calibration
         for size in facts.image_size.sizes()[1:]:
             rows += _compare_batches(session, bundle.reference_at(size), [batch], tolerance, elsewhere, facts.output)
     misses = [
@@ -215,6 +216,6 @@ def _accuracy_misses(accuracy: dict[str, Any], precision: str, max_drop: float) 
     misses = []
     if accuracy["top1_jax"] is not None and (drop := accuracy["top1_jax"] - accuracy["top1"]) > max_drop:
         misses.append(f"top-1 {accuracy['top1']:.2f} %, {drop:.2f} points below JAX's {accuracy['top1_jax']:.2f} %; allowed {max_drop:g}")
-    if precision not in ("int8", "fp8") and accuracy["agreement"] is not None and accuracy["agreement"] < _MIN_AGREEMENT:
+    if precision not in QUANTIZED and accuracy["agreement"] is not None and accuracy["agreement"] < _MIN_AGREEMENT:
         misses.append(f"agrees with JAX on {accuracy['agreement']:.2f} % of {accuracy['num_images']} images; needed {_MIN_AGREEMENT:g} %")
     return misses
