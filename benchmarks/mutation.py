@@ -3,6 +3,9 @@
 A sample of each module's mutants is tried. First its test files run once, to learn which test passes through which line; then each mutant
 runs in a fork of this process, with the mutated source in place of the module, the quickest tests that pass through its line first, until
 one fails. Nothing on the disk changes, so tests that start another Python see the module as it is. Needs `pip install cosmic-ray`.
+
+What came of it is kept in a file for each module, results/mutation/<module>.json: the newest run of each seed. mutants/<module>.json says
+which mutants change nothing that anybody could see, and why.
 """
 
 import argparse
@@ -28,9 +31,9 @@ from typing import Any
 
 import pytest
 from mutation_modules import MODULES
-from results import RESULTS, ROOT, Results, today
+from results import RESULTS, ROOT, Results
 
-EQUIVALENT = pathlib.Path(__file__).parent / "mutation_equivalents.json"
+EQUIVALENT = pathlib.Path(__file__).parent / "mutants"
 _WARM = ("numpy", "ml_collections", "absl.flags", "PIL.Image", "safetensors.numpy", "onnx_ir", "onnxruntime")
 _WARM_JAX = ("jax", "flax.linen", "jax2onnx")  # seconds; for modules whose tests export
 _MOST_SECONDS = 40.0  # of the tests that a mutant of a line that many pass through is given
@@ -249,7 +252,8 @@ def try_module(module: str, count: int, seed: int, before: dict[str, Any] | None
         before: an earlier run of the same sample, whose survivors alone are tried again.
 
     Returns:
-        {"module", "tests", "places" (that could be mutated), "mutants", "killed", "survivors": [{"operator", "line", "before", "after"}]}.
+        {"module", "tests", "places" (that could be mutated), "mutants", "killed", "killed_at_first" (before tests were written for the
+        survivors), "asked", "seed", "sha256", "survivors": [{"operator", "line", "before", "after"}]}.
     """
     path = ROOT / module
     source, name = path.read_text(), module.removesuffix(".py").replace("/", ".")
@@ -257,7 +261,7 @@ def try_module(module: str, count: int, seed: int, before: dict[str, Any] | None
     inside, killed, survivors = _inside_functions(source), 0, []
     drawn = sample(source, count, seed)
     digest = hashlib.sha256(source.encode()).hexdigest()
-    same = before is not None and before["sha256"] == digest  # of another source the sample is another
+    same = before is not None and before.get("sha256") == digest  # of another source the sample is another
     alive = {(row["operator"], row["before"], row["after"]) for row in before["survivors"]} if before and same else None
     for mutant in drawn:
         if alive is not None and (mutant.operator, mutant.before, mutant.after) not in alive:
@@ -277,13 +281,13 @@ def try_module(module: str, count: int, seed: int, before: dict[str, Any] | None
             print(f"  {module}:{mutant.line} {mutant.operator}: {mutant.key}", flush=True)
     tried = {"module": module, "tests": list(MODULES[module]), "places": len(places(source)), "mutants": len(drawn), "killed": killed}
     print(f"{module}: {killed} of {len(drawn)} killed", flush=True)
+    tried["killed_at_first"] = before["killed_at_first"] if before and same else killed
     return {**tried, "asked": count, "seed": seed, "sha256": digest, "survivors": survivors}
 
 
-def judged(run: dict[str, Any], reasons: dict[str, dict[str, str]]) -> dict[str, Any]:
+def judged(run: dict[str, Any], reasons: dict[str, str]) -> dict[str, Any]:
     """A run whose survivors are told apart: those that change nothing that anybody could see, with the reason, and the others."""
-    known = reasons.get(run["module"], {})
-    told = [{**row, "equivalent": known.get(f"{row['before']} -> {row['after']}", "")} for row in run["survivors"]]
+    told = [{**row, "equivalent": reasons.get(f"{row['before']} -> {row['after']}", "")} for row in run["survivors"]]
     for row in told:
         if row["before"].replace("frozen=True", "frozen=False") == row["after"]:
             row["equivalent"] = "nothing in the project changes such a record"
@@ -292,32 +296,61 @@ def judged(run: dict[str, Any], reasons: dict[str, dict[str, str]]) -> dict[str,
     return {**run, "survivors": told, "equivalent": equivalent, "survived": len(told) - equivalent, "killed_share": round(share, 3)}
 
 
+def record_file(folder: pathlib.Path, module: str) -> pathlib.Path:
+    """Where what belongs to a module is kept in a folder."""
+    return folder / f"{module.removesuffix('.py').removeprefix('vit_convert/').replace('/', '.')}.json"
+
+
+def _record(out: pathlib.Path, module: str) -> Results:
+    return Results(record_file(out, module), f"{__doc__.split(':')[0]}; survivors that are equivalent have the reason beside them.")
+
+
+def _judge(results: Results, module: str) -> None:
+    known = record_file(EQUIVALENT, module)
+    reasons = json.loads(known.read_text()) if known.exists() else {}
+    results.record["runs"] = sorted((judged(row, reasons) for row in results.record["runs"]), key=lambda row: row["seed"])
+    results.save()
+
+
+def print_table(out: pathlib.Path) -> None:
+    """Prints what a folder of records holds, as a table in Markdown."""
+    print("| module | seed | mutants | killed at first | killed | equivalent | survived |\n|---|---|---|---|---|---|---|")
+    for path in sorted(out.glob("*.json")):
+        for row in json.loads(path.read_text())["runs"]:
+            keys = ("module", "seed", "mutants", "killed_at_first", "killed", "equivalent", "survived")
+            print("|", " | ".join(str(row[key]) for key in keys), "|")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--module", action="append", help="default: all of them")
     parser.add_argument("--count", type=int, default=25, help="mutants a module")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--again", action="store_true", help="try the survivors that --out holds, and no others of a module that has not changed"
+        "--again",
+        action="store_true",
+        help="try the survivors of the newest run that --out holds, and no others if the module is what it was",
     )
-    parser.add_argument("--out", type=pathlib.Path, default=RESULTS / f"mutation-{today()}.json")
+    parser.add_argument("--out", type=pathlib.Path, default=RESULTS / "mutation", help="folder")
+    parser.add_argument("--table", action="store_true", help="print what --out holds, and try nothing")
     arguments = parser.parse_args()
+    if arguments.table:
+        return print_table(arguments.out)
     os.chdir(ROOT)
     sys.path.insert(0, str(ROOT))
     os.environ |= {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     modules = arguments.module or [*MODULES]
     for name in [*_WARM, *(_WARM_JAX if any("/export/" in test for module in modules for test in MODULES[module]) else ())]:
         importlib.import_module(name)
-    results = Results(arguments.out, __doc__.splitlines()[0].split(":")[0] + "; survivors that are equivalent have the reason beside them.")
-    reasons = json.loads(EQUIVALENT.read_text())
     for module in modules:
-        before = next((row for row in results.record["runs"] if row["module"] == module), None) if arguments.again else None
+        results = _record(arguments.out, module)
+        runs = results.record["runs"]
+        before = max(runs, key=lambda row: str(row["date"]), default=None) if arguments.again else None
         count, seed = (before["asked"], before["seed"]) if before else (arguments.count, arguments.seed)
         run = try_module(module, count, seed, before)
-        results.record["runs"] = [row for row in results.record["runs"] if row["module"] != module]
+        results.record["runs"] = [row for row in runs if row["seed"] != seed]
         results.add(**run)
-    results.record["runs"] = [judged(row, reasons) for row in results.record["runs"]]
-    results.save()
+        _judge(results, module)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "vit_convert/engine/profiles.py": ("tests/engine/test_profiles.py",),
     "vit_convert/engine/sidecar.py": ("tests/engine/test_sidecar.py",),
     "vit_convert/engine/recommend.py": ("tests/engine/test_recommend.py",),
-    "vit_convert/engine/plans.py": ("tests/engine/test_plans.py", "tests/engine/test_engine_command.py", "tests/engine/test_verify.py"),
+    "vit_convert/engine/plans.py": ("tests/engine/test_engine_command.py", "tests/engine/test_verify.py"),
     "vit_convert/report/write.py": ("tests/core/test_report.py",),
     "vit_convert/proof.py": ("tests/core/test_proof.py",),
     "vit_convert/pipeline.py": ("tests/core/test_pipeline.py", "tests/core/test_stage_records.py"),

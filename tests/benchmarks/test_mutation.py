@@ -1,0 +1,39 @@
+"""What is mutated and with which tests is there, and survivors are told apart by the reasons that stand beside them."""
+
+import json
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _benchmarks(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+
+
+def test_modules_and_their_tests_exist():
+    from mutation_modules import MODULES
+
+    assert [path for path in [*MODULES, *(test for tests in MODULES.values() for test in tests)] if not (ROOT / path).is_file()] == []
+
+
+def test_a_survivor_with_a_reason_does_not_count():
+    from mutation import judged
+
+    rows = [{"before": "a < b", "after": "a <= b"}, {"before": "x = 1", "after": "x = 2"}]
+    found = judged({"module": "m.py", "mutants": 5, "killed": 3, "survivors": rows}, {"a < b -> a <= b": "they are never equal"})
+    assert [row["equivalent"] for row in found["survivors"]] == ["they are never equal", ""]
+    assert (found["equivalent"], found["survived"], found["killed_share"]) == (1, 1, 0.75)  # three of the four that change something
+
+
+def test_a_record_for_each_module(tmp_path, capsys):
+    from mutation import print_table, record_file
+
+    path = record_file(tmp_path, "vit_convert/export/rules/gelu.py")
+    assert path == tmp_path / "export.rules.gelu.json"
+    row = {"module": "m.py", "seed": 3, "mutants": 5, "killed_at_first": 2, "killed": 3, "equivalent": 1, "survived": 1}
+    path.write_text(json.dumps({"runs": [row]}))
+    print_table(tmp_path)
+    assert capsys.readouterr().out.splitlines()[2:] == ["| m.py | 3 | 5 | 2 | 3 | 1 | 1 |"]
