@@ -5,7 +5,7 @@ import dataclasses
 import math
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from vit_convert.checkpoint.architecture import Architecture
 from vit_convert.checkpoint.containers import Leaf, Leaves, read_container, split_subtree, verify
 from vit_convert.checkpoint.infer import Grid, find_position_table, infer_architecture
 from vit_convert.checkpoint.layouts import Layout
+from vit_convert.checkpoint.match import Expected, require_match
 from vit_convert.checkpoint.shapes import BLOCK, leaf_shapes, parameter_count
 from vit_convert.errors import CheckpointError, UsageError, nearest
 
@@ -99,7 +100,11 @@ def load_checkpoint(
     source_size = (table[0] * architecture.patch_size, table[1] * architecture.patch_size)
     architecture = dataclasses.replace(architecture, image_size=source_size)
     rows = math.prod(table) + class_row if "pos_embedding" in leaves else 0
-    _match(leaves, architecture, rows, _Names(file, prefix, layout), "" if variant == "auto" else found)
+
+    def on_disk(name: str) -> str:
+        return prefix + layouts.stored_name(name, layout)
+
+    require_match(leaves, _expected(file, architecture, rows, on_disk, "" if variant == "auto" else found))
     pool = concurrent.futures.ThreadPoolExecutor(1)
     hashing = pool.submit(hash_file, file)
     pool.shutdown(wait=False)
@@ -161,47 +166,11 @@ def _resampled(leaf: Leaf, old: Grid, new: Grid) -> Leaf:
     return _constant(leaf.name, posemb.resample(leaf.as_float32().read(), old, new))
 
 
-@dataclasses.dataclass(frozen=True)
-class _Names:
-    file: pathlib.Path
-    prefix: str
-    layout: Layout
-
-    def missing(self, canonical: str) -> str:
-        return self.prefix + layouts.stored_name(canonical, self.layout)
-
-
-def _match(leaves: Mapping[str, Leaf], architecture: Architecture, rows: int, names: _Names, found: str) -> None:
-    """Holds the leaves against the architecture, and raises for the first difference in the model's order."""
-    expected = leaf_shapes(architecture)
+def _expected(file: pathlib.Path, architecture: Architecture, rows: int, stored_name: Callable[[str], str], found: str) -> Expected:
+    """The stored parameters: the position table with the rows that the file has, and none where it stores none."""
+    shapes = leaf_shapes(architecture)
     if rows:
-        expected["pos_embedding"] = (1, rows, architecture.width)
+        shapes["pos_embedding"] = (1, rows, architecture.width)
     else:
-        del expected["pos_embedding"]
-    wrong, missing, hints = [], [], set()
-    for name, shape in expected.items():
-        if name not in leaves:
-            missing.append(f"{names.missing(name)}: missing, variant {architecture.variant} needs {shape}.")
-        elif leaves[name].shape != shape:
-            wrong.append(f"{leaves[name].name}: checkpoint {leaves[name].shape}, variant {architecture.variant} needs {shape}.")
-            hints.add(sorted(leaves[name].shape) == sorted(shape))
-    extra = [f"{leaf.name}: belongs to no part of variant {architecture.variant}." for name, leaf in leaves.items() if name not in expected]
-    problems = wrong + missing + extra
-    if problems:
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        hint = (
-            f" Did you mean {found}?"
-            if found not in ("", "custom", architecture.variant)
-            else " It looks transposed."
-            if hints == {True}
-            else ""
-        )
-        fix = (
-            "Set variant to the checkpoint's, or to auto."
-            if found
-            else "Save the model's parameters, whole and nothing else, under the names its project uses."
-        )
-        raise CheckpointError(f"{names.file}: {problems[0]}{hint}{more}", fix=fix)
-    stored = sum(leaf.size for leaf in leaves.values())
-    if stored != (counted := parameter_count(architecture, rows)):
-        raise CheckpointError(f"{names.file}: checkpoint {stored} parameters, variant {architecture.variant} has {counted}")
+        del shapes["pos_embedding"]
+    return Expected(file, architecture.variant, shapes, parameter_count(architecture, rows), stored_name, found)
