@@ -13,6 +13,7 @@ import ast
 import collections
 import dataclasses
 import functools
+import gc
 import hashlib
 import importlib.abc
 import importlib.util
@@ -338,10 +339,12 @@ def main() -> None:
         return print_table(arguments.out)
     os.chdir(ROOT)
     sys.path.insert(0, str(ROOT))
-    os.environ |= {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    # Other packages' pytest plugins cost every mutant more than most tests do.
+    os.environ |= {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     modules = arguments.module or [*MODULES]
     for name in [*_WARM, *(_WARM_JAX if any("/export/" in test for module in modules for test in MODULES[module]) else ())]:
         importlib.import_module(name)
+    gc.freeze()  # what is imported stays: pytest collects garbage at the end of each run
     for module in modules:
         results = _record(arguments.out, module)
         runs = results.record["runs"]
