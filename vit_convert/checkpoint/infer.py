@@ -3,8 +3,6 @@
 import dataclasses
 import math
 import pathlib
-import re
-from collections import Counter
 from collections.abc import Mapping
 
 from vit_convert.checkpoint.architecture import Architecture
@@ -12,20 +10,10 @@ from vit_convert.checkpoint.containers import Leaf
 from vit_convert.checkpoint.layouts import Layout, stored_name
 from vit_convert.checkpoint.shapes import BLOCK
 from vit_convert.checkpoint.variants import Width, check_image_size, name_variant, parse_variant
+from vit_convert.checkpoint.vote import count_numbers, most_common, patch_side
 from vit_convert.errors import CheckpointError, UsageError
 
 Grid = tuple[int, int]
-
-
-def _most_common(leaves: Mapping[str, Leaf], *patterns_and_axes: tuple[str, int]) -> int:
-    # A vote, so that one missing or transposed leaf is reported as itself and does not make every other leaf look wrong. A kind of leaf
-    # that is missing everywhere (a model without biases) has others that tell the same size.
-    for pattern, axis in patterns_and_axes:
-        shapes = [leaf.shape for name, leaf in leaves.items() if re.search(pattern, name)]
-        votes = Counter(shape[axis] for shape in shapes if -len(shape) <= axis < len(shape))
-        if votes:
-            return votes.most_common(1)[0][0]
-    return 0
 
 
 def infer_architecture(leaves: Mapping[str, Leaf], variant: str) -> tuple[Architecture, str]:
@@ -38,15 +26,14 @@ def infer_architecture(leaves: Mapping[str, Leaf], variant: str) -> tuple[Archit
     Returns:
         The architecture to hold the file against, its image size still open; and the name that the file's own shapes have.
     """
-    blocks = {match[1] for name in leaves if (match := re.match(rf"{BLOCK}(\d{{1,6}})/", name))}
-    width = _most_common(leaves, (r"(LayerNorm_\d|encoder_norm)/scale$", -1), (r"^embedding/kernel$", -1))
-    mlp_dim = _most_common(leaves, (r"Dense_0/bias$", -1), (r"Dense_0/kernel$", -1))
-    num_heads = _most_common(leaves, (r"query/bias$", 0), (r"(query|key|value)/kernel$", 1))
-    sizes = Width(width, len(blocks), mlp_dim, num_heads)
-    patch = _patch_size(leaves, width)
+    width = most_common(leaves, (r"(LayerNorm_\d|encoder_norm)/scale$", -1), (r"^embedding/kernel$", -1))
+    mlp_dim = most_common(leaves, (r"Dense_0/bias$", -1), (r"Dense_0/kernel$", -1))
+    num_heads = most_common(leaves, (r"query/bias$", 0), (r"(query|key|value)/kernel$", 1))
+    sizes = Width(width, count_numbers(leaves, rf"{BLOCK}(\d{{1,6}})/"), mlp_dim, num_heads)
+    patch = patch_side(leaves, "embedding/kernel", width)
     found = name = name_variant(sizes, patch)
     pool = "tok" if "cls" in leaves else "map" if any(leaf.startswith("MAPHead_0/") for leaf in leaves) else "gap"
-    representation_size = _most_common(leaves, (r"^pre_logits/bias$", -1), (r"^pre_logits/kernel$", -1))
+    representation_size = most_common(leaves, (r"^pre_logits/bias$", -1), (r"^pre_logits/kernel$", -1))
     if variant != "auto":
         given = parse_variant(variant)
         sizes, patch, name = given.sizes, given.patch_size, given.name
@@ -58,15 +45,10 @@ def infer_architecture(leaves: Mapping[str, Leaf], variant: str) -> tuple[Archit
         **dataclasses.asdict(sizes),
         patch_size=patch,
         image_size=(0, 0),
-        num_classes=_most_common(leaves, (r"^head/bias$", -1), (r"^head/kernel$", -1)),
+        num_classes=most_common(leaves, (r"^head/bias$", -1), (r"^head/kernel$", -1)),
         pool=pool,
         representation_size=representation_size,
     ), found
-
-
-def _patch_size(leaves: Mapping[str, Leaf], width: int) -> int:
-    sides = Counter(leaves["embedding/kernel"].shape) - Counter((3, width)) if "embedding/kernel" in leaves else Counter()
-    return sides.most_common(1)[0][0] if sides else 1
 
 
 def find_position_table(

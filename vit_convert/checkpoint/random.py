@@ -12,24 +12,20 @@ import math
 import os
 import re
 import sys
-import zipfile
-import zlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 from absl import app, flags
 
-from vit_convert.bundle import atomic
 from vit_convert.checkpoint.architecture import Architecture
+from vit_convert.checkpoint.draw import DTYPES, normal, write_npz
 from vit_convert.checkpoint.layouts import Layout, stored_name
 from vit_convert.checkpoint.shapes import BLOCK, leaf_shapes
 from vit_convert.checkpoint.variants import PUBLISHED, architecture_of
 from vit_convert.errors import ConvertError, UsageError
 
 OUTLIER = 1.2e3  # mean over tokens; the largest reach about 1.4e3, as in large trained ViTs
-DTYPES = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 LAYOUTS = tuple(layout.value for layout in Layout)
 POSEMBS = ("learn", "sincos2d")
 _CLASS_ROW_LAYOUTS = (Layout.VIT_JAX, Layout.VIT_JAX_LINEN, Layout.BIG_VISION_OLD)
@@ -93,21 +89,9 @@ def write_random_checkpoint(
     if pre_logits:
         architecture = dataclasses.replace(architecture, representation_size=architecture.width)
     weights = _Weights(architecture, seed, outlier_channels)
-    with atomic(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
-        for name, shape, arrays in weights.stored(form):
-            if not (posemb == "sincos2d" and name == "pos_embedding"):
-                _write_member(archive, prefix + name, shape, DTYPES[dtype], arrays)
+    stored = ((prefix + name, shape, arrays) for name, shape, arrays in weights.stored(form))
+    write_npz(path, (member for member in stored if posemb == "learn" or member[0] != f"{prefix}pos_embedding"), dtype)
     return architecture
-
-
-def _write_member(archive: zipfile.ZipFile, name: str, shape: tuple[int, ...], dtype: np.dtype, arrays: Iterable[np.ndarray]) -> None:
-    # numpy writes bfloat16 as two raw bytes, which is what the published bfloat16 files hold.
-    descr = "|V2" if dtype == DTYPES["bfloat16"] else np.lib.format.dtype_to_descr(dtype)
-    large = math.prod(shape) * dtype.itemsize >= zipfile.ZIP64_LIMIT // 2
-    with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=large) as stream:
-        np.lib.format.write_array_header_1_0(stream, {"descr": descr, "fortran_order": False, "shape": shape})
-        for array in arrays:
-            stream.write(array.astype(dtype, copy=False).tobytes())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,26 +121,23 @@ class _Weights:
         """One canonical parameter, float32."""
         if name == "cls":
             return self._class_part("token") + self._class_part("row")
-        normal = self._normal(name, shape)
+        values = normal(self.seed, name, shape)
         kind = name.rpartition("/")[2]
         if kind == "scale":
-            return self._norm_scale(name, 1 + 0.1 * normal)
+            return self._norm_scale(name, 1 + 0.1 * values)
         if kind == "bias":
-            return 0.02 * normal
+            return 0.02 * values
         if kind == "pos_embedding":
-            return 0.1 * normal
+            return 0.1 * values
         if kind == "probe":
-            return normal
+            return values
         is_projection = name.endswith(("query/kernel", "key/kernel", "value/kernel"))
         inputs = shape[0] if is_projection else math.prod(shape[:-1])
-        return self._outliers(name, normal / np.float32(math.sqrt(inputs)))
-
-    def _normal(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        return np.random.default_rng([self.seed, zlib.crc32(name.encode())]).standard_normal(shape, np.float32)
+        return self._outliers(name, values / np.float32(math.sqrt(inputs)))
 
     def _class_part(self, part: str) -> np.ndarray:
         # Multiples of 1/256 below 1/2: the sum of the two is exact even in bfloat16, so layouts that store it agree to the bit.
-        value = 0.1 * self._normal(f"cls/{part}", (1, 1, self.architecture.width))
+        value = 0.1 * normal(self.seed, f"cls/{part}", (1, 1, self.architecture.width))
         return np.clip(np.rint(value * 256), -127, 127) / np.float32(256)
 
     def _outlier_columns(self) -> np.ndarray:
