@@ -30,7 +30,7 @@ def ours(graph: str, images: int, batch_size: int, output: str) -> dict[str, flo
     """Our calibration, Q/DQ and saving."""
     import onnx_ir as ir
 
-    from vit_convert.onnx_file import save_onnx
+    from vit_convert.core.onnx_file import save_onnx
     from vit_convert.quantize.calibrate import calibrate
     from vit_convert.quantize.placement import place
     from vit_convert.quantize.qdq import quantize
@@ -119,7 +119,7 @@ def main(argv: list[str]) -> None:
 
 def _graph(workdir: pathlib.Path) -> pathlib.Path:
     config = workdir / "calibrated.py"
-    config.write_text("from vit_convert.config import default_config\n\n\ndef get_config():\n    return default_config()\n")
+    config.write_text("from vit_convert.core.config import default_config\n\n\ndef get_config():\n    return default_config()\n")
     options = ["--config.engine.backend=none", "--config.precision=fp32", f"--config.checkpoint={_CHECKPOINT.value}"]
     command = [sys.executable, "-m", "vit_convert", f"--config={config}", *options, f"--workdir={workdir}", "--until=export", "--quiet"]
     subprocess.run(command, check=True, cwd=ROOT)

@@ -27,7 +27,7 @@ _OUTPUT = flags.DEFINE_string("output", "", "Result file; by default benchmarks/
 
 _BENCHMARKS = pathlib.Path(__file__).parent
 _EXPORT_ALONE = "plain: load, export and save"
-_CONFIG = "from vit_convert.config import default_config\n\n\ndef get_config():\n    return default_config()\n"
+_CONFIG = "from vit_convert.core.config import default_config\n\n\ndef get_config():\n    return default_config()\n"
 Command = Callable[[pathlib.Path, pathlib.Path], list[str]]
 
 

@@ -25,7 +25,7 @@ def today() -> str:
 
 def hardware() -> dict[str, Any]:
     """Processor, cores and memory of this machine."""
-    from vit_convert.host import cpu_model
+    from vit_convert.core.host import cpu_model
 
     total = next((int(line.split()[1]) for line in _lines("/proc/meminfo") if line.startswith("MemTotal")), 0)
     return {"cpu": cpu_model(), "cores": len(os.sched_getaffinity(0)), "memory_gib": round(total / 2**20, 1), "system": platform.platform()}

@@ -69,12 +69,12 @@ def quantized(
     """Calibrates and writes a Q/DQ graph; returns the Calibration and the seconds of CPU that it took."""
     import onnx_ir as ir
 
-    from vit_convert.config import default_config
-    from vit_convert.onnx_file import save_onnx
+    from vit_convert.core.config import default_config
+    from vit_convert.core.onnx_file import save_onnx
+    from vit_convert.quantize.activation_max import largest
     from vit_convert.quantize.calibrate import calibrate
     from vit_convert.quantize.placement import place
     from vit_convert.quantize.qdq import quantize
-    from vit_convert.quantize.ranges import largest
     from vit_convert.quantize.smooth import find_norms
     from vit_convert.quantize.smooth import smooth as smoothed
 
@@ -99,7 +99,7 @@ def quantized(
 
 def run(graph: pathlib.Path, images: Images, features: str) -> tuple[np.ndarray, np.ndarray]:
     """Features and logits of images, batch by batch."""
-    from vit_convert.onnx_file import open_session
+    from vit_convert.core.onnx_file import open_session
 
     session = open_session(graph, [features])
     found = [session.run([features, "logits"], {"images": normalize(images[i : i + _BATCH])}) for i in range(0, len(images), _BATCH)]
@@ -111,7 +111,7 @@ def export(folder: pathlib.Path, workdir: pathlib.Path) -> tuple[pathlib.Path, s
     import onnx_ir as ir
 
     config = workdir / "trained.py"
-    config.write_text("from vit_convert.config import default_config\n\n\ndef get_config():\n    return default_config()\n")
+    config.write_text("from vit_convert.core.config import default_config\n\n\ndef get_config():\n    return default_config()\n")
     options = ["--config.engine.backend=none", "--config.target=trt10", "--config.precision=fp32"]
     options.append(f"--config.checkpoint={folder / 'dinov2_s14_digits.npz'}")
     command = [sys.executable, "-m", "vit_convert", f"--config={config}", *options, f"--workdir={workdir}", "--until=export", "--quiet"]
@@ -123,7 +123,7 @@ def export(folder: pathlib.Path, workdir: pathlib.Path) -> tuple[pathlib.Path, s
 
 def main(argv: list[str]) -> None:
     """Measures every case."""
-    from vit_convert.compare import top1_accuracy
+    from vit_convert.core.compare import top1_accuracy
 
     folder, workdir = pathlib.Path(_FOLDER.value), pathlib.Path(_WORKDIR.value)
     workdir.mkdir(parents=True, exist_ok=True)

@@ -35,7 +35,7 @@ KINDS = {
 _FP32_ERROR, _FP16_ERROR = 1e-4, 2e-2  # of the scale; another model's is about 1
 _INT8_COSINE = 0.9  # 8 bits of a random model; another model's is about 0
 _CONFIG = """
-from vit_convert.config import default_config
+from vit_convert.core.config import default_config
 
 
 def get_config():
@@ -281,8 +281,8 @@ def _import_everything() -> None:
     import vit_convert.export.exporter
     import vit_convert.models.model
     import vit_convert.quantize.calibrate
+    import vit_convert.quantize.half_precision
     import vit_convert.quantize.qdq
-    import vit_convert.quantize.typed
 
     del flax, jax, jax2onnx, onnx, onnxruntime, vit_convert
 
@@ -306,7 +306,7 @@ def _wait(child: int) -> int:
 
 
 def _die_in(stage: str, seconds: float, number: int) -> None:
-    from vit_convert.progress import Progress
+    from vit_convert.core.progress import Progress
 
     event = Progress.event
 

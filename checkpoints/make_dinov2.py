@@ -34,10 +34,10 @@ import onnx
 from absl import app, flags
 from PIL import Image
 
-from vit_convert.bundle import atomic, hash_file
 from vit_convert.checkpoint.layouts import Layout, stored_name
 from vit_convert.checkpoint.load import load_checkpoint
-from vit_convert.compare import top1_accuracy
+from vit_convert.core.bundle import atomic, hash_file
+from vit_convert.core.compare import top1_accuracy
 from vit_convert.images.preprocess import preprocess_for
 
 SIZE, PATCH, GRID, DEPTH, WIDTH, HEADS = 224, 14, 16, 12, 384, 6

@@ -23,11 +23,11 @@ from typing import Any
 
 from absl import flags
 
-from vit_convert import config as configs
-from vit_convert.command import exit_code
-from vit_convert.errors import INTERRUPTED, ConvertError, UsageError, nearest
-from vit_convert.overrides import apply_overrides, dotted_keys, split_overrides
-from vit_convert.user_code import explain, where
+from vit_convert.core import config as configs
+from vit_convert.core.command import exit_code
+from vit_convert.core.errors import INTERRUPTED, ConvertError, UsageError, nearest
+from vit_convert.core.overrides import apply_overrides, dotted_keys, split_overrides
+from vit_convert.core.user_code import explain, where
 
 _FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", "out", "Folder that gets one sub-folder per conversion.", flag_values=_FLAGS)

@@ -9,13 +9,13 @@ from typing import Any
 
 import ml_collections
 
-from vit_convert.bundle import Bundle, utf8_path, write_json
-from vit_convert.config import as_plain
-from vit_convert.leftovers import remove_temporaries
-from vit_convert.lock import hold
-from vit_convert.manifest import Manifest
-from vit_convert.pipeline import Context, run_stages
-from vit_convert.progress import Progress
+from vit_convert.core.bundle import Bundle, utf8_path, write_json
+from vit_convert.core.config import as_plain
+from vit_convert.core.leftovers import remove_temporaries
+from vit_convert.core.lock import hold
+from vit_convert.core.manifest import Manifest
+from vit_convert.core.pipeline import Context, run_stages
+from vit_convert.core.progress import Progress
 from vit_convert.report.summary import print_summary
 from vit_convert.report.write import write_report
 from vit_convert.stages import stages

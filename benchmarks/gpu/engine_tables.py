@@ -8,8 +8,8 @@ from gpu.side_by_side import rate, spaced
 from gpu.side_by_side import table as side_by_side
 from markdown_table import markdown
 
-from vit_convert.engine.benchmark import RESIDENT
-from vit_convert.engine.winners import DEFAULT
+from vit_convert.engine.measure.benchmark import RESIDENT
+from vit_convert.engine.tune.winners import DEFAULT
 
 Run = Mapping[str, Any]
 

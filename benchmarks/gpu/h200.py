@@ -28,7 +28,7 @@ from absl import app, flags
 from side_by_side import VERSIONS, table
 from steps import FAILED, LEFT, Runner, State, Step, is_done
 
-from vit_convert.bundle import read_json, write_json
+from vit_convert.core.bundle import read_json, write_json
 
 _FOLDER = pathlib.Path(__file__).resolve().parent
 _ROOT = _FOLDER.parent.parent
@@ -57,7 +57,7 @@ _LANES = flags.DEFINE_list(
 )
 _ENVIRONMENT = ("gpu", "driver", "cuda", *VERSIONS)
 _CALIBRATED = 16  # images
-_CONFIG = "from vit_convert.config import default_config as get_config\n"
+_CONFIG = "from vit_convert.core.config import default_config as get_config\n"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""How JAX and PyTorch are timed: as vit_convert.engine.measure times our engines, one call at a time and calls queued ahead."""
+"""How JAX and PyTorch are timed: as vit_convert.engine.measure.loops times our engines, one call at a time and calls queued ahead."""
 
 import datetime
 import os
@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from vit_convert.bundle import read_json, write_json
-from vit_convert.engine import cuda
-from vit_convert.engine.measure import MIN_RUNS, QUEUED
-from vit_convert.engine.monitor import Monitor, merge_summaries
+from vit_convert.core.bundle import read_json, write_json
+from vit_convert.engine.backend import cuda
+from vit_convert.engine.measure.loops import MIN_RUNS, QUEUED
+from vit_convert.engine.measure.monitor import Monitor, merge_summaries
 
 PASSES = 2  # their difference is the noise of a row
 

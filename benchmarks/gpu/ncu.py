@@ -17,18 +17,18 @@ import numpy as np
 from absl import app, flags
 from counters import DURATION, METRICS, by_kernel, read_csv
 
-from vit_convert.bundle import Bundle, write_json
-from vit_convert.command import exit_code
-from vit_convert.engine import cuda
-from vit_convert.engine.benchmark import shape_to_measure
-from vit_convert.engine.facts import describe_model, open_bundle
-from vit_convert.engine.measure import Worker, measure_latency, measure_throughput
-from vit_convert.engine.plans import find_plan, open_engine
-from vit_convert.engine.runtime import Engine
-from vit_convert.engine.session import Session
-from vit_convert.engine.stages import environment
-from vit_convert.engine.trt import load_backend
-from vit_convert.errors import BenchmarkError
+from vit_convert.core.bundle import Bundle, write_json
+from vit_convert.core.command import exit_code
+from vit_convert.core.errors import BenchmarkError
+from vit_convert.engine.backend import cuda
+from vit_convert.engine.backend.trt import load_backend
+from vit_convert.engine.bundle_engines import find_plan, open_engine
+from vit_convert.engine.commands import environment
+from vit_convert.engine.handoff import describe_model, open_bundle
+from vit_convert.engine.measure.benchmark import shape_to_measure
+from vit_convert.engine.measure.loops import Worker, measure_latency, measure_throughput
+from vit_convert.engine.runtime.engine import Engine
+from vit_convert.engine.runtime.session import Session
 
 _PRECISION = flags.DEFINE_string("precision", "fp16", "Which engine of the bundle.")
 _BATCH = flags.DEFINE_integer("batch", 256, "Images of the run.")

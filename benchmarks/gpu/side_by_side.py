@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from vit_convert.engine.benchmark import RESIDENT
+from vit_convert.engine.measure.benchmark import RESIDENT
 
 VERSIONS = ("tensorrt", "jax", "torch", "timm")  # that the parts of a side-by-side run record, each those of its own
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
-from vit_convert.bundle import read_json, write_json
+from vit_convert.core.bundle import read_json, write_json
 
 DONE, FAILED, LEFT = "done", "failed", "left"
 State = dict[str, dict[str, Any]]

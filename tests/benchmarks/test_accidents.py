@@ -30,8 +30,8 @@ def test_another_models_graph_is_seen(tmp_path, monkeypatch):
     import yard as module
 
     from vit_convert.checkpoint.random import write_random_checkpoint
-    from vit_convert.config import complete, default_config
     from vit_convert.convert import convert
+    from vit_convert.core.config import complete, default_config
 
     for number, name in enumerate("ab"):
         write_random_checkpoint(tmp_path / f"{name}.npz", "mu/16", image_size=(32, 32), num_classes=10, seed=number)

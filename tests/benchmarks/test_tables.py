@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from vit_convert.engine.benchmark import RESIDENT
+from vit_convert.engine.measure.benchmark import RESIDENT
 
 MEASURED = {"precision": "fp16", "batch": 64, "streams": 1, "transfers": RESIDENT, "p50_ms": 7.0, "noise_percent": 0.4}
 BENCHMARKS = pathlib.Path(__file__).parents[2] / "benchmarks"

@@ -7,7 +7,7 @@ import pytest
 import safetensors.numpy
 
 from vit_convert.checkpoint.load import load_checkpoint
-from vit_convert.errors import CheckpointError, UsageError
+from vit_convert.core.errors import CheckpointError, UsageError
 
 FC1 = "Transformer/encoderblock_0/MlpBlock_3/Dense_0/kernel"
 

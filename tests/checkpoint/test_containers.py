@@ -12,7 +12,7 @@ import safetensors.numpy
 from vit_convert.checkpoint import containers
 from vit_convert.checkpoint.containers import read_container, verify
 from vit_convert.checkpoint.load import load_checkpoint
-from vit_convert.errors import CheckpointError
+from vit_convert.core.errors import CheckpointError
 
 
 def memory_map_of(array):

@@ -13,7 +13,7 @@ import pytest
 
 from vit_convert.checkpoint import fetch as fetching
 from vit_convert.checkpoint.fetch import fetch, is_address, local_name, url_of
-from vit_convert.errors import CheckpointError, UsageError
+from vit_convert.core.errors import CheckpointError, UsageError
 
 DATA = bytes(range(256)) * 20_000  # 5 MB
 SHA256 = hashlib.sha256(DATA).hexdigest()

@@ -13,8 +13,8 @@ from vit_convert.checkpoint.find import Found, find_checkpoint
 from vit_convert.checkpoint.published import PUBLISHED, Published, published_at, require_published
 from vit_convert.checkpoint.shapes import parameter_count
 from vit_convert.checkpoint.variants import architecture_of
-from vit_convert.errors import CheckpointError
-from vit_convert.progress import Progress, human_bytes
+from vit_convert.core.errors import CheckpointError
+from vit_convert.core.progress import Progress, human_bytes
 
 MIB = 1 << 20
 ADDRESS = "gs://models/fine/ViT.npz"

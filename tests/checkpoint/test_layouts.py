@@ -9,7 +9,7 @@ from vit_convert.checkpoint.layouts import Layout
 from vit_convert.checkpoint.load import load_checkpoint
 from vit_convert.checkpoint.posemb import resample, sincos2d
 from vit_convert.checkpoint.shapes import leaf_shapes
-from vit_convert.errors import CheckpointError, UsageError
+from vit_convert.core.errors import CheckpointError, UsageError
 
 LAYOUTS = [layout.value for layout in Layout]
 

@@ -8,7 +8,7 @@ import pytest
 
 from vit_convert.checkpoint.load import load_checkpoint
 from vit_convert.checkpoint.random import write_random_checkpoint
-from vit_convert.errors import UsageError
+from vit_convert.core.errors import UsageError
 
 
 def write(path, *arguments):

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from vit_convert.checkpoint.containers import read_container, verify
-from vit_convert.errors import CheckpointError
+from vit_convert.core.errors import CheckpointError
+from vit_convert.core.zip_member import FileState, open_member
 from vit_convert.images.sources import open_images
-from vit_convert.zip_member import FileState, open_member
 
 SHIPPED = pathlib.Path(__file__).parents[2] / "checkpoints"
 THREADS = 8

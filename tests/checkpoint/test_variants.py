@@ -5,7 +5,7 @@ import pytest
 
 from vit_convert.checkpoint.shapes import leaf_shapes, parameter_count
 from vit_convert.checkpoint.variants import PUBLISHED, WIDTHS, architecture_of, name_variant, parse_variant
-from vit_convert.errors import UsageError
+from vit_convert.core.errors import UsageError
 
 # vit_jax/models_test.py, 1000 classes at 224 pixels.
 PUBLISHED_COUNTS = {

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vit_convert.checkpoint.load import load_checkpoint
-from vit_convert.errors import CheckpointError
+from vit_convert.core.errors import CheckpointError
 
 
 @pytest.fixture

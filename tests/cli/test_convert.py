@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from vit_convert.config import default_config
-from vit_convert.engine import cuda
-from vit_convert.engine.trt import load_backend
-from vit_convert.pipeline import Context
+from vit_convert.core.pipeline import Context
+from vit_convert.engine.backend import cuda
+from vit_convert.engine.backend.trt import load_backend
 from vit_convert.stages import build
 from vit_convert.stages.build import BUILD, VERIFY
 

@@ -34,7 +34,7 @@ def test_nothing_at_all_shows_the_help(capsys):
 
 def test_help_names_every_flag_and_key(capsys):
     from vit_convert.config import default_config
-    from vit_convert.overrides import dotted_keys
+    from vit_convert.core.overrides import dotted_keys
 
     assert main(["vit_convert", "--help"]) == 0
     text = capsys.readouterr().out
@@ -148,7 +148,7 @@ def test_a_log_on_a_full_disk_does_not_change_the_exit_code():
 
 TURNED = """
 import os, signal
-from vit_convert.command import exit_code
+from vit_convert.core.command import exit_code
 
 def run():
     try:

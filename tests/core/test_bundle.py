@@ -8,8 +8,8 @@ import tempfile
 import numpy as np
 import pytest
 
-from vit_convert.bundle import Bundle, atomic, hash_file, hash_value, read_json, write_json
-from vit_convert.errors import UsageError
+from vit_convert.core.bundle import Bundle, atomic, hash_file, hash_value, read_json, write_json
+from vit_convert.core.errors import UsageError
 
 
 def test_atomic_file_and_folder(tmp_path):

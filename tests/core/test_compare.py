@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vit_convert.compare import Tolerance, compare, top1_accuracy
+from vit_convert.core.compare import Tolerance, compare, top1_accuracy
 
 
 def brute_force(reference, candidate):

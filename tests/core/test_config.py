@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from vit_convert.__main__ import parse_config
-from vit_convert.config import check_values, complete, default_config, find_config, image_size, precisions
-from vit_convert.errors import UsageError
-from vit_convert.overrides import dotted_keys
+from vit_convert.core.config import check_values, complete, default_config, find_config, image_size, precisions
+from vit_convert.core.errors import UsageError
+from vit_convert.core.overrides import dotted_keys
 
 CONFIG = """
-from vit_convert.config import default_config
+from vit_convert.core.config import default_config
 
 
 def get_config():

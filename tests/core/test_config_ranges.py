@@ -5,10 +5,10 @@ import re
 import ml_collections
 import pytest
 
-from vit_convert.config import complete, default_config
-from vit_convert.config_ranges import RANGES, Range
-from vit_convert.errors import UsageError
-from vit_convert.overrides import dotted_keys
+from vit_convert.core.config import complete, default_config
+from vit_convert.core.config_ranges import RANGES, Range
+from vit_convert.core.errors import UsageError
+from vit_convert.core.overrides import dotted_keys
 
 NO_NUMBERS = {"keep_fp32", "keep_fp16", "quantize_only", "spellings"}  # tuples of names
 

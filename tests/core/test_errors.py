@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from vit_convert.bundle import read_json
-from vit_convert.errors import CheckpointError
+from vit_convert.core.bundle import read_json
+from vit_convert.core.errors import CheckpointError
 
 
 def test_what_a_terminal_would_obey_or_no_file_can_hold_is_spelt_out():

@@ -2,8 +2,8 @@
 
 import pytest
 
-from vit_convert.errors import UsageError
-from vit_convert.image_size import LARGEST_SIDE, ImageRange, parse_range, parse_size, sizes_of
+from vit_convert.core.errors import UsageError
+from vit_convert.core.image_size import LARGEST_SIDE, ImageRange, parse_range, parse_size, sizes_of
 
 RANGE = ImageRange((16, 32), (48, 64), (80, 96))
 

@@ -11,15 +11,15 @@ import threading
 
 import pytest
 
-from vit_convert import lock
-from vit_convert.bundle import Bundle
-from vit_convert.errors import UsageError
-from vit_convert.lock import DEAD_AFTER_S, hold, me, started
+from vit_convert.core import lock
+from vit_convert.core.bundle import Bundle
+from vit_convert.core.errors import UsageError
+from vit_convert.core.lock import DEAD_AFTER_S, hold, me, started
 
 HOLD = """
 import sys
-from vit_convert.bundle import Bundle
-from vit_convert.lock import hold
+from vit_convert.core.bundle import Bundle
+from vit_convert.core.lock import hold
 with hold(Bundle(sys.argv[1]), "the first one"):
     print("held", flush=True)
     sys.stdin.read()

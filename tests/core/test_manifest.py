@@ -5,9 +5,9 @@ import shutil
 
 import pytest
 
-from vit_convert.bundle import Bundle, write_json
-from vit_convert.leftovers import remove_leftovers, remove_temporaries
-from vit_convert.manifest import FileRecord, Manifest, as_rows
+from vit_convert.core.bundle import Bundle, write_json
+from vit_convert.core.leftovers import remove_leftovers, remove_temporaries
+from vit_convert.core.manifest import FileRecord, Manifest, as_rows
 
 
 def write(bundle, name, data):
@@ -56,7 +56,7 @@ def test_a_copy_of_a_bundle_is_read_once_more_and_then_as_it_is(bundle, tmp_path
     def never(path, stat):
         raise AssertionError("read again")
 
-    monkeypatch.setattr("vit_convert.manifest._hash", never)
+    monkeypatch.setattr("vit_convert.core.manifest._hash", never)
     assert found.found(there) == found
 
 

@@ -7,12 +7,12 @@ import shutil
 
 import pytest
 
-from vit_convert.bundle import Bundle, write_json
-from vit_convert.config import default_config
-from vit_convert.errors import CheckError, UsageError
-from vit_convert.manifest import Manifest
-from vit_convert.pipeline import Context, Stage, run_stages
-from vit_convert.progress import Progress
+from vit_convert.core.bundle import Bundle, write_json
+from vit_convert.core.config import default_config
+from vit_convert.core.errors import CheckError, UsageError
+from vit_convert.core.manifest import Manifest
+from vit_convert.core.pipeline import Context, Stage, run_stages
+from vit_convert.core.progress import Progress
 
 
 class Road:
@@ -117,7 +117,7 @@ def test_a_killed_stage_is_run_again(road, monkeypatch, killed, wrote):
         write_json(path, value)
 
     with monkeypatch.context() as patched, pytest.raises(Killed):
-        patched.setattr("vit_convert.pipeline.write_json", written)
+        patched.setattr("vit_convert.core.pipeline.write_json", written)
         road.run()
     if wrote:
         (road.bundle.root / killed).write_text("B's")

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from vit_convert.progress import Progress, human_bytes, human_seconds
+from vit_convert.core.progress import Progress, human_bytes, human_seconds
 
 
 def test_events_are_json_lines(tmp_path, capsys):

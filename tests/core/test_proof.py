@@ -2,7 +2,7 @@
 
 import pytest
 
-from vit_convert.proof import doubt, recommend_unmeasured
+from vit_convert.core.proof import doubt, recommend_unmeasured
 
 PASSED, FAILED = {"passed": True}, {"passed": False}
 

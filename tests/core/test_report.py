@@ -5,10 +5,10 @@ import json
 import pytest
 
 import vit_convert
-from vit_convert.bundle import Bundle
-from vit_convert.config import default_config
-from vit_convert.pipeline import Context
-from vit_convert.progress import Progress
+from vit_convert.core.bundle import Bundle
+from vit_convert.core.config import default_config
+from vit_convert.core.pipeline import Context
+from vit_convert.core.progress import Progress
 from vit_convert.report.write import write_report
 
 

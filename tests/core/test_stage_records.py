@@ -7,11 +7,11 @@ import types
 import numpy as np
 import pytest
 
-from vit_convert import pipeline
-from vit_convert.bundle import Bundle
-from vit_convert.config import default_config
-from vit_convert.pipeline import Context, Stage, run_stages
-from vit_convert.progress import Progress
+from vit_convert.core import pipeline
+from vit_convert.core.bundle import Bundle
+from vit_convert.core.config import default_config
+from vit_convert.core.pipeline import Context, Stage, run_stages
+from vit_convert.core.progress import Progress
 
 MIB = 1 << 20
 

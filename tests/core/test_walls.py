@@ -11,18 +11,20 @@ import vit_convert
 PACKAGE = pathlib.Path(vit_convert.__file__).parent
 BASE = {"numpy", "absl", "ml_collections", "yaml"}  # PyYAML is what ml_collections itself needs
 ONNX = {"onnx", "onnx_ir", "onnxruntime", "onnxscript", "google", "ml_dtypes", "typing_extensions", "sympy", "mpmath", "packaging", "rich"}
-ROOMS = ("images", "checkpoint", "models", "export", "quantize", "engine", "serve", "report", "stages")
+ROOMS = ("core", "checks", "images", "checkpoint", "models", "export", "quantize", "engine", "serve", "report", "stages")
 
 # room: third-party packages at hand, other rooms that it may import
 WALLS = {
-    "": (BASE, ("report", "stages")),
-    "images": (BASE, ()),
-    "checkpoint": (BASE | {"ml_dtypes", "safetensors"}, ()),
-    "quantize": (BASE | ONNX, ("images",)),
-    "engine": (BASE, ("images",)),
-    "serve": (BASE, ("engine", "images")),
-    "report": (BASE, ("engine",)),
-    "stages": (BASE, ()),
+    "": (BASE, ("core", "report", "stages")),
+    "core": (BASE, ()),
+    "images": (BASE, ("core",)),
+    "checkpoint": (BASE | {"ml_dtypes", "safetensors"}, ("core",)),
+    "checks": (BASE | ONNX, ("core",)),
+    "quantize": (BASE | ONNX, ("core", "checks", "images")),
+    "engine": (BASE, ("core", "images")),
+    "serve": (BASE, ("core", "engine", "images")),
+    "report": (BASE, ("core", "engine")),
+    "stages": (BASE, ("core",)),
 }
 
 IMPORT_BEHIND_A_WALL = """

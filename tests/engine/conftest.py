@@ -10,16 +10,16 @@ import simulated_gpu
 from block_engine import FIXED, RANGE
 from engine_graphs import BATCH, IMAGE, block
 
-from vit_convert.engine.runtime import Engine
+from vit_convert.engine.runtime.engine import Engine
 
 
 @pytest.fixture(scope="session")
 def converted(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """The bundle, made once; tests take a copy."""
     pytest.importorskip("jax2onnx")
-    from vit_convert import config as configs
     from vit_convert.checkpoint.random import write_random_checkpoint
     from vit_convert.convert import convert
+    from vit_convert.core import config as configs
 
     folder = tmp_path_factory.mktemp("converted")
     write_random_checkpoint(folder / "tiny.npz", "mu/16", image_size=IMAGE[:2], num_classes=10)

@@ -2,8 +2,8 @@
 
 import pathlib
 
-from vit_convert.bundle import Bundle, read_json, write_json
-from vit_convert.manifest import FileRecord, as_rows, records_of
+from vit_convert.core.bundle import Bundle, read_json, write_json
+from vit_convert.core.manifest import FileRecord, as_rows, records_of
 
 
 def as_left(path: pathlib.Path, *names: str) -> None:

@@ -16,9 +16,9 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from vit_convert.engine import cuda
-from vit_convert.engine.sidecar import graph_hashes, write_sidecar
-from vit_convert.engine.trt import Backend
+from vit_convert.engine.backend import cuda
+from vit_convert.engine.backend.sidecar import graph_hashes, write_sidecar
+from vit_convert.engine.backend.trt import Backend
 
 GPU = cuda.Gpu("Simulated", "sm90", 8 << 30, "0", "12.4")
 _NUMPY = {onnx.TensorProto.FLOAT: "FLOAT", onnx.TensorProto.UINT8: "UINT8"}
@@ -286,7 +286,7 @@ def install(monkeypatch):
         BuilderFlag=types.SimpleNamespace(FP16=0),
         ICudaEngine=CudaEngine,
     )
-    from vit_convert.engine.listen import make_logger
+    from vit_convert.engine.backend.log_capture import make_logger
 
     return Backend("tensorrt", "8.6.0", module, GPU, make_logger(module)), driver
 

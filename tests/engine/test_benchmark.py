@@ -8,20 +8,20 @@ import pytest
 from engine_graphs import IMAGE
 from reconverted import as_left
 
-from vit_convert.bundle import Bundle, read_json, write_json
-from vit_convert.engine.benchmark import END_TO_END, RESIDENT, Case, Pass, plan_cases, rows_table, summarise_case
-from vit_convert.engine.facts import judged_by, read_config
-from vit_convert.engine.measure import Latency, Worker, measure_latency, measure_throughput, noise
-from vit_convert.engine.monitor import Monitor, merge_summaries, summarise
-from vit_convert.engine.plans import keep_proof
-from vit_convert.engine.plot import plot_rows
-from vit_convert.engine.runtime import Engine
-from vit_convert.engine.session import Session
-from vit_convert.engine.sidecar import add_to_sidecar
-from vit_convert.engine.stages import add_to_report, benchmark_bundle, end_to_end_shares
-from vit_convert.engine.table import text_table
-from vit_convert.errors import BenchmarkError, BuildError
-from vit_convert.progress import Progress
+from vit_convert.core.bundle import Bundle, read_json, write_json
+from vit_convert.core.errors import BenchmarkError, BuildError
+from vit_convert.core.progress import Progress
+from vit_convert.core.text_table import text_table
+from vit_convert.engine.backend.sidecar import add_to_sidecar
+from vit_convert.engine.bundle_engines import keep_proof
+from vit_convert.engine.commands import add_to_report, benchmark_bundle, end_to_end_shares
+from vit_convert.engine.handoff import judged_by, read_config
+from vit_convert.engine.measure.benchmark import END_TO_END, RESIDENT, Case, Pass, plan_cases, rows_table, summarise_case
+from vit_convert.engine.measure.loops import Latency, Worker, measure_latency, measure_throughput, noise
+from vit_convert.engine.measure.monitor import Monitor, merge_summaries, summarise
+from vit_convert.engine.measure.plot import plot_rows
+from vit_convert.engine.runtime.engine import Engine
+from vit_convert.engine.runtime.session import Session
 
 QUIET = Progress(quiet=True)
 ABOUT = {"plan_bytes": 10, "build_seconds": 1.5, "engine_memory_mib": 100.0}
@@ -178,7 +178,7 @@ def test_interrupted_benchmark_keeps_its_rows(gpu, engines, monkeypatch):
             raise KeyboardInterrupt
         return measure_latency(workers, seconds)
 
-    monkeypatch.setattr("vit_convert.engine.benchmark.measure_latency", interrupt)
+    monkeypatch.setattr("vit_convert.engine.measure.benchmark.measure_latency", interrupt)
     with pytest.raises(KeyboardInterrupt):
         measure(gpu, path)
     found = read_json(path / "benchmark.json")

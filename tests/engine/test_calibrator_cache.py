@@ -8,16 +8,17 @@ import simulated_gpu
 from engine_graphs import IMAGE
 from reconverted import as_left
 
-from vit_convert.bundle import Bundle
-from vit_convert.calibration_cache import CacheKey, format_cache, hash_source, load_cache, parse_cache, save_cache
-from vit_convert.engine import cuda, requests, trt
-from vit_convert.engine.build_request import hash_graph, request_record
-from vit_convert.engine.calibrator import make_calibrator
-from vit_convert.engine.facts import read_config, read_facts
-from vit_convert.engine.sidecar import add_to_sidecar
-from vit_convert.engine.trt import load_backend
-from vit_convert.errors import BuildError, CalibrationError, ConvertError
-from vit_convert.progress import Progress
+from vit_convert.core.bundle import Bundle
+from vit_convert.core.calibration_cache import CacheKey, format_cache, hash_source, load_cache, parse_cache, save_cache
+from vit_convert.core.errors import BuildError, CalibrationError, ConvertError
+from vit_convert.core.progress import Progress
+from vit_convert.engine import build_bundle
+from vit_convert.engine.backend import cuda, trt
+from vit_convert.engine.backend.sidecar import add_to_sidecar
+from vit_convert.engine.backend.trt import load_backend
+from vit_convert.engine.build.calibrator import make_calibrator
+from vit_convert.engine.build.request import hash_graph, request_record
+from vit_convert.engine.handoff import read_config, read_facts
 
 KEY = CacheKey("entropy", "8.6.0", "a" * 64)
 CACHE = b"TRT-8600-EntropyCalibration2\nimages: 3caa54fc\n(Unnamed Layer* 64) [Shuffle]_output: 3d1f2e3a\nblock_00/x: y: 0\n"
@@ -139,7 +140,7 @@ def calibrate(gpu, bundle_path, monkeypatch):
         add_to_sidecar(plan, **request_record(request), summary={})
         return {}
 
-    monkeypatch.setattr(requests, "build_one", build_one)
+    monkeypatch.setattr(build_bundle, "build_one", build_one)
 
     def start(*, method="entropy_plain", batch_size=2, force=False, preprocess=None):
         taken.clear()
@@ -147,7 +148,7 @@ def calibrate(gpu, bundle_path, monkeypatch):
         facts = read_facts(bundle)
         known = dataclasses.replace(facts, preprocess=preprocess or facts.preprocess)
         progress = Progress(bundle.events, quiet=True)
-        requests.build_bundle(backend, bundle, config, known, precisions=["int8"], progress=progress, force=force)
+        build_bundle.build_bundle(backend, bundle, config, known, precisions=["int8"], progress=progress, force=force)
         return list(taken)
 
     return start

@@ -6,9 +6,9 @@ import types
 import numpy as np
 import pytest
 
-from vit_convert.engine import device_array
-from vit_convert.engine.device_array import DeviceArray, as_device_array, read_capsule
-from vit_convert.errors import BenchmarkError
+from vit_convert.core.errors import BenchmarkError
+from vit_convert.engine.runtime import device_array
+from vit_convert.engine.runtime.device_array import DeviceArray, as_device_array, read_capsule
 
 CPU = (1, 0)
 

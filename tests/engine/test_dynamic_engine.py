@@ -6,13 +6,13 @@ import pytest
 import simulated_gpu
 from reconverted import as_left
 
-from vit_convert import config as configs
-from vit_convert.bundle import Bundle
-from vit_convert.engine.facts import read_config, read_facts
-from vit_convert.engine.stages import verify_bundle
-from vit_convert.errors import CheckError
-from vit_convert.image_size import ImageRange
-from vit_convert.progress import Progress
+from vit_convert.core import config as configs
+from vit_convert.core.bundle import Bundle
+from vit_convert.core.errors import CheckError
+from vit_convert.core.image_size import ImageRange
+from vit_convert.core.progress import Progress
+from vit_convert.engine.commands import verify_bundle
+from vit_convert.engine.handoff import read_config, read_facts
 
 RANGE = [[1, 32, 32, 3], [4, 64, 64, 3], [8, 96, 96, 3]]
 

@@ -13,15 +13,16 @@ import pytest
 from engine_graphs import PROFILE, TOKENS, WIDTH, block, quantized, save, weight
 from onnx import TensorProto, helper, numpy_helper
 
-from vit_convert.bundle import hash_file
-from vit_convert.engine import build, cuda
-from vit_convert.engine.build import build_engine
-from vit_convert.engine.build_request import BuildRequest, hash_graph
-from vit_convert.engine.sidecar import check_sidecar, sidecar_path
-from vit_convert.engine.timings import find_timings, load_timings, save_timings
-from vit_convert.engine.trt import load_backend
-from vit_convert.errors import BuildError, UsageError
-from vit_convert.progress import Progress
+from vit_convert.core.bundle import hash_file
+from vit_convert.core.errors import BuildError, UsageError
+from vit_convert.core.progress import Progress
+from vit_convert.engine.backend import cuda
+from vit_convert.engine.backend.sidecar import check_sidecar, sidecar_path
+from vit_convert.engine.backend.trt import load_backend
+from vit_convert.engine.build import build
+from vit_convert.engine.build.build import build_engine
+from vit_convert.engine.build.request import BuildRequest, hash_graph
+from vit_convert.engine.build.timing_cache import find_timings, load_timings, save_timings
 
 pytest.importorskip("tensorrt_rtx")
 RTX = load_backend("rtx")
@@ -270,12 +271,14 @@ def test_layers_are_none_with_a_reason_without_a_gpu(tmp_path):
     if cuda.gpu() is not None:
         pytest.skip("this machine has a GPU")
     _, result = run(tmp_path, block(tmp_path / "model.onnx"), "fp32")
-    assert result.layer_info is None and result.fused_attention is None and "none here" in result.layers_missing
+    assert result.layers is None and result.fused_attention is None and "none here" in result.layers_missing
 
 
 def test_a_graph_is_hashed_once_and_again_when_its_weights_change(tmp_path, monkeypatch):
     read = []
-    monkeypatch.setattr("vit_convert.engine.sidecar.hash_file", lambda path: read.append(pathlib.Path(path).name) or hash_file(path))
+    monkeypatch.setattr(
+        "vit_convert.engine.backend.sidecar.hash_file", lambda path: read.append(pathlib.Path(path).name) or hash_file(path)
+    )
     graph, data, other = tmp_path / "model.onnx", tmp_path / "model.onnx.data", tmp_path / "other"
     graph.write_bytes(b"graph")
     data.write_bytes(b"weights 1")

@@ -8,15 +8,15 @@ import sys
 import onnx
 import pytest
 
-from vit_convert.bundle import Bundle, read_json, write_json
+from vit_convert.core.bundle import Bundle, read_json, write_json
+from vit_convert.core.errors import BuildError, CheckError, UsageError
+from vit_convert.core.lock import hold
 from vit_convert.engine import __main__ as command
-from vit_convert.engine import trt
-from vit_convert.engine.plans import built_from
-from vit_convert.engine.profiles import batch_profiles
-from vit_convert.engine.requests import graph_for
-from vit_convert.engine.stages import add_to_report
-from vit_convert.errors import BuildError, CheckError, UsageError
-from vit_convert.lock import hold
+from vit_convert.engine.backend import trt
+from vit_convert.engine.build_bundle import graph_for
+from vit_convert.engine.bundle_engines import built_from
+from vit_convert.engine.commands import add_to_report
+from vit_convert.engine.runtime.profiles import batch_profiles
 
 
 def run(*words):

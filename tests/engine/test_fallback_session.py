@@ -11,12 +11,12 @@ import onnxruntime
 import pytest
 from reconverted import as_left, convert_another_model
 
-from vit_convert.bundle import Bundle, hash_file, read_json, write_json
-from vit_convert.engine import cuda
-from vit_convert.engine.facts import judged_by
-from vit_convert.engine.plans import keep_model, keep_proof
-from vit_convert.engine.session import Session
-from vit_convert.errors import BenchmarkError, BuildError
+from vit_convert.core.bundle import Bundle, hash_file, read_json, write_json
+from vit_convert.core.errors import BenchmarkError, BuildError
+from vit_convert.engine.backend import cuda
+from vit_convert.engine.bundle_engines import keep_model, keep_proof
+from vit_convert.engine.handoff import judged_by
+from vit_convert.engine.runtime.session import Session
 from vit_convert.serve.session import FallbackSession
 
 PLAN = "engines/tensorrt-8.6.0-sm90/fp32.plan"

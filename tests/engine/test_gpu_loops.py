@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from vit_convert.engine.benchmark import END_TO_END, RESIDENT
+from vit_convert.engine.measure.benchmark import END_TO_END, RESIDENT
 
 FOLDER = pathlib.Path(__file__).parents[2] / "benchmarks" / "gpu"
 # What is timed runs as JAX does by default, not as strictly as the tests.
@@ -70,7 +70,7 @@ def test_loops_are_those_of_our_engines():
 
 @pytest.mark.parametrize("found", [({"sm_clock_mhz": lambda: 1980.0, "power_w": lambda: 600.0}, ""), ({}, "NVML cannot be used")])
 def test_peers_rows_carry_clocks_and_power_where_nvml_tells_them(monkeypatch, found):
-    monkeypatch.setattr("vit_convert.engine.monitor._open_quantities", lambda: found)
+    monkeypatch.setattr("vit_convert.engine.measure.monitor._open_quantities", lambda: found)
     row = importlib.import_module("loops").measure(lambda: time.sleep(2e-3), lambda handle: None, 1, seconds=0.2, warmup_seconds=0.0)
     assert {name: row.get(name) for name in found[0]} == {name: read() for name, read in found[0].items()} and row["images_per_second"] > 0
 

@@ -5,13 +5,13 @@ import types
 
 import pytest
 
-from vit_convert import config as configs
 from vit_convert import kernels
-from vit_convert.bundle import Bundle
-from vit_convert.engine.build_request import BuildRequest, request_record
-from vit_convert.engine.precision import set_ranges
-from vit_convert.engine.requests import graph_for
-from vit_convert.errors import BuildError, UsageError
+from vit_convert.core import config as configs
+from vit_convert.core.bundle import Bundle
+from vit_convert.core.errors import BuildError, UsageError
+from vit_convert.engine.build.precision import set_ranges
+from vit_convert.engine.build.request import BuildRequest, request_record
+from vit_convert.engine.build_bundle import graph_for
 
 
 class Tensor:

@@ -6,12 +6,13 @@ import pytest
 import simulated_gpu
 from engine_graphs import BATCH, IMAGE
 
-from vit_convert.engine import graphs, requests
-from vit_convert.engine.build import BuildResult
-from vit_convert.engine.build_request import BuildRequest
-from vit_convert.engine.kernels import fused_attention_by_kernels
-from vit_convert.engine.runtime import Engine
-from vit_convert.progress import Progress
+from vit_convert.core.progress import Progress
+from vit_convert.engine import build_bundle
+from vit_convert.engine.build.build import BuildResult
+from vit_convert.engine.build.fused_kernels import fused_attention_by_kernels
+from vit_convert.engine.build.request import BuildRequest
+from vit_convert.engine.runtime import cuda_graph
+from vit_convert.engine.runtime.engine import Engine
 
 # As TensorRT 8.6 names them.
 KERNELS = ("_gemm_mha_v2_0x1f", None, "sm90_xmma_gemm_f16f16_f16f32_f32_tn_n_tilesize128x128", "_gemm_mha_v2_0x2e", "__myl_bb0_1_Res")
@@ -60,16 +61,16 @@ def test_too_little_memory_to_look_is_no_failed_build(gpu, bundle_path, monkeypa
         simulated_gpu.write_plan(plan, request.onnx_path, [[(size, *IMAGE) for size in BATCH.values()]])
         return BuildResult(1, 1.0, {}, 2, {"Layers": ["hidden"]}, "", None, [])
 
-    monkeypatch.setattr(requests, "build_engine", build_engine)  # building itself takes a GPU
+    monkeypatch.setattr(build_bundle, "build_engine", build_engine)  # building itself takes a GPU
     monkeypatch.setattr(simulated_gpu.CudaEngine, "device_memory_size", 2 * simulated_gpu.GPU.memory_bytes)
     request = BuildRequest(bundle_path / "model.onnx", "fp32")
-    summary = requests.build_one(gpu[0], request, bundle_path / "fp32.plan", progress=Progress(quiet=True))
+    summary = build_bundle.build_one(gpu[0], request, bundle_path / "fp32.plan", progress=Progress(quiet=True))
     assert summary["fused_attention"] is None and summary["build_seconds"] == 1.0
     assert "cuMemAlloc_v2: CUDA error 2" in summary["fused_attention_unknown"]
 
 
 def test_layout_of_the_kernel_node():
     # CUDA_KERNEL_NODE_PARAMS_v2 in cuda.h: three pointers after seven unsigned ints, padded to 8 bytes, and two handles.
-    offsets = {name: getattr(graphs._KernelNodeParams, name).offset for name in ("func", "kernel_params", "extra", "kern", "ctx")}
+    offsets = {name: getattr(cuda_graph._KernelNodeParams, name).offset for name in ("func", "kernel_params", "extra", "kern", "ctx")}
     assert offsets == {"func": 0, "kernel_params": 40, "extra": 48, "kern": 56, "ctx": 64}
-    assert ctypes.sizeof(graphs._KernelNodeParams) == 72
+    assert ctypes.sizeof(cuda_graph._KernelNodeParams) == 72

@@ -5,8 +5,8 @@ import types
 
 import pytest
 
-from vit_convert.engine.listen import BuildClock, make_logger, make_monitor
-from vit_convert.progress import Progress
+from vit_convert.core.progress import Progress
+from vit_convert.engine.backend.log_capture import BuildClock, make_logger, make_monitor
 
 QUIET = Progress(quiet=True)
 

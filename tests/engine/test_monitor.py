@@ -6,8 +6,8 @@ import types
 
 import pytest
 
-from vit_convert.engine import monitor as monitors
-from vit_convert.engine.monitor import Monitor
+from vit_convert.engine.measure import monitor as monitors
+from vit_convert.engine.measure.monitor import Monitor
 
 
 class NVMLError(Exception):
@@ -33,7 +33,7 @@ def nvml(gpu, monkeypatch):
         nvmlDeviceGetTemperature=lambda handle, kind: 40,
         nvmlDeviceGetMemoryInfo=lambda handle: types.SimpleNamespace(used=3 << 30),
     )
-    monkeypatch.setattr("vit_convert.engine.cuda.pci_bus_id", lambda: "0000:18:00.0")
+    monkeypatch.setattr("vit_convert.engine.backend.cuda.pci_bus_id", lambda: "0000:18:00.0")
     monkeypatch.setitem(sys.modules, "pynvml", module)
     return module
 

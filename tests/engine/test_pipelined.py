@@ -7,10 +7,10 @@ import pytest
 from block_engine import expected, images
 from engine_graphs import TOKENS, WIDTH
 
-from vit_convert.engine import cuda
-from vit_convert.engine.pinned import is_pinned, pinned_array
-from vit_convert.engine.pipelined import PipelinedSession
-from vit_convert.errors import BenchmarkError, BuildError
+from vit_convert.core.errors import BenchmarkError, BuildError
+from vit_convert.engine.backend import cuda
+from vit_convert.engine.runtime.pinned import is_pinned, pinned_array
+from vit_convert.engine.runtime.pipelined import PipelinedSession
 
 
 @pytest.mark.parametrize("num_streams", [1, 2, 3])

@@ -4,9 +4,9 @@ import itertools
 
 import pytest
 
-from vit_convert.engine.profiles import Choice, ShapeRange, batch_profiles, choose_profile, describe, largest_batch
-from vit_convert.errors import BenchmarkError
-from vit_convert.image_size import ImageRange
+from vit_convert.core.errors import BenchmarkError
+from vit_convert.core.image_size import ImageRange
+from vit_convert.engine.runtime.profiles import Choice, ShapeRange, batch_profiles, choose_profile, describe, largest_batch
 
 IMAGE = (8, 8, 3)
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from vit_convert.engine.benchmark import END_TO_END, RESIDENT
-from vit_convert.engine.recommend import recommend
+from vit_convert.engine.measure.benchmark import END_TO_END, RESIDENT
+from vit_convert.engine.measure.recommend import recommend
 
 PASSED = {"passed": True}
 

@@ -11,13 +11,13 @@ import simulated_gpu
 from block_engine import RANGE, expected, images
 from engine_graphs import TOKENS, WIDTH, block
 
-from vit_convert.engine import cuda, listen
-from vit_convert.engine.device_array import DeviceArray
-from vit_convert.engine.pinned import pinned_array
-from vit_convert.engine.pipelined import PipelinedSession
-from vit_convert.engine.runtime import Engine
-from vit_convert.engine.session import Session
-from vit_convert.errors import BenchmarkError, BuildError
+from vit_convert.core.errors import BenchmarkError, BuildError
+from vit_convert.engine.backend import cuda, log_capture
+from vit_convert.engine.runtime.device_array import DeviceArray
+from vit_convert.engine.runtime.engine import Engine
+from vit_convert.engine.runtime.pinned import pinned_array
+from vit_convert.engine.runtime.pipelined import PipelinedSession
+from vit_convert.engine.runtime.session import Session
 
 
 # 1 is padded to 2, 4 takes the fixed profile, 5 the range, 7 and 13 are split.
@@ -264,7 +264,7 @@ def test_interrupt_while_tensorrt_speaks_is_not_lost(load, gpu, monkeypatch, dur
         "create_context": (simulated_gpu.CudaEngine, "create_execution_context_without_device_memory"),
         "warm_up": (simulated_gpu.Context, "execute_async_v3"),
     }[during]
-    monkeypatch.setattr(listen.Heard, "hear_warning", interrupted)
+    monkeypatch.setattr(log_capture.Heard, "hear_warning", interrupted)
     monkeypatch.setattr(owner, name, speaking(getattr(owner, name)))
     with pytest.raises(KeyboardInterrupt), Session(load()) as session:
         session.run(images(4))

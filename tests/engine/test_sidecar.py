@@ -6,10 +6,10 @@ import json
 
 import pytest
 
-from vit_convert.engine.cuda import Gpu
-from vit_convert.engine.sidecar import add_to_sidecar, check_sidecar, graph_hashes, read_sidecar, sidecar_path, write_sidecar
-from vit_convert.engine.trt import Backend
-from vit_convert.errors import BuildError
+from vit_convert.core.errors import BuildError
+from vit_convert.engine.backend.cuda import Gpu
+from vit_convert.engine.backend.sidecar import add_to_sidecar, check_sidecar, graph_hashes, read_sidecar, sidecar_path, write_sidecar
+from vit_convert.engine.backend.trt import Backend
 
 H200 = Gpu("NVIDIA H200", "sm90", 150 << 30, "550.54", "12.4")
 HERE = Backend("tensorrt", "8.6.1", None, H200, None)

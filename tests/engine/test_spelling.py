@@ -6,13 +6,13 @@ import pytest
 import simulated_gpu
 from reconverted import as_left
 
-from vit_convert.bundle import Bundle
-from vit_convert.engine import requests
-from vit_convert.engine.build_request import request_record
-from vit_convert.engine.facts import read_config, read_facts
-from vit_convert.engine.sidecar import add_to_sidecar
-from vit_convert.errors import BuildError, UnbuildableError
-from vit_convert.progress import Progress
+from vit_convert.core.bundle import Bundle
+from vit_convert.core.errors import BuildError, UnbuildableError
+from vit_convert.core.progress import Progress
+from vit_convert.engine import build_bundle
+from vit_convert.engine.backend.sidecar import add_to_sidecar
+from vit_convert.engine.build.request import request_record
+from vit_convert.engine.handoff import read_config, read_facts
 
 
 @pytest.fixture
@@ -36,12 +36,12 @@ def build(gpu, advised, monkeypatch):
         add_to_sidecar(plan, **request_record(request), summary=summary)
         return summary
 
-    monkeypatch.setattr(requests, "build_one", build_one)
+    monkeypatch.setattr(build_bundle, "build_one", build_one)
 
     def start(config, facts, *, force=False):
         tried.clear()
         bundle, progress = advised[0], Progress(advised[0].events, quiet=True)
-        requests.build_bundle(gpu[0], bundle, config, facts, precisions=["fp16"], progress=progress, force=force)
+        build_bundle.build_bundle(gpu[0], bundle, config, facts, precisions=["fp16"], progress=progress, force=force)
         return list(tried)
 
     return start
@@ -59,17 +59,17 @@ def build(gpu, advised, monkeypatch):
 def test_graph_of_a_request(advised, asked, keep_fp32, expected):
     bundle, config, facts = advised
     config.engine.spelling, config.keep_fp32 = asked, keep_fp32
-    assert requests.request_for(bundle, config, facts, "fp16").onnx_path.name == expected
-    assert requests.request_for(bundle, config, facts, "fp32").onnx_path.name == "model.onnx"
+    assert build_bundle.request_for(bundle, config, facts, "fp16").onnx_path.name == expected
+    assert build_bundle.request_for(bundle, config, facts, "fp32").onnx_path.name == "model.onnx"
 
 
 @pytest.mark.parametrize("option", ["version_compatible", "hardware_compatible"])
 def test_engine_that_is_to_run_elsewhere_is_built_from_model_onnx(advised, option):
     bundle, config, facts = advised
     config.engine[option] = True
-    assert requests.request_for(bundle, config, facts, "fp16").onnx_path.name == "model.onnx"
+    assert build_bundle.request_for(bundle, config, facts, "fp16").onnx_path.name == "model.onnx"
     config.engine.spelling = "matmul"
-    assert requests.request_for(bundle, config, facts, "fp16").onnx_path.name == "matmul.onnx"  # asked for by name
+    assert build_bundle.request_for(bundle, config, facts, "fp16").onnx_path.name == "matmul.onnx"  # asked for by name
 
 
 def test_advised_spelling_that_does_not_build_gives_way_and_says_so(advised, build):
@@ -119,13 +119,13 @@ def test_spelling_asked_for_by_name_does_not_give_way(advised, build):
 
 def test_what_is_wrong_with_the_host_is_no_reason_to_give_way(advised, build, monkeypatch):
     _, config, facts = advised
-    monkeypatch.setattr(requests, "build_one", lambda *args, **kwargs: (_ for _ in ()).throw(BuildError("no builder")))
+    monkeypatch.setattr(build_bundle, "build_one", lambda *args, **kwargs: (_ for _ in ()).throw(BuildError("no builder")))
     with pytest.raises(BuildError, match="no builder"):
         build(config, facts)
 
 
 def test_failure_of_model_onnx_is_a_failure(advised, build, monkeypatch):
     _, config, facts = advised
-    monkeypatch.setattr(requests, "build_one", lambda *args, **kwargs: (_ for _ in ()).throw(BuildError("no memory")))
+    monkeypatch.setattr(build_bundle, "build_one", lambda *args, **kwargs: (_ for _ in ()).throw(BuildError("no memory")))
     with pytest.raises(BuildError, match="no memory"):
         build(config, dataclasses.replace(facts, spelling=""))

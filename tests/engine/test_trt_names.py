@@ -5,9 +5,9 @@ import json
 import pathlib
 
 import pytest
+from vit_convert.engine.backend.trt import OPTIONAL, load_backend
 
 import vit_convert.engine
-from vit_convert.engine.trt import OPTIONAL, load_backend
 
 NAMES_FOLDER = pathlib.Path(__file__).parent / "trt_names"
 # The convention that makes this test possible: in engine/, these variables hold these TensorRT objects and nothing else.

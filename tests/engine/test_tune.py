@@ -7,14 +7,14 @@ import pytest
 import simulated_gpu
 from reconverted import as_left
 
-from vit_convert.bundle import Bundle, read_json
+from vit_convert.core.bundle import Bundle, read_json
+from vit_convert.core.errors import BenchmarkError, BuildError, UsageError
 from vit_convert.engine import __main__ as command
-from vit_convert.engine import tune
-from vit_convert.engine.facts import read_config, read_facts
-from vit_convert.engine.requests import request_for
-from vit_convert.engine.trials import options_of, plan_trials
-from vit_convert.engine.winners import config_words, tune_table, winners
-from vit_convert.errors import BenchmarkError, BuildError, UsageError
+from vit_convert.engine.build_bundle import request_for
+from vit_convert.engine.handoff import read_config, read_facts
+from vit_convert.engine.tune import tune
+from vit_convert.engine.tune.trials import options_of, plan_trials
+from vit_convert.engine.tune.winners import config_words, tune_table, winners
 
 
 def run(bundle_path, *words):
@@ -36,7 +36,7 @@ def built(gpu, monkeypatch):
         return {"build_seconds": 1.0, "fused_attention": {"text": "yes, fp16, 1 of 1"}}
 
     monkeypatch.setattr(command, "load_backend", lambda name, **_: gpu[0])
-    monkeypatch.setattr("vit_convert.engine.tune.build_one", build_one)  # building takes a GPU; what tune does around it does not
+    monkeypatch.setattr("vit_convert.engine.tune.tune.build_one", build_one)  # building takes a GPU; what tune does around it does not
     return found
 
 
@@ -60,7 +60,7 @@ def test_nothing_that_ran_is_a_failure(capsys, bundle_path, built, gpu, monkeypa
     def build_one(backend, request, plan, *, progress):
         raise BuildError(f"{plan}: no kernel")
 
-    monkeypatch.setattr("vit_convert.engine.tune.build_one", build_one)
+    monkeypatch.setattr("vit_convert.engine.tune.tune.build_one", build_one)
     assert run(bundle_path) == BenchmarkError.exit_code
     assert "tune: none of 6 trials ran; the last: " in capsys.readouterr().err
     found = read_json(bundle_path / "tune.json")
@@ -103,7 +103,7 @@ def test_trials_that_are_not_asked_for_are_kept(capsys, bundle_path, built, monk
             raise BuildError("still not supported")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("vit_convert.engine.tune.build_one", interrupted)
+    monkeypatch.setattr("vit_convert.engine.tune.tune.build_one", interrupted)
     assert run(bundle_path, "--duration=0.03") != 0 and keys() == everything
     run(bundle_path)
     assert keys() == everything

@@ -7,14 +7,14 @@ import onnxruntime
 import pytest
 from reconverted import as_left
 
-from vit_convert.bundle import Bundle, read_json
-from vit_convert.engine.facts import graph_input, read_config, read_facts
-from vit_convert.engine.profiles import ShapeRange
-from vit_convert.engine.session import Session
-from vit_convert.engine.stages import add_to_report, verify_bundle
+from vit_convert.core.bundle import Bundle, read_json
+from vit_convert.core.errors import BenchmarkError, BuildError, CheckError, UsageError
+from vit_convert.core.progress import Progress
+from vit_convert.engine.commands import add_to_report, verify_bundle
+from vit_convert.engine.handoff import graph_input, read_config, read_facts
+from vit_convert.engine.runtime.profiles import ShapeRange
+from vit_convert.engine.runtime.session import Session
 from vit_convert.engine.verify import batches_to_verify, tolerance_for
-from vit_convert.errors import BenchmarkError, BuildError, CheckError, UsageError
-from vit_convert.progress import Progress
 
 QUIET = Progress(quiet=True)
 

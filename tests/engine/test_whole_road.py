@@ -4,12 +4,12 @@ import ml_collections
 import pytest
 import simulated_gpu
 
-from vit_convert import config as configs
-from vit_convert.bundle import read_json
 from vit_convert.checkpoint.random import write_random_checkpoint
 from vit_convert.convert import convert
+from vit_convert.core import config as configs
+from vit_convert.core.bundle import read_json
 from vit_convert.engine import __main__ as command
-from vit_convert.engine import requests
+from vit_convert.engine import build_bundle
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def road(gpu, tmp_path, monkeypatch):
         }
         return {**names, "bytes": 1, "build_seconds": 1.0, "fused_attention": None, "fused_attention_unknown": "simulated"}
 
-    monkeypatch.setattr(requests, "build_one", build_one)
+    monkeypatch.setattr(build_bundle, "build_one", build_one)
     for name in ("common", "build"):
         monkeypatch.setattr(f"vit_convert.stages.{name}.backend_named", lambda asked: gpu[0])
     monkeypatch.setattr(command, "load_backend", lambda asked, **_: gpu[0])

@@ -7,7 +7,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from vit_convert.checkpoint.architecture import Architecture
-from vit_convert.export.clean import clean
+from vit_convert.export.passes.cleanup import clean
 from vit_convert.export.rules.rule import Rule, RuleCount, apply_rule
 
 # Each rule moves a few float32 roundings (2^-24 = 6e-8 each) of values of order 1; a wrong constant or axis is off by 1e-3 and more.

@@ -7,11 +7,11 @@ import numpy as np
 from export_graphs import random_images, random_params
 
 from vit_convert.checkpoint.architecture import Architecture
-from vit_convert.compare import compare
+from vit_convert.core.compare import compare
+from vit_convert.core.onnx_file import open_session, run_session
 from vit_convert.export.exporter import ExportReport, export_model
 from vit_convert.export.targets import spelling_named, target_named
 from vit_convert.models.model import Model, vit_model
-from vit_convert.onnx_file import open_session, run_session
 
 
 @functools.cache

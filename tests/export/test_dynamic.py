@@ -9,18 +9,18 @@ import pytest
 from export_graphs import architecture, random_images, random_params
 
 from vit_convert.checkpoint.posemb import resample
-from vit_convert.engine.profiles import batch_profiles
-from vit_convert.errors import ExportError, UsageError
+from vit_convert.core.errors import ExportError, UsageError
+from vit_convert.core.image_size import ImageRange, parse_range, parse_size
+from vit_convert.core.onnx_file import open_session, run_session, save_onnx
+from vit_convert.engine.runtime.profiles import batch_profiles
 from vit_convert.export.exporter import export_model
 from vit_convert.export.targets import TARGETS
-from vit_convert.image_size import ImageRange, parse_range, parse_size
 from vit_convert.models.model import vit_model
 from vit_convert.models.user import user_model
-from vit_convert.onnx_file import open_session, run_session, save_onnx
 from vit_convert.quantize.calibrate import calibrate
+from vit_convert.quantize.half_precision import to_bf16, to_fp16
 from vit_convert.quantize.placement import place
 from vit_convert.quantize.qdq import quantize
-from vit_convert.quantize.typed import to_bf16, to_fp16
 
 OWN = (48, 64)  # of export_graphs.architecture: 3x4 patches
 SIZES = [OWN, (32, 32), (80, 48)]
@@ -171,11 +171,11 @@ def test_lower_precisions_run_at_every_size(lowered, precision, cosine):
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8"])
 def test_tensorrt_rtx_builds_it(lowered, tmp_path, precision):
     pytest.importorskip("tensorrt_rtx")
-    from vit_convert.bundle import read_json
-    from vit_convert.engine.build import build_engine
-    from vit_convert.engine.build_request import BuildRequest
-    from vit_convert.engine.trt import load_backend
-    from vit_convert.progress import Progress
+    from vit_convert.core.bundle import read_json
+    from vit_convert.core.progress import Progress
+    from vit_convert.engine.backend.trt import load_backend
+    from vit_convert.engine.build.build import build_engine
+    from vit_convert.engine.build.request import BuildRequest
 
     folder, _, _ = lowered
     sizes = ImageRange((32, 32), OWN, (96, 112))

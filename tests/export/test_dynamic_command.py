@@ -12,7 +12,7 @@ import pytest
 
 from vit_convert.__main__ import main
 from vit_convert.checkpoint.random import write_random_checkpoint
-from vit_convert.errors import CheckError, UsageError
+from vit_convert.core.errors import CheckError, UsageError
 from vit_convert.images.preprocess import Preprocess
 from vit_convert.stages import reference
 
@@ -121,7 +121,7 @@ def test_size_after_at_is_what_images_are_decoded_to(tmp_path):
 
 
 USER_MODEL = """
-from vit_convert.config import default_config
+from vit_convert.core.config import default_config
 def get_config():
     config = default_config()
     config.model = lambda: (lambda params, images: images.mean((1, 2)), None)

@@ -12,16 +12,16 @@ from export_graphs import architecture, random_images, random_params
 from exported_vit import assert_agrees, reference, tiny, written
 from flax import traverse_util
 
-from vit_convert.compare import compare
-from vit_convert.errors import ExportError, UsageError
+from vit_convert.core.compare import compare
+from vit_convert.core.errors import ExportError, UsageError
+from vit_convert.core.onnx_file import open_session, run_session, save_onnx
 from vit_convert.export import weights
 from vit_convert.export.exporter import export_model
-from vit_convert.export.graph import onnx_from_apply
+from vit_convert.export.lower import onnx_from_apply
 from vit_convert.export.targets import TARGETS, target_named
 from vit_convert.export.trace import trace
 from vit_convert.models.model import vit_model
 from vit_convert.models.vit import ViT, param_shapes
-from vit_convert.onnx_file import open_session, run_session, save_onnx
 
 
 @pytest.mark.parametrize(

@@ -6,15 +6,15 @@ import onnx_ir as ir
 import pytest
 from export_graphs import architecture, random_images, random_params
 
-from vit_convert.compare import compare
-from vit_convert.errors import ExportError
+from vit_convert.core.compare import compare
+from vit_convert.core.errors import ExportError
+from vit_convert.core.onnx_file import open_session, run_session, save_onnx
 from vit_convert.export.exporter import export_model
-from vit_convert.export.fused import ADD_NORM, ATTENTION, DOMAIN, NORM, quantized_tensors
+from vit_convert.export.passes.fused_encoder import ADD_NORM, ATTENTION, DOMAIN, NORM, quantized_tensors
 from vit_convert.export.targets import spelling_named
 from vit_convert.models.model import vit_model
-from vit_convert.onnx_file import open_session, run_session, save_onnx
+from vit_convert.quantize.activation_max import extremes
 from vit_convert.quantize.equalize import attention_inputs, equalize
-from vit_convert.quantize.ranges import extremes
 
 HEADS = 2
 

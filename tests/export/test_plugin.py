@@ -6,18 +6,18 @@ import onnx
 import pytest
 from export_graphs import architecture, random_images, random_params
 
-from vit_convert import config as configs
-from vit_convert.bundle import Bundle
 from vit_convert.checkpoint.random import write_random_checkpoint
-from vit_convert.compare import compare
 from vit_convert.convert import convert
-from vit_convert.engine.facts import read_facts
-from vit_convert.errors import ExportError
+from vit_convert.core import config as configs
+from vit_convert.core.bundle import Bundle
+from vit_convert.core.compare import compare
+from vit_convert.core.errors import ExportError
+from vit_convert.core.onnx_file import open_session, run_session
+from vit_convert.engine.handoff import read_facts
 from vit_convert.export.exporter import export_model
-from vit_convert.export.plugin import DOMAIN, MAX_TOKENS, PLUGIN
+from vit_convert.export.passes.attention_plugin import DOMAIN, MAX_TOKENS, PLUGIN
 from vit_convert.export.targets import spelling_named
 from vit_convert.models.model import vit_model
-from vit_convert.onnx_file import open_session, run_session
 
 HEADS = 3
 

@@ -5,7 +5,7 @@ import onnx_ir as ir
 import pytest
 from export_graphs import graph, random_feeds, run
 
-from vit_convert.export.prune import prune_tokens
+from vit_convert.export.passes.prune_to_pooled_token import prune_tokens
 
 
 def numbers(count: int, factor: int = 1) -> str:

@@ -10,14 +10,14 @@ import pytest
 from export_graphs import architecture, random_images, run
 from exported_vit import assert_agrees, reference, tiny, written
 
-from vit_convert.compare import Tolerance
+from vit_convert.checks.onnx_graph import check_graph
+from vit_convert.core.compare import Tolerance
+from vit_convert.core.onnx_file import open_session, run_session
 from vit_convert.export import weights
-from vit_convert.export.check import check_graph
 from vit_convert.export.exporter import export_model
-from vit_convert.export.graph import onnx_from_apply
+from vit_convert.export.lower import onnx_from_apply
 from vit_convert.export.targets import SPELLINGS, TARGETS, target_named
 from vit_convert.models.user import user_model
-from vit_convert.onnx_file import open_session, run_session
 
 MATRIX_PRODUCTS = ["matmul", "primitives"]  # the spellings of trt8 without such convolutions
 

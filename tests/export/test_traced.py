@@ -7,9 +7,9 @@ import pytest
 from export_graphs import ops, run
 from flax import linen, nnx
 
-from vit_convert.errors import ExportError
+from vit_convert.core.errors import ExportError
 from vit_convert.export import weights
-from vit_convert.export.graph import substitute
+from vit_convert.export.lower import substitute
 from vit_convert.export.targets import TARGETS, spelling_named, target_named
 from vit_convert.export.trace import trace
 from vit_convert.models.user import user_model

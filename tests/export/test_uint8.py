@@ -7,17 +7,17 @@ import onnx_ir as ir
 import pytest
 from export_graphs import architecture, random_params
 
+from vit_convert.core.onnx_file import open_session, run_session, save_onnx
 from vit_convert.export.exporter import export_model
 from vit_convert.export.targets import TARGETS
 from vit_convert.images.preprocess import preprocess_for
 from vit_convert.models.model import vit_model
 from vit_convert.models.user import user_model
-from vit_convert.onnx_file import open_session, run_session, save_onnx
 from vit_convert.quantize.calibrate import calibrate
 from vit_convert.quantize.graph import activations
+from vit_convert.quantize.half_precision import to_bf16, to_fp16
 from vit_convert.quantize.placement import place
 from vit_convert.quantize.qdq import quantize
-from vit_convert.quantize.typed import to_bf16, to_fp16
 
 SIZE = (48, 64)
 
@@ -167,12 +167,12 @@ def test_ranges_are_measured_behind_the_pixels(tmp_path):
 @pytest.mark.parametrize(("precision", "layout"), [("fp32", "NCHW"), ("fp16", "NHWC"), ("bf16", "NHWC"), ("int8", "NCHW")])
 def test_tensorrt_rtx_builds_it(tmp_path, precision, layout):
     pytest.importorskip("tensorrt_rtx")
-    from vit_convert.bundle import read_json
-    from vit_convert.engine.build import build_engine
-    from vit_convert.engine.build_request import BuildRequest
-    from vit_convert.engine.profiles import batch_profiles
-    from vit_convert.engine.trt import load_backend
-    from vit_convert.progress import Progress
+    from vit_convert.core.bundle import read_json
+    from vit_convert.core.progress import Progress
+    from vit_convert.engine.backend.trt import load_backend
+    from vit_convert.engine.build.build import build_engine
+    from vit_convert.engine.build.request import BuildRequest
+    from vit_convert.engine.runtime.profiles import batch_profiles
 
     arch, record = architecture(), preprocess_for("vit_jax", SIZE)
     path = export(tmp_path / "fp32.onnx", vit_model(arch, random_params(arch)), record, layout=layout)

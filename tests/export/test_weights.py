@@ -5,10 +5,10 @@ import onnx_ir as ir
 import pytest
 from export_graphs import graph, ops, run
 
-from vit_convert.errors import ExportError
-from vit_convert.export.patch import patch_to_matmul
-from vit_convert.export.scale import fold_scale
-from vit_convert.export.unroll import between, unroll
+from vit_convert.core.errors import ExportError
+from vit_convert.export.passes.fold_attention_scale import fold_scale
+from vit_convert.export.passes.patch_as_matmul import patch_to_matmul
+from vit_convert.export.passes.unroll_blocks import between, unroll
 from vit_convert.export.weights import (
     Weight,
     add_constant,

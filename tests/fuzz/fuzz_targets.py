@@ -16,16 +16,16 @@ from typing import Any
 
 import numpy as np
 
-from vit_convert.bundle import Bundle
-from vit_convert.calibration_cache import CacheKey, load_cache, parse_cache
 from vit_convert.checkpoint.containers import read_container, verify
-from vit_convert.engine.cuda import Gpu
-from vit_convert.engine.plans import built_from, proof_of, require_conversion, require_model, require_proof
-from vit_convert.engine.sidecar import check_sidecar, sidecar_path
-from vit_convert.engine.trt import Backend
-from vit_convert.errors import CheckpointError, ConvertError
+from vit_convert.core.bundle import Bundle
+from vit_convert.core.calibration_cache import CacheKey, load_cache, parse_cache
+from vit_convert.core.errors import CheckpointError, ConvertError
+from vit_convert.engine.backend.cuda import Gpu
+from vit_convert.engine.backend.sidecar import check_sidecar, sidecar_path
+from vit_convert.engine.backend.trt import Backend
+from vit_convert.engine.bundle_engines import built_from, proof_of, require_conversion, require_model, require_proof
 from vit_convert.images.sources import open_images
-from vit_convert.quantize.plan import read_plan
+from vit_convert.quantize.precision_plan import read_plan
 
 _TEMPORARY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # the files are made anew for every input
 _READ_BYTES = 1 << 20  # larger arrays, which a deflated member of a few bytes may claim, are streamed and not asked for whole

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vit_convert.bundle import Bundle, write_json
-from vit_convert.engine.facts import describe_model, read_facts
-from vit_convert.engine.runtime import Engine
-from vit_convert.engine.stages import environment
-from vit_convert.engine.trt import load_backend
-from vit_convert.errors import BuildError
+from vit_convert.core.bundle import Bundle, write_json
+from vit_convert.core.errors import BuildError
+from vit_convert.engine.backend.trt import load_backend
+from vit_convert.engine.commands import environment
+from vit_convert.engine.handoff import describe_model, read_facts
+from vit_convert.engine.runtime.engine import Engine
 
 _OUTCOMES: dict[str, dict[str, object]] = {}
 

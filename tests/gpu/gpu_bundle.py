@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from vit_convert.engine import __main__ as command
-from vit_convert.engine import cuda
-from vit_convert.engine.trt import load_backend
+from vit_convert.engine.backend import cuda
+from vit_convert.engine.backend.trt import load_backend
 
 if cuda.gpu() is None:
     pytest.skip("needs an NVIDIA GPU", allow_module_level=True)

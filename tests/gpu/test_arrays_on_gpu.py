@@ -11,8 +11,9 @@ import time
 import numpy as np
 import pytest
 
-from vit_convert.engine import cuda, device_array
-from vit_convert.engine.device_array import as_device_array, queue_copy
+from vit_convert.engine.backend import cuda
+from vit_convert.engine.runtime import device_array
+from vit_convert.engine.runtime.device_array import as_device_array, queue_copy
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # JAX would take what the others need
 if cuda.gpu() is None:

@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 from gpu_bundle import BACKEND, ONE_PROFILE, run, tiled
 
-from vit_convert.bundle import Bundle, read_json
-from vit_convert.calibration_cache import CacheKey, hash_source, load_cache, parse_cache
-from vit_convert.compare import compare
-from vit_convert.engine.facts import read_config
-from vit_convert.engine.runtime import Engine
-from vit_convert.engine.session import Session
-from vit_convert.engine.sidecar import graph_hashes
-from vit_convert.errors import CalibrationError
+from vit_convert.core.bundle import Bundle, read_json
+from vit_convert.core.calibration_cache import CacheKey, hash_source, load_cache, parse_cache
+from vit_convert.core.compare import compare
+from vit_convert.core.errors import CalibrationError
+from vit_convert.engine.backend.sidecar import graph_hashes
+from vit_convert.engine.handoff import read_config
+from vit_convert.engine.runtime.engine import Engine
+from vit_convert.engine.runtime.session import Session
 
 pytestmark = pytest.mark.gpu
 

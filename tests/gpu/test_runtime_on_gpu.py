@@ -16,19 +16,19 @@ import numpy as np
 import pytest
 from gpu_bundle import BACKEND, tiled
 
-from vit_convert.bundle import Bundle, hash_file, read_json, write_json
-from vit_convert.compare import compare
-from vit_convert.engine import cuda
-from vit_convert.engine.device_array import DeviceArray
-from vit_convert.engine.graphs import CudaGraph
-from vit_convert.engine.kernels import fused_attention_by_kernels
-from vit_convert.engine.measure import Worker, measure_latency, measure_throughput
-from vit_convert.engine.monitor import Monitor
-from vit_convert.engine.pinned import is_pinned, pinned_array
-from vit_convert.engine.pipelined import PipelinedSession
-from vit_convert.engine.runtime import Engine
-from vit_convert.engine.session import Session
-from vit_convert.errors import BenchmarkError, BuildError
+from vit_convert.core.bundle import Bundle, hash_file, read_json, write_json
+from vit_convert.core.compare import compare
+from vit_convert.core.errors import BenchmarkError, BuildError
+from vit_convert.engine.backend import cuda
+from vit_convert.engine.build.fused_kernels import fused_attention_by_kernels
+from vit_convert.engine.measure.loops import Worker, measure_latency, measure_throughput
+from vit_convert.engine.measure.monitor import Monitor
+from vit_convert.engine.runtime.cuda_graph import CudaGraph
+from vit_convert.engine.runtime.device_array import DeviceArray
+from vit_convert.engine.runtime.engine import Engine
+from vit_convert.engine.runtime.pinned import is_pinned, pinned_array
+from vit_convert.engine.runtime.pipelined import PipelinedSession
+from vit_convert.engine.runtime.session import Session
 from vit_convert.serve.session import FallbackSession
 
 pytestmark = pytest.mark.gpu

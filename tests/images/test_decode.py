@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vit_convert import bundle
-from vit_convert.errors import CalibrationError, UsageError
+from vit_convert.core import bundle
+from vit_convert.core.errors import CalibrationError, UsageError
+from vit_convert.core.progress import Progress
 from vit_convert.images.decode import decode_split, pick
 from vit_convert.images.noise import seeded_noise
 from vit_convert.images.pixels import decode_image
 from vit_convert.images.preprocess import preprocess_for
 from vit_convert.images.sources import open_images
-from vit_convert.progress import Progress
 
 VIT_JAX = preprocess_for("vit_jax", (16, 16))
 

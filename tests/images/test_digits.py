@@ -7,8 +7,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from vit_convert.bundle import hash_file
-from vit_convert.compare import top1_accuracy
+from vit_convert.core.bundle import hash_file
+from vit_convert.core.compare import top1_accuracy
 from vit_convert.images.decode import decode_split
 from vit_convert.images.preprocess import Preprocess, preprocess_for
 from vit_convert.images.sources import open_images

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vit_convert.errors import CalibrationError
+from vit_convert.core.errors import CalibrationError
 from vit_convert.images.sources import open_images
 
 

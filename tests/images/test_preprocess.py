@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from vit_convert.errors import UsageError
+from vit_convert.core.errors import UsageError
 from vit_convert.images.preprocess import Preprocess, preprocess_for
 from vit_convert.images.resize import resize
 

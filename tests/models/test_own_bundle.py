@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from own_model import Own
 
-from vit_convert import config as configs
-from vit_convert.bundle import Bundle
-from vit_convert.engine.facts import read_config, read_facts
+from vit_convert.core import config as configs
+from vit_convert.core.bundle import Bundle
+from vit_convert.engine.handoff import read_config, read_facts
 from vit_convert.models.user import user_model
 
 SOURCE = """

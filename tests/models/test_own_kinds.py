@@ -8,7 +8,7 @@ import onnx
 import pytest
 from own_model import Own
 
-from vit_convert.onnx_file import open_session, run_session
+from vit_convert.core.onnx_file import open_session, run_session
 
 # Each: definitions, config.model, and how a person calls that model on images for inference.
 KINDS = {

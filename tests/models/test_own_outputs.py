@@ -10,9 +10,9 @@ import onnx
 import pytest
 from own_model import Own
 
-from vit_convert.errors import UsageError
+from vit_convert.core.errors import UsageError
+from vit_convert.core.onnx_file import open_session, run_session
 from vit_convert.models.outputs import BARE, named
-from vit_convert.onnx_file import open_session, run_session
 
 SOURCE = """
 @flax.struct.dataclass

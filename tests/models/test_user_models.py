@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from vit_convert.config import default_config
+from vit_convert.core.config import default_config
 
 WIDTH, HEADS, PATCH = 32, 2, 16
 

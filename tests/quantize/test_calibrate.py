@@ -8,7 +8,7 @@ import onnx_ir as ir
 import pytest
 from tiny_vit import TinyViT, normalize, run
 
-from vit_convert.errors import CalibrationError, UsageError
+from vit_convert.core.errors import CalibrationError, UsageError
 from vit_convert.quantize import calibrate as module
 from vit_convert.quantize.calibrate import METHODS, Calibration, calibrate, calibration_keys
 from vit_convert.quantize.graph import activations

@@ -12,9 +12,9 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from vit_convert import onnx_file
-from vit_convert.onnx_file import open_session
-from vit_convert.ort_options import session_options
+from vit_convert.core import onnx_file
+from vit_convert.core.onnx_file import open_session
+from vit_convert.core.ort_options import session_options
 
 ROOT = pathlib.Path(__file__).parents[2]
 INNER, COLUMNS = 1024, 24

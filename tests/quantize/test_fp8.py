@@ -8,15 +8,15 @@ import pytest
 from outliers import CHECKPOINTS, DIGITS
 from tiny_vit import TinyViT, normalize, run
 
-from vit_convert.compare import compare
-from vit_convert.config import default_config
 from vit_convert.convert import convert
-from vit_convert.errors import UsageError
-from vit_convert.onnx_file import open_session, run_session
+from vit_convert.core.compare import compare
+from vit_convert.core.config import default_config
+from vit_convert.core.errors import UsageError
+from vit_convert.core.onnx_file import open_session, run_session
 from vit_convert.quantize.calibrate import calibrate
+from vit_convert.quantize.half_precision import to_fp16
 from vit_convert.quantize.placement import place
 from vit_convert.quantize.qdq import quantize
-from vit_convert.quantize.typed import to_fp16
 
 E4M3 = ml_dtypes.float8_e4m3fn
 

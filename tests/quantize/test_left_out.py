@@ -7,10 +7,10 @@ import onnx
 import pytest
 from outliers import CHECKPOINTS, write_outlier_digits
 
-from vit_convert.calibration_cache import parse_cache
-from vit_convert.config import check_values, default_config
 from vit_convert.convert import convert
-from vit_convert.errors import UsageError
+from vit_convert.core.calibration_cache import parse_cache
+from vit_convert.core.config import check_values, default_config
+from vit_convert.core.errors import UsageError
 from vit_convert.quantize.calibrate import Calibration
 from vit_convert.quantize.guard import Cost
 

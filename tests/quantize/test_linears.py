@@ -7,15 +7,15 @@ import onnxruntime
 import pytest
 from onnx import helper
 
-from vit_convert.errors import UsageError
-from vit_convert.onnx_file import BLOCKS_ALONE
-from vit_convert.ort_options import session_options
+from vit_convert.core.errors import UsageError
+from vit_convert.core.onnx_file import BLOCKS_ALONE
+from vit_convert.core.ort_options import session_options
 from vit_convert.quantize.calibrate import Calibration
 from vit_convert.quantize.graph import linear_layers, names_by_node, node_blocks
+from vit_convert.quantize.half_precision import to_fp16
 from vit_convert.quantize.placement import place
 from vit_convert.quantize.qdq import quantize
 from vit_convert.quantize.sensitivity import candidates
-from vit_convert.quantize.typed import to_fp16
 
 WIDTH, TOKENS = 8, 6
 

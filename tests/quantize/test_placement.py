@@ -4,8 +4,8 @@ import onnx_ir as ir
 import pytest
 from tiny_vit import TinyViT
 
-from vit_convert.errors import UsageError
-from vit_convert.layer_names import block_of, kind_of
+from vit_convert.core.errors import UsageError
+from vit_convert.core.layer_names import block_of, kind_of
 from vit_convert.quantize.graph import node_blocks
 from vit_convert.quantize.placement import place
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from outliers import CHECKPOINTS, DIGITS, write_outlier_digits
 
-from vit_convert.config import check_values, default_config
 from vit_convert.convert import convert
-from vit_convert.errors import CheckError, UsageError
-from vit_convert.quantize.plan import Budget, make_plan, read_plan, search
+from vit_convert.core.config import check_values, default_config
+from vit_convert.core.errors import CheckError, UsageError
+from vit_convert.quantize.precision_plan import Budget, make_plan, read_plan, search
 from vit_convert.quantize.sensitivity import Measured, Unit
 
 
@@ -270,8 +270,8 @@ def test_config_errors(changes, match):
     ("target", "header"), [("trt8", "TRT-8601-MinMaxCalibration"), ("trt10", "TRT-101601-MinMaxCalibration"), ("rtx", None)]
 )
 def test_calibration_leaves_a_tensorrt_cache(workdir, target, header):
-    from vit_convert.calibration_cache import CacheKey, hash_source, load_cache, parse_cache
-    from vit_convert.engine.sidecar import graph_hashes
+    from vit_convert.core.calibration_cache import CacheKey, hash_source, load_cache, parse_cache
+    from vit_convert.engine.backend.sidecar import graph_hashes
 
     config = digits(precision="int8", target=target)
     root = workdir / "digits"

@@ -7,8 +7,8 @@ import onnxruntime as ort
 import pytest
 from tiny_vit import TinyViT, normalize, run
 
-from vit_convert.compare import compare
-from vit_convert.errors import CalibrationError, UsageError
+from vit_convert.core.compare import compare
+from vit_convert.core.errors import CalibrationError, UsageError
 from vit_convert.quantize.calibrate import Calibration, calibrate
 from vit_convert.quantize.placement import Site, place
 from vit_convert.quantize.qdq import quantize, round_up_to_fp16, weight_scales

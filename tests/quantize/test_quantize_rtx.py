@@ -5,9 +5,9 @@ import pytest
 from tiny_vit import TinyViT, normalize
 
 from vit_convert.quantize.calibrate import calibrate
+from vit_convert.quantize.half_precision import to_bf16, to_fp16
 from vit_convert.quantize.placement import place
 from vit_convert.quantize.qdq import quantize
-from vit_convert.quantize.typed import to_bf16, to_fp16
 
 trt = pytest.importorskip("tensorrt_rtx")
 

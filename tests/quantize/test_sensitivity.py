@@ -9,16 +9,16 @@ import pytest
 from rounded import run_rounded
 from tiny_vit import TinyViT, normalize, run, unfused
 
-from vit_convert.compare import top1_accuracy
-from vit_convert.errors import CheckError, UsageError
+from vit_convert.core.compare import top1_accuracy
+from vit_convert.core.errors import CheckError, UsageError
+from vit_convert.core.onnx_file import save_onnx
 from vit_convert.images.decode import pick
-from vit_convert.onnx_file import save_onnx
 from vit_convert.quantize import sensitivity as module
 from vit_convert.quantize.calibrate import calibrate
+from vit_convert.quantize.half_precision import to_fp16
 from vit_convert.quantize.placement import place
 from vit_convert.quantize.qdq import quantize
 from vit_convert.quantize.sensitivity import Sensitivity, candidates, switched
-from vit_convert.quantize.typed import to_fp16
 from vit_convert.report.sensitivity import load_record, plot_ranking, print_ranking, ranking
 
 

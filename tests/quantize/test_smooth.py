@@ -6,13 +6,13 @@ import pytest
 from outliers import CHECKPOINTS, write_outlier_digits
 from tiny_vit import TinyViT, normalize, run
 
-from vit_convert.compare import compare
-from vit_convert.config import default_config
 from vit_convert.convert import convert
-from vit_convert.errors import UsageError
-from vit_convert.onnx_file import open_session, run_session, save_onnx
+from vit_convert.core.compare import compare
+from vit_convert.core.config import default_config
+from vit_convert.core.errors import UsageError
+from vit_convert.core.onnx_file import open_session, run_session, save_onnx
+from vit_convert.quantize.activation_max import largest
 from vit_convert.quantize.placement import place
-from vit_convert.quantize.ranges import largest
 from vit_convert.quantize.smooth import find_norms, smooth
 
 FORMS = [

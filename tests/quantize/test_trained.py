@@ -19,10 +19,10 @@ import tomllib
 from absl import flags
 
 from vit_convert.checkpoint.load import load_checkpoint
-from vit_convert.compare import top1_accuracy
-from vit_convert.config import default_config
+from vit_convert.core.compare import top1_accuracy
+from vit_convert.core.config import default_config
+from vit_convert.core.onnx_file import open_session, save_onnx
 from vit_convert.models.model import vit_model
-from vit_convert.onnx_file import open_session, save_onnx
 from vit_convert.quantize.calibrate import calibrate
 from vit_convert.quantize.placement import place
 from vit_convert.quantize.qdq import quantize
@@ -62,7 +62,7 @@ class Trained:
         self.calibration, self.judge = (
             np.stack(list(make_dinov2.crops(photographs[split]).values())) for split in ("calibration", "judge")
         )
-        (folder / "plain.py").write_text("from vit_convert.config import default_config as get_config\n")
+        (folder / "plain.py").write_text("from vit_convert.core.config import default_config as get_config\n")
         options = [f"--config.checkpoint={self.checkpoint}", "--config.outputs=features", "--config.target=trt10"]
         options += ["--config.engine.backend=none", "--config.precision=fp32", f"--workdir={folder}", "--until=export", "--quiet"]
         command = [sys.executable, "-m", "vit_convert", f"--config={folder / 'plain.py'}", *options]

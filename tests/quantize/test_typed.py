@@ -14,13 +14,13 @@ import pytest
 from rounded import HALF, naive, run_rounded
 from tiny_vit import TinyViT, normalize, run
 
-from vit_convert.compare import compare
-from vit_convert.errors import UsageError
+from vit_convert.core.compare import compare
+from vit_convert.core.errors import UsageError
 from vit_convert.quantize.calibrate import calibrate
 from vit_convert.quantize.graph import activations
+from vit_convert.quantize.half_precision import to_bf16, to_fp16
 from vit_convert.quantize.placement import place
 from vit_convert.quantize.qdq import quantize
-from vit_convert.quantize.typed import to_bf16, to_fp16
 
 
 def save(model, path):
@@ -209,7 +209,7 @@ def test_the_given_model_is_left_alone(tmp_path):
 STREAM = """
 import resource, sys
 import onnx_ir as ir
-from vit_convert.quantize.typed import to_fp16
+from vit_convert.quantize.half_precision import to_fp16
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 typed = to_fp16(ir.load(sys.argv[1]))
 ir.save(typed.model, sys.argv[2], external_data="model.fp16.onnx.data")

@@ -7,8 +7,8 @@ import onnx_ir as ir
 import pytest
 from tiny_vit import TinyViT
 
-from vit_convert.onnx_file import open_session, run_session, save_onnx
-from vit_convert.quantize.typed import to_bf16
+from vit_convert.core.onnx_file import open_session, run_session, save_onnx
+from vit_convert.quantize.half_precision import to_bf16
 from vit_convert.quantize.widen import widen
 
 GRAPH = """<ir_version: 10, opset_import: ["" : 22]>

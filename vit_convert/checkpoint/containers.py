@@ -17,9 +17,9 @@ from typing import IO
 import ml_dtypes
 import numpy as np
 
-from vit_convert.errors import CheckpointError
-from vit_convert.npy_header import read_npy_header
-from vit_convert.zip_member import UNREADABLE, FileState, data_offset, open_member
+from vit_convert.core.errors import CheckpointError
+from vit_convert.core.npy_header import read_npy_header
+from vit_convert.core.zip_member import UNREADABLE, FileState, data_offset, open_member
 
 _CHUNK_BYTES = 1 << 20  # stays in a core's cache between the checksum and the scan
 _RESIDENT_BYTES = 1 << 28  # of a mapped file, after which its pages are given back

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 import ml_dtypes
 import numpy as np
 
-from vit_convert.bundle import atomic
+from vit_convert.core.bundle import atomic
 
 DTYPES = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 _SAFETENSORS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}

@@ -17,9 +17,9 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from typing import IO
 
-from vit_convert.bundle import disk_errors, hash_file, read_json, write_json
-from vit_convert.errors import CheckpointError
-from vit_convert.progress import Progress, human_bytes
+from vit_convert.core.bundle import disk_errors, hash_file, read_json, write_json
+from vit_convert.core.errors import CheckpointError
+from vit_convert.core.progress import Progress, human_bytes
 
 _GCS = "https://storage.googleapis.com"
 _EMULATOR = "STORAGE_EMULATOR_HOST"  # Google's own name for what stands in for Cloud Storage: a mirror, a test server

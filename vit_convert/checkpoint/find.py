@@ -7,12 +7,12 @@ import pathlib
 import urllib.parse
 from collections.abc import Iterator, Sequence
 
-from vit_convert.bundle import atomic
 from vit_convert.checkpoint.containers import split_subtree
 from vit_convert.checkpoint.fetch import fetch, is_address, local_name
 from vit_convert.checkpoint.published import Published, published_at
-from vit_convert.errors import CheckpointError, UsageError
-from vit_convert.progress import Progress, human_bytes
+from vit_convert.core.bundle import atomic
+from vit_convert.core.errors import CheckpointError, UsageError
+from vit_convert.core.progress import Progress, human_bytes
 
 FOLDER = "checkpoints"
 

@@ -11,7 +11,7 @@ from vit_convert.checkpoint.layouts import Layout, stored_name
 from vit_convert.checkpoint.shapes import BLOCK
 from vit_convert.checkpoint.variants import Width, check_image_size, name_variant, parse_variant
 from vit_convert.checkpoint.vote import count_numbers, most_common, patch_side
-from vit_convert.errors import CheckpointError, UsageError
+from vit_convert.core.errors import CheckpointError, UsageError
 
 Grid = tuple[int, int]
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 
 from vit_convert.checkpoint.containers import Leaf
 from vit_convert.checkpoint.shapes import BLOCK
-from vit_convert.errors import CheckpointError
+from vit_convert.core.errors import CheckpointError
 
 _SCAN = "Transformer/encoderblock/"
 _POSEMBED_INPUT = "Transformer/posembed_input/pos_embedding"

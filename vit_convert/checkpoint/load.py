@@ -9,7 +9,6 @@ from collections.abc import Callable
 
 import numpy as np
 
-from vit_convert.bundle import hash_file
 from vit_convert.checkpoint import layouts, posemb
 from vit_convert.checkpoint.architecture import Architecture
 from vit_convert.checkpoint.containers import Leaf, Leaves, read_container, split_subtree, verify
@@ -17,7 +16,8 @@ from vit_convert.checkpoint.infer import Grid, find_position_table, infer_archit
 from vit_convert.checkpoint.layouts import Layout
 from vit_convert.checkpoint.match import Expected, require_match
 from vit_convert.checkpoint.shapes import BLOCK, leaf_shapes, parameter_count
-from vit_convert.errors import CheckpointError, UsageError, nearest
+from vit_convert.core.bundle import hash_file
+from vit_convert.core.errors import CheckpointError, UsageError, nearest
 
 FAMILIES = ("vit",)
 OUTPUTS = ("logits", "features")

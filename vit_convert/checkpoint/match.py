@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Callable, Mapping
 
 from vit_convert.checkpoint.containers import Leaf
-from vit_convert.errors import CheckpointError
+from vit_convert.core.errors import CheckpointError
 
 Shape = tuple[int, ...]
 

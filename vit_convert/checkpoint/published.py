@@ -6,7 +6,7 @@ listing shows one there is none here: the server's own length is then all that a
 
 import dataclasses
 
-from vit_convert.errors import CheckpointError
+from vit_convert.core.errors import CheckpointError
 
 _UNITS = {"MiB": 1 << 20, "GiB": 1 << 30}
 _ROUNDING = 0.005  # of the unit: listings have two decimals

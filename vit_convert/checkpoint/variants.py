@@ -4,7 +4,7 @@ import dataclasses
 import re
 
 from vit_convert.checkpoint.architecture import Architecture
-from vit_convert.errors import UsageError, nearest
+from vit_convert.core.errors import UsageError, nearest
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,17 +23,17 @@ from typing import Any
 import ml_collections
 from absl import flags
 
-from vit_convert import config as configs
-from vit_convert.bundle import Bundle
-from vit_convert.command import exit_code
-from vit_convert.engine.facts import Facts, open_bundle, read_config, read_facts
-from vit_convert.engine.table import text_table
-from vit_convert.engine.trt import Backend, load_backend
-from vit_convert.errors import CheckError, UsageError, nearest
-from vit_convert.leftovers import remove_temporaries
-from vit_convert.lock import hold
-from vit_convert.overrides import apply_overrides, split_overrides
-from vit_convert.progress import Progress, human_bytes
+from vit_convert.core import config as configs
+from vit_convert.core.bundle import Bundle
+from vit_convert.core.command import exit_code
+from vit_convert.core.errors import CheckError, UsageError, nearest
+from vit_convert.core.leftovers import remove_temporaries
+from vit_convert.core.lock import hold
+from vit_convert.core.overrides import apply_overrides, split_overrides
+from vit_convert.core.progress import Progress, human_bytes
+from vit_convert.core.text_table import text_table
+from vit_convert.engine.backend.trt import Backend, load_backend
+from vit_convert.engine.handoff import Facts, open_bundle, read_config, read_facts
 
 _FLAGS = flags.FlagValues()
 _NAMES = ("precision", "backend", "force", "batches", "streams", "duration", "warmup", "cuda_graph", "end_to_end", "quiet", "debug")
@@ -157,8 +157,8 @@ def _numbers(flag: str) -> tuple[int, ...]:
 
 def build(backend: Backend, bundle: Bundle, config: ml_collections.ConfigDict, facts: Facts, progress: Progress, command: str) -> None:
     """Builds the engines that are missing, and all of them with --force."""
-    from vit_convert.engine.requests import build_bundle
-    from vit_convert.engine.stages import add_to_report
+    from vit_convert.engine.build_bundle import build_bundle
+    from vit_convert.engine.commands import add_to_report
 
     rows = build_bundle(
         backend,
@@ -176,7 +176,7 @@ def build(backend: Backend, bundle: Bundle, config: ml_collections.ConfigDict, f
 
 def verify(backend: Backend, bundle: Bundle, config: ml_collections.ConfigDict, facts: Facts, progress: Progress, command: str) -> None:
     """Verifies the engines; a miss is in the report before it sets the exit code."""
-    from vit_convert.engine.stages import add_to_report, verify_bundle
+    from vit_convert.engine.commands import add_to_report, verify_bundle
 
     try:
         result = verify_bundle(backend, bundle, config, facts, precisions=_precisions(config), progress=progress)
@@ -206,8 +206,8 @@ def verify_table(engines: dict[str, Any], output: str) -> str:
 
 def benchmark(backend: Backend, bundle: Bundle, config: ml_collections.ConfigDict, facts: Facts, progress: Progress, command: str) -> None:
     """Measures the engines and says which one to use."""
-    from vit_convert.engine.benchmark import rows_table
-    from vit_convert.engine.stages import add_to_report, benchmark_bundle
+    from vit_convert.engine.commands import add_to_report, benchmark_bundle
+    from vit_convert.engine.measure.benchmark import rows_table
 
     result = benchmark_bundle(
         backend,
@@ -230,8 +230,8 @@ def benchmark(backend: Backend, bundle: Bundle, config: ml_collections.ConfigDic
 
 def tune(backend: Backend, bundle: Bundle, config: ml_collections.ConfigDict, facts: Facts, progress: Progress, command: str) -> None:
     """Times spellings x profiles and says how to get the fastest verified engine for each batch."""
-    from vit_convert.engine.tune import tune_bundle
-    from vit_convert.engine.winners import tune_table
+    from vit_convert.engine.tune.tune import tune_bundle
+    from vit_convert.engine.tune.winners import tune_table
 
     result = tune_bundle(
         backend,

@@ -10,15 +10,15 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from vit_convert.bundle import Bundle
-from vit_convert.compare import Tolerance, compare, top1_accuracy
-from vit_convert.config import QUANTIZED
-from vit_convert.engine.facts import Facts, graph_input
-from vit_convert.engine.profiles import Shape, ShapeRange
-from vit_convert.engine.session import Session
-from vit_convert.errors import BenchmarkError
-from vit_convert.image_size import ImageRange
-from vit_convert.progress import Progress
+from vit_convert.core.bundle import Bundle
+from vit_convert.core.compare import Tolerance, compare, top1_accuracy
+from vit_convert.core.config import QUANTIZED
+from vit_convert.core.errors import BenchmarkError
+from vit_convert.core.image_size import ImageRange
+from vit_convert.core.progress import Progress
+from vit_convert.engine.handoff import Facts, graph_input
+from vit_convert.engine.runtime.profiles import Shape, ShapeRange
+from vit_convert.engine.runtime.session import Session
 
 _FP32_RTOL = 1e-3  # of scale, TF32 off: other summation orders than JAX's, through up to 32 blocks
 _MIN_AGREEMENT = 99.0  # percent of images on which the engine's first class is JAX's

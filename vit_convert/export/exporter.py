@@ -12,15 +12,14 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
-from vit_convert.errors import ExportError
-from vit_convert.export import graph as graphs
-from vit_convert.export import weights
-from vit_convert.export.dynamic import make_dynamic
-from vit_convert.export.pixels import take_pixels
+from vit_convert.core.errors import ExportError
+from vit_convert.core.onnx_file import BLOCKS_ALONE, external_files, save_onnx
+from vit_convert.export import lower, weights
+from vit_convert.export.passes.dynamic_image_size import make_dynamic
+from vit_convert.export.passes.mlp_as_convolution import as_tokens
+from vit_convert.export.passes.uint8_input import take_pixels
 from vit_convert.export.targets import Target
-from vit_convert.export.tokens import as_tokens
 from vit_convert.models.model import Model
-from vit_convert.onnx_file import BLOCKS_ALONE, external_files, save_onnx
 
 _LAYOUT_TO_NHWC = {"NHWC": (0, 1, 2, 3), "NCHW": (0, 2, 3, 1)}
 
@@ -94,7 +93,7 @@ def export_model(
         changes.append(lambda traced: make_dynamic(traced, grid))
     if pixels is not None:
         changes.append(lambda traced: take_pixels(traced, *pixels))
-    graph = graphs.onnx_from_apply(
+    graph = lower.onnx_from_apply(
         apply,
         model.traced_shapes,
         image_shape,
@@ -124,7 +123,7 @@ def export_model(
     return dataclasses.replace(report, bytes=sum(file.stat().st_size for file in external_files(path)))
 
 
-def _report(graph: graphs.Graph, target: Target) -> ExportReport:
+def _report(graph: lower.Graph, target: Target) -> ExportReport:
     nodes: list[ir.Node] = list(graph.model.graph)
     blocks: dict[str, int] = {}
     for node in nodes:

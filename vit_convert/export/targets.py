@@ -5,14 +5,14 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
-from vit_convert.errors import UsageError, nearest
-from vit_convert.export.fused import encoder_to_kernels
-from vit_convert.export.patch import patch_to_matmul
-from vit_convert.export.plugin import attention_to_plugin
+from vit_convert.core.errors import UsageError, nearest
+from vit_convert.export.passes.attention_plugin import attention_to_plugin
+from vit_convert.export.passes.fold_attention_scale import fold_scale
+from vit_convert.export.passes.fused_encoder import encoder_to_kernels
+from vit_convert.export.passes.mlp_as_convolution import mlps_to_convolutions
+from vit_convert.export.passes.patch_as_matmul import patch_to_matmul
 from vit_convert.export.rules import attention, dense, einsum, gelu, layernorm, reduce, reshape, select, softmax
 from vit_convert.export.rules.rule import Rule
-from vit_convert.export.scale import fold_scale
-from vit_convert.export.tokens import mlps_to_convolutions
 
 _SHARED: tuple[type[Rule], ...] = (
     reshape.NoDropout,

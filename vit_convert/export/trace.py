@@ -9,8 +9,8 @@ import jax
 import numpy as np
 import onnx_ir as ir
 
-from vit_convert.errors import ExportError
-from vit_convert.user_code import explain
+from vit_convert.core.errors import ExportError
+from vit_convert.core.user_code import explain
 
 Apply = Callable[[Mapping[str, jax.Array], jax.Array], Mapping[str, jax.Array]]
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from vit_convert.errors import ExportError
+from vit_convert.core.errors import ExportError
 
 _META = "vit_convert.weight"
 

@@ -6,9 +6,9 @@ import zipfile
 
 import numpy as np
 
-from vit_convert.errors import CalibrationError
-from vit_convert.npy_header import read_npy_header
-from vit_convert.zip_member import UNREADABLE, data_offset, open_member
+from vit_convert.core.errors import CalibrationError
+from vit_convert.core.npy_header import read_npy_header
+from vit_convert.core.zip_member import UNREADABLE, data_offset, open_member
 
 _FIX = "Save it as numpy.savez(path, images=uint8 [N, H, W, 3], labels=integers [N])."
 

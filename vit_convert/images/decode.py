@@ -9,10 +9,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
-from vit_convert.bundle import atomic
+from vit_convert.core.bundle import atomic
+from vit_convert.core.progress import Progress
 from vit_convert.images.preprocess import Preprocess
 from vit_convert.images.sources import ImageSource
-from vit_convert.progress import Progress
 
 _AHEAD_PER_THREAD = 4
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from vit_convert.errors import CalibrationError, nearest
+from vit_convert.core.errors import CalibrationError, nearest
 from vit_convert.images.tree import is_image
 
 LABELS_FILE = "labels.csv"

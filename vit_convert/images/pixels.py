@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vit_convert.errors import CalibrationError
+from vit_convert.core.errors import CalibrationError
 
 if TYPE_CHECKING:
     import PIL.Image

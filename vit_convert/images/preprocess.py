@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from vit_convert.errors import UsageError, nearest
+from vit_convert.core.errors import UsageError, nearest
 from vit_convert.images.resize import resize
 
 Triple = tuple[float, float, float]

@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from vit_convert.bundle import hash_value
-from vit_convert.errors import CalibrationError
+from vit_convert.core.bundle import hash_value
+from vit_convert.core.errors import CalibrationError
+from vit_convert.core.zip_member import UNREADABLE, FileState, open_member
 from vit_convert.images.arrays import read_arrays
 from vit_convert.images.labels import (
     CLASSES_FILE,
@@ -23,7 +24,6 @@ from vit_convert.images.labels import (
 )
 from vit_convert.images.pixels import decode_image
 from vit_convert.images.tree import SUFFIXES, Tree, tree_of_folder, tree_of_zip
-from vit_convert.zip_member import UNREADABLE, FileState, open_member
 
 _LARGEST_BYTES = 1 << 28  # of a file in an archive, or of a table: an image of Pillow's limit of pixels, uncompressed
 _OFFERED = "Give a folder, a .zip, an .npz with `images`, or a .txt, .csv or .tsv list."

@@ -7,7 +7,7 @@ import stat
 import zipfile
 from collections.abc import Mapping, Sequence
 
-from vit_convert.errors import CalibrationError
+from vit_convert.core.errors import CalibrationError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")  # torchvision's
 _DEEPEST = 64  # folders around a member of an archive; more is no data set

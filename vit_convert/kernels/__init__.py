@@ -11,7 +11,7 @@ import os
 import pathlib
 from collections.abc import Sequence
 
-from vit_convert.errors import BuildError
+from vit_convert.core.errors import BuildError
 
 ENVIRONMENT = "VIT_CONVERT_KERNELS"
 SOURCES = pathlib.Path(__file__).resolve().parent

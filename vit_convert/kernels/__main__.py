@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from absl import app, flags
 
 from vit_convert import kernels
-from vit_convert.bundle import atomic
-from vit_convert.command import exit_code
-from vit_convert.errors import BuildError
+from vit_convert.core.bundle import atomic
+from vit_convert.core.command import exit_code
+from vit_convert.core.errors import BuildError
 
 _INCLUDE = flags.DEFINE_string("tensorrt_include", "/usr/include/x86_64-linux-gnu", "The folder of TensorRT 8.6's NvInfer.h.")
 _ARCHS = flags.DEFINE_list("archs", ["80", "86", "89", "90"], "Compute capabilities.")

@@ -2,7 +2,7 @@
 
 import os
 
-from vit_convert.errors import UsageError
+from vit_convert.core.errors import UsageError
 
 
 def require_backend() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from vit_convert.errors import UsageError
+from vit_convert.core.errors import UsageError
 
 # Arguments by which modules are told that they do not train.
 EVALUATION = {

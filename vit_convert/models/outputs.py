@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vit_convert.errors import ExportError, UsageError
+from vit_convert.core.errors import ExportError, UsageError
 
 BARE = ""  # the name of an array that came in nothing
 

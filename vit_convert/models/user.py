@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_convert.errors import ConvertError, ExportError, UsageError
+from vit_convert.core.errors import ConvertError, ExportError, UsageError
+from vit_convert.core.user_code import user_code
 from vit_convert.models.call import Call, call_of, without_training
 from vit_convert.models.identity import fingerprint
 from vit_convert.models.model import Arrays, Model
 from vit_convert.models.outputs import choose, named, without_copies
 from vit_convert.models.widen import in_float32, other_floats
-from vit_convert.user_code import user_code
 
 INPUT = "images"
 _CONSTANT = re.compile(r"constant_\d+")  # what the export calls constants

@@ -14,10 +14,10 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 
-from vit_convert.bundle import read_json, write_json
-from vit_convert.errors import CalibrationError, UsageError, nearest
-from vit_convert.onnx_file import open_proto
-from vit_convert.progress import Progress
+from vit_convert.core.bundle import read_json, write_json
+from vit_convert.core.errors import CalibrationError, UsageError, nearest
+from vit_convert.core.onnx_file import open_proto
+from vit_convert.core.progress import Progress
 from vit_convert.quantize import graph
 from vit_convert.quantize.guard import Cost, Guard
 from vit_convert.quantize.histogram import Histogram, entropy_threshold, minmax_threshold, mse_threshold, percentile_threshold

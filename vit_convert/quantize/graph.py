@@ -10,8 +10,8 @@ from typing import TypeVar
 import numpy as np
 import onnx_ir as ir
 
-from vit_convert.bundle import hash_file
-from vit_convert.layer_names import block_of, kind_of, layer_of, within_block
+from vit_convert.core.bundle import hash_file
+from vit_convert.core.layer_names import block_of, kind_of, layer_of, within_block
 
 T = TypeVar("T")
 

@@ -11,8 +11,8 @@ from typing import TypedDict
 
 import onnx_ir as ir
 
-from vit_convert.layer_names import check_patterns, matches
-from vit_convert.onnx_file import BLOCKS_ALONE
+from vit_convert.core.layer_names import check_patterns, matches
+from vit_convert.core.onnx_file import BLOCKS_ALONE
 from vit_convert.quantize.graph import Layer, linear_layers, linear_weight, names_by_node, node_blocks
 
 # What TensorRT's fused INT8 attention takes; beyond it the three kernels are slower than FP16's one.

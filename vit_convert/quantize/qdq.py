@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from vit_convert.errors import CalibrationError, UsageError, nearest
+from vit_convert.core.errors import CalibrationError, UsageError, nearest
 from vit_convert.quantize.calibrate import Calibration
 from vit_convert.quantize.graph import DEQUANTIZED, derived, initializer, read_weight
 from vit_convert.quantize.placement import Site

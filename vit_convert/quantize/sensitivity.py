@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from vit_convert.bundle import read_json, write_json
-from vit_convert.compare import compare, top1_accuracy
-from vit_convert.errors import CheckError
+from vit_convert.core.bundle import read_json, write_json
+from vit_convert.core.compare import compare, top1_accuracy
+from vit_convert.core.errors import CheckError
+from vit_convert.core.onnx_file import open_session, run_session, save_onnx
+from vit_convert.core.progress import Progress
 from vit_convert.images.decode import pick
-from vit_convert.onnx_file import open_session, run_session, save_onnx
-from vit_convert.progress import Progress
 from vit_convert.quantize.calibrate import Calibration, Normalize
 from vit_convert.quantize.graph import DEQUANTIZED, initializer
 from vit_convert.quantize.placement import Patterns, Site, place

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from vit_convert.errors import UsageError
+from vit_convert.core.errors import UsageError
 from vit_convert.quantize.graph import derived, initializer, linear_weight, read_weight
 from vit_convert.quantize.placement import Site
 from vit_convert.quantize.qdq import channel_axis

@@ -12,8 +12,8 @@ from typing import Any
 
 from absl import app, flags
 
-from vit_convert.bundle import atomic, read_json
-from vit_convert.errors import ConvertError, UsageError, nearest
+from vit_convert.core.bundle import atomic, read_json
+from vit_convert.core.errors import ConvertError, UsageError, nearest
 
 # What to rank by, with the sign that puts the most harmful first.
 COLUMNS = {"error": 1, "max_rel": 1, "cosine": -1, "agreement": -1, "top1": -1}

@@ -4,7 +4,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from vit_convert.progress import human_bytes, human_seconds
+from vit_convert.core.progress import human_bytes, human_seconds
 
 
 def print_summary(report: dict[str, Any], root: pathlib.Path, *, files: Sequence[pathlib.Path], whole: bool) -> None:

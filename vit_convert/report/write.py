@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import vit_convert
-from vit_convert.bundle import read_json, write_json
-from vit_convert.manifest import FINISHED
-from vit_convert.pipeline import Context
-from vit_convert.proof import recommend_unmeasured
+from vit_convert.core.bundle import read_json, write_json
+from vit_convert.core.manifest import FINISHED
+from vit_convert.core.pipeline import Context
+from vit_convert.core.proof import recommend_unmeasured
 
 _CHECKPOINT_KEYS = (
     "path",
@@ -26,7 +26,7 @@ _CHECKPOINT_KEYS = (
     "warnings",
     "preprocess",
 )
-_GPU_HOST_KEYS = ("engine", "engines", "verify", "benchmark", "recommended")  # what engine/stages.py's add_to_report merges
+_GPU_HOST_KEYS = ("engine", "engines", "verify", "benchmark", "recommended")  # what engine/commands.py's add_to_report merges
 _CALIBRATION_KEYS = ("method", "num_images", "source", "num_tensors", "num_clipped", "widened", "left_out", "smoothed")
 _ONNX_KEYS = ("opset", "target", "num_nodes", "nodes_traced", "nodes_per_block", "num_shapes", "bytes", "rules")
 

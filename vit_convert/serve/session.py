@@ -10,14 +10,14 @@ from typing import Any, Protocol
 import numpy as np
 from absl import logging
 
-from vit_convert.bundle import Bundle
-from vit_convert.engine.facts import read_facts
-from vit_convert.engine.plans import open_engine, require_model, require_proof
-from vit_convert.engine.session import Session
-from vit_convert.engine.trt import load_backend
-from vit_convert.errors import BenchmarkError, ConvertError
-from vit_convert.ort_options import session_options
-from vit_convert.proof import doubt
+from vit_convert.core.bundle import Bundle
+from vit_convert.core.errors import BenchmarkError, ConvertError
+from vit_convert.core.ort_options import session_options
+from vit_convert.core.proof import doubt
+from vit_convert.engine.backend.trt import load_backend
+from vit_convert.engine.bundle_engines import open_engine, require_model, require_proof
+from vit_convert.engine.handoff import read_facts
+from vit_convert.engine.runtime.session import Session
 
 # In order of preference, with their options: CUDA's float32 products are TF32 unless told otherwise, and the graph was proved in float32.
 _PROVIDERS: dict[str, dict[str, str]] = {"CUDAExecutionProvider": {"use_tf32": "0"}, "CPUExecutionProvider": {}}

@@ -1,6 +1,6 @@
 """The stages of one conversion, from the checkpoint to the engines; each imports what it needs when it runs."""
 
-from vit_convert.pipeline import Stage
+from vit_convert.core.pipeline import Stage
 from vit_convert.stages.build import BENCHMARK, BUILD, VERIFY
 from vit_convert.stages.calibrate import CALIBRATE
 from vit_convert.stages.check import CHECK

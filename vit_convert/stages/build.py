@@ -3,8 +3,8 @@
 import pathlib
 from typing import Any
 
-from vit_convert import config as configs
-from vit_convert.pipeline import Context, Stage
+from vit_convert.core import config as configs
+from vit_convert.core.pipeline import Context, Stage
 from vit_convert.stages.common import backend_named, builds_here, plain
 
 
@@ -26,8 +26,8 @@ def _inputs(context: Context) -> Any:
 
 def build(context: Context) -> dict[str, Any]:
     """Builds an engine for each precision."""
-    from vit_convert.engine.facts import read_facts
-    from vit_convert.engine.requests import build_bundle
+    from vit_convert.engine.build_bundle import build_bundle
+    from vit_convert.engine.handoff import read_facts
 
     engines = build_bundle(
         backend_named(context.config.engine.backend),
@@ -51,8 +51,8 @@ def _can_run(context: Context) -> bool:
 
 def verify(context: Context) -> dict[str, Any]:
     """Runs the engines against the reference, as `python -m vit_convert.engine verify` does on a GPU host."""
-    from vit_convert.engine.facts import read_facts
-    from vit_convert.engine.stages import verify_bundle
+    from vit_convert.engine.commands import verify_bundle
+    from vit_convert.engine.handoff import read_facts
 
     return verify_bundle(
         backend_named(context.config.engine.backend),
@@ -66,8 +66,8 @@ def verify(context: Context) -> dict[str, Any]:
 
 def benchmark(context: Context) -> dict[str, Any]:
     """Measures the engines and recommends one of them."""
-    from vit_convert.engine.plans import recommended_engine
-    from vit_convert.engine.stages import benchmark_bundle
+    from vit_convert.engine.bundle_engines import recommended_engine
+    from vit_convert.engine.commands import benchmark_bundle
 
     result = benchmark_bundle(
         backend_named(context.config.engine.backend),

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vit_convert import config as configs
-from vit_convert.bundle import atomic
-from vit_convert.calibration_cache import ALGORITHMS, CacheKey, format_cache, hash_source, key_path, save_cache
-from vit_convert.errors import UsageError
-from vit_convert.pipeline import Context, Stage
+from vit_convert.core import config as configs
+from vit_convert.core.bundle import atomic
+from vit_convert.core.calibration_cache import ALGORITHMS, CacheKey, format_cache, hash_source, key_path, save_cache
+from vit_convert.core.errors import UsageError
+from vit_convert.core.pipeline import Context, Stage
 from vit_convert.stages.common import (
     backend_named,
     builds_here,
@@ -204,11 +204,11 @@ def _measure_spelling(context: Context, spelling: str, images: np.ndarray) -> No
     not clipped."""
     import onnx_ir as ir
 
-    from vit_convert.export.fused import quantized_tensors
-    from vit_convert.onnx_file import save_onnx
+    from vit_convert.core.onnx_file import save_onnx
+    from vit_convert.export.passes.fused_encoder import quantized_tensors
+    from vit_convert.quantize.activation_max import extremes
     from vit_convert.quantize.calibrate import calibrate as measure
     from vit_convert.quantize.equalize import attention_inputs, equalize
-    from vit_convert.quantize.ranges import extremes
 
     source, config = context.bundle.spelling(spelling), context.config.calibration
     path, model = context.bundle.spelling(f"{spelling}.int8"), ir.load(source)
@@ -255,8 +255,8 @@ def _batches(context: Context, images: np.ndarray, size: int) -> Any:
 
 def _smooth(context: Context, model: Any, placement: Any, images: np.ndarray) -> dict[str, Any]:
     """Writes `model.smooth.onnx`; the quantize stage checks it against JAX like the fp32 graph."""
-    from vit_convert.onnx_file import save_onnx
-    from vit_convert.quantize.ranges import largest
+    from vit_convert.core.onnx_file import save_onnx
+    from vit_convert.quantize.activation_max import largest
     from vit_convert.quantize.smooth import find_norms, smooth
 
     config = context.config.calibration
@@ -277,7 +277,7 @@ def _write_cache(context: Context, calibration: Any) -> None:
     It holds the graph's input and the inputs of the quantized linears (and of attention products), which is what our own Q/DQ graph
     holds. A cache that TensorRT writes has every tensor; reading ours, it says which ones miss a scale and runs those in fp16 or fp32.
     """
-    from vit_convert.engine.build_request import hash_graph
+    from vit_convert.engine.build.request import hash_graph
 
     version = _CACHE_VERSIONS[target_name(context)]
     if builds_here(context) and (backend := backend_named(context.config.engine.backend)).has_calibrator:

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vit_convert.compare import Tolerance, top1_accuracy
-from vit_convert.config import QUANTIZED
-from vit_convert.errors import CheckError
-from vit_convert.pipeline import Context, Stage
+from vit_convert.core.compare import Tolerance, top1_accuracy
+from vit_convert.core.config import QUANTIZED
+from vit_convert.core.errors import CheckError
+from vit_convert.core.pipeline import Context, Stage
 from vit_convert.stages.common import EVALUATION_BATCH, evaluation, plain, prepare
 from vit_convert.stages.reference import reference_files
 
 if TYPE_CHECKING:
-    from vit_convert.export.check import Row
+    from vit_convert.checks.onnx_graph import Row
 
 _FP32_GRAPHS = ("fp32", "smooth")  # what computes in fp32 is judged as such
 
@@ -88,7 +88,7 @@ def _runnable(context: Context, precision: str) -> Iterator[pathlib.Path]:
         return
     import onnx_ir as ir
 
-    from vit_convert.onnx_file import save_onnx
+    from vit_convert.core.onnx_file import save_onnx
     from vit_convert.quantize.widen import widen
 
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
@@ -98,7 +98,7 @@ def _runnable(context: Context, precision: str) -> Iterator[pathlib.Path]:
 
 
 def _check_graph(context: Context, precision: str, path: pathlib.Path) -> dict[str, Any]:
-    from vit_convert.export.check import graph_logits
+    from vit_convert.checks.onnx_graph import graph_logits
 
     output = context.results["checkpoint"]["output"]
     tolerance = _tolerance(context, precision)
@@ -139,7 +139,7 @@ def _check_sizes(
     context: Context, path: pathlib.Path, precision: str, tolerance: Tolerance, *, taps: Sequence[str]
 ) -> tuple[dict[str, list["Row"]], list[str]]:
     """The rows of each image size, as "224x224", for the output and these taps, and the names of the tensors in order."""
-    from vit_convert.export.check import batch_sizes, check_graph
+    from vit_convert.checks.onnx_graph import batch_sizes, check_graph
 
     output = context.results["checkpoint"]["output"]
     known = {"images", output, *taps}

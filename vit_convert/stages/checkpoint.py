@@ -4,11 +4,11 @@ import math
 import os
 from typing import Any
 
-from vit_convert import config as configs
-from vit_convert.errors import ConvertError, UsageError
-from vit_convert.image_size import ImageRange, parse_range
-from vit_convert.pipeline import Context, Stage, file_identity
-from vit_convert.user_code import describe_function, user_code
+from vit_convert.core import config as configs
+from vit_convert.core.errors import ConvertError, UsageError
+from vit_convert.core.image_size import ImageRange, parse_range
+from vit_convert.core.pipeline import Context, Stage, file_identity
+from vit_convert.core.user_code import describe_function, user_code
 
 
 def _inputs(context: Context) -> Any:

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vit_convert import config as configs
-from vit_convert.errors import BuildError
-from vit_convert.pipeline import Context
+from vit_convert.core import config as configs
+from vit_convert.core.errors import BuildError
+from vit_convert.core.pipeline import Context
 
 if TYPE_CHECKING:
     from vit_convert.images.sources import ImageSource
@@ -30,7 +30,7 @@ def target_name(context: Context) -> str:
     backend = context.config.engine.backend
     if backend in _BACKEND_TARGETS:
         return _BACKEND_TARGETS[backend]
-    from vit_convert.engine.requests import target_of
+    from vit_convert.engine.build_bundle import target_of
 
     return target_of(backend_named(backend))
 
@@ -38,7 +38,7 @@ def target_name(context: Context) -> str:
 @functools.cache
 def backend_named(name: str) -> Any:
     """The TensorRT of the config, imported once."""
-    from vit_convert.engine.trt import load_backend
+    from vit_convert.engine.backend.trt import load_backend
 
     return load_backend(name)
 

@@ -6,14 +6,14 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from vit_convert import config as configs
-from vit_convert.bundle import Bundle
-from vit_convert.errors import ExportError
-from vit_convert.pipeline import Context, Stage
+from vit_convert.core import config as configs
+from vit_convert.core.bundle import Bundle
+from vit_convert.core.errors import ExportError
+from vit_convert.core.pipeline import Context, Stage
+from vit_convert.core.user_code import user_code
 from vit_convert.stages.calibrate import patterns
 from vit_convert.stages.checkpoint import model_of
 from vit_convert.stages.common import graph_files, preprocess_of, target_name, with_weights
-from vit_convert.user_code import user_code
 
 
 def _inputs(context: Context) -> Any:
@@ -83,7 +83,7 @@ def _advised(context: Context) -> str:
     """The spelling for fp16 engines: TensorRT's attention plugin where it has a kernel."""
     if target_name(context) != "trt8" or "fp16" not in configs.precisions(context.config):
         return ""
-    from vit_convert.export.plugin import fits
+    from vit_convert.export.passes.attention_plugin import fits
 
     checkpoint = context.results["checkpoint"]
     known = checkpoint["image_range"] is None and "head_size" in checkpoint  # it is not of a user's own model

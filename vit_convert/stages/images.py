@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from vit_convert.pipeline import Context, Stage
+from vit_convert.core.pipeline import Context, Stage
 from vit_convert.stages.common import decode, source_identity
 
 if TYPE_CHECKING:

@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vit_convert import config as configs
-from vit_convert.bundle import read_json
-from vit_convert.pipeline import Context, Stage
+from vit_convert.core import config as configs
+from vit_convert.core.bundle import read_json
+from vit_convert.core.pipeline import Context, Stage
 from vit_convert.stages.calibrate import limits, source_graph
 from vit_convert.stages.common import evaluation, plain, prepare, target_name
 from vit_convert.stages.quantize import activation_ranges
 
 if TYPE_CHECKING:
-    from vit_convert.quantize.plan import Budget
+    from vit_convert.quantize.precision_plan import Budget
 
 _BATCH = 64  # each run also dequantizes all weights, which many images share
 
@@ -34,7 +34,7 @@ def _scan_inputs(context: Context) -> Any:
 
 
 def _budget(context: Context) -> "Budget":
-    from vit_convert.quantize.plan import Budget
+    from vit_convert.quantize.precision_plan import Budget
 
     plan = context.config.plan
     return Budget(plan.cosine or context.config.check.int8_cosine, plan.accuracy_budget)
@@ -49,8 +49,8 @@ def _sensitivity(context: Context, path: pathlib.Path) -> Any:
 
     from vit_convert.images.decode import pick
     from vit_convert.quantize.calibrate import Calibration
+    from vit_convert.quantize.half_precision import to_fp16
     from vit_convert.quantize.sensitivity import Sensitivity, candidates
-    from vit_convert.quantize.typed import to_fp16
 
     config, graph = context.config, source_graph(context)
     labelled = evaluation(context)
@@ -89,7 +89,7 @@ def scan_sensitivity(context: Context) -> dict[str, Any]:
     """Quantizes one linear kind of one block at a time, and one block at a time; continues what was interrupted.
 
     For a plan alone it stops at once where everything together is within the budget, and looks at no whole blocks."""
-    from vit_convert.quantize.plan import fits
+    from vit_convert.quantize.precision_plan import fits
     from vit_convert.report.sensitivity import plot_ranking, ranking
 
     sensitivity, picture = _sensitivity(context, context.bundle.sensitivity), _picture(context)
@@ -112,7 +112,7 @@ def scan_sensitivity(context: Context) -> dict[str, Any]:
 
 def plan(context: Context) -> dict[str, Any]:
     """Finds the largest quantized set within the budget and writes it as `precision_plan.json`."""
-    from vit_convert.quantize.plan import make_plan, write_plan
+    from vit_convert.quantize.precision_plan import make_plan, write_plan
 
     sensitivity, budget = _sensitivity(context, context.bundle.plan_search), _budget(context)  # the scan's own file stays as it was left
     if (read_json(context.bundle.plan_search) or {}).get("key") != sensitivity.record["key"]:

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from vit_convert import config as configs
-from vit_convert.bundle import hash_file
-from vit_convert.errors import CheckError
-from vit_convert.pipeline import Context, Stage
+from vit_convert.core import config as configs
+from vit_convert.core.bundle import hash_file
+from vit_convert.core.errors import CheckError
+from vit_convert.core.pipeline import Context, Stage
 from vit_convert.stages.calibrate import SMOOTHED, limits, source_graph
 from vit_convert.stages.check import check_precision
 from vit_convert.stages.common import graph_files, plain, target_name
@@ -39,7 +39,7 @@ def _plan_file(context: Context) -> pathlib.Path | None:
 
 def _place(context: Context, model: Any, precision: str) -> Any:
     from vit_convert.quantize.placement import place
-    from vit_convert.quantize.plan import read_plan
+    from vit_convert.quantize.precision_plan import read_plan
 
     chosen = limits(context, precision)
     if (path := _plan_file(context)) is not None:
@@ -90,10 +90,10 @@ def _write_graph(context: Context, precision: str, activations: Any) -> dict[str
     """Writes one lower precision's graph and returns what there is to say about it."""
     import onnx_ir as ir
 
-    from vit_convert.onnx_file import save_onnx
+    from vit_convert.core.onnx_file import save_onnx
     from vit_convert.quantize.calibrate import Calibration
+    from vit_convert.quantize.half_precision import to_bf16, to_fp16
     from vit_convert.quantize.qdq import quantize
-    from vit_convert.quantize.typed import to_bf16, to_fp16
 
     target, keep_fp32 = target_name(context), context.config.keep_fp32
     source = source_graph(context) if precision in configs.QUANTIZED else context.bundle.onnx()
@@ -119,9 +119,9 @@ def _ranges_by_flag(context: Context, activations: Any) -> dict[str, Any]:
     """The largest |x| of each block; warns of what fp16 cannot hold and `keep_fp32` does not name, and refuses names that mean nothing."""
     import onnx_ir as ir
 
-    from vit_convert.layer_names import check_patterns, matches
+    from vit_convert.core.layer_names import check_patterns, matches
     from vit_convert.quantize.graph import names_by_node, node_blocks
-    from vit_convert.quantize.typed import FP16_MAX
+    from vit_convert.quantize.half_precision import FP16_MAX
 
     keep_fp32, graph = context.config.keep_fp32, ir.load(context.bundle.onnx()).graph
     blocks = node_blocks(graph)
@@ -142,8 +142,8 @@ def activation_ranges(context: Context, graph: pathlib.Path) -> tuple[dict[str, 
     """The largest |x| of every activation on the reference images, and that of each block; onnxruntime's fp16 shows no overflow."""
     import onnx_ir as ir
 
+    from vit_convert.quantize.activation_max import largest
     from vit_convert.quantize.graph import activations, node_blocks
-    from vit_convert.quantize.ranges import largest
 
     model = ir.load(graph)
     with np.load(context.bundle.reference) as file:

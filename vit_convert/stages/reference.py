@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from vit_convert.bundle import atomic
-from vit_convert.compare import top1_accuracy
-from vit_convert.errors import CalibrationError, CheckError
-from vit_convert.image_size import ImageRange, Size, sizes_of
-from vit_convert.pipeline import Context, Stage
+from vit_convert.core.bundle import atomic
+from vit_convert.core.compare import top1_accuracy
+from vit_convert.core.errors import CalibrationError, CheckError
+from vit_convert.core.image_size import ImageRange, Size, sizes_of
+from vit_convert.core.pipeline import Context, Stage
 from vit_convert.stages.checkpoint import model_of
 from vit_convert.stages.common import EVALUATION_BATCH, evaluation, prepare, preprocess_of
 

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from onnxscript.rewriter import pattern
 
-from vit_convert.export.clean import clean
+from vit_convert.export.passes.cleanup import clean
 
 
 class Decline(Exception):

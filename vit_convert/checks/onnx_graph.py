@@ -1,0 +1,110 @@
+"""The onnxruntime cross-check: a graph against the JAX reference, for every block, at several batch sizes."""
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from vit_convert.core.compare import Tolerance, compare
+from vit_convert.core.onnx_file import open_session, run_session
+from vit_convert.core.progress import Progress
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One comparison.
+
+    Attributes:
+        tensor: `block_00`…, `encoder_norm` or the output.
+        batch: images in the batch that was worst.
+        max_abs: largest absolute error over all batches.
+        max_rel: max_abs over the tensor's scale.
+        cosine: smallest cosine of any image.
+        passed: whether the tolerance is met; None for a tensor that is reported and not judged.
+    """
+
+    tensor: str
+    batch: int
+    max_abs: float
+    max_rel: float
+    cosine: float
+    passed: bool | None
+
+
+def check_graph(
+    path: str | os.PathLike[str],
+    reference: Mapping[str, np.ndarray],
+    batches: Sequence[int],
+    tolerance: Tolerance,
+    *,
+    judged: Sequence[str],
+) -> list[Row]:
+    """Runs a graph on the reference images and compares every output and tap.
+
+    Args:
+        path: the `.onnx` file.
+        reference: "images" as the graph takes them, and per tensor the JAX result, all [images, ...].
+        batches: batch sizes to run, each of the first images.
+        tolerance: what the judged tensors have to meet.
+        judged: tensors that have to meet it; the others are reported.
+
+    Returns:
+        A row per tensor, in the reference's order: the worst over the batch sizes.
+    """
+    tensors = [name for name in reference if name != "images"]
+    session = open_session(path, tensors)
+    worst: dict[str, Row] = {}
+    for batch in batches:
+        results = run_session(session, reference["images"][:batch], tensors)
+        for tensor in tensors:
+            expected = reference[tensor][:batch]
+            got = results[tensor]
+            if got.size != expected.size:
+                expected = expected[:, :1]  # the last block computes the pooled token alone, see prune.py
+            if got.size == expected.size:
+                got = got.reshape(expected.shape)  # tokens may stand beside the batch, see tokens.py
+            result = compare(expected, got)
+            passed = tolerance.met_by(result) if tensor in judged else None
+            row = Row(tensor, batch, result.max_abs, result.max_rel, result.cosine, passed)
+            worst[tensor] = row if tensor not in worst else _worse(worst[tensor], row)
+    return [worst[tensor] for tensor in tensors]
+
+
+def _worse(a: Row, b: Row) -> Row:
+    base = b if b.max_rel > a.max_rel else a
+    passed = None if a.passed is None else bool(a.passed and b.passed)
+    return dataclasses.replace(base, cosine=min(a.cosine, b.cosine), passed=passed)
+
+
+def batch_sizes(num_images: int) -> list[int]:
+    """One image, an odd number and the largest: what a graph with a frozen batch would not survive."""
+    return sorted({1, min(3, num_images), num_images})
+
+
+def graph_logits(
+    path: str | os.PathLike[str], images: np.ndarray, prepare: Any, output: str, *, batch_size: int, label: str, progress: Progress
+) -> np.ndarray:
+    """Runs a graph over a set of images.
+
+    Args:
+        path: the `.onnx` file.
+        images: uint8 [images, height, width, 3], may be memory-mapped.
+        prepare: maps a uint8 batch to the graph's input.
+        output: name of the output.
+        batch_size: images a call.
+        label: for the progress bar.
+        progress: where the bar goes.
+
+    Returns:
+        [images, classes] float32.
+    """
+    session = open_session(path)
+    results = []
+    with progress.bar(label, total=len(images)) as advance:
+        for start in range(0, len(images), batch_size):
+            batch = images[start : start + batch_size]
+            results.append(run_session(session, prepare(batch), [output])[output].astype(np.float32))
+            advance(len(batch))
+    return np.concatenate(results)

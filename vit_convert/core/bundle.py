@@ -1,0 +1,234 @@
+"""The bundle: the folder through which the stages, and the hosts they run on, talk to each other."""
+
+import contextlib
+import errno
+import hashlib
+import json
+import math
+import os
+import pathlib
+import re
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+from vit_convert.core.errors import UsageError
+
+_CHUNK_BYTES = 1 << 22  # large enough that other threads hardly hold it up, small enough to stay in a cache
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_REFUSED = (errno.EACCES, errno.EROFS, errno.EPERM)
+_SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")  # numpy.ndarray.tofile says no more than that, and sets no errno
+
+
+def graph_name(precision: str) -> str:
+    """The file of a precision's graph: `model.onnx` for fp32, `model.<precision>.onnx` otherwise."""
+    return "model.onnx" if precision == "fp32" else f"model.{precision}.onnx"
+
+
+class Bundle:
+    """Where every file of one conversion lies.
+
+    Args:
+        root: `<workdir>/<name>`.
+    """
+
+    def __init__(self, root: str | os.PathLike[str]):
+        self.root = pathlib.Path(root)
+
+    def require_writable(self) -> None:
+        """Makes the folder when missing, and proves now what the last stage would find out after hours.
+
+        Raises:
+            UsageError: the folder cannot be made or written.
+        """
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.root):
+                pass
+        except (OSError, ValueError) as e:  # the latter of a path with a zero byte in it
+            raise UsageError(
+                f"workdir {self.root}: cannot be written ({getattr(e, 'strerror', None) or e})", fix="Give a writable --workdir."
+            ) from e
+
+    config = property(lambda self: self.root / "config.json")
+    manifest = property(lambda self: self.root / "manifest.json")
+    events = property(lambda self: self.root / "events.jsonl")
+    reference = property(lambda self: self.root / "reference.npz")
+    calibration = property(lambda self: self.root / "calibration.json")
+    calibration_cache = property(lambda self: self.root / "calibration.cache")
+    sensitivity = property(lambda self: self.root / "sensitivity.json")
+    plan_search = property(lambda self: self.root / "plan_search.json")
+    spellings = property(lambda self: self.root / "spellings")
+    precision_plan = property(lambda self: self.root / "precision_plan.json")
+    report = property(lambda self: self.root / "report.json")
+    report_html = property(lambda self: self.root / "report.html")
+    benchmark = property(lambda self: self.root / "benchmark.json")
+    tuning = property(lambda self: self.root / "tune.json")
+    lock = property(lambda self: self.root / ".lock")
+
+    def onnx(self, precision: str = "fp32") -> pathlib.Path:
+        """The graph of one precision; weights in `<that>.data`."""
+        return self.root / graph_name(precision)
+
+    def spelling(self, name: str) -> pathlib.Path:
+        """The fp32 graph in another form, for `tune` to choose from; weights in `<that>.data`."""
+        return self.spellings / f"{name}.onnx"
+
+    def ranges(self, spelling: str) -> pathlib.Path:
+        """What int8 engines of a spelling without Q/DQ get as ranges of its tensors: a calibration of that graph."""
+        return self.spellings / f"{spelling}.ranges.json"
+
+    def reference_at(self, image_size: tuple[int, int]) -> pathlib.Path:
+        """What JAX gave at one more (height, width) that a dynamic graph takes; `reference` is of the size that it is tuned for."""
+        return self.root / f"reference.{image_size[0]}x{image_size[1]}.npz"
+
+    def images(self, split: str) -> pathlib.Path:
+        """Decoded images of one split ("calibration", "evaluation"): uint8 [images, height, width, 3]."""
+        return self.root / f"{split}_images.npy"
+
+    def labels(self, split: str) -> pathlib.Path:
+        """Class ids of one split: int64 [images]."""
+        return self.root / f"{split}_labels.npy"
+
+    @property
+    def predictions(self) -> pathlib.Path:
+        """JAX's output on the evaluation images, to count how often an engine agrees: float32 [images, classes]."""
+        return self.root / "evaluation_logits.npy"
+
+    def plan(self, backend: str, version: str, arch: str, precision: str) -> pathlib.Path:
+        """One engine; its sidecar is the same path with `.json` appended."""
+        return self.root / "engines" / f"{backend}-{version}-{arch}" / f"{precision}.plan"
+
+
+@contextlib.contextmanager
+def atomic(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
+    """Yields a temporary path beside `path`, renamed to it when the block succeeds and removed when it does not.
+
+    Args:
+        path: the file (or folder) that appears whole or not at all.
+
+    Yields:
+        A path in the same folder that does not exist yet; the block creates it.
+
+    Raises:
+        UsageError: the disk is full or the folder cannot be written.
+    """
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_beside(path)
+    try:
+        with disk_errors(path):
+            yield temporary
+            if path.is_dir():
+                shutil.rmtree(path)
+            os.replace(temporary, path)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):  # a folder that can no longer be written: the next run removes it
+                temporary.unlink()
+
+
+def temporary_beside(path: pathlib.Path) -> pathlib.Path:
+    """A name for what becomes `path`, in its folder; nobody else has it, on any host, and `leftovers` knows it by its form."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+
+
+@contextlib.contextmanager
+def disk_errors(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turns a full disk, a quota or a refused write while `path` is made into a UsageError that says so."""
+    try:
+        yield
+    except OSError as e:
+        if e.errno in _DISK_FULL or (e.errno is None and _SHORT_WRITE.fullmatch(str(e))):
+            raise UsageError(
+                f"{path}: no space left on the disk", fix="Free space or choose another --workdir; finished stages are kept."
+            ) from e
+        if e.errno in _REFUSED:
+            raise UsageError(f"{path}: cannot be written ({e.strerror})", fix="Give a writable --workdir.") from e
+        raise
+
+
+def utf8_path(path: str | os.PathLike[str]) -> str:
+    """A path as libraries in C++ take it: UTF-8, also where the locale reads file names as ASCII.
+
+    Raises:
+        UsageError: its bytes are not UTF-8.
+    """
+    try:
+        return os.fsencode(path).decode("utf-8")
+    except UnicodeDecodeError as e:
+        shown = os.fspath(path).encode("utf-8", "replace").decode("utf-8")
+        raise UsageError(f"{shown}: its name is not UTF-8, which ONNX and TensorRT need", fix="Give another --workdir.") from e
+
+
+@contextlib.contextmanager
+def folder_errors(root: pathlib.Path) -> Iterator[None]:
+    """Turns what `disk_errors` does of any file under `root` into its UsageError; other files' errors pass."""
+    try:
+        yield
+    except OSError as e:
+        named = pathlib.Path(os.fsdecode(e.filename)) if isinstance(e.filename, str | bytes | os.PathLike) else root
+        if e.errno in _REFUSED and not named.is_relative_to(root):  # a checkpoint that may not be read, for one
+            raise
+        with disk_errors(named):
+            raise
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Writes a JSON file whole or not at all.
+
+    Args:
+        path: the file.
+        value: anything json can spell; numpy scalars become Python's, and NaN and infinities null, which JSON has instead.
+    """
+    with atomic(path) as temporary:
+        temporary.write_text(_dumps(value) + "\n", encoding="utf-8")
+
+
+def _dumps(value: Any) -> str:
+    try:
+        return json.dumps(value, indent=1, default=_plain, allow_nan=False)
+    except ValueError:
+        as_read = json.loads(json.dumps(value, default=_plain))
+        return json.dumps(_finite(as_read), indent=1, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_json(path: str | os.PathLike[str], default: Any = None) -> Any:
+    """Reads a JSON object; `default` where there is none or it is damaged (an older version, a full disk, another file's content)."""
+    try:
+        value = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return default
+    return value if isinstance(value, dict) else default
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return str(value)
+
+
+def hash_file(path: str | os.PathLike[str]) -> str:
+    """The sha256 of a file, in hex, read in chunks."""
+    digest, buffer = hashlib.sha256(), memoryview(bytearray(_CHUNK_BYTES))
+    with open(path, "rb", buffering=0) as f:
+        while count := f.readinto(buffer):
+            digest.update(buffer[:count])
+    return digest.hexdigest()
+
+
+def hash_value(value: Any) -> str:
+    """The sha256 of anything json can spell, independent of the order of keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=_plain).encode()).hexdigest()

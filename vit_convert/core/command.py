@@ -1,0 +1,66 @@
+"""How both command lines end: a user's mistake is one clear message and its exit code, never a traceback."""
+
+import contextlib
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+from vit_convert.core.errors import INTERRUPTED, ConvertError, Terminated
+from vit_convert.core.streams import outliving_streams
+
+_ENDING = (signal.SIGTERM, signal.SIGHUP)
+
+
+def exit_code(run: Callable[[], int], *, debug: bool, when_interrupted: str) -> int:
+    """Runs a command and turns how it ends into an exit code.
+
+    Args:
+        run: the command; returns its exit code.
+        debug: let a user's mistake through as an exception, with its traceback.
+        when_interrupted: what to say after Ctrl-C or SIGTERM.
+
+    Returns:
+        The exit code of the command, of the ConvertError, or INTERRUPTED.
+    """
+    with outliving_streams():
+        try:
+            with _ending_as_interrupted():
+                return run()
+        except ConvertError as e:
+            if debug:
+                raise
+            print(f"error: {e}" + (f"\n  {e.fix}" if e.fix else ""), file=sys.stderr)
+            return e.exit_code
+        except KeyboardInterrupt as e:
+            print(f"\n{str(e) or 'interrupted'}: {when_interrupted}", file=sys.stderr)
+            return INTERRUPTED
+
+
+@contextlib.contextmanager
+def _ending_as_interrupted() -> Iterator[None]:
+    """Has SIGTERM and SIGHUP end the block as Ctrl-C does: what is half done is cleared away, and the lock is let go."""
+    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
+        yield
+        return
+
+    seen: list[int] = []
+
+    def end(number: int, frame: FrameType | None) -> None:
+        seen.append(number)
+        raise Terminated(f"ended by {signal.Signals(number).name}")
+
+    # What ignores a signal (nohup) or has its own way with it keeps it.
+    replaced = [number for number in _ENDING if signal.getsignal(number) == signal.SIG_DFL]
+    for number in replaced:
+        signal.signal(number, end)
+    try:
+        yield
+    except Exception as e:
+        if seen:  # it came inside a library that made an error of its own of it
+            raise Terminated(f"ended by {signal.Signals(seen[0]).name}") from e
+        raise
+    finally:
+        for number in replaced:
+            signal.signal(number, signal.SIG_DFL)

@@ -1,0 +1,389 @@
+"""What is asked for: the defaults, the rules a config must meet, and where config files are found."""
+
+import os
+import pathlib
+import re
+from typing import Any
+
+import ml_collections
+from ml_collections import config_dict
+
+from vit_convert.core.config_ranges import check_ranges
+from vit_convert.core.errors import UsageError, nearest
+from vit_convert.core.image_size import is_range, parse_range, parse_size
+
+PRECISIONS = ("fp32", "bf16", "fp16", "int8", "fp8")
+AUTO = "auto"  # as a precision: what plan says; as a spelling: what the export advises
+TARGETS = ("auto", "trt8", "trt10", "trt11", "rtx")
+BACKENDS = ("auto", "tensorrt", "rtx", "none")
+METHODS = ("entropy", "entropy_plain", "minmax", "percentile", "mse")
+LAYOUTS = ("NHWC", "NCHW")
+INPUTS = ("float32", "uint8")
+OUTPUTS = ("logits", "features")
+QUANTIZED = ("int8", "fp8")
+_ONE_SIZE = ("user", "mixer", "swin")  # families of which a dynamic graph cannot be made
+_CHOICES = {
+    "target": TARGETS,
+    "engine.backend": BACKENDS,
+    "calibration.method": METHODS,
+    "layout": LAYOUTS,
+    "input": INPUTS,
+    "outputs": OUTPUTS,
+    "plan.type": QUANTIZED,
+    "engine.int8_spelling": ("", "fused"),
+}
+
+
+def default_config() -> ml_collections.ConfigDict:
+    """Every key with its default; a config file changes what it needs.
+
+    Returns:
+        A locked ConfigDict. Setting an unknown key is an error that names the nearest valid ones.
+    """
+    config = ml_collections.ConfigDict()
+    config.name = ""  # name of the bundle folder; empty: the config file's
+    config.checkpoint = ""  # .npz or .safetensors, a path or an https:// or gs:// address
+    config.family = "auto"  # read from the file; a given one is checked against it
+    config.variant = "auto"  # "B/32", "ViT-B_32", …; read from the file; a given one is checked against it
+    config.model = config_dict.placeholder(object)  # a user's own model: a function returning (module, variables), in place of a checkpoint
+    config.image_size = config_dict.placeholder(object)  # 224, (224, 384), "224x384" or "dynamic:160..448@224"; empty: the checkpoint's
+    config.posemb_grid = config_dict.placeholder(tuple)  # (rows, columns) of a stored position table that is not square
+    config.preprocess = "auto"  # vit_jax, big_vision, siglip, imagenet, …: how images become inputs; auto: the checkpoint family's
+    config.layout = "NHWC"  # order of the `images` input's axes
+    config.input = "float32"  # values normalised as `preprocess` says; "uint8" takes pixels, and the graph normalises them
+    config.outputs = "logits"  # "features" drops the head; of an own model with several outputs, the one that is judged
+    config.taps = False  # keep block_00 … encoder_norm as outputs of model.onnx
+    config.num_classes = 0  # checked against the checkpoint's head; 0: whatever it has
+    config.quantize_only = ()  # block names and patterns that int8 is limited to; empty: all linears between the first and the last
+    config.keep_fp16 = ()  # block names and patterns that int8 leaves in fp16
+    config.precision = "fp16"  # comma-separated; int8 and fp8 always build fp16 beside them; auto: plan.type in the layers that bear it
+    config.target = "auto"  # the TensorRT generation the graph is written for; auto: the backend's
+    config.spellings = ()  # further forms of model.onnx that `tune` chooses from: ("plugin", "matmul", "primitives") for trt8
+    config.keep_fp32 = ()  # block names and patterns that stay in fp32: ("block_11", "head*")
+
+    config.batch = ml_collections.ConfigDict()
+    config.batch.min = 1
+    config.batch.opt = 8
+    config.batch.max = 64
+    config.batch.profiles = ()  # batch sizes that get a fixed profile of their own beside the range: (1, 64), faster than the range
+
+    config.calibration = ml_collections.ConfigDict()
+    config.calibration.data = ""  # folder, .zip, .npz or list file; empty: seeded noise, good for speed alone
+    config.calibration.method = "entropy"  # widened where clipping costs more than it gains; entropy_plain, minmax, percentile, mse
+    config.calibration.max_error = 0.002  # entropy: a product that int8 costs more, of its mean square, stays fp16: a tenth of cosine 0.99
+    config.calibration.num_images = 512
+    config.calibration.batch_size = 8
+    config.calibration.attention = False  # quantize the attention products too
+    config.calibration.branches = False  # with engine.int8_spelling: int8 for what blocks add to the residual stream, too
+    config.calibration.smooth = 0.0  # SmoothQuant's strength, 0.5 for outlier channels after LayerNorms; 0: off
+
+    config.sensitivity = False  # measure what each layer loses in plan.type, also without precision=auto
+
+    config.plan = ml_collections.ConfigDict()
+    config.plan.type = "int8"  # or fp8: what precision=auto puts the largest possible part of the model in
+    config.plan.accuracy_budget = 0.5  # points of top-1 that the plan may lose, where labels are given
+    config.plan.cosine = 0.0  # smallest cosine to the fp32 output that it may have on any image; 0: check.int8_cosine
+    config.plan.num_images = 256  # measured on so many of the evaluation images, or calibration images where there are none
+    config.plan.file = ""  # a precision_plan.json that was made before, perhaps edited: nothing is searched
+
+    config.evaluation = ml_collections.ConfigDict()
+    config.evaluation.data = ""  # labelled images; empty: no accuracy is measured
+    config.evaluation.num_images = 0  # 0: all
+
+    config.check = ml_collections.ConfigDict()
+    config.check.num_images = 4  # images in reference.npz; the largest batch onnxruntime is checked with
+    config.check.atol = 1e-6  # fp32: max_abs <= atol + rtol * scale of the output, for the output and for every block
+    config.check.rtol = 1e-4
+    config.check.cosine = 0.99999
+    config.check.fp16_cosine = 0.999  # against JAX fp32, for the output
+    config.check.int8_cosine = 0.98
+    config.check.max_top1_drop = 1.0  # points of top-1 that a lower precision may lose, where labels are given
+
+    config.engine = ml_collections.ConfigDict()
+    config.engine.backend = "auto"  # tensorrt with a GPU, else rtx; none stops after ONNX
+    config.engine.workspace_gib = 4.0
+    config.engine.timing_cache = ""  # a folder for kernel timings, which models may share; empty: one in the bundle
+    config.engine.opt_level = 3
+    config.engine.tf32 = False
+    config.engine.spelling = "auto"  # that trt8's fp16 engines are built from: auto takes "plugin" where it fits; empty: model.onnx
+    config.engine.int8_spelling = ""  # that trt8's int8 engines are built from: "fused" needs our kernels; empty: the Q/DQ graph
+    config.engine.hardware_compatible = False  # an engine for Ampere and every later GPU, at some cost in speed
+    config.engine.version_compatible = False  # an engine that later versions of the same TensorRT major load
+    config.engine.calibrator = False  # INT8 by TensorRT's own calibrator (TensorRT 10 and earlier) instead of Q/DQ
+
+    config.benchmark = ml_collections.ConfigDict()
+    config.benchmark.batches = (1, 8, 64)
+    config.benchmark.streams = (1, 2)
+    config.benchmark.seconds = 3.0
+    return config.lock()
+
+
+def complete(given: Any, name: str, *, check: bool = True) -> ml_collections.ConfigDict:
+    """Lays a user's config over the defaults and checks every value.
+
+    Args:
+        given: what the config file's get_config() returned; may hold a part of the keys.
+        name: used for an empty `name`.
+        check: refuse values out of range too; False where overrides are still to come.
+
+    Returns:
+        The full, locked config.
+
+    Raises:
+        UsageError: an unknown key, a wrong type, or a value out of range.
+    """
+    if not isinstance(given, ml_collections.ConfigDict):
+        raise UsageError(f"get_config() returned {type(given).__name__}, it must return a ConfigDict")
+    config = default_config()
+    _overlay(config, given, "")
+    config.name = config.name or name
+    if check:
+        check_values(config)
+    return config
+
+
+def _overlay(config: ml_collections.ConfigDict, given: ml_collections.ConfigDict, path: str) -> None:
+    for key in given:
+        if key not in config:
+            raise UsageError(f"config.{path}{key}: unknown key.{nearest(key, config.keys())}", fix="See --help for the keys.")
+        value = given[key]
+        if isinstance(config[key], ml_collections.ConfigDict):
+            if not isinstance(value, ml_collections.ConfigDict):
+                raise UsageError(f"config.{path}{key}: {value!r} is not a group of keys")
+            _overlay(config[key], value, f"{path}{key}.")
+            continue
+        if value is None and isinstance(config[key], str):
+            value = ""  # no name, no data
+        if value is None and config[key] is not None:  # ml_collections lets every key be None, and refuses to read it afterwards
+            raise UsageError(f"config.{path}{key}: None, expected {type(config[key]).__name__}")
+        try:
+            if isinstance(config[key], float) and isinstance(value, int):
+                value = float(value)
+            if isinstance(config[key], tuple) and isinstance(value, list | tuple):
+                value = tuple(value)
+            config[key] = value
+        except (TypeError, ValueError) as e:
+            raise UsageError(f"config.{path}{key}: {value!r} is a {type(value).__name__}, expected {type(config[key]).__name__}") from e
+
+
+def check_values(config: ml_collections.ConfigDict) -> None:
+    """Refuses values out of range, naming key and value.
+
+    Raises:
+        UsageError: see above.
+    """
+    for key, valid in _CHOICES.items():
+        value = config
+        for part in key.split("."):
+            value = value[part]
+        if key == "outputs" and value and config.model is not None:
+            continue  # an own model's outputs are called as it calls them
+        if value not in valid:
+            raise UsageError(f"config.{key}={value!r}: not one of {', '.join(valid)}.{nearest(str(value), valid)}")
+    check_ranges(config)
+    _check_model(config)
+    require_target(config, config.target)
+    image_size(config)
+    require_resizable(config, "user" if config.model is not None else config.family)
+    if config.engine.calibrator and (config.input == "uint8" or is_dynamic(config)):
+        raise UsageError(
+            f"config.engine.calibrator with input={config.input} and image_size={config.image_size}: "
+            "TensorRT's own calibrator takes float32 images of one size",
+            fix="Leave engine.calibrator off: INT8 is then written into the graph.",
+        )
+    if config.engine.calibrator and config.calibration.method in ("percentile", "mse"):
+        raise UsageError(
+            f"config.engine.calibrator with calibration.method={config.calibration.method}: TensorRT calibrates by entropy or minmax",
+            fix="Use entropy (our guarded thresholds), entropy_plain or minmax (its own), or leave engine.calibrator off.",
+        )
+    if config.engine.int8_spelling and (config.engine.calibrator or config.calibration.smooth or is_planned(config)):
+        raise UsageError(
+            f"config.engine.int8_spelling={config.engine.int8_spelling!r}: its ranges come from one calibration of the whole encoder",
+            fix="Leave engine.calibrator, calibration.smooth and precision=auto out, or engine.int8_spelling empty.",
+        )
+    batch = config.batch
+    if not 1 <= batch.min <= batch.opt <= batch.max:
+        raise UsageError(f"config.batch: min {batch.min}, opt {batch.opt}, max {batch.max} must rise from 1")
+    _check_tuples(config)
+    if not config.checkpoint and config.model is None:
+        raise UsageError("config.checkpoint is empty", fix="Give a file, an https:// or gs:// address, or config.model.")
+    # No "..", hidden folder or flag; and a name with what is appended to it has to fit into the 255 bytes of a file system.
+    if not re.fullmatch(r"\w[\w.+-]*", config.name) or len(os.fsencode(config.name)) > 200:
+        raise UsageError(
+            f"config.name={config.name!r}: at most 200 letters, digits, '.', '_', '+' and '-', of which the first is a letter or digit",
+            fix="It names a folder in --workdir.",
+        )
+    if config.plan.file and not os.path.isfile(config.plan.file):
+        raise UsageError(f"config.plan.file={config.plan.file!r}: no such file", fix="config.precision=auto writes one.")
+
+
+def _check_model(config: ml_collections.ConfigDict) -> None:
+    """Refuses what says something of a checkpoint beside an own model, which has none: nothing that is given is left unread."""
+    if config.model is None:
+        return
+    defaults = default_config()
+    for key in ("checkpoint", "family", "variant", "posemb_grid"):
+        if config[key] != defaults[key]:
+            raise UsageError(
+                f"config.model and config.{key}={config[key]!r}: an own model comes with its parameters, and no checkpoint is read",
+                fix=f"Leave one of them out; let the function in config.model read {config.checkpoint}."
+                if key == "checkpoint"
+                else f"Leave config.{key} out.",
+            )
+
+
+def _check_tuples(config: ml_collections.ConfigDict) -> None:
+    """Refuses what the command line makes of a tuple that is misspelt: ('a,b',) of a,b."""
+    for key in ("batches", "streams"):
+        if not config.benchmark[key]:
+            raise UsageError(f"config.benchmark.{key}=(): holds no number", fix=f'For example --config.benchmark.{key}="(1,8)".')
+    grid: Any = config.posemb_grid
+    if grid is not None and len(grid) != 2:
+        raise UsageError(f"config.posemb_grid={grid!r}: expected (rows, columns)", fix='For example --config.posemb_grid="(7,9)".')
+    patterns = ("keep_fp32", "keep_fp16", "quantize_only")
+    for key, example in {**dict.fromkeys(patterns, "('block_11','head*')"), "spellings": "('matmul','primitives')"}.items():
+        names: Any = config[key]
+        if not all(isinstance(name, str) and re.fullmatch(r"[^\s,()'\"]+", name) for name in names):
+            raise UsageError(f"config.{key}={names!r}: names and patterns only", fix=f'For example --config.{key}="{example}".')
+
+
+def as_plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """The config as `config.json` holds it: all its values, and of an own model's function what tells it on any host."""
+    from vit_convert.core.user_code import describe_function
+
+    return {**config.to_dict(), "model": describe_function(config.model) if callable(config.model) else config.to_dict()["model"]}
+
+
+def precisions(config: ml_collections.ConfigDict) -> list[str]:
+    """The precisions to build, in order; INT8 and FP8 bring FP16 along to be compared with.
+
+    Raises:
+        UsageError: an unknown precision.
+    """
+    asked = [word.strip() for word in config.precision.split(",") if word.strip()]
+    known = (*PRECISIONS, AUTO)
+    for word in asked or [""]:
+        if word not in known:
+            raise UsageError(f"config.precision={config.precision!r}: {word!r} is not one of {', '.join(known)}.{nearest(word, known)}")
+    if AUTO in asked:
+        asked.append(config.plan.type)
+    if set(QUANTIZED) & set(asked):
+        asked.append("fp16")
+    return [word for word in PRECISIONS if word in asked]
+
+
+def quantized(config: ml_collections.ConfigDict) -> list[str]:
+    """Those of `precisions` that need calibration."""
+    return [precision for precision in precisions(config) if precision in QUANTIZED]
+
+
+def spelling(config: ml_collections.ConfigDict, advised: str) -> str:
+    """The spelling that fp16 engines are built from, "" for model.onnx.
+
+    Args:
+        config: the full config.
+        advised: what `engine.spelling=auto` stands for, unless blocks are to stay in fp32 or the engine is to run elsewhere too: the
+            attention plugin is fp16 everywhere, and belongs to one version and GPU.
+    """
+    if config.engine.spelling != AUTO:
+        return config.engine.spelling
+    portable = config.engine.version_compatible or config.engine.hardware_compatible
+    return "" if config.keep_fp32 or portable else advised
+
+
+def spellings(config: ml_collections.ConfigDict, advised: str) -> list[str]:
+    """The spellings that are written beside model.onnx: those asked for, and the one that engines are built from; `advised` as above."""
+    names = (*config.spellings, spelling(config, advised), int8_spelling(config))
+    return list(dict.fromkeys(name for name in names if name))
+
+
+def int8_spelling(config: ml_collections.ConfigDict) -> str:
+    """The spelling that int8 engines are built from, "" for the Q/DQ graph."""
+    return config.engine.int8_spelling if "int8" in precisions(config) else ""
+
+
+def is_planned(config: ml_collections.ConfigDict) -> bool:
+    """Whether the quantized layers are to be chosen by measuring."""
+    return AUTO in (word.strip() for word in config.precision.split(","))
+
+
+def require_target(config: ml_collections.ConfigDict, target: str) -> None:
+    """Refuses precisions that a target does not have.
+
+    Args:
+        config: the full config.
+        target: trt8, trt10, trt11 or rtx; auto where it is not known yet.
+
+    Raises:
+        UsageError: see above, or an unknown precision.
+    """
+    missing = {"bf16", "fp8"} & set(precisions(config))
+    if target == "trt8" and missing:
+        raise UsageError(
+            f"config.precision={config.precision}: target trt8 has no {', '.join(sorted(missing))}",
+            fix="Use int8 or fp16, or TensorRT 10 or later (config.target=trt10).",
+        )
+    if is_planned(config) and config.engine.calibrator:
+        raise UsageError(
+            "config.precision=auto: TensorRT's own calibrator quantizes what it likes", fix="Set config.engine.calibrator=False."
+        )
+
+
+def is_dynamic(config: ml_collections.ConfigDict) -> bool:
+    """Whether height and width are to vary at run time."""
+    return is_range(config.image_size)
+
+
+def require_resizable(config: ml_collections.ConfigDict, family: str) -> None:
+    """Refuses a range of image sizes for a model that takes one size alone.
+
+    Args:
+        config: the full config.
+        family: "vit", "mixer_b16", …; "user" for config.model.
+
+    Raises:
+        UsageError: see above.
+    """
+    if is_dynamic(config) and family.startswith(_ONE_SIZE):
+        what = "a model given as config.model is traced at one size" if family == "user" else f"family {family} has one size"
+        raise UsageError(
+            f"config.image_size={config.image_size!r}: {what}; only ViTs take a range, by resampling their position table. "
+            "Mixer and Swin cannot: their weights fix the number of tokens.",
+            fix="Give one size, such as 224x384.",
+        )
+
+
+def image_size(config: ml_collections.ConfigDict) -> tuple[int, int] | None:
+    """The one (height, width) asked for, None for the checkpoint's own, also where a range is asked for.
+
+    Raises:
+        UsageError: it cannot be read as one or two positive numbers, or as a range.
+    """
+    if is_dynamic(config):
+        parse_range(config.image_size)
+        return None
+    return parse_size(config.image_size)
+
+
+def find_config(given: str) -> str:
+    """Finds a config file: as given, then in `configs/` here, then among those that come with the project.
+
+    Args:
+        given: a path or a bare name such as "vit_b32.py" or "vit_b32".
+
+    Returns:
+        The path of an existing file.
+
+    Raises:
+        UsageError: there is none; the message names the nearest ones.
+    """
+    package = pathlib.Path(__file__).parents[1]
+    folders = [pathlib.Path(), pathlib.Path("configs"), package.parent / "configs", package / "configs"]
+    for folder in folders:
+        for name in (given, f"{given}.py"):
+            if os.path.isfile(folder / name):  # False, too, for what no file can be called
+                return os.fspath(folder / name)
+    names = sorted({path.name for folder in folders[1:] if folder.is_dir() for path in folder.glob("*.py")})
+    raise UsageError(
+        f"--config={given}: no such file here or in configs/.{nearest(given, names)}", fix=f"Configs at hand: {', '.join(names)}"
+    )

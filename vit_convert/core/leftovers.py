@@ -1,0 +1,79 @@
+"""What an earlier conversion or a killed one left and this one does not make goes, so that nobody takes it for this one's."""
+
+import contextlib
+import os
+import pathlib
+import shutil
+from typing import Any
+
+from vit_convert.core.bundle import Bundle, read_json
+from vit_convert.core.manifest import Files
+
+# What `atomic` and its like name what is not whole yet; the other two are of version 0.1.
+_TEMPORARY = (".*.tmp", ".*.onnx.????????", ".switched.*")
+_FOLDERS = (".", "spellings", "engines/*", "tune/*", "timing")
+# Every file that a stage leaves; a user's own have other names.
+_OF_STAGES = (
+    *("model.onnx", "model.onnx.data", "model.*.onnx", "model.*.onnx.data", "spellings/*.onnx", "spellings/*.onnx.data"),
+    *("reference.npz", "reference.*x*.npz", "evaluation_images.npy", "evaluation_labels.npy", "evaluation_logits.npy"),
+    *("calibration_images.npy", "calibration_labels.npy", "calibration.json", "calibration.cache", "calibration.cache.json"),
+    *("sensitivity.json", "sensitivity.png", "plan_search.json", "precision_plan.json"),
+)
+_PLANS = ("engines/*/*.plan", "tune/*/*.plan")
+
+
+def remove_temporaries(bundle: Bundle) -> None:
+    """Removes what killed runs had not finished; for the holder of the bundle's lock alone."""
+    for folder in _FOLDERS:
+        for pattern in _TEMPORARY:
+            for path in bundle.root.glob(f"{folder}/{pattern}"):
+                _remove(path)
+
+
+def remove_leftovers(bundle: Bundle, files: Files) -> list[pathlib.Path]:
+    """Removes stages' files that no stage of this conversion left, engines of other graphs, and what was measured of them.
+
+    Engines that a GPU host built stay while their graph does, and its measurements.
+
+    Args:
+        bundle: its lock is held.
+        files: what the finished stages left.
+
+    Returns:
+        What is gone.
+    """
+    gone = [path for pattern in _OF_STAGES for path in bundle.root.glob(pattern) if path not in files]
+    for pattern in _PLANS:
+        for plan in bundle.root.glob(pattern):
+            if not is_of(files, bundle, plan):
+                gone += [plan, *plan.parent.glob(f"{plan.name}.*")]
+    graph = files.graph_hashes(bundle.onnx())
+    for record in (bundle.benchmark, bundle.tuning):
+        if record.exists() and (not graph or (read_json(record) or {}).get("onnx") != graph):
+            gone += [record, record.with_suffix(".png")]
+    for path in gone:
+        _remove(path)
+    return gone
+
+
+def is_of(files: Files, bundle: Bundle, plan: pathlib.Path) -> bool:
+    """Whether an engine was built from a graph of this conversion, by its sidecar."""
+    graph = built_from(plan)
+    return bool(graph) and graph["hashes"] in [files.graph_hashes(folder / graph["name"]) for folder in (bundle.root, bundle.spellings)]
+
+
+def built_from(plan: pathlib.Path) -> dict[str, Any]:
+    """The {"name", "hashes"} of the graph that an engine's sidecar names; {} where it names none."""
+    record = read_json(plan.with_name(f"{plan.name}.json"))
+    graph = record.get("onnx") if isinstance(record, dict) else None
+    if not isinstance(graph, dict) or not isinstance(graph.get("path"), str) or not isinstance(graph.get("sha256"), str):
+        return {}
+    return {"name": graph["path"], "hashes": {key: graph[key] for key in ("sha256", "data_sha256") if graph.get(key)}}
+
+
+def _remove(path: pathlib.Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)

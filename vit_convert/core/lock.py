@@ -1,0 +1,186 @@
+"""One conversion at a time works on a bundle: the lock that says which."""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import pathlib
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from vit_convert.core.bundle import Bundle, disk_errors, temporary_beside
+from vit_convert.core.errors import UsageError
+
+BEAT_S = 15.0
+# A holder on another machine is believed dead when its file was not touched for so long: that machine's processes cannot be looked at,
+# and some shared file systems keep flock to one machine.
+DEAD_AFTER_S = 90.0
+_NO_FLOCK = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOLCK)
+
+
+@contextlib.contextmanager
+def hold(bundle: Bundle, command: str) -> Iterator[None]:
+    """Holds a bundle's lock while the block runs.
+
+    The kernel's lock on the file (flock) goes with its process, however that ends. What the file says names the holder, and decides where
+    flock does not: on file systems without it, and between machines.
+
+    Args:
+        bundle: its folder exists and can be written.
+        command: of the holder, for people.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        UsageError: somebody else holds it; says who.
+    """
+    with disk_errors(bundle.lock):
+        file = _acquire(bundle.lock, {**me(), "command": command, "since": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
+    done = threading.Event()
+    beat = threading.Thread(target=_beat, args=(file, done), name="bundle lock", daemon=True)
+    beat.start()
+    try:
+        yield
+    finally:
+        done.set()
+        beat.join()
+        _let_go(file, bundle.lock)
+
+
+def me() -> dict[str, Any]:
+    """What tells this process from every other one, on any machine: the number of a process comes back, its start does not."""
+    pid = os.getpid()
+    return {"host": socket.gethostname(), "boot": _boot(), "namespace": _namespace(), "pid": pid, "started": started(pid)}
+
+
+def started(pid: int) -> str:
+    """When a process of this machine started, in the kernel's ticks; "" where there is none of this number."""
+    try:
+        stat = pathlib.Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return ""
+    return stat.rpartition(")")[2].split()[19]  # field 22, see man 5 proc; the second one may hold blanks
+
+
+def _acquire(path: pathlib.Path, record: dict[str, Any]) -> int:
+    """Opens and locks the file and writes the record into it; returns its descriptor, which closing lets go."""
+    record = {**record, "token": secrets.token_hex(8)}
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            locked = _flock(file, path)
+            if not _is_at(file, path):  # its holder removed it between our opening and our locking it
+                os.close(file)
+                continue
+            if (holder := _read(file)) and not _dead(holder, path, locked=locked):
+                raise _refusal(path, holder)
+            data = json.dumps(record).encode()
+            os.ftruncate(file, 0)
+            os.pwrite(file, data, 0)
+            os.fsync(file)
+            if not locked and _read(file).get("token") != record["token"]:  # without flock two may come this far
+                raise _refusal(path, _read(file))
+            return file
+        except OSError:  # a full disk, for one
+            _let_go(file, path)
+            raise
+        except BaseException:  # it is another's
+            os.close(file)
+            raise
+
+
+def _let_go(file: int, path: pathlib.Path) -> None:
+    with contextlib.suppress(OSError):  # a folder that can no longer be written: the record stays, and is that of a dead holder
+        if _is_at(file, path):
+            os.unlink(path)
+    os.close(file)
+
+
+def _flock(file: int, path: pathlib.Path) -> bool:
+    """Takes the kernel's lock; False where the file system has none.
+
+    Raises:
+        UsageError: another process has it.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as e:
+        if e.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            raise _refusal(path, _read(file)) from e
+        if e.errno in _NO_FLOCK:
+            return False
+        raise
+    return True
+
+
+def _dead(holder: dict[str, Any], path: pathlib.Path, *, locked: bool) -> bool:
+    """Whether the holder that a file names is gone."""
+    if holder.get("boot") == _boot():
+        if locked:  # the kernel that ran the holder gave us its lock
+            return True
+        if holder.get("namespace") == _namespace() and isinstance(pid := holder.get("pid"), int):
+            return started(pid) != holder.get("started")
+    return _silence_s(path) > DEAD_AFTER_S
+
+
+def _silence_s(path: pathlib.Path) -> float:
+    """Seconds since the holder last touched the file, by the clock of the machine that keeps it: ours may go wrong."""
+    now = temporary_beside(path)
+    try:
+        now.touch()
+        return now.stat().st_mtime - path.stat().st_mtime
+    except FileNotFoundError:  # the holder is at work there, and removes what has no owner
+        return 0.0
+    finally:
+        now.unlink(missing_ok=True)
+
+
+def _beat(file: int, done: threading.Event) -> None:
+    while not done.wait(BEAT_S):
+        with contextlib.suppress(OSError):
+            os.utime(file)
+
+
+def _is_at(file: int, path: pathlib.Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _read(file: int) -> dict[str, Any]:
+    try:
+        record = json.loads(os.pread(file, 1 << 16, 0))
+    except ValueError:  # empty, or its holder was killed over it
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _refusal(path: pathlib.Path, holder: dict[str, Any]) -> UsageError:
+    who = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}, since {holder.get('since', '?')}: {holder.get('command', '?')}"
+    fix = "Wait for it, end it, or give this conversion another --workdir or --config.name."
+    if holder.get("boot") not in (None, _boot()):
+        fix += f" If that machine is gone, its lock ends {DEAD_AFTER_S:g} s after its last sign of life."
+    return UsageError(f"{path.parent}: another conversion works on this bundle ({who})", fix=fix)
+
+
+def _boot() -> str:
+    """The run of the kernel that this process is under; the host's name where it does not tell."""
+    try:
+        return pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return socket.gethostname()
+
+
+def _namespace() -> str:
+    """Which numbering of processes ours is from: containers of one machine each have their own."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""

@@ -1,0 +1,142 @@
+"""ONNX files on disk: written whole with their weights beside them, and run with any inner value made visible."""
+
+import os
+import pathlib
+import shutil
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vit_convert.core.bundle import disk_errors, temporary_beside, utf8_path
+from vit_convert.core.errors import ExportError
+from vit_convert.core.ort_options import session_options
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+BLOCKS_ALONE = "vit_convert.blocks"  # a property of graphs of which what stands outside the blocks keeps its precision by default
+_INLINE_BYTES = 1024  # smaller constants stay in the graph, where a person reading it sees them
+
+
+def save_onnx(model: "ir.Model", path: str | os.PathLike[str]) -> None:
+    """Writes a graph and, beside it as `<path>.data`, its weights; each weight is computed when its turn comes.
+
+    Both files appear whole or not at all: they are written into a temporary folder beside the target and then renamed,
+    the weights first.
+
+    Args:
+        model: the graph; lazy tensors are evaluated one at a time.
+        path: the `.onnx` file.
+
+    Raises:
+        UsageError: the disk is full.
+        ExportError: the graph does not pass onnx.checker.
+    """
+    import onnx
+    import onnx_ir as ir
+
+    path = pathlib.Path(path)
+    values = list(model.graph.initializers.values())
+    tensors = [value.const_value for value in values]
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        folder = temporary_beside(path)
+        folder.mkdir()
+        try:
+            ir.save(model, folder / path.name, external_data=f"{path.name}.data", size_threshold_bytes=_INLINE_BYTES)
+            onnx.checker.check_model(utf8_path(folder / path.name), full_check=True)
+            data = folder / f"{path.name}.data"
+            if data.exists():
+                os.replace(data, path.with_name(data.name))
+            else:  # an earlier graph's
+                path.with_name(data.name).unlink(missing_ok=True)
+            os.replace(folder / path.name, path)
+        except onnx.checker.ValidationError as e:
+            raise ExportError(f"{path}: onnx.checker refuses the graph: {e}") from e
+        finally:
+            for value, tensor in zip(values, tensors):
+                value.const_value = tensor  # ir.save leaves references to the temporary file behind
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def external_files(path: str | os.PathLike[str]) -> list[pathlib.Path]:
+    """The files that make up an ONNX model: the graph, and its weights if they lie beside it."""
+    path = pathlib.Path(path)
+    data = path.with_name(path.name + ".data")
+    return [path, data] if data.exists() else [path]
+
+
+def open_session(path: str | os.PathLike[str], extra_outputs: Sequence[str] = (), *, threads: int = 0) -> Any:
+    """Opens an onnxruntime CPU session on a graph, optionally with inner values as further outputs.
+
+    The graph alone is read and extended in memory; its weights stay in their file, so that nothing is copied on disk.
+
+    Args:
+        path: the `.onnx` file.
+        extra_outputs: names of inner values to return as well.
+        threads: intra-op threads; 0 for all cores.
+
+    Returns:
+        An onnxruntime.InferenceSession; its outputs are the graph's, then `extra_outputs`.
+
+    Raises:
+        ExportError: a name is not in the graph, or onnxruntime cannot load the model.
+    """
+    import onnx
+
+    path = pathlib.Path(path)
+    proto = onnx.load(str(path), load_external_data=False)
+    known = {name for node in proto.graph.node for name in node.output} | {v.name for v in proto.graph.input}
+    present = {v.name for v in proto.graph.output}
+    for name in extra_outputs:
+        if name not in known:
+            raise ExportError(f"{path}: no value {name!r} in the graph")
+        if name not in present:
+            proto.graph.output.append(onnx.ValueInfoProto(name=name))  # onnxruntime infers type and shape
+    try:
+        return open_proto(proto, path.parent, threads=threads)
+    except Exception as e:
+        raise ExportError(f"{path}: onnxruntime cannot load the graph: {e}") from e
+
+
+def open_proto(proto: Any, folder: str | os.PathLike[str], *, threads: int = 0) -> Any:
+    """Opens an onnxruntime CPU session on a graph in memory whose weights lie in a folder.
+
+    Args:
+        proto: an onnx.ModelProto.
+        folder: holds the external data that it names.
+        threads: intra-op threads; 0 for all cores.
+
+    Returns:
+        An onnxruntime.InferenceSession.
+    """
+    import onnxruntime as ort
+
+    options = session_options(ort)
+    options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", utf8_path(pathlib.Path(folder).resolve()))
+    # Packed copies of the weights would double the memory, for a handful of runs.
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    return ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def run_session(session: Any, images: np.ndarray, names: Sequence[str] | None = None) -> Mapping[str, np.ndarray]:
+    """Runs a session on one batch.
+
+    Args:
+        session: from `open_session`.
+        images: the batch, in the dtype and layout of the graph's only input.
+        names: outputs to return; None for all.
+
+    Returns:
+        {output name: array}.
+
+    Raises:
+        ExportError: onnxruntime fails, as on a graph that takes another batch size than it says.
+    """
+    names = list(names) if names is not None else [output.name for output in session.get_outputs()]
+    try:
+        return dict(zip(names, session.run(names, {session.get_inputs()[0].name: images})))
+    except Exception as e:  # onnxruntime's classes have no common base of their own
+        raise ExportError(f"onnxruntime cannot run the graph on {images.dtype} {images.shape}: {e}") from e

@@ -1,0 +1,277 @@
+"""The order of stages: which are fresh, which run, what each leaves in the manifest."""
+
+import contextlib
+import dataclasses
+import os
+import pathlib
+import resource
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import ml_collections
+
+import vit_convert
+from vit_convert.core.bundle import Bundle, folder_errors, hash_value, write_json
+from vit_convert.core.errors import ConvertError, UsageError, nearest
+from vit_convert.core.leftovers import remove_leftovers
+from vit_convert.core.manifest import FINISHED, FileRecord, Manifest, as_rows, records_of
+from vit_convert.core.progress import Progress, human_seconds
+
+
+class Context:
+    """What the stages of one conversion share.
+
+    Args:
+        config: the full, checked config.
+        bundle: where the files lie.
+        progress: what people and machines see.
+        command: the command line, for the manifest.
+        checkpoints: folders in which a checkpoint is looked for; what is fetched goes to the first.
+
+    Attributes:
+        results: what each finished stage returned, by stage name; the same after a rerun that skipped it.
+        scratch: values that stages of one process pass on to avoid computing them twice; never needed for correctness.
+    """
+
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        bundle: Bundle,
+        progress: Progress,
+        command: str = "",
+        checkpoints: Sequence[str | os.PathLike[str]] = ("checkpoints",),
+    ):
+        self.config = config
+        self.checkpoints = checkpoints
+        self.command = command
+        self.bundle = bundle
+        self.progress = progress
+        self.results: dict[str, dict[str, Any]] = {}
+        self.scratch: dict[str, Any] = {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One step of the road.
+
+    Attributes:
+        name: as `--until` and the manifest call it.
+        after: stages whose results it depends on.
+        run: does the work and returns what the report needs, as plain JSON values.
+        inputs: everything else that the result depends on (config values, file identities), as plain JSON values.
+        outputs: every file that it may leave; those that it left are recorded, and the stage is fresh while they are the very ones. What it
+            does not make this time, it removes.
+        needed: whether this config wants the stage at all.
+        companions: files that later commands add to (an engine's sidecar): for the stage to be fresh they have to be there.
+    """
+
+    name: str
+    after: tuple[str, ...]
+    run: Callable[[Context], dict[str, Any]]
+    inputs: Callable[[Context], Any]
+    outputs: Callable[[Context], Iterable[pathlib.Path]] = lambda context: ()
+    needed: Callable[[Context], bool] = lambda context: True
+    companions: Callable[[Context], Iterable[pathlib.Path]] = lambda context: ()
+
+
+def run_stages(
+    stages: list[Stage],
+    context: Context,
+    rows: list[dict[str, Any]],
+    *,
+    until: str = "",
+    force: bool = False,
+    begin: Callable[[], None] = lambda: None,
+) -> None:
+    """Runs the stages in order, skipping those that are fresh; for the holder of the bundle's lock.
+
+    A stage is fresh when its inputs, what the stages before it left, and its own files are what they were when it last finished. The
+    manifest says "running" before a stage touches a file and "done" after its last, so that one that was killed is run again; what the
+    stages behind it had left is "stale" from then on, until one of them is found to be fresh after all.
+
+    Args:
+        stages: in an order that respects `after`.
+        context: shared by the stages.
+        rows: gets, per stage, {"name", "status": "done" | "fresh" | "failed", "seconds", "peak_rss_mib", "key", "result", "files"}; also
+            what was done before a failure.
+        until: name of the last stage to run; empty for all.
+        force: run fresh stages too.
+        begin: called once, before the first stage that runs touches anything, or at the end where all are fresh.
+
+    Raises:
+        UsageError: `until` names no stage.
+        ConvertError: from a stage; the manifest then holds the stage as failed.
+    """
+    names = [stage.name for stage in stages]
+    if until and until not in names:
+        raise UsageError(f"--until={until}: not one of {', '.join(names)}.{nearest(until, names)}")
+    run = _Run(context, rows, begin)
+    last = names.index(until) if until else len(stages)
+    for stage in stages[: last + 1]:
+        if not stage.needed(context):
+            continue
+        key = run.key(stage)
+        if (row := None if force else run.fresh(stage, key)) is None:
+            run.run(stage, key)
+        else:
+            rows.append(row)
+            context.results[stage.name] = row["result"]
+            context.progress.event("fresh", stage=stage.name)
+    run.finish(stages[last + 1 :])
+
+
+class _Run:
+    """One run of the stages, and what the manifest says meanwhile.
+
+    Args:
+        context: of the stages.
+        rows: those that were decided, in order.
+        begin: see `run_stages`.
+    """
+
+    def __init__(self, context: Context, rows: list[dict[str, Any]], begin: Callable[[], None]):
+        self._context, self._rows, self._begin = context, rows, begin
+        manifest = Manifest.read(context.bundle)
+        self._old, self._command, self._versions = dict(manifest.rows), manifest.command, dict(manifest.versions)
+        self._begun = False
+
+    def key(self, stage: Stage) -> str:
+        """What a stage depends on, as a hash: its inputs, and of each stage before it the key and the content of its files."""
+        before = {row["name"]: _left(row) for row in self._rows if row["name"] in stage.after}
+        return hash_value([stage.name, vit_convert.__version__, before, stage.inputs(self._context)])
+
+    def fresh(self, stage: Stage, key: str) -> dict[str, Any] | None:
+        """The row of a stage that need not run, with its files as they lie there now; None where it has to run."""
+        row = self._old.get(stage.name, {})
+        if row.get("status") not in (*FINISHED, "stale") or row.get("key") != key or not isinstance(row.get("result"), dict):
+            return None
+        root, records = self._context.bundle.root, records_of(row)
+        if records is None or not all(path.is_file() for path in stage.companions(self._context)):
+            return None
+        found = [record.found(root) for record in records]
+        if None in found or not {record.path for record in records} <= {_relative(root, path) for path in stage.outputs(self._context)}:
+            return None
+        return {**row, "status": "fresh", "files": as_rows(filter(None, found))}
+
+    def run(self, stage: Stage, key: str) -> None:
+        """Runs a stage; the manifest tells before and after."""
+        context = self._context
+        row: dict[str, Any] = {"name": stage.name, "status": "running", "key": key, "files": []}
+        self._rows.append(row)
+        with folder_errors(context.bundle.root):
+            if not self._begun:
+                context.bundle.report.unlink(missing_ok=True)  # it is of what changes now
+            self._command = context.command
+            self._write()
+            if not self._begun:
+                self._begun = True
+                self._begin()
+        context.progress.event("start", stage=stage.name)
+        started = time.monotonic()
+        _reset_peak_rss()
+        status = "failed"
+        try:
+            with folder_errors(context.bundle.root):
+                row["result"] = context.results[stage.name] = stage.run(context)
+                paths = [path for path in dict.fromkeys(stage.outputs(context)) if path.is_file()]
+                row["files"] = as_rows(FileRecord.of(context.bundle.root, path) for path in paths)
+            status = "done"
+        except BaseException as e:
+            row["error"] = f"{type(e).__name__}: {e}"
+            row["result"] = context.results[stage.name] = getattr(e, "result", {})
+            if not isinstance(e, ConvertError | KeyboardInterrupt):
+                context.progress.event("crash", stage=stage.name, error=row["error"])
+            raise
+        finally:
+            row["status"] = status
+            row["seconds"] = round(time.monotonic() - started, 3)
+            row["peak_rss_mib"] = round(_peak_rss_mib(), 1)
+            self._close(row)
+            context.progress.event("end", stage=stage.name, status=status, seconds=row["seconds"], peak_rss_mib=row["peak_rss_mib"])
+        context.progress.say(f"{stage.name:<11} {human_seconds(row['seconds']):>9}   {row['result'].get('summary', '')}".rstrip())
+
+    def _close(self, row: dict[str, Any]) -> None:
+        try:
+            self._write()
+        except BaseException:  # the manifest still says "running"
+            row["status"] = "failed"
+            raise
+
+    def finish(self, later: list[Stage]) -> None:
+        """Finds out which stages behind the last one are fresh under this config, and removes what no stage of it left."""
+        decided, results = len(self._rows), dict(self._context.results)
+        try:
+            self._look_at(later)
+            kept = self._rows[decided:]
+        finally:
+            del self._rows[decided:]
+            self._context.results = results
+        with folder_errors(self._context.bundle.root):
+            self._write(kept)
+            if not self._begun:
+                self._begin()
+            remove_leftovers(self._context.bundle, Manifest.read(self._context.bundle).files)
+
+    def _look_at(self, later: list[Stage]) -> None:
+        unknown: set[str] = set()
+        for stage in later:
+            try:
+                if not unknown & {*stage.after} and not stage.needed(self._context):
+                    continue
+                row = None if unknown & {*stage.after} else self.fresh(stage, self.key(stage))
+            except (ConvertError, KeyError, OSError):  # images that are gone, a TensorRT that is not here
+                row = None
+            if row is None:
+                unknown.add(stage.name)
+            else:
+                self._rows.append(row)
+                self._context.results[stage.name] = row["result"]
+
+    def _write(self, kept: Iterable[dict[str, Any]] | None = None) -> None:
+        """Writes the manifest: what was decided, then what is kept; None for all that an earlier run left, as stale."""
+        if kept is None:
+            names = {row["name"] for row in self._rows}
+            kept = [{**row, "status": "stale"} for name, row in self._old.items() if name not in names and _whole(row)]
+        about = {"vit_convert": vit_convert.__version__, "command": self._command, "versions": {**self._versions, **_versions()}}
+        write_json(self._context.bundle.manifest, {**about, "stages": [*self._rows, *kept]})
+
+
+def _whole(row: Mapping[str, Any]) -> bool:
+    return row.get("status") in (*FINISHED, "stale")
+
+
+def _left(row: Mapping[str, Any]) -> list[Any]:
+    return [row["key"], {file["path"]: file["sha256"] for file in row["files"]}]
+
+
+def _relative(root: pathlib.Path, path: pathlib.Path) -> str:
+    return path.relative_to(root).as_posix()
+
+
+def _versions() -> dict[str, str]:
+    """Versions of the packages that are loaded in this process."""
+    import importlib.metadata
+    import sys
+
+    packages = ("numpy", "jax", "flax", "jax2onnx", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "tensorrt", "tensorrt_rtx")
+    return {name: importlib.metadata.version(name) for name in packages if name in sys.modules}
+
+
+def _reset_peak_rss() -> None:
+    with contextlib.suppress(OSError):
+        pathlib.Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # Linux: forget the high-water mark, see man 5 proc
+
+
+def _peak_rss_mib() -> float:
+    try:
+        status = pathlib.Path("/proc/self/status").read_text(encoding="utf-8", errors="replace")
+        return int(status.split("VmHWM:")[1].split()[0]) / 1024
+    except (OSError, IndexError):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def file_identity(path: str | os.PathLike[str]) -> list[Any]:
+    """Size and modification time of a file: enough to see that it changed, without reading gigabytes."""
+    stat = os.stat(path)
+    return [os.fspath(path), stat.st_size, stat.st_mtime_ns]

@@ -1,0 +1,97 @@
+"""Code that is not ours: what it raises becomes one message that says where, and how a function is told from another on disk."""
+
+import contextlib
+import functools
+import hashlib
+import inspect
+import os
+import pathlib
+import sysconfig
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from vit_convert.core.errors import ConvertError
+
+_FIX = "--debug shows the whole traceback."
+_LONGEST_MESSAGE = 600  # characters; what JAX and Flax say first is what is wrong
+_MACHINERY = ("jax", "jaxlib", "jax2onnx", "flax", "numpy", "ml_collections", "absl", "onnx", "onnx_ir", "onnxscript", "onnxruntime")
+
+
+@contextlib.contextmanager
+def user_code(what: str, error: type[ConvertError], *, fix: str | Callable[[BaseException], str] = _FIX) -> Iterator[None]:
+    """Runs code that is not ours: whatever it raises, sys.exit() included, becomes an error of ours; an interrupt stays one.
+
+    Args:
+        what: is run, for the message: "config.model: the call model(images)".
+        error: what to raise.
+        fix: what to do about it, or what makes that of what was raised.
+
+    Raises:
+        ConvertError: of the class `error`; one that the code raised itself passes as it is.
+    """
+    try:
+        yield
+    except ConvertError:
+        raise
+    except (Exception, SystemExit) as e:
+        raise error(f"{what}: {explain(e)}", fix=fix if isinstance(fix, str) else fix(e)) from e
+
+
+def explain(error: BaseException) -> str:
+    """An exception in one line: its class, what it says, and the last line of its traceback that is the user's own."""
+    said = " ".join(str(error).split())
+    if isinstance(error, SystemExit):
+        said = f"it ends the process with {error.code!r}"
+    if len(said) > _LONGEST_MESSAGE:
+        said = f"{said[:_LONGEST_MESSAGE]} …"
+    return f"{type(error).__name__}: {said}{where(error)}"
+
+
+def where(error: BaseException) -> str:
+    """ " (mine.py:12: return x @ w)", the last line of an exception's traceback outside the libraries and our own; "" where all are."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f" ({error.filename}:{error.lineno})"
+    own = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_machinery(frame.filename)]
+    return f" ({own[-1].filename}:{own[-1].lineno}: {own[-1].line})" if own else ""
+
+
+@functools.cache
+def _folders() -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Folders of the packages that may be a user's own, and of the code that never is."""
+    paths = sysconfig.get_paths()
+    packages = tuple({os.path.join(paths[key], "") for key in ("purelib", "platlib")})
+    machinery = [os.path.join(folder, name) + end for folder in packages for name in _MACHINERY for end in (os.sep, ".py")]
+    ours = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "")
+    return packages, (ours, *machinery, *(os.path.join(paths[key], "") for key in ("stdlib", "platstdlib")))
+
+
+def _is_machinery(filename: str) -> bool:
+    packages, machinery = _folders()
+    if filename.startswith("<"):
+        return True
+    path = os.path.abspath(filename)
+    in_packages = path.startswith(packages)  # which lie within the standard library's folder
+    return any(path.startswith(folder) and not (in_packages and not folder.startswith(packages)) for folder in machinery)
+
+
+def describe_function(function: Callable[..., Any]) -> dict[str, str]:
+    """What tells a function in a file that other hosts read, instead of its address in memory.
+
+    Args:
+        function: any callable.
+
+    Returns:
+        {"function": its qualified name, "file": that it stands in, "sha256": of that file}; the last two are "" where there is none.
+    """
+    inner = inspect.unwrap(function.func if isinstance(function, functools.partial) else function)
+    code = getattr(inner, "__code__", None)
+    file = code.co_filename if code is not None else ""
+    path = pathlib.Path(file)
+    content = path.read_bytes() if file and path.is_file() else None
+    name = getattr(inner, "__qualname__", type(inner).__qualname__)
+    return {
+        "function": name,
+        "file": str(path.absolute()) if content is not None else "",
+        "sha256": hashlib.sha256(content).hexdigest() if content is not None else "",
+    }

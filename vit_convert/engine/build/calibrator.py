@@ -1,0 +1,193 @@
+"""TensorRT's own INT8 calibrator (8.6 and 10): fed with batches on the GPU, or with thresholds of ours as its cache.
+
+TensorRT's entropy calibration clips by the number of values alone, and ruins a trained transformer whose few huge activations carry the
+image. So calibration.method=entropy gives it the guarded thresholds that the conversion found; TensorRT's own are asked for by
+entropy_plain and minmax. See `calibration_cache` for what it reads and leaves.
+"""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from vit_convert.core.bundle import Bundle, hash_value
+from vit_convert.core.calibration_cache import ALGORITHMS, CacheKey, format_cache, hash_source, load_cache, load_ranges, save_cache
+from vit_convert.core.errors import BuildError, CalibrationError
+from vit_convert.core.progress import Progress
+from vit_convert.engine.backend.cuda import DeviceBuffer, Stream
+from vit_convert.engine.backend.trt import Backend
+from vit_convert.engine.build.request import BuildRequest, hash_graph
+from vit_convert.engine.handoff import graph_input
+
+_REPORTS = 10  # lines that tell how far a calibration is
+_GUARDED = "entropy"
+_OWN = {"entropy_plain": "entropy", "minmax": "minmax"}  # methods that TensorRT calibrates by, and our names of its algorithms
+
+
+def make_calibrator(
+    backend: Backend,
+    algorithm: str,
+    images: np.ndarray,
+    normalise: Callable[[np.ndarray], np.ndarray],
+    *,
+    batch_size: int,
+    cache_path: str | os.PathLike[str],
+    source_hash: str,
+    progress: Progress,
+    given: bytes | None = None,
+) -> Any:
+    """Makes a TensorRT calibrator for one build of a graph with one input.
+
+    Args:
+        backend: a TensorRT with calibrators (10 or earlier).
+        algorithm: "entropy" or "minmax".
+        images: [images, height, width, 3] uint8 or float32, also memory-mapped; read batch by batch.
+        normalise: turns a batch of `images` into the graph's input.
+        batch_size: images per batch; TensorRT takes full batches alone, so a remainder is left out.
+        cache_path: where the cache is read from or written to.
+        source_hash: of the graph, the images and all else that ranges come from, see `hash_source`.
+        progress: told how many images are done.
+        given: a cache that TensorRT is to use whatever lies at `cache_path`; the images are not looked at.
+
+    Returns:
+        The calibrator for `BuildRequest.calibrator`; its `key` is its cache's, its `failure` what went wrong inside TensorRT's callbacks.
+
+    Raises:
+        BuildError: this backend has no such calibrator.
+        CalibrationError: too few images, or a cache that is not for this build.
+    """
+    if algorithm not in ALGORITHMS:
+        raise BuildError(f"calibrator {algorithm!r}: there is none of this name", fix=f"Use {' or '.join(ALGORITHMS)}.")
+    if not backend.has_calibrator:
+        raise BuildError(
+            f"calibrator: {backend.module.__name__} {backend.version} has none", fix="Give it the quantized (Q/DQ) graph instead."
+        )
+    key = CacheKey(algorithm, backend.version, source_hash)
+    cached = load_cache(cache_path, key) if given is None else given
+    num_images = _in_full_batches(images, batch_size)
+    if cached is None and num_images == 0:
+        raise CalibrationError(
+            f"calibration: {len(images)} images, one batch needs {batch_size}", fix="Give more images, or a smaller batch."
+        )
+    bases = {"entropy": backend.find("IInt8EntropyCalibrator2"), "minmax": backend.find("IInt8MinMaxCalibrator")}
+    base = bases[algorithm]
+
+    class Calibrator(base):  # type: ignore[misc, valid-type]
+        def __init__(self) -> None:
+            base.__init__(self)
+            self.key = key
+            self.failure: BaseException | None = None
+            self._next = 0
+            self._buffer: DeviceBuffer | None = None
+            self._stream: Stream | None = None
+
+        def get_batch_size(self) -> int:
+            return batch_size
+
+        def get_batch(self, names: list[str]) -> list[int] | None:
+            # An exception would unwind through TensorRT, and None alone means "no more images": kept, and raised after the build.
+            try:
+                return self._upload(names)
+            except BaseException as e:
+                self.failure = e
+                self._release()
+                return None
+
+        def read_calibration_cache(self) -> bytes | None:
+            return cached
+
+        def write_calibration_cache(self, cache: Any) -> None:
+            try:
+                self._release()
+                if self.failure is None and cached is None:
+                    save_cache(cache_path, key, bytes(cache), num_images=num_images)
+            except BaseException as e:
+                self.failure = e
+
+        def _upload(self, names: list[str]) -> list[int] | None:
+            if len(names) != 1:
+                raise CalibrationError(
+                    f"calibration: the graph has the inputs {names}, calibration feeds one", fix="Export a graph with images alone."
+                )
+            if self._next >= num_images:
+                return None
+            batch = np.ascontiguousarray(normalise(np.asarray(images[self._next : self._next + batch_size])))
+            if self._buffer is None or self._stream is None:
+                self._stream, self._buffer = Stream(), DeviceBuffer(batch.nbytes)
+            self._buffer.upload(batch, self._stream)
+            self._stream.synchronize()
+            before, self._next = self._next, self._next + batch_size
+            if before * _REPORTS // num_images != self._next * _REPORTS // num_images:
+                progress.say(f"calibration: {self._next} of {num_images} images")
+            return [self._buffer.pointer]
+
+        def _release(self) -> None:
+            if self._buffer is not None and self._stream is not None:
+                self._buffer.close()
+                self._stream.close()
+                self._buffer = self._stream = None
+
+    return Calibrator()
+
+
+def bundle_calibrator(
+    backend: Backend, bundle: Bundle, config: ml_collections.ConfigDict, request: BuildRequest, progress: Progress
+) -> Any:
+    """Makes the calibrator of a bundle's INT8 engine; its cache lies in the bundle, named after what it comes from.
+
+    Args:
+        backend: a TensorRT with calibrators.
+        bundle: holds the calibration images.
+        config: the resolved config.
+        request: what is to be built, without its calibrator.
+        progress: told how many images are done.
+
+    Raises:
+        BuildError: this backend has no calibrators.
+        CalibrationError: there are no images or too few, or the cache there is not for this build.
+    """
+    images_path, channels_first, dtype = bundle.images("calibration"), config.layout == "NCHW", np.dtype(config.input)
+    if not images_path.exists():
+        raise CalibrationError(f"{images_path}: there are no calibration images", fix="Run the conversion's calibrate stage first.")
+    images, method, batch_size = np.load(images_path, mmap_mode="r"), config.calibration.method, config.calibration.batch_size
+    graph, given = hash_graph(request.onnx_path), None
+    if method == _GUARDED:
+        source = hash_source(graph, images_path, num_images=len(images), preprocessing=request.preprocessing)
+        given = _guarded_cache(bundle, CacheKey("entropy", backend.version, source))
+        source_hash = hash_value([source, given.decode()])
+    else:
+        source_hash = hash_source(
+            graph,
+            images_path,
+            num_images=_in_full_batches(images, batch_size),
+            preprocessing=request.preprocessing,
+            batch_size=batch_size,
+        )
+    return make_calibrator(
+        backend,
+        _OWN.get(method, "entropy"),
+        images,
+        lambda pixels: graph_input(pixels, request.preprocessing, dtype, channels_first=channels_first),
+        batch_size=batch_size,
+        cache_path=bundle.root / f"calibration.tensorrt-{backend.version}-{_OWN.get(method, method)}-{source_hash[:12]}.cache",
+        source_hash=source_hash,
+        progress=progress,
+        given=given,
+    )
+
+
+def _guarded_cache(bundle: Bundle, key: CacheKey) -> bytes:
+    """The conversion's thresholds as this TensorRT's cache, whichever version the conversion wrote them for."""
+    ranges = load_ranges(bundle.calibration_cache, key)
+    if ranges is None:
+        raise CalibrationError(
+            f"{bundle.calibration_cache}: missing, so TensorRT's calibrator has no guarded thresholds",
+            fix="Convert again with this target, or give calibration.method=minmax or entropy_plain for TensorRT's own calibration.",
+        )
+    return format_cache(key, ranges)
+
+
+def _in_full_batches(images: np.ndarray, batch_size: int) -> int:
+    return len(images) // batch_size * batch_size

@@ -1,0 +1,117 @@
+"""What TensorRT made of the graph: the engine's layers, and whether attention runs as one fused kernel."""
+
+import collections
+import dataclasses
+import json
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from vit_convert.engine.backend.trt import Backend
+from vit_convert.engine.runtime.deserialise import deserialise
+
+# TensorRT's fused attention kernels (Myelin's _gemm_mha_v2_*, _gemv_mha_v1, and on Hopper mha0, mha1, …; fmha_* of the hand-written
+# ones). ONNX node names often hold "mha" too, so "mha" within a name proves nothing.
+_FUSED_KERNEL = re.compile(r"gem[mv]_mha|fmha|^mha\d+\b", re.IGNORECASE)
+# "CaskConvolution", "CaskGemmMatrixMultiply", "gemm", "conv"
+_PRODUCT = re.compile(r"conv|gemm|matrix", re.IGNORECASE)
+# "sm80_xmma_fprop_implicit_gemm_i8i8_i8i32_f32_…", "ampere_int8_…", "…_imma_…"
+_INT8_KERNEL = re.compile(r"(^|_)i8|int8|imma", re.IGNORECASE)
+_OTHER_PROFILE = "[profile "  # in the names of the layers of an engine's second and later profiles
+# Where Myelin keeps a subgraph to itself (8.6), the inspector shows one node for all of it.
+_HIDDEN = "ForeignNode["
+# "Half", "Row major linear FP16 format", "Float", "Int8", …: the wording changed with every major version
+_TYPES = (("fp8", r"fp8|e4m3"), ("int8", r"int8"), ("bf16", r"bf16|bfloat16"), ("fp16", r"half|fp16|float16"), ("fp32", r"float|fp32"))
+
+
+@dataclasses.dataclass(frozen=True)
+class FusedAttention:
+    """Fused attention kernels of one engine.
+
+    Attributes:
+        count: how many, one for each attention that was fused.
+        precisions: how many in each precision ({"fp16": 12}), by the type of the first operand.
+    """
+
+    count: int
+    precisions: dict[str, int]
+
+    def describe(self, num_blocks: int) -> str:
+        """ "yes, fp16, 12 of 12", "in part, fp16, 4 of 12" or "no, 0 of 12"."""
+        verdict = "no" if not self.count else "yes" if self.count >= num_blocks else "in part"
+        return ", ".join([verdict, *self.precisions, f"{self.count} of {num_blocks}"])
+
+
+def fused_attention(layer_info: dict[str, Any]) -> FusedAttention | None:
+    """Finds the fused attention kernels in an engine's layer information.
+
+    Args:
+        layer_info: the inspector's JSON, {"Layers": [...]}; of an engine built with detailed verbosity.
+
+    Returns:
+        The count, or None where the inspector hides the kernels (TensorRT 8.6 shows a whole transformer as one node).
+    """
+    entries = layer_info["Layers"]
+    if any(isinstance(entry, str) or _HIDDEN in entry["Name"] for entry in entries):  # str: built without detailed verbosity
+        return None
+    return count_fused((f"{entry.get('TacticName', '')} {entry['Name']}", _first_type(entry)) for entry in entries)
+
+
+def count_fused(kernels: Iterable[tuple[str, str]]) -> FusedAttention:
+    """Counts the fused attention kernels among kernels.
+
+    Args:
+        kernels: (name, words that hold the data type) of each kernel, from the inspector or from a profiled run.
+    """
+    precisions = collections.Counter(_precision(words) for name, words in kernels if _FUSED_KERNEL.search(name))
+    return FusedAttention(sum(precisions.values()), dict(precisions))
+
+
+def count_int8(layer_info: dict[str, Any]) -> int:
+    """Counts the matrix products and convolutions that run in int8, of one profile and as far as the inspector shows them.
+
+    Args:
+        layer_info: the inspector's JSON, {"Layers": [...]}.
+    """
+    entries = [entry for entry in layer_info["Layers"] if not isinstance(entry, str) and _OTHER_PROFILE not in entry["Name"]]
+    return sum(bool(_PRODUCT.search(entry.get("LayerType", ""))) and _runs_in_int8(entry) for entry in entries)
+
+
+def _runs_in_int8(entry: dict[str, Any]) -> bool:
+    # 8.6 gives operands of dynamic shape no type ("N/A due to dynamic shapes"): their weights and kernels have one.
+    types = (_precision(_first_type(entry)), (entry.get("Weights") or {}).get("Type", "").lower())
+    return "int8" in types or bool(_INT8_KERNEL.search(entry.get("TacticName", "")))
+
+
+def engine_layers(backend: Backend, serialized: Any, *, version_compatible: bool) -> tuple[dict[str, Any] | None, str]:
+    """Asks TensorRT's inspector for an engine's layers.
+
+    Args:
+        backend: the TensorRT that built the engine.
+        serialized: the plan (any buffer).
+        version_compatible: whether it was built to be.
+
+    Returns:
+        The inspector's JSON and "", or None and the reason why there is none.
+    """
+    if backend.gpu is None:
+        return None, "engines are loaded on a GPU alone, and there is none here"
+    _runtime, cuda_engine = deserialise(backend, serialized, version_compatible=version_compatible)
+    if cuda_engine is None:
+        return None, f"the engine does not load on this {backend.gpu.arch}: {backend.logger.explain()}"
+    inspector = cuda_engine.create_engine_inspector()
+    text = inspector.get_engine_information(backend.module.LayerInformationFormat.JSON) if inspector is not None else None
+    try:  # 8.6 writes control characters into names as they are
+        return json.loads(text or "", strict=False), ""
+    except ValueError as e:
+        return None, f"TensorRT's inspector does not tell ({e})"
+
+
+def _first_type(entry: dict[str, Any]) -> str:
+    operands = entry.get("Inputs") or [{}]
+    # 11 split "Format/Datatype" in two
+    return " ".join(str(value) for key, value in operands[0].items() if "datatype" in key.lower())
+
+
+def _precision(words: str) -> str:
+    return next((precision for precision, pattern in _TYPES if re.search(pattern, words, re.IGNORECASE)), "unknown")

@@ -1,0 +1,89 @@
+"""What an engine is to be, and the record of it by which a finished one is known again."""
+
+import dataclasses
+import functools
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import vit_convert
+from vit_convert.core.bundle import hash_value
+from vit_convert.engine.backend.sidecar import graph_hashes
+from vit_convert.engine.build.network import require_graph
+from vit_convert.engine.runtime.profiles import Profile
+
+
+@dataclasses.dataclass(frozen=True)
+class BuildRequest:
+    """What an engine is to be.
+
+    Attributes:
+        onnx_path: the graph; external weights lie beside it.
+        precision: fp32, fp16, bf16, int8 or fp8; the graph has to have it, save where the backend lowers fp32 by a flag.
+        profiles: for each optimization profile, {input: (smallest, optimal, largest shape)}; none for static graphs.
+        workspace_gib: most GPU memory that a layer may use as scratch; None leaves TensorRT's default, all of it.
+        opt_level: builder optimization level, 0 to 5.
+        timing_cache: folder in which timings are kept between builds, a file for each version and GPU; None keeps none.
+        tf32: whether fp32 products may round their inputs to TF32's 10 mantissa bits.
+        keep_fp32: blocks, layers, scopes or patterns of node names that a flag-lowered build keeps in fp32; a typed graph holds its own.
+        hardware_compatible: make an engine for Ampere and every later GPU, at some cost in speed.
+        version_compatible: make an engine that later versions of the same major load.
+        calibrator: what `make_calibrator` returned, for int8 from a graph without Q/DQ nodes.
+        ranges: for int8 from a graph without Q/DQ nodes, the |x| that the largest int8 value of each tensor stands for.
+        preprocessing: the preprocessing record that travels with the engine.
+    """
+
+    onnx_path: str | os.PathLike[str]
+    precision: str
+    profiles: Sequence[Profile] = ()
+    workspace_gib: float | None = None
+    opt_level: int = 3
+    timing_cache: str | os.PathLike[str] | None = None
+    tf32: bool = False
+    keep_fp32: Sequence[str] = ()
+    hardware_compatible: bool = False
+    version_compatible: bool = False
+    calibrator: Any = None
+    ranges: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    preprocessing: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def hash_graph(onnx_path: str | os.PathLike[str]) -> dict[str, str]:
+    """What `graph_hashes` gives, read from the files once for as long as they stay as they are: a large model's take seconds.
+
+    Args:
+        onnx_path: the graph.
+
+    Raises:
+        BuildError: there is no such graph.
+    """
+    require_graph(onnx_path)
+    files = [pathlib.Path(path).stat() for path in (os.fspath(onnx_path), f"{os.fspath(onnx_path)}.data") if os.path.exists(path)]
+    return dict(_hash_graph(os.fspath(onnx_path), tuple((file.st_ino, file.st_size, file.st_mtime_ns) for file in files)))
+
+
+@functools.lru_cache
+def _hash_graph(onnx_path: str, files: tuple[tuple[int, int, int], ...]) -> dict[str, str]:
+    return graph_hashes(onnx_path)
+
+
+def request_record(request: BuildRequest) -> dict[str, Any]:
+    """The part of a sidecar that says what was asked for: an engine whose sidecar holds the same need not be built again."""
+    return {
+        "vit_convert": vit_convert.__version__,
+        "precision": request.precision,
+        "profiles": [{name: [list(shape) for shape in shapes] for name, shapes in ranges.items()} for ranges in request.profiles],
+        "onnx": {"path": pathlib.Path(request.onnx_path).name, **hash_graph(request.onnx_path)},
+        "preprocessing": dict(request.preprocessing),
+        "options": {
+            "workspace_gib": request.workspace_gib,
+            "opt_level": request.opt_level,
+            "tf32": request.tf32,
+            "keep_fp32": list(request.keep_fp32),
+            "hardware_compatible": request.hardware_compatible,
+            "version_compatible": request.version_compatible,
+            **({"ranges": hash_value(dict(request.ranges))} if request.ranges else {}),
+            "calibrator": dataclasses.asdict(request.calibrator.key) if request.calibrator is not None else None,
+        },
+    }

@@ -1,0 +1,262 @@
+"""The build stage: which graph, profiles and options each precision of a bundle gets; the same on an export host and on a GPU host."""
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import ml_collections
+
+from vit_convert.core import config as configs
+from vit_convert.core.bundle import Bundle, read_json
+from vit_convert.core.errors import BuildError, CalibrationError, ConvertError, UnbuildableError
+from vit_convert.core.progress import Progress
+from vit_convert.engine.backend.sidecar import add_to_sidecar, check_sidecar, read_sidecar
+from vit_convert.engine.backend.trt import Backend
+from vit_convert.engine.build import layer_info
+from vit_convert.engine.build.build import build_engine
+from vit_convert.engine.build.calibrator import bundle_calibrator
+from vit_convert.engine.build.fused_kernels import fused_attention_by_kernels
+from vit_convert.engine.build.request import BuildRequest, request_record
+from vit_convert.engine.bundle_engines import keep_model
+from vit_convert.engine.handoff import Facts, require_graph_of
+from vit_convert.engine.runtime.engine import Engine
+from vit_convert.engine.runtime.profiles import batch_profiles
+
+
+def target_of(backend: Backend) -> str:
+    """The graph dialect that a backend reads: "rtx", "trt8" (typed by flags), "trt10" (either) or "trt11" (typed graphs alone)."""
+    if backend.name == "rtx":
+        return "rtx"
+    if not backend.strongly_typed:
+        return "trt8"
+    return "trt10" if backend.weakly_typed else "trt11"
+
+
+def takes_spellings(precision: str, target: str) -> bool:
+    """Whether a flag lowers the fp32 graph to a precision, so that any spelling of it will do; some compute in fp16 alone."""
+    return target == "trt8" and precision == "fp16"
+
+
+def graph_for(
+    bundle: Bundle, precision: str, target: str, *, calibrator: bool = False, spelling: str = "", int8_spelling: str = ""
+) -> pathlib.Path:
+    """The graph to build a precision from: its own typed one, but the fp32 graph, in a spelling of it for fp16, where a flag lowers it."""
+    if precision == "int8" and int8_spelling:
+        return bundle.spelling(f"{int8_spelling}.int8")  # which calibration wrote
+    if takes_spellings(precision, target):
+        return bundle.spelling(spelling) if spelling else bundle.onnx()
+    return bundle.onnx("fp32" if calibrator else precision)
+
+
+def request_for(bundle: Bundle, config: ml_collections.ConfigDict, facts: Facts, precision: str) -> BuildRequest:
+    """What to build for one precision, but for a calibrator.
+
+    Args:
+        bundle: holds the graphs.
+        config: the resolved config.
+        facts: of the bundle.
+        precision: of the engine.
+
+    Returns:
+        The request.
+    """
+    options, calibrator = config.engine, _asks_for_calibrator(config, precision)
+    unquantized = configs.int8_spelling(config) if precision == "int8" and facts.target == "trt8" else ""
+    return BuildRequest(
+        onnx_path=graph_for(
+            bundle,
+            precision,
+            facts.target,
+            calibrator=calibrator,
+            spelling=configs.spelling(config, facts.spelling),
+            int8_spelling=unquantized,
+        ),
+        precision=precision,
+        profiles=batch_profiles(facts.image_size, config.layout, config.batch),
+        workspace_gib=options.workspace_gib,
+        opt_level=options.opt_level,
+        timing_cache=pathlib.Path(options.timing_cache) if options.timing_cache else bundle.root / "timing",
+        tf32=options.tf32,
+        keep_fp32=tuple(config.keep_fp32),
+        hardware_compatible=options.hardware_compatible,
+        version_compatible=options.version_compatible,
+        ranges=_ranges(bundle, unquantized) if unquantized else {},
+        preprocessing=dict(facts.preprocess),
+    )
+
+
+def _ranges(bundle: Bundle, spelling: str) -> dict[str, float]:
+    path = bundle.ranges(spelling)
+    found = (read_json(path) or {}).get("thresholds", {})
+    if not found:
+        raise BuildError(f"{path}: no ranges for int8", fix=f"Convert again with --config.engine.int8_spelling={spelling}.")
+    # A tensor that is zero on all calibration images has no range of its own.
+    return {name: float(threshold) or 1.0 for name, threshold in found.items()}
+
+
+def _asks_for_calibrator(config: ml_collections.ConfigDict, precision: str) -> bool:
+    return precision == "int8" and config.engine.calibrator
+
+
+def build_bundle(
+    backend: Backend,
+    bundle: Bundle,
+    config: ml_collections.ConfigDict,
+    facts: Facts,
+    *,
+    precisions: Sequence[str],
+    progress: Progress,
+    force: bool = False,
+) -> list[dict[str, Any]]:
+    """Builds one engine per precision, except those that are there already, built from the same graph by the same request.
+
+    Args:
+        backend: the TensorRT that builds.
+        bundle: holds the graphs; gets the engines.
+        config: the resolved config.
+        facts: of the bundle.
+        precisions: what to build, in order.
+        progress: what people and machines see.
+        force: build those that are there, too.
+
+    Returns:
+        Per engine: backend, version, arch, precision, graph (that it was built from), path, bytes, build_seconds, products, int8_layers
+        (products that run in int8; None for other precisions or where TensorRT does not tell), fused_attention ({count, precisions, text,
+        source} and, read from kernels, profiles; None where fused_attention_unknown says why), warnings.
+
+    Raises:
+        BuildError: a graph does not parse, a precision would not be honoured, or TensorRT fails.
+        CalibrationError: TensorRT's calibrator is asked for, and its images are missing or its cache is another's.
+    """
+    engines = []
+    for precision in precisions:
+        calibrator = _asks_for_calibrator(config, precision)
+        by_flags = not backend.strongly_typed or (calibrator and backend.has_calibrator)
+        if facts.target == "trt8" and precision != "fp32" and not by_flags:
+            here, target = f"{backend.module.__name__} {backend.version}", target_of(backend)
+            raise BuildError(
+                f"{precision}: {bundle.root.name} has graphs for {facts.target}, whose precision is a flag; {here} builds typed ones alone",
+                fix=f"Build with TensorRT 8, or convert again with --config.target={target}.",
+            )
+        request = request_for(bundle, config, facts, precision)
+        require_graph_of(facts, request.onnx_path)
+        if calibrator:
+            if wrong := facts.files.wrong(bundle.images("calibration")):
+                raise CalibrationError(wrong, fix="Run the conversion's calibrate stage first.")
+            request = dataclasses.replace(request, calibrator=bundle_calibrator(backend, bundle, config, request, progress))
+        plan = bundle.plan(backend.name, backend.version, backend.arch, precision)
+        advised = config.engine.spelling == configs.AUTO and not request.ranges  # those were asked for by name
+        if advised and pathlib.Path(request.onnx_path).parent == bundle.spellings:
+            found = _build_advised(backend, bundle, request, plan, force=force, progress=progress)
+        else:
+            found = _build(backend, bundle, request, plan, force=force, progress=progress)
+        engines.append({**found, "path": str(plan.relative_to(bundle.root))})
+    return engines
+
+
+def _build(
+    backend: Backend, bundle: Bundle, request: BuildRequest, plan: pathlib.Path, *, force: bool, progress: Progress
+) -> dict[str, Any]:
+    found = None if force else _finished(backend, request, plan)
+    if found is None:
+        found = build_one(backend, request, plan, progress=progress)
+        keep_model(bundle, plan)
+    return found
+
+
+def _build_advised(
+    backend: Backend, bundle: Bundle, request: BuildRequest, plan: pathlib.Path, *, force: bool, progress: Progress
+) -> dict[str, Any]:
+    """Builds an engine from a spelling that nobody asked for by name, or from model.onnx where that does not build here.
+
+    What did not build, and why, is kept in the sidecar as "instead_of": finding it out may have taken minutes.
+    """
+    plain, advised = dataclasses.replace(request, onnx_path=bundle.onnx()), request_record(request)["onnx"]
+    kept = read_sidecar(plan).get("instead_of", {})
+    if not force and kept.get("onnx") == advised and (found := _finished(backend, plain, plan)) is not None:
+        progress.warn(f"{kept['reason']}; {request.precision} was built from {bundle.onnx().name} instead, --force tries again")
+        return found
+    try:
+        return _build(backend, bundle, request, plan, force=force, progress=progress)
+    except UnbuildableError as e:
+        reason = str(e).rstrip(".")
+    progress.warn(f"{reason}; {request.precision} is built from {bundle.onnx().name} instead")
+    found = _build(backend, bundle, plain, plan, force=force, progress=progress)
+    add_to_sidecar(plan, instead_of={"onnx": advised, "reason": reason})
+    return found
+
+
+def build_one(backend: Backend, request: BuildRequest, plan: pathlib.Path, *, progress: Progress) -> dict[str, Any]:
+    """Builds one engine and finds out whether its attention is fused.
+
+    Args:
+        backend: the TensorRT that builds.
+        request: what to build.
+        plan: where the engine goes.
+        progress: what people and machines see.
+
+    Returns:
+        One row of `build_bundle`'s; also kept in the sidecar, as "summary".
+
+    Raises:
+        BuildError: see `build_engine`.
+    """
+    result = build_engine(backend, request, plan, progress=progress)
+    fused: dict[str, Any] | None = None
+    unknown = result.layers_missing
+    if result.fused_attention is not None:
+        text = result.fused_attention.describe(result.attentions)
+        fused = {**dataclasses.asdict(result.fused_attention), "text": text, "source": "engine inspector"}
+    elif result.layers is not None:
+        fused, unknown = _fused_by_kernels(backend, plan)
+    int8_layers = layer_info.count_int8(result.layers) if request.precision == "int8" and result.layers is not None else None
+    if int8_layers == 0:
+        graph = pathlib.Path(request.onnx_path).name
+        progress.warn(f"{graph} as int8: TensorRT shows none of its products in int8, so it may be an fp16 engine")
+    summary = {
+        "backend": backend.name,
+        "version": backend.version,
+        "arch": backend.arch,
+        "precision": request.precision,
+        "graph": pathlib.Path(request.onnx_path).name,
+        "path": plan.name,
+        "bytes": result.num_bytes,
+        "build_seconds": round(result.seconds, 3),
+        "products": result.products,
+        "int8_layers": int8_layers,
+        "fused_attention": fused,
+        "fused_attention_unknown": unknown,
+        "warnings": result.warnings,
+    }
+    add_to_sidecar(plan, summary=summary)
+    return summary
+
+
+def _fused_by_kernels(backend: Backend, plan: pathlib.Path) -> tuple[dict[str, Any] | None, str]:
+    """A summary's "fused_attention" as the kernels tell it, and why some or all of them do not."""
+    try:
+        profiles = fused_attention_by_kernels(Engine(backend, plan))
+    except ConvertError as e:  # the engine is built; it is this look at it that found too little memory
+        return None, str(e)
+    unknown = next((row["unknown"] for row in profiles if "unknown" in row), "")
+    told = [row for row in profiles if "count" in row]
+    if not told:
+        return None, unknown
+    least = min(told, key=lambda row: row["count"])  # one profile may fuse what another does not
+    return {**{key: least[key] for key in ("count", "precisions", "text")}, "source": "kernel names", "profiles": profiles}, unknown
+
+
+def _finished(backend: Backend, request: BuildRequest, plan: pathlib.Path) -> dict[str, Any] | None:
+    """The summary of an engine that was built by the same request, None where there is no such engine."""
+    record = read_sidecar(plan)
+    asked = request_record(request)
+    if "summary" not in record or any(record.get(key) != value for key, value in asked.items()):
+        return None
+    if backend.gpu is not None and backend.name != "rtx" and record.get("gpu", {}).get("name") != backend.gpu.name:
+        return None  # it runs here too, but its kernels were chosen on another GPU
+    try:
+        check_sidecar(plan, backend)
+    except BuildError:
+        return None
+    return record["summary"]

@@ -1,0 +1,151 @@
+"""The engines of a bundle: which one runs here, what was proved of it, and which one to use."""
+
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vit_convert.core.bundle import Bundle
+from vit_convert.core.errors import BuildError
+from vit_convert.core.leftovers import built_from as graph_in_sidecar
+from vit_convert.core.leftovers import is_of
+from vit_convert.core.manifest import Manifest
+from vit_convert.core.proof import doubt
+from vit_convert.engine.backend.sidecar import add_to_sidecar, check_sidecar, read_sidecar
+from vit_convert.engine.backend.trt import Backend
+from vit_convert.engine.build.request import hash_graph
+from vit_convert.engine.handoff import judged_by, read_facts
+from vit_convert.engine.runtime.engine import Engine
+
+_PROOF = ("passed", "tolerance", "max_rel", "cosine", "top1", "agreement")
+
+
+def find_plan(backend: Backend, bundle: Bundle, precision: str) -> pathlib.Path:
+    """Looks for an engine: the one built here or, where there is none, one from another host that runs here too.
+
+    Args:
+        backend: the TensorRT that is to load it.
+        bundle: holds the engines.
+        precision: of the engine.
+
+    Returns:
+        Its path; where none fits, the path that one built here would have.
+    """
+    own = bundle.plan(backend.name, backend.version, backend.arch, precision)
+    if not own.is_file():
+        for plan in sorted(bundle.root.glob(f"engines/{backend.name}-*/{precision}.plan")):
+            try:
+                check_sidecar(plan, backend)
+            except BuildError:
+                continue
+            return plan
+    return own
+
+
+def open_engine(backend: Backend, bundle: Bundle, plan: pathlib.Path) -> Engine:
+    """Loads an engine of a bundle.
+
+    Args:
+        backend: the TensorRT that runs it.
+        bundle: holds it and, perhaps, the graph that its sidecar names.
+        plan: the engine.
+
+    Raises:
+        BuildError: it does not belong here, or was built from another graph than this conversion's.
+    """
+    require_conversion(bundle, plan)
+    return Engine(backend, plan, onnx_path=built_from(bundle, plan))
+
+
+def require_conversion(bundle: Bundle, plan: pathlib.Path) -> None:
+    """Refuses an engine that an earlier conversion's graph was built into, whether or not the graph still lies there.
+
+    Raises:
+        BuildError: see above.
+    """
+    graph = graph_in_sidecar(plan)
+    if graph and bundle.manifest.exists() and not is_of(Manifest.read(bundle).files, bundle, plan):
+        raise BuildError(
+            f"{plan}: built from another {graph['name']} ({graph['hashes']['sha256'][:12]}…) than this conversion's",
+            fix="Convert to the end, and build again.",
+        )
+
+
+def built_from(bundle: Bundle, plan: pathlib.Path) -> pathlib.Path | None:
+    """The graph of the bundle that an engine's sidecar names, None where it is not there: what the engine must have been built from."""
+    name = read_sidecar(plan).get("onnx", {}).get("path")
+    return next((path for path in (bundle.root / f"{name}", bundle.spellings / f"{name}") if os.path.isfile(path)), None)
+
+
+def keep_model(bundle: Bundle, plan: pathlib.Path) -> None:
+    """Writes into a new engine's sidecar which model.onnx its graph, typed or spelt otherwise, stands for."""
+    if bundle.onnx().is_file():
+        add_to_sidecar(plan, model=hash_graph(bundle.onnx()))
+
+
+def require_model(bundle: Bundle, plan: pathlib.Path) -> None:
+    """Refuses an engine that does not stand for the bundle's model.onnx of today, which may have to go on in its place.
+
+    Raises:
+        BuildError: see above.
+    """
+    model = read_sidecar(plan).get("model")
+    if built_from(bundle, plan) == bundle.onnx():  # `open_engine` compares that, and to read it once takes seconds
+        return
+    if model is not None and bundle.onnx().is_file() and model != hash_graph(bundle.onnx()):
+        raise BuildError(f"{plan}: built from another {bundle.onnx().name} than is there now", fix="Convert to the end, and build again.")
+
+
+def keep_proof(plan: pathlib.Path, found: Mapping[str, Any], judge: str) -> None:
+    """Writes what verification found of an engine into its sidecar, which goes when the engine is replaced.
+
+    Args:
+        plan: the engine.
+        found: result of `verify_session`.
+        judge: what it was judged by, from `judged_by`.
+    """
+    add_to_sidecar(plan, proof={**{key: found[key] for key in _PROOF if key in found}, "judge": judge})
+
+
+def proof_of(plan: pathlib.Path, judge: str) -> dict[str, Any]:
+    """What `keep_proof` wrote of the very engine that lies there; {} where it has not been verified, or by another judge.
+
+    Args:
+        plan: the engine.
+        judge: what it is to be judged by, from `judged_by`.
+    """
+    proof = read_sidecar(plan).get("proof", {})
+    return proof if proof.get("judge") == judge else {}
+
+
+def require_proof(bundle: Bundle, plan: pathlib.Path) -> None:
+    """Refuses to serve an engine that missed its tolerance, or that nothing was ever checked for.
+
+    Raises:
+        BuildError: see above.
+    """
+    record = read_sidecar(plan)
+    if not {"precision", "onnx", "options"} <= {*record}:
+        return  # it does not load, and `check_sidecar` says why
+    checks: Mapping[str, Any] = {}
+    proof = record.get("proof", {})
+    if bundle.manifest.exists():
+        checks, proof = read_facts(bundle).checks, proof_of(plan, judged_by(bundle))
+    reason = doubt(record["precision"], record["onnx"].get("path", ""), proof, checks, lowered=bool(record["options"].get("tf32")))
+    if reason:
+        raise BuildError(f"{plan}: {reason}", fix=f"python -m vit_convert.engine verify {bundle.root}")
+
+
+def recommended_engine(engines: Sequence[Mapping[str, Any]], benchmark: Mapping[str, Any]) -> dict[str, Any]:
+    """The engine that a benchmark recommends, with "recommended_because".
+
+    Args:
+        engines: rows of `build_bundle`.
+        benchmark: result of `benchmark_bundle`.
+
+    Returns:
+        Its row, {} where nothing is recommended.
+    """
+    chosen = (benchmark["recommended"]["precision"], benchmark["backend"], benchmark["tensorrt"])
+    found = [row for row in engines if (row["precision"], row["backend"], row["version"]) == chosen]
+    return {**found[-1], "recommended_because": benchmark["recommended"]["reason"]} if found else {}

@@ -1,0 +1,137 @@
+"""What the export side found out about a model, read from its bundle: enough to build and to judge engines on a host without JAX."""
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from vit_convert.core import config as configs
+from vit_convert.core.bundle import Bundle, hash_value, read_json
+from vit_convert.core.errors import BuildError, UsageError
+from vit_convert.core.image_size import ImageRange, sizes_of
+from vit_convert.core.manifest import Files, Manifest
+from vit_convert.images.preprocess import Preprocess
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """What is known of a bundle's model.
+
+    Attributes:
+        image_size: (height, width) in pixels, or the range that a dynamic graph takes.
+        output: name of the output that is judged, "logits" or "features".
+        preprocess: the preprocessing record.
+        target: the dialect that the graphs are written in.
+        spelling: the graph that `engine.spelling=auto` builds fp16 engines from, "" for model.onnx.
+        top1: JAX's top-1 on the labelled evaluation images in percent, None where there are none.
+        checks: by precision, what the export side's check of its graph found.
+        files: that the conversion left, and that may be read.
+    """
+
+    image_size: tuple[int, int] | ImageRange
+    output: str
+    preprocess: Mapping[str, Any]
+    target: str
+    spelling: str
+    top1: float | None
+    checks: Mapping[str, Mapping[str, Any]]
+    files: Files
+
+
+def open_bundle(path: str) -> Bundle:
+    """Opens a bundle that exists.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if not os.path.isfile(os.path.join(path, "manifest.json")):
+        raise UsageError(
+            f"{path}: holds no manifest.json, so it is no bundle", fix="Give the folder that a conversion wrote, <workdir>/<name>."
+        )
+    return Bundle(path)
+
+
+def read_facts(bundle: Bundle) -> Facts:
+    """Reads a bundle's manifest.
+
+    Raises:
+        UsageError: the export side has not come far enough.
+    """
+    manifest = Manifest.read(bundle)
+    for name in ("checkpoint", "export"):
+        if not manifest.finished(name):
+            raise UsageError(f"{bundle.manifest}: stage {name} is not done", fix="Finish the conversion, at least --until=check.")
+    checkpoint, export = manifest.result("checkpoint"), manifest.result("export")
+    return Facts(
+        image_size=sizes_of(checkpoint),
+        output=checkpoint["output"],
+        preprocess=checkpoint["preprocess"],
+        target=export["target"],
+        spelling=export.get("spelling", ""),  # bundles of earlier versions have none
+        top1=manifest.result("reference").get("top1"),
+        checks={"fp32": manifest.result("check"), **manifest.result("quantize").get("checks", {})},
+        files=manifest.files,
+    )
+
+
+def require_graph_of(facts: Facts, path: str | os.PathLike[str]) -> None:
+    """Refuses a graph that lies in the bundle and is not of its conversion: an earlier one left it, or it was cut short in a copy.
+
+    Raises:
+        BuildError: see above.
+    """
+    if wrong := facts.files.wrong_graph(path):
+        raise BuildError(wrong, fix="Convert again, with this precision in config.precision, or copy the whole bundle.")
+
+
+def judged_by(bundle: Bundle) -> str:
+    """The hash of what engines of a bundle are compared with: what JAX gave, and the labelled images."""
+    records = Manifest.read(bundle).files.records
+    judging = {path: record.sha256 for path, record in records.items() if path.startswith(("reference", "evaluation"))}
+    return hash_value(judging)
+
+
+def describe_model(bundle: Bundle) -> dict[str, Any]:
+    """What a measurement of a bundle's engines is of.
+
+    Args:
+        bundle: converted.
+
+    Returns:
+        Of its checkpoint variant, summary ("ViT B/16, 86,567,656 parameters, 224x224") and sha256, those that are known; and converted_by,
+        the last command that ran a stage of the conversion.
+    """
+    manifest = Manifest.read(bundle)
+    found = manifest.result("checkpoint")
+    return {**{key: found[key] for key in ("variant", "summary", "sha256") if key in found}, "converted_by": manifest.command}
+
+
+def read_config(bundle: Bundle) -> ml_collections.ConfigDict:
+    """Reads the config that a bundle was made with.
+
+    Raises:
+        UsageError: it is missing, or written by a version with other keys.
+    """
+    found = read_json(bundle.config)
+    if found is None:
+        raise UsageError(f"{bundle.config}: missing or damaged", fix="Convert again.")
+    return configs.complete(ml_collections.ConfigDict(found), bundle.root.name)
+
+
+def graph_input(images: np.ndarray, preprocess: Mapping[str, Any], dtype: np.dtype[Any], *, channels_first: bool) -> np.ndarray:
+    """Turns decoded images into what a graph takes.
+
+    Args:
+        images: uint8 [batch, height, width, 3].
+        preprocess: the preprocessing record.
+        dtype: the input's type; a uint8 graph normalises by itself.
+        channels_first: whether the graph takes [batch, 3, height, width].
+
+    Returns:
+        Array of that type and layout.
+    """
+    values = images if dtype == np.uint8 else Preprocess.from_dict(preprocess).normalize(images).astype(dtype, copy=False)
+    return np.ascontiguousarray(values.transpose(0, 3, 1, 2)) if channels_first else np.ascontiguousarray(values)

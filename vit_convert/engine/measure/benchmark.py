@@ -1,0 +1,267 @@
+"""Measures engines: batches × streams × precisions, latency and throughput apart, everything that a number depends on beside it."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from vit_convert.core.errors import BenchmarkError, ConvertError
+from vit_convert.core.progress import Progress
+from vit_convert.core.text_table import text_table
+from vit_convert.engine.backend import cuda
+from vit_convert.engine.measure.loops import Latency, Worker, measure_latency, measure_throughput
+from vit_convert.engine.measure.monitor import Monitor, merge_summaries
+from vit_convert.engine.runtime.engine import Engine
+from vit_convert.engine.runtime.profiles import Shape, choose_profile, describe
+from vit_convert.engine.runtime.session import Session
+
+RESIDENT, END_TO_END = "none: images and results stay in GPU memory", "images in and results out, page-locked host memory"
+_MIB = 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One row of the benchmark.
+
+    Attributes:
+        precision: which engine.
+        batch: images per run.
+        streams: sessions that run at once, a stream each.
+        transfers: whether images come from the host with every run, and results go back.
+        cuda_graph: whether runs are replayed CUDA graphs.
+    """
+
+    precision: str
+    batch: int
+    streams: int
+    transfers: bool
+    cuda_graph: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Pass:
+    """What one pass over a case gave.
+
+    Attributes:
+        images_per_second: with runs queued ahead.
+        latency: with one run at a time on each stream.
+        context_bytes: GPU memory of the sessions.
+        cuda_graph: whether graphs were really used.
+        why_no_graph: why not, else "".
+        gpu: what NVML told.
+    """
+
+    images_per_second: float
+    latency: Latency
+    context_bytes: int
+    cuda_graph: bool
+    why_no_graph: str
+    gpu: Mapping[str, float]
+
+
+def plan_cases(
+    precisions: Sequence[str],
+    batches: Sequence[int],
+    streams: Sequence[int],
+    *,
+    cuda_graphs: Sequence[bool] = (True,),
+    end_to_end: bool = True,
+) -> list[Case]:
+    """The rows to measure.
+
+    Args:
+        precisions: engines, by precision.
+        batches: images per run.
+        streams: numbers of streams.
+        cuda_graphs: with CUDA graphs, without, or both.
+        end_to_end: add a row with transfers for each batch, on the largest number of streams: what a server gets.
+
+    Returns:
+        The cases, those of one batch side by side.
+    """
+    cases = []
+    for batch in batches:
+        for precision in precisions:
+            cases += [Case(precision, batch, count, False, graph) for count in streams for graph in cuda_graphs]
+            if end_to_end:
+                cases.append(Case(precision, batch, max(*streams, 2), True, cuda_graphs[0]))
+    return cases
+
+
+def run_cases(
+    engines: Mapping[str, Engine],
+    cases: Sequence[Case],
+    *,
+    seconds: float,
+    warmup_seconds: float,
+    progress: Progress,
+    save: Callable[[list[dict[str, Any]], list[dict[str, Any]]], None],
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Measures every case twice, the two passes interleaved over all cases, so that their difference shows how far a number can be trusted.
+
+    Args:
+        engines: by precision, loaded.
+        cases: what to measure.
+        seconds: of one pass over one case: half of it for latency, half for throughput.
+        warmup_seconds: run before each measurement.
+        progress: what people see.
+        save: is given rows and skipped cases after every case, so that an interrupted benchmark leaves what it has.
+
+    Returns:
+        Rows (see `summarise_case`), and the cases that were skipped, each with its reason.
+    """
+    passes: dict[Case, list[Pass]] = {}
+    skipped: dict[Case, str] = {}
+    monitor = Monitor()
+    if untold := monitor.missing:
+        progress.warn(f"clocks and power are not sampled: {monitor.missing}")
+    with progress.bar("benchmark", total=2 * len(cases)) as advance:
+        for _ in range(2):
+            for case in cases:
+                if case not in skipped:
+                    try:
+                        found = _run_case(engines[case.precision], case, seconds, warmup_seconds, monitor)
+                        passes.setdefault(case, []).append(found)
+                    except ConvertError as e:  # out of memory at one batch says nothing about the others
+                        skipped[case] = str(e)
+                        progress.warn(f"{case.precision} at batch {case.batch}, {case.streams} streams: skipped: {e}")
+                save(*_results(engines, passes, skipped))
+                advance(1)
+    if monitor.missing and not untold:
+        progress.warn(f"clocks and power were not sampled to the end: {monitor.missing}")
+    return _results(engines, passes, skipped)
+
+
+def _results(
+    engines: Mapping[str, Engine], passes: Mapping[Case, list[Pass]], skipped: Mapping[Case, str]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    rows = [summarise_case(case, found, _about(engines[case.precision])) for case, found in passes.items()]
+    return rows, [{**dataclasses.asdict(case), "reason": reason} for case, reason in skipped.items()]
+
+
+def _about(engine: Engine) -> dict[str, Any]:
+    summary = engine.record.get("summary", {})
+    told = {"int8_layers": summary.get("int8_layers"), "fused_attention": (summary.get("fused_attention") or {}).get("text")}
+    return {
+        "graph": pathlib.Path(engine.record["onnx"]["path"]).name,
+        "input": engine.images.dtype.name,
+        "plan_bytes": engine.record["plan"]["bytes"],
+        "build_seconds": engine.record["build_seconds"],
+        "engine_memory_mib": round(engine.memory_bytes / _MIB, 1),
+        **{key: value for key, value in told.items() if value is not None},
+    }
+
+
+def _run_case(engine: Engine, case: Case, seconds: float, warmup_seconds: float, monitor: Monitor) -> Pass:
+    shape = shape_to_measure(engine, case.batch)
+    free = cuda.free_memory_bytes()
+    sessions: list[Session] = []
+    try:
+        for _ in range(case.streams):
+            sessions.append(Session(engine, cuda_graphs=case.cuda_graph))
+        workers = [Worker(session, shape, transfers=case.transfers) for session in sessions]
+        context_bytes = max(0, free - cuda.free_memory_bytes())
+        measure_throughput(workers, warmup_seconds)
+        with monitor:
+            images_per_second = measure_throughput(workers, seconds / 2)
+        latency = measure_latency(workers, seconds / 2)
+        first = workers[0].prepared
+        return Pass(images_per_second, latency, context_bytes, first.graph is not None, first.why_no_graph, monitor.summary())
+    finally:
+        for session in sessions:
+            session.close()
+
+
+def shape_to_measure(engine: Engine, batch: int) -> Shape:
+    """The input shape of a batch that the engine runs as it is.
+
+    Args:
+        engine: the loaded engine.
+        batch: images per run.
+
+    Raises:
+        BenchmarkError: no profile takes it, or it would be padded and another size measured.
+    """
+    shape = (batch, *engine.ranges[0].optimal[1:])
+    choice = choose_profile(engine.ranges, shape)
+    if choice.shape != shape:
+        raise BenchmarkError(f"batch {batch} would be padded to {choice.shape[0]}: the engine takes {describe(engine.ranges)}")
+    return shape
+
+
+def summarise_case(case: Case, passes: Sequence[Pass], about: Mapping[str, Any]) -> dict[str, Any]:
+    """Makes one row.
+
+    Args:
+        case: what was measured.
+        passes: one or two of them.
+        about: what is the same for all rows of the engine: graph (that it was built from), input (its type), plan_bytes, build_seconds,
+            engine_memory_mib, and where they are known int8_layers and fused_attention ("yes, fp16, 12 of 12").
+
+    Returns:
+        precision, batch, streams, transfers, cuda_graph (why_no_graph), images_per_second (mean of the passes, with
+        noise_percent: their difference over the mean), wall latency p50_ms, p95_ms, p99_ms and GPU time gpu_p50_ms, gpu_p95_ms,
+        gpu_p99_ms of all runs, runs, gpu_memory_mib (peak: engine and sessions, which allocate nothing while they run),
+        engine_memory_mib, context_memory_mib, what NVML told, and `about`.
+    """
+    rates = [found.images_per_second for found in passes]
+    mean = float(np.mean(rates))
+    wall = np.concatenate([found.latency.wall_ms for found in passes])
+    gpu = np.concatenate([found.latency.gpu_ms for found in passes])
+    context_mib = max(found.context_bytes for found in passes) / _MIB
+    row: dict[str, Any] = {
+        "precision": case.precision,
+        "batch": case.batch,
+        "streams": case.streams,
+        "transfers": END_TO_END if case.transfers else RESIDENT,
+        "cuda_graph": passes[0].cuda_graph,
+        "images_per_second": round(mean, 1),
+        "noise_percent": round(100 * (max(rates) - min(rates)) / mean, 2) if len(rates) > 1 else None,
+        **_percentiles(wall, ""),
+        **_percentiles(gpu, "gpu_"),
+        "runs": len(wall),
+        "gpu_memory_mib": round(about["engine_memory_mib"] + context_mib, 1),
+        "context_memory_mib": round(context_mib, 1),
+        **about,
+        **merge_summaries([found.gpu for found in passes]),
+    }
+    if passes[0].why_no_graph and case.cuda_graph:
+        row["why_no_graph"] = passes[0].why_no_graph
+    return row
+
+
+def _percentiles(milliseconds: np.ndarray, prefix: str) -> dict[str, float]:
+    return {f"{prefix}p{q}_ms": round(float(np.percentile(milliseconds, q)), 4) for q in (50, 95, 99)}
+
+
+def rows_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows as text for a terminal."""
+    header = (
+        "precision",
+        "batch",
+        "streams",
+        "transfers",
+        "graph",
+        "images/s",
+        "±%",
+        "p50 ms",
+        "p95 ms",
+        "p99 ms",
+        "GPU p50",
+        "GPU MiB",
+        "MHz",
+        "W",
+    )
+    return text_table(header, [_cells(row) for row in rows])
+
+
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    def number(key: str, digits: int) -> str:
+        return "" if row.get(key) is None else f"{row[key]:,.{digits}f}".replace(",", " ")
+
+    copied = "in+out" if row["transfers"] == END_TO_END else "none"
+    names = [row["precision"], str(row["batch"]), str(row["streams"]), copied, "on" if row["cuda_graph"] else "off"]
+    digits = {"images_per_second": 0, "noise_percent": 1, "p50_ms": 3, "p95_ms": 3, "p99_ms": 3, "gpu_p50_ms": 3, "gpu_memory_mib": 0}
+    return [*names, *(number(key, places) for key, places in digits.items()), number("sm_clock_mhz", 0), number("power_w", 0)]

@@ -1,0 +1,132 @@
+"""Runs a stream of batches so that copying one to the GPU hides behind computing another."""
+
+import contextlib
+import itertools
+import math
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from vit_convert.engine.backend import cuda
+from vit_convert.engine.runtime.engine import Engine
+from vit_convert.engine.runtime.pinned import is_pinned, pinned_array
+from vit_convert.engine.runtime.profiles import Shape
+from vit_convert.engine.runtime.session import Session
+
+
+class PipelinedSession:
+    """Several sessions that take batches in turn; results come in the order of the batches.
+
+    It is used by one thread, and for one `run` at a time; several threads take a PipelinedSession each.
+
+    Batches in page-locked memory (`pinned_array`, or another library's) are copied to the GPU straight from there; others pass through
+    page-locked memory of its own, at the price of one more copy on the CPU.
+
+    Args:
+        engine: the loaded engine.
+        num_streams: batches in flight; with two, one is copied while the other is computed.
+        cuda_graphs: as for Session.
+    """
+
+    def __init__(self, engine: Engine, *, num_streams: int = 2, cuda_graphs: bool = True):
+        self._slots: list[_Slot] = []
+        with contextlib.ExitStack() as held:
+            for _ in range(num_streams):
+                self._slots.append(_Slot(engine, cuda_graphs=cuda_graphs))
+                held.callback(self._slots[-1].session.close)
+            self._held = held.pop_all()
+
+    def run(self, batches: Iterable[np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+        """Runs batches.
+
+        Args:
+            batches: arrays [batch, ...] of the engine's input type, none larger than its largest profile. A page-locked one must stay
+                as it is until its result is there.
+
+        Yields:
+            {output: array [batch, ...]} for each batch, in order.
+
+        Raises:
+            BenchmarkError: wrong type or shape, or TensorRT fails; like an error of `batches` itself, after the results of the batches
+                before it. Or the session is closed, whatever was in flight.
+        """
+        cuda.use_context()
+        busy: deque[_Slot] = deque()
+        source = iter(batches)
+        try:
+            for slot in itertools.cycle(self._slots):
+                try:
+                    images = next(source)
+                except StopIteration:
+                    break
+                except Exception:
+                    yield from _finish_all(busy)
+                    raise
+                if busy and busy[0] is slot:
+                    yield busy.popleft().finish()
+                try:
+                    slot.submit(np.ascontiguousarray(images))
+                except Exception:
+                    yield from _finish_all(busy)
+                    raise
+                busy.append(slot)
+            yield from _finish_all(busy)
+        finally:
+            for slot in busy:  # the caller stopped early: its batches may go now
+                if not slot.session.closed:  # which waited for them
+                    slot.session.wait()
+
+    def close(self) -> None:
+        """Gives all GPU memory and streams back."""
+        self._held.close()
+
+    def __enter__(self) -> "PipelinedSession":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class _Slot:
+    """One session, its page-locked memory, and the batch it is busy with."""
+
+    def __init__(self, engine: Engine, *, cuda_graphs: bool):
+        self.session = Session(engine, cuda_graphs=cuda_graphs)
+        self._memory: dict[str, np.ndarray] = {}  # page-locked, by the name of the input or output
+        self._images: np.ndarray | None = None
+        self._results: dict[str, np.ndarray] = {}
+
+    def submit(self, images: np.ndarray) -> None:
+        session = self.session
+        session.require_one_run(images.shape, images.dtype)
+        prepared = session.prepare(images.shape)
+        if not is_pinned(images):
+            staged = self._pinned(session.engine.images.name, images.shape, images.dtype)
+            staged[...] = images
+            images = staged
+        self._images = images  # alive until it is copied
+        session.input_buffer.upload(images, session.stream)
+        session.launch(prepared)
+        self._results = {}
+        for name, (spec, shape, buffer) in prepared.outputs.items():
+            self._results[name] = self._pinned(name, (len(images), *shape[1:]), spec.dtype)  # rows beyond are padding
+            buffer.download(self._results[name], session.stream)
+
+    def finish(self) -> dict[str, np.ndarray]:
+        self.session.wait()
+        self._images = None
+        return {name: host.copy() for name, host in self._results.items()}
+
+    def _pinned(self, name: str, shape: Shape, dtype: np.dtype[Any]) -> np.ndarray:
+        # One block for all shapes, which only grows: a block for each would fill the host's memory.
+        num_bytes = math.prod(shape) * dtype.itemsize
+        if name not in self._memory or self._memory[name].nbytes < num_bytes:
+            self._memory[name] = pinned_array((num_bytes,), np.uint8)
+        return self._memory[name][:num_bytes].view(dtype).reshape(shape)
+
+
+def _finish_all(busy: deque[_Slot]) -> Iterator[dict[str, np.ndarray]]:
+    while busy:
+        yield busy.popleft().finish()

@@ -1,0 +1,43 @@
+"""An input shape made ready to run; its GPU memory goes back when the session is done with it and nobody else holds it."""
+
+import contextlib
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from vit_convert.engine.backend import cuda
+from vit_convert.engine.runtime.cuda_graph import CudaGraph
+from vit_convert.engine.runtime.engine import TensorSpec
+from vit_convert.engine.runtime.profiles import Shape
+
+
+@dataclasses.dataclass(eq=False)
+class Prepared:
+    """One input shape, ready to run.
+
+    Args:
+        held: gives the graph and the outputs' memory back.
+
+    Attributes:
+        index: of the optimization profile.
+        shape: of the input.
+        context: TensorRT's execution context, of this shape for good: a recorded graph holds its state.
+        outputs: for each output its spec, its shape here and its GPU memory.
+        graph: the recorded run; None where CUDA graphs are off or cannot record this engine.
+        why_no_graph: why `graph` is None, else "".
+    """
+
+    index: int
+    shape: Shape
+    context: Any
+    outputs: Mapping[str, tuple[TensorSpec, Shape, cuda.DeviceBuffer]]
+    graph: CudaGraph | None
+    why_no_graph: str
+    held: dataclasses.InitVar[contextlib.ExitStack]
+
+    def __post_init__(self, held: contextlib.ExitStack) -> None:
+        self._free = cuda.when_gone(self, held.close)  # whoever still holds it may go on after the session has let it go
+
+    def close(self) -> None:
+        """Gives the graph and the outputs' memory back now; nothing may be queued on them any more."""
+        self._free()

@@ -1,0 +1,120 @@
+"""Which optimization profile runs a batch: a fixed one of that size, else the tightest range, else the next larger size, padded."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vit_convert.core.errors import BenchmarkError
+from vit_convert.core.image_size import ImageRange
+
+Shape = tuple[int, ...]
+Profile = Mapping[str, tuple[Shape, Shape, Shape]]
+
+
+@dataclasses.dataclass(frozen=True)
+class ShapeRange:
+    """What one optimization profile accepts.
+
+    Attributes:
+        smallest: input shape, batch first.
+        optimal: the shape that the profile was tuned for.
+        largest: input shape.
+    """
+
+    smallest: Shape
+    optimal: Shape
+    largest: Shape
+
+    @property
+    def fixed(self) -> bool:
+        """Whether it accepts a single shape."""
+        return self.smallest == self.largest
+
+    def accepts(self, shape: Shape) -> bool:
+        """Whether a shape lies within the range."""
+        return len(shape) == len(self.smallest) and all(low <= size <= high for low, size, high in zip(self.smallest, shape, self.largest))
+
+
+def batch_profiles(image_size: Sequence[int] | ImageRange, layout: str, batch: Mapping[str, Any]) -> list[Profile]:
+    """Optimization profiles over the batch: one of each fixed size, then the range; all of them over every image size of a dynamic graph.
+
+    Args:
+        image_size: (height, width) in pixels, or the range that a dynamic graph takes.
+        layout: "NHWC" or "NCHW".
+        batch: {"min", "opt", "max", "profiles": sizes that get a fixed profile}.
+
+    Returns:
+        For each profile {"images": (smallest, optimal, largest shape)}.
+    """
+    if isinstance(image_size, ImageRange):
+        sizes: Sequence[Sequence[int]] = (image_size.smallest, image_size.optimal, image_size.largest)
+    else:
+        sizes = (image_size,) * 3
+    shapes = [(*size, 3) if layout == "NHWC" else (3, *size) for size in sizes]
+    triples = dict.fromkeys([*((size, size, size) for size in batch["profiles"]), (batch["min"], batch["opt"], batch["max"])])
+    return [{"images": ((low, *shapes[0]), (best, *shapes[1]), (high, *shapes[2]))} for low, best, high in triples]
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """How one batch is run.
+
+    Attributes:
+        index: of the optimization profile.
+        shape: input shape that runs; its batch may be larger than what was given.
+    """
+
+    index: int
+    shape: Shape
+
+
+def choose_profile(ranges: Sequence[ShapeRange], shape: Shape) -> Choice:
+    """Chooses the profile for an input shape.
+
+    A fixed profile comes before a range, a tighter range before a wider one. Where none accepts the batch, it is padded to the smallest
+    one that a profile starts with.
+
+    Args:
+        ranges: the engine's profiles, in order.
+        shape: of the input, batch first; the batch at most `largest_batch(ranges, shape)`.
+
+    Returns:
+        The choice.
+
+    Raises:
+        BenchmarkError: no profile takes the shape.
+    """
+    fitting = [i for i, candidate in enumerate(ranges) if candidate.accepts(shape)]
+    if fitting:
+        best = min(fitting, key=lambda i: (not ranges[i].fixed, ranges[i].largest[0] - ranges[i].smallest[0], ranges[i].largest, i))
+        return Choice(best, shape)
+    padded = [i for i, candidate in enumerate(ranges) if shape[0] < candidate.smallest[0] and candidate.accepts(_padded(candidate, shape))]
+    if not padded:
+        raise BenchmarkError(f"input {list(shape)}: the engine takes {describe(ranges)}", fix="Build a profile for this shape.")
+    best = min(padded, key=lambda i: (ranges[i].smallest[0], not ranges[i].fixed, i))
+    return Choice(best, _padded(ranges[best], shape))
+
+
+def largest_batch(ranges: Sequence[ShapeRange], shape: Shape) -> int:
+    """The largest batch that any profile takes for images of a shape; larger ones have to be split.
+
+    Args:
+        ranges: the engine's profiles.
+        shape: of the input, batch first.
+
+    Raises:
+        BenchmarkError: no profile takes such images at all.
+    """
+    sizes = [r.largest[0] for r in ranges if r.accepts((r.largest[0], *shape[1:]))]
+    if not sizes:
+        raise BenchmarkError(f"input {list(shape)}: the engine takes {describe(ranges)}", fix="Resize the images, or build for them.")
+    return max(sizes)
+
+
+def describe(ranges: Sequence[ShapeRange]) -> str:
+    """ "[1, 224, 224, 3] to [64, 224, 224, 3], or [256, 224, 224, 3]"."""
+    return ", or ".join(f"{list(r.largest)}" if r.fixed else f"{list(r.smallest)} to {list(r.largest)}" for r in ranges)
+
+
+def _padded(candidate: ShapeRange, shape: Shape) -> Shape:
+    return (candidate.smallest[0], *shape[1:])

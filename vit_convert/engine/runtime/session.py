@@ -1,0 +1,240 @@
+"""Runs an engine on one stream: contexts and CUDA graphs by shape, arrays of the host or of the GPU in and out."""
+
+import contextlib
+import threading
+from typing import Any
+
+import numpy as np
+
+from vit_convert.core.errors import BenchmarkError, BuildError
+from vit_convert.engine.backend import cuda
+from vit_convert.engine.runtime.cuda_graph import CudaGraph
+from vit_convert.engine.runtime.device_array import DeviceArray, as_device_array, queue_copy
+from vit_convert.engine.runtime.engine import Engine
+from vit_convert.engine.runtime.prepared import Prepared
+from vit_convert.engine.runtime.profiles import Shape, choose_profile, largest_batch
+
+
+class Session:
+    """Runs an engine on a stream of its own. One thread at a time; several threads take a session each.
+
+    Args:
+        engine: the loaded engine.
+        cuda_graphs: record each shape's run once and replay it, which spares the CPU a launch for every kernel.
+        max_shapes: how many shapes stay ready, each with a context, a graph and output memory; the one not used for longest goes first,
+            so that requests of ever new sizes do not fill the GPU. A shape that comes back is prepared again.
+
+    Attributes:
+        stream: its CUDA stream.
+        input_buffer: GPU memory that every run reads its images from.
+        closed: whether `close` was called.
+
+    Raises:
+        BuildError: the GPU has not enough free memory.
+    """
+
+    def __init__(self, engine: Engine, *, cuda_graphs: bool = True, max_shapes: int = 16):
+        self.engine = engine
+        self._cuda_graphs, self._max_shapes = cuda_graphs, max_shapes
+        self.closed = False
+        self._lock = threading.RLock()  # `run` prepares
+        self._prepared: dict[Shape, Prepared] = {}  # the one used last at the end
+        most = max(int(np.prod(candidate.largest)) for candidate in engine.ranges)
+        with contextlib.ExitStack() as held:
+            self.stream = cuda.Stream()
+            held.callback(self.stream.close)
+            self.input_buffer = cuda.DeviceBuffer(most * engine.images.dtype.itemsize)
+            held.callback(self.input_buffer.close)
+            # Contexts of one stream never run at once, so they share what they work in; a size of 0 is no legal allocation.
+            self._workspace = cuda.DeviceBuffer(max(engine.workspace_bytes, 1))
+            held.callback(self._workspace.close)
+            held.callback(self._prepared.clear)  # the contexts end before the memory that they work in
+            held.callback(self.stream.synchronize)
+            held.callback(cuda.use_context)  # any thread may close
+            self._held = held.pop_all()
+
+    def run(self, images: Any) -> dict[str, Any]:
+        """Runs a batch of any size: it is split or padded where no profile takes it.
+
+        Args:
+            images: a numpy array, or an array of the GPU (`__cuda_array_interface__` or DLPack: PyTorch, CuPy, JAX); of the engine's
+                input type, [batch, ...].
+
+        Returns:
+            {output: array [batch, ...]}: numpy arrays for a numpy array; otherwise finished DeviceArrays, which are the caller's own
+            (copied within the GPU, a small part of the run) and which other libraries take without a copy.
+
+        Raises:
+            BenchmarkError: wrong type or shape, TensorRT fails, or the session is closed.
+            BuildError: the GPU has not enough free memory.
+        """
+        with self._lock:
+            self._require_open()
+            cuda.use_context()
+            if isinstance(images, np.ndarray):
+                return self._run_host(np.ascontiguousarray(images))
+            return self._run_device(images)
+
+    def prepare(self, shape: Shape) -> Prepared:
+        """Makes a shape ready: a context, output memory, one run to warm up, and the recorded graph.
+
+        Args:
+            shape: input shape that one of the profiles accepts after padding.
+
+        Returns:
+            What `launch` takes; the same for every call with this shape, until `max_shapes` others were prepared since the last.
+
+        Raises:
+            BenchmarkError: no profile takes the shape, TensorRT fails, or the session is closed.
+        """
+        choice = choose_profile(self.engine.ranges, shape)
+        with self._lock:
+            self._require_open()
+            prepared = self._prepared.pop(choice.shape, None)
+            if prepared is None:
+                while self._prepared and len(self._prepared) >= self._max_shapes:
+                    self.stream.synchronize()  # its last run may still be queued
+                    del self._prepared[next(iter(self._prepared))]
+                prepared = self._prepare(choice.index, choice.shape)
+            self._prepared[choice.shape] = prepared
+            return prepared
+
+    def launch(self, prepared: Prepared) -> None:
+        """Queues one run on the stream, from `input_buffer` to the prepared outputs.
+
+        Raises:
+            BenchmarkError: TensorRT fails.
+        """
+        if prepared.graph is not None:
+            prepared.graph.launch(self.stream)
+        else:
+            with self.engine.backend.logger.listening():
+                self._execute(prepared.context)
+
+    def wait(self) -> None:
+        """Waits until all that is queued on the stream is done.
+
+        Raises:
+            BenchmarkError: the session is closed.
+            BuildError: the GPU failed.
+        """
+        self._require_open()
+        self.stream.synchronize()
+
+    def require_images(self, shape: Shape, dtype: np.dtype[Any]) -> int:
+        """Refuses images that are not of the engine's input type, or of a size that no profile takes.
+
+        Args:
+            shape: of the images, batch first.
+            dtype: of the images.
+
+        Returns:
+            The largest batch of such images that runs at once.
+
+        Raises:
+            BenchmarkError: see above.
+        """
+        spec = self.engine.images
+        if dtype != spec.dtype or len(shape) != len(spec.shape) or shape[0] < 1:
+            raise BenchmarkError(
+                f"{spec.name}: given {dtype} {list(shape)}, the engine takes {spec.dtype} {list(spec.shape)}",
+                fix="Preprocess the images as the engine's sidecar says.",
+            )
+        return largest_batch(self.engine.ranges, shape)
+
+    def require_one_run(self, shape: Shape, dtype: np.dtype[Any]) -> None:
+        """Refuses what `require_images` does, and batches that do not run at once.
+
+        Raises:
+            BenchmarkError: see above.
+        """
+        if (most := self.require_images(shape, dtype)) < shape[0]:
+            raise BenchmarkError(f"batch {shape[0]}: the engine takes {most} at most", fix="Give smaller batches.")
+
+    def close(self) -> None:
+        """Gives contexts, memory and the stream back, when a run in another thread is done; the session runs no more."""
+        with self._lock:
+            self.closed = True
+            self._held.close()
+
+    def __enter__(self) -> "Session":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _require_open(self) -> None:
+        if self.closed:
+            raise BenchmarkError(f"{self.engine.path.name}: the session is closed", fix="Make a new one.")
+
+    def _run_host(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        most = self.require_images(images.shape, images.dtype)
+        parts = [self._run_part(images[start : start + most]) for start in range(0, len(images), most)]
+        return parts[0] if len(parts) == 1 else {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def _run_part(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        prepared = self.prepare(images.shape)
+        self.input_buffer.upload(images, self.stream)
+        self.launch(prepared)
+        results = {}
+        for name, (spec, shape, buffer) in prepared.outputs.items():
+            results[name] = np.empty((len(images), *shape[1:]), spec.dtype)  # rows beyond are padding
+            buffer.download(results[name], self.stream)
+        self.stream.synchronize()
+        return results
+
+    def _run_device(self, images: Any) -> dict[str, DeviceArray]:
+        source = as_device_array(images, self.stream)
+        self.require_one_run(source.shape, source.dtype)
+        prepared = self.prepare(source.shape)
+        results = {}
+        try:
+            self.input_buffer.copy_from(source.pointer, source.num_bytes, self.stream)
+            self.launch(prepared)
+            # Consumers read on streams of their own, whenever they like: what the next run writes must not be theirs.
+            for name, (spec, shape, buffer) in prepared.outputs.items():
+                results[name] = queue_copy(buffer.pointer, (source.shape[0], *shape[1:]), spec.dtype, self.stream)
+        finally:
+            self.stream.synchronize()  # the source may be reused or freed as soon as this ends, and so may results of a failed run
+        return results
+
+    def _prepare(self, index: int, shape: Shape) -> Prepared:
+        engine, images = self.engine, self.engine.images
+        execution_context = engine.make_context(index, self._workspace, self.stream)
+        with engine.backend.logger.listening(), contextlib.ExitStack() as held:
+            self._require(execution_context.set_input_shape(images.name, shape), f"{images.name} {list(shape)}")
+            self._require(execution_context.set_tensor_address(images.name, self.input_buffer.pointer), images.name)
+            outputs = {}
+            for spec in engine.outputs:
+                found = tuple(execution_context.get_tensor_shape(spec.name))
+                buffer = cuda.DeviceBuffer(max(1, int(np.prod(found)) * spec.dtype.itemsize))
+                held.callback(buffer.close)
+                self._require(execution_context.set_tensor_address(spec.name, buffer.pointer), spec.name)
+                outputs[spec.name] = (spec, found, buffer)
+            self._execute(execution_context)  # the first run allocates and loads, which cannot be recorded
+            self.stream.synchronize()
+            graph, why = self._record(execution_context)
+            if graph is not None:
+                held.callback(graph.close)
+            return Prepared(index, shape, execution_context, outputs, graph, why, held.pop_all())
+
+    def _record(self, execution_context: Any) -> tuple[CudaGraph | None, str]:
+        if not self._cuda_graphs:
+            return None, "CUDA graphs are off"
+        graph = None
+        try:
+            graph = CudaGraph(self.stream, lambda: self._execute(execution_context))
+            graph.launch(self.stream)
+            self.stream.synchronize()
+        except (BuildError, BenchmarkError) as e:
+            if graph is not None:
+                graph.close()
+            return None, str(e)
+        return graph, ""
+
+    def _execute(self, execution_context: Any) -> None:
+        self._require(execution_context.execute_async_v3(self.stream.handle), "a run")
+
+    def _require(self, succeeded: bool, what: str) -> None:
+        if not succeeded:
+            raise BenchmarkError(f"{self.engine.path.name}: {what}: {self.engine.backend.logger.explain()}", fix="Build the engine again.")

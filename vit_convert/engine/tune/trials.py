@@ -1,0 +1,167 @@
+"""The engines that `tune` tries: spellings of one graph × profiles, and which of those in tune.json still hold."""
+
+import copy
+import dataclasses
+import itertools
+import operator
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import ml_collections
+
+from vit_convert.core import config as configs
+from vit_convert.core.bundle import Bundle, hash_value
+from vit_convert.core.errors import UsageError
+from vit_convert.engine.backend.trt import Backend
+from vit_convert.engine.build.request import BuildRequest, request_record
+from vit_convert.engine.build_bundle import request_for, takes_spellings
+from vit_convert.engine.handoff import Facts
+from vit_convert.engine.runtime.profiles import batch_profiles
+from vit_convert.engine.tune.winners import DEFAULT
+
+# The config keys, beside spelling and batch, that a build request depends on.
+_ENGINE = ("workspace_gib", "opt_level", "tf32", "hardware_compatible", "version_compatible", "calibrator")
+_OPTIONS = (*(f"engine.{key}" for key in _ENGINE), "keep_fp32")
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """One engine to try.
+
+    Attributes:
+        spelling: name of the graph's spelling.
+        sizes: {"min", "opt", "max"} batch of its one profile.
+        precision: of the engine.
+        batches: sizes that it is timed at.
+        seconds: of one pass over one of them.
+        check: the config's tolerances, by which it passes or not.
+        request: what to build.
+    """
+
+    spelling: str
+    sizes: Mapping[str, int]
+    precision: str
+    batches: tuple[int, ...]
+    seconds: float
+    check: Mapping[str, float]
+    request: BuildRequest
+
+    @property
+    def profile(self) -> str:
+        """ "fixed 64" or "range 1-8-64"."""
+        smallest, best, largest = (self.sizes[key] for key in ("min", "opt", "max"))
+        return f"fixed {best}" if smallest == largest else f"range {smallest}-{best}-{largest}"
+
+    def key(self, backend: Backend) -> str:
+        """What its result depends on, as a hash: graph, request, tolerances, what is timed, TensorRT, GPU and driver."""
+        where = [backend.name, backend.version, backend.gpu.name if backend.gpu else "", backend.gpu.driver if backend.gpu else ""]
+        return hash_value([where, request_record(self.request), list(self.batches), self.seconds, dict(self.check)])
+
+
+def options_of(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """What a build request depends on beside graph and profiles.
+
+    Args:
+        config: the resolved config.
+
+    Returns:
+        {"engine.opt_level": 3, …}, as JSON holds them.
+    """
+    values = zip(_OPTIONS, operator.attrgetter(*_OPTIONS)(config))
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in values}
+
+
+def spellings(bundle: Bundle, config: ml_collections.ConfigDict, facts: Facts) -> dict[str, pathlib.Path]:
+    """The graphs to choose from, that which engines are built from first: those that the config names, and the bundle's own.
+
+    Raises:
+        UsageError: the bundle does not hold one of them.
+    """
+    used = configs.spelling(config, facts.spelling) or DEFAULT
+    graphs = {name: _graph(bundle, name) for name in dict.fromkeys([used, DEFAULT, *config.spellings])}
+    for name, path in graphs.items():
+        if wrong := facts.files.wrong_graph(path):
+            raise UsageError(f"config.spellings: {name}: {wrong}", fix="Convert again, with it in config.spellings.")
+    return graphs
+
+
+def plan_trials(bundle: Bundle, config: ml_collections.ConfigDict, facts: Facts, *, precisions: Sequence[str]) -> list[Trial]:
+    """Lists the engines to try: each spelling with a fixed profile for each batch, and with the config's range.
+
+    Args:
+        bundle: holds the graphs.
+        config: the resolved config; `spellings` beside the bundle's own, `benchmark.batches` are the fixed sizes, `batch` is the range.
+        facts: of the bundle.
+        precisions: engines; spellings are for fp16 where the builder lowers it from fp32.
+
+    Returns:
+        The trials.
+
+    Raises:
+        UsageError: the bundle does not hold one of the spellings, or INT8 is to come from TensorRT's own calibrator.
+    """
+    if "int8" in precisions and config.engine.calibrator:
+        raise UsageError(
+            "config.engine.calibrator=True: tune does not calibrate", fix="Tune the other precisions, or int8 of the quantized graph."
+        )
+    batches, span = tuple(config.benchmark.batches), config.batch
+    kinds = [({"min": size, "opt": size, "max": size}, (size,)) for size in batches]
+    inside = tuple(size for size in batches if span.min <= size <= span.max)
+    if span.min < span.max and inside:
+        kinds.append(({"min": span.min, "opt": span.opt, "max": span.max}, inside))
+    trials = []
+    for precision in precisions:
+        names = list(spellings(bundle, config, facts)) if takes_spellings(precision, facts.target) else [DEFAULT]
+        for spelling, (sizes, timed) in itertools.product(names, kinds):
+            trials.append(_trial(bundle, config, facts, spelling, sizes, precision, timed, config.benchmark.seconds))
+    return trials
+
+
+def still_valid(
+    backend: Backend, bundle: Bundle, config: ml_collections.ConfigDict, facts: Facts, rows: Iterable[Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Those of tune.json's trials that would have the same key today, whatever is asked for now.
+
+    Args:
+        backend: the TensorRT that builds and runs.
+        bundle: holds the graphs.
+        config: the resolved config.
+        facts: of the bundle.
+        rows: what is known: spelling, sizes, precision, batches, seconds, options and key.
+
+    Returns:
+        The rows by key; without those of another graph, TensorRT or GPU.
+    """
+    found = {}
+    for row in rows:
+        if {*row.get("options", ())} != {*_OPTIONS}:  # written by another version
+            continue
+        own = copy.deepcopy(config)
+        own.update_from_flattened_dict({k: tuple(v) if isinstance(v, list) else v for k, v in row["options"].items()})
+        names = (row["spelling"], row["sizes"], row["precision"], tuple(row["batches"]), row["seconds"])
+        trial = _trial(bundle, own, facts, *names)
+        if trial.request.onnx_path in facts.files and pathlib.Path(trial.request.onnx_path).is_file() and trial.key(backend) == row["key"]:
+            found[row["key"]] = dict(row)
+    return found
+
+
+def _trial(
+    bundle: Bundle,
+    config: ml_collections.ConfigDict,
+    facts: Facts,
+    spelling: str,
+    sizes: Mapping[str, int],
+    precision: str,
+    batches: tuple[int, ...],
+    seconds: float,
+) -> Trial:
+    request = request_for(bundle, config, facts, precision)
+    profiles = batch_profiles(facts.image_size, config.layout, {**sizes, "profiles": ()})
+    graph = _graph(bundle, spelling) if takes_spellings(precision, facts.target) else request.onnx_path
+    check = config.check.to_dict()
+    return Trial(spelling, sizes, precision, batches, seconds, check, dataclasses.replace(request, onnx_path=graph, profiles=profiles))
+
+
+def _graph(bundle: Bundle, spelling: str) -> pathlib.Path:
+    return bundle.onnx() if spelling == DEFAULT else bundle.spelling(spelling)

@@ -1,0 +1,106 @@
+"""From a Flax model to the ONNX graph that TensorRT likes: trace, fold, substitute, unroll, name."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+import onnx_ir as ir
+
+from vit_convert.export import weights
+from vit_convert.export.passes import name_nodes, unroll_blocks
+from vit_convert.export.passes.cleanup import clean
+from vit_convert.export.passes.prune_to_pooled_token import prune_tokens
+from vit_convert.export.rules.rule import RuleCount, apply_rule
+from vit_convert.export.targets import Target
+from vit_convert.export.trace import Apply, trace
+
+
+@dataclasses.dataclass
+class Graph:
+    """A rewritten graph whose weights are described and not yet computed.
+
+    Attributes:
+        model: the graph; its only output is the model's, the taps are inner values.
+        taps: names of inner values that the reference knows: `block_00`… and `encoder_norm`.
+        rules: what each substitution did; for an unrolled graph, on the two traced blocks.
+        nodes_traced: nodes that jax2onnx left, before any substitution, for the traced depth.
+    """
+
+    model: ir.Model
+    taps: list[str]
+    rules: list[RuleCount]
+    nodes_traced: int
+
+
+def onnx_from_apply(
+    apply: Apply,
+    param_shapes: Mapping[str, Sequence[int]],
+    image_shape: Sequence[int | str],
+    output: str,
+    taps: Sequence[str],
+    target: Target,
+    *,
+    depth: int | None = None,
+    prune: bool = True,
+    keep_taps: bool = False,
+    changes: Sequence[Callable[[ir.Model], object]] = (),
+) -> Graph:
+    """Traces a model and applies its target's substitutions.
+
+    Args:
+        apply: maps ({parameter name: array}, images) to {output name: array}, taps included.
+        param_shapes: shapes of the float32 parameters that `apply` reads.
+        image_shape: shape of `images`, a string for a dynamic dimension.
+        output: name of the graph's output.
+        taps: names of the taps that `apply` returns, in order.
+        target: opset and rules.
+        depth: unroll to this many encoder blocks; `apply` then computes only two. None: what was traced is the model.
+        prune: let the last block compute the pooled token alone, where the head reads one token.
+        keep_taps: leave the taps outputs of the graph, also those that its output does not depend on.
+        changes: applied to the pruned graph in order, in place, before it gets its names.
+
+    Returns:
+        The graph.
+
+    Raises:
+        ExportError: the model cannot be traced.
+    """
+    model = trace(apply, param_shapes, image_shape, [output, *taps], target.opset)
+    nodes_traced = sum(1 for _ in model.graph)
+    weights.describe(model)
+    counts = substitute(model, target)
+    taps = list(taps)
+    if depth is not None:
+        unroll_blocks.unroll(model, depth)
+        taps = [f"block_{i:02d}" for i in range(depth)] + [tap for tap in taps if not tap.startswith("block_")]
+    if not keep_taps:
+        model.graph.outputs[1:] = []  # not `del`: onnx_ir would go on believing that they are outputs
+    clean(model)
+    num_pruned = prune_tokens(model) if prune else 0
+    clean(model)
+    for change in changes:
+        change(model)
+    finished = [RuleCount(finish.__name__, finish(model)) for finish in target.finish]
+    clean(model)
+    present = {value.name for node in model.graph for value in node.outputs} | {value.name for value in model.graph.outputs}
+    taps = [tap for tap in taps if tap in present]  # a substitution may have swallowed a value that a user's module calls a tap
+    name_nodes.name_nodes(model, taps)
+    finished += [RuleCount(change.__name__, change(model)) for change in target.last]
+    clean(model)
+    model.producer_name, model.doc_string, model.metadata_props["vit_convert.target"] = "vit_convert", "", target.name
+    model.graph.name = "vit"
+    counts += [RuleCount("prune_tokens", num_pruned), *finished]
+    return Graph(model, taps, counts, nodes_traced)
+
+
+def substitute(model: ir.Model, target: Target) -> list[RuleCount]:
+    """Folds constants and applies a target's rules in order, in place; returns what each rule did."""
+    from onnxscript import optimizer
+
+    # ConstantOfShape, which onnxscript leaves alone, is how a LayerNorm without scale or bias gets its ones and zeros.
+    optimizer.fold_constants(model, onnx_shape_inference=False, should_fold=lambda node: node.op_type == "ConstantOfShape" or None)
+    weights.fold_weights(model)
+    clean(model)  # a value computed twice would hide a pattern that uses it twice
+    counts = [apply_rule(rule(), model) for rule in target.rules]
+    clean(model)
+    weights.fold_weights(model)
+    return counts

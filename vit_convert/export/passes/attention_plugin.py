@@ -1,0 +1,215 @@
+"""Attention as a node of TensorRT 8's own plugin, whose kernels take half the time of those that it finds for the plain products.
+
+`CustomQKVToContextPluginDynamic`, version 2, computes softmax(q kᵀ / √d) v over packed sequences [all tokens, heads · 3 · d, 1, 1].
+TensorRT's parser takes the node for its plugin by name; every other reader of the file finds what it computes in a model-local function
+of that name, so that onnxruntime checks the very graph that is built.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+import onnx_ir as ir
+
+from vit_convert.core.errors import ExportError
+from vit_convert.export.weights import Weight, add_constant, add_weight, concatenate, convolution_kernel, replace_weight, weight_of
+
+PLUGIN, DOMAIN = "CustomQKVToContextPluginDynamic", "tensorrt.plugin"
+HEAD_SIZE = 64  # of its half-precision kernels
+MAX_TOKENS = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class _Dense:
+    """x W + b: x [batch, tokens, K]; the values that hold W [K, N] and b [N]; the Add's output."""
+
+    source: ir.Value
+    kernel: ir.Value
+    bias: ir.Value
+    result: ir.Value
+
+
+@dataclasses.dataclass(frozen=True)
+class _Attention:
+    """One self-attention: the Dense layers of queries, keys, values and the projection, heads and tokens."""
+
+    query: _Dense
+    key: _Dense
+    value: _Dense
+    out: _Dense
+    heads: int
+    tokens: int
+
+
+def fits(head_size: int, num_tokens: int) -> bool:
+    """Whether the plugin has a kernel for heads of this size over so many tokens."""
+    return head_size == HEAD_SIZE and num_tokens <= MAX_TOKENS
+
+
+def attention_to_plugin(model: ir.Model) -> int:
+    """Turns self-attention over all tokens into one convolution for q, k and v, the plugin, and one for the projection, in place.
+
+    Args:
+        model: a ViT with its tokens flat (see tokens.py) and the scale in the query's weights; weights described.
+
+    Returns:
+        How many attentions there were.
+
+    Raises:
+        ExportError: there are none, or the plugin has no kernel for the model's heads or tokens.
+    """
+    found = [attention for node in model.graph if (attention := _attention(node)) is not None]
+    for attention in found:
+        size = _width(attention.query) // attention.heads
+        if not fits(size, attention.tokens):
+            raise ExportError(
+                f"spelling plugin: heads of {size} over {attention.tokens} tokens; "
+                f"the plugin has kernels for heads of {HEAD_SIZE} over at most {MAX_TOKENS}",
+                fix="Leave it out of `spellings`.",
+            )
+    if not found:
+        raise ExportError(
+            "spelling plugin: the model has no attention over all of a fixed number of tokens", fix="Leave it out of `spellings`."
+        )
+    sequences = _sequences(model.graph, found[0].tokens)
+    for attention in found:
+        _replace(model.graph, attention, sequences)
+    model.opset_imports[DOMAIN] = 1
+    function = _function(model.opset_imports[""])
+    model.functions[function.identifier()] = function
+    return len(found)
+
+
+def _attention(softmax: ir.Node) -> _Attention | None:
+    scores = softmax.inputs[0] if softmax.op_type == "Softmax" else None
+    first, second = scores.producer() if scores is not None else None, _only_user(softmax.outputs[0])
+    if scores is None or scores.shape is None or first is None or second is None or {first.op_type, second.op_type} != {"MatMul"}:
+        return None
+    query, key, value = (_dense_above(operand) for operand in (first.inputs[0], first.inputs[1], second.inputs[1]))
+    out = _dense_below(second.outputs[0])
+    if query is None or key is None or value is None or out is None or not query.source is key.source is value.source:
+        return None
+    _, heads, rows, columns = scores.shape
+    if rows != columns or not isinstance(rows, int) or not isinstance(heads, int):  # the pooled token attends from one row
+        return None
+    return _Attention(query, key, value, out, heads, rows)
+
+
+def _dense_above(value: ir.Value | None) -> _Dense | None:
+    node = value.producer() if value is not None else None
+    while node is not None and node.op_type in ("Transpose", "Reshape") and node.inputs[0] is not None:
+        node = node.inputs[0].producer()
+    return _dense(node)
+
+
+def _dense_below(value: ir.Value) -> _Dense | None:
+    node = _only_user(value)
+    while node is not None and node.op_type in ("Transpose", "Reshape"):
+        node = _only_user(node.outputs[0])
+    return _dense(_only_user(node.outputs[0])) if node is not None else None
+
+
+def _dense(add: ir.Node | None) -> _Dense | None:
+    product = add.inputs[0].producer() if add is not None and add.op_type == "Add" and add.inputs[0] is not None else None
+    if add is None or product is None or product.op_type != "MatMul" or not weight_of(product.inputs[1]) or not weight_of(add.inputs[1]):
+        return None
+    source, kernel, bias = product.inputs[0], product.inputs[1], add.inputs[1]
+    assert source is not None and kernel is not None and bias is not None
+    return _Dense(source, kernel, bias, add.outputs[0])
+
+
+def _only_user(value: ir.Value) -> ir.Node | None:
+    users = [user for user, _ in value.uses()]
+    return users[0] if len(users) == 1 else None
+
+
+def _width(dense: _Dense) -> int:
+    return _weight(dense.kernel).shape[1]
+
+
+def _replace(graph: ir.Graph, attention: _Attention, sequences: list[ir.Value]) -> None:
+    reshape, after = attention.query.source.producer(), _only_user(attention.out.result)
+    if reshape is None or reshape.op_type != "Reshape" or after is None or after.op_type != "Reshape":
+        raise ExportError("spelling plugin: the tokens are not flat around an attention", fix="Leave it out of `spellings`.")
+    # The plugin divides the scores by √d, which the query's weights have done already.
+    parts = [(attention.query, math.sqrt(HEAD_SIZE)), (attention.key, 1.0), (attention.value, 1.0)]
+    kernel = _interleaved([_scaled(_weight(dense.kernel), factor) for dense, factor in parts], attention.heads)
+    bias = _interleaved([_scaled(_weight(dense.bias), factor) for dense, factor in parts], attention.heads)
+    scope = str(attention.query.kernel.name).rsplit("query/", 1)[0] + "qkv/"
+    columns = kernel.shape[1]
+    width = columns // 3
+    weights = add_weight(graph, f"{scope}kernel", convolution_kernel(kernel)), add_weight(graph, f"{scope}bias", bias)
+    qkv = ir.node("Conv", [reshape.inputs[0], *weights], {"kernel_shape": [1, 1]})
+    settings = {"type_id": 1, "hidden_size": width, "num_heads": attention.heads, "has_mask": 1, "var_seqlen": 1}  # type 1: half
+    plugin = ir.node(PLUGIN, [qkv.outputs[0], *sequences], {**settings, "plugin_version": "2", "plugin_namespace": ""}, domain=DOMAIN)
+    turned = replace_weight(graph, attention.out.kernel, convolution_kernel(_weight(attention.out.kernel)))
+    projection = ir.node("Conv", [plugin.outputs[0], turned, attention.out.bias], {"kernel_shape": [1, 1]})
+    for node, channels in ((qkv, columns), (plugin, width), (projection, _width(attention.out))):
+        node.outputs[0].shape, node.outputs[0].type = ir.Shape([None, channels, 1, 1]), ir.TensorType(ir.DataType.FLOAT)
+    graph.insert_before(after, [qkv, plugin, projection])
+    ir.convenience.replace_all_uses_with(after.outputs[0], projection.outputs[0])
+
+
+def _weight(value: ir.Value) -> Weight:
+    weight = weight_of(value)
+    assert weight is not None
+    return weight
+
+
+def _scaled(weight: Weight, factor: float) -> Weight:
+    return weight if factor == 1.0 else weight.then(weight.shape, lambda array: np.float32(factor) * array)
+
+
+def _interleaved(parts: list[Weight], heads: int) -> Weight:
+    """Columns of queries, keys and values, each [..., heads · d], as the plugin wants them: [..., heads · 3 · d]."""
+    *lead, columns = parts[0].shape
+    split, merged = (*lead, heads, 1, columns // heads), (*lead, len(parts) * columns)
+    return concatenate([part.then(split, lambda array: array.reshape(split)) for part in parts], -2).then(
+        merged, lambda array: array.reshape(merged)
+    )
+
+
+def _sequences(graph: ir.Graph, tokens: int) -> list[ir.Value]:
+    """The plugin's other inputs: a mask that it ignores, where each image's tokens end, and something as long as an image's tokens."""
+    zero, one = (add_constant(graph, name, np.array(i)) for i, name in enumerate(("sequence_start", "sequence_one")))
+    length = add_constant(graph, "sequence_length", np.array(tokens))
+    shape = ir.node("Shape", [graph.inputs[0]])
+    batch = ir.node("Gather", [shape.outputs[0], zero], {"axis": 0})
+    count = ir.node("Add", [batch.outputs[0], one])
+    limit = ir.node("Mul", [count.outputs[0], length])
+    as_int32 = [ir.node("Cast", [value], {"to": int(ir.DataType.INT32)}) for value in (zero, limit.outputs[0], length)]
+    ends = ir.node("Range", [cast.outputs[0] for cast in as_int32])
+    graph.insert_before(graph[0], [shape, batch, count, limit, *as_int32, ends])
+    mask = add_constant(graph, "sequence_mask", np.zeros(1, np.int32))
+    return [mask, ends.outputs[0], add_constant(graph, "sequence_longest", np.zeros(tokens, np.int32))]
+
+
+def _function(opset: int) -> ir.Function:
+    """What the plugin computes, in ONNX's own operators."""
+    qkv, mask, ends, longest = (ir.Value(name=name) for name in ("qkv", "mask", "ends", "longest"))
+    nodes: list[ir.Node] = []
+
+    def add(op_type: str, *inputs: ir.Value, **attributes) -> ir.Value:
+        nodes.append(ir.node(op_type, list(inputs), attributes))
+        return nodes[-1].outputs[0]
+
+    def numbers(*values: int) -> ir.Value:
+        return add("Constant", value_ints=list(values))
+
+    def given(name: str) -> ir.Value:  # an attribute as a tensor of one element
+        node = ir.Node("", "Constant", [], [ir.RefAttr("value_int", name, ir.AttributeType.INT)], num_outputs=1)
+        nodes.append(node)
+        return add("Reshape", node.outputs[0], numbers(1))
+
+    split = add("Concat", numbers(-1), add("Shape", longest), given("num_heads"), numbers(3, HEAD_SIZE), axis=0)
+    parts = add("Transpose", add("Reshape", qkv, split), perm=[3, 0, 2, 1, 4])  # [3, images, heads, tokens, d]
+    query, key, value = (add("Gather", parts, add("Constant", value_int=i), axis=0) for i in range(3))
+    scores = add("MatMul", query, add("Transpose", key, perm=[0, 1, 3, 2]))
+    scores = add("Mul", scores, add("Constant", value_float=HEAD_SIZE**-0.5))
+    attended = add("Transpose", add("MatMul", add("Softmax", scores, axis=-1), value), perm=[0, 2, 1, 3])
+    context = add("Reshape", attended, add("Concat", numbers(-1), given("hidden_size"), numbers(1, 1), axis=0))
+    graph = ir.Graph([qkv, mask, ends, longest], [context], nodes=nodes, opset_imports={"": opset}, name=PLUGIN)
+    names = ("type_id", "hidden_size", "num_heads", "has_mask", "var_seqlen")
+    attributes = [ir.Attr(name, ir.AttributeType.INT, None) for name in names]
+    attributes += [ir.Attr(name, ir.AttributeType.STRING, None) for name in ("plugin_version", "plugin_namespace")]
+    return ir.Function(DOMAIN, PLUGIN, graph=graph, attributes=attributes)

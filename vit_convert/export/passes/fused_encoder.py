@@ -1,0 +1,189 @@
+"""An encoder of INT8 convolutions: between them the kernels of `vit_convert/kernels`, which read and write INT8 rows, and a stream in FP16.
+
+TensorRT's own LayerNorm writes no INT8 and its FP16 attention reads none, so that each would stand between two kernels that do nothing
+but convert. As for TensorRT's attention plugin, every other reader of the file finds what a node computes in a model-local function.
+"""
+
+import dataclasses
+
+import onnx_ir as ir
+
+from vit_convert.core.errors import ExportError
+from vit_convert.export.passes.attention_plugin import DOMAIN, HEAD_SIZE, PLUGIN
+from vit_convert.export.passes.prune_to_pooled_token import ELEMENTWISE
+
+ATTENTION, ADD_NORM, NORM = "VitAttention", "VitAddNorm", "VitNorm"
+MAX_WIDTH = 2048  # of the kernels: a row is kept in the registers of one warp
+
+
+def encoder_to_kernels(model: ir.Model) -> int:
+    """Turns attention plugins, LayerNorms and the residual additions before these into nodes of our kernels, in place.
+
+    Args:
+        model: a ViT after `attention_to_plugin`, its nodes named.
+
+    Returns:
+        How many such nodes there are.
+
+    Raises:
+        ExportError: there is no kernel for the model's width.
+    """
+    graph = model.graph
+    attentions = [node for node in graph if node.op_type == PLUGIN]
+    norms = [node for node in graph if node.op_type == "LayerNormalization" and _is_flat(node)]
+    width = attentions[0].attributes["hidden_size"].as_int()
+    if width > MAX_WIDTH or width % 32:
+        raise ExportError(
+            f"spelling fused: a width of {width}; the kernels are for multiples of 32 up to {MAX_WIDTH}", fix="Leave it out of `spellings`."
+        )
+    for node in attentions:
+        _replace_attention(graph, node)
+    for node in norms:
+        _replace_norm(graph, node)
+    opset = model.opset_imports[""]
+    del model.functions[DOMAIN, PLUGIN, ""]
+    for function in (_attention_function(opset), _norm_function(ADD_NORM, opset), _norm_function(NORM, opset)):
+        model.functions[function.identifier()] = function
+    return len(attentions) + len(norms)
+
+
+def quantized_tensors(model: ir.Model, *, branches: bool = False) -> tuple[list[str], list[str]]:
+    """The tensors of such an encoder that TensorRT may hold in INT8: all but the residual stream.
+
+    Args:
+        model: after `encoder_to_kernels`.
+        branches: also what is added to the stream, whose few large channels one scale for all of them costs dear.
+
+    Returns:
+        Names of what convolutions read; of what else they, the activation functions behind them and our kernels give.
+    """
+    read: list[str] = []
+    other: list[str] = []
+    after: set[ir.Node] = set()  # convolutions and the activation functions behind them
+    for node in model.graph:
+        value = node.outputs[-1]
+        names = read if any(user.op_type == "Conv" for user, _ in value.uses()) else other
+        if node.op_type == "Conv" or (node.op_type in ELEMENTWISE and all(p in after for p in node.predecessors())):
+            after.add(node)
+            if branches or not any(user.op_type == ADD_NORM and index == 0 for user, index in value.uses()):
+                names.append(value.name or "")
+        elif node.domain == DOMAIN and node.attributes["quantized"].as_int():
+            names.append(value.name or "")
+    return read, other
+
+
+def _is_flat(norm: ir.Node) -> bool:
+    shape = norm.outputs[0].shape
+    return shape is not None and len(shape) == 4 and tuple(shape)[2:] == (1, 1)
+
+
+def _replace_attention(graph: ir.Graph, old: ir.Node) -> None:
+    qkv, _, _, longest = old.inputs
+    assert qkv is not None and longest is not None and longest.shape is not None
+    tokens = longest.shape[0]
+    assert isinstance(tokens, int)
+    settings = {"heads": old.attributes["num_heads"].as_int(), "tokens": tokens}
+    node = ir.node(ATTENTION, [qkv], {**settings, **_plugin(_feeds_convolutions(old.outputs[0]))}, domain=DOMAIN)
+    _take_over(graph, old, node.outputs[0], old.outputs[0])
+
+
+def _replace_norm(graph: ir.Graph, norm: ir.Node) -> None:
+    source, gamma, beta = norm.inputs[:3]
+    assert source is not None
+    settings = {"epsilon": norm.attributes["epsilon"].as_float(), **_plugin(_feeds_convolutions(norm.outputs[0]))}
+    add = source.producer()
+    branch = _branch(add) if add is not None and add.op_type == "Add" else None
+    if add is None or branch is None or source.is_graph_output():
+        node = ir.node(NORM, [source, gamma, beta], settings, domain=DOMAIN)
+        _take_over(graph, norm, node.outputs[0], norm.outputs[0])
+        return
+    residual = add.inputs[1 - add.inputs.index(branch)]
+    node = ir.node(ADD_NORM, [branch, residual, gamma, beta], settings, num_outputs=2, domain=DOMAIN)
+    _take_over(graph, norm, node.outputs[1], norm.outputs[0], at=add)
+    sum_ = node.outputs[0]
+    sum_.shape, sum_.type, sum_.name, source.name = source.shape, source.type, source.name, None
+    ir.convenience.replace_all_uses_with(source, sum_)
+    graph.remove(add, safe=True)
+
+
+def _plugin(quantized: bool) -> dict[str, int | float | str]:
+    """What every node says to TensorRT; scales of 0 leave them to the ranges of the tensors."""
+    return {"quantized": int(quantized), "plugin_version": "1", "plugin_namespace": ""}
+
+
+def _branch(add: ir.Node) -> ir.Value | None:
+    """The operand of a residual addition that a convolution computes."""
+    found = [value for value in add.inputs if value is not None and (p := value.producer()) is not None and p.op_type == "Conv"]
+    return found[0] if len(found) == 1 else None
+
+
+def _feeds_convolutions(value: ir.Value) -> bool:
+    return all(user.op_type == "Conv" for user, _ in value.uses()) and not value.is_graph_output()
+
+
+def _take_over(graph: ir.Graph, old: ir.Node, new: ir.Value, value: ir.Value, *, at: ir.Node | None = None) -> None:
+    """Puts a node in the place of another (or before `at`), whose name and readers its output takes."""
+    new.shape, new.type, new.name, value.name = value.shape, value.type, value.name, None
+    node = new.producer()
+    assert node is not None
+    node.name = old.name
+    graph.insert_before(at or old, node)
+    ir.convenience.replace_all_uses_with(value, new)
+    graph.remove(old, safe=True)
+
+
+@dataclasses.dataclass
+class _Body:
+    """Nodes of a function's body."""
+
+    nodes: list[ir.Node] = dataclasses.field(default_factory=list)
+
+    def add(self, op_type: str, *inputs: ir.Value, **attributes) -> ir.Value:
+        self.nodes.append(ir.node(op_type, list(inputs), attributes))
+        return self.nodes[-1].outputs[0]
+
+    def numbers(self, *values: int) -> ir.Value:
+        return self.add("Constant", value_ints=list(values))
+
+    def given(self, name: str) -> ir.Value:
+        """An attribute of the call as a tensor of one element."""
+        node = ir.Node("", "Constant", [], [ir.RefAttr("value_int", name, ir.AttributeType.INT)], num_outputs=1)
+        self.nodes.append(node)
+        return self.add("Reshape", node.outputs[0], self.numbers(1))
+
+    def function(
+        self, name: str, inputs: list[ir.Value], outputs: list[ir.Value], opset: int, **attributes: ir.AttributeType
+    ) -> ir.Function:
+        graph = ir.Graph(inputs, outputs, nodes=self.nodes, opset_imports={"": opset}, name=name)
+        kinds = {**attributes, "quantized": ir.AttributeType.INT}
+        kinds |= dict.fromkeys(("plugin_version", "plugin_namespace"), ir.AttributeType.STRING)
+        return ir.Function(DOMAIN, name, graph=graph, attributes=[ir.Attr(word, kind, None) for word, kind in kinds.items()])
+
+
+def _attention_function(opset: int) -> ir.Function:
+    """softmax(q kᵀ / √d) v of each image and head, in ONNX's own operators."""
+    qkv, body = ir.Value(name="qkv"), _Body()
+    heads = body.given("heads")
+    split = body.add("Concat", body.numbers(-1), body.given("tokens"), heads, body.numbers(3, HEAD_SIZE), axis=0)
+    parts = body.add("Transpose", body.add("Reshape", qkv, split), perm=[3, 0, 2, 1, 4])  # [3, images, heads, tokens, d]
+    query, key, value = (body.add("Gather", parts, body.add("Constant", value_int=i), axis=0) for i in range(3))
+    scores = body.add("MatMul", query, body.add("Transpose", key, perm=[0, 1, 3, 2]))
+    scores = body.add("Mul", scores, body.add("Constant", value_float=HEAD_SIZE**-0.5))
+    attended = body.add("Transpose", body.add("MatMul", body.add("Softmax", scores, axis=-1), value), perm=[0, 2, 1, 3])
+    width = body.add("Mul", heads, body.numbers(HEAD_SIZE))
+    context = body.add("Reshape", attended, body.add("Concat", body.numbers(-1), width, body.numbers(1, 1), axis=0))
+    kinds = {"heads": ir.AttributeType.INT, "tokens": ir.AttributeType.INT}
+    return body.function(ATTENTION, [qkv], [context], opset, **kinds)
+
+
+def _norm_function(name: str, opset: int) -> ir.Function:
+    """LayerNorm over the channels, of the sum with the branch where there is one."""
+    branch, residual, gamma, beta = (ir.Value(name=word) for word in ("branch", "residual", "gamma", "beta"))
+    body = _Body()
+    total = body.add("Add", branch, residual) if name == ADD_NORM else residual
+    attributes = [ir.AttrInt64("axis", 1), ir.RefAttr("epsilon", "epsilon", ir.AttributeType.FLOAT)]
+    body.nodes.append(ir.Node("", "LayerNormalization", [total, gamma, beta], attributes, num_outputs=1))
+    result, kinds = body.nodes[-1].outputs[0], {"epsilon": ir.AttributeType.FLOAT}
+    if name == ADD_NORM:
+        return body.function(name, [branch, residual, gamma, beta], [total, result], opset, **kinds)
+    return body.function(name, [residual, gamma, beta], [result], opset, **kinds)

@@ -1,0 +1,68 @@
+"""The largest |x| of activations, found inside the graph so that nothing large leaves it; one pass over a few images."""
+
+import os
+import pathlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from vit_convert.core.onnx_file import open_proto
+
+_AXES_AS_INPUT = 18  # the opset from which ReduceMax takes its axes as an input
+
+
+def _all_but_channels(shape: ir.Shape) -> list[int]:
+    channels = max(axis for axis, size in enumerate(shape) if size != 1)
+    return [axis for axis in range(len(shape)) if axis != channels]
+
+
+def largest(
+    onnx_path: str | os.PathLike[str], tensors: Sequence[str], batches: Iterable[np.ndarray], *, per_channel: bool = False
+) -> dict[str, np.ndarray]:
+    """Measures the largest |x|.
+
+    Args:
+        onnx_path: an fp32 graph with one input.
+        tensors: names of float32 activations.
+        batches: what the graph takes.
+        per_channel: of each channel (the last axis that is longer than one), else of the whole tensor.
+
+    Returns:
+        For each tensor, float32 [channels] or []. NaN is passed over, as onnxruntime's maximum does.
+    """
+    found = extremes(onnx_path, tensors, batches, per_channel=per_channel)
+    return {name: np.maximum(high, -low) for name, (low, high) in found.items()}
+
+
+def extremes(
+    onnx_path: str | os.PathLike[str], tensors: Sequence[str], batches: Iterable[np.ndarray], *, per_channel: bool = False
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Measures the smallest and the largest x; see `largest`."""
+    proto = onnx.load(onnx_path, load_external_data=False)
+    shapes = {v.name: v.shape for node in ir.load(onnx_path).graph for v in node.outputs if v.shape is not None} if per_channel else {}
+    as_input = next(entry.version for entry in proto.opset_import if not entry.domain) >= _AXES_AS_INPUT
+    outputs = []
+    for number, name in enumerate(tensors):
+        axes = _all_but_channels(shapes[name]) if per_channel else None
+        inputs = [name]
+        if axes is not None and as_input:
+            proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array(axes, np.int64), f"axes/{number}"))
+            inputs.append(f"axes/{number}")
+        attributes: Any = {"axes": axes} if axes is not None and not as_input else {}
+        for op in ("ReduceMax", "ReduceMin"):
+            proto.graph.node.append(onnx.helper.make_node(op, inputs, [f"{name}/{op}"], keepdims=0, **attributes))
+            outputs.append(onnx.ValueInfoProto(name=f"{name}/{op}"))
+    del proto.graph.output[:]
+    proto.graph.output.extend(outputs)
+    session = open_proto(proto, pathlib.Path(onnx_path).parent)
+    feed = session.get_inputs()[0].name
+    found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    for batch in batches:
+        values = iter(session.run(None, {feed: batch}))
+        for name, high, low in zip(tensors, values, values):
+            before = found.get(name, (low, high))
+            found[name] = np.minimum(before[0], low), np.maximum(before[1], high)
+    return found

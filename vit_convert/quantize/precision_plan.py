@@ -1,0 +1,190 @@
+"""Precision plans: the largest quantized set within a budget, found by measuring, written as a file that people read and edit."""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+from vit_convert.core.bundle import read_json, write_json
+from vit_convert.core.errors import CheckError, UsageError
+from vit_convert.quantize.sensitivity import Measured, Sensitivity
+
+_ABOUT = (
+    "A precision plan: the layers in `sites` are quantized, all others stay fp16. Edit the list (blocks such as block_03 and patterns such "
+    "as */fc1 work too) and give this file as config.plan.file; `ranked` and `left_out` say what each layer costs."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """What a plan may lose.
+
+    Attributes:
+        cosine: smallest allowed cosine to the fp32 output, of any image.
+        top1_drop: points of top-1 that may be lost against the fp32 graph; without labels it plays no part.
+    """
+
+    cosine: float
+    top1_drop: float
+
+    def missed(self, result: Measured, fp32: Measured) -> str:
+        """Says why a result is over the budget; "" where it is within."""
+        if result.cosine < self.cosine:
+            return f"cosine {result.cosine:.7f} is below {self.cosine:g}"
+        if result.top1 is not None and fp32.top1 is not None and fp32.top1 - result.top1 > self.top1_drop:
+            return f"top-1 drops by {fp32.top1 - result.top1:.2f} points, allowed {self.top1_drop:g}"
+        return ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A plan and how it was found.
+
+    Attributes:
+        units: names of the quantized units, most harmless first.
+        measured: what they lose together.
+        left_out: for each other unit, why.
+    """
+
+    units: list[str]
+    measured: Measured
+    left_out: dict[str, str]
+
+
+def search(ranked: Sequence[str], measure: Callable[[Collection[str]], Measured], budget: Budget) -> Plan:
+    """Finds a largest set within a budget: no further unit can be added to it.
+
+    The longest prefix of the ranking is found by bisection, as if the loss grew with every unit; then the others are tried in turn and
+    kept if the budget allows it, so that one sensitive unit does not keep out those behind it. One by one, and twice as many at a time
+    after each success: where many of them fit, a run for each would take longer than all else.
+
+    Args:
+        ranked: units, the most harmless first.
+        measure: measures a set.
+        budget: what may be lost.
+
+    Returns:
+        The Plan, whose set has been measured as a whole.
+    """
+    fp32 = measure([])
+    within, over = 0, len(ranked) + 1  # prefixes of these lengths are, and are not, within the budget
+    length = len(ranked)
+    while over - within > 1:
+        if budget.missed(measure(ranked[:length]), fp32):
+            over = length
+        else:
+            within = length
+        length = (within + over) // 2
+    chosen, rest, left_out, step = list(ranked[:within]), list(ranked[within:]), {}, 1
+    while rest:
+        group = rest[:step]
+        why = budget.missed(measure([*chosen, *group]), fp32)
+        if why and len(group) > 1:
+            step = len(group) // 2
+            continue
+        rest = rest[len(group) :]
+        if why:
+            left_out[group[0]] = why
+        else:
+            chosen += group
+            step = 2 * len(group)
+    return Plan(chosen, measure(chosen), left_out)
+
+
+def make_plan(sensitivity: Sensitivity, budget: Budget) -> Plan:
+    """Takes everything where the budget allows it; else ranks the units by what each loses alone, and searches.
+
+    Args:
+        sensitivity: measures; what it has measured before is not run again.
+        budget: what may be lost.
+
+    Returns:
+        The Plan.
+
+    Raises:
+        CheckError: not one unit is within the budget.
+    """
+    names = [unit.name for unit in sensitivity.units]
+    if fits(sensitivity, budget):
+        return Plan(names, sensitivity.judge(names), {})
+    alone = {name: sensitivity.measure([name]) for name in names}
+    ranked = sorted(alone, key=lambda name: alone[name].error)
+    plan = search(ranked, functools.partial(_judge, sensitivity, budget), budget)
+    if not plan.units:
+        first = ranked[0]
+        raise CheckError(
+            f"precision plan: no layer can be {sensitivity.record['precision']}; the most harmless is {first}: {plan.left_out[first]}",
+            fix="Allow more (config.plan.accuracy_budget, config.plan.cosine), or stay with fp16.",
+        )
+    return plan
+
+
+def fits(sensitivity: Sensitivity, budget: Budget) -> bool:
+    """Whether all units together are within the budget: two runs over the images, and none for each unit."""
+    everything = [unit.name for unit in sensitivity.units]
+    return not budget.missed(_judge(sensitivity, budget, everything), sensitivity.judge([]))
+
+
+def _judge(sensitivity: Sensitivity, budget: Budget, names: Collection[str]) -> Measured:
+    """What a set loses on all images; on some of them where one of these is below the budget already, which decides it for all."""
+    some = sensitivity.measure(names) if names else None
+    return some if some is not None and some.cosine < budget.cosine else sensitivity.judge(names)
+
+
+def write_plan(path: str | os.PathLike[str], plan: Plan, sensitivity: Sensitivity, budget: Budget) -> dict[str, Any]:
+    """Writes a plan with its evidence.
+
+    Args:
+        path: `precision_plan.json`.
+        plan: from `make_plan`.
+        sensitivity: that it was made with.
+        budget: that it keeps.
+
+    Returns:
+        What was written.
+    """
+    units = {unit.name: unit for unit in sensitivity.units}
+    alone = sensitivity.alone()
+    num_weights = sum(unit.num_weights for unit in units.values())
+    record = {
+        "about": _ABOUT,
+        "precision": sensitivity.record["precision"],
+        "sites": [site.name for name in units if name in plan.units for site in units[name].sites],
+        "left_out": plan.left_out,
+        "budget": {"cosine": budget.cosine, "top1_drop_points": budget.top1_drop if sensitivity.record["labelled"] else None},
+        "measured": {**_numbers(plan.measured), "share_of_weights": sum(units[name].num_weights for name in plan.units) / num_weights},
+        "fp32": _numbers(sensitivity.judge([])),
+        "images": {"source": sensitivity.record["source"], "num_images": sensitivity.record["num_images"]},
+        "ranked": [{"unit": name, **_numbers(alone[name])} for name in sorted(alone, key=lambda name: alone[name].error)],
+    }
+    write_json(path, record)
+    return record
+
+
+def _numbers(measured: Measured) -> dict[str, Any]:
+    return {key: value for key, value in dataclasses.asdict(measured).items() if key != "quantized"}
+
+
+def read_plan(path: str | os.PathLike[str], precision: str) -> list[str]:
+    """Reads what a plan quantizes.
+
+    Args:
+        path: the file.
+        precision: that is to be made: int8 or fp8.
+
+    Returns:
+        Site names and patterns, for `quantize_only`.
+
+    Raises:
+        UsageError: there is no such file, it is no plan, or one of another precision.
+    """
+    record = read_json(path)
+    fix = "Let config.precision=auto write one, or leave config.plan.file empty."
+    if not isinstance(record, dict) or not isinstance(record.get("sites"), list):
+        raise UsageError(f"precision plan {path}: missing, or no JSON object with a list `sites`", fix=fix)
+    if not record["sites"]:
+        raise UsageError(f"precision plan {path}: `sites` is empty, so nothing would be {precision}", fix="Ask for fp16.")
+    if record.get("precision", precision) != precision:
+        raise UsageError(f"precision plan {path}: made for {record['precision']}, {precision} is asked for", fix=fix)
+    return [str(name) for name in record["sites"]]
