@@ -5,9 +5,9 @@ import json
 import pathlib
 
 import pytest
-from vit_convert.engine.backend.trt import OPTIONAL, load_backend
 
 import vit_convert.engine
+from vit_convert.engine.backend.trt import OPTIONAL, load_backend
 
 NAMES_FOLDER = pathlib.Path(__file__).parent / "trt_names"
 # The convention that makes this test possible: in engine/, these variables hold these TensorRT objects and nothing else.
@@ -57,7 +57,7 @@ def uses(source: str) -> set[str]:
     return found
 
 
-SOURCES = sorted(pathlib.Path(vit_convert.engine.__path__[0]).glob("*.py"))
+SOURCES = sorted(pathlib.Path(vit_convert.engine.__path__[0]).rglob("*.py"))
 USES = set().union(*(uses(path.read_text()) for path in SOURCES))
 
 

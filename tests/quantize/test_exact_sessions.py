@@ -98,8 +98,8 @@ def test_every_session_of_the_package_starts_from_those_options():
             if name in ("InferenceSession", "SessionOptions"):
                 made.append((str(path.relative_to(ROOT / "vit_convert")), name, len(arguments)))
     assert sorted(made) == [
-        ("onnx_file.py", "InferenceSession", 2),
-        ("ort_options.py", "SessionOptions", 0),
+        ("core/onnx_file.py", "InferenceSession", 2),
+        ("core/ort_options.py", "SessionOptions", 0),
         ("serve/session.py", "InferenceSession", 2),
     ]
 
