@@ -23,7 +23,6 @@ from vit_convert.checkpoint.draw import DTYPES, normal, write_npz
 from vit_convert.checkpoint.layouts import Layout, stored_name
 from vit_convert.checkpoint.shapes import BLOCK, leaf_shapes
 from vit_convert.checkpoint.variants import PUBLISHED, architecture_of
-from vit_convert.core.bundle import atomic
 from vit_convert.core.errors import ConvertError, UsageError
 
 OUTLIER = 1.2e3  # mean over tokens; the largest reach about 1.4e3, as in large trained ViTs
