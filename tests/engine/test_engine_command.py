@@ -9,6 +9,7 @@ import onnx
 import pytest
 
 from vit_convert.core.bundle import Bundle, read_json, write_json
+from vit_convert.core.dialect import DIALECTS
 from vit_convert.core.errors import BuildError, CheckError, UsageError
 from vit_convert.core.lock import hold
 from vit_convert.engine import __main__ as command
@@ -180,9 +181,10 @@ def test_profiles_and_graphs_of_a_request(tmp_path):
     assert found[0][0] == (1, 32, 48, 3) and batch_profiles((32, 48), "NCHW", batch)[0]["images"][0] == (1, 3, 32, 48)
     assert len(batch_profiles((32, 48), "NHWC", {"min": 8, "opt": 8, "max": 8, "profiles": (8,)})) == 1
     bundle = Bundle(tmp_path)
-    graphs = [graph_for(bundle, *which).name for which in (("fp16", "trt8"), ("fp16", "trt10"), ("int8", "trt8"), ("fp32", "rtx"))]
+    asked = (("fp16", "trt8"), ("fp16", "trt10"), ("int8", "trt8"), ("fp32", "rtx"))
+    graphs = [graph_for(bundle, precision, DIALECTS[target]).name for precision, target in asked]
     assert graphs == ["model.onnx", "model.fp16.onnx", "model.int8.onnx", "model.onnx"]
-    assert graph_for(bundle, "int8", "trt10", calibrator=True).name == "model.onnx"
+    assert graph_for(bundle, "int8", DIALECTS["trt10"], calibrator=True).name == "model.onnx"
 
 
 def test_a_host_with_numpy_absl_and_ml_collections_alone_gets_as_far_as_the_missing_tensorrt(engines):

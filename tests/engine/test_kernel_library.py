@@ -8,6 +8,7 @@ import pytest
 from vit_convert import kernels
 from vit_convert.core import config as configs
 from vit_convert.core.bundle import Bundle
+from vit_convert.core.dialect import DIALECTS
 from vit_convert.core.errors import BuildError, UsageError
 from vit_convert.engine.build.precision import set_ranges
 from vit_convert.engine.build.request import BuildRequest, request_record
@@ -53,9 +54,9 @@ def test_ranges_are_part_of_what_an_engine_is_known_by(tmp_path):
 
 def test_int8_is_built_from_what_calibration_wrote(tmp_path):
     bundle = Bundle(tmp_path)
-    assert graph_for(bundle, "int8", "trt8", int8_spelling="fused") == bundle.spelling("fused.int8")
-    assert graph_for(bundle, "int8", "trt8") == bundle.onnx("int8")
-    assert graph_for(bundle, "fp16", "trt8", int8_spelling="fused") == bundle.onnx()
+    assert graph_for(bundle, "int8", DIALECTS["trt8"], int8_spelling="fused") == bundle.spelling("fused.int8")
+    assert graph_for(bundle, "int8", DIALECTS["trt8"]) == bundle.onnx("int8")
+    assert graph_for(bundle, "fp16", DIALECTS["trt8"], int8_spelling="fused") == bundle.onnx()
 
 
 def test_spelling_is_written_where_int8_is_asked_for():

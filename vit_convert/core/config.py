@@ -9,12 +9,12 @@ import ml_collections
 from ml_collections import config_dict
 
 from vit_convert.core.config_ranges import check_ranges
+from vit_convert.core.dialect import DIALECTS, Dialect
 from vit_convert.core.errors import UsageError, nearest
 from vit_convert.core.image_size import is_range, parse_range, parse_size
 
 PRECISIONS = ("fp32", "bf16", "fp16", "int8", "fp8")
 AUTO = "auto"  # as a precision: what plan says; as a spelling: what the export advises
-TARGETS = ("auto", "trt8", "trt10", "trt11", "rtx")
 BACKENDS = ("auto", "tensorrt", "rtx", "none")
 METHODS = ("entropy", "entropy_plain", "minmax", "percentile", "mse")
 LAYOUTS = ("NHWC", "NCHW")
@@ -23,14 +23,14 @@ OUTPUTS = ("logits", "features")
 QUANTIZED = ("int8", "fp8")
 _ONE_SIZE = ("user", "mixer", "swin")  # families of which a dynamic graph cannot be made
 _CHOICES = {
-    "target": TARGETS,
+    "target": (AUTO, *DIALECTS),
     "engine.backend": BACKENDS,
     "calibration.method": METHODS,
     "layout": LAYOUTS,
     "input": INPUTS,
     "outputs": OUTPUTS,
     "plan.type": QUANTIZED,
-    "engine.int8_spelling": ("", "fused"),
+    "engine.int8_spelling": ("", *(name for dialect in DIALECTS.values() for name in dialect.int8_lowerings)),
 }
 
 
@@ -182,7 +182,7 @@ def check_values(config: ml_collections.ConfigDict) -> None:
             raise UsageError(f"config.{key}={value!r}: not one of {', '.join(valid)}.{nearest(str(value), valid)}")
     check_ranges(config)
     _check_model(config)
-    require_target(config, config.target)
+    require_dialect(config, DIALECTS.get(config.target))
     image_size(config)
     require_resizable(config, "user" if config.model is not None else config.family)
     if config.engine.calibrator and (config.input == "uint8" or is_dynamic(config)):
@@ -293,13 +293,14 @@ def spelling(config: ml_collections.ConfigDict, advised: str) -> str:
 
 def spellings(config: ml_collections.ConfigDict, advised: str) -> list[str]:
     """The spellings that are written beside model.onnx: those asked for, and the one that engines are built from; `advised` as above."""
-    names = (*config.spellings, spelling(config, advised), int8_spelling(config))
+    names = (*config.spellings, spelling(config, advised), config.engine.int8_spelling if "int8" in precisions(config) else "")
     return list(dict.fromkeys(name for name in names if name))
 
 
-def int8_spelling(config: ml_collections.ConfigDict) -> str:
-    """The spelling that int8 engines are built from, "" for the Q/DQ graph."""
-    return config.engine.int8_spelling if "int8" in precisions(config) else ""
+def int8_spelling(config: ml_collections.ConfigDict, dialect: Dialect) -> str:
+    """The spelling without Q/DQ that int8 engines of a dialect are built from, "" for the Q/DQ graph."""
+    asked = config.engine.int8_spelling
+    return asked if "int8" in precisions(config) and asked in dialect.int8_lowerings else ""
 
 
 def is_planned(config: ml_collections.ConfigDict) -> bool:
@@ -307,20 +308,21 @@ def is_planned(config: ml_collections.ConfigDict) -> bool:
     return AUTO in (word.strip() for word in config.precision.split(","))
 
 
-def require_target(config: ml_collections.ConfigDict, target: str) -> None:
-    """Refuses precisions that a target does not have.
+def require_dialect(config: ml_collections.ConfigDict, dialect: Dialect | None) -> None:
+    """Refuses precisions that a TensorRT does not have.
 
     Args:
         config: the full config.
-        target: trt8, trt10, trt11 or rtx; auto where it is not known yet.
+        dialect: of that TensorRT; None where it is not known yet.
 
     Raises:
         UsageError: see above, or an unknown precision.
     """
-    missing = {"bf16", "fp8"} & set(precisions(config))
-    if target == "trt8" and missing:
+    asked = precisions(config)
+    missing = set(asked).difference(dialect.precisions) if dialect is not None else set()
+    if dialect is not None and missing:
         raise UsageError(
-            f"config.precision={config.precision}: target trt8 has no {', '.join(sorted(missing))}",
+            f"config.precision={config.precision}: target {dialect.name} has no {', '.join(sorted(missing))}",
             fix="Use int8 or fp16, or TensorRT 10 or later (config.target=trt10).",
         )
     if is_planned(config) and config.engine.calibrator:

@@ -9,6 +9,7 @@ import ml_collections
 
 from vit_convert.core import config as configs
 from vit_convert.core.bundle import Bundle, read_json
+from vit_convert.core.dialect import Dialect
 from vit_convert.core.errors import BuildError, CalibrationError, ConvertError, UnbuildableError
 from vit_convert.core.progress import Progress
 from vit_convert.engine.backend.sidecar import add_to_sidecar, check_sidecar, read_sidecar
@@ -24,27 +25,16 @@ from vit_convert.engine.runtime.engine import Engine
 from vit_convert.engine.runtime.profiles import batch_profiles
 
 
-def target_of(backend: Backend) -> str:
-    """The graph dialect that a backend reads: "rtx", "trt8" (typed by flags), "trt10" (either) or "trt11" (typed graphs alone)."""
-    if backend.name == "rtx":
-        return "rtx"
-    if not backend.strongly_typed:
-        return "trt8"
-    return "trt10" if backend.weakly_typed else "trt11"
-
-
-def takes_spellings(precision: str, target: str) -> bool:
-    """Whether a flag lowers the fp32 graph to a precision, so that any spelling of it will do; some compute in fp16 alone."""
-    return target == "trt8" and precision == "fp16"
-
-
 def graph_for(
-    bundle: Bundle, precision: str, target: str, *, calibrator: bool = False, spelling: str = "", int8_spelling: str = ""
+    bundle: Bundle, precision: str, dialect: Dialect, *, calibrator: bool = False, spelling: str = "", int8_spelling: str = ""
 ) -> pathlib.Path:
-    """The graph to build a precision from: its own typed one, but the fp32 graph, in a spelling of it for fp16, where a flag lowers it."""
+    """Returns the ONNX file to build a precision from: its typed graph.
+
+    Where a builder flag sets the precision (TensorRT 8), it is the fp32 graph, or for fp16 the chosen spelling of it.
+    """
     if precision == "int8" and int8_spelling:
         return bundle.spelling(f"{int8_spelling}.int8")  # which calibration wrote
-    if takes_spellings(precision, target):
+    if dialect.builds_from_lowerings(precision):
         return bundle.spelling(spelling) if spelling else bundle.onnx()
     return bundle.onnx("fp32" if calibrator else precision)
 
@@ -62,12 +52,12 @@ def request_for(bundle: Bundle, config: ml_collections.ConfigDict, facts: Facts,
         The request.
     """
     options, calibrator = config.engine, _asks_for_calibrator(config, precision)
-    unquantized = configs.int8_spelling(config) if precision == "int8" and facts.target == "trt8" else ""
+    unquantized = configs.int8_spelling(config, facts.dialect) if precision == "int8" else ""
     return BuildRequest(
         onnx_path=graph_for(
             bundle,
             precision,
-            facts.target,
+            facts.dialect,
             calibrator=calibrator,
             spelling=configs.spelling(config, facts.spelling),
             int8_spelling=unquantized,
@@ -133,10 +123,11 @@ def build_bundle(
     for precision in precisions:
         calibrator = _asks_for_calibrator(config, precision)
         by_flags = not backend.strongly_typed or (calibrator and backend.has_calibrator)
-        if facts.target == "trt8" and precision != "fp32" and not by_flags:
-            here, target = f"{backend.module.__name__} {backend.version}", target_of(backend)
+        if facts.dialect.precision_by_flag and precision != "fp32" and not by_flags:
+            here, target = f"{backend.module.__name__} {backend.version}", backend.dialect.name
             raise BuildError(
-                f"{precision}: {bundle.root.name} has graphs for {facts.target}, whose precision is a flag; {here} builds typed ones alone",
+                f"{precision}: {bundle.root.name} has graphs for {facts.dialect.name}, whose precision is a flag; "
+                f"{here} builds typed graphs only",
                 fix=f"Build with TensorRT 8, or convert again with --config.target={target}.",
             )
         request = request_for(bundle, config, facts, precision)

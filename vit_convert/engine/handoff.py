@@ -10,6 +10,7 @@ import numpy as np
 
 from vit_convert.core import config as configs
 from vit_convert.core.bundle import Bundle, hash_value, read_json
+from vit_convert.core.dialect import Dialect, dialect_named
 from vit_convert.core.errors import BuildError, UsageError
 from vit_convert.core.image_size import ImageRange, sizes_of
 from vit_convert.core.manifest import Files, Manifest
@@ -24,7 +25,7 @@ class Facts:
         image_size: (height, width) in pixels, or the range that a dynamic graph takes.
         output: name of the output that is judged, "logits" or "features".
         preprocess: the preprocessing record.
-        target: the dialect that the graphs are written in.
+        dialect: that the graphs are written in.
         spelling: the graph that `engine.spelling=auto` builds fp16 engines from, "" for model.onnx.
         top1: JAX's top-1 on the labelled evaluation images in percent, None where there are none.
         checks: by precision, what the export side's check of its graph found.
@@ -34,7 +35,7 @@ class Facts:
     image_size: tuple[int, int] | ImageRange
     output: str
     preprocess: Mapping[str, Any]
-    target: str
+    dialect: Dialect
     spelling: str
     top1: float | None
     checks: Mapping[str, Mapping[str, Any]]
@@ -69,7 +70,7 @@ def read_facts(bundle: Bundle) -> Facts:
         image_size=sizes_of(checkpoint),
         output=checkpoint["output"],
         preprocess=checkpoint["preprocess"],
-        target=export["target"],
+        dialect=dialect_named(export["target"]),
         spelling=export.get("spelling", ""),  # bundles of earlier versions have none
         top1=manifest.result("reference").get("top1"),
         checks={"fp32": manifest.result("check"), **manifest.result("quantize").get("checks", {})},

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
+from vit_convert.core.dialect import DIALECTS, Dialect, dialect_named
 from vit_convert.core.errors import UsageError, nearest
 from vit_convert.export.passes.attention_plugin import attention_to_plugin
 from vit_convert.export.passes.fold_attention_scale import fold_scale
@@ -43,37 +44,46 @@ class Target:
     """One TensorRT generation.
 
     Attributes:
-        name: "trt8", "trt10", "trt11" or "rtx".
-        opset: ONNX opset of the graph.
+        dialect: what it reads: its name and the graph's opset.
         rules: substitutions in the order in which they are applied.
         max_nodes_per_block: what the rules have to reach for a ViT's encoder block.
         finish: changes to the whole, pruned graph, in order and in place; each returns how many places it changed.
         last: the same for the graph whose nodes and values have their names.
     """
 
-    name: str
-    opset: int
+    dialect: Dialect
     rules: tuple[type[Rule], ...]
     max_nodes_per_block: int
     finish: tuple[Callable[[ir.Model], int], ...] = ()
     last: tuple[Callable[[ir.Model], int], ...] = ()
 
+    @property
+    def name(self) -> str:
+        """The dialect's."""
+        return self.dialect.name
+
+    @property
+    def opset(self) -> int:
+        """ONNX opset of the graph."""
+        return self.dialect.opset
+
 
 _MODERN: tuple[type[Rule], ...] = (*_SHARED, gelu.TanhGelu, gelu.ErfGelu)
 
-_MODERN_OPSET = 20  # the first with Gelu, and still old enough for TensorRT 10.0; nothing later helps a ViT
-
-# TensorRT 8.6 reads opset 17 at most, without Gelu.
+# Opset 17 has no Gelu.
 _TRT8: tuple[type[Rule], ...] = (reduce.ReduceAxesToAttribute, *_SHARED)
 
-_TRT8_MATMUL = Target("trt8", 17, (*_TRT8, gelu.TanhGeluToExp), 34, (fold_scale, patch_to_matmul))
+_TRT8_MATMUL = Target(DIALECTS["trt8"], (*_TRT8, gelu.TanhGeluToExp), 34, (fold_scale, patch_to_matmul))
 
 TARGETS = {
-    "trt8": Target("trt8", 17, (*_TRT8, gelu.TanhGeluToPower), 36, (fold_scale, patch_to_matmul, mlps_to_convolutions)),
-    "trt10": Target("trt10", _MODERN_OPSET, _MODERN, 30),
-    "trt11": Target("trt11", _MODERN_OPSET, _MODERN, 30),
-    "rtx": Target("rtx", _MODERN_OPSET, _MODERN, 30),
+    "trt8": Target(DIALECTS["trt8"], (*_TRT8, gelu.TanhGeluToPower), 36, (fold_scale, patch_to_matmul, mlps_to_convolutions)),
+    "trt10": Target(DIALECTS["trt10"], _MODERN, 30),
+    "trt11": Target(DIALECTS["trt11"], _MODERN, 30),
+    "rtx": Target(DIALECTS["rtx"], _MODERN, 30),
 }
+
+# For images of several sizes, where that is another one: a convolution is over a fixed number of tokens.
+_DYNAMIC = {"trt8": _TRT8_MATMUL}
 
 _TRT8_PLUGIN = dataclasses.replace(TARGETS["trt8"], finish=(*TARGETS["trt8"].finish, attention_to_plugin))
 
@@ -120,6 +130,5 @@ def target_named(name: str, *, dynamic: bool = False) -> Target:
     Raises:
         UsageError: there is none of that name.
     """
-    if name not in TARGETS:
-        raise UsageError(f"target={name!r}: not one of {', '.join(TARGETS)}.{nearest(name, TARGETS)}")
-    return _TRT8_MATMUL if dynamic and name == "trt8" else TARGETS[name]
+    name = dialect_named(name).name
+    return _DYNAMIC.get(name, TARGETS[name]) if dynamic else TARGETS[name]

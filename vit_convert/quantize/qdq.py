@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from vit_convert.core.dialect import Dialect, dialect_named
 from vit_convert.core.errors import CalibrationError, UsageError, nearest
 from vit_convert.quantize.calibrate import Calibration
 from vit_convert.quantize.graph import DEQUANTIZED, derived, initializer, read_weight
@@ -16,7 +17,6 @@ from vit_convert.quantize.placement import Site
 
 INT8_MAX = 127  # -128 stays unused, so that the range is symmetric
 E4M3_MAX = 448
-TRT8_MAX_OPSET = 17
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,7 @@ def quantize(model: ir.Model, calibration: Calibration, sites: Sequence[Site], *
 
     A tensor has one pair, shared by all sites that read it; other readers (the residual stream) keep the unquantized tensor. Zero points
     are explicit everywhere: TensorRT 8.6 demands them, and without one QuantizeLinear means uint8.
-    Weights: an int8 or fp8 initializer with DequantizeLinear; for `trt8`, which knows no such thing, the fp32 weight with its own pair.
+    Weights: an int8 or fp8 initializer with DequantizeLinear; where a dialect stores none, the fp32 weight with its own pair.
     Scales of the other targets are fp16 values (rounded up), so that the FP16 pass keeps them exactly.
     FP8 takes each tensor's whole range (`Calibration.amax`): its steps shrink with the value, so clipping would gain nothing.
     Weights are read one by one, now for their scales and again when the model is saved.
@@ -57,7 +57,7 @@ def quantize(model: ir.Model, calibration: Calibration, sites: Sequence[Site], *
         model: the fp32 graph; left as it is.
         calibration: ranges for every site's tensor.
         sites: what `placement.place` chose.
-        target: trt8, trt10, trt11 or rtx.
+        target: name of the dialect that the graph is for.
         precision: int8 or fp8 (E4M3).
 
     Returns:
@@ -72,18 +72,21 @@ def quantize(model: ir.Model, calibration: Calibration, sites: Sequence[Site], *
     """
     if precision not in FORMATS:
         raise UsageError(f"precision {precision!r} is not quantized.{nearest(precision, FORMATS)}", fix=f"Use {' or '.join(FORMATS)}.")
-    opset, number = model.opset_imports[""], FORMATS[precision]
-    if target == "trt8" and precision != "int8":
-        raise UsageError(f"target trt8 reads no {precision} graph", fix="Use int8, or TensorRT 10 or later.")
-    if target == "trt8" and opset > TRT8_MAX_OPSET:
-        raise UsageError(f"target trt8 reads opset {TRT8_MAX_OPSET} at most, the graph has {opset}", fix="Export with target=trt8.")
+    dialect, opset, number = dialect_named(target), model.opset_imports[""], FORMATS[precision]
+    if precision not in dialect.precisions:
+        raise UsageError(f"target {dialect.name} reads no {precision} graph", fix="Use int8, or TensorRT 10 or later.")
+    if dialect.max_opset and opset > dialect.max_opset:
+        raise UsageError(
+            f"target {dialect.name} reads opset {dialect.max_opset} at most, the graph has {opset}",
+            fix=f"Export with target={dialect.name}.",
+        )
     if opset < number.min_opset:
         raise UsageError(
             f"{precision} needs opset {number.min_opset}, the graph has {opset}", fix="Export with target=trt10, trt11 or rtx."
         )
     ranges = calibration.amax if precision == "fp8" else calibration.thresholds
     model = model.clone()
-    writer = _Writer(model.graph, number, target)
+    writer = _Writer(model.graph, number, dialect)
     values = {v.name: v for node in model.graph for v in node.outputs} | {v.name: v for v in model.graph.inputs}
     missing = [s for s in sites if s.amax is None and s.tensor not in ranges]
     if missing:
@@ -142,10 +145,10 @@ def _replace(node: ir.Node, name: str, value: ir.Value) -> None:
 class _Writer:
     """Adds pairs to one graph."""
 
-    def __init__(self, graph: ir.Graph, number: Format, target: str):
+    def __init__(self, graph: ir.Graph, number: Format, dialect: Dialect):
         self._graph = graph
         self._number = number
-        self._trt8 = target == "trt8"
+        self._stores_weights = dialect.stores_quantized_weights
 
     def activation(self, x: ir.Value, amax: float) -> ir.Value:
         """One pair after x, one scale; returns what the sites read instead."""
@@ -164,7 +167,7 @@ class _Writer:
         assert tensor is not None
         scales = self._scales(read_weight(tensor, functools.partial(weight_scales, largest=number.largest)))
         axis = {"axis": channel_axis(len(tensor.shape))}
-        if self._trt8:
+        if not self._stores_weights:
             nodes, result = self._pair(w, scales, axis)
         else:
             name = f"{w.name}/{number.dtype.name.lower()}"
@@ -176,7 +179,7 @@ class _Writer:
         return result
 
     def _scales(self, scales: np.ndarray) -> np.ndarray:
-        return scales if self._trt8 else round_up_to_fp16(scales)
+        return round_up_to_fp16(scales) if self._stores_weights else scales
 
     def _pair(self, x: ir.Value, scales: np.ndarray, attributes: dict[str, int]) -> tuple[list[ir.Node], ir.Value]:
         parameters = self._scale_inputs(x, scales)

@@ -16,11 +16,11 @@ from vit_convert.stages.common import (
     backend_named,
     builds_here,
     decode,
+    dialect_for,
     graph_files,
     plain,
     prepare,
     source_identity,
-    target_name,
     with_weights,
 )
 
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 SMOOTHED = "smooth"  # the fp32 graph after SmoothQuant, `model.smooth.onnx`
 _NOISE_IMAGES = 32
-# TensorRT compares the first line of a cache with its own version; where none is installed, the last of the generation is assumed.
-_CACHE_VERSIONS = {"trt8": "8.6.1", "trt10": "10.16.1"}
 
 
 def _wanted(context: Context) -> bool:
@@ -56,12 +54,12 @@ def _outputs(context: Context) -> list[pathlib.Path]:
 
 def _with_cache(context: Context) -> bool:
     """Whether the ranges are written as TensorRT's own cache, too."""
-    return target_name(context) in _CACHE_VERSIONS
+    return bool(dialect_for(context).cache_version)
 
 
 def _unquantized(context: Context) -> str:
     """The spelling without Q/DQ that int8 engines are built from, "" where they are built from the Q/DQ graph."""
-    return configs.int8_spelling(context.config) if target_name(context) == "trt8" else ""
+    return configs.int8_spelling(context.config, dialect_for(context))
 
 
 def patterns(context: Context) -> "Patterns":
@@ -279,7 +277,7 @@ def _write_cache(context: Context, calibration: Any) -> None:
     """
     from vit_convert.engine.build.request import hash_graph
 
-    version = _CACHE_VERSIONS[target_name(context)]
+    version = dialect_for(context).cache_version
     if builds_here(context) and (backend := backend_named(context.config.engine.backend)).has_calibrator:
         version = backend.version
     algorithm = calibration.method if calibration.method in ALGORITHMS else "entropy"

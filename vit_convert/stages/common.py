@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vit_convert.core import config as configs
+from vit_convert.core.dialect import Dialect, dialect_named
 from vit_convert.core.errors import BuildError
 from vit_convert.core.pipeline import Context
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from vit_convert.images.sources import ImageSource
 
 EVALUATION_BATCH = 32
-_BACKEND_TARGETS = {"rtx": "rtx", "none": "rtx"}
+_BACKEND_DIALECTS = {"rtx": "rtx", "none": "rtx"}
 
 
 def plain(config: Any) -> dict[str, Any]:
@@ -22,17 +23,15 @@ def plain(config: Any) -> dict[str, Any]:
     return {key: list(value) if isinstance(value, tuple) else value for key, value in config.to_dict().items()}
 
 
-def target_name(context: Context) -> str:
-    """The target asked for, or the one that the backend reads."""
+def dialect_for(context: Context) -> Dialect:
+    """The dialect of the target asked for, or the one that the backend reads."""
     asked = context.config.target
-    if asked != "auto":
-        return asked
+    if asked != configs.AUTO:
+        return dialect_named(asked)
     backend = context.config.engine.backend
-    if backend in _BACKEND_TARGETS:
-        return _BACKEND_TARGETS[backend]
-    from vit_convert.engine.build_bundle import target_of
-
-    return target_of(backend_named(backend))
+    if backend in _BACKEND_DIALECTS:
+        return dialect_named(_BACKEND_DIALECTS[backend])
+    return backend_named(backend).dialect
 
 
 @functools.cache
@@ -46,7 +45,8 @@ def backend_named(name: str) -> Any:
 def builds_here(context: Context) -> bool:
     """Whether engines are built on this host; graphs for TensorRT 8 wait for its own, unless another is asked for by name."""
     backend = context.config.engine.backend
-    if backend == configs.AUTO and context.config.target == "trt8":
+    asked = context.config.target
+    if backend == configs.AUTO and asked != configs.AUTO and dialect_named(asked).precision_by_flag:
         try:
             return not backend_named(backend).strongly_typed
         except BuildError:  # there is none at all

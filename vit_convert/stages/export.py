@@ -13,12 +13,12 @@ from vit_convert.core.pipeline import Context, Stage
 from vit_convert.core.user_code import user_code
 from vit_convert.stages.calibrate import patterns
 from vit_convert.stages.checkpoint import model_of
-from vit_convert.stages.common import graph_files, preprocess_of, target_name, with_weights
+from vit_convert.stages.common import dialect_for, graph_files, preprocess_of, with_weights
 
 
 def _inputs(context: Context) -> Any:
     config = context.config
-    return [target_name(context), config.layout, config.taps, config.input, _spellings(context)]
+    return [dialect_for(context).name, config.layout, config.taps, config.input, _spellings(context)]
 
 
 def _outputs(context: Context) -> list[pathlib.Path]:
@@ -30,7 +30,7 @@ def export(context: Context) -> dict[str, Any]:
     """Traces, substitutes and writes model.onnx and its spellings; those that are no longer asked for go."""
     from vit_convert.export.targets import spelling_named, target_named
 
-    checkpoint, preprocess, name = context.results["checkpoint"], preprocess_of(context), target_name(context)
+    checkpoint, preprocess, name = context.results["checkpoint"], preprocess_of(context), dialect_for(context).name
     dynamic = checkpoint["image_range"] is not None
     target = target_named(name, dynamic=dynamic)
     spelled = {spelling: spelling_named(name, spelling) for spelling in _spellings(context)}
@@ -81,13 +81,14 @@ def _spellings(context: Context) -> list[str]:
 
 def _advised(context: Context) -> str:
     """The spelling for fp16 engines: TensorRT's attention plugin where it has a kernel."""
-    if target_name(context) != "trt8" or "fp16" not in configs.precisions(context.config):
+    advised = dialect_for(context).fp16_lowering
+    if not advised or "fp16" not in configs.precisions(context.config):
         return ""
     from vit_convert.export.passes.attention_plugin import fits
 
     checkpoint = context.results["checkpoint"]
     known = checkpoint["image_range"] is None and "head_size" in checkpoint  # it is not of a user's own model
-    return "plugin" if known and fits(checkpoint["head_size"], checkpoint["num_tokens"]) else ""
+    return advised if known and fits(checkpoint["head_size"], checkpoint["num_tokens"]) else ""
 
 
 def _remove_spellings(bundle: Bundle, *, keep: Sequence[str]) -> None:

@@ -10,7 +10,7 @@ from vit_convert.core import config as configs
 from vit_convert.core.bundle import read_json
 from vit_convert.core.pipeline import Context, Stage
 from vit_convert.stages.calibrate import limits, source_graph
-from vit_convert.stages.common import evaluation, plain, prepare, target_name
+from vit_convert.stages.common import dialect_for, evaluation, plain, prepare
 from vit_convert.stages.quantize import activation_ranges
 
 if TYPE_CHECKING:
@@ -57,8 +57,8 @@ def _sensitivity(context: Context, path: pathlib.Path) -> Any:
     split = "evaluation" if context.results["images"]["num_images"] else "calibration"
     images = np.load(context.bundle.images(split), mmap_mode="r")
     chosen = pick(len(images), config.plan.num_images)
-    target = target_name(context)
-    rest = "fp32" if target == "trt8" else "fp16"  # which TensorRT 8 makes of fp32 by a flag, not in the graph
+    dialect = dialect_for(context)
+    rest = "fp32" if dialect.precision_by_flag else "fp16"  # what a flag makes of fp32 is not in the graph
 
     def lower(model: Any) -> Any:
         if rest == "fp32":
@@ -73,7 +73,7 @@ def _sensitivity(context: Context, path: pathlib.Path) -> Any:
         images[chosen],
         labelled[1][chosen] if labelled else None,
         prepare(context),
-        target=target,
+        target=dialect.name,
         precision=config.plan.type,
         rest=rest,
         lower=lower,

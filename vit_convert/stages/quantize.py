@@ -13,23 +13,23 @@ from vit_convert.core.errors import CheckError
 from vit_convert.core.pipeline import Context, Stage
 from vit_convert.stages.calibrate import SMOOTHED, limits, source_graph
 from vit_convert.stages.check import check_precision
-from vit_convert.stages.common import graph_files, plain, target_name
+from vit_convert.stages.common import dialect_for, graph_files, plain
 
 OUTSIDE = "outside"  # the encoder blocks
 
 
 def _lowered(context: Context) -> list[str]:
     """Precisions that need a graph of their own: all but fp32 where precision lives in the graph, Q/DQ alone for TensorRT 8."""
-    asked = [precision for precision in configs.precisions(context.config) if precision != "fp32"]
-    if target_name(context) == "trt8":
-        configs.require_target(context.config, "trt8")
-        return ["int8"] if "int8" in asked and not context.config.engine.calibrator else []
-    return asked
+    dialect = dialect_for(context)
+    configs.require_dialect(context.config, dialect)
+    calibrated_by_tensorrt = {"int8"} if dialect.precision_by_flag and context.config.engine.calibrator else set()
+    asked = configs.precisions(context.config)
+    return [precision for precision in asked if dialect.has_graph(precision) and precision not in calibrated_by_tensorrt]
 
 
 def _lowers_by_flag(context: Context) -> bool:
     """Whether the builder is told to use fp16 and no graph says where: the fp32 graph is all that can be looked at."""
-    return target_name(context) == "trt8" and bool({"fp16", "int8"} & {*configs.precisions(context.config)})
+    return dialect_for(context).precision_by_flag and bool({"fp16", "int8"} & {*configs.precisions(context.config)})
 
 
 def _plan_file(context: Context) -> pathlib.Path | None:
@@ -50,7 +50,7 @@ def _place(context: Context, model: Any, precision: str) -> Any:
 def _inputs(context: Context) -> Any:
     path = _plan_file(context)
     planned = hash_file(path) if path is not None and path.exists() else str(path)
-    graphs = [_lowered(context), _lowers_by_flag(context), target_name(context)]
+    graphs = [_lowered(context), _lowers_by_flag(context), dialect_for(context).name]
     return [*graphs, plain(context.config.check), list(context.config.keep_fp32), planned]
 
 
@@ -95,15 +95,15 @@ def _write_graph(context: Context, precision: str, activations: Any) -> dict[str
     from vit_convert.quantize.half_precision import to_bf16, to_fp16
     from vit_convert.quantize.qdq import quantize
 
-    target, keep_fp32 = target_name(context), context.config.keep_fp32
+    dialect, keep_fp32 = dialect_for(context), context.config.keep_fp32
     source = source_graph(context) if precision in configs.QUANTIZED else context.bundle.onnx()
     model = ir.load(source)
     detail: dict[str, Any] = {}
     if precision in configs.QUANTIZED:
         placement = _place(context, model, precision)
-        model = quantize(model, Calibration.load(context.bundle.calibration), placement.sites, target=target, precision=precision)
+        model = quantize(model, Calibration.load(context.bundle.calibration), placement.sites, target=dialect.name, precision=precision)
         detail["quantized"] = [site.name for site in placement.sites]
-    if target != "trt8":
+    if not dialect.precision_by_flag:
         amax, per_block = activations(source)
         typed = to_bf16(model, keep_fp32=keep_fp32) if precision == "bf16" else to_fp16(model, keep_fp32=keep_fp32, amax=amax)
         for name, largest in typed.overflowing.items():

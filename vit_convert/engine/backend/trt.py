@@ -6,6 +6,7 @@ import importlib
 from typing import Any
 
 from vit_convert import kernels
+from vit_convert.core.dialect import Dialect, dialect_of
 from vit_convert.core.errors import BuildError
 from vit_convert.engine.backend import cuda
 from vit_convert.engine.backend.log_capture import make_logger
@@ -104,6 +105,11 @@ class Backend:
     def strongly_typed(self) -> bool:
         """Whether a network can be built in exactly the types that its graph has."""
         return self.find("NetworkDefinitionCreationFlag.STRONGLY_TYPED") is not None or not self.weakly_typed
+
+    @property
+    def dialect(self) -> Dialect:
+        """The graphs that it reads."""
+        return dialect_of(rtx=self.name == "rtx", strongly_typed=self.strongly_typed, weakly_typed=self.weakly_typed)
 
     @property
     def has_calibrator(self) -> bool:

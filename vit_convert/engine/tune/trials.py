@@ -15,7 +15,7 @@ from vit_convert.core.bundle import Bundle, hash_value
 from vit_convert.core.errors import UsageError
 from vit_convert.engine.backend.trt import Backend
 from vit_convert.engine.build.request import BuildRequest, request_record
-from vit_convert.engine.build_bundle import request_for, takes_spellings
+from vit_convert.engine.build_bundle import request_for
 from vit_convert.engine.handoff import Facts
 from vit_convert.engine.runtime.profiles import batch_profiles
 from vit_convert.engine.tune.winners import DEFAULT
@@ -112,7 +112,7 @@ def plan_trials(bundle: Bundle, config: ml_collections.ConfigDict, facts: Facts,
         kinds.append(({"min": span.min, "opt": span.opt, "max": span.max}, inside))
     trials = []
     for precision in precisions:
-        names = list(spellings(bundle, config, facts)) if takes_spellings(precision, facts.target) else [DEFAULT]
+        names = list(spellings(bundle, config, facts)) if facts.dialect.builds_from_lowerings(precision) else [DEFAULT]
         for spelling, (sizes, timed) in itertools.product(names, kinds):
             trials.append(_trial(bundle, config, facts, spelling, sizes, precision, timed, config.benchmark.seconds))
     return trials
@@ -158,7 +158,7 @@ def _trial(
 ) -> Trial:
     request = request_for(bundle, config, facts, precision)
     profiles = batch_profiles(facts.image_size, config.layout, {**sizes, "profiles": ()})
-    graph = _graph(bundle, spelling) if takes_spellings(precision, facts.target) else request.onnx_path
+    graph = _graph(bundle, spelling) if facts.dialect.builds_from_lowerings(precision) else request.onnx_path
     check = config.check.to_dict()
     return Trial(spelling, sizes, precision, batches, seconds, check, dataclasses.replace(request, onnx_path=graph, profiles=profiles))
 

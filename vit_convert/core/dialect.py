@@ -1,0 +1,97 @@
+"""What each TensorRT reads: one row a generation, so that no other place asks which one it is."""
+
+import dataclasses
+
+from vit_convert.core.errors import UsageError, nearest
+
+
+@dataclasses.dataclass(frozen=True)
+class Dialect:
+    """The graphs that one TensorRT generation reads.
+
+    Attributes:
+        name: what `config.target` calls it.
+        opset: ONNX opset that graphs are written in: no newer one helps a vision transformer.
+        max_opset: the newest opset that its parser reads; 0 for any that we write.
+        precision_by_flag: whether fp16 is a flag of the builder on the fp32 graph, and not the types of a graph.
+        precisions: what engines can compute in.
+        stores_quantized_weights: whether it reads weights that are int8 or fp8 already; else they are fp32 with a Q/DQ pair of their own.
+        fp16_lowering: the other way to write a model (export/targets.py) that is fastest for fp16, where the model fits it; "" for none.
+        int8_lowerings: those of such ways from which int8 can be built by ranges, without Q/DQ.
+        cache_version: the version in a calibration cache of its own format, where none is installed that would tell: the last of its
+            generation; "" where it reads no such cache.
+    """
+
+    name: str
+    opset: int
+    precisions: tuple[str, ...]
+    max_opset: int = 0
+    precision_by_flag: bool = False
+    stores_quantized_weights: bool = True
+    fp16_lowering: str = ""
+    int8_lowerings: tuple[str, ...] = ()
+    cache_version: str = ""
+
+    def builds_from_lowerings(self, precision: str) -> bool:
+        """Whether any lowering of the fp32 graph will do for a precision: where a builder flag sets it."""
+        return self.precision_by_flag and precision == "fp16"
+
+    def has_graph(self, precision: str) -> bool:
+        """Whether a precision has a graph of its own; fp32's is the model's."""
+        return precision != "fp32" and not self.builds_from_lowerings(precision)
+
+
+_MODERN_OPSET = 20  # the first with Gelu, and still old enough for TensorRT 10.0; nothing later helps a ViT
+_ALL = ("fp32", "fp16", "bf16", "int8", "fp8")
+
+_ROWS = (
+    # TensorRT compares the first line of a cache with its own version.
+    Dialect(
+        "trt8",
+        17,
+        ("fp32", "fp16", "int8"),
+        max_opset=17,
+        precision_by_flag=True,
+        stores_quantized_weights=False,
+        fp16_lowering="plugin",
+        int8_lowerings=("fused",),
+        cache_version="8.6.1",
+    ),
+    Dialect("trt10", _MODERN_OPSET, _ALL, cache_version="10.16.1"),
+    Dialect("trt11", _MODERN_OPSET, _ALL),
+    Dialect("rtx", _MODERN_OPSET, _ALL),
+)
+DIALECTS = {row.name: row for row in _ROWS}
+
+
+def dialect_named(name: str) -> Dialect:
+    """Looks a dialect up.
+
+    Args:
+        name: such as "trt8".
+
+    Raises:
+        UsageError: there is none of that name.
+
+    Example:
+        >>> dialect_named("trt8").precision_by_flag
+        True
+    """
+    if name not in DIALECTS:
+        raise UsageError(f"target={name!r}: not one of {', '.join(DIALECTS)}.{nearest(name, DIALECTS)}")
+    return DIALECTS[name]
+
+
+def dialect_of(*, rtx: bool, strongly_typed: bool, weakly_typed: bool) -> Dialect:
+    """The dialect that an installed TensorRT reads, told by what it can do and not by its version.
+
+    Args:
+        rtx: whether it is TensorRT for RTX.
+        strongly_typed: whether it builds a network in exactly the types that its graph has.
+        weakly_typed: whether precision may be a builder flag.
+    """
+    if rtx:
+        return DIALECTS["rtx"]
+    if not strongly_typed:
+        return DIALECTS["trt8"]
+    return DIALECTS["trt10" if weakly_typed else "trt11"]
