@@ -7,13 +7,19 @@ from collections.abc import Iterable, Sequence
 from vit_convert.core.errors import UsageError, nearest
 
 HOW_TO_NAME = "Give a block (block_03), a layer (block_03/fc2), a scope or an fnmatch pattern (*/MlpBlock_0/*)."
+_STAGE = re.compile(r"(?:^|/)(stage_\w+)/block_(\d+)(?=/|$)")  # of a model with several stacks of blocks, see `stack.Stack`
 _BLOCK = re.compile(r"(?:^|/)(?:encoder|mixer)?_?(?:block|layer)s?[_/.]?(\d+)(?=/|$)", re.IGNORECASE)
 _PARAMETERS = frozenset({"kernel", "weight", "w", "bias", "b", "scale", "embedding"})  # what a parameter is called within its layer
 _KINDS = {"Dense_0": "fc1", "Dense_1": "fc2", "qkv": "qkv", "query": "query", "key": "key", "value": "value", "out": "out"}
 
 
 def block_of(name: str) -> str | None:
-    """Reads the block from a scoped name: "Transformer/encoderblock_3/MlpBlock_0/…" is in "block_03"; None outside the blocks."""
+    """Reads the block from a scoped name: "Transformer/encoderblock_3/MlpBlock_0/…" is in "block_03"; None outside the blocks.
+
+    Where a model has several stacks, theirs are in the names: "stage_2/block_5/attn/…" is in "stage_2/block_05".
+    """
+    if found := _STAGE.search(name):
+        return f"{found[1]}/block_{int(found[2]):02d}"
     found = _BLOCK.search(name)
     return f"block_{int(found[1]):02d}" if found else None
 
@@ -32,7 +38,7 @@ def layer_of(name: str) -> str:
 
 def within_block(name: str) -> str:
     """What follows the block in a scoped name: "blocks_0/attn/qkv" is "attn/qkv" there; the whole name outside the blocks."""
-    found = _BLOCK.search(name)
+    found = _STAGE.search(name) or _BLOCK.search(name)
     return name[found.end() :].lstrip("/") if found else name
 
 

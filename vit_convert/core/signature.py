@@ -1,0 +1,103 @@
+"""What goes into a model and what comes out: names, types and shapes by which every room knows its tensors, and how outputs are judged."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vit_convert.core.errors import UsageError
+
+Dim = int | str
+JUDGES = ("top1", "cosine", "embedding")
+LAYOUTS = ("NHWC", "NCHW")
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """One input or output.
+
+    Attributes:
+        name: its name in the graph and in the engine.
+        dtype: numpy's name of its type: "float32", "uint8", "int32".
+        shape: the batch first; a name for each side that varies: ("batch", 224, 224, 3), ("batch", "height", "width", 3), ("batch", 64).
+        layout: "NHWC" or "NCHW" for images, which are decoded, resized and normalised; "" for anything else.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[Dim, ...]
+    layout: str = ""
+
+    @property
+    def is_image(self) -> bool:
+        """Whether it takes images."""
+        return bool(self.layout)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return {**dataclasses.asdict(self), "shape": list(self.shape)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Output(Tensor):
+    """One output that is judged against JAX.
+
+    Attributes:
+        judge: "top1": also by its class on labelled images; "cosine": by its values alone; "embedding": by its values, and within a pair.
+    """
+
+    judge: str = "cosine"
+
+
+@dataclasses.dataclass(frozen=True)
+class Signature:
+    """A model's tensors.
+
+    Attributes:
+        inputs: in the order in which it takes them.
+        outputs: in the order in which it gives them; the first one stands for the model where one number is shown.
+    """
+
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Output, ...]
+
+    @property
+    def image(self) -> Tensor | None:
+        """The input that takes images, None where there is none."""
+        return next((tensor for tensor in self.inputs if tensor.is_image), None)
+
+    @property
+    def classes(self) -> Output | None:
+        """The output that labels are held against, None where there is none."""
+        return next((output for output in self.outputs if output.judge == "top1"), None)
+
+    @property
+    def judged(self) -> tuple[str, ...]:
+        """Names of the outputs."""
+        return tuple(output.name for output in self.outputs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values, as `signature.json` has them."""
+        return {"inputs": [tensor.to_dict() for tensor in self.inputs], "outputs": [output.to_dict() for output in self.outputs]}
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> "Signature":
+        """Reads what `to_dict` gave.
+
+        Raises:
+            UsageError: it is not that.
+        """
+        try:
+            inputs = tuple(Tensor(**{**row, "shape": _shape(row["shape"])}) for row in record["inputs"])
+            outputs = tuple(Output(**{**row, "shape": _shape(row["shape"])}) for row in record["outputs"])
+            found = cls(inputs, outputs)
+            if not inputs or not outputs or not all(output.judge in JUDGES for output in outputs):
+                raise ValueError("no inputs, no outputs, or a judge that is unknown")
+            return found
+        except (KeyError, TypeError, ValueError, AttributeError) as e:
+            raise UsageError(f"not a signature ({type(e).__name__}: {e})", fix="Convert again.") from e
+
+
+def _shape(sides: Sequence[Any]) -> tuple[Dim, ...]:
+    if not sides or not all(isinstance(side, int | str) and not isinstance(side, bool) for side in sides):
+        raise ValueError(f"shape {sides}")
+    return tuple(sides)

@@ -1,0 +1,52 @@
+"""A run of equal blocks: what its blocks are called in a checkpoint, in a graph and in a report."""
+
+import dataclasses
+
+from vit_convert.core.layer_names import block_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Stack:
+    """Blocks that compute one function of parameters of their own, each from what the one before it gave.
+
+    Attributes:
+        scope: of a block's parameters, with {} for its number: "Transformer/encoderblock_{}/"; "stage_2/block_{}/" where a model has
+            several stacks.
+        depth: how many blocks the whole model has.
+        taps: the name of a block and of the value behind it: "block_{:02d}", or "stage_2/block_{:02d}". What else is tapped within a
+            block is called after it: "block_03/token_mixing".
+        start: the tap that the first block reads; "" to find it in the graph.
+        period: how many blocks in a row differ in more than their parameters: 2 where every other one is shifted.
+    """
+
+    scope: str
+    depth: int
+    taps: str = "block_{:02d}"
+    start: str = ""
+    period: int = 1
+
+    def __post_init__(self) -> None:
+        if block_of(self.scope.format(3)) != self.taps.format(3):
+            raise ValueError(
+                f"stack {self.scope!r}: its parameters' names say {block_of(self.scope.format(3))}, its taps {self.taps.format(3)}; "
+                "use 'stage_<name>/block_{}/' and 'stage_<name>/block_{:02d}' for one of several stacks"
+            )
+        if self.depth % self.period:
+            raise ValueError(f"stack {self.scope!r}: {self.depth} blocks in periods of {self.period}")
+
+    @property
+    def traced(self) -> int:
+        """How many blocks are enough to trace: one period to begin with, and one that the others repeat."""
+        return min(self.depth, 2 * self.period)
+
+    def tap(self, block: int) -> str:
+        """The name of a block, and of the value behind it."""
+        return self.taps.format(block)
+
+    def prefix(self, block: int) -> str:
+        """What the names of a block's parameters begin with."""
+        return self.scope.format(block)
+
+    def cut(self) -> "Stack":
+        """The stack as it is traced."""
+        return dataclasses.replace(self, depth=self.traced)

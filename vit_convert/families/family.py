@@ -1,0 +1,150 @@
+"""What a family of models is: how a checkpoint of it is told, loaded, built and, for tests, written.
+
+A family is a folder: `layouts.py` (names on disk), `architecture.py` (sizes and canonical parameters), `module.py` (Flax), `random.py` and
+`family.py`, whose object implements `Family`. It becomes known by a line in `registry.py`, or by `config.families` from outside.
+"""
+
+import dataclasses
+import enum
+import os
+import pathlib
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+from vit_convert.checkpoint.containers import Leaf, Leaves
+
+if TYPE_CHECKING:
+    from vit_convert.families.model import Model
+
+Size = tuple[int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What is asked of a checkpoint.
+
+    Attributes:
+        file: for messages.
+        prefix: what stood before the names of the leaves, such as "params/img/".
+        names: of all leaves of the file, those too that are not the model's.
+        variant: "auto" reads it from the shapes; a name such as "B/32" is checked against them.
+        image_size: (height, width) in pixels; None keeps the checkpoint's.
+        outputs: "logits", or "features" to leave the head out.
+        posemb_grid: (rows, columns) of a stored position table that is not square; None where nobody said so.
+    """
+
+    file: pathlib.Path
+    prefix: str = ""
+    names: Collection[str] = ()
+    variant: str = "auto"
+    image_size: Size | None = None
+    outputs: str = "logits"
+    posemb_grid: Size | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """A checkpoint, understood and held against its model; no array of it need be read yet.
+
+    Attributes:
+        title: what people call the family: "ViT".
+        variant: such as "B/32"; "custom" where the shapes are no named variant's.
+        layout: how its parameters are named on disk.
+        architecture: the family's own record, complete enough to build the model.
+        params: float32 parameters by canonical name, read on access. `params.leaves[name].shape` tells a shape without reading.
+        num_params: number of stored parameters that the model uses.
+        image_size: (height, width) in pixels that the model runs at.
+        source_image_size: (height, width) in pixels that the checkpoint was saved for.
+        num_classes: outputs of the head; 0 for a model without one.
+        preprocess: the family by whose rule its images were prepared, a key of `images.preprocess`.
+        patch_size: side in pixels of what one token stands for.
+        resizable: whether a graph may take a range of image sizes, multiples of the patch: its position table is resampled inside.
+        attentions: (head size, tokens) of each kind of self-attention over a fixed number of tokens.
+        zero_head: whether every class gets the same logit.
+        warnings: what a person should know, one sentence each.
+    """
+
+    title: str
+    variant: str
+    layout: enum.Enum
+    architecture: Any
+    params: Leaves
+    num_params: int
+    image_size: Size
+    source_image_size: Size
+    num_classes: int
+    preprocess: str
+    patch_size: int
+    resizable: bool = False
+    attentions: tuple[tuple[int, int], ...] = ()
+    zero_head: bool = False
+    warnings: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomOptions:
+    """What a checkpoint with seeded random weights is to be like; a family refuses what has no meaning for it.
+
+    Attributes:
+        seed: of the weights.
+        image_size: (height, width) in pixels that it is for; None for the family's usual one.
+        num_classes: outputs of the head; 0 leaves it out.
+        depth: blocks; None takes the variant's.
+        layout: one of the family's; "" for its first.
+        prefix: put in front of every name, such as "params/".
+        dtype: one of `checkpoint.draw.DTYPES`.
+        pool: how tokens are pooled; None takes what the variant's name says.
+        posemb: "learn", or "sincos2d" to store no table.
+        pre_logits: add the tanh layer before the head.
+        outlier_channels: even number of channels in which the residual stream is large, as trained models have.
+    """
+
+    seed: int = 0
+    image_size: Size | None = None
+    num_classes: int = 1000
+    depth: int | None = None
+    layout: str = ""
+    prefix: str = ""
+    dtype: str = "float32"
+    pool: str | None = None
+    posemb: str = "learn"
+    pre_logits: bool = False
+    outlier_channels: int = 0
+
+
+class Family(Protocol):
+    """One family of models.
+
+    Attributes:
+        name: as `config.family` has it.
+        layouts: names of the layouts that its checkpoints have on disk, the usual one first.
+        variants: names of the published variants.
+    """
+
+    name: str
+    layouts: tuple[str, ...]
+    variants: tuple[str, ...]
+
+    def match(self, names: Collection[str]) -> enum.Enum | None:
+        """Tells the layout from the names of the leaves, without what `select` stripped; None where they are not this family's."""
+
+    def load(self, leaves: Mapping[str, Leaf], layout: enum.Enum, asked: Asked) -> Loaded:
+        """Understands the leaves and holds them against the model, strictly. Imports no JAX.
+
+        Raises:
+            CheckpointError: the leaves are not, one for one, the parameters of the model that they should be.
+            UsageError: what is asked has no meaning for this model.
+        """
+
+    def model(self, loaded: Loaded) -> "Model":
+        """Builds the JAX model of what `load` gave."""
+
+    def has_variant(self, variant: str) -> bool:
+        """Whether a name is one of this family's variants, in any spelling."""
+
+    def write_random(self, path: str | os.PathLike[str], variant: str, options: RandomOptions) -> str:
+        """Writes a checkpoint of a variant with seeded random weights, and returns the variant's name.
+
+        Raises:
+            UsageError: an option has no meaning for this family.
+        """

@@ -1,0 +1,51 @@
+"""What the exporter needs to know of a model, whatever its family."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from vit_convert.core.signature import Signature
+from vit_convert.core.stack import Stack
+
+Arrays = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A JAX model, ready to trace and to compute its own reference.
+
+    Attributes:
+        signature: its inputs as `apply` takes them (images float32, NHWC) and its outputs.
+        params: float32 parameters under their `/`-joined names.
+        taps: names of the taps of the whole model, in order.
+        apply: maps (parameters, *inputs) to {output or tap: array}; what is traced.
+        traced_shapes: shapes of the parameters that `apply` reads.
+        traced_taps: names of the taps that `apply` returns. Where these lack a stack's later blocks, `apply` computes only the first
+            (`Stack.traced`), and the graph repeats them.
+        run: maps the inputs, numpy arrays, to {output or tap: numpy array} of the whole model, in float32 and at the highest matmul
+            precision. Where the model is resizable, images may be of any size that its patches tile.
+        stacks: its runs of equal blocks, which lower precisions are limited to by default; none for a model that is not known to have any.
+        pooled_token: index of the one token [batch, tokens, width] that the output is computed from, negative from the end; None where
+            it is computed from all of them.
+        position_table: the parameter [1, tokens, width] that is added to the patches of a convolution, and resampled for other image
+            sizes; None where there is none such.
+        name: of a user's own model.
+        identity: of a user's own model, what tells it from another: changes with the function or any parameter.
+        warnings: what the user should know of it.
+    """
+
+    signature: Signature
+    params: Mapping[str, np.ndarray]
+    taps: Sequence[str]
+    apply: Callable[..., Arrays]
+    traced_shapes: Mapping[str, Sequence[int]]
+    traced_taps: Sequence[str]
+    run: Callable[..., dict[str, np.ndarray]]
+    stacks: tuple[Stack, ...] = ()
+    pooled_token: int | None = None
+    position_table: str | None = None
+    name: str = ""
+    identity: str = ""
+    warnings: Sequence[str] = ()
