@@ -28,8 +28,8 @@ KINDS = {
     "int8": (_INT8, ("model.onnx", "model.fp16.onnx", "model.int8.onnx")),
     "int8 attention": ((*_INT8, "--config.keep_fp16=('*/fc1','*/fc2')"), ("model.onnx", "model.fp16.onnx", "model.int8.onnx")),
     "trt8": (
-        ("--config.precision=fp32", "--config.target=trt8", "--config.spellings=('matmul','primitives')"),
-        ("model.onnx", "spellings/matmul.onnx", "spellings/primitives.onnx"),
+        ("--config.precision=fp32", "--config.target=trt8", "--config.lowerings=('matmul','primitives')"),
+        ("model.onnx", "lowerings/matmul.onnx", "lowerings/primitives.onnx"),
     ),
 }
 _FP32_ERROR, _FP16_ERROR = 1e-4, 2e-2  # of the scale; another model's is about 1

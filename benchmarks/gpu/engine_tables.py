@@ -25,12 +25,12 @@ def h200_table(record: Run) -> str:
 
 
 def tune_table(record: Run) -> str:
-    """Every engine that `tune` timed; of a range the share of what the fixed profile of the same spelling and batch has."""
+    """Every engine that `tune` timed; of a range the share of what the fixed profile of the same lowering and batch has."""
     rows = [(trial, row) for trial in record["trials"] for row in trial.get("rows", ())]
     fixed = {_graph(trial, row): row["images_per_second"] for trial, row in rows if trial["sizes"]["min"] == trial["sizes"]["max"]}
     cells = [
         [
-            "`model.onnx`" if trial["spelling"] == DEFAULT else trial["spelling"],
+            "`model.onnx`" if _lowering(trial) == DEFAULT else _lowering(trial),
             trial["profile"],
             trial["precision"],
             f"{row['batch']}",
@@ -42,12 +42,12 @@ def tune_table(record: Run) -> str:
         ]
         for trial, row in rows
     ]
-    header = ("spelling", "profile", "precision", "batch", "throughput", "of the fixed profile", "fused attention", "cosine to JAX", "±%")
+    header = ("lowering", "profile", "precision", "batch", "throughput", "of the fixed profile", "fused attention", "cosine to JAX", "±%")
     return markdown(header, cells)
 
 
 def _graph(trial: Run, row: Run) -> tuple[str, str, int]:
-    return trial["spelling"], trial["precision"], row["batch"]
+    return _lowering(trial), trial["precision"], row["batch"]
 
 
 _LEAST_PERCENT = 2.0
@@ -125,3 +125,7 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def _lowering(trial: dict[str, Any]) -> str:
+    return trial.get("lowering") or trial["spelling"]  # as results before 2026-11-27 call it

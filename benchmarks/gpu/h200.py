@@ -39,8 +39,8 @@ _BATCHES = flags.DEFINE_list("batches", ["1", "64", "256"], "Images per run; eac
 _PRECISIONS = flags.DEFINE_list("precisions", ["fp16"], "Engines to build, verify and measure.")
 _TARGET = flags.DEFINE_string("target", "trt8", "Dialect of the graphs.")
 _GPUS = flags.DEFINE_list("gpus", [""], "GPUs that the models take turns on, as CUDA_VISIBLE_DEVICES names them; each model stays on one.")
-_SPELLING = flags.DEFINE_string("spelling", "auto", "Spelling that fp16 engines are built from; empty: model.onnx.")
-_INT8_SPELLING = flags.DEFINE_string("int8_spelling", "fused", "Spelling that int8 engines are built from; empty: the Q/DQ graph.")
+_LOWERING = flags.DEFINE_string("lowering", "auto", "Lowering that fp16 engines are built from; empty: model.onnx.")
+_INT8_LOWERING = flags.DEFINE_string("int8_lowering", "fused", "Lowering that int8 engines are built from; empty: the Q/DQ graph.")
 _INPUT = flags.DEFINE_enum("input", "float32", ["float32", "uint8"], "What our engines take; uint8 is normalised inside.")
 _TRT_PYTHON = flags.DEFINE_string("trt_python", sys.executable, "The Python that has tensorrt.")
 _WORKDIR = flags.DEFINE_string("workdir", "/tmp/h200", "Checkpoints, bundles, caches, logs and the peers' results.")
@@ -110,14 +110,14 @@ def commands(model: Model, workdir: pathlib.Path) -> dict[str, list[str]]:
     asked = [f"--config.checkpoint={checkpoint}", f"--config.name={model.name}", f"--config.image_size={model.image_size}"]
     graph = [
         f"--config.target={_TARGET.value}",
-        f"--config.engine.spelling={_SPELLING.value}",
+        f"--config.engine.lowering={_LOWERING.value}",
         f"--config.input={model.input}",
         f"--config.precision={','.join(_PRECISIONS.value)}",
         "--config.engine.backend=none",
         "--config.check.num_images=2",
     ]
-    quantized = [f"--config.engine.int8_spelling={_INT8_SPELLING.value}", f"--config.calibration.num_images={_CALIBRATED}"]
-    last = "calibrate" if _INT8_SPELLING.value else "quantize"  # by noise: INT8's speed, and no accuracy
+    quantized = [f"--config.engine.int8_lowering={_INT8_LOWERING.value}", f"--config.calibration.num_images={_CALIBRATED}"]
+    last = "calibrate" if _INT8_LOWERING.value else "quantize"  # by noise: INT8's speed, and no accuracy
     graph += [*quantized, f"--until={last}"] if "int8" in _PRECISIONS.value else ["--until=check"]
     return {
         "checkpoint": [here, "-m", "vit_convert.checkpoint.random", f"--variant={model.variant}", f"--output={checkpoint}"],

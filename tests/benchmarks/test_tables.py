@@ -119,15 +119,15 @@ def test_runs_of_different_versions_are_no_one_table(tables, tmp_path):
         tables.fill("<!-- table:h200 -->\n<!-- end -->", tmp_path)
 
 
-def test_a_range_is_compared_with_the_fixed_profile_of_its_spelling(tables, tmp_path):
-    def trial(spelling, rate, smallest, passed=True):
+def test_a_range_is_compared_with_the_fixed_profile_of_its_lowering(tables, tmp_path):
+    def trial(lowering, rate, smallest, passed=True):
         row = {"batch": 64, "images_per_second": rate, "noise_percent": 0.5}
         sizes = {"min": smallest, "opt": 64, "max": 64}
         about = {"precision": "fp16", "profile": f"from {smallest}", "cosine": 0.9999, "fused_attention": {"text": "yes"}}
-        return {"spelling": spelling, "sizes": sizes, "rows": [row], "passed": passed, **about}
+        return {"lowering": lowering, "sizes": sizes, "rows": [row], "passed": passed, **about}
 
     trials = [trial("plugin", 2000.0, 64), trial("plugin", 1900.0, 1), trial("default", 1000.0, 1), trial("matmul", 9.0, 1, passed=False)]
-    trials.append({"spelling": "matmul", "failed": "no kernel"})
+    trials.append({"lowering": "matmul", "failed": "no kernel"})
     trials[2] |= {"fused_attention": None, "rows": [{**trials[2]["rows"][0], "noise_percent": None}]}
     (tmp_path / "h200-tune-b16.json").write_text(
         json.dumps({"gpu": "Some GPU", "tensorrt": "8.6.0", "date": "2026-01-01", "trials": trials})

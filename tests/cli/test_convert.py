@@ -99,7 +99,7 @@ def test_old_graph_survives_a_failed_write(convert, monkeypatch):
 # --- what the config asks of the graph --------------------------------------------------------------------------------
 
 
-SPELLED = ("--config.target=trt8", "--config.spellings=('matmul','primitives')")
+SPELLED = ("--config.target=trt8", "--config.lowerings=('matmul','primitives')")
 
 
 @pytest.mark.parametrize(
@@ -109,11 +109,11 @@ SPELLED = ("--config.target=trt8", "--config.spellings=('matmul','primitives')")
         (("--config.image_size=dynamic:32..64",), ["32x32", "64x32"], 2),  # a dynamic graph has matrix products anyway
     ],
 )
-def test_spellings_are_the_same_model(convert, flags, sizes, different):
+def test_lowerings_are_the_same_model(convert, flags, sizes, different):
     import onnx_ir
 
     assert convert(*SPELLED, *flags) == 0
-    folder = convert.bundle / "spellings"
+    folder = convert.bundle / "lowerings"
     assert names(folder) == {f"{name}.onnx{suffix}" for name in ("matmul", "primitives") for suffix in ("", ".data")}
     graphs = {path.stem: onnx_ir.load(path).graph for path in (convert.bundle / "model.onnx", *folder.glob("*.onnx"))}
     (expected,) = graphs["model"].inputs
@@ -126,37 +126,37 @@ def test_spellings_are_the_same_model(convert, flags, sizes, different):
     norms = {name: (found.count("LayerNormalization"), found.count("ReduceMean")) for name, found in operators.items()}
     # two norms in the only block, one behind it; as primitives two means each
     assert norms == {"model": (3, 0), "matmul": (3, 0), "primitives": (0, 6)}
-    checked = convert.report()["check"]["spellings"]
+    checked = convert.report()["check"]["lowerings"]
     assert list(checked) == ["matmul", "primitives"]
     assert all(found["passed"] and found["max_rel"] < 1e-5 and list(found["sizes"]) == sizes for found in checked.values())
 
 
-def test_spellings_come_and_go(convert):
+def test_lowerings_come_and_go(convert):
     def redone(*flags: str) -> set[str]:
         assert convert("--config.target=trt8", *flags) == 0
         return {name for name, status in convert.statuses().items() if status == "done"}
 
-    folder = convert.bundle / "spellings"
+    folder = convert.bundle / "lowerings"
     redone(*SPELLED)
     assert redone(*SPELLED) == set()
     (folder / "matmul.onnx.data").unlink()
     assert redone(*SPELLED) == {"export"}
-    assert redone("--config.spellings=matmul") == {"export", "check"}
+    assert redone("--config.lowerings=matmul") == {"export", "check"}
     assert names(folder) == {"matmul.onnx", "matmul.onnx.data"}
-    assert list(convert.report()["check"]["spellings"]) == ["matmul"]
+    assert list(convert.report()["check"]["lowerings"]) == ["matmul"]
     assert redone() == {"export", "check"}
     assert names(folder) == set()
 
 
 @pytest.mark.parametrize(("target", "words"), [("trt8", ("matmul,", "primitives")), ("trt10", ("trt10",))])
-def test_spelling_that_the_target_does_not_have(convert, capsys, target, words):
-    assert convert(f"--config.target={target}", "--config.spellings=matmull") == 2
+def test_lowering_that_the_target_does_not_have(convert, capsys, target, words):
+    assert convert(f"--config.target={target}", "--config.lowerings=matmull") == 2
     message = capsys.readouterr().err
     assert all(word in message for word in ("'matmull'", *words))
-    assert not any(name.startswith(("model", "spellings")) for name in names(convert.bundle))
+    assert not any(name.startswith(("model", "lowerings")) for name in names(convert.bundle))
 
 
-def test_spelling_that_computes_something_else(convert, capsys, monkeypatch):
+def test_lowering_that_computes_something_else(convert, capsys, monkeypatch):
     import onnx
 
     from vit_convert.export import exporter
@@ -173,11 +173,11 @@ def test_spelling_that_computes_something_else(convert, capsys, monkeypatch):
 
     monkeypatch.setattr(exporter, "save_onnx", save_wrong)
     assert convert(*SPELLED, "--config.check.rtol=2e-4") == 5
-    assert "error: spelling primitives: primitives.onnx: logits differs from JAX by 1 " in capsys.readouterr().err
+    assert "error: lowering primitives: primitives.onnx: logits differs from JAX by 1 " in capsys.readouterr().err
     checked = convert.report()["check"]
     assert convert.statuses()["check"] == "failed" and checked["passed"] is False
-    assert {name: found["passed"] for name, found in checked["spellings"].items()} == {"matmul": True, "primitives": False}
-    assert checked["spellings"]["primitives"]["max_abs"] == pytest.approx(1, abs=1e-3) and checked["max_abs"] < 1e-4
+    assert {name: found["passed"] for name, found in checked["lowerings"].items()} == {"matmul": True, "primitives": False}
+    assert checked["lowerings"]["primitives"]["max_abs"] == pytest.approx(1, abs=1e-3) and checked["max_abs"] < 1e-4
 
 
 # --- interruption ---------------------------------------------------------------------------------------------------

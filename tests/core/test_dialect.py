@@ -8,7 +8,7 @@ import pytest
 import vit_convert
 from vit_convert.core.dialect import DIALECTS, dialect_named, dialect_of
 from vit_convert.core.errors import UsageError
-from vit_convert.export.targets import SPELLINGS, TARGETS
+from vit_convert.export.targets import LOWERINGS, TARGETS
 
 PACKAGE = pathlib.Path(vit_convert.__file__).parent
 
@@ -39,7 +39,7 @@ def test_what_a_row_names_exists():
     assert set(TARGETS) == set(DIALECTS)
     for name, dialect in DIALECTS.items():
         named = {dialect.fp16_lowering, *dialect.int8_lowerings} - {""}
-        assert named <= set(SPELLINGS.get(name, {}))
+        assert named <= set(LOWERINGS.get(name, {}))
         assert TARGETS[name].opset == dialect.opset <= (dialect.max_opset or dialect.opset)
 
 

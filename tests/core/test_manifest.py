@@ -96,14 +96,16 @@ def engine(bundle, name, graph, **hashes):
 
 
 def test_leftovers_go_and_the_rest_stays(bundle):
-    made = ("model.onnx", "model.onnx.data", "spellings/matmul.onnx")
+    made = ("model.onnx", "model.onnx.data", "lowerings/matmul.onnx")
     for name in made:
         write(bundle, name, name.encode())
     left = (
         "model.int8.onnx",
         "model.int8.onnx.data",
         "model.smooth.onnx",
-        "spellings/plugin.onnx.data",
+        "lowerings/plugin.onnx.data",
+        "lowerings/fused.ranges.json",
+        "spellings/matmul.onnx",
         "reference.npz",
         "reference.32x32.npz",
         "evaluation_labels.npy",
@@ -119,7 +121,7 @@ def test_leftovers_go_and_the_rest_stays(bundle):
     for name in left:
         write(bundle, name, b"an earlier conversion's")
     files = conclude(bundle, "done", *made).files
-    here, spelt = files.graph_hashes(bundle.onnx()), files.graph_hashes(bundle.spelling("matmul"))
+    here, spelt = files.graph_hashes(bundle.onnx()), files.graph_hashes(bundle.lowering("matmul"))
     kept = [
         engine(bundle, "engines/tensorrt-8.6.0-sm90/fp32.plan", "model.onnx", **here),
         engine(bundle, "engines/tensorrt-8.6.0-sm80/fp16.plan", "matmul.onnx", **spelt),
@@ -144,7 +146,7 @@ def test_leftovers_go_and_the_rest_stays(bundle):
 def test_what_killed_runs_had_begun_goes(bundle):
     for name in (
         ".manifest.json.12-ab.tmp",
-        "spellings/.a.onnx.1-2.tmp",
+        "lowerings/.a.onnx.1-2.tmp",
         "engines/rtx-1-x/.fp16.plan.1-2.tmp",
         ".model.onnx.a1b2c3_d/half",
     ):
@@ -154,4 +156,4 @@ def test_what_killed_runs_had_begun_goes(bundle):
     remove_temporaries(bundle)
     left = {path.relative_to(bundle.root).as_posix() for path in bundle.root.rglob("*") if not path.is_dir()}
     assert left == {path.relative_to(bundle.root).as_posix() for path in own}
-    assert {path.name for path in bundle.root.iterdir()} == {".gitignore", "x.tmp", "other", "spellings", "engines"}
+    assert {path.name for path in bundle.root.iterdir()} == {".gitignore", "x.tmp", "other", "lowerings", "engines"}

@@ -23,7 +23,7 @@ def engine(precision):
 
 RESULTS = {
     "checkpoint": {"path": "a.npz", "variant": "B/32", "num_params": 7, "summary": "not for the report"},
-    "export": {"opset": 20, "num_nodes": 5, "rules": {}, "spelling": "not for the report"},
+    "export": {"opset": 20, "num_nodes": 5, "rules": {}, "lowering": "not for the report"},
     "reference": {"source": "images", "num_images": 4, "top1": 81.5, "summary": "no"},
     "check": check("fp32", 81.0, worst="block_03"),
     "calibrate": {"method": "entropy", "num_images": 64, "thresholds": "many"},

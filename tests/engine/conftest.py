@@ -30,7 +30,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
         "checkpoint": str(folder / "tiny.npz"),
         "target": "trt8",
         "precision": "fp32,fp16",
-        "spellings": ("matmul",),
+        "lowerings": ("matmul",),
         "batch": BATCH,
         "evaluation": {"data": str(folder / "images.npz")},
         "engine": {"backend": "none"},

@@ -54,26 +54,26 @@ def test_ranges_are_part_of_what_an_engine_is_known_by(tmp_path):
 
 def test_int8_is_built_from_what_calibration_wrote(tmp_path):
     bundle = Bundle(tmp_path)
-    assert graph_for(bundle, "int8", DIALECTS["trt8"], int8_spelling="fused") == bundle.spelling("fused.int8")
+    assert graph_for(bundle, "int8", DIALECTS["trt8"], int8_lowering="fused") == bundle.lowering("fused.int8")
     assert graph_for(bundle, "int8", DIALECTS["trt8"]) == bundle.onnx("int8")
-    assert graph_for(bundle, "fp16", DIALECTS["trt8"], int8_spelling="fused") == bundle.onnx()
+    assert graph_for(bundle, "fp16", DIALECTS["trt8"], int8_lowering="fused") == bundle.onnx()
 
 
-def test_spelling_is_written_where_int8_is_asked_for():
+def test_lowering_is_written_where_int8_is_asked_for():
     config = configs.default_config()
     with config.unlocked():
-        config.engine.int8_spelling = "fused"
-    assert configs.spellings(config, "") == []
+        config.engine.int8_lowering = "fused"
+    assert configs.lowerings(config, "") == []
     config.precision = "fp16,int8"
-    assert configs.spellings(config, "plugin") == ["plugin", "fused"]
+    assert configs.lowerings(config, "plugin") == ["plugin", "fused"]
 
 
 @pytest.mark.parametrize("key, value", [("engine.calibrator", True), ("calibration.smooth", 0.5), ("precision", "auto")])
-def test_what_the_spelling_cannot_do_is_refused(key, value):
+def test_what_the_lowering_cannot_do_is_refused(key, value):
     config = configs.default_config()
     config.checkpoint, config.name = "x.npz", "x"
-    config.update_from_flattened_dict({"engine.int8_spelling": "fused", key: value})
-    with pytest.raises(UsageError, match=r"engine\.int8_spelling='fused'"):
+    config.update_from_flattened_dict({"engine.int8_lowering": "fused", key: value})
+    with pytest.raises(UsageError, match=r"engine\.int8_lowering='fused'"):
         configs.check_values(config)
 
 

@@ -24,7 +24,7 @@ def run(bundle_path, *words):
 
 @pytest.fixture
 def built(gpu, monkeypatch):
-    """The graph of every engine that was built; the spelling cannot be built for batch 4 alone."""
+    """The graph of every engine that was built; the lowering cannot be built for batch 4 alone."""
     found = []
 
     def build_one(backend, request, plan, *, progress):
@@ -78,9 +78,9 @@ def test_what_was_skipped_is_tried_again(bundle_path, built, monkeypatch):
 
     monkeypatch.setattr(tune, "run_cases", run_cases)
     full.append(True)
-    assert run(bundle_path, "--batches=1", "--config.spellings=()") == 0 and read_json(bundle_path / "tune.json")["winners"] == []
+    assert run(bundle_path, "--batches=1", "--config.lowerings=()") == 0 and read_json(bundle_path / "tune.json")["winners"] == []
     full.clear()
-    assert run(bundle_path, "--batches=1", "--config.spellings=()") == 0
+    assert run(bundle_path, "--batches=1", "--config.lowerings=()") == 0
     assert [row["batch"] for row in read_json(bundle_path / "tune.json")["winners"]] == [1]
 
 
@@ -107,17 +107,17 @@ def test_trials_that_are_not_asked_for_are_kept(capsys, bundle_path, built, monk
     assert run(bundle_path, "--duration=0.03") != 0 and keys() == everything
     run(bundle_path)
     assert keys() == everything
-    (bundle_path / "spellings" / "matmul.onnx").write_bytes(b"another graph")
-    as_left(bundle_path, "spellings/matmul.onnx")
+    (bundle_path / "lowerings" / "matmul.onnx").write_bytes(b"another graph")
+    as_left(bundle_path, "lowerings/matmul.onnx")
     run(bundle_path, "--precision=fp32", "--batches=1")
-    assert {trial["spelling"] for trial in read_json(bundle_path / "tune.json")["trials"]} == {"default"}  # those of the old graph went
+    assert {trial["lowering"] for trial in read_json(bundle_path / "tune.json")["trials"]} == {"default"}  # those of the old graph went
 
 
-def test_spelling_that_is_not_there(capsys, bundle_path, built):
-    assert run(bundle_path, "--config.spellings=primitives") == UsageError.exit_code
+def test_lowering_that_is_not_there(capsys, bundle_path, built):
+    assert run(bundle_path, "--config.lowerings=primitives") == UsageError.exit_code
     assert "primitives.onnx: no finished stage of this conversion made it" in capsys.readouterr().err
     assert built == []
-    assert run(bundle_path, "--config.spellings=()") == 0
+    assert run(bundle_path, "--config.lowerings=()") == 0
     assert set(built) == {"model.onnx"}
 
 
@@ -126,16 +126,16 @@ def test_spelling_that_is_not_there(capsys, bundle_path, built):
     [
         ("fp16", {"default", "matmul"}),
         ("int8", {"default"}),  # it has a graph of its own
-        ("fp32", {"default"}),  # some spellings compute in fp16 alone
+        ("fp32", {"default"}),  # some lowerings compute in fp16 alone
     ],
 )
-def test_spellings_are_tried_in_fp16(converted, precision, expected):
+def test_lowerings_are_tried_in_fp16(converted, precision, expected):
     bundle = Bundle(converted)
     config = read_config(bundle)
-    config.engine.spelling = "matmul"  # what engines are built from so far changes nothing
+    config.engine.lowering = "matmul"  # what engines are built from so far changes nothing
     trials = plan_trials(bundle, config, read_facts(bundle), precisions=[precision])
-    assert {trial.spelling for trial in trials} == expected
-    assert {trial.spelling: trial.request.onnx_path for trial in trials}.get("matmul") in (None, bundle.spelling("matmul"))
+    assert {trial.lowering for trial in trials} == expected
+    assert {trial.lowering: trial.request.onnx_path for trial in trials}.get("matmul") in (None, bundle.lowering("matmul"))
 
 
 def test_a_calibrator_is_not_tuned(capsys, bundle_path, built):
@@ -156,16 +156,16 @@ def test_other_tolerances_are_another_trial(converted, gpu):
 def test_trials_skip_sizes_outside_the_range(converted):
     bundle = Bundle(converted)
     config = read_config(bundle)
-    config.benchmark.batches, config.spellings = (4, 16), ()
+    config.benchmark.batches, config.lowerings = (4, 16), ()
     trials = plan_trials(bundle, config, read_facts(bundle), precisions=["fp32"])
     assert [(trial.profile, trial.batches) for trial in trials] == [("fixed 4", (4,)), ("fixed 16", (16,)), ("range 1-4-8", (4,))]
 
 
-def trial(spelling, rate, *, profile="fixed 8", passed=True, noise=0.5, options=()):
+def trial(lowering, rate, *, profile="fixed 8", passed=True, noise=0.5, options=()):
     sizes = [int(word) for word in profile.split()[1].split("-")]
     return {
-        "key": f"{spelling} {rate} {profile}",
-        "spelling": spelling,
+        "key": f"{lowering} {rate} {profile}",
+        "lowering": lowering,
         "profile": profile,
         "sizes": dict(zip(("min", "opt", "max"), sizes if len(sizes) == 3 else 3 * sizes)),
         "precision": "fp16",
@@ -179,7 +179,7 @@ def trial(spelling, rate, *, profile="fixed 8", passed=True, noise=0.5, options=
 def test_winners_are_verified_ones():
     trials = [trial("default", 80.0), trial("default", 100.0, profile="fixed 8"), trial("fast", 130.0)]
     (found,) = winners([*trials, trial("wrong", 200.0, passed=False), {"failed": "x"}], {})
-    assert (found["spelling"], found["ratio"]) == ("fast", 1.3)  # to the default spelling at its best
+    assert (found["lowering"], found["ratio"]) == ("fast", 1.3)  # to the default lowering at its best
     assert winners([trial("wrong", 1.0, passed=False)], {}) == []
 
 
@@ -208,7 +208,7 @@ def test_config_words_give_the_trials_own_engine(bundle_path, words):
     planned = plan_trials(bundle, config, facts, precisions=["fp16"])
     assert {made.profile for made in planned} == {"fixed 1", "fixed 4", "range 1-4-8"}
     for made in planned:
-        measured = {**trial(made.spelling, 1.0, profile=made.profile, options=options_of(config)), "sizes": made.sizes}
+        measured = {**trial(made.lowering, 1.0, profile=made.profile, options=options_of(config)), "sizes": made.sizes}
         (winner,) = winners([measured], options_of(usual))
         _, _, found = command.parse(["engine", "build", "x", *shlex.split(config_words(winner))])
         assert request_for(bundle, command.override(usual.copy_and_resolve_references(), found), facts, "fp16") == made.request

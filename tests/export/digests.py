@@ -26,7 +26,7 @@ from vit_convert.checkpoint.load import load_checkpoint
 from vit_convert.checkpoint.random import write_random_checkpoint
 from vit_convert.export import exporter
 from vit_convert.export.passes.fused_encoder import quantized_tensors
-from vit_convert.export.targets import SPELLINGS, TARGETS, spelling_named, target_named
+from vit_convert.export.targets import LOWERINGS, TARGETS, lowering_named, target_named
 from vit_convert.models.model import Model, vit_model
 from vit_convert.quantize.calibrate import Calibration
 from vit_convert.quantize.half_precision import to_bf16, to_fp16
@@ -48,7 +48,7 @@ class Case:
         loading: options of `load_checkpoint`.
         export: options of `export_model` besides the target.
         targets: names of the targets.
-        spellings: whether the targets' further spellings are wanted too.
+        lowerings: whether the targets' further lowerings are wanted too.
         lowered: whether graphs with Q/DQ pairs and typed ones are wanted too.
     """
 
@@ -57,14 +57,14 @@ class Case:
     loading: dict[str, Any] = dataclasses.field(default_factory=dict)
     export: dict[str, Any] = dataclasses.field(default_factory=dict)
     targets: tuple[str, ...] = ("trt8", "rtx")  # one of each kind
-    spellings: bool = False
+    lowerings: bool = False
     lowered: bool = False
 
 
 _SMALL = {"image_size": (64, 64), "num_classes": 10, "depth": 3}
 CASES = {
     "mu/16": Case(checkpoint={"image_size": (64, 64), "num_classes": 10}, targets=tuple(TARGETS), lowered=True),
-    "tok": Case(checkpoint=_SMALL, spellings=True, lowered=True),
+    "tok": Case(checkpoint=_SMALL, lowerings=True, lowered=True),
     "gap": Case("mu/16-gap-norep", _SMALL),
     "map": Case(checkpoint={**_SMALL, "pool": "map", "layout": "big_vision", "prefix": "params/"}, lowered=True),
     "scan": Case(checkpoint={**_SMALL, "layout": "big_vision_scan", "pre_logits": True}),
@@ -74,8 +74,8 @@ CASES = {
     "NCHW": Case(checkpoint=_SMALL, export={"layout": "NCHW"}),
     "all of these": Case(checkpoint=_SMALL, export={"pixels": PIXELS, "layout": "NCHW", "dynamic_patch": 16}, targets=("rtx",)),
     "taps": Case(checkpoint=_SMALL, export={"taps": True}),
-    "Ti/16": Case("Ti/16", spellings=True, lowered=True),
-    "B/32": Case("B/32", {"depth": 3}, spellings=True),  # the width is what differs from the others
+    "Ti/16": Case("Ti/16", lowerings=True, lowered=True),
+    "B/32": Case("B/32", {"depth": 3}, lowerings=True),  # the width is what differs from the others
 }
 QUICK = ("mu/16", "tok", "dynamic", "all of these")
 
@@ -123,10 +123,10 @@ def caught_graphs() -> Iterator[list[ir.Model]]:
         exporter.save_onnx = real
 
 
-def exported(name: str, target: str, spelling: str = "") -> ir.Model:
+def exported(name: str, target: str, lowering: str = "") -> ir.Model:
     """The graph of a case as it would be saved."""
     model, size = model_of(name)
-    wanted = spelling_named(target, spelling) if spelling else target_named(target, dynamic="dynamic_patch" in CASES[name].export)
+    wanted = lowering_named(target, lowering) if lowering else target_named(target, dynamic="dynamic_patch" in CASES[name].export)
     with caught_graphs() as graphs, tempfile.TemporaryDirectory() as folder:
         exporter.export_model(model, pathlib.Path(folder) / "model.onnx", image_size=size, target=wanted, **CASES[name].export)
     return graphs[0]
@@ -139,13 +139,13 @@ def digests_of(name: str) -> dict[str, str]:
         graph = exported(name, target)
         found[target] = digest(graph)
         found |= {f"{target} {kind}": value for kind, value in _lowered(graph, target).items()} if case.lowered else {}
-        for spelling in SPELLINGS.get(target, {}) if case.spellings else ():
-            if spelling in ("plugin", "fused") and case.variant.startswith("mu"):
+        for lowering in LOWERINGS.get(target, {}) if case.lowerings else ():
+            if lowering in ("plugin", "fused") and case.variant.startswith("mu"):
                 continue  # the plugin has no kernel for heads of 16
-            graph = exported(name, target, spelling)
-            found[f"{target}/{spelling}"] = digest(graph)
-            if spelling == "fused":
-                found[f"{target}/{spelling} ranges"] = _sha256(json.dumps(quantized_tensors(graph)).encode())
+            graph = exported(name, target, lowering)
+            found[f"{target}/{lowering}"] = digest(graph)
+            if lowering == "fused":
+                found[f"{target}/{lowering} ranges"] = _sha256(json.dumps(quantized_tensors(graph)).encode())
     return found
 
 

@@ -10,7 +10,7 @@ from vit_convert.checkpoint.architecture import Architecture
 from vit_convert.core.compare import compare
 from vit_convert.core.onnx_file import open_session, run_session
 from vit_convert.export.exporter import ExportReport, export_model
-from vit_convert.export.targets import spelling_named, target_named
+from vit_convert.export.targets import lowering_named, target_named
 from vit_convert.models.model import Model, vit_model
 
 
@@ -31,13 +31,13 @@ def written(
     path: pathlib.Path,
     *,
     target: str = "rtx",
-    spelling: str = "",
+    lowering: str = "",
     layout: str = "NHWC",
     taps: bool = False,
     model: Model | None = None,
 ) -> ExportReport:
-    """Exports a ViT, in the target's own spelling unless another is named, and returns the report."""
-    wanted = spelling_named(target, spelling) if spelling else target_named(target)
+    """Exports a ViT, in the target's own lowering unless another is named, and returns the report."""
+    wanted = lowering_named(target, lowering) if lowering else target_named(target)
     return export_model(model or tiny(arch), path, image_size=arch.image_size, target=wanted, layout=layout, taps=taps)
 
 

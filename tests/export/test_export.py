@@ -93,11 +93,11 @@ def test_modern_targets_share_their_rules():
 
 
 @pytest.mark.parametrize(
-    ("target", "spelling", "budget"), [("trt8", "", 36), ("trt8", "matmul", 34), ("trt8", "primitives", 50), ("rtx", "", 30)]
+    ("target", "lowering", "budget"), [("trt8", "", 36), ("trt8", "matmul", 34), ("trt8", "primitives", 50), ("rtx", "", 30)]
 )
 @pytest.mark.parametrize(("pool", "depth"), [("tok", 1), ("tok", 3), ("gap", 3)])
-def test_node_budget(tmp_path, target, spelling, budget, pool, depth):
-    report = written(architecture(pool=pool, depth=depth), tmp_path / "model.onnx", target=target, spelling=spelling)
+def test_node_budget(tmp_path, target, lowering, budget, pool, depth):
+    report = written(architecture(pool=pool, depth=depth), tmp_path / "model.onnx", target=target, lowering=lowering)
     nodes = list(ir.load(tmp_path / "model.onnx").graph)
     blocks = collections.Counter(node.name.split("/")[1] for node in nodes if node.name.startswith("Transformer/encoderblock_"))
     assert len(blocks) == depth

@@ -1,4 +1,4 @@
-"""The spelling with our own kernels: what onnxruntime computes by its model-local functions agrees with JAX, and what gets ranges."""
+"""The lowering with our own kernels: what onnxruntime computes by its model-local functions agrees with JAX, and what gets ranges."""
 
 import numpy as np
 import onnx
@@ -11,7 +11,7 @@ from vit_convert.core.errors import ExportError
 from vit_convert.core.onnx_file import open_session, run_session, save_onnx
 from vit_convert.export.exporter import export_model
 from vit_convert.export.passes.fused_encoder import ADD_NORM, ATTENTION, DOMAIN, NORM, quantized_tensors
-from vit_convert.export.targets import spelling_named
+from vit_convert.export.targets import lowering_named
 from vit_convert.models.model import vit_model
 from vit_convert.quantize.activation_max import extremes
 from vit_convert.quantize.equalize import attention_inputs, equalize
@@ -22,7 +22,7 @@ HEADS = 2
 def written(path, *, width=64 * HEADS, heads=HEADS, **changes):
     arch = architecture(width=width, num_heads=heads, **changes)
     model = vit_model(arch, random_params(arch))
-    export_model(model, path, image_size=arch.image_size, target=spelling_named("trt8", "fused"))
+    export_model(model, path, image_size=arch.image_size, target=lowering_named("trt8", "fused"))
     return arch, model
 
 

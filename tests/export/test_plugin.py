@@ -1,4 +1,4 @@
-"""The spelling with TensorRT's attention plugin: what onnxruntime computes by its model-local function agrees with JAX."""
+"""The lowering with TensorRT's attention plugin: what onnxruntime computes by its model-local function agrees with JAX."""
 
 import ml_collections
 import numpy as np
@@ -16,7 +16,7 @@ from vit_convert.core.onnx_file import open_session, run_session
 from vit_convert.engine.handoff import read_facts
 from vit_convert.export.exporter import export_model
 from vit_convert.export.passes.attention_plugin import DOMAIN, MAX_TOKENS, PLUGIN
-from vit_convert.export.targets import spelling_named
+from vit_convert.export.targets import lowering_named
 from vit_convert.models.model import vit_model
 
 HEADS = 3
@@ -28,7 +28,7 @@ def arch_with_heads_of(size, **changes):
 
 def written(arch, path):
     model = vit_model(arch, random_params(arch))
-    report = export_model(model, path, image_size=arch.image_size, target=spelling_named("trt8", "plugin"))
+    report = export_model(model, path, image_size=arch.image_size, target=lowering_named("trt8", "plugin"))
     return model, report
 
 
@@ -91,7 +91,7 @@ def test_graph_of_dynamic_size_is_refused(tmp_path):
     arch = arch_with_heads_of(64)
     model = vit_model(arch, random_params(arch))
     with pytest.raises(ExportError, match="no attention over all of a fixed number of tokens"):
-        target = spelling_named("trt8", "plugin")
+        target = lowering_named("trt8", "plugin")
         export_model(model, tmp_path / "model.onnx", image_size=arch.image_size, target=target, dynamic_patch=arch.patch_size)
 
 
@@ -99,10 +99,10 @@ def test_graph_of_dynamic_size_is_refused(tmp_path):
     ("variant", "asked", "expected"),
     [
         ("Ti/16", {}, ["plugin"]),
-        ("Ti/16", {"spellings": ("matmul",)}, ["matmul", "plugin"]),
+        ("Ti/16", {"lowerings": ("matmul",)}, ["matmul", "plugin"]),
         ("Ti/16", {"precision": "fp32"}, []),
         ("Ti/16", {"image_size": "dynamic:32..64"}, []),
-        ("Ti/16", {"engine": {"backend": "none", "spelling": ""}}, []),
+        ("Ti/16", {"engine": {"backend": "none", "lowering": ""}}, []),
         ("mu/16", {}, []),  # heads of 16
     ],
 )
@@ -111,6 +111,6 @@ def test_export_advises_it_where_it_fits(tmp_path, variant, asked, expected):
     given = {"checkpoint": str(tmp_path / "x.npz"), "target": "trt8", "engine": {"backend": "none"}, **asked}
     convert(configs.complete(ml_collections.ConfigDict(given), "x"), tmp_path, until="export", quiet=True)
     bundle = Bundle(tmp_path / "x")
-    assert sorted(path.stem for path in bundle.spellings.glob("*.onnx")) == expected
-    fits = variant == "Ti/16" and asked.keys() <= {"spellings", "engine"}
-    assert read_facts(bundle).spelling == ("plugin" if fits else "")
+    assert sorted(path.stem for path in bundle.lowerings.glob("*.onnx")) == expected
+    fits = variant == "Ti/16" and asked.keys() <= {"lowerings", "engine"}
+    assert read_facts(bundle).lowering == ("plugin" if fits else "")

@@ -16,10 +16,10 @@ from vit_convert.core.onnx_file import open_session, run_session
 from vit_convert.export import weights
 from vit_convert.export.exporter import export_model
 from vit_convert.export.lower import onnx_from_apply
-from vit_convert.export.targets import SPELLINGS, TARGETS, target_named
+from vit_convert.export.targets import LOWERINGS, TARGETS, target_named
 from vit_convert.models.user import user_model
 
-MATRIX_PRODUCTS = ["matmul", "primitives"]  # the spellings of trt8 without such convolutions
+MATRIX_PRODUCTS = ["matmul", "primitives"]  # the lowerings of trt8 without such convolutions
 
 
 def convolutions(graph):
@@ -94,28 +94,28 @@ def test_nothing_but_the_activation_stands_between_the_convolutions(tmp_path):
 # --- the numbers ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("spelling", MATRIX_PRODUCTS)
+@pytest.mark.parametrize("lowering", MATRIX_PRODUCTS)
 @pytest.mark.parametrize("pool", ["tok", "gap", "map", "none"])
-def test_other_spellings_agree_and_have_no_convolutions(tmp_path, spelling, pool):
+def test_other_lowerings_agree_and_have_no_convolutions(tmp_path, lowering, pool):
     arch = architecture(pool=pool)
-    written(arch, tmp_path / "model.onnx", target="trt8", spelling=spelling)
+    written(arch, tmp_path / "model.onnx", target="trt8", lowering=lowering)
     graph = ir.load(tmp_path / "model.onnx").graph
     assert not convolutions(graph)
-    assert any(node.op_type == "LayerNormalization" for node in graph) is (spelling == "matmul")
+    assert any(node.op_type == "LayerNormalization" for node in graph) is (lowering == "matmul")
     assert_agrees(arch, tmp_path / "model.onnx")
 
 
 @pytest.mark.parametrize("pool", ["tok", "map"])
-def test_spellings_compute_the_same(tmp_path, pool):
+def test_lowerings_compute_the_same(tmp_path, pool):
     arch = architecture(pool=pool)
     results = {}
-    for spelling in ("", *MATRIX_PRODUCTS):
-        path = tmp_path / f"{spelling}.onnx"
-        written(arch, path, target="trt8", spelling=spelling)
-        results[spelling] = run_session(open_session(path), random_images(arch))["logits"]
-    for spelling in MATRIX_PRODUCTS:
+    for lowering in ("", *MATRIX_PRODUCTS):
+        path = tmp_path / f"{lowering}.onnx"
+        written(arch, path, target="trt8", lowering=lowering)
+        results[lowering] = run_session(open_session(path), random_images(arch))["logits"]
+    for lowering in MATRIX_PRODUCTS:
         # float32 rounding, 6e-8 each, of the same sums in another order and of GELU in another form, over three blocks
-        np.testing.assert_allclose(results[spelling], results[""], rtol=0, atol=1e-5 * np.abs(results[""]).max())
+        np.testing.assert_allclose(results[lowering], results[""], rtol=0, atol=1e-5 * np.abs(results[""]).max())
 
 
 def test_taps_are_outputs_with_the_batch_first(tmp_path):
@@ -293,5 +293,5 @@ def test_a_dynamic_graph_has_no_such_convolutions(tmp_path, target, num_convolut
 
 
 def test_the_target_for_dynamic_graphs():
-    assert target_named("trt8", dynamic=True) == SPELLINGS["trt8"]["matmul"]
+    assert target_named("trt8", dynamic=True) == LOWERINGS["trt8"]["matmul"]
     assert target_named("rtx", dynamic=True) is TARGETS["rtx"]

@@ -1,4 +1,4 @@
-"""What a user's own module traces to: every spelling ends in the operators that TensorRT fuses, and agrees with JAX."""
+"""What a user's own module traces to: every lowering ends in the operators that TensorRT fuses, and agrees with JAX."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from flax import linen, nnx
 from vit_convert.core.errors import ExportError
 from vit_convert.export import weights
 from vit_convert.export.lower import substitute
-from vit_convert.export.targets import TARGETS, spelling_named, target_named
+from vit_convert.export.targets import TARGETS, lowering_named, target_named
 from vit_convert.export.trace import trace
 from vit_convert.models.user import user_model
 
@@ -23,12 +23,12 @@ def inputs(batch=3):
     return np.random.default_rng(0).standard_normal((batch, TOKENS, WIDTH)).astype(np.float32) + 0.3
 
 
-def exported(module, variables=None, target="rtx", spelling=""):
+def exported(module, variables=None, target="rtx", lowering=""):
     """Traces and rewrites a layer on [batch, 9, 32] and holds it against JAX; returns the graph's operators and each rule's count."""
     model = user_model(module, variables, image_shape=(TOKENS, WIDTH))
     graph = trace(model.apply, model.traced_shapes, ("batch", TOKENS, WIDTH), ["logits"], TARGETS[target].opset)
     weights.describe(graph)
-    counts = substitute(graph, spelling_named(target, spelling) if spelling else target_named(target))
+    counts = substitute(graph, lowering_named(target, lowering) if lowering else target_named(target))
     weights.bind(graph, model.params)
     expected = model.run(inputs())["logits"]
     (got,) = run(graph, {"images": inputs()})
@@ -59,17 +59,17 @@ TWO_PASS = ["ReduceMean", "Sub", "Mul", "ReduceMean", "Add", "Sqrt", "Div", "Mul
 FORMS = [("rtx", "", ["LayerNormalization"]), ("trt8", "", ["LayerNormalization"]), ("trt8", "primitives", TWO_PASS)]
 
 
-@pytest.mark.parametrize(("target", "spelling", "expected"), FORMS)
+@pytest.mark.parametrize(("target", "lowering", "expected"), FORMS)
 @pytest.mark.parametrize("use_fast_variance", [True, False])
 @pytest.mark.parametrize(("use_scale", "use_bias"), [(True, True), (True, False), (False, True), (False, False)])
 @pytest.mark.parametrize("library", ["linen", "nnx"])
-def test_layer_norm(target, spelling, expected, use_fast_variance, use_scale, use_bias, library):
+def test_layer_norm(target, lowering, expected, use_fast_variance, use_scale, use_bias, library):
     options = {"use_fast_variance": use_fast_variance, "use_scale": use_scale, "use_bias": use_bias}
     makers = {
         "linen": lambda: linen_layer(linen.LayerNorm(**options)),
         "nnx": lambda: nnx_layer(nnx.LayerNorm(WIDTH, rngs=nnx.Rngs(0), **options)),
     }
-    operators, _ = exported(*makers[library](), target, spelling)
+    operators, _ = exported(*makers[library](), target, lowering)
     assert operators == expected
 
 
@@ -97,12 +97,12 @@ def hand_first(p, x):
     return p["bias"] + p["scale"] * (jax.lax.rsqrt(variance + 1e-6) * deviation)
 
 
-@pytest.mark.parametrize(("target", "spelling", "expected"), FORMS)
+@pytest.mark.parametrize(("target", "lowering", "expected"), FORMS)
 @pytest.mark.parametrize("norm", [hand_sqrt, hand_rsqrt, hand_var, hand_first, lambda p, x: jax.nn.standardize(x)])
-def test_hand_written_norm(target, spelling, expected, norm):
+def test_hand_written_norm(target, lowering, expected, norm):
     rng = np.random.default_rng(2)
     params = {name: rng.standard_normal((1, 1, WIDTH)).astype(np.float32) for name in ("scale", "bias")}
-    operators, _ = exported(norm, params, target, spelling)
+    operators, _ = exported(norm, params, target, lowering)
     assert operators == expected
 
 
@@ -241,25 +241,25 @@ def test_gelu(module, approximate):
     imported = module.gelu  # as a module's `act: Callable = nn.gelu` has it, which jax2onnx does not recognise
     for gelu in (lambda p, x: module.gelu(x, approximate=approximate), lambda p, x: imported(x, approximate=approximate)):
         assert exported(gelu)[0] == ["Gelu"]
-        for spelling, inner, budget in (("", "Tanh", 8), ("matmul", "Exp", 7)):
-            operators, _ = exported(gelu, target="trt8", spelling=spelling)
+        for lowering, inner, budget in (("", "Tanh", 8), ("matmul", "Exp", 7)):
+            operators, _ = exported(gelu, target="trt8", lowering=lowering)
             assert operators.count(inner if approximate else "Erf") == 1
             assert len(operators) <= budget
 
 
 @pytest.mark.parametrize(
-    ("target", "spelling", "expected"),
+    ("target", "lowering", "expected"),
     [
         ("trt8", "", ["Pow", "Mul", "Add", "Mul", "Tanh", "Add", "Mul", "Mul"]),
         ("trt8", "matmul", ["Mul", "Mul", "Add", "Mul", "Exp", "Add", "Div"]),
         ("rtx", "", ["Gelu"]),
     ],
 )
-def test_hand_written_gelu(target, spelling, expected):
+def test_hand_written_gelu(target, lowering, expected):
     def gelu(p, x):
         return 0.5 * x * (1 + jnp.tanh(np.sqrt(2 / np.pi).astype(np.float32) * (x + 0.044715 * x**3)))
 
-    assert exported(gelu, target=target, spelling=spelling)[0] == expected
+    assert exported(gelu, target=target, lowering=lowering)[0] == expected
 
 
 @pytest.mark.parametrize("target", ["trt8", "rtx"])

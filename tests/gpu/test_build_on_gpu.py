@@ -54,24 +54,24 @@ def test_verify_and_benchmark_commands(bundle, built, record_property):
     assert all(row["gpu_p50_ms"] <= row["p50_ms"] + 1e-3 for row in rows)
 
 
-def test_spellings_agree(bundle, engine, facts, reference, tmp_path, record_property):
-    """Needs a bundle whose conversion was asked for spellings, `--config.spellings="('plugin','matmul')"`."""
-    written = sorted(bundle.spellings.glob("*.onnx"))
+def test_lowerings_agree(bundle, engine, facts, reference, tmp_path, record_property):
+    """Needs a bundle whose conversion was asked for lowerings, `--config.lowerings="('plugin','matmul')"`."""
+    written = sorted(bundle.lowerings.glob("*.onnx"))
     if not written:
-        pytest.skip("the bundle has no spellings")
+        pytest.skip("the bundle has no lowerings")
     copy = Bundle(shutil.copytree(bundle.root, tmp_path / "bundle"))
     plan = copy.plan(BACKEND.name, BACKEND.version, BACKEND.arch, "fp16")
     with Session(engine) as session:
         expected = {batch: session.run(tiled(reference, batch))[facts.output] for batch in (1, 5, 16)}
-    for spelling in ("", *(path.stem for path in written)):
-        assert run("build", copy.root, "--precision=fp16", f"--config.engine.spelling={spelling}", batches=ONE_PROFILE) == 0
-        assert read_json(f"{plan}.json")["onnx"]["path"] == (f"{spelling}.onnx" if spelling else "model.onnx")
+    for lowering in ("", *(path.stem for path in written)):
+        assert run("build", copy.root, "--precision=fp16", f"--config.engine.lowering={lowering}", batches=ONE_PROFILE) == 0
+        assert read_json(f"{plan}.json")["onnx"]["path"] == (f"{lowering}.onnx" if lowering else "model.onnx")
         with Session(Engine(BACKEND, plan)) as session:
             cosine = min(compare(wanted, session.run(tiled(reference, batch))[facts.output]).cosine for batch, wanted in expected.items())
-        record_property(spelling or "model.onnx", {"cosine": cosine})
+        record_property(lowering or "model.onnx", {"cosine": cosine})
         # What verification demands of fp16: which kernels TensorRT takes, and in what they sum, differs from build to build. With outlier
         # channels the same graph came to 0.99983 and to 0.99996.
-        assert cosine > read_config(bundle).check.fp16_cosine, spelling
+        assert cosine > read_config(bundle).check.fp16_cosine, lowering
 
 
 def test_tf32_by_choice(bundle, tmp_path, record_property):

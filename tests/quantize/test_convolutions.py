@@ -15,7 +15,7 @@ from vit_convert.checkpoint.load import load_checkpoint
 from vit_convert.core.compare import Comparison, compare
 from vit_convert.core.onnx_file import open_session, run_session, save_onnx
 from vit_convert.export.exporter import export_model
-from vit_convert.export.targets import spelling_named, target_named
+from vit_convert.export.targets import lowering_named, target_named
 from vit_convert.images.preprocess import preprocess_for
 from vit_convert.images.sources import open_images
 from vit_convert.models.model import vit_model
@@ -41,7 +41,7 @@ def pictures(name: str, count: int) -> np.ndarray:
 
 @dataclasses.dataclass
 class Form:
-    """One spelling of the digits model for TensorRT 8.6, in its folder."""
+    """One lowering of the digits model for TensorRT 8.6, in its folder."""
 
     path: pathlib.Path
 
@@ -87,18 +87,18 @@ def logits(path: pathlib.Path) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def forms(tmp_path_factory):
-    """By checkpoint and spelling; three channels after each LayerNorm of "outliers" are a hundred times as large."""
+    """By checkpoint and lowering; three channels after each LayerNorm of "outliers" are a hundred times as large."""
     root = tmp_path_factory.mktemp("forms")
     files = {"digits": DIGITS, "outliers": write_outlier_digits(root / "outliers.npz", 100.0, range(6))}
-    targets = {"conv": target_named("trt8"), "matmul": spelling_named("trt8", "matmul")}
+    targets = {"conv": target_named("trt8"), "matmul": lowering_named("trt8", "matmul")}
     found = {}
     for name in CHECKPOINTS_BY_NAME:
         checkpoint = load_checkpoint(files[name])
         model = vit_model(checkpoint.architecture, checkpoint.params)
-        for spelling, target in targets.items():
-            path = root / f"{name}_{spelling}.onnx"
+        for lowering, target in targets.items():
+            path = root / f"{name}_{lowering}.onnx"
             export_model(model, path, image_size=checkpoint.architecture.image_size, target=target)
-            found[name, spelling] = Form(path)
+            found[name, lowering] = Form(path)
     return found
 
 

@@ -60,7 +60,7 @@ class Bundle:
     calibration_cache = property(lambda self: self.root / "calibration.cache")
     sensitivity = property(lambda self: self.root / "sensitivity.json")
     plan_search = property(lambda self: self.root / "plan_search.json")
-    spellings = property(lambda self: self.root / "spellings")
+    lowerings = property(lambda self: self.root / "lowerings")
     precision_plan = property(lambda self: self.root / "precision_plan.json")
     report = property(lambda self: self.root / "report.json")
     report_html = property(lambda self: self.root / "report.html")
@@ -72,13 +72,13 @@ class Bundle:
         """The graph of one precision; weights in `<that>.data`."""
         return self.root / graph_name(precision)
 
-    def spelling(self, name: str) -> pathlib.Path:
+    def lowering(self, name: str) -> pathlib.Path:
         """The fp32 graph in another form, for `tune` to choose from; weights in `<that>.data`."""
-        return self.spellings / f"{name}.onnx"
+        return self.lowerings / f"{name}.onnx"
 
-    def ranges(self, spelling: str) -> pathlib.Path:
-        """What int8 engines of a spelling without Q/DQ get as ranges of its tensors: a calibration of that graph."""
-        return self.spellings / f"{spelling}.ranges.json"
+    def ranges(self, lowering: str) -> pathlib.Path:
+        """What int8 engines of a lowering without Q/DQ get as ranges of its tensors: a calibration of that graph."""
+        return self.lowerings / f"{lowering}.ranges.json"
 
     def reference_at(self, image_size: tuple[int, int]) -> pathlib.Path:
         """What JAX gave at one more (height, width) that a dynamic graph takes; `reference` is of the size that it is tuned for."""

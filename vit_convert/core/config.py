@@ -12,9 +12,10 @@ from vit_convert.core.config_ranges import check_ranges
 from vit_convert.core.dialect import DIALECTS, Dialect
 from vit_convert.core.errors import UsageError, nearest
 from vit_convert.core.image_size import is_range, parse_range, parse_size
+from vit_convert.core.renamed import Config, current
 
 PRECISIONS = ("fp32", "bf16", "fp16", "int8", "fp8")
-AUTO = "auto"  # as a precision: what plan says; as a spelling: what the export advises
+AUTO = "auto"  # as a precision: what plan says; as a lowering: what the export advises
 BACKENDS = ("auto", "tensorrt", "rtx", "none")
 METHODS = ("entropy", "entropy_plain", "minmax", "percentile", "mse")
 LAYOUTS = ("NHWC", "NCHW")
@@ -30,7 +31,7 @@ _CHOICES = {
     "input": INPUTS,
     "outputs": OUTPUTS,
     "plan.type": QUANTIZED,
-    "engine.int8_spelling": ("", *(name for dialect in DIALECTS.values() for name in dialect.int8_lowerings)),
+    "engine.int8_lowering": ("", *(name for dialect in DIALECTS.values() for name in dialect.int8_lowerings)),
 }
 
 
@@ -40,7 +41,7 @@ def default_config() -> ml_collections.ConfigDict:
     Returns:
         A locked ConfigDict. Setting an unknown key is an error that names the nearest valid ones.
     """
-    config = ml_collections.ConfigDict()
+    config = Config()
     config.name = ""  # name of the bundle folder; empty: the config file's
     config.checkpoint = ""  # .npz or .safetensors, a path or an https:// or gs:// address
     config.family = "auto"  # read from the file; a given one is checked against it
@@ -58,39 +59,39 @@ def default_config() -> ml_collections.ConfigDict:
     config.keep_fp16 = ()  # block names and patterns that int8 leaves in fp16
     config.precision = "fp16"  # comma-separated; int8 and fp8 always build fp16 beside them; auto: plan.type in the layers that bear it
     config.target = "auto"  # the TensorRT generation the graph is written for; auto: the backend's
-    config.spellings = ()  # further forms of model.onnx that `tune` chooses from: ("plugin", "matmul", "primitives") for trt8
+    config.lowerings = ()  # further forms of model.onnx that `tune` chooses from: ("plugin", "matmul", "primitives") for trt8
     config.keep_fp32 = ()  # block names and patterns that stay in fp32: ("block_11", "head*")
 
-    config.batch = ml_collections.ConfigDict()
+    config.batch = Config()
     config.batch.min = 1
     config.batch.opt = 8
     config.batch.max = 64
     config.batch.profiles = ()  # batch sizes that get a fixed profile of their own beside the range: (1, 64), faster than the range
 
-    config.calibration = ml_collections.ConfigDict()
+    config.calibration = Config()
     config.calibration.data = ""  # folder, .zip, .npz or list file; empty: seeded noise, good for speed alone
     config.calibration.method = "entropy"  # widened where clipping costs more than it gains; entropy_plain, minmax, percentile, mse
     config.calibration.max_error = 0.002  # entropy: a product that int8 costs more, of its mean square, stays fp16: a tenth of cosine 0.99
     config.calibration.num_images = 512
     config.calibration.batch_size = 8
     config.calibration.attention = False  # quantize the attention products too
-    config.calibration.branches = False  # with engine.int8_spelling: int8 for what blocks add to the residual stream, too
+    config.calibration.branches = False  # with engine.int8_lowering: int8 for what blocks add to the residual stream, too
     config.calibration.smooth = 0.0  # SmoothQuant's strength, 0.5 for outlier channels after LayerNorms; 0: off
 
     config.sensitivity = False  # measure what each layer loses in plan.type, also without precision=auto
 
-    config.plan = ml_collections.ConfigDict()
+    config.plan = Config()
     config.plan.type = "int8"  # or fp8: what precision=auto puts the largest possible part of the model in
     config.plan.accuracy_budget = 0.5  # points of top-1 that the plan may lose, where labels are given
     config.plan.cosine = 0.0  # smallest cosine to the fp32 output that it may have on any image; 0: check.int8_cosine
     config.plan.num_images = 256  # measured on so many of the evaluation images, or calibration images where there are none
     config.plan.file = ""  # a precision_plan.json that was made before, perhaps edited: nothing is searched
 
-    config.evaluation = ml_collections.ConfigDict()
+    config.evaluation = Config()
     config.evaluation.data = ""  # labelled images; empty: no accuracy is measured
     config.evaluation.num_images = 0  # 0: all
 
-    config.check = ml_collections.ConfigDict()
+    config.check = Config()
     config.check.num_images = 4  # images in reference.npz; the largest batch onnxruntime is checked with
     config.check.atol = 1e-6  # fp32: max_abs <= atol + rtol * scale of the output, for the output and for every block
     config.check.rtol = 1e-4
@@ -99,19 +100,19 @@ def default_config() -> ml_collections.ConfigDict:
     config.check.int8_cosine = 0.98
     config.check.max_top1_drop = 1.0  # points of top-1 that a lower precision may lose, where labels are given
 
-    config.engine = ml_collections.ConfigDict()
+    config.engine = Config()
     config.engine.backend = "auto"  # tensorrt with a GPU, else rtx; none stops after ONNX
     config.engine.workspace_gib = 4.0
     config.engine.timing_cache = ""  # a folder for kernel timings, which models may share; empty: one in the bundle
     config.engine.opt_level = 3
     config.engine.tf32 = False
-    config.engine.spelling = "auto"  # that trt8's fp16 engines are built from: auto takes "plugin" where it fits; empty: model.onnx
-    config.engine.int8_spelling = ""  # that trt8's int8 engines are built from: "fused" needs our kernels; empty: the Q/DQ graph
+    config.engine.lowering = "auto"  # that trt8's fp16 engines are built from: auto takes "plugin" where it fits; empty: model.onnx
+    config.engine.int8_lowering = ""  # that trt8's int8 engines are built from: "fused" needs our kernels; empty: the Q/DQ graph
     config.engine.hardware_compatible = False  # an engine for Ampere and every later GPU, at some cost in speed
     config.engine.version_compatible = False  # an engine that later versions of the same TensorRT major load
     config.engine.calibrator = False  # INT8 by TensorRT's own calibrator (TensorRT 10 and earlier) instead of Q/DQ
 
-    config.benchmark = ml_collections.ConfigDict()
+    config.benchmark = Config()
     config.benchmark.batches = (1, 8, 64)
     config.benchmark.streams = (1, 2)
     config.benchmark.seconds = 3.0
@@ -143,10 +144,11 @@ def complete(given: Any, name: str, *, check: bool = True) -> ml_collections.Con
 
 
 def _overlay(config: ml_collections.ConfigDict, given: ml_collections.ConfigDict, path: str) -> None:
-    for key in given:
+    for given_key in given:
+        key = current(given_key)
         if key not in config:
             raise UsageError(f"config.{path}{key}: unknown key.{nearest(key, config.keys())}", fix="See --help for the keys.")
-        value = given[key]
+        value = given[given_key]
         if isinstance(config[key], ml_collections.ConfigDict):
             if not isinstance(value, ml_collections.ConfigDict):
                 raise UsageError(f"config.{path}{key}: {value!r} is not a group of keys")
@@ -196,10 +198,10 @@ def check_values(config: ml_collections.ConfigDict) -> None:
             f"config.engine.calibrator with calibration.method={config.calibration.method}: TensorRT calibrates by entropy or minmax",
             fix="Use entropy (our guarded thresholds), entropy_plain or minmax (its own), or leave engine.calibrator off.",
         )
-    if config.engine.int8_spelling and (config.engine.calibrator or config.calibration.smooth or is_planned(config)):
+    if config.engine.int8_lowering and (config.engine.calibrator or config.calibration.smooth or is_planned(config)):
         raise UsageError(
-            f"config.engine.int8_spelling={config.engine.int8_spelling!r}: its ranges come from one calibration of the whole encoder",
-            fix="Leave engine.calibrator, calibration.smooth and precision=auto out, or engine.int8_spelling empty.",
+            f"config.engine.int8_lowering={config.engine.int8_lowering!r}: its ranges come from one calibration of the whole encoder",
+            fix="Leave engine.calibrator, calibration.smooth and precision=auto out, or engine.int8_lowering empty.",
         )
     batch = config.batch
     if not 1 <= batch.min <= batch.opt <= batch.max:
@@ -241,7 +243,7 @@ def _check_tuples(config: ml_collections.ConfigDict) -> None:
     if grid is not None and len(grid) != 2:
         raise UsageError(f"config.posemb_grid={grid!r}: expected (rows, columns)", fix='For example --config.posemb_grid="(7,9)".')
     patterns = ("keep_fp32", "keep_fp16", "quantize_only")
-    for key, example in {**dict.fromkeys(patterns, "('block_11','head*')"), "spellings": "('matmul','primitives')"}.items():
+    for key, example in {**dict.fromkeys(patterns, "('block_11','head*')"), "lowerings": "('matmul','primitives')"}.items():
         names: Any = config[key]
         if not all(isinstance(name, str) and re.fullmatch(r"[^\s,()'\"]+", name) for name in names):
             raise UsageError(f"config.{key}={names!r}: names and patterns only", fix=f'For example --config.{key}="{example}".')
@@ -277,29 +279,29 @@ def quantized(config: ml_collections.ConfigDict) -> list[str]:
     return [precision for precision in precisions(config) if precision in QUANTIZED]
 
 
-def spelling(config: ml_collections.ConfigDict, advised: str) -> str:
-    """The spelling that fp16 engines are built from, "" for model.onnx.
+def lowering(config: ml_collections.ConfigDict, advised: str) -> str:
+    """The lowering that fp16 engines are built from, "" for model.onnx.
 
     Args:
         config: the full config.
-        advised: what `engine.spelling=auto` stands for, unless blocks are to stay in fp32 or the engine is to run elsewhere too: the
+        advised: what `engine.lowering=auto` stands for, unless blocks are to stay in fp32 or the engine is to run elsewhere too: the
             attention plugin is fp16 everywhere, and belongs to one version and GPU.
     """
-    if config.engine.spelling != AUTO:
-        return config.engine.spelling
+    if config.engine.lowering != AUTO:
+        return config.engine.lowering
     portable = config.engine.version_compatible or config.engine.hardware_compatible
     return "" if config.keep_fp32 or portable else advised
 
 
-def spellings(config: ml_collections.ConfigDict, advised: str) -> list[str]:
-    """The spellings that are written beside model.onnx: those asked for, and the one that engines are built from; `advised` as above."""
-    names = (*config.spellings, spelling(config, advised), config.engine.int8_spelling if "int8" in precisions(config) else "")
+def lowerings(config: ml_collections.ConfigDict, advised: str) -> list[str]:
+    """The lowerings that are written beside model.onnx: those asked for, and the one that engines are built from; `advised` as above."""
+    names = (*config.lowerings, lowering(config, advised), config.engine.int8_lowering if "int8" in precisions(config) else "")
     return list(dict.fromkeys(name for name in names if name))
 
 
-def int8_spelling(config: ml_collections.ConfigDict, dialect: Dialect) -> str:
-    """The spelling without Q/DQ that int8 engines of a dialect are built from, "" for the Q/DQ graph."""
-    asked = config.engine.int8_spelling
+def int8_lowering(config: ml_collections.ConfigDict, dialect: Dialect) -> str:
+    """The lowering without Q/DQ that int8 engines of a dialect are built from, "" for the Q/DQ graph."""
+    asked = config.engine.int8_lowering
     return asked if "int8" in precisions(config) and asked in dialect.int8_lowerings else ""
 
 

@@ -11,10 +11,12 @@ from vit_convert.core.manifest import Files
 
 # What `atomic` and its like name what is not whole yet; the other two are of version 0.1.
 _TEMPORARY = (".*.tmp", ".*.onnx.????????", ".switched.*")
-_FOLDERS = (".", "spellings", "engines/*", "tune/*", "timing")
+_LOWERINGS = ("lowerings", "spellings")  # the second is what earlier versions called it
+_FOLDERS = (".", *_LOWERINGS, "engines/*", "tune/*", "timing")
 # Every file that a stage leaves; a user's own have other names.
 _OF_STAGES = (
-    *("model.onnx", "model.onnx.data", "model.*.onnx", "model.*.onnx.data", "spellings/*.onnx", "spellings/*.onnx.data"),
+    *("model.onnx", "model.onnx.data", "model.*.onnx", "model.*.onnx.data"),
+    *(f"{folder}/*{end}" for folder in _LOWERINGS for end in (".onnx", ".onnx.data", ".ranges.json")),
     *("reference.npz", "reference.*x*.npz", "evaluation_images.npy", "evaluation_labels.npy", "evaluation_logits.npy"),
     *("calibration_images.npy", "calibration_labels.npy", "calibration.json", "calibration.cache", "calibration.cache.json"),
     *("sensitivity.json", "sensitivity.png", "plan_search.json", "precision_plan.json"),
@@ -59,7 +61,7 @@ def remove_leftovers(bundle: Bundle, files: Files) -> list[pathlib.Path]:
 def is_of(files: Files, bundle: Bundle, plan: pathlib.Path) -> bool:
     """Whether an engine was built from a graph of this conversion, by its sidecar."""
     graph = built_from(plan)
-    return bool(graph) and graph["hashes"] in [files.graph_hashes(folder / graph["name"]) for folder in (bundle.root, bundle.spellings)]
+    return bool(graph) and graph["hashes"] in [files.graph_hashes(folder / graph["name"]) for folder in (bundle.root, bundle.lowerings)]
 
 
 def built_from(plan: pathlib.Path) -> dict[str, Any]:

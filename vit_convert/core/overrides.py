@@ -9,6 +9,7 @@ import ml_collections
 from absl import flags
 
 from vit_convert.core.errors import UsageError, nearest
+from vit_convert.core.renamed import current
 
 _OVERRIDE = re.compile(r"--?(?P<no>no)?config\.(?P<key>[^=]*)(?P<value>=.*)?", re.DOTALL)
 _BOOLEANS = ("true", "t", "1", "false", "f", "0")  # absl's
@@ -48,7 +49,7 @@ def split_overrides(words: Sequence[str], config: ml_collections.ConfigDict) -> 
         if match is None:
             rest.append(word)
             continue
-        key, value = match["key"], match["value"]
+        key, value = current(match["key"]), match["value"]
         if key not in known:
             raise UsageError(f"{word.split('=')[0]}: unknown key.{nearest(key, known)}", fix="--help lists the keys.")
         is_switch = isinstance(known[key], bool)

@@ -4,7 +4,7 @@
   python -m vit_convert.engine build BUNDLE        engines for the TensorRT and GPU of this host
   python -m vit_convert.engine verify BUNDLE       their outputs against JAX's in the bundle, and top-1 on its labelled images
   python -m vit_convert.engine benchmark BUNDLE    latency and throughput, memory, clocks; benchmark.json, a table, a plot
-  python -m vit_convert.engine tune BUNDLE         times spellings of the graph x profiles, resumable; tune.json
+  python -m vit_convert.engine tune BUNDLE         times lowerings of the graph x profiles, resumable; tune.json
 
 BUNDLE is the folder that `python -m vit_convert` wrote, <workdir>/<name>, copied here as a whole. Any key of its config can be set
 anew as --config.key=value (--config.batch.profiles="(1, 64, 256)"). Results are merged into BUNDLE/report.json.
@@ -229,7 +229,7 @@ def benchmark(backend: Backend, bundle: Bundle, config: ml_collections.ConfigDic
 
 
 def tune(backend: Backend, bundle: Bundle, config: ml_collections.ConfigDict, facts: Facts, progress: Progress, command: str) -> None:
-    """Times spellings x profiles and says how to get the fastest verified engine for each batch."""
+    """Times lowerings x profiles and says how to get the fastest verified engine for each batch."""
     from vit_convert.engine.tune.tune import tune_bundle
     from vit_convert.engine.tune.winners import tune_table
 

@@ -26,16 +26,16 @@ from vit_convert.engine.runtime.profiles import batch_profiles
 
 
 def graph_for(
-    bundle: Bundle, precision: str, dialect: Dialect, *, calibrator: bool = False, spelling: str = "", int8_spelling: str = ""
+    bundle: Bundle, precision: str, dialect: Dialect, *, calibrator: bool = False, lowering: str = "", int8_lowering: str = ""
 ) -> pathlib.Path:
     """Returns the ONNX file to build a precision from: its typed graph.
 
-    Where a builder flag sets the precision (TensorRT 8), it is the fp32 graph, or for fp16 the chosen spelling of it.
+    Where a builder flag sets the precision (TensorRT 8), it is the fp32 graph, or for fp16 the chosen lowering of it.
     """
-    if precision == "int8" and int8_spelling:
-        return bundle.spelling(f"{int8_spelling}.int8")  # which calibration wrote
+    if precision == "int8" and int8_lowering:
+        return bundle.lowering(f"{int8_lowering}.int8")  # which calibration wrote
     if dialect.builds_from_lowerings(precision):
-        return bundle.spelling(spelling) if spelling else bundle.onnx()
+        return bundle.lowering(lowering) if lowering else bundle.onnx()
     return bundle.onnx("fp32" if calibrator else precision)
 
 
@@ -52,15 +52,15 @@ def request_for(bundle: Bundle, config: ml_collections.ConfigDict, facts: Facts,
         The request.
     """
     options, calibrator = config.engine, _asks_for_calibrator(config, precision)
-    unquantized = configs.int8_spelling(config, facts.dialect) if precision == "int8" else ""
+    unquantized = configs.int8_lowering(config, facts.dialect) if precision == "int8" else ""
     return BuildRequest(
         onnx_path=graph_for(
             bundle,
             precision,
             facts.dialect,
             calibrator=calibrator,
-            spelling=configs.spelling(config, facts.spelling),
-            int8_spelling=unquantized,
+            lowering=configs.lowering(config, facts.lowering),
+            int8_lowering=unquantized,
         ),
         precision=precision,
         profiles=batch_profiles(facts.image_size, config.layout, config.batch),
@@ -76,11 +76,11 @@ def request_for(bundle: Bundle, config: ml_collections.ConfigDict, facts: Facts,
     )
 
 
-def _ranges(bundle: Bundle, spelling: str) -> dict[str, float]:
-    path = bundle.ranges(spelling)
+def _ranges(bundle: Bundle, lowering: str) -> dict[str, float]:
+    path = bundle.ranges(lowering)
     found = (read_json(path) or {}).get("thresholds", {})
     if not found:
-        raise BuildError(f"{path}: no ranges for int8", fix=f"Convert again with --config.engine.int8_spelling={spelling}.")
+        raise BuildError(f"{path}: no ranges for int8", fix=f"Convert again with --config.engine.int8_lowering={lowering}.")
     # A tensor that is zero on all calibration images has no range of its own.
     return {name: float(threshold) or 1.0 for name, threshold in found.items()}
 
@@ -137,8 +137,8 @@ def build_bundle(
                 raise CalibrationError(wrong, fix="Run the conversion's calibrate stage first.")
             request = dataclasses.replace(request, calibrator=bundle_calibrator(backend, bundle, config, request, progress))
         plan = bundle.plan(backend.name, backend.version, backend.arch, precision)
-        advised = config.engine.spelling == configs.AUTO and not request.ranges  # those were asked for by name
-        if advised and pathlib.Path(request.onnx_path).parent == bundle.spellings:
+        advised = config.engine.lowering == configs.AUTO and not request.ranges  # those were asked for by name
+        if advised and pathlib.Path(request.onnx_path).parent == bundle.lowerings:
             found = _build_advised(backend, bundle, request, plan, force=force, progress=progress)
         else:
             found = _build(backend, bundle, request, plan, force=force, progress=progress)
@@ -159,7 +159,7 @@ def _build(
 def _build_advised(
     backend: Backend, bundle: Bundle, request: BuildRequest, plan: pathlib.Path, *, force: bool, progress: Progress
 ) -> dict[str, Any]:
-    """Builds an engine from a spelling that nobody asked for by name, or from model.onnx where that does not build here.
+    """Builds an engine from a lowering that nobody asked for by name, or from model.onnx where that does not build here.
 
     What did not build, and why, is kept in the sidecar as "instead_of": finding it out may have taken minutes.
     """

@@ -74,7 +74,7 @@ def require_conversion(bundle: Bundle, plan: pathlib.Path) -> None:
 def built_from(bundle: Bundle, plan: pathlib.Path) -> pathlib.Path | None:
     """The graph of the bundle that an engine's sidecar names, None where it is not there: what the engine must have been built from."""
     name = read_sidecar(plan).get("onnx", {}).get("path")
-    return next((path for path in (bundle.root / f"{name}", bundle.spellings / f"{name}") if os.path.isfile(path)), None)
+    return next((path for path in (bundle.root / f"{name}", bundle.lowerings / f"{name}") if os.path.isfile(path)), None)
 
 
 def keep_model(bundle: Bundle, plan: pathlib.Path) -> None:

@@ -26,7 +26,7 @@ class Facts:
         output: name of the output that is judged, "logits" or "features".
         preprocess: the preprocessing record.
         dialect: that the graphs are written in.
-        spelling: the graph that `engine.spelling=auto` builds fp16 engines from, "" for model.onnx.
+        lowering: the graph that `engine.lowering=auto` builds fp16 engines from, "" for model.onnx.
         top1: JAX's top-1 on the labelled evaluation images in percent, None where there are none.
         checks: by precision, what the export side's check of its graph found.
         files: that the conversion left, and that may be read.
@@ -36,7 +36,7 @@ class Facts:
     output: str
     preprocess: Mapping[str, Any]
     dialect: Dialect
-    spelling: str
+    lowering: str
     top1: float | None
     checks: Mapping[str, Mapping[str, Any]]
     files: Files
@@ -71,7 +71,7 @@ def read_facts(bundle: Bundle) -> Facts:
         output=checkpoint["output"],
         preprocess=checkpoint["preprocess"],
         dialect=dialect_named(export["target"]),
-        spelling=export.get("spelling", ""),  # bundles of earlier versions have none
+        lowering=export.get("lowering", ""),  # bundles of earlier versions have none
         top1=manifest.result("reference").get("top1"),
         checks={"fp32": manifest.result("check"), **manifest.result("quantize").get("checks", {})},
         files=manifest.files,

@@ -89,7 +89,7 @@ _TRT8_PLUGIN = dataclasses.replace(TARGETS["trt8"], finish=(*TARGETS["trt8"].fin
 
 
 # Other ways to write the same model, by target: which one is fastest depends on the GPU, the batch and the profile, so they are timed.
-SPELLINGS: dict[str, dict[str, Target]] = {
+LOWERINGS: dict[str, dict[str, Target]] = {
     "trt8": {
         "plugin": _TRT8_PLUGIN,
         "fused": dataclasses.replace(_TRT8_PLUGIN, last=(encoder_to_kernels,)),
@@ -101,23 +101,23 @@ SPELLINGS: dict[str, dict[str, Target]] = {
 }
 
 
-def spelling_named(target: str, spelling: str) -> Target:
-    """Looks a further spelling of a target's graphs up.
+def lowering_named(target: str, lowering: str) -> Target:
+    """Looks a further lowering of a target's graphs up.
 
     Args:
         target: name of a target.
-        spelling: its name: "plugin" has TensorRT's attention plugin; "matmul" spells MLPs as matrix products, "primitives" LayerNorm
+        lowering: its name: "plugin" has TensorRT's attention plugin; "matmul" spells MLPs as matrix products, "primitives" LayerNorm
             too, which overflows in fp16 once an activation is further than 255 from its LayerNorm's mean (its square
             then leaves the type's range).
 
     Raises:
         UsageError: the target has none of that name.
     """
-    known = SPELLINGS.get(target, {})
-    if spelling not in known:
+    known = LOWERINGS.get(target, {})
+    if lowering not in known:
         choice = f"target {target} has {', '.join(known) or 'its own alone'}"
-        raise UsageError(f"spelling {spelling!r}: {choice}.{nearest(spelling, known)}", fix="Leave `spellings` empty for the target's own.")
-    return known[spelling]
+        raise UsageError(f"lowering {lowering!r}: {choice}.{nearest(lowering, known)}", fix="Leave `lowerings` empty for the target's own.")
+    return known[lowering]
 
 
 def target_named(name: str, *, dynamic: bool = False) -> Target:

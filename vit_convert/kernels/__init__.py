@@ -2,7 +2,7 @@
 
     python -m vit_convert.kernels --tensorrt_include=FOLDER     # of NvInfer.h; needs nvcc, and g++
 
-Nothing but `engine.int8_spelling=fused` needs them. The library is looked for at VIT_CONVERT_KERNELS, else beside this file.
+Nothing but `engine.int8_lowering=fused` needs them. The library is looked for at VIT_CONVERT_KERNELS, else beside this file.
 """
 
 import ctypes

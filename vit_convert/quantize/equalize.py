@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from vit_convert.quantize.graph import derived
 
-_ATTENTION = "VitAttention"  # what the spelling "fused" calls it
+_ATTENTION = "VitAttention"  # what the lowering "fused" calls it
 _PARTS = 3  # queries, keys, values: the order within a head's channels
 
 
@@ -62,7 +62,7 @@ def equalize(model: ir.Model, extremes: Mapping[str, tuple[np.ndarray, np.ndarra
     """Changes weights of the convolutions around each attention, in place; the graph computes what it did.
 
     Args:
-        model: in the spelling "fused", its weights readable.
+        model: in the lowering "fused", its weights readable.
         extremes: for each of `attention_inputs`, the smallest and the largest value of each channel.
 
     Returns:

@@ -48,7 +48,7 @@ def _outputs(context: Context) -> list[pathlib.Path]:
     images = images or [context.bundle.images("calibration")]
     cache = [context.bundle.calibration_cache, key_path(context.bundle.calibration_cache)] if _with_cache(context) else []
     name = _unquantized(context)
-    ranges = [context.bundle.ranges(name), *with_weights(context.bundle.spelling(f"{name}.int8"))] if name else []
+    ranges = [context.bundle.ranges(name), *with_weights(context.bundle.lowering(f"{name}.int8"))] if name else []
     return [context.bundle.calibration, *images, *smoothed, *cache, *ranges]
 
 
@@ -58,8 +58,8 @@ def _with_cache(context: Context) -> bool:
 
 
 def _unquantized(context: Context) -> str:
-    """The spelling without Q/DQ that int8 engines are built from, "" where they are built from the Q/DQ graph."""
-    return configs.int8_spelling(context.config, dialect_for(context))
+    """The lowering without Q/DQ that int8 engines are built from, "" where they are built from the Q/DQ graph."""
+    return configs.int8_lowering(context.config, dialect_for(context))
 
 
 def patterns(context: Context) -> "Patterns":
@@ -70,7 +70,7 @@ def patterns(context: Context) -> "Patterns":
 
 def _may_leave_out(context: Context) -> bool:
     """Whether a product that int8 costs too much stays out of it: not where the user names what is quantized, nor where engines are built
-    from a spelling that has ranges for all of its tensors."""
+    from a lowering that has ranges for all of its tensors."""
     config = context.config
     int8 = "int8" in configs.quantized(config) or config.plan.type == "int8"
     return int8 and not config.quantize_only and not config.plan.file and not _unquantized(context)
@@ -130,8 +130,8 @@ def calibrate(context: Context) -> dict[str, Any]:
     calibration.save(context.bundle.calibration)
     if with_cache:
         _write_cache(context, calibration)
-    if spelling := _unquantized(context):
-        _measure_spelling(context, spelling, images)
+    if lowering := _unquantized(context):
+        _measure_lowering(context, lowering, images)
     clipped = sum(calibration.thresholds[name] < 0.999 * calibration.amax[name] for name in calibration.thresholds)
     summary = f"{config.method}, {len(images)} images, {len(calibration.thresholds)} tensors, {clipped} clipped"
     widened = _widened(calibration)
@@ -197,8 +197,8 @@ def _most(widened: list[dict[str, Any]]) -> str:
     return f"most {first['tensor']}: {threshold}, error of its products {first['error_entropy']:.2g} → {first['error']:.2g}"
 
 
-def _measure_spelling(context: Context, spelling: str, images: np.ndarray) -> None:
-    """Writes a spelling with its attention's channels equalized, and its ranges by the same images and method; what no product reads is
+def _measure_lowering(context: Context, lowering: str, images: np.ndarray) -> None:
+    """Writes a lowering with its attention's channels equalized, and its ranges by the same images and method; what no product reads is
     not clipped."""
     import onnx_ir as ir
 
@@ -208,8 +208,8 @@ def _measure_spelling(context: Context, spelling: str, images: np.ndarray) -> No
     from vit_convert.quantize.calibrate import calibrate as measure
     from vit_convert.quantize.equalize import attention_inputs, equalize
 
-    source, config = context.bundle.spelling(spelling), context.config.calibration
-    path, model = context.bundle.spelling(f"{spelling}.int8"), ir.load(source)
+    source, config = context.bundle.lowering(lowering), context.config.calibration
+    path, model = context.bundle.lowering(f"{lowering}.int8"), ir.load(source)
     equalize(model, extremes(source, attention_inputs(model), _batches(context, images, config.batch_size), per_channel=True))
     save_onnx(model, path)
     read, other = quantized_tensors(model, branches=config.branches)
@@ -217,7 +217,7 @@ def _measure_spelling(context: Context, spelling: str, images: np.ndarray) -> No
     found = measure(path, images, prepare(context), read, method=config.method, **options)
     rest = measure(path, images, prepare(context), other, method="minmax", **options)
     thresholds, amax = {**rest.thresholds, **found.thresholds}, {**rest.amax, **found.amax}
-    dataclasses.replace(found, thresholds=thresholds, amax=amax).save(context.bundle.ranges(spelling))
+    dataclasses.replace(found, thresholds=thresholds, amax=amax).save(context.bundle.ranges(lowering))
 
 
 def _refuse_to_quantize_nothing(context: Context) -> None:

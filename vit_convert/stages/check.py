@@ -25,15 +25,15 @@ _FP32_GRAPHS = ("fp32", "smooth")  # what computes in fp32 is judged as such
 
 
 def check(context: Context) -> dict[str, Any]:
-    """Checks model.onnx against JAX, block by block, and its top-1; then the output of each spelling."""
+    """Checks model.onnx against JAX, block by block, and its top-1; then the output of each lowering."""
     _let_go_of_model(context)
     result = check_precision(context, "fp32")
-    result["spellings"], misses = {}, []
-    for name in context.results["export"]["spellings"]:
-        found, miss = _check_spelling(context, name)
-        result["spellings"][name] = found
+    result["lowerings"], misses = {}, []
+    for name in context.results["export"]["lowerings"]:
+        found, miss = _check_lowering(context, name)
+        result["lowerings"][name] = found
         result["summary"] += f"; {name}: cosine {found['cosine']:.7f}"
-        misses += [f"spelling {name}: {miss}"] if miss else []
+        misses += [f"lowering {name}: {miss}"] if miss else []
     if misses:
         result["passed"] = False
         raise _missed("; ".join(misses), result)
@@ -55,13 +55,13 @@ def _tolerance(context: Context, precision: str) -> Tolerance:
     return Tolerance(0.0, float("inf"), check.int8_cosine if precision in QUANTIZED else check.fp16_cosine)
 
 
-def _check_spelling(context: Context, name: str) -> tuple[dict[str, Any], str]:
-    """Compares the output of a spelling with the reference, at every size, by what fp32 has to meet; inside it may be laid out otherwise.
+def _check_lowering(context: Context, name: str) -> tuple[dict[str, Any], str]:
+    """Compares the output of a lowering with the reference, at every size, by what fp32 has to meet; inside it may be laid out otherwise.
 
     Returns:
         What there is to report, and what missed, in words; "" where nothing did.
     """
-    path, tolerance = context.bundle.spelling(name), _tolerance(context, "fp32")
+    path, tolerance = context.bundle.lowering(name), _tolerance(context, "fp32")
     by_size, _ = _check_sizes(context, path, "fp32", tolerance, taps=())
     finals = {size: row for size, (row,) in by_size.items()}
     missed = {(size, row) for size, row in finals.items() if row.passed is False}

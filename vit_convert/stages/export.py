@@ -1,4 +1,4 @@
-"""The export stage: from the model to `model.onnx`, and to the further spellings of it that `tune` chooses from."""
+"""The export stage: from the model to `model.onnx`, and to the further lowerings of it that `tune` chooses from."""
 
 import contextlib
 import dataclasses
@@ -18,22 +18,22 @@ from vit_convert.stages.common import dialect_for, graph_files, preprocess_of, w
 
 def _inputs(context: Context) -> Any:
     config = context.config
-    return [dialect_for(context).name, config.layout, config.taps, config.input, _spellings(context)]
+    return [dialect_for(context).name, config.layout, config.taps, config.input, _lowerings(context)]
 
 
 def _outputs(context: Context) -> list[pathlib.Path]:
-    spelled = (context.bundle.spelling(name) for name in _spellings(context))
+    spelled = (context.bundle.lowering(name) for name in _lowerings(context))
     return [*graph_files(context, "fp32"), *(file for path in spelled for file in with_weights(path))]
 
 
 def export(context: Context) -> dict[str, Any]:
-    """Traces, substitutes and writes model.onnx and its spellings; those that are no longer asked for go."""
-    from vit_convert.export.targets import spelling_named, target_named
+    """Traces, substitutes and writes model.onnx and its lowerings; those that are no longer asked for go."""
+    from vit_convert.export.targets import lowering_named, target_named
 
     checkpoint, preprocess, name = context.results["checkpoint"], preprocess_of(context), dialect_for(context).name
     dynamic = checkpoint["image_range"] is not None
     target = target_named(name, dynamic=dynamic)
-    spelled = {spelling: spelling_named(name, spelling) for spelling in _spellings(context)}
+    spelled = {lowering: lowering_named(name, lowering) for lowering in _lowerings(context)}
     options: dict[str, Any] = {
         "image_size": tuple(checkpoint["source_image_size" if dynamic else "image_size"]),
         "layout": context.config.layout,
@@ -43,15 +43,15 @@ def export(context: Context) -> dict[str, Any]:
     }
     report = _export(context, context.bundle.onnx(), target, options)
     _require_names(context)
-    _remove_spellings(context.bundle, keep=list(spelled))
+    _remove_lowerings(context.bundle, keep=list(spelled))
     written = {}
-    for spelling, spelled_target in spelled.items():
-        found = _export(context, context.bundle.spelling(spelling), spelled_target, options)
-        written[spelling] = {"num_nodes": found.num_nodes, "nodes_per_block": found.nodes_per_block, "bytes": found.bytes}
+    for lowering, spelled_target in spelled.items():
+        found = _export(context, context.bundle.lowering(lowering), spelled_target, options)
+        written[lowering] = {"num_nodes": found.num_nodes, "nodes_per_block": found.nodes_per_block, "bytes": found.bytes}
     applied = sum(rule["applied"] for rule in report.rules)
     summary = f"{report.num_nodes} nodes, {report.nodes_per_block} a block, {applied} substitutions, opset {report.opset}"
     summary += f"; also as {', '.join(written)}" if written else ""
-    return {**dataclasses.asdict(report), "target": name, "spellings": written, "spelling": _advised(context), "summary": summary}
+    return {**dataclasses.asdict(report), "target": name, "lowerings": written, "lowering": _advised(context), "summary": summary}
 
 
 def _export(context: Context, path: pathlib.Path, target: Any, options: dict[str, Any]) -> Any:
@@ -75,12 +75,12 @@ def _require_names(context: Context) -> None:
     place(ir.load(context.bundle.onnx()), attention=context.config.calibration.attention, **patterns(context))
 
 
-def _spellings(context: Context) -> list[str]:
-    return configs.spellings(context.config, _advised(context))
+def _lowerings(context: Context) -> list[str]:
+    return configs.lowerings(context.config, _advised(context))
 
 
 def _advised(context: Context) -> str:
-    """The spelling for fp16 engines: TensorRT's attention plugin where it has a kernel."""
+    """The lowering for fp16 engines: TensorRT's attention plugin where it has a kernel."""
     advised = dialect_for(context).fp16_lowering
     if not advised or "fp16" not in configs.precisions(context.config):
         return ""
@@ -91,8 +91,8 @@ def _advised(context: Context) -> str:
     return advised if known and fits(checkpoint["head_size"], checkpoint["num_tokens"]) else ""
 
 
-def _remove_spellings(bundle: Bundle, *, keep: Sequence[str]) -> None:
-    for path in bundle.spellings.glob("*.onnx"):
+def _remove_lowerings(bundle: Bundle, *, keep: Sequence[str]) -> None:
+    for path in bundle.lowerings.glob("*.onnx"):
         if path.stem not in keep:
             for file in with_weights(path):
                 file.unlink(missing_ok=True)

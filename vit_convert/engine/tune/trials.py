@@ -1,4 +1,4 @@
-"""The engines that `tune` tries: spellings of one graph × profiles, and which of those in tune.json still hold."""
+"""The engines that `tune` tries: lowerings of one graph × profiles, and which of those in tune.json still hold."""
 
 import copy
 import dataclasses
@@ -20,7 +20,7 @@ from vit_convert.engine.handoff import Facts
 from vit_convert.engine.runtime.profiles import batch_profiles
 from vit_convert.engine.tune.winners import DEFAULT
 
-# The config keys, beside spelling and batch, that a build request depends on.
+# The config keys, beside lowering and batch, that a build request depends on.
 _ENGINE = ("workspace_gib", "opt_level", "tf32", "hardware_compatible", "version_compatible", "calibrator")
 _OPTIONS = (*(f"engine.{key}" for key in _ENGINE), "keep_fp32")
 
@@ -30,7 +30,7 @@ class Trial:
     """One engine to try.
 
     Attributes:
-        spelling: name of the graph's spelling.
+        lowering: name of the graph's lowering.
         sizes: {"min", "opt", "max"} batch of its one profile.
         precision: of the engine.
         batches: sizes that it is timed at.
@@ -39,7 +39,7 @@ class Trial:
         request: what to build.
     """
 
-    spelling: str
+    lowering: str
     sizes: Mapping[str, int]
     precision: str
     batches: tuple[int, ...]
@@ -72,34 +72,34 @@ def options_of(config: ml_collections.ConfigDict) -> dict[str, Any]:
     return {key: list(value) if isinstance(value, tuple) else value for key, value in values}
 
 
-def spellings(bundle: Bundle, config: ml_collections.ConfigDict, facts: Facts) -> dict[str, pathlib.Path]:
+def lowerings(bundle: Bundle, config: ml_collections.ConfigDict, facts: Facts) -> dict[str, pathlib.Path]:
     """The graphs to choose from, that which engines are built from first: those that the config names, and the bundle's own.
 
     Raises:
         UsageError: the bundle does not hold one of them.
     """
-    used = configs.spelling(config, facts.spelling) or DEFAULT
-    graphs = {name: _graph(bundle, name) for name in dict.fromkeys([used, DEFAULT, *config.spellings])}
+    used = configs.lowering(config, facts.lowering) or DEFAULT
+    graphs = {name: _graph(bundle, name) for name in dict.fromkeys([used, DEFAULT, *config.lowerings])}
     for name, path in graphs.items():
         if wrong := facts.files.wrong_graph(path):
-            raise UsageError(f"config.spellings: {name}: {wrong}", fix="Convert again, with it in config.spellings.")
+            raise UsageError(f"config.lowerings: {name}: {wrong}", fix="Convert again, with it in config.lowerings.")
     return graphs
 
 
 def plan_trials(bundle: Bundle, config: ml_collections.ConfigDict, facts: Facts, *, precisions: Sequence[str]) -> list[Trial]:
-    """Lists the engines to try: each spelling with a fixed profile for each batch, and with the config's range.
+    """Lists the engines to try: each lowering with a fixed profile for each batch, and with the config's range.
 
     Args:
         bundle: holds the graphs.
-        config: the resolved config; `spellings` beside the bundle's own, `benchmark.batches` are the fixed sizes, `batch` is the range.
+        config: the resolved config; `lowerings` beside the bundle's own, `benchmark.batches` are the fixed sizes, `batch` is the range.
         facts: of the bundle.
-        precisions: engines; spellings are for fp16 where the builder lowers it from fp32.
+        precisions: engines; lowerings are for fp16 where the builder lowers it from fp32.
 
     Returns:
         The trials.
 
     Raises:
-        UsageError: the bundle does not hold one of the spellings, or INT8 is to come from TensorRT's own calibrator.
+        UsageError: the bundle does not hold one of the lowerings, or INT8 is to come from TensorRT's own calibrator.
     """
     if "int8" in precisions and config.engine.calibrator:
         raise UsageError(
@@ -112,9 +112,9 @@ def plan_trials(bundle: Bundle, config: ml_collections.ConfigDict, facts: Facts,
         kinds.append(({"min": span.min, "opt": span.opt, "max": span.max}, inside))
     trials = []
     for precision in precisions:
-        names = list(spellings(bundle, config, facts)) if facts.dialect.builds_from_lowerings(precision) else [DEFAULT]
-        for spelling, (sizes, timed) in itertools.product(names, kinds):
-            trials.append(_trial(bundle, config, facts, spelling, sizes, precision, timed, config.benchmark.seconds))
+        names = list(lowerings(bundle, config, facts)) if facts.dialect.builds_from_lowerings(precision) else [DEFAULT]
+        for lowering, (sizes, timed) in itertools.product(names, kinds):
+            trials.append(_trial(bundle, config, facts, lowering, sizes, precision, timed, config.benchmark.seconds))
     return trials
 
 
@@ -128,7 +128,7 @@ def still_valid(
         bundle: holds the graphs.
         config: the resolved config.
         facts: of the bundle.
-        rows: what is known: spelling, sizes, precision, batches, seconds, options and key.
+        rows: what is known: lowering, sizes, precision, batches, seconds, options and key.
 
     Returns:
         The rows by key; without those of another graph, TensorRT or GPU.
@@ -139,7 +139,7 @@ def still_valid(
             continue
         own = copy.deepcopy(config)
         own.update_from_flattened_dict({k: tuple(v) if isinstance(v, list) else v for k, v in row["options"].items()})
-        names = (row["spelling"], row["sizes"], row["precision"], tuple(row["batches"]), row["seconds"])
+        names = (row["lowering"], row["sizes"], row["precision"], tuple(row["batches"]), row["seconds"])
         trial = _trial(bundle, own, facts, *names)
         if trial.request.onnx_path in facts.files and pathlib.Path(trial.request.onnx_path).is_file() and trial.key(backend) == row["key"]:
             found[row["key"]] = dict(row)
@@ -150,7 +150,7 @@ def _trial(
     bundle: Bundle,
     config: ml_collections.ConfigDict,
     facts: Facts,
-    spelling: str,
+    lowering: str,
     sizes: Mapping[str, int],
     precision: str,
     batches: tuple[int, ...],
@@ -158,10 +158,10 @@ def _trial(
 ) -> Trial:
     request = request_for(bundle, config, facts, precision)
     profiles = batch_profiles(facts.image_size, config.layout, {**sizes, "profiles": ()})
-    graph = _graph(bundle, spelling) if facts.dialect.builds_from_lowerings(precision) else request.onnx_path
+    graph = _graph(bundle, lowering) if facts.dialect.builds_from_lowerings(precision) else request.onnx_path
     check = config.check.to_dict()
-    return Trial(spelling, sizes, precision, batches, seconds, check, dataclasses.replace(request, onnx_path=graph, profiles=profiles))
+    return Trial(lowering, sizes, precision, batches, seconds, check, dataclasses.replace(request, onnx_path=graph, profiles=profiles))
 
 
-def _graph(bundle: Bundle, spelling: str) -> pathlib.Path:
-    return bundle.onnx() if spelling == DEFAULT else bundle.spelling(spelling)
+def _graph(bundle: Bundle, lowering: str) -> pathlib.Path:
+    return bundle.onnx() if lowering == DEFAULT else bundle.lowering(lowering)

@@ -1,4 +1,4 @@
-"""Times spellings of one graph × profiles on the GPU at hand: they differ by up to a third, and no rule says which wins."""
+"""Times lowerings of one graph × profiles on the GPU at hand: they differ by up to a third, and no rule says which wins."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -46,12 +46,12 @@ def tune_bundle(
         progress: what people see.
 
     Returns:
-        What `tune.json` holds: hardware, software, model, command, trials (spelling, profile, sizes, precision, batches, seconds,
+        What `tune.json` holds: hardware, software, model, command, trials (lowering, profile, sizes, precision, batches, seconds,
         options, key, date, plan, build_seconds, fused_attention, cosine, passed, rows; or failed, the reason), and winners, see there.
         Trials that are not asked for now stay in it while they hold: the same graph, TensorRT and GPU.
 
     Raises:
-        UsageError: the bundle does not hold one of the spellings.
+        UsageError: the bundle does not hold one of the lowerings.
         BuildError: the conversion made no graph of a precision.
         BenchmarkError: there is no GPU, or none of the trials asked for could be built and run.
     """
@@ -76,9 +76,9 @@ def tune_bundle(
         key = trial.key(backend)
         if key in known:
             continue
-        progress.say(f"tune {number} of {len(trials)}: {trial.precision}, {trial.spelling}, {trial.profile}")
+        progress.say(f"tune {number} of {len(trials)}: {trial.precision}, {trial.lowering}, {trial.profile}")
         row = {
-            "spelling": trial.spelling,
+            "lowering": trial.lowering,
             "profile": trial.profile,
             "sizes": dict(trial.sizes),
             "precision": trial.precision,
@@ -90,9 +90,9 @@ def tune_bundle(
         }
         try:
             row |= _try(backend, bundle, config, facts, trial, warmup_seconds, progress)
-        except ConvertError as e:  # a spelling that TensorRT cannot build is a result, not an end
+        except ConvertError as e:  # a lowering that TensorRT cannot build is a result, not an end
             row["failed"] = str(e)
-            progress.warn(f"{trial.spelling}, {trial.profile}: {e}")
+            progress.warn(f"{trial.lowering}, {trial.profile}: {e}")
         kept[key] = row
         save()
     failed = [row["failed"] for trial in trials if "failed" in (row := kept[trial.key(backend)])]
@@ -111,7 +111,7 @@ def _try(
     progress: Progress,
 ) -> dict[str, Any]:
     options = hash_value(options_of(config))[:8]  # another option's engine does not replace this one
-    name = f"{trial.precision}-{trial.spelling}-{trial.profile}-{options}".replace(" ", "-")
+    name = f"{trial.precision}-{trial.lowering}-{trial.profile}-{options}".replace(" ", "-")
     plan = bundle.root / "tune" / f"{backend.name}-{backend.version}-{backend.arch}" / f"{name}.plan"
     built = build_one(backend, trial.request, plan, progress=progress)
     engine = Engine(backend, plan)

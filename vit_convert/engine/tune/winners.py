@@ -6,7 +6,7 @@ from typing import Any
 
 from vit_convert.core.text_table import text_table
 
-DEFAULT = "default"  # the spelling of the bundle's own graph
+DEFAULT = "default"  # the lowering of the bundle's own graph
 
 
 def winners(trials: Iterable[Mapping[str, Any]], usual: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -17,8 +17,8 @@ def winners(trials: Iterable[Mapping[str, Any]], usual: Mapping[str, Any]) -> li
         usual: the bundle's own options, of which a winner names only those that it has otherwise.
 
     Returns:
-        [{"precision", "batch", "key" (of the trial), "spelling", "profile", "sizes", "options" (unlike the usual ones),
-        "images_per_second", "noise_percent", "ratio" (to the default spelling's best), "within_noise_of" (the next engine, where the
+        [{"precision", "batch", "key" (of the trial), "lowering", "profile", "sizes", "options" (unlike the usual ones),
+        "images_per_second", "noise_percent", "ratio" (to the default lowering's best), "within_noise_of" (the next engine, where the
         lead over it is no larger than the noise of both together; else "")}].
     """
     found: dict[tuple[str, int], list[tuple[Mapping[str, Any], Mapping[str, Any]]]] = {}
@@ -28,14 +28,14 @@ def winners(trials: Iterable[Mapping[str, Any]], usual: Mapping[str, Any]) -> li
     result = []
     for (precision, batch), candidates in sorted(found.items()):
         (trial, row), *others = sorted(candidates, key=lambda candidate: -candidate[1]["images_per_second"])
-        plain = max((other["images_per_second"] for candidate, other in candidates if candidate["spelling"] == DEFAULT), default=None)
+        plain = max((other["images_per_second"] for candidate, other in candidates if candidate["lowering"] == DEFAULT), default=None)
         runner_up = next((other for other in others if _engine(other[0]) != _engine(trial)), None)
         result.append(
             {
                 "precision": precision,
                 "batch": batch,
                 "key": trial["key"],
-                "spelling": trial["spelling"],
+                "lowering": trial["lowering"],
                 "profile": trial["profile"],
                 "sizes": trial["sizes"],
                 "options": {key: value for key, value in trial["options"].items() if value != usual.get(key)},
@@ -55,11 +55,11 @@ def config_words(winner: Mapping[str, Any]) -> str:
         winner: one of `winners`.
 
     Returns:
-        '--config.engine.spelling=matmul --config.batch.min=256 --config.batch.opt=256 --config.batch.max=256 --config.batch.profiles="()"',
+        '--config.engine.lowering=matmul --config.batch.min=256 --config.batch.opt=256 --config.batch.max=256 --config.batch.profiles="()"',
         and the options that the bundle's own config has otherwise.
     """
-    spelling = "" if winner["spelling"] == DEFAULT else winner["spelling"]
-    words = [f"--config.engine.spelling={spelling}", *(f"--config.batch.{key}={winner['sizes'][key]}" for key in ("min", "opt", "max"))]
+    lowering = "" if winner["lowering"] == DEFAULT else winner["lowering"]
+    words = [f"--config.engine.lowering={lowering}", *(f"--config.batch.{key}={winner['sizes'][key]}" for key in ("min", "opt", "max"))]
     words.append('--config.batch.profiles="()"')  # the trial had one profile
     for key, value in winner["options"].items():
         words.append(f'--config.{key}="{tuple(value)}"' if isinstance(value, list) else f"--config.{key}={value}")
@@ -86,7 +86,7 @@ def tune_table(result: Mapping[str, Any]) -> str:
             if winner:
                 note = f"fastest, within the noise of {winner['within_noise_of']}" if winner["within_noise_of"] else "fastest"
             rows.append([*names, str(row["batch"]), f"{row['images_per_second']:,.0f}", fused, note])
-    table = text_table(("spelling", "profile", "precision", "batch", "images/s", "fused attention", ""), rows)
+    table = text_table(("lowering", "profile", "precision", "batch", "images/s", "fused attention", ""), rows)
     return "\n".join([table, *(f"{row['precision']} at batch {row['batch']}: {config_words(row)}" for row in result["winners"])])
 
 
@@ -98,8 +98,8 @@ def _leads(row: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 def _engine(trial: Mapping[str, Any]) -> tuple[Any, ...]:
     """What tells its engine from that of another trial of its precision: one engine may be timed more than once."""
-    return trial["spelling"], trial["profile"], trial["options"]
+    return trial["lowering"], trial["profile"], trial["options"]
 
 
 def _names(row: Mapping[str, Any]) -> tuple[str, str, str]:
-    return row["spelling"], row["profile"], row["precision"]
+    return row["lowering"], row["profile"], row["precision"]

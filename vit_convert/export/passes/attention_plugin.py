@@ -63,13 +63,13 @@ def attention_to_plugin(model: ir.Model) -> int:
         size = _width(attention.query) // attention.heads
         if not fits(size, attention.tokens):
             raise ExportError(
-                f"spelling plugin: heads of {size} over {attention.tokens} tokens; "
+                f"lowering plugin: heads of {size} over {attention.tokens} tokens; "
                 f"the plugin has kernels for heads of {HEAD_SIZE} over at most {MAX_TOKENS}",
-                fix="Leave it out of `spellings`.",
+                fix="Leave it out of `lowerings`.",
             )
     if not found:
         raise ExportError(
-            "spelling plugin: the model has no attention over all of a fixed number of tokens", fix="Leave it out of `spellings`."
+            "lowering plugin: the model has no attention over all of a fixed number of tokens", fix="Leave it out of `lowerings`."
         )
     sequences = _sequences(model.graph, found[0].tokens)
     for attention in found:
@@ -130,7 +130,7 @@ def _width(dense: _Dense) -> int:
 def _replace(graph: ir.Graph, attention: _Attention, sequences: list[ir.Value]) -> None:
     reshape, after = attention.query.source.producer(), _only_user(attention.out.result)
     if reshape is None or reshape.op_type != "Reshape" or after is None or after.op_type != "Reshape":
-        raise ExportError("spelling plugin: the tokens are not flat around an attention", fix="Leave it out of `spellings`.")
+        raise ExportError("lowering plugin: the tokens are not flat around an attention", fix="Leave it out of `lowerings`.")
     # The plugin divides the scores by √d, which the query's weights have done already.
     parts = [(attention.query, math.sqrt(HEAD_SIZE)), (attention.key, 1.0), (attention.value, 1.0)]
     kernel = _interleaved([_scaled(_weight(dense.kernel), factor) for dense, factor in parts], attention.heads)

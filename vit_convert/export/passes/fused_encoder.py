@@ -34,7 +34,7 @@ def encoder_to_kernels(model: ir.Model) -> int:
     width = attentions[0].attributes["hidden_size"].as_int()
     if width > MAX_WIDTH or width % 32:
         raise ExportError(
-            f"spelling fused: a width of {width}; the kernels are for multiples of 32 up to {MAX_WIDTH}", fix="Leave it out of `spellings`."
+            f"lowering fused: a width of {width}; the kernels are for multiples of 32 up to {MAX_WIDTH}", fix="Leave it out of `lowerings`."
         )
     for node in attentions:
         _replace_attention(graph, node)

@@ -17,14 +17,14 @@ from vit_convert.engine.handoff import read_config, read_facts
 
 @pytest.fixture
 def advised(bundle_path):
-    """A bundle whose export advises the spelling that it holds."""
+    """A bundle whose export advises the lowering that it holds."""
     bundle = Bundle(bundle_path)
-    return bundle, read_config(bundle), dataclasses.replace(read_facts(bundle), spelling="matmul")
+    return bundle, read_config(bundle), dataclasses.replace(read_facts(bundle), lowering="matmul")
 
 
 @pytest.fixture
 def build(gpu, advised, monkeypatch):
-    """Builds fp16 and returns the graphs that were tried now; no spelling builds on this host. Building itself takes a GPU."""
+    """Builds fp16 and returns the graphs that were tried now; no lowering builds on this host. Building itself takes a GPU."""
     tried = []
 
     def build_one(backend, request, plan, *, progress):
@@ -58,7 +58,7 @@ def build(gpu, advised, monkeypatch):
 )
 def test_graph_of_a_request(advised, asked, keep_fp32, expected):
     bundle, config, facts = advised
-    config.engine.spelling, config.keep_fp32 = asked, keep_fp32
+    config.engine.lowering, config.keep_fp32 = asked, keep_fp32
     assert build_bundle.request_for(bundle, config, facts, "fp16").onnx_path.name == expected
     assert build_bundle.request_for(bundle, config, facts, "fp32").onnx_path.name == "model.onnx"
 
@@ -68,17 +68,17 @@ def test_engine_that_is_to_run_elsewhere_is_built_from_model_onnx(advised, optio
     bundle, config, facts = advised
     config.engine[option] = True
     assert build_bundle.request_for(bundle, config, facts, "fp16").onnx_path.name == "model.onnx"
-    config.engine.spelling = "matmul"
+    config.engine.lowering = "matmul"
     assert build_bundle.request_for(bundle, config, facts, "fp16").onnx_path.name == "matmul.onnx"  # asked for by name
 
 
-def test_advised_spelling_that_does_not_build_gives_way_and_says_so(advised, build):
+def test_advised_lowering_that_does_not_build_gives_way_and_says_so(advised, build):
     bundle, config, facts = advised
     assert build(config, facts) == ["matmul.onnx", "model.onnx"]
     assert "matmul.onnx: no such plugin; fp16 is built from model.onnx instead" in bundle.events.read_text()
 
 
-def test_spelling_that_did_not_build_is_not_tried_again_unless_forced(advised, build):
+def test_lowering_that_did_not_build_is_not_tried_again_unless_forced(advised, build):
     bundle, config, facts = advised
     assert build(config, facts) == ["matmul.onnx", "model.onnx"]
     bundle.events.unlink()
@@ -88,14 +88,14 @@ def test_spelling_that_did_not_build_is_not_tried_again_unless_forced(advised, b
     assert build(config, facts) == []
 
 
-def test_spelling_is_tried_again_once_the_request_differs(advised, build):
+def test_lowering_is_tried_again_once_the_request_differs(advised, build):
     bundle, config, facts = advised
     build(config, facts)
     config.engine.opt_level = 1
     assert build(config, facts) == ["matmul.onnx", "model.onnx"]
-    graph = bundle.spelling("matmul")
+    graph = bundle.lowering("matmul")
     graph.write_bytes(graph.read_bytes() + b"\0")
-    as_left(bundle.root, "spellings/matmul.onnx")
+    as_left(bundle.root, "lowerings/matmul.onnx")
     facts = dataclasses.replace(facts, files=read_facts(bundle).files)
     assert build(config, facts) == ["matmul.onnx"]  # model.onnx is as it was, and so is its engine
     assert build(config, facts) == []
@@ -103,16 +103,16 @@ def test_spelling_is_tried_again_once_the_request_differs(advised, build):
 
 def test_engine_of_another_gpu_is_built_again(gpu, advised, build):
     bundle, config, facts = advised
-    facts = dataclasses.replace(facts, spelling="")
+    facts = dataclasses.replace(facts, lowering="")
     assert build(config, facts) == ["model.onnx"] and build(config, facts) == []
     plan = bundle.plan(gpu[0].name, gpu[0].version, gpu[0].arch, "fp16")
     add_to_sidecar(plan, gpu={"name": "another of the same architecture"})
     assert build(config, facts) == ["model.onnx"]
 
 
-def test_spelling_asked_for_by_name_does_not_give_way(advised, build):
+def test_lowering_asked_for_by_name_does_not_give_way(advised, build):
     _, config, facts = advised
-    config.engine.spelling = "matmul"
+    config.engine.lowering = "matmul"
     with pytest.raises(BuildError, match="no such plugin"):
         build(config, facts)
 
@@ -128,4 +128,4 @@ def test_failure_of_model_onnx_is_a_failure(advised, build, monkeypatch):
     _, config, facts = advised
     monkeypatch.setattr(build_bundle, "build_one", lambda *args, **kwargs: (_ for _ in ()).throw(BuildError("no memory")))
     with pytest.raises(BuildError, match="no memory"):
-        build(config, dataclasses.replace(facts, spelling=""))
+        build(config, dataclasses.replace(facts, lowering=""))
