@@ -60,16 +60,54 @@ def test_one_reshape_shared_by_three_layers():
     assert sorted(ops(model)) == ["Add", "Gemm", "MatMul", "Reshape", "Reshape"]
 
 
-@pytest.mark.parametrize(("attribute", "reason"), [("<alpha = 2.0>", "alpha=2.0"), ("<beta = 0.5>", "beta=0.5")])
+def test_two_dynamic_axes_are_kept():
+    """Merging the heads copies both: of a constant shape, one alone could be left to be found."""
+    text = dense("-1, 4", "(flat, w, b)", "n, m, 6", "0, 0, 6", "n, m, 2, 2").replace(
+        "y = Reshape (product, shape)", "s = Shape <start = 0, end = 2> (x) wide = Concat <axis = 0> (s, six) y = Reshape (product, wide)"
+    )
+    model, count = rewrite(text.replace("int64[2] rows", "int64[1] six = {6}, int64[2] rows"), DenseToMatMul())
+    assert count.applied == 1
+    assert ops(model) == ["Reshape", "MatMul", "Add"]
+    assert model.graph[0].inputs[1].const_value.numpy().tolist() == [0, 0, 4]
+
+
+@pytest.mark.parametrize(("rule", "operands", "beta"), [(DenseToMatMul(), "(flat, w, b)", 1.0), (DenseNoBiasToMatMul(), "(flat, w)", 0.5)])
+def test_attributes_that_say_what_they_mean_anyway(rule, operands, beta):
+    text = dense("-1, 4", operands, "n, 3, 6", "-1, 3, 6")
+    _, count = rewrite(text.replace("Gemm", f"Gemm <alpha = 1.0, beta = {beta}, transA = 0, transB = 0>"), rule)
+    assert count.applied == 1
+
+
+@pytest.mark.parametrize(("attribute", "reason"), [("<alpha = 2.0>", "alpha=2.0, not 1.0"), ("<beta = 0.5>", "beta=0.5, not 1.0")])
 def test_scaled_gemm_is_declined(attribute, reason):
     text = dense("-1, 4", "(flat, w, b)", "n, 3, 6", "-1, 3, 6").replace("Gemm", f"Gemm {attribute}")
-    assert reason in declined(text, DenseToMatMul())
+    assert declined(text, DenseToMatMul()) == f"Gemm has {reason}"
+    if "alpha" in attribute:
+        assert declined(text.replace("(flat, w, b)", "(flat, w)"), DenseNoBiasToMatMul()) == f"Gemm has {reason}"
 
 
-def test_transposed_kernel_is_declined():
-    text = dense("-1, 6", "(flat, w, c)", "n, 3, 4", "-1, 3, 4", "n, 3, 6").replace("Gemm", "Gemm <transB = 1>")
-    text = text.replace(WEIGHTS, f"{WEIGHTS}, float[4] c = {{1,2,3,4}}")
-    assert declined(text, DenseToMatMul()) == "Gemm has transB=1, not 0"
+@pytest.mark.parametrize("attribute", ["transA", "transB"])
+@pytest.mark.parametrize(("rule", "operands"), [(DenseToMatMul(), "(flat, s, c)"), (DenseNoBiasToMatMul(), "(flat, s)")])
+def test_transposed_operand_is_declined(rule, operands, attribute):
+    """Of four rows and a square kernel, whose shapes tell nothing."""
+    text = dense("-1, 4", operands, "1, 4, 4", "-1, 4, 4", "1, 4, 4").replace("Gemm", f"Gemm <{attribute} = 1>")
+    square = ", ".join(map(str, range(16)))
+    text = text.replace(WEIGHTS, f"float[4, 4] s = {{{square}}}, float[4] c = {{1,2,3,4}}")
+    assert declined(text, rule) == f"Gemm has {attribute}=1, not 0"
+
+
+@pytest.mark.parametrize(
+    ("x", "said"),
+    [
+        ("n, 3, 8", "('n', '3', '8')"),  # a kernel for half a token
+        ("3, 2, m", "('3', '2', 'm')"),  # 4 · 3 / 2 rows are known when it runs alone
+        ("2, 2", "('2', '2')"),  # no axis is left for the rows of the product
+    ],
+)
+def test_input_that_does_not_end_in_the_kernels_rows_is_declined(x, said):
+    rows, output = ("1", "1, 1, 6") if x == "2, 2" else ("6", "p, 6, 6")
+    text = dense("-1, 4", "(flat, w, b)", output, f"-1, {rows}, 6", x)
+    assert declined(text, DenseToMatMul()) == f"the input {said} does not end in the kernel's 4 rows"
 
 
 def test_reshape_that_mixes_tokens_is_declined():
@@ -89,4 +127,6 @@ def test_bias_of_zeros_goes_away():
 
 def test_other_biases_stay():
     assert declined(biased("float[6] z = {0,0,0,0,0,1}"), NoZeroBias()) == ""
-    assert declined(biased("float z = {0}"), NoZeroBias()) == "the bias is not a vector of the product's width"
+    assert declined(biased("float z = {0}").replace(") =>", ", float[6] z) =>").replace(", float z = {0}", ""), NoZeroBias()) == ""
+    for bias in ("float z = {0}", "float[1] z = {0}", "float[3, 1] z = {0, 0, 0}", f"float[3, 6] z = {{{', '.join('0' * 18)}}}"):
+        assert declined(biased(bias), NoZeroBias()) == "the bias is not a vector of the product's width"

@@ -52,6 +52,29 @@ def test_two_pass(opset):
     assert ops(model) == ["LayerNormalization"]
 
 
+@pytest.mark.parametrize("opset", [17, 20])
+@pytest.mark.parametrize(("rule", "spelt"), [("FastVarianceLayerNorm", 0), ("TwoPassLayerNorm", 1), ("GuardedLayerNorm", 2)])
+def test_epsilon_and_the_spelling_of_the_last_axis(opset, rule, spelt):
+    """An epsilon that shows, and the last axis counted from the end; a mean keeps its axis where nothing is said."""
+    body = (fast_variance, two_pass, guarded)[spelt](opset).replace("[2]", "[-1]").replace(", keepdims = 1", "")
+    graph_text = text(body).replace("eps = {1e-6}", "eps = {0.1}").replace("last = {2}", "last = {-1}").replace("<keepdims = 1>", "")
+    model, count = rewrite(graph_text, getattr(layernorm, rule)(), opset, tolerance=1e-5)
+    assert count.applied == 1
+    assert model.graph[0].attributes["epsilon"].as_float() == pytest.approx(0.1)
+
+
+def test_a_mean_that_drops_its_axis_is_declined():
+    """On a square, where the means of the rows are subtracted from the columns."""
+    body = two_pass(17).replace("keepdims = 1> (x)", "keepdims = 0> (x)")
+    assert declined(text(body).replace("n, 3, 4", "4, 4").replace("[2]", "[1]"), layernorm.TwoPassLayerNorm(), 17) == (
+        "the mean does not keep its axis"
+    )
+
+
+def test_a_width_that_is_not_known_is_declined():
+    assert declined(text(two_pass(17)).replace("n, 3, 4", "n, 3, m"), layernorm.TwoPassLayerNorm(), 17) == "the last axis is dynamic"
+
+
 def test_mean_over_another_axis_is_declined():
     middle = two_pass(17).replace("[2]", "[1]")
     assert declined(text(middle), layernorm.TwoPassLayerNorm(), 17) == "the mean is over axes [1], not the last one of 3"
@@ -112,6 +135,39 @@ def test_mean_of_sum(opset, total, order):
     assert ops(model) == (["Mul", "ReduceMean"] if total == "ReduceSumSquare" else ["ReduceMean"])
 
 
+@pytest.mark.parametrize("opset", [17, 20])
+@pytest.mark.parametrize(("axis", "kept", "divisor"), [(-1, "n, 3, 1", 4), (1, "n, 1, 4", 3), (-2, "n, 1, 4", 3)])
+def test_mean_of_sum_over_any_axis(opset, axis, kept, divisor):
+    """By a scalar of any rank."""
+    body = "s = ReduceSum <keepdims = 0> (x, last) r = Reshape (s, kept) y = Div (r, count)"
+    constants = f"float[1] count = {{{divisor}}}, int64[3] kept = {{{kept.replace('n', '0')}}}, int64[1] last = {{{axis}}}"
+    graph_text = text(body, f"float[{kept}] y").replace(CONSTANTS, constants)
+    if axis != -1:  # what remains of the sum is [n, 4], whose second axis a 0 would copy
+        graph_text = graph_text.replace("{0, 1, 4}", "{-1, 1, 4}")
+    model, count = rewrite(graph_text, layernorm.MeanOfSum(), opset)
+    assert count.applied == 1
+    assert ops(model) == ["ReduceMean"]
+
+
+@pytest.mark.parametrize(
+    ("x", "axes", "kept", "reason"),
+    [
+        ("n, 3, 4", "1, 2", "n, 1, 1", "the sum is over axes [1, 2], not a constant one"),
+        ("n, 3, 4", "", "n, 3, 1", "the sum is over axes None, not a constant one"),
+        ("n, 3, 4", "0", "1, 3, 4", "the summed axis is dynamic"),
+    ],
+)
+def test_other_sums_are_declined(x, axes, kept, reason):
+    body = "s = ReduceSum <keepdims = 0> (x, last) r = Reshape (s, kept) y = Div (r, four)"
+    graph_text = text(body, f"float[{kept}] y").replace("{0, 3, 1}", f"{{{kept.replace('n', '-1')}}}")
+    count = axes.count(",") + 1
+    if axes:
+        graph_text = graph_text.replace("int64[1] last = {2}", f"int64[{count}] last = {{{axes}}}")
+    else:  # said at run time
+        graph_text = graph_text.replace("int64[1] last = {2}, ", "").replace("x) =>", "x, int64[1] last) =>")
+    assert declined(graph_text, layernorm.MeanOfSum()) == reason
+
+
 def test_sum_divided_by_another_number_is_declined():
     body = "s = ReduceSum <keepdims = 0> (x, last) r = Reshape (s, kept) y = Div (r, one)"
     assert declined(text(body, "float[n, 3, 1] y"), layernorm.MeanOfSum()) == "the divisor is 1.0, not 4"
@@ -164,6 +220,23 @@ def test_bias_is_taken_in(total):
     assert model.graph[0].inputs[2].name == "bias"
 
 
+@pytest.mark.parametrize(("rule", "args", "last"), [("LayerNormScale", "ones, zeros", "Mul"), ("LayerNormBias", "scale, zeros", "Add")])
+def test_what_takes_in_a_scale_or_a_bias_keeps_epsilon(rule, args, last):
+    norm = NORM.replace("1e-6", "0.1")
+    model, count = rewrite(text(f"{norm} (x, {args}) y = {last} (n, bias)"), getattr(layernorm, rule)())
+    assert count.applied == 1
+    assert model.graph[0].attributes["epsilon"].as_float() == pytest.approx(0.1)
+
+
+def test_a_bias_before_the_scale_is_declined():
+    """(x + b) · s is not x · s + b; and a second bias would replace the first."""
+    for given, last, rule in (
+        ("ones, bias", "Mul (n, scale)", layernorm.LayerNormScale()),
+        ("scale, bias", "Add (n, ones)", layernorm.LayerNormBias()),
+    ):
+        assert declined(text(f"{NORM} (x, {given}) y = {last}"), rule) == "the bias so far is not 0 everywhere"
+
+
 LEADING = "<float[1, 1, 4] wide = {1, 2, 3, 4}, float[3, 4] tall = {1,2,3,4, 1,2,3,4, 1,2,3,4}, float[1, 4, 1] turned = {1, 2, 3, 4}>"
 
 
@@ -209,11 +282,20 @@ def test_residual_is_not_taken_for_a_bias():
     assert declined(text(f"{NORM} (x, scale, zeros) y = Add (n, x)"), layernorm.LayerNormBias()) == "the bias is not a weight"
 
 
-@pytest.mark.parametrize("axis", ["axis = -1, ", "axis = 2, ", ""])
-def test_primitives(axis):
-    model, count = rewrite(text(f"y = LayerNormalization <{axis}epsilon = 1e-6> (x, scale, bias)"), layernorm.LayerNormToPrimitives(), 17)
+@pytest.mark.parametrize(
+    ("attributes", "epsilon"),
+    [
+        ("<axis = -1, epsilon = 1e-6>", 1e-6),
+        ("<axis = 2, epsilon = 1e-6>", 1e-6),
+        ("<epsilon = 0.1>", 0.1),
+        ("", 1e-5),  # what ONNX means by saying nothing
+    ],
+)
+def test_primitives(attributes, epsilon):
+    model, count = rewrite(text(f"y = LayerNormalization {attributes} (x, scale, bias)"), layernorm.LayerNormToPrimitives(), 17)
     assert count.applied == 1
     assert ops(model) == ["ReduceMean", "Sub", "Mul", "ReduceMean", "Add", "Sqrt", "Div", "Mul", "Add"]
+    assert model.graph[4].inputs[1].const_value.numpy() == pytest.approx(epsilon)
 
 
 @pytest.mark.parametrize("opset", [18, 20])

@@ -27,7 +27,7 @@ class EinsumAttention(Rule):
             raise Decline("the query is not [batch, tokens, heads, size]")
         if scalar(root) is None:
             raise Decline("the scale is not a constant")
-        axis = weights.producer().attributes["axis"].as_int()  # type: ignore[union-attr]
+        axis = _axis(weights)
         if axis not in (-1, 3):
             raise Decline(f"the softmax is over axis {axis}, not the keys")
 

@@ -216,7 +216,7 @@ class LayerNormToPrimitives(Rule):
     def rewrite(self, op: Any, x: ir.Value, scale: ir.Value, bias: ir.Value, y: ir.Value, **_: Any) -> Any:
         node = y.producer()
         assert node is not None
-        epsilon = op.Constant(value_float=node.attributes["epsilon"].as_float())
+        epsilon = op.Constant(value_float=node.attributes.get_float("epsilon", 1e-5))  # ONNX's default
         deviation = op.Sub(x, op.ReduceMean(x, axes=[-1], keepdims=1))
         variance = op.ReduceMean(op.Mul(deviation, deviation), axes=[-1], keepdims=1)
         normalized = op.Div(deviation, op.Sqrt(op.Add(variance, epsilon)))

@@ -4,7 +4,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from vit_convert.export.rules.rule import Decline, Mismatch, Rule, reshape_target, scalar, static_shape
+from vit_convert.export.rules.rule import Decline, Mismatch, Rule, permutation, reshape_target, scalar, static_shape
 
 
 class ConstantReshape(Rule):
@@ -30,9 +30,9 @@ class TokenGather(Rule):
         return op.Gather(op.Transpose(x, _outputs=["turned"]), index, axis=0)
 
     def check(self, context: Any, turned: ir.Value, index: ir.Value, **_: Any) -> None:
-        perm = turned.producer().attributes["perm"].as_ints()  # type: ignore[union-attr]
-        if tuple(perm) != (1, 0, *range(2, len(perm))):
-            raise Decline(f"the transpose is {tuple(perm)}, not a swap of the first two axes")
+        perm = permutation(turned)
+        if perm != (1, 0, *range(2, len(perm))):
+            raise Decline(f"the transpose is {perm}, not a swap of the first two axes")
         if index.shape is None or len(index.shape) != 0:
             raise Decline("more than one token is taken")
 

@@ -100,6 +100,15 @@ def axes_of(value: ir.Value) -> list[int] | None:
     return None if axes is None or axes.const_value is None else axes.const_value.numpy().tolist()
 
 
+def permutation(value: ir.Value) -> tuple[int, ...]:
+    """The axes of the Transpose that makes `value`; all of them reversed where it says none."""
+    node = value.producer()
+    assert node is not None
+    if "perm" in node.attributes:
+        return tuple(node.attributes["perm"].as_ints())
+    return tuple(reversed(range(len(static_shape(value, "the transpose")))))
+
+
 def opset_of(value: ir.Value) -> int:
     """The ONNX opset of the graph that a computed value belongs to."""
     node = value.producer()
