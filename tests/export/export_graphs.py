@@ -9,6 +9,7 @@ import onnxruntime as ort
 from vit_convert.checkpoint.architecture import Architecture
 from vit_convert.export.passes.cleanup import clean
 from vit_convert.export.rules.rule import Rule, RuleCount, apply_rule
+from vit_convert.export.weights import bind, describe
 
 # Each rule moves a few float32 roundings (2^-24 = 6e-8 each) of values of order 1; a wrong constant or axis is off by 1e-3 and more.
 FLOAT32 = 3e-6
@@ -68,6 +69,24 @@ def declined(text: str, rule: Rule, opset: int = 20) -> str:
     assert count.applied == 0
     assert ops(model) == before
     return "; ".join(count.declined)
+
+
+def described(text: str, *weights: str, names: dict[str, str] | None = None, opset: int = 20) -> ir.Model:
+    """A graph whose inputs of these names are weights without a value, as after a trace."""
+    model = graph(text, opset)
+    for name in weights:
+        value = next(value for value in model.graph.inputs if value.name == name)
+        model.graph.inputs.remove(value)
+        value.name = (names or {}).get(name, name)
+        model.graph.initializers.add(value)
+    describe(model)
+    return model
+
+
+def computed(model: ir.Model, params: dict[str, np.ndarray], *feeds: np.ndarray) -> list[np.ndarray]:
+    """The outputs of such a graph with these parameters."""
+    bind(model, params)
+    return run(model, {value.name: feed for value, feed in zip(model.graph.inputs, feeds, strict=True)})
 
 
 def architecture(**changes: object) -> Architecture:

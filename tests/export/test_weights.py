@@ -3,7 +3,7 @@
 import numpy as np
 import onnx_ir as ir
 import pytest
-from export_graphs import graph, ops, run
+from export_graphs import computed, described, ops, run
 
 from vit_convert.core.errors import ExportError
 from vit_convert.export.passes.fold_attention_scale import fold_scale
@@ -16,7 +16,6 @@ from vit_convert.export.weights import (
     bind,
     concatenate,
     convolution_kernel,
-    describe,
     fold_weights,
     replace_weight,
     weight_of,
@@ -27,23 +26,6 @@ RNG = np.random.default_rng(0)
 
 def normal(*shape: int) -> np.ndarray:
     return RNG.standard_normal(shape).astype(np.float32)
-
-
-def described(text: str, *weights: str, names: dict[str, str] | None = None) -> ir.Model:
-    """A graph whose inputs of these names are weights without a value, as after a trace."""
-    model = graph(text)
-    for name in weights:
-        value = next(value for value in model.graph.inputs if value.name == name)
-        model.graph.inputs.remove(value)
-        value.name = (names or {}).get(name, name)
-        model.graph.initializers.add(value)
-    describe(model)
-    return model
-
-
-def computed(model: ir.Model, params: dict[str, np.ndarray], *feeds: np.ndarray) -> list[np.ndarray]:
-    bind(model, params)
-    return run(model, {value.name: feed for value, feed in zip(model.graph.inputs, feeds, strict=True)})
 
 
 # --- descriptions ---------------------------------------------------------------------------------------------------
