@@ -21,6 +21,7 @@ def dense(rows: str, gemm: str, output: str, shape: str, x: str = "n, 3, 4") -> 
         ("n, 3, 4", "n, 3, 6", "-1, 3, 6", ["MatMul", "Add"]),
         ("n, 3, 4", "n, 3, 2, 3", "-1, 3, 2, 3", ["MatMul", "Add", "Reshape"]),  # a projection to heads
         ("n, 3, 2, 2", "n, 3, 6", "-1, 3, 6", ["Reshape", "MatMul", "Add"]),  # and from heads
+        ("n, 4", "n, 6", "-1, 6", ["MatMul", "Add"]),  # one token
     ],
 )
 def test_dense(opset, x, output, shape, expected):
