@@ -6,11 +6,11 @@ import pytest
 from block_graphs import HEADS, NAMES, TOKENS, WIDTH, block, by_hand, images, random_block
 from export_graphs import computed, ops
 
-from vit_convert.errors import ExportError
-from vit_convert.export.clean import clean
-from vit_convert.export.fused import ADD_NORM, ATTENTION, NORM, encoder_to_kernels, quantized_tensors
-from vit_convert.export.plugin import DOMAIN, PLUGIN, attention_to_plugin, fits
-from vit_convert.export.tokens import mlps_to_convolutions
+from vit_convert.core.errors import ExportError
+from vit_convert.export.passes.attention_plugin import DOMAIN, PLUGIN, attention_to_plugin, fits
+from vit_convert.export.passes.cleanup import clean
+from vit_convert.export.passes.fused_encoder import ADD_NORM, ATTENTION, NORM, encoder_to_kernels, quantized_tensors
+from vit_convert.export.passes.mlp_as_convolution import mlps_to_convolutions
 
 TOLERANCE = 1e-5  # of float32 sums of 128 products in another order; heads or parts in another order are off by 1
 SCALE = 8.0  # the root of heads of 64: the plugin divides by it, and the query's weights have done so already

@@ -5,9 +5,9 @@ import onnx_ir as ir
 import pytest
 from export_graphs import computed, described, ops
 
-from vit_convert.errors import ExportError
-from vit_convert.export.dynamic import make_dynamic
-from vit_convert.export.pixels import take_pixels
+from vit_convert.core.errors import ExportError
+from vit_convert.export.passes.dynamic_image_size import make_dynamic
+from vit_convert.export.passes.uint8_input import take_pixels
 from vit_convert.export.weights import bind
 
 RNG = np.random.default_rng(6)

@@ -6,8 +6,8 @@ import pytest
 from block_graphs import HIDDEN, MLP, NAMES, TOKENS, WIDTH, block, by_hand, images, norm, random_block
 from export_graphs import computed, ops
 
-from vit_convert.export.clean import clean
-from vit_convert.export.tokens import as_tokens, mlps_to_convolutions
+from vit_convert.export.passes.cleanup import clean
+from vit_convert.export.passes.mlp_as_convolution import as_tokens, mlps_to_convolutions
 
 TOLERANCE = 1e-5  # of float32 sums of 128 products in another order; a weight turned wrongly is off by 1e-1
 
