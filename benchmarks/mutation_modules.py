@@ -2,7 +2,9 @@
 
 _GRAPHS = ("tests/export/test_export.py", "tests/export/test_traced.py", "tests/export/test_shapes.py")
 _LOADING = ("tests/checkpoint/test_bad_checkpoints.py", "tests/checkpoint/test_layouts.py", "tests/checkpoint/test_variants.py")
-_IMAGES = ("tests/images/test_sources.py", "tests/fuzz/test_fuzz.py")
+_CORPUS = "tests/fuzz/test_fuzz.py::test_corpus"  # without the seconds of fuzzing
+_IMAGES = ("tests/images/test_sources.py", _CORPUS)
+_LABELS = ("tests/images/test_labels.py", "tests/images/test_sources.py")
 
 MODULES: dict[str, tuple[str, ...]] = {
     "vit_convert/engine/runtime/profiles.py": ("tests/engine/test_profiles.py",),
@@ -14,20 +16,35 @@ MODULES: dict[str, tuple[str, ...]] = {
     "vit_convert/core/pipeline.py": ("tests/core/test_pipeline.py", "tests/core/test_stage_records.py"),
     "vit_convert/core/image_size.py": ("tests/core/test_image_size.py", "tests/core/test_config.py", "tests/core/test_config_ranges.py"),
     "vit_convert/core/compare.py": ("tests/core/test_compare.py",),
-    "vit_convert/core/npy_header.py": ("tests/fuzz/test_fuzz.py", "tests/checkpoint/test_containers.py"),
-    "vit_convert/core/zip_member.py": ("tests/fuzz/test_fuzz.py", "tests/checkpoint/test_threads.py", "tests/images/test_sources.py"),
-    "vit_convert/core/calibration_cache.py": ("tests/engine/test_calibrator_cache.py", "tests/fuzz/test_fuzz.py"),
+    "vit_convert/core/config_ranges.py": ("tests/core/test_config_ranges.py",),
+    "vit_convert/core/overrides.py": ("tests/core/test_overrides.py",),
+    "vit_convert/core/user_code.py": ("tests/core/test_user_code.py",),
+    "vit_convert/core/npy_header.py": ("tests/core/test_npy_header.py",),
+    "vit_convert/core/zip_member.py": ("tests/core/test_zip_member.py",),
+    "vit_convert/core/calibration_cache.py": ("tests/engine/test_calibrator_cache.py", _CORPUS),
     "vit_convert/images/preprocess.py": ("tests/images/test_preprocess.py",),
     "vit_convert/images/resize.py": ("tests/images/test_preprocess.py",),
     "vit_convert/images/sources.py": _IMAGES,
     "vit_convert/images/arrays.py": _IMAGES,
+    "vit_convert/images/decode.py": ("tests/images/test_decode.py",),
+    "vit_convert/images/labels.py": _LABELS,
+    "vit_convert/images/pixels.py": ("tests/images/test_decode.py", "tests/images/test_labels.py"),
+    "vit_convert/images/tree.py": _LABELS,
     "vit_convert/checkpoint/posemb.py": ("tests/checkpoint/test_posemb.py",),
     "vit_convert/checkpoint/layouts.py": _LOADING,
     "vit_convert/checkpoint/infer.py": _LOADING,
     "vit_convert/checkpoint/variants.py": _LOADING,
     "vit_convert/checkpoint/shapes.py": _LOADING,
     "vit_convert/checkpoint/load.py": _LOADING,
-    "vit_convert/checkpoint/containers.py": ("tests/checkpoint/test_containers.py", "tests/fuzz/test_fuzz.py", *_LOADING),
+    "vit_convert/checkpoint/containers.py": ("tests/checkpoint/test_containers.py", _CORPUS, *_LOADING),
+    "vit_convert/checkpoint/architecture.py": _LOADING,
+    "vit_convert/checkpoint/draw.py": ("tests/checkpoint/test_random.py",),
+    "vit_convert/checkpoint/fetch.py": ("tests/checkpoint/test_fetch.py",),
+    "vit_convert/checkpoint/find.py": ("tests/checkpoint/test_find.py",),
+    "vit_convert/checkpoint/match.py": _LOADING,
+    "vit_convert/checkpoint/published.py": ("tests/checkpoint/test_find.py",),
+    "vit_convert/checkpoint/random.py": ("tests/checkpoint/test_random.py",),
+    "vit_convert/checkpoint/vote.py": _LOADING,
     "vit_convert/quantize/histogram.py": ("tests/quantize/test_histogram.py",),
     "vit_convert/quantize/precision_plan.py": ("tests/quantize/test_plan.py",),
     "vit_convert/quantize/qdq.py": ("tests/quantize/test_qdq.py", "tests/quantize/test_fp8.py"),

@@ -16,7 +16,8 @@ def _benchmarks(monkeypatch):
 def test_modules_and_their_tests_exist():
     from mutation_modules import MODULES
 
-    assert [path for path in [*MODULES, *(test for tests in MODULES.values() for test in tests)] if not (ROOT / path).is_file()] == []
+    tests = {test.split("::")[0] for tests in MODULES.values() for test in tests}
+    assert [path for path in [*MODULES, *sorted(tests)] if not (ROOT / path).is_file()] == []
 
 
 def test_a_survivor_with_a_reason_does_not_count():

@@ -1,5 +1,6 @@
 """Every number in the config has a range, and what lies outside is refused at the start by its key, its value and the range."""
 
+import math
 import re
 
 import ml_collections
@@ -114,3 +115,79 @@ def test_a_switch_is_no_number(key):
 )
 def test_ranges_in_words(allowed, text):
     assert str(allowed) == text
+
+
+# What each key takes, smallest and largest, as the README's tables, --help and TensorRT's own documentation say it.
+WHOLE = {
+    "num_classes": (0, 10_000_000),
+    "posemb_grid": (1, 4096),
+    **dict.fromkeys(("batch.min", "batch.opt", "batch.max", "batch.profiles", "benchmark.batches"), (1, 65_536)),
+    **dict.fromkeys(("calibration.num_images", "plan.num_images"), (1, 100_000_000)),
+    "calibration.batch_size": (1, 4096),
+    "evaluation.num_images": (0, 100_000_000),  # 0 takes all
+    "check.num_images": (1, 1024),
+    "engine.opt_level": (0, 5),
+    "benchmark.streams": (1, 64),
+}
+SMALLEST = math.nextafter(0.0, 1.0)
+REAL = {
+    **dict.fromkeys(("plan.cosine", "check.cosine", "check.fp16_cosine", "check.int8_cosine"), (0.0, 1.0)),
+    **dict.fromkeys(("plan.accuracy_budget", "check.max_top1_drop"), (0.0, 100.0)),
+    **dict.fromkeys(("check.atol", "check.rtol"), (0.0, 1e6)),
+    "calibration.max_error": (SMALLEST, 1.0),
+    "calibration.smooth": (0.0, math.nextafter(1.0, 0.0)),
+    "engine.workspace_gib": (SMALLEST, 4096.0),
+    "benchmark.seconds": (SMALLEST, 3600.0),
+}
+
+
+def test_both_tables_name_every_key():
+    assert set(WHOLE) | set(REAL) == set(RANGES)
+
+
+@pytest.mark.parametrize("key", WHOLE)
+def test_whole_numbers_to_their_ends(key):
+    low, high = WHOLE[key]
+    assert [RANGES[key].holds(number) for number in (low - 1, low, low + 1, high - 1, high, high + 1)] == [False, *[True] * 4, False]
+    assert not any(RANGES[key].holds(number) for number in (float(low), high - 0.5, True, "1", None))
+
+
+@pytest.mark.parametrize("key", REAL)
+def test_real_numbers_to_their_ends(key):
+    low, high = REAL[key]
+    inside = [low, math.nextafter(low, 1.0), high / 2, math.nextafter(high, 0.0), high]
+    assert all(RANGES[key].holds(number) for number in inside)
+    outside = (math.nextafter(low, -1.0), math.nextafter(high, math.inf), math.nan, math.inf, -math.inf, True, "0.5", None)
+    assert not any(RANGES[key].holds(number) for number in outside)
+    assert RANGES[key].holds(1) == (high >= 1)  # --config.check.atol=1
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said", "fix"),
+    [
+        ("engine.opt_level", 9, "config.engine.opt_level=9: must be a whole number from 0 to 5", ""),
+        ("check.rtol", -0.5, "config.check.rtol=-0.5: must be a number from 0 to 1e+06", ""),
+        (
+            "batch.profiles",
+            (4, 0),
+            "config.batch.profiles=(4, 0): must be whole numbers from 1 to 65,536",
+            'For example --config.batch.profiles="(1,8)".',
+        ),
+    ],
+)
+def test_refusals_say_the_value_and_what_to_give(key, value, said, fix):
+    with pytest.raises(UsageError) as error:
+        complete(config_with(key, value), "x")
+    assert (str(error.value), error.value.fix) == (said, fix)
+
+
+def test_every_number_of_a_tuple_is_looked_at():
+    for place in range(3):
+        values = [1, 2, 3]
+        values[place] = 0
+        with pytest.raises(UsageError, match=re.escape("config.benchmark.streams=")):
+            complete(config_with("benchmark.streams", tuple(values)), "x")
+
+
+def test_a_placeholder_without_a_value_is_in_range():
+    assert complete(config_with("posemb_grid", None), "x").posemb_grid is None

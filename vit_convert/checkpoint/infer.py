@@ -28,7 +28,7 @@ def infer_architecture(leaves: Mapping[str, Leaf], variant: str) -> tuple[Archit
     """
     width = most_common(leaves, (r"(LayerNorm_\d|encoder_norm)/scale$", -1), (r"^embedding/kernel$", -1))
     mlp_dim = most_common(leaves, (r"Dense_0/bias$", -1), (r"Dense_0/kernel$", -1))
-    num_heads = most_common(leaves, (r"query/bias$", 0), (r"(query|key|value)/kernel$", 1))
+    num_heads = most_common(leaves, (r"(query|key|value)/bias$", 0), (r"(query|key|value)/kernel$", 1))
     sizes = Width(width, count_numbers(leaves, rf"{BLOCK}(\d{{1,6}})/"), mlp_dim, num_heads)
     patch = patch_side(leaves, "embedding/kernel", width)
     found = name = name_variant(sizes, patch)
@@ -95,7 +95,8 @@ def find_position_table(
     for class_row in class_rows:
         patches = rows - class_row
         side = math.isqrt(max(patches, 0))
-        found = [grid for grid in ((given,) if given else ((side, side), asked)) if grid is not None and 0 < math.prod(grid) == patches]
+        possible = (given,) if given else ((side, side), asked)
+        found = [grid for grid in possible if grid is not None and min(grid) > 0 and math.prod(grid) == patches]
         if len(set(found)) > 1:
             _refuse_two_grids(file, leaf.name, rows, *found)
         if found:

@@ -171,9 +171,9 @@ def canonicalize(leaves: Mapping[str, Leaf], path: str) -> dict[str, Leaf]:
         renamed[canonical] = leaf
     blocks = {int(match[1]) for name in renamed if (match := re.match(rf"{BLOCK}(\d{{1,6}})/", name))}
     if gaps := [i for i in range(len(blocks) + (max(blocks, default=0) >= len(blocks))) if i not in blocks]:  # the first ones
-        listed = ", ".join(map(str, gaps))
+        listed, found = ", ".join(map(str, gaps)), f"blocks up to {max(blocks)} found" if blocks else "there is none"
         raise CheckpointError(
-            f"{path}: encoder block {listed} missing, blocks up to {max(blocks, default=0)} found",
+            f"{path}: encoder block {listed} missing, {found}",
             fix="Fetch the file again, or save it whole.",
         )
     return renamed

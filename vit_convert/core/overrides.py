@@ -72,11 +72,11 @@ def apply_overrides(config: ml_collections.ConfigDict, overrides: Sequence[str])
     """Sets what `split_overrides` returned.
 
     Args:
-        config: the full config; left as it is.
+        config: the full config; the values are set in it, and it is not copied: an own model may hang on it.
         overrides: "--config.key=value" words.
 
     Returns:
-        The config with the values set, not checked yet.
+        The same config, its values not checked yet.
 
     Raises:
         UsageError: a value that is not of its key's type.
