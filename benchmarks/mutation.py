@@ -118,15 +118,17 @@ def sample(source: str, count: int, seed: int) -> list[Mutant]:
     """A number of places drawn at random, and one of the mutants of each."""
     rng, found = random.Random(seed), places(source)
     drawn = rng.sample(found, min(count, len(found)))
-    return sorted((mutant for makers in drawn if _compiles((mutant := rng.choice(makers)()).source)), key=lambda mutant: mutant.line)
+    made = [_made(rng.choice(makers)) for makers in drawn]
+    return sorted((mutant for mutant in made if mutant is not None), key=lambda mutant: mutant.line)
 
 
-def _compiles(source: str) -> bool:
+def _made(maker: Callable[[], Mutant]) -> Mutant | None:
     try:
-        compile(source, "mutant", "exec")
-    except SyntaxError:  # "def f(-, x)" is none that a test need kill
-        return False
-    return True
+        mutant = maker()
+        compile(mutant.source, "mutant", "exec")
+    except (SyntaxError, AttributeError):  # "def f(-, x)" is none that a test need kill; the latter of "except (a.Error, …)"
+        return None
+    return mutant
 
 
 class _Mutated(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader):

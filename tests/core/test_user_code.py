@@ -4,7 +4,9 @@ import functools
 import hashlib
 import inspect
 import os
+import sys
 import sysconfig
+import types
 
 import numpy as np
 import pytest
@@ -75,31 +77,62 @@ def test_the_line_is_the_last_of_the_users_own(tmp_path):
     assert f" ({mine}:5: return np.linalg.inv(np.zeros((2, 3))))" in str(error)
 
 
+@pytest.fixture(params=[PACKAGES, "/home/me/.local/lib/python3.11/site-packages", "/usr/lib/python3/dist-packages", "/opt/libraries"])
+def installed(request, monkeypatch):
+    """A folder in which the libraries lie: the interpreter's own, a user's, Debian's, one of PYTHONPATH."""
+    for name in ("jax", "flax", "numpy", "onnx"):
+        module = types.ModuleType(name)
+        module.__file__ = f"{request.param}/{name}/__init__.py"
+        monkeypatch.setitem(sys.modules, name, module)
+    module = types.ModuleType("onnx_ir")
+    module.__file__ = f"{request.param}/onnx_ir.py"
+    monkeypatch.setitem(sys.modules, "onnx_ir", module)
+    monkeypatch.setitem(sys.modules, "absl", types.ModuleType("absl"))  # of a namespace: it has no file
+    return request.param
+
+
+def said_of(filename):
+    with pytest.raises(KeyError) as caught:
+        run_as(filename)
+    return explain(caught.value.with_traceback(caught.value.__traceback__.tb_next.tb_next))  # without this test's own lines
+
+
+@pytest.mark.parametrize(
+    ("name", "is_own"),
+    [
+        ("theirmodel/layers.py", True),
+        ("theirmodel.py", True),
+        ("theirmodel/jax/layers.py", True),
+        ("jaxtyping/check.py", True),  # it only begins like a library
+        ("onnxmltools.py", True),
+        ("jax/_src/core.py", False),
+        ("flax/linen/module.py", False),
+        ("numpy/linalg/linalg.py", False),
+        ("onnx_ir.py", False),
+    ],
+)
+def test_whose_a_file_among_the_packages_is(installed, name, is_own):
+    """Whoever shares a model as a package wants to see its line, and not that of the library below."""
+    assert said_of(f"{installed}/{name}") == "KeyError: 'k'" + (f" ({installed}/{name}:1: )" if is_own else "")
+
+
 @pytest.mark.parametrize(
     ("filename", "is_own"),
     [
         ("/home/me/model.py", True),
         ("/home/me/jax/model.py", True),
-        (f"{PACKAGES}/theirmodel/layers.py", True),
-        (f"{PACKAGES}/theirmodel.py", True),
-        (f"{PACKAGES}/jaxtyping/check.py", True),  # it only begins like a library
-        (f"{PACKAGES}/onnxmltools.py", True),
-        (f"{PACKAGES}/jax/_src/core.py", False),
-        (f"{PACKAGES}/flax/linen/module.py", False),
-        (f"{PACKAGES}/numpy/linalg/linalg.py", False),
-        (f"{PACKAGES}/onnx_ir.py", False),
         (f"{STDLIB}/json/decoder.py", False),
         (f"{STDLIB}/ast.py", False),
+        (f"{STDLIB}/site-packages/theirs.py", True),
+        (f"{STDLIB}/dist-packages/theirs.py", True),
+        (f"{STDLIB}-of-mine/model.py", True),
         (inspect.getfile(explain), False),
         (os.path.join(os.path.dirname(inspect.getfile(explain)), "..", "export", "trace.py"), False),
         ("<frozen importlib._bootstrap>", False),
     ],
 )
 def test_whose_a_file_is(filename, is_own):
-    with pytest.raises(KeyError) as caught:
-        run_as(filename)
-    error = caught.value.with_traceback(caught.value.__traceback__.tb_next.tb_next)  # without this test's own lines
-    assert explain(error) == "KeyError: 'k'" + (f" ({filename}:1: )" if is_own else "")
+    assert said_of(filename) == "KeyError: 'k'" + (f" ({filename}:1: )" if is_own else "")
 
 
 def test_a_file_that_is_no_python_names_its_line(tmp_path):

@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import os
 import pathlib
+import sys
 import sysconfig
 import traceback
 from collections.abc import Callable, Iterator
@@ -15,7 +16,11 @@ from vit_convert.core.errors import ConvertError
 
 _FIX = "--debug shows the whole traceback."
 _LONGEST_MESSAGE = 600  # characters; what JAX and Flax say first is what is wrong
-_MACHINERY = ("jax", "jaxlib", "jax2onnx", "flax", "numpy", "ml_collections", "absl", "onnx", "onnx_ir", "onnxscript", "onnxruntime")
+_PACKAGES = {"site-packages", "dist-packages"}  # which lie within the standard library's folder
+_MACHINERY = (
+    *("vit_convert", "jax", "jaxlib", "jax2onnx", "flax", "numpy", "ml_collections", "absl"),
+    *("onnx", "onnx_ir", "onnxscript", "onnxruntime"),
+)
 
 
 @contextlib.contextmanager
@@ -52,27 +57,28 @@ def where(error: BaseException) -> str:
     """ " (mine.py:12: return x @ w)", the last line of an exception's traceback outside the libraries and our own; "" where all are."""
     if isinstance(error, SyntaxError) and error.filename:
         return f" ({error.filename}:{error.lineno})"
-    own = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_machinery(frame.filename)]
+    machinery = _machinery()
+    own = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_machinery(frame.filename, machinery)]
     return f" ({own[-1].filename}:{own[-1].lineno}: {own[-1].line})" if own else ""
 
 
-@functools.cache
-def _folders() -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Folders of the packages that may be a user's own, and of the code that never is."""
-    paths = sysconfig.get_paths()
-    packages = tuple({os.path.join(paths[key], "") for key in ("purelib", "platlib")})
-    machinery = [os.path.join(folder, name) + end for folder in packages for name in _MACHINERY for end in (os.sep, ".py")]
-    ours = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "")
-    return packages, (ours, *machinery, *(os.path.join(paths[key], "") for key in ("stdlib", "platstdlib")))
+def _machinery() -> tuple[str, ...]:
+    """The folders, or single files, of the libraries and of our own code, wherever each was installed from."""
+    found = []
+    for name in _MACHINERY:
+        if file := getattr(sys.modules.get(name), "__file__", None):
+            folder, base = os.path.split(os.path.abspath(file))
+            found.append(os.path.join(folder, "" if base.startswith("__init__.") else base))
+    return tuple(found)
 
 
-def _is_machinery(filename: str) -> bool:
-    packages, machinery = _folders()
-    if filename.startswith("<"):
-        return True
+def _is_machinery(filename: str, machinery: tuple[str, ...]) -> bool:
     path = os.path.abspath(filename)
-    in_packages = path.startswith(packages)  # which lie within the standard library's folder
-    return any(path.startswith(folder) and not (in_packages and not folder.startswith(packages)) for folder in machinery)
+    if filename.startswith("<") or path.startswith(machinery):
+        return True
+    paths = sysconfig.get_paths()
+    standard = tuple(os.path.join(paths[key], "") for key in ("stdlib", "platstdlib"))
+    return path.startswith(standard) and not _PACKAGES & {*pathlib.PurePath(path).parts}
 
 
 def describe_function(function: Callable[..., Any]) -> dict[str, str]:
