@@ -1,0 +1,162 @@
+"""MLP-Mixer of google-research/vision_transformer (arXiv:2105.01601), in Flax Linen, with taps after both halves of every block."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vit_convert.core.stack import Stack
+from vit_convert.families import run as parts
+from vit_convert.families.mixer.architecture import BLOCK, Mixer
+from vit_convert.families.model import Arrays, Model
+
+Taps = dict[str, jax.Array]
+
+
+class MlpBlock(nn.Module):
+    """Two dense layers with a tanh GELU between, over the last axis."""
+
+    hidden: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:  # [..., D] -> [..., D]
+        y = nn.gelu(nn.Dense(self.hidden)(x), approximate=True)
+        return nn.Dense(x.shape[-1])(y)
+
+
+class MixerBlock(nn.Module):
+    """An MLP over the tokens of each channel, then one over the channels of each token, each added to the residual stream."""
+
+    architecture: Mixer
+
+    def setup(self) -> None:
+        arch = self.architecture
+        self.norms = [nn.LayerNorm(epsilon=arch.norm_epsilon, name=f"LayerNorm_{i}") for i in range(2)]
+        self.token_mixing = MlpBlock(arch.tokens_mlp_dim)
+        self.channel_mixing = MlpBlock(arch.channels_mlp_dim)
+
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Computes a block.
+
+        Args:
+            x: [batch, tokens, width].
+
+        Returns:
+            The residual stream after token mixing, and after the block, both shaped as x.
+        """
+        y = jnp.swapaxes(self.norms[0](x), 1, 2)  # [B, D, N]
+        mixed = x + jnp.swapaxes(self.token_mixing(y), 1, 2)
+        return mixed, mixed + self.channel_mixing(self.norms[1](mixed))
+
+
+class MlpMixer(nn.Module):
+    """A Mixer on the canonical parameters of `families.mixer`.
+
+    Args:
+        architecture: what to build.
+    """
+
+    architecture: Mixer
+
+    def setup(self) -> None:
+        arch = self.architecture
+        patch = (arch.patch_size, arch.patch_size)
+        self.stem = nn.Conv(arch.width, patch, strides=patch, padding="VALID")  # the image size is a multiple of the patch's
+        self.MixerBlock = [MixerBlock(arch) for _ in range(arch.depth)]
+        self.pre_head_layer_norm = nn.LayerNorm(epsilon=arch.norm_epsilon)
+        if arch.num_classes:
+            self.head = nn.Dense(arch.num_classes)
+
+    def __call__(self, images: jax.Array) -> tuple[jax.Array, Taps]:
+        """Classifies images.
+
+        Args:
+            images: float32 [batch, height, width, 3] of the architecture's size, normalised to [-1, 1].
+
+        Returns:
+            Logits [batch, num_classes] (features [batch, width] without a head), and the taps, each [batch, tokens, width]:
+            `block_00/token_mixing` and `block_00` for every block, and `pre_head_layer_norm`.
+        """
+        x, taps = self.embed(images), {}
+        for i, block in enumerate(self.MixerBlock):
+            taps[f"block_{i:02d}/token_mixing"], x = block(x)
+            taps[f"block_{i:02d}"] = x
+        x = taps["pre_head_layer_norm"] = self.normalize(x)
+        return self.classify(x), taps
+
+    def embed(self, images: jax.Array) -> jax.Array:
+        """Patches: [batch, height, width, 3] -> [batch, tokens, width]."""
+        x = self.stem(images)
+        return x.reshape(x.shape[0], -1, x.shape[-1])
+
+    def normalize(self, x: jax.Array) -> jax.Array:
+        """The last norm: [batch, tokens, width] -> the same."""
+        return self.pre_head_layer_norm(x)
+
+    def classify(self, x: jax.Array) -> jax.Array:
+        """Mean over the tokens and head: [batch, tokens, width] -> logits or features."""
+        x = jnp.mean(x, axis=1)
+        return self.head(x) if self.architecture.num_classes else x
+
+
+def mixer_model(architecture: Mixer, params: Mapping[str, np.ndarray]) -> Model:
+    """The model of canonical parameters; of its blocks two are traced, and the graph repeats the second.
+
+    Args:
+        architecture: what to build.
+        params: canonical parameters.
+
+    Returns:
+        The model.
+    """
+    stack = Stack(f"{BLOCK}{{}}/", architecture.depth)
+    traced = dataclasses.replace(architecture, depth=stack.traced)
+    signature = parts.classifier_signature(architecture.image_size, architecture.num_classes, architecture.width)
+    (output,) = signature.judged
+
+    def apply(leaves: Arrays, images: jax.Array) -> Arrays:
+        result, taps = MlpMixer(traced).apply(parts.nested(leaves), images)
+        return {output: result, **taps}
+
+    return Model(
+        signature=signature,
+        params=params,
+        taps=_taps(stack),
+        apply=apply,
+        traced_shapes=parts.param_shapes(MlpMixer(traced), architecture.image_size),
+        traced_taps=_taps(stack.cut()),
+        run=_runner(architecture, params, output, stack),
+        stacks=(stack,),
+    )
+
+
+def _taps(stack: Stack) -> list[str]:
+    blocks = [(f"{stack.tap(i)}/token_mixing", stack.tap(i)) for i in range(stack.depth)]
+    return [*(tap for block in blocks for tap in block), "pre_head_layer_norm"]
+
+
+def _runner(
+    architecture: Mixer, params: Mapping[str, np.ndarray], output: str, stack: Stack
+) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    block = jax.jit(MixerBlock(architecture).apply)
+    methods = (MlpMixer.embed, MlpMixer.normalize, MlpMixer.classify)
+    embed, normalize, classify = (jax.jit(functools.partial(MlpMixer(architecture).apply, method=method)) for method in methods)
+
+    def run(images: np.ndarray) -> dict[str, np.ndarray]:
+        variables, results = parts.outside(params, [BLOCK]), {}
+        with jax.default_matmul_precision("highest"):
+            x: Any = embed(variables, jnp.asarray(images))
+            for i in range(stack.depth):
+                mixed, x = block({"params": parts.under(params, stack.prefix(i))}, x)
+                results[f"{stack.tap(i)}/token_mixing"], results[stack.tap(i)] = np.asarray(mixed), np.asarray(x)
+            x = normalize(variables, x)
+            results["pre_head_layer_norm"] = np.asarray(x)
+            results[output] = np.asarray(classify(variables, x))
+        return results
+
+    return run

@@ -1,0 +1,24 @@
+"""Options of random checkpoints that have no meaning for a family."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from vit_convert.core.errors import UsageError
+from vit_convert.families.family import RandomOptions
+
+
+def refuse_options(family: str, options: RandomOptions, without: Sequence[str]) -> None:
+    """Refuses what a family has not.
+
+    Args:
+        family: its name, for the message.
+        options: what is asked for.
+        without: names of the options that have no meaning for it.
+
+    Raises:
+        UsageError: one of these is set to other than its default.
+    """
+    defaults = {field.name: field.default for field in dataclasses.fields(options)}
+    for name in without:
+        if (value := getattr(options, name)) != defaults[name]:
+            raise UsageError(f"{name}={value!r}: has no meaning for family {family}", fix=f"Leave {name} out.")
