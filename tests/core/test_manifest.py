@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from vit_convert.core.bundle import Bundle, write_json
-from vit_convert.core.leftovers import remove_leftovers, remove_temporaries
+from vit_convert.core.leftovers import built_from, remove_leftovers, remove_temporaries
 from vit_convert.core.manifest import FileRecord, Manifest, as_rows
 
 
@@ -141,6 +141,24 @@ def test_leftovers_go_and_the_rest_stays(bundle):
     assert not [path for plan in gone for path in plan.parent.glob(f"{plan.name}*")] and not bundle.tuning.exists()
     assert all(path.exists() for path in (*kept, *own, *files, bundle.benchmark, bundle.manifest))
     assert all(plan.with_name(f"{plan.name}.layers.json").exists() for plan in kept)
+
+
+@pytest.mark.parametrize(
+    ("onnx", "built"),
+    [
+        ({"path": "a.onnx", "sha256": "1"}, {"name": "a.onnx", "hashes": {"sha256": "1"}}),
+        ({"path": "a.onnx", "sha256": "1", "data_sha256": "2"}, {"name": "a.onnx", "hashes": {"sha256": "1", "data_sha256": "2"}}),
+        ({"path": "a.onnx", "sha256": "1", "data_sha256": "", "other": 3}, {"name": "a.onnx", "hashes": {"sha256": "1"}}),
+        *((damaged, {}) for damaged in (None, [], {}, {"path": "a.onnx"}, {"path": "a.onnx", "sha256": 1}, {"path": 1, "sha256": "1"})),
+    ],
+)
+def test_the_graph_that_a_sidecar_names(bundle, onnx, built):
+    plan = write(bundle, "engines/x/fp16.plan", b"plan")
+    assert built_from(plan) == {}
+    write_json(f"{plan}.json", {"onnx": onnx})
+    assert built_from(plan) == built
+    write_json(f"{plan}.json", {})
+    assert built_from(plan) == {}
 
 
 def test_what_killed_runs_had_begun_goes(bundle):

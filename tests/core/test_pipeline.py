@@ -99,6 +99,18 @@ def test_the_manifest_tells_before_a_file_is_touched(road):
     }
 
 
+def test_the_report_goes_before_anything_changes_and_stays_where_nothing_does(road):
+    """It tells of files that are no more those of a conversion that was killed."""
+    road.bundle.report.write_text("{}")
+    road.run()
+    assert road.bundle.report.exists()
+    road.inputs["b"] = 2
+    road.fails["b"] = Killed()
+    with pytest.raises(Killed):
+        road.run()
+    assert not road.bundle.report.exists()
+
+
 class Killed(BaseException):
     """After it nothing of the process runs: not even what it would have written."""
 
@@ -137,6 +149,22 @@ def test_what_lies_behind_the_last_stage_is_looked_at(road):
     assert road.run(until="a") == {"a": "fresh"}
     assert [Manifest.read(road.bundle).finished(name) for name in "abc"] == [True, False, False]
     assert set(road.context.results) == {"a"}
+
+
+def test_a_stage_that_is_not_wanted_does_not_end_the_look(road):
+    del road.inputs["b"]
+    road.run()
+    assert road.run(until="a") == {"a": "fresh"}
+    assert [Manifest.read(road.bundle).finished(name) for name in "abc"] == [True, False, True]
+    assert (road.bundle.root / "c").exists()
+
+
+@pytest.mark.parametrize("until", ["a", "b", "c", ""])
+def test_the_manifest_names_each_stage_once_and_in_order(road, until):
+    for force in (False, True):
+        road.run(until=until, force=force)
+        manifest = json.loads(road.bundle.manifest.read_text())
+        assert [row["name"] for row in manifest["stages"]] == ["a", "b", "c"]
 
 
 def test_begin_comes_after_the_manifest_and_before_the_first_file(road):

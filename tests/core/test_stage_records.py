@@ -53,6 +53,24 @@ def test_peak_memory_is_in_mib_and_each_stage_has_its_own(run):
         assert abs(rows[name]["peak_rss_mib"] - before[mib]) < 60, name
 
 
+@pytest.mark.parametrize(
+    ("status", "mib"),
+    [("VmPeak:\t 9999999 kB\nVmHWM:\t  524288 kB\nVmRSS:\t 7 kB\n", 512.0), ("Name:\tpython\n", 192.0), (None, 192.0)],
+)
+def test_the_kernels_unit_is_kib(monkeypatch, status, mib):
+    """Both in man 5 proc and, where that is not there, in man 2 getrusage."""
+
+    def read_text(**options):
+        if status is None:
+            raise FileNotFoundError
+        return status
+
+    monkeypatch.setattr(pipeline, "pathlib", types.SimpleNamespace(Path=lambda path: types.SimpleNamespace(read_text=read_text)))
+    usage = types.SimpleNamespace(ru_maxrss=196_608)
+    monkeypatch.setattr(pipeline, "resource", types.SimpleNamespace(RUSAGE_SELF=0, getrusage=lambda whose: usage))
+    assert pipeline._peak_rss_mib() == mib
+
+
 def test_seconds_of_each_stage(run, monkeypatch):
     now = [1000.0]
     monkeypatch.setattr(pipeline, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
