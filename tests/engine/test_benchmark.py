@@ -11,14 +11,12 @@ from reconverted import as_left
 from vit_convert.core.bundle import Bundle, read_json, write_json
 from vit_convert.core.errors import BenchmarkError, BuildError
 from vit_convert.core.progress import Progress
-from vit_convert.core.text_table import text_table
 from vit_convert.engine.backend.sidecar import add_to_sidecar
 from vit_convert.engine.bundle_engines import keep_proof
 from vit_convert.engine.commands import add_to_report, benchmark_bundle, end_to_end_shares
 from vit_convert.engine.handoff import judged_by, read_config
 from vit_convert.engine.measure.benchmark import END_TO_END, RESIDENT, Case, Pass, plan_cases, rows_table, summarise_case
-from vit_convert.engine.measure.loops import Latency, Worker, measure_latency, measure_throughput, noise
-from vit_convert.engine.measure.monitor import Monitor, merge_summaries, summarise
+from vit_convert.engine.measure.loops import Latency, Worker, measure_latency, measure_throughput
 from vit_convert.engine.measure.plot import plot_rows
 from vit_convert.engine.runtime.engine import Engine
 from vit_convert.engine.runtime.session import Session
@@ -198,27 +196,7 @@ def test_end_to_end_share_is_of_the_best_resident_row():
     assert end_to_end_shares(rows) == [{"precision": "fp16", "batch": 8, "share": 0.95}]
 
 
-def test_monitor_sums_up():
-    samples = [{"sm_clock_mhz": clock, "power_w": power} for clock, power in ((1980, 400.0), (1400, 700.0))]
-    assert summarise(samples) == {"sm_clock_mhz": 1690.0, "power_w": 550.0, "sm_clock_min_mhz": 1400, "power_max_w": 700.0}
-    assert summarise([{"temperature_c": 40}]) == {"temperature_c": 40.0}
-    other = {"sm_clock_mhz": 1700.0, "power_w": 450.0, "sm_clock_min_mhz": 1600, "power_max_w": 800.0}
-    together = {"sm_clock_mhz": 1695.0, "power_w": 500.0, "sm_clock_min_mhz": 1400, "power_max_w": 800.0}
-    assert merge_summaries([summarise(samples), {}, other]) == together  # of both passes, not of the last alone
-    assert summarise([]) == {}
-
-
-def test_monitor_without_a_gpu_says_so():
-    monitor = Monitor()
-    if not monitor.missing:
-        pytest.skip("this machine has a GPU")
-    with monitor:
-        pass
-    assert monitor.summary() == {} and "GPU" in monitor.missing
-
-
 def test_tables():
-    assert text_table(("name", "n"), [["a", "10"], ["long", "7"]]) == "name   n\na     10\nlong   7"
     row = summarise_case(Case("fp16", 8, 2, True, True), [Pass(12345.6, Latency(np.ones(3), np.ones(3)), 0, True, "", {})], ABOUT)
     header, line = rows_table([row]).splitlines()
     assert header.split()[:4] == ["precision", "batch", "streams", "transfers"]
@@ -234,9 +212,3 @@ def test_plot(tmp_path, name):
         assert reason == "" and (tmp_path / name).stat().st_size > 1000
     else:
         assert reason == "matplotlib is not installed" and not (tmp_path / name).exists()
-
-
-def test_noise_is_the_same_each_time_and_in_range():
-    pixels, values = noise((2, 4, 4, 3), np.dtype(np.uint8)), noise((2, 4, 4, 3), np.dtype(np.float32))
-    assert pixels.dtype == np.uint8 and values.dtype == np.float32 and np.abs(values).max() <= 1
-    assert np.array_equal(pixels, noise((2, 4, 4, 3), np.dtype(np.uint8)))

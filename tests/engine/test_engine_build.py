@@ -22,7 +22,6 @@ from vit_convert.engine.backend.trt import load_backend
 from vit_convert.engine.build import build
 from vit_convert.engine.build.build import build_engine
 from vit_convert.engine.build.request import BuildRequest, hash_graph
-from vit_convert.engine.build.timing_cache import find_timings, load_timings, save_timings
 
 pytest.importorskip("tensorrt_rtx")
 RTX = load_backend("rtx")
@@ -297,53 +296,6 @@ def test_what_is_built_is_said_where_tensorrt_reports_no_progress(gpu, tmp_path,
     build._build(gpu[0], builder, None, None, request, Progress())
     expected = "building fp16 from plugin.onnx for images 8x64x64x3; images 1x64x64x3 - 4x64x64x3 - 8x64x64x3\n"
     assert capsys.readouterr().err == expected
-
-
-class BuilderConfig:
-    """A builder config that makes timing caches of some contents alone: `made`, and accepts `accepted` of these."""
-
-    def __init__(self, made, accepted):
-        self.made, self.accepted = made, accepted
-        self.timing_cache = None
-
-    def create_timing_cache(self, data):
-        return types.SimpleNamespace(data=data, serialize=lambda: data + b"+") if data in self.made else None
-
-    def set_timing_cache(self, timing_cache, ignore_mismatch):
-        assert ignore_mismatch is False
-        if timing_cache.data not in self.accepted:
-            return False
-        self.timing_cache = timing_cache
-        return True
-
-
-def test_timings_are_kept_by_version_and_gpu(gpu, tmp_path):
-    backend, progress = gpu[0], Progress(quiet=True)
-    path = find_timings(backend, tmp_path / "timing")
-    assert path == tmp_path / "timing" / "timing-8.6.0-Simulated.cache"
-    assert find_timings(backend, None) is None and find_timings(RTX, tmp_path) is None
-    for kept in (b"", b"+", b"++"):
-        builder_config = BuilderConfig(made=[kept], accepted=[kept])
-        timing_cache = load_timings(builder_config, path, progress)
-        assert builder_config.timing_cache is timing_cache and timing_cache.data == kept
-        save_timings(path, timing_cache, progress)
-
-
-@pytest.mark.parametrize("made", [[b""], [b"old", b""]])
-def test_timings_that_tensorrt_does_not_take_are_begun_anew(tmp_path, capsys, made):
-    path = tmp_path / "timing.cache"
-    path.write_bytes(b"old")
-    builder_config = BuilderConfig(made, accepted=[b""])
-    assert load_timings(builder_config, path, Progress()).data == b""
-    assert "timing.cache: TensorRT does not accept it" in capsys.readouterr().err
-    assert load_timings(BuilderConfig([], []), path, Progress(quiet=True)) is None
-
-
-def test_timings_that_cannot_be_kept_only_warn(tmp_path, capsys):
-    (tmp_path / "timing").write_text("a file where the folder should be")
-    timing_cache = types.SimpleNamespace(serialize=lambda: b"timings")
-    save_timings(tmp_path / "timing" / "timing.cache", timing_cache, Progress())
-    assert "timing.cache: the timings of this build are not kept" in capsys.readouterr().err
 
 
 def test_a_file_as_the_timings_folder_is_refused_before_the_build(gpu, tmp_path):

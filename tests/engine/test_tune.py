@@ -176,13 +176,6 @@ def trial(lowering, rate, *, profile="fixed 8", passed=True, noise=0.5, options=
     }
 
 
-def test_winners_are_verified_ones():
-    trials = [trial("default", 80.0), trial("default", 100.0, profile="fixed 8"), trial("fast", 130.0)]
-    (found,) = winners([*trials, trial("wrong", 200.0, passed=False), {"failed": "x"}], {})
-    assert (found["lowering"], found["ratio"]) == ("fast", 1.3)  # to the default lowering at its best
-    assert winners([trial("wrong", 1.0, passed=False)], {}) == []
-
-
 @pytest.mark.parametrize(
     ("second", "noise", "note"),
     [
