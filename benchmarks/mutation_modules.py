@@ -5,13 +5,35 @@ _LOADING = ("tests/checkpoint/test_bad_checkpoints.py", "tests/checkpoint/test_l
 _CORPUS = "tests/fuzz/test_fuzz.py::test_corpus"  # without the seconds of fuzzing
 _IMAGES = ("tests/images/test_sources.py", _CORPUS)
 _LABELS = ("tests/images/test_labels.py", "tests/images/test_sources.py")
+# What takes long and is of little use to a mutant: whole conversions, and other processes that do not see it.
+_CONVERTS = "tests/quantize/test_smooth.py::test_it_recovers_what_outlier_channels_cost"
+_STREAMS = "tests/quantize/test_typed.py::test_weights_stream"
 
 MODULES: dict[str, tuple[str, ...]] = {
     "vit_convert/engine/runtime/profiles.py": ("tests/engine/test_profiles.py",),
     "vit_convert/engine/backend/sidecar.py": ("tests/engine/test_sidecar.py",),
     "vit_convert/engine/measure/recommend.py": ("tests/engine/test_recommend.py",),
-    "vit_convert/engine/bundle_engines.py": ("tests/engine/test_engine_command.py", "tests/engine/test_verify.py"),
+    "vit_convert/engine/bundle_engines.py": ("tests/engine/test_bundle_engines.py",),
+    "vit_convert/engine/handoff.py": ("tests/engine/test_handoff.py",),
+    "vit_convert/engine/build/precision.py": ("tests/engine/test_precision.py", "tests/engine/test_build_types.py"),
+    "vit_convert/engine/build/timing_cache.py": ("tests/engine/test_timing_cache.py",),
+    "vit_convert/engine/measure/loops.py": ("tests/engine/test_loops.py",),
+    "vit_convert/engine/measure/monitor.py": ("tests/engine/test_monitor.py",),
+    "vit_convert/engine/runtime/device_array.py": ("tests/engine/test_device_array.py",),
+    "vit_convert/engine/tune/winners.py": ("tests/engine/test_winners.py",),
+    "vit_convert/report/sensitivity.py": ("tests/core/test_sensitivity_report.py",),
+    "vit_convert/report/summary.py": ("tests/core/test_summary.py",),
     "vit_convert/report/write.py": ("tests/core/test_report.py",),
+    "vit_convert/stages/check.py": ("tests/stages/test_stage_check.py",),
+    "vit_convert/stages/common.py": ("tests/stages/test_stage_common.py",),
+    "vit_convert/stages/plan.py": ("tests/stages/test_stage_plan.py",),
+    "vit_convert/stages/reference.py": ("tests/stages/test_stage_reference.py",),
+    "vit_convert/core/bundle.py": ("tests/core/test_bundle.py", "tests/core/test_manifest.py"),
+    "vit_convert/core/leftovers.py": ("tests/core/test_manifest.py", "tests/core/test_pipeline.py"),
+    "vit_convert/core/lock.py": ("tests/core/test_lock.py",),
+    "vit_convert/core/manifest.py": ("tests/core/test_manifest.py", "tests/core/test_pipeline.py"),
+    "vit_convert/core/streams.py": ("tests/core/test_streams.py",),
+    "vit_convert/core/text_table.py": ("tests/core/test_text_table.py",),
     "vit_convert/core/proof.py": ("tests/core/test_proof.py",),
     "vit_convert/core/pipeline.py": ("tests/core/test_pipeline.py", "tests/core/test_stage_records.py"),
     "vit_convert/core/image_size.py": ("tests/core/test_image_size.py", "tests/core/test_config.py", "tests/core/test_config_ranges.py"),
@@ -49,8 +71,14 @@ MODULES: dict[str, tuple[str, ...]] = {
     "vit_convert/quantize/precision_plan.py": ("tests/quantize/test_plan.py",),
     "vit_convert/quantize/qdq.py": ("tests/quantize/test_qdq.py", "tests/quantize/test_fp8.py"),
     "vit_convert/quantize/placement.py": ("tests/quantize/test_placement.py", "tests/quantize/test_linears.py"),
-    "vit_convert/quantize/smooth.py": ("tests/quantize/test_smooth.py",),
-    "vit_convert/quantize/half_precision.py": ("tests/quantize/test_typed.py",),
+    "vit_convert/quantize/smooth.py": ("tests/quantize/test_smooth.py", f"--deselect={_CONVERTS}"),
+    "vit_convert/quantize/half_precision.py": ("tests/quantize/test_typed.py", f"--deselect={_STREAMS}"),
+    "vit_convert/quantize/activation_max.py": ("tests/quantize/test_activation_max.py",),
+    "vit_convert/quantize/calibrate.py": ("tests/quantize/test_calibrate.py",),
+    "vit_convert/quantize/equalize.py": ("tests/quantize/test_equalize.py",),
+    "vit_convert/quantize/graph.py": ("tests/quantize/test_linears.py", "tests/quantize/test_placement.py"),
+    "vit_convert/quantize/rows.py": ("tests/quantize/test_rows.py",),
+    "vit_convert/quantize/widen.py": ("tests/quantize/test_widen.py",),
     "vit_convert/export/rules/attention.py": ("tests/export/test_attention.py",),
     "vit_convert/export/rules/dense.py": ("tests/export/test_dense.py",),
     "vit_convert/export/rules/einsum.py": ("tests/export/test_einsum.py",),
