@@ -6,13 +6,8 @@ vit_convert/checkpoint/published.py names it.
   python -m vit_convert --config bv_s16_i1k.py --config.calibration.data=IMAGES --workdir out
 """
 
-from vit_convert.checkpoint.published import PUBLISHED
-from vit_convert.config import default_config
+from vit_convert.config import published_config
 
 
 def get_config():
-    config = default_config()
-    config.checkpoint = PUBLISHED["bv_s16_i1k"].address
-    config.image_size = 224  # a sincos2d file stores no table that would tell
-    config.precision = "fp16,int8"
-    return config
+    return published_config("bv_s16_i1k")

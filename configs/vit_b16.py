@@ -6,13 +6,8 @@ vit_convert/checkpoint/published.py names it. A meaningful INT8 engine needs a f
   python -m vit_convert --config vit_b16.py --config.calibration.data=IMAGES --workdir out
 """
 
-from vit_convert.checkpoint.published import PUBLISHED
-from vit_convert.config import default_config
+from vit_convert.config import published_config
 
 
 def get_config():
-    config = default_config()
-    config.checkpoint = PUBLISHED["B/16"].address
-    config.variant = "B/16"
-    config.precision = "fp16,int8"
-    return config
+    return published_config("B/16")

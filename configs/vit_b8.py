@@ -7,15 +7,11 @@ vit_convert/checkpoint/published.py names it. A meaningful INT8 engine needs a f
   python -m vit_convert --config vit_b8.py --config.calibration.data=IMAGES --workdir out
 """
 
-from vit_convert.checkpoint.published import PUBLISHED
-from vit_convert.config import default_config
+from vit_convert.config import published_config
 
 
 def get_config():
-    config = default_config()
-    config.checkpoint = PUBLISHED["B/8"].address
-    config.variant = "B/8"
-    config.precision = "fp16,int8"
+    config = published_config("B/8")
     config.batch.max = 32
     config.check.num_images = 2
     return config

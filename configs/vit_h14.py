@@ -7,16 +7,11 @@ folder of calibration images too.
   python -m vit_convert --config vit_h14.py --config.calibration.data=IMAGES --workdir out
 """
 
-from vit_convert.checkpoint.published import PUBLISHED
-from vit_convert.config import default_config
+from vit_convert.config import published_config
 
 
 def get_config():
-    config = default_config()
-    config.checkpoint = PUBLISHED["H/14"].address
-    config.variant = "H/14"
-    config.outputs = "features"
-    config.precision = "fp16,int8"
+    config = published_config("H/14")
     config.batch.max = 32
     config.check.num_images = 2
     config.calibration.batch_size = 2

@@ -16,7 +16,6 @@ import os
 import pathlib
 import re
 import sys
-import textwrap
 import types
 from collections.abc import Sequence
 from typing import Any
@@ -24,28 +23,25 @@ from typing import Any
 from absl import flags
 
 from vit_convert.core import config as configs
-from vit_convert.core.command import exit_code
 from vit_convert.core.errors import INTERRUPTED, ConvertError, UsageError, nearest
 from vit_convert.core.overrides import apply_overrides, dotted_keys, split_overrides
+from vit_convert.core.program import Program
 from vit_convert.core.user_code import explain, where
+from vit_convert.stages import stages
 
-_FLAGS = flags.FlagValues()
+_STAGES = [stage.name for stage in stages()]
+_PROGRAM = Program(__doc__, when_interrupted="finished stages are kept, the same command continues", takes_config=True)
+_FLAGS = _PROGRAM.flags
 flags.DEFINE_string("workdir", "out", "Folder that gets one sub-folder per conversion.", flag_values=_FLAGS)
-flags.DEFINE_string(
-    "until",
-    "",
-    "Last stage to run: checkpoint, images, export, reference, check, calibrate, sensitivity, plan, quantize, build, verify or benchmark.",
-    flag_values=_FLAGS,
-)
 flags.DEFINE_multi_string(
     "checkpoints",
     [],
     "Folder in which checkpoints are looked for before checkpoints/, and to which they are fetched; may be repeated.",
     flag_values=_FLAGS,
 )
+flags.DEFINE_string("until", "", f"Last stage to run: {', '.join(_STAGES[:-1])} or {_STAGES[-1]}.", flag_values=_FLAGS)
 flags.DEFINE_bool("force", False, "Redo stages that are fresh.", flag_values=_FLAGS)
 flags.DEFINE_bool("quiet", False, "Print nothing but errors.", flag_values=_FLAGS)
-flags.DEFINE_bool("debug", False, "Show tracebacks of users' mistakes as well.", flag_values=_FLAGS)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -57,16 +53,13 @@ def main(argv: Sequence[str]) -> int:
     Returns:
         The exit code.
     """
-    kept = "finished stages are kept, the same command continues"
-    return exit_code(lambda: _run(argv), debug="--debug" in argv, when_interrupted=kept)
+    return _PROGRAM.main(argv, _run)
 
 
 def _run(argv: Sequence[str]) -> int:
-    if len(argv) == 1 or {"--help", "-h", "--helpfull", "--helpshort"} & set(argv[1:]):
-        print(help_text())
-        return 0 if len(argv) > 1 else UsageError.exit_code
     config, rest = parse_config(argv)
-    flags_of(rest)
+    if left := _PROGRAM.parse(rest[1:]):
+        raise UsageError(f"unexpected argument {left[0]!r}", fix="Flags are written --flag=value; --help lists them.")
     from vit_convert.convert import convert
 
     convert(
@@ -109,21 +102,25 @@ def parse_config(argv: Sequence[str]) -> tuple[Any, list[str]]:
             others.append(word)
     if not path:
         raise UsageError("no --config given", fix="For example --config vit_b32.py; --help tells more.")
+    path, argument = configs.split_argument(path)
     found = configs.find_config(path)
-    config = configs.complete(_load_config(found), pathlib.Path(found).stem, check=False)
+    name = pathlib.Path(found).stem + (re.sub(r"[^\w.+-]+", "_", f"_{argument}") if argument else "")
+    config = configs.complete(_load_config(found, argument), name, check=False)
     overrides, rest = split_overrides(others, config)
     result = apply_overrides(config, overrides)
     configs.check_values(result)
     return result, [argv[0], *rest]
 
 
-def _load_config(path: str) -> Any:
+def _load_config(path: str, argument: str) -> Any:
     loader = importlib.machinery.SourceFileLoader("vit_convert_user_config", path)  # a config is Python, whatever its file is called
     module = types.ModuleType(loader.name)
     module.__file__ = path
     try:
         loader.exec_module(module)
-        return module.get_config()
+        if argument and not inspect.signature(module.get_config).parameters:
+            raise UsageError(f"--config={path}:{argument}: its get_config() takes no argument", fix=f"--config={path}")
+        return module.get_config(argument) if argument else module.get_config()
     except ConvertError:
         raise
     except (Exception, SystemExit) as e:
@@ -138,43 +135,6 @@ def _explain(e: BaseException) -> str:
             f"unknown key {match[1]!r}.{nearest(match[1], [key.split('.')[-1] for key in dotted_keys(configs.default_config())])}{where(e)}"
         )
     return explain(e)
-
-
-def flags_of(argv: Sequence[str]) -> None:
-    """Parses what is not config.
-
-    Raises:
-        UsageError: an unknown flag or a bad value.
-    """
-    _FLAGS.unparse_flags()
-    try:
-        left = _FLAGS(list(argv))
-    except flags.Error as e:
-        raise UsageError(str(e)) from e
-    if len(left) > 1:
-        raise UsageError(f"unexpected argument {left[1]!r}", fix="Flags are written --flag=value; --help lists them.")
-
-
-def help_text() -> str:
-    """The text of --help: usage, flags, and every config key with its default, read from `default_config` itself."""
-    lines = inspect.getsource(configs.default_config).splitlines()
-    keys = [line.strip() for line in lines if line.strip().startswith("config.") and "ConfigDict()" not in line]
-    return "\n".join(
-        [
-            (__doc__ or "").rstrip(),
-            "",
-            "Flags:",
-            _flag_lines(),
-            "",
-            "Config keys and defaults:",
-            textwrap.indent("\n".join(keys), "  "),
-        ]
-    )
-
-
-def _flag_lines() -> str:
-    rows = (_FLAGS[name] for name in ("workdir", "checkpoints", "until", "force", "quiet", "debug"))
-    return "\n".join(f"  --{flag.name}={flag.default!r}\n      {flag.help}" for flag in rows)
 
 
 def run() -> None:

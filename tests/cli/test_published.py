@@ -11,7 +11,7 @@ from vit_convert.checkpoint.fetch import local_name
 from vit_convert.checkpoint.published import PUBLISHED, Published
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
-OF_A_PUBLIC_FILE = sorted(path.name for path in CONFIGS.glob("*.py") if "PUBLISHED" in path.read_text(encoding="utf-8"))
+OF_A_PUBLIC_FILE = sorted(path.name for path in CONFIGS.glob("*.py") if 'published_config("' in path.read_text(encoding="utf-8"))
 ADDRESS = "gs://models/mu/mu.npz"
 
 

@@ -262,3 +262,24 @@ def test_config_is_found_by_its_bare_name(tmp_path, monkeypatch):
     assert pathlib.Path(find_config("mine.py")).samefile(tmp_path / "mine.py")  # here comes first
     with pytest.raises(UsageError, match=r"--config=mina\.py: no such file here or in configs/\. Did you mean mine\.py"):
         find_config("mina.py")
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "variant"),
+    [("vit.py:B/16", "vit_B_16", "B/16"), ("vit:ViT-L_32", "vit_ViT-L_32", "L/32"), ("vit.py", "vit", "B/32")],
+)
+def test_one_file_serves_all_published_sizes(words, name, variant):
+    config, _ = parse_config(["vit_convert", f"--config={words}"])
+    assert (config.name, config.variant) == (name, variant) and config.checkpoint.startswith("gs://vit_models/")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("vit.py:B/33", r"variant 'B/33': no public checkpoint is known\. Did you mean B/32"),
+        ("vit_b32.py:B/16", r"vit_b32\.py:B/16: its get_config\(\) takes no argument"),
+    ],
+)
+def test_arguments_that_mean_nothing(words, message):
+    with pytest.raises(UsageError, match=message):
+        parse_config(["vit_convert", f"--config={words}"])

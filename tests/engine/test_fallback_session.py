@@ -12,7 +12,7 @@ import pytest
 from reconverted import as_left, convert_another_model
 
 from vit_convert.core.bundle import Bundle, hash_file, read_json, write_json
-from vit_convert.core.errors import BenchmarkError, BuildError
+from vit_convert.core.errors import BenchmarkError, BuildError, UsageError
 from vit_convert.engine.backend import cuda
 from vit_convert.engine.bundle_engines import keep_model, keep_proof
 from vit_convert.engine.handoff import judged_by
@@ -277,3 +277,37 @@ def test_an_engine_that_a_flag_made_is_served_when_it_is_verified(backend, engin
     session = FallbackSession(Bundle(path), plan)
     assert session.runs_on == "tensorrt"
     session.close()
+
+
+def test_a_folder_is_enough(backend, engines):
+    """The engine that was verified is found by itself; one that is not proved is not."""
+    path = engines("fp32", "fp16")
+    assert precision_served(path) == "fp32"
+
+
+def test_what_the_benchmark_recommends_comes_first(backend, engines):
+    path = engines("fp32", "fp16")
+    keep_proof(path / PLAN.replace("fp32", "fp16"), {"passed": True}, judged_by(Bundle(path)))
+    assert precision_served(path) == "fp16"
+    write_json(path / "benchmark.json", {"recommended": {"precision": "fp32"}})
+    assert precision_served(path) == "fp32"
+    write_json(path / "benchmark.json", {"recommended": {"precision": "int8"}})  # which is not there
+    assert precision_served(path) == "fp16"
+
+
+def precision_served(path):
+    session = FallbackSession(path)
+    assert session.runs_on == "tensorrt", session.reason
+    precision = session._runner.engine.record["precision"]
+    session.close()
+    return precision
+
+
+def test_without_an_engine_the_graph_stands_in(backend, engines):
+    path = engines()
+    assert_onnxruntime(FallbackSession(path), path, "no engine for tensorrt 8.6.0 on this host")
+
+
+def test_no_bundle(tmp_path):
+    with pytest.raises(UsageError, match=r"holds no manifest\.json"):
+        FallbackSession(tmp_path)

@@ -32,6 +32,10 @@ class Bundle:
 
     Args:
         root: `<workdir>/<name>`.
+
+    Example:
+        >>> Bundle("out/vit_b32").onnx("fp16").name
+        'model.fp16.onnx'
     """
 
     def __init__(self, root: str | os.PathLike[str]):

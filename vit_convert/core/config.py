@@ -40,6 +40,11 @@ def default_config() -> ml_collections.ConfigDict:
 
     Returns:
         A locked ConfigDict. Setting an unknown key is an error that names the nearest valid ones.
+
+    Example:
+        >>> config = default_config()
+        >>> config.batch.max
+        64
     """
     config = Config()
     config.name = ""  # name of the bundle folder; empty: the config file's
@@ -367,6 +372,25 @@ def image_size(config: ml_collections.ConfigDict) -> tuple[int, int] | None:
         parse_range(config.image_size)
         return None
     return parse_size(config.image_size)
+
+
+def split_argument(given: str) -> tuple[str, str]:
+    """Splits what follows ":" off a config's name; get_config() takes it as its argument, as big_vision's configs do.
+
+    Args:
+        given: such as "vit.py:B/16" or "vit_b32".
+
+    Returns:
+        The file's name and the argument, "" where there is none.
+
+    Example:
+        >>> split_argument("configs/vit.py:B/16")
+        ('configs/vit.py', 'B/16')
+    """
+    if os.path.isfile(given):
+        return given, ""
+    name, _, argument = given.partition(":")
+    return name, argument
 
 
 def find_config(given: str) -> str:

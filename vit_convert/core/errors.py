@@ -11,6 +11,14 @@ class ConvertError(Exception):
         message: what is wrong, where, and both values ("…/kernel: checkpoint (768, 3072), variant needs (1024, 4096)"). It may quote
             foreign bytes: what a terminal would obey, or a report could not encode, is spelt as Python does ("\\x1b", "\\udc80").
         fix: what to do about it, one sentence; printed on its own line.
+
+    Example:
+        >>> import vit_convert
+        >>> try:
+        ...     vit_convert.published_config("B/33")
+        ... except vit_convert.ConvertError as e:
+        ...     print(e.exit_code, e)
+        2 variant 'B/33': no public checkpoint is known. Did you mean B/32, B/8, S/32?
     """
 
     exit_code = 1

@@ -11,12 +11,12 @@ from typing import Any
 
 import ml_collections
 
-import vit_convert
 from vit_convert.core.bundle import Bundle, folder_errors, hash_value, write_json
 from vit_convert.core.errors import ConvertError, UsageError, nearest
 from vit_convert.core.leftovers import remove_leftovers
 from vit_convert.core.manifest import FINISHED, FileRecord, Manifest, as_rows, records_of
 from vit_convert.core.progress import Progress, human_seconds
+from vit_convert.core.version import __version__
 
 
 class Context:
@@ -139,7 +139,7 @@ class _Run:
     def key(self, stage: Stage) -> str:
         """What a stage depends on, as a hash: its inputs, and of each stage before it the key and the content of its files."""
         before = {row["name"]: _left(row) for row in self._rows if row["name"] in stage.after}
-        return hash_value([stage.name, vit_convert.__version__, before, stage.inputs(self._context)])
+        return hash_value([stage.name, __version__, before, stage.inputs(self._context)])
 
     def fresh(self, stage: Stage, key: str) -> dict[str, Any] | None:
         """The row of a stage that need not run, with its files as they lie there now; None where it has to run."""
@@ -233,7 +233,7 @@ class _Run:
         if kept is None:
             names = {row["name"] for row in self._rows}
             kept = [{**row, "status": "stale"} for name, row in self._old.items() if name not in names and _whole(row)]
-        about = {"vit_convert": vit_convert.__version__, "command": self._command, "versions": {**self._versions, **_versions()}}
+        about = {"vit_convert": __version__, "command": self._command, "versions": {**self._versions, **_versions()}}
         write_json(self._context.bundle.manifest, {**about, "stages": [*self._rows, *kept]})
 
 

@@ -25,18 +25,18 @@ from absl import flags
 
 from vit_convert.core import config as configs
 from vit_convert.core.bundle import Bundle
-from vit_convert.core.command import exit_code
 from vit_convert.core.errors import CheckError, UsageError, nearest
 from vit_convert.core.leftovers import remove_temporaries
 from vit_convert.core.lock import hold
 from vit_convert.core.overrides import apply_overrides, split_overrides
+from vit_convert.core.program import Program
 from vit_convert.core.progress import Progress, human_bytes
 from vit_convert.core.text_table import text_table
 from vit_convert.engine.backend.trt import Backend, load_backend
 from vit_convert.engine.handoff import Facts, open_bundle, read_config, read_facts
 
-_FLAGS = flags.FlagValues()
-_NAMES = ("precision", "backend", "force", "batches", "streams", "duration", "warmup", "cuda_graph", "end_to_end", "quiet", "debug")
+_PROGRAM = Program(__doc__, when_interrupted="finished engines and rows are kept")
+_FLAGS = _PROGRAM.flags
 flags.DEFINE_list("precision", [], "Engines to work on: fp32, fp16, bf16, int8, fp8; empty: those of the config.", flag_values=_FLAGS)
 flags.DEFINE_enum("backend", "auto", ("auto", "tensorrt", "rtx"), "Which TensorRT.", flag_values=_FLAGS)
 flags.DEFINE_bool("force", False, "build, tune: also what is there already.", flag_values=_FLAGS)
@@ -47,7 +47,6 @@ flags.DEFINE_float("warmup", 1.0, "benchmark, tune: seconds to warm up before ea
 flags.DEFINE_enum("cuda_graph", "on", ("on", "off", "both"), "benchmark: replay recorded CUDA graphs.", flag_values=_FLAGS)
 flags.DEFINE_bool("end_to_end", True, "benchmark: also with images from the host and results back to it.", flag_values=_FLAGS)
 flags.DEFINE_bool("quiet", False, "Print nothing but results and errors.", flag_values=_FLAGS)
-flags.DEFINE_bool("debug", False, "Show tracebacks of users' mistakes as well.", flag_values=_FLAGS)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -59,13 +58,10 @@ def main(argv: Sequence[str]) -> int:
     Returns:
         The exit code.
     """
-    return exit_code(lambda: _run(argv), debug="--debug" in argv, when_interrupted="finished engines and rows are kept")
+    return _PROGRAM.main(argv, _run)
 
 
 def _run(argv: Sequence[str]) -> int:
-    if len(argv) == 1 or {"--help", "-h"} & set(argv[1:]):
-        print(help_text())
-        return 0 if len(argv) > 1 else UsageError.exit_code
     names, path, overrides = parse(argv)
     bundle = open_bundle(path)
     bundle.require_writable()
@@ -103,11 +99,7 @@ def parse(argv: Sequence[str]) -> tuple[Sequence[str], str, list[str]]:
         UsageError: an unknown command or flag, a bad value, or no bundle.
     """
     overrides, others = split_overrides(argv[1:], configs.default_config())
-    _FLAGS.unparse_flags()
-    try:
-        words = _FLAGS([argv[0], *others])[1:]
-    except flags.Error as e:
-        raise UsageError(str(e), fix="--help lists the flags.") from e
+    words = _PROGRAM.parse(others)
     first = words[0] if words else ""
     if first in COMMANDS:
         if len(words) != 2:
@@ -248,18 +240,6 @@ def tune(backend: Backend, bundle: Bundle, config: ml_collections.ConfigDict, fa
 
 
 COMMANDS: dict[str, Callable[..., None]] = {"build": build, "verify": verify, "benchmark": benchmark, "tune": tune}
-
-
-def help_text() -> str:
-    """The text of --help: usage and flags."""
-    rows = (_FLAGS[name] for name in _NAMES)
-    return "\n".join(
-        [(__doc__ or "").rstrip(), "", "Flags:", *(f"  --{flag.name}={_spell(flag.default)}\n      {flag.help}" for flag in rows)]
-    )
-
-
-def _spell(default: Any) -> str:
-    return ",".join(default) if isinstance(default, list) else str(default)
 
 
 def _precisions(config: ml_collections.ConfigDict) -> list[str]:

@@ -8,7 +8,6 @@ from typing import Any
 
 import ml_collections
 
-import vit_convert
 from vit_convert.core.bundle import Bundle, read_json, write_json
 from vit_convert.core.config import QUANTIZED
 from vit_convert.core.errors import BenchmarkError, CheckError
@@ -16,6 +15,7 @@ from vit_convert.core.host import cpu_model
 from vit_convert.core.manifest import Manifest
 from vit_convert.core.progress import Progress
 from vit_convert.core.proof import recommend_unmeasured
+from vit_convert.core.version import __version__
 from vit_convert.engine.backend import cuda
 from vit_convert.engine.backend.trt import Backend
 from vit_convert.engine.bundle_engines import find_plan, keep_proof, open_engine, proof_of, recommended_engine
@@ -189,7 +189,7 @@ def environment(backend: Backend | None) -> dict[str, Any]:
         "backend": backend.name if backend else "",
         "tensorrt": backend.version if backend else "",
         "python": platform.python_version(),
-        "vit_convert": vit_convert.__version__,
+        "vit_convert": __version__,
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
 

@@ -10,10 +10,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 
 from vit_convert.core.bundle import atomic, read_json
-from vit_convert.core.errors import ConvertError, UsageError, nearest
+from vit_convert.core.errors import UsageError, nearest
+from vit_convert.core.program import Program
 
 # What to rank by, with the sign that puts the most harmful first.
 COLUMNS = {"error": 1, "max_rel": 1, "cosine": -1, "agreement": -1, "top1": -1}
@@ -130,22 +131,26 @@ def load_record(bundle: str | os.PathLike[str]) -> dict[str, Any]:
     return record
 
 
+_PROGRAM = Program(__doc__, when_interrupted="nothing was changed")
+flags.DEFINE_enum("by", "error", list(COLUMNS), "What to rank by.", flag_values=_PROGRAM.flags)
+flags.DEFINE_string("plot", "", "A .png or .svg to draw.", flag_values=_PROGRAM.flags)
+
+
 def main(argv: Sequence[str]) -> int:
     """Runs the command line; returns the exit code."""
-    try:
-        if len(argv) != 2:
-            raise UsageError(f"{len(argv) - 1} arguments, expected one: the bundle's folder", fix="For example out/vit_b32.")
-        record = load_record(argv[1])
-        print_ranking(record, flags.FLAGS.by)
-        if flags.FLAGS.plot and (missing := plot_ranking(record, flags.FLAGS.plot)):
-            raise UsageError(f"--plot={flags.FLAGS.plot}: {missing}", fix="pip install matplotlib")
-    except ConvertError as e:
-        print(f"error: {e}" + (f"\n  {e.fix}" if e.fix else ""), file=sys.stderr)
-        return e.exit_code
+    return _PROGRAM.main(argv, _run)
+
+
+def _run(argv: Sequence[str]) -> int:
+    words, wanted = _PROGRAM.parse(argv[1:]), _PROGRAM.flags
+    if len(words) != 1:
+        raise UsageError(f"{len(words)} arguments, expected one: the bundle's folder", fix="For example out/vit_b32.")
+    record = load_record(words[0])
+    print_ranking(record, wanted.by)
+    if wanted.plot and (missing := plot_ranking(record, wanted.plot)):
+        raise UsageError(f"--plot={wanted.plot}: {missing}", fix="pip install matplotlib")
     return 0
 
 
 if __name__ == "__main__":
-    flags.DEFINE_enum("by", "error", list(COLUMNS), "What to rank by.")
-    flags.DEFINE_string("plot", "", "A .png or .svg to draw.")
-    app.run(main)
+    sys.exit(main(sys.argv))

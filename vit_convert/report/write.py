@@ -5,11 +5,11 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import vit_convert
 from vit_convert.core.bundle import read_json, write_json
 from vit_convert.core.manifest import FINISHED
 from vit_convert.core.pipeline import Context
 from vit_convert.core.proof import recommend_unmeasured
+from vit_convert.core.version import __version__
 
 _CHECKPOINT_KEYS = (
     "path",
@@ -51,7 +51,7 @@ def write_report(context: Context, rows: Sequence[dict[str, Any]], command: Sequ
     verified = {found["plan"]: found for found in results.get("verify", {}).get("engines", {}).values()}
     report = {
         "name": context.config.name,
-        "vit_convert": vit_convert.__version__,
+        "vit_convert": __version__,
         "command": shlex.join(command),
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "status": "done" if all(row["status"] in FINISHED for row in rows) else "failed",

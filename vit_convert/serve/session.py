@@ -10,17 +10,20 @@ from typing import Any, Protocol
 import numpy as np
 from absl import logging
 
-from vit_convert.core.bundle import Bundle
-from vit_convert.core.errors import BenchmarkError, ConvertError
+from vit_convert.core.bundle import Bundle, read_json
+from vit_convert.core.errors import BenchmarkError, BuildError, ConvertError
 from vit_convert.core.ort_options import session_options
 from vit_convert.core.proof import doubt
-from vit_convert.engine.backend.trt import load_backend
-from vit_convert.engine.bundle_engines import open_engine, require_model, require_proof
-from vit_convert.engine.handoff import read_facts
+from vit_convert.engine.backend.trt import Backend, load_backend
+from vit_convert.engine.bundle_engines import find_plan, open_engine, require_model, require_proof
+from vit_convert.engine.handoff import open_bundle, read_facts
 from vit_convert.engine.runtime.session import Session
 
 # In order of preference, with their options: CUDA's float32 products are TF32 unless told otherwise, and the graph was proved in float32.
 _PROVIDERS: dict[str, dict[str, str]] = {"CUDAExecutionProvider": {"use_tf32": "0"}, "CPUExecutionProvider": {}}
+
+
+PREFERRED = ("fp16", "bf16", "fp32", "int8", "fp8")  # a quantized engine is no first choice unless it was measured to be faster
 
 
 class _Runner(Protocol):
@@ -30,11 +33,12 @@ class _Runner(Protocol):
 
 
 class FallbackSession:
-    """Runs a converted model on whatever works here; several threads may share it.
+    """Runs a converted model on whatever works here; several threads may share it. `vit_convert.Session` is this class.
 
     Args:
-        bundle: of the conversion.
-        plan_path: the engine to prefer.
+        bundle: of the conversion, or its folder.
+        plan_path: the engine to prefer; None takes the one that the benchmark on this host recommends, or else the first that was
+            verified, in the order of `PREFERRED`.
         backend: "tensorrt", "rtx" or "auto".
 
     Attributes:
@@ -42,17 +46,31 @@ class FallbackSession:
         reason: why the engine is not used, else "".
 
     Raises:
+        UsageError: the folder is no bundle.
         BenchmarkError: neither the engine nor the graph can be run.
+
+    Example, on a host without a GPU:
+        >>> session = vit_convert.Session("out/tiny")
+        >>> session.run(images)["logits"].shape
+        (4, 10)
+        >>> session.runs_on
+        'onnxruntime'
+        >>> session.close()
     """
 
-    def __init__(self, bundle: Bundle, plan_path: str | os.PathLike[str], *, backend: str = "auto"):
-        self._bundle = bundle
+    def __init__(self, bundle: Bundle | str | os.PathLike[str], plan_path: str | os.PathLike[str] | None = None, *, backend: str = "auto"):
+        self._bundle = bundle = bundle if isinstance(bundle, Bundle) else open_bundle(os.fspath(bundle))
         self.reason = ""
         self._lock = threading.Lock()  # of which runner it is, not of its runs
         self._runner: _Runner | None
-        plan, what = pathlib.Path(plan_path), "is not proved"
+        what = "is not proved"
         try:
-            require_proof(bundle, plan)
+            if plan_path is None:
+                what = "is not there"
+                plan = _best_plan(load_backend(backend, for_this_gpu=True), bundle)
+            else:
+                plan = pathlib.Path(plan_path)
+                require_proof(bundle, plan)
             what = "does not load"
             loaded = load_backend(backend, for_this_gpu=True)
             require_model(bundle, plan)  # both are to run the same weights
@@ -113,6 +131,30 @@ class FallbackSession:
         self.reason, self.runs_on = reason, "onnxruntime"
         logging.warning("%s; going on with onnxruntime", self.reason)
         return runner
+
+
+def _best_plan(backend: Backend, bundle: Bundle) -> pathlib.Path:
+    """The engine to run on this host.
+
+    Raises:
+        BuildError: none was verified.
+    """
+    recommended = ((read_json(bundle.benchmark) or {}).get("recommended") or {}).get("precision")
+    refusals = []
+    for precision in dict.fromkeys([*([recommended] if recommended else []), *PREFERRED]):
+        plan = find_plan(backend, bundle, precision)
+        if not plan.is_file():
+            continue
+        try:
+            require_proof(bundle, plan)
+        except ConvertError as e:
+            refusals.append(str(e))
+        else:
+            return plan
+    raise BuildError(
+        "; ".join(refusals) or f"{bundle.root}: no engine for {backend.name} {backend.version} on this host",
+        fix=f"python -m vit_convert.engine {bundle.root}",
+    )
 
 
 class _OnnxRunner:

@@ -7,8 +7,8 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import vit_convert
 from vit_convert.core.bundle import hash_value
+from vit_convert.core.version import __version__
 from vit_convert.engine.backend.sidecar import graph_hashes
 from vit_convert.engine.build.network import require_graph
 from vit_convert.engine.runtime.profiles import Profile
@@ -71,7 +71,7 @@ def _hash_graph(onnx_path: str, files: tuple[tuple[int, int, int], ...]) -> dict
 def request_record(request: BuildRequest) -> dict[str, Any]:
     """The part of a sidecar that says what was asked for: an engine whose sidecar holds the same need not be built again."""
     return {
-        "vit_convert": vit_convert.__version__,
+        "vit_convert": __version__,
         "precision": request.precision,
         "profiles": [{name: [list(shape) for shape in shapes] for name, shapes in ranges.items()} for ranges in request.profiles],
         "onnx": {"path": pathlib.Path(request.onnx_path).name, **hash_graph(request.onnx_path)},

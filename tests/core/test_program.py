@@ -1,0 +1,65 @@
+"""What every program of ours does alike: flags, --help, mistakes."""
+
+import subprocess
+import sys
+
+import pytest
+from absl import flags
+
+from vit_convert.core.errors import UsageError
+from vit_convert.core.program import Program
+
+PROGRAMS = ("vit_convert", "vit_convert.engine", "vit_convert.report.sensitivity")
+
+
+@pytest.fixture
+def program():
+    made = Program("Does something.", when_interrupted="half is kept")
+    flags.DEFINE_list("batches", ["1", "8"], "Images per run.", flag_values=made.flags)
+    return made
+
+
+def test_flags_of_an_earlier_command_line_are_forgotten(program):
+    assert program.parse(["--batches=4", "one", "two"]) == ["one", "two"] and program.flags.batches == ["4"]
+    assert program.parse([]) == [] and program.flags.batches == ["1", "8"]
+
+
+def test_unknown_flag(program):
+    with pytest.raises(UsageError, match="Unknown command line flag 'batch'"):
+        program.parse(["--batch=3"])
+
+
+def test_how_it_ends(program, capsys):
+    def interrupted(argv):
+        raise KeyboardInterrupt
+
+    assert program.main(["p", "x"], lambda argv: len(argv)) == 2
+    assert program.main(["p", "x"], interrupted) == 130
+    assert "interrupted: half is kept" in capsys.readouterr().err
+    assert program.main(["p"], lambda argv: 7) == 2  # a mistake, answered by the text of --help
+    assert program.main(["p"], lambda argv: 7, needs_words=False) == 7
+
+
+def test_debug_shows_the_traceback(program):
+    def refuse(argv):
+        raise UsageError("no")
+
+    assert program.main(["p", "x"], refuse) == 2
+    with pytest.raises(UsageError):
+        program.main(["p", "x", "--debug"], refuse)
+
+
+def test_help(program, capsys):
+    assert program.main(["p", "--help"], lambda argv: 7) == 0
+    assert capsys.readouterr().out == (
+        "Does something.\n\nFlags:\n  --batches=1,8\n      Images per run.\n"
+        "  --debug=False\n      Show tracebacks of users' mistakes as well.\n"
+    )
+
+
+@pytest.mark.parametrize("module", PROGRAMS)
+def test_each_program_answers_alike(module):
+    """Help and usage: exit 0 and 2, and no traceback."""
+    for words, code in ((["--help"], 0), ([], 2), (["--no_such_flag"], 2)):
+        done = subprocess.run([sys.executable, "-m", module, *words], capture_output=True, text=True, check=False)
+        assert done.returncode == code and "Traceback" not in done.stderr, (words, done.stderr)
