@@ -4,7 +4,6 @@ import copy
 import json
 
 import pytest
-from absl import flags
 
 from vit_convert.core.errors import UsageError
 from vit_convert.report import sensitivity
@@ -154,13 +153,9 @@ def command(tmp_path, monkeypatch, capsys):
     """The command line on a bundle that holds RECORD."""
     monkeypatch.setenv("COLUMNS", "200")
     (tmp_path / "sensitivity.json").write_text(json.dumps(RECORD))
-    values = flags.FlagValues()
-    flags.DEFINE_enum("by", "error", list(COLUMNS), "", flag_values=values)
-    flags.DEFINE_string("plot", "", "", flag_values=values)
-    monkeypatch.setattr(sensitivity.flags, "FLAGS", values)
 
     def run(*words):
-        return sensitivity.main(values(["sensitivity", *words])), *capsys.readouterr()
+        return sensitivity.main(["sensitivity", *words]), *capsys.readouterr()
 
     return run
 
