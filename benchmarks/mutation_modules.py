@@ -3,8 +3,6 @@
 _GRAPHS = ("tests/export/test_export.py", "tests/export/test_traced.py", "tests/export/test_shapes.py")
 _LOADING = ("tests/checkpoint/test_bad_checkpoints.py", "tests/checkpoint/test_layouts.py", "tests/checkpoint/test_variants.py")
 _CORPUS = "tests/fuzz/test_fuzz.py::test_corpus"  # without the seconds of fuzzing
-_IMAGES = ("tests/images/test_sources.py", _CORPUS)
-_LABELS = ("tests/images/test_labels.py", "tests/images/test_sources.py")
 # What takes long and is of little use to a mutant: whole conversions, and other processes that do not see it.
 _CONVERTS = "tests/quantize/test_smooth.py::test_it_recovers_what_outlier_channels_cost"
 _STREAMS = "tests/quantize/test_typed.py::test_weights_stream"
@@ -44,14 +42,14 @@ MODULES: dict[str, tuple[str, ...]] = {
     "vit_convert/core/npy_header.py": ("tests/core/test_npy_header.py",),
     "vit_convert/core/zip_member.py": ("tests/core/test_zip_member.py",),
     "vit_convert/core/calibration_cache.py": ("tests/engine/test_calibrator_cache.py", _CORPUS),
-    "vit_convert/images/preprocess.py": ("tests/images/test_preprocess.py",),
+    "vit_convert/images/preprocess.py": ("tests/images/test_records.py", "tests/images/test_preprocess.py"),
     "vit_convert/images/resize.py": ("tests/images/test_preprocess.py",),
-    "vit_convert/images/sources.py": _IMAGES,
-    "vit_convert/images/arrays.py": _IMAGES,
+    "vit_convert/images/sources.py": ("tests/images/test_open.py", "tests/images/test_sources.py"),
+    "vit_convert/images/arrays.py": ("tests/images/test_arrays.py",),
     "vit_convert/images/decode.py": ("tests/images/test_decode.py",),
-    "vit_convert/images/labels.py": _LABELS,
-    "vit_convert/images/pixels.py": ("tests/images/test_decode.py", "tests/images/test_labels.py"),
-    "vit_convert/images/tree.py": _LABELS,
+    "vit_convert/images/labels.py": ("tests/images/test_class_ids.py",),
+    "vit_convert/images/pixels.py": ("tests/images/test_pixels.py",),
+    "vit_convert/images/tree.py": ("tests/images/test_tree.py",),
     "vit_convert/checkpoint/posemb.py": ("tests/checkpoint/test_posemb.py",),
     "vit_convert/checkpoint/layouts.py": ("tests/checkpoint/test_names.py",),
     "vit_convert/checkpoint/infer.py": ("tests/checkpoint/test_infer.py",),

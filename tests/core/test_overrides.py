@@ -63,7 +63,7 @@ def test_what_is_taken(config, words, taken, left):
             (["--config.taps", word], f"--config.taps {word}: a switch takes its value after '='", f"Write --config.taps={word}.")
             for word in ("true", "t", "1", "false", "f", "0", "True", "FALSE")  # absl's words for them
         ),
-        (["--noconfig.taps", "0"], "--noconfig.taps 0: a switch takes its value after '='", "Write --noconfig.taps=0."),
+        (["--noconfig.taps", "0", "out"], "--noconfig.taps 0: a switch takes its value after '='", "Write --noconfig.taps=0."),
     ],
 )
 def test_what_is_refused(config, words, said, fix):

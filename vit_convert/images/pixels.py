@@ -34,7 +34,8 @@ def decode_image(file: pathlib.Path | io.BytesIO, name: str, then: Callable[[np.
         uint8 [height, width, 3], or what `then` made of it.
 
     Raises:
-        CalibrationError: it is damaged, no image, or has more pixels than Pillow's limit against decompression bombs.
+        CalibrationError: it is damaged, no image, has floating-point values or such of more than 16 bits, or more pixels than Pillow's
+            limit against decompression bombs.
     """
     from PIL import Image
 
@@ -53,8 +54,13 @@ def _decode(opened: "PIL.Image.Image") -> np.ndarray:
     from PIL import Image, ImageOps
 
     image: Image.Image = ImageOps.exif_transpose(opened)
+    if image.mode == "F":
+        raise ValueError("its values are floating-point numbers, and nothing tells their range")
     if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        values = np.asarray(image)  # Pillow's "I" has 32 bits, also for the 16 of a PGM file
+        if values.size and not 0 <= values.min() <= values.max() < 1 << 16:
+            raise ValueError(f"its values reach from {values.min()} to {values.max()}, which 16 bits do not hold")
+        image = Image.fromarray((values >> 8).astype(np.uint8))
     return np.asarray(image.convert("RGB"))
 
 
