@@ -317,11 +317,20 @@ def _judge(results: Results, module: str) -> None:
 
 def print_table(out: pathlib.Path) -> None:
     """Prints what a folder of records holds, as a table in Markdown."""
-    print("| module | seed | mutants | killed at first | killed | equivalent | survived |\n|---|---|---|---|---|---|---|")
+    keys = ("module", "seed", "mutants", "killed_at_first", "killed", "equivalent", "survived")
+    print(f"| {' | '.join(keys)} |\n|{'---|' * len(keys)}")
     for path in sorted(out.glob("*.json")):
         for row in json.loads(path.read_text())["runs"]:
-            keys = ("module", "seed", "mutants", "killed_at_first", "killed", "equivalent", "survived")
             print("|", " | ".join(str(row[key]) for key in keys), "|")
+
+
+def judge_again(out: pathlib.Path) -> None:
+    """Tells the survivors of all records apart anew, by the reasons as they are now."""
+    for path in out.glob("*.json"):
+        record, known = json.loads(path.read_text()), EQUIVALENT / path.name
+        reasons = json.loads(known.read_text()) if known.exists() else {}
+        record["runs"] = [judged(row, reasons) for row in record["runs"]]
+        path.write_text(json.dumps(record, indent=1) + "\n")
 
 
 def main() -> None:
@@ -335,9 +344,10 @@ def main() -> None:
         help="try the survivors of the newest run that --out holds, and no others if the module is what it was",
     )
     parser.add_argument("--out", type=pathlib.Path, default=RESULTS / "mutation", help="folder")
-    parser.add_argument("--table", action="store_true", help="print what --out holds, and try nothing")
+    parser.add_argument("--table", action="store_true", help="judge and print what --out holds, and try nothing")
     arguments = parser.parse_args()
     if arguments.table:
+        judge_again(arguments.out)
         return print_table(arguments.out)
     os.chdir(ROOT)
     sys.path.insert(0, str(ROOT))
