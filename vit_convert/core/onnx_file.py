@@ -37,8 +37,6 @@ def save_onnx(model: "ir.Model", path: str | os.PathLike[str]) -> None:
     import onnx_ir as ir
 
     path = pathlib.Path(path)
-    values = list(model.graph.initializers.values())
-    tensors = [value.const_value for value in values]
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         folder = temporary_beside(path)
@@ -47,16 +45,14 @@ def save_onnx(model: "ir.Model", path: str | os.PathLike[str]) -> None:
             ir.save(model, folder / path.name, external_data=f"{path.name}.data", size_threshold_bytes=_INLINE_BYTES)
             onnx.checker.check_model(utf8_path(folder / path.name), full_check=True)
             data = folder / f"{path.name}.data"
-            if data.exists():
+            if data.stat().st_size:
                 os.replace(data, path.with_name(data.name))
-            else:  # an earlier graph's
+            else:  # all constants are in the graph: what lies there is an earlier one's
                 path.with_name(data.name).unlink(missing_ok=True)
             os.replace(folder / path.name, path)
         except onnx.checker.ValidationError as e:
             raise ExportError(f"{path}: onnx.checker refuses the graph: {e}") from e
         finally:
-            for value, tensor in zip(values, tensors):
-                value.const_value = tensor  # ir.save leaves references to the temporary file behind
             shutil.rmtree(folder, ignore_errors=True)
 
 
