@@ -1,5 +1,6 @@
 """Names of nodes and values: after the parameter, else after the block, else after the operator; and what cleaning a graph leaves."""
 
+import numpy as np
 import onnx_ir as ir
 import pytest
 from export_graphs import described, graph, ops
@@ -86,6 +87,25 @@ def test_a_block_whose_parameters_come_first_begins_with_them():
     assert [node.name for node in model.graph][1:5] == ["Add", f"{BLOCK_0}/Mul", f"{BLOCK_0}/Exp", f"{BLOCK_0}/Sub"]
 
 
+def test_where_the_images_are_read_within_the_block_no_value_alone_carries_the_stream():
+    """Nothing tells where the embedding ends: what has no parameter counts as the block's."""
+    model = named(("p = MatMul (x, k) e = Add (p, t)", "q = Relu (x) p = MatMul (q, k) e = Add (p, t)"))
+    assert [node.name for node in model.graph][:3] == ["Relu", "embedding/MatMul", "Add"]
+    text = BLOCKS.replace("p = MatMul (x, k)", "q = Relu (x) p = MatMul (q, k)").replace("r = Relu (a)", "r = Add (a, x)")
+    model = described(text, *NAMES, names=NAMES)
+    name_nodes(model, ["block_00", "block_01"])
+    assert [node.name for node in model.graph][:3] == [f"{BLOCK_0}/Relu", "embedding/MatMul", f"{BLOCK_0}/Add"]
+
+
+def test_a_bias_that_took_the_table_in_keeps_its_place():
+    model = described(BLOCKS, *NAMES, names={**NAMES, "t": "embedding/bias"})
+    add = model.graph[1]
+    combined = Weight(("embedding/bias", "pos_embedding"), (4,), np.add, num_read=8)
+    add.replace_input_with(1, replace_weight(model.graph, add.inputs[1], combined))
+    name_nodes(model, ["block_00", "block_01"])
+    assert add.name == "embedding/Add"
+
+
 def test_weights_of_several_parameters_belong_to_what_is_around_them():
     """Queries, keys and values in one: the attention, not the query."""
     model = described(BLOCKS, *NAMES, names={**NAMES, "w0": f"{BLOCK_0}/attention/query/kernel"})
@@ -119,6 +139,15 @@ def test_what_serves_no_purpose_goes_away(body, left):
     assert all(
         value.shape is not None and [str(dim) for dim in value.shape] == ["n", "4"] for node in model.graph for value in node.outputs
     )
+
+
+def test_a_constant_without_numbers_is_one_too():
+    """The shape of a single number."""
+    model = ir.from_onnx_text(
+        '<ir_version: 8, opset_import: ["" : 20]> g (float[1] x) => (float y) { c = Constant <value = int64[0] {}> () y = Reshape (x, c) }'
+    )
+    clean(model)
+    assert ops(model) == ["Reshape"] and model.graph[0].inputs[1].is_initializer()
 
 
 def test_equal_constants_are_one():

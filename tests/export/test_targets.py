@@ -49,7 +49,7 @@ def test_what_each_writes():
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_by_name(name):
-    assert target_named(name) is TARGETS[name]
+    assert target_named(name) is target_named(name=name) is TARGETS[name]
     dynamic = target_named(name, dynamic=True)
     assert dynamic is (LOWERINGS["trt8"]["matmul"] if name == "trt8" else TARGETS[name])  # no convolution over a fixed number of tokens
 

@@ -13,7 +13,7 @@ _TANH_CUBIC = 0.044715
 
 
 def _opset(context: Any) -> int:
-    return context.model.graph.opset_imports.get("", 0)
+    return context.model.graph.opset_imports[""]
 
 
 class _HalfProduct(Rule):

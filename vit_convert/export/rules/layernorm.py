@@ -210,7 +210,7 @@ class LayerNormToPrimitives(Rule):
         axis = node.attributes["axis"].as_int() if "axis" in node.attributes else -1
         if axis not in (-1, len(y.shape) - 1 if y.shape is not None else -1):
             raise Decline(f"it normalises axis {axis}, not the last one")
-        if context.model.graph.opset_imports.get("", 0) >= 18:
+        if context.model.graph.opset_imports[""] >= 18:
             raise Decline("ReduceMean takes its axes as an input from opset 18 on, and only TensorRT 8 gains from the primitives")
 
     def rewrite(self, op: Any, x: ir.Value, scale: ir.Value, bias: ir.Value, y: ir.Value, **_: Any) -> Any:

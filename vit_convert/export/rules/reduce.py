@@ -14,7 +14,7 @@ class ReduceAxesToAttribute(Rule):
         return op.ReduceMean(x, axes, _outputs=["y"])
 
     def check(self, context: Any, axes: ir.Value, **_: Any) -> None:
-        if context.model.graph.opset_imports.get("", 0) >= 18:
+        if context.model.graph.opset_imports[""] >= 18:
             raise Decline("from opset 18 on the axes are an input")
         if axes.const_value is None:
             raise Decline("the axes are not constant")
