@@ -132,8 +132,8 @@ WHOLE = {
 SMALLEST = math.nextafter(0.0, 1.0)
 REAL = {
     **dict.fromkeys(("plan.cosine", "check.cosine", "check.fp16_cosine", "check.int8_cosine"), (0.0, 1.0)),
-    **dict.fromkeys(("plan.accuracy_budget", "check.max_top1_drop"), (0.0, 100.0)),
-    **dict.fromkeys(("check.atol", "check.rtol"), (0.0, 1e6)),
+    **dict.fromkeys(("plan.accuracy_budget", "check.max_top1_drop", "check.min_agreement"), (0.0, 100.0)),
+    **dict.fromkeys(("check.atol", "check.rtol", "check.engine_rtol"), (0.0, 1e6)),
     "calibration.max_error": (SMALLEST, 1.0),
     "calibration.smooth": (0.0, math.nextafter(1.0, 0.0)),
     "engine.workspace_gib": (SMALLEST, 4096.0),

@@ -11,7 +11,8 @@ from vit_convert.config import default_config
 from vit_convert.core.bundle import Bundle, hash_value, write_json
 from vit_convert.core.errors import BuildError, UsageError
 from vit_convert.core.image_size import ImageRange
-from vit_convert.engine.handoff import describe_model, graph_input, judged_by, open_bundle, read_config, read_facts, require_graph_of
+from vit_convert.engine.handoff import describe_model, judged_by, open_bundle, read_config, read_facts, require_graph_of
+from vit_convert.images.preprocess import Preprocess
 
 RESULTS = {
     "checkpoint": {
@@ -133,7 +134,7 @@ def test_the_config_that_a_bundle_was_made_with(bundle):
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float16])
 def test_what_a_graph_takes(dtype, channels_first):
     images = np.random.default_rng(0).integers(0, 256, (2, 3, 5, 3), np.uint8)
-    got = graph_input(images, PREPROCESS, np.dtype(dtype), channels_first=channels_first)
+    got = Preprocess.from_dict(PREPROCESS).graph_input(images, dtype, channels_first=channels_first)
     assert got.dtype == dtype and got.flags.c_contiguous
     if channels_first:
         assert got.shape == (2, 3, 3, 5)

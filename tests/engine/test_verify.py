@@ -10,11 +10,13 @@ from reconverted import as_left
 from vit_convert.core.bundle import Bundle, read_json
 from vit_convert.core.errors import BenchmarkError, BuildError, CheckError, UsageError
 from vit_convert.core.progress import Progress
+from vit_convert.core.tolerance import tolerance_for
 from vit_convert.engine.commands import add_to_report, verify_bundle
-from vit_convert.engine.handoff import graph_input, read_config, read_facts
+from vit_convert.engine.handoff import read_config, read_facts
 from vit_convert.engine.runtime.profiles import ShapeRange
 from vit_convert.engine.runtime.session import Session
-from vit_convert.engine.verify import batches_to_verify, tolerance_for
+from vit_convert.engine.verify import batches_to_verify
+from vit_convert.images.preprocess import Preprocess
 
 QUIET = Progress(quiet=True)
 
@@ -83,7 +85,7 @@ def test_every_engine_is_judged_before_the_first_miss_is_reported(gpu, engines):
 def onnx_logits(path):
     session = onnxruntime.InferenceSession(path / "model.onnx", providers=["CPUExecutionProvider"])
     images = np.load(path / "evaluation_images.npy")
-    fed = graph_input(images, read_facts(Bundle(path)).preprocess, np.dtype(np.float32), channels_first=False)
+    fed = Preprocess.from_dict(read_facts(Bundle(path)).preprocess).graph_input(images, np.float32, channels_first=False)
     return session.run(None, {"images": fed})[0]
 
 
@@ -104,7 +106,7 @@ def test_top1_drop_is_judged(gpu, engines):
     path = engines("fp16")
     np.save(path / "evaluation_labels.npy", (np.argmax(onnx_logits(path), axis=-1) + 1) % 10)  # every answer wrong
     as_left(path, "evaluation_labels.npy")
-    with pytest.raises(CheckError, match=r"top-1 0\.00 %, .* points below JAX's .* %; allowed 1"):
+    with pytest.raises(CheckError, match=r"top-1 is 0\.00 %, .* points below JAX's .* %; allowed 1"):
         verify(gpu, path, "fp16")
 
 
@@ -189,19 +191,20 @@ def test_batches_to_verify():
 
 def test_tolerances(converted):
     config = read_config(Bundle(converted))
-    strict = tolerance_for(config, "fp32", tf32=False)
+    strict = tolerance_for(config, "fp32", engine=True)
     assert (strict.rtol, strict.cosine) == (1e-3, config.check.cosine)
-    assert tolerance_for(config, "fp32", tf32=True) == tolerance_for(config, "fp16", tf32=False)
-    assert tolerance_for(config, "int8", tf32=False) == dataclasses.replace(
+    assert tolerance_for(config, "fp32").rtol == tolerance_for(config, "smooth").rtol == config.check.rtol
+    assert tolerance_for(config, "fp32", engine=True, tf32=True) == tolerance_for(config, "fp16")
+    assert tolerance_for(config, "int8", engine=True) == dataclasses.replace(
         strict, atol=0.0, rtol=float("inf"), cosine=config.check.int8_cosine
     )
 
 
 def test_channels_first_and_uint8_inputs():
     pixels = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
-    half = {"resize": "bilinear", "antialias": False, "resize_short": 0, "mean": [0.5] * 3, "std": [0.5] * 3}
-    assert graph_input(pixels, half, np.dtype(np.uint8), channels_first=False) is pixels
-    fed = graph_input(pixels, half, np.dtype(np.float32), channels_first=True)
+    half = Preprocess(resize="bilinear", antialias=False, resize_short=0, mean=(0.5,) * 3, std=(0.5,) * 3)
+    assert half.graph_input(pixels, np.uint8, channels_first=False) is pixels
+    fed = half.graph_input(pixels, np.float32, channels_first=True)
     assert fed.shape == (2, 3, 4, 4) and fed.flags.c_contiguous
     # (x - 127.5) / 127.5 to within 2.4e-7, as the preprocessing record documents.
     np.testing.assert_allclose(fed[1, 2, 3, 0], (float(pixels[1, 3, 0, 2]) - 127.5) / 127.5, atol=2.4e-7)

@@ -194,7 +194,7 @@ def test_top1_may_drop_by_what_is_allowed(context, allowed, passes):
         assert found["top1"] == 95.0 and found["summary"].endswith(", top-1 95.00 %") and found["passed"] is True
         return
     message, error = failure(context)
-    assert message == "model.onnx: top-1 is 95.00 %, 5.00 points below JAX; allowed 4.9"
+    assert message == "model.onnx: top-1 is 95.00 %, 5.00 points below JAX's 100.00 %; allowed 4.9"
     assert error.result["passed"] is False and error.result["top1"] == 95.0
 
 

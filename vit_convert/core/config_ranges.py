@@ -76,10 +76,12 @@ RANGES = {
     "check.num_images": Range(1, 1024),  # all their activations are held at once
     "check.atol": Range(0.0, 1e6),
     "check.rtol": Range(0.0, 1e6),
+    "check.engine_rtol": Range(0.0, 1e6),
     "check.cosine": _SHARE,
     "check.fp16_cosine": _SHARE,
     "check.int8_cosine": _SHARE,
     "check.max_top1_drop": _POINTS,
+    "check.min_agreement": _POINTS,
     "engine.workspace_gib": Range(0.0, 4096.0, above=True),
     "engine.opt_level": Range(0, 5),
     "benchmark.batches": Range(1, _LARGEST_BATCH, many=True),

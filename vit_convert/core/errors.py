@@ -1,7 +1,8 @@
 """What can go wrong, one class for each exit code, so that a script can tell a bad checkpoint from a failed check."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 
 class ConvertError(Exception):
@@ -11,6 +12,7 @@ class ConvertError(Exception):
         message: what is wrong, where, and both values ("…/kernel: checkpoint (768, 3072), variant needs (1024, 4096)"). It may quote
             foreign bytes: what a terminal would obey, or a report could not encode, is spelt as Python does ("\\x1b", "\\udc80").
         fix: what to do about it, one sentence; printed on its own line.
+        result: what a stage found before it failed, for the report.
 
     Example:
         >>> import vit_convert
@@ -23,9 +25,10 @@ class ConvertError(Exception):
 
     exit_code = 1
 
-    def __init__(self, message: str, *, fix: str = ""):
+    def __init__(self, message: str, *, fix: str = "", result: Mapping[str, Any] | None = None):
         super().__init__(_printable(message))
         self.fix = _printable(fix)
+        self.result = dict(result or {})
 
 
 def _printable(text: str) -> str:

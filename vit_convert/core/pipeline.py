@@ -179,7 +179,7 @@ class _Run:
             status = "done"
         except BaseException as e:
             row["error"] = f"{type(e).__name__}: {e}"
-            row["result"] = context.results[stage.name] = getattr(e, "result", {})
+            row["result"] = context.results[stage.name] = e.result if isinstance(e, ConvertError) else {}
             if not isinstance(e, ConvertError | KeyboardInterrupt):
                 context.progress.event("crash", stage=stage.name, error=row["error"])
             raise

@@ -170,15 +170,15 @@ def verify(backend: Backend, bundle: Bundle, config: ml_collections.ConfigDict, 
     """Verifies the engines; a miss is in the report before it sets the exit code."""
     from vit_convert.engine.commands import add_to_report, verify_bundle
 
+    missed: CheckError | None = None
     try:
         result = verify_bundle(backend, bundle, config, facts, precisions=_precisions(config), progress=progress)
     except CheckError as e:
-        result = e.result  # type: ignore[attr-defined]
-        raise
-    finally:
-        if "result" in locals():
-            add_to_report(bundle, verify=result)
-            print(verify_table(result["engines"], facts.output))
+        missed, result = e, e.result
+    add_to_report(bundle, verify=result)
+    print(verify_table(result["engines"], facts.output))
+    if missed is not None:
+        raise missed
 
 
 def verify_table(engines: dict[str, Any], output: str) -> str:

@@ -67,9 +67,8 @@ def verify_bundle(
     if not result["passed"]:
         misses = [f"{precision}: {miss}" for precision, found in engines.items() for miss in found["misses"]]
         wrong = next(precision for precision, found in engines.items() if not found["passed"])
-        error = CheckError(f"engines miss their tolerance: {'; '.join(misses[:4])}", fix=_MENDS.get(wrong, _MENDS["fp16"]))
-        error.result = result  # type: ignore[attr-defined]
-        raise error
+        message = f"engines miss their tolerance: {'; '.join(misses[:4])}"
+        raise CheckError(message, fix=_MENDS.get(wrong, _MENDS["fp16"]), result=result)
     return result
 
 

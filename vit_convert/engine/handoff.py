@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
-import numpy as np
 
 from vit_convert.core import config as configs
 from vit_convert.core.bundle import Bundle, hash_value, read_json
@@ -14,7 +13,6 @@ from vit_convert.core.dialect import Dialect, dialect_named
 from vit_convert.core.errors import BuildError, UsageError
 from vit_convert.core.image_size import ImageRange, sizes_of
 from vit_convert.core.manifest import Files, Manifest
-from vit_convert.images.preprocess import Preprocess
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,19 +118,3 @@ def read_config(bundle: Bundle) -> ml_collections.ConfigDict:
     if found is None:
         raise UsageError(f"{bundle.config}: missing or damaged", fix="Convert again.")
     return configs.complete(ml_collections.ConfigDict(found), bundle.root.name)
-
-
-def graph_input(images: np.ndarray, preprocess: Mapping[str, Any], dtype: np.dtype[Any], *, channels_first: bool) -> np.ndarray:
-    """Turns decoded images into what a graph takes.
-
-    Args:
-        images: uint8 [batch, height, width, 3].
-        preprocess: the preprocessing record.
-        dtype: the input's type; a uint8 graph normalises by itself.
-        channels_first: whether the graph takes [batch, 3, height, width].
-
-    Returns:
-        Array of that type and layout.
-    """
-    values = images if dtype == np.uint8 else Preprocess.from_dict(preprocess).normalize(images).astype(dtype, copy=False)
-    return np.ascontiguousarray(values.transpose(0, 3, 1, 2)) if channels_first else np.ascontiguousarray(values)

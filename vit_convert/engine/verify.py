@@ -16,12 +16,12 @@ from vit_convert.core.config import QUANTIZED
 from vit_convert.core.errors import BenchmarkError
 from vit_convert.core.image_size import ImageRange
 from vit_convert.core.progress import Progress
-from vit_convert.engine.handoff import Facts, graph_input
+from vit_convert.core.tolerance import agreement_miss, judges_blocks, tolerance_for, top1_miss
+from vit_convert.engine.handoff import Facts
 from vit_convert.engine.runtime.profiles import Shape, ShapeRange
 from vit_convert.engine.runtime.session import Session
+from vit_convert.images.preprocess import Preprocess
 
-_FP32_RTOL = 1e-3  # of scale, TF32 off: other summation orders than JAX's, through up to 32 blocks
-_MIN_AGREEMENT = 99.0  # percent of images on which the engine's first class is JAX's
 _EVALUATION_BATCH = 64
 _COPY = "Copy the whole bundle from the export host."
 
@@ -47,20 +47,6 @@ class Row:
     cosine: float
     passed: bool | None
     image_size: tuple[int, int]
-
-
-def tolerance_for(config: ml_collections.ConfigDict, precision: str, *, tf32: bool) -> Tolerance:
-    """What an engine of a precision has to meet against JAX in float32.
-
-    Args:
-        config: the full config; `check` holds the cosines.
-        precision: of the engine.
-        tf32: whether it may round fp32 products to TF32, which has fp16's mantissa.
-    """
-    check = config.check
-    if precision == "fp32" and not tf32:
-        return Tolerance(check.atol, _FP32_RTOL, check.cosine)
-    return Tolerance(0.0, float("inf"), check.int8_cosine if precision in QUANTIZED else check.fp16_cosine)
 
 
 def batches_to_verify(ranges: Sequence[ShapeRange]) -> list[int]:
@@ -96,9 +82,8 @@ def verify_session(
     engine = session.engine
     require_reference(bundle, facts)
     precision = engine.record["precision"]
-    tolerance = tolerance_for(config, precision, tf32=engine.record["options"]["tf32"])
-    judge_all = precision == "fp32"  # what lower precision does inside is reported, the result is judged
-    judged = {facts.output} if not judge_all else None
+    tolerance = tolerance_for(config, precision, engine=True, tf32=engine.record["options"]["tf32"])
+    judged = None if judges_blocks(precision) else {facts.output}
     rows = _compare_batches(session, bundle.reference, batches_to_verify(engine.ranges), tolerance, judged, facts.output)
     if isinstance(facts.image_size, ImageRange):
         batch = engine.ranges[-1].optimal[0]
@@ -122,7 +107,9 @@ def verify_session(
     }
     if bundle.labels("evaluation") in facts.files:
         accuracy = _evaluate(session, bundle, facts, progress)
-        misses += _accuracy_misses(accuracy, precision, config.check.max_top1_drop)
+        agreement = agreement_miss(config, precision, accuracy["agreement"], accuracy["num_images"])
+        top1 = "" if facts.top1 is None else top1_miss(config, accuracy["top1"], facts.top1)
+        misses += [miss for miss in (top1, agreement) if miss]
         result |= accuracy
     return {**result, "passed": not misses, "misses": misses}
 
@@ -175,13 +162,13 @@ def _compare_batches(
 def _evaluate(session: Session, bundle: Bundle, facts: Facts, progress: Progress) -> dict[str, Any]:
     images, labels = _load(bundle.images("evaluation"), mmap_mode="r"), _load(bundle.labels("evaluation"))
     _require_shape(str(bundle.labels("evaluation")), labels.shape, "the images are", images.shape[:1])
-    engine = session.engine
+    engine, preprocess = session.engine, Preprocess.from_dict(facts.preprocess)
     logits = []
     with progress.bar(f"{engine.record['precision']} top-1", total=len(images)) as advance:
         for start in range(0, len(images), _EVALUATION_BATCH):
             pixels = np.asarray(images[start : start + _EVALUATION_BATCH])
             channels_first = engine.images.shape[1] == 3
-            fed = graph_input(pixels, facts.preprocess, engine.images.dtype, channels_first=channels_first)
+            fed = preprocess.graph_input(pixels, engine.images.dtype, channels_first=channels_first)
             logits.append(session.run(fed)[facts.output])
             advance(len(pixels))
     values = np.concatenate(logits)
@@ -210,12 +197,3 @@ def _reading(path: pathlib.Path) -> Iterator[None]:
 def _require_shape(what: str, found: Shape, whose: str, wanted: Shape) -> None:
     if found != wanted:
         raise BenchmarkError(f"{what}: {list(found)}, {whose} {list(wanted)}", fix=f"{_COPY} Build its engines again.")
-
-
-def _accuracy_misses(accuracy: dict[str, Any], precision: str, max_drop: float) -> list[str]:
-    misses = []
-    if accuracy["top1_jax"] is not None and (drop := accuracy["top1_jax"] - accuracy["top1"]) > max_drop:
-        misses.append(f"top-1 {accuracy['top1']:.2f} %, {drop:.2f} points below JAX's {accuracy['top1_jax']:.2f} %; allowed {max_drop:g}")
-    if precision not in QUANTIZED and accuracy["agreement"] is not None and accuracy["agreement"] < _MIN_AGREEMENT:
-        misses.append(f"agrees with JAX on {accuracy['agreement']:.2f} % of {accuracy['num_images']} images; needed {_MIN_AGREEMENT:g} %")
-    return misses

@@ -98,6 +98,21 @@ class Preprocess:
         window = ((tall - height) // 2, (wide - width) // 2, height, width)
         return resize(image, tall, wide, self.resize, self.antialias, truncate=self.truncate, window=window)
 
+    def graph_input(self, images: np.ndarray, dtype: np.dtype[Any] | str, *, channels_first: bool) -> np.ndarray:
+        """Turns decoded images into what a graph or an engine takes.
+
+        Args:
+            images: uint8 [batch, height, width, 3].
+            dtype: the input's type; a uint8 graph normalises by itself.
+            channels_first: whether it takes [batch, 3, height, width].
+
+        Returns:
+            Array of that type and layout.
+        """
+        dtype = np.dtype(dtype)
+        values = images if dtype == np.uint8 else self.normalize(images).astype(dtype, copy=False)
+        return np.ascontiguousarray(values.transpose(0, 3, 1, 2) if channels_first else values)
+
     def to_dict(self) -> dict[str, Any]:
         """The record as JSON can spell it."""
         return dataclasses.asdict(self) | {"mean": list(self.mean), "std": list(self.std)}

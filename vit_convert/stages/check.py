@@ -15,13 +15,12 @@ from vit_convert.core.compare import Tolerance, top1_accuracy
 from vit_convert.core.config import QUANTIZED
 from vit_convert.core.errors import CheckError
 from vit_convert.core.pipeline import Context, Stage
+from vit_convert.core.tolerance import judges_blocks, tolerance_for, top1_miss
 from vit_convert.stages.common import EVALUATION_BATCH, evaluation, plain, prepare
 from vit_convert.stages.reference import reference_files
 
 if TYPE_CHECKING:
     from vit_convert.checks.onnx_graph import Row
-
-_FP32_GRAPHS = ("fp32", "smooth")  # what computes in fp32 is judged as such
 
 
 def check(context: Context) -> dict[str, Any]:
@@ -48,20 +47,13 @@ def _let_go_of_model(context: Context) -> None:
     gc.collect()  # a graph's nodes and values refer to each other
 
 
-def _tolerance(context: Context, precision: str) -> Tolerance:
-    check = context.config.check
-    if precision in _FP32_GRAPHS:
-        return Tolerance(check.atol, check.rtol, check.cosine)
-    return Tolerance(0.0, float("inf"), check.int8_cosine if precision in QUANTIZED else check.fp16_cosine)
-
-
 def _check_lowering(context: Context, name: str) -> tuple[dict[str, Any], str]:
     """Compares the output of a lowering with the reference, at every size, by what fp32 has to meet; inside it may be laid out otherwise.
 
     Returns:
         What there is to report, and what missed, in words; "" where nothing did.
     """
-    path, tolerance = context.bundle.lowering(name), _tolerance(context, "fp32")
+    path, tolerance = context.bundle.lowering(name), tolerance_for(context.config, "fp32")
     by_size, _ = _check_sizes(context, path, "fp32", tolerance, taps=())
     finals = {size: row for size, (row,) in by_size.items()}
     missed = {(size, row) for size, row in finals.items() if row.passed is False}
@@ -101,7 +93,7 @@ def _check_graph(context: Context, precision: str, path: pathlib.Path) -> dict[s
     from vit_convert.checks.onnx_graph import graph_logits
 
     output = context.results["checkpoint"]["output"]
-    tolerance = _tolerance(context, precision)
+    tolerance = tolerance_for(context.config, precision)
     by_size, tensors = _check_sizes(context, path, precision, tolerance, taps=context.results["export"]["taps"])
     rows = next(iter(by_size.values()))
     finals = {size: next(row for row in found if row.tensor == output) for size, found in by_size.items()}
@@ -128,10 +120,9 @@ def _check_graph(context: Context, precision: str, path: pathlib.Path) -> dict[s
         )
         result["top1"] = top1_accuracy(logits, labelled[1])
         result["summary"] += f", top-1 {result['top1']:.2f} %"
-        drop, allowed = context.results["reference"]["top1"] - result["top1"], context.config.check.max_top1_drop
-        if drop > allowed:
+        if miss := top1_miss(context.config, result["top1"], context.results["reference"]["top1"]):
             result["passed"] = False
-            raise _missed(f"{path.name}: top-1 is {result['top1']:.2f} %, {drop:.2f} points below JAX; allowed {allowed:g}", result)
+            raise _missed(f"{path.name}: {miss}", result)
     return result
 
 
@@ -148,7 +139,7 @@ def _check_sizes(
         with np.load(reference_path) as file:
             reference = {name: file[name] for name in file.files if name in known}
         batches = batch_sizes(len(reference["images"]))
-        judged = list(reference) if precision in _FP32_GRAPHS else [output]  # what lower precision does inside is only reported
+        judged = list(reference) if judges_blocks(precision) else [output]
         if by_size:  # not the first
             batches, judged = batches[-1:], [] if precision in QUANTIZED else judged
         by_size["x".join(map(str, size))] = check_graph(path, reference, batches, tolerance, judged=judged)
@@ -172,9 +163,7 @@ def _missed(message: str, result: dict[str, Any]) -> CheckError:
     fix = "README, 'How to read the checks', says what usually causes it."
     if result.get("precision") in QUANTIZED:
         fix = f"Use config.precision=auto: it leaves the layers in fp16 that cost most. {fix}"
-    error = CheckError(message, fix=fix)
-    error.result = result  # type: ignore[attr-defined]
-    return error
+    return CheckError(message, fix=fix, result=result)
 
 
 CHECK = Stage("check", ("reference", "export"), check, lambda c: plain(c.config.check))

@@ -99,9 +99,8 @@ def preprocess_of(context: Context) -> Any:
 
 def prepare(context: Context) -> Any:
     """Maps a uint8 batch to the graph's input."""
-    normalize = np.asarray if context.config.input == "uint8" else preprocess_of(context).normalize
-    nchw = context.config.layout == "NCHW"
-    return lambda batch: np.ascontiguousarray(normalize(batch).transpose(0, 3, 1, 2)) if nchw else normalize(batch)
+    preprocess, config = preprocess_of(context), context.config
+    return functools.partial(preprocess.graph_input, dtype=config.input, channels_first=config.layout == "NCHW")
 
 
 def evaluation(context: Context) -> tuple[np.ndarray, np.ndarray] | None:

@@ -71,14 +71,14 @@ def lower(context: Context) -> dict[str, Any]:
         try:
             checks[precision] = {**check_precision(context, precision), **detail}
         except CheckError as e:
-            checks[precision] = {**getattr(e, "result", {}), **detail}
+            checks[precision] = {**e.result, **detail}
             failed = failed or e
     verdicts = {precision: _verdict(context, precision, checks) for precision in lowered if precision in configs.QUANTIZED}
     result: dict[str, Any] = {"checks": checks, "verdicts": verdicts}
     if _lowers_by_flag(context):
         result["max_abs_activation"] = _ranges_by_flag(context, activations)
     if failed is not None:
-        failed.result = result  # type: ignore[attr-defined]
+        failed.result = result
         raise failed
     parts = [f"{p}: cosine {c['cosine']:.6f}" + (f", top-1 {c['top1']:.2f} %" if "top1" in c else "") for p, c in checks.items()]
     if ranges := result.get("max_abs_activation"):

@@ -5,6 +5,7 @@ image. So calibration.method=entropy gives it the guarded thresholds that the co
 entropy_plain and minmax. See `calibration_cache` for what it reads and leaves.
 """
 
+import functools
 import os
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +20,7 @@ from vit_convert.core.progress import Progress
 from vit_convert.engine.backend.cuda import DeviceBuffer, Stream
 from vit_convert.engine.backend.trt import Backend
 from vit_convert.engine.build.request import BuildRequest, hash_graph
-from vit_convert.engine.handoff import graph_input
+from vit_convert.images.preprocess import Preprocess
 
 _REPORTS = 10  # lines that tell how far a calibration is
 _GUARDED = "entropy"
@@ -169,7 +170,7 @@ def bundle_calibrator(
         backend,
         _OWN.get(method, "entropy"),
         images,
-        lambda pixels: graph_input(pixels, request.preprocessing, dtype, channels_first=channels_first),
+        functools.partial(Preprocess.from_dict(request.preprocessing).graph_input, dtype=dtype, channels_first=channels_first),
         batch_size=batch_size,
         cache_path=bundle.root / f"calibration.tensorrt-{backend.version}-{_OWN.get(method, method)}-{source_hash[:12]}.cache",
         source_hash=source_hash,

@@ -1,0 +1,68 @@
+"""The one policy by which graphs and engines are judged against JAX; every number of it is in `config.check`."""
+
+import ml_collections
+
+from vit_convert.core.compare import Tolerance
+from vit_convert.core.config import QUANTIZED
+
+_FP32_GRAPHS = ("fp32", "smooth")  # SmoothQuant moves scales between fp32 weights, and changes no result
+
+
+def judges_blocks(precision: str) -> bool:
+    """Whether every block has to meet the tolerance; what a lower precision does inside is reported, and its output judged."""
+    return precision in _FP32_GRAPHS
+
+
+def tolerance_for(config: ml_collections.ConfigDict, precision: str, *, engine: bool = False, tf32: bool = False) -> Tolerance:
+    """What a precision has to meet against JAX in float32.
+
+    Args:
+        config: the full config; `check` holds the numbers.
+        precision: of the graph or engine; "smooth" for the fp32 graph after SmoothQuant.
+        engine: whether it is an engine: TensorRT sums in other orders than JAX and onnxruntime do.
+        tf32: whether an engine may round fp32 products to TF32, which has fp16's mantissa.
+
+    Returns:
+        The tolerance; a lower precision is judged by its cosine.
+
+    Example:
+        >>> from vit_convert.config import default_config
+        >>> str(tolerance_for(default_config(), "fp16"))
+        'cosine >= 0.999'
+    """
+    check = config.check
+    if precision in _FP32_GRAPHS and not tf32:
+        return Tolerance(check.atol, check.engine_rtol if engine else check.rtol, check.cosine)
+    return Tolerance(0.0, float("inf"), check.int8_cosine if precision in QUANTIZED else check.fp16_cosine)
+
+
+def top1_miss(config: ml_collections.ConfigDict, top1: float, top1_of_jax: float) -> str:
+    """What is wrong with a top-1, in words; "" where it is not further below JAX's than `check.max_top1_drop` points.
+
+    Args:
+        config: the full config.
+        top1: in percent.
+        top1_of_jax: on the same images, in percent.
+
+    Example:
+        >>> from vit_convert.config import default_config
+        >>> top1_miss(default_config(), 95.4, 96.6)
+        "top-1 is 95.40 %, 1.20 points below JAX's 96.60 %; allowed 1"
+    """
+    drop, allowed = top1_of_jax - top1, config.check.max_top1_drop
+    return "" if drop <= allowed else f"top-1 is {top1:.2f} %, {drop:.2f} points below JAX's {top1_of_jax:.2f} %; allowed {allowed:g}"
+
+
+def agreement_miss(config: ml_collections.ConfigDict, precision: str, agreement: float | None, num_images: int) -> str:
+    """What is wrong with the share of images on which an engine's first class is JAX's, in words; "" where it suffices.
+
+    Args:
+        config: the full config; `check.min_agreement` is in percent.
+        precision: of the engine; a quantized one is judged by its top-1.
+        agreement: in percent; None where JAX's own predictions are not known.
+        num_images: that it is a share of.
+    """
+    needed = config.check.min_agreement
+    if precision in QUANTIZED or agreement is None or agreement >= needed:
+        return ""
+    return f"agrees with JAX on {agreement:.2f} % of {num_images} images; needed {needed:g} %"
