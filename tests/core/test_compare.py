@@ -96,6 +96,14 @@ def test_top1():
         assert top1_accuracy(logits, np.array(labels)) == share
 
 
+@pytest.mark.parametrize("rtol", [0.0, 1e-4, float("inf")])
+def test_zeros_that_are_zero_pass_whatever_judges_them(rtol):
+    """A head of zeros, as checkpoints for fine-tuning have it: infinity times a scale of zero bounds nothing."""
+    tolerance, zeros = Tolerance(0.0, rtol, 0.999), np.zeros((2, 3))
+    assert tolerance.met_by(compare(zeros, zeros.copy()))
+    assert not tolerance.met_by(compare(zeros, zeros + 1e-3))
+
+
 def test_outputs_that_are_zero():
     zero, one = np.zeros((2, 3)), np.full((2, 3), 0.5)
     same = compare(zero, zero.copy())

@@ -40,7 +40,8 @@ class Tolerance:
 
     def met_by(self, result: Comparison) -> bool:
         """Whether a comparison passes; a candidate with NaN or infinity never does."""
-        return result.finite and result.max_abs <= self.atol + self.rtol * result.scale and result.cosine >= self.cosine
+        relative = self.rtol * result.scale if result.scale else 0.0  # of a reference of zeros, infinity times which is no number
+        return result.finite and result.max_abs <= self.atol + relative and result.cosine >= self.cosine
 
     def __str__(self) -> str:
         bound = "" if np.isinf(self.rtol) else f"max_abs <= {self.atol:g} + {self.rtol:g} * scale, "
