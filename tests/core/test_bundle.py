@@ -92,12 +92,64 @@ def test_a_bundle_to_be_written_is_made(tmp_path):
     assert list((tmp_path / "out" / "b32").iterdir()) == []
 
 
+# Other hosts and later versions look for these.
+NAMES = {
+    "config": "config.json",
+    "manifest": "manifest.json",
+    "events": "events.jsonl",
+    "reference": "reference.npz",
+    "calibration": "calibration.json",
+    "calibration_cache": "calibration.cache",
+    "sensitivity": "sensitivity.json",
+    "plan_search": "plan_search.json",
+    "lowerings": "lowerings",
+    "precision_plan": "precision_plan.json",
+    "report": "report.json",
+    "report_html": "report.html",
+    "benchmark": "benchmark.json",
+    "tuning": "tune.json",
+    "lock": ".lock",
+    "predictions": "evaluation_logits.npy",
+}
+
+
 def test_names(tmp_path):
-    bundle = Bundle(tmp_path / "b32")
-    assert bundle.onnx().name == "model.onnx"
-    assert bundle.onnx("int8").name == "model.int8.onnx"
-    plan = bundle.plan("rtx", "1.7", "sm90", "fp16")
-    assert plan.relative_to(bundle.root).as_posix() == "engines/rtx-1.7-sm90/fp16.plan"
+    bundle = Bundle(str(tmp_path / "b32"))
+    for name, file in NAMES.items():
+        assert getattr(bundle, name) == tmp_path / "b32" / file, name
+    properties = {name for name, value in vars(Bundle).items() if isinstance(value, property)}
+    assert properties == {*NAMES}
+
+
+def test_names_of_what_there_may_be_several_of(tmp_path):
+    bundle = Bundle(tmp_path)
+    found = {
+        **{precision: bundle.onnx(precision) for precision in ("fp32", "fp16", "bf16", "int8", "fp8")},
+        "default": bundle.onnx(),
+        "lowering": bundle.lowering("matmul"),
+        "ranges": bundle.ranges("fused"),
+        "reference": bundle.reference_at((32, 48)),
+        "images": bundle.images("calibration"),
+        "labels": bundle.labels("evaluation"),
+        "plan": bundle.plan("rtx", "1.7", "sm90", "fp16"),
+    }
+    assert {key: path.relative_to(tmp_path).as_posix() for key, path in found.items()} == {
+        **{precision: f"model.{precision}.onnx" for precision in ("fp16", "bf16", "int8", "fp8")},
+        **{"fp32": "model.onnx", "default": "model.onnx"},
+        "lowering": "lowerings/matmul.onnx",
+        "ranges": "lowerings/fused.ranges.json",
+        "reference": "reference.32x48.npz",
+        "images": "calibration_images.npy",
+        "labels": "evaluation_labels.npy",
+        "plan": "engines/rtx-1.7-sm90/fp16.plan",
+    }
+
+
+def test_a_folder_is_made_with_those_above_it_and_used_again(tmp_path):
+    bundle = Bundle(tmp_path / "out" / "b32")
+    for _ in range(2):
+        bundle.require_writable()
+        assert list(bundle.root.iterdir()) == []
 
 
 def test_json(tmp_path):
@@ -113,6 +165,8 @@ def test_json_has_no_nan(tmp_path):
     write_json(tmp_path / "a.json", {"x": [np.float32("nan"), float("inf"), 1.5], "y": {"z": -float("inf")}, "p": tmp_path})
     text = (tmp_path / "a.json").read_text()
     assert "NaN" not in text and "Infinity" not in text
+    write_json(tmp_path / "b.json", {"x": [None, None, 1.5], "y": {"z": None}, "p": str(tmp_path)})
+    assert text == (tmp_path / "b.json").read_text()  # it reads as all others do
     assert read_json(tmp_path / "a.json") == {"x": [None, None, 1.5], "y": {"z": None}, "p": str(tmp_path)}
 
 
@@ -128,7 +182,7 @@ def test_two_writers_of_one_file_do_not_share_what_is_half_done(tmp_path):
 def test_hashes(tmp_path):
     import hashlib
 
-    data = np.random.default_rng(0).bytes(3 << 20)  # several chunks and a rest
+    data = np.random.default_rng(0).bytes(9 << 20)  # several chunks and a rest
     (tmp_path / "data").write_bytes(data + b"rest")
     assert hash_file(tmp_path / "data") == hashlib.sha256(data + b"rest").hexdigest()
     assert hash_value({"a": 1, "b": [2]}) == hash_value({"b": [2], "a": 1}) != hash_value({"a": 1, "b": [3]})

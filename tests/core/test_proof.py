@@ -39,10 +39,19 @@ def test_tf32_is_no_fp32():
     assert doubt("fp32", "model.onnx", PASSED, {"fp32": PASSED}, lowered=True) == ""
 
 
-def chosen(engines, checks, verified=(), verdicts=()):
+def chosen(engines, checks, verified=(), verdicts=(), **options):
     verified = {engine(precision)["path"]: found for precision, found in dict(verified).items()}
-    found = recommend_unmeasured(engines, verified, checks, dict(verdicts))
+    found = recommend_unmeasured(engines, verified, checks, dict(verdicts), **options)
     return found.get("precision", ""), found.get("recommended_because", "")
+
+
+def test_fp32_engines_that_round_to_tf32_are_not_recommended_on_their_graphs_check():
+    both, checks = [engine("fp32"), engine("fp16")], {"fp32": PASSED, "fp16": PASSED}
+    assert chosen([engine("fp32")], checks, lowered=True) == ("", "")
+    assert chosen([engine("fp32")], checks, {"fp32": PASSED}, lowered=True) == ("fp32", "verified against JAX")
+    assert chosen(both, checks, lowered=True)[0] == "fp16"  # whose graph says what it computes
+    name, why = chosen(both, {"fp32": PASSED, "fp16": FAILED}, {"fp32": PASSED}, lowered=True)
+    assert name == "fp32" and "model.fp16.onnx did not pass its check" in why
 
 
 def test_fp16_that_failed_or_was_never_checked_is_not_recommended():

@@ -62,6 +62,17 @@ def test_a_reader_that_has_gone_ends_nothing(pipe, monkeypatch, name):
     assert getattr(sys, name) is stream
 
 
+def test_a_flush_alone_meets_the_closed_pipe(pipe, monkeypatch):
+    """What was written fits the buffer; Python would flush it again when it exits."""
+    stream, reader = pipe
+    monkeypatch.setattr(sys, "stdout", stream)
+    with outliving_streams():
+        reader.close()
+        sys.stdout.write("x")
+        sys.stdout.flush()
+        assert os.readlink(f"/proc/self/fd/{stream.fileno()}") == os.devnull
+
+
 def test_a_write_that_fails_by_itself(pipe, monkeypatch):
     """More than a buffer at once, so that not only the flush meets the closed pipe."""
     stream, reader = pipe
@@ -127,5 +138,14 @@ def test_closed_descriptors_are_no_files(closed):
         links = [os.readlink(f"/proc/self/fd/{descriptor}") for descriptor in closed]
         usable = all(os.write(descriptor, b"x") == 1 and os.read(descriptor, 1) == b"" for descriptor in closed)
         return 0 if links == [os.devnull] * len(closed) and usable and before == after else 1
+
+    assert in_child(work) == 0
+
+
+def test_closed_descriptors_are_filled_before_anything_runs():
+    def work():
+        os.close(0)
+        with outliving_streams():
+            return 0 if os.readlink("/proc/self/fd/0") == os.devnull else 1
 
     assert in_child(work) == 0

@@ -105,11 +105,11 @@ class Layer:
         tensor.set_dynamic_range = lambda low, high: ranges.append((low, high))
         return tensor
 
-    def get_output(self, i):
-        return self.tensors[i]
+    def get_output(self, i):  # as TensorRT's, by a number that there is
+        return self.tensors[range(self.num_outputs).index(i)]
 
     def get_input(self, i):
-        return self.fed[i]
+        return self.fed[range(self.num_inputs).index(i)]
 
     def set_output_type(self, i, dtype):
         self.types[i] = dtype
@@ -222,7 +222,8 @@ def configured(layers, precision, keep_fp32=(), fast=("fp16", "int8"), backend=E
     flags = []
     builder = types.SimpleNamespace(platform_has_fast_fp16="fp16" in fast, platform_has_fast_int8="int8" in fast)
     config = types.SimpleNamespace(set_flag=flags.append)
-    set_weak_precision(backend, builder, config, network(*layers), precision, keep_fp32, **options)
+    word = "".join(precision)  # as words out of a file are: none of Python's own copies
+    set_weak_precision(backend, builder, config, network(*layers), word, keep_fp32, **options)
     return flags
 
 

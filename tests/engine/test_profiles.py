@@ -79,14 +79,15 @@ def test_other_images_are_refused_at_any_batch(batch, image):
 
 
 BATCH = {"min": 1, "opt": 8, "max": 64, "profiles": [256, 1]}
+NHWC, NCHW = "".join("NHWC"), "".join("NCHW")  # as words out of a file are: none of Python's own copies
 
 
 def test_profiles_of_a_batch():
-    found = batch_profiles((16, 24), "NHWC", BATCH)
+    found = batch_profiles((16, 24), NHWC, BATCH)
     assert [profile["images"] for profile in found] == [
         tuple((size, 16, 24, 3) for size in sizes) for sizes in [(256, 256, 256), (1, 1, 1), (1, 8, 64)]
     ]
-    found = batch_profiles((16, 24), "NCHW", {**BATCH, "profiles": []})
+    found = batch_profiles((16, 24), NCHW, {**BATCH, "profiles": []})
     assert found == [{"images": ((1, 3, 16, 24), (8, 3, 16, 24), (64, 3, 16, 24))}]
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import onnx
 import pytest
 
+from vit_convert.quantize import activation_max
 from vit_convert.quantize.activation_max import extremes, largest
 
 # `turned` has channels that are not last, `wide` beside axes of one; `images` is what the graph takes.
@@ -17,7 +18,7 @@ g (float[N, 4, 6] images) => (float[N, 4, 6] logits) <float[6] scale, float shif
 SCALE = np.array([1, -2, 3, 0.5, 4, -0.25], np.float32)
 
 
-@pytest.fixture(params=[17, 20])
+@pytest.fixture(params=[17, 18, 20])
 def graph(tmp_path, request):
     """ReduceMax takes its axes as an attribute before opset 18 and as an input since."""
     model = onnx.parser.parse_model(GRAPH.format(opset=request.param))
@@ -64,6 +65,20 @@ def test_the_file_is_left_as_it_is(graph):
     before = graph.read_bytes()
     largest(graph, ["scaled"], BATCHES, per_channel=True)
     assert graph.read_bytes() == before and [path.name for path in graph.parent.iterdir()] == ["model.onnx"]
+
+
+def test_weights_stay_in_their_file(graph, monkeypatch):
+    """A large model's are not read into memory beside what onnxruntime holds of them."""
+    model = onnx.load(graph)
+    external = graph.with_name("external.onnx")
+    onnx.save(model, external, save_as_external_data=True, location="external.onnx.data", size_threshold=0, convert_attribute=False)
+    opened, real = [], activation_max.open_proto
+    monkeypatch.setattr(activation_max, "open_proto", lambda proto, folder: opened.append(proto) or real(proto, folder))
+    assert largest(external, ["scaled"], BATCHES) == largest(graph, ["scaled"], BATCHES)
+    assert {weight.name for weight in opened[0].graph.initializer if weight.data_location == onnx.TensorProto.EXTERNAL} >= {
+        "scale",
+        "shift",
+    }
 
 
 def test_nothing_is_found_of_no_images(graph):

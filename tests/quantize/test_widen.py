@@ -56,6 +56,41 @@ def test_every_result_is_rounded(tmp_path, weights):
     assert np.abs(got["logits"] - exact).max() > 2**-9 * np.abs(exact).max()  # as bf16 does, and float32 does not
 
 
+COUNTED = """<ir_version: 10, opset_import: ["" : 22]>
+g (float[N, 16] images) => (float[N, 8] logits, int64[N, 8] levels) <float[16, 8] w> {
+    x = MatMul(images, w)
+    levels = Cast <to = 7> (x)
+    back = Cast <to = 1> (levels)
+    logits = Add(x, back)
+}"""
+
+
+def test_casts_to_other_types_stay(tmp_path, weights):
+    proto = onnx.parser.parse_model(COUNTED)
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(weights["w"].astype(np.float32), "w"))
+    model = to_bf16(ir.from_proto(proto)).model
+    save_onnx(widen(model), tmp_path / "wide.onnx")
+    images = 3 * np.random.default_rng(1).standard_normal((5, 16)).astype(np.float32)
+    got = run_session(open_session(tmp_path / "wide.onnx", ["x"]), images)
+    assert got["levels"].dtype == np.int64 and np.array_equal(got["levels"], np.trunc(got["x"]))
+    assert np.abs(got["levels"]).max() >= 3
+    assert np.array_equal(got["logits"], rounded(got["x"] + rounded(got["levels"].astype(np.float32))))
+
+
+def test_every_value_has_its_type_and_shape(tmp_path):
+    """The check of a graph makes inner values outputs by them."""
+    model = to_bf16(ir.load(TinyViT().save(tmp_path / "model.onnx"))).model
+    shapes = {value.name: value.shape for node in model.graph for value in node.outputs}
+    for node in (wide := widen(model)).graph:
+        for value in node.outputs:
+            assert value.dtype is not None and value.shape is not None, value.name
+            if node.op_type == "Cast" and value.name.endswith("/narrow"):
+                assert value.dtype == ir.DataType.BFLOAT16 and value.shape == shapes[value.name.removesuffix("/narrow")]
+            else:
+                assert value.dtype != ir.DataType.BFLOAT16
+    assert {value.name for node in wide.graph for value in node.outputs} >= {*shapes}
+
+
 def test_the_given_model_is_left_alone(tmp_path):
     model = to_bf16(ir.load(TinyViT().save(tmp_path / "model.onnx"))).model
     before = ir.to_proto(model).SerializeToString()

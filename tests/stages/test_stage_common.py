@@ -79,7 +79,8 @@ def test_the_target_of_the_backend(context, backends):
 def test_where_engines_are_built(context, backends, backend, target, there, builds):
     if there:
         backends[0][backend] = there
-    context.config.engine.backend, context.config.target = backend, target
+    # As words out of a config file are: none of Python's own copies.
+    context.config.engine.backend, context.config.target = "".join(backend), "".join(target)
     assert common.builds_here(context) is builds
 
 
