@@ -1,0 +1,147 @@
+"""What the shapes of a Swin's leaves, and a config.json beside them, say about it."""
+
+import dataclasses
+import json
+import math
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from vit_convert.checkpoint.containers import Leaf
+from vit_convert.checkpoint.vote import count_numbers, most_common
+from vit_convert.core.errors import CheckpointError, UsageError, nearest
+from vit_convert.families.swin.architecture import PATCH, PUBLISHED, SIZE_OF_WINDOW, SIZES, Sizes, Swin, name_variant, tiles
+
+_SPELLING = re.compile(r"(?:Swin-)?(?P<letter>[A-Za-z]+)(?:[/_](?P<window>[1-9]\d*))?")
+_LONG = re.compile(r"(?:swin_)?(?P<word>tiny|small|base|large)_patch4_window(?P<window>\d+)(?:_\d+)?")
+_LAYER = r"(?:encoder\.)?layers\."
+
+
+@dataclasses.dataclass(frozen=True)
+class Beside:
+    """What a config.json in the file's folder says, of transformers or timm; empty where there is none.
+
+    Attributes:
+        image_size: (height, width) in pixels.
+        norm_epsilon: of every LayerNorm.
+        activation: of the MLPs.
+    """
+
+    image_size: tuple[int, int] | None = None
+    norm_epsilon: float | None = None
+    activation: str = "gelu"
+
+
+def read_beside(file: pathlib.Path) -> Beside:
+    """Reads the config.json beside a checkpoint; one that is not a Swin's is another file's, and says nothing.
+
+    Raises:
+        CheckpointError: it cannot be read, or says what this Swin is not.
+    """
+    path = file.with_name("config.json")
+    if not path.is_file():
+        return Beside()
+    try:
+        record: dict[str, Any] = dict(json.loads(path.read_text(encoding="utf-8")))
+        if not str(record.get("model_type", record.get("architecture"))).startswith("swin"):
+            return Beside()
+        size = record.get("image_size", record.get("pretrained_cfg", {}).get("input_size"))
+        epsilon = record.get("layer_norm_eps")
+        return Beside(_sides(size), None if epsilon is None else float(epsilon), _activation(record, path))
+    except (OSError, ValueError, TypeError, AttributeError, IndexError) as e:
+        raise CheckpointError(f"{path}: cannot be read ({e})", fix="Mend it, or move it away: it is read where there is one.") from e
+
+
+def _sides(size: Any) -> tuple[int, int] | None:
+    """224, [224, 224] or timm's [3, 224, 224] as (height, width)."""
+    if size is None:
+        return None
+    sides = [size, size] if isinstance(size, int) else list(size)[-2:]
+    return int(sides[0]), int(sides[1])
+
+
+def _activation(record: Mapping[str, Any], path: pathlib.Path) -> str:
+    activation = record.get("hidden_act", "gelu")
+    if activation != "gelu":
+        raise CheckpointError(f"{path}: hidden_act {activation!r}, this Swin has the GELU of erf, 'gelu'")
+    return str(activation)
+
+
+def parse_variant(text: str) -> tuple[Sizes, int]:
+    """Reads any spelling of a variant.
+
+    Args:
+        text: "Swin-T/7", "Swin-T" or "swin_tiny_patch4_window7_224".
+
+    Returns:
+        Its row, and the side of a window in tokens (7 where the name does not say).
+
+    Raises:
+        UsageError: no such variant.
+    """
+    if long := _LONG.fullmatch(text):
+        return SIZES[long["word"][0].upper()], int(long["window"])
+    match = _SPELLING.fullmatch(text)
+    if match is None or match["letter"] not in SIZES:
+        raise UsageError(
+            f"variant {text!r}: no Swin.{nearest(text, PUBLISHED)}",
+            fix=f"Use Swin-, one of {', '.join(SIZES)}, a slash and the window, such as Swin-T/7.",
+        )
+    return SIZES[match["letter"]], int(match["window"] or 7)
+
+
+def infer_architecture(
+    leaves: Mapping[str, Leaf], variant: str, image_size: tuple[int, int] | None, file: pathlib.Path
+) -> tuple[Swin, str]:
+    """Reads the sizes from the shapes, then lets a given variant overrule them.
+
+    Args:
+        leaves: by name on disk, from `layouts.inner_leaves`.
+        variant: a variant's name, or "auto".
+        image_size: (height, width) in pixels that is asked for; None for what config.json says, or else the window.
+        file: for messages, and to look beside.
+
+    Returns:
+        The architecture to hold the file against, and the name that the file's own shapes have.
+
+    Raises:
+        CheckpointError: nothing tells a size.
+        UsageError: unknown variant, or an image size that the windows do not tile.
+    """
+    num_stages = count_numbers(leaves, rf"{_LAYER}(\d{{1,3}})\.blocks\.")
+    stages = [rf"{_LAYER}{stage}\.blocks\." for stage in range(num_stages)]
+    depths = tuple(count_numbers(leaves, rf"{stage}(\d{{1,4}})\.") for stage in stages)
+    table = r".*relative_position_bias_table$"
+    heads = tuple(most_common(leaves, (f"^{stage}{table}", 1)) for stage in stages)
+    rows = most_common(leaves, (f"^{_LAYER}{table}", 0))
+    width = most_common(leaves, (r"^(patch_embed|embeddings)\.norm\.", 0), (r"^(patch_embed\.proj|embeddings.*projection)\.", 0))
+    side = math.isqrt(rows)
+    if not depths or 0 in depths or 0 in heads or width < 1 or side * side != rows or side % 2 == 0:
+        raise CheckpointError(
+            f"{file}: stages of {depths} blocks and {heads} heads, width {width}, bias tables of {rows} rows: no Swin",
+            fix="Save the model's parameters whole, under the names its project uses.",
+        )
+    sizes, window = Sizes(width, depths, heads), (side + 1) // 2
+    found = name = name_variant(sizes, window)
+    if variant != "auto":
+        sizes, window = parse_variant(variant)
+        name = name_variant(sizes, window)
+    beside = read_beside(file)
+    size = _image_size(image_size or beside.image_size, window, len(sizes.depths), file)
+    num_classes = most_common(leaves, (r"^(head|head\.fc|classifier)\.bias$", 0), (r"^(head|head\.fc|classifier)\.weight$", 0))
+    epsilon = 1e-5 if beside.norm_epsilon is None else beside.norm_epsilon
+    return Swin(name, sizes.width, sizes.depths, sizes.num_heads, window, size, num_classes, epsilon), found
+
+
+def _image_size(asked: tuple[int, int] | None, window: int, num_stages: int, file: pathlib.Path) -> tuple[int, int]:
+    if asked is None and window not in SIZE_OF_WINDOW:
+        raise UsageError(f"{file}: windows of {window} do not tell the image size", fix="Set image_size, such as 224x224.")
+    size = asked or (SIZE_OF_WINDOW[window], SIZE_OF_WINDOW[window])
+    if not tiles(size, window, num_stages):
+        step = PATCH * 2 ** (num_stages - 1) * window
+        raise UsageError(
+            f"{file}: image_size {size[0]}x{size[1]}: a Swin takes one size, its windows of {window} tokens tile multiples of {step}",
+            fix=f"Leave image_size open, or set it to a multiple of {step} pixels.",
+        )
+    return size
