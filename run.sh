@@ -2,7 +2,7 @@
 # The whole project in one script. Makes .venv with the project in it once, then does what is asked:
 #   ./run.sh                    converts the checkpoint that ships in checkpoints/ and prints the summary
 #   ./run.sh convert FLAGS …    python -m vit_convert FLAGS …
-#   ./run.sh test [ARGS …]      formatting, types, import walls, the README's tables and the whole test suite
+#   ./run.sh test [ARGS …]      formatting, types, import walls, the docs' tables and the whole test suite
 #   ./run.sh python             prints the interpreter that it would use, and installs nothing
 # PYTHON chooses the interpreter: a version (3.12) or a path; VENV the folder of the environment, WORKDIR that of what is converted.
 set -euo pipefail
@@ -99,7 +99,7 @@ case $command in
     "$venv/bin/ruff" format --check .
     "$venv/bin/mypy"
     "$venv/bin/lint-imports"
-    "$venv/bin/python" benchmarks/tables.py --check README.md
+    "$venv/bin/python" benchmarks/tables.py --check README.md docs/*.md
     exec "$venv/bin/python" -m pytest -n "${TEST_PROCESSES:-2}" -m "not gpu" "$@"
     ;;
   python)

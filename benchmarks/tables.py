@@ -5,8 +5,8 @@ newest result file `<name>-*.json` (by date in its name). Tables: convert, growt
 int8-trained, h200-int8 (from h200-tests-digits-*.json), any other h200-…, and h200: all side-by-side runs of h200-*.json together, the
 newest of each model, input and batch.
 
-    python benchmarks/tables.py README.md           # rewrites it
-    python benchmarks/tables.py --check README.md   # fails if it would change
+    python benchmarks/tables.py docs/benchmarks.md           # rewrites it
+    python benchmarks/tables.py --check docs/benchmarks.md   # fails if it would change
 """
 
 import json
@@ -167,7 +167,7 @@ def convert_table(record: Mapping[str, Any]) -> str:
                 f"{max(run['max_abs'] for run in runs):.1e}",
             ]
         )
-    return markdown(("model, road", "wall", "CPU", "peak memory", "nodes", "file", "max error to JAX"), rows)
+    return markdown(("model, tool", "wall", "CPU", "peak memory", "nodes", "file", "max error to JAX"), rows)
 
 
 def _times(runs: Sequence[Run], ours: Sequence[Run], key: str) -> str:
@@ -225,7 +225,7 @@ def calibrate_table(record: Mapping[str, Any]) -> str:
         ]
         for (side, images), runs in _groups(record["runs"], "side", "images").items()
     ]
-    return markdown(("road", "wall", "wall an image", "CPU an image", "peak memory"), rows)
+    return markdown(("tool", "wall", "wall an image", "CPU an image", "peak memory"), rows)
 
 
 def trained_table(record: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""The table of side-by-side runs, as Markdown; the README's copy is made by this.
+"""The table of side-by-side runs, as Markdown; docs/benchmarks.md has it.
 
 python benchmarks/gpu/side_by_side.py benchmarks/results/h200-b16-*.json
 """

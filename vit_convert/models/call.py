@@ -85,7 +85,7 @@ def call_of(module: Any, variables: Any) -> Call:
     if not callable(module):
         raise UsageError(
             f"config.model returned {_shown(module)}: neither a Linen module, an NNX module nor a function",
-            fix="See README, 'Your own model'.",
+            fix="docs/own-models.md says what config.model may return.",
         )
     return _function(module, {} if variables is None else variables)
 

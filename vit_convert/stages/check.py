@@ -160,7 +160,7 @@ def _worst(path: pathlib.Path, missed: Iterable[tuple[str, "Row"]], tolerance: T
 
 
 def _missed(message: str, result: dict[str, Any]) -> CheckError:
-    fix = "README, 'How to read the checks', says what usually causes it."
+    fix = "docs/checks.md says what usually causes it."
     if result.get("precision") in QUANTIZED:
         fix = f"Use config.precision=auto: it leaves the layers in fp16 that cost most. {fix}"
     return CheckError(message, fix=fix, result=result)
