@@ -1,7 +1,6 @@
 """Which test files cover which module: what benchmarks/mutation.py mutates, and with what."""
 
 _GRAPHS = ("tests/export/test_export.py", "tests/export/test_traced.py", "tests/export/test_shapes.py")
-_LOADING = ("tests/checkpoint/test_bad_checkpoints.py", "tests/checkpoint/test_layouts.py", "tests/checkpoint/test_variants.py")
 _CORPUS = "tests/fuzz/test_fuzz.py::test_corpus"  # without the seconds of fuzzing
 # What takes long and is of little use to a mutant: whole conversions, and other processes that do not see it.
 _CONVERTS = "tests/quantize/test_smooth.py::test_it_recovers_what_outlier_channels_cost"
@@ -55,8 +54,8 @@ MODULES: dict[str, tuple[str, ...]] = {
     "vit_convert/checkpoint/infer.py": ("tests/checkpoint/test_infer.py",),
     "vit_convert/checkpoint/variants.py": ("tests/checkpoint/test_variants.py",),
     "vit_convert/checkpoint/shapes.py": ("tests/checkpoint/test_infer.py",),
-    "vit_convert/checkpoint/load.py": _LOADING,
-    "vit_convert/checkpoint/containers.py": ("tests/checkpoint/test_containers.py", _CORPUS, *_LOADING),
+    "vit_convert/checkpoint/load.py": ("tests/checkpoint/test_load.py",),
+    "vit_convert/checkpoint/containers.py": ("tests/checkpoint/test_members.py",),
     "vit_convert/checkpoint/architecture.py": ("tests/checkpoint/test_infer.py",),
     "vit_convert/checkpoint/draw.py": ("tests/checkpoint/test_random.py",),
     "vit_convert/checkpoint/fetch.py": ("tests/checkpoint/test_fetch.py",),

@@ -84,6 +84,8 @@ def test_a_given_variant_overrules_the_shapes():
     found, name = infer_architecture(leaves(small(pool="map")), "S/32")
     assert (found.variant, found.width, found.depth, found.mlp_dim, found.num_heads, found.patch_size) == ("S/32", 384, 12, 1536, 6, 32)
     assert (name, found.pool, found.representation_size, found.num_classes) == ("custom", "map", 7, 5)
+    for given, width in (("mu/8", 32), ("g-opt/14", 1536), ("e/14", 1792), ("Ti/16", 192)):  # in capitals and not
+        assert infer_architecture(leaves(small()), given)[0].width == width
     found, _ = infer_architecture(leaves(small()), "ViT-S_32-gap-norep")
     assert (found.variant, found.pool, found.representation_size) == ("S/32", "gap", 0)
 

@@ -46,6 +46,8 @@ def test_transposed_is_said_where_all_are():
     assert refused(SHAPES | flipped)[0].endswith("needs (2, 3). It looks transposed. (and 1 more)")
     assert "transposed" not in refused(SHAPES | flipped | {"b": (5,)})[0]
     assert "transposed" not in refused({"a": (2, 3)})[0]
+    for other in ((1, 1), (1, 6), (2, 2), (3, 4), (9, 9)):  # smaller and larger than what is needed
+        assert "transposed" not in refused(SHAPES | {"a": other})[0]
 
 
 @pytest.mark.parametrize(
