@@ -86,6 +86,19 @@ def test_arrays_of_safetensors(tmp_path, dtype):
     assert (leaves.leaves["a.b"].name, leaves.leaves["a.b"].shape, leaves.leaves["a.b"].size) == ("a.b", (2, 3, 4), 24)
 
 
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+@pytest.mark.parametrize("before", [0, 1, 87, 128, 200, 255, 1000])
+def test_wherever_they_lie_in_the_file(tmp_path, before, compression):
+    path = archive(tmp_path / "a.npz", [("b", npy(np.zeros(before, np.uint8))), ("a.npy", npy(VALUES))], compression)
+    leaves = read_container(path)
+    assert np.array_equal(leaves["a"], VALUES)
+    with leaves.leaves["a"].open() as stream:
+        assert stream.read() == VALUES.tobytes()
+    tensors = {"b": np.zeros(before, np.uint8), "a": VALUES}
+    safetensors.numpy.save_file(tensors, tmp_path / "a.safetensors", metadata={"x": "y" * (before % 8)})
+    assert np.array_equal(read_container(tmp_path / "a.safetensors")["a"], VALUES)
+
+
 def test_stored_values_are_views_that_cannot_be_written(tmp_path):
     np.savez(tmp_path / "a.npz", a=VALUES)
     np.savez_compressed(tmp_path / "b.npz", a=VALUES)

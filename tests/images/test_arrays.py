@@ -26,6 +26,16 @@ def test_values_come_back_as_they_were(tmp_path, compressed, order):
     assert isinstance(got, np.memmap) != compressed
 
 
+@pytest.mark.parametrize("before", [0, 1, 87, 128, 200, 255, 1000])
+def test_wherever_they_lie_in_the_file(tmp_path, before):
+    with zipfile.ZipFile(save(tmp_path / "a.npz", images=IMAGES)) as archive:
+        content = archive.read("images.npy")
+    with zipfile.ZipFile(tmp_path / "b.npz", "w") as archive:
+        archive.writestr("x", bytes(before))
+        archive.writestr("images.npy", content)
+    assert np.array_equal(read_arrays(tmp_path / "b.npz")[0], IMAGES)
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.int32, ">i4", np.int64, np.uint16])
 def test_labels_are_whole_numbers_of_any_kind(tmp_path, dtype):
     _, labels = read_arrays(save(tmp_path / "a.npz", images=IMAGES, labels=np.array([7, 3], dtype)))

@@ -1,0 +1,78 @@
+"""The table of public files: what the listings of vit_jax and its model tables say, and which sizes pass for one."""
+
+import pytest
+
+from vit_convert.checkpoint.published import PUBLISHED, Published, published_at, require_published
+from vit_convert.core.errors import CheckpointError
+
+MIB, GIB = 1 << 20, 1 << 30
+# vit_jax.ipynb's listing of gs://vit_models, and the pixels and classes of vit_jax's model tables: the fine-tuned ones are ImageNet's.
+TABLE = {
+    "Ti/16": (384, 1000, "", True, False),
+    "S/16": (384, 1000, "", True, False),
+    "S/32": (384, 1000, "", True, False),
+    "B/8": (384, 1000, "334.78 MiB", True, False),
+    "B/16": (384, 1000, "331.4 MiB", True, False),
+    "B/32": (384, 1000, "336.89 MiB", True, False),
+    "L/16": (384, 1000, "1.14 GiB", True, False),
+    "L/32": (384, 1000, "1.14 GiB", True, False),
+    "H/14": (224, 21843, "2.46 GiB", True, True),  # ImageNet-21k alone, its head reset
+    "S/16-gap-norep": (224, 1000, "", True, False),
+    "S/32-gap-norep": (224, 1000, "", True, False),
+    "B/16-gap-norep": (224, 1000, "", True, False),
+    "B/32-gap-norep": (224, 1000, "", True, False),
+    "bv_s16_i1k": (224, 1000, "", False, False),  # sincos2d
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_what_each_file_is(name):
+    file = PUBLISHED[name]
+    found = (file.image_size, file.num_classes, file.size, file.stores_positions, file.zero_head)
+    assert name not in TABLE or found == TABLE[name]
+    assert file.address.startswith("gs://") and file.address.endswith(".npz") and published_at(file.address) is file
+    assert file.name == file.address.split("/")[-1]
+    letters, _, patch = name.removesuffix("-gap-norep").partition("/")
+    assert not patch or f"{letters}_{patch}" in file.name
+
+
+def test_all_of_the_table_is_there():
+    assert set(TABLE) <= set(PUBLISHED)
+    assert published_at("gs://nobody/x.npz") is published_at("") is None
+
+
+@pytest.mark.parametrize(("size", "middle", "rounding"), [("1.50 MiB", 1.5 * MIB, 0.005 * MIB), ("2.46 GiB", 2.46 * GIB, 0.005 * GIB)])
+def test_sizes_are_rounded_to_two_decimals_and_headers_differ(size, middle, rounding):
+    """By half of the last decimal, and by the 64 KiB that the headers of some 200 members may take."""
+    file, reach = Published("gs://a/b.npz", 224, size=size), rounding + 65_536
+    assert all(file.may_have(round(middle + by)) for by in (0, reach - 2, 2 - reach))
+    assert not any(file.may_have(round(middle + by)) for by in (reach + 2, -2 - reach))
+
+
+def test_what_nobody_listed_may_have_any_size():
+    assert Published("gs://a/b.npz", 224).may_have(1)
+
+
+FILE = Published("gs://a/b.npz", 384)
+
+
+@pytest.mark.parametrize(
+    ("file", "image_size", "num_classes", "said"),
+    [
+        (FILE, (384, 384), 1000, None),
+        (FILE, (384, 384), 0, None),  # its head is left out
+        (FILE, (384, 224), 1000, "384x224 pixels, gs://a/b.npz has 384x384 pixels"),
+        (FILE, (224, 384), 0, "224x384 pixels, gs://a/b.npz has 384x384 pixels"),
+        (FILE, (384, 384), 10, "10 classes, gs://a/b.npz has 1000 classes"),
+        (FILE, (224, 224), 10, "10 classes, gs://a/b.npz has 1000 classes"),
+        (Published("gs://a/b.npz", 384, stores_positions=False), (224, 224), 1000, None),  # the size that was asked for
+        (Published("gs://a/b.npz", 384, stores_positions=False), (224, 224), 10, "10 classes, gs://a/b.npz has 1000 classes"),
+        (Published("gs://a/b.npz", 384, num_classes=21843), (384, 384), 1000, "1000 classes, gs://a/b.npz has 21843 classes"),
+    ],
+)
+def test_another_model_of_that_name(file, image_size, num_classes, said):
+    if said is None:
+        return require_published(file, "x/b.npz", image_size, num_classes)
+    with pytest.raises(CheckpointError) as error:
+        require_published(file, "x/b.npz", image_size, num_classes)
+    assert str(error.value) == f"x/b.npz: {said}" and "--config.checkpoint=x/b.npz" in error.value.fix
