@@ -8,7 +8,7 @@ import pytest
 from vit_convert.core.errors import BuildError
 from vit_convert.engine.backend.cuda import Gpu
 from vit_convert.engine.backend.trt import Backend
-from vit_convert.engine.build.precision import (
+from vit_convert.engine.builder.precision import (
     builds_strongly_typed,
     count_types,
     require_precision,

@@ -16,8 +16,8 @@ from vit_convert.engine import build_bundle
 from vit_convert.engine.backend import cuda, trt
 from vit_convert.engine.backend.sidecar import add_to_sidecar
 from vit_convert.engine.backend.trt import load_backend
-from vit_convert.engine.build.calibrator import make_calibrator
-from vit_convert.engine.build.request import hash_graph, request_record
+from vit_convert.engine.builder.calibrator import make_calibrator
+from vit_convert.engine.builder.request import hash_graph, request_record
 from vit_convert.engine.handoff import read_config, read_facts
 
 KEY = CacheKey("entropy", "8.6.0", "a" * 64)

@@ -19,9 +19,9 @@ from vit_convert.core.progress import Progress
 from vit_convert.engine.backend import cuda
 from vit_convert.engine.backend.sidecar import check_sidecar, sidecar_path
 from vit_convert.engine.backend.trt import load_backend
-from vit_convert.engine.build import build
-from vit_convert.engine.build.build import build_engine
-from vit_convert.engine.build.request import BuildRequest, hash_graph
+from vit_convert.engine.builder import build
+from vit_convert.engine.builder.build import build_engine
+from vit_convert.engine.builder.request import BuildRequest, hash_graph
 
 pytest.importorskip("tensorrt_rtx")
 RTX = load_backend("rtx")

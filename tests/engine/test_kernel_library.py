@@ -10,9 +10,9 @@ from vit_convert.core import config as configs
 from vit_convert.core.bundle import Bundle
 from vit_convert.core.dialect import DIALECTS
 from vit_convert.core.errors import BuildError, UsageError
-from vit_convert.engine.build.precision import set_ranges
-from vit_convert.engine.build.request import BuildRequest, request_record
 from vit_convert.engine.build_bundle import graph_for
+from vit_convert.engine.builder.precision import set_ranges
+from vit_convert.engine.builder.request import BuildRequest, request_record
 
 
 class Tensor:

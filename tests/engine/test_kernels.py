@@ -8,9 +8,9 @@ from engine_graphs import BATCH, IMAGE
 
 from vit_convert.core.progress import Progress
 from vit_convert.engine import build_bundle
-from vit_convert.engine.build.build import BuildResult
-from vit_convert.engine.build.fused_kernels import fused_attention_by_kernels
-from vit_convert.engine.build.request import BuildRequest
+from vit_convert.engine.builder.build import BuildResult
+from vit_convert.engine.builder.fused_kernels import fused_attention_by_kernels
+from vit_convert.engine.builder.request import BuildRequest
 from vit_convert.engine.runtime import cuda_graph
 from vit_convert.engine.runtime.engine import Engine
 

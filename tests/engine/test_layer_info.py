@@ -4,7 +4,7 @@ import types
 
 import pytest
 
-from vit_convert.engine.build.layer_info import FusedAttention, count_fused, count_int8, engine_layers, fused_attention
+from vit_convert.engine.builder.layer_info import FusedAttention, count_fused, count_int8, engine_layers, fused_attention
 
 
 def layer(name, tactic, datatype, key="Format/Datatype"):
@@ -77,7 +77,7 @@ def test_int8_products_are_counted_by_their_operands():
 def test_an_inspector_that_does_not_tell(gpu, monkeypatch, answer):
     inspector = types.SimpleNamespace(get_engine_information=lambda form: answer)
     loaded = types.SimpleNamespace(create_engine_inspector=lambda: inspector if answer is not None else None)
-    monkeypatch.setattr("vit_convert.engine.build.layer_info.deserialise", lambda *_, **__: (None, loaded))
+    monkeypatch.setattr("vit_convert.engine.builder.layer_info.deserialise", lambda *_, **__: (None, loaded))
     monkeypatch.setattr(gpu[0].module, "LayerInformationFormat", types.SimpleNamespace(JSON=1), raising=False)
     found, reason = engine_layers(gpu[0], b"", version_compatible=True)
     assert found is None and reason.startswith("TensorRT's inspector does not tell")

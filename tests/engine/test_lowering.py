@@ -11,7 +11,7 @@ from vit_convert.core.errors import BuildError, UnbuildableError
 from vit_convert.core.progress import Progress
 from vit_convert.engine import build_bundle
 from vit_convert.engine.backend.sidecar import add_to_sidecar
-from vit_convert.engine.build.request import request_record
+from vit_convert.engine.builder.request import request_record
 from vit_convert.engine.handoff import read_config, read_facts
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from vit_convert.core.errors import BuildError
 from vit_convert.engine.backend.trt import Backend
-from vit_convert.engine.build.precision import set_weak_precision
+from vit_convert.engine.builder.precision import set_weak_precision
 
 KINDS = types.SimpleNamespace(CONSTANT=1, SHUFFLE=2, MATRIX_MULTIPLY=3, CONVOLUTION=4, SOFTMAX=5)
 FLAGS = types.SimpleNamespace(FP16="FP16", INT8="INT8", OBEY_PRECISION_CONSTRAINTS="OBEY", PREFER_PRECISION_CONSTRAINTS="PREFER")

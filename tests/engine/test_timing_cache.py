@@ -8,7 +8,7 @@ import pytest
 from vit_convert.core.progress import Progress
 from vit_convert.engine.backend.cuda import Gpu
 from vit_convert.engine.backend.trt import Backend
-from vit_convert.engine.build.timing_cache import find_timings, load_timings, save_timings
+from vit_convert.engine.builder.timing_cache import find_timings, load_timings, save_timings
 
 GPU = Gpu("NVIDIA H100 80GB HBM3", "sm90", 80 << 30, "550.54", "12.4")
 BACKEND = Backend("tensorrt", "8.6.0", None, GPU, None)

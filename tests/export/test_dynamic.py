@@ -174,8 +174,8 @@ def test_tensorrt_rtx_builds_it(lowered, tmp_path, precision):
     from vit_convert.core.bundle import read_json
     from vit_convert.core.progress import Progress
     from vit_convert.engine.backend.trt import load_backend
-    from vit_convert.engine.build.build import build_engine
-    from vit_convert.engine.build.request import BuildRequest
+    from vit_convert.engine.builder.build import build_engine
+    from vit_convert.engine.builder.request import BuildRequest
 
     folder, _, _ = lowered
     sizes = ImageRange((32, 32), OWN, (96, 112))

@@ -170,8 +170,8 @@ def test_tensorrt_rtx_builds_it(tmp_path, precision, layout):
     from vit_convert.core.bundle import read_json
     from vit_convert.core.progress import Progress
     from vit_convert.engine.backend.trt import load_backend
-    from vit_convert.engine.build.build import build_engine
-    from vit_convert.engine.build.request import BuildRequest
+    from vit_convert.engine.builder.build import build_engine
+    from vit_convert.engine.builder.request import BuildRequest
     from vit_convert.engine.runtime.profiles import batch_profiles
 
     arch, record = architecture(), preprocess_for("vit_jax", SIZE)

@@ -20,7 +20,7 @@ from vit_convert.core.bundle import Bundle, hash_file, read_json, write_json
 from vit_convert.core.compare import compare
 from vit_convert.core.errors import BenchmarkError, BuildError
 from vit_convert.engine.backend import cuda
-from vit_convert.engine.build.fused_kernels import fused_attention_by_kernels
+from vit_convert.engine.builder.fused_kernels import fused_attention_by_kernels
 from vit_convert.engine.measure.loops import Worker, measure_latency, measure_throughput
 from vit_convert.engine.measure.monitor import Monitor
 from vit_convert.engine.runtime.cuda_graph import CudaGraph

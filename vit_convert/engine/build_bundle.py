@@ -14,11 +14,11 @@ from vit_convert.core.errors import BuildError, CalibrationError, ConvertError, 
 from vit_convert.core.progress import Progress
 from vit_convert.engine.backend.sidecar import add_to_sidecar, check_sidecar, read_sidecar
 from vit_convert.engine.backend.trt import Backend
-from vit_convert.engine.build import layer_info
-from vit_convert.engine.build.build import build_engine
-from vit_convert.engine.build.calibrator import bundle_calibrator
-from vit_convert.engine.build.fused_kernels import fused_attention_by_kernels
-from vit_convert.engine.build.request import BuildRequest, request_record
+from vit_convert.engine.builder import layer_info
+from vit_convert.engine.builder.build import build_engine
+from vit_convert.engine.builder.calibrator import bundle_calibrator
+from vit_convert.engine.builder.fused_kernels import fused_attention_by_kernels
+from vit_convert.engine.builder.request import BuildRequest, request_record
 from vit_convert.engine.bundle_engines import keep_model
 from vit_convert.engine.handoff import Facts, require_graph_of
 from vit_convert.engine.runtime.engine import Engine

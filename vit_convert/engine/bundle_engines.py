@@ -13,7 +13,7 @@ from vit_convert.core.manifest import Manifest
 from vit_convert.core.proof import doubt
 from vit_convert.engine.backend.sidecar import add_to_sidecar, check_sidecar, read_sidecar
 from vit_convert.engine.backend.trt import Backend
-from vit_convert.engine.build.request import hash_graph
+from vit_convert.engine.builder.request import hash_graph
 from vit_convert.engine.handoff import judged_by, read_facts
 from vit_convert.engine.runtime.engine import Engine
 

@@ -275,7 +275,7 @@ def _write_cache(context: Context, calibration: Any) -> None:
     It holds the graph's input and the inputs of the quantized linears (and of attention products), which is what our own Q/DQ graph
     holds. A cache that TensorRT writes has every tensor; reading ours, it says which ones miss a scale and runs those in fp16 or fp32.
     """
-    from vit_convert.engine.build.request import hash_graph
+    from vit_convert.engine.builder.request import hash_graph
 
     version = dialect_for(context).cache_version
     if builds_here(context) and (backend := backend_named(context.config.engine.backend)).has_calibrator:

@@ -14,8 +14,8 @@ from vit_convert.core import config as configs
 from vit_convert.core.bundle import Bundle, hash_value
 from vit_convert.core.errors import UsageError
 from vit_convert.engine.backend.trt import Backend
-from vit_convert.engine.build.request import BuildRequest, request_record
 from vit_convert.engine.build_bundle import request_for
+from vit_convert.engine.builder.request import BuildRequest, request_record
 from vit_convert.engine.handoff import Facts
 from vit_convert.engine.runtime.profiles import batch_profiles
 from vit_convert.engine.tune.winners import DEFAULT

@@ -10,7 +10,7 @@ from typing import Any
 from vit_convert.core.bundle import hash_value
 from vit_convert.core.version import __version__
 from vit_convert.engine.backend.sidecar import graph_hashes
-from vit_convert.engine.build.network import require_graph
+from vit_convert.engine.builder.network import require_graph
 from vit_convert.engine.runtime.profiles import Profile
 
 

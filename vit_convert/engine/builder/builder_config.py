@@ -5,8 +5,8 @@ from typing import Any
 
 from vit_convert.core.errors import BuildError
 from vit_convert.engine.backend.trt import Backend
-from vit_convert.engine.build.network import inputs
-from vit_convert.engine.build.request import BuildRequest
+from vit_convert.engine.builder.network import inputs
+from vit_convert.engine.builder.request import BuildRequest
 from vit_convert.engine.runtime.profiles import Profile, Shape
 
 

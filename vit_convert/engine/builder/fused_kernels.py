@@ -3,7 +3,7 @@
 from typing import Any
 
 from vit_convert.core.errors import ConvertError
-from vit_convert.engine.build.layer_info import count_fused
+from vit_convert.engine.builder.layer_info import count_fused
 from vit_convert.engine.runtime.engine import Engine
 from vit_convert.engine.runtime.session import Session
 

@@ -16,10 +16,10 @@ from vit_convert.core.progress import Progress
 from vit_convert.engine.backend.log_capture import make_monitor
 from vit_convert.engine.backend.sidecar import write_sidecar
 from vit_convert.engine.backend.trt import DTYPES, Backend
-from vit_convert.engine.build import layer_info
-from vit_convert.engine.build.builder_config import configure
-from vit_convert.engine.build.network import count_attentions, inputs, parse_graph
-from vit_convert.engine.build.precision import (
+from vit_convert.engine.builder import layer_info
+from vit_convert.engine.builder.builder_config import configure
+from vit_convert.engine.builder.network import count_attentions, inputs, parse_graph
+from vit_convert.engine.builder.precision import (
     builds_strongly_typed,
     count_types,
     require_precision,
@@ -27,8 +27,8 @@ from vit_convert.engine.build.precision import (
     set_ranges,
     set_weak_precision,
 )
-from vit_convert.engine.build.request import BuildRequest, request_record
-from vit_convert.engine.build.timing_cache import find_timings, load_timings, save_timings
+from vit_convert.engine.builder.request import BuildRequest, request_record
+from vit_convert.engine.builder.timing_cache import find_timings, load_timings, save_timings
 from vit_convert.engine.runtime.profiles import Profile, Shape
 
 _MAX_OPT_LEVEL = 5

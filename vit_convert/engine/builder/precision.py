@@ -7,7 +7,7 @@ from typing import Any
 from vit_convert.core.errors import BuildError, nearest
 from vit_convert.core.layer_names import HOW_TO_NAME, layer_names, matches
 from vit_convert.engine.backend.trt import FLOAT_PRECISIONS, PRECISIONS, QUANTIZED_PRECISIONS, Backend
-from vit_convert.engine.build.network import layers
+from vit_convert.engine.builder.network import layers
 
 
 def require_precision(backend: Backend, precision: str, *, has_calibrator: bool) -> None:

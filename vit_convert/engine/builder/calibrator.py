@@ -19,7 +19,7 @@ from vit_convert.core.errors import BuildError, CalibrationError
 from vit_convert.core.progress import Progress
 from vit_convert.engine.backend.cuda import DeviceBuffer, Stream
 from vit_convert.engine.backend.trt import Backend
-from vit_convert.engine.build.request import BuildRequest, hash_graph
+from vit_convert.engine.builder.request import BuildRequest, hash_graph
 from vit_convert.images.preprocess import Preprocess
 
 _REPORTS = 10  # lines that tell how far a calibration is
