@@ -131,3 +131,16 @@ def test_other_biases_stay():
     assert declined(biased("float z = {0}").replace(") =>", ", float[6] z) =>").replace(", float z = {0}", ""), NoZeroBias()) == ""
     for bias in ("float z = {0}", "float[1] z = {0}", "float[3, 1] z = {0, 0, 0}", f"float[3, 6] z = {{{', '.join('0' * 18)}}}"):
         assert declined(biased(bias), NoZeroBias()) == "the bias is not a vector of the product's width"
+
+
+def test_an_axis_that_lost_its_name():
+    """Of the leading axes one is unknown on both sides, under two names: as many elements, so it is as long."""
+    model, count = rewrite(dense("-1, 4", "(flat, w, b)", "m, 3, 6", "-1, 3, 6"), DenseToMatMul())
+    assert count.applied == 1
+    assert ops(model) == ["MatMul", "Add"]
+
+
+def test_two_axes_that_lost_their_names_stay():
+    text = dense("-1, 4", "(flat, w, b)", "m, k, 6", "-1, 3, 6").replace("float[n, 3, 4] x", "float[n, l, 4] x")
+    _, count = rewrite(text, DenseToMatMul())
+    assert count.applied == 0

@@ -12,7 +12,7 @@ from vit_convert.export.passes.fold_attention_scale import fold_scale
 from vit_convert.export.passes.fused_encoder import encoder_to_kernels
 from vit_convert.export.passes.mlp_as_convolution import mlps_to_convolutions
 from vit_convert.export.passes.patch_as_matmul import patch_to_matmul
-from vit_convert.export.rules import attention, dense, einsum, gelu, layernorm, reduce, reshape, select, softmax
+from vit_convert.export.rules import attention, dense, einsum, gelu, layernorm, reduce, reshape, select, slices, softmax
 from vit_convert.export.rules.rule import Rule
 
 _SHARED: tuple[type[Rule], ...] = (
@@ -21,6 +21,7 @@ _SHARED: tuple[type[Rule], ...] = (
     dense.DenseNoBiasToMatMul,
     dense.NoZeroBias,
     reshape.ConstantReshape,
+    slices.ConstantSlice,
     reshape.TokenGather,
     reshape.TileToExpand,
     select.ConstantWhere,

@@ -1,5 +1,7 @@
 """Dense layers: Reshape–Gemm–Reshape becomes MatMul + Add, which TensorRT turns into one GEMM with its bias."""
 
+import math
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -40,7 +42,7 @@ class DenseToMatMul(Rule):
                 raise Decline(f"the input {tuple(map(str, before))} does not end in the kernel's {k} rows")
             folded *= size
         lead = before[:rank]
-        if tuple(after[:rank]) != tuple(lead):
+        if not _same_axes(lead, after[:rank], math.prod(dim for dim in after[rank:] if isinstance(dim, int)) == n):
             raise Decline(f"the output {tuple(map(str, after))} does not keep the input's leading axes {tuple(map(str, lead))}")
         inner = (*lead, k)
         turn_in = None if len(before) == len(inner) else reshape_target(before, inner)
@@ -53,6 +55,18 @@ class DenseToMatMul(Rule):
             x = op.Reshape(x, op.Constant(value_ints=turn_in))
         y = op.Add(op.MatMul(x, kernel), bias)
         return y if turn_out is None else op.Reshape(y, op.Constant(value_ints=turn_out))
+
+
+def _same_axes(before: Sequence[Any], after: Sequence[Any], same_width: bool) -> bool:
+    """Whether leading axes are the same: by their names, or since all are known but one, of which the number of elements then decides."""
+    if tuple(before) == tuple(after):
+        return True
+    unknown = [i for i, (a, b) in enumerate(zip(before, after)) if a != b]
+    named = [dim for dim in (*before, *after) if not isinstance(dim, int)]
+    same_place = (
+        len(unknown) == 1 and len(named) == 2 and not isinstance(before[unknown[0]], int) and not isinstance(after[unknown[0]], int)
+    )
+    return same_place and same_width and len(before) == len(after)
 
 
 class DenseNoBiasToMatMul(DenseToMatMul):
