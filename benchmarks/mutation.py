@@ -221,10 +221,10 @@ def lines_of_tests(path: pathlib.Path, tests: Sequence[str]) -> dict[str, tuple[
 
 
 def covering(mutant: Mutant, tests: dict[str, tuple[float, set[int]]], inside: set[int]) -> list[str]:
-    """The tests that pass through a mutant's line, the quickest first; through any where the line runs at the import."""
-    reach = {mutant.line} if mutant.line in inside else set.union(set(), *(lines for _, lines in tests.values()))
+    """The tests that pass through a mutant's line, the quickest first; all where the line runs at the import, as a record's fields do."""
     near = set(range(mutant.line - 3, mutant.line + 4))  # a statement of several lines is traced at some of them
-    found = [name for name, (_, lines) in tests.items() if lines & reach] or [name for name, (_, lines) in tests.items() if lines & near]
+    found = [name for name, (_, lines) in tests.items() if mutant.line in lines or mutant.line not in inside]
+    found = found or [name for name, (_, lines) in tests.items() if lines & near]
     found.sort(key=lambda name: tests[name][0])
     chosen, seconds = [], 0.0
     for name in found:

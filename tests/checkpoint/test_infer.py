@@ -93,7 +93,7 @@ def test_a_given_variant_overrules_the_shapes():
 def test_grid_and_tokens():
     for pool, tokens in (("tok", 13), ("gap", 12), ("map", 12), ("none", 12)):
         architecture = Architecture("vit", "custom", 12, 2, 20, 3, 4, (8, 24), 5, pool)
-        assert (architecture.grid, architecture.num_tokens) == ((2, 6), tokens)
+        assert (architecture.grid, architecture.num_tokens, architecture.representation_size) == ((2, 6), tokens, 0)
     assert Architecture("vit", "custom", 12, 2, 20, 3, 4, (11, 7), 5, "gap").grid == (2, 1)  # what the patches do not reach
 
 

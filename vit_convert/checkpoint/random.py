@@ -12,18 +12,19 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 from vit_convert.checkpoint.architecture import Architecture
 from vit_convert.checkpoint.draw import DTYPES, normal, write_npz
 from vit_convert.checkpoint.layouts import Layout, stored_name
 from vit_convert.checkpoint.shapes import BLOCK, leaf_shapes
 from vit_convert.checkpoint.variants import PUBLISHED, architecture_of
-from vit_convert.core.errors import ConvertError, UsageError
+from vit_convert.core.errors import UsageError
+from vit_convert.core.program import Program
 
 OUTLIER = 1.2e3  # mean over tokens; the largest reach about 1.4e3, as in large trained ViTs
 LAYOUTS = tuple(layout.value for layout in Layout)
@@ -162,37 +163,46 @@ class _Weights:
         return scale
 
 
-def _define_flags() -> None:
-    flags.DEFINE_string("variant", None, f"What to write: {', '.join(PUBLISHED)}, mu/16 (tiny), or any width/patch.", required=True)
-    flags.DEFINE_string("output", None, "The .npz to write.", required=True)
-    flags.DEFINE_integer("seed", 0, "Seed of the weights.", lower_bound=0)
-    flags.DEFINE_list("image_size", ["224"], "Pixels that the position table is for: one number, or height,width.")
-    flags.DEFINE_integer("num_classes", 1000, "Outputs of the head; 0 for none.", lower_bound=0)
-    flags.DEFINE_integer("depth", None, "Encoder blocks; by default the variant's.", lower_bound=1)
-    flags.DEFINE_enum("layout", "vit_jax", LAYOUTS, "How the parameters are named.")
-    flags.DEFINE_string("prefix", "", "Put in front of every name: params/ or opt/target/.")
-    flags.DEFINE_enum("dtype", "float32", list(DTYPES), "How the values are stored.")
-    flags.DEFINE_enum("pool", None, ["tok", "gap", "map"], "Pooling; by default what the variant's name says.")
-    flags.DEFINE_enum("posemb", "learn", POSEMBS, "sincos2d stores no position table.")
-    flags.DEFINE_bool("pre_logits", False, "Add the tanh layer before the head.")
-    flags.DEFINE_integer("outlier_channels", 0, "Even number of channels in which the residual stream reaches about 1.4e3.", lower_bound=0)
+_PROGRAM = Program(__doc__, when_interrupted="nothing was written")
+_FLAGS = _PROGRAM.flags
+_shared: dict[str, Any] = {"flag_values": _FLAGS}
+flags.DEFINE_string("variant", "", f"What to write: {', '.join(PUBLISHED)}, mu/16 (tiny), or any width/patch.", **_shared)
+flags.DEFINE_string("output", "", "The .npz to write.", **_shared)
+flags.DEFINE_integer("seed", 0, "Seed of the weights.", lower_bound=0, **_shared)
+flags.DEFINE_list("image_size", ["224"], "Pixels that the position table is for: one number, or height,width.", **_shared)
+flags.DEFINE_integer("num_classes", 1000, "Outputs of the head; 0 for none.", lower_bound=0, **_shared)
+flags.DEFINE_integer("depth", None, "Encoder blocks; by default the variant's.", lower_bound=1, **_shared)
+flags.DEFINE_enum("layout", "vit_jax", LAYOUTS, "How the parameters are named.", **_shared)
+flags.DEFINE_string("prefix", "", "Put in front of every name: params/ or opt/target/.", **_shared)
+flags.DEFINE_enum("dtype", "float32", list(DTYPES), "How the values are stored.", **_shared)
+flags.DEFINE_enum("pool", None, ["tok", "gap", "map"], "Pooling; by default what the variant's name says.", **_shared)
+flags.DEFINE_enum("posemb", "learn", POSEMBS, "sincos2d stores no position table.", **_shared)
+flags.DEFINE_bool("pre_logits", False, "Add the tanh layer before the head.", **_shared)
+flags.DEFINE_integer(
+    "outlier_channels", 0, "Even number of channels in which the residual stream reaches about 1.4e3.", lower_bound=0, **_shared
+)
+_OPTIONS = ("seed", "num_classes", "depth", "layout", "prefix", "dtype", "pool", "posemb", "pre_logits", "outlier_channels")
 
 
-def main(argv: list[str]) -> None:
-    """Writes the checkpoint that the flags describe."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}")
-    options: dict[str, Any] = {flag.name: flag.value for flag in flags.FLAGS.get_flags_for_module("__main__")}
-    output, variant = options.pop("output"), options.pop("variant")
-    sides = [int(side) for side in options.pop("image_size")]
-    try:
-        architecture = write_random_checkpoint(output, variant, image_size=(sides[0], sides[-1]), **options)
-    except ConvertError as e:
-        print(f"error: {e}\n{e.fix}", file=sys.stderr)
-        sys.exit(e.exit_code)
-    print(f"{output}: {architecture.variant}, {os.path.getsize(output):,} bytes")
+def main(argv: Sequence[str]) -> int:
+    """Writes the checkpoint that the command line describes; returns the exit code."""
+    return _PROGRAM.main(argv, _write)
+
+
+def _write(argv: Sequence[str]) -> int:
+    if words := _PROGRAM.parse(argv[1:]):
+        raise UsageError(f"unexpected argument {words[0]!r}", fix="--help lists the flags.")
+    for name in ("variant", "output"):
+        if not _FLAGS[name].value:
+            raise UsageError(f"no --{name} given", fix="For example --variant=B/32 --output=B32.npz; --help tells more.")
+    size = _FLAGS.image_size
+    if not (1 <= len(size) <= 2 and all(side.isdecimal() for side in size)):
+        raise UsageError(f"--image_size={','.join(size)}: neither one number nor height,width", fix="For example --image_size=224.")
+    options: dict[str, Any] = {name: _FLAGS[name].value for name in _OPTIONS}
+    architecture = write_random_checkpoint(_FLAGS.output, _FLAGS.variant, image_size=(int(size[0]), int(size[-1])), **options)
+    print(f"{_FLAGS.output}: {architecture.variant}, {os.path.getsize(_FLAGS.output):,} bytes")
+    return 0
 
 
 if __name__ == "__main__":
-    _define_flags()  # not at import: other programs of the package have flags of the same names
-    app.run(main)
+    sys.exit(main(sys.argv))
