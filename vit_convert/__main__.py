@@ -10,23 +10,20 @@ Exit codes: 0 done, 2 usage or config, 3 checkpoint, 4 export or an own model, 5
 """
 
 import gc
-import importlib.machinery
-import inspect
 import os
 import pathlib
 import re
 import sys
-import types
 from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
 
 from vit_convert.core import config as configs
-from vit_convert.core.errors import INTERRUPTED, ConvertError, UsageError, nearest
-from vit_convert.core.overrides import apply_overrides, dotted_keys, split_overrides
+from vit_convert.core.config_files import find_config, load_config, split_argument
+from vit_convert.core.errors import INTERRUPTED, UsageError
+from vit_convert.core.overrides import apply_overrides, split_overrides
 from vit_convert.core.program import Program
-from vit_convert.core.user_code import explain, where
 from vit_convert.stages import stages
 
 _STAGES = [stage.name for stage in stages()]
@@ -102,39 +99,14 @@ def parse_config(argv: Sequence[str]) -> tuple[Any, list[str]]:
             others.append(word)
     if not path:
         raise UsageError("no --config given", fix="For example --config vit_b32.py; --help tells more.")
-    path, argument = configs.split_argument(path)
-    found = configs.find_config(path)
+    path, argument = split_argument(path)
+    found = find_config(path)
     name = pathlib.Path(found).stem + (re.sub(r"[^\w.+-]+", "_", f"_{argument}") if argument else "")
-    config = configs.complete(_load_config(found, argument), name, check=False)
+    config = configs.complete(load_config(found, argument), name, check=False)
     overrides, rest = split_overrides(others, config)
     result = apply_overrides(config, overrides)
     configs.check_values(result)
     return result, [argv[0], *rest]
-
-
-def _load_config(path: str, argument: str) -> Any:
-    loader = importlib.machinery.SourceFileLoader("vit_convert_user_config", path)  # a config is Python, whatever its file is called
-    module = types.ModuleType(loader.name)
-    module.__file__ = path
-    try:
-        loader.exec_module(module)
-        if argument and not inspect.signature(module.get_config).parameters:
-            raise UsageError(f"--config={path}:{argument}: its get_config() takes no argument", fix=f"--config={path}")
-        return module.get_config(argument) if argument else module.get_config()
-    except ConvertError:
-        raise
-    except (Exception, SystemExit) as e:
-        missing = " PYTHONPATH names folders to import from." if isinstance(e, ImportError) else ""
-        raise UsageError(f"{path}: {_explain(e)}", fix=f"--debug shows the whole traceback.{missing}") from e
-
-
-def _explain(e: BaseException) -> str:
-    """The error in one line; for an unknown key of a locked config, the nearest valid ones."""
-    if match := re.match(r'(?:\'|")?Key "?(\w+)"? does not exist', str(e)):
-        return (
-            f"unknown key {match[1]!r}.{nearest(match[1], [key.split('.')[-1] for key in dotted_keys(configs.default_config())])}{where(e)}"
-        )
-    return explain(e)
 
 
 def run() -> None:

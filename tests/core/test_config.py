@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from vit_convert.__main__ import parse_config
-from vit_convert.core.config import check_values, complete, default_config, find_config, image_size, precisions
+from vit_convert.core.config import check_values, complete, default_config, image_size, precisions
+from vit_convert.core.config_files import find_config
 from vit_convert.core.errors import UsageError
 from vit_convert.core.overrides import dotted_keys
 

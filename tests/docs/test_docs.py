@@ -10,7 +10,8 @@ import shlex
 import pytest
 
 from vit_convert.core import errors
-from vit_convert.core.config import default_config, find_config
+from vit_convert.core.config import default_config
+from vit_convert.core.config_files import find_config
 from vit_convert.core.overrides import dotted_keys
 
 ROOT = pathlib.Path(__file__).parents[2]

@@ -1,7 +1,6 @@
 """What is asked for: the defaults, the rules a config must meet, and where config files are found."""
 
 import os
-import pathlib
 import re
 from typing import Any
 
@@ -374,46 +373,3 @@ def image_size(config: ml_collections.ConfigDict) -> tuple[int, int] | None:
         parse_range(config.image_size)
         return None
     return parse_size(config.image_size)
-
-
-def split_argument(given: str) -> tuple[str, str]:
-    """Splits what follows ":" off a config's name; get_config() takes it as its argument, as big_vision's configs do.
-
-    Args:
-        given: such as "vit.py:B/16" or "vit_b32".
-
-    Returns:
-        The file's name and the argument, "" where there is none.
-
-    Example:
-        >>> split_argument("configs/vit.py:B/16")
-        ('configs/vit.py', 'B/16')
-    """
-    if os.path.isfile(given):
-        return given, ""
-    name, _, argument = given.partition(":")
-    return name, argument
-
-
-def find_config(given: str) -> str:
-    """Finds a config file: as given, then in `configs/` here, then among those that come with the project.
-
-    Args:
-        given: a path or a bare name such as "vit_b32.py" or "vit_b32".
-
-    Returns:
-        The path of an existing file.
-
-    Raises:
-        UsageError: there is none; the message names the nearest ones.
-    """
-    package = pathlib.Path(__file__).parents[1]
-    folders = [pathlib.Path(), pathlib.Path("configs"), package.parent / "configs", package / "configs"]
-    for folder in folders:
-        for name in (given, f"{given}.py"):
-            if os.path.isfile(folder / name):  # False, too, for what no file can be called
-                return os.fspath(folder / name)
-    names = sorted({path.name for folder in folders[1:] if folder.is_dir() for path in folder.glob("*.py")})
-    raise UsageError(
-        f"--config={given}: no such file here or in configs/.{nearest(given, names)}", fix=f"Configs at hand: {', '.join(names)}"
-    )

@@ -1,0 +1,92 @@
+"""Config files: found by name, and run."""
+
+import importlib.machinery
+import inspect
+import os
+import pathlib
+import re
+import types
+from typing import Any
+
+from vit_convert.core.config import default_config
+from vit_convert.core.errors import ConvertError, UsageError, nearest
+from vit_convert.core.overrides import dotted_keys
+from vit_convert.core.user_code import explain, where
+
+
+def split_argument(given: str) -> tuple[str, str]:
+    """Splits what follows ":" off a config's name; get_config() takes it as its argument, as big_vision's configs do.
+
+    Args:
+        given: such as "vit.py:B/16" or "vit_b32".
+
+    Returns:
+        The file's name and the argument, "" where there is none.
+
+    Example:
+        >>> split_argument("configs/vit.py:B/16")
+        ('configs/vit.py', 'B/16')
+    """
+    if os.path.isfile(given):
+        return given, ""
+    name, _, argument = given.partition(":")
+    return name, argument
+
+
+def find_config(given: str) -> str:
+    """Finds a config file: as given, then in `configs/` here, then among those that come with the project.
+
+    Args:
+        given: a path or a bare name such as "vit_b32.py" or "vit_b32".
+
+    Returns:
+        The path of an existing file.
+
+    Raises:
+        UsageError: there is none; the message names the nearest ones.
+    """
+    package = pathlib.Path(__file__).parents[1]
+    folders = [pathlib.Path(), pathlib.Path("configs"), package.parent / "configs", package / "configs"]
+    for folder in folders:
+        for name in (given, f"{given}.py"):
+            if os.path.isfile(folder / name):  # False, too, for what no file can be called
+                return os.fspath(folder / name)
+    names = sorted({path.name for folder in folders[1:] if folder.is_dir() for path in folder.glob("*.py")})
+    raise UsageError(
+        f"--config={given}: no such file here or in configs/.{nearest(given, names)}", fix=f"Configs at hand: {', '.join(names)}"
+    )
+
+
+def load_config(path: str, argument: str = "") -> Any:
+    """Runs a config file.
+
+    Args:
+        path: of the file.
+        argument: for its get_config(); "" for none.
+
+    Returns:
+        What get_config() returned.
+
+    Raises:
+        UsageError: the file fails, and what it said; or its get_config() takes no argument.
+    """
+    loader = importlib.machinery.SourceFileLoader("vit_convert_user_config", path)  # a config is Python, whatever its file is called
+    module = types.ModuleType(loader.name)
+    module.__file__ = path
+    try:
+        loader.exec_module(module)
+        if argument and not inspect.signature(module.get_config).parameters:
+            raise UsageError(f"--config={path}:{argument}: its get_config() takes no argument", fix=f"--config={path}")
+        return module.get_config(argument) if argument else module.get_config()
+    except ConvertError:
+        raise
+    except (Exception, SystemExit) as e:
+        missing = " PYTHONPATH names folders to import from." if isinstance(e, ImportError) else ""
+        raise UsageError(f"{path}: {_explain(e)}", fix=f"--debug shows the whole traceback.{missing}") from e
+
+
+def _explain(e: BaseException) -> str:
+    """The error in one line; for an unknown key of a locked config, the nearest valid ones."""
+    if match := re.match(r'(?:\'|")?Key "?(\w+)"? does not exist', str(e)):
+        return f"unknown key {match[1]!r}.{nearest(match[1], [key.split('.')[-1] for key in dotted_keys(default_config())])}{where(e)}"
+    return explain(e)
