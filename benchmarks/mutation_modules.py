@@ -95,6 +95,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "vit_convert/export/passes/patch_as_matmul.py": ("tests/export/test_weights.py",),
     "vit_convert/export/passes/name_nodes.py": ("tests/export/test_names.py",),
     "vit_convert/export/passes/cleanup.py": ("tests/export/test_names.py",),
+    "vit_convert/export/lower.py": ("tests/export/test_lower.py",),
     "vit_convert/export/targets.py": ("tests/export/test_targets.py",),
     "vit_convert/checks/onnx_graph.py": ("tests/checks/test_onnx_graph.py",),
     "vit_convert/models/call.py": ("tests/models/test_own_call.py",),

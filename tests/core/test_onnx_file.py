@@ -35,7 +35,7 @@ def images(count: int = 3) -> np.ndarray:
 
 
 def test_large_weights_lie_beside_the_graph_and_small_ones_inside(tmp_path):
-    path = tmp_path / "deep/model.onnx"
+    path = tmp_path / "very/deep/model.onnx"
     save_onnx(product(), path)
     assert sorted(file.name for file in path.parent.iterdir()) == ["model.onnx", "model.onnx.data"]
     assert external_files(path) == [path, path.with_name("model.onnx.data")] == external_files(str(path))
