@@ -179,11 +179,10 @@ def read_weight(tensor: ir.TensorProtocol, read: Callable[[np.ndarray], T]) -> T
         What `read` returns.
     """
     mapped_here = isinstance(tensor, ir.ExternalTensor) and tensor.raw is None
-    try:
-        return read(tensor.numpy())
-    finally:
-        if isinstance(tensor, ir.ExternalTensor) and mapped_here:  # a caller's own views of the mapping stay valid
-            tensor.release()
+    result = read(tensor.numpy())  # if this fails, also by Ctrl-C, its traceback holds the weight, which cannot be let go of then
+    if isinstance(tensor, ir.ExternalTensor) and mapped_here:  # a caller's own views of the mapping stay valid
+        tensor.release()
+    return result
 
 
 def derived(tensor: ir.TensorProtocol, dtype: ir.DataType, compute: Callable[[np.ndarray], np.ndarray], name: str) -> ir.LazyTensor:
