@@ -3,6 +3,7 @@
 import io
 import os
 import sys
+import types
 
 import pytest
 
@@ -142,10 +143,27 @@ def test_closed_descriptors_are_no_files(closed):
     assert in_child(work) == 0
 
 
-def test_closed_descriptors_are_filled_before_anything_runs():
-    def work():
-        os.close(0)
-        with outliving_streams():
-            return 0 if os.readlink("/proc/self/fd/0") == os.devnull else 1
+@pytest.mark.parametrize("opened", [{0, 1, 2}, {0, 1, 2, 3, 5}, {1, 2}, {0, 1}, {2}, {1, 4}, set()])
+def test_the_first_three_are_filled_and_no_other_is_left_open(monkeypatch, opened):
+    """On a system of the test's own, which gives the lowest number that is free, as POSIX has it."""
+    now = set(opened)
 
-    assert in_child(work) == 0
+    def open_lowest(path, flags):
+        assert (path, flags) == (os.devnull, os.O_RDWR)
+        lowest = next(number for number in range(100) if number not in now)
+        now.add(lowest)
+        return lowest
+
+    system = types.SimpleNamespace(open=open_lowest, close=now.remove, devnull=os.devnull, O_RDWR=os.O_RDWR)
+    monkeypatch.setattr(streams, "os", system)
+    streams._fill_descriptors()
+    assert now == opened | {0, 1, 2}
+
+
+def test_descriptors_are_filled_before_anything_runs(monkeypatch):
+    order = []
+    monkeypatch.setattr(streams, "_fill_descriptors", lambda: order.append("filled"))
+    monkeypatch.setattr(streams, "_writable", lambda stream: order.append("wrapped") or stream)
+    with outliving_streams():
+        order.append("runs")
+    assert order == ["filled", "wrapped", "wrapped", "runs"]

@@ -174,6 +174,54 @@ def test_attention_is_found_without_names():
     assert [site.name for site in found.sites] == ["mixer/a", "mixer/b", "mixer/c", "mixer/d"]
 
 
+def attending(tokens, size=16, mask=False):
+    """One attention of one head without its reordering, and the names of its tensors."""
+    graph = Graph()
+    x = graph.linear("images", "stem/w")
+    q, k, v = (graph.op("MatMul", x, graph.weight(f"mixer/{name}/kernel", WIDTH, size)) for name in "qkv")
+    turned = graph.op("Transpose", k, perm=[0, 2, 1])
+    scores = graph.op("MatMul", q, turned)
+    before = graph.op("Add", scores, graph.weight("mixer/mask", 1, 1)) if mask else scores
+    weights = graph.op("Softmax", before)
+    attended = graph.op("MatMul", weights, v)
+    x = graph.op("MatMul", attended, graph.weight("mixer/out/kernel", size, WIDTH))
+    names = {"q": q, "k": turned, "v": v, "scores": scores, "weights": weights, "attended": attended, "out": x}
+    return graph.model(graph.linear(x, "head/w"), ("batch", tokens, WIDTH)), names
+
+
+@pytest.mark.parametrize("mask", [False, True])
+def test_each_product_of_an_attention_reads_two_pairs(mask):
+    model, name = attending(6, mask=mask)
+    found = place(model, attention=True)
+    assert found.declined == {}
+    sites = [(site.kind, site.tensor, site.node, site.weight, site.amax) for site in found.sites if site.weight is None]
+    assert sites == [
+        ("scaled_q", name["q"], name["scores"], None, None),
+        ("k", name["k"], name["scores"], None, None),
+        ("softmax", name["weights"], name["attended"], None, 1.0),  # no value lies beyond
+        ("v", name["v"], name["attended"], None, None),
+        ("attended", name["attended"], name["out"], None, None),
+    ]
+    assert [site.tensor for site in found.sites if site.name == "mixer/out"] == [name["attended"]]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "size", "said"),
+    [
+        (512, 16, None),  # what TensorRT fuses: up to 512 tokens, heads of 16, 32 or 64
+        (513, 16, "tokens 513: TensorRT fuses INT8 attention for at most 512"),
+        (1, 16, None),
+        *((6, size, None) for size in (32, 64)),
+        *((6, size, f"head dimension {size}: TensorRT fuses INT8 attention for 16 or 32 or 64") for size in (8, 17, 48, 128)),
+        ("tokens", 16, None),  # not known before it runs
+    ],
+)
+def test_attention_that_tensorrt_fuses(tokens, size, said):
+    found = place(attending(tokens, size)[0], attention=True)
+    assert found.declined == ({"mixer": said} if said else {})
+    assert any(site.kind == "softmax" for site in found.sites) == (said is None)
+
+
 def test_patterns_mean_the_same_layers_once_others_are_quantized():
     """The fp16 pass reads the graph behind the pairs: a layer must not lose its name, nor get another's, when its neighbour has a pair."""
     layers = ["stem/w", "layers_0/blocks_0/out/kernel", "layers_0/blocks_1/out/kernel", "head/w"]

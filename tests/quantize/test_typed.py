@@ -124,6 +124,29 @@ def test_a_stream_beyond_fp16_stays_fp32(tmp_path, images):
     assert not without.finite or without.cosine < 0.9  # 1.2e5 is infinite in fp16
 
 
+@pytest.mark.parametrize(("largest", "fits"), [(32752.0, True), (32753.0, False), (65000.0, False)])
+def test_twice_what_was_seen_has_to_fit(tmp_path, largest, fits):
+    """Half of fp16's largest number, 65504: other images exceed what a few of them reach."""
+    model = ir.load(TinyViT().save(tmp_path / "model.onnx"))
+    islands = to_fp16(model, amax={"Transformer/encoderblock_0/output": largest}).islands
+    assert bool(islands) != fits
+    if not fits:
+        assert islands["Transformer/encoderblock_0/output"] == f"Transformer/encoderblock_0/output reaches {largest:.3g}"
+
+
+def test_a_graph_without_types_is_typed_the_same(tmp_path):
+    """As some exporters write them: no type of what lies between inputs and outputs."""
+    path = TinyViT().save(tmp_path / "model.onnx")
+    bare = onnx.load(path)
+    del bare.graph.value_info[:]
+    expected, found = to_fp16(ir.load(path)), to_fp16(ir.from_proto(bare))
+    types = [
+        {value.name: value.dtype for node in typed.model.graph for value in node.outputs if value.dtype is not None}
+        for typed in (expected, found)
+    ]
+    assert types[0] == types[1] and found.num_casts == expected.num_casts == 2
+
+
 def test_a_weight_beyond_fp16_stays_fp32_and_subnormal_ones_are_counted(tmp_path):
     vit = TinyViT()
     build = vit.linear
