@@ -58,7 +58,12 @@ MODULES: dict[str, tuple[str, ...]] = {
     "vit_convert/checkpoint/containers.py": ("tests/checkpoint/test_members.py",),
     "vit_convert/checkpoint/architecture.py": ("tests/checkpoint/test_infer.py",),
     "vit_convert/checkpoint/draw.py": ("tests/checkpoint/test_draw.py",),
-    "vit_convert/checkpoint/fetch.py": ("tests/checkpoint/test_fetch.py",),
+    "vit_convert/checkpoint/fetch.py": (
+        "tests/checkpoint/test_replies.py",
+        "tests/checkpoint/test_fetch.py::test_part_that_its_maker_removes_while_another_waits",
+        "tests/checkpoint/test_fetch.py::test_file_that_another_process_made_while_this_one_waited",
+        "tests/checkpoint/test_fetch.py::test_folder_that_cannot_be_written",
+    ),
     "vit_convert/checkpoint/find.py": ("tests/checkpoint/test_find.py",),
     "vit_convert/checkpoint/match.py": ("tests/checkpoint/test_match.py",),
     "vit_convert/checkpoint/published.py": ("tests/checkpoint/test_published.py",),

@@ -66,6 +66,68 @@ def test_sizes_with_a_dash_and_their_names():
     assert name_variant(dataclasses.replace(WIDTHS["B"], depth=6), 16) == "custom"
 
 
+# big_vision/models/vit.py, `decode_variant`, by kind as it lists them.
+LETTERS = ("mu", "Ti", "S", "M", "B", "L", "So400m", "H", "g", "g-opt", "G", "G-opt", "e")
+SIZES = {
+    "width": (32, 192, 384, 512, 768, 1024, 1152, 1280, 1408, 1536, 1664, 1536, 1792),
+    "depth": (1, 12, 12, 12, 12, 24, 27, 32, 40, 40, 48, 48, 56),
+    "mlp_dim": (128, 768, 1536, 2048, 3072, 4096, 4304, 5120, 6144, 6144, 8192, 8192, 15360),
+    "num_heads": (2, 3, 6, 8, 12, 16, 16, 16, 16, 16, 16, 16, 16),
+}
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_sizes_are_those_of_big_vision(size):
+    assert {letters: getattr(row, size) for letters, row in WIDTHS.items()} == dict(zip(LETTERS, SIZES[size], strict=True))
+
+
+@pytest.mark.parametrize("letters", LETTERS)
+def test_every_row_is_found_by_its_sizes_and_by_its_name(letters):
+    architecture = architecture_of(f"{letters}/14", (28, 42), 5)
+    row = [SIZES[size][LETTERS.index(letters)] for size in SIZES]
+    assert [architecture.width, architecture.depth, architecture.mlp_dim, architecture.num_heads] == row
+    assert (architecture.variant, architecture.patch_size, architecture.image_size) == (f"{letters}/14", 14, (28, 42))
+    assert (architecture.num_classes, architecture.pool, architecture.representation_size) == (5, "tok", 0)
+    assert name_variant(WIDTHS[letters], 14) == f"{letters}/14"
+
+
+def test_pooling_and_defaults():
+    assert [
+        architecture_of(name, pool=pool).pool for name, pool in (("B/16-gap-norep", None), ("B/16-gap-norep", "map"), ("B/16", "gap"))
+    ] == [
+        "gap",
+        "map",
+        "gap",
+    ]
+    default = architecture_of("B/16")
+    assert (default.image_size, default.num_classes, default.family) == ((224, 224), 1000, "vit")
+    assert architecture_of("B/16", representation_size=768).representation_size == 768
+
+
+@pytest.mark.parametrize(
+    ("image_size", "nearest"),
+    [
+        ((225, 224), "224x224"),
+        ((224, 230), "224x224"),
+        ((224, 235), "224x240"),
+        ((8, 100), "16x96"),
+        ((0, 16), "16x16"),
+        ((-16, 40), "16x32"),
+    ],
+)
+def test_the_nearest_size_that_patches_tile(image_size, nearest):
+    with pytest.raises(UsageError, match=f"image_size {image_size[0]}x{image_size[1]}: not a multiple of the patch size 16") as error:
+        architecture_of("B/16", image_size)
+    assert error.value.fix == f"The nearest that is: {nearest}."
+
+
+@pytest.mark.parametrize("text", ["B/016", "B-16", "B/16-gap", "B/16 ", "ViT-", "vit-B_16", "B//16", "-opt/16", "B/1x"])
+def test_spellings_that_are_none(text):
+    with pytest.raises(UsageError, match="unknown") as error:
+        parse_variant(text)
+    assert "Use one of mu, Ti, S, M, B, L, " in error.value.fix
+
+
 @pytest.mark.parametrize("text", ["B", "B/0", "XL/16", "R50+ViT-B_16", "b/16"])
 def test_unknown_variant(text):
     with pytest.raises(UsageError, match="unknown"):

@@ -39,6 +39,11 @@ def test_sixteen_bits_keep_their_upper_eight(kind):
     assert decode_image(stream, "a")[0, :, 0].tolist() == [0, 0, 1, 0x12, 0xFF, 0xFF]
 
 
+@pytest.mark.parametrize("level", [0, 1, 0xFFFF])
+def test_a_flat_image_of_sixteen_bits(level):
+    assert (decode_image(png(np.full((2, 2), level, np.uint16)), "a") == level >> 8).all()
+
+
 @pytest.mark.parametrize(
     ("values", "said"),
     [

@@ -195,7 +195,7 @@ class _Download:
                     raise CheckpointError(refused, fix="Check the address; gsutil ls shows what a bucket holds.") from e
                 failure = f"the server answers {e.code}"
             except (urllib.error.URLError, http.client.HTTPException, ssl.SSLError, TimeoutError, ConnectionError) as e:
-                failure = str(getattr(e, "reason", "") or e or type(e).__name__)
+                failure = str(getattr(e, "reason", "") or e) or type(e).__name__
                 if not self._have():
                     offline = f"{self.address}: cannot be fetched, is there a network? ({failure})"
                     raise CheckpointError(offline, fix=self.by_hand) from e
