@@ -16,7 +16,7 @@ from process import run
 from results import RESULTS, ROOT, Results, today
 
 _CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "A ViT-B/16 checkpoint (python -m vit_convert.checkpoint.random writes one).", required=True
+    "checkpoint", None, "A ViT-B/16 checkpoint (python -m vit_convert.families.random writes one).", required=True
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Scratch folder, a few GiB.", required=True)
 _IMAGES = flags.DEFINE_list("images", ["64", "512"], "Numbers of images for ours.")

@@ -77,7 +77,7 @@ def _checkpoint(workdir: pathlib.Path, variant: str) -> pathlib.Path:
     path = workdir / f"{variant.replace('/', '')}.npz"
     if not path.exists():
         subprocess.run(
-            [sys.executable, "-m", "vit_convert.checkpoint.random", f"--variant={variant}", f"--output={path}"], check=True, cwd=ROOT
+            [sys.executable, "-m", "vit_convert.families.random", f"--variant={variant}", f"--output={path}"], check=True, cwd=ROOT
         )
     _read(path)
     return path

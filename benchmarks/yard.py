@@ -67,7 +67,7 @@ class Yard:
     """
 
     def __init__(self, folder: pathlib.Path, seed: int):
-        from vit_convert.checkpoint.random import write_random_checkpoint
+        from vit_convert.families.random import write_random_checkpoint
 
         _import_everything()
         self.folder, self.random = folder, random.Random(seed)
@@ -279,7 +279,8 @@ def _import_everything() -> None:
 
     import vit_convert.convert
     import vit_convert.export.exporter
-    import vit_convert.models.model
+    import vit_convert.families.load
+    import vit_convert.families.vit.model
     import vit_convert.quantize.calibrate
     import vit_convert.quantize.half_precision
     import vit_convert.quantize.qdq

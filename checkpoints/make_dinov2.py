@@ -34,10 +34,10 @@ import onnx
 from absl import app, flags
 from PIL import Image
 
-from vit_convert.checkpoint.layouts import Layout, stored_name
-from vit_convert.checkpoint.load import load_checkpoint
 from vit_convert.core.bundle import atomic, hash_file
 from vit_convert.core.compare import top1_accuracy
+from vit_convert.families.load import load_checkpoint
+from vit_convert.families.vit.layouts import Layout, stored_name
 from vit_convert.images.preprocess import preprocess_for
 
 SIZE, PATCH, GRID, DEPTH, WIDTH, HEADS = 224, 14, 16, 12, 384, 6
@@ -223,7 +223,7 @@ def probe(features: np.ndarray, labels: np.ndarray) -> Params:
 
 def features_of(checkpoint: pathlib.Path, images: np.ndarray) -> np.ndarray:
     """The class token's features of the FP32 model in JAX: [N, width]."""
-    from vit_convert.models.model import vit_model
+    from vit_convert.families.vit.model import vit_model
 
     preprocess, saved = preprocess_for("vit_jax", (SIZE, SIZE)), load_checkpoint(checkpoint, outputs="features")
     model, found = vit_model(saved.architecture, saved.params), []

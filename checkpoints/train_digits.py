@@ -33,14 +33,14 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from vit_convert.checkpoint.architecture import Architecture
-from vit_convert.checkpoint.layouts import Layout, stored_name
-from vit_convert.checkpoint.load import load_checkpoint
 from vit_convert.core.bundle import hash_file
 from vit_convert.core.compare import top1_accuracy
+from vit_convert.families.load import load_checkpoint
+from vit_convert.families.vit.architecture import Architecture
+from vit_convert.families.vit.layouts import Layout, stored_name
+from vit_convert.families.vit.model import vit_model
+from vit_convert.families.vit.module import ViT
 from vit_convert.images.preprocess import preprocess_for
-from vit_convert.models.model import vit_model
-from vit_convert.models.vit import ViT
 
 SIZE, CLASSES = 32, 10
 ARCHITECTURE = Architecture(

@@ -1,6 +1,6 @@
 """The smallest variant, width 32 and one block, with random weights: every stage in seconds, for trying things out.
 
-python -m vit_convert.checkpoint.random --variant=mu/16 --output=mu16.npz
+python -m vit_convert.families.random --variant=mu/16 --output=mu16.npz
 python -m vit_convert --config vit_mu16.py --workdir out
 """
 

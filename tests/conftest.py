@@ -35,7 +35,7 @@ def _parsed_flags() -> None:
 @pytest.fixture
 def checkpoint(tmp_path: pathlib.Path) -> Callable[..., pathlib.Path]:
     """Writes a tiny random checkpoint (mu/16 at 64x64, 10 classes, by default); arguments are `write_random_checkpoint`'s."""
-    from vit_convert.checkpoint.random import write_random_checkpoint
+    from vit_convert.families.random import write_random_checkpoint
 
     def write(variant: str = "mu/16", name: str = "tiny.npz", **options: object) -> pathlib.Path:
         path = tmp_path / name

@@ -120,7 +120,7 @@ def commands(model: Model, workdir: pathlib.Path) -> dict[str, list[str]]:
     last = "calibrate" if _INT8_LOWERING.value else "quantize"  # by noise: INT8's speed, and no accuracy
     graph += [*quantized, f"--until={last}"] if "int8" in _PRECISIONS.value else ["--until=check"]
     return {
-        "checkpoint": [here, "-m", "vit_convert.checkpoint.random", f"--variant={model.variant}", f"--output={checkpoint}"],
+        "checkpoint": [here, "-m", "vit_convert.families.random", f"--variant={model.variant}", f"--output={checkpoint}"],
         "export": [here, "-m", "vit_convert", f"--config={workdir / 'config.py'}", *asked, *graph, f"--workdir={workdir}"],
         "build": [*engine, "build", bundle, precisions, *profiles],
         "jax_compile": [*jax, "--compile_only", f"--output={bundle}.jax_compile.json"],

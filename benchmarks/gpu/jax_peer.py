@@ -17,8 +17,8 @@ import loops
 from absl import app, flags
 from flax import linen, traverse_util
 
-from vit_convert.checkpoint.load import load_checkpoint
-from vit_convert.models.vit import ViT
+from vit_convert.families.load import load_checkpoint
+from vit_convert.families.vit.module import ViT
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The .npz whose model is timed.", required=True)
 _IMAGE_SIZE = flags.DEFINE_integer("image_size", 224, "Height and width in pixels.")

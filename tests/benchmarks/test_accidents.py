@@ -29,9 +29,9 @@ def test_another_models_graph_is_seen(tmp_path, monkeypatch):
     import float64_vit
     import yard as module
 
-    from vit_convert.checkpoint.random import write_random_checkpoint
     from vit_convert.convert import convert
     from vit_convert.core.config import complete, default_config
+    from vit_convert.families.random import write_random_checkpoint
 
     for number, name in enumerate("ab"):
         write_random_checkpoint(tmp_path / f"{name}.npz", "mu/16", image_size=(32, 32), num_classes=10, seed=number)

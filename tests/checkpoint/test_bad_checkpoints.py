@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from vit_convert.checkpoint.load import load_checkpoint
 from vit_convert.core.errors import CheckpointError, UsageError
+from vit_convert.families.load import load_checkpoint
 
 FC1 = "Transformer/encoderblock_0/MlpBlock_3/Dense_0/kernel"
 
@@ -198,7 +198,7 @@ def test_zero_head_is_a_warning(edited):
     path = edited(lambda leaves: leaves.update({"head/kernel": np.zeros_like(leaves["head/kernel"])}))
     assert "head/kernel is all zeros" in load_checkpoint(path).warnings[0]
     assert "outputs='features'" in load_checkpoint(path).warnings[0]
-    assert load_checkpoint(path, outputs="features").warnings == []
+    assert load_checkpoint(path, outputs="features").warnings == ()
 
 
 def test_no_head(checkpoint):

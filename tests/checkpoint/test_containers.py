@@ -11,8 +11,8 @@ import safetensors.numpy
 
 from vit_convert.checkpoint import containers
 from vit_convert.checkpoint.containers import read_container, verify
-from vit_convert.checkpoint.load import load_checkpoint
 from vit_convert.core.errors import CheckpointError
+from vit_convert.families.load import load_checkpoint
 
 
 def memory_map_of(array):

@@ -11,10 +11,10 @@ from vit_convert.checkpoint import published
 from vit_convert.checkpoint.fetch import local_name
 from vit_convert.checkpoint.find import Found, find_checkpoint
 from vit_convert.checkpoint.published import PUBLISHED, Published, published_at, require_published
-from vit_convert.checkpoint.shapes import parameter_count
-from vit_convert.checkpoint.variants import architecture_of
 from vit_convert.core.errors import CheckpointError
 from vit_convert.core.progress import Progress, human_bytes
+from vit_convert.families.vit.shapes import parameter_count
+from vit_convert.families.vit.variants import architecture_of
 
 MIB = 1 << 20
 ADDRESS = "gs://models/fine/ViT.npz"

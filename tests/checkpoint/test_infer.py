@@ -6,12 +6,12 @@ import pathlib
 import numpy as np
 import pytest
 
-from vit_convert.checkpoint.architecture import Architecture
 from vit_convert.checkpoint.containers import Leaf
-from vit_convert.checkpoint.infer import find_position_table, infer_architecture
-from vit_convert.checkpoint.layouts import Layout
-from vit_convert.checkpoint.shapes import leaf_shapes, parameter_count
 from vit_convert.core.errors import CheckpointError, UsageError
+from vit_convert.families.vit.architecture import Architecture
+from vit_convert.families.vit.infer import find_position_table, infer_architecture
+from vit_convert.families.vit.layouts import Layout
+from vit_convert.families.vit.shapes import leaf_shapes, parameter_count
 
 FILE = pathlib.Path("f.npz")
 

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from vit_convert.checkpoint.layouts import Layout
-from vit_convert.checkpoint.load import load_checkpoint
-from vit_convert.checkpoint.posemb import resample, sincos2d
-from vit_convert.checkpoint.shapes import leaf_shapes
 from vit_convert.core.errors import CheckpointError, UsageError
+from vit_convert.families.load import load_checkpoint
+from vit_convert.families.vit.layouts import Layout
+from vit_convert.families.vit.posemb import resample, sincos2d
+from vit_convert.families.vit.shapes import leaf_shapes
 
 LAYOUTS = [layout.value for layout in Layout]
 
@@ -33,7 +33,7 @@ def test_every_layout_and_prefix_is_the_same_model(checkpoint, reference, layout
     loaded = load_checkpoint(checkpoint("Ti/16", layout=layout, prefix=prefix))
     assert loaded.layout.value == layout
     assert loaded.architecture == reference.architecture
-    assert loaded.warnings == []
+    assert loaded.warnings == ()
     assert_same_params(loaded.params, reference.params)
 
 

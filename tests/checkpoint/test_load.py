@@ -6,8 +6,8 @@ import pathlib
 import numpy as np
 import pytest
 
-from vit_convert.checkpoint.load import load_checkpoint
 from vit_convert.core.errors import CheckpointError, UsageError
+from vit_convert.families.load import load_checkpoint
 
 B = "Transformer/encoderblock_0/"
 TABLE = "Transformer/posembed_input/pos_embedding"

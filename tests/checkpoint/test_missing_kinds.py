@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from vit_convert.checkpoint.load import load_checkpoint
 from vit_convert.core.errors import CheckpointError, ConvertError, UsageError
+from vit_convert.families.load import load_checkpoint
 
 LAYOUTS = {"vit_jax": None, "vit_jax_linen": None, "big_vision": "map", "big_vision_scan": "gap", "big_vision_old": "tok"}
 

@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 
-from vit_convert.checkpoint import layouts
 from vit_convert.checkpoint.containers import Leaf
-from vit_convert.checkpoint.layouts import Layout, canonicalize, detect, fold_class_row, preprocessing, select, stored_name
+from vit_convert.checkpoint.select import select
 from vit_convert.core.errors import CheckpointError
+from vit_convert.families.registry import family_of
+from vit_convert.families.vit import layouts
+from vit_convert.families.vit.layouts import Layout, canonicalize, detect, fold_class_row, preprocessing, stored_name
 
 BLOCK = "Transformer/encoderblock_"
 
@@ -79,8 +81,9 @@ IN_MODULE, IN_ENCODER = "Transformer/posembed_input/pos_embedding", "Transformer
     ],
 )
 def test_layouts(names, layout):
-    assert detect(names, "f.npz") is layout
-    assert detect(iter(reversed(names)), "f.npz") is layout
+    assert detect(names) is layout
+    assert detect(names[::-1]) is layout
+    assert family_of(names, "f.npz")[1] is layout
 
 
 @pytest.mark.parametrize(
@@ -89,15 +92,15 @@ def test_layouts(names, layout):
         (["img/embedding/kernel", "llm/x", "txt/y"], "a vision-language model (PaliGemma), which is not supported", ":img"),
         (["img/embedding/kernel", "txt/y"], "an image tower and a text tower (SigLIP, LiT or CLIP), which is not", "f.npz:img"),
         (["img/embedding/kernel", "embedding/kernel"], "an image tower under img/ (CLIPPO)", "f.npz:img"),
-        (["embedding/kernel", "MixerBlock_0/x"], "an MLP-Mixer, which is not supported", "Supported is the ViT"),
-        (["embedding/kernel", "conv_root/kernel"], "a ResNet-ViT hybrid", "Supported is the ViT"),
-        (["head/x"], "no known layout; it holds head/x", "Supported is the ViT"),
+        (["embedding/kernel", "MixerBlock_0/x"], "an MLP-Mixer, which is not supported", "Supported: vit"),
+        (["embedding/kernel", "conv_root/kernel"], "a ResNet-ViT hybrid", "Supported: vit"),
+        (["head/x"], "no known layout; it holds head/x", "Supported: vit"),
         (["Transformer/encoder_norm/bias", "embedding/bias"], "no known layout; it holds Transformer/encoder_norm/bias, embedding/", ""),
     ],
 )
 def test_other_models(names, said, fix):
     with pytest.raises(CheckpointError) as error:
-        detect(names, "f.npz")
+        family_of(names, "f.npz")
     assert str(error.value).startswith(f"f.npz: {said}") and fix in error.value.fix
     assert ("Supported" in error.value.fix) == ("img/embedding/kernel" not in names)
 

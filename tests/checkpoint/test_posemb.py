@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
-from vit_convert.checkpoint.posemb import resample, sincos2d
+from vit_convert.families.vit.posemb import resample, sincos2d
 
 # 28→48, 28→14, 16→30, 24→22 are among the pairs where scipy's default mode writes zeros into the last row and column.
 GRIDS = [

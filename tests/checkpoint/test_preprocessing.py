@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from vit_convert.checkpoint.load import load_checkpoint
-from vit_convert.checkpoint.random import write_random_checkpoint
+from vit_convert.families.load import load_checkpoint
+from vit_convert.families.random import write_random_checkpoint
 from vit_convert.images.preprocess import preprocess_for
 
 STRAIGHT = (0, "bilinear")  # resized to the square, the aspect not kept

@@ -6,13 +6,13 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from vit_convert.checkpoint.load import load_checkpoint
-from vit_convert.checkpoint.random import write_random_checkpoint
 from vit_convert.core.errors import UsageError
+from vit_convert.families.load import load_checkpoint
+from vit_convert.families.random import write_random_checkpoint
 
 
 def write(path, *arguments):
-    command = [sys.executable, "-m", "vit_convert.checkpoint.random", f"--output={path}", *arguments]
+    command = [sys.executable, "-m", "vit_convert.families.random", f"--output={path}", *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
@@ -34,7 +34,7 @@ def test_memory_is_one_leaf(tmp_path):
 
 @pytest.mark.parametrize(("variant", "channels"), [("S/16", 4), ("mu/16", 2)])
 def test_outlier_channels_reach_their_size(checkpoint, variant, channels):
-    from vit_convert.models.model import vit_model
+    from vit_convert.families.vit.model import vit_model
 
     loaded = load_checkpoint(checkpoint(variant, outlier_channels=channels))
     images = np.random.default_rng(0).uniform(-1, 1, (2, 64, 64, 3)).astype(np.float32)

@@ -7,9 +7,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from vit_convert.checkpoint.load import load_checkpoint
-from vit_convert.checkpoint.random import main, write_random_checkpoint
 from vit_convert.core.errors import UsageError
+from vit_convert.families.family import RandomOptions
+from vit_convert.families.load import load_checkpoint
+from vit_convert.families.random import main
+from vit_convert.families.vit.random import write_random_vit
 
 B = "Transformer/encoderblock_"
 ATTENTION, MLP = "MultiHeadDotProductAttention_0", "MlpBlock_0"
@@ -23,7 +25,7 @@ def drawn(name, shape, seed=3):
 def write(path, layout="big_vision", **options):
     """mu: width 32, MLP 128, 2 heads; here of 2 blocks, patches of 16, 2 x 3 of them, and 10 classes."""
     options = {"image_size": (32, 48), "num_classes": 10, "depth": 2, "seed": 3, **options}
-    architecture = write_random_checkpoint(path, "mu/16", layout=layout, **options)
+    architecture = write_random_vit(path, "mu/16", RandomOptions(layout=layout, **options))
     with np.load(path) as leaves:
         return dict(leaves), architecture
 
@@ -128,7 +130,7 @@ def test_what_was_written_is_told(tmp_path):
     assert (architecture.image_size, architecture.num_classes, architecture.variant) == ((32, 48), 10, "mu/16")
     _, architecture = write(tmp_path / "a.npz", depth=None, image_size=None)
     assert (architecture.depth, architecture.pool, architecture.image_size) == (1, "tok", (224, 224))
-    assert write_random_checkpoint(tmp_path / "a.npz", "mu/16").num_classes == 1000
+    assert write_random_vit(tmp_path / "a.npz", "mu/16", RandomOptions()).num_classes == 1000
 
 
 # --- outliers ---------------------------------------------------------------------------------------------------------
@@ -199,10 +201,10 @@ def test_a_file_by_command(tmp_path, capsys):
 
 def test_defaults_of_the_command(tmp_path):
     assert run("--variant", "mu/16", "--output", f"{tmp_path}/a.npz") == 0
-    write_random_checkpoint(tmp_path / "b.npz", "mu/16")
+    write_random_vit(tmp_path / "b.npz", "mu/16", RandomOptions())
     assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
     assert run("--variant=mu/16", f"--output={tmp_path}/a.npz", "--image_size=64", "--outlier_channels=2") == 0
-    write_random_checkpoint(tmp_path / "b.npz", "mu/16", image_size=(64, 64), outlier_channels=2)
+    write_random_vit(tmp_path / "b.npz", "mu/16", RandomOptions(image_size=(64, 64), outlier_channels=2))
     assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
 
 

@@ -3,9 +3,9 @@ import math
 
 import pytest
 
-from vit_convert.checkpoint.shapes import leaf_shapes, parameter_count
-from vit_convert.checkpoint.variants import PUBLISHED, WIDTHS, architecture_of, name_variant, parse_variant
 from vit_convert.core.errors import UsageError
+from vit_convert.families.vit.shapes import leaf_shapes, parameter_count
+from vit_convert.families.vit.variants import PUBLISHED, WIDTHS, architecture_of, name_variant, parse_variant
 
 # vit_jax/models_test.py, 1000 classes at 224 pixels.
 PUBLISHED_COUNTS = {

@@ -5,8 +5,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from vit_convert.checkpoint.load import load_checkpoint
 from vit_convert.core.errors import CheckpointError
+from vit_convert.families.load import load_checkpoint
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vit_convert.__main__ import main
-from vit_convert.checkpoint.random import write_random_checkpoint
+from vit_convert.families.random import write_random_checkpoint
 
 CONFIG = """
 from vit_convert.config import default_config

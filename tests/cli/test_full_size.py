@@ -5,7 +5,7 @@ import json
 import pytest
 
 from vit_convert.__main__ import main
-from vit_convert.checkpoint.random import write_random_checkpoint
+from vit_convert.families.random import write_random_checkpoint
 
 
 @pytest.mark.slow

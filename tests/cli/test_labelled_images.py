@@ -74,7 +74,7 @@ def test_features_have_no_top1(convert, tmp_path, capsys):
 
 def test_a_head_of_zeros_has_no_top1(convert, tmp_path, capsys):
     """All classes get the same logit, and the first one would be right wherever the label is 0."""
-    from vit_convert.checkpoint.random import write_random_checkpoint
+    from vit_convert.families.random import write_random_checkpoint
 
     path = tmp_path / "zero.npz"
     write_random_checkpoint(path, "mu/16", image_size=(32, 32), num_classes=10)

@@ -11,7 +11,7 @@ import pytest
 
 import vit_convert
 from vit_convert.__main__ import main
-from vit_convert.checkpoint.random import write_random_checkpoint
+from vit_convert.families.random import write_random_checkpoint
 
 PACKAGE = pathlib.Path(vit_convert.__file__).parent
 WITH_EXAMPLES = sorted(

@@ -1,6 +1,7 @@
 """Each room imports what it may and nothing else, so that a GPU host needs no JAX and an export host no TensorRT."""
 
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -11,7 +12,7 @@ import vit_convert
 PACKAGE = pathlib.Path(vit_convert.__file__).parent
 BASE = {"numpy", "absl", "ml_collections", "yaml"}  # PyYAML is what ml_collections itself needs
 ONNX = {"onnx", "onnx_ir", "onnxruntime", "onnxscript", "google", "ml_dtypes", "typing_extensions", "sympy", "mpmath", "packaging", "rich"}
-ROOMS = ("core", "checks", "images", "checkpoint", "models", "export", "quantize", "engine", "serve", "report", "stages")
+ROOMS = ("core", "checks", "images", "checkpoint", "families", "export", "quantize", "engine", "serve", "report", "stages")
 
 # room: third-party packages at hand, other rooms that it may import
 WALLS = {
@@ -19,6 +20,7 @@ WALLS = {
     "core": (BASE, ()),
     "images": (BASE, ("core",)),
     "checkpoint": (BASE | {"ml_dtypes", "safetensors"}, ("core",)),
+    "families": (BASE | {"ml_dtypes", "safetensors"}, ("core", "checkpoint", "images")),
     "checks": (BASE | ONNX, ("core",)),
     "quantize": (BASE | ONNX, ("core", "checks", "images")),
     "engine": (BASE, ("core", "images")),
@@ -26,6 +28,9 @@ WALLS = {
     "report": (BASE, ("core", "engine")),
     "stages": (BASE, ("core",)),
 }
+
+# What builds a model; whatever loads or writes a checkpoint does without JAX.
+NEEDS_JAX = re.compile(r"vit_convert\.families\.(\w+\.(model|module)|user\.\w+|run|backend)")
 
 IMPORT_BEHIND_A_WALL = """
 import importlib, sys
@@ -56,7 +61,7 @@ def modules_of(room: str) -> list[str]:
 def test_room_imports_alone(room):
     allowed, neighbours = WALLS[room]
     blocked = [other for other in ROOMS if other != room and other not in neighbours]
-    modules = modules_of(room)
+    modules = [name for name in modules_of(room) if not NEEDS_JAX.fullmatch(name)]
     assert modules
     code = IMPORT_BEHIND_A_WALL.format(allowed=sorted(allowed), rooms=blocked, modules=modules)
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent, check=False)

@@ -17,9 +17,9 @@ from vit_convert.engine.runtime.engine import Engine
 def converted(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """The bundle, made once; tests take a copy."""
     pytest.importorskip("jax2onnx")
-    from vit_convert.checkpoint.random import write_random_checkpoint
     from vit_convert.convert import convert
     from vit_convert.core import config as configs
+    from vit_convert.families.random import write_random_checkpoint
 
     folder = tmp_path_factory.mktemp("converted")
     write_random_checkpoint(folder / "tiny.npz", "mu/16", image_size=IMAGE[:2], num_classes=10)

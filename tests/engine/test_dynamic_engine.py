@@ -21,8 +21,8 @@ RANGE = [[1, 32, 32, 3], [4, 64, 64, 3], [8, 96, 96, 3]]
 def dynamic(tmp_path_factory):
     """A bundle for 32 to 96 pixels."""
     pytest.importorskip("jax2onnx")
-    from vit_convert.checkpoint.random import write_random_checkpoint
     from vit_convert.convert import convert
+    from vit_convert.families.random import write_random_checkpoint
 
     folder = tmp_path_factory.mktemp("dynamic")
     write_random_checkpoint(folder / "tiny.npz", "mu/16", image_size=(64, 64), num_classes=10)

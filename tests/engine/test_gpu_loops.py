@@ -180,7 +180,7 @@ def test_runs_merge_to_the_newest_of_each_model_and_batch():
 
 def test_jax_peer_finds_in_the_cache_what_compile_only_left(tmp_path):
     pytest.importorskip("jax")
-    random = importlib.import_module("vit_convert.checkpoint.random")
+    random = importlib.import_module("vit_convert.families.random")
     random.write_random_checkpoint(tmp_path / "ti.npz", "Ti/16", image_size=(32, 32))
     cache = tmp_path / "cache"
     thresholds = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}

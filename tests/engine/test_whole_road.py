@@ -4,12 +4,12 @@ import ml_collections
 import pytest
 import simulated_gpu
 
-from vit_convert.checkpoint.random import write_random_checkpoint
 from vit_convert.convert import convert
 from vit_convert.core import config as configs
 from vit_convert.core.bundle import read_json
 from vit_convert.engine import __main__ as command
 from vit_convert.engine import build_bundle
+from vit_convert.families.random import write_random_checkpoint
 
 
 @pytest.fixture

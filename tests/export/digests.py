@@ -22,12 +22,13 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from vit_convert.checkpoint.load import load_checkpoint
-from vit_convert.checkpoint.random import write_random_checkpoint
 from vit_convert.export import exporter
 from vit_convert.export.passes.fused_encoder import quantized_tensors
 from vit_convert.export.targets import LOWERINGS, TARGETS, lowering_named, target_named
-from vit_convert.models.model import Model, vit_model
+from vit_convert.families.load import load_checkpoint
+from vit_convert.families.model import Model
+from vit_convert.families.random import write_random_checkpoint
+from vit_convert.families.vit.model import vit_model
 from vit_convert.quantize.calibrate import Calibration
 from vit_convert.quantize.half_precision import to_bf16, to_fp16
 from vit_convert.quantize.placement import place

@@ -6,10 +6,10 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
-from vit_convert.checkpoint.architecture import Architecture
 from vit_convert.export.passes.cleanup import clean
 from vit_convert.export.rules.rule import Rule, RuleCount, apply_rule
 from vit_convert.export.weights import bind, describe
+from vit_convert.families.vit.architecture import Architecture
 
 # Each rule moves a few float32 roundings (2^-24 = 6e-8 each) of values of order 1; a wrong constant or axis is off by 1e-3 and more.
 FLOAT32 = 3e-6
@@ -108,7 +108,7 @@ def architecture(**changes: object) -> Architecture:
 
 def random_params(arch: Architecture) -> dict[str, np.ndarray]:
     """Seeded parameters whose every part shows in the logits: kernels keep the variance, scales are near 1, biases are not 0."""
-    from vit_convert.models.vit import param_shapes
+    from vit_convert.families.vit.module import param_shapes
 
     rng = np.random.default_rng(1)
     params = {}

@@ -8,15 +8,15 @@ import onnx_ir as ir
 import pytest
 from export_graphs import architecture, random_images, random_params
 
-from vit_convert.checkpoint.posemb import resample
 from vit_convert.core.errors import ExportError, UsageError
 from vit_convert.core.image_size import ImageRange, parse_range, parse_size
 from vit_convert.core.onnx_file import open_session, run_session, save_onnx
 from vit_convert.engine.runtime.profiles import batch_profiles
 from vit_convert.export.exporter import export_model
 from vit_convert.export.targets import TARGETS
-from vit_convert.models.model import vit_model
-from vit_convert.models.user import user_model
+from vit_convert.families.user.model import user_model
+from vit_convert.families.vit.model import vit_model
+from vit_convert.families.vit.posemb import resample
 from vit_convert.quantize.calibrate import calibrate
 from vit_convert.quantize.half_precision import to_bf16, to_fp16
 from vit_convert.quantize.placement import place

@@ -11,8 +11,8 @@ import onnx_ir as ir
 import pytest
 
 from vit_convert.__main__ import main
-from vit_convert.checkpoint.random import write_random_checkpoint
 from vit_convert.core.errors import CheckError, UsageError
+from vit_convert.families.random import write_random_checkpoint
 from vit_convert.images.preprocess import Preprocess
 from vit_convert.stages import reference
 

@@ -20,8 +20,8 @@ from vit_convert.export.exporter import export_model
 from vit_convert.export.lower import onnx_from_apply
 from vit_convert.export.targets import TARGETS, target_named
 from vit_convert.export.trace import trace
-from vit_convert.models.model import vit_model
-from vit_convert.models.vit import ViT, param_shapes
+from vit_convert.families.vit.model import vit_model
+from vit_convert.families.vit.module import ViT, param_shapes
 
 
 @pytest.mark.parametrize(
@@ -144,14 +144,14 @@ def test_unknown_target_names_the_nearest():
 def test_unrolled_equals_fully_traced(tmp_path, target):
     arch = architecture(depth=5)
     unrolled = tiny(arch)
-    assert unrolled.depth == 5
+    assert unrolled.repeats
     assert not any("encoderblock_2" in name for name in unrolled.traced_shapes)
 
     def apply(leaves, images):
         logits, taps = ViT(arch).apply({"params": traverse_util.unflatten_dict(dict(leaves), sep="/")}, images)
         return {"logits": logits, **taps}
 
-    whole = dataclasses.replace(unrolled, apply=apply, traced_shapes=param_shapes(arch), traced_taps=unrolled.taps, depth=None)
+    whole = dataclasses.replace(unrolled, apply=apply, traced_shapes=param_shapes(arch), traced_taps=unrolled.taps)
     images = random_images(arch)
     results, counts = [], []
     for name, model in (("unrolled", unrolled), ("whole", whole)):
@@ -170,8 +170,9 @@ def applied(rules):
 def graph_of(arch, target="rtx", *, prune=True):
     model = tiny(arch)
     shape = ("batch", *arch.image_size, 3)
+    depth = arch.depth if model.repeats else None
     built = onnx_from_apply(
-        model.apply, model.traced_shapes, shape, model.output, model.traced_taps, TARGETS[target], depth=model.depth, prune=prune
+        model.apply, model.traced_shapes, shape, model.output, model.traced_taps, TARGETS[target], depth=depth, prune=prune
     )
     weights.bind(built.model, model.params)
     return built

@@ -12,7 +12,7 @@ from vit_convert.core.onnx_file import open_session, run_session, save_onnx
 from vit_convert.export.exporter import export_model
 from vit_convert.export.passes.fused_encoder import ADD_NORM, ATTENTION, DOMAIN, NORM, quantized_tensors
 from vit_convert.export.targets import lowering_named
-from vit_convert.models.model import vit_model
+from vit_convert.families.vit.model import vit_model
 from vit_convert.quantize.activation_max import extremes
 from vit_convert.quantize.equalize import attention_inputs, equalize
 

@@ -6,7 +6,6 @@ import onnx
 import pytest
 from export_graphs import architecture, random_images, random_params
 
-from vit_convert.checkpoint.random import write_random_checkpoint
 from vit_convert.convert import convert
 from vit_convert.core import config as configs
 from vit_convert.core.bundle import Bundle
@@ -17,7 +16,8 @@ from vit_convert.engine.handoff import read_facts
 from vit_convert.export.exporter import export_model
 from vit_convert.export.passes.attention_plugin import DOMAIN, MAX_TOKENS, PLUGIN
 from vit_convert.export.targets import lowering_named
-from vit_convert.models.model import vit_model
+from vit_convert.families.random import write_random_checkpoint
+from vit_convert.families.vit.model import vit_model
 
 HEADS = 3
 

@@ -17,7 +17,7 @@ from vit_convert.export import weights
 from vit_convert.export.exporter import export_model
 from vit_convert.export.lower import onnx_from_apply
 from vit_convert.export.targets import LOWERINGS, TARGETS, target_named
-from vit_convert.models.user import user_model
+from vit_convert.families.user.model import user_model
 
 MATRIX_PRODUCTS = ["matmul", "primitives"]  # the lowerings of trt8 without such convolutions
 

@@ -12,7 +12,7 @@ from vit_convert.export import weights
 from vit_convert.export.lower import substitute
 from vit_convert.export.targets import TARGETS, lowering_named, target_named
 from vit_convert.export.trace import trace
-from vit_convert.models.user import user_model
+from vit_convert.families.user.model import user_model
 
 TOKENS, WIDTH, HEADS = 9, 32, 2  # a layer takes [batch, 9, 32], standing in for images
 # One layer of 32 inputs: each product and sum rounds at 6e-8 of values of order 1; a rule that is wrong is off by 1e-2.

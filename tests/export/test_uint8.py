@@ -10,9 +10,9 @@ from export_graphs import architecture, random_params
 from vit_convert.core.onnx_file import open_session, run_session, save_onnx
 from vit_convert.export.exporter import export_model
 from vit_convert.export.targets import TARGETS
+from vit_convert.families.user.model import user_model
+from vit_convert.families.vit.model import vit_model
 from vit_convert.images.preprocess import preprocess_for
-from vit_convert.models.model import vit_model
-from vit_convert.models.user import user_model
 from vit_convert.quantize.calibrate import calibrate
 from vit_convert.quantize.graph import activations
 from vit_convert.quantize.half_precision import to_bf16, to_fp16

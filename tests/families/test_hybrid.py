@@ -34,7 +34,7 @@ def tiny(tmp_path):
 
 
 def described(variant, size=(224, 224)):
-    from vit_convert.checkpoint.variants import architecture_of
+    from vit_convert.families.vit.variants import architecture_of
 
     row = HYBRIDS[variant]
     trunk = architecture_of(f"{row.letters}/{row.patch_size}", feature_size(size, row.stages))

@@ -50,8 +50,8 @@ def test_images_are_scikit_learns(tmp_path):
 
 def test_accuracy_is_the_recorded_one(record, tmp_path):
     pytest.importorskip("jax")
-    from vit_convert.checkpoint.load import load_checkpoint
-    from vit_convert.models.model import vit_model
+    from vit_convert.families.load import load_checkpoint
+    from vit_convert.families.vit.model import vit_model
 
     source, preprocess = open_images(FOLDER / "digits" / "heldout.zip"), preprocess_for("vit_jax", (32, 32))
     split = decode_split(source, tmp_path / "i.npy", tmp_path / "l.npy", 32, 32, preprocess)

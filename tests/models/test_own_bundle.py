@@ -16,7 +16,7 @@ from own_model import Own
 from vit_convert.core import config as configs
 from vit_convert.core.bundle import Bundle
 from vit_convert.engine.handoff import read_config, read_facts
-from vit_convert.models.user import user_model
+from vit_convert.families.user.model import user_model
 
 SOURCE = """
 class M(nn.Module):

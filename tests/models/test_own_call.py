@@ -12,7 +12,7 @@ import pytest
 from flax import linen, nnx
 
 from vit_convert.core.errors import UsageError
-from vit_convert.models.call import call_of, taken_apart, without_training
+from vit_convert.families.user.call import call_of, taken_apart, without_training
 
 X = jnp.asarray(np.random.default_rng(0).standard_normal((2, 3)).astype(np.float32))
 W = np.arange(6, dtype=np.float32).reshape(3, 2)

@@ -244,7 +244,7 @@ def f(p, x):
     x = jax.lax.cond(True, lambda v: v * jnp.float16(0.5), lambda v: v, x)
     return jax.checkpoint(jax.jit(lambda v: jax.nn.relu(v) - v))(x)
 """
-    from vit_convert.models.widen import in_float32, other_floats
+    from vit_convert.families.user.widen import in_float32, other_floats
 
     own = Own(tmp_path)
     own.convert(source, 'lambda: (f, {"w": W})', "--until=checkpoint")

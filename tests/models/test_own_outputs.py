@@ -12,7 +12,7 @@ from own_model import Own
 
 from vit_convert.core.errors import UsageError
 from vit_convert.core.onnx_file import open_session, run_session
-from vit_convert.models.outputs import BARE, named
+from vit_convert.families.user.outputs import BARE, named
 
 SOURCE = """
 @flax.struct.dataclass

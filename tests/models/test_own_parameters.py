@@ -9,7 +9,7 @@ import pytest
 from flax import linen, nnx
 
 from vit_convert.core.errors import ExportError, UsageError
-from vit_convert.models.user import user_model
+from vit_convert.families.user.model import user_model
 
 SIZE = (2, 2, 3)
 IMAGES = np.random.default_rng(0).uniform(-1, 1, (4, *SIZE)).astype(np.float32)
@@ -30,7 +30,7 @@ def model_of(function=product, params=None, **options):
 
 def test_a_function_of_one_matrix():
     model = model_of()
-    assert (model.output, model.taps, model.traced_taps, model.depth, model.has_blocks) == ("logits", [], [], None, False)
+    assert (model.output, model.taps, model.traced_taps, model.repeats, model.stacks) == ("logits", [], [], False, ())
     assert (model.name, model.warnings, model.traced_shapes) == ("product", (), {"w": (3, 5)})
     expected = IMAGES.astype(np.float64).mean((1, 2)) @ W
     got = model.run(IMAGES)

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vit_convert.models.identity import fingerprint
-from vit_convert.models.widen import in_float32, other_floats
+from vit_convert.families.user.identity import fingerprint
+from vit_convert.families.user.widen import in_float32, other_floats
 
 X = np.random.default_rng(0).standard_normal((2, 3)).astype(np.float32)
 SHAPE = jax.ShapeDtypeStruct((2, 3), np.float32)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from vit_convert.core.errors import ExportError, UsageError
-from vit_convert.models.outputs import BARE, Choice, choose, named, without_copies
+from vit_convert.families.user.outputs import BARE, Choice, choose, named, without_copies
 
 A, B, C = (jnp.full((2, i), float(i)) for i in (1, 2, 3))
 Pair = namedtuple("Pair", "left right")

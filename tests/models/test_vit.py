@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from vit_convert.checkpoint.architecture import Architecture
-from vit_convert.models.model import vit_model
-from vit_convert.models.user import user_model
-from vit_convert.models.vit import ViT, param_shapes
+from vit_convert.families.user.model import user_model
+from vit_convert.families.vit.architecture import Architecture
+from vit_convert.families.vit.model import vit_model
+from vit_convert.families.vit.module import ViT, param_shapes
 
 TINY = Architecture(
     family="vit", variant="custom", width=32, depth=3, mlp_dim=64, num_heads=2, patch_size=8, image_size=(16, 24), num_classes=7, pool="tok"
@@ -67,10 +67,10 @@ def test_taps_are_the_residual_stream():
 
 def test_only_two_blocks_are_traced():
     model = vit_model(TINY, random_params(TINY))
-    assert model.depth == 3
+    assert model.repeats and model.stacks[0].depth == 3
     assert {name.split("/")[1] for name in model.traced_shapes if "encoderblock" in name} == {"encoderblock_0", "encoderblock_1"}
     shallow = dataclasses.replace(TINY, depth=2)
-    assert vit_model(shallow, random_params(shallow)).depth is None
+    assert vit_model(shallow, random_params(shallow)).repeats is False
 
 
 def test_names_of_a_users_parameters():

@@ -26,8 +26,8 @@ def images():
 @pytest.fixture
 def run():
     """Loads a checkpoint and runs our Flax model at highest matmul precision."""
-    from vit_convert.checkpoint.load import load_checkpoint
-    from vit_convert.models.model import vit_model
+    from vit_convert.families.load import load_checkpoint
+    from vit_convert.families.vit.model import vit_model
 
     def outputs(path, images, **options):
         loaded = load_checkpoint(path, **options)

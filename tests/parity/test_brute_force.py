@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from vit_convert.checkpoint.random import write_random_checkpoint
+from vit_convert.families.random import write_random_checkpoint
 
 
 def tanh_gelu(x):

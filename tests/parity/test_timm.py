@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from vit_convert.checkpoint.load import load_checkpoint
-from vit_convert.checkpoint.random import write_random_checkpoint
+from vit_convert.families.load import load_checkpoint
+from vit_convert.families.random import write_random_checkpoint
 
 SIZES = {
     "Ti/16": {"patch_size": 16, "embed_dim": 192, "depth": 12, "num_heads": 3},

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vit_convert.checkpoint.random import write_random_checkpoint
+from vit_convert.families.random import write_random_checkpoint
 
 
 def torch_state(leaves, depth):

@@ -11,14 +11,14 @@ import pytest
 from outliers import CHECKPOINTS, DIGITS, write_outlier_digits
 from tiny_vit import unfused
 
-from vit_convert.checkpoint.load import load_checkpoint
 from vit_convert.core.compare import Comparison, compare
 from vit_convert.core.onnx_file import open_session, run_session, save_onnx
 from vit_convert.export.exporter import export_model
 from vit_convert.export.targets import lowering_named, target_named
+from vit_convert.families.load import load_checkpoint
+from vit_convert.families.vit.model import vit_model
 from vit_convert.images.preprocess import preprocess_for
 from vit_convert.images.sources import open_images
-from vit_convert.models.model import vit_model
 from vit_convert.quantize.activation_max import largest
 from vit_convert.quantize.calibrate import Calibration, calibrate
 from vit_convert.quantize.placement import Placement, place

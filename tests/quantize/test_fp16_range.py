@@ -11,14 +11,14 @@ from flax import traverse_util
 from rounded import naive, run_rounded
 from tiny_vit import TinyViT, normalize
 
-from vit_convert.checkpoint.load import load_checkpoint
-from vit_convert.checkpoint.random import write_random_checkpoint
 from vit_convert.convert import convert
 from vit_convert.core.compare import compare
 from vit_convert.core.config import default_config
 from vit_convert.core.errors import UsageError
 from vit_convert.core.onnx_file import open_session, run_session
-from vit_convert.models.vit import ViT
+from vit_convert.families.load import load_checkpoint
+from vit_convert.families.random import write_random_checkpoint
+from vit_convert.families.vit.module import ViT
 from vit_convert.quantize.activation_max import largest
 from vit_convert.quantize.graph import activations
 

@@ -18,11 +18,11 @@ import pytest
 import tomllib
 from absl import flags
 
-from vit_convert.checkpoint.load import load_checkpoint
 from vit_convert.core.compare import top1_accuracy
 from vit_convert.core.config import default_config
 from vit_convert.core.onnx_file import open_session, save_onnx
-from vit_convert.models.model import vit_model
+from vit_convert.families.load import load_checkpoint
+from vit_convert.families.vit.model import vit_model
 from vit_convert.quantize.calibrate import calibrate
 from vit_convert.quantize.placement import place
 from vit_convert.quantize.qdq import quantize

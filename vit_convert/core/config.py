@@ -21,7 +21,6 @@ LAYOUTS = ("NHWC", "NCHW")
 INPUTS = ("float32", "uint8")
 OUTPUTS = ("logits", "features")
 QUANTIZED = ("int8", "fp8")
-_ONE_SIZE = ("user", "mixer", "swin")  # families of which a dynamic graph cannot be made
 _CHOICES = {
     "target": (AUTO, *DIALECTS),
     "engine.backend": BACKENDS,
@@ -49,6 +48,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.name = ""  # name of the bundle folder; empty: the config file's
     config.checkpoint = ""  # .npz or .safetensors, a path or an https:// or gs:// address
     config.family = "auto"  # read from the file; a given one is checked against it
+    config.families = ()  # further families: ("my_module:FAMILY", "/path/my_family.py:FAMILY"), tried before those of the package
     config.variant = "auto"  # "B/32", "ViT-B_32", …; read from the file; a given one is checked against it
     config.model = config_dict.placeholder(object)  # a user's own model: a function returning (module, variables), in place of a checkpoint
     config.image_size = config_dict.placeholder(object)  # 224, (224, 384), "224x384" or "dynamic:160..448@224"; empty: the checkpoint's
@@ -192,7 +192,7 @@ def check_values(config: ml_collections.ConfigDict) -> None:
     _check_model(config)
     require_dialect(config, DIALECTS.get(config.target))
     image_size(config)
-    require_resizable(config, "user" if config.model is not None else config.family)
+    require_resizable(config, "a model given as config.model is traced at one size" if config.model is not None else "")
     if config.engine.calibrator and (config.input == "uint8" or is_dynamic(config)):
         raise UsageError(
             f"config.engine.calibrator with input={config.input} and image_size={config.image_size}: "
@@ -230,7 +230,7 @@ def _check_model(config: ml_collections.ConfigDict) -> None:
     if config.model is None:
         return
     defaults = default_config()
-    for key in ("checkpoint", "family", "variant", "posemb_grid"):
+    for key in ("checkpoint", "family", "families", "variant", "posemb_grid"):
         if config[key] != defaults[key]:
             raise UsageError(
                 f"config.model and config.{key}={config[key]!r}: an own model comes with its parameters, and no checkpoint is read",
@@ -344,20 +344,19 @@ def is_dynamic(config: ml_collections.ConfigDict) -> bool:
     return is_range(config.image_size)
 
 
-def require_resizable(config: ml_collections.ConfigDict, family: str) -> None:
-    """Refuses a range of image sizes for a model that takes one size alone.
+def require_resizable(config: ml_collections.ConfigDict, one_size: str) -> None:
+    """Refuses a range of image sizes for a model that takes one size only.
 
     Args:
         config: the full config.
-        family: "vit", "mixer_b16", …; "user" for config.model.
+        one_size: why it takes one size, such as "family mixer has one size"; "" where it takes a range.
 
     Raises:
         UsageError: see above.
     """
-    if is_dynamic(config) and family.startswith(_ONE_SIZE):
-        what = "a model given as config.model is traced at one size" if family == "user" else f"family {family} has one size"
+    if is_dynamic(config) and one_size:
         raise UsageError(
-            f"config.image_size={config.image_size!r}: {what}; only ViTs take a range, by resampling their position table. "
+            f"config.image_size={config.image_size!r}: {one_size}; only ViTs take a range, by resampling their position table. "
             "Mixer and Swin cannot: their weights fix the number of tokens.",
             fix="Give one size, such as 224x384.",
         )

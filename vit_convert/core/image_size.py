@@ -121,3 +121,21 @@ def parse_range(value: str, default: Size | None = None) -> ImageRange:
             fix="Name the size that the engine is tuned for inside it: 'dynamic:160..448@224'.",
         )
     return ImageRange(smallest, optimal, largest)
+
+
+def check_image_size(image_size: tuple[int, int], patch_size: int) -> None:
+    """Refuses an image size that the patches do not tile.
+
+    Args:
+        image_size: (height, width) in pixels.
+        patch_size: side of a patch in pixels.
+
+    Raises:
+        UsageError: a side is not a positive multiple of the patch size.
+    """
+    if any(side < patch_size or side % patch_size for side in image_size):
+        tiled = tuple(max(1, round(side / patch_size)) * patch_size for side in image_size)
+        raise UsageError(
+            f"image_size {image_size[0]}x{image_size[1]}: not a multiple of the patch size {patch_size}",
+            fix=f"The nearest that is: {tiled[0]}x{tiled[1]}.",
+        )

@@ -19,7 +19,7 @@ from vit_convert.export.passes.dynamic_image_size import make_dynamic
 from vit_convert.export.passes.mlp_as_convolution import as_tokens
 from vit_convert.export.passes.uint8_input import take_pixels
 from vit_convert.export.targets import Target
-from vit_convert.models.model import Model
+from vit_convert.families.model import Model
 
 _LAYOUT_TO_NHWC = {"NHWC": (0, 1, 2, 3), "NCHW": (0, 2, 3, 1)}
 
@@ -100,9 +100,9 @@ def export_model(
         model.output,
         model.traced_taps,
         target,
-        depth=model.depth,
+        depth=model.stacks[0].depth if model.repeats else None,
         prune=not taps,
-        keep_taps=taps and not model.has_blocks,
+        keep_taps=taps and not model.stacks,
         changes=changes,
     )
     weights.bind(graph.model, model.params)
@@ -112,12 +112,12 @@ def export_model(
         outputs = {value.name for value in graph.model.graph.outputs}
         graph.model.graph.outputs.extend(as_tokens(graph.model.graph, values[tap]) for tap in graph.taps if tap not in outputs)
     report = _report(graph, target)
-    if report.nodes_per_block > target.max_nodes_per_block and model.depth is not None:
+    if report.nodes_per_block > target.max_nodes_per_block and model.repeats:
         raise ExportError(
             f"{path}: {report.nodes_per_block} nodes in an encoder block, target {target.name} allows {target.max_nodes_per_block}",
             fix="A rule no longer matches what jax2onnx writes: install the pinned jax2onnx.",
         )
-    if model.has_blocks:
+    if model.stacks:
         graph.model.metadata_props[BLOCKS_ALONE] = "alone"
     save_onnx(graph.model, path)
     return dataclasses.replace(report, bytes=sum(file.stat().st_size for file in external_files(path)))

@@ -80,6 +80,11 @@ class Loaded:
     zero_head: bool = False
     warnings: tuple[str, ...] = ()
 
+    @property
+    def output(self) -> str:
+        """The name of the output that stands for the model."""
+        return "logits" if self.num_classes else "features"
+
 
 @dataclasses.dataclass(frozen=True)
 class RandomOptions:
@@ -113,22 +118,24 @@ class RandomOptions:
 
 
 class Family(Protocol):
-    """One family of models.
+    """One family of models."""
 
-    Attributes:
-        name: as `config.family` has it.
-        layouts: names of the layouts that its checkpoints have on disk, the usual one first.
-        variants: names of the published variants.
-    """
+    @property
+    def name(self) -> str:
+        """As `config.family` has it."""
 
-    name: str
-    layouts: tuple[str, ...]
-    variants: tuple[str, ...]
+    @property
+    def layouts(self) -> tuple[str, ...]:
+        """Names of the layouts that its checkpoints have on disk, the usual one first."""
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """Names of the published variants."""
 
     def match(self, names: Collection[str]) -> enum.Enum | None:
         """Tells the layout from the names of the leaves, without what `select` stripped; None where they are not this family's."""
 
-    def load(self, leaves: Mapping[str, Leaf], layout: enum.Enum, asked: Asked) -> Loaded:
+    def load(self, leaves: Mapping[str, Leaf], layout: Any, asked: Asked) -> Loaded:
         """Understands the leaves and holds them against the model, strictly. Imports no JAX.
 
         Raises:

@@ -49,3 +49,13 @@ class Model:
     name: str = ""
     identity: str = ""
     warnings: Sequence[str] = ()
+
+    @property
+    def output(self) -> str:
+        """The name of the output that stands for the model where one number is shown."""
+        return self.signature.outputs[0].name
+
+    @property
+    def repeats(self) -> bool:
+        """Whether `apply` computes only the first blocks of a stack, which the graph is to repeat."""
+        return any(stack.tap(stack.depth - 1) not in self.traced_taps for stack in self.stacks)

@@ -6,7 +6,7 @@ from typing import Any
 
 from vit_convert.core import config as configs
 from vit_convert.core.errors import ConvertError, UsageError
-from vit_convert.core.image_size import ImageRange, parse_range
+from vit_convert.core.image_size import ImageRange, check_image_size, parse_range
 from vit_convert.core.pipeline import Context, Stage, file_identity
 from vit_convert.core.user_code import describe_function, user_code
 
@@ -14,7 +14,8 @@ from vit_convert.core.user_code import describe_function, user_code
 def _inputs(context: Context) -> Any:
     config = context.config
     sizes = config.image_size if configs.is_dynamic(config) else configs.image_size(config)
-    asked = [config.family, config.variant, sizes, config.outputs, config.num_classes, config.posemb_grid, config.preprocess]
+    families = [config.family, list(config.families)]
+    asked = [*families, config.variant, sizes, config.outputs, config.num_classes, config.posemb_grid, config.preprocess]
     if config.model is not None:
         try:
             return [asked, model_of(context).identity]
@@ -49,42 +50,38 @@ def load(context: Context) -> dict[str, Any]:
     checkpoint = _checkpoint(context)
     for warning in checkpoint.warnings:
         context.progress.warn(warning)
-    arch = checkpoint.architecture
     if _found(context).published is not None:
         from vit_convert.checkpoint.published import require_published
 
-        require_published(_found(context).published, str(checkpoint.path), checkpoint.source_image_size, arch.num_classes)
-    if config.num_classes and config.num_classes != arch.num_classes:
-        raise UsageError(f"config.num_classes={config.num_classes}: the checkpoint's head has {arch.num_classes} classes")
+        require_published(_found(context).published, str(checkpoint.path), checkpoint.source_image_size, checkpoint.num_classes)
+    if config.num_classes and config.num_classes != checkpoint.num_classes:
+        raise UsageError(f"config.num_classes={config.num_classes}: the checkpoint's head has {checkpoint.num_classes} classes")
     from vit_convert.images.preprocess import preprocess_for
 
-    family = checkpoint.preprocess if config.preprocess == "auto" else config.preprocess
-    source = checkpoint.source_image_size
-    sizes = _image_range(context, arch)
-    size = sizes.optimal if sizes else arch.image_size
+    preprocess = checkpoint.preprocess if config.preprocess == "auto" else config.preprocess
+    sizes = _image_range(context, checkpoint)
+    size = sizes.optimal if sizes else checkpoint.image_size
     shown = str(sizes) if sizes else "x".join(map(str, size))
     _import_exporter()
     _found(context).require_sha256(checkpoint.sha256)
     return {
         "path": str(checkpoint.path),
         "sha256": checkpoint.sha256,
-        "family": arch.family,
-        "variant": arch.variant,
+        "family": checkpoint.family.name,
+        "variant": checkpoint.variant,
         "layout": checkpoint.layout.value,
         "num_params": checkpoint.num_params,
         "image_size": list(size),
         "image_range": sizes.to_dict() if sizes else None,
-        "patch_size": arch.patch_size,
-        "head_size": arch.width // arch.num_heads,
-        "num_tokens": arch.num_tokens,
-        "source_image_size": list(source),
-        "num_classes": arch.num_classes,
+        "patch_size": checkpoint.patch_size,
+        "attentions": [list(sizes) for sizes in checkpoint.attentions],
+        "source_image_size": list(checkpoint.source_image_size),
+        "num_classes": checkpoint.num_classes,
         "zero_head": checkpoint.zero_head,
-        "pool": arch.pool,
-        "output": "logits" if arch.num_classes else "features",
-        "warnings": checkpoint.warnings,
-        "preprocess": preprocess_for(family, size).to_dict(),
-        "summary": f"ViT {arch.variant}, {checkpoint.num_params:,} parameters, {shown}",
+        "output": checkpoint.output,
+        "warnings": list(checkpoint.warnings),
+        "preprocess": preprocess_for(preprocess, size).to_dict(),
+        "summary": f"{checkpoint.title} {checkpoint.variant}, {checkpoint.num_params:,} parameters, {shown}",
     }
 
 
@@ -92,30 +89,28 @@ def _import_exporter() -> None:
     """Imports what the next stages need, more than a second of one core, while the other still hashes the file."""
     from vit_convert.export import exporter  # noqa: F401
     from vit_convert.export.trace import load_plugins
-    from vit_convert.models import model  # noqa: F401
 
     load_plugins()
 
 
-def _image_range(context: Context, architecture: Any) -> ImageRange | None:
+def _image_range(context: Context, checkpoint: Any) -> ImageRange | None:
     """The range of image sizes asked for, checked against the patches; None where one size is asked for."""
-    from vit_convert.checkpoint.variants import check_image_size
-
     if not configs.is_dynamic(context.config):
         return None
-    configs.require_resizable(context.config, architecture.family)
-    sizes = parse_range(context.config.image_size, architecture.image_size)
+    asked, patch = context.config.image_size, checkpoint.patch_size
+    configs.require_resizable(context.config, "" if checkpoint.resizable else f"family {checkpoint.family.name} has one size")
+    sizes = parse_range(asked, checkpoint.image_size)
     for size in (sizes.smallest, sizes.optimal, sizes.largest):
-        check_image_size(size, architecture.patch_size)
-    if min(sizes.smallest) < 2 * architecture.patch_size:
+        check_image_size(size, patch)
+    if min(sizes.smallest) < 2 * patch:
         raise UsageError(
-            f"config.image_size={context.config.image_size!r}: a side of one patch ({architecture.patch_size} pixels)",
+            f"config.image_size={asked!r}: a side of one patch ({patch} pixels)",
             fix="Begin with two patches: for one, backends differ in what interpolation between the corners means.",
         )
-    stored, best = architecture.grid, tuple(side // architecture.patch_size for side in sizes.optimal)
+    stored, best = (tuple(side // patch for side in size) for size in (checkpoint.image_size, sizes.optimal))
     if context.config.posemb_grid is None and best != stored and math.prod(best) == math.prod(stored):
         raise UsageError(
-            f"config.image_size={context.config.image_size!r}: the position table has as many rows for {stored[0]}x{stored[1]} patches "
+            f"config.image_size={asked!r}: the position table has as many rows for {stored[0]}x{stored[1]} patches "
             f"as for the {best[0]}x{best[1]} of the size that is tuned for, and nothing tells which it is",
             fix=f"Set posemb_grid to what the model was trained with: {stored} or {best}.",
         )
@@ -124,12 +119,13 @@ def _image_range(context: Context, architecture: Any) -> ImageRange | None:
 
 def _checkpoint(context: Context) -> Any:
     if "checkpoint" not in context.scratch:
-        from vit_convert.checkpoint.load import load_checkpoint
+        from vit_convert.families.load import load_checkpoint
 
         config, found = context.config, _found(context)
         context.scratch["checkpoint"] = load_checkpoint(
             f"{found.path}:{found.subtree}" if found.subtree else found.path,
             family=config.family,
+            families=config.families,
             variant=config.variant,
             image_size=configs.image_size(config),
             outputs=config.outputs,
@@ -169,23 +165,21 @@ def _load_user_model(context: Context) -> dict[str, Any]:
 def model_of(context: Context) -> Any:
     """The Flax model with its parameters, made once while no stage lets go of it."""
     if "model" not in context.scratch:
-        from vit_convert.models.backend import require_backend
+        from vit_convert.families.backend import require_backend
 
         require_backend()
-        context.scratch["model"] = _user_model(context) if context.config.model is not None else _vit_model(context)
+        context.scratch["model"] = _user_model(context) if context.config.model is not None else _model_of_checkpoint(context)
     return context.scratch["model"]
 
 
-def _vit_model(context: Context) -> Any:
-    from vit_convert.models.model import vit_model
-
+def _model_of_checkpoint(context: Context) -> Any:
     checkpoint = _checkpoint(context)
-    return vit_model(checkpoint.architecture, checkpoint.params)
+    return checkpoint.family.model(checkpoint)
 
 
 def _user_model(context: Context) -> Any:
-    from vit_convert.models.call import taken_apart
-    from vit_convert.models.user import user_model
+    from vit_convert.families.user.call import taken_apart
+    from vit_convert.families.user.model import user_model
 
     config, size = context.config, configs.image_size(context.config)
     if size is None:

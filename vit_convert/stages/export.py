@@ -87,8 +87,8 @@ def _advised(context: Context) -> str:
     from vit_convert.export.passes.attention_plugin import fits
 
     checkpoint = context.results["checkpoint"]
-    known = checkpoint["image_range"] is None and "head_size" in checkpoint  # it is not of a user's own model
-    return advised if known and fits(checkpoint["head_size"], checkpoint["num_tokens"]) else ""
+    attentions = [] if checkpoint["image_range"] else checkpoint.get("attentions", [])  # there are none of a user's own model
+    return advised if attentions and all(fits(*sizes) for sizes in attentions) else ""
 
 
 def _remove_lowerings(bundle: Bundle, *, keep: Sequence[str]) -> None:

@@ -17,7 +17,7 @@ def make_dynamic(model: ir.Model, grid: tuple[int, int]) -> None:
     """Makes the height and width of the images symbolic, in place.
 
     The table is resampled by ONNX's Resize, linear with aligned corners, which reads position i·(old−1)/(new−1) of each axis as
-    `checkpoint.posemb.resample` does, and is added before the patches are laid out as tokens.
+    `families.vit.posemb.resample` does, and is added before the patches are laid out as tokens.
 
     Args:
         model: a ViT's graph of one size, `images` [batch, height, width, 3] or [batch, 3, height, width]; weights described.

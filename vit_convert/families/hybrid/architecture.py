@@ -5,9 +5,9 @@ import itertools
 import math
 from collections.abc import Iterator
 
-from vit_convert.checkpoint.architecture import Architecture
-from vit_convert.checkpoint.shapes import leaf_shapes as trunk_shapes
-from vit_convert.checkpoint.shapes import parameter_count as trunk_count
+from vit_convert.families.vit.architecture import Architecture
+from vit_convert.families.vit.shapes import leaf_shapes as trunk_shapes
+from vit_convert.families.vit.shapes import parameter_count as trunk_count
 
 Shape = tuple[int, ...]
 ROOT_WIDTH = 64

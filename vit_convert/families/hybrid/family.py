@@ -5,12 +5,8 @@ import math
 import os
 from collections.abc import Collection, Mapping
 
-from vit_convert.checkpoint import layouts as trunk_layouts
 from vit_convert.checkpoint.containers import Leaf, Leaves
-from vit_convert.checkpoint.infer import find_position_table
-from vit_convert.checkpoint.layouts import Layout
 from vit_convert.checkpoint.match import Expected, require_match
-from vit_convert.checkpoint.posemb import resample
 from vit_convert.core.errors import CheckpointError, UsageError
 from vit_convert.families.family import Asked, Loaded, RandomOptions
 from vit_convert.families.head import settle_head
@@ -18,6 +14,10 @@ from vit_convert.families.hybrid import layouts
 from vit_convert.families.hybrid.architecture import PUBLISHED, Hybrid, feature_size, leaf_shapes, num_tokens, parameter_count
 from vit_convert.families.hybrid.infer import check_image_size, infer_architecture, parse_variant
 from vit_convert.families.model import Model
+from vit_convert.families.vit import layouts as trunk_layouts
+from vit_convert.families.vit.infer import find_position_table
+from vit_convert.families.vit.layouts import Layout
+from vit_convert.families.vit.posemb import resample
 
 
 class HybridFamily:
@@ -29,7 +29,7 @@ class HybridFamily:
 
     def match(self, names: Collection[str]) -> Layout | None:
         """See `Family`."""
-        return layouts.detect(names, "") if layouts.is_hybrid(names) else None
+        return layouts.detect(names)
 
     def load(self, leaves: Mapping[str, Leaf], layout: Layout, asked: Asked) -> Loaded:
         """See `Family`."""

@@ -5,13 +5,13 @@ import pathlib
 import re
 from collections.abc import Mapping
 
-from vit_convert.checkpoint.architecture import Architecture
 from vit_convert.checkpoint.containers import Leaf
-from vit_convert.checkpoint.infer import infer_architecture as infer_trunk
-from vit_convert.checkpoint.variants import WIDTHS, Width
 from vit_convert.checkpoint.vote import count_numbers, most_common
 from vit_convert.core.errors import CheckpointError, UsageError, nearest
 from vit_convert.families.hybrid.architecture import GROUPS, HYBRIDS, PUBLISHED, Hybrid, Row, feature_size, name_variant, stride_of
+from vit_convert.families.vit.architecture import Architecture
+from vit_convert.families.vit.infer import infer_architecture as infer_trunk
+from vit_convert.families.vit.variants import WIDTHS, Width
 
 _SPELLING = re.compile(r"(?P<resnet>R\d*)[+_](?:ViT-)?(?P<letters>[A-Za-z]+)[/_](?P<patch>\d+)")
 

@@ -5,9 +5,9 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 
-from vit_convert.checkpoint import layouts as trunk
 from vit_convert.checkpoint.containers import Leaf
 from vit_convert.families.hybrid.architecture import STANDARDIZE_EPSILON
+from vit_convert.families.vit import layouts as trunk
 
 _RESNET = re.compile(r"(conv_root|gn_root|block\d{1,6}/unit\d{1,6})/")
 _UNIT = re.compile(r"block(?P<stage>\d+)/unit(?P<unit>\d+)/")
@@ -21,13 +21,9 @@ def is_hybrid(names: Collection[str]) -> bool:
     return any(_RESNET.match(name) for name in names)
 
 
-def detect(names: Collection[str], path: str) -> trunk.Layout:
-    """Tells the layout of the trunk from the names of the leaves; its docstrings tell the eras.
-
-    Raises:
-        CheckpointError: what is beside the ResNet is no ViT.
-    """
-    return trunk.detect([name for name in names if not _RESNET.match(name)], path)
+def detect(names: Collection[str]) -> trunk.Layout | None:
+    """Tells the layout of the trunk from the names of the leaves, see there for the eras; None where they are no hybrid's."""
+    return trunk.detect([name for name in names if not _RESNET.match(name)]) if is_hybrid(names) else None
 
 
 def canonicalize(leaves: Mapping[str, Leaf], path: str) -> dict[str, Leaf]:

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 import numpy as np
 
 from vit_convert.checkpoint.draw import Member, draw, normal, write_npz
-from vit_convert.checkpoint.layouts import Layout
-from vit_convert.checkpoint.variants import architecture_of
 from vit_convert.families.family import RandomOptions
 from vit_convert.families.hybrid.architecture import Hybrid, feature_size, leaf_shapes
 from vit_convert.families.hybrid.infer import check_image_size, parse_variant
 from vit_convert.families.hybrid.layouts import stored_name
 from vit_convert.families.options import refuse_options
+from vit_convert.families.vit.layouts import Layout
+from vit_convert.families.vit.variants import architecture_of
 
 
 def write_random_hybrid(path: str | os.PathLike[str], variant: str, options: RandomOptions) -> Hybrid:

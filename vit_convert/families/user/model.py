@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_convert.core.errors import ConvertError, ExportError, UsageError
+from vit_convert.core.signature import Output, Signature, Tensor
 from vit_convert.core.user_code import user_code
-from vit_convert.models.call import Call, call_of, without_training
-from vit_convert.models.identity import fingerprint
-from vit_convert.models.model import Arrays, Model
-from vit_convert.models.outputs import choose, named, without_copies
-from vit_convert.models.widen import in_float32, other_floats
+from vit_convert.families.model import Arrays, Model
+from vit_convert.families.user.call import Call, call_of, without_training
+from vit_convert.families.user.identity import fingerprint
+from vit_convert.families.user.outputs import choose, named, without_copies
+from vit_convert.families.user.widen import in_float32, other_floats
 
 INPUT = "images"
 _CONSTANT = re.compile(r"constant_\d+")  # what the export calls constants
@@ -79,14 +80,18 @@ def user_model(module: Any, variables: Any = None, *, image_shape: Sequence[int]
             return {name: np.asarray(value) for name, value in compiled(params, jnp.asarray(images)).items()}
 
     taps = list(choice.names.values())[1:]
+    judge = "top1" if choice.judged == "logits" else "cosine"
+    signature = Signature(
+        (Tensor(INPUT, "float32", ("batch", *image_shape), "NHWC"),),
+        (Output(choice.judged, "float32", ("batch", *shape[1:]), judge=judge),),
+    )
     return Model(
+        signature=signature,
         params=params,
-        output=choice.judged,
         taps=taps,
         apply=apply,
         traced_shapes={name: leaf.shape for name, leaf in params.items()},
         traced_taps=taps,
-        depth=None,
         run=run,
         name=call.name,
         identity=identity,

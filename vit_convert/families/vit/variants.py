@@ -3,8 +3,9 @@
 import dataclasses
 import re
 
-from vit_convert.checkpoint.architecture import Architecture
 from vit_convert.core.errors import UsageError, nearest
+from vit_convert.core.image_size import check_image_size
+from vit_convert.families.vit.architecture import Architecture
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,21 +125,3 @@ def architecture_of(
         pool=pool or parsed.pool or "tok",
         representation_size=representation_size,
     )
-
-
-def check_image_size(image_size: tuple[int, int], patch_size: int) -> None:
-    """Refuses an image size that the patches do not tile.
-
-    Args:
-        image_size: (height, width) in pixels.
-        patch_size: side of a patch in pixels.
-
-    Raises:
-        UsageError: a side is not a positive multiple of the patch size.
-    """
-    if any(side < patch_size or side % patch_size for side in image_size):
-        tiled = tuple(max(1, round(side / patch_size)) * patch_size for side in image_size)
-        raise UsageError(
-            f"image_size {image_size[0]}x{image_size[1]}: not a multiple of the patch size {patch_size}",
-            fix=f"The nearest that is: {tiled[0]}x{tiled[1]}.",
-        )

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from vit_convert.core.signature import Output, Signature, Tensor
+
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
@@ -46,3 +48,17 @@ class Architecture:
     def num_tokens(self) -> int:
         """Tokens of an image in the encoder: its patches, and the class token where there is one."""
         return self.grid[0] * self.grid[1] + (self.pool == "tok")
+
+
+def signature_of(architecture: Architecture) -> Signature:
+    """Images in; logits out, or features where there is no head, of each token where they are not pooled."""
+    tokens = (architecture.num_tokens,) if architecture.pool == "none" else ()
+    features = architecture.representation_size or architecture.width
+    return Signature(
+        (Tensor("images", "float32", ("batch", *architecture.image_size, 3), "NHWC"),),
+        (
+            Output("logits", "float32", ("batch", *tokens, architecture.num_classes), judge="top1")
+            if architecture.num_classes
+            else Output("features", "float32", ("batch", *tokens, features), judge="cosine"),
+        ),
+    )

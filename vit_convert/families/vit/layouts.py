@@ -8,16 +8,15 @@ import enum
 import operator
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from vit_convert.checkpoint.containers import Leaf
-from vit_convert.checkpoint.shapes import BLOCK
 from vit_convert.core.errors import CheckpointError
+from vit_convert.families.vit.shapes import BLOCK
 
 _SCAN = "Transformer/encoderblock/"
 _POSEMBED_INPUT = "Transformer/posembed_input/pos_embedding"
 _POSEMBED_ENCODER = "Transformer/pos_embedding"
-_SUPPORTED = "Supported is the ViT of vit_jax and big_vision."
 _MAP_HEAD_PARTS = ("probe", "MultiHeadDotProductAttention_", "LayerNorm_", "MlpBlock_")
 
 
@@ -43,72 +42,11 @@ class Layout(enum.Enum):
 
 _BIG_VISION = (Layout.BIG_VISION, Layout.BIG_VISION_SCAN)
 
-# Recognised in order to be refused by its name: (patterns that must all match some leaf, what it is, whether it has an image tower).
-_OTHERS = (
-    ((r"img/", r"llm/"), "a vision-language model (PaliGemma)", True),
-    ((r"img/", r"txt/"), "an image tower and a text tower (SigLIP, LiT or CLIP)", True),
-    ((r"img/",), "an image tower under img/ (CLIPPO)", True),
-    ((r"Mixer/|MixerBlock_\d",), "an MLP-Mixer", False),
-    ((r"conv_root/",), "a ResNet-ViT hybrid", False),
-    ((r"(visual|text)/.*resblocks\.",), "scenic's CLIP", False),
-    ((r"vision_model[/.]|(vit|deit|dinov2)[/.](embeddings|encoder)",), "a transformers (Hugging Face) model", False),
-    ((r"(visual\.)?(blocks|layers|transformer\.resblocks)\.\d+\.|visual\.conv1\.|cls_token$",), "a PyTorch state dict", False),
-)
 
-
-def select(leaves: Mapping[str, Leaf], subtree: str, path: str) -> tuple[str, dict[str, Leaf]]:
-    """Keeps the model's leaves and strips what they have in front.
-
-    `params/` is the optax era of big_vision, `opt/target/` the flax.optim era before it; both have the optimizer's moments beside
-    the model, under the same names and of the same shapes, so everything else under `opt/` and `chrono/` is left out.
-
-    Args:
-        leaves: all leaves of the file.
-        subtree: a folder of the tree to take, such as "img"; "" for the whole tree.
-        path: the file, for messages.
-
-    Returns:
-        What was stripped (such as "params/img/"), and the leaves by the rest of their names.
-
-    Raises:
-        CheckpointError: nothing is left.
-    """
-    prefix = next((p for p in ("params/", "opt/target/") if any(name.startswith(p) for name in leaves)), "")
-    kept = {name.removeprefix(prefix): leaf for name, leaf in leaves.items() if name.startswith(prefix)}
-    if not prefix:
-        kept = {name: leaf for name, leaf in kept.items() if not name.startswith(("opt/", "chrono/"))}
-    if subtree:
-        folder = subtree.strip("/") + "/"
-        kept = {name.removeprefix(folder): leaf for name, leaf in kept.items() if name.startswith(folder)}
-        prefix += folder
-    if not kept:
-        raise CheckpointError(
-            f"{path}: no parameters under {prefix or '/'!r}; it holds {_few(leaves)}",
-            fix="Check the file, and what follows ':' in its path.",
-        )
-    return prefix, kept
-
-
-def detect(names: Iterable[str], path: str) -> Layout:
-    """Tells the layout from the names of the leaves.
-
-    Args:
-        names: names as `select` returned them.
-        path: the file, for messages.
-
-    Returns:
-        The layout.
-
-    Raises:
-        CheckpointError: another family (its name is said), or nothing known.
-    """
-    names = list(names)
-    for patterns, found, tower in _OTHERS:
-        if all(any(re.match(pattern, name) for name in names) for pattern in patterns):
-            fix = f"Append ':img' to convert the image tower alone: {path}:img." if tower else _SUPPORTED
-            raise CheckpointError(f"{path}: {found}, which is not supported", fix=fix)
+def detect(names: Collection[str]) -> Layout | None:
+    """Tells the layout from the names of the leaves; None where they are no ViT's."""
     if "embedding/kernel" not in names and not any(name.startswith((BLOCK, _SCAN)) for name in names):
-        raise CheckpointError(f"{path}: no known layout; it holds {_few(names)}", fix=_SUPPORTED)
+        return None
     if any(name.startswith(_SCAN) for name in names):
         return Layout.BIG_VISION_SCAN
     if any(re.match(rf"{BLOCK}\d+/(LayerNorm_2|MlpBlock_3|MultiHeadDotProductAttention_1)/", name) for name in names):
@@ -267,8 +205,3 @@ def _unstack(leaves: Mapping[str, Leaf], path: str) -> Mapping[str, Leaf]:
         for i in range(depth):
             flat[f"{BLOCK}{i}/{name.removeprefix(_SCAN)}"] = leaf.derive(leaf.shape[1:], operator.itemgetter(i), f"[{i}]")
     return flat
-
-
-def _few(names: Iterable[str]) -> str:
-    listed = sorted(names)
-    return ", ".join(listed[:4]) + (f" and {len(listed) - 4} more" if len(listed) > 4 else "")

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_convert.checkpoint.architecture import Architecture
+from vit_convert.families.vit.architecture import Architecture
 
 Taps = dict[str, jax.Array]
 

@@ -2,7 +2,7 @@
 
 import math
 
-from vit_convert.checkpoint.architecture import Architecture
+from vit_convert.families.vit.architecture import Architecture
 
 BLOCK = "Transformer/encoderblock_"
 

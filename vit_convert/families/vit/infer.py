@@ -5,13 +5,14 @@ import math
 import pathlib
 from collections.abc import Mapping
 
-from vit_convert.checkpoint.architecture import Architecture
 from vit_convert.checkpoint.containers import Leaf
-from vit_convert.checkpoint.layouts import Layout, stored_name
-from vit_convert.checkpoint.shapes import BLOCK
-from vit_convert.checkpoint.variants import Width, check_image_size, name_variant, parse_variant
 from vit_convert.checkpoint.vote import count_numbers, most_common, patch_side
 from vit_convert.core.errors import CheckpointError, UsageError
+from vit_convert.core.image_size import check_image_size
+from vit_convert.families.vit.architecture import Architecture
+from vit_convert.families.vit.layouts import Layout, stored_name
+from vit_convert.families.vit.shapes import BLOCK
+from vit_convert.families.vit.variants import Width, name_variant, parse_variant
 
 Grid = tuple[int, int]
 

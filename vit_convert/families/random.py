@@ -1,0 +1,104 @@
+"""Writes a full-size checkpoint with seeded random weights, in a layout of published files.
+
+For tests and benchmarks where the names, shapes and magnitudes of the weights matter and their values do not:
+
+    python -m vit_convert.families.random --variant=B/32 --output=B32.npz
+    python -m vit_convert.families.random --variant=S/16-gap-norep --layout=big_vision_scan --output=S16.npz
+    python -m vit_convert.families.random --variant=B/16 --outlier_channels=4 --output=B16-outliers.npz
+"""
+
+import dataclasses
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from absl import flags
+
+from vit_convert.checkpoint.draw import DTYPES
+from vit_convert.core.errors import UsageError, nearest
+from vit_convert.core.program import Program
+from vit_convert.families.family import Family, RandomOptions
+from vit_convert.families.registry import FAMILIES, family_named
+
+
+def write_random_checkpoint(path: str | os.PathLike[str], variant: str, *, family: str = "auto", **options: Any) -> str:
+    """Writes a checkpoint of a variant, as its family does it.
+
+    Args:
+        path: the file; appears whole or not at all.
+        variant: such as "B/32" or "ViT-S_16-gap-norep".
+        family: whose variant it is; "auto" for the first that has one of that name.
+        options: see `RandomOptions`.
+
+    Returns:
+        The variant's name.
+
+    Raises:
+        UsageError: no family has the variant, or an option has no meaning for it.
+    """
+    found = _family_of(variant) if family == "auto" else family_named(family, FAMILIES)
+    asked = RandomOptions(**options)
+    if asked.layout and asked.layout not in found.layouts:
+        raise UsageError(
+            f"layout {asked.layout!r}: {found.name} has {', '.join(found.layouts)}.{nearest(asked.layout, found.layouts)}",
+            fix="Leave it out for the usual one.",
+        )
+    return found.write_random(path, variant, asked)
+
+
+def _family_of(variant: str) -> Family:
+    for family in FAMILIES:
+        if family.has_variant(variant):
+            return family
+    known = [name for family in FAMILIES for name in family.variants]
+    raise UsageError(f"variant {variant!r}: unknown.{nearest(variant.replace('_', '/'), known)}", fix=f"Use one of {', '.join(known)}.")
+
+
+_PROGRAM = Program(__doc__, when_interrupted="nothing was written")
+_FLAGS = _PROGRAM.flags
+_shared: dict[str, Any] = {"flag_values": _FLAGS}
+_DEFAULTS = RandomOptions()
+_VARIANTS = ", ".join(name for family in FAMILIES for name in family.variants)
+_LAYOUTS = [layout for family in FAMILIES for layout in family.layouts]
+flags.DEFINE_string("variant", "", f"What to write: {_VARIANTS}, mu/16 (tiny), or any width/patch.", **_shared)
+flags.DEFINE_string("output", "", "The file to write.", **_shared)
+flags.DEFINE_enum("family", "auto", ["auto", *(family.name for family in FAMILIES)], "Whose variant it is.", **_shared)
+flags.DEFINE_integer("seed", _DEFAULTS.seed, "Seed of the weights.", lower_bound=0, **_shared)
+flags.DEFINE_list("image_size", ["224"], "Pixels that it is for: one number, or height,width.", **_shared)
+flags.DEFINE_integer("num_classes", _DEFAULTS.num_classes, "Outputs of the head; 0 for none.", lower_bound=0, **_shared)
+flags.DEFINE_integer("depth", None, "Blocks; by default the variant's.", lower_bound=1, **_shared)
+flags.DEFINE_enum("layout", "", ["", *_LAYOUTS], "How the parameters are named; by default as the family usually does.", **_shared)
+flags.DEFINE_string("prefix", "", "Put in front of every name: params/ or opt/target/.", **_shared)
+flags.DEFINE_enum("dtype", _DEFAULTS.dtype, list(DTYPES), "How the values are stored.", **_shared)
+flags.DEFINE_enum("pool", None, ["tok", "gap", "map"], "Pooling; by default what the variant's name says.", **_shared)
+flags.DEFINE_enum("posemb", _DEFAULTS.posemb, ["learn", "sincos2d"], "sincos2d stores no position table.", **_shared)
+flags.DEFINE_bool("pre_logits", False, "Add the tanh layer before the head.", **_shared)
+flags.DEFINE_integer(
+    "outlier_channels", 0, "Even number of channels in which the residual stream reaches about 1.4e3.", lower_bound=0, **_shared
+)
+_OPTIONS = ("family", *(field.name for field in dataclasses.fields(RandomOptions) if field.name != "image_size"))
+
+
+def main(argv: Sequence[str]) -> int:
+    """Writes the checkpoint that the command line describes; returns the exit code."""
+    return _PROGRAM.main(argv, _write)
+
+
+def _write(argv: Sequence[str]) -> int:
+    if words := _PROGRAM.parse(argv[1:]):
+        raise UsageError(f"unexpected argument {words[0]!r}", fix="--help lists the flags.")
+    for name in ("variant", "output"):
+        if not _FLAGS[name].value:
+            raise UsageError(f"no --{name} given", fix="For example --variant=B/32 --output=B32.npz; --help tells more.")
+    size = _FLAGS.image_size
+    if not (1 <= len(size) <= 2 and all(side.isdecimal() for side in size)):
+        raise UsageError(f"--image_size={','.join(size)}: neither one number nor height,width", fix="For example --image_size=224.")
+    options: dict[str, Any] = {name: _FLAGS[name].value for name in _OPTIONS}
+    variant = write_random_checkpoint(_FLAGS.output, _FLAGS.variant, image_size=(int(size[0]), int(size[-1])), **options)
+    print(f"{_FLAGS.output}: {variant}, {os.path.getsize(_FLAGS.output):,} bytes")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,0 +1,114 @@
+"""The families that are known: the first one that matches a checkpoint is its own."""
+
+import enum
+import importlib
+import importlib.util
+import pathlib
+import re
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from vit_convert.checkpoint.select import few_of
+from vit_convert.core.errors import CheckpointError, UsageError, nearest
+from vit_convert.core.user_code import user_code
+from vit_convert.families.family import Family
+from vit_convert.families.vit.family import VIT
+
+FAMILIES: tuple[Family, ...] = (VIT,)
+
+# Recognised in order to be refused by its name: (patterns that must all match some leaf, what it is, whether it has an image tower).
+_OTHERS = (
+    ((r"img/", r"llm/"), "a vision-language model (PaliGemma)", True),
+    ((r"img/", r"txt/"), "an image tower and a text tower (SigLIP, LiT or CLIP)", True),
+    ((r"img/",), "an image tower under img/ (CLIPPO)", True),
+    ((r"Mixer/|MixerBlock_\d",), "an MLP-Mixer", False),
+    ((r"conv_root/",), "a ResNet-ViT hybrid", False),
+    ((r"(visual|text)/.*resblocks\.",), "scenic's CLIP", False),
+    ((r"vision_model[/.]|(vit|deit|dinov2)[/.](embeddings|encoder)",), "a transformers (Hugging Face) model", False),
+    ((r"(visual\.)?(blocks|layers|transformer\.resblocks)\.\d+\.|visual\.conv1\.|cls_token$",), "a PyTorch state dict", False),
+)
+_PARTS = ("name", "layouts", "variants", "match", "load", "model", "has_variant", "write_random")
+
+
+def families(extra: Sequence[str] = ()) -> tuple[Family, ...]:
+    """All families, those from outside the package first.
+
+    Args:
+        extra: `config.families`: "my_package.my_module:FAMILY", or "/path/to/my_family.py:FAMILY".
+
+    Raises:
+        UsageError: there is no such module or object, or it is no family.
+    """
+    return (*(_imported(place) for place in extra), *FAMILIES)
+
+
+def family_named(name: str, known: Sequence[Family]) -> Family:
+    """Looks a family up.
+
+    Raises:
+        UsageError: there is none of that name.
+    """
+    names = [family.name for family in known]
+    if name not in names:
+        raise UsageError(f"family {name!r}: unknown.{nearest(name, names)}", fix=f"Use auto or {', '.join(names)}.")
+    return known[names.index(name)]
+
+
+def family_of(names: Collection[str], path: str, *, asked: str = "auto", extra: Sequence[str] = ()) -> tuple[Family, enum.Enum]:
+    """Tells the family of a checkpoint from the names of its leaves.
+
+    Args:
+        names: of its leaves, as `select` returned them.
+        path: the file, for messages.
+        asked: name of the family that it must be of; "auto" for any.
+        extra: see `families`.
+
+    Returns:
+        The family, and the layout.
+
+    Raises:
+        CheckpointError: it is of no family, or of one that is not supported, whose name is said.
+        UsageError: there is no family of the name asked for.
+    """
+    known = families(extra)
+    wanted = known if asked == "auto" else (family_named(asked, known),)
+    outside = len(known) - len(FAMILIES)
+    for family in wanted:
+        if family in known[:outside] and (layout := family.match(names)) is not None:
+            return family, layout
+    _refuse_others(names, path, known)
+    for family in wanted:
+        if (layout := family.match(names)) is not None:
+            return family, layout
+    supported = f"Supported: {', '.join(family.name for family in known)}."
+    what = "no known layout" if asked == "auto" else f"no layout of family {asked}"
+    raise CheckpointError(f"{path}: {what}; it holds {few_of(names)}", fix=supported)
+
+
+def _refuse_others(names: Collection[str], path: str, known: Sequence[Family]) -> None:
+    for patterns, found, tower in _OTHERS:
+        if all(any(re.match(pattern, name) for name in names) for pattern in patterns):
+            supported = f"Supported: {', '.join(family.name for family in known)}."
+            fix = f"Append ':img' to convert the image tower alone: {path}:img." if tower else supported
+            raise CheckpointError(f"{path}: {found}, which is not supported", fix=fix)
+
+
+def _imported(place: str) -> Family:
+    module, _, name = place.rpartition(":")
+    if not module or not name.isidentifier():
+        raise UsageError(f"config.families: {place!r} is not module:OBJECT", fix="Write my_module:FAMILY, or /path/my_family.py:FAMILY.")
+    with user_code(f"config.families: {place}", UsageError):
+        found = getattr(_module(module), name)
+    if missing := [part for part in _PARTS if not hasattr(found, part)]:
+        raise UsageError(f"config.families: {place} has no {', '.join(missing)}", fix="See families/family.py for what a family is.")
+    return found
+
+
+def _module(place: str) -> Any:
+    if not place.endswith(".py"):
+        return importlib.import_module(place)
+    spec = importlib.util.spec_from_file_location(pathlib.Path(place).stem, place)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,127 @@
+"""From the leaves of a ViT's checkpoint to its canonical parameters, strictly."""
+
+import dataclasses
+import math
+import pathlib
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from vit_convert.checkpoint.containers import Leaf, Leaves
+from vit_convert.checkpoint.match import Expected, require_match
+from vit_convert.core.errors import CheckpointError
+from vit_convert.families.family import Asked, Loaded
+from vit_convert.families.vit import layouts, posemb
+from vit_convert.families.vit.architecture import Architecture
+from vit_convert.families.vit.infer import Grid, find_position_table, infer_architecture
+from vit_convert.families.vit.layouts import Layout
+from vit_convert.families.vit.shapes import BLOCK, leaf_shapes, parameter_count
+
+
+def load_vit(stored: Mapping[str, Leaf], layout: Layout, asked: Asked) -> Loaded:
+    """Holds leaves against the ViT that their shapes tell, and makes of them what is asked for.
+
+    Args:
+        stored: by their names on disk, without prefix.
+        layout: of the file.
+        asked: variant, image size and outputs.
+
+    Returns:
+        The checkpoint, its position table resampled to the image size asked for.
+
+    Raises:
+        CheckpointError: the leaves are not, one for one, the model's.
+        UsageError: what is asked has no meaning for this model.
+    """
+    file = asked.file
+    leaves = layouts.canonicalize(stored, str(file))
+    architecture, found = infer_architecture(leaves, asked.variant)
+    _require_sizes(file, architecture)
+    table, class_row = find_position_table(leaves, layout, architecture.patch_size, asked.image_size, asked.posemb_grid, file)
+    source_size = (table[0] * architecture.patch_size, table[1] * architecture.patch_size)
+    architecture = dataclasses.replace(architecture, image_size=source_size)
+    rows = math.prod(table) + class_row if "pos_embedding" in leaves else 0
+
+    def on_disk(name: str) -> str:
+        return asked.prefix + layouts.stored_name(name, layout)
+
+    require_match(leaves, _expected(file, architecture, rows, on_disk, "" if asked.variant == "auto" else found))
+    preprocess = layouts.preprocessing(layout, architecture.pool, architecture.num_classes, asked.prefix, asked.names)
+    warnings: list[str] = []
+    if class_row:
+        leaves = layouts.fold_class_row(leaves)
+    if asked.outputs == "features":
+        architecture = dataclasses.replace(architecture, num_classes=0)
+        leaves = {name: leaf for name, leaf in leaves.items() if not name.startswith("head/")}
+    elif not architecture.num_classes:
+        raise CheckpointError(f"{file}: no head/kernel, so there are no logits", fix="Set outputs='features'.")
+    zero_head = bool(architecture.num_classes) and not leaves["head/kernel"].read().any()
+    if zero_head:
+        warnings.append(
+            f"{file.name}: head/kernel is all zeros, so every class gets the same logit; outputs='features' leaves the head out."
+        )
+    num_params = parameter_count(architecture, rows)
+    if asked.image_size is not None:
+        architecture = dataclasses.replace(architecture, image_size=asked.image_size)
+    if rows and architecture.grid != table:
+        leaves["pos_embedding"] = _resampled(leaves["pos_embedding"], table, architecture.grid)
+        old, new = ("x".join(map(str, size)) for size in (source_size, architecture.image_size))
+        warnings.append(
+            f"{file.name}: position table resampled from {old} to {new} pixels; accuracy drops unless the model was trained for both."
+        )
+    elif not rows:
+        if architecture.width % 4 or architecture.width < 8:
+            raise CheckpointError(f"{file}: no position table, and sincos2d has none for width {architecture.width}: 8, 12, 16, …")
+        leaves["pos_embedding"] = _constant("pos_embedding", posemb.sincos2d(architecture.grid, architecture.width))
+    return Loaded(
+        title="ViT",
+        variant=architecture.variant,
+        layout=layout,
+        architecture=architecture,
+        params=Leaves({name: leaves[name].as_float32() for name in leaf_shapes(architecture)}),
+        num_params=num_params,
+        image_size=architecture.image_size,
+        source_image_size=source_size,
+        num_classes=architecture.num_classes,
+        preprocess=preprocess,
+        patch_size=architecture.patch_size,
+        resizable=True,
+        attentions=((architecture.width // architecture.num_heads, architecture.num_tokens),),
+        zero_head=zero_head,
+        warnings=tuple(warnings),
+    )
+
+
+def _require_sizes(file: pathlib.Path, architecture: Architecture) -> None:
+    """Refuses a file that lacks every leaf which would tell a size."""
+    told_by = {
+        "width": "embedding/kernel",
+        "patch_size": "embedding/kernel",
+        "depth": f"{BLOCK}0/…",
+        "mlp_dim": f"{BLOCK}0/MlpBlock_0/Dense_0/kernel",
+        "num_heads": f"{BLOCK}0/MultiHeadDotProductAttention_0/query/kernel",
+    }
+    for size, leaf in told_by.items():
+        if getattr(architecture, size) < 1:
+            raise CheckpointError(
+                f"{file}: nothing tells the model's {size}, {leaf} is missing or empty",
+                fix="Save the model's parameters whole, under the names its project uses.",
+            )
+
+
+def _constant(name: str, value: np.ndarray) -> Leaf:
+    return Leaf(name, value.shape, value.dtype, lambda: value)
+
+
+def _resampled(leaf: Leaf, old: Grid, new: Grid) -> Leaf:
+    return _constant(leaf.name, posemb.resample(leaf.as_float32().read(), old, new))
+
+
+def _expected(file: pathlib.Path, architecture: Architecture, rows: int, stored_name: Callable[[str], str], found: str) -> Expected:
+    """The stored parameters: the position table with the rows that the file has, and none where it stores none."""
+    shapes = leaf_shapes(architecture)
+    if rows:
+        shapes["pos_embedding"] = (1, rows, architecture.width)
+    else:
+        del shapes["pos_embedding"]
+    return Expected(file, architecture.variant, shapes, parameter_count(architecture, rows), stored_name, found)
