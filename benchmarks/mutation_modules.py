@@ -66,7 +66,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     ),
     "vit_convert/checkpoint/find.py": ("tests/checkpoint/test_find.py",),
     "vit_convert/checkpoint/match.py": ("tests/checkpoint/test_match.py",),
-    "vit_convert/checkpoint/published.py": ("tests/checkpoint/test_published.py",),
+    "vit_convert/checkpoint/published.py": ("tests/checkpoint/test_published_files.py",),
     "vit_convert/families/vit/random.py": ("tests/checkpoint/test_random_weights.py",),
     "vit_convert/checkpoint/vote.py": ("tests/checkpoint/test_vote.py",),
     "vit_convert/quantize/histogram.py": ("tests/quantize/test_histogram.py",),
