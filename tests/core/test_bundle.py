@@ -8,7 +8,7 @@ import tempfile
 import numpy as np
 import pytest
 
-from vit_convert.core.bundle import Bundle, atomic, hash_file, hash_value, read_json, write_json
+from vit_convert.core.bundle import Bundle, atomic, folder_errors, hash_file, hash_value, read_json, utf8_path, write_json
 from vit_convert.core.errors import UsageError
 
 
@@ -60,6 +60,59 @@ def test_a_folder_that_becomes_read_only_is_said(tmp_path, monkeypatch):
         temporary.write_text("half")
         monkeypatch.setattr(os, "unlink", refuse)
         monkeypatch.setattr(os, "replace", refuse)
+
+
+def test_what_was_begun_in_a_folder_that_cannot_be_removed_hides_no_error(tmp_path, monkeypatch):
+    def refuse(path, *arguments, **options):
+        raise OSError(errno.EROFS, "Read-only file system", os.fspath(path))
+
+    with pytest.raises(ValueError, match="the reason"), atomic(tmp_path / "folder") as temporary:
+        temporary.mkdir()
+        (temporary / "part").write_text("half")
+        monkeypatch.setattr(os, "unlink", refuse)
+        monkeypatch.setattr(os, "rmdir", refuse)
+        raise ValueError("the reason")
+
+
+def failing(number, path=None):
+    return OSError(number, os.strerror(number)) if path is None else OSError(number, os.strerror(number), path)
+
+
+@pytest.mark.parametrize(
+    ("number", "path", "said"),
+    [
+        (errno.ENOSPC, "{root}/model.onnx", "{root}/model.onnx: no space left on the disk"),
+        (errno.EROFS, "{root}/model.onnx", "{root}/model.onnx: cannot be written (Read-only file system)"),
+        (errno.EACCES, b"{root}/a", "{root}/a: cannot be written (Permission denied)"),
+        (errno.ENOSPC, None, "{root}: no space left on the disk"),  # as a write through a descriptor has it
+        (errno.EROFS, 7, "{root}: cannot be written (Read-only file system)"),  # a descriptor in a name's place
+        (errno.EDQUOT, "/elsewhere/cache", "/elsewhere/cache: no space left on the disk"),
+        (errno.EACCES, "/elsewhere/checkpoint.npz", ""),  # what cannot be read is not the bundle's
+        (errno.EROFS, "{root}-of-another/a", ""),
+        (errno.EIO, "{root}/model.onnx", ""),
+        (errno.ENOENT, None, ""),
+    ],
+)
+def test_the_disk_under_a_folder_is_a_users_mistake_and_other_files_are_not(tmp_path, number, path, said):
+    root = tmp_path / "b32"
+    if isinstance(path, bytes):
+        path = path.decode().format(root=root).encode()
+    path = path.format(root=root) if isinstance(path, str) else path
+    error = failing(number, path)
+    with pytest.raises((UsageError, OSError)) as caught, folder_errors(root):
+        raise error
+    if said:
+        assert str(caught.value) == said.format(root=root) and caught.value.__cause__ is error
+    else:
+        assert caught.value is error
+
+
+def test_what_succeeds_and_what_is_no_error_of_the_disk_passes(tmp_path):
+    with folder_errors(tmp_path):
+        done = True
+    assert done
+    with pytest.raises(ZeroDivisionError), folder_errors(tmp_path):
+        raise ZeroDivisionError
 
 
 def test_numpy_writes_to_a_full_disk(tmp_path):
@@ -177,6 +230,12 @@ def test_two_writers_of_one_file_do_not_share_what_is_half_done(tmp_path):
         one.write_text("one")
         two.write_text("two")
     assert (tmp_path / "a").read_text() == "one"
+
+
+def test_paths_for_libraries_that_take_utf8(tmp_path):
+    assert utf8_path(tmp_path / "ü×日") == f"{tmp_path}/ü×日"
+    with pytest.raises(UsageError, match=r"out/\?\?: its name is not UTF-8"):
+        utf8_path(os.fsdecode(b"out/\xff\xfe"))
 
 
 def test_hashes(tmp_path):

@@ -69,7 +69,7 @@ def test_the_whole_of_it(show, tmp_path):
 
 
 def test_graphs_of_the_bundle_go_before_its_lowerings_and_what_is_not_the_conversions_is_not_shown(show):
-    lines = show(files=("lowerings/a.onnx", "model.onnx", "calibration.json"))
+    lines = show(files=("lowerings/a.onnx", "sensitivity.png", "model.onnx", "calibration.json"))
     assert [line.split()[0] for line in lines[15:]] == ["model.onnx", "lowerings/a.onnx", "report.json"]
     assert lines[15] == "model.onnx 1000 B"  # the weights beside it are another conversion's
 

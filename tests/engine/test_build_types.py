@@ -270,12 +270,13 @@ def test_int8_is_preferred_where_weights_come_from_behind_shuffles_alone():
         Layer(KINDS.MATRIX_MULTIPLY, ["a:FLOAT"], ["x:FLOAT", "turned:FLOAT"]),
         Layer(KINDS.MATRIX_MULTIPLY, ["b:FLOAT"], ["x:FLOAT", "mixed:FLOAT"]),
         Layer(KINDS.MATRIX_MULTIPLY, ["c:FLOAT"], ["w:FLOAT", "x:FLOAT"]),
-        Layer(KINDS.SOFTMAX, ["d:FLOAT"], ["w:FLOAT"]),
+        Layer(KINDS.SOFTMAX, ["d:FLOAT"], ["w:FLOAT"]),  # computed, not a weight
+        Layer(KINDS.MATRIX_MULTIPLY, ["e:FLOAT"], ["x:FLOAT", "d:FLOAT"]),
     ]
     layers[3].fed.append(None)  # an input that is not given
     layers[3].num_inputs += 1
     assert configured(layers, "int8", has_calibrator=True) == ["FP16", "INT8", "PREFER"]
-    assert [layer.precision for layer in layers] == [None, None, None, "int8", None, "int8", None]
+    assert [layer.precision for layer in layers] == [None, None, None, "int8", None, "int8", None, None]
 
 
 def test_ranges_are_given_to_their_tensors():

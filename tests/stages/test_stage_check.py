@@ -84,7 +84,7 @@ def test_a_miss_names_the_worst_and_the_first(context):
     message, error = failure(context)
     assert message.startswith("model.onnx: logits differs from JAX by 1 (")
     assert f"at batch {COUNT} of 4x4; needed max_abs <= 1e-06 + 0.0001 * scale" in message and message.endswith("First to miss: block_00.")
-    assert error.exit_code == 5 and "How to read the checks" in error.fix and "config.precision=auto" not in error.fix
+    assert error.exit_code == 5 and "docs/checks.md" in error.fix and "config.precision=auto" not in error.fix
     assert error.result["passed"] is False and [row["passed"] for row in error.result["blocks"]] == [False, False]
     assert error.result["max_abs"] == pytest.approx(1.0, rel=1e-5) and 0.5 / scale < error.result["max_rel"] < 2 / scale
 
@@ -116,6 +116,14 @@ def test_each_precision_has_its_own_cosine(context, precision, cosine, passes):
     message, error = failure(context, precision)
     assert message.startswith(f"model.{precision}.onnx: logits differs") and f"cosine {cosine:.6f}"[:13] in message
     assert ("Use config.precision=auto" in error.fix) == (precision in ("int8", "fp8"))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_a_head_of_zeros_passes_in_every_precision(context, precision):
+    write_graph(context.bundle.onnx(precision), WEIGHT * 0)
+    refer(context, logits=-forward(normalized(pixels(COUNT)).astype(np.float32))["logits"])
+    found = check_precision(context, precision)
+    assert (found["max_abs"], found["max_rel"], found["cosine"]) == (0.0, 0.0, 1.0)
 
 
 def test_the_keys_of_the_config_decide(context):
