@@ -11,7 +11,7 @@ import pytest
 
 from vit_convert.core import errors
 from vit_convert.core.config import default_config
-from vit_convert.core.config_files import find_config
+from vit_convert.core.config_files import find_config, split_argument
 from vit_convert.core.overrides import dotted_keys
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -112,7 +112,7 @@ def script_of(words: list[str]) -> tuple[pathlib.Path | None, list[str]]:
 def check_words(words: list[str], known: set[str]) -> None:
     for word, following in zip(words, [*words[1:], ""]):
         if word == "--config":
-            find_config(following)
+            find_config(split_argument(following)[0])
         if match := re.match(r"--?(?:no)?(config\.[\w.{},]+)", word):
             assert match[1].removeprefix("config.") in KEYS, f"{shlex.join(words)}: {word}: no such key"
         elif match := re.match(r"--(\w+)", word):

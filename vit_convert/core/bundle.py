@@ -42,7 +42,7 @@ class Bundle:
         self.root = pathlib.Path(root)
 
     def require_writable(self) -> None:
-        """Makes the folder when missing, and proves now what the last stage would find out after hours.
+        """Makes the folder if it is missing, and tests now that it can be written, not after hours in the last stage.
 
         Raises:
             UsageError: the folder cannot be made or written.
@@ -77,15 +77,15 @@ class Bundle:
         return self.root / graph_name(precision)
 
     def lowering(self, name: str) -> pathlib.Path:
-        """The fp32 graph in another form, for `tune` to choose from; weights in `<that>.data`."""
+        """The fp32 graph in another lowering, for `tune` to choose from; weights in `<that>.data`."""
         return self.lowerings / f"{name}.onnx"
 
     def ranges(self, lowering: str) -> pathlib.Path:
-        """What int8 engines of a lowering without Q/DQ get as ranges of its tensors: a calibration of that graph."""
+        """The tensor ranges of int8 engines that are built from a lowering without Q/DQ: a calibration of that graph."""
         return self.lowerings / f"{lowering}.ranges.json"
 
     def reference_at(self, image_size: tuple[int, int]) -> pathlib.Path:
-        """What JAX gave at one more (height, width) that a dynamic graph takes; `reference` is of the size that it is tuned for."""
+        """The reference at one more (height, width) of a dynamic graph; `reference` is for the size that it is tuned for."""
         return self.root / f"reference.{image_size[0]}x{image_size[1]}.npz"
 
     def images(self, split: str) -> pathlib.Path:
@@ -137,7 +137,7 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
 
 
 def temporary_beside(path: pathlib.Path) -> pathlib.Path:
-    """A name for what becomes `path`, in its folder; nobody else has it, on any host, and `leftovers` knows it by its form."""
+    """A temporary name beside `path` that no other process on any host uses; `leftovers` recognises it by its form."""
     return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
 
 
@@ -157,7 +157,7 @@ def disk_errors(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def utf8_path(path: str | os.PathLike[str]) -> str:
-    """A path as libraries in C++ take it: UTF-8, also where the locale reads file names as ASCII.
+    """A path as C++ libraries take it: in UTF-8, even if the locale's file names are ASCII.
 
     Raises:
         UsageError: its bytes are not UTF-8.
@@ -171,7 +171,7 @@ def utf8_path(path: str | os.PathLike[str]) -> str:
 
 @contextlib.contextmanager
 def folder_errors(root: pathlib.Path) -> Iterator[None]:
-    """Turns what `disk_errors` does of any file under `root` into its UsageError; other files' errors pass."""
+    """Like `disk_errors` for every file under `root`; errors of other files pass unchanged."""
     try:
         yield
     except OSError as e:
@@ -187,7 +187,7 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 
     Args:
         path: the file.
-        value: anything json can spell; numpy scalars become Python's, and NaN and infinities null, which JSON has instead.
+        value: anything that JSON can hold; numpy scalars become Python's, NaN and infinities become null.
     """
     with atomic(path) as temporary:
         temporary.write_text(_dumps(value) + "\n", encoding="utf-8")
@@ -210,7 +210,7 @@ def _finite(value: Any) -> Any:
 
 
 def read_json(path: str | os.PathLike[str], default: Any = None) -> Any:
-    """Reads a JSON object; `default` where there is none or it is damaged (an older version, a full disk, another file's content)."""
+    """Reads a JSON object; `default` if it is missing or damaged (an older version, a full disk, another file's content)."""
     try:
         value = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -234,5 +234,5 @@ def hash_file(path: str | os.PathLike[str]) -> str:
 
 
 def hash_value(value: Any) -> str:
-    """The sha256 of anything json can spell, independent of the order of keys."""
+    """The sha256 of anything that JSON can hold, independent of the order of keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=_plain).encode()).hexdigest()

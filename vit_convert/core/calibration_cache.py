@@ -1,4 +1,4 @@
-"""TensorRT's own INT8 calibration cache, byte for byte, with a key beside it: a cache is refused where it does not belong."""
+"""TensorRT's own INT8 calibration cache, byte for byte, with a key beside it so that a cache of another build is refused."""
 
 import dataclasses
 import math
@@ -34,10 +34,10 @@ class CacheKey:
 
     @property
     def header(self) -> str:
-        """The first line that TensorRT gives such a cache: "TRT-8600-EntropyCalibration2" for 8.6.0.
+        """The first line of TensorRT's cache: "TRT-8600-EntropyCalibration2" for 8.6.0.
 
         Raises:
-            CalibrationError: TensorRT has no such algorithm, or its version is no three numbers.
+            CalibrationError: TensorRT does not have this algorithm, or its version is not three numbers.
         """
         if self.algorithm not in ALGORITHMS:
             raise CalibrationError(
@@ -60,14 +60,14 @@ def hash_source(
     preprocessing: Mapping[str, Any],
     batch_size: int | None = None,
 ) -> str:
-    """The hash of all that a graph's ranges come from.
+    """The hash of everything that a graph's ranges depend on.
 
     Args:
         graph: hashes of the fp32 graph that is calibrated and of its weights.
         images_path: the calibration images.
         num_images: how many of them are used.
-        preprocessing: the record by which they become inputs.
-        batch_size: of the batches that they come in, where the ranges depend on it: TensorRT's do, ours do not.
+        preprocessing: the record that says how they become inputs.
+        batch_size: of the batches, if the ranges depend on it: TensorRT's do, ours do not.
 
     Returns:
         A sha256 in hex.
@@ -77,7 +77,7 @@ def hash_source(
 
 
 def format_cache(key: CacheKey, amax: Mapping[str, float]) -> bytes:
-    """Spells ranges as TensorRT's cache does.
+    """Writes ranges in the format of TensorRT's cache.
 
     Args:
         key: what they are valid for.
@@ -94,13 +94,13 @@ def parse_cache(data: bytes) -> tuple[str, dict[str, float]]:
     """Reads TensorRT's calibration cache.
 
     Args:
-        data: the file, as `format_cache` spells it.
+        data: the file, as `format_cache` writes it.
 
     Returns:
         The header and the scale (largest magnitude / 127) of each tensor.
 
     Raises:
-        CalibrationError: it is no such file.
+        CalibrationError: it is not a calibration cache.
     """
     try:
         header, *lines = data.decode().splitlines()
@@ -116,14 +116,14 @@ def parse_cache(data: bytes) -> tuple[str, dict[str, float]]:
 
 
 def load_cache(path: str | os.PathLike[str], key: CacheKey) -> bytes | None:
-    """Reads a calibration cache if there is one, and refuses one that is not for this build.
+    """Reads a calibration cache if it exists, and refuses one that is not for this build.
 
     Args:
         path: the cache; `<path>.json` beside it holds its key.
         key: what it has to be for.
 
     Returns:
-        The cache, or None where there is none yet.
+        The cache, or None if it does not exist yet.
 
     Raises:
         CalibrationError: it is for another algorithm or version, or made from another graph, other weights or other images.
@@ -154,7 +154,7 @@ def load_ranges(path: str | os.PathLike[str], key: CacheKey) -> dict[str, float]
         key: what it has to be for, but for the version.
 
     Returns:
-        The largest |x| that int8 represents, for each tensor; None where there is no cache.
+        The largest |x| that int8 represents, for each tensor; None if there is no cache.
 
     Raises:
         CalibrationError: as `load_cache`.

@@ -1,4 +1,4 @@
-"""How both command lines end: a user's mistake is one clear message and its exit code, never a traceback."""
+"""How every command line ends: a user's mistake prints one clear message and sets its exit code, without a traceback."""
 
 import contextlib
 import signal
@@ -40,7 +40,7 @@ def exit_code(run: Callable[[], int], *, debug: bool, when_interrupted: str) -> 
 
 @contextlib.contextmanager
 def _ending_as_interrupted() -> Iterator[None]:
-    """Has SIGTERM and SIGHUP end the block as Ctrl-C does: what is half done is cleared away, and the lock is let go."""
+    """Makes SIGTERM and SIGHUP end the block as Ctrl-C does: unfinished files are removed, and the lock is released."""
     if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
         yield
         return

@@ -26,11 +26,11 @@ class Comparison:
 
 @dataclasses.dataclass(frozen=True)
 class Tolerance:
-    """What a comparison has to meet: max_abs <= atol + rtol * scale, and cosine at least so much.
+    """What a comparison has to meet: max_abs <= atol + rtol * scale, and a smallest cosine.
 
     Attributes:
         atol: absolute part of the allowed difference.
-        rtol: part of the allowed difference per unit of the reference's scale; inf judges by cosine alone.
+        rtol: part of the allowed difference per unit of the reference's scale; inf judges by the cosine only.
         cosine: smallest allowed cosine similarity.
     """
 

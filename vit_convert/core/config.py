@@ -46,50 +46,52 @@ def default_config() -> ml_collections.ConfigDict:
     """
     config = Config()
     config.name = ""  # name of the bundle folder; empty: the config file's
-    config.checkpoint = ""  # .npz or .safetensors, a path or an https:// or gs:// address
-    config.family = "auto"  # read from the file; a given one is checked against it
-    config.families = ()  # further families: ("my_module:FAMILY", "/path/my_family.py:FAMILY"), tried before those of the package
-    config.variant = "auto"  # "B/32", "ViT-B_32", …; read from the file; a given one is checked against it
-    config.model = config_dict.placeholder(object)  # a user's own model: a function returning (module, variables), in place of a checkpoint
+    config.checkpoint = ""  # .npz or .safetensors: a path, or an https:// or gs:// address
+    config.family = "auto"  # auto: read from the file; any other is checked against it
+    config.families = ()  # more families of models: ("my_module:FAMILY", "/path/my_family.py:FAMILY"), tried before the package's own
+    config.variant = "auto"  # "B/32", "ViT-B_32", …; auto: read from the file; any other is checked against it
+    config.model = config_dict.placeholder(object)  # your own model instead of a checkpoint: a function that returns (module, variables)
     config.image_size = config_dict.placeholder(object)  # 224, (224, 384), "224x384" or "dynamic:160..448@224"; empty: the checkpoint's
     config.posemb_grid = config_dict.placeholder(tuple)  # (rows, columns) of a stored position table that is not square
-    config.preprocess = "auto"  # vit_jax, big_vision, siglip, imagenet, …: how images become inputs; auto: the checkpoint family's
+    config.preprocess = "auto"  # how images become inputs: vit_jax, big_vision, siglip, imagenet, …; auto: as the checkpoint was trained
     config.layout = "NHWC"  # order of the `images` input's axes
-    config.input = "float32"  # values normalised as `preprocess` says; "uint8" takes pixels, and the graph normalises them
-    config.outputs = "logits"  # "features" drops the head; of an own model with several outputs, the one that is judged
+    config.input = "float32"  # float32: normalised as `preprocess` says; uint8: pixels, which the graph normalises
+    config.outputs = "logits"  # features: without the head; if your own model has several outputs, the one that is judged
     config.taps = False  # keep block_00 … encoder_norm as outputs of model.onnx
     config.num_classes = 0  # checked against the checkpoint's head; 0: whatever it has
     config.quantize_only = ()  # block names and patterns that int8 is limited to; empty: all linears between the first and the last
     config.keep_fp16 = ()  # block names and patterns that int8 leaves in fp16
-    config.precision = "fp16"  # comma-separated; int8 and fp8 always build fp16 beside them; auto: plan.type in the layers that bear it
-    config.target = "auto"  # the TensorRT generation the graph is written for; auto: the backend's
-    config.lowerings = ()  # further forms of model.onnx that `tune` chooses from: ("plugin", "matmul", "primitives") for trt8
+    config.precision = "fp16"  # comma-separated; int8 and fp8 also build fp16; auto quantizes, to plan.type, what the budget allows
+    config.target = "auto"  # the TensorRT generation that the graph is written for; auto: the backend's
+    config.lowerings = ()  # other ways to write model.onnx, for `tune` to choose from: ("plugin", "matmul", "primitives") for trt8
     config.keep_fp32 = ()  # block names and patterns that stay in fp32: ("block_11", "head*")
 
     config.batch = Config()
     config.batch.min = 1
     config.batch.opt = 8
     config.batch.max = 64
-    config.batch.profiles = ()  # batch sizes that get a fixed profile of their own beside the range: (1, 64), faster than the range
+    config.batch.profiles = ()  # batch sizes that get a fixed profile beside the range, which is faster: (1, 64)
 
     config.calibration = Config()
-    config.calibration.data = ""  # folder, .zip, .npz or list file; empty: seeded noise, good for speed alone
-    config.calibration.method = "entropy"  # widened where clipping costs more than it gains; entropy_plain, minmax, percentile, mse
-    config.calibration.max_error = 0.002  # entropy: a product that int8 costs more, of its mean square, stays fp16: a tenth of cosine 0.99
+    config.calibration.data = ""  # folder, .zip, .npz or list file; empty: seeded noise, enough only to measure speed
+    config.calibration.method = (
+        "entropy"  # entropy, widened where clipping costs more than it gains; entropy_plain, minmax, percentile, mse
+    )
+    config.calibration.max_error = 0.002  # entropy: a product that loses more of its mean square to int8 stays fp16; a tenth of cosine 0.99
     config.calibration.num_images = 512
     config.calibration.batch_size = 8
     config.calibration.attention = False  # quantize the attention products too
-    config.calibration.branches = False  # with engine.int8_lowering: int8 for what blocks add to the residual stream, too
+    config.calibration.branches = False  # with engine.int8_lowering: quantize what blocks add to the residual stream too
     config.calibration.smooth = 0.0  # SmoothQuant's strength, 0.5 for outlier channels after LayerNorms; 0: off
 
     config.sensitivity = False  # measure what each layer loses in plan.type, also without precision=auto
 
     config.plan = Config()
-    config.plan.type = "int8"  # or fp8: what precision=auto puts the largest possible part of the model in
-    config.plan.accuracy_budget = 0.5  # points of top-1 that the plan may lose, where labels are given
-    config.plan.cosine = 0.0  # smallest cosine to the fp32 output that it may have on any image; 0: check.int8_cosine
-    config.plan.num_images = 256  # measured on so many of the evaluation images, or calibration images where there are none
-    config.plan.file = ""  # a precision_plan.json that was made before, perhaps edited: nothing is searched
+    config.plan.type = "int8"  # int8 or fp8: what precision=auto computes as much of the model in as the budget allows
+    config.plan.accuracy_budget = 0.5  # points of top-1 that the plan may lose, if there are labels
+    config.plan.cosine = 0.0  # smallest cosine to the fp32 output that is allowed on any image; 0: check.int8_cosine
+    config.plan.num_images = 256  # how many images to measure on: of the evaluation images, else of the calibration images
+    config.plan.file = ""  # a precision_plan.json from an earlier search, perhaps edited; then nothing is searched
 
     config.evaluation = Config()
     config.evaluation.data = ""  # labelled images; empty: no accuracy is measured
@@ -103,17 +105,17 @@ def default_config() -> ml_collections.ConfigDict:
     config.check.cosine = 0.99999
     config.check.fp16_cosine = 0.999  # against JAX fp32, for the output
     config.check.int8_cosine = 0.98
-    config.check.max_top1_drop = 1.0  # points of top-1 that a lower precision may lose, where labels are given
-    config.check.min_agreement = 99.0  # percent of labelled images on which an unquantized engine's first class is to be JAX's
+    config.check.max_top1_drop = 1.0  # points of top-1 that a lower precision may lose, if there are labels
+    config.check.min_agreement = 99.0  # percent of labelled images on which an unquantized engine has to give JAX's first class
 
     config.engine = Config()
-    config.engine.backend = "auto"  # tensorrt with a GPU, else rtx; none stops after ONNX
+    config.engine.backend = "auto"  # auto: tensorrt on a host with a GPU, else rtx; none: stop after ONNX
     config.engine.workspace_gib = 4.0
     config.engine.timing_cache = ""  # a folder for kernel timings, which models may share; empty: one in the bundle
     config.engine.opt_level = 3
     config.engine.tf32 = False
-    config.engine.lowering = "auto"  # that trt8's fp16 engines are built from: auto takes "plugin" where it fits; empty: model.onnx
-    config.engine.int8_lowering = ""  # that trt8's int8 engines are built from: "fused" needs our kernels; empty: the Q/DQ graph
+    config.engine.lowering = "auto"  # what trt8's fp16 engines are built from; auto: "plugin" if it fits; empty: model.onnx
+    config.engine.int8_lowering = ""  # what trt8's int8 engines are built from; "fused" needs our kernels; empty: the Q/DQ graph
     config.engine.hardware_compatible = False  # an engine for Ampere and every later GPU, at some cost in speed
     config.engine.version_compatible = False  # an engine that later versions of the same TensorRT major load
     config.engine.calibrator = False  # INT8 by TensorRT's own calibrator (TensorRT 10 and earlier) instead of Q/DQ
@@ -226,7 +228,7 @@ def check_values(config: ml_collections.ConfigDict) -> None:
 
 
 def _check_model(config: ml_collections.ConfigDict) -> None:
-    """Refuses what says something of a checkpoint beside an own model, which has none: nothing that is given is left unread."""
+    """Refuses keys about a checkpoint beside `config.model`, which has none: no value that a user gives is ignored."""
     if config.model is None:
         return
     defaults = default_config()
@@ -241,7 +243,7 @@ def _check_model(config: ml_collections.ConfigDict) -> None:
 
 
 def _check_tuples(config: ml_collections.ConfigDict) -> None:
-    """Refuses what the command line makes of a tuple that is misspelt: ('a,b',) of a,b."""
+    """Refuses what the command line makes of a mistyped tuple: ('a,b',) of a,b."""
     for key in ("batches", "streams"):
         if not config.benchmark[key]:
             raise UsageError(f"config.benchmark.{key}=(): holds no number", fix=f'For example --config.benchmark.{key}="(1,8)".')
@@ -256,14 +258,14 @@ def _check_tuples(config: ml_collections.ConfigDict) -> None:
 
 
 def as_plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """The config as `config.json` holds it: all its values, and of an own model's function what tells it on any host."""
+    """The config as `config.json` holds it: all values, and for `config.model` the function's name, file and hash."""
     from vit_convert.core.user_code import describe_function
 
     return {**config.to_dict(), "model": describe_function(config.model) if callable(config.model) else config.to_dict()["model"]}
 
 
 def precisions(config: ml_collections.ConfigDict) -> list[str]:
-    """The precisions to build, in order; INT8 and FP8 bring FP16 along to be compared with.
+    """The precisions to build, in order; INT8 and FP8 also build FP16, to be compared with.
 
     Raises:
         UsageError: an unknown precision.
@@ -363,7 +365,7 @@ def require_resizable(config: ml_collections.ConfigDict, one_size: str) -> None:
 
 
 def image_size(config: ml_collections.ConfigDict) -> tuple[int, int] | None:
-    """The one (height, width) asked for, None for the checkpoint's own, also where a range is asked for.
+    """The one (height, width) that the config gives; None if it gives none, or a range.
 
     Raises:
         UsageError: it cannot be read as one or two positive numbers, or as a range.

@@ -1,4 +1,4 @@
-"""The numbers that each config key takes: one table, so that nothing out of range is found hours after the start."""
+"""The numbers that each config key takes, in one table, so that a value out of range is refused at the start."""
 
 import dataclasses
 import math
@@ -23,7 +23,7 @@ class Range:
         high: the largest; always finite, so that infinity and NaN lie in no range.
         above: whether `low` itself is left out.
         below: whether `high` itself is left out.
-        many: whether the key holds a tuple of such numbers.
+        many: whether the key holds a tuple of numbers.
     """
 
     low: float
@@ -34,11 +34,11 @@ class Range:
 
     @property
     def whole(self) -> bool:
-        """Whether only whole numbers are meant: the ends are written as such."""
+        """Whether only whole numbers are meant: both ends are ints."""
         return isinstance(self.low, int)
 
     def holds(self, number: Any) -> bool:
-        """Whether `number` is one of these; a bool is none, though Python counts it as an int."""
+        """Whether `number` is in the range; a bool never is, although it is an int in Python."""
         if isinstance(number, bool) or not isinstance(number, int if self.whole else int | float):
             return False
         if not math.isfinite(number):
@@ -94,7 +94,7 @@ def check_ranges(config: ml_collections.ConfigDict) -> None:
     """Refuses numbers out of range.
 
     Raises:
-        UsageError: the first such key, with its value and what it takes.
+        UsageError: names the first such key, its value, and what it takes.
     """
     for key, allowed in RANGES.items():
         value: Any = config

@@ -1,4 +1,4 @@
-"""What each TensorRT reads: one row a generation, so that no other place asks which one it is."""
+"""What each generation of TensorRT reads, one row each, so that no other code asks which one it is."""
 
 import dataclasses
 
@@ -11,15 +11,15 @@ class Dialect:
 
     Attributes:
         name: what `config.target` calls it.
-        opset: ONNX opset that graphs are written in: no newer one helps a vision transformer.
-        max_opset: the newest opset that its parser reads; 0 for any that we write.
-        precision_by_flag: whether fp16 is a flag of the builder on the fp32 graph, and not the types of a graph.
+        opset: ONNX opset that graphs are written in; a newer one would not help a vision transformer.
+        max_opset: the newest opset that its parser reads; 0: any that we write.
+        precision_by_flag: whether fp16 is a builder flag on the fp32 graph, instead of a typed graph.
         precisions: what engines can compute in.
-        stores_quantized_weights: whether it reads weights that are int8 or fp8 already; else they are fp32 with a Q/DQ pair of their own.
-        fp16_lowering: the other way to write a model (export/targets.py) that is fastest for fp16, where the model fits it; "" for none.
-        int8_lowerings: those of such ways from which int8 can be built by ranges, without Q/DQ.
-        cache_version: the version in a calibration cache of its own format, where none is installed that would tell: the last of its
-            generation; "" where it reads no such cache.
+        stores_quantized_weights: whether it reads weights stored in int8 or fp8; else they are fp32 with a Q/DQ pair.
+        fp16_lowering: the lowering (export/targets.py) that is fastest for fp16, if the model fits it; "" for none.
+        int8_lowerings: the lowerings that int8 engines can be built from by ranges, without Q/DQ.
+        cache_version: the version to write into a calibration cache on a host without this TensorRT: the last of its generation. "" if
+            it reads no calibration cache.
     """
 
     name: str
@@ -33,11 +33,11 @@ class Dialect:
     cache_version: str = ""
 
     def builds_from_lowerings(self, precision: str) -> bool:
-        """Whether any lowering of the fp32 graph will do for a precision: where a builder flag sets it."""
+        """Whether this precision may be built from any lowering of the fp32 graph (TensorRT 8 fp16 only)."""
         return self.precision_by_flag and precision == "fp16"
 
     def has_graph(self, precision: str) -> bool:
-        """Whether a precision has a graph of its own; fp32's is the model's."""
+        """Whether a precision has a graph of its own besides model.onnx."""
         return precision != "fp32" and not self.builds_from_lowerings(precision)
 
 
@@ -68,10 +68,10 @@ def dialect_named(name: str) -> Dialect:
     """Looks a dialect up.
 
     Args:
-        name: such as "trt8".
+        name: for example "trt8".
 
     Raises:
-        UsageError: there is none of that name.
+        UsageError: no dialect has that name.
 
     Example:
         >>> dialect_named("trt8").precision_by_flag
@@ -83,7 +83,7 @@ def dialect_named(name: str) -> Dialect:
 
 
 def dialect_of(*, rtx: bool, strongly_typed: bool, weakly_typed: bool) -> Dialect:
-    """The dialect that an installed TensorRT reads, told by what it can do and not by its version.
+    """The dialect that an installed TensorRT reads, recognised by what it can do and not by its version.
 
     Args:
         rtx: whether it is TensorRT for RTX.

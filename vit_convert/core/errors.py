@@ -10,7 +10,7 @@ class ConvertError(Exception):
 
     Args:
         message: what is wrong, where, and both values ("…/kernel: checkpoint (768, 3072), variant needs (1024, 4096)"). It may quote
-            foreign bytes: what a terminal would obey, or a report could not encode, is spelt as Python does ("\\x1b", "\\udc80").
+            foreign bytes: control characters, and what a report could not encode, are escaped as Python does ("\\x1b", "\\udc80").
         fix: what to do about it, one sentence; printed on its own line.
         result: what a stage found before it failed, for the report.
 
@@ -72,7 +72,7 @@ class BuildError(ConvertError):
 
 
 class UnbuildableError(BuildError):
-    """TensorRT read a graph, and cannot make an engine of it; another form of the same model may do."""
+    """TensorRT read a graph but cannot build an engine from it; another lowering of the model may work."""
 
 
 class BenchmarkError(ConvertError):
@@ -85,11 +85,11 @@ INTERRUPTED = 130  # 128 + SIGINT, what shells use; finished stages stay, so a r
 
 
 class Terminated(KeyboardInterrupt):
-    """The process was asked to end: SIGTERM, as `docker stop` and Slurm send it, or SIGHUP. It ends as by Ctrl-C, with INTERRUPTED."""
+    """The process was asked to end by SIGTERM (`docker stop`, Slurm) or SIGHUP; it ends as after Ctrl-C, with INTERRUPTED."""
 
 
 def nearest(word: str, valid: Iterable[str]) -> str:
-    """Spells a hint for a mistyped name.
+    """A hint for a mistyped name.
 
     Args:
         word: what was given.

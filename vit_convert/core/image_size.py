@@ -1,4 +1,4 @@
-"""Image sizes as people write them: one size, or a range that a dynamic graph takes."""
+"""Image sizes as people write them: one size, or the range of a dynamic graph."""
 
 import contextlib
 import dataclasses
@@ -28,7 +28,7 @@ class ImageRange:
     largest: Size
 
     def sizes(self) -> list[Size]:
-        """Three sizes that stand for the others: the optimal, the smallest, and one that is not square where the range has such."""
+        """Three sizes to check: the optimal, the smallest, and one that is not square if the range has one."""
         tall = (self.largest[0], self.optimal[1] if self.optimal[1] != self.largest[0] else self.smallest[1])
         return list(dict.fromkeys((self.optimal, self.smallest, tall)))
 
@@ -37,7 +37,7 @@ class ImageRange:
         return f"{smallest} to {largest}, tuned for {optimal}"
 
     def to_dict(self) -> dict[str, list[int]]:
-        """The range as JSON can spell it."""
+        """The range as JSON values."""
         return {"smallest": list(self.smallest), "optimal": list(self.optimal), "largest": list(self.largest)}
 
     @classmethod
@@ -57,10 +57,10 @@ def parse_size(value: Any) -> Size | None:
     """Reads one size.
 
     Args:
-        value: 224, (224, 384), "224" or "224x384"; None or "" where none is given.
+        value: 224, (224, 384), "224" or "224x384"; None or "" for no size.
 
     Returns:
-        (height, width), None where none is given.
+        (height, width), or None for no size.
 
     Raises:
         UsageError: it cannot be read as one or two positive numbers.
@@ -95,7 +95,7 @@ def parse_range(value: str, default: Size | None = None) -> ImageRange:
 
     Args:
         value: "dynamic:160..448", with "160x128" for sides that differ, and perhaps "@224" for the optimal size.
-        default: the optimal size where none is given; None where it is not known yet, and then the smallest stands for it.
+        default: the optimal size if the value names none; None takes the smallest.
 
     Returns:
         The range.

@@ -43,13 +43,13 @@ def within_block(name: str) -> str:
 
 
 def layer_names(name: str) -> set[str]:
-    """The names under which a pattern may mean a layer whose own name is all there is: that, its block, and "block_03/fc2"."""
+    """The names by which a pattern may mean a layer, from the layer's own name: that, its block, and "block_03/fc2"."""
     block = block_of(name)
     return {name, block, f"{block}/{kind_of(name)}"} if block else {name}
 
 
 def matches(patterns: Iterable[str], names: Iterable[str]) -> bool:
-    """Whether any pattern (fnmatch; a plain scope stands for all that lies under it) matches any of the names."""
+    """Whether any pattern (fnmatch; a plain scope matches everything under it) matches any of the names."""
     names = list(names)
     return any(fnmatch.fnmatchcase(name, p) or fnmatch.fnmatchcase(name, f"{p}/*") for p in patterns for name in names)
 

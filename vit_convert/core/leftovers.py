@@ -1,4 +1,4 @@
-"""What an earlier conversion or a killed one left and this one does not make goes, so that nobody takes it for this one's."""
+"""Removes what an earlier or killed conversion left and this one does not make, so that nobody takes it for this one's."""
 
 import contextlib
 import os
@@ -25,7 +25,7 @@ _PLANS = ("engines/*/*.plan", "tune/*/*.plan")
 
 
 def remove_temporaries(bundle: Bundle) -> None:
-    """Removes what killed runs had not finished; for the holder of the bundle's lock alone."""
+    """Removes unfinished files of killed runs; only the holder of the bundle's lock may do so."""
     for folder in _FOLDERS:
         for pattern in _TEMPORARY:
             for path in bundle.root.glob(f"{folder}/{pattern}"):
@@ -33,16 +33,16 @@ def remove_temporaries(bundle: Bundle) -> None:
 
 
 def remove_leftovers(bundle: Bundle, files: Files) -> list[pathlib.Path]:
-    """Removes stages' files that no stage of this conversion left, engines of other graphs, and what was measured of them.
+    """Removes files that no stage of this conversion left, engines of other graphs, and their measurements.
 
-    Engines that a GPU host built stay while their graph does, and its measurements.
+    Engines that a GPU host built, and their measurements, stay as long as their graph does.
 
     Args:
         bundle: its lock is held.
         files: what the finished stages left.
 
     Returns:
-        What is gone.
+        The files that were removed.
     """
     gone = [path for pattern in _OF_STAGES for path in bundle.root.glob(pattern) if path not in files]
     for pattern in _PLANS:
@@ -65,7 +65,7 @@ def is_of(files: Files, bundle: Bundle, plan: pathlib.Path) -> bool:
 
 
 def built_from(plan: pathlib.Path) -> dict[str, Any]:
-    """The {"name", "hashes"} of the graph that an engine's sidecar names; {} where it names none."""
+    """The {"name", "hashes"} of the graph that an engine's sidecar names; {} if it names none."""
     record = read_json(plan.with_name(f"{plan.name}.json"))
     graph = record.get("onnx") if isinstance(record, dict) else None
     if not isinstance(graph, dict) or not isinstance(graph.get("path"), str) or not isinstance(graph.get("sha256"), str):

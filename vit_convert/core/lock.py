@@ -1,4 +1,4 @@
-"""One conversion at a time works on a bundle: the lock that says which."""
+"""The lock on a bundle: one command at a time works on it."""
 
 import contextlib
 import errno
@@ -27,8 +27,8 @@ _NO_FLOCK = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.
 def hold(bundle: Bundle, command: str) -> Iterator[None]:
     """Holds a bundle's lock while the block runs.
 
-    The kernel's lock on the file (flock) goes with its process, however that ends. What the file says names the holder, and decides where
-    flock does not: on file systems without it, and between machines.
+    The kernel's lock on the file (flock) ends with its process, however that ends. The file's content names the holder, and decides
+    where flock cannot: on file systems without it, and between machines.
 
     Args:
         bundle: its folder exists and can be written.
@@ -54,13 +54,13 @@ def hold(bundle: Bundle, command: str) -> Iterator[None]:
 
 
 def me() -> dict[str, Any]:
-    """What tells this process from every other one, on any machine: the number of a process comes back, its start does not."""
+    """What tells this process from every other one on any machine: process numbers are reused, start times are not."""
     pid = os.getpid()
     return {"host": socket.gethostname(), "boot": _boot(), "namespace": _namespace(), "pid": pid, "started": started(pid)}
 
 
 def started(pid: int) -> str:
-    """When a process of this machine started, in the kernel's ticks; "" where there is none of this number."""
+    """When a process of this machine started, in the kernel's ticks; "" if no process has this number."""
     try:
         stat = pathlib.Path(f"/proc/{pid}/stat").read_text()
     except OSError:
@@ -69,7 +69,7 @@ def started(pid: int) -> str:
 
 
 def _acquire(path: pathlib.Path, record: dict[str, Any]) -> int:
-    """Opens and locks the file and writes the record into it; returns its descriptor, which closing lets go."""
+    """Opens and locks the file and writes the record into it; returns its descriptor, which releases the lock when it is closed."""
     record = {**record, "token": secrets.token_hex(8)}
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -103,7 +103,7 @@ def _let_go(file: int, path: pathlib.Path) -> None:
 
 
 def _flock(file: int, path: pathlib.Path) -> bool:
-    """Takes the kernel's lock; False where the file system has none.
+    """Takes the kernel's lock; False if the file system has no locks.
 
     Raises:
         UsageError: another process has it.
@@ -120,7 +120,7 @@ def _flock(file: int, path: pathlib.Path) -> bool:
 
 
 def _dead(holder: dict[str, Any], path: pathlib.Path, *, locked: bool) -> bool:
-    """Whether the holder that a file names is gone."""
+    """Whether the holder that the file names has ended."""
     if holder.get("boot") == _boot():
         if locked:  # the kernel that ran the holder gave us its lock
             return True
@@ -130,7 +130,7 @@ def _dead(holder: dict[str, Any], path: pathlib.Path, *, locked: bool) -> bool:
 
 
 def _silence_s(path: pathlib.Path) -> float:
-    """Seconds since the holder last touched the file, by the clock of the machine that keeps it: ours may go wrong."""
+    """Seconds since the holder last touched the file, by the clock of the file's machine: ours may differ."""
     now = temporary_beside(path)
     try:
         now.touch()
@@ -171,7 +171,7 @@ def _refusal(path: pathlib.Path, holder: dict[str, Any]) -> UsageError:
 
 
 def _boot() -> str:
-    """The run of the kernel that this process is under; the host's name where it does not tell."""
+    """The kernel's boot id, or the host's name if the kernel does not tell it."""
     try:
         return pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -179,7 +179,7 @@ def _boot() -> str:
 
 
 def _namespace() -> str:
-    """Which numbering of processes ours is from: containers of one machine each have their own."""
+    """The namespace of our process number: each container of a machine numbers its own."""
     try:
         return os.readlink("/proc/self/ns/pid")
     except OSError:

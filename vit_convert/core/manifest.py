@@ -1,4 +1,4 @@
-"""The manifest of a bundle: what each stage did, and the very files that it left."""
+"""The manifest of a bundle: what each stage did, and which files it left."""
 
 import dataclasses
 import functools
@@ -14,13 +14,13 @@ FINISHED = ("done", "fresh")  # of what a stage of another status left, nothing 
 
 @dataclasses.dataclass(frozen=True)
 class FileRecord:
-    """What tells the file that a stage left from any other.
+    """A file that a stage left, and how to recognise it.
 
     Attributes:
         path: relative to the bundle.
         bytes: its size.
         sha256: of its content, in hex.
-        stat: (mtime_ns, ctime_ns, inode) when it was hashed; where they are still the same, so is the content, and it is not read again.
+        stat: (mtime_ns, ctime_ns, inode) when it was hashed; while they are the same, the file is not read again.
     """
 
     path: str
@@ -39,13 +39,13 @@ class FileRecord:
         """Reads one entry of a manifest.
 
         Raises:
-            KeyError, TypeError, ValueError: it is none.
+            KeyError, TypeError, ValueError: it is not an entry.
         """
         mtime, ctime, inode = map(int, value["stat"])
         return cls(str(value["path"]), int(value["bytes"]), str(value["sha256"]), (mtime, ctime, inode))
 
     def found(self, root: pathlib.Path) -> "FileRecord | None":
-        """The record of the file there now, None where it is gone or another one; a copy of it has another `stat`."""
+        """The record of the file as it is now; None if it is missing or has other content. A copy has another `stat`."""
         try:
             size, *stat = _stat(root / self.path)
             if size != self.bytes:
@@ -64,7 +64,7 @@ def _stat(path: pathlib.Path) -> tuple[int, int, int, int]:
 
 
 def hash_once(path: str | os.PathLike[str]) -> str:
-    """The sha256 of a file, read once by this process for as long as it stays as it is: that of a large model takes seconds."""
+    """The sha256 of a file, which this process reads again only if it changed: hashing a large model takes seconds."""
     return _hash(os.fspath(path), _stat(pathlib.Path(path)))
 
 
@@ -75,7 +75,7 @@ def _hash(path: str, stat: tuple[int, int, int, int]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Files:
-    """The files that the finished stages of a bundle left: all that may be read of it.
+    """The files that the finished stages of a bundle left; no other file of it may be read.
 
     Attributes:
         root: the bundle's folder.
@@ -94,11 +94,11 @@ class Files:
         return (self.root / name for name in self.records)
 
     def record(self, path: str | os.PathLike[str]) -> FileRecord | None:
-        """The record of a file, None where no finished stage left it."""
+        """The record of a file, None if no finished stage left it."""
         return self.records.get(self._name(path))
 
     def wrong(self, path: str | os.PathLike[str]) -> str:
-        """Why a file may not be read as one of this conversion's, "" where it may."""
+        """Why a file may not be read as one of this conversion's; "" if it may."""
         record = self.record(path)
         if record is None:
             return f"{os.fspath(path)}: no finished stage of this conversion made it"
@@ -109,14 +109,14 @@ class Files:
         return ""
 
     def graph_hashes(self, path: str | os.PathLike[str]) -> dict[str, str]:
-        """The hashes of a graph and its weights as sidecars of engines hold them, {} for a graph that no finished stage left."""
+        """The hashes of a graph and its weights, as sidecars of engines hold them; {} if no finished stage left the graph."""
         graph, data = self.record(path), self.record(f"{os.fspath(path)}.data")
         if graph is None:
             return {}
         return {"sha256": graph.sha256} | ({"data_sha256": data.sha256} if data else {})
 
     def wrong_graph(self, path: str | os.PathLike[str]) -> str:
-        """What `wrong` says of a graph or else of its weights."""
+        """Why a graph or its weights may not be read; "" if they may."""
         data = f"{os.fspath(path)}.data"
         return self.wrong(path) or (self.wrong(data) if data in self or os.path.exists(data) else "")
 
@@ -131,8 +131,8 @@ class Manifest:
 
     Attributes:
         root: the bundle's folder.
-        rows: by stage name, in order: status "done", "fresh", "failed", "running" (or killed there) or "stale" (left by an earlier
-            conversion, and nobody has looked since whether it still holds); key, result, files, …
+        rows: by stage name, in order: status, key, result, files, …; the status is "done", "fresh", "failed", "running" (or killed while
+            running) or "stale" (left by an earlier conversion; whether it still holds is not known).
         command: the last command line that ran a stage.
         versions: of the packages that stages ran with.
     """
@@ -158,7 +158,7 @@ class Manifest:
         )
 
     def finished(self, name: str) -> bool:
-        """Whether a stage finished, and what it left is this conversion's."""
+        """Whether a stage finished in this conversion."""
         return self.rows.get(name, {}).get("status") in FINISHED
 
     def result(self, name: str) -> dict[str, Any]:
@@ -179,7 +179,7 @@ class Manifest:
 
 
 def records_of(row: Mapping[str, Any]) -> list[FileRecord] | None:
-    """The files that a row of a manifest names, None where it names none in a form that can be read (an earlier version's)."""
+    """The files that a row of a manifest names; None if it names none in this version's form."""
     try:
         return [FileRecord.from_dict(value) for value in row["files"]]
     except (KeyError, TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""The header of an `.npy` file or member, which may come from anybody: read by numpy, within bounds, and with one kind of failure."""
+"""The header of an `.npy` file or member: read by numpy, within bounds, and with one kind of error, since it may come from anybody."""
 
 import io
 import math
@@ -23,7 +23,7 @@ def read_npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]
         (shape, whether values are in column-major order, dtype); `dtype.hasobject` where the values are pickled.
 
     Raises:
-        ValueError: it is no such header, or no array of this process could have its shape and dtype.
+        ValueError: it is not such a header, or no array could have its shape and dtype.
     """
     version = np.lib.format.read_magic(stream)
     if version not in _LENGTHS:

@@ -1,4 +1,4 @@
-"""ONNX files on disk: written whole with their weights beside them, and run with any inner value made visible."""
+"""ONNX files on disk: written whole with their weights beside them, and run with any inner value as an output."""
 
 import os
 import pathlib
@@ -66,7 +66,7 @@ def external_files(path: str | os.PathLike[str]) -> list[pathlib.Path]:
 def open_session(path: str | os.PathLike[str], extra_outputs: Sequence[str] = (), *, threads: int = 0) -> Any:
     """Opens an onnxruntime CPU session on a graph, optionally with inner values as further outputs.
 
-    The graph alone is read and extended in memory; its weights stay in their file, so that nothing is copied on disk.
+    Only the graph is read and extended in memory. Its weights stay in their file, so that nothing is copied on disk.
 
     Args:
         path: the `.onnx` file.

@@ -1,10 +1,10 @@
-"""How every onnxruntime session of ours is opened, so that a proof is the same on every machine; needs no onnx."""
+"""How all our onnxruntime sessions are opened, so that a check gives the same result on every machine; needs no onnx."""
 
 from typing import Any
 
 
 def session_options(onnxruntime: Any) -> Any:
-    """The options without which a quantized graph computes one thing here and another there; every session of ours starts from them.
+    """Options that make a quantized graph compute the same on every machine; all our sessions start from them.
 
     Q/DQ pairs are computed as they are written: rounded to the integer, multiplied by the scale, and multiplied in float32, which is
     what TensorRT's 32-bit sums give but for the order of rounding. Fused, the pairs become integer kernels, and those depend on the

@@ -1,4 +1,4 @@
-"""`--config.key=value` on a command line, as absl spells flags: for the conversion and for the engine commands alike."""
+"""`--config.key=value` on a command line, written as absl writes flags, for all our programs."""
 
 import re
 import shlex
@@ -31,13 +31,13 @@ def split_overrides(words: Sequence[str], config: ml_collections.ConfigDict) -> 
     Args:
         words: the command line, without the program's name. A value follows its key after "=" or as the next word; a switch is written
             `--config.taps`, `--noconfig.taps` or `--config.taps=false`.
-        config: tells which keys there are, and which are switches.
+        config: says which keys exist, and which are switches.
 
     Returns:
         The overrides, each as "--config.key=value", and the words that are left.
 
     Raises:
-        UsageError: an unknown key, a key without a value, or `no` before a key that is no switch.
+        UsageError: an unknown key, a key without a value, or `no` before a key that is not a switch.
     """
     known = {key: _value(config, key) for key in dotted_keys(config)}
     overrides: list[str] = []
@@ -72,7 +72,7 @@ def apply_overrides(config: ml_collections.ConfigDict, overrides: Sequence[str])
     """Sets what `split_overrides` returned.
 
     Args:
-        config: the full config; the values are set in it, and it is not copied: an own model may hang on it.
+        config: the full config; values are set in place, since copying it would copy a user's own model.
         overrides: "--config.key=value" words.
 
     Returns:

@@ -53,17 +53,17 @@ class Context:
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One step of the road.
+    """One step of a conversion.
 
     Attributes:
         name: as `--until` and the manifest call it.
         after: stages whose results it depends on.
         run: does the work and returns what the report needs, as plain JSON values.
         inputs: everything else that the result depends on (config values, file identities), as plain JSON values.
-        outputs: every file that it may leave; those that it left are recorded, and the stage is fresh while they are the very ones. What it
-            does not make this time, it removes.
-        needed: whether this config wants the stage at all.
-        companions: files that later commands add to (an engine's sidecar): for the stage to be fresh they have to be there.
+        outputs: every file that it may leave. Those that it leaves are recorded, and the stage is fresh only while they are unchanged;
+            those that it does not make this time are removed.
+        needed: whether this config needs the stage at all.
+        companions: files that later commands add to (an engine's sidecar); the stage is fresh only if they exist.
     """
 
     name: str
@@ -86,9 +86,9 @@ def run_stages(
 ) -> None:
     """Runs the stages in order, skipping those that are fresh; for the holder of the bundle's lock.
 
-    A stage is fresh when its inputs, what the stages before it left, and its own files are what they were when it last finished. The
-    manifest says "running" before a stage touches a file and "done" after its last, so that one that was killed is run again; what the
-    stages behind it had left is "stale" from then on, until one of them is found to be fresh after all.
+    A stage is fresh if its inputs, what the stages before it left, and its own files are what they were when it last finished. The
+    manifest says "running" before a stage touches a file and "done" after the last one, so that a killed stage is run again. The stages
+    after it are "stale" from then on, until each is found to be fresh.
 
     Args:
         stages: in an order that respects `after`.
@@ -97,7 +97,7 @@ def run_stages(
             what was done before a failure.
         until: name of the last stage to run; empty for all.
         force: run fresh stages too.
-        begin: called once, before the first stage that runs touches anything, or at the end where all are fresh.
+        begin: called once: before the first stage that runs touches anything, or at the end if all are fresh.
 
     Raises:
         UsageError: `until` names no stage.
@@ -122,7 +122,7 @@ def run_stages(
 
 
 class _Run:
-    """One run of the stages, and what the manifest says meanwhile.
+    """One run of the stages, which keeps the manifest up to date.
 
     Args:
         context: of the stages.
@@ -142,7 +142,7 @@ class _Run:
         return hash_value([stage.name, __version__, before, stage.inputs(self._context)])
 
     def fresh(self, stage: Stage, key: str) -> dict[str, Any] | None:
-        """The row of a stage that need not run, with its files as they lie there now; None where it has to run."""
+        """The row of a stage that need not run, with its files as they are now; None if it has to run."""
         row = self._old.get(stage.name, {})
         if row.get("status") not in (*FINISHED, "stale") or row.get("key") != key or not isinstance(row.get("result"), dict):
             return None
@@ -155,7 +155,7 @@ class _Run:
         return {**row, "status": "fresh", "files": as_rows(filter(None, found))}
 
     def run(self, stage: Stage, key: str) -> None:
-        """Runs a stage; the manifest tells before and after."""
+        """Runs a stage, and writes the manifest before and after."""
         context = self._context
         row: dict[str, Any] = {"name": stage.name, "status": "running", "key": key, "files": []}
         self._rows.append(row)
@@ -199,7 +199,7 @@ class _Run:
             raise
 
     def finish(self, later: list[Stage]) -> None:
-        """Finds out which stages behind the last one are fresh under this config, and removes what no stage of it left."""
+        """Finds out which stages after the last one are fresh under this config, and removes files that no stage of it left."""
         decided, results = len(self._rows), dict(self._context.results)
         try:
             self._look_at(later)
@@ -229,7 +229,7 @@ class _Run:
                 self._context.results[stage.name] = row["result"]
 
     def _write(self, kept: Iterable[dict[str, Any]] | None = None) -> None:
-        """Writes the manifest: what was decided, then what is kept; None for all that an earlier run left, as stale."""
+        """Writes the manifest: the rows decided so far, then those kept; None keeps all rows of an earlier run, as stale."""
         if kept is None:
             names = {row["name"] for row in self._rows}
             kept = [{**row, "status": "stale"} for name, row in self._old.items() if name not in names and _whole(row)]

@@ -1,4 +1,4 @@
-"""The one command line of all our programs: flags of their own, `--config.key=value`, --help, and how they end."""
+"""The command line that all our programs share: their own flags, `--config.key=value`, --help, and exit codes."""
 
 import inspect
 import textwrap
@@ -16,7 +16,7 @@ _ABSL = {"help", "helpfull", "helpshort", "helpxml"}
 
 
 class Program:
-    """A program's flags, and what every program does alike.
+    """A program's flags, and what all programs have in common.
 
     Args:
         doc: what --help says first: the module's docstring.

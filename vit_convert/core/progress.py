@@ -12,7 +12,7 @@ Advance = Callable[[float], None]
 
 
 class Progress:
-    """Tells one conversion's story twice: to the terminal and to a file of JSON lines.
+    """Reports one conversion twice: to the terminal and to a file of JSON lines.
 
     Args:
         events: path of the `events.jsonl` to append to; None keeps no file.
@@ -54,8 +54,8 @@ class Progress:
         """Shows a progress bar while the block runs.
 
         Args:
-            label: what is going on, a few words.
-            total: how much there is to do; None for unknown.
+            label: what is being done, in a few words.
+            total: how much there is to do; None if unknown.
 
         Yields:
             A function that advances the bar by the amount given.

@@ -1,4 +1,4 @@
-"""What is proved of an engine, and which one to use: reports, sessions and serving all ask here."""
+"""Whether an engine is proved, and which one to use: the one place that reports, sessions and serving ask."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,17 +11,17 @@ UNQUANTIZED = ("fp16", "bf16", "fp32")  # the one to prefer first
 def doubt(
     precision: str, graph: str, verification: Mapping[str, Any] | None, checks: Mapping[str, Mapping[str, Any]], *, lowered: bool = False
 ) -> str:
-    """Why an engine is not proved, "" where it is.
+    """Why an engine is not proved; "" if it is.
 
-    What `verify` found of the very engine decides. Before it ran, an engine stands for the graph that it was built from, if that graph has
-    the engine's precision and passed its own check against JAX; a precision that a builder's flag makes was seen by nobody then.
+    What `verify` found for this engine decides. Before `verify` has run, the check of the graph that it was built from decides, if that
+    graph has the engine's precision; a precision that is set by a builder flag is not proved then.
 
     Args:
         precision: of the engine.
         graph: name of the file that it was built from.
-        verification: what `verify` found of this engine, {"passed", …}; None or empty where it was not run.
+        verification: what `verify` found for this engine, {"passed", …}; None or empty if it has not run.
         checks: by precision, what the conversion's check of its graph found, {"passed", …}.
-        lowered: whether the builder was free to compute in less than the graph says, as TF32 is.
+        lowered: whether the builder was free to compute in less than the graph's precision, for example in TF32.
     """
     if verification:
         return "" if verification.get("passed") is True else f"{precision} missed its tolerance when the engine was verified"
@@ -41,17 +41,17 @@ def recommend_unmeasured(
     *,
     lowered: bool = False,
 ) -> dict[str, Any]:
-    """The engine to use as long as nothing was measured: the smallest unquantized one that is proved; a quantized one has to show its gain.
+    """The engine to use before a benchmark: the smallest unquantized one that is proved. A quantized one has to prove itself faster first.
 
     Args:
         engines: rows of `build_bundle`.
-        verified: by path, what `verify` found of the engine.
+        verified: by path, what `verify` found for the engine.
         checks: by precision, what the conversion's check of its graph found.
         verdicts: by quantized precision, {"text", "accurate"}.
         lowered: whether fp32 engines may round to TF32.
 
     Returns:
-        Its row with "recommended_because"; {} where none is proved.
+        Its row with "recommended_because"; {} if none is proved.
     """
     doubts: list[str] = []
     for precision in UNQUANTIZED:

@@ -1,4 +1,4 @@
-"""Config keys that once had another name: it is still read, and one line says the new one."""
+"""Config keys that were renamed: the old name is still read, and one line on stderr gives the new one."""
 
 import functools
 import sys
@@ -10,7 +10,7 @@ _RENAMED = {"spellings": "lowerings", "spelling": "lowering", "int8_spelling": "
 
 
 def current(key: str) -> str:
-    """The name that a key has today; the first time an old name is met, a line on stderr says the new one.
+    """The name that a key has today; the first use of an old name prints a line with the new one on stderr.
 
     Args:
         key: with or without the groups before it: "engine.spelling", "spelling".
@@ -32,7 +32,7 @@ def _say(old: str, new: str) -> None:
 
 
 class Config(ml_collections.ConfigDict):
-    """A ConfigDict that takes its keys under their old names, too, so that old config files go on working."""
+    """A ConfigDict that also takes keys by their old names, so that old config files keep working."""
 
     def __setitem__(self, key: Any, value: Any) -> None:
         super().__setitem__(current(key) if isinstance(key, str) else key, value)

@@ -1,4 +1,4 @@
-"""What goes into a model and what comes out: names, types and shapes by which every room knows its tensors, and how outputs are judged."""
+"""A model's inputs and outputs: names, types, shapes, and how each output is judged. All rooms go by this record."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -42,7 +42,7 @@ class Output(Tensor):
     """One output that is judged against JAX.
 
     Attributes:
-        judge: "top1": also by its class on labelled images; "cosine": by its values alone; "embedding": by its values, and within a pair.
+        judge: "top1": also by its class on labelled images; "cosine": by its values only; "embedding": by its values, and within a pair.
     """
 
     judge: str = "cosine"
@@ -54,7 +54,7 @@ class Signature:
 
     Attributes:
         inputs: in the order in which it takes them.
-        outputs: in the order in which it gives them; the first one stands for the model where one number is shown.
+        outputs: in the order in which it gives them; where one number is shown for the model, it is that of the first.
     """
 
     inputs: tuple[Tensor, ...]
@@ -62,12 +62,12 @@ class Signature:
 
     @property
     def image(self) -> Tensor | None:
-        """The input that takes images, None where there is none."""
+        """The input that takes images, or None."""
         return next((tensor for tensor in self.inputs if tensor.is_image), None)
 
     @property
     def classes(self) -> Output | None:
-        """The output that labels are held against, None where there is none."""
+        """The output that labels are compared with, or None."""
         return next((output for output in self.outputs if output.judge == "top1"), None)
 
     @property
@@ -84,7 +84,7 @@ class Signature:
         """Reads what `to_dict` gave.
 
         Raises:
-            UsageError: it is not that.
+            UsageError: it cannot be read.
         """
         try:
             inputs = tuple(Tensor(**{**row, "shape": _shape(row["shape"])}) for row in record["inputs"])

@@ -7,7 +7,7 @@ from vit_convert.core.layer_names import block_of
 
 @dataclasses.dataclass(frozen=True)
 class Stack:
-    """Blocks that compute one function of parameters of their own, each from what the one before it gave.
+    """Blocks that compute the same function, each with its own parameters and of the output of the one before it.
 
     Attributes:
         scope: of a block's parameters, with {} for its number: "Transformer/encoderblock_{}/"; "stage_2/block_{}/" where a model has

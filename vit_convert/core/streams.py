@@ -1,4 +1,4 @@
-"""Standard output and error that outlive their readers: work goes on when `head` has read enough, and no text stops it."""
+"""Standard output and error that outlive their readers: work continues after `head` has read enough, and no character stops it."""
 
 import contextlib
 import io
@@ -38,7 +38,7 @@ class _Outliving:
 
 @contextlib.contextmanager
 def outliving_streams() -> Iterator[None]:
-    """While the block runs, a closed pipe, a closed descriptor or an ASCII terminal is no reason to fail."""
+    """While the block runs, a closed pipe, a closed descriptor or an ASCII terminal does not make it fail."""
     _fill_descriptors()
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = (cast(TextIO, _Outliving(_writable(stream))) for stream in before)
@@ -51,7 +51,7 @@ def outliving_streams() -> Iterator[None]:
 
 
 def _fill_descriptors() -> None:
-    """Opens what of 0, 1 and 2 is closed: the next file opened would get that number, and the messages of C libraries with it."""
+    """Opens those of 0, 1 and 2 that are closed: else the next opened file gets the number, and the messages of C libraries go there."""
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(descriptor)

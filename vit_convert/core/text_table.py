@@ -1,4 +1,4 @@
-"""Plain-text tables, for a host that has numpy and TensorRT alone."""
+"""Plain-text tables, for a host that has only numpy and TensorRT."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""The one policy by which graphs and engines are judged against JAX; every number of it is in `config.check`."""
+"""The one policy by which graphs and engines are judged against JAX; all its numbers are in `config.check`."""
 
 import ml_collections
 
@@ -9,7 +9,7 @@ _FP32_GRAPHS = ("fp32", "smooth")  # SmoothQuant moves scales between fp32 weigh
 
 
 def judges_blocks(precision: str) -> bool:
-    """Whether every block has to meet the tolerance; what a lower precision does inside is reported, and its output judged."""
+    """Whether every block has to meet the tolerance; for a lower precision, only the output is judged and blocks are reported."""
     return precision in _FP32_GRAPHS
 
 

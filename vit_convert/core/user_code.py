@@ -1,4 +1,4 @@
-"""Code that is not ours: what it raises becomes one message that says where, and how a function is told from another on disk."""
+"""Code that is not ours: what it raises becomes one message that says where; and how a function is recorded on disk."""
 
 import contextlib
 import functools
@@ -25,10 +25,10 @@ _MACHINERY = (
 
 @contextlib.contextmanager
 def user_code(what: str, error: type[ConvertError], *, fix: str | Callable[[BaseException], str] = _FIX) -> Iterator[None]:
-    """Runs code that is not ours: whatever it raises, sys.exit() included, becomes an error of ours; an interrupt stays one.
+    """Runs code that is not ours: whatever it raises, even sys.exit(), becomes an error of ours; an interrupt stays one.
 
     Args:
-        what: is run, for the message: "config.model: the call model(images)".
+        what: what is run, for the message: "config.model: the call model(images)".
         error: what to raise.
         fix: what to do about it, or what makes that of what was raised.
 
@@ -44,7 +44,7 @@ def user_code(what: str, error: type[ConvertError], *, fix: str | Callable[[Base
 
 
 def explain(error: BaseException) -> str:
-    """An exception in one line: its class, what it says, and the last line of its traceback that is the user's own."""
+    """An exception in one line: its class, its message, and the last line of its traceback that is the user's own."""
     said = " ".join(str(error).split())
     if isinstance(error, SystemExit):
         said = f"it ends the process with {error.code!r}"
@@ -82,13 +82,13 @@ def _is_machinery(filename: str, machinery: tuple[str, ...]) -> bool:
 
 
 def describe_function(function: Callable[..., Any]) -> dict[str, str]:
-    """What tells a function in a file that other hosts read, instead of its address in memory.
+    """Describes a function for a file that other hosts read, instead of by its address in memory.
 
     Args:
         function: any callable.
 
     Returns:
-        {"function": its qualified name, "file": that it stands in, "sha256": of that file}; the last two are "" where there is none.
+        {"function": its qualified name, "file": where it is defined, "sha256": of that file}; the last two are "" if there is no file.
     """
     inner = inspect.unwrap(function.func if isinstance(function, functools.partial) else function)
     code = getattr(inner, "__code__", None)

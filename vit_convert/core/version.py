@@ -1,3 +1,3 @@
-"""The version of the package; what reads it must not import the package itself, whose public names lead everywhere."""
+"""The version of the package, in a module of its own: importing the package would load much more."""
 
 __version__ = "0.1.0"

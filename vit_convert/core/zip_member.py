@@ -19,7 +19,7 @@ UNREADABLE = (OSError, ValueError, EOFError, RuntimeError, struct.error, zipfile
 
 
 class FileState(NamedTuple):
-    """What tells that a file is still the one whose directory was read."""
+    """What shows that a file is still the one whose directory was read."""
 
     device: int
     inode: int
@@ -42,7 +42,7 @@ def open_member(path: str | os.PathLike[str], member: zipfile.ZipInfo, state: Fi
         state: of the file when its directory was read; None does not look.
 
     Returns:
-        A stream of the member's bytes with a handle that it closes itself; it inflates them, and checks their CRC-32 at the end.
+        A stream of the member's bytes, which inflates them, checks their CRC-32 at the end, and closes its own handle.
 
     Raises:
         zipfile.BadZipFile: the member's header is damaged, it ends after the file, or the file is another one by now.
