@@ -7,16 +7,16 @@ from vit_convert.core.errors import UsageError, nearest
 
 
 def published_config(name: str) -> ml_collections.ConfigDict:
-    """The config of a public checkpoint, which is looked for in `checkpoints/` and fetched there otherwise.
+    """The config of a public checkpoint, which is looked for in `checkpoints/`, and fetched there if it is not found.
 
     Args:
-        name: in `vit_convert/checkpoint/published.py`: "B/32", or in any of its other forms ("ViT-B_32"); "bv_s16_i1k".
+        name: from `vit_convert/checkpoint/published.py`: "B/32", also written "ViT-B_32"; "bv_s16_i1k".
 
     Returns:
-        The config: FP16 and INT8; of a checkpoint whose head was never trained, its features.
+        The config, for FP16 and INT8; if the checkpoint's head was never trained, for its features.
 
     Raises:
-        UsageError: there is none of that name.
+        UsageError: no public checkpoint has that name.
 
     Example:
         >>> published_config("B/32").checkpoint

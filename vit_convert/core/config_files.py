@@ -18,10 +18,10 @@ def split_argument(given: str) -> tuple[str, str]:
     """Splits what follows ":" off a config's name; get_config() takes it as its argument, as big_vision's configs do.
 
     Args:
-        given: such as "vit.py:B/16" or "vit_b32".
+        given: for example "vit.py:B/16" or "vit_b32".
 
     Returns:
-        The file's name and the argument, "" where there is none.
+        The file's name, and the argument or "".
 
     Example:
         >>> split_argument("configs/vit.py:B/16")
@@ -37,13 +37,13 @@ def find_config(given: str) -> str:
     """Finds a config file: as given, then in `configs/` here, then among those that come with the project.
 
     Args:
-        given: a path or a bare name such as "vit_b32.py" or "vit_b32".
+        given: a path, or a bare name: "vit_b32.py", "vit_b32".
 
     Returns:
         The path of an existing file.
 
     Raises:
-        UsageError: there is none; the message names the nearest ones.
+        UsageError: no such file; the message names the nearest ones.
     """
     package = pathlib.Path(__file__).parents[1]
     folders = [pathlib.Path(), pathlib.Path("configs"), package.parent / "configs", package / "configs"]
