@@ -22,7 +22,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "vit_convert/report/summary.py": ("tests/core/test_summary.py",),
     "vit_convert/report/write.py": ("tests/core/test_report.py",),
     "vit_convert/stages/check.py": ("tests/stages/test_stage_check.py",),
-    "vit_convert/stages/common.py": ("tests/stages/test_stage_common.py",),
+    "vit_convert/stages/common.py": ("tests/stages/test_stage_common.py", "tests/stages/test_stage_reference.py"),
     "vit_convert/stages/plan.py": ("tests/stages/test_stage_plan.py",),
     "vit_convert/stages/reference.py": ("tests/stages/test_stage_reference.py",),
     "vit_convert/core/bundle.py": ("tests/core/test_bundle.py", "tests/core/test_manifest.py"),

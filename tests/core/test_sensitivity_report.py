@@ -123,10 +123,19 @@ def test_picture(tmp_path, monkeypatch):
     for kind, middle, heights in (("fc1", -width, (0.01, 0.03)), ("fc2", 0, (0.02, 0)), ("whole block", width, (0.05, 0.03))):
         expected = [pytest.approx((place + middle, width, height), abs=1e-9) for place, height in enumerate(heights)]
         assert found[kind] == expected, kind
+    colours = {bars.get_label(): bars[0].get_facecolor()[:3] for bars in axes.containers}
+    assert colours["whole block"] == (0.75,) * 3 and len({*colours.values()}) == 3
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["fc1", "fc2", "whole block"]
     assert figures[0].get_size_inches().tolist() == [6, 4]  # 0.22 in a bar, and no less than 6
     for figure in figures:
         close(figure)
+
+
+def test_a_picture_needs_no_display(tmp_path, monkeypatch):
+    matplotlib = pytest.importorskip("matplotlib")
+    asked = []
+    monkeypatch.setattr(matplotlib, "use", asked.append)
+    assert plot_ranking(RECORD, tmp_path / "x.png") == "" and asked == ["Agg"]
 
 
 def test_a_picture_of_many_blocks_is_as_wide_as_they_need(tmp_path, monkeypatch):
