@@ -45,7 +45,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "vit_convert/images/resize.py": ("tests/images/test_preprocess.py",),
     "vit_convert/images/sources.py": ("tests/images/test_open.py", "tests/images/test_sources.py"),
     "vit_convert/images/arrays.py": ("tests/images/test_arrays.py",),
-    "vit_convert/images/decode.py": ("tests/images/test_decode.py",),
+    "vit_convert/images/decode.py": ("tests/images/test_split.py",),
     "vit_convert/images/labels.py": ("tests/images/test_class_ids.py",),
     "vit_convert/images/pixels.py": ("tests/images/test_pixels.py",),
     "vit_convert/images/tree.py": ("tests/images/test_tree.py",),
