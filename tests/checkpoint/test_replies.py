@@ -273,6 +273,15 @@ def test_statuses_that_do_not(server, tmp_path, code):
     assert not list(tmp_path.iterdir()) and len(server.asked) == 1
 
 
+@pytest.mark.parametrize("code", [404, 403, 503])
+def test_a_part_is_kept_whatever_the_status(server, tmp_path, part, code):
+    part.write_bytes(DATA[:10])
+    server.replies = [status(code) for _ in range(3)]
+    with pytest.raises(CheckpointError, match=f"the server answers {code}"):
+        fetch(ADDRESS, tmp_path)
+    assert part.read_bytes() == DATA[:10] and len(server.asked) == (3 if code == 503 else 1)
+
+
 FAILURES = [
     (urllib.error.URLError("no route to host"), "no route to host"),
     (TimeoutError("timed out"), "timed out"),

@@ -116,6 +116,16 @@ def test_families_that_end_in_a_cast_to_uint8_truncate(family, kernel, h, w):
     assert np.mean((np.rint(exact) - got)[between]) > 0.3  # rounded, the image would be half a level brighter
 
 
+@pytest.mark.parametrize(("h", "w"), [(2000, 5), (1100, 7), (5, 2000)])
+def test_images_that_are_tall_and_narrow(h, w):
+    """Whose rows are averaged first, so that the columns do not make many times the image of it: the same by definition."""
+    image = photo(h, w)
+    down, across = (weights_1d(old, 16, area) for old in (h, w))
+    exact = np.einsum("ih,hwc,jw->ijc", down, image.astype(np.float64), across)
+    got = resize(image, 16, 16, "area", antialias=True, truncate=True)
+    assert ((got == np.floor(exact)) | (got == np.floor(exact + 2**-9))).all()
+
+
 def test_families_that_do_not_cast_round_to_the_nearest():
     """vit_jax's input pipeline stays in floats after the resize: the nearest level is nearest to them."""
     image = photo(37, 53)
