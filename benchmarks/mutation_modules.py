@@ -40,7 +40,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "vit_convert/core/user_code.py": ("tests/core/test_user_code.py",),
     "vit_convert/core/npy_header.py": ("tests/core/test_npy_header.py",),
     "vit_convert/core/zip_member.py": ("tests/core/test_zip_member.py",),
-    "vit_convert/core/calibration_cache.py": ("tests/engine/test_calibrator_cache.py", _CORPUS),
+    "vit_convert/core/calibration_cache.py": ("tests/core/test_calibration_cache.py",),
     "vit_convert/images/preprocess.py": ("tests/images/test_records.py", "tests/images/test_preprocess.py"),
     "vit_convert/images/resize.py": ("tests/images/test_preprocess.py",),
     "vit_convert/images/sources.py": ("tests/images/test_open.py", "tests/images/test_sources.py"),

@@ -9,7 +9,7 @@ from engine_graphs import IMAGE
 from reconverted import as_left
 
 from vit_convert.core.bundle import Bundle
-from vit_convert.core.calibration_cache import CacheKey, format_cache, hash_source, load_cache, parse_cache, save_cache
+from vit_convert.core.calibration_cache import CacheKey, format_cache, hash_source, parse_cache, save_cache
 from vit_convert.core.errors import BuildError, CalibrationError, ConvertError
 from vit_convert.core.progress import Progress
 from vit_convert.engine import build_bundle
@@ -19,92 +19,6 @@ from vit_convert.engine.backend.trt import load_backend
 from vit_convert.engine.builder.calibrator import make_calibrator
 from vit_convert.engine.builder.request import hash_graph, request_record
 from vit_convert.engine.handoff import read_config, read_facts
-
-KEY = CacheKey("entropy", "8.6.0", "a" * 64)
-CACHE = b"TRT-8600-EntropyCalibration2\nimages: 3caa54fc\n(Unnamed Layer* 64) [Shuffle]_output: 3d1f2e3a\nblock_00/x: y: 0\n"
-
-
-@pytest.mark.parametrize(
-    ("version", "algorithm", "header"),
-    [
-        ("8.6.0", "entropy", "TRT-8600-EntropyCalibration2"),
-        ("8.6.1", "minmax", "TRT-8601-MinMaxCalibration"),
-        ("10.14.1.48", "entropy", "TRT-101401-EntropyCalibration2"),
-        ("10.0.0b6", "entropy", "TRT-100000-EntropyCalibration2"),
-    ],
-)
-def test_header(version, algorithm, header):
-    assert CacheKey(algorithm, version, "").header == header
-
-
-def test_a_version_that_is_none():
-    with pytest.raises(CalibrationError, match=r"TensorRT 11\.x: no calibration cache is known"):
-        CacheKey("entropy", "11.x", "").header  # noqa: B018
-
-
-def test_scales_are_big_endian_float32():
-    header, scales = parse_cache(CACHE)
-    assert header == KEY.header
-    # What a cache of ImageNet-normalised images holds, known to six digits.
-    assert scales["images"] == pytest.approx(0.020792, abs=5e-7)
-    expected = np.frombuffer(bytes.fromhex("3d1f2e3a"), ">f4")[0]
-    assert scales["(Unnamed Layer* 64) [Shuffle]_output"] == expected
-    assert scales["block_00/x: y"] == 0.0
-
-
-@pytest.mark.parametrize(
-    "damaged",
-    [
-        *(b"", b"TRT-8600-EntropyCalibration2\nimages 3caa54fc\n", b"TRT\nimages: xyz\n", b"TRT\nimages: 3caa54fc00\n", b"\xff\xfe"),
-        *(b"TRT\nimages: 7fc00000\n", b"TRT\nimages: 7f800000\n", b"TRT\nimages: bf800000\n"),  # NaN, infinity, -1
-    ],
-)
-def test_damaged_cache(damaged):
-    with pytest.raises(CalibrationError, match="no TensorRT calibration cache"):
-        parse_cache(damaged)
-
-
-def test_bytes():
-    ranges = {"images": parse_cache(CACHE)[1]["images"] * 127, "(Unnamed Layer* 64) [Shuffle]_output": 127.0, "a: b": 0.0}
-    data = format_cache(CacheKey("entropy", "8.6.1", ""), ranges)
-    assert data == b"TRT-8601-EntropyCalibration2\nimages: 3caa54fc\n(Unnamed Layer* 64) [Shuffle]_output: 3f800000\na: b: 0\n"
-    _, scales = parse_cache(data)
-    assert format_cache(CacheKey("entropy", "8.6.1", ""), {name: scale * 127 for name, scale in scales.items()}) == data
-    with pytest.raises(CalibrationError, match="'percentile' is not TensorRT's"):
-        format_cache(CacheKey("percentile", "8.6.1", ""), ranges)
-
-
-def test_cache_comes_back_whole(tmp_path):
-    path = tmp_path / "calibration.cache"
-    assert load_cache(path, KEY) is None
-    save_cache(path, KEY, CACHE, num_images=64)
-    assert load_cache(path, KEY) == CACHE
-
-
-@pytest.mark.parametrize(
-    ("key", "message"),
-    [
-        (CacheKey("minmax", "8.6.0", "a" * 64), "made as TRT-8600-EntropyCalibration2, needed TRT-8600-MinMaxCalibration"),
-        (CacheKey("entropy", "8.6.1", "a" * 64), "needed TRT-8601-EntropyCalibration2"),
-        (CacheKey("entropy", "8.6.0", "b" * 64), "made from graph, weights and images aaaaaaaaaaaa…, needed bbbbbbbbbbbb…"),
-    ],
-)
-def test_cache_of_another_build_is_refused(tmp_path, key, message):
-    path = tmp_path / "calibration.cache"
-    save_cache(path, KEY, CACHE, num_images=64)
-    with pytest.raises(CalibrationError, match=message) as caught:
-        load_cache(path, key)
-    assert str(path) in caught.value.fix
-
-
-def test_cache_without_a_key_or_a_scale_is_refused(tmp_path):
-    path = tmp_path / "calibration.cache"
-    path.write_bytes(CACHE)
-    with pytest.raises(CalibrationError, match=r"a graph and images that no calibration\.cache\.json names"):
-        load_cache(path, KEY)
-    save_cache(path, KEY, b"TRT-8600-EntropyCalibration2\n", num_images=64)
-    with pytest.raises(CalibrationError, match="holds no scale"):
-        load_cache(path, KEY)
 
 
 def test_backend_without_calibrators(tmp_path):
