@@ -76,7 +76,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "vit_convert/quantize/smooth.py": ("tests/quantize/test_smooth_forms.py", "tests/quantize/test_smooth.py", f"--deselect={_CONVERTS}"),
     "vit_convert/quantize/half_precision.py": ("tests/quantize/test_typed.py", f"--deselect={_STREAMS}"),
     "vit_convert/quantize/activation_max.py": ("tests/quantize/test_activation_max.py",),
-    "vit_convert/quantize/calibrate.py": ("tests/quantize/test_calibrate.py",),
+    "vit_convert/quantize/calibrate.py": ("tests/quantize/test_calibration.py", "tests/quantize/test_calibrate.py"),
     "vit_convert/quantize/equalize.py": ("tests/quantize/test_equalize.py",),
     "vit_convert/quantize/graph.py": ("tests/quantize/test_graph.py", "tests/quantize/test_linears.py"),
     "vit_convert/quantize/rows.py": ("tests/quantize/test_rows.py",),
