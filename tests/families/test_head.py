@@ -1,0 +1,58 @@
+"""A classifier's head kept, left out, missed or found untrained; and options that mean nothing to a family."""
+
+import pathlib
+
+import numpy as np
+import pytest
+
+from vit_convert.checkpoint.containers import Leaf
+from vit_convert.core.errors import CheckpointError, UsageError
+from vit_convert.families.family import RandomOptions
+from vit_convert.families.head import settle_head
+from vit_convert.families.options import refuse_options
+
+FILE = pathlib.Path("x/f.npz")
+
+
+def leaves(kernel):
+    held = {"head/kernel": kernel, "head/bias": np.ones(3, np.float32), "header": np.ones(1, np.float32)}
+    return {name: Leaf(name, value.shape, value.dtype, lambda value=value: value) for name, value in held.items()}
+
+
+def test_a_head_is_kept():
+    kernel = np.zeros((2, 3), np.float32)
+    kernel[1, 2] = 1e-30
+    held = leaves(kernel)
+    head = settle_head(held, 3, "logits", FILE)
+    assert (head.leaves, head.num_classes, head.is_zero, head.warnings) == (held, 3, False, ())
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+@pytest.mark.parametrize("num_classes", [0, 3])
+def test_a_head_that_is_not_wanted(value, num_classes):
+    head = settle_head(leaves(np.full((2, 3), value, np.float32)), num_classes, "features", FILE)
+    assert (list(head.leaves), head.num_classes, head.is_zero, head.warnings) == (["header"], 0, False, ())
+
+
+def test_a_head_of_zeros():
+    held = leaves(np.zeros((2, 3), np.float32))
+    head = settle_head(held, 3, "logits", FILE)
+    assert (head.leaves, head.num_classes, head.is_zero) == (held, 3, True)
+    (warning,) = head.warnings
+    assert warning.startswith("f.npz: head/kernel is all zeros, so every class gets the same logit") and "outputs='features'" in warning
+
+
+def test_a_head_that_is_not_there():
+    with pytest.raises(CheckpointError) as error:
+        settle_head({}, 0, "logits", FILE)
+    assert (str(error.value), error.value.fix) == ("x/f.npz: no head/kernel, so there are no logits", "Set outputs='features'.")
+
+
+@pytest.mark.parametrize(("name", "value"), [("pool", "gap"), ("posemb", "sincos2d"), ("pre_logits", True), ("outlier_channels", 2)])
+def test_options_that_mean_nothing(name, value):
+    without = ("pool", "posemb", "pre_logits", "outlier_channels")
+    refuse_options("f", RandomOptions(seed=7, depth=2), without)  # what it has
+    refuse_options("f", RandomOptions(**{name: value}), [other for other in without if other != name])
+    with pytest.raises(UsageError) as error:
+        refuse_options("f", RandomOptions(**{name: value}), without)
+    assert (str(error.value), error.value.fix) == (f"{name}={value!r}: has no meaning for family f", f"Leave {name} out.")

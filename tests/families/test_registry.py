@@ -1,0 +1,130 @@
+"""Which family a file is of, those from outside the package among them, and what is refused by its name."""
+
+import enum
+import sys
+import types
+
+import pytest
+
+from vit_convert.core.errors import CheckpointError, UsageError
+from vit_convert.families.registry import FAMILIES, families, family_named, family_of
+
+VIT = ["embedding/kernel", "Transformer/encoderblock_0/LayerNorm_0/scale"]
+
+
+class Layout(enum.Enum):
+    MINE = "mine"
+
+
+class Mine:
+    """A family of which a file is as soon as one leaf begins with its word."""
+
+    layouts, variants = ("mine",), ("Mine/1",)
+    load = model = has_variant = write_random = None
+
+    def __init__(self, name, word):
+        self.name, self.word = name, word
+
+    def match(self, names):
+        return Layout.MINE if any(name.startswith(self.word) for name in names) else None
+
+
+@pytest.fixture
+def package(monkeypatch):
+    """Modules of families from outside: `mine` (leaves beginning with "my/") and `img` (those of an image tower)."""
+    module = types.ModuleType("outside")
+    module.MINE, module.IMG, module.HALF = Mine("mine", "my/"), Mine("towers", "img/"), types.SimpleNamespace(name="half", match=None)
+    monkeypatch.setitem(sys.modules, "outside", module)
+    return module
+
+
+def test_ours_are_known_and_those_from_outside_come_first(package):
+    assert families() == FAMILIES
+    assert families(["outside:MINE", "outside:IMG"]) == (package.MINE, package.IMG, *FAMILIES)
+
+
+def test_a_family_in_a_file(tmp_path):
+    path = tmp_path / "my_family.py"
+    path.write_text("import types\nparts = 'layouts variants match load model has_variant write_random'.split()\n")
+    path.write_text(path.read_text() + "F = types.SimpleNamespace(name='theirs', **dict.fromkeys(parts))\n")
+    assert families([f"{path}:F"])[0].name == "theirs"
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("outside", "config.families: 'outside' is not module:OBJECT"),
+        (":MINE", "config.families: ':MINE' is not module:OBJECT"),
+        ("outside:", "is not module:OBJECT"),
+        ("outside:a.b", "is not module:OBJECT"),
+        ("nowhere_at_all:MINE", "config.families: nowhere_at_all:MINE: ModuleNotFoundError"),
+        ("outside:YOURS", "config.families: outside:YOURS: AttributeError"),
+        ("/gone/family.py:F", "config.families: /gone/family.py:F: FileNotFoundError"),
+        ("outside:HALF", "outside:HALF has no layouts, variants, load, model, has_variant, write_random"),
+    ],
+)
+@pytest.mark.usefixtures("package")
+def test_what_is_no_family(place, said):
+    with pytest.raises(UsageError) as error:
+        families([place])
+    assert said in str(error.value) and error.value.fix
+
+
+def test_a_family_by_its_name():
+    known = (Mine("mine", "x"), Mine("other", "y"))
+    assert family_named("other", known) is known[1]
+    with pytest.raises(UsageError) as error:
+        family_named("mines", known)
+    assert str(error.value) == "family 'mines': unknown. Did you mean mine?" and error.value.fix == "Use auto or mine, other."
+
+
+def test_a_vit():
+    family, layout = family_of(VIT, "f.npz")
+    assert (family.name, layout.value) == ("vit", "big_vision")
+    assert family_of(VIT, "f.npz", asked="vit") == (family, layout)
+
+
+def test_the_first_that_matches_from_outside_is_asked_before_anything_is_refused(package):
+    """A family of towers that somebody wrote is not refused for what ours cannot do."""
+    assert family_of(["my/x", *VIT], "f.npz", extra=["outside:MINE"]) == (package.MINE, Layout.MINE)
+    assert family_of(["img/x", "txt/y"], "f.npz", extra=["outside:MINE", "outside:IMG"]) == (package.IMG, Layout.MINE)
+    with pytest.raises(CheckpointError, match="an image tower and a text tower"):
+        family_of(["img/x", "txt/y"], "f.npz", extra=["outside:MINE"])
+
+
+def test_a_family_that_is_asked_for_is_the_only_one(package):
+    extra = ["outside:MINE"]
+    assert family_of(["my/x", *VIT], "f.npz", asked="vit", extra=extra)[0].name == "vit"
+    assert family_of(["my/x", *VIT], "f.npz", asked="mine", extra=extra)[0] is package.MINE
+    with pytest.raises(CheckpointError) as error:
+        family_of(VIT, "f.npz", asked="mine", extra=extra)
+    assert str(error.value) == f"f.npz: no layout of family mine; it holds {', '.join(sorted(VIT))}"
+    with pytest.raises(UsageError, match=r"family .vitt.: unknown\. Did you mean vit"):
+        family_of(VIT, "f.npz", asked="vitt")
+
+
+def test_of_no_family(package):
+    with pytest.raises(CheckpointError) as error:
+        family_of(["b", "a"], "f.npz", extra=["outside:MINE"])
+    assert str(error.value) == "f.npz: no known layout; it holds a, b"
+    assert error.value.fix.startswith("Supported: mine, vit")
+
+
+@pytest.mark.parametrize(
+    ("names", "said", "tower"),
+    [
+        (["img/x", "llm/y"], "a vision-language model (PaliGemma)", True),
+        (["img/x", "txt/y"], "an image tower and a text tower (SigLIP, LiT or CLIP)", True),
+        (["img/x", "t"], "an image tower under img/ (CLIPPO)", True),
+        (["visual/transformer/resblocks.0/x"], "scenic's CLIP", False),
+        (["vision_model/embeddings/x"], "a transformers (Hugging Face) model", False),
+        (["blocks.0.attn.qkv.weight"], "a PyTorch state dict", False),
+        (["cls_token", "x"], "a PyTorch state dict", False),
+    ],
+)
+def test_other_models_are_named(names, said, tower):
+    with pytest.raises(CheckpointError) as error:
+        family_of(names, "f.npz")
+    assert str(error.value).startswith(f"f.npz: {said}, which is not supported")
+    assert ("Append ':img'" in error.value.fix and "f.npz:img" in error.value.fix) == tower
+    assert tower or error.value.fix.startswith("Supported: vit")
