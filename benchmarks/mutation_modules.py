@@ -96,6 +96,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "vit_convert/export/rules/reshape.py": ("tests/export/test_shapes.py", "tests/export/test_dense.py"),
     "vit_convert/export/rules/rule.py": ("tests/export/test_rule.py",),
     "vit_convert/export/rules/select.py": ("tests/export/test_shapes.py",),
+    "vit_convert/export/rules/slices.py": ("tests/export/test_slices.py",),
     "vit_convert/export/rules/softmax.py": ("tests/export/test_attention.py",),
     "vit_convert/export/passes/prune_to_pooled_token.py": ("tests/export/test_prune.py",),
     "vit_convert/export/passes/unroll_blocks.py": ("tests/export/test_weights.py",),

@@ -3,7 +3,7 @@
 import numpy as np
 import onnx_ir as ir
 import pytest
-from block_graphs import HEADS, NAMES, TOKENS, WIDTH, block, by_hand, images, random_block
+from block_graphs import HEADS, NAMES, TOKENS, WIDTH, block, by_hand, images, norm, random_block
 from export_graphs import computed, ops
 
 from vit_convert.core.errors import ExportError
@@ -11,6 +11,7 @@ from vit_convert.export.passes.attention_plugin import DOMAIN, PLUGIN, attention
 from vit_convert.export.passes.cleanup import clean
 from vit_convert.export.passes.fused_encoder import ADD_NORM, ATTENTION, NORM, encoder_to_kernels, quantized_tensors
 from vit_convert.export.passes.mlp_as_convolution import mlps_to_convolutions
+from vit_convert.export.weights import bind
 
 TOLERANCE = 1e-5  # of float32 sums of 128 products in another order; heads or parts in another order are off by 1
 SCALE = 8.0  # the root of heads of 64: the plugin divides by it, and the query's weights have done so already
@@ -171,8 +172,8 @@ def test_the_form_of_the_kernels():
     (attention,), (first,), (second,) = (nodes_of(model, op_type) for op_type in (ATTENTION, NORM, ADD_NORM))
     plugin = {"plugin_version": "1", "plugin_namespace": "", "quantized": 1}
     assert settings(attention) == {"heads": HEADS, "tokens": TOKENS, **plugin}
-    for norm in (first, second):
-        assert settings(norm) == {"epsilon": pytest.approx(0.1), **plugin}
+    for node in (first, second):
+        assert settings(node) == {"epsilon": pytest.approx(0.1), **plugin}
     assert [value.name for value in second.inputs[2:]] == [NAMES["gamma"], NAMES["beta"]]
     branch, stream = second.inputs[:2]
     assert branch.producer().op_type == "Conv" and stream.producer().op_type == "Reshape"  # the images, made flat
@@ -203,6 +204,23 @@ def test_tensors_that_may_be_int8():
     assert sorted(produced[name] for name in other) == ["Conv", "Conv", "Conv"]  # q, k and v; fc1; fc2, whose sum is the output
     with_branches = quantized_tensors(model, branches=True)
     assert with_branches[0] == read and sorted(produced[name] for name in with_branches[1]) == ["Conv"] * 4
+
+
+def test_tensors_of_a_graph_from_a_file():
+    model = fused()
+    bind(model, random_block())
+    assert quantized_tensors(ir.from_proto(ir.to_proto(model))) == quantized_tensors(model)
+
+
+def test_a_norm_that_is_not_flat_stays():
+    """The one at the end, whose tokens are no convolution's."""
+    model = fused(edit=("y = Add (s2, z)", "u = Add (s2, z) y = LayerNormalization <axis = -1, epsilon = 0.1> (u, gamma, beta)"))
+    (last,) = nodes_of(model, "LayerNormalization")
+    assert last.outputs[0].name == "y" and [len(nodes_of(model, op_type)) for op_type in (NORM, ADD_NORM)] == [1, 1]
+    p = {word: random_block()[name] for word, name in NAMES.items()}
+    expected = norm(by_hand(random_block(), images()), p["gamma"], p["beta"])
+    got = computed(model, random_block(), images())[0]
+    assert np.abs(got - expected).max() <= TOLERANCE * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("width", [16, 48, 2080])

@@ -99,6 +99,7 @@ def test_the_form_of_a_dynamic_graph():
     shapes = {value.name: [str(dim) for dim in value.shape] for node in model.graph for value in node.outputs if value.shape is not None}
     assert shapes["c"] == ["batch", "4", "rows", "columns"] and shapes["r"] == ["batch", "patches", "4"]
     assert shapes["z"] == ["batch", "tokens", "4"]
+    assert shapes["a"] == ["batch", "tokens", "2", "2"]  # and what follows is found anew
     constants = [node.inputs[1].const_value.numpy().tolist() for node in model.graph if node.op_type == "Reshape"]
     assert constants == [[0, -1, 4], [0, 0, 2, 2], [0, 0, 4]]
     resize = next(node for node in model.graph if node.op_type == "Resize")
@@ -111,6 +112,14 @@ def test_a_reshape_of_other_axes_states_its_sizes():
     make_dynamic(model, GRID)
     constants = [node.inputs[1].const_value.numpy().tolist() for node in model.graph if node.op_type == "Reshape"]
     assert [0, 4, 7] in constants and [0, 7, 4] in constants
+
+
+def test_a_shape_that_is_computed_stays():
+    model = embedding(("y = Reshape (a, merged)", "like = Shape (z) y = Reshape (a, like)"))
+    make_dynamic(model, GRID)
+    x = normal(2, 6, 4, 3)
+    assert computed(model, PARAMS, x)[0].shape == (2, 7, 4)
+    assert computed(model, PARAMS, normal(2, 8, 6, 3))[0].shape == (2, 13, 4)
 
 
 @pytest.mark.parametrize(

@@ -139,6 +139,39 @@ def test_what_was_traced_is_more():
     assert graph.nodes_traced == lowered(depth=5).nodes_traced  # of two blocks
 
 
+def test_what_taps_alone_read_does_not_keep_the_token_from_being_chosen():
+    graph = lowered(taps=[*TAPS, "aside"])
+    tokens = {value.name: value.shape[1] for node in graph.model.graph for value in node.outputs if value.name in graph.taps}
+    assert set(tokens.values()) == {1}
+
+
+def spelt(body, shapes, target="rtx"):
+    """The operators of a function of tokens, without what takes a token and the head."""
+
+    def function(leaves, images):
+        return {"logits": body(leaves, images.reshape(images.shape[0], TOKENS, WIDTH))}
+
+    graph = onnx_from_apply(function, shapes, SHAPE, "logits", [], TARGETS[target], prune=False)
+    return [node.op_type for node in graph.model.graph if node.op_type != "Reshape"], graph
+
+
+def normalized(x):
+    """Written without a name for what is used twice."""
+    return (x - x.mean(-1, keepdims=True)) / jnp.sqrt(((x - x.mean(-1, keepdims=True)) ** 2).mean(-1, keepdims=True) + 1e-6)
+
+
+def test_what_is_computed_twice_matches_too():
+    assert spelt(lambda leaves, x: normalized(x), {})[0] == ["LayerNormalization"]
+
+
+def test_a_weight_that_is_reshaped_or_turned_matches_too():
+    """Before the rules, which look for weights, and behind them, which leave such nodes."""
+    operators, graph = spelt(lambda leaves, x: normalized(x) * leaves["a/scale"].reshape(3), {"a/scale": (3, 1)})
+    assert operators == ["LayerNormalization"] and list(graph.model.graph.initializers["a/scale"].shape) == [3]
+    operators, graph = spelt(lambda leaves, x: jnp.einsum("bsd,kd->bsk", x, leaves["a/kernel"]), {"a/kernel": (5, 3)})
+    assert operators == ["MatMul"] and list(graph.model.graph.initializers["a/kernel"].shape) == [3, 5]
+
+
 def test_a_norm_without_scale_and_bias_has_constants():
     """jax2onnx spells its ones and zeros as ConstantOfShape; folded, they are a LayerNormalization's."""
     from flax import linen

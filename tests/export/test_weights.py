@@ -178,6 +178,14 @@ def test_the_scale_goes_into_the_query():
     np.testing.assert_allclose(computed(model, {"w": w, "b": b}, x)[0], expected, rtol=1e-5, atol=1e-6)
 
 
+def test_other_products_before_the_query_do_not_keep_the_scale_from_it():
+    """Of a scalar that is not behind a Dense layer, and of a vector."""
+    text = SCALED.replace("h = MatMul (x, w)", "u = Mul (x, scale) v = Mul (u, wide) h = MatMul (v, w)")
+    text = text.replace("float scale = {0.5}", "float scale = {0.5}, float[8] wide = {1, 2, 3, 4, 5, 6, 7, 8}")
+    model = described(text, "w", "b")
+    assert fold_scale(model) == 1 and ops(model) == ["Mul", "Mul", "MatMul", "Add", "Reshape", "Neg"]
+
+
 @pytest.mark.parametrize(
     ("old", "new"),
     [
@@ -237,6 +245,9 @@ def test_pixels_that_no_patches_fill_or_whose_number_is_not_known():
     for shape, tokens in (("float[n, 5, 6, 3]", 6), ("float[n, h, 6, 3]", 6)):
         model = described(EMBEDDING.replace("float[n, 4, 6, 3]", shape), "k", "b", "t")
         assert patch_to_matmul(model) == 0, tokens
+    model = described(EMBEDDING, "k", "b", "t")
+    model.graph.inputs[0].shape = None
+    assert patch_to_matmul(model) == 0
 
 
 # --- depth ----------------------------------------------------------------------------------------------------------

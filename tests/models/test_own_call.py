@@ -322,6 +322,16 @@ def test_what_a_layer_was_told_stays():
     np.testing.assert_array_equal(kept({}, X), X)
 
 
+def test_arguments_that_do_not_suit_a_layer_are_its_own_error():
+    class Outer(linen.Module):
+        @linen.compact
+        def __call__(self, x):
+            return linen.Dropout(0.5)(x, True, None, 3, 4)
+
+    with pytest.raises(TypeError, match=r"__call__\(\) takes from 2 to 4 positional arguments but 6 were given"):
+        without_training(lambda tree, images: Outer().apply(tree, images))({}, X)
+
+
 def test_other_arguments_reach_their_layers():
     class Layer(linen.Module):
         @linen.compact

@@ -108,20 +108,35 @@ def changed(array, index=(2, 1777)):
     return other
 
 
-def using(table, how):
-    """A function that holds an array, directly or within what it calls."""
+def using(table):
+    """Functions that hold an array, directly or within what they call."""
+
+    def inner(v):
+        return v @ jnp.asarray(table)
+
     return {
-        "directly": lambda p, x: x @ jnp.asarray(table),
-        "in jit": lambda p, x: jax.jit(lambda v: v @ jnp.asarray(table))(x),
-        "in a scan": lambda p, x: jax.lax.scan(lambda c, _: (c, (c @ jnp.asarray(table)).sum()), x, None, 2)[1],
-        "in a branch": lambda p, x: jax.lax.cond(x[0, 0] > 0, lambda v: v @ jnp.asarray(table), lambda v: v @ jnp.asarray(OTHER), x),
-        "in a checkpoint": lambda p, x: jax.checkpoint(lambda v: v @ jnp.asarray(table))(x),
-    }[how]
+        "directly": lambda p, x: inner(x),
+        "in jit": lambda p, x: jax.jit(inner)(x),
+        "in jit in jit": lambda p, x: jax.jit(lambda v: jax.jit(inner)(v) * 2)(x),
+        "in a scan": lambda p, x: jax.lax.scan(lambda c, _: (c, inner(c).sum()), x, None, 2)[1],
+        "in jit in a scan": lambda p, x: jax.lax.scan(lambda c, _: (c, jax.jit(inner)(c).sum()), x, None, 2)[1],
+        "in a branch": lambda p, x: jax.lax.cond(x[0, 0] > 0, inner, lambda v: v @ jnp.asarray(OTHER), x),
+        "in jit in a branch": lambda p, x: jax.lax.cond(x[0, 0] > 0, jax.jit(inner), lambda v: v @ jnp.asarray(OTHER), x),
+        "in a checkpoint": lambda p, x: jax.checkpoint(inner)(x),
+        "in jit in a checkpoint": lambda p, x: jax.checkpoint(jax.jit(inner))(x),
+    }
 
 
-@pytest.mark.parametrize("how", ["directly", "in jit", "in a scan", "in a branch", "in a checkpoint"])
-def test_arrays_that_a_function_holds_count(how):
-    assert identity(using(TABLE, how)) == identity(using(TABLE.copy(), how)) != identity(using(changed(TABLE), how))
+@pytest.mark.parametrize("inline", [False, True])  # constants beside the program, or within it, as JAX may have them
+@pytest.mark.parametrize("how", using(TABLE))
+def test_arrays_that_a_function_holds_count(how, inline):
+    before = jax.config.jax_use_simplified_jaxpr_constants
+    jax.config.update("jax_use_simplified_jaxpr_constants", inline)
+    try:
+        first, again, other = (identity(using(table)[how]) for table in (TABLE, TABLE.copy(), changed(TABLE)))
+    finally:
+        jax.config.update("jax_use_simplified_jaxpr_constants", before)
+    assert first == again != other
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,6 @@ def substitute(model: ir.Model, target: Target) -> list[RuleCount]:
     optimizer.fold_constants(model, onnx_shape_inference=False, should_fold=lambda node: node.op_type == "ConstantOfShape" or None)
     weights.fold_weights(model)
     clean(model)  # a value computed twice would hide a pattern that uses it twice
-    counts = [apply_rule(rule(), model) for rule in target.rules]
-    clean(model)
+    counts = [apply_rule(rule(), model) for rule in target.rules]  # each leaves the graph clean
     weights.fold_weights(model)
     return counts
