@@ -1,5 +1,6 @@
 """Which file an address or a path stands for."""
 
+import dataclasses
 import hashlib
 import os
 import pathlib
@@ -13,6 +14,11 @@ from vit_convert.checkpoint.find import Found, find_checkpoint
 from vit_convert.checkpoint.published import PUBLISHED, Published, published_at, require_published
 from vit_convert.core.errors import CheckpointError
 from vit_convert.core.progress import Progress, human_bytes
+from vit_convert.families.hybrid.architecture import HYBRIDS, Hybrid, feature_size
+from vit_convert.families.hybrid.architecture import parameter_count as hybrid_count
+from vit_convert.families.mixer.architecture import Mixer
+from vit_convert.families.mixer.architecture import parameter_count as mixer_count
+from vit_convert.families.mixer.infer import parse_variant as parse_mixer
 from vit_convert.families.vit.shapes import parameter_count
 from vit_convert.families.vit.variants import architecture_of
 
@@ -164,12 +170,24 @@ def test_sizes(size, num_bytes, fits):
 def test_listed_sizes_are_those_of_the_variants(variant):
     """The head and the resolution of the table, by the bytes of its parameters; what is listed has the zip's headers besides."""
     file = PUBLISHED[variant]
-    hidden = architecture_of(variant).width if file.zero_head else 0  # the pretrained ones have `pre_logits`
-    architecture = architecture_of(variant, (file.image_size, file.image_size), file.num_classes, representation_size=hidden)
-    num_bytes = 4 * parameter_count(architecture, architecture.num_tokens)
-    assert file.may_have(num_bytes + 64_000)
-    smaller = architecture_of(variant, (224, 224), 1000)
-    assert file.size.endswith("GiB") or not file.may_have(4 * parameter_count(smaller, smaller.num_tokens) + 64_000)
+    assert file.may_have(4 * _count(variant, file.image_size, file.num_classes, pre_logits=file.zero_head) + 64_000)
+    other = _count(variant, 224, 21843 if "Mixer" in variant else 1000)
+    assert file.size.endswith("GiB") or not file.may_have(4 * other + 64_000)
+
+
+def _count(variant, side, num_classes, *, pre_logits=False):
+    """The pretrained ones have `pre_logits`."""
+    if variant.startswith("Mixer-"):
+        sizes, patch = parse_mixer(variant)
+        return mixer_count(Mixer(variant, **dataclasses.asdict(sizes), patch_size=patch, image_size=(side, side), num_classes=num_classes))
+    row = HYBRIDS.get(variant)
+    of_trunk = f"{row.letters}/{row.patch_size}" if row else variant
+    size = feature_size((side, side), row.stages) if row else (side, side)
+    trunk = architecture_of(of_trunk, size, num_classes)
+    trunk = dataclasses.replace(trunk, representation_size=trunk.width if pre_logits else 0)
+    if not row:
+        return parameter_count(trunk, trunk.num_tokens)
+    return hybrid_count(Hybrid(variant, row.stages, (side, side), trunk), trunk.num_tokens)
 
 
 def test_every_address_is_published_once():

@@ -92,9 +92,8 @@ def test_layouts(names, layout):
         (["img/embedding/kernel", "llm/x", "txt/y"], "a vision-language model (PaliGemma), which is not supported", ":img"),
         (["img/embedding/kernel", "txt/y"], "an image tower and a text tower (SigLIP, LiT or CLIP), which is not", "f.npz:img"),
         (["img/embedding/kernel", "embedding/kernel"], "an image tower under img/ (CLIPPO)", "f.npz:img"),
-        (["embedding/kernel", "MixerBlock_0/x"], "an MLP-Mixer, which is not supported", "Supported: vit"),
-        (["embedding/kernel", "conv_root/kernel"], "a ResNet-ViT hybrid", "Supported: vit"),
-        (["head/x"], "no known layout; it holds head/x", "Supported: vit"),
+        (["layers.0.blocks.0.mlp.fc1.weight"], "a PyTorch state dict", "Supported: hybrid, mixer, swin, vit"),
+        (["head/x"], "no known layout; it holds head/x", "Supported: hybrid, mixer, swin, vit"),
         (["Transformer/encoder_norm/bias", "embedding/bias"], "no known layout; it holds Transformer/encoder_norm/bias, embedding/", ""),
     ],
 )

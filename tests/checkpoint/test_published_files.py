@@ -22,6 +22,11 @@ TABLE = {
     "B/16-gap-norep": (224, 1000, "", True, False),
     "B/32-gap-norep": (224, 1000, "", True, False),
     "bv_s16_i1k": (224, 1000, "", False, False),  # sincos2d
+    "R26+ViT-B/32": (224, 21843, "450.23 MiB", True, True),
+    "R50+ViT-B/16": (384, 1000, "377.57 MiB", True, False),
+    "Mixer-B/16": (224, 1000, "228.47 MiB", True, False),
+    "Mixer-L/16": (224, 1000, "794.29 MiB", True, False),
+    "Swin-B/12": (384, 1000, "", True, False),
 }
 
 
@@ -30,10 +35,15 @@ def test_what_each_file_is(name):
     file = PUBLISHED[name]
     found = (file.image_size, file.num_classes, file.size, file.stores_positions, file.zero_head)
     assert name not in TABLE or found == TABLE[name]
-    assert file.address.startswith("gs://") and file.address.endswith(".npz") and published_at(file.address) is file
-    assert file.name == file.address.split("/")[-1]
+    assert published_at(file.address) is file and file.name == file.address.split("/")[-1]
     letters, _, patch = name.removesuffix("-gap-norep").partition("/")
-    assert not patch or f"{letters}_{patch}" in file.name
+    if letters.startswith("Swin-"):  # timm's, of one name in a folder each
+        word = {"T": "tiny", "S": "small", "B": "base", "L": "large"}[letters[-1]]
+        folder = f"https://huggingface.co/timm/swin_{word}_patch4_window{patch}_{file.image_size}"
+        assert file.address.startswith(folder) and file.name == "model.safetensors"
+    else:
+        assert file.address.startswith("gs://") and file.name.endswith(".npz")
+        assert not patch or f"{letters}_{patch}" in file.name or f"{letters.replace('+ViT-', '_')}_{patch}" in file.name
 
 
 def test_all_of_the_table_is_there():

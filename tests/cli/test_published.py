@@ -1,6 +1,7 @@
 """A config that names a public file runs as it stands: with the file in a folder, from a bucket, or with an error that names it."""
 
 import pathlib
+import re
 import shutil
 
 import pytest
@@ -11,7 +12,9 @@ from vit_convert.checkpoint.fetch import local_name
 from vit_convert.checkpoint.published import PUBLISHED, Published
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
-OF_A_PUBLIC_FILE = sorted(path.name for path in CONFIGS.glob("*.py") if 'published_config("' in path.read_text(encoding="utf-8"))
+_NAMED = {path.name: re.search(r'published_config\("(.+)"\)', path.read_text(encoding="utf-8")) for path in CONFIGS.glob("*.py")}
+OF_A_PUBLIC_FILE = sorted(name for name, match in _NAMED.items() if match)
+OF_A_BUCKET = [name for name in OF_A_PUBLIC_FILE if PUBLISHED[_NAMED[name][1]].address.startswith("gs://")]
 ADDRESS = "gs://models/mu/mu.npz"
 
 
@@ -48,7 +51,7 @@ def test_without_a_network_each_config_names_its_file(name, tmp_path, monkeypatc
     assert f"Put {file.name} into mine/" in error and "Traceback" not in error
 
 
-@pytest.mark.parametrize("name", OF_A_PUBLIC_FILE)
+@pytest.mark.parametrize("name", OF_A_BUCKET)
 def test_each_config_asks_the_bucket_for_its_file(name, tmp_path, monkeypatch, capsys, bucket):
     """Of which a damaged one is served, and refused: by its size where that is listed, else as no checkpoint."""
     monkeypatch.chdir(tmp_path)

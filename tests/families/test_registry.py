@@ -107,7 +107,7 @@ def test_of_no_family(package):
     with pytest.raises(CheckpointError) as error:
         family_of(["b", "a"], "f.npz", extra=["outside:MINE"])
     assert str(error.value) == "f.npz: no known layout; it holds a, b"
-    assert error.value.fix.startswith("Supported: mine, vit")
+    assert error.value.fix.startswith("Supported: mine, hybrid, mixer, swin, vit")
 
 
 @pytest.mark.parametrize(
@@ -127,4 +127,4 @@ def test_other_models_are_named(names, said, tower):
         family_of(names, "f.npz")
     assert str(error.value).startswith(f"f.npz: {said}, which is not supported")
     assert ("Append ':img'" in error.value.fix and "f.npz:img" in error.value.fix) == tower
-    assert tower or error.value.fix.startswith("Supported: vit")
+    assert tower or error.value.fix.startswith("Supported: hybrid, mixer, swin, vit")

@@ -49,6 +49,8 @@ class Published:
 _FINE_TUNED = "gs://vit_models/imagenet21k+imagenet2012"
 _AUGREG = "gs://vit_models/augreg"
 _GSAM = "gs://vit_models/gsam"  # no listing shows it: these are the names that the loader expects; issues 195, 223 cite B_16
+_MIXER = "gs://mixer_models"
+_TIMM, _RESOLVED = "https://huggingface.co/timm", "resolve/main/model.safetensors"  # no listing shows sizes: timm's own addresses
 
 PUBLISHED = {
     "Ti/16": Published(
@@ -68,6 +70,29 @@ PUBLISHED = {
     "S/32-gap-norep": Published(f"{_GSAM}/ViT-S_32.npz", 224),
     "B/16-gap-norep": Published(f"{_GSAM}/ViT-B_16.npz", 224),
     "B/32-gap-norep": Published(f"{_GSAM}/ViT-B_32.npz", 224),
+    "R+ViT-Ti/16": Published(
+        f"{_AUGREG}/R_Ti_16-i21k-300ep-lr_0.001-aug_none-wd_0.03-do_0.0-sd_0.0--imagenet2012-steps_20k-lr_0.03-res_384.npz", 384
+    ),
+    "R26+ViT-S/32": Published(
+        f"{_AUGREG}/R26_S_32-i21k-300ep-lr_0.001-aug_medium2-wd_0.03-do_0.0-sd_0.0--imagenet2012-steps_20k-lr_0.03-res_384.npz", 384
+    ),
+    "R26+ViT-B/32": Published("gs://vit_models/imagenet21k/R26+ViT-B_32.npz", 224, num_classes=21843, size="450.23 MiB", zero_head=True),
+    "R50+ViT-B/16": Published(f"{_FINE_TUNED}/R50+ViT-B_16.npz", 384, size="377.57 MiB"),
+    "R50+ViT-L/32": Published(
+        f"{_AUGREG}/R50_L_32-i21k-300ep-lr_0.001-aug_medium2-wd_0.1-do_0.0-sd_0.0--imagenet2012-steps_20k-lr_0.01-res_384.npz", 384
+    ),
+    "Mixer-B/16": Published(f"{_MIXER}/imagenet1k/Mixer-B_16.npz", 224, size="228.47 MiB"),
+    "Mixer-L/16": Published(f"{_MIXER}/imagenet1k/Mixer-L_16.npz", 224, size="794.29 MiB"),
+    "Mixer-B/32": Published(f"{_MIXER}/gsam/Mixer-B_32.npz", 224, size="230.04 MiB"),
+    "Mixer-S/8": Published(f"{_MIXER}/gsam/Mixer-S_8.npz", 224, size="78.79 MiB"),
+    "Mixer-S/16": Published(f"{_MIXER}/gsam/Mixer-S_16.npz", 224, size="70.71 MiB"),
+    "Mixer-S/32": Published(f"{_MIXER}/gsam/Mixer-S_32.npz", 224, size="72.91 MiB"),
+    "Swin-T/7": Published(f"{_TIMM}/swin_tiny_patch4_window7_224.ms_in1k/{_RESOLVED}", 224),
+    "Swin-S/7": Published(f"{_TIMM}/swin_small_patch4_window7_224.ms_in1k/{_RESOLVED}", 224),
+    "Swin-B/7": Published(f"{_TIMM}/swin_base_patch4_window7_224.ms_in22k_ft_in1k/{_RESOLVED}", 224),
+    "Swin-B/12": Published(f"{_TIMM}/swin_base_patch4_window12_384.ms_in22k_ft_in1k/{_RESOLVED}", 384),
+    "Swin-L/7": Published(f"{_TIMM}/swin_large_patch4_window7_224.ms_in22k_ft_in1k/{_RESOLVED}", 224),
+    "Swin-L/12": Published(f"{_TIMM}/swin_large_patch4_window12_384.ms_in22k_ft_in1k/{_RESOLVED}", 384),
     "bv_s16_i1k": Published("gs://big_vision/vit_s16_i1k_90ep.npz", 224, stores_positions=False),
 }
 

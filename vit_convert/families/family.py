@@ -62,6 +62,7 @@ class Loaded:
         attentions: (head size, tokens) of each kind of self-attention over a fixed number of tokens.
         zero_head: whether every class gets the same logit.
         warnings: what a person should know, one sentence each.
+        unused: names of stored leaves that are no parameters: buffers that other projects save beside them.
     """
 
     title: str
@@ -79,6 +80,7 @@ class Loaded:
     attentions: tuple[tuple[int, int], ...] = ()
     zero_head: bool = False
     warnings: tuple[str, ...] = ()
+    unused: frozenset[str] = frozenset()
 
     @property
     def output(self) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from vit_convert.checkpoint.containers import Leaf
 from vit_convert.core.errors import CheckpointError
+from vit_convert.core.signature import Output, Signature, Tensor
 
 _HEAD = "head/"
 
@@ -50,3 +51,11 @@ def settle_head(leaves: Mapping[str, Leaf], num_classes: int, outputs: str, file
         return Head(dict(leaves), num_classes)
     zero = f"{file.name}: head/kernel is all zeros, so every class gets the same logit; outputs='features' leaves the head out."
     return Head(dict(leaves), num_classes, True, (zero,))
+
+
+def classifier_signature(image_size: tuple[int, int], num_classes: int, width: int) -> Signature:
+    """Of a model of images that gives logits, or features where it has no head."""
+    images = Tensor("images", "float32", ("batch", *image_size, 3), "NHWC")
+    if num_classes:
+        return Signature((images,), (Output("logits", "float32", ("batch", num_classes), judge="top1"),))
+    return Signature((images,), (Output("features", "float32", ("batch", width)),))

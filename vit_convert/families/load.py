@@ -75,6 +75,6 @@ def load_checkpoint(
     pool = concurrent.futures.ThreadPoolExecutor(1)
     hashing = pool.submit(hash_file, file)
     pool.shutdown(wait=False)
-    verify(file, stored.values())
+    verify(file, (leaf for name, leaf in stored.items() if name not in loaded.unused))
     fields = {field.name: getattr(loaded, field.name) for field in dataclasses.fields(loaded)}
     return Checkpoint(**fields, path=file, family=found, hashing=hashing)

@@ -4,6 +4,7 @@ For tests and benchmarks where the names, shapes and magnitudes of the weights m
 
     python -m vit_convert.families.random --variant=B/32 --output=B32.npz
     python -m vit_convert.families.random --variant=S/16-gap-norep --layout=big_vision_scan --output=S16.npz
+    python -m vit_convert.families.random --variant=Swin-T/7 --output=swin_t.safetensors
     python -m vit_convert.families.random --variant=B/16 --outlier_channels=4 --output=B16-outliers.npz
 """
 
@@ -60,12 +61,12 @@ _FLAGS = _PROGRAM.flags
 _shared: dict[str, Any] = {"flag_values": _FLAGS}
 _DEFAULTS = RandomOptions()
 _VARIANTS = ", ".join(name for family in FAMILIES for name in family.variants)
-_LAYOUTS = [layout for family in FAMILIES for layout in family.layouts]
+_LAYOUTS = dict.fromkeys(layout for family in FAMILIES for layout in family.layouts)
 flags.DEFINE_string("variant", "", f"What to write: {_VARIANTS}, mu/16 (tiny), or any width/patch.", **_shared)
 flags.DEFINE_string("output", "", "The file to write.", **_shared)
 flags.DEFINE_enum("family", "auto", ["auto", *(family.name for family in FAMILIES)], "Whose variant it is.", **_shared)
 flags.DEFINE_integer("seed", _DEFAULTS.seed, "Seed of the weights.", lower_bound=0, **_shared)
-flags.DEFINE_list("image_size", ["224"], "Pixels that it is for: one number, or height,width.", **_shared)
+flags.DEFINE_list("image_size", None, "Pixels that it is for: one number, or height,width; by default the variant's.", **_shared)
 flags.DEFINE_integer("num_classes", _DEFAULTS.num_classes, "Outputs of the head; 0 for none.", lower_bound=0, **_shared)
 flags.DEFINE_integer("depth", None, "Blocks; by default the variant's.", lower_bound=1, **_shared)
 flags.DEFINE_enum("layout", "", ["", *_LAYOUTS], "How the parameters are named; by default as the family usually does.", **_shared)
@@ -92,10 +93,11 @@ def _write(argv: Sequence[str]) -> int:
         if not _FLAGS[name].value:
             raise UsageError(f"no --{name} given", fix="For example --variant=B/32 --output=B32.npz; --help tells more.")
     size = _FLAGS.image_size
-    if not (1 <= len(size) <= 2 and all(side.isdecimal() for side in size)):
+    if size is not None and not (1 <= len(size) <= 2 and all(side.isdecimal() for side in size)):
         raise UsageError(f"--image_size={','.join(size)}: neither one number nor height,width", fix="For example --image_size=224.")
     options: dict[str, Any] = {name: _FLAGS[name].value for name in _OPTIONS}
-    variant = write_random_checkpoint(_FLAGS.output, _FLAGS.variant, image_size=(int(size[0]), int(size[-1])), **options)
+    options["image_size"] = (int(size[0]), int(size[-1])) if size else None
+    variant = write_random_checkpoint(_FLAGS.output, _FLAGS.variant, **options)
     print(f"{_FLAGS.output}: {variant}, {os.path.getsize(_FLAGS.output):,} bytes")
     return 0
 

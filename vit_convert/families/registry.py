@@ -12,17 +12,18 @@ from vit_convert.checkpoint.select import few_of
 from vit_convert.core.errors import CheckpointError, UsageError, nearest
 from vit_convert.core.user_code import user_code
 from vit_convert.families.family import Family
+from vit_convert.families.hybrid.family import HYBRID
+from vit_convert.families.mixer.family import MIXER
+from vit_convert.families.swin.family import SWIN
 from vit_convert.families.vit.family import VIT
 
-FAMILIES: tuple[Family, ...] = (VIT,)
+FAMILIES: tuple[Family, ...] = (HYBRID, MIXER, SWIN, VIT)  # a hybrid has a ViT's leaves too
 
 # Recognised in order to be refused by its name: (patterns that must all match some leaf, what it is, whether it has an image tower).
 _OTHERS = (
     ((r"img/", r"llm/"), "a vision-language model (PaliGemma)", True),
     ((r"img/", r"txt/"), "an image tower and a text tower (SigLIP, LiT or CLIP)", True),
     ((r"img/",), "an image tower under img/ (CLIPPO)", True),
-    ((r"Mixer/|MixerBlock_\d",), "an MLP-Mixer", False),
-    ((r"conv_root/",), "a ResNet-ViT hybrid", False),
     ((r"(visual|text)/.*resblocks\.",), "scenic's CLIP", False),
     ((r"vision_model[/.]|(vit|deit|dinov2)[/.](embeddings|encoder)",), "a transformers (Hugging Face) model", False),
     ((r"(visual\.)?(blocks|layers|transformer\.resblocks)\.\d+\.|visual\.conv1\.|cls_token$",), "a PyTorch state dict", False),
@@ -76,18 +77,19 @@ def family_of(names: Collection[str], path: str, *, asked: str = "auto", extra: 
     for family in wanted:
         if family in known[:outside] and (layout := family.match(names)) is not None:
             return family, layout
-    _refuse_others(names, path, known)
+    _refuse_others(names, path, known, towers=True)
     for family in wanted:
         if (layout := family.match(names)) is not None:
             return family, layout
+    _refuse_others(names, path, known, towers=False)
     supported = f"Supported: {', '.join(family.name for family in known)}."
     what = "no known layout" if asked == "auto" else f"no layout of family {asked}"
     raise CheckpointError(f"{path}: {what}; it holds {few_of(names)}", fix=supported)
 
 
-def _refuse_others(names: Collection[str], path: str, known: Sequence[Family]) -> None:
+def _refuse_others(names: Collection[str], path: str, known: Sequence[Family], *, towers: bool) -> None:
     for patterns, found, tower in _OTHERS:
-        if all(any(re.match(pattern, name) for name in names) for pattern in patterns):
+        if tower is towers and all(any(re.match(pattern, name) for name in names) for pattern in patterns):
             supported = f"Supported: {', '.join(family.name for family in known)}."
             fix = f"Append ':img' to convert the image tower alone: {path}:img." if tower else supported
             raise CheckpointError(f"{path}: {found}, which is not supported", fix=fix)

@@ -8,8 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from vit_convert.core.signature import Output, Signature, Tensor
-
 
 def under(params: Mapping[str, np.ndarray], prefix: str) -> dict[str, Any]:
     """The parameters below a scope, such as "MixerBlock_3/", as Flax nests them."""
@@ -33,11 +31,3 @@ def param_shapes(module: Any, image_size: tuple[int, int]) -> dict[str, tuple[in
     images = jax.ShapeDtypeStruct((1, *image_size, 3), jnp.float32)
     variables: Any = jax.eval_shape(module.init, jax.random.key(0), images)
     return {"/".join(key.key for key in path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(variables["params"])}
-
-
-def classifier_signature(image_size: tuple[int, int], num_classes: int, width: int) -> Signature:
-    """Of a model of images that gives logits, or features where it has no head."""
-    images = Tensor("images", "float32", ("batch", *image_size, 3), "NHWC")
-    if num_classes:
-        return Signature((images,), (Output("logits", "float32", ("batch", num_classes), judge="top1"),))
-    return Signature((images,), (Output("features", "float32", ("batch", width)),))

@@ -51,6 +51,7 @@ class HybridFamily:
         head = settle_head(renamed, stored.trunk.num_classes, asked.outputs, file)
         stored = dataclasses.replace(stored, trunk=dataclasses.replace(stored.trunk, num_classes=head.num_classes))
         architecture, warnings = _at_asked_size(stored, head.leaves, asked)
+        trunk = architecture.trunk
         return Loaded(
             title="R+ViT",
             variant=architecture.variant,
@@ -62,8 +63,8 @@ class HybridFamily:
             source_image_size=stored.image_size,
             num_classes=head.num_classes,
             preprocess="vit_jax",
-            patch_size=architecture.trunk.patch_size * architecture.stride,
-            attentions=((architecture.trunk.width // architecture.trunk.num_heads, num_tokens(architecture)),),
+            patch_size=trunk.patch_size * architecture.stride,
+            attentions=((trunk.width // trunk.num_heads, num_tokens(architecture)),),
             zero_head=head.is_zero,
             warnings=(*head.warnings, *warnings),
         )
@@ -115,3 +116,6 @@ def _at_asked_size(stored: Hybrid, leaves: dict[str, Leaf], asked: Asked) -> tup
     before, after = ("x".join(map(str, size)) for size in (stored.image_size, asked.image_size))
     told = f"position table resampled from {before} to {after} pixels; accuracy drops unless the model was trained for both."
     return architecture, [f"{asked.file.name}: {told}"]
+
+
+HYBRID = HybridFamily()

@@ -17,6 +17,7 @@ from jax import lax
 
 from vit_convert.core.stack import Stack
 from vit_convert.families import run as parts
+from vit_convert.families.head import classifier_signature
 from vit_convert.families.hybrid.architecture import GROUPS, NORM_EPSILON, Hybrid, Unit
 from vit_convert.families.model import Arrays, Model
 from vit_convert.families.vit.module import EncoderBlock, Taps, ViT
@@ -161,7 +162,7 @@ def hybrid_model(architecture: Hybrid, params: Mapping[str, np.ndarray]) -> Mode
     stages = [Stack(f"stage_{i}/block_{{}}/", depth, f"stage_{i}/block_{{:02d}}") for i, depth in enumerate(architecture.stages, 1)]
     resnet = ["root", *(stack.tap(i) for stack in stages for i in range(stack.depth))]
     traced = module_of(dataclasses.replace(architecture, trunk=dataclasses.replace(trunk, depth=encoder.traced)))
-    signature = parts.classifier_signature(architecture.image_size, trunk.num_classes, trunk.representation_size or trunk.width)
+    signature = classifier_signature(architecture.image_size, trunk.num_classes, trunk.representation_size or trunk.width)
     (output,) = signature.judged
 
     def apply(leaves: Arrays, images: jax.Array) -> Arrays:

@@ -87,3 +87,6 @@ class MixerFamily:
             prefix=options.prefix,
             dtype=options.dtype,
         ).variant
+
+
+MIXER = MixerFamily()

@@ -12,6 +12,7 @@ import numpy as np
 
 from vit_convert.core.stack import Stack
 from vit_convert.families import run as parts
+from vit_convert.families.head import classifier_signature
 from vit_convert.families.mixer.architecture import BLOCK, Mixer
 from vit_convert.families.model import Arrays, Model
 
@@ -116,7 +117,7 @@ def mixer_model(architecture: Mixer, params: Mapping[str, np.ndarray]) -> Model:
     """
     stack = Stack(f"{BLOCK}{{}}/", architecture.depth)
     traced = dataclasses.replace(architecture, depth=stack.traced)
-    signature = parts.classifier_signature(architecture.image_size, architecture.num_classes, architecture.width)
+    signature = classifier_signature(architecture.image_size, architecture.num_classes, architecture.width)
     (output,) = signature.judged
 
     def apply(leaves: Arrays, images: jax.Array) -> Arrays:

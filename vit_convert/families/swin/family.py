@@ -59,6 +59,7 @@ class SwinFamily:
             attentions=tuple(_attentions(architecture)),
             zero_head=head.is_zero,
             warnings=head.warnings,
+            unused=frozenset(leaves) - {leaf.name.removeprefix(asked.prefix) for leaf in inner.values()},
         )
 
     def model(self, loaded: Loaded) -> Model:
@@ -86,3 +87,6 @@ def _attentions(architecture: Swin) -> list[tuple[int, int]]:
     """(head size, tokens of a window) of every stage; each once."""
     sizes = {architecture.stage_width(stage) // heads for stage, heads in enumerate(architecture.num_heads)}
     return [(size, architecture.window**2) for size in sorted(sizes)]
+
+
+SWIN = SwinFamily()

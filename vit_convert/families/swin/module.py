@@ -16,6 +16,7 @@ import numpy as np
 
 from vit_convert.core.stack import Stack
 from vit_convert.families import run as parts
+from vit_convert.families.head import classifier_signature
 from vit_convert.families.model import Arrays, Model
 from vit_convert.families.swin.architecture import MLP_RATIO, PATCH, Swin
 from vit_convert.families.swin.windows import bias_shape
@@ -242,7 +243,7 @@ def swin_model(architecture: Swin, params: Mapping[str, np.ndarray]) -> Model:
         for i, depth in enumerate(architecture.depths)
     )
     traced = dataclasses.replace(architecture, depths=tuple(stack.traced if not stack.depth % 2 else stack.depth for stack in stacks))
-    signature = parts.classifier_signature(architecture.image_size, architecture.num_classes, architecture.features)
+    signature = classifier_signature(architecture.image_size, architecture.num_classes, architecture.features)
     (output,) = signature.judged
 
     def apply(leaves: Arrays, images: jax.Array) -> Arrays:
