@@ -93,8 +93,8 @@ def range_of(tensor: str) -> float:
 
 
 @functools.cache
-def model_of(name: str) -> tuple[Model, tuple[int, int]]:
-    """The model of a case, through the loader of checkpoints, and the image size that its graph is for."""
+def model_of(name: str) -> Model:
+    """The model of a case, through the loader of checkpoints."""
     case = CASES[name]
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "random.npz"
@@ -104,8 +104,7 @@ def model_of(name: str) -> tuple[Model, tuple[int, int]]:
         np.savez(path, **{member: synthetic(member, shape) for member, shape in shapes.items()})
         checkpoint = load_checkpoint(path, **case.loading)
         params = {leaf: np.array(checkpoint.params[leaf]) for leaf in checkpoint.params}
-    size = checkpoint.source_image_size if "dynamic_patch" in case.export else checkpoint.architecture.image_size
-    return vit_model(checkpoint.architecture, params), size
+    return vit_model(checkpoint.architecture, params)
 
 
 @contextlib.contextmanager
@@ -126,10 +125,10 @@ def caught_graphs() -> Iterator[list[ir.Model]]:
 
 def exported(name: str, target: str, lowering: str = "") -> ir.Model:
     """The graph of a case as it would be saved."""
-    model, size = model_of(name)
+    model = model_of(name)
     wanted = lowering_named(target, lowering) if lowering else target_named(target, dynamic="dynamic_patch" in CASES[name].export)
     with caught_graphs() as graphs, tempfile.TemporaryDirectory() as folder:
-        exporter.export_model(model, pathlib.Path(folder) / "model.onnx", image_size=size, target=wanted, **CASES[name].export)
+        exporter.export_model(model, pathlib.Path(folder) / "model.onnx", target=wanted, **CASES[name].export)
     return graphs[0]
 
 
@@ -191,11 +190,11 @@ def digest(model: ir.Model) -> str:
 
 def file_digests(folder: pathlib.Path) -> dict[str, str]:
     """The digests of the files that are written for the smallest model."""
-    model, size = model_of("mu/16")
+    model = model_of("mu/16")
     found = {}
     for target in TARGETS:
         path = folder / f"{target}.onnx"
-        exporter.export_model(model, path, image_size=size, target=target_named(target))
+        exporter.export_model(model, path, target=target_named(target))
         found |= {file.name: _sha256(file.read_bytes()) for file in (path, path.with_name(f"{path.name}.data"))}
     return found
 

@@ -39,7 +39,7 @@ def written(
 ) -> ExportReport:
     """Exports a ViT, in the target's own lowering unless another is named, and returns the report."""
     wanted = lowering_named(target, lowering) if lowering else target_named(target)
-    return export_model(model or tiny(arch), path, image_size=arch.image_size, target=wanted, layout=layout, taps=taps)
+    return export_model(model or tiny(arch), path, target=wanted, layout=layout, taps=taps)
 
 
 def as_jax_has_it(value: np.ndarray, expected: np.ndarray) -> np.ndarray:

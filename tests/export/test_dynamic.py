@@ -30,9 +30,7 @@ RTOL = 1e-5
 
 def export_dynamic(path, arch, params, target="rtx", layout="NHWC", **options):
     model = vit_model(arch, params)
-    return export_model(
-        model, path, image_size=arch.image_size, target=TARGETS[target], layout=layout, dynamic_patch=arch.patch_size, **options
-    )
+    return export_model(model, path, target=TARGETS[target], layout=layout, dynamic_patch=arch.patch_size, **options)
 
 
 def run(path, images, layout="NHWC"):
@@ -47,7 +45,7 @@ def fixed_logits(folder, arch, params, images, target="rtx"):
     sized = dataclasses.replace(arch, image_size=size)
     table = resample(params["pos_embedding"], arch.grid, sized.grid)
     path = folder / "fixed.onnx"
-    export_model(vit_model(sized, {**params, "pos_embedding": table}), path, image_size=size, target=TARGETS[target])
+    export_model(vit_model(sized, {**params, "pos_embedding": table}), path, target=TARGETS[target])
     return run(path, images)
 
 
@@ -113,7 +111,7 @@ def test_graph_is_symbolic_and_computes_with_integers_on_shapes_alone(tmp_path):
     arch = architecture()
     fixed, dynamic = tmp_path / "fixed.onnx", tmp_path / "dynamic.onnx"
     params = random_params(arch)
-    before = export_model(vit_model(arch, params), fixed, image_size=OWN, target=TARGETS["rtx"])
+    before = export_model(vit_model(arch, params), fixed, target=TARGETS["rtx"])
     report = export_dynamic(dynamic, arch, params)
     graph = ir.load(dynamic).graph
     assert list(map(str, graph.inputs[0].shape)) == ["batch", "height", "width", "3"]
@@ -194,7 +192,7 @@ def test_model_without_position_table_is_refused(tmp_path):
 
     model = user_model(pooled, {"kernel": np.ones((3, 2), np.float32)}, image_shape=(*OWN, 3))
     with pytest.raises(ExportError, match="does not add a position table"):
-        export_model(model, tmp_path / "model.onnx", image_size=OWN, target=TARGETS["rtx"], dynamic_patch=16)
+        export_model(model, tmp_path / "model.onnx", target=TARGETS["rtx"], dynamic_patch=16)
 
 
 def test_profiles_range_over_batch_and_sizes():

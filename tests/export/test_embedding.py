@@ -75,7 +75,7 @@ def test_every_size(size, nchw):
     )
     if nchw:
         model.graph.inputs[0].shape = ir.Shape(["n", 3, 4, 6])
-    make_dynamic(model, GRID)
+    make_dynamic(model, GRID, "pos_embedding", "x")
     assert [str(dim) for dim in model.graph.inputs[0].shape] == (
         ["batch", "3", "height", "width"] if nchw else ["batch", "height", "width", "3"]
     )
@@ -91,7 +91,7 @@ def test_every_size(size, nchw):
 def test_the_form_of_a_dynamic_graph():
     model = embedding()
     before = ops(model)
-    make_dynamic(model, GRID)
+    make_dynamic(model, GRID, "pos_embedding", "x")
     after = ops(model)
     assert sorted(after) == sorted([*before, "Shape", "Gather", "Concat", "Resize"])
     order = [op for op in after if op in ("Conv", "Resize", "Add", "Transpose")]
@@ -109,14 +109,14 @@ def test_the_form_of_a_dynamic_graph():
 def test_a_reshape_of_other_axes_states_its_sizes():
     """Only an axis of tokens that stays where it is becomes a copy; 4 rows of 7 are not 7 tokens."""
     model = embedding(("a = Mul (h, half) y = Reshape (a, merged)", "a = Mul (h, half) w = Reshape (a, turned) y = Reshape (w, merged)"))
-    make_dynamic(model, GRID)
+    make_dynamic(model, GRID, "pos_embedding", "x")
     constants = [node.inputs[1].const_value.numpy().tolist() for node in model.graph if node.op_type == "Reshape"]
     assert [0, 4, 7] in constants and [0, 7, 4] in constants
 
 
 def test_a_shape_that_is_computed_stays():
     model = embedding(("y = Reshape (a, merged)", "like = Shape (z) y = Reshape (a, like)"))
-    make_dynamic(model, GRID)
+    make_dynamic(model, GRID, "pos_embedding", "x")
     x = normal(2, 6, 4, 3)
     assert computed(model, PARAMS, x)[0].shape == (2, 7, 4)
     assert computed(model, PARAMS, normal(2, 8, 6, 3))[0].shape == (2, 13, 4)
@@ -133,13 +133,13 @@ def test_a_shape_that_is_computed_stays():
 )
 def test_a_graph_that_adds_no_table_to_patches_is_refused(edit):
     with pytest.raises(ExportError, match="does not add a position table to the patches of a convolution, so its image size is fixed"):
-        make_dynamic(embedding(edit), GRID)
+        make_dynamic(embedding(edit), GRID, "pos_embedding", "x")
 
 
 def test_another_weight_that_is_added_is_no_table():
     model = described(EMBEDDING, "kernel", "bias", "pos_embedding", "cls", names={"pos_embedding": "offsets"})
     with pytest.raises(ExportError, match="does not add a position table"):
-        make_dynamic(model, GRID)
+        make_dynamic(model, GRID, "pos_embedding", "x")
 
 
 # --- pixels ---------------------------------------------------------------------------------------------------------
@@ -184,7 +184,7 @@ def normalized(x: np.ndarray) -> np.ndarray:
 )
 def test_pixels_are_normalised_in_the_weights(edit, nchw):
     model, x = stem(edit, nchw=nchw), pixels()
-    assert take_pixels(model, SCALE, OFFSET)
+    assert take_pixels(model, "x", SCALE, OFFSET)
     assert model.graph.inputs[0].dtype == ir.DataType.UINT8
     assert ops(model) == ["Cast", "Sub", *(["Transpose"] if not nchw else []), "Conv"]
     conv = next(node for node in model.graph if node.op_type == "Conv")
@@ -201,7 +201,7 @@ def test_a_scoped_kernel_gets_a_bias_of_its_scope():
     model = described(
         STEM.replace(f", {WEIGHTS}", ", float[4, 3, 2, 2] kernel").replace(", bias)", ")"), "kernel", names={"kernel": "stem/kernel"}
     )
-    assert take_pixels(model, SCALE, OFFSET)
+    assert take_pixels(model, "x", SCALE, OFFSET)
     assert {"stem/kernel", "stem/bias"} <= set(model.graph.initializers)
 
 
@@ -214,7 +214,7 @@ def test_a_kernel_that_others_read_stays_for_them():
         "bias",
     )
     x = pixels()
-    assert take_pixels(model, SCALE, OFFSET)
+    assert take_pixels(model, "x", SCALE, OFFSET)
     y, z, w = computed(model, PARAMS, x)
     assert_close(y, patches(normalized(x), PARAMS["kernel"], PARAMS["bias"]).transpose(0, 3, 1, 2))
     np.testing.assert_array_equal(z, -PARAMS["kernel"])
@@ -239,7 +239,7 @@ def test_pixels_are_normalised_before_anything_else(edit, nchw):
     bind(plain, PARAMS)
     turn = (0, 3, 1, 2) if nchw else (0, 1, 2, 3)
     expected = computed(plain, PARAMS, np.ascontiguousarray(normalized(x).astype(np.float32).transpose(turn)))[0]
-    assert not take_pixels(model, SCALE, OFFSET)
+    assert not take_pixels(model, "x", SCALE, OFFSET)
     assert ops(model)[:3] == ["Cast", "Mul", "Add"] and model.graph.inputs[0].dtype == ir.DataType.UINT8
     assert_close(computed(model, PARAMS, np.ascontiguousarray(x.transpose(turn)))[0], expected)
 
@@ -250,12 +250,12 @@ def test_a_convolution_over_other_channels_is_not_folded_into():
     text = text.replace("float[n, 4, 6, 3] x", "float[n, 5, 6, 3] x").replace("float[4, 3, 2, 2] kernel", "float[4, 5, 2, 2] kernel")
     text = text.replace("float[n, 4, 2, 3] y", "float[n, 4, 3, 1] y")
     model = described(text, "kernel", "bias")
-    assert not take_pixels(model, SCALE, OFFSET)
+    assert not take_pixels(model, "x", SCALE, OFFSET)
     assert ops(model)[:3] == ["Cast", "Mul", "Add"]
 
 
 def test_a_kernel_that_is_computed_is_not_folded_into():
     model = stem(("y = Conv <strides = [2, 2]> (p, kernel,", "k = Neg (kernel) y = Conv <strides = [2, 2]> (p, k,"))
-    assert not take_pixels(model, SCALE, OFFSET)
+    assert not take_pixels(model, "x", SCALE, OFFSET)
     model = stem(("y = Conv <strides = [2, 2]> (p, kernel, bias)", "b = Neg (bias) y = Conv <strides = [2, 2]> (p, kernel, b)"))
-    assert not take_pixels(model, SCALE, OFFSET)
+    assert not take_pixels(model, "x", SCALE, OFFSET)

@@ -20,6 +20,7 @@ from vit_convert.export.exporter import export_model
 from vit_convert.export.lower import onnx_from_apply
 from vit_convert.export.targets import TARGETS, target_named
 from vit_convert.export.trace import trace
+from vit_convert.families.vit.architecture import signature_of
 from vit_convert.families.vit.model import vit_model
 from vit_convert.families.vit.module import ViT, param_shapes
 
@@ -120,15 +121,15 @@ def test_plain_export_is_twice_as_large():
         def apply(leaves, images, arch=arch):
             return {"logits": ViT(arch).apply({"params": traverse_util.unflatten_dict(dict(leaves), sep="/")}, images)[0]}
 
-        counts.append(sum(1 for _ in trace(apply, param_shapes(arch), ("batch", *arch.image_size, 3), ["logits"], 20).graph))
+        counts.append(sum(1 for _ in trace(apply, param_shapes(arch), signature_of(arch).inputs, ["logits"], 20).graph))
     assert counts[1] - counts[0] > 60
 
 
 def test_a_block_that_grew_is_refused(tmp_path):
     tight = dataclasses.replace(TARGETS["rtx"], max_nodes_per_block=10)
     arch = architecture()
-    with pytest.raises(ExportError, match="nodes in an encoder block, target rtx allows 10"):
-        export_model(tiny(arch), tmp_path / "model.onnx", image_size=arch.image_size, target=tight)
+    with pytest.raises(ExportError, match="nodes in a block of Transformer/encoderblock_0/…, target rtx allows 10"):
+        export_model(tiny(arch), tmp_path / "model.onnx", target=tight)
     assert not (tmp_path / "model.onnx").exists()
 
 
@@ -169,10 +170,9 @@ def applied(rules):
 
 def graph_of(arch, target="rtx", *, prune=True):
     model = tiny(arch)
-    shape = ("batch", *arch.image_size, 3)
-    depth = arch.depth if model.repeats else None
+    inputs, stacks = model.signature.inputs, model.stacks
     built = onnx_from_apply(
-        model.apply, model.traced_shapes, shape, model.output, model.traced_taps, TARGETS[target], depth=depth, prune=prune
+        model.apply, model.traced_shapes, inputs, [model.output], model.traced_taps, TARGETS[target], stacks=stacks, prune=prune
     )
     weights.bind(built.model, model.params)
     return built

@@ -22,7 +22,7 @@ HEADS = 2
 def written(path, *, width=64 * HEADS, heads=HEADS, **changes):
     arch = architecture(width=width, num_heads=heads, **changes)
     model = vit_model(arch, random_params(arch))
-    export_model(model, path, image_size=arch.image_size, target=lowering_named("trt8", "fused"))
+    export_model(model, path, target=lowering_named("trt8", "fused"))
     return arch, model
 
 

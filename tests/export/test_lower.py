@@ -8,12 +8,14 @@ import onnx_ir as ir
 import pytest
 from export_graphs import run
 
+from vit_convert.core.signature import Tensor
+from vit_convert.core.stack import Stack
 from vit_convert.export import weights
 from vit_convert.export.lower import Graph, onnx_from_apply
 from vit_convert.export.targets import TARGETS
 
 WIDTH, TOKENS = 3, 4
-SHAPE = ("batch", 2, 2, 3)
+INPUTS = (Tensor("images", "float32", ("batch", 2, 2, 3), "NHWC"),)
 IMAGES = np.random.default_rng(0).uniform(-1, 1, (2, 2, 2, 3)).astype(np.float32)
 
 
@@ -43,9 +45,13 @@ def by_hand(leaves: dict[str, np.ndarray], depth: int) -> dict[str, np.ndarray]:
 TAPS = ["block_00", "block_01", "encoder_norm"]
 
 
-def lowered(target: str = "rtx", taps=TAPS, **options) -> Graph:
+def stacks(depth: int) -> tuple[Stack, ...]:
+    return (Stack("Transformer/encoderblock_{}/", depth),)
+
+
+def lowered(target: str = "rtx", taps=TAPS, depth=2, **options) -> Graph:
     shapes = {name: value.shape for name, value in params(2).items()}
-    return onnx_from_apply(apply, shapes, SHAPE, "logits", taps, TARGETS[target], **options)
+    return onnx_from_apply(apply, shapes, INPUTS, ["logits"], taps, TARGETS[target], stacks=stacks(depth), **options)
 
 
 def values(graph: Graph, depth: int) -> dict[str, np.ndarray]:
@@ -54,7 +60,7 @@ def values(graph: Graph, depth: int) -> dict[str, np.ndarray]:
     return {value.name: result for value, result in zip(graph.model.graph.outputs, results, strict=True)}
 
 
-@pytest.mark.parametrize(("depth", "blocks"), [(None, 2), (2, 2), (4, 4)])
+@pytest.mark.parametrize(("depth", "blocks"), [(2, 2), (4, 4)])
 @pytest.mark.parametrize("prune", [True, False])
 def test_depth(depth, blocks, prune):
     graph = lowered(depth=depth, prune=prune)
@@ -96,7 +102,7 @@ def test_a_tap_that_a_substitution_swallowed_is_none():
         y = (x - mean) / jnp.sqrt(((x - mean) ** 2).mean(-1, keepdims=True) + 1e-6)
         return {"logits": y[:, 1] @ leaves["head/kernel"], "mean": mean, "normed": y}
 
-    graph = onnx_from_apply(normed, {"head/kernel": (3, 5)}, SHAPE, "logits", ["mean", "normed"], TARGETS["rtx"], prune=False)
+    graph = onnx_from_apply(normed, {"head/kernel": (3, 5)}, INPUTS, ["logits"], ["mean", "normed"], TARGETS["rtx"], prune=False)
     assert graph.taps == ["normed"]
 
 
@@ -108,7 +114,7 @@ def test_changes_come_in_order_before_the_names():
 
     last = dataclasses.replace(TARGETS["rtx"], finish=(counting("finish", seen, 3),), last=(counting("last", seen, 4),))
     shapes = {name: value.shape for name, value in params(2).items()}
-    graph = onnx_from_apply(apply, shapes, SHAPE, "logits", TAPS, last, changes=[note("a"), note("b")])
+    graph = onnx_from_apply(apply, shapes, INPUTS, ["logits"], TAPS, last, stacks=stacks(2), changes=[note("a"), note("b")])
     assert [name for name, *_ in seen] == ["a", "b", "finish", "last"]
     assert all(outputs == ["logits"] for _, _, outputs in seen)
     named = [any(str(name).startswith("Transformer/encoderblock_0/") for name in names) for _, names, _ in seen]
@@ -151,7 +157,7 @@ def spelt(body, shapes, target="rtx"):
     def function(leaves, images):
         return {"logits": body(leaves, images.reshape(images.shape[0], TOKENS, WIDTH))}
 
-    graph = onnx_from_apply(function, shapes, SHAPE, "logits", [], TARGETS[target], prune=False)
+    graph = onnx_from_apply(function, shapes, INPUTS, ["logits"], [], TARGETS[target], prune=False)
     return [node.op_type for node in graph.model.graph if node.op_type != "Reshape"], graph
 
 
@@ -180,6 +186,6 @@ def test_a_norm_without_scale_and_bias_has_constants():
         x = images.reshape(images.shape[0], TOKENS, WIDTH)
         return {"logits": linen.LayerNorm(use_scale=False, use_bias=False).apply({}, x)[:, 0] @ leaves["head/kernel"]}
 
-    graph = onnx_from_apply(norm, {"head/kernel": (3, 5)}, SHAPE, "logits", [], TARGETS["rtx"], prune=False)
+    graph = onnx_from_apply(norm, {"head/kernel": (3, 5)}, INPUTS, ["logits"], [], TARGETS["rtx"], prune=False)
     operators = [node.op_type for node in graph.model.graph]
     assert "LayerNormalization" in operators and "ConstantOfShape" not in operators

@@ -5,10 +5,12 @@ import onnx_ir as ir
 import pytest
 from export_graphs import described, graph, ops
 
+from vit_convert.core.stack import Stack
 from vit_convert.export.passes.cleanup import clean
 from vit_convert.export.passes.name_nodes import name_nodes
 from vit_convert.export.weights import Weight, replace_weight, weight_of
 
+STACKS = (Stack("Transformer/encoderblock_{}/", 2),)
 # Two blocks between an embedding and a head; `e` is the stream that enters block 0, and what is before its norm belongs to nobody.
 NAMES = {
     "k": "embedding/kernel",
@@ -30,7 +32,7 @@ BLOCKS = """g (float[n, 4] x, float[4, 4] k, float[4] t, float[4] g0, float[4, 4
 def named(edit: tuple[str, str] = ("", ""), taps: tuple[str, ...] = ("block_00", "block_01")) -> ir.Model:
     assert edit[0] in BLOCKS
     model = described(BLOCKS.replace(*edit), *NAMES, names=NAMES)
-    name_nodes(model, list(taps))
+    name_nodes(model, list(taps), STACKS)
     return model
 
 
@@ -93,7 +95,7 @@ def test_where_the_images_are_read_within_the_block_no_value_alone_carries_the_s
     assert [node.name for node in model.graph][:3] == ["Relu", "embedding/MatMul", "Add"]
     text = BLOCKS.replace("p = MatMul (x, k)", "q = Relu (x) p = MatMul (q, k)").replace("r = Relu (a)", "r = Add (a, x)")
     model = described(text, *NAMES, names=NAMES)
-    name_nodes(model, ["block_00", "block_01"])
+    name_nodes(model, ["block_00", "block_01"], STACKS)
     assert [node.name for node in model.graph][:3] == [f"{BLOCK_0}/Relu", "embedding/MatMul", f"{BLOCK_0}/Add"]
 
 
@@ -102,7 +104,7 @@ def test_a_bias_that_took_the_table_in_keeps_its_place():
     add = model.graph[1]
     combined = Weight(("embedding/bias", "pos_embedding"), (4,), np.add, num_read=8)
     add.replace_input_with(1, replace_weight(model.graph, add.inputs[1], combined))
-    name_nodes(model, ["block_00", "block_01"])
+    name_nodes(model, ["block_00", "block_01"], STACKS)
     assert add.name == "embedding/Add"
 
 
@@ -113,7 +115,7 @@ def test_weights_of_several_parameters_belong_to_what_is_around_them():
     merged = Weight(tuple(f"{BLOCK_0}/attention/{part}/kernel" for part in ("query", "key", "value")), (4, 4), lambda *parts: parts[0])
     product = next(node for node in model.graph if old in node.inputs)
     product.replace_input_with(1, replace_weight(model.graph, old, merged))
-    name_nodes(model, ["block_00", "block_01"])
+    name_nodes(model, ["block_00", "block_01"], STACKS)
     assert product.name == f"{BLOCK_0}/attention/MatMul"
     assert weight_of(product.inputs[1]) is merged
 

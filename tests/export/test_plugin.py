@@ -28,7 +28,7 @@ def arch_with_heads_of(size, **changes):
 
 def written(arch, path):
     model = vit_model(arch, random_params(arch))
-    report = export_model(model, path, image_size=arch.image_size, target=lowering_named("trt8", "plugin"))
+    report = export_model(model, path, target=lowering_named("trt8", "plugin"))
     return model, report
 
 
@@ -92,7 +92,7 @@ def test_graph_of_dynamic_size_is_refused(tmp_path):
     model = vit_model(arch, random_params(arch))
     with pytest.raises(ExportError, match="no attention over all of a fixed number of tokens"):
         target = lowering_named("trt8", "plugin")
-        export_model(model, tmp_path / "model.onnx", image_size=arch.image_size, target=target, dynamic_patch=arch.patch_size)
+        export_model(model, tmp_path / "model.onnx", target=target, dynamic_patch=arch.patch_size)
 
 
 @pytest.mark.parametrize(

@@ -168,7 +168,7 @@ def converted(forward, leaves, *, num_mlps):
     """Holds the trt8 graph of a module against JAX and against how many MLPs are expected to be convolutions."""
     model = user_model(forward, leaves, image_shape=(TOKENS, WIDTH))
     built = onnx_from_apply(
-        model.apply, model.traced_shapes, ("batch", TOKENS, WIDTH), model.output, model.traced_taps, TARGETS["trt8"], prune=False
+        model.apply, model.traced_shapes, model.signature.inputs, [model.output], model.traced_taps, TARGETS["trt8"], prune=False
     )
     weights.bind(built.model, model.params)
     for batch in (1, 3):
@@ -285,7 +285,7 @@ def test_weights_of_another_reader_keep_their_name():
 def test_a_dynamic_graph_has_no_such_convolutions(tmp_path, target, num_convolutions):
     """The number of tokens is not known, save the pruned block's one: the target for such graphs has none, the fixed one does no harm."""
     arch = architecture()
-    export_model(tiny(arch), tmp_path / "model.onnx", image_size=arch.image_size, target=target, dynamic_patch=arch.patch_size)
+    export_model(tiny(arch), tmp_path / "model.onnx", target=target, dynamic_patch=arch.patch_size)
     graph = ir.load(tmp_path / "model.onnx").graph
     assert len(convolutions(graph)) == num_convolutions
     assert any(node.op_type == "Exp" for node in graph) is (num_convolutions == 0)  # GELU as it is quickest after a matrix product

@@ -26,7 +26,7 @@ def inputs(batch=3):
 def exported(module, variables=None, target="rtx", lowering=""):
     """Traces and rewrites a layer on [batch, 9, 32] and holds it against JAX; returns the graph's operators and each rule's count."""
     model = user_model(module, variables, image_shape=(TOKENS, WIDTH))
-    graph = trace(model.apply, model.traced_shapes, ("batch", TOKENS, WIDTH), ["logits"], TARGETS[target].opset)
+    graph = trace(model.apply, model.traced_shapes, model.signature.inputs, ["logits"], TARGETS[target].opset)
     weights.describe(graph)
     counts = substitute(graph, lowering_named(target, lowering) if lowering else target_named(target))
     weights.bind(graph, model.params)

@@ -31,7 +31,7 @@ def pixels(count=5, size=SIZE):
 
 def export(path, model, record=None, *, target="rtx", layout="NHWC", size=SIZE, **options):
     constants = None if record is None else (record.scale, record.offset)
-    export_model(model, path, image_size=size, target=TARGETS[target], layout=layout, pixels=constants, **options)
+    export_model(model, path, target=TARGETS[target], layout=layout, pixels=constants, **options)
     return path
 
 

@@ -6,9 +6,10 @@ import pytest
 from export_graphs import computed, described, ops, run
 
 from vit_convert.core.errors import ExportError
+from vit_convert.core.stack import Stack
 from vit_convert.export.passes.fold_attention_scale import fold_scale
 from vit_convert.export.passes.patch_as_matmul import patch_to_matmul
-from vit_convert.export.passes.unroll_blocks import between, unroll
+from vit_convert.export.passes.unroll_blocks import between, unroll, unrolled_taps
 from vit_convert.export.weights import (
     Weight,
     add_constant,
@@ -262,7 +263,7 @@ NAMES = {"w0": "Transformer/encoderblock_0/kernel", "w1": "Transformer/encoderbl
 @pytest.mark.parametrize("depth", [2, 3, 5])
 def test_blocks_are_repeated_with_weights_of_their_own(depth):
     model = described(BLOCKS, "w0", "w1", "h", names=NAMES)
-    unroll(model, depth)
+    unroll(model, Stack("Transformer/encoderblock_{}/", depth))
     params = {f"Transformer/encoderblock_{i}/kernel": normal(4, 4) for i in range(depth)} | {"head/kernel": normal(4, 4)}
     assert {name for name in model.graph.initializers if "kernel" in name} == set(params)
     assert [value.name for node in model.graph for value in node.outputs if str(value.name).startswith("block_")] == [
@@ -283,9 +284,44 @@ def test_what_lies_between_two_values():
     assert between(values["block_01"], values["block_01"], model.graph)[0].op_type == "MatMul"  # nothing stops it on the way
 
 
-def test_a_weight_that_all_blocks_share_is_one():
+def test_a_weight_that_blocks_would_share_is_refused():
+    """Sharing it in silence gave every block what the second one has."""
     text = BLOCKS.replace("MatMul (block_00, w1)", "MatMul (block_00, w0)")
-    model = described(text, "w0", "w1", "h", names={**NAMES, "w0": "shared/kernel"})
-    model.graph.initializers.pop(NAMES["w1"])
-    unroll(model, 4)
-    assert {name for name in model.graph.initializers if "kernel" in name} == {"shared/kernel", "head/kernel"}
+    for name in ("shared/kernel", "Transformer/encoderblock_0/kernel", "Transformer/encoderblock_10/kernel"):
+        model = described(text, "w0", "w1", "h", names={**NAMES, "w0": name})
+        model.graph.initializers.pop(NAMES["w1"])
+        with pytest.raises(ExportError, match=f"{name}: read within a block that is repeated, and not one of its parameters"):
+            unroll(model, Stack("Transformer/encoderblock_{}/", 4))
+
+
+def test_a_stack_that_is_there_whole_is_left_alone():
+    model = described(BLOCKS, "w0", "w1", "h", names={**NAMES, "w1": "shared/kernel"})
+    before = ir.to_proto(model).SerializeToString()
+    unroll(model, Stack("Transformer/encoderblock_{}/", 2))
+    assert ir.to_proto(model).SerializeToString() == before
+
+
+PERIODS = """g (float[n, 4] x, float[4, 4] w0, float[4, 4] w1, float[4, 4] w2, float[4, 4] w3) => (float[n, 4] y) {
+    stage_1__block_00 = MatMul (x, w0) b = MatMul (stage_1__block_00, w1) stage_1__block_01 = Neg (b)
+    stage_1__block_02 = MatMul (stage_1__block_01, w2) d = MatMul (stage_1__block_02, w3) stage_1__block_03 = Neg (d)
+    y = Exp (stage_1__block_03) }"""
+
+
+def test_every_other_block_is_of_another_kind():
+    """Two blocks are repeated, with what is tapped within them."""
+    stack = Stack("stage_1/block_{}/", 6, "stage_1/block_{:02d}", period=2)
+    model = described(PERIODS, "w0", "w1", "w2", "w3", names={f"w{i}": f"stage_1/block_{i}/kernel" for i in range(4)})
+    for node in model.graph:
+        name = str(node.outputs[0].name)
+        node.outputs[0].name = "stage_1/block_03/inner" if name == "d" else name.replace("__", "/")
+    unroll(model, stack)
+    params = {f"stage_1/block_{i}/kernel": normal(4, 4) for i in range(6)}
+    assert set(model.graph.initializers) == set(params)
+    taps = ["stage_1/block_00", "stage_1/block_01", "stage_1/block_02", "stage_1/block_03/inner", "stage_1/block_03"]
+    repeated = ["stage_1/block_04", "stage_1/block_05/inner", "stage_1/block_05"]
+    assert unrolled_taps(stack, [*taps, "norm"]) == [*taps, *repeated, "norm"]
+    assert {*taps, *repeated} <= {value.name for node in model.graph for value in node.outputs}
+    expected = x = normal(3, 4)
+    for i in range(6):
+        expected = (expected @ params[f"stage_1/block_{i}/kernel"].astype(np.float64)) * (-1 if i % 2 else 1)
+    np.testing.assert_allclose(computed(model, params, x)[0], np.exp(expected), rtol=1e-4)

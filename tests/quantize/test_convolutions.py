@@ -97,7 +97,7 @@ def forms(tmp_path_factory):
         model = vit_model(checkpoint.architecture, checkpoint.params)
         for lowering, target in targets.items():
             path = root / f"{name}_{lowering}.onnx"
-            export_model(model, path, image_size=checkpoint.architecture.image_size, target=target)
+            export_model(model, path, target=target)
             found[name, lowering] = Form(path)
     return found
 

@@ -40,6 +40,7 @@ def check_graph(
     tolerance: Tolerance,
     *,
     judged: Sequence[str],
+    pooled_token: int | None = None,
 ) -> list[Row]:
     """Runs a graph on the reference images and compares every output and tap.
 
@@ -49,6 +50,7 @@ def check_graph(
         batches: batch sizes to run, each of the first images.
         tolerance: what the judged tensors have to meet.
         judged: tensors that have to meet it; the others are reported.
+        pooled_token: index of the one token that a graph's last block may have computed alone.
 
     Returns:
         A row per tensor, in the reference's order: the worst over the batch sizes.
@@ -62,7 +64,8 @@ def check_graph(
             expected = reference[tensor][:batch]
             got = results[tensor]
             if got.size != expected.size:
-                expected = expected[:, :1]  # the last block computes the pooled token alone, see prune.py
+                token = pooled_token or 0
+                expected = expected[:, token : token + 1]  # the last block computes the pooled token alone
             if got.size == expected.size:
                 got = got.reshape(expected.shape)  # tokens may stand beside the batch, see tokens.py
             result = compare(expected, got)

@@ -16,6 +16,7 @@ class Stack:
         taps: the name of a block and of the value behind it: "block_{:02d}", or "stage_2/block_{:02d}". What else is tapped within a
             block is called after it: "block_03/token_mixing".
         start: the tap that the first block reads; "" to find it in the graph.
+        nodes: how many times the nodes of a ViT's block, which a target allows, one of these may have.
         period: how many blocks in a row differ in more than their parameters: 2 where every other one is shifted.
     """
 
@@ -24,6 +25,7 @@ class Stack:
     taps: str = "block_{:02d}"
     start: str = ""
     period: int = 1
+    nodes: float = 1.0
 
     def __post_init__(self) -> None:
         if block_of(self.scope.format(3)) != self.taps.format(3):

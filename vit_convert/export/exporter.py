@@ -1,10 +1,10 @@
 """The export stage: a model becomes `model.onnx` with its weights beside it."""
 
+import collections
 import dataclasses
 import logging
 import os
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -14,6 +14,8 @@ import onnx_ir.passes.common as passes
 
 from vit_convert.core.errors import ExportError
 from vit_convert.core.onnx_file import BLOCKS_ALONE, external_files, save_onnx
+from vit_convert.core.signature import Output, Signature, Tensor
+from vit_convert.core.stack import Stack
 from vit_convert.export import lower, weights
 from vit_convert.export.passes.dynamic_image_size import make_dynamic
 from vit_convert.export.passes.mlp_as_convolution import as_tokens
@@ -21,7 +23,7 @@ from vit_convert.export.passes.uint8_input import take_pixels
 from vit_convert.export.targets import Target
 from vit_convert.families.model import Model
 
-_LAYOUT_TO_NHWC = {"NHWC": (0, 1, 2, 3), "NCHW": (0, 2, 3, 1)}
+_TO_NHWC = (0, 2, 3, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,10 +34,11 @@ class ExportReport:
         opset: ONNX opset of the graph.
         num_nodes: nodes in the graph.
         nodes_traced: nodes that jax2onnx left for the traced part.
-        nodes_per_block: nodes of the largest encoder block; 0 for a model without such.
+        nodes_per_block: nodes of the largest block; 0 for a model without such.
         num_shapes: Shape nodes.
         bytes: size of the graph and its weights on disk.
         taps: inner values that the reference knows, by name.
+        pooled_token: index of the one token that the last block goes on with, None where it computes all.
         rules: per rule: name, places rewritten, places declined by reason.
     """
 
@@ -46,6 +49,7 @@ class ExportReport:
     num_shapes: int
     bytes: int
     taps: list[str]
+    pooled_token: int | None
     rules: list[dict[str, Any]]
 
 
@@ -53,7 +57,6 @@ def export_model(
     model: Model,
     path: str | os.PathLike[str],
     *,
-    image_size: tuple[int, int],
     target: Target,
     layout: str = "NHWC",
     taps: bool = False,
@@ -65,12 +68,11 @@ def export_model(
     Args:
         model: what to export.
         path: the `.onnx` file; weights go to `<path>.data`.
-        image_size: (height, width) in pixels; for a dynamic graph, those that the model's position table is for.
         target: opset and substitutions.
-        layout: "NHWC" or "NCHW", the order of the `images` input's axes.
+        layout: "NHWC" or "NCHW", the order of the axes of the input that takes images.
         taps: keep the taps as outputs of the written graph.
-        dynamic_patch: side of a patch in pixels makes height and width symbolic, any multiples of it; 0 keeps `image_size`.
-        pixels: scale and offset, each float32 [3], make `images` uint8 and normalise x to x · scale + offset inside.
+        dynamic_patch: side of a patch in pixels makes height and width symbolic, any multiples of it; 0 keeps the model's size.
+        pixels: scale and offset, each float32 [3], make the images uint8 and normalise x to x · scale + offset inside.
 
     Returns:
         The report.
@@ -80,27 +82,22 @@ def export_model(
         UsageError: the disk is full.
     """
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # it warns of every weight that has no value yet
-    to_nhwc = _LAYOUT_TO_NHWC[layout]
-    nhwc = ("batch", *image_size, 3)
-    image_shape = [nhwc[to_nhwc.index(axis)] for axis in range(4)]
-
-    def apply(params: Any, images: Any) -> Any:
-        return model.apply(params, images if layout == "NHWC" else jnp.transpose(images, to_nhwc))
-
     changes: list[Callable[[ir.Model], object]] = []
+    image = model.signature.image
     if dynamic_patch:
-        grid = (image_size[0] // dynamic_patch, image_size[1] // dynamic_patch)
-        changes.append(lambda traced: make_dynamic(traced, grid))
-    if pixels is not None:
-        changes.append(lambda traced: take_pixels(traced, *pixels))
+        changes.append(_resizing(model, dynamic_patch))
+    if pixels is not None and image is not None:
+        name = image.name
+        changes.append(lambda traced: take_pixels(traced, name, *pixels))
     graph = lower.onnx_from_apply(
-        apply,
+        _apply_in(model, layout),
         model.traced_shapes,
-        image_shape,
-        model.output,
+        graph_signature(model.signature, layout).inputs,
+        model.signature.judged,
         model.traced_taps,
         target,
-        depth=model.stacks[0].depth if model.repeats else None,
+        stacks=model.stacks,
+        token=model.pooled_token,
         prune=not taps,
         keep_taps=taps and not model.stacks,
         changes=changes,
@@ -111,31 +108,87 @@ def export_model(
         values = {value.name: value for node in graph.model.graph for value in node.outputs}
         outputs = {value.name for value in graph.model.graph.outputs}
         graph.model.graph.outputs.extend(as_tokens(graph.model.graph, values[tap]) for tap in graph.taps if tap not in outputs)
-    report = _report(graph, target)
-    if report.nodes_per_block > target.max_nodes_per_block and model.repeats:
-        raise ExportError(
-            f"{path}: {report.nodes_per_block} nodes in an encoder block, target {target.name} allows {target.max_nodes_per_block}",
-            fix="A rule no longer matches what jax2onnx writes: install the pinned jax2onnx.",
-        )
+    report = _report(graph, model.stacks, target)
+    for stack in model.stacks:
+        counted, allowed = _nodes_per_block(graph, [stack]), target.max_nodes_per_block * stack.nodes
+        if counted > allowed:
+            raise ExportError(
+                f"{path}: {counted} nodes in a block of {stack.prefix(0)}…, target {target.name} allows {allowed:g}",
+                fix="A rule no longer matches what jax2onnx writes: install the pinned jax2onnx.",
+            )
     if model.stacks:
         graph.model.metadata_props[BLOCKS_ALONE] = "alone"
     save_onnx(graph.model, path)
     return dataclasses.replace(report, bytes=sum(file.stat().st_size for file in external_files(path)))
 
 
-def _report(graph: lower.Graph, target: Target) -> ExportReport:
+def graph_signature(signature: Signature, layout: str, *, uint8: bool = False, dynamic: bool = False) -> Signature:
+    """What a graph takes and gives, from what its model does.
+
+    Args:
+        signature: of the model.
+        layout: order of the axes of the input that takes images.
+        uint8: it takes pixels, and normalises them.
+        dynamic: height and width of the images vary, and with them the number of tokens.
+    """
+
+    def as_taken(tensor: Tensor) -> Tensor:
+        if not tensor.is_image:
+            return tensor
+        batch, height, width, channels = tensor.shape
+        sides = ("height", "width") if dynamic else (height, width)
+        shape = (batch, *sides, channels) if layout == "NHWC" else (batch, channels, *sides)
+        return dataclasses.replace(tensor, shape=shape, layout=layout, dtype="uint8" if uint8 else tensor.dtype)
+
+    def as_given(output: Output) -> Output:
+        between = ("tokens" for _ in output.shape[1:-1]) if dynamic else output.shape[1:-1]
+        return dataclasses.replace(output, shape=(output.shape[0], *between, *output.shape[1:][-1:]))
+
+    return Signature(tuple(map(as_taken, signature.inputs)), tuple(map(as_given, signature.outputs)))
+
+
+def _apply_in(model: Model, layout: str) -> Callable[..., Any]:
+    """The model's function, taking images in a layout."""
+    position = next((i for i, tensor in enumerate(model.signature.inputs) if tensor.is_image), None)
+    if layout == "NHWC" or position is None:
+        return model.apply
+
+    def apply(params: Any, *inputs: Any) -> Any:
+        turned = jnp.transpose(inputs[position], _TO_NHWC)
+        return model.apply(params, *inputs[:position], turned, *inputs[position + 1 :])
+
+    return apply
+
+
+def _resizing(model: Model, patch: int) -> Callable[[ir.Model], object]:
+    """The change that lets images have any size, from the one that the model's position table is for."""
+    image, table = model.signature.image, model.position_table
+    if image is None or table is None:
+        raise ExportError("the model has no position table that could be resampled, so its image size is fixed", fix="Give one image_size.")
+    _, height, width, _ = image.shape
+    assert isinstance(height, int) and isinstance(width, int)
+    return lambda traced: make_dynamic(traced, (height // patch, width // patch), table, image.name)
+
+
+def _nodes_per_block(graph: lower.Graph, stacks: Sequence[Stack]) -> int:
+    """Nodes of the largest block; 0 without any."""
+    prefixes = [stack.prefix(i) for stack in stacks for i in range(stack.depth)]
+    counts = collections.Counter(
+        prefix for node in graph.model.graph for prefix in prefixes if node.name is not None and node.name.startswith(prefix)
+    )
+    return max(counts.values(), default=0)
+
+
+def _report(graph: lower.Graph, stacks: Sequence[Stack], target: Target) -> ExportReport:
     nodes: list[ir.Node] = list(graph.model.graph)
-    blocks: dict[str, int] = {}
-    for node in nodes:
-        if match := re.match(r"Transformer/(encoderblock_\d+)/", node.name or ""):
-            blocks[match[1]] = blocks.get(match[1], 0) + 1
     return ExportReport(
         opset=target.opset,
         num_nodes=len(nodes),
         nodes_traced=graph.nodes_traced,
-        nodes_per_block=max(blocks.values(), default=0),
+        nodes_per_block=_nodes_per_block(graph, stacks),
         num_shapes=sum(node.op_type == "Shape" for node in nodes),
         bytes=0,
         taps=graph.taps,
+        pooled_token=graph.pooled_token,
         rules=[dataclasses.asdict(count) for count in graph.rules],
     )

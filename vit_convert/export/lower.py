@@ -5,10 +5,12 @@ from collections.abc import Callable, Mapping, Sequence
 
 import onnx_ir as ir
 
+from vit_convert.core.signature import Tensor
+from vit_convert.core.stack import Stack
 from vit_convert.export import weights
 from vit_convert.export.passes import name_nodes, unroll_blocks
 from vit_convert.export.passes.cleanup import clean
-from vit_convert.export.passes.prune_to_pooled_token import prune_tokens
+from vit_convert.export.passes.prune_to_pooled_token import pooled_token, prune_tokens
 from vit_convert.export.rules.rule import RuleCount, apply_rule
 from vit_convert.export.targets import Target
 from vit_convert.export.trace import Apply, trace
@@ -19,27 +21,30 @@ class Graph:
     """A rewritten graph whose weights are described and not yet computed.
 
     Attributes:
-        model: the graph; its only output is the model's, the taps are inner values.
+        model: the graph; its outputs are the model's, the taps are inner values.
         taps: names of inner values that the reference knows: `block_00`… and `encoder_norm`.
-        rules: what each substitution did; for an unrolled graph, on the two traced blocks.
+        rules: what each substitution did; for an unrolled graph, on the traced blocks.
         nodes_traced: nodes that jax2onnx left, before any substitution, for the traced depth.
+        pooled_token: index of the one token that the last block goes on with, None where it computes all.
     """
 
     model: ir.Model
     taps: list[str]
     rules: list[RuleCount]
     nodes_traced: int
+    pooled_token: int | None = None
 
 
 def onnx_from_apply(
     apply: Apply,
     param_shapes: Mapping[str, Sequence[int]],
-    image_shape: Sequence[int | str],
-    output: str,
+    inputs: Sequence[Tensor],
+    outputs: Sequence[str],
     taps: Sequence[str],
     target: Target,
     *,
-    depth: int | None = None,
+    stacks: Sequence[Stack] = (),
+    token: int | None = None,
     prune: bool = True,
     keep_taps: bool = False,
     changes: Sequence[Callable[[ir.Model], object]] = (),
@@ -47,14 +52,15 @@ def onnx_from_apply(
     """Traces a model and applies its target's substitutions.
 
     Args:
-        apply: maps ({parameter name: array}, images) to {output name: array}, taps included.
+        apply: maps ({parameter name: array}, *inputs) to {output name: array}, taps included.
         param_shapes: shapes of the float32 parameters that `apply` reads.
-        image_shape: shape of `images`, a string for a dynamic dimension.
-        output: name of the graph's output.
+        inputs: of the graph, in the order in which `apply` takes them.
+        outputs: names of the graph's outputs.
         taps: names of the taps that `apply` returns, in order.
         target: opset and rules.
-        depth: unroll to this many encoder blocks; `apply` then computes only two. None: what was traced is the model.
-        prune: let the last block compute the pooled token alone, where the head reads one token.
+        stacks: the model's runs of equal blocks, of which `apply` may compute only the first.
+        token: index of the token that the outputs are computed from, None where that is not known.
+        prune: let the last block compute the pooled token alone, where what follows reads one token.
         keep_taps: leave the taps outputs of the graph, also those that its output does not depend on.
         changes: applied to the pruned graph in order, in place, before it gets its names.
 
@@ -64,18 +70,19 @@ def onnx_from_apply(
     Raises:
         ExportError: the model cannot be traced.
     """
-    model = trace(apply, param_shapes, image_shape, [output, *taps], target.opset)
+    model = trace(apply, param_shapes, inputs, [*outputs, *taps], target.opset)
     nodes_traced = sum(1 for _ in model.graph)
     weights.describe(model)
     counts = substitute(model, target)
     taps = list(taps)
-    if depth is not None:
-        unroll_blocks.unroll(model, depth)
-        taps = [f"block_{i:02d}" for i in range(depth)] + [tap for tap in taps if not tap.startswith("block_")]
+    for stack in stacks:
+        unroll_blocks.unroll(model, stack)
+        taps = unroll_blocks.unrolled_taps(stack, taps)
     if not keep_taps:
-        model.graph.outputs[1:] = []  # not `del`: onnx_ir would go on believing that they are outputs
+        model.graph.outputs[len(outputs) :] = []  # not `del`: onnx_ir would go on believing that they are outputs
     clean(model)
-    num_pruned = prune_tokens(model) if prune else 0
+    index = pooled_token(model, token) if prune else None
+    num_pruned = prune_tokens(model, token) if prune else 0
     clean(model)
     for change in changes:
         change(model)
@@ -83,13 +90,13 @@ def onnx_from_apply(
     clean(model)
     present = {value.name for node in model.graph for value in node.outputs} | {value.name for value in model.graph.outputs}
     taps = [tap for tap in taps if tap in present]  # a substitution may have swallowed a value that a user's module calls a tap
-    name_nodes.name_nodes(model, taps)
+    name_nodes.name_nodes(model, taps, stacks)
     finished += [RuleCount(change.__name__, change(model)) for change in target.last]
     clean(model)
     model.producer_name, model.doc_string, model.metadata_props["vit_convert.target"] = "vit_convert", "", target.name
     model.graph.name = "vit"
     counts += [RuleCount("prune_tokens", num_pruned), *finished]
-    return Graph(model, taps, counts, nodes_traced)
+    return Graph(model, taps, counts, nodes_traced, index if num_pruned else None)
 
 
 def substitute(model: ir.Model, target: Target) -> list[RuleCount]:

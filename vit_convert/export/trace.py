@@ -4,19 +4,21 @@ import logging
 import pathlib
 import re
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 import onnx_ir as ir
 
 from vit_convert.core.errors import ExportError
+from vit_convert.core.signature import Tensor
 from vit_convert.core.user_code import explain
 
-Apply = Callable[[Mapping[str, jax.Array], jax.Array], Mapping[str, jax.Array]]
+Apply = Callable[..., Mapping[str, jax.Array]]
 
 
 def trace(
-    apply: Apply, param_shapes: Mapping[str, Sequence[int]], image_shape: Sequence[int | str], output_names: Sequence[str], opset: int
+    apply: Apply, param_shapes: Mapping[str, Sequence[int]], inputs: Sequence[Tensor], output_names: Sequence[str], opset: int
 ) -> ir.Model:
     """Traces `apply` with jax2onnx, seeing shapes alone.
 
@@ -24,14 +26,14 @@ def trace(
     become initializers without a value, for `weights.py` to fill while the file is written.
 
     Args:
-        apply: maps ({parameter name: array}, images) to {output name: array}.
+        apply: maps ({parameter name: array}, *inputs) to {output name: array}.
         param_shapes: shape of each float32 parameter under its `/`-joined name.
-        image_shape: shape of `images`; a string names a dynamic dimension.
+        inputs: of the model, in the order in which `apply` takes them.
         output_names: the outputs to keep, in this order.
         opset: ONNX opset to write.
 
     Returns:
-        The model; its input is `images`, its outputs are `output_names`, its parameters are initializers without const_value.
+        The model; its inputs are `inputs`, its outputs are `output_names`, its parameters are initializers without const_value.
 
     Raises:
         ExportError: jax2onnx cannot trace the function.
@@ -41,23 +43,35 @@ def trace(
 
     names = list(param_shapes)
 
-    def positional(images: jax.Array, *leaves: jax.Array) -> tuple[jax.Array, ...]:
-        outputs = apply(dict(zip(names, leaves)), images)
+    def positional(*arguments: jax.Array) -> tuple[jax.Array, ...]:
+        outputs = apply(dict(zip(names, arguments[len(inputs) :])), *arguments[: len(inputs)])
         return tuple(outputs[name] for name in output_names)
 
-    specs = [tuple(image_shape), *(jax.ShapeDtypeStruct(tuple(shape), np.float32) for shape in param_shapes.values())]
+    specs = [*map(_spec, inputs), *(jax.ShapeDtypeStruct(tuple(shape), np.float32) for shape in param_shapes.values())]
     try:
-        model = to_onnx(positional, specs, opset=opset, input_names=["images", *names], output_names=list(output_names), return_mode="ir")
+        model = to_onnx(
+            positional,
+            specs,
+            opset=opset,
+            input_names=[*(tensor.name for tensor in inputs), *names],
+            output_names=list(output_names),
+            return_mode="ir",
+        )
     except (Exception, SystemExit) as e:
         raise ExportError(
             f"jax2onnx could not trace the model: {explain(e)}",
             fix="See which primitive it names; jax2onnx lists the supported ones.",
         ) from e
     assert isinstance(model, ir.Model)
-    for value in list(model.graph.inputs[1:]):
+    for value in list(model.graph.inputs[len(inputs) :]):
         model.graph.inputs.remove(value)
         model.graph.initializers.add(value)
     return model
+
+
+def _spec(tensor: Tensor) -> Any:
+    """What jax2onnx takes for an input; sides that vary are strings in either form."""
+    return tensor.shape if tensor.dtype == "float32" else jax.ShapeDtypeStruct(tensor.shape, np.dtype(tensor.dtype))
 
 
 def load_plugins() -> None:

@@ -132,7 +132,7 @@ def _check_sizes(
     """The rows of each image size, as "224x224", for the output and these taps, and the names of the tensors in order."""
     from vit_convert.checks.onnx_graph import batch_sizes, check_graph
 
-    output = context.results["checkpoint"]["output"]
+    output, token = context.results["checkpoint"]["output"], context.results["export"].get("pooled_token")
     known = {"images", output, *taps}
     by_size: dict[str, list[Row]] = {}
     for size, reference_path in reference_files(context).items():
@@ -142,7 +142,7 @@ def _check_sizes(
         judged = list(reference) if judges_blocks(precision) else [output]
         if by_size:  # not the first
             batches, judged = batches[-1:], [] if precision in QUANTIZED else judged
-        by_size["x".join(map(str, size))] = check_graph(path, reference, batches, tolerance, judged=judged)
+        by_size["x".join(map(str, size))] = check_graph(path, reference, batches, tolerance, judged=judged, pooled_token=token)
     return by_size, list(reference)
 
 

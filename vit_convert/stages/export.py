@@ -35,7 +35,6 @@ def export(context: Context) -> dict[str, Any]:
     target = target_named(name, dynamic=dynamic)
     spelled = {lowering: lowering_named(name, lowering) for lowering in _lowerings(context)}
     options: dict[str, Any] = {
-        "image_size": tuple(checkpoint["source_image_size" if dynamic else "image_size"]),
         "layout": context.config.layout,
         "taps": context.config.taps,
         "dynamic_patch": checkpoint["patch_size"] if dynamic else 0,

@@ -71,9 +71,9 @@ def attention_to_plugin(model: ir.Model) -> int:
         raise ExportError(
             "lowering plugin: the model has no attention over all of a fixed number of tokens", fix="Leave it out of `lowerings`."
         )
-    sequences = _sequences(model.graph, found[0].tokens)
+    sequences = {tokens: _sequences(model.graph, tokens) for tokens in dict.fromkeys(attention.tokens for attention in found)}
     for attention in found:
-        _replace(model.graph, attention, sequences)
+        _replace(model.graph, attention, sequences[attention.tokens])
     model.opset_imports[DOMAIN] = 1
     function = _function(model.opset_imports[""])
     model.functions[function.identifier()] = function

@@ -10,36 +10,36 @@ from vit_convert.core.errors import ExportError
 from vit_convert.export.passes.cleanup import clean
 from vit_convert.export.weights import add_constant, replace_weight, weight_of
 
-_TABLE = "pos_embedding"
 
-
-def make_dynamic(model: ir.Model, grid: tuple[int, int]) -> None:
+def make_dynamic(model: ir.Model, grid: tuple[int, int], table: str, image: str) -> None:
     """Makes the height and width of the images symbolic, in place.
 
     The table is resampled by ONNX's Resize, linear with aligned corners, which reads position i·(old−1)/(new−1) of each axis as
     `families.vit.posemb.resample` does, and is added before the patches are laid out as tokens.
 
     Args:
-        model: a ViT's graph of one size, `images` [batch, height, width, 3] or [batch, 3, height, width]; weights described.
+        model: a ViT's graph of one size, its image input [batch, height, width, 3] or [batch, 3, height, width]; weights described.
         grid: (rows, columns) of patches that the position table is for.
+        table: name of the position table's parameter.
+        image: name of the input that takes images.
 
     Raises:
         ExportError: the graph does not add a position table to the patches of a convolution.
     """
-    add, reshape, transpose, conv = _embedding(model.graph)
+    add, reshape, transpose, conv = _embedding(model.graph, table)
     _resample(model, grid, add, reshape, transpose, conv)
     _copy_tokens(model.graph)
-    images = model.graph.inputs[0]
+    images = next(value for value in model.graph.inputs if value.name == image)
     assert images.shape is not None
     images.shape = ir.Shape(["batch", "height", "width", 3] if images.shape[3] == 3 else ["batch", 3, "height", "width"])
     _forget_shapes(model.graph, conv, reshape)
     clean(model)
 
 
-def _embedding(graph: ir.Graph) -> tuple[ir.Node, ir.Node, ir.Node, ir.Node]:
+def _embedding(graph: ir.Graph, table: str) -> tuple[ir.Node, ir.Node, ir.Node, ir.Node]:
     """The nodes that make tokens: the addition of the table, and the Reshape, Transpose and Conv before it."""
     for node in graph:
-        tables = [value for value in node.inputs if (weight := weight_of(value)) is not None and weight.sources == (_TABLE,)]
+        tables = [value for value in node.inputs if (weight := weight_of(value)) is not None and weight.sources == (table,)]
         if node.op_type != "Add" or not tables:
             continue
         patches = next(value for value in node.inputs if value is not tables[0])

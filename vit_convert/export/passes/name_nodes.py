@@ -2,32 +2,26 @@
 
 import collections
 import itertools
+from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
+from vit_convert.core.stack import Stack
 from vit_convert.export.passes.unroll_blocks import between
 from vit_convert.export.weights import weight_of
 
 
-def name_nodes(model: ir.Model, taps: list[str]) -> None:
-    """Names every node after the parameter it uses, or after its encoder block, and every value after its node, in place.
+def name_nodes(model: ir.Model, taps: Sequence[str], stacks: Sequence[Stack] = ()) -> None:
+    """Names every node after the parameter it uses, or after its block, and every value after its node, in place.
 
     Args:
         model: the graph.
-        taps: names of the residual stream after each block, in order; these and the graph's inputs and outputs keep their names.
+        taps: names of inner values; these and the graph's inputs and outputs keep their names.
+        stacks: the model's runs of blocks, in its order, whose taps are the residual streams.
     """
     graph = model.graph
     kept = {*taps, *(v.name for v in graph.inputs), *(v.name for v in graph.outputs)}
-    values = {value.name: value for node in graph for value in node.outputs if value.name in kept}
-    scope: dict[ir.Node, str] = {}
-    blocks = [values[tap] for tap in taps if tap in values and tap.startswith("block_")]
-    for i, (start, end) in enumerate(itertools.pairwise(blocks), start=1):
-        for node in between(start, end, graph):
-            scope[node] = f"Transformer/encoderblock_{i}/"
-    if blocks:
-        first = [node for node in between(graph.inputs[0], blocks[0], graph) if node not in scope]
-        for node in first[_entry(first) :]:
-            scope[node] = "Transformer/encoderblock_0/"
+    scope = _scopes(graph, {value.name: value for node in graph for value in node.outputs if value.name in kept}, stacks)
     taken: collections.Counter[str] = collections.Counter()
     for node in graph:
         path = _path(node) or scope.get(node, "")
@@ -41,9 +35,26 @@ def name_nodes(model: ir.Model, taps: list[str]) -> None:
         value.name = f"constant_{i}"
 
 
-def _entry(nodes: list[ir.Node]) -> int:
+def _scopes(graph: ir.Graph, values: Mapping[str | None, ir.Value], stacks: Sequence[Stack]) -> dict[ir.Node, str]:
+    """The block that a node is in, as the prefix of its parameters."""
+    scope: dict[ir.Node, str] = {}
+    before = graph.inputs[0]
+    for stack in stacks:
+        streams = [values.get(stack.tap(i)) for i in range(stack.depth)]
+        for i, (start, end) in enumerate(itertools.pairwise(streams), start=1):
+            if start is not None and end is not None:
+                scope |= dict.fromkeys(between(start, end, graph), stack.prefix(i))
+        if streams[0] is not None:
+            start = values.get(stack.start)
+            first = [node for node in between(start or before, streams[0], graph) if node not in scope]
+            scope |= dict.fromkeys(first[0 if start else _entry(first, stack.prefix(0)) :], stack.prefix(0))
+        before = streams[-1] or before
+    return scope
+
+
+def _entry(nodes: list[ir.Node], prefix: str) -> int:
     """Where block 0 begins: behind the last value, before the block's first parameter, that alone carries the stream."""
-    end = next((i for i, node in enumerate(nodes) if _path(node).startswith("Transformer/encoderblock_0/")), len(nodes))
+    end = next((i for i, node in enumerate(nodes) if _path(node).startswith(prefix)), len(nodes))
     earlier = {value for value in nodes[0].inputs if value is not None} if nodes else set()
     entry = 0
     for i, node in enumerate(nodes[:end]):

@@ -17,16 +17,23 @@ ELEMENTWISE = {"Add", "Sub", "Mul", "Div", "Pow", "Max", "Sqrt", "Exp", "Neg", "
 _ROWWISE = {"LayerNormalization", "Softmax", "ReduceMean"}  # where they go along the last axis; the token is never on it
 
 
-def prune_tokens(model: ir.Model) -> int:
+def pooled_token(model: ir.Model, token: int | None = None) -> int | None:
+    """The index, from the beginning, of the one token that a graph goes on with; None where it goes on with all, or with another."""
+    pool = _find_pool(model.graph, token)
+    return None if pool is None else _index(pool)
+
+
+def prune_tokens(model: ir.Model, token: int | None = None) -> int:
     """Moves the choice of the pooled token up to where all tokens are needed, in place.
 
     Args:
-        model: a ViT whose head reads one token through Gather(x [batch, tokens, width], index, axis=1); others are left alone.
+        model: one whose head reads one token through Gather(x [batch, tokens, width], index, axis=1); others are left alone.
+        token: index of the token, negative from the end; None for any.
 
     Returns:
         How many nodes now work on one token.
     """
-    pool = next((node for node in model.graph if _is_pool(node)), None)
+    pool = _find_pool(model.graph, token)
     if pool is None:
         return 0
     chosen = _choose(model.graph, pool)
@@ -34,6 +41,24 @@ def prune_tokens(model: ir.Model) -> int:
         return 0
     _restrict(model.graph, pool, chosen)
     return len(chosen)
+
+
+def _find_pool(graph: ir.Graph, token: int | None) -> ir.Node | None:
+    pools = (node for node in graph if _is_pool(node))
+    return next((pool for pool in pools if token is None or _index(pool) in (token, token + _num_tokens(pool))), None)
+
+
+def _num_tokens(pool: ir.Node) -> int:
+    data = pool.inputs[0]
+    assert data is not None and data.shape is not None
+    return data.shape[1] if isinstance(data.shape[1], int) else 0
+
+
+def _index(pool: ir.Node) -> int:
+    index = pool.inputs[1]
+    assert index is not None and index.const_value is not None
+    number = int(index.const_value.numpy())
+    return number + _num_tokens(pool) if number < 0 else number
 
 
 def _is_pool(node: ir.Node) -> bool:

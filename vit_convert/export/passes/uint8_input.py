@@ -13,15 +13,16 @@ from vit_convert.export.weights import Weight, add_constant, add_weight, weight_
 _CENTRE = 128
 
 
-def take_pixels(model: ir.Model, scale: np.ndarray, offset: np.ndarray) -> bool:
-    """Makes the input uint8 and normalises x to x · scale + offset inside, in place.
+def take_pixels(model: ir.Model, image: str, scale: np.ndarray, offset: np.ndarray) -> bool:
+    """Makes the input of images uint8 and normalises x to x · scale + offset inside, in place.
 
     A convolution without padding that reads the images takes scale and offset into its weights, kernel · scale and
     bias + Σ kernel · (offset + 128 · scale), computed in float64 when the weights are; padding would add zeros that are no pixels, and a
     graph that begins otherwise gets a Mul and an Add.
 
     Args:
-        model: the graph, `images` float32 [batch, height, width, 3] or [batch, 3, height, width]; weights described.
+        model: the graph; weights described.
+        image: name of its input float32 [batch, height, width, 3] or [batch, 3, height, width].
         scale: float32 [3], a factor for each channel.
         offset: float32 [3], a summand for each channel.
 
@@ -29,7 +30,7 @@ def take_pixels(model: ir.Model, scale: np.ndarray, offset: np.ndarray) -> bool:
         Whether the normalisation is inside the weights.
     """
     graph = model.graph
-    images = graph.inputs[0]
+    images = next(value for value in graph.inputs if value.name == image)
     readers = [(node, i) for node, i in images.uses() if node.graph is not None]
     conv = _first_conv(images)
     cast = ir.node("Cast", [images], {"to": ir.DataType.FLOAT})

@@ -1,10 +1,16 @@
-"""Depth without tracing it: all encoder blocks compute one function, so two are traced and rewritten, and the second is repeated."""
+"""Depth without tracing it: blocks of a stack compute one function, so two are traced and rewritten, and the second is repeated.
+
+The first block may share nodes with what stands before it; the second is the pattern.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
 
 import onnx_ir as ir
 
+from vit_convert.core.errors import ExportError
+from vit_convert.core.stack import Stack
 from vit_convert.export.weights import Weight, add_weight, weight_of
-
-TRACED_DEPTH = 2  # the first block may share nodes with the embedding; the second is the pattern
 
 
 def between(start: ir.Value, end: ir.Value, graph: ir.Graph) -> list[ir.Node]:
@@ -20,25 +26,31 @@ def between(start: ir.Value, end: ir.Value, graph: ir.Graph) -> list[ir.Node]:
     return [node for node in graph if node in wanted]
 
 
-def unroll(model: ir.Model, depth: int) -> None:
-    """Repeats the second encoder block until there are `depth`, in place.
+def unroll(model: ir.Model, stack: Stack) -> None:
+    """Repeats a stack's second period of blocks until there are as many as it has, in place; a stack that is there whole is left alone.
 
     Args:
-        model: a graph traced with two blocks, whose residual streams are the values `block_00` and `block_01`.
-        depth: number of blocks wanted, at least 2; the last one's stream feeds what `block_01` fed.
+        model: a graph traced with `stack.traced` blocks, whose residual streams are the values that the stack's taps name.
+        stack: the last of its blocks feeds what the last traced one fed.
+
+    Raises:
+        ExportError: a block reads a weight that is not one of its own parameters: the others would share it.
     """
-    graph = model.graph
+    graph, period = model.graph, stack.period
     values = {value.name: value for node in graph for value in node.outputs}
-    start, end = values["block_00"], values["block_01"]
+    if stack.tap(stack.depth - 1) in values:
+        return
+    start, end = values[stack.tap(period - 1)], values[stack.tap(2 * period - 1)]
     template = between(start, end, graph)
     after = [(node, i) for node, i in end.uses() if node not in template]
     last, stream = end.producer(), end
     assert last is not None
-    for block in range(TRACED_DEPTH, depth):
+    for offset in range(period, stack.depth - period, period):
+        rename = functools.partial(_renamed, stack, offset)
         copies: dict[ir.Value, ir.Value] = {start: stream}
         for node in template:
             inputs = [
-                value if value is None else copies[value] if value in copies else _weight_of_block(graph, value, block)
+                value if value is None else copies[value] if value in copies else _weight_of_block(graph, value, rename)
                 for value in node.inputs
             ]
             copy = ir.Node(
@@ -46,26 +58,55 @@ def unroll(model: ir.Model, depth: int) -> None:
             )
             for old, new in zip(node.outputs, copy.outputs):
                 new.shape, new.type = old.shape, old.type
+                new.name = tap_of_copy(stack, offset, old.name)
                 copies[old] = new
             graph.insert_after(last, copy)
             last = copy
         stream = copies[end]
-        stream.name = f"block_{block:02d}"
     for node, i in after:
         node.replace_input_with(i, stream)
 
 
-def _weight_of_block(graph: ir.Graph, value: ir.Value, block: int) -> ir.Value:
+def _renamed(stack: Stack, offset: int, name: str) -> str:
+    """The name of a template's parameter in the block that is `offset` further; "" where it is no parameter of the template."""
+    for block in range(stack.period, 2 * stack.period):
+        if name.startswith(stack.prefix(block)):
+            return stack.prefix(block + offset) + name.removeprefix(stack.prefix(block))
+    return ""
+
+
+def unrolled_taps(stack: Stack, taps: Sequence[str]) -> list[str]:
+    """The taps of the whole stack, from those of its traced blocks, in the model's order."""
+    if stack.tap(stack.depth - 1) in taps:
+        return list(taps)
+    template = [tap for tap in taps if tap_of_copy(stack, 0, tap) is not None]
+    end = taps.index(template[-1]) + 1
+    offsets = range(stack.period, stack.depth - stack.period, stack.period)
+    copies = [tap_of_copy(stack, offset, tap) for offset in offsets for tap in template]
+    return [*taps[:end], *filter(None, copies), *taps[end:]]
+
+
+def tap_of_copy(stack: Stack, offset: int, name: str | None) -> str | None:
+    """What a tapped value of the template, the stream behind a block or something within it, is called in a copy; None for others."""
+    for block in range(stack.period, 2 * stack.period):
+        tap = stack.tap(block)
+        if name is not None and (name == tap or name.startswith(f"{tap}/")):
+            return stack.tap(block + offset) + name.removeprefix(tap)
+    return None
+
+
+def _weight_of_block(graph: ir.Graph, value: ir.Value, rename: Callable[[str], str]) -> ir.Value:
     """The same weight of another block; constants are shared."""
     weight = weight_of(value)
     if weight is None:
         return value
     assert value.name is not None
-
-    def rename(name: str) -> str:
-        return name.replace(f"encoderblock_{TRACED_DEPTH - 1}/", f"encoderblock_{block}/")
-
-    name = rename(value.name)
+    name, sources = rename(value.name), tuple(map(rename, weight.sources))
+    if not name or not all(sources):
+        raise ExportError(
+            f"{', '.join(weight.sources)}: read within a block that is repeated, and not one of its parameters: all blocks would share it",
+            fix="Give every block of the stack parameters of its own, under its scope.",
+        )
     if name in graph.initializers:
         return graph.initializers[name]
-    return add_weight(graph, name, Weight(tuple(map(rename, weight.sources)), weight.shape, weight.compute))
+    return add_weight(graph, name, Weight(sources, weight.shape, weight.compute, weight.num_read))

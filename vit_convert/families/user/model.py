@@ -82,7 +82,7 @@ def user_model(module: Any, variables: Any = None, *, image_shape: Sequence[int]
     taps = list(choice.names.values())[1:]
     judge = "top1" if choice.judged == "logits" else "cosine"
     signature = Signature(
-        (Tensor(INPUT, "float32", ("batch", *image_shape), "NHWC"),),
+        (Tensor(INPUT, "float32", ("batch", *image_shape), "NHWC" if len(image_shape) == 3 else ""),),
         (Output(choice.judged, "float32", ("batch", *shape[1:]), judge=judge),),
     )
     return Model(
