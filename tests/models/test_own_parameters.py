@@ -107,6 +107,8 @@ def test_names_are_those_of_the_tree():
         ({"my_constant_0": W}, ["my_constant_0"]),
         ({"constant_0/kernel": W}, ["constant_0/kernel"]),
         (W, ["params/"]),  # the only one, which has no name
+        (nnx.Param(W), ["value"]),  # nor has this, but a field
+        ({"a": nnx.Param(W)}, ["a"]),  # a variable's name is the one before
         ({"a/b": W, "a": {"b": W}}, ["a/b", "a/b.1"]),
         ({"a/b": W, "a": {"b": W}, "a/b.1": W}, ["a/b", "a/b.1", "a/b.1.1"]),
         ({"images": W, "params/images": W}, ["params/images", "params/images.1"]),
@@ -114,7 +116,7 @@ def test_names_are_those_of_the_tree():
 )
 def test_no_two_tensors_have_one_name(params, names):
     def function(p, x):
-        return sum(pooled(x) @ leaf for leaf in jax.tree_util.tree_leaves(p))
+        return sum(pooled(x) @ leaf for leaf in jax.tree_util.tree_leaves(p))  # whatever holds them
 
     model = model_of(function, params)
     assert sorted(model.params) == sorted(names)
