@@ -72,6 +72,13 @@ def test_two_dynamic_axes_are_kept():
     assert model.graph[0].inputs[1].const_value.numpy().tolist() == [0, 0, 4]
 
 
+def test_a_kernel_of_hundreds_of_rows():
+    text = """g (float[n, 3, 300] x, float[300, 6] w, float[6] b) => (float[n, 3, 6] y) <int64[2] rows = {-1, 300}, int64[3] shape = {-1, 3, 6}> {
+        flat = Reshape (x, rows) product = Gemm (flat, w, b) y = Reshape (product, shape) }"""
+    model, count = rewrite(text, DenseToMatMul())
+    assert count.applied == 1 and ops(model) == ["MatMul", "Add"]
+
+
 @pytest.mark.parametrize(("rule", "operands", "beta"), [(DenseToMatMul(), "(flat, w, b)", 1.0), (DenseNoBiasToMatMul(), "(flat, w)", 0.5)])
 def test_attributes_that_say_what_they_mean_anyway(rule, operands, beta):
     text = dense("-1, 4", operands, "n, 3, 6", "-1, 3, 6")
