@@ -73,7 +73,8 @@ def test_two_dynamic_axes_are_kept():
 
 
 def test_a_kernel_of_hundreds_of_rows():
-    text = """g (float[n, 3, 300] x, float[300, 6] w, float[6] b) => (float[n, 3, 6] y) <int64[2] rows = {-1, 300}, int64[3] shape = {-1, 3, 6}> {
+    text = """g (float[n, 3, 300] x, float[300, 6] w, float[6] b) => (float[n, 3, 6] y)
+        <int64[2] rows = {-1, 300}, int64[3] shape = {-1, 3, 6}> {
         flat = Reshape (x, rows) product = Gemm (flat, w, b) y = Reshape (product, shape) }"""
     model, count = rewrite(text, DenseToMatMul())
     assert count.applied == 1 and ops(model) == ["MatMul", "Add"]
