@@ -1,4 +1,4 @@
-"""One conversion: config in, bundle, report and exit status out."""
+"""One conversion: takes a config, leaves a bundle with its report."""
 
 import os
 import pathlib
@@ -49,8 +49,8 @@ def convert(
         The report, as in `report.json`; written whether or not a stage failed.
 
     Raises:
-        UsageError: another conversion works on the bundle, or it cannot be written.
-        ConvertError: from the stage that failed; finished stages are kept.
+        UsageError: another conversion works on the bundle, or the bundle cannot be written.
+        ConvertError: a stage failed; finished stages are kept.
     """
     bundle = Bundle(os.path.join(workdir, config.name))
     utf8_path(bundle.root.absolute())

@@ -1,4 +1,4 @@
-"""The onnxruntime cross-check: a graph against the JAX reference, for every block, at several batch sizes."""
+"""Compares a graph under onnxruntime with the JAX reference, block by block, at several batch sizes."""
 
 import dataclasses
 import os
@@ -18,11 +18,11 @@ class Row:
 
     Attributes:
         tensor: `block_00`…, `encoder_norm` or the output.
-        batch: images in the batch that was worst.
+        batch: size of the worst batch.
         max_abs: largest absolute error over all batches.
         max_rel: max_abs over the tensor's scale.
         cosine: smallest cosine of any image.
-        passed: whether the tolerance is met; None for a tensor that is reported and not judged.
+        passed: whether the tolerance is met; None for a tensor that is only reported.
     """
 
     tensor: str
@@ -82,7 +82,7 @@ def _worse(a: Row, b: Row) -> Row:
 
 
 def batch_sizes(num_images: int) -> list[int]:
-    """One image, an odd number and the largest: what a graph with a frozen batch would not survive."""
+    """One image, an odd number and the largest, so that a graph with a frozen batch fails."""
     return sorted({1, min(3, num_images), num_images})
 
 

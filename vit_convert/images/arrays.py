@@ -1,4 +1,4 @@
-"""Images that are an array already: `.npz` files, memory-mapped where they are stored uncompressed."""
+"""Images that are arrays already: `.npz` files, memory-mapped if they are stored uncompressed."""
 
 import math
 import pathlib
@@ -23,7 +23,7 @@ def read_arrays(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray | None]:
         (uint8 [N, H, W, 3], memory-mapped when the member is not compressed; int64 [N] or None).
 
     Raises:
-        CalibrationError: not such a file.
+        CalibrationError: the file cannot be read, or does not hold images.
     """
     try:
         with zipfile.ZipFile(path) as archive:

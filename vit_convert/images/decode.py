@@ -1,4 +1,4 @@
-"""A set of images to one uint8 file, which any host reads without a decoder."""
+"""Decodes a set of images into one uint8 file, which any host reads without a decoder."""
 
 import collections
 import dataclasses
@@ -49,11 +49,11 @@ def decode_split(
     Args:
         source: the images.
         images_out: becomes uint8 [N, height, width, 3].
-        labels_out: becomes int64 [N] where the source has labels; removed where it has none.
+        labels_out: becomes int64 [N]; removed if the source has no labels.
         height: of the model's input in pixels.
         width: of the model's input in pixels.
         preprocess: how to bring an image to that size; images that have it stay as they are.
-        limit: take so many, evenly spaced over the source (which is sorted by class), the same ones each time; 0 takes all.
+        limit: how many to take, evenly spaced over the source (which is sorted by class) and always the same; 0 takes all.
         progress: shows a bar.
         threads: decoders; 0 means one for each CPU.
 

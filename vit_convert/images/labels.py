@@ -20,8 +20,8 @@ _SHOWN = 8
 def labels_by_folder(where: str, files: Sequence[str], folders: Sequence[str], classes: bytes | None) -> tuple[np.ndarray, bool] | None:
     """Numbers the images by the folders that they lie in.
 
-    A folder that is a number is that class. Otherwise its number is its line in `classes.txt`, or where there is none its place among
-    the folders in sorted order.
+    A folder whose name is a number is that class. Otherwise the class is the folder's line in `classes.txt`, or without such a file its
+    place in the sorted folders.
 
     Args:
         where: what was opened, for messages.
@@ -30,12 +30,12 @@ def labels_by_folder(where: str, files: Sequence[str], folders: Sequence[str], c
         classes: content of `classes.txt`, or None.
 
     Returns:
-        int64 [images], and whether they are places in sorted order, which mean something only where every class has a folder; None
-        where an image lies in no folder.
+        int64 [images], and whether they are places in sorted order, which are meaningful only if every class has a folder; None if an
+        image is in no folder.
 
     Raises:
-        CalibrationError: a folder that would be a class holds no image, so that its place would be that of the next; or the folders
-            are splits and not classes; or `classes.txt` does not name one.
+        CalibrationError: a class folder holds no image, so that sorted places would be shifted; or the folders are splits, not classes;
+            or `classes.txt` does not name one.
     """
     if not files or not all("/" in name for name in files):
         return None
@@ -68,7 +68,7 @@ def labels_by_table(path: str, files: Sequence[str], table: bytes) -> np.ndarray
     """Class ids from a `labels.csv`: int64 [images].
 
     Raises:
-        CalibrationError: it is malformed, or has no label, or two, for an image.
+        CalibrationError: it is malformed, or an image has no label or two.
     """
     names, labels = parse_table(path, table, ",")
     if labels is None:
@@ -84,18 +84,18 @@ def labels_by_table(path: str, files: Sequence[str], table: bytes) -> np.ndarray
 
 
 def parse_table(path: str, table: bytes, separator: str) -> tuple[list[str], np.ndarray | None]:
-    """Reads a list of images; a first line with a word where others have a number is a header.
+    """Reads a list of images; the first line is a header if it has a word where the others have a number.
 
     Args:
         path: the file, for messages.
         table: its content.
-        separator: between a path and its label; "" for blanks.
+        separator: between a path and its label; "" for white space.
 
     Returns:
         The paths and, where every line has one, the labels: int64 [lines].
 
     Raises:
-        CalibrationError: it is no text, or its lines are not alike.
+        CalibrationError: it is not text, or its lines differ in form.
     """
     try:
         rows = [row for row in _rows(table.decode("utf-8-sig"), separator) if row]

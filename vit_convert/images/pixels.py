@@ -27,8 +27,8 @@ def decode_image(file: pathlib.Path | io.BytesIO, name: str, then: Callable[[np.
     Args:
         file: path or bytes.
         name: what to call it in a message.
-        then: what to do with the pixels, such as to shrink them. Until it is done no other thread decodes an image of more than
-            2^24 pixels, so that a folder of them takes the memory of one.
+        then: what to do with the pixels, for example shrink them. Until it is done, no other thread decodes an image of more than
+            2^24 pixels, so that a folder of such images needs the memory of one.
 
     Returns:
         uint8 [height, width, 3], or what `then` made of it.

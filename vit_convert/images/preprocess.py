@@ -18,7 +18,7 @@ _CLIP_MEAN, _CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.2613
 
 @dataclasses.dataclass(frozen=True)
 class Preprocess:
-    """How images are resized, cropped and normalised; stored with the model and never restated.
+    """How images are resized, cropped and normalised; stored with the model, so that no other code needs to know it.
 
     Attributes:
         resize: "bilinear", "bicubic" or "area".
@@ -27,10 +27,10 @@ class Preprocess:
             (height, width) without keeping it.
         mean: subtracted per channel, on the [0, 1] scale.
         std: divided by per channel, on the [0, 1] scale.
-        truncate: resized values are cut to the level below, as the original's tf.cast to uint8 does, and not rounded to the nearest.
+        truncate: resized values are cut to the level below, as tf.cast to uint8 does in the original, instead of rounded.
 
     Raises:
-        UsageError: a resize that does not exist.
+        UsageError: this resize is not offered.
     """
 
     resize: str
@@ -114,7 +114,7 @@ class Preprocess:
         return np.ascontiguousarray(values.transpose(0, 3, 1, 2) if channels_first else values)
 
     def to_dict(self) -> dict[str, Any]:
-        """The record as JSON can spell it."""
+        """The record as JSON values."""
         return dataclasses.asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
 
     @classmethod
@@ -157,7 +157,7 @@ def preprocess_for(family: str, image_size: tuple[int, int]) -> Preprocess:
         The Preprocess.
 
     Raises:
-        UsageError: no such family.
+        UsageError: no family has that name.
     """
     found = _FAMILIES.get(family) or next((row for name, row in _FAMILIES.items() if family.startswith(f"{name}_")), None)
     if found is None:

@@ -101,7 +101,7 @@ def _triangle_taps(old: int, new: int, start: int, count: int) -> Taps:
 def _area_taps(old: int, new: int, start: int, count: int) -> Taps:
     """Output i is the mean over [i, i + 1) old / new, a pixel on the edge counted by the part of it inside.
 
-    Pillow's BOX counts such a pixel wholly or not at all, which is another image unless the ratio is an integer.
+    Pillow's BOX counts a pixel on the edge wholly or not at all, which gives another image unless the ratio is an integer.
     """
     edges = np.arange(start, start + count + 1) * (old / new)
     begin, stop = edges[:-1], edges[1:]
@@ -114,7 +114,7 @@ def _area_taps(old: int, new: int, start: int, count: int) -> Taps:
 
 
 def _pillow(image: np.ndarray, height: int, width: int, method: str, window: Window) -> np.ndarray:
-    """Pillow's antialiased filters; a result of which the most would be cropped away is not made whole."""
+    """Pillow's antialiased filters; if most of the result would be cropped away, only the rest is computed."""
     from PIL import Image
 
     resampling = Image.Resampling.BICUBIC if method == "bicubic" else Image.Resampling.BILINEAR
@@ -143,7 +143,7 @@ def _source(old: int, new: int, start: int, count: int, support: int) -> tuple[i
 def _two_passes(
     image: "Image.Image", height: int, width: int, box: tuple[float, float, float, float], resampling: "Image.Resampling"
 ) -> np.ndarray:
-    """Resizes a box of an image; the columns first as Pillow does, but the rows where a tall and narrow image would grow by that."""
+    """Resizes a box of an image: columns first, as Pillow does, but rows first if a tall and narrow image would grow by that."""
     if image.height * width > _BETWEEN_PIXELS:
         image = image.resize((image.width, height), resampling, (0, box[1], image.width, box[3]))
         box = (box[0], 0, box[2], height)

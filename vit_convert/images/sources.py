@@ -37,7 +37,7 @@ class Labels:
 
     Attributes:
         ids: int64 [images].
-        folders: names of the class folders, where the ids are no more than their places in sorted order; else empty.
+        folders: names of the class folders if the ids are only their places in sorted order; else empty.
     """
 
     ids: np.ndarray
@@ -51,10 +51,10 @@ class ImageSource:
     Attributes:
         path: what was opened.
         names: one per image, for messages.
-        labelling: class ids, or None where there are none.
+        labelling: class ids, or None.
         read: maps an image's number, and perhaps what to do with its pixels at once, to uint8 [height, width, 3]; safe to call from several
             threads. Raises CalibrationError, which names the image, for one that cannot be decoded.
-        fingerprint: hash of the names, labels, sizes and modification times of the files, so that a change is seen without reading them.
+        fingerprint: hash of the files' names, labels, sizes and modification times; a change shows without reading them.
     """
 
     path: pathlib.Path
@@ -68,7 +68,7 @@ class ImageSource:
 
     @property
     def labels(self) -> np.ndarray | None:
-        """Class ids int64 [images], or None where there are none."""
+        """Class ids int64 [images], or None."""
         return None if self.labelling is None else self.labelling.ids
 
 
@@ -90,20 +90,20 @@ def open_images(path: str | os.PathLike[str], *, labelled: bool = True) -> Image
     """Opens a set of images.
 
     A folder or `.zip` gives its images at any depth, sorted by name; hidden files and folders are left out, links are followed. Labels
-    come from a `labels.csv` in it (lines of `name,label`), or else from the sub-folders where every image lies in one: the numbers that
-    they are named by, or their lines in a `classes.txt`, or their places in sorted order. One folder around all of that is looked
-    through. An `.npz` holds `images` uint8 [N, H, W, 3] and perhaps integer `labels` [N]. A list has a path, relative to itself, and
-    perhaps a label in each line.
+    come from a `labels.csv` in it (lines of `name,label`), or else from sub-folders if every image is in one: the numbers in their
+    names, or their lines in a `classes.txt`, or their places in sorted order. A single folder around all of that is skipped. An `.npz`
+    holds `images` uint8 [N, H, W, 3] and perhaps integer `labels` [N]. A list has in each line a path, relative to the list, and
+    perhaps a label.
 
     Args:
         path: folder or file.
-        labelled: False where labels are not wanted, so that nothing is refused for them.
+        labelled: False if labels are not wanted, so that bad ones are not refused.
 
     Returns:
         The ImageSource.
 
     Raises:
-        CalibrationError: nothing is there, no image is in it, it is malformed, or a label cannot be told.
+        CalibrationError: it does not exist, holds no image or is malformed, or a label is not certain.
     """
     path = pathlib.Path(path)
     try:
@@ -187,7 +187,7 @@ _OPENERS: dict[str, Callable[[pathlib.Path, bool], ImageSource]] = {
 
 
 def _labels(path: pathlib.Path, tree: Tree, content: Callable[[str], bytes]) -> Labels | None:
-    """Class ids from a labels.csv where there is one, else from the folders."""
+    """Class ids from a labels.csv if it exists, else from the folders."""
     prefix = class_root(tree.images, tree.folders, tree.others)
     files, where = [name.removeprefix(prefix) for name in tree.images], f"{path}/{prefix}".rstrip("/")
     if (table := f"{prefix}{LABELS_FILE}") in tree.others:

@@ -1,4 +1,4 @@
-"""What lies in a folder or an archive of images, and what is left out: hidden names, and what operating systems leave behind."""
+"""The files in a folder or an archive of images, without hidden files and what operating systems leave behind."""
 
 import dataclasses
 import os
@@ -32,7 +32,7 @@ def tree_of_folder(root: pathlib.Path) -> Tree:
     """Walks a folder, links included.
 
     Raises:
-        CalibrationError: a folder cannot be read, a link leads back to where it lies in, or an image's link leads nowhere.
+        CalibrationError: a folder cannot be read, a link leads back to a folder that it is in, or an image's link leads nowhere.
     """
     paths: list[str] = []
     folders: dict[str, list[str]] = {}
@@ -56,7 +56,7 @@ def tree_of_folder(root: pathlib.Path) -> Tree:
 
 
 def _mode(path: pathlib.Path) -> int:
-    """The kind of a file or of what a link leads to; 0 where it leads nowhere and is no image's."""
+    """The kind of a file or of a link's target; 0 if the link leads nowhere and is not named like an image."""
     try:
         return os.stat(path).st_mode
     except OSError as e:
@@ -66,7 +66,7 @@ def _mode(path: pathlib.Path) -> int:
 
 
 def tree_of_zip(members: Sequence[zipfile.ZipInfo]) -> tuple[Tree, dict[str, zipfile.ZipInfo]]:
-    """The names in an archive, as the folder that it was made of; Windows' "\\" becomes "/".
+    """The names in an archive, as in the folder that it was made from; Windows' "\\" becomes "/".
 
     Returns:
         The Tree, and the members by the paths in it.

@@ -22,18 +22,18 @@ _TITLES = ("1 - cosine", "worst cosine", "of scale", "same class", "top-1", "poi
 
 
 def ranking(record: Mapping[str, Any], by: str = "error") -> dict[str, list[dict[str, Any]]]:
-    """Ranks units and blocks by what each loses when it alone is quantized.
+    """Ranks units and blocks by what each loses when only it is quantized.
 
     Args:
         record: of `sensitivity.json`.
         by: one of COLUMNS.
 
     Returns:
-        {"units", "blocks"}: rows {"name", "error", "cosine", "max_rel", "agreement", "top1", "top1_change"}, the most harmful first; what
-        has not been measured yet is left out. Agreement and top-1 in percent, the change in points; None without labels.
+        {"units", "blocks"}: rows {"name", "error", "cosine", "max_rel", "agreement", "top1", "top1_change"}, the most harmful first,
+        without what has not been measured yet. Agreement and top-1 in percent, the change in points; None without labels.
 
     Raises:
-        UsageError: no such column, or no labels for top1.
+        UsageError: an unknown column, or no labels for top1.
     """
     if by not in COLUMNS:
         raise UsageError(f"--by={by}: not one of {', '.join(COLUMNS)}.{nearest(by, COLUMNS)}")
@@ -88,7 +88,7 @@ def plot_ranking(record: Mapping[str, Any], path: str | os.PathLike[str]) -> str
         path: the `.png` or `.svg` to write.
 
     Returns:
-        "", or why there is no picture.
+        "", or why nothing was drawn.
     """
     try:
         import matplotlib
@@ -122,7 +122,7 @@ def load_record(bundle: str | os.PathLike[str]) -> dict[str, Any]:
     """Reads a bundle's sensitivity.
 
     Raises:
-        UsageError: there is none.
+        UsageError: it was not measured, or the file is damaged.
     """
     path = pathlib.Path(bundle) / "sensitivity.json"
     record = read_json(path)

@@ -14,7 +14,7 @@ def print_summary(report: dict[str, Any], root: pathlib.Path, *, files: Sequence
         report: as in `report.json`.
         root: the bundle's folder.
         files: what the finished stages left in it.
-        whole: whether no stage was to be the last one.
+        whole: whether all stages were to run, without --until.
     """
     from rich.console import Console
     from rich.table import Column, Table

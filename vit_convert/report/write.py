@@ -1,4 +1,4 @@
-"""report.json: everything that was found, in one file, units in the keys."""
+"""report.json: everything that was found, in one file, with units in the keys."""
 
 import shlex
 import time
@@ -36,7 +36,7 @@ def write_report(context: Context, rows: Sequence[dict[str, Any]], command: Sequ
 
     Args:
         context: of the conversion, finished or failed.
-        rows: what the pipeline says of each stage.
+        rows: of the pipeline, one per stage.
         command: the command line.
 
     Returns:

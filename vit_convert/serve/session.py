@@ -1,4 +1,4 @@
-"""A session that goes on without its engine: TensorRT while it works, onnxruntime on the checked graph when it does not."""
+"""A session that falls back: TensorRT while it works, else onnxruntime on the checked graph."""
 
 import contextlib
 import os
@@ -102,7 +102,7 @@ class FallbackSession:
         return self._open_runner().run(images)  # not above, where the error's traceback keeps the engine in GPU memory
 
     def close(self) -> None:
-        """Gives the memory back, the engine's too; the session runs no more."""
+        """Releases all memory, the engine's too; the session cannot be used any more."""
         with self._lock:
             runner, self._runner = self._runner, None
         if runner is not None:
@@ -129,7 +129,7 @@ class FallbackSession:
         except ConvertError as e:
             raise BenchmarkError(f"{e}; {reason}", fix=e.fix) from e
         self.reason, self.runs_on = reason, "onnxruntime"
-        logging.warning("%s; going on with onnxruntime", self.reason)
+        logging.warning("%s; using onnxruntime instead", self.reason)
         return runner
 
 
@@ -195,5 +195,5 @@ def _load(onnxruntime: Any, path: pathlib.Path, providers: Sequence[str]) -> Any
     except Exception as e:
         if len(providers) == 1:
             raise BenchmarkError(f"{path}: onnxruntime: {e}", fix="Copy the whole bundle from the export host.") from e
-        logging.warning("onnxruntime: %s: %s; going on without it", providers[0], e)
+        logging.warning("onnxruntime: %s: %s; continuing without it", providers[0], e)
     return _load(onnxruntime, path, providers[1:])  # what stopped the engine may stop onnxruntime on the GPU too

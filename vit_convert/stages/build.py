@@ -1,4 +1,4 @@
-"""The build, verify and benchmark stages: engines, on the host that has their backend."""
+"""The build, verify and benchmark stages, for a host that has the engines' backend."""
 
 import pathlib
 from typing import Any

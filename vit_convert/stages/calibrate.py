@@ -53,31 +53,31 @@ def _outputs(context: Context) -> list[pathlib.Path]:
 
 
 def _with_cache(context: Context) -> bool:
-    """Whether the ranges are written as TensorRT's own cache, too."""
+    """Whether the ranges are also written as TensorRT's own cache."""
     return bool(dialect_for(context).cache_version)
 
 
 def _unquantized(context: Context) -> str:
-    """The lowering without Q/DQ that int8 engines are built from, "" where they are built from the Q/DQ graph."""
+    """The lowering without Q/DQ that int8 engines are built from; "" if they are built from the Q/DQ graph."""
     return configs.int8_lowering(context.config, dialect_for(context))
 
 
 def patterns(context: Context) -> "Patterns":
-    """The config's patterns of what may not, and of what alone may, be quantized."""
+    """The config's patterns: what may not be quantized, and what quantization is limited to."""
     config = context.config
     return {"keep_fp32": list(config.keep_fp32), "keep_fp16": list(config.keep_fp16), "quantize_only": list(config.quantize_only)}
 
 
 def _may_leave_out(context: Context) -> bool:
-    """Whether a product that int8 costs too much stays out of it: not where the user names what is quantized, nor where engines are built
-    from a lowering that has ranges for all of its tensors."""
+    """Whether a product that loses too much stays out of int8: not if the user names what is quantized, nor if engines are built from a
+    lowering that has ranges for all of its tensors."""
     config = context.config
     int8 = "int8" in configs.quantized(config) or config.plan.type == "int8"
     return int8 and not config.quantize_only and not config.plan.file and not _unquantized(context)
 
 
 def limits(context: Context, precision: str) -> "Patterns":
-    """The config's patterns and, for int8, what calibration found to cost too much."""
+    """The config's patterns and, for int8, the layers that calibration found to lose too much."""
     from vit_convert.quantize.calibrate import Calibration
 
     found = patterns(context)
@@ -153,7 +153,7 @@ def calibrate(context: Context) -> dict[str, Any]:
 
 
 def _widened(calibration: "Calibration") -> list[dict[str, Any]]:
-    """The tensors whose threshold the guard widened and what each threshold costs their products, those first that lose most by entropy."""
+    """The tensors whose threshold the guard widened, with the error of their products at each threshold; largest error by entropy first."""
     return [
         {
             "tensor": name,
@@ -169,10 +169,10 @@ def _widened(calibration: "Calibration") -> list[dict[str, Any]]:
 
 
 def _left_out(context: Context, calibration: "Calibration", linears: Sequence["Site"]) -> list[dict[str, Any]]:
-    """The products that stay out of int8, the worst first; warns of each.
+    """The products that stay out of int8, the worst first, with a warning for each.
 
     Raises:
-        UsageError: nothing is left.
+        UsageError: all of them would stay out.
     """
     allowed, rows = context.config.calibration.max_error, []
     for tensor, error in sorted(calibration.left_out.items(), key=lambda item: -item[1]):
@@ -198,8 +198,8 @@ def _most(widened: list[dict[str, Any]]) -> str:
 
 
 def _measure_lowering(context: Context, lowering: str, images: np.ndarray) -> None:
-    """Writes a lowering with its attention's channels equalized, and its ranges by the same images and method; what no product reads is
-    not clipped."""
+    """Writes a lowering with its attention's channels equalized, and its ranges from the same images by the same method; tensors that no
+    product reads are not clipped."""
     import onnx_ir as ir
 
     from vit_convert.core.onnx_file import save_onnx
@@ -270,10 +270,10 @@ def _smooth(context: Context, model: Any, placement: Any, images: np.ndarray) ->
 
 
 def _write_cache(context: Context, calibration: Any) -> None:
-    """Writes the ranges as TensorRT's own cache, with a key of what they come from.
+    """Writes the ranges as TensorRT's own cache, with a key that says what they come from.
 
-    It holds the graph's input and the inputs of the quantized linears (and of attention products), which is what our own Q/DQ graph
-    holds. A cache that TensorRT writes has every tensor; reading ours, it says which ones miss a scale and runs those in fp16 or fp32.
+    It holds the graph's input and the inputs of the quantized linears (and of attention products), as our own Q/DQ graph does. A cache
+    that TensorRT writes has every tensor. When it reads ours, it says which tensors have no scale, and runs those in fp16 or fp32.
     """
     from vit_convert.engine.builder.request import hash_graph
 

@@ -1,4 +1,4 @@
-"""The check stage: a graph under onnxruntime against JAX at every size, and on the labelled images."""
+"""The check stage: compares a graph under onnxruntime with JAX at every size, and on the labelled images."""
 
 import contextlib
 import dataclasses
@@ -40,7 +40,7 @@ def check(context: Context) -> dict[str, Any]:
 
 
 def _let_go_of_model(context: Context) -> None:
-    """Frees the checkpoint and what JAX holds of it, so that onnxruntime does not come on top."""
+    """Frees the checkpoint and what JAX holds of it, so that onnxruntime's memory is not added to theirs."""
     context.scratch.clear()
     if "jax" in sys.modules:
         sys.modules["jax"].clear_caches()
@@ -48,10 +48,10 @@ def _let_go_of_model(context: Context) -> None:
 
 
 def _check_lowering(context: Context, name: str) -> tuple[dict[str, Any], str]:
-    """Compares the output of a lowering with the reference, at every size, by what fp32 has to meet; inside it may be laid out otherwise.
+    """Compares a lowering's output with the reference at every size, by the tolerance of fp32; its inner values may have another layout.
 
     Returns:
-        What there is to report, and what missed, in words; "" where nothing did.
+        What to report, and what missed, in words; "" if nothing did.
     """
     path, tolerance = context.bundle.lowering(name), tolerance_for(context.config, "fp32")
     by_size, _ = _check_sizes(context, path, "fp32", tolerance, taps=())
@@ -63,9 +63,9 @@ def _check_lowering(context: Context, name: str) -> tuple[dict[str, Any], str]:
 
 
 def check_precision(context: Context, precision: str) -> dict[str, Any]:
-    """Compares one graph with the reference; a miss raises CheckError that carries the result for the report.
+    """Compares one graph with the reference; a miss raises CheckError, which carries the result for the report.
 
-    A dynamic graph is judged at three sizes; a quantized one at the size of its calibration, and reported at the others.
+    A dynamic graph is judged at three sizes; a quantized one only at the size of its calibration, and reported at the others.
     """
     with _runnable(context, precision) as path:
         return _check_graph(context, precision, path)
@@ -73,7 +73,7 @@ def check_precision(context: Context, precision: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _runnable(context: Context, precision: str) -> Iterator[pathlib.Path]:
-    """The graph of a precision as onnxruntime's CPU can run it: itself, but for bf16 its widened form, which goes afterwards."""
+    """The graph of a precision as onnxruntime can run it on a CPU: itself, or for bf16 its widened form, which is removed afterwards."""
     path = context.bundle.onnx(precision)
     if precision != "bf16":
         yield path
@@ -129,7 +129,7 @@ def _check_graph(context: Context, precision: str, path: pathlib.Path) -> dict[s
 def _check_sizes(
     context: Context, path: pathlib.Path, precision: str, tolerance: Tolerance, *, taps: Sequence[str]
 ) -> tuple[dict[str, list["Row"]], list[str]]:
-    """The rows of each image size, as "224x224", for the output and these taps, and the names of the tensors in order."""
+    """The rows for each image size (keys such as "224x224"), of the output and these taps, and the tensors' names in order."""
     from vit_convert.checks.onnx_graph import batch_sizes, check_graph
 
     output, token = context.results["checkpoint"]["output"], context.results["export"].get("pooled_token")

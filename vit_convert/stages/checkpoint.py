@@ -29,7 +29,7 @@ def _inputs(context: Context) -> Any:
 
 
 def _found(context: Context) -> Any:
-    """Where the checkpoint lies; looked for, or fetched, once."""
+    """Where the checkpoint is; it is looked for, or fetched, once."""
     from vit_convert.checkpoint.find import find_checkpoint
 
     if "found" not in context.scratch:
@@ -86,7 +86,7 @@ def load(context: Context) -> dict[str, Any]:
 
 
 def _import_exporter() -> None:
-    """Imports what the next stages need, more than a second of one core, while the other still hashes the file."""
+    """Imports what the next stages need, which takes more than a second, while another thread still hashes the file."""
     from vit_convert.export import exporter  # noqa: F401
     from vit_convert.export.trace import load_plugins
 
@@ -163,7 +163,7 @@ def _load_user_model(context: Context) -> dict[str, Any]:
 
 
 def model_of(context: Context) -> Any:
-    """The Flax model with its parameters, made once while no stage lets go of it."""
+    """The Flax model with its parameters, made once and kept until a stage frees it."""
     if "model" not in context.scratch:
         from vit_convert.families.backend import require_backend
 

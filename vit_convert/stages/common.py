@@ -24,7 +24,7 @@ def plain(config: Any) -> dict[str, Any]:
 
 
 def dialect_for(context: Context) -> Dialect:
-    """The dialect of the target asked for, or the one that the backend reads."""
+    """The dialect of `config.target`, or for auto the one that the backend reads."""
     asked = context.config.target
     if asked != configs.AUTO:
         return dialect_named(asked)
@@ -43,7 +43,7 @@ def backend_named(name: str) -> Any:
 
 
 def builds_here(context: Context) -> bool:
-    """Whether engines are built on this host; graphs for TensorRT 8 wait for its own, unless another is asked for by name."""
+    """Whether engines are built on this host; graphs for TensorRT 8 are built by TensorRT 8 only, unless a backend is named."""
     backend = context.config.engine.backend
     asked = context.config.target
     if backend == configs.AUTO and asked != configs.AUTO and dialect_named(asked).precision_by_flag:
@@ -60,12 +60,12 @@ def graph_files(context: Context, precision: str) -> list[pathlib.Path]:
 
 
 def with_weights(path: pathlib.Path) -> list[pathlib.Path]:
-    """An `.onnx` file and that of its weights."""
+    """An `.onnx` file and the file of its weights."""
     return [path, path.with_name(path.name + ".data")]
 
 
 def source_identity(data: str, *, labelled: bool) -> Any:
-    """What tells one set of images from another, without decoding it."""
+    """What tells one set of images from another, without decoding any."""
     if not data:
         return "noise"
     from vit_convert.images.sources import open_images

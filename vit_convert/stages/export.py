@@ -1,4 +1,4 @@
-"""The export stage: from the model to `model.onnx`, and to the further lowerings of it that `tune` chooses from."""
+"""The export stage: writes the model as `model.onnx`, and in the other lowerings that `tune` chooses from."""
 
 import contextlib
 import dataclasses
@@ -27,7 +27,7 @@ def _outputs(context: Context) -> list[pathlib.Path]:
 
 
 def export(context: Context) -> dict[str, Any]:
-    """Traces, substitutes and writes model.onnx and its lowerings; those that are no longer asked for go."""
+    """Traces, substitutes and writes model.onnx and its lowerings, and removes those that are no longer asked for."""
     from vit_convert.export.targets import lowering_named, target_named
 
     checkpoint, preprocess, name = context.results["checkpoint"], preprocess_of(context), dialect_for(context).name
@@ -54,7 +54,7 @@ def export(context: Context) -> dict[str, Any]:
 
 
 def _export(context: Context, path: pathlib.Path, target: Any, options: dict[str, Any]) -> Any:
-    """Exports the model; an own one may hold what no rule has ever seen, and whatever comes of it is a failed export."""
+    """Exports the model; any error of a user's own model counts as a failed export, since it may hold anything."""
     from vit_convert.export.exporter import export_model
 
     model = model_of(context)
@@ -64,7 +64,7 @@ def _export(context: Context, path: pathlib.Path, target: Any, options: dict[str
 
 
 def _require_names(context: Context) -> None:
-    """Refuses patterns of the config that mean nothing in the graph, before hours are spent and also where no stage would ask for them."""
+    """Refuses patterns of the config that match nothing in the graph: at once, and even if no later stage uses them."""
     if not any(patterns(context).values()):
         return
     import onnx_ir as ir

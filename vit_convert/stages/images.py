@@ -1,4 +1,4 @@
-"""The images stage: what a model is evaluated on, decoded once."""
+"""The images stage: decodes the evaluation images once."""
 
 import dataclasses
 import pathlib
@@ -48,7 +48,7 @@ def _of_labels(labelling: "Labels | None") -> dict[str, Any]:
 
 
 def _no_classes(checkpoint: Mapping[str, Any]) -> str:
-    """Why the output has no classes that a label could name; "" where it has."""
+    """Why the output has no classes that a label could name; "" if it has."""
     if checkpoint["output"] != "logits":
         return f"the output is {checkpoint['output']}"
     return "the head is all zeros" if checkpoint.get("zero_head") else ""

@@ -86,9 +86,9 @@ def _sensitivity(context: Context, path: pathlib.Path) -> Any:
 
 
 def scan_sensitivity(context: Context) -> dict[str, Any]:
-    """Quantizes one linear kind of one block at a time, and one block at a time; continues what was interrupted.
+    """Quantizes one kind of linear of one block at a time, and one block at a time; continues an interrupted scan.
 
-    For a plan alone it stops at once where everything together is within the budget, and looks at no whole blocks."""
+    If only a plan is asked for, it stops at once if everything together is within the budget, and does not measure whole blocks."""
     from vit_convert.quantize.precision_plan import fits
     from vit_convert.report.sensitivity import plot_ranking, ranking
 

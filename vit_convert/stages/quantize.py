@@ -1,4 +1,4 @@
-"""The quantize stage: one typed graph for each lower precision, each checked, and what int8 and fp8 cost in accuracy."""
+"""The quantize stage: writes and checks a typed graph for each lower precision, and says what int8 and fp8 cost in accuracy."""
 
 import functools
 import pathlib
@@ -19,7 +19,7 @@ OUTSIDE = "outside"  # the encoder blocks
 
 
 def _lowered(context: Context) -> list[str]:
-    """Precisions that need a graph of their own: all but fp32 where precision lives in the graph, Q/DQ alone for TensorRT 8."""
+    """Precisions that need a graph of their own: all but fp32; on TensorRT 8, where fp16 is a builder flag, only Q/DQ."""
     dialect = dialect_for(context)
     configs.require_dialect(context.config, dialect)
     calibrated_by_tensorrt = {"int8"} if dialect.precision_by_flag and context.config.engine.calibrator else set()
@@ -28,7 +28,7 @@ def _lowered(context: Context) -> list[str]:
 
 
 def _lowers_by_flag(context: Context) -> bool:
-    """Whether the builder is told to use fp16 and no graph says where: the fp32 graph is all that can be looked at."""
+    """Whether precision is a builder flag (TensorRT 8): there is no typed graph to check."""
     return dialect_for(context).precision_by_flag and bool({"fp16", "int8"} & {*configs.precisions(context.config)})
 
 
@@ -59,7 +59,7 @@ def _outputs(context: Context) -> list[pathlib.Path]:
 
 
 def lower(context: Context) -> dict[str, Any]:
-    """Writes and checks one typed graph per lower precision; an accuracy miss fails after all of them were measured."""
+    """Writes and checks one typed graph per lower precision; if one misses its tolerance, the others are still measured."""
     checks: dict[str, Any] = {}
     failed: CheckError | None = None
     lowered = _lowered(context)
@@ -87,7 +87,7 @@ def lower(context: Context) -> dict[str, Any]:
 
 
 def _write_graph(context: Context, precision: str, activations: Any) -> dict[str, Any]:
-    """Writes one lower precision's graph and returns what there is to say about it."""
+    """Writes one lower precision's graph and returns what to report about it."""
     import onnx_ir as ir
 
     from vit_convert.core.onnx_file import save_onnx
@@ -116,7 +116,7 @@ def _write_graph(context: Context, precision: str, activations: Any) -> dict[str
 
 
 def _ranges_by_flag(context: Context, activations: Any) -> dict[str, Any]:
-    """The largest |x| of each block; warns of what fp16 cannot hold and `keep_fp32` does not name, and refuses names that mean nothing."""
+    """The largest |x| of each block; warns of blocks that fp16 cannot hold and `keep_fp32` does not name; refuses unknown names."""
     import onnx_ir as ir
 
     from vit_convert.core.layer_names import check_patterns, matches
@@ -139,7 +139,7 @@ def _ranges_by_flag(context: Context, activations: Any) -> dict[str, Any]:
 
 
 def activation_ranges(context: Context, graph: pathlib.Path) -> tuple[dict[str, float], dict[str, Any]]:
-    """The largest |x| of every activation on the reference images, and that of each block; onnxruntime's fp16 shows no overflow."""
+    """The largest |x| of every activation on the reference images, and of each block; fp16 under onnxruntime would show no overflow."""
     import onnx_ir as ir
 
     from vit_convert.quantize.activation_max import largest
@@ -164,7 +164,7 @@ def _largest_by_block(blocks: Mapping[Any, str | None], amax: Mapping[str, float
 
 
 def _verdict(context: Context, precision: str, checks: dict[str, Any]) -> dict[str, Any]:
-    """Whether a quantized graph is accurate enough to be worth its speed; fp32 stands in where fp16 has no graph of its own."""
+    """Whether a quantized graph is accurate enough to be worth its speed, compared with fp16; with fp32 if fp16 has no graph."""
     base = "fp16" if "fp16" in checks else "fp32"
     plain_top1 = checks["fp16"].get("top1") if base == "fp16" else context.results["check"].get("top1")
     top1, allowed = checks[precision].get("top1"), context.config.check.max_top1_drop

@@ -1,4 +1,4 @@
-"""The reference stage: what JAX gives, by which every later stage is judged."""
+"""The reference stage: JAX's outputs, by which every later stage is judged."""
 
 import pathlib
 from typing import Any
@@ -21,7 +21,7 @@ def _inputs(context: Context) -> Any:
 
 
 def reference_files(context: Context) -> dict[Size, pathlib.Path]:
-    """The file of each image size, the one that engines are tuned for first: one size, or three that stand for a range."""
+    """The file of each image size: one size, or three sizes of a range, the one that engines are tuned for first."""
     sizes = sizes_of(context.results["checkpoint"])
     if not isinstance(sizes, ImageRange):
         return {sizes: context.bundle.reference}
@@ -72,7 +72,7 @@ def _predictions(context: Context, model: Any, images: np.ndarray) -> np.ndarray
 
     Raises:
         CalibrationError: the labels are not of the model's classes.
-        CheckError: an output is not finite, so that no class is the largest.
+        CheckError: an output is not finite, so that no class is largest.
     """
     normalize, logits = preprocess_of(context).normalize, []
     with context.progress.bar("JAX top-1", total=len(images)) as advance:
@@ -91,7 +91,7 @@ def _predictions(context: Context, model: Any, images: np.ndarray) -> np.ndarray
 
 
 def _require_classes(context: Context, num_classes: int) -> None:
-    """Refuses labels of which the head has no class, or that cannot be its numbers.
+    """Refuses labels that are not classes of the head.
 
     Raises:
         CalibrationError: see above.
