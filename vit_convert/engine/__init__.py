@@ -1,1 +1,1 @@
-"""The engine room: one thin layer over TensorRT 8.6, 10, 11 and TensorRT-RTX."""
+"""Engines: one thin layer over TensorRT 8.6, 10, 11 and TensorRT-RTX."""

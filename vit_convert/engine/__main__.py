@@ -1,14 +1,14 @@
 """Builds, verifies and measures the engines of a bundle, on a host that needs no JAX and no ONNX.
 
-  python -m vit_convert.engine BUNDLE              the next three; an engine that misses its tolerance is measured all the same
+  python -m vit_convert.engine BUNDLE              the next three; an engine that misses its tolerance is still measured
   python -m vit_convert.engine build BUNDLE        engines for the TensorRT and GPU of this host
   python -m vit_convert.engine verify BUNDLE       their outputs against JAX's in the bundle, and top-1 on its labelled images
   python -m vit_convert.engine benchmark BUNDLE    latency and throughput, memory, clocks; benchmark.json, a table, a plot
-  python -m vit_convert.engine tune BUNDLE         times lowerings of the graph x profiles, resumable; tune.json
+  python -m vit_convert.engine tune BUNDLE         times every lowering of the graph with every profile, resumable; tune.json
 
 BUNDLE is the folder that `python -m vit_convert` wrote, <workdir>/<name>, copied here as a whole. Any key of its config can be set
 anew as --config.key=value (--config.batch.profiles="(1, 64, 256)"). Results are merged into BUNDLE/report.json.
-Needs Python 3.10 or later, numpy, absl-py, ml_collections and tensorrt; nvidia-ml-py and matplotlib are used where they are installed.
+Needs Python 3.10 or later, numpy, absl-py, ml_collections and tensorrt; uses nvidia-ml-py and matplotlib if they are installed.
 
 Exit codes: 0 done, 2 usage or config, 5 an engine misses its tolerance, 6 calibration images, 7 an engine is not built or does
 not load, 8 an engine does not run or nothing was measured, 130 interrupted (finished engines and rows are kept).

@@ -1,4 +1,4 @@
-"""The build stage: which graph, profiles and options each precision of a bundle gets; the same on an export host and on a GPU host."""
+"""Builds the engines of a bundle: which graph, profiles and options each precision gets, on an export host or a GPU host."""
 
 import dataclasses
 import pathlib
@@ -112,7 +112,7 @@ def build_bundle(
 
     Returns:
         Per engine: backend, version, arch, precision, graph (that it was built from), path, bytes, build_seconds, products, int8_layers
-        (products that run in int8; None for other precisions or where TensorRT does not tell), fused_attention ({count, precisions, text,
+        (products that run in int8; None for other precisions or if TensorRT does not tell), fused_attention ({count, precisions, text,
         source} and, read from kernels, profiles; None where fused_attention_unknown says why), warnings.
 
     Raises:
@@ -159,9 +159,9 @@ def _build(
 def _build_advised(
     backend: Backend, bundle: Bundle, request: BuildRequest, plan: pathlib.Path, *, force: bool, progress: Progress
 ) -> dict[str, Any]:
-    """Builds an engine from a lowering that nobody asked for by name, or from model.onnx where that does not build here.
+    """Builds an engine from the lowering that engine.lowering=auto chose, or from model.onnx if that does not build here.
 
-    What did not build, and why, is kept in the sidecar as "instead_of": finding it out may have taken minutes.
+    The sidecar records what did not build, and why, as "instead_of": finding it out may have taken minutes.
     """
     plain, advised = dataclasses.replace(request, onnx_path=bundle.onnx()), request_record(request)["onnx"]
     kept = read_sidecar(plan).get("instead_of", {})
@@ -225,7 +225,7 @@ def build_one(backend: Backend, request: BuildRequest, plan: pathlib.Path, *, pr
 
 
 def _fused_by_kernels(backend: Backend, plan: pathlib.Path) -> tuple[dict[str, Any] | None, str]:
-    """A summary's "fused_attention" as the kernels tell it, and why some or all of them do not."""
+    """A summary's "fused_attention" read from the kernels' names, and why some or all of them do not tell."""
     try:
         profiles = fused_attention_by_kernels(Engine(backend, plan))
     except ConvertError as e:  # the engine is built; it is this look at it that found too little memory
@@ -239,7 +239,7 @@ def _fused_by_kernels(backend: Backend, plan: pathlib.Path) -> tuple[dict[str, A
 
 
 def _finished(backend: Backend, request: BuildRequest, plan: pathlib.Path) -> dict[str, Any] | None:
-    """The summary of an engine that was built by the same request, None where there is no such engine."""
+    """The summary of an existing engine that was built by the same request, or None."""
     record = read_sidecar(plan)
     asked = request_record(request)
     if "summary" not in record or any(record.get(key) != value for key, value in asked.items()):

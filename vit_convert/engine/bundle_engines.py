@@ -21,7 +21,7 @@ _PROOF = ("passed", "tolerance", "max_rel", "cosine", "top1", "agreement")
 
 
 def find_plan(backend: Backend, bundle: Bundle, precision: str) -> pathlib.Path:
-    """Looks for an engine: the one built here or, where there is none, one from another host that runs here too.
+    """Looks for an engine: the one built here, or else one from another host that also runs here.
 
     Args:
         backend: the TensorRT that is to load it.
@@ -29,7 +29,7 @@ def find_plan(backend: Backend, bundle: Bundle, precision: str) -> pathlib.Path:
         precision: of the engine.
 
     Returns:
-        Its path; where none fits, the path that one built here would have.
+        Its path; if none fits, the path of one built here.
     """
     own = bundle.plan(backend.name, backend.version, backend.arch, precision)
     if not own.is_file():
@@ -58,7 +58,7 @@ def open_engine(backend: Backend, bundle: Bundle, plan: pathlib.Path) -> Engine:
 
 
 def require_conversion(bundle: Bundle, plan: pathlib.Path) -> None:
-    """Refuses an engine that an earlier conversion's graph was built into, whether or not the graph still lies there.
+    """Refuses an engine that was built from an earlier conversion's graph, whether or not that graph still exists.
 
     Raises:
         BuildError: see above.
@@ -72,19 +72,19 @@ def require_conversion(bundle: Bundle, plan: pathlib.Path) -> None:
 
 
 def built_from(bundle: Bundle, plan: pathlib.Path) -> pathlib.Path | None:
-    """The graph of the bundle that an engine's sidecar names, None where it is not there: what the engine must have been built from."""
+    """The graph of the bundle that an engine's sidecar names as its source, or None if the bundle does not have it."""
     name = read_sidecar(plan).get("onnx", {}).get("path")
     return next((path for path in (bundle.root / f"{name}", bundle.lowerings / f"{name}") if os.path.isfile(path)), None)
 
 
 def keep_model(bundle: Bundle, plan: pathlib.Path) -> None:
-    """Writes into a new engine's sidecar which model.onnx its graph, typed or spelt otherwise, stands for."""
+    """Records in the sidecar the hash of the model.onnx that the engine's graph was derived from."""
     if bundle.onnx().is_file():
         add_to_sidecar(plan, model=hash_graph(bundle.onnx()))
 
 
 def require_model(bundle: Bundle, plan: pathlib.Path) -> None:
-    """Refuses an engine that does not stand for the bundle's model.onnx of today, which may have to go on in its place.
+    """Refuses an engine that was not derived from the bundle's current model.onnx, which may have to replace it at run time.
 
     Raises:
         BuildError: see above.
@@ -97,7 +97,7 @@ def require_model(bundle: Bundle, plan: pathlib.Path) -> None:
 
 
 def keep_proof(plan: pathlib.Path, found: Mapping[str, Any], judge: str) -> None:
-    """Writes what verification found of an engine into its sidecar, which goes when the engine is replaced.
+    """Writes what verification found into the engine's sidecar, which is replaced together with the engine.
 
     Args:
         plan: the engine.
@@ -108,7 +108,7 @@ def keep_proof(plan: pathlib.Path, found: Mapping[str, Any], judge: str) -> None
 
 
 def proof_of(plan: pathlib.Path, judge: str) -> dict[str, Any]:
-    """What `keep_proof` wrote of the very engine that lies there; {} where it has not been verified, or by another judge.
+    """What `keep_proof` wrote for this engine; {} if it was not verified, or was judged by something else.
 
     Args:
         plan: the engine.
@@ -119,7 +119,7 @@ def proof_of(plan: pathlib.Path, judge: str) -> dict[str, Any]:
 
 
 def require_proof(bundle: Bundle, plan: pathlib.Path) -> None:
-    """Refuses to serve an engine that missed its tolerance, or that nothing was ever checked for.
+    """Refuses to serve an engine that missed its tolerance or was never checked.
 
     Raises:
         BuildError: see above.
@@ -144,7 +144,7 @@ def recommended_engine(engines: Sequence[Mapping[str, Any]], benchmark: Mapping[
         benchmark: result of `benchmark_bundle`.
 
     Returns:
-        Its row, {} where nothing is recommended.
+        Its row; {} if nothing is recommended.
     """
     chosen = (benchmark["recommended"]["precision"], benchmark["backend"], benchmark["tensorrt"])
     found = [row for row in engines if (row["precision"], row["backend"], row["version"]) == chosen]

@@ -1,4 +1,4 @@
-"""The stages that need a GPU: verify and benchmark the engines of a bundle."""
+"""The commands that need a GPU: verify and benchmark the engines of a bundle."""
 
 import datetime
 import os
@@ -37,7 +37,7 @@ _MENDS = {
 def verify_bundle(
     backend: Backend, bundle: Bundle, config: ml_collections.ConfigDict, facts: Facts, *, precisions: Sequence[str], progress: Progress
 ) -> dict[str, Any]:
-    """Verifies a bundle's engines against its reference, all of them before the first miss is reported; each sidecar keeps its proof.
+    """Verifies a bundle's engines against its reference; all are verified before a miss is raised, and each sidecar keeps its result.
 
     Args:
         backend: the TensorRT that runs them.
@@ -175,7 +175,7 @@ def end_to_end_shares(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def environment(backend: Backend | None) -> dict[str, Any]:
-    """The hardware, software and date that a measurement stands for, with TensorRT or without."""
+    """The hardware, software and date to record with a measurement, with TensorRT or without."""
     gpu = (backend.gpu if backend else None) or cuda.gpu()
     return {
         "gpu": gpu.name if gpu else "",
@@ -228,7 +228,7 @@ def add_to_report(bundle: Bundle, *, build: Any = None, verify: Any = None, benc
 
 
 def _recommend(bundle: Bundle, report: dict[str, Any], judge: str) -> None:
-    """Sets the engine that a report recommends: the one that a benchmark chose while it is proved, else one that is proved."""
+    """Sets the engine that a report recommends: the benchmark's choice as long as it is proved, else another that is proved."""
     engines = report.get("engines", [])
     verified = {row["path"]: proof for row in engines if (proof := proof_of(bundle.root / row["path"], judge))}
     if precision := report.get("recommended", {}).get("precision"):

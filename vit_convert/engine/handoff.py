@@ -24,8 +24,8 @@ class Facts:
         output: name of the output that is judged, "logits" or "features".
         preprocess: the preprocessing record.
         dialect: that the graphs are written in.
-        lowering: the graph that `engine.lowering=auto` builds fp16 engines from, "" for model.onnx.
-        top1: JAX's top-1 on the labelled evaluation images in percent, None where there are none.
+        lowering: the graph that `engine.lowering=auto` builds fp16 engines from; "" for model.onnx.
+        top1: JAX's top-1 on the labelled evaluation images in percent; None without such images.
         checks: by precision, what the export side's check of its graph found.
         files: that the conversion left, and that may be read.
     """
@@ -44,7 +44,7 @@ def open_bundle(path: str) -> Bundle:
     """Opens a bundle that exists.
 
     Raises:
-        UsageError: there is none.
+        UsageError: the folder is not a bundle.
     """
     if not os.path.isfile(os.path.join(path, "manifest.json")):
         raise UsageError(
@@ -57,7 +57,7 @@ def read_facts(bundle: Bundle) -> Facts:
     """Reads a bundle's manifest.
 
     Raises:
-        UsageError: the export side has not come far enough.
+        UsageError: the conversion has not come far enough.
     """
     manifest = Manifest.read(bundle)
     for name in ("checkpoint", "export"):
@@ -77,7 +77,7 @@ def read_facts(bundle: Bundle) -> Facts:
 
 
 def require_graph_of(facts: Facts, path: str | os.PathLike[str]) -> None:
-    """Refuses a graph that lies in the bundle and is not of its conversion: an earlier one left it, or it was cut short in a copy.
+    """Refuses a graph in the bundle that its conversion did not make: an earlier one left it, or a copy was cut short.
 
     Raises:
         BuildError: see above.
@@ -87,7 +87,7 @@ def require_graph_of(facts: Facts, path: str | os.PathLike[str]) -> None:
 
 
 def judged_by(bundle: Bundle) -> str:
-    """The hash of what engines of a bundle are compared with: what JAX gave, and the labelled images."""
+    """The hash of what a bundle's engines are compared with: JAX's outputs, and the labelled images."""
     records = Manifest.read(bundle).files.records
     judging = {path: record.sha256 for path, record in records.items() if path.startswith(("reference", "evaluation"))}
     return hash_value(judging)

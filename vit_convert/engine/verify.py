@@ -1,4 +1,4 @@
-"""Proves an engine: its outputs against JAX's in the bundle at several batch sizes, and its top-1 on labelled images; without JAX."""
+"""Verifies an engine without JAX: its outputs against the bundle's reference at several batch sizes, and its top-1."""
 
 import contextlib
 import dataclasses
@@ -36,7 +36,7 @@ class Row:
         max_abs: largest absolute difference to JAX.
         max_rel: max_abs over JAX's largest magnitude.
         cosine: smallest of the batch.
-        passed: whether the tolerance is met; None where the output is not judged.
+        passed: whether the tolerance is met; None if the output is not judged.
         image_size: (height, width) in pixels.
     """
 
@@ -50,7 +50,7 @@ class Row:
 
 
 def batches_to_verify(ranges: Sequence[ShapeRange]) -> list[int]:
-    """1, every size that a profile begins, is tuned for or ends with, and one between the two largest.
+    """Batch 1, the smallest, optimal and largest of every profile, and one between the two largest.
 
     Args:
         ranges: the engine's profiles.
@@ -115,7 +115,7 @@ def verify_session(
 
 
 def require_reference(bundle: Bundle, facts: Facts) -> None:
-    """Refuses what an engine would be judged by where it is not what the conversion left.
+    """Refuses a reference or evaluation file that is not the one that the conversion left.
 
     Raises:
         BenchmarkError: see above.

@@ -1,4 +1,4 @@
-"""The few CUDA driver calls that the engine room needs, through ctypes: a host with a driver has them, whatever its Python packages."""
+"""The few CUDA driver calls that engine/ needs, through ctypes: every host with a driver has them, without a Python package."""
 
 import ctypes
 import dataclasses
@@ -26,8 +26,8 @@ class Gpu:
         name: the vendor's name ("NVIDIA H200").
         arch: compute capability as "sm90".
         memory_bytes: total memory.
-        driver: driver version where the kernel module tells it, else "".
-        cuda: highest CUDA version that the driver serves ("12.4").
+        driver: driver version if the kernel module tells it, else "".
+        cuda: highest CUDA version that the driver supports ("12.4").
     """
 
     name: str
@@ -39,7 +39,7 @@ class Gpu:
 
 @functools.cache
 def gpu() -> Gpu | None:
-    """The GPU of this process, or None where there is no driver or no device."""
+    """The GPU of this process, or None without a driver or a device."""
     library = _driver()
     count = ctypes.c_int()
     if library is None or library.cuInit(0) != 0 or library.cuDeviceGetCount(ctypes.byref(count)) != 0 or count.value == 0:

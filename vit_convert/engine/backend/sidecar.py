@@ -85,7 +85,7 @@ def read_sidecar(plan_path: str | os.PathLike[str]) -> dict[str, Any]:
         plan_path: the plan.
 
     Returns:
-        The sidecar without entries that are not what we write; {} where there is none or it is damaged.
+        The sidecar, without entries that are not in our form; {} if it is missing or damaged.
     """
     record = read_json(sidecar_path(plan_path), {})
     damaged = {key.split(".")[0] for key, kind in _OPTIONAL.items() if not _has(record, key, kind)}
@@ -106,7 +106,7 @@ def check_sidecar(
         The sidecar.
 
     Raises:
-        BuildError: something does not fit; says what to rebuild.
+        BuildError: something does not fit; the message says what to rebuild.
     """
     plan_path = pathlib.Path(plan_path)
     if not plan_path.is_file():

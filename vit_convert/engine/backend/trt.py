@@ -70,8 +70,8 @@ class Backend:
         name: "tensorrt" or "rtx".
         version: its own version string.
         module: the imported package.
-        gpu: the GPU it works on; None is possible for RTX alone, which builds without.
-        logger: the one logger of this process: TensorRT keeps the first that it meets.
+        gpu: the GPU it works on; None only for RTX, which builds without one.
+        logger: the one logger of this process, since TensorRT keeps the first that it gets.
     """
 
     name: str
@@ -87,7 +87,7 @@ class Backend:
             path: "BuilderFlag.FP16", "IProgressMonitor".
 
         Returns:
-            The object, or None where this backend has no such name.
+            The object, or None if this backend does not have it.
         """
         if path not in OPTIONAL:
             raise KeyError(f"{path} is not declared in OPTIONAL")
@@ -123,7 +123,7 @@ class Backend:
 
     @property
     def has_timing_cache(self) -> bool:
-        """Whether a timing cache speeds the next build up; RTX accepts one and ignores it."""
+        """Whether a timing cache speeds up the next build; RTX accepts one and ignores it."""
         return self.name != "rtx"
 
     @property
@@ -168,8 +168,8 @@ def load_backend(name: str = "auto", *, for_this_gpu: bool = False) -> Backend:
     """Loads TensorRT.
 
     Args:
-        name: "tensorrt", "rtx", or "auto": TensorRT where it and a GPU are there, else TensorRT-RTX.
-        for_this_gpu: "auto" passes over one that builds for other GPUs alone than the one that is here.
+        name: "tensorrt", "rtx", or "auto": TensorRT if it and a GPU are present, else TensorRT-RTX.
+        for_this_gpu: "auto" skips a TensorRT that cannot build for this host's GPU.
 
     Returns:
         The backend, the same object each time.

@@ -1,4 +1,4 @@
-"""ONNX to engine: parse, refuse what would not be honoured, build, write the plan and its sidecar."""
+"""From ONNX to an engine: parse, refuse what TensorRT would not honour, build, write the plan and its sidecar."""
 
 import dataclasses
 import datetime
@@ -44,10 +44,10 @@ class BuildResult:
         seconds: wall time of parsing and building.
         products: how many matrix products and convolutions of the parsed graph have each precision.
         attentions: how many attentions the parsed graph computes.
-        layers: the inspector's JSON, None where `layers_missing` says why.
-        layers_missing: why there is no layer information, else "".
-        fused_attention: fused attention kernels; None where the layer information does not tell.
-        warnings: what TensorRT warned of.
+        layers: the inspector's JSON, or None.
+        layers_missing: why `layers` is None, else "".
+        fused_attention: fused attention kernels; None if the layer information does not tell.
+        warnings: TensorRT's warnings.
     """
 
     num_bytes: int
@@ -61,7 +61,7 @@ class BuildResult:
 
 
 def build_engine(backend: Backend, request: BuildRequest, plan_path: str | os.PathLike[str], *, progress: Progress) -> BuildResult:
-    """Builds an engine and writes `plan_path`, its sidecar and, where TensorRT tells them, its layers (`.layers.json`).
+    """Builds an engine and writes `plan_path`, its sidecar and, if TensorRT tells them, its layers (`.layers.json`).
 
     Args:
         backend: the TensorRT that builds.

@@ -1,4 +1,4 @@
-"""What a build has to obey: limits, flags, optimization profiles, calibrator."""
+"""The settings of a build: limits, flags, optimization profiles, calibrator."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,8 +1,8 @@
-"""TensorRT's own INT8 calibrator (8.6 and 10): fed with batches on the GPU, or with thresholds of ours as its cache.
+"""TensorRT's own INT8 calibrator (8.6 and 10): fed with batches on the GPU, or with our thresholds as its cache.
 
-TensorRT's entropy calibration clips by the number of values alone, and ruins a trained transformer whose few huge activations carry the
-image. So calibration.method=entropy gives it the guarded thresholds that the conversion found; TensorRT's own are asked for by
-entropy_plain and minmax. See `calibration_cache` for what it reads and leaves.
+TensorRT's entropy calibration looks only at how often values occur, and ruins a trained transformer in which a few huge activations carry
+the image. So calibration.method=entropy gives it the guarded thresholds that the conversion found; entropy_plain and minmax ask for
+TensorRT's own. See `calibration_cache` for the files.
 """
 
 import functools
@@ -46,17 +46,17 @@ def make_calibrator(
         algorithm: "entropy" or "minmax".
         images: [images, height, width, 3] uint8 or float32, also memory-mapped; read batch by batch.
         normalise: turns a batch of `images` into the graph's input.
-        batch_size: images per batch; TensorRT takes full batches alone, so a remainder is left out.
+        batch_size: images per batch; TensorRT takes only full batches, so a remainder is left out.
         cache_path: where the cache is read from or written to.
         source_hash: of the graph, the images and all else that ranges come from, see `hash_source`.
         progress: told how many images are done.
-        given: a cache that TensorRT is to use whatever lies at `cache_path`; the images are not looked at.
+        given: a cache that TensorRT is to use instead of `cache_path` and the images.
 
     Returns:
         The calibrator for `BuildRequest.calibrator`; its `key` is its cache's, its `failure` what went wrong inside TensorRT's callbacks.
 
     Raises:
-        BuildError: this backend has no such calibrator.
+        BuildError: this backend does not have this calibrator.
         CalibrationError: too few images, or a cache that is not for this build.
     """
     if algorithm not in ALGORITHMS:

@@ -16,7 +16,7 @@ def fused_attention_by_kernels(engine: Engine) -> list[dict[str, Any]]:
 
     Returns:
         For each profile: batch, kernels (how many a run launches), count, precisions, text ("yes, fp16, 12 of 12"); or batch and
-        unknown, the reason why the kernels cannot be told.
+        unknown: why the kernels are not known.
     """
     rows: list[dict[str, Any]] = []
     with Session(engine) as session:

@@ -1,4 +1,4 @@
-"""What TensorRT made of the graph: the engine's layers, and whether attention runs as one fused kernel."""
+"""An engine's layers, as TensorRT's inspector shows them, and whether attention runs as one fused kernel."""
 
 import collections
 import dataclasses
@@ -92,7 +92,7 @@ def engine_layers(backend: Backend, serialized: Any, *, version_compatible: bool
         version_compatible: whether it was built to be.
 
     Returns:
-        The inspector's JSON and "", or None and the reason why there is none.
+        The inspector's JSON and "", or None and the reason.
     """
     if backend.gpu is None:
         return None, "engines are loaded on a GPU alone, and there is none here"

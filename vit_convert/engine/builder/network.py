@@ -26,7 +26,7 @@ def parse_graph(backend: Backend, builder: Any, onnx_path: pathlib.Path, *, stro
         The network and its parser; the parser owns the weights and has to live until the engine is built.
 
     Raises:
-        BuildError: there is no such file, or TensorRT cannot read it.
+        BuildError: the file does not exist, or TensorRT cannot read it.
     """
     require_graph(onnx_path)
     network = builder.create_network(backend.network_flags(strongly_typed=strongly_typed))
@@ -38,7 +38,7 @@ def parse_graph(backend: Backend, builder: Any, onnx_path: pathlib.Path, *, stro
 
 
 def require_graph(onnx_path: str | os.PathLike[str]) -> None:
-    """Refuses a graph that is not there.
+    """Refuses a graph that does not exist.
 
     Raises:
         BuildError: see above.
@@ -59,7 +59,7 @@ def layers(network: Any) -> Iterator[Any]:
 
 
 def count_attentions(backend: Backend, network: Any) -> int:
-    """How many attentions a network computes: one for each softmax, Attention node, or plugin but LayerNorm's.
+    """How many attentions a network computes: one for each softmax, Attention node, or plugin other than LayerNorm's.
 
     Args:
         backend: the TensorRT that parsed it.

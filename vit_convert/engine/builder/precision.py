@@ -1,4 +1,4 @@
-"""What one precision means to one backend, and whether the graph at hand can honour it."""
+"""What a precision means for a backend, and whether a graph can honour it."""
 
 import collections
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +19,7 @@ def require_precision(backend: Backend, precision: str, *, has_calibrator: bool)
         has_calibrator: whether TensorRT's own calibration was asked for.
 
     Raises:
-        BuildError: no such precision, or not with this backend.
+        BuildError: an unknown precision, or one that this backend does not have.
     """
     here = f"{backend.module.__name__} {backend.version}"
     if precision not in PRECISIONS:
@@ -37,7 +37,7 @@ def require_precision(backend: Backend, precision: str, *, has_calibrator: bool)
 
 
 def builds_strongly_typed(backend: Backend, *, has_calibrator: bool) -> bool:
-    """Whether the network keeps the graph's types: wherever the backend can, but for its own calibration."""
+    """Whether the network keeps the graph's types: if the backend can, except for its own calibration."""
     return backend.strongly_typed and not has_calibrator
 
 
@@ -139,10 +139,10 @@ def set_weak_precision(
         network: the parsed network.
         precision: fp32, fp16 or int8.
         keep_fp32: blocks ("block_03"), layers ("block_03/fc2"), scopes or fnmatch patterns of node names.
-        has_calibrator: whether int8 ranges come from TensorRT's own calibration; a graph with Q/DQ nodes says itself what is int8.
+        has_calibrator: whether int8 ranges come from TensorRT's own calibration; in a graph with Q/DQ nodes they do not.
 
     Raises:
-        BuildError: the GPU is not made for the precision, or a pattern matches no layer.
+        BuildError: the GPU does not support the precision, or a pattern matches no layer.
     """
     trt = backend.module
     if precision == "fp32":
@@ -183,7 +183,7 @@ def set_ranges(network: Any, ranges: Mapping[str, float], *, graph: str) -> None
 
     Args:
         network: the parsed network.
-        ranges: by tensor, the |x| that the largest int8 value stands for; none changes nothing.
+        ranges: by tensor, the |x| that the largest int8 value represents; may be empty.
         graph: the graph's file name, for the message.
 
     Raises:
@@ -199,9 +199,9 @@ def set_ranges(network: Any, ranges: Mapping[str, float], *, graph: str) -> None
 
 
 def _prefer_int8(backend: Backend, network: Any) -> None:
-    """Asks for int8 where there are weights: left to its timings, TensorRT may run all of them in fp16 and never say so.
+    """Asks for int8 in layers with weights: going by its timings, TensorRT may run all of them in fp16 and not say so.
 
-    That is in the convolutions of a graph or, where it has none, its products with constants; others are attention, which stays in fp16.
+    These are the graph's convolutions or, if it has none, its products with constants. Other products are attention, and stay fp16.
     """
     trt = backend.module
     constants: set[str] = set()

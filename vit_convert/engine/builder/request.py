@@ -1,4 +1,4 @@
-"""What an engine is to be, and the record of it by which a finished one is known again."""
+"""A build request, and the record that tells whether an existing engine already satisfies it."""
 
 import dataclasses
 import functools
@@ -20,17 +20,17 @@ class BuildRequest:
 
     Attributes:
         onnx_path: the graph; external weights lie beside it.
-        precision: fp32, fp16, bf16, int8 or fp8; the graph has to have it, save where the backend lowers fp32 by a flag.
+        precision: fp32, fp16, bf16, int8 or fp8; the graph has to have it, unless a builder flag lowers fp32 to it.
         profiles: for each optimization profile, {input: (smallest, optimal, largest shape)}; none for static graphs.
         workspace_gib: most GPU memory that a layer may use as scratch; None leaves TensorRT's default, all of it.
         opt_level: builder optimization level, 0 to 5.
         timing_cache: folder in which timings are kept between builds, a file for each version and GPU; None keeps none.
         tf32: whether fp32 products may round their inputs to TF32's 10 mantissa bits.
-        keep_fp32: blocks, layers, scopes or patterns of node names that a flag-lowered build keeps in fp32; a typed graph holds its own.
+        keep_fp32: blocks, layers, scopes or patterns of node names to keep in fp32, if precision is a builder flag.
         hardware_compatible: make an engine for Ampere and every later GPU, at some cost in speed.
         version_compatible: make an engine that later versions of the same major load.
         calibrator: what `make_calibrator` returned, for int8 from a graph without Q/DQ nodes.
-        ranges: for int8 from a graph without Q/DQ nodes, the |x| that the largest int8 value of each tensor stands for.
+        ranges: for int8 from a graph without Q/DQ nodes, for each tensor the |x| that the largest int8 value represents.
         preprocessing: the preprocessing record that travels with the engine.
     """
 
@@ -50,7 +50,7 @@ class BuildRequest:
 
 
 def hash_graph(onnx_path: str | os.PathLike[str]) -> dict[str, str]:
-    """What `graph_hashes` gives, read from the files once for as long as they stay as they are: a large model's take seconds.
+    """`graph_hashes` of a graph, which reads the files again only if they changed: hashing a large model takes seconds.
 
     Args:
         onnx_path: the graph.

@@ -11,14 +11,14 @@ from vit_convert.engine.backend.trt import Backend
 
 
 def find_timings(backend: Backend, folder: str | os.PathLike[str] | None) -> pathlib.Path | None:
-    """Where a build's timings are kept.
+    """The file of a build's timings.
 
     Args:
         backend: the TensorRT that builds.
         folder: holds the files.
 
     Returns:
-        The file, there or not; None without a folder, or where the backend keeps no timings.
+        The file, whether or not it exists; None without a folder, or if the backend keeps no timings.
     """
     if folder is None or backend.gpu is None or not backend.has_timing_cache:
         return None
@@ -27,7 +27,7 @@ def find_timings(backend: Backend, folder: str | os.PathLike[str] | None) -> pat
 
 
 def load_timings(builder_config: Any, path: pathlib.Path, progress: Progress) -> Any:
-    """Gives a build the timings that are kept, or none where they cannot be used.
+    """Gives a build the kept timings, or none if they cannot be used.
 
     Args:
         builder_config: of the build.
@@ -35,7 +35,7 @@ def load_timings(builder_config: Any, path: pathlib.Path, progress: Progress) ->
         progress: told why kept timings are not used.
 
     Returns:
-        TensorRT's ITimingCache, which the build adds to; None where TensorRT makes none.
+        TensorRT's ITimingCache, which the build adds to; None if TensorRT makes none.
     """
     try:
         kept = path.read_bytes() if path.exists() else b""

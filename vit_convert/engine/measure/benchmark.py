@@ -1,4 +1,4 @@
-"""Measures engines: batches × streams × precisions, latency and throughput apart, everything that a number depends on beside it."""
+"""Measures latency and throughput of engines over batches, streams and precisions, and records what each number depends on."""
 
 import dataclasses
 import pathlib
@@ -42,7 +42,7 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class Pass:
-    """What one pass over a case gave.
+    """The result of one pass over a case.
 
     Attributes:
         images_per_second: with runs queued ahead.
@@ -50,7 +50,7 @@ class Pass:
         context_bytes: GPU memory of the sessions.
         cuda_graph: whether graphs were really used.
         why_no_graph: why not, else "".
-        gpu: what NVML told.
+        gpu: clocks, power and memory from NVML.
     """
 
     images_per_second: float
@@ -99,7 +99,7 @@ def run_cases(
     progress: Progress,
     save: Callable[[list[dict[str, Any]], list[dict[str, Any]]], None],
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Measures every case twice, the two passes interleaved over all cases, so that their difference shows how far a number can be trusted.
+    """Measures every case in two passes over all cases; the difference between the passes shows how far a number can be trusted.
 
     Args:
         engines: by precision, loaded.

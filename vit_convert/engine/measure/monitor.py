@@ -1,4 +1,4 @@
-"""What the GPU did meanwhile: clocks, power, utilisation and temperature, sampled through NVML in a thread."""
+"""The GPU's clocks, power, utilisation and temperature during a block, sampled through NVML in a thread."""
 
 import ctypes
 import threading
@@ -89,7 +89,7 @@ def merge_summaries(summaries: Sequence[Mapping[str, float]]) -> dict[str, float
     """Puts the summaries of several blocks together: the mean of the means, the extreme of the extremes.
 
     Args:
-        summaries: of `summarise`; those without samples are passed over.
+        summaries: of `summarise`; those without samples are skipped.
     """
     extremes = {name: extreme for _, name, extreme in _EXTREMES}
     merged: dict[str, float] = {}

@@ -17,7 +17,7 @@ def plot_rows(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike[str], *
         title: above the picture.
 
     Returns:
-        "", or why there is no picture.
+        "", or why nothing was drawn.
     """
     try:
         import matplotlib

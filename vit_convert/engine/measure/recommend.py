@@ -1,4 +1,4 @@
-"""Which engine to use: the fastest that proved itself, and why a lower precision that does not pay is left aside."""
+"""Which engine to use: the fastest that passed its check, and why a lower precision that does not pay is not recommended."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,7 +22,7 @@ def recommend(rows: Sequence[Mapping[str, Any]], verified: Mapping[str, Mapping[
 
     Returns:
         {"precision", "reason", "top1" (of that engine in percent, or None), "comparisons": [{precision, against, batch, ratio,
-        noise_percent, pays}]}; precision "" where none of the engines passed its check, or none was verified.
+        noise_percent, pays}]}; precision "" if no engine passed its check, or none was verified.
     """
     best = {
         (row["precision"], row["batch"]): row
@@ -73,7 +73,7 @@ def _compare(row: Mapping[str, Any], against: Mapping[str, Any]) -> dict[str, An
 
 
 def _too_little(comparison: Mapping[str, Any]) -> str:
-    """Why a gain does not pay; "" where there is none."""
+    """Why a gain does not pay; "" without a gain."""
     if comparison["ratio"] <= 1:
         return ""
     if comparison["noise_percent"] is None:

@@ -1,4 +1,4 @@
-"""CUDA graphs: a recorded run that the GPU repeats for one launch, and the names of the kernels in it."""
+"""CUDA graphs: a recorded run that one launch repeats, and the names of the kernels in it."""
 
 import ctypes
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""From a plan's bytes to TensorRT's engine, with what the runtime has to be told before."""
+"""From a plan's bytes to TensorRT's engine, with the settings that the runtime needs before."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ def deserialise(backend: Backend, serialized: Any, *, version_compatible: bool) 
         version_compatible: whether it was built to be.
 
     Returns:
-        The runtime and the engine, None where the plan does not load; TensorRT wants its runtime to outlive the engine.
+        The runtime, which has to outlive the engine, and the engine, or None if the plan does not load.
     """
     runtime = backend.module.Runtime(backend.logger)
     if version_compatible:

@@ -43,13 +43,13 @@ class _Tensor(ctypes.Structure):
 
 @dataclasses.dataclass(frozen=True)
 class DeviceArray:
-    """A C-contiguous array whose values are elsewhere than in Python's memory.
+    """A C-contiguous array whose values are not in Python's memory.
 
     Attributes:
-        pointer: where it begins.
-        shape: its sizes.
+        pointer: its address.
+        shape: its shape.
         dtype: its numpy type.
-        owner: whatever keeps the memory alive.
+        owner: the object that keeps the memory alive.
         device: DLPack's (device type, device id).
     """
 
@@ -144,13 +144,13 @@ def read_capsule(capsule: Any, *, owner: Any = None) -> DeviceArray:
 
 
 def queue_copy(pointer: int, shape: tuple[int, ...], dtype: np.dtype[Any], stream: cuda.Stream) -> DeviceArray:
-    """Queues a copy of GPU memory into new memory, which goes back with the last reference to it.
+    """Queues a copy of GPU memory into new memory, which is freed with the last reference to it.
 
     Args:
         pointer: where the values are.
         shape: of the values.
         dtype: of the values.
-        stream: what copies; must be synchronized before the result is let go.
+        stream: what copies; must be synchronized before the result is freed.
 
     Returns:
         The copy, finished once the stream is synchronized.
@@ -165,7 +165,7 @@ def queue_copy(pointer: int, shape: tuple[int, ...], dtype: np.dtype[Any], strea
 
 
 class _Owner:
-    """Gives a block of GPU memory back when nobody refers to it any more."""
+    """Frees a block of GPU memory when nothing refers to it any more."""
 
     def __init__(self, num_bytes: int):
         self.buffer = cuda.DeviceBuffer(num_bytes)

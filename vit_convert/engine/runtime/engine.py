@@ -1,4 +1,4 @@
-"""A loaded engine: checked before TensorRT sees it, its tensors by name, its profiles, and execution contexts on request."""
+"""A loaded engine: checked before TensorRT reads it, with its tensors by name, its profiles, and execution contexts."""
 
 import dataclasses
 import os
@@ -46,7 +46,7 @@ class Engine:
         memory_bytes: GPU memory that loading took.
 
     Raises:
-        BuildError: the sidecar does not fit this host, or TensorRT does not load the engine; says what to rebuild.
+        BuildError: the sidecar does not fit this host, or TensorRT does not load the engine; the message says what to rebuild.
     """
 
     def __init__(self, backend: Backend, plan_path: str | os.PathLike[str], *, onnx_path: str | os.PathLike[str] | None = None):

@@ -1,4 +1,4 @@
-"""Page-locked host memory: the only kind that the GPU copies from and to while both sides go on working."""
+"""Page-locked host memory: the only kind that the GPU copies from and to while CPU and GPU keep working."""
 
 import ctypes
 import math
@@ -24,7 +24,7 @@ def pinned_array(shape: Sequence[int], dtype: Any) -> np.ndarray:
         The array, its values undefined.
 
     Raises:
-        BuildError: there is no driver, or no such block of memory.
+        BuildError: there is no driver, or not enough memory.
     """
     dtype = np.dtype(dtype)
     num_bytes = math.prod(shape) * dtype.itemsize

@@ -1,4 +1,4 @@
-"""Runs a stream of batches so that copying one to the GPU hides behind computing another."""
+"""Runs a stream of batches and copies one to the GPU while it computes another."""
 
 import contextlib
 import itertools
@@ -19,7 +19,7 @@ from vit_convert.engine.runtime.session import Session
 class PipelinedSession:
     """Several sessions that take batches in turn; results come in the order of the batches.
 
-    It is used by one thread, and for one `run` at a time; several threads take a PipelinedSession each.
+    Only one thread may use it, and for one `run` at a time; use one PipelinedSession per thread.
 
     Batches in page-locked memory (`pinned_array`, or another library's) are copied to the GPU straight from there; others pass through
     page-locked memory of its own, at the price of one more copy on the CPU.
@@ -49,8 +49,8 @@ class PipelinedSession:
             {output: array [batch, ...]} for each batch, in order.
 
         Raises:
-            BenchmarkError: wrong type or shape, or TensorRT fails; like an error of `batches` itself, after the results of the batches
-                before it. Or the session is closed, whatever was in flight.
+            BenchmarkError: wrong type or shape, or TensorRT fails; raised, like an error of `batches` itself, after the results of the
+                batches before it. Or the session is closed; results in flight are lost.
         """
         cuda.use_context()
         busy: deque[_Slot] = deque()
@@ -79,7 +79,7 @@ class PipelinedSession:
                     slot.session.wait()
 
     def close(self) -> None:
-        """Gives all GPU memory and streams back."""
+        """Frees all GPU memory and streams."""
         self._held.close()
 
     def __enter__(self) -> "PipelinedSession":

@@ -1,4 +1,4 @@
-"""An input shape made ready to run; its GPU memory goes back when the session is done with it and nobody else holds it."""
+"""An input shape that is ready to run; its GPU memory is freed when neither the session nor anybody else uses it."""
 
 import contextlib
 import dataclasses
@@ -39,5 +39,5 @@ class Prepared:
         self._free = cuda.when_gone(self, held.close)  # whoever still holds it may go on after the session has let it go
 
     def close(self) -> None:
-        """Gives the graph and the outputs' memory back now; nothing may be queued on them any more."""
+        """Frees the graph and the outputs' memory now; nothing may be queued on them any more."""
         self._free()

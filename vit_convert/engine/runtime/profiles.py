@@ -71,8 +71,8 @@ class Choice:
 def choose_profile(ranges: Sequence[ShapeRange], shape: Shape) -> Choice:
     """Chooses the profile for an input shape.
 
-    A fixed profile comes before a range, a tighter range before a wider one. Where none accepts the batch, it is padded to the smallest
-    one that a profile starts with.
+    A fixed profile comes before a range, and a tighter range before a wider one. If none accepts the batch, it is padded to the smallest
+    batch that a profile starts with.
 
     Args:
         ranges: the engine's profiles, in order.

@@ -1,4 +1,4 @@
-"""Runs an engine on one stream: contexts and CUDA graphs by shape, arrays of the host or of the GPU in and out."""
+"""Runs an engine on one stream, with a context and a CUDA graph per shape; takes and gives arrays of the host or of the GPU."""
 
 import contextlib
 import threading
@@ -16,7 +16,7 @@ from vit_convert.engine.runtime.profiles import Shape, choose_profile, largest_b
 
 
 class Session:
-    """Runs an engine on a stream of its own. One thread at a time; several threads take a session each.
+    """Runs an engine on a stream of its own. Only one thread at a time may use it; use one session per thread.
 
     Args:
         engine: the loaded engine.
@@ -54,7 +54,7 @@ class Session:
             self._held = held.pop_all()
 
     def run(self, images: Any) -> dict[str, Any]:
-        """Runs a batch of any size: it is split or padded where no profile takes it.
+        """Runs a batch of any size; it is split or padded if no profile takes it.
 
         Args:
             images: a numpy array, or an array of the GPU (`__cuda_array_interface__` or DLPack: PyTorch, CuPy, JAX); of the engine's
@@ -152,7 +152,7 @@ class Session:
             raise BenchmarkError(f"batch {shape[0]}: the engine takes {most} at most", fix="Give smaller batches.")
 
     def close(self) -> None:
-        """Gives contexts, memory and the stream back, when a run in another thread is done; the session runs no more."""
+        """Frees contexts, memory and the stream, after a run in another thread has finished; the session cannot be used any more."""
         with self._lock:
             self.closed = True
             self._held.close()

@@ -60,7 +60,7 @@ class Trial:
 
 
 def options_of(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """What a build request depends on beside graph and profiles.
+    """What a build request depends on besides graph and profiles.
 
     Args:
         config: the resolved config.
@@ -73,10 +73,10 @@ def options_of(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 def lowerings(bundle: Bundle, config: ml_collections.ConfigDict, facts: Facts) -> dict[str, pathlib.Path]:
-    """The graphs to choose from, that which engines are built from first: those that the config names, and the bundle's own.
+    """The graphs to choose from: the one that engines are built from, those that the config names, and the bundle's own.
 
     Raises:
-        UsageError: the bundle does not hold one of them.
+        UsageError: the bundle lacks one of them.
     """
     used = configs.lowering(config, facts.lowering) or DEFAULT
     graphs = {name: _graph(bundle, name) for name in dict.fromkeys([used, DEFAULT, *config.lowerings])}
@@ -121,7 +121,7 @@ def plan_trials(bundle: Bundle, config: ml_collections.ConfigDict, facts: Facts,
 def still_valid(
     backend: Backend, bundle: Bundle, config: ml_collections.ConfigDict, facts: Facts, rows: Iterable[Mapping[str, Any]]
 ) -> dict[str, dict[str, Any]]:
-    """Those of tune.json's trials that would have the same key today, whatever is asked for now.
+    """The trials of tune.json that are still valid, whether or not they are asked for now.
 
     Args:
         backend: the TensorRT that builds and runs.

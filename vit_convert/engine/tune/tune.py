@@ -1,4 +1,4 @@
-"""Times lowerings of one graph × profiles on the GPU at hand: they differ by up to a third, and no rule says which wins."""
+"""Times every lowering with every profile on this GPU: they differ by up to a third, and no rule says which one wins."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -32,7 +32,7 @@ def tune_bundle(
     command: str = "",
     progress: Progress,
 ) -> dict[str, Any]:
-    """Builds, verifies and times every trial; `tune.json` keeps what is done, so that a rerun continues and other trials add to it.
+    """Builds, verifies and times every trial; `tune.json` keeps the results, so that a rerun continues and other trials are added.
 
     Args:
         backend: the TensorRT that builds and runs.

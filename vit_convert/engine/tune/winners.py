@@ -1,4 +1,4 @@
-"""What `tune` found: the fastest trials, the config words that get them, and a table for people."""
+"""The results of `tune`: the fastest trials, the config words that build them, and a table for people."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -49,7 +49,7 @@ def winners(trials: Iterable[Mapping[str, Any]], usual: Mapping[str, Any]) -> li
 
 
 def config_words(winner: Mapping[str, Any]) -> str:
-    """What gets a winner's engine from `build`, as `--config.key=value` words.
+    """The `--config.key=value` words with which `build` makes a winner's engine.
 
     Args:
         winner: one of `winners`.
