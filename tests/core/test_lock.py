@@ -161,3 +161,98 @@ def test_when_a_process_started():
     assert int(started(child.pid)) >= int(started(os.getpid())) > 0
     child.communicate()
     assert started(child.pid) == ""
+
+
+def test_the_record_is_on_the_disk_before_anything_is_worked_on(bundle, monkeypatch):
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append(json.loads(os.pread(file, 1 << 16, 0))["command"]))
+    with hold(bundle, "x"):
+        assert synced == ["x"]
+
+
+def test_its_thread_does_not_keep_a_process_alive(bundle):
+    with hold(bundle, "x"):
+        (beat,) = [thread for thread in threading.enumerate() if thread.name == "bundle lock"]
+        assert beat.daemon
+    assert not beat.is_alive()
+
+
+def test_of_two_that_come_at_once_without_flock_the_last_to_write_has_it(bundle, without_flock, monkeypatch):
+    """Both found no holder; the file says one of them."""
+    record = json.dumps({**me(), "command": "the other", "since": "now", "token": "other"})
+    monkeypatch.setattr(os, "fsync", lambda file: bundle.lock.write_text(record))
+    assert "the other" in refused(bundle)
+    assert bundle.lock.read_text() == record  # which is its own
+
+
+def test_a_look_at_a_silent_holder_leaves_nothing(bundle):
+    claim(bundle, host="other", boot="another kernel")
+    refused(bundle)
+    assert [path.name for path in bundle.root.iterdir()] == [bundle.lock.name]
+
+
+def test_a_holder_that_removes_our_file_is_at_work(bundle, monkeypatch):
+    """It removes what has no owner, between our making a file to read its clock by and our looking at it."""
+    claim(bundle, host="other", boot="another kernel")
+    os.utime(bundle.lock, (1, 1))
+    beside = lock.temporary_beside
+    monkeypatch.setattr(lock, "temporary_beside", lambda path: beside(path.parent / "gone" / path.name))
+    assert "another conversion works on this bundle" in refused(bundle)
+
+
+def test_silence_is_by_the_clock_of_the_disk(bundle, monkeypatch):
+    """Ours may be wrong by hours, and on a network the disk has another's."""
+    claim(bundle, host="other", boot="another kernel")
+    now = bundle.lock.stat().st_mtime
+    for ahead_s, dead in ((0, False), (DEAD_AFTER_S - 10, False), (DEAD_AFTER_S + 10, True)):
+        os.utime(bundle.lock, (now, now))
+
+        def touch(path, at=now + ahead_s):
+            path.write_bytes(b"")
+            os.utime(path, (at, at))
+
+        monkeypatch.setattr(lock.pathlib.Path, "touch", touch)
+        assert lock._dead({"boot": "another kernel"}, bundle.lock, locked=True) == dead
+        monkeypatch.undo()
+
+
+def test_where_the_kernel_does_not_tell(monkeypatch):
+    """Neither its run nor its numbering of processes: another system than Linux, or a sandbox."""
+
+    def refuse(*arguments, **options):
+        raise FileNotFoundError
+
+    monkeypatch.setattr(lock.pathlib.Path, "read_text", refuse)
+    monkeypatch.setattr(os, "readlink", refuse)
+    assert lock._boot() == os.uname().nodename and lock._namespace() == "" and started(os.getpid()) == ""
+
+
+def test_what_tells_this_process_from_others():
+    with open("/proc/sys/kernel/random/boot_id") as f:
+        boot = f.read().strip()
+    assert me() == {
+        "host": os.uname().nodename,
+        "boot": boot,
+        "namespace": os.readlink("/proc/self/ns/pid"),
+        "pid": os.getpid(),
+        "started": started(os.getpid()),
+    }
+
+
+def test_a_process_whose_name_holds_blanks_and_brackets(monkeypatch):
+    """The second field of /proc/PID/stat, see man 5 proc; the 22nd is the start."""
+    fields = [str(i) for i in range(3, 53)]
+    monkeypatch.setattr(lock.pathlib.Path, "read_text", lambda path: f"12 (a b) c) {' '.join(fields)}\n")
+    assert started(12) == "22"
+
+
+@pytest.mark.parametrize(
+    ("record", "shown"),
+    [({}, "process ? on ?, since ?: ?"), ({"pid": 3, "host": "h", "since": "s", "command": "c"}, "process 3 on h, since s: c")],
+)
+def test_what_is_said_of_a_holder(bundle, record, shown):
+    error = lock._refusal(bundle.lock, record)
+    assert str(error) == f"{bundle.root}: another conversion works on this bundle ({shown})"
+    assert error.fix == "Wait for it, end it, or give this conversion another --workdir or --config.name."
+    assert "its lock ends 90 s after its last sign of life" in lock._refusal(bundle.lock, {**record, "boot": "another"}).fix
+    assert "its lock ends" not in lock._refusal(bundle.lock, {**record, "boot": lock._boot()}).fix

@@ -95,6 +95,27 @@ def test_tensors_are_split_in_order_so_that_one_images_values_fit(elements, part
     assert calibrate._chunks(elements, 20) == parts
 
 
+@pytest.mark.parametrize(
+    ("limit_values", "passes"),
+    [
+        (100, [("Histograms", ["a", "b"], 8)]),  # 8 images of 5 values, and no more than asked for
+        (20, [("Histograms", ["a", "b"], 4)]),
+        (10, [("Histograms", ["a", "b"], 2)]),
+        (4, [("Histograms 1/2", ["a"], 1), ("Histograms 2/2", ["b"], 2)]),
+        (1, [("Histograms 1/2", ["a"], 1), ("Histograms 2/2", ["b"], 1)]),  # one image at the least
+    ],
+)
+def test_fewer_images_a_call_and_then_fewer_tensors(monkeypatch, limit_values, passes):
+    opened, ran = [], []
+    monkeypatch.setattr(calibrate, "OUTPUT_BYTES", 4 * limit_values)
+    monkeypatch.setattr(calibrate, "_session", lambda path, names, *, reduce: opened.append((names, reduce)))
+    monkeypatch.setattr(calibrate, "_stream", lambda *arguments: ran.append((arguments[1], arguments[4], arguments[6])) or iter(()))
+    images = np.zeros((30, 2, 2, 3), np.uint8)
+    calibrate._count("m.onnx", {"a": 3, "b": 2}, images, None, 8, None, None)
+    assert [(label, names, size) for (names, _), (_, size, label) in zip(opened, ran)] == passes
+    assert all(not reduce for _, reduce in opened) and {groups for groups, _, _ in ran} == {1}
+
+
 def test_methods_are_those_of_the_config():
     from vit_convert.core.config import METHODS as OFFERED
 
