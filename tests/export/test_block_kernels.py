@@ -171,7 +171,7 @@ def test_the_form_of_the_kernels():
     assert {name for _, name, _ in model.functions} == {ATTENTION, ADD_NORM, NORM}
     (attention,), (first,), (second,) = (nodes_of(model, op_type) for op_type in (ATTENTION, NORM, ADD_NORM))
     plugin = {"plugin_version": "1", "plugin_namespace": "", "quantized": 1}
-    assert settings(attention) == {"heads": HEADS, "tokens": TOKENS, **plugin}
+    assert settings(attention) == {"heads": HEADS, "tokens": TOKENS, "head": WIDTH // HEADS, "int8_in": 1, **plugin}
     for node in (first, second):
         assert settings(node) == {"epsilon": pytest.approx(0.1), **plugin}
     assert [value.name for value in second.inputs[2:]] == [NAMES["gamma"], NAMES["beta"]]
@@ -188,7 +188,7 @@ def test_functions_say_what_they_take():
     names = {name: ([value.name for value in f.inputs], sorted(f.attributes)) for name, f in functions.items()}
     plugin = ["plugin_namespace", "plugin_version", "quantized"]
     assert names == {
-        ATTENTION: (["qkv"], ["heads", *plugin, "tokens"]),
+        ATTENTION: (["qkv"], ["head", "heads", "int8_in", *plugin, "tokens"]),
         ADD_NORM: (["branch", "residual", "gamma", "beta"], ["epsilon", *plugin]),
         NORM: (["residual", "gamma", "beta"], ["epsilon", *plugin]),
     }

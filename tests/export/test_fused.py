@@ -10,7 +10,8 @@ from vit_convert.core.compare import compare
 from vit_convert.core.errors import ExportError
 from vit_convert.core.onnx_file import open_session, run_session, save_onnx
 from vit_convert.export.exporter import export_model
-from vit_convert.export.passes.fused_encoder import ADD_NORM, ATTENTION, DOMAIN, NORM, quantized_tensors
+from vit_convert.export.passes.attention_plugin import fits_kernels
+from vit_convert.export.passes.fused_encoder import ADD_NORM, ATTENTION, DOMAIN, NORM, quantized_tensors, with_what_leads_to, write_in_fp16
 from vit_convert.export.targets import lowering_named
 from vit_convert.families.vit.model import vit_model
 from vit_convert.quantize.activation_max import extremes
@@ -19,16 +20,17 @@ from vit_convert.quantize.equalize import attention_inputs, equalize
 HEADS = 2
 
 
-def written(path, *, width=64 * HEADS, heads=HEADS, **changes):
+def written(path, *, width=64 * HEADS, heads=HEADS, lowering="fused", **changes):
     arch = architecture(width=width, num_heads=heads, **changes)
     model = vit_model(arch, random_params(arch))
-    export_model(model, path, target=lowering_named("trt8", "fused"))
+    export_model(model, path, target=lowering_named("trt8", lowering))
     return arch, model
 
 
+@pytest.mark.parametrize("lowering, size", [("fused", 64), ("kernels", 64), ("kernels", 80)])
 @pytest.mark.parametrize("pool", ["tok", "gap"])
-def test_agrees_with_jax(tmp_path, pool):
-    arch, model = written(tmp_path / "model.onnx", pool=pool)
+def test_agrees_with_jax(tmp_path, pool, lowering, size):
+    arch, model = written(tmp_path / "model.onnx", pool=pool, lowering=lowering, width=size * HEADS)
     images = random_images(arch)
     expected, session = model.run(images)[model.output], open_session(tmp_path / "model.onnx")
     for batch in (1, 3):
@@ -46,7 +48,8 @@ def test_nodes_are_what_the_library_registers(tmp_path):
     first = next(node for node in nodes if node.op_type == ATTENTION)
     given = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in first.attribute}
     tokens = arch.grid[0] * arch.grid[1] + 1
-    assert given == {"heads": HEADS, "tokens": tokens, "quantized": 1, "plugin_version": b"1", "plugin_namespace": b""}
+    shape = {"heads": HEADS, "tokens": tokens, "head": 64}
+    assert given == {**shape, "int8_in": 1, "quantized": 1, "plugin_version": b"1", "plugin_namespace": b""}
     # Keys and values of the last block's tokens come from products, which read no int8.
     norms = [node for node in nodes if node.op_type == ADD_NORM]
     quantized = [next(a.i for a in node.attribute if a.name == "quantized") for node in norms]
@@ -65,6 +68,43 @@ def test_ranges_leave_the_residual_stream_out(tmp_path):
     with_branches = quantized_tensors(graph, branches=True)
     assert {*with_branches[0], *with_branches[1]} == {*read, *other, *branches}
     assert {node.inputs[0].name for node in graph.graph if node.op_type == ATTENTION} <= set(other)
+
+
+def test_in_half_precision_nothing_is_quantized(tmp_path):
+    written(tmp_path / "model.onnx", pool="tok", lowering="kernels")
+    nodes = [node for node in ir.load(tmp_path / "model.onnx").graph if node.domain == DOMAIN]
+    assert {node.op_type for node in nodes} == {ATTENTION, ADD_NORM, NORM}
+    assert not any(node.attributes["quantized"].as_int() for node in nodes)
+    assert not any(node.attributes["int8_in"].as_int() for node in nodes if node.op_type == ATTENTION)
+
+
+@pytest.mark.parametrize(
+    "head_size, tokens, there_is",
+    [(64, 197, True), (64, 577, True), (80, 257, True), (64, 807, False), (32, 50, False), (96, 50, False)],
+)
+def test_kernels_in_half_precision(head_size, tokens, there_is):
+    """Keys and values of one head, tokens padded to 16 and rows by eight halves: 592 · 2 · 144 bytes fit into 227 KiB, 816 do not."""
+    assert fits_kernels(head_size, tokens) == there_is
+
+
+def test_what_is_left_out_is_written_in_fp16(tmp_path):
+    written(tmp_path / "model.onnx", pool="tok")
+    model = ir.load(tmp_path / "model.onnx")
+    read, other = quantized_tensors(model)
+    norm, activation = read[0], next(n for n in read if ir_value(model, n).producer().domain != DOMAIN)
+    unranged = with_what_leads_to(model, [norm, activation])
+    convolution = next(node for node in model.graph if node.op_type == "Conv" and node.outputs[0].name in unranged)
+    between = unranged - {norm, activation}
+    assert convolution.outputs[0].name in between and between < {*other}  # the GELU and what fc1 gives, no other convolution's output
+    assert sum(node.op_type == "Conv" for node in model.graph if node.outputs[0].name in unranged) == 1
+    write_in_fp16(model, [norm, activation])
+    assert ir_value(model, norm).producer().attributes["quantized"].as_int() == 0
+    left, _ = quantized_tensors(model)
+    assert {*read} - {*left} == {norm}
+
+
+def ir_value(model, name):
+    return next(value for node in model.graph for value in node.outputs if value.name == name)
 
 
 def test_widths_without_a_kernel_are_refused(tmp_path):

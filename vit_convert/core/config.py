@@ -63,7 +63,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.keep_fp16 = ()  # block names and patterns that int8 leaves in fp16
     config.precision = "fp16"  # comma-separated; int8 and fp8 also build fp16; auto quantizes, to plan.type, what the budget allows
     config.target = "auto"  # the TensorRT generation that the graph is written for; auto: the backend's
-    config.lowerings = ()  # other ways to write model.onnx, for `tune` to choose from: ("plugin", "matmul", "primitives") for trt8
+    config.lowerings = ()  # other ways to write model.onnx, for `tune` to choose from: ("plugin", "kernels", "matmul") for trt8
     config.keep_fp32 = ()  # block names and patterns that stay in fp32: ("block_11", "head*")
 
     config.batch = Config()

@@ -7,9 +7,9 @@ import onnx_ir as ir
 
 from vit_convert.core.dialect import DIALECTS, Dialect, dialect_named
 from vit_convert.core.errors import UsageError, nearest
-from vit_convert.export.passes.attention_plugin import attention_to_plugin
+from vit_convert.export.passes.attention_plugin import attention_for_kernels, attention_to_plugin
 from vit_convert.export.passes.fold_attention_scale import fold_scale
-from vit_convert.export.passes.fused_encoder import encoder_to_kernels
+from vit_convert.export.passes.fused_encoder import encoder_to_half_kernels, encoder_to_kernels
 from vit_convert.export.passes.mlp_as_convolution import mlps_to_convolutions
 from vit_convert.export.passes.patch_as_matmul import patch_to_matmul
 from vit_convert.export.rules import attention, dense, einsum, gelu, layernorm, reduce, reshape, select, slices, softmax
@@ -87,12 +87,13 @@ TARGETS = {
 _DYNAMIC = {"trt8": _TRT8_MATMUL}
 
 _TRT8_PLUGIN = dataclasses.replace(TARGETS["trt8"], finish=(*TARGETS["trt8"].finish, attention_to_plugin))
-
+_TRT8_KERNELS = dataclasses.replace(TARGETS["trt8"], finish=(*TARGETS["trt8"].finish, attention_for_kernels))
 
 # Other ways to write the same model, by target: which one is fastest depends on the GPU, the batch and the profile, so they are timed.
 LOWERINGS: dict[str, dict[str, Target]] = {
     "trt8": {
         "plugin": _TRT8_PLUGIN,
+        "kernels": dataclasses.replace(_TRT8_KERNELS, last=(encoder_to_half_kernels,)),
         "fused": dataclasses.replace(_TRT8_PLUGIN, last=(encoder_to_kernels,)),
         "matmul": _TRT8_MATMUL,
         "primitives": dataclasses.replace(
@@ -107,7 +108,8 @@ def lowering_named(target: str, lowering: str) -> Target:
 
     Args:
         target: name of a target.
-        lowering: its name: "plugin" has TensorRT's attention plugin; "matmul" spells MLPs as matrix products, "primitives" LayerNorm
+        lowering: its name: "plugin" has TensorRT's attention plugin; "kernels" has ours for attention and LayerNorm, in FP16; "fused" the
+            same between INT8 convolutions; "matmul" spells MLPs as matrix products, "primitives" LayerNorm
             too, which overflows in fp16 once an activation is further than 255 from its LayerNorm's mean (its square
             then leaves the type's range).
 

@@ -8,11 +8,11 @@ namespace vit {
 enum class Type { kFloat = 0, kHalf = 1, kInt8 = 2 };
 
 struct Attention {
-  void const* qkv;     // [images · tokens, heads, 3, 64] int8
-  void* out;           // [images · tokens, heads, 64] half, or int8
-  int images, tokens, heads;
-  bool int8_out;
-  float score_scale;   // from the integer product of query and key to the exponent
+  void const* qkv;     // [images · tokens, heads, 3, head] half, or int8
+  void* out;           // [images · tokens, heads, head] half, or int8
+  int images, tokens, heads, head;  // head: 64, or 80 where all is half
+  bool int8_in, int8_out;
+  float score_scale;   // from the product of query and key to the exponent
   float output_scale;  // of the values, over the output's where that is int8
 };
 

@@ -4,6 +4,7 @@
 #include <NvInfer.h>
 #include <dlfcn.h>
 
+#include <cmath>
 #include <cstring>
 #include <string>
 #include <vector>
@@ -15,7 +16,7 @@ namespace {
 using namespace nvinfer1;
 
 struct Settings {
-  int heads = 0, tokens = 0, quantized = 1, branch = 0;  // branch: 0 any type, 1 float, 2 half, 3 int8
+  int heads = 0, tokens = 0, head = 64, int8_in = 1, quantized = 1, branch = 0;  // branch: 0 any type, 1 float, 2 half, 3 int8
   float in_scale = 0, out_scale = 0, epsilon = 1e-6f;
 };
 
@@ -61,15 +62,23 @@ class AttentionPlugin final : public Plugin<AttentionPlugin> {
     return s_.quantized && s_.out_scale > 0 ? DataType::kINT8 : in[0] == DataType::kINT8 ? DataType::kHALF : in[0];
   }
   bool supportsFormatCombination(int32_t i, PluginTensorDesc const* all, int32_t, int32_t) noexcept override {
-    return i == 0 || s_.quantized ? is_int8(all[i]) : is_half(all[i]);
+    return (i == 0 ? s_.int8_in : s_.quantized) ? is_int8(all[i]) : is_half(all[i]);
   }
   int32_t enqueue(PluginTensorDesc const* in, PluginTensorDesc const* out, void const* const* inputs, void* const* outputs, void*,
                   cudaStream_t stream) noexcept override {
-    float const scale = scale_of(s_.in_scale, in[0]);
-    float const result = s_.quantized ? scale / scale_of(s_.out_scale, out[0]) : scale;
-    return vit::run(vit::Attention{inputs[0], outputs[0], in[0].dims.d[0] / s_.tokens, s_.tokens, s_.heads, s_.quantized != 0,
-                                   scale * scale * 0.125f, result},
-                    stream);
+    float const scale = s_.int8_in ? scale_of(s_.in_scale, in[0]) : 1.0f;
+    vit::Attention p{};
+    p.qkv = inputs[0];
+    p.out = outputs[0];
+    p.images = in[0].dims.d[0] / s_.tokens;
+    p.tokens = s_.tokens;
+    p.heads = s_.heads;
+    p.head = s_.head;
+    p.int8_in = s_.int8_in != 0;
+    p.int8_out = s_.quantized != 0;
+    p.score_scale = scale * scale / std::sqrt(static_cast<float>(s_.head));
+    p.output_scale = s_.quantized ? scale / scale_of(s_.out_scale, out[0]) : scale;
+    return vit::run(p, stream);
   }
 
  private:
@@ -128,7 +137,7 @@ template <typename Made>
 class Creator final : public IPluginCreator {
  public:
   Creator() {
-    for (char const* name : {"heads", "tokens", "quantized", "branch"}) fields_.emplace_back(name, nullptr, PluginFieldType::kINT32, 1);
+    for (char const* name : {"heads", "tokens", "head", "int8_in", "quantized", "branch"}) fields_.emplace_back(name, nullptr, PluginFieldType::kINT32, 1);
     for (char const* name : {"in_scale", "out_scale", "epsilon"}) {
       fields_.emplace_back(name, nullptr, PluginFieldType::kFLOAT32, 1);
     }
@@ -149,6 +158,8 @@ class Creator final : public IPluginCreator {
       auto const* real = static_cast<float const*>(field.data);
       if (is("heads")) s.heads = *whole;
       if (is("tokens")) s.tokens = *whole;
+      if (is("head")) s.head = *whole;
+      if (is("int8_in")) s.int8_in = *whole;
       if (is("quantized")) s.quantized = *whole;
       if (is("branch")) s.branch = *whole;
       if (is("in_scale")) s.in_scale = *real;

@@ -7,6 +7,7 @@ of that name, so that onnxruntime checks the very graph that is built.
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import numpy as np
 import onnx_ir as ir
@@ -17,6 +18,8 @@ from vit_convert.export.weights import Weight, add_constant, add_weight, concate
 PLUGIN, DOMAIN = "CustomQKVToContextPluginDynamic", "tensorrt.plugin"
 HEAD_SIZE = 64  # of its half-precision kernels
 MAX_TOKENS = 512
+_KERNEL_HEADS = (64, 80)  # of our own kernels in half precision
+_KERNEL_BYTES = 227 * 1024  # of shared memory, which holds an image's keys and values of one head; an A100 has 163, an L40 99
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +49,11 @@ def fits(head_size: int, num_tokens: int) -> bool:
     return head_size == HEAD_SIZE and num_tokens <= MAX_TOKENS
 
 
+def fits_kernels(head_size: int, num_tokens: int) -> bool:
+    """Whether our own half-precision kernel takes heads of this size over so many tokens, on a GPU of Hopper's shared memory."""
+    return head_size in _KERNEL_HEADS and -(-num_tokens // 16) * 16 * 4 * (head_size + 8) <= _KERNEL_BYTES
+
+
 def attention_to_plugin(model: ir.Model) -> int:
     """Turns self-attention over all tokens into one convolution for q, k and v, the plugin, and one for the projection, in place.
 
@@ -58,15 +66,29 @@ def attention_to_plugin(model: ir.Model) -> int:
     Raises:
         ExportError: there are none, or the plugin has no kernel for the model's heads or tokens.
     """
+
+    def refuse(size: int, tokens: int) -> str:
+        kernels = f"the plugin has kernels for heads of {HEAD_SIZE} over at most {MAX_TOKENS}"
+        return "" if fits(size, tokens) else f"lowering plugin: heads of {size} over {tokens} tokens; {kernels}"
+
+    return _replace_all(model, refuse)
+
+
+def attention_for_kernels(model: ir.Model) -> int:
+    """The same for our own kernels in half precision, which `fused.encoder_to_half_kernels` puts in the plugin's place."""
+
+    def refuse(size: int, tokens: int) -> str:
+        kernels = f"the kernels are for heads of {' or '.join(map(str, _KERNEL_HEADS))} over what shared memory holds"
+        return "" if fits_kernels(size, tokens) else f"lowering kernels: heads of {size} over {tokens} tokens; {kernels}"
+
+    return _replace_all(model, refuse)
+
+
+def _replace_all(model: ir.Model, refuse: Callable[[int, int], str]) -> int:
     found = [attention for node in model.graph if (attention := _attention(node)) is not None]
     for attention in found:
-        size = _width(attention.query) // attention.heads
-        if not fits(size, attention.tokens):
-            raise ExportError(
-                f"lowering plugin: heads of {size} over {attention.tokens} tokens; "
-                f"the plugin has kernels for heads of {HEAD_SIZE} over at most {MAX_TOKENS}",
-                fix="Leave it out of `lowerings`.",
-            )
+        if why := refuse(_width(attention.query) // attention.heads, attention.tokens):
+            raise ExportError(why, fix="Leave it out of `lowerings`.")
     if not found:
         raise ExportError(
             "lowering plugin: the model has no attention over all of a fixed number of tokens", fix="Leave it out of `lowerings`."
@@ -132,7 +154,7 @@ def _replace(graph: ir.Graph, attention: _Attention, sequences: list[ir.Value]) 
     if reshape is None or reshape.op_type != "Reshape" or after is None or after.op_type != "Reshape":
         raise ExportError("lowering plugin: the tokens are not flat around an attention", fix="Leave it out of `lowerings`.")
     # The plugin divides the scores by √d, which the query's weights have done already.
-    parts = [(attention.query, math.sqrt(HEAD_SIZE)), (attention.key, 1.0), (attention.value, 1.0)]
+    parts = [(attention.query, math.sqrt(_width(attention.query) // attention.heads)), (attention.key, 1.0), (attention.value, 1.0)]
     kernel = _interleaved([_scaled(_weight(dense.kernel), factor) for dense, factor in parts], attention.heads)
     bias = _interleaved([_scaled(_weight(dense.bias), factor) for dense, factor in parts], attention.heads)
     scope = str(attention.query.kernel.name).rsplit("query/", 1)[0] + "qkv/"

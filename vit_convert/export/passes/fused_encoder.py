@@ -5,22 +5,29 @@ but convert. As for TensorRT's attention plugin, every other reader of the file 
 """
 
 import dataclasses
+from collections.abc import Collection
 
 import onnx_ir as ir
 
 from vit_convert.core.errors import ExportError
-from vit_convert.export.passes.attention_plugin import DOMAIN, HEAD_SIZE, PLUGIN
+from vit_convert.export.passes.attention_plugin import DOMAIN, PLUGIN
 from vit_convert.export.passes.prune_to_pooled_token import ELEMENTWISE
 
 ATTENTION, ADD_NORM, NORM = "VitAttention", "VitAddNorm", "VitNorm"
 MAX_WIDTH = 2048  # of the kernels: a row is kept in the registers of one warp
 
 
-def encoder_to_kernels(model: ir.Model) -> int:
+def encoder_to_half_kernels(model: ir.Model) -> int:
+    """As `encoder_to_kernels`, with all that the kernels read and write in FP16."""
+    return encoder_to_kernels(model, quantized=False)
+
+
+def encoder_to_kernels(model: ir.Model, *, quantized: bool = True) -> int:
     """Turns attention plugins, LayerNorms and the residual additions before these into nodes of our kernels, in place.
 
     Args:
         model: a ViT after `attention_to_plugin`, its nodes named.
+        quantized: whether what convolutions and attention read is INT8.
 
     Returns:
         How many such nodes there are.
@@ -34,17 +41,46 @@ def encoder_to_kernels(model: ir.Model) -> int:
     width = attentions[0].attributes["hidden_size"].as_int()
     if width > MAX_WIDTH or width % 32:
         raise ExportError(
-            f"lowering fused: a width of {width}; the kernels are for multiples of 32 up to {MAX_WIDTH}", fix="Leave it out of `lowerings`."
+            f"lowering {'fused' if quantized else 'kernels'}: a width of {width}; the kernels are for multiples of 32 up to {MAX_WIDTH}",
+            fix="Leave it out of `lowerings`.",
         )
     for node in attentions:
-        _replace_attention(graph, node)
+        _replace_attention(graph, node, quantized)
     for node in norms:
-        _replace_norm(graph, node)
+        _replace_norm(graph, node, quantized)
     opset = model.opset_imports[""]
     del model.functions[DOMAIN, PLUGIN, ""]
     for function in (_attention_function(opset), _norm_function(ADD_NORM, opset), _norm_function(NORM, opset)):
         model.functions[function.identifier()] = function
     return len(attentions) + len(norms)
+
+
+def write_in_fp16(model: ir.Model, tensors: Collection[str]) -> None:
+    """Has our kernels write some tensors in FP16 instead of INT8, in place, so that the products that read these stay in FP16.
+
+    Args:
+        model: after `encoder_to_kernels`.
+        tensors: names of what they give; those of other nodes need no more than to be left without a range.
+    """
+    for node in model.graph:
+        if node.domain == DOMAIN and node.outputs[-1].name in tensors:
+            node.attributes["quantized"] = ir.AttrInt64("quantized", 0)
+
+
+def with_what_leads_to(model: ir.Model, tensors: Collection[str]) -> set[str]:
+    """Some tensors, and what lies between each of them and the convolution that it comes from.
+
+    With ranges of these alone TensorRT could end that convolution's kernel in INT8, before the activation function.
+
+    Args:
+        model: after `encoder_to_kernels`.
+        tensors: names of what convolutions read.
+    """
+    found = {*tensors}
+    for node in reversed(list(model.graph)):
+        if node.op_type in ELEMENTWISE and node.outputs[0].name in found:
+            found |= {value.name or "" for value in node.inputs if value is not None and value.producer() is not None}
+    return found
 
 
 def quantized_tensors(model: ir.Model, *, branches: bool = False) -> tuple[list[str], list[str]]:
@@ -77,20 +113,21 @@ def _is_flat(norm: ir.Node) -> bool:
     return shape is not None and len(shape) == 4 and tuple(shape)[2:] == (1, 1)
 
 
-def _replace_attention(graph: ir.Graph, old: ir.Node) -> None:
+def _replace_attention(graph: ir.Graph, old: ir.Node, quantized: bool) -> None:
     qkv, _, _, longest = old.inputs
     assert qkv is not None and longest is not None and longest.shape is not None
     tokens = longest.shape[0]
     assert isinstance(tokens, int)
-    settings = {"heads": old.attributes["num_heads"].as_int(), "tokens": tokens}
-    node = ir.node(ATTENTION, [qkv], {**settings, **_plugin(_feeds_convolutions(old.outputs[0]))}, domain=DOMAIN)
+    heads = old.attributes["num_heads"].as_int()
+    settings = {"heads": heads, "tokens": tokens, "head": old.attributes["hidden_size"].as_int() // heads, "int8_in": int(quantized)}
+    node = ir.node(ATTENTION, [qkv], {**settings, **_plugin(quantized and _feeds_convolutions(old.outputs[0]))}, domain=DOMAIN)
     _take_over(graph, old, node.outputs[0], old.outputs[0])
 
 
-def _replace_norm(graph: ir.Graph, norm: ir.Node) -> None:
+def _replace_norm(graph: ir.Graph, norm: ir.Node, quantized: bool) -> None:
     source, gamma, beta = norm.inputs[:3]
     assert source is not None
-    settings = {"epsilon": norm.attributes["epsilon"].as_float(), **_plugin(_feeds_convolutions(norm.outputs[0]))}
+    settings = {"epsilon": norm.attributes["epsilon"].as_float(), **_plugin(quantized and _feeds_convolutions(norm.outputs[0]))}
     add = source.producer()
     branch = _branch(add) if add is not None and add.op_type == "Add" else None
     if add is None or branch is None or source.is_graph_output():
@@ -163,16 +200,16 @@ class _Body:
 def _attention_function(opset: int) -> ir.Function:
     """softmax(q kᵀ / √d) v of each image and head, in ONNX's own operators."""
     qkv, body = ir.Value(name="qkv"), _Body()
-    heads = body.given("heads")
-    split = body.add("Concat", body.numbers(-1), body.given("tokens"), heads, body.numbers(3, HEAD_SIZE), axis=0)
+    heads, size = body.given("heads"), body.given("head")
+    split = body.add("Concat", body.numbers(-1), body.given("tokens"), heads, body.numbers(3), size, axis=0)
     parts = body.add("Transpose", body.add("Reshape", qkv, split), perm=[3, 0, 2, 1, 4])  # [3, images, heads, tokens, d]
     query, key, value = (body.add("Gather", parts, body.add("Constant", value_int=i), axis=0) for i in range(3))
     scores = body.add("MatMul", query, body.add("Transpose", key, perm=[0, 1, 3, 2]))
-    scores = body.add("Mul", scores, body.add("Constant", value_float=HEAD_SIZE**-0.5))
+    scores = body.add("Div", scores, body.add("Sqrt", body.add("Cast", size, to=int(ir.DataType.FLOAT))))
     attended = body.add("Transpose", body.add("MatMul", body.add("Softmax", scores, axis=-1), value), perm=[0, 2, 1, 3])
-    width = body.add("Mul", heads, body.numbers(HEAD_SIZE))
+    width = body.add("Mul", heads, size)
     context = body.add("Reshape", attended, body.add("Concat", body.numbers(-1), width, body.numbers(1, 1), axis=0))
-    kinds = {"heads": ir.AttributeType.INT, "tokens": ir.AttributeType.INT}
+    kinds = dict.fromkeys(("heads", "tokens", "head", "int8_in"), ir.AttributeType.INT)
     return body.function(ATTENTION, [qkv], [context], opset, **kinds)
 
 
