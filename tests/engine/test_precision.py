@@ -61,6 +61,12 @@ def test_a_calibrated_build_asks_for_int8_where_there_are_weights():
     assert configured(attention("x"), "int8", has_calibrator=True) == ({"FP16", "INT8", "PREFER"}, {"block_00/query": "int8"})
 
 
+def test_what_reads_a_tensor_without_a_range_is_not_asked_for_int8():
+    layers = [Layer(f"block_0{i}/fc1", KINDS.CONVOLUTION, [f"x{i}"], f"h{i}") for i in range(2)]
+    flags, found = configured(layers, "int8", has_calibrator=True, ranged={"x1", "h0"})
+    assert flags == {"FP16", "INT8", "PREFER"} and found == {"block_01/fc1": "int8"}
+
+
 def test_what_stays_in_fp32_is_obeyed_and_int8_left_to_the_timings():
     layers = [Layer(f"block_0{i}/fc1", KINDS.CONVOLUTION, ["x"], f"h{i}") for i in range(2)]
     flags, found = configured(layers, "int8", ["block_01"], has_calibrator=True)

@@ -17,6 +17,8 @@ from vit_convert.quantize.graph import derived, initializer, linear_weight, read
 from vit_convert.quantize.placement import Site
 from vit_convert.quantize.qdq import channel_axis
 
+_KERNELS = ("VitAddNorm", "VitNorm")  # what the lowering "fused" calls a LayerNorm: its scale and bias are the last inputs
+
 
 @dataclasses.dataclass(frozen=True)
 class Norm:
@@ -167,6 +169,8 @@ def _parameters(value: ir.Value) -> tuple[tuple[ir.Node, int], ...] | None:
     node = value.producer()
     if node is None:
         return None
+    if node.op_type in _KERNELS:
+        return ((node, len(node.inputs) - 2), (node, len(node.inputs) - 1)) if value is node.outputs[-1] else None
     if node.op_type == "LayerNormalization":
         return tuple((node, index) for index, v in enumerate(node.inputs) if index > 0 and v is not None)
     bias = _constant_operand(node, "Add")

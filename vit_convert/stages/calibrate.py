@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 SMOOTHED = "smooth"  # the fp32 graph after SmoothQuant, `model.smooth.onnx`
 _NOISE_IMAGES = 32
+_STRENGTH = 0.5  # of SmoothQuant in a lowering whose ranges are measured here: it changes weights and costs no time
 
 
 def _wanted(context: Context) -> bool:
@@ -39,7 +40,7 @@ def _wanted(context: Context) -> bool:
 def _inputs(context: Context) -> Any:
     calibration = context.config.calibration
     source, engine = source_identity(calibration.data, labelled=False), context.config.engine
-    return [plain(calibration), source, patterns(context), engine.calibrator, _unquantized(context), _may_leave_out(context)]
+    return [plain(calibration), source, patterns(context), engine.calibrator, unquantized(context), _may_leave_out(context)]
 
 
 def _outputs(context: Context) -> list[pathlib.Path]:
@@ -47,7 +48,7 @@ def _outputs(context: Context) -> list[pathlib.Path]:
     images = [context.bundle.images("calibration"), context.bundle.labels("calibration")] if context.config.calibration.data else []
     images = images or [context.bundle.images("calibration")]
     cache = [context.bundle.calibration_cache, key_path(context.bundle.calibration_cache)] if _with_cache(context) else []
-    name = _unquantized(context)
+    name = unquantized(context)
     ranges = [context.bundle.ranges(name), *with_weights(context.bundle.lowering(f"{name}.int8"))] if name else []
     return [context.bundle.calibration, *images, *smoothed, *cache, *ranges]
 
@@ -57,7 +58,7 @@ def _with_cache(context: Context) -> bool:
     return bool(dialect_for(context).cache_version)
 
 
-def _unquantized(context: Context) -> str:
+def unquantized(context: Context) -> str:
     """The lowering without Q/DQ that int8 engines are built from; "" if they are built from the Q/DQ graph."""
     return configs.int8_lowering(context.config, dialect_for(context))
 
@@ -69,11 +70,10 @@ def patterns(context: Context) -> "Patterns":
 
 
 def _may_leave_out(context: Context) -> bool:
-    """Whether a product that loses too much stays out of int8: not if the user names what is quantized, nor if engines are built from a
-    lowering that has ranges for all of its tensors."""
+    """Whether a product that loses too much stays out of int8: not if the user names what is quantized."""
     config = context.config
     int8 = "int8" in configs.quantized(config) or config.plan.type == "int8"
-    return int8 and not config.quantize_only and not config.plan.file and not _unquantized(context)
+    return int8 and not config.quantize_only and not config.plan.file
 
 
 def limits(context: Context, precision: str) -> "Patterns":
@@ -123,15 +123,16 @@ def calibrate(context: Context) -> dict[str, Any]:
         progress=context.progress,
     )
     left_out: list[dict[str, Any]] = []
-    if _may_leave_out(context):
+    lowering = unquantized(context)
+    if _may_leave_out(context) and not lowering:
         linears = [site for site in place(model, **patterns(context)).sites if site.weight]
         calibration = calibration.leave_out([site.tensor for site in linears], config.max_error)
         left_out = _left_out(context, calibration, linears)
     calibration.save(context.bundle.calibration)
     if with_cache:
         _write_cache(context, calibration)
-    if lowering := _unquantized(context):
-        _measure_lowering(context, lowering, images)
+    if lowering:
+        left_out = _measure_lowering(context, lowering, images)
     clipped = sum(calibration.thresholds[name] < 0.999 * calibration.amax[name] for name in calibration.thresholds)
     summary = f"{config.method}, {len(images)} images, {len(calibration.thresholds)} tensors, {clipped} clipped"
     widened = _widened(calibration)
@@ -197,27 +198,75 @@ def _most(widened: list[dict[str, Any]]) -> str:
     return f"most {first['tensor']}: {threshold}, error of its products {first['error_entropy']:.2g} → {first['error']:.2g}"
 
 
-def _measure_lowering(context: Context, lowering: str, images: np.ndarray) -> None:
-    """Writes a lowering with its attention's channels equalized, and its ranges from the same images by the same method; tensors that no
-    product reads are not clipped."""
+def _measure_lowering(context: Context, lowering: str, images: np.ndarray) -> list[dict[str, Any]]:
+    """Writes a lowering with its channels evened out, and its ranges from the same images by the same method.
+
+    Tensors that no product reads are not clipped. Tensors whose product loses too much get no range.
+
+    Returns:
+        The products left out, as `_left_out` lists them.
+    """
     import onnx_ir as ir
 
     from vit_convert.core.onnx_file import save_onnx
-    from vit_convert.export.passes.fused_encoder import quantized_tensors
-    from vit_convert.quantize.activation_max import extremes
+    from vit_convert.export.passes.fused_encoder import quantized_tensors, with_what_leads_to, write_in_fp16
     from vit_convert.quantize.calibrate import calibrate as measure
-    from vit_convert.quantize.equalize import attention_inputs, equalize
+    from vit_convert.quantize.placement import place
 
-    source, config = context.bundle.lowering(lowering), context.config.calibration
-    path, model = context.bundle.lowering(f"{lowering}.int8"), ir.load(source)
-    equalize(model, extremes(source, attention_inputs(model), _batches(context, images, config.batch_size), per_channel=True))
-    save_onnx(model, path)
+    config, path = context.config.calibration, context.bundle.lowering(f"{lowering}.int8")
+    source = context.bundle.lowering(lowering)
+    model = ir.load(source)
     read, other = quantized_tensors(model, branches=config.branches)
+    linears = [site for site in _as_asked(context, place(model).sites) if site.tensor in read]
+    save_onnx(_evened_out(context, model, source, linears, images), path)
     options: Any = {"batch_size": config.batch_size, "progress": context.progress}
     found = measure(path, images, prepare(context), read, method=config.method, **options)
     rest = measure(path, images, prepare(context), other, method="minmax", **options)
-    thresholds, amax = {**rest.thresholds, **found.thresholds}, {**rest.amax, **found.amax}
+    if _may_leave_out(context):
+        found = found.leave_out([site.tensor for site in linears], config.max_error)
+    in_fp16 = {*read} - ({site.tensor for site in linears} - {*found.left_out})
+    model = ir.load(path)
+    write_in_fp16(model, in_fp16)
+    save_onnx(model, path)
+    without = with_what_leads_to(model, in_fp16)
+    ranges, amax = {**rest.thresholds, **found.thresholds}, {**rest.amax, **found.amax}
+    thresholds = {name: threshold for name, threshold in ranges.items() if name not in without}
     dataclasses.replace(found, thresholds=thresholds, amax=amax).save(context.bundle.ranges(lowering))
+    return _left_out(context, found, linears)
+
+
+def _as_asked(context: Context, sites: Sequence["Site"]) -> list["Site"]:
+    """The sites of a lowering that the config's patterns leave in INT8.
+
+    The patterns name layers of model.onnx, where queries, keys and values may be three linears; in the lowering they are one, which is
+    quantized if all three would be.
+    """
+    import onnx_ir as ir
+
+    from vit_convert.quantize.placement import place
+
+    asked = {site.name for site in place(ir.load(context.bundle.onnx()), **patterns(context)).sites}
+
+    def is_asked(site: "Site") -> bool:
+        parts = {f"{site.block}/{kind}" for kind in ("query", "key", "value")}
+        return site.name in asked or (site.kind == "qkv" and parts <= asked)
+
+    return [site for site in sites if is_asked(site)]
+
+
+def _evened_out(context: Context, model: Any, source: pathlib.Path, linears: Sequence["Site"], images: np.ndarray) -> Any:
+    """The same function with other weights: the channels of what LayerNorms and attention write in INT8 then reach about equally far."""
+    from vit_convert.quantize.activation_max import extremes
+    from vit_convert.quantize.equalize import attention_inputs, equalize
+    from vit_convert.quantize.smooth import find_norms, smooth
+
+    norms = [norm.tensor for norm in find_norms(model, linears)[0]]
+    batches = _batches(context, images, context.config.calibration.batch_size)
+    found = extremes(source, [*norms, *attention_inputs(model)], batches, per_channel=True)
+    amax = {name: np.maximum(found[name][1], -found[name][0]) for name in norms}
+    model = smooth(model, linears, amax, strength=_STRENGTH).model
+    equalize(model, found)
+    return model
 
 
 def _refuse_to_quantize_nothing(context: Context) -> None:

@@ -11,7 +11,7 @@ from vit_convert.core import config as configs
 from vit_convert.core.bundle import hash_file
 from vit_convert.core.errors import CheckError
 from vit_convert.core.pipeline import Context, Stage
-from vit_convert.stages.calibrate import SMOOTHED, limits, source_graph
+from vit_convert.stages.calibrate import SMOOTHED, limits, source_graph, unquantized
 from vit_convert.stages.check import check_precision
 from vit_convert.stages.common import dialect_for, graph_files, plain
 
@@ -95,6 +95,8 @@ def _write_graph(context: Context, precision: str, activations: Any) -> dict[str
     from vit_convert.quantize.half_precision import to_bf16, to_fp16
     from vit_convert.quantize.qdq import quantize
 
+    if precision == "int8" and (lowering := unquantized(context)):
+        return _write_ranges(context, lowering)
     dialect, keep_fp32 = dialect_for(context), context.config.keep_fp32
     source = source_graph(context) if precision in configs.QUANTIZED else context.bundle.onnx()
     model = ir.load(source)
@@ -113,6 +115,21 @@ def _write_graph(context: Context, precision: str, activations: Any) -> dict[str
         detail["max_abs_activation"] = per_block
     save_onnx(model, context.bundle.onnx(precision))
     return detail
+
+
+def _write_ranges(context: Context, lowering: str) -> dict[str, Any]:
+    """Writes what an engine computes from a lowering and its ranges as Q/DQ pairs, which are checked and not built from."""
+    import onnx_ir as ir
+
+    from vit_convert.core.onnx_file import save_onnx
+    from vit_convert.quantize.calibrate import Calibration
+    from vit_convert.quantize.qdq import quantize
+    from vit_convert.quantize.ranged import sites_with_ranges
+
+    model, ranges = ir.load(context.bundle.lowering(f"{lowering}.int8")), Calibration.load(context.bundle.ranges(lowering))
+    sites = sites_with_ranges(model, ranges.thresholds)
+    save_onnx(quantize(model, ranges, sites, target="trt8"), context.bundle.onnx("int8"))
+    return {"quantized": [site.name for site in sites]}
 
 
 def _ranges_by_flag(context: Context, activations: Any) -> dict[str, Any]:

@@ -113,6 +113,7 @@ def build_engine(backend: Backend, request: BuildRequest, plan_path: str | os.Pa
                 request.precision,
                 request.keep_fp32,
                 has_calibrator=has_calibrator,
+                ranged=request.ranges.keys(),
             )
         set_ranges(network, request.ranges, graph=onnx_path.name)
         timing_cache = None if timing_path is None else load_timings(builder_config, timing_path, progress)

@@ -1,7 +1,7 @@
 """What a precision means for a backend, and whether a graph can honour it."""
 
 import collections
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from vit_convert.core.errors import BuildError, nearest
@@ -129,6 +129,7 @@ def set_weak_precision(
     keep_fp32: Sequence[str],
     *,
     has_calibrator: bool = False,
+    ranged: Collection[str] = (),
 ) -> None:
     """Sets the builder flags of a weakly typed build, and the layers that stay in fp32.
 
@@ -140,6 +141,7 @@ def set_weak_precision(
         precision: fp32, fp16 or int8.
         keep_fp32: blocks ("block_03"), layers ("block_03/fc2"), scopes or fnmatch patterns of node names.
         has_calibrator: whether int8 ranges come from TensorRT's own calibration; in a graph with Q/DQ nodes they do not.
+        ranged: the tensors that already have ranges; empty if the calibrator finds them.
 
     Raises:
         BuildError: the GPU does not support the precision, or a pattern matches no layer.
@@ -157,7 +159,7 @@ def set_weak_precision(
     if not keep_fp32:
         if has_calibrator:
             builder_config.set_flag(backend.find("BuilderFlag.PREFER_PRECISION_CONSTRAINTS"))  # some products have no int8 kernel
-            _prefer_int8(backend, network)
+            _prefer_int8(backend, network, ranged)
         return
     # Either all constraints are obeyed or none is: what stays in fp32 has to, and int8 is left to the timings then.
     builder_config.set_flag(backend.find("BuilderFlag.OBEY_PRECISION_CONSTRAINTS"))
@@ -198,10 +200,11 @@ def set_ranges(network: Any, ranges: Mapping[str, float], *, graph: str) -> None
         raise BuildError(f"{graph}: has no tensor {next(iter(missing))}, which there is a range for", fix="Calibrate this graph again.")
 
 
-def _prefer_int8(backend: Backend, network: Any) -> None:
+def _prefer_int8(backend: Backend, network: Any, ranged: Collection[str]) -> None:
     """Asks for int8 in layers with weights: going by its timings, TensorRT may run all of them in fp16 and not say so.
 
     These are the graph's convolutions or, if it has none, its products with constants. Other products are attention, and stay fp16.
+    If ranges are given, a layer whose input has none was left out of int8, and is not asked for.
     """
     trt = backend.module
     constants: set[str] = set()
@@ -214,7 +217,8 @@ def _prefer_int8(backend: Backend, network: Any) -> None:
             products.append(layer)
     convolutions = [layer for layer in layers(network) if layer.type == trt.LayerType.CONVOLUTION]
     for layer in convolutions or products:
-        layer.precision = trt.DataType.INT8
+        if not ranged or layer.get_input(0).name in ranged:
+            layer.precision = trt.DataType.INT8
 
 
 def _outputs(layer: Any) -> Iterator[Any]:

@@ -1,0 +1,94 @@
+"""INT8 from ranges, lowering "fused": what a conversion leaves for the GPU host, what stays out of INT8, and the check without a GPU."""
+
+import json
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from vit_convert.convert import convert
+from vit_convert.core.config import default_config
+from vit_convert.core.onnx_file import open_session, run_session
+from vit_convert.quantize.calibrate import Calibration
+from vit_convert.quantize.ranged import sites_with_ranges
+
+
+def config(checkpoint, name, **changes):
+    found = default_config()
+    found.name, found.checkpoint, found.engine.backend, found.target = name, str(checkpoint), "none", "trt8"
+    found.precision, found.engine.int8_lowering, found.calibration.num_images, found.check.num_images = "fp16,int8", "fused", 4, 2
+    with found.ignore_type():
+        found.update_from_flattened_dict(changes)
+    return found
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    return tmp_path_factory.mktemp("fused")
+
+
+@pytest.fixture(scope="module")
+def small(workdir):
+    from vit_convert.families.random import write_random_checkpoint
+
+    write_random_checkpoint(workdir / "ti.npz", "Ti/16", depth=3, image_size=(32, 32), num_classes=10)
+    return workdir / "ti.npz"
+
+
+@pytest.fixture(scope="module")
+def converted(workdir, small):
+    return convert(config(small, "all"), workdir, quiet=True)
+
+
+def ranges(workdir, name):
+    return Calibration.load(workdir / name / "lowerings" / "fused.ranges.json")
+
+
+def test_the_check_computes_with_every_range(converted, workdir):
+    check = converted["checks"]["int8"]
+    assert converted["calibration"]["left_out"] == [] and check["passed"] and 0.98 < check["cosine"] < 0.999999
+    model = ir.load(workdir / "all" / "lowerings" / "fused.int8.onnx")
+    sites = sites_with_ranges(model, ranges(workdir, "all").thresholds)
+    # The last block computes keys and values, and attention for one token, by products.
+    kinds = [site.kind for site in sites]
+    assert {kind: kinds.count(kind) for kind in kinds} == {"qkv": 2, "VitAttention": 2, "out": 2, "fc1": 3, "fc2": 3}
+    assert len(check["quantized"]) == len(sites) == 12
+    written = onnx.load(workdir / "all" / "model.int8.onnx", load_external_data=False).graph
+    assert sum(node.op_type == "DequantizeLinear" for node in written.node) == 12 + 10  # a tensor each, and the weights of convolutions
+
+
+def test_weights_were_changed_exactly(converted, workdir):
+    with np.load(workdir / "all" / "reference.npz") as file:
+        images = file["images"]
+    paths = (workdir / "all" / "lowerings" / f"{name}.onnx" for name in ("fused", "fused.int8"))
+    before, after = (run_session(open_session(path), images, ["logits"])["logits"] for path in paths)
+    np.testing.assert_allclose(after, before, rtol=0, atol=1e-5 * np.abs(before).max())  # rounding of fp32 alone
+
+
+def test_what_costs_too_much_is_left_out(converted, workdir, small):
+    costs = {name: min(cost.errors) for name, cost in ranges(workdir, "all").costs.items()}
+    worst, *_, second_best, _ = sorted(costs, key=costs.__getitem__, reverse=True)
+    allowed = costs[second_best] * 1.0001
+    report = convert(config(small, "some", **{"calibration.max_error": allowed}), workdir, quiet=True)
+    left_out = {name for name, error in costs.items() if error > allowed}
+    assert worst in left_out and len(left_out) == len(costs) - 2
+    assert {row["tensor"] for row in report["calibration"]["left_out"]} == left_out
+    assert all(row["sites"] and row["max_error"] == allowed for row in report["calibration"]["left_out"])
+    assert not left_out & {*ranges(workdir, "some").thresholds}
+    graph = ir.load(workdir / "some" / "lowerings" / "fused.int8.onnx").graph
+    kernels = {node.outputs[-1].name: node for node in graph if "quantized" in node.attributes}
+    assert all(kernels[name].attributes["quantized"].as_int() == 0 for name in left_out if name in kernels)
+    assert any(kernels[name].attributes["quantized"].as_int() == 1 for name in kernels)
+    assert report["checks"]["int8"]["cosine"] > converted["checks"]["int8"]["cosine"]
+    assert len(report["checks"]["int8"]["quantized"]) == 12 - len(left_out)
+
+
+def test_patterns_are_honoured(converted, workdir, small):
+    report = convert(config(small, "patterns", keep_fp16=("*/fc2", "block_00/key")), workdir, quiet=True)
+    assert not any(name.endswith("/fc2") or name == "block_00/qkv" for name in report["checks"]["int8"]["quantized"])
+    assert len(report["checks"]["int8"]["quantized"]) == 12 - 4 and report["calibration"]["left_out"] == []
+    kept = {*ranges(workdir, "all").thresholds} - {*ranges(workdir, "patterns").thresholds}
+    assert len([name for name in kept if "LayerNorm" in name]) == 1
+    report = json.loads((workdir / "patterns" / "report.json").read_text())
+    assert report["checks"]["int8"]["passed"]
