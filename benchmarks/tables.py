@@ -2,8 +2,8 @@
 
 A text names its tables: everything between `<!-- table:convert -->` and `<!-- end -->` is replaced by the table of that name, from the
 newest result file `<name>-*.json` (by date in its name). Tables: convert, growth, extras (all from convert-*.json), calibrate,
-int8-trained, h200-int8 (from h200-tests-digits-*.json), any other h200-…, and h200: all side-by-side runs of h200-*.json together, the
-newest of each model, input and batch.
+int8-trained, int8-fused, int8-gpu-trained, fp16-kernels, h200-int8 (from h200-tests-digits-*.json), any other h200-…, and h200: all
+side-by-side runs of h200-*.json together, the newest of each model, input and batch.
 
     python benchmarks/tables.py docs/benchmarks.md           # rewrites it
     python benchmarks/tables.py --check docs/benchmarks.md   # fails if it would change
@@ -18,6 +18,7 @@ from typing import Any
 
 from absl import app, flags
 from gpu.engine_tables import h200_table, int8_table
+from gpu.int8_table import int8_fused_table
 from gpu.side_by_side import VERSIONS, merge
 from gpu.side_by_side import table as side_by_side
 from markdown_table import markdown
@@ -94,7 +95,9 @@ def _origin(record: Mapping[str, Any], path: pathlib.Path) -> str:
     loads = [run["load_before"] for run in record.get("runs", []) if "load_before" in run]
     load = f" Load average before the runs: {min(loads):.1f} to {max(loads):.1f}." if loads else ""
     date = str(record.get("date") or facts.get("date", ""))[:10]
-    return f"<sub>{hardware}; {versions}; {date}; `{record.get('command', '')}` → `{path.name}`.{load}</sub>"
+    command, *others = str(record.get("command", "")).split("; ")
+    more = f", and {len(others)} more like it" if others else ""
+    return f"<sub>{hardware}; {versions}; {date}; `{command}`{more} → `{path.name}`.{load}</sub>"
 
 
 def _about(record: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
@@ -102,7 +105,10 @@ def _about(record: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, A
     if "models" in record:
         return _of_gpu(record)
     if "hardware" in record:
-        return record["hardware"], record.get("versions", {})
+        run = next(iter(record.get("runs", [])), {})  # of one on a GPU it says which
+        facts = {key: run[key] for key in ("gpu", "driver") if key in run}
+        versions = {key: run[key] for key in ("tensorrt",) if key in run}
+        return {**facts, **record["hardware"]}, {**versions, **record.get("versions", {})}
     facts = record.get("environment", record)  # what the engine's commands and the GPU tests write
     return facts, {name: facts[name] for name in ("tensorrt", "vit_convert") if name in facts}
 
@@ -246,6 +252,21 @@ def trained_table(record: Mapping[str, Any]) -> str:
     return markdown(titles, rows)
 
 
+def trained_gpu_table(record: Mapping[str, Any]) -> str:
+    """What trained models lose and gain by INT8 on a GPU."""
+    rows = []
+    for run in sorted(record["runs"], key=lambda run: (run["case"], run["left_out"])):
+        fp16, int8 = (run["images_per_second"].get(precision) for precision in ("fp16", "int8"))
+        top1 = f"{run['top1']:.1f} % (FP32 {run['top1_jax']:.1f} %) of {run['images']}" if run.get("top1") is not None else ""
+        allowed = next((word.rpartition("=")[2] for word in run["options"] if "max_error" in word), "")
+        cells = [run["outputs"], allowed, f"{run['left_out']}", f"{run['batch']}"]
+        cells += [f"{fp16:,.0f}".replace(",", " "), f"{int8:,.0f}".replace(",", " ")]
+        cells += [f"{int8 / fp16:.2f}×", f"{run['cosine']:.4f}", top1, "yes" if run["passed"] else "**no**"]
+        rows.append([*cells, run["recommended"]])
+    titles = ("judged", "`max_error`", "products left in FP16", "batch", "FP16, images/s", "INT8, images/s", "INT8 / FP16")
+    return markdown((*titles, "worst cosine", "top-1", "passed", "recommended"), rows)
+
+
 TABLES: dict[str, tuple[Callable[[Mapping[str, Any]], str], str]] = {
     "convert": (convert_table, "convert"),
     "growth": (growth_table, "convert"),
@@ -253,6 +274,9 @@ TABLES: dict[str, tuple[Callable[[Mapping[str, Any]], str], str]] = {
     "calibrate": (calibrate_table, "calibrate"),
     "int8-trained": (trained_table, "int8-trained"),
     "h200-int8": (int8_table, "h200-tests-digits"),
+    "int8-fused": (int8_fused_table, "int8-fused"),
+    "fp16-kernels": (side_by_side, "fp16-kernels-b16-384"),
+    "int8-gpu-trained": (trained_gpu_table, "int8-gpu-trained"),
 }
 
 

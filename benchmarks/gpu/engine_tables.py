@@ -63,7 +63,7 @@ def kernel_table(record: Run) -> str:
         shares = [_percent(row.get(key)) for key in ("tensor_percent", "l2_percent", "dram_percent")]
         moved = f"{row['dram_mib']:.0f} MiB" if "dram_mib" in row else ""
         cells = [f"{row['launches']}", f"{row['mean_us']:.0f} µs", f"{row['share_percent']:.1f} %", *shares, moved]
-        rows.append([f"`{_ENDING.sub('', row['name'])}`", *cells])
+        rows.append([f"`{_ENDING.sub('', row['name'].replace('<unnamed>::', ''))}`", *cells])
     others = [row for row in record["kernels"] if row not in shown]
     share = f"{sum(row['share_percent'] for row in others):.1f} %"
     rows.append(["the others", f"{sum(row['launches'] for row in others)}", "", share, "", "", "", ""])

@@ -51,6 +51,7 @@ _STOP_AFTER = flags.DEFINE_float("stop_after", 540.0, "Seconds after which no fu
 _STEP_LIMIT = flags.DEFINE_float("step_limit", 560.0, "Seconds after which running steps are ended.")
 _PHASE = flags.DEFINE_enum("phase", "all", ["all", "prepare", "measure"], "Which phase.")
 _DTYPES = flags.DEFINE_list("jax_dtypes", ["fp32", "bf16"], "What JAX computes in.")
+_MODES = flags.DEFINE_list("torch_modes", ["reduce-overhead"], "torch.compile modes; max-autotune compiles for minutes.")
 _STEPS = flags.DEFINE_list("steps", [*_PREPARED, *_MEASURED], "Which steps.")
 _LANES = flags.DEFINE_list(
     "lanes", [f"{name}={count}" for name, count in _PREPARED.items()], "How many of a step are prepared at a time on a GPU."
@@ -106,7 +107,7 @@ def commands(model: Model, workdir: pathlib.Path) -> dict[str, list[str]]:
     timing = [f"--seconds={_SECONDS.value}", f"--warmup={_WARMUP.value}"]
     ours = [f"--batches={batches}", "--streams=1,2", f"--duration={_SECONDS.value}", f"--warmup={_WARMUP.value}"]
     jax = [here, str(_FOLDER / "jax_peer.py"), f"--checkpoint={checkpoint}", f"--dtypes={','.join(_DTYPES.value)}", *peer]
-    torch = [here, str(_FOLDER / "torch_peer.py"), f"--variant={model.variant}", *peer]
+    torch = [here, str(_FOLDER / "torch_peer.py"), f"--variant={model.variant}", f"--modes={','.join(_MODES.value)}", *peer]
     asked = [f"--config.checkpoint={checkpoint}", f"--config.name={model.name}", f"--config.image_size={model.image_size}"]
     graph = [
         f"--config.target={_TARGET.value}",

@@ -153,6 +153,42 @@ def test_int8_is_set_beside_fp16(tables, tmp_path):
     assert "| explicit Q/DQ | 12 of 25 | 99.50 % | 600 images/s | 1 000 images/s | 0.60× | fp16 |" in text
 
 
+def test_int8_by_our_kernels_beside_all_others(tables, tmp_path):
+    def ours(precision, rate, **changes):
+        return {**MEASURED, "precision": precision, "batch": 256, "images_per_second": rate, **changes}
+
+    rows = [ours("fp16", 1000.0), ours("int8", 1500.0), ours("int8", 9000.0, streams=2), ours("int8", 9000.0, transfers="in and out")]
+    jax = [
+        {"precision": name, "batch": 256, "images_per_second": rate} for name, rate in (("fp32", 300.0), ("bf16", 500.0), ("bf16", 750.0))
+    ]
+    torch = [
+        {"mode": mode, "batch": 256, "images_per_second": rate} for mode, rate in (("reduce-overhead", 500.0), ("max-autotune", 600.0))
+    ]
+    model = {
+        "variant": "B/16",
+        "image_size": 224,
+        "engine": {"gpu": "Some GPU", "rows": rows},
+        "jax": {"rows": jax},
+        "torch": {"rows": torch},
+    }
+    record = {"models": {"b16-224": {**model, "verify": {"engines": {"int8": {"cosine": 0.9, "passed": False}}}}}, "date": "2026-01-01"}
+    (tmp_path / "int8-fused-2026-01-01.json").write_text(json.dumps(record))
+    line = tables.fill("<!-- table:int8-fused -->\n<!-- end -->", tmp_path).splitlines()[3]
+    rates = [f"{text} images/s" for text in ("1 000", "1 500", "300", "750", "500", "600")]
+    assert line.split(" | ")[2:-1] == [*rates, "1.50×", "5.00×", "2.00×", "2.50×", "0.9000, **missed**"]
+
+
+def test_a_trained_model_on_a_gpu(tables, tmp_path):
+    run = {"case": "digits", "outputs": "logits", "options": ["--config.calibration.max_error=0.001"], "batch": 256, "cosine": 0.9876}
+    run |= {"images_per_second": {"fp16": 1000.0, "int8": 1250.0}, "top1": 96.0, "top1_jax": 96.6, "images": 500, "left_out": 4}
+    run |= {"passed": True, "recommended": "int8", "gpu": "Some GPU", "tensorrt": "8.6.0"}
+    record = {"hardware": {"cpu": "A CPU"}, "versions": {"jax": "1"}, "command": "python a; python b; python c", "runs": [run]}
+    (tmp_path / "int8-gpu-trained-2026-01-01.json").write_text(json.dumps(record))
+    text = tables.fill("<!-- table:int8-gpu-trained -->\n<!-- end -->", tmp_path)
+    assert "| logits | 0.001 | 4 | 256 | 1 000 | 1 250 | 1.25× | 0.9876 | 96.0 % (FP32 96.6 %) of 500 | yes | int8 |" in text
+    assert "<sub>Some GPU, A CPU; tensorrt 8.6.0, jax 1;" in text and "`python a`, and 2 more like it" in text
+
+
 def test_check_fails_when_the_text_is_stale(tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text("no tables\n")
