@@ -122,7 +122,7 @@ def _of_gpu(record: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, 
     parts = [model[name] for model in record["models"].values() for name in ("engine", "jax", "torch") if model.get(name)]
     found: dict[str, Any] = {}
     for part in parts:
-        for name in part.keys() & {"gpu", "driver", *VERSIONS}:
+        for name in [name for name in ("gpu", "driver", *VERSIONS) if name in part]:  # in this order below a table
             if found.setdefault(name, part[name]) != part[name]:
                 raise SystemExit(f"side-by-side runs of {name} {found[name]} and of {part[name]} are no one table")
     return found, {name: found[name] for name in VERSIONS if name in found}
