@@ -25,6 +25,7 @@ from vit_convert.quantize.graph import (
 GRAPH = """<ir_version: 10, opset_import: ["" : 20]>
 g (float[N, 4] images, int64[N, 4] counts) => (float[N, 4] logits)
 <float[4, 4] "stem/w", float[4, 4] "block_0/fc/w", float[4, 4] "block_1/fc/w", float[4, 4] "head/w", float[1, 4] "probe/w",
+ float[4] "block_1/norm/scale" = {1, 2, 3, 4},
  float scale = {0.5}, int8 zero = {0}> {
     x = MatMul (images, "stem/w")
     "block_09/x" = MatMul (x, "block_0/fc/w")
@@ -34,6 +35,8 @@ g (float[N, 4] images, int64[N, 4] counts) => (float[N, 4] logits)
     "block_1/fc/w/dequantized" = DequantizeLinear ("block_1/fc/w/quantized", scale, zero)
     y = MatMul ("block_09/x/dequantized", "block_1/fc/w/dequantized")
     constant = MatMul ("probe/w", "head/w")
+    relu = Relu ("block_09/x")
+    normed = Mul (y, "block_1/norm/scale")
     n = Cast <to = 7> (y)
     sum = Add (n, counts)
     back = Cast <to = 1> (sum)
@@ -76,8 +79,8 @@ def test_a_pair_stands_where_what_it_quantizes_does(graph):
     """An activation's says nothing by its name, a weight's is its weight's."""
     assert by_output(node_blocks(graph)) == {
         "x": None,
-        **dict.fromkeys(("block_09/x", "block_09/x/quantized", "block_09/x/dequantized"), "block_00"),
-        **dict.fromkeys(("block_1/fc/w/quantized", "block_1/fc/w/dequantized", "y", "n", "sum", "back"), "block_01"),
+        **dict.fromkeys(("block_09/x", "block_09/x/quantized", "block_09/x/dequantized", "relu"), "block_00"),
+        **dict.fromkeys(("block_1/fc/w/quantized", "block_1/fc/w/dequantized", "y", "normed", "n", "sum", "back"), "block_01"),
         "constant": None,
         "z": "block_01",  # the latest of those that feed it
         "logits": None,
@@ -89,13 +92,14 @@ def test_names_by_which_a_pattern_may_mean_a_node(graph):
         node.name = f"node of {node.outputs[0].name}"
     names = by_output(names_by_node(graph, node_blocks(graph)))
     assert names["y"] == {"node of y", "y", "block_01", "block_01/fc", "block_1/fc/w"}
+    assert names["normed"] == {"node of normed", "normed", "block_01", "block_01/norm", "block_1/norm/scale"}
     assert names["logits"] == {"node of logits", "logits", "head", "head/head", "head/w"}
     assert names["z"] == {"node of z", "z", "block_01"}
 
 
 def test_activations_are_the_floats_that_depend_on_the_input(graph):
     """Not integers, not what is constant; the inputs first."""
-    expected = ["images", "x", "block_09/x", "block_09/x/dequantized", "y", "back", "z", "logits"]
+    expected = ["images", "x", "block_09/x", "block_09/x/dequantized", "y", "relu", "normed", "back", "z", "logits"]
     assert activations(graph) == expected
 
 

@@ -174,10 +174,10 @@ def test_attention_is_found_without_names():
     assert [site.name for site in found.sites] == ["mixer/a", "mixer/b", "mixer/c", "mixer/d"]
 
 
-def attending(tokens, size=16, mask=False):
+def attending(tokens, size=16, mask=False, first="stem/w"):
     """One attention of one head without its reordering, and the names of its tensors."""
     graph = Graph()
-    x = graph.linear("images", "stem/w")
+    x = graph.linear("images", first)
     q, k, v = (graph.op("MatMul", x, graph.weight(f"mixer/{name}/kernel", WIDTH, size)) for name in "qkv")
     turned = graph.op("Transpose", k, perm=[0, 2, 1])
     scores = graph.op("MatMul", q, turned)
@@ -203,6 +203,15 @@ def test_each_product_of_an_attention_reads_two_pairs(mask):
         ("attended", name["attended"], name["out"], None, None),
     ]
     assert [site.tensor for site in found.sites if site.name == "mixer/out"] == [name["attended"]]
+
+
+def test_an_attention_outside_the_blocks_is_called_after_its_node():
+    """Where some layers stand in blocks and this one does not: the name says which one a message means."""
+    model, _ = attending(513, first="block_0/fc/w")
+    (softmax,) = [node for node in model.graph if node.op_type == "Softmax"]
+    assert list(place(model, attention=True).declined) == [softmax.name] != [""]
+    found = place(attending(6, first="block_0/fc/w")[0], attention=True)
+    assert {site.block for site in found.sites if site.weight is None} == {softmax.name}
 
 
 @pytest.mark.parametrize(
