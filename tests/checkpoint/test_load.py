@@ -34,7 +34,7 @@ def test_what_is_known_of_a_file(edited):
     assert loaded.layout.value == loaded.preprocess == "vit_jax"
     assert loaded.architecture.variant == "mu/16" and loaded.architecture.image_size == loaded.source_image_size == (32, 32)
     assert loaded.num_params == sum(leaf.size for leaf in leaves.values())
-    assert (loaded.warnings, loaded.zero_head) == ([], False)
+    assert (loaded.warnings, loaded.zero_head) == ((), False)
     assert loaded.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -77,13 +77,13 @@ def test_another_size_resamples_the_table(edited):
 def test_the_same_size_resamples_nothing(edited):
     path, leaves = edited()
     loaded = load_checkpoint(path, image_size=(32, 32))
-    assert loaded.warnings == [] and np.array_equal(loaded.params["pos_embedding"], leaves[TABLE][:, 1:])
+    assert loaded.warnings == () and np.array_equal(loaded.params["pos_embedding"], leaves[TABLE][:, 1:])
 
 
 def test_a_grid_that_is_given(edited):
     path, leaves = edited(image_size=(16, 64))
     loaded = load_checkpoint(path, posemb_grid=(1, 4))
-    assert loaded.architecture.image_size == loaded.source_image_size == (16, 64) and loaded.warnings == []
+    assert loaded.architecture.image_size == loaded.source_image_size == (16, 64) and loaded.warnings == ()
     assert np.array_equal(loaded.params["pos_embedding"], leaves[TABLE][:, 1:])
     (warning,) = load_checkpoint(path, posemb_grid=(1, 4), image_size=(64, 16)).warnings  # of as many patches, elsewhere
     assert "resampled from 16x64 to 64x16" in warning
@@ -92,7 +92,7 @@ def test_a_grid_that_is_given(edited):
 def test_a_computed_table(edited):
     path, leaves = edited(layout="big_vision", pool="gap", posemb="sincos2d")
     loaded = load_checkpoint(path, image_size=(32, 64))
-    assert loaded.architecture.image_size == loaded.source_image_size == (32, 64) and loaded.warnings == []
+    assert loaded.architecture.image_size == loaded.source_image_size == (32, 64) and loaded.warnings == ()
     assert loaded.params["pos_embedding"].shape == (1, 8, 32) and loaded.params["pos_embedding"].dtype == np.float32
     assert loaded.num_params == sum(leaf.size for leaf in leaves.values())  # which holds none
 
@@ -137,7 +137,7 @@ def test_a_head_of_zeros(edited):
     (warning,) = loaded.warnings
     assert warning.startswith("e.npz: head/kernel is all zeros, so every class gets the same logit")
     features = load_checkpoint(path, outputs="features")
-    assert (features.zero_head, features.warnings) == (False, [])
+    assert (features.zero_head, features.warnings) == (False, ())
     path, _ = edited(lambda leaves: leaves["head/kernel"].__setitem__((slice(None), slice(1, None)), 0))
     assert not load_checkpoint(path).zero_head  # one class is told from the others
 
@@ -153,12 +153,12 @@ def test_no_head(edited):
 # --- refusals ---------------------------------------------------------------------------------------------------------
 
 
-def test_arguments_are_checked_before_the_file_is_opened():
+def test_arguments_that_mean_nothing(edited):
     with pytest.raises(UsageError, match=r"^family 'vitt': unknown\. Did you mean vit\?") as error:
-        load_checkpoint("gone.npz", family="vitt")
+        load_checkpoint(edited()[0], family="vitt")
     assert error.value.fix.startswith("Use auto or vit")
     with pytest.raises(UsageError, match=r"^outputs 'feature': unknown\. Did you mean features\?") as error:
-        load_checkpoint("gone.npz", outputs="feature")
+        load_checkpoint("gone.npz", outputs="feature")  # before the file is opened
     assert error.value.fix == "Use logits or features."
 
 

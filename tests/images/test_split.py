@@ -117,6 +117,19 @@ def test_no_more_are_decoded_than_memory_is_meant_for(tmp_path, threads):
     assert most[0] <= 4 * threads + 2
 
 
+@pytest.mark.parametrize("threads", [2, 4])
+def test_threads_decode_at_once(tmp_path, threads):
+    """Each of the first few waits until as many are in work; one after the other, the first would wait in vain."""
+    together = threading.Barrier(threads, timeout=30)
+
+    def read(i, then):
+        if i < threads:
+            together.wait()
+        return then(image(i))
+
+    assert len(split(tmp_path, source(20, read=read), threads=threads).names) == 20
+
+
 @pytest.mark.parametrize(("processors", "asked", "expected"), [(3, 0, 3), (None, 0, 1), (3, 2, 2)])
 def test_as_many_threads_as_processors(tmp_path, monkeypatch, processors, asked, expected):
     made, pool = [], decode.ThreadPoolExecutor
