@@ -83,6 +83,12 @@ def test_without_a_library_there_are_no_kernels(tmp_path, monkeypatch):
     assert not kernels.register()
 
 
+@pytest.mark.parametrize("name, needed", [("VitAttention", True), ("VitNorm", True), ("VitAddNorm", True), ("LayerNormalization", False)])
+def test_graph_says_whether_it_needs_the_library(tmp_path, name, needed):
+    (tmp_path / "graph.onnx").write_bytes(b"\x08\x08\x3a\x20\x0a\x10\x22" + name.encode() + b"\x12\x05")  # a node's operator, as protobuf
+    assert kernels.needed_by(tmp_path / "graph.onnx") == needed
+
+
 def test_library_that_cannot_be_loaded_is_named(tmp_path, monkeypatch):
     path = tmp_path / "broken.so"
     path.write_bytes(b"no library")

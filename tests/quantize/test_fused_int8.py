@@ -10,6 +10,7 @@ import pytest
 from vit_convert.convert import convert
 from vit_convert.core.config import default_config
 from vit_convert.core.onnx_file import open_session, run_session
+from vit_convert.export.passes.fused_encoder import ADD_NORM, quantized_tensors
 from vit_convert.quantize.calibrate import Calibration
 from vit_convert.quantize.ranged import sites_with_ranges
 
@@ -56,6 +57,15 @@ def test_the_check_computes_with_every_range(converted, workdir):
     assert len(check["quantized"]) == len(sites) == 12
     written = onnx.load(workdir / "all" / "model.int8.onnx", load_external_data=False).graph
     assert sum(node.op_type == "DequantizeLinear" for node in written.node) == 12 + 10  # a tensor each, and the weights of convolutions
+
+
+def test_branches_are_read_where_they_are_added(converted, workdir):
+    model = ir.load(workdir / "all" / "lowerings" / "fused.int8.onnx")
+    plain, with_branches = (quantized_tensors(model, branches=branches) for branches in (False, True))
+    before, after = (sites_with_ranges(model, {*read, *other}) for read, other in (plain, with_branches))
+    added = [site for site in after if site not in before]
+    assert {site.kind for site in added} == {ADD_NORM} and len(added) == 4 and {*before} < {*after}
+    assert not any(site.weight for site in added)
 
 
 def test_weights_were_changed_exactly(converted, workdir):

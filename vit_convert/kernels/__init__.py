@@ -1,8 +1,8 @@
-"""Kernels of our own for TensorRT 8: attention and LayerNorm between INT8 convolutions, as plugins in a library that nvcc builds.
+"""Kernels of our own for TensorRT 8: attention and LayerNorm, in INT8 and FP16, as plugins in a library that nvcc builds.
 
     python -m vit_convert.kernels --tensorrt_include=FOLDER     # of NvInfer.h; needs nvcc, and g++
 
-Nothing but `engine.int8_lowering=fused` needs them. The library is looked for at VIT_CONVERT_KERNELS, else beside this file.
+Only the lowerings "fused" and "kernels" need them. The library is looked for at VIT_CONVERT_KERNELS, else beside this file.
 """
 
 import ctypes
@@ -16,11 +16,18 @@ from vit_convert.core.errors import BuildError
 ENVIRONMENT = "VIT_CONVERT_KERNELS"
 SOURCES = pathlib.Path(__file__).resolve().parent
 NAME = "libvit_kernels.so"
+_PLUGINS = (b"VitAttention", b"VitAddNorm", b"VitNorm")  # as plugin.cpp registers them
 
 
 def library() -> pathlib.Path:
     """Where the library is, or would be."""
     return pathlib.Path(os.environ.get(ENVIRONMENT) or SOURCES / NAME)
+
+
+def needed_by(onnx_path: str | os.PathLike[str]) -> bool:
+    """Whether a graph has nodes that only the library can build; its weights lie in another file."""
+    data = pathlib.Path(onnx_path).read_bytes()
+    return any(name in data for name in _PLUGINS)
 
 
 @functools.cache

@@ -79,7 +79,7 @@ def build_engine(backend: Backend, request: BuildRequest, plan_path: str | os.Pa
     plan_path, onnx_path = pathlib.Path(plan_path), pathlib.Path(request.onnx_path)
     has_calibrator = request.calibrator is not None or bool(request.ranges)  # either way int8 is no matter of the graph
     require_precision(backend, request.precision, has_calibrator=has_calibrator)
-    if request.ranges and not kernels.register():
+    if backend.name == "tensorrt" and kernels.needed_by(onnx_path) and not kernels.register():
         raise BuildError(
             f"{onnx_path.name}: needs the library of our kernels, and there is no {kernels.library()}",
             fix=f"Build it (python -m vit_convert.kernels --help), or set {kernels.ENVIRONMENT} to it.",
