@@ -153,12 +153,12 @@ def test_no_head(edited):
 # --- refusals ---------------------------------------------------------------------------------------------------------
 
 
-def test_arguments_that_mean_nothing(edited):
+def test_arguments_are_checked_before_the_file_is_opened():
     with pytest.raises(UsageError, match=r"^family 'vitt': unknown\. Did you mean vit\?") as error:
-        load_checkpoint(edited()[0], family="vitt")
+        load_checkpoint("gone.npz", family="vitt")
     assert error.value.fix.startswith("Use auto or ") and "vit" in error.value.fix
     with pytest.raises(UsageError, match=r"^outputs 'feature': unknown\. Did you mean features\?") as error:
-        load_checkpoint("gone.npz", outputs="feature")  # before the file is opened
+        load_checkpoint("gone.npz", outputs="feature")
     assert error.value.fix == "Use logits or features."
 
 

@@ -11,7 +11,7 @@ from vit_convert.core.config_ranges import RANGES, Range
 from vit_convert.core.errors import UsageError
 from vit_convert.core.overrides import dotted_keys
 
-NO_NUMBERS = {"keep_fp32", "keep_fp16", "quantize_only", "lowerings"}  # tuples of names
+NO_NUMBERS = {"keep_fp32", "keep_fp16", "quantize_only", "lowerings", "families"}  # tuples of names
 
 
 def read(config: ml_collections.ConfigDict, key: str):

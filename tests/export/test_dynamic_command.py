@@ -139,8 +139,6 @@ def get_config():
         (["--config.image_size=dynamic:40..64"], "the checkpoint's own size, 32x32, lies outside"),
         (["--config.image_size=dynamic:8..64"], "a side of one patch (8 pixels)"),
         (["--config.image_size=dynamic:16-64"], "expected 'dynamic:160..448'"),
-        (["--config.image_size=dynamic:16..64", "--config.family=mixer"], "Mixer and Swin cannot: their weights fix the number of tokens"),
-        (["--config.image_size=dynamic:16..64", "--config.family=swin"], "Mixer and Swin cannot: their weights fix the number of tokens"),
         (["--config.image_size=dynamic:16..64", "--config.engine.calibrator=True"], "float32 images of one size"),
         (["--config.input=uint8", "--config.engine.calibrator=True"], "float32 images of one size"),
         (["--config.input=float16"], "not one of float32, uint8"),
@@ -150,6 +148,16 @@ def test_what_cannot_be_is_a_usage_error(tmp_path, capsys, flags, message):
     assert convert(tmp_path, *flags, "--config.engine.backend=none") == UsageError.exit_code
     assert message in capsys.readouterr().err
     assert not list(tmp_path.glob("*/*.onnx"))
+
+
+@pytest.mark.parametrize(("variant", "size"), [("S/32", 64), ("R+Ti/16", 64)], ids=["mixer", "hybrid"])
+def test_a_family_of_one_size_says_so(tmp_path, capsys, variant, size):
+    family = "mixer" if variant == "S/32" else "hybrid"
+    path = tmp_path / "model.npz"
+    write_random_checkpoint(path, variant, family=family, image_size=(size, size), num_classes=10, depth=1)
+    flags = [f"--config.checkpoint={path}", f"--config.image_size=dynamic:{size}..{2 * size}", "--config.evaluation.data="]
+    assert convert(tmp_path, *flags, "--config.engine.backend=none") == UsageError.exit_code
+    assert f"family {family} has one size; only ViTs take a range" in capsys.readouterr().err
 
 
 def test_user_model_has_one_size(tmp_path, capsys):

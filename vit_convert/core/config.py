@@ -250,8 +250,9 @@ def _check_tuples(config: ml_collections.ConfigDict) -> None:
     grid: Any = config.posemb_grid
     if grid is not None and len(grid) != 2:
         raise UsageError(f"config.posemb_grid={grid!r}: expected (rows, columns)", fix='For example --config.posemb_grid="(7,9)".')
-    patterns = ("keep_fp32", "keep_fp16", "quantize_only")
-    for key, example in {**dict.fromkeys(patterns, "('block_11','head*')"), "lowerings": "('matmul','primitives')"}.items():
+    examples = dict.fromkeys(("keep_fp32", "keep_fp16", "quantize_only"), "('block_11','head*')")
+    examples |= {"lowerings": "('matmul','primitives')", "families": "('my_module:FAMILY','mine.py:FAMILY')"}
+    for key, example in examples.items():
         names: Any = config[key]
         if not all(isinstance(name, str) and re.fullmatch(r"[^\s,()'\"]+", name) for name in names):
             raise UsageError(f"config.{key}={names!r}: names and patterns only", fix=f'For example --config.{key}="{example}".')

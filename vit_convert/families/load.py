@@ -11,7 +11,8 @@ from vit_convert.checkpoint.select import select
 from vit_convert.core.bundle import hash_file
 from vit_convert.core.errors import UsageError, nearest
 from vit_convert.families.family import Asked, Family, Loaded, Size
-from vit_convert.families.registry import family_of
+from vit_convert.families.registry import families as known_families
+from vit_convert.families.registry import family_named, family_of
 
 OUTPUTS = ("logits", "features")
 
@@ -66,6 +67,8 @@ def load_checkpoint(
     """
     if outputs not in OUTPUTS:
         raise UsageError(f"outputs {outputs!r}: unknown.{nearest(outputs, OUTPUTS)}", fix=f"Use {' or '.join(OUTPUTS)}.")
+    if family != "auto":
+        family_named(family, known_families(families))  # before anything is opened
     name, subtree = split_subtree(path)
     file = pathlib.Path(name)
     everything = read_container(file).leaves
