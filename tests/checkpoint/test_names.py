@@ -49,6 +49,7 @@ def test_what_is_stripped(names, subtree, prefix, kept):
         ([], "", "f.npz: no parameters under '/'; it holds "),
         (["opt/x", "chrono/y"], "", "f.npz: no parameters under '/'; it holds chrono/y, opt/x"),
         (["params/a", "b", "c", "d"], "img", "f.npz: no parameters under 'params/img/'; it holds b, c, d, params/a"),
+        (["e", "d", "c", "b", "a"], "img", "f.npz: no parameters under 'img/'; it holds a, b, c, d and 1 more"),
         (["f", "e", "d", "c", "b", "a"], "img", "f.npz: no parameters under 'img/'; it holds a, b, c, d and 2 more"),
     ],
 )

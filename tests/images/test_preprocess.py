@@ -126,6 +126,17 @@ def test_images_that_are_tall_and_narrow(h, w):
     assert ((got == np.floor(exact)) | (got == np.floor(exact + 2**-9))).all()
 
 
+def test_the_widened_filter_is_cut_as_well_up_to_a_64th():
+    """Beyond, it is Pillow's, in bounded time, and rounds."""
+    image = photo(256, 6)
+    exact = np.einsum("ih,hwc->iwc", weights_1d(256, 4, triangle), image.astype(np.float64))
+    got = resize(image, 4, 6, "bilinear", antialias=True, truncate=True)
+    assert ((got == np.floor(exact)) | (got == np.floor(exact + 2**-9))).all()
+    longer = photo(260, 6)  # 65 to 1
+    exact = np.einsum("ih,hwc->iwc", weights_1d(260, 4, triangle), longer.astype(np.float64))
+    assert np.abs(resize(longer, 4, 6, "bilinear", antialias=True, truncate=True) - exact).max() <= 0.5 + 1e-2
+
+
 def test_families_that_do_not_cast_round_to_the_nearest():
     """vit_jax's input pipeline stays in floats after the resize: the nearest level is nearest to them."""
     image = photo(37, 53)
