@@ -37,7 +37,7 @@ from results import RESULTS, ROOT, Results
 EQUIVALENT = pathlib.Path(__file__).parent / "mutants"
 _WARM = ("numpy", "ml_collections", "absl.flags", "PIL.Image", "safetensors.numpy", "onnx_ir", "onnxruntime")
 _WARM_JAX = ("jax", "flax.linen", "jax2onnx")  # seconds; for modules whose tests export
-_MOST_SECONDS = 40.0  # of the tests that a mutant of a line that many pass through is given
+_MOST_SECONDS = 40.0  # of the processor, whatever else the machine does: what a mutant of a line that many tests pass through is given
 _DEADLINE = 6.0, 60.0  # a mutant that takes so many times as long, and so many seconds more, hangs: killed
 
 
@@ -131,6 +131,9 @@ def _made(maker: Callable[[], Mutant]) -> Mutant | None:
     return mutant
 
 
+Passed = tuple[float, float, set[int]]
+
+
 class _Mutated(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader):
     """Imports one module from a text."""
 
@@ -153,11 +156,11 @@ class _Mutated(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader):
 
 
 class _Lines:
-    """A pytest plugin that notes, for each test, how long it took and through which lines of one file it passed."""
+    """A pytest plugin that notes, for each test, its seconds of the processor and of the clock, and which lines of one file it passed."""
 
     def __init__(self, path: pathlib.Path):
         self.path, self.lines = str(path), set()
-        self.tests: dict[str, tuple[float, set[int]]] = {}
+        self.tests: dict[str, Passed] = {}
 
     def _trace(self, frame: Any, event: str, argument: Any) -> Any:
         if frame.f_code.co_filename != self.path:
@@ -167,13 +170,13 @@ class _Lines:
 
     @pytest.hookimpl(hookwrapper=True)
     def pytest_runtest_protocol(self, item: Any, nextitem: Any) -> Iterator[None]:
-        self.lines, started = set(), time.monotonic()
+        self.lines, started, spent = set(), time.monotonic(), sum(os.times()[:4])
         threading.settrace(self._trace)
         sys.settrace(self._trace)
         yield
         sys.settrace(None)
         threading.settrace(None)  # type: ignore[arg-type]
-        self.tests[item.nodeid] = (time.monotonic() - started, self.lines)
+        self.tests[item.nodeid] = (sum(os.times()[:4]) - spent, time.monotonic() - started, self.lines)
 
 
 def _in_fork(work: Callable[[], Any], seconds: float) -> Any:
@@ -203,8 +206,8 @@ def _pytest(arguments: Sequence[str], plugins: Sequence[object] = ()) -> int:
     return int(pytest.main([*arguments, "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", "not gpu and not slow"], list(plugins)))
 
 
-def lines_of_tests(path: pathlib.Path, tests: Sequence[str]) -> dict[str, tuple[float, set[int]]]:
-    """Per test: seconds, and the lines of a file that it passes through.
+def lines_of_tests(path: pathlib.Path, tests: Sequence[str]) -> dict[str, Passed]:
+    """Per test: seconds of the processor and of the clock, and the lines of a file that it passes through.
 
     Raises:
         SystemExit: the tests fail as they are.
@@ -220,11 +223,11 @@ def lines_of_tests(path: pathlib.Path, tests: Sequence[str]) -> dict[str, tuple[
     return found[1]
 
 
-def covering(mutant: Mutant, tests: dict[str, tuple[float, set[int]]], inside: set[int]) -> list[str]:
+def covering(mutant: Mutant, tests: dict[str, Passed], inside: set[int]) -> list[str]:
     """The tests that pass through a mutant's line, the quickest first; all where the line runs at the import, as a record's fields do."""
     near = set(range(mutant.line - 3, mutant.line + 4))  # a statement of several lines is traced at some of them
-    found = [name for name, (_, lines) in tests.items() if mutant.line in lines or mutant.line not in inside]
-    found = found or [name for name, (_, lines) in tests.items() if lines & near]
+    found = [name for name, (*_, lines) in tests.items() if mutant.line in lines or mutant.line not in inside]
+    found = found or [name for name, (*_, lines) in tests.items() if lines & near]
     found.sort(key=lambda name: tests[name][0])
     chosen, seconds = [], 0.0
     for name in found:
@@ -271,7 +274,7 @@ def try_module(module: str, count: int, seed: int, before: dict[str, Any] | None
             killed += 1
             continue
         chosen = covering(mutant, tests, inside)
-        expected = sum(tests[test][0] for test in chosen)
+        expected = sum(tests[test][1] for test in chosen)
 
         def work(mutant: Mutant = mutant, chosen: Sequence[str] = chosen) -> int:
             sys.meta_path.insert(0, _Mutated(name, path, mutant.source))

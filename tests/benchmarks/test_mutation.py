@@ -29,6 +29,17 @@ def test_a_survivor_with_a_reason_does_not_count():
     assert (found["equivalent"], found["survived"], found["killed_share"]) == (1, 1, 0.75)  # three of the four that change something
 
 
+def test_a_busy_machine_takes_no_tests_away(monkeypatch):
+    """What a mutant is given goes by the processor's seconds: by the clock, a mutant lived for want of the test that kills it."""
+    from mutation import Mutant, covering
+
+    mutant = Mutant("operator", 7, "a", "b", "")
+    tests = {"slow": (3.0, 900.0, {7}), "quick": (0.5, 2.0, {6, 7}), "elsewhere": (0.1, 0.1, {8}), "long": (50.0, 50.0, {7})}
+    assert covering(mutant, tests, {7}) == ["quick", "slow"]
+    assert covering(mutant, tests, set()) == ["elsewhere", "quick", "slow"]  # a line of the import: all, as far as time goes
+    assert covering(mutant, {"long": tests["long"]}, {7}) == ["long"]  # one at least
+
+
 def test_a_record_for_each_module(tmp_path, capsys):
     from mutation import print_table, record_file
 

@@ -17,7 +17,13 @@ def sliced(starts, end, output, *, x="n, 5, 4", steps="1, 1, 1"):
 @pytest.mark.parametrize("opset", [17, 20])
 @pytest.mark.parametrize(
     ("starts", "end", "output"),
-    [("0, 2, 0", "5", "n, 3, 4"), ("0, 0, 0", "3", "n, 3, 4"), ("0, -2, 0", "9", "n, 2, 4"), ("0, 1, 2", "-1", "n, 3, 2")],
+    [
+        ("0, 2, 0", "5", "n, 3, 4"),
+        ("0, 0, 0", "3", "n, 3, 4"),
+        ("0, -2, 0", "9", "n, 2, 4"),
+        ("0, 1, 2", "-1", "n, 3, 2"),
+        ("0, -9, 0", "3", "n, 3, 4"),
+    ],
 )
 def test_ends_become_constant(opset, starts, end, output):
     model, count = rewrite(sliced(starts, end, output), ConstantSlice(), opset)
@@ -30,6 +36,7 @@ def test_ends_become_constant(opset, starts, end, output):
     [
         (sliced("0, 0, 0", "5", "n, 3, 4", steps="1, 2, 1"), "not every step is 1"),
         (sliced("0, 1, 0", "3", "n, k, 4", x="n, m, 4"), "axis 1 goes from m to k, which are not both known"),
+        (sliced("0, 0, 0", "5", "n, 5, 4"), "no axis gets shorter"),
         (sliced("1, 0, 0", "5", "k, 5, 4"), "axis 0 goes from n to k, which are not both known"),
     ],
 )

@@ -35,7 +35,8 @@ class ConstantSlice(Rule):
                 continue
             if not isinstance(old, int) or not isinstance(new, int):
                 raise Decline(f"axis {axis} goes from {old} to {new}, which are not both known")
-            cut[axis] = (start % old, start % old + new)
+            begin = slice(start, None).indices(old)[0]  # one before the axis begins with it
+            cut[axis] = (begin, begin + new)
         if not cut:
             raise Decline("no axis gets shorter")
         return cut
