@@ -30,7 +30,7 @@ from vit_convert.engine.verify import verify_session
 _MENDS = {
     "fp32": "Build without engine.tf32; if it misses still, this TensorRT computes something else than the graph says.",
     "fp16": "Keep the blocks of largest activation in fp32 (max_abs_activation in report.json, config.keep_fp32).",
-    **dict.fromkeys(QUANTIZED, "Convert with precision=auto: it leaves the layers in fp16 that cost most."),
+    **dict.fromkeys(QUANTIZED, "Convert with precision=auto or a smaller calibration.max_error: layers that cost most stay fp16."),
 }
 
 

@@ -162,7 +162,7 @@ def _worst(path: pathlib.Path, missed: Iterable[tuple[str, "Row"]], tolerance: T
 def _missed(message: str, result: dict[str, Any]) -> CheckError:
     fix = "docs/checks.md says what usually causes it."
     if result.get("precision") in QUANTIZED:
-        fix = f"Use config.precision=auto: it leaves the layers in fp16 that cost most. {fix}"
+        fix = f"Use config.precision=auto or a smaller config.calibration.max_error: the layers that cost most stay fp16. {fix}"
     return CheckError(message, fix=fix, result=result)
 
 
