@@ -140,9 +140,9 @@ def test_every_size_is_judged_but_of_a_quantized_graph_the_first(context, monkey
 
     real = onnx_graph.check_graph
 
-    def note(path, reference, batches, tolerance, *, judged):
+    def note(path, reference, batches, tolerance, *, judged, **options):
         asked.append((list(batches), list(judged), [name for name in reference if name != "images"]))
-        return real(path, reference, batches, tolerance, judged=judged)
+        return real(path, reference, batches, tolerance, judged=judged, **options)
 
     monkeypatch.setattr(onnx_graph, "check_graph", note)
     dynamic(context)
