@@ -136,6 +136,15 @@ def test_a_graph_that_adds_no_table_to_patches_is_refused(edit):
         make_dynamic(embedding(edit), GRID, "pos_embedding", "x")
 
 
+def test_a_table_that_is_added_to_rows_and_columns_is_refused():
+    """Whatever stands in the place of the Reshape."""
+    text = EMBEDDING.replace("float[1, 6, 4] pos_embedding", "float[2, 3, 4] pos_embedding")
+    text = text.replace("r = Reshape (q, flat) t = Add (r, pos_embedding)", "r = Relu (q) u = Add (r, pos_embedding) t = Reshape (u, flat)")
+    model = described(text, "kernel", "bias", "pos_embedding", "cls")
+    with pytest.raises(ExportError, match="does not add a position table"):
+        make_dynamic(model, GRID, "pos_embedding", "x")
+
+
 def test_another_weight_that_is_added_is_no_table():
     model = described(EMBEDDING, "kernel", "bias", "pos_embedding", "cls", names={"pos_embedding": "offsets"})
     with pytest.raises(ExportError, match="does not add a position table"):
