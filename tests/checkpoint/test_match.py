@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vit_convert.checkpoint.containers import Leaf
-from vit_convert.checkpoint.match import Expected, require_match
+from vit_convert.checkpoint.match import Expected, require_blocks, require_match
 from vit_convert.core.errors import CheckpointError
 
 SHAPES = {"a": (2, 3), "b": (4,), "c": (3, 2)}
@@ -61,3 +61,25 @@ def test_another_variant_than_the_one_asked_for(found, hint, fix):
 def test_a_number_of_parameters_that_does_not_agree():
     """Counted in closed form beside the list of shapes, so that neither is wrong alone."""
     assert refused(SHAPES, num_params=17) == ("f.npz: checkpoint 16 parameters, variant B/16 has 17", "")
+
+
+@pytest.mark.parametrize(
+    ("numbers", "said"),
+    [
+        ((0,), None),
+        ((2, 0, 1), None),
+        ((), "layer 0 missing, there is none"),
+        ((1,), "layer 0 missing, blocks up to 1 found"),
+        ((0, 2), "layer 1 missing, blocks up to 2 found"),
+        ((0, 1, 4), "layer 2, 3 missing, blocks up to 4 found"),
+        ((0, 999_999), "layer 1, 2 missing, blocks up to 999999 found"),  # and not a list of all
+        ((3,), "layer 0, 1 missing, blocks up to 3 found"),
+    ],
+)
+def test_blocks_that_are_missing(numbers, said):
+    names = [f"layer_{i}/{leaf}" for i in numbers for leaf in "ab"] + ["head/a", "layer_x/a", "outer/layer_7/a"]
+    if said is None:
+        return require_blocks(names, r"layer_(\d+)/", "layer", "f.npz")
+    with pytest.raises(CheckpointError) as error:
+        require_blocks(names, r"layer_(\d+)/", "layer", "f.npz")
+    assert str(error.value) == f"f.npz: {said}" and error.value.fix

@@ -188,11 +188,17 @@ def test_new_names_are_left_alone():
 
 
 @pytest.mark.parametrize(
-    ("numbers", "said"), [((1, 2), "0 missing, blocks up to 2"), ((0, 3), "1, 2 missing, blocks up to 3"), ((5,), "0, 1 missing")]
+    ("numbers", "said"),
+    [
+        ((1, 2), "0 missing, blocks up to 2"),
+        ((0, 3), "1, 2 missing, blocks up to 3"),
+        ((5,), "0, 1 missing"),
+        ((), "0 missing, there is none"),
+    ],
 )
 def test_blocks_that_are_missing(numbers, said):
     with pytest.raises(CheckpointError, match=f"f: Mixer block {said}"):
-        canonicalize(leaves({f"MixerBlock_{i}/x": (1,) for i in numbers}), Layout.MIXER, "f")
+        canonicalize(leaves({"stem/bias": (1,)} | {f"MixerBlock_{i}/x": (1,) for i in numbers}), Layout.MIXER, "f")
 
 
 def test_two_leaves_of_one_name():

@@ -2,7 +2,8 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 
 from vit_convert.checkpoint.containers import Leaf
 from vit_convert.core.errors import CheckpointError
@@ -56,6 +57,26 @@ def require_match(leaves: Mapping[str, Leaf], expected: Expected) -> None:
         raise CheckpointError(f"{expected.file}: {problems[0]}{_hint(expected, transposed == {True})}{more}", fix=_fix(expected))
     if (stored := sum(leaf.size for leaf in leaves.values())) != expected.num_params:
         raise CheckpointError(f"{expected.file}: checkpoint {stored} parameters, variant {expected.variant} has {expected.num_params}")
+
+
+def require_blocks(names: Iterable[str], pattern: str, what: str, path: str) -> None:
+    """Refuses a file that lacks a block before the last one that it has, or has none.
+
+    Args:
+        names: of its leaves.
+        pattern: what the name of a block's leaf begins with; group 1 is the block's number.
+        what: a block is called, for the message.
+        path: the file.
+
+    Raises:
+        CheckpointError: so it is; names the first that are missing.
+    """
+    found = {int(match[1]) for name in names if (match := re.match(pattern, name))}
+    last = max(found, default=0)
+    # So many as there are, and one more where one lies beyond: a number that nobody has makes no list of all below it.
+    if missing := [i for i in range(len(found) + (last >= len(found))) if i not in found]:
+        listed, there = ", ".join(map(str, missing)), f"blocks up to {last} found" if found else "there is none"
+        raise CheckpointError(f"{path}: {what} {listed} missing, {there}", fix="Fetch the file again, or save it whole.")
 
 
 def _hint(expected: Expected, transposed: bool) -> str:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Collection, Mapping
 
 from vit_convert.checkpoint.containers import Leaf
+from vit_convert.checkpoint.match import require_blocks
 from vit_convert.core.errors import CheckpointError
 from vit_convert.families.mixer.architecture import BLOCK
 
@@ -55,12 +56,7 @@ def canonicalize(leaves: Mapping[str, Leaf], layout: Layout, path: str) -> dict[
         if canonical in renamed:
             raise CheckpointError(f"{path}: {leaf.name} and {renamed[canonical].name} are the same parameter")
         renamed[canonical] = _squeezed(leaf) if _PHASE.search(name) else leaf
-    blocks = {int(match[1]) for name in renamed if (match := re.match(rf"{BLOCK}(\d{{1,6}})/", name))}
-    if gaps := [i for i in range(len(blocks) + (max(blocks, default=0) >= len(blocks))) if i not in blocks]:  # the first ones
-        raise CheckpointError(
-            f"{path}: Mixer block {', '.join(map(str, gaps))} missing, blocks up to {max(blocks, default=0)} found",
-            fix="Fetch the file again, or save it whole.",
-        )
+    require_blocks(renamed, rf"{BLOCK}(\d{{1,6}})/", "Mixer block", path)
     return renamed
 
 

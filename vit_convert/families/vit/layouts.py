@@ -11,6 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping
 
 from vit_convert.checkpoint.containers import Leaf
+from vit_convert.checkpoint.match import require_blocks
 from vit_convert.core.errors import CheckpointError
 from vit_convert.families.vit.shapes import BLOCK
 
@@ -107,13 +108,7 @@ def canonicalize(leaves: Mapping[str, Leaf], path: str) -> dict[str, Leaf]:
         if canonical in renamed:
             raise CheckpointError(f"{path}: {leaf.name} and {renamed[canonical].name} are the same parameter")
         renamed[canonical] = leaf
-    blocks = {int(match[1]) for name in renamed if (match := re.match(rf"{BLOCK}(\d{{1,6}})/", name))}
-    if gaps := [i for i in range(len(blocks) + (max(blocks, default=0) >= len(blocks))) if i not in blocks]:  # the first ones
-        listed, found = ", ".join(map(str, gaps)), f"blocks up to {max(blocks)} found" if blocks else "there is none"
-        raise CheckpointError(
-            f"{path}: encoder block {listed} missing, {found}",
-            fix="Fetch the file again, or save it whole.",
-        )
+    require_blocks(renamed, rf"{BLOCK}(\d{{1,6}})/", "encoder block", path)
     return renamed
 
 
