@@ -137,6 +137,16 @@ def test_a_record_without_a_process_is_believed_until_it_is_old(bundle, without_
         pass
 
 
+@pytest.mark.parametrize("pid", [os.getpid(), 2**22 - 1])
+def test_a_process_of_another_container_is_not_looked_for_here(bundle, without_flock, pid):
+    """Its number is another's here, or nobody's."""
+    claim(bundle, namespace="pid:[1]", pid=pid, started="1")
+    assert f"process {pid}" in refused(bundle)
+    os.utime(bundle.lock, (1, 1))
+    with hold(bundle, "x"):
+        pass
+
+
 def test_the_number_of_a_process_comes_back(bundle, without_flock):
     """Another process got the number of the holder: it started at another time."""
     claim(bundle, pid=os.getppid(), started=started(os.getppid()))

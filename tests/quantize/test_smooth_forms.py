@@ -12,7 +12,7 @@ from vit_convert.quantize.smooth import find_norms, smooth
 CHANNELS, TOKENS, OUT = 6, 4, 5
 GRAPH = """<ir_version: 9, opset_import: ["" : 17]>
 g (float[N, 4, 6] images) => ({outputs})
-<float[6] scale, float[6] bias, float[6, 5] w, float[5, 6, 1, 1] c, float[6, 1, 1, 1] depth, float[4, 4] left, float[6, 24] wide,
+<float[6] scale, float[6] bias, float[6, 5] w, float[5, 6, 1, 1] c, float[6, 1, 1, 1] depth, float[4, 4] left, float[6, 24] wide, float[6] shift,
  int64[4] beside = {{-1, 6, 1, 1}}, int64[3] back = {{-1, 4, 6}}, int64[2] flat = {{-1, 24}}, int64 first = {{0}}> {{
     norm = LayerNormalization <axis = -1, epsilon = 1e-6> (images, scale, bias)
     {nodes}
@@ -30,6 +30,7 @@ def model(*nodes, outputs="float[N, 4, 5] y", weights=()):
         "depth": rng.normal(0, 0.3, (CHANNELS, 1, 1, 1)),
         "left": rng.normal(0, 0.3, (TOKENS, TOKENS)),
         "wide": rng.normal(0, 0.3, (CHANNELS, 24)),
+        "shift": np.ones(CHANNELS),
         **dict(weights),
     }
     for name, value in given.items():
@@ -128,6 +129,30 @@ def test_who_else_reads_a_norm(nodes, said):
 def test_a_norm_that_is_an_output_is_left_alone():
     graph, _ = model("y = MatMul (norm, w)", outputs="float[N, 4, 5] y, float[N, 4, 6] norm")
     assert find_norms(graph, [site("norm", "y", "w")]) == ([], {"norm": "it is an output of the graph"})
+
+
+@pytest.mark.parametrize(
+    ("before", "found"),
+    [
+        (("v = ReduceMean <axes = [-1]> (images)", "d = Sqrt (v)", "z = Div (images, d)"), True),
+        (("v = ReduceMean <axes = [-1]> (images)", "d = Sqrt (v)", "z = Sub (images, d)"), False),
+        (("v = ReduceMean <axes = [-1]> (images)", "z = Div (images, v)"), False),
+        (("z = Div (images, shift)",), False),  # by a constant
+        (("z = Identity (images)",), False),
+        ((), False),  # of the input itself
+    ],
+)
+@pytest.mark.parametrize("swapped", [False, True])
+def test_a_norm_that_is_spelt_out_divides_by_a_deviation(before, found, swapped):
+    source = "z" if before else "images"
+    product, total = ("scale, " + source, "bias, m") if swapped else (source + ", scale", "m, bias")
+    nodes = (*before, f"m = Mul ({product})", f"own = Add ({total})", "y = MatMul (own, w)")
+    graph, _ = model(*nodes, outputs="y")
+    norms, declined = find_norms(graph, [site("own", "y", "w")])
+    assert declined == {} and [norm.tensor for norm in norms] == ["own"] * found
+    if found:
+        places = [(node.op_type, node.inputs[index].name) for node, index in norms[0].parameters]
+        assert places == [("Mul", "scale"), ("Add", "bias")]
 
 
 def test_what_reads_no_norm_and_what_is_no_linear():
