@@ -12,8 +12,8 @@ from vit_convert.quantize.smooth import find_norms, smooth
 CHANNELS, TOKENS, OUT = 6, 4, 5
 GRAPH = """<ir_version: 9, opset_import: ["" : 17]>
 g (float[N, 4, 6] images) => ({outputs})
-<float[6] scale, float[6] bias, float[6, 5] w, float[5, 6, 1, 1] c, float[6, 1, 1, 1] depth, float[4, 4] left, float[6, 24] wide, float[6] shift,
- int64[4] beside = {{-1, 6, 1, 1}}, int64[3] back = {{-1, 4, 6}}, int64[2] flat = {{-1, 24}}, int64 first = {{0}}> {{
+<float[6] scale, float[6] bias, float[6, 5] w, float[5, 6, 1, 1] c, float[6, 1, 1, 1] depth, float[4, 4] left,
+ float[6] shift, int64[4] beside = {{-1, 6, 1, 1}}, int64[3] back = {{-1, 4, 6}}, int64[2] flat = {{-1, 24}}, int64 first = {{0}}> {{
     norm = LayerNormalization <axis = -1, epsilon = 1e-6> (images, scale, bias)
     {nodes}
 }}"""
@@ -29,7 +29,6 @@ def model(*nodes, outputs="float[N, 4, 5] y", weights=()):
         "c": rng.normal(0, 0.3, (OUT, CHANNELS, 1, 1)),
         "depth": rng.normal(0, 0.3, (CHANNELS, 1, 1, 1)),
         "left": rng.normal(0, 0.3, (TOKENS, TOKENS)),
-        "wide": rng.normal(0, 0.3, (CHANNELS, 24)),
         "shift": np.ones(CHANNELS),
         **dict(weights),
     }
