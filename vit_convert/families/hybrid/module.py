@@ -54,7 +54,8 @@ class GroupNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (channels,))
         groups = x.reshape(x.shape[0], GROUPS, -1)
         normal = nn.LayerNorm(epsilon=NORM_EPSILON, use_scale=False, use_bias=False)(groups)
-        return normal.reshape(x.shape) * scale[:, None, None] + bias[:, None, None]
+        by_channel = (1, channels, 1, 1)
+        return normal.reshape(x.shape) * scale.reshape(by_channel) + bias.reshape(by_channel)
 
 
 class Bottleneck(nn.Module):
@@ -159,7 +160,9 @@ def hybrid_model(architecture: Hybrid, params: Mapping[str, np.ndarray]) -> Mode
     """
     trunk = architecture.trunk
     encoder = Stack(f"{BLOCK}{{}}/", trunk.depth)
-    stages = [Stack(f"stage_{i}/block_{{}}/", depth, f"stage_{i}/block_{{:02d}}") for i, depth in enumerate(architecture.stages, 1)]
+    stages = [
+        Stack(f"stage_{i}/block_{{}}/", depth, f"stage_{i}/block_{{:02d}}", nodes=1.25) for i, depth in enumerate(architecture.stages, 1)
+    ]
     resnet = ["root", *(stack.tap(i) for stack in stages for i in range(stack.depth))]
     traced = module_of(dataclasses.replace(architecture, trunk=dataclasses.replace(trunk, depth=encoder.traced)))
     signature = classifier_signature(architecture.image_size, trunk.num_classes, trunk.representation_size or trunk.width)

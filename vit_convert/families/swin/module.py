@@ -231,6 +231,8 @@ class SwinTransformer(nn.Module):
 def swin_model(architecture: Swin, params: Mapping[str, np.ndarray]) -> Model:
     """The model of canonical parameters; of a stage's blocks four are traced, and the graph repeats the last two.
 
+    A block whose windows are shifted has about as many nodes that move tokens as others have in all.
+
     Args:
         architecture: what to build.
         params: from `layouts.prepare`.
@@ -239,7 +241,7 @@ def swin_model(architecture: Swin, params: Mapping[str, np.ndarray]) -> Model:
         The model.
     """
     stacks = tuple(
-        Stack(f"stage_{i}/block_{{}}/", depth, f"stage_{i}/block_{{:02d}}", period=1 if depth % 2 else 2)
+        Stack(f"stage_{i}/block_{{}}/", depth, f"stage_{i}/block_{{:02d}}", period=1 if depth % 2 else 2, nodes=2.0)
         for i, depth in enumerate(architecture.depths)
     )
     traced = dataclasses.replace(architecture, depths=tuple(stack.traced if not stack.depth % 2 else stack.depth for stack in stacks))

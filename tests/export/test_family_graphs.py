@@ -1,0 +1,120 @@
+"""Graphs of hybrids, Mixers and Swins: they agree with JAX at every block, are small, and are named after their checkpoints."""
+
+import collections
+import dataclasses
+import re
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from family_models import SMALL, images, model, reference
+
+from vit_convert.core.onnx_file import open_session, run_session
+from vit_convert.export.exporter import export_model
+from vit_convert.export.targets import lowering_named, target_named
+from vit_convert.images.preprocess import preprocess_for
+
+# Nodes of a stack's largest block: a Mixer's two MLPs; a bottleneck with its projection, and a ViT's block; a Swin's with shifted windows.
+BUDGET = {
+    ("mixer", "rtx"): {"MixerBlock_1": 16},
+    ("mixer", "trt8"): {"MixerBlock_1": 30},
+    ("hybrid", "rtx"): {"stage_2/block_0": 28, "stage_2/block_1": 22, "Transformer/encoderblock_1": 29},
+    ("hybrid", "trt8"): {"stage_2/block_0": 28, "stage_2/block_1": 22, "Transformer/encoderblock_1": 36},
+    ("swin", "rtx"): {"stage_0/block_2": 29, "stage_0/block_3": 57, "stage_1/block_0": 29},
+    ("swin", "trt8"): {"stage_0/block_2": 34, "stage_0/block_3": 64, "stage_1/block_0": 34},
+}
+
+
+def assert_agrees(family, path, taps):
+    """At 1e-4 of the scale, at a batch of one and of more; float32 in another order differs by about 1e-6."""
+    session = open_session(path, taps)
+    name = model(family).output
+    for batch in (1, 3):
+        for tensor, got in run_session(session, images(family)[:batch], [name, *taps]).items():
+            expected = reference(family)[tensor][:batch]
+            if got.size != expected.size:  # the last block of a hybrid computes the class token alone
+                assert (family, tensor) in {("hybrid", "block_02"), ("hybrid", "encoder_norm")}
+                expected = expected[:, :1]
+            error = np.abs(got.reshape(expected.shape) - expected).max()
+            assert error <= 1e-4 * np.abs(expected).max(), (tensor, batch)
+
+
+@pytest.mark.parametrize("family", SMALL)
+@pytest.mark.parametrize("target", ["rtx", "trt8"])
+def test_agrees_block_by_block_within_its_budget(tmp_path, family, target):
+    report = export_model(model(family), tmp_path / "model.onnx", target=target_named(target))
+    assert report.taps == list(model(family).taps)
+    assert_agrees(family, tmp_path / "model.onnx", report.taps)
+    assert report.num_shapes == (family == "hybrid")  # the class token is repeated for each image
+    names = [node.name for node in ir.load(tmp_path / "model.onnx").graph]
+    counts = collections.Counter(match[1] for name in names if (match := re.match(r"(.*[bB]lock_\d+)/", name)))
+    for block, allowed in BUDGET[family, target].items():
+        assert 0 < counts[block] <= allowed, block
+
+
+@pytest.mark.parametrize(("family", "lowering"), [("mixer", "matmul"), ("swin", "primitives"), ("hybrid", "primitives")])
+def test_lowerings_for_tensorrt_8(tmp_path, family, lowering):
+    report = export_model(model(family), tmp_path / "model.onnx", target=lowering_named("trt8", lowering))
+    assert_agrees(family, tmp_path / "model.onnx", report.taps)
+
+
+@pytest.mark.parametrize("family", SMALL)
+def test_repeated_blocks_are_those_that_are_traced(tmp_path, family):
+    """The graph with its stacks repeated computes what the graph of all blocks does, to the bit."""
+    repeated = model(family)
+    assert repeated.repeats
+    whole = dataclasses.replace(repeated, **_traced_whole(family))
+    assert not whole.repeats
+    results = []
+    for each in (repeated, whole):
+        export_model(each, tmp_path / "model.onnx", target=target_named("rtx"))
+        results.append(run_session(open_session(tmp_path / "model.onnx"), images(family))[each.output])
+        nodes = collections.Counter(node.op_type for node in ir.load(tmp_path / "model.onnx").graph)
+        results.append(nodes)
+    np.testing.assert_array_equal(results[0], results[2])
+    assert results[1] == results[3]
+
+
+def _traced_whole(family):
+    from family_models import checkpoint
+    from flax import traverse_util
+
+    from vit_convert.families.hybrid.module import module_of
+    from vit_convert.families.mixer.module import MlpMixer
+    from vit_convert.families.swin.module import SwinTransformer
+
+    make = {"mixer": MlpMixer, "hybrid": module_of, "swin": SwinTransformer}[family]
+    module = make(checkpoint(family).architecture)
+
+    def apply(leaves, batch):
+        result, taps = module.apply({"params": traverse_util.unflatten_dict(dict(leaves), sep="/")}, batch)
+        return {"logits": result, **taps}
+
+    shapes = {name: leaf.shape for name, leaf in checkpoint(family).params.leaves.items()}
+    return {"apply": apply, "traced_shapes": shapes, "traced_taps": list(model(family).taps)}
+
+
+@pytest.mark.parametrize("family", SMALL)
+def test_weights_carry_the_canonical_names(tmp_path, family):
+    from family_models import checkpoint
+
+    export_model(model(family), tmp_path / "model.onnx", target=target_named("rtx"))
+    graph = ir.load(tmp_path / "model.onnx").graph
+    assert {name for name in graph.initializers if not name.startswith(("constant_", "pooled_"))} == set(checkpoint(family).params)
+
+
+@pytest.mark.parametrize("family", SMALL)
+@pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
+def test_pixels(tmp_path, family, layout):
+    """Of a hybrid the normalisation stays outside its padded stem, whose zeros are no pixels; of the others it is in the patches."""
+    preprocess = preprocess_for("vit_jax", (64, 64))
+    side = SMALL[family][1]
+    pixels = np.random.default_rng(1).integers(0, 256, (2, side, side, 3), np.uint8)
+    given = (preprocess.scale, preprocess.offset)
+    export_model(model(family), tmp_path / "model.onnx", target=target_named("rtx"), layout=layout, pixels=given)
+    kinds = [node.op_type for node in ir.load(tmp_path / "model.onnx").graph][:4]
+    assert ("Sub" in kinds) == (family != "hybrid")
+    fed = pixels if layout == "NHWC" else pixels.transpose(0, 3, 1, 2)
+    got = run_session(open_session(tmp_path / "model.onnx"), fed)["logits"]
+    expected = model(family).run(preprocess.normalize(pixels))["logits"]
+    assert np.abs(got - expected).max() <= 1e-4 * np.abs(expected).max()
