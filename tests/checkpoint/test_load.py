@@ -2,11 +2,13 @@
 
 import hashlib
 import pathlib
+import threading
 
 import numpy as np
 import pytest
 
 from vit_convert.core.errors import CheckpointError, UsageError
+from vit_convert.families import load
 from vit_convert.families.load import load_checkpoint
 
 B = "Transformer/encoderblock_0/"
@@ -36,6 +38,16 @@ def test_what_is_known_of_a_file(edited):
     assert loaded.num_params == sum(leaf.size for leaf in leaves.values())
     assert (loaded.warnings, loaded.zero_head) == ((), False)
     assert loaded.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_a_file_is_hashed_beside_what_comes_next(edited, monkeypatch):
+    """Gigabytes take a while, and nothing waits for it but who asks for the sum."""
+    returned = threading.Event()
+    monkeypatch.setattr(load, "hash_file", lambda file: "the sum" if returned.wait(30) else "nobody returned")
+    loaded = load_checkpoint(edited()[0])
+    assert not loaded.hashing.done()
+    returned.set()
+    assert loaded.sha256 == "the sum"
 
 
 def test_parameters_are_the_files_but_for_the_class_tokens_row(edited):
