@@ -60,7 +60,7 @@ def test_shapes_and_count_are_those_of_the_model(variation):
 @pytest.mark.parametrize("variation", VARIATIONS)
 def test_sizes_are_read_from_the_shapes(variation):
     pool, representation, num_classes = variation
-    found, name = infer_architecture(leaves(small(*variation)), "auto")
+    found, name = infer_architecture(leaves(small(*variation)), "".join(["au", "to"]))  # not the one that the module holds
     assert found == Architecture("vit", "custom", 12, 2, 20, 3, 4, (0, 0), num_classes, pool, representation)
     assert name == "custom" and (found.gelu, found.norm_epsilon) == ("tanh", 1e-6)  # Flax's defaults
 

@@ -30,7 +30,7 @@ def test_a_head_is_kept():
 @pytest.mark.parametrize("value", [0.0, 1.0])
 @pytest.mark.parametrize("num_classes", [0, 3])
 def test_a_head_that_is_not_wanted(value, num_classes):
-    head = settle_head(leaves(np.full((2, 3), value, np.float32)), num_classes, "features", FILE)
+    head = settle_head(leaves(np.full((2, 3), value, np.float32)), num_classes, "".join(["feat", "ures"]), FILE)  # as if read
     assert (list(head.leaves), head.num_classes, head.is_zero, head.warnings) == (["header"], 0, False, ())
 
 
