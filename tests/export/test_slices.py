@@ -1,5 +1,7 @@
 """Slices get constant ends."""
 
+import re
+
 import pytest
 from export_graphs import declined, ops, rewrite
 
@@ -42,6 +44,13 @@ def test_ends_become_constant(opset, starts, end, output):
 )
 def test_what_is_left_alone(text, reason):
     assert declined(text, ConstantSlice()) == reason
+
+
+@pytest.mark.parametrize("computed", ["starts", "axes", "steps"])
+def test_starts_axes_or_steps_that_are_said_at_run_time_are_declined(computed):
+    text = re.sub(rf"int64\[3\] {computed} = {{[^}}]*}},? ?", "", sliced("0, 0, 0", "3", "n, 3, 4")).replace(", >", ">")
+    text = text.replace("x) =>", f"x, int64[3] {computed}) =>")
+    assert declined(text, ConstantSlice()) == "starts, axes or steps are not constant"
 
 
 def test_constant_ends_are_nothing_to_report():
