@@ -7,9 +7,18 @@ from block_graphs import HEADS, NAMES, TOKENS, WIDTH, block, by_hand, images, no
 from export_graphs import computed, ops
 
 from vit_convert.core.errors import ExportError
-from vit_convert.export.passes.attention_plugin import DOMAIN, PLUGIN, attention_to_plugin, fits
+from vit_convert.export.passes.attention_plugin import DOMAIN, PLUGIN, attention_for_kernels, attention_to_plugin, fits, fits_kernels
 from vit_convert.export.passes.cleanup import clean
-from vit_convert.export.passes.fused_encoder import ADD_NORM, ATTENTION, NORM, encoder_to_kernels, quantized_tensors
+from vit_convert.export.passes.fused_encoder import (
+    ADD_NORM,
+    ATTENTION,
+    NORM,
+    encoder_to_half_kernels,
+    encoder_to_kernels,
+    quantized_tensors,
+    with_what_leads_to,
+    write_in_fp16,
+)
 from vit_convert.export.passes.mlp_as_convolution import mlps_to_convolutions
 from vit_convert.export.weights import bind
 
@@ -97,6 +106,24 @@ def test_queries_keys_and_values_lie_head_by_head():
 )
 def test_what_the_plugin_has_kernels_for(size, tokens, expected):
     assert fits(size, tokens) is expected
+
+
+@pytest.mark.parametrize(
+    ("size", "tokens", "expected"),
+    [(64, 800, True), (64, 801, False), (80, 656, True), (80, 657, False), (80, 1, True), (32, 197, False), (96, 197, False)],
+)
+def test_what_our_kernels_hold_in_shared_memory(size, tokens, expected):
+    """227 KiB for the keys and the values of a head: 2 bytes each, rows of 8 more than the size, tokens in sixteens."""
+    assert fits_kernels(size, tokens) is expected
+
+
+def test_heads_that_our_kernels_do_not_take():
+    halves = f"{{0, {TOKENS}, {2 * HEADS}, {WIDTH // HEADS // 2}}}"
+    model = block(edit=(f"split = {{0, {TOKENS}, {HEADS}, {WIDTH // HEADS}}}", f"split = {halves}"))
+    mlps_to_convolutions(model)
+    clean(model)
+    with pytest.raises(ExportError, match=rf"lowering kernels: heads of 32 over {TOKENS} tokens; the kernels are for heads of 64 or 80"):
+        attention_for_kernels(model)
 
 
 NO_ATTENTION = "no attention over all of a fixed number of tokens"
@@ -210,6 +237,39 @@ def test_tensors_of_a_graph_from_a_file():
     model = fused()
     bind(model, random_block())
     assert quantized_tensors(ir.from_proto(ir.to_proto(model))) == quantized_tensors(model)
+
+
+def test_kernels_in_half_precision_write_and_read_no_int8():
+    model = with_plugin()
+    assert encoder_to_half_kernels(model) == 3
+    ours = [node for node in model.graph if node.domain == DOMAIN]
+    assert {node.op_type: node.attributes["quantized"].as_int() for node in ours} == {ATTENTION: 0, NORM: 0, ADD_NORM: 0}
+    assert nodes_of(model, ATTENTION)[0].attributes["int8_in"].as_int() == 0
+    assert nodes_of(fused(), ATTENTION)[0].attributes["int8_in"].as_int() == 1
+    agrees(model, images())
+
+
+def test_what_is_written_in_fp16_is_named():
+    """What a kernel gives to convolutions; of an addition with a norm that is its second output."""
+    model = fused()
+    (attention,), (first,), (second,) = (nodes_of(model, op_type) for op_type in (ATTENTION, NORM, ADD_NORM))
+    write_in_fp16(model, [second.outputs[1].name, attention.outputs[0].name, "nothing"])
+    assert [node.attributes["quantized"].as_int() for node in (attention, first, second)] == [0, 1, 0]
+    model = fused()
+    write_in_fp16(model, [nodes_of(model, ADD_NORM)[0].outputs[0].name])  # the stream, which is never INT8
+    assert {node.attributes["quantized"].as_int() for node in model.graph if node.domain == DOMAIN} == {1}
+
+
+def test_what_leads_from_a_convolution_to_a_tensor():
+    """The activation's nodes and the convolution before them: no constant, nothing else that the graph takes, nothing beyond."""
+    model = fused(edit=("a = Relu (s1)", "t = Mul (s1, half) u = Tanh (t) a = Mul (u, s1)"))
+    after = next(node for node in model.graph if node.op_type == "Mul" and node.inputs[0].producer().op_type == "Tanh").outputs[0]
+    tanh = after.producer().inputs[0]
+    between = {after.name, tanh.name, tanh.producer().inputs[0].name, after.producer().inputs[1].name}
+    assert after.producer().inputs[1].producer().op_type == "Conv" and len(between) == 4
+    assert with_what_leads_to(model, [after.name]) == between
+    (norm_,) = nodes_of(model, NORM)
+    assert with_what_leads_to(model, [norm_.outputs[0].name]) == {norm_.outputs[0].name}
 
 
 def test_a_norm_that_is_not_flat_stays():
