@@ -6,6 +6,7 @@ import onnx_ir as ir
 import pytest
 
 from vit_convert.core.onnx_file import open_session, run_session, save_onnx
+from vit_convert.quantize import smooth as smoothing
 from vit_convert.quantize.placement import Site
 from vit_convert.quantize.smooth import find_norms, smooth
 
@@ -74,6 +75,7 @@ def test_factors_of_small_values_and_dead_channels(form, read, strength):
     np.testing.assert_allclose(found.factors["norm"], expected, rtol=1e-5)
     assert found.declined == {}
     changed = {name: value.const_value.numpy() for name, value in found.model.graph.initializers.items()}
+    assert all(value.const_value.name == name for name, value in found.model.graph.initializers.items())
     np.testing.assert_allclose(changed["scale"], weights["scale"] / expected, rtol=1e-5)
     np.testing.assert_allclose(changed["bias"], weights["bias"] / expected, rtol=1e-5)
     for name in ("w", "c"):
@@ -154,8 +156,36 @@ def test_a_norm_that_is_spelt_out_divides_by_a_deviation(before, found, swapped)
         assert places == [("Mul", "scale"), ("Add", "bias")]
 
 
+@pytest.mark.parametrize(("first", "second"), [("Pow", "Add"), ("Sub", "Add"), ("Mul", "Sub"), ("Mul", "Mul"), ("And", "Add")])
+def test_a_norm_that_is_spelt_out_ends_in_a_product_and_a_sum(first, second):
+    nodes = ("v = ReduceMean <axes = [-1]> (images)", "d = Sqrt (v)", "z = Div (images, d)", "m = Mul (z, scale)", "own = Add (m, bias)")
+    graph, _ = model(*nodes, "y = MatMul (own, w)", outputs="y")
+    for node in graph.graph:
+        node.op_type = {"m": first, "own": second}.get(node.outputs[0].name, node.op_type)
+    assert find_norms(graph, [site("own", "y", "w")]) == ([], {})
+
+
 def test_what_reads_no_norm_and_what_is_no_linear():
     graph, _ = model("relu = Relu (norm)", "y = MatMul (relu, w)")
     assert find_norms(graph, [site("relu", "y", "w")]) == ([], {})
     assert find_norms(graph, [Site("block_00", "softmax", "norm", "y")]) == ([], {})  # an attention's site has no weight
     assert find_norms(graph, [site("images", "y", "w")]) == ([], {})
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_a_norm_of_our_kernels_is_its_last_output(residual):
+    """One adds the residual first, and gives the sum too, which is no norm; scale and bias are its last inputs."""
+    x, y, w = (ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT)) for name in ("x", "y", "w"))
+    vectors = [ir.Value(name=name, const_value=ir.tensor(np.ones(CHANNELS, np.float32), name=name)) for name in ("scale", "bias")]
+    w.const_value, w.shape = ir.tensor(np.ones((CHANNELS, OUT), np.float32), name="w"), ir.Shape((CHANNELS, OUT))
+    kernel = next(name for name in smoothing._KERNELS if ("Add" in name) == residual)
+    norm = ir.node(kernel, [x, *([y] if residual else []), *vectors], num_outputs=1 + residual, domain="ours", name="norm")
+    for value, name in zip(norm.outputs, ("sum", "norm")[-1 - residual :]):
+        value.name = name
+    linears = [ir.node("MatMul", [value, w], name=f"of {value.name}") for value in norm.outputs]
+    for linear in linears:
+        linear.outputs[0].name = linear.name
+    graph = ir.Graph([x, y], [linear.outputs[0] for linear in linears], nodes=[norm, *linears], initializers=[w, *vectors])
+    norms, declined = find_norms(ir.Model(graph, ir_version=9), [site(value.name, f"of {value.name}", "w") for value in norm.outputs])
+    assert declined == {} and [found.tensor for found in norms] == ["norm"]
+    assert [node.inputs[index].name for node, index in norms[0].parameters] == ["scale", "bias"]
