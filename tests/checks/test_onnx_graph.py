@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
-from vit_convert.checks.onnx_graph import batch_sizes, check_graph, graph_logits
+from vit_convert.checks.onnx_graph import batch_sizes, check_graph, graph_scores
 from vit_convert.core.compare import Tolerance
 
 TOLERANCE = Tolerance(atol=1e-5, rtol=1e-5, cosine=0.99999)
@@ -109,7 +109,7 @@ def test_logits_of_all_images_in_order(path, size, batches):
         seen.append(len(batch))
         return batch.astype(np.float32) / 255
 
-    got = graph_logits(path, pixels, prepare, "y", batch_size=size, label="scoring", progress=progress)
+    got = graph_scores(path, pixels, prepare, "y", batch_size=size, label="scoring", progress=progress)
     assert got.dtype == np.float32
     np.testing.assert_allclose(got, -2 * (pixels / 255), rtol=1e-6)
     assert seen == batches and progress.told == [("scoring", 5), *batches]

@@ -17,8 +17,9 @@ TWO = Signature(
 
 def test_a_signature_survives_a_file():
     record = json.loads(json.dumps(TWO.to_dict()))
-    assert record["inputs"][1] == {"name": "tokens", "dtype": "int32", "shape": ["batch", 64], "layout": ""}
-    assert record["outputs"][0] == {"name": "embedding", "dtype": "float32", "shape": ["batch", 512], "layout": "", "judge": "embedding"}
+    assert record["inputs"][1] == {"name": "tokens", "dtype": "int32", "shape": ["batch", 64], "layout": "", "below": 0}
+    about = {"dtype": "float32", "shape": ["batch", 512], "layout": "", "below": 0, "judge": "embedding"}
+    assert record["outputs"][0] == {"name": "embedding", **about}
     assert Signature.from_dict(record) == TWO
 
 

@@ -7,6 +7,7 @@ import sys
 
 import onnx
 import pytest
+from signatures import image_input
 
 from vit_convert.core.bundle import Bundle, read_json, write_json
 from vit_convert.core.dialect import DIALECTS
@@ -176,10 +177,11 @@ def test_a_bundle_that_cannot_be_written_is_refused_before_anything_runs(engines
 
 def test_profiles_and_graphs_of_a_request(tmp_path):
     batch = {"min": 1, "opt": 8, "max": 64, "profiles": (1, 64, 1)}
-    found = [profile["images"] for profile in batch_profiles((32, 48), "NHWC", batch)]
+    found = [profile["images"] for profile in batch_profiles(image_input((32, 48), "NHWC"), (32, 48), batch)]
     assert [tuple(shape[0] for shape in triple) for triple in found] == [(1, 1, 1), (64, 64, 64), (1, 8, 64)]
-    assert found[0][0] == (1, 32, 48, 3) and batch_profiles((32, 48), "NCHW", batch)[0]["images"][0] == (1, 3, 32, 48)
-    assert len(batch_profiles((32, 48), "NHWC", {"min": 8, "opt": 8, "max": 8, "profiles": (8,)})) == 1
+    assert found[0][0] == (1, 32, 48, 3)
+    assert batch_profiles(image_input((32, 48), "NCHW"), (32, 48), batch)[0]["images"][0] == (1, 3, 32, 48)
+    assert len(batch_profiles(image_input((32, 48), "NHWC"), (32, 48), {"min": 8, "opt": 8, "max": 8, "profiles": (8,)})) == 1
     bundle = Bundle(tmp_path)
     asked = (("fp16", "trt8"), ("fp16", "trt10"), ("int8", "trt8"), ("fp32", "rtx"))
     graphs = [graph_for(bundle, precision, DIALECTS[target]).name for precision, target in asked]

@@ -3,6 +3,7 @@
 import itertools
 
 import pytest
+from signatures import image_input
 
 from vit_convert.core.errors import BenchmarkError
 from vit_convert.core.image_size import ImageRange
@@ -83,21 +84,21 @@ NHWC, NCHW = "".join("NHWC"), "".join("NCHW")  # as words out of a file are: non
 
 
 def test_profiles_of_a_batch():
-    found = batch_profiles((16, 24), NHWC, BATCH)
+    found = batch_profiles(image_input((16, 24), NHWC), (16, 24), BATCH)
     assert [profile["images"] for profile in found] == [
         tuple((size, 16, 24, 3) for size in sizes) for sizes in [(256, 256, 256), (1, 1, 1), (1, 8, 64)]
     ]
-    found = batch_profiles((16, 24), NCHW, {**BATCH, "profiles": []})
+    found = batch_profiles(image_input((16, 24), NCHW), (16, 24), {**BATCH, "profiles": []})
     assert found == [{"images": ((1, 3, 16, 24), (8, 3, 16, 24), (64, 3, 16, 24))}]
 
 
 def test_a_range_that_is_one_size_is_built_once():
-    assert len(batch_profiles((16, 24), "NHWC", {"min": 4, "opt": 4, "max": 4, "profiles": [4, 4]})) == 1
+    assert len(batch_profiles(image_input((16, 24), "NHWC"), (16, 24), {"min": 4, "opt": 4, "max": 4, "profiles": [4, 4]})) == 1
 
 
 def test_profiles_of_a_dynamic_graph_are_over_its_image_sizes():
     sizes = ImageRange((16, 32), (32, 48), (64, 96))
-    found = batch_profiles(sizes, "NCHW", {**BATCH, "profiles": [2]})
+    found = batch_profiles(image_input(sizes, "NCHW"), sizes, {**BATCH, "profiles": [2]})
     assert found[0] == {"images": ((2, 3, 16, 32), (2, 3, 32, 48), (2, 3, 64, 96))}
     assert found[1] == {"images": ((1, 3, 16, 32), (8, 3, 32, 48), (64, 3, 64, 96))}
 

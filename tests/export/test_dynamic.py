@@ -7,6 +7,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from export_graphs import architecture, random_images, random_params
+from signatures import image_input
 
 from vit_convert.core.errors import ExportError, UsageError
 from vit_convert.core.image_size import ImageRange, parse_range, parse_size
@@ -177,7 +178,7 @@ def test_tensorrt_rtx_builds_it(lowered, tmp_path, precision):
 
     folder, _, _ = lowered
     sizes = ImageRange((32, 32), OWN, (96, 112))
-    profiles = batch_profiles(sizes, "NHWC", {"min": 1, "opt": 4, "max": 8, "profiles": (2,)})
+    profiles = batch_profiles(image_input(sizes, "NHWC"), sizes, {"min": 1, "opt": 4, "max": 8, "profiles": (2,)})
     request = BuildRequest(folder / f"{precision}.onnx", precision, profiles=profiles)
     result = build_engine(load_backend("rtx"), request, tmp_path / "engine.plan", progress=Progress(quiet=True))
     assert result.num_bytes > 0
@@ -198,10 +199,10 @@ def test_model_without_position_table_is_refused(tmp_path):
 def test_profiles_range_over_batch_and_sizes():
     sizes = ImageRange((160, 128), (224, 224), (448, 512))
     batch = {"min": 1, "opt": 8, "max": 64, "profiles": (32,)}
-    fixed, ranged = (profile["images"] for profile in batch_profiles(sizes, "NHWC", batch))
+    fixed, ranged = (profile["images"] for profile in batch_profiles(image_input(sizes, "NHWC"), sizes, batch))
     assert fixed == ((32, 160, 128, 3), (32, 224, 224, 3), (32, 448, 512, 3))
     assert ranged == ((1, 160, 128, 3), (8, 224, 224, 3), (64, 448, 512, 3))
-    assert batch_profiles(sizes, "NCHW", batch)[1]["images"][2] == (64, 3, 448, 512)
+    assert batch_profiles(image_input(sizes, "NCHW"), sizes, batch)[1]["images"][2] == (64, 3, 448, 512)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from export_graphs import architecture, random_params
+from signatures import image_input
 
 from vit_convert.core.onnx_file import open_session, run_session, save_onnx
 from vit_convert.export.exporter import export_model
@@ -184,7 +185,7 @@ def test_tensorrt_rtx_builds_it(tmp_path, precision, layout):
             model = quantize(model, calibration, place(model).sites, target="rtx")
         path = tmp_path / f"{precision}.onnx"
         save_onnx((to_bf16 if precision == "bf16" else to_fp16)(model).model, path)
-    profiles = batch_profiles(SIZE, layout, {"min": 1, "opt": 4, "max": 8, "profiles": ()})
+    profiles = batch_profiles(image_input(SIZE, layout), SIZE, {"min": 1, "opt": 4, "max": 8, "profiles": ()})
     request = BuildRequest(path, precision, profiles=profiles)
     build_engine(load_backend("rtx"), request, tmp_path / "engine.plan", progress=Progress(quiet=True))
     (images,) = read_json(tmp_path / "engine.plan.json")["inputs"]

@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
-from stage_context import CLASSES, forward, make_context, normalized, pixels
+from signatures import image_input
+from stage_context import CLASSES, SIDE, forward, make_context, normalized, pixels
 
 from vit_convert.core.errors import CalibrationError, CheckError
+from vit_convert.core.signature import Output, Signature
 from vit_convert.images.decode import pick
 from vit_convert.images.noise import seeded_noise
 from vit_convert.images.resize import resize
@@ -16,7 +18,7 @@ RANGE = {"smallest": [2, 2], "optimal": [4, 4], "largest": [8, 8]}
 class Model:
     """Notes its batches; of an image of one colour its logits are not finite, if it is told so."""
 
-    output = "logits"
+    signature = Signature(image_input((SIDE, SIDE)), (Output("logits", "float32", ("batch", CLASSES), judge="top1"),))
 
     def __init__(self, classes=CLASSES, flat=None):
         self.classes, self.flat, self.batches = classes, flat, []

@@ -40,26 +40,29 @@ def check_graph(
     tolerance: Tolerance,
     *,
     judged: Sequence[str],
+    inputs: Sequence[str] = (),
     pooled_token: int | None = None,
 ) -> list[Row]:
     """Runs a graph on the reference images and compares every output and tap.
 
     Args:
         path: the `.onnx` file.
-        reference: "images" as the graph takes them, and per tensor the JAX result, all [images, ...].
+        reference: the inputs as the graph takes them, and per tensor the JAX result, all [images, ...].
         batches: batch sizes to run, each of the first images.
         tolerance: what the judged tensors have to meet.
         judged: tensors that have to meet it; the others are reported.
+        inputs: names of the graph's inputs; empty for the first array alone.
         pooled_token: index of the one token that a graph's last block may have computed alone.
 
     Returns:
         A row per tensor, in the reference's order: the worst over the batch sizes.
     """
-    tensors = [name for name in reference if name != "images"]
+    inputs = inputs or list(reference)[:1]
+    tensors = [name for name in reference if name not in inputs]
     session = open_session(path, tensors)
     worst: dict[str, Row] = {}
     for batch in batches:
-        results = run_session(session, reference["images"][:batch], tensors)
+        results = run_session(session, {name: reference[name][:batch] for name in inputs}, tensors)
         for tensor in tensors:
             expected = reference[tensor][:batch]
             got = results[tensor]
@@ -86,7 +89,7 @@ def batch_sizes(num_images: int) -> list[int]:
     return sorted({1, min(3, num_images), num_images})
 
 
-def graph_logits(
+def graph_scores(
     path: str | os.PathLike[str], images: np.ndarray, prepare: Any, output: str, *, batch_size: int, label: str, progress: Progress
 ) -> np.ndarray:
     """Runs a graph over a set of images.

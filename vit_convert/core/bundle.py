@@ -59,6 +59,7 @@ class Bundle:
     config = property(lambda self: self.root / "config.json")
     manifest = property(lambda self: self.root / "manifest.json")
     events = property(lambda self: self.root / "events.jsonl")
+    signature = property(lambda self: self.root / "signature.json")
     reference = property(lambda self: self.root / "reference.npz")
     calibration = property(lambda self: self.root / "calibration.json")
     calibration_cache = property(lambda self: self.root / "calibration.cache")

@@ -17,7 +17,7 @@ _FOLDERS = (".", *_LOWERINGS, "engines/*", "tune/*", "timing")
 _OF_STAGES = (
     *("model.onnx", "model.onnx.data", "model.*.onnx", "model.*.onnx.data"),
     *(f"{folder}/*{end}" for folder in _LOWERINGS for end in (".onnx", ".onnx.data", ".ranges.json")),
-    *("reference.npz", "reference.*x*.npz", "evaluation_images.npy", "evaluation_labels.npy", "evaluation_logits.npy"),
+    *("signature.json", "reference.npz", "reference.*x*.npz", "evaluation_images.npy", "evaluation_labels.npy", "evaluation_logits.npy"),
     *("calibration_images.npy", "calibration_labels.npy", "calibration.json", "calibration.cache", "calibration.cache.json"),
     *("sensitivity.json", "sensitivity.png", "plan_search.json", "precision_plan.json"),
 )

@@ -117,12 +117,14 @@ def open_proto(proto: Any, folder: str | os.PathLike[str], *, threads: int = 0) 
     return ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
-def run_session(session: Any, images: np.ndarray, names: Sequence[str] | None = None) -> Mapping[str, np.ndarray]:
+def run_session(
+    session: Any, inputs: np.ndarray | Mapping[str, np.ndarray], names: Sequence[str] | None = None
+) -> Mapping[str, np.ndarray]:
     """Runs a session on one batch.
 
     Args:
         session: from `open_session`.
-        images: the batch, in the dtype and layout of the graph's only input.
+        inputs: the batch, in the dtype and layout of the graph's only input; or {input: array}.
         names: outputs to return; None for all.
 
     Returns:
@@ -132,7 +134,9 @@ def run_session(session: Any, images: np.ndarray, names: Sequence[str] | None = 
         ExportError: onnxruntime fails, as on a graph that takes another batch size than it says.
     """
     names = list(names) if names is not None else [output.name for output in session.get_outputs()]
+    feeds = dict(inputs) if isinstance(inputs, Mapping) else {session.get_inputs()[0].name: inputs}
     try:
-        return dict(zip(names, session.run(names, {session.get_inputs()[0].name: images})))
+        return dict(zip(names, session.run(names, feeds)))
     except Exception as e:  # onnxruntime's classes have no common base of their own
-        raise ExportError(f"onnxruntime cannot run the graph on {images.dtype} {images.shape}: {e}") from e
+        shown = ", ".join(f"{value.dtype} {value.shape}" for value in feeds.values())
+        raise ExportError(f"onnxruntime cannot run the graph on {shown}: {e}") from e

@@ -20,12 +20,14 @@ class Tensor:
         dtype: numpy's name of its type: "float32", "uint8", "int32".
         shape: the batch first; a name for each side that varies: ("batch", 224, 224, 3), ("batch", "height", "width", 3), ("batch", 64).
         layout: "NHWC" or "NCHW" for images, which are decoded, resized and normalised; "" for anything else.
+        below: whole numbers that it takes are 0 to this, exclusive: the size of a vocabulary; 0 for values of any size.
     """
 
     name: str
     dtype: str
     shape: tuple[Dim, ...]
     layout: str = ""
+    below: int = 0
 
     @property
     def is_image(self) -> bool:
@@ -74,6 +76,29 @@ class Signature:
     def judged(self) -> tuple[str, ...]:
         """Names of the outputs."""
         return tuple(output.name for output in self.outputs)
+
+    def of_graph(self, layout: str, *, uint8: bool = False, dynamic: bool = False) -> "Signature":
+        """What a graph takes and gives, from what its model does.
+
+        Args:
+            layout: order of the axes of the input that takes images.
+            uint8: it takes pixels, and normalises them.
+            dynamic: height and width of the images vary, and with them the number of tokens.
+        """
+
+        def as_taken(tensor: Tensor) -> Tensor:
+            if not tensor.is_image:
+                return tensor
+            batch, height, width, channels = tensor.shape
+            sides = ("height", "width") if dynamic else (height, width)
+            shape = (batch, *sides, channels) if layout == "NHWC" else (batch, channels, *sides)
+            return dataclasses.replace(tensor, shape=shape, layout=layout, dtype="uint8" if uint8 else tensor.dtype)
+
+        def as_given(output: Output) -> Output:
+            between = ("tokens" for _ in output.shape[1:-1]) if dynamic else output.shape[1:-1]
+            return dataclasses.replace(output, shape=(output.shape[0], *between, *output.shape[1:][-1:]))
+
+        return Signature(tuple(map(as_taken, self.inputs)), tuple(map(as_given, self.outputs)))
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values, as `signature.json` has them."""

@@ -10,9 +10,11 @@ import ml_collections
 from vit_convert.core import config as configs
 from vit_convert.core.bundle import Bundle, hash_value, read_json
 from vit_convert.core.dialect import Dialect, dialect_named
+from vit_convert.core.earlier import read_signature
 from vit_convert.core.errors import BuildError, UsageError
 from vit_convert.core.image_size import ImageRange, sizes_of
 from vit_convert.core.manifest import Files, Manifest
+from vit_convert.core.signature import Signature
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +23,7 @@ class Facts:
 
     Attributes:
         image_size: (height, width) in pixels, or the range that a dynamic graph takes.
-        output: name of the output that is judged, "logits" or "features".
+        signature: what its graphs take and give, and how that is judged.
         preprocess: the preprocessing record.
         dialect: that the graphs are written in.
         lowering: the graph that `engine.lowering=auto` builds fp16 engines from; "" for model.onnx.
@@ -31,13 +33,18 @@ class Facts:
     """
 
     image_size: tuple[int, int] | ImageRange
-    output: str
+    signature: Signature
     preprocess: Mapping[str, Any]
     dialect: Dialect
     lowering: str
     top1: float | None
     checks: Mapping[str, Mapping[str, Any]]
     files: Files
+
+    @property
+    def output(self) -> str:
+        """The name of the output that stands for the model where one number is shown."""
+        return self.signature.outputs[0].name
 
 
 def open_bundle(path: str) -> Bundle:
@@ -66,7 +73,7 @@ def read_facts(bundle: Bundle) -> Facts:
     checkpoint, export = manifest.result("checkpoint"), manifest.result("export")
     return Facts(
         image_size=sizes_of(checkpoint),
-        output=checkpoint["output"],
+        signature=read_signature(bundle, checkpoint, read_json(bundle.config) or {}),
         preprocess=checkpoint["preprocess"],
         dialect=dialect_named(export["target"]),
         lowering=export.get("lowering", ""),  # bundles of earlier versions have none

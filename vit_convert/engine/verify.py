@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import pathlib
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -16,6 +16,7 @@ from vit_convert.core.config import QUANTIZED
 from vit_convert.core.errors import BenchmarkError
 from vit_convert.core.image_size import ImageRange
 from vit_convert.core.progress import Progress
+from vit_convert.core.signature import Signature
 from vit_convert.core.tolerance import agreement_miss, judges_blocks, tolerance_for, top1_miss
 from vit_convert.engine.handoff import Facts
 from vit_convert.engine.runtime.profiles import Shape, ShapeRange
@@ -73,7 +74,7 @@ def verify_session(
         progress: what people see.
 
     Returns:
-        precision, passed, tolerance, misses (in words), rows ([Row]), max_abs, max_rel and cosine (the worst of the judged output) and,
+        precision, passed, tolerance, misses (in words), rows ([Row]), max_abs, max_rel and cosine (the worst of the judged outputs) and,
         with labelled images, top1, top1_jax, agreement (None without JAX's own predictions), all in percent, and num_images.
 
     Raises:
@@ -83,20 +84,20 @@ def verify_session(
     require_reference(bundle, facts)
     precision = engine.record["precision"]
     tolerance = tolerance_for(config, precision, engine=True, tf32=engine.record["options"]["tf32"])
-    judged = None if judges_blocks(precision) else {facts.output}
-    rows = _compare_batches(session, bundle.reference, batches_to_verify(engine.ranges), tolerance, judged, facts.output)
+    signature, judged = facts.signature, None if judges_blocks(precision) else {*facts.signature.judged}
+    rows = _compare_batches(session, bundle.reference, batches_to_verify(engine.ranges), tolerance, judged, signature)
     if isinstance(facts.image_size, ImageRange):
         batch = engine.ranges[-1].optimal[0]
         elsewhere = set() if precision in QUANTIZED else judged  # a quantized engine is judged at the size of its calibration
         for size in facts.image_size.sizes()[1:]:
-            rows += _compare_batches(session, bundle.reference_at(size), [batch], tolerance, elsewhere, facts.output)
+            rows += _compare_batches(session, bundle.reference_at(size), [batch], tolerance, elsewhere, signature)
     misses = [
         f"{row.output} at batch {row.batch}{_where(row, facts)}: "
         f"max abs {row.max_abs:.3g} ({row.max_rel:.3g} of scale), cosine {row.cosine:.6f}"
         for row in rows
         if row.passed is False
     ]
-    final = [row for row in rows if row.output == facts.output and row.passed is not None]
+    final = [row for row in rows if row.output in signature.judged and row.passed is not None]
     result: dict[str, Any] = {
         "precision": precision,
         "tolerance": str(tolerance),
@@ -133,51 +134,62 @@ def _where(row: Row, facts: Facts) -> str:
 
 
 def _compare_batches(
-    session: Session, path: pathlib.Path, batches: Sequence[int], tolerance: Tolerance, judged: set[str] | None, output: str
+    session: Session, path: pathlib.Path, batches: Sequence[int], tolerance: Tolerance, judged: set[str] | None, signature: Signature
 ) -> list[Row]:
     """Compares at one image size; judges the tensors named, all for None."""
     with _reading(path), np.load(path) as file:
         reference = {name: file[name] for name in file.files}
-    if "images" not in reference:
-        raise BenchmarkError(f"{path}: holds {sorted(reference)} and no images", fix=_COPY)
-    images = reference.pop("images")
-    session.require_images(images.shape, images.dtype)
-    height, width = images.shape[2:] if images.shape[1] == 3 else images.shape[1:3]
+    if missing := [tensor.name for tensor in signature.inputs if tensor.name not in reference]:
+        raise BenchmarkError(f"{path}: holds {sorted(reference)} and no {', '.join(missing)}", fix=_COPY)
+    inputs = {tensor.name: reference.pop(tensor.name) for tensor in signature.inputs}
+    session.require_inputs(inputs)
+    size, count = _image_size(signature, inputs), len(next(iter(inputs.values())))
     rows = []
     for batch in batches:
         # Each round begins one image later than the last, or a kernel that took image i for image i + n would go unseen.
         place = np.arange(batch)
-        repeated = (place + place // len(images)) % len(images)
-        for name, values in session.run(images[repeated]).items():
+        repeated = (place + place // count) % count
+        for name, values in session.run({name: value[repeated] for name, value in inputs.items()}).items():
             if name in reference:
-                _require_shape(f"{path}: {name}", reference[name].shape, "the engine gives", (len(images), *values.shape[1:]))
+                _require_shape(f"{path}: {name}", reference[name].shape, "the engine gives", (count, *values.shape[1:]))
                 found = compare(reference[name][repeated], values)
                 passed = tolerance.met_by(found) if judged is None or name in judged else None
-                rows.append(Row(batch, name, found.max_abs, found.max_rel, found.cosine, passed, (height, width)))
-    if not any(row.output == output for row in rows):
-        raise BenchmarkError(f"{session.engine.path.name}: has no output {output!r} to compare", fix="Build it from this bundle's graph.")
+                rows.append(Row(batch, name, found.max_abs, found.max_rel, found.cosine, passed, size))
+    if missing := [name for name in signature.judged if not any(row.output == name for row in rows)]:
+        raise BenchmarkError(
+            f"{session.engine.path.name}: has no output {missing[0]!r} to compare", fix="Build it from this bundle's graph."
+        )
     return rows
+
+
+def _image_size(signature: Signature, inputs: Mapping[str, np.ndarray]) -> tuple[int, int]:
+    image = signature.image
+    if image is None:
+        return 0, 0
+    shape = inputs[image.name].shape
+    return (shape[1], shape[2]) if image.layout == "NHWC" else (shape[2], shape[3])
 
 
 def _evaluate(session: Session, bundle: Bundle, facts: Facts, progress: Progress) -> dict[str, Any]:
     images, labels = _load(bundle.images("evaluation"), mmap_mode="r"), _load(bundle.labels("evaluation"))
     _require_shape(str(bundle.labels("evaluation")), labels.shape, "the images are", images.shape[:1])
     engine, preprocess = session.engine, Preprocess.from_dict(facts.preprocess)
-    logits = []
+    image, classes = facts.signature.image, facts.signature.classes
+    assert image is not None and classes is not None  # else there are no labelled images
+    scores = []
     with progress.bar(f"{engine.record['precision']} top-1", total=len(images)) as advance:
         for start in range(0, len(images), _EVALUATION_BATCH):
             pixels = np.asarray(images[start : start + _EVALUATION_BATCH])
-            channels_first = engine.images.shape[1] == 3
-            fed = preprocess.graph_input(pixels, engine.images.dtype, channels_first=channels_first)
-            logits.append(session.run(fed)[facts.output])
+            fed = preprocess.graph_input(pixels, np.dtype(image.dtype), channels_first=image.layout == "NCHW")
+            scores.append(session.run({image.name: fed})[classes.name])
             advance(len(pixels))
-    values = np.concatenate(logits)
+    values = np.concatenate(scores)
     predictions = bundle.predictions
     agreement = None
     if predictions in facts.files:
-        logits_of_jax = _load(predictions)
-        _require_shape(str(predictions), logits_of_jax.shape, "the engine gives", values.shape)
-        agreement = top1_accuracy(values, np.argmax(logits_of_jax, axis=-1))
+        scores_of_jax = _load(predictions)
+        _require_shape(str(predictions), scores_of_jax.shape, "the engine gives", values.shape)
+        agreement = top1_accuracy(values, np.argmax(scores_of_jax, axis=-1))
     return {"num_images": len(labels), "top1": top1_accuracy(values, labels), "top1_jax": facts.top1, "agreement": agreement}
 
 

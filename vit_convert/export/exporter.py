@@ -14,7 +14,6 @@ import onnx_ir.passes.common as passes
 
 from vit_convert.core.errors import ExportError
 from vit_convert.core.onnx_file import BLOCKS_ALONE, external_files, save_onnx
-from vit_convert.core.signature import Output, Signature, Tensor
 from vit_convert.core.stack import Stack
 from vit_convert.export import lower, weights
 from vit_convert.export.passes.dynamic_image_size import make_dynamic
@@ -92,7 +91,7 @@ def export_model(
     graph = lower.onnx_from_apply(
         _apply_in(model, layout),
         model.traced_shapes,
-        graph_signature(model.signature, layout).inputs,
+        model.signature.of_graph(layout).inputs,
         model.signature.judged,
         model.traced_taps,
         target,
@@ -120,31 +119,6 @@ def export_model(
         graph.model.metadata_props[BLOCKS_ALONE] = "alone"
     save_onnx(graph.model, path)
     return dataclasses.replace(report, bytes=sum(file.stat().st_size for file in external_files(path)))
-
-
-def graph_signature(signature: Signature, layout: str, *, uint8: bool = False, dynamic: bool = False) -> Signature:
-    """What a graph takes and gives, from what its model does.
-
-    Args:
-        signature: of the model.
-        layout: order of the axes of the input that takes images.
-        uint8: it takes pixels, and normalises them.
-        dynamic: height and width of the images vary, and with them the number of tokens.
-    """
-
-    def as_taken(tensor: Tensor) -> Tensor:
-        if not tensor.is_image:
-            return tensor
-        batch, height, width, channels = tensor.shape
-        sides = ("height", "width") if dynamic else (height, width)
-        shape = (batch, *sides, channels) if layout == "NHWC" else (batch, channels, *sides)
-        return dataclasses.replace(tensor, shape=shape, layout=layout, dtype="uint8" if uint8 else tensor.dtype)
-
-    def as_given(output: Output) -> Output:
-        between = ("tokens" for _ in output.shape[1:-1]) if dynamic else output.shape[1:-1]
-        return dataclasses.replace(output, shape=(output.shape[0], *between, *output.shape[1:][-1:]))
-
-    return Signature(tuple(map(as_taken, signature.inputs)), tuple(map(as_given, signature.outputs)))
 
 
 def _apply_in(model: Model, layout: str) -> Callable[..., Any]:

@@ -2,7 +2,7 @@
 
 import os
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from vit_convert.core.onnx_file import open_proto
 
+Batch = np.ndarray | Mapping[str, np.ndarray]
 _AXES_AS_INPUT = 18  # the opset from which ReduceMax takes its axes as an input
 
 
@@ -20,14 +21,14 @@ def _all_but_channels(shape: ir.Shape) -> list[int]:
 
 
 def largest(
-    onnx_path: str | os.PathLike[str], tensors: Sequence[str], batches: Iterable[np.ndarray], *, per_channel: bool = False
+    onnx_path: str | os.PathLike[str], tensors: Sequence[str], batches: Iterable[Batch], *, per_channel: bool = False
 ) -> dict[str, np.ndarray]:
     """Measures the largest |x|.
 
     Args:
         onnx_path: an fp32 graph with one input.
         tensors: names of float32 activations.
-        batches: what the graph takes.
+        batches: what the graph takes: arrays, or {input: array}.
         per_channel: of each channel (the last axis that is longer than one), else of the whole tensor.
 
     Returns:
@@ -38,7 +39,7 @@ def largest(
 
 
 def extremes(
-    onnx_path: str | os.PathLike[str], tensors: Sequence[str], batches: Iterable[np.ndarray], *, per_channel: bool = False
+    onnx_path: str | os.PathLike[str], tensors: Sequence[str], batches: Iterable[Batch], *, per_channel: bool = False
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Measures the smallest and the largest x; see `largest`."""
     proto = onnx.load(onnx_path, load_external_data=False)
@@ -61,7 +62,7 @@ def extremes(
     feed = session.get_inputs()[0].name
     found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for batch in batches:
-        values = iter(session.run(None, {feed: batch}))
+        values = iter(session.run(None, dict(batch) if isinstance(batch, Mapping) else {feed: batch}))
         for name, high, low in zip(tensors, values, values):
             before = found.get(name, (low, high))
             found[name] = np.minimum(before[0], low), np.maximum(before[1], high)

@@ -4,7 +4,7 @@ import contextlib
 import os
 import pathlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -27,7 +27,7 @@ PREFERRED = ("fp16", "bf16", "fp32", "int8", "fp8")  # a quantized engine is no 
 
 
 class _Runner(Protocol):
-    def run(self, images: np.ndarray) -> dict[str, Any]: ...
+    def run(self, inputs: Any) -> dict[str, Any]: ...
 
     def close(self) -> None: ...
 
@@ -78,28 +78,28 @@ class FallbackSession:
         except ConvertError as e:
             self._runner = self._stand_in(e, what)
 
-    def run(self, images: np.ndarray) -> dict[str, np.ndarray]:
+    def run(self, inputs: Any) -> dict[str, np.ndarray]:
         """Runs a batch; if the engine fails, this batch and all later ones run on onnxruntime.
 
         Args:
-            images: of the graph's input type and layout, [batch, ...].
+            inputs: an array of the graph's input type and layout, [batch, ...]; {input: array} where it takes several.
 
         Returns:
             {output: array [batch, ...]}.
 
         Raises:
-            BenchmarkError: the images do not fit the model, onnxruntime fails as well, or the session is closed.
+            BenchmarkError: the inputs do not fit the model, onnxruntime fails as well, or the session is closed.
         """
         runner = self._open_runner()
         if not isinstance(runner, Session):
-            return runner.run(images)
-        runner.require_images(images.shape, images.dtype)  # the caller's mistake is no reason to leave the GPU
+            return runner.run(inputs)
+        runner.require_inputs(inputs)  # the caller's mistake is no reason to leave the GPU
         try:
-            return runner.run(images)
+            return runner.run(inputs)
         except ConvertError as e:
             self._replace(runner, e)
             del runner
-        return self._open_runner().run(images)  # not above, where the error's traceback keeps the engine in GPU memory
+        return self._open_runner().run(inputs)  # not above, where the error's traceback keeps the engine in GPU memory
 
     def close(self) -> None:
         """Releases all memory, the engine's too; the session cannot be used any more."""
@@ -177,9 +177,10 @@ class _OnnxRunner:
         self._session = _load(onnxruntime, self._path, [name for name in _PROVIDERS if name in available])
         self._names = [output.name for output in self._session.get_outputs()]
 
-    def run(self, images: np.ndarray) -> dict[str, np.ndarray]:
+    def run(self, inputs: Any) -> dict[str, np.ndarray]:
         try:
-            values = self._session.run(None, {self._session.get_inputs()[0].name: images})
+            feeds = inputs if isinstance(inputs, Mapping) else {self._session.get_inputs()[0].name: inputs}
+            values = self._session.run(None, dict(feeds))
         except Exception as e:  # onnxruntime's classes have no common base of their own
             raise BenchmarkError(f"{self._path.name}: onnxruntime: {e}", fix="Preprocess the images as the bundle's record says.") from e
         return dict(zip(self._names, values))

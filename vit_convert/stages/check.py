@@ -16,7 +16,7 @@ from vit_convert.core.config import QUANTIZED
 from vit_convert.core.errors import CheckError
 from vit_convert.core.pipeline import Context, Stage
 from vit_convert.core.tolerance import judges_blocks, tolerance_for, top1_miss
-from vit_convert.stages.common import EVALUATION_BATCH, evaluation, plain, prepare
+from vit_convert.stages.common import EVALUATION_BATCH, evaluation, plain, prepare, signature_of
 from vit_convert.stages.reference import reference_files
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def _runnable(context: Context, precision: str) -> Iterator[pathlib.Path]:
 
 
 def _check_graph(context: Context, precision: str, path: pathlib.Path) -> dict[str, Any]:
-    from vit_convert.checks.onnx_graph import graph_logits
+    from vit_convert.checks.onnx_graph import graph_scores
 
     output = context.results["checkpoint"]["output"]
     tolerance = tolerance_for(context.config, precision)
@@ -115,10 +115,10 @@ def _check_graph(context: Context, precision: str, path: pathlib.Path) -> dict[s
         result["summary"] += ", in float32 rounded to bf16"
     result["summary"] += "".join(f", {row.cosine:.7f} at {size}" for size, row in list(finals.items())[1:])
     if labelled := evaluation(context):
-        logits = graph_logits(
+        scores = graph_scores(
             path, labelled[0], prepare(context), output, batch_size=EVALUATION_BATCH, label=f"{precision} top-1", progress=context.progress
         )
-        result["top1"] = top1_accuracy(logits, labelled[1])
+        result["top1"] = top1_accuracy(scores, labelled[1])
         result["summary"] += f", top-1 {result['top1']:.2f} %"
         if miss := top1_miss(context.config, result["top1"], context.results["reference"]["top1"]):
             result["passed"] = False
@@ -132,17 +132,19 @@ def _check_sizes(
     """The rows for each image size (keys such as "224x224"), of the output and these taps, and the tensors' names in order."""
     from vit_convert.checks.onnx_graph import batch_sizes, check_graph
 
-    output, token = context.results["checkpoint"]["output"], context.results["export"].get("pooled_token")
-    known = {"images", output, *taps}
+    signature, token = signature_of(context), context.results["export"].get("pooled_token")
+    inputs = [tensor.name for tensor in signature.inputs]
+    known = {*inputs, *signature.judged, *taps}
     by_size: dict[str, list[Row]] = {}
     for size, reference_path in reference_files(context).items():
         with np.load(reference_path) as file:
             reference = {name: file[name] for name in file.files if name in known}
-        batches = batch_sizes(len(reference["images"]))
-        judged = list(reference) if judges_blocks(precision) else [output]
+        batches = batch_sizes(len(reference[inputs[0]]))
+        judged = list(reference) if judges_blocks(precision) else list(signature.judged)
         if by_size:  # not the first
             batches, judged = batches[-1:], [] if precision in QUANTIZED else judged
-        by_size["x".join(map(str, size))] = check_graph(path, reference, batches, tolerance, judged=judged, pooled_token=token)
+        rows = check_graph(path, reference, batches, tolerance, judged=judged, inputs=inputs, pooled_token=token)
+        by_size["x".join(map(str, size))] = rows
     return by_size, list(reference)
 
 

@@ -8,8 +8,10 @@ import numpy as np
 
 from vit_convert.core import config as configs
 from vit_convert.core.dialect import Dialect, dialect_named
+from vit_convert.core.earlier import read_signature
 from vit_convert.core.errors import BuildError
 from vit_convert.core.pipeline import Context
+from vit_convert.core.signature import Signature
 
 if TYPE_CHECKING:
     from vit_convert.images.sources import ImageSource
@@ -101,6 +103,11 @@ def prepare(context: Context) -> Any:
     """Maps a uint8 batch to the graph's input."""
     preprocess, config = preprocess_of(context), context.config
     return functools.partial(preprocess.graph_input, dtype=config.input, channels_first=config.layout == "NCHW")
+
+
+def signature_of(context: Context) -> Signature:
+    """What the graphs take and give, as the export left it."""
+    return read_signature(context.bundle, context.results["checkpoint"], context.config)
 
 
 def evaluation(context: Context) -> tuple[np.ndarray, np.ndarray] | None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vit_convert.core import config as configs
-from vit_convert.core.bundle import Bundle
+from vit_convert.core.bundle import Bundle, write_json
 from vit_convert.core.errors import ExportError
 from vit_convert.core.pipeline import Context, Stage
 from vit_convert.core.user_code import user_code
@@ -23,7 +23,7 @@ def _inputs(context: Context) -> Any:
 
 def _outputs(context: Context) -> list[pathlib.Path]:
     spelled = (context.bundle.lowering(name) for name in _lowerings(context))
-    return [*graph_files(context, "fp32"), *(file for path in spelled for file in with_weights(path))]
+    return [*graph_files(context, "fp32"), context.bundle.signature, *(file for path in spelled for file in with_weights(path))]
 
 
 def export(context: Context) -> dict[str, Any]:
@@ -41,6 +41,8 @@ def export(context: Context) -> dict[str, Any]:
         "pixels": (preprocess.scale, preprocess.offset) if context.config.input == "uint8" else None,
     }
     report = _export(context, context.bundle.onnx(), target, options)
+    signature = model_of(context).signature.of_graph(context.config.layout, uint8=context.config.input == "uint8", dynamic=dynamic)
+    write_json(context.bundle.signature, signature.to_dict())
     _require_names(context)
     _remove_lowerings(context.bundle, keep=list(spelled))
     written = {}

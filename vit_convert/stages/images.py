@@ -49,7 +49,7 @@ def _of_labels(labelling: "Labels | None") -> dict[str, Any]:
 
 def _no_classes(checkpoint: Mapping[str, Any]) -> str:
     """Why the output has no classes that a label could name; "" if it has."""
-    if checkpoint["output"] != "logits":
+    if checkpoint["judge"] != "top1":
         return f"the output is {checkpoint['output']}"
     return "the head is all zeros" if checkpoint.get("zero_head") else ""
 

@@ -13,7 +13,7 @@ from vit_convert.core.errors import CheckError
 from vit_convert.core.pipeline import Context, Stage
 from vit_convert.stages.calibrate import SMOOTHED, limits, source_graph, unquantized
 from vit_convert.stages.check import check_precision
-from vit_convert.stages.common import dialect_for, graph_files, plain
+from vit_convert.stages.common import dialect_for, graph_files, plain, signature_of
 
 OUTSIDE = "outside"  # the encoder blocks
 
@@ -164,7 +164,8 @@ def activation_ranges(context: Context, graph: pathlib.Path) -> tuple[dict[str, 
 
     model = ir.load(graph)
     with np.load(context.bundle.reference) as file:
-        found = largest(graph, activations(model.graph), [file["images"]])
+        inputs = {tensor.name: file[tensor.name] for tensor in signature_of(context).inputs}
+        found = largest(graph, activations(model.graph), [inputs])
     amax = {name: float(value) for name, value in found.items()}
     return amax, _largest_by_block(node_blocks(model.graph), amax)
 

@@ -74,20 +74,20 @@ def _predictions(context: Context, model: Any, images: np.ndarray) -> np.ndarray
         CalibrationError: the labels are not of the model's classes.
         CheckError: an output is not finite, so that no class is largest.
     """
-    normalize, logits = preprocess_of(context).normalize, []
+    normalize, scores, classes = preprocess_of(context).normalize, [], model.signature.classes.name
     with context.progress.bar("JAX top-1", total=len(images)) as advance:
         for start in range(0, len(images), EVALUATION_BATCH):
-            batch = model.run(normalize(np.asarray(images[start : start + EVALUATION_BATCH])))[model.output]
+            batch = model.run(normalize(np.asarray(images[start : start + EVALUATION_BATCH])))[classes]
             if not start:
                 _require_classes(context, batch.shape[-1])
             if not np.isfinite(batch).all():
                 raise CheckError(
-                    f"{model.output}: the JAX model itself gives NaN or infinity on evaluation images {start} to {start + len(batch) - 1}",
+                    f"{classes}: the JAX model itself gives NaN or infinity on evaluation images {start} to {start + len(batch) - 1}",
                     fix="Check the checkpoint and the preprocessing.",
                 )
-            logits.append(batch)
+            scores.append(batch)
             advance(len(batch))
-    return np.concatenate(logits)
+    return np.concatenate(scores)
 
 
 def _require_classes(context: Context, num_classes: int) -> None:
@@ -121,15 +121,30 @@ def _resized(images: np.ndarray, size: Size) -> np.ndarray:
 
 def _write(context: Context, path: pathlib.Path, raw: np.ndarray, model: Any, source: str) -> list[str]:
     """Writes one size's file and returns the names of its tensors."""
-    outputs = model.run(preprocess_of(context).normalize(raw))
+    inputs = _model_inputs(context, model.signature, raw)
+    outputs = model.run(*inputs)
     for name, value in outputs.items():
         if not np.isfinite(value).all():
             raise CheckError(
                 f"{name}: the JAX model itself gives NaN or infinity on {source}", fix="Check the checkpoint and the preprocessing."
             )
     with atomic(path) as temporary, open(temporary, "wb") as f:
-        np.savez(f, images=prepare(context)(raw), **outputs)
+        taken = (prepare(context)(raw) if tensor.is_image else value for tensor, value in zip(model.signature.inputs, inputs))
+        np.savez(f, **dict(zip((tensor.name for tensor in model.signature.inputs), taken)), **outputs)
     return list(outputs)
+
+
+def _model_inputs(context: Context, signature: Any, raw: np.ndarray) -> list[np.ndarray]:
+    """What the model takes: the images, normalised, and for its other inputs seeded numbers."""
+    normalize, generator = preprocess_of(context).normalize, np.random.default_rng(0)
+
+    def made(tensor: Any) -> np.ndarray:
+        shape = (len(raw), *tensor.shape[1:])
+        if np.issubdtype(tensor.dtype, np.integer):
+            return generator.integers(0, tensor.below or 2, shape).astype(tensor.dtype)
+        return generator.standard_normal(shape, np.float32).astype(tensor.dtype)
+
+    return [normalize(raw) if tensor.is_image else made(tensor) for tensor in signature.inputs]
 
 
 REFERENCE = Stage("reference", ("checkpoint", "images"), compute_reference, _inputs, _outputs)

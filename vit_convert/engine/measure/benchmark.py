@@ -146,7 +146,7 @@ def _about(engine: Engine) -> dict[str, Any]:
     told = {"int8_layers": summary.get("int8_layers"), "fused_attention": (summary.get("fused_attention") or {}).get("text")}
     return {
         "graph": pathlib.Path(engine.record["onnx"]["path"]).name,
-        "input": engine.images.dtype.name,
+        "input": engine.leading.dtype.name,
         "plan_bytes": engine.record["plan"]["bytes"],
         "build_seconds": engine.record["build_seconds"],
         "engine_memory_mib": round(engine.memory_bytes / _MIB, 1),

@@ -45,10 +45,13 @@ class Worker:
     def __init__(self, session: Session, shape: Shape, *, transfers: bool):
         self.session, self.transfers = session, transfers
         self.prepared = session.prepare(shape)
-        self._images = pinned_array(shape, session.engine.images.dtype)
-        self._images[...] = noise(shape, session.engine.images.dtype)  # power, and so the clock, depends on the values
+        self._inputs = {}
+        for spec in session.engine.inputs:
+            own = shape if spec is session.engine.leading else (shape[0], *spec.shape[1:])
+            self._inputs[spec.name] = pinned_array(own, spec.dtype)
+            self._inputs[spec.name][...] = noise(own, spec.dtype)  # power, and so the clock, depends on the values
         self._results = {name: pinned_array(found, spec.dtype) for name, (spec, found, _) in self.prepared.outputs.items()}
-        session.input_buffer.upload(self._images, session.stream)
+        self._upload()
         session.stream.synchronize()
 
     @property
@@ -60,16 +63,22 @@ class Worker:
         """Queues one run."""
         session = self.session
         if self.transfers:
-            session.input_buffer.upload(self._images, session.stream)
+            self._upload()
         session.launch(self.prepared)
         if self.transfers:
             for name, (_, _, buffer) in self.prepared.outputs.items():
                 buffer.download(self._results[name], session.stream)
 
+    def _upload(self) -> None:
+        for name, values in self._inputs.items():
+            self.session.input_buffers[name].upload(values, self.session.stream)
+
 
 def noise(shape: Shape, dtype: np.dtype[Any]) -> np.ndarray:
-    """Seeded images for timing: pixels 0 to 255, or values -1 to 1."""
+    """Seeded inputs for timing: pixels 0 to 255, values -1 to 1, or the first two of whatever whole numbers stand for."""
     generator = np.random.default_rng(0)
+    if dtype.kind in "iu" and dtype != np.uint8:
+        return generator.integers(0, 2, shape).astype(dtype)
     if dtype == np.uint8:
         return generator.integers(0, 256, shape, np.uint8)
     return (2 * generator.random(shape, np.float32) - 1).astype(dtype)

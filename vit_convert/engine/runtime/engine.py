@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,8 @@ class Engine:
 
     Attributes:
         record: the sidecar.
-        images: its one input.
+        inputs: its inputs, in order.
+        leading: the one whose shape chooses the profile: all others have a batch of the same size, and sides that do not vary.
         outputs: its outputs, in order.
         ranges: what each of its optimization profiles accepts.
         memory_bytes: GPU memory that loading took.
@@ -63,10 +65,9 @@ class Engine:
         self._runtime, self._cuda_engine = runtime, cuda_engine
         self.memory_bytes = max(0, free - cuda.free_memory_bytes())
         inputs, self.outputs = _tensors(backend, cuda_engine)
-        if len(inputs) != 1:
-            raise BuildError(f"{plan_path}: has the inputs {[spec.name for spec in inputs]}, one is expected", fix="Export images alone.")
-        self.images = inputs[0]
-        self.ranges = _ranges(cuda_engine, self.images)
+        self.inputs = tuple(inputs)
+        self.leading = _leading(self.inputs, self.path)
+        self.ranges = _ranges(cuda_engine, self.leading)
 
     @property
     def workspace_bytes(self) -> int:
@@ -120,8 +121,16 @@ def _tensors(backend: Backend, cuda_engine: Any) -> tuple[list[TensorSpec], list
     return inputs, outputs
 
 
-def _ranges(cuda_engine: Any, images: TensorSpec) -> list[ShapeRange]:
-    if -1 not in images.shape:
-        return [ShapeRange(images.shape, images.shape, images.shape)]
-    shapes = (cuda_engine.get_tensor_profile_shape(images.name, i) for i in range(cuda_engine.num_optimization_profiles))
+def _leading(inputs: Sequence[TensorSpec], path: pathlib.Path) -> TensorSpec:
+    varying = [spec for spec in inputs if -1 in spec.shape[1:]] or list(inputs[:1])
+    if len(varying) != 1:
+        names = ", ".join(f"{spec.name} {list(spec.shape)}" for spec in varying)
+        raise BuildError(f"{path}: more than one input has sides that vary: {names or 'it has none'}", fix="Export with fixed sizes.")
+    return varying[0]
+
+
+def _ranges(cuda_engine: Any, leading: TensorSpec) -> list[ShapeRange]:
+    if -1 not in leading.shape:
+        return [ShapeRange(leading.shape, leading.shape, leading.shape)]
+    shapes = (cuda_engine.get_tensor_profile_shape(leading.name, i) for i in range(cuda_engine.num_optimization_profiles))
     return [ShapeRange(*(tuple(shape) for shape in triple)) for triple in shapes]

@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -38,12 +38,12 @@ class PipelinedSession:
                 held.callback(self._slots[-1].session.close)
             self._held = held.pop_all()
 
-    def run(self, batches: Iterable[np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+    def run(self, batches: Iterable[np.ndarray | Mapping[str, np.ndarray]]) -> Iterator[dict[str, np.ndarray]]:
         """Runs batches.
 
         Args:
-            batches: arrays [batch, ...] of the engine's input type, none larger than its largest profile. A page-locked one must stay
-                as it is until its result is there.
+            batches: arrays [batch, ...] of the engine's input type, or {input: array}, none larger than its largest profile. A
+                page-locked one must stay as it is until its result is there.
 
         Yields:
             {output: array [batch, ...]} for each batch, in order.
@@ -67,7 +67,7 @@ class PipelinedSession:
                 if busy and busy[0] is slot:
                     yield busy.popleft().finish()
                 try:
-                    slot.submit(np.ascontiguousarray(images))
+                    slot.submit(images)
                 except Exception:
                     yield from _finish_all(busy)
                     raise
@@ -95,28 +95,31 @@ class _Slot:
     def __init__(self, engine: Engine, *, cuda_graphs: bool):
         self.session = Session(engine, cuda_graphs=cuda_graphs)
         self._memory: dict[str, np.ndarray] = {}  # page-locked, by the name of the input or output
-        self._images: np.ndarray | None = None
+        self._inputs: Mapping[str, np.ndarray] = {}
         self._results: dict[str, np.ndarray] = {}
 
-    def submit(self, images: np.ndarray) -> None:
+    def submit(self, inputs: np.ndarray | Mapping[str, np.ndarray]) -> None:
         session = self.session
-        session.require_one_run(images.shape, images.dtype)
-        prepared = session.prepare(images.shape)
-        if not is_pinned(images):
-            staged = self._pinned(session.engine.images.name, images.shape, images.dtype)
-            staged[...] = images
-            images = staged
-        self._images = images  # alive until it is copied
-        session.input_buffer.upload(images, session.stream)
+        feeds = {name: np.ascontiguousarray(value) for name, value in session.by_name(inputs).items()}
+        leading = feeds[session.engine.leading.name]
+        session.require_one_run(leading.shape, leading.dtype)
+        session.require_inputs(feeds)
+        prepared = session.prepare(leading.shape)
+        for name, value in feeds.items():
+            if not is_pinned(value):
+                feeds[name] = self._pinned(name, value.shape, value.dtype)
+                feeds[name][...] = value
+            session.input_buffers[name].upload(feeds[name], session.stream)
+        self._inputs = feeds  # alive until they are copied
         session.launch(prepared)
         self._results = {}
         for name, (spec, shape, buffer) in prepared.outputs.items():
-            self._results[name] = self._pinned(name, (len(images), *shape[1:]), spec.dtype)  # rows beyond are padding
+            self._results[name] = self._pinned(name, (len(leading), *shape[1:]), spec.dtype)  # rows beyond are padding
             buffer.download(self._results[name], session.stream)
 
     def finish(self) -> dict[str, np.ndarray]:
         self.session.wait()
-        self._images = None
+        self._inputs = {}
         return {name: host.copy() for name, host in self._results.items()}
 
     def _pinned(self, name: str, shape: Shape, dtype: np.dtype[Any]) -> np.ndarray:

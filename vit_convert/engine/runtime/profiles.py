@@ -4,8 +4,9 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vit_convert.core.errors import BenchmarkError
+from vit_convert.core.errors import BenchmarkError, BuildError
 from vit_convert.core.image_size import ImageRange
+from vit_convert.core.signature import Tensor
 
 Shape = tuple[int, ...]
 Profile = Mapping[str, tuple[Shape, Shape, Shape]]
@@ -35,24 +36,38 @@ class ShapeRange:
         return len(shape) == len(self.smallest) and all(low <= size <= high for low, size, high in zip(self.smallest, shape, self.largest))
 
 
-def batch_profiles(image_size: Sequence[int] | ImageRange, layout: str, batch: Mapping[str, Any]) -> list[Profile]:
+def batch_profiles(inputs: Sequence[Tensor], image_size: Sequence[int] | ImageRange, batch: Mapping[str, Any]) -> list[Profile]:
     """Optimization profiles over the batch: one of each fixed size, then the range; all of them over every image size of a dynamic graph.
 
     Args:
+        inputs: of the graph.
         image_size: (height, width) in pixels, or the range that a dynamic graph takes.
-        layout: "NHWC" or "NCHW".
         batch: {"min", "opt", "max", "profiles": sizes that get a fixed profile}.
 
     Returns:
-        For each profile {"images": (smallest, optimal, largest shape)}.
+        For each profile, by input, (smallest, optimal, largest shape).
+
+    Raises:
+        BuildError: an input has a side that varies and is neither the batch nor the height or width of images.
     """
     if isinstance(image_size, ImageRange):
         sizes: Sequence[Sequence[int]] = (image_size.smallest, image_size.optimal, image_size.largest)
     else:
         sizes = (image_size,) * 3
-    shapes = [(*size, 3) if layout == "NHWC" else (3, *size) for size in sizes]
     triples = dict.fromkeys([*((size, size, size) for size in batch["profiles"]), (batch["min"], batch["opt"], batch["max"])])
-    return [{"images": ((low, *shapes[0]), (best, *shapes[1]), (high, *shapes[2]))} for low, best, high in triples]
+    return [
+        {tensor.name: tuple(_shape(tensor, count, size) for count, size in zip(triple, sizes)) for tensor in inputs}  # type: ignore[misc]
+        for triple in triples
+    ]
+
+
+def _shape(tensor: Tensor, batch: int, image_size: Sequence[int]) -> Shape:
+    known: dict[int | str, int] = {tensor.shape[0]: batch, "height": image_size[0], "width": image_size[1]}
+    sides = [side if isinstance(side, int) else known.get(side) for side in tensor.shape]
+    found = tuple(side for side in sides if side is not None)
+    if len(found) != len(sides):
+        raise BuildError(f"{tensor.name} {list(tensor.shape)}: a side that nothing tells the size of", fix="Export it with a fixed size.")
+    return found
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,9 @@
 """Runs an engine on one stream, with a context and a CUDA graph per shape; takes and gives arrays of the host or of the GPU."""
 
 import contextlib
+import math
 import threading
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -26,7 +28,8 @@ class Session:
 
     Attributes:
         stream: its CUDA stream.
-        input_buffer: GPU memory that every run reads its images from.
+        input_buffers: GPU memory that every run reads its inputs from, by name.
+        input_buffer: that of the leading one.
         closed: whether `close` was called.
 
     Raises:
@@ -43,8 +46,15 @@ class Session:
         with contextlib.ExitStack() as held:
             self.stream = cuda.Stream()
             held.callback(self.stream.close)
-            self.input_buffer = cuda.DeviceBuffer(most * engine.images.dtype.itemsize)
+            self.input_buffers = {engine.leading.name: cuda.DeviceBuffer(most * engine.leading.dtype.itemsize)}
+            self.input_buffer = self.input_buffers[engine.leading.name]
             held.callback(self.input_buffer.close)
+            largest = max(candidate.largest[0] for candidate in engine.ranges)
+            for spec in engine.inputs:
+                if spec is not engine.leading:
+                    buffer = cuda.DeviceBuffer(max(1, math.prod((largest, *spec.shape[1:])) * spec.dtype.itemsize))
+                    held.callback(buffer.close)
+                    self.input_buffers[spec.name] = buffer
             # Contexts of one stream never run at once, so they share what they work in; a size of 0 is no legal allocation.
             self._workspace = cuda.DeviceBuffer(max(engine.workspace_bytes, 1))
             held.callback(self._workspace.close)
@@ -53,15 +63,15 @@ class Session:
             held.callback(cuda.use_context)  # any thread may close
             self._held = held.pop_all()
 
-    def run(self, images: Any) -> dict[str, Any]:
+    def run(self, inputs: Any) -> dict[str, Any]:
         """Runs a batch of any size; it is split or padded if no profile takes it.
 
         Args:
-            images: a numpy array, or an array of the GPU (`__cuda_array_interface__` or DLPack: PyTorch, CuPy, JAX); of the engine's
-                input type, [batch, ...].
+            inputs: a numpy array, or an array of the GPU (`__cuda_array_interface__` or DLPack: PyTorch, CuPy, JAX); of the engine's
+                input type, [batch, ...]. For an engine of several inputs, {input: array}, all of one kind.
 
         Returns:
-            {output: array [batch, ...]}: numpy arrays for a numpy array; otherwise finished DeviceArrays, which are the caller's own
+            {output: array [batch, ...]}: numpy arrays for numpy arrays; otherwise finished DeviceArrays, which are the caller's own
             (copied within the GPU, a small part of the run) and which other libraries take without a copy.
 
         Raises:
@@ -71,9 +81,10 @@ class Session:
         with self._lock:
             self._require_open()
             cuda.use_context()
-            if isinstance(images, np.ndarray):
-                return self._run_host(np.ascontiguousarray(images))
-            return self._run_device(images)
+            feeds = self.by_name(inputs)
+            if any(isinstance(value, np.ndarray) for value in feeds.values()):
+                return self._run_host({name: np.ascontiguousarray(value) for name, value in feeds.items()})
+            return self._run_device(feeds)
 
     def prepare(self, shape: Shape) -> Prepared:
         """Makes a shape ready: a context, output memory, one run to warm up, and the recorded graph.
@@ -134,7 +145,7 @@ class Session:
         Raises:
             BenchmarkError: see above.
         """
-        spec = self.engine.images
+        spec = self.engine.leading
         if dtype != spec.dtype or len(shape) != len(spec.shape) or shape[0] < 1:
             raise BenchmarkError(
                 f"{spec.name}: given {dtype} {list(shape)}, the engine takes {spec.dtype} {list(spec.shape)}",
@@ -150,6 +161,42 @@ class Session:
         """
         if (most := self.require_images(shape, dtype)) < shape[0]:
             raise BenchmarkError(f"batch {shape[0]}: the engine takes {most} at most", fix="Give smaller batches.")
+
+    def require_inputs(self, inputs: Any) -> int:
+        """Refuses inputs that do not fit the engine: an array, or {input: array}.
+
+        Returns:
+            The largest batch of such inputs that runs at once.
+
+        Raises:
+            BenchmarkError: see above.
+        """
+        feeds = self.by_name(inputs)
+        leading = feeds[self.engine.leading.name]
+        most = self.require_images(leading.shape, leading.dtype)
+        for spec in self.engine.inputs:
+            given = feeds[spec.name]
+            if given.dtype != spec.dtype or (tuple(given.shape[1:]) != spec.shape[1:] and spec is not self.engine.leading):
+                raise BenchmarkError(
+                    f"{spec.name}: given {given.dtype} {list(given.shape)}, the engine takes {spec.dtype} {list(spec.shape)}",
+                    fix="Prepare the inputs as the bundle's signature.json says.",
+                )
+            if given.shape[0] != leading.shape[0]:
+                raise BenchmarkError(f"{spec.name}: batch {given.shape[0]}, {self.engine.leading.name} has {leading.shape[0]}")
+        return most
+
+    def by_name(self, inputs: Any) -> dict[str, Any]:
+        """The inputs by name: of an array, where the engine has one input.
+
+        Raises:
+            BenchmarkError: one is missing, or the engine has none of that name.
+        """
+        names = [spec.name for spec in self.engine.inputs]
+        given = inputs if isinstance(inputs, Mapping) else {names[0]: inputs} if len(names) == 1 else {}
+        if {*given} != {*names}:
+            found = ", ".join(map(str, given)) or "one array"
+            raise BenchmarkError(f"the engine takes {', '.join(names)}; given {found}", fix="Give {input: array}.")
+        return {name: given[name] for name in names}
 
     def close(self) -> None:
         """Frees contexts, memory and the stream, after a run in another thread has finished; the session cannot be used any more."""
@@ -167,43 +214,50 @@ class Session:
         if self.closed:
             raise BenchmarkError(f"{self.engine.path.name}: the session is closed", fix="Make a new one.")
 
-    def _run_host(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        most = self.require_images(images.shape, images.dtype)
-        parts = [self._run_part(images[start : start + most]) for start in range(0, len(images), most)]
+    def _run_host(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        most, count = self.require_inputs(feeds), len(feeds[self.engine.leading.name])
+        parts = [self._run_part({name: value[start : start + most] for name, value in feeds.items()}) for start in range(0, count, most)]
         return parts[0] if len(parts) == 1 else {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
-    def _run_part(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        prepared = self.prepare(images.shape)
-        self.input_buffer.upload(images, self.stream)
+    def _run_part(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        leading = feeds[self.engine.leading.name]
+        prepared = self.prepare(leading.shape)
+        for name, value in feeds.items():
+            self.input_buffers[name].upload(value, self.stream)
         self.launch(prepared)
         results = {}
         for name, (spec, shape, buffer) in prepared.outputs.items():
-            results[name] = np.empty((len(images), *shape[1:]), spec.dtype)  # rows beyond are padding
+            results[name] = np.empty((len(leading), *shape[1:]), spec.dtype)  # rows beyond are padding
             buffer.download(results[name], self.stream)
         self.stream.synchronize()
         return results
 
-    def _run_device(self, images: Any) -> dict[str, DeviceArray]:
-        source = as_device_array(images, self.stream)
-        self.require_one_run(source.shape, source.dtype)
-        prepared = self.prepare(source.shape)
+    def _run_device(self, feeds: Mapping[str, Any]) -> dict[str, DeviceArray]:
+        sources = {name: as_device_array(value, self.stream) for name, value in feeds.items()}
+        leading = sources[self.engine.leading.name]
+        self.require_one_run(leading.shape, leading.dtype)
+        self.require_inputs(sources)
+        prepared = self.prepare(leading.shape)
         results = {}
         try:
-            self.input_buffer.copy_from(source.pointer, source.num_bytes, self.stream)
+            for name, source in sources.items():
+                self.input_buffers[name].copy_from(source.pointer, source.num_bytes, self.stream)
             self.launch(prepared)
             # Consumers read on streams of their own, whenever they like: what the next run writes must not be theirs.
             for name, (spec, shape, buffer) in prepared.outputs.items():
-                results[name] = queue_copy(buffer.pointer, (source.shape[0], *shape[1:]), spec.dtype, self.stream)
+                results[name] = queue_copy(buffer.pointer, (leading.shape[0], *shape[1:]), spec.dtype, self.stream)
         finally:
-            self.stream.synchronize()  # the source may be reused or freed as soon as this ends, and so may results of a failed run
+            self.stream.synchronize()  # the sources may be reused or freed as soon as this ends, and so may results of a failed run
         return results
 
     def _prepare(self, index: int, shape: Shape) -> Prepared:
-        engine, images = self.engine, self.engine.images
+        engine = self.engine
         execution_context = engine.make_context(index, self._workspace, self.stream)
         with engine.backend.logger.listening(), contextlib.ExitStack() as held:
-            self._require(execution_context.set_input_shape(images.name, shape), f"{images.name} {list(shape)}")
-            self._require(execution_context.set_tensor_address(images.name, self.input_buffer.pointer), images.name)
+            for spec in engine.inputs:
+                own = shape if spec is engine.leading else (shape[0], *spec.shape[1:])
+                self._require(execution_context.set_input_shape(spec.name, own), f"{spec.name} {list(own)}")
+                self._require(execution_context.set_tensor_address(spec.name, self.input_buffers[spec.name].pointer), spec.name)
             outputs = {}
             for spec in engine.outputs:
                 found = tuple(execution_context.get_tensor_shape(spec.name))

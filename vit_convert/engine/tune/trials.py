@@ -157,7 +157,7 @@ def _trial(
     seconds: float,
 ) -> Trial:
     request = request_for(bundle, config, facts, precision)
-    profiles = batch_profiles(facts.image_size, config.layout, {**sizes, "profiles": ()})
+    profiles = batch_profiles(facts.signature.inputs, facts.image_size, {**sizes, "profiles": ()})
     graph = _graph(bundle, lowering) if facts.dialect.builds_from_lowerings(precision) else request.onnx_path
     check = config.check.to_dict()
     return Trial(lowering, sizes, precision, batches, seconds, check, dataclasses.replace(request, onnx_path=graph, profiles=profiles))

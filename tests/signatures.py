@@ -1,0 +1,10 @@
+"""Inputs of graphs, for tests that need no model."""
+
+from vit_convert.core.image_size import ImageRange
+from vit_convert.core.signature import Tensor
+
+
+def image_input(size, layout="NHWC", dtype="float32"):
+    """The inputs of a graph that takes images, of one size or of a range."""
+    sides = ("height", "width") if isinstance(size, ImageRange) else tuple(size)
+    return (Tensor("images", dtype, ("batch", *sides, 3) if layout == "NHWC" else ("batch", 3, *sides), layout),)

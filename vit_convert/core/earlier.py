@@ -1,0 +1,46 @@
+"""The signature that a bundle holds, and what stands for it in bundles of earlier versions, which lack it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from vit_convert.core.bundle import Bundle, read_json
+from vit_convert.core.errors import UsageError
+from vit_convert.core.signature import Output, Signature, Tensor
+
+
+def read_signature(bundle: Bundle, checkpoint: Mapping[str, Any], config: Mapping[str, Any]) -> Signature:
+    """Reads what the graphs of a bundle take and give.
+
+    Args:
+        bundle: converted, at least up to its export.
+        checkpoint: what its checkpoint stage left.
+        config: its config.
+
+    Raises:
+        UsageError: the file is damaged.
+    """
+    found = read_json(bundle.signature)
+    if found is None and not bundle.signature.exists():
+        return earlier_signature(checkpoint, config)
+    try:
+        return Signature.from_dict(found or {})
+    except UsageError as e:
+        raise UsageError(f"{bundle.signature}: {e}", fix="Copy the whole bundle, or convert again.") from e
+
+
+def earlier_signature(checkpoint: Mapping[str, Any], config: Mapping[str, Any]) -> Signature:
+    """The signature of a bundle that was made before there was one in it: one input of images, one output.
+
+    Args:
+        checkpoint: what its checkpoint stage left.
+        config: its config.
+
+    Returns:
+        The Signature; the sizes of its output are not known.
+    """
+    height, width = checkpoint["image_size"]
+    name = checkpoint["output"]
+    images = Tensor("images", "float32", ("batch", height, width, 3), "NHWC")
+    output = Output(name, "float32", ("batch", "values"), judge="top1" if name == "logits" else "cosine")
+    layout, uint8 = config.get("layout", "NHWC"), config.get("input") == "uint8"
+    return Signature((images,), (output,)).of_graph(layout, uint8=uint8, dynamic=bool(checkpoint.get("image_range")))
