@@ -150,6 +150,7 @@ NAMES = {
     "config": "config.json",
     "manifest": "manifest.json",
     "events": "events.jsonl",
+    "signature": "signature.json",
     "reference": "reference.npz",
     "calibration": "calibration.json",
     "calibration_cache": "calibration.cache",

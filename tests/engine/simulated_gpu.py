@@ -21,7 +21,7 @@ from vit_convert.engine.backend.sidecar import graph_hashes, write_sidecar
 from vit_convert.engine.backend.trt import Backend
 
 GPU = cuda.Gpu("Simulated", "sm90", 8 << 30, "0", "12.4")
-_NUMPY = {onnx.TensorProto.FLOAT: "FLOAT", onnx.TensorProto.UINT8: "UINT8"}
+_NUMPY = {onnx.TensorProto.FLOAT: "FLOAT", onnx.TensorProto.UINT8: "UINT8", onnx.TensorProto.INT32: "INT32"}
 
 
 def _number(value):
@@ -184,7 +184,7 @@ class Driver:
 
 class Context:
     def __init__(self, engine):
-        self._engine, self._shape, self._addresses = engine, None, {}
+        self._engine, self._shapes, self._addresses = engine, {}, {}
         self.device_memory = 0
 
     def set_optimization_profile_async(self, index, stream):
@@ -192,7 +192,9 @@ class Context:
         return True
 
     def set_input_shape(self, name, shape):
-        self._shape = shape
+        self._shapes[name] = shape
+        if len(shape) != len(self._range[0]):  # of another input than the one that the profiles are of
+            return True
         return all(low <= size <= high for low, size, high in zip(self._range[0], shape, self._range[2]))
 
     def set_tensor_address(self, name, pointer):
@@ -200,7 +202,7 @@ class Context:
         return True
 
     def get_tensor_shape(self, name):
-        return [size if size != -1 else self._shape[0] for size in self._engine.get_tensor_shape(name)]
+        return [size if size != -1 else next(iter(self._shapes.values()))[0] for size in self._engine.get_tensor_shape(name)]
 
     def execute_async_v3(self, stream):
         if self._engine.broken:
@@ -210,9 +212,8 @@ class Context:
 
     def _compute(self):
         session = self._engine.session
-        feed = session.get_inputs()[0]
-        images = self._view(feed.name, self._shape, self._engine.types[feed.name]).copy()
-        for output, value in zip(session.get_outputs(), session.run(None, {feed.name: images})):
+        feeds = {name: self._view(name, shape, self._engine.types[name]).copy() for name, shape in self._shapes.items()}
+        for output, value in zip(session.get_outputs(), session.run(None, feeds)):
             self._view(output.name, value.shape, np.float32)[...] = value + self._engine.error
 
     def _view(self, name, shape, dtype):
@@ -238,7 +239,7 @@ class CudaEngine:
         self._inputs = {tensor.name for tensor in graph.input}
         kinds = {tensor.name: _NUMPY[tensor.type.tensor_type.elem_type] for tensor in tensors}
         self._kinds = {name: types.SimpleNamespace(name=kind) for name, kind in kinds.items()}
-        self.types = {name: {"FLOAT": np.float32, "UINT8": np.uint8}[kind] for name, kind in kinds.items()}
+        self.types = {name: {"FLOAT": np.float32, "UINT8": np.uint8, "INT32": np.int32}[kind] for name, kind in kinds.items()}
         self._shapes = {tensor.name: [dim.dim_value or -1 for dim in tensor.type.tensor_type.shape.dim] for tensor in tensors}
         self.num_io_tensors, self.num_optimization_profiles = len(tensors), len(self.profiles)
 

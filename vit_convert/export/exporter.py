@@ -138,7 +138,7 @@ def _resizing(model: Model, patch: int) -> Callable[[ir.Model], object]:
     """The change that lets images have any size, from the one that the model's position table is for."""
     image, table = model.signature.image, model.position_table
     if image is None or table is None:
-        raise ExportError("the model has no position table that could be resampled, so its image size is fixed", fix="Give one image_size.")
+        raise ExportError("the model has no position table that could be resampled, so its image size is fixed", fix="Give one size.")
     _, height, width, _ = image.shape
     assert isinstance(height, int) and isinstance(width, int)
     return lambda traced: make_dynamic(traced, (height // patch, width // patch), table, image.name)
