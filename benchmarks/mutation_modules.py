@@ -83,7 +83,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "vit_convert/quantize/qdq.py": ("tests/quantize/test_qdq.py", "tests/quantize/test_fp8.py"),
     "vit_convert/quantize/placement.py": ("tests/quantize/test_placement.py", "tests/quantize/test_linears.py"),
     "vit_convert/quantize/smooth.py": ("tests/quantize/test_smooth_forms.py", "tests/quantize/test_smooth.py", f"--deselect={_CONVERTS}"),
-    "vit_convert/quantize/half_precision.py": ("tests/quantize/test_typed.py", f"--deselect={_STREAMS}"),
+    "vit_convert/quantize/half_precision.py": ("tests/quantize/test_islands.py", "tests/quantize/test_typed.py", f"--deselect={_STREAMS}"),
     "vit_convert/quantize/activation_max.py": ("tests/quantize/test_activation_max.py",),
     "vit_convert/quantize/calibrate.py": ("tests/quantize/test_calibration.py", "tests/quantize/test_calibrate.py"),
     "vit_convert/quantize/equalize.py": ("tests/quantize/test_equalize.py",),
