@@ -82,8 +82,14 @@ def load(context: Context) -> dict[str, Any]:
         "judge": "top1" if checkpoint.num_classes else "cosine",
         "warnings": list(checkpoint.warnings),
         "preprocess": preprocess_for(preprocess, size).to_dict(),
-        "summary": f"{checkpoint.title} {checkpoint.variant}, {checkpoint.num_params:,} parameters, {shown}",
+        "summary": f"{_called(checkpoint)}, {checkpoint.num_params:,} parameters, {shown}",
     }
+
+
+def _called(checkpoint: Any) -> str:
+    """What people call the model: "ViT B/16", "Swin-T/7"."""
+    title, variant = checkpoint.title, checkpoint.variant
+    return variant if variant.startswith(title) else f"{title} {variant}"
 
 
 def _import_exporter() -> None:

@@ -53,7 +53,7 @@ class HybridFamily:
         architecture, warnings = _at_asked_size(stored, head.leaves, asked)
         trunk = architecture.trunk
         return Loaded(
-            title="R+ViT",
+            title="hybrid",
             variant=architecture.variant,
             layout=layout,
             architecture=architecture,
