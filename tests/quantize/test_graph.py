@@ -87,6 +87,13 @@ def test_a_pair_stands_where_what_it_quantizes_does(graph):
     }
 
 
+def test_a_nodes_own_name_goes_before_its_weights_and_what_feeds_it(graph):
+    nodes = {node.outputs[0].name: node for node in graph}
+    nodes["relu"].name, nodes["normed"].name, nodes["x"].name = "Transformer/encoderblock_5/Relu", "Transformer/encoderblock_6/Mul", "stem"
+    blocks = by_output(node_blocks(graph))
+    assert (blocks["relu"], blocks["normed"], blocks["x"], blocks["y"]) == ("block_05", "block_06", None, "block_01")
+
+
 def test_names_by_which_a_pattern_may_mean_a_node(graph):
     for node in graph:
         node.name = f"node of {node.outputs[0].name}"
