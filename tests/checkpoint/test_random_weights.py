@@ -11,6 +11,7 @@ from vit_convert.core.errors import UsageError
 from vit_convert.families.family import RandomOptions
 from vit_convert.families.load import load_checkpoint
 from vit_convert.families.random import main
+from vit_convert.families.vit import random
 from vit_convert.families.vit.random import write_random_vit
 
 B = "Transformer/encoderblock_"
@@ -72,6 +73,13 @@ def test_the_other_leaves(tmp_path):
 def class_part(part):
     """Of 256 steps each, so that the sum of two is exact in bfloat16."""
     return np.clip(np.rint(25.6 * drawn(f"cls/{part}", (1, 1, 32))), -127, 127) / np.float32(256)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_class_token_keeps_below_a_half(tmp_path, monkeypatch, sign):
+    """Of so many draws, one is large one day: the sum of the two parts has eight bits all the same."""
+    monkeypatch.setattr(random, "normal", lambda seed, name, shape: np.full(shape, 100 * sign, np.float32))
+    assert (write(tmp_path / "a.npz", "vit_jax")[0]["cls"] == sign * 127 / 256).all()
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -183,6 +183,11 @@ def test_values_of_old_files_are_the_same_in_fewer_axes():
     assert leaf.shape == leaf.read().shape == (2, 3) and leaf.read().tolist() == [[0, 1, 2], [3, 4, 5]]
 
 
+def test_arrays_without_an_axis_of_one_are_left_alone():
+    held = leaves({"Mixer/encoderblock_0/token_mixing_phase_0/kernel1": (2, 3)})
+    assert list(canonicalize(held, Layout.MIXER_OLD, "f").values()) == list(held.values())
+
+
 def test_new_names_are_left_alone():
     held = leaves(small())
     assert canonicalize(held, Layout.MIXER, "f") == held
