@@ -40,6 +40,20 @@ def test_a_function_of_one_matrix():
     np.testing.assert_allclose(applied["logits"], 2 * expected, rtol=1e-5, atol=1e-6)
 
 
+def test_its_signature():
+    """Images have a layout, what has other axes has none; logits are judged by their class too, anything else by its values."""
+    signature = model_of().signature
+    assert signature.to_dict() == {
+        "inputs": [{"name": "images", "dtype": "float32", "shape": ["batch", 2, 2, 3], "layout": "NHWC"}],
+        "outputs": [{"name": "logits", "dtype": "float32", "shape": ["batch", 5], "layout": "", "judge": "top1"}],
+    }
+    model = user_model(lambda p, x: {"b": x, "tokens": x @ p["w"]}, {"w": W}, image_shape=(4, 3), output="tokens")
+    assert model.signature.to_dict() == {
+        "inputs": [{"name": "images", "dtype": "float32", "shape": ["batch", 4, 3], "layout": ""}],
+        "outputs": [{"name": "tokens", "dtype": "float32", "shape": ["batch", 4, 5], "layout": "", "judge": "cosine"}],
+    }
+
+
 def test_several_results_are_taps_of_the_judged_one():
     model = model_of(lambda p, x: {"b": pooled(x), "scores": pooled(x) @ p["w"], "a": pooled(x) * 2}, output="scores")
     assert (model.output, model.taps, model.traced_taps) == ("scores", ["a", "b"], ["a", "b"])
