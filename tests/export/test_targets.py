@@ -19,7 +19,7 @@ def test_opsets_and_budgets():
         "rtx": ("rtx", 20, 30),
     }
     budgets = {name: target.max_nodes_per_block for name, target in LOWERINGS["trt8"].items()}
-    assert budgets == {"plugin": 36, "fused": 36, "matmul": 34, "primitives": 50}
+    assert budgets == {"plugin": 36, "kernels": 36, "fused": 36, "matmul": 34, "primitives": 50, "gather": 34}
     assert {target.opset for target in LOWERINGS["trt8"].values()} == {17} and set(LOWERINGS) == {"trt8"}
 
 
@@ -32,17 +32,21 @@ def test_what_each_writes():
     assert [change.__name__ for change in TARGETS["trt8"].finish] == own
     assert finish == {
         "plugin": [*own, "attention_to_plugin"],
+        "kernels": [*own, "attention_for_kernels"],
         "fused": [*own, "attention_to_plugin"],
         "matmul": own[:2],
         "primitives": own[:2],
+        "gather": [*own[:2], "moves_to_gather"],
     }
     assert [change.__name__ for change in LOWERINGS["trt8"]["fused"].last] == ["encoder_to_kernels"]
     gelus = {name: names(target)[-1] for name, target in LOWERINGS["trt8"].items()}
     assert gelus == {
         "plugin": "TanhGeluToPower",
+        "kernels": "TanhGeluToPower",
         "fused": "TanhGeluToPower",
         "matmul": "TanhGeluToExp",
         "primitives": "LayerNormToPrimitives",
+        "gather": "TanhGeluToExp",
     }
     assert names(TARGETS["trt8"])[0] == "ReduceAxesToAttribute"
 
@@ -57,7 +61,9 @@ def test_by_name(name):
 def test_names_that_nothing_has():
     with pytest.raises(UsageError, match="Did you mean trt10"):
         target_named("trt-10")
-    with pytest.raises(UsageError, match=r"lowering 'plugins': target trt8 has plugin, fused, matmul, primitives\.  ?Did you mean plugin"):
+    with pytest.raises(
+        UsageError, match=r"lowering 'plugins': target trt8 has plugin, kernels, fused, matmul, primitives, gather\.  ?Did you mean plugin"
+    ):
         lowering_named("trt8", "plugins")
     with pytest.raises(UsageError, match="lowering 'plugin': target rtx has its own alone") as caught:
         lowering_named("rtx", "plugin")

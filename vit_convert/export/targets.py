@@ -11,6 +11,7 @@ from vit_convert.export.passes.attention_plugin import attention_for_kernels, at
 from vit_convert.export.passes.fold_attention_scale import fold_scale
 from vit_convert.export.passes.fused_encoder import encoder_to_half_kernels, encoder_to_kernels
 from vit_convert.export.passes.mlp_as_convolution import mlps_to_convolutions
+from vit_convert.export.passes.moves_as_gather import moves_to_gather
 from vit_convert.export.passes.patch_as_matmul import patch_to_matmul
 from vit_convert.export.rules import attention, dense, einsum, gelu, layernorm, reduce, reshape, select, slices, softmax
 from vit_convert.export.rules.rule import Rule
@@ -99,6 +100,7 @@ LOWERINGS: dict[str, dict[str, Target]] = {
         "primitives": dataclasses.replace(
             _TRT8_MATMUL, rules=(*_TRT8_MATMUL.rules, layernorm.LayerNormToPrimitives), max_nodes_per_block=50
         ),
+        "gather": dataclasses.replace(_TRT8_MATMUL, finish=(*_TRT8_MATMUL.finish, moves_to_gather)),
     }
 }
 
@@ -111,7 +113,7 @@ def lowering_named(target: str, lowering: str) -> Target:
         lowering: its name: "plugin" has TensorRT's attention plugin; "kernels" has ours for attention and LayerNorm, in FP16; "fused" the
             same between INT8 convolutions; "matmul" spells MLPs as matrix products, "primitives" LayerNorm
             too, which overflows in fp16 once an activation is further than 255 from its LayerNorm's mean (its square
-            then leaves the type's range).
+            then leaves the type's range); "gather" is "matmul" with a Swin's tokens moved by one Gather each time.
 
     Raises:
         UsageError: the target has none of that name.
