@@ -12,6 +12,9 @@ from vit_convert.core.bundle import disk_errors, temporary_beside, utf8_path
 from vit_convert.core.errors import ExportError
 from vit_convert.core.ort_options import session_options
 
+Batch = np.ndarray | Mapping[str, np.ndarray]
+"""What a graph takes: an array, or {input: array}."""
+
 if TYPE_CHECKING:
     import onnx_ir as ir
 
@@ -117,9 +120,12 @@ def open_proto(proto: Any, folder: str | os.PathLike[str], *, threads: int = 0) 
     return ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
-def run_session(
-    session: Any, inputs: np.ndarray | Mapping[str, np.ndarray], names: Sequence[str] | None = None
-) -> Mapping[str, np.ndarray]:
+def feeds_of(session: Any, inputs: Batch) -> dict[str, np.ndarray]:
+    """The inputs of a session by name: an array is its only input, or the first where the others are fed beside it."""
+    return dict(inputs) if isinstance(inputs, Mapping) else {session.get_inputs()[0].name: inputs}
+
+
+def run_session(session: Any, inputs: Batch, names: Sequence[str] | None = None) -> Mapping[str, np.ndarray]:
     """Runs a session on one batch.
 
     Args:
@@ -134,7 +140,7 @@ def run_session(
         ExportError: onnxruntime fails, as on a graph that takes another batch size than it says.
     """
     names = list(names) if names is not None else [output.name for output in session.get_outputs()]
-    feeds = dict(inputs) if isinstance(inputs, Mapping) else {session.get_inputs()[0].name: inputs}
+    feeds = feeds_of(session, inputs)
     try:
         return dict(zip(names, session.run(names, feeds)))
     except Exception as e:  # onnxruntime's classes have no common base of their own

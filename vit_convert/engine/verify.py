@@ -106,7 +106,7 @@ def verify_session(
         "cosine": min(row.cosine for row in final),
         "rows": [dataclasses.asdict(row) for row in rows],
     }
-    if bundle.labels("evaluation") in facts.files:
+    if bundle.labels("evaluation") in facts.files and len(signature.inputs) == 1:  # what was fed beside the images is not known here
         accuracy = _evaluate(session, bundle, facts, progress)
         agreement = agreement_miss(config, precision, accuracy["agreement"], accuracy["num_images"])
         top1 = "" if facts.top1 is None else top1_miss(config, accuracy["top1"], facts.top1)

@@ -63,6 +63,7 @@ class Loaded:
         zero_head: whether every class gets the same logit.
         warnings: what a person should know, one sentence each.
         unused: names of stored leaves that are no parameters: buffers that other projects save beside them.
+        output: name of the model's first output; left out for "logits", or "features" of a model without classes.
     """
 
     title: str
@@ -81,11 +82,11 @@ class Loaded:
     zero_head: bool = False
     warnings: tuple[str, ...] = ()
     unused: frozenset[str] = frozenset()
+    output: str = ""
 
-    @property
-    def output(self) -> str:
-        """The name of the output that stands for the model."""
-        return "logits" if self.num_classes else "features"
+    def __post_init__(self) -> None:
+        if not self.output:
+            object.__setattr__(self, "output", "logits" if self.num_classes else "features")
 
 
 @dataclasses.dataclass(frozen=True)

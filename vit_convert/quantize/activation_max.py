@@ -2,16 +2,15 @@
 
 import os
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
-from vit_convert.core.onnx_file import open_proto
+from vit_convert.core.onnx_file import Batch, feeds_of, open_proto
 
-Batch = np.ndarray | Mapping[str, np.ndarray]
 _AXES_AS_INPUT = 18  # the opset from which ReduceMax takes its axes as an input
 
 
@@ -59,10 +58,9 @@ def extremes(
     del proto.graph.output[:]
     proto.graph.output.extend(outputs)
     session = open_proto(proto, pathlib.Path(onnx_path).parent)
-    feed = session.get_inputs()[0].name
     found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for batch in batches:
-        values = iter(session.run(None, dict(batch) if isinstance(batch, Mapping) else {feed: batch}))
+        values = iter(session.run(None, feeds_of(session, batch)))
         for name, high, low in zip(tensors, values, values):
             before = found.get(name, (low, high))
             found[name] = np.minimum(before[0], low), np.maximum(before[1], high)

@@ -6,7 +6,7 @@ import hashlib
 import os
 import pathlib
 import zlib
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ import onnxruntime
 
 from vit_convert.core.bundle import read_json, write_json
 from vit_convert.core.errors import CalibrationError, UsageError, nearest
-from vit_convert.core.onnx_file import open_proto
+from vit_convert.core.onnx_file import Batch, feeds_of, open_proto
 from vit_convert.core.progress import Progress
 from vit_convert.quantize import graph
 from vit_convert.quantize.guard import Cost, Guard
@@ -36,7 +36,7 @@ OUTPUT_BYTES = 512 << 20
 # For ranges alone: both ends, a sum because onnxruntime's maximum passes over NaN, and the number of elements.
 _REDUCTIONS = ("ReduceMax", "ReduceMin", "ReduceSum", "Size")
 
-Normalize = Callable[[np.ndarray], np.ndarray]
+Normalize = Callable[[np.ndarray], Batch]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +105,9 @@ def calibration_keys(onnx_path: str | os.PathLike[str], images: np.ndarray, norm
     digest = hashlib.sha256(str(images.shape).encode())
     for image in images:
         digest.update(image.tobytes())
-    digest.update(normalize(images[:1]).tobytes())
+    first = normalize(images[:1])
+    for value in first.values() if isinstance(first, Mapping) else [first]:
+        digest.update(value.tobytes())
     return {"graph": graph.hash_model(onnx_path), "data": digest.hexdigest(), "method": method}
 
 
@@ -130,7 +132,7 @@ def calibrate(
     Args:
         onnx_path: the fp32 graph with input `images` float32 [batch, height, width, 3]; its external data is read where it lies.
         images: uint8 [images, height, width, 3], may be memory-mapped.
-        normalize: uint8 [batch, height, width, 3] → the graph's float32 input.
+        normalize: uint8 [batch, height, width, 3] → the graph's float32 input, or {input: array} where it takes several.
         tensors: names of activations; None for those that the default placement quantizes.
         method: entropy, its thresholds widened where a product loses by them (`guard`); entropy_plain, percentile (99.99), mse, minmax.
         batch_size: most images a call.
@@ -267,14 +269,19 @@ def _stream(
     label: str,
 ) -> Iterator[tuple[int, list[list[np.ndarray]]]]:
     """Yields (images in the batch, outputs in `num_groups` equal lists) batch by batch."""
-    (feed,) = session.get_inputs()
-    expected = tuple(feed.shape[1:])
     with progress.bar(label, total=len(images)) as advance:
         for start in range(0, len(images), batch_size):
-            batch = normalize(np.asarray(images[start : start + batch_size]))
-            if len(batch.shape) != len(feed.shape) or any(isinstance(e, int) and e != size for e, size in zip(expected, batch.shape[1:])):
-                raise CalibrationError(f"calibration images are {batch.shape[1:]}, the graph takes {expected}", fix="Decode them again.")
-            outputs = session.run(None, {feed.name: batch})
+            pixels = np.asarray(images[start : start + batch_size])
+            feeds, size = feeds_of(session, normalize(pixels)), len(pixels)
+            _require_shapes(session, feeds)
+            outputs = session.run(None, feeds)
             each = len(outputs) // num_groups
-            yield len(batch), [outputs[i * each : (i + 1) * each] for i in range(num_groups)]
-            advance(len(batch))
+            yield size, [outputs[i * each : (i + 1) * each] for i in range(num_groups)]
+            advance(size)
+
+
+def _require_shapes(session: onnxruntime.InferenceSession, feeds: Mapping[str, np.ndarray]) -> None:
+    for tensor in session.get_inputs():
+        given, expected = feeds[tensor.name].shape[1:], tuple(tensor.shape[1:])
+        if len(given) != len(expected) or any(isinstance(e, int) and e != size for e, size in zip(expected, given)):
+            raise CalibrationError(f"calibration images are {given}, the graph takes {expected}", fix="Decode them again.")

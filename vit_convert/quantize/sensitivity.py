@@ -18,7 +18,7 @@ import onnx_ir as ir
 from vit_convert.core.bundle import read_json, write_json
 from vit_convert.core.compare import compare, top1_accuracy
 from vit_convert.core.errors import CheckError
-from vit_convert.core.onnx_file import open_session, run_session, save_onnx
+from vit_convert.core.onnx_file import Batch, feeds_of, open_session, run_session, save_onnx
 from vit_convert.core.progress import Progress
 from vit_convert.images.decode import pick
 from vit_convert.quantize.calibrate import Calibration, Normalize
@@ -280,10 +280,10 @@ class Sensitivity:
             output = fp32.get_outputs()[0].name
             self._fp32 = np.concatenate([run_session(fp32, batch)[output] for batch in self._batches(self._images)])
             self._session = self._open()
-        feed, output = self._session.get_inputs()[0].name, self._session.get_outputs()[0].name
+        output = self._session.get_outputs()[0].name
         switches = np.array([unit.name in wanted for unit in self.units])
         batches = self._batches(self._images[chosen])
-        found = [self._session.run([output], {feed: batch, SWITCHES: switches})[0] for batch in batches]
+        found = [self._session.run([output], {**feeds_of(self._session, batch), SWITCHES: switches})[0] for batch in batches]
         labels = None if self._labels is None else self._labels[chosen]
         return self._compare(wanted, np.concatenate(found), self._fp32[chosen], labels)
 
@@ -294,7 +294,7 @@ class Sensitivity:
             save_onnx(self._lower(model), path)
             return open_session(path)
 
-    def _batches(self, images: np.ndarray) -> Iterator[np.ndarray]:
+    def _batches(self, images: np.ndarray) -> Iterator[Batch]:
         for start in range(0, len(images), self._batch_size):
             yield self._normalize(np.asarray(images[start : start + self._batch_size]))
 

@@ -2,6 +2,8 @@
 
 import functools
 import pathlib
+import zlib
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +13,7 @@ from vit_convert.core.dialect import Dialect, dialect_named
 from vit_convert.core.earlier import read_signature
 from vit_convert.core.errors import BuildError
 from vit_convert.core.pipeline import Context
-from vit_convert.core.signature import Signature
+from vit_convert.core.signature import Signature, Tensor
 
 if TYPE_CHECKING:
     from vit_convert.images.sources import ImageSource
@@ -100,9 +102,32 @@ def preprocess_of(context: Context) -> Any:
 
 
 def prepare(context: Context) -> Any:
-    """Maps a uint8 batch to the graph's input."""
+    """Maps a uint8 batch to the graph's input; to {input: array} where it takes more than images."""
     preprocess, config = preprocess_of(context), context.config
-    return functools.partial(preprocess.graph_input, dtype=config.input, channels_first=config.layout == "NCHW")
+    as_taken = functools.partial(preprocess.graph_input, dtype=config.input, channels_first=config.layout == "NCHW")
+    inputs = signature_of(context).inputs
+    if len(inputs) == 1:
+        return as_taken
+    return lambda pixels: dict(zip((tensor.name for tensor in inputs), inputs_beside(inputs, pixels, as_taken)))
+
+
+def inputs_beside(inputs: Sequence[Tensor], pixels: np.ndarray, as_taken: Callable[[np.ndarray], np.ndarray]) -> list[np.ndarray]:
+    """A model's inputs for a batch of images, in its order: the images as it takes them, and beside them numbers that they are the seed of.
+
+    Args:
+        inputs: of the model or the graph.
+        pixels: uint8 [batch, height, width, 3].
+        as_taken: maps pixels to what the input of images takes.
+    """
+    generator = np.random.default_rng(zlib.crc32(pixels.tobytes()))
+
+    def made(tensor: Tensor) -> np.ndarray:
+        shape = (len(pixels), *(int(side) for side in tensor.shape[1:]))
+        if np.issubdtype(tensor.dtype, np.integer):
+            return generator.integers(0, tensor.below or 2, shape).astype(tensor.dtype)
+        return generator.standard_normal(shape, np.float32).astype(tensor.dtype)
+
+    return [as_taken(pixels) if tensor.is_image else made(tensor) for tensor in inputs]
 
 
 def signature_of(context: Context) -> Signature:

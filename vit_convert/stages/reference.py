@@ -11,7 +11,7 @@ from vit_convert.core.errors import CalibrationError, CheckError
 from vit_convert.core.image_size import ImageRange, Size, sizes_of
 from vit_convert.core.pipeline import Context, Stage
 from vit_convert.stages.checkpoint import model_of
-from vit_convert.stages.common import EVALUATION_BATCH, evaluation, prepare, preprocess_of
+from vit_convert.stages.common import EVALUATION_BATCH, evaluation, inputs_beside, preprocess_of
 
 _SHOWN = 8  # names of class folders in a message
 
@@ -75,9 +75,11 @@ def _predictions(context: Context, model: Any, images: np.ndarray) -> np.ndarray
         CheckError: an output is not finite, so that no class is largest.
     """
     normalize, scores, classes = preprocess_of(context).normalize, [], model.signature.classes.name
+    inputs = model.signature.inputs
     with context.progress.bar("JAX top-1", total=len(images)) as advance:
         for start in range(0, len(images), EVALUATION_BATCH):
-            batch = model.run(normalize(np.asarray(images[start : start + EVALUATION_BATCH])))[classes]
+            pixels = np.asarray(images[start : start + EVALUATION_BATCH])
+            batch = model.run(*inputs_beside(inputs, pixels, normalize))[classes]
             if not start:
                 _require_classes(context, batch.shape[-1])
             if not np.isfinite(batch).all():
@@ -121,7 +123,8 @@ def _resized(images: np.ndarray, size: Size) -> np.ndarray:
 
 def _write(context: Context, path: pathlib.Path, raw: np.ndarray, model: Any, source: str) -> list[str]:
     """Writes one size's file and returns the names of its tensors."""
-    inputs = _model_inputs(context, model.signature, raw)
+    preprocess, config, taken = preprocess_of(context), context.config, model.signature.inputs
+    inputs = inputs_beside(taken, raw, preprocess.normalize)
     outputs = model.run(*inputs)
     for name, value in outputs.items():
         if not np.isfinite(value).all():
@@ -129,22 +132,10 @@ def _write(context: Context, path: pathlib.Path, raw: np.ndarray, model: Any, so
                 f"{name}: the JAX model itself gives NaN or infinity on {source}", fix="Check the checkpoint and the preprocessing."
             )
     with atomic(path) as temporary, open(temporary, "wb") as f:
-        taken = (prepare(context)(raw) if tensor.is_image else value for tensor, value in zip(model.signature.inputs, inputs))
-        np.savez(f, **dict(zip((tensor.name for tensor in model.signature.inputs), taken)), **outputs)
+        as_graph = preprocess.graph_input(raw, dtype=config.input, channels_first=config.layout == "NCHW")
+        arrays: dict[str, Any] = {tensor.name: as_graph if tensor.is_image else value for tensor, value in zip(taken, inputs)}
+        np.savez(f, **arrays, **outputs)
     return list(outputs)
-
-
-def _model_inputs(context: Context, signature: Any, raw: np.ndarray) -> list[np.ndarray]:
-    """What the model takes: the images, normalised, and for its other inputs seeded numbers."""
-    normalize, generator = preprocess_of(context).normalize, np.random.default_rng(0)
-
-    def made(tensor: Any) -> np.ndarray:
-        shape = (len(raw), *tensor.shape[1:])
-        if np.issubdtype(tensor.dtype, np.integer):
-            return generator.integers(0, tensor.below or 2, shape).astype(tensor.dtype)
-        return generator.standard_normal(shape, np.float32).astype(tensor.dtype)
-
-    return [normalize(raw) if tensor.is_image else made(tensor) for tensor in signature.inputs]
 
 
 REFERENCE = Stage("reference", ("checkpoint", "images"), compute_reference, _inputs, _outputs)
