@@ -76,7 +76,7 @@ def test_tokens_beside_the_batch_and_the_pooled_token_alone(path):
     assert {row.tensor: row.passed for row in rows if row.passed is not None} == {"beside": False, "first": False}
 
 
-@pytest.mark.parametrize("shape", [(4, 3, 5), (4, 3, 3)])
+@pytest.mark.parametrize("shape", [(4, 3, 5), (4, 3, 50)])
 def test_a_tensor_of_another_size_is_compared_with_nothing(path, shape):
     known = reference() | {"tap": np.zeros(shape, np.float32)}
     with pytest.raises(ValueError, match=r"reference has shape \(1, 1, .*candidate \(1, 3, 4\)"):

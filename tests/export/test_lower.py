@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import onnx_ir as ir
@@ -168,6 +169,28 @@ def normalized(x):
 
 def test_what_is_computed_twice_matches_too():
     assert spelt(lambda leaves, x: normalized(x), {})[0] == ["LayerNormalization"]
+    root = np.float32(np.sqrt(2))
+    assert spelt(lambda leaves, x: 0.5 * (x + x) * (1 + jax.lax.erf((x + x) / root)), {})[0] == ["Add", "Gelu"]
+
+
+def unread(model: ir.Model) -> list[str]:
+    """The operators whose results nobody reads."""
+    return [node.op_type for node in model.graph if not any(value.uses() or value.is_graph_output() for value in node.outputs)]
+
+
+def test_what_a_change_leaves_unread_goes_away():
+    """Before the next one looks at the graph, and before it is written."""
+    seen = []
+
+    def leave(model: ir.Model) -> int:
+        seen.append(unread(model))
+        model.graph.insert_before(model.graph[0], ir.node("Neg", [model.graph.inputs[0]]))
+        return 0
+
+    target = dataclasses.replace(TARGETS["rtx"], finish=(leave,), last=(leave,))
+    shapes = {name: value.shape for name, value in params(2).items()}
+    graph = onnx_from_apply(apply, shapes, INPUTS, ["logits"], TAPS, target, changes=[lambda model: seen.append(unread(model))])
+    assert seen == [[], [], []] and unread(graph.model) == []
 
 
 def test_a_weight_that_is_reshaped_or_turned_matches_too():
