@@ -12,6 +12,8 @@ from family_models import SMALL, images, model, reference
 from vit_convert.core.onnx_file import open_session, run_session
 from vit_convert.export.exporter import export_model
 from vit_convert.export.targets import lowering_named, target_named
+from vit_convert.families.load import load_checkpoint
+from vit_convert.families.random import write_random_checkpoint
 from vit_convert.images.preprocess import preprocess_for
 
 # Nodes of a stack's largest block: a Mixer's two MLPs; a bottleneck with its projection, and a ViT's block; a Swin's with shifted windows.
@@ -118,3 +120,20 @@ def test_pixels(tmp_path, family, layout):
     got = run_session(open_session(tmp_path / "model.onnx"), fed)["logits"]
     expected = model(family).run(preprocess.normalize(pixels))["logits"]
     assert np.abs(got - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+def test_attention_plugin_in_a_hybrid(tmp_path):
+    """Whose encoder is a ViT's: TensorRT 8's plugin takes its attention, all but the last block's, which is of one token."""
+    path = tmp_path / "hybrid.npz"
+    write_random_checkpoint(path, "R+ViT-Ti/16", image_size=(64, 96), num_classes=10, depth=3)
+    found = load_checkpoint(path, image_size=(64, 96))
+    assert found.attentions == ((64, 2 * 3 + 1),)
+    hybrid = found.family.model(found)
+    report = export_model(hybrid, tmp_path / "model.onnx", target=lowering_named("trt8", "plugin"))
+    kinds = collections.Counter(node.op_type for node in ir.load(tmp_path / "model.onnx").graph)
+    assert (kinds["CustomQKVToContextPluginDynamic"], kinds["Softmax"]) == (2, 1)
+    batch = np.random.default_rng(0).uniform(-1, 1, (3, 64, 96, 3)).astype(np.float32)
+    got = run_session(open_session(tmp_path / "model.onnx"), batch)["logits"]
+    expected = hybrid.run(batch)["logits"]
+    assert np.abs(got - expected).max() <= 1e-4 * np.abs(expected).max()
+    assert report.taps == ["root", "block_00", "block_01", "block_02", "encoder_norm"]

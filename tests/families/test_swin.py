@@ -165,6 +165,14 @@ def test_extra_and_wrong_shape(tiny):
         load(FAMILY, path, image_size=(56, 56))
 
 
+def test_heads_that_do_not_divide_the_width(tiny):
+    def three(arrays):
+        return {name: np.zeros((169, 3), np.float32) if name.endswith("bias_table") else array for name, array in arrays.items()}
+
+    with pytest.raises(CheckpointError, match=r"stages of \(2, 2\) blocks and \(3, 3\) heads, width 32, .*: no Swin"):
+        load(FAMILY, changed(tiny(), three))
+
+
 def test_a_given_variant_is_held_against_the_file(tiny):
     with pytest.raises(CheckpointError, match=r"variant Swin-T/7 needs .* Did you mean Swin-mu/7\?"):
         load(FAMILY, tiny(), variant="Swin-T")

@@ -117,7 +117,8 @@ def infer_architecture(
     rows = most_common(leaves, (f"^{_LAYER}{table}", 0))
     width = most_common(leaves, (r"^(patch_embed|embeddings)\.norm\.", 0), (r"^(patch_embed\.proj|embeddings.*projection)\.", 0))
     side = math.isqrt(rows)
-    if not depths or 0 in depths or 0 in heads or width < 1 or side * side != rows or side % 2 == 0:
+    splits = all(number and (width << stage) % number == 0 for stage, number in enumerate(heads))  # each stage's width into its heads
+    if not depths or 0 in depths or not splits or width < 1 or side * side != rows or side % 2 == 0:
         raise CheckpointError(
             f"{file}: stages of {depths} blocks and {heads} heads, width {width}, bias tables of {rows} rows: no Swin",
             fix="Save the model's parameters whole, under the names its project uses.",
