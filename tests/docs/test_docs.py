@@ -59,7 +59,7 @@ def test_links_lead_somewhere(page):
 def test_files_that_are_named_exist(page):
     named = re.findall(rf"`({ROOM}/[\w./*-]+)`", without_code(TEXTS[page]))
     for name in named:
-        if name.startswith(("engines/", "checkpoints/….")):
+        if "/NAME/" in name:  # the reader's to choose
             continue
         places = (ROOT, ROOT / "vit_convert", (ROOT / page).parent)
         assert any((place / name).exists() or [*place.glob(name)] for place in places), f"{page}: {name}"
