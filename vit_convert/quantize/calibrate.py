@@ -174,6 +174,23 @@ def calibrate(
     return Calibration(thresholds, amax, method, len(images), calibration_keys(onnx_path, images, normalize, method), costs)
 
 
+def sample_products(
+    onnx_path: str | os.PathLike[str],
+    tensors: Sequence[str],
+    images: np.ndarray,
+    normalize: Normalize,
+    *,
+    batch_size: int = 8,
+    progress: Progress | None = None,
+) -> Guard:
+    """A Guard that has seen these activations of the images: what thresholds that were found otherwise cost, any of them."""
+    guard, progress = Guard(ir.load(onnx_path), tensors), progress or Progress(quiet=True)
+    _, elements = _scan(onnx_path, list(tensors), images[:1], normalize, 1, progress, "Sizes")
+    for name, value, keys in _activations(onnx_path, elements, images, normalize, batch_size, progress, "Products"):
+        guard.add(name, value, keys)
+    return guard
+
+
 def _scan(
     onnx_path: str | os.PathLike[str],
     names: list[str],
@@ -189,7 +206,7 @@ def _scan(
     for size, groups in _stream(session, len(_REDUCTIONS), images, normalize, batch_size, progress, label):
         for name, high, low, total, count in zip(names, *groups):
             if not np.isfinite([high, low, total]).all():
-                raise CalibrationError(f"{name}: the activation is not finite on the calibration images", fix="Run the fp32 check first.")
+                raise _not_finite(name)
             amax[name] = max(amax[name], float(high), -float(low))
             elements[name] = int(count) // size
     return amax, elements
@@ -206,25 +223,41 @@ def _count(
 ) -> dict[str, Histogram]:
     """A histogram for each tensor; the guard sees what is counted."""
     histograms = {name: Histogram() for name in elements}
+    for name, value, keys in _activations(onnx_path, elements, images, normalize, batch_size, progress, "Histograms"):
+        try:
+            histograms[name].add(value)
+        except ValueError as e:
+            raise _not_finite(name) from e
+        if guard is not None:
+            guard.add(name, value, keys)
+    return histograms
+
+
+def _activations(
+    onnx_path: str | os.PathLike[str],
+    elements: dict[str, int],
+    images: np.ndarray,
+    normalize: Normalize,
+    batch_size: int,
+    progress: Progress,
+    label: str,
+) -> Iterator[tuple[str, np.ndarray, list[int]]]:
+    """Yields (name, activation, a number for each of its images that goes with their pixels), batch by batch."""
     chunks = _chunks(elements, OUTPUT_BYTES)
     for number, names in enumerate(chunks, start=1):
         session = _session(onnx_path, names, reduce=False)
         fitting = OUTPUT_BYTES // (4 * sum(elements[name] for name in names))
-        label = "Histograms" if len(chunks) == 1 else f"Histograms {number}/{len(chunks)}"
+        bar = label if len(chunks) == 1 else f"{label} {number}/{len(chunks)}"
         start = 0
-        for size, (values,) in _stream(session, 1, images, normalize, max(1, min(batch_size, fitting)), progress, label):
-            keys = [zlib.crc32(image.tobytes()) for image in images[start : start + size]] if guard is not None else []
+        for size, (values,) in _stream(session, 1, images, normalize, max(1, min(batch_size, fitting)), progress, bar):
+            keys = [zlib.crc32(image.tobytes()) for image in images[start : start + size]]
             start += size
             for name, value in zip(names, values):
-                try:
-                    histograms[name].add(value)
-                except ValueError as e:
-                    raise CalibrationError(
-                        f"{name}: the activation is not finite on the calibration images", fix="Run the fp32 check first."
-                    ) from e
-                if guard is not None:
-                    guard.add(name, value, keys)
-    return histograms
+                yield name, value, keys
+
+
+def _not_finite(name: str) -> CalibrationError:
+    return CalibrationError(f"{name}: the activation is not finite on the calibration images", fix="Run the fp32 check first.")
 
 
 def _chunks(elements: dict[str, int], limit_bytes: int) -> list[list[str]]:

@@ -7,7 +7,7 @@ by the weights that read them, and compared with the exact products. A huge valu
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -23,6 +23,14 @@ POWER = 4
 _COLUMNS = 256  # of a weight that are multiplied: evenly spaced, they stand for the others
 _STEPS = 3  # candidates for each doubling
 _MOST = 13  # candidates at most
+
+Rounding = Callable[[np.ndarray, float], np.ndarray]  # what becomes of rows when the largest number stands for a threshold
+
+
+def int8(rows: np.ndarray, threshold: float) -> np.ndarray:
+    """Rows in int8 and back."""
+    scale = np.float32(threshold) / np.float32(LEVELS)
+    return np.clip(np.rint(rows / scale), -LEVELS, LEVELS) * scale
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +85,11 @@ class Guard:
         thresholds = candidates(entropy, amax)
         return Cost(thresholds, product_errors(rows, counts, self._weights[name] or [None], thresholds))
 
+    def error(self, name: str, threshold: float, rounded: Rounding = int8) -> float:
+        """What one threshold costs; 0 for a tensor that is all zero."""
+        rows, counts = self._samples[name].rows()
+        return product_errors(rows, counts, self._weights[name] or [None], [threshold], rounded)[0] if threshold else 0.0
+
 
 def readers(value: ir.Value) -> list[ir.TensorProtocol]:
     """The weights, [K, N] or [N, K, 1, 1], of the linears that multiply an activation, or another shape of it, by them."""
@@ -129,9 +142,13 @@ def candidates(entropy: float, amax: float) -> list[float]:
 
 
 def product_errors(
-    rows: np.ndarray, counts: np.ndarray, weights: Sequence[ir.TensorProtocol | None], thresholds: Sequence[float]
+    rows: np.ndarray,
+    counts: np.ndarray,
+    weights: Sequence[ir.TensorProtocol | None],
+    thresholds: Sequence[float],
+    rounded: Rounding = int8,
 ) -> list[float]:
-    """Measures what int8 makes of the products x W, for each threshold.
+    """Measures what quantizing x makes of the products x W, for each threshold.
 
     For every row the squared error |(x - x̂) W|², as a share of the mean |x W|² of all rows; over the rows its power mean with exponent
     POWER; over the weights their mean.
@@ -140,16 +157,14 @@ def product_errors(
         rows: float32 [rows, K].
         counts: how many rows of the tensor each stands for: [rows].
         weights: what reads the tensor; None stands for the tensor itself, W = 1, where no weight does.
-        thresholds: what 127 stands for, each above 0.
+        thresholds: what the largest number stands for, each above 0.
+        rounded: of what format.
 
     Returns:
         An error for each threshold.
     """
     share = counts / counts.sum()
-    wrong = []
-    for threshold in thresholds:
-        scale = np.float32(threshold) / np.float32(LEVELS)
-        wrong.append(rows - np.clip(np.rint(rows / scale), -LEVELS, LEVELS) * scale)
+    wrong = [rows - rounded(rows, threshold) for threshold in thresholds]
     total = np.zeros(len(wrong))
     for weight in weights:
         exact, errors = _energies(rows, wrong, weight)

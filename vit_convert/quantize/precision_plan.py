@@ -2,8 +2,9 @@
 
 import dataclasses
 import functools
+import math
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from vit_convert.core.bundle import read_json, write_json
@@ -14,6 +15,9 @@ _ABOUT = (
     "A precision plan: the layers in `sites` are quantized, all others stay fp16. Edit the list (blocks such as block_03 and patterns such "
     "as */fc1 work too) and give this file as config.plan.file; `ranked` and `left_out` say what each layer costs."
 )
+
+RUNS = 32  # that search takes after its bisection: each is a pass over some images
+_RUNS_ON_ALL = 4  # the same over all images, up to sixteen times as many
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,15 +49,17 @@ class Plan:
         units: names of the quantized units, most harmless first.
         measured: what they lose together.
         left_out: for each other unit, why.
+        costs: of each unit, what it was ranked by; empty where nothing had to be ranked, and not each was measured alone.
     """
 
     units: list[str]
     measured: Measured
     left_out: dict[str, str]
+    costs: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
-def search(ranked: Sequence[str], measure: Callable[[Collection[str]], Measured], budget: Budget) -> Plan:
-    """Finds a largest set within a budget: no further unit can be added to it.
+def search(ranked: Sequence[str], measure: Callable[[Collection[str]], Measured], budget: Budget, *, runs: int = RUNS) -> Plan:
+    """Finds a large set within a budget; if nothing was left untried, one to which no further unit can be added.
 
     The longest prefix of the ranking is found by bisection, as if the loss grew with every unit; then the others are tried in turn and
     kept if the budget allows it, so that one sensitive unit does not keep out those behind it. One by one, and twice as many at a time
@@ -63,6 +69,7 @@ def search(ranked: Sequence[str], measure: Callable[[Collection[str]], Measured]
         ranked: units, the most harmless first.
         measure: measures a set.
         budget: what may be lost.
+        runs: most sets that are tried after the bisection; what is not tried is left out.
 
     Returns:
         The Plan, whose set has been measured as a whole.
@@ -77,7 +84,9 @@ def search(ranked: Sequence[str], measure: Callable[[Collection[str]], Measured]
             within = length
         length = (within + over) // 2
     chosen, rest, left_out, step = list(ranked[:within]), list(ranked[within:]), {}, 1
-    while rest:
+    for _ in range(runs):
+        if not rest:
+            break
         group = rest[:step]
         why = budget.missed(measure([*chosen, *group]), fp32)
         if why and len(group) > 1:
@@ -89,15 +98,21 @@ def search(ranked: Sequence[str], measure: Callable[[Collection[str]], Measured]
         else:
             chosen += group
             step = 2 * len(group)
+    left_out |= dict.fromkeys(rest, f"not tried: {runs} sets with less costly layers were")
     return Plan(chosen, measure(chosen), left_out)
 
 
-def make_plan(sensitivity: Sensitivity, budget: Budget) -> Plan:
-    """Takes everything where the budget allows it; else ranks the units by what each loses alone, and searches.
+def make_plan(sensitivity: Sensitivity, budget: Budget, costs: Callable[[], Mapping[str, float]]) -> Plan:
+    """Takes everything where the budget allows it; else ranks the units and searches.
+
+    They are ranked by what each loses alone where all of that was measured, else by their costs, which take no run of the model. Sets are
+    first held against the cosine on some of the images; what comes out is held against the whole budget on all of them, and shortened
+    where it misses.
 
     Args:
         sensitivity: measures; what it has measured before is not run again.
         budget: what may be lost.
+        costs: of each unit by its name, as `ranking.unit_costs` says them; asked for where not everything fits.
 
     Returns:
         The Plan.
@@ -106,24 +121,31 @@ def make_plan(sensitivity: Sensitivity, budget: Budget) -> Plan:
         CheckError: not one unit is within the budget.
     """
     names = [unit.name for unit in sensitivity.units]
+    alone = {name: found.error for name, found in sensitivity.alone().items()}
+    by = alone if len(alone) == len(names) else {}
     if fits(sensitivity, budget):
-        return Plan(names, sensitivity.judge(names), {})
-    alone = {name: sensitivity.measure([name]) for name in names}
-    ranked = sorted(alone, key=lambda name: alone[name].error)
-    plan = search(ranked, functools.partial(_judge, sensitivity, budget), budget)
+        return Plan(names, sensitivity.judge(names), {}, by)
+    by = by or dict(costs())
+    ranked = sorted(names, key=by.__getitem__)
+    some = search(ranked, sensitivity.measure, dataclasses.replace(budget, top1_drop=math.inf))
+    plan = search(some.units, sensitivity.judge, budget, runs=_RUNS_ON_ALL)
+    if not plan.units:  # what is left out may have been so for the company of a unit that only the others show to be bad
+        plan = search(ranked, functools.partial(_judge, sensitivity, budget), budget, runs=_RUNS_ON_ALL)
+    left_out = some.left_out | plan.left_out
     if not plan.units:
         first = ranked[0]
         raise CheckError(
-            f"precision plan: no layer can be {sensitivity.record['precision']}; the most harmless is {first}: {plan.left_out[first]}",
+            f"precision plan: no layer can be {sensitivity.record['precision']}; the most harmless is {first}: {left_out[first]}",
             fix="Allow more (config.plan.accuracy_budget, config.plan.cosine), or stay with fp16.",
         )
-    return plan
+    return dataclasses.replace(plan, left_out={name: left_out[name] for name in ranked if name not in plan.units}, costs=by)
 
 
 def fits(sensitivity: Sensitivity, budget: Budget) -> bool:
-    """Whether all units together are within the budget: two runs over the images, and none for each unit."""
+    """Whether all units together are within the budget."""
     everything = [unit.name for unit in sensitivity.units]
-    return not budget.missed(_judge(sensitivity, budget, everything), sensitivity.judge([]))
+    found = _judge(sensitivity, budget, everything)
+    return found.cosine >= budget.cosine and not budget.missed(found, sensitivity.judge([]))
 
 
 def _judge(sensitivity: Sensitivity, budget: Budget, names: Collection[str]) -> Measured:
@@ -145,8 +167,9 @@ def write_plan(path: str | os.PathLike[str], plan: Plan, sensitivity: Sensitivit
         What was written.
     """
     units = {unit.name: unit for unit in sensitivity.units}
-    alone = sensitivity.alone()
+    alone = {name: _numbers(found) for name, found in sensitivity.alone().items()}
     num_weights = sum(unit.num_weights for unit in units.values())
+    ranked = sorted(plan.costs, key=plan.costs.__getitem__)
     record = {
         "about": _ABOUT,
         "precision": sensitivity.record["precision"],
@@ -156,7 +179,7 @@ def write_plan(path: str | os.PathLike[str], plan: Plan, sensitivity: Sensitivit
         "measured": {**_numbers(plan.measured), "share_of_weights": sum(units[name].num_weights for name in plan.units) / num_weights},
         "fp32": _numbers(sensitivity.judge([])),
         "images": {"source": sensitivity.record["source"], "num_images": sensitivity.record["num_images"]},
-        "ranked": [{"unit": name, **_numbers(alone[name])} for name in sorted(alone, key=lambda name: alone[name].error)],
+        "ranked": [{"unit": name, "cost": plan.costs[name], **alone.get(name, {})} for name in ranked],
     }
     write_json(path, record)
     return record

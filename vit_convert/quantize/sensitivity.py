@@ -193,7 +193,8 @@ class Sensitivity:
         progress: Progress | None = None,
     ):
         self.units = list(units)
-        self._path, self._onnx_path, self._calibration, self._lower = path, pathlib.Path(onnx_path), calibration, lower
+        self.calibration = calibration
+        self._path, self._onnx_path, self._lower = path, pathlib.Path(onnx_path), lower
         self._images, self._labels, self._normalize = images, labels, normalize
         self._target, self._precision, self._batch_size = target, precision, batch_size
         self._progress = progress or Progress(quiet=True)
@@ -254,17 +255,12 @@ class Sensitivity:
         """What was measured of single units so far, by their names."""
         return {unit.name: self._known[frozenset([unit.name])] for unit in self.units if frozenset([unit.name]) in self._known}
 
-    def scan(self, *, blocks: bool = True) -> list[Measured]:
-        """Measures nothing quantized, each unit, each block as a whole, and everything; in this order, blocks of one unit once.
-
-        Args:
-            blocks: measure blocks and everything too.
-        """
+    def scan(self) -> list[Measured]:
+        """Measures nothing quantized, each unit, each block as a whole, and everything; in this order, blocks of one unit once."""
         by_block: dict[str, list[str]] = {}
         for unit in self.units:
             by_block.setdefault(unit.block, []).append(unit.name)
-        wholes = [*by_block.values(), [unit.name for unit in self.units]] if blocks else []
-        sets = [[], *([unit.name] for unit in self.units), *wholes]
+        sets = [[], *([unit.name] for unit in self.units), *by_block.values(), [unit.name for unit in self.units]]
         results = []
         with self._progress.bar(f"{self._precision} sensitivity", total=len(sets)) as advance:
             for names in sets:
@@ -288,7 +284,7 @@ class Sensitivity:
         return self._compare(wanted, np.concatenate(found), self._fp32[chosen], labels)
 
     def _open(self) -> Any:
-        model = switched(ir.load(self._onnx_path), self._calibration, self.units, target=self._target, precision=self._precision)
+        model = switched(ir.load(self._onnx_path), self.calibration, self.units, target=self._target, precision=self._precision)
         with tempfile.TemporaryDirectory(prefix=".switched.", suffix=".tmp", dir=self._onnx_path.parent) as folder:
             path = pathlib.Path(folder) / "switched.onnx"
             save_onnx(self._lower(model), path)

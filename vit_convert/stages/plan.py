@@ -1,6 +1,5 @@
 """The sensitivity and plan stages: what each layer loses when quantized, and which layers a budget allows."""
 
-import dataclasses
 import pathlib
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +19,7 @@ _BATCH = 64  # each run also dequantizes all weights, which many images share
 
 
 def _wants_sensitivity(context: Context) -> bool:
-    return context.config.sensitivity or _wants_plan(context)
+    return bool(context.config.sensitivity)
 
 
 def _wants_plan(context: Context) -> bool:
@@ -29,8 +28,7 @@ def _wants_plan(context: Context) -> bool:
 
 def _scan_inputs(context: Context) -> Any:
     config = context.config
-    planned = dataclasses.asdict(_budget(context)) if _wants_plan(context) else None  # decides whether a scan is needed
-    return [config.plan.type, config.plan.num_images, list(config.keep_fp32), bool(config.sensitivity), planned]
+    return [config.plan.type, config.plan.num_images, list(config.keep_fp32)]
 
 
 def _budget(context: Context) -> "Budget":
@@ -41,7 +39,7 @@ def _budget(context: Context) -> "Budget":
 
 
 def _plan_inputs(context: Context) -> Any:
-    return [plain(context.config.plan), context.config.check.int8_cosine]
+    return [plain(context.config.plan), context.config.check.int8_cosine, list(context.config.keep_fp32)]
 
 
 def _sensitivity(context: Context, path: pathlib.Path) -> Any:
@@ -86,25 +84,19 @@ def _sensitivity(context: Context, path: pathlib.Path) -> Any:
 
 
 def scan_sensitivity(context: Context) -> dict[str, Any]:
-    """Quantizes one kind of linear of one block at a time, and one block at a time; continues an interrupted scan.
-
-    If only a plan is asked for, it stops at once if everything together is within the budget, and does not measure whole blocks."""
-    from vit_convert.quantize.precision_plan import fits
+    """Quantizes one kind of linear of one block at a time, and one block at a time; continues an interrupted scan."""
     from vit_convert.report.sensitivity import plot_ranking, ranking
 
     sensitivity, picture = _sensitivity(context, context.bundle.sensitivity), _picture(context)
-    result = {"precision": context.config.plan.type, "num_units": len(sensitivity.units)}
-    if not context.config.sensitivity and fits(sensitivity, _budget(context)):
-        picture.unlink(missing_ok=True)  # an earlier scan's
-        return {**result, "worst": None, "summary": f"all {len(sensitivity.units)} units together are within the budget"}
-    sensitivity.scan(blocks=context.config.sensitivity)
+    sensitivity.scan()
     if missing := plot_ranking(sensitivity.record, picture):
         picture.unlink(missing_ok=True)  # an earlier scan's
         context.progress.say(f"  no {picture.name}: {missing}")
     worst = ranking(sensitivity.record)["units"][0]
     images = f"{sensitivity.record['scan_images']} {sensitivity.record['source']}"
     return {
-        **result,
+        "precision": context.config.plan.type,
+        "num_units": len(sensitivity.units),
         "worst": worst,
         "summary": f"{len(sensitivity.units)} units on {images}; worst {worst['name']}: 1 - cosine {worst['error']:.2g}",
     }
@@ -113,11 +105,25 @@ def scan_sensitivity(context: Context) -> dict[str, Any]:
 def plan(context: Context) -> dict[str, Any]:
     """Finds the largest quantized set within the budget and writes it as `precision_plan.json`."""
     from vit_convert.quantize.precision_plan import make_plan, write_plan
+    from vit_convert.quantize.ranking import unit_costs
 
     sensitivity, budget = _sensitivity(context, context.bundle.plan_search), _budget(context)  # the scan's own file stays as it was left
     if (read_json(context.bundle.plan_search) or {}).get("key") != sensitivity.record["key"]:
         context.bundle.plan_search.unlink(missing_ok=True)  # another model's
-    found = make_plan(sensitivity, budget)
+
+    def costs() -> dict[str, float]:
+        return unit_costs(
+            source_graph(context),
+            sensitivity.calibration,
+            sensitivity.units,
+            np.load(context.bundle.images("calibration"), mmap_mode="r"),
+            prepare(context),
+            precision=context.config.plan.type,
+            batch_size=context.config.calibration.batch_size,
+            progress=context.progress,
+        )
+
+    found = make_plan(sensitivity, budget, costs)
     record = write_plan(context.bundle.precision_plan, found, sensitivity, budget)
     measured = record["measured"]
     share = f"{len(found.units)} of {len(sensitivity.units)} units, {100 * measured['share_of_weights']:.0f} % of their weights"
@@ -144,4 +150,4 @@ def _planned(context: Context) -> list[pathlib.Path]:
 
 
 SENSITIVITY = Stage("sensitivity", ("reference", "calibrate"), scan_sensitivity, _scan_inputs, _scanned, _wants_sensitivity)
-PLAN = Stage("plan", ("sensitivity",), plan, _plan_inputs, _planned, _wants_plan)
+PLAN = Stage("plan", ("reference", "calibrate", "sensitivity"), plan, _plan_inputs, _planned, _wants_plan)
