@@ -115,7 +115,29 @@ def test_each_precision_has_its_own_cosine(context, precision, cosine, passes):
         return
     message, error = failure(context, precision)
     assert message.startswith(f"model.{precision}.onnx: logits differs") and f"cosine {cosine:.6f}"[:13] in message
-    assert ("Use config.precision=auto" in error.fix) == (precision in ("int8", "fp8"))
+    assert ("config.precision=auto" in error.fix) == (precision in ("int8", "fp8"))
+    assert ("config.calibration.smooth=0.75" in error.fix) == (precision == "int8")
+
+
+@pytest.mark.parametrize(
+    ("changes", "fix"),
+    [
+        ({}, "Try config.calibration.smooth=0.75; then config.precision=auto, which leaves the layers in fp16 that cost most."),
+        (
+            {"calibration.method": "minmax", "calibration.attention": True, "calibration.smooth": 0.5},
+            "Try config.calibration.method=entropy instead of minmax; then config.calibration.attention=False; then config.precision=auto",
+        ),
+        ({"precision": "auto", "calibration.smooth": 0.75}, "Try a higher config.plan.cosine than now."),
+        ({"engine.int8_lowering": "kernels"}, "Try a smaller config.calibration.max_error than 0.002, which leaves more in fp16."),
+    ],
+)
+def test_what_an_int8_miss_advises_is_what_the_config_has_not(context, changes, fix):
+    """Nothing that is set already, nor what int8 by ranges does not take."""
+    with context.config.unlocked(), context.config.ignore_type():
+        context.config.update_from_flattened_dict(changes)
+    write_graph(context.bundle.onnx("int8"))
+    refer(context, logits=turned(0.9))
+    assert failure(context, "int8")[1].fix.startswith(fix)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])

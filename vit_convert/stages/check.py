@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vit_convert.core.compare import Tolerance, top1_accuracy
-from vit_convert.core.config import QUANTIZED
+from vit_convert.core.config import QUANTIZED, is_planned
 from vit_convert.core.errors import CheckError
 from vit_convert.core.pipeline import Context, Stage
 from vit_convert.core.tolerance import judges_blocks, tolerance_for, top1_miss
@@ -35,7 +35,7 @@ def check(context: Context) -> dict[str, Any]:
         misses += [f"lowering {name}: {miss}"] if miss else []
     if misses:
         result["passed"] = False
-        raise _missed("; ".join(misses), result)
+        raise _missed(context, "; ".join(misses), result)
     return result
 
 
@@ -109,7 +109,7 @@ def _check_graph(context: Context, precision: str, path: pathlib.Path) -> dict[s
     }
     if missed:
         _, first = min(missed, key=lambda found: tensors.index(found[1].tensor))
-        raise _missed(f"{_worst(path, missed, tolerance)}. First to miss: {first.tensor}.", result)
+        raise _missed(context, f"{_worst(path, missed, tolerance)}. First to miss: {first.tensor}.", result)
     if precision == "bf16":
         result["summary"] += ", in float32 rounded to bf16"
     result["summary"] += "".join(f", {row.cosine:.7f} at {size}" for size, row in list(finals.items())[1:])
@@ -121,7 +121,7 @@ def _check_graph(context: Context, precision: str, path: pathlib.Path) -> dict[s
         result["summary"] += f", top-1 {result['top1']:.2f} %"
         if miss := top1_miss(context.config, result["top1"], context.results["reference"]["top1"]):
             result["passed"] = False
-            raise _missed(f"{path.name}: {miss}", result)
+            raise _missed(context, f"{path.name}: {miss}", result)
     return result
 
 
@@ -160,11 +160,29 @@ def _worst(path: pathlib.Path, missed: Iterable[tuple[str, "Row"]], tolerance: T
     )
 
 
-def _missed(message: str, result: dict[str, Any]) -> CheckError:
+def _missed(context: Context, message: str, result: dict[str, Any]) -> CheckError:
     fix = "docs/checks.md says what usually causes it."
-    if result.get("precision") in QUANTIZED:
-        fix = f"Use config.precision=auto or a smaller config.calibration.max_error: the layers that cost most stay fp16. {fix}"
+    if (precision := result.get("precision")) in QUANTIZED:
+        fix = f"{_advice(context.config, precision)} docs/checks.md has what each of them gained on a trained model."
     return CheckError(message, fix=fix, result=result)
+
+
+def _advice(config: Any, precision: str) -> str:
+    """What helped where a quantized graph missed, in the order of what it gained for what it costs, less what the config has already."""
+    calibration, tries = config.calibration, []
+    if precision == "int8" and calibration.method != "entropy":
+        tries.append(f"config.calibration.method=entropy instead of {calibration.method}")
+    if calibration.attention:
+        tries.append("config.calibration.attention=False")
+    if precision == "int8" and not calibration.smooth and not config.engine.int8_lowering:
+        tries.append("config.calibration.smooth=0.75")
+    if is_planned(config):
+        tries.append("a higher config.plan.cosine than now")
+    elif config.engine.int8_lowering:
+        tries.append(f"a smaller config.calibration.max_error than {calibration.max_error:g}, which leaves more in fp16")
+    else:
+        tries.append("config.precision=auto, which leaves the layers in fp16 that cost most")
+    return f"Try {'; then '.join(tries)}."
 
 
 CHECK = Stage("check", ("reference", "export"), check, lambda c: plain(c.config.check))
