@@ -16,8 +16,8 @@ _ABOUT = (
     "as */fc1 work too) and give this file as config.plan.file; `ranked` and `left_out` say what each layer costs."
 )
 
-RUNS = 32  # that search takes after its bisection: each is a pass over some images
-_RUNS_ON_ALL = 4  # the same over all images, up to sixteen times as many
+RUNS = 6  # that search takes after its bisection: each is a pass over some images
+_LAST_RUNS = 4  # the same over all images, up to sixteen times as many
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +98,7 @@ def search(ranked: Sequence[str], measure: Callable[[Collection[str]], Measured]
         else:
             chosen += group
             step = 2 * len(group)
-    left_out |= dict.fromkeys(rest, f"not tried: {runs} sets with less costly layers were")
+    left_out |= dict.fromkeys(rest, f"not tried after {runs} sets with less costly layers")
     return Plan(chosen, measure(chosen), left_out)
 
 
@@ -128,9 +128,9 @@ def make_plan(sensitivity: Sensitivity, budget: Budget, costs: Callable[[], Mapp
     by = by or dict(costs())
     ranked = sorted(names, key=by.__getitem__)
     some = search(ranked, sensitivity.measure, dataclasses.replace(budget, top1_drop=math.inf))
-    plan = search(some.units, sensitivity.judge, budget, runs=_RUNS_ON_ALL)
+    plan = _confirm(sensitivity, budget, some)
     if not plan.units:  # what is left out may have been so for the company of a unit that only the others show to be bad
-        plan = search(ranked, functools.partial(_judge, sensitivity, budget), budget, runs=_RUNS_ON_ALL)
+        plan = search(ranked, functools.partial(_judge, sensitivity, budget), budget, runs=_LAST_RUNS)
     left_out = some.left_out | plan.left_out
     if not plan.units:
         first = ranked[0]
@@ -139,6 +139,34 @@ def make_plan(sensitivity: Sensitivity, budget: Budget, costs: Callable[[], Mapp
             fix="Allow more (config.plan.accuracy_budget, config.plan.cosine), or stay with fp16.",
         )
     return dataclasses.replace(plan, left_out={name: left_out[name] for name in ranked if name not in plan.units}, costs=by)
+
+
+def _confirm(sensitivity: Sensitivity, budget: Budget, found: Plan) -> Plan:
+    """Holds a plan against the budget on all images; where it misses, it is shortened to what the worst of them bear, and held again.
+
+    A judgement takes many times as long as a look at some images, so the next length is found by looks alone: the longest that keeps the
+    cosine on those images that lost most. Where top-1 is what misses, which a few images do not show, the length is halved.
+    """
+    units, fp32 = found.units, sensitivity.judge([])
+    left_out: dict[str, str] = {}
+    while units:
+        whole = sensitivity.judge(units)
+        if not (why := budget.missed(whole, fp32)):
+            return Plan(units, whole, left_out)
+        over = len(units)
+        if whole.cosine < budget.cosine:
+            within = 0
+            while over - within > 1:
+                length = (within + over) // 2
+                if sensitivity.glimpse(units[:length]).cosine < budget.cosine:
+                    over = length
+                else:
+                    within = length
+        else:
+            within = over // 2
+        left_out |= dict.fromkeys(units[within:], why)
+        units = units[:within]
+    return Plan([], fp32, left_out)
 
 
 def fits(sensitivity: Sensitivity, budget: Budget) -> bool:

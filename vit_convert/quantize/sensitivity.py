@@ -27,6 +27,7 @@ from vit_convert.quantize.placement import Patterns, Site, place
 from vit_convert.quantize.qdq import quantize
 
 SCAN_IMAGES = 16  # that each unit alone is measured on: enough to rank them
+_WORST = 8  # images of each judgement that the next set is held against first
 SWITCHES = "quantized"  # name of the switched graph's second input
 _GROUPS = {"query": "qkv", "key": "qkv", "value": "qkv"}  # TensorRT merges these three only in one precision
 
@@ -110,7 +111,8 @@ def switched(model: ir.Model, calibration: Calibration, units: Sequence[Unit], *
         The graph; each weight is there twice. Input `quantized`: bool [units].
     """
     plain = {v.name: v for v in model.graph.initializers.values()}
-    model = quantize(model, calibration, [site for unit in units for site in unit.sites], target=target, precision=precision)
+    sites = [site for unit in units for site in unit.sites]
+    model = quantize(model, calibration, sites, target=target, precision=precision, shift_biases=False)
     graph = model.graph
     producers = {v.name: node for node in graph for v in node.outputs}
     values = {v.name: v for node in graph for v in node.outputs} | {v.name: v for v in (*graph.inputs, *graph.initializers.values())}
@@ -199,8 +201,18 @@ class Sensitivity:
         self._target, self._precision, self._batch_size = target, precision, batch_size
         self._progress = progress or Progress(quiet=True)
         self._session: Any = None
+        self._worst = np.zeros(0, np.int64)  # numbers of images
         self._fp32: np.ndarray | None = None
-        key = {**calibration.keys, "target": target, "thresholds": calibration.thresholds, "images": len(images), "source": source}
+        plain_shifts = {name: dataclasses.asdict(shift) for name, shift in calibration.shifts.items()}
+        key = {
+            **calibration.keys,
+            "target": target,
+            "thresholds": calibration.thresholds,
+            "shifts": plain_shifts,
+            "images": len(images),
+            "source": source,
+        }
+        key |= {"shifts": {name: dataclasses.asdict(shift) for name, shift in calibration.shifts.items()}}
         key |= {"judged_on": _hash_images(images, labels), "depends_on": depends_on}
         described = {unit.name: {"sites": [s.name for s in unit.sites], "num_weights": unit.num_weights} for unit in units}
         self.record: dict[str, Any] = {
@@ -225,7 +237,7 @@ class Sensitivity:
         """Measures a set of units on some of the images, or remembers what was measured: what sets are ranked by.
 
         Args:
-            names: of units.
+            names: of units; none stand for the fp32 graph.
 
         Returns:
             The Measured.
@@ -246,10 +258,16 @@ class Sensitivity:
         if self.record["scan_images"] == len(self._images):
             return self.measure(wanted)
         if wanted not in self._judged:
-            result = self._judged[wanted] = self._run(wanted, slice(None))
+            result = self._judged[wanted] = self._run(wanted, np.arange(len(self._images)))
             self.record["judged"].append(dataclasses.asdict(result))
             write_json(self._path, self.record)
         return self._judged[wanted]
+
+    def glimpse(self, names: Collection[str]) -> Measured:
+        """The same on the images that `judge` found to lose most so far, and not kept: a set that misses there need not be judged."""
+        if not len(self._worst):
+            return self.measure(names)
+        return self._run(frozenset(names), self._worst)
 
     def alone(self) -> dict[str, Measured]:
         """What was measured of single units so far, by their names."""
@@ -276,12 +294,18 @@ class Sensitivity:
             output = fp32.get_outputs()[0].name
             self._fp32 = np.concatenate([run_session(fp32, batch)[output] for batch in self._batches(self._images)])
             self._session = self._open()
+        labels = None if self._labels is None else self._labels[chosen]
+        if not wanted:
+            return self._compare(wanted, self._fp32[chosen], self._fp32[chosen], labels)
         output = self._session.get_outputs()[0].name
         switches = np.array([unit.name in wanted for unit in self.units])
         batches = self._batches(self._images[chosen])
         found = [self._session.run([output], {**feeds_of(self._session, batch), SWITCHES: switches})[0] for batch in batches]
-        labels = None if self._labels is None else self._labels[chosen]
-        return self._compare(wanted, np.concatenate(found), self._fp32[chosen], labels)
+        outputs, fp32 = np.concatenate(found), self._fp32[chosen]
+        if len(chosen) == len(self._images):
+            cosines = [compare(expected[None], got[None]).cosine for expected, got in zip(fp32, outputs)]
+            self._worst = np.union1d(self._worst, np.argsort(cosines, kind="stable")[:_WORST])
+        return self._compare(wanted, outputs, fp32, labels)
 
     def _open(self) -> Any:
         model = switched(ir.load(self._onnx_path), self.calibration, self.units, target=self._target, precision=self._precision)
