@@ -243,12 +243,22 @@ def trained_table(record: Mapping[str, Any]) -> str:
             f"{run['cosine_min']:.4f}",
             f"{run['top1']:.1f} % of {run['images']}",
             f"{run['widened']} of {run['tensors']}" if run.get("widened") else "",
+            f"{run['shifted']} of {run['tensors']}" if run.get("shifted") else "",
             f"{run['left_out']} of {run['tensors']}" if run.get("left_out") else "",
             f"{run['calibration_cpu_seconds']:.0f} s" if "tensors" in run else "",
         ]
         for run in record["runs"]
     ]
-    titles = ("calibration", "cosine, mean", "cosine, worst", "top-1 of digits", "wider than entropy", "left in FP16", "calibration, CPU")
+    titles = (
+        "calibration",
+        "cosine, mean",
+        "cosine, worst",
+        "top-1 of digits",
+        "wider than entropy",
+        "shifted",
+        "left in FP16",
+        "calibration, CPU",
+    )
     return markdown(titles, rows)
 
 

@@ -28,11 +28,13 @@ _BATCH = 20
 # What is set beside precision=int8; the first is the default.
 CASES: dict[str, dict[str, Any]] = {
     "entropy": {},
+    "entropy, shift=False": {"shift": False},
     "entropy_plain": {"method": "entropy_plain"},
     "minmax": {"method": "minmax"},
     "percentile": {"method": "percentile"},
     "mse": {"method": "mse"},
-    "entropy, smooth=0.5": {"smooth": 0.5},
+    "entropy, shift=False, smooth=0.5": {"shift": False, "smooth": 0.5},
+    "entropy, smooth=0.75": {"smooth": 0.75},
     "entropy, attention=True": {"attention": True},
     "fp8": {"precision": "fp8"},
 }
@@ -64,7 +66,15 @@ def normalize(images: Images) -> Images:
 
 
 def quantized(
-    graph: pathlib.Path, images: Images, output: pathlib.Path, *, method="entropy", smooth=0.0, attention=False, precision="int8"
+    graph: pathlib.Path,
+    images: Images,
+    output: pathlib.Path,
+    *,
+    method="entropy",
+    shift=True,
+    smooth=0.0,
+    attention=False,
+    precision="int8",
 ):
     """Calibrates and writes a Q/DQ graph; returns the Calibration and the seconds of CPU that it took."""
     import onnx_ir as ir
@@ -75,6 +85,7 @@ def quantized(
     from vit_convert.quantize.calibrate import calibrate
     from vit_convert.quantize.placement import place
     from vit_convert.quantize.qdq import quantize
+    from vit_convert.quantize.shift import shiftable
     from vit_convert.quantize.smooth import find_norms
     from vit_convert.quantize.smooth import smooth as smoothed
 
@@ -90,8 +101,9 @@ def quantized(
     calibration = calibrate(graph, images, normalize, placement.tensors(), method=method)
     seconds = time.process_time() - started
     if precision == "int8":
-        linears = [site.tensor for site in place(model).sites]
-        calibration = calibration.leave_out(linears, default_config().calibration.max_error)
+        sites = place(model).sites
+        calibration = calibration.shift(*shiftable(model, sites)) if shift else calibration
+        calibration = calibration.leave_out([site.tensor for site in sites], default_config().calibration.max_error)
         placement = place(model, attention=attention, leave_out=calibration.left_out)
     save_onnx(quantize(model, calibration, placement.sites, target="trt10", precision=precision), output)
     return calibration, seconds
@@ -153,6 +165,7 @@ def main(argv: list[str]) -> None:
             tensors=len(calibration.thresholds),
             widened=len(calibration.widened()),
             left_out=len(calibration.left_out),
+            shifted=len(calibration.shifts),
             calibration_cpu_seconds=round(seconds, 1),
         )
         print(results.record["runs"][-1], flush=True)

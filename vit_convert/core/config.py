@@ -82,6 +82,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.calibration.batch_size = 8
     config.calibration.attention = False  # quantize the attention products too
     config.calibration.branches = False  # with engine.int8_lowering: quantize what blocks add to the residual stream too
+    config.calibration.shift = True  # int8: subtract the middle of a one-sided range before rounding; biases add it back
     config.calibration.smooth = 0.0  # SmoothQuant's strength, 0.5 for outlier channels after LayerNorms; 0: off
 
     config.sensitivity = False  # measure what each layer loses in plan.type, also without precision=auto

@@ -19,7 +19,7 @@ from vit_convert.core.errors import CalibrationError, UsageError, nearest
 from vit_convert.core.onnx_file import Batch, feeds_of, open_proto
 from vit_convert.core.progress import Progress
 from vit_convert.quantize import graph
-from vit_convert.quantize.guard import Cost, Guard
+from vit_convert.quantize.guard import Cost, Guard, Shift
 from vit_convert.quantize.histogram import Histogram, entropy_threshold, minmax_threshold, mse_threshold, percentile_threshold
 from vit_convert.quantize.placement import place
 
@@ -31,6 +31,7 @@ METHODS: dict[str, Callable[[Histogram], float]] = {
     "percentile": percentile_threshold,
     "mse": mse_threshold,
 }
+SUBTRACTION_PAYS = 0.5  # what a shift that takes a subtraction has to leave of the error at most
 # What one onnxruntime call may return for histograms. Fewer images a call first, then fewer tensors.
 OUTPUT_BYTES = 512 << 20
 # For ranges alone: both ends, a sum because onnxruntime's maximum passes over NaN, and the number of elements.
@@ -51,6 +52,7 @@ class Calibration:
         keys: sha256 of the graph with its weights and of the normalized data, and the method: what a cached file must agree on.
         costs: for each tensor, what the thresholds from entropy's to amax cost; empty for other methods than "entropy".
         left_out: the tensors whose products stay out of int8, and the error of these at the best threshold.
+        shifts: the tensors from which a constant is taken before they are int8; their threshold is of what is left.
     """
 
     thresholds: dict[str, float]
@@ -60,10 +62,21 @@ class Calibration:
     keys: dict[str, str]
     costs: dict[str, Cost] = dataclasses.field(default_factory=dict)
     left_out: dict[str, float] = dataclasses.field(default_factory=dict)
+    shifts: dict[str, Shift] = dataclasses.field(default_factory=dict)
+
+    def shift(self, free: Collection[str], subtracted: Collection[str]) -> "Calibration":
+        """The same with the shifts that pay, of tensors where they cost nothing and of those where they cost a subtraction."""
+        pays = dict.fromkeys(subtracted, SUBTRACTION_PAYS) | dict.fromkeys(free, 1.0)
+        found = {name: self.costs[name].shift(share) for name, share in pays.items() if name in self.costs}
+        return dataclasses.replace(self, shifts={name: shift for name, shift in found.items() if shift is not None})
+
+    def error(self, name: str) -> float:
+        """What int8 costs the products of a tensor, as it is quantized; of one that calibration measured."""
+        return self.shifts[name].error if name in self.shifts else self.costs[name].cheapest
 
     def leave_out(self, tensors: Collection[str], max_error: float) -> "Calibration":
         """The same with those of these tensors left out whose products lose more than `max_error` at every threshold that was tried."""
-        errors = {name: min(self.costs[name].errors) for name in tensors if name in self.costs}
+        errors = {name: self.error(name) for name in tensors if name in self.costs}
         return dataclasses.replace(self, left_out={name: error for name, error in errors.items() if error > max_error})
 
     def widened(self) -> dict[str, Cost]:
@@ -85,7 +98,8 @@ class Calibration:
         value = read_json(path, {})
         try:
             costs = {name: Cost(**cost) for name, cost in value.get("costs", {}).items()}
-            return cls(**{**value, "costs": costs})
+            shifts = {name: Shift(**shift) for name, shift in value.get("shifts", {}).items()}
+            return cls(**{**value, "costs": costs, "shifts": shifts})
         except (AttributeError, TypeError) as e:
             raise CalibrationError(f"{path}: not a calibration ({e})", fix="Remove it; calibration writes a new one.") from e
 

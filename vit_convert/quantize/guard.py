@@ -34,16 +34,49 @@ def int8(rows: np.ndarray, threshold: float) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True)
+class Shift:
+    """What is taken off a tensor before it is quantized.
+
+    Attributes:
+        offset: the constant.
+        threshold: what 127 stands for, of what is left.
+        error: of the products that read the tensor, see `product_errors`.
+    """
+
+    offset: float
+    threshold: float
+    error: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Cost:
     """What each threshold of a tensor costs.
 
     Attributes:
         candidates: thresholds, from entropy's to the largest |x|.
         errors: for each, the error of the products that read the tensor, as a share of their mean square; see `product_errors`.
+        middles: for each, the middle of what is left of the tensor's range: of [lowest, highest] and [-threshold, threshold] both.
+        halves: for each, half the extent of that.
+        shifted: the errors when the middle is taken off and the half stands for the largest number; empty where no linear reads the tensor.
     """
 
     candidates: list[float]
     errors: list[float]
+    middles: list[float] = dataclasses.field(default_factory=list)
+    halves: list[float] = dataclasses.field(default_factory=list)
+    shifted: list[float] = dataclasses.field(default_factory=list)
+
+    @property
+    def cheapest(self) -> float:
+        """The smallest error without a shift."""
+        return min(self.errors)
+
+    def shift(self, pays: float) -> Shift | None:
+        """The shift of the smallest error, if that is at most this share of the smallest without one."""
+        if not self.shifted or min(self.shifted) > pays * self.cheapest:
+            return None
+        index = max(i for i, error in enumerate(self.shifted) if error <= min(self.shifted))
+        return Shift(self.middles[index], self.halves[index], self.shifted[index])
 
     @property
     def best(self) -> float:
@@ -64,6 +97,7 @@ class Guard:
         values = {v.name: v for node in model.graph for v in node.outputs} | {v.name: v for v in model.graph.inputs}
         self._weights = {name: readers(values[name]) for name in names}
         self._samples = {name: RowSample() for name in names}
+        self._ends: dict[str, tuple[float, float]] = {}
 
     def add(self, name: str, value: np.ndarray, image_keys: Sequence[int]) -> None:
         """Offers an activation of a batch.
@@ -73,6 +107,8 @@ class Guard:
             value: float32, finite; image after image along its first axis.
             image_keys: a number for each image that goes with its pixels.
         """
+        low, high = self._ends.get(name, (0.0, 0.0))
+        self._ends[name] = min(low, float(value.min())), max(high, float(value.max()))
         channels = channels_of(self._weights[name])
         rows = as_rows(value, channels)
         if rows.shape[1] != channels:
@@ -83,12 +119,19 @@ class Guard:
         """What the thresholds from entropy's to the largest |x| cost."""
         rows, counts = self._samples[name].rows()
         thresholds = candidates(entropy, amax)
-        return Cost(thresholds, product_errors(rows, counts, self._weights[name] or [None], thresholds))
+        weights = self._weights[name]
+        errors = product_errors(rows, counts, weights or [None], thresholds)
+        if not weights:
+            return Cost(thresholds, errors)
+        low, high = self._ends[name]
+        ends = [(max(low, -t), min(high, t)) for t in thresholds]
+        middles, halves = [(a + b) / 2 for a, b in ends], [(b - a) / 2 for a, b in ends]
+        return Cost(thresholds, errors, middles, halves, product_errors(rows, counts, weights, halves, middles=middles))
 
     def error(self, name: str, threshold: float, rounded: Rounding = int8) -> float:
         """What one threshold costs; 0 for a tensor that is all zero."""
         rows, counts = self._samples[name].rows()
-        return product_errors(rows, counts, self._weights[name] or [None], [threshold], rounded)[0] if threshold else 0.0
+        return product_errors(rows, counts, self._weights[name] or [None], [threshold], rounded=rounded)[0] if threshold else 0.0
 
 
 def readers(value: ir.Value) -> list[ir.TensorProtocol]:
@@ -98,15 +141,18 @@ def readers(value: ir.Value) -> list[ir.TensorProtocol]:
         weight = linear_weight(node) if index == 0 else None
         if index == 0 and node.op_type in ("Reshape", "Transpose"):
             found += readers(node.outputs[0])
-        elif weight is not None and weight.const_value is not None and _is_product(node, tuple(weight.const_value.shape.numpy())):
+        elif weight is not None and weight.const_value is not None and is_product(node):
             found.append(weight.const_value)
     return found
 
 
-def _is_product(node: ir.Node, shape: tuple[int, ...]) -> bool:
-    """Whether each row is multiplied by the whole weight: no convolution with neighbours or groups."""
+def is_product(node: ir.Node) -> bool:
+    """Whether a linear multiplies each row by the whole weight: no convolution with neighbours, edges or groups."""
+    weight = linear_weight(node)
+    shape = tuple(weight.shape.numpy()) if weight is not None and weight.shape is not None else ()
     grouped = "group" in node.attributes and node.attributes["group"].as_int() != 1
-    return len(shape) == 2 or (shape[2:] == (1, 1) and not grouped)
+    padded = "pads" in node.attributes and any(node.attributes["pads"].as_ints())
+    return len(shape) == 2 or (shape[2:] == (1, 1) and not grouped and not padded)
 
 
 def channels_of(weights: Sequence[ir.TensorProtocol]) -> int | None:
@@ -146,6 +192,8 @@ def product_errors(
     counts: np.ndarray,
     weights: Sequence[ir.TensorProtocol | None],
     thresholds: Sequence[float],
+    *,
+    middles: Sequence[float] = (),
     rounded: Rounding = int8,
 ) -> list[float]:
     """Measures what quantizing x makes of the products x W, for each threshold.
@@ -158,31 +206,43 @@ def product_errors(
         counts: how many rows of the tensor each stands for: [rows].
         weights: what reads the tensor; None stands for the tensor itself, W = 1, where no weight does.
         thresholds: what the largest number stands for, each above 0.
+        middles: for each threshold, a constant that is taken off x before it is quantized and comes back with the bias; the product without
+            it is fp16 in between, which counts as error, too. Empty: none.
         rounded: of what format.
 
     Returns:
         An error for each threshold.
     """
     share = counts / counts.sum()
-    wrong = [rows - rounded(rows, threshold) for threshold in thresholds]
-    total = np.zeros(len(wrong))
+    kept = [rounded(rows - np.float32(m), t) for m, t in zip(middles or [0.0] * len(thresholds), thresholds)]
+    wrong = [x + np.float32(m) - rows for x, m in zip(kept, middles or [0.0] * len(kept))]
+    total = np.zeros(len(kept))
     for weight in weights:
-        exact, errors = _energies(rows, wrong, weight)
+        exact, errors = _energies(rows, wrong, kept if middles else None, weight)
         mean = float((exact * share).sum()) or 1.0
         total += [float(((error / mean) ** POWER * share).sum()) ** (1 / POWER) for error in errors]
     return (total / len(weights)).tolist()
 
 
-def _energies(rows: np.ndarray, wrong: Sequence[np.ndarray], weight: ir.TensorProtocol | None) -> tuple[np.ndarray, list[np.ndarray]]:
-    """|x W|² of each row, and |(x - x̂) W|² of each row for each threshold, float64."""
+def _energies(
+    rows: np.ndarray, wrong: Sequence[np.ndarray], halved: Sequence[np.ndarray] | None, weight: ir.TensorProtocol | None
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """|x W|² of each row, and |(x - x̂) W|² of each row for each threshold, float64; with what fp16 makes of these products added."""
 
     def energies(matrix: np.ndarray | None) -> tuple[np.ndarray, list[np.ndarray]]:
         if matrix is not None and matrix.ndim == 4:
             matrix = matrix.reshape(matrix.shape[:2]).T
         if matrix is not None:
             matrix = np.ascontiguousarray(matrix[:, :: -(-matrix.shape[1] // _COLUMNS)])
-        products = (x if matrix is None else x @ matrix for x in (rows, *wrong))
-        exact, *errors = (np.einsum("rn,rn->r", y, y, dtype=np.float64) for y in products)
+        exact, *products = (x if matrix is None else x @ matrix for x in (rows, *wrong))
+        if halved is not None and matrix is not None:
+            products = [error + _lost_in_fp16(x @ matrix) for error, x in zip(products, halved)]
+        exact, *errors = (np.einsum("rn,rn->r", y, y, dtype=np.float64) for y in (exact, *products))
         return exact, errors
 
     return energies(None) if weight is None else read_weight(weight, energies)
+
+
+def _lost_in_fp16(product: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        return product.astype(np.float16).astype(np.float32) - product

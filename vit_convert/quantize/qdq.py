@@ -13,7 +13,9 @@ from vit_convert.core.dialect import Dialect, dialect_named
 from vit_convert.core.errors import CalibrationError, UsageError, nearest
 from vit_convert.quantize.calibrate import Calibration
 from vit_convert.quantize.graph import DEQUANTIZED, derived, initializer, read_weight
+from vit_convert.quantize.guard import Shift
 from vit_convert.quantize.placement import Site
+from vit_convert.quantize.shift import SHIFTED, add_back, add_to_bias, fold_into_producers, subtract
 
 INT8_MAX = 127  # -128 stays unused, so that the range is symmetric
 E4M3_MAX = 448
@@ -43,13 +45,23 @@ FORMATS = {
 }
 
 
-def quantize(model: ir.Model, calibration: Calibration, sites: Sequence[Site], *, target: str, precision: str = "int8") -> ir.Model:
+def quantize(
+    model: ir.Model,
+    calibration: Calibration,
+    sites: Sequence[Site],
+    *,
+    target: str,
+    precision: str = "int8",
+    shift_biases: bool = True,
+) -> ir.Model:
     """Puts a Q/DQ pair on every site.
 
     A tensor has one pair, shared by all sites that read it; other readers (the residual stream) keep the unquantized tensor. Zero points
     are explicit everywhere: TensorRT 8.6 demands them, and without one QuantizeLinear means uint8.
     Weights: an int8 or fp8 initializer with DequantizeLinear; where a dialect stores none, the fp32 weight with its own pair.
     Scales of the other targets are fp16 values (rounded up), so that the FP16 pass keeps them exactly.
+    Where calibration shifts a tensor, its int8 pair stands on what is left of it (`shift`), and the biases of its readers take the constant
+    back, times the sums of the weights as they are quantized.
     FP8 takes each tensor's whole range (`Calibration.amax`): its steps shrink with the value, so clipping would gain nothing.
     Weights are read one by one, now for their scales and again when the model is saved.
 
@@ -59,6 +71,7 @@ def quantize(model: ir.Model, calibration: Calibration, sites: Sequence[Site], *
         sites: what `placement.place` chose.
         target: name of the dialect that the graph is for.
         precision: int8 or fp8 (E4M3).
+        shift_biases: False adds each constant right behind the pair instead, where any reader may take the plain tensor.
 
     Returns:
         A new model; unchanged weights are shared with the given one.
@@ -94,17 +107,25 @@ def quantize(model: ir.Model, calibration: Calibration, sites: Sequence[Site], *
             f"{missing[0].name}: no range for {missing[0].tensor}", fix="Calibrate again; the calibration is of another placement."
         )
 
+    shifts = calibration.shifts if precision == "int8" else {}
     dequantized: dict[str, ir.Value] = {}
     for site in sites:
         node = values[site.node].producer()
         assert node is not None
         if site.tensor not in dequantized:
-            dequantized[site.tensor] = writer.activation(values[site.tensor], ranges[site.tensor] if site.amax is None else site.amax)
+            threshold = ranges[site.tensor] if site.amax is None else site.amax
+            shift = shifts.get(site.tensor)
+            dequantized[site.tensor] = writer.activation(values[site.tensor], threshold, shift, back=not shift_biases)
+        if shift_biases and site.tensor in shifts and site.weight:
+            sums = writer.weight_sums(model.graph.initializers[site.weight])
+            add_to_bias(model.graph, node, np.float32(shifts[site.tensor].offset) * sums)
         _replace(node, site.tensor, dequantized[site.tensor])
         if site.weight and site.weight not in dequantized:
             dequantized[site.weight] = writer.weight(model.graph.initializers[site.weight], node)
         if site.weight:
             _replace(node, site.weight, dequantized[site.weight])
+    if shift_biases:
+        fold_into_producers(model.graph, [name for name in shifts if name in dequantized])
     RemoveUnusedNodesPass()(model)
     return model
 
@@ -150,11 +171,18 @@ class _Writer:
         self._number = number
         self._stores_weights = dialect.stores_quantized_weights
 
-    def activation(self, x: ir.Value, amax: float) -> ir.Value:
-        """One pair after x, one scale; returns what the sites read instead."""
+    def activation(self, x: ir.Value, amax: float, shift: Shift | None = None, *, back: bool = False) -> ir.Value:
+        """One pair after x, one scale; returns what the sites read instead. Of a shifted x what is left, or with the constant put back."""
+        read, nodes = (x, []) if shift is None else subtract(self._graph, x, shift.offset)
+        amax = amax if shift is None else shift.threshold
         # A tensor that is zero on all calibration images has no range of its own.
         scale = np.float32(amax or 1.0) / np.float32(self._number.largest)
-        pair, result = self._pair(x, self._scales(np.asarray(scale)), {})
+        pair, result = self._pair(x, self._scales(np.asarray(scale)), {}, read)
+        if shift is not None and back:
+            name, result.name = result.name, f"{x.name}{SHIFTED}{DEQUANTIZED}"
+            result, added = add_back(self._graph, x, result, name or "")
+            pair = [*pair, added]
+        pair = [*nodes, *pair]
         if (producer := x.producer()) is not None:
             self._graph.insert_after(producer, pair)
         else:
@@ -178,12 +206,28 @@ class _Writer:
         self._graph.insert_before(reader, nodes)
         return result
 
+    def weight_sums(self, w: ir.Value) -> np.ndarray:
+        """What each output channel of a weight sums up to as it is quantized: [N] float32."""
+        tensor, number = w.const_value, self._number
+        assert tensor is not None
+
+        def sums(weight: np.ndarray) -> np.ndarray:
+            scales = self._scales(weight_scales(weight, number.largest))
+            axes = tuple(axis for axis in range(weight.ndim) if axis != channel_axis(weight.ndim))
+            quantized = number.encode(weight / np.expand_dims(scales, axes)).astype(np.float64)
+            return (quantized.sum(axis=axes) * scales).astype(np.float32)
+
+        return read_weight(tensor, sums)
+
     def _scales(self, scales: np.ndarray) -> np.ndarray:
         return round_up_to_fp16(scales) if self._stores_weights else scales
 
-    def _pair(self, x: ir.Value, scales: np.ndarray, attributes: dict[str, int]) -> tuple[list[ir.Node], ir.Value]:
+    def _pair(
+        self, x: ir.Value, scales: np.ndarray, attributes: dict[str, int], read: ir.Value | None = None
+    ) -> tuple[list[ir.Node], ir.Value]:
+        """The pair called after x, on what is read."""
         parameters = self._scale_inputs(x, scales)
-        quantize = ir.node("QuantizeLinear", [x, *parameters], attributes, name=f"{x.name}/QuantizeLinear")
+        quantize = ir.node("QuantizeLinear", [x if read is None else read, *parameters], attributes, name=f"{x.name}/QuantizeLinear")
         quantized = quantize.outputs[0]
         quantized.name, quantized.dtype, quantized.shape = f"{x.name}/quantized", self._number.dtype, x.shape
         node, result = self._dequantize(quantized, x, parameters, attributes)

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vit_convert.images.decode import pick
 from vit_convert.core.progress import Progress
+from vit_convert.images.decode import pick
 from vit_convert.quantize.calibrate import Calibration, Normalize, sample_products
 from vit_convert.quantize.qdq import FORMATS
 from vit_convert.quantize.sensitivity import Unit
@@ -43,7 +43,7 @@ def unit_costs(
     Returns:
         The cost of each unit, by its name.
     """
-    known = {name: min(cost.errors) for name, cost in calibration.costs.items()} if precision == "int8" else {}
+    known = {name: calibration.error(name) for name in calibration.costs} if precision == "int8" else {}
     ranges = calibration.amax if precision == "fp8" else calibration.thresholds
     sites = {site.tensor: site for unit in units for site in unit.sites if site.tensor not in known}
     if sites:

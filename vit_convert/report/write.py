@@ -27,7 +27,7 @@ _CHECKPOINT_KEYS = (
     "preprocess",
 )
 _GPU_HOST_KEYS = ("engine", "engines", "verify", "benchmark", "recommended")  # what engine/commands.py's add_to_report merges
-_CALIBRATION_KEYS = ("method", "num_images", "source", "num_tensors", "num_clipped", "widened", "left_out", "smoothed")
+_CALIBRATION_KEYS = ("method", "num_images", "source", "num_tensors", "num_clipped", "widened", "left_out", "shifted", "smoothed")
 _ONNX_KEYS = ("opset", "target", "num_nodes", "nodes_traced", "nodes_per_block", "num_shapes", "bytes", "rules")
 
 

@@ -40,7 +40,8 @@ def _wanted(context: Context) -> bool:
 def _inputs(context: Context) -> Any:
     calibration = context.config.calibration
     source, engine = source_identity(calibration.data, labelled=False), context.config.engine
-    return [plain(calibration), source, patterns(context), engine.calibrator, unquantized(context), _may_leave_out(context)]
+    may = [_may_leave_out(context), _may_shift(context)]
+    return [plain(calibration), source, patterns(context), engine.calibrator, unquantized(context), *may]
 
 
 def _outputs(context: Context) -> list[pathlib.Path]:
@@ -76,6 +77,13 @@ def _may_leave_out(context: Context) -> bool:
     return int8 and not config.quantize_only and not config.plan.file
 
 
+def _may_shift(context: Context) -> bool:
+    """Whether tensors may be shifted: a graph with Q/DQ has biases to take the constants back, TensorRT's own calibration cache has not."""
+    config = context.config
+    int8 = "int8" in configs.quantized(config) or config.plan.type == "int8"
+    return int8 and bool(config.calibration.shift) and not config.engine.calibrator and not unquantized(context)
+
+
 def limits(context: Context, precision: str) -> "Patterns":
     """The config's patterns and, for int8, the layers that calibration found to lose too much."""
     from vit_convert.quantize.calibrate import Calibration
@@ -97,6 +105,7 @@ def calibrate(context: Context) -> dict[str, Any]:
 
     from vit_convert.quantize.calibrate import calibrate as measure
     from vit_convert.quantize.placement import place
+    from vit_convert.quantize.shift import shiftable
 
     config = context.config.calibration
     model = ir.load(context.bundle.onnx())
@@ -122,6 +131,8 @@ def calibrate(context: Context) -> dict[str, Any]:
         batch_size=config.batch_size,
         progress=context.progress,
     )
+    if _may_shift(context):
+        calibration = calibration.shift(*shiftable(ir.load(source_graph(context)), place(model, **patterns(context)).sites))
     left_out: list[dict[str, Any]] = []
     lowering = unquantized(context)
     if _may_leave_out(context) and not lowering:
@@ -138,6 +149,8 @@ def calibrate(context: Context) -> dict[str, Any]:
     widened = _widened(calibration)
     if widened:
         summary += f", {len(widened)} wider than entropy, {_most(widened)}"
+    if calibration.shifts:
+        summary += f", {len(calibration.shifts)} shifted"
     if left_out:
         summary += f", {', '.join(site for row in left_out for site in row['sites'])} left out of int8"
     return {
@@ -148,6 +161,7 @@ def calibrate(context: Context) -> dict[str, Any]:
         "num_clipped": clipped,
         "widened": widened,
         "left_out": left_out,
+        "shifted": _shifted(calibration),
         "smoothed": smoothed,
         "summary": summary + (f", {smoothed['num_norms']} LayerNorms smoothed" if smoothed else ""),
     }
@@ -162,11 +176,20 @@ def _widened(calibration: "Calibration") -> list[dict[str, Any]]:
             "entropy": cost.candidates[0],
             "threshold": calibration.thresholds[name],
             "error_entropy": cost.errors[0],
-            "error": min(cost.errors),
+            "error": cost.cheapest,
             "error_minmax": cost.errors[-1],
         }
         for name, cost in calibration.widened().items()
     ]
+
+
+def _shifted(calibration: "Calibration") -> list[dict[str, Any]]:
+    """The tensors that are shifted, and what that gains their products, those first that gain most."""
+    rows = [
+        {"tensor": name, **dataclasses.asdict(shift), "error_symmetric": calibration.costs[name].cheapest}
+        for name, shift in calibration.shifts.items()
+    ]
+    return sorted(rows, key=lambda row: row["error"] - row["error_symmetric"])
 
 
 def _left_out(context: Context, calibration: "Calibration", linears: Sequence["Site"]) -> list[dict[str, Any]]:
