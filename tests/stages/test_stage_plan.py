@@ -25,7 +25,7 @@ class Table:
     def __init__(self, path, graph, calibration, units, images, labels, normalize, **options):
         self.path, self.graph, self.calibration, self.units = path, graph, calibration, units
         self.images, self.labels, self.normalize, self.options = images, labels, normalize, options
-        self.asked, self.scans = [], []
+        self.asked, self.scans = [], 0
         self.record = {
             "key": {"of": "this model"},
             "precision": options["precision"],
@@ -48,13 +48,13 @@ class Table:
             self.record["measured"].append(dataclasses.asdict(found))
         return found
 
-    judge = measure
+    judge = glimpse = measure
 
     def alone(self):
         return {found.quantized[0]: found for found in self.asked if len(found.quantized) == 1}
 
-    def scan(self, *, blocks):
-        self.scans.append(blocks)
+    def scan(self):
+        self.scans += 1
         return [self.measure([unit.name]) for unit in self.units]
 
 
@@ -77,7 +77,9 @@ def context(tmp_path, monkeypatch):
         "vit_convert.quantize.sensitivity.candidates",
         lambda model, patterns, *, attention: given.append((model.graph.name, patterns, attention)) or UNITS,
     )
-    found.scratch["given"] = given
+    ranked = []
+    monkeypatch.setattr("vit_convert.quantize.ranking.unit_costs", lambda *args, **options: ranked.append((args, options)) or LOSSES)
+    found.scratch |= {"given": given, "ranked": ranked}
     return found
 
 
@@ -90,7 +92,7 @@ def evaluation_images(context, labels=None):
 
 def test_which_stages_are_wanted(context):
     wanted = {
-        ("auto", False, ""): (True, True),
+        ("auto", False, ""): (False, True),  # a plan ranks by what calibration knows
         ("auto", True, ""): (True, True),
         ("int8", True, ""): (True, False),
         ("int8", False, ""): (False, False),
@@ -103,18 +105,16 @@ def test_which_stages_are_wanted(context):
     root = context.bundle.root
     assert SENSITIVITY.outputs(context) == [root / "sensitivity.json", root / "sensitivity.png"]
     assert PLAN.outputs(context) == [root / "precision_plan.json", root / "plan_search.json"]
-    assert (SENSITIVITY.after, PLAN.after) == (("reference", "calibrate"), ("sensitivity",))
+    assert (SENSITIVITY.after, PLAN.after) == (("reference", "calibrate"), ("reference", "calibrate", "sensitivity"))
 
 
 def test_what_the_stages_depend_on(context):
-    budget = {"cosine": 0.98, "top1_drop": 0.5}
-    assert SENSITIVITY.inputs(context) == ["int8", 256, [], False, budget]
-    assert PLAN.inputs(context) == [{**context.config.plan.to_dict()}, 0.98]
+    assert SENSITIVITY.inputs(context) == ["int8", 256, []]
+    assert PLAN.inputs(context) == [{**context.config.plan.to_dict()}, 0.98, []]
     context.config.plan.cosine, context.config.plan.accuracy_budget = 0.99, 2.0
-    context.config.keep_fp32, context.config.sensitivity = ("head",), True
-    assert SENSITIVITY.inputs(context) == ["int8", 256, ["head"], True, {"cosine": 0.99, "top1_drop": 2.0}]
-    context.config.precision = "int8"  # without a plan the budget decides nothing
-    assert SENSITIVITY.inputs(context)[-1] is None
+    context.config.keep_fp32, context.config.plan.type = ("head",), "fp8"
+    assert SENSITIVITY.inputs(context) == ["fp8", 256, ["head"]]
+    assert PLAN.inputs(context) == [{**context.config.plan.to_dict()}, 0.98, ["head"]]
 
 
 def test_what_is_measured_and_on_what(context):
@@ -169,27 +169,15 @@ def test_the_rest_is_typed_but_where_a_flag_types_it(context, monkeypatch):
     assert Table.made[-1].options["rest"] == "fp32" and Table.made[-1].options["lower"]("graph") == "graph" and len(typed) == 1
 
 
-def test_a_scan_stops_at_once_where_everything_is_within_the_budget(context):
-    context.config.plan.cosine = 0.95
-    picture = context.bundle.sensitivity.with_suffix(".png")
-    picture.write_bytes(b"an earlier scan's")
-    found = scan_sensitivity(context)
-    assert found == {
-        **{"precision": "int8", "num_units": 3, "worst": None},
-        "summary": "all 3 units together are within the budget",
-    }
-    assert Table.made[0].scans == [] and not picture.exists()
-
-
 def test_a_scan_ranks_and_draws(context):
     pytest.importorskip("matplotlib")
     found = scan_sensitivity(context)
-    assert Table.made[0].scans == [False]  # for a plan alone no whole blocks
+    assert Table.made[0].scans == 1
     assert found["worst"]["name"] == "block_00/fc2" and found["worst"]["error"] == 0.03
     assert found["summary"] == "3 units on 16 calibration images; worst block_00/fc2: 1 - cosine 0.03"
     assert context.bundle.sensitivity.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
-    context.config.plan.cosine, context.config.sensitivity = 0.5, True
-    assert scan_sensitivity(context)["worst"]["name"] == "block_00/fc2" and Table.made[1].scans == [True]  # asked for: measured
+    context.config.plan.cosine = 0.5
+    assert scan_sensitivity(context)["worst"]["name"] == "block_00/fc2" and Table.made[1].scans == 1  # whatever the budget
 
 
 def test_a_picture_that_cannot_be_drawn_is_said_and_the_old_one_goes(context, monkeypatch, capsys):
@@ -207,7 +195,11 @@ def test_the_largest_set_within_the_budget(context, labelled):
         evaluation_images(context, np.arange(40))
     found = plan(context)
     (made,) = Table.made
-    assert made.path == context.bundle.plan_search  # the scan's own file stays as it was left
+    assert made.path == context.bundle.plan_search and made.scans == 0  # the scan's own file stays as it was left
+    (((graph, calibration, units, images, normalize), options),) = context.scratch["ranked"]
+    assert (graph, calibration, units) == (context.bundle.onnx(), made.calibration, UNITS) and normalize is not None
+    assert np.array_equal(images, pixels(20, seed=1)) and options.pop("progress") is context.progress  # those of the calibration
+    assert options == {"precision": "int8", "batch_size": context.config.calibration.batch_size}
     written = json.loads(context.bundle.precision_plan.read_text())
     assert written["sites"] == ["block_00/fc1", "block_01/fc1"] and list(written["left_out"]) == ["block_00/fc2"]
     for key in ("precision", "budget", "measured", "fp32", "images", "left_out"):
