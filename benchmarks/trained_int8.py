@@ -28,12 +28,12 @@ _BATCH = 20
 # What is set beside precision=int8; the first is the default.
 CASES: dict[str, dict[str, Any]] = {
     "entropy": {},
-    "entropy, shift=False": {"shift": False},
+    "entropy, shift=False, max_error=0.002": {"shift": False, "max_error": 0.002},
     "entropy_plain": {"method": "entropy_plain"},
     "minmax": {"method": "minmax"},
     "percentile": {"method": "percentile"},
     "mse": {"method": "mse"},
-    "entropy, shift=False, smooth=0.5": {"shift": False, "smooth": 0.5},
+    "entropy, shift=False, max_error=0.002, smooth=0.5": {"shift": False, "max_error": 0.002, "smooth": 0.5},
     "entropy, smooth=0.75": {"smooth": 0.75},
     "entropy, attention=True": {"attention": True},
     "fp8": {"precision": "fp8"},
@@ -75,6 +75,7 @@ def quantized(
     smooth=0.0,
     attention=False,
     precision="int8",
+    max_error=0.0,
 ):
     """Calibrates and writes a Q/DQ graph; returns the Calibration and the seconds of CPU that it took."""
     import onnx_ir as ir
@@ -103,7 +104,7 @@ def quantized(
     if precision == "int8":
         sites = place(model).sites
         calibration = calibration.shift(*shiftable(model, sites)) if shift else calibration
-        calibration = calibration.leave_out([site.tensor for site in sites], default_config().calibration.max_error)
+        calibration = calibration.leave_out([site.tensor for site in sites], max_error or default_config().calibration.max_error)
         placement = place(model, attention=attention, leave_out=calibration.left_out)
     save_onnx(quantize(model, calibration, placement.sites, target="trt10", precision=precision), output)
     return calibration, seconds

@@ -50,6 +50,7 @@ def test_a_file_and_what_is_none(tmp_path):
     assert record["thresholds"] == FOUND.thresholds and record["costs"]["much"] == {
         "candidates": [1.0, 2.0, 4.0],
         "errors": [0.9, 0.5, 0.01],
+        **{"middles": [], "halves": [], "shifted": []},
     }
     for key in ("costs", "left_out"):  # an earlier version's
         path.write_text(json.dumps({name: value for name, value in record.items() if name != key}))

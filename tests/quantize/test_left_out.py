@@ -56,7 +56,7 @@ def test_what_no_threshold_holds_stays_fp16_and_is_named(left_out, workdir):
     rows = left_out["calibration"]["left_out"]
     assert {site for row in rows for site in row["sites"]} == BAD
     assert [row["error"] for row in rows] == sorted((row["error"] for row in rows), reverse=True)
-    assert all(row["error"] > row["max_error"] == 0.002 for row in rows)
+    assert all(row["error"] > row["max_error"] == 0.001 for row in rows)
     check = left_out["checks"]["int8"]
     assert check["passed"] and check["cosine"] > 0.99  # without it 0.9, as by min-max in test_plan.py
     assert not BAD & set(check["quantized"]) and len(check["quantized"]) == 36 - len(BAD)
@@ -114,9 +114,9 @@ def test_the_best_threshold_decides():
     assert Calibration({}, {}, "entropy", 1, {}, costs).leave_out(["a", "b"], 0.2).left_out == {}
 
 
-def test_the_bound_is_a_tenth_of_what_cosine_099_allows():
+def test_the_bound_is_a_twentieth_of_what_cosine_099_allows():
     """A result whose relative squared error is e, in directions of their own, has cosine 1 / √(1 + e): 0.02 for 0.99."""
     rng = np.random.default_rng(0)
     exact, wrong = rng.normal(size=(2, 100_000))
-    got = exact + np.sqrt(10 * default_config().calibration.max_error) * wrong
+    got = exact + np.sqrt(20 * default_config().calibration.max_error) * wrong
     assert got @ exact / np.linalg.norm(got) / np.linalg.norm(exact) == pytest.approx(0.99, abs=1e-3)

@@ -116,19 +116,30 @@ def test_each_precision_has_its_own_cosine(context, precision, cosine, passes):
     message, error = failure(context, precision)
     assert message.startswith(f"model.{precision}.onnx: logits differs") and f"cosine {cosine:.6f}"[:13] in message
     assert ("config.precision=auto" in error.fix) == (precision in ("int8", "fp8"))
-    assert ("config.calibration.smooth=0.75" in error.fix) == (precision == "int8")
+    assert ("config.calibration.max_error below 0.001" in error.fix) == (precision == "int8")
 
 
 @pytest.mark.parametrize(
     ("changes", "fix"),
     [
-        ({}, "Try config.calibration.smooth=0.75; then config.precision=auto, which leaves the layers in fp16 that cost most."),
         (
-            {"calibration.method": "minmax", "calibration.attention": True, "calibration.smooth": 0.5},
+            {},
+            "Try config.calibration.max_error below 0.001, which leaves more products in fp16; "
+            "then config.precision=auto, which leaves the layers in fp16 that cost most.",
+        ),
+        (
+            {"calibration.method": "minmax", "calibration.attention": True},
             "Try config.calibration.method=entropy instead of minmax; then config.calibration.attention=False; then config.precision=auto",
         ),
-        ({"precision": "auto", "calibration.smooth": 0.75}, "Try a higher config.plan.cosine than now."),
-        ({"engine.int8_lowering": "kernels"}, "Try a smaller config.calibration.max_error than 0.002, which leaves more in fp16."),
+        (
+            {"precision": "auto", "calibration.max_error": 5e-4},
+            "Try config.calibration.max_error below 0.0005, which leaves more products in fp16; then a higher config.plan.cosine than now.",
+        ),
+        (
+            {"engine.int8_lowering": "fused"},
+            "Try config.calibration.max_error below 0.001, which leaves more products in fp16. docs/checks.md",
+        ),
+        ({"engine.int8_lowering": "fused", "calibration.method": "mse"}, "Try config.calibration.method=entropy instead of mse. docs"),
     ],
 )
 def test_what_an_int8_miss_advises_is_what_the_config_has_not(context, changes, fix):

@@ -174,15 +174,13 @@ def _advice(config: Any, precision: str) -> str:
         tries.append(f"config.calibration.method=entropy instead of {calibration.method}")
     if calibration.attention:
         tries.append("config.calibration.attention=False")
-    if precision == "int8" and not calibration.smooth and not config.engine.int8_lowering:
-        tries.append("config.calibration.smooth=0.75")
+    if precision == "int8" and calibration.method == "entropy":
+        tries.append(f"config.calibration.max_error below {calibration.max_error:g}, which leaves more products in fp16")
     if is_planned(config):
         tries.append("a higher config.plan.cosine than now")
-    elif config.engine.int8_lowering:
-        tries.append(f"a smaller config.calibration.max_error than {calibration.max_error:g}, which leaves more in fp16")
-    else:
+    elif not config.engine.int8_lowering:
         tries.append("config.precision=auto, which leaves the layers in fp16 that cost most")
-    return f"Try {'; then '.join(tries)}."
+    return f"Try {'; then '.join(tries)}." if tries else "Stay with fp16."
 
 
 CHECK = Stage("check", ("reference", "export"), check, lambda c: plain(c.config.check))
