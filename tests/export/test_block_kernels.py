@@ -135,7 +135,7 @@ NO_ATTENTION = "no attention over all of a fixed number of tokens"
         ("w = Softmax <axis = -1> (scores)", "w = Sigmoid (scores)"),
         ("scores = MatMul (tq, tk)", "raw = MatMul (tq, tk) scores = Mul (raw, half)"),  # something between
         ("w = Softmax <axis = -1> (scores)", "u = Softmax <axis = -1> (scores) w = Relu (u)"),
-        ("o = MatMul (w, tv)", "oo = MatMul (w, tv) ow = MatMul (w, tv) ov = Neg (ow) o = Add (oo, ov)"),  # read twice
+        ("o = MatMul (w, tv)", "oo = MatMul (w, tv) ow = Relu (w) ov = MatMul (ow, tv) o = Add (oo, ov)"),  # read twice
         ("sq = Add (pq, query_bias)", "sq = Mul (pq, query_bias)"),
         ("sv = Add (pv, value_bias)", "sv = Sub (pv, value_bias)"),
         ("pk = MatMul (m, key)", "pk = MatMul (x, key)"),  # keys of something else: cross-attention
