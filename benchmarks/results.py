@@ -51,6 +51,11 @@ def versions() -> dict[str, str]:
     return found
 
 
+def _command() -> str:
+    """How this process was called, with paths from the repository's root: where that lies is nobody else's matter."""
+    return shlex.join(["python", os.path.relpath(sys.argv[0], ROOT), *(word.replace(f"{ROOT}/", "") for word in sys.argv[1:])])
+
+
 class Results:
     """One result file, written after every measurement.
 
@@ -66,7 +71,7 @@ class Results:
         self.record = {
             "about": about,
             "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "command": "; ".join(dict.fromkeys([*before, shlex.join(["python", os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]])])),
+            "command": "; ".join(dict.fromkeys([*before, _command()])),
             "hardware": hardware(),
             "versions": versions(),
             "runs": self.record.get("runs", []),

@@ -40,6 +40,15 @@ def test_a_busy_machine_takes_no_tests_away(monkeypatch):
     assert covering(mutant, {"long": tests["long"]}, {7}) == ["long"]  # one at least
 
 
+def test_a_command_names_no_folder_of_this_machine(tmp_path, monkeypatch):
+    import results
+
+    folder = ROOT / "benchmarks"
+    monkeypatch.setattr(results.sys, "argv", [str(folder / "mutation.py"), "--seed=3", f"--out={folder}/results", "--name=a b"])
+    record = results.Results(tmp_path / "x.json", "about").record
+    assert record["command"] == "python benchmarks/mutation.py --seed=3 --out=benchmarks/results '--name=a b'"
+
+
 def test_a_record_for_each_module(tmp_path, capsys):
     from mutation import print_table, record_file
 
