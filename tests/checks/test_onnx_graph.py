@@ -76,6 +76,15 @@ def test_tokens_beside_the_batch_and_the_pooled_token_alone(path):
     assert {row.tensor: row.passed for row in rows if row.passed is not None} == {"beside": False, "first": False}
 
 
+def test_a_pooled_token_that_is_not_the_first(path):
+    known = reference()
+    for token in (1, known["tap"].shape[1] - 1):
+        known["first"] = np.roll(known["tap"], token, axis=1)  # the graph's is now at that place
+        for asked, passed in ((token, True), (0, False)):
+            rows = check_graph(path, known, [1, 4], TOLERANCE, judged=["first"], pooled_token=asked)
+            assert {row.tensor: row.passed for row in rows if row.passed is not None} == {"first": passed}
+
+
 @pytest.mark.parametrize("shape", [(4, 3, 5), (4, 3, 50)])
 def test_a_tensor_of_another_size_is_compared_with_nothing(path, shape):
     known = reference() | {"tap": np.zeros(shape, np.float32)}

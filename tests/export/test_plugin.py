@@ -3,8 +3,10 @@
 import ml_collections
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from export_graphs import architecture, random_images, random_params
+from flax import traverse_util
 
 from vit_convert.convert import convert
 from vit_convert.core import config as configs
@@ -17,7 +19,9 @@ from vit_convert.export.exporter import export_model
 from vit_convert.export.passes.attention_plugin import DOMAIN, MAX_TOKENS, PLUGIN
 from vit_convert.export.targets import lowering_named
 from vit_convert.families.random import write_random_checkpoint
+from vit_convert.families.user.model import user_model
 from vit_convert.families.vit.model import vit_model
+from vit_convert.families.vit.module import ViT
 
 HEADS = 3
 
@@ -114,3 +118,27 @@ def test_export_advises_it_where_it_fits(tmp_path, variant, asked, expected):
     assert sorted(path.stem for path in bundle.lowerings.glob("*.onnx")) == expected
     fits = variant == "Ti/16" and asked.keys() <= {"lowerings", "engine"}
     assert read_facts(bundle).lowering == ("plugin" if fits else "")
+
+
+def test_attentions_over_different_numbers_of_tokens(tmp_path):
+    """Each number of tokens has sequences of its own: with those of the first attention the second read other images' tokens."""
+    small, large = (arch_with_heads_of(64, pool="gap", patch_size=patch, depth=2) for patch in (16, 8))
+    params = {"small": random_params(small), "large": random_params(large)}
+
+    def forward(params, images):
+        def one(arch, leaves):
+            return ViT(arch).apply({"params": traverse_util.unflatten_dict(dict(leaves), sep="/")}, images)[0]
+
+        return one(small, params["small"]) + one(large, params["large"])
+
+    model = user_model(forward, params, image_shape=(*small.image_size, 3))
+    report = export_model(model, tmp_path / "model.onnx", target=lowering_named("trt8", "plugin"))
+    assert {rule["rule"]: rule["applied"] for rule in report.rules}["attention_to_plugin"] == 4
+    graph = ir.load(tmp_path / "model.onnx").graph
+    longest = {node.inputs[3].shape[0] for node in graph if node.op_type == PLUGIN}
+    assert longest == {12, 48}
+    images = random_images(small)
+    expected, session = model.run(images)["logits"], open_session(tmp_path / "model.onnx")
+    for batch in (1, 3, 5):
+        got = run_session(session, images[:batch])["logits"]
+        assert compare(expected[:batch], got).max_rel < 1e-4  # as for one number of tokens

@@ -5,7 +5,7 @@ import onnx_ir as ir
 import pytest
 from export_graphs import graph, random_feeds, run
 
-from vit_convert.export.passes.prune_to_pooled_token import prune_tokens
+from vit_convert.export.passes.prune_to_pooled_token import pooled_token, prune_tokens
 
 
 def numbers(count: int, factor: int = 1) -> str:
@@ -150,3 +150,29 @@ def test_mixing_tokens_ends_the_way():
     model, count = pruned(f"{turned} s = Relu (u) y = Gather <axis = 1> (s, two)")
     assert count == 2
     assert [node.outputs[0].shape[2] for node in model.graph if node.op_type == "MatMul"] == [4]
+
+
+# --- which token ----------------------------------------------------------------------------------------------------
+
+POOLS = "h = MatMul (x, w) s = Add (h, b) y = Gather <axis = 1> (s, {index})"
+
+
+@pytest.mark.parametrize(("index", "place"), [("zero", 0), ("two", 2), ("last_but_one", 2), ("end", 3)])
+@pytest.mark.parametrize("asked", ["from the beginning", "from the end", "any"])
+def test_any_token_may_be_pooled(index, place, asked):
+    """Text towers pool their last token; the index counts from either end, in the graph and in what is asked for."""
+    body = text(POOLS.format(index=index)).replace("int64 zero", "int64 last_but_one = {-2}, int64 end = {-1}, int64 zero")
+    model = graph(body)
+    feeds = random_feeds(model)
+    (before,) = run(model, feeds)
+    token = {"from the beginning": place, "from the end": place - 4, "any": None}[asked]
+    assert pooled_token(model, token) == place
+    assert prune_tokens(model, token) == 2 and tokens_of(model, "MatMul") == [1]
+    (got,) = run(model, feeds)
+    assert np.abs(got - before).max() <= 1e-5 * np.abs(before).max()  # float32 sums of eight, in another order
+
+
+def test_another_token_than_the_models_is_no_pool():
+    model = graph(text(POOLS.format(index="two")))
+    assert pooled_token(model, 0) is None and prune_tokens(model, 0) == 0
+    assert tokens_of(model, "MatMul") == [4]

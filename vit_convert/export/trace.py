@@ -2,7 +2,6 @@
 
 import logging
 import pathlib
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -88,8 +87,3 @@ def load_plugins() -> None:
     for folder in ("jax", "flax"):
         plugin_system._import_tree(root / folder, f"jax2onnx.plugins.{folder}")
     plugin_system._already_imported_plugins = True
-
-
-def natural(name: str) -> list[int | str]:
-    """Sort key under which `encoderblock_10` follows `encoderblock_9`."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]

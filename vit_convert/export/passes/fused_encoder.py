@@ -38,8 +38,8 @@ def encoder_to_kernels(model: ir.Model, *, quantized: bool = True) -> int:
     graph = model.graph
     attentions = [node for node in graph if node.op_type == PLUGIN]
     norms = [node for node in graph if node.op_type == "LayerNormalization" and _is_flat(node)]
-    width = attentions[0].attributes["hidden_size"].as_int()
-    if width > MAX_WIDTH or width % 32:
+    widths = {node.attributes["hidden_size"].as_int() for node in attentions}
+    if width := next((width for width in sorted(widths, reverse=True) if width > MAX_WIDTH or width % 32), 0):
         raise ExportError(
             f"lowering {'fused' if quantized else 'kernels'}: a width of {width}; the kernels are for multiples of 32 up to {MAX_WIDTH}",
             fix="Leave it out of `lowerings`.",

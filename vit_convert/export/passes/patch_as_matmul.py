@@ -51,7 +51,8 @@ def patch_to_matmul(model: ir.Model) -> int:
     total.outputs[0].shape, total.outputs[0].type = add.outputs[0].shape, add.outputs[0].type
     graph.insert_before(before, [split, order, flat, product, total])
     ir.convenience.replace_all_uses_with(add.outputs[0], total.outputs[0])
-    graph.remove([add, reshape, after, conv, before], safe=True)
+    shared = any(user is not conv for user, _ in before.outputs[0].uses())  # another embedding reads the images too
+    graph.remove([add, reshape, after, conv, *([] if shared else [before])], safe=True)
     return 1
 
 
