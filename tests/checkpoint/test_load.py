@@ -35,6 +35,9 @@ def test_what_is_known_of_a_file(edited):
     assert loaded.path == path and isinstance(loaded.path, pathlib.Path)
     assert loaded.layout.value == loaded.preprocess == "vit_jax"
     assert loaded.architecture.variant == "mu/16" and loaded.architecture.image_size == loaded.source_image_size == (32, 32)
+    assert (loaded.title, loaded.variant, loaded.num_classes, loaded.output) == ("ViT", "mu/16", 10, "logits")
+    assert (loaded.image_size, loaded.patch_size, loaded.resizable) == ((32, 32), 16, True)
+    assert loaded.attentions == ((16, 5),)  # 2 heads of 32 channels; 2 x 2 patches and the class token
     assert loaded.num_params == sum(leaf.size for leaf in leaves.values())
     assert (loaded.warnings, loaded.zero_head) == ((), False)
     assert loaded.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()

@@ -15,7 +15,7 @@ SET = "Set variant to the checkpoint's, or to auto."
 
 
 def refused(shapes, *, found="", num_params=16):
-    held = {name: Leaf(f"old/{name}", shape, np.dtype(np.float32), lambda: np.zeros(0)) for name, shape in shapes.items()}
+    held = {name: Leaf(f"old/{name}", (*shape,), np.dtype(np.float32), lambda: np.zeros(0)) for name, shape in shapes.items()}
     expected = Expected(pathlib.Path("f.npz"), "B/16", SHAPES, num_params, lambda name: f"params/{name}", found)
     try:
         require_match(held, expected)

@@ -241,6 +241,21 @@ def test_a_member_of_another_length_than_its_header_says(tmp_path, compression, 
     assert said == f"member a: {96 + (1 if change == b'x' else -1)} bytes, shape (2, 3, 4) of float32 needs 96"
 
 
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+@pytest.mark.parametrize("count", [23, *range(25, 120, 5), 10**6])
+def test_a_member_that_claims_another_length(tmp_path, compression, count):
+    """Its header and the directory agree on other values than were stored: what follows in the file are none of them."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (count,)})
+    path = archive(tmp_path / "a.npz", [("a.npy", header.getvalue() + VALUES.tobytes())], compression)
+    whole = path.read_bytes()
+    directory = whole.index(b"PK\1\2")
+    claimed = (len(header.getvalue()) + 4 * count).to_bytes(4, "little")
+    path.write_bytes(whole[: directory + 24] + claimed + whole[directory + 28 :])  # its size, uncompressed
+    with pytest.raises(CheckpointError, match=r"a: unreadable \((it is stored in|Bad CRC)|a: damaged \("):
+        verify(path, read_container(path).leaves.values())
+
+
 # --- verification -----------------------------------------------------------------------------------------------------
 
 

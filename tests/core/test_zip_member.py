@@ -105,6 +105,16 @@ def test_compressions_that_are_not_read(tmp_path, method):
         open_member(path, member)
 
 
+@pytest.mark.parametrize("by", [-1, 1, 1000])
+def test_a_stored_member_of_two_sizes(tmp_path, by):
+    """Mapped into memory, it would be as long as the one says and go on with other bytes behind the other."""
+    path = write(tmp_path / "a.zip")
+    member = members(path)[0]
+    member.file_size += by
+    with pytest.raises(zipfile.BadZipFile, match=f"it is stored in 300 bytes, and claims {300 + by}"):
+        open_member(path, member)
+
+
 def test_a_damaged_header(tmp_path):
     path = write(tmp_path / "a.zip")
     whole, member = path.read_bytes(), members(path)[0]

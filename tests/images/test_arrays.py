@@ -1,5 +1,6 @@
 """Images that are arrays already: every order of values, every compression, and what is no such file."""
 
+import io
 import zipfile
 
 import numpy as np
@@ -94,6 +95,21 @@ def test_a_member_of_another_length_than_its_header_says(tmp_path, compression, 
     with pytest.raises(CalibrationError, match=said) as error:
         read_arrays(tmp_path / "b.npz")
     assert "numpy.savez" in error.value.fix
+
+
+@pytest.mark.parametrize("count", [1, 3, 4])
+def test_a_member_that_claims_another_number_of_images(tmp_path, count):
+    """In its header and the archive's directory alike: what follows in the file are no pixels of it."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (count, 4, 5, 3)})
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("images.npy", header.getvalue() + IMAGES.tobytes())
+        archive.writestr("other", bytes(1000))
+    whole = (tmp_path / "a.npz").read_bytes()
+    at = whole.index(b"PK\1\2") + 24
+    (tmp_path / "a.npz").write_bytes(whole[:at] + (len(header.getvalue()) + 60 * count).to_bytes(4, "little") + whole[at + 4 :])
+    with pytest.raises(CalibrationError, match=r"not a readable \.npz \(it is stored in"):
+        read_arrays(tmp_path / "a.npz")
 
 
 def test_what_is_no_archive(tmp_path):

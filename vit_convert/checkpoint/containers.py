@@ -208,6 +208,8 @@ def _verify_leaf(path: str | os.PathLike[str], leaf: Leaf) -> None:
                     fix="The training diverged or the file is damaged.",
                 )
             done += values.size
+        if done != leaf.size:
+            raise EOFError(f"{done} values, its shape needs {leaf.size}")
 
 
 @contextlib.contextmanager

@@ -45,7 +45,8 @@ def open_member(path: str | os.PathLike[str], member: zipfile.ZipInfo, state: Fi
         A stream of the member's bytes, which inflates them, checks their CRC-32 at the end, and closes its own handle.
 
     Raises:
-        zipfile.BadZipFile: the member's header is damaged, it ends after the file, or the file is another one by now.
+        zipfile.BadZipFile: the member's header is damaged, its sizes contradict each other, it ends after the file, or the file is another
+            one by now.
         NotImplementedError: it is compressed or encrypted in a way that is not supported.
         OSError: the file cannot be read. These, and what the stream raises, are UNREADABLE.
     """
@@ -54,6 +55,9 @@ def open_member(path: str | os.PathLike[str], member: zipfile.ZipInfo, state: Fi
             raise NotImplementedError(f"{member.filename} {what}")
     if member.compress_type not in _COMPRESSIONS:
         raise NotImplementedError(f"{member.filename} is compressed by method {member.compress_type}")
+    if member.compress_type == zipfile.ZIP_STORED and member.compress_size != member.file_size:
+        # A mapping reads as many bytes as the second says, and past the first they are others.
+        raise zipfile.BadZipFile(f"it is stored in {member.compress_size} bytes, and claims {member.file_size}")
     with contextlib.ExitStack() as opened:
         file = opened.enter_context(open(path, "rb"))
         if state is not None and FileState.of(file.fileno()) != state:
