@@ -125,6 +125,12 @@ def test_missing(tiny, leaf, told):
         load(FAMILY, path)
 
 
+def test_a_stage_that_is_missing(tiny):
+    path = rewrite(tiny(), lambda arrays: {name.replace("block2/", "block3/"): array for name, array in arrays.items()})
+    with pytest.raises(CheckpointError, match="nothing tells the model's stage 2, block2/unit1/"):
+        load(FAMILY, path)
+
+
 def test_extra_and_wrong_shape(tiny):
     path = rewrite(tiny(), lambda arrays: arrays | {"block2/unit2/conv_proj/kernel": np.zeros((1, 1, 512, 512), np.float32)})
     with pytest.raises(CheckpointError, match=r"block2/unit2/conv_proj/kernel: belongs to no part of variant R8\+ViT-mu/8"):

@@ -79,6 +79,25 @@ def require_blocks(names: Iterable[str], pattern: str, what: str, path: str) -> 
         raise CheckpointError(f"{path}: {what} {listed} missing, {there}", fix="Fetch the file again, or save it whole.")
 
 
+def require_size(file: pathlib.Path, what: str, size: int, leaf: str) -> None:
+    """Refuses a file that lacks every leaf which would tell a size of its model.
+
+    Args:
+        file: for messages.
+        what: the size is called.
+        size: as the leaves tell it, 0 where none does.
+        leaf: the first one that would.
+
+    Raises:
+        CheckpointError: nothing tells the size.
+    """
+    if size < 1:
+        raise CheckpointError(
+            f"{file}: nothing tells the model's {what}, {leaf} is missing or empty",
+            fix="Save the model's parameters whole, under the names its project uses.",
+        )
+
+
 def _hint(expected: Expected, transposed: bool) -> str:
     if expected.found not in ("", "custom", expected.variant):
         return f" Did you mean {expected.found}?"

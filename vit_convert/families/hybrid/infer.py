@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 
 from vit_convert.checkpoint.containers import Leaf
+from vit_convert.checkpoint.match import require_size
 from vit_convert.checkpoint.vote import count_numbers, most_common
 from vit_convert.core.errors import CheckpointError, UsageError, nearest
 from vit_convert.families.hybrid.architecture import GROUPS, HYBRIDS, PUBLISHED, Hybrid, Row, feature_size, name_variant, stride_of
@@ -59,12 +60,15 @@ def infer_architecture(leaves: Mapping[str, Leaf], variant: str, file: pathlib.P
         name, row = parse_variant(variant)
         stages = row.stages
         trunk = dataclasses.replace(trunk, patch_size=row.patch_size, **dataclasses.asdict(WIDTHS[row.letters]))
-    sizes = {"width": trunk.width, "depth": trunk.depth, "mlp_dim": trunk.mlp_dim, "num_heads": trunk.num_heads, "stem": root_width}
-    if missing := [what for what, size in sizes.items() if size < 1] or ["stages"] * (0 in stages):
-        raise CheckpointError(
-            f"{file}: nothing tells the model's {missing[0]}, the leaves that would are missing or empty",
-            fix="Save the model's parameters whole, under the names its project uses.",
-        )
+    for what, size, leaf in (
+        ("width", trunk.width, "embedding/kernel"),
+        ("depth", trunk.depth, "Transformer/encoderblock_0/…"),
+        ("mlp_dim", trunk.mlp_dim, "Transformer/encoderblock_0/MlpBlock_3/Dense_0/kernel"),
+        ("num_heads", trunk.num_heads, "Transformer/encoderblock_0/MultiHeadDotProductAttention_1/query/kernel"),
+        ("stem", root_width, "conv_root/kernel"),
+        *((f"stage {i}", units, f"block{i}/unit1/…") for i, units in enumerate(stages, 1)),
+    ):
+        require_size(file, what, size, leaf)
     if root_width % GROUPS:
         raise CheckpointError(f"{file}: a stem of {root_width} channels, which are no {GROUPS} groups")
     trunk = dataclasses.replace(trunk, family="vit", variant=name)

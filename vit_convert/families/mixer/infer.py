@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 
 from vit_convert.checkpoint.containers import Leaf
+from vit_convert.checkpoint.match import require_size
 from vit_convert.checkpoint.vote import count_numbers, most_common, patch_side
 from vit_convert.core.errors import CheckpointError, UsageError, nearest
 from vit_convert.families.mixer.architecture import BLOCK, PUBLISHED, SIZES, Mixer, Sizes, name_variant
@@ -67,11 +68,7 @@ def infer_architecture(
         ("depth", sizes.depth, f"{BLOCK}0/…"),
         ("number of tokens", tokens, f"{BLOCK}0/token_mixing/Dense_1/bias"),
     ):
-        if value < 1:
-            raise CheckpointError(
-                f"{file}: nothing tells the model's {what}, {leaf} is missing or empty",
-                fix="Save the model's parameters whole, under the names its project uses.",
-            )
+        require_size(file, what, value, leaf)
     found = name = name_variant(sizes, patch)
     if variant != "auto":
         sizes, patch = parse_variant(variant)

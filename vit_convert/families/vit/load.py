@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from vit_convert.checkpoint.containers import Leaf, Leaves
-from vit_convert.checkpoint.match import Expected, require_match
+from vit_convert.checkpoint.match import Expected, require_match, require_size
 from vit_convert.core.errors import CheckpointError
 from vit_convert.families.family import Asked, Loaded
+from vit_convert.families.head import settle_head
 from vit_convert.families.vit import layouts, posemb
 from vit_convert.families.vit.architecture import Architecture
 from vit_convert.families.vit.infer import Grid, find_position_table, infer_architecture
@@ -47,19 +48,11 @@ def load_vit(stored: Mapping[str, Leaf], layout: Layout, asked: Asked) -> Loaded
 
     require_match(leaves, _expected(file, architecture, rows, on_disk, "" if asked.variant == "auto" else found))
     preprocess = layouts.preprocessing(layout, architecture.pool, architecture.num_classes, asked.prefix, asked.names)
-    warnings: list[str] = []
     if class_row:
         leaves = layouts.fold_class_row(leaves)
-    if asked.outputs == "features":
-        architecture = dataclasses.replace(architecture, num_classes=0)
-        leaves = {name: leaf for name, leaf in leaves.items() if not name.startswith("head/")}
-    elif not architecture.num_classes:
-        raise CheckpointError(f"{file}: no head/kernel, so there are no logits", fix="Set outputs='features'.")
-    zero_head = bool(architecture.num_classes) and not leaves["head/kernel"].read().any()
-    if zero_head:
-        warnings.append(
-            f"{file.name}: head/kernel is all zeros, so every class gets the same logit; outputs='features' leaves the head out."
-        )
+    head = settle_head(leaves, architecture.num_classes, asked.outputs, file)
+    leaves, warnings = head.leaves, list(head.warnings)
+    architecture = dataclasses.replace(architecture, num_classes=head.num_classes)
     num_params = parameter_count(architecture, rows)
     if asked.image_size is not None:
         architecture = dataclasses.replace(architecture, image_size=asked.image_size)
@@ -87,7 +80,7 @@ def load_vit(stored: Mapping[str, Leaf], layout: Layout, asked: Asked) -> Loaded
         patch_size=architecture.patch_size,
         resizable=True,
         attentions=((architecture.width // architecture.num_heads, architecture.num_tokens),),
-        zero_head=zero_head,
+        zero_head=head.is_zero,
         warnings=tuple(warnings),
     )
 
@@ -102,11 +95,7 @@ def _require_sizes(file: pathlib.Path, architecture: Architecture) -> None:
         "num_heads": f"{BLOCK}0/MultiHeadDotProductAttention_0/query/kernel",
     }
     for size, leaf in told_by.items():
-        if getattr(architecture, size) < 1:
-            raise CheckpointError(
-                f"{file}: nothing tells the model's {size}, {leaf} is missing or empty",
-                fix="Save the model's parameters whole, under the names its project uses.",
-            )
+        require_size(file, size, getattr(architecture, size), leaf)
 
 
 def _constant(name: str, value: np.ndarray) -> Leaf:
