@@ -6,6 +6,7 @@ For tests and benchmarks where the names, shapes and magnitudes of the weights m
     python -m vit_convert.families.random --variant=S/16-gap-norep --layout=big_vision_scan --output=S16.npz
     python -m vit_convert.families.random --variant=Swin-T/7 --output=swin_t.safetensors
     python -m vit_convert.families.random --variant=B/16 --outlier_channels=4 --output=B16-outliers.npz
+    python -m vit_convert.families.random --families=my_family.py:FAMILY --variant=Mine-S/16 --output=mine.npz
 """
 
 import dataclasses
@@ -21,24 +22,29 @@ from vit_convert.core.errors import UsageError, nearest
 from vit_convert.core.program import Program
 from vit_convert.families.family import Family, RandomOptions
 from vit_convert.families.registry import FAMILIES, family_named
+from vit_convert.families.registry import families as known_families
 
 
-def write_random_checkpoint(path: str | os.PathLike[str], variant: str, *, family: str = "auto", **options: Any) -> str:
+def write_random_checkpoint(
+    path: str | os.PathLike[str], variant: str, *, family: str = "auto", families: Sequence[str] = (), **options: Any
+) -> str:
     """Writes a checkpoint of a variant, as its family does it.
 
     Args:
         path: the file; appears whole or not at all.
         variant: such as "B/32" or "ViT-S_16-gap-norep".
         family: whose variant it is; "auto" for the first that has one of that name.
+        families: further ones, see `registry.families`.
         options: see `RandomOptions`.
 
     Returns:
         The variant's name.
 
     Raises:
-        UsageError: no family has the variant, or an option has no meaning for it.
+        UsageError: there is no such family, no family has the variant, or an option has no meaning for it.
     """
-    found = _family_of(variant) if family == "auto" else family_named(family, FAMILIES)
+    known = known_families(families)
+    found = _family_of(variant, known) if family == "auto" else family_named(family, known)
     asked = RandomOptions(**options)
     if asked.layout and asked.layout not in found.layouts:
         raise UsageError(
@@ -48,12 +54,12 @@ def write_random_checkpoint(path: str | os.PathLike[str], variant: str, *, famil
     return found.write_random(path, variant, asked)
 
 
-def _family_of(variant: str) -> Family:
-    for family in FAMILIES:
+def _family_of(variant: str, known: Sequence[Family]) -> Family:
+    for family in known:
         if family.has_variant(variant):
             return family
-    known = [name for family in FAMILIES for name in family.variants]
-    raise UsageError(f"variant {variant!r}: unknown.{nearest(variant.replace('_', '/'), known)}", fix=f"Use one of {', '.join(known)}.")
+    names = [name for family in known for name in family.variants]
+    raise UsageError(f"variant {variant!r}: unknown.{nearest(variant.replace('_', '/'), names)}", fix=f"Use one of {', '.join(names)}.")
 
 
 _PROGRAM = Program(__doc__, when_interrupted="nothing was written")
@@ -64,12 +70,13 @@ _VARIANTS = ", ".join(name for family in FAMILIES for name in family.variants)
 _LAYOUTS = dict.fromkeys(layout for family in FAMILIES for layout in family.layouts)
 flags.DEFINE_string("variant", "", f"What to write: {_VARIANTS}, mu/16 (tiny), or any width/patch.", **_shared)
 flags.DEFINE_string("output", "", "The file to write.", **_shared)
-flags.DEFINE_enum("family", "auto", ["auto", *(family.name for family in FAMILIES)], "Whose variant it is.", **_shared)
+flags.DEFINE_string("family", "auto", f"Whose variant it is: {', '.join(family.name for family in FAMILIES)}.", **_shared)
+flags.DEFINE_list("families", [], "More families, as config.families has them: my_module:FAMILY,mine.py:FAMILY.", **_shared)
 flags.DEFINE_integer("seed", _DEFAULTS.seed, "Seed of the weights.", lower_bound=0, **_shared)
 flags.DEFINE_list("image_size", None, "Pixels that it is for: one number, or height,width; by default the variant's.", **_shared)
 flags.DEFINE_integer("num_classes", _DEFAULTS.num_classes, "Outputs of the head; 0 for none.", lower_bound=0, **_shared)
 flags.DEFINE_integer("depth", None, "Blocks; by default the variant's.", lower_bound=1, **_shared)
-flags.DEFINE_enum("layout", "", ["", *_LAYOUTS], "How the parameters are named; by default as the family usually does.", **_shared)
+flags.DEFINE_string("layout", "", f"How the parameters are named: {', '.join(_LAYOUTS)}; by default the family's usual one.", **_shared)
 flags.DEFINE_string("prefix", "", "Put in front of every name: params/ or opt/target/.", **_shared)
 flags.DEFINE_enum("dtype", _DEFAULTS.dtype, list(DTYPES), "How the values are stored.", **_shared)
 flags.DEFINE_enum("pool", None, ["tok", "gap", "map"], "Pooling; by default what the variant's name says.", **_shared)
@@ -78,7 +85,7 @@ flags.DEFINE_bool("pre_logits", False, "Add the tanh layer before the head.", **
 flags.DEFINE_integer(
     "outlier_channels", 0, "Even number of channels in which the residual stream reaches about 1.4e3.", lower_bound=0, **_shared
 )
-_OPTIONS = ("family", *(field.name for field in dataclasses.fields(RandomOptions) if field.name != "image_size"))
+_OPTIONS = ("family", "families", *(field.name for field in dataclasses.fields(RandomOptions) if field.name != "image_size"))
 
 
 def main(argv: Sequence[str]) -> int:

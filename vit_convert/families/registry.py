@@ -5,10 +5,12 @@ import importlib
 import importlib.util
 import pathlib
 import re
+import sys
 from collections.abc import Collection, Sequence
 from typing import Any
 
 from vit_convert.checkpoint.select import few_of
+from vit_convert.core.bundle import hash_file, hash_value
 from vit_convert.core.errors import CheckpointError, UsageError, nearest
 from vit_convert.core.user_code import user_code
 from vit_convert.families.family import Family
@@ -41,6 +43,21 @@ def families(extra: Sequence[str] = ()) -> tuple[Family, ...]:
         UsageError: there is no such module or object, or it is no family.
     """
     return (*(_imported(place) for place in extra), *FAMILIES)
+
+
+def code_of(extra: Sequence[str]) -> list[str]:
+    """What tells the code of families from outside from an earlier state of it, without running it where it is a file.
+
+    Args:
+        extra: see `families`.
+
+    Returns:
+        A hash for each: of its file, or, within a package, of all files of the folder that the module lies in.
+
+    Raises:
+        UsageError: there is no such file or module.
+    """
+    return [_hashed(place) for place in extra]
 
 
 def family_named(name: str, known: Sequence[Family]) -> Family:
@@ -106,11 +123,24 @@ def _imported(place: str) -> Family:
     return found
 
 
+def _hashed(place: str) -> str:
+    module = place.rpartition(":")[0]
+    with user_code(f"config.families: {place}", UsageError):
+        if module.endswith(".py"):
+            return hash_file(module)
+        spec = importlib.util.find_spec(module)
+        if spec is None or not spec.has_location or spec.origin is None:
+            return module  # made in memory, or not there, which `families` says
+        file = pathlib.Path(spec.origin)
+        return hash_value([hash_file(path) for path in (sorted(file.parent.glob("*.py")) if spec.parent else [file])])
+
+
 def _module(place: str) -> Any:
     if not place.endswith(".py"):
         return importlib.import_module(place)
-    spec = importlib.util.spec_from_file_location(pathlib.Path(place).stem, place)
+    # A name that no module has. Registered, since dataclasses and Flax look the names in annotations up in the module of their class.
+    spec = importlib.util.spec_from_file_location(f"vit_convert_family_{pathlib.Path(place).stem}", place)
     assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -1,12 +1,31 @@
-"""Running a model part by part: equal blocks are compiled once, and one block's weights are on the device at a time."""
+"""Running a model for its reference: whole, or part by part, so that equal blocks are compiled once and one is on the device at a time."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
+
+
+def whole(function: Callable[..., Mapping[str, Any]], params: Mapping[str, np.ndarray]) -> Callable[..., dict[str, np.ndarray]]:
+    """The `run` of a model that is small enough to be compiled as one piece.
+
+    Args:
+        function: maps (parameters, *inputs) to {output or tap: array}, for all blocks.
+        params: by their names; read when the model runs.
+
+    Returns:
+        What maps the inputs, numpy arrays, to {output or tap: numpy array}, in float32 and at the highest matmul precision.
+    """
+    compiled = jax.jit(function)
+
+    def run(*inputs: np.ndarray) -> dict[str, np.ndarray]:
+        with jax.default_matmul_precision("highest"):
+            return {name: np.asarray(array) for name, array in compiled({**params}, *map(jnp.asarray, inputs)).items()}
+
+    return run
 
 
 def under(params: Mapping[str, np.ndarray], prefix: str) -> dict[str, Any]:

@@ -23,9 +23,19 @@ def _inputs(context: Context) -> Any:
             return [asked, str(e)]  # `load` raises it, as below
     try:
         found = _found(context)
+        code = _code_of(config.families)
     except ConvertError as e:
         return [asked, str(e)]  # `load` raises it: only a stage that runs is known to have failed
-    return [asked, os.fspath(found.path), found.subtree, file_identity(found.path) if os.path.exists(found.path) else None]
+    identity = file_identity(found.path) if os.path.exists(found.path) else None
+    return [asked, os.fspath(found.path), found.subtree, identity, *code]
+
+
+def _code_of(families: Any) -> list[str]:
+    if not families:
+        return []
+    from vit_convert.families.registry import code_of
+
+    return code_of(families)
 
 
 def _found(context: Context) -> Any:
