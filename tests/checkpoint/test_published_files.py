@@ -21,12 +21,20 @@ TABLE = {
     "S/32-gap-norep": (224, 1000, "", True, False),
     "B/16-gap-norep": (224, 1000, "", True, False),
     "B/32-gap-norep": (224, 1000, "", True, False),
-    "bv_s16_i1k": (224, 1000, "", False, False),  # sincos2d
-    "R26+ViT-B/32": (224, 21843, "450.23 MiB", True, True),
+    "R+ViT-Ti/16": (384, 1000, "", True, False),
+    "R26+ViT-S/32": (384, 1000, "", True, False),
+    "R26+ViT-B/32": (224, 21843, "450.23 MiB", True, True),  # ImageNet-21k alone
     "R50+ViT-B/16": (384, 1000, "377.57 MiB", True, False),
+    "R50+ViT-L/32": (384, 1000, "", True, False),
     "Mixer-B/16": (224, 1000, "228.47 MiB", True, False),
     "Mixer-L/16": (224, 1000, "794.29 MiB", True, False),
-    "Swin-B/12": (384, 1000, "", True, False),
+    "Mixer-B/32": (224, 1000, "230.04 MiB", True, False),
+    "Mixer-S/8": (224, 1000, "78.79 MiB", True, False),
+    "Mixer-S/16": (224, 1000, "70.71 MiB", True, False),
+    "Mixer-S/32": (224, 1000, "72.91 MiB", True, False),
+    **{f"Swin-{letter}/7": (224, 1000, "", True, False) for letter in "TSBL"},  # windows of 7 at 224 pixels, of 12 at 384
+    **{f"Swin-{letter}/12": (384, 1000, "", True, False) for letter in "BL"},
+    "bv_s16_i1k": (224, 1000, "", False, False),  # sincos2d
 }
 
 
@@ -74,6 +82,7 @@ FILE = Published("gs://a/b.npz", 384)
         (FILE, (384, 224), 1000, "384x224 pixels, gs://a/b.npz has 384x384 pixels"),
         (FILE, (224, 384), 0, "224x384 pixels, gs://a/b.npz has 384x384 pixels"),
         (FILE, (384, 384), 10, "10 classes, gs://a/b.npz has 1000 classes"),
+        (FILE, (384, 384), 21843, "21843 classes, gs://a/b.npz has 1000 classes"),
         (FILE, (224, 224), 10, "10 classes, gs://a/b.npz has 1000 classes"),
         (Published("gs://a/b.npz", 384, stores_positions=False), (224, 224), 1000, None),  # the size that was asked for
         (Published("gs://a/b.npz", 384, stores_positions=False), (224, 224), 10, "10 classes, gs://a/b.npz has 1000 classes"),

@@ -53,6 +53,10 @@ def test_sizes_are_those_of_the_projects(size):
     assert {letter: getattr(SIZES[letter], size) for letter in LETTERS} == dict(zip(LETTERS, TABLE[size], strict=True))
 
 
+def test_the_tiny_one_of_tests():
+    assert SIZES["mu"] == Sizes(32, 2, 16, 64) and set(SIZES) == {"mu", *LETTERS}
+
+
 @pytest.mark.parametrize("num_classes", [0, 5])
 def test_shapes_and_count_are_those_of_the_model(num_classes):
     architecture = mixer(num_classes=num_classes)
@@ -71,6 +75,12 @@ def test_sizes_are_read_from_the_shapes(num_classes):
 def test_sizes_are_read_where_a_kind_of_leaf_is_missing(ending):
     shapes = {name: shape for name, shape in small().items() if not name.endswith(ending)}
     assert infer_architecture(leaves(shapes), "auto", (8, 12), FILE)[0] == mixer()
+
+
+def test_the_width_is_told_by_the_norms_too():
+    shapes = {name: shape for name, shape in small().items() if name != "stem/kernel"}
+    found, _ = infer_architecture(leaves(shapes), "auto", (2, 3), FILE)
+    assert (found.width, found.patch_size) == (12, 1)  # without it nothing tells the patch, and the missing leaf is said next
 
 
 @pytest.mark.parametrize(

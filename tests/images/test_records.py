@@ -133,3 +133,16 @@ def test_records_as_json_spells_them():
     }
     for record in RECORDS.values():
         assert Preprocess.from_dict(record.to_dict()) == record
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float32", "float16"])
+@pytest.mark.parametrize("channels_first", [False, True])
+def test_what_a_graph_takes(dtype, channels_first):
+    """A uint8 graph normalises by itself; the others get (x / 255 - mean) / std, in their own type and order of axes."""
+    record, images = preprocess_for("imagenet", (4, 6)), np.random.default_rng(0).integers(0, 256, (2, 4, 6, 3), dtype=np.uint8)
+    mean, std = map(np.array, IMAGENET)
+    wanted = images if dtype == "uint8" else (images / 255.0 - mean) / std
+    got = record.graph_input(images, dtype, channels_first=channels_first)
+    assert got.dtype == np.dtype(dtype) and got.flags.c_contiguous
+    back = got.transpose(0, 2, 3, 1) if channels_first else got
+    assert np.abs(back.astype(np.float64) - wanted).max() <= (2e-3 if dtype == "float16" else 2e-6)  # half of a unit at values below 4
