@@ -1,4 +1,4 @@
-"""The PyTorch road: timm's loader of the same .npz, torch.onnx.export (dynamo), onnxruntime against PyTorch on two images; on the CPU.
+"""The way from PyTorch: timm's loader of the same .npz, torch.onnx.export (dynamo), onnxruntime against PyTorch on two images; on the CPU.
 
 python benchmarks/timm_export.py CHECKPOINT.npz OUT.onnx
 """

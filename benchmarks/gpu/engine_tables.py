@@ -15,7 +15,7 @@ Run = Mapping[str, Any]
 
 
 def h200_table(record: Run) -> str:
-    """GPU results: several roads side by side, trials of `tune`, kernels, or a benchmark; of any other file its rows as they are."""
+    """GPU results: several tools side by side, trials of `tune`, kernels, or a benchmark; of any other file its rows as they are."""
     for key, table in (("models", side_by_side), ("trials", tune_table), ("kernels", kernel_table), ("recommended", precision_table)):
         if key in record:
             return table(record)

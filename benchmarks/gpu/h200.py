@@ -8,7 +8,7 @@ exports with their check, engines, and what JAX and PyTorch compile, kept in cac
 model is verified and measured: our engines, JAX, torch. Compilers of all three time kernels while the others' run (`started` and
 `seconds` of the steps tell).
 
-With several `--gpus` the models take turns on them, each with all its roads on one GPU; every GPU has phases and lanes of its own.
+With several `--gpus` the models take turns on them, each with all its tools on one GPU; every GPU has phases and lanes of its own.
 
 Steps that are done are not done again, unless their own command changed or a step that they come after has run since. A step that fails is
 recorded and the others go on, and no step starts that would not end before `--step_limit` seconds, so that the same command can be given

@@ -1,4 +1,4 @@
-"""Steps of a long run: each a process group of its own, in lanes that run side by side; the next run goes on where this one ended."""
+"""Steps of a long run: each a process group of its own, in lanes that run side by side; the next run continues where this one ended."""
 
 import contextlib
 import dataclasses

@@ -68,7 +68,7 @@ def test_a_number_of_parameters_that_does_not_agree():
     [
         ((0,), None),
         ((2, 0, 1), None),
-        ((), "layer 0 missing, there is none"),
+        ((), "layer 0 missing, no block found"),
         ((1,), "layer 0 missing, blocks up to 1 found"),
         ((0, 2), "layer 1 missing, blocks up to 2 found"),
         ((0, 1, 4), "layer 2, 3 missing, blocks up to 4 found"),

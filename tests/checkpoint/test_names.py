@@ -192,7 +192,7 @@ def test_blocks_that_are_missing(numbers, missing, last):
 
 
 def test_a_file_without_a_block():
-    with pytest.raises(CheckpointError, match=r"f\.npz: encoder block 0 missing, there is none"):
+    with pytest.raises(CheckpointError, match=r"f\.npz: encoder block 0 missing, no block found"):
         canonicalize(leaves("embedding/kernel", "cls"), "f.npz")
 
 

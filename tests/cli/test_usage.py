@@ -94,8 +94,8 @@ def test_config_without_the_ending(convert, tmp_path):
         (["--config.family=mixar"], "mixar"),
         (["--config.checkpoint="], "config.checkpoint is empty"),
         (["--config.target=trt8", "--config.precision=fp8"], "target trt8 has no fp8"),
-        (["--quiet", "--config.lowerings=primitives"], "lowering 'primitives': target rtx has its own alone"),
-        (["--quiet", "--config.engine.lowering=plugin", "--config.target=trt11"], "lowering 'plugin': target trt11 has its own alone"),
+        (["--quiet", "--config.lowerings=primitives"], "lowering 'primitives': target rtx has only its own"),
+        (["--quiet", "--config.engine.lowering=plugin", "--config.target=trt11"], "lowering 'plugin': target trt11 has only its own"),
         (
             ["--quiet", "--config.lowerings=matmull", "--config.target=trt8"],
             "target trt8 has plugin, fused, matmul, primitives. Did you mean matmul",

@@ -64,7 +64,7 @@ def test_what_a_backend_can_build(backend, able, precision):
 
 
 def test_a_precision_of_no_such_name():
-    with pytest.raises(BuildError, match=r"precision 'fp61': there is none of this name\. Did you mean fp16") as caught:
+    with pytest.raises(BuildError, match=r"precision 'fp61': unknown\. Did you mean fp16") as caught:
         require_precision(TEN, "fp61", has_calibrator=False)
     assert caught.value.fix == "Use fp32, fp16, bf16, int8, fp8."
 
@@ -73,7 +73,7 @@ def test_calibration_is_for_int8_and_for_a_tensorrt_that_has_it():
     require_precision(EIGHT, "int8", has_calibrator=True)
     require_precision(TEN, "int8", has_calibrator=True)
     for precision in ("fp16", "fp8"):
-        with pytest.raises(BuildError, match=f"precision {precision} with a calibrator: calibration is for int8 alone"):
+        with pytest.raises(BuildError, match=f"precision {precision} with a calibrator: only int8 is calibrated"):
             require_precision(TEN, precision, has_calibrator=True)
     with pytest.raises(BuildError, match=r"calibrator: tensorrt_rtx 1\.7 has none"):
         require_precision(RTX_1, "int8", has_calibrator=True)
@@ -202,7 +202,7 @@ def test_a_quantized_engine_needs_pairs_of_its_kind_alone(precision):
     for quantized in ({}, {other: 6}, {precision: 4, other: 2}, {precision: 4, "other": 1}):
         said = refusal(precision, products={"fp16": 3}, quantized=quantized)
         shown = str(quantized) if quantized else "none"
-        assert f"Q/DQ nodes {shown}; {precision} needs {precision} ones alone" in said
+        assert f"Q/DQ nodes {shown}; {precision} needs only {precision} ones" in said
         assert f"Build from the {precision} graph that quantization writes." in said
 
 

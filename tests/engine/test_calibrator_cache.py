@@ -181,7 +181,7 @@ def test_without_a_driver_the_cuda_layer_says_so():
     with pytest.raises(BuildError, match="no CUDA driver") as caught:
         cuda.Stream()
     assert "GPU" in caught.value.fix
-    with pytest.raises(BuildError, match="no GPU here"):
+    with pytest.raises(BuildError, match="this host has no GPU"):
         load_backend("tensorrt")
 
 

@@ -67,4 +67,4 @@ def test_int8_without_anything_to_compare_with_is_not_recommended():
 
 def test_one_pass_proves_no_gain():
     found = recommend([row("fp16", 8, 100.0), row("int8", 8, 150.0, noise=None)], {"fp16": PASSED, "int8": PASSED})
-    assert found["precision"] == "fp16" and found["reason"] == "int8 runs at 1.50x of fp16 at batch 8, by one pass alone"
+    assert found["precision"] == "fp16" and found["reason"] == "int8 runs at 1.50x of fp16 at batch 8, by only one pass"

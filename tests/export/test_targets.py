@@ -65,7 +65,7 @@ def test_names_that_nothing_has():
         UsageError, match=r"lowering 'plugins': target trt8 has plugin, kernels, fused, matmul, primitives, gather\.  ?Did you mean plugin"
     ):
         lowering_named("trt8", "plugins")
-    with pytest.raises(UsageError, match="lowering 'plugin': target rtx has its own alone") as caught:
+    with pytest.raises(UsageError, match="lowering 'plugin': target rtx has only its own") as caught:
         lowering_named("rtx", "plugin")
     assert "lowerings" in caught.value.fix
     assert lowering_named("trt8", "matmul") is LOWERINGS["trt8"]["matmul"]

@@ -209,7 +209,7 @@ def test_new_names_are_left_alone():
         ((1, 2), "0 missing, blocks up to 2"),
         ((0, 3), "1, 2 missing, blocks up to 3"),
         ((5,), "0, 1 missing"),
-        ((), "0 missing, there is none"),
+        ((), "0 missing, no block found"),
     ],
 )
 def test_blocks_that_are_missing(numbers, said):

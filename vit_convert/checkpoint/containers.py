@@ -127,7 +127,7 @@ def split_subtree(path: str | os.PathLike[str]) -> tuple[str, str]:
 
 
 def read_container(path: str | os.PathLike[str]) -> Leaves:
-    """Opens a checkpoint file; reads its headers alone.
+    """Opens a checkpoint file; reads only its headers.
 
     Args:
         path: `.npz` or `.safetensors`; told apart by content.

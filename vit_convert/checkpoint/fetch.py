@@ -143,7 +143,7 @@ class _Reply:
     Attributes:
         start: the first byte that it brings.
         size: of the whole file; None where the server does not tell.
-        version: of the file, to continue with no other: its ETag or date, "" where there is none.
+        version: of the file, so that no other file continues it: its ETag or date, or "".
     """
 
     start: int

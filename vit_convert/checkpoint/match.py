@@ -75,7 +75,7 @@ def require_blocks(names: Iterable[str], pattern: str, what: str, path: str) -> 
     last = max(found, default=0)
     # So many as there are, and one more where one lies beyond: a number that nobody has makes no list of all below it.
     if missing := [i for i in range(len(found) + (last >= len(found))) if i not in found]:
-        listed, there = ", ".join(map(str, missing)), f"blocks up to {last} found" if found else "there is none"
+        listed, there = ", ".join(map(str, missing)), f"blocks up to {last} found" if found else "no block found"
         raise CheckpointError(f"{path}: {what} {listed} missing, {there}", fix="Fetch the file again, or save it whole.")
 
 

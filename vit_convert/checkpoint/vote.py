@@ -32,6 +32,6 @@ def count_numbers(names: Iterable[str], pattern: str) -> int:
 
 
 def patch_side(leaves: Mapping[str, Leaf], kernel: str, width: int) -> int:
-    """The side of the patch that a kernel [side, side, 3, width] takes, whatever the order of its axes; 1 where there is none."""
+    """The side of the patch that a kernel [side, side, 3, width] takes, whatever the order of its axes; 1 if it is not found."""
     sides = Counter(leaves[kernel].shape) - Counter((3, width)) if kernel in leaves else Counter()
     return sides.most_common(1)[0][0] if sides else 1

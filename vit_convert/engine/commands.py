@@ -197,7 +197,7 @@ def add_to_report(bundle: Bundle, *, build: Any = None, verify: Any = None, benc
     """Merges what was found on a GPU host into the bundle's report.json.
 
     Args:
-        bundle: holds the report; one is begun where there is none.
+        bundle: holds the report; a new one is begun if it is missing.
         build: rows of `build_bundle`.
         verify: result of `verify_bundle`.
         benchmark: result of `benchmark_bundle`.

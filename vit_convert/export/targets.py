@@ -120,7 +120,7 @@ def lowering_named(target: str, lowering: str) -> Target:
     """
     known = LOWERINGS.get(target, {})
     if lowering not in known:
-        choice = f"target {target} has {', '.join(known) or 'its own alone'}"
+        choice = f"target {target} has {', '.join(known) or 'only its own'}"
         raise UsageError(f"lowering {lowering!r}: {choice}.{nearest(lowering, known)}", fix="Leave `lowerings` empty for the target's own.")
     return known[lowering]
 
@@ -133,7 +133,7 @@ def target_named(name: str, *, dynamic: bool = False) -> Target:
         dynamic: whether the graph is to take images of several sizes, which convolutions over a fixed number of tokens cannot.
 
     Raises:
-        UsageError: there is none of that name.
+        UsageError: no target has that name.
     """
     name = dialect_named(name).name
     return _DYNAMIC.get(name, TARGETS[name]) if dynamic else TARGETS[name]

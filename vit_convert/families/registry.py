@@ -64,7 +64,7 @@ def family_named(name: str, known: Sequence[Family]) -> Family:
     """Looks a family up.
 
     Raises:
-        UsageError: there is none of that name.
+        UsageError: no family has that name.
     """
     names = [family.name for family in known]
     if name not in names:
@@ -108,7 +108,7 @@ def _refuse_others(names: Collection[str], path: str, known: Sequence[Family], *
     for patterns, found, tower in _OTHERS:
         if tower is towers and all(any(re.match(pattern, name) for name in names) for pattern in patterns):
             supported = f"Supported: {', '.join(family.name for family in known)}."
-            fix = f"Append ':img' to convert the image tower alone: {path}:img." if tower else supported
+            fix = f"Append ':img' to convert only the image tower: {path}:img." if tower else supported
             raise CheckpointError(f"{path}: {found}, which is not supported", fix=fix)
 
 

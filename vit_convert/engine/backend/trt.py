@@ -197,10 +197,10 @@ def load_backend(name: str = "auto", *, for_this_gpu: bool = False) -> Backend:
 @functools.cache
 def _load(name: str) -> Backend:
     if name not in _MODULES:
-        raise BuildError(f"engine backend {name!r}: there is none of this name", fix=f"Use auto, {' or '.join(_MODULES)}.")
+        raise BuildError(f"engine backend {name!r}: unknown", fix=f"Use auto, {' or '.join(_MODULES)}.")
     gpu = cuda.gpu()
     if name == "tensorrt" and gpu is None:
-        raise BuildError("tensorrt: no GPU here, and TensorRT builds on the GPU alone", fix="Use a GPU host, or engine.backend=rtx.")
+        raise BuildError("tensorrt: this host has no GPU, and TensorRT builds only on one", fix="Use a GPU host, or engine.backend=rtx.")
     try:
         module = importlib.import_module(_MODULES[name])
     except (ImportError, OSError) as e:  # OSError: the package is there, its libraries are not

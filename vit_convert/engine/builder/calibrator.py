@@ -60,7 +60,7 @@ def make_calibrator(
         CalibrationError: too few images, or a cache that is not for this build.
     """
     if algorithm not in ALGORITHMS:
-        raise BuildError(f"calibrator {algorithm!r}: there is none of this name", fix=f"Use {' or '.join(ALGORITHMS)}.")
+        raise BuildError(f"calibrator {algorithm!r}: unknown", fix=f"Use {' or '.join(ALGORITHMS)}.")
     if not backend.has_calibrator:
         raise BuildError(
             f"calibrator: {backend.module.__name__} {backend.version} has none", fix="Give it the quantized (Q/DQ) graph instead."
@@ -110,7 +110,7 @@ def make_calibrator(
         def _upload(self, names: list[str]) -> list[int] | None:
             if len(names) != 1:
                 raise CalibrationError(
-                    f"calibration: the graph has the inputs {names}, calibration feeds one", fix="Export a graph with images alone."
+                    f"calibration: the graph has the inputs {names}, calibration feeds one", fix="Export a graph that takes only images."
                 )
             if self._next >= num_images:
                 return None

@@ -95,7 +95,7 @@ def engine_layers(backend: Backend, serialized: Any, *, version_compatible: bool
         The inspector's JSON and "", or None and the reason.
     """
     if backend.gpu is None:
-        return None, "engines are loaded on a GPU alone, and there is none here"
+        return None, "engines are loaded only on a GPU, and this host has none"
     _runtime, cuda_engine = deserialise(backend, serialized, version_compatible=version_compatible)
     if cuda_engine is None:
         return None, f"the engine does not load on this {backend.gpu.arch}: {backend.logger.explain()}"

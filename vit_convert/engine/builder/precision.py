@@ -23,15 +23,11 @@ def require_precision(backend: Backend, precision: str, *, has_calibrator: bool)
     """
     here = f"{backend.module.__name__} {backend.version}"
     if precision not in PRECISIONS:
-        raise BuildError(
-            f"precision {precision!r}: there is none of this name.{nearest(precision, PRECISIONS)}", fix=f"Use {', '.join(PRECISIONS)}."
-        )
+        raise BuildError(f"precision {precision!r}: unknown.{nearest(precision, PRECISIONS)}", fix=f"Use {', '.join(PRECISIONS)}.")
     if not backend.supports(precision):
         raise BuildError(f"precision {precision}: {here} cannot build it", fix="Use fp16, or TensorRT 10 or later.")
     if has_calibrator and precision != "int8":
-        raise BuildError(
-            f"precision {precision} with a calibrator: calibration is for int8 alone", fix="Drop the calibrator, or ask for int8."
-        )
+        raise BuildError(f"precision {precision} with a calibrator: only int8 is calibrated", fix="Drop the calibrator, or ask for int8.")
     if has_calibrator and not backend.has_calibrator:
         raise BuildError(f"calibrator: {here} has none", fix="Give it the quantized (Q/DQ) graph instead.")
 
@@ -99,7 +95,7 @@ def require_types(
             )
         if not has_calibrator and set(quantized) != {precision}:
             raise BuildError(
-                f"{found}; {precision} needs {precision} ones alone", fix=f"Build from the {precision} graph that quantization writes."
+                f"{found}; {precision} needs only {precision} ones", fix=f"Build from the {precision} graph that quantization writes."
             )
         return
     if quantized:

@@ -77,7 +77,7 @@ def _too_little(comparison: Mapping[str, Any]) -> str:
     if comparison["ratio"] <= 1:
         return ""
     if comparison["noise_percent"] is None:
-        return ", by one pass alone"
+        return ", by only one pass"
     within = comparison["ratio"] <= 1 + comparison["noise_percent"] / 100
     return f", within the noise of {comparison['noise_percent']:g} %" if within else ", too little for a quantized model's risk"
 

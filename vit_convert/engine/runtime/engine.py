@@ -55,7 +55,7 @@ class Engine:
         self.record = check_sidecar(plan_path, backend, onnx_path=onnx_path)
         self.backend, self.path = backend, pathlib.Path(plan_path)
         if backend.gpu is None:
-            raise BuildError(f"{plan_path}: engines run on a GPU alone, and there is none here", fix="Run it on a host with an NVIDIA GPU.")
+            raise BuildError(f"{plan_path}: engines run only on a GPU, and this host has none", fix="Run it on a host with an NVIDIA GPU.")
         free = cuda.free_memory_bytes()
         portable = self.record["options"]["version_compatible"]
         with backend.logger.listening():

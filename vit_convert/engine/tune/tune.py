@@ -56,7 +56,7 @@ def tune_bundle(
         BenchmarkError: there is no GPU, or none of the trials asked for could be built and run.
     """
     if backend.gpu is None:
-        raise BenchmarkError("tune: engines run on a GPU alone, and there is none here", fix="Run it on a host with an NVIDIA GPU.")
+        raise BenchmarkError("tune: engines run only on a GPU, and this host has none", fix="Run it on a host with an NVIDIA GPU.")
     path, about = bundle.tuning, {**environment(backend), "model": describe_model(bundle), "command": command}
     about |= {"onnx": facts.files.graph_hashes(bundle.onnx())}  # while it is the same, this holds
     for precision in precisions:

@@ -20,7 +20,7 @@ _LAYER = r"(?:encoder\.)?layers\."
 
 @dataclasses.dataclass(frozen=True)
 class Beside:
-    """What a config.json in the file's folder says, of transformers or timm; empty where there is none.
+    """What a config.json of transformers or timm in the file's folder says; empty without one.
 
     Attributes:
         image_size: (height, width) in pixels.

@@ -54,7 +54,7 @@ def named(result: Any) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in pairs:
         if not hasattr(value, "dtype") or not hasattr(value, "shape"):
-            raise UsageError(f"the model's output {name!r} is a {type(value).__name__}, not an array", fix="Return arrays alone.")
+            raise UsageError(f"the model's output {name!r} is a {type(value).__name__}, not an array", fix="Return only arrays.")
         if name in found:
             raise UsageError(f"the model has two outputs named {name!r}", fix="Name each of them otherwise.")
         found[name] = value
