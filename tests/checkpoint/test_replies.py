@@ -1,5 +1,6 @@
 """What is asked of a server and made of its replies, one by one, with replies of the test's own instead of a server."""
 
+import contextlib
 import hashlib
 import http.client
 import io
@@ -379,8 +380,6 @@ class Telling(Progress):
         self.said.append(text)
 
     def bar(self, label, total=None):
-        import contextlib
-
         self.totals.append((label, total))
         return contextlib.nullcontext(self.steps.append)
 
@@ -397,6 +396,5 @@ def test_what_is_shown(server, tmp_path, part, monkeypatch, told):
     (tmp_path / NAME).unlink()
     part.write_bytes(DATA[:240])
     server.replies = [part_of(240)]
-    shown = Telling()
-    fetch(ADDRESS, tmp_path, progress=shown)
-    assert shown.said[0].endswith("into " + f"{tmp_path}/, continued") and shown.steps == [240, 6000, 4000]
+    fetch(ADDRESS, tmp_path, progress=(shown := Telling()))
+    assert shown.said[0].endswith(f"into {tmp_path}/, continued") and shown.steps == [240, 6000, 4000]
