@@ -137,7 +137,7 @@ def test_a_record_without_a_process_is_believed_until_it_is_old(bundle, without_
         pass
 
 
-@pytest.mark.parametrize("pid", [os.getpid(), 2**22 - 1])
+@pytest.mark.parametrize("pid", [os.getpid(), 2**22 - 1], ids=["this one's", "nobody's"])  # the same names in every worker
 def test_a_process_of_another_container_is_not_looked_for_here(bundle, without_flock, pid):
     """Its number is another's here, or nobody's."""
     claim(bundle, namespace="pid:[1]", pid=pid, started="1")
