@@ -26,6 +26,7 @@ from vit_convert.families.vit.model import vit_model
 from vit_convert.quantize.calibrate import calibrate
 from vit_convert.quantize.placement import place
 from vit_convert.quantize.qdq import quantize
+from vit_convert.quantize.shift import shiftable
 
 ROOT = pathlib.Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "checkpoints"))
@@ -79,6 +80,8 @@ class Trained:
     def int8(self, method="entropy"):
         """Calibrated on every second crop; returns the Calibration and what runs the graph."""
         found = calibrate(self.graph, self.calibration[::2], normalize, self.placement.tensors(), method=method)
+        model = ir.load(self.graph)
+        found = found.shift(*shiftable(model, place(model).sites))
         found = found.leave_out(self.placement.tensors(), default_config().calibration.max_error)
         sites = place(ir.load(self.graph), leave_out=found.left_out).sites
         save_onnx(quantize(ir.load(self.graph), found, sites, target="trt10"), self.folder / f"{method}.onnx")
