@@ -98,7 +98,7 @@ def test_config_without_the_ending(convert, tmp_path):
         (["--quiet", "--config.engine.lowering=plugin", "--config.target=trt11"], "lowering 'plugin': target trt11 has only its own"),
         (
             ["--quiet", "--config.lowerings=matmull", "--config.target=trt8"],
-            "target trt8 has plugin, fused, matmul, primitives. Did you mean matmul",
+            "lowering 'matmull': target trt8 has plugin, kernels, fused, matmul, primitives, gather. Did you mean matmul",
         ),
     ],
 )
