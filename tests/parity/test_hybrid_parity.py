@@ -142,7 +142,7 @@ def test_timm(timm_vision_transformer, tmp_path, images, assert_close, variant, 
 
     path = tmp_path / "random.npz"
     FAMILY.write_random(path, variant, RandomOptions(image_size=(side, side)))
-    model = timm.create_model(name, act_layer=get_act_layer("gelu_tanh")).eval()
+    model = timm.create_model(name, num_classes=1000, act_layer=get_act_layer("gelu_tanh")).eval()
     model.load_pretrained(str(path))
     batch = torch.from_numpy(images(side, side).transpose(0, 3, 1, 2).copy())
     with torch.no_grad():
