@@ -44,13 +44,13 @@ def test_its_signature():
     """Images have a layout, what has other axes has none; logits are judged by their class too, anything else by its values."""
     signature = model_of().signature
     assert signature.to_dict() == {
-        "inputs": [{"name": "images", "dtype": "float32", "shape": ["batch", 2, 2, 3], "layout": "NHWC"}],
-        "outputs": [{"name": "logits", "dtype": "float32", "shape": ["batch", 5], "layout": "", "judge": "top1"}],
+        "inputs": [{"name": "images", "dtype": "float32", "shape": ["batch", 2, 2, 3], "layout": "NHWC", "below": 0}],
+        "outputs": [{"name": "logits", "dtype": "float32", "shape": ["batch", 5], "layout": "", "below": 0, "judge": "top1"}],
     }
     model = user_model(lambda p, x: {"b": x, "tokens": x @ p["w"]}, {"w": W}, image_shape=(4, 3), output="tokens")
     assert model.signature.to_dict() == {
-        "inputs": [{"name": "images", "dtype": "float32", "shape": ["batch", 4, 3], "layout": ""}],
-        "outputs": [{"name": "tokens", "dtype": "float32", "shape": ["batch", 4, 5], "layout": "", "judge": "cosine"}],
+        "inputs": [{"name": "images", "dtype": "float32", "shape": ["batch", 4, 3], "layout": "", "below": 0}],
+        "outputs": [{"name": "tokens", "dtype": "float32", "shape": ["batch", 4, 5], "layout": "", "below": 0, "judge": "cosine"}],
     }
 
 
