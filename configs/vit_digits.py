@@ -1,6 +1,6 @@
 """The ViT that ships with the project, trained on scikit-learn's handwritten digits: every stage with real weights and real images.
 
-Takes about 15 s on two cores. JAX, and ONNX in FP32 and FP16, classify all 450 held-out images, INT8 all but one:
+Takes about 15 s on two cores. JAX, and ONNX in FP32, FP16 and INT8, classify all 450 held-out images:
 checkpoints/DIGITS.md.
 
   python -m vit_convert --config vit_digits.py --workdir out
