@@ -9,7 +9,7 @@ from absl import flags
 from vit_convert.core.errors import UsageError
 from vit_convert.core.program import Program
 
-PROGRAMS = ("vit_convert", "vit_convert.engine", "vit_convert.report.sensitivity")
+PROGRAMS = ("vit_convert", "vit_convert.engine", "vit_convert.report.sensitivity", "vit_convert.families.random")
 
 
 @pytest.fixture
@@ -63,3 +63,17 @@ def test_each_program_answers_alike(module):
     for words, code in ((["--help"], 0), ([], 2), (["--no_such_flag"], 2)):
         done = subprocess.run([sys.executable, "-m", module, *words], capture_output=True, text=True, check=False)
         assert done.returncode == code and "Traceback" not in done.stderr, (words, done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["--help"], 0, ""),
+        (["surplus"], 2, "error: unexpected argument 'surplus'"),
+        (["--no_such_flag"], 2, "error: Unknown command line flag"),
+        (["--nvcc=/no/such/compiler"], 7, "error: /no/such/compiler: no such compiler"),
+    ],
+)
+def test_the_kernels_program_needs_no_words_and_answers_alike(words, code, said):
+    done = subprocess.run([sys.executable, "-m", "vit_convert.kernels", *words], capture_output=True, text=True, check=False)
+    assert done.returncode == code and done.stderr.startswith(said) and "Traceback" not in done.stderr

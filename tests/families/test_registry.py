@@ -86,18 +86,18 @@ def test_a_vit():
 
 def test_the_first_that_matches_from_outside_is_asked_before_anything_is_refused(package):
     """A family of towers that somebody wrote is not refused for what ours cannot do."""
-    assert family_of(["my/x", *VIT], "f.npz", extra=["outside:MINE"]) == (package.MINE, Layout.MINE)
-    assert family_of(["img/x", "txt/y"], "f.npz", extra=["outside:MINE", "outside:IMG"]) == (package.IMG, Layout.MINE)
+    assert family_of(["my/x", *VIT], "f.npz", known=families(["outside:MINE"])) == (package.MINE, Layout.MINE)
+    assert family_of(["img/x", "txt/y"], "f.npz", known=families(["outside:MINE", "outside:IMG"])) == (package.IMG, Layout.MINE)
     with pytest.raises(CheckpointError, match="an image tower and a text tower"):
-        family_of(["img/x", "txt/y"], "f.npz", extra=["outside:MINE"])
+        family_of(["img/x", "txt/y"], "f.npz", known=families(["outside:MINE"]))
 
 
 def test_a_family_that_is_asked_for_is_the_only_one(package):
-    extra = ["outside:MINE"]
-    assert family_of(["my/x", *VIT], "f.npz", asked="vit", extra=extra)[0].name == "vit"
-    assert family_of(["my/x", *VIT], "f.npz", asked="mine", extra=extra)[0] is package.MINE
+    known = families(["outside:MINE"])
+    assert family_of(["my/x", *VIT], "f.npz", asked="vit", known=known)[0].name == "vit"
+    assert family_of(["my/x", *VIT], "f.npz", asked="mine", known=known)[0] is package.MINE
     with pytest.raises(CheckpointError) as error:
-        family_of(VIT, "f.npz", asked="mine", extra=extra)
+        family_of(VIT, "f.npz", asked="mine", known=known)
     assert str(error.value) == f"f.npz: no layout of family mine; it holds {', '.join(sorted(VIT))}"
     with pytest.raises(UsageError, match=r"family .vitt.: unknown\. Did you mean vit"):
         family_of(VIT, "f.npz", asked="vitt")
@@ -105,7 +105,7 @@ def test_a_family_that_is_asked_for_is_the_only_one(package):
 
 def test_of_no_family(package):
     with pytest.raises(CheckpointError) as error:
-        family_of(["b", "a"], "f.npz", extra=["outside:MINE"])
+        family_of(["b", "a"], "f.npz", known=families(["outside:MINE"]))
     assert str(error.value) == "f.npz: no known layout; it holds a, b"
     assert error.value.fix.startswith("Supported: mine, hybrid, mixer, swin, vit")
 

@@ -53,9 +53,9 @@ def settle_head(leaves: Mapping[str, Leaf], num_classes: int, outputs: str, file
     return Head(dict(leaves), num_classes, True, (zero,))
 
 
-def classifier_signature(image_size: tuple[int, int], num_classes: int, width: int) -> Signature:
-    """Of a model of images that gives logits, or features where it has no head."""
+def classifier_signature(image_size: tuple[int, int], num_classes: int, width: int, tokens: tuple[int, ...] = ()) -> Signature:
+    """Of a model of images that gives logits, or features where it has no head; of each token where `tokens` says how many."""
     images = Tensor("images", "float32", ("batch", *image_size, 3), "NHWC")
     if num_classes:
-        return Signature((images,), (Output("logits", "float32", ("batch", num_classes), judge="top1"),))
-    return Signature((images,), (Output("features", "float32", ("batch", width)),))
+        return Signature((images,), (Output("logits", "float32", ("batch", *tokens, num_classes), judge="top1"),))
+    return Signature((images,), (Output("features", "float32", ("batch", *tokens, width)),))

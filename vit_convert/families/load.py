@@ -67,13 +67,14 @@ def load_checkpoint(
     """
     if outputs not in OUTPUTS:
         raise UsageError(f"outputs {outputs!r}: unknown.{nearest(outputs, OUTPUTS)}", fix=f"Use {' or '.join(OUTPUTS)}.")
+    known = known_families(families)
     if family != "auto":
-        family_named(family, known_families(families))  # before anything is opened
+        family_named(family, known)  # before anything is opened
     name, subtree = split_subtree(path)
     file = pathlib.Path(name)
     everything = read_container(file).leaves
     prefix, stored = select(everything, subtree, str(file))
-    found, layout = family_of(stored.keys(), str(file), asked=family, extra=families)
+    found, layout = family_of(stored.keys(), str(file), asked=family, known=known)
     loaded = found.load(stored, layout, Asked(file, prefix, everything.keys(), variant, image_size, outputs, posemb_grid))
     pool = concurrent.futures.ThreadPoolExecutor(1)
     hashing = pool.submit(hash_file, file)

@@ -1,10 +1,20 @@
-"""Options of random checkpoints that have no meaning for a family."""
+"""What a family can be asked for by name: which variants it knows, and which options of random checkpoints."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from vit_convert.core.errors import UsageError
 from vit_convert.families.family import RandomOptions
+
+
+def is_variant(parse: Callable[[str], Any], variant: str) -> bool:
+    """Whether a family's own reader of variants understands a name; it raises UsageError for one that it does not."""
+    try:
+        parse(variant)
+    except UsageError:
+        return False
+    return True
 
 
 def refuse_options(family: str, options: RandomOptions, without: Sequence[str]) -> None:

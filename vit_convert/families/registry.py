@@ -72,14 +72,14 @@ def family_named(name: str, known: Sequence[Family]) -> Family:
     return known[names.index(name)]
 
 
-def family_of(names: Collection[str], path: str, *, asked: str = "auto", extra: Sequence[str] = ()) -> tuple[Family, enum.Enum]:
+def family_of(names: Collection[str], path: str, *, asked: str = "auto", known: Sequence[Family] = FAMILIES) -> tuple[Family, enum.Enum]:
     """Tells the family of a checkpoint from the names of its leaves.
 
     Args:
         names: of its leaves, as `select` returned them.
         path: the file, for messages.
         asked: name of the family that it must be of; "auto" for any.
-        extra: see `families`.
+        known: from `families`.
 
     Returns:
         The family, and the layout.
@@ -88,7 +88,6 @@ def family_of(names: Collection[str], path: str, *, asked: str = "auto", extra: 
         CheckpointError: it is of no family, or of one that is not supported, whose name is said.
         UsageError: there is no family of the name asked for.
     """
-    known = families(extra)
     wanted = known if asked == "auto" else (family_named(asked, known),)
     outside = len(known) - len(FAMILIES)
     for family in wanted:

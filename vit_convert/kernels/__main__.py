@@ -7,34 +7,39 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from absl import app, flags
+from absl import flags
 
 from vit_convert import kernels
 from vit_convert.core.bundle import atomic
-from vit_convert.core.command import exit_code
-from vit_convert.core.errors import BuildError
+from vit_convert.core.errors import BuildError, UsageError
+from vit_convert.core.program import Program
 
-_INCLUDE = flags.DEFINE_string("tensorrt_include", "/usr/include/x86_64-linux-gnu", "The folder of TensorRT 8.6's NvInfer.h.")
-_ARCHS = flags.DEFINE_list("archs", ["80", "86", "89", "90"], "Compute capabilities.")
-_NVCC = flags.DEFINE_string("nvcc", "nvcc", "CUDA's compiler.")
-_OUTPUT = flags.DEFINE_string("output", None, "The library; by default where it is looked for.")
+_PROGRAM = Program(__doc__, when_interrupted="nothing was written")
+_FLAGS = _PROGRAM.flags
+flags.DEFINE_string("tensorrt_include", "/usr/include/x86_64-linux-gnu", "The folder of TensorRT 8.6's NvInfer.h.", flag_values=_FLAGS)
+flags.DEFINE_list("archs", ["80", "86", "89", "90"], "Compute capabilities.", flag_values=_FLAGS)
+flags.DEFINE_string("nvcc", "nvcc", "CUDA's compiler.", flag_values=_FLAGS)
+flags.DEFINE_string("output", None, "The library; by default where it is looked for.", flag_values=_FLAGS)
 
 
 def build(argv: Sequence[str]) -> int:
     """Builds the library where it is looked for.
 
     Raises:
+        UsageError: an unknown flag, or a word that is none.
         BuildError: a tool or a header is missing, or the compiler refuses.
     """
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}")
-    if shutil.which(_NVCC.value) is None:
-        raise BuildError(f"{_NVCC.value}: no such compiler", fix="Install CUDA's toolkit, or give --nvcc.")
-    if not (pathlib.Path(_INCLUDE.value) / "NvInfer.h").is_file():
-        raise BuildError(f"{_INCLUDE.value}: holds no NvInfer.h", fix="Give --tensorrt_include: TensorRT's archive has it in include/.")
-    output = pathlib.Path(_OUTPUT.value) if _OUTPUT.value else kernels.library()
+    if words := _PROGRAM.parse(argv[1:]):
+        raise UsageError(f"unexpected argument {words[0]!r}", fix="--help lists the flags.")
+    if shutil.which(_FLAGS.nvcc) is None:
+        raise BuildError(f"{_FLAGS.nvcc}: no such compiler", fix="Install CUDA's toolkit, or give --nvcc.")
+    if not (pathlib.Path(_FLAGS.tensorrt_include) / "NvInfer.h").is_file():
+        raise BuildError(
+            f"{_FLAGS.tensorrt_include}: holds no NvInfer.h", fix="Give --tensorrt_include: TensorRT's archive has it in include/."
+        )
+    output = pathlib.Path(_FLAGS.output) if _FLAGS.output else kernels.library()
     with atomic(output) as temporary:
-        words = kernels.command(temporary, include=_INCLUDE.value, archs=_ARCHS.value, nvcc=_NVCC.value)
+        words = kernels.command(temporary, include=_FLAGS.tensorrt_include, archs=_FLAGS.archs, nvcc=_FLAGS.nvcc)
         done = subprocess.run(words, capture_output=True, text=True, check=False)
         if done.returncode:
             raise BuildError(
@@ -45,4 +50,4 @@ def build(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    app.run(lambda argv: sys.exit(exit_code(lambda: build(argv), debug=False, when_interrupted="nothing was written")))
+    sys.exit(_PROGRAM.main(sys.argv, build, needs_words=False))

@@ -11,9 +11,10 @@ import numpy as np
 from absl import logging
 
 from vit_convert.core.bundle import Bundle, read_json
+from vit_convert.core.config import QUANTIZED
 from vit_convert.core.errors import BenchmarkError, BuildError, ConvertError
 from vit_convert.core.ort_options import session_options
-from vit_convert.core.proof import doubt
+from vit_convert.core.proof import UNQUANTIZED, doubt
 from vit_convert.engine.backend.trt import Backend, load_backend
 from vit_convert.engine.bundle_engines import find_plan, open_engine, require_model, require_proof
 from vit_convert.engine.handoff import open_bundle, read_facts
@@ -23,7 +24,7 @@ from vit_convert.engine.runtime.session import Session
 _PROVIDERS: dict[str, dict[str, str]] = {"CUDAExecutionProvider": {"use_tf32": "0"}, "CPUExecutionProvider": {}}
 
 
-PREFERRED = ("fp16", "bf16", "fp32", "int8", "fp8")  # a quantized engine is no first choice unless it was measured to be faster
+PREFERRED = (*UNQUANTIZED, *QUANTIZED)  # a quantized engine is no first choice unless it was measured to be faster
 
 
 class _Runner(Protocol):

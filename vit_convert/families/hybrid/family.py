@@ -7,17 +7,18 @@ from collections.abc import Collection, Mapping
 
 from vit_convert.checkpoint.containers import Leaf, Leaves
 from vit_convert.checkpoint.match import Expected, require_match
-from vit_convert.core.errors import CheckpointError, UsageError
+from vit_convert.core.errors import CheckpointError
 from vit_convert.families.family import Asked, Loaded, RandomOptions
 from vit_convert.families.head import settle_head
 from vit_convert.families.hybrid import layouts
 from vit_convert.families.hybrid.architecture import PUBLISHED, Hybrid, feature_size, leaf_shapes, num_tokens, parameter_count
 from vit_convert.families.hybrid.infer import check_image_size, infer_architecture, parse_variant
 from vit_convert.families.model import Model
+from vit_convert.families.options import is_variant
 from vit_convert.families.vit import layouts as trunk_layouts
 from vit_convert.families.vit.infer import find_position_table
 from vit_convert.families.vit.layouts import Layout
-from vit_convert.families.vit.posemb import resample
+from vit_convert.families.vit.posemb import resampled, resampling_warning
 
 
 class HybridFamily:
@@ -77,11 +78,7 @@ class HybridFamily:
 
     def has_variant(self, variant: str) -> bool:
         """See `Family`."""
-        try:
-            parse_variant(variant)
-        except UsageError:
-            return False
-        return True
+        return is_variant(parse_variant, variant)
 
     def write_random(self, path: str | os.PathLike[str], variant: str, options: RandomOptions) -> str:
         """See `Family`."""
@@ -111,11 +108,8 @@ def _at_asked_size(stored: Hybrid, leaves: dict[str, Leaf], asked: Asked) -> tup
     old, new = stored.trunk.grid, trunk.grid
     if old == new:
         return architecture, []
-    table = leaves["pos_embedding"].as_float32()
-    leaves["pos_embedding"] = table.derive((1, math.prod(new), trunk.width), lambda values: resample(values, old, new))
-    before, after = ("x".join(map(str, size)) for size in (stored.image_size, asked.image_size))
-    told = f"position table resampled from {before} to {after} pixels; accuracy drops unless the model was trained for both."
-    return architecture, [f"{asked.file.name}: {told}"]
+    leaves["pos_embedding"] = resampled(leaves["pos_embedding"], old, new)
+    return architecture, [resampling_warning(asked.file.name, stored.image_size, asked.image_size)]
 
 
 HYBRID = HybridFamily()

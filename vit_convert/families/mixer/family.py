@@ -15,7 +15,7 @@ from vit_convert.families.mixer.infer import infer_architecture, parse_variant
 from vit_convert.families.mixer.layouts import Layout
 from vit_convert.families.mixer.random import write_random_mixer
 from vit_convert.families.model import Model
-from vit_convert.families.options import refuse_options
+from vit_convert.families.options import is_variant, refuse_options
 
 
 class MixerFamily:
@@ -67,11 +67,7 @@ class MixerFamily:
 
     def has_variant(self, variant: str) -> bool:
         """See `Family`."""
-        try:
-            parse_variant(variant)
-        except UsageError:
-            return False
-        return variant.startswith("Mixer-")
+        return is_variant(parse_variant, variant) and variant.startswith("Mixer-")
 
     def write_random(self, path: str | os.PathLike[str], variant: str, options: RandomOptions) -> str:
         """See `Family`."""

@@ -10,6 +10,7 @@ from vit_convert.core.errors import CheckpointError, UsageError
 from vit_convert.families.family import Asked, Loaded, RandomOptions
 from vit_convert.families.head import settle_head
 from vit_convert.families.model import Model
+from vit_convert.families.options import is_variant
 from vit_convert.families.swin import layouts
 from vit_convert.families.swin.architecture import PATCH, PUBLISHED, Swin, parameter_count
 from vit_convert.families.swin.infer import infer_architecture, parse_variant
@@ -70,11 +71,7 @@ class SwinFamily:
 
     def has_variant(self, variant: str) -> bool:
         """See `Family`."""
-        try:
-            parse_variant(variant)
-        except UsageError:
-            return False
-        return variant.lower().startswith("swin")
+        return is_variant(parse_variant, variant) and variant.lower().startswith("swin")
 
     def write_random(self, path: str | os.PathLike[str], variant: str, options: RandomOptions) -> str:
         """See `Family`."""

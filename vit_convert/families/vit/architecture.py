@@ -2,7 +2,8 @@
 
 import dataclasses
 
-from vit_convert.core.signature import Output, Signature, Tensor
+from vit_convert.core.signature import Signature
+from vit_convert.families.head import classifier_signature
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,11 +55,4 @@ def signature_of(architecture: Architecture) -> Signature:
     """Images in; logits out, or features where there is no head, of each token where they are not pooled."""
     tokens = (architecture.num_tokens,) if architecture.pool == "none" else ()
     features = architecture.representation_size or architecture.width
-    return Signature(
-        (Tensor("images", "float32", ("batch", *architecture.image_size, 3), "NHWC"),),
-        (
-            Output("logits", "float32", ("batch", *tokens, architecture.num_classes), judge="top1")
-            if architecture.num_classes
-            else Output("features", "float32", ("batch", *tokens, features), judge="cosine"),
-        ),
-    )
+    return classifier_signature(architecture.image_size, architecture.num_classes, features, tokens)

@@ -4,9 +4,9 @@ import os
 from collections.abc import Collection, Mapping
 
 from vit_convert.checkpoint.containers import Leaf
-from vit_convert.core.errors import UsageError
 from vit_convert.families.family import Asked, Loaded, RandomOptions
 from vit_convert.families.model import Model
+from vit_convert.families.options import is_variant
 from vit_convert.families.vit.layouts import Layout, detect
 from vit_convert.families.vit.load import load_vit
 from vit_convert.families.vit.variants import PUBLISHED, parse_variant
@@ -35,11 +35,7 @@ class ViTFamily:
 
     def has_variant(self, variant: str) -> bool:
         """Whether it is a width of ours, a slash and a patch size."""
-        try:
-            parse_variant(variant)
-        except UsageError:
-            return False
-        return True
+        return is_variant(parse_variant, variant)
 
     def write_random(self, path: str | os.PathLike[str], variant: str, options: RandomOptions) -> str:
         """See `write_random_vit`."""

@@ -14,7 +14,7 @@ from vit_convert.families.family import Asked, Loaded
 from vit_convert.families.head import settle_head
 from vit_convert.families.vit import layouts, posemb
 from vit_convert.families.vit.architecture import Architecture
-from vit_convert.families.vit.infer import Grid, find_position_table, infer_architecture
+from vit_convert.families.vit.infer import find_position_table, infer_architecture
 from vit_convert.families.vit.layouts import Layout
 from vit_convert.families.vit.shapes import BLOCK, leaf_shapes, parameter_count
 
@@ -57,11 +57,8 @@ def load_vit(stored: Mapping[str, Leaf], layout: Layout, asked: Asked) -> Loaded
     if asked.image_size is not None:
         architecture = dataclasses.replace(architecture, image_size=asked.image_size)
     if rows and architecture.grid != table:
-        leaves["pos_embedding"] = _resampled(leaves["pos_embedding"], table, architecture.grid)
-        old, new = ("x".join(map(str, size)) for size in (source_size, architecture.image_size))
-        warnings.append(
-            f"{file.name}: position table resampled from {old} to {new} pixels; accuracy drops unless the model was trained for both."
-        )
+        leaves["pos_embedding"] = posemb.resampled(leaves["pos_embedding"], table, architecture.grid)
+        warnings.append(posemb.resampling_warning(file.name, source_size, architecture.image_size))
     elif not rows:
         if architecture.width % 4 or architecture.width < 8:
             raise CheckpointError(f"{file}: no position table, and sincos2d has none for width {architecture.width}: 8, 12, 16, …")
@@ -100,10 +97,6 @@ def _require_sizes(file: pathlib.Path, architecture: Architecture) -> None:
 
 def _constant(name: str, value: np.ndarray) -> Leaf:
     return Leaf(name, value.shape, value.dtype, lambda: value)
-
-
-def _resampled(leaf: Leaf, old: Grid, new: Grid) -> Leaf:
-    return _constant(leaf.name, posemb.resample(leaf.as_float32().read(), old, new))
 
 
 def _expected(file: pathlib.Path, architecture: Architecture, rows: int, stored_name: Callable[[str], str], found: str) -> Expected:

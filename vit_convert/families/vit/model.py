@@ -8,9 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import traverse_util
 
 from vit_convert.core.stack import Stack
+from vit_convert.families import run as parts
 from vit_convert.families.model import Arrays, Model
 from vit_convert.families.vit.architecture import Architecture, signature_of
 from vit_convert.families.vit.module import EncoderBlock, ViT, param_shapes
@@ -39,7 +39,7 @@ def vit_model(architecture: Architecture, params: Mapping[str, np.ndarray]) -> M
     traced_taps = [*_block_names(stack.cut()), *norm]
 
     def apply(leaves: Arrays, images: jax.Array) -> Arrays:
-        result, taps = ViT(traced).apply({"params": traverse_util.unflatten_dict(dict(leaves), sep="/")}, images)
+        result, taps = ViT(traced).apply(parts.nested(leaves), images)
         return {output: result, **{name: taps[name] for name in traced_taps}}
 
     return Model(
@@ -49,7 +49,7 @@ def vit_model(architecture: Architecture, params: Mapping[str, np.ndarray]) -> M
         apply=apply,
         traced_shapes=param_shapes(traced),
         traced_taps=traced_taps,
-        run=_vit_runner(architecture, params, output),
+        run=_vit_runner(architecture, params, output, stack),
         stacks=(stack,),
         pooled_token=0 if architecture.pool == "tok" else None,
         position_table="pos_embedding",
@@ -60,32 +60,27 @@ def _block_names(stack: Stack) -> list[str]:
     return [stack.tap(i) for i in range(stack.depth)]
 
 
-def _vit_runner(architecture: Architecture, params: Mapping[str, np.ndarray], output: str) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+def _vit_runner(
+    architecture: Architecture, params: Mapping[str, np.ndarray], output: str, stack: Stack
+) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
     """Runs a ViT one block at a time: one block is compiled once and one block's weights are on the device at a time."""
-    block = EncoderBlock(architecture)
-    step = jax.jit(lambda leaves, x: block.apply({"params": leaves}, x))
+    block = jax.jit(EncoderBlock(architecture).apply)
 
     @functools.cache
     def outer_parts(image_size: tuple[int, int]) -> list[Callable[..., jax.Array]]:
         vit = ViT(dataclasses.replace(architecture, image_size=image_size))
         return [jax.jit(functools.partial(vit.apply, method=method)) for method in (ViT.embed, ViT.normalize, ViT.classify)]
 
-    def part(prefix: str) -> Any:
-        leaves = {name.removeprefix(prefix): jnp.asarray(params[name]) for name in params if name.startswith(prefix)}
-        return traverse_util.unflatten_dict(leaves, sep="/")
-
     def run(images: np.ndarray) -> dict[str, np.ndarray]:
-        outside = {name: jnp.asarray(params[name]) for name in params if not name.startswith(BLOCK)}
         embed, normalize, classify = outer_parts((images.shape[1], images.shape[2]))
         grid = (images.shape[1] // architecture.patch_size, images.shape[2] // architecture.patch_size)
-        outside["pos_embedding"] = jnp.asarray(resample(params["pos_embedding"], architecture.grid, grid))
-        variables = {"params": traverse_util.unflatten_dict(outside, sep="/")}
-        results = {}
+        variables, results = parts.outside(params, [BLOCK]), {}
+        variables["params"]["pos_embedding"] = jnp.asarray(resample(params["pos_embedding"], architecture.grid, grid))
         with jax.default_matmul_precision("highest"):
-            x = embed(variables, jnp.asarray(images))
-            for i in range(architecture.depth):
-                x = step(part(f"{BLOCK}{i}/"), x)
-                results[f"block_{i:02d}"] = np.asarray(x)
+            x: Any = embed(variables, jnp.asarray(images))
+            for i in range(stack.depth):
+                x = block({"params": parts.under(params, stack.prefix(i))}, x)
+                results[stack.tap(i)] = np.asarray(x)
             x = normalize(variables, x)
             results["encoder_norm"] = np.asarray(x)
             results[output] = np.asarray(classify(variables, x))

@@ -1,11 +1,10 @@
 """The vision transformer of google-research/vision_transformer and big_vision, in Flax Linen, with a tap after every block."""
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vit_convert.families import run as parts
 from vit_convert.families.vit.architecture import Architecture
 
 Taps = dict[str, jax.Array]
@@ -139,6 +138,4 @@ class ViT(nn.Module):
 
 def param_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
     """The shape of every parameter under its `/`-joined name, without allocating any."""
-    images = jax.ShapeDtypeStruct((1, *architecture.image_size, 3), jnp.float32)
-    variables: Any = jax.eval_shape(ViT(architecture).init, jax.random.key(0), images)
-    return {"/".join(key.key for key in path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(variables["params"])}
+    return parts.param_shapes(ViT(architecture), architecture.image_size)

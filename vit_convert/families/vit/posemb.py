@@ -1,6 +1,10 @@
 """Position tables: resampled to another grid, or computed where none is stored."""
 
+import math
+
 import numpy as np
+
+from vit_convert.checkpoint.containers import Leaf
 
 
 def resample(table: np.ndarray, old_grid: tuple[int, int], new_grid: tuple[int, int]) -> np.ndarray:
@@ -24,6 +28,19 @@ def resample(table: np.ndarray, old_grid: tuple[int, int], new_grid: tuple[int, 
     for axis, new in enumerate(new_grid):
         grid = _linear(grid, axis, new)
     return grid.reshape(1, -1, width).astype(table.dtype)
+
+
+def resampled(table: Leaf, old_grid: tuple[int, int], new_grid: tuple[int, int]) -> Leaf:
+    """A stored table [1, N, D] on another grid, in float32, computed when it is read; see `resample`."""
+    table = table.as_float32()
+    shape = (1, math.prod(new_grid), table.shape[-1])
+    return table.derive(shape, lambda values: resample(values, old_grid, new_grid))
+
+
+def resampling_warning(file: str, old_size: tuple[int, int], new_size: tuple[int, int]) -> str:
+    """What a person should know of a table on another grid; sizes are (height, width) in pixels."""
+    old, new = ("x".join(map(str, size)) for size in (old_size, new_size))
+    return f"{file}: position table resampled from {old} to {new} pixels; accuracy drops unless the model was trained for both."
 
 
 def _linear(values: np.ndarray, axis: int, new: int) -> np.ndarray:
