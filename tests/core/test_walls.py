@@ -12,13 +12,14 @@ import vit_convert
 PACKAGE = pathlib.Path(vit_convert.__file__).parent
 BASE = {"numpy", "absl", "ml_collections", "yaml"}  # PyYAML is what ml_collections itself needs
 ONNX = {"onnx", "onnx_ir", "onnxruntime", "onnxscript", "google", "ml_dtypes", "typing_extensions", "sympy", "mpmath", "packaging", "rich"}
-ROOMS = ("core", "checks", "images", "checkpoint", "families", "export", "quantize", "engine", "serve", "report", "stages")
+ROOMS = ("core", "checks", "images", "text", "checkpoint", "families", "export", "quantize", "engine", "serve", "report", "stages")
 
 # room: third-party packages at hand, other rooms that it may import
 WALLS = {
     "": (BASE, ("core", "report", "stages")),
     "core": (BASE, ()),
     "images": (BASE, ("core",)),
+    "text": (BASE, ("core",)),
     "checkpoint": (BASE | {"ml_dtypes", "safetensors"}, ("core",)),
     "families": (BASE | {"ml_dtypes", "safetensors"}, ("core", "checkpoint", "images")),
     "checks": (BASE | ONNX, ("core",)),

@@ -1,0 +1,61 @@
+"""Files of text that may come from anybody, read within bounds: prompts, vocabularies, merges."""
+
+import gzip
+import io
+import os
+import pathlib
+import zlib
+
+from vit_convert.core.errors import CalibrationError
+
+LARGEST_BYTES = 1 << 26  # of a tokenizer's file; Gemma's tokenizer.json has 34 MB
+_LONGEST = 1 << 14  # characters of a line; a prompt of more is cut to some 64 tokens anyway, and is a slip
+
+
+def read_bytes(path: str | os.PathLike[str], what: str) -> bytes:
+    """Reads a file that should be small.
+
+    Args:
+        path: of the file; one named `*.gz` is inflated.
+        what: for messages: "prompts", "tokenizer".
+
+    Raises:
+        CalibrationError: it does not exist, cannot be read, or is too large.
+    """
+    path = pathlib.Path(path)
+    try:
+        if path.is_dir():
+            raise CalibrationError(f"{what} {path}: a folder", fix="Give a file.")
+        with open(path, "rb") as file:
+            content = file.read(LARGEST_BYTES + 1)
+        if path.suffix == ".gz" and len(content) <= LARGEST_BYTES:
+            with gzip.GzipFile(fileobj=io.BytesIO(content)) as inflated:
+                content = inflated.read(LARGEST_BYTES + 1)
+    except (OSError, ValueError, EOFError, zlib.error) as e:  # gzip's are among them; ValueError of a path with a zero byte
+        raise CalibrationError(f"{what} {path}: {getattr(e, 'strerror', None) or e}", fix="Check the path.") from e
+    if len(content) > LARGEST_BYTES:
+        raise CalibrationError(f"{what} {path}: more than {LARGEST_BYTES:,} bytes", fix="Check that it is the file you mean.")
+    return content
+
+
+def read_lines(path: str | os.PathLike[str], what: str) -> list[str]:
+    """Reads the lines of a text file, without what ends them.
+
+    Args:
+        path: of the file, UTF-8.
+        what: for messages.
+
+    Raises:
+        CalibrationError: see `read_bytes`, or it is no such text.
+    """
+    try:
+        text = read_bytes(path, what).decode("utf-8-sig")
+    except UnicodeDecodeError as e:
+        raise CalibrationError(f"{what} {path}: not text ({e})", fix="Save it as UTF-8.") from e
+    lines = text.replace("\r\n", "\n").split("\n")  # not splitlines, which splits at what a vocabulary holds as a token: "\x85", "\u2028"
+    if lines and not lines[-1]:
+        lines.pop()
+    for i, line in enumerate(lines):
+        if len(line) > _LONGEST or "\0" in line:
+            raise CalibrationError(f"{what} {path}: line {i + 1} is no line of text ({len(line)} characters)", fix="Give one a line.")
+    return lines
