@@ -1,8 +1,10 @@
-"""Conversions of two small models in turns in one bundle, each with an accident at a random moment, a plain rerun, and a look at all files.
+"""Conversions of two small models in turns in one bundle, each with an accident at a random moment, a plain rerun, and
+a look at all files.
 
-Accidents: a process killed (SIGKILL, SIGTERM) within a stage, around the renaming of a file or anywhere; a disk that is full and a folder
-that is read-only from some moment on; two conversions at a time. After each, the same command again has to end with 0, and every graph has
-to compute what a float64 forward pass of the right checkpoint does.
+Accidents: a process killed (SIGKILL, SIGTERM) within a stage, around the renaming of a file or anywhere; a disk that is
+    full and a folder
+that is read-only from some moment on; two conversions at a time. After each, the same command again has to end with 0,
+and every graph has to compute what a float64 forward pass of the right checkpoint does.
 
     python benchmarks/accidents.py --workdir=/tmp/accidents --kills=200 --workers=2
 """
@@ -15,7 +17,7 @@ import sys
 import time
 
 from absl import app, flags
-from results import RESULTS, hardware, today, versions
+from results import RESULTS, first_paragraph, hardware, today, versions
 from yard import ACCIDENTS, Yard
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Scratch folder.", required=True)
@@ -32,7 +34,11 @@ def work(number: int, folder: pathlib.Path) -> None:
     started = time.monotonic()
     yard = Yard(folder, _SEED.value + number)
     share = {"kill": _KILLS.value, **dict.fromkeys((name for name in ACCIDENTS if name != "kill"), _OTHERS.value)}
-    kinds = [name for name, count in share.items() for _ in range(count // _WORKERS.value + (number < count % _WORKERS.value))]
+    kinds = [
+        name
+        for name, count in share.items()
+        for _ in range(count // _WORKERS.value + (number < count % _WORKERS.value))
+    ]
     yard.random.shuffle(kinds)
     with open(folder / "rows.jsonl", "w") as f:
         for kind in kinds:
@@ -72,7 +78,7 @@ def main(argv: list[str]) -> int:
     failed = [os.waitpid(child, 0)[1] for child in children]
     rows = [json.loads(line) for folder in folders for line in (folder / "rows.jsonl").read_text().splitlines()]
     about = {
-        "about": (__doc__ or "").splitlines()[0],
+        "about": first_paragraph(__doc__),
         "date": today(),
         "command": " ".join(["python", "benchmarks/accidents.py", *argv[1:]]),
     }

@@ -1,6 +1,8 @@
-"""INT8 calibration and quantization of one graph: ours against onnxruntime's quantize_static(Entropy), each in a fresh process.
+"""INT8 calibration and quantization of one graph: ours against onnxruntime's quantize_static(Entropy), each in a fresh
+process.
 
-Both take the same fp32 graph, the same seeded images, the same batch size and the same linears, and end with a Q/DQ graph on disk.
+Both take the same fp32 graph, the same seeded images, the same batch size and the same linears, and end with a Q/DQ
+graph on disk.
 
     python benchmarks/calibrate.py --checkpoint=B16.npz --workdir=/tmp/bench
 """
@@ -13,17 +15,21 @@ import sys
 
 from absl import app, flags
 from process import run
-from results import RESULTS, ROOT, Results, today
+from results import RESULTS, ROOT, Results, first_paragraph, today
 
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "A ViT-B/16 checkpoint (python -m vit_convert.families.random writes one).", required=True
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Scratch folder, a few GiB.", required=True)
 _IMAGES = flags.DEFINE_list("images", ["64", "512"], "Numbers of images for ours.")
-_PEER_IMAGES = flags.DEFINE_list("peer_images", ["64"], "Numbers of images for onnxruntime, which keeps all their activations in memory.")
+_PEER_IMAGES = flags.DEFINE_list(
+    "peer_images", ["64"], "Numbers of images for onnxruntime, which keeps all their activations in memory."
+)
 _BATCH = flags.DEFINE_integer("batch_size", 8, "Images a call, for both.")
 _REPEATS = flags.DEFINE_integer("repeats", 2, "Pairs of runs.")
-_OUTPUT = flags.DEFINE_string("output", "", "Result file; by default benchmarks/results/calibrate-<date>.json, which is continued.")
+_OUTPUT = flags.DEFINE_string(
+    "output", "", "Result file; by default benchmarks/results/calibrate-<date>.json, which is continued."
+)
 
 
 def ours(graph: str, images: int, batch_size: int, output: str) -> dict[str, float]:
@@ -45,14 +51,23 @@ def ours(graph: str, images: int, batch_size: int, output: str) -> dict[str, flo
 def onnxruntime(graph: str, images: int, batch_size: int, output: str) -> dict[str, float]:
     """onnxruntime's quantize_static, for the linears that ours quantizes."""
     import onnx_ir as ir
-    from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization import (
+        CalibrationDataReader,
+        CalibrationMethod,
+        QuantFormat,
+        QuantType,
+        quantize_static,
+    )
 
     from vit_convert.quantize.placement import place
 
     model = ir.load(graph)
     sites = place(model).sites
     readers = {
-        node.name for node in model.graph for value in node.inputs if value is not None and value.name in {site.weight for site in sites}
+        node.name
+        for node in model.graph
+        for value in node.inputs
+        if value is not None and value.name in {site.weight for site in sites}
     }
 
     class Reader(CalibrationDataReader):
@@ -101,7 +116,7 @@ def main(argv: list[str]) -> None:
     workdir = pathlib.Path(_WORKDIR.value)
     workdir.mkdir(parents=True, exist_ok=True)
     graph = _graph(workdir)
-    results = Results(_OUTPUT.value or RESULTS / f"calibrate-{today()}.json", __doc__.splitlines()[0])
+    results = Results(_OUTPUT.value or RESULTS / f"calibrate-{today()}.json", first_paragraph(__doc__))
     cases = [("vit_convert", int(n)) for n in _IMAGES.value] + [("onnxruntime", int(n)) for n in _PEER_IMAGES.value]
     for repeat in range(_REPEATS.value):
         for side, images in cases:
@@ -111,7 +126,11 @@ def main(argv: list[str]) -> None:
             output = workdir / f"{side}.onnx"
             worker = [sys.executable, __file__, "worker", side, str(graph), str(images), str(_BATCH.value), str(output)]
             taken = run(worker, cwd=ROOT, errors=workdir / "errors.txt")
-            found = json.loads(taken.output.splitlines()[-1]) if taken.exit_code == 0 else {"failed": _last_line(workdir / "errors.txt")}
+            found = (
+                json.loads(taken.output.splitlines()[-1])
+                if taken.exit_code == 0
+                else {"failed": _last_line(workdir / "errors.txt")}
+            )
             values = {name: value for name, value in dataclasses.asdict(taken).items() if name != "output"}
             results.add(**key, **values, wall_seconds_per_image=round(taken.wall_seconds / images, 4), **found)
             print(results.record["runs"][-1], flush=True)
@@ -119,9 +138,20 @@ def main(argv: list[str]) -> None:
 
 def _graph(workdir: pathlib.Path) -> pathlib.Path:
     config = workdir / "calibrated.py"
-    config.write_text("from vit_convert.core.config import default_config\n\n\ndef get_config():\n    return default_config()\n")
+    config.write_text(
+        "from vit_convert.core.config import default_config\n\n\ndef get_config():\n    return default_config()\n"
+    )
     options = ["--config.engine.backend=none", "--config.precision=fp32", f"--config.checkpoint={_CHECKPOINT.value}"]
-    command = [sys.executable, "-m", "vit_convert", f"--config={config}", *options, f"--workdir={workdir}", "--until=export", "--quiet"]
+    command = [
+        sys.executable,
+        "-m",
+        "vit_convert",
+        f"--config={config}",
+        *options,
+        f"--workdir={workdir}",
+        "--until=export",
+        "--quiet",
+    ]
     subprocess.run(command, check=True, cwd=ROOT)
     return workdir / "calibrated" / "model.onnx"
 

@@ -1,7 +1,9 @@
 """Checkpoint to checked ONNX: ours and the peers side by side, each run in a fresh process, in turn.
 
-Every side loads the same .npz and ends with an ONNX file on disk that it has compared with its own model on two images; afterwards all
-files are judged alike: onnxruntime on two seeded images against the published Linen definition in JAX at highest precision.
+Every side loads the same .npz and ends with an ONNX file on disk that it has compared with its own model on two images;
+afterwards all
+files are judged alike: onnxruntime on two seeded images against the published Linen definition in JAX at highest
+    precision.
 
     python benchmarks/convert.py --workdir=/tmp/bench --variants=Ti/16,B/32,L/16,H/14 --repeats=3
 """
@@ -16,14 +18,18 @@ from collections.abc import Callable, Sequence
 
 from absl import app, flags
 from process import Taken, run
-from results import RESULTS, ROOT, Results, today
+from results import RESULTS, ROOT, Results, first_paragraph, today
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Scratch folder; H/14 needs 15 GiB in it.", required=True)
-_VARIANTS = flags.DEFINE_list("variants", ["Ti/16", "S/16", "B/32", "L/16", "H/14"], "What to convert, with seeded random weights.")
+_VARIANTS = flags.DEFINE_list(
+    "variants", ["Ti/16", "S/16", "B/32", "L/16", "H/14"], "What to convert, with seeded random weights."
+)
 _REPEATS = flags.DEFINE_integer("repeats", 3, "Rounds over the sides.", lower_bound=1)
 _SIDES_FLAG = flags.DEFINE_list("sides", [], "Sides to run; all by default.")
 _EXTRAS = flags.DEFINE_bool("extras", True, "Also run export alone, reruns, start-up and H/14 with INT8.")
-_OUTPUT = flags.DEFINE_string("output", "", "Result file; by default benchmarks/results/convert-<date>.json, which is continued.")
+_OUTPUT = flags.DEFINE_string(
+    "output", "", "Result file; by default benchmarks/results/convert-<date>.json, which is continued."
+)
 
 _BENCHMARKS = pathlib.Path(__file__).parent
 _EXPORT_ALONE = "plain: load, export and save"
@@ -43,7 +49,13 @@ def _vit_convert(folder: pathlib.Path, *arguments: str) -> list[str]:
 
 
 def _peer(script: str, *more: str) -> Command:
-    return lambda checkpoint, folder: [sys.executable, str(_BENCHMARKS / script), str(checkpoint), str(folder / f"{script}.onnx"), *more]
+    return lambda checkpoint, folder: [
+        sys.executable,
+        str(_BENCHMARKS / script),
+        str(checkpoint),
+        str(folder / f"{script}.onnx"),
+        *more,
+    ]
 
 
 SIDES: dict[str, Command] = {
@@ -62,7 +74,7 @@ def main(argv: list[str]) -> None:
     """Measures everything that the result file does not hold yet."""
     workdir = pathlib.Path(_WORKDIR.value)
     workdir.mkdir(parents=True, exist_ok=True)
-    results = Results(_OUTPUT.value or RESULTS / f"convert-{today()}.json", (__doc__ or "").splitlines()[0])
+    results = Results(_OUTPUT.value or RESULTS / f"convert-{today()}.json", first_paragraph(__doc__))
     for variant in _VARIANTS.value:
         checkpoint = _checkpoint(workdir, variant)
         for repeat in range(_REPEATS.value):
@@ -77,7 +89,9 @@ def _checkpoint(workdir: pathlib.Path, variant: str) -> pathlib.Path:
     path = workdir / f"{variant.replace('/', '')}.npz"
     if not path.exists():
         subprocess.run(
-            [sys.executable, "-m", "vit_convert.families.random", f"--variant={variant}", f"--output={path}"], check=True, cwd=ROOT
+            [sys.executable, "-m", "vit_convert.families.random", f"--variant={variant}", f"--output={path}"],
+            check=True,
+            cwd=ROOT,
         )
     _read(path)
     return path
@@ -91,20 +105,36 @@ def _read(path: pathlib.Path) -> None:
             pass
 
 
-def _measure(results: Results, workdir: pathlib.Path, checkpoint: pathlib.Path, *, variant: str, side: str, repeat: int) -> None:
+def _measure(
+    results: Results, workdir: pathlib.Path, checkpoint: pathlib.Path, *, variant: str, side: str, repeat: int
+) -> None:
     if results.has(variant=variant, side=side, repeat=repeat):
         return
     folder = _empty(workdir / "run")
     command = SIDES[side](checkpoint, folder)
     _read(checkpoint)
     taken = run(command, cwd=ROOT, errors=workdir / "errors.txt")
-    found = {"error": _last_line(workdir / "errors.txt")} if taken.exit_code else _describe(_onnx_of(command, folder), checkpoint, workdir)
+    found = (
+        {"error": _last_line(workdir / "errors.txt")}
+        if taken.exit_code
+        else _describe(_onnx_of(command, folder), checkpoint, workdir)
+    )
     steps = _stages(folder) if side == "vit_convert" else _steps(taken)
-    _add(results, taken, variant=variant, side=side, repeat=repeat, steps=steps, checkpoint_bytes=checkpoint.stat().st_size, **found)
+    _add(
+        results,
+        taken,
+        variant=variant,
+        side=side,
+        repeat=repeat,
+        steps=steps,
+        checkpoint_bytes=checkpoint.stat().st_size,
+        **found,
+    )
 
 
 def _extras(results: Results, workdir: pathlib.Path, repeat: int) -> None:
-    """Export alone, beside the plain recipe's, and what only ours has; "… changed" cases find what the case before left."""
+    """Export alone, beside the plain recipe's, and what only ours has; "… changed" cases find what the case before
+    left."""
     cases: list[tuple[str, str, Command]] = [
         ("H/14", "--until=export", lambda checkpoint, folder: _ours(checkpoint, _empty(folder), "--until=export")),
         ("H/14", _EXPORT_ALONE, lambda checkpoint, folder: [*SIDES["plain"](checkpoint, _empty(folder)), "--no_check"]),
@@ -112,7 +142,11 @@ def _extras(results: Results, workdir: pathlib.Path, repeat: int) -> None:
         ("H/14", "INT8 too, nothing changed", lambda checkpoint, folder: _int8(checkpoint, folder, 8)),
         ("B/32", "INT8 too", lambda checkpoint, folder: _int8(checkpoint, _empty(folder), 32)),
         ("B/32", "INT8 too, nothing changed", lambda checkpoint, folder: _int8(checkpoint, folder, 32)),
-        ("B/32", "INT8 too, calibration method changed", lambda checkpoint, folder: _int8(checkpoint, folder, 32, "percentile")),
+        (
+            "B/32",
+            "INT8 too, calibration method changed",
+            lambda checkpoint, folder: _int8(checkpoint, folder, 32, "percentile"),
+        ),
         ("", "--help", lambda checkpoint, folder: [sys.executable, "-m", "vit_convert", "--help"]),
         ("", "unknown config key", lambda checkpoint, folder: _vit_convert(folder, "--config.percision=fp16")),
     ]
@@ -141,7 +175,11 @@ def _extras(results: Results, workdir: pathlib.Path, repeat: int) -> None:
 
 
 def _int8(checkpoint: pathlib.Path, folder: pathlib.Path, images: int, method: str = "entropy") -> list[str]:
-    keys = ("--config.precision=int8", f"--config.calibration.num_images={images}", f"--config.calibration.method={method}")
+    keys = (
+        "--config.precision=int8",
+        f"--config.calibration.num_images={images}",
+        f"--config.calibration.method={method}",
+    )
     return _ours(checkpoint, folder, *keys)
 
 
@@ -154,7 +192,11 @@ def _empty(folder: pathlib.Path) -> pathlib.Path:
 def _add(results: Results, taken: Taken, **run_of: object) -> None:
     values = {name: value for name, value in dataclasses.asdict(taken).items() if name != "output"}
     results.add(**run_of, **values)
-    print({name: run_of[name] for name in ("variant", "side", "case", "repeat", "max_abs", "error") if name in run_of}, values, flush=True)
+    print(
+        {name: run_of[name] for name in ("variant", "side", "case", "repeat", "max_abs", "error") if name in run_of},
+        values,
+        flush=True,
+    )
 
 
 def _steps(taken: Taken) -> dict[str, float]:
@@ -177,7 +219,11 @@ def _last_line(path: pathlib.Path) -> str:
 
 def _describe(path: pathlib.Path, checkpoint: pathlib.Path, workdir: pathlib.Path) -> dict[str, float]:
     """Nodes, bytes and error of a finished file, found in a process of its own."""
-    taken = run([sys.executable, str(_BENCHMARKS / "judge.py"), str(path), str(checkpoint)], cwd=ROOT, errors=workdir / "errors.txt")
+    taken = run(
+        [sys.executable, str(_BENCHMARKS / "judge.py"), str(path), str(checkpoint)],
+        cwd=ROOT,
+        errors=workdir / "errors.txt",
+    )
     if taken.exit_code:
         raise SystemExit(f"judge.py {path}: {_last_line(workdir / 'errors.txt')}")
     return json.loads(taken.output.splitlines()[-1])

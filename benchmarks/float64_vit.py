@@ -1,4 +1,5 @@
-"""A ViT's forward pass in float64 NumPy from a checkpoint's own leaves, written from the paper: what graphs are held against."""
+"""A ViT's forward pass in float64 NumPy from a checkpoint's own leaves, written from the paper: what graphs are held
+against."""
 
 import pathlib
 
@@ -20,7 +21,12 @@ def forward(path: pathlib.Path, images: np.ndarray) -> np.ndarray:
     kernel = leaves["embedding/kernel"]
     side, width = kernel.shape[0], kernel.shape[-1]
     count, rows, columns = len(images), images.shape[1] // side, images.shape[2] // side
-    patches = images.astype(np.float64).reshape(count, rows, side, columns, side, 3).swapaxes(2, 3).reshape(count, rows * columns, -1)
+    patches = (
+        images.astype(np.float64)
+        .reshape(count, rows, side, columns, side, 3)
+        .swapaxes(2, 3)
+        .reshape(count, rows * columns, -1)
+    )
     x = patches @ kernel.reshape(-1, width) + leaves["embedding/bias"]
     x = np.concatenate([np.broadcast_to(leaves["cls"], (count, 1, width)), x], axis=1)
     x = x + leaves["Transformer/posembed_input/pos_embedding"]
@@ -33,19 +39,24 @@ def forward(path: pathlib.Path, images: np.ndarray) -> np.ndarray:
         (mlp,) = {name.split("/")[0] for name in own if name.startswith("MlpBlock_")}
         x = x + _attention(_norm(x, own, first), own, attention)
         y = _norm(x, own, second) @ own[f"{mlp}/Dense_0/kernel"] + own[f"{mlp}/Dense_0/bias"]
-        y = y / (1 + np.exp(-2 * np.sqrt(2 / np.pi) * (y + 0.044715 * y**3)))  # GELU by tanh: (1 + tanh z) / 2 is the logistic of 2 z
+        # GELU by tanh: (1 + tanh z) / 2 is the logistic of 2 z
+        y = y / (1 + np.exp(-2 * np.sqrt(2 / np.pi) * (y + 0.044715 * y**3)))
         x = x + y @ own[f"{mlp}/Dense_1/kernel"] + own[f"{mlp}/Dense_1/bias"]
     return _norm(x, leaves, "Transformer/encoder_norm")[:, 0] @ leaves["head/kernel"] + leaves["head/bias"]
 
 
 def _norm(x: np.ndarray, leaves: dict[str, np.ndarray], name: str) -> np.ndarray:
     centred = x - x.mean(-1, keepdims=True)
-    return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6) * leaves[f"{name}/scale"] + leaves[f"{name}/bias"]
+    return (
+        centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6) * leaves[f"{name}/scale"]
+        + leaves[f"{name}/bias"]
+    )
 
 
 def _attention(x: np.ndarray, leaves: dict[str, np.ndarray], name: str) -> np.ndarray:
     query, key, value = (
-        np.tensordot(x, leaves[f"{name}/{part}/kernel"], axes=1) + leaves[f"{name}/{part}/bias"] for part in ("query", "key", "value")
+        np.tensordot(x, leaves[f"{name}/{part}/kernel"], axes=1) + leaves[f"{name}/{part}/bias"]
+        for part in ("query", "key", "value")
     )
     scores = np.einsum("bqhd,bkhd->bhqk", query, key) / np.sqrt(query.shape[-1])
     weights = np.exp(scores - scores.max(-1, keepdims=True))

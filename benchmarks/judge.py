@@ -32,7 +32,9 @@ def main(model: str, checkpoint: str) -> None:
     size = path.stat().st_size + (data.stat().st_size if data.exists() else 0)
     nodes = len(proto.graph.node) + sum(len(function.node) for function in proto.functions)
     error = float(np.abs(got - expected).max())
-    print(json.dumps({"nodes": nodes, "bytes": size, "max_abs": error, "max_rel": error / float(np.abs(expected).max())}))
+    print(
+        json.dumps({"nodes": nodes, "bytes": size, "max_abs": error, "max_rel": error / float(np.abs(expected).max())})
+    )
 
 
 def _expected(checkpoint: pathlib.Path) -> np.ndarray:
@@ -43,7 +45,12 @@ def _expected(checkpoint: pathlib.Path) -> np.ndarray:
 
         model, params = load(str(checkpoint))
         with jax.default_matmul_precision("highest"):
-            np.save(kept, jax.jit(lambda params, images: model.apply({"params": params}, images, train=False))(params, two_images()))
+            np.save(
+                kept,
+                jax.jit(lambda params, images: model.apply({"params": params}, images, train=False))(
+                    params, two_images()
+                ),
+            )
     return np.load(kept)
 
 

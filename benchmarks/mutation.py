@@ -1,18 +1,16 @@
-"""Mutates modules with cosmic-ray's operators and counts the mutants that the tests kill: python benchmarks/mutation.py --module=…
+"""Mutates modules and counts the mutants that the tests kill: python benchmarks/mutation.py --module=…
 
-A sample of each module's mutants is tried. First its test files run once, to learn which test passes through which line; then each mutant
-runs in a fork of this process, with the mutated source in place of the module, the quickest tests that pass through its line first, until
-one fails. Nothing on the disk changes, so tests that start another Python see the module as it is. Needs `pip install cosmic-ray`.
+A sample of each module's mutants (benchmarks/mutant.py) is tried. First its test files run once, to learn which test
+passes through which line; then each mutant runs in a fork of this process, with the mutated source in place of the
+module, the quickest tests that pass through its line first, until one fails. Nothing on the disk changes, so tests that
+start another Python see the module as it is. Needs `pip install cosmic-ray`.
 
-What came of it is kept in a file for each module, results/mutation/<module>.json: the newest run of each seed. mutants/<module>.json says
-which mutants change nothing that anybody could see, and why.
+What came of it is kept in a file for each module, results/mutation/<module>.json: the newest run of each seed.
+mutants/<module>.json says which mutants change nothing that anybody could see, and why.
 """
 
 import argparse
 import ast
-import collections
-import dataclasses
-import functools
 import gc
 import hashlib
 import importlib.abc
@@ -21,7 +19,6 @@ import json
 import os
 import pathlib
 import pickle
-import random
 import signal
 import sys
 import tempfile
@@ -31,104 +28,16 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
+from mutant import Mutant, places, sample
 from mutation_modules import MODULES
-from results import RESULTS, ROOT, Results
+from results import RESULTS, ROOT, Results, first_paragraph
 
 EQUIVALENT = pathlib.Path(__file__).parent / "mutants"
 _WARM = ("numpy", "ml_collections", "absl.flags", "PIL.Image", "safetensors.numpy", "onnx_ir", "onnxruntime")
 _WARM_JAX = ("jax", "flax.linen", "jax2onnx")  # seconds; for modules whose tests export
-_MOST_SECONDS = 40.0  # of the processor, whatever else the machine does: what a mutant of a line that many tests pass through is given
+# of the processor, whatever else the machine does: what a mutant of a line that many tests pass through is given
+_MOST_SECONDS = 40.0
 _DEADLINE = 6.0, 60.0  # a mutant that takes so many times as long, and so many seconds more, hangs: killed
-
-
-@dataclasses.dataclass(frozen=True)
-class Mutant:
-    """One change to a module.
-
-    Attributes:
-        operator: cosmic-ray's name, or DropStatement.
-        line: where, from 1.
-        before: the line.
-        after: what it became, or what the statement became.
-        source: the whole module, changed.
-    """
-
-    operator: str
-    line: int
-    before: str
-    after: str
-    source: str
-
-    @property
-    def key(self) -> str:
-        return f"{self.before} -> {self.after}"
-
-
-def places(source: str) -> list[list[Callable[[], Mutant]]]:
-    """Every place of a module that can be mutated, but for annotations: its mutants of one kind, each made when it is called."""
-    import cosmic_ray.ast
-    from cosmic_ray.mutating import mutate_code
-    from cosmic_ray.plugins import get_operator, operator_names
-
-    skipped = _annotations(source)
-    nodes = list(cosmic_ray.ast.ast_nodes(cosmic_ray.ast.get_ast(source)))
-    found: dict[tuple[str, tuple[int, int]], list[Callable[[], Mutant]]] = collections.defaultdict(list)
-
-    def make(name: str, occurrence: int, line: int) -> Mutant:
-        return _mutant(name.removeprefix("core/"), source, mutate_code(source, get_operator(name)(), occurrence), line)
-
-    for name in operator_names():
-        if name in ("core/VariableInserter", "core/VariableReplacer"):
-            continue  # these need to be told which variables
-        operator, kind = get_operator(name)(), name.split("_")[0]
-        starts = [start for node in nodes for start, _ in operator.mutation_positions(node)]
-        for occurrence, start in enumerate(starts):
-            if not any(low <= start < high for low, high in skipped):
-                found[kind, start].append(functools.partial(make, name, occurrence, start[0]))
-    dropped = [[functools.partial(_mutant, "DropStatement", source, changed, line)] for line, changed in _dropped(source)]
-    return [*found.values(), *dropped]
-
-
-def _mutant(operator: str, source: str, changed: str, line: int) -> Mutant:
-    old, new = source.splitlines(), changed.splitlines()
-    at = next((i for i, (a, b) in enumerate(zip(old, new)) if a != b), line - 1)
-    return Mutant(operator, at + 1, old[at].strip(), new[at].strip() if at < len(new) else "", changed)
-
-
-def _annotations(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-    found = []
-    for node in ast.walk(ast.parse(source)):
-        for part in (getattr(node, "annotation", None), getattr(node, "returns", None)):
-            if isinstance(part, ast.AST):
-                found.append(((part.lineno, part.col_offset), (part.end_lineno, part.end_col_offset)))
-    return found
-
-
-def _dropped(source: str) -> Iterator[tuple[int, str]]:
-    """The module without one of its calls, raises or augmented assignments that are statements."""
-    lines = source.splitlines(keepends=True)
-    for node in ast.walk(ast.parse(source)):
-        called = isinstance(node, ast.Expr) and not isinstance(node.value, ast.Constant)
-        if called or isinstance(node, ast.Raise | ast.AugAssign):
-            indent = " " * node.col_offset
-            yield node.lineno, "".join([*lines[: node.lineno - 1], f"{indent}pass\n", *lines[node.end_lineno :]])
-
-
-def sample(source: str, count: int, seed: int) -> list[Mutant]:
-    """A number of places drawn at random, and one of the mutants of each."""
-    rng, found = random.Random(seed), places(source)
-    drawn = rng.sample(found, min(count, len(found)))
-    made = [_made(rng.choice(makers)) for makers in drawn]
-    return sorted((mutant for mutant in made if mutant is not None), key=lambda mutant: mutant.line)
-
-
-def _made(maker: Callable[[], Mutant]) -> Mutant | None:
-    try:
-        mutant = maker()
-        compile(mutant.source, "mutant", "exec")
-    except (SyntaxError, AttributeError):  # "def f(-, x)" is none that a test need kill; the latter of "except (a.Error, …)"
-        return None
-    return mutant
 
 
 Passed = tuple[float, float, set[int]]
@@ -156,7 +65,8 @@ class _Mutated(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader):
 
 
 class _Lines:
-    """A pytest plugin that notes, for each test, its seconds of the processor and of the clock, and which lines of one file it passed."""
+    """A pytest plugin that notes, for each test, its seconds of the processor and of the clock, and which lines of one
+    file it passed."""
 
     def __init__(self, path: pathlib.Path):
         self.path, self.lines = str(path), set()
@@ -203,7 +113,11 @@ def _in_fork(work: Callable[[], Any], seconds: float) -> Any:
 
 
 def _pytest(arguments: Sequence[str], plugins: Sequence[object] = ()) -> int:
-    return int(pytest.main([*arguments, "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", "not gpu and not slow"], list(plugins)))
+    return int(
+        pytest.main(
+            [*arguments, "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", "not gpu and not slow"], list(plugins)
+        )
+    )
 
 
 def lines_of_tests(path: pathlib.Path, tests: Sequence[str]) -> dict[str, Passed]:
@@ -224,7 +138,8 @@ def lines_of_tests(path: pathlib.Path, tests: Sequence[str]) -> dict[str, Passed
 
 
 def covering(mutant: Mutant, tests: dict[str, Passed], inside: set[int]) -> list[str]:
-    """The tests that pass through a mutant's line, the quickest first; all where the line runs at the import, as a record's fields do."""
+    """The tests that pass through a mutant's line, the quickest first; all where the line runs at the import, as a
+    record's fields do."""
     near = set(range(mutant.line - 3, mutant.line + 4))  # a statement of several lines is traced at some of them
     found = [name for name, (*_, lines) in tests.items() if mutant.line in lines or mutant.line not in inside]
     found = found or [name for name, (*_, lines) in tests.items() if lines & near]
@@ -240,7 +155,11 @@ def covering(mutant: Mutant, tests: dict[str, Passed], inside: set[int]) -> list
 
 def _inside_functions(source: str) -> set[int]:
     """The lines of bodies; those of a signature run at the import."""
-    bodies = [node.body if isinstance(node, ast.FunctionDef) else [node] for node in ast.walk(ast.parse(source)) if _is_function(node)]
+    bodies = [
+        node.body if isinstance(node, ast.FunctionDef) else [node]
+        for node in ast.walk(ast.parse(source))
+        if _is_function(node)
+    ]
     return {line for body in bodies for line in range(body[0].lineno, (body[-1].end_lineno or body[-1].lineno) + 1)}
 
 
@@ -258,8 +177,8 @@ def try_module(module: str, count: int, seed: int, before: dict[str, Any] | None
         before: an earlier run of the same sample, whose survivors alone are tried again.
 
     Returns:
-        {"module", "tests", "places" (that could be mutated), "mutants", "killed", "killed_at_first" (before tests were written for the
-        survivors), "asked", "seed", "sha256", "survivors": [{"operator", "line", "before", "after"}]}.
+        {"module", "tests", "places" (that could be mutated), "mutants", "killed", "killed_at_first" (before tests were
+        written for the survivors), "asked", "seed", "sha256", "survivors": [{"operator", "line", "before", "after"}]}.
     """
     path = ROOT / module
     source, name = path.read_text(), module.removesuffix(".py").replace("/", ".")
@@ -285,21 +204,34 @@ def try_module(module: str, count: int, seed: int, before: dict[str, Any] | None
         else:
             survivors.append({key: getattr(mutant, key) for key in ("operator", "line", "before", "after")})
             print(f"  {module}:{mutant.line} {mutant.operator}: {mutant.key}", flush=True)
-    tried = {"module": module, "tests": list(MODULES[module]), "places": len(places(source)), "mutants": len(drawn), "killed": killed}
+    tried = {
+        "module": module,
+        "tests": list(MODULES[module]),
+        "places": len(places(source)),
+        "mutants": len(drawn),
+        "killed": killed,
+    }
     print(f"{module}: {killed} of {len(drawn)} killed", flush=True)
     tried["killed_at_first"] = before["killed_at_first"] if before and same else killed
     return {**tried, "asked": count, "seed": seed, "sha256": digest, "survivors": survivors}
 
 
 def judged(run: dict[str, Any], reasons: dict[str, str]) -> dict[str, Any]:
-    """A run whose survivors are told apart: those that change nothing that anybody could see, with the reason, and the others."""
+    """A run whose survivors are told apart: those that change nothing that anybody could see, with the reason, and the
+    others."""
     told = [{**row, "equivalent": reasons.get(f"{row['before']} -> {row['after']}", "")} for row in run["survivors"]]
     for row in told:
         if row["before"].replace("frozen=True", "frozen=False") == row["after"]:
             row["equivalent"] = "nothing in the project changes such a record"
     equivalent = sum(bool(row["equivalent"]) for row in told)
     share = run["killed"] / max(run["mutants"] - equivalent, 1)
-    return {**run, "survivors": told, "equivalent": equivalent, "survived": len(told) - equivalent, "killed_share": round(share, 3)}
+    return {
+        **run,
+        "survivors": told,
+        "equivalent": equivalent,
+        "survived": len(told) - equivalent,
+        "killed_share": round(share, 3),
+    }
 
 
 def record_file(folder: pathlib.Path, module: str) -> pathlib.Path:
@@ -308,13 +240,17 @@ def record_file(folder: pathlib.Path, module: str) -> pathlib.Path:
 
 
 def _record(out: pathlib.Path, module: str) -> Results:
-    return Results(record_file(out, module), f"{__doc__.split(':')[0]}; survivors that are equivalent have the reason beside them.")
+    return Results(
+        record_file(out, module), f"{__doc__.split(':')[0]}; survivors that are equivalent have the reason beside them."
+    )
 
 
 def _judge(results: Results, module: str) -> None:
     known = record_file(EQUIVALENT, module)
     reasons = json.loads(known.read_text()) if known.exists() else {}
-    results.record["runs"] = sorted((judged(row, reasons) for row in results.record["runs"]), key=lambda row: row["seed"])
+    results.record["runs"] = sorted(
+        (judged(row, reasons) for row in results.record["runs"]), key=lambda row: row["seed"]
+    )
     results.save()
 
 
@@ -337,7 +273,7 @@ def judge_again(out: pathlib.Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=first_paragraph(__doc__))
     parser.add_argument("--module", action="append", help="default: all of them")
     parser.add_argument("--count", type=int, default=25, help="mutants a module")
     parser.add_argument("--seed", type=int, default=0)
@@ -357,7 +293,10 @@ def main() -> None:
     # Other packages' pytest plugins cost every mutant more than most tests do.
     os.environ |= {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     modules = arguments.module or [*MODULES]
-    for name in [*_WARM, *(_WARM_JAX if any("/export/" in test for module in modules for test in MODULES[module]) else ())]:
+    for name in [
+        *_WARM,
+        *(_WARM_JAX if any("/export/" in test for module in modules for test in MODULES[module]) else ()),
+    ]:
         importlib.import_module(name)
     gc.freeze()  # what is imported stays: pytest collects garbage at the end of each run
     for module in modules:

@@ -1,7 +1,9 @@
-"""The plain recipe: load the .npz into JAX, the published Linen ViT, jax2onnx, onnx.save, onnxruntime against JAX on two images.
+"""The plain recipe: load the .npz into JAX, the published Linen ViT, jax2onnx, onnx.save, onnxruntime against JAX on
+two images.
 
-What a person writes who has these tools and not this project; one process, nothing clever. JAX jits the very function that jax2onnx
-was given, so that XLA takes the parameters for constants; with --arguments it is given them as arguments, which who knows XLA would do.
+What a person writes who has these tools and not this project; one process, nothing clever. JAX jits the very function
+that jax2onnx was given, so that XLA takes the parameters for constants; with --arguments it is given them as arguments,
+which who knows XLA would do.
 
     python benchmarks/plain.py CHECKPOINT.npz OUT.onnx [--arguments | --no_check]
 """
@@ -38,7 +40,9 @@ def main(checkpoint: str, output: str, option: str = "") -> None:
     with steps.step("check"):
         images = two_images()
         if option == "--arguments":
-            expected = np.asarray(jax.jit(lambda params, images: model.apply({"params": params}, images, train=False))(params, images))
+            expected = np.asarray(
+                jax.jit(lambda params, images: model.apply({"params": params}, images, train=False))(params, images)
+            )
         else:
             expected = np.asarray(jax.jit(apply)(images))
         session = onnxruntime.InferenceSession(output, providers=["CPUExecutionProvider"])

@@ -19,8 +19,8 @@ class Taken:
     Attributes:
         wall_seconds: from starting it to its end.
         cpu_seconds: user and system time.
-        peak_rss_mib: largest resident memory. The kernel's high-water mark of the largest single process, or the largest sum over
-            the process and its children that was seen by looking every 20 ms, whichever is more.
+        peak_rss_mib: largest resident memory. The kernel's high-water mark of the largest single process, or the
+            largest sum over the process and its children that was seen by looking every 20 ms, whichever is more.
         load_before: load average of the machine over the minute before.
         output: standard output.
         exit_code: 0 for success.
@@ -34,7 +34,9 @@ class Taken:
     exit_code: int
 
 
-def run(command: Sequence[str], *, cwd: str | os.PathLike[str] | None = None, errors: str | os.PathLike[str] = os.devnull) -> Taken:
+def run(
+    command: Sequence[str], *, cwd: str | os.PathLike[str] | None = None, errors: str | os.PathLike[str] = os.devnull
+) -> Taken:
     """Runs a command to its end.
 
     Args:

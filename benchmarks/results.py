@@ -12,10 +12,17 @@ from typing import Any
 
 ROOT = pathlib.Path(__file__).parent.parent
 RESULTS = pathlib.Path(__file__).parent / "results"
+# fmt: off
 _PACKAGES = (
-    *("numpy", "jax", "jaxlib", "flax", "jax2onnx", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "torch", "timm", "tensorrt_rtx"),
-    *("safetensors", "atheris", "cosmic-ray"),
+    "numpy", "jax", "jaxlib", "flax", "jax2onnx", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "torch", "timm",
+    "tensorrt_rtx", "safetensors", "atheris", "cosmic-ray",
 )
+# fmt: on
+
+
+def first_paragraph(doc: str | None) -> str:
+    """What a program's docstring begins with, on one line."""
+    return " ".join((doc or "").split("\n\n")[0].split())
 
 
 def today() -> str:
@@ -28,7 +35,12 @@ def hardware() -> dict[str, Any]:
     from vit_convert.core.host import cpu_model
 
     total = next((int(line.split()[1]) for line in _lines("/proc/meminfo") if line.startswith("MemTotal")), 0)
-    return {"cpu": cpu_model(), "cores": len(os.sched_getaffinity(0)), "memory_gib": round(total / 2**20, 1), "system": platform.platform()}
+    return {
+        "cpu": cpu_model(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(total / 2**20, 1),
+        "system": platform.platform(),
+    }
 
 
 def _lines(path: str) -> list[str]:
@@ -53,7 +65,9 @@ def versions() -> dict[str, str]:
 
 def _command() -> str:
     """How this process was called, with paths from the repository's root: where that lies is nobody else's matter."""
-    return shlex.join(["python", os.path.relpath(sys.argv[0], ROOT), *(word.replace(f"{ROOT}/", "") for word in sys.argv[1:])])
+    return shlex.join(
+        ["python", os.path.relpath(sys.argv[0], ROOT), *(word.replace(f"{ROOT}/", "") for word in sys.argv[1:])]
+    )
 
 
 class Results:

@@ -2,7 +2,8 @@
 
     python benchmarks/sanitize.py --output=benchmarks/results/h200-sanitizer.json
 
-Needs what tests/gpu/test_kernels_on_gpu.py does and CUDA's compute-sanitizer, which looks at our kernels alone but for initcheck.
+Needs what tests/gpu/test_kernels_on_gpu.py does and CUDA's compute-sanitizer, which looks at our kernels alone but for
+initcheck.
 """
 
 import re
@@ -13,12 +14,14 @@ import time
 from collections.abc import Sequence
 
 from absl import app, flags
-from results import ROOT, Results
+from results import ROOT, Results, first_paragraph
 
 _OUTPUT = flags.DEFINE_string("output", None, "The JSON file.", required=True)
 _TOOLS = flags.DEFINE_list("tools", ["memcheck", "racecheck", "synccheck", "initcheck"], "Tools of compute-sanitizer.")
 _TESTS = flags.DEFINE_string(
-    "tests", "1-17-3 or 1-65-3 or 2-577-2 or 3-50-12 or rise or (test_norm and (32 or 288 or 2048) and (7 or 9))", "As pytest's -k."
+    "tests",
+    "1-17-3 or 1-65-3 or 2-577-2 or 3-50-12 or rise or (test_norm and (32 or 288 or 2048) and (7 or 9))",
+    "As pytest's -k.",
 )
 _FEW = "(test_attention_over and (1-17-3 or 2-50-12)) or (test_norm and to_int8 and (288 or 32) and 7 and fp16)"
 _SECONDS = flags.DEFINE_float("seconds", 150.0, "Of one tool at most.")
@@ -29,7 +32,7 @@ _KERNELS = "kernel_substring=vit"  # the namespace of ours, in their mangled nam
 def main(argv: Sequence[str]) -> None:
     """Runs the tools, one after the other."""
     del argv
-    results = Results(_OUTPUT.value, __doc__.splitlines()[0])
+    results = Results(_OUTPUT.value, first_paragraph(__doc__))
     gpu = _said(["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"])
     about = {"gpu": gpu, "compute_sanitizer": _said([_TOOL, "--version"])}
     for tool in _TOOLS.value:
@@ -39,14 +42,18 @@ def main(argv: Sequence[str]) -> None:
         command = [_TOOL, "--tool", tool, *watched, "--error-exitcode", "99", *tests]
         started = time.perf_counter()
         try:
-            done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=_SECONDS.value)
+            done = subprocess.run(
+                command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=_SECONDS.value
+            )
             text, status = done.stdout + done.stderr, done.returncode
         except subprocess.TimeoutExpired as e:
             text, status = (e.stdout or b"").decode() + (e.stderr or b"").decode(), None
         found = re.findall(r"ERROR SUMMARY: .*|RACECHECK SUMMARY: .*|\d+ passed.*|\d+ failed.*", text)
         tail = [] if status == 0 else text.strip().splitlines()[-15:]
         seconds = round(time.perf_counter() - started, 1)
-        results.add(tool=tool, command=shlex.join(command), exit=status, said=found, tail=tail, seconds=seconds, **about)
+        results.add(
+            tool=tool, command=shlex.join(command), exit=status, said=found, tail=tail, seconds=seconds, **about
+        )
         print(tool, status, found, *tail, sep="\n", flush=True)
 
 

@@ -1,9 +1,10 @@
 """Writes tables from benchmarks/results/*.json into a text, between markers, so that no number in it is typed by hand.
 
-A text names its tables: everything between `<!-- table:convert -->` and `<!-- end -->` is replaced by the table of that name, from the
-newest result file `<name>-*.json` (by date in its name). Tables: convert, growth, extras (all from convert-*.json), calibrate,
-int8-trained, int8-fused, int8-gpu-trained, fp16-kernels, h200-int8 (from h200-tests-digits-*.json), any other h200-…, and h200: all
-side-by-side runs of h200-*.json together, the newest of each model, input and batch.
+A text names its tables: everything between `<!-- table:convert -->` and `<!-- end -->` is replaced by the table of that
+    name, from the
+newest result file `<name>-*.json` (by date in its name). Tables: convert, growth, extras (all from convert-*.json),
+calibrate, int8-trained, int8-fused, int8-gpu-trained, fp16-kernels, h200-int8 (from h200-tests-digits-*.json), any
+other h200-…, and h200: all side-by-side runs of h200-*.json together, the newest of each model, input and batch.
 
     python benchmarks/tables.py docs/benchmarks.md           # rewrites it
     python benchmarks/tables.py --check docs/benchmarks.md   # fails if it would change
@@ -84,7 +85,10 @@ def _side_by_side(results: pathlib.Path) -> str:
     about = [str(facts["gpu"]), str(facts["driver"]), *(f"{name} {version}" for name, version in known.items())]
     about += sorted({records[name]["date"][:10] for name in names})
     files = ", ".join(f"`{name}`" for name in names)
-    return f"{side_by_side(merged)}\n\n<sub>{', '.join(about)}; `benchmarks/gpu/h200.py`, its commands are in the files: {files}.</sub>"
+    return (
+        f"{side_by_side(merged)}\n\n<sub>{', '.join(about)}; `benchmarks/gpu/h200.py`, its commands are in the "
+        f"files: {files}.</sub>"
+    )
 
 
 def _origin(record: Mapping[str, Any], path: pathlib.Path) -> str:
@@ -119,7 +123,9 @@ def _of_gpu(record: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, 
     Raises:
         SystemExit: they differ, so that one line cannot name them.
     """
-    parts = [model[name] for model in record["models"].values() for name in ("engine", "jax", "torch") if model.get(name)]
+    parts = [
+        model[name] for model in record["models"].values() for name in ("engine", "jax", "torch") if model.get(name)
+    ]
     found: dict[str, Any] = {}
     for part in parts:
         for name in [name for name in ("gpu", "driver", *VERSIONS) if name in part]:  # in this order below a table
@@ -184,9 +190,11 @@ def _times(runs: Sequence[Run], ours: Sequence[Run], key: str) -> str:
 
 
 def growth_table(record: Mapping[str, Any]) -> str:
-    """What each further parameter costs between a small model and the largest, and what the smallest run costs whatever its size."""
+    """What each further parameter costs between a small model and the largest, and what the smallest run costs whatever
+    its size."""
     groups = _groups([run for run in record["runs"] if "case" not in run], "variant", "side")
-    params = {variant: _median(runs, "checkpoint_bytes") / 4 for (variant, _), runs in groups.items()}  # float32, and a few names
+    # float32, and a few names
+    params = {variant: _median(runs, "checkpoint_bytes") / 4 for (variant, _), runs in groups.items()}
     small = "S/16" if "S/16" in params else min(params, key=lambda variant: params[variant])
     large = max(params, key=lambda variant: params[variant])
     rows = []
@@ -198,7 +206,11 @@ def growth_table(record: Mapping[str, Any]) -> str:
             ends = [unit * _median(groups[variant, side], key) for variant in (small, large)]
             slope = (ends[1] - ends[0]) / (params[large] - params[small])
             constant = (ends[0] - slope * params[small]) / unit
-            cells.append(f"{_mib(constant)} + {slope:.1f} B" if key == "peak_rss_mib" else f"{_seconds(constant)} + {slope:.0f} ns")
+            cells.append(
+                f"{_mib(constant)} + {slope:.1f} B"
+                if key == "peak_rss_mib"
+                else f"{_seconds(constant)} + {slope:.0f} ns"
+            )
         rows.append([side, *cells])
     return markdown((f"{small} to {large}: fixed + per parameter", "wall", "CPU", "peak memory"), rows)
 
@@ -212,7 +224,9 @@ def extras_table(record: Mapping[str, Any]) -> str:
             _seconds(_median(runs, "wall_seconds")),
             _seconds(_median(runs, "cpu_seconds")),
             _mib(_median(runs, "peak_rss_mib")),
-            f"{_median(runs, 'peak_rss_mib') * 2**20 / _median(runs, 'checkpoint_bytes'):.2f}×" if "checkpoint_bytes" in runs[0] else "",
+            f"{_median(runs, 'peak_rss_mib') * 2**20 / _median(runs, 'checkpoint_bytes'):.2f}×"
+            if "checkpoint_bytes" in runs[0]
+            else "",
         ]
         for (variant, case), runs in groups.items()
     ]
@@ -267,13 +281,25 @@ def trained_gpu_table(record: Mapping[str, Any]) -> str:
     rows = []
     for run in sorted(record["runs"], key=lambda run: (run["case"], run["left_out"])):
         fp16, int8 = (run["images_per_second"].get(precision) for precision in ("fp16", "int8"))
-        top1 = f"{run['top1']:.1f} % (FP32 {run['top1_jax']:.1f} %) of {run['images']}" if run.get("top1") is not None else ""
+        top1 = (
+            f"{run['top1']:.1f} % (FP32 {run['top1_jax']:.1f} %) of {run['images']}"
+            if run.get("top1") is not None
+            else ""
+        )
         allowed = next((word.rpartition("=")[2] for word in run["options"] if "max_error" in word), "")
         cells = [run["outputs"], allowed, f"{run['left_out']}", f"{run['batch']}"]
         cells += [f"{fp16:,.0f}".replace(",", " "), f"{int8:,.0f}".replace(",", " ")]
         cells += [f"{int8 / fp16:.2f}×", f"{run['cosine']:.4f}", top1, "yes" if run["passed"] else "**no**"]
         rows.append([*cells, run["recommended"]])
-    titles = ("judged", "`max_error`", "products left in FP16", "batch", "FP16, images/s", "INT8, images/s", "INT8 / FP16")
+    titles = (
+        "judged",
+        "`max_error`",
+        "products left in FP16",
+        "batch",
+        "FP16, images/s",
+        "INT8, images/s",
+        "INT8 / FP16",
+    )
     return markdown((*titles, "worst cosine", "top-1", "passed", "recommended"), rows)
 
 

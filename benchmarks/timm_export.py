@@ -1,4 +1,5 @@
-"""The way from PyTorch: timm's loader of the same .npz, torch.onnx.export (dynamo), onnxruntime against PyTorch on two images; on the CPU.
+"""The way from PyTorch: timm's loader of the same .npz, torch.onnx.export (dynamo), onnxruntime against PyTorch on two
+images; on the CPU.
 
 python benchmarks/timm_export.py CHECKPOINT.npz OUT.onnx
 """
@@ -35,7 +36,12 @@ def main(checkpoint: str, output: str) -> None:
     with steps.step("export"):
         batch = torch.export.Dim("batch", min=1, max=1024)
         program = torch.onnx.export(
-            model, (torch.from_numpy(images),), input_names=["images"], output_names=["logits"], dynamic_shapes=({0: batch},), dynamo=True
+            model,
+            (torch.from_numpy(images),),
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes=({0: batch},),
+            dynamo=True,
         )
     with steps.step("save"):
         program.save(output, external_data=True)
@@ -70,7 +76,8 @@ def _shape(checkpoint: str) -> dict[str, int]:
 
 
 def _declare_torchvision_operators() -> None:
-    """timm imports torchvision, whose compiled operators a CPU-only PyTorch may lack; they need to be declared, not to work."""
+    """timm imports torchvision, whose compiled operators a CPU-only PyTorch may lack; they need to be declared, not to
+    work."""
     import torch
 
     library = torch.library.Library("torchvision", "FRAGMENT")

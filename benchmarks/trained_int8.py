@@ -1,8 +1,9 @@
-"""INT8 of a trained ViT-S/14 by each calibration method, under onnxruntime on the CPU: cosine on photographs, top-1 of a linear probe.
+"""INT8 of a trained ViT-S/14 by each calibration method, under onnxruntime on the CPU: cosine on photographs, top-1 of
+a linear probe.
 
-The folder is what checkpoints/make_dinov2.py made. Ranges come from its 48 calibration crops, or from 48 digits that the probe was trained
-on; the cosine is that of the features behind the last LayerNorm to those of the FP32 graph, on crops of other photographs; the probe sees
-digits that it was not trained on.
+The folder is what checkpoints/make_dinov2.py made. Ranges come from its 48 calibration crops, or from 48 digits that
+the probe was trained on; the cosine is that of the features behind the last LayerNorm to those of the FP32 graph, on
+crops of other photographs; the probe sees digits that it was not trained on.
 
     python benchmarks/trained_int8.py --folder=FOLDER --workdir=/tmp/bench
 """
@@ -17,13 +18,15 @@ from typing import Any
 
 import numpy as np
 from absl import app, flags
-from results import RESULTS, ROOT, Results, today
+from results import RESULTS, ROOT, Results, first_paragraph, today
 
 _FOLDER = flags.DEFINE_string("folder", None, "What checkpoints/make_dinov2.py made.", required=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Scratch folder, half a GiB.", required=True)
 _HELD_OUT = flags.DEFINE_integer("held_out", 500, "Held-out digits for top-1.")
 _CASES = flags.DEFINE_list("cases", [], "Names of the cases to measure; by default all.")
-_OUTPUT = flags.DEFINE_string("output", "", "Result file; by default benchmarks/results/int8-trained-<date>.json, which is continued.")
+_OUTPUT = flags.DEFINE_string(
+    "output", "", "Result file; by default benchmarks/results/int8-trained-<date>.json, which is continued."
+)
 
 _BATCH = 20
 # What is set beside precision=int8; the first is the default.
@@ -45,7 +48,8 @@ Images = np.ndarray
 
 
 def read_images(path: pathlib.Path, limit: int = 0) -> tuple[Images, list[str]]:
-    """The images of an archive as the model takes them, float32 [N, 224, 224, 3], and their names; evenly chosen where there are more."""
+    """The images of an archive as the model takes them, float32 [N, 224, 224, 3], and their names; evenly chosen where
+    there are more."""
     import io
 
     from PIL import Image
@@ -106,7 +110,9 @@ def quantized(
     if precision == "int8":
         sites = place(model).sites
         calibration = calibration.shift(*shiftable(model, sites)) if shift else calibration
-        calibration = calibration.leave_out([site.tensor for site in sites], max_error or default_config().calibration.max_error)
+        calibration = calibration.leave_out(
+            [site.tensor for site in sites], max_error or default_config().calibration.max_error
+        )
         placement = place(model, attention=attention, leave_out=calibration.left_out)
     save_onnx(quantize(model, calibration, placement.sites, target="trt10", precision=precision), output)
     return calibration, seconds
@@ -117,7 +123,10 @@ def run(graph: pathlib.Path, images: Images, features: str) -> tuple[np.ndarray,
     from vit_convert.core.onnx_file import open_session
 
     session = open_session(graph, [features])
-    found = [session.run([features, "logits"], {"images": normalize(images[i : i + _BATCH])}) for i in range(0, len(images), _BATCH)]
+    found = [
+        session.run([features, "logits"], {"images": normalize(images[i : i + _BATCH])})
+        for i in range(0, len(images), _BATCH)
+    ]
     return np.concatenate([f.reshape(len(f), -1) for f, _ in found]), np.concatenate([logits for _, logits in found])
 
 
@@ -126,13 +135,26 @@ def export(folder: pathlib.Path, workdir: pathlib.Path) -> tuple[pathlib.Path, s
     import onnx_ir as ir
 
     config = workdir / "trained.py"
-    config.write_text("from vit_convert.core.config import default_config\n\n\ndef get_config():\n    return default_config()\n")
+    config.write_text(
+        "from vit_convert.core.config import default_config\n\n\ndef get_config():\n    return default_config()\n"
+    )
     options = ["--config.engine.backend=none", "--config.target=trt10", "--config.precision=fp32"]
     options.append(f"--config.checkpoint={folder / 'dinov2_s14_digits.npz'}")
-    command = [sys.executable, "-m", "vit_convert", f"--config={config}", *options, f"--workdir={workdir}", "--until=export", "--quiet"]
+    command = [
+        sys.executable,
+        "-m",
+        "vit_convert",
+        f"--config={config}",
+        *options,
+        f"--workdir={workdir}",
+        "--until=export",
+        "--quiet",
+    ]
     subprocess.run(command, check=True, cwd=ROOT)
     graph = workdir / "trained" / "model.onnx"
-    (head,) = (node for node in ir.load(graph).graph if any(v is not None and v.name == "head/kernel" for v in node.inputs))
+    (head,) = (
+        node for node in ir.load(graph).graph if any(v is not None and v.name == "head/kernel" for v in node.inputs)
+    )
     return graph, head.inputs[0].name or ""
 
 
@@ -146,11 +168,17 @@ def main(argv: list[str]) -> None:
     judged, _ = read_images(folder / "judge.zip")
     digits, names = read_images(folder / "heldout.zip", _HELD_OUT.value)
     labels = np.array([int(name.partition("/")[0]) for name in names])
-    results = Results(_OUTPUT.value or RESULTS / f"int8-trained-{today()}.json", __doc__.splitlines()[0])
+    results = Results(_OUTPUT.value or RESULTS / f"int8-trained-{today()}.json", first_paragraph(__doc__))
     exact = functools.cache(lambda: run(graph, judged, features)[0])
     score = functools.partial(top1_accuracy, labels=labels)
     if not results.has(case="fp32"):
-        results.add(case="fp32", cosine_min=1.0, cosine_mean=1.0, top1=score(run(graph, digits, features)[1]), images=len(digits))
+        results.add(
+            case="fp32",
+            cosine_min=1.0,
+            cosine_mean=1.0,
+            top1=score(run(graph, digits, features)[1]),
+            images=len(digits),
+        )
     for case, options in CASES.items():
         if results.has(case=case) or (_CASES.value and case not in _CASES.value):
             continue

@@ -1,9 +1,11 @@
-"""INT8 of the trained ViT-S/14 by our kernels on a GPU: converted, built, verified and measured by the project's own commands.
+"""INT8 of the trained ViT-S/14 by our kernels on a GPU: converted, built, verified and measured by the project's own
+commands.
 
-    python benchmarks/trained_int8_gpu.py --folder=FOLDER --trt_python=/opt/trt/python --workdir=/tmp/t --output=int8-gpu-trained.json
+    python benchmarks/trained_int8_gpu.py --folder=FOLDER --trt_python=/opt/trt/python --workdir=/tmp/t
+    --output=int8-gpu-trained.json
 
-The folder is what checkpoints/make_dinov2.py made; `--trt_python` as for h200.py. "features" are judged by their cosine on 24 crops of
-photographs, "logits" of the digits probe by their cosine on eight digits and top-1 on all of them.
+The folder is what checkpoints/make_dinov2.py made; `--trt_python` as for h200.py. "features" are judged by their cosine
+on 24 crops of photographs, "logits" of the digits probe by their cosine on eight digits and top-1 on all of them.
 """
 
 import os
@@ -16,7 +18,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from absl import app, flags
-from results import ROOT, Results
+from results import ROOT, Results, first_paragraph
 
 from vit_convert.core.bundle import read_json
 from vit_convert.engine.measure.benchmark import RESIDENT
@@ -26,8 +28,12 @@ _TRT_PYTHON = flags.DEFINE_string("trt_python", sys.executable, "The Python that
 _WORKDIR = flags.DEFINE_string("workdir", None, "Bundles and logs.", required=True)
 _OUTPUT = flags.DEFINE_string("output", None, "The JSON file, continued if it is there.", required=True)
 _CASES = flags.DEFINE_list("cases", ["features", "digits"], "Of CASES.")
-_OPTIONS = flags.DEFINE_multi_string("option", [], "Further options of the conversion, as --option=--config.calibration.max_error=0.001.")
-_CONVERT_ONLY = flags.DEFINE_bool("convert_only", False, "Leave the bundles for a run without this, which goes on with them.")
+_OPTIONS = flags.DEFINE_multi_string(
+    "option", [], "Further options of the conversion, as --option=--config.calibration.max_error=0.001."
+)
+_CONVERT_ONLY = flags.DEFINE_bool(
+    "convert_only", False, "Leave the bundles for a run without this, which goes on with them."
+)
 _BATCH = flags.DEFINE_integer("batch", 256, "Images of a run.")
 _CONFIG = "from vit_convert.core.config import default_config as get_config\n"
 # What is judged, the checkpoint, what it is calibrated on and judged on.
@@ -44,7 +50,7 @@ def main(argv: Sequence[str]) -> None:
     workdir, folder = pathlib.Path(_WORKDIR.value).resolve(), pathlib.Path(_FOLDER.value).resolve()
     workdir.mkdir(parents=True, exist_ok=True)
     (workdir / "config.py").write_text(_CONFIG)
-    results = Results(_OUTPUT.value, __doc__.splitlines()[0])
+    results = Results(_OUTPUT.value, first_paragraph(__doc__))
     for case in _CASES.value:
         outputs, checkpoint, calibration, judged = CASES[case]
         name = re.sub(r"[^\w.+-]", "-", "-".join([case, *(word.removeprefix("--config.") for word in _OPTIONS.value)]))
@@ -52,19 +58,30 @@ def main(argv: Sequence[str]) -> None:
         data = {"checkpoint": checkpoint, "calibration.data": calibration, "evaluation.data": judged}
         convert += [f"--config.name={name}", *(f"--config.{key}={folder / file}" for key, file in data.items())]
         convert += [f"--config.outputs={outputs}", "--config.target=trt8"]
-        convert += ["--config.precision=fp16,int8", "--config.engine.int8_lowering=fused", "--config.engine.backend=none"]
+        convert += [
+            "--config.precision=fp16,int8",
+            "--config.engine.int8_lowering=fused",
+            "--config.engine.backend=none",
+        ]
         convert += [f"--config.check.num_images={24 if outputs == 'features' else 8}", *_OPTIONS.value]
         fixed = [f"--config.batch.{key}={_BATCH.value}" for key in ("min", "opt", "max")]
         engine, precisions = [_TRT_PYTHON.value, "-m", "vit_convert.engine"], "--precision=fp16,int8"
         bundle = workdir / name
         words = [f"--batches={_BATCH.value}", "--streams=1", "--duration=1", "--warmup=0.3", "--noend_to_end"]
-        _run(name, convert, {"JAX_PLATFORMS": "cpu"})  # a miss of the check on the CPU is told, and the engine judged all the same
+        # a miss of the check on the CPU is told, and the engine judged all the same
+        _run(name, convert, {"JAX_PLATFORMS": "cpu"})
         if _CONVERT_ONLY.value:
             continue
         _run(name, [*engine, "build", str(bundle), precisions, *fixed])
         _run(name, [*engine, "verify", str(bundle), precisions])
         _run(name, [*engine, "benchmark", str(bundle), precisions, *words])
-        about = {"case": case, "outputs": outputs, "options": list(_OPTIONS.value), "command": shlex.join(convert), "batch": _BATCH.value}
+        about = {
+            "case": case,
+            "outputs": outputs,
+            "options": list(_OPTIONS.value),
+            "command": shlex.join(convert),
+            "batch": _BATCH.value,
+        }
         results.add(**about, **found(bundle))
         print(results.record["runs"][-1], flush=True)
 
@@ -72,9 +89,21 @@ def main(argv: Sequence[str]) -> None:
 def _run(name: str, command: Sequence[str], environment: dict[str, str] | None = None) -> None:
     path = os.pathsep.join(word for word in (str(ROOT), os.environ.get("PYTHONPATH", "")) if word)
     done = subprocess.run(
-        command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": path, **(environment or {})}
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": path, **(environment or {})},
     )
-    print(name, *command[1:4], "exit", done.returncode, *(done.stdout + done.stderr).strip().splitlines()[-6:], sep="\n  ", flush=True)
+    print(
+        name,
+        *command[1:4],
+        "exit",
+        done.returncode,
+        *(done.stdout + done.stderr).strip().splitlines()[-6:],
+        sep="\n  ",
+        flush=True,
+    )
 
 
 def found(bundle: pathlib.Path) -> dict[str, Any]:
@@ -84,7 +113,10 @@ def found(bundle: pathlib.Path) -> dict[str, Any]:
     rates = {row["precision"]: row["images_per_second"] for row in benchmark["rows"] if row["transfers"] == RESIDENT}
     left_out = [site for row in report["calibration"]["left_out"] for site in row["sites"]]
     facts = {key: benchmark[key] for key in ("gpu", "driver", "tensorrt", "model")}
-    engines = {row["precision"]: {key: row[key] for key in ("int8_layers", "build_seconds", "graph")} for row in report["engines"]}
+    engines = {
+        row["precision"]: {key: row[key] for key in ("int8_layers", "build_seconds", "graph")}
+        for row in report["engines"]
+    }
     return {
         **facts,
         "images_per_second": rates,

@@ -1,6 +1,8 @@
-"""The vision transformer as google-research/vision_transformer publishes it (vit_jax/models_vit.py and checkpoint.py), for the peers.
+"""The vision transformer as google-research/vision_transformer publishes it (vit_jax/models_vit.py and checkpoint.py),
+for the peers.
 
-Dropout and the types that inference does not use are left out; names, order of operations and defaults are the original's.
+Dropout and the types that inference does not use are left out; names, order of operations and defaults are the
+original's.
 """
 
 import collections
@@ -71,7 +73,9 @@ class Encoder(nn.Module):
         x = AddPositionEmbs(name="posembed_input")(x)
         x = nn.Dropout(rate=0.0)(x, deterministic=not train)
         for layer in range(self.num_layers):
-            x = Encoder1DBlock(mlp_dim=self.mlp_dim, num_heads=self.num_heads, name=f"encoderblock_{layer}")(x, deterministic=not train)
+            x = Encoder1DBlock(mlp_dim=self.mlp_dim, num_heads=self.num_heads, name=f"encoderblock_{layer}")(
+                x, deterministic=not train
+            )
         return nn.LayerNorm(name="encoder_norm")(x)
 
 
@@ -88,12 +92,16 @@ class VisionTransformer(nn.Module):
     @nn.compact
     def __call__(self, inputs, *, train):
         patch = (self.patch, self.patch)
-        x = nn.Conv(features=self.hidden_size, kernel_size=patch, strides=patch, padding="VALID", name="embedding")(inputs)
+        x = nn.Conv(features=self.hidden_size, kernel_size=patch, strides=patch, padding="VALID", name="embedding")(
+            inputs
+        )
         n, h, w, c = x.shape
         x = jnp.reshape(x, [n, h * w, c])
         cls = self.param("cls", nn.initializers.zeros, (1, 1, c))
         x = jnp.concatenate([jnp.tile(cls, [n, 1, 1]), x], axis=1)
-        x = Encoder(num_layers=self.num_layers, mlp_dim=self.mlp_dim, num_heads=self.num_heads, name="Transformer")(x, train=train)
+        x = Encoder(num_layers=self.num_layers, mlp_dim=self.mlp_dim, num_heads=self.num_heads, name="Transformer")(
+            x, train=train
+        )
         return nn.Dense(features=self.num_classes, name="head", kernel_init=nn.initializers.zeros)(x[:, 0])
 
 
@@ -127,7 +135,9 @@ def _convert_pre_linen(params: Any) -> Any:
     if not isinstance(params, dict):
         return params
     renamed, counts = {}, collections.Counter()
-    for name in sorted(params, key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]):
+    for name in sorted(
+        params, key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+    ):
         new = name
         if match := re.match(r"([A-Z].*_)(\d+)$", name):
             new = f"{match[1]}{counts[match[1]]}"

@@ -1,4 +1,5 @@
-"""Where conversions have their accidents: each runs in a child forked from a process that has imported everything, and may be stopped."""
+"""Where conversions have their accidents: each runs in a child forked from a process that has imported everything, and
+may be stopped."""
 
 import builtins
 import dataclasses
@@ -21,12 +22,16 @@ import numpy as np
 
 ACCIDENTS = ("kill", "full disk", "read-only", "two at a time")
 STAGES = ("checkpoint", "images", "export", "reference", "check", "calibrate", "quantize")
-# What is asked for, and the files that the answer has; the two INT8 ones differ in their graph alone, and in nothing that names it.
+# What is asked for, and the files that the answer has; the two INT8 ones differ in their graph alone, and in nothing
+# that names it.
 _INT8 = ("--config.precision=int8", "--config.check.int8_cosine=0.5", "--config.calibration.num_images=2")
 KINDS = {
     "fp16": (("--config.precision=fp16",), ("model.onnx", "model.fp16.onnx")),
     "int8": (_INT8, ("model.onnx", "model.fp16.onnx", "model.int8.onnx")),
-    "int8 attention": ((*_INT8, "--config.keep_fp16=('*/fc1','*/fc2')"), ("model.onnx", "model.fp16.onnx", "model.int8.onnx")),
+    "int8 attention": (
+        (*_INT8, "--config.keep_fp16=('*/fc1','*/fc2')"),
+        ("model.onnx", "model.fp16.onnx", "model.int8.onnx"),
+    ),
     "trt8": (
         ("--config.precision=fp32", "--config.target=trt8", "--config.lowerings=('matmul','primitives')"),
         ("model.onnx", "lowerings/matmul.onnx", "lowerings/primitives.onnx"),
@@ -93,7 +98,11 @@ class Yard:
         Returns:
             Its process id.
         """
-        flags = [f"--config={self.folder}/x.py", f"--config.checkpoint={self.folder}/{command.model}.npz", *KINDS[command.kind][0]]
+        flags = [
+            f"--config={self.folder}/x.py",
+            f"--config.checkpoint={self.folder}/{command.model}.npz",
+            *KINDS[command.kind][0],
+        ]
         with open(self.folder / "output.txt", "ab") as output:  # by a process that no limit of the child's reaches
             said = subprocess.Popen(["tail", "-c", "600"], stdin=subprocess.PIPE, stdout=output)
         assert said.stdin is not None
@@ -135,13 +144,18 @@ class Yard:
             kind: one of ACCIDENTS.
 
         Returns:
-            What happened: accident, command, then (the command of the rerun), files (compared), wrong (in words), and more by kind.
+            What happened: accident, command, then (the command of the rerun), files (compared), wrong (in words), and
+                more by kind.
         """
         command = Command(self.random.choice("ab"), self.random.choice(list(KINDS)))
         row = {"accident": kind, "command": f"{command.model} {command.kind}"}
         happened = {"kill": self._kill, "two at a time": self._two}.get(kind)
         found = happened(command) if happened else self._spoil(command, kind)
-        again = Command(self.random.choice("ab"), self.random.choice(list(KINDS))) if self.random.random() < 0.5 else command
+        again = (
+            Command(self.random.choice("ab"), self.random.choice(list(KINDS)))
+            if self.random.random() < 0.5
+            else command
+        )
         row |= found | {"then": f"{again.model} {again.kind}"}
         wrong, files = found.pop("said", []), 0
         try:
@@ -163,7 +177,13 @@ class Yard:
                 command = self.random.choice([other, Command(other.model, self.random.choice(list(KINDS)))])
                 continue
             wrong = [] if code in (-number, 130) else [f"{aim}, {number.name}: ended with {code}: {self._said()}"]
-            return {"aim": aim, "signal": number.name, "stage": self._stage(), "said": wrong, "command": f"{command.model} {command.kind}"}
+            return {
+                "aim": aim,
+                "signal": number.name,
+                "stage": self._stage(),
+                "said": wrong,
+                "command": f"{command.model} {command.kind}",
+            }
 
     def _killed(self, command: Command, aim: str, number: signal.Signals) -> int:
         """Starts a conversion that is to be killed, and returns how it ended."""
@@ -211,7 +231,9 @@ class Yard:
             How many files were compared.
         """
         images = np.random.default_rng(7).uniform(-1, 1, (3, 32, 32, 3)).astype(np.float32)
-        right, others = (float64_vit.forward(self.folder / f"{name}.npz", images) for name in (command.model, _other(command.model)))
+        right, others = (
+            float64_vit.forward(self.folder / f"{name}.npz", images) for name in (command.model, _other(command.model))
+        )
         expected = KINDS[command.kind][1]
         graphs = sorted(path.relative_to(self.bundle).as_posix() for path in self.bundle.rglob("*.onnx"))
         if graphs != sorted(expected):
@@ -223,7 +245,8 @@ class Yard:
             cosine = float((got * right).sum() / np.sqrt((got**2).sum() * (right**2).sum()))
             if not (cosine > _INT8_COSINE and error < elsewhere if name == "model.int8.onnx" else error < limit):
                 wrong.append(
-                    f"{command}: {name} is off by {error:.3g} of the scale from {command.model}, by {elsewhere:.3g} from the other"
+                    f"{command}: {name} is off by {error:.3g} of the scale from {command.model}, by {elsewhere:.3g} "
+                    "from the other"
                 )
         with np.load(self.bundle / "reference.npz") as file:
             logits, of = file["logits"], float64_vit.forward(self.folder / f"{command.model}.npz", file["images"])
@@ -270,7 +293,8 @@ class Yard:
 
 
 def _import_everything() -> None:
-    """What children would import; none of it starts a thread that a fork would lose (JAX's backend does, and the exporter's plugins)."""
+    """What children would import; none of it starts a thread that a fork would lose (JAX's backend does, and the
+    exporter's plugins)."""
     import flax
     import jax
     import jax2onnx
@@ -344,7 +368,8 @@ def _fill() -> None:
 
 
 def _forbid(root: pathlib.Path) -> None:
-    """Every call that would write below `root` fails as on a read-only volume; the rights of a folder would not stop root."""
+    """Every call that would write below `root` fails as on a read-only volume; the rights of a folder would not stop
+    root."""
 
     def guard(module: Any, name: str, writes: Callable[..., bool]) -> None:
         original = getattr(module, name)

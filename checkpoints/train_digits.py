@@ -2,10 +2,10 @@
 
     python checkpoints/train_digits.py --output=checkpoints
 
-takes some minutes on 2 cores and writes the checkpoint (the on-disk layout of google-research/vision_transformer), its held-out and
-calibration images, and `vit_digits.json` with the accuracy of the file, loaded again. Needs `pip install scikit-learn optax pillow`
-beside jax and flax. `--validate` scores the settings on a fifth of the training part instead, and writes nothing: it chose them,
-so the held-out quarter was looked at once.
+takes some minutes on 2 cores and writes the checkpoint (the on-disk layout of google-research/vision_transformer), its
+held-out and calibration images, and `vit_digits.json` with the accuracy of the file, loaded again. Needs `pip install
+scikit-learn optax pillow` beside jax and flax. `--validate` scores the settings on a fifth of the training part
+instead, and writes nothing: it chose them, so the held-out quarter was looked at once.
 """
 
 import datetime
@@ -44,30 +44,47 @@ from vit_convert.images.preprocess import preprocess_for
 
 SIZE, CLASSES = 32, 10
 ARCHITECTURE = Architecture(
-    "vit", "custom", width=96, depth=6, mlp_dim=384, num_heads=3, patch_size=8, image_size=(SIZE, SIZE), num_classes=CLASSES, pool="tok"
+    "vit",
+    "custom",
+    width=96,
+    depth=6,
+    mlp_dim=384,
+    num_heads=3,
+    patch_size=8,
+    image_size=(SIZE, SIZE),
+    num_classes=CLASSES,
+    pool="tok",
 )
 HELD_OUT, CALIBRATION = 450, 256
 BATCH, LEARNING_RATE, WEIGHT_DECAY, LABEL_SMOOTHING, WARMUP_EPOCHS, EMA_DECAY = 64, 1e-3, 0.05, 0.1, 10, 0.998
 
 PREPROCESS = preprocess_for("vit_jax", (SIZE, SIZE))
 
-_OUTPUT = flags.DEFINE_string("output", str(pathlib.Path(__file__).parent), "Folder for vit_digits.npz, vit_digits.json and digits/.")
+_OUTPUT = flags.DEFINE_string(
+    "output", str(pathlib.Path(__file__).parent), "Folder for vit_digits.npz, vit_digits.json and digits/."
+)
 _EPOCHS = flags.DEFINE_integer("epochs", 200, "Passes over the training part.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the splits, the parameters, the order and the augmentation.")
-_VALIDATE = flags.DEFINE_bool("validate", False, "Score the settings on a fifth of the training part, held-out images untouched.")
+_VALIDATE = flags.DEFINE_bool(
+    "validate", False, "Score the settings on a fifth of the training part, held-out images untouched."
+)
 
 Params = dict[str, Any]
 
 
 def forward(params: Params, images: jax.Array) -> jax.Array:
-    """[batch, 32, 32, 3] in [-1, 1] -> [batch, 10] logits; the class token has its own row of the position table, as on disk."""
+    """[batch, 32, 32, 3] in [-1, 1] -> [batch, 10] logits; the class token has its own row of the position table, as on
+    disk."""
     canonical = params["vit"] | {"cls": params["vit"]["cls"] + params["class_row"]}
     return ViT(ARCHITECTURE).apply({"params": canonical}, images)[0]
 
 
 def on_disk(params: Params) -> dict[str, np.ndarray]:
     """The parameters under the names of files written before Flax Linen."""
-    leaves = {stored_name(name, Layout.VIT_JAX): np.asarray(leaf) for name, leaf in flatten_dict(params["vit"], sep="/").items()}
+    leaves = {
+        stored_name(name, Layout.VIT_JAX): np.asarray(leaf)
+        for name, leaf in flatten_dict(params["vit"], sep="/").items()
+    }
     table = stored_name("pos_embedding", Layout.VIT_JAX)
     return leaves | {table: np.concatenate([params["class_row"], leaves[table]], axis=1)}
 
@@ -76,12 +93,15 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
     """The 1797 scans, 8x8 with 17 levels, as uint8 [N, 32, 32, 3], and their labels [N]."""
     data = load_digits()
     small = np.rint(data.images * (255 / 16)).astype(np.uint8)
-    large = np.stack([np.asarray(Image.fromarray(image).resize((SIZE, SIZE), Image.Resampling.BICUBIC)) for image in small])
+    large = np.stack(
+        [np.asarray(Image.fromarray(image).resize((SIZE, SIZE), Image.Resampling.BICUBIC)) for image in small]
+    )
     return np.repeat(large[..., None], 3, axis=-1), data.target
 
 
 def augment(rng: jax.Array, images: jax.Array) -> jax.Array:
-    """Shifts, turns, shears and scales each image a little about its centre; [batch, 32, 32, 3] uint8 -> float32, still 0..255."""
+    """Shifts, turns, shears and scales each image a little about its centre; [batch, 32, 32, 3] uint8 -> float32, still
+    0..255."""
 
     def one(rng: jax.Array, image: jax.Array) -> jax.Array:
         turn, shear, tall, wide, down, right = jax.random.uniform(rng, (6,), minval=-1.0, maxval=1.0)
@@ -89,7 +109,9 @@ def augment(rng: jax.Array, images: jax.Array) -> jax.Array:
         rotation = jnp.array([[jnp.cos(angle), -jnp.sin(angle)], [jnp.sin(angle), jnp.cos(angle)]])
         matrix = rotation @ jnp.array([[1 + 0.12 * tall, 0.0], [0.15 * shear, 1 + 0.12 * wide]])
         centred = jnp.stack(jnp.meshgrid(jnp.arange(SIZE), jnp.arange(SIZE), indexing="ij")) - (SIZE - 1) / 2
-        source = jnp.einsum("ij,jhw->ihw", matrix, centred) + (SIZE - 1) / 2 + 3.0 * jnp.array([down, right])[:, None, None]
+        source = (
+            jnp.einsum("ij,jhw->ihw", matrix, centred) + (SIZE - 1) / 2 + 3.0 * jnp.array([down, right])[:, None, None]
+        )
         grey = jax.scipy.ndimage.map_coordinates(image[..., 0].astype(jnp.float32), list(source), order=1)
         return jnp.repeat(grey[..., None], 3, axis=-1)
 
@@ -101,15 +123,20 @@ def train(images: np.ndarray, labels: np.ndarray, epochs: int, seed: int) -> Par
     steps, rng = len(images) // BATCH, jax.random.key(seed)
     params = {
         "vit": ViT(ARCHITECTURE).init(rng, jnp.zeros((1, SIZE, SIZE, 3)))["params"],
-        "class_row": jax.random.normal(jax.random.fold_in(rng, 1), (1, 1, ARCHITECTURE.width)) * ARCHITECTURE.width**-0.5,
+        "class_row": jax.random.normal(jax.random.fold_in(rng, 1), (1, 1, ARCHITECTURE.width))
+        * ARCHITECTURE.width**-0.5,
     }
     schedule = optax.warmup_cosine_decay_schedule(0.0, LEARNING_RATE, WARMUP_EPOCHS * steps, epochs * steps)
     kernels = functools.partial(jax.tree.map, lambda leaf: leaf.ndim > 1)
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=WEIGHT_DECAY, mask=kernels))
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=WEIGHT_DECAY, mask=kernels)
+    )
 
     def loss(params: Params, rng: jax.Array, batch: jax.Array, target: jax.Array) -> jax.Array:
         logits = forward(params, augment(rng, batch) * PREPROCESS.scale + PREPROCESS.offset)
-        return optax.softmax_cross_entropy(logits, optax.smooth_labels(jax.nn.one_hot(target, CLASSES), LABEL_SMOOTHING)).mean()
+        return optax.softmax_cross_entropy(
+            logits, optax.smooth_labels(jax.nn.one_hot(target, CLASSES), LABEL_SMOOTHING)
+        ).mean()
 
     @jax.jit
     def epoch(state: Any, rng: jax.Array) -> tuple[Any, jax.Array]:
@@ -157,7 +184,10 @@ def main(argv: list[str]) -> None:
     seconds = time.perf_counter() - start
     if _VALIDATE.value:
         logits = np.asarray(forward(params, jnp.asarray(PREPROCESS.normalize(images[held_out]))))
-        print(f"validation top-1 {top1_accuracy(logits, labels[held_out]):.2f} % of {len(held_out)}, after {seconds:.0f} s")
+        print(
+            f"validation top-1 {top1_accuracy(logits, labels[held_out]):.2f} % of {len(held_out)}, after "
+            f"{seconds:.0f} s"
+        )
         return
 
     folder = pathlib.Path(_OUTPUT.value)

@@ -1,6 +1,7 @@
 """R26+ViT-B/32 of google-research/vision_transformer: R26+ViT-B_32. 101,383,976 parameters with a 1000-class head.
 
-The public file, of 224 pixels and ImageNet-21k, whose head is all zeros (features are converted), is looked for in checkpoints/ and
+The public file, of 224 pixels and ImageNet-21k, whose head is all zeros (features are converted), is looked for in
+checkpoints/ and
 fetched there otherwise: vit_convert/checkpoint/published.py names it.
 
   python -m vit_convert --config r26_b32.py --config.calibration.data=IMAGES --workdir out

@@ -1,4 +1,5 @@
-"""Swin-S/7 of microsoft/Swin-Transformer, windows of 7. 49,606,258 parameters with a 1000-class head; 224x224 pixels and no other size.
+"""Swin-S/7 of microsoft/Swin-Transformer, windows of 7. 49,606,258 parameters with a 1000-class head; 224x224 pixels
+and no other size.
 
 The public file, trained on ImageNet-1k, is timm's: it is looked for in checkpoints/ and fetched there otherwise:
 vit_convert/checkpoint/published.py names it.

@@ -1,4 +1,5 @@
-"""Any published ViT of google-research/vision_transformer, by its name: --config vit.py:B/16, vit.py:L/16, vit.py:B/32-gap-norep.
+"""Any published ViT of google-research/vision_transformer, by its name: --config vit.py:B/16, vit.py:L/16,
+vit.py:B/32-gap-norep.
 
   python -m vit_convert --config vit.py:B/16 --config.calibration.data=IMAGES --workdir out
 

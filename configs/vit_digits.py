@@ -1,4 +1,5 @@
-"""The ViT that ships with the project, trained on scikit-learn's handwritten digits: every stage with real weights and real images.
+"""The ViT that ships with the project, trained on scikit-learn's handwritten digits: every stage with real weights and
+real images.
 
 Takes about 15 s on two cores. JAX, and ONNX in FP32, FP16 and INT8, classify all 450 held-out images:
 checkpoints/DIGITS.md.

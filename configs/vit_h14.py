@@ -1,8 +1,9 @@
-"""ViT-H/14 of google-research/vision_transformer: H_14, whose weights exceed 2 GB. 632,045,800 parameters with a 1000-class head.
+"""ViT-H/14 of google-research/vision_transformer: H_14, whose weights exceed 2 GB. 632,045,800 parameters with a
+1000-class head.
 
-The public file, of 224 pixels and pretrained on ImageNet-21k, has a head of zeros: its features are converted. It is looked
-for in checkpoints/ and fetched there otherwise: vit_convert/checkpoint/published.py names it. A meaningful INT8 engine needs a
-folder of calibration images too.
+The public file, of 224 pixels and pretrained on ImageNet-21k, has a head of zeros: its features are converted. It is
+looked for in checkpoints/ and fetched there otherwise: vit_convert/checkpoint/published.py names it. A meaningful INT8
+engine needs a folder of calibration images too.
 
   python -m vit_convert --config vit_h14.py --config.calibration.data=IMAGES --workdir out
 """

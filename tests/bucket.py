@@ -1,4 +1,5 @@
-"""A local server that stands in for a public bucket: ranges and ETags as Cloud Storage has them, and replies that go wrong."""
+"""A local server that stands in for a public bucket: ranges and ETags as Cloud Storage has them, and replies that go
+wrong."""
 
 import contextlib
 import hashlib

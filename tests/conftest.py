@@ -14,8 +14,8 @@ os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
 os.environ.setdefault("JAX_NUMPY_DTYPE_PROMOTION", "strict")
 
 
-# torchvision has no build for a CPU-only PyTorch: its compiled operators are missing, and its Python code (which timm imports too) needs
-# them to be declared, not to work.
+# torchvision has no build for a CPU-only PyTorch: its compiled operators are missing, and its Python code (which timm
+# imports too) needs them to be declared, not to work.
 _TORCHVISION_OPERATORS = (
     "nms",
     "qnms",
@@ -34,7 +34,8 @@ def _parsed_flags() -> None:
 
 @pytest.fixture
 def checkpoint(tmp_path: pathlib.Path) -> Callable[..., pathlib.Path]:
-    """Writes a tiny random checkpoint (mu/16 at 64x64, 10 classes, by default); arguments are `write_random_checkpoint`'s."""
+    """Writes a tiny random checkpoint (mu/16 at 64x64, 10 classes, by default); arguments are
+    `write_random_checkpoint`'s."""
     from vit_convert.families.random import write_random_checkpoint
 
     def write(variant: str = "mu/16", name: str = "tiny.npz", **options: object) -> pathlib.Path:

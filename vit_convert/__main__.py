@@ -5,8 +5,10 @@
 A config is a Python file with get_config(); a bare name is looked up here and in configs/. Any key can be set on the
 command line as --config.key=value. Everything is written to <workdir>/<name>/, and a rerun redoes only what changed.
 
-Exit codes: 0 done, 2 usage or config, 3 checkpoint, 4 export or your own model, 5 a numeric check failed, 6 calibration or
-evaluation images, 7 an engine is not built or does not load, 8 an engine does not run, 130 interrupted (run again to continue).
+Exit codes: 0 done, 2 usage or config, 3 checkpoint, 4 export or your own model, 5 a numeric check failed, 6 calibration
+    or
+evaluation images, 7 an engine is not built or does not load, 8 an engine does not run, 130 interrupted (run again to
+continue).
 """
 
 import gc
@@ -111,11 +113,13 @@ def parse_config(argv: Sequence[str]) -> tuple[Any, list[str]]:
 
 def run() -> None:
     """Entry point of the installed command."""
-    gc.set_threshold(50_000)  # what JAX and ONNX load stays: looking through it for cycles took a quarter of the imports' time
+    # what JAX and ONNX load stays: looking through it for cycles took a quarter of the imports' time
+    gc.set_threshold(50_000)
     code = main(sys.argv)
     gc.freeze()  # and at the exit half a second
     if code == INTERRUPTED:
-        # Python remembers an interrupt that passed through exec() of a string, as imports do, and would end itself by the signal.
+        # Python remembers an interrupt that passed through exec() of a string, as imports do, and would end itself by
+        # the signal.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -70,7 +70,8 @@ def convert(
 def _convert(context: Context, *, until: str, force: bool, command: Sequence[str]) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
 
-    def begin() -> None:  # not before the manifest says that something changes: engine commands would read it beside other graphs
+    # not before the manifest says that something changes: engine commands would read it beside other graphs
+    def begin() -> None:
         write_json(context.bundle.config, as_plain(context.config))
 
     try:

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-# https://docs.nvidia.com/nsight-compute/ProfilingGuide/index.html#metrics-reference; shares are of what the unit could do at its clock.
+# https://docs.nvidia.com/nsight-compute/ProfilingGuide/index.html#metrics-reference; shares are of what the unit could
+# do at its clock.
 DURATION = "gpu__time_duration.sum"
 _SHARES = {
     "tensor_percent": "sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_elapsed",
@@ -49,9 +50,10 @@ def by_kernel(launches: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         launches: from `read_csv`, each with its duration.
 
     Returns:
-        Of each, the longest in sum first: name, grid, launches, mean_us, share_percent of the sum of all durations, the shares of peak
-        (tensor_percent of the tensor cores' cycles, sm_percent, l2_percent, dram_percent; weighted by duration) and dram_mib, read and
-        written by one launch; the last two as far as they could be read.
+        Of each, the longest in sum first: name, grid, launches, mean_us, share_percent of the sum of all durations, the
+            shares of peak
+        (tensor_percent of the tensor cores' cycles, sm_percent, l2_percent, dram_percent; weighted by duration) and
+        dram_mib, read and written by one launch; the last two as far as they could be read.
     """
     groups = collections.defaultdict(list)
     for launch in launches:
@@ -64,7 +66,12 @@ def by_kernel(launches: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         row["share_percent"] = round(100 * spent / total, 1)
         for key, metric in _SHARES.items():
             if read := [launch for launch in group if metric in launch]:
-                row[key] = round(float(np.average([launch[metric] for launch in read], weights=[launch[DURATION] for launch in read])), 1)
+                row[key] = round(
+                    float(
+                        np.average([launch[metric] for launch in read], weights=[launch[DURATION] for launch in read])
+                    ),
+                    1,
+                )
         if read := [launch for launch in group if launch.keys() >= {*_BYTES}]:
             row["dram_mib"] = round(sum(launch[metric] for launch in read for metric in _BYTES) / len(read) / 2**20, 1)
         rows.append(row)

@@ -15,19 +15,36 @@ Run = Mapping[str, Any]
 
 
 def h200_table(record: Run) -> str:
-    """GPU results: several tools side by side, trials of `tune`, kernels, or a benchmark; of any other file its rows as they are."""
-    for key, table in (("models", side_by_side), ("trials", tune_table), ("kernels", kernel_table), ("recommended", precision_table)):
+    """GPU results: several tools side by side, trials of `tune`, kernels, or a benchmark; of any other file its rows as
+    they are."""
+    for key, table in (
+        ("models", side_by_side),
+        ("trials", tune_table),
+        ("kernels", kernel_table),
+        ("recommended", precision_table),
+    ):
         if key in record:
             return table(record)
     rows = record["rows"]
-    columns = [key for key in rows[0] if all(isinstance(row.get(key), str | int | float) and len(str(row[key])) <= 40 for row in rows)]
-    return markdown([column.replace("_", " ") for column in columns], [[_cell(row[column]) for column in columns] for row in rows])
+    columns = [
+        key
+        for key in rows[0]
+        if all(isinstance(row.get(key), str | int | float) and len(str(row[key])) <= 40 for row in rows)
+    ]
+    return markdown(
+        [column.replace("_", " ") for column in columns], [[_cell(row[column]) for column in columns] for row in rows]
+    )
 
 
 def tune_table(record: Run) -> str:
-    """Every engine that `tune` timed; of a range the share of what the fixed profile of the same lowering and batch has."""
+    """Every engine that `tune` timed; of a range the share of what the fixed profile of the same lowering and batch
+    has."""
     rows = [(trial, row) for trial in record["trials"] for row in trial.get("rows", ())]
-    fixed = {_graph(trial, row): row["images_per_second"] for trial, row in rows if trial["sizes"]["min"] == trial["sizes"]["max"]}
+    fixed = {
+        _graph(trial, row): row["images_per_second"]
+        for trial, row in rows
+        if trial["sizes"]["min"] == trial["sizes"]["max"]
+    }
     cells = [
         [
             "`model.onnx`" if _lowering(trial) == DEFAULT else _lowering(trial),
@@ -35,14 +52,26 @@ def tune_table(record: Run) -> str:
             trial["precision"],
             f"{row['batch']}",
             rate(row["images_per_second"]),
-            f"{100 * row['images_per_second'] / fixed[_graph(trial, row)]:.1f} %" if _graph(trial, row) in fixed else "",
+            f"{100 * row['images_per_second'] / fixed[_graph(trial, row)]:.1f} %"
+            if _graph(trial, row) in fixed
+            else "",
             trial["fused_attention"]["text"] if trial["fused_attention"] else "unknown",
             f"{trial['cosine']:.6f}" + ("" if trial["passed"] else ", **missed**"),
             _noise(row),
         ]
         for trial, row in rows
     ]
-    header = ("lowering", "profile", "precision", "batch", "throughput", "of the fixed profile", "fused attention", "cosine to JAX", "±%")
+    header = (
+        "lowering",
+        "profile",
+        "precision",
+        "batch",
+        "throughput",
+        "of the fixed profile",
+        "fused attention",
+        "cosine to JAX",
+        "±%",
+    )
     return markdown(header, cells)
 
 
@@ -69,7 +98,9 @@ def kernel_table(record: Run) -> str:
     rows.append(["the others", f"{sum(row['launches'] for row in others)}", "", share, "", "", "", ""])
     for name, key in (("all of them, one by one", "kernels_us"), ("a run among runs, as a CUDA graph", "run_us")):
         rows.append([name, "", f"{spaced(record[key])} µs", "", "", "", "", ""])
-    return markdown(("kernel", "launches", "each", "share", "tensor cores busy", "L2", "GPU memory", "moved, each"), rows)
+    return markdown(
+        ("kernel", "launches", "each", "share", "tensor cores busy", "L2", "GPU memory", "moved, each"), rows
+    )
 
 
 def _noise(row: Run) -> str:
@@ -97,7 +128,17 @@ def precision_table(record: Run) -> str:
         ]
         for row in rows
     ]
-    header = ("precision", "graph", "batch", "streams", "layers in INT8", "fused attention", "throughput", "±%", "recommended")
+    header = (
+        "precision",
+        "graph",
+        "batch",
+        "streams",
+        "layers in INT8",
+        "fused attention",
+        "throughput",
+        "±%",
+        "recommended",
+    )
     return markdown(header, cells)
 
 

@@ -1,18 +1,22 @@
 """Side by side on one GPU: our TensorRT engines, JAX, and torch.compile, for one model after the other.
 
-    python benchmarks/gpu/h200.py --trt_python=/opt/trt/python --workdir=/tmp/h200 --output=benchmarks/results/h200-fp16.json
+    python benchmarks/gpu/h200.py --trt_python=/opt/trt/python --workdir=/tmp/h200
+    --output=benchmarks/results/h200-fp16.json
 
-This Python (3.11 or later) has vit_convert, JAX, Flax, jax2onnx, onnxruntime, PyTorch and timm; `--trt_python` has tensorrt, numpy,
-absl-py and ml_collections. Each step is a process of its own. Those of the first phase run side by side, in lanes: random checkpoints,
-exports with their check, engines, and what JAX and PyTorch compile, kept in caches. Then, with nothing else running on that GPU, each
-model is verified and measured: our engines, JAX, torch. Compilers of all three time kernels while the others' run (`started` and
+This Python (3.11 or later) has vit_convert, JAX, Flax, jax2onnx, onnxruntime, PyTorch and timm; `--trt_python` has
+tensorrt, numpy, absl-py and ml_collections. Each step is a process of its own. Those of the first phase run side by
+side, in lanes: random checkpoints, exports with their check, engines, and what JAX and PyTorch compile, kept in caches.
+Then, with nothing else running on that GPU, each
+model is verified and measured: our engines, JAX, torch. Compilers of all three time kernels while the others' run
+    (`started` and
 `seconds` of the steps tell).
 
-With several `--gpus` the models take turns on them, each with all its tools on one GPU; every GPU has phases and lanes of its own.
+With several `--gpus` the models take turns on them, each with all its tools on one GPU; every GPU has phases and lanes
+of its own.
 
-Steps that are done are not done again, unless their own command changed or a step that they come after has run since. A step that fails is
-recorded and the others go on, and no step starts that would not end before `--step_limit` seconds, so that the same command can be given
-until it says that all is done.
+Steps that are done are not done again, unless their own command changed or a step that they come after has run since. A
+step that fails is recorded and the others go on, and no step starts that would not end before `--step_limit` seconds,
+so that the same command can be given until it says that all is done.
 """
 
 import dataclasses
@@ -34,14 +38,22 @@ _FOLDER = pathlib.Path(__file__).resolve().parent
 _ROOT = _FOLDER.parent.parent
 _PREPARED = {"checkpoint": 1, "export": 2, "build": 1, "jax_compile": 1, "torch_compile": 2}  # how many at a time
 _MEASURED = ("verify", "benchmark", "jax", "torch")
-_MODELS = flags.DEFINE_list("models", ["Ti/16", "B/32", "B/16", "L/16", "H/14", "B/16@384"], "Variant, with @size where it is not 224.")
+_MODELS = flags.DEFINE_list(
+    "models", ["Ti/16", "B/32", "B/16", "L/16", "H/14", "B/16@384"], "Variant, with @size where it is not 224."
+)
 _BATCHES = flags.DEFINE_list("batches", ["1", "64", "256"], "Images per run; each gets a fixed profile.")
 _PRECISIONS = flags.DEFINE_list("precisions", ["fp16"], "Engines to build, verify and measure.")
 _TARGET = flags.DEFINE_string("target", "trt8", "Dialect of the graphs.")
-_GPUS = flags.DEFINE_list("gpus", [""], "GPUs that the models take turns on, as CUDA_VISIBLE_DEVICES names them; each model stays on one.")
+_GPUS = flags.DEFINE_list(
+    "gpus", [""], "GPUs that the models take turns on, as CUDA_VISIBLE_DEVICES names them; each model stays on one."
+)
 _LOWERING = flags.DEFINE_string("lowering", "auto", "Lowering that fp16 engines are built from; empty: model.onnx.")
-_INT8_LOWERING = flags.DEFINE_string("int8_lowering", "fused", "Lowering that int8 engines are built from; empty: the Q/DQ graph.")
-_INPUT = flags.DEFINE_enum("input", "float32", ["float32", "uint8"], "What our engines take; uint8 is normalised inside.")
+_INT8_LOWERING = flags.DEFINE_string(
+    "int8_lowering", "fused", "Lowering that int8 engines are built from; empty: the Q/DQ graph."
+)
+_INPUT = flags.DEFINE_enum(
+    "input", "float32", ["float32", "uint8"], "What our engines take; uint8 is normalised inside."
+)
 _TRT_PYTHON = flags.DEFINE_string("trt_python", sys.executable, "The Python that has tensorrt.")
 _WORKDIR = flags.DEFINE_string("workdir", "/tmp/h200", "Checkpoints, bundles, caches, logs and the peers' results.")
 _OUTPUT = flags.DEFINE_string("output", None, "The JSON file, written after every step.", required=True)
@@ -51,10 +63,14 @@ _STOP_AFTER = flags.DEFINE_float("stop_after", 540.0, "Seconds after which no fu
 _STEP_LIMIT = flags.DEFINE_float("step_limit", 560.0, "Seconds after which running steps are ended.")
 _PHASE = flags.DEFINE_enum("phase", "all", ["all", "prepare", "measure"], "Which phase.")
 _DTYPES = flags.DEFINE_list("jax_dtypes", ["fp32", "bf16"], "What JAX computes in.")
-_MODES = flags.DEFINE_list("torch_modes", ["reduce-overhead"], "torch.compile modes; max-autotune compiles for minutes.")
+_MODES = flags.DEFINE_list(
+    "torch_modes", ["reduce-overhead"], "torch.compile modes; max-autotune compiles for minutes."
+)
 _STEPS = flags.DEFINE_list("steps", [*_PREPARED, *_MEASURED], "Which steps.")
 _LANES = flags.DEFINE_list(
-    "lanes", [f"{name}={count}" for name, count in _PREPARED.items()], "How many of a step are prepared at a time on a GPU."
+    "lanes",
+    [f"{name}={count}" for name, count in _PREPARED.items()],
+    "How many of a step are prepared at a time on a GPU.",
 )
 _ENVIRONMENT = ("gpu", "driver", "cuda", *VERSIONS)
 _CALIBRATED = 16  # images
@@ -98,7 +114,11 @@ def commands(model: Model, workdir: pathlib.Path) -> dict[str, list[str]]:
         By name of the step, in order.
     """
     here, bundle = sys.executable, str(workdir / model.name)
-    checkpoint, batches, precisions = f"{bundle}.npz", ",".join(_BATCHES.value), f"--precision={','.join(_PRECISIONS.value)}"
+    checkpoint, batches, precisions = (
+        f"{bundle}.npz",
+        ",".join(_BATCHES.value),
+        f"--precision={','.join(_PRECISIONS.value)}",
+    )
     largest = max(int(word) for word in _BATCHES.value)
     fixed = [f"--config.batch.{key}={largest}" for key in ("min", "opt", "max")]  # no range beside the fixed profiles
     profiles = [*fixed, f"--config.batch.profiles=({', '.join(_BATCHES.value)},)"]
@@ -106,9 +126,25 @@ def commands(model: Model, workdir: pathlib.Path) -> dict[str, list[str]]:
     peer = [f"--batches={batches}", f"--image_size={model.image_size}"]
     timing = [f"--seconds={_SECONDS.value}", f"--warmup={_WARMUP.value}"]
     ours = [f"--batches={batches}", "--streams=1,2", f"--duration={_SECONDS.value}", f"--warmup={_WARMUP.value}"]
-    jax = [here, str(_FOLDER / "jax_peer.py"), f"--checkpoint={checkpoint}", f"--dtypes={','.join(_DTYPES.value)}", *peer]
-    torch = [here, str(_FOLDER / "torch_peer.py"), f"--variant={model.variant}", f"--modes={','.join(_MODES.value)}", *peer]
-    asked = [f"--config.checkpoint={checkpoint}", f"--config.name={model.name}", f"--config.image_size={model.image_size}"]
+    jax = [
+        here,
+        str(_FOLDER / "jax_peer.py"),
+        f"--checkpoint={checkpoint}",
+        f"--dtypes={','.join(_DTYPES.value)}",
+        *peer,
+    ]
+    torch = [
+        here,
+        str(_FOLDER / "torch_peer.py"),
+        f"--variant={model.variant}",
+        f"--modes={','.join(_MODES.value)}",
+        *peer,
+    ]
+    asked = [
+        f"--config.checkpoint={checkpoint}",
+        f"--config.name={model.name}",
+        f"--config.image_size={model.image_size}",
+    ]
     graph = [
         f"--config.target={_TARGET.value}",
         f"--config.engine.lowering={_LOWERING.value}",
@@ -117,12 +153,29 @@ def commands(model: Model, workdir: pathlib.Path) -> dict[str, list[str]]:
         "--config.engine.backend=none",
         "--config.check.num_images=2",
     ]
-    quantized = [f"--config.engine.int8_lowering={_INT8_LOWERING.value}", f"--config.calibration.num_images={_CALIBRATED}"]
+    quantized = [
+        f"--config.engine.int8_lowering={_INT8_LOWERING.value}",
+        f"--config.calibration.num_images={_CALIBRATED}",
+    ]
     last = "calibrate" if _INT8_LOWERING.value else "quantize"  # by noise: INT8's speed, and no accuracy
     graph += [*quantized, f"--until={last}"] if "int8" in _PRECISIONS.value else ["--until=check"]
     return {
-        "checkpoint": [here, "-m", "vit_convert.families.random", f"--variant={model.variant}", f"--output={checkpoint}"],
-        "export": [here, "-m", "vit_convert", f"--config={workdir / 'config.py'}", *asked, *graph, f"--workdir={workdir}"],
+        "checkpoint": [
+            here,
+            "-m",
+            "vit_convert.families.random",
+            f"--variant={model.variant}",
+            f"--output={checkpoint}",
+        ],
+        "export": [
+            here,
+            "-m",
+            "vit_convert",
+            f"--config={workdir / 'config.py'}",
+            *asked,
+            *graph,
+            f"--workdir={workdir}",
+        ],
         "build": [*engine, "build", bundle, precisions, *profiles],
         "jax_compile": [*jax, "--compile_only", f"--output={bundle}.jax_compile.json"],
         "torch_compile": [*torch, "--compile_only", f"--output={bundle}.torch_compile.json"],
@@ -138,7 +191,8 @@ _AFTER |= {"verify": "build", "benchmark": "build", "jax": "jax_compile", "torch
 
 
 def steps_of(model: Model, workdir: pathlib.Path, gpu: str = "") -> list[Step]:
-    """The steps of a model that are asked for, in order; the lanes are called after them, those measured "measure", with the GPU's name.
+    """The steps of a model that are asked for, in order; the lanes are called after them, those measured "measure",
+    with the GPU's name.
 
     Args:
         model: what to measure.
@@ -156,7 +210,8 @@ def steps_of(model: Model, workdir: pathlib.Path, gpu: str = "") -> list[Step]:
         "TORCHINDUCTOR_CACHE_DIR": str(caches / "torch"),
     }
     shared |= {"CUDA_VISIBLE_DEVICES": gpu} if gpu else {}
-    own = {"export": {"JAX_PLATFORMS": "cpu"}}  # two reference images are no work, and kernels are being timed on the GPU
+    # two reference images are no work, and kernels are being timed on the GPU
+    own = {"export": {"JAX_PLATFORMS": "cpu"}}
     return [
         Step(
             key=f"{model.name}/{name}",
@@ -185,7 +240,8 @@ def in_phases(steps: Sequence[Step], phase: str) -> list[Step]:
 
 
 def up_to_date(model: Model, workdir: pathlib.Path, state: State) -> set[str]:
-    """The steps of a model that are done, by these flags where they are asked for, from what the steps before them made last.
+    """The steps of a model that are done, by these flags where they are asked for, from what the steps before them made
+    last.
 
     Args:
         model: what was measured.
@@ -211,7 +267,8 @@ def collect(model: Model, workdir: pathlib.Path, state: State) -> dict[str, Any]
         state: of the steps.
 
     Returns:
-        {"engine": benchmark.json, "verify", "engines" and "check" of report.json, "jax", "torch"}, those that are there. The peers' files
+        {"engine": benchmark.json, "verify", "engines" and "check" of report.json, "jax", "torch"}, those that are
+        there. The peers' files
         are given as far as they have come: they say for themselves what each row was measured with.
     """
     report = read_json(workdir / model.name / "report.json") or {}
@@ -234,9 +291,12 @@ def results(models: Sequence[Model], workdir: pathlib.Path, state: State) -> dic
         state: of the steps.
 
     Returns:
-        {"command", "date" of the last step, "environment": GPU and versions, "models": by name, see `collect`, "steps"}.
+        {"command", "date" of the last step, "environment": GPU and versions, "models": by name, see `collect`,
+        "steps"}.
     """
-    found: Mapping[str, Any] = {model.name: {**dataclasses.asdict(model), **collect(model, workdir, state)} for model in models}
+    found: Mapping[str, Any] = {
+        model.name: {**dataclasses.asdict(model), **collect(model, workdir, state)} for model in models
+    }
     parts = [model[part] for model in found.values() for part in ("engine", "jax", "torch") if part in model]
     return {
         "command": shlex.join(sys.argv),
@@ -253,7 +313,8 @@ def main(argv: Sequence[str]) -> None:
     lanes = {name: int(count) for name, _, count in (word.partition("=") for word in _LANES.value)}
     if unknown := ({*_STEPS.value} - {*_PREPARED, *_MEASURED}) | ({*lanes} - {*_PREPARED}):
         raise app.UsageError(
-            f"{', '.join(sorted(unknown))}: steps are {', '.join([*_PREPARED, *_MEASURED])}; lanes are {', '.join(_PREPARED)}"
+            f"{', '.join(sorted(unknown))}: steps are {', '.join([*_PREPARED, *_MEASURED])}; lanes are "
+            f"{', '.join(_PREPARED)}"
         )
     workdir, output = pathlib.Path(_WORKDIR.value).resolve(), pathlib.Path(_OUTPUT.value)
     models = [Model.parse(text, _INPUT.value) for text in _MODELS.value]
@@ -265,7 +326,8 @@ def main(argv: Sequence[str]) -> None:
         write_json(output, results(models, workdir, state))
 
     runner = Runner(workdir, stop_after=_STOP_AFTER.value, limit=_STEP_LIMIT.value, changed=save)
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # an exception, so that the steps are ended
+    # an exception, so that the steps are ended
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     gpus = [_GPUS.value[i % len(_GPUS.value)] for i in range(len(models))]
     steps = [step for model, gpu in zip(models, gpus) for step in steps_of(model, workdir, gpu)]
     runner.run(
@@ -276,7 +338,8 @@ def main(argv: Sequence[str]) -> None:
     print(table(results(models, workdir, runner.state)))
     left = runner.count(LEFT)
     print(
-        f"{runner.count(FAILED)} steps failed;", f"{left} steps are left: give the same command again" if left else "all steps were tried"
+        f"{runner.count(FAILED)} steps failed;",
+        f"{left} steps are left: give the same command again" if left else "all steps were tried",
     )
 
 

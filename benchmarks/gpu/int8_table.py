@@ -12,7 +12,8 @@ Run = Mapping[str, Any]
 
 
 def int8_fused_table(record: Run) -> str:
-    """Lays out what `h200.py --precisions=fp16,int8` wrote: images and results in GPU memory, one stream, runs queued ahead.
+    """Lays out what `h200.py --precisions=fp16,int8` wrote: images and results in GPU memory, one stream, runs queued
+    ahead.
 
     Args:
         record: of one run, all of a model on one card.
@@ -22,7 +23,11 @@ def int8_fused_table(record: Run) -> str:
     """
     rows = []
     for model in record["models"].values():
-        resident = [row for row in model.get("engine", {}).get("rows", []) if row["transfers"] == RESIDENT and row["streams"] == 1]
+        resident = [
+            row
+            for row in model.get("engine", {}).get("rows", [])
+            if row["transfers"] == RESIDENT and row["streams"] == 1
+        ]
         jax, torch = (model.get(name, {}).get("rows", []) for name in ("jax", "torch"))
         proof = model.get("verify", {}).get("engines", {}).get("int8", {})
         for batch in sorted({row["batch"] for row in resident}):
@@ -33,9 +38,15 @@ def int8_fused_table(record: Run) -> str:
             others = (fp16, theirs[0], theirs[1], compiled)
             found = [row for row in (fp16, int8, *theirs) if row]
             noise = max((row["noise_percent"] for row in found if row.get("noise_percent") is not None), default=None)
-            cells = [f"{model['variant']} at {model['image_size']}", str(batch), *(_cell(row) for row in (fp16, int8, *theirs))]
+            cells = [
+                f"{model['variant']} at {model['image_size']}",
+                str(batch),
+                *(_cell(row) for row in (fp16, int8, *theirs)),
+            ]
             cells += [_ratio(int8, other) for other in others]
-            cells += [f"{proof['cosine']:.4f}" + ("" if proof["passed"] else ", **missed**") if proof else "not verified"]
+            cells += [
+                f"{proof['cosine']:.4f}" + ("" if proof["passed"] else ", **missed**") if proof else "not verified"
+            ]
             rows.append([*cells, "" if noise is None else f"{noise:.1f}"])
     peers = ("JAX fp32", "JAX bf16, its best", "torch reduce-overhead", "torch max-autotune")
     ratios = ("INT8 / FP16", "/ JAX fp32", "/ JAX bf16", "/ torch's best")

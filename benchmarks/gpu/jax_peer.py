@@ -1,9 +1,10 @@
-"""What a JAX team runs today: `jax.jit` of the same Flax model and weights, in fp32 and bf16, with plain and with cuDNN's attention.
+"""What a JAX team runs today: `jax.jit` of the same Flax model and weights, in fp32 and bf16, with plain and with
+cuDNN's attention.
 
 python benchmarks/gpu/jax_peer.py --checkpoint=B16.npz --batches=1,64,256 --output=jax-b16.json
 
-Images stay in GPU memory. fp32 runs at JAX's default matmul precision. With JAX_COMPILATION_CACHE_DIR set, a run with --compile_only (and
-an output of its own) leaves there what the measured run needs.
+Images stay in GPU memory. fp32 runs at JAX's default matmul precision. With JAX_COMPILATION_CACHE_DIR set, a run with
+--compile_only (and an output of its own) leaves there what the measured run needs.
 """
 
 import functools
@@ -34,7 +35,8 @@ _ATTENTIONS = {"fp32": ("plain",), "bf16": ("plain", "cudnn")}  # cuDNN's attent
 _PLAIN_ATTENTION = linen.MultiHeadDotProductAttention
 
 
-def _cudnn_attention(query: jax.Array, key: jax.Array, value: jax.Array, **_: Any) -> jax.Array:  # each [B, S, heads, depth]
+# each [B, S, heads, depth]
+def _cudnn_attention(query: jax.Array, key: jax.Array, value: jax.Array, **_: Any) -> jax.Array:
     return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
 
 
@@ -43,7 +45,12 @@ def main(argv: Sequence[str]) -> None:
     size = (_IMAGE_SIZE.value, _IMAGE_SIZE.value)
     checkpoint = load_checkpoint(_CHECKPOINT.value, image_size=size)
     device = jax.devices()[0]
-    about = {"jax": jax.__version__, "device": device.device_kind, "image_size": list(size), "variant": checkpoint.architecture.variant}
+    about = {
+        "jax": jax.__version__,
+        "device": device.device_kind,
+        "image_size": list(size),
+        "variant": checkpoint.architecture.variant,
+    }
     timing = {"seconds": _SECONDS.value, "warmup_seconds": _WARMUP.value}
     results = loops.Results(_OUTPUT.value, framework="jax", **about, **timing)
     model = ViT(checkpoint.architecture)
@@ -67,7 +74,9 @@ def _time(run: Any, params: Any, shape: tuple[int, ...], dtype: Any) -> dict[str
     wait(run(params, images))
     if _COMPILE_ONLY.value:
         return {"first_call_seconds": round(time.perf_counter() - started, 2)}
-    return loops.measure(lambda: run(params, images), lambda result: wait(result), shape[0], _SECONDS.value, _WARMUP.value)
+    return loops.measure(
+        lambda: run(params, images), lambda result: wait(result), shape[0], _SECONDS.value, _WARMUP.value
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""How JAX and PyTorch are timed: as vit_convert.engine.measure.loops times our engines, one call at a time and calls queued ahead."""
+"""How JAX and PyTorch are timed: as vit_convert.engine.measure.loops times our engines, one call at a time and calls
+queued ahead."""
 
 import datetime
 import os
@@ -18,7 +19,9 @@ from vit_convert.engine.measure.monitor import Monitor, merge_summaries
 PASSES = 2  # their difference is the noise of a row
 
 
-def measure(call: Callable[[], Any], wait: Callable[[Any], None], batch: int, seconds: float, warmup_seconds: float) -> dict[str, Any]:
+def measure(
+    call: Callable[[], Any], wait: Callable[[Any], None], batch: int, seconds: float, warmup_seconds: float
+) -> dict[str, Any]:
     """Times one function whose results are computed asynchronously.
 
     Args:
@@ -29,7 +32,8 @@ def measure(call: Callable[[], Any], wait: Callable[[Any], None], batch: int, se
         warmup_seconds: called before the first measurement.
 
     Returns:
-        images_per_second, noise_percent, p50_ms, p95_ms, p99_ms, runs, and what NVML told of clocks and power, where it can be used.
+        images_per_second, noise_percent, p50_ms, p95_ms, p99_ms, runs, and what NVML told of clocks and power, where it
+        can be used.
     """
     _queued(call, wait, warmup_seconds)
     rates, latencies, told, monitor = [], [], [], Monitor()
@@ -72,11 +76,13 @@ def _single(call: Callable[[], Any], wait: Callable[[Any], None], seconds: float
 
 
 class Results:
-    """Rows in a JSON file, written after each, with their date; a row that is there already, measured alike, is not measured again.
+    """Rows in a JSON file, written after each, with their date; a row that is there already, measured alike, is not
+    measured again.
 
     Args:
         path: the file.
-        **about: what holds for all rows (versions, GPU, model, image size, seconds), to which the driver and the loops' own settings are
+        **about: what holds for all rows (versions, GPU, model, image size, seconds), to which the driver and the loops'
+            own settings are
             added: rows of anything else are dropped.
     """
 

@@ -1,9 +1,11 @@
-"""Where the time of one run goes: each kernel, how long it takes and how it uses tensor cores and memory, by Nsight Compute.
+"""Where the time of one run goes: each kernel, how long it takes and how it uses tensor cores and memory, by Nsight
+Compute.
 
     python benchmarks/gpu/ncu.py BUNDLE --precision=fp16 --batch=256 --output=benchmarks/results/h200-ncu-b16.json
 
-The engine has to be built. Needs what `python -m vit_convert.engine` does, and `ncu`, which must be allowed to read the GPU's counters
-(https://developer.nvidia.com/ERR_NVGPUCTRPERM). Kernels are replayed for each group of counters, at the clocks that the GPU takes, and
+The engine has to be built. Needs what `python -m vit_convert.engine` does, and `ncu`, which must be allowed to read the
+GPU's counters (https://developer.nvidia.com/ERR_NVGPUCTRPERM). Kernels are replayed for each group of counters, at the
+clocks that the GPU takes, and
 find in the caches what fits there: of tensors that are several times as large, little.
 """
 
@@ -53,7 +55,9 @@ def _run(path: str) -> int:
         run_once(engine)
         return 0
     found = profile(bundle, engine)
-    write_json(_OUTPUT.value, {"command": shlex.join(["python", *sys.argv]), "environment": environment(backend), **found})
+    write_json(
+        _OUTPUT.value, {"command": shlex.join(["python", *sys.argv]), "environment": environment(backend), **found}
+    )
     for row in found["kernels"]:
         print(f"{row['share_percent']:5.1f} %  {row['launches']:3} x {row['mean_us']:8.1f} us  {row['name'][:100]}")
     return 0
@@ -67,8 +71,8 @@ def profile(bundle: Bundle, engine: Engine) -> dict[str, Any]:
         engine: loaded.
 
     Returns:
-        model, precision, graph, batch, run_us (median of a replayed CUDA graph, by the GPU's clock), kernels_us (the sum of their
-        durations under the profiler), kernels: see `by_kernel`.
+        model, precision, graph, batch, run_us (median of a replayed CUDA graph, by the GPU's clock), kernels_us (the
+        sum of their durations under the profiler), kernels: see `by_kernel`.
 
     Raises:
         BenchmarkError: the engine takes no such batch, its runs cannot be recorded, or ncu is missing or read nothing.
@@ -76,22 +80,41 @@ def profile(bundle: Bundle, engine: Engine) -> dict[str, Any]:
     with Session(engine) as session:
         worker = Worker(session, shape_to_measure(engine, _BATCH.value), transfers=False)
         if worker.prepared.graph is None:
-            raise BenchmarkError(f"{engine.path.name}: {worker.prepared.why_no_graph}", fix="A run is timed as a CUDA graph.")
+            raise BenchmarkError(
+                f"{engine.path.name}: {worker.prepared.why_no_graph}", fix="A run is timed as a CUDA graph."
+            )
         measure_throughput([worker], _SECONDS.value)  # brings the clocks to where they are among runs
         run_ms = float(np.median(measure_latency([worker], _SECONDS.value).gpu_ms))
-    command = [_NCU.value, "--csv", "--page=raw", "--print-units=base", f"--metrics={','.join(METRICS)}", "--profile-from-start=off"]
+    command = [
+        _NCU.value,
+        "--csv",
+        "--page=raw",
+        "--print-units=base",
+        f"--metrics={','.join(METRICS)}",
+        "--profile-from-start=off",
+    ]
     # By itself ncu empties the caches before each kernel, and charges it for what the one before it has left there.
     command += ["--clock-control=none", "--cache-control=none"]
-    inside = [sys.executable, __file__, str(bundle.root), f"--precision={_PRECISION.value}", f"--batch={_BATCH.value}", "--inside"]
+    inside = [
+        sys.executable,
+        __file__,
+        str(bundle.root),
+        f"--precision={_PRECISION.value}",
+        f"--batch={_BATCH.value}",
+        "--inside",
+    ]
     try:
         done = subprocess.run([*command, *inside], capture_output=True, text=True)
     except OSError as e:
-        raise BenchmarkError(f"--ncu={_NCU.value}: {e.strerror}", fix="Install Nsight Compute, or say where it is.") from e
+        raise BenchmarkError(
+            f"--ncu={_NCU.value}: {e.strerror}", fix="Install Nsight Compute, or say where it is."
+        ) from e
     launches = [launch for launch in read_csv(done.stdout) if DURATION in launch]
     if done.returncode or not launches:
         said = (done.stdout + done.stderr).strip()[-2000:]
         raise BenchmarkError(
-            f"{_NCU.value} exits with {done.returncode}, {len(launches)} kernels: {said}", fix="See this script's first lines."
+            f"{_NCU.value} exits with {done.returncode}, {len(launches)} kernels: {said}",
+            fix="See this script's first lines.",
         )
     return {
         "model": describe_model(bundle),

@@ -34,7 +34,11 @@ def fastest_answer(rows: Iterable[Mapping[str, Any]], batch: int, **wanted: Any)
 
 
 def _fitting(rows: Iterable[Mapping[str, Any]], batch: int, wanted: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    return [r for r in rows if r["batch"] == batch and "failed" not in r and all(r.get(key) == value for key, value in wanted.items())]
+    return [
+        r
+        for r in rows
+        if r["batch"] == batch and "failed" not in r and all(r.get(key) == value for key, value in wanted.items())
+    ]
 
 
 def table(results: Mapping[str, Any], precision: str = "fp16") -> str:
@@ -45,12 +49,24 @@ def table(results: Mapping[str, Any], precision: str = "fp16") -> str:
         precision: of our engines.
 
     Returns:
-        A Markdown table: images/s with runs queued ahead on one stream and, at batch 1, the median latency; images and results stay in GPU
-        memory. The column "host" is the share of our best throughput, on as many streams as were measured, that is left with images from
-        page-locked host memory and results back to it; "±%" the largest difference in throughput between two passes of anything in the row.
+        A Markdown table: images/s with runs queued ahead on one stream and, at batch 1, the median latency; images and
+            results stay in GPU
+        memory. The column "host" is the share of our best throughput, on as many streams as were measured, that is left
+        with images from page-locked host memory and results back to it; "±%" the largest difference in throughput
+        between two passes of anything in the row.
     """
     peers = ("JAX jit, fp32", "JAX jit, its best", "torch.compile, timm, fp16")
-    header = ["model", "batch", f"ours, TensorRT {precision}", *peers, "ours / JAX fp32", "ours / JAX best", "ours / torch", "host", "±%"]
+    header = [
+        "model",
+        "batch",
+        f"ours, TensorRT {precision}",
+        *peers,
+        "ours / JAX fp32",
+        "ours / JAX best",
+        "ours / torch",
+        "host",
+        "±%",
+    ]
     lines = [f"| {' | '.join(header)} |", f"|---|{'---:|' * (len(header) - 1)}"]
     for model in results["models"].values():
         ours = [row for row in model.get("engine", {}).get("rows", []) if row["precision"] == precision]
@@ -63,7 +79,10 @@ def table(results: Mapping[str, Any], precision: str = "fp16") -> str:
             others = [pick(jax_rows, batch, precision="fp32"), pick(jax_rows, batch), pick(torch_rows, batch)]
             found = [mine, *others]
             shared = best(from_host, batch), best(resident, batch)
-            noise = max((row["noise_percent"] for row in (*found, *shared) if row and row.get("noise_percent") is not None), default=None)
+            noise = max(
+                (row["noise_percent"] for row in (*found, *shared) if row and row.get("noise_percent") is not None),
+                default=None,
+            )
             cells = [_name(model), str(batch)]
             cells += [_cell(row, batch, plain=row is others[0]) for row in found]
             cells += [_ratio(mine, other, batch) for other in others]
@@ -92,7 +111,9 @@ def merge(runs: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Any], list[s
         fastest = max(row["images_per_second"] for row in model["engine"]["rows"])
         rates[about] = max(fastest, rates.get(about, 0.0))
     keys = sorted(newest, key=lambda key: (-rates[key[0]], key[1]))
-    return {"models": {f"{about} {batch}": newest[about, batch][1] for about, batch in keys}}, sorted({name for name, _ in newest.values()})
+    return {"models": {f"{about} {batch}": newest[about, batch][1] for about, batch in keys}}, sorted(
+        {name for name, _ in newest.values()}
+    )
 
 
 def _name(model: Mapping[str, Any]) -> str:
@@ -106,7 +127,10 @@ def _of_batch(model: Mapping[str, Any], batch: int) -> dict[str, Any]:
     parts = {name: model[name] for name in ("engine", "jax", "torch") if name in model}
     return {
         **model,
-        **{name: {**part, "rows": [row for row in part.get("rows", []) if row["batch"] == batch]} for name, part in parts.items()},
+        **{
+            name: {**part, "rows": [row for row in part.get("rows", []) if row["batch"] == batch]}
+            for name, part in parts.items()
+        },
     }
 
 
@@ -135,7 +159,11 @@ def _ratio(mine: Mapping[str, Any] | None, other: Mapping[str, Any] | None, batc
 
 
 def _share(part: Mapping[str, Any] | None, whole: Mapping[str, Any] | None) -> str:
-    return "–" if part is None or whole is None else f"{100 * part['images_per_second'] / whole['images_per_second']:.0f} %"
+    return (
+        "–"
+        if part is None or whole is None
+        else f"{100 * part['images_per_second'] / whole['images_per_second']:.0f} %"
+    )
 
 
 if __name__ == "__main__":

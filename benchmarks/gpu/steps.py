@@ -1,4 +1,5 @@
-"""Steps of a long run: each a process group of its own, in lanes that run side by side; the next run continues where this one ended."""
+"""Steps of a long run: each a process group of its own, in lanes that run side by side; the next run continues where
+this one ended."""
 
 import contextlib
 import dataclasses
@@ -28,7 +29,8 @@ class Step:
         key: "b16-224/build".
         command: its words.
         lane: the steps of a lane share its workers, and start in their order.
-        after: keys of steps that have to be done first, as far as they are asked for; when one of them runs again, so does this one.
+        after: keys of steps that have to be done first, as far as they are asked for; when one of them runs again, so
+            does this one.
         behind: keys of steps that have to have ended first, whatever came of them.
         environment: variables that are added to those of this process.
     """
@@ -74,7 +76,8 @@ class Runner:
         with contextlib.ExitStack() as stack:
             pools = {lane: stack.enter_context(ThreadPoolExecutor(count)) for lane, count in workers.items()}
             try:
-                for step in steps:  # a step waits for earlier ones alone and a lane keeps the order, so one of them can always run
+                # a step waits for earlier ones alone and a lane keeps the order, so one of them can always run
+                for step in steps:
                     before = {key: self.outcomes[key] for key in step.after if key in self.outcomes}
                     behind = [self.outcomes[key] for key in step.behind if key in self.outcomes]
                     self.outcomes[step.key] = pools[step.lane].submit(self._outcome, step, before, behind)
@@ -91,20 +94,31 @@ class Runner:
     def _outcome(self, step: Step, before: Mapping[str, Future[str]], behind: Sequence[Future[str]]) -> str:
         found = {key: future.result() for key, future in before.items()}
         with self._lock:
-            done = is_done(self.state, step.key, step.after) and self.state[step.key]["command"] == shlex.join(step.command)
+            done = is_done(self.state, step.key, step.after) and self.state[step.key]["command"] == shlex.join(
+                step.command
+            )
         if done and {*found.values()} <= {DONE}:
             return DONE
         wait(behind)
         if LEFT in found.values() or not self._fits(step):
             return LEFT
         failed = [key for key, outcome in found.items() if outcome == FAILED]
-        return self._record(step, _now(), FAILED, 0.0, [f"not run: {', '.join(failed)} failed"]) if failed else self._execute(step)
+        return (
+            self._record(step, _now(), FAILED, 0.0, [f"not run: {', '.join(failed)} failed"])
+            if failed
+            else self._execute(step)
+        )
 
     def _fits(self, step: Step) -> bool:
-        """Whether it may start, and would end in time if it took as long as the slowest of its name: ended steps begin anew."""
+        """Whether it may start, and would end in time if it took as long as the slowest of its name: ended steps begin
+        anew."""
         spent = time.monotonic() - self._started
         with self._lock:
-            usual = [row["seconds"] for key, row in self.state.items() if key.endswith(f"/{step.name}") and row["status"] == DONE]
+            usual = [
+                row["seconds"]
+                for key, row in self.state.items()
+                if key.endswith(f"/{step.name}") and row["status"] == DONE
+            ]
         return spent <= self._stop_after and spent + max(usual, default=0.0) <= self._limit
 
     def _execute(self, step: Step) -> str:
@@ -118,7 +132,11 @@ class Runner:
                     print(f"[{started - self._started:5.0f} s] {step.key}", flush=True)
                     # A group, not a session: whoever ends this program's session ends its steps too.
                     process = subprocess.Popen(
-                        step.command, stdout=stream, stderr=subprocess.STDOUT, env={**os.environ, **step.environment}, process_group=0
+                        step.command,
+                        stdout=stream,
+                        stderr=subprocess.STDOUT,
+                        env={**os.environ, **step.environment},
+                        process_group=0,
                     )
                     self._running.add(process)
             except OSError as e:
@@ -133,10 +151,18 @@ class Runner:
                 status = LEFT if self._closed else status
         seconds = time.monotonic() - started
         tail = log.read_text(errors="replace").strip().splitlines()[-25:]
-        return self._record(step, date, status, seconds, [*tail, *([f"ended after {seconds:.0f} s"] if status == LEFT else [])])
+        return self._record(
+            step, date, status, seconds, [*tail, *([f"ended after {seconds:.0f} s"] if status == LEFT else [])]
+        )
 
     def _record(self, step: Step, date: str, status: str, seconds: float, tail: list[str]) -> str:
-        row = {"command": shlex.join(step.command), "status": status, "started": date, "seconds": round(seconds, 1), "tail": tail}
+        row = {
+            "command": shlex.join(step.command),
+            "status": status,
+            "started": date,
+            "seconds": round(seconds, 1),
+            "tail": tail,
+        }
         with self._lock:
             self.state[step.key] = row
             write_json(self._path, self.state)
@@ -163,14 +189,18 @@ def is_done(state: State, key: str, after: Sequence[str]) -> bool:
         after: keys of those that it comes after.
     """
     row = state.get(key, {})
-    return row.get("status") == DONE and all(state[before]["started"] <= row["started"] for before in after if before in state)
+    return row.get("status") == DONE and all(
+        state[before]["started"] <= row["started"] for before in after if before in state
+    )
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)  # also what it left behind: compile workers would disturb what is measured next
+        # also what it left behind: compile workers would disturb what is measured next
+        os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
 def _now() -> str:
-    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")  # a step may take less than a second
+    # a step may take less than a second
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")

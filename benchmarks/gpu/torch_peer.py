@@ -2,7 +2,8 @@
 
 python benchmarks/gpu/torch_peer.py --variant=B/16 --batches=1,64,256 --output=torch-b16.json
 
-Images stay in GPU memory; weights are random. A run with --compile_only (and an output of its own) leaves what the measured run needs in
+Images stay in GPU memory; weights are random. A run with --compile_only (and an output of its own) leaves what the
+measured run needs in
 TORCHINDUCTOR_CACHE_DIR: graphs, Triton's kernels and what its tuning found; torch keeps all of them by default.
 """
 
@@ -34,11 +35,21 @@ def main(argv: Sequence[str]) -> None:
     model_name = f"vit_{_SIZES[name]}_patch{patch}_224"
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device_name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
-    about = {"torch": torch.__version__, "timm": timm.__version__, "device": device_name, "image_size": [_IMAGE_SIZE.value] * 2}
+    about = {
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+        "device": device_name,
+        "image_size": [_IMAGE_SIZE.value] * 2,
+    }
     timing = {"seconds": _SECONDS.value, "warmup_seconds": _WARMUP.value}
     results = loops.Results(_OUTPUT.value, framework="torch", variant=_VARIANT.value, **about, **timing)
     torch.manual_seed(0)
-    model = timm.create_model(model_name, img_size=_IMAGE_SIZE.value, num_classes=1000, act_layer="gelu_tanh").eval().half().to(device)
+    model = (
+        timm.create_model(model_name, img_size=_IMAGE_SIZE.value, num_classes=1000, act_layer="gelu_tanh")
+        .eval()
+        .half()
+        .to(device)
+    )
     for mode in _MODES.value:
         for batch in (int(word) for word in _BATCHES.value):
             key = {"precision": "fp16", "mode": mode, "batch": batch}

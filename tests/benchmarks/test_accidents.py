@@ -1,4 +1,5 @@
-"""After conversions that are killed, out of disk, shut out of their folder or two at a time, the next one gets every file right."""
+"""After conversions that are killed, out of disk, shut out of their folder or two at a time, the next one gets every
+file right."""
 
 import json
 import pathlib
@@ -16,15 +17,20 @@ BENCHMARKS = pathlib.Path(__file__).parents[2] / "benchmarks"
 def test_after_any_accident_every_file_is_right(tmp_path):
     """A process of its own, which forks: nothing in it may have started JAX."""
     words = [f"--workdir={tmp_path}/yard", "--kills=20", "--others=2", f"--output={tmp_path}/found.json"]
-    done = subprocess.run([sys.executable, "accidents.py", *words], cwd=BENCHMARKS, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "accidents.py", *words], cwd=BENCHMARKS, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
     found = json.loads((tmp_path / "found.json").read_text())
-    assert found["accidents"] == {"kill": 20, "full disk": 2, "read-only": 2, "two at a time": 2} and found["wrong"] == []
+    assert (
+        found["accidents"] == {"kill": 20, "full disk": 2, "read-only": 2, "two at a time": 2} and found["wrong"] == []
+    )
     assert found["files_compared"] >= 3 * 26 and len(found["kills_by_stage"]) > 3
 
 
 def test_another_models_graph_is_seen(tmp_path, monkeypatch):
-    """What the yard looks for is found where it is put: another model's graph, a file that nobody left, a report of another checkpoint."""
+    """What the yard looks for is found where it is put: another model's graph, a file that nobody left, a report of
+    another checkpoint."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import float64_vit
     import yard as module
@@ -54,7 +60,8 @@ def test_another_models_graph_is_seen(tmp_path, monkeypatch):
     assert look() == ""
     wrong = look("b")
     assert all(
-        words in wrong for words in ("model.onnx is off", "model.fp16.onnx is off", "reference.npz is of another", "the report is of")
+        words in wrong
+        for words in ("model.onnx is off", "model.fp16.onnx is off", "reference.npz is of another", "the report is of")
     )
     assert "there are" in look(kind="int8")
     for name in ("model.fp16.onnx", "model.fp16.onnx.data"):

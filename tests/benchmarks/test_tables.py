@@ -41,7 +41,8 @@ def run_of(variant, side, repeat, seconds, mib, params=1000):
 @pytest.fixture
 def results(tmp_path):
     runs = [run_of("B/32", "vit_convert", n, seconds, 100) for n, seconds in enumerate((1.0, 2.0, 9.0))]
-    runs += [run_of("B/32", "plain", n, seconds, 2048) for n, seconds in enumerate((3.0, 8.0, 45.0))]  # 3, 4 and 5 times ours
+    # 3, 4 and 5 times ours
+    runs += [run_of("B/32", "plain", n, seconds, 2048) for n, seconds in enumerate((3.0, 8.0, 45.0))]
     runs += [{**run_of("B/32", "plain", 3, 1.0, 1), "error": "MemoryError"}]
     write(tmp_path / "convert-2026-01-02.json", runs)
     write(tmp_path / "convert-2026-01-01.json", [run_of("B/32", "plain", 0, 77.0, 1)])
@@ -50,7 +51,14 @@ def results(tmp_path):
 
 def write(path, runs):
     path.write_text(
-        json.dumps({"hardware": {"cpu": "Some CPU", "cores": 2}, "versions": {"jax": "1.2"}, "command": "python x", "runs": runs})
+        json.dumps(
+            {
+                "hardware": {"cpu": "Some CPU", "cores": 2},
+                "versions": {"jax": "1.2"},
+                "command": "python x",
+                "runs": runs,
+            }
+        )
     )
 
 
@@ -59,7 +67,12 @@ def test_medians_and_paired_ratios_of_the_newest_file(tables, results):
     assert text.startswith("before\n<!-- table:convert -->\n| model") and text.endswith("<!-- end -->\nafter\n")
     assert "| B/32 **vit_convert** | 2.0 s | 4.0 s | 100 MiB | 7 | 3 MiB | 3.0e-06 |" in text
     assert "| B/32 plain | 8.0 s (4.0×) | 16.0 s (4.0×) | 2.00 GiB (20.5×) |" in text
-    assert "Some CPU, 2 cores; jax 1.2" in text and "`convert-2026-01-02.json`" in text and "77" not in text and "old" not in text
+    assert (
+        "Some CPU, 2 cores; jax 1.2" in text
+        and "`convert-2026-01-02.json`" in text
+        and "77" not in text
+        and "old" not in text
+    )
     assert tables.fill(text, results) == text
 
 
@@ -72,7 +85,10 @@ def test_growth_is_the_slope_between_two_sizes(tables, tmp_path):
 
 
 def test_rows_of_a_gpu_file_keep_their_columns(tables, tmp_path):
-    rows = [{"precision": "fp16", "batch": 1, "p50_ms": 0.6012345, "gpu": {"clock": 1}}, {"precision": "int8", "batch": 64, "p50_ms": 3.0}]
+    rows = [
+        {"precision": "fp16", "batch": 1, "p50_ms": 0.6012345, "gpu": {"clock": 1}},
+        {"precision": "int8", "batch": 64, "p50_ms": 3.0},
+    ]
     (tmp_path / "h200-b16.json").write_text(json.dumps({"rows": rows}))
     text = tables.fill("<!-- table:h200-b16 -->\n<!-- end -->", tmp_path)
     assert "| precision | batch | p50 ms |" in text and "| fp16 | 1 | 0.6012 |" in text and "clock" not in text
@@ -86,7 +102,10 @@ def test_a_name_without_table_or_results_is_an_error(tables, tmp_path):
 
 def test_a_side_by_side_run_names_every_version_that_its_parts_record(tables, tmp_path):
     row = {**MEASURED, "images_per_second": 9000.0}
-    parts = {"engine": {"gpu": "Some GPU", "driver": "1.2", "rows": [row], "tensorrt": "8.6.0"}, "jax": {"jax": "0.11", "driver": "1.2"}}
+    parts = {
+        "engine": {"gpu": "Some GPU", "driver": "1.2", "rows": [row], "tensorrt": "8.6.0"},
+        "jax": {"jax": "0.11", "driver": "1.2"},
+    }
     model = {"variant": "B/16", "image_size": 224, **parts, "torch": {"torch": "2.11", "timm": "1.0"}}
     run = {"date": "2026-01-01T00:00:00", "command": "x", "models": {"b16": model}}
     (tmp_path / "h200-b16.json").write_text(json.dumps(run))
@@ -112,9 +131,16 @@ def test_an_engine_that_takes_uint8_has_rows_of_its_own(tables, tmp_path):
 def test_runs_of_different_versions_are_no_one_table(tables, tmp_path):
     parts = {"variant": "B/16", "image_size": 224}
     for name, version in (("a", "8.6.0"), ("b", "8.6.1")):
-        engine = {"gpu": "Some GPU", "driver": "1.2", "tensorrt": version, "rows": [{**MEASURED, "images_per_second": 1.0}]}
+        engine = {
+            "gpu": "Some GPU",
+            "driver": "1.2",
+            "tensorrt": version,
+            "rows": [{**MEASURED, "images_per_second": 1.0}],
+        }
         model = {**parts, "input": "uint8" if name == "b" else "float32", "engine": engine}
-        (tmp_path / f"h200-{name}.json").write_text(json.dumps({"date": "2026-01-01", "command": "x", "models": {"b16": model}}))
+        (tmp_path / f"h200-{name}.json").write_text(
+            json.dumps({"date": "2026-01-01", "command": "x", "models": {"b16": model}})
+        )
     with pytest.raises(SystemExit, match=r"tensorrt 8\.6\.0 and of 8\.6\.1 are no one table"):
         tables.fill("<!-- table:h200 -->\n<!-- end -->", tmp_path)
 
@@ -123,18 +149,33 @@ def test_a_range_is_compared_with_the_fixed_profile_of_its_lowering(tables, tmp_
     def trial(lowering, rate, smallest, passed=True):
         row = {"batch": 64, "images_per_second": rate, "noise_percent": 0.5}
         sizes = {"min": smallest, "opt": 64, "max": 64}
-        about = {"precision": "fp16", "profile": f"from {smallest}", "cosine": 0.9999, "fused_attention": {"text": "yes"}}
+        about = {
+            "precision": "fp16",
+            "profile": f"from {smallest}",
+            "cosine": 0.9999,
+            "fused_attention": {"text": "yes"},
+        }
         return {"lowering": lowering, "sizes": sizes, "rows": [row], "passed": passed, **about}
 
-    trials = [trial("plugin", 2000.0, 64), trial("plugin", 1900.0, 1), trial("default", 1000.0, 1), trial("matmul", 9.0, 1, passed=False)]
+    trials = [
+        trial("plugin", 2000.0, 64),
+        trial("plugin", 1900.0, 1),
+        trial("default", 1000.0, 1),
+        trial("matmul", 9.0, 1, passed=False),
+    ]
     trials.append({"lowering": "matmul", "failed": "no kernel"})
     trials[2] |= {"fused_attention": None, "rows": [{**trials[2]["rows"][0], "noise_percent": None}]}
     (tmp_path / "h200-tune-b16.json").write_text(
         json.dumps({"gpu": "Some GPU", "tensorrt": "8.6.0", "date": "2026-01-01", "trials": trials})
     )
     text = tables.fill("<!-- table:h200-tune -->\n<!-- end -->", tmp_path)
-    assert "| plugin | from 64 | fp16 | 64 | 2 000 images/s | 100.0 % |" in text and "| 1 900 images/s | 95.0 % |" in text
-    assert "| `model.onnx` | from 1 | fp16 | 64 | 1 000 images/s |  | unknown | 0.999900 |  |" in text and "no kernel" not in text
+    assert (
+        "| plugin | from 64 | fp16 | 64 | 2 000 images/s | 100.0 % |" in text and "| 1 900 images/s | 95.0 % |" in text
+    )
+    assert (
+        "| `model.onnx` | from 1 | fp16 | 64 | 1 000 images/s |  | unknown | 0.999900 |  |" in text
+        and "no kernel" not in text
+    )
     assert "| matmul | from 1 | fp16 | 64 | 9 images/s |  | yes | 0.999900, **missed** |" in text
     assert "<sub>Some GPU; tensorrt 8.6.0; 2026-01-01;" in text
 
@@ -147,7 +188,10 @@ def test_int8_is_set_beside_fp16(tables, tmp_path):
         "images_per_second": {"int8": 600.0, "fp16": 1000.0},
         "recommended": {"precision": "fp16"},
     }
-    record = {"environment": {"gpu": "Some GPU"}, "tests": {name: {"int8": int8} for name in ("test_int8_by_qdq", "test_calibrator")}}
+    record = {
+        "environment": {"gpu": "Some GPU"},
+        "tests": {name: {"int8": int8} for name in ("test_int8_by_qdq", "test_calibrator")},
+    }
     (tmp_path / "h200-tests-digits-2026-01-01.json").write_text(json.dumps(record))
     text = tables.fill("<!-- table:h200-int8 -->\n<!-- end -->", tmp_path)
     assert "| explicit Q/DQ | 12 of 25 | 99.50 % | 600 images/s | 1 000 images/s | 0.60× | fp16 |" in text
@@ -157,12 +201,19 @@ def test_int8_by_our_kernels_beside_all_others(tables, tmp_path):
     def ours(precision, rate, **changes):
         return {**MEASURED, "precision": precision, "batch": 256, "images_per_second": rate, **changes}
 
-    rows = [ours("fp16", 1000.0), ours("int8", 1500.0), ours("int8", 9000.0, streams=2), ours("int8", 9000.0, transfers="in and out")]
+    rows = [
+        ours("fp16", 1000.0),
+        ours("int8", 1500.0),
+        ours("int8", 9000.0, streams=2),
+        ours("int8", 9000.0, transfers="in and out"),
+    ]
     jax = [
-        {"precision": name, "batch": 256, "images_per_second": rate} for name, rate in (("fp32", 300.0), ("bf16", 500.0), ("bf16", 750.0))
+        {"precision": name, "batch": 256, "images_per_second": rate}
+        for name, rate in (("fp32", 300.0), ("bf16", 500.0), ("bf16", 750.0))
     ]
     torch = [
-        {"mode": mode, "batch": 256, "images_per_second": rate} for mode, rate in (("reduce-overhead", 500.0), ("max-autotune", 600.0))
+        {"mode": mode, "batch": 256, "images_per_second": rate}
+        for mode, rate in (("reduce-overhead", 500.0), ("max-autotune", 600.0))
     ]
     model = {
         "variant": "B/16",
@@ -171,7 +222,10 @@ def test_int8_by_our_kernels_beside_all_others(tables, tmp_path):
         "jax": {"rows": jax},
         "torch": {"rows": torch},
     }
-    record = {"models": {"b16-224": {**model, "verify": {"engines": {"int8": {"cosine": 0.9, "passed": False}}}}}, "date": "2026-01-01"}
+    record = {
+        "models": {"b16-224": {**model, "verify": {"engines": {"int8": {"cosine": 0.9, "passed": False}}}}},
+        "date": "2026-01-01",
+    }
     (tmp_path / "int8-fused-2026-01-01.json").write_text(json.dumps(record))
     line = tables.fill("<!-- table:int8-fused -->\n<!-- end -->", tmp_path).splitlines()[3]
     rates = [f"{text} images/s" for text in ("1 000", "1 500", "300", "750", "500", "600")]
@@ -179,13 +233,33 @@ def test_int8_by_our_kernels_beside_all_others(tables, tmp_path):
 
 
 def test_a_trained_model_on_a_gpu(tables, tmp_path):
-    run = {"case": "digits", "outputs": "logits", "options": ["--config.calibration.max_error=0.001"], "batch": 256, "cosine": 0.9876}
-    run |= {"images_per_second": {"fp16": 1000.0, "int8": 1250.0}, "top1": 96.0, "top1_jax": 96.6, "images": 500, "left_out": 4}
+    run = {
+        "case": "digits",
+        "outputs": "logits",
+        "options": ["--config.calibration.max_error=0.001"],
+        "batch": 256,
+        "cosine": 0.9876,
+    }
+    run |= {
+        "images_per_second": {"fp16": 1000.0, "int8": 1250.0},
+        "top1": 96.0,
+        "top1_jax": 96.6,
+        "images": 500,
+        "left_out": 4,
+    }
     run |= {"passed": True, "recommended": "int8", "gpu": "Some GPU", "tensorrt": "8.6.0"}
-    record = {"hardware": {"cpu": "A CPU"}, "versions": {"jax": "1"}, "command": "python a; python b; python c", "runs": [run]}
+    record = {
+        "hardware": {"cpu": "A CPU"},
+        "versions": {"jax": "1"},
+        "command": "python a; python b; python c",
+        "runs": [run],
+    }
     (tmp_path / "int8-gpu-trained-2026-01-01.json").write_text(json.dumps(record))
     text = tables.fill("<!-- table:int8-gpu-trained -->\n<!-- end -->", tmp_path)
-    assert "| logits | 0.001 | 4 | 256 | 1 000 | 1 250 | 1.25× | 0.9876 | 96.0 % (FP32 96.6 %) of 500 | yes | int8 |" in text
+    assert (
+        "| logits | 0.001 | 4 | 256 | 1 000 | 1 250 | 1.25× | 0.9876 | 96.0 % (FP32 96.6 %) of 500 | yes | int8 |"
+        in text
+    )
     assert "<sub>Some GPU, A CPU; tensorrt 8.6.0, jax 1;" in text and "`python a`, and 2 more like it" in text
 
 
@@ -202,20 +276,46 @@ def test_check_fails_when_the_text_is_stale(tmp_path):
 
 def test_kernels_of_a_run_and_the_run(tables, tmp_path):
     shares = {"tensor_percent": 93.7, "sm_percent": 93.7, "l2_percent": 59.0, "dram_percent": 30.7}
-    product = {"name": "sm90_gemm_tilesize256x128_cgasize1x2x1_kernel", "grid": "(132, 1, 1)", "launches": 34, "mean_us": 205.6, **shares}
-    copy = {"name": "void fill<int>(int)", "grid": "(1, 1, 1)", "launches": 3, "mean_us": 2.3, "share_percent": 1.2, "dram_mib": 0.0}
-    record = {"environment": {"gpu": "Some GPU", "tensorrt": "8.6.0", "date": "2026-01-01T00:00:00"}, "command": "python x"}
-    record |= {"kernels": [{**product, "share_percent": 98.8, "dram_mib": 289.6}, copy], "kernels_us": 15393.2, "run_us": 17553.7}
+    product = {
+        "name": "sm90_gemm_tilesize256x128_cgasize1x2x1_kernel",
+        "grid": "(132, 1, 1)",
+        "launches": 34,
+        "mean_us": 205.6,
+        **shares,
+    }
+    copy = {
+        "name": "void fill<int>(int)",
+        "grid": "(1, 1, 1)",
+        "launches": 3,
+        "mean_us": 2.3,
+        "share_percent": 1.2,
+        "dram_mib": 0.0,
+    }
+    record = {
+        "environment": {"gpu": "Some GPU", "tensorrt": "8.6.0", "date": "2026-01-01T00:00:00"},
+        "command": "python x",
+    }
+    record |= {
+        "kernels": [{**product, "share_percent": 98.8, "dram_mib": 289.6}, copy],
+        "kernels_us": 15393.2,
+        "run_us": 17553.7,
+    }
     (tmp_path / "h200-ncu-b16.json").write_text(json.dumps(record))
     text = tables.fill("<!-- table:h200-ncu-b16 -->\n<!-- end -->", tmp_path)
     assert "| `sm90_gemm_tilesize256x128` | 34 | 206 µs | 98.8 % | 94 % | 59 % | 31 % | 290 MiB |" in text
-    assert "| the others | 3 |  | 1.2 % |" in text and "15 393 µs" in text and "17 554 µs" in text and "fill" not in text
+    assert (
+        "| the others | 3 |  | 1.2 % |" in text and "15 393 µs" in text and "17 554 µs" in text and "fill" not in text
+    )
     assert "<sub>Some GPU; tensorrt 8.6.0; 2026-01-01; `python x`" in text
 
 
 def test_precisions_of_one_benchmark(tables, tmp_path):
     row = {**MEASURED, "graph": "plugin.onnx", "images_per_second": 13296.0, "fused_attention": "yes, fp16, 12 of 12"}
-    rows = [row, {**row, "transfers": "in and out"}, {**row, "precision": "int8", "images_per_second": 6353.0, "int8_layers": 24}]
+    rows = [
+        row,
+        {**row, "transfers": "in and out"},
+        {**row, "precision": "int8", "images_per_second": 6353.0, "int8_layers": 24},
+    ]
     record = {"gpu": "Some GPU", "date": "2026-01-01", "rows": rows, "recommended": {"precision": "fp16"}}
     (tmp_path / "h200-int8-b16.json").write_text(json.dumps(record))
     lines = tables.fill("<!-- table:h200-int8-b16 -->\n<!-- end -->", tmp_path).splitlines()[3:5]

@@ -152,7 +152,9 @@ def test_missing_norm_is_not_mistaken_for_its_neighbour(edited, layout):
             del leaves[name]
 
     path = edited(change, "Ti/16", layout=layout)
-    refused(path, r"Transformer/encoderblock_3/LayerNorm_0/scale: missing, variant Ti/16 needs \(192,\)\. \(and 1 more\)")
+    refused(
+        path, r"Transformer/encoderblock_3/LayerNorm_0/scale: missing, variant Ti/16 needs \(192,\)\. \(and 1 more\)"
+    )
 
 
 def test_missing_position_table(edited):
@@ -162,12 +164,14 @@ def test_missing_position_table(edited):
 
 def test_extra_leaf(edited):
     refused(
-        edited(lambda leaves: leaves.update({"ema/kernel": np.zeros(3, np.float32)})), "ema/kernel: belongs to no part of variant mu/16"
+        edited(lambda leaves: leaves.update({"ema/kernel": np.zeros(3, np.float32)})),
+        "ema/kernel: belongs to no part of variant mu/16",
     )
 
 
 @pytest.mark.parametrize(
-    "name", [FC1, "Transformer/encoderblock_0/MultiHeadDotProductAttention_1/out/kernel", "embedding/kernel", "head/kernel"]
+    "name",
+    [FC1, "Transformer/encoderblock_0/MultiHeadDotProductAttention_1/out/kernel", "embedding/kernel", "head/kernel"],
 )
 def test_transposed_leaf(edited, name):
     path = edited(lambda leaves: leaves.update({name: np.ascontiguousarray(leaves[name].T)}))
@@ -176,7 +180,11 @@ def test_transposed_leaf(edited, name):
 
 def test_wrong_variant(checkpoint):
     path = checkpoint("S/32", image_size=(224, 224))
-    error = refused(path, r"embedding/kernel: checkpoint \(32, 32, 3, 384\), variant S/16 needs \(16, 16, 3, 384\)\.", variant="S/16")
+    error = refused(
+        path,
+        r"embedding/kernel: checkpoint \(32, 32, 3, 384\), variant S/16 needs \(16, 16, 3, 384\)\.",
+        variant="S/16",
+    )
     assert "Did you mean S/32?" in str(error)
     error = refused(path, r"variant Ti/32 needs \(32, 32, 3, 192\)\. Did you mean S/32\?", variant="ViT-Ti_32")
     assert "auto" in error.fix
@@ -185,7 +193,11 @@ def test_wrong_variant(checkpoint):
 
 def test_wrong_pooling(checkpoint):
     refused(checkpoint("S/32"), "cls: belongs to no part of variant S/32", variant="S/32-gap-norep")
-    refused(checkpoint("S/32", pool="gap", pre_logits=True), "pre_logits/kernel: belongs to no part", variant="S/32-gap-norep")
+    refused(
+        checkpoint("S/32", pool="gap", pre_logits=True),
+        "pre_logits/kernel: belongs to no part",
+        variant="S/32-gap-norep",
+    )
 
 
 def test_stacked_leaves_that_disagree(edited):

@@ -36,7 +36,8 @@ def test_uncompressed_float32_is_never_copied(checkpoint, layout):
             assert memory_map_of(array) is file_map, name
             assert np.shares_memory(array, np.frombuffer(file_map, np.uint8)), name
             assert not array.flags.writeable
-    # Headers, names and the buffers of the scan: 4 threads with at most 1 MiB read, its bytes again in the zip module, and a mask.
+    # Headers, names and the buffers of the scan: 4 threads with at most 1 MiB read, its bytes again in the zip module,
+    # and a mask.
     assert peak < 16 << 20 < size / 4
 
 
@@ -92,7 +93,8 @@ def test_pages_of_the_file_do_not_pile_up(checkpoint, monkeypatch):
     for name in leaves:
         leaves[name].sum()
         largest = max(largest, resident_file_bytes() - before)
-    assert largest < 12 << 20  # 4 MiB and the largest leaf, 2.3 MiB; the rest is what else this process touches for the first time
+    # 4 MiB and the largest leaf, 2.3 MiB; the rest is what else this process touches for the first time
+    assert largest < 12 << 20
     assert float(kept.sum()) == total  # a view outlives its pages
 
 
@@ -106,7 +108,8 @@ def test_pages_are_kept_below_the_bound(checkpoint):
     before = resident_file_bytes()
     for name in leaves:
         leaves[name].sum()
-    assert resident_file_bytes() - before > 60 << 20  # to give pages back for every leaf would be to read them all again
+    # to give pages back for every leaf would be to read them all again
+    assert resident_file_bytes() - before > 60 << 20
 
 
 VALUES = {"nan": np.nan, "inf": np.inf, "-inf": -np.inf}
@@ -147,7 +150,9 @@ def test_headers_of_npy_version_2(tmp_path, kind):
     array = np.arange(12, dtype=np.float32).reshape(3, 4)
     content = io.BytesIO()
     np.lib.format.write_array(content, array, version=(2, 0))
-    with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED if kind == "deflated" else zipfile.ZIP_STORED) as archive:
+    with zipfile.ZipFile(
+        tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED if kind == "deflated" else zipfile.ZIP_STORED
+    ) as archive:
         archive.writestr("b/c.npy", content.getvalue())
     np.testing.assert_array_equal(read_container(tmp_path / "a.npz")["b/c"], array)
 

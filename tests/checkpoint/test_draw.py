@@ -13,7 +13,9 @@ import safetensors.numpy
 from vit_convert.checkpoint.draw import draw, normal, write_npz, write_safetensors
 
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
-A, B = (np.random.default_rng(seed).standard_normal(shape).astype(np.float32) for seed, shape in ((0, (4, 3)), (1, (5,))))
+A, B = (
+    np.random.default_rng(seed).standard_normal(shape).astype(np.float32) for seed, shape in ((0, (4, 3)), (1, (5,)))
+)
 
 
 def test_values_depend_on_seed_and_name_alone():
@@ -58,7 +60,11 @@ def test_npz_as_numpy_reads_it(tmp_path, dtype):
 def test_float32_is_what_nobody_asked_otherwise(tmp_path):
     write_npz(tmp_path / "a.npz", [("b", (5,), [B])])
     write_safetensors(tmp_path / "a.safetensors", [("b", (5,), lambda: B)])
-    assert np.load(tmp_path / "a.npz")["b"].dtype == safetensors.numpy.load_file(tmp_path / "a.safetensors")["b"].dtype == np.float32
+    assert (
+        np.load(tmp_path / "a.npz")["b"].dtype
+        == safetensors.numpy.load_file(tmp_path / "a.safetensors")["b"].dtype
+        == np.float32
+    )
 
 
 @pytest.mark.parametrize(("count", "large"), [(249, False), (250, True), (600, True)])

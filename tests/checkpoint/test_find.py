@@ -67,7 +67,10 @@ def test_file_of_that_name_and_another_size_is_passed_over(folder, capsys, size)
     write(folder / "ViT.npz", size)
     with pytest.raises(CheckpointError, match=f"{ADDRESS}: cannot be fetched"):
         find_checkpoint(ADDRESS, progress=Progress())
-    assert f"checkpoints/ViT.npz has {human_bytes(size)}, {ADDRESS} 1.5 MiB: it is another one, or a part" in capsys.readouterr().err
+    assert (
+        f"checkpoints/ViT.npz has {human_bytes(size)}, {ADDRESS} 1.5 MiB: it is another one, or a part"
+        in capsys.readouterr().err
+    )
     write(folder / local_name(ADDRESS))
     assert find_checkpoint(ADDRESS).path.name == local_name(ADDRESS)
 
@@ -168,7 +171,8 @@ def test_sizes(size, num_bytes, fits):
 
 @pytest.mark.parametrize("variant", [variant for variant, file in PUBLISHED.items() if file.size])
 def test_listed_sizes_are_those_of_the_variants(variant):
-    """The head and the resolution of the table, by the bytes of its parameters; what is listed has the zip's headers besides."""
+    """The head and the resolution of the table, by the bytes of its parameters; what is listed has the zip's headers
+    besides."""
     file = PUBLISHED[variant]
     assert file.may_have(4 * _count(variant, file.image_size, file.num_classes, pre_logits=file.zero_head) + 64_000)
     other = _count(variant, 224, 21843 if "Mixer" in variant else 1000)
@@ -179,7 +183,11 @@ def _count(variant, side, num_classes, *, pre_logits=False):
     """The pretrained ones have `pre_logits`."""
     if variant.startswith("Mixer-"):
         sizes, patch = parse_mixer(variant)
-        return mixer_count(Mixer(variant, **dataclasses.asdict(sizes), patch_size=patch, image_size=(side, side), num_classes=num_classes))
+        return mixer_count(
+            Mixer(
+                variant, **dataclasses.asdict(sizes), patch_size=patch, image_size=(side, side), num_classes=num_classes
+            )
+        )
     row = HYBRIDS.get(variant)
     of_trunk = f"{row.letters}/{row.patch_size}" if row else variant
     size = feature_size((side, side), row.stages) if row else (side, side)

@@ -1,4 +1,5 @@
-"""Sizes, pooling and grid from the shapes of leaves alone, with every size different, so that none can stand for another."""
+"""Sizes, pooling and grid from the shapes of leaves alone, with every size different, so that none can stand for
+another."""
 
 import math
 import pathlib
@@ -17,9 +18,12 @@ FILE = pathlib.Path("f.npz")
 
 
 def small(pool="tok", representation=7, num_classes=5):
-    """Names and shapes of Flax's ViT as its own code makes them: width 12, MLP 20, 3 heads of 4, patches of 4, 2 x 6 of them."""
+    """Names and shapes of Flax's ViT as its own code makes them: width 12, MLP 20, 3 heads of 4, patches of 4, 2 x 6 of
+    them."""
     attention = {
-        f"{name}/{leaf}": shape for name in ("query", "key", "value") for leaf, shape in (("kernel", (12, 3, 4)), ("bias", (3, 4)))
+        f"{name}/{leaf}": shape
+        for name in ("query", "key", "value")
+        for leaf, shape in (("kernel", (12, 3, 4)), ("bias", (3, 4)))
     }
     attention |= {"out/kernel": (3, 4, 12), "out/bias": (12,)}
     attention = {f"MultiHeadDotProductAttention_0/{name}": shape for name, shape in attention.items()}
@@ -30,10 +34,15 @@ def small(pool="tok", representation=7, num_classes=5):
     if pool == "tok":
         shapes["cls"] = (1, 1, 12)
     for i in range(2):
-        shapes |= {f"Transformer/encoderblock_{i}/{name}": shape for name, shape in (norms[0] | attention | norms[1] | mlp).items()}
+        shapes |= {
+            f"Transformer/encoderblock_{i}/{name}": shape
+            for name, shape in (norms[0] | attention | norms[1] | mlp).items()
+        }
     shapes |= {"Transformer/encoder_norm/scale": (12,), "Transformer/encoder_norm/bias": (12,)}
     if pool == "map":
-        shapes |= {f"MAPHead_0/{name}": shape for name, shape in ({"probe": (1, 1, 12)} | attention | norms[0] | mlp).items()}
+        shapes |= {
+            f"MAPHead_0/{name}": shape for name, shape in ({"probe": (1, 1, 12)} | attention | norms[0] | mlp).items()
+        }
     if representation:
         shapes |= {"pre_logits/kernel": (12, representation), "pre_logits/bias": (representation,)}
     if num_classes:
@@ -45,7 +54,12 @@ def leaves(shapes):
     return {name: Leaf(name, shape, np.dtype(np.float32), lambda: np.zeros(0)) for name, shape in shapes.items()}
 
 
-VARIATIONS = [(pool, representation, num_classes) for pool in ("tok", "gap", "map") for representation in (0, 7) for num_classes in (0, 5)]
+VARIATIONS = [
+    (pool, representation, num_classes)
+    for pool in ("tok", "gap", "map")
+    for representation in (0, 7)
+    for num_classes in (0, 5)
+]
 
 
 @pytest.mark.parametrize("variation", VARIATIONS)
@@ -60,7 +74,8 @@ def test_shapes_and_count_are_those_of_the_model(variation):
 @pytest.mark.parametrize("variation", VARIATIONS)
 def test_sizes_are_read_from_the_shapes(variation):
     pool, representation, num_classes = variation
-    found, name = infer_architecture(leaves(small(*variation)), "".join(["au", "to"]))  # not the one that the module holds
+    # not the one that the module holds
+    found, name = infer_architecture(leaves(small(*variation)), "".join(["au", "to"]))
     assert found == Architecture("vit", "custom", 12, 2, 20, 3, 4, (0, 0), num_classes, pool, representation)
     assert name == "custom" and (found.gelu, found.norm_epsilon) == ("tanh", 1e-6)  # Flax's defaults
 
@@ -77,12 +92,26 @@ def test_sizes_are_read_where_a_kind_of_leaf_is_missing(ending):
 def test_one_leaf_that_is_transposed_changes_no_size_that_others_tell(wrong):
     whole = small()
     found, _ = infer_architecture(leaves(whole | {wrong: whole[wrong][::-1]}), "auto")
-    assert (found.width, found.depth, found.mlp_dim, found.num_heads, found.patch_size, found.pool) == (12, 2, 20, 3, 4, "tok")
+    assert (found.width, found.depth, found.mlp_dim, found.num_heads, found.patch_size, found.pool) == (
+        12,
+        2,
+        20,
+        3,
+        4,
+        "tok",
+    )
 
 
 def test_a_given_variant_overrules_the_shapes():
     found, name = infer_architecture(leaves(small(pool="map")), "S/32")
-    assert (found.variant, found.width, found.depth, found.mlp_dim, found.num_heads, found.patch_size) == ("S/32", 384, 12, 1536, 6, 32)
+    assert (found.variant, found.width, found.depth, found.mlp_dim, found.num_heads, found.patch_size) == (
+        "S/32",
+        384,
+        12,
+        1536,
+        6,
+        32,
+    )
     assert (name, found.pool, found.representation_size, found.num_classes) == ("custom", "map", 7, 5)
     for given, width in (("mu/8", 32), ("g-opt/14", 1536), ("e/14", 1792), ("Ti/16", 192)):  # in capitals and not
         assert infer_architecture(leaves(small()), given)[0].width == width
@@ -94,14 +123,17 @@ def test_grid_and_tokens():
     for pool, tokens in (("tok", 13), ("gap", 12), ("map", 12), ("none", 12)):
         architecture = Architecture("vit", "custom", 12, 2, 20, 3, 4, (8, 24), 5, pool)
         assert (architecture.grid, architecture.num_tokens, architecture.representation_size) == ((2, 6), tokens, 0)
-    assert Architecture("vit", "custom", 12, 2, 20, 3, 4, (11, 7), 5, "gap").grid == (2, 1)  # what the patches do not reach
+    # what the patches do not reach
+    assert Architecture("vit", "custom", 12, 2, 20, 3, 4, (11, 7), 5, "gap").grid == (2, 1)
 
 
 # --- the position table -----------------------------------------------------------------------------------------------
 
 
 def table(rows, layout, *, cls=True, image_size=None, given=None, shape=None):
-    shapes = ({"cls": (1, 1, 12)} if cls else {}) | ({"pos_embedding": (1, rows, 12) if shape is None else shape} if rows else {})
+    shapes = ({"cls": (1, 1, 12)} if cls else {}) | (
+        {"pos_embedding": (1, rows, 12) if shape is None else shape} if rows else {}
+    )
     return find_position_table(leaves(shapes), layout, 4, image_size, given, FILE)
 
 
@@ -121,7 +153,10 @@ def test_a_table_in_its_module_begins_with_the_class_token(layout):
     assert error.value.fix.startswith("It is 4x4 patches: the row of the class token, which the model has, was lost.")
     with pytest.raises(CheckpointError) as error:
         table(13, layout)
-    assert "a square grid and a class token's row" in str(error.value) and error.value.fix == "Set posemb_grid to its (rows, columns)."
+    assert (
+        "a square grid and a class token's row" in str(error.value)
+        and error.value.fix == "Set posemb_grid to its (rows, columns)."
+    )
 
 
 @pytest.mark.parametrize("layout", ON_TOP)
@@ -160,14 +195,19 @@ def test_a_size_that_fits_beside_the_square_is_asked_about(layout):
 
 @pytest.mark.parametrize("layout", list(Layout))
 def test_no_table(layout):
-    """sincos2d came with big_vision; the files of vit_jax always have a table, and one that lacks it was not saved whole."""
+    """sincos2d came with big_vision; the files of vit_jax always have a table, and one that lacks it was not saved
+    whole."""
     if layout is Layout.VIT_JAX:
-        with pytest.raises(CheckpointError, match=r"f\.npz: Transformer/posembed_input/pos_embedding: missing") as error:
+        with pytest.raises(
+            CheckpointError, match=r"f\.npz: Transformer/posembed_input/pos_embedding: missing"
+        ) as error:
             table(0, layout, image_size=(8, 24))
         assert "whole" in error.value.fix
         return
     assert table(0, layout, image_size=(8, 24)) == ((2, 6), 0)
-    with pytest.raises(UsageError, match=r"stores no position table \(sincos2d\), so it does not tell its image size") as error:
+    with pytest.raises(
+        UsageError, match=r"stores no position table \(sincos2d\), so it does not tell its image size"
+    ) as error:
         table(0, layout)
     assert "image_size" in error.value.fix
 
@@ -175,7 +215,9 @@ def test_no_table(layout):
 @pytest.mark.parametrize("rows", [0, 16])
 def test_a_size_that_the_patches_do_not_tile(rows):
     for image_size in ((10, 8), (8, 10), (0, 8), (2, 8)):
-        with pytest.raises(UsageError, match=f"image_size {image_size[0]}x{image_size[1]}: not a multiple of the patch size 4"):
+        with pytest.raises(
+            UsageError, match=f"image_size {image_size[0]}x{image_size[1]}: not a multiple of the patch size 4"
+        ):
             table(rows, Layout.BIG_VISION, image_size=image_size)
 
 

@@ -76,7 +76,8 @@ def test_half_precision_is_read_exactly(checkpoint, dtype, layout):
 
 
 def test_bfloat16_as_numpy_writes_it(checkpoint, tmp_path):
-    # numpy's own savez of ml_dtypes arrays, whose header says two raw bytes, is how the public bfloat16 files came to be.
+    # numpy's own savez of ml_dtypes arrays, whose header says two raw bytes, is how the public bfloat16 files came to
+    # be.
     path = checkpoint("mu/16", layout="big_vision")
     leaves = {name: value.astype(ml_dtypes.bfloat16) for name, value in np.load(path).items()}
     np.savez(tmp_path / "numpy.npz", **leaves)
@@ -90,7 +91,9 @@ def test_compressed_and_safetensors_are_the_same_model(checkpoint, tmp_path):
     leaves = dict(np.load(path))
     np.savez_compressed(tmp_path / "small.npz", **leaves)
     safetensors.numpy.save_file(leaves, tmp_path / "same.safetensors")
-    safetensors.numpy.save_file({k: v.astype(ml_dtypes.bfloat16) for k, v in leaves.items()}, tmp_path / "half.safetensors")
+    safetensors.numpy.save_file(
+        {k: v.astype(ml_dtypes.bfloat16) for k, v in leaves.items()}, tmp_path / "half.safetensors"
+    )
     reference = load_checkpoint(path)
     for name in ("small.npz", "same.safetensors"):
         assert_same_params(load_checkpoint(tmp_path / name).params, reference.params)
@@ -100,7 +103,9 @@ def test_compressed_and_safetensors_are_the_same_model(checkpoint, tmp_path):
 
 def test_fortran_order_and_double_precision(checkpoint, tmp_path):
     leaves = dict(np.load(checkpoint("mu/16")))
-    np.savez(tmp_path / "other.npz", **{name: np.asfortranarray(value.astype(np.float64)) for name, value in leaves.items()})
+    np.savez(
+        tmp_path / "other.npz", **{name: np.asfortranarray(value.astype(np.float64)) for name, value in leaves.items()}
+    )
     assert_same_params(load_checkpoint(tmp_path / "other.npz").params, load_checkpoint(checkpoint("mu/16")).params)
 
 
@@ -115,7 +120,9 @@ def test_optimizer_state_is_ignored(checkpoint, tmp_path):
 def test_subtree(checkpoint, tmp_path):
     path = checkpoint("mu/16", layout="big_vision", pool="map")
     image = {f"params/img/{name}": value for name, value in np.load(path).items()}
-    np.savez(tmp_path / "two.npz", **image, **{"params/txt/Embed_0/embedding": np.zeros((3, 4)), "params/t": np.zeros(1)})
+    np.savez(
+        tmp_path / "two.npz", **image, **{"params/txt/Embed_0/embedding": np.zeros((3, 4)), "params/t": np.zeros(1)}
+    )
     loaded = load_checkpoint(f"{tmp_path}/two.npz:img")
     assert loaded.path == tmp_path / "two.npz"
     assert_same_params(loaded.params, load_checkpoint(path).params)
@@ -126,7 +133,9 @@ def test_subtree(checkpoint, tmp_path):
 
 def test_inlined_map_head(checkpoint, tmp_path):
     path = checkpoint("mu/16", layout="big_vision", pool="map")
-    np.savez(tmp_path / "inlined.npz", **{name.removeprefix("MAPHead_0/"): value for name, value in np.load(path).items()})
+    np.savez(
+        tmp_path / "inlined.npz", **{name.removeprefix("MAPHead_0/"): value for name, value in np.load(path).items()}
+    )
     assert_same_params(load_checkpoint(tmp_path / "inlined.npz").params, load_checkpoint(path).params)
 
 
@@ -145,7 +154,9 @@ def test_other_image_sizes_resample_the_table(checkpoint):
     assert (stored.architecture.image_size, loaded.architecture.image_size) == ((64, 64), (96, 48))
     assert loaded.source_image_size == (64, 64)
     assert loaded.num_params == stored.num_params
-    np.testing.assert_array_equal(loaded.params["pos_embedding"], resample(stored.params["pos_embedding"], (4, 4), (6, 3)))
+    np.testing.assert_array_equal(
+        loaded.params["pos_embedding"], resample(stored.params["pos_embedding"], (4, 4), (6, 3))
+    )
     np.testing.assert_array_equal(loaded.params["cls"], stored.params["cls"])
     assert "resampled from 64x64 to 96x48" in loaded.warnings[0]
 

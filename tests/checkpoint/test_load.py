@@ -34,7 +34,10 @@ def test_what_is_known_of_a_file(edited):
     loaded = load_checkpoint(str(path))
     assert loaded.path == path and isinstance(loaded.path, pathlib.Path)
     assert loaded.layout.value == loaded.preprocess == "vit_jax"
-    assert loaded.architecture.variant == "mu/16" and loaded.architecture.image_size == loaded.source_image_size == (32, 32)
+    assert loaded.architecture.variant == "mu/16" and loaded.architecture.image_size == loaded.source_image_size == (
+        32,
+        32,
+    )
     assert (loaded.title, loaded.variant, loaded.num_classes, loaded.output) == ("ViT", "mu/16", 10, "logits")
     assert (loaded.image_size, loaded.patch_size, loaded.resizable) == ((32, 32), 16, True)
     assert loaded.attentions == ((16, 5),)  # 2 heads of 32 channels; 2 x 2 patches and the class token
@@ -84,7 +87,11 @@ def test_another_size_resamples_the_table(edited):
     assert loaded.params["pos_embedding"].shape == loaded.params.leaves["pos_embedding"].shape == (1, 6, 32)
     assert loaded.num_params == sum(leaf.size for leaf in leaves.values())  # of the file
     (warning,) = loaded.warnings
-    assert warning == "e.npz: position table resampled from 32x32 to 48x32 pixels; accuracy drops unless the model was trained for both."
+    assert (
+        warning
+        == "e.npz: position table resampled from 32x32 to 48x32 pixels; accuracy drops unless the model was trained "
+        "for both."
+    )
     flat_path, _ = edited(lambda leaves: leaves[TABLE].fill(7))
     assert np.allclose(load_checkpoint(flat_path, image_size=(64, 64)).params["pos_embedding"], 7)
 
@@ -100,7 +107,8 @@ def test_a_grid_that_is_given(edited):
     loaded = load_checkpoint(path, posemb_grid=(1, 4))
     assert loaded.architecture.image_size == loaded.source_image_size == (16, 64) and loaded.warnings == ()
     assert np.array_equal(loaded.params["pos_embedding"], leaves[TABLE][:, 1:])
-    (warning,) = load_checkpoint(path, posemb_grid=(1, 4), image_size=(64, 16)).warnings  # of as many patches, elsewhere
+    # of as many patches, elsewhere
+    (warning,) = load_checkpoint(path, posemb_grid=(1, 4), image_size=(64, 16)).warnings
     assert "resampled from 16x64 to 64x16" in warning
 
 
@@ -114,7 +122,8 @@ def test_a_computed_table(edited):
 
 @pytest.mark.parametrize(("width", "sound"), [(4, False), (8, True), (10, False), (12, True), (14, False)])
 def test_widths_for_which_a_table_is_computed(tmp_path, width, sound):
-    """Sines and cosines of rows and of columns: a multiple of four, and frequencies from the first to the last, so two of each."""
+    """Sines and cosines of rows and of columns: a multiple of four, and frequencies from the first to the last, so two
+    of each."""
     heads = 2
     attention = {f"{name}/kernel": (width, heads, width // heads) for name in ("query", "key", "value")}
     attention |= {f"{name}/bias": (heads, width // heads) for name in ("query", "key", "value")}
@@ -131,7 +140,9 @@ def test_widths_for_which_a_table_is_computed(tmp_path, width, sound):
     if sound:
         assert load_checkpoint(tmp_path / "w.npz", image_size=(32, 32)).params["pos_embedding"].shape == (1, 4, width)
     else:
-        with pytest.raises(CheckpointError, match=f"no position table, and sincos2d has none for width {width}: 8, 12, 16"):
+        with pytest.raises(
+            CheckpointError, match=f"no position table, and sincos2d has none for width {width}: 8, 12, 16"
+        ):
             load_checkpoint(tmp_path / "w.npz", image_size=(32, 32))
 
 
@@ -197,14 +208,18 @@ def test_a_size_that_nothing_tells(edited, size):
             del leaves[name]
 
     path, _ = edited(change)
-    with pytest.raises(CheckpointError, match=rf"{path}: nothing tells the model's {size}, .* is missing or empty") as error:
+    with pytest.raises(
+        CheckpointError, match=rf"{path}: nothing tells the model's {size}, .* is missing or empty"
+    ) as error:
         load_checkpoint(path)
     assert "whole" in error.value.fix
 
 
 def test_the_leaf_that_would_tell_it_is_named(edited):
     path, _ = edited(lambda leaves: [leaves.pop(name) for name in list(leaves) if "Dense_0" in name])
-    with pytest.raises(CheckpointError, match=r"model's mlp_dim, Transformer/encoderblock_0/MlpBlock_0/Dense_0/kernel is missing"):
+    with pytest.raises(
+        CheckpointError, match=r"model's mlp_dim, Transformer/encoderblock_0/MlpBlock_0/Dense_0/kernel is missing"
+    ):
         load_checkpoint(path)
 
 

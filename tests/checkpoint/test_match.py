@@ -15,7 +15,10 @@ SET = "Set variant to the checkpoint's, or to auto."
 
 
 def refused(shapes, *, found="", num_params=16):
-    held = {name: Leaf(f"old/{name}", (*shape,), np.dtype(np.float32), lambda: np.zeros(0)) for name, shape in shapes.items()}
+    held = {
+        name: Leaf(f"old/{name}", (*shape,), np.dtype(np.float32), lambda: np.zeros(0))
+        for name, shape in shapes.items()
+    }
     expected = Expected(pathlib.Path("f.npz"), "B/16", SHAPES, num_params, lambda name: f"params/{name}", found)
     try:
         require_match(held, expected)
@@ -31,14 +34,22 @@ def test_what_matches():
 
 def test_one_difference():
     assert refused(SHAPES | {"b": (5,)}) == ("f.npz: old/b: checkpoint (5,), variant B/16 needs (4,).", WHOLE)
-    assert refused({name: SHAPES[name] for name in "ac"}) == ("f.npz: params/b: missing, variant B/16 needs (4,).", WHOLE)
+    assert refused({name: SHAPES[name] for name in "ac"}) == (
+        "f.npz: params/b: missing, variant B/16 needs (4,).",
+        WHOLE,
+    )
     assert refused(SHAPES | {"d": (1,)}) == ("f.npz: old/d: belongs to no part of variant B/16.", WHOLE)
 
 
 def test_several_are_counted_shapes_first_then_what_is_missing():
-    assert refused({"c": (9,), "d": (1,), "b": (9,)})[0] == "f.npz: old/b: checkpoint (9,), variant B/16 needs (4,). (and 3 more)"
+    assert (
+        refused({"c": (9,), "d": (1,), "b": (9,)})[0]
+        == "f.npz: old/b: checkpoint (9,), variant B/16 needs (4,). (and 3 more)"
+    )
     assert refused({"c": (3, 2), "d": (1,)})[0] == "f.npz: params/a: missing, variant B/16 needs (2, 3). (and 2 more)"
-    assert refused(SHAPES | {"d": (1,), "e": (1,)})[0] == "f.npz: old/d: belongs to no part of variant B/16. (and 1 more)"
+    assert (
+        refused(SHAPES | {"d": (1,), "e": (1,)})[0] == "f.npz: old/d: belongs to no part of variant B/16. (and 1 more)"
+    )
 
 
 def test_transposed_is_said_where_all_are():
@@ -51,10 +62,14 @@ def test_transposed_is_said_where_all_are():
 
 
 @pytest.mark.parametrize(
-    ("found", "hint", "fix"), [("S/16", " Did you mean S/16?", SET), ("custom", "", SET), ("B/16", "", SET), ("", "", WHOLE)]
+    ("found", "hint", "fix"),
+    [("S/16", " Did you mean S/16?", SET), ("custom", "", SET), ("B/16", "", SET), ("", "", WHOLE)],
 )
 def test_another_variant_than_the_one_asked_for(found, hint, fix):
-    assert refused(SHAPES | {"b": (5,)}, found=found) == (f"f.npz: old/b: checkpoint (5,), variant B/16 needs (4,).{hint}", fix)
+    assert refused(SHAPES | {"b": (5,)}, found=found) == (
+        f"f.npz: old/b: checkpoint (5,), variant B/16 needs (4,).{hint}",
+        fix,
+    )
     assert ("transposed" in refused(SHAPES | {"a": (3, 2)}, found=found)[0]) == (found != "S/16")
 
 

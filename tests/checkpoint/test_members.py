@@ -1,4 +1,5 @@
-"""Members of checkpoint files: every order and kind of values comes back, and every damage is refused by the member's name."""
+"""Members of checkpoint files: every order and kind of values comes back, and every damage is refused by the member's
+name."""
 
 import io
 import json
@@ -46,7 +47,11 @@ def refused(path):
 @pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize("dtype", ["<f4", ">f4", "<f2", "<f8", "<i4", "|u1", "|b1", "<c8"])
 def test_arrays_of_npz(tmp_path, save, order, dtype):
-    arrays = {"a/b": np.asarray(VALUES.astype(dtype), order=order), "scalar": np.array(2.5), "empty": np.zeros((0, 3), np.float32)}
+    arrays = {
+        "a/b": np.asarray(VALUES.astype(dtype), order=order),
+        "scalar": np.array(2.5),
+        "empty": np.zeros((0, 3), np.float32),
+    }
     save(tmp_path / "a.npz", **arrays)
     leaves = read_container(tmp_path / "a.npz")
     assert list(leaves) == list(arrays) and len(leaves) == 3
@@ -123,7 +128,13 @@ def test_leaves_are_computed_when_they_are_read():
     assert leaf.derive((1,), lambda values: values).name == "a"
     assert leaf.as_float32() is leaf
     wide = half.as_float32()
-    assert (wide.name, wide.shape, wide.dtype, wide.read().dtype, wide.read().tolist()) == ("h", (2,), np.float32, np.float32, [1, 2])
+    assert (wide.name, wide.shape, wide.dtype, wide.read().dtype, wide.read().tolist()) == (
+        "h",
+        (2,),
+        np.float32,
+        np.float32,
+        [1, 2],
+    )
 
 
 @pytest.mark.parametrize(
@@ -148,7 +159,10 @@ def test_parts_of_files(path, expected):
 
 
 def test_what_is_no_file(tmp_path):
-    assert refused(tmp_path)[0].startswith("a folder (a tensorstore or Orbax checkpoint?)") and ".npz" in refused(tmp_path)[1]
+    assert (
+        refused(tmp_path)[0].startswith("a folder (a tensorstore or Orbax checkpoint?)")
+        and ".npz" in refused(tmp_path)[1]
+    )
     os.mkfifo(tmp_path / "pipe")
     assert refused(tmp_path / "pipe")[0] == "not a regular file" and refused(tmp_path / "pipe")[1]
     assert refused(tmp_path / "gone.npz") == (
@@ -178,7 +192,10 @@ def test_what_begins_like_one(tmp_path):
 def test_a_dtype_of_safetensors_that_is_none_of_ours(tmp_path):
     header = json.dumps({"a": {"dtype": "U16", "shape": [2], "data_offsets": [0, 4]}}).encode()
     (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
-    assert refused(tmp_path / "a.safetensors") == ("a: dtype U16 is not supported", "Save the parameters as F32, F16 or BF16.")
+    assert refused(tmp_path / "a.safetensors") == (
+        "a: dtype U16 is not supported",
+        "Save the parameters as F32, F16 or BF16.",
+    )
 
 
 @pytest.mark.parametrize("name", ["/a", "a//b", "a/", "a\\b", "..", "a/../b", ".", "a/./b", ""])
@@ -244,7 +261,8 @@ def test_a_member_of_another_length_than_its_header_says(tmp_path, compression, 
 @pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 @pytest.mark.parametrize("count", [23, *range(25, 120, 5), 10**6])
 def test_a_member_that_claims_another_length(tmp_path, compression, count):
-    """Its header and the directory agree on other values than were stored: what follows in the file are none of them."""
+    """Its header and the directory agree on other values than were stored: what follows in the file are none of
+    them."""
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (count,)})
     path = archive(tmp_path / "a.npz", [("a.npy", header.getvalue() + VALUES.tobytes())], compression)
@@ -307,7 +325,9 @@ def test_what_float32_does_not_hold(tmp_path, value, said):
 @pytest.mark.parametrize("dtype", [np.int32, np.uint8, np.bool_, np.complex64, "U1"])
 def test_values_that_are_no_parameters(tmp_path, dtype):
     np.savez(tmp_path / "a.npz", w=np.zeros(3, dtype))
-    with pytest.raises(CheckpointError, match=rf"a\.npz: w: dtype {np.dtype(dtype)}, parameters are floating-point numbers"):
+    with pytest.raises(
+        CheckpointError, match=rf"a\.npz: w: dtype {np.dtype(dtype)}, parameters are floating-point numbers"
+    ):
         verify(tmp_path / "a.npz", read_container(tmp_path / "a.npz").leaves.values())
 
 

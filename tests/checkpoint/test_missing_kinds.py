@@ -1,4 +1,5 @@
-"""Checkpoints in which a kind of leaf is missing or misshapen everywhere: refused by its name, whatever else would be read from it."""
+"""Checkpoints in which a kind of leaf is missing or misshapen everywhere: refused by its name, whatever else would be
+read from it."""
 
 import numpy as np
 import pytest
@@ -6,13 +7,23 @@ import pytest
 from vit_convert.core.errors import CheckpointError, ConvertError, UsageError
 from vit_convert.families.load import load_checkpoint
 
-LAYOUTS = {"vit_jax": None, "vit_jax_linen": None, "big_vision": "map", "big_vision_scan": "gap", "big_vision_old": "tok"}
+LAYOUTS = {
+    "vit_jax": None,
+    "vit_jax_linen": None,
+    "big_vision": "map",
+    "big_vision_scan": "gap",
+    "big_vision_old": "tok",
+}
 
 
 @pytest.fixture
 def leaves(checkpoint):
     return lambda layout, **options: dict(
-        np.load(checkpoint("mu/16", layout=layout, pool=LAYOUTS[layout], num_classes=10, depth=2, image_size=(64, 64), **options))
+        np.load(
+            checkpoint(
+                "mu/16", layout=layout, pool=LAYOUTS[layout], num_classes=10, depth=2, image_size=(64, 64), **options
+            )
+        )
     )
 
 
@@ -64,7 +75,10 @@ def test_no_shape_ends_in_a_traceback(leaves, tmp_path, layout, how):
         changed = {name: change(leaf) if change and name.endswith(kind) else leaf for name, leaf in whole.items()}
         if change is None:
             changed = {name: leaf for name, leaf in whole.items() if not name.endswith(kind)}
-        if all(np.shape(changed.get(name)) == leaf.shape and changed[name].dtype == leaf.dtype for name, leaf in whole.items()):
+        if all(
+            np.shape(changed.get(name)) == leaf.shape and changed[name].dtype == leaf.dtype
+            for name, leaf in whole.items()
+        ):
             continue  # such as a flat vector
         path = save(tmp_path / "a.npz", changed)
         for options in ({}, {"variant": "mu/16"}, {"outputs": "features"}):
@@ -121,7 +135,8 @@ def test_table_with_other_axes(leaves, tmp_path, layout):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("trained", [(4, 4), (2, 8)])
 def test_rows_that_fit_two_grids(leaves, tmp_path, layout, trained):
-    """2x8 and 4x4 patches have 16 rows each: read as the other, every position would be wrong, and no shape shows it."""
+    """2x8 and 4x4 patches have 16 rows each: read as the other, every position would be wrong, and no shape shows
+    it."""
     whole = leaves(layout)
     path = save(tmp_path / "a.npz", whole)
     with pytest.raises(UsageError, match=r"16 rows|17 rows") as error:

@@ -90,12 +90,24 @@ def test_layouts(names, layout):
 @pytest.mark.parametrize(
     ("names", "said", "fix"),
     [
-        (["img/embedding/kernel", "llm/x", "txt/y"], "a vision-language model (PaliGemma), which is not supported", ":img"),
-        (["img/embedding/kernel", "txt/y"], "an image tower and a text tower (SigLIP, LiT or CLIP), which is not", "f.npz:img"),
+        (
+            ["img/embedding/kernel", "llm/x", "txt/y"],
+            "a vision-language model (PaliGemma), which is not supported",
+            ":img",
+        ),
+        (
+            ["img/embedding/kernel", "txt/y"],
+            "an image tower and a text tower (SigLIP, LiT or CLIP), which is not",
+            "f.npz:img",
+        ),
         (["img/embedding/kernel", "embedding/kernel"], "an image tower under img/ (CLIPPO)", "f.npz:img"),
         (["layers.0.blocks.0.mlp.fc1.weight"], "a PyTorch state dict", "Supported: hybrid, mixer, swin, vit"),
         (["head/x"], "no known layout; it holds head/x", "Supported: hybrid, mixer, swin, vit"),
-        (["Transformer/encoder_norm/bias", "embedding/bias"], "no known layout; it holds Transformer/encoder_norm/bias, embedding/", ""),
+        (
+            ["Transformer/encoder_norm/bias", "embedding/bias"],
+            "no known layout; it holds Transformer/encoder_norm/bias, embedding/",
+            "",
+        ),
     ],
 )
 def test_other_models(names, said, fix):
@@ -112,7 +124,8 @@ def test_other_models(names, said, fix):
         ("img/", ["img/x", "txt/y", "t"], "lit"),
         ("img/", ["img/x", "t"], "siglip"),
         ("img/", ["img/x", "llm/y"], "paligemma"),
-        ("params/img/", ["params/img/x", "params/txt/y", "params/t", "opt/b", "b"], "lit"),  # what lies elsewhere is not beside it
+        # what lies elsewhere is not beside it
+        ("params/img/", ["params/img/x", "params/txt/y", "params/t", "opt/b", "b"], "lit"),
         ("params/img/", ["params/img/x", "params/llm/y", "params/txt/z"], "paligemma"),
         ("params/", ["params/txt/x"], "big_vision"),
     ],
@@ -154,7 +167,9 @@ def test_modules_are_counted_kind_by_kind(era):
 @pytest.mark.parametrize("era", MODULES)
 @pytest.mark.parametrize("missing", range(4))
 def test_a_module_that_one_block_lacks_does_not_move_its_neighbours(era, missing):
-    names, wanted = ([*block(0, e), *(name for i, name in enumerate(block(1, e)) if i != missing)] for e in (era, "linen"))
+    names, wanted = (
+        [*block(0, e), *(name for i, name in enumerate(block(1, e)) if i != missing)] for e in (era, "linen")
+    )
     assert list(canonicalize(leaves(*names), "f.npz")) == wanted
 
 
@@ -168,7 +183,10 @@ def test_a_map_head_counts_for_itself():
         "MAPHead_0/LayerNorm_1/bias",
         "MAPHead_0/MlpBlock_2/Dense_1/bias",
     ]
-    assert list(canonicalize(leaves(*old), "f.npz")) == [*block(0, "linen"), *(f"MAPHead_0/{name}" for name in inlined[1:])]
+    assert list(canonicalize(leaves(*old), "f.npz")) == [
+        *block(0, "linen"),
+        *(f"MAPHead_0/{name}" for name in inlined[1:]),
+    ]
 
 
 @pytest.mark.parametrize("place", ["pos_embedding", IN_MODULE, IN_ENCODER])
@@ -198,7 +216,8 @@ def test_a_file_without_a_block():
 
 def test_blocks_that_are_all_there():
     names = [f"{BLOCK}{number}/x" for number in (10, 0, 2, 1, 3, 4, 5, 6, 7, 8, 9)]
-    assert list(canonicalize(leaves(*names, f"{BLOCK}1234567/x", f"{BLOCK}y/x"), "f.npz"))[:11] == names  # the last two are no numbers
+    # the last two are no numbers
+    assert list(canonicalize(leaves(*names, f"{BLOCK}1234567/x", f"{BLOCK}y/x"), "f.npz"))[:11] == names
 
 
 def test_naflex_is_told_by_its_embedding():
@@ -214,7 +233,12 @@ def test_a_stack_becomes_its_blocks():
     assert list(renamed) == ["cls", *(f"{BLOCK}{i}/MlpBlock_0/Dense_0/bias" for i in range(3))]
     for i in range(3):
         one = renamed[f"{BLOCK}{i}/MlpBlock_0/Dense_0/bias"]
-        assert (one.name, one.shape, one.dtype, one.read().tolist()) == (f"{stack}[{i}]", (2,), np.float32, [2 * i, 2 * i + 1])
+        assert (one.name, one.shape, one.dtype, one.read().tolist()) == (
+            f"{stack}[{i}]",
+            (2,),
+            np.float32,
+            [2 * i, 2 * i + 1],
+        )
 
 
 @pytest.mark.parametrize("shape", [(2, 5), (4, 5), (), (5, 3)])
@@ -236,12 +260,23 @@ def test_the_class_tokens_row_is_folded_into_it():
     folded = fold_class_row(held)
     assert folded["cls"].read().tolist() == [[[1.0, 3.0]]] and folded["cls"].shape == (1, 1, 2)
     assert folded["cls"].dtype == folded["cls"].read().dtype == np.float32
-    assert folded["pos_embedding"].read().tolist() == table[:, 1:].tolist() and folded["pos_embedding"].shape == (1, 3, 2)
+    assert folded["pos_embedding"].read().tolist() == table[:, 1:].tolist() and folded["pos_embedding"].shape == (
+        1,
+        3,
+        2,
+    )
     assert folded["head/bias"] is held["head/bias"] and list(folded) == list(held)
 
 
 CANONICAL = [f"{name}{end}" for name in block(4, "linen", "") for end in ("/scale", "/Dense_0/kernel", "/query/kernel")]
-CANONICAL += ["cls", "pos_embedding", "Transformer/encoder_norm/bias", "MAPHead_0/LayerNorm_0/bias", "MAPHead_0/MlpBlock_0/x", "head/bias"]
+CANONICAL += [
+    "cls",
+    "pos_embedding",
+    "Transformer/encoder_norm/bias",
+    "MAPHead_0/LayerNorm_0/bias",
+    "MAPHead_0/MlpBlock_0/x",
+    "head/bias",
+]
 
 
 @pytest.mark.parametrize(
@@ -264,7 +299,9 @@ def test_names_on_disk(layout, era, table):
 
 
 def test_names_of_stacks():
-    assert [stored_name(name, Layout.BIG_VISION_SCAN) for name in (f"{BLOCK}11/LayerNorm_1/bias", "pos_embedding", "cls")] == [
+    assert [
+        stored_name(name, Layout.BIG_VISION_SCAN) for name in (f"{BLOCK}11/LayerNorm_1/bias", "pos_embedding", "cls")
+    ] == [
         "Transformer/encoderblock/LayerNorm_1/bias",
         "pos_embedding",
         "cls",

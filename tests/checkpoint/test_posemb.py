@@ -28,7 +28,9 @@ def table_of(grid, width=5):
 def test_equals_scipy_zoom_in_float64(old, new):
     table = table_of(old)
     grid = table.reshape(*old, -1).astype(np.float64)
-    expected = scipy.ndimage.zoom(grid, (new[0] / old[0], new[1] / old[1], 1), order=1, mode="nearest").reshape(1, -1, 5)
+    expected = scipy.ndimage.zoom(grid, (new[0] / old[0], new[1] / old[1], 1), order=1, mode="nearest").reshape(
+        1, -1, 5
+    )
     # float64 inside both; what is left is our result's rounding to float32, 2**-24 of values up to 4.
     np.testing.assert_allclose(resample(table, old, new), expected, rtol=0, atol=3e-7)
 

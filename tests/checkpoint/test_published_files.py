@@ -6,7 +6,8 @@ from vit_convert.checkpoint.published import PUBLISHED, Published, published_at,
 from vit_convert.core.errors import CheckpointError
 
 MIB, GIB = 1 << 20, 1 << 30
-# vit_jax.ipynb's listing of gs://vit_models, and the pixels and classes of vit_jax's model tables: the fine-tuned ones are ImageNet's.
+# vit_jax.ipynb's listing of gs://vit_models, and the pixels and classes of vit_jax's model tables: the fine-tuned ones
+# are ImageNet's.
 TABLE = {
     "Ti/16": (384, 1000, "", True, False),
     "S/16": (384, 1000, "", True, False),
@@ -32,7 +33,8 @@ TABLE = {
     "Mixer-S/8": (224, 1000, "78.79 MiB", True, False),
     "Mixer-S/16": (224, 1000, "70.71 MiB", True, False),
     "Mixer-S/32": (224, 1000, "72.91 MiB", True, False),
-    **{f"Swin-{letter}/7": (224, 1000, "", True, False) for letter in "TSBL"},  # windows of 7 at 224 pixels, of 12 at 384
+    # windows of 7 at 224 pixels, of 12 at 384
+    **{f"Swin-{letter}/7": (224, 1000, "", True, False) for letter in "TSBL"},
     **{f"Swin-{letter}/12": (384, 1000, "", True, False) for letter in "BL"},
     "bv_s16_i1k": (224, 1000, "", False, False),  # sincos2d
 }
@@ -59,7 +61,9 @@ def test_all_of_the_table_is_there():
     assert published_at("gs://nobody/x.npz") is published_at("") is None
 
 
-@pytest.mark.parametrize(("size", "middle", "rounding"), [("1.50 MiB", 1.5 * MIB, 0.005 * MIB), ("2.46 GiB", 2.46 * GIB, 0.005 * GIB)])
+@pytest.mark.parametrize(
+    ("size", "middle", "rounding"), [("1.50 MiB", 1.5 * MIB, 0.005 * MIB), ("2.46 GiB", 2.46 * GIB, 0.005 * GIB)]
+)
 def test_sizes_are_rounded_to_two_decimals_and_headers_differ(size, middle, rounding):
     """By half of the last decimal, and by the 64 KiB that the headers of some 200 members may take."""
     file, reach = Published("gs://a/b.npz", 224, size=size), rounding + 65_536
@@ -85,8 +89,18 @@ FILE = Published("gs://a/b.npz", 384)
         (FILE, (384, 384), 21843, "21843 classes, gs://a/b.npz has 1000 classes"),
         (FILE, (224, 224), 10, "10 classes, gs://a/b.npz has 1000 classes"),
         (Published("gs://a/b.npz", 384, stores_positions=False), (224, 224), 1000, None),  # the size that was asked for
-        (Published("gs://a/b.npz", 384, stores_positions=False), (224, 224), 10, "10 classes, gs://a/b.npz has 1000 classes"),
-        (Published("gs://a/b.npz", 384, num_classes=21843), (384, 384), 1000, "1000 classes, gs://a/b.npz has 21843 classes"),
+        (
+            Published("gs://a/b.npz", 384, stores_positions=False),
+            (224, 224),
+            10,
+            "10 classes, gs://a/b.npz has 1000 classes",
+        ),
+        (
+            Published("gs://a/b.npz", 384, num_classes=21843),
+            (384, 384),
+            1000,
+            "1000 classes, gs://a/b.npz has 21843 classes",
+        ),
     ],
 )
 def test_another_model_of_that_name(file, image_size, num_classes, said):

@@ -27,7 +27,8 @@ def test_memory_is_one_leaf(tmp_path):
     write_random_checkpoint(tmp_path / "S16.npz", "S/16")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    # The largest leaf has 384·1536 floats, 2.4 MB; drawing, scaling and writing it hold it a few times. The file has 88 MB.
+    # The largest leaf has 384·1536 floats, 2.4 MB; drawing, scaling and writing it hold it a few times. The file has 88
+    # MB.
     assert peak < 12 << 20
     assert load_checkpoint(tmp_path / "S16.npz").num_params == 22_050_664
 
@@ -69,7 +70,10 @@ def test_command_line_errors_leave_nothing(tmp_path):
 
 def test_fewer_blocks_than_the_variant(checkpoint):
     short, whole = (load_checkpoint(checkpoint("Ti/16", name=f"{depth}.npz", depth=depth)) for depth in (2, None))
-    assert (short.architecture.depth, whole.architecture.depth) == (2, 12) and short.architecture.width == whole.architecture.width
+    assert (short.architecture.depth, whole.architecture.depth) == (
+        2,
+        12,
+    ) and short.architecture.width == whole.architecture.width
 
 
 def test_odd_number_of_outliers(tmp_path):

@@ -63,7 +63,11 @@ def test_the_other_leaves(tmp_path):
         ("MAPHead_0/LayerNorm_0/scale", (32,)),
     ):
         close(leaves[name], 1 + 0.1 * drawn(name, shape))
-    for name, shape in ((f"{B}0/LayerNorm_0/bias", (32,)), ("head/bias", (10,)), (f"{B}1/{ATTENTION}/query/bias", (2, 16))):
+    for name, shape in (
+        (f"{B}0/LayerNorm_0/bias", (32,)),
+        ("head/bias", (10,)),
+        (f"{B}1/{ATTENTION}/query/bias", (2, 16)),
+    ):
         close(leaves[name], 0.02 * drawn(name, shape))
     close(leaves["pos_embedding"], 0.1 * drawn("pos_embedding", (1, 6, 32)))
     close(leaves["MAPHead_0/probe"], drawn("MAPHead_0/probe", (1, 1, 32)))
@@ -96,7 +100,9 @@ def test_the_class_token_and_its_row(tmp_path, layout):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("options", [{}, {"prefix": "params/"}, {"pool": "gap", "pre_logits": True}, {"num_classes": 0, "pool": "map"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"prefix": "params/"}, {"pool": "gap", "pre_logits": True}, {"num_classes": 0, "pool": "map"}]
+)
 def test_every_layout_is_the_same_model(tmp_path, layout, options):
     outputs = "features" if options.get("num_classes") == 0 else "logits"
     wanted, architecture = write(tmp_path / "w.npz", **{**options, "prefix": ""})
@@ -146,7 +152,8 @@ def test_what_was_written_is_told(tmp_path):
 
 @pytest.mark.parametrize("channels", [2, 4])
 def test_outliers_are_added_by_the_first_block(tmp_path, channels):
-    """Each hidden unit is GELU of a standard normal, of mean 1/(2 sqrt(pi)): 128 of them add up to 1200 in those columns."""
+    """Each hidden unit is GELU of a standard normal, of mean 1/(2 sqrt(pi)): 128 of them add up to 1200 in those
+    columns."""
     plain, _ = write(tmp_path / "a.npz", pool="map")
     leaves, _ = write(tmp_path / "b.npz", pool="map", outlier_channels=channels)
     columns = np.random.default_rng([3, 1]).permutation(32)[:channels]
@@ -163,7 +170,9 @@ def test_later_norms_undo_what_outliers_do_to_the_variance(tmp_path):
     leaves, _ = write(tmp_path / "b.npz", pool="map", depth=3, outlier_channels=4)
     columns = np.random.default_rng([3, 1]).permutation(32)[:4]
     others = np.setdiff1d(np.arange(32), columns)
-    before = {f"{B}{i}/LayerNorm_{j}/scale": i for i in range(3) for j in range(2)} | {"Transformer/encoder_norm/scale": 3}
+    before = {f"{B}{i}/LayerNorm_{j}/scale": i for i in range(3) for j in range(2)} | {
+        "Transformer/encoder_norm/scale": 3
+    }
     for name, blocks in before.items():
         factor = leaves[name] / plain[name]
         if blocks == 0:
@@ -179,7 +188,11 @@ def test_later_norms_undo_what_outliers_do_to_the_variance(tmp_path):
     ("options", "said", "fix"),
     [
         ({"outlier_channels": 3}, "outlier_channels 3: odd", "even"),
-        ({"posemb": "sincos2d", "layout": "vit_jax"}, "layout vit_jax: always stores its position table", "big_vision_scan"),
+        (
+            {"posemb": "sincos2d", "layout": "vit_jax"},
+            "layout vit_jax: always stores its position table",
+            "big_vision_scan",
+        ),
         ({"posemb": "sincos2d", "layout": "big_vision_old"}, "layout big_vision_old: always stores", "big_vision_scan"),
         ({"image_size": (32, 40)}, "image_size 32x40: not a multiple of the patch size 16", "nearest"),
     ],
@@ -199,8 +212,19 @@ def run(*words):
 
 def test_a_file_by_command(tmp_path, capsys):
     path = tmp_path / "a.npz"
-    words = ("--image_size=32,48", "--num_classes=10", "--depth=2", "--seed=3", "--layout=big_vision_scan", "--pool=gap", "--pre_logits")
-    assert run("--variant=mu/16", f"--output={path}", *words, "--prefix=params/", "--dtype=float16", "--posemb=sincos2d") == 0
+    words = (
+        "--image_size=32,48",
+        "--num_classes=10",
+        "--depth=2",
+        "--seed=3",
+        "--layout=big_vision_scan",
+        "--pool=gap",
+        "--pre_logits",
+    )
+    assert (
+        run("--variant=mu/16", f"--output={path}", *words, "--prefix=params/", "--dtype=float16", "--posemb=sincos2d")
+        == 0
+    )
     assert capsys.readouterr().out == f"{path}: mu/16, {path.stat().st_size:,} bytes\n"
     options = {"pool": "gap", "pre_logits": True, "prefix": "params/", "dtype": "float16", "posemb": "sincos2d"}
     write(tmp_path / "b.npz", "big_vision_scan", **options)
@@ -223,7 +247,10 @@ def test_defaults_of_the_command(tmp_path):
         (["--output=a.npz"], "no --variant given"),
         (["--variant=XL/16", "--output=a.npz"], "variant 'XL/16': unknown"),
         (["--variant=mu/16", "--output=a.npz", "b"], "unexpected argument 'b'"),
-        (["--variant=mu/16", "--output=a.npz", "--image_size=x"], "--image_size=x: neither one number nor height,width"),
+        (
+            ["--variant=mu/16", "--output=a.npz", "--image_size=x"],
+            "--image_size=x: neither one number nor height,width",
+        ),
         (["--variant=mu/16", "--output=a.npz", "--image_size=1,2,3"], "--image_size=1,2,3: neither"),
         (["--variant=mu/16", "--output=a.npz", "--image_size="], "--image_size=: neither"),
         (["--variant=mu/16", "--output=a.npz", "--seed=-1"], "seed"),

@@ -1,76 +1,16 @@
 """What is asked of a server and made of its replies, one by one, with replies of the test's own instead of a server."""
 
-import contextlib
 import hashlib
 import http.client
-import io
 import json
 import ssl
 import urllib.error
 
 import pytest
+from replies import ADDRESS, DATA, NAME, Reply, part_of, status, whole
 
-from vit_convert.checkpoint import fetch as fetching
 from vit_convert.checkpoint.fetch import fetch, is_address, local_name, url_of
 from vit_convert.core.errors import CheckpointError
-from vit_convert.core.progress import Progress
-
-DATA = bytes(range(256)) * 40
-ADDRESS = "gs://models/a b/B_16.npz"
-NAME = f"B_16-{hashlib.sha256(ADDRESS.encode()).hexdigest()[:8]}.npz"
-
-
-class Reply(io.BytesIO):
-    """Sends what it has, of which the head may say something else."""
-
-    def __init__(self, data=DATA, status=200, **headers):
-        super().__init__(data)
-        self.status, self.headers = status, http.client.HTTPMessage()
-        for name, value in headers.items():
-            self.headers[name.replace("_", "-")] = value
-
-
-class Server:
-    """Answers with a list of replies, or errors, and keeps what was asked."""
-
-    def __init__(self):
-        self.replies, self.asked, self.timeouts, self.pauses = [], [], [], []
-
-    def __call__(self, request, timeout):
-        self.asked.append((request.full_url, dict(request.header_items())))
-        self.timeouts.append(timeout)
-        answer = self.replies.pop(0)
-        if isinstance(answer, BaseException):
-            raise answer
-        return answer
-
-    @property
-    def ranges(self):
-        return [(headers.get("Range"), headers.get("If-range")) for _, headers in self.asked]
-
-
-@pytest.fixture
-def server(monkeypatch):
-    made = Server()
-    monkeypatch.delenv("STORAGE_EMULATOR_HOST", raising=False)
-    monkeypatch.setattr(fetching.urllib.request, "urlopen", made)
-    monkeypatch.setattr(fetching.time, "sleep", made.pauses.append)
-    return made
-
-
-def whole(data=DATA, **headers):
-    return Reply(data, Content_Length=str(len(data)), **headers)
-
-
-def part_of(start, data=DATA, **headers):
-    return Reply(data[start:], 206, Content_Range=f"bytes {start}-{len(data) - 1}/{len(data)}", **headers)
-
-
-def status(code, **headers):
-    message = http.client.HTTPMessage()
-    for name, value in headers.items():
-        message[name.replace("_", "-")] = value
-    return urllib.error.HTTPError("http://x", code, "said", message, None)
 
 
 @pytest.fixture
@@ -199,7 +139,9 @@ def test_a_part_from_the_first_byte_on(server, tmp_path, part):
 def test_a_part_from_elsewhere_is_not_taken(server, tmp_path, part, start):
     part.write_bytes(DATA[:10])
     server.replies = [part_of(start) for _ in range(3)]
-    with pytest.raises(CheckpointError, match=rf"stopped at 10 bytes \(bytes from {start} on were sent, from 10 on were asked for\)"):
+    with pytest.raises(
+        CheckpointError, match=rf"stopped at 10 bytes \(bytes from {start} on were sent, from 10 on were asked for\)"
+    ):
         fetch(ADDRESS, tmp_path)
     assert part.read_bytes() == DATA[:10]
 
@@ -299,8 +241,14 @@ def test_without_a_network(server, tmp_path, failure, said):
     server.replies = [failure]
     with pytest.raises(CheckpointError) as error:
         fetch(ADDRESS, tmp_path)
-    assert str(error.value).startswith(f"{ADDRESS}: cannot be fetched, is there a network? (") and said in str(error.value)
-    assert error.value.fix.startswith(f"Put {NAME} into {tmp_path}/") and server.pauses == [] and not list(tmp_path.iterdir())
+    assert str(error.value).startswith(f"{ADDRESS}: cannot be fetched, is there a network? (") and said in str(
+        error.value
+    )
+    assert (
+        error.value.fix.startswith(f"Put {NAME} into {tmp_path}/")
+        and server.pauses == []
+        and not list(tmp_path.iterdir())
+    )
 
 
 @pytest.mark.parametrize(("failure", "said"), FAILURES)
@@ -317,7 +265,10 @@ def test_a_network_that_breaks_down(server, tmp_path, part, failure, said):
 
 def test_three_tries_that_bring_nothing_are_the_end(server, tmp_path, part):
     """In a row: a slow line that brings something each time is followed to the end."""
-    pieces = [Reply(DATA[i : i + 1000], 206, Content_Range=f"bytes {i}-{len(DATA) - 1}/{len(DATA)}") for i in range(1000, 10_000, 1000)]
+    pieces = [
+        Reply(DATA[i : i + 1000], 206, Content_Range=f"bytes {i}-{len(DATA) - 1}/{len(DATA)}")
+        for i in range(1000, 10_000, 1000)
+    ]
     part.write_bytes(DATA[:1000])
     replies = []
     for piece in pieces:
@@ -340,7 +291,8 @@ def test_what_is_there_is_not_asked_for(server, tmp_path):
     assert fetch(ADDRESS, tmp_path, accepts=lambda size: size == 3) == tmp_path / NAME
     with pytest.raises(CheckpointError) as error:
         fetch(ADDRESS, tmp_path, accepts=lambda size: size == 4)
-    assert str(error.value) == f"{tmp_path / NAME}: 3 bytes, which is not the size of {ADDRESS}" and "Remove it" in error.value.fix
+    assert str(error.value) == f"{tmp_path / NAME}: 3 bytes, which is not the size of {ADDRESS}"
+    assert "Remove it" in error.value.fix
     assert not server.asked
 
 
@@ -369,32 +321,3 @@ def test_how_to_bring_it_by_hand(server, tmp_path):
     with pytest.raises(CheckpointError) as error:
         fetch("https://h/x.npz", tmp_path)
     assert error.value.fix.endswith(f"curl -fL -C - -o {tmp_path}/{local_name('https://h/x.npz')} https://h/x.npz.")
-
-
-class Telling(Progress):
-    def __init__(self):
-        super().__init__(quiet=True)
-        self.said, self.steps, self.totals = [], [], []
-
-    def say(self, text):
-        self.said.append(text)
-
-    def bar(self, label, total=None):
-        self.totals.append((label, total))
-        return contextlib.nullcontext(self.steps.append)
-
-
-@pytest.mark.parametrize("told", [True, False])
-def test_what_is_shown(server, tmp_path, part, monkeypatch, told):
-    monkeypatch.setattr(fetching, "_CHUNK_BYTES", 6000)
-    server.replies = [whole() if told else Reply()]
-    shown = Telling()
-    fetch(ADDRESS, tmp_path, progress=shown)
-    size = " (10.0 KiB)" if told else ""
-    assert shown.said == [f"fetching {ADDRESS}{size} into {tmp_path}/"]
-    assert shown.totals == [(f"fetching {NAME}", len(DATA) if told else None)] and shown.steps == [0, 6000, 4240]
-    (tmp_path / NAME).unlink()
-    part.write_bytes(DATA[:240])
-    server.replies = [part_of(240)]
-    fetch(ADDRESS, tmp_path, progress=(shown := Telling()))
-    assert shown.said[0].endswith(f"into {tmp_path}/, continued") and shown.steps == [240, 6000, 4000]

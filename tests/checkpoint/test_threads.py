@@ -1,4 +1,5 @@
-"""Files read by several threads: under Python 3.12 and 3.13 members opened at once through one ZipFile fail with "Bad CRC-32"."""
+"""Files read by several threads: under Python 3.12 and 3.13 members opened at once through one ZipFile fail with "Bad
+CRC-32"."""
 
 import concurrent.futures
 import pathlib
@@ -19,7 +20,8 @@ THREADS = 8
 
 @pytest.fixture(autouse=True)
 def _hasty_threads():
-    """Threads that take turns after 10 µs instead of 5 ms: what fails once in five reads of a file then fails in each."""
+    """Threads that take turns after 10 µs instead of 5 ms: what fails once in five reads of a file then fails in
+    each."""
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
     yield
@@ -55,10 +57,14 @@ def test_threads_that_read_the_same_leaves(shipped):
 
 
 def test_threads_that_read_images_of_an_archive(tmp_path):
-    with zipfile.ZipFile(SHIPPED / "digits" / "calibration.zip") as shipped, zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+    with (
+        zipfile.ZipFile(SHIPPED / "digits" / "calibration.zip") as shipped,
+        zipfile.ZipFile(tmp_path / "a.zip", "w") as archive,
+    ):
         for member in shipped.infolist():
             content = shipped.read(member)
-            member.extra = b"UT\x05\x00\x01\x00\x00\x00\x00"  # as the `zip` command writes: skipping it is what goes wrong
+            # as the `zip` command writes: skipping it is what goes wrong
+            member.extra = b"UT\x05\x00\x01\x00\x00\x00\x00"
             archive.writestr(member, content)
     source = open_images(tmp_path / "a.zip")
     wanted = [source.read(i) for i in range(len(source))]
@@ -95,7 +101,9 @@ def test_members_are_those_of_the_archive(archive):
                 assert stream.read() == opened.read(member)
 
 
-@pytest.mark.parametrize(("flag", "what"), [(0x1, "is encrypted"), (0x40, "is strongly encrypted"), (0x20, "is a compressed patch")])
+@pytest.mark.parametrize(
+    ("flag", "what"), [(0x1, "is encrypted"), (0x40, "is strongly encrypted"), (0x20, "is a compressed patch")]
+)
 def test_encrypted_members_are_refused(archive, flag, what):
     member = zipfile.ZipFile(archive).getinfo("plain")
     member.flag_bits |= flag

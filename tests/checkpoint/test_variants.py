@@ -35,7 +35,8 @@ def test_published_parameter_counts(variant):
     rows = math.prod(architecture.grid) + (architecture.pool == "tok")
     assert parameter_count(architecture, rows) == PUBLISHED_COUNTS[variant]
     leaves = sum(math.prod(shape) for shape in leaf_shapes(architecture).values())
-    folded_row = architecture.width if architecture.pool == "tok" else 0  # on disk the class token has a position of its own
+    # on disk the class token has a position of its own
+    folded_row = architecture.width if architecture.pool == "tok" else 0
     assert leaves + folded_row == PUBLISHED_COUNTS[variant]
 
 
@@ -78,7 +79,9 @@ SIZES = {
 
 @pytest.mark.parametrize("size", SIZES)
 def test_sizes_are_those_of_big_vision(size):
-    assert {letters: getattr(row, size) for letters, row in WIDTHS.items()} == dict(zip(LETTERS, SIZES[size], strict=True))
+    assert {letters: getattr(row, size) for letters, row in WIDTHS.items()} == dict(
+        zip(LETTERS, SIZES[size], strict=True)
+    )
 
 
 @pytest.mark.parametrize("letters", LETTERS)
@@ -93,7 +96,8 @@ def test_every_row_is_found_by_its_sizes_and_by_its_name(letters):
 
 def test_pooling_and_defaults():
     assert [
-        architecture_of(name, pool=pool).pool for name, pool in (("B/16-gap-norep", None), ("B/16-gap-norep", "map"), ("B/16", "gap"))
+        architecture_of(name, pool=pool).pool
+        for name, pool in (("B/16-gap-norep", None), ("B/16-gap-norep", "map"), ("B/16", "gap"))
     ] == [
         "gap",
         "map",
@@ -116,7 +120,9 @@ def test_pooling_and_defaults():
     ],
 )
 def test_the_nearest_size_that_patches_tile(image_size, nearest):
-    with pytest.raises(UsageError, match=f"image_size {image_size[0]}x{image_size[1]}: not a multiple of the patch size 16") as error:
+    with pytest.raises(
+        UsageError, match=f"image_size {image_size[0]}x{image_size[1]}: not a multiple of the patch size 16"
+    ) as error:
         architecture_of("B/16", image_size)
     assert error.value.fix == f"The nearest that is: {nearest}."
 

@@ -1,4 +1,5 @@
-"""Sizes by majority: one leaf that is wrong is outvoted, and a kind that is missing is replaced by the next that tells."""
+"""Sizes by majority: one leaf that is wrong is outvoted, and a kind that is missing is replaced by the next that
+tells."""
 
 import numpy as np
 
@@ -31,7 +32,8 @@ def test_a_kind_that_tells_nothing_is_followed_by_the_next():
 def test_numbers_are_counted_once():
     names = ["block_0/a", "block_0/b", "block_12/a", "block_x/a", "encoder/block_5/a", "block_3"]
     assert count_numbers(names, r"block_(\d+)/") == 2
-    assert count_numbers(["image_1/a", "text_1/a", "text_2/a"], r"(?:image|text)_(\d+)/") == 2  # of numbers, not of what is before them
+    # of numbers, not of what is before them
+    assert count_numbers(["image_1/a", "text_1/a", "text_2/a"], r"(?:image|text)_(\d+)/") == 2
     assert count_numbers([], r"block_(\d+)/") == 0
 
 

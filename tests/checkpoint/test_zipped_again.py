@@ -1,4 +1,5 @@
-"""Checkpoints that somebody unpacked and zipped again: read as the file that they were, or refused by the member's name."""
+"""Checkpoints that somebody unpacked and zipped again: read as the file that they were, or refused by the member's
+name."""
 
 import zipfile
 

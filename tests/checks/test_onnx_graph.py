@@ -10,7 +10,8 @@ from vit_convert.checks.onnx_graph import batch_sizes, check_graph, graph_scores
 from vit_convert.core.compare import Tolerance
 
 TOLERANCE = Tolerance(atol=1e-5, rtol=1e-5, cosine=0.99999)
-TOKENS = """g (float[n, 3, 4] images) => (float[n, 3, 4] y) <float two = {2}, int64[4] flat = {-1, 4, 1, 1}, int64[1] zero = {0}> {
+TOKENS = """g (float[n, 3, 4] images) => (float[n, 3, 4] y) <float two = {2}, int64[4] flat = {-1, 4, 1, 1},
+    int64[1] zero = {0}> {
     tap = Mul (images, two) y = Neg (tap) beside = Reshape (tap, flat) first = Gather <axis = 1> (tap, zero) }"""
 
 
@@ -29,7 +30,10 @@ def reference(count: int = 4) -> dict[str, np.ndarray]:
 def test_every_tensor_is_compared(path):
     rows = check_graph(path, reference(), [1, 3, 4], TOLERANCE, judged=["y"])
     exact = pytest.approx(1, abs=1e-12)
-    assert [(row.tensor, row.max_abs, row.cosine, row.passed) for row in rows] == [("tap", 0, exact, None), ("y", 0, exact, True)]
+    assert [(row.tensor, row.max_abs, row.cosine, row.passed) for row in rows] == [
+        ("tap", 0, exact, None),
+        ("y", 0, exact, True),
+    ]
 
 
 @pytest.mark.parametrize("judged", [["y"], ["tap", "y"], []])
@@ -41,7 +45,9 @@ def test_the_worst_batch_is_told(path, judged, wrong):
     known["tap"][wrong, 1, 2] += 0.5
     rows = {row.tensor: row for row in check_graph(path, known, [1, 3, 4], TOLERANCE, judged=judged)}
     assert list(rows) == ["tap", "y"]
-    assert rows["tap"].passed is (False if "tap" in judged else None) and rows["y"].passed is (True if "y" in judged else None)
+    assert rows["tap"].passed is (False if "tap" in judged else None) and rows["y"].passed is (
+        True if "y" in judged else None
+    )
     assert rows["tap"].max_abs == pytest.approx(0.5, abs=1e-6)
     # relative to the largest value of the batch: where that is smallest the error is worst
     scales = {batch: np.abs(known["tap"][:batch]).max() for batch in (1, 3, 4) if batch > wrong}

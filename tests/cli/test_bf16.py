@@ -8,7 +8,10 @@ def test_bf16_is_checked(convert, precision):
     assert convert(f"--config.precision={precision}") == 0
     check = convert.report()["checks"]["bf16"]
     assert check["passed"] and 0.999 < check["cosine"] < 0.9999999  # float32 has more nines
-    assert {path.name for path in convert.bundle.iterdir() if "bf16" in path.name} == {"model.bf16.onnx", "model.bf16.onnx.data"}
+    assert {path.name for path in convert.bundle.iterdir() if "bf16" in path.name} == {
+        "model.bf16.onnx",
+        "model.bf16.onnx.data",
+    }
     assert not list(convert.bundle.glob(".model.*"))
 
 

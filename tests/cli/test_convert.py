@@ -75,7 +75,9 @@ sys.exit(main(["vit_convert", *sys.argv[1:]]))
 
 def test_quota_for_real(convert):
     """A limit on the size of files, which the weights (150 kB) break in the middle of a write."""
-    result = subprocess.run([sys.executable, "-c", LIMITED, *convert.arguments()], capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [sys.executable, "-c", LIMITED, *convert.arguments()], capture_output=True, text=True, check=False
+    )
     assert result.returncode == 2, result.stderr
     assert "model.onnx: " in result.stderr
     assert "Traceback" not in result.stderr
@@ -128,7 +130,9 @@ def test_lowerings_are_the_same_model(convert, flags, sizes, different):
     assert norms == {"model": (3, 0), "matmul": (3, 0), "primitives": (0, 6)}
     checked = convert.report()["check"]["lowerings"]
     assert list(checked) == ["matmul", "primitives"]
-    assert all(found["passed"] and found["max_rel"] < 1e-5 and list(found["sizes"]) == sizes for found in checked.values())
+    assert all(
+        found["passed"] and found["max_rel"] < 1e-5 and list(found["sizes"]) == sizes for found in checked.values()
+    )
 
 
 def test_lowerings_come_and_go(convert):
@@ -176,7 +180,10 @@ def test_lowering_that_computes_something_else(convert, capsys, monkeypatch):
     assert "error: lowering primitives: primitives.onnx: logits differs from JAX by 1 " in capsys.readouterr().err
     checked = convert.report()["check"]
     assert convert.statuses()["check"] == "failed" and checked["passed"] is False
-    assert {name: found["passed"] for name, found in checked["lowerings"].items()} == {"matmul": True, "primitives": False}
+    assert {name: found["passed"] for name, found in checked["lowerings"].items()} == {
+        "matmul": True,
+        "primitives": False,
+    }
     assert checked["lowerings"]["primitives"]["max_abs"] == pytest.approx(1, abs=1e-3) and checked["max_abs"] < 1e-4
 
 
@@ -211,7 +218,13 @@ def test_interrupted_and_continued(convert, number, said):
     assert convert.statuses() == {"checkpoint": "done", "images": "done", "export": "done", "reference": "failed"}
     assert not any(name.startswith(".") for name in names(convert.bundle))
     assert convert() == 0
-    assert convert.statuses() == {"checkpoint": "fresh", "images": "fresh", "export": "fresh", "reference": "done", "check": "done"}
+    assert convert.statuses() == {
+        "checkpoint": "fresh",
+        "images": "fresh",
+        "export": "fresh",
+        "reference": "done",
+        "check": "done",
+    }
 
 
 # --- images ---------------------------------------------------------------------------------------------------------
@@ -220,7 +233,8 @@ INT8 = ("--config.precision=int8", "--config.check.int8_cosine=0.5", "--config.c
 
 
 def test_calibration_images_that_cannot_be_used(convert, images, tmp_path, capsys):
-    """An empty folder, one that is not there, and one with half an image: each named, nothing left, and the earlier stages kept."""
+    """An empty folder, one that is not there, and one with half an image: each named, nothing left, and the earlier
+    stages kept."""
 
     def says(message: str, data) -> None:
         assert convert(*INT8, f"--config.calibration.data={data}") == 6
@@ -234,7 +248,10 @@ def test_calibration_images_that_cannot_be_used(convert, images, tmp_path, capsy
     whole = (images((32, 32), (32, 32)) / "1.png").read_bytes()
     (folder / "1.png").write_bytes(whole[: len(whole) // 2])
     says(f"{folder}/1.png", folder)
-    assert convert.statuses() == {**dict.fromkeys(["checkpoint", "images", "export", "reference", "check"], "fresh"), "calibrate": "failed"}
+    assert convert.statuses() == {
+        **dict.fromkeys(["checkpoint", "images", "export", "reference", "check"], "fresh"),
+        "calibrate": "failed",
+    }
 
 
 def test_images_of_mixed_sizes(convert, images):
@@ -248,7 +265,8 @@ def test_images_of_mixed_sizes(convert, images):
 
 
 def test_labelled_images_are_scored(convert, images):
-    """Three of five labels are what the graph itself says, found here with onnxruntime and NumPy: 60 %, whoever counts."""
+    """Three of five labels are what the graph itself says, found here with onnxruntime and NumPy: 60 %, whoever
+    counts."""
     import onnxruntime
 
     folder = images(*[(32, 32)] * 5)
@@ -288,13 +306,20 @@ def test_engines_and_freshness(convert, capsys):
 
     report = convert.report()
     assert report["status"] == "done"
-    assert [(engine["precision"], engine["bytes"] > 10_000) for engine in report["engines"]] == [("fp16", True), ("int8", True)]
+    assert [(engine["precision"], engine["bytes"] > 10_000) for engine in report["engines"]] == [
+        ("fp16", True),
+        ("int8", True),
+    ]
     for engine in report["engines"]:
         plan = convert.bundle / engine["path"]
         assert plan.stat().st_size == engine["bytes"]
         assert plan.with_name(plan.name + ".json").exists()
     assert report["engine"]["precision"] == "fp16"  # int8 is not recommended on faith
-    assert {precision: check["passed"] for precision, check in report["checks"].items()} == {"fp32": True, "fp16": True, "int8": True}
+    assert {precision: check["passed"] for precision, check in report["checks"].items()} == {
+        "fp32": True,
+        "fp16": True,
+        "int8": True,
+    }
     assert report["checkpoint"]["num_params"] > 10_000
     assert report["onnx"]["nodes_per_block"] <= 30
     assert not any(name.startswith(".") for name in names(convert.bundle))
@@ -326,8 +351,14 @@ def test_engines_and_freshness(convert, capsys):
 
 
 def test_graphs_for_tensorrt_8_wait_for_its_builder(convert, capsys):
-    """Whatever TensorRT is here is none that builds them, and no reason to fail; nor does its version enter their calibration cache."""
-    flags = ["--config.target=trt8", "--config.engine.backend=auto", "--config.precision=fp16,int8", "--config.check.int8_cosine=0.9"]
+    """Whatever TensorRT is here is none that builds them, and no reason to fail; nor does its version enter their
+    calibration cache."""
+    flags = [
+        "--config.target=trt8",
+        "--config.engine.backend=auto",
+        "--config.precision=fp16,int8",
+        "--config.check.int8_cosine=0.9",
+    ]
     assert convert(*flags) == 0
     assert list(convert.statuses())[-1] == "quantize"
     note = "No engine was built. On its host, with this folder there: python -m vit_convert.engine tiny"
@@ -348,7 +379,8 @@ def test_what_a_build_depends_on():
     before = BUILD.inputs(context)
     config.keep_fp32 = ("block_00",)
     assert BUILD.inputs(context) != before
-    assert {"calibrate", "quantize", "export"} <= set(BUILD.after)  # TensorRT's own calibrator reads images that no graph depends on
+    # TensorRT's own calibrator reads images that no graph depends on
+    assert {"calibrate", "quantize", "export"} <= set(BUILD.after)
 
 
 def test_engines_for_other_gpus_are_not_run_here(monkeypatch):

@@ -1,4 +1,5 @@
-"""Hybrids, Mixers and Swins from the command line: random file, conversion, every block proved, FP16 and INT8, and an engine."""
+"""Hybrids, Mixers and Swins from the command line: random file, conversion, every block proved, FP16 and INT8, and an
+engine."""
 
 import importlib.util
 
@@ -8,7 +9,12 @@ from vit_convert.families.random import main as random_main
 
 # By family: variant, side in pixels, what the summary calls it, and names of blocks in the check.
 CASES = {
-    "mixer": ("Mixer-mu/16", 32, "Mixer-mu/16, ", ["block_00/token_mixing", "block_00", "block_01", "pre_head_layer_norm"]),
+    "mixer": (
+        "Mixer-mu/16",
+        32,
+        "Mixer-mu/16, ",
+        ["block_00/token_mixing", "block_00", "block_01", "pre_head_layer_norm"],
+    ),
     "hybrid": ("R8+ViT-mu/8", 64, "hybrid R8+ViT-mu/8, ", ["root", "stage_1/block_00", "stage_2/block_01", "block_00"]),
     "swin": ("Swin-mu/7", 56, "Swin-mu/7, ", ["stage_0/block_00", "stage_0/block_01", "stage_1/block_00", "norm"]),
 }
@@ -19,7 +25,10 @@ def family(request, convert):
     """The conversion of a family's file, and the family's name."""
     variant, side, *_ = CASES[request.param]
     path = convert.config.parent / f"{request.param}.{'safetensors' if request.param == 'swin' else 'npz'}"
-    assert random_main(["random", f"--variant={variant}", f"--image_size={side}", "--num_classes=10", f"--output={path}"]) == 0
+    assert (
+        random_main(["random", f"--variant={variant}", f"--image_size={side}", "--num_classes=10", f"--output={path}"])
+        == 0
+    )
 
     def run(*flags):
         return convert(f"--config.checkpoint={path}", f"--config.image_size=({side}, {side})", *flags)

@@ -1,4 +1,5 @@
-"""One full-size conversion, ViT-B/32 with random weights, to real FP16 and INT8 engines: what the small models cannot show."""
+"""One full-size conversion, ViT-B/32 with random weights, to real FP16 and INT8 engines: what the small models cannot
+show."""
 
 import json
 
@@ -13,8 +14,17 @@ def test_b32_to_engines(tmp_path):
     pytest.importorskip("tensorrt_rtx")
     checkpoint = tmp_path / "B32.npz"
     write_random_checkpoint(checkpoint, "B/32")
-    argv = ["vit_convert", "--config=vit_b32.py", f"--config.checkpoint={checkpoint}", f"--workdir={tmp_path}", "--quiet"]
-    assert main([*argv, "--config.engine.backend=rtx", "--config.check.num_images=2", "--config.calibration.num_images=8"]) == 0
+    argv = [
+        "vit_convert",
+        "--config=vit_b32.py",
+        f"--config.checkpoint={checkpoint}",
+        f"--workdir={tmp_path}",
+        "--quiet",
+    ]
+    assert (
+        main([*argv, "--config.engine.backend=rtx", "--config.check.num_images=2", "--config.calibration.num_images=8"])
+        == 0
+    )
     report = json.loads((tmp_path / "vit_b32" / "report.json").read_text())
     assert report["checkpoint"]["num_params"] == 88_224_232
     assert report["onnx"]["nodes_per_block"] <= 30 and report["onnx"]["num_shapes"] <= 1

@@ -29,7 +29,12 @@ def measured(convert) -> dict[str, float]:
 
 @pytest.mark.parametrize(
     ("labels", "named"),
-    [((1, 2, 10), "label 10"), ((-1, 0, 3), "label -1"), ((0, 10**9), "label 1000000000"), ((2**63 - 1, 0), f"label {2**63 - 1}")],
+    [
+        ((1, 2, 10), "label 10"),
+        ((-1, 0, 3), "label -1"),
+        ((0, 10**9), "label 1000000000"),
+        ((2**63 - 1, 0), f"label {2**63 - 1}"),
+    ],
 )
 def test_labels_outside_the_head(convert, tmp_path, capsys, labels, named):
     data = arrays(tmp_path / "e.npz", *labels)

@@ -62,7 +62,9 @@ def test_engine_commands(words):
     assert said.getvalue().startswith("error: ")
 
 
-@pytest.mark.parametrize("words", [["--warmup=nan"], ["--warmup=-1"], ["--warmup=inf"], ["--duration=nan"], ["--duration=-1"]])
+@pytest.mark.parametrize(
+    "words", [["--warmup=nan"], ["--warmup=-1"], ["--warmup=inf"], ["--duration=nan"], ["--duration=-1"]]
+)
 def test_seconds_of_engine_commands(convert, words, capsys):
     assert convert("--until=check") == 0
     capsys.readouterr()
@@ -78,7 +80,9 @@ def test_switches_of_engine_commands(convert, capsys):
 
     convert("--until=checkpoint")
     bundle = str(convert.bundle)
-    names, path, words = parse(["engine", "build", "--config.batch.max", "16", "--config.engine.tf32", bundle, "--noconfig.taps"])
+    names, path, words = parse(
+        ["engine", "build", "--config.batch.max", "16", "--config.engine.tf32", bundle, "--noconfig.taps"]
+    )
     assert (tuple(names), path) == (("build",), bundle)
     config = default_config()
     config.checkpoint, config.name = "a.npz", "x"

@@ -1,4 +1,5 @@
-"""A config that names a public file runs as it stands: with the file in a folder, from a bucket, or with an error that names it."""
+"""A config that names a public file runs as it stands: with the file in a folder, from a bucket, or with an error that
+names it."""
 
 import pathlib
 import re
@@ -12,7 +13,10 @@ from vit_convert.checkpoint.fetch import local_name
 from vit_convert.checkpoint.published import PUBLISHED, Published
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
-_NAMED = {path.name: re.search(r'published_config\("(.+)"\)', path.read_text(encoding="utf-8")) for path in CONFIGS.glob("*.py")}
+_NAMED = {
+    path.name: re.search(r'published_config\("(.+)"\)', path.read_text(encoding="utf-8"))
+    for path in CONFIGS.glob("*.py")
+}
 OF_A_PUBLIC_FILE = sorted(name for name, match in _NAMED.items() if match)
 OF_A_BUCKET = [name for name in OF_A_PUBLIC_FILE if PUBLISHED[_NAMED[name][1]].address.startswith("gs://")]
 ADDRESS = "gs://models/mu/mu.npz"
@@ -74,7 +78,10 @@ def test_file_is_fetched_once_and_used(tiny, bucket):
     fetched = tiny.folder / "checkpoints" / local_name(ADDRESS)
     assert fetched.read_bytes() == tiny.file.read_bytes()
     assert tiny.convert.report()["checkpoint"]["path"] == f"checkpoints/{fetched.name}"
-    assert tiny.convert.report()["checkpoint"]["sha256"] == fetched.with_name(f"{fetched.name}.sha256").read_text().split()[0]
+    assert (
+        tiny.convert.report()["checkpoint"]["sha256"]
+        == fetched.with_name(f"{fetched.name}.sha256").read_text().split()[0]
+    )
     bucket.files.clear()
     assert tiny() == 0
     assert tiny.convert.statuses() == {"checkpoint": "fresh"}

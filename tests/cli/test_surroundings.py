@@ -63,14 +63,21 @@ def test_help_on_a_terminal_without_utf8(module, encoding):
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="one core is Linux's to give")
 def test_strange_surroundings(convert, tmp_path):
-    """A home, a UTF-8 locale, a second core, a reader of the output: a conversion needs none of them, and its numbers do not tell."""
+    """A home, a UTF-8 locale, a second core, a reader of the output: a conversion needs none of them, and its numbers
+    do not tell."""
     assert convert() == 0
     folder = tmp_path / "ein Ordner, ünïcode 模型"
     folder.mkdir()
     (folder / "tiny.py").write_bytes(convert.config.read_bytes())
 
     (tmp_path / "start.py").write_text(ON_ONE_CORE, encoding="utf-8")
-    changes = {**ASCII, "HOME": None, "XDG_CACHE_HOME": None, "TZ": "Pacific/Kiritimati", "PYTHONPATH": f"{PROJECT}:{tmp_path}"}
+    changes = {
+        **ASCII,
+        "HOME": None,
+        "XDG_CACHE_HOME": None,
+        "TZ": "Pacific/Kiritimati",
+        "PYTHONPATH": f"{PROJECT}:{tmp_path}",
+    }
     words = ["--config=tiny", f"--workdir={folder / 'out'}"]
     ended = run(*words, module="start", closed=["stdout", "stderr"], cwd=folder, env=environment(**changes))
     assert ended.returncode == 0

@@ -38,7 +38,14 @@ def test_help_names_every_flag_and_key(capsys):
 
     assert main(["vit_convert", "--help"]) == 0
     text = capsys.readouterr().out
-    for word in ("--workdir", "--until", "--force", "--quiet", "--debug", *(f"config.{key} = " for key in dotted_keys(default_config()))):
+    for word in (
+        "--workdir",
+        "--until",
+        "--force",
+        "--quiet",
+        "--debug",
+        *(f"config.{key} = " for key in dotted_keys(default_config())),
+    ):
         assert word in text.replace("--[no]", "--")
 
 
@@ -95,10 +102,14 @@ def test_config_without_the_ending(convert, tmp_path):
         (["--config.checkpoint="], "config.checkpoint is empty"),
         (["--config.target=trt8", "--config.precision=fp8"], "target trt8 has no fp8"),
         (["--quiet", "--config.lowerings=primitives"], "lowering 'primitives': target rtx has only its own"),
-        (["--quiet", "--config.engine.lowering=plugin", "--config.target=trt11"], "lowering 'plugin': target trt11 has only its own"),
+        (
+            ["--quiet", "--config.engine.lowering=plugin", "--config.target=trt11"],
+            "lowering 'plugin': target trt11 has only its own",
+        ),
         (
             ["--quiet", "--config.lowerings=matmull", "--config.target=trt8"],
-            "lowering 'matmull': target trt8 has plugin, kernels, fused, matmul, primitives, gather. Did you mean matmul",
+            "lowering 'matmull': target trt8 has plugin, kernels, fused, matmul, primitives, gather. Did you mean "
+            "matmul",
         ),
     ],
 )

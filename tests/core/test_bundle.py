@@ -8,7 +8,16 @@ import tempfile
 import numpy as np
 import pytest
 
-from vit_convert.core.bundle import Bundle, atomic, folder_errors, hash_file, hash_value, read_json, utf8_path, write_json
+from vit_convert.core.bundle import (
+    Bundle,
+    atomic,
+    folder_errors,
+    hash_file,
+    hash_value,
+    read_json,
+    utf8_path,
+    write_json,
+)
 from vit_convert.core.errors import UsageError
 
 
@@ -41,7 +50,12 @@ def test_crash_leaves_nothing_and_what_was_there(tmp_path, error, folder):
 
 @pytest.mark.parametrize(
     ("number", "message"),
-    [(errno.EFBIG, "no space left"), (errno.ENOSPC, "no space left"), (errno.EDQUOT, "no space left"), (errno.EACCES, "cannot be written")],
+    [
+        (errno.EFBIG, "no space left"),
+        (errno.ENOSPC, "no space left"),
+        (errno.EDQUOT, "no space left"),
+        (errno.EACCES, "cannot be written"),
+    ],
 )
 def test_full_disk_is_a_users_mistake(tmp_path, number, message):
     with pytest.raises(UsageError, match=f"file: {message}"), atomic(tmp_path / "file") as temporary:
@@ -117,7 +131,11 @@ def test_what_succeeds_and_what_is_no_error_of_the_disk_passes(tmp_path):
 
 def test_numpy_writes_to_a_full_disk(tmp_path):
     """The device that is always full: numpy reports a short write as an OSError without a number."""
-    with pytest.raises(UsageError, match="file: no space left"), atomic(tmp_path / "file"), open("/dev/full", "wb", buffering=0) as f:
+    with (
+        pytest.raises(UsageError, match="file: no space left"),
+        atomic(tmp_path / "file"),
+        open("/dev/full", "wb", buffering=0) as f,
+    ):
         np.zeros(1 << 16).tofile(f)
 
 
@@ -216,7 +234,9 @@ def test_json(tmp_path):
 
 def test_json_has_no_nan(tmp_path):
     """Other readers than Python's refuse it."""
-    write_json(tmp_path / "a.json", {"x": [np.float32("nan"), float("inf"), 1.5], "y": {"z": -float("inf")}, "p": tmp_path})
+    write_json(
+        tmp_path / "a.json", {"x": [np.float32("nan"), float("inf"), 1.5], "y": {"z": -float("inf")}, "p": tmp_path}
+    )
     text = (tmp_path / "a.json").read_text()
     assert "NaN" not in text and "Infinity" not in text
     write_json(tmp_path / "b.json", {"x": [None, None, 1.5], "y": {"z": None}, "p": str(tmp_path)})

@@ -21,7 +21,10 @@ from vit_convert.core.calibration_cache import (
 from vit_convert.core.errors import CalibrationError
 
 KEY = CacheKey("entropy", "8.6.0", "a" * 64)
-CACHE = b"TRT-8600-EntropyCalibration2\nimages: 3caa54fc\n(Unnamed Layer* 64) [Shuffle]_output: 3d1f2e3a\nblock_00/x: y: 0\n"
+CACHE = (
+    b"TRT-8600-EntropyCalibration2\nimages: 3caa54fc\n(Unnamed Layer* 64) [Shuffle]_output: "
+    b"3d1f2e3a\nblock_00/x: y: 0\n"
+)
 
 
 @pytest.mark.parametrize(
@@ -55,7 +58,13 @@ def test_scales_are_big_endian_float32():
 @pytest.mark.parametrize(
     "damaged",
     [
-        *(b"", b"TRT-8600-EntropyCalibration2\nimages 3caa54fc\n", b"TRT\nimages: xyz\n", b"TRT\nimages: 3caa54fc00\n", b"\xff\xfe"),
+        *(
+            b"",
+            b"TRT-8600-EntropyCalibration2\nimages 3caa54fc\n",
+            b"TRT\nimages: xyz\n",
+            b"TRT\nimages: 3caa54fc00\n",
+            b"\xff\xfe",
+        ),
         *(b"TRT\nimages: 7fc00000\n", b"TRT\nimages: 7f800000\n", b"TRT\nimages: bf800000\n"),  # NaN, infinity, -1
     ],
 )
@@ -65,9 +74,16 @@ def test_damaged_cache(damaged):
 
 
 def test_bytes():
-    ranges = {"images": parse_cache(CACHE)[1]["images"] * 127, "(Unnamed Layer* 64) [Shuffle]_output": 127.0, "a: b": 0.0}
+    ranges = {
+        "images": parse_cache(CACHE)[1]["images"] * 127,
+        "(Unnamed Layer* 64) [Shuffle]_output": 127.0,
+        "a: b": 0.0,
+    }
     data = format_cache(CacheKey("entropy", "8.6.1", ""), ranges)
-    assert data == b"TRT-8601-EntropyCalibration2\nimages: 3caa54fc\n(Unnamed Layer* 64) [Shuffle]_output: 3f800000\na: b: 0\n"
+    assert (
+        data
+        == b"TRT-8601-EntropyCalibration2\nimages: 3caa54fc\n(Unnamed Layer* 64) [Shuffle]_output: 3f800000\na: b: 0\n"
+    )
     _, scales = parse_cache(data)
     assert format_cache(CacheKey("entropy", "8.6.1", ""), {name: scale * 127 for name, scale in scales.items()}) == data
     with pytest.raises(CalibrationError, match="'percentile' is not TensorRT's"):
@@ -84,9 +100,15 @@ def test_cache_comes_back_whole(tmp_path):
 @pytest.mark.parametrize(
     ("key", "message"),
     [
-        (CacheKey("minmax", "8.6.0", "a" * 64), "made as TRT-8600-EntropyCalibration2, needed TRT-8600-MinMaxCalibration"),
+        (
+            CacheKey("minmax", "8.6.0", "a" * 64),
+            "made as TRT-8600-EntropyCalibration2, needed TRT-8600-MinMaxCalibration",
+        ),
         (CacheKey("entropy", "8.6.1", "a" * 64), "needed TRT-8601-EntropyCalibration2"),
-        (CacheKey("entropy", "8.6.0", "b" * 64), "made from graph, weights and images aaaaaaaaaaaa…, needed bbbbbbbbbbbb…"),
+        (
+            CacheKey("entropy", "8.6.0", "b" * 64),
+            "made from graph, weights and images aaaaaaaaaaaa…, needed bbbbbbbbbbbb…",
+        ),
     ],
 )
 def test_cache_of_another_build_is_refused(tmp_path, key, message):
@@ -150,7 +172,11 @@ def test_a_new_cache_never_lies_beside_an_old_key(tmp_path, monkeypatch, fails):
     assert not key_path(path).exists()
 
 
-SOURCE = {"graph": {"sha256": "g", "data_sha256": "d"}, "num_images": 64, "preprocessing": {"mean": [0.5], "std": [0.5]}}
+SOURCE = {
+    "graph": {"sha256": "g", "data_sha256": "d"},
+    "num_images": 64,
+    "preprocessing": {"mean": [0.5], "std": [0.5]},
+}
 
 
 def test_what_ranges_come_from(tmp_path):
@@ -158,13 +184,16 @@ def test_what_ranges_come_from(tmp_path):
     images = tmp_path / "images.npy"
     images.write_bytes(b"pixels")
     parts = [SOURCE["graph"], hashlib.sha256(b"pixels").hexdigest(), 64, SOURCE["preprocessing"]]
-    expected = [hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest() for found in (parts, [*parts, 8])]
+    expected = [
+        hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest() for found in (parts, [*parts, 8])
+    ]
     assert hash_source(images_path=images, **SOURCE) == expected[0]
     assert hash_source(images_path=str(images), batch_size=8, **SOURCE) == expected[1]
 
 
 @pytest.mark.parametrize(
-    "change", [{"graph": {"sha256": "g"}}, {"num_images": 63}, {"preprocessing": {}}, {"batch_size": 0}, {"pixels": b"others"}]
+    "change",
+    [{"graph": {"sha256": "g"}}, {"num_images": 63}, {"preprocessing": {}}, {"batch_size": 0}, {"pixels": b"others"}],
 )
 def test_each_part_of_a_source_counts(tmp_path, change):
     images = tmp_path / "images.npy"

@@ -15,7 +15,8 @@ from vit_convert.__main__ import parse_config
 ROOT = pathlib.Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 CI = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
-SHIM = '#!/bin/sh\necho "command not found in this version" >&2\nexit 127\n'  # of pyenv, for a version that is not switched on
+# of pyenv, for a version that is not switched on
+SHIM = '#!/bin/sh\necho "command not found in this version" >&2\nexit 127\n'
 
 
 def test_pythons_that_are_claimed_are_run():
@@ -26,7 +27,10 @@ def test_pythons_that_are_claimed_are_run():
 
 
 def test_every_dependency_has_both_bounds():
-    listed = [*PROJECT["dependencies"], *(line for lines in PROJECT["optional-dependencies"].values() for line in lines)]
+    listed = [
+        *PROJECT["dependencies"],
+        *(line for lines in PROJECT["optional-dependencies"].values() for line in lines),
+    ]
     for line in listed:
         bounded = re.match(r"[\w-]+>=[\d.]+,<[\d.]+(;|$)", line)
         assert bounded or "==" in line.split(";")[0] or line.startswith("vit_convert["), line
@@ -34,7 +38,11 @@ def test_every_dependency_has_both_bounds():
 
 def run_sh(*arguments, **environment):
     return subprocess.run(
-        [ROOT / "run.sh", *arguments], capture_output=True, text=True, env={"PATH": "/usr/bin:/bin", **environment}, timeout=120
+        [ROOT / "run.sh", *arguments],
+        capture_output=True,
+        text=True,
+        env={"PATH": "/usr/bin:/bin", **environment},
+        timeout=120,
     )
 
 
@@ -47,7 +55,8 @@ def executable(path, text):
 
 @pytest.fixture
 def only_python3(tmp_path):
-    """A PATH on which this Python is called python3 and nothing else, beside shims that fail under its own name and others'."""
+    """A PATH on which this Python is called python3 and nothing else, beside shims that fail under its own name and
+    others'."""
     for name in ("python3.11", "python3.12", "python3.13"):
         executable(tmp_path / "bin" / name, SHIM)
     executable(tmp_path / "bin" / "python3", f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
@@ -78,7 +87,8 @@ def test_python_that_is_given_and_does_not_run(tmp_path):
     assert "broken is no interpreter" in refused.stderr
 
 
-# Stands in for an interpreter: makes environments of copies of itself, in which pip and the project do nothing but tell.
+# Stands in for an interpreter: makes environments of copies of itself, in which pip and the project do nothing but
+# tell.
 FAKE = """#!/bin/bash
 case "$*" in
   *ensurepip*) echo "$0" ;;
@@ -141,8 +151,11 @@ def test_usage():
 
 
 def test_wheel_holds_what_its_configs_name(tmp_path):
-    """Laid out as an installed wheel has it: `configs` in the package, and beside them what the shipped model is made of."""
-    build = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["hatch"]["build"]["targets"]["wheel"]
+    """Laid out as an installed wheel has it: `configs` in the package, and beside them what the shipped model is made
+    of."""
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["hatch"]["build"]["targets"][
+        "wheel"
+    ]
     for source, place in build["force-include"].items():
         copy = shutil.copytree if (ROOT / source).is_dir() else shutil.copy
         (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)

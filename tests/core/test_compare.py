@@ -25,7 +25,9 @@ def test_brute_force(dtype):
     candidate = (reference + 0.01 * rng.standard_normal((3, 4, 5))).astype(dtype)
     result = compare(reference, candidate)
     # Both are float64 sums of 20 products; only their order differs, so a few 1e-16.
-    assert (result.max_abs, result.max_rel, result.cosine) == pytest.approx(brute_force(reference, candidate), rel=1e-13)
+    assert (result.max_abs, result.max_rel, result.cosine) == pytest.approx(
+        brute_force(reference, candidate), rel=1e-13
+    )
     assert result.finite
 
 
@@ -85,7 +87,8 @@ def test_tolerance_reads_well():
 
 
 def test_top1():
-    logits = np.array([[0.1, 0.9, 0.0], [0.8, 0.2, 0.1], [0.3, 0.7, 0.1], [0.6, 0.4, 0.2], [0.1, 0.2, 0.7]])  # 1, 0, 1, 0, 2
+    # 1, 0, 1, 0, 2
+    logits = np.array([[0.1, 0.9, 0.0], [0.8, 0.2, 0.1], [0.3, 0.7, 0.1], [0.6, 0.4, 0.2], [0.1, 0.2, 0.7]])
     for labels, share in [
         ([1, 0, 1, 0, 2], 100),
         ([0, 0, 0, 0, 0], 40),
@@ -114,4 +117,10 @@ def test_outputs_that_are_zero():
 
 def test_no_images_differ_in_nothing():
     nothing = compare(np.ones((0, 3), np.float32), np.ones((0, 3), np.float32))
-    assert (nothing.max_abs, nothing.max_rel, nothing.cosine, nothing.scale, nothing.finite) == (0.0, 0.0, 1.0, 0.0, True)
+    assert (nothing.max_abs, nothing.max_rel, nothing.cosine, nothing.scale, nothing.finite) == (
+        0.0,
+        0.0,
+        1.0,
+        0.0,
+        True,
+    )

@@ -44,7 +44,12 @@ def given(**values):
 
 def test_partial_config_takes_the_defaults():
     config = complete(given(batch=ml_collections.ConfigDict({"max": 128})), "b32")
-    assert (config.name, config.checkpoint, config.batch.max, config.batch.opt) == ("b32", "a.npz", 128, default_config().batch.opt)
+    assert (config.name, config.checkpoint, config.batch.max, config.batch.opt) == (
+        "b32",
+        "a.npz",
+        128,
+        default_config().batch.opt,
+    )
     with pytest.raises(AttributeError, match="locked"):
         config.batch.maximum = 3
 
@@ -56,7 +61,10 @@ def test_partial_config_takes_the_defaults():
         ({"batch": ml_collections.ConfigDict({"maxx": 3})}, r"config\.batch\.maxx: unknown key\. Did you mean max"),
         ({"batch": 3}, r"config\.batch: 3 is not a group of keys"),
         ({"layout": 3}, r"config\.layout: 3 is a int, expected str"),
-        ({"engine": ml_collections.ConfigDict({"opt_level": "high"})}, r"config\.engine\.opt_level: 'high' is a str, expected int"),
+        (
+            {"engine": ml_collections.ConfigDict({"opt_level": "high"})},
+            r"config\.engine\.opt_level: 'high' is a str, expected int",
+        ),
     ],
 )
 def test_mistake_in_a_file(values, message):
@@ -90,11 +98,17 @@ def test_whole_numbers_and_lists_are_taken():
         ({"image_size": (223.9, 224)}, r"config\.image_size=\(223\.9, 224\)"),
         ({"image_size": True}, r"config\.image_size=True"),
         ({"batch": ml_collections.ConfigDict({"min": 9})}, "min 9, opt 8, max 64 must rise from 1"),
-        ({"check": ml_collections.ConfigDict({"num_images": 0})}, r"config\.check\.num_images=0: must be a whole number from 1 to 1,024"),
+        (
+            {"check": ml_collections.ConfigDict({"num_images": 0})},
+            r"config\.check\.num_images=0: must be a whole number from 1 to 1,024",
+        ),
         ({"checkpoint": ""}, r"config\.checkpoint is empty"),
         *(
             (
-                {"engine": ml_collections.ConfigDict({"calibrator": True}), "calibration": ml_collections.ConfigDict({"method": method})},
+                {
+                    "engine": ml_collections.ConfigDict({"calibrator": True}),
+                    "calibration": ml_collections.ConfigDict({"method": method}),
+                },
                 rf"calibration\.method={method}: TensorRT calibrates by entropy or minmax",
             )
             for method in ("percentile", "mse")
@@ -144,7 +158,12 @@ def test_image_size(value, expected):
 
 @pytest.mark.parametrize(
     ("asked", "expected"),
-    [("fp32", ["fp32"]), ("int8", ["fp16", "int8"]), (" fp16 , fp32,fp16", ["fp32", "fp16"]), ("fp8,bf16", ["bf16", "fp16", "fp8"])],
+    [
+        ("fp32", ["fp32"]),
+        ("int8", ["fp16", "int8"]),
+        (" fp16 , fp32,fp16", ["fp32", "fp16"]),
+        ("fp8,bf16", ["bf16", "fp16", "fp8"]),
+    ],
 )
 def test_precisions(asked, expected):
     assert precisions(complete(given(precision=asked), "x")) == expected
@@ -205,7 +224,10 @@ def test_a_switch_leaves_the_next_word_alone(parse):
         ("--config.check.rtol=small", r"--config\.check\.rtol=small"),
         ("--config.taps=perhaps", r"--config\.taps=perhaps"),
         ("--noconfig.taps=true", r"--noconfig\.taps=true: takes no value"),
-        ("--noconfig.batch.max", r"--noconfig\.batch\.max: only a switch can be turned off so, and batch\.max holds 64"),
+        (
+            "--noconfig.batch.max",
+            r"--noconfig\.batch\.max: only a switch can be turned off so, and batch\.max holds 64",
+        ),
         ("--noconfig.tabs", r"--noconfig\.tabs: unknown key\. Did you mean taps"),
         ("--config.batch.max", r"--config\.batch\.max: no value given"),
         ("--config.batch", r"--config\.batch: unknown key"),
@@ -223,8 +245,14 @@ def test_a_switch_leaves_the_next_word_alone(parse):
         ("--config.batch.profiles=" + "(" * 500, r"config\.batch\.profiles="),
         ("--config.batch.max=" + "9" * 5000, r"--config\.batch\.max="),
         ("--config.keep_fp32=(", r"config\.keep_fp32=\('\(',\): names and patterns only"),
-        ("--config.keep_fp32=block_10,block_11", r"config\.keep_fp32=\('block_10,block_11',\): names and patterns only"),
-        ("--config.lowerings=matmul,primitives", r"config\.lowerings=\('matmul,primitives',\): names and patterns only"),
+        (
+            "--config.keep_fp32=block_10,block_11",
+            r"config\.keep_fp32=\('block_10,block_11',\): names and patterns only",
+        ),
+        (
+            "--config.lowerings=matmul,primitives",
+            r"config\.lowerings=\('matmul,primitives',\): names and patterns only",
+        ),
         ("--config.posemb_grid=seven", r"config\.posemb_grid=\('seven',\): must be whole numbers from 1 to 4,096"),
         ("--config.posemb_grid=7", r"config\.posemb_grid=\(7,\): expected \(rows, columns\)"),
         ("--config.benchmark.batches=few", r"config\.benchmark\.batches=\('few',\): must be whole numbers"),
@@ -261,7 +289,9 @@ def test_config_is_found_by_its_bare_name(tmp_path, monkeypatch):
     assert pathlib.Path(find_config("mine")).samefile(tmp_path / "configs/mine.py")
     (tmp_path / "mine.py").write_text(CONFIG)
     assert pathlib.Path(find_config("mine.py")).samefile(tmp_path / "mine.py")  # here comes first
-    with pytest.raises(UsageError, match=r"--config=mina\.py: no such file here or in configs/\. Did you mean mine\.py"):
+    with pytest.raises(
+        UsageError, match=r"--config=mina\.py: no such file here or in configs/\. Did you mean mine\.py"
+    ):
         find_config("mina.py")
 
 

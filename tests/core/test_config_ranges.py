@@ -1,4 +1,5 @@
-"""Every number in the config has a range, and what lies outside is refused at the start by its key, its value and the range."""
+"""Every number in the config has a range, and what lies outside is refused at the start by its key, its value and the
+range."""
 
 import math
 import re
@@ -26,7 +27,9 @@ def numeric_keys() -> list[str]:
     found = []
     for key in dotted_keys(config):
         value = read(config, key)
-        if (isinstance(value, int | float) and not isinstance(value, bool)) or (isinstance(value, tuple) and key not in NO_NUMBERS):
+        if (isinstance(value, int | float) and not isinstance(value, bool)) or (
+            isinstance(value, tuple) and key not in NO_NUMBERS
+        ):
             found.append(key)
     return [*found, "posemb_grid"]  # a placeholder
 
@@ -41,7 +44,13 @@ def config_with(key: str, value) -> ml_collections.ConfigDict:
 
 
 def given(key: str, value):
-    number = (value,) if isinstance(read(default_config(), key), tuple) else (value, value) if key == "posemb_grid" else value
+    number = (
+        (value,)
+        if isinstance(read(default_config(), key), tuple)
+        else (value, value)
+        if key == "posemb_grid"
+        else value
+    )
     return complete(config_with(key, number), "x")
 
 
@@ -83,7 +92,13 @@ def test_both_ends(key):
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("engine.opt_level", 9), ("engine.opt_level", 6), ("engine.workspace_gib", 0.0), ("benchmark.seconds", 0.0), ("num_classes", -1)],
+    [
+        ("engine.opt_level", 9),
+        ("engine.opt_level", 6),
+        ("engine.workspace_gib", 0.0),
+        ("benchmark.seconds", 0.0),
+        ("num_classes", -1),
+    ],
 )
 def test_what_tensorrt_and_the_clock_would_refuse_later(key, value):
     """TensorRT's builder_optimization_level goes from 0 to 5."""
@@ -148,7 +163,11 @@ def test_both_tables_name_every_key():
 @pytest.mark.parametrize("key", WHOLE)
 def test_whole_numbers_to_their_ends(key):
     low, high = WHOLE[key]
-    assert [RANGES[key].holds(number) for number in (low - 1, low, low + 1, high - 1, high, high + 1)] == [False, *[True] * 4, False]
+    assert [RANGES[key].holds(number) for number in (low - 1, low, low + 1, high - 1, high, high + 1)] == [
+        False,
+        *[True] * 4,
+        False,
+    ]
     assert not any(RANGES[key].holds(number) for number in (float(low), high - 0.5, True, "1", None))
 
 
@@ -157,7 +176,16 @@ def test_real_numbers_to_their_ends(key):
     low, high = REAL[key]
     inside = [low, math.nextafter(low, 1.0), high / 2, math.nextafter(high, 0.0), high]
     assert all(RANGES[key].holds(number) for number in inside)
-    outside = (math.nextafter(low, -1.0), math.nextafter(high, math.inf), math.nan, math.inf, -math.inf, True, "0.5", None)
+    outside = (
+        math.nextafter(low, -1.0),
+        math.nextafter(high, math.inf),
+        math.nan,
+        math.inf,
+        -math.inf,
+        True,
+        "0.5",
+        None,
+    )
     assert not any(RANGES[key].holds(number) for number in outside)
     assert RANGES[key].holds(1) == (high >= 1)  # --config.check.atol=1
 

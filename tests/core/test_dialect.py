@@ -16,7 +16,8 @@ PACKAGE = pathlib.Path(vit_convert.__file__).parent
 @pytest.mark.parametrize(
     ("found", "name"),
     [
-        # TensorRT 8.6 has the fp16 flag and no strongly typed networks, 10 has both, 11 dropped the flag; RTX is told by its package.
+        # TensorRT 8.6 has the fp16 flag and no strongly typed networks, 10 has both, 11 dropped the flag; RTX is told
+        # by its package.
         ({"rtx": False, "strongly_typed": False, "weakly_typed": True}, "trt8"),
         ({"rtx": False, "strongly_typed": True, "weakly_typed": True}, "trt10"),
         ({"rtx": False, "strongly_typed": True, "weakly_typed": False}, "trt11"),
@@ -30,7 +31,12 @@ def test_a_tensorrt_is_told_by_what_it_can_do(found, name):
 
 def test_which_precisions_have_graphs_of_their_own():
     assert [p for p in DIALECTS["trt8"].precisions if DIALECTS["trt8"].has_graph(p)] == ["int8"]
-    assert [p for p in DIALECTS["trt10"].precisions if DIALECTS["trt10"].has_graph(p)] == ["fp16", "bf16", "int8", "fp8"]
+    assert [p for p in DIALECTS["trt10"].precisions if DIALECTS["trt10"].has_graph(p)] == [
+        "fp16",
+        "bf16",
+        "int8",
+        "fp8",
+    ]
     assert DIALECTS["trt8"].builds_from_lowerings("fp16") and not DIALECTS["trt8"].builds_from_lowerings("int8")
     assert not any(DIALECTS[name].builds_from_lowerings("fp16") for name in ("trt10", "trt11", "rtx"))
 
@@ -49,12 +55,16 @@ def test_an_unknown_name_is_refused_with_the_nearest():
 
 
 def test_no_other_place_asks_which_tensorrt_it_is():
-    """A new TensorRT is a row here and a list of rules in `export/targets.py`: nobody else compares with a row's name."""
+    """A new TensorRT is a row here and a list of rules in `export/targets.py`: nobody else compares with a row's
+    name."""
     asking = [
         f"{path.relative_to(PACKAGE)}: {ast.unparse(node)}"
         for path in sorted(PACKAGE.rglob("*.py"))
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Compare)
-        and any(isinstance(side, ast.Constant) and side.value in {"trt8", "trt10", "trt11"} for side in (node.left, *node.comparators))
+        and any(
+            isinstance(side, ast.Constant) and side.value in {"trt8", "trt10", "trt11"}
+            for side in (node.left, *node.comparators)
+        )
     ]
     assert asking == []

@@ -16,7 +16,9 @@ def test_what_a_terminal_would_obey_or_no_file_can_hold_is_spelt_out():
     str(error).encode()
 
 
-@pytest.mark.parametrize("text", ["", "[]", "null", "3", '"text"', "{", "[" * 100_000, '{"a":' * 100_000, b"\xff\xfe{}"])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "null", "3", '"text"', "{", "[" * 100_000, '{"a":' * 100_000, b"\xff\xfe{}"]
+)
 def test_json_that_is_no_object_is_damaged(tmp_path, text):
     path = tmp_path / "x.json"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())

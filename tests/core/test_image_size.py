@@ -12,7 +12,8 @@ RANGE = ImageRange((16, 32), (48, 64), (80, 96))
     ("given", "sizes"),
     [
         (ImageRange((16, 16), (32, 32), (64, 64)), [(32, 32), (16, 16), (64, 32)]),
-        (ImageRange((16, 16), (64, 64), (64, 64)), [(64, 64), (16, 16), (64, 16)]),  # 64 x 64 would not show which side is which
+        # 64 x 64 would not show which side is which
+        (ImageRange((16, 16), (64, 64), (64, 64)), [(64, 64), (16, 16), (64, 16)]),
         (ImageRange((16, 8), (64, 64), (64, 64)), [(64, 64), (16, 8), (64, 8)]),
         (ImageRange((16, 16), (32, 96), (64, 96)), [(32, 96), (16, 16), (64, 96)]),
         (ImageRange((16, 8), (16, 8), (16, 32)), [(16, 8)]),
@@ -89,7 +90,8 @@ def test_one_size(value, expected):
 
 
 @pytest.mark.parametrize(
-    "value", [0, -1, (), (1, 2, 3), (0, 224), (224, 0), "x", "224x", 223.9, True, LARGEST_SIDE + 1, (1, LARGEST_SIDE + 1)]
+    "value",
+    [0, -1, (), (1, 2, 3), (0, 224), (224, 0), "x", "224x", 223.9, True, LARGEST_SIDE + 1, (1, LARGEST_SIDE + 1)],
 )
 def test_what_is_no_size(value):
     with pytest.raises(UsageError, match=r"config\.image_size"):

@@ -1,4 +1,5 @@
-"""What a pattern may mean: names of parameters and nodes as real checkpoints have them, and blocks, layers and scopes read from them."""
+"""What a pattern may mean: names of parameters and nodes as real checkpoints have them, and blocks, layers and scopes
+read from them."""
 
 import pytest
 
@@ -51,7 +52,10 @@ def test_what_a_linear_does(name, kind):
 @pytest.mark.parametrize(
     ("name", "layer"),
     [
-        *((f"stage_0/fc1/{last}", "stage_0/fc1") for last in ("kernel", "weight", "w", "bias", "b", "scale", "embedding")),
+        *(
+            (f"stage_0/fc1/{last}", "stage_0/fc1")
+            for last in ("kernel", "weight", "w", "bias", "b", "scale", "embedding")
+        ),
         ("stage_0/fc1/kernel.1", "stage_0/fc1"),  # a tied weight, of another form
         ("stage_0/fc1/kernel.10", "stage_0/fc1"),
         ("stage_0/fc1/kernel.a", "stage_0/fc1/kernel.a"),
@@ -91,6 +95,8 @@ def test_patterns(pattern, name, expected):
 
 def test_patterns_that_match_nothing_are_refused():
     check_patterns("keep_fp32", ["block_03", "*"], iter(["block_03/fc2", "head"]))
-    with pytest.raises(UsageError, match=r"keep_fp32: 'block_30' matches no block, layer or node\..*Did you mean block_03") as caught:
+    with pytest.raises(
+        UsageError, match=r"keep_fp32: 'block_30' matches no block, layer or node\..*Did you mean block_03"
+    ) as caught:
         check_patterns("keep_fp32", ["head", "block_30"], iter(["block_03", "head"]))
     assert "block_03/fc2" in caught.value.fix

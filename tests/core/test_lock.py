@@ -34,7 +34,9 @@ def bundle(tmp_path):
 @pytest.fixture
 def other(tmp_path):
     """Another process that holds the lock."""
-    process = subprocess.Popen([sys.executable, "-c", HOLD, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout.readline() == "held\n"
     yield process
     process.kill()
@@ -75,7 +77,8 @@ def test_not_twice_in_one_process(bundle):
         thread.start()
         thread.join()
         assert "the first one" in found[0]
-        assert "the first one" in json.loads(bundle.lock.read_text())["command"]  # the refused one left the file as it was
+        # the refused one left the file as it was
+        assert "the first one" in json.loads(bundle.lock.read_text())["command"]
 
 
 def claim(bundle, **changes):
@@ -137,7 +140,8 @@ def test_a_record_without_a_process_is_believed_until_it_is_old(bundle, without_
         pass
 
 
-@pytest.mark.parametrize("pid", [os.getpid(), 2**22 - 1], ids=["this one's", "nobody's"])  # the same names in every worker
+# the same names in every worker
+@pytest.mark.parametrize("pid", [os.getpid(), 2**22 - 1], ids=["this one's", "nobody's"])
 def test_a_process_of_another_container_is_not_looked_for_here(bundle, without_flock, pid):
     """Its number is another's here, or nobody's."""
     claim(bundle, namespace="pid:[1]", pid=pid, started="1")
@@ -258,11 +262,17 @@ def test_a_process_whose_name_holds_blanks_and_brackets(monkeypatch):
 
 @pytest.mark.parametrize(
     ("record", "shown"),
-    [({}, "process ? on ?, since ?: ?"), ({"pid": 3, "host": "h", "since": "s", "command": "c"}, "process 3 on h, since s: c")],
+    [
+        ({}, "process ? on ?, since ?: ?"),
+        ({"pid": 3, "host": "h", "since": "s", "command": "c"}, "process 3 on h, since s: c"),
+    ],
 )
 def test_what_is_said_of_a_holder(bundle, record, shown):
     error = lock._refusal(bundle.lock, record)
     assert str(error) == f"{bundle.root}: another conversion works on this bundle ({shown})"
     assert error.fix == "Wait for it, end it, or give this conversion another --workdir or --config.name."
-    assert "its lock ends 90 s after its last sign of life" in lock._refusal(bundle.lock, {**record, "boot": "another"}).fix
+    assert (
+        "its lock ends 90 s after its last sign of life"
+        in lock._refusal(bundle.lock, {**record, "boot": "another"}).fix
+    )
     assert "its lock ends" not in lock._refusal(bundle.lock, {**record, "boot": lock._boot()}).fix

@@ -65,7 +65,8 @@ def test_what_an_unfinished_stage_left_is_not_read(bundle, status):
     path = write(bundle, "model.onnx", b"weights")
     manifest = conclude(bundle, status, "model.onnx")
     assert path not in manifest.files and "no finished stage of this conversion made it" in manifest.files.wrong(path)
-    assert manifest.result("export") == ({"passed": True} if status == "failed" else {})  # a miss was measured, the rest is another's
+    # a miss was measured, the rest is another's
+    assert manifest.result("export") == ({"passed": True} if status == "failed" else {})
     assert not manifest.finished("export")
 
 
@@ -78,10 +79,14 @@ def test_graphs_are_judged_with_their_weights(bundle):
     data.unlink()
     assert f"{data}: there is no such file, which stage export left" in files.wrong_graph(path)
     write(bundle, "model.int8.onnx", b"another")
-    assert "no finished stage" in files.wrong_graph(bundle.onnx("int8")) and files.graph_hashes(bundle.onnx("int8")) == {}
+    assert (
+        "no finished stage" in files.wrong_graph(bundle.onnx("int8")) and files.graph_hashes(bundle.onnx("int8")) == {}
+    )
 
 
-@pytest.mark.parametrize("rows", [None, 3, [3], [{"status": "done"}], [{"name": "export", "status": "done", "files": [{"path": 1}]}]])
+@pytest.mark.parametrize(
+    "rows", [None, 3, [3], [{"status": "done"}], [{"name": "export", "status": "done", "files": [{"path": 1}]}]]
+)
 def test_a_manifest_of_another_form_names_nothing(bundle, rows):
     write(bundle, "model.onnx", b"weights")
     write_json(bundle.manifest, {"stages": rows})
@@ -129,13 +134,17 @@ def test_leftovers_go_and_the_rest_stays(bundle):
     ]
     gone = [
         engine(bundle, "engines/tensorrt-8.6.0-sm90/int8.plan", "model.int8.onnx", sha256="0"),
-        engine(bundle, "engines/tensorrt-8.6.0-sm90/fp16.plan", "model.onnx", **{**here, "data_sha256": "0"}),  # other weights alone
+        # other weights alone
+        engine(bundle, "engines/tensorrt-8.6.0-sm90/fp16.plan", "model.onnx", **{**here, "data_sha256": "0"}),
         engine(bundle, "tune/tensorrt-8.6.0-sm90/b.plan", "model.onnx", sha256="0"),
         write(bundle, "engines/tensorrt-8.6.0-sm90/bf16.plan", b"without a sidecar"),
     ]
     write_json(bundle.benchmark, {"onnx": here})
     write_json(bundle.tuning, {"onnx": {**here, "sha256": "0"}})
-    own = [write(bundle, name, b"a user's own") for name in ("notes.txt", "model_card.md", "timing/tensorrt.cache", "triton/x.plan")]
+    own = [
+        write(bundle, name, b"a user's own")
+        for name in ("notes.txt", "model_card.md", "timing/tensorrt.cache", "triton/x.plan")
+    ]
     remove_leftovers(bundle, files)
     assert not [name for name in left if (bundle.root / name).exists()]
     assert not [path for plan in gone for path in plan.parent.glob(f"{plan.name}*")] and not bundle.tuning.exists()
@@ -147,9 +156,25 @@ def test_leftovers_go_and_the_rest_stays(bundle):
     ("onnx", "built"),
     [
         ({"path": "a.onnx", "sha256": "1"}, {"name": "a.onnx", "hashes": {"sha256": "1"}}),
-        ({"path": "a.onnx", "sha256": "1", "data_sha256": "2"}, {"name": "a.onnx", "hashes": {"sha256": "1", "data_sha256": "2"}}),
-        ({"path": "a.onnx", "sha256": "1", "data_sha256": "", "other": 3}, {"name": "a.onnx", "hashes": {"sha256": "1"}}),
-        *((damaged, {}) for damaged in (None, [], {}, {"path": "a.onnx"}, {"path": "a.onnx", "sha256": 1}, {"path": 1, "sha256": "1"})),
+        (
+            {"path": "a.onnx", "sha256": "1", "data_sha256": "2"},
+            {"name": "a.onnx", "hashes": {"sha256": "1", "data_sha256": "2"}},
+        ),
+        (
+            {"path": "a.onnx", "sha256": "1", "data_sha256": "", "other": 3},
+            {"name": "a.onnx", "hashes": {"sha256": "1"}},
+        ),
+        *(
+            (damaged, {})
+            for damaged in (
+                None,
+                [],
+                {},
+                {"path": "a.onnx"},
+                {"path": "a.onnx", "sha256": 1},
+                {"path": 1, "sha256": "1"},
+            )
+        ),
     ],
 )
 def test_the_graph_that_a_sidecar_names(bundle, onnx, built):

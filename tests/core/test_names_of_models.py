@@ -1,4 +1,5 @@
-"""What a model's parameters, inputs and outputs are called is said in families/ alone: no other room would work for another family."""
+"""What a model's parameters, inputs and outputs are called is said in families/ alone: no other room would work for
+another family."""
 
 import ast
 import pathlib
@@ -10,13 +11,19 @@ import vit_convert
 
 PACKAGE = pathlib.Path(vit_convert.__file__).parent
 # Of ViT's parameters anywhere; of inputs, outputs and parts of a model as whole words in a text.
-NAMES = re.compile(r"encoderblock|pos_embedding|posembed|^images$|^logits$|^features$|^cls$|^head$|^(cls|head)/|MlpBlock|DotProduct")
-# What people write in a config; what bundles and reports have under these names, which are no tensors; folders of images.
+NAMES = re.compile(
+    r"encoderblock|pos_embedding|posembed|^images$|^logits$|^features$|^cls$|^head$|^(cls|head)/|MlpBlock|DotProduct"
+)
+# What people write in a config; what bundles and reports have under these names, which are no tensors; folders of
+# images.
 ALLOWED = {
     "config.py": {"features"},
     "core/config.py": {"logits", "features"},
+    "core/defaults.py": {"logits"},
     "core/earlier.py": {"images", "logits"},  # what bundles of earlier versions have
-    "core/layer_names.py": {"Give a block (block_03), a layer (block_03/fc2), a scope or an fnmatch pattern (*/MlpBlock_0/*)."},
+    "core/layer_names.py": {
+        "Give a block (block_03), a layer (block_03/fc2), a scope or an fnmatch pattern (*/MlpBlock_0/*)."
+    },
     "export/passes/fused_encoder.py": {"head"},  # the size of an attention head
     "images/arrays.py": {"images"},  # the member of an .npz of images
     "quantize/precision_plan.py": {"images"},  # of the record: how many, and from where
@@ -44,7 +51,11 @@ def test_no_other_room_names_them():
         place = path.relative_to(PACKAGE).as_posix()
         if not place.startswith("families/"):
             allowed = ALLOWED.get(place, set())
-            found += [f"{place}:{line}: {text!r}" for line, text in strings(path.read_text()) if NAMES.search(text) and text not in allowed]
+            found += [
+                f"{place}:{line}: {text!r}"
+                for line, text in strings(path.read_text())
+                if NAMES.search(text) and text not in allowed
+            ]
     assert not found, "\n".join(found)
 
 

@@ -39,7 +39,11 @@ def test_what_numpy_writes(array, version):
     np.lib.format.write_array(stream, array, version=version)
     values = stream.getbuffer().nbytes - array.nbytes
     stream.seek(0)
-    assert read_npy_header(stream) == (array.shape, array.flags.f_contiguous and not array.flags.c_contiguous, array.dtype)
+    assert read_npy_header(stream) == (
+        array.shape,
+        array.flags.f_contiguous and not array.flags.c_contiguous,
+        array.dtype,
+    )
     assert stream.tell() == values
 
 
@@ -78,7 +82,9 @@ class Counting(io.BytesIO):
         return super().read(size)
 
 
-@pytest.mark.parametrize(("length", "said"), [(65_536, "damaged"), (65_537, "has 65537 bytes"), (2**32 - 1, "has 4294967295 bytes")])
+@pytest.mark.parametrize(
+    ("length", "said"), [(65_536, "damaged"), (65_537, "has 65537 bytes"), (2**32 - 1, "has 4294967295 bytes")]
+)
 def test_no_more_is_read_than_any_header_has(length, said):
     stream = Counting(header(described((2,)), (2, 0), length).getvalue())
     with pytest.raises(ValueError, match=said):

@@ -19,7 +19,8 @@ BIAS = np.arange(WIDTH, dtype=np.float32)  # 80
 def product(kernel: np.ndarray = KERNEL, text: str = "h = MatMul (x, w) s = Add (h, b) y = Relu (s)") -> ir.Model:
     rows, columns = kernel.shape
     model = ir.from_onnx_text(
-        f'<ir_version: 8, opset_import: ["" : 20]> g (float[n, {rows}] x, float[{rows}, {columns}] w, float[{columns}] b) '
+        f'<ir_version: 8, opset_import: ["" : 20]> g (float[n, {rows}] x, float[{rows}, {columns}] w, '
+        f"float[{columns}] b) "
         f"=> (float[n, {columns}] y) {{ {text} }}"
     )
     for name, value in (("w", kernel), ("b", BIAS[:columns])):
@@ -40,9 +41,14 @@ def test_large_weights_lie_beside_the_graph_and_small_ones_inside(tmp_path):
     assert sorted(file.name for file in path.parent.iterdir()) == ["model.onnx", "model.onnx.data"]
     assert external_files(path) == [path, path.with_name("model.onnx.data")] == external_files(str(path))
     tensors = {tensor.name: tensor for tensor in onnx.load(path, load_external_data=False).graph.initializer}
-    assert tensors["w"].data_location == onnx.TensorProto.EXTERNAL and tensors["b"].data_location == onnx.TensorProto.DEFAULT
+    assert (
+        tensors["w"].data_location == onnx.TensorProto.EXTERNAL
+        and tensors["b"].data_location == onnx.TensorProto.DEFAULT
+    )
     assert {entry.value for entry in tensors["w"].external_data if entry.key == "location"} == {"model.onnx.data"}
-    np.testing.assert_array_equal(onnx.numpy_helper.to_array(onnx.load(path).graph.initializer[list(tensors).index("w")]), KERNEL)
+    np.testing.assert_array_equal(
+        onnx.numpy_helper.to_array(onnx.load(path).graph.initializer[list(tensors).index("w")]), KERNEL
+    )
 
 
 @pytest.mark.parametrize(("numbers", "beside"), [(255, False), (257, True)])
@@ -70,7 +76,9 @@ def test_weights_are_there_after_saving(tmp_path):
     assert isinstance(model.graph.initializers["w"].const_value, ir.Tensor)
 
 
-@pytest.mark.parametrize("invalid", ["h = MatMul (w, b) s = Add (h, x) y = Nonsense (s)", "h = MatMul (x, w) s = Relu (h, b) y = Relu (s)"])
+@pytest.mark.parametrize(
+    "invalid", ["h = MatMul (w, b) s = Add (h, x) y = Nonsense (s)", "h = MatMul (x, w) s = Relu (h, b) y = Relu (s)"]
+)
 def test_a_graph_that_the_checker_refuses_replaces_nothing(tmp_path, invalid):
     path = tmp_path / "model.onnx"
     save_onnx(product(), path)
@@ -86,7 +94,9 @@ def test_what_stops_in_between_leaves_nothing(tmp_path):
         raise OSError(28, "No space left on device")
 
     model = product()
-    model.graph.initializers["w"].const_value = ir.LazyTensor(explode, dtype=ir.DataType.FLOAT, shape=ir.Shape(KERNEL.shape), name="w")
+    model.graph.initializers["w"].const_value = ir.LazyTensor(
+        explode, dtype=ir.DataType.FLOAT, shape=ir.Shape(KERNEL.shape), name="w"
+    )
     with pytest.raises(UsageError, match="no space left on the disk"):
         save_onnx(model, tmp_path / "model.onnx")
     assert list(tmp_path.iterdir()) == []
@@ -141,7 +151,13 @@ def test_sessions_take_the_threads_they_are_given_and_pack_nothing(tmp_path, mon
     asked, opened = [], ort.InferenceSession
 
     def spy(graph, options, **rest):
-        asked.append((options.intra_op_num_threads, options.get_session_config_entry("session.disable_prepacking"), rest["providers"]))
+        asked.append(
+            (
+                options.intra_op_num_threads,
+                options.get_session_config_entry("session.disable_prepacking"),
+                rest["providers"],
+            )
+        )
         return opened(graph, options, **rest)
 
     monkeypatch.setattr(ort, "InferenceSession", spy)

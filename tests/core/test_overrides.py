@@ -1,4 +1,5 @@
-"""`--config.key=value` words: which are taken out of a command line, what is left of it, and what the config then holds."""
+"""`--config.key=value` words: which are taken out of a command line, what is left of it, and what the config then
+holds."""
 
 import ml_collections
 import pytest
@@ -20,7 +21,18 @@ def test_keys_have_their_groups_in_front(config):
 
 
 def test_other_words_are_left_in_their_order(config):
-    words = ["--config=vit.py", "-v", "--config.name=y", "a", "--workdir", "out", "--noconfig", "--", "config.name=z", "--xconfig.name=z"]
+    words = [
+        "--config=vit.py",
+        "-v",
+        "--config.name=y",
+        "a",
+        "--workdir",
+        "out",
+        "--noconfig",
+        "--",
+        "config.name=z",
+        "--xconfig.name=z",
+    ]
     left = [word for word in words if word != "--config.name=y"]
     assert split_overrides(words, config) == (["--config.name=y"], left)
     assert words[2] == "--config.name=y"  # the list itself is the caller's
@@ -57,13 +69,29 @@ def test_what_is_taken(config, words, taken, left):
         (["--config.name"], "--config.name: no value given", "--config.name=VALUE"),
         (["--config.name", "--quiet"], "--config.name: no value given", "--config.name=VALUE"),
         (["--noconfig.taps=true"], "--noconfig.taps=true: takes no value", "--config.taps=VALUE"),
-        (["--noconfig.batch.max"], "only a switch can be turned off so, and batch.max holds 64", "--config.batch.max=VALUE"),
-        (["--noconfig.batch.max=3"], "only a switch can be turned off so, and batch.max holds 64", "--config.batch.max=VALUE"),
+        (
+            ["--noconfig.batch.max"],
+            "only a switch can be turned off so, and batch.max holds 64",
+            "--config.batch.max=VALUE",
+        ),
+        (
+            ["--noconfig.batch.max=3"],
+            "only a switch can be turned off so, and batch.max holds 64",
+            "--config.batch.max=VALUE",
+        ),
         *(
-            (["--config.taps", word], f"--config.taps {word}: a switch takes its value after '='", f"Write --config.taps={word}.")
+            (
+                ["--config.taps", word],
+                f"--config.taps {word}: a switch takes its value after '='",
+                f"Write --config.taps={word}.",
+            )
             for word in ("true", "t", "1", "false", "f", "0", "True", "FALSE")  # absl's words for them
         ),
-        (["--noconfig.taps", "0", "out"], "--noconfig.taps 0: a switch takes its value after '='", "Write --noconfig.taps=0."),
+        (
+            ["--noconfig.taps", "0", "out"],
+            "--noconfig.taps 0: a switch takes its value after '='",
+            "Write --noconfig.taps=0.",
+        ),
     ],
 )
 def test_what_is_refused(config, words, said, fix):
@@ -73,7 +101,9 @@ def test_what_is_refused(config, words, said, fix):
 
 
 def test_values_are_set_in_the_config_itself(config):
-    changed = apply_overrides(config, ["--config.batch.max=8", "--config.name=y", "--config.batch.max=9", "--config.rtol=0.5"])
+    changed = apply_overrides(
+        config, ["--config.batch.max=8", "--config.name=y", "--config.batch.max=9", "--config.rtol=0.5"]
+    )
     assert (changed.batch.max, changed.name, changed.rtol, changed.batch.deep.er) == (9, "y", 0.5, 1)
     assert changed is config  # an own model may hang on it, which is not copied
 
@@ -83,7 +113,9 @@ def test_nothing_to_set(config):
     assert apply_overrides(config, []).to_dict() == before
 
 
-@pytest.mark.parametrize("word", ["--config.batch.max=many", "--config.batch.max=" + "9" * 5000, "--config.rtol=" + "(" * 500])
+@pytest.mark.parametrize(
+    "word", ["--config.batch.max=many", "--config.batch.max=" + "9" * 5000, "--config.rtol=" + "(" * 500]
+)
 def test_values_of_another_type(config, word):
     with pytest.raises(UsageError) as error:
         apply_overrides(config, ["--config.name=y", word])

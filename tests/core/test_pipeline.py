@@ -33,12 +33,21 @@ class Road:
         def run(context):
             if name in self.fails:
                 raise self.fails[name]
-            self.seen[name] = {row["name"]: row["status"] for row in json.loads(self.bundle.manifest.read_text())["stages"]}
+            self.seen[name] = {
+                row["name"]: row["status"] for row in json.loads(self.bundle.manifest.read_text())["stages"]
+            }
             assert {other for other in after if other in self.inputs} <= set(context.results)
             path.write_text(self.writes.get(name, name))
             return {"value": self.inputs[name], "summary": f"made {name}"}
 
-        return Stage(name, after, run, lambda context: self.inputs[name], lambda context: [path], lambda context: name in self.inputs)
+        return Stage(
+            name,
+            after,
+            run,
+            lambda context: self.inputs[name],
+            lambda context: [path],
+            lambda context: name in self.inputs,
+        )
 
     def run(self, **options) -> dict[str, str]:
         self.context = Context(default_config(), self.bundle, Progress(self.bundle.events, quiet=True))

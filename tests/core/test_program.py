@@ -75,5 +75,7 @@ def test_each_program_answers_alike(module):
     ],
 )
 def test_the_kernels_program_needs_no_words_and_answers_alike(words, code, said):
-    done = subprocess.run([sys.executable, "-m", "vit_convert.kernels", *words], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "vit_convert.kernels", *words], capture_output=True, text=True, check=False
+    )
     assert done.returncode == code and done.stderr.startswith(said) and "Traceback" not in done.stderr

@@ -68,7 +68,9 @@ def test_every_precision_has_to_be_proved(precision):
 
 
 def test_what_remains_is_recommended_and_why_not_the_other():
-    name, why = chosen([engine("fp16"), engine("bf16"), engine("fp32")], {"fp16": FAILED, "bf16": FAILED, "fp32": PASSED})
+    name, why = chosen(
+        [engine("fp16"), engine("bf16"), engine("fp32")], {"fp16": FAILED, "bf16": FAILED, "fp32": PASSED}
+    )
     assert name == "fp32" and why.startswith("its graph was checked against JAX")
     assert "model.fp16.onnx did not pass its check" in why and "model.bf16.onnx did not pass its check" in why
     name, why = chosen([engine("fp32"), engine("fp16")], {"fp32": PASSED}, {"fp16": PASSED})

@@ -1,4 +1,5 @@
-"""What report.json says of what the stages returned: nothing lost, nothing made up, failures and half a conversion too."""
+"""What report.json says of what the stages returned: nothing lost, nothing made up, failures and half a conversion
+too."""
 
 import json
 
@@ -47,7 +48,9 @@ def report(tmp_path):
         config.name = "b"
         context = Context(config, bundle, Progress(quiet=True))
         context.results.update(results)
-        rows = [{"name": f"s{i}", "status": status, "seconds": 1.5, "key": "k", **more} for i, status in enumerate(statuses)]
+        rows = [
+            {"name": f"s{i}", "status": status, "seconds": 1.5, "key": "k", **more} for i, status in enumerate(statuses)
+        ]
         returned = write_report(context, rows, command)
         found = json.loads(bundle.report.read_text())
         assert found == json.loads(json.dumps(returned))
@@ -85,8 +88,13 @@ def test_accuracy_of_each_graph_and_of_the_engine(report):
 
 
 def test_the_command_can_be_pasted_into_a_shell(report):
-    found = report({}, command=("python", "-m", "vit_convert", "--config=my model.py", "--config.name=a;b", "--config.x=('y',)"))
-    assert found["command"] == """python -m vit_convert '--config=my model.py' '--config.name=a;b' '--config.x=('"'"'y'"'"',)'"""
+    found = report(
+        {}, command=("python", "-m", "vit_convert", "--config=my model.py", "--config.name=a;b", "--config.x=('y',)")
+    )
+    assert (
+        found["command"]
+        == """python -m vit_convert '--config=my model.py' '--config.name=a;b' '--config.x=('"'"'y'"'"',)'"""
+    )
 
 
 @pytest.mark.parametrize(
@@ -96,7 +104,9 @@ def test_the_command_can_be_pasted_into_a_shell(report):
 def test_status(report, statuses, status):
     found = report({}, statuses, error="why")
     assert found["status"] == status
-    assert found["stages"] == [{"name": f"s{i}", "status": s, "seconds": 1.5, "error": "why"} for i, s in enumerate(statuses)]
+    assert found["stages"] == [
+        {"name": f"s{i}", "status": s, "seconds": 1.5, "error": "why"} for i, s in enumerate(statuses)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -121,10 +131,15 @@ def test_an_engine_that_failed_or_was_not_checked_is_not_recommended(report, pas
 
 def test_what_the_benchmark_measured_goes_before(report):
     rows, chosen = [{"precision": "int8"}], {"precision": "int8", "reason": "twice as fast"}
-    measured = {"rows": rows, "recommended": chosen, "engine": {**engine("int8"), "recommended_because": "twice as fast"}}
+    measured = {
+        "rows": rows,
+        "recommended": chosen,
+        "engine": {**engine("int8"), "recommended_because": "twice as fast"},
+    }
     found = report({**RESULTS, "benchmark": measured, "verify": {"top1": None}})
     assert (found["benchmark"], found["recommended"], found["engine"]["precision"]) == (rows, chosen, "int8")
-    assert report({**RESULTS, "benchmark": {"rows": rows}})["engine"]["precision"] == "fp16"  # it ended before it could recommend
+    # it ended before it could recommend
+    assert report({**RESULTS, "benchmark": {"rows": rows}})["engine"]["precision"] == "fp16"
     nothing = report({**RESULTS, "benchmark": {"rows": rows, "recommended": chosen, "engine": {}}})
     assert nothing["engine"]["precision"] == "fp16" and nothing["recommended"] == chosen
 
@@ -133,7 +148,13 @@ def test_a_fresh_rerun_keeps_what_a_gpu_host_added_and_a_change_does_not(report,
     report({"checkpoint": RESULTS["checkpoint"]})
     path = Bundle(tmp_path / "b").report
     record = json.loads(path.read_text())
-    added = {"engines": [engine("fp16")], "engine": engine("fp16"), "verify": {"top1": 80.0}, "benchmark": [{}], "recommended": {"x": 1}}
+    added = {
+        "engines": [engine("fp16")],
+        "engine": engine("fp16"),
+        "verify": {"top1": 80.0},
+        "benchmark": [{}],
+        "recommended": {"x": 1},
+    }
     path.write_text(json.dumps({**record, **added, "date": "before"}))
     found = report({"checkpoint": RESULTS["checkpoint"]}, ("fresh", "fresh"))
     assert {key: found[key] for key in added} == added and found["date"] != "before"

@@ -11,7 +11,14 @@ from vit_convert.report.sensitivity import COLUMNS, load_record, plot_ranking, p
 
 
 def measured(names, error, max_rel, cosine, agreement, top1):
-    return {"quantized": names, "error": error, "max_rel": max_rel, "cosine": cosine, "agreement": agreement, "top1": top1}
+    return {
+        "quantized": names,
+        "error": error,
+        "max_rel": max_rel,
+        "cosine": cosine,
+        "agreement": agreement,
+        "top1": top1,
+    }
 
 
 UNITS = ["block_00/fc1", "block_00/fc2", "block_01/fc1", "a/b/fc2"]
@@ -46,7 +53,9 @@ def test_the_most_harmful_first(by):
     found = ranking(RECORD, by)
     assert [row["name"] for row in found["units"]] == ORDER[by]  # a/b/fc2 has not been measured yet
     # The one unit of block_01 is the whole block.
-    assert {row["name"] for row in found["blocks"]} == {"block_00", "block_01"} and found["blocks"][0]["name"] == "block_00"
+    assert {row["name"] for row in found["blocks"]} == {"block_00", "block_01"} and found["blocks"][0][
+        "name"
+    ] == "block_00"
     assert set(ORDER) == {*COLUMNS}
 
 
@@ -76,7 +85,9 @@ def test_without_labels_or_the_figure_of_fp32_there_is_no_change():
 
 
 def test_no_such_column():
-    with pytest.raises(UsageError, match=r"--by=cosinus: not one of error, max_rel, cosine, agreement, top1\. Did you mean cosine"):
+    with pytest.raises(
+        UsageError, match=r"--by=cosinus: not one of error, max_rel, cosine, agreement, top1\. Did you mean cosine"
+    ):
         ranking(RECORD, "cosinus")
 
 
@@ -95,7 +106,9 @@ def test_tables(capsys, monkeypatch):
         "block_00/fc2 0.02 0.960000 0.3 99.00 % 78.00 % -2.00",
         "block_00/fc1 0.01 0.970000 0.4 97.00 % 79.00 % -1.00",
     ]
-    assert lines[5] == "block 1 - cosine worst cosine of scale same class top-1 points" and lines[6].startswith("block_00 0.05")
+    assert lines[5] == "block 1 - cosine worst cosine of scale same class top-1 points" and lines[6].startswith(
+        "block_00 0.05"
+    )
     assert shown(RECORD, capsys, monkeypatch, by="max_rel")[2].startswith("block_00/fc1")
 
 
@@ -120,7 +133,11 @@ def test_picture(tmp_path, monkeypatch):
         for bars in axes.containers
     }
     width = 0.8 / 3  # of a block's place, shared by fc1, fc2 and the whole block around its middle
-    for kind, middle, heights in (("fc1", -width, (0.01, 0.03)), ("fc2", 0, (0.02, 0)), ("whole block", width, (0.05, 0.03))):
+    for kind, middle, heights in (
+        ("fc1", -width, (0.01, 0.03)),
+        ("fc2", 0, (0.02, 0)),
+        ("whole block", width, (0.05, 0.03)),
+    ):
         expected = [pytest.approx((place + middle, width, height), abs=1e-9) for place, height in enumerate(heights)]
         assert found[kind] == expected, kind
     colours = {bars.get_label(): bars[0].get_facecolor()[:3] for bars in axes.containers}
@@ -143,7 +160,9 @@ def test_a_picture_of_many_blocks_is_as_wide_as_they_need(tmp_path, monkeypatch)
     units = [f"block_{i:02d}/fc1" for i in range(30)]
     rows = [measured([name], 0.1, 0.1, 0.9, 90.0, None) for name in units]
     sizes, close = [], pyplot.close
-    monkeypatch.setattr(pyplot, "close", lambda figure: (sizes.append(figure.get_size_inches().tolist()), close(figure)))
+    monkeypatch.setattr(
+        pyplot, "close", lambda figure: (sizes.append(figure.get_size_inches().tolist()), close(figure))
+    )
     assert plot_ranking({**unlabelled(), "units": units, "measured": rows}, tmp_path / "x.png") == ""
     assert sizes == [[pytest.approx(0.22 * 30 * 2), 4]]
 
@@ -174,7 +193,10 @@ def test_the_command(command, tmp_path):
     assert (code, err) == (0, "") and out.index("block_00/fc2") < out.index("block_00/fc1") < out.index("block_01/fc1")
     assert (tmp_path / "layers.png").exists()
     code, out, err = command(str(tmp_path), "another")
-    assert (code, out) == (2, "") and err == "error: 2 arguments, expected one: the bundle's folder\n  For example out/vit_b32.\n"
+    assert (code, out) == (
+        2,
+        "",
+    ) and err == "error: 2 arguments, expected one: the bundle's folder\n  For example out/vit_b32.\n"
     code, out, err = command(str(tmp_path / "nothing"))
     assert code == 2 and "sensitivity.json: missing or damaged\n  Convert with" in err
 

@@ -11,7 +11,10 @@ from vit_convert.core.stack import Stack
 
 TWO = Signature(
     (Tensor("images", "uint8", ("batch", "height", "width", 3), "NHWC"), Tensor("tokens", "int32", ("batch", 64))),
-    (Output("embedding", "float32", ("batch", 512), judge="embedding"), Output("logits", "float32", ("batch", 10), judge="top1")),
+    (
+        Output("embedding", "float32", ("batch", 512), judge="embedding"),
+        Output("logits", "float32", ("batch", 10), judge="top1"),
+    ),
 )
 
 

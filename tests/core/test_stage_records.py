@@ -1,4 +1,5 @@
-"""What the manifest and the events say that each stage took: seconds of a clock that the test sets, memory that it really touched."""
+"""What the manifest and the events say that each stage took: seconds of a clock that the test sets, memory that it
+really touched."""
 
 import json
 import pathlib
@@ -23,8 +24,12 @@ def run(tmp_path):
     def run(**works):
         bundle, rows = Bundle(tmp_path / "bundle"), []
         bundle.require_writable()
-        stages = [Stage(name, (), lambda context, work=work: work() or {}, lambda context: 1) for name, work in works.items()]
-        context = Context(default_config(), bundle, Progress(bundle.events, quiet=True), "python -m vit_convert --config=x.py")
+        stages = [
+            Stage(name, (), lambda context, work=work: work() or {}, lambda context: 1) for name, work in works.items()
+        ]
+        context = Context(
+            default_config(), bundle, Progress(bundle.events, quiet=True), "python -m vit_convert --config=x.py"
+        )
         run_stages(stages, context, rows)
         return {row["name"]: row for row in rows}, bundle
 
@@ -36,7 +41,9 @@ def resident_mib(key: str) -> float:
     return int(pathlib.Path("/proc/self/status").read_text().split(f"{key}:")[1].split()[0]) / 1024
 
 
-@pytest.mark.skipif(not pathlib.Path("/proc/self/clear_refs").exists(), reason="Linux alone forgets the high-water mark")
+@pytest.mark.skipif(
+    not pathlib.Path("/proc/self/clear_refs").exists(), reason="Linux alone forgets the high-water mark"
+)
 def test_peak_memory_is_in_mib_and_each_stage_has_its_own(run):
     before, peak = {}, {}
 
@@ -48,7 +55,8 @@ def test_peak_memory_is_in_mib_and_each_stage_has_its_own(run):
     rows, _ = run(small=lambda: touch(1), large=lambda: touch(300), after=lambda: touch(2))
     # between the two readings the process does next to nothing: far less than the 2.4 % by which 1000 is not 1024
     assert abs(rows["large"]["peak_rss_mib"] - peak[300]) < 4 < 0.024 * 300
-    assert abs(rows["large"]["peak_rss_mib"] - before[300] - 300) < 60  # other memory that it touches or frees meanwhile
+    # other memory that it touches or frees meanwhile
+    assert abs(rows["large"]["peak_rss_mib"] - before[300] - 300) < 60
     for name, mib in (("small", 1), ("after", 2)):
         assert abs(rows[name]["peak_rss_mib"] - before[mib]) < 60, name
 
@@ -65,7 +73,9 @@ def test_the_kernels_unit_is_kib(monkeypatch, status, mib):
             raise FileNotFoundError
         return status
 
-    monkeypatch.setattr(pipeline, "pathlib", types.SimpleNamespace(Path=lambda path: types.SimpleNamespace(read_text=read_text)))
+    monkeypatch.setattr(
+        pipeline, "pathlib", types.SimpleNamespace(Path=lambda path: types.SimpleNamespace(read_text=read_text))
+    )
     usage = types.SimpleNamespace(ru_maxrss=196_608)
     monkeypatch.setattr(pipeline, "resource", types.SimpleNamespace(RUSAGE_SELF=0, getrusage=lambda whose: usage))
     assert pipeline._peak_rss_mib() == mib
@@ -83,7 +93,9 @@ def test_seconds_of_each_stage(run, monkeypatch):
     stages = {row["name"]: row for row in json.loads(bundle.manifest.read_text())["stages"]}
     ends = [event for event in map(json.loads, bundle.events.read_text().splitlines()) if event["event"] == "end"]
     for event in ends:
-        assert (event["seconds"], event["peak_rss_mib"]) == tuple(stages[event["stage"]][key] for key in ("seconds", "peak_rss_mib"))
+        assert (event["seconds"], event["peak_rss_mib"]) == tuple(
+            stages[event["stage"]][key] for key in ("seconds", "peak_rss_mib")
+        )
     assert [event["seconds"] for event in ends] == [0.013, 75.062]
 
 

@@ -96,7 +96,11 @@ def test_what_fails_inside_is_told_and_the_streams_are_put_back(pipe, monkeypatc
 
 @pytest.mark.parametrize(
     ("encoding", "errors", "text"),
-    [("ascii", "strict", b"2 ? 3\n"), ("ascii", "backslashreplace", b"2 \\xd7 3\n"), ("utf-8", "strict", "2 × 3\n".encode())],
+    [
+        ("ascii", "strict", b"2 ? 3\n"),
+        ("ascii", "backslashreplace", b"2 \\xd7 3\n"),
+        ("utf-8", "strict", "2 × 3\n".encode()),
+    ],
 )
 def test_a_terminal_without_the_letter_gets_another(monkeypatch, encoding, errors, text):
     content = io.BytesIO()

@@ -39,7 +39,14 @@ def show(tmp_path, capsys, monkeypatch):
     root = tmp_path / "b16"
 
     def show(whole=True, files=("model.onnx", "model.onnx.data", "model.fp16.onnx"), **changes):
-        for name in ("model.onnx", "model.onnx.data", "model.fp16.onnx", "model.fp16.onnx.data", "lowerings/a.onnx", "report.json"):
+        for name in (
+            "model.onnx",
+            "model.onnx.data",
+            "model.fp16.onnx",
+            "model.fp16.onnx.data",
+            "lowerings/a.onnx",
+            "report.json",
+        ):
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             (root / name).write_bytes(b"x" * {"model.onnx": 1000, "model.onnx.data": 3 << 20}.get(name, 2048))
         report = {**copy.deepcopy(REPORT), **changes}
@@ -90,7 +97,9 @@ def test_without_labels_no_top1_is_shown(show):
     assert "JAX 0.00 %" in show(accuracy={"jax": 0.0})
 
 
-@pytest.mark.parametrize(("whole", "engines", "said"), [(True, [], True), (False, [], False), (True, REPORT["engines"], False)])
+@pytest.mark.parametrize(
+    ("whole", "engines", "said"), [(True, [], True), (False, [], False), (True, REPORT["engines"], False)]
+)
 def test_how_an_engine_is_got_where_none_was_built(show, whole, engines, said):
     line = "No engine was built. On its host, with this folder there: python -m vit_convert.engine b16"
     assert (line in show(whole=whole, engines=engines)) == said
@@ -103,7 +112,13 @@ def test_nothing_changed_is_said_only_where_nothing_did(show):
 
 
 def test_what_int8_leaves_out_is_named_with_its_loss(show):
-    left_out = [{"sites": ["block_00/fc2", "block_01/fc2"], "error": 0.01234, "max_error": 0.002}, {"sites": ["neck"], "error": 0.5}]
-    line = "not in int8, as it costs the product more than 0.002 at every threshold: block_00/fc2, block_01/fc2 0.012; neck 0.5"
+    left_out = [
+        {"sites": ["block_00/fc2", "block_01/fc2"], "error": 0.01234, "max_error": 0.002},
+        {"sites": ["neck"], "error": 0.5},
+    ]
+    line = (
+        "not in int8, as it costs the product more than 0.002 at every threshold: block_00/fc2, block_01/fc2 "
+        "0.012; neck 0.5"
+    )
     assert line in show(calibration={"left_out": left_out})
     assert not any("not in int8" in text for text in show(calibration={"left_out": []}))

@@ -1,4 +1,5 @@
-"""What foreign code raises, as one line that names the user's own; and a function told from another by its file, not by its address."""
+"""What foreign code raises, as one line that names the user's own; and a function told from another by its file, not by
+its address."""
 
 import functools
 import hashlib
@@ -70,14 +71,24 @@ def test_long_messages_are_cut_behind_600_characters():
 
 
 def test_the_line_is_the_last_of_the_users_own(tmp_path):
-    """Called by ours, it calls a library, which raises: the innermost line that the user wrote is what they look for."""
+    """Called by ours, it calls a library, which raises: the innermost line that the user wrote is what they look
+    for."""
     mine = tmp_path / "mine.py"
-    mine.write_text("def outer():\n    return inner()\n\ndef inner():\n    return np.linalg.inv(np.zeros((2, 3)))\n\nouter()\n")
+    mine.write_text(
+        "def outer():\n    return inner()\n\ndef inner():\n    return np.linalg.inv(np.zeros((2, 3)))\n\nouter()\n"
+    )
     error = raised(lambda: run_as(str(mine), mine.read_text(), np=np))
     assert f" ({mine}:5: return np.linalg.inv(np.zeros((2, 3))))" in str(error)
 
 
-@pytest.fixture(params=[PACKAGES, "/home/me/.local/lib/python3.11/site-packages", "/usr/lib/python3/dist-packages", "/opt/libraries"])
+@pytest.fixture(
+    params=[
+        PACKAGES,
+        "/home/me/.local/lib/python3.11/site-packages",
+        "/usr/lib/python3/dist-packages",
+        "/opt/libraries",
+    ]
+)
 def installed(request, monkeypatch):
     """A folder in which the libraries lie: the interpreter's own, a user's, Debian's, one of PYTHONPATH."""
     for name in ("jax", "flax", "numpy", "onnx"):
@@ -94,7 +105,8 @@ def installed(request, monkeypatch):
 def said_of(filename):
     with pytest.raises(KeyError) as caught:
         run_as(filename)
-    return explain(caught.value.with_traceback(caught.value.__traceback__.tb_next.tb_next))  # without this test's own lines
+    # without this test's own lines
+    return explain(caught.value.with_traceback(caught.value.__traceback__.tb_next.tb_next))
 
 
 @pytest.mark.parametrize(
@@ -162,7 +174,10 @@ def test_a_function_without_a_file():
 
     nothing = {"file": "", "sha256": ""}
     assert describe_function(len) == {"function": "len", **nothing}
-    assert describe_function(Model()) == {"function": f"{test_a_function_without_a_file.__name__}.<locals>.Model", **nothing}
+    assert describe_function(Model()) == {
+        "function": f"{test_a_function_without_a_file.__name__}.<locals>.Model",
+        **nothing,
+    }
     names = {}
     exec(compile("def f(): pass", "/gone/model.py", "exec"), names)
     assert describe_function(names["f"]) == {"function": "f", **nothing}

@@ -11,8 +11,16 @@ import vit_convert
 
 PACKAGE = pathlib.Path(vit_convert.__file__).parent
 BASE = {"numpy", "absl", "ml_collections", "yaml"}  # PyYAML is what ml_collections itself needs
-ONNX = {"onnx", "onnx_ir", "onnxruntime", "onnxscript", "google", "ml_dtypes", "typing_extensions", "sympy", "mpmath", "packaging", "rich"}
-ROOMS = ("core", "checks", "images", "text", "checkpoint", "families", "export", "quantize", "engine", "serve", "report", "stages")
+# fmt: off
+ONNX = {
+    "onnx", "onnx_ir", "onnxruntime", "onnxscript", "google", "ml_dtypes", "typing_extensions", "sympy", "mpmath",
+    "packaging", "rich",
+}
+ROOMS = (
+    "core", "checks", "images", "text", "checkpoint", "families", "export", "quantize", "engine", "serve", "report",
+    "stages",
+)
+# fmt: on
 
 # room: third-party packages at hand, other rooms that it may import
 WALLS = {
@@ -65,7 +73,9 @@ def test_room_imports_alone(room):
     modules = [name for name in modules_of(room) if not NEEDS_JAX.fullmatch(name)]
     assert modules
     code = IMPORT_BEHIND_A_WALL.format(allowed=sorted(allowed), rooms=blocked, modules=modules)
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent, check=False)
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent, check=False
+    )
     assert result.returncode == 0, result.stderr
 
 
@@ -77,15 +87,23 @@ def test_the_wall_stands():
 
 @pytest.mark.parametrize(
     ("arguments", "code"),
-    [(["--help"], 0), (["--config=no_such_config.py"], 2), (["--config=vit_b32.py", "--config.precison=int8"], 2), ([], 2)],
+    [
+        (["--help"], 0),
+        (["--config=no_such_config.py"], 2),
+        (["--config=vit_b32.py", "--config.precison=int8"], 2),
+        ([], 2),
+    ],
     ids=["help", "unknown config", "unknown key", "nothing"],
 )
 def test_answers_at_once(arguments, code):
     run = (
         "import sys; from vit_convert.__main__ import main; code = main(['vit_convert', *sys.argv[1:]]); "
-        "print([name for name in ('jax', 'flax', 'onnx', 'onnxruntime', 'onnx_ir', 'tensorrt', 'tensorrt_rtx') if name in sys.modules]); "
+        "print([name for name in ('jax', 'flax', 'onnx', 'onnxruntime', 'onnx_ir', 'tensorrt', 'tensorrt_rtx') if "
+        "name in sys.modules]); "
         "sys.exit(code)"
     )
-    result = subprocess.run([sys.executable, "-c", run, *arguments], capture_output=True, text=True, cwd=PACKAGE.parent, check=False)
+    result = subprocess.run(
+        [sys.executable, "-c", run, *arguments], capture_output=True, text=True, cwd=PACKAGE.parent, check=False
+    )
     assert result.returncode == code
     assert result.stdout.splitlines()[-1] == "[]"  # each of them takes seconds to import

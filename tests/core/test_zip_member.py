@@ -155,7 +155,8 @@ CHANGES = {
 def test_a_file_that_changed_since_its_directory_was_read(tmp_path, change):
     path = write(tmp_path / "a.zip")
     path.with_suffix(".new").write_bytes(path.read_bytes())
-    os.utime(path.with_suffix(".new"), ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns))  # by its number alone another
+    # by its number alone another
+    os.utime(path.with_suffix(".new"), ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns))
     member, state = members(path)[0], FileState.of(path)
     assert open_member(path, member, state).read() == CONTENT["a.txt"]
     CHANGES[change](path)
@@ -168,10 +169,22 @@ def test_the_state_of_a_file(tmp_path):
     path = write(tmp_path / "a.zip")
     stat = os.stat(path)
     with open(path, "rb") as file:
-        assert FileState.of(path) == FileState.of(file.fileno()) == (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+        assert (
+            FileState.of(path)
+            == FileState.of(file.fileno())
+            == (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+        )
 
 
 def test_what_damage_raises_is_unreadable():
-    for error in (zipfile.BadZipFile, EOFError, OSError, ValueError, NotImplementedError, struct.error, FileNotFoundError):
+    for error in (
+        zipfile.BadZipFile,
+        EOFError,
+        OSError,
+        ValueError,
+        NotImplementedError,
+        struct.error,
+        FileNotFoundError,
+    ):
         assert issubclass(error, UNREADABLE)
     assert not issubclass(KeyboardInterrupt, UNREADABLE) and not issubclass(MemoryError, UNREADABLE)

@@ -20,10 +20,16 @@ from vit_convert.core.overrides import dotted_keys
 
 ROOT = pathlib.Path(__file__).parents[2]
 README = ROOT / "README.md"
-PAGES = [README, *(page for folder in ("docs", "checkpoints", "benchmarks") for page in sorted((ROOT / folder).rglob("*.md")))]
+PAGES = [
+    README,
+    *(page for folder in ("docs", "checkpoints", "benchmarks") for page in sorted((ROOT / folder).rglob("*.md"))),
+]
 TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for page in PAGES}
 SOURCES = [*sorted((ROOT / "vit_convert").rglob("*.py")), *sorted((ROOT / "configs").glob("*.py"))]
-ROOM = r"(?:vit_convert|docs|tests|benchmarks|checkpoints|configs|engine|export|quantize|core|stages|checks|images|models|serve|report)"
+ROOM = (
+    r"(?:vit_convert|docs|tests|benchmarks|checkpoints|configs|engine|export|quantize|core|stages|checks|images|models"
+    r"|serve|report)"
+)
 KEYS = set(dotted_keys(default_config()))
 GROUPS = {key.split(".")[0] for key in KEYS if "." in key}
 FILES = {"json", "jsonl", "npz", "npy", "png", "zip", "cache", "plan", "py", "md"}  # config.json is no key
@@ -40,7 +46,9 @@ def without_code(text: str) -> str:
 def slugs(text: str) -> set[str]:
     """The anchors that GitHub makes of a page's headings."""
     titles = re.findall(r"^#+ (.+)$", without_code(text), flags=re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", re.sub(r"\[(.*?)\]\(.*?\)", r"\1", title).lower()).replace(" ", "-") for title in titles}
+    return {
+        re.sub(r"[^\w\- ]", "", re.sub(r"\[(.*?)\]\(.*?\)", r"\1", title).lower()).replace(" ", "-") for title in titles
+    }
 
 
 @each_page
@@ -126,7 +134,9 @@ def check_words(words: list[str], known: set[str]) -> None:
             assert match[1].removeprefix("config.") in KEYS, f"{shlex.join(words)}: {word}: no such key"
         elif match := re.match(r"--(\w+)", word):
             name = match[1]
-            assert name in known or name.removeprefix("no") in known or name == "help", f"{shlex.join(words)}: {word}: no such flag"
+            assert name in known or name.removeprefix("no") in known or name == "help", (
+                f"{shlex.join(words)}: {word}: no such flag"
+            )
 
 
 @each_page
@@ -143,7 +153,12 @@ def test_commands_are_found_at_all():
     text = "Run `python -m vit_convert --x` or\n```python\npython = 1\n```\nelse\n```\n./run.sh convert \\\n  --y\n"
     text += "A=b .venv/bin/python -m z  # no\n```\n    python q.py\n"
     assert sorted(commands(text)) == sorted(
-        [["python", "-m", "vit_convert", "--x"], ["./run.sh", "convert", "--y"], ["A=b", ".venv/bin/python", "-m", "z"], ["python", "q.py"]]
+        [
+            ["python", "-m", "vit_convert", "--x"],
+            ["./run.sh", "convert", "--y"],
+            ["A=b", ".venv/bin/python", "-m", "z"],
+            ["python", "q.py"],
+        ]
     )
 
 
@@ -200,7 +215,11 @@ def test_stages_are_those_that_run():
 
 def test_rooms_are_the_folders():
     table = TEXTS["docs/architecture.md"].partition("## Rooms")[2].partition("## From")[0]
-    named = {name for row in re.findall(r"^\| (`.*?) \|", table, flags=re.MULTILINE) for name in re.findall(r"`(\w[\w/]*)/`", row)}
+    named = {
+        name
+        for row in re.findall(r"^\| (`.*?) \|", table, flags=re.MULTILINE)
+        for name in re.findall(r"`(\w[\w/]*)/`", row)
+    }
     package = ROOT / "vit_convert"
     assert {name for name in named if "/" not in name} == {path.parent.name for path in package.glob("*/__init__.py")}
     inner = {path.parent.name for path in package.glob("engine/*/__init__.py")}
@@ -234,4 +253,8 @@ def test_the_family_of_the_tutorial_converts(tmp_path):
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "out" / "patch_mlp_s8" / "report.json").read_text())
     assert report["checkpoint"]["family"] == "patch_mlp"
-    assert {name: check["passed"] for name, check in report["checks"].items()} == {"fp32": True, "fp16": True, "int8": True}
+    assert {name: check["passed"] for name, check in report["checks"].items()} == {
+        "fp32": True,
+        "fp16": True,
+        "int8": True,
+    }

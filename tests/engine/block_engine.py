@@ -1,4 +1,5 @@
-"""What the tests of sessions share: profiles, inputs and onnxruntime's outputs of the graph of one block, see `engine_graphs.block`."""
+"""What the tests of sessions share: profiles, inputs and onnxruntime's outputs of the graph of one block, see
+`engine_graphs.block`."""
 
 import numpy as np
 import onnxruntime

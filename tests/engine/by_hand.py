@@ -6,7 +6,13 @@ from typing import Any
 
 from vit_convert.core.bundle import Bundle, write_json
 
-PREPROCESS = {"resize": "bilinear", "antialias": True, "resize_short": 0, "mean": [0.5, 0.25, 0.0], "std": [0.5, 0.25, 1.0]}
+PREPROCESS = {
+    "resize": "bilinear",
+    "antialias": True,
+    "resize_short": 0,
+    "mean": [0.5, 0.25, 0.0],
+    "std": [0.5, 0.25, 1.0],
+}
 COMMAND = "python -m vit_convert --config=x.py"
 
 
@@ -36,6 +42,13 @@ def conclude(
                 (bundle.root / path).write_bytes(data)
             stat = (bundle.root / path).stat()
             digest = hashlib.sha256((bundle.root / path).read_bytes()).hexdigest()
-            left.append({"path": path, "bytes": stat.st_size, "sha256": digest, "stat": [stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]})
+            left.append(
+                {
+                    "path": path,
+                    "bytes": stat.st_size,
+                    "sha256": digest,
+                    "stat": [stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino],
+                }
+            )
         rows.append({"name": name, "status": statuses.get(name, status), "key": "k", "result": result, "files": left})
     write_json(bundle.manifest, {"stages": rows, "command": COMMAND})

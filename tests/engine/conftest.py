@@ -58,7 +58,9 @@ def load(gpu, tmp_path: pathlib.Path):
 
     def make(ranges=(FIXED, RANGE), **options):
         graph = block(tmp_path / "model.onnx")
-        return Engine(gpu[0], simulated_gpu.write_plan(tmp_path / "fp32.plan", graph, ranges, **options), onnx_path=graph)
+        return Engine(
+            gpu[0], simulated_gpu.write_plan(tmp_path / "fp32.plan", graph, ranges, **options), onnx_path=graph
+        )
 
     return make
 

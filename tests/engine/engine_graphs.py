@@ -12,7 +12,9 @@ IMAGE = (64, 64, 3)
 PROFILE = {"images": ((1, TOKENS, WIDTH), (4, TOKENS, WIDTH), (8, TOKENS, WIDTH))}
 
 
-def save(path: pathlib.Path, nodes: list, weights: list, *, opset: int = 17, batch: int | str = "batch") -> pathlib.Path:
+def save(
+    path: pathlib.Path, nodes: list, weights: list, *, opset: int = 17, batch: int | str = "batch"
+) -> pathlib.Path:
     """Saves a graph `images` [batch, TOKENS, WIDTH] float32 -> `logits` of the same shape."""
     shape = [batch, TOKENS, WIDTH]
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("images", "logits")]
@@ -21,7 +23,9 @@ def save(path: pathlib.Path, nodes: list, weights: list, *, opset: int = 17, bat
     return path
 
 
-def block(path: pathlib.Path, dtype: int = TensorProto.FLOAT, *, opset: int = 17, batch: int | str = "batch") -> pathlib.Path:
+def block(
+    path: pathlib.Path, dtype: int = TensorProto.FLOAT, *, opset: int = 17, batch: int | str = "batch"
+) -> pathlib.Path:
     """A graph whose compute runs in `dtype`: MatMul, LayerNormalization over the last axis, Softmax, between Casts."""
     nodes = [
         helper.make_node("Cast", ["images"], ["x"], name="in", to=dtype),
@@ -40,7 +44,9 @@ def quantized(path: pathlib.Path, dtype: int = TensorProto.INT8) -> pathlib.Path
     nodes = []
     for source, scale in (("images", "sx"), ("w", "sw")):
         nodes.append(helper.make_node("QuantizeLinear", [source, scale, "zero"], [f"{source}_q"], name=f"{source}/q"))
-        nodes.append(helper.make_node("DequantizeLinear", [f"{source}_q", scale, "zero"], [f"{source}_dq"], name=f"{source}/dq"))
+        nodes.append(
+            helper.make_node("DequantizeLinear", [f"{source}_q", scale, "zero"], [f"{source}_dq"], name=f"{source}/dq")
+        )
     nodes.append(helper.make_node("MatMul", ["images_dq", "w_dq"], ["logits"], name="block_00/linear"))
     scalars = {"sx": np.float32(0.1), "sw": np.float32(0.02)}
     weights = [numpy_helper.from_array(np.asarray(value), name) for name, value in {"w": weight(), **scalars}.items()]

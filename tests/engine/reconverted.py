@@ -19,7 +19,9 @@ def as_left(path: pathlib.Path, *names: str) -> None:
     for row in manifest["stages"]:
         records = records_of(row) or []
         new = [FileRecord.of(path, path / name) for name in names if name not in known and row["name"] == "export"]
-        row["files"] = as_rows([*(FileRecord.of(path, path / old.path) if old.path in names else old for old in records), *new])
+        row["files"] = as_rows(
+            [*(FileRecord.of(path, path / old.path) if old.path in names else old for old in records), *new]
+        )
     write_json(bundle.manifest, manifest)
 
 

@@ -1,7 +1,8 @@
-"""A GPU for machines without one: a CUDA driver whose device memory is the host's, and a TensorRT runtime that computes with onnxruntime.
+"""A GPU for machines without one: a CUDA driver whose device memory is the host's, and a TensorRT runtime that computes
+with onnxruntime.
 
-Work queued on a stream runs only when somebody waits for it, so that a forgotten wait shows as wrong values. What it cannot show is
-whether the real libraries take the same calls; the tests marked `gpu` do.
+Work queued on a stream runs only when somebody waits for it, so that a forgotten wait shows as wrong values. What it
+cannot show is whether the real libraries take the same calls; the tests marked `gpu` do.
 """
 
 import ctypes
@@ -59,7 +60,9 @@ class Driver:
     def _nothing(self, *_):
         return 0
 
-    cuInit = cuCtxSetCurrent = cuDeviceGet = cuDevicePrimaryCtxRetain = cuStreamWaitEvent = cuEventDestroy_v2 = cuGraphDestroy = _nothing
+    cuInit = cuCtxSetCurrent = cuDeviceGet = cuDevicePrimaryCtxRetain = cuStreamWaitEvent = cuEventDestroy_v2 = (
+        cuGraphDestroy
+    ) = _nothing
 
     def cuGetErrorString(self, status, text):
         text._obj.value = b"simulated failure"
@@ -202,7 +205,9 @@ class Context:
         return True
 
     def get_tensor_shape(self, name):
-        return [size if size != -1 else next(iter(self._shapes.values()))[0] for size in self._engine.get_tensor_shape(name)]
+        return [
+            size if size != -1 else next(iter(self._shapes.values()))[0] for size in self._engine.get_tensor_shape(name)
+        ]
 
     def execute_async_v3(self, stream):
         if self._engine.broken:
@@ -231,7 +236,8 @@ class CudaEngine:
         self.driver, self.logger, self.profiles = driver, logger, found["profiles"]
         self.error, self.broken = found["error"], found["broken"]
         options = onnxruntime.SessionOptions()
-        options.add_session_config_entry("session.disable_quant_qdq", "1")  # integer kernels saturate on some processors, TensorRT's do not
+        # integer kernels saturate on some processors, TensorRT's do not
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
         self.session = onnxruntime.InferenceSession(found["onnx"], options, providers=["CPUExecutionProvider"])
         graph = onnx.load(found["onnx"], load_external_data=False).graph
         tensors = [*graph.input, *graph.output]
@@ -239,8 +245,12 @@ class CudaEngine:
         self._inputs = {tensor.name for tensor in graph.input}
         kinds = {tensor.name: _NUMPY[tensor.type.tensor_type.elem_type] for tensor in tensors}
         self._kinds = {name: types.SimpleNamespace(name=kind) for name, kind in kinds.items()}
-        self.types = {name: {"FLOAT": np.float32, "UINT8": np.uint8, "INT32": np.int32}[kind] for name, kind in kinds.items()}
-        self._shapes = {tensor.name: [dim.dim_value or -1 for dim in tensor.type.tensor_type.shape.dim] for tensor in tensors}
+        self.types = {
+            name: {"FLOAT": np.float32, "UINT8": np.uint8, "INT32": np.int32}[kind] for name, kind in kinds.items()
+        }
+        self._shapes = {
+            tensor.name: [dim.dim_value or -1 for dim in tensor.type.tensor_type.shape.dim] for tensor in tensors
+        }
         self.num_io_tensors, self.num_optimization_profiles = len(tensors), len(self.profiles)
 
     def get_tensor_name(self, i):
@@ -306,10 +316,17 @@ def write_plan(path, graph, ranges, *, precision="fp32", error=0.0, broken=False
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    plan = {"onnx": str(graph), "profiles": [[list(shape) for shape in triple] for triple in ranges], "error": error, "broken": broken}
+    plan = {
+        "onnx": str(graph),
+        "profiles": [[list(shape) for shape in triple] for triple in ranges],
+        "error": error,
+        "broken": broken,
+    }
     path.write_bytes(content or json.dumps(plan).encode())
     options = {"version_compatible": False, "hardware_compatible": False, "tf32": False}
     about = {"backend": "tensorrt", "version": "8.6.0", "targets": ["sm90"], "precision": precision, "options": options}
     graph_record = {"path": pathlib.Path(graph).name, **graph_hashes(graph)}
-    write_sidecar(path, {**about, "gpu": dataclasses.asdict(GPU), "onnx": graph_record, "build_seconds": 1.5, "attentions": 1})
+    write_sidecar(
+        path, {**about, "gpu": dataclasses.asdict(GPU), "onnx": graph_record, "build_seconds": 1.5, "attentions": 1}
+    )
     return path

@@ -15,7 +15,15 @@ from vit_convert.engine.backend.sidecar import add_to_sidecar
 from vit_convert.engine.bundle_engines import keep_proof
 from vit_convert.engine.commands import add_to_report, benchmark_bundle, end_to_end_shares
 from vit_convert.engine.handoff import judged_by, read_config
-from vit_convert.engine.measure.benchmark import END_TO_END, RESIDENT, Case, Pass, plan_cases, rows_table, summarise_case
+from vit_convert.engine.measure.benchmark import (
+    END_TO_END,
+    RESIDENT,
+    Case,
+    Pass,
+    plan_cases,
+    rows_table,
+    summarise_case,
+)
 from vit_convert.engine.measure.loops import Latency, Worker, measure_latency, measure_throughput
 from vit_convert.engine.measure.plot import plot_rows
 from vit_convert.engine.runtime.engine import Engine
@@ -41,14 +49,22 @@ def test_a_row_sums_its_passes_up():
     generator = np.random.default_rng(0)
     walls, gpus = generator.gamma(2, 1, (2, 500)), generator.gamma(2, 0.9, (2, 500))
     gpu = {"sm_clock_mhz": 1980.0}
-    passes = [Pass(rate, Latency(wall, g), mib << 20, True, "", gpu) for rate, wall, g, mib in zip((1000.0, 1040.0), walls, gpus, (20, 24))]
+    passes = [
+        Pass(rate, Latency(wall, g), mib << 20, True, "", gpu)
+        for rate, wall, g, mib in zip((1000.0, 1040.0), walls, gpus, (20, 24))
+    ]
     row = summarise_case(Case("fp16", 8, 2, False, True), passes, ABOUT)
     assert set(row) >= PROMISED
     assert row["images_per_second"] == 1020 and row["noise_percent"] == pytest.approx(100 * 40 / 1020, abs=0.01)
     for q in (50, 95, 99):
         assert row[f"p{q}_ms"] == pytest.approx(np.percentile(walls, q), abs=1e-4)
         assert row[f"gpu_p{q}_ms"] == pytest.approx(np.percentile(gpus, q), abs=1e-4)
-    assert (row["runs"], row["gpu_memory_mib"], row["context_memory_mib"], row["sm_clock_mhz"]) == (1000, 124.0, 24.0, 1980.0)
+    assert (row["runs"], row["gpu_memory_mib"], row["context_memory_mib"], row["sm_clock_mhz"]) == (
+        1000,
+        124.0,
+        24.0,
+        1980.0,
+    )
     assert summarise_case(Case("fp16", 8, 2, False, True), passes[:1], ABOUT)["noise_percent"] is None
     json.dumps(row)
 
@@ -95,20 +111,31 @@ def measure(gpu, path, **options):
     config = read_config(bundle)
     config.benchmark.batches = options.pop("batches", (1, 4))
     return benchmark_bundle(
-        gpu[0], bundle, config, precisions=options.pop("precisions", ["fp16"]), warmup_seconds=0.0, progress=QUIET, command="x", **options
+        gpu[0],
+        bundle,
+        config,
+        precisions=options.pop("precisions", ["fp16"]),
+        warmup_seconds=0.0,
+        progress=QUIET,
+        command="x",
+        **options,
     )
 
 
 def test_benchmark_of_a_bundle(gpu, engines):
     path = engines("fp16", "int8")
     for precision in ("fp16", "int8"):
-        keep_proof(path / "engines" / "tensorrt-8.6.0-sm90" / f"{precision}.plan", {"passed": True}, judged_by(Bundle(path)))
+        keep_proof(
+            path / "engines" / "tensorrt-8.6.0-sm90" / f"{precision}.plan", {"passed": True}, judged_by(Bundle(path))
+        )
     result = measure(gpu, path, precisions=["fp16", "int8"])
     assert read_json(path / "benchmark.json")["rows"] == result["rows"] and result["status"] == "done"
     assert len(result["rows"]) == 2 * 2 * 3 and not result["skipped"]
     assert all(set(row) >= PROMISED and row["cuda_graph"] for row in result["rows"])
     assert {row["transfers"] for row in result["rows"]} == {RESIDENT, END_TO_END}
-    assert len(result["end_to_end"]) == 4 and result["noise_percent"] == max(row["noise_percent"] for row in result["rows"])
+    assert len(result["end_to_end"]) == 4 and result["noise_percent"] == max(
+        row["noise_percent"] for row in result["rows"]
+    )
     assert (result["gpu"], result["tensorrt"], result["command"]) == ("Simulated", "8.6.0", "x")
     assert "parameters" in result["model"]["summary"] and "converted_by" in result["model"]
     assert {row["input"] for row in result["rows"]} == {"float32"}
@@ -162,7 +189,9 @@ def rewrite(sidecar, *, targets, hardware_compatible):
 def test_batches_without_a_profile_are_skipped_with_a_reason(gpu, engines):
     result = measure(gpu, engines("fp16"), batches=(4, 16), end_to_end=False)
     assert {row["batch"] for row in result["rows"]} == {4}
-    assert [skipped["batch"] for skipped in result["skipped"]] == [16, 16] and "the engine takes" in result["skipped"][0]["reason"]
+    assert [skipped["batch"] for skipped in result["skipped"]] == [16, 16] and "the engine takes" in result["skipped"][
+        0
+    ]["reason"]
     with pytest.raises(BenchmarkError, match="nothing was measured"):
         measure(gpu, engines("fp16"), batches=(16,))
 
@@ -197,7 +226,9 @@ def test_end_to_end_share_is_of_the_best_resident_row():
 
 
 def test_tables():
-    row = summarise_case(Case("fp16", 8, 2, True, True), [Pass(12345.6, Latency(np.ones(3), np.ones(3)), 0, True, "", {})], ABOUT)
+    row = summarise_case(
+        Case("fp16", 8, 2, True, True), [Pass(12345.6, Latency(np.ones(3), np.ones(3)), 0, True, "", {})], ABOUT
+    )
     header, line = rows_table([row]).splitlines()
     assert header.split()[:4] == ["precision", "batch", "streams", "transfers"]
     assert line.split()[:7] == ["fp16", "8", "2", "in+out", "on", "12", "346"]

@@ -1,4 +1,5 @@
-"""Which precisions a TensorRT can build, and which types of a parsed network honour them; TensorRT's network is stood in for."""
+"""Which precisions a TensorRT can build, and which types of a parsed network honour them; TensorRT's network is stood
+in for."""
 
 import collections
 import types
@@ -18,10 +19,20 @@ from vit_convert.engine.builder.precision import (
 )
 
 KINDS = types.SimpleNamespace(
-    CONSTANT=0, MATRIX_MULTIPLY=1, CONVOLUTION=2, EINSUM=3, ATTENTION_INPUT=4, QUANTIZE=5, DEQUANTIZE=6, SOFTMAX=7, SHUFFLE=8
+    CONSTANT=0,
+    MATRIX_MULTIPLY=1,
+    CONVOLUTION=2,
+    EINSUM=3,
+    ATTENTION_INPUT=4,
+    QUANTIZE=5,
+    DEQUANTIZE=6,
+    SOFTMAX=7,
+    SHUFFLE=8,
 )
 WEAK_KINDS = types.SimpleNamespace(**{name: kind for name, kind in vars(KINDS).items() if name != "ATTENTION_INPUT"})
-FLAGS = types.SimpleNamespace(FP16="FP16", INT8="INT8", OBEY_PRECISION_CONSTRAINTS="OBEY", PREFER_PRECISION_CONSTRAINTS="PREFER")
+FLAGS = types.SimpleNamespace(
+    FP16="FP16", INT8="INT8", OBEY_PRECISION_CONSTRAINTS="OBEY", PREFER_PRECISION_CONSTRAINTS="PREFER"
+)
 TRT8 = types.SimpleNamespace(
     __name__="tensorrt",
     LayerType=WEAK_KINDS,
@@ -51,7 +62,8 @@ RTX_1 = Backend("rtx", "1.7", RTX, None, None)
 
 
 @pytest.mark.parametrize(
-    ("backend", "able"), [(EIGHT, {"fp32", "fp16", "int8"}), (TEN, {"fp32", "fp16", "bf16", "int8", "fp8"}), (RTX_1, None)]
+    ("backend", "able"),
+    [(EIGHT, {"fp32", "fp16", "int8"}), (TEN, {"fp32", "fp16", "bf16", "int8", "fp8"}), (RTX_1, None)],
 )
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8", "fp8"])
 def test_what_a_backend_can_build(backend, able, precision):
@@ -229,11 +241,19 @@ def configured(layers, precision, keep_fp32=(), fast=("fp16", "int8"), backend=E
 
 @pytest.mark.parametrize(
     ("precision", "fast", "fits"),
-    [("fp32", (), True), ("fp16", ("fp16",), True), ("fp16", ("int8",), False), ("int8", ("int8",), True), ("int8", ("fp16",), False)],
+    [
+        ("fp32", (), True),
+        ("fp16", ("fp16",), True),
+        ("fp16", ("int8",), False),
+        ("int8", ("int8",), True),
+        ("int8", ("fp16",), False),
+    ],
 )
 def test_a_gpu_has_to_be_made_for_the_precision(precision, fast, fits):
     if fits:
-        assert configured([], precision, fast=fast) == {"fp32": [], "fp16": ["FP16"], "int8": ["FP16", "INT8"]}[precision]
+        assert (
+            configured([], precision, fast=fast) == {"fp32": [], "fp16": ["FP16"], "int8": ["FP16", "INT8"]}[precision]
+        )
         return
     with pytest.raises(BuildError, match=f"precision {precision}: NVIDIA P40 has no fast {precision}") as caught:
         configured([], precision, fast=fast)

@@ -83,7 +83,9 @@ def test_an_engine_of_an_earlier_conversion_is_refused_though_its_graph_is_gone(
     plan = write(bundle)
     conclude(bundle, RESULTS, {"export": {"model.onnx": None}})  # which makes no fp16
     for there in (True, False):
-        with pytest.raises(BuildError, match=r"built from another model\.fp16\.onnx \([0-9a-f]{12}…\) than this conversion's") as caught:
+        with pytest.raises(
+            BuildError, match=r"built from another model\.fp16\.onnx \([0-9a-f]{12}…\) than this conversion's"
+        ) as caught:
             open_engine(gpu[0], bundle, plan)
         assert caught.value.fix == "Convert to the end, and build again."
         if there:
@@ -194,10 +196,19 @@ def test_the_engine_that_a_benchmark_recommends():
     rows = [
         {"precision": precision, "backend": backend, "version": version, "path": f"{i}"}
         for i, (precision, backend, version) in enumerate(
-            [("fp16", "tensorrt", "8.6.0"), ("int8", "tensorrt", "8.6.0"), ("int8", "tensorrt", "10.1"), ("int8", "rtx", "8.6.0")]
+            [
+                ("fp16", "tensorrt", "8.6.0"),
+                ("int8", "tensorrt", "8.6.0"),
+                ("int8", "tensorrt", "10.1"),
+                ("int8", "rtx", "8.6.0"),
+            ]
         )
     ]
-    benchmark = {"recommended": {"precision": "int8", "reason": "twice as fast"}, "backend": "tensorrt", "tensorrt": "8.6.0"}
+    benchmark = {
+        "recommended": {"precision": "int8", "reason": "twice as fast"},
+        "backend": "tensorrt",
+        "tensorrt": "8.6.0",
+    }
     assert recommended_engine(rows, benchmark) == {**rows[1], "recommended_because": "twice as fast"}
     again = {**rows[1], "path": "built later"}
     assert recommended_engine([*rows, again], benchmark)["path"] == "built later"

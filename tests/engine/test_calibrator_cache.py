@@ -26,12 +26,15 @@ def test_backend_without_calibrators(tmp_path):
     images, options = np.zeros((4, 2, 2, 3)), {"batch_size": 2, "cache_path": tmp_path / "c", "source_hash": "a"}
     for algorithm, message in (("entropy", r"tensorrt_rtx .* has none"), ("percentile", "'percentile'")):
         with pytest.raises(BuildError, match=message):
-            make_calibrator(load_backend("rtx"), algorithm, images, np.asarray, **options, progress=Progress(quiet=True))
+            make_calibrator(
+                load_backend("rtx"), algorithm, images, np.asarray, **options, progress=Progress(quiet=True)
+            )
 
 
 @pytest.fixture
 def calibrate(gpu, bundle_path, monkeypatch):
-    """Builds INT8 with TensorRT's calibrator, as far as this host can; returns whether it built and how many batches it took."""
+    """Builds INT8 with TensorRT's calibrator, as far as this host can; returns whether it built and how many batches it
+    took."""
     backend, bundle = gpu[0], Bundle(bundle_path)
     for name in ("IInt8EntropyCalibrator2", "IInt8MinMaxCalibrator"):
         monkeypatch.setattr(backend.module, name, type(name, (), {}), raising=False)
@@ -50,7 +53,9 @@ def calibrate(gpu, bundle_path, monkeypatch):
             assert cache.startswith(calibrator.key.header.encode())
         assert calibrator.failure is None
         taken.append(batches)
-        simulated_gpu.write_plan(plan, request.onnx_path, [tuple(p["images"]) for p in request.profiles], precision=request.precision)
+        simulated_gpu.write_plan(
+            plan, request.onnx_path, [tuple(p["images"]) for p in request.profiles], precision=request.precision
+        )
         add_to_sidecar(plan, **request_record(request), summary={})
         return {}
 
@@ -135,7 +140,9 @@ def guarded(bundle_path, ranges, *, graph="model.onnx", algorithm="entropy", ver
     """Leaves the cache that the conversion writes."""
     bundle = Bundle(bundle_path)
     about = {"num_images": 9, "preprocessing": read_facts(bundle).preprocess}
-    key = CacheKey(algorithm, version, hash_source(hash_graph(bundle_path / graph), bundle.images("calibration"), **about))
+    key = CacheKey(
+        algorithm, version, hash_source(hash_graph(bundle_path / graph), bundle.images("calibration"), **about)
+    )
     save_cache(bundle.calibration_cache, key, format_cache(key, ranges), num_images=9)
 
 
@@ -151,12 +158,16 @@ def test_by_default_tensorrt_is_given_our_thresholds(calibrate, gpu, bundle_path
     guarded(bundle_path, {"images": 2.5, "block: 0/x": 139.5})
     assert calibrate(method="entropy") == [0]  # no batch
     header, scales = parse_cache(given[-1].read_calibration_cache())
-    assert gpu[0].version == "8.6.0" and header == "TRT-8600-EntropyCalibration2"  # of the TensorRT that builds, not of the conversion
-    assert scales["images"] * 127 == pytest.approx(2.5, rel=1e-6) and scales["block: 0/x"] * 127 == pytest.approx(139.5, rel=1e-6)
+    # of the TensorRT that builds, not of the conversion
+    assert gpu[0].version == "8.6.0" and header == "TRT-8600-EntropyCalibration2"
+    assert scales["images"] * 127 == pytest.approx(2.5, rel=1e-6) and scales["block: 0/x"] * 127 == pytest.approx(
+        139.5, rel=1e-6
+    )
     assert calibrate(method="entropy") == []
     guarded(bundle_path, {"images": 2.5, "block: 0/x": 140.0})
     assert calibrate(method="entropy") == [0]  # other thresholds, another engine
-    assert not list(bundle_path.glob("calibration.tensorrt-*.cache"))  # what TensorRT did not measure is not kept as if it had
+    # what TensorRT did not measure is not kept as if it had
+    assert not list(bundle_path.glob("calibration.tensorrt-*.cache"))
 
 
 def test_thresholds_of_another_graph_or_none_are_refused(calibrate, bundle_path):
@@ -171,7 +182,9 @@ def test_thresholds_of_another_graph_or_none_are_refused(calibrate, bundle_path)
     with pytest.raises(CalibrationError, match=r"calibration\.cache: made from graph, weights and images"):
         calibrate(method="entropy")
     guarded(bundle_path, {"images": 2.5}, algorithm="minmax")
-    with pytest.raises(CalibrationError, match="made as TRT-8601-MinMaxCalibration, needed TRT-8601-EntropyCalibration2"):
+    with pytest.raises(
+        CalibrationError, match="made as TRT-8601-MinMaxCalibration, needed TRT-8601-EntropyCalibration2"
+    ):
         calibrate(method="entropy")
 
 

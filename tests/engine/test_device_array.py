@@ -1,4 +1,5 @@
-"""DLPack capsules, given to numpy and PyTorch and taken from them, in CPU memory: the protocol is the same for a GPU's."""
+"""DLPack capsules, given to numpy and PyTorch and taken from them, in CPU memory: the protocol is the same for a
+GPU's."""
 
 import ctypes
 import gc
@@ -64,13 +65,21 @@ def test_reading_a_capsule():
     assert found.num_bytes == 8
 
 
-@pytest.mark.parametrize(("shape", "steps"), [((1, 4), (1, 1)), ((3, 1, 4), (4, 1, 1)), ((1, 1), (7, 9)), ((0, 4), (1, 1))])
+@pytest.mark.parametrize(
+    ("shape", "steps"), [((1, 4), (1, 1)), ((3, 1, 4), (4, 1, 1)), ((1, 1), (7, 9)), ((0, 4), (1, 1))]
+)
 def test_steps_along_axes_of_one_value_are_nobodys(shape, steps):
     """Older PyTorch gives them 1, and others what a slice left there."""
     array = np.zeros(shape, np.float32)
     view = np.lib.stride_tricks.as_strided(array, shape, [4 * step for step in steps])
     assert read_capsule(view.__dlpack__()).shape == shape
-    interface = {"shape": shape, "typestr": "<f4", "data": (array.ctypes.data, False), "version": 3, "strides": view.strides}
+    interface = {
+        "shape": shape,
+        "typestr": "<f4",
+        "data": (array.ctypes.data, False),
+        "version": 3,
+        "strides": view.strides,
+    }
     assert as_device_array(types.SimpleNamespace(__cuda_array_interface__=interface), None).shape == shape
 
 
@@ -115,7 +124,10 @@ class Driver:
             ctypes.memmove(memory.ctypes.data, pointer, count)
 
         return types.SimpleNamespace(
-            pointer=memory.ctypes.data, memory=memory, copy_from=copy_from, close=lambda: self.blocks.pop(memory.ctypes.data)
+            pointer=memory.ctypes.data,
+            memory=memory,
+            copy_from=copy_from,
+            close=lambda: self.blocks.pop(memory.ctypes.data),
         )
 
 
@@ -126,7 +138,13 @@ def driver(monkeypatch):
 
 def interface(array, **changes):
     """An array whose library has the interface alone."""
-    found = {"shape": array.shape, "typestr": array.dtype.str, "data": (array.ctypes.data, False), "version": 3, **changes}
+    found = {
+        "shape": array.shape,
+        "typestr": array.dtype.str,
+        "data": (array.ctypes.data, False),
+        "version": 3,
+        **changes,
+    }
     return types.SimpleNamespace(__cuda_array_interface__=found)
 
 
@@ -181,7 +199,9 @@ def test_what_is_no_array_is_refused(driver):
         as_device_array([1, 2], driver.stream)
 
 
-@pytest.mark.parametrize(("shape", "dtype"), [((2, 3), np.float32), ((5,), np.uint8), ((), np.float64), ((0, 4), np.float32)])
+@pytest.mark.parametrize(
+    ("shape", "dtype"), [((2, 3), np.float32), ((5,), np.uint8), ((), np.float64), ((0, 4), np.float32)]
+)
 def test_a_copy_is_the_callers_own_until_it_lets_go(driver, shape, dtype):
     source = np.arange(np.prod(shape)).reshape(shape).astype(dtype)
     copy = queue_copy(source.ctypes.data, shape, np.dtype(dtype), driver.stream)
@@ -203,7 +223,9 @@ def test_what_a_capsule_says_is_as_dlpack_h_lays_it_out():
     get = ctypes.pythonapi.PyCapsule_GetPointer
     get.restype, get.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
     raw = ctypes.string_at(get(capsule, b"dltensor"), 64)
-    data, kind, number, ndim, code, bits, lanes, shape, strides, offset, manager, deleter = struct.unpack("<QiiiBBHQQQQQ", raw)
+    data, kind, number, ndim, code, bits, lanes, shape, strides, offset, manager, deleter = struct.unpack(
+        "<QiiiBBHQQQQQ", raw
+    )
     assert (data, kind, number, ndim, code, bits, lanes) == (array.ctypes.data, 2, 1, 3, 2, 16, 1)
     assert (offset, manager) == (0, 0) and deleter != 0
     read = lambda address: list(struct.unpack("<3q", ctypes.string_at(address, 24)))  # noqa: E731
@@ -213,7 +235,8 @@ def test_what_a_capsule_says_is_as_dlpack_h_lays_it_out():
 
 
 def test_values_that_begin_behind_the_pointer():
-    """DLPack's byte_offset, which PyTorch and CuPy leave at 0 and others use; and more than one lane is no type of numpy's."""
+    """DLPack's byte_offset, which PyTorch and CuPy leave at 0 and others use; and more than one lane is no type of
+    numpy's."""
     array = np.arange(8, dtype=np.float32)
     capsule = wrap(array).__dlpack__()
     record = device_array._Tensor.from_address(device_array._get(capsule, b"dltensor"))

@@ -1,4 +1,5 @@
-"""Verification of a dynamic engine on the simulated GPU: at the size it is tuned for and at two others, from uint8 pixels."""
+"""Verification of a dynamic engine on the simulated GPU: at the size it is tuned for and at two others, from uint8
+pixels."""
 
 import ml_collections
 import numpy as np
@@ -55,11 +56,17 @@ def test_every_size_is_judged(dynamic, monkeypatch, spoiled):
             facts = read_facts(bundle)
             height, width = arrays["images"].shape[1:3]
             with pytest.raises(CheckError, match=f"of {height}x{width}: max abs"):
-                verify_bundle(gpu[0], bundle, read_config(bundle), facts, precisions=("fp32",), progress=Progress(quiet=True))
+                verify_bundle(
+                    gpu[0], bundle, read_config(bundle), facts, precisions=("fp32",), progress=Progress(quiet=True)
+                )
             return
-        found = verify_bundle(gpu[0], bundle, read_config(bundle), facts, precisions=("fp32",), progress=Progress(quiet=True))
+        found = verify_bundle(
+            gpu[0], bundle, read_config(bundle), facts, precisions=("fp32",), progress=Progress(quiet=True)
+        )
         rows = found["engines"]["fp32"]["rows"]
-        assert {tuple(row["image_size"]) for row in rows} == {(64, 64), (32, 32), (96, 64)} and all(row["passed"] for row in rows)
+        assert {tuple(row["image_size"]) for row in rows} == {(64, 64), (32, 32), (96, 64)} and all(
+            row["passed"] for row in rows
+        )
     finally:
         if spoiled:
             (dynamic / spoiled).write_bytes(kept)

@@ -79,7 +79,11 @@ def test_sidecar_holds_what_the_engine_is(tmp_path):
     assert sidecar["outputs"] == [{"name": "logits", "dtype": "float32", "shape": [-1, TOKENS, WIDTH]}]
     assert sidecar["profiles"] == [{"images": [[1, TOKENS, WIDTH], [4, TOKENS, WIDTH], [8, TOKENS, WIDTH]]}]
     assert sidecar["preprocessing"] == record
-    assert (sidecar["options"]["workspace_gib"], sidecar["options"]["opt_level"], sidecar["options"]["tf32"]) == (0.5, 2, False)
+    assert (sidecar["options"]["workspace_gib"], sidecar["options"]["opt_level"], sidecar["options"]["tf32"]) == (
+        0.5,
+        2,
+        False,
+    )
     assert sidecar["build_seconds"] == pytest.approx(result.seconds, abs=1e-3)
 
 
@@ -88,7 +92,9 @@ def test_external_weights_are_read_and_hashed(tmp_path):
     model = onnx.load(graph)
     onnx.save(model, graph, save_as_external_data=True, location="model.onnx.data", size_threshold=0)
     plan_path, _ = run(tmp_path, graph, "int8")
-    assert json.loads(sidecar_path(plan_path).read_text())["onnx"]["data_sha256"] == hash_file(tmp_path / "model.onnx.data")
+    assert json.loads(sidecar_path(plan_path).read_text())["onnx"]["data_sha256"] == hash_file(
+        tmp_path / "model.onnx.data"
+    )
 
 
 def test_several_profiles_and_a_static_graph(tmp_path):
@@ -104,7 +110,10 @@ def test_several_profiles_and_a_static_graph(tmp_path):
     [
         ({}, r"none given.*dynamic"),
         ({"pixels": PROFILE["images"]}, r"\['pixels'\]: the graph's inputs are \['images'\]"),
-        ({"images": ((4, TOKENS, WIDTH), (1, TOKENS, WIDTH), (8, TOKENS, WIDTH))}, r"images: \(4, 4, 8\) <= \(1, 4, 8\)"),
+        (
+            {"images": ((4, TOKENS, WIDTH), (1, TOKENS, WIDTH), (8, TOKENS, WIDTH))},
+            r"images: \(4, 4, 8\) <= \(1, 4, 8\)",
+        ),
         ({"images": ((1, 5, WIDTH), (4, 5, WIDTH), (8, 5, WIDTH))}, r"does not fit the graph's \(-1, 4, 8\)"),
         ({"images": ((1, WIDTH), (4, WIDTH), (8, WIDTH))}, r"does not fit the graph's \(-1, 4, 8\)"),
     ],
@@ -159,8 +168,13 @@ def test_builder_errors_carry_the_reason(tmp_path):
     assert_nothing_written(tmp_path)
     request = BuildRequest(tmp_path / "model.onnx", "fp32", [PROFILE], version_compatible=True)
     with pytest.raises(BuildError, match="libnvinfer_lean") as caught:  # as TensorRT itself would be told
-        build_engine(dataclasses.replace(RTX, name="tensorrt"), request, tmp_path / "fp32.plan", progress=Progress(quiet=True))
-    assert f"of this version (from tensorrt_lean=={RTX.version}, on LD_LIBRARY_PATH under the name above), or" in caught.value.fix
+        build_engine(
+            dataclasses.replace(RTX, name="tensorrt"), request, tmp_path / "fp32.plan", progress=Progress(quiet=True)
+        )
+    assert (
+        f"of this version (from tensorrt_lean=={RTX.version}, on LD_LIBRARY_PATH under the name above), or"
+        in caught.value.fix
+    )
 
 
 def test_graph_that_changes_while_it_is_built(tmp_path, monkeypatch):
@@ -276,7 +290,8 @@ def test_layers_are_none_with_a_reason_without_a_gpu(tmp_path):
 def test_a_graph_is_hashed_once_and_again_when_its_weights_change(tmp_path, monkeypatch):
     read = []
     monkeypatch.setattr(
-        "vit_convert.engine.backend.sidecar.hash_file", lambda path: read.append(pathlib.Path(path).name) or hash_file(path)
+        "vit_convert.engine.backend.sidecar.hash_file",
+        lambda path: read.append(pathlib.Path(path).name) or hash_file(path),
     )
     graph, data, other = tmp_path / "model.onnx", tmp_path / "model.onnx.data", tmp_path / "other"
     graph.write_bytes(b"graph")

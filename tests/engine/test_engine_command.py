@@ -35,14 +35,18 @@ def test_help_tells_commands_flags_and_exit_codes(capsys):
     assert run("--help") == 0
     text = capsys.readouterr().out
     assert all(name in text for name in (*command.COMMANDS, "--duration", "--precision", "Exit codes"))
-    assert all(f"--{name}=" in text for name in {*command._FLAGS} - {"help", "helpfull", "helpshort", "helpxml"})  # none is left out
+    # none is left out
+    assert all(f"--{name}=" in text for name in {*command._FLAGS} - {"help", "helpfull", "helpshort", "helpxml"})
     assert run() == UsageError.exit_code
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["biuld", "x"], "command 'biuld': not one of build, verify, benchmark, tune, and no folder. Did you mean build?"),
+        (
+            ["biuld", "x"],
+            "command 'biuld': not one of build, verify, benchmark, tune, and no folder. Did you mean build?",
+        ),
         (["out/nowhere"], "command 'out/nowhere': not one of build, verify, benchmark, tune, and no folder"),
         (["/", "verify"], "/: one bundle and nothing else is taken, given / verify"),
         (["/"], "/: holds no manifest.json"),
@@ -95,19 +99,35 @@ def test_build_with_a_real_tensorrt(capsys, bundle_path):
 
 def test_build_refuses_what_the_graph_does_not_hold(capsys, bundle_path):
     pytest.importorskip("tensorrt_rtx")
-    assert run("build", bundle_path, "--backend=rtx", "--precision=fp16", "--quiet") == BuildError.exit_code  # RTX knows typed graphs alone
+    # RTX knows typed graphs alone
+    assert run("build", bundle_path, "--backend=rtx", "--precision=fp16", "--quiet") == BuildError.exit_code
     text = capsys.readouterr().err
     # A graph with Q/DQ alone would build, and run in fp32 between them.
     assert run("build", bundle_path, "--backend=rtx", "--precision=int8", "--quiet") == BuildError.exit_code
     assert "int8: tiny has graphs for trt8" in capsys.readouterr().err
-    assert "fp16: tiny has graphs for trt8, whose precision is a flag; tensorrt_rtx " in text and "--config.target=rtx" in text
+    assert (
+        "fp16: tiny has graphs for trt8, whose precision is a flag; tensorrt_rtx " in text
+        and "--config.target=rtx" in text
+    )
 
 
 def test_verify_then_benchmark(capsys, simulated, engines):
     path = engines("fp16")
     assert run("verify", path, "--precision=fp16", "--quiet") == 0
     assert "passed" in capsys.readouterr().out
-    assert run("benchmark", path, "--precision=fp16", "--batches=1,8", "--streams=1", "--duration=0.02", "--warmup=0", "--quiet") == 0
+    assert (
+        run(
+            "benchmark",
+            path,
+            "--precision=fp16",
+            "--batches=1,8",
+            "--streams=1",
+            "--duration=0.02",
+            "--warmup=0",
+            "--quiet",
+        )
+        == 0
+    )
     text = capsys.readouterr().out
     assert "Recommended: fp16" in text and "of device-resident throughput with transfers" in text
     report = read_json(path / "report.json")
@@ -120,7 +140,8 @@ ALONE = ("--batches=1", "--streams=1", "--duration=0.02", "--warmup=0", "--quiet
 
 def test_a_bundle_alone_is_built_verified_and_measured(capsys, simulated, engines, monkeypatch):
     path, built = engines("fp16"), []
-    monkeypatch.setitem(command.COMMANDS, "build", lambda *_: built.append(read_json(path / "report.json")))  # nothing here can build
+    # nothing here can build
+    monkeypatch.setitem(command.COMMANDS, "build", lambda *_: built.append(read_json(path / "report.json")))
     assert run(path, "--precision=fp16", *ALONE) == 0
     text = capsys.readouterr().out
     assert text.index("passed") < text.index("Recommended: fp16")
@@ -181,7 +202,10 @@ def test_profiles_and_graphs_of_a_request(tmp_path):
     assert [tuple(shape[0] for shape in triple) for triple in found] == [(1, 1, 1), (64, 64, 64), (1, 8, 64)]
     assert found[0][0] == (1, 32, 48, 3)
     assert batch_profiles(image_input((32, 48), "NCHW"), (32, 48), batch)[0]["images"][0] == (1, 3, 32, 48)
-    assert len(batch_profiles(image_input((32, 48), "NHWC"), (32, 48), {"min": 8, "opt": 8, "max": 8, "profiles": (8,)})) == 1
+    assert (
+        len(batch_profiles(image_input((32, 48), "NHWC"), (32, 48), {"min": 8, "opt": 8, "max": 8, "profiles": (8,)}))
+        == 1
+    )
     bundle = Bundle(tmp_path)
     asked = (("fp16", "trt8"), ("fp16", "trt10"), ("int8", "trt8"), ("fp32", "rtx"))
     graphs = [graph_for(bundle, precision, DIALECTS[target]).name for precision, target in asked]
@@ -192,8 +216,23 @@ def test_profiles_and_graphs_of_a_request(tmp_path):
 def test_a_host_with_numpy_absl_and_ml_collections_alone_gets_as_far_as_the_missing_tensorrt(engines):
     path = engines("fp32")
     assert onnx.load(path / "model.onnx").graph.input[0].name == "images"
-    blocked = ("jax", "flax", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "rich", "PIL", "ml_dtypes", "tensorrt", "tensorrt_rtx")
-    program = f"import sys; sys.modules.update(dict.fromkeys({blocked!r})); from vit_convert.engine.__main__ import run; run()"
+    blocked = (
+        "jax",
+        "flax",
+        "onnx",
+        "onnx_ir",
+        "onnxscript",
+        "onnxruntime",
+        "rich",
+        "PIL",
+        "ml_dtypes",
+        "tensorrt",
+        "tensorrt_rtx",
+    )
+    program = (
+        f"import sys; sys.modules.update(dict.fromkeys({blocked!r})); from vit_convert.engine.__main__ import "
+        f"run; run()"
+    )
     done = subprocess.run(
         [sys.executable, "-c", program, "verify", path],
         capture_output=True,
@@ -232,9 +271,15 @@ def test_a_leftover_graph_is_not_built_from(capsys, simulated, engines):
 
 
 def test_verify_takes_back_what_was_recommended(capsys, simulated, engines):
-    """An engine that missed is recommended no more, by the conversion's check of its graph or by an earlier benchmark."""
+    """An engine that missed is recommended no more, by the conversion's check of its graph or by an earlier
+    benchmark."""
     path = engines("fp32")
-    row = {"precision": "fp32", "graph": "model.onnx", "path": "engines/tensorrt-8.6.0-sm90/fp32.plan", "backend": "tensorrt"}
+    row = {
+        "precision": "fp32",
+        "graph": "model.onnx",
+        "path": "engines/tensorrt-8.6.0-sm90/fp32.plan",
+        "backend": "tensorrt",
+    }
     add_to_report(Bundle(path), build=[{**row, "version": "8.6.0"}])
     assert read_json(path / "report.json")["engine"]["precision"] == "fp32"
     assert run("verify", path, "--precision=fp32", "--quiet") == 0

@@ -1,4 +1,5 @@
-"""The session that outlives its engine: onnxruntime takes over, with a reason, when the engine does not load or breaks."""
+"""The session that outlives its engine: onnxruntime takes over, with a reason, when the engine does not load or
+breaks."""
 
 import concurrent.futures
 import errno
@@ -95,7 +96,8 @@ def test_damaged_engine(backend, engines):
 def test_missing_engine_and_no_gpu(bundle_path):
     if cuda.gpu() is not None:
         pytest.skip("this machine has a GPU")
-    session = FallbackSession(Bundle(bundle_path), bundle_path / PLAN)  # TensorRT-RTX where it is installed, or none at all
+    # TensorRT-RTX where it is installed, or none at all
+    session = FallbackSession(Bundle(bundle_path), bundle_path / PLAN)
     assert_onnxruntime(session, bundle_path, "engine does not load: ")
 
 
@@ -214,16 +216,20 @@ def test_a_gpu_that_stops_onnxruntime_too_leaves_the_cpu(backend, engines, monke
 
     def make(graph, options, providers):
         tried.append(providers)
-        assert options.get_session_config_entry("session.disable_quant_qdq") == "1"  # what a processor makes of fused pairs differs
+        # what a processor makes of fused pairs differs
+        assert options.get_session_config_entry("session.disable_quant_qdq") == "1"
         if len(providers) > 1:
             raise RuntimeError("CUDA failure 999")
         return load(graph, options, providers=providers)
 
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    monkeypatch.setattr(
+        onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    )
     monkeypatch.setattr(onnxruntime, "InferenceSession", make)
     session = FallbackSession(Bundle(path), path / PLAN)
     cpu = ("CPUExecutionProvider", {})
-    assert tried == [[("CUDAExecutionProvider", {"use_tf32": "0"}), cpu], [cpu]]  # TF32 would be another model.onnx than was checked
+    # TF32 would be another model.onnx than was checked
+    assert tried == [[("CUDAExecutionProvider", {"use_tf32": "0"}), cpu], [cpu]]
     monkeypatch.setattr(onnxruntime, "InferenceSession", load)
     assert_onnxruntime(session, path, "engine does not load: ")
 
@@ -244,7 +250,9 @@ def typed_engine(path, **check):
     as_left(path, typed.name)
     write_json(f"{plan}.json", {**read_json(f"{plan}.json"), "onnx": {"path": typed.name, "sha256": hash_file(typed)}})
     manifest = read_json(path / "manifest.json")
-    next(row for row in manifest["stages"] if row["name"] == "quantize")["result"]["checks"] = {"fp16": check} if check else {}
+    next(row for row in manifest["stages"] if row["name"] == "quantize")["result"]["checks"] = (
+        {"fp16": check} if check else {}
+    )
     write_json(path / "manifest.json", manifest)
     return plan
 

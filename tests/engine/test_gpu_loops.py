@@ -1,4 +1,5 @@
-"""How benchmarks/gpu times the peers and lays results out, and what their scripts find in their caches; without a GPU."""
+"""How benchmarks/gpu times the peers and lays results out, and what their scripts find in their caches; without a
+GPU."""
 
 import importlib
 import json
@@ -39,7 +40,9 @@ def test_loops_time_what_runs(monkeypatch):
     loops, clock = importlib.import_module("loops"), Clock()
     monkeypatch.setattr(loops, "time", clock)
     call, wait = 3 / 2048, 1 / 2048  # binary fractions of a second, so that sums are exact
-    found = loops.measure(lambda: clock.passes(call), lambda handle: clock.passes(wait), batch=8, seconds=1 / 8, warmup_seconds=0.0)
+    found = loops.measure(
+        lambda: clock.passes(call), lambda handle: clock.passes(wait), batch=8, seconds=1 / 8, warmup_seconds=0.0
+    )
     assert found["images_per_second"] == 8 * 512 and found["noise_percent"] == 0
     assert found["p50_ms"] == found["p95_ms"] == found["p99_ms"] == round(1000 / 512, 4)
     assert found["runs"] == loops.PASSES * 32  # half of the time of each pass is for single calls
@@ -49,7 +52,9 @@ def test_loops_call_often_enough_where_a_call_takes_long(monkeypatch):
     loops, clock = importlib.import_module("loops"), Clock()
     monkeypatch.setattr(loops, "time", clock)
     slow = iter([1.0, 3.0] * 1000)
-    found = loops.measure(lambda: clock.passes(next(slow)), lambda handle: None, batch=1, seconds=0.1, warmup_seconds=0.0)
+    found = loops.measure(
+        lambda: clock.passes(next(slow)), lambda handle: None, batch=1, seconds=0.1, warmup_seconds=0.0
+    )
     assert found["runs"] == loops.PASSES * loops.MIN_RUNS
     assert (found["p50_ms"], found["p95_ms"], found["p99_ms"]) == (2000, 3000, 3000)
 
@@ -65,14 +70,21 @@ def test_loops_are_those_of_our_engines():
         return flying[-1]
 
     assert loops._queued(call, waited.append, 0.0) > 0
-    assert most == loops.QUEUED and waited == flying == list(range(loops.MIN_RUNS))  # the oldest is waited for, and all of them in the end
+    # the oldest is waited for, and all of them in the end
+    assert most == loops.QUEUED and waited == flying == list(range(loops.MIN_RUNS))
 
 
-@pytest.mark.parametrize("found", [({"sm_clock_mhz": lambda: 1980.0, "power_w": lambda: 600.0}, ""), ({}, "NVML cannot be used")])
+@pytest.mark.parametrize(
+    "found", [({"sm_clock_mhz": lambda: 1980.0, "power_w": lambda: 600.0}, ""), ({}, "NVML cannot be used")]
+)
 def test_peers_rows_carry_clocks_and_power_where_nvml_tells_them(monkeypatch, found):
     monkeypatch.setattr("vit_convert.engine.measure.monitor._open_quantities", lambda: found)
-    row = importlib.import_module("loops").measure(lambda: time.sleep(2e-3), lambda handle: None, 1, seconds=0.2, warmup_seconds=0.0)
-    assert {name: row.get(name) for name in found[0]} == {name: read() for name, read in found[0].items()} and row["images_per_second"] > 0
+    row = importlib.import_module("loops").measure(
+        lambda: time.sleep(2e-3), lambda handle: None, 1, seconds=0.2, warmup_seconds=0.0
+    )
+    assert {name: row.get(name) for name in found[0]} == {name: read() for name, read in found[0].items()} and row[
+        "images_per_second"
+    ] > 0
 
 
 def test_results_resume_and_record_failures(tmp_path):
@@ -91,7 +103,9 @@ def test_results_resume_and_record_failures(tmp_path):
         results.add({"batch": 2}, lambda: work("two", fail=True))
     assert calls == ["one", "two", "two"]  # what is known is kept, what failed is tried again
     found = json.loads(path.read_text())
-    assert found["framework"] == "x" and found["rows"][1]["failed"] == "RuntimeError: no cuDNN" and len(found["rows"]) == 2
+    assert (
+        found["framework"] == "x" and found["rows"][1]["failed"] == "RuntimeError: no cuDNN" and len(found["rows"]) == 2
+    )
     loops.Results(path, framework="another").add({"batch": 1}, lambda: work("three"))
     (row,) = json.loads(path.read_text())["rows"]
     assert calls[-1] == "three" and row["date"].startswith("20")  # measured otherwise: not to be mixed
@@ -116,7 +130,14 @@ def test_results_of_other_loops_or_another_driver_are_dropped(tmp_path, monkeypa
 
 
 def engine_row(batch, streams, rate, p50, transfers=RESIDENT):
-    row = {"precision": "fp16", "batch": batch, "streams": streams, "transfers": transfers, "images_per_second": rate, "p50_ms": p50}
+    row = {
+        "precision": "fp16",
+        "batch": batch,
+        "streams": streams,
+        "transfers": transfers,
+        "images_per_second": rate,
+        "p50_ms": p50,
+    }
     return {**row, "noise_percent": 0.4}
 
 
@@ -134,12 +155,21 @@ def test_table_sets_one_stream_beside_the_best_of_each_peer():
         {"precision": "bf16", "attention": "plain", "batch": 256, "images_per_second": 4800.0, "p50_ms": 55.0},
         {"precision": "bf16", "attention": "cudnn", "batch": 256, "failed": "x"},
     ]
-    torch = [{"precision": "fp16", "mode": "m", "batch": 1, "images_per_second": 1.0, "p50_ms": 0.9, "noise_percent": 1.5}]
-    model = {"variant": "B/16", "image_size": 224, "engine": {"rows": ours}, "jax": {"rows": jax}, "torch": {"rows": torch}}
+    torch = [
+        {"precision": "fp16", "mode": "m", "batch": 1, "images_per_second": 1.0, "p50_ms": 0.9, "noise_percent": 1.5}
+    ]
+    model = {
+        "variant": "B/16",
+        "image_size": 224,
+        "engine": {"rows": ours},
+        "jax": {"rows": jax},
+        "torch": {"rows": torch},
+    }
     one, many = side_by_side.table({"models": {"b16": model}}).splitlines()[2:]
     assert one == "| B/16 at 224 | 1 | 0.600 ms | – | – | 0.900 ms | – | – | 1.50× | – | 1.5 |"
     peers = "4 000 images/s | 4 800 images/s (bf16, plain) | –"
-    assert many == f"| B/16 at 224 | 256 | 10 000 images/s | {peers} | 2.50× | 2.08× | – | 75 % | 0.4 |"  # one stream, as the peers
+    # one stream, as the peers
+    assert many == f"| B/16 at 224 | 256 | 10 000 images/s | {peers} | 2.50× | 2.08× | – | 75 % | 0.4 |"
     assert len(side_by_side.table({"models": {"new": {"variant": "B/16", "image_size": 224}}}).splitlines()) == 2
 
 
@@ -147,7 +177,9 @@ def test_table_shows_what_is_missing_or_failed_as_a_dash():
     side_by_side = importlib.import_module("side_by_side")
     failed = {"precision": "bf16", "attention": "cudnn", "batch": 64, "failed": "x"}
     model = {"variant": "B/16", "image_size": 224, "jax": {"rows": [failed]}}
-    assert side_by_side.table({"models": {"b16": model}}).splitlines()[2:] == ["| B/16 at 224 | 64 | – | – | – | – | – | – | – | – |  |"]
+    assert side_by_side.table({"models": {"b16": model}}).splitlines()[2:] == [
+        "| B/16 at 224 | 64 | – | – | – | – | – | – | – | – |  |"
+    ]
     model["engine"] = {"rows": [engine_row(64, 1, 9000.0, 7.0)]}
     (row,) = side_by_side.table({"models": {"b16": model}}).splitlines()[2:]
     assert row == "| B/16 at 224 | 64 | 9 000 images/s | – | – | – | – | – | – | – | 0.4 |"
@@ -158,8 +190,14 @@ def test_runs_merge_to_the_newest_of_each_model_and_batch():
 
     def run(date, variant, rates, jax=1000.0):
         rows = [engine_row(batch, 1, rate, 1.0) for batch, rate in rates.items()]
-        peer = [{"precision": "fp32", "attention": "plain", "batch": batch, "images_per_second": jax, "p50_ms": 1.0} for batch in rates]
-        return {"date": date, "models": {"m": {"variant": variant, "image_size": 224, "engine": {"rows": rows}, "jax": {"rows": peer}}}}
+        peer = [
+            {"precision": "fp32", "attention": "plain", "batch": batch, "images_per_second": jax, "p50_ms": 1.0}
+            for batch in rates
+        ]
+        return {
+            "date": date,
+            "models": {"m": {"variant": variant, "image_size": 224, "engine": {"rows": rows}, "jax": {"rows": peer}}},
+        }
 
     runs = {
         "slow": run("2026-01-02", "L/16", {64: 2000.0}),
@@ -185,9 +223,16 @@ def test_jax_peer_finds_in_the_cache_what_compile_only_left(tmp_path):
     cache = tmp_path / "cache"
     thresholds = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
     environment = {**ENVIRONMENT, "JAX_COMPILATION_CACHE_DIR": str(cache), **thresholds}
-    command = [sys.executable, str(FOLDER / "jax_peer.py"), f"--checkpoint={tmp_path / 'ti.npz'}", "--batches=1", "--image_size=32"]
+    command = [
+        sys.executable,
+        str(FOLDER / "jax_peer.py"),
+        f"--checkpoint={tmp_path / 'ti.npz'}",
+        "--batches=1",
+        "--image_size=32",
+    ]
     compiled, timed = peer_runs(command, environment, cache, tmp_path)
-    assert [row["first_call_seconds"] > 0 for row in compiled[:2]] == [True, True] and "failed" in compiled[2]  # no cuDNN here
+    # no cuDNN here
+    assert [row["first_call_seconds"] > 0 for row in compiled[:2]] == [True, True] and "failed" in compiled[2]
     assert [row["images_per_second"] > 0 for row in timed[:2]] == [True, True] and "failed" in timed[2]
 
 
@@ -199,7 +244,14 @@ def test_torch_peer_finds_in_the_cache_what_compile_only_left(tmp_path):
     environment = {**ENVIRONMENT, "TORCHINDUCTOR_CACHE_DIR": str(cache)}
     if subprocess.run([sys.executable, str(start), "-"], capture_output=True).returncode:
         pytest.skip("timm is not installed")
-    command = [sys.executable, str(start), str(FOLDER / "torch_peer.py"), "--variant=Ti/16", "--batches=1", "--image_size=32"]
+    command = [
+        sys.executable,
+        str(start),
+        str(FOLDER / "torch_peer.py"),
+        "--variant=Ti/16",
+        "--batches=1",
+        "--image_size=32",
+    ]
     compiled, timed = peer_runs(command, environment, cache, tmp_path)
     assert compiled[0]["first_calls_seconds"] > 0 and timed[0]["images_per_second"] > 0
 
@@ -217,7 +269,8 @@ def peer_runs(command, environment, cache, folder):
     return rows
 
 
-# timm imports torchvision, whose operators only builds for CUDA bring; a ViT calls none of them. Arguments: a script and its own.
+# timm imports torchvision, whose operators only builds for CUDA bring; a ViT calls none of them. Arguments: a script
+# and its own.
 WITHOUT_TORCHVISION = """
 import pathlib, runpy, sys
 import torch

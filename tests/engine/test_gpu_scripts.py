@@ -1,4 +1,5 @@
-"""The side-by-side run of benchmarks/gpu, as far as it goes without a GPU: steps that fail alone, wait, resume and end in time."""
+"""The side-by-side run of benchmarks/gpu, as far as it goes without a GPU: steps that fail alone, wait, resume and end
+in time."""
 
 import dataclasses
 import importlib
@@ -29,14 +30,18 @@ def _importable(monkeypatch):
 def runner(tmp_path):
     """Makes runners that go on where the last one ended."""
     steps = importlib.import_module("steps")
-    return lambda stop_after=60.0, limit=60.0: steps.Runner(tmp_path, stop_after=stop_after, limit=limit, changed=lambda state: None)
+    return lambda stop_after=60.0, limit=60.0: steps.Runner(
+        tmp_path, stop_after=stop_after, limit=limit, changed=lambda state: None
+    )
 
 
 @pytest.fixture
 def shell(tmp_path):
     """Makes a step of a shell script that runs in tmp_path."""
     steps = importlib.import_module("steps")
-    return lambda key, lane, script, after=(), behind=(): steps.Step(key, ["sh", "-c", f"cd {tmp_path} && {script}"], lane, after, behind)
+    return lambda key, lane, script, after=(), behind=(): steps.Step(
+        key, ["sh", "-c", f"cd {tmp_path} && {script}"], lane, after, behind
+    )
 
 
 def wait_for(name):
@@ -49,7 +54,8 @@ ALONE = "mkdir busy && sleep 0.2 && rmdir busy"  # fails where another step does
 
 def test_lanes_run_side_by_side_and_wait_for_what_comes_first(runner, shell):
     run = runner()
-    # Each lane's first step ends only when the other's has begun; each second step fails if its lane, or the step it names, is not done.
+    # Each lane's first step ends only when the other's has begun; each second step fails if its lane, or the step it
+    # names, is not done.
     steps = [
         shell("m/a1", "a", f"touch a1; {wait_for('b1')}"),
         shell("m/b1", "b", f"touch b1; {wait_for('a1')}"),
@@ -57,7 +63,9 @@ def test_lanes_run_side_by_side_and_wait_for_what_comes_first(runner, shell):
         shell("m/b2", "b", "test -e a2", after=["m/a2", "m/not_asked_for"]),
     ]
     run.run(steps, {"a": 1, "b": 1})
-    assert {key: row["status"] for key, row in run.state.items()} == dict.fromkeys(["m/a1", "m/b1", "m/a2", "m/b2"], "done")
+    assert {key: row["status"] for key, row in run.state.items()} == dict.fromkeys(
+        ["m/a1", "m/b1", "m/a2", "m/b2"], "done"
+    )
 
 
 def test_lane_of_one_worker_runs_alone(runner, shell):
@@ -71,7 +79,10 @@ def test_lane_of_one_worker_runs_alone(runner, shell):
 def test_phases_of_one_gpu_follow_each_other_and_those_of_another_go_on(runner, shell):
     h200, run = importlib.import_module("h200"), runner()
     slow = f"touch slow; ({wait_for('other')}) && rm slow"  # ends only when the other GPU's models are measured
-    scripts = {"0": {"export": slow, "build": "exit 1", "jax": "test ! -e slow"}, "1": {"export": "true", "jax": "touch other"}}
+    scripts = {
+        "0": {"export": slow, "build": "exit 1", "jax": "test ! -e slow"},
+        "1": {"export": "true", "jax": "touch other"},
+    }
     steps = [
         dataclasses.replace(shell(f"m{gpu}/{name}", f"{name}{gpu}", script), environment={"CUDA_VISIBLE_DEVICES": gpu})
         for gpu, own in scripts.items()
@@ -81,7 +92,8 @@ def test_phases_of_one_gpu_follow_each_other_and_those_of_another_go_on(runner, 
     assert [step.key for step in phased] == ["m0/export", "m0/build", "m1/export", "m0/jax", "m1/jax"]
     assert [step.name for step in h200.in_phases(steps, "measure")] == ["jax", "jax"]
     run.run(phased, {step.lane: 1 for step in steps})
-    assert {key for key, row in run.state.items() if row["status"] == "failed"} == {"m0/build"}  # it ended, and what is measured goes on
+    # it ended, and what is measured goes on
+    assert {key for key, row in run.state.items() if row["status"] == "failed"} == {"m0/build"}
 
 
 def test_failed_step_stops_what_needs_it_and_nothing_else(runner, shell):
@@ -94,8 +106,13 @@ def test_failed_step_stops_what_needs_it_and_nothing_else(runner, shell):
         importlib.import_module("steps").Step("m/none", ["/no/such/program"], "b"),
     ]
     run.run(steps, {"a": 1, "b": 1})
-    assert {key: row["status"] for key, row in run.state.items() if key[0] == "n"} == {"n/export": "done", "n/build": "done"}
-    assert run.state["m/export"]["tail"] == ["no memory"] and run.state["m/build"]["tail"] == ["not run: m/export failed"]
+    assert {key: row["status"] for key, row in run.state.items() if key[0] == "n"} == {
+        "n/export": "done",
+        "n/build": "done",
+    }
+    assert run.state["m/export"]["tail"] == ["no memory"] and run.state["m/build"]["tail"] == [
+        "not run: m/export failed"
+    ]
     assert "No such file" in run.state["m/none"]["tail"][0] and run.count("failed") == 3
 
 
@@ -116,7 +133,8 @@ def test_step_runs_again_after_one_that_it_needs(runner, shell, tmp_path):
         (tmp_path / "ran").write_text("")
         steps = [shell("m/export", "a", f"echo export >> ran; {export}")]
         steps += [
-            shell(f"m/{name}", "b", f"echo {name} >> ran", after=[f"m/{after}"]) for name, after in (("build", "export"), ("run", "build"))
+            shell(f"m/{name}", "b", f"echo {name} >> ran", after=[f"m/{after}"])
+            for name, after in (("build", "export"), ("run", "build"))
         ]
         steps.append(shell("m/peer", "b", "echo peer >> ran"))
         run = runner(**limits)
@@ -130,14 +148,18 @@ def test_step_runs_again_after_one_that_it_needs(runner, shell, tmp_path):
     assert ran("echo third", "run")[0] == ["build"]  # what came before it ran in another call
     assert ran("echo third", "export", "build")[0] == ["run"]
     words, run = ran("exit 1")
-    assert words == ["export"] and run.count("failed") == 3 and run.count("done") == 1  # no old engine passes for that of this export
+    # no old engine passes for that of this export
+    assert words == ["export"] and run.count("failed") == 3 and run.count("done") == 1
     words, run = ran("echo third", stop_after=-1.0)
     assert words == [] and run.count("left") == 3
 
 
 def test_engines_that_an_export_has_overtaken_are_not_reported(side_by_side_run, tmp_path):
     script = tmp_path / "python"  # a step of the engine writes what it was given
-    script.write_text(f'#!/bin/sh\ntest ! -e {tmp_path}/broken || exit 1\necho \'{{"rows": [], "words": "\'$3\'"}}\' > $4/benchmark.json\n')
+    script.write_text(
+        f'#!/bin/sh\ntest ! -e {tmp_path}/broken || exit 1\necho \'{{"rows": [], "words": "\'$3\'"}}\' > '
+        "$4/benchmark.json\n"
+    )
     script.chmod(0o755)
 
     def engine(*more):
@@ -149,7 +171,8 @@ def test_engines_that_an_export_has_overtaken_are_not_reported(side_by_side_run,
     assert engine() == {"rows": [], "words": "benchmark"}
     (tmp_path / "broken").touch()
     assert engine("--input=uint8") is None
-    assert not (tmp_path / "mu16-64" / "benchmark.json").exists()  # the export took away what was measured of other graphs
+    # the export took away what was measured of other graphs
+    assert not (tmp_path / "mu16-64" / "benchmark.json").exists()
     (tmp_path / "broken").unlink()
     assert engine("--input=uint8") == {"rows": [], "words": "benchmark"}
 
@@ -175,7 +198,9 @@ def test_steps_end_in_time_with_all_that_they_started(runner, shell, tmp_path):
 
 
 def test_step_that_would_not_end_in_time_does_not_start(runner, shell, tmp_path):
-    (tmp_path / "steps.json").write_text(json.dumps({"m/build": {"command": "x", "status": "done", "seconds": 50.0, "tail": []}}))
+    (tmp_path / "steps.json").write_text(
+        json.dumps({"m/build": {"command": "x", "status": "done", "seconds": 50.0, "tail": []}})
+    )
     step = shell("n/build", "a", "touch built")
     run = runner(limit=40.0)
     run.run([step], {"a": 1})
@@ -210,12 +235,26 @@ def test_side_by_side_run_records_failures_goes_on_and_resumes(side_by_side_run,
     assert status == {"checkpoint": "done", "build": "failed", "jax_compile": "done"}, first
     assert list((tmp_path / "caches" / "mu16-64" / "jax").iterdir()) and "jax" not in found["models"]["mu16-64"]
     second = go()
-    assert "all steps were tried" in second and "] mu16-64/checkpoint" not in second and "] mu16-64/jax_compile" not in second
+    assert (
+        "all steps were tried" in second
+        and "] mu16-64/checkpoint" not in second
+        and "] mu16-64/jax_compile" not in second
+    )
     found = json.loads((tmp_path / "out.json").read_text())
     status = {name.partition("/")[2]: step["status"] for name, step in found["steps"].items()}
-    assert status == {"checkpoint": "done", "build": "failed", "jax_compile": "done", "verify": "failed", "jax": "done"}, second
+    assert status == {
+        "checkpoint": "done",
+        "build": "failed",
+        "jax_compile": "done",
+        "verify": "failed",
+        "jax": "done",
+    }, second
     assert "not run: mu16-64/build failed" in second
-    assert found["environment"]["jax"] and "--batches=1" in found["command"] and found["steps"]["mu16-64/jax"]["started"] == found["date"]
+    assert (
+        found["environment"]["jax"]
+        and "--batches=1" in found["command"]
+        and found["steps"]["mu16-64/jax"]["started"] == found["date"]
+    )
     rows = {(row["precision"], row["attention"]): row for row in found["models"]["mu16-64"]["jax"]["rows"]}
     assert rows["fp32", "plain"]["images_per_second"] > 0 and rows["bf16", "plain"]["p50_ms"] > 0
     assert "failed" in rows["bf16", "cudnn"]  # no GPU
@@ -231,7 +270,8 @@ def test_models_take_turns_on_gpus_and_are_alone_there(side_by_side_run, tmp_pat
         cd {tmp_path}; test "$3" = verify || exit 0
         mkdir lock-$CUDA_VISIBLE_DEVICES || exit 1  # another one measures on this GPU
         case $4 in *-64|*-96)  # the first of each GPU wait for each other
-            for i in $(seq 100); do test -d lock-3 -a -d lock-5 && touch met; test -e met && break; sleep 0.1; done; test -e met || exit 1;;
+            for i in $(seq 100); do test -d lock-3 -a -d lock-5 && touch met
+                test -e met && break; sleep 0.1; done; test -e met || exit 1;;
         esac
         sleep 0.3; echo $CUDA_VISIBLE_DEVICES > $(basename $4).gpu; rmdir lock-$CUDA_VISIBLE_DEVICES
         """

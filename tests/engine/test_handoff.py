@@ -1,4 +1,5 @@
-"""What is read of a bundle on a host without JAX, from a manifest written here by hand; nothing is made up of what is missing."""
+"""What is read of a bundle on a host without JAX, from a manifest written here by hand; nothing is made up of what is
+missing."""
 
 import hashlib
 
@@ -109,7 +110,10 @@ def test_engines_are_judged_by_the_reference_and_the_labelled_images_alone(bundl
 
 
 def test_what_a_measurement_is_of(bundle):
-    conclude(bundle, {**RESULTS, "checkpoint": {**RESULTS["checkpoint"], "summary": "ViT B/16, 86,567,656 parameters, 224x224"}})
+    conclude(
+        bundle,
+        {**RESULTS, "checkpoint": {**RESULTS["checkpoint"], "summary": "ViT B/16, 86,567,656 parameters, 224x224"}},
+    )
     about = {"variant": "B/16", "summary": "ViT B/16, 86,567,656 parameters, 224x224", "sha256": "c"}
     assert describe_model(bundle) == {**about, "converted_by": COMMAND}
     conclude(bundle, {"checkpoint": {"family": "user"}})
@@ -143,4 +147,7 @@ def test_what_a_graph_takes(dtype, channels_first):
     if dtype != np.uint8:  # which the graph normalises by itself
         wanted = (wanted / 255 - PREPROCESS["mean"]) / PREPROCESS["std"]
     # Values up to 3: half a step of float16 is 1e-3 there, and a product and a sum in float32 keep 4e-7.
-    assert got.shape == images.shape and np.abs(got - wanted).max() <= {np.uint8: 0, np.float32: 1e-6, np.float16: 1e-3}[dtype]
+    assert (
+        got.shape == images.shape
+        and np.abs(got - wanted).max() <= {np.uint8: 0, np.float32: 1e-6, np.float16: 1e-3}[dtype]
+    )

@@ -1,4 +1,5 @@
-"""The library of our own kernels: how it is built and found, and what an int8 engine of the graph that needs it is built from."""
+"""The library of our own kernels: how it is built and found, and what an int8 engine of the graph that needs it is
+built from."""
 
 import dataclasses
 import types
@@ -68,7 +69,9 @@ def test_lowering_is_written_where_int8_is_asked_for():
     assert configs.lowerings(config, "plugin") == ["plugin", "fused"]
 
 
-@pytest.mark.parametrize("key, value", [("engine.calibrator", True), ("calibration.smooth", 0.5), ("precision", "auto")])
+@pytest.mark.parametrize(
+    "key, value", [("engine.calibrator", True), ("calibration.smooth", 0.5), ("precision", "auto")]
+)
 def test_what_the_lowering_cannot_do_is_refused(key, value):
     config = configs.default_config()
     config.checkpoint, config.name = "x.npz", "x"
@@ -83,9 +86,12 @@ def test_without_a_library_there_are_no_kernels(tmp_path, monkeypatch):
     assert not kernels.register()
 
 
-@pytest.mark.parametrize("name, needed", [("VitAttention", True), ("VitNorm", True), ("VitAddNorm", True), ("LayerNormalization", False)])
+@pytest.mark.parametrize(
+    "name, needed", [("VitAttention", True), ("VitNorm", True), ("VitAddNorm", True), ("LayerNormalization", False)]
+)
 def test_graph_says_whether_it_needs_the_library(tmp_path, name, needed):
-    (tmp_path / "graph.onnx").write_bytes(b"\x08\x08\x3a\x20\x0a\x10\x22" + name.encode() + b"\x12\x05")  # a node's operator, as protobuf
+    # a node's operator, as protobuf
+    (tmp_path / "graph.onnx").write_bytes(b"\x08\x08\x3a\x20\x0a\x10\x22" + name.encode() + b"\x12\x05")
     assert kernels.needed_by(tmp_path / "graph.onnx") == needed
 
 
@@ -108,4 +114,7 @@ def test_compiler_gets_all_sources_and_architectures(tmp_path):
         "-gencode=arch=compute_80,code=sm_80",
         "-gencode=arch=compute_90,code=sm_90",
     ]
-    assert all((kernels.SOURCES / name).is_file() for name in ("attention.cu", "norm.cu", "pack.cuh", "encoder.h", "plugin.cpp"))
+    assert all(
+        (kernels.SOURCES / name).is_file()
+        for name in ("attention.cu", "norm.cu", "pack.cuh", "encoder.h", "plugin.cpp")
+    )

@@ -15,7 +15,13 @@ from vit_convert.engine.runtime import cuda_graph
 from vit_convert.engine.runtime.engine import Engine
 
 # As TensorRT 8.6 names them.
-KERNELS = ("_gemm_mha_v2_0x1f", None, "sm90_xmma_gemm_f16f16_f16f32_f32_tn_n_tilesize128x128", "_gemm_mha_v2_0x2e", "__myl_bb0_1_Res")
+KERNELS = (
+    "_gemm_mha_v2_0x1f",
+    None,
+    "sm90_xmma_gemm_f16f16_f16f32_f32_tn_n_tilesize128x128",
+    "_gemm_mha_v2_0x2e",
+    "__myl_bb0_1_Res",
+)
 
 
 @pytest.fixture
@@ -34,12 +40,17 @@ def load(gpu, bundle_path):
 def test_each_profile_is_told(load):
     rows = fused_attention_by_kernels(load("fp16", KERNELS))
     assert [row["batch"] for row in rows] == [4, 4]
-    assert all((row["kernels"], row["count"], row["precisions"], row["text"]) == (4, 2, {"fp16": 2}, "yes, fp16, 2 of 2") for row in rows)
+    assert all(
+        (row["kernels"], row["count"], row["precisions"], row["text"]) == (4, 2, {"fp16": 2}, "yes, fp16, 2 of 2")
+        for row in rows
+    )
 
 
 def test_a_kernel_that_does_not_say_its_type_is_unknown_but_in_an_fp16_engine(load):
     assert fused_attention_by_kernels(load("int8", KERNELS))[0]["text"] == "yes, unknown, 2 of 2"
-    assert fused_attention_by_kernels(load("int8", ("fmha_v2_int8_64_sm90", "fmha_v2_fp16_64_sm90")))[0]["precisions"] == {
+    assert fused_attention_by_kernels(load("int8", ("fmha_v2_int8_64_sm90", "fmha_v2_fp16_64_sm90")))[0][
+        "precisions"
+    ] == {
         "int8": 1,
         "fp16": 1,
     }
@@ -53,7 +64,9 @@ def test_attention_in_pieces(load):
 def test_an_old_driver_leaves_it_unknown(load, monkeypatch):
     monkeypatch.delattr(simulated_gpu.Driver, "cuFuncGetName")  # came with CUDA 12.3
     rows = fused_attention_by_kernels(load("fp16", KERNELS))
-    assert all("cuFuncGetName: this CUDA driver does not have it" in row["unknown"] and "count" not in row for row in rows)
+    assert all(
+        "cuFuncGetName: this CUDA driver does not have it" in row["unknown"] and "count" not in row for row in rows
+    )
 
 
 def test_too_little_memory_to_look_is_no_failed_build(gpu, bundle_path, monkeypatch):
@@ -70,7 +83,11 @@ def test_too_little_memory_to_look_is_no_failed_build(gpu, bundle_path, monkeypa
 
 
 def test_layout_of_the_kernel_node():
-    # CUDA_KERNEL_NODE_PARAMS_v2 in cuda.h: three pointers after seven unsigned ints, padded to 8 bytes, and two handles.
-    offsets = {name: getattr(cuda_graph._KernelNodeParams, name).offset for name in ("func", "kernel_params", "extra", "kern", "ctx")}
+    # CUDA_KERNEL_NODE_PARAMS_v2 in cuda.h: three pointers after seven unsigned ints, padded to 8 bytes, and two
+    # handles.
+    offsets = {
+        name: getattr(cuda_graph._KernelNodeParams, name).offset
+        for name in ("func", "kernel_params", "extra", "kern", "ctx")
+    }
     assert offsets == {"func": 0, "kernel_params": 40, "extra": 48, "kern": 56, "ctx": 64}
     assert ctypes.sizeof(cuda_graph._KernelNodeParams) == 72

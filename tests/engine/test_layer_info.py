@@ -4,17 +4,32 @@ import types
 
 import pytest
 
-from vit_convert.engine.builder.layer_info import FusedAttention, count_fused, count_int8, engine_layers, fused_attention
+from vit_convert.engine.builder.layer_info import (
+    FusedAttention,
+    count_fused,
+    count_int8,
+    engine_layers,
+    fused_attention,
+)
 
 
 def layer(name, tactic, datatype, key="Format/Datatype"):
     operand = {"Name": "x", "Location": "Device", "Dimensions": [1, 12, 197, 64], key: datatype}
-    return {"Name": name, "LayerType": "kgen", "Inputs": [operand], "Outputs": [operand], "TacticName": tactic, "StreamId": 0}
+    return {
+        "Name": name,
+        "LayerType": "kgen",
+        "Inputs": [operand],
+        "Outputs": [operand],
+        "TacticName": tactic,
+        "StreamId": 0,
+    }
 
 
 def test_counts_fused_kernels_of_tensorrt_10():
     entries = [layer(f"_gemm_mha_v2_myl0_{i}", "_gemm_mha_v2_0xa2b3", "Half") for i in range(12)]
-    entries.append(layer("/encoder/layers_0/mha/attn/query/MatMul_myl0_9", "sm80_xmma_gemm_f16f16_f16f16_f16_nn_n", "Half"))
+    entries.append(
+        layer("/encoder/layers_0/mha/attn/query/MatMul_myl0_9", "sm80_xmma_gemm_f16f16_f16f16_f16_nn_n", "Half")
+    )
     found = fused_attention({"Layers": entries, "Bindings": ["images", "logits"]})
     assert found == FusedAttention(12, {"fp16": 12})
     assert found.describe(12) == "yes, fp16, 12 of 12"
@@ -50,9 +65,21 @@ UNTOLD = "N/A due to dynamic shapes"  # what 8.6 says of every operand of an eng
     ("fields", "expected"),
     [
         ({"Weights": {"Type": "Int8", "Count": 27648}, "TacticName": "sm90_xmma_fprop_implicit_gemm_f16f16"}, 1),
-        ({"Weights": {"Type": "Half", "Count": 27648}, "TacticName": "sm80_xmma_fprop_implicit_gemm_i8i8_i8i32_f32_nhwckrsc_nhwc"}, 1),
+        (
+            {
+                "Weights": {"Type": "Half", "Count": 27648},
+                "TacticName": "sm80_xmma_fprop_implicit_gemm_i8i8_i8i32_f32_nhwckrsc_nhwc",
+            },
+            1,
+        ),
         ({"TacticName": "ampere_int8_i8816cudnn_int8_128x128_ldg16_relu"}, 1),
-        ({"Weights": {"Type": "Half"}, "TacticName": "sm90_xmma_fprop_implicit_gemm_f16f16_f16f32_f32_nhwckrsc_nhwc_gelu"}, 0),
+        (
+            {
+                "Weights": {"Type": "Half"},
+                "TacticName": "sm90_xmma_fprop_implicit_gemm_f16f16_f16f32_f32_nhwckrsc_nhwc_gelu",
+            },
+            0,
+        ),
         ({"Weights": {"Type": "Half"}}, 0),
     ],
 )
@@ -84,7 +111,11 @@ def test_an_inspector_that_does_not_tell(gpu, monkeypatch, answer):
 
 
 def test_kernel_names_of_a_profiled_run():
-    kernels = [("__mye8037_gemm_mha_v2", "FP16"), ("fmha_v2_flash_attention_fp32_S_197_sm90", "Float"), ("sm90_xmma_gemm", "Half")]
+    kernels = [
+        ("__mye8037_gemm_mha_v2", "FP16"),
+        ("fmha_v2_flash_attention_fp32_S_197_sm90", "Float"),
+        ("sm90_xmma_gemm", "Half"),
+    ]
     assert count_fused(kernels) == FusedAttention(2, {"fp16": 1, "fp32": 1})
 
 

@@ -138,7 +138,8 @@ def test_nested_phases_add_up_and_only_grow():
     clock.start("tactics", "subgraph", 10)
     clock.step("tactics", 4)  # half of the second quarter of the second half
     assert sum(steps) == pytest.approx(1 / 2 + 1 / 8 + 1 / 16)
-    clock.start("again", "subgraph", 1)  # a second child within the same step starts from the step's beginning: no step back
+    # a second child within the same step starts from the step's beginning: no step back
+    clock.start("again", "subgraph", 1)
     assert sum(steps) == pytest.approx(1 / 2 + 1 / 8 + 1 / 16)
     for phase in ("again", "tactics", "subgraph", "build"):
         clock.finish(phase)

@@ -1,4 +1,5 @@
-"""The measuring loops on a GPU of the test's own, whose clock stands still but for what is done by it, and on the simulated one."""
+"""The measuring loops on a GPU of the test's own, whose clock stands still but for what is done by it, and on the
+simulated one."""
 
 import threading
 import types
@@ -44,7 +45,10 @@ class Machine:
                 self.most = max(self.most, len(self.flying))
 
         worker = FakeWorker()
-        worker.begin = lambda: (setattr(self.own, "now", self.begins[name] * MS), setattr(self.own, "busy_until", self.begins[name] * MS))
+        worker.begin = lambda: (
+            setattr(self.own, "now", self.begins[name] * MS),
+            setattr(self.own, "busy_until", self.begins[name] * MS),
+        )
         return worker
 
     def wait(self):
@@ -75,10 +79,13 @@ def begun(monkeypatch):
     """Each thread's clock is set before its loop begins."""
     for name in ("_closed_loop", "_queued_loop"):
         loop = getattr(measure, name)
-        monkeypatch.setattr(measure, name, lambda worker, seconds, loop=loop: (worker.begin(), loop(worker, seconds))[1])
+        monkeypatch.setattr(
+            measure, name, lambda worker, seconds, loop=loop: (worker.begin(), loop(worker, seconds))[1]
+        )
 
 
-# Of a run of 3 ms, one is launched (1), done (3) and seen (0.5): 4.5 by the CPU's clock and 4 by the GPU's, which waits for the launch.
+# Of a run of 3 ms, one is launched (1), done (3) and seen (0.5): 4.5 by the CPU's clock and 4 by the GPU's, which waits
+# for the launch.
 @pytest.mark.parametrize(("seconds", "runs"), [(0.0, 10), (45 * MS, 10), (45.5 * MS, 11), (90 * MS, 20), (91 * MS, 21)])
 def test_latency_of_one_run_at_a_time(monkeypatch, begun, seconds, runs):
     machine = Machine(monkeypatch, {"a": 3.0})
@@ -101,8 +108,8 @@ def test_throughput_of_a_gpu_that_never_waits(monkeypatch, begun, seconds, runs)
     machine = Machine(monkeypatch, {"a": 4.0})
     worker = machine.worker("a", 8)
     rate = measure_throughput([worker], seconds)
-    # Runs of 4 ms are queued by 1, 2, 6.5, 10.5, … ms: from the third on, each 1 ms after the one two before it was seen to be done (5, 9,
-    # … and 0.5 to see it); so the time is asked for run 26 at 4 · 26 - 5.5 = 98.5 ms.
+    # Runs of 4 ms are queued by 1, 2, 6.5, 10.5, … ms: from the third on, each 1 ms after the one two before it was
+    # seen to be done (5, 9, … and 0.5 to see it); so the time is asked for run 26 at 4 · 26 - 5.5 = 98.5 ms.
     assert rate == pytest.approx(8 * runs / ((1 + 4 * runs + 0.5) * MS), rel=1e-12)
     assert worker.most == QUEUED == 2 and worker.idle == 0.0 and machine.open_events == set()
 
@@ -142,7 +149,11 @@ def copies(monkeypatch):
     found = []
     for name in ("upload", "download"):
         real = getattr(DeviceBuffer, name)
-        patched = lambda buffer, array, stream, real=real, name=name: (found.append((name, array.nbytes)), real(buffer, array, stream))  # noqa: E731
+
+        def patched(buffer, array, stream, real=real, name=name):
+            found.append((name, array.nbytes))
+            real(buffer, array, stream)
+
         monkeypatch.setattr(DeviceBuffer, name, patched)
     return found
 

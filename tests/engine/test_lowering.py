@@ -1,4 +1,5 @@
-"""Which graph fp16 engines are built from: what the export advises, what is asked for by name, and what is left if that fails to build."""
+"""Which graph fp16 engines are built from: what the export advises, what is asked for by name, and what is left if that
+fails to build."""
 
 import dataclasses
 
@@ -24,14 +25,17 @@ def advised(bundle_path):
 
 @pytest.fixture
 def build(gpu, advised, monkeypatch):
-    """Builds fp16 and returns the graphs that were tried now; no lowering builds on this host. Building itself takes a GPU."""
+    """Builds fp16 and returns the graphs that were tried now; no lowering builds on this host. Building itself takes a
+    GPU."""
     tried = []
 
     def build_one(backend, request, plan, *, progress):
         tried.append(request.onnx_path.name)
         if tried[-1] != "model.onnx":
             raise UnbuildableError(f"{tried[-1]}: no such plugin.")
-        simulated_gpu.write_plan(plan, request.onnx_path, [tuple(p["images"]) for p in request.profiles], precision=request.precision)
+        simulated_gpu.write_plan(
+            plan, request.onnx_path, [tuple(p["images"]) for p in request.profiles], precision=request.precision
+        )
         summary = {"build_seconds": 1.0}
         add_to_sidecar(plan, **request_record(request), summary=summary)
         return summary
@@ -83,7 +87,10 @@ def test_lowering_that_did_not_build_is_not_tried_again_unless_forced(advised, b
     assert build(config, facts) == ["matmul.onnx", "model.onnx"]
     bundle.events.unlink()
     assert build(config, facts) == []
-    assert "matmul.onnx: no such plugin; fp16 was built from model.onnx instead, --force tries again" in bundle.events.read_text()
+    assert (
+        "matmul.onnx: no such plugin; fp16 was built from model.onnx instead, --force tries again"
+        in bundle.events.read_text()
+    )
     assert build(config, facts, force=True) == ["matmul.onnx", "model.onnx"]
     assert build(config, facts) == []
 
@@ -119,13 +126,17 @@ def test_lowering_asked_for_by_name_does_not_give_way(advised, build):
 
 def test_what_is_wrong_with_the_host_is_no_reason_to_give_way(advised, build, monkeypatch):
     _, config, facts = advised
-    monkeypatch.setattr(build_bundle, "build_one", lambda *args, **kwargs: (_ for _ in ()).throw(BuildError("no builder")))
+    monkeypatch.setattr(
+        build_bundle, "build_one", lambda *args, **kwargs: (_ for _ in ()).throw(BuildError("no builder"))
+    )
     with pytest.raises(BuildError, match="no builder"):
         build(config, facts)
 
 
 def test_failure_of_model_onnx_is_a_failure(advised, build, monkeypatch):
     _, config, facts = advised
-    monkeypatch.setattr(build_bundle, "build_one", lambda *args, **kwargs: (_ for _ in ()).throw(BuildError("no memory")))
+    monkeypatch.setattr(
+        build_bundle, "build_one", lambda *args, **kwargs: (_ for _ in ()).throw(BuildError("no memory"))
+    )
     with pytest.raises(BuildError, match="no memory"):
         build(config, dataclasses.replace(facts, lowering=""))

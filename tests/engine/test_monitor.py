@@ -50,7 +50,9 @@ def test_nvml_that_does_not_start(nvml, monkeypatch):
     nvml.nvmlInit = refuse
     monkeypatch.setattr(monitors.ctypes, "CDLL", refuse)
     monitor = Monitor()
-    assert monitor.missing.startswith("NVML cannot be used (pynvml: Driver/library version mismatch; libnvidia-ml.so.1: ")
+    assert monitor.missing.startswith(
+        "NVML cannot be used (pynvml: Driver/library version mismatch; libnvidia-ml.so.1: "
+    )
     with monitor:
         pass
     assert monitor.summary() == {}
@@ -97,7 +99,10 @@ def test_nvml_that_stops_answering_is_said(nvml):
     nvml.nvmlDeviceGetPowerUsage = refuse
     with monitor:
         pass
-    assert monitor.summary() == {} and "does not answer any more (NVMLError('Driver/library version mismatch'))" in monitor.missing
+    assert (
+        monitor.summary() == {}
+        and "does not answer any more (NVMLError('Driver/library version mismatch'))" in monitor.missing
+    )
     nvml.nvmlDeviceGetPowerUsage = lambda handle: 1000
     with monitor:
         pass
@@ -106,7 +111,12 @@ def test_nvml_that_stops_answering_is_said(nvml):
 
 def test_monitor_sums_up():
     samples = [{"sm_clock_mhz": clock, "power_w": power} for clock, power in ((1980, 400.0), (1400, 700.0))]
-    assert summarise(samples) == {"sm_clock_mhz": 1690.0, "power_w": 550.0, "sm_clock_min_mhz": 1400, "power_max_w": 700.0}
+    assert summarise(samples) == {
+        "sm_clock_mhz": 1690.0,
+        "power_w": 550.0,
+        "sm_clock_min_mhz": 1400,
+        "power_max_w": 700.0,
+    }
     assert summarise([{"temperature_c": 40}]) == {"temperature_c": 40.0}
     other = {"sm_clock_mhz": 1700.0, "power_w": 450.0, "sm_clock_min_mhz": 1600, "power_max_w": 800.0}
     together = {"sm_clock_mhz": 1695.0, "power_w": 500.0, "sm_clock_min_mhz": 1400, "power_max_w": 800.0}
@@ -143,7 +153,11 @@ class Library:
             elif function == "nvmlDeviceGetMemoryInfo":
                 rest[-1][:] = [80 << 30, 77 << 30, 3 << 30]  # total, free, used
             elif rest:
-                numbers = {("nvmlDeviceGetClockInfo", 1): 1980, ("nvmlDeviceGetClockInfo", 2): 2619, ("nvmlDeviceGetTemperature", 0): 41}
+                numbers = {
+                    ("nvmlDeviceGetClockInfo", 1): 1980,
+                    ("nvmlDeviceGetClockInfo", 2): 2619,
+                    ("nvmlDeviceGetTemperature", 0): 41,
+                }
                 rest[-1]._obj.value = 700_250 if function == "nvmlDeviceGetPowerUsage" else numbers[function, asked[1]]
             return 0
 
@@ -176,7 +190,8 @@ def test_every_quantity_of_the_library_alone(library):
     with monitor:
         pass
     extremes = {"sm_clock_min_mhz": 1980, "power_max_w": 700.2, "device_memory_max_mib": 3072}
-    assert monitor.summary() == {**WHOLE, "power_w": 700.2, **extremes}  # 700.25 is exact in binary, and rounds to the even tenth
+    # 700.25 is exact in binary, and rounds to the even tenth
+    assert monitor.summary() == {**WHOLE, "power_w": 700.2, **extremes}
 
 
 def test_every_quantity_of_pynvml(nvml):
@@ -186,7 +201,9 @@ def test_every_quantity_of_pynvml(nvml):
     nvml.nvmlDeviceGetPowerUsage = {4711: 700_250}.__getitem__
     nvml.nvmlDeviceGetUtilizationRates = {4711: types.SimpleNamespace(gpu=87, memory=13)}.__getitem__
     nvml.nvmlDeviceGetTemperature = lambda *arguments: {(4711, nvml.NVML_TEMPERATURE_GPU): 41}[arguments]
-    nvml.nvmlDeviceGetMemoryInfo = {4711: types.SimpleNamespace(total=80 << 30, free=77 << 30, used=3 << 30)}.__getitem__
+    nvml.nvmlDeviceGetMemoryInfo = {
+        4711: types.SimpleNamespace(total=80 << 30, free=77 << 30, used=3 << 30)
+    }.__getitem__
     monitor = Monitor()
     assert {name: read() for name, read in monitor._quantities.items()} == WHOLE
 
@@ -199,7 +216,9 @@ def test_a_library_that_refuses_is_said_with_its_number(library, function):
 
 
 def test_what_the_library_refuses_is_left_out(library):
-    library.status = dict.fromkeys(("nvmlDeviceGetPowerUsage", "nvmlDeviceGetMemoryInfo", "nvmlDeviceGetUtilizationRates"), 3)
+    library.status = dict.fromkeys(
+        ("nvmlDeviceGetPowerUsage", "nvmlDeviceGetMemoryInfo", "nvmlDeviceGetUtilizationRates"), 3
+    )
     monitor = Monitor()
     with monitor:
         pass
@@ -232,7 +251,10 @@ def test_sampling_goes_on_every_tenth_of_a_second(nvml, monkeypatch):
 
 
 def test_summaries_of_blocks_that_tell_different_things():
-    one, two = {"power_w": 100.0, "power_max_w": 150.0, "sm_clock_min_mhz": 1500.0}, {"power_w": 101.5, "power_max_w": 140.0}
+    one, two = (
+        {"power_w": 100.0, "power_max_w": 150.0, "sm_clock_min_mhz": 1500.0},
+        {"power_w": 101.5, "power_max_w": 140.0},
+    )
     assert merge_summaries([one, two]) == {"power_w": 100.8, "power_max_w": 150.0, "sm_clock_min_mhz": 1500.0}
     assert merge_summaries([]) == merge_summaries([{}, {}]) == {}
     found = summarise([{"device_memory_mib": size} for size in (1000.0, 3000.0625)])

@@ -1,4 +1,5 @@
-"""Pipelined sessions on the simulated GPU: results in the order of their batches, whatever fails, and page-locked memory."""
+"""Pipelined sessions on the simulated GPU: results in the order of their batches, whatever fails, and page-locked
+memory."""
 
 import gc
 
@@ -46,7 +47,9 @@ def test_pipelined_can_be_left_early(load):
 def test_pipelined_results_may_outlive_their_session(load, gpu, monkeypatch, go_on):
     waited = []
     wait = cuda.Stream.synchronize
-    monkeypatch.setattr(cuda.Stream, "synchronize", lambda stream: waited.append(stream.handle in gpu[1].queues) or wait(stream))
+    monkeypatch.setattr(
+        cuda.Stream, "synchronize", lambda stream: waited.append(stream.handle in gpu[1].queues) or wait(stream)
+    )
     with PipelinedSession(load()) as session:
         results = session.run(images(4, seed) for seed in range(5))
         next(results)
@@ -63,7 +66,8 @@ def test_pipelined_that_does_not_fit_leaves_nothing(load, gpu, monkeypatch):
 
     def run_out(pointer, num_bytes):
         blocks.append(num_bytes)
-        return allocate(pointer, num_bytes) if len(blocks) < 4 else 2  # images and workspace of the first session, images of the second
+        # images and workspace of the first session, images of the second
+        return allocate(pointer, num_bytes) if len(blocks) < 4 else 2
 
     monkeypatch.setattr(gpu[1], "cuMemAlloc_v2", run_out)
     with pytest.raises(BuildError, match="cuMemAlloc_v2: CUDA error 2"):

@@ -1,4 +1,5 @@
-"""Which layers of a weakly typed build are asked for in which precision; TensorRT's network is stood in for, as it takes a GPU."""
+"""Which layers of a weakly typed build are asked for in which precision; TensorRT's network is stood in for, as it
+takes a GPU."""
 
 import types
 
@@ -9,7 +10,9 @@ from vit_convert.engine.backend.trt import Backend
 from vit_convert.engine.builder.precision import set_weak_precision
 
 KINDS = types.SimpleNamespace(CONSTANT=1, SHUFFLE=2, MATRIX_MULTIPLY=3, CONVOLUTION=4, SOFTMAX=5)
-FLAGS = types.SimpleNamespace(FP16="FP16", INT8="INT8", OBEY_PRECISION_CONSTRAINTS="OBEY", PREFER_PRECISION_CONSTRAINTS="PREFER")
+FLAGS = types.SimpleNamespace(
+    FP16="FP16", INT8="INT8", OBEY_PRECISION_CONSTRAINTS="OBEY", PREFER_PRECISION_CONSTRAINTS="PREFER"
+)
 TYPES = types.SimpleNamespace(INT8="int8", FLOAT="fp32")
 MODULE = types.SimpleNamespace(LayerType=KINDS, BuilderFlag=FLAGS, DataType=TYPES)
 BACKEND = Backend("tensorrt", "8.6.0", MODULE, None, None)
@@ -57,8 +60,14 @@ def configured(layers, precision, keep_fp32=(), **options):
 
 def test_a_calibrated_build_asks_for_int8_where_there_are_weights():
     conv = Layer("block_00/fc1", KINDS.CONVOLUTION, ["x"], "h")
-    assert configured([conv, *attention("h")], "int8", has_calibrator=True) == ({"FP16", "INT8", "PREFER"}, {"block_00/fc1": "int8"})
-    assert configured(attention("x"), "int8", has_calibrator=True) == ({"FP16", "INT8", "PREFER"}, {"block_00/query": "int8"})
+    assert configured([conv, *attention("h")], "int8", has_calibrator=True) == (
+        {"FP16", "INT8", "PREFER"},
+        {"block_00/fc1": "int8"},
+    )
+    assert configured(attention("x"), "int8", has_calibrator=True) == (
+        {"FP16", "INT8", "PREFER"},
+        {"block_00/query": "int8"},
+    )
 
 
 def test_what_reads_a_tensor_without_a_range_is_not_asked_for_int8():
@@ -82,7 +91,13 @@ def test_a_graph_with_qdq_nodes_says_itself_what_is_int8():
 
 @pytest.mark.parametrize(
     ("pattern", "kept"),
-    [("block_01", (0, 1)), ("block_01/fc1", (0,)), ("*/fc1", (0, 2)), ("Transformer/encoderblock_10", (2,)), ("head", (3,))],
+    [
+        ("block_01", (0, 1)),
+        ("block_01/fc1", (0,)),
+        ("*/fc1", (0, 2)),
+        ("Transformer/encoderblock_10", (2,)),
+        ("head", (3,)),
+    ],
 )
 def test_layers_are_named_as_everywhere_in_the_config(pattern, kept):
     """Nodes have the names that the export gives them; TensorRT's layers take them over."""

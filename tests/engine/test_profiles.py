@@ -7,7 +7,14 @@ from signatures import image_input
 
 from vit_convert.core.errors import BenchmarkError
 from vit_convert.core.image_size import ImageRange
-from vit_convert.engine.runtime.profiles import Choice, ShapeRange, batch_profiles, choose_profile, describe, largest_batch
+from vit_convert.engine.runtime.profiles import (
+    Choice,
+    ShapeRange,
+    batch_profiles,
+    choose_profile,
+    describe,
+    largest_batch,
+)
 
 IMAGE = (8, 8, 3)
 
@@ -72,7 +79,8 @@ def test_other_images_are_refused():
 @pytest.mark.parametrize("batch", [1, 7, 8, 9])
 @pytest.mark.parametrize("image", [(9, 8, 3), (8, 7, 3), (8, 8, 4), (8, 8), (8, 8, 3, 1)])
 def test_other_images_are_refused_at_any_batch(batch, image):
-    """Also one that would be padded: its batch lies below the fixed profile, and its images are none of the engine's."""
+    """Also one that would be padded: its batch lies below the fixed profile, and its images are none of the
+    engine's."""
     with pytest.raises(BenchmarkError, match="the engine takes"):
         choose_profile(ranges((8, 8, 8), (16, 16, 32)), (batch, *image))
     with pytest.raises(BenchmarkError, match="the engine takes"):
@@ -93,7 +101,10 @@ def test_profiles_of_a_batch():
 
 
 def test_a_range_that_is_one_size_is_built_once():
-    assert len(batch_profiles(image_input((16, 24), "NHWC"), (16, 24), {"min": 4, "opt": 4, "max": 4, "profiles": [4, 4]})) == 1
+    assert (
+        len(batch_profiles(image_input((16, 24), "NHWC"), (16, 24), {"min": 4, "opt": 4, "max": 4, "profiles": [4, 4]}))
+        == 1
+    )
 
 
 def test_profiles_of_a_dynamic_graph_are_over_its_image_sizes():

@@ -9,7 +9,13 @@ PASSED = {"passed": True}
 
 
 def row(precision, batch, rate, noise=0.5, transfers=RESIDENT):
-    return {"precision": precision, "batch": batch, "images_per_second": rate, "noise_percent": noise, "transfers": transfers}
+    return {
+        "precision": precision,
+        "batch": batch,
+        "images_per_second": rate,
+        "noise_percent": noise,
+        "transfers": transfers,
+    }
 
 
 def test_slower_int8_is_reported_and_fp16_recommended():
@@ -18,7 +24,10 @@ def test_slower_int8_is_reported_and_fp16_recommended():
     found = recommend(rows, {"fp16": {**PASSED, "top1": 98.4}, "int8": {**PASSED, "top1": 97.8}})
     assert found["precision"] == "fp16"
     assert found["reason"] == "int8 runs at 0.62x of fp16 at batch 256 (top-1 97.80 % against 98.40 %)"
-    assert [(c["batch"], c["ratio"], c["pays"]) for c in found["comparisons"]] == [(64, 0.6756, False), (256, 0.6171, False)]
+    assert [(c["batch"], c["ratio"], c["pays"]) for c in found["comparisons"]] == [
+        (64, 0.6756, False),
+        (256, 0.6171, False),
+    ]
 
 
 def test_faster_and_verified_int8_is_recommended():
@@ -31,11 +40,15 @@ def test_faster_and_verified_int8_is_recommended():
 def test_a_gain_within_the_noise_is_none(rate, noise, pays):
     found = recommend([row("fp16", 8, 100.0), row("int8", 8, rate, noise)], {"fp16": PASSED, "int8": PASSED})
     assert (found["precision"] == "int8") == pays
-    assert pays or ("within the noise of 5 %" if noise == 5.0 else "too little for a quantized model's risk") in found["reason"]
+    assert (
+        pays
+        or ("within the noise of 5 %" if noise == 5.0 else "too little for a quantized model's risk") in found["reason"]
+    )
 
 
 @pytest.mark.parametrize(
-    ("verified", "word"), [({"fp16": PASSED, "int8": {"passed": False}}, "did not pass"), ({"fp16": PASSED}, "was not verified")]
+    ("verified", "word"),
+    [({"fp16": PASSED, "int8": {"passed": False}}, "did not pass"), ({"fp16": PASSED}, "was not verified")],
 )
 def test_unproved_int8_is_not_recommended_however_fast(verified, word):
     found = recommend([row("fp16", 8, 100.0), row("int8", 8, 300.0)], verified)

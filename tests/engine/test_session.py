@@ -1,4 +1,5 @@
-"""Sessions on the simulated GPU against onnxruntime on the same graph: same values, whatever the batch, the stream and the thread."""
+"""Sessions on the simulated GPU against onnxruntime on the same graph: same values, whatever the batch, the stream and
+the thread."""
 
 import concurrent.futures
 import dataclasses
@@ -29,7 +30,8 @@ def test_any_batch_gives_what_the_graph_gives(load, tmp_path, batch, cuda_graphs
         for _ in range(2):  # the second run is a replay
             got = session.run(given)["logits"]
             assert got.shape == given.shape
-            # onnxruntime computes both, but a padded batch may sum in another order: float32 rounding of values below 1.
+            # onnxruntime computes both, but a padded batch may sum in another order: float32 rounding of values below
+            # 1.
             np.testing.assert_allclose(got, expected(tmp_path, given), atol=1e-6)
 
 
@@ -63,7 +65,9 @@ def results_in_device_memory(gpu, session):
 def test_few_shapes_stay_ready(load, gpu, tmp_path):
     with Session(load(), max_shapes=2) as session:
         for batch in (2, 3, 4, 5, 6, 2, 5, 3):
-            np.testing.assert_allclose(session.run(images(batch))["logits"], expected(tmp_path, images(batch)), atol=1e-6)
+            np.testing.assert_allclose(
+                session.run(images(batch))["logits"], expected(tmp_path, images(batch)), atol=1e-6
+            )
             assert results_in_device_memory(gpu, session) <= 2
         five = session.prepare((5, TOKENS, WIDTH))  # 3 is now the one not used for longest
         session.run(images(6))
@@ -222,12 +226,17 @@ def test_wrong_images_are_refused(load):
             session.run(DeviceArray(0, (0, TOKENS, WIDTH), np.dtype(np.float32)))
         with pytest.raises(BenchmarkError, match=r"given float32 \[\], the engine takes"):
             session.run(DeviceArray(0, (), np.dtype(np.float32)))
-        with pytest.raises(BenchmarkError, match=r"\[4, 5, 8\]: the engine takes \[4, 4, 8\], or \[2, 4, 8\] to \[6, 4, 8\]"):
+        with pytest.raises(
+            BenchmarkError, match=r"\[4, 5, 8\]: the engine takes \[4, 4, 8\], or \[2, 4, 8\] to \[6, 4, 8\]"
+        ):
             session.require_images((4, 5, WIDTH), np.dtype(np.float32))
 
 
 def test_failed_run_says_why(load):
-    with Session(load(broken=True)) as session, pytest.raises(BenchmarkError, match=r"fp32\.plan: a run: simulated: a kernel failed"):
+    with (
+        Session(load(broken=True)) as session,
+        pytest.raises(BenchmarkError, match=r"fp32\.plan: a run: simulated: a kernel failed"),
+    ):
         session.run(images(4))
 
 

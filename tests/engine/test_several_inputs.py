@@ -32,7 +32,8 @@ def graph(path, tokens_shape=("batch", LENGTH)):
         helper.make_node("Add", ["numbers", "numbers"], ["twice"]),
     ]
     inputs = [
-        helper.make_tensor_value_info("tokens", TensorProto.INT32, tokens_shape),  # not the first, and not the one that leads
+        # not the first, and not the one that leads
+        helper.make_tensor_value_info("tokens", TensorProto.INT32, tokens_shape),
         helper.make_tensor_value_info("images", TensorProto.FLOAT, ["batch", "height", "width", WIDTH]),
     ]
     outputs = [
@@ -99,8 +100,14 @@ def test_the_measuring_loop_feeds_every_input(engine):
         (lambda given: given["images"], "the engine takes tokens, images; given one array"),
         (lambda given: {"images": given["images"]}, "the engine takes tokens, images; given images"),
         (lambda given: {**given, "words": given["tokens"]}, "given images, tokens, words"),
-        (lambda given: {**given, "tokens": given["tokens"].astype(np.int64)}, r"tokens: given int64 \[4, 5\], the engine takes int32"),
-        (lambda given: {**given, "tokens": given["tokens"][:, :4]}, r"tokens: given int32 \[4, 4\], the engine takes int32 \[-1, 5\]"),
+        (
+            lambda given: {**given, "tokens": given["tokens"].astype(np.int64)},
+            r"tokens: given int64 \[4, 5\], the engine takes int32",
+        ),
+        (
+            lambda given: {**given, "tokens": given["tokens"][:, :4]},
+            r"tokens: given int32 \[4, 4\], the engine takes int32 \[-1, 5\]",
+        ),
         (lambda given: {**given, "tokens": given["tokens"][:3]}, "tokens: batch 3, images has 4"),
         (lambda given: {**given, "images": given["images"][..., :2]}, r"input \[4, 2, 2, 2\]: the engine takes"),
     ],
@@ -117,13 +124,18 @@ def test_two_inputs_whose_sides_vary_are_refused(gpu, tmp_path):
 
 
 def test_profiles_of_every_input():
-    inputs = (Tensor("tokens", "int32", ("batch", 64)), Tensor("images", "float32", ("batch", 3, "height", "width"), "NCHW"))
+    inputs = (
+        Tensor("tokens", "int32", ("batch", 64)),
+        Tensor("images", "float32", ("batch", 3, "height", "width"), "NCHW"),
+    )
     sizes = ImageRange((16, 32), (32, 48), (64, 96))
     found = batch_profiles(inputs, sizes, {"min": 1, "opt": 8, "max": 64, "profiles": (2,)})
     assert [profile["tokens"] for profile in found] == [((2, 64),) * 3, ((1, 64), (8, 64), (64, 64))]
     assert found[1]["images"] == ((1, 3, 16, 32), (8, 3, 32, 48), (64, 3, 64, 96))
     with pytest.raises(BuildError, match=r"tokens .*: a side that nothing tells the size of"):
-        batch_profiles((Tensor("tokens", "int32", ("batch", "length")),), (2, 2), {"min": 1, "opt": 1, "max": 1, "profiles": ()})
+        batch_profiles(
+            (Tensor("tokens", "int32", ("batch", "length")),), (2, 2), {"min": 1, "opt": 1, "max": 1, "profiles": ()}
+        )
 
 
 def test_each_input_has_memory_of_its_own(engine):

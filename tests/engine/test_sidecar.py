@@ -8,7 +8,14 @@ import pytest
 
 from vit_convert.core.errors import BuildError
 from vit_convert.engine.backend.cuda import Gpu
-from vit_convert.engine.backend.sidecar import add_to_sidecar, check_sidecar, graph_hashes, read_sidecar, sidecar_path, write_sidecar
+from vit_convert.engine.backend.sidecar import (
+    add_to_sidecar,
+    check_sidecar,
+    graph_hashes,
+    read_sidecar,
+    sidecar_path,
+    write_sidecar,
+)
 from vit_convert.engine.backend.trt import Backend
 
 H200 = Gpu("NVIDIA H200", "sm90", 150 << 30, "550.54", "12.4")
@@ -22,7 +29,14 @@ def plan(tmp_path):
         path.write_bytes(b"engine")
         graph.write_bytes(b"graph")
         options = {"version_compatible": False, "hardware_compatible": False, **changes.pop("options", {})}
-        record = {"backend": "tensorrt", "version": "8.6.1", "targets": ["sm90"], "precision": "fp16", "options": options, **changes}
+        record = {
+            "backend": "tensorrt",
+            "version": "8.6.1",
+            "targets": ["sm90"],
+            "precision": "fp16",
+            "options": options,
+            **changes,
+        }
         write_sidecar(path, {**record, "onnx": {"path": graph.name, **graph_hashes(graph)}})
         return path
 
@@ -65,7 +79,8 @@ def test_version_compatible_engines_run_on_later_versions_of_their_major(plan, b
     else:
         with pytest.raises(BuildError, match=f"built by tensorrt {built}, here is {here}"):
             check_sidecar(path, backend)
-    with pytest.raises(BuildError, match="built by tensorrt"):  # any other version, where the engine was not built for it
+    # any other version, where the engine was not built for it
+    with pytest.raises(BuildError, match="built by tensorrt"):
         check_sidecar(plan(version="10.9.9"), backend)
 
 
@@ -84,7 +99,8 @@ def test_architecture(plan):
 
 
 @pytest.mark.parametrize(
-    ("arch", "fits"), [("sm75", False), ("sm79", False), ("sm80", True), ("sm86", True), ("sm100", True), ("sm120", True)]
+    ("arch", "fits"),
+    [("sm75", False), ("sm79", False), ("sm80", True), ("sm86", True), ("sm100", True), ("sm120", True)],
 )
 def test_hardware_compatible_engines_run_from_the_a100_on(plan, arch, fits):
     """TensorRT's AMPERE_PLUS: compute capability 8.0, which is the A100's own, and all later ones."""
@@ -134,7 +150,15 @@ def test_missing_parts(plan, tmp_path):
 @pytest.mark.parametrize(
     "key",
     [
-        *("backend", "version", "targets", "precision", "options", "options.hardware_compatible", "options.version_compatible"),
+        *(
+            "backend",
+            "version",
+            "targets",
+            "precision",
+            "options",
+            "options.hardware_compatible",
+            "options.version_compatible",
+        ),
         *("onnx", "onnx.path", "onnx.sha256", "plan", "plan.sha256"),
     ],
 )
@@ -148,7 +172,9 @@ def test_missing_keys(plan, key):
         check_sidecar(path, HERE)
 
 
-@pytest.mark.parametrize(("key", "value"), [("version", 8), ("targets", "sm90"), ("options.version_compatible", "no"), ("plan", [])])
+@pytest.mark.parametrize(
+    ("key", "value"), [("version", 8), ("targets", "sm90"), ("options.version_compatible", "no"), ("plan", [])]
+)
 def test_entries_of_another_type(plan, key, value):
     path = plan()
     record = json.loads(sidecar_path(path).read_text())
@@ -176,7 +202,8 @@ def test_entries_that_may_be_missing_are_as_we_write_them_or_not_there(plan):
 
 
 def test_what_is_found_later_is_added(plan):
-    """The rest stays as it was; where the sidecar was lost, what was found stands alone, and the engine is refused as before."""
+    """The rest stays as it was; where the sidecar was lost, what was found stands alone, and the engine is refused as
+    before."""
     path = plan()
     before = json.loads(sidecar_path(path).read_text())
     assert before["plan"] == {"bytes": 6, "sha256": hashlib.sha256(b"engine").hexdigest()}

@@ -1,4 +1,5 @@
-"""Kernel timings kept between builds: by version and GPU, used where TensorRT takes them, and never a reason to fail."""
+"""Kernel timings kept between builds: by version and GPU, used where TensorRT takes them, and never a reason to
+fail."""
 
 import dataclasses
 import types
@@ -43,7 +44,9 @@ class BuilderConfig:
 def test_a_file_for_each_version_and_gpu(tmp_path, name, file):
     backend = dataclasses.replace(BACKEND, gpu=dataclasses.replace(GPU, name=name))
     assert find_timings(backend, tmp_path / "timing") == tmp_path / "timing" / file
-    assert find_timings(dataclasses.replace(backend, version="10.1.2"), str(tmp_path)) == tmp_path / file.replace("8.6.0", "10.1.2")
+    assert find_timings(dataclasses.replace(backend, version="10.1.2"), str(tmp_path)) == tmp_path / file.replace(
+        "8.6.0", "10.1.2"
+    )
 
 
 def test_where_there_are_no_timings(tmp_path):
@@ -77,7 +80,10 @@ def test_timings_that_cannot_be_read_are_begun_anew(tmp_path, capsys):
     folder.mkdir()
     builder_config = BuilderConfig(made=[b""], accepted=[b""])
     assert load_timings(builder_config, folder, Progress()).data == b""
-    assert "timing.cache: cannot be read (Is a directory); timing anew" in (said := capsys.readouterr().err) and "accept" not in said
+    assert (
+        "timing.cache: cannot be read (Is a directory); timing anew" in (said := capsys.readouterr().err)
+        and "accept" not in said
+    )
 
 
 def test_timings_that_cannot_be_kept_only_warn(tmp_path, capsys):

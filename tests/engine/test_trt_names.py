@@ -10,7 +10,8 @@ import vit_convert.engine
 from vit_convert.engine.backend.trt import OPTIONAL, load_backend
 
 NAMES_FOLDER = pathlib.Path(__file__).parent / "trt_names"
-# The convention that makes this test possible: in engine/, these variables hold these TensorRT objects and nothing else.
+# The convention that makes this test possible: in engine/, these variables hold these TensorRT objects and nothing
+# else.
 HOLDERS = {
     "builder": "Builder",
     "builder_config": "IBuilderConfig",
@@ -42,7 +43,11 @@ def uses(source: str) -> set[str]:
     """The TensorRT names in a source: "BuilderFlag", "BuilderFlag.TF32", "IBuilderConfig.set_flag"."""
     found = set()
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(".find") and isinstance(node.args[0], ast.Constant):
+        if (
+            isinstance(node, ast.Call)
+            and ast.unparse(node.func).endswith(".find")
+            and isinstance(node.args[0], ast.Constant)
+        ):
             found.add(node.args[0].value)
         if not isinstance(node, ast.Attribute) or node.attr.startswith("__"):
             continue
@@ -84,7 +89,9 @@ def test_every_holder_is_seen():
 
 def test_names_are_looked_up_in_one_place():
     # `getattr(trt, ...)` elsewhere would escape the check; the one in Backend.find takes declared names alone.
-    lookups = [path.name for path in SOURCES for node in ast.walk(ast.parse(path.read_text())) if _is_module_getattr(node)]
+    lookups = [
+        path.name for path in SOURCES for node in ast.walk(ast.parse(path.read_text())) if _is_module_getattr(node)
+    ]
     assert lookups == ["trt.py"]
 
 
@@ -92,11 +99,16 @@ def _is_module_getattr(node: ast.AST) -> bool:
     if not (isinstance(node, ast.Call) and ast.unparse(node.func) == "getattr"):
         return False
     first = ast.unparse(node.args[0])
-    return (first == "value" and ast.unparse(node.args[1]) == "part") or first.split(".")[0] in MODULES or first in HOLDERS
+    return (
+        (first == "value" and ast.unparse(node.args[1]) == "part") or first.split(".")[0] in MODULES or first in HOLDERS
+    )
 
 
 def test_uses_finds_each_kind_of_use():
-    source = "trt.BuilderFlag.TF32\nbackend.module.Builder\nbuilder_config.set_flag(1)\nbackend.find('IProgressMonitor')\ntrt.__version__"
+    source = (
+        "trt.BuilderFlag.TF32\nbackend.module.Builder\nbuilder_config.set_flag(1)\n"
+        "backend.find('IProgressMonitor')\ntrt.__version__"
+    )
     assert uses(source) == {"BuilderFlag", "BuilderFlag.TF32", "Builder", "IBuilderConfig.set_flag", "IProgressMonitor"}
 
 

@@ -36,7 +36,8 @@ def built(gpu, monkeypatch):
         return {"build_seconds": 1.0, "fused_attention": {"text": "yes, fp16, 1 of 1"}}
 
     monkeypatch.setattr(command, "load_backend", lambda name, **_: gpu[0])
-    monkeypatch.setattr("vit_convert.engine.tune.tune.build_one", build_one)  # building takes a GPU; what tune does around it does not
+    # building takes a GPU; what tune does around it does not
+    monkeypatch.setattr("vit_convert.engine.tune.tune.build_one", build_one)
     return found
 
 
@@ -78,7 +79,10 @@ def test_what_was_skipped_is_tried_again(bundle_path, built, monkeypatch):
 
     monkeypatch.setattr(tune, "run_cases", run_cases)
     full.append(True)
-    assert run(bundle_path, "--batches=1", "--config.lowerings=()") == 0 and read_json(bundle_path / "tune.json")["winners"] == []
+    assert (
+        run(bundle_path, "--batches=1", "--config.lowerings=()") == 0
+        and read_json(bundle_path / "tune.json")["winners"] == []
+    )
     full.clear()
     assert run(bundle_path, "--batches=1", "--config.lowerings=()") == 0
     assert [row["batch"] for row in read_json(bundle_path / "tune.json")["winners"]] == [1]
@@ -110,7 +114,8 @@ def test_trials_that_are_not_asked_for_are_kept(capsys, bundle_path, built, monk
     (bundle_path / "lowerings" / "matmul.onnx").write_bytes(b"another graph")
     as_left(bundle_path, "lowerings/matmul.onnx")
     run(bundle_path, "--precision=fp32", "--batches=1")
-    assert {trial["lowering"] for trial in read_json(bundle_path / "tune.json")["trials"]} == {"default"}  # those of the old graph went
+    # those of the old graph went
+    assert {trial["lowering"] for trial in read_json(bundle_path / "tune.json")["trials"]} == {"default"}
 
 
 def test_lowering_that_is_not_there(capsys, bundle_path, built):
@@ -135,7 +140,10 @@ def test_lowerings_are_tried_in_fp16(converted, precision, expected):
     config.engine.lowering = "matmul"  # what engines are built from so far changes nothing
     trials = plan_trials(bundle, config, read_facts(bundle), precisions=[precision])
     assert {trial.lowering for trial in trials} == expected
-    assert {trial.lowering: trial.request.onnx_path for trial in trials}.get("matmul") in (None, bundle.lowering("matmul"))
+    assert {trial.lowering: trial.request.onnx_path for trial in trials}.get("matmul") in (
+        None,
+        bundle.lowering("matmul"),
+    )
 
 
 def test_a_calibrator_is_not_tuned(capsys, bundle_path, built):
@@ -149,7 +157,9 @@ def test_other_tolerances_are_another_trial(converted, gpu):
     keys = []
     for cosine in (0.999, 0.99):
         config.check.fp16_cosine = cosine
-        keys.append([trial.key(gpu[0]) for trial in plan_trials(bundle, config, read_facts(bundle), precisions=["fp16"])])
+        keys.append(
+            [trial.key(gpu[0]) for trial in plan_trials(bundle, config, read_facts(bundle), precisions=["fp16"])]
+        )
     assert not set(keys[0]) & set(keys[1])
 
 
@@ -158,7 +168,11 @@ def test_trials_skip_sizes_outside_the_range(converted):
     config = read_config(bundle)
     config.benchmark.batches, config.lowerings = (4, 16), ()
     trials = plan_trials(bundle, config, read_facts(bundle), precisions=["fp32"])
-    assert [(trial.profile, trial.batches) for trial in trials] == [("fixed 4", (4,)), ("fixed 16", (16,)), ("range 1-4-8", (4,))]
+    assert [(trial.profile, trial.batches) for trial in trials] == [
+        ("fixed 4", (4,)),
+        ("fixed 16", (16,)),
+        ("range 1-4-8", (4,)),
+    ]
 
 
 def trial(lowering, rate, *, profile="fixed 8", passed=True, noise=0.5, options=()):
@@ -185,7 +199,11 @@ def trial(lowering, rate, *, profile="fixed 8", passed=True, noise=0.5, options=
     ],
 )
 def test_one_trial_alone_is_marked_and_only_what_leads_is_the_fastest(second, noise, note):
-    trials = [trial("default", 99.0), trial("default", second, profile="range 1-8-64", noise=noise), trial("matmul", 101.0)]
+    trials = [
+        trial("default", 99.0),
+        trial("default", second, profile="range 1-8-64", noise=noise),
+        trial("matmul", 101.0),
+    ]
     trials.append({**trial("matmul", 100.9), "seconds": 9.0})  # the same engine timed again is no rival
     lines = tune_table({"trials": trials, "winners": winners(trials, {})}).splitlines()[1:-1]
     assert [line.partition("unknown")[2].strip() for line in lines] == ["", "", note, ""]
@@ -204,4 +222,7 @@ def test_config_words_give_the_trials_own_engine(bundle_path, words):
         measured = {**trial(made.lowering, 1.0, profile=made.profile, options=options_of(config)), "sizes": made.sizes}
         (winner,) = winners([measured], options_of(usual))
         _, _, found = command.parse(["engine", "build", "x", *shlex.split(config_words(winner))])
-        assert request_for(bundle, command.override(usual.copy_and_resolve_references(), found), facts, "fp16") == made.request
+        assert (
+            request_for(bundle, command.override(usual.copy_and_resolve_references(), found), facts, "fp16")
+            == made.request
+        )

@@ -1,4 +1,5 @@
-"""Verification of simulated engines, which compute what onnxruntime computes, give or take an error put in on purpose."""
+"""Verification of simulated engines, which compute what onnxruntime computes, give or take an error put in on
+purpose."""
 
 import dataclasses
 
@@ -37,12 +38,16 @@ def test_right_engine_passes_at_every_batch(gpu, engines):
     assert [row["batch"] for row in found["rows"]] == [1, 4, 6, 8]
     assert all(row["passed"] for row in found["rows"]) and found["max_rel"] < 1e-4 and found["cosine"] > 0.99999
     manifest = {row["name"]: row["result"] for row in read_json(path / "manifest.json")["stages"]}
-    assert result["top1"] == found["top1"] == pytest.approx(manifest["check"]["top1"])  # what onnxruntime found in the export's own check
+    # what onnxruntime found in the export's own check
+    assert result["top1"] == found["top1"] == pytest.approx(manifest["check"]["top1"])
     assert found["num_images"] == 40
 
 
-# An error of 1e-2 of the scale (about 2) is too much for fp32 and not for fp16, whose cosine hardly sees it; 10 turns every logit around.
-@pytest.mark.parametrize(("precision", "error", "passes"), [("fp32", 2e-2, False), ("fp16", 2e-2, True), ("fp16", 10.0, False)])
+# An error of 1e-2 of the scale (about 2) is too much for fp32 and not for fp16, whose cosine hardly sees it; 10 turns
+# every logit around.
+@pytest.mark.parametrize(
+    ("precision", "error", "passes"), [("fp32", 2e-2, False), ("fp16", 2e-2, True), ("fp16", 10.0, False)]
+)
 def test_wrong_engine_fails_by_its_own_tolerance(gpu, engines, precision, error, passes):
     path = engines(precision, error=error)
     if passes:
@@ -67,7 +72,9 @@ def test_an_image_that_gets_the_result_of_another_is_found(gpu, engines, monkeyp
 
     def swapped(session, images):
         found = run(session, images)
-        return {name: np.roll(values, distance, axis=0) if len(values) == 8 else values for name, values in found.items()}
+        return {
+            name: np.roll(values, distance, axis=0) if len(values) == 8 else values for name, values in found.items()
+        }
 
     monkeypatch.setattr(Session, "run", swapped)
     with pytest.raises(CheckError, match="logits at batch 8"):
@@ -85,7 +92,9 @@ def test_every_engine_is_judged_before_the_first_miss_is_reported(gpu, engines):
 def onnx_logits(path):
     session = onnxruntime.InferenceSession(path / "model.onnx", providers=["CPUExecutionProvider"])
     images = np.load(path / "evaluation_images.npy")
-    fed = Preprocess.from_dict(read_facts(Bundle(path)).preprocess).graph_input(images, np.float32, channels_first=False)
+    fed = Preprocess.from_dict(read_facts(Bundle(path)).preprocess).graph_input(
+        images, np.float32, channels_first=False
+    )
     return session.run(None, {"images": fed})[0]
 
 
@@ -122,7 +131,9 @@ def test_missing_parts(gpu, engines, tmp_path):
         read_facts(Bundle(path))
 
 
-@pytest.mark.parametrize("name", ["reference.npz", "evaluation_images.npy", "evaluation_labels.npy", "evaluation_logits.npy"])
+@pytest.mark.parametrize(
+    "name", ["reference.npz", "evaluation_images.npy", "evaluation_labels.npy", "evaluation_logits.npy"]
+)
 @pytest.mark.parametrize("kept", [0, 0.5])
 def test_damaged_files_are_named(gpu, engines, name, kept):
     path = engines("fp16")
@@ -142,7 +153,10 @@ def test_a_reference_of_another_model_is_named(gpu, engines):
         reference = dict(file)
     count = len(reference["images"])
     for changed, message in (
-        ({"logits": reference["logits"][:, :7]}, rf"reference\.npz: logits: \[{count}, 7\], the engine gives \[{count}, 10\]"),
+        (
+            {"logits": reference["logits"][:, :7]},
+            rf"reference\.npz: logits: \[{count}, 7\], the engine gives \[{count}, 10\]",
+        ),
         ({"logits": reference["logits"][:1]}, rf"reference\.npz: logits: \[1, 10\], the engine gives \[{count}, 10\]"),
     ):
         np.savez(path / "reference.npz", **{**reference, **changed})

@@ -1,4 +1,5 @@
-"""The whole conversion on a host with a GPU, and what of it a GPU host's own commands add to the report; the GPU is simulated."""
+"""The whole conversion on a host with a GPU, and what of it a GPU host's own commands add to the report; the GPU is
+simulated."""
 
 import ml_collections
 import pytest
@@ -27,7 +28,13 @@ def road(gpu, tmp_path, monkeypatch):
             "arch": backend.arch,
             "precision": request.precision,
         }
-        return {**names, "bytes": 1, "build_seconds": 1.0, "fused_attention": None, "fused_attention_unknown": "simulated"}
+        return {
+            **names,
+            "bytes": 1,
+            "build_seconds": 1.0,
+            "fused_attention": None,
+            "fused_attention_unknown": "simulated",
+        }
 
     monkeypatch.setattr(build_bundle, "build_one", build_one)
     for name in ("common", "build"):
@@ -55,7 +62,10 @@ def test_report_of_a_conversion_recommends_what_was_verified_and_measured(road):
     assert set(report["verify"]["engines"]) == {"fp32", "fp16"} and report["verify"]["passed"]
     chosen = report["recommended"]["precision"]
     assert chosen in ("fp32", "fp16") and report["recommended"]["reason"] == "the fastest that passed its check"
-    assert (report["engine"]["precision"], report["engine"]["recommended_because"]) == (chosen, report["recommended"]["reason"])
+    assert (report["engine"]["precision"], report["engine"]["recommended_because"]) == (
+        chosen,
+        report["recommended"]["reason"],
+    )
     assert {row["batch"] for row in report["benchmark"]} == {1, 4}
 
 

@@ -1,4 +1,5 @@
-"""What `tune` makes of its trials: the fastest of each precision and batch, what it leads by, the words that get it, the table."""
+"""What `tune` makes of its trials: the fastest of each precision and batch, what it leads by, the words that get it,
+the table."""
 
 import pytest
 
@@ -19,7 +20,9 @@ def trial(lowering, *rates, precision="fp16", profile="fixed 8", passed=True, no
         "options": dict(USUAL),
         "passed": passed,
         "fused_attention": None,
-        "rows": [{"batch": batch, "images_per_second": rate, "noise_percent": noise} for batch, rate in zip((8, 64), rates)],
+        "rows": [
+            {"batch": batch, "images_per_second": rate, "noise_percent": noise} for batch, rate in zip((8, 64), rates)
+        ],
         **more,
     }
 
@@ -37,7 +40,10 @@ def test_one_of_each_precision_and_batch_in_order():
         trial("default", 40.0, 90.0, precision="int8", profile="range 1-8-64", noise=1.25),
         trial("default", 30.0, 20.0),
     ]
-    found = [(row["precision"], row["batch"], row["lowering"], row["images_per_second"], row["ratio"]) for row in winners(trials, USUAL)]
+    found = [
+        (row["precision"], row["batch"], row["lowering"], row["images_per_second"], row["ratio"])
+        for row in winners(trials, USUAL)
+    ]
     assert found == [
         ("fp16", 8, "default", 30.0, 1.0),
         ("fp16", 64, "default", 20.0, 1.0),
@@ -64,7 +70,8 @@ def test_a_winner_says_how_it_is_got():
     }
     assert config_words(found) == (
         "--config.engine.lowering=matmul --config.batch.min=1 --config.batch.opt=8 --config.batch.max=64"
-        """ --config.batch.profiles="()" --config.engine.opt_level=5 --config.keep_fp32="('head',)" --config.engine.new=x"""
+        """ --config.batch.profiles="()" --config.engine.opt_level=5"""
+        """ --config.keep_fp32="('head',)" --config.engine.new=x"""
     )
     (plain,) = winners([trial("default", 1.0)], USUAL)
     sizes = "--config.batch.min=8 --config.batch.opt=8 --config.batch.max=8"
@@ -134,7 +141,9 @@ def test_table():
     best = winners(trials, USUAL)
     *lines, first, second = tune_table({"trials": trials, "winners": best}).splitlines()
     assert [line.split() for line in lines] == [line.split() for line in TABLE.splitlines()]
-    assert first == f"fp16 at batch 8: {config_words(best[0])}" and second == f"fp16 at batch 64: {config_words(best[1])}"
+    assert (
+        first == f"fp16 at batch 8: {config_words(best[0])}" and second == f"fp16 at batch 64: {config_words(best[1])}"
+    )
 
 
 def test_a_long_failure_is_cut():

@@ -8,7 +8,14 @@ from export_graphs import described
 
 TOKENS, WIDTH, HIDDEN, HEADS = 5, 128, 32, 2  # heads of 64, for which the kernels are
 EPSILON = 0.1  # large enough to show
-MLP = {"gamma": (WIDTH,), "beta": (WIDTH,), "fc1": (WIDTH, HIDDEN), "b1": (HIDDEN,), "fc2": (HIDDEN, WIDTH), "b2": (WIDTH,)}
+MLP = {
+    "gamma": (WIDTH,),
+    "beta": (WIDTH,),
+    "fc1": (WIDTH, HIDDEN),
+    "b1": (HIDDEN,),
+    "fc2": (HIDDEN, WIDTH),
+    "b2": (WIDTH,),
+}
 PROJECTIONS = ("query", "key", "value", "out")
 ATTENTION = {
     "scale": (WIDTH,),
@@ -16,9 +23,18 @@ ATTENTION = {
     **dict.fromkeys(PROJECTIONS, (WIDTH, WIDTH)),
     **{f"{part}_bias": (WIDTH,) for part in PROJECTIONS},
 }
-_SCOPES = {"gamma": "norm2/scale", "beta": "norm2/bias", "fc1": "fc1/kernel", "b1": "fc1/bias", "fc2": "fc2/kernel", "b2": "fc2/bias"}
+_SCOPES = {
+    "gamma": "norm2/scale",
+    "beta": "norm2/bias",
+    "fc1": "fc1/kernel",
+    "b1": "fc1/bias",
+    "fc2": "fc2/kernel",
+    "b2": "fc2/bias",
+}
 _SCOPES |= {"scale": "norm1/scale", "shift": "norm1/bias"}
-_SCOPES |= {part: f"attention/{part}/kernel" for part in PROJECTIONS} | {f"{part}_bias": f"attention/{part}/bias" for part in PROJECTIONS}
+_SCOPES |= {part: f"attention/{part}/kernel" for part in PROJECTIONS} | {
+    f"{part}_bias": f"attention/{part}/bias" for part in PROJECTIONS
+}
 NAMES = {word: f"Transformer/encoderblock_0/{scope}" for word, scope in _SCOPES.items()}
 
 MLP_TEXT = f"""
@@ -30,14 +46,18 @@ ATTENTION_TEXT = f"""
     pk = MatMul (m, key) sk = Add (pk, key_bias) rk = Reshape (sk, split) tk = Transpose <perm = [0, 2, 3, 1]> (rk)
     pv = MatMul (m, value) sv = Add (pv, value_bias) rv = Reshape (sv, split) tv = Transpose <perm = [0, 2, 1, 3]> (rv)
     scores = MatMul (tq, tk) w = Softmax <axis = -1> (scores) o = MatMul (w, tv)
-    to = Transpose <perm = [0, 2, 1, 3]> (o) ro = Reshape (to, merge) po = MatMul (ro, out) so = Add (po, out_bias) z = Add (so, x)"""
+    to = Transpose <perm = [0, 2, 1, 3]> (o) ro = Reshape (to, merge) po = MatMul (ro, out) so = Add (po, out_bias)
+    z = Add (so, x)"""
 
 
-def text(body: str, shapes: dict[str, tuple[int, ...]], source: str = "z", outputs: str = f"float[n, {TOKENS}, {WIDTH}] y") -> str:
+def text(
+    body: str, shapes: dict[str, tuple[int, ...]], source: str = "z", outputs: str = f"float[n, {TOKENS}, {WIDTH}] y"
+) -> str:
     """A graph of `source` [n, tokens, width] and weights of these shapes, which are its inputs."""
     weights = ", ".join(f"float{list(shape)} {name}" for name, shape in shapes.items())
     constants = (
-        f"<int64[4] split = {{0, {TOKENS}, {HEADS}, {WIDTH // HEADS}}}, int64[3] merge = {{0, {TOKENS}, {WIDTH}}}, float half = {{0.5}}>"
+        f"<int64[4] split = {{0, {TOKENS}, {HEADS}, {WIDTH // HEADS}}}, int64[3] merge = {{0, {TOKENS}, "
+        f"{WIDTH}}}, float half = {{0.5}}>"
     )
     return f"g (float[n, {TOKENS}, {WIDTH}] {source}, {weights}) => ({outputs}) {constants} {{ {body} }}"
 

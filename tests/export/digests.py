@@ -4,8 +4,8 @@ A change that is meant rewrites them, and its commit says why:
 
     python tests/export/digests.py
 
-Nothing here is computed by a sum on the processor (no reference, no calibration, no random normal numbers), so that the digests are the
-same on each; weights and ranges are made from the names of what they are of.
+Nothing here is computed by a sum on the processor (no reference, no calibration, no random normal numbers), so that the
+digests are the same on each; weights and ranges are made from the names of what they are of.
 """
 
 import contextlib
@@ -70,11 +70,15 @@ CASES = {
     "gap": Case("mu/16-gap-norep", _SMALL),
     "map": Case(checkpoint={**_SMALL, "pool": "map", "layout": "big_vision", "prefix": "params/"}, lowered=True),
     "scan": Case(checkpoint={**_SMALL, "layout": "big_vision_scan", "pre_logits": True}),
-    "resampled": Case(checkpoint={**_SMALL, "layout": "big_vision_old"}, loading={"image_size": (48, 80), "outputs": "features"}),
+    "resampled": Case(
+        checkpoint={**_SMALL, "layout": "big_vision_old"}, loading={"image_size": (48, 80), "outputs": "features"}
+    ),
     "dynamic": Case(checkpoint=_SMALL, export={"dynamic_patch": 16}, targets=("rtx",), lowered=True),
     "uint8": Case(checkpoint=_SMALL, export={"pixels": PIXELS}, lowered=True),
     "NCHW": Case(checkpoint=_SMALL, export={"layout": "NCHW"}),
-    "all of these": Case(checkpoint=_SMALL, export={"pixels": PIXELS, "layout": "NCHW", "dynamic_patch": 16}, targets=("rtx",)),
+    "all of these": Case(
+        checkpoint=_SMALL, export={"pixels": PIXELS, "layout": "NCHW", "dynamic_patch": 16}, targets=("rtx",)
+    ),
     "taps": Case(checkpoint=_SMALL, export={"taps": True}),
     "Ti/16": Case("Ti/16", lowerings=True, lowered=True),
     "B/32": Case("B/32", {"depth": 3}, lowerings=True),  # the width is what differs from the others
@@ -83,7 +87,8 @@ QUICK = ("mu/16", "tok", "dynamic", "all of these")
 
 
 def synthetic(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Values that tell one element and one name from another: multiples of 1/256 below 1/2, exact in every float type."""
+    """Values that tell one element and one name from another: multiples of 1/256 below 1/2, exact in every float
+    type."""
     count = np.arange(np.prod(shape, dtype=np.int64), dtype=np.uint32) + np.uint32(zlib.crc32(name.encode()))
     return (((count * np.uint32(2654435761)) >> np.uint32(24)).astype(np.float32).reshape(shape) - 128) / 256
 
@@ -127,7 +132,11 @@ def caught_graphs() -> Iterator[list[ir.Model]]:
 def exported(name: str, target: str, lowering: str = "") -> ir.Model:
     """The graph of a case as it would be saved."""
     model = model_of(name)
-    wanted = lowering_named(target, lowering) if lowering else target_named(target, dynamic="dynamic_patch" in CASES[name].export)
+    wanted = (
+        lowering_named(target, lowering)
+        if lowering
+        else target_named(target, dynamic="dynamic_patch" in CASES[name].export)
+    )
     with caught_graphs() as graphs, tempfile.TemporaryDirectory() as folder:
         exporter.export_model(model, pathlib.Path(folder) / "model.onnx", target=wanted, **CASES[name].export)
     return graphs[0]
@@ -182,7 +191,9 @@ def digest(model: ir.Model) -> str:
         for value, tensor in zip(weights, tensors):
             if tensor.nbytes > _INLINE_BYTES:
                 hashed.update(tensor.tobytes())
-                value.const_value = ir.ExternalTensor("weights", None, None, tensor.dtype, shape=tensor.shape, name=value.name or "")
+                value.const_value = ir.ExternalTensor(
+                    "weights", None, None, tensor.dtype, shape=tensor.shape, name=value.name or ""
+                )
         hashed.update(ir.to_proto(model).SerializeToString(deterministic=True))
     finally:
         for value, tensor in zip(weights, tensors):

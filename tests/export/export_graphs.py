@@ -11,7 +11,8 @@ from vit_convert.export.rules.rule import Rule, RuleCount, apply_rule
 from vit_convert.export.weights import bind, describe
 from vit_convert.families.vit.architecture import Architecture
 
-# Each rule moves a few float32 roundings (2^-24 = 6e-8 each) of values of order 1; a wrong constant or axis is off by 1e-3 and more.
+# Each rule moves a few float32 roundings (2^-24 = 6e-8 each) of values of order 1; a wrong constant or axis is off by
+# 1e-3 and more.
 FLOAT32 = 3e-6
 
 
@@ -40,7 +41,10 @@ def random_feeds(model: ir.Model, batch: int = 3) -> dict[str, np.ndarray]:
     """Seeded normal inputs of the model's shapes; a dynamic axis gets `batch`."""
     rng = np.random.default_rng(0)
     return {
-        value.name: rng.standard_normal([dim if isinstance(dim, int) else batch for dim in value.shape]).astype(np.float32) + 0.5
+        value.name: rng.standard_normal([dim if isinstance(dim, int) else batch for dim in value.shape]).astype(
+            np.float32
+        )
+        + 0.5
         for value in model.graph.inputs
     }
 
@@ -62,7 +66,8 @@ def rewrite(text: str, rule: Rule, opset: int = 20, *, tolerance: float = FLOAT3
 
 
 def declined(text: str, rule: Rule, opset: int = 20) -> str:
-    """The reason for which a rule leaves the only place of a graph alone; "" where its pattern does not match at all."""
+    """The reason for which a rule leaves the only place of a graph alone; "" where its pattern does not match at
+    all."""
     model = graph(text, opset)
     before = ops(model)
     count = apply_rule(rule, model)
@@ -90,7 +95,8 @@ def computed(model: ir.Model, params: dict[str, np.ndarray], *feeds: np.ndarray)
 
 
 def architecture(**changes: object) -> Architecture:
-    """A ViT of width 32 with two heads, patches of 16 on 48x64 pixels and 7 classes; three blocks unless said otherwise."""
+    """A ViT of width 32 with two heads, patches of 16 on 48x64 pixels and 7 classes; three blocks unless said
+    otherwise."""
     base = Architecture(
         family="vit",
         variant="custom",
@@ -107,7 +113,8 @@ def architecture(**changes: object) -> Architecture:
 
 
 def random_params(arch: Architecture) -> dict[str, np.ndarray]:
-    """Seeded parameters whose every part shows in the logits: kernels keep the variance, scales are near 1, biases are not 0."""
+    """Seeded parameters whose every part shows in the logits: kernels keep the variance, scales are near 1, biases are
+    not 0."""
     from vit_convert.families.vit.module import param_shapes
 
     rng = np.random.default_rng(1)
@@ -116,7 +123,11 @@ def random_params(arch: Architecture) -> dict[str, np.ndarray]:
         normal = rng.standard_normal(shape).astype(np.float32)
         fan_in = int(np.prod(shape[:-1])) if "out" in name or len(shape) < 3 else shape[0]
         params[name] = (
-            1 + 0.1 * normal if name.endswith("scale") else normal / np.float32(np.sqrt(fan_in)) if "kernel" in name else 0.1 * normal
+            1 + 0.1 * normal
+            if name.endswith("scale")
+            else normal / np.float32(np.sqrt(fan_in))
+            if "kernel" in name
+            else 0.1 * normal
         )
     return params
 

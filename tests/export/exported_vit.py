@@ -43,7 +43,8 @@ def written(
 
 
 def as_jax_has_it(value: np.ndarray, expected: np.ndarray) -> np.ndarray:
-    """Turns [batch · tokens, width, 1, 1] into [batch, tokens, width]; what has another shape than JAX's otherwise is an error."""
+    """Turns [batch · tokens, width, 1, 1] into [batch, tokens, width]; what has another shape than JAX's otherwise is
+    an error."""
     if value.ndim == 4:
         batch, tokens, width = expected.shape
         assert value.shape == (batch * tokens, width, 1, 1)
@@ -53,7 +54,8 @@ def as_jax_has_it(value: np.ndarray, expected: np.ndarray) -> np.ndarray:
 
 
 def assert_agrees(arch: Architecture, path: pathlib.Path, *, layout: str = "NHWC", with_taps: bool = True) -> None:
-    """Holds outputs and taps against JAX at 1e-4 of their scale, which is what a conversion promises; three blocks measure about 1e-6."""
+    """Holds outputs and taps against JAX at 1e-4 of their scale, which is what a conversion promises; three blocks
+    measure about 1e-6."""
     images, model = random_images(arch), tiny(arch)
     names = [model.output, *(model.taps if with_taps else [])]
     session = open_session(path, names[1:])

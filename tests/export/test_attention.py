@@ -33,7 +33,11 @@ def test_einsum_attention(opset, equations, axis):
 
 
 def test_another_equation_is_declined():
-    text = einsums("bqhd,bqhd->bhqd", NAMED[1]).replace("float[n, 6, 2, 4]", "float[n, 5, 2, 4]").replace("bhqk,bkhd", "bhqk,bqhk")
+    text = (
+        einsums("bqhd,bqhd->bhqd", NAMED[1])
+        .replace("float[n, 6, 2, 4]", "float[n, 5, 2, 4]")
+        .replace("bhqk,bkhd", "bhqk,bqhk")
+    )
     assert "the scores Einsum is 'bqhd,bqhd->bhqd'" in declined(text, attention.EinsumAttention())
 
 
@@ -51,7 +55,10 @@ def test_attention_with_an_axis_more_is_declined():
 
 
 def test_softmax_over_the_queries_is_declined():
-    assert declined(einsums(*NAMED, axis="<axis = 2>"), attention.EinsumAttention()) == "the softmax is over axis 2, not the keys"
+    assert (
+        declined(einsums(*NAMED, axis="<axis = 2>"), attention.EinsumAttention())
+        == "the softmax is over axis 2, not the keys"
+    )
 
 
 @pytest.mark.parametrize("scaled", ["Div (q, q)", "Div (q, roots)"])
@@ -61,12 +68,15 @@ def test_scale_that_is_computed_or_no_single_number_is_declined(scaled):
 
 
 MATMULS = (
-    "g (float[n, 2, 5, 4] q, float[n, 2, 4, 6] k) => (float[n, 2, 5, 6] y) <float root = {3}, float scale = {0.3}, float[1] one = {0.7}>"
+    "g (float[n, 2, 5, 4] q, float[n, 2, 4, 6] k) => (float[n, 2, 5, 6] y) <float root = {3}, float scale = "
+    "{0.3}, float[1] one = {0.7}>"
 )
 
 
 @pytest.mark.parametrize("opset", [17, 20])
-@pytest.mark.parametrize("scaled", ["Mul (s, scale)", "Mul (scale, s)", "Div (s, root)", "Mul (s, one)", "Div (s, one)"])
+@pytest.mark.parametrize(
+    "scaled", ["Mul (s, scale)", "Mul (scale, s)", "Div (s, root)", "Mul (s, one)", "Div (s, one)"]
+)
 @pytest.mark.parametrize(("axis", "meant"), [("<axis = 3>", 3), ("<axis = -1>", -1), ("<axis = 2>", 2), ("", -1)])
 def test_scale_moves_to_the_query(opset, scaled, axis, meant):
     """Whatever the softmax goes over."""
@@ -78,7 +88,12 @@ def test_scale_moves_to_the_query(opset, scaled, axis, meant):
 
 
 def test_bias_on_the_scores_does_not_match():
-    assert declined(f"{MATMULS} {{ s = MatMul (q, k) t = Add (s, scale) y = Softmax <axis = 3> (t) }}", attention.ScaleOnQuery()) == ""
+    assert (
+        declined(
+            f"{MATMULS} {{ s = MatMul (q, k) t = Add (s, scale) y = Softmax <axis = 3> (t) }}", attention.ScaleOnQuery()
+        )
+        == ""
+    )
 
 
 def test_temperature_that_is_computed_is_declined():
@@ -86,7 +101,9 @@ def test_temperature_that_is_computed_is_declined():
     assert declined(text, attention.ScaleOnQuery()) == "the scale is not a constant"
 
 
-def softmax(axis: str = "1", floor: str = "least", total: str = "1", shapes: tuple[str, str] = ("0, 1", "0, 1"), opset: int = 17) -> str:
+def softmax(
+    axis: str = "1", floor: str = "least", total: str = "1", shapes: tuple[str, str] = ("0, 1", "0, 1"), opset: int = 17
+) -> str:
     peak = f"<axes = [{axis}], keepdims = 0> (x)" if opset < 18 else "<keepdims = 0> (x, axes)"
     return f"""g (float[n, 3] x) => (float[n, 3] y)
         <float least = {{-inf}}, float zero = {{0}}, int64[1] axes = {{{axis}}}, int64[1] over = {{{total}}},

@@ -1,4 +1,5 @@
-"""Attention as a plugin and an encoder of our kernels, on one block of a few nodes: form, refusals, numbers against NumPy."""
+"""Attention as a plugin and an encoder of our kernels, on one block of a few nodes: form, refusals, numbers against
+NumPy."""
 
 import numpy as np
 import onnx_ir as ir
@@ -7,7 +8,14 @@ from block_graphs import HEADS, NAMES, TOKENS, WIDTH, block, by_hand, images, no
 from export_graphs import computed, ops
 
 from vit_convert.core.errors import ExportError
-from vit_convert.export.passes.attention_plugin import DOMAIN, PLUGIN, attention_for_kernels, attention_to_plugin, fits, fits_kernels
+from vit_convert.export.passes.attention_plugin import (
+    DOMAIN,
+    PLUGIN,
+    attention_for_kernels,
+    attention_to_plugin,
+    fits,
+    fits_kernels,
+)
 from vit_convert.export.passes.cleanup import clean
 from vit_convert.export.passes.fused_encoder import (
     ADD_NORM,
@@ -27,7 +35,8 @@ SCALE = 8.0  # the root of heads of 64: the plugin divides by it, and the query'
 
 
 def with_plugin(**options) -> ir.Model:
-    """The block with its attention as TensorRT's plugin has it; the scale is in the query's weights, as `fold_scale` leaves it."""
+    """The block with its attention as TensorRT's plugin has it; the scale is in the query's weights, as `fold_scale`
+    leaves it."""
     model = block(**options)
     assert mlps_to_convolutions(model) == 1
     clean(model)
@@ -102,7 +111,15 @@ def test_queries_keys_and_values_lie_head_by_head():
 
 @pytest.mark.parametrize(
     ("size", "tokens", "expected"),
-    [(64, 512, True), (64, 1, True), (64, 513, False), (32, 197, False), (65, 197, False), (63, 197, False), (128, 197, False)],
+    [
+        (64, 512, True),
+        (64, 1, True),
+        (64, 513, False),
+        (32, 197, False),
+        (65, 197, False),
+        (63, 197, False),
+        (128, 197, False),
+    ],
 )
 def test_what_the_plugin_has_kernels_for(size, tokens, expected):
     assert fits(size, tokens) is expected
@@ -110,7 +127,15 @@ def test_what_the_plugin_has_kernels_for(size, tokens, expected):
 
 @pytest.mark.parametrize(
     ("size", "tokens", "expected"),
-    [(64, 800, True), (64, 801, False), (80, 656, True), (80, 657, False), (80, 1, True), (32, 197, False), (96, 197, False)],
+    [
+        (64, 800, True),
+        (64, 801, False),
+        (80, 656, True),
+        (80, 657, False),
+        (80, 1, True),
+        (32, 197, False),
+        (96, 197, False),
+    ],
 )
 def test_what_our_kernels_hold_in_shared_memory(size, tokens, expected):
     """227 KiB for the keys and the values of a head: 2 bytes each, rows of 8 more than the size, tokens in sixteens."""
@@ -122,7 +147,9 @@ def test_heads_that_our_kernels_do_not_take():
     model = block(edit=(f"split = {{0, {TOKENS}, {HEADS}, {WIDTH // HEADS}}}", f"split = {halves}"))
     mlps_to_convolutions(model)
     clean(model)
-    with pytest.raises(ExportError, match=rf"lowering kernels: heads of 32 over {TOKENS} tokens; the kernels are for heads of 64 or 80"):
+    with pytest.raises(
+        ExportError, match=rf"lowering kernels: heads of 32 over {TOKENS} tokens; the kernels are for heads of 64 or 80"
+    ):
         attention_for_kernels(model)
 
 
@@ -155,14 +182,21 @@ def test_what_is_no_attention_for_the_plugin(edit):
 
 def test_one_token_that_attends_to_all_is_none():
     """As the pruned last block has it: one row of scores."""
-    model = block(edit=("scores = MatMul (tq, tk)", "first = Gather <axis = 2> (tq, token) scores = MatMul (first, tk)"), attention=True)
-    token = ir.Value(name="token", const_value=ir.tensor(np.array([0])), shape=ir.Shape([1]), type=ir.TensorType(ir.DataType.INT64))
+    model = block(
+        edit=("scores = MatMul (tq, tk)", "first = Gather <axis = 2> (tq, token) scores = MatMul (first, tk)"),
+        attention=True,
+    )
+    token = ir.Value(
+        name="token", const_value=ir.tensor(np.array([0])), shape=ir.Shape([1]), type=ir.TensorType(ir.DataType.INT64)
+    )
     gather = next(node for node in model.graph if node.op_type == "Gather")
     model.graph.initializers.add(token)
     gather.replace_input_with(1, token)
     for node in model.graph:
         if node.op_type in ("Gather", "MatMul", "Softmax") and node.outputs[0].name in ("first", "scores", "w"):
-            node.outputs[0].shape = ir.Shape(["n", HEADS, 1, {"first": WIDTH // HEADS}.get(node.outputs[0].name, TOKENS)])
+            node.outputs[0].shape = ir.Shape(
+                ["n", HEADS, 1, {"first": WIDTH // HEADS}.get(node.outputs[0].name, TOKENS)]
+            )
     with pytest.raises(ExportError, match=NO_ATTENTION):
         attention_to_plugin(model)
 
@@ -177,7 +211,9 @@ def test_heads_of_another_size_are_refused():
     model = block(edit=(f"split = {{0, {TOKENS}, {HEADS}, {WIDTH // HEADS}}}", f"split = {halves}"))
     mlps_to_convolutions(model)
     clean(model)
-    with pytest.raises(ExportError, match=rf"heads of 32 over {TOKENS} tokens; the plugin has kernels for heads of 64 over at most 512"):
+    with pytest.raises(
+        ExportError, match=rf"heads of 32 over {TOKENS} tokens; the plugin has kernels for heads of 64 over at most 512"
+    ):
         attention_to_plugin(model)
 
 
@@ -219,16 +255,20 @@ def test_functions_say_what_they_take():
         ADD_NORM: (["branch", "residual", "gamma", "beta"], ["epsilon", *plugin]),
         NORM: (["residual", "gamma", "beta"], ["epsilon", *plugin]),
     }
-    assert {len(f.outputs) for name, f in functions.items() if name != ADD_NORM} == {1} and len(functions[ADD_NORM].outputs) == 2
+    assert {len(f.outputs) for name, f in functions.items() if name != ADD_NORM} == {1} and len(
+        functions[ADD_NORM].outputs
+    ) == 2
 
 
 def test_tensors_that_may_be_int8():
-    """What convolutions read, and what they, activations and kernels give; of the stream nothing, of branches only when asked."""
+    """What convolutions read, and what they, activations and kernels give; of the stream nothing, of branches only when
+    asked."""
     model = fused()
     read, other = quantized_tensors(model)
     produced = {value.name: node.op_type for node in model.graph for value in node.outputs}
     assert sorted(produced[name] for name in read) == sorted([NORM, ATTENTION, ADD_NORM, "Relu"])
-    assert sorted(produced[name] for name in other) == ["Conv", "Conv", "Conv"]  # q, k and v; fc1; fc2, whose sum is the output
+    # q, k and v; fc1; fc2, whose sum is the output
+    assert sorted(produced[name] for name in other) == ["Conv", "Conv", "Conv"]
     with_branches = quantized_tensors(model, branches=True)
     assert with_branches[0] == read and sorted(produced[name] for name in with_branches[1]) == ["Conv"] * 4
 
@@ -243,7 +283,11 @@ def test_kernels_in_half_precision_write_and_read_no_int8():
     model = with_plugin()
     assert encoder_to_half_kernels(model) == 3
     ours = [node for node in model.graph if node.domain == DOMAIN]
-    assert {node.op_type: node.attributes["quantized"].as_int() for node in ours} == {ATTENTION: 0, NORM: 0, ADD_NORM: 0}
+    assert {node.op_type: node.attributes["quantized"].as_int() for node in ours} == {
+        ATTENTION: 0,
+        NORM: 0,
+        ADD_NORM: 0,
+    }
     assert nodes_of(model, ATTENTION)[0].attributes["int8_in"].as_int() == 0
     assert nodes_of(fused(), ATTENTION)[0].attributes["int8_in"].as_int() == 1
     agrees(model, images())
@@ -261,9 +305,12 @@ def test_what_is_written_in_fp16_is_named():
 
 
 def test_what_leads_from_a_convolution_to_a_tensor():
-    """The activation's nodes and the convolution before them: no constant, nothing else that the graph takes, nothing beyond."""
+    """The activation's nodes and the convolution before them: no constant, nothing else that the graph takes, nothing
+    beyond."""
     model = fused(edit=("a = Relu (s1)", "t = Mul (s1, half) u = Tanh (t) a = Mul (u, s1)"))
-    after = next(node for node in model.graph if node.op_type == "Mul" and node.inputs[0].producer().op_type == "Tanh").outputs[0]
+    after = next(
+        node for node in model.graph if node.op_type == "Mul" and node.inputs[0].producer().op_type == "Tanh"
+    ).outputs[0]
     tanh = after.producer().inputs[0]
     between = {after.name, tanh.name, tanh.producer().inputs[0].name, after.producer().inputs[1].name}
     assert after.producer().inputs[1].producer().op_type == "Conv" and len(between) == 4
@@ -274,7 +321,9 @@ def test_what_leads_from_a_convolution_to_a_tensor():
 
 def test_a_norm_that_is_not_flat_stays():
     """The one at the end, whose tokens are no convolution's."""
-    model = fused(edit=("y = Add (s2, z)", "u = Add (s2, z) y = LayerNormalization <axis = -1, epsilon = 0.1> (u, gamma, beta)"))
+    model = fused(
+        edit=("y = Add (s2, z)", "u = Add (s2, z) y = LayerNormalization <axis = -1, epsilon = 0.1> (u, gamma, beta)")
+    )
     (last,) = nodes_of(model, "LayerNormalization")
     assert last.outputs[0].name == "y" and [len(nodes_of(model, op_type)) for op_type in (NORM, ADD_NORM)] == [1, 1]
     p = {word: random_block()[name] for word, name in NAMES.items()}

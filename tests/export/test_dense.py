@@ -10,7 +10,8 @@ WEIGHTS = "float[4, 6] w = {1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,2
 
 def dense(rows: str, gemm: str, output: str, shape: str, x: str = "n, 3, 4") -> str:
     rank = len(shape.split(","))
-    return f"""g (float[{x}] x) => (float[{output}] y) <{WEIGHTS}, int64[2] rows = {{{rows}}}, int64[{rank}] shape = {{{shape}}}> {{
+    return f"""g (float[{x}] x) => (float[{output}] y) <{WEIGHTS}, int64[2] rows = {{{rows}}},
+    int64[{rank}] shape = {{{shape}}}> {{
         flat = Reshape (x, rows) product = Gemm {gemm} y = Reshape (product, shape) }}"""
 
 
@@ -35,7 +36,8 @@ def test_shape_computed_at_run_time():
     text = f"""g (float[n, 3, 4] x) => (float[n, 3, 6] y)
         <{WEIGHTS}, int64[2] rows = {{-1, 4}}, int64[1] zero = {{0}}, int64[1] two = {{2}}, int64[1] six = {{6}}> {{
         flat = Reshape (x, rows) product = Gemm (flat, w, b)
-        s = Shape (x) lead = Slice (s, zero, two) shape = Concat <axis = 0> (lead, six) y = Reshape (product, shape) }}"""
+        s = Shape (x) lead = Slice (s, zero, two) shape = Concat <axis = 0> (lead, six) y = Reshape (product, shape)
+        }}"""
     model, count = rewrite(text, DenseToMatMul())
     assert count.applied == 1
     assert ops(model) == ["MatMul", "Add"]
@@ -64,7 +66,8 @@ def test_one_reshape_shared_by_three_layers():
 def test_two_dynamic_axes_are_kept():
     """Merging the heads copies both: of a constant shape, one alone could be left to be found."""
     text = dense("-1, 4", "(flat, w, b)", "n, m, 6", "0, 0, 6", "n, m, 2, 2").replace(
-        "y = Reshape (product, shape)", "s = Shape <start = 0, end = 2> (x) wide = Concat <axis = 0> (s, six) y = Reshape (product, wide)"
+        "y = Reshape (product, shape)",
+        "s = Shape <start = 0, end = 2> (x) wide = Concat <axis = 0> (s, six) y = Reshape (product, wide)",
     )
     model, count = rewrite(text.replace("int64[2] rows", "int64[1] six = {6}, int64[2] rows"), DenseToMatMul())
     assert count.applied == 1
@@ -80,14 +83,18 @@ def test_a_kernel_of_hundreds_of_rows():
     assert count.applied == 1 and ops(model) == ["MatMul", "Add"]
 
 
-@pytest.mark.parametrize(("rule", "operands", "beta"), [(DenseToMatMul(), "(flat, w, b)", 1.0), (DenseNoBiasToMatMul(), "(flat, w)", 0.5)])
+@pytest.mark.parametrize(
+    ("rule", "operands", "beta"), [(DenseToMatMul(), "(flat, w, b)", 1.0), (DenseNoBiasToMatMul(), "(flat, w)", 0.5)]
+)
 def test_attributes_that_say_what_they_mean_anyway(rule, operands, beta):
     text = dense("-1, 4", operands, "n, 3, 6", "-1, 3, 6")
     _, count = rewrite(text.replace("Gemm", f"Gemm <alpha = 1.0, beta = {beta}, transA = 0, transB = 0>"), rule)
     assert count.applied == 1
 
 
-@pytest.mark.parametrize(("attribute", "reason"), [("<alpha = 2.0>", "alpha=2.0, not 1.0"), ("<beta = 0.5>", "beta=0.5, not 1.0")])
+@pytest.mark.parametrize(
+    ("attribute", "reason"), [("<alpha = 2.0>", "alpha=2.0, not 1.0"), ("<beta = 0.5>", "beta=0.5, not 1.0")]
+)
 def test_scaled_gemm_is_declined(attribute, reason):
     text = dense("-1, 4", "(flat, w, b)", "n, 3, 6", "-1, 3, 6").replace("Gemm", f"Gemm {attribute}")
     assert declined(text, DenseToMatMul()) == f"Gemm has {reason}"
@@ -96,7 +103,9 @@ def test_scaled_gemm_is_declined(attribute, reason):
 
 
 @pytest.mark.parametrize("attribute", ["transA", "transB"])
-@pytest.mark.parametrize(("rule", "operands"), [(DenseToMatMul(), "(flat, s, c)"), (DenseNoBiasToMatMul(), "(flat, s)")])
+@pytest.mark.parametrize(
+    ("rule", "operands"), [(DenseToMatMul(), "(flat, s, c)"), (DenseNoBiasToMatMul(), "(flat, s)")]
+)
 def test_transposed_operand_is_declined(rule, operands, attribute):
     """Of four rows and a square kernel, whose shapes tell nothing."""
     text = dense("-1, 4", operands, "1, 4, 4", "-1, 4, 4", "1, 4, 4").replace("Gemm", f"Gemm <{attribute} = 1>")
@@ -121,7 +130,10 @@ def test_input_that_does_not_end_in_the_kernels_rows_is_declined(x, said):
 
 def test_reshape_that_mixes_tokens_is_declined():
     text = dense("-1, 4", "(flat, w, b)", "n, 6, 3", "-1, 6, 3")
-    assert declined(text, DenseToMatMul()) == "the output ('n', '6', '3') does not keep the input's leading axes ('n', '3')"
+    assert (
+        declined(text, DenseToMatMul())
+        == "the output ('n', '6', '3') does not keep the input's leading axes ('n', '3')"
+    )
 
 
 def biased(bias: str) -> str:
@@ -136,8 +148,18 @@ def test_bias_of_zeros_goes_away():
 
 def test_other_biases_stay():
     assert declined(biased("float[6] z = {0,0,0,0,0,1}"), NoZeroBias()) == ""
-    assert declined(biased("float z = {0}").replace(") =>", ", float[6] z) =>").replace(", float z = {0}", ""), NoZeroBias()) == ""
-    for bias in ("float z = {0}", "float[1] z = {0}", "float[3, 1] z = {0, 0, 0}", f"float[3, 6] z = {{{', '.join('0' * 18)}}}"):
+    assert (
+        declined(
+            biased("float z = {0}").replace(") =>", ", float[6] z) =>").replace(", float z = {0}", ""), NoZeroBias()
+        )
+        == ""
+    )
+    for bias in (
+        "float z = {0}",
+        "float[1] z = {0}",
+        "float[3, 1] z = {0, 0, 0}",
+        f"float[3, 6] z = {{{', '.join('0' * 18)}}}",
+    ):
         assert declined(biased(bias), NoZeroBias()) == "the bias is not a vector of the product's width"
 
 

@@ -25,7 +25,8 @@ from vit_convert.quantize.qdq import quantize
 
 OWN = (48, 64)  # of export_graphs.architecture: 3x4 patches
 SIZES = [OWN, (32, 32), (80, 48)]
-# float32 against float32: both graphs round the same products, and the table differs by the rounding of its interpolation alone.
+# float32 against float32: both graphs round the same products, and the table differs by the rounding of its
+# interpolation alone.
 RTOL = 1e-5
 
 
@@ -73,7 +74,9 @@ def test_equals_the_graph_of_each_size(tmp_path, pool, target, layout):
     assert report.nodes_per_block <= TARGETS[target].max_nodes_per_block
     for size in SIZES:
         images = random_images(dataclasses.replace(arch, image_size=size), 3)
-        assert_close(run(tmp_path / "dynamic.onnx", images, layout), fixed_logits(tmp_path, arch, params, images, target))
+        assert_close(
+            run(tmp_path / "dynamic.onnx", images, layout), fixed_logits(tmp_path, arch, params, images, target)
+        )
 
 
 @pytest.mark.parametrize(
@@ -86,7 +89,14 @@ def test_equals_the_graph_of_each_size(tmp_path, pool, target, layout):
         ((48, 64), (64, 16)),
         ((448, 448), (768, 752)),
     ],
-    ids=["one row to three", "one column to three", "one patch to many", "three rows to one", "four columns to one", "28 to 48"],
+    ids=[
+        "one row to three",
+        "one column to three",
+        "one patch to many",
+        "three rows to one",
+        "four columns to one",
+        "28 to 48",
+    ],
 )
 def test_single_rows_and_pairs_that_scipy_gets_wrong(tmp_path, own, size):
     arch = architecture(image_size=own, depth=1)
@@ -117,11 +127,12 @@ def test_graph_is_symbolic_and_computes_with_integers_on_shapes_alone(tmp_path):
     graph = ir.load(dynamic).graph
     assert list(map(str, graph.inputs[0].shape)) == ["batch", "height", "width", "3"]
     ops = collections.Counter(node.op_type for node in graph)
-    # Shape, Gather, Concat and Resize; the addition of the table stands where it stood, before the Transpose instead of behind.
+    # Shape, Gather, Concat and Resize; the addition of the table stands where it stood, before the Transpose instead of
+    # behind.
     assert report.num_nodes == before.num_nodes + 4
-    assert ops["Resize"] == 1 and ops - collections.Counter(node.op_type for node in ir.load(fixed).graph) == collections.Counter(
-        ["Shape", "Gather", "Concat", "Resize"]
-    )
+    assert ops["Resize"] == 1 and ops - collections.Counter(
+        node.op_type for node in ir.load(fixed).graph
+    ) == collections.Counter(["Shape", "Gather", "Concat", "Resize"])
     whole = {node.op_type for node in graph if any(value.dtype == ir.DataType.INT64 for value in node.outputs)}
     assert whole <= {"Shape", "Gather", "Concat"}
     shapes = [value.const_value.numpy() for node in graph if node.op_type == "Reshape" for value in node.inputs[1:]]
@@ -152,7 +163,9 @@ def lowered(tmp_path_factory):
     save_onnx(to_fp16(model).model, folder / "fp16.onnx")
     save_onnx(to_bf16(model).model, folder / "bf16.onnx")
     pixels = np.random.default_rng(0).integers(0, 256, (16, *OWN, 3), np.uint8)
-    calibration = calibrate(folder / "fp32.onnx", pixels, lambda batch: batch.astype(np.float32) / np.float32(127.5) - 1, method="minmax")
+    calibration = calibrate(
+        folder / "fp32.onnx", pixels, lambda batch: batch.astype(np.float32) / np.float32(127.5) - 1, method="minmax"
+    )
     save_onnx(to_fp16(quantize(model, calibration, place(model).sites, target="rtx")).model, folder / "int8.onnx")
     return folder, vit_model(arch, params), arch
 

@@ -1,4 +1,5 @@
-"""A range of image sizes and uint8 input through the command line, on the model and images that come with the project."""
+"""A range of image sizes and uint8 input through the command line, on the model and images that come with the
+project."""
 
 import importlib.util
 import json
@@ -54,7 +55,9 @@ def test_every_precision_is_checked_at_three_sizes(digits):
     # The target that the graph of each size is held to; the default check of 1e-4 has passed already.
     assert all(row["max_rel"] < 1e-5 for row in fp32.values())
     checks = found["quantize"]["checks"]
-    assert list(checks["fp16"]["sizes"]) == list(fp32) and all(row["cosine"] > 0.999 for row in checks["fp16"]["sizes"].values())
+    assert list(checks["fp16"]["sizes"]) == list(fp32) and all(
+        row["cosine"] > 0.999 for row in checks["fp16"]["sizes"].values()
+    )
     assert checks["int8"]["sizes"]["32x32"]["cosine"] > 0.999 and checks["int8"]["passed"]
     assert {checks[name]["top1"] for name in checks} == {found["check"]["top1"]} == {100.0}
 
@@ -108,13 +111,20 @@ def test_uint8_channels_first_for_trt8(tmp_path):
     flags = ["--config.input=uint8", "--config.layout=NCHW", "--config.target=trt8", "--config.precision=fp32,int8"]
     assert convert(tmp_path, *flags, *QUICK, "--config.engine.backend=none", "--config.name=nchw") == 0
     found = results(tmp_path / "nchw")
-    assert found["check"]["passed"] and found["check"]["max_rel"] < 1e-5 and found["quantize"]["checks"]["int8"]["passed"]
+    assert (
+        found["check"]["passed"] and found["check"]["max_rel"] < 1e-5 and found["quantize"]["checks"]["int8"]["passed"]
+    )
     images = ir.load(tmp_path / "nchw" / "model.onnx").graph.inputs[0]
     assert images.dtype == ir.DataType.UINT8 and list(images.shape)[1:] == [3, 32, 32]
 
 
 def test_size_after_at_is_what_images_are_decoded_to(tmp_path):
-    flags = ["--config.image_size=dynamic:32x16..64@48", "--config.precision=fp32", "--config.engine.backend=none", "--until=check"]
+    flags = [
+        "--config.image_size=dynamic:32x16..64@48",
+        "--config.precision=fp32",
+        "--config.engine.backend=none",
+        "--until=check",
+    ]
     assert convert(tmp_path, *flags, *QUICK, "--config.name=at") == 0
     assert np.load(tmp_path / "at" / "evaluation_images.npy").shape[1:] == (48, 48, 3)
     assert list(results(tmp_path / "at")["check"]["sizes"]) == ["48x48", "32x16", "64x48"]
@@ -155,7 +165,11 @@ def test_a_family_of_one_size_says_so(tmp_path, capsys, variant, size):
     family = "mixer" if variant == "S/32" else "hybrid"
     path = tmp_path / "model.npz"
     write_random_checkpoint(path, variant, family=family, image_size=(size, size), num_classes=10, depth=1)
-    flags = [f"--config.checkpoint={path}", f"--config.image_size=dynamic:{size}..{2 * size}", "--config.evaluation.data="]
+    flags = [
+        f"--config.checkpoint={path}",
+        f"--config.image_size=dynamic:{size}..{2 * size}",
+        "--config.evaluation.data=",
+    ]
     assert convert(tmp_path, *flags, "--config.engine.backend=none") == UsageError.exit_code
     assert f"family {family} has one size; only ViTs take a range" in capsys.readouterr().err
 
@@ -163,7 +177,9 @@ def test_a_family_of_one_size_says_so(tmp_path, capsys, variant, size):
 def test_user_model_has_one_size(tmp_path, capsys):
     (tmp_path / "mine.py").write_text(USER_MODEL)
     assert convert(tmp_path, config=tmp_path / "mine.py") == UsageError.exit_code
-    assert "config.model is traced at one size" in (message := capsys.readouterr().err) and "their weights fix" in message
+    assert (
+        "config.model is traced at one size" in (message := capsys.readouterr().err) and "their weights fix" in message
+    )
 
 
 def test_computed_positions_cannot_be_resampled(tmp_path, capsys):

@@ -48,7 +48,10 @@ def test_a_weight_on_the_right_stays_there(swapped):
     weights = "<float[2, 4] w = {1,2,3,4,5,6,7,8}, float[3, 2] v = {1,2,3,4,5,6}>"
     operands, result = ("v, w", "float[3, 4] y") if not swapped else ("w, v", "float[4, 3] y")
     equation = "sd,df->sf" if not swapped else "df,sd->fs"
-    text = f'g (float[n] x) => ({result}, float[n] z) {weights} {{ y = Einsum <equation = "{equation}"> ({operands}) z = Neg (x) }}'
+    text = (
+        f'g (float[n] x) => ({result}, float[n] z) {weights} {{ y = Einsum <equation = "{equation}"> '
+        f"({operands}) z = Neg (x) }}"
+    )
     model, count = rewrite(text, EinsumToMatMul())
     product = next(node for node in model.graph if node.op_type == "MatMul")
     assert count.applied == 1
@@ -58,7 +61,10 @@ def test_a_weight_on_the_right_stays_there(swapped):
 
 
 def test_weight_on_the_left_moves_to_the_right():
-    text = 'g (float[n, 3, 2] x) => (float[n, 3, 4] y) <float[2, 4] w = {1,2,3,4,5,6,7,8}> { y = Einsum <equation = "df,bsd->bsf"> (w, x) }'
+    text = (
+        "g (float[n, 3, 2] x) => (float[n, 3, 4] y) <float[2, 4] w = {1,2,3,4,5,6,7,8}> { y = Einsum <equation = "
+        '"df,bsd->bsf"> (w, x) }'
+    )
     model, count = rewrite(text, EinsumToMatMul())
     assert count.applied == 1
     assert ops(model) == ["MatMul"]
@@ -81,7 +87,8 @@ def test_weight_on_the_left_moves_to_the_right():
         ("abc,dc->ad", "n, 3, 4", "5, 4", "n, 5", "is not a matrix product"),  # b is summed by itself
         ("ac,cde->ad", "n, 4", "4, 5, 6", "n, 5", "is not a matrix product"),  # and here e
         ("ab,bcc->ac", "n, 4", "4, 5, 5", "n, 5", "repeats a label"),
-        ("ab,bc", "n, 4", "4, 5", "n, 5", "does not spell two operands and a result"),  # what is summed is left to be found
+        # what is summed is left to be found
+        ("ab,bc", "n, 4", "4, 5", "n, 5", "does not spell two operands and a result"),
     ],
 )
 def test_everything_else_is_declined(equation, a, b, y, reason):
@@ -89,7 +96,10 @@ def test_everything_else_is_declined(equation, a, b, y, reason):
 
 
 def test_sum_over_a_merged_dynamic_axis_is_declined():
-    assert declined(einsum("snk,nkd->sd", "3, n, 2", "n, 2, 5", "3, 5"), EinsumToMatMul()) == "the merged axis n is dynamic"
+    assert (
+        declined(einsum("snk,nkd->sd", "3, n, 2", "n, 2, 5", "3, 5"), EinsumToMatMul())
+        == "the merged axis n is dynamic"
+    )
 
 
 EXPANDED = """g (float[n, 3, 4] x) => (float[n, 3, 2] y)
@@ -127,7 +137,9 @@ def test_equation_without_ellipsis_is_declined(equation):
 
 def test_weight_whose_axis_the_ellipsis_takes_is_declined():
     """A kernel of its own for each token is no kernel that was repeated."""
-    text = EXPANDED.replace("EQUATION", "...d,...df->...f").replace("float[4, 2] w = {1,2,3,4,5,6,7,8}", "float[3, 4, 2] w")
+    text = EXPANDED.replace("EQUATION", "...d,...df->...f").replace(
+        "float[4, 2] w = {1,2,3,4,5,6,7,8}", "float[3, 4, 2] w"
+    )
     text = (
         text.replace("int64[2] axes = {0, 1}", "int64[1] axes = {0}")
         .replace(") =>", ", float[3, 4, 2] w) =>")

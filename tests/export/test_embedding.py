@@ -20,7 +20,12 @@ def normal(*shape: int) -> np.ndarray:
     return RNG.standard_normal(shape).astype(np.float32)
 
 
-PARAMS = {"kernel": normal(WIDTH, 3, PATCH, PATCH), "bias": normal(WIDTH), "pos_embedding": normal(1, 6, WIDTH), "cls": normal(1, 1, WIDTH)}
+PARAMS = {
+    "kernel": normal(WIDTH, 3, PATCH, PATCH),
+    "bias": normal(WIDTH),
+    "pos_embedding": normal(1, 6, WIDTH),
+    "cls": normal(1, 1, WIDTH),
+}
 WEIGHTS = "float[4, 3, 2, 2] kernel, float[4] bias, float[1, 6, 4] pos_embedding"
 
 
@@ -44,9 +49,11 @@ def assert_close(got: np.ndarray, expected: np.ndarray) -> None:
 EMBEDDING = f"""g (float[n, 4, 6, 3] x, {WEIGHTS}, float[1, 1, 4] cls) => (float[n, 7, 4] y)
     <int64[3] flat = {{0, 6, 4}}, int64[1] zero = {{0}}, int64[1] one = {{1}}, int64[4] heads = {{0, 7, 2, 2}},
     int64[3] merged = {{0, 7, 4}}, int64[3] turned = {{0, 4, 7}}, float half = {{0.5}}> {{
-    p = Transpose <perm = [0, 3, 1, 2]> (x) c = Conv <strides = [2, 2]> (p, kernel, bias) q = Transpose <perm = [0, 2, 3, 1]> (c)
+    p = Transpose <perm = [0, 3, 1, 2]> (x) c = Conv <strides = [2, 2]> (p, kernel, bias) q = Transpose <perm = [0,
+    2, 3, 1]> (c)
     r = Reshape (q, flat) t = Add (r, pos_embedding)
-    s = Shape (t) b = Gather <axis = 0> (s, zero) token_shape = Concat <axis = 0> (b, one, one) token = Expand (cls, token_shape)
+    s = Shape (t) b = Gather <axis = 0> (s, zero) token_shape = Concat <axis = 0> (b, one, one) token = Expand (cls,
+    token_shape)
     z = Concat <axis = 1> (token, t) h = Reshape (z, heads) a = Mul (h, half) y = Reshape (a, merged) }}"""
 
 
@@ -69,7 +76,12 @@ def resampled(table: np.ndarray, rows: int, columns: int) -> np.ndarray:
 @pytest.mark.parametrize("nchw", [False, True])
 def test_every_size(size, nchw):
     model = (
-        embedding(("p = Transpose <perm = [0, 3, 1, 2]> (x) c = Conv <strides = [2, 2]> (p,", "c = Conv <strides = [2, 2]> (x,"))
+        embedding(
+            (
+                "p = Transpose <perm = [0, 3, 1, 2]> (x) c = Conv <strides = [2, 2]> (p,",
+                "c = Conv <strides = [2, 2]> (x,",
+            )
+        )
         if (nchw)
         else embedding()
     )
@@ -95,8 +107,14 @@ def test_the_form_of_a_dynamic_graph():
     after = ops(model)
     assert sorted(after) == sorted([*before, "Shape", "Gather", "Concat", "Resize"])
     order = [op for op in after if op in ("Conv", "Resize", "Add", "Transpose")]
-    assert order == ["Transpose", "Conv", "Resize", "Add", "Transpose"]  # the table is added before the patches are laid out
-    shapes = {value.name: [str(dim) for dim in value.shape] for node in model.graph for value in node.outputs if value.shape is not None}
+    # the table is added before the patches are laid out
+    assert order == ["Transpose", "Conv", "Resize", "Add", "Transpose"]
+    shapes = {
+        value.name: [str(dim) for dim in value.shape]
+        for node in model.graph
+        for value in node.outputs
+        if value.shape is not None
+    }
     assert shapes["c"] == ["batch", "4", "rows", "columns"] and shapes["r"] == ["batch", "patches", "4"]
     assert shapes["z"] == ["batch", "tokens", "4"]
     assert shapes["a"] == ["batch", "tokens", "2", "2"]  # and what follows is found anew
@@ -108,7 +126,12 @@ def test_the_form_of_a_dynamic_graph():
 
 def test_a_reshape_of_other_axes_states_its_sizes():
     """Only an axis of tokens that stays where it is becomes a copy; 4 rows of 7 are not 7 tokens."""
-    model = embedding(("a = Mul (h, half) y = Reshape (a, merged)", "a = Mul (h, half) w = Reshape (a, turned) y = Reshape (w, merged)"))
+    model = embedding(
+        (
+            "a = Mul (h, half) y = Reshape (a, merged)",
+            "a = Mul (h, half) w = Reshape (a, turned) y = Reshape (w, merged)",
+        )
+    )
     make_dynamic(model, GRID, "pos_embedding", "x")
     constants = [node.inputs[1].const_value.numpy().tolist() for node in model.graph if node.op_type == "Reshape"]
     assert [0, 4, 7] in constants and [0, 7, 4] in constants
@@ -128,18 +151,26 @@ def test_a_shape_that_is_computed_stays():
         ("t = Add (r, pos_embedding)", "t = Mul (r, pos_embedding)"),
         ("t = Add (r, pos_embedding)", "rr = Relu (r) t = Add (rr, pos_embedding)"),
         ("r = Reshape (q, flat)", "qq = Relu (q) r = Reshape (qq, flat)"),
-        ("c = Conv <strides = [2, 2]> (p, kernel, bias)", "k = Neg (kernel) c0 = Conv <strides = [2, 2]> (p, k, bias) c = Relu (c0)"),
+        (
+            "c = Conv <strides = [2, 2]> (p, kernel, bias)",
+            "k = Neg (kernel) c0 = Conv <strides = [2, 2]> (p, k, bias) c = Relu (c0)",
+        ),
     ],
 )
 def test_a_graph_that_adds_no_table_to_patches_is_refused(edit):
-    with pytest.raises(ExportError, match="does not add a position table to the patches of a convolution, so its image size is fixed"):
+    with pytest.raises(
+        ExportError, match="does not add a position table to the patches of a convolution, so its image size is fixed"
+    ):
         make_dynamic(embedding(edit), GRID, "pos_embedding", "x")
 
 
 def test_a_table_that_is_added_to_rows_and_columns_is_refused():
     """Whatever stands in the place of the Reshape."""
     text = EMBEDDING.replace("float[1, 6, 4] pos_embedding", "float[2, 3, 4] pos_embedding")
-    text = text.replace("r = Reshape (q, flat) t = Add (r, pos_embedding)", "r = Relu (q) u = Add (r, pos_embedding) t = Reshape (u, flat)")
+    text = text.replace(
+        "r = Reshape (q, flat) t = Add (r, pos_embedding)",
+        "r = Relu (q) u = Add (r, pos_embedding) t = Reshape (u, flat)",
+    )
     model = described(text, "kernel", "bias", "pos_embedding", "cls")
     with pytest.raises(ExportError, match="does not add a position table"):
         make_dynamic(model, GRID, "pos_embedding", "x")
@@ -161,7 +192,9 @@ STEM = f"""g (float[n, 4, 6, 3] x, {WEIGHTS}) => (float[n, 4, 2, 3] y) {{
 def stem(edit: tuple[str, str] = ("", ""), *, nchw: bool = False) -> ir.Model:
     text = STEM.replace(", float[1, 6, 4] pos_embedding", "")
     if nchw:
-        text = text.replace("float[n, 4, 6, 3] x", "float[n, 3, 4, 6] x").replace("Transpose <perm = [0, 3, 1, 2]>", "Identity")
+        text = text.replace("float[n, 4, 6, 3] x", "float[n, 3, 4, 6] x").replace(
+            "Transpose <perm = [0, 3, 1, 2]>", "Identity"
+        )
     assert edit[0] in text
     text = text.replace(*edit)
     if "bias" in text.partition("=>")[2]:
@@ -199,16 +232,21 @@ def test_pixels_are_normalised_in_the_weights(edit, nchw):
     conv = next(node for node in model.graph if node.op_type == "Conv")
     assert [value.name for value in conv.inputs[1:]] == ["kernel", "bias"]
     assert set(model.graph.initializers) - {"centre"} == {"kernel", "bias"}
-    assert model.graph[1].inputs[1].const_value.numpy() == 128  # where pixels are exact in fp16, and the kernel's sum is small
+    # where pixels are exact in fp16, and the kernel's sum is small
+    assert model.graph[1].inputs[1].const_value.numpy() == 128
     with_bias = edit[1] != "kernel)"
     params = PARAMS if with_bias else {"kernel": PARAMS["kernel"]}
-    expected = patches(normalized(x), PARAMS["kernel"], PARAMS["bias"] if with_bias else np.zeros(WIDTH)).transpose(0, 3, 1, 2)
+    expected = patches(normalized(x), PARAMS["kernel"], PARAMS["bias"] if with_bias else np.zeros(WIDTH)).transpose(
+        0, 3, 1, 2
+    )
     assert_close(computed(model, params, np.ascontiguousarray(x.transpose(0, 3, 1, 2)) if nchw else x)[0], expected)
 
 
 def test_a_scoped_kernel_gets_a_bias_of_its_scope():
     model = described(
-        STEM.replace(f", {WEIGHTS}", ", float[4, 3, 2, 2] kernel").replace(", bias)", ")"), "kernel", names={"kernel": "stem/kernel"}
+        STEM.replace(f", {WEIGHTS}", ", float[4, 3, 2, 2] kernel").replace(", bias)", ")"),
+        "kernel",
+        names={"kernel": "stem/kernel"},
     )
     assert take_pixels(model, "x", SCALE, OFFSET)
     assert {"stem/kernel", "stem/bias"} <= set(model.graph.initializers)
@@ -239,7 +277,8 @@ def test_a_kernel_that_others_read_stays_for_them():
         ("y = Conv <strides = [2, 2]> (p,", "r = Relu (p) y = Conv <strides = [2, 2]> (r,"),
         (
             "y = Conv <strides = [2, 2]> (p, kernel, bias)",  # read twice
-            "c = Conv <strides = [2, 2]> (p, kernel, bias) d = Neg (p) e = Conv <strides = [2, 2]> (d, kernel, bias) y = Add (c, e)",
+            "c = Conv <strides = [2, 2]> (p, kernel, bias) d = Neg (p) e = Conv <strides = [2, 2]> (d, kernel, bias) "
+            "y = Add (c, e)",
         ),
     ],
 )
@@ -256,7 +295,9 @@ def test_pixels_are_normalised_before_anything_else(edit, nchw):
 def test_a_convolution_over_other_channels_is_not_folded_into():
     """Of the height, say: scale and offset are of colours."""
     text = STEM.replace(", float[1, 6, 4] pos_embedding", "").replace("perm = [0, 3, 1, 2]", "perm = [0, 1, 2, 3]")
-    text = text.replace("float[n, 4, 6, 3] x", "float[n, 5, 6, 3] x").replace("float[4, 3, 2, 2] kernel", "float[4, 5, 2, 2] kernel")
+    text = text.replace("float[n, 4, 6, 3] x", "float[n, 5, 6, 3] x").replace(
+        "float[4, 3, 2, 2] kernel", "float[4, 5, 2, 2] kernel"
+    )
     text = text.replace("float[n, 4, 2, 3] y", "float[n, 4, 3, 1] y")
     model = described(text, "kernel", "bias")
     assert not take_pixels(model, "x", SCALE, OFFSET)
@@ -266,5 +307,7 @@ def test_a_convolution_over_other_channels_is_not_folded_into():
 def test_a_kernel_that_is_computed_is_not_folded_into():
     model = stem(("y = Conv <strides = [2, 2]> (p, kernel,", "k = Neg (kernel) y = Conv <strides = [2, 2]> (p, k,"))
     assert not take_pixels(model, "x", SCALE, OFFSET)
-    model = stem(("y = Conv <strides = [2, 2]> (p, kernel, bias)", "b = Neg (bias) y = Conv <strides = [2, 2]> (p, kernel, b)"))
+    model = stem(
+        ("y = Conv <strides = [2, 2]> (p, kernel, bias)", "b = Neg (bias) y = Conv <strides = [2, 2]> (p, kernel, b)")
+    )
     assert not take_pixels(model, "x", SCALE, OFFSET)

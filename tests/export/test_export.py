@@ -26,7 +26,8 @@ from vit_convert.families.vit.module import ViT, param_shapes
 
 
 @pytest.mark.parametrize(
-    ("target", "pool"), [*((target, "tok") for target in TARGETS), *itertools.product(["trt8", "rtx"], ["gap", "map", "none"])]
+    ("target", "pool"),
+    [*((target, "tok") for target in TARGETS), *itertools.product(["trt8", "rtx"], ["gap", "map", "none"])],
 )
 def test_agrees_with_jax(tmp_path, target, pool):
     arch = architecture(pool=pool)
@@ -94,13 +95,16 @@ def test_modern_targets_share_their_rules():
 
 
 @pytest.mark.parametrize(
-    ("target", "lowering", "budget"), [("trt8", "", 36), ("trt8", "matmul", 34), ("trt8", "primitives", 50), ("rtx", "", 30)]
+    ("target", "lowering", "budget"),
+    [("trt8", "", 36), ("trt8", "matmul", 34), ("trt8", "primitives", 50), ("rtx", "", 30)],
 )
 @pytest.mark.parametrize(("pool", "depth"), [("tok", 1), ("tok", 3), ("gap", 3)])
 def test_node_budget(tmp_path, target, lowering, budget, pool, depth):
     report = written(architecture(pool=pool, depth=depth), tmp_path / "model.onnx", target=target, lowering=lowering)
     nodes = list(ir.load(tmp_path / "model.onnx").graph)
-    blocks = collections.Counter(node.name.split("/")[1] for node in nodes if node.name.startswith("Transformer/encoderblock_"))
+    blocks = collections.Counter(
+        node.name.split("/")[1] for node in nodes if node.name.startswith("Transformer/encoderblock_")
+    )
     assert len(blocks) == depth
     assert max(blocks.values()) == report.nodes_per_block <= budget
     assert len(nodes) - sum(blocks.values()) <= 20
@@ -119,7 +123,9 @@ def test_plain_export_is_twice_as_large():
         arch = architecture(depth=depth)
 
         def apply(leaves, images, arch=arch):
-            return {"logits": ViT(arch).apply({"params": traverse_util.unflatten_dict(dict(leaves), sep="/")}, images)[0]}
+            return {
+                "logits": ViT(arch).apply({"params": traverse_util.unflatten_dict(dict(leaves), sep="/")}, images)[0]
+            }
 
         counts.append(sum(1 for _ in trace(apply, param_shapes(arch), signature_of(arch).inputs, ["logits"], 20).graph))
     assert counts[1] - counts[0] > 60
@@ -172,7 +178,14 @@ def graph_of(arch, target="rtx", *, prune=True):
     model = tiny(arch)
     inputs, stacks = model.signature.inputs, model.stacks
     built = onnx_from_apply(
-        model.apply, model.traced_shapes, inputs, [model.output], model.traced_taps, TARGETS[target], stacks=stacks, prune=prune
+        model.apply,
+        model.traced_shapes,
+        inputs,
+        [model.output],
+        model.traced_taps,
+        TARGETS[target],
+        stacks=stacks,
+        prune=prune,
     )
     weights.bind(built.model, model.params)
     return built
@@ -194,13 +207,18 @@ def test_pruning_changes_no_logits(tmp_path, target, depth):
         assert (applied(built.rules)["prune_tokens"] > 0) is prune
         tokens = [found[block].size // (len(images) * arch.width) for block in blocks]
         assert tokens == [13] * (depth - 1) + [1 if prune else 13]
-    # The same products in other shapes: onnxruntime's kernels may sum them in another order, hence float32 rounding over a few blocks.
+    # The same products in other shapes: onnxruntime's kernels may sum them in another order, hence float32 rounding
+    # over a few blocks.
     assert compare(results[False], results[True]).max_rel < 1e-5
 
 
 def test_pruned_block_keeps_keys_and_values_whole():
     built = graph_of(architecture(depth=2))
-    last = {node.name.removeprefix("Transformer/encoderblock_1/"): node.outputs[0] for node in built.model.graph if "block_1/" in node.name}
+    last = {
+        node.name.removeprefix("Transformer/encoderblock_1/"): node.outputs[0]
+        for node in built.model.graph
+        if "block_1/" in node.name
+    }
     attention = "MultiHeadDotProductAttention_0"
     assert {name: last[f"{attention}/{name}/MatMul"].shape[1] for name in ("query", "key", "value", "out")} == {
         "query": 1,
@@ -218,15 +236,22 @@ def test_pruning_leaves_other_poolings_alone(pool):
 
 @pytest.mark.parametrize(("layout", "patches"), [("NHWC", 1), ("NCHW", 0)])
 def test_folded_for_tensorrt_8(tmp_path, layout, patches):
-    """The scale goes into the query's weights, and the patches into a MatMul where the pixels come last; the numbers stay JAX's."""
+    """The scale goes into the query's weights, and the patches into a MatMul where the pixels come last; the numbers
+    stay JAX's."""
     arch = architecture()
     report = written(arch, tmp_path / "model.onnx", target="trt8", layout=layout)
     counts = {rule["rule"]: rule["applied"] for rule in report.rules}
-    assert (counts["fold_scale"], counts["patch_to_matmul"], counts["mlps_to_convolutions"]) == (arch.depth, patches, arch.depth)
+    assert (counts["fold_scale"], counts["patch_to_matmul"], counts["mlps_to_convolutions"]) == (
+        arch.depth,
+        patches,
+        arch.depth,
+    )
     graph = ir.load(tmp_path / "model.onnx").graph
     assert sum(node.name == "embedding/Conv" for node in graph) == 1 - patches
     assert sum(node.name == "embedding/MatMul" for node in graph) == patches
-    query = graph.initializers["Transformer/encoderblock_1/MultiHeadDotProductAttention_0/query/kernel"].const_value.numpy()
+    query = graph.initializers[
+        "Transformer/encoderblock_1/MultiHeadDotProductAttention_0/query/kernel"
+    ].const_value.numpy()
     kernel = tiny(arch).params["Transformer/encoderblock_1/MultiHeadDotProductAttention_0/query/kernel"]
     np.testing.assert_array_equal(query, (kernel / 4).reshape(query.shape))  # heads of 16: a power of two, so exact
     assert_agrees(arch, tmp_path / "model.onnx", layout=layout, with_taps=False)
@@ -298,7 +323,8 @@ def test_report_counts_what_each_rule_did(tmp_path):
     report = written(architecture(depth=2), tmp_path / "model.onnx")
     counts = {rule["rule"]: rule["applied"] for rule in report.rules}
     assert counts["EinsumAttention"] == 2
-    assert counts["FastVarianceLayerNorm"] == counts["LayerNormScale"] == counts["LayerNormBias"] == 5  # two a block, one at the end
+    # two a block, one at the end
+    assert counts["FastVarianceLayerNorm"] == counts["LayerNormScale"] == counts["LayerNormBias"] == 5
     assert counts["DenseToMatMul"] == 12  # query, key, value, out and two of the MLP, a block
     assert report.bytes == sum(path.stat().st_size for path in tmp_path.iterdir())
     assert report.nodes_traced > report.num_nodes

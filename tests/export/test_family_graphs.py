@@ -1,4 +1,5 @@
-"""Graphs of hybrids, Mixers and Swins: they agree with JAX at every block, are small, and are named after their checkpoints."""
+"""Graphs of hybrids, Mixers and Swins: they agree with JAX at every block, are small, and are named after their
+checkpoints."""
 
 import collections
 import dataclasses
@@ -16,7 +17,8 @@ from vit_convert.families.load import load_checkpoint
 from vit_convert.families.random import write_random_checkpoint
 from vit_convert.images.preprocess import preprocess_for
 
-# Nodes of a stack's largest block: a Mixer's two MLPs; a bottleneck with its projection, and a ViT's block; a Swin's with shifted windows.
+# Nodes of a stack's largest block: a Mixer's two MLPs; a bottleneck with its projection, and a ViT's block; a Swin's
+# with shifted windows.
 BUDGET = {
     ("mixer", "rtx"): {"MixerBlock_1": 16},
     ("mixer", "trt8"): {"MixerBlock_1": 30},
@@ -54,7 +56,9 @@ def test_agrees_block_by_block_within_its_budget(tmp_path, family, target):
         assert 0 < counts[block] <= allowed, block
 
 
-@pytest.mark.parametrize(("family", "lowering"), [("mixer", "matmul"), ("swin", "primitives"), ("hybrid", "primitives")])
+@pytest.mark.parametrize(
+    ("family", "lowering"), [("mixer", "matmul"), ("swin", "primitives"), ("hybrid", "primitives")]
+)
 def test_lowerings_for_tensorrt_8(tmp_path, family, lowering):
     report = export_model(model(family), tmp_path / "model.onnx", target=lowering_named("trt8", lowering))
     assert_agrees(family, tmp_path / "model.onnx", report.taps)
@@ -102,13 +106,16 @@ def test_weights_carry_the_canonical_names(tmp_path, family):
 
     export_model(model(family), tmp_path / "model.onnx", target=target_named("rtx"))
     graph = ir.load(tmp_path / "model.onnx").graph
-    assert {name for name in graph.initializers if not name.startswith(("constant_", "pooled_"))} == set(checkpoint(family).params)
+    assert {name for name in graph.initializers if not name.startswith(("constant_", "pooled_"))} == set(
+        checkpoint(family).params
+    )
 
 
 @pytest.mark.parametrize("family", SMALL)
 @pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
 def test_pixels(tmp_path, family, layout):
-    """Of a hybrid the normalisation stays outside its padded stem, whose zeros are no pixels; of the others it is in the patches."""
+    """Of a hybrid the normalisation stays outside its padded stem, whose zeros are no pixels; of the others it is in
+    the patches."""
     preprocess = preprocess_for("vit_jax", (64, 64))
     side = SMALL[family][1]
     pixels = np.random.default_rng(1).integers(0, 256, (2, side, side, 3), np.uint8)
@@ -123,7 +130,8 @@ def test_pixels(tmp_path, family, layout):
 
 
 def test_attention_plugin_in_a_hybrid(tmp_path):
-    """Whose encoder is a ViT's: TensorRT 8's plugin takes its attention, all but the last block's, which is of one token."""
+    """Whose encoder is a ViT's: TensorRT 8's plugin takes its attention, all but the last block's, which is of one
+    token."""
     path = tmp_path / "hybrid.npz"
     write_random_checkpoint(path, "R+ViT-Ti/16", image_size=(64, 96), num_classes=10, depth=3)
     found = load_checkpoint(path, image_size=(64, 96))

@@ -1,4 +1,5 @@
-"""The lowering with our own kernels: what onnxruntime computes by its model-local functions agrees with JAX, and what gets ranges."""
+"""The lowering with our own kernels: what onnxruntime computes by its model-local functions agrees with JAX, and what
+gets ranges."""
 
 import numpy as np
 import onnx
@@ -11,7 +12,15 @@ from vit_convert.core.errors import ExportError
 from vit_convert.core.onnx_file import open_session, run_session, save_onnx
 from vit_convert.export.exporter import export_model
 from vit_convert.export.passes.attention_plugin import fits_kernels
-from vit_convert.export.passes.fused_encoder import ADD_NORM, ATTENTION, DOMAIN, NORM, quantized_tensors, with_what_leads_to, write_in_fp16
+from vit_convert.export.passes.fused_encoder import (
+    ADD_NORM,
+    ATTENTION,
+    DOMAIN,
+    NORM,
+    quantized_tensors,
+    with_what_leads_to,
+    write_in_fp16,
+)
 from vit_convert.export.targets import lowering_named
 from vit_convert.families.vit.model import vit_model
 from vit_convert.quantize.activation_max import extremes
@@ -83,7 +92,8 @@ def test_in_half_precision_nothing_is_quantized(tmp_path):
     [(64, 197, True), (64, 577, True), (80, 257, True), (64, 807, False), (32, 50, False), (96, 50, False)],
 )
 def test_kernels_in_half_precision(head_size, tokens, there_is):
-    """Keys and values of one head, tokens padded to 16 and rows by eight halves: 592 · 2 · 144 bytes fit into 227 KiB, 816 do not."""
+    """Keys and values of one head, tokens padded to 16 and rows by eight halves: 592 · 2 · 144 bytes fit into 227 KiB,
+    816 do not."""
     assert fits_kernels(head_size, tokens) == there_is
 
 
@@ -95,7 +105,8 @@ def test_what_is_left_out_is_written_in_fp16(tmp_path):
     unranged = with_what_leads_to(model, [norm, activation])
     convolution = next(node for node in model.graph if node.op_type == "Conv" and node.outputs[0].name in unranged)
     between = unranged - {norm, activation}
-    assert convolution.outputs[0].name in between and between < {*other}  # the GELU and what fc1 gives, no other convolution's output
+    # the GELU and what fc1 gives, no other convolution's output
+    assert convolution.outputs[0].name in between and between < {*other}
     assert sum(node.op_type == "Conv" for node in model.graph if node.outputs[0].name in unranged) == 1
     write_in_fp16(model, [norm, activation])
     assert ir_value(model, norm).producer().attributes["quantized"].as_int() == 0

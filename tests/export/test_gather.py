@@ -16,8 +16,10 @@ ROLLED = """
     grid = Reshape (x, to_grid)
     a = Slice (grid, one, far, rows) b = Slice (grid, zero, one, rows) down = Concat <axis = 1> (a, b)
     c = Slice (down, one, far, columns) d = Slice (down, zero, one, columns) rolled = Concat <axis = 2> (c, d)
-    split = Reshape (rolled, to_split) turned = Transpose <perm = [0, 1, 3, 2, 4, 5]> (split) y = Reshape (turned, to_tokens)"""
-CONSTANTS = """int64[4] to_grid = {-1, 4, 4, 2}, int64[1] zero = {0}, int64[1] one = {1}, int64[1] far = {9}, int64[1] rows = {1},
+    split = Reshape (rolled, to_split) turned = Transpose <perm = [0, 1, 3, 2, 4, 5]> (split) y = Reshape (turned,
+    to_tokens)"""
+CONSTANTS = """int64[4] to_grid = {-1, 4, 4, 2}, int64[1] zero = {0}, int64[1] one = {1}, int64[1] far = {9},
+    int64[1] rows = {1},
     int64[1] columns = {2}, int64[6] to_split = {-1, 2, 2, 2, 2, 2}, int64[3] to_tokens = {-1, 16, 2}"""
 
 
@@ -42,8 +44,10 @@ def test_a_roll_into_windows():
 
 def test_neighbours_side_by_side():
     """As a Swin's merging: out of windows, then four tokens of a square beside one another."""
-    body = """windows = Reshape (x, to_split) back = Transpose <perm = [0, 1, 3, 2, 4, 5]> (windows) grid = Reshape (back, to_grid)
-        pairs = Reshape (grid, to_pairs) turned = Transpose <perm = [0, 1, 3, 4, 2, 5]> (pairs) y = Reshape (turned, to_merged)"""
+    body = """windows = Reshape (x, to_split) back = Transpose <perm = [0, 1, 3, 2, 4, 5]> (windows)
+    grid = Reshape (back, to_grid)
+        pairs = Reshape (grid, to_pairs) turned = Transpose <perm = [0, 1, 3, 4, 2, 5]> (pairs) y = Reshape (turned,
+        to_merged)"""
     constants = f"{CONSTANTS}, int64[6] to_pairs = {{-1, 2, 2, 2, 2, 2}}, int64[4] to_merged = {{-1, 2, 2, 8}}"
     assert moved(body, "n, 2, 2, 8", constants) == (1, ["Gather", "Reshape"])
 
@@ -69,8 +73,10 @@ def test_each_stop_has_its_own():
         # Images are mixed: of one image the order would look right.
         """t = Transpose <perm = [1, 0, 2]> (x) u = Concat <axis = 1> (t) y = Reshape (u, to_tokens)""",
         # Tokens are lost, and others are there twice.
-        """g = Reshape (x, to_grid) a = Slice (g, one, far, rows) b = Slice (g, zero, one, rows) c = Concat <axis = 1> (a, b)
-           d = Concat <axis = 1> (c, c) e = Slice (d, zero, four, rows) h = Concat <axis = 1> (e, d) y = Reshape (h, to_more)""",
+        """g = Reshape (x, to_grid) a = Slice (g, one, far, rows) b = Slice (g, zero, one, rows)
+        c = Concat <axis = 1> (a, b)
+           d = Concat <axis = 1> (c, c) e = Slice (d, zero, four, rows) h = Concat <axis = 1> (e, d) y = Reshape (h,
+           to_more)""",
     ],
 )
 def test_what_stays(body):
@@ -84,7 +90,8 @@ def test_what_stays(body):
 
 
 def test_a_swin(tmp_path):
-    """There and back in every shifted block, and the merging: 2 x (3 + 1) + 1, no Slice and no Concat left, every tap in its place."""
+    """There and back in every shifted block, and the merging: 2 x (3 + 1) + 1, no Slice and no Concat left, every tap
+    in its place."""
     report = export_model(model("swin"), tmp_path / "model.onnx", target=lowering_named("trt8", "gather"))
     assert report.taps == list(model("swin").taps)
     assert {rule["rule"]: rule["applied"] for rule in report.rules}["moves_to_gather"] == 9

@@ -11,7 +11,15 @@ from vit_convert.export.rules.rule import apply_rule
 
 CONSTANTS = ", ".join(
     f"float {name} = {{{value}}}"
-    for name, value in {"half": 0.5, "one": 1, "three": 3, "c": 0.044715, "s": 0.7978845608, "r": 1.41421356, "i": 0.70710678}.items()
+    for name, value in {
+        "half": 0.5,
+        "one": 1,
+        "three": 3,
+        "c": 0.044715,
+        "s": 0.7978845608,
+        "r": 1.41421356,
+        "i": 0.70710678,
+    }.items()
 )
 CUBES = ["xx = Mul (x, x) cube = Mul (xx, x)", "xx = Mul (x, x) cube = Mul (x, xx)", "cube = Pow (x, three)"]
 HALVES = [
@@ -29,7 +37,9 @@ def text(body: str) -> str:
 
 
 def tanh(cube: str = CUBES[0], half: str = HALVES[0], order: str = "x, cubic") -> str:
-    return text(f"{cube} cubic = Mul (c, cube) sum = Add ({order}) z = Mul (s, sum) t = Tanh (z) share = Add (one, t) {half}")
+    return text(
+        f"{cube} cubic = Mul (c, cube) sum = Add ({order}) z = Mul (s, sum) t = Tanh (z) share = Add (one, t) {half}"
+    )
 
 
 def erf(inner: str = "Div (x, r)", half: str = HALVES[0]) -> str:
@@ -119,7 +129,9 @@ def test_another_power_is_declined(rule):
 
 def test_constants_as_float16_rounds_them_are_declined():
     """They are 4e-5 and 1.5e-4 off, which shows in the logits; the spelling of float32 is 6e-8 off."""
-    assert "the cubic coefficient is 0.0447" in declined(tanh().replace("c = {0.044715}", "c = {0.04470825}"), TanhGelu())
+    assert "the cubic coefficient is 0.0447" in declined(
+        tanh().replace("c = {0.044715}", "c = {0.04470825}"), TanhGelu()
+    )
     assert "the inner scale is 0.7978" in declined(tanh().replace("s = {0.7978845608}", "s = {0.7978516}"), TanhGelu())
 
 
@@ -137,6 +149,8 @@ def test_quick_gelu_does_not_match():
     assert declined(text(body), ErfGelu()) == ""
 
 
-@pytest.mark.parametrize(("inner", "reason"), [("Div (x, one)", "the divisor is 1.0"), ("Mul (x, one)", "the inner scale is 1.0")])
+@pytest.mark.parametrize(
+    ("inner", "reason"), [("Div (x, one)", "the divisor is 1.0"), ("Mul (x, one)", "the inner scale is 1.0")]
+)
 def test_another_argument_of_erf_is_declined(inner, reason):
     assert reason in declined(erf(inner), ErfGelu())

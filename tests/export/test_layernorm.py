@@ -8,8 +8,14 @@ from export_graphs import declined, graph, ops, random_feeds, rewrite, run
 from vit_convert.export.rules import layernorm
 from vit_convert.export.rules.rule import apply_rule
 
-WEIGHTS = "float[4] scale = {1, 2, 3, 4}, float[4] bias = {0.1, 0.2, 0.3, 0.4}, float[4] ones = {1, 1, 1, 1}, float[4] zeros = {0, 0, 0, 0}"
-CONSTANTS = "float eps = {1e-6}, float zero = {0}, float one = {1}, float four = {4}, int64[1] last = {2}, int64[3] kept = {0, 3, 1}"
+WEIGHTS = (
+    "float[4] scale = {1, 2, 3, 4}, float[4] bias = {0.1, 0.2, 0.3, 0.4}, float[4] ones = {1, 1, 1, 1}, float[4] "
+    "zeros = {0, 0, 0, 0}"
+)
+CONSTANTS = (
+    "float eps = {1e-6}, float zero = {0}, float one = {1}, float four = {4}, int64[1] last = {2}, int64[3] kept "
+    "= {0, 3, 1}"
+)
 
 
 def text(body: str, output: str = "float[n, 3, 4] y") -> str:
@@ -25,7 +31,8 @@ def mean(value: str, opset: int, axis: int = 2, keepdims: int = 1) -> str:
 
 def fast_variance(opset: int, floor: str = "Max (raw, zero)") -> str:
     return f"""
-        m = {mean("x", opset)} square = Mul (x, x) second = {mean("square", opset)} mm = Mul (m, m) raw = Sub (second, mm)
+        m = {mean("x", opset)} square = Mul (x, x) second = {mean("square", opset)} mm = Mul (m, m)
+        raw = Sub (second, mm)
         v = {floor} shifted = Add (v, eps) deviation = Sub (x, m) root = Sqrt (shifted) y = Div (deviation, root)"""
 
 
@@ -53,11 +60,18 @@ def test_two_pass(opset):
 
 
 @pytest.mark.parametrize("opset", [17, 20])
-@pytest.mark.parametrize(("rule", "spelt"), [("FastVarianceLayerNorm", 0), ("TwoPassLayerNorm", 1), ("GuardedLayerNorm", 2)])
+@pytest.mark.parametrize(
+    ("rule", "spelt"), [("FastVarianceLayerNorm", 0), ("TwoPassLayerNorm", 1), ("GuardedLayerNorm", 2)]
+)
 def test_epsilon_and_the_spelling_of_the_last_axis(opset, rule, spelt):
     """An epsilon that shows, and the last axis counted from the end; a mean keeps its axis where nothing is said."""
     body = (fast_variance, two_pass, guarded)[spelt](opset).replace("[2]", "[-1]").replace(", keepdims = 1", "")
-    graph_text = text(body).replace("eps = {1e-6}", "eps = {0.1}").replace("last = {2}", "last = {-1}").replace("<keepdims = 1>", "")
+    graph_text = (
+        text(body)
+        .replace("eps = {1e-6}", "eps = {0.1}")
+        .replace("last = {2}", "last = {-1}")
+        .replace("<keepdims = 1>", "")
+    )
     model, count = rewrite(graph_text, getattr(layernorm, rule)(), opset, tolerance=1e-5)
     assert count.applied == 1
     assert model.graph[0].attributes["epsilon"].as_float() == pytest.approx(0.1)
@@ -72,12 +86,17 @@ def test_a_mean_that_drops_its_axis_is_declined():
 
 
 def test_a_width_that_is_not_known_is_declined():
-    assert declined(text(two_pass(17)).replace("n, 3, 4", "n, 3, m"), layernorm.TwoPassLayerNorm(), 17) == "the last axis is dynamic"
+    assert (
+        declined(text(two_pass(17)).replace("n, 3, 4", "n, 3, m"), layernorm.TwoPassLayerNorm(), 17)
+        == "the last axis is dynamic"
+    )
 
 
 def test_mean_over_another_axis_is_declined():
     middle = two_pass(17).replace("[2]", "[1]")
-    assert declined(text(middle), layernorm.TwoPassLayerNorm(), 17) == "the mean is over axes [1], not the last one of 3"
+    assert (
+        declined(text(middle), layernorm.TwoPassLayerNorm(), 17) == "the mean is over axes [1], not the last one of 3"
+    )
 
 
 @pytest.mark.parametrize("which", [1, 2])
@@ -98,14 +117,17 @@ def test_epsilon_that_is_computed_is_declined():
 
 
 def test_root_mean_square_norm_does_not_match():
-    body = f"square = Mul (x, x) v = {mean('square', 20)} shifted = Add (v, eps) root = Sqrt (shifted) y = Div (x, root)"
+    body = (
+        f"square = Mul (x, x) v = {mean('square', 20)} shifted = Add (v, eps) root = Sqrt (shifted) y = Div (x, root)"
+    )
     assert declined(text(body), layernorm.TwoPassLayerNorm()) == ""
 
 
 def guarded(opset: int) -> str:
     axes, last = ("<axes = [2], keepdims = 1>", "") if opset < 18 else ("<keepdims = 1>", ", last")
     return f"""
-        m = ReduceMean {axes} (x{last}) d = Sub (x, m) low = ReduceMin {axes} (x{last}) high = ReduceMax {axes} (x{last})
+        m = ReduceMean {axes} (x{last}) d = Sub (x, m) low = ReduceMin {axes} (x{last}) high = ReduceMax {axes}
+        (x{last})
         constant = Equal (low, high) delta = Sub (m, m) finite = Equal (delta, zero) both = And (constant, finite)
         stable = Where (both, zero, d) square = Mul (stable, stable) wide = Cast <to = 11> (square)
         wide_mean = ReduceMean {axes} (wide{last}) v = Cast <to = 1> (wide_mean)
@@ -128,8 +150,14 @@ def test_guard_that_yields_something_else_is_declined():
 @pytest.mark.parametrize("total", ["ReduceSum", "ReduceSumSquare"])
 @pytest.mark.parametrize("order", ["Reshape, Div", "Div, Reshape"])
 def test_mean_of_sum(opset, total, order):
-    reduction = "<axes = [2], keepdims = 0> (x)" if total == "ReduceSumSquare" and opset < 18 else "<keepdims = 0> (x, last)"
-    tail = "r = Reshape (s, kept) y = Div (r, four)" if order == "Reshape, Div" else "r = Div (s, four) y = Reshape (r, kept)"
+    reduction = (
+        "<axes = [2], keepdims = 0> (x)" if total == "ReduceSumSquare" and opset < 18 else "<keepdims = 0> (x, last)"
+    )
+    tail = (
+        "r = Reshape (s, kept) y = Div (r, four)"
+        if order == "Reshape, Div"
+        else "r = Div (s, four) y = Reshape (r, kept)"
+    )
     model, count = rewrite(text(f"s = {total} {reduction} {tail}", "float[n, 3, 1] y"), layernorm.MeanOfSum(), opset)
     assert count.applied == 1
     assert ops(model) == (["Mul", "ReduceMean"] if total == "ReduceSumSquare" else ["ReduceMean"])
@@ -140,7 +168,9 @@ def test_mean_of_sum(opset, total, order):
 def test_mean_of_sum_over_any_axis(opset, axis, kept, divisor):
     """By a scalar of any rank."""
     body = "s = ReduceSum <keepdims = 0> (x, last) r = Reshape (s, kept) y = Div (r, count)"
-    constants = f"float[1] count = {{{divisor}}}, int64[3] kept = {{{kept.replace('n', '0')}}}, int64[1] last = {{{axis}}}"
+    constants = (
+        f"float[1] count = {{{divisor}}}, int64[3] kept = {{{kept.replace('n', '0')}}}, int64[1] last = {{{axis}}}"
+    )
     graph_text = text(body, f"float[{kept}] y").replace(CONSTANTS, constants)
     if axis != -1:  # what remains of the sum is [n, 4], whose second axis a 0 would copy
         graph_text = graph_text.replace("{0, 1, 4}", "{-1, 1, 4}")
@@ -220,7 +250,9 @@ def test_bias_is_taken_in(total):
     assert model.graph[0].inputs[2].name == "bias"
 
 
-@pytest.mark.parametrize(("rule", "args", "last"), [("LayerNormScale", "ones, zeros", "Mul"), ("LayerNormBias", "scale, zeros", "Add")])
+@pytest.mark.parametrize(
+    ("rule", "args", "last"), [("LayerNormScale", "ones, zeros", "Mul"), ("LayerNormBias", "scale, zeros", "Add")]
+)
 def test_what_takes_in_a_scale_or_a_bias_keeps_epsilon(rule, args, last):
     norm = NORM.replace("1e-6", "0.1")
     model, count = rewrite(text(f"{norm} (x, {args}) y = {last} (n, bias)"), getattr(layernorm, rule)())
@@ -237,14 +269,20 @@ def test_a_bias_before_the_scale_is_declined():
         assert declined(text(f"{NORM} (x, {given}) y = {last}"), rule) == "the bias so far is not 0 everywhere"
 
 
-LEADING = "<float[1, 1, 4] wide = {1, 2, 3, 4}, float[3, 4] tall = {1,2,3,4, 1,2,3,4, 1,2,3,4}, float[1, 4, 1] turned = {1, 2, 3, 4}>"
+LEADING = (
+    "<float[1, 1, 4] wide = {1, 2, 3, 4}, float[3, 4] tall = {1,2,3,4, 1,2,3,4, 1,2,3,4}, float[1, 4, 1] turned "
+    "= {1, 2, 3, 4}>"
+)
 
 
 @pytest.mark.parametrize("before", [17, 20])
 def test_scale_and_bias_with_leading_axes_of_one(before):
     """As a broadcast leaves them, in a vision transformer that is written with [1, 1, width] parameters."""
     weights = f"<{WEIGHTS}, {LEADING[1:]}"
-    for rule, args, last in [(layernorm.LayerNormScale(), "ones, zeros", "Mul"), (layernorm.LayerNormBias(), "scale, zeros", "Add")]:
+    for rule, args, last in [
+        (layernorm.LayerNormScale(), "ones, zeros", "Mul"),
+        (layernorm.LayerNormBias(), "scale, zeros", "Add"),
+    ]:
         body = f"g (float[n, 3, 4] x) => (float[n, 3, 4] y) {weights} {{ {NORM} (x, {args}) y = {last} (n, wide) }}"
         model, count = rewrite(body, rule, before)
         assert count.applied == 1 and ops(model)[-1] == "LayerNormalization"
@@ -253,7 +291,9 @@ def test_scale_and_bias_with_leading_axes_of_one(before):
     assert "has shape ('1', '4', '1'), not ('4',)" in declined(square, layernorm.LayerNormBias(), before)
 
 
-@pytest.mark.parametrize(("rule", "last", "place"), [(layernorm.LayerNormScale(), "Mul", 1), (layernorm.LayerNormBias(), "Add", 2)])
+@pytest.mark.parametrize(
+    ("rule", "last", "place"), [(layernorm.LayerNormScale(), "Mul", 1), (layernorm.LayerNormBias(), "Add", 2)]
+)
 def test_scale_and_bias_that_are_constants_and_no_initializers(rule, last, place):
     """As an earlier rule leaves them: the value of a Constant node."""
     model = graph(text(f"{NORM} (x, {'ones' if last == 'Mul' else 'scale'}, zeros) y = {last} (n, bias)"))
@@ -270,16 +310,23 @@ def test_scale_and_bias_that_are_constants_and_no_initializers(rule, last, place
 
 def test_a_second_scale_is_declined():
     assert (
-        declined(text(f"{NORM} (x, scale, zeros) y = Mul (n, bias)"), layernorm.LayerNormScale()) == "the scale so far is not 1 everywhere"
+        declined(text(f"{NORM} (x, scale, zeros) y = Mul (n, bias)"), layernorm.LayerNormScale())
+        == "the scale so far is not 1 everywhere"
     )
 
 
 def test_scale_of_another_length_is_declined():
-    assert declined(text(f"{NORM} (x, ones, zeros) y = Mul (n, one)"), layernorm.LayerNormScale()) == "the scale has shape (), not ('4',)"
+    assert (
+        declined(text(f"{NORM} (x, ones, zeros) y = Mul (n, one)"), layernorm.LayerNormScale())
+        == "the scale has shape (), not ('4',)"
+    )
 
 
 def test_residual_is_not_taken_for_a_bias():
-    assert declined(text(f"{NORM} (x, scale, zeros) y = Add (n, x)"), layernorm.LayerNormBias()) == "the bias is not a weight"
+    assert (
+        declined(text(f"{NORM} (x, scale, zeros) y = Add (n, x)"), layernorm.LayerNormBias())
+        == "the bias is not a weight"
+    )
 
 
 @pytest.mark.parametrize(
@@ -292,7 +339,9 @@ def test_residual_is_not_taken_for_a_bias():
     ],
 )
 def test_primitives(attributes, epsilon):
-    model, count = rewrite(text(f"y = LayerNormalization {attributes} (x, scale, bias)"), layernorm.LayerNormToPrimitives(), 17)
+    model, count = rewrite(
+        text(f"y = LayerNormalization {attributes} (x, scale, bias)"), layernorm.LayerNormToPrimitives(), 17
+    )
     assert count.applied == 1
     assert ops(model) == ["ReduceMean", "Sub", "Mul", "ReduceMean", "Add", "Sqrt", "Div", "Mul", "Add"]
     assert model.graph[4].inputs[1].const_value.numpy() == pytest.approx(epsilon)
@@ -311,7 +360,8 @@ def test_primitives_only_for_the_last_axis():
 
 
 def test_large_mean_survives():
-    """What the fast variance cannot do: with a mean of 4096, E[x²] − E[x]² has lost the variance of 1 to float32 rounding."""
+    """What the fast variance cannot do: with a mean of 4096, E[x²] − E[x]² has lost the variance of 1 to float32
+    rounding."""
     model = graph(text(fast_variance(20)))
     feeds = {"x": random_feeds(model)["x"] + 4096}
     exact = feeds["x"].astype(np.float64)

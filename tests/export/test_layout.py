@@ -1,4 +1,5 @@
-"""MLPs as convolutions, on graphs of a few nodes: what takes the flat layout and what does not, and the numbers against NumPy."""
+"""MLPs as convolutions, on graphs of a few nodes: what takes the flat layout and what does not, and the numbers against
+NumPy."""
 
 import numpy as np
 import onnx_ir as ir
@@ -33,10 +34,25 @@ def test_a_block(count):
     operators = ops(model)
     assert operators.count("Conv") == 2 and operators.count("MatMul") == 6
     # the stream is made flat once and never back but for attention and the output
-    flat = [value for node in model.graph for value in node.outputs if len(value.shape) == 4 and tuple(value.shape)[2:] == (1, 1)]
-    assert {node.op_type for value in flat if (node := value.producer())} == {"Reshape", "LayerNormalization", "Conv", "Relu", "Add"}
+    flat = [
+        value
+        for node in model.graph
+        for value in node.outputs
+        if len(value.shape) == 4 and tuple(value.shape)[2:] == (1, 1)
+    ]
+    assert {node.op_type for value in flat if (node := value.producer())} == {
+        "Reshape",
+        "LayerNormalization",
+        "Conv",
+        "Relu",
+        "Add",
+    }
     assert all(value.shape[1] in (WIDTH, HIDDEN) and value.dtype == ir.DataType.FLOAT for value in flat)
-    sources = [node.inputs[0] for node in model.graph if node.op_type == "Reshape" and tuple(node.outputs[0].shape)[2:] == (1, 1)]
+    sources = [
+        node.inputs[0]
+        for node in model.graph
+        if node.op_type == "Reshape" and tuple(node.outputs[0].shape)[2:] == (1, 1)
+    ]
     assert len(sources) == len(set(sources))  # nothing is flattened twice
 
 
@@ -59,7 +75,10 @@ def test_outputs_keep_their_name_and_their_layout():
     hidden = f"float[n, {TOKENS}, {HIDDEN}] a"
     model = block(attention=False, outputs=f"float[n, {TOKENS}, {WIDTH}] y, {hidden}")
     assert flattened(model) == 1
-    assert [(value.name, tuple(value.shape)[1:]) for value in model.graph.outputs] == [("y", (TOKENS, WIDTH)), ("a", (TOKENS, HIDDEN))]
+    assert [(value.name, tuple(value.shape)[1:]) for value in model.graph.outputs] == [
+        ("y", (TOKENS, WIDTH)),
+        ("a", (TOKENS, HIDDEN)),
+    ]
     y, a = computed(model, random_block(), images())
     p = {word: random_block()[name] for word, name in NAMES.items()}
     expected = np.maximum(norm(images(), p["gamma"], p["beta"]) @ p["fc1"] + p["b1"], 0)
@@ -97,14 +116,18 @@ def test_a_bias_that_is_added_by_hand(which):
         (f"float[{HIDDEN}] b1", f"float[{TOKENS}, 1] b1"),
         ("s1 = Add (p1, b1)", "s1 = Mul (p1, b1)"),
         ("s1 = Add (p1, b1)", "s1 = Add (p1, p1)"),
-        ("s1 = Add (p1, b1) a = Relu (s1)", "q1 = Add (p1, b1) s1 = Relu (p1) a = Add (s1, q1)"),  # the product is read twice
+        # the product is read twice
+        ("s1 = Add (p1, b1) a = Relu (s1)", "q1 = Add (p1, b1) s1 = Relu (p1) a = Add (s1, q1)"),
         ("a = Relu (s1)", "s = Relu (s1) a = Mul (s, b1)"),  # a scale for each channel
         ("a = Relu (s1) p2 = MatMul (a, fc2)", "p2 = MatMul (s1, fc2)"),  # nothing between
         ("a = Relu (s1)", "a = Softmax <axis = -1> (s1)"),
         ("s2 = Add (p2, b2)", "s2 = Relu (p2)"),
         ("p1 = MatMul (n, fc1)", "nn = Relu (n) p1 = MatMul (nn, fc1)"),  # something behind the norm
         ("y = Add (s2, z)", "t = Add (s2, z) y = Add (t, n)"),  # the norm is read twice
-        ("n = LayerNormalization <axis = -1, epsilon = 0.1> (z, gamma, beta)", "gz = Mul (z, gamma) n = Add (gz, beta)"),
+        (
+            "n = LayerNormalization <axis = -1, epsilon = 0.1> (z, gamma, beta)",
+            "gz = Mul (z, gamma) n = Add (gz, beta)",
+        ),
         (f"float[n, {TOKENS}, {WIDTH}] z", f"float[n, m, {WIDTH}] z"),  # a number of tokens that is not known
     ],
 )
@@ -132,7 +155,9 @@ def test_activations_of_several_nodes_take_the_layout(activation):
 
 def test_a_gate_over_all_channels_is_no_elementwise_operator():
     """A scalar that is computed has no value to be known by: the layout ends there."""
-    model = block(attention=False, edit=("y = Add (s2, z)", "g = ReduceMean <axes = [1, 2], keepdims = 1> (s2) y = Add (s2, g)"))
+    model = block(
+        attention=False, edit=("y = Add (s2, z)", "g = ReduceMean <axes = [1, 2], keepdims = 1> (s2) y = Add (s2, g)")
+    )
     assert flattened(model) == 1
     p = {word: random_block()[name].astype(np.float64) for word, name in NAMES.items()}
     branch = np.maximum(norm(images(), p["gamma"], p["beta"]) @ p["fc1"] + p["b1"], 0) @ p["fc2"] + p["b2"]
@@ -140,7 +165,9 @@ def test_a_gate_over_all_channels_is_no_elementwise_operator():
 
 
 def test_a_norm_that_no_dense_layer_reads_keeps_its_layout():
-    model = block(attention=False, edit=("y = Add (s2, z)", "u = Add (s2, z) y = LayerNormalization <axis = -1> (u, gamma, beta)"))
+    model = block(
+        attention=False, edit=("y = Add (s2, z)", "u = Add (s2, z) y = LayerNormalization <axis = -1> (u, gamma, beta)")
+    )
     assert flattened(model) == 1
     norms = [node for node in model.graph if node.op_type == "LayerNormalization"]
     assert [len(node.outputs[0].shape) for node in norms] == [4, 3]

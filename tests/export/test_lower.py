@@ -1,4 +1,5 @@
-"""From a function to the graph of a target, on two blocks of a few operators: depth, taps, changes, and what is told of it."""
+"""From a function to the graph of a target, on two blocks of a few operators: depth, taps, changes, and what is told of
+it."""
 
 import dataclasses
 
@@ -22,7 +23,9 @@ IMAGES = np.random.default_rng(0).uniform(-1, 1, (2, 2, 2, 3)).astype(np.float32
 
 def params(depth: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(1)
-    shapes = {f"Transformer/encoderblock_{i}/kernel": (WIDTH, WIDTH) for i in range(depth)} | {"head/kernel": (WIDTH, 5)}
+    shapes = {f"Transformer/encoderblock_{i}/kernel": (WIDTH, WIDTH) for i in range(depth)} | {
+        "head/kernel": (WIDTH, 5)
+    }
     return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
 
 
@@ -70,8 +73,11 @@ def test_depth(depth, blocks, prune):
     results = values(graph, blocks)
     assert list(results) == ["logits"]
     np.testing.assert_allclose(results["logits"], expected["logits"], rtol=1e-5, atol=1e-5)
-    tokens = {value.name: value.shape[1] for node in graph.model.graph for value in node.outputs if value.name in graph.taps}
-    assert tokens[f"block_{blocks - 2:02d}"] == tokens[f"block_{blocks - 1:02d}"] == (1 if prune else TOKENS)  # nothing mixes tokens here
+    tokens = {
+        value.name: value.shape[1] for node in graph.model.graph for value in node.outputs if value.name in graph.taps
+    }
+    # nothing mixes tokens here
+    assert tokens[f"block_{blocks - 2:02d}"] == tokens[f"block_{blocks - 1:02d}"] == (1 if prune else TOKENS)
     assert ({rule.rule: rule.applied for rule in graph.rules}["prune_tokens"] > 0) is prune
 
 
@@ -103,7 +109,9 @@ def test_a_tap_that_a_substitution_swallowed_is_none():
         y = (x - mean) / jnp.sqrt(((x - mean) ** 2).mean(-1, keepdims=True) + 1e-6)
         return {"logits": y[:, 1] @ leaves["head/kernel"], "mean": mean, "normed": y}
 
-    graph = onnx_from_apply(normed, {"head/kernel": (3, 5)}, INPUTS, ["logits"], ["mean", "normed"], TARGETS["rtx"], prune=False)
+    graph = onnx_from_apply(
+        normed, {"head/kernel": (3, 5)}, INPUTS, ["logits"], ["mean", "normed"], TARGETS["rtx"], prune=False
+    )
     assert graph.taps == ["normed"]
 
 
@@ -111,18 +119,24 @@ def test_changes_come_in_order_before_the_names():
     seen = []
 
     def note(name):
-        return lambda model: seen.append((name, [node.name for node in model.graph], [value.name for value in model.graph.outputs]))
+        return lambda model: seen.append(
+            (name, [node.name for node in model.graph], [value.name for value in model.graph.outputs])
+        )
 
     last = dataclasses.replace(TARGETS["rtx"], finish=(counting("finish", seen, 3),), last=(counting("last", seen, 4),))
     shapes = {name: value.shape for name, value in params(2).items()}
-    graph = onnx_from_apply(apply, shapes, INPUTS, ["logits"], TAPS, last, stacks=stacks(2), changes=[note("a"), note("b")])
+    graph = onnx_from_apply(
+        apply, shapes, INPUTS, ["logits"], TAPS, last, stacks=stacks(2), changes=[note("a"), note("b")]
+    )
     assert [name for name, *_ in seen] == ["a", "b", "finish", "last"]
     assert all(outputs == ["logits"] for _, _, outputs in seen)
     named = [any(str(name).startswith("Transformer/encoderblock_0/") for name in names) for _, names, _ in seen]
     assert named == [False, False, False, True]
     counts = [(rule.rule, rule.applied) for rule in graph.rules]
     assert [name for name, _ in counts[:-3]] == [rule.__name__ for rule in TARGETS["rtx"].rules]
-    assert [name for name, _ in counts[-3:]] == ["prune_tokens", "finish", "last"] and [count for _, count in counts[-2:]] == [3, 4]
+    assert [name for name, _ in counts[-3:]] == ["prune_tokens", "finish", "last"] and [
+        count for _, count in counts[-2:]
+    ] == [3, 4]
 
 
 def counting(name, seen, count):
@@ -148,7 +162,9 @@ def test_what_was_traced_is_more():
 
 def test_what_taps_alone_read_does_not_keep_the_token_from_being_chosen():
     graph = lowered(taps=[*TAPS, "aside"])
-    tokens = {value.name: value.shape[1] for node in graph.model.graph for value in node.outputs if value.name in graph.taps}
+    tokens = {
+        value.name: value.shape[1] for node in graph.model.graph for value in node.outputs if value.name in graph.taps
+    }
     assert set(tokens.values()) == {1}
 
 
@@ -164,7 +180,9 @@ def spelt(body, shapes, target="rtx"):
 
 def normalized(x):
     """Written without a name for what is used twice."""
-    return (x - x.mean(-1, keepdims=True)) / jnp.sqrt(((x - x.mean(-1, keepdims=True)) ** 2).mean(-1, keepdims=True) + 1e-6)
+    return (x - x.mean(-1, keepdims=True)) / jnp.sqrt(
+        ((x - x.mean(-1, keepdims=True)) ** 2).mean(-1, keepdims=True) + 1e-6
+    )
 
 
 def test_what_is_computed_twice_matches_too():
@@ -175,7 +193,11 @@ def test_what_is_computed_twice_matches_too():
 
 def unread(model: ir.Model) -> list[str]:
     """The operators whose results nobody reads."""
-    return [node.op_type for node in model.graph if not any(value.uses() or value.is_graph_output() for value in node.outputs)]
+    return [
+        node.op_type
+        for node in model.graph
+        if not any(value.uses() or value.is_graph_output() for value in node.outputs)
+    ]
 
 
 def test_what_a_change_leaves_unread_goes_away():
@@ -189,7 +211,9 @@ def test_what_a_change_leaves_unread_goes_away():
 
     target = dataclasses.replace(TARGETS["rtx"], finish=(leave,), last=(leave,))
     shapes = {name: value.shape for name, value in params(2).items()}
-    graph = onnx_from_apply(apply, shapes, INPUTS, ["logits"], TAPS, target, changes=[lambda model: seen.append(unread(model))])
+    graph = onnx_from_apply(
+        apply, shapes, INPUTS, ["logits"], TAPS, target, changes=[lambda model: seen.append(unread(model))]
+    )
     assert seen == [[], [], []] and unread(graph.model) == []
 
 

@@ -1,4 +1,5 @@
-"""Names of nodes and values: after the parameter, else after the block, else after the operator; and what cleaning a graph leaves."""
+"""Names of nodes and values: after the parameter, else after the block, else after the operator; and what cleaning a
+graph leaves."""
 
 import numpy as np
 import onnx_ir as ir
@@ -11,7 +12,8 @@ from vit_convert.export.passes.name_nodes import name_nodes
 from vit_convert.export.weights import Weight, replace_weight, weight_of
 
 STACKS = (Stack("Transformer/encoderblock_{}/", 2),)
-# Two blocks between an embedding and a head; `e` is the stream that enters block 0, and what is before its norm belongs to nobody.
+# Two blocks between an embedding and a head; `e` is the stream that enters block 0, and what is before its norm belongs
+# to nobody.
 NAMES = {
     "k": "embedding/kernel",
     "g0": "Transformer/encoderblock_0/LayerNorm_0/scale",
@@ -20,11 +22,13 @@ NAMES = {
     "t": "pos_embedding",
     "h": "head/kernel",
 }
-BLOCKS = """g (float[n, 4] x, float[4, 4] k, float[4] t, float[4] g0, float[4, 4] w0, float[4, 4] w1, float[4, 2] h) => (float[n, 2] y)
+BLOCKS = """g (float[n, 4] x, float[4, 4] k, float[4] t, float[4] g0, float[4, 4] w0, float[4, 4] w1, float[4, 2] h)
+    => (float[n, 2] y)
     <float half = {0.5}, float quarter = {0.25}> {
     p = MatMul (x, k) e = Add (p, t)
     n = Mul (e, half) m = Mul (n, g0) a = MatMul (m, w0) r = Relu (a) block_00 = Add (r, e)
-    c = MatMul (block_00, w1) d = Mul (c, quarter) s, u = Split <axis = 1, num_outputs = 2> (d) v = Concat <axis = 1> (u, s)
+    c = MatMul (block_00, w1) d = Mul (c, quarter) s, u = Split <axis = 1, num_outputs = 2> (d)
+    v = Concat <axis = 1> (u, s)
     block_01 = Add (v, block_00)
     i = Relu (block_01) y = MatMul (i, h) }"""
 
@@ -65,7 +69,14 @@ def test_nodes_and_values():
 def test_without_taps_parameters_alone_give_names():
     model = named(taps=())
     names = [node.name for node in model.graph]
-    assert names[:6] == ["embedding/MatMul", "Add", "Mul", f"{BLOCK_0}/LayerNorm_0/Mul", f"{BLOCK_0}/Dense_0/MatMul", "Relu"]
+    assert names[:6] == [
+        "embedding/MatMul",
+        "Add",
+        "Mul",
+        f"{BLOCK_0}/LayerNorm_0/Mul",
+        f"{BLOCK_0}/Dense_0/MatMul",
+        "Relu",
+    ]
     assert "block_00" not in {value.name for node in model.graph for value in node.outputs}  # it is nobody's tap
 
 
@@ -82,10 +93,13 @@ def test_equal_names_are_numbered():
 
 
 def test_a_block_whose_parameters_come_first_begins_with_them():
-    """Nothing stands between the stream and the first product; two nodes that share the stream do not end the embedding."""
+    """Nothing stands between the stream and the first product; two nodes that share the stream do not end the
+    embedding."""
     model = named(("n = Mul (e, half) m = Mul (n, g0)", "m = Mul (e, g0)"))
     assert [node.name for node in model.graph][1:3] == ["Add", f"{BLOCK_0}/LayerNorm_0/Mul"]
-    model = named(("n = Mul (e, half) m = Mul (n, g0)", "n1 = Mul (e, half) n2 = Exp (e) n = Sub (n1, n2) m = Mul (n, g0)"))
+    model = named(
+        ("n = Mul (e, half) m = Mul (n, g0)", "n1 = Mul (e, half) n2 = Exp (e) n = Sub (n1, n2) m = Mul (n, g0)")
+    )
     assert [node.name for node in model.graph][1:5] == ["Add", f"{BLOCK_0}/Mul", f"{BLOCK_0}/Exp", f"{BLOCK_0}/Sub"]
 
 
@@ -93,7 +107,9 @@ def test_where_the_images_are_read_within_the_block_no_value_alone_carries_the_s
     """Nothing tells where the embedding ends: what has no parameter counts as the block's."""
     model = named(("p = MatMul (x, k) e = Add (p, t)", "q = Relu (x) p = MatMul (q, k) e = Add (p, t)"))
     assert [node.name for node in model.graph][:3] == ["Relu", "embedding/MatMul", "Add"]
-    text = BLOCKS.replace("p = MatMul (x, k)", "q = Relu (x) p = MatMul (q, k)").replace("r = Relu (a)", "r = Add (a, x)")
+    text = BLOCKS.replace("p = MatMul (x, k)", "q = Relu (x) p = MatMul (q, k)").replace(
+        "r = Relu (a)", "r = Add (a, x)"
+    )
     model = described(text, *NAMES, names=NAMES)
     name_nodes(model, ["block_00", "block_01"], STACKS)
     assert [node.name for node in model.graph][:3] == [f"{BLOCK_0}/Relu", "embedding/MatMul", f"{BLOCK_0}/Add"]
@@ -112,7 +128,11 @@ def test_weights_of_several_parameters_belong_to_what_is_around_them():
     """Queries, keys and values in one: the attention, not the query."""
     model = described(BLOCKS, *NAMES, names={**NAMES, "w0": f"{BLOCK_0}/attention/query/kernel"})
     old = model.graph.initializers[f"{BLOCK_0}/attention/query/kernel"]
-    merged = Weight(tuple(f"{BLOCK_0}/attention/{part}/kernel" for part in ("query", "key", "value")), (4, 4), lambda *parts: parts[0])
+    merged = Weight(
+        tuple(f"{BLOCK_0}/attention/{part}/kernel" for part in ("query", "key", "value")),
+        (4, 4),
+        lambda *parts: parts[0],
+    )
     product = next(node for node in model.graph if old in node.inputs)
     product.replace_input_with(1, replace_weight(model.graph, old, merged))
     name_nodes(model, ["block_00", "block_01"], STACKS)
@@ -134,19 +154,24 @@ def test_weights_of_several_parameters_belong_to_what_is_around_them():
     ],
 )
 def test_what_serves_no_purpose_goes_away(body, left):
-    model = ir.from_onnx_text(f'<ir_version: 8, opset_import: ["" : 20, "unused" : 1]> g (float[n, 4] x) => (float[n, 4] y) {{ {body} }}')
+    model = ir.from_onnx_text(
+        f'<ir_version: 8, opset_import: ["" : 20, "unused" : 1]> g (float[n, 4] x) => (float[n, 4] y) {{ {body} }}'
+    )
     clean(model)
     assert ops(model) == left
     assert set(model.graph.opset_imports) == {""}
     assert all(
-        value.shape is not None and [str(dim) for dim in value.shape] == ["n", "4"] for node in model.graph for value in node.outputs
+        value.shape is not None and [str(dim) for dim in value.shape] == ["n", "4"]
+        for node in model.graph
+        for value in node.outputs
     )
 
 
 def test_a_constant_without_numbers_is_one_too():
     """The shape of a single number."""
     model = ir.from_onnx_text(
-        '<ir_version: 8, opset_import: ["" : 20]> g (float[1] x) => (float y) { c = Constant <value = int64[0] {}> () y = Reshape (x, c) }'
+        '<ir_version: 8, opset_import: ["" : 20]> g (float[1] x) => (float y) { c = Constant <value = int64[0] {}> '
+        "() y = Reshape (x, c) }"
     )
     clean(model)
     assert ops(model) == ["Reshape"] and model.graph[0].inputs[1].is_initializer()
@@ -170,7 +195,10 @@ def test_equal_constants_are_one():
     ],
 )
 def test_constants_stand_on_the_right(operator, operands, expected):
-    model = graph(f"g (float[n] x, float[n] z) => (float[m] y) <float two = {{2}}, float three = {{3}}> {{ y = {operator} ({operands}) }}")
+    model = graph(
+        f"g (float[n] x, float[n] z) => (float[m] y) <float two = {{2}}, float three = {{3}}> {{ y = {operator} "
+        f"({operands}) }}"
+    )
     assert [value.name for value in model.graph[0].inputs] == expected
 
 

@@ -1,4 +1,5 @@
-"""The lowering with TensorRT's attention plugin: what onnxruntime computes by its model-local function agrees with JAX."""
+"""The lowering with TensorRT's attention plugin: what onnxruntime computes by its model-local function agrees with
+JAX."""
 
 import ml_collections
 import numpy as np
@@ -46,7 +47,8 @@ def test_agrees_with_jax(tmp_path, pool):
     expected, session = model.run(images)[model.output], open_session(tmp_path / "model.onnx")
     for batch in (1, 3, 5):
         got = run_session(session, images[:batch], [model.output])[model.output]
-        # As for every graph in fp32; a wrong order of heads, scale or end of a sequence gives errors of the output's own size.
+        # As for every graph in fp32; a wrong order of heads, scale or end of a sequence gives errors of the output's
+        # own size.
         assert compare(expected[:batch], got).max_rel < 1e-4
 
 
@@ -74,7 +76,9 @@ def test_ends_of_the_sequences(tmp_path):
     session = open_session(tmp_path / "model.onnx", [ends])
     for batch in (1, 4):
         got = run_session(session, random_images(arch)[:batch], [ends])[ends]
-        assert got.dtype == np.int32 and got.tolist() == [(arch.grid[0] * arch.grid[1] + 1) * i for i in range(batch + 1)]
+        assert got.dtype == np.int32 and got.tolist() == [
+            (arch.grid[0] * arch.grid[1] + 1) * i for i in range(batch + 1)
+        ]
 
 
 def test_heads_without_a_kernel_are_refused(tmp_path):
@@ -121,7 +125,8 @@ def test_export_advises_it_where_it_fits(tmp_path, variant, asked, expected):
 
 
 def test_attentions_over_different_numbers_of_tokens(tmp_path):
-    """Each number of tokens has sequences of its own: with those of the first attention the second read other images' tokens."""
+    """Each number of tokens has sequences of its own: with those of the first attention the second read other images'
+    tokens."""
     small, large = (arch_with_heads_of(64, pool="gap", patch_size=patch, depth=2) for patch in (16, 8))
     params = {"small": random_params(small), "large": random_params(large)}
 

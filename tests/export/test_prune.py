@@ -1,4 +1,5 @@
-"""The pooled token's way, on graphs small enough to be read: what may be computed for one token alone, and what may not."""
+"""The pooled token's way, on graphs small enough to be read: what may be computed for one token alone, and what may
+not."""
 
 import numpy as np
 import onnx_ir as ir
@@ -14,10 +15,13 @@ def numbers(count: int, factor: int = 1) -> str:
 
 
 WEIGHTS = f"""
-    float[8, 8] w = {numbers(64)}, float[8, 8] k = {numbers(64, 2)}, float[8, 8] v = {numbers(64, 3)}, float[4, 4] f = {numbers(16, 5)},
-    float[8] b = {numbers(8)}, float[1, 4, 8] table = {numbers(32)}, float[1, 1, 8] first = {numbers(8, 3)}, float scale = {{0.5}},
+    float[8, 8] w = {numbers(64)}, float[8, 8] k = {numbers(64, 2)}, float[8, 8] v = {numbers(64, 3)}, float[4,
+    4] f = {numbers(16, 5)},
+    float[8] b = {numbers(8)}, float[1, 4, 8] table = {numbers(32)}, float[1, 1, 8] first = {numbers(8, 3)},
+    float scale = {{0.5}},
     float[4, 8] all = {numbers(32, 2)}, int64[1] vector_one = {{1}}, int64[2] vectors = {{0, 1}}, int64[1] last = {{2}},
-    int64[1] negative = {{-1}}, int64 zero = {{0}}, int64 two = {{2}}, int64[1] vector = {{0}}, int64[4] split = {{0, 4, 2, 4}},
+    int64[1] negative = {{-1}}, int64 zero = {{0}}, int64 two = {{2}}, int64[1] vector = {{0}},
+    int64[4] split = {{0, 4, 2, 4}},
     int64[3] merge = {{0, 4, 8}}"""
 
 
@@ -45,7 +49,8 @@ def tokens_of(model: ir.Model, op_type: str) -> list[int]:
 @pytest.mark.parametrize("index", ["zero", "two"])
 def test_the_token_is_taken_before_what_works_on_each_by_itself(index):
     body = f"""
-        n = LayerNormalization <axis = -1, epsilon = 1e-6, stash_type = 1> (x, b, b) h = MatMul (n, w) s = Add (h, b) r = Relu (s)
+        n = LayerNormalization <axis = -1, epsilon = 1e-6, stash_type = 1> (x, b, b) h = MatMul (n, w) s = Add (h,
+        b) r = Relu (s)
         t = Add (r, x) y = Gather <axis = 1> (t, {index})"""
     model, count = pruned(body)
     assert count == 5
@@ -77,10 +82,12 @@ ATTENTION = """
 def test_only_keys_and_values_of_all_tokens_are_computed(scores):
     model, count = pruned(ATTENTION.replace("SCORES", scores).replace("BETWEEN", "").replace("ob", "ot"))
     projections = [node for node in model.graph if node.op_type == "MatMul" and node.inputs[1].name in {*"wkv"}]
-    assert sorted(node.outputs[0].shape[1] for node in projections) == [1, 1, 4, 4]  # queries and the output projection of one token
+    # queries and the output projection of one token
+    assert sorted(node.outputs[0].shape[1] for node in projections) == [1, 1, 4, 4]
     assert all(node.outputs[0].shape[2] == 1 for node in model.graph if node.op_type == "Softmax")
     assert count >= 10
-    # with one token, swapping heads and tokens moves nothing: the two that are left are those of the keys and of the values
+    # with one token, swapping heads and tokens moves nothing: the two that are left are those of the keys and of the
+    # values
     assert sorted(node.attributes["perm"].as_ints()[2] for node in model.graph if node.op_type == "Transpose") == [1, 3]
 
 
@@ -91,7 +98,9 @@ def test_a_transpose_that_no_reshape_follows_stays():
 
 
 def test_heads_that_are_split_and_merged_without_a_transpose():
-    model, count = pruned("h = MatMul (x, w) r = Reshape (h, split) s = Neg (r) m = Reshape (s, merge) y = Gather <axis = 1> (m, two)")
+    model, count = pruned(
+        "h = MatMul (x, w) r = Reshape (h, split) s = Neg (r) m = Reshape (s, merge) y = Gather <axis = 1> (m, two)"
+    )
     assert count == 4 and tokens_of(model, "MatMul") == tokens_of(model, "Neg") == [1]
 
 
@@ -101,13 +110,17 @@ def test_heads_that_are_split_and_merged_without_a_transpose():
         ("h = MatMul (x, w) y = Gather <axis = 2> (h, zero)", "float[n, 4] y"),  # a channel
         ("h = MatMul (x, w) y = Gather <axis = 0> (h, zero)", "float[4, 8] y"),  # an image
         ("h = MatMul (x, w) y = Gather <axis = 1> (h, vector)", "float[n, 1, 8] y"),  # keeps the axis
-        ("h = ReduceMean <keepdims = 1> (x, vector_one) r = Relu (h) y = Gather <axis = 1> (r, zero)", "float[n, 8] y"),  # one as it is
+        # one as it is
+        ("h = ReduceMean <keepdims = 1> (x, vector_one) r = Relu (h) y = Gather <axis = 1> (r, zero)", "float[n, 8] y"),
         ("h = ReduceMean <keepdims = 0> (x, vector_one) y = Relu (h)", "float[n, 8] y"),  # no choice at all
         ("h = Softmax <axis = 1> (x) y = Gather <axis = 1> (h, zero)", "float[n, 8] y"),  # over the tokens
         ("h = Softmax <axis = 1> (x) y = Gather <axis = 1> (h, two)", "float[n, 8] y"),
         ("h = LayerNormalization <axis = 1> (x, all, all) y = Gather <axis = 1> (h, zero)", "float[n, 8] y"),
         ("h = Add (x, table) y = Gather <axis = 1> (h, two)", "float[n, 8] y"),  # a row for each token
-        ("m = ReduceMean <keepdims = 1> (x, vector_one) h = Sub (x, m) y = Gather <axis = 1> (h, two)", "float[n, 8] y"),
+        (
+            "m = ReduceMean <keepdims = 1> (x, vector_one) h = Sub (x, m) y = Gather <axis = 1> (h, two)",
+            "float[n, 8] y",
+        ),
         ("y = Gather <axis = 1> (x, zero)", "float[n, 8] y"),  # nothing before it
     ],
 )
@@ -120,7 +133,9 @@ def test_what_is_left_alone(body, outputs):
 
 def test_what_others_read_is_computed_for_all_tokens():
     """A tap, a second output and a reader that mixes tokens each need the whole tensor."""
-    model, count = pruned("h = MatMul (x, w) s = Add (h, b) y = Gather <axis = 1> (s, zero)", "float[n, 8] y, float[n, 4, 8] h")
+    model, count = pruned(
+        "h = MatMul (x, w) s = Add (h, b) y = Gather <axis = 1> (s, zero)", "float[n, 8] y, float[n, 4, 8] h"
+    )
     assert count == 1 and tokens_of(model, "MatMul") == [4] and tokens_of(model, "Add") == [1]
     body = "h = MatMul (x, w) t = Transpose <perm = [0, 2, 1]> (h) s = Add (h, b) y = Gather <axis = 1> (s, zero)"
     model, count = pruned(body, "float[n, 8] y, float[n, 8, 4] t")
@@ -161,7 +176,9 @@ POOLS = "h = MatMul (x, w) s = Add (h, b) y = Gather <axis = 1> (s, {index})"
 @pytest.mark.parametrize("asked", ["from the beginning", "from the end", "any"])
 def test_any_token_may_be_pooled(index, place, asked):
     """Text towers pool their last token; the index counts from either end, in the graph and in what is asked for."""
-    body = text(POOLS.format(index=index)).replace("int64 zero", "int64 last_but_one = {-2}, int64 end = {-1}, int64 zero")
+    body = text(POOLS.format(index=index)).replace(
+        "int64 zero", "int64 last_but_one = {-2}, int64 end = {-1}, int64 zero"
+    )
     model = graph(body)
     feeds = random_feeds(model)
     (before,) = run(model, feeds)

@@ -1,4 +1,5 @@
-"""What every rule relies on: constants, shapes and axes as a graph spells them, and the count of what was rewritten and why not."""
+"""What every rule relies on: constants, shapes and axes as a graph spells them, and the count of what was rewritten and
+why not."""
 
 from typing import Any
 
@@ -40,12 +41,16 @@ def test_what_is_no_single_number(value):
         require_scalar(value, 1.0, "it")
 
 
-@pytest.mark.parametrize(("got", "expected"), [(0.7978846, 0.7978845608), (-1.702, -1.702), (0.0, 0.0), (1e-31, 0.0), (2.00001, 2.0)])
+@pytest.mark.parametrize(
+    ("got", "expected"), [(0.7978846, 0.7978845608), (-1.702, -1.702), (0.0, 0.0), (1e-31, 0.0), (2.00001, 2.0)]
+)
 def test_constants_up_to_their_spelling(got, expected):
     require_scalar(constant(got), expected, "it")
 
 
-@pytest.mark.parametrize(("got", "expected"), [(0.798, 0.7978845608), (1.702, -1.702), (1e-12, 0.0), (0.0, 1e-6), (2.0002, 2.0)])
+@pytest.mark.parametrize(
+    ("got", "expected"), [(0.798, 0.7978845608), (1.702, -1.702), (1e-12, 0.0), (0.0, 1e-6), (2.0002, 2.0)]
+)
 def test_constants_that_are_others(got, expected):
     """An epsilon of 1e-12 is no zero, and none is no epsilon: only the spelling of float32 is forgiven."""
     with pytest.raises(Decline, match=r"^it is .*, not "):
@@ -59,7 +64,11 @@ def test_shapes():
 
 
 def made(text: str, opset: int) -> ir.Value:
-    return graph(f"g (float[n, 4, 6] x, int64[1] given) => (y) <int64[2] axes = {{1, -1}}> {{ {text} }}", opset).graph[-1].outputs[0]
+    return (
+        graph(f"g (float[n, 4, 6] x, int64[1] given) => (y) <int64[2] axes = {{1, -1}}> {{ {text} }}", opset)
+        .graph[-1]
+        .outputs[0]
+    )
 
 
 def test_axes_as_attribute_as_input_and_not_known():
@@ -95,7 +104,9 @@ def test_permutations():
 )
 def test_target_of_a_reshape(source, target, expected):
     """A size is copied (0) where both have it in one place, and one may be left to be found (-1)."""
-    source, target = ([ir.SymbolicDim(dim) if not isinstance(dim, int) else dim for dim in shape] for shape in (source, target))
+    source, target = (
+        [ir.SymbolicDim(dim) if not isinstance(dim, int) else dim for dim in shape] for shape in (source, target)
+    )
     if expected is None:
         with pytest.raises(Decline, match=r"has more than one dynamic dimension that .* has not"):
             reshape_target(source, target)
@@ -124,7 +135,8 @@ class Halved(Rule):
         return op.Neg(x)
 
 
-HALVES = """g (float[n] x, float[n] mismatched) => (float[n] a, float[n] b, float[n] c, float[n] d, float[n] e, float[n] f)
+HALVES = """g (float[n] x, float[n] mismatched) => (float[n] a, float[n] b, float[n] c, float[n] d, float[n] e,
+    float[n] f)
     <float half = {0.5}, float more = {0.75}, float quarter = {0.25}> {
     a = Mul (x, half) b = Div (x, half) c = Mul (x, more) d = Div (x, quarter) s = Abs (x) e = Mul (s, more)
     f = Mul (mismatched, quarter) }"""

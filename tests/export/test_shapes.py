@@ -1,4 +1,5 @@
-"""Shape noise: constant shapes, one token without a transpose, the class token, reductions before opset 18, known conditions."""
+"""Shape noise: constant shapes, one token without a transpose, the class token, reductions before opset 18, known
+conditions."""
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ from vit_convert.export.rules.reshape import ConstantReshape, NoDropout, TileToE
 from vit_convert.export.rules.rule import apply_rule
 from vit_convert.export.rules.select import ConstantWhere
 
-COMPUTED = """g (float[n, 4, 6] x) => (float[n, 4, 2, 3] y) <int64[1] zero = {0}, int64[1] two = {2}, int64[2] tail = {2, 3}> {
+COMPUTED = """g (float[n, 4, 6] x) => (float[n, 4, 2, 3] y) <int64[1] zero = {0}, int64[1] two = {2},
+    int64[2] tail = {2, 3}> {
     s = Shape (x) lead = Slice (s, zero, two) shape = Concat <axis = 0> (lead, tail) y = Reshape (x, shape) }"""
 
 
@@ -32,7 +34,10 @@ def test_two_dynamic_axes_that_move_are_declined():
     assert "more than one dynamic dimension" in declined(text, ConstantReshape())
 
 
-GATHER = "g (float[n, 4, 6] x) => (float[OUT] y) <INDEX> { t = Transpose <perm = [PERM]> (x) y = Gather <axis = 0> (t, index) }"
+GATHER = (
+    "g (float[n, 4, 6] x) => (float[OUT] y) <INDEX> { t = Transpose <perm = [PERM]> (x) y = Gather <axis = 0> "
+    "(t, index) }"
+)
 
 
 @pytest.mark.parametrize("opset", [17, 20])
@@ -54,7 +59,9 @@ def test_one_token_without_a_transpose(opset):
     ],
 )
 def test_other_gathers_are_declined(output, index, perm, reason):
-    assert declined(GATHER.replace("OUT", output).replace("INDEX", index).replace("PERM", perm), TokenGather()) == reason
+    assert (
+        declined(GATHER.replace("OUT", output).replace("INDEX", index).replace("PERM", perm), TokenGather()) == reason
+    )
 
 
 def test_a_transpose_that_says_nothing_turns_all_axes():
@@ -77,7 +84,8 @@ def test_a_swap_behind_which_other_axes_move_is_declined():
 
 TILE = """g (float[n, 4, 3] x) => (float[n, 1, 3] y)
     <float[1, 1, 3] token = {1, 2, 3}, int64[1] zero = {0}, int64[1] one = {1}, int64[1] two = {2}> {
-    s = Shape (x) batch = Gather <axis = 0> (s, zero) repeats = Concat <axis = 0> (batch, one, one) y = Tile (token, repeats) }"""
+    s = Shape (x) batch = Gather <axis = 0> (s, zero) repeats = Concat <axis = 0> (batch, one, one) y = Tile (token,
+    repeats) }"""
 
 
 @pytest.mark.parametrize("opset", [17, 20])
@@ -138,9 +146,11 @@ REDUCED = "g (float[n, 4, 6] x) => (float[OUT] y) <int64[COUNT] axes = {AXES}> {
 
 
 @pytest.mark.parametrize(("axes", "over"), [("1", (1,)), ("-1", (2,)), ("1, 2", (1, 2))])
-@pytest.mark.parametrize(("kept", "keepdims"), [("<keepdims = 0>", False), ("<keepdims = 1>", True), ("", True)])  # 1 is ONNX's default
+# 1 is ONNX's default
+@pytest.mark.parametrize(("kept", "keepdims"), [("<keepdims = 0>", False), ("<keepdims = 1>", True), ("", True)])
 def test_axes_become_an_attribute_before_opset_18(axes, over, kept, keepdims):
-    """jax2onnx writes opset 18's form whatever opset is asked for; onnxruntime refuses it, so NumPy says what is right."""
+    """jax2onnx writes opset 18's form whatever opset is asked for; onnxruntime refuses it, so NumPy says what is
+    right."""
     x = np.random.default_rng(0).standard_normal((3, 4, 6)).astype(np.float32)
     expected = x.mean(over, keepdims=keepdims)
     text = REDUCED.replace("OUT", ", ".join(["n", *map(str, expected.shape[1:])])).replace("COUNT", str(len(over)))
@@ -148,7 +158,8 @@ def test_axes_become_an_attribute_before_opset_18(axes, over, kept, keepdims):
     assert apply_rule(ReduceAxesToAttribute(), model).applied == 1
     assert model.graph[0].attributes["axes"].as_ints() == tuple(map(int, axes.split(",")))
     got = run(model, {"x": x})[0]
-    assert got.shape == expected.shape and abs(got - expected).max() < 1e-6  # float32 rounding of a mean of 24 numbers of order 1
+    # float32 rounding of a mean of 24 numbers of order 1
+    assert got.shape == expected.shape and abs(got - expected).max() < 1e-6
 
 
 @pytest.mark.parametrize("opset", [18, 20])

@@ -13,7 +13,8 @@ def sliced(starts, end, output, *, x="n, 5, 4", steps="1, 1, 1"):
     return f"""g (float[{x}] x) => (float[{output}] y)
         <int64[3] starts = {{{starts}}}, int64[1] end = {{{end}}}, int64[1] width = {{4}}, int64[1] zero = {{0}},
         int64[3] axes = {{0, 1, 2}}, int64[3] steps = {{{steps}}}> {{
-        s = Shape (x) batch = Gather (s, zero) ends = Concat <axis = 0> (batch, end, width) y = Slice (x, starts, ends, axes, steps) }}"""
+        s = Shape (x) batch = Gather (s, zero) ends = Concat <axis = 0> (batch, end, width) y = Slice (x, starts,
+        ends, axes, steps) }}"""
 
 
 @pytest.mark.parametrize("opset", [17, 20])

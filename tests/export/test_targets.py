@@ -1,4 +1,5 @@
-"""What each TensorRT is given: its opset, its substitutions, and the names by which its further lowerings are asked for."""
+"""What each TensorRT is given: its opset, its substitutions, and the names by which its further lowerings are asked
+for."""
 
 import pytest
 
@@ -25,7 +26,9 @@ def test_opsets_and_budgets():
 
 def test_what_each_writes():
     for name in ("trt10", "trt11", "rtx"):
-        assert names(TARGETS[name])[-2:] == ["TanhGelu", "ErfGelu"] and "ReduceAxesToAttribute" not in names(TARGETS[name])
+        assert names(TARGETS[name])[-2:] == ["TanhGelu", "ErfGelu"] and "ReduceAxesToAttribute" not in names(
+            TARGETS[name]
+        )
         assert TARGETS[name].finish == TARGETS[name].last == ()
     finish = {name: [change.__name__ for change in target.finish] for name, target in LOWERINGS["trt8"].items()}
     own = ["fold_scale", "patch_to_matmul", "mlps_to_convolutions"]
@@ -55,14 +58,17 @@ def test_what_each_writes():
 def test_by_name(name):
     assert target_named(name) is target_named(name=name) is TARGETS[name]
     dynamic = target_named(name, dynamic=True)
-    assert dynamic is (LOWERINGS["trt8"]["matmul"] if name == "trt8" else TARGETS[name])  # no convolution over a fixed number of tokens
+    # no convolution over a fixed number of tokens
+    assert dynamic is (LOWERINGS["trt8"]["matmul"] if name == "trt8" else TARGETS[name])
 
 
 def test_names_that_nothing_has():
     with pytest.raises(UsageError, match="Did you mean trt10"):
         target_named("trt-10")
     with pytest.raises(
-        UsageError, match=r"lowering 'plugins': target trt8 has plugin, kernels, fused, matmul, primitives, gather\.  ?Did you mean plugin"
+        UsageError,
+        match=r"lowering 'plugins': target trt8 has plugin, kernels, fused, matmul, primitives, gather\.  ?Did you "
+        r"mean plugin",
     ):
         lowering_named("trt8", "plugins")
     with pytest.raises(UsageError, match="lowering 'plugin': target rtx has only its own") as caught:

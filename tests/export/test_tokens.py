@@ -1,4 +1,5 @@
-"""MLPs as convolutions over tokens [batch · tokens, width, 1, 1]: the form, where it ends, and that the numbers stay JAX's."""
+"""MLPs as convolutions over tokens [batch · tokens, width, 1, 1]: the form, where it ends, and that the numbers stay
+JAX's."""
 
 import collections
 
@@ -48,8 +49,12 @@ def test_form_of_a_block(tmp_path, pool, depth):
     assert len(blocks) == depth
     for number, nodes in enumerate(blocks):
         scope = f"Transformer/encoderblock_{number}"
-        products = [node.inputs[1].name for node in nodes if node.op_type == "MatMul" and node.inputs[1].is_initializer()]
-        assert products == [f"{scope}/MultiHeadDotProductAttention_0/{part}/kernel" for part in ("query", "key", "value", "out")]
+        products = [
+            node.inputs[1].name for node in nodes if node.op_type == "MatMul" and node.inputs[1].is_initializer()
+        ]
+        assert products == [
+            f"{scope}/MultiHeadDotProductAttention_0/{part}/kernel" for part in ("query", "key", "value", "out")
+        ]
         layers = convolutions(nodes)
         assert [node.inputs[1].name for node in layers] == [f"{scope}/MlpBlock_0/Dense_{i}/kernel" for i in (0, 1)]
         assert [tuple(node.inputs[1].shape) for node in layers] == [(64, 32, 1, 1), (32, 64, 1, 1)]
@@ -57,8 +62,9 @@ def test_form_of_a_block(tmp_path, pool, depth):
         norms = [node for node in nodes if node.op_type == "LayerNormalization"]
         assert [node.attributes["axis"].as_int() for node in norms] == [1, 1]
         assert {tuple(value.shape) for node in norms for value in node.inputs[1:]} == {(32, 1, 1)}
-        # Out of the flat layout for attention, one for each of query, key and value, one to merge the heads, and back into the layout.
-        # The pruned block needs the residual stream in both layouts, for its norm and to take the pooled token: one more.
+        # Out of the flat layout for attention, one for each of query, key and value, one to merge the heads, and back
+        # into the layout. The pruned block needs the residual stream in both layouts, for its norm and to take the
+        # pooled token: one more.
         pruned = pool == "tok" and number == depth - 1
         assert sum(node.op_type == "Reshape" for node in nodes) == (7 if pruned else 6)
     mlps = depth + (pool == "map")
@@ -68,7 +74,8 @@ def test_form_of_a_block(tmp_path, pool, depth):
 
 @pytest.mark.parametrize("pool", ["tok", "gap"])
 def test_the_residual_stream_keeps_the_layout(tmp_path, pool):
-    """Between two blocks the stream passes no Reshape, and inside one only the output of the attention does before it is added."""
+    """Between two blocks the stream passes no Reshape, and inside one only the output of the attention does before it
+    is added."""
     arch = architecture(pool=pool)
     written(arch, tmp_path / "model.onnx", target="trt8")
     values = {value.name: value for node in ir.load(tmp_path / "model.onnx").graph for value in node.outputs}
@@ -88,7 +95,17 @@ def test_nothing_but_the_activation_stands_between_the_convolutions(tmp_path):
     written(architecture(), tmp_path / "model.onnx", target="trt8")
     for nodes in blocks_of(ir.load(tmp_path / "model.onnx").graph):
         first, second = (nodes.index(node) for node in convolutions(nodes))
-        assert [node.op_type for node in nodes[first:second]] == ["Conv", "Pow", "Mul", "Add", "Mul", "Tanh", "Add", "Mul", "Mul"]
+        assert [node.op_type for node in nodes[first:second]] == [
+            "Conv",
+            "Pow",
+            "Mul",
+            "Add",
+            "Mul",
+            "Tanh",
+            "Add",
+            "Mul",
+            "Mul",
+        ]
 
 
 # --- the numbers ----------------------------------------------------------------------------------------------------
@@ -124,9 +141,15 @@ def test_taps_are_outputs_with_the_batch_first(tmp_path):
     written(arch, tmp_path / "model.onnx", target="trt8", taps=True)
     images = random_images(arch)
     shapes = {name: value.shape for name, value in run_session(open_session(tmp_path / "model.onnx"), images).items()}
-    assert shapes == {"logits": (5, 7), **{f"block_{i:02d}": (5, 13, 32) for i in range(3)}, "encoder_norm": (5, 13, 32)}
+    assert shapes == {
+        "logits": (5, 7),
+        **{f"block_{i:02d}": (5, 13, 32) for i in range(3)},
+        "encoder_norm": (5, 13, 32),
+    }
     known = {"images": images, **reference(arch)}
-    rows = check_graph(tmp_path / "model.onnx", known, [1, 3, 5], Tolerance(atol=1e-5, rtol=1e-5, cosine=0.99999), judged=list(shapes))
+    rows = check_graph(
+        tmp_path / "model.onnx", known, [1, 3, 5], Tolerance(atol=1e-5, rtol=1e-5, cosine=0.99999), judged=list(shapes)
+    )
     assert [row.tensor for row in rows if row.passed] == [name for name in known if name != "images"]
 
 
@@ -138,7 +161,11 @@ def test_the_check_sees_a_wrong_tap(tmp_path, taps):
     known = {"images": random_images(arch), **reference(arch)}
     known["block_01"] = np.roll(known["block_01"], 1, axis=1)  # tokens in another order: right only as a set
     rows = check_graph(
-        tmp_path / "model.onnx", known, [3], Tolerance(atol=1e-5, rtol=1e-5, cosine=0.99999), judged=["block_00", "block_01"]
+        tmp_path / "model.onnx",
+        known,
+        [3],
+        Tolerance(atol=1e-5, rtol=1e-5, cosine=0.99999),
+        judged=["block_00", "block_01"],
     )
     assert {row.tensor: row.passed for row in rows if row.passed is not None} == {"block_00": True, "block_01": False}
 
@@ -147,7 +174,14 @@ def test_the_check_sees_a_wrong_tap(tmp_path, taps):
 
 TOKENS, WIDTH, HIDDEN = 6, 32, 48  # a module takes [batch, 6, 32], standing in for images
 _gelu = jax.nn.gelu  # by this name jax2onnx does not recognise it, and erfc traces with its scalar as the first operand
-SHAPES = {"scale": (WIDTH,), "bias": (WIDTH,), "fc1": (WIDTH, HIDDEN), "b1": (HIDDEN,), "fc2": (HIDDEN, WIDTH), "b2": (WIDTH,)}
+SHAPES = {
+    "scale": (WIDTH,),
+    "bias": (WIDTH,),
+    "fc1": (WIDTH, HIDDEN),
+    "b1": (HIDDEN,),
+    "fc2": (HIDDEN, WIDTH),
+    "b2": (WIDTH,),
+}
 
 
 def params(**more):
@@ -168,7 +202,13 @@ def converted(forward, leaves, *, num_mlps):
     """Holds the trt8 graph of a module against JAX and against how many MLPs are expected to be convolutions."""
     model = user_model(forward, leaves, image_shape=(TOKENS, WIDTH))
     built = onnx_from_apply(
-        model.apply, model.traced_shapes, model.signature.inputs, [model.output], model.traced_taps, TARGETS["trt8"], prune=False
+        model.apply,
+        model.traced_shapes,
+        model.signature.inputs,
+        [model.output],
+        model.traced_taps,
+        TARGETS["trt8"],
+        prune=False,
     )
     weights.bind(built.model, model.params)
     for batch in (1, 3):
@@ -252,7 +292,8 @@ def test_a_scale_on_the_branch_leaves_the_layout():
 
 
 def test_weights_of_another_reader_keep_their_name():
-    """A tied kernel and a shared norm: the convolution's form gets a name of its own, and goes by the same parameter."""
+    """A tied kernel and a shared norm: the convolution's form gets a name of its own, and goes by the same
+    parameter."""
 
     def forward(p, x):
         x = x + mlp(p, norm(p, x))
@@ -280,15 +321,19 @@ def test_weights_of_another_reader_keep_their_name():
 
 
 @pytest.mark.parametrize(
-    ("target", "num_convolutions"), [(target_named("trt8", dynamic=True), 0), (TARGETS["trt8"], 2)], ids=["dynamic", "fixed"]
+    ("target", "num_convolutions"),
+    [(target_named("trt8", dynamic=True), 0), (TARGETS["trt8"], 2)],
+    ids=["dynamic", "fixed"],
 )
 def test_a_dynamic_graph_has_no_such_convolutions(tmp_path, target, num_convolutions):
-    """The number of tokens is not known, save the pruned block's one: the target for such graphs has none, the fixed one does no harm."""
+    """The number of tokens is not known, save the pruned block's one: the target for such graphs has none, the fixed
+    one does no harm."""
     arch = architecture()
     export_model(tiny(arch), tmp_path / "model.onnx", target=target, dynamic_patch=arch.patch_size)
     graph = ir.load(tmp_path / "model.onnx").graph
     assert len(convolutions(graph)) == num_convolutions
-    assert any(node.op_type == "Exp" for node in graph) is (num_convolutions == 0)  # GELU as it is quickest after a matrix product
+    # GELU as it is quickest after a matrix product
+    assert any(node.op_type == "Exp" for node in graph) is (num_convolutions == 0)
     assert_agrees(arch, tmp_path / "model.onnx", with_taps=False)
 
 

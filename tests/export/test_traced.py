@@ -24,7 +24,8 @@ def inputs(batch=3):
 
 
 def exported(module, variables=None, target="rtx", lowering=""):
-    """Traces and rewrites a layer on [batch, 9, 32] and holds it against JAX; returns the graph's operators and each rule's count."""
+    """Traces and rewrites a layer on [batch, 9, 32] and holds it against JAX; returns the graph's operators and each
+    rule's count."""
     model = user_model(module, variables, image_shape=(TOKENS, WIDTH))
     graph = trace(model.apply, model.traced_shapes, model.signature.inputs, ["logits"], TARGETS[target].opset)
     weights.describe(graph)
@@ -41,7 +42,9 @@ def linen_layer(layer):
     variables = layer.init(jax.random.key(0), jnp.zeros((1, TOKENS, WIDTH)))
     leaves, tree = jax.tree_util.tree_flatten(variables)
     rng = np.random.default_rng(1)
-    return layer, jax.tree_util.tree_unflatten(tree, [leaf + 0.3 * rng.standard_normal(leaf.shape).astype(np.float32) for leaf in leaves])
+    return layer, jax.tree_util.tree_unflatten(
+        tree, [leaf + 0.3 * rng.standard_normal(leaf.shape).astype(np.float32) for leaf in leaves]
+    )
 
 
 def nnx_layer(layer):
@@ -49,7 +52,8 @@ def nnx_layer(layer):
     graph, state = nnx.split(layer)
     rng = np.random.default_rng(1)
     return nnx.merge(
-        graph, jax.tree_util.tree_map(lambda leaf: leaf + 0.3 * rng.standard_normal(leaf.shape).astype(np.float32), state)
+        graph,
+        jax.tree_util.tree_map(lambda leaf: leaf + 0.3 * rng.standard_normal(leaf.shape).astype(np.float32), state),
     ), None
 
 
@@ -191,7 +195,9 @@ def assert_fusible(operators):
 @pytest.mark.parametrize("name", HAND_WRITTEN)
 def test_hand_written_attention(target, name):
     rng = np.random.default_rng(2)
-    params = {part: rng.standard_normal((WIDTH, n * WIDTH)).astype(np.float32) / 6 for part, n in (("qkv", 3), ("out", 1))}
+    params = {
+        part: rng.standard_normal((WIDTH, n * WIDTH)).astype(np.float32) / 6 for part, n in (("qkv", 3), ("out", 1))
+    }
     operators, _ = exported(HAND_WRITTEN[name], params, target)
     assert_fusible(operators)
     assert operators.count("MatMul") == (6 if name == "projected" else 4)
@@ -220,13 +226,17 @@ def test_what_jax2onnx_cannot_trace_is_an_export_error():
 def test_einsum_that_no_rule_takes_is_reported():
     operators, counts = exported(lambda p, x: jnp.einsum("bsd,bsd->bs", x, x)[..., None] * x)
     assert "Einsum" in operators
-    assert list(counts["EinsumToMatMul"].declined) == ["the equation bsd,bsd->bs has more or fewer axes than a batched matrix product"]
+    assert list(counts["EinsumToMatMul"].declined) == [
+        "the equation bsd,bsd->bs has more or fewer axes than a batched matrix product"
+    ]
 
 
 def test_imported_dot_product_attention_is_right_and_reported():
     """`from jax.nn import dot_product_attention` traces to grouped five-axis products, which stay."""
     rng = np.random.default_rng(2)
-    params = {part: rng.standard_normal((WIDTH, n * WIDTH)).astype(np.float32) / 6 for part, n in (("qkv", 3), ("out", 1))}
+    params = {
+        part: rng.standard_normal((WIDTH, n * WIDTH)).astype(np.float32) / 6 for part, n in (("qkv", 3), ("out", 1))
+    }
     imported = jax.nn.dot_product_attention
     operators, counts = exported(lambda p, x: imported(*split_heads(p, x)).reshape(x.shape) @ p["out"], params)
     assert operators.count("Einsum") == sum(counts["EinsumToMatMul"].declined.values()) == 2
@@ -239,7 +249,10 @@ def test_imported_dot_product_attention_is_right_and_reported():
 @pytest.mark.parametrize("approximate", [True, False])
 def test_gelu(module, approximate):
     imported = module.gelu  # as a module's `act: Callable = nn.gelu` has it, which jax2onnx does not recognise
-    for gelu in (lambda p, x: module.gelu(x, approximate=approximate), lambda p, x: imported(x, approximate=approximate)):
+    for gelu in (
+        lambda p, x: module.gelu(x, approximate=approximate),
+        lambda p, x: imported(x, approximate=approximate),
+    ):
         assert exported(gelu)[0] == ["Gelu"]
         for lowering, inner, budget in (("", "Tanh", 8), ("matmul", "Exp", 7)):
             operators, _ = exported(gelu, target="trt8", lowering=lowering)
@@ -271,11 +284,17 @@ def test_hand_written_gelu(target, lowering, expected):
         (nnx_layer(nnx.Linear(WIDTH, 16, rngs=nnx.Rngs(0))), ["MatMul", "Add"]),
         (nnx_layer(nnx.Linear(WIDTH, 16, use_bias=False, rngs=nnx.Rngs(0))), ["MatMul"]),
         (
-            (lambda p, x: x @ p["w"] + p["b"], {"w": np.ones((WIDTH, 5), np.float32), "b": np.ones((1, 1, 5), np.float32)}),
+            (
+                lambda p, x: x @ p["w"] + p["b"],
+                {"w": np.ones((WIDTH, 5), np.float32), "b": np.ones((1, 1, 5), np.float32)},
+            ),
             ["MatMul", "Add"],
         ),
         ((lambda p, x: jnp.einsum("...d,df->...f", x, p["w"]), {"w": np.eye(WIDTH, 5, dtype=np.float32)}), ["MatMul"]),
-        (linen_layer(linen.Sequential([linen.Dense(8), linen.Dropout(0.5, deterministic=True), linen.Dense(4)])), ["MatMul", "Add"] * 2),
+        (
+            linen_layer(linen.Sequential([linen.Dense(8), linen.Dropout(0.5, deterministic=True), linen.Dense(4)])),
+            ["MatMul", "Add"] * 2,
+        ),
     ],
 )
 def test_linear_layers(target, layer, expected):

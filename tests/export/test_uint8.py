@@ -51,7 +51,8 @@ def ops(path, count=3):
     return [node.op_type for node in list(ir.load(path).graph)[:count]]
 
 
-# float32 against float32: the same sums of 768 products in another order and with constants rounded once, as all fp32 checks.
+# float32 against float32: the same sums of 768 products in another order and with constants rounded once, as all fp32
+# checks.
 @pytest.mark.parametrize(
     ("family", "target", "layout"),
     [("vit_jax", "rtx", "NHWC"), ("imagenet", "rtx", "NCHW"), ("clip", "trt8", "NHWC"), ("imagenet", "trt8", "NCHW")],
@@ -71,16 +72,21 @@ def test_folded_into_the_patch_convolution(tmp_path, family, target, layout):
     if as_product:
         assert ops(folded, 6) == ["Cast", "Sub", "Reshape", "Transpose", "Reshape", "MatMul"]
     for tensor in (*(["embedding/Conv"] if target == "rtx" else []), "block_00", None):
-        assert error(run(folded, pixels(), layout, tensor), run(plain, record.normalize(pixels()), tensor=tensor)) <= 1e-5
+        assert (
+            error(run(folded, pixels(), layout, tensor), run(plain, record.normalize(pixels()), tensor=tensor)) <= 1e-5
+        )
 
 
 def test_folded_weights_are_those_of_float64(tmp_path):
     arch, record = architecture(), preprocess_for("imagenet", SIZE)
     params = random_params(arch)
     path = export(tmp_path / "uint8.onnx", vit_model(arch, params), record)
-    patches = pixels().reshape(5, 3, 16, 4, 16, 3).transpose(0, 1, 3, 2, 4, 5).reshape(5, 3, 4, -1)  # [B, rows, columns, 16·16·3]
+    # [B, rows, columns, 16·16·3]
+    patches = pixels().reshape(5, 3, 16, 4, 16, 3).transpose(0, 1, 3, 2, 4, 5).reshape(5, 3, 4, -1)
     scale = 1 / (255 * np.array([0.229, 0.224, 0.225]))
-    values = patches * np.tile(scale, 256) - np.tile(np.array([0.485, 0.456, 0.406]) / np.array([0.229, 0.224, 0.225]), 256)
+    values = patches * np.tile(scale, 256) - np.tile(
+        np.array([0.485, 0.456, 0.406]) / np.array([0.229, 0.224, 0.225]), 256
+    )
     expected = values @ params["embedding/kernel"].astype(np.float64).reshape(-1, 32) + params["embedding/bias"]
     got = run(path, pixels(), tensor="embedding/Conv").transpose(0, 2, 3, 1)
     assert error(got, expected) <= 2e-6  # 768 float32 products
@@ -146,7 +152,8 @@ def test_fp16_loses_no_more_than_with_normalised_input(tmp_path):
         expected = run(plain, record.normalize(images), tensor="embedding/Conv")
         before = error(run(lowered["plain"], record.normalize(images), tensor="embedding/Conv"), expected)
         after = error(run(lowered["folded"], images, tensor="embedding/Conv"), expected)
-        # Pixels are exact in fp16 where normalised ones are rounded; what is left is the rounding of the kernels, of equal size.
+        # Pixels are exact in fp16 where normalised ones are rounded; what is left is the rounding of the kernels, of
+        # equal size.
         assert after <= 1.1 * before and after < 1e-3
 
 
@@ -155,7 +162,9 @@ def test_normalisation_outside_the_convolution_stays_fp32(tmp_path):
     path = export(tmp_path / "uint8.onnx", convolution("SAME"), record)
     for lower in (to_fp16, to_bf16):
         typed = lower(ir.load(path))
-        assert [typed.islands.get(node.outputs[0].name) for node in list(typed.model.graph)[:3]] == ["normalises pixels"] * 3
+        assert [typed.islands.get(node.outputs[0].name) for node in list(typed.model.graph)[:3]] == [
+            "normalises pixels"
+        ] * 3
 
 
 def test_ranges_are_measured_behind_the_pixels(tmp_path):
@@ -165,7 +174,9 @@ def test_ranges_are_measured_behind_the_pixels(tmp_path):
     assert "images" not in names and {"embedding/Conv", "block_00", "logits"} <= set(names)
 
 
-@pytest.mark.parametrize(("precision", "layout"), [("fp32", "NCHW"), ("fp16", "NHWC"), ("bf16", "NHWC"), ("int8", "NCHW")])
+@pytest.mark.parametrize(
+    ("precision", "layout"), [("fp32", "NCHW"), ("fp16", "NHWC"), ("bf16", "NHWC"), ("int8", "NCHW")]
+)
 def test_tensorrt_rtx_builds_it(tmp_path, precision, layout):
     pytest.importorskip("tensorrt_rtx")
     from vit_convert.core.bundle import read_json

@@ -1,4 +1,5 @@
-"""Weights that are described while a graph changes, and the passes that rewrite them: on graphs of a few nodes, against NumPy."""
+"""Weights that are described while a graph changes, and the passes that rewrite them: on graphs of a few nodes, against
+NumPy."""
 
 import numpy as np
 import onnx_ir as ir
@@ -62,9 +63,16 @@ PRODUCT = "g (float[n, 3] x, float[3, 4] w) => (float[n, 4] y) { y = MatMul (x, 
 
 
 def test_only_what_has_no_value_is_described():
-    model = described("g (float[n, 3] x, float[3, 4] w) => (float[n, 4] y) <float one = {1}> { z = MatMul (x, w) y = Add (z, one) }", "w")
+    model = described(
+        "g (float[n, 3] x, float[3, 4] w) => (float[n, 4] y) <float one = {1}> { z = MatMul (x, w) y = Add (z, one) }",
+        "w",
+    )
     assert weight_of(model.graph.initializers["w"]).sources == ("w",)
-    assert weight_of(model.graph.initializers["one"]) is None and weight_of(model.graph.inputs[0]) is None and weight_of(None) is None
+    assert (
+        weight_of(model.graph.initializers["one"]) is None
+        and weight_of(model.graph.inputs[0]) is None
+        and weight_of(None) is None
+    )
 
 
 def test_names_that_are_taken_get_a_suffix():
@@ -76,8 +84,13 @@ def test_names_that_are_taken_get_a_suffix():
 
 def test_constants():
     model = described(PRODUCT, "w")
-    shape, factors = add_constant(model.graph, "s", [0, -1]), add_constant(model.graph, "f", np.array([[0.5]], np.float32))
-    assert shape.dtype == ir.DataType.INT64 and shape.const_value.numpy().tolist() == [0, -1] and list(shape.shape) == [2]
+    shape, factors = (
+        add_constant(model.graph, "s", [0, -1]),
+        add_constant(model.graph, "f", np.array([[0.5]], np.float32)),
+    )
+    assert (
+        shape.dtype == ir.DataType.INT64 and shape.const_value.numpy().tolist() == [0, -1] and list(shape.shape) == [2]
+    )
     assert factors.dtype == ir.DataType.FLOAT and list(factors.shape) == [1, 1]
 
 
@@ -150,14 +163,21 @@ def test_reshapes_and_transposes_of_weights_are_folded_in():
     text = """g (float[n, 3] x, float[2, 6] w) => (float[n, 4] y) <int64[2] to = {-1, 3}> {
         z = Neg (x) r = Reshape (z, to) t = Reshape (w, to) u = Transpose <perm = [1, 0]> (t) y = MatMul (r, u) }"""
     model, w, x = described(text, "w"), normal(2, 6), normal(5, 3)
-    assert fold_weights(model) == 2 and ops(model) == ["Neg", "Reshape", "MatMul"] and set(model.graph.initializers) >= {"w"}
+    assert (
+        fold_weights(model) == 2
+        and ops(model) == ["Neg", "Reshape", "MatMul"]
+        and set(model.graph.initializers) >= {"w"}
+    )
     np.testing.assert_allclose(computed(model, {"w": w}, x)[0], -x @ w.reshape(4, 3).T, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
     ("text", "left"),
     [
-        ("g (float[n, 6] x, float[2, 6] w) => (float[m, 3] y) <int64[2] to = {-1, 3}> { y = Reshape (x, to) }", ["Reshape"]),
+        (
+            "g (float[n, 6] x, float[2, 6] w) => (float[m, 3] y) <int64[2] to = {-1, 3}> { y = Reshape (x, to) }",
+            ["Reshape"],
+        ),
         ("g (int64[2] to, float[2, 6] w) => (float[p, q] y) { y = Reshape (w, to) }", ["Reshape"]),
         ("g (float[n, 6] x, float[2, 6] w) => (float[2, 6] y) { y = Neg (w) }", ["Neg"]),
     ],
@@ -207,7 +227,8 @@ def test_what_no_scale_is_folded_into(old, new):
 
 EMBEDDING = """g (float[n, 4, 6, 3] x, float[5, 3, 2, 2] k, float[5] b, float[1, 6, 5] t) => (float[n, 6, 5] z)
     <int64[3] flat = {0, 6, 5}> {
-    p = Transpose <perm = [0, 3, 1, 2]> (x) c = Conv <strides = [2, 2]> (p, k, b) q = Transpose <perm = [0, 2, 3, 1]> (c)
+    p = Transpose <perm = [0, 3, 1, 2]> (x) c = Conv <strides = [2, 2]> (p, k, b) q = Transpose <perm = [0, 2, 3,
+    1]> (c)
     r = Reshape (q, flat) y = Add (r, t) z = Neg (y) }"""
 
 
@@ -219,7 +240,9 @@ def test_patches_as_a_product():
     expected = np.zeros((2, 6, 5), np.float64)
     for i, row, column in np.ndindex(2, 2, 3):  # each patch by itself
         patch = x[i, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2].astype(np.float64)  # [2, 2, 3]
-        expected[i, 3 * row + column] = np.einsum("hwc,nchw->n", patch, k.astype(np.float64)) + b + t[0, 3 * row + column]
+        expected[i, 3 * row + column] = (
+            np.einsum("hwc,nchw->n", patch, k.astype(np.float64)) + b + t[0, 3 * row + column]
+        )
     np.testing.assert_allclose(computed(model, {"k": k, "b": b, "t": t}, x)[0], -expected, rtol=1e-5, atol=1e-5)
 
 
@@ -264,7 +287,9 @@ NAMES = {"w0": "Transformer/encoderblock_0/kernel", "w1": "Transformer/encoderbl
 def test_blocks_are_repeated_with_weights_of_their_own(depth):
     model = described(BLOCKS, "w0", "w1", "h", names=NAMES)
     unroll(model, Stack("Transformer/encoderblock_{}/", depth))
-    params = {f"Transformer/encoderblock_{i}/kernel": normal(4, 4) for i in range(depth)} | {"head/kernel": normal(4, 4)}
+    params = {f"Transformer/encoderblock_{i}/kernel": normal(4, 4) for i in range(depth)} | {
+        "head/kernel": normal(4, 4)
+    }
     assert {name for name in model.graph.initializers if "kernel" in name} == set(params)
     assert [value.name for node in model.graph for value in node.outputs if str(value.name).startswith("block_")] == [
         f"block_{i:02d}" for i in range(depth)
@@ -280,8 +305,10 @@ def test_what_lies_between_two_values():
     model = described(BLOCKS, "w0", "w1", "h", names=NAMES)
     values = {value.name: value for node in model.graph for value in node.outputs}
     found = between(values["block_00"], values["block_01"], model.graph)
-    assert [node.op_type for node in found] == ["MatMul", "Mul", "Add"]  # in the graph's order, and nothing of the first block
-    assert between(values["block_01"], values["block_01"], model.graph)[0].op_type == "MatMul"  # nothing stops it on the way
+    # in the graph's order, and nothing of the first block
+    assert [node.op_type for node in found] == ["MatMul", "Mul", "Add"]
+    # nothing stops it on the way
+    assert between(values["block_01"], values["block_01"], model.graph)[0].op_type == "MatMul"
 
 
 def test_a_weight_that_blocks_would_share_is_refused():
@@ -290,7 +317,9 @@ def test_a_weight_that_blocks_would_share_is_refused():
     for name in ("shared/kernel", "Transformer/encoderblock_0/kernel", "Transformer/encoderblock_10/kernel"):
         model = described(text, "w0", "w1", "h", names={**NAMES, "w0": name})
         model.graph.initializers.pop(NAMES["w1"])
-        with pytest.raises(ExportError, match=f"{name}: read within a block that is repeated, and not one of its parameters"):
+        with pytest.raises(
+            ExportError, match=f"{name}: read within a block that is repeated, and not one of its parameters"
+        ):
             unroll(model, Stack("Transformer/encoderblock_{}/", 4))
 
 

@@ -1,6 +1,8 @@
-"""A family from outside the package, as docs/extending.md says: images with a caption, two outputs, one stack of blocks.
+"""A family from outside the package, as docs/extending.md says: images with a caption, two outputs, one stack of
+blocks.
 
-A config registers it: `config.families = ("/path/captioned.py:FAMILY",)`. Its test copies this file away and imports nothing of it.
+A config registers it: `config.families = ("/path/captioned.py:FAMILY",)`. Its test copies this file away and imports
+    nothing of it.
 """
 
 import dataclasses
@@ -78,8 +80,14 @@ class CaptionedFamily:
 
         stack = Stack(f"{BLOCK}{{}}/", loaded.architecture.depth)
         signature = Signature(
-            (Tensor("images", "float32", ("batch", SIDE, SIDE, 3), "NHWC"), Tensor("caption", "int32", ("batch", LENGTH), below=WORDS)),
-            (Output("scores", "float32", ("batch", CLASSES), judge="top1"), Output("pair", "float32", ("batch", WIDTH), judge="embedding")),
+            (
+                Tensor("images", "float32", ("batch", SIDE, SIDE, 3), "NHWC"),
+                Tensor("caption", "int32", ("batch", LENGTH), below=WORDS),
+            ),
+            (
+                Output("scores", "float32", ("batch", CLASSES), judge="top1"),
+                Output("pair", "float32", ("batch", WIDTH), judge="embedding"),
+            ),
         )
 
         def forward(depth, params, images, caption):
@@ -89,7 +97,11 @@ class CaptionedFamily:
                 hidden = jnp.tanh(x @ params[f"{stack.prefix(i)}fc1/kernel"])
                 x = taps[stack.tap(i)] = x + hidden @ params[f"{stack.prefix(i)}fc2/kernel"]
             pair = x @ params["projection/kernel"]
-            return {"scores": x @ params["scores/kernel"], "pair": pair / jnp.sqrt((pair**2).sum(-1, keepdims=True)), **taps}
+            return {
+                "scores": x @ params["scores/kernel"],
+                "pair": pair / jnp.sqrt((pair**2).sum(-1, keepdims=True)),
+                **taps,
+            }
 
         def run(images, caption):
             params = {name: jnp.asarray(loaded.params[name]) for name in loaded.params}
@@ -113,7 +125,9 @@ class CaptionedFamily:
 
     def write_random(self, path, variant, options):
         shapes = leaf_shapes(Captioned(options.depth or 4))
-        write_npz(path, ((options.prefix + name, shape, (draw(options.seed, name, shape),)) for name, shape in shapes.items()))
+        write_npz(
+            path, ((options.prefix + name, shape, (draw(options.seed, name, shape),)) for name, shape in shapes.items())
+        )
         return "captioned"
 
 

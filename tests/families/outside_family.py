@@ -1,6 +1,7 @@
 """A family that is not the package's: gated MLPs over patches, written by following the steps of docs/extending.md.
 
-Each patch goes through equal blocks x + down(gelu(gate(n)) · up(n)) with n = LayerNorm(x); the mean over the patches goes to the head.
+Each patch goes through equal blocks x + down(gelu(gate(n)) · up(n)) with n = LayerNorm(x); the mean over the patches
+goes to the head.
 """
 
 import dataclasses
@@ -55,7 +56,9 @@ def leaf_shapes(arch):
         shapes |= {f"block_{i}/norm/scale": (d,), f"block_{i}/norm/bias": (d,)}
         for layer, (inputs, outputs) in {"gate": (d, h), "up": (d, h), "down": (h, d)}.items():
             shapes |= {f"block_{i}/{layer}/kernel": (inputs, outputs), f"block_{i}/{layer}/bias": (outputs,)}
-    return shapes | ({"head/kernel": (d, arch.num_classes), "head/bias": (arch.num_classes,)} if arch.num_classes else {})
+    return shapes | (
+        {"head/kernel": (d, arch.num_classes), "head/bias": (arch.num_classes,)} if arch.num_classes else {}
+    )
 
 
 def parameter_count(arch):
@@ -83,12 +86,15 @@ def parse_variant(text):
     """ "GLU-mu/8" -> row of WIDTHS, patch size in pixels."""
     match = re.fullmatch(r"GLU-(\w+)/([1-9]\d*)", text)
     if match is None or match[1] not in WIDTHS:
-        raise UsageError(f"variant {text!r}: no GLU", fix=f"Use GLU-, one of {', '.join(WIDTHS)}, a slash and the patch size.")
+        raise UsageError(
+            f"variant {text!r}: no GLU", fix=f"Use GLU-, one of {', '.join(WIDTHS)}, a slash and the patch size."
+        )
     return WIDTHS[match[1]], int(match[2])
 
 
 def infer(leaves, asked):
-    """The architecture that the shapes tell, by majority, or that the asked variant says; and the name that the shapes have."""
+    """The architecture that the shapes tell, by majority, or that the asked variant says; and the name that the shapes
+    have."""
     width = most_common(leaves, (r"norm/scale$", 0), (r"^stem/kernel$", -1))
     hidden = most_common(leaves, (r"(gate|up)/bias$", 0), (r"(gate|up)/kernel$", -1))
     row, patch = (width, hidden, count_numbers(leaves, r"block_(\d{1,6})/")), patch_side(leaves, "stem/kernel", width)
@@ -97,10 +103,14 @@ def infer(leaves, asked):
     if asked.variant != "auto":
         (row, patch), variant = parse_variant(asked.variant), asked.variant
     if 0 in row:
-        raise CheckpointError(f"{asked.file}: nothing tells the width, hidden size or depth", fix="Save the parameters whole.")
+        raise CheckpointError(
+            f"{asked.file}: nothing tells the width, hidden size or depth", fix="Save the parameters whole."
+        )
     size = asked.image_size or (8 * patch, 8 * patch)
     if any(side % patch or not side for side in size):
-        raise UsageError(f"image_size {size[0]}x{size[1]}: not a multiple of the patch size {patch}", fix="Choose one that is.")
+        raise UsageError(
+            f"image_size {size[0]}x{size[1]}: not a multiple of the patch size {patch}", fix="Choose one that is."
+        )
     classes = most_common(leaves, (r"^head/bias$", 0), (r"^head/kernel$", -1))
     return Glu(variant, *row, patch, size, classes), found
 
@@ -112,7 +122,9 @@ def forward(leaves, images, arch, output):
         return x @ leaves[f"{name}/kernel"] + leaves[f"{name}/bias"]
 
     stride = (arch.patch_size, arch.patch_size)
-    x = jax.lax.conv_general_dilated(images, leaves["stem/kernel"], stride, "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    x = jax.lax.conv_general_dilated(
+        images, leaves["stem/kernel"], stride, "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
     x = (x + leaves["stem/bias"]).reshape(x.shape[0], -1, arch.width)
     results = {}
     for i in range(arch.depth):
@@ -145,7 +157,9 @@ class GluFamily:
             return asked.prefix + to_disk(name)
 
         found = "" if asked.variant == "auto" else found
-        require_match(renamed, Expected(asked.file, arch.variant, leaf_shapes(arch), parameter_count(arch), on_disk, found))
+        require_match(
+            renamed, Expected(asked.file, arch.variant, leaf_shapes(arch), parameter_count(arch), on_disk, found)
+        )
         head = settle_head(renamed, arch.num_classes, asked.outputs, asked.file)
         arch = dataclasses.replace(arch, num_classes=head.num_classes)
         return Loaded(
@@ -188,7 +202,10 @@ class GluFamily:
         (width, hidden, depth), patch = parse_variant(variant)
         size = options.image_size or (8 * patch, 8 * patch)
         arch = Glu(variant, width, hidden, options.depth or depth, patch, size, options.num_classes)
-        drawn = ((options.prefix + to_disk(name), shape, (draw(options.seed, name, shape),)) for name, shape in leaf_shapes(arch).items())
+        drawn = (
+            (options.prefix + to_disk(name), shape, (draw(options.seed, name, shape),))
+            for name, shape in leaf_shapes(arch).items()
+        )
         write_npz(path, drawn, options.dtype)
         return variant
 

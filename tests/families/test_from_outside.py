@@ -1,4 +1,5 @@
-"""A family that a config brings: two inputs, whole numbers among them, and two outputs, through the whole command line."""
+"""A family that a config brings: two inputs, whole numbers among them, and two outputs, through the whole command
+line."""
 
 import importlib.util
 import json
@@ -37,7 +38,9 @@ def get_config():
     config.engine.backend = "none"
     return config
 """)
-    return lambda *flags: main(["vit_convert", f"--config={config}", f"--workdir={tmp_path / 'out'}", "--quiet", *flags])
+    return lambda *flags: main(
+        ["vit_convert", f"--config={config}", f"--workdir={tmp_path / 'out'}", "--quiet", *flags]
+    )
 
 
 @pytest.mark.parametrize("target", ["rtx", "trt8"])
@@ -49,7 +52,8 @@ def test_it_is_converted_and_proved(convert, tmp_path, target):
     assert (report["checkpoint"]["family"], passed) == ("captioned", dict.fromkeys(passed, True))
     assert {"fp32", "int8"} <= set(passed)
     rows = {row["tensor"]: row["passed"] for row in report["checks"]["int8"]["blocks"]}
-    assert rows["scores"] is rows["pair"] is True and rows["block_04"] is None  # every output is judged, what is inside is reported
+    # every output is judged, what is inside is reported
+    assert rows["scores"] is rows["pair"] is True and rows["block_04"] is None
     graph = ir.load(bundle.onnx()).graph
     assert [(value.name, str(value.dtype)) for value in graph.inputs] == [("images", "FLOAT"), ("caption", "INT32")]
     assert [value.name for value in graph.outputs] == ["scores", "pair"]

@@ -30,7 +30,8 @@ def test_a_head_is_kept():
 @pytest.mark.parametrize("value", [0.0, 1.0])
 @pytest.mark.parametrize("num_classes", [0, 3])
 def test_a_head_that_is_not_wanted(value, num_classes):
-    head = settle_head(leaves(np.full((2, 3), value, np.float32)), num_classes, "".join(["feat", "ures"]), FILE)  # as if read
+    # as if read
+    head = settle_head(leaves(np.full((2, 3), value, np.float32)), num_classes, "".join(["feat", "ures"]), FILE)
     assert (list(head.leaves), head.num_classes, head.is_zero, head.warnings) == (["header"], 0, False, ())
 
 
@@ -39,20 +40,31 @@ def test_a_head_of_zeros():
     head = settle_head(held, 3, "logits", FILE)
     assert (head.leaves, head.num_classes, head.is_zero) == (held, 3, True)
     (warning,) = head.warnings
-    assert warning.startswith("f.npz: head/kernel is all zeros, so every class gets the same logit") and "outputs='features'" in warning
+    assert (
+        warning.startswith("f.npz: head/kernel is all zeros, so every class gets the same logit")
+        and "outputs='features'" in warning
+    )
 
 
 def test_a_head_that_is_not_there():
     with pytest.raises(CheckpointError) as error:
         settle_head({}, 0, "logits", FILE)
-    assert (str(error.value), error.value.fix) == ("x/f.npz: no head/kernel, so there are no logits", "Set outputs='features'.")
+    assert (str(error.value), error.value.fix) == (
+        "x/f.npz: no head/kernel, so there are no logits",
+        "Set outputs='features'.",
+    )
 
 
-@pytest.mark.parametrize(("name", "value"), [("pool", "gap"), ("posemb", "sincos2d"), ("pre_logits", True), ("outlier_channels", 2)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("pool", "gap"), ("posemb", "sincos2d"), ("pre_logits", True), ("outlier_channels", 2)]
+)
 def test_options_that_mean_nothing(name, value):
     without = ("pool", "posemb", "pre_logits", "outlier_channels")
     refuse_options("f", RandomOptions(seed=7, depth=2), without)  # what it has
     refuse_options("f", RandomOptions(**{name: value}), [other for other in without if other != name])
     with pytest.raises(UsageError) as error:
         refuse_options("f", RandomOptions(**{name: value}), without)
-    assert (str(error.value), error.value.fix) == (f"{name}={value!r}: has no meaning for family f", f"Leave {name} out.")
+    assert (str(error.value), error.value.fix) == (
+        f"{name}={value!r}: has no meaning for family f",
+        f"Leave {name} out.",
+    )

@@ -8,12 +8,20 @@ from family_files import load, outputs, rewrite, without
 
 from vit_convert.core.errors import CheckpointError, UsageError
 from vit_convert.families.family import RandomOptions
-from vit_convert.families.hybrid.architecture import HYBRIDS, Hybrid, feature_size, leaf_shapes, num_tokens, parameter_count
+from vit_convert.families.hybrid.architecture import (
+    HYBRIDS,
+    Hybrid,
+    feature_size,
+    leaf_shapes,
+    num_tokens,
+    parameter_count,
+)
 from vit_convert.families.hybrid.family import HybridFamily
 from vit_convert.families.hybrid.layouts import standardize
 
 FAMILY = HybridFamily()
-# vit_jax/models_test.py: 1000 classes, 224 pixels; and the arrays of each file: 16 a block, 9 a unit and 3 a stage, 3 the stem's, 8.
+# vit_jax/models_test.py: 1000 classes, 224 pixels; and the arrays of each file: 16 a block, 9 a unit and 3 a stage, 3
+# the stem's, 8.
 PUBLISHED = {
     "R+ViT-Ti/16": (6_337_704, 50, 16 * 12 + 8 + 3),
     "R26+ViT-S/32": (36_431_912, 50, 16 * 12 + 8 + 3 + 9 * 8 + 3 * 4),
@@ -47,7 +55,8 @@ def test_published_counts(variant):
     model = described(variant)
     assert num_tokens(model) == tokens
     assert parameter_count(model, tokens) == count
-    assert sum(np.prod(shape) for shape in leaf_shapes(model).values()) == count - model.trunk.width  # the class token's row, folded
+    # the class token's row, folded
+    assert sum(np.prod(shape) for shape in leaf_shapes(model).values()) == count - model.trunk.width
     assert len(leaf_shapes(model)) == leaves
 
 
@@ -115,7 +124,10 @@ def test_pre_logits(tiny):
         ("conv_root/kernel", "conv_root/kernel: missing"),
         ("block2/unit2/gn2/bias", "block2/unit2/gn2/bias: missing"),
         ("block1/unit1/conv_proj/kernel", "block1/unit1/conv_proj/kernel: missing"),
-        ("Transformer/encoderblock_0/MlpBlock_3/Dense_1/bias", "Transformer/encoderblock_0/MlpBlock_3/Dense_1/bias: missing"),
+        (
+            "Transformer/encoderblock_0/MlpBlock_3/Dense_1/bias",
+            "Transformer/encoderblock_0/MlpBlock_3/Dense_1/bias: missing",
+        ),
         ("Transformer/posembed_input/pos_embedding", "Transformer/posembed_input/pos_embedding: missing"),
     ],
 )
@@ -132,11 +144,19 @@ def test_a_stage_that_is_missing(tiny):
 
 
 def test_extra_and_wrong_shape(tiny):
-    path = rewrite(tiny(), lambda arrays: arrays | {"block2/unit2/conv_proj/kernel": np.zeros((1, 1, 512, 512), np.float32)})
-    with pytest.raises(CheckpointError, match=r"block2/unit2/conv_proj/kernel: belongs to no part of variant R8\+ViT-mu/8"):
+    path = rewrite(
+        tiny(), lambda arrays: arrays | {"block2/unit2/conv_proj/kernel": np.zeros((1, 1, 512, 512), np.float32)}
+    )
+    with pytest.raises(
+        CheckpointError, match=r"block2/unit2/conv_proj/kernel: belongs to no part of variant R8\+ViT-mu/8"
+    ):
         load(FAMILY, path)
-    path = rewrite(tiny(), lambda arrays: arrays | {"block2/unit1/conv2/kernel": np.zeros((1, 1, 128, 128), np.float32)})
-    with pytest.raises(CheckpointError, match=r"unit1/conv2/kernel: checkpoint \(1, 1, 128, 128\), variant .* needs \(3, 3, 128, 128\)"):
+    path = rewrite(
+        tiny(), lambda arrays: arrays | {"block2/unit1/conv2/kernel": np.zeros((1, 1, 128, 128), np.float32)}
+    )
+    with pytest.raises(
+        CheckpointError, match=r"unit1/conv2/kernel: checkpoint \(1, 1, 128, 128\), variant .* needs \(3, 3, 128, 128\)"
+    ):
         load(FAMILY, path)
 
 

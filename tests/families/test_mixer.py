@@ -10,7 +10,8 @@ from vit_convert.families.mixer.architecture import SIZES, Mixer, leaf_shapes, p
 from vit_convert.families.mixer.family import MixerFamily
 
 FAMILY = MixerFamily()
-# vit_jax/models_test.py (1000 classes, 224 pixels); S is counted from the sizes of the published files (gs://mixer_models/gsam).
+# vit_jax/models_test.py (1000 classes, 224 pixels); S is counted from the sizes of the published files
+# (gs://mixer_models/gsam).
 COUNTS = {("B", 16): 59_880_472, ("B", 32): 60_293_428, ("L", 16): 208_196_168}
 
 
@@ -18,7 +19,9 @@ COUNTS = {("B", 16): 59_880_472, ("B", 32): 60_293_428, ("L", 16): 208_196_168}
 def tiny(tmp_path):
     def write(layout="mixer", variant="Mixer-mu/16", **options):
         path = tmp_path / f"{layout}.npz"
-        FAMILY.write_random(path, variant, RandomOptions(**{"image_size": (64, 64), "num_classes": 10, "layout": layout, **options}))
+        FAMILY.write_random(
+            path, variant, RandomOptions(**{"image_size": (64, 64), "num_classes": 10, "layout": layout, **options})
+        )
         return path
 
     return write
@@ -44,8 +47,19 @@ def test_both_layouts_are_one_model(tiny):
 def test_sizes_are_read_from_the_shapes(tiny):
     found = load(FAMILY, tiny(variant="Mixer-S/8", depth=1, num_classes=21843))
     arch = found.architecture
-    assert (arch.width, arch.depth, arch.tokens_mlp_dim, arch.channels_mlp_dim, arch.patch_size) == (512, 1, 256, 2048, 8)
-    assert (found.variant, found.num_classes, found.image_size, found.preprocess) == ("custom", 21843, (64, 64), "vit_jax")
+    assert (arch.width, arch.depth, arch.tokens_mlp_dim, arch.channels_mlp_dim, arch.patch_size) == (
+        512,
+        1,
+        256,
+        2048,
+        8,
+    )
+    assert (found.variant, found.num_classes, found.image_size, found.preprocess) == (
+        "custom",
+        21843,
+        (64, 64),
+        "vit_jax",
+    )
 
 
 def test_without_a_head(tiny):
@@ -66,8 +80,11 @@ def test_a_head_of_zeros_is_told(tiny):
 
 def test_one_size_and_it_says_so(tiny):
     assert load(FAMILY, tiny(), image_size=(64, 64)).image_size == (64, 64)
-    assert load(FAMILY, tiny(), image_size=(32, 128)).image_size == (32, 128)  # as many patches: nothing else tells them apart
-    with pytest.raises(UsageError, match=r"96x96: a Mixer takes one size, its token mixing has weights for 16 patches of 16x16 pixels"):
+    # as many patches: nothing else tells them apart
+    assert load(FAMILY, tiny(), image_size=(32, 128)).image_size == (32, 128)
+    with pytest.raises(
+        UsageError, match=r"96x96: a Mixer takes one size, its token mixing has weights for 16 patches of 16x16 pixels"
+    ):
         load(FAMILY, tiny(), image_size=(96, 96))
     oblong = tiny(image_size=(32, 96))
     with pytest.raises(CheckpointError, match="12 patches, which is no square grid"):
@@ -81,7 +98,11 @@ def test_one_size_and_it_says_so(tiny):
     ("layout", "leaf", "told"),
     [
         ("mixer", "MixerBlock_1/token_mixing/Dense_1/bias", "MixerBlock_1/token_mixing/Dense_1/bias: missing"),
-        ("mixer_old", "Mixer/encoderblock_1/token_mixing_phase_0/bias2", "Mixer/encoderblock_1/token_mixing_phase_0/bias2: missing"),
+        (
+            "mixer_old",
+            "Mixer/encoderblock_1/token_mixing_phase_0/bias2",
+            "Mixer/encoderblock_1/token_mixing_phase_0/bias2: missing",
+        ),
         ("mixer_old", "Mixer/encoderblock_0/LayerNorm_2/scale", "Mixer/encoderblock_0/LayerNorm_2/scale: missing"),
         ("mixer_old", "Mixer/encoder_norm/scale", "Mixer/encoder_norm/scale: missing"),
         ("mixer", "stem/bias", "stem/bias: missing"),
@@ -100,12 +121,16 @@ def test_extra_and_wrong_shape(tiny):
         load(FAMILY, path)
     kernel = "MixerBlock_0/channel_mixing/Dense_0/kernel"
     path = rewrite(tiny(), lambda arrays: arrays | {kernel: arrays[kernel].T})
-    with pytest.raises(CheckpointError, match=r"checkpoint \(64, 32\), variant Mixer-mu/16 needs \(32, 64\)\. It looks transposed"):
+    with pytest.raises(
+        CheckpointError, match=r"checkpoint \(64, 32\), variant Mixer-mu/16 needs \(32, 64\)\. It looks transposed"
+    ):
         load(FAMILY, path)
 
 
 def test_a_whole_block_missing(tiny):
-    path = rewrite(tiny(), lambda arrays: {name: array for name, array in arrays.items() if "MixerBlock_0/" not in name})
+    path = rewrite(
+        tiny(), lambda arrays: {name: array for name, array in arrays.items() if "MixerBlock_0/" not in name}
+    )
     with pytest.raises(CheckpointError, match="Mixer block 0 missing, blocks up to 1 found"):
         load(FAMILY, path)
 

@@ -1,4 +1,5 @@
-"""A Mixer's names, sizes and one image size from leaves alone, every size different so that none can stand for another."""
+"""A Mixer's names, sizes and one image size from leaves alone, every size different so that none can stand for
+another."""
 
 import math
 import pathlib
@@ -8,7 +9,15 @@ import pytest
 
 from vit_convert.checkpoint.containers import Leaf
 from vit_convert.core.errors import CheckpointError, UsageError
-from vit_convert.families.mixer.architecture import PUBLISHED, SIZES, Mixer, Sizes, leaf_shapes, name_variant, parameter_count
+from vit_convert.families.mixer.architecture import (
+    PUBLISHED,
+    SIZES,
+    Mixer,
+    Sizes,
+    leaf_shapes,
+    name_variant,
+    parameter_count,
+)
 from vit_convert.families.mixer.infer import infer_architecture, parse_variant
 from vit_convert.families.mixer.layouts import Layout, canonicalize, detect, stored_name
 
@@ -24,7 +33,8 @@ TABLE = {
 
 
 def small(num_classes=5):
-    """Names and shapes as vit_jax's module makes them: width 12, MLPs of 7 and 20, patches of 4, 2 x 3 of them, two blocks."""
+    """Names and shapes as vit_jax's module makes them: width 12, MLPs of 7 and 20, patches of 4, 2 x 3 of them, two
+    blocks."""
     shapes = {"stem/kernel": (4, 4, 3, 12), "stem/bias": (12,)}
     for i in range(2):
         for norm, mlp, width, hidden in ((0, "token_mixing", 6, 7), (1, "channel_mixing", 12, 20)):
@@ -41,7 +51,15 @@ def leaves(shapes):
 
 
 def mixer(**changes):
-    sizes = {"width": 12, "depth": 2, "tokens_mlp_dim": 7, "channels_mlp_dim": 20, "patch_size": 4, "image_size": (8, 12), "num_classes": 5}
+    sizes = {
+        "width": 12,
+        "depth": 2,
+        "tokens_mlp_dim": 7,
+        "channels_mlp_dim": 20,
+        "patch_size": 4,
+        "image_size": (8, 12),
+        "num_classes": 5,
+    }
     return Mixer(**{"variant": "custom", **sizes, **changes})
 
 
@@ -68,7 +86,10 @@ def test_shapes_and_count_are_those_of_the_model(num_classes):
 @pytest.mark.parametrize("num_classes", [0, 5])
 def test_sizes_are_read_from_the_shapes(num_classes):
     auto = "".join(["au", "to"])  # not the one that the module holds
-    assert infer_architecture(leaves(small(num_classes)), auto, (8, 12), FILE) == (mixer(num_classes=num_classes), "custom")
+    assert infer_architecture(leaves(small(num_classes)), auto, (8, 12), FILE) == (
+        mixer(num_classes=num_classes),
+        "custom",
+    )
 
 
 @pytest.mark.parametrize("ending", ["/bias", "/scale"])
@@ -80,7 +101,8 @@ def test_sizes_are_read_where_a_kind_of_leaf_is_missing(ending):
 def test_the_width_is_told_by_the_norms_too():
     shapes = {name: shape for name, shape in small().items() if name != "stem/kernel"}
     found, _ = infer_architecture(leaves(shapes), "auto", (2, 3), FILE)
-    assert (found.width, found.patch_size) == (12, 1)  # without it nothing tells the patch, and the missing leaf is said next
+    # without it nothing tells the patch, and the missing leaf is said next
+    assert (found.width, found.patch_size) == (12, 1)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +116,10 @@ def test_a_size_that_nothing_tells(missing, said):
     shapes = {name: shape for name, shape in small().items() if not name.endswith(missing)}
     with pytest.raises(CheckpointError) as error:
         infer_architecture(leaves(shapes), "auto", (8, 12), FILE)
-    assert str(error.value) == f"f.npz: nothing tells the model's {said} is missing or empty" and "whole" in error.value.fix
+    assert (
+        str(error.value) == f"f.npz: nothing tells the model's {said} is missing or empty"
+        and "whole" in error.value.fix
+    )
 
 
 def test_a_file_without_a_block():
@@ -107,12 +132,16 @@ def test_a_file_without_a_block():
 @pytest.mark.parametrize("asked", [None, (16, 16), (8, 32), (8, 12), (12, 8), (24, 4), (10, 12), (8, 13), (12, 12)])
 def test_the_one_size_that_the_weights_are_for(tokens, asked):
     """Patches of 4: 16 of them are a square of 16 pixels, or 8 x 32; 6 are no square."""
-    shapes = {name: (tokens,) if name.endswith("token_mixing/Dense_1/bias") else shape for name, shape in small().items()}
+    shapes = {
+        name: (tokens,) if name.endswith("token_mixing/Dense_1/bias") else shape for name, shape in small().items()
+    }
     fits = asked is not None and not (asked[0] % 4 or asked[1] % 4) and asked[0] * asked[1] // 16 == tokens
     if fits or (asked is None and tokens == 16):
         assert infer_architecture(leaves(shapes), "auto", asked, FILE)[0].image_size == (asked or (16, 16))
     elif asked is None:
-        with pytest.raises(CheckpointError, match=r"f\.npz: token mixing over 6 patches, which is no square grid") as error:
+        with pytest.raises(
+            CheckpointError, match=r"f\.npz: token mixing over 6 patches, which is no square grid"
+        ) as error:
             infer_architecture(leaves(shapes), "auto", asked, FILE)
         assert "image_size" in error.value.fix
     else:
@@ -128,11 +157,18 @@ def test_a_given_variant_overrules_the_shapes():
     shapes = {name: (49,) if name.endswith("token_mixing/Dense_1/bias") else shape for name, shape in small().items()}
     found, name = infer_architecture(leaves(shapes), "Mixer-B/32", None, FILE)
     assert (name, found.variant, found.image_size, found.num_classes) == ("custom", "Mixer-B/32", (224, 224), 5)
-    assert (found.width, found.depth, found.tokens_mlp_dim, found.channels_mlp_dim, found.patch_size) == (768, 12, 384, 3072, 32)
+    assert (found.width, found.depth, found.tokens_mlp_dim, found.channels_mlp_dim, found.patch_size) == (
+        768,
+        12,
+        384,
+        3072,
+        32,
+    )
 
 
 @pytest.mark.parametrize(
-    ("text", "letters", "patch"), [("Mixer-B/16", "B", 16), ("Mixer-L_32", "L", 32), ("S/8", "S", 8), ("mu_16", "mu", 16)]
+    ("text", "letters", "patch"),
+    [("Mixer-B/16", "B", 16), ("Mixer-L_32", "L", 32), ("S/8", "S", 8), ("mu_16", "mu", 16)],
 )
 def test_spellings(text, letters, patch):
     assert parse_variant(text) == (SIZES[letters], patch)
@@ -170,11 +206,15 @@ def test_names_on_disk(name):
 
 def test_names_of_old_files_become_the_new_ones():
     others = [f"MixerBlock_{i}/x" for i in range(3)]
-    old = {OLD[name]: (1, 2, 1, 3) for name in OLD} | {name.replace("MixerBlock_", "Mixer/encoderblock_"): (2,) for name in others}
+    old = {OLD[name]: (1, 2, 1, 3) for name in OLD} | {
+        name.replace("MixerBlock_", "Mixer/encoderblock_"): (2,) for name in others
+    }
     renamed = canonicalize(leaves(old), Layout.MIXER_OLD, "f.npz")
     assert set(renamed) == {*OLD, *others}
     for name in OLD:  # an MLP's arrays had axes of one beside their own
-        assert renamed[name].name == OLD[name] and renamed[name].shape == ((2, 3) if "_mixing" in name else (1, 2, 1, 3))
+        assert renamed[name].name == OLD[name] and renamed[name].shape == (
+            (2, 3) if "_mixing" in name else (1, 2, 1, 3)
+        )
 
 
 def test_norms_are_counted_and_not_taken_by_their_numbers():
@@ -188,7 +228,10 @@ def test_norms_are_counted_and_not_taken_by_their_numbers():
 
 def test_values_of_old_files_are_the_same_in_fewer_axes():
     values = np.arange(6, dtype=np.float32).reshape(1, 2, 1, 3)
-    held = {name: Leaf(name, values.shape, values.dtype, lambda: values) for name in ("Mixer/encoderblock_0/token_mixing_phase_0/kernel1",)}
+    held = {
+        name: Leaf(name, values.shape, values.dtype, lambda: values)
+        for name in ("Mixer/encoderblock_0/token_mixing_phase_0/kernel1",)
+    }
     (leaf,) = canonicalize(held, Layout.MIXER_OLD, "f").values()
     assert leaf.shape == leaf.read().shape == (2, 3) and leaf.read().tolist() == [[0, 1, 2], [3, 4, 5]]
 
@@ -219,7 +262,9 @@ def test_blocks_that_are_missing(numbers, said):
 
 def test_two_leaves_of_one_name():
     both = {"Mixer/encoder_norm/scale": (2,), "pre_head_layer_norm/scale": (2,), "Mixer/encoderblock_0/x": (1,)}
-    with pytest.raises(CheckpointError, match="f: pre_head_layer_norm/scale and Mixer/encoder_norm/scale are the same parameter"):
+    with pytest.raises(
+        CheckpointError, match="f: pre_head_layer_norm/scale and Mixer/encoder_norm/scale are the same parameter"
+    ):
         canonicalize(leaves(both), Layout.MIXER_OLD, "f")
 
 

@@ -1,4 +1,5 @@
-"""A family from outside the package, registered by a config alone: converted by the command line like one of the package's own."""
+"""A family from outside the package, registered by a config alone: converted by the command line like one of the
+package's own."""
 
 import json
 import math
@@ -50,7 +51,15 @@ def written(path, **options):
 def convert(path, *flags, place=PLACE):
     config = path.with_suffix(".py")
     config.write_text(CONFIG.format(place=place, checkpoint=str(path)))
-    return main(["vit_convert", f"--config={config}", f"--workdir={path.parent / 'out'}", "--config.engine.backend=none", *flags])
+    return main(
+        [
+            "vit_convert",
+            f"--config={config}",
+            f"--workdir={path.parent / 'out'}",
+            "--config.engine.backend=none",
+            *flags,
+        ]
+    )
 
 
 def changed(path, change):
@@ -65,7 +74,8 @@ def report_of(path):
 
 
 def forward(leaves, images):
-    """The model in float64 numpy, from the names on disk; one patch at a time, and GELU in its tanh form, which is JAX's."""
+    """The model in float64 numpy, from the names on disk; one patch at a time, and GELU in its tanh form, which is
+    JAX's."""
     leaves = {name: np.float64(array) for name, array in leaves.items()}
     side = leaves["glu/stem/w"].shape[0]
     depth = len({name.split("/")[1] for name in leaves if "/gate/" in name})
@@ -77,7 +87,11 @@ def forward(leaves, images):
                 patch = image[top : top + side, left : left + side]
                 x = np.tensordot(patch, leaves["glu/stem/w"], axes=3) + leaves["glu/stem/b"]
                 for i in range(depth):
-                    w = {name.removeprefix(f"glu/{i}/"): array for name, array in leaves.items() if name.startswith(f"glu/{i}/")}
+                    w = {
+                        name.removeprefix(f"glu/{i}/"): array
+                        for name, array in leaves.items()
+                        if name.startswith(f"glu/{i}/")
+                    }
                     n = (x - x.mean()) / np.sqrt(x.var() + 1e-6) * w["norm/g"] + w["norm/b"]
                     g = n @ w["gate/w"] + w["gate/b"]
                     g = 0.5 * g * (1 + np.tanh(math.sqrt(2 / math.pi) * (g + 0.044715 * g**3)))
@@ -152,8 +166,14 @@ def test_a_wrong_shape_is_named_with_both_values(path, capsys):
     ("change", "said"),
     [
         (lambda arrays: arrays.pop("glu/1/up/b"), "glu/1/up/b: missing, variant GLU-mu/8 needs (48,)"),
-        (lambda arrays: arrays.update({"glu/1/up/scale": np.zeros(3)}), "glu/1/up/scale: belongs to no part of variant GLU-mu/8"),
-        (lambda arrays: [arrays.pop(name) for name in list(arrays) if "/1/" in name], "GLU block 1 missing, blocks up to 2 found"),
+        (
+            lambda arrays: arrays.update({"glu/1/up/scale": np.zeros(3)}),
+            "glu/1/up/scale: belongs to no part of variant GLU-mu/8",
+        ),
+        (
+            lambda arrays: [arrays.pop(name) for name in list(arrays) if "/1/" in name],
+            "GLU block 1 missing, blocks up to 2 found",
+        ),
     ],
     ids=["missing", "left over", "a whole block"],
 )
@@ -169,7 +189,11 @@ def test_random_files_from_the_command_line(path, tmp_path, capsys):
     assert random_main([*asked, "--variant=GLU-mu/8", "--family=glu", "--layout=glu"]) == 0
     assert again.read_bytes() == path.read_bytes()
     assert random_main([*asked, "--variant=mu/8", "--family=vit", "--image_size=32"]) == 0
-    wrong = {"--layout=gul": "layout 'gul': glu has glu", "--family=gul": "family 'gul': unknown", "--variant=G": "GLU-mu/8, "}
+    wrong = {
+        "--layout=gul": "layout 'gul': glu has glu",
+        "--family=gul": "family 'gul': unknown",
+        "--variant=G": "GLU-mu/8, ",
+    }
     for flag, said in wrong.items():
         assert random_main([*asked, "--variant=GLU-mu/8", flag]) == 2
         assert said in capsys.readouterr().err
@@ -222,5 +246,8 @@ def test_code_of_a_package_is_all_files_of_its_folder(tmp_path, monkeypatch):
 def test_a_file_may_have_annotations_as_text(tmp_path):
     """Dataclasses and Flax modules look such a name up in the module of their class."""
     file = tmp_path / "mine.py"
-    file.write_text("from __future__ import annotations\n" + pathlib.Path(PLACE.rpartition(":")[0]).read_text().partition('"""\n\n')[2])
+    file.write_text(
+        "from __future__ import annotations\n"
+        + pathlib.Path(PLACE.rpartition(":")[0]).read_text().partition('"""\n\n')[2]
+    )
     assert families([f"{file}:FAMILY"])[0].name == "glu"

@@ -33,7 +33,11 @@ class Mine:
 def package(monkeypatch):
     """Modules of families from outside: `mine` (leaves beginning with "my/") and `img` (those of an image tower)."""
     module = types.ModuleType("outside")
-    module.MINE, module.IMG, module.HALF = Mine("mine", "my/"), Mine("towers", "img/"), types.SimpleNamespace(name="half", match=None)
+    module.MINE, module.IMG, module.HALF = (
+        Mine("mine", "my/"),
+        Mine("towers", "img/"),
+        types.SimpleNamespace(name="half", match=None),
+    )
     monkeypatch.setitem(sys.modules, "outside", module)
     return module
 
@@ -75,7 +79,10 @@ def test_a_family_by_its_name():
     assert family_named("other", known) is known[1]
     with pytest.raises(UsageError) as error:
         family_named("mines", known)
-    assert str(error.value) == "family 'mines': unknown. Did you mean mine?" and error.value.fix == "Use auto or mine, other."
+    assert (
+        str(error.value) == "family 'mines': unknown. Did you mean mine?"
+        and error.value.fix == "Use auto or mine, other."
+    )
 
 
 def test_a_vit():
@@ -87,7 +94,10 @@ def test_a_vit():
 def test_the_first_that_matches_from_outside_is_asked_before_anything_is_refused(package):
     """A family of towers that somebody wrote is not refused for what ours cannot do."""
     assert family_of(["my/x", *VIT], "f.npz", known=families(["outside:MINE"])) == (package.MINE, Layout.MINE)
-    assert family_of(["img/x", "txt/y"], "f.npz", known=families(["outside:MINE", "outside:IMG"])) == (package.IMG, Layout.MINE)
+    assert family_of(["img/x", "txt/y"], "f.npz", known=families(["outside:MINE", "outside:IMG"])) == (
+        package.IMG,
+        Layout.MINE,
+    )
     with pytest.raises(CheckpointError, match="an image tower and a text tower"):
         family_of(["img/x", "txt/y"], "f.npz", known=families(["outside:MINE"]))
 

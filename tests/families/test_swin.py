@@ -87,25 +87,37 @@ def _stacks(found):
 def test_config_beside_the_file_is_read(tiny):
     path = tiny()
     beside = path.with_name("config.json")
-    beside.write_text(json.dumps({"model_type": "swin", "image_size": 112, "layer_norm_eps": 1e-6, "hidden_act": "gelu"}))
+    beside.write_text(
+        json.dumps({"model_type": "swin", "image_size": 112, "layer_norm_eps": 1e-6, "hidden_act": "gelu"})
+    )
     found = load(FAMILY, path)
     assert (found.image_size, found.architecture.norm_epsilon) == ((112, 112), 1e-6)
     assert load(FAMILY, path, image_size=(56, 56)).image_size == (56, 56)
-    beside.write_text(json.dumps({"architecture": "swin_tiny_patch4_window7_224", "pretrained_cfg": {"input_size": [3, 56, 112]}}))
+    beside.write_text(
+        json.dumps({"architecture": "swin_tiny_patch4_window7_224", "pretrained_cfg": {"input_size": [3, 56, 112]}})
+    )
     assert load(FAMILY, path).image_size == (56, 112)
     beside.write_text(json.dumps({"model_type": "vit", "image_size": 384}))
     assert load(FAMILY, path).image_size == (224, 224)
     beside.write_text(json.dumps({"model_type": "swin", "hidden_act": "relu"}))
     with pytest.raises(CheckpointError, match="hidden_act 'relu'"):
         load(FAMILY, path)
-    for damaged in ('"image_size": "large"', '"image_size": []', '"pretrained_cfg": 1', '"layer_norm_eps": [1]', '"image_size": 56,'):
+    for damaged in (
+        '"image_size": "large"',
+        '"image_size": []',
+        '"pretrained_cfg": 1',
+        '"layer_norm_eps": [1]',
+        '"image_size": 56,',
+    ):
         beside.write_text(f'{{"model_type": "swin", {damaged}}}')
         with pytest.raises(CheckpointError, match=r"config\.json: cannot be read"):
             load(FAMILY, path)
 
 
 def test_one_size_and_it_says_so(tiny):
-    with pytest.raises(UsageError, match=r"100x56: a Swin takes one size, its windows of 7 tokens tile multiples of 56") as refusal:
+    with pytest.raises(
+        UsageError, match=r"100x56: a Swin takes one size, its windows of 7 tokens tile multiples of 56"
+    ) as refusal:
         load(FAMILY, tiny(), image_size=(100, 56))
     assert "multiple of 56 pixels" in refusal.value.fix
     five = tiny("Swin-mu/5", image_size=(40, 40))
@@ -124,10 +136,18 @@ def test_without_a_head(tiny):
 
 def test_buffers_are_left_out_and_a_base_model_has_no_prefix(tiny):
     index = windows.relative_index(7)
-    buffers = {"layers.0.blocks.0.attn.relative_position_index": index, "layers.0.blocks.1.attn_mask": np.zeros((4, 49, 49), np.float32)}
-    path = changed(tiny(layout="swin_microsoft"), lambda arrays: {f"model.{name}": array for name, array in (arrays | buffers).items()})
+    buffers = {
+        "layers.0.blocks.0.attn.relative_position_index": index,
+        "layers.0.blocks.1.attn_mask": np.zeros((4, 49, 49), np.float32),
+    }
+    path = changed(
+        tiny(layout="swin_microsoft"),
+        lambda arrays: {f"model.{name}": array for name, array in (arrays | buffers).items()},
+    )
     assert load(FAMILY, path, image_size=(56, 56)).num_params == load(FAMILY, tiny(), image_size=(56, 56)).num_params
-    base = changed(tiny(num_classes=0), lambda arrays: {name.removeprefix("swin."): array for name, array in arrays.items()})
+    base = changed(
+        tiny(num_classes=0), lambda arrays: {name.removeprefix("swin."): array for name, array in arrays.items()}
+    )
     assert load(FAMILY, base, image_size=(56, 56), outputs="features").num_classes == 0
 
 
@@ -155,19 +175,29 @@ def test_extra_and_wrong_shape(tiny):
     def widen(arrays):
         return arrays | {"layers.0.blocks.0.attn.qkv.weight": np.zeros((64, 32), np.float32)}
 
-    with pytest.raises(CheckpointError, match=r"attn\.qkv\.weight: checkpoint \(64, 32\), variant Swin-mu/7 needs \(96, 32\)"):
+    with pytest.raises(
+        CheckpointError, match=r"attn\.qkv\.weight: checkpoint \(64, 32\), variant Swin-mu/7 needs \(96, 32\)"
+    ):
         load(FAMILY, changed(tiny(layout="swin_timm"), widen), image_size=(56, 56))
-    path = changed(tiny(layout="swin_timm"), lambda arrays: arrays | {"layers.0.blocks.0.gamma": np.zeros(32, np.float32)})
+    path = changed(
+        tiny(layout="swin_timm"), lambda arrays: arrays | {"layers.0.blocks.0.gamma": np.zeros(32, np.float32)}
+    )
     with pytest.raises(CheckpointError, match=r"layers\.0\.blocks\.0\.gamma: belongs to no part of variant Swin-mu/7"):
         load(FAMILY, path, image_size=(56, 56))
-    path = changed(tiny(layout="swin_timm"), lambda arrays: arrays | {"layers.0.blocks.0.attn.logit_scale": np.zeros(1, np.float32)})
+    path = changed(
+        tiny(layout="swin_timm"),
+        lambda arrays: arrays | {"layers.0.blocks.0.attn.logit_scale": np.zeros(1, np.float32)},
+    )
     with pytest.raises(CheckpointError, match="a Swin V2"):
         load(FAMILY, path, image_size=(56, 56))
 
 
 def test_heads_that_do_not_divide_the_width(tiny):
     def three(arrays):
-        return {name: np.zeros((169, 3), np.float32) if name.endswith("bias_table") else array for name, array in arrays.items()}
+        return {
+            name: np.zeros((169, 3), np.float32) if name.endswith("bias_table") else array
+            for name, array in arrays.items()
+        }
 
     with pytest.raises(CheckpointError, match=r"stages of \(2, 2\) blocks and \(3, 3\) heads, width 32, .*: no Swin"):
         load(FAMILY, changed(tiny(), three))
@@ -188,7 +218,8 @@ def test_spellings():
 
 
 def test_relative_index():
-    """The corner cases by hand: of a window of 2, the table's 9 rows are the differences (-1 … 1, -1 … 1), row by row."""
+    """The corner cases by hand: of a window of 2, the table's 9 rows are the differences (-1 … 1, -1 … 1), row by
+    row."""
     np.testing.assert_array_equal(windows.relative_index(2), [[4, 3, 1, 0], [5, 4, 2, 1], [7, 6, 4, 3], [8, 7, 5, 4]])
 
 

@@ -1,4 +1,5 @@
-"""What reads foreign bytes, one target each: whatever they are, a refusal is a ConvertError and memory stays within `bound`."""
+"""What reads foreign bytes, one target each: whatever they are, a refusal is a ConvertError and memory stays within
+`bound`."""
 
 import contextlib
 import dataclasses
@@ -28,7 +29,8 @@ from vit_convert.images.sources import open_images
 from vit_convert.quantize.precision_plan import read_plan
 
 _TEMPORARY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # the files are made anew for every input
-_READ_BYTES = 1 << 20  # larger arrays, which a deflated member of a few bytes may claim, are streamed and not asked for whole
+# larger arrays, which a deflated member of a few bytes may claim, are streamed and not asked for whole
+_READ_BYTES = 1 << 20
 
 _PNG = bytes.fromhex(
     "89504e470d0a1a0a0000000d49484452000000010000000108000000003a7e9b550000000a49444154789c636000000002000148afa4710000000049454e44ae426082"
@@ -50,8 +52,8 @@ _SIDECAR = {
 def bound(size: int) -> int:
     """Bytes that may be allocated to read a file of `size` bytes.
 
-    16 MiB, for buffers of 1 MiB in up to four threads, their float32 copies and masks, and for what the first call of a parser imports;
-    and 64 bytes for each byte of the file, which as JSON may be a list of small objects.
+    16 MiB, for buffers of 1 MiB in up to four threads, their float32 copies and masks, and for what the first call of a
+    parser imports; and 64 bytes for each byte of the file, which as JSON may be a list of small objects.
     """
     return (16 << 20) + 64 * size
 
@@ -98,7 +100,8 @@ def _read_all(path: pathlib.Path) -> None:
 
 
 def _image_arrays(data: bytes, folder: pathlib.Path) -> None:
-    """An `.npz` of images as it is ("z"), or the bytes of its member `images` or, for upper case, `labels` in a sound zip."""
+    """An `.npz` of images as it is ("z"), or the bytes of its member `images` or, for upper case, `labels` in a sound
+    zip."""
     kind, content = data[:1], data[1:]
     path = folder / "f.npz"
     if kind in (b"s", b"d", b"S", b"D"):
@@ -116,7 +119,8 @@ def _image_arrays(data: bytes, folder: pathlib.Path) -> None:
 
 
 def _tables(data: bytes, folder: pathlib.Path) -> None:
-    """The bytes after the first are a list of images (its kind is the first byte), or the `labels.csv` of a folder ("l") or zip ("L")."""
+    """The bytes after the first are a list of images (its kind is the first byte), or the `labels.csv` of a folder
+    ("l") or zip ("L")."""
     kind, content = data[:1], data[1:]
     if kind == b"L":
         path = folder / "f.zip"

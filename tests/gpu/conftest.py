@@ -1,4 +1,5 @@
-"""The bundle and engines that the GPU tests share, and what they found: with VIT_CONVERT_RESULTS=path.json, written after every test."""
+"""The bundle and engines that the GPU tests share, and what they found: with VIT_CONVERT_RESULTS=path.json, written
+after every test."""
 
 import functools
 import os
@@ -23,13 +24,17 @@ _OUTCOMES: dict[str, dict[str, object]] = {}
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Notes how each test ended, and why where it did not pass."""
-    if report.when == "call" or report.outcome != "passed":  # setup and teardown tell something only when they fail or skip
+    # setup and teardown tell something only when they fail or skip
+    if report.when == "call" or report.outcome != "passed":
         name = report.nodeid.rpartition("::")[2]
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr or "")
         found = {"outcome": report.outcome, "seconds": round(report.duration, 2), **dict(report.user_properties)}
         _OUTCOMES[name] = {**found, **({"reason": reason[-400:]} if reason else {})}
         if path := os.environ.get("VIT_CONVERT_RESULTS"):
-            counts = {word: sum(row["outcome"] == word for row in _OUTCOMES.values()) for word in ("passed", "failed", "skipped")}
+            counts = {
+                word: sum(row["outcome"] == word for row in _OUTCOMES.values())
+                for word in ("passed", "failed", "skipped")
+            }
             write_json(pathlib.Path(path), {**_about(), "counts": counts, "tests": _OUTCOMES})
 
 
@@ -65,7 +70,9 @@ def built(bundle):
     from gpu_bundle import BACKEND, run
 
     assert run("build", bundle.root, "--precision=fp32,fp16") == 0
-    return {precision: bundle.plan(BACKEND.name, BACKEND.version, BACKEND.arch, precision) for precision in ("fp32", "fp16")}
+    return {
+        precision: bundle.plan(BACKEND.name, BACKEND.version, BACKEND.arch, precision) for precision in ("fp32", "fp16")
+    }
 
 
 @pytest.fixture

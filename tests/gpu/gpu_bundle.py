@@ -1,4 +1,5 @@
-"""What the tests on a GPU share: the bundle that they are given, the TensorRT of this host, and how its commands are run."""
+"""What the tests on a GPU share: the bundle that they are given, the TensorRT of this host, and how its commands are
+run."""
 
 import os
 

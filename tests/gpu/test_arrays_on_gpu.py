@@ -111,12 +111,14 @@ def test_theirs_are_read(library, stream, dtype):
 
 def test_theirs_are_read_when_they_are_computed(library, stream):
     """The library has only queued the work when it hands the array over: reading waits for it."""
-    mirrored = np.eye(8192, dtype=np.float32)[::-1].copy()  # 20 products with it take a third of a second, and are exact
+    # 20 products with it take a third of a second, and are exact
+    mirrored = np.eye(8192, dtype=np.float32)[::-1].copy()
     factor = library.send(mirrored)
     result = factor
     try:
         for _ in range(20):
-            result = (result @ factor) * 0.5  # no two are alike, so that memory that is used again holds no right values
+            # no two are alike, so that memory that is used again holds no right values
+            result = (result @ factor) * 0.5
     except ImportError as e:
         pytest.skip(f"this installation cannot compute: {e}")  # CuPy takes cuBLAS from wherever there is one
     assert np.array_equal(read(as_device_array(result, stream), stream), mirrored * 0.5**20)

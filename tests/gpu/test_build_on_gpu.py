@@ -1,9 +1,11 @@
-"""Real TensorRT on a real GPU: a bundle that was exported elsewhere is built, verified and measured here, in every precision.
+"""Real TensorRT on a real GPU: a bundle that was exported elsewhere is built, verified and measured here, in every
+precision.
 
     VIT_CONVERT_BUNDLE=path/of/a/bundle VIT_CONVERT_RESULTS=results.json python -m pytest -m gpu tests/gpu
 
-Needs Python 3.10 or later, numpy, absl-py, ml_collections, pytest and tensorrt; the bundle's target has to be this TensorRT's
-(`--config.target=trt8` for 8.6), with precisions fp32 and fp16, and calibration images for the calibrator's test. Use a small model.
+Needs Python 3.10 or later, numpy, absl-py, ml_collections, pytest and tensorrt; the bundle's target has to be this
+TensorRT's (`--config.target=trt8` for 8.6), with precisions fp32 and fp16, and calibration images for the calibrator's
+test. Use a small model.
 """
 
 import dataclasses
@@ -30,7 +32,11 @@ def test_a_build_leaves_its_layers_and_its_timings(bundle, built):
         assert read_json(f"{plan}.layers.json")["Layers"]
     assert BACKEND.gpu is not None
     (timings,) = (bundle.root / "timing").iterdir()
-    assert timings.stat().st_size > 1000 and BACKEND.version in timings.name and BACKEND.gpu.name.replace(" ", "-") in timings.name
+    assert (
+        timings.stat().st_size > 1000
+        and BACKEND.version in timings.name
+        and BACKEND.gpu.name.replace(" ", "-") in timings.name
+    )
 
 
 def proof(bundle, precision):
@@ -44,7 +50,16 @@ def test_verify_and_benchmark_commands(bundle, built, record_property):
     record_property("fp32", proof(bundle, "fp32"))
     record_property("fp16", proof(bundle, "fp16"))
     assert (
-        run("benchmark", bundle.root, "--precision=fp32,fp16", "--batches=1,8,16", "--streams=1,2", "--duration=0.4", "--warmup=0.2") == 0
+        run(
+            "benchmark",
+            bundle.root,
+            "--precision=fp32,fp16",
+            "--batches=1,8,16",
+            "--streams=1,2",
+            "--duration=0.4",
+            "--warmup=0.2",
+        )
+        == 0
     )
     report = read_json(bundle.report)
     rows = report["benchmark"]
@@ -64,33 +79,47 @@ def test_lowerings_agree(bundle, engine, facts, reference, tmp_path, record_prop
     with Session(engine) as session:
         expected = {batch: session.run(tiled(reference, batch))[facts.output] for batch in (1, 5, 16)}
     for lowering in ("", *(path.stem for path in written)):
-        assert run("build", copy.root, "--precision=fp16", f"--config.engine.lowering={lowering}", batches=ONE_PROFILE) == 0
+        assert (
+            run("build", copy.root, "--precision=fp16", f"--config.engine.lowering={lowering}", batches=ONE_PROFILE)
+            == 0
+        )
         assert read_json(f"{plan}.json")["onnx"]["path"] == (f"{lowering}.onnx" if lowering else "model.onnx")
         with Session(Engine(BACKEND, plan)) as session:
-            cosine = min(compare(wanted, session.run(tiled(reference, batch))[facts.output]).cosine for batch, wanted in expected.items())
+            cosine = min(
+                compare(wanted, session.run(tiled(reference, batch))[facts.output]).cosine
+                for batch, wanted in expected.items()
+            )
         record_property(lowering or "model.onnx", {"cosine": cosine})
-        # What verification demands of fp16: which kernels TensorRT takes, and in what they sum, differs from build to build. With outlier
-        # channels the same graph came to 0.99983 and to 0.99996.
+        # What verification demands of fp16: which kernels TensorRT takes, and in what they sum, differs from build to
+        # build. With outlier channels the same graph came to 0.99983 and to 0.99996.
         assert cosine > read_config(bundle).check.fp16_cosine, lowering
 
 
 def test_tf32_by_choice(bundle, tmp_path, record_property):
     copy = Bundle(shutil.copytree(bundle.root, tmp_path / "bundle", ignore=shutil.ignore_patterns("engines")))
     words = ("--precision=fp32", "--config.engine.tf32=True")
-    assert run("build", copy.root, *words, batches=ONE_PROFILE) == 0 and run("verify", copy.root, *words, batches=ONE_PROFILE) == 0
+    assert (
+        run("build", copy.root, *words, batches=ONE_PROFILE) == 0
+        and run("verify", copy.root, *words, batches=ONE_PROFILE) == 0
+    )
     assert read_json(f"{copy.plan(BACKEND.name, BACKEND.version, BACKEND.arch, 'fp32')}.json")["options"]["tf32"]
     found = proof(copy, "fp32")
     record_property("tf32", found)
-    # TF32 rounds operands to 11 significant bits, 2^-11 of each; fp32 engines of the same graphs are below 1e-5 of scale.
+    # TF32 rounds operands to 11 significant bits, 2^-11 of each; fp32 engines of the same graphs are below 1e-5 of
+    # scale.
     assert found["cosine"] > 0.999 and found["max_rel"] > 1e-5
 
 
 def test_a_block_kept_in_fp32(bundle, tmp_path, record_property):
     copy = Bundle(shutil.copytree(bundle.root, tmp_path / "bundle", ignore=shutil.ignore_patterns("engines")))
     words = ("--precision=fp16", "--config.keep_fp32=('block_00',)")
-    assert run("build", copy.root, *words, batches=ONE_PROFILE) == 0 and run("verify", copy.root, *words, batches=ONE_PROFILE) == 0
+    assert (
+        run("build", copy.root, *words, batches=ONE_PROFILE) == 0
+        and run("verify", copy.root, *words, batches=ONE_PROFILE) == 0
+    )
     sidecar = read_json(f"{copy.plan(BACKEND.name, BACKEND.version, BACKEND.arch, 'fp16')}.json")
-    assert sidecar["options"]["keep_fp32"] == ["block_00"] and sidecar["onnx"]["path"] == "model.onnx"  # the plugin keeps nothing
+    # the plugin keeps nothing
+    assert sidecar["options"]["keep_fp32"] == ["block_00"] and sidecar["onnx"]["path"] == "model.onnx"
     record_property("kept", proof(copy, "fp16"))
 
 
@@ -109,7 +138,8 @@ def test_portable_engines(bundle, facts, reference, tmp_path, capfd, option):
 
 
 def prove_int8(bundle, record_property):
-    """Verifies INT8 and FP16, top-1 to within a point where the bundle has labels, and has the faster one recommended."""
+    """Verifies INT8 and FP16, top-1 to within a point where the bundle has labels, and has the faster one
+    recommended."""
     assert run("verify", bundle.root, "--precision=fp16,int8") == 0
     assert run("benchmark", bundle.root, "--precision=fp16,int8", "--batches=16", "--duration=0.4", "--warmup=0.2") == 0
     report = read_json(bundle.report)
@@ -142,7 +172,13 @@ def test_calibrator(bundle, facts, built, record_property):
         pytest.skip("this TensorRT has no calibrators")
     if not bundle.images("calibration").exists():
         pytest.skip("the bundle has no calibration images")
-    words = ("build", bundle.root, "--precision=int8", "--config.engine.calibrator=True", "--config.calibration.batch_size=4")
+    words = (
+        "build",
+        bundle.root,
+        "--precision=int8",
+        "--config.engine.calibrator=True",
+        "--config.calibration.batch_size=4",
+    )
     assert run(*words) == 0  # by the conversion's thresholds
     prove_int8(bundle, record_property)
     words = (*words, "--config.calibration.method=entropy_plain")
@@ -159,7 +195,8 @@ def test_calibrator(bundle, facts, built, record_property):
     scales = np.array(list(parse_cache(cache)[1].values()))
     assert len(scales) > 10 and np.isfinite(scales).all() and (scales >= 0).all() and (scales > 0).any()
     written = path.stat().st_mtime_ns
-    assert run(*words, "--force", batches=ONE_PROFILE) == 0 and path.stat().st_mtime_ns == written  # read, not made again
+    # read, not made again
+    assert run(*words, "--force", batches=ONE_PROFILE) == 0 and path.stat().st_mtime_ns == written
     with pytest.raises(CalibrationError, match="made as"):
         load_cache(path, dataclasses.replace(key, algorithm="minmax"))
     assert run(*words, "--config.calibration.method=minmax", batches=ONE_PROFILE) == 0

@@ -1,6 +1,7 @@
 """Engines of the lowerings with our own kernels on a real GPU: INT8 between convolutions, and all in FP16.
 
-    VIT_CONVERT_BUNDLE=path/of/a/bundle VIT_CONVERT_RESULTS=results.json python -m pytest -m gpu tests/gpu/test_fused_on_gpu.py
+    VIT_CONVERT_BUNDLE=path/of/a/bundle VIT_CONVERT_RESULTS=results.json python -m pytest -m gpu
+    tests/gpu/test_fused_on_gpu.py
 
 Needs what test_build_on_gpu.py does, the library of kernels, and a bundle converted with `--config.precision=fp16,int8
 --config.engine.int8_lowering=fused --config.lowerings="('kernels',)"`, of heads of 64. Use a small model.

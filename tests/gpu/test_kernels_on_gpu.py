@@ -1,9 +1,10 @@
-"""Our kernels behind plain pointers, without TensorRT, against float64: shapes, alignment, batches, poisoned memory, in FP16 and INT8.
+"""Our kernels behind plain pointers, without TensorRT, against float64: shapes, alignment, batches, poisoned memory, in
+FP16 and INT8.
 
     python -m vit_convert.kernels --tensorrt_include=FOLDER && python -m pytest -m gpu tests/gpu/test_kernels_on_gpu.py
 
-Needs PyTorch with CUDA and the library. Results lie in the middle of a buffer of a known pattern, and are computed over two patterns: what
-is not written, or written beside, shows. What lies behind the inputs is NaN, or the largest of INT8.
+Needs PyTorch with CUDA and the library. Results lie in the middle of a buffer of a known pattern, and are computed over
+two patterns: what is not written, or written beside, shows. What lies behind the inputs is NaN, or the largest of INT8.
 """
 
 import ctypes
@@ -68,13 +69,43 @@ def run_attention(qkv, images, tokens, out_dtype, scale, score_scale, output_sca
 
     def run(out):
         scales = ctypes.c_float(score_scale), ctypes.c_float(output_scale)
-        return LIBRARY.vit_attention(pointer(qkv), types[0], pointer(out), types[1], images, tokens, heads, head, *scales)
+        return LIBRARY.vit_attention(
+            pointer(qkv), types[0], pointer(out), types[1], images, tokens, heads, head, *scales
+        )
 
     return results((rows, heads, head), out_dtype, run)
 
 
 SHAPES = [
-    *((1, tokens, 3) for tokens in (1, 2, 7, 8, 15, 16, 17, 31, 32, 33, 49, 50, 64, 65, 196, 197, 223, 224, 225, 256, 257, 288, 289, 512)),
+    *(
+        (1, tokens, 3)
+        for tokens in (
+            1,
+            2,
+            7,
+            8,
+            15,
+            16,
+            17,
+            31,
+            32,
+            33,
+            49,
+            50,
+            64,
+            65,
+            196,
+            197,
+            223,
+            224,
+            225,
+            256,
+            257,
+            288,
+            289,
+            512,
+        )
+    ),
     *((images, 50, 12) for images in (1, 2, 3, 64, 255, 256)),
     *((images, 197, 3) for images in (1, 5, 64, 256)),
     (2, 577, 2),
@@ -88,23 +119,30 @@ def test_attention_over_int8(images, tokens, heads, out_dtype):
     _, qkv = placed(torch.randint(-127, 128, (images * tokens, heads, 3, 64), device="cuda", dtype=torch.int8))
     step, out_step = 0.03, 0.03  # scores of some ± 10: a softmax of few large weights
     expected = attention_of(qkv * step, tokens, 0.125).reshape(images * tokens, heads, 64)
-    got = run_attention(qkv, images, tokens, out_dtype, step, step * step / 8, step / out_step if out_dtype == torch.int8 else step)
+    got = run_attention(
+        qkv, images, tokens, out_dtype, step, step * step / 8, step / out_step if out_dtype == torch.int8 else step
+    )
     check_attention(got, expected, out_dtype, out_step)
 
 
 @pytest.mark.parametrize("images, tokens, heads", SHAPES)
-@pytest.mark.parametrize("head, out_dtype", [(64, torch.float16), (64, torch.int8), (80, torch.float16)], ids=["64", "64_to_int8", "80"])
+@pytest.mark.parametrize(
+    "head, out_dtype", [(64, torch.float16), (64, torch.int8), (80, torch.float16)], ids=["64", "64_to_int8", "80"]
+)
 def test_attention_over_fp16(images, tokens, heads, head, out_dtype):
     torch.manual_seed(tokens)
     _, qkv = placed(torch.randn(images * tokens, heads, 3, head, device="cuda").half() * 2)
     out_step = 0.07
     expected = attention_of(qkv, tokens, head**-0.5).reshape(images * tokens, heads, head)
     scale = 1 / out_step if out_dtype == torch.int8 else 1.0
-    check_attention(run_attention(qkv, images, tokens, out_dtype, 1.0, head**-0.5, scale), expected, out_dtype, out_step)
+    check_attention(
+        run_attention(qkv, images, tokens, out_dtype, 1.0, head**-0.5, scale), expected, out_dtype, out_step
+    )
 
 
 def check_attention(got, expected, out_dtype, out_step):
-    if out_dtype == torch.int8:  # weights are rounded to halves, 2^-11 of each, so that values up to 127 move by 0.06 at most
+    # weights are rounded to halves, 2^-11 of each, so that values up to 127 move by 0.06 at most
+    if out_dtype == torch.int8:
         exact = (expected / out_step).clamp(-128, 127)
         assert (got.double() - exact).abs().max() <= 0.5 + 0.07
         return
@@ -115,7 +153,8 @@ def check_attention(got, expected, out_dtype, out_step):
 
 @pytest.mark.parametrize("kind", ["int8", "fp16"])
 def test_attention_of_scores_that_rise_and_are_large(kind):
-    """Each key is larger than the last, so that the maximum is raised again and again; scores reach thousands, where one key takes all."""
+    """Each key is larger than the last, so that the maximum is raised again and again; scores reach thousands, where
+    one key takes all."""
     tokens, heads = 197, 2
     qkv = torch.zeros(tokens, heads, 3, 64, device="cuda")
     qkv[:, :, 0] = 127.0
@@ -135,15 +174,19 @@ def test_attention_of_scores_that_rise_and_are_large(kind):
 def test_attention_without_a_kernel_is_refused():
     qkv = torch.zeros(64, device="cuda", dtype=torch.int8)
     one = ctypes.c_float(1)
-    assert LIBRARY.vit_attention(pointer(qkv), 1, pointer(qkv), 1, 1, 1, 1, 80, one, one) != 0  # INT8 has heads of 64 alone
+    # INT8 has heads of 64 alone
+    assert LIBRARY.vit_attention(pointer(qkv), 1, pointer(qkv), 1, 1, 1, 1, 80, one, one) != 0
     assert LIBRARY.vit_attention(pointer(qkv), 0, pointer(qkv), 0, 1, 1, 1, 96, one, one) != 0
-    assert LIBRARY.vit_attention(pointer(qkv), 0, pointer(qkv), 0, 1, 4096, 1, 64, one, one) != 0  # more than shared memory holds
+    # more than shared memory holds
+    assert LIBRARY.vit_attention(pointer(qkv), 0, pointer(qkv), 0, 1, 4096, 1, 64, one, one) != 0
     torch.cuda.synchronize()
 
 
 @pytest.mark.parametrize("width", [32, 64, 192, 256, 288, 384, 768, 1024, 1280, 1536, 2048])
 @pytest.mark.parametrize("rows", [1, 7, 8, 9, 1000])
-@pytest.mark.parametrize("branch", [None, torch.float32, torch.float16, torch.int8], ids=["none", "fp32", "fp16", "int8"])
+@pytest.mark.parametrize(
+    "branch", [None, torch.float32, torch.float16, torch.int8], ids=["none", "fp32", "fp16", "int8"]
+)
 @pytest.mark.parametrize("out_dtype", [torch.float16, torch.int8], ids=["to_fp16", "to_int8"])
 def test_norm(width, rows, branch, out_dtype):
     torch.manual_seed(width + rows)
@@ -161,7 +204,14 @@ def test_norm(width, rows, branch, out_dtype):
 
     def run(out):
         return LIBRARY.vit_norm(
-            *(pointer(added), BRANCHES[branch], pointer(residual), pointer(sums), pointer(out), int(out_dtype == torch.int8)),
+            *(
+                pointer(added),
+                BRANCHES[branch],
+                pointer(residual),
+                pointer(sums),
+                pointer(out),
+                int(out_dtype == torch.int8),
+            ),
             *(pointer(gamma), pointer(beta), rows, width),
             *(ctypes.c_float(x) for x in (branch_scale, 1 / out_scale, epsilon)),
         )
@@ -179,4 +229,6 @@ def test_norm(width, rows, branch, out_dtype):
 def test_norm_without_a_kernel_is_refused():
     one = ctypes.c_float(1)
     x = torch.zeros(4096, device="cuda")
-    assert LIBRARY.vit_norm(None, 0, pointer(x), None, pointer(x), 0, pointer(x), pointer(x), 1, 2080, one, one, one) != 0
+    assert (
+        LIBRARY.vit_norm(None, 0, pointer(x), None, pointer(x), 0, pointer(x), pointer(x), 1, 2080, one, one, one) != 0
+    )

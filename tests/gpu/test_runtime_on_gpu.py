@@ -120,7 +120,8 @@ def test_gpu_arrays_in_and_out(engine, facts, reference):
 
 
 class LateReader:
-    """Reads a GPU array on a stream of its own, a tenth of a second or more after it was asked to, as another library's kernels may."""
+    """Reads a GPU array on a stream of its own, a tenth of a second or more after it was asked to, as another library's
+    kernels may."""
 
     def __init__(self, num_bytes):
         self._stream, self._copy = cuda.Stream(), cuda.DeviceBuffer(num_bytes)
@@ -242,7 +243,8 @@ def test_a_damaged_plan_with_a_matching_sidecar_is_refused(built, tmp_path):
 
 @pytest.mark.parametrize("damaged", [True, False])
 def test_rollback_goes_on_with_the_model(bundle, built, facts, reference, tmp_path, damaged):
-    """An engine that does not load, and one that fails in a run: the same images give the same values as before, by onnxruntime."""
+    """An engine that does not load, and one that fails in a run: the same images give the same values as before, by
+    onnxruntime."""
     pytest.importorskip("onnxruntime")
     copy = Bundle(shutil.copytree(bundle.root, tmp_path / "bundle"))
     plan, images = copy.root / built["fp32"].relative_to(bundle.root), tiled(reference, 4)

@@ -44,7 +44,8 @@ def test_labels_are_whole_numbers_of_any_kind(tmp_path, dtype):
 
 
 @pytest.mark.parametrize(
-    "labels", [np.zeros(2), np.array([True, False]), np.zeros((2, 1), int), np.zeros(3, int), np.array(1), np.array(["a", "b"])]
+    "labels",
+    [np.zeros(2), np.array([True, False]), np.zeros((2, 1), int), np.zeros(3, int), np.array(1), np.array(["a", "b"])],
 )
 def test_labels_of_another_kind(tmp_path, labels):
     with pytest.raises(CalibrationError) as error:
@@ -53,7 +54,9 @@ def test_labels_of_another_kind(tmp_path, labels):
     assert "numpy.savez" in error.value.fix and error.value.exit_code == 6
 
 
-@pytest.mark.parametrize("images", [IMAGES[0], IMAGES[None], IMAGES[..., :2], IMAGES[..., 0], IMAGES.astype(np.int8), IMAGES.astype(float)])
+@pytest.mark.parametrize(
+    "images", [IMAGES[0], IMAGES[None], IMAGES[..., :2], IMAGES[..., 0], IMAGES.astype(np.int8), IMAGES.astype(float)]
+)
 def test_images_of_another_kind(tmp_path, images):
     with pytest.raises(CalibrationError) as error:
         read_arrays(save(tmp_path / "a.npz", images=images))
@@ -107,7 +110,9 @@ def test_a_member_that_claims_another_number_of_images(tmp_path, count):
         archive.writestr("other", bytes(1000))
     whole = (tmp_path / "a.npz").read_bytes()
     at = whole.index(b"PK\1\2") + 24
-    (tmp_path / "a.npz").write_bytes(whole[:at] + (len(header.getvalue()) + 60 * count).to_bytes(4, "little") + whole[at + 4 :])
+    (tmp_path / "a.npz").write_bytes(
+        whole[:at] + (len(header.getvalue()) + 60 * count).to_bytes(4, "little") + whole[at + 4 :]
+    )
     with pytest.raises(CalibrationError, match=r"not a readable \.npz \(it is stored in"):
         read_arrays(tmp_path / "a.npz")
 

@@ -1,4 +1,5 @@
-"""Class ids from names and tables alone, without an image: the rules of ImageFolder, and every line that is not like the others."""
+"""Class ids from names and tables alone, without an image: the rules of ImageFolder, and every line that is not like
+the others."""
 
 import numpy as np
 import pytest
@@ -43,7 +44,9 @@ def test_numbers_are_themselves():
 
 
 def test_a_class_without_images():
-    assert refusal(["ant/1.png", "cat/1.png"], ["ant", "bee", "cat"]).startswith("images d: no image in class folder bee, so every")
+    assert refusal(["ant/1.png", "cat/1.png"], ["ant", "bee", "cat"]).startswith(
+        "images d: no image in class folder bee, so every"
+    )
     many = [f"c{i}" for i in range(11)]
     text = refusal(["c0/1.png"], many)
     assert "c1, c10, c2, c3, c4, c5, c6, c7 and 2 more, so" in text and "c8" not in text

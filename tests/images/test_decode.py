@@ -45,7 +45,10 @@ def test_grey_alpha_and_palette_become_rgb(tmp_path):
         "grey": (Image.fromarray(grey), np.repeat(grey[..., None], 3, axis=-1)),
         "sixteen": (Image.fromarray(grey.astype(np.uint16) * 256 + 77), np.repeat(grey[..., None], 3, axis=-1)),
         "alpha": (Image.fromarray(np.dstack([colour, grey])), colour),
-        "palette": (Image.fromarray(colour).quantize(4), np.asarray(Image.fromarray(colour).quantize(4).convert("RGB"))),
+        "palette": (
+            Image.fromarray(colour).quantize(4),
+            np.asarray(Image.fromarray(colour).quantize(4).convert("RGB")),
+        ),
         "bits": (Image.fromarray(grey > 127), np.repeat(np.where(grey > 127, 255, 0)[..., None], 3, axis=-1)),
     }
     for name, (image, expected) in cases.items():
@@ -65,7 +68,8 @@ def test_exif_orientation_is_applied(tmp_path):
 def test_jpeg(tmp_path):
     Image.fromarray(np.full((8, 10, 3), (200, 30, 90), np.uint8)).save(tmp_path / "a.jpg", quality=95)
     got = decode_image(tmp_path / "a.jpg", "a").astype(int)
-    assert np.abs(got - (200, 30, 90)).max() <= 3  # a flat colour loses no more than the rounding of its three DC coefficients
+    # a flat colour loses no more than the rounding of its three DC coefficients
+    assert np.abs(got - (200, 30, 90)).max() <= 3
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg"])
@@ -162,13 +166,16 @@ import json, pathlib, resource, sys
 from vit_convert.images.decode import decode_split
 from vit_convert.images.preprocess import preprocess_for
 from vit_convert.images.sources import open_images
-out, source, preprocess, peaks = pathlib.Path(sys.argv[1]), open_images(sys.argv[1] + "/data"), preprocess_for("vit_jax", (224, 224)), []
+out, source = pathlib.Path(sys.argv[1]), open_images(sys.argv[1] + "/data")
+preprocess, peaks = preprocess_for("vit_jax", (224, 224)), []
 for limit in (40, 400):
     decode_split(source, out / "i.npy", out / "l.npy", 224, 224, preprocess, limit=limit, threads=2)
     peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 print(json.dumps(peaks))
 """
-    few, many = json.loads(subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, capture_output=True, text=True).stdout)
+    few, many = json.loads(
+        subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, capture_output=True, text=True).stdout
+    )
     assert many < 1.15 * few  # the 400 results are 57 MiB, about as much as the interpreter with numpy
 
 

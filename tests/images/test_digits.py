@@ -27,7 +27,9 @@ def test_record_is_of_these_files(record):
 
 
 def test_splits_are_disjoint_and_cover_every_class():
-    held_out, calibration = (zipfile.ZipFile(FOLDER / "digits" / f"{name}.zip").namelist() for name in ("heldout", "calibration"))
+    held_out, calibration = (
+        zipfile.ZipFile(FOLDER / "digits" / f"{name}.zip").namelist() for name in ("heldout", "calibration")
+    )
     rows = [{name.split("/")[1] for name in names} for names in (held_out, calibration)]
     assert (len(rows[0]), len(rows[1])) == (450, 256)
     assert not rows[0] & rows[1]
@@ -43,7 +45,8 @@ def test_images_are_scikit_learns(tmp_path):
         row = int(pathlib.Path(source.names[i]).stem)
         assert source.labels is not None
         assert source.labels[i] == data.target[row]
-        # Means over the 4x4 pixels that came of one: bicubic enlarging mixes in the neighbours, so they correlate but are not equal.
+        # Means over the 4x4 pixels that came of one: bicubic enlarging mixes in the neighbours, so they correlate but
+        # are not equal.
         small = source.read(i)[..., 0].reshape(8, 4, 8, 4).mean(axis=(1, 3))
         assert np.corrcoef(small.ravel(), data.images[row].ravel())[0, 1] > 0.97
 
@@ -76,7 +79,9 @@ def test_checkpoint_is_small_and_in_the_old_layout(record):
         assert len(leaves.files) == 16 * 6 + 8
         assert {leaves[name].dtype for name in leaves.files} == {np.dtype(np.float32)}
         assert sum(leaves[name].size for name in leaves.files) == record["num_params"]
-    assert all(info.compress_type == zipfile.ZIP_STORED for info in zipfile.ZipFile(FOLDER / "vit_digits.npz").infolist())
+    assert all(
+        info.compress_type == zipfile.ZIP_STORED for info in zipfile.ZipFile(FOLDER / "vit_digits.npz").infolist()
+    )
 
 
 def test_the_description_states_the_record(record):

@@ -1,4 +1,5 @@
-"""Class ids as torchvision's ImageFolder gives them, or a refusal that names what stands in the way; never another class's number."""
+"""Class ids as torchvision's ImageFolder gives them, or a refusal that names what stands in the way; never another
+class's number."""
 
 import os
 import pathlib
@@ -110,7 +111,8 @@ def test_folder_names_of_many_digits_are_no_numbers(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "hidden", [".ipynb_checkpoints/1-checkpoint.png", "__MACOSX/ant/1.png", ".git/1.png", "ant/.thumbnails/1.png", "ant/._1.png"]
+    "hidden",
+    [".ipynb_checkpoints/1-checkpoint.png", "__MACOSX/ant/1.png", ".git/1.png", "ant/.thumbnails/1.png", "ant/._1.png"],
 )
 def test_hidden_names_are_no_classes_and_no_images(both, tmp_path, hidden):
     root = write(tmp_path / "d", "ant/1.png", "bee/1.png", hidden)
@@ -234,7 +236,9 @@ def test_lists_with_long_blanks_are_read_at_once(tmp_path):
         open_images(tmp_path / "list.txt")
 
 
-@pytest.mark.parametrize("path", ["x" * 300, "a\0b", "file.png/inside"], ids=["too long", "with a zero", "inside a file"])
+@pytest.mark.parametrize(
+    "path", ["x" * 300, "a\0b", "file.png/inside"], ids=["too long", "with a zero", "inside a file"]
+)
 def test_paths_that_no_file_can_have(tmp_path, path):
     write(tmp_path, "file.png")
     with pytest.raises(CalibrationError, match="images "):

@@ -79,7 +79,9 @@ def test_names_of_arrays_are_their_numbers(folder):
 @pytest.mark.parametrize("name", ["a.gif", "a", "a.tar", "a.png"])
 def test_other_kinds_of_files(tmp_path, name):
     (tmp_path / name).write_bytes(b"x")
-    with pytest.raises(CalibrationError, match=rf"images .*{name}: neither a folder nor a kind of file that is known") as error:
+    with pytest.raises(
+        CalibrationError, match=rf"images .*{name}: neither a folder nor a kind of file that is known"
+    ) as error:
         open_images(tmp_path / name)
     assert ".npz" in error.value.fix and error.value.exit_code == 6
 
@@ -92,7 +94,12 @@ def test_nothing_in_it(tmp_path):
 
 @pytest.mark.parametrize(
     ("path", "why"),
-    [("gone", "no such file or folder"), ("file.txt/x", "no such file or folder"), ("x" * 300, "File name too long"), ("a\0", "null")],
+    [
+        ("gone", "no such file or folder"),
+        ("file.txt/x", "no such file or folder"),
+        ("x" * 300, "File name too long"),
+        ("a\0", "null"),
+    ],
 )
 def test_why_a_path_cannot_be_opened(tmp_path, path, why):
     (tmp_path / "file.txt").touch()
@@ -132,7 +139,9 @@ def test_a_member_of_the_largest_size(folder, monkeypatch):
     monkeypatch.setattr(sources, "_LARGEST_BYTES", size)
     assert open_images(path).read(0).shape == (4, 5, 3)
     monkeypatch.setattr(sources, "_LARGEST_BYTES", size - 1)
-    with pytest.raises(CalibrationError, match=rf"image {path}/x/1\.png: cannot be read \({size} bytes, the limit is {size - 1}\)"):
+    with pytest.raises(
+        CalibrationError, match=rf"image {path}/x/1\.png: cannot be read \({size} bytes, the limit is {size - 1}\)"
+    ):
         open_images(path).read(0)
 
 

@@ -68,7 +68,9 @@ def test_alpha_and_transparency_are_dropped():
     assert np.array_equal(decode_image(png(grey), "a"), np.repeat(photo()[..., :1], 3, axis=2))
 
 
-@pytest.mark.parametrize(("orientation", "expected"), [(1, lambda a: a), (2, lambda a: a[:, ::-1]), (3, lambda a: a[::-1, ::-1])])
+@pytest.mark.parametrize(
+    ("orientation", "expected"), [(1, lambda a: a), (2, lambda a: a[:, ::-1]), (3, lambda a: a[::-1, ::-1])]
+)
 @pytest.mark.parametrize("mode", ["RGB", "I;16"])
 def test_exif_orientations(orientation, expected, mode):
     exif = Image.Exif()

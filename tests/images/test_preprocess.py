@@ -47,7 +47,8 @@ def test_normalization_against_float64(family):
     preprocess, images = preprocess_for(family, (224, 224)), photo(8, 8)[None]
     mean, std = map(np.array, PUBLISHED[family])
     exact = (images / 255.0 - mean) / std
-    # factor, product, offset and sum are each rounded once; values and partial results stay below 4.6, half a unit of which is 2^-22
+    # factor, product, offset and sum are each rounded once; values and partial results stay below 4.6, half a unit of
+    # which is 2^-22
     assert np.abs(preprocess.normalize(images) - exact).max() <= 4 * 2**-22
 
 
@@ -64,13 +65,16 @@ def test_normalization_leaves_its_input_alone():
     assert np.array_equal(images, before)
 
 
-@pytest.mark.parametrize(("h", "w", "height", "width"), [(12, 16, 8, 6), (16, 10, 7, 7), (6, 5, 9, 8), (40, 40, 10, 10)])
+@pytest.mark.parametrize(
+    ("h", "w", "height", "width"), [(12, 16, 8, 6), (16, 10, 7, 7), (6, 5, 9, 8), (40, 40, 10, 10)]
+)
 def test_area_is_the_exact_mean(h, w, height, width):
     image = photo(h, w)
     # Repeated until both sizes divide it, the mean over whole blocks is exact.
     blown = image.repeat(height, axis=0).repeat(width, axis=1).astype(np.float64)
     exact = blown.reshape(height, h, width, w, 3).mean(axis=(1, 3))
-    assert np.abs(resize(image, height, width, "area", antialias=True) - exact).max() <= 0.5 + 1e-3  # one rounding to a level
+    # one rounding to a level
+    assert np.abs(resize(image, height, width, "area", antialias=True) - exact).max() <= 0.5 + 1e-3
 
 
 def weights_1d(old: int, new: int, kernel) -> np.ndarray:
@@ -91,7 +95,9 @@ def two_neighbours(i: int, j: int, scale: float, *, last: int) -> float:
     return max(0.0, 1 - abs(j - np.clip((i + 0.5) * scale - 0.5, 0, last)))
 
 
-@pytest.mark.parametrize(("family", "kernel"), [("big_vision", area), ("siglip", None), ("lit", None), ("paligemma", triangle)])
+@pytest.mark.parametrize(
+    ("family", "kernel"), [("big_vision", area), ("siglip", None), ("lit", None), ("paligemma", triangle)]
+)
 @pytest.mark.parametrize(("h", "w"), [(37, 53), (24, 24), (90, 31), (5, 7)])
 def test_families_that_end_in_a_cast_to_uint8_truncate(family, kernel, h, w):
     """big_vision's pp/ops_image.py and vit_jax's preprocess.py cast the resized floats, which takes the level below."""
@@ -118,7 +124,8 @@ def test_families_that_end_in_a_cast_to_uint8_truncate(family, kernel, h, w):
 
 @pytest.mark.parametrize(("h", "w"), [(2000, 5), (1100, 7), (5, 2000)])
 def test_images_that_are_tall_and_narrow(h, w):
-    """Whose rows are averaged first, so that the columns do not make many times the image of it: the same by definition."""
+    """Whose rows are averaged first, so that the columns do not make many times the image of it: the same by
+    definition."""
     image = photo(h, w)
     down, across = (weights_1d(old, 16, area) for old in (h, w))
     exact = np.einsum("ih,hwc,jw->ijc", down, image.astype(np.float64), across)
@@ -140,7 +147,9 @@ def test_the_widened_filter_is_cut_as_well_up_to_a_64th():
 def test_families_that_do_not_cast_round_to_the_nearest():
     """vit_jax's input pipeline stays in floats after the resize: the nearest level is nearest to them."""
     image = photo(37, 53)
-    down, across = (weights_1d(old, 24, lambda i, j, s, last=old - 1: two_neighbours(i, j, s, last=last)) for old in image.shape[:2])
+    down, across = (
+        weights_1d(old, 24, lambda i, j, s, last=old - 1: two_neighbours(i, j, s, last=last)) for old in image.shape[:2]
+    )
     exact = np.einsum("ih,hwc,jw->ijc", down, image.astype(np.float64), across)
     assert np.abs(preprocess_for("vit_jax", (24, 24)).fit(image, 24, 24) - exact).max() <= 0.5 + 1e-3
 
@@ -155,7 +164,9 @@ def test_a_flat_image_stays_flat():
                 assert (resize(flat, 224, 224, method, antialias, truncate=True) == level).all()
 
 
-@pytest.mark.parametrize(("method", "antialias"), [("bilinear", False), ("bilinear", True), ("bicubic", True), ("area", True)])
+@pytest.mark.parametrize(
+    ("method", "antialias"), [("bilinear", False), ("bilinear", True), ("bicubic", True), ("area", True)]
+)
 @pytest.mark.parametrize("truncate", [False, True])
 def test_a_window_is_a_part_of_the_whole(method, antialias, truncate):
     if method == "bicubic" and truncate:
@@ -172,7 +183,8 @@ def test_a_window_is_a_part_of_the_whole(method, antialias, truncate):
 def test_a_window_of_what_is_too_large_to_be_made_whole(monkeypatch, method):
     """Pillow takes the box in float32, so that a value may fall on the other side of a level.
 
-    The image keeps off black and white: Pillow cuts what overshoots after each pass, and then the order of the two shows.
+    The image keeps off black and white: Pillow cuts what overshoots after each pass, and then the order of the two
+        shows.
     """
     from vit_convert.images import resize as module
 
@@ -203,7 +215,8 @@ def test_strips_take_no_more_than_photographs(family, shape):
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert got.shape == (224, 224, 3)
-    # A few float32 images of the result, and for each pixel of the strip (up to 4 million) some numbers of one axis alone.
+    # A few float32 images of the result, and for each pixel of the strip (up to 4 million) some numbers of one axis
+    # alone.
     assert peak < 200e6 + 60 * max(shape)
 
 
@@ -217,7 +230,8 @@ def test_a_strip_is_the_crop_of_its_whole_enlargement(family, shape):
     got = preprocess.fit(image, 32, 32)
     top, left = (tall - 32) // 2, (wide - 32) // 2
     if family == "big_vision":
-        whole = image.repeat(tall // shape[0], axis=0).repeat(wide // shape[1], axis=1)  # the area mean of an enlargement by whole numbers
+        # the area mean of an enlargement by whole numbers
+        whole = image.repeat(tall // shape[0], axis=0).repeat(wide // shape[1], axis=1)
         assert np.array_equal(got, whole[top : top + 32, left : left + 32])
         return
     from PIL import Image

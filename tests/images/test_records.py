@@ -10,7 +10,8 @@ from vit_convert.images.preprocess import Preprocess, preprocess_for
 HALF = (0.5, 0.5, 0.5)
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
-# vit_jax's input_pipeline.py and preprocess.py; big_vision's configs and pp/ops_image.py; openai/CLIP; timm's DeiT; dinov3's README.
+# vit_jax's input_pipeline.py and preprocess.py; big_vision's configs and pp/ops_image.py; openai/CLIP; timm's DeiT;
+# dinov3's README.
 RECORDS = {
     "vit_jax": Preprocess("bilinear", False, 0, HALF, HALF, False),
     "lit": Preprocess("bilinear", False, 0, HALF, HALF, True),
@@ -25,7 +26,9 @@ RECORDS = {
 
 @pytest.mark.parametrize("family", RECORDS)
 def test_records_of_the_families(family):
-    assert preprocess_for(family, (224, 224)) == preprocess_for(f"{family}_of_some_layout", (224, 224)) == RECORDS[family]
+    assert (
+        preprocess_for(family, (224, 224)) == preprocess_for(f"{family}_of_some_layout", (224, 224)) == RECORDS[family]
+    )
 
 
 def test_there_is_a_record_here_for_each():
@@ -138,11 +141,16 @@ def test_records_as_json_spells_them():
 @pytest.mark.parametrize("dtype", ["uint8", "float32", "float16"])
 @pytest.mark.parametrize("channels_first", [False, True])
 def test_what_a_graph_takes(dtype, channels_first):
-    """A uint8 graph normalises by itself; the others get (x / 255 - mean) / std, in their own type and order of axes."""
-    record, images = preprocess_for("imagenet", (4, 6)), np.random.default_rng(0).integers(0, 256, (2, 4, 6, 3), dtype=np.uint8)
+    """A uint8 graph normalises by itself; the others get (x / 255 - mean) / std, in their own type and order of
+    axes."""
+    record, images = (
+        preprocess_for("imagenet", (4, 6)),
+        np.random.default_rng(0).integers(0, 256, (2, 4, 6, 3), dtype=np.uint8),
+    )
     mean, std = map(np.array, IMAGENET)
     wanted = images if dtype == "uint8" else (images / 255.0 - mean) / std
     got = record.graph_input(images, dtype, channels_first=channels_first)
     assert got.dtype == np.dtype(dtype) and got.flags.c_contiguous
     back = got.transpose(0, 2, 3, 1) if channels_first else got
-    assert np.abs(back.astype(np.float64) - wanted).max() <= (2e-3 if dtype == "float16" else 2e-6)  # half of a unit at values below 4
+    # half of a unit at values below 4
+    assert np.abs(back.astype(np.float64) - wanted).max() <= (2e-3 if dtype == "float16" else 2e-6)

@@ -19,9 +19,11 @@ def test_bilinear_without_antialias_is_that_of_jax_and_torch(h, w, height, width
     got = resize(image, height, width, "bilinear", antialias=False)
     theirs = jax.image.resize(image.astype(np.float32), (height, width, 3), "bilinear", antialias=False)
     planes = torch.from_numpy(image.astype(np.float32)).permute(2, 0, 1)[None]
-    others = torch.nn.functional.interpolate(planes, (height, width), mode="bilinear", align_corners=False, antialias=False)
-    # Both return floats, ours is rounded to a level: half of one. They place their samples in float32, so that each axis is off by
-    # up to a unit in the last place of its size, where neighbours differ by up to 255.
+    others = torch.nn.functional.interpolate(
+        planes, (height, width), mode="bilinear", align_corners=False, antialias=False
+    )
+    # Both return floats, ours is rounded to a level: half of one. They place their samples in float32, so that each
+    # axis is off by up to a unit in the last place of its size, where neighbours differ by up to 255.
     tolerance = 0.5 + 2 * 255 * max(h, w) * 2**-23
     assert got.dtype == np.uint8
     assert np.abs(got - np.asarray(theirs)).max() <= tolerance

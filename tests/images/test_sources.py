@@ -156,7 +156,13 @@ def test_lists_are_relative_to_themselves(tmp_path, monkeypatch, name, text, lab
     [
         *("a.png,1\nb.png\n", "a.png,1\nb.png,cat\n", "a.png,1\nb.png,-1\n", "a.png,1,2\nb.png,3,4\n"),
         # no headers, though a first line with a word for a label is one: an image would be lost without a word
-        *("a.png,-1\nb.png,1\n", "a.png,1.0\nb.png,1\n", "a.png,\nb.png,1\n", "a.png,cat\nb.png,1\n", f"a.png,{10**19}\nb.png,1\n"),
+        *(
+            "a.png,-1\nb.png,1\n",
+            "a.png,1.0\nb.png,1\n",
+            "a.png,\nb.png,1\n",
+            "a.png,cat\nb.png,1\n",
+            f"a.png,{10**19}\nb.png,1\n",
+        ),
     ],
 )
 def test_uneven_lists_are_refused(tmp_path, text):

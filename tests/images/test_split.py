@@ -36,7 +36,9 @@ def split(folder, images, **options):
 @pytest.mark.parametrize("count", [1, 2, 9, 50])
 def test_images_lie_in_their_order(tmp_path, count, threads):
     found = split(tmp_path, source(count), threads=threads)
-    assert np.array_equal(found.images, np.stack([image(i) for i in range(count)])) and isinstance(found.images, np.memmap)
+    assert np.array_equal(found.images, np.stack([image(i) for i in range(count)])) and isinstance(
+        found.images, np.memmap
+    )
     assert np.array_equal(np.load(tmp_path / "i.npy"), found.images) and found.images.dtype == np.uint8
     assert found.labels.tolist() == np.load(tmp_path / "l.npy").tolist() == [i % 3 for i in range(count)]
     assert found.names == [f"{i}.png" for i in range(count)]
@@ -44,7 +46,8 @@ def test_images_lie_in_their_order(tmp_path, count, threads):
 
 
 @pytest.mark.parametrize(
-    ("limit", "taken"), [(0, range(10)), (3, [1, 5, 8]), (10, range(10)), (99, range(10)), (1, [5]), (9, [0, 1, 2, 3, 5, 6, 7, 8, 9])]
+    ("limit", "taken"),
+    [(0, range(10)), (3, [1, 5, 8]), (10, range(10)), (99, range(10)), (1, [5]), (9, [0, 1, 2, 3, 5, 6, 7, 8, 9])],
 )
 def test_some_of_them(tmp_path, limit, taken):
     """Each from the middle of its share of ten: 10/6 = 1.7, 30/6 = 5, 50/6 = 8.3."""
@@ -55,7 +58,9 @@ def test_some_of_them(tmp_path, limit, taken):
 
 def test_images_are_brought_to_the_size_of_the_model(tmp_path):
     asked = []
-    found = split(tmp_path, source(2, read=lambda i, then: asked.append(then) or then(np.full((9, 11, 3), i, np.uint8))))
+    found = split(
+        tmp_path, source(2, read=lambda i, then: asked.append(then) or then(np.full((9, 11, 3), i, np.uint8)))
+    )
     assert found.images.shape == (2, 4, 6, 3) and found.images[:, 0, 0, 0].tolist() == [0, 1] and len(asked) == 2
 
 
@@ -79,7 +84,8 @@ def test_an_image_that_cannot_be_decoded_leaves_nothing(tmp_path, bad):
 
 
 def test_what_follows_a_bad_image_is_not_decoded(tmp_path, monkeypatch):
-    """One thread: it may have begun the next image by the time that the bad one is seen, and those behind are given up."""
+    """One thread: it may have begun the next image by the time that the bad one is seen, and those behind are given
+    up."""
     begun, given_up = [], threading.Event()
 
     class Pool(decode.ThreadPoolExecutor):

@@ -41,14 +41,18 @@ def test_a_folder(tmp_path):
 def test_an_archive():
     tree, paths = tree_of_zip(members(*NAMES))
     assert normal(tree) == normal(EXPECTED)
-    assert {path: member.filename for path, member in paths.items()} == {name: name for name in NAMES if not name.endswith("/")}
+    assert {path: member.filename for path, member in paths.items()} == {
+        name: name for name in NAMES if not name.endswith("/")
+    }
 
 
 def test_nothing_at_all(tmp_path):
     assert tree_of_folder(tmp_path) == tree_of_zip([])[0] == Tree([], {"": []}, frozenset())
 
 
-@pytest.mark.parametrize("name", [".a.png", ".git/a.png", "x/.cache/y/a.png", "__MACOSX/a.png", "x/__MACOSX/a.png", "x/._a.png"])
+@pytest.mark.parametrize(
+    "name", [".a.png", ".git/a.png", "x/.cache/y/a.png", "__MACOSX/a.png", "x/__MACOSX/a.png", "x/._a.png"]
+)
 def test_what_is_left_out(tmp_path, name):
     make(tmp_path, name, "x/b.png", "x__MACOSX/c.png")
     wanted = (["x/b.png", "x__MACOSX/c.png"], {"": ["x", "x__MACOSX"]}, frozenset())
@@ -96,7 +100,9 @@ def test_links_that_lead_nowhere(tmp_path):
     (root / "class").symlink_to("gone", target_is_directory=True)
     assert tree_of_folder(root) == Tree(["1.png"], {"": []}, frozenset())
     (root / "2.png").symlink_to("gone.png")
-    with pytest.raises(CalibrationError, match=rf"image {root}/2\.png: cannot be read \(No such file or directory\)") as error:
+    with pytest.raises(
+        CalibrationError, match=rf"image {root}/2\.png: cannot be read \(No such file or directory\)"
+    ) as error:
         tree_of_folder(root)
     assert error.value.fix
 
@@ -108,7 +114,9 @@ def test_what_is_neither_file_nor_folder(tmp_path):
 
 
 def test_a_folder_that_cannot_be_read(tmp_path):
-    with pytest.raises(CalibrationError, match=r"gone: the folder cannot be read \(No such file or directory\)") as error:
+    with pytest.raises(
+        CalibrationError, match=r"gone: the folder cannot be read \(No such file or directory\)"
+    ) as error:
         tree_of_folder(tmp_path / "gone")
     assert error.value.fix
 

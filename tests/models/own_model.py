@@ -22,7 +22,9 @@ from vit_convert.config import default_config
 
 def draw(shapes):
     rng = np.random.default_rng(0)
-    return jax.tree_util.tree_map(lambda leaf: np.abs(rng.standard_normal(leaf.shape) / 6 + 0.1).astype(leaf.dtype), shapes)
+    return jax.tree_util.tree_map(
+        lambda leaf: np.abs(rng.standard_normal(leaf.shape) / 6 + 0.1).astype(leaf.dtype), shapes
+    )
 
 
 def variables(module, **arguments):
@@ -51,7 +53,8 @@ class Own:
         self.bundle = folder / "out/mine"
 
     def convert(self, source: str, model: str, *flags: str, settings: str = "") -> int:
-        """Writes the config with these definitions and `config.model = <model>`, and converts; returns the exit code."""
+        """Writes the config with these definitions and `config.model = <model>`, and converts; returns the exit
+        code."""
         ending = f"""
 def get_config():
     config = default_config()

@@ -40,8 +40,20 @@ def statuses(own: Own) -> set[str]:
 def test_the_same_config_is_fresh_in_another_process(tmp_path):
     own = Own(tmp_path)
     assert own.convert(SOURCE, MODEL) == 0
-    command = [sys.executable, "-m", "vit_convert", f"--config={own.config}", f"--workdir={tmp_path / 'out'}", "--quiet"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "JAX_NUMPY_DTYPE_PROMOTION": "standard", "PYTHONHASHSEED": "7"}
+    command = [
+        sys.executable,
+        "-m",
+        "vit_convert",
+        f"--config={own.config}",
+        f"--workdir={tmp_path / 'out'}",
+        "--quiet",
+    ]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "JAX_NUMPY_DTYPE_PROMOTION": "standard",
+        "PYTHONHASHSEED": "7",
+    }
     subprocess.run(command, check=True, env=environment)
     assert statuses(own) == {"fresh"}
 
@@ -123,7 +135,8 @@ def test_a_copied_bundle_is_read_without_the_code(tmp_path):
     configs.check_values(config)
     assert config.image_size == (16, 16) or list(config.image_size) == [16, 16]
     assert config.model is not None
-    assert configs.as_plain(config)["model"] == json.loads(elsewhere.config.read_text())["model"]  # and may be written again
+    # and may be written again
+    assert configs.as_plain(config)["model"] == json.loads(elsewhere.config.read_text())["model"]
     assert read_facts(elsewhere).output == "logits"
 
 
@@ -133,7 +146,8 @@ def test_a_description_is_no_model(tmp_path, capsys):
     assert own.convert(SOURCE, MODEL, "--until=checkpoint") == 0
     own.convert(SOURCE, "None", "--until=checkpoint")
     text = own.config.read_text().replace(
-        "config.model = None", f"config.model = __import__('json').load(open({str(own.bundle / 'config.json')!r}))['model']"
+        "config.model = None",
+        f"config.model = __import__('json').load(open({str(own.bundle / 'config.json')!r}))['model']",
     )
     own.config.write_text(text)
     assert own.again() == 2

@@ -29,7 +29,12 @@ class Told(linen.Module):
 
     @linen.compact
     def __call__(self, x, *, train, deterministic=None, other=3):
-        return {"train": train, "deterministic": deterministic, "other": other, "y": x @ self.param("w", lambda _: jnp.asarray(W))}
+        return {
+            "train": train,
+            "deterministic": deterministic,
+            "other": other,
+            "y": x @ self.param("w", lambda _: jnp.asarray(W)),
+        }
 
 
 class Dense(nnx.Module):
@@ -73,7 +78,9 @@ def test_what_config_model_returned():
 # --- each kind ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("variables", [VARIABLES, VARIABLES["params"], flax.core.freeze(VARIABLES), {**VARIABLES, "batch_stats": {}}])
+@pytest.mark.parametrize(
+    "variables", [VARIABLES, VARIABLES["params"], flax.core.freeze(VARIABLES), {**VARIABLES, "batch_stats": {}}]
+)
 def test_linen(variables):
     call = call_of(Plain(), variables)
     assert (call.name, call.spoken, call.outer, call.warnings) == ("Plain", "Plain.apply(variables, images)", 1, ())
@@ -168,7 +175,9 @@ def test_nnx_that_still_trains_is_spoken_of(part, trains):
     expected = ("model Dense: drop still train: call model.eval() before you return it",) if trains else ()
     assert call_of(Dense(part), None).warnings == expected
     if trains:  # the module itself has no name within itself
-        assert call_of(part, None).warnings == ("model Switched: Switched still train: call model.eval() before you return it",)
+        assert call_of(part, None).warnings == (
+            "model Switched: Switched still train: call model.eval() before you return it",
+        )
 
 
 def test_nnx_that_is_told_by_its_argument_needs_no_warning():
@@ -187,7 +196,11 @@ def named(params, images, training=True):
 
 @pytest.mark.parametrize(
     ("function", "name"),
-    [(lambda p, x: x @ p["w"], "<lambda>"), (Callable(), "Callable"), (functools.partial(Callable.__call__, None), "partial")],
+    [
+        (lambda p, x: x @ p["w"], "<lambda>"),
+        (Callable(), "Callable"),
+        (functools.partial(Callable.__call__, None), "partial"),
+    ],
 )
 def test_functions(function, name):
     call = call_of(function, {"w": W})
@@ -279,7 +292,9 @@ def test_a_module_gets_images_alone():
         def __call__(self, images, mask):
             return images
 
-    with pytest.raises(UsageError, match=r"model Two\(images, mask\): needs mask as well, it is called with \(images\)"):
+    with pytest.raises(
+        UsageError, match=r"model Two\(images, mask\): needs mask as well, it is called with \(images\)"
+    ):
         call_of(Two(), VARIABLES)
 
 
@@ -311,11 +326,15 @@ def test_layers_that_nothing_told():
 def test_what_a_layer_was_told_stays():
     """By its field or by its argument: it may train on purpose."""
     dropped = without_training(
-        lambda tree, images: linen.Dropout(0.5, deterministic=False).apply(tree, images, rngs={"dropout": jax.random.key(0)})
+        lambda tree, images: linen.Dropout(0.5, deterministic=False).apply(
+            tree, images, rngs={"dropout": jax.random.key(0)}
+        )
     )
     assert (np.asarray(dropped({}, jnp.ones((40, 3)))) == 0).any()
     dropped = without_training(
-        lambda tree, images: linen.Dropout(0.5).apply(tree, images, deterministic=False, rngs={"dropout": jax.random.key(0)})
+        lambda tree, images: linen.Dropout(0.5).apply(
+            tree, images, deterministic=False, rngs={"dropout": jax.random.key(0)}
+        )
     )
     assert (np.asarray(dropped({}, jnp.ones((40, 3)))) == 0).any()
     kept = without_training(lambda tree, images: linen.Dropout(0.5).apply(tree, images))

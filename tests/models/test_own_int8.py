@@ -1,4 +1,5 @@
-"""INT8 of own models: their linears are found and named whatever they are called, in every stage that speaks of layers."""
+"""INT8 of own models: their linears are found and named whatever they are called, in every stage that speaks of
+layers."""
 
 import json
 
@@ -32,7 +33,9 @@ def spread(tree):
     return jax.tree_util.tree_map(lambda leaf: (rng.standard_normal(leaf.shape) / 4).astype(np.float32), tree)
 """
 MODEL = "lambda: (M(), spread(variables(M())))"
-LAYERS = [f"{scope}/{layer}" for scope in ("alpha", "beta") for layer in ("eins", "zwei", "drei", "zurueck", "hoch", "runter")]
+LAYERS = [
+    f"{scope}/{layer}" for scope in ("alpha", "beta") for layer in ("eins", "zwei", "drei", "zurueck", "hoch", "runter")
+]
 FLAGS = ("--config.precision=int8", "--config.calibration.num_images=4", "--config.calibration.method=minmax")
 
 
@@ -45,7 +48,8 @@ def test_linears_between_the_first_and_the_last(tmp_path, target):
     stored = [t for t in graph.initializer if t.data_type == onnx.TensorProto.INT8 and len(t.dims) == 2]
     assert len(stored) == (0 if target == "trt8" else len(LAYERS))
     found = own.stage("quantize") if target == "trt8" else own.stage("quantize")["checks"]["int8"]
-    assert set(found["max_abs_activation"]) >= {"patches", "alpha", "beta", "classes"}  # scopes where there are no blocks
+    # scopes where there are no blocks
+    assert set(found["max_abs_activation"]) >= {"patches", "alpha", "beta", "classes"}
 
 
 def test_patterns_mean_the_users_own_layers(tmp_path, capsys):
@@ -66,7 +70,10 @@ def test_patterns_mean_the_users_own_layers(tmp_path, capsys):
 def test_a_model_without_linears_is_refused(tmp_path, capsys):
     own = Own(tmp_path)
     assert own.convert("", "lambda: (lambda p, x: x.max((1, 2)), {})", *FLAGS) == 2
-    assert "no product or convolution of an activation with a constant, so nothing would be quantized" in capsys.readouterr().err
+    assert (
+        "no product or convolution of an activation with a constant, so nothing would be quantized"
+        in capsys.readouterr().err
+    )
 
 
 def test_sensitivity_and_plan_speak_of_its_layers(tmp_path):

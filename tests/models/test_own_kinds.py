@@ -170,7 +170,8 @@ def f(p, x):
 
 def params():
     square = lambda k: np.eye(5, dtype=np.float32) * k
-    return {"images": np.float32([1, 2, 3]), "logits": W, "a/b": square(2), "a": {"b": square(3)}, "constant_0": square(5), "MatMul": W[0]}
+    return {"images": np.float32([1, 2, 3]), "logits": W, "a/b": square(2), "a": {"b": square(3)},
+    "constant_0": square(5), "MatMul": W[0]}
 """,
         "lambda: (f, params())",
         "lambda x: f(params(), x)",
@@ -212,13 +213,16 @@ def test_kind(tmp_path, kind):
 
 def float_types(own: Own) -> set[int]:
     proto = onnx.load(own.bundle / "model.onnx", load_external_data=False)
-    found = {tensor.data_type for tensor in proto.graph.initializer} | {v.type.tensor_type.elem_type for v in proto.graph.value_info}
+    found = {tensor.data_type for tensor in proto.graph.initializer} | {
+        v.type.tensor_type.elem_type for v in proto.graph.value_info
+    }
     kinds = onnx.TensorProto
     return found & {kinds.FLOAT, kinds.DOUBLE, kinds.FLOAT16, kinds.BFLOAT16}
 
 
 def test_bfloat16_is_converted_in_float32(tmp_path):
-    """The graph holds no bfloat16, and lies nearer to the module made with float32 than to itself by what bfloat16 drops."""
+    """The graph holds no bfloat16, and lies nearer to the module made with float32 than to itself by what bfloat16
+    drops."""
     source, model, _ = KINDS["linen in bfloat16"]
     own = Own(tmp_path)
     assert own.convert(source, model) == 0
@@ -261,11 +265,14 @@ def test_training_mode_is_spoken_of(tmp_path):
     source = """
 class M(nnx.Module):
     def __init__(self, rngs):
-        self.stem, self.norm, self.head = nnx.Conv(3, 4, (3, 3), rngs=rngs), nnx.BatchNorm(4, rngs=rngs), nnx.Linear(4, 5, rngs=rngs)
+        self.stem, self.norm = nnx.Conv(3, 4, (3, 3), rngs=rngs), nnx.BatchNorm(4, rngs=rngs)
+        self.head = nnx.Linear(4, 5, rngs=rngs)
 
     def __call__(self, x):
         return self.head(pooled(nnx.relu(self.norm(self.stem(x)))))
 """
     own = Own(tmp_path)
     assert own.convert(source, "lambda: M(nnx.Rngs(0))") == 5  # an image's result depends on the others
-    assert own.report()["checkpoint"]["warnings"] == ["model M: norm still train: call model.eval() before you return it"]
+    assert own.report()["checkpoint"]["warnings"] == [
+        "model M: norm still train: call model.eval() before you return it"
+    ]

@@ -1,4 +1,5 @@
-"""What is wrong with an own model is one message that says where in its code, with the exit code of its kind; never a traceback."""
+"""What is wrong with an own model is one message that says where in its code, with the exit code of its kind; never a
+traceback."""
 
 import pytest
 from own_model import Own
@@ -95,7 +96,11 @@ MISTAKES = {
     "lambda: (M(), good, 3)": (2, "config.model returned a tuple of 3, expected (module, variables)", ""),
     "lambda: Transformed(f, f)": (2, "config.model returned a Transformed: neither", ""),
     "lambda: (M, good)": (2, "config.model returned the class M, not an instance", ""),
-    "lambda: Equinox(W)": (2, "model Equinox: an object that is both its parameters and its function, as Equinox has", ""),
+    "lambda: Equinox(W)": (
+        2,
+        "model Equinox: an object that is both its parameters and its function, as Equinox has",
+        "",
+    ),
     "lambda: (M(), [W])": (2, "model M: its variables are a list, not a dictionary", ""),
     "lambda: (M(), jax.eval_shape(lambda: good))": (2, "parameter Dense_0/bias is a description of (5,)", ""),
     "lambda: (Required(), good)": (2, "model Required(x, mask): needs mask as well, it is called with (images)", ""),
@@ -103,7 +108,11 @@ MISTAKES = {
     "lambda: (nnx.Linear(3, 5, rngs=nnx.Rngs(0)), {})": (2, "an NNX module holds its parameters", ""),
     "lambda: wrong('text')": (2, "the model's output 'name' is a str, not an array", ""),
     "lambda: wrong('none')": (2, "the model returns no array but a NoneType", ""),
-    "lambda: (lambda p, x: {'images': pooled(x)}, {})": (2, "the model's output 'images' is called like another tensor", ""),
+    "lambda: (lambda p, x: {'images': pooled(x)}, {})": (
+        2,
+        "the model's output 'images' is called like another tensor",
+        "",
+    ),
     "lambda: (M(), {'params': {}})": (4, "ScopeCollectionNotFound", "return nn.Dense(5)(pooled(x))  # plain"),
     "lambda: (M(), {'params': {'Dense_0': {'kernel': W.T, 'bias': W[0]}}})": (
         4,
@@ -173,7 +182,14 @@ def test_debug_shows_the_users_own_traceback(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("checkpoint", "B_32.npz"), ("variant", "B/32"), ("family", "vit"), ("posemb_grid", "(7,9)"), ("num_classes", "10")]
+    ("key", "value"),
+    [
+        ("checkpoint", "B_32.npz"),
+        ("variant", "B/32"),
+        ("family", "vit"),
+        ("posemb_grid", "(7,9)"),
+        ("num_classes", "10"),
+    ],
 )
 def test_what_says_something_of_a_checkpoint_is_not_ignored(tmp_path, capsys, key, value):
     assert Own(tmp_path).convert(SOURCE, "lambda: (f, {'w': W})", f"--config.{key}={value}") == 2

@@ -1,4 +1,5 @@
-"""Several outputs, in whatever they are packed: one is judged, by name; the others are kept with theirs, or said to be left out."""
+"""Several outputs, in whatever they are packed: one is judged, by name; the others are kept with theirs, or said to be
+left out."""
 
 import dataclasses
 from collections import namedtuple
@@ -89,13 +90,21 @@ def test_one_output_in_a_container_needs_no_name(tmp_path):
     own = Own(tmp_path)
     assert own.convert(SOURCE, "lambda: (f(lambda logits, _: {'scores': logits}), {})", "--until=check") == 0
     assert own.stage("checkpoint")["output"] == "scores"
-    assert own.convert(SOURCE, "lambda: (f(lambda logits, _: (logits,)), {})", "--until=check", "--config.outputs=features") == 0
+    assert (
+        own.convert(
+            SOURCE, "lambda: (f(lambda logits, _: (logits,)), {})", "--until=check", "--config.outputs=features"
+        )
+        == 0
+    )
     assert own.stage("checkpoint")["output"] == "features"
 
 
 def test_what_cannot_be_compared_is_left_out_by_name(tmp_path):
     own = Own(tmp_path)
-    pack = "lambda logits, hidden: {'logits': logits, 'loss': logits.sum(), 'best': logits.argmax(-1), 'table': jnp.asarray(W)}"
+    pack = (
+        "lambda logits, hidden: {'logits': logits, 'loss': logits.sum(), 'best': logits.argmax(-1), 'table': "
+        "jnp.asarray(W)}"
+    )
     assert own.convert(SOURCE, f"lambda: (f({pack}), {{}})", "--config.taps=True") == 0
     assert own.stage("checkpoint")["warnings"] == [
         "output best is left out: it is int32, not floating-point",
@@ -107,7 +116,9 @@ def test_what_cannot_be_compared_is_left_out_by_name(tmp_path):
 
 def test_lower_precisions_keep_the_others_too(tmp_path):
     own = Own(tmp_path)
-    source = SOURCE.replace("both(x):\n    return pooled(x) @ W,", "both(x):\n    return jnp.tanh(pooled(x) @ W) @ W.T @ W,")
+    source = SOURCE.replace(
+        "both(x):\n    return pooled(x) @ W,", "both(x):\n    return jnp.tanh(pooled(x) @ W) @ W.T @ W,"
+    )
     flags = ("--config.taps=True", "--config.precision=int8", "--config.calibration.num_images=4")
     assert own.convert(source, f"lambda: (f({PACKS['dictionary']}), {{}})", *flags) == 0
     for precision in ("fp16", "int8"):

@@ -1,4 +1,5 @@
-"""An own model as the exporter wants it: its parameters by name, its results, what is said of it; on functions of a few operators."""
+"""An own model as the exporter wants it: its parameters by name, its results, what is said of it; on functions of a few
+operators."""
 
 import re
 
@@ -41,16 +42,28 @@ def test_a_function_of_one_matrix():
 
 
 def test_its_signature():
-    """Images have a layout, what has other axes has none; logits are judged by their class too, anything else by its values."""
+    """Images have a layout, what has other axes has none; logits are judged by their class too, anything else by its
+    values."""
     signature = model_of().signature
     assert signature.to_dict() == {
         "inputs": [{"name": "images", "dtype": "float32", "shape": ["batch", 2, 2, 3], "layout": "NHWC", "below": 0}],
-        "outputs": [{"name": "logits", "dtype": "float32", "shape": ["batch", 5], "layout": "", "below": 0, "judge": "top1"}],
+        "outputs": [
+            {"name": "logits", "dtype": "float32", "shape": ["batch", 5], "layout": "", "below": 0, "judge": "top1"}
+        ],
     }
     model = user_model(lambda p, x: {"b": x, "tokens": x @ p["w"]}, {"w": W}, image_shape=(4, 3), output="tokens")
     assert model.signature.to_dict() == {
         "inputs": [{"name": "images", "dtype": "float32", "shape": ["batch", 4, 3], "layout": "", "below": 0}],
-        "outputs": [{"name": "tokens", "dtype": "float32", "shape": ["batch", 4, 5], "layout": "", "below": 0, "judge": "cosine"}],
+        "outputs": [
+            {
+                "name": "tokens",
+                "dtype": "float32",
+                "shape": ["batch", 4, 5],
+                "layout": "",
+                "below": 0,
+                "judge": "cosine",
+            }
+        ],
     }
 
 
@@ -65,7 +78,14 @@ def test_weights_are_floats_and_nothing_else_is():
     """They become float32; whole numbers, switches, keys, names and what is no array stay in the function."""
     params = {
         **{"w": W.astype(np.float64), "half": np.float16(2), "brain": jnp.asarray([1, 2, 3], jnp.bfloat16)},
-        **{"index": np.array([1, 0, 2]), "on": np.array(True), "key": jax.random.key(0), "kind": "mean", "scale": 3.0, "none": None},
+        **{
+            "index": np.array([1, 0, 2]),
+            "on": np.array(True),
+            "key": jax.random.key(0),
+            "kind": "mean",
+            "scale": 3.0,
+            "none": None,
+        },
     }
 
     def function(p, x):
@@ -73,7 +93,9 @@ def test_weights_are_floats_and_nothing_else_is():
         return (pooled(x) * p["brain"])[:, p["index"]] @ p["w"] * p["half"] * p["scale"] * jnp.where(p["on"], 1.0, 0.0)
 
     model = model_of(function, params)
-    assert {name: value.dtype for name, value in model.params.items()} == dict.fromkeys(["brain", "half", "w"], np.float32)
+    assert {name: value.dtype for name, value in model.params.items()} == dict.fromkeys(
+        ["brain", "half", "w"], np.float32
+    )
     expected = (IMAGES.mean((1, 2)) * np.float32([1, 2, 3]))[:, [1, 0, 2]] @ W * 6
     np.testing.assert_allclose(model.run(IMAGES)["logits"], expected, rtol=1e-5, atol=1e-5)
 
@@ -105,7 +127,9 @@ def test_names_are_those_of_the_tree():
     expected = {f"layers/{i}" for i in range(11)} | {"head"}
     assert set(model.params) == {f"{layer}/{part}" for layer in expected for part in ("kernel", "bias")}
     np.testing.assert_allclose(model.run(IMAGES)["logits"], NestedNnx()(IMAGES), rtol=1e-5, atol=1e-6)
-    model = model_of(lambda p, x: pooled(x) @ p["a"][0] @ p["a"][1]["b"], {"a": [W, {"b": np.eye(5, dtype=np.float32)}]})
+    model = model_of(
+        lambda p, x: pooled(x) @ p["a"][0] @ p["a"][1]["b"], {"a": [W, {"b": np.eye(5, dtype=np.float32)}]}
+    )
     assert set(model.params) == {"a/0", "a/1/b"}
 
 
@@ -139,7 +163,9 @@ def test_no_two_tensors_have_one_name(params, names):
 
 
 def test_the_names_that_are_taken_are_the_models_own():
-    assert set(model_of(lambda p, x: {"scores": pooled(x) @ p["scores"]}, {"scores": W}, output="scores").params) == {"params/scores"}
+    assert set(model_of(lambda p, x: {"scores": pooled(x) @ p["scores"]}, {"scores": W}, output="scores").params) == {
+        "params/scores"
+    }
     with pytest.raises(UsageError, match="the model's output 'w' is called like another tensor"):
         model_of(lambda p, x: {"w": pooled(x) @ p["w"]})
     with pytest.raises(UsageError, match="the model's output 'images' is called like another tensor"):
@@ -157,7 +183,8 @@ def test_a_description_is_no_parameter():
 def test_the_number_of_classes():
     assert model_of(num_classes=5).output == model_of(num_classes=0).output == "logits"
     with pytest.raises(
-        UsageError, match=re.escape("config.num_classes=10: the output scores of model <lambda> has shape (1, 5) for one image")
+        UsageError,
+        match=re.escape("config.num_classes=10: the output scores of model <lambda> has shape (1, 5) for one image"),
     ):
         model_of(lambda p, x: {"tap": pooled(x), "scores": product(p, x)}, num_classes=10, output="scores")
 
@@ -189,7 +216,9 @@ def test_other_types_are_said_and_widened():
 
 
 def test_what_is_left_out_is_said():
-    model = model_of(lambda p, x: {"logits": product(p, x), "again": product(p, x).sum(), "best": product(p, x).argmax(-1)})
+    model = model_of(
+        lambda p, x: {"logits": product(p, x), "again": product(p, x).sum(), "best": product(p, x).argmax(-1)}
+    )
     assert model.warnings == (
         "output again is left out: it is a single number",
         "output best is left out: it is int32, not floating-point",
@@ -240,8 +269,13 @@ def test_layers_that_were_told_nothing_are_told_that_nothing_trains():
 def test_layers_that_train_are_spoken_of():
     with pytest.raises(ExportError, match=r"config\.model: Dropping\.apply\(variables, images\): .*PRNG") as caught:
         user_model(Dropping(False), HEAD, image_shape=SIZE)
-    assert caught.value.fix.startswith("It still trains: make its layers with deterministic=True, or call .eval() on an NNX model. It was ")
-    assert "It was called as Dropping.apply(variables, images), with float32 images [batch, height, width, 3]." in caught.value.fix
+    assert caught.value.fix.startswith(
+        "It still trains: make its layers with deterministic=True, or call .eval() on an NNX model. It was "
+    )
+    assert (
+        "It was called as Dropping.apply(variables, images), with float32 images [batch, height, width, 3]."
+        in caught.value.fix
+    )
 
 
 def test_what_it_said_at_first_is_what_is_wrong():
@@ -253,7 +287,9 @@ def test_what_it_said_at_first_is_what_is_wrong():
 
     with pytest.raises(ExportError, match=r"function\(params, images\): KeyError: 'first'") as caught:
         model_of(function)
-    assert "It still trains" not in caught.value.fix and caught.value.fix.startswith("It was called as function(params, images)")
+    assert "It still trains" not in caught.value.fix and caught.value.fix.startswith(
+        "It was called as function(params, images)"
+    )
 
 
 def test_our_own_messages_are_not_wrapped():

@@ -1,4 +1,5 @@
-"""A function computed in float32 whatever types it is written in, and what tells one function and its parameters from another."""
+"""A function computed in float32 whatever types it is written in, and what tells one function and its parameters from
+another."""
 
 import functools
 
@@ -17,7 +18,9 @@ SHAPE = jax.ShapeDtypeStruct((2, 3), np.float32)
 
 
 def scanned(x):
-    return jax.lax.scan(lambda carry, k: (carry * k.astype(jnp.bfloat16), carry), x.astype(jnp.bfloat16), jnp.arange(1.0, 4.0))[0]
+    return jax.lax.scan(
+        lambda carry, k: (carry * k.astype(jnp.bfloat16), carry), x.astype(jnp.bfloat16), jnp.arange(1.0, 4.0)
+    )[0]
 
 
 def branched(x):
@@ -26,8 +29,13 @@ def branched(x):
 
 
 FUNCTIONS = {
-    "cast": (lambda x: x.astype(jnp.bfloat16) * jnp.bfloat16(1 / 3), lambda x: x * np.float32(jnp.bfloat16(1 / 3)), ["bfloat16"]),
-    "constant": (lambda x: x * np.float16(0.1), lambda x: x * np.float32(np.float16(0.1)), []),  # JAX has widened it already
+    "cast": (
+        lambda x: x.astype(jnp.bfloat16) * jnp.bfloat16(1 / 3),
+        lambda x: x * np.float32(jnp.bfloat16(1 / 3)),
+        ["bfloat16"],
+    ),
+    # JAX has widened it already
+    "constant": (lambda x: x * np.float16(0.1), lambda x: x * np.float32(np.float16(0.1)), []),
     "scan": (scanned, lambda x: x * 6, ["bfloat16"]),
     "cond": (branched, lambda x: x / 3, ["float16"]),
     "while": (
@@ -37,10 +45,18 @@ FUNCTIONS = {
     ),
     "jit": (lambda x: jax.jit(lambda v: v.astype(jnp.float16) / 3)(x), lambda x: x / 3, ["float16"]),
     "remat": (lambda x: jax.checkpoint(lambda v: v.astype(jnp.float16) / 3)(x), lambda x: x / 3, ["float16"]),
-    "custom derivative": (lambda x: jax.nn.relu(x.astype(jnp.float16) / 3), lambda x: np.maximum(x / 3, 0), ["float16"]),
+    "custom derivative": (
+        lambda x: jax.nn.relu(x.astype(jnp.float16) / 3),
+        lambda x: np.maximum(x / 3, 0),
+        ["float16"],
+    ),
     "reduce_precision": (lambda x: jax.lax.reduce_precision(x.astype(jnp.float16), 5, 2), lambda x: x, ["float16"]),
     "several": (lambda x: x.astype(jnp.float16).astype(jnp.bfloat16) / 3, lambda x: x / 3, ["bfloat16", "float16"]),
-    "whole numbers": (lambda x: (x.astype(jnp.float16) / 3, (x > 0).astype(jnp.int32)), lambda x: (x / 3, x > 0), ["float16"]),
+    "whole numbers": (
+        lambda x: (x.astype(jnp.float16) / 3, (x > 0).astype(jnp.int32)),
+        lambda x: (x / 3, x > 0),
+        ["float16"],
+    ),
     "dot": (
         lambda x: jnp.dot(x.astype(jnp.bfloat16), jnp.ones((3, 2), jnp.bfloat16), preferred_element_type=jnp.bfloat16),
         lambda x: x.sum(-1, keepdims=True) * np.ones(2),
@@ -48,7 +64,11 @@ FUNCTIONS = {
     ),
     "float32": (lambda x: jnp.tanh(x) * 2, lambda x: np.tanh(x) * 2, []),
     "nothing of floats": (lambda x: (x > 0).sum(), lambda x: (x > 0).sum(), []),
-    "keys": (lambda x: x + jax.random.key_data(jax.random.key(3)).sum().astype(jnp.float16), lambda x: x + 3, ["float16"]),
+    "keys": (
+        lambda x: x + jax.random.key_data(jax.random.key(3)).sum().astype(jnp.float16),
+        lambda x: x + 3,
+        ["float16"],
+    ),
 }
 
 
@@ -121,7 +141,9 @@ def using(table):
         "in a scan": lambda p, x: jax.lax.scan(lambda c, _: (c, inner(c).sum()), x, None, 2)[1],
         "in jit in a scan": lambda p, x: jax.lax.scan(lambda c, _: (c, jax.jit(inner)(c).sum()), x, None, 2)[1],
         "in a branch": lambda p, x: jax.lax.cond(x[0, 0] > 0, inner, lambda v: v @ jnp.asarray(OTHER), x),
-        "in jit in a branch": lambda p, x: jax.lax.cond(x[0, 0] > 0, jax.jit(inner), lambda v: v @ jnp.asarray(OTHER), x),
+        "in jit in a branch": lambda p, x: jax.lax.cond(
+            x[0, 0] > 0, jax.jit(inner), lambda v: v @ jnp.asarray(OTHER), x
+        ),
         "in a checkpoint": lambda p, x: jax.checkpoint(inner)(x),
         "in jit in a checkpoint": lambda p, x: jax.checkpoint(jax.jit(inner))(x),
     }
@@ -167,13 +189,39 @@ def test_parameters_that_differ_count(leaves):
 
 
 def test_no_two_parameters_are_taken_for_each_other():
-    leaves = [1, 1.0, "1", None, np.int32(1), np.float16(1), [1], 0.0, -0.0, 1j, jax.random.key(0), jax.random.key(1), W, W.T, W.ravel()]
+    leaves = [
+        1,
+        1.0,
+        "1",
+        None,
+        np.int32(1),
+        np.float16(1),
+        [1],
+        0.0,
+        -0.0,
+        1j,
+        jax.random.key(0),
+        jax.random.key(1),
+        W,
+        W.T,
+        W.ravel(),
+    ]
     assert len({identity(leaves={"w": leaf}) for leaf in leaves}) == len(leaves)
-    assert identity(leaves={"w": W}) == identity(leaves={"w": np.asfortranarray(W)}) == identity(leaves={"w": jnp.asarray(W)})
+    assert (
+        identity(leaves={"w": W})
+        == identity(leaves={"w": np.asfortranarray(W)})
+        == identity(leaves={"w": jnp.asarray(W)})
+    )
 
 
 @pytest.mark.parametrize(
-    "function", [lambda p, x: x @ p["w"] + 1, lambda p, x: x @ p["w"] * 2, lambda p, x: p["w"].T @ x.T, lambda p, x: (x @ p["w"],) * 2]
+    "function",
+    [
+        lambda p, x: x @ p["w"] + 1,
+        lambda p, x: x @ p["w"] * 2,
+        lambda p, x: p["w"].T @ x.T,
+        lambda p, x: (x @ p["w"],) * 2,
+    ],
 )
 def test_functions_that_differ_count(function):
     assert identity(function) != identity()

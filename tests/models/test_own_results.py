@@ -105,10 +105,14 @@ def shapes(**outputs):
     """Of batches of 1 and 3; "b" stands for the batch."""
     made = lambda shape, batch: tuple(batch if dim == "b" else dim for dim in shape)  # noqa: E731
     outputs = {
-        name: value if isinstance(value, tuple) and isinstance(value[1], str) else (value, "float32") for name, value in outputs.items()
+        name: value if isinstance(value, tuple) and isinstance(value[1], str) else (value, "float32")
+        for name, value in outputs.items()
     }
     return {
-        batch: {name.replace("bare", BARE): jax.ShapeDtypeStruct(made(shape, batch), dtype) for name, (shape, dtype) in outputs.items()}
+        batch: {
+            name.replace("bare", BARE): jax.ShapeDtypeStruct(made(shape, batch), dtype)
+            for name, (shape, dtype) in outputs.items()
+        }
         for batch in (1, 3)
     }
 
@@ -138,7 +142,12 @@ def test_which_output_is_judged(outputs, asked, names):
     ("outputs", "asked", "said", "fix"),
     [
         ({"a": GOOD, "b": GOOD}, "logits", "config.outputs='logits': the model returns a, b", 'config.outputs = "a"'),
-        ({"scores": GOOD}, "features", "config.outputs='features': the model returns scores", 'config.outputs = "scores"'),
+        (
+            {"scores": GOOD},
+            "features",
+            "config.outputs='features': the model returns scores",
+            'config.outputs = "scores"',
+        ),
     ],
 )
 def test_several_and_none_as_asked(outputs, asked, said, fix):

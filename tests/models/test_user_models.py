@@ -69,7 +69,8 @@ class Tiny(nnx.Module):
 def tiny():
     rng = np.random.default_rng(0)
     graph, state = nnx.split(nnx.eval_shape(lambda: Tiny(nnx.Rngs(0))))
-    return nnx.merge(graph, jax.tree_util.tree_map(lambda leaf: rng.standard_normal(leaf.shape).astype(np.float32) / 6, state))
+    return nnx.merge(graph, jax.tree_util.tree_map(lambda leaf: rng.standard_normal(leaf.shape).astype(np.float32)
+    / 6, state))
 """
 FUNCTION = """
 def norm(x, scale, bias):
@@ -78,7 +79,8 @@ def norm(x, scale, bias):
 
 
 def forward(params, images):
-    x = images.reshape(images.shape[0], 2, PATCH, 3, PATCH, 3).transpose(0, 1, 3, 2, 4, 5).reshape(images.shape[0], 6, -1)
+    x = images.reshape(images.shape[0], 2, PATCH, 3, PATCH, 3).transpose(0, 1, 3, 2, 4, 5)
+    x = x.reshape(images.shape[0], 6, -1)
     x = x @ params["embedding"]
     y = norm(x, *params["norm1"])
     q, k, v = (jnp.einsum("bsd,dhk->bshk", y, kernel) for kernel in params["qkv"])
@@ -146,7 +148,8 @@ def test_user_model(tmp_path, name, target):
     assert operators.count("LayerNormalization") == 2
     assert operators.count("Gelu") == (0 if target == "trt8" else 1)
     assert operators.count("Shape") <= 1
-    # A block of each costs what a ViT's does (30, and 34 without Gelu), with room for the patches, the mean and the head.
+    # A block of each costs what a ViT's does (30, and 34 without Gelu), with room for the patches, the mean and the
+    # head.
     assert len(operators) <= (42 if target == "trt8" else 38)
     assert any("fc1" in value for value in graph.initializers)
 
@@ -164,7 +167,10 @@ def test_object_that_is_no_model(tmp_path, capsys):
 def test_image_size_is_asked_for(tmp_path, capsys):
     assert (
         convert(
-            tmp_path, LINEN.replace("def variables", "default = config_of\n\n\ndef variables"), MODELS["linen"][1], "--config.image_size="
+            tmp_path,
+            LINEN.replace("def variables", "default = config_of\n\n\ndef variables"),
+            MODELS["linen"][1],
+            "--config.image_size=",
         )
         == 2
     )

@@ -14,7 +14,16 @@ from vit_convert.families.vit.model import vit_model
 from vit_convert.families.vit.module import ViT, param_shapes
 
 TINY = Architecture(
-    family="vit", variant="custom", width=32, depth=3, mlp_dim=64, num_heads=2, patch_size=8, image_size=(16, 24), num_classes=7, pool="tok"
+    family="vit",
+    variant="custom",
+    width=32,
+    depth=3,
+    mlp_dim=64,
+    num_heads=2,
+    patch_size=8,
+    image_size=(16, 24),
+    num_classes=7,
+    pool="tok",
 )
 
 
@@ -49,7 +58,8 @@ def test_stagewise_reference_equals_the_model(changes):
     output, taps = apply_whole(arch, params, images)
     assert set(got) == {*model.taps, model.output}
     assert model.output == ("features" if arch.num_classes == 0 else "logits")
-    # The same float32 operations, compiled in one program or in several: XLA may fuse, and so round, differently (6e-8 a step).
+    # The same float32 operations, compiled in one program or in several: XLA may fuse, and so round, differently (6e-8
+    # a step).
     for name, expected in {**taps, model.output: output}.items():
         np.testing.assert_allclose(got[name], expected, rtol=0, atol=2e-6 * float(jnp.abs(expected).max()))
 
@@ -68,12 +78,17 @@ def test_taps_are_the_residual_stream():
 def test_only_two_blocks_are_traced():
     model = vit_model(TINY, random_params(TINY))
     assert model.repeats and model.stacks[0].depth == 3
-    assert {name.split("/")[1] for name in model.traced_shapes if "encoderblock" in name} == {"encoderblock_0", "encoderblock_1"}
+    assert {name.split("/")[1] for name in model.traced_shapes if "encoderblock" in name} == {
+        "encoderblock_0",
+        "encoderblock_1",
+    }
     shallow = dataclasses.replace(TINY, depth=2)
     assert vit_model(shallow, random_params(shallow)).repeats is False
 
 
 def test_names_of_a_users_parameters():
-    model = user_model(lambda params, images: images @ params["a"][0]["kernel"], {"a": [{"kernel": np.eye(3)}]}, image_shape=(4, 4, 3))
+    model = user_model(
+        lambda params, images: images @ params["a"][0]["kernel"], {"a": [{"kernel": np.eye(3)}]}, image_shape=(4, 4, 3)
+    )
     assert list(model.params) == ["a/0/kernel"]
     assert model.params["a/0/kernel"].dtype == np.float32

@@ -40,8 +40,8 @@ def run():
 def assert_close():
     """Holds an output against its reference at 1e-4 of the reference's scale.
 
-    Two float32 implementations that sum in different orders differ by about 1e-6 of the scale after 12 blocks; erf for tanh GELU, the
-    smallest mistake there is to make, by 1.5e-4 to 2.1e-4.
+    Two float32 implementations that sum in different orders differ by about 1e-6 of the scale after 12 blocks; erf for
+    tanh GELU, the smallest mistake there is to make, by 1.5e-4 to 2.1e-4.
     """
 
     def check(ours, reference, tolerance=1e-4):

@@ -1,4 +1,5 @@
-"""big_vision's model against a forward pass in float64 numpy, written from its source file, one loop or sum at a time."""
+"""big_vision's model against a forward pass in float64 numpy, written from its source file, one loop or sum at a
+time."""
 
 import math
 
@@ -24,7 +25,10 @@ def attention(queries, x, leaves, name):
     bias = {part: leaves[f"{name}/{part}/bias"] for part in ("query", "key", "value", "out")}
     result = np.zeros_like(queries) + bias["out"]
     for head in range(kernel["query"].shape[1]):
-        q, k, v = (tokens @ kernel[part][:, head] + bias[part][head] for part, tokens in (("query", queries), ("key", x), ("value", x)))
+        q, k, v = (
+            tokens @ kernel[part][:, head] + bias[part][head]
+            for part, tokens in (("query", queries), ("key", x), ("value", x))
+        )
         scores = np.exp(q @ k.T / math.sqrt(q.shape[-1]))
         result += scores / scores.sum(-1, keepdims=True) @ v @ kernel["out"][head]
     return result
@@ -37,7 +41,13 @@ def mlp(x, leaves, name):
 
 def sincos(rows, columns, width):
     omegas = [10_000 ** (-k / (width / 4 - 1)) for k in range(width // 4)]
-    return np.array([[f(v * w) for v in (x, y) for f in (math.sin, math.cos) for w in omegas] for y in range(rows) for x in range(columns)])
+    return np.array(
+        [
+            [f(v * w) for v in (x, y) for f in (math.sin, math.cos) for w in omegas]
+            for y in range(rows)
+            for x in range(columns)
+        ]
+    )
 
 
 def forward(image, leaves, pool, depth):
@@ -88,7 +98,9 @@ def stored(path, depth):
 )
 def test_pooling(tmp_path, images, run, assert_close, pool, layout, pre_logits):
     path = tmp_path / "random.npz"
-    write_random_checkpoint(path, "Ti/16", image_size=(64, 64), num_classes=10, layout=layout, pool=pool, pre_logits=pre_logits)
+    write_random_checkpoint(
+        path, "Ti/16", image_size=(64, 64), num_classes=10, layout=layout, pool=pool, pre_logits=pre_logits
+    )
     leaves = stored(path, 12)
     batch = images(64, 64)
     reference = np.stack([forward(image.astype(np.float64), leaves, pool, 12) for image in batch])
@@ -98,7 +110,9 @@ def test_pooling(tmp_path, images, run, assert_close, pool, layout, pre_logits):
 @pytest.mark.parametrize("pool", ["gap", "map"])
 def test_sincos2d_at_a_size_that_is_not_square(tmp_path, images, run, assert_close, pool):
     path = tmp_path / "random.npz"
-    write_random_checkpoint(path, "mu/16", num_classes=10, layout="big_vision", pool=pool, posemb="sincos2d", pre_logits=True)
+    write_random_checkpoint(
+        path, "mu/16", num_classes=10, layout="big_vision", pool=pool, posemb="sincos2d", pre_logits=True
+    )
     batch = images(48, 80)
     reference = np.stack([forward(image.astype(np.float64), stored(path, 1), pool, 1) for image in batch])
     assert_close(run(path, batch, image_size=(48, 80))["logits"], reference)

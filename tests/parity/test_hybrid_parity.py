@@ -1,4 +1,5 @@
-"""Our hybrids against timm's, and against a forward pass in float64 written from vit_jax/models_resnet.py and models_vit.py."""
+"""Our hybrids against timm's, and against a forward pass in float64 written from vit_jax/models_resnet.py and
+models_vit.py."""
 
 import math
 
@@ -24,7 +25,8 @@ def same(x, side, stride, value):
 
 
 def windows(x, side, stride):
-    view = np.lib.stride_tricks.sliding_window_view(x, (side, side), (0, 1))[::stride, ::stride]  # [h, w, C, side, side]
+    # [h, w, C, side, side]
+    view = np.lib.stride_tricks.sliding_window_view(x, (side, side), (0, 1))[::stride, ::stride]
     return view
 
 
@@ -72,13 +74,17 @@ def encoder_block(x, leaves, name):
     scores = np.exp(query @ key.transpose(0, 2, 1) / math.sqrt(query.shape[-1]))
     mixed = scores / scores.sum(-1, keepdims=True) @ value
     x = x + np.einsum("hte,hed->td", mixed, leaves[f"{attention}/out/kernel"]) + leaves[f"{attention}/out/bias"]
-    y = norm(x, leaves, f"{name}/LayerNorm_2") @ leaves[f"{name}/MlpBlock_3/Dense_0/kernel"] + leaves[f"{name}/MlpBlock_3/Dense_0/bias"]
+    y = (
+        norm(x, leaves, f"{name}/LayerNorm_2") @ leaves[f"{name}/MlpBlock_3/Dense_0/kernel"]
+        + leaves[f"{name}/MlpBlock_3/Dense_0/bias"]
+    )
     y = 0.5 * y * (1 + np.tanh(math.sqrt(2 / math.pi) * (y + 0.044715 * y**3)))
     return x + y @ leaves[f"{name}/MlpBlock_3/Dense_1/kernel"] + leaves[f"{name}/MlpBlock_3/Dense_1/bias"]
 
 
 def forward(image, leaves, stages, depth, table):
-    """One image [height, width, 3] in float64; leaves as vit_jax stores them. The taps [C, h, w] or [tokens, width], and the result."""
+    """One image [height, width, 3] in float64; leaves as vit_jax stores them. The taps [C, h, w] or [tokens, width],
+    and the result."""
     x = std_conv(image, leaves["conv_root/kernel"], 2)
     x = max_pool(np.maximum(group_norm(x, leaves["gn_root/scale"], leaves["gn_root/bias"]), 0))
     taps = {"root": x.transpose(2, 0, 1)}
@@ -107,7 +113,9 @@ def check(path, images, assert_close, stages, depth, **asked):
 
 
 @pytest.mark.parametrize("head", [True, False])
-@pytest.mark.parametrize(("variant", "size"), [("R8+ViT-mu/8", (64, 64)), ("R8+ViT-mu/8", (75, 53)), ("R+ViT-mu/16", (64, 128))])
+@pytest.mark.parametrize(
+    ("variant", "size"), [("R8+ViT-mu/8", (64, 64)), ("R8+ViT-mu/8", (75, 53)), ("R+ViT-mu/16", (64, 128))]
+)
 def test_float64(tmp_path, images, assert_close, variant, size, head):
     """75x53 has an odd side before every step of two: 75, 38, 19, 10; 53, 27, 14, 7."""
     path = tmp_path / "random.npz"
@@ -146,6 +154,9 @@ def test_timm(timm_vision_transformer, tmp_path, images, assert_close, variant, 
     model.load_pretrained(str(path))
     batch = torch.from_numpy(images(side, side).transpose(0, 3, 1, 2).copy())
     with torch.no_grad():
-        logits, features = model(batch).numpy(), model.forward_head(model.forward_features(batch), pre_logits=True).numpy()
+        logits, features = (
+            model(batch).numpy(),
+            model.forward_head(model.forward_features(batch), pre_logits=True).numpy(),
+        )
     assert_close(outputs(FAMILY, path, images(side, side))["logits"], logits)
     assert_close(outputs(FAMILY, path, images(side, side), outputs="features")["features"], features)

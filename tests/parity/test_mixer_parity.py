@@ -1,4 +1,5 @@
-"""Our Mixer against timm's, and against a forward pass in float64 written from vit_jax/models_mixer.py one formula at a time."""
+"""Our Mixer against timm's, and against a forward pass in float64 written from vit_jax/models_mixer.py one formula at a
+time."""
 
 import math
 
@@ -23,7 +24,8 @@ def gelu(x):
 
 
 def forward(image, leaves, depth):
-    """One image [height, width, 3] in float64; leaves as vit_jax stores them. The stream after each half block, and the result."""
+    """One image [height, width, 3] in float64; leaves as vit_jax stores them. The stream after each half block, and the
+    result."""
     kernel = leaves["stem/kernel"]
     side = kernel.shape[0]
     rows, columns = image.shape[0] // side, image.shape[1] // side
@@ -31,8 +33,14 @@ def forward(image, leaves, depth):
     x = patches @ kernel.reshape(-1, kernel.shape[-1]) + leaves["stem/bias"]
     streams = []
     for i in range(depth):
-        mlp = {f"{m}{d}": leaves[f"MixerBlock_{i}/{m}_mixing/Dense_{d}/kernel"] for m in ("token", "channel") for d in (0, 1)}
-        bias = {f"{m}{d}": leaves[f"MixerBlock_{i}/{m}_mixing/Dense_{d}/bias"] for m in ("token", "channel") for d in (0, 1)}
+        mlp = {
+            f"{m}{d}": leaves[f"MixerBlock_{i}/{m}_mixing/Dense_{d}/kernel"]
+            for m in ("token", "channel")
+            for d in (0, 1)
+        }
+        bias = {
+            f"{m}{d}": leaves[f"MixerBlock_{i}/{m}_mixing/Dense_{d}/bias"] for m in ("token", "channel") for d in (0, 1)
+        }
         y = norm(x, leaves, f"MixerBlock_{i}/LayerNorm_0")
         hidden = gelu(np.einsum("nd,ns->sd", y, mlp["token0"]) + bias["token0"][:, None])
         x = x + np.einsum("sd,sn->nd", hidden, mlp["token1"]) + bias["token1"][:, None]
@@ -75,13 +83,19 @@ def torch_state(leaves, depth):
             state[f"{theirs}.norm{j + 1}.weight"] = leaves[f"{ours}/LayerNorm_{j}/scale"]
             state[f"{theirs}.norm{j + 1}.bias"] = leaves[f"{ours}/LayerNorm_{j}/bias"]
             for layer in (0, 1):
-                state[f"{theirs}.mlp_{mixing}s.fc{layer + 1}.weight"] = leaves[f"{ours}/{mixing}_mixing/Dense_{layer}/kernel"].T
-                state[f"{theirs}.mlp_{mixing}s.fc{layer + 1}.bias"] = leaves[f"{ours}/{mixing}_mixing/Dense_{layer}/bias"]
+                state[f"{theirs}.mlp_{mixing}s.fc{layer + 1}.weight"] = leaves[
+                    f"{ours}/{mixing}_mixing/Dense_{layer}/kernel"
+                ].T
+                state[f"{theirs}.mlp_{mixing}s.fc{layer + 1}.bias"] = leaves[
+                    f"{ours}/{mixing}_mixing/Dense_{layer}/bias"
+                ]
     return state
 
 
 @pytest.mark.parametrize(
-    ("variant", "depth"), [("Mixer-S/32", 8), pytest.param("Mixer-B/16", 12, marks=pytest.mark.slow)], ids=lambda value: str(value)
+    ("variant", "depth"),
+    [("Mixer-S/32", 8), pytest.param("Mixer-B/16", 12, marks=pytest.mark.slow)],
+    ids=lambda value: str(value),
 )
 def test_timm(torchvision_operators, tmp_path, images, assert_close, variant, depth):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
@@ -92,8 +106,13 @@ def test_timm(torchvision_operators, tmp_path, images, assert_close, variant, de
     path = tmp_path / "random.npz"
     FAMILY.write_random(path, variant, RandomOptions())
     width = {"Mixer-S/32": 512, "Mixer-B/16": 768}[variant]
-    model = MlpMixer(patch_size=int(variant.split("/")[1]), embed_dim=width, num_blocks=depth, act_layer=get_act_layer("gelu_tanh")).eval()
-    state = {name: torch.from_numpy(np.ascontiguousarray(leaf)) for name, leaf in torch_state(dict(np.load(path)), depth).items()}
+    model = MlpMixer(
+        patch_size=int(variant.split("/")[1]), embed_dim=width, num_blocks=depth, act_layer=get_act_layer("gelu_tanh")
+    ).eval()
+    state = {
+        name: torch.from_numpy(np.ascontiguousarray(leaf))
+        for name, leaf in torch_state(dict(np.load(path)), depth).items()
+    }
     model.load_state_dict(state, strict=True)
     with torch.no_grad():
         reference = model(torch.from_numpy(images().transpose(0, 3, 1, 2).copy())).numpy()

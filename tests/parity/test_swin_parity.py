@@ -1,4 +1,5 @@
-"""Our Swin against timm's and transformers', from files that these wrote themselves, and against a forward pass in float64."""
+"""Our Swin against timm's and transformers', from files that these wrote themselves, and against a forward pass in
+float64."""
 
 import math
 
@@ -48,7 +49,8 @@ def block(x, leaves, name, heads, window, shift):
     rows, columns, _ = x.shape
     y = np.roll(norm(x, leaves, f"{name}.norm1"), (-shift, -shift), (0, 1))
     side = [
-        np.digitize(np.arange(length), [length - window, length - shift]) if shift else np.zeros(length, int) for length in (rows, columns)
+        np.digitize(np.arange(length), [length - window, length - shift]) if shift else np.zeros(length, int)
+        for length in (rows, columns)
     ]
     out = np.zeros_like(y)
     places = [(i, j) for i in range(window) for j in range(window)]
@@ -64,7 +66,8 @@ def block(x, leaves, name, heads, window, shift):
 
 
 def forward(image, leaves, depths, heads, window):
-    """One image [height, width, 3] in float64; leaves as Microsoft names them. The stream [H, W, C] after each block, and the result."""
+    """One image [height, width, 3] in float64; leaves as Microsoft names them. The stream [H, W, C] after each block,
+    and the result."""
     rows, columns = image.shape[0] // 4, image.shape[1] // 4
     patches = image.reshape(rows, 4, columns, 4, 3).transpose(0, 2, 4, 1, 3).reshape(rows, columns, 48)
     x = patches @ leaves["patch_embed.proj.weight"].reshape(-1, 48).T + leaves["patch_embed.proj.bias"]
@@ -73,10 +76,14 @@ def forward(image, leaves, depths, heads, window):
     for stage, depth in enumerate(depths):
         for i in range(depth):
             shift = window // 2 if i % 2 and min(x.shape[:2]) > window else 0
-            x = taps[f"stage_{stage}/block_{i:02d}"] = block(x, leaves, f"layers.{stage}.blocks.{i}", heads[stage], window, shift)
+            x = taps[f"stage_{stage}/block_{i:02d}"] = block(
+                x, leaves, f"layers.{stage}.blocks.{i}", heads[stage], window, shift
+            )
         if stage < len(depths) - 1:
             x = np.concatenate([x[0::2, 0::2], x[1::2, 0::2], x[0::2, 1::2], x[1::2, 1::2]], -1)
-            x = dense(norm(x, leaves, f"layers.{stage}.downsample.norm"), leaves, f"layers.{stage}.downsample.reduction")
+            x = dense(
+                norm(x, leaves, f"layers.{stage}.downsample.norm"), leaves, f"layers.{stage}.downsample.reduction"
+            )
     x = norm(x, leaves, "norm").mean((0, 1))
     return taps, dense(x, leaves, "head") if "head.weight" in leaves else x
 
@@ -84,7 +91,9 @@ def forward(image, leaves, depths, heads, window):
 @pytest.mark.parametrize(("window", "size", "head"), [(7, (56, 112), True), (7, (56, 56), False), (4, (64, 64), True)])
 def test_float64(tmp_path, images, assert_close, window, size, head):
     path = tmp_path / "random.safetensors"
-    FAMILY.write_random(path, f"Swin-mu/{window}", RandomOptions(image_size=size, num_classes=10 * head, layout="swin_microsoft"))
+    FAMILY.write_random(
+        path, f"Swin-mu/{window}", RandomOptions(image_size=size, num_classes=10 * head, layout="swin_microsoft")
+    )
     leaves = {name: leaf.astype(np.float64) for name, leaf in load_file(path).items()}
     batch = images(*size)
     ours = outputs(FAMILY, path, batch, image_size=size, outputs="logits" if head else "features")
@@ -136,7 +145,9 @@ def test_timm(torchvision_operators, tmp_path, images, assert_close, window, sid
     assert load(FAMILY, path, image_size=(side, side)).layout.value == "swin_timm"
     ours = outputs(FAMILY, path, images(side, side), image_size=(side, side))
     assert_close(ours["logits"], reference)
-    for tap, stream in zip(["stage_0/block_00", "stage_0/block_01", *(f"stage_1/block_{i:02d}" for i in range(4))], seen, strict=True):
+    for tap, stream in zip(
+        ["stage_0/block_00", "stage_0/block_01", *(f"stage_1/block_{i:02d}" for i in range(4))], seen, strict=True
+    ):
         assert_close(ours[tap], np.asarray(to_windows(stream, window)))
     model.reset_classifier(0)
     features = outputs(FAMILY, path, images(side, side), image_size=(side, side), outputs="features")["features"]

@@ -24,7 +24,9 @@ SIZES = {
 def timm_model(vision_transformer, variant, **options):
     from timm.layers import get_act_layer
 
-    return vision_transformer.VisionTransformer(act_layer=get_act_layer("gelu_tanh"), **SIZES[variant], **options).eval()
+    return vision_transformer.VisionTransformer(
+        act_layer=get_act_layer("gelu_tanh"), **SIZES[variant], **options
+    ).eval()
 
 
 def timm_logits(model, images):
@@ -48,7 +50,8 @@ def test_second_image_size(timm_vision_transformer, tmp_path, images, run, asser
     write_random_checkpoint(path, "S/32")
     model = timm_model(timm_vision_transformer, "S/32", img_size=384)
     model.load_pretrained(str(path))
-    # timm resamples with half-pixel centres and an antialiasing bicubic filter, vit_jax linearly with aligned corners: give it our table.
+    # timm resamples with half-pixel centres and an antialiasing bicubic filter, vit_jax linearly with aligned corners:
+    # give it our table.
     params = load_checkpoint(path, image_size=(384, 384)).params
     row = np.load(path)["Transformer/posembed_input/pos_embedding"][:, :1]
     table = np.concatenate([row, params["pos_embedding"]], axis=1)

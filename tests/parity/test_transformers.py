@@ -1,4 +1,5 @@
-"""Our model against transformers' ViTForImageClassification, its weights set from the .npz by the published correspondence."""
+"""Our model against transformers' ViTForImageClassification, its weights set from the .npz by the published
+correspondence."""
 
 import numpy as np
 import pytest
@@ -7,7 +8,8 @@ from vit_convert.families.random import write_random_checkpoint
 
 
 def torch_state(leaves, depth):
-    """transformers' names for the leaves of a vit_jax file; torch stores matrices as (out, in) and convolutions as OIHW."""
+    """transformers' names for the leaves of a vit_jax file; torch stores matrices as (out, in) and convolutions as
+    OIHW."""
     block = "Transformer/encoderblock_"
     state = {
         "vit.embeddings.cls_token": leaves["cls"],
@@ -20,7 +22,9 @@ def torch_state(leaves, depth):
         "classifier.bias": leaves["head/bias"],
     }
     for i in range(depth):
-        ours = {name.removeprefix(f"{block}{i}/"): leaf for name, leaf in leaves.items() if name.startswith(f"{block}{i}/")}
+        ours = {
+            name.removeprefix(f"{block}{i}/"): leaf for name, leaf in leaves.items() if name.startswith(f"{block}{i}/")
+        }
         width = ours["LayerNorm_0/scale"].size
         theirs = {
             "layernorm_before.weight": ours["LayerNorm_0/scale"],
@@ -35,7 +39,9 @@ def torch_state(leaves, depth):
             "mlp.fc2.bias": ours["MlpBlock_3/Dense_1/bias"],
         }
         for name, letter in (("query", "q"), ("key", "k"), ("value", "v")):
-            theirs[f"attention.{letter}_proj.weight"] = ours[f"MultiHeadDotProductAttention_1/{name}/kernel"].reshape(width, width).T
+            theirs[f"attention.{letter}_proj.weight"] = (
+                ours[f"MultiHeadDotProductAttention_1/{name}/kernel"].reshape(width, width).T
+            )
             theirs[f"attention.{letter}_proj.bias"] = ours[f"MultiHeadDotProductAttention_1/{name}/bias"].reshape(width)
         state |= {f"vit.layers.{i}.{name}": leaf for name, leaf in theirs.items()}
     return state
@@ -56,7 +62,10 @@ def test_ti16(tmp_path, images, run, assert_close):
         num_labels=1000,
     )
     model = transformers.ViTForImageClassification(config).eval()
-    state = {name: torch.from_numpy(np.ascontiguousarray(leaf)) for name, leaf in torch_state(dict(np.load(path)), 12).items()}
+    state = {
+        name: torch.from_numpy(np.ascontiguousarray(leaf))
+        for name, leaf in torch_state(dict(np.load(path)), 12).items()
+    }
     model.load_state_dict(state, strict=True)
     with torch.no_grad():
         reference = model(torch.from_numpy(images().transpose(0, 3, 1, 2).copy())).logits.numpy()

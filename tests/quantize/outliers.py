@@ -1,4 +1,5 @@
-"""The digits checkpoint as large trained ViTs often are: the same function, but a few channels are far larger after each LayerNorm."""
+"""The digits checkpoint as large trained ViTs often are: the same function, but a few channels are far larger after
+each LayerNorm."""
 
 import pathlib
 
@@ -13,7 +14,8 @@ _READERS = {
 
 
 def write_outlier_digits(path: pathlib.Path, factor: float, blocks: range, channels: int = 3) -> pathlib.Path:
-    """Multiplies channels of the norms' scale and bias by a factor and divides the rows of what reads them: exact but for rounding."""
+    """Multiplies channels of the norms' scale and bias by a factor and divides the rows of what reads them: exact but
+    for rounding."""
     with np.load(DIGITS) as file:
         leaves = {name: file[name] for name in file.files}
     rng = np.random.default_rng(0)

@@ -35,7 +35,11 @@ def naive(model):
     for value in model.graph.initializers.values():
         if value.dtype == ir.DataType.FLOAT:
             value.const_value = ir.tensor(value.const_value.numpy().astype(np.float16))
-    for value in [*model.graph.inputs, *model.graph.initializers.values(), *(v for node in model.graph for v in node.outputs)]:
+    for value in [
+        *model.graph.inputs,
+        *model.graph.initializers.values(),
+        *(v for node in model.graph for v in node.outputs),
+    ]:
         if value.dtype == ir.DataType.FLOAT:
             value.type = ir.TensorType(HALF)
     for node in model.graph:

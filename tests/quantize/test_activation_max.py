@@ -1,4 +1,5 @@
-"""The smallest and largest x of tensors and channels, of both forms of the reductions, against NumPy on values that the test computes."""
+"""The smallest and largest x of tensors and channels, of both forms of the reductions, against NumPy on values that the
+test computes."""
 
 import numpy as np
 import onnx
@@ -28,7 +29,9 @@ def graph(tmp_path, request):
     return tmp_path / "model.onnx"
 
 
-BATCHES = [np.random.default_rng(i).normal(i, 1 + i, (size, 4, 6)).astype(np.float32) for i, size in enumerate((2, 3, 1))]
+BATCHES = [
+    np.random.default_rng(i).normal(i, 1 + i, (size, 4, 6)).astype(np.float32) for i, size in enumerate((2, 3, 1))
+]
 IMAGES = np.concatenate(BATCHES)
 
 
@@ -37,9 +40,13 @@ def test_whole_tensors_over_all_batches(graph):
     assert list(found) == ["scaled", "logits"]
     for name, values in (("scaled", IMAGES * SCALE), ("logits", -IMAGES - np.float32(2.5))):
         low, high = found[name]
-        assert low.shape == high.shape == () and (low, high) == (values.min(), values.max())  # the same float32 products
+        # the same float32 products
+        assert low.shape == high.shape == () and (low, high) == (values.min(), values.max())
     magnitudes = largest(graph, ["scaled", "logits"], BATCHES)
-    assert magnitudes["scaled"] == np.abs(IMAGES * SCALE).max() and magnitudes["logits"] == np.abs(-IMAGES - np.float32(2.5)).max()
+    assert (
+        magnitudes["scaled"] == np.abs(IMAGES * SCALE).max()
+        and magnitudes["logits"] == np.abs(-IMAGES - np.float32(2.5)).max()
+    )
 
 
 def test_where_the_largest_is_negative_and_where_it_comes_first(graph):
@@ -71,11 +78,20 @@ def test_weights_stay_in_their_file(graph, monkeypatch):
     """A large model's are not read into memory beside what onnxruntime holds of them."""
     model = onnx.load(graph)
     external = graph.with_name("external.onnx")
-    onnx.save(model, external, save_as_external_data=True, location="external.onnx.data", size_threshold=0, convert_attribute=False)
+    onnx.save(
+        model,
+        external,
+        save_as_external_data=True,
+        location="external.onnx.data",
+        size_threshold=0,
+        convert_attribute=False,
+    )
     opened, real = [], activation_max.open_proto
     monkeypatch.setattr(activation_max, "open_proto", lambda proto, folder: opened.append(proto) or real(proto, folder))
     assert largest(external, ["scaled"], BATCHES) == largest(graph, ["scaled"], BATCHES)
-    assert {weight.name for weight in opened[0].graph.initializer if weight.data_location == onnx.TensorProto.EXTERNAL} >= {
+    assert {
+        weight.name for weight in opened[0].graph.initializer if weight.data_location == onnx.TensorProto.EXTERNAL
+    } >= {
         "scale",
         "shift",
     }

@@ -45,7 +45,8 @@ def test_ranges_and_histograms_match_numpy(vit, images, calibration):
         np.testing.assert_allclose(calibration.amax[name], np.abs(value).max(), rtol=1e-5)
         histogram = Histogram()
         histogram.add(value)
-        # and so a value at a bin's edge may fall to the other side, which moves the best of some thousand thresholds by very little
+        # and so a value at a bin's edge may fall to the other side, which moves the best of some thousand thresholds by
+        # very little
         np.testing.assert_allclose(calibration.costs[name].candidates[0], entropy_threshold(histogram), rtol=0.02)
         assert calibration.thresholds[name] in calibration.costs[name].candidates
 
@@ -138,7 +139,8 @@ def test_errors(vit, images):
         calibrate(vit, images[:0], normalize)
     with pytest.raises(
         UsageError,
-        match=r"no activation 'Transformer/encoderblock_0/LayerNorm_0/ou'\. Did you mean Transformer/encoderblock_0/LayerNorm_0/out",
+        match=r"no activation 'Transformer/encoderblock_0/LayerNorm_0/ou'\. Did you mean "
+        r"Transformer/encoderblock_0/LayerNorm_0/out",
     ):
         calibrate(vit, images, normalize, ["Transformer/encoderblock_0/LayerNorm_0/ou"])
     with pytest.raises(CalibrationError, match=r"images are \(16, 32, 3\), the graph takes \(32, 32, 3\)"):

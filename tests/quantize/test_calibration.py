@@ -1,4 +1,5 @@
-"""What a calibration says of its thresholds, what it depends on, and how tensors are split into passes: by hand, without a model."""
+"""What a calibration says of its thresholds, what it depends on, and how tensors are split into passes: by hand,
+without a model."""
 
 import dataclasses
 import hashlib
@@ -17,7 +18,9 @@ COSTS = {
     "a_little": Cost([1.0, 2.0, 4.0], [0.30, 0.25, 0.28]),
     "much": Cost([1.0, 2.0, 4.0], [0.90, 0.50, 0.01]),
 }
-FOUND = Calibration({"kept": 1.0, "a_little": 2.0, "much": 4.0}, dict.fromkeys(COSTS, 4.0), "entropy", 8, {"graph": "g"}, COSTS)
+FOUND = Calibration(
+    {"kept": 1.0, "a_little": 2.0, "much": 4.0}, dict.fromkeys(COSTS, 4.0), "entropy", 8, {"graph": "g"}, COSTS
+)
 
 
 def test_widened_are_those_above_entropys_threshold_and_what_gained_most_comes_first():
@@ -110,7 +113,9 @@ def test_fewer_images_a_call_and_then_fewer_tensors(monkeypatch, limit_values, p
     opened, ran = [], []
     monkeypatch.setattr(calibrate, "OUTPUT_BYTES", 4 * limit_values)
     monkeypatch.setattr(calibrate, "_session", lambda path, names, *, reduce: opened.append((names, reduce)))
-    monkeypatch.setattr(calibrate, "_stream", lambda *arguments: ran.append((arguments[1], arguments[4], arguments[6])) or iter(()))
+    monkeypatch.setattr(
+        calibrate, "_stream", lambda *arguments: ran.append((arguments[1], arguments[4], arguments[6])) or iter(())
+    )
     images = np.zeros((30, 2, 2, 3), np.uint8)
     calibrate._count("m.onnx", {"a": 3, "b": 2}, images, None, 8, None, None)
     assert [(label, names, size) for (names, _), (_, size, label) in zip(opened, ran)] == passes

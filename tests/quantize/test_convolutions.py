@@ -1,4 +1,5 @@
-"""MLPs that are 1 × 1 convolutions are quantized as the matrix products that they were: real weights and images in both forms."""
+"""MLPs that are 1 × 1 convolutions are quantized as the matrix products that they were: real weights and images in both
+forms."""
 
 import dataclasses
 import functools
@@ -29,7 +30,8 @@ from vit_convert.quantize.smooth import Smoothed, find_norms, smooth
 normalize = preprocess_for("vit_jax", (32, 32)).normalize
 CHECKPOINTS_BY_NAME = ["digits", "outliers"]
 NUM_CALIBRATION = 64
-WORST_COSINE = 0.997  # GEMMs of 8-bit inputs, 24 in a row, are off by 3 % on average; the worst of 150 images by 7.5 %: 1 - 0.075²/2
+# GEMMs of 8-bit inputs, 24 in a row, are off by 3 % on average; the worst of 150 images by 7.5 %: 1 - 0.075²/2
+WORST_COSINE = 0.997
 
 
 @functools.cache
@@ -59,7 +61,10 @@ class Form:
         norms, declined = find_norms(self.model, self.placement.sites)
         assert len(norms) == 12 and not declined  # two in each of six blocks
         return largest(
-            self.path, [norm.tensor for norm in norms], [normalize(pictures("calibration.zip", NUM_CALIBRATION))], per_channel=True
+            self.path,
+            [norm.tensor for norm in norms],
+            [normalize(pictures("calibration.zip", NUM_CALIBRATION))],
+            per_channel=True,
         )
 
     @functools.cached_property
@@ -67,7 +72,9 @@ class Form:
         return smooth(self.model, self.placement.sites, self.channels)
 
     def calibration(self, path: pathlib.Path) -> Calibration:
-        return calibrate(path, pictures("calibration.zip", NUM_CALIBRATION), normalize, self.placement.tensors(), method="minmax")
+        return calibrate(
+            path, pictures("calibration.zip", NUM_CALIBRATION), normalize, self.placement.tensors(), method="minmax"
+        )
 
     def quantized(self, model: ir.Model, path: pathlib.Path, target: str = "trt8") -> ir.Model:
         """`model`, which lies at `path`, in int8."""
@@ -107,9 +114,11 @@ def both(forms, name="digits"):
 
 
 def same_loss(matmul):
-    """How far the cosine of the same arithmetic may be: float32 rounding takes one value in 10⁴ over a quantizer's edge, each by a step.
+    """How far the cosine of the same arithmetic may be: float32 rounding takes one value in 10⁴ over a quantizer's
+    edge, each by a step.
 
-    That is twice the rounding error that every value has, so a hundredth of the loss is ample; it measures 2·10⁻⁵ of it.
+    That is twice the rounding error that every value has, so a hundredth of the loss is ample; it measures 2·10⁻⁵ of
+    it.
     """
     return 0.01 * (1 - matmul.cosine)
 
@@ -150,14 +159,18 @@ def test_weight_scales_are_those_of_the_matmul_form(forms, target):
         np.testing.assert_array_equal(scales, matmul[3])
         turned = stored[..., 0, 0].T if is_mlp(sites[weight]) else stored
         np.testing.assert_array_equal(turned, matmul[2])
-        if target == "trt10":  # the largest of a channel fills the range; rounding the scale up to fp16 takes 127 to 126.87 at least
+        # the largest of a channel fills the range; rounding the scale up to fp16 takes 127 to 126.87 at least
+        if target == "trt10":
             inputs = tuple(i for i in range(stored.ndim) if i != axis)
             assert (np.abs(stored.astype(int)).max(axis=inputs) == 127).all()
 
 
 def test_activations_get_the_ranges_of_the_matmul_form(forms):
     conv, matmul = both(forms)
-    by_layer = [{site.name: form.calibration(form.path).amax[site.tensor] for site in form.placement.sites} for form in (conv, matmul)]
+    by_layer = [
+        {site.name: form.calibration(form.path).amax[site.tensor] for site in form.placement.sites}
+        for form in (conv, matmul)
+    ]
     assert by_layer[0].keys() == by_layer[1].keys()
     for name, amax in by_layer[0].items():
         # float32 sums of up to 384 terms in another order, over six blocks
@@ -172,7 +185,9 @@ def test_channel_ranges_are_those_of_the_matmul_form(forms, name):
         assert amax.shape == (96,)
         np.testing.assert_allclose(amax, matmul.channels[tensor], rtol=1e-4)  # as above
     tensor = "Transformer/encoderblock_3/LayerNorm_1/LayerNormalization"
-    values = run_session(open_session(conv.path, [tensor]), normalize(pictures("calibration.zip", NUM_CALIBRATION)))[tensor]
+    values = run_session(open_session(conv.path, [tensor]), normalize(pictures("calibration.zip", NUM_CALIBRATION)))[
+        tensor
+    ]
     assert values.shape == (NUM_CALIBRATION * 17, 96, 1, 1)
     np.testing.assert_array_equal(conv.channels[tensor], np.abs(values).max(axis=(0, 2, 3)))
 
@@ -201,7 +216,8 @@ def test_smoothing_finds_the_factors_of_the_matmul_form(forms, name):
     for i in range(6):
         for weight in ("LayerNorm_1/scale", "LayerNorm_1/bias", "MlpBlock_0/Dense_0/kernel"):
             here, there = (
-                result.model.graph.initializers[f"Transformer/encoderblock_{i}/{weight}"].const_value.numpy() for result in (conv, matmul)
+                result.model.graph.initializers[f"Transformer/encoderblock_{i}/{weight}"].const_value.numpy()
+                for result in (conv, matmul)
             )
             np.testing.assert_allclose(turned[weight.rpartition("/")[2]](here), there, rtol=1e-4)
 

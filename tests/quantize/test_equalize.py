@@ -29,7 +29,8 @@ def conv(x, weight, bias):
 
 
 def attention(qkv, heads):
-    """What the node computes: softmax(q · k) · v for each head, whose channels are its queries, its keys, its values."""
+    """What the node computes: softmax(q · k) · v for each head, whose channels are its queries, its keys, its
+    values."""
     images, channels, tokens = qkv.shape
     q, k, v = np.moveaxis(qkv.reshape(images, heads, 3, channels // heads // 3, tokens), 2, 0)
     scores = np.einsum("nhdt,nhds->nhts", q, k)
@@ -44,7 +45,12 @@ HEADS, SIZE, WIDTH = 2, 4, 5
 def block(*, projection="Conv", reader=False, source="Conv"):
     """A convolution, an attention and its projection as a graph, and their weights."""
     rng = np.random.default_rng(0)
-    shapes = {"w": (HEADS * 3 * SIZE, WIDTH, 1, 1), "b": (HEADS * 3 * SIZE,), "p": (WIDTH, HEADS * SIZE, 1, 1), "c": (WIDTH,)}
+    shapes = {
+        "w": (HEADS * 3 * SIZE, WIDTH, 1, 1),
+        "b": (HEADS * 3 * SIZE,),
+        "p": (WIDTH, HEADS * SIZE, 1, 1),
+        "c": (WIDTH,),
+    }
     weights = {name: (rng.normal(size=shape) * 0.4).astype(np.float32) for name, shape in shapes.items()}
     weights["b"] += np.repeat([0.5, 2.0, 20.0, -0.5, -3.0, 8.0], SIZE).astype(np.float32)  # keys and values far from 0
     value = {name: ir.Value(name=name, const_value=ir.tensor(array, name=name)) for name, array in weights.items()}
@@ -54,7 +60,9 @@ def block(*, projection="Conv", reader=False, source="Conv"):
     after = ir.node(projection, [middle.outputs[0], value["p"], value["c"]], name="projection")
     nodes = [before, middle, after, *([ir.node("Relu", [middle.outputs[0]], name="reader")] if reader else [])]
     before.outputs[0].name = "qkv"
-    graph = ir.Graph([x], [after.outputs[0]], nodes=nodes, initializers=[*value.values()], opset_imports={"": 17, "ours": 1})
+    graph = ir.Graph(
+        [x], [after.outputs[0]], nodes=nodes, initializers=[*value.values()], opset_imports={"": 17, "ours": 1}
+    )
     return ir.Model(graph, ir_version=8), weights
 
 
@@ -76,7 +84,8 @@ def test_the_graph_computes_what_it_did_and_every_part_reaches_equally_far():
     changed = {name: model.graph.initializers[name].const_value.numpy() for name in weights}
     assert all(array.dtype == np.float32 and array.shape == weights[name].shape for name, array in changed.items())
     equal, after = computed(changed, x)
-    # Weights are rounded to float32 after a division and a product or two: some 1e-7 each, scores of up to 50 make 1e-5 of it.
+    # Weights are rounded to float32 after a division and a product or two: some 1e-7 each, scores of up to 50 make 1e-5
+    # of it.
     assert np.abs(after - before).max() < 1e-4 * np.abs(before).max()
     reach = np.abs(equal).max((0, 2)).reshape(HEADS, 3, SIZE)
     was = np.abs(qkv).max((0, 2)).reshape(HEADS, 3, SIZE)

@@ -1,6 +1,8 @@
-"""What judges a quantized graph computes what TensorRT does, 32-bit sums of integer products, whatever processor runs it.
+"""What judges a quantized graph computes what TensorRT does, 32-bit sums of integer products, whatever processor runs
+it.
 
-onnxruntime's integer kernels add pairs of products in 16 bits where the processor has no VNNI: 127 · 255 twice is 64 770, and saturates.
+onnxruntime's integer kernels add pairs of products in 16 bits where the processor has no VNNI: 127 · 255 twice is 64
+770, and saturates.
 """
 
 import ast
@@ -23,12 +25,15 @@ INTEGER = ("QLinear", "MatMulInteger", "QGemm", "ConvInteger", "DynamicQuantize"
 
 
 def write(path: pathlib.Path, kind: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray | None]:
-    """A product between Q/DQ pairs whose scales are powers of two; returns its int8 weight, or None where both factors are activations."""
+    """A product between Q/DQ pairs whose scales are powers of two; returns its int8 weight, or None where both factors
+    are activations."""
     sides = {"x": 0.5, "w": 0.25}
     weights = [helper.make_tensor(f"{name}/scale", TensorProto.FLOAT, [], [scale]) for name, scale in sides.items()]
     weights.append(helper.make_tensor("zero", TensorProto.INT8, [], [0]))
     # Nearly all of them at an end of the range, and mostly of one sign: any two neighbours overflow 16 bits.
-    weight = np.where(rng.random((INNER, COLUMNS)) < 0.95, 127, rng.integers(-127, 128, (INNER, COLUMNS))).astype(np.int8)
+    weight = np.where(rng.random((INNER, COLUMNS)) < 0.95, 127, rng.integers(-127, 128, (INNER, COLUMNS))).astype(
+        np.int8
+    )
     inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", INNER])]
     nodes = []
     for name in sides:
@@ -47,7 +52,9 @@ def write(path: pathlib.Path, kind: str, rng: np.random.Generator) -> tuple[np.n
         nodes.append(helper.make_node("Reshape", ["x/dequantized", "square"], ["x/square"]))
         factors[0] = "x/square"
     nodes.append(helper.make_node("Conv" if kind == "conv" else "MatMul", factors, ["y"]))
-    graph = helper.make_graph(nodes, kind, inputs, [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)], weights)
+    graph = helper.make_graph(
+        nodes, kind, inputs, [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)], weights
+    )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
     return weight, weight if kind == "attention" else None
 
@@ -61,7 +68,8 @@ def test_products_that_overflow_16_bits_are_those_of_int32(tmp_path, kind, rows)
     feed = {"x": x * np.float32(0.5)} | ({} if fed is None else {"w": fed * np.float32(0.25)})
     (got,) = open_session(tmp_path / "model.onnx").run(None, feed)
     expected = (x.astype(np.int32) @ weight.astype(np.int32)) * np.float32(0.125)
-    assert (expected > 1024 * 100 * 100 * 0.125).all()  # a saturating kernel gives half of it: 32 767 for each two products
+    # a saturating kernel gives half of it: 32 767 for each two products
+    assert (expected > 1024 * 100 * 100 * 0.125).all()
     # Integers below 2^24 are exact in float32: 1024 · 127² = 2^23.98, so that any order of the sum gives the same bits.
     np.testing.assert_array_equal(got.reshape(expected.shape), expected)
 
@@ -111,7 +119,9 @@ def test_what_cuts_off_negative_values_stays_before_a_pair(op, dtype):
     constants = [helper.make_tensor("scale", TensorProto.FLOAT, [], [0.5]), helper.make_tensor("zero", dtype, [], [0])]
     inputs = ["x"]
     if op == "Clip":
-        constants += [helper.make_tensor(name, TensorProto.FLOAT, [], [value]) for name, value in (("low", 0.0), ("high", 9.0))]
+        constants += [
+            helper.make_tensor(name, TensorProto.FLOAT, [], [value]) for name, value in (("low", 0.0), ("high", 9.0))
+        ]
         inputs += ["low", "high"]
     nodes = [
         helper.make_node(op, inputs, ["cut"]),
@@ -119,6 +129,10 @@ def test_what_cuts_off_negative_values_stays_before_a_pair(op, dtype):
         helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["y"]),
     ]
     x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [4]) for name in "xy")
-    model = helper.make_model(helper.make_graph(nodes, op, [x], [y], constants), opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    model = helper.make_model(
+        helper.make_graph(nodes, op, [x], [y], constants), opset_imports=[helper.make_opsetid("", 20)], ir_version=9
+    )
     session = onnx_file.open_proto(model, ".")
-    np.testing.assert_array_equal(session.run(None, {"x": np.float32([-2, -0.5, 0, 1.5])})[0], np.float32([0, 0, 0, 1.5]))
+    np.testing.assert_array_equal(
+        session.run(None, {"x": np.float32([-2, -0.5, 0, 1.5])})[0], np.float32([0, 0, 0, 1.5])
+    )

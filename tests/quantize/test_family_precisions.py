@@ -1,4 +1,5 @@
-"""FP16 and INT8 graphs of hybrids, Mixers and Swins: what is typed and quantized, how close it stays, and that TensorRT-RTX builds it."""
+"""FP16 and INT8 graphs of hybrids, Mixers and Swins: what is typed and quantized, how close it stays, and that
+TensorRT-RTX builds it."""
 
 import functools
 
@@ -18,10 +19,19 @@ from vit_convert.quantize.qdq import quantize
 
 KINDS = {
     # Two MLPs of a block, told apart by their whole names; stem and head stay.
-    "mixer": {f"block_0{i}/{mixing}_mixing/Dense_{layer}" for i in range(5) for mixing in ("token", "channel") for layer in (0, 1)},
+    "mixer": {
+        f"block_0{i}/{mixing}_mixing/Dense_{layer}"
+        for i in range(5)
+        for mixing in ("token", "channel")
+        for layer in (0, 1)
+    },
     # Every convolution of a bottleneck, and the encoder's linears; the padded stem, the embedding and the head stay.
     "hybrid": {
-        *(f"stage_{block}/{conv}" for block in ("1/block_00", "2/block_00", "2/block_01") for conv in ("conv1", "conv2", "conv3")),
+        *(
+            f"stage_{block}/{conv}"
+            for block in ("1/block_00", "2/block_00", "2/block_01")
+            for conv in ("conv1", "conv2", "conv3")
+        ),
         "stage_1/block_00/conv_proj",
         "stage_2/block_00/conv_proj",
         *(f"block_0{i}/{kind}" for i in range(3) for kind in ("query", "key", "value", "out", "fc1", "fc2")),
@@ -83,7 +93,8 @@ def cosine(family, path):
 
 @pytest.mark.parametrize("target", ["rtx", "trt8"])
 def test_fp16(exported, target):
-    """What stays float32 is the mean before the head, and on a hybrid nothing; half a group's statistics are float32 inside LayerNorm."""
+    """What stays float32 is the mean before the head, and on a hybrid nothing; half a group's statistics are float32
+    inside LayerNorm."""
     family, paths = exported
     saved, _, result = typed(ir.load(paths[target]), paths[target], "fp16", target)
     reasons = set(result.islands.values())

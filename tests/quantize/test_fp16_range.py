@@ -1,4 +1,5 @@
-"""Large activations in really exported graphs: a checkpoint whose residual stream reaches 1.4e3, through the whole pipeline."""
+"""Large activations in really exported graphs: a checkpoint whose residual stream reaches 1.4e3, through the whole
+pipeline."""
 
 import json
 
@@ -64,14 +65,18 @@ def test_a_naive_cast_of_the_plain_export_does_not(bundle, reference, tmp_path):
     leaves = {name: jnp.asarray(checkpoint.params[name]) for name in checkpoint.params}
     variables = {"params": traverse_util.unflatten_dict(leaves, sep="/")}
     module = ViT(checkpoint.architecture)
-    plain = jax2onnx.to_onnx(lambda images: module.apply(variables, images)[0], [("batch", 48, 48, 3)], opset=20, return_mode="ir")
+    plain = jax2onnx.to_onnx(
+        lambda images: module.apply(variables, images)[0], [("batch", 48, 48, 3)], opset=20, return_mode="ir"
+    )
     # The export itself is right; only fp16 is not what it is made for.
     ir.save(plain, tmp_path / "plain.onnx")
     feed = plain.graph.inputs[0].name
     (exact,) = run_session(open_session(tmp_path / "plain.onnx"), reference["images"]).values()
     assert compare(reference["logits"], exact).cosine > 0.9999
     ir.save(naive(plain), tmp_path / "naive.onnx")
-    ruined = compare(reference["logits"], run_rounded(tmp_path / "naive.onnx", reference["images"].astype(np.float16), feed))
+    ruined = compare(
+        reference["logits"], run_rounded(tmp_path / "naive.onnx", reference["images"].astype(np.float16), feed)
+    )
     assert not ruined.finite or ruined.cosine < 0.5  # the mean of x² is infinite
 
 
@@ -82,7 +87,9 @@ def huge(tmp_path):
     write_random_checkpoint(path, "Ti/16", image_size=(48, 48), num_classes=10, outlier_channels=4)
     with np.load(path) as file:
         leaves = {name: file[name] for name in file.files}
-    (kernel,) = [name for name in leaves if name.startswith("Transformer/encoderblock_0/") and name.endswith("Dense_1/kernel")]
+    (kernel,) = [
+        name for name in leaves if name.startswith("Transformer/encoderblock_0/") and name.endswith("Dense_1/kernel")
+    ]
     leaves[kernel] *= np.where(np.abs(leaves[kernel]).mean(0) > 1, 80, 1).astype(np.float32)
     np.savez(path, **leaves)
     config = default_config()
@@ -95,14 +102,17 @@ def test_the_pipeline_finds_what_fp16_cannot_hold(huge, tmp_path):
     report = convert(huge, tmp_path, quiet=True)
     check = report["checks"]["fp16"]
     assert check["max_abs_activation"]["block_05"]["max_abs"] > 65504
-    assert check["fp32_islands"]["block_05"].endswith(f"reaches {check['max_abs_activation']['block_05']['max_abs']:.3g}")
+    assert check["fp32_islands"]["block_05"].endswith(
+        f"reaches {check['max_abs_activation']['block_05']['max_abs']:.3g}"
+    )
     with np.load(tmp_path / "huge" / "reference.npz") as file:
         images, logits = file["images"], file["logits"]
     assert compare(logits, run_rounded(tmp_path / "huge" / "model.fp16.onnx", images)).cosine >= 0.999
 
 
 def test_what_a_builder_flag_would_ruin_is_said(huge, tmp_path, capfd):
-    """TensorRT 8 has no typed graph: the conversion names the blocks that the build has to keep, and is silent once it keeps them."""
+    """TensorRT 8 has no typed graph: the conversion names the blocks that the build has to keep, and is silent once it
+    keeps them."""
     huge.target = "trt8"
     report = convert(huge, tmp_path)
     ranges, said = report["max_abs_activation"], capfd.readouterr().err

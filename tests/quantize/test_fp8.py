@@ -66,9 +66,10 @@ def test_fp8_is_close_to_fp32(tmp_path, images, attention, typed):
     x = normalize(images)
     (logits,) = run_session(open_session(saved), x).values()
     result = compare(run(path, x)[0], logits)
-    # Three bits of mantissa: a relative error of up to 2**-4 and 2**-4/sqrt(3) = 3.6 % rms for each factor, 5 % for a product; its terms'
-    # errors are independent, so each of the eight GEMMs gives 5 % of noise, and in quadrature along the residual stream, whose skip
-    # carries half of the signal past each of them, about 10 %: a cosine of 0.995; the worst of 24 images and attention stay above 0.98.
+    # Three bits of mantissa: a relative error of up to 2**-4 and 2**-4/sqrt(3) = 3.6 % rms for each factor, 5 % for a
+    # product; its terms' errors are independent, so each of the eight GEMMs gives 5 % of noise, and in quadrature along
+    # the residual stream, whose skip carries half of the signal past each of them, about 10 %: a cosine of 0.995; the
+    # worst of 24 images and attention stay above 0.98.
     assert 0.98 < result.cosine < 0.9999
 
 

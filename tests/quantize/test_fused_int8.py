@@ -1,4 +1,5 @@
-"""INT8 from ranges, lowering "fused": what a conversion leaves for the GPU host, what stays out of INT8, and the check without a GPU."""
+"""INT8 from ranges, lowering "fused": what a conversion leaves for the GPU host, what stays out of INT8, and the check
+without a GPU."""
 
 import json
 
@@ -18,7 +19,12 @@ from vit_convert.quantize.ranged import sites_with_ranges
 def config(checkpoint, name, **changes):
     found = default_config()
     found.name, found.checkpoint, found.engine.backend, found.target = name, str(checkpoint), "none", "trt8"
-    found.precision, found.engine.int8_lowering, found.calibration.num_images, found.check.num_images = "fp16,int8", "fused", 4, 2
+    found.precision, found.engine.int8_lowering, found.calibration.num_images, found.check.num_images = (
+        "fp16,int8",
+        "fused",
+        4,
+        2,
+    )
     with found.ignore_type():
         found.update_from_flattened_dict(changes)
     return found
@@ -56,7 +62,8 @@ def test_the_check_computes_with_every_range(converted, workdir):
     assert {kind: kinds.count(kind) for kind in kinds} == {"qkv": 2, "VitAttention": 2, "out": 2, "fc1": 3, "fc2": 3}
     assert len(check["quantized"]) == len(sites) == 12
     written = onnx.load(workdir / "all" / "model.int8.onnx", load_external_data=False).graph
-    assert sum(node.op_type == "DequantizeLinear" for node in written.node) == 12 + 10  # a tensor each, and the weights of convolutions
+    # a tensor each, and the weights of convolutions
+    assert sum(node.op_type == "DequantizeLinear" for node in written.node) == 12 + 10
 
 
 def test_branches_are_read_where_they_are_added(converted, workdir):

@@ -1,4 +1,5 @@
-"""What is read of a graph: linears, blocks around Q/DQ pairs, activations, weights that are let go of, a hash of all files."""
+"""What is read of a graph: linears, blocks around Q/DQ pairs, activations, weights that are let go of, a hash of all
+files."""
 
 import hashlib
 
@@ -21,10 +22,12 @@ from vit_convert.quantize.graph import (
     weight_name,
 )
 
-# An activation that is called after another block, with a pair of its own; a weight with one; a product of constants; an integer.
+# An activation that is called after another block, with a pair of its own; a weight with one; a product of constants;
+# an integer.
 GRAPH = """<ir_version: 10, opset_import: ["" : 20]>
 g (float[N, 4] images, int64[N, 4] counts) => (float[N, 4] logits)
-<float[4, 4] "stem/w", float[4, 4] "block_0/fc/w", float[4, 4] "block_1/fc/w", float[4, 4] "head/w", float[1, 4] "probe/w",
+<float[4, 4] "stem/w", float[4, 4] "block_0/fc/w", float[4, 4] "block_1/fc/w", float[4, 4] "head/w", float[1,
+    4] "probe/w",
  float[4] "block_1/norm/scale" = {1, 2, 3, 4},
  float scale = {0.5}, int8 zero = {0}> {
     x = MatMul (images, "stem/w")
@@ -49,8 +52,16 @@ g (float[N, 4] images, int64[N, 4] counts) => (float[N, 4] logits)
 def proto():
     model = onnx.parser.parse_model(GRAPH)
     rng = np.random.default_rng(0)
-    for name, shape in (("stem/w", (4, 4)), ("block_0/fc/w", (4, 4)), ("block_1/fc/w", (4, 4)), ("head/w", (4, 4)), ("probe/w", (1, 4))):
-        model.graph.initializer.append(onnx.numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), name))
+    for name, shape in (
+        ("stem/w", (4, 4)),
+        ("block_0/fc/w", (4, 4)),
+        ("block_1/fc/w", (4, 4)),
+        ("head/w", (4, 4)),
+        ("probe/w", (1, 4)),
+    ):
+        model.graph.initializer.append(
+            onnx.numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), name)
+        )
     return onnx.shape_inference.infer_shapes(model)
 
 
@@ -80,7 +91,9 @@ def test_a_pair_stands_where_what_it_quantizes_does(graph):
     assert by_output(node_blocks(graph)) == {
         "x": None,
         **dict.fromkeys(("block_09/x", "block_09/x/quantized", "block_09/x/dequantized", "relu"), "block_00"),
-        **dict.fromkeys(("block_1/fc/w/quantized", "block_1/fc/w/dequantized", "y", "normed", "n", "sum", "back"), "block_01"),
+        **dict.fromkeys(
+            ("block_1/fc/w/quantized", "block_1/fc/w/dequantized", "y", "normed", "n", "sum", "back"), "block_01"
+        ),
         "constant": None,
         "z": "block_01",  # the latest of those that feed it
         "logits": None,
@@ -89,7 +102,11 @@ def test_a_pair_stands_where_what_it_quantizes_does(graph):
 
 def test_a_nodes_own_name_goes_before_its_weights_and_what_feeds_it(graph):
     nodes = {node.outputs[0].name: node for node in graph}
-    nodes["relu"].name, nodes["normed"].name, nodes["x"].name = "Transformer/encoderblock_5/Relu", "Transformer/encoderblock_6/Mul", "stem"
+    nodes["relu"].name, nodes["normed"].name, nodes["x"].name = (
+        "Transformer/encoderblock_5/Relu",
+        "Transformer/encoderblock_6/Mul",
+        "stem",
+    )
     blocks = by_output(node_blocks(graph))
     assert (blocks["relu"], blocks["normed"], blocks["x"], blocks["y"]) == ("block_05", "block_06", None, "block_01")
 
@@ -115,7 +132,9 @@ def test_a_model_is_its_graph_and_the_files_of_its_weights(proto, tmp_path):
         (tmp_path / folder).mkdir()
         model = onnx.ModelProto()
         model.CopyFrom(proto)
-        onnx.save(model, tmp_path / folder / "m.onnx", save_as_external_data=True, location="m.onnx.data", size_threshold=0)
+        onnx.save(
+            model, tmp_path / folder / "m.onnx", save_as_external_data=True, location="m.onnx.data", size_threshold=0
+        )
     plain = tmp_path / "plain.onnx"
     onnx.save(proto, plain)
     assert hash_model(plain) == hashlib.sha256(hashlib.sha256(plain.read_bytes()).hexdigest().encode()).hexdigest()
@@ -130,7 +149,9 @@ def test_a_model_is_its_graph_and_the_files_of_its_weights(proto, tmp_path):
 def external(tmp_path):
     array = np.arange(6, dtype=np.float32).reshape(2, 3)
     (tmp_path / "w.data").write_bytes(array.tobytes())
-    return array, ir.ExternalTensor("w.data", 0, array.nbytes, ir.DataType.FLOAT, shape=ir.Shape((2, 3)), name="w", base_dir=tmp_path)
+    return array, ir.ExternalTensor(
+        "w.data", 0, array.nbytes, ir.DataType.FLOAT, shape=ir.Shape((2, 3)), name="w", base_dir=tmp_path
+    )
 
 
 def test_a_weight_is_let_go_of_once_it_is_read(tmp_path):
@@ -155,7 +176,9 @@ def test_what_ends_the_reading_of_a_weight_is_told_as_it_is(tmp_path, error):
 def test_a_weight_that_is_computed_when_it_is_read(tmp_path):
     array, tensor = external(tmp_path)
     calls = []
-    made = derived(tensor, ir.DataType.FLOAT16, lambda weight: calls.append(1) or (weight / 4).astype(np.float16), "w/half")
+    made = derived(
+        tensor, ir.DataType.FLOAT16, lambda weight: calls.append(1) or (weight / 4).astype(np.float16), "w/half"
+    )
     assert (made.name, made.dtype, tuple(made.shape), calls) == ("w/half", ir.DataType.FLOAT16, (2, 3), [])
     assert np.array_equal(made.numpy(), (array / 4).astype(np.float16)) and calls == [1] and tensor.raw is None
 

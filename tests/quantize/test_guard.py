@@ -1,4 +1,5 @@
-"""The guard against float64 brute force: huge values that carry the products are kept, huge values that meet no weight are clipped."""
+"""The guard against float64 brute force: huge values that carry the products are kept, huge values that meet no weight
+are clipped."""
 
 import numpy as np
 import onnx_ir as ir
@@ -20,14 +21,16 @@ def tensor(array):
 
 
 def activation(rng, huge_channel: int = 5, huge_rows: int = 12) -> np.ndarray:
-    """Normal values, and one channel that is huge in a few rows: the shape of a trained transformer's massive activations."""
+    """Normal values, and one channel that is huge in a few rows: the shape of a trained transformer's massive
+    activations."""
     x = rng.normal(size=(ROWS, CHANNELS)).astype(np.float32)
     x[:huge_rows, huge_channel] = HUGE * rng.uniform(0.9, 1.0, huge_rows)
     return x
 
 
 def brute_force(x: np.ndarray, weight: np.ndarray, threshold: float) -> float:
-    """The error of a threshold over all rows in float64: products of what is exact and of what is rounded, row by row."""
+    """The error of a threshold over all rows in float64: products of what is exact and of what is rounded, row by
+    row."""
     step, total, mean, weight = threshold / 127, 0.0, 0.0, weight.astype(np.float64)
     for row in x.astype(np.float64):
         exact, rounded = row @ weight, np.clip(np.round(row / step), -127, 127) * step @ weight
@@ -81,10 +84,14 @@ def test_huge_values_that_meet_no_weight_are_clipped():
 def test_the_sample_stands_for_all_rows():
     """32 of the largest and 128 of the others: the error of 2 000 rows to a fifth, and the same best threshold."""
     rng = np.random.default_rng(2)
-    x, weight = rng.standard_t(4, size=(ROWS, CHANNELS)).astype(np.float32), rng.normal(size=(CHANNELS, 16)).astype(np.float32)
+    x, weight = (
+        rng.standard_t(4, size=(ROWS, CHANNELS)).astype(np.float32),
+        rng.normal(size=(CHANNELS, 16)).astype(np.float32),
+    )
     cost = guarded(x, weight, 3.0)
     exact = [brute_force(x, weight, t) for t in cost.candidates]
-    np.testing.assert_allclose(cost.errors, exact, rtol=0.2)  # a squared error varies by about 1.5 times itself from row to row: 1.5/√128
+    # a squared error varies by about 1.5 times itself from row to row: 1.5/√128
+    np.testing.assert_allclose(cost.errors, exact, rtol=0.2)
     assert exact[cost.candidates.index(cost.best)] <= 1.05 * min(exact)
 
 
@@ -96,7 +103,8 @@ def test_some_columns_stand_for_a_wide_weight():
     thresholds = candidates(4.0, HUGE)
     found = product_errors(*sample.rows(), [tensor(weight)], thresholds)
     exact = [brute_force(x, weight, t) for t in thresholds]
-    np.testing.assert_allclose(found, exact, rtol=0.25)  # 250 columns: a sum of 250 squares to √(2/250) = 9 %, here of few rows
+    # 250 columns: a sum of 250 squares to √(2/250) = 9 %, here of few rows
+    np.testing.assert_allclose(found, exact, rtol=0.25)
     assert int(np.argmin(found)) == int(np.argmin(exact))
 
 
@@ -129,7 +137,8 @@ def test_of_equal_errors_the_largest_threshold_wins():
 
 
 @pytest.mark.parametrize(
-    ("entropy", "amax", "number"), [(1.0, 1.0, 1), (1.001, 1.0, 1), (0.99, 1.0, 2), (1.0, 8.0, 10), (1.0, 1e9, 13), (1.0, 1.0001, 2)]
+    ("entropy", "amax", "number"),
+    [(1.0, 1.0, 1), (1.001, 1.0, 1), (0.99, 1.0, 2), (1.0, 8.0, 10), (1.0, 1e9, 13), (1.0, 1.0001, 2)],
 )
 def test_candidates_reach_from_entropy_to_the_largest(entropy, amax, number):
     found = candidates(entropy, amax)
@@ -167,10 +176,13 @@ def test_readers_are_found_in_a_graph(tmp_path, fused):
 
 
 def test_calibration_widens_what_the_products_need(tmp_path, images, monkeypatch):
-    """A model whose fc2 reads one huge unit of few tokens: entropy cuts it, and the report says what that would have cost."""
+    """A model whose fc2 reads one huge unit of few tokens: entropy cuts it, and the report says what that would have
+    cost."""
     monkeypatch.setattr(TinyViT, "weight", _massive)
     path = TinyViT().save(tmp_path / "model.onnx")
-    name = next(tensor for tensor in place(ir.load(path)).tensors() if tensor.endswith("encoderblock_0/MlpBlock_0/gelu"))
+    name = next(
+        tensor for tensor in place(ir.load(path)).tensors() if tensor.endswith("encoderblock_0/MlpBlock_0/gelu")
+    )
     plain = calibrate(path, images, normalize, [name], method="entropy_plain")
     found = calibrate(path, images, normalize, [name])
     assert plain.thresholds[name] < 0.5 * plain.amax[name] and not plain.costs

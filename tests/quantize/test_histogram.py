@@ -135,7 +135,8 @@ def test_counts_match_numpy(amax):
 
 def test_order_and_batches_do_not_matter():
     rng = np.random.default_rng(7)
-    x = (rng.normal(size=100_000) * np.exp2(rng.integers(-40, 10, 100_000))).astype(np.float32)  # every order widens at other places
+    # every order widens at other places
+    x = (rng.normal(size=100_000) * np.exp2(rng.integers(-40, 10, 100_000))).astype(np.float32)
     whole = histogram_of(x)
     for order in (np.sort(np.abs(x)), -np.sort(-np.abs(x)), rng.permutation(x)):
         pieces = Histogram()
@@ -155,12 +156,15 @@ def test_what_is_not_finite_is_refused(bad):
 @pytest.mark.parametrize("value", [0.0, 1e-40])  # zero, and a denormal
 def test_a_tensor_that_is_all_but_zero_is_not_clipped(value):
     histogram = histogram_of(np.full(10, value, np.float32))
-    assert entropy_threshold(histogram) == percentile_threshold(histogram) == minmax_threshold(histogram) == histogram.amax
+    assert (
+        entropy_threshold(histogram) == percentile_threshold(histogram) == minmax_threshold(histogram) == histogram.amax
+    )
     assert histogram.amax == np.float32(value) and histogram.counts.sum() == 10
 
 
 def brute_force_mse(counts: list[float], width: float, amax: float, levels: int) -> float:
-    """The last of the bin edges from the levels on, and amax, with the smallest squared error, as the definition reads."""
+    """The last of the bin edges from the levels on, and amax, with the smallest squared error, as the definition
+    reads."""
     best, smallest = amax, math.inf
     for threshold in [*(i * width for i in range(levels, len(counts)) if i * width < amax), amax]:
         error = 0.0
@@ -194,7 +198,8 @@ def test_mse_threshold_of_few_bins_clips_nothing():
 
 
 def test_the_work_of_entropy_is_in_arrays():
-    """As many calls for 16 times the candidates: a loop over them in Python would take minutes for the tensors of a model."""
+    """As many calls for 16 times the candidates: a loop over them in Python would take minutes for the tensors of a
+    model."""
     x = np.random.default_rng(8).normal(size=100_000).astype(np.float32)
     calls = {}
     for num_bins in (256, 4096):

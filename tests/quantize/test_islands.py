@@ -27,14 +27,19 @@ def test_pixels_are_normalised_in_float32():
     assert found.islands == dict.fromkeys(("f", "s", "o"), "normalises pixels")
     types = {node.outputs[0].name: node.outputs[0].dtype for node in found.model.graph}
     assert types["o"] == ir.DataType.FLOAT and types["logits/inner"] == ir.DataType.FLOAT16
-    assert {value.name for value in found.model.graph.initializers.values() if value.dtype == ir.DataType.FLOAT} == {"scale", "offset"}
+    assert {value.name for value in found.model.graph.initializers.values() if value.dtype == ir.DataType.FLOAT} == {
+        "scale",
+        "offset",
+    }
 
 
 @pytest.mark.parametrize(
     "nodes",
     [
-        ("s = Mul (images, scale)", "o = Add (s, offset)", "logits = MatMul (o, w)"),  # of values that are floats already
-        ("n = Cast <to = 7> (images)", "f = Cast <to = 1> (n)", "s = Mul (f, scale)", "logits = MatMul (s, w)"),  # a Cast within
+        # of values that are floats already
+        ("s = Mul (images, scale)", "o = Add (s, offset)", "logits = MatMul (o, w)"),
+        # a Cast within
+        ("n = Cast <to = 7> (images)", "f = Cast <to = 1> (n)", "s = Mul (f, scale)", "logits = MatMul (s, w)"),
         ("s = Sub (images, offset)", "logits = MatMul (s, w)"),
     ],
 )
@@ -43,7 +48,11 @@ def test_what_normalises_no_pixels(nodes):
 
 
 def test_another_operation_on_pixels_is_no_normalization():
-    found = to_fp16(graph("f = Cast <to = 1> (images)", "s = Sub (f, offset)", "logits = MatMul (s, w)", inputs="uint8[N, 4] images"))
+    found = to_fp16(
+        graph(
+            "f = Cast <to = 1> (images)", "s = Sub (f, offset)", "logits = MatMul (s, w)", inputs="uint8[N, 4] images"
+        )
+    )
     assert found.islands == {}
     found = to_fp16(graph(*PIXELS[:2], "o = Sub (s, offset)", "logits = MatMul (o, w)", inputs="uint8[N, 4] images"))
     assert found.islands == dict.fromkeys(("f", "s"), "normalises pixels")
@@ -74,7 +83,13 @@ def test_statistics_reach_from_the_squares_to_the_first_product(square, statisti
 
 
 def test_what_only_moves_values_to_float32_is_float32():
-    nodes = ("r = Identity (images)", "a = Identity (r)", "b = Identity (a)", "l = MatMul (b, w)", "logits = Identity (l)")
+    nodes = (
+        "r = Identity (images)",
+        "a = Identity (r)",
+        "b = Identity (a)",
+        "l = MatMul (b, w)",
+        "logits = Identity (l)",
+    )
     kept = to_fp16(graph(*nodes), keep_fp32=["l"]).islands
     assert kept == {"r": "feeds only float32", "a": "feeds only float32", "b": "feeds only float32", "l": "keep_fp32"}
     shared = ("a = Identity (images)", "b = Relu (a)", "k = MatMul (a, w)", "e = MatMul (b, w)", "logits = Add (k, e)")
@@ -104,6 +119,9 @@ def test_weights_that_lose_digits_are_counted():
 
 def test_operators_that_an_opset_lacks_for_a_type():
     model = graph("c = Relu (images)", "logits = MatMul (c, w)", opset=12)
-    assert to_bf16(model).islands == {"c": "Relu has no BFLOAT16 in opset 12", "logits": "MatMul has no BFLOAT16 in opset 12"}
+    assert to_bf16(model).islands == {
+        "c": "Relu has no BFLOAT16 in opset 12",
+        "logits": "MatMul has no BFLOAT16 in opset 12",
+    }
     assert to_fp16(model).islands == {}
     assert to_bf16(graph("c = Relu (images)", "logits = MatMul (c, w)", opset=14)).islands == {}

@@ -1,4 +1,5 @@
-"""Products that INT8 costs too much at every threshold: they stay in FP16 wherever anything asks what is quantized, and are named."""
+"""Products that INT8 costs too much at every threshold: they stay in FP16 wherever anything asks what is quantized, and
+are named."""
 
 import json
 
@@ -36,7 +37,8 @@ def workdir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def outliers(workdir):
-    """The digits with channels 300 times as large behind the norms of blocks 2 and 3, which no one scale for a tensor can hold."""
+    """The digits with channels 300 times as large behind the norms of blocks 2 and 3, which no one scale for a tensor
+    can hold."""
     return write_outlier_digits(workdir / "outliers.npz", 300.0, range(2, 4))
 
 
@@ -86,7 +88,11 @@ def test_a_plan_does_not_consider_them(left_out, workdir, outliers):
 
 
 def test_asked_for_by_name_they_are_quantized(left_out, workdir, outliers):
-    report = convert(digits(outliers, "bad", quantize_only=("block_02/fc1", "block_00"), **{"check.int8_cosine": 0.0}), workdir, quiet=True)
+    report = convert(
+        digits(outliers, "bad", quantize_only=("block_02/fc1", "block_00"), **{"check.int8_cosine": 0.0}),
+        workdir,
+        quiet=True,
+    )
     assert report["calibration"]["left_out"] == [] and "block_02/fc1" in report["checks"]["int8"]["quantized"]
     plan = workdir / "by_hand.json"
     plan.write_text('{"sites": ["block_02/fc1", "block_00"]}')
@@ -115,7 +121,8 @@ def test_the_best_threshold_decides():
 
 
 def test_the_bound_is_a_twentieth_of_what_cosine_099_allows():
-    """A result whose relative squared error is e, in directions of their own, has cosine 1 / √(1 + e): 0.02 for 0.99."""
+    """A result whose relative squared error is e, in directions of their own, has cosine 1 / √(1 + e): 0.02 for
+    0.99."""
     rng = np.random.default_rng(0)
     exact, wrong = rng.normal(size=(2, 100_000))
     got = exact + np.sqrt(20 * default_config().calibration.max_error) * wrong

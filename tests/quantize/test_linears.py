@@ -1,4 +1,5 @@
-"""Linears are found by what they are in the graph, whatever their layers are called, and are named so that people can mean them."""
+"""Linears are found by what they are in the graph, whatever their layers are called, and are named so that people can
+mean them."""
 
 import numpy as np
 import onnx
@@ -30,7 +31,9 @@ class Graph:
 
     def op(self, op_type, *inputs, **attributes):
         output = f"value_{len(self.nodes)}"
-        self.nodes.append(helper.make_node(op_type, list(inputs), [output], name=f"node_{len(self.nodes)}", **attributes))
+        self.nodes.append(
+            helper.make_node(op_type, list(inputs), [output], name=f"node_{len(self.nodes)}", **attributes)
+        )
         return output
 
     def weight(self, name, *shape):
@@ -47,7 +50,9 @@ class Graph:
         logits = helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, None)
         tensors = [onnx.numpy_helper.from_array(value, name) for name, value in self.weights.items()]
         graph = helper.make_graph(self.nodes, "g", [images], [logits], tensors)
-        return ir.from_proto(onnx.shape_inference.infer_shapes(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])))
+        return ir.from_proto(
+            onnx.shape_inference.infer_shapes(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]))
+        )
 
 
 def chain(*names):
@@ -76,7 +81,11 @@ def test_a_model_without_any_between(layers, expected):
 
 
 def test_blocks_that_a_few_layers_are_called_after_do_not_leave_the_others_out():
-    assert names(chain("stem/w", "block_0/fc/w", "neck/w", "block_1/fc/w", "head/w")) == ["block_00/fc", "neck/neck", "block_01/fc"]
+    assert names(chain("stem/w", "block_0/fc/w", "neck/w", "block_1/fc/w", "head/w")) == [
+        "block_00/fc",
+        "neck/neck",
+        "block_01/fc",
+    ]
 
 
 def test_a_graph_that_says_so_is_quantized_in_its_blocks_alone():
@@ -108,8 +117,12 @@ def test_scopes_are_the_blocks_of_a_model_without():
     model = chain("stem/w", "encoder/mlp/fc1/kernel", "encoder/mlp/fc2/kernel", "head/w")
     assert names(model) == ["encoder/mlp/fc1", "encoder/mlp/fc2"]
     assert names(model, keep_fp32=["encoder/mlp/fc2"]) == names(model, keep_fp16=["*/fc2"]) == ["encoder/mlp/fc1"]
-    assert list(node_blocks(model.graph).values()) == [s for s in ("stem", "encoder/mlp", "encoder/mlp", "head") for _ in "ab"]
-    with pytest.raises(UsageError, match=r"keep_fp32: 'encoder/mlp/fc3' matches no block, layer or node\. Did you mean encoder/mlp/fc"):
+    assert list(node_blocks(model.graph).values()) == [
+        s for s in ("stem", "encoder/mlp", "encoder/mlp", "head") for _ in "ab"
+    ]
+    with pytest.raises(
+        UsageError, match=r"keep_fp32: 'encoder/mlp/fc3' matches no block, layer or node\. Did you mean encoder/mlp/fc"
+    ):
         place(model, keep_fp32=["encoder/mlp/fc3"])
 
 
@@ -120,7 +133,8 @@ def test_one_weight_read_twice_has_one_name():
 
 
 def test_what_is_no_linear():
-    """A product of two activations, one of a constant alone, three-dimensional weights and a transposed Gemm stay as they are."""
+    """A product of two activations, one of a constant alone, three-dimensional weights and a transposed Gemm stay as
+    they are."""
     graph = Graph()
     x = graph.linear("images", "stem/w")
     probe = graph.op("MatMul", graph.weight("probe", 1, WIDTH), graph.weight("query/w", WIDTH, WIDTH))
@@ -142,7 +156,12 @@ def test_gemms_and_convolutions_of_any_kernel_are_linears():
     placement = place(model)
     assert [site.name for site in placement.sites] == ["local/local", "wide/wide", "fc/fc"]
     # the patch embedding is a linear that stays, whatever the patterns are
-    assert [site.name for site in place(model, quantize_only=["*"]).sites] == ["local/local", "wide/wide", "fc/fc", "head/head"]
+    assert [site.name for site in place(model, quantize_only=["*"]).sites] == [
+        "local/local",
+        "wide/wide",
+        "fc/fc",
+        "head/head",
+    ]
 
     images = np.random.default_rng(1).uniform(-1, 1, (2, 3, 8, 8)).astype(np.float32)
     ranges = {tensor: float(np.abs(run(model, images, tensor)).max()) for tensor in placement.tensors()}
@@ -150,7 +169,8 @@ def test_gemms_and_convolutions_of_any_kernel_are_linears():
     for precision in ("int8", "fp8"):
         quantized = quantize(model, calibration, placement.sites, target="rtx", precision=precision)
         plain, close = (run(each, images) for each in (model, quantized))
-        assert np.abs(plain - close).max() < 0.1 * np.abs(plain).max()  # 8 bits (fp8: 4 digits of each value) three times
+        # 8 bits (fp8: 4 digits of each value) three times
+        assert np.abs(plain - close).max() < 0.1 * np.abs(plain).max()
         assert np.abs(plain - close).max() > 0
 
 
@@ -158,7 +178,9 @@ def run(model, images, tensor="logits"):
     proto = ir.to_proto(model)
     if tensor != "logits":
         proto.graph.output.append(onnx.ValueInfoProto(name=tensor))
-    session = onnxruntime.InferenceSession(proto.SerializeToString(), session_options(onnxruntime), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        proto.SerializeToString(), session_options(onnxruntime), providers=["CPUExecutionProvider"]
+    )
     return session.run([tensor], {"images": images})[0]
 
 
@@ -221,7 +243,10 @@ def test_an_attention_outside_the_blocks_is_called_after_its_node():
         (513, 16, "tokens 513: TensorRT fuses INT8 attention for at most 512"),
         (1, 16, None),
         *((6, size, None) for size in (32, 64)),
-        *((6, size, f"head dimension {size}: TensorRT fuses INT8 attention for 16 or 32 or 64") for size in (8, 17, 48, 128)),
+        *(
+            (6, size, f"head dimension {size}: TensorRT fuses INT8 attention for 16 or 32 or 64")
+            for size in (8, 17, 48, 128)
+        ),
         ("tokens", 16, None),  # not known before it runs
     ],
 )
@@ -232,7 +257,8 @@ def test_attention_that_tensorrt_fuses(tokens, size, said):
 
 
 def test_patterns_mean_the_same_layers_once_others_are_quantized():
-    """The fp16 pass reads the graph behind the pairs: a layer must not lose its name, nor get another's, when its neighbour has a pair."""
+    """The fp16 pass reads the graph behind the pairs: a layer must not lose its name, nor get another's, when its
+    neighbour has a pair."""
     layers = ["stem/w", "layers_0/blocks_0/out/kernel", "layers_0/blocks_1/out/kernel", "head/w"]
     model, keep = chain(*layers), ["block_00/blocks_1/out"]
     placement = place(model, keep_fp32=keep)

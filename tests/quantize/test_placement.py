@@ -105,14 +105,28 @@ def test_wide_heads_decline(tmp_path, monkeypatch):
 
 def test_patterns(tmp_path):
     model = vit(tmp_path)
-    assert kinds(place(model, keep_fp32=["block_00"], keep_fp16=["*/fc2"])) == ["block_01/qkv", "block_01/out", "block_01/fc1"]
-    assert kinds(place(model, quantize_only=["*/MlpBlock_0/*"])) == ["block_00/fc1", "block_00/fc2", "block_01/fc1", "block_01/fc2"]
-    assert kinds(place(model, quantize_only=["Transformer/encoderblock_1"], keep_fp16=["block_01/fc*"])) == ["block_01/qkv", "block_01/out"]
+    assert kinds(place(model, keep_fp32=["block_00"], keep_fp16=["*/fc2"])) == [
+        "block_01/qkv",
+        "block_01/out",
+        "block_01/fc1",
+    ]
+    assert kinds(place(model, quantize_only=["*/MlpBlock_0/*"])) == [
+        "block_00/fc1",
+        "block_00/fc2",
+        "block_01/fc1",
+        "block_01/fc2",
+    ]
+    assert kinds(place(model, quantize_only=["Transformer/encoderblock_1"], keep_fp16=["block_01/fc*"])) == [
+        "block_01/qkv",
+        "block_01/out",
+    ]
     assert kinds(place(model, quantize_only=["head"])) == ["head/head"]
 
 
 def test_a_pattern_that_matches_nothing_is_an_error(tmp_path):
-    with pytest.raises(UsageError, match=r"keep_fp32: 'block_2' matches no block, layer or node\. Did you mean block_0"):
+    with pytest.raises(
+        UsageError, match=r"keep_fp32: 'block_2' matches no block, layer or node\. Did you mean block_0"
+    ):
         place(vit(tmp_path), keep_fp32=["block_2"])
 
 

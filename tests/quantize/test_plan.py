@@ -1,4 +1,5 @@
-"""Precision plans: the search against brute force, the file, and the whole way on a model of which a part cannot bear INT8."""
+"""Precision plans: the search against brute force, the file, and the whole way on a model of which a part cannot bear
+INT8."""
 
 import itertools
 import json
@@ -36,7 +37,9 @@ def test_search_finds_a_largest_set(seed):
     measure, asked = additive(costs)
     plan = search(ranked, measure, Budget(1 - budget, 0.0))
     # losses that add up: the cheapest first make the largest number of units that any choice can
-    most = max(len(c) for n in range(11) for c in itertools.combinations(costs, n) if sum(costs[name] for name in c) <= budget)
+    most = max(
+        len(c) for n in range(11) for c in itertools.combinations(costs, n) if sum(costs[name] for name in c) <= budget
+    )
     assert len(plan.units) == most and sum(costs[name] for name in plan.units) <= budget
     assert set(plan.left_out) == set(costs) - set(plan.units)
     assert all(sum(costs[name] for name in [*plan.units, other]) > budget for other in plan.left_out)
@@ -59,13 +62,15 @@ def test_one_unit_that_is_worse_in_company_does_not_keep_out_those_behind_it():
 
 
 def test_few_bad_units_take_a_few_runs():
-    """A ranking that is wrong at its start: without steps that grow, each of the 57 good units behind would take a run of its own."""
+    """A ranking that is wrong at its start: without steps that grow, each of the 57 good units behind would take a run
+    of its own."""
     names = [f"unit_{i}" for i in range(60)]
     bad = {names[1], names[20], names[41]}
     measure, asked = additive({name: 0.5 if name in bad else 1e-5 for name in names})
     plan = search(names, measure, Budget(0.99, 0.0), runs=40)
     assert set(plan.left_out) == bad and set(plan.units) == set(names) - bad
-    assert len(asked) < 40  # 6 of the bisection; then up, down and up again around each bad one, about twice 5 steps for 20 units
+    # 6 of the bisection; then up, down and up again around each bad one, about twice 5 steps for 20 units
+    assert len(asked) < 40
 
 
 def test_some_images_settle_a_set_that_one_of_them_is_over_the_budget_with():
@@ -81,7 +86,9 @@ def test_some_images_settle_a_set_that_one_of_them_is_over_the_budget_with():
 
         def judge(self, names):
             self.judged.append(set(names))
-            return Measured(tuple(names), 0.1, 1.0 if not names else 0.995 if "block_00/a" in names else 0.9, 0.0, 100.0, 50.0)
+            return Measured(
+                tuple(names), 0.1, 1.0 if not names else 0.995 if "block_00/a" in names else 0.9, 0.0, 100.0, 50.0
+            )
 
         def glimpse(self, names):
             return self.judge(names)
@@ -100,7 +107,8 @@ def test_some_images_settle_a_set_that_one_of_them_is_over_the_budget_with():
 
 
 class Sized:
-    """Sets of which some images see half of what each unit costs, the worst of all images everything; labels may say more."""
+    """Sets of which some images see half of what each unit costs, the worst of all images everything; labels may say
+    more."""
 
     def __init__(self, costs, top1=lambda names: 90.0):
         self.units = [Unit("block_00", name, (), 1) for name in costs]
@@ -132,7 +140,9 @@ def test_few_sets_are_judged_on_all_images():
     plan = make_plan(sized, Budget(0.9695, 1.0), lambda: {unit.name: i for i, unit in enumerate(sized.units)})
     assert plan.units == [f"block_00/u{i:02d}" for i in range(30)] and plan.measured.cosine == pytest.approx(0.97)
     assert sized.judged == [0, 61, 30] and sized.looks < 40
-    assert len(plan.left_out) == 34 and all("is below 0.9695" in why or "not tried" in why for why in plan.left_out.values())
+    assert len(plan.left_out) == 34 and all(
+        "is below 0.9695" in why or "not tried" in why for why in plan.left_out.values()
+    )
 
 
 def test_labels_halve_what_the_cosine_bears():
@@ -222,7 +232,8 @@ def planned(workdir, half_bad):
 def test_auto_leaves_out_what_cannot_bear_it(planned, workdir, half_bad):
     plan = json.loads((workdir / "auto" / "precision_plan.json").read_text())
     bad = [f"block_{i:02d}/{kind}" for i in (2, 3) for kind in ("qkv", "fc1")]
-    # the four that read an outlier LayerNorm are the most sensitive, and together with the rest they are far over the budget
+    # the four that read an outlier LayerNorm are the most sensitive, and together with the rest they are far over the
+    # budget
     assert {row["unit"] for row in plan["ranked"][-4:]} == set(bad)
     assert set(plan["left_out"]) <= set(bad) and plan["left_out"]
     assert plan["measured"]["cosine"] >= 0.98 and plan["fp32"]["top1"] - plan["measured"]["top1"] <= 0.5
@@ -283,7 +294,13 @@ def test_patterns_limit_what_auto_may_choose(workdir):
 
 
 def test_fp8_without_labels(workdir):
-    changes = {"plan.type": "fp8", "plan.cosine": 0.999, "evaluation.data": "", "calibration.attention": True, "sensitivity": True}
+    changes = {
+        "plan.type": "fp8",
+        "plan.cosine": 0.999,
+        "evaluation.data": "",
+        "calibration.attention": True,
+        "sensitivity": True,
+    }
     report = convert(digits(precision="auto", **changes), workdir, quiet=True)
     plan = json.loads((workdir / "digits" / "precision_plan.json").read_text())
     assert plan["precision"] == "fp8" and plan["images"] == {"source": "calibration images", "num_images": 32}
@@ -309,13 +326,17 @@ def test_sensitivity_alone(workdir):
     report = convert(config, workdir, until="sensitivity", quiet=True)
     assert list(statuses(report))[-1] == "sensitivity" and report["sensitivity"]["num_units"] == 24
     assert report["sensitivity"]["worst"]["error"] == max(
-        row["error"] for row in json.loads((workdir / "digits" / "sensitivity.json").read_text())["measured"] if len(row["quantized"]) == 1
+        row["error"]
+        for row in json.loads((workdir / "digits" / "sensitivity.json").read_text())["measured"]
+        if len(row["quantized"]) == 1
     )
 
 
 def test_nothing_within_the_budget(workdir):
     changes = {"plan.cosine": 1.0, "quantize_only": ("block_00",)}
-    with pytest.raises(CheckError, match=r"no layer can be int8; the most harmless is block_00/\w+: cosine 0\.\d+ is below 1"):
+    with pytest.raises(
+        CheckError, match=r"no layer can be int8; the most harmless is block_00/\w+: cosine 0\.\d+ is below 1"
+    ):
         convert(digits(precision="auto", **changes), workdir, quiet=True)
 
 
@@ -340,7 +361,8 @@ def test_config_errors(changes, match):
 
 
 @pytest.mark.parametrize(
-    ("target", "header"), [("trt8", "TRT-8601-MinMaxCalibration"), ("trt10", "TRT-101601-MinMaxCalibration"), ("rtx", None)]
+    ("target", "header"),
+    [("trt8", "TRT-8601-MinMaxCalibration"), ("trt10", "TRT-101601-MinMaxCalibration"), ("rtx", None)],
 )
 def test_calibration_leaves_a_tensorrt_cache(workdir, target, header):
     from vit_convert.core.calibration_cache import CacheKey, hash_source, load_cache, parse_cache

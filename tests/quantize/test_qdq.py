@@ -44,8 +44,9 @@ def test_int8_is_close_to_fp32(tmp_path, images, target, attention, options):
     path, _, saved = quantized(tmp_path, images, target, attention, **options)
     x = normalize(images)
     result = compare(run(path, x)[0], run(saved, x)[0])
-    # A GEMM of 8-bit inputs has a relative error of about 1 %; eight of them in a row, in quadrature, make 3 %, which is a cosine of
-    # 1 - 0.03²/2 = 0.9995 on average; the worst of 24 images and the attention's ten more roundings stay above 0.998.
+    # A GEMM of 8-bit inputs has a relative error of about 1 %; eight of them in a row, in quadrature, make 3 %, which
+    # is a cosine of 1 - 0.03²/2 = 0.9995 on average; the worst of 24 images and the attention's ten more roundings stay
+    # above 0.998.
     assert result.cosine > 0.998
     assert result.max_rel < 0.06
     assert result.max_abs > 0  # it is quantized
@@ -129,19 +130,22 @@ def test_errors(tmp_path, images):
         quantize(model, calibrate(path, images, normalize), sites, target="trt8")
     partial = calibrate(path, images, normalize, [sites[0].tensor])
     with pytest.raises(
-        CalibrationError, match="block_00/out: no range for Transformer/encoderblock_0/MultiHeadDotProductAttention_0/merged"
+        CalibrationError,
+        match="block_00/out: no range for Transformer/encoderblock_0/MultiHeadDotProductAttention_0/merged",
     ):
         quantize(model, partial, sites, target="trt10")
 
 
-LINEARS = """<ir_version: 8, opset_import: ["" : OPSET]> g (float[n, 4] x, float[n, 4] z) => (float[n, 3] y, float[n, 3] w)
+LINEARS = """<ir_version: 8, opset_import: ["" : OPSET]> g (float[n, 4] x, float[n, 4] z) => (float[n, 3] y,
+    float[n, 3] w)
     <float[4, 3] kernel = {VALUES}> { y = MatMul (x, kernel) w = MatMul (z, kernel) }"""
 KERNEL = np.array([[1, -2, 0.5], [0.25, 4, -1], [-8, 1, 0], [0, 0.5, 0.125]], np.float32)
 RANGES = {"x": 2.0, "z": 0.5}
 
 
 def linears(opset=20):
-    """Two products of graph inputs with one weight, as where an embedding is tied, and where the model begins with a linear."""
+    """Two products of graph inputs with one weight, as where an embedding is tied, and where the model begins with a
+    linear."""
     values = ", ".join(map(str, KERNEL.reshape(-1).tolist()))
     model = ir.from_onnx_text(LINEARS.replace("OPSET", str(opset)).replace("VALUES", values))
     return model, [Site("b", "in", "x", "y", "kernel"), Site("b", "out", "z", "w", "kernel")]

@@ -29,7 +29,18 @@ def build(path):
 
 @pytest.mark.parametrize(
     "precision",
-    ["fp16", "bf16", "int8", "int8_fp16", "int8_attention_fp16", "fp8", "fp8_fp16", "fp8_attention_fp16", "fp16_islands", "fp16_primitive"],
+    [
+        "fp16",
+        "bf16",
+        "int8",
+        "int8_fp16",
+        "int8_attention_fp16",
+        "fp8",
+        "fp8_fp16",
+        "fp8_attention_fp16",
+        "fp16_islands",
+        "fp16_primitive",
+    ],
 )
 def test_rtx_builds(tmp_path, images, precision):
     options = {"opset": 17, "layernorm": "two_pass"} if precision == "fp16_primitive" else {}
@@ -37,7 +48,13 @@ def test_rtx_builds(tmp_path, images, precision):
     model = ir.load(path)
     if quantized := next((word for word in ("int8", "fp8") if word in precision), None):
         placement = place(model, attention="attention" in precision)
-        model = quantize(model, calibrate(path, images, normalize, placement.tensors()), placement.sites, target="rtx", precision=quantized)
+        model = quantize(
+            model,
+            calibrate(path, images, normalize, placement.tensors()),
+            placement.sites,
+            target="rtx",
+            precision=quantized,
+        )
     if "fp16" in precision:
         model = to_fp16(model, keep_fp32=["block_01"] if "islands" in precision else []).model
     if precision == "bf16":

@@ -7,7 +7,8 @@ from vit_convert.quantize.rows import REST, TOP, RowSample, priorities
 
 
 def sorted_at_once(rows, priority, top, rest):
-    """The kept rows by their number: those of largest |x|, of equal ones the one of smaller priority; then the smallest priorities."""
+    """The kept rows by their number: those of largest |x|, of equal ones the one of smaller priority; then the smallest
+    priorities."""
     numbers = sorted(range(len(rows)), key=lambda i: (-max(abs(float(v)) for v in rows[i]), priority[i]))
     others = sorted(numbers[top:], key=lambda i: priority[i])
     return numbers[:top], others[:rest]
@@ -37,7 +38,11 @@ def test_of_few_rows_each_is_kept_and_stands_for_itself():
     sample = RowSample()
     sample.add(rows, np.array([0.3, 0.1, 0.2, 0.4]))
     found, weights = sample.rows()
-    assert sorted(map(tuple, found)) == sorted(map(tuple, rows)) and weights.tolist() == [1.0] * 4 and found.dtype == np.float32
+    assert (
+        sorted(map(tuple, found)) == sorted(map(tuple, rows))
+        and weights.tolist() == [1.0] * 4
+        and found.dtype == np.float32
+    )
     assert (TOP, REST) == (32, 128)
     for size, kept in ((160, 160), (161, 160)):
         sample = RowSample()
@@ -60,5 +65,7 @@ def test_a_large_negative_value_is_as_large_as_a_positive_one():
 def test_priorities_go_with_the_image_and_the_row():
     found = priorities([5, 9, 5], 12)
     assert found.shape == (12,) and np.array_equal(found[:4], found[8:]) and not np.array_equal(found[:4], found[4:8])
-    assert np.array_equal(found[:4], np.random.default_rng(5).random(4)) and np.array_equal(priorities([9], 4), found[4:8])
+    assert np.array_equal(found[:4], np.random.default_rng(5).random(4)) and np.array_equal(
+        priorities([9], 4), found[4:8]
+    )
     assert len(set(found[:8])) == 8 and (found >= 0).all() and (found < 1).all()

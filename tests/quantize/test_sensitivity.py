@@ -1,4 +1,5 @@
-"""What each layer loses alone: the switched graph against graphs of its own, the file it is kept in, ranking and picture."""
+"""What each layer loses alone: the switched graph against graphs of its own, the file it is kept in, ranking and
+picture."""
 
 import builtins
 import json
@@ -55,7 +56,9 @@ def case(tmp_path, images):
 @pytest.mark.parametrize("fused_qkv", [True, False])
 def test_units(tmp_path, images, fused_qkv):
     case = Case(tmp_path, images, attention=True, fused_qkv=fused_qkv)
-    assert [u.name for u in case.units if u.block == "block_01"] == [f"block_01/{k}" for k in ("qkv", "out", "fc1", "fc2", "attention")]
+    assert [u.name for u in case.units if u.block == "block_01"] == [
+        f"block_01/{k}" for k in ("qkv", "out", "fc1", "fc2", "attention")
+    ]
     qkv = case.units[0]
     assert [s.kind for s in qkv.sites] == (["qkv"] if fused_qkv else ["query", "key", "value"])
     assert qkv.num_weights == 64 * 3 * 64
@@ -65,12 +68,19 @@ def test_units(tmp_path, images, fused_qkv):
 
 @pytest.mark.parametrize(
     ("precision", "target", "options"),
-    [("int8", "rtx", {"fused_qkv": False}), ("fp8", "rtx", {}), ("int8", "trt8", {"opset": 17, "layernorm": "two_pass"})],
+    [
+        ("int8", "rtx", {"fused_qkv": False}),
+        ("fp8", "rtx", {}),
+        ("int8", "trt8", {"opset": 17, "layernorm": "two_pass"}),
+    ],
 )
 @pytest.mark.parametrize("attention", [False, True])
 def test_a_switched_graph_gives_the_numbers_of_its_own_graph(tmp_path, images, precision, target, options, attention):
     case = Case(tmp_path, images, attention=attention, **options)
-    save_onnx(switched(case.model, case.calibration, case.units, target=target, precision=precision), tmp_path / "switched.onnx")
+    save_onnx(
+        switched(case.model, case.calibration, case.units, target=target, precision=precision),
+        tmp_path / "switched.onnx",
+    )
     session, x = unfused(tmp_path / "switched.onnx"), normalize(images)
     for chosen in some_sets(case, attention):
         save_onnx(own_graph(case, chosen, attention, target=target, precision=precision), tmp_path / "own.onnx")
@@ -81,16 +91,27 @@ def test_a_switched_graph_gives_the_numbers_of_its_own_graph(tmp_path, images, p
 
 def test_a_switched_graph_in_fp16(tmp_path, images):
     case = Case(tmp_path, images)
-    save_onnx(to_half(switched(case.model, case.calibration, case.units, target="rtx", precision="int8")), tmp_path / "switched.onnx")
+    save_onnx(
+        to_half(switched(case.model, case.calibration, case.units, target="rtx", precision="int8")),
+        tmp_path / "switched.onnx",
+    )
     x = normalize(images[:2])
     for chosen in some_sets(case, attention=False):
         save_onnx(to_half(own_graph(case, chosen, False, target="rtx", precision="int8")), tmp_path / "own.onnx")
         expected = run_rounded(tmp_path / "own.onnx", x)
-        np.testing.assert_array_equal(run_rounded(tmp_path / "switched.onnx", x, quantized=switches(case, chosen)), expected)
+        np.testing.assert_array_equal(
+            run_rounded(tmp_path / "switched.onnx", x, quantized=switches(case, chosen)), expected
+        )
 
 
 def some_sets(case, attention):
-    sets = [[], ["block_01/fc2"], ["block_00/out"], ["block_00/qkv", "block_01/out", "block_01/fc1"], [unit.name for unit in case.units]]
+    sets = [
+        [],
+        ["block_01/fc2"],
+        ["block_00/out"],
+        ["block_00/qkv", "block_01/out", "block_01/fc1"],
+        [unit.name for unit in case.units],
+    ]
     return sets + ([["block_00/attention"], ["block_00/attention", "block_00/out"]] if attention else [])
 
 
@@ -116,7 +137,8 @@ def test_measured_numbers(case):
     x = normalize(case.images)
     reference, got = (run(path, x)[0].astype(np.float64) for path in (case.path, case.folder / "own.onnx"))
     cosines = (reference * got).sum(1) / np.linalg.norm(reference, axis=1) / np.linalg.norm(got, axis=1)
-    # onnxruntime fuses the two graphs differently, and a last digit of float32 may move one value in 10**4 over a quantizer's edge
+    # onnxruntime fuses the two graphs differently, and a last digit of float32 may move one value in 10**4 over a
+    # quantizer's edge
     assert result.cosine == pytest.approx(cosines.min(), abs=0.05 * (1 - cosines.min()))
     assert result.error == pytest.approx((1 - cosines).mean(), rel=0.05)
     assert result.max_rel == pytest.approx(np.abs(reference - got).max() / np.abs(reference).max(), rel=0.05)
@@ -190,7 +212,9 @@ def test_ranking(case, capsys):
     print_ranking(record, "max_rel")
     text = capsys.readouterr().out
     assert "One at a time in int8, the rest in fp16; against fp32 on 24 test images" in text
-    assert text.index(ranking(record, "max_rel")["units"][0]["name"]) < text.index(ranking(record, "max_rel")["units"][-1]["name"])
+    assert text.index(ranking(record, "max_rel")["units"][0]["name"]) < text.index(
+        ranking(record, "max_rel")["units"][-1]["name"]
+    )
 
 
 def test_sets_are_judged_on_all_images_and_ranked_on_some(case):

@@ -1,4 +1,5 @@
-"""Tensors on one side of zero, quantized less their middle: the numbers against NumPy's integers, the form, and when it is done."""
+"""Tensors on one side of zero, quantized less their middle: the numbers against NumPy's integers, the form, and when it
+is done."""
 
 import json
 
@@ -28,7 +29,9 @@ OFFSET, THRESHOLD = 2.5, 2.75
 
 def model(text: str, **arrays: np.ndarray) -> ir.Model:
     """A graph of x [n, 16], with weights by their names."""
-    found = ir.from_onnx_text(f'<ir_version: 8, opset_import: ["" : 17]> g (float[n, {K}] x) => (float[n, {N}] y) {{ {text} }}')
+    found = ir.from_onnx_text(
+        f'<ir_version: 8, opset_import: ["" : 17]> g (float[n, {K}] x) => (float[n, {N}] y) {{ {text} }}'
+    )
     values = {value.name: value for node in found.graph for value in node.inputs if value is not None}
     for name, array in arrays.items():
         values[name].const_value = ir.tensor(array, name=name)
@@ -47,7 +50,8 @@ def run(found: ir.Model, x: np.ndarray) -> np.ndarray:
 
 
 def in_integers(g: np.ndarray, bias: np.ndarray | float = 0.0) -> np.ndarray:
-    """What INT8 hardware computes: whole numbers times whole numbers, two scales, and a bias that takes the constant back."""
+    """What INT8 hardware computes: whole numbers times whole numbers, two scales, and a bias that takes the constant
+    back."""
     scale, scales = THRESHOLD / 127, np.abs(WEIGHT).max(0).astype(np.float64) / 127
     numbers = np.clip(np.rint((g - OFFSET) / scale), -127, 127).astype(np.int32)
     weights = np.rint(WEIGHT / scales).astype(np.int32)
@@ -70,7 +74,8 @@ POSITIVE = np.clip(X, 0, None)
         ("g = Relu(x) y = MatMul(g, w)", {}, 0.0, "y"),
         ("g = Relu(x) y = Gemm(g, w, b)", {"b": BIAS}, BIAS, "y"),
         ("g = Relu(x) y = Gemm(g, w)", {}, 0.0, "y"),
-        ("g = Relu(x) p = MatMul(g, w) q = Add(p, b) y = Add(q, b)", {"b": BIAS}, 2 * BIAS, "p"),  # whose bias others read, too
+        # whose bias others read, too
+        ("g = Relu(x) p = MatMul(g, w) q = Add(p, b) y = Add(q, b)", {"b": BIAS}, 2 * BIAS, "p"),
     ],
 )
 def test_products_of_a_shifted_tensor(text, arrays, bias, node):
@@ -100,7 +105,12 @@ def test_a_convolution_over_points(bias):
 
 
 NORM = "g = LayerNormalization(x, s, c) p = MatMul(g, w) y = Add(p, b)"
-NORM_ARRAYS = {"s": RNG.uniform(0.3, 0.6, K).astype(np.float32), "c": np.full(K, 2.5, np.float32), "w": WEIGHT, "b": BIAS}
+NORM_ARRAYS = {
+    "s": RNG.uniform(0.3, 0.6, K).astype(np.float32),
+    "c": np.full(K, 2.5, np.float32),
+    "w": WEIGHT,
+    "b": BIAS,
+}
 
 
 def test_a_norms_bias_takes_the_constant_off_for_nothing():
@@ -129,7 +139,8 @@ def test_another_reader_keeps_the_plain_tensor(text):
     ("text", "weight"),
     [
         ("g = Relu(x) y = Gemm<alpha=0.5>(g, w, b)", WEIGHT),
-        ("g = Relu(x) h = Mul(g, g) y = MatMul(h, w)", WEIGHT),  # the site stands on a tensor that the product reads behind something
+        # the site stands on a tensor that the product reads behind something
+        ("g = Relu(x) h = Mul(g, g) y = MatMul(h, w)", WEIGHT),
     ],
 )
 def test_what_cannot_take_it_back(text, weight):
@@ -155,7 +166,11 @@ def test_errors_of_a_shift_match_brute_force():
     for row in rows.astype(np.float64):
         kept = np.clip(np.round((row - 1.25) / (1.5 / 127)), -127, 127) * (1.5 / 127)
         product = kept @ WEIGHT.astype(np.float64)
-        wrong = product.astype(np.float16).astype(np.float64) + 1.25 * WEIGHT.sum(0, dtype=np.float64) - row @ WEIGHT.astype(np.float64)
+        wrong = (
+            product.astype(np.float16).astype(np.float64)
+            + 1.25 * WEIGHT.sum(0, dtype=np.float64)
+            - row @ WEIGHT.astype(np.float64)
+        )
         total += float((wrong**2).sum()) ** 4
         mean += float((row @ WEIGHT.astype(np.float64) ** 1) @ (row @ WEIGHT.astype(np.float64)))
     assert found == pytest.approx((total / 60) ** 0.25 / (mean / 60), rel=1e-2)
@@ -163,7 +178,9 @@ def test_errors_of_a_shift_match_brute_force():
 
 def test_a_product_that_fp16_cannot_hold_is_no_candidate():
     huge = np.full((K, N), 4000.0, np.float32)
-    assert product_errors(np.full((4, K), 9.0, np.float32), np.ones(4), [ir.tensor(huge, name="w")], [5.0], middles=[4.0]) == [np.inf]
+    assert product_errors(
+        np.full((4, K), 9.0, np.float32), np.ones(4), [ir.tensor(huge, name="w")], [5.0], middles=[4.0]
+    ) == [np.inf]
 
 
 def seen(x: np.ndarray) -> Cost:
@@ -178,7 +195,11 @@ def test_one_side_of_zero_gains_three_quarters_and_both_sides_nothing():
     x = RNG.uniform(-1, 1, size=(400, K)).astype(np.float32)
     one_sided = seen(np.abs(x))
     shift = one_sided.shift(0.5)
-    assert shift is not None and shift.offset == pytest.approx(0.5, rel=0.01) and shift.threshold == pytest.approx(0.5, rel=0.01)
+    assert (
+        shift is not None
+        and shift.offset == pytest.approx(0.5, rel=0.01)
+        and shift.threshold == pytest.approx(0.5, rel=0.01)
+    )
     assert shift.error == pytest.approx(one_sided.cheapest / 4, rel=0.2)  # steps half as large
     both = seen(x)
     assert both.shift(0.5) is None and min(both.shifted) == pytest.approx(both.cheapest, rel=0.05)
@@ -205,7 +226,8 @@ def test_it_is_kept_in_the_file(tmp_path):
 
 
 def test_a_switched_graph_computes_the_same(tmp_path, images):
-    """It puts constants back behind the pairs, where any reader may take the plain tensor; the sums are the same but for float32."""
+    """It puts constants back behind the pairs, where any reader may take the plain tensor; the sums are the same but
+    for float32."""
     path = TinyViT(fused_qkv=False).save(tmp_path / "model.onnx")
     plain, x = ir.load(path), normalize(images)
     placement = place(plain)
@@ -216,7 +238,9 @@ def test_a_switched_graph_computes_the_same(tmp_path, images):
     session = unfused(tmp_path / "switched.onnx")
     (exact,) = unfused(path).run(None, {"images": x})
     for chosen in (["block_01/fc2"], ["block_00/qkv", "block_01/out", "block_01/fc1"], [unit.name for unit in units]):
-        sites = place(plain, quantize_only=[site.name for unit in units if unit.name in chosen for site in unit.sites]).sites
+        sites = place(
+            plain, quantize_only=[site.name for unit in units if unit.name in chosen for site in unit.sites]
+        ).sites
         save_onnx(quantize(plain, calibration, sites, target="rtx"), tmp_path / "own.onnx")
         (expected,) = unfused(tmp_path / "own.onnx").run(None, {"images": x})
         (got,) = session.run(None, {"images": x, "quantized": np.array([unit.name in chosen for unit in units])})
@@ -237,20 +261,26 @@ def digits(name, **changes):
 def test_the_conversion_shifts_what_gelu_gives(tmp_path, target):
     report = convert(digits("digits", target=target), tmp_path, quiet=True)
     rows = report["calibration"]["shifted"]
-    assert {f"block_{i:02d}/fc2" for i in range(6)} <= {f"block_{row['tensor'].split('_')[1][0].zfill(2)}/fc2" for row in rows}
+    assert {f"block_{i:02d}/fc2" for i in range(6)} <= {
+        f"block_{row['tensor'].split('_')[1][0].zfill(2)}/fc2" for row in rows
+    }
     assert all(0 < row["error"] <= row["error_symmetric"] for row in rows)
     graph = onnx.load(tmp_path / "digits" / "model.int8.onnx", load_external_data=False).graph
-    assert sum(node.op_type == "Sub" and "shifted" in node.name for node in graph.node) == 6  # norms' biases take theirs
+    # norms' biases take theirs
+    assert sum(node.op_type == "Sub" and "shifted" in node.name for node in graph.node) == 6
     error = mean_error(tmp_path / "digits")
     plain = convert(digits("plain", target=target, **{"calibration.shift": False}), tmp_path, quiet=True)
     assert plain["calibration"]["shifted"] == []
-    assert error < 0.8 * mean_error(tmp_path / "plain")  # 0.6 on 200 other digits; the smallest cosine of a few says nothing
+    # 0.6 on 200 other digits; the smallest cosine of a few says nothing
+    assert error < 0.8 * mean_error(tmp_path / "plain")
 
 
 def mean_error(bundle):
     """The squared error of INT8's logits on the calibration images."""
     images = normalize(np.load(bundle / "calibration_images.npy"))
-    fp32, int8 = (unfused(bundle / name).run(["logits"], {"images": images})[0] for name in ("model.onnx", "model.int8.onnx"))
+    fp32, int8 = (
+        unfused(bundle / name).run(["logits"], {"images": images})[0] for name in ("model.onnx", "model.int8.onnx")
+    )
     return float(((fp32 - int8) ** 2).mean())
 
 

@@ -40,7 +40,8 @@ def test_it_is_exact_in_fp32(tmp_path, images, options):
     assert all(s.max() / s.min() > 1.3 for s in result.factors.values())  # so that something was moved
     save_onnx(result.model, tmp_path / "smooth.onnx")
     x = normalize(images)
-    # Only roundings of x/s and w·s differ, 2**-24 each; a sum of 128 of them, eight times over, stays below 1e-5 of scale.
+    # Only roundings of x/s and w·s differ, 2**-24 each; a sum of 128 of them, eight times over, stays below 1e-5 of
+    # scale.
     assert compare(run(path, x)[0], run(tmp_path / "smooth.onnx", x)[0]).max_rel <= 1e-5
 
 
@@ -50,9 +51,12 @@ def test_factors_are_those_of_the_paper(tmp_path, images, strength):
     weights = {name: v.const_value.numpy() for name, v in ir.load(path).graph.initializers.items()}
     scope = "Transformer/encoderblock_1"
     readers = [weights[f"{scope}/MultiHeadDotProductAttention_0/{part}/kernel"] for part in ("query", "key", "value")]
-    outputs = run_session(open_session(path, [f"{scope}/LayerNorm_0/out"]), normalize(images))[f"{scope}/LayerNorm_0/out"]
+    outputs = run_session(open_session(path, [f"{scope}/LayerNorm_0/out"]), normalize(images))[
+        f"{scope}/LayerNorm_0/out"
+    ]
     expected = [
-        float(np.abs(outputs[..., j]).max()) ** strength / max(abs(float(w)) for kernel in readers for w in kernel[j]) ** (1 - strength)
+        float(np.abs(outputs[..., j]).max()) ** strength
+        / max(abs(float(w)) for kernel in readers for w in kernel[j]) ** (1 - strength)
         for j in range(outputs.shape[-1])
     ]
     np.testing.assert_allclose(result.factors[f"{scope}/LayerNorm_0/out"], expected, rtol=1e-5)  # float32
@@ -83,7 +87,10 @@ def test_a_norm_with_another_reader_is_declined(tmp_path, images):
     vit.norm = norm
     model = ir.load(vit.save(tmp_path / "model.onnx"))
     norms, declined = find_norms(model, place(model).sites)
-    assert declined == {"Transformer/encoderblock_0/LayerNorm_1/out": "Relu Transformer/encoderblock_0/LayerNorm_1/relu/Relu reads it too"}
+    assert declined == {
+        "Transformer/encoderblock_0/LayerNorm_1/out": "Relu Transformer/encoderblock_0/LayerNorm_1/relu/Relu reads "
+        "it too"
+    }
     assert len(norms) == 3
 
 

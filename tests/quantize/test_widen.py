@@ -47,7 +47,8 @@ def test_every_result_is_rounded(tmp_path, weights):
     y = rounded(x + b)
     logits = rounded(np.maximum(y, 0) @ v)
     got = run_session(open_session(tmp_path / "wide.onnx", ["x", "y"]), images)
-    # A float32 sum in another order may round to the neighbour: one unit in the last place of bf16's 8 bits, in few values.
+    # A float32 sum in another order may round to the neighbour: one unit in the last place of bf16's 8 bits, in few
+    # values.
     for name, wanted in (("x", x), ("y", y), ("logits", logits)):
         assert np.abs(got[name] - wanted).max() <= 2**-7 * np.abs(wanted).max()
         assert np.mean(got[name] == wanted) > 0.8
@@ -108,5 +109,7 @@ def test_a_wrong_bf16_graph_is_seen(tmp_path):
     session = open_session(tmp_path / "right.onnx")
     shape = [2 if not isinstance(side, int) else side for side in session.get_inputs()[0].shape]
     images = np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
-    right, wrong = (next(iter(run_session(open_session(tmp_path / f"{name}.onnx"), images).values())) for name in ("right", "wrong"))
+    right, wrong = (
+        next(iter(run_session(open_session(tmp_path / f"{name}.onnx"), images).values())) for name in ("right", "wrong")
+    )
     assert np.abs(right - wrong).max() > 0.01 * np.abs(right).max()

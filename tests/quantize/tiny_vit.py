@@ -1,4 +1,5 @@
-"""A two-block ViT as ONNX, in the forms that export makes: fused or separate QKV, LayerNorm and GELU as operators or in primitives."""
+"""A two-block ViT as ONNX, in the forms that export makes: fused or separate QKV, LayerNorm and GELU as operators or in
+primitives."""
 
 import dataclasses
 import math
@@ -82,7 +83,9 @@ class TinyViT:
     def gelu(self, x: str, scope: str) -> str:
         if self.opset >= 20:
             return self.op("Gelu", [x], f"{scope}/gelu", approximate="tanh")
-        erf = self.op("Erf", [self.op("Mul", [x, self.scalar(math.sqrt(0.5))], f"{scope}/gelu_arg")], f"{scope}/gelu_erf")
+        erf = self.op(
+            "Erf", [self.op("Mul", [x, self.scalar(math.sqrt(0.5))], f"{scope}/gelu_arg")], f"{scope}/gelu_erf"
+        )
         half = self.op("Mul", [x, self.scalar(0.5)], f"{scope}/gelu_half")
         return self.op("Mul", [half, self.op("Add", [erf, self.scalar(1.0)], f"{scope}/gelu_plus")], f"{scope}/gelu")
 
@@ -105,9 +108,15 @@ class TinyViT:
         scores = self.op("MatMul", [q, k], f"{scope}/scores")
         if self.scale_scores:
             scores = self.op("Mul", [scores, scale], f"{scope}/scores_scaled")
-        attended = self.op("MatMul", [self.op("Softmax", [scores], f"{scope}/softmax", axis=-1), v], f"{scope}/attended")
+        attended = self.op(
+            "MatMul", [self.op("Softmax", [scores], f"{scope}/softmax", axis=-1), v], f"{scope}/attended"
+        )
         merged = self.op("Transpose", [attended], f"{scope}/merged4", perm=[0, 2, 1, 3])
-        merged = self.op("Reshape", [merged, self.weight("merged_shape", np.array([0, TOKENS, self.width], np.int64))], f"{scope}/merged")
+        merged = self.op(
+            "Reshape",
+            [merged, self.weight("merged_shape", np.array([0, TOKENS, self.width], np.int64))],
+            f"{scope}/merged",
+        )
         return self.linear(merged, f"{scope}/out", self.width, self.width)
 
     def save(self, path: pathlib.Path) -> pathlib.Path:
@@ -116,7 +125,11 @@ class TinyViT:
         self.weight("embedding/kernel", self.rng.normal(0, 1 / 14, (self.width, 3, PATCH, PATCH)).astype(np.float32))
         self.weight("embedding/bias", np.zeros(self.width, np.float32))
         x = self.op(
-            "Conv", [x, "embedding/kernel", "embedding/bias"], "embedding/Conv", strides=[PATCH, PATCH], kernel_shape=[PATCH, PATCH]
+            "Conv",
+            [x, "embedding/kernel", "embedding/bias"],
+            "embedding/Conv",
+            strides=[PATCH, PATCH],
+            kernel_shape=[PATCH, PATCH],
         )
         x = self.op("Reshape", [x, self.weight("flat_shape", np.array([0, self.width, GRID * GRID], np.int64))], "flat")
         x = self.op("Transpose", [x], "patches", perm=[0, 2, 1])
@@ -124,7 +137,9 @@ class TinyViT:
         ones = self.weight("ones", np.array([1, 1], np.int64))
         cls_shape = self.op("Concat", [batch, ones], "cls_shape", axis=0)
         cls = self.op(
-            "Expand", [self.weight("cls", self.rng.normal(0, 0.5, (1, 1, self.width)).astype(np.float32)), cls_shape], "cls_expanded"
+            "Expand",
+            [self.weight("cls", self.rng.normal(0, 0.5, (1, 1, self.width)).astype(np.float32)), cls_shape],
+            "cls_expanded",
         )
         x = self.op("Concat", [cls, x], "tokens", axis=1)
         position = self.weight("pos_embedding", self.rng.normal(0, 0.5, (1, TOKENS, self.width)).astype(np.float32))
@@ -133,10 +148,14 @@ class TinyViT:
             scope = f"Transformer/encoderblock_{i}"
             y = self.attention(self.norm(x, f"{scope}/LayerNorm_0"), f"{scope}/MultiHeadDotProductAttention_0")
             x = self.op("Add", [x, y], f"{scope}/residual")
-            y = self.linear(self.norm(x, f"{scope}/LayerNorm_1"), f"{scope}/MlpBlock_0/Dense_0", self.width, self.hidden)
+            y = self.linear(
+                self.norm(x, f"{scope}/LayerNorm_1"), f"{scope}/MlpBlock_0/Dense_0", self.width, self.hidden
+            )
             bias = np.zeros(self.width)
             bias[:3] = self.outliers
-            y = self.linear(self.gelu(y, f"{scope}/MlpBlock_0"), f"{scope}/MlpBlock_0/Dense_1", self.hidden, self.width, bias)
+            y = self.linear(
+                self.gelu(y, f"{scope}/MlpBlock_0"), f"{scope}/MlpBlock_0/Dense_1", self.hidden, self.width, bias
+            )
             x = self.op("Add", [x, y], f"{scope}/output")
         x = self.norm(x, "Transformer/encoder_norm")
         x = self.op("Gather", [x, self.weight("first", np.int64(0))], "pooled", axis=1)
@@ -175,15 +194,19 @@ def _axes_as_inputs(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def run(path: pathlib.Path, images: np.ndarray, outputs: list[str] | None = None) -> list[np.ndarray]:
-    """Runs a graph in onnxruntime on float32 images; pairs unfused, since integer kernels saturate on some processors."""
+    """Runs a graph in onnxruntime on float32 images; pairs unfused, since integer kernels saturate on some
+    processors."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.add_session_config_entry("session.disable_quant_qdq", "1")
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"]).run(outputs, {"images": images})
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"]).run(
+        outputs, {"images": images}
+    )
 
 
 def unfused(path: pathlib.Path) -> onnxruntime.InferenceSession:
-    """A session that computes the graph as it stands: fusions round elsewhere, and near a quantizer's edge that is a whole step."""
+    """A session that computes the graph as it stands: fusions round elsewhere, and near a quantizer's edge that is a
+    whole step."""
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])

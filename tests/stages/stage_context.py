@@ -1,4 +1,5 @@
-"""A context in which one stage runs by itself: a bundle of a model that is the mean of each colour and one product, in float64 here."""
+"""A context in which one stage runs by itself: a bundle of a model that is the mean of each colour and one product, in
+float64 here."""
 
 import pathlib
 
@@ -12,7 +13,13 @@ from vit_convert.core.progress import Progress
 
 CLASSES, SIDE = 5, 4
 WEIGHT = np.random.default_rng(7).standard_normal((3, CLASSES)).astype(np.float32)
-PREPROCESS = {"resize": "bilinear", "antialias": True, "resize_short": 0, "mean": [0.5, 0.25, 0.0], "std": [0.5, 0.25, 1.0]}
+PREPROCESS = {
+    "resize": "bilinear",
+    "antialias": True,
+    "resize_short": 0,
+    "mean": [0.5, 0.25, 0.0],
+    "std": [0.5, 0.25, 1.0],
+}
 GRAPH = f"""<ir_version: 10, opset_import: ["" : 20]>
 g (float[N, H, W, 3] images) => (float[N, {CLASSES}] logits) <float[3, {CLASSES}] w, int64[2] axes = {{1, 2}}> {{
     block_00 = ReduceMean <keepdims = 0> (images, axes)
@@ -21,12 +28,18 @@ g (float[N, H, W, 3] images) => (float[N, {CLASSES}] logits) <float[3, {CLASSES}
 
 
 def make_context(root: pathlib.Path, **results) -> Context:
-    """A finished checkpoint of one size, no images, and an export with one tap; `results` change or add stages' results."""
+    """A finished checkpoint of one size, no images, and an export with one tap; `results` change or add stages'
+    results."""
     bundle = Bundle(root)
     bundle.require_writable()
     context = Context(default_config(), bundle, Progress(bundle.events, quiet=True))
     context.results = {
-        "checkpoint": {"output": "logits", "image_size": [SIDE, SIDE], "num_classes": CLASSES, "preprocess": PREPROCESS},
+        "checkpoint": {
+            "output": "logits",
+            "image_size": [SIDE, SIDE],
+            "num_classes": CLASSES,
+            "preprocess": PREPROCESS,
+        },
         "images": {"num_images": 0, "labelled": False, "class_folders": None, "label_range": None},
         "export": {"taps": ["block_00"], "lowerings": []},
         **results,

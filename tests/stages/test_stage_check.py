@@ -1,4 +1,5 @@
-"""What the check stage judges, at which size and batch, and what it says of a miss: one graph, references bent on purpose."""
+"""What the check stage judges, at which size and batch, and what it says of a miss: one graph, references bent on
+purpose."""
 
 import sys
 import types
@@ -74,7 +75,9 @@ def test_a_graph_that_is_right(context):
     assert found["sizes"] == {"4x4": {key: found[key] for key in ("max_abs", "max_rel", "cosine")}}
     # float32 sums of 16 pixels and 3 colours: some 1e-7 of the scale
     assert found["max_rel"] < 1e-6 and found["cosine"] > 0.9999999 and "top1" not in found
-    assert found["summary"].startswith(f"max abs {found['max_abs']:.2g} ({found['max_rel']:.2g} of scale), cosine 1.0000000")
+    assert found["summary"].startswith(
+        f"max abs {found['max_abs']:.2g} ({found['max_rel']:.2g} of scale), cosine 1.0000000"
+    )
     assert not found["summary"].endswith("bf16") and "top-1" not in found["summary"]
 
 
@@ -83,7 +86,9 @@ def test_a_miss_names_the_worst_and_the_first(context):
     refer(context, block_00=np.eye(COUNT, 3) * 0.01, logits=off(context, 1.0, image=3))
     message, error = failure(context)
     assert message.startswith("model.onnx: logits differs from JAX by 1 (")
-    assert f"at batch {COUNT} of 4x4; needed max_abs <= 1e-06 + 0.0001 * scale" in message and message.endswith("First to miss: block_00.")
+    assert f"at batch {COUNT} of 4x4; needed max_abs <= 1e-06 + 0.0001 * scale" in message and message.endswith(
+        "First to miss: block_00."
+    )
     assert error.exit_code == 5 and "docs/checks.md" in error.fix and "config.precision=auto" not in error.fix
     assert error.result["passed"] is False and [row["passed"] for row in error.result["blocks"]] == [False, False]
     assert error.result["max_abs"] == pytest.approx(1.0, rel=1e-5) and 0.5 / scale < error.result["max_rel"] < 2 / scale
@@ -98,14 +103,19 @@ def test_inside_a_lower_precision_is_reported_and_not_judged(context, precision)
         return
     found = check_precision(context, precision)
     assert found["passed"] is True and [row["passed"] for row in found["blocks"]] == [None, True]
-    assert (
-        found["tolerance"] == f"cosine >= {context.config.check.fp16_cosine if precision == 'fp16' else context.config.check.int8_cosine:g}"
-    )
+    check = context.config.check
+    assert found["tolerance"] == f"cosine >= {check.fp16_cosine if precision == 'fp16' else check.int8_cosine:g}"
 
 
 @pytest.mark.parametrize(
     ("precision", "cosine", "passes"),
-    [("fp16", 0.9995, True), ("fp16", 0.998, False), ("int8", 0.985, True), ("int8", 0.975, False), ("fp8", 0.975, False)],
+    [
+        ("fp16", 0.9995, True),
+        ("fp16", 0.998, False),
+        ("int8", 0.985, True),
+        ("int8", 0.975, False),
+        ("fp8", 0.975, False),
+    ],
 )
 def test_each_precision_has_its_own_cosine(context, precision, cosine, passes):
     write_graph(context.bundle.onnx(precision))
@@ -129,17 +139,22 @@ def test_each_precision_has_its_own_cosine(context, precision, cosine, passes):
         ),
         (
             {"calibration.method": "minmax", "calibration.attention": True},
-            "Try config.calibration.method=entropy instead of minmax; then config.calibration.attention=False; then config.precision=auto",
+            "Try config.calibration.method=entropy instead of minmax; then config.calibration.attention=False; then "
+            "config.precision=auto",
         ),
         (
             {"precision": "auto", "calibration.max_error": 5e-4},
-            "Try config.calibration.max_error below 0.0005, which leaves more products in fp16; then a higher config.plan.cosine than now.",
+            "Try config.calibration.max_error below 0.0005, which leaves more products in fp16; then a higher "
+            "config.plan.cosine than now.",
         ),
         (
             {"engine.int8_lowering": "fused"},
             "Try config.calibration.max_error below 0.001, which leaves more products in fp16. docs/checks.md",
         ),
-        ({"engine.int8_lowering": "fused", "calibration.method": "mse"}, "Try config.calibration.method=entropy instead of mse. docs"),
+        (
+            {"engine.int8_lowering": "fused", "calibration.method": "mse"},
+            "Try config.calibration.method=entropy instead of mse. docs",
+        ),
     ],
 )
 def test_what_an_int8_miss_advises_is_what_the_config_has_not(context, changes, fix):
@@ -180,7 +195,11 @@ def test_every_size_is_judged_but_of_a_quantized_graph_the_first(context, monkey
     monkeypatch.setattr(onnx_graph, "check_graph", note)
     dynamic(context)
     found = check_precision(context, "fp32")
-    assert list(found["sizes"]) == [*SIZES] and found["summary"].count(" at ") == 2 and ", 1.0000000 at 8x4" in found["summary"]
+    assert (
+        list(found["sizes"]) == [*SIZES]
+        and found["summary"].count(" at ") == 2
+        and ", 1.0000000 at 8x4" in found["summary"]
+    )
     tensors = ["block_00", "logits"]
     assert [row[0] for row in asked] == [[1, 3, 4], [4], [4]] and all(row[2] == tensors for row in asked)
     assert all({*row[1]} - {"images"} == {*tensors} for row in asked)
@@ -192,11 +211,21 @@ def test_every_size_is_judged_but_of_a_quantized_graph_the_first(context, monkey
     for size in ("2x2", "8x4"):
         dynamic(context, **{size: {"logits": off(context, 9.0)}})
         assert f"at batch 4 of {size}" in failure(context)[0] and f"of {size}" in failure(context, "fp16")[0]
-        assert check_precision(context, "int8")["passed"] and check_precision(context, "int8")["sizes"][size]["cosine"] < 0.98
+        assert (
+            check_precision(context, "int8")["passed"]
+            and check_precision(context, "int8")["sizes"][size]["cosine"] < 0.98
+        )
 
 
 def test_the_worst_of_several_sizes_is_told(context):
-    dynamic(context, **{"4x4": {"logits": off(context, 0.1)}, "2x2": {"logits": off(context, 20.0)}, "8x4": {"logits": off(context, 0.2)}})
+    dynamic(
+        context,
+        **{
+            "4x4": {"logits": off(context, 0.1)},
+            "2x2": {"logits": off(context, 20.0)},
+            "8x4": {"logits": off(context, 0.2)},
+        },
+    )
     message, error = failure(context)
     assert "differs from JAX by 20" in message and "of 2x2" in message
     assert error.result["max_abs"] == pytest.approx(0.1, rel=1e-4)  # of the size that engines are tuned for
@@ -248,7 +277,9 @@ def test_pixels_are_what_a_graph_that_normalises_takes(context):
     refer(context, logits=forward(normalized(pixels(COUNT)))["block_00"] @ (WEIGHT * [[0], [-2], [1]]))
     images = pixels(40, seed=1)
     mean = normalized(images).mean((1, 2))
-    expected = 100 * np.mean((mean @ (WEIGHT * [[1], [-1], [2]])).argmax(1) == np.load(context.bundle.labels("evaluation")))
+    expected = 100 * np.mean(
+        (mean @ (WEIGHT * [[1], [-1], [2]])).argmax(1) == np.load(context.bundle.labels("evaluation"))
+    )
     assert check_precision(context, "fp32")["top1"] == expected < 100
 
 
@@ -262,11 +293,20 @@ def test_a_lowering_has_to_give_what_model_onnx_gives(context):
     spelt = found["lowerings"]["matmul"]
     assert spelt["passed"] is True and spelt["cosine"] > 0.9999999
     assert spelt["sizes"] == {"4x4": {key: spelt[key] for key in ("max_abs", "max_rel", "cosine")}}
-    assert found["summary"].count("; matmul: cosine 1.0000000") == found["summary"].count("; plugin: cosine 1.0000000") == 1
+    assert (
+        found["summary"].count("; matmul: cosine 1.0000000")
+        == found["summary"].count("; plugin: cosine 1.0000000")
+        == 1
+    )
     write_graph(context.bundle.lowering("plugin"), WEIGHT * 1.5)
     message, error = failure(context, run=check)
-    assert message.startswith("lowering plugin: plugin.onnx: logits differs from JAX by") and "; lowering" not in message
-    assert error.result["passed"] is False and [row["passed"] for row in error.result["lowerings"].values()] == [True, False]
+    assert (
+        message.startswith("lowering plugin: plugin.onnx: logits differs from JAX by") and "; lowering" not in message
+    )
+    assert error.result["passed"] is False and [row["passed"] for row in error.result["lowerings"].values()] == [
+        True,
+        False,
+    ]
     write_graph(context.bundle.lowering("matmul"), WEIGHT * 2)
     assert "; lowering plugin: plugin.onnx" in failure(context, run=check)[0]
 

@@ -18,7 +18,8 @@ def context(tmp_path):
 
 @pytest.fixture
 def backends(monkeypatch):
-    """The TensorRTs of this host, by the config's name: what has flags alone, both, types alone; missing ones are not installed."""
+    """The TensorRTs of this host, by the config's name: what has flags alone, both, types alone; missing ones are not
+    installed."""
     found = {}
 
     class Backend:
@@ -124,7 +125,11 @@ def test_what_a_graph_takes(context, layout, kind):
     context.config.layout, context.config.input = layout, kind
     images = pixels(2, 6, 4)
     got = common.prepare(context)(images)
-    assert got.dtype == kind and got.flags.c_contiguous and got.shape == ((2, 6, 4, 3) if layout == "NHWC" else (2, 3, 6, 4))
+    assert (
+        got.dtype == kind
+        and got.flags.c_contiguous
+        and got.shape == ((2, 6, 4, 3) if layout == "NHWC" else (2, 3, 6, 4))
+    )
     got = got if layout == "NHWC" else np.moveaxis(got, 1, 3)
     wanted = images if kind == "uint8" else normalized(images)
     assert np.abs(got - wanted).max() < 1e-6  # a product and a sum of values up to 4, in float32

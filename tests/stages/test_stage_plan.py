@@ -1,4 +1,5 @@
-"""What the sensitivity and plan stages measure, on which images, and what they say of it; the losses are a table of the test's own."""
+"""What the sensitivity and plan stages measure, on which images, and what they say of it; the losses are a table of the
+test's own."""
 
 import dataclasses
 import json
@@ -58,7 +59,10 @@ class Table:
         return [self.measure([unit.name]) for unit in self.units]
 
 
-UNITS = [Unit(*name.split("/"), (types.SimpleNamespace(name=name),), weights) for name, weights in zip(LOSSES, (100, 250, 150))]
+UNITS = [
+    Unit(*name.split("/"), (types.SimpleNamespace(name=name),), weights)
+    for name, weights in zip(LOSSES, (100, 250, 150))
+]
 
 
 @pytest.fixture
@@ -78,7 +82,9 @@ def context(tmp_path, monkeypatch):
         lambda model, patterns, *, attention: given.append((model.graph.name, patterns, attention)) or UNITS,
     )
     ranked = []
-    monkeypatch.setattr("vit_convert.quantize.ranking.unit_costs", lambda *args, **options: ranked.append((args, options)) or LOSSES)
+    monkeypatch.setattr(
+        "vit_convert.quantize.ranking.unit_costs", lambda *args, **options: ranked.append((args, options)) or LOSSES
+    )
     found.scratch |= {"given": given, "ranked": ranked}
     return found
 
@@ -166,7 +172,11 @@ def test_the_rest_is_typed_but_where_a_flag_types_it(context, monkeypatch):
     assert typed == [("graph", {"keep_fp32": ("head",), "amax": {"of": "model.onnx"}})]
     context.config.target = "trt8"
     scan_sensitivity(context)
-    assert Table.made[-1].options["rest"] == "fp32" and Table.made[-1].options["lower"]("graph") == "graph" and len(typed) == 1
+    assert (
+        Table.made[-1].options["rest"] == "fp32"
+        and Table.made[-1].options["lower"]("graph") == "graph"
+        and len(typed) == 1
+    )
 
 
 def test_a_scan_ranks_and_draws(context):
@@ -177,16 +187,21 @@ def test_a_scan_ranks_and_draws(context):
     assert found["summary"] == "3 units on 16 calibration images; worst block_00/fc2: 1 - cosine 0.03"
     assert context.bundle.sensitivity.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     context.config.plan.cosine = 0.5
-    assert scan_sensitivity(context)["worst"]["name"] == "block_00/fc2" and Table.made[1].scans == 1  # whatever the budget
+    # whatever the budget
+    assert scan_sensitivity(context)["worst"]["name"] == "block_00/fc2" and Table.made[1].scans == 1
 
 
 def test_a_picture_that_cannot_be_drawn_is_said_and_the_old_one_goes(context, monkeypatch, capsys):
-    monkeypatch.setattr("vit_convert.report.sensitivity.plot_ranking", lambda record, path: "matplotlib is not installed")
+    monkeypatch.setattr(
+        "vit_convert.report.sensitivity.plot_ranking", lambda record, path: "matplotlib is not installed"
+    )
     picture = context.bundle.sensitivity.with_suffix(".png")
     picture.write_bytes(b"an earlier scan's")
     assert scan_sensitivity(context)["num_units"] == 3
     events = [json.loads(line) for line in context.bundle.events.read_text().splitlines()]
-    assert not picture.exists() and any("no sensitivity.png: matplotlib is not installed" in str(event) for event in events)
+    assert not picture.exists() and any(
+        "no sensitivity.png: matplotlib is not installed" in str(event) for event in events
+    )
 
 
 @pytest.mark.parametrize("labelled", [False, True])
@@ -198,7 +213,8 @@ def test_the_largest_set_within_the_budget(context, labelled):
     assert made.path == context.bundle.plan_search and made.scans == 0  # the scan's own file stays as it was left
     (((graph, calibration, units, images, normalize), options),) = context.scratch["ranked"]
     assert (graph, calibration, units) == (context.bundle.onnx(), made.calibration, UNITS) and normalize is not None
-    assert np.array_equal(images, pixels(20, seed=1)) and options.pop("progress") is context.progress  # those of the calibration
+    # those of the calibration
+    assert np.array_equal(images, pixels(20, seed=1)) and options.pop("progress") is context.progress
     assert options == {"precision": "int8", "batch_size": context.config.calibration.batch_size}
     written = json.loads(context.bundle.precision_plan.read_text())
     assert written["sites"] == ["block_00/fc1", "block_01/fc1"] and list(written["left_out"]) == ["block_00/fc2"]
@@ -207,7 +223,9 @@ def test_the_largest_set_within_the_budget(context, labelled):
     assert (found["path"], found["num_units"], found["num_candidates"]) == ("precision_plan.json", 2, 3)
     top1 = ", top-1 89.70 %" if labelled else ""
     assert found["summary"] == f"2 of 3 units, 50 % of their weights in int8: cosine 0.99700{top1}"
-    assert found["measured"]["share_of_weights"] == 0.5 and found["budget"]["top1_drop_points"] == (0.5 if labelled else None)
+    assert found["measured"]["share_of_weights"] == 0.5 and found["budget"]["top1_drop_points"] == (
+        0.5 if labelled else None
+    )
 
 
 def test_points_of_top1_are_a_budget_too(context):

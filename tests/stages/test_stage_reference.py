@@ -1,4 +1,5 @@
-"""What the reference stage writes by which all else is judged, and the labels that it refuses; the model is a mean and a product."""
+"""What the reference stage writes by which all else is judged, and the labels that it refuses; the model is a mean and
+a product."""
 
 import numpy as np
 import pytest
@@ -44,7 +45,10 @@ def give_images(context, count=40, labels=None, folders=None):
     context.results["images"] |= {"num_images": count, "labelled": labels is not None}
     if labels is not None:
         np.save(context.bundle.labels("evaluation"), labels)
-        context.results["images"] |= {"label_range": [int(min(labels)), int(max(labels))], "class_folders": folders or []}
+        context.results["images"] |= {
+            "label_range": [int(min(labels)), int(max(labels))],
+            "class_folders": folders or [],
+        }
     return images
 
 
@@ -58,7 +62,9 @@ def holds(context, path, raw):
     found, wanted = load(path), {"images": normalized(raw), **forward(normalized(raw))}
     assert list(found) == [*wanted]
     # Values up to 4, products of three: some 1e-6 in float32.
-    return all(found[name].shape == value.shape and np.abs(found[name] - value).max() < 1e-5 for name, value in wanted.items())
+    return all(
+        found[name].shape == value.shape and np.abs(found[name] - value).max() < 1e-5 for name, value in wanted.items()
+    )
 
 
 def test_without_images_noise_of_the_models_size(context):
@@ -80,7 +86,11 @@ def test_a_few_of_the_evaluation_images(context):
     context.config.check.num_images = 4
     result = compute_reference(context)
     assert holds(context, context.bundle.reference, images[pick(40, 4)])
-    assert (result["source"], result["num_images"], result["summary"]) == ("evaluation images", 4, "4 images, evaluation images")
+    assert (result["source"], result["num_images"], result["summary"]) == (
+        "evaluation images",
+        4,
+        "4 images, evaluation images",
+    )
     assert "top1" not in result
 
 
@@ -115,10 +125,15 @@ def test_top1_of_all_labelled_images_in_batches(context):
     labels[60:] = (labels[60:] + 1) % CLASSES
     images = give_images(context, 70, labels)
     result = compute_reference(context)
-    assert result["top1"] == pytest.approx(100 * 60 / 70) and result["summary"] == "4 images, evaluation images, top-1 85.71 %"
+    assert (
+        result["top1"] == pytest.approx(100 * 60 / 70)
+        and result["summary"] == "4 images, evaluation images, top-1 85.71 %"
+    )
     assert context.scratch["model"].batches == [4, 32, 32, 6]
     predictions = np.load(context.bundle.predictions)
-    assert predictions.shape == (70, CLASSES) and np.abs(predictions - forward(normalized(images))["logits"]).max() < 1e-5
+    assert (
+        predictions.shape == (70, CLASSES) and np.abs(predictions - forward(normalized(images))["logits"]).max() < 1e-5
+    )
 
 
 def refusal(context, error):
@@ -147,7 +162,9 @@ def test_ilsvrcs_own_numbering_is_named(context):
     assert "A label of 1000 is ILSVRC's own numbering." in refusal(context, CalibrationError)[1].fix
 
 
-@pytest.mark.parametrize(("count", "shown"), [(2, "(c0, c1)"), (8, "(c0, c1, c2, c3, c4, c5, c6, c7)"), (9, "c6, c7, …)")])
+@pytest.mark.parametrize(
+    ("count", "shown"), [(2, "(c0, c1)"), (8, "(c0, c1, c2, c3, c4, c5, c6, c7)"), (9, "c6, c7, …)")]
+)
 def test_class_folders_that_are_not_the_heads(context, count, shown):
     give_images(context, 5, np.arange(5) % 2, [f"c{i}" for i in range(count)])
     context.config.evaluation.data = "val"
@@ -178,7 +195,10 @@ def test_an_output_that_is_not_finite_is_the_models_own(context, value):
     np.save(context.bundle.images("evaluation"), images)
     context.scratch["model"] = Model(flat=value)
     message, error = refusal(context, CheckError)
-    assert message == "logits: the JAX model itself gives NaN or infinity on evaluation images 32 to 63" and error.exit_code == 5
+    assert (
+        message == "logits: the JAX model itself gives NaN or infinity on evaluation images 32 to 63"
+        and error.exit_code == 5
+    )
     assert not context.bundle.predictions.exists()
     images[:] = 77
     np.save(context.bundle.images("evaluation"), images)

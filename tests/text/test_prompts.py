@@ -45,7 +45,12 @@ def test_templates_are_filled_class_by_class(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [(b"\xff\xfe\x00", "not text"), (b"a" * 20000, "line 1 is no line of text"), (b"a\0b", "no line of text"), (b"\n\n", "no line in it")],
+    [
+        (b"\xff\xfe\x00", "not text"),
+        (b"a" * 20000, "line 1 is no line of text"),
+        (b"a\0b", "no line of text"),
+        (b"\n\n", "no line in it"),
+    ],
 )
 def test_files_that_are_no_prompts(tmp_path, content, said):
     path = tmp_path / "prompts.txt"
@@ -58,7 +63,11 @@ def test_files_that_are_no_prompts(tmp_path, content, said):
 def test_files_that_are_too_large_or_missing(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "LARGEST_BYTES", 10)
     (tmp_path / "large.txt").write_bytes(b"a\n" * 6)
-    for path, said in ((tmp_path / "large.txt", "more than 10 bytes"), (tmp_path / "none.txt", "No such file"), (tmp_path, "a folder")):
+    for path, said in (
+        (tmp_path / "large.txt", "more than 10 bytes"),
+        (tmp_path / "none.txt", "No such file"),
+        (tmp_path, "a folder"),
+    ):
         with pytest.raises(CalibrationError, match=said):
             read_prompts(path)
 
@@ -73,7 +82,10 @@ def test_a_small_file_that_inflates_to_a_large_one(tmp_path):
 
 def test_ids_in_an_npy(tmp_path):
     path = tmp_path / "ids.npy"
-    for ids in (np.arange(8, dtype=np.uint16).reshape(2, 4), np.asfortranarray(np.arange(8, dtype=np.int64).reshape(2, 4))):
+    for ids in (
+        np.arange(8, dtype=np.uint16).reshape(2, 4),
+        np.asfortranarray(np.arange(8, dtype=np.int64).reshape(2, 4)),
+    ):
         np.save(path, ids)
         found = read_tokens(path, RULE)
         assert found.dtype == np.int32 and found.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]

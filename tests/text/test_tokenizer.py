@@ -1,4 +1,5 @@
-"""Tokenizers of each kind from tiny files, held against the published algorithms written out, and files that are none."""
+"""Tokenizers of each kind from tiny files, held against the published algorithms written out, and files that are
+none."""
 
 import gzip
 import itertools
@@ -19,7 +20,16 @@ sentencepiece = pytest.importorskip("sentencepiece", reason="the extra `text` is
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "photo", "of", "cat", "##s", "##al", "##og", ",", "e", "##s", "uber"]
 BERT = Prompting("bert", 6, len(WORDS), start=2, end=-1, pad=0, lower=True, sticky_end=False)
-MERGES = [("c", "a"), ("ca", "t</w>"), ("a", "t</w>"), ("o", "f</w>"), ("p", "h"), ("ph", "o"), ("t", "o</w>"), ("pho", "to</w>")]
+MERGES = [
+    ("c", "a"),
+    ("ca", "t</w>"),
+    ("a", "t</w>"),
+    ("o", "f</w>"),
+    ("p", "h"),
+    ("ph", "o"),
+    ("t", "o</w>"),
+    ("pho", "to</w>"),
+]
 CLIP_WORDS = 512 + len(MERGES) + 2
 CLIP = Prompting("clip", 8, CLIP_WORDS, start=CLIP_WORDS - 2, end=CLIP_WORDS - 1, pad=0, lower=True, sticky_end=True)
 PROMPTS = ["A photo of CATS, catal", "cat's  phot0\tof é", "dog", "", "photo " * 9]
@@ -27,12 +37,23 @@ PROMPTS = ["A photo of CATS, catal", "cat's  phot0\tof é", "dog", "", "photo " 
 
 @pytest.fixture(scope="module")
 def siglip(tmp_path_factory):
-    """A SentencePiece model of a few sentences, with the ids that T5's vocabularies have: 0 pads, 1 ends, 2 is unknown."""
+    """A SentencePiece model of a few sentences, with the ids that T5's vocabularies have: 0 pads, 1 ends, 2 is
+    unknown."""
     folder = tmp_path_factory.mktemp("pieces")
     text = folder / "text.txt"
     text.write_text("a photo of a cat\na photo of a dog\ntwo dogs and one cat in a photo\n" * 20)
-    options = {"vocab_size": 40, "pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1, "minloglevel": 2, "num_threads": 1}
-    sentencepiece.SentencePieceTrainer.train(input=str(text), model_prefix=str(folder / "spiece"), hard_vocab_limit=False, **options)
+    options = {
+        "vocab_size": 40,
+        "pad_id": 0,
+        "eos_id": 1,
+        "unk_id": 2,
+        "bos_id": -1,
+        "minloglevel": 2,
+        "num_threads": 1,
+    }
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(text), model_prefix=str(folder / "spiece"), hard_vocab_limit=False, **options
+    )
     return folder / "spiece.model"
 
 
@@ -52,14 +73,16 @@ def wordpiece_by_hand(text):
             if piece is None:
                 found = [1]
                 break
-            last = max(i for i, known in enumerate(WORDS) if known == piece)  # a word listed twice has its last line's number
+            # a word listed twice has its last line's number
+            last = max(i for i, known in enumerate(WORDS) if known == piece)
             found, rest, front = [*found, last], rest[len(piece) - len(front) :], "##"
         ids += found
     return ids
 
 
 def bpe_by_hand(text):
-    """CLIP's: lower, words by its pattern, then the merge of the lowest rank until there is none (openai/CLIP simple_tokenizer.py)."""
+    """CLIP's: lower, words by its pattern, then the merge of the lowest rank until there is none (openai/CLIP
+    simple_tokenizer.py)."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     letters = {byte: chr(byte) for byte in printable}
     letters |= {byte: chr(256 + i) for i, byte in enumerate(byte for byte in range(256) if byte not in printable)}
@@ -79,7 +102,8 @@ def bpe_by_hand(text):
 def test_wordpiece(tmp_path):
     path = tmp_path / "vocab.txt"
     path.write_text("\n".join(WORDS) + "\n", encoding="utf-8")
-    expected = [([2, *wordpiece_by_hand(prompt)] + [0] * 6)[:6] for prompt in PROMPTS]  # LiT: [CLS] in front, nothing behind, zeros
+    # LiT: [CLS] in front, nothing behind, zeros
+    expected = [([2, *wordpiece_by_hand(prompt)] + [0] * 6)[:6] for prompt in PROMPTS]
     assert expected[0] == [2, 4, 5, 6, 7, 13] and expected[2] == [2, 1, 0, 0, 0, 0]
     for given in (path, tmp_path):
         ids = open_tokenizer(given, BERT)(PROMPTS)
@@ -95,9 +119,18 @@ def test_clips_byte_pairs(tmp_path, form):
         path = tmp_path / "bpe.txt.gz"
         path.write_bytes(gzip.compress(lines.encode()))
     elif form == "with vocab.json":
-        known = open_tokenizer(path, CLIP).encode  # the ids of a file that has them are taken, and not those that merges would give
+        # the ids of a file that has them are taken, and not those that merges would give
+        known = open_tokenizer(path, CLIP).encode
         assert known(["cat"]) == [[512 + 1]]
-        shifted = {"<|startoftext|>": CLIP_WORDS - 2, "<|endoftext|>": CLIP_WORDS - 1, "cat</w>": 7, "c": 1, "ca": 2, "a": 3, "t</w>": 4}
+        shifted = {
+            "<|startoftext|>": CLIP_WORDS - 2,
+            "<|endoftext|>": CLIP_WORDS - 1,
+            "cat</w>": 7,
+            "c": 1,
+            "ca": 2,
+            "a": 3,
+            "t</w>": 4,
+        }
         (tmp_path / "vocab.json").write_text(
             json.dumps(
                 shifted
@@ -117,7 +150,9 @@ def test_clips_byte_pairs(tmp_path, form):
         made = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=_ids_of_merges(MERGES), merges=MERGES, **options))
         made.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
             [
-                tokenizers.pre_tokenizers.Split(tokenizers.Regex(r"'s|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"), "removed", invert=True),
+                tokenizers.pre_tokenizers.Split(
+                    tokenizers.Regex(r"'s|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"), "removed", invert=True
+                ),
                 tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
             ]
         )
@@ -131,7 +166,10 @@ def test_clips_byte_pairs(tmp_path, form):
         ids = [start, *bpe_by_hand(prompt), end]
         expected.append([*ids[:7], end] if len(ids) > 8 else ids + [0] * (8 - len(ids)))  # clip.tokenize(truncate=True)
     assert open_tokenizer(path, CLIP)(PROMPTS).tolist() == expected
-    assert expected[2][:5] == [start, ord("d") - 33, ord("o") - 33, 256 + ord("g") - 33, end] and expected[4][-2:] == [512 + 7, end]
+    assert expected[2][:5] == [start, ord("d") - 33, ord("o") - 33, 256 + ord("g") - 33, end] and expected[4][-2:] == [
+        512 + 7,
+        end,
+    ]
 
 
 def test_sentencepiece_with_a_sticky_end(siglip):
@@ -143,7 +181,9 @@ def test_sentencepiece_with_a_sticky_end(siglip):
     gemma = open_tokenizer(siglip, prompting(siglip, pad=0))(["a cat"])  # SigLIP 2: one end, then zeros
     words = model.encode("a cat")
     assert gemma.tolist() == [[*words, 1, *[0] * (7 - len(words))]]
-    tips = open_tokenizer(siglip, prompting(siglip, end=-1, pad=0, sticky_end=False))(["a cat", "a photo of a dog and a cat and two dogs"])
+    tips = open_tokenizer(siglip, prompting(siglip, end=-1, pad=0, sticky_end=False))(
+        ["a cat", "a photo of a dog and a cat and two dogs"]
+    )
     assert tips.tolist() == [(words + [0] * 8)[:8], long[:8]]
 
 
@@ -155,7 +195,11 @@ def test_letters_are_lowered_as_each_familys_training_did(siglip):
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [(b"", "not a SentencePiece model"), (b"\x0a\xff garbage", "not a SentencePiece model"), (b"\0" * 4096, "not a SentencePiece model")],
+    [
+        (b"", "not a SentencePiece model"),
+        (b"\x0a\xff garbage", "not a SentencePiece model"),
+        (b"\0" * 4096, "not a SentencePiece model"),
+    ],
 )
 def test_damaged_sentencepiece_models(tmp_path, siglip, content, said):
     path = tmp_path / "spiece.model"
@@ -202,7 +246,10 @@ def test_without_the_libraries_ids_still_work(tmp_path, monkeypatch, siglip):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     np.save(tmp_path / "ids.npy", np.arange(16).reshape(2, 8))
     assert read_tokens(tmp_path / "ids.npy", CLIP).tolist() == np.arange(16).reshape(2, 8).tolist()
-    for rule, library in ((CLIP, "tokenizers"), (Prompting(**{**CLIP.to_dict(), "tokenizer": "sentencepiece"}), "sentencepiece")):
+    for rule, library in (
+        (CLIP, "tokenizers"),
+        (Prompting(**{**CLIP.to_dict(), "tokenizer": "sentencepiece"}), "sentencepiece"),
+    ):
         with pytest.raises(UsageError, match=f"{library} is not installed") as raised:
             tokens_of(["a cat"], rule, str(siglip))
         assert raised.value.exit_code == 2 and "vit_convert[text]" in raised.value.fix

@@ -121,7 +121,8 @@ class _Mapped:
 
 
 def split_subtree(path: str | os.PathLike[str]) -> tuple[str, str]:
-    """Splits "file.npz:img", big_vision's way to name a part of a checkpoint, into the file and the sub-tree ("" for none)."""
+    """Splits "file.npz:img", big_vision's way to name a part of a checkpoint, into the file and the sub-tree ("" for
+    none)."""
     match = re.fullmatch(r"(?P<file>.+\.(?:npz|safetensors)):(?P<subtree>[\w/]+)", os.fspath(path))
     return (match["file"], match["subtree"]) if match else (os.fspath(path), "")
 
@@ -133,16 +134,18 @@ def read_container(path: str | os.PathLike[str]) -> Leaves:
         path: `.npz` or `.safetensors`; told apart by content.
 
     Returns:
-        Arrays by name. Members stored uncompressed are read-only views of the memory-mapped file, compressed ones are inflated at
-        the first access and kept. bfloat16 comes as `ml_dtypes.bfloat16`.
+        Arrays by name. Members stored uncompressed are read-only views of the memory-mapped file, compressed ones are
+        inflated at the first access and kept. bfloat16 comes as `ml_dtypes.bfloat16`.
 
     Raises:
-        CheckpointError: missing, truncated, of another format, with pickled objects, or with names or sizes that contradict each other.
+        CheckpointError: missing, truncated, of another format, with pickled objects, or with names or sizes that
+            contradict each other.
     """
     path = pathlib.Path(path)
     if os.path.isdir(path):
         raise CheckpointError(
-            f"{path}: a folder (a tensorstore or Orbax checkpoint?), not a file", fix="Export its parameters to one .npz file."
+            f"{path}: a folder (a tensorstore or Orbax checkpoint?), not a file",
+            fix="Export its parameters to one .npz file.",
         )
     if os.path.exists(path) and not os.path.isfile(path):  # a device or a pipe, of which reading may have no end
         raise CheckpointError(f"{path}: not a regular file", fix="Give an .npz or .safetensors checkpoint.")
@@ -155,9 +158,12 @@ def read_container(path: str | os.PathLike[str]) -> Leaves:
         except UNREADABLE as e:
             if start.startswith(b"PK"):
                 raise CheckpointError(
-                    f"{path}: truncated or damaged zip ({e})", fix="Fetch the file again; compare its size with the source."
+                    f"{path}: truncated or damaged zip ({e})",
+                    fix="Fetch the file again; compare its size with the source.",
                 ) from e
-            raise CheckpointError(f"{path}: not a zip file, so not an .npz", fix="Give an .npz or .safetensors checkpoint.") from e
+            raise CheckpointError(
+                f"{path}: not a zip file, so not an .npz", fix="Give an .npz or .safetensors checkpoint."
+            ) from e
         return Leaves(_npz_leaves(path, file, members))
 
 
@@ -169,7 +175,8 @@ def _opened(path: pathlib.Path) -> Iterator[IO[bytes]]:
             file.peek(1)  # what opens need not be readable
         except (OSError, ValueError) as e:  # the latter of a path with a zero byte in it
             raise CheckpointError(
-                f"{path}: cannot be read ({getattr(e, 'strerror', None) or e})", fix="Check the path, or give a https:// or gs:// address."
+                f"{path}: cannot be read ({getattr(e, 'strerror', None) or e})",
+                fix="Check the path, or give a https:// or gs:// address.",
             ) from e
         yield file
 
@@ -182,7 +189,8 @@ def verify(path: str | os.PathLike[str], leaves: Iterable[Leaf]) -> None:
         leaves: leaves as `read_container` gave them. Memory used: one small buffer for each thread.
 
     Raises:
-        CheckpointError: a checksum is wrong, or a value is NaN, infinite or beyond float32; names the leaf and the first bad index.
+        CheckpointError: a checksum is wrong, or a value is NaN, infinite or beyond float32; names the leaf and the
+            first bad index.
     """
     by_size = sorted(leaves, key=lambda leaf: -leaf.size)
     with concurrent.futures.ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
@@ -234,7 +242,9 @@ def _chunks(leaf: Leaf) -> Iterator[np.ndarray]:
 
 def _npz_leaves(path: pathlib.Path, file: IO[bytes], members: list[zipfile.ZipInfo]) -> dict[str, Leaf]:
     if any(member.filename.endswith("data.pkl") for member in members):
-        raise CheckpointError(f"{path}: a PyTorch file, not an .npz of a Flax model", fix="Give the .npz that the JAX project published.")
+        raise CheckpointError(
+            f"{path}: a PyTorch file, not an .npz of a Flax model", fix="Give the .npz that the JAX project published."
+        )
     mapped = _Mapped(file)
     leaves: dict[str, Leaf] = {}
     for member in members:
@@ -243,7 +253,8 @@ def _npz_leaves(path: pathlib.Path, file: IO[bytes], members: list[zipfile.ZipIn
         name = member.filename.removesuffix(".npy")
         if not _is_name(name):
             raise CheckpointError(
-                f"{path}: member {member.filename!r}: not a parameter's name", fix="Names are joined by '/', without '..' or '\\'."
+                f"{path}: member {member.filename!r}: not a parameter's name",
+                fix="Names are joined by '/', without '..' or '\\'.",
             )
         if name in leaves:
             raise CheckpointError(f"{path}: member {member.filename!r}: there are two of that name")
@@ -252,9 +263,10 @@ def _npz_leaves(path: pathlib.Path, file: IO[bytes], members: list[zipfile.ZipIn
 
 
 def _was_added(member: zipfile.ZipInfo) -> bool:
-    """Whether a person's unpacking and zipping again put it there: a folder's own entry, or what macOS leaves in folders."""
+    """Whether a person's unpacking and zipping again put it there: a folder's own entry, or what macOS leaves in
+    folders."""
     parts = member.filename.split("/")
-    is_folder = member.is_dir() and not member.file_size
+    is_folder = member.filename.endswith("/") and not member.file_size
     return is_folder or parts[0] == "__MACOSX" or parts[-1] == ".DS_Store" or parts[-1].startswith("._")
 
 
@@ -266,7 +278,9 @@ def _npz_leaf(path: pathlib.Path, file: IO[bytes], member: zipfile.ZipInfo, name
             header_bytes = stream.tell()
         offset = data_offset(file, member) + header_bytes
     except UNREADABLE as e:
-        raise CheckpointError(f"{path}: member {name}: unreadable ({e})", fix="Fetch the file again, or save it with numpy.savez.") from e
+        raise CheckpointError(
+            f"{path}: member {name}: unreadable ({e})", fix="Fetch the file again, or save it with numpy.savez."
+        ) from e
     if dtype.hasobject:
         raise CheckpointError(
             f"{path}: member {name}: a pickled object array, which could run code when loaded",
@@ -276,7 +290,9 @@ def _npz_leaf(path: pathlib.Path, file: IO[bytes], member: zipfile.ZipInfo, name
         dtype = _BFLOAT16  # numpy cannot spell bfloat16 in its header and writes two raw bytes
     expected = math.prod(shape) * dtype.itemsize
     if expected != member.file_size - header_bytes:
-        raise CheckpointError(f"{path}: member {name}: {member.file_size - header_bytes} bytes, shape {shape} of {dtype} needs {expected}")
+        raise CheckpointError(
+            f"{path}: member {name}: {member.file_size - header_bytes} bytes, shape {shape} of {dtype} needs {expected}"
+        )
 
     def open_values() -> IO[bytes]:
         stream = open_member(path, member, state)
@@ -318,7 +334,8 @@ def _safetensors_leaves(path: pathlib.Path, file: IO[bytes]) -> dict[str, Leaf]:
     for name, entry in header.items():
         if entry["dtype"] not in _SAFETENSORS_DTYPES:
             raise CheckpointError(
-                f"{path}: {name}: dtype {entry['dtype']} is not supported", fix="Save the parameters as F32, F16 or BF16."
+                f"{path}: {name}: dtype {entry['dtype']} is not supported",
+                fix="Save the parameters as F32, F16 or BF16.",
             )
         dtype, shape = _SAFETENSORS_DTYPES[entry["dtype"]], tuple(entry["shape"])
         offset = 8 + header_bytes + entry["data_offsets"][0]

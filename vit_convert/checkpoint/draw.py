@@ -25,7 +25,8 @@ def normal(seed: int, name: str, shape: Shape) -> np.ndarray:
 
 
 def draw(seed: int, name: str, shape: Shape) -> np.ndarray:
-    """One canonical parameter: kernels of variance 1/inputs, norm scales near 1, biases small; so that every part shows in the logits.
+    """One canonical parameter: kernels of variance 1/inputs, norm scales near 1, biases small; so that every part shows
+    in the logits.
 
     Args:
         seed: of the checkpoint.
@@ -57,7 +58,9 @@ def write_npz(path: str | os.PathLike[str], members: Iterable[Member], dtype: st
             _write_member(archive, name, shape, DTYPES[dtype], arrays)
 
 
-def _write_member(archive: zipfile.ZipFile, name: str, shape: Shape, dtype: np.dtype, arrays: Iterable[np.ndarray]) -> None:
+def _write_member(
+    archive: zipfile.ZipFile, name: str, shape: Shape, dtype: np.dtype, arrays: Iterable[np.ndarray]
+) -> None:
     # numpy writes bfloat16 as two raw bytes, which is what the published bfloat16 files hold.
     descr = "|V2" if dtype == DTYPES["bfloat16"] else np.lib.format.dtype_to_descr(dtype)
     large = math.prod(shape) * dtype.itemsize >= zipfile.ZIP64_LIMIT // 2

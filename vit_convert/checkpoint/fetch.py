@@ -37,7 +37,8 @@ def is_address(path: str | os.PathLike[str]) -> bool:
 
 
 def local_name(address: str) -> str:
-    """What an address is kept as: base name and eight digits of its hash, because ViT-B_16.npz lies in several public folders."""
+    """What an address is kept as: base name and eight digits of its hash, because ViT-B_16.npz lies in several public
+    folders."""
     name = pathlib.PurePosixPath(urllib.parse.unquote(urllib.parse.urlsplit(address).path))
     return f"{name.stem}-{hashlib.sha256(address.encode()).hexdigest()[:8]}{name.suffix}"
 
@@ -62,8 +63,8 @@ def fetch(
 ) -> pathlib.Path:
     """Downloads a checkpoint, unless it is there already.
 
-    An interrupted download leaves a `.part` file, from which the next call continues where the server still has the same
-    file. Of two processes that want one address, the second waits for the first.
+    An interrupted download leaves a `.part` file, from which the next call continues where the server still has the
+    same file. Of two processes that want one address, the second waits for the first.
 
     Args:
         address: `https://`, `http://` or `gs://bucket/path` (public buckets).
@@ -85,7 +86,9 @@ def fetch(
     progress = progress or Progress(quiet=True)
     if path.exists():
         if not accepts(size := path.stat().st_size):
-            raise CheckpointError(f"{path}: {size} bytes, which is not the size of {address}", fix="Remove it: it is fetched again.")
+            raise CheckpointError(
+                f"{path}: {size} bytes, which is not the size of {address}", fix="Remove it: it is fetched again."
+            )
         return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -106,7 +109,8 @@ def fetch(
 
 @contextlib.contextmanager
 def _alone(path: pathlib.Path, progress: Progress) -> Iterator[pathlib.Path | None]:
-    """Yields the `.part` file of `path`, locked, or None where another process finished the download while this one waited."""
+    """Yields the `.part` file of `path`, locked, or None where another process finished the download while this one
+    waited."""
     part = path.with_name(path.name + ".part")
     while True:
         with open(part, "ab") as file:
@@ -159,7 +163,9 @@ class _Reply:
         if reply.status == 206 and part:
             return cls(int(part[1]), None if part[2] == "*" else int(part[2]), version)
         if reply.status == 206:
-            raise http.client.HTTPException(f"a part was sent, and not said which ({reply.headers.get('Content-Range')})")
+            raise http.client.HTTPException(
+                f"a part was sent, and not said which ({reply.headers.get('Content-Range')})"
+            )
         length = reply.headers.get("Content-Length", "")
         return cls(0, int(length) if length.isdecimal() else None, version)
 
@@ -241,7 +247,9 @@ class _Download:
         if said.start != have:  # the whole file, because the server knows no ranges or has another version by now
             os.truncate(self.part, 0)
         size = "" if said.size is None else f" ({human_bytes(said.size)})"
-        self.progress.say(f"fetching {self.address}{size} into {self.part.parent}{os.sep}" + (", continued" if said.start else ""))
+        self.progress.say(
+            f"fetching {self.address}{size} into {self.part.parent}{os.sep}" + (", continued" if said.start else "")
+        )
         write_json(self.memory, {"address": self.address, "version": said.version, "size": said.size})
         with open(self.part, "ab") as file, self.progress.bar(f"fetching {self.part.stem}", said.size) as advance:
             advance(file.tell())
@@ -255,7 +263,8 @@ def _check_sha256(part: pathlib.Path, expected: str, address: str) -> None:
     if expected and (found := hash_file(part)) != expected.lower():
         part.unlink()
         raise CheckpointError(
-            f"{address}: sha256 {found}, expected {expected}; the file was removed", fix="Run again, or check the address and the sum."
+            f"{address}: sha256 {found}, expected {expected}; the file was removed",
+            fix="Run again, or check the address and the sum.",
         )
 
 

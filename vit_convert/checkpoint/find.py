@@ -62,16 +62,18 @@ class Found:
                 temporary.write_text(f"{found}  {self.path.name}\n", encoding="utf-8")
 
 
-def find_checkpoint(given: str, folders: Sequence[str | os.PathLike[str]] = (FOLDER,), *, progress: Progress | None = None) -> Found:
+def find_checkpoint(
+    given: str, folders: Sequence[str | os.PathLike[str]] = (FOLDER,), *, progress: Progress | None = None
+) -> Found:
     """Finds a checkpoint, and fetches it where it is not there.
 
-    A path is taken as it is; where nothing lies there and it is relative, it is looked for in the folders. An address is looked
-    for in each folder by its own name, where size, head and resolution of that file are known (`PUBLISHED`), by the name that it
-    was fetched as, and by its whole path without `gs://`.
+    A path is taken as it is; where nothing lies there and it is relative, it is looked for in the folders. An address
+    is looked for in each folder by its own name, where size, head and resolution of that file are known (`PUBLISHED`),
+    by the name that it was fetched as, and by its whole path without `gs://`.
 
     Args:
-        given: a path, or an `https://`, `http://` or `gs://bucket/path` address, with `#sha256=<hex>` at its end to have that
-            sum verified; a sub-tree such as `:img` may follow the file.
+        given: a path, or an `https://`, `http://` or `gs://bucket/path` address, with `#sha256=<hex>` at its end to
+            have that sum verified; a sub-tree such as `:img` may follow the file.
         folders: where to look; what is fetched goes to the first.
         progress: shows a bar, and says what was passed over.
 
@@ -104,7 +106,9 @@ def find_checkpoint(given: str, folders: Sequence[str | os.PathLike[str]] = (FOL
     return Found(path, subtree, address, published, sha256)
 
 
-def _candidates(address: str, folders: Sequence[str | os.PathLike[str]], published: Published | None) -> Iterator[pathlib.Path]:
+def _candidates(
+    address: str, folders: Sequence[str | os.PathLike[str]], published: Published | None
+) -> Iterator[pathlib.Path]:
     whole = pathlib.PurePosixPath(urllib.parse.unquote(address.partition("://")[2]))
     names = [*([published.name] if published else []), local_name(address)]
     if not {"..", "/"} & set(whole.parts):

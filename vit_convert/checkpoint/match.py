@@ -1,4 +1,5 @@
-"""Strict loading, whatever the family: everything present, nothing left over, every shape right, every number counted."""
+"""Strict loading, whatever the family: everything present, nothing left over, every shape right, every number
+counted."""
 
 import dataclasses
 import pathlib
@@ -40,23 +41,32 @@ def require_match(leaves: Mapping[str, Leaf], expected: Expected) -> None:
         expected: the model.
 
     Raises:
-        CheckpointError: a leaf is missing, has another shape or belongs to nothing; names it, both shapes and how many more there are.
+        CheckpointError: a leaf is missing, has another shape or belongs to nothing; names it, both shapes and how many
+            more there are.
     """
     wrong, missing, transposed = [], [], set()
     for name, shape in expected.shapes.items():
         if name not in leaves:
             missing.append(f"{expected.stored_name(name)}: missing, variant {expected.variant} needs {shape}.")
         elif leaves[name].shape != shape:
-            wrong.append(f"{leaves[name].name}: checkpoint {leaves[name].shape}, variant {expected.variant} needs {shape}.")
+            wrong.append(
+                f"{leaves[name].name}: checkpoint {leaves[name].shape}, variant {expected.variant} needs {shape}."
+            )
             transposed.add(sorted(leaves[name].shape) == sorted(shape))
     extra = [
-        f"{leaf.name}: belongs to no part of variant {expected.variant}." for name, leaf in leaves.items() if name not in expected.shapes
+        f"{leaf.name}: belongs to no part of variant {expected.variant}."
+        for name, leaf in leaves.items()
+        if name not in expected.shapes
     ]
     if problems := wrong + missing + extra:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise CheckpointError(f"{expected.file}: {problems[0]}{_hint(expected, transposed == {True})}{more}", fix=_fix(expected))
+        raise CheckpointError(
+            f"{expected.file}: {problems[0]}{_hint(expected, transposed == {True})}{more}", fix=_fix(expected)
+        )
     if (stored := sum(leaf.size for leaf in leaves.values())) != expected.num_params:
-        raise CheckpointError(f"{expected.file}: checkpoint {stored} parameters, variant {expected.variant} has {expected.num_params}")
+        raise CheckpointError(
+            f"{expected.file}: checkpoint {stored} parameters, variant {expected.variant} has {expected.num_params}"
+        )
 
 
 def require_blocks(names: Iterable[str], pattern: str, what: str, path: str) -> None:
@@ -76,7 +86,9 @@ def require_blocks(names: Iterable[str], pattern: str, what: str, path: str) -> 
     # So many as there are, and one more where one lies beyond: a number that nobody has makes no list of all below it.
     if missing := [i for i in range(len(found) + (last >= len(found))) if i not in found]:
         listed, there = ", ".join(map(str, missing)), f"blocks up to {last} found" if found else "no block found"
-        raise CheckpointError(f"{path}: {what} {listed} missing, {there}", fix="Fetch the file again, or save it whole.")
+        raise CheckpointError(
+            f"{path}: {what} {listed} missing, {there}", fix="Fetch the file again, or save it whole."
+        )
 
 
 def require_size(file: pathlib.Path, what: str, size: int, leaf: str) -> None:

@@ -1,6 +1,7 @@
 """The public file of each published variant: where it lies, how large it is, and what head and resolution it has.
 
-Sizes are those of the buckets' listings, as gsutil rounds them (google-research/vision_transformer, vit_jax.ipynb). Where no
+Sizes are those of the buckets' listings, as gsutil rounds them (google-research/vision_transformer, vit_jax.ipynb).
+Where no
 listing shows one there is none here: the server's own length is then all that a fetched file is held against.
 """
 
@@ -48,38 +49,52 @@ class Published:
 
 _FINE_TUNED = "gs://vit_models/imagenet21k+imagenet2012"
 _AUGREG = "gs://vit_models/augreg"
-_GSAM = "gs://vit_models/gsam"  # no listing shows it: these are the names that the loader expects; issues 195, 223 cite B_16
+# no listing shows it: these are the names that the loader expects; issues 195, 223 cite B_16
+_GSAM = "gs://vit_models/gsam"
 _MIXER = "gs://mixer_models"
-_TIMM, _RESOLVED = "https://huggingface.co/timm", "resolve/main/model.safetensors"  # no listing shows sizes: timm's own addresses
+# no listing shows sizes: timm's own addresses
+_TIMM, _RESOLVED = "https://huggingface.co/timm", "resolve/main/model.safetensors"
 
 PUBLISHED = {
     "Ti/16": Published(
-        f"{_AUGREG}/Ti_16-i21k-300ep-lr_0.001-aug_none-wd_0.03-do_0.0-sd_0.0--imagenet2012-steps_20k-lr_0.03-res_384.npz", 384
+        f"{_AUGREG}/Ti_16-i21k-300ep-lr_0.001-aug_none-wd_0.03-do_0.0-sd_0.0--imagenet2012-steps_20k-lr_0.03-res_384.npz",
+        384,
     ),
     "S/16": Published(
-        f"{_AUGREG}/S_16-i21k-300ep-lr_0.001-aug_light1-wd_0.03-do_0.0-sd_0.0--imagenet2012-steps_20k-lr_0.03-res_384.npz", 384
+        f"{_AUGREG}/S_16-i21k-300ep-lr_0.001-aug_light1-wd_0.03-do_0.0-sd_0.0--imagenet2012-steps_20k-lr_0.03-res_384.npz",
+        384,
     ),
-    "S/32": Published(f"{_AUGREG}/S_32-i21k-300ep-lr_0.001-aug_none-wd_0.1-do_0.0-sd_0.0--imagenet2012-steps_20k-lr_0.01-res_384.npz", 384),
+    "S/32": Published(
+        f"{_AUGREG}/S_32-i21k-300ep-lr_0.001-aug_none-wd_0.1-do_0.0-sd_0.0--imagenet2012-steps_20k-lr_0.01-res_384.npz",
+        384,
+    ),
     "B/8": Published(f"{_FINE_TUNED}/ViT-B_8.npz", 384, size="334.78 MiB"),
     "B/16": Published(f"{_FINE_TUNED}/ViT-B_16.npz", 384, size="331.4 MiB"),
     "B/32": Published(f"{_FINE_TUNED}/ViT-B_32.npz", 384, size="336.89 MiB"),
     "L/16": Published(f"{_FINE_TUNED}/ViT-L_16.npz", 384, size="1.14 GiB"),
     "L/32": Published(f"{_FINE_TUNED}/ViT-L_32.npz", 384, size="1.14 GiB"),
-    "H/14": Published("gs://vit_models/imagenet21k/ViT-H_14.npz", 224, num_classes=21843, size="2.46 GiB", zero_head=True),
+    "H/14": Published(
+        "gs://vit_models/imagenet21k/ViT-H_14.npz", 224, num_classes=21843, size="2.46 GiB", zero_head=True
+    ),
     "S/16-gap-norep": Published(f"{_GSAM}/ViT-S_16.npz", 224),
     "S/32-gap-norep": Published(f"{_GSAM}/ViT-S_32.npz", 224),
     "B/16-gap-norep": Published(f"{_GSAM}/ViT-B_16.npz", 224),
     "B/32-gap-norep": Published(f"{_GSAM}/ViT-B_32.npz", 224),
     "R+ViT-Ti/16": Published(
-        f"{_AUGREG}/R_Ti_16-i21k-300ep-lr_0.001-aug_none-wd_0.03-do_0.0-sd_0.0--imagenet2012-steps_20k-lr_0.03-res_384.npz", 384
+        f"{_AUGREG}/R_Ti_16-i21k-300ep-lr_0.001-aug_none-wd_0.03-do_0.0-sd_0.0--imagenet2012-steps_20k-lr_0.03-res_384.npz",
+        384,
     ),
     "R26+ViT-S/32": Published(
-        f"{_AUGREG}/R26_S_32-i21k-300ep-lr_0.001-aug_medium2-wd_0.03-do_0.0-sd_0.0--imagenet2012-steps_20k-lr_0.03-res_384.npz", 384
+        f"{_AUGREG}/R26_S_32-i21k-300ep-lr_0.001-aug_medium2-wd_0.03-do_0.0-sd_0.0--imagenet2012-steps_20k-lr_0.03-res_384.npz",
+        384,
     ),
-    "R26+ViT-B/32": Published("gs://vit_models/imagenet21k/R26+ViT-B_32.npz", 224, num_classes=21843, size="450.23 MiB", zero_head=True),
+    "R26+ViT-B/32": Published(
+        "gs://vit_models/imagenet21k/R26+ViT-B_32.npz", 224, num_classes=21843, size="450.23 MiB", zero_head=True
+    ),
     "R50+ViT-B/16": Published(f"{_FINE_TUNED}/R50+ViT-B_16.npz", 384, size="377.57 MiB"),
     "R50+ViT-L/32": Published(
-        f"{_AUGREG}/R50_L_32-i21k-300ep-lr_0.001-aug_medium2-wd_0.1-do_0.0-sd_0.0--imagenet2012-steps_20k-lr_0.01-res_384.npz", 384
+        f"{_AUGREG}/R50_L_32-i21k-300ep-lr_0.001-aug_medium2-wd_0.1-do_0.0-sd_0.0--imagenet2012-steps_20k-lr_0.01-res_384.npz",
+        384,
     ),
     "Mixer-B/16": Published(f"{_MIXER}/imagenet1k/Mixer-B_16.npz", 224, size="228.47 MiB"),
     "Mixer-L/16": Published(f"{_MIXER}/imagenet1k/Mixer-L_16.npz", 224, size="794.29 MiB"),

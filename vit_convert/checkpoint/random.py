@@ -1,4 +1,5 @@
-"""`python -m vit_convert.checkpoint.random`, as older texts have it: see families/random.py, since a family writes its own."""
+"""`python -m vit_convert.checkpoint.random`, as older texts have it: see families/random.py, since a family writes its
+own."""
 
 import importlib
 import sys

@@ -9,8 +9,9 @@ from vit_convert.core.errors import CheckpointError
 def select(leaves: Mapping[str, Leaf], subtree: str, path: str) -> tuple[str, dict[str, Leaf]]:
     """Keeps the model's leaves and strips what they have in front.
 
-    `params/` is the optax era of big_vision, `opt/target/` the flax.optim era before it; both have the optimizer's moments beside
-    the model, under the same names and of the same shapes, so everything else under `opt/` and `chrono/` is left out.
+    `params/` is the optax era of big_vision, `opt/target/` the flax.optim era before it; both have the optimizer's
+    moments beside the model, under the same names and of the same shapes, so everything else under `opt/` and `chrono/`
+    is left out.
 
     Args:
         leaves: all leaves of the file.

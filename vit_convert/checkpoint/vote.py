@@ -1,4 +1,5 @@
-"""Sizes by majority, so that one missing or transposed leaf is reported as itself and does not make every other leaf look wrong."""
+"""Sizes by majority, so that one missing or transposed leaf is reported as itself and does not make every other leaf
+look wrong."""
 
 import re
 from collections import Counter
@@ -12,8 +13,8 @@ def most_common(leaves: Mapping[str, Leaf], *patterns_and_axes: tuple[str, int])
 
     Args:
         leaves: by canonical name.
-        patterns_and_axes: regular expressions, searched for in the names, with the axis to read. A kind of leaf that is missing
-            everywhere (a model without biases) is followed by others that tell the same size.
+        patterns_and_axes: regular expressions, searched for in the names, with the axis to read. A kind of leaf that is
+            missing everywhere (a model without biases) is followed by others that tell the same size.
 
     Returns:
         The length; 0 where no leaf tells it.
@@ -32,6 +33,7 @@ def count_numbers(names: Iterable[str], pattern: str) -> int:
 
 
 def patch_side(leaves: Mapping[str, Leaf], kernel: str, width: int) -> int:
-    """The side of the patch that a kernel [side, side, 3, width] takes, whatever the order of its axes; 1 if it is not found."""
+    """The side of the patch that a kernel [side, side, 3, width] takes, whatever the order of its axes; 1 if it is not
+    found."""
     sides = Counter(leaves[kernel].shape) - Counter((3, width)) if kernel in leaves else Counter()
     return sides.most_common(1)[0][0] if sides else 1

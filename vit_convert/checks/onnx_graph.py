@@ -90,7 +90,14 @@ def batch_sizes(num_images: int) -> list[int]:
 
 
 def graph_scores(
-    path: str | os.PathLike[str], images: np.ndarray, prepare: Any, output: str, *, batch_size: int, label: str, progress: Progress
+    path: str | os.PathLike[str],
+    images: np.ndarray,
+    prepare: Any,
+    output: str,
+    *,
+    batch_size: int,
+    label: str,
+    progress: Progress,
 ) -> np.ndarray:
     """Runs a graph over a set of images.
 

@@ -19,7 +19,8 @@ from vit_convert.core.errors import UsageError
 _CHUNK_BYTES = 1 << 22  # large enough that other threads hardly hold it up, small enough to stay in a cache
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _REFUSED = (errno.EACCES, errno.EROFS, errno.EPERM)
-_SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")  # numpy.ndarray.tofile says no more than that, and sets no errno
+# numpy.ndarray.tofile says no more than that, and sets no errno
+_SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")
 
 
 def graph_name(precision: str) -> str:
@@ -53,7 +54,8 @@ class Bundle:
                 pass
         except (OSError, ValueError) as e:  # the latter of a path with a zero byte in it
             raise UsageError(
-                f"workdir {self.root}: cannot be written ({getattr(e, 'strerror', None) or e})", fix="Give a writable --workdir."
+                f"workdir {self.root}: cannot be written ({getattr(e, 'strerror', None) or e})",
+                fix="Give a writable --workdir.",
             ) from e
 
     config = property(lambda self: self.root / "config.json")
@@ -82,11 +84,13 @@ class Bundle:
         return self.lowerings / f"{name}.onnx"
 
     def ranges(self, lowering: str) -> pathlib.Path:
-        """The tensor ranges of int8 engines that are built from a lowering without Q/DQ: a calibration of that graph."""
+        """The tensor ranges of int8 engines that are built from a lowering without Q/DQ: a calibration of that
+        graph."""
         return self.lowerings / f"{lowering}.ranges.json"
 
     def reference_at(self, image_size: tuple[int, int]) -> pathlib.Path:
-        """The reference at one more (height, width) of a dynamic graph; `reference` is for the size that it is tuned for."""
+        """The reference at one more (height, width) of a dynamic graph; `reference` is for the size that it is tuned
+        for."""
         return self.root / f"reference.{image_size[0]}x{image_size[1]}.npz"
 
     def images(self, split: str) -> pathlib.Path:
@@ -150,7 +154,8 @@ def disk_errors(path: str | os.PathLike[str]) -> Iterator[None]:
     except OSError as e:
         if e.errno in _DISK_FULL or (e.errno is None and _SHORT_WRITE.fullmatch(str(e))):
             raise UsageError(
-                f"{path}: no space left on the disk", fix="Free space or choose another --workdir; finished stages are kept."
+                f"{path}: no space left on the disk",
+                fix="Free space or choose another --workdir; finished stages are kept.",
             ) from e
         if e.errno in _REFUSED:
             raise UsageError(f"{path}: cannot be written ({e.strerror})", fix="Give a writable --workdir.") from e
@@ -167,7 +172,9 @@ def utf8_path(path: str | os.PathLike[str]) -> str:
         return os.fsencode(path).decode("utf-8")
     except UnicodeDecodeError as e:
         shown = os.fspath(path).encode("utf-8", "replace").decode("utf-8")
-        raise UsageError(f"{shown}: its name is not UTF-8, which ONNX and TensorRT need", fix="Give another --workdir.") from e
+        raise UsageError(
+            f"{shown}: its name is not UTF-8, which ONNX and TensorRT need", fix="Give another --workdir."
+        ) from e
 
 
 @contextlib.contextmanager
@@ -211,7 +218,8 @@ def _finite(value: Any) -> Any:
 
 
 def read_json(path: str | os.PathLike[str], default: Any = None) -> Any:
-    """Reads a JSON object; `default` if it is missing or damaged (an older version, a full disk, another file's content)."""
+    """Reads a JSON object; `default` if it is missing or damaged (an older version, a full disk, another file's
+    content)."""
     try:
         value = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

@@ -1,4 +1,5 @@
-"""TensorRT's own INT8 calibration cache, byte for byte, with a key beside it so that a cache of another build is refused."""
+"""TensorRT's own INT8 calibration cache, byte for byte, with a key beside it so that a cache of another build is
+refused."""
 
 import dataclasses
 import math
@@ -48,7 +49,8 @@ class CacheKey:
         if numbers is None:
             raise CalibrationError(f"TensorRT {self.version}: no calibration cache is known of such a version")
         major, minor, patch = map(int, numbers.groups())
-        number = major * (1000 if major < 10 else 10000) + minor * 100 + patch  # NvInferVersion.h; 10 moved the major up a digit
+        # NvInferVersion.h; 10 moved the major up a digit
+        number = major * (1000 if major < 10 else 10000) + minor * 100 + patch
         return f"TRT-{number}-{ALGORITHMS[self.algorithm]}"
 
 
@@ -84,9 +86,12 @@ def format_cache(key: CacheKey, amax: Mapping[str, float]) -> bytes:
         amax: largest |x| that int8 represents, for each tensor.
 
     Returns:
-        The file's bytes: the header, then "<tensor>: <the scale's big-endian float32 bits in hex, without padding>" lines.
+        The file's bytes: the header, then "<tensor>: <the scale's big-endian float32 bits in hex, without padding>"
+        lines.
     """
-    bits = {name: struct.unpack("!I", struct.pack("!f", np.float32(a) / np.float32(127)))[0] for name, a in amax.items()}
+    bits = {
+        name: struct.unpack("!I", struct.pack("!f", np.float32(a) / np.float32(127)))[0] for name, a in amax.items()
+    }
     return "\n".join([key.header, *(f"{name}: {b:x}" for name, b in bits.items()), ""]).encode()
 
 
@@ -111,7 +116,9 @@ def parse_cache(data: bytes) -> tuple[str, dict[str, float]]:
             if not 0 <= scales[tensor] < math.inf:
                 raise ValueError(f"{tensor} has scale {scales[tensor]}")
     except (ValueError, struct.error) as e:
-        raise CalibrationError(f"calibration cache: no TensorRT calibration cache ({e})", fix="Delete it and calibrate again.") from e
+        raise CalibrationError(
+            f"calibration cache: no TensorRT calibration cache ({e})", fix="Delete it and calibrate again."
+        ) from e
     return header, scales
 
 
@@ -126,7 +133,8 @@ def load_cache(path: str | os.PathLike[str], key: CacheKey) -> bytes | None:
         The cache, or None if it does not exist yet.
 
     Raises:
-        CalibrationError: it is for another algorithm or version, or made from another graph, other weights or other images.
+        CalibrationError: it is for another algorithm or version, or made from another graph, other weights or other
+            images.
     """
     path = pathlib.Path(path)
     if not path.exists():

@@ -1,4 +1,5 @@
-"""How every command line ends: a user's mistake prints one clear message and sets its exit code, without a traceback."""
+"""How every command line ends: a user's mistake prints one clear message and sets its exit code, without a
+traceback."""
 
 import contextlib
 import signal

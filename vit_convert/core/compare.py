@@ -40,7 +40,8 @@ class Tolerance:
 
     def met_by(self, result: Comparison) -> bool:
         """Whether a comparison passes; a candidate with NaN or infinity never does."""
-        relative = self.rtol * result.scale if result.scale else 0.0  # of a reference of zeros, infinity times which is no number
+        # of a reference of zeros, infinity times which is no number
+        relative = self.rtol * result.scale if result.scale else 0.0
         return result.finite and result.max_abs <= self.atol + relative and result.cosine >= self.cosine
 
     def __str__(self) -> str:
@@ -67,7 +68,8 @@ def compare(reference: np.ndarray, candidate: np.ndarray) -> Comparison:
     if not np.isfinite(candidate).all():
         return Comparison(float("inf"), float("inf"), 0.0, scale, finite=False)
     max_abs, cosine = 0.0, 1.0
-    for expected, got in zip(reference, candidate):  # image by image: taps are large, float64 copies of all of them larger
+    # image by image: taps are large, float64 copies of all of them larger
+    for expected, got in zip(reference, candidate):
         expected, got = expected.astype(np.float64).ravel(), got.astype(np.float64).ravel()
         max_abs = max(max_abs, float(np.max(np.abs(expected - got), initial=0.0)))
         cosine = min(cosine, _cosine(expected, got))

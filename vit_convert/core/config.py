@@ -1,17 +1,17 @@
-"""What is asked for: the defaults, the rules a config must meet, and where config files are found."""
+"""What is asked for: the rules that a config must meet, and what it says to the stages."""
 
 import os
 import re
 from typing import Any
 
 import ml_collections
-from ml_collections import config_dict
 
 from vit_convert.core.config_ranges import check_ranges
+from vit_convert.core.defaults import default_config
 from vit_convert.core.dialect import DIALECTS, Dialect
 from vit_convert.core.errors import UsageError, nearest
 from vit_convert.core.image_size import is_range, parse_range, parse_size
-from vit_convert.core.renamed import Config, current
+from vit_convert.core.renamed import current
 
 PRECISIONS = ("fp32", "bf16", "fp16", "int8", "fp8")
 AUTO = "auto"  # as a precision: what plan says; as a lowering: what the export advises
@@ -31,101 +31,6 @@ _CHOICES = {
     "plan.type": QUANTIZED,
     "engine.int8_lowering": ("", *(name for dialect in DIALECTS.values() for name in dialect.int8_lowerings)),
 }
-
-
-def default_config() -> ml_collections.ConfigDict:
-    """Every key with its default; a config file changes what it needs.
-
-    Returns:
-        A locked ConfigDict. Setting an unknown key is an error that names the nearest valid ones.
-
-    Example:
-        >>> config = default_config()
-        >>> config.batch.max
-        64
-    """
-    config = Config()
-    config.name = ""  # name of the bundle folder; empty: the config file's
-    config.checkpoint = ""  # .npz or .safetensors: a path, or an https:// or gs:// address
-    config.family = "auto"  # auto: read from the file; any other is checked against it
-    config.families = ()  # more families of models: ("my_module:FAMILY", "/path/my_family.py:FAMILY"), tried before the package's own
-    config.variant = "auto"  # "B/32", "ViT-B_32", …; auto: read from the file; any other is checked against it
-    config.model = config_dict.placeholder(object)  # your own model instead of a checkpoint: a function that returns (module, variables)
-    config.image_size = config_dict.placeholder(object)  # 224, (224, 384), "224x384" or "dynamic:160..448@224"; empty: the checkpoint's
-    config.posemb_grid = config_dict.placeholder(tuple)  # (rows, columns) of a stored position table that is not square
-    config.preprocess = "auto"  # how images become inputs: vit_jax, big_vision, siglip, imagenet, …; auto: as the checkpoint was trained
-    config.layout = "NHWC"  # order of the `images` input's axes
-    config.input = "float32"  # float32: normalised as `preprocess` says; uint8: pixels, which the graph normalises
-    config.outputs = "logits"  # features: without the head; if your own model has several outputs, the one that is judged
-    config.taps = False  # keep block_00 … encoder_norm as outputs of model.onnx
-    config.num_classes = 0  # checked against the checkpoint's head; 0: whatever it has
-    config.quantize_only = ()  # block names and patterns that int8 is limited to; empty: all linears between the first and the last
-    config.keep_fp16 = ()  # block names and patterns that int8 leaves in fp16
-    config.precision = "fp16"  # comma-separated; int8 and fp8 also build fp16; auto quantizes, to plan.type, what the budget allows
-    config.target = "auto"  # the TensorRT generation that the graph is written for; auto: the backend's
-    config.lowerings = ()  # other ways to write model.onnx, for `tune` to choose from: ("plugin", "kernels", "matmul") for trt8
-    config.keep_fp32 = ()  # block names and patterns that stay in fp32: ("block_11", "head*")
-
-    config.batch = Config()
-    config.batch.min = 1
-    config.batch.opt = 8
-    config.batch.max = 64
-    config.batch.profiles = ()  # batch sizes that get a fixed profile beside the range, which is faster: (1, 64)
-
-    config.calibration = Config()
-    config.calibration.data = ""  # folder, .zip, .npz or list file; empty: seeded noise, enough only to measure speed
-    config.calibration.method = (
-        "entropy"  # entropy, widened where clipping costs more than it gains; entropy_plain, minmax, percentile, mse
-    )
-    config.calibration.max_error = 0.001  # entropy: a product that loses more of its mean square to int8 stays fp16; 1/20 of cosine 0.99
-    config.calibration.num_images = 512
-    config.calibration.batch_size = 8
-    config.calibration.attention = False  # quantize the attention products too
-    config.calibration.branches = False  # with engine.int8_lowering: quantize what blocks add to the residual stream too
-    config.calibration.shift = True  # int8: subtract the middle of a one-sided range before rounding; biases add it back
-    config.calibration.smooth = 0.0  # SmoothQuant's strength, 0.5 for outlier channels after LayerNorms; 0: off
-
-    config.sensitivity = False  # measure what each layer loses in plan.type, also without precision=auto
-
-    config.plan = Config()
-    config.plan.type = "int8"  # int8 or fp8: what precision=auto computes as much of the model in as the budget allows
-    config.plan.accuracy_budget = 0.5  # points of top-1 that the plan may lose, if there are labels
-    config.plan.cosine = 0.0  # smallest cosine to the fp32 output that is allowed on any image; 0: check.int8_cosine
-    config.plan.num_images = 256  # how many images to measure on: of the evaluation images, else of the calibration images
-    config.plan.file = ""  # a precision_plan.json from an earlier search, perhaps edited; then nothing is searched
-
-    config.evaluation = Config()
-    config.evaluation.data = ""  # labelled images; empty: no accuracy is measured
-    config.evaluation.num_images = 0  # 0: all
-
-    config.check = Config()
-    config.check.num_images = 4  # images in reference.npz; the largest batch onnxruntime is checked with
-    config.check.atol = 1e-6  # fp32: max_abs <= atol + rtol * scale of the output, for the output and for every block
-    config.check.rtol = 1e-4
-    config.check.engine_rtol = 1e-3  # the same for fp32 engines, which sum in other orders, through up to 32 blocks
-    config.check.cosine = 0.99999
-    config.check.fp16_cosine = 0.999  # against JAX fp32, for the output
-    config.check.int8_cosine = 0.98
-    config.check.max_top1_drop = 1.0  # points of top-1 that a lower precision may lose, if there are labels
-    config.check.min_agreement = 99.0  # percent of labelled images on which an unquantized engine has to give JAX's first class
-
-    config.engine = Config()
-    config.engine.backend = "auto"  # auto: tensorrt on a host with a GPU, else rtx; none: stop after ONNX
-    config.engine.workspace_gib = 4.0
-    config.engine.timing_cache = ""  # a folder for kernel timings, which models may share; empty: one in the bundle
-    config.engine.opt_level = 3
-    config.engine.tf32 = False
-    config.engine.lowering = "auto"  # what trt8's fp16 engines are built from; auto: "plugin" if it fits; empty: model.onnx
-    config.engine.int8_lowering = ""  # what trt8's int8 engines are built from; "fused" needs our kernels; empty: the Q/DQ graph
-    config.engine.hardware_compatible = False  # an engine for Ampere and every later GPU, at some cost in speed
-    config.engine.version_compatible = False  # an engine that later versions of the same TensorRT major load
-    config.engine.calibrator = False  # INT8 by TensorRT's own calibrator (TensorRT 10 and earlier) instead of Q/DQ
-
-    config.benchmark = Config()
-    config.benchmark.batches = (1, 8, 64)
-    config.benchmark.streams = (1, 2)
-    config.benchmark.seconds = 3.0
-    return config.lock()
 
 
 def complete(given: Any, name: str, *, check: bool = True) -> ml_collections.ConfigDict:
@@ -156,7 +61,9 @@ def _overlay(config: ml_collections.ConfigDict, given: ml_collections.ConfigDict
     for given_key in given:
         key = current(given_key)
         if key not in config:
-            raise UsageError(f"config.{path}{key}: unknown key.{nearest(key, config.keys())}", fix="See --help for the keys.")
+            raise UsageError(
+                f"config.{path}{key}: unknown key.{nearest(key, config.keys())}", fix="See --help for the keys."
+            )
         value = given[given_key]
         if isinstance(config[key], ml_collections.ConfigDict):
             if not isinstance(value, ml_collections.ConfigDict):
@@ -165,7 +72,8 @@ def _overlay(config: ml_collections.ConfigDict, given: ml_collections.ConfigDict
             continue
         if value is None and isinstance(config[key], str):
             value = ""  # no name, no data
-        if value is None and config[key] is not None:  # ml_collections lets every key be None, and refuses to read it afterwards
+        # ml_collections lets every key be None, and refuses to read it afterwards
+        if value is None and config[key] is not None:
             raise UsageError(f"config.{path}{key}: None, expected {type(config[key]).__name__}")
         try:
             if isinstance(config[key], float) and isinstance(value, int):
@@ -174,7 +82,9 @@ def _overlay(config: ml_collections.ConfigDict, given: ml_collections.ConfigDict
                 value = tuple(value)
             config[key] = value
         except (TypeError, ValueError) as e:
-            raise UsageError(f"config.{path}{key}: {value!r} is a {type(value).__name__}, expected {type(config[key]).__name__}") from e
+            raise UsageError(
+                f"config.{path}{key}: {value!r} is a {type(value).__name__}, expected {type(config[key]).__name__}"
+            ) from e
 
 
 def check_values(config: ml_collections.ConfigDict) -> None:
@@ -204,12 +114,15 @@ def check_values(config: ml_collections.ConfigDict) -> None:
         )
     if config.engine.calibrator and config.calibration.method in ("percentile", "mse"):
         raise UsageError(
-            f"config.engine.calibrator with calibration.method={config.calibration.method}: TensorRT calibrates by entropy or minmax",
-            fix="Use entropy (our guarded thresholds), entropy_plain or minmax (its own), or leave engine.calibrator off.",
+            f"config.engine.calibrator with calibration.method={config.calibration.method}: TensorRT calibrates by "
+            "entropy or minmax",
+            fix="Use entropy (our guarded thresholds), entropy_plain or minmax (its own), or leave engine.calibrator "
+            "off.",
         )
     if config.engine.int8_lowering and (config.engine.calibrator or config.calibration.smooth or is_planned(config)):
         raise UsageError(
-            f"config.engine.int8_lowering={config.engine.int8_lowering!r}: its ranges come from one calibration of the whole encoder",
+            f"config.engine.int8_lowering={config.engine.int8_lowering!r}: its ranges come from one calibration of "
+            "the whole encoder",
             fix="Leave engine.calibrator, calibration.smooth and precision=auto out, or engine.int8_lowering empty.",
         )
     batch = config.batch
@@ -217,15 +130,21 @@ def check_values(config: ml_collections.ConfigDict) -> None:
         raise UsageError(f"config.batch: min {batch.min}, opt {batch.opt}, max {batch.max} must rise from 1")
     _check_tuples(config)
     if not config.checkpoint and config.model is None:
-        raise UsageError("config.checkpoint is empty", fix="Give a file, an https:// or gs:// address, or config.model.")
-    # No "..", hidden folder or flag; and a name with what is appended to it has to fit into the 255 bytes of a file system.
+        raise UsageError(
+            "config.checkpoint is empty", fix="Give a file, an https:// or gs:// address, or config.model."
+        )
+    # No "..", hidden folder or flag; and a name with what is appended to it has to fit into the 255 bytes of a file
+    # system.
     if not re.fullmatch(r"\w[\w.+-]*", config.name) or len(os.fsencode(config.name)) > 200:
         raise UsageError(
-            f"config.name={config.name!r}: at most 200 letters, digits, '.', '_', '+' and '-', of which the first is a letter or digit",
+            f"config.name={config.name!r}: at most 200 letters, digits, '.', '_', '+' and '-', of which the first is "
+            "a letter or digit",
             fix="It names a folder in --workdir.",
         )
     if config.plan.file and not os.path.isfile(config.plan.file):
-        raise UsageError(f"config.plan.file={config.plan.file!r}: no such file", fix="config.precision=auto writes one.")
+        raise UsageError(
+            f"config.plan.file={config.plan.file!r}: no such file", fix="config.precision=auto writes one."
+        )
 
 
 def _check_model(config: ml_collections.ConfigDict) -> None:
@@ -236,7 +155,8 @@ def _check_model(config: ml_collections.ConfigDict) -> None:
     for key in ("checkpoint", "family", "families", "variant", "posemb_grid"):
         if config[key] != defaults[key]:
             raise UsageError(
-                f"config.model and config.{key}={config[key]!r}: an own model comes with its parameters, and no checkpoint is read",
+                f"config.model and config.{key}={config[key]!r}: an own model comes with its parameters, and no "
+                "checkpoint is read",
                 fix=f"Leave one of them out; let the function in config.model read {config.checkpoint}."
                 if key == "checkpoint"
                 else f"Leave config.{key} out.",
@@ -247,23 +167,32 @@ def _check_tuples(config: ml_collections.ConfigDict) -> None:
     """Refuses what the command line makes of a mistyped tuple: ('a,b',) of a,b."""
     for key in ("batches", "streams"):
         if not config.benchmark[key]:
-            raise UsageError(f"config.benchmark.{key}=(): holds no number", fix=f'For example --config.benchmark.{key}="(1,8)".')
+            raise UsageError(
+                f"config.benchmark.{key}=(): holds no number", fix=f'For example --config.benchmark.{key}="(1,8)".'
+            )
     grid: Any = config.posemb_grid
     if grid is not None and len(grid) != 2:
-        raise UsageError(f"config.posemb_grid={grid!r}: expected (rows, columns)", fix='For example --config.posemb_grid="(7,9)".')
+        raise UsageError(
+            f"config.posemb_grid={grid!r}: expected (rows, columns)", fix='For example --config.posemb_grid="(7,9)".'
+        )
     examples = dict.fromkeys(("keep_fp32", "keep_fp16", "quantize_only"), "('block_11','head*')")
     examples |= {"lowerings": "('matmul','primitives')", "families": "('my_module:FAMILY','mine.py:FAMILY')"}
     for key, example in examples.items():
         names: Any = config[key]
         if not all(isinstance(name, str) and re.fullmatch(r"[^\s,()'\"]+", name) for name in names):
-            raise UsageError(f"config.{key}={names!r}: names and patterns only", fix=f'For example --config.{key}="{example}".')
+            raise UsageError(
+                f"config.{key}={names!r}: names and patterns only", fix=f'For example --config.{key}="{example}".'
+            )
 
 
 def as_plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """The config as `config.json` holds it: all values, and for `config.model` the function's name, file and hash."""
     from vit_convert.core.user_code import describe_function
 
-    return {**config.to_dict(), "model": describe_function(config.model) if callable(config.model) else config.to_dict()["model"]}
+    return {
+        **config.to_dict(),
+        "model": describe_function(config.model) if callable(config.model) else config.to_dict()["model"],
+    }
 
 
 def precisions(config: ml_collections.ConfigDict) -> list[str]:
@@ -276,7 +205,10 @@ def precisions(config: ml_collections.ConfigDict) -> list[str]:
     known = (*PRECISIONS, AUTO)
     for word in asked or [""]:
         if word not in known:
-            raise UsageError(f"config.precision={config.precision!r}: {word!r} is not one of {', '.join(known)}.{nearest(word, known)}")
+            raise UsageError(
+                f"config.precision={config.precision!r}: {word!r} is not one of "
+                f"{', '.join(known)}.{nearest(word, known)}"
+            )
     if AUTO in asked:
         asked.append(config.plan.type)
     if set(QUANTIZED) & set(asked):
@@ -294,8 +226,8 @@ def lowering(config: ml_collections.ConfigDict, advised: str) -> str:
 
     Args:
         config: the full config.
-        advised: what `engine.lowering=auto` stands for, unless blocks are to stay in fp32 or the engine is to run elsewhere too: the
-            attention plugin is fp16 everywhere, and belongs to one version and GPU.
+        advised: what `engine.lowering=auto` stands for, unless blocks are to stay in fp32 or the engine is to run
+            elsewhere too: the attention plugin is fp16 everywhere, and belongs to one version and GPU.
     """
     if config.engine.lowering != AUTO:
         return config.engine.lowering
@@ -304,8 +236,13 @@ def lowering(config: ml_collections.ConfigDict, advised: str) -> str:
 
 
 def lowerings(config: ml_collections.ConfigDict, advised: str) -> list[str]:
-    """The lowerings that are written beside model.onnx: those asked for, and the one that engines are built from; `advised` as above."""
-    names = (*config.lowerings, lowering(config, advised), config.engine.int8_lowering if "int8" in precisions(config) else "")
+    """The lowerings that are written beside model.onnx: those asked for, and the one that engines are built from;
+    `advised` as above."""
+    names = (
+        *config.lowerings,
+        lowering(config, advised),
+        config.engine.int8_lowering if "int8" in precisions(config) else "",
+    )
     return list(dict.fromkeys(name for name in names if name))
 
 
@@ -339,7 +276,8 @@ def require_dialect(config: ml_collections.ConfigDict, dialect: Dialect | None) 
         )
     if is_planned(config) and config.engine.calibrator:
         raise UsageError(
-            "config.precision=auto: TensorRT's own calibrator quantizes what it likes", fix="Set config.engine.calibrator=False."
+            "config.precision=auto: TensorRT's own calibrator quantizes what it likes",
+            fix="Set config.engine.calibrator=False.",
         )
 
 
@@ -360,7 +298,8 @@ def require_resizable(config: ml_collections.ConfigDict, one_size: str) -> None:
     """
     if is_dynamic(config) and one_size:
         raise UsageError(
-            f"config.image_size={config.image_size!r}: {one_size}; only ViTs take a range, by resampling their position table. "
+            f"config.image_size={config.image_size!r}: {one_size}; only ViTs take a range, by resampling their "
+            "position table. "
             "Mixer and Swin cannot: their weights fix the number of tokens.",
             fix="Give one size, such as 224x384.",
         )

@@ -53,7 +53,8 @@ def find_config(given: str) -> str:
                 return os.fspath(folder / name)
     names = sorted({path.name for folder in folders[1:] if folder.is_dir() for path in folder.glob("*.py")})
     raise UsageError(
-        f"--config={given}: no such file here or in configs/.{nearest(given, names)}", fix=f"Configs at hand: {', '.join(names)}"
+        f"--config={given}: no such file here or in configs/.{nearest(given, names)}",
+        fix=f"Configs at hand: {', '.join(names)}",
     )
 
 
@@ -70,7 +71,8 @@ def load_config(path: str, argument: str = "") -> Any:
     Raises:
         UsageError: the file fails, and what it said; or its get_config() takes no argument.
     """
-    loader = importlib.machinery.SourceFileLoader("vit_convert_user_config", path)  # a config is Python, whatever its file is called
+    # a config is Python, whatever its file is called
+    loader = importlib.machinery.SourceFileLoader("vit_convert_user_config", path)
     module = types.ModuleType(loader.name)
     module.__file__ = path
     try:
@@ -88,5 +90,8 @@ def load_config(path: str, argument: str = "") -> Any:
 def _explain(e: BaseException) -> str:
     """The error in one line; for an unknown key of a locked config, the nearest valid ones."""
     if match := re.match(r'(?:\'|")?Key "?(\w+)"? does not exist', str(e)):
-        return f"unknown key {match[1]!r}.{nearest(match[1], [key.split('.')[-1] for key in dotted_keys(default_config())])}{where(e)}"
+        return (
+            f"unknown key "
+            f"{match[1]!r}.{nearest(match[1], [key.split('.')[-1] for key in dotted_keys(default_config())])}{where(e)}"
+        )
     return explain(e)

@@ -43,7 +43,9 @@ class Range:
             return False
         if not math.isfinite(number):
             return False
-        return (self.low < number if self.above else self.low <= number) and (number < self.high if self.below else number <= self.high)
+        return (self.low < number if self.above else self.low <= number) and (
+            number < self.high if self.below else number <= self.high
+        )
 
     def __str__(self) -> str:
         kind = ("whole " if self.whole else "") + "number"

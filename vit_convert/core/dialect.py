@@ -18,8 +18,8 @@ class Dialect:
         stores_quantized_weights: whether it reads weights stored in int8 or fp8; else they are fp32 with a Q/DQ pair.
         fp16_lowering: the lowering (export/targets.py) that is fastest for fp16, if the model fits it; "" for none.
         int8_lowerings: the lowerings that int8 engines can be built from by ranges, without Q/DQ.
-        cache_version: the version to write into a calibration cache on a host without this TensorRT: the last of its generation. "" if
-            it reads no calibration cache.
+        cache_version: the version to write into a calibration cache on a host without this TensorRT: the last of its
+            generation. "" if it reads no calibration cache.
     """
 
     name: str

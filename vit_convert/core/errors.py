@@ -9,8 +9,10 @@ class ConvertError(Exception):
     """A user-facing failure: printed without a traceback, and its exit code ends the process.
 
     Args:
-        message: what is wrong, where, and both values ("…/kernel: checkpoint (768, 3072), variant needs (1024, 4096)"). It may quote
-            foreign bytes: control characters, and what a report could not encode, are escaped as Python does ("\\x1b", "\\udc80").
+        message: what is wrong, where, and both values ("…/kernel: checkpoint (768, 3072), variant needs (1024, 4096)").
+            It may quote
+            foreign bytes: control characters, and what a report could not encode, are escaped as Python does ("\\x1b",
+                "\\udc80").
         fix: what to do about it, one sentence; printed on its own line.
         result: what a stage found before it failed, for the report.
 
@@ -85,7 +87,8 @@ INTERRUPTED = 130  # 128 + SIGINT, what shells use; finished stages stay, so a r
 
 
 class Terminated(KeyboardInterrupt):
-    """The process was asked to end by SIGTERM (`docker stop`, Slurm) or SIGHUP; it ends as after Ctrl-C, with INTERRUPTED."""
+    """The process was asked to end by SIGTERM (`docker stop`, Slurm) or SIGHUP; it ends as after Ctrl-C, with
+    INTERRUPTED."""
 
 
 def nearest(word: str, valid: Iterable[str]) -> str:

@@ -15,7 +15,8 @@ LARGEST_SIDE = 16_384  # pixels; the attention of a million patches fits no GPU
 
 @dataclasses.dataclass(frozen=True)
 class ImageRange:
-    """The image sizes that a dynamic graph takes: multiples of the patch size from `smallest` to `largest`, each side by itself.
+    """The image sizes that a dynamic graph takes: multiples of the patch size from `smallest` to `largest`, each side
+    by itself.
 
     Attributes:
         smallest: (height, width) in pixels.
@@ -67,11 +68,16 @@ def parse_size(value: Any) -> Size | None:
     """
     if value is None or (isinstance(value, str) and not value):
         return None
-    numbers: Any = re.findall(r"\d+", value) if isinstance(value, str) and re.fullmatch(r"\s*\d+(\s*[x,]\s*\d+)?\s*", value) else value
+    numbers: Any = (
+        re.findall(r"\d+", value)
+        if isinstance(value, str) and re.fullmatch(r"\s*\d+(\s*[x,]\s*\d+)?\s*", value)
+        else value
+    )
     with contextlib.suppress(TypeError):  # not one whole number, but perhaps two
         numbers = numbers if isinstance(numbers, bool) else [operator.index(numbers)]
     try:
-        sizes = [operator.index(n) if not isinstance(n, str) else int(n) for n in numbers]  # 223.9 is no size, and not 223
+        # 223.9 is no size, and not 223
+        sizes = [operator.index(n) if not isinstance(n, str) else int(n) for n in numbers]
     except (TypeError, ValueError):
         sizes = []
     _require_bounded(value, sizes)
@@ -106,7 +112,10 @@ def parse_range(value: str, default: Size | None = None) -> ImageRange:
     side = r"\s*(\d+)(?:x(\d+))?\s*"
     match = re.fullmatch(rf"dynamic:{side}\.\.{side}(?:@{side})?", value.strip())
     if match is None:
-        raise UsageError(f"config.image_size={value!r}: expected 'dynamic:160..448', 'dynamic:160x128..448x640' or 'dynamic:160..448@224'")
+        raise UsageError(
+            f"config.image_size={value!r}: expected 'dynamic:160..448', 'dynamic:160x128..448x640' or "
+            "'dynamic:160..448@224'"
+        )
     groups = match.groups()
     given = [(int(height), int(width or height)) for height, width in zip(groups[::2], groups[1::2]) if height]
     _require_bounded(value, [side for size in given for side in size])

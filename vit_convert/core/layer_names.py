@@ -7,14 +7,25 @@ from collections.abc import Iterable, Sequence
 from vit_convert.core.errors import UsageError, nearest
 
 HOW_TO_NAME = "Give a block (block_03), a layer (block_03/fc2), a scope or an fnmatch pattern (*/MlpBlock_0/*)."
-_STAGE = re.compile(r"(?:^|/)(stage_\w+)/block_(\d+)(?=/|$)")  # of a model with several stacks of blocks, see `stack.Stack`
+# of a model with several stacks of blocks, see `stack.Stack`
+_STAGE = re.compile(r"(?:^|/)(stage_\w+)/block_(\d+)(?=/|$)")
 _BLOCK = re.compile(r"(?:^|/)(?:encoder|mixer)?_?(?:block|layer)s?[_/.]?(\d+)(?=/|$)", re.IGNORECASE)
-_PARAMETERS = frozenset({"kernel", "weight", "w", "bias", "b", "scale", "embedding"})  # what a parameter is called within its layer
-_KINDS = {"Dense_0": "fc1", "Dense_1": "fc2", "qkv": "qkv", "query": "query", "key": "key", "value": "value", "out": "out"}
+# what a parameter is called within its layer
+_PARAMETERS = frozenset({"kernel", "weight", "w", "bias", "b", "scale", "embedding"})
+_KINDS = {
+    "Dense_0": "fc1",
+    "Dense_1": "fc2",
+    "qkv": "qkv",
+    "query": "query",
+    "key": "key",
+    "value": "value",
+    "out": "out",
+}
 
 
 def block_of(name: str) -> str | None:
-    """Reads the block from a scoped name: "Transformer/encoderblock_3/MlpBlock_0/…" is in "block_03"; None outside the blocks.
+    """Reads the block from a scoped name: "Transformer/encoderblock_3/MlpBlock_0/…" is in "block_03"; None outside the
+    blocks.
 
     Where a model has several stacks, theirs are in the names: "stage_2/block_5/attn/…" is in "stage_2/block_05".
     """
@@ -25,19 +36,22 @@ def block_of(name: str) -> str | None:
 
 
 def kind_of(name: str) -> str:
-    """Reads what a linear does from its weight's name: qkv, query, key, value, out, fc1, fc2; the layer's own name for any other."""
+    """Reads what a linear does from its weight's name: qkv, query, key, value, out, fc1, fc2; the layer's own name for
+    any other."""
     parts = name.split("/")
     return next((_KINDS[part] for part in reversed(parts) if part in _KINDS), parts[-2] if len(parts) > 1 else name)
 
 
 def layer_of(name: str) -> str:
-    """Reads the layer from its parameter's name: "stage_0/fc1/kernel" is of "stage_0/fc1", "mlp/w1" and "head" are of a layer so called."""
+    """Reads the layer from its parameter's name: "stage_0/fc1/kernel" is of "stage_0/fc1", "mlp/w1" and "head" are of a
+    layer so called."""
     scope, _, last = name.rpartition("/")
     return scope if scope and re.sub(r"\.\d+$", "", last) in _PARAMETERS else name
 
 
 def within_block(name: str) -> str:
-    """What follows the block in a scoped name: "blocks_0/attn/qkv" is "attn/qkv" there; the whole name outside the blocks."""
+    """What follows the block in a scoped name: "blocks_0/attn/qkv" is "attn/qkv" there; the whole name outside the
+    blocks."""
     found = _STAGE.search(name) or _BLOCK.search(name)
     return name[found.end() :].lstrip("/") if found else name
 

@@ -1,4 +1,5 @@
-"""Removes what an earlier or killed conversion left and this one does not make, so that nobody takes it for this one's."""
+"""Removes what an earlier or killed conversion left and this one does not make, so that nobody takes it for this
+one's."""
 
 import contextlib
 import os
@@ -17,8 +18,21 @@ _FOLDERS = (".", *_LOWERINGS, "engines/*", "tune/*", "timing")
 _OF_STAGES = (
     *("model.onnx", "model.onnx.data", "model.*.onnx", "model.*.onnx.data"),
     *(f"{folder}/*{end}" for folder in _LOWERINGS for end in (".onnx", ".onnx.data", ".ranges.json")),
-    *("signature.json", "reference.npz", "reference.*x*.npz", "evaluation_images.npy", "evaluation_labels.npy", "evaluation_logits.npy"),
-    *("calibration_images.npy", "calibration_labels.npy", "calibration.json", "calibration.cache", "calibration.cache.json"),
+    *(
+        "signature.json",
+        "reference.npz",
+        "reference.*x*.npz",
+        "evaluation_images.npy",
+        "evaluation_labels.npy",
+        "evaluation_logits.npy",
+    ),
+    *(
+        "calibration_images.npy",
+        "calibration_labels.npy",
+        "calibration.json",
+        "calibration.cache",
+        "calibration.cache.json",
+    ),
     *("sensitivity.json", "sensitivity.png", "plan_search.json", "precision_plan.json"),
 )
 _PLANS = ("engines/*/*.plan", "tune/*/*.plan")
@@ -61,14 +75,20 @@ def remove_leftovers(bundle: Bundle, files: Files) -> list[pathlib.Path]:
 def is_of(files: Files, bundle: Bundle, plan: pathlib.Path) -> bool:
     """Whether an engine was built from a graph of this conversion, by its sidecar."""
     graph = built_from(plan)
-    return bool(graph) and graph["hashes"] in [files.graph_hashes(folder / graph["name"]) for folder in (bundle.root, bundle.lowerings)]
+    return bool(graph) and graph["hashes"] in [
+        files.graph_hashes(folder / graph["name"]) for folder in (bundle.root, bundle.lowerings)
+    ]
 
 
 def built_from(plan: pathlib.Path) -> dict[str, Any]:
     """The {"name", "hashes"} of the graph that an engine's sidecar names; {} if it names none."""
     record = read_json(plan.with_name(f"{plan.name}.json"))
     graph = record.get("onnx") if isinstance(record, dict) else None
-    if not isinstance(graph, dict) or not isinstance(graph.get("path"), str) or not isinstance(graph.get("sha256"), str):
+    if (
+        not isinstance(graph, dict)
+        or not isinstance(graph.get("path"), str)
+        or not isinstance(graph.get("sha256"), str)
+    ):
         return {}
     return {"name": graph["path"], "hashes": {key: graph[key] for key in ("sha256", "data_sha256") if graph.get(key)}}
 

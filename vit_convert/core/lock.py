@@ -17,8 +17,8 @@ from vit_convert.core.bundle import Bundle, disk_errors, temporary_beside
 from vit_convert.core.errors import UsageError
 
 BEAT_S = 15.0
-# A holder on another machine is believed dead when its file was not touched for so long: that machine's processes cannot be looked at,
-# and some shared file systems keep flock to one machine.
+# A holder on another machine is believed dead when its file was not touched for so long: that machine's processes
+# cannot be looked at, and some shared file systems keep flock to one machine.
 DEAD_AFTER_S = 90.0
 _NO_FLOCK = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOLCK)
 
@@ -27,7 +27,8 @@ _NO_FLOCK = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.
 def hold(bundle: Bundle, command: str) -> Iterator[None]:
     """Holds a bundle's lock while the block runs.
 
-    The kernel's lock on the file (flock) ends with its process, however that ends. The file's content names the holder, and decides
+    The kernel's lock on the file (flock) ends with its process, however that ends. The file's content names the holder,
+    and decides
     where flock cannot: on file systems without it, and between machines.
 
     Args:
@@ -56,7 +57,13 @@ def hold(bundle: Bundle, command: str) -> Iterator[None]:
 def me() -> dict[str, Any]:
     """What tells this process from every other one on any machine: process numbers are reused, start times are not."""
     pid = os.getpid()
-    return {"host": socket.gethostname(), "boot": _boot(), "namespace": _namespace(), "pid": pid, "started": started(pid)}
+    return {
+        "host": socket.gethostname(),
+        "boot": _boot(),
+        "namespace": _namespace(),
+        "pid": pid,
+        "started": started(pid),
+    }
 
 
 def started(pid: int) -> str:
@@ -69,7 +76,8 @@ def started(pid: int) -> str:
 
 
 def _acquire(path: pathlib.Path, record: dict[str, Any]) -> int:
-    """Opens and locks the file and writes the record into it; returns its descriptor, which releases the lock when it is closed."""
+    """Opens and locks the file and writes the record into it; returns its descriptor, which releases the lock when it
+    is closed."""
     record = {**record, "token": secrets.token_hex(8)}
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -96,7 +104,8 @@ def _acquire(path: pathlib.Path, record: dict[str, Any]) -> int:
 
 
 def _let_go(file: int, path: pathlib.Path) -> None:
-    with contextlib.suppress(OSError):  # a folder that can no longer be written: the record stays, and is that of a dead holder
+    # a folder that can no longer be written: the record stays, and is that of a dead holder
+    with contextlib.suppress(OSError):
         if _is_at(file, path):
             os.unlink(path)
     os.close(file)
@@ -163,7 +172,10 @@ def _read(file: int) -> dict[str, Any]:
 
 
 def _refusal(path: pathlib.Path, holder: dict[str, Any]) -> UsageError:
-    who = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}, since {holder.get('since', '?')}: {holder.get('command', '?')}"
+    who = (
+        f"process {holder.get('pid', '?')} on {holder.get('host', '?')}, since {holder.get('since', '?')}: "
+        f"{holder.get('command', '?')}"
+    )
     fix = "Wait for it, end it, or give this conversion another --workdir or --config.name."
     if holder.get("boot") not in (None, _boot()):
         fix += f" If that machine is gone, its lock ends {DEAD_AFTER_S:g} s after its last sign of life."

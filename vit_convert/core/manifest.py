@@ -45,7 +45,8 @@ class FileRecord:
         return cls(str(value["path"]), int(value["bytes"]), str(value["sha256"]), (mtime, ctime, inode))
 
     def found(self, root: pathlib.Path) -> "FileRecord | None":
-        """The record of the file as it is now; None if it is missing or has other content. A copy has another `stat`."""
+        """The record of the file as it is now; None if it is missing or has other content. A copy has another
+        `stat`."""
         try:
             size, *stat = _stat(root / self.path)
             if size != self.bytes:
@@ -105,11 +106,14 @@ class Files:
         if not (self.root / record.path).is_file():
             return f"{os.fspath(path)}: there is no such file, which stage {self.makers[record.path]} left"
         if record.found(self.root) is None:
-            return f"{os.fspath(path)}: is not the file that stage {self.makers[record.path]} left ({record.sha256[:12]}…)"
+            return (
+                f"{os.fspath(path)}: is not the file that stage {self.makers[record.path]} left ({record.sha256[:12]}…)"
+            )
         return ""
 
     def graph_hashes(self, path: str | os.PathLike[str]) -> dict[str, str]:
-        """The hashes of a graph and its weights, as sidecars of engines hold them; {} if no finished stage left the graph."""
+        """The hashes of a graph and its weights, as sidecars of engines hold them; {} if no finished stage left the
+        graph."""
         graph, data = self.record(path), self.record(f"{os.fspath(path)}.data")
         if graph is None:
             return {}
@@ -131,8 +135,8 @@ class Manifest:
 
     Attributes:
         root: the bundle's folder.
-        rows: by stage name, in order: status, key, result, files, …; the status is "done", "fresh", "failed", "running" (or killed while
-            running) or "stale" (left by an earlier conversion; whether it still holds is not known).
+        rows: by stage name, in order: status, key, result, files, …; the status is "done", "fresh", "failed", "running"
+            (or killed while running) or "stale" (left by an earlier conversion; whether it still holds is not known).
         command: the last command line that ran a stage.
         versions: of the packages that stages ran with.
     """

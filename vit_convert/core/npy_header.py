@@ -1,4 +1,5 @@
-"""The header of an `.npy` file or member: read by numpy, within bounds, and with one kind of error, since it may come from anybody."""
+"""The header of an `.npy` file or member: read by numpy, within bounds, and with one kind of error, since it may come
+from anybody."""
 
 import io
 import math
@@ -7,7 +8,8 @@ from typing import IO
 
 import numpy as np
 
-_LONGEST_BYTES = 1 << 16  # numpy itself refuses more than 10 000 characters, but only once it has read them: 4 GiB may be claimed
+# numpy itself refuses more than 10 000 characters, but only once it has read them: 4 GiB may be claimed
+_LONGEST_BYTES = 1 << 16
 _MOST_AXES = 32  # numpy's own limit before 2.0
 _LENGTHS = {(1, 0): "<H", (2, 0): "<I"}
 _READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -36,9 +38,11 @@ def read_npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]
         raise ValueError(f"its npy header has {length} bytes")
     try:
         shape, fortran, dtype = _READERS[version](io.BytesIO(prefix + stream.read(length)))
-    except Exception as e:  # it is read as Python source, by parsers that raise what they please: TokenError, RecursionError, TypeError …
+    except Exception as e:
+        # it is read as Python source, by parsers that raise what they please: TokenError, RecursionError, TypeError …
         raise ValueError(f"its npy header is damaged: {type(e).__name__}") from e
-    size = math.prod(n for n in shape if n) * dtype.itemsize  # numpy counts so too: (0, 2**62) is refused, though nothing is in it
+    # numpy counts so too: (0, 2**62) is refused, though nothing is in it
+    size = math.prod(n for n in shape if n) * dtype.itemsize
     if len(shape) > _MOST_AXES or min(shape, default=0) < 0 or dtype.subdtype or not 0 < size < 1 << 63:
         raise ValueError(f"no array has shape {shape} of {dtype}")
     return shape, fortran, dtype

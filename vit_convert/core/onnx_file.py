@@ -18,7 +18,8 @@ Batch = np.ndarray | Mapping[str, np.ndarray]
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-BLOCKS_ALONE = "vit_convert.blocks"  # a property of graphs of which what stands outside the blocks keeps its precision by default
+# a property of graphs of which what stands outside the blocks keeps its precision by default
+BLOCKS_ALONE = "vit_convert.blocks"
 _INLINE_BYTES = 1024  # smaller constants stay in the graph, where a person reading it sees them
 
 
@@ -114,7 +115,9 @@ def open_proto(proto: Any, folder: str | os.PathLike[str], *, threads: int = 0) 
 
     options = session_options(ort)
     options.intra_op_num_threads = threads
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", utf8_path(pathlib.Path(folder).resolve()))
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", utf8_path(pathlib.Path(folder).resolve())
+    )
     # Packed copies of the weights would double the memory, for a handful of runs.
     options.add_session_config_entry("session.disable_prepacking", "1")
     return ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])

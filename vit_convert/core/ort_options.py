@@ -1,4 +1,5 @@
-"""How all our onnxruntime sessions are opened, so that a check gives the same result on every machine; needs no onnx."""
+"""How all our onnxruntime sessions are opened, so that a check gives the same result on every machine; needs no
+onnx."""
 
 from typing import Any
 
@@ -6,12 +7,15 @@ from typing import Any
 def session_options(onnxruntime: Any) -> Any:
     """Options that make a quantized graph compute the same on every machine; all our sessions start from them.
 
-    Q/DQ pairs are computed as they are written: rounded to the integer, multiplied by the scale, and multiplied in float32, which is
-    what TensorRT's 32-bit sums give but for the order of rounding. Fused, the pairs become integer kernels, and those depend on the
-    processor: on x86 without VNNI (AVX2, the first AVX-512) they add pairs of products in 16 bits, which saturate at 32 767 where two
-    products may reach 32 258 + 32 258. `session.x64quantprecision` avoids that for constant weights alone, and not in attention, whose
-    factors are both computed. FP8 must not be fused either: it is taken for INT8, and the graph becomes invalid. Nor may a Relu before
-    a pair be dropped, as it is where the zero point is the type's smallest value: FP8's zero is taken for that, and negative values pass.
+    Q/DQ pairs are computed as they are written: rounded to the integer, multiplied by the scale, and multiplied in
+    float32, which is what TensorRT's 32-bit sums give but for the order of rounding. Fused, the pairs become integer
+    kernels, and those depend on the
+    processor: on x86 without VNNI (AVX2, the first AVX-512) they add pairs of products in 16 bits, which saturate at 32
+        767 where two
+    products may reach 32 258 + 32 258. `session.x64quantprecision` avoids that for constant weights alone, and not in
+    attention, whose factors are both computed. FP8 must not be fused either: it is taken for INT8, and the graph
+    becomes invalid. Nor may a Relu before a pair be dropped, as it is where the zero point is the type's smallest
+    value: FP8's zero is taken for that, and negative values pass.
 
     Args:
         onnxruntime: the module.
@@ -19,7 +23,8 @@ def session_options(onnxruntime: Any) -> Any:
     Returns:
         onnxruntime.SessionOptions.
 
-    Source: onnxruntime/core/session/onnxruntime_session_options_config_keys.h; docs "Quantize ONNX models", "S8S8 on x86-64".
+    Source: onnxruntime/core/session/onnxruntime_session_options_config_keys.h; docs "Quantize ONNX models", "S8S8 on
+        x86-64".
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3

@@ -29,8 +29,8 @@ def split_overrides(words: Sequence[str], config: ml_collections.ConfigDict) -> 
     """Takes the overrides out of a command line.
 
     Args:
-        words: the command line, without the program's name. A value follows its key after "=" or as the next word; a switch is written
-            `--config.taps`, `--noconfig.taps` or `--config.taps=false`.
+        words: the command line, without the program's name. A value follows its key after "=" or as the next word; a
+            switch is written `--config.taps`, `--noconfig.taps` or `--config.taps=false`.
         config: says which keys exist, and which are switches.
 
     Returns:
@@ -54,11 +54,15 @@ def split_overrides(words: Sequence[str], config: ml_collections.ConfigDict) -> 
             raise UsageError(f"{word.split('=')[0]}: unknown key.{nearest(key, known)}", fix="--help lists the keys.")
         is_switch = isinstance(known[key], bool)
         if match["no"] and (value is not None or not is_switch):
-            what = "takes no value" if is_switch else f"only a switch can be turned off so, and {key} holds {known[key]!r}"
+            what = (
+                "takes no value" if is_switch else f"only a switch can be turned off so, and {key} holds {known[key]!r}"
+            )
             raise UsageError(f"{word}: {what}", fix=f"Write --config.{key}=VALUE.")
         if value is None and is_switch:
             if left and left[0].lower() in _BOOLEANS:
-                raise UsageError(f"{word} {left[0]}: a switch takes its value after '='", fix=f"Write {word}={left[0]}.")
+                raise UsageError(
+                    f"{word} {left[0]}: a switch takes its value after '='", fix=f"Write {word}={left[0]}."
+                )
             value = "=false" if match["no"] else "=true"
         elif value is None:
             if not left or left[0].startswith("--"):
@@ -89,7 +93,8 @@ def apply_overrides(config: ml_collections.ConfigDict, overrides: Sequence[str])
     try:
         values(words)
         return holder.value
-    except (flags.Error, TypeError, ValueError, MemoryError, RecursionError) as e:  # the last two from a value that nests too deep
+    except (flags.Error, TypeError, ValueError, MemoryError, RecursionError) as e:
+        # the last two from a value that nests too deep
         raise UsageError(f"{shlex.join(overrides)}: {e}", fix="--help lists the keys and their defaults.") from e
 
 

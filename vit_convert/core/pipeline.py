@@ -60,8 +60,8 @@ class Stage:
         after: stages whose results it depends on.
         run: does the work and returns what the report needs, as plain JSON values.
         inputs: everything else that the result depends on (config values, file identities), as plain JSON values.
-        outputs: every file that it may leave. Those that it leaves are recorded, and the stage is fresh only while they are unchanged;
-            those that it does not make this time are removed.
+        outputs: every file that it may leave. Those that it leaves are recorded, and the stage is fresh only while they
+            are unchanged; those that it does not make this time are removed.
         needed: whether this config needs the stage at all.
         companions: files that later commands add to (an engine's sidecar); the stage is fresh only if they exist.
     """
@@ -86,15 +86,15 @@ def run_stages(
 ) -> None:
     """Runs the stages in order, skipping those that are fresh; for the holder of the bundle's lock.
 
-    A stage is fresh if its inputs, what the stages before it left, and its own files are what they were when it last finished. The
-    manifest says "running" before a stage touches a file and "done" after the last one, so that a killed stage is run again. The stages
-    after it are "stale" from then on, until each is found to be fresh.
+    A stage is fresh if its inputs, what the stages before it left, and its own files are what they were when it last
+    finished. The manifest says "running" before a stage touches a file and "done" after the last one, so that a killed
+    stage is run again. The stages after it are "stale" from then on, until each is found to be fresh.
 
     Args:
         stages: in an order that respects `after`.
         context: shared by the stages.
-        rows: gets, per stage, {"name", "status": "done" | "fresh" | "failed", "seconds", "peak_rss_mib", "key", "result", "files"}; also
-            what was done before a failure.
+        rows: gets, per stage, {"name", "status": "done" | "fresh" | "failed", "seconds", "peak_rss_mib", "key",
+            "result", "files"}; also what was done before a failure.
         until: name of the last stage to run; empty for all.
         force: run fresh stages too.
         begin: called once: before the first stage that runs touches anything, or at the end if all are fresh.
@@ -137,20 +137,27 @@ class _Run:
         self._begun = False
 
     def key(self, stage: Stage) -> str:
-        """What a stage depends on, as a hash: its inputs, and of each stage before it the key and the content of its files."""
+        """What a stage depends on, as a hash: its inputs, and of each stage before it the key and the content of its
+        files."""
         before = {row["name"]: _left(row) for row in self._rows if row["name"] in stage.after}
         return hash_value([stage.name, __version__, before, stage.inputs(self._context)])
 
     def fresh(self, stage: Stage, key: str) -> dict[str, Any] | None:
         """The row of a stage that need not run, with its files as they are now; None if it has to run."""
         row = self._old.get(stage.name, {})
-        if row.get("status") not in (*FINISHED, "stale") or row.get("key") != key or not isinstance(row.get("result"), dict):
+        if (
+            row.get("status") not in (*FINISHED, "stale")
+            or row.get("key") != key
+            or not isinstance(row.get("result"), dict)
+        ):
             return None
         root, records = self._context.bundle.root, records_of(row)
         if records is None or not all(path.is_file() for path in stage.companions(self._context)):
             return None
         found = [record.found(root) for record in records]
-        if None in found or not {record.path for record in records} <= {_relative(root, path) for path in stage.outputs(self._context)}:
+        if None in found or not {record.path for record in records} <= {
+            _relative(root, path) for path in stage.outputs(self._context)
+        }:
             return None
         return {**row, "status": "fresh", "files": as_rows(filter(None, found))}
 
@@ -188,8 +195,12 @@ class _Run:
             row["seconds"] = round(time.monotonic() - started, 3)
             row["peak_rss_mib"] = round(_peak_rss_mib(), 1)
             self._close(row)
-            context.progress.event("end", stage=stage.name, status=status, seconds=row["seconds"], peak_rss_mib=row["peak_rss_mib"])
-        context.progress.say(f"{stage.name:<11} {human_seconds(row['seconds']):>9}   {row['result'].get('summary', '')}".rstrip())
+            context.progress.event(
+                "end", stage=stage.name, status=status, seconds=row["seconds"], peak_rss_mib=row["peak_rss_mib"]
+            )
+        context.progress.say(
+            f"{stage.name:<11} {human_seconds(row['seconds']):>9}   {row['result'].get('summary', '')}".rstrip()
+        )
 
     def _close(self, row: dict[str, Any]) -> None:
         try:
@@ -199,7 +210,8 @@ class _Run:
             raise
 
     def finish(self, later: list[Stage]) -> None:
-        """Finds out which stages after the last one are fresh under this config, and removes files that no stage of it left."""
+        """Finds out which stages after the last one are fresh under this config, and removes files that no stage of it
+        left."""
         decided, results = len(self._rows), dict(self._context.results)
         try:
             self._look_at(later)
@@ -229,7 +241,8 @@ class _Run:
                 self._context.results[stage.name] = row["result"]
 
     def _write(self, kept: Iterable[dict[str, Any]] | None = None) -> None:
-        """Writes the manifest: the rows decided so far, then those kept; None keeps all rows of an earlier run, as stale."""
+        """Writes the manifest: the rows decided so far, then those kept; None keeps all rows of an earlier run, as
+        stale."""
         if kept is None:
             names = {row["name"] for row in self._rows}
             kept = [{**row, "status": "stale"} for name, row in self._old.items() if name not in names and _whole(row)]
@@ -254,13 +267,25 @@ def _versions() -> dict[str, str]:
     import importlib.metadata
     import sys
 
-    packages = ("numpy", "jax", "flax", "jax2onnx", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "tensorrt", "tensorrt_rtx")
+    packages = (
+        "numpy",
+        "jax",
+        "flax",
+        "jax2onnx",
+        "onnx",
+        "onnx_ir",
+        "onnxscript",
+        "onnxruntime",
+        "tensorrt",
+        "tensorrt_rtx",
+    )
     return {name: importlib.metadata.version(name) for name in packages if name in sys.modules}
 
 
 def _reset_peak_rss() -> None:
     with contextlib.suppress(OSError):
-        pathlib.Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # Linux: forget the high-water mark, see man 5 proc
+        # Linux: forget the high-water mark, see man 5 proc
+        pathlib.Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 
 def _peak_rss_mib() -> float:

@@ -24,7 +24,8 @@ class Program:
         takes_config: whether `--config.key=value` means something here; --help lists the keys then.
 
     Attributes:
-        flags: the program's own, apart from other programs'; `flags.DEFINE_string(..., flag_values=program.flags)` adds one.
+        flags: the program's own, apart from other programs'; `flags.DEFINE_string(..., flag_values=program.flags)` adds
+            one.
     """
 
     def __init__(self, doc: str | None, *, when_interrupted: str, takes_config: bool = False):

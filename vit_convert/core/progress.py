@@ -25,7 +25,8 @@ class Progress:
         self._torn = False
 
     def event(self, kind: str, **fields: Any) -> None:
-        """Appends one line `{"time": unix seconds, "event": kind, ...}`; on a full disk it is lost, which is no reason to fail."""
+        """Appends one line `{"time": unix seconds, "event": kind, ...}`; on a full disk it is lost, which is no reason
+        to fail."""
         if self._events is None:
             return
         line = json.dumps({"time": round(time.time(), 3), "event": kind, **fields}, default=str) + "\n"

@@ -9,12 +9,17 @@ UNQUANTIZED = ("fp16", "bf16", "fp32")  # the one to prefer first
 
 
 def doubt(
-    precision: str, graph: str, verification: Mapping[str, Any] | None, checks: Mapping[str, Mapping[str, Any]], *, lowered: bool = False
+    precision: str,
+    graph: str,
+    verification: Mapping[str, Any] | None,
+    checks: Mapping[str, Mapping[str, Any]],
+    *,
+    lowered: bool = False,
 ) -> str:
     """Why an engine is not proved; "" if it is.
 
-    What `verify` found for this engine decides. Before `verify` has run, the check of the graph that it was built from decides, if that
-    graph has the engine's precision; a precision that is set by a builder flag is not proved then.
+    What `verify` found for this engine decides. Before `verify` has run, the check of the graph that it was built from
+    decides, if that graph has the engine's precision; a precision that is set by a builder flag is not proved then.
 
     Args:
         precision: of the engine.
@@ -24,7 +29,11 @@ def doubt(
         lowered: whether the builder was free to compute in less than the graph's precision, for example in TF32.
     """
     if verification:
-        return "" if verification.get("passed") is True else f"{precision} missed its tolerance when the engine was verified"
+        return (
+            ""
+            if verification.get("passed") is True
+            else f"{precision} missed its tolerance when the engine was verified"
+        )
     if graph != graph_name(precision) or lowered:
         return f"{precision} is made of {graph} by a flag, so no check has seen it yet: verify the engine first"
     passed = checks.get(precision, {}).get("passed")
@@ -41,7 +50,8 @@ def recommend_unmeasured(
     *,
     lowered: bool = False,
 ) -> dict[str, Any]:
-    """The engine to use before a benchmark: the smallest unquantized one that is proved. A quantized one has to prove itself faster first.
+    """The engine to use before a benchmark: the smallest unquantized one that is proved. A quantized one has to prove
+    itself faster first.
 
     Args:
         engines: rows of `build_bundle`.
@@ -61,12 +71,18 @@ def recommend_unmeasured(
             if reason := doubt(precision, engine["graph"], found, checks, lowered=tf32):
                 doubts.append(reason)
                 continue
-            why = "verified against JAX" if found else "its graph was checked against JAX; `verify` on its GPU proves the engine itself"
+            why = (
+                "verified against JAX"
+                if found
+                else "its graph was checked against JAX; `verify` on its GPU proves the engine itself"
+            )
             others = [_verdict(verdicts[row["precision"]]) for row in engines if row["precision"] in verdicts]
             return {**engine, "recommended_because": "; ".join(dict.fromkeys([why, *doubts, *others]))}
     return {}
 
 
 def _verdict(verdict: Mapping[str, Any]) -> str:
-    faith = "" if verdict["accurate"] is False else ", and it has to prove itself faster in a benchmark on your GPU first"
+    faith = (
+        "" if verdict["accurate"] is False else ", and it has to prove itself faster in a benchmark on your GPU first"
+    )
     return f"{verdict['text']}{faith}"

@@ -18,7 +18,8 @@ class Tensor:
     Attributes:
         name: its name in the graph and in the engine.
         dtype: numpy's name of its type: "float32", "uint8", "int32".
-        shape: the batch first; a name for each side that varies: ("batch", 224, 224, 3), ("batch", "height", "width", 3), ("batch", 64).
+        shape: the batch first; a name for each side that varies: ("batch", 224, 224, 3), ("batch", "height", "width",
+            3), ("batch", 64).
         layout: "NHWC" or "NCHW" for images, which are decoded, resized and normalised; "" for anything else.
         below: whole numbers that it takes are 0 to this, exclusive: the size of a vocabulary; 0 for values of any size.
     """
@@ -44,7 +45,8 @@ class Output(Tensor):
     """One output that is judged against JAX.
 
     Attributes:
-        judge: "top1": also by its class on labelled images; "cosine": by its values only; "embedding": by its values, and within a pair.
+        judge: "top1": also by its class on labelled images; "cosine": by its values only; "embedding": by its values,
+            and within a pair.
     """
 
     judge: str = "cosine"
@@ -102,7 +104,10 @@ class Signature:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values, as `signature.json` has them."""
-        return {"inputs": [tensor.to_dict() for tensor in self.inputs], "outputs": [output.to_dict() for output in self.outputs]}
+        return {
+            "inputs": [tensor.to_dict() for tensor in self.inputs],
+            "outputs": [output.to_dict() for output in self.outputs],
+        }
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> "Signature":

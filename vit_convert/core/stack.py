@@ -10,10 +10,11 @@ class Stack:
     """Blocks that compute the same function, each with its own parameters and of the output of the one before it.
 
     Attributes:
-        scope: of a block's parameters, with {} for its number: "Transformer/encoderblock_{}/"; "stage_2/block_{}/" where a model has
-            several stacks.
+        scope: of a block's parameters, with {} for its number: "Transformer/encoderblock_{}/"; "stage_2/block_{}/"
+            where a model has several stacks.
         depth: how many blocks the whole model has.
-        taps: the name of a block and of the value behind it: "block_{:02d}", or "stage_2/block_{:02d}". What else is tapped within a
+        taps: the name of a block and of the value behind it: "block_{:02d}", or "stage_2/block_{:02d}". What else is
+            tapped within a
             block is called after it: "block_03/token_mixing".
         start: the tap that the first block reads; "" to find it in the graph.
         nodes: how many times the nodes of a ViT's block, which a target allows, one of these may have.
@@ -30,7 +31,8 @@ class Stack:
     def __post_init__(self) -> None:
         if block_of(self.scope.format(3)) != self.taps.format(3):
             raise ValueError(
-                f"stack {self.scope!r}: its parameters' names say {block_of(self.scope.format(3))}, its taps {self.taps.format(3)}; "
+                f"stack {self.scope!r}: its parameters' names say {block_of(self.scope.format(3))}, its taps "
+                f"{self.taps.format(3)}; "
                 "use 'stage_<name>/block_{}/' and 'stage_<name>/block_{:02d}' for one of several stacks"
             )
         if self.depth % self.period:

@@ -1,4 +1,5 @@
-"""Standard output and error that outlive their readers: work continues after `head` has read enough, and no character stops it."""
+"""Standard output and error that outlive their readers: work continues after `head` has read enough, and no character
+stops it."""
 
 import contextlib
 import io
@@ -51,7 +52,8 @@ def outliving_streams() -> Iterator[None]:
 
 
 def _fill_descriptors() -> None:
-    """Opens those of 0, 1 and 2 that are closed: else the next opened file gets the number, and the messages of C libraries go there."""
+    """Opens those of 0, 1 and 2 that are closed: else the next opened file gets the number, and the messages of C
+    libraries go there."""
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(descriptor)

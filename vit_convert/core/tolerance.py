@@ -9,11 +9,14 @@ _FP32_GRAPHS = ("fp32", "smooth")  # SmoothQuant moves scales between fp32 weigh
 
 
 def judges_blocks(precision: str) -> bool:
-    """Whether every block has to meet the tolerance; for a lower precision, only the output is judged and blocks are reported."""
+    """Whether every block has to meet the tolerance; for a lower precision, only the output is judged and blocks are
+    reported."""
     return precision in _FP32_GRAPHS
 
 
-def tolerance_for(config: ml_collections.ConfigDict, precision: str, *, engine: bool = False, tf32: bool = False) -> Tolerance:
+def tolerance_for(
+    config: ml_collections.ConfigDict, precision: str, *, engine: bool = False, tf32: bool = False
+) -> Tolerance:
     """What a precision has to meet against JAX in float32.
 
     Args:
@@ -50,7 +53,11 @@ def top1_miss(config: ml_collections.ConfigDict, top1: float, top1_of_jax: float
         "top-1 is 95.40 %, 1.20 points below JAX's 96.60 %; allowed 1"
     """
     drop, allowed = top1_of_jax - top1, config.check.max_top1_drop
-    return "" if drop <= allowed else f"top-1 is {top1:.2f} %, {drop:.2f} points below JAX's {top1_of_jax:.2f} %; allowed {allowed:g}"
+    return (
+        ""
+        if drop <= allowed
+        else f"top-1 is {top1:.2f} %, {drop:.2f} points below JAX's {top1_of_jax:.2f} %; allowed {allowed:g}"
+    )
 
 
 def agreement_miss(config: ml_collections.ConfigDict, precision: str, agreement: float | None, num_images: int) -> str:

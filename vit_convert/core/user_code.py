@@ -24,8 +24,11 @@ _MACHINERY = (
 
 
 @contextlib.contextmanager
-def user_code(what: str, error: type[ConvertError], *, fix: str | Callable[[BaseException], str] = _FIX) -> Iterator[None]:
-    """Runs code that is not ours: whatever it raises, even sys.exit(), becomes an error of ours; an interrupt stays one.
+def user_code(
+    what: str, error: type[ConvertError], *, fix: str | Callable[[BaseException], str] = _FIX
+) -> Iterator[None]:
+    """Runs code that is not ours: whatever it raises, even sys.exit(), becomes an error of ours; an interrupt stays
+    one.
 
     Args:
         what: what is run, for the message: "config.model: the call model(images)".
@@ -54,7 +57,8 @@ def explain(error: BaseException) -> str:
 
 
 def where(error: BaseException) -> str:
-    """ " (mine.py:12: return x @ w)", the last line of an exception's traceback outside the libraries and our own; "" where all are."""
+    """ " (mine.py:12: return x @ w)", the last line of an exception's traceback outside the libraries and our own; ""
+    where all are."""
     if isinstance(error, SyntaxError) and error.filename:
         return f" ({error.filename}:{error.lineno})"
     machinery = _machinery()
@@ -88,7 +92,8 @@ def describe_function(function: Callable[..., Any]) -> dict[str, str]:
         function: any callable.
 
     Returns:
-        {"function": its qualified name, "file": where it is defined, "sha256": of that file}; the last two are "" if there is no file.
+        {"function": its qualified name, "file": where it is defined, "sha256": of that file}; the last two are "" if
+        there is no file.
     """
     inner = inspect.unwrap(function.func if isinstance(function, functools.partial) else function)
     code = getattr(inner, "__code__", None)

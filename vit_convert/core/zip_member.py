@@ -1,6 +1,7 @@
 """Members of a zip archive, each read through a handle of its own.
 
-A `zipfile.ZipFile` read by several threads fails under Python 3.12 and 3.13 with "Bad CRC-32" on sound files: they share one position.
+A `zipfile.ZipFile` read by several threads fails under Python 3.12 and 3.13 with "Bad CRC-32" on sound files: they
+share one position.
 """
 
 import contextlib
@@ -11,9 +12,11 @@ import zlib
 from typing import IO, NamedTuple, cast
 
 _HEADER_BYTES = 30
-_UNREADABLE = {0x1: "is encrypted", 0x20: "is a compressed patch", 0x40: "is strongly encrypted"}  # flags of APPNOTE.TXT, 4.4.4
+# flags of APPNOTE.TXT, 4.4.4
+_UNREADABLE = {0x1: "is encrypted", 0x20: "is a compressed patch", 0x40: "is strongly encrypted"}
 _UTF8 = 0x800
-_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2)  # LZMA makes room for the dictionary that its header claims
+# LZMA makes room for the dictionary that its header claims
+_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2)
 # What reading the directory or a member of a damaged archive raises, or of one with what this Python cannot read.
 UNREADABLE = (OSError, ValueError, EOFError, RuntimeError, struct.error, zipfile.BadZipFile, zlib.error)
 
@@ -45,8 +48,8 @@ def open_member(path: str | os.PathLike[str], member: zipfile.ZipInfo, state: Fi
         A stream of the member's bytes, which inflates them, checks their CRC-32 at the end, and closes its own handle.
 
     Raises:
-        zipfile.BadZipFile: the member's header is damaged, its sizes contradict each other, it ends after the file, or the file is another
-            one by now.
+        zipfile.BadZipFile: the member's header is damaged, its sizes contradict each other, it ends after the file, or
+            the file is another one by now.
         NotImplementedError: it is compressed or encrypted in a way that is not supported.
         OSError: the file cannot be read. These, and what the stream raises, are UNREADABLE.
     """

@@ -2,15 +2,18 @@
 
   python -m vit_convert.engine BUNDLE              the next three; an engine that misses its tolerance is still measured
   python -m vit_convert.engine build BUNDLE        engines for the TensorRT and GPU of this host
-  python -m vit_convert.engine verify BUNDLE       their outputs against JAX's in the bundle, and top-1 on its labelled images
-  python -m vit_convert.engine benchmark BUNDLE    latency and throughput, memory, clocks; benchmark.json, a table, a plot
-  python -m vit_convert.engine tune BUNDLE         times every lowering of the graph with every profile, resumable; tune.json
+  python -m vit_convert.engine verify BUNDLE       their outputs against JAX's in the bundle, and top-1 on its labelled
+  images python -m vit_convert.engine benchmark BUNDLE    latency and throughput, memory, clocks; benchmark.json, a
+  table, a plot python -m vit_convert.engine tune BUNDLE         times every lowering of the graph with every profile,
+  resumable; tune.json
 
-BUNDLE is the folder that `python -m vit_convert` wrote, <workdir>/<name>, copied here as a whole. Any key of its config can be set
-anew as --config.key=value (--config.batch.profiles="(1, 64, 256)"). Results are merged into BUNDLE/report.json.
-Needs Python 3.10 or later, numpy, absl-py, ml_collections and tensorrt; uses nvidia-ml-py and matplotlib if they are installed.
+BUNDLE is the folder that `python -m vit_convert` wrote, <workdir>/<name>, copied here as a whole. Any key of its config
+can be set anew as --config.key=value (--config.batch.profiles="(1, 64, 256)"). Results are merged into
+BUNDLE/report.json. Needs Python 3.10 or later, numpy, absl-py, ml_collections and tensorrt; uses nvidia-ml-py and
+matplotlib if they are installed.
 
-Exit codes: 0 done, 2 usage or config, 5 an engine misses its tolerance, 6 calibration images, 7 an engine is not built or does
+Exit codes: 0 done, 2 usage or config, 5 an engine misses its tolerance, 6 calibration images, 7 an engine is not built
+    or does
 not load, 8 an engine does not run or nothing was measured, 130 interrupted (finished engines and rows are kept).
 """
 
@@ -37,15 +40,30 @@ from vit_convert.engine.handoff import Facts, open_bundle, read_config, read_fac
 
 _PROGRAM = Program(__doc__, when_interrupted="finished engines and rows are kept")
 _FLAGS = _PROGRAM.flags
-flags.DEFINE_list("precision", [], "Engines to work on: fp32, fp16, bf16, int8, fp8; empty: those of the config.", flag_values=_FLAGS)
+flags.DEFINE_list(
+    "precision", [], "Engines to work on: fp32, fp16, bf16, int8, fp8; empty: those of the config.", flag_values=_FLAGS
+)
 flags.DEFINE_enum("backend", "auto", ("auto", "tensorrt", "rtx"), "Which TensorRT.", flag_values=_FLAGS)
 flags.DEFINE_bool("force", False, "build, tune: also what is there already.", flag_values=_FLAGS)
-flags.DEFINE_list("batches", [], "benchmark, tune: images per run; empty: benchmark.batches of the config.", flag_values=_FLAGS)
-flags.DEFINE_list("streams", [], "benchmark: streams at once; empty: benchmark.streams of the config.", flag_values=_FLAGS)
-flags.DEFINE_float("duration", 0.0, "benchmark, tune: seconds per row and pass; 0: benchmark.seconds of the config.", flag_values=_FLAGS)
+flags.DEFINE_list(
+    "batches", [], "benchmark, tune: images per run; empty: benchmark.batches of the config.", flag_values=_FLAGS
+)
+flags.DEFINE_list(
+    "streams", [], "benchmark: streams at once; empty: benchmark.streams of the config.", flag_values=_FLAGS
+)
+flags.DEFINE_float(
+    "duration",
+    0.0,
+    "benchmark, tune: seconds per row and pass; 0: benchmark.seconds of the config.",
+    flag_values=_FLAGS,
+)
 flags.DEFINE_float("warmup", 1.0, "benchmark, tune: seconds to warm up before each measurement.", flag_values=_FLAGS)
-flags.DEFINE_enum("cuda_graph", "on", ("on", "off", "both"), "benchmark: replay recorded CUDA graphs.", flag_values=_FLAGS)
-flags.DEFINE_bool("end_to_end", True, "benchmark: also with images from the host and results back to it.", flag_values=_FLAGS)
+flags.DEFINE_enum(
+    "cuda_graph", "on", ("on", "off", "both"), "benchmark: replay recorded CUDA graphs.", flag_values=_FLAGS
+)
+flags.DEFINE_bool(
+    "end_to_end", True, "benchmark: also with images from the host and results back to it.", flag_values=_FLAGS
+)
 flags.DEFINE_bool("quiet", False, "Print nothing but results and errors.", flag_values=_FLAGS)
 
 
@@ -103,13 +121,17 @@ def parse(argv: Sequence[str]) -> tuple[Sequence[str], str, list[str]]:
     first = words[0] if words else ""
     if first in COMMANDS:
         if len(words) != 2:
-            raise UsageError(f"{first}: takes one bundle, given {len(words) - 1}: {shlex.join(words[1:])}", fix="--help tells more.")
+            raise UsageError(
+                f"{first}: takes one bundle, given {len(words) - 1}: {shlex.join(words[1:])}", fix="--help tells more."
+            )
         return (first,), words[1], overrides
     if not first or not os.path.isdir(first):
         known = f"not one of {', '.join(COMMANDS)}, and no folder"
         raise UsageError(f"command {first!r}: {known}.{nearest(first, COMMANDS)}", fix="--help tells more.")
     if len(words) > 1:
-        raise UsageError(f"{first}: one bundle and nothing else is taken, given {shlex.join(words)}", fix="The command comes first.")
+        raise UsageError(
+            f"{first}: one bundle and nothing else is taken, given {shlex.join(words)}", fix="The command comes first."
+        )
     return ("build", "verify", "benchmark"), first, overrides
 
 
@@ -147,7 +169,9 @@ def _numbers(flag: str) -> tuple[int, ...]:
         raise UsageError(f"--{flag}: {e}") from e
 
 
-def build(backend: Backend, bundle: Bundle, config: ml_collections.ConfigDict, facts: Facts, progress: Progress, command: str) -> None:
+def build(
+    backend: Backend, bundle: Bundle, config: ml_collections.ConfigDict, facts: Facts, progress: Progress, command: str
+) -> None:
     """Builds the engines that are missing, and all of them with --force."""
     from vit_convert.engine.build_bundle import build_bundle
     from vit_convert.engine.commands import add_to_report
@@ -163,10 +187,17 @@ def build(backend: Backend, bundle: Bundle, config: ml_collections.ConfigDict, f
     )
     add_to_report(bundle, build=rows)
     header = ("engine", "size", "build", "fused attention")
-    print(text_table(header, [[row["path"], human_bytes(row["bytes"]), f"{row['build_seconds']:.1f} s", _fused(row)] for row in rows]))
+    print(
+        text_table(
+            header,
+            [[row["path"], human_bytes(row["bytes"]), f"{row['build_seconds']:.1f} s", _fused(row)] for row in rows],
+        )
+    )
 
 
-def verify(backend: Backend, bundle: Bundle, config: ml_collections.ConfigDict, facts: Facts, progress: Progress, command: str) -> None:
+def verify(
+    backend: Backend, bundle: Bundle, config: ml_collections.ConfigDict, facts: Facts, progress: Progress, command: str
+) -> None:
     """Verifies the engines; a miss is in the report before it sets the exit code."""
     from vit_convert.engine.commands import add_to_report, verify_bundle
 
@@ -188,15 +219,35 @@ def verify_table(engines: dict[str, Any], output: str) -> str:
         for row in (row for row in found["rows"] if row["output"] == output):
             verdict = "passed" if row["passed"] else "FAILED"
             rows.append(
-                [precision, str(row["batch"]), f"{row['max_abs']:.2g}", f"{row['max_rel']:.2g}", f"{row['cosine']:.7f}", "", verdict]
+                [
+                    precision,
+                    str(row["batch"]),
+                    f"{row['max_abs']:.2g}",
+                    f"{row['max_rel']:.2g}",
+                    f"{row['cosine']:.7f}",
+                    "",
+                    verdict,
+                ]
             )
         if "top1" in found:
             agreement = "" if found["agreement"] is None else f"{found['agreement']:.2f} %"
-            rows.append([precision, f"{found['num_images']} images", "", "", "", f"{found['top1']:.2f} %", f"agrees {agreement}".rstrip()])
+            rows.append(
+                [
+                    precision,
+                    f"{found['num_images']} images",
+                    "",
+                    "",
+                    "",
+                    f"{found['top1']:.2f} %",
+                    f"agrees {agreement}".rstrip(),
+                ]
+            )
     return text_table(("engine", "batch", "max abs", "of scale", "cosine", "top-1", ""), rows)
 
 
-def benchmark(backend: Backend, bundle: Bundle, config: ml_collections.ConfigDict, facts: Facts, progress: Progress, command: str) -> None:
+def benchmark(
+    backend: Backend, bundle: Bundle, config: ml_collections.ConfigDict, facts: Facts, progress: Progress, command: str
+) -> None:
     """Measures the engines and says which one to use."""
     from vit_convert.engine.commands import add_to_report, benchmark_bundle
     from vit_convert.engine.measure.benchmark import rows_table
@@ -215,12 +266,20 @@ def benchmark(backend: Backend, bundle: Bundle, config: ml_collections.ConfigDic
     add_to_report(bundle, benchmark=result)
     print(rows_table(result["rows"]))
     for share in result["end_to_end"]:
-        print(f"{share['precision']} at batch {share['batch']}: {100 * share['share']:.1f} % of device-resident throughput with transfers")
+        print(
+            f"{share['precision']} at batch {share['batch']}: {100 * share['share']:.1f} % of device-resident "
+            "throughput with transfers"
+        )
     chosen = result["recommended"]
-    print(f"{result['gpu']}, noise up to {result['noise_percent']} %. Recommended: {chosen['precision'] or 'none'} ({chosen['reason']})")
+    print(
+        f"{result['gpu']}, noise up to {result['noise_percent']} %. Recommended: {chosen['precision'] or 'none'} "
+        f"({chosen['reason']})"
+    )
 
 
-def tune(backend: Backend, bundle: Bundle, config: ml_collections.ConfigDict, facts: Facts, progress: Progress, command: str) -> None:
+def tune(
+    backend: Backend, bundle: Bundle, config: ml_collections.ConfigDict, facts: Facts, progress: Progress, command: str
+) -> None:
     """Times lowerings x profiles and says how to get the fastest verified engine for each batch."""
     from vit_convert.engine.tune.tune import tune_bundle
     from vit_convert.engine.tune.winners import tune_table
@@ -243,7 +302,11 @@ COMMANDS: dict[str, Callable[..., None]] = {"build": build, "verify": verify, "b
 
 
 def _precisions(config: ml_collections.ConfigDict) -> list[str]:
-    return [word for word in configs.PRECISIONS if word in _FLAGS.precision] if _FLAGS.precision else configs.precisions(config)
+    return (
+        [word for word in configs.PRECISIONS if word in _FLAGS.precision]
+        if _FLAGS.precision
+        else configs.precisions(config)
+    )
 
 
 def _fused(row: dict[str, Any]) -> str:

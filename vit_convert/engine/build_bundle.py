@@ -1,4 +1,5 @@
-"""Builds the engines of a bundle: which graph, profiles and options each precision gets, on an export host or a GPU host."""
+"""Builds the engines of a bundle: which graph, profiles and options each precision gets, on an export host or a GPU
+host."""
 
 import dataclasses
 import pathlib
@@ -26,7 +27,13 @@ from vit_convert.engine.runtime.profiles import batch_profiles
 
 
 def graph_for(
-    bundle: Bundle, precision: str, dialect: Dialect, *, calibrator: bool = False, lowering: str = "", int8_lowering: str = ""
+    bundle: Bundle,
+    precision: str,
+    dialect: Dialect,
+    *,
+    calibrator: bool = False,
+    lowering: str = "",
+    int8_lowering: str = "",
 ) -> pathlib.Path:
     """Returns the ONNX file to build a precision from: its typed graph.
 
@@ -80,7 +87,9 @@ def _ranges(bundle: Bundle, lowering: str) -> dict[str, float]:
     path = bundle.ranges(lowering)
     found = (read_json(path) or {}).get("thresholds", {})
     if not found:
-        raise BuildError(f"{path}: no ranges for int8", fix=f"Convert again with --config.engine.int8_lowering={lowering}.")
+        raise BuildError(
+            f"{path}: no ranges for int8", fix=f"Convert again with --config.engine.int8_lowering={lowering}."
+        )
     # A tensor that is zero on all calibration images has no range of its own.
     return {name: float(threshold) or 1.0 for name, threshold in found.items()}
 
@@ -99,7 +108,8 @@ def build_bundle(
     progress: Progress,
     force: bool = False,
 ) -> list[dict[str, Any]]:
-    """Builds one engine per precision, except those that are there already, built from the same graph by the same request.
+    """Builds one engine per precision, except those that are there already, built from the same graph by the same
+    request.
 
     Args:
         backend: the TensorRT that builds.
@@ -111,9 +121,11 @@ def build_bundle(
         force: build those that are there, too.
 
     Returns:
-        Per engine: backend, version, arch, precision, graph (that it was built from), path, bytes, build_seconds, products, int8_layers
-        (products that run in int8; None for other precisions or if TensorRT does not tell), fused_attention ({count, precisions, text,
-        source} and, read from kernels, profiles; None where fused_attention_unknown says why), warnings.
+        Per engine: backend, version, arch, precision, graph (that it was built from), path, bytes, build_seconds,
+            products, int8_layers
+        (products that run in int8; None for other precisions or if TensorRT does not tell), fused_attention ({count,
+        precisions, text, source} and, read from kernels, profiles; None where fused_attention_unknown says why),
+        warnings.
 
     Raises:
         BuildError: a graph does not parse, a precision would not be honoured, or TensorRT fails.
@@ -135,7 +147,9 @@ def build_bundle(
         if calibrator:
             if wrong := facts.files.wrong(bundle.images("calibration")):
                 raise CalibrationError(wrong, fix="Run the conversion's calibrate stage first.")
-            request = dataclasses.replace(request, calibrator=bundle_calibrator(backend, bundle, config, request, progress))
+            request = dataclasses.replace(
+                request, calibrator=bundle_calibrator(backend, bundle, config, request, progress)
+            )
         plan = bundle.plan(backend.name, backend.version, backend.arch, precision)
         advised = config.engine.lowering == configs.AUTO and not request.ranges  # those were asked for by name
         if advised and pathlib.Path(request.onnx_path).parent == bundle.lowerings:
@@ -159,14 +173,17 @@ def _build(
 def _build_advised(
     backend: Backend, bundle: Bundle, request: BuildRequest, plan: pathlib.Path, *, force: bool, progress: Progress
 ) -> dict[str, Any]:
-    """Builds an engine from the lowering that engine.lowering=auto chose, or from model.onnx if that does not build here.
+    """Builds an engine from the lowering that engine.lowering=auto chose, or from model.onnx if that does not build
+    here.
 
     The sidecar records what did not build, and why, as "instead_of": finding it out may have taken minutes.
     """
     plain, advised = dataclasses.replace(request, onnx_path=bundle.onnx()), request_record(request)["onnx"]
     kept = read_sidecar(plan).get("instead_of", {})
     if not force and kept.get("onnx") == advised and (found := _finished(backend, plain, plan)) is not None:
-        progress.warn(f"{kept['reason']}; {request.precision} was built from {bundle.onnx().name} instead, --force tries again")
+        progress.warn(
+            f"{kept['reason']}; {request.precision} was built from {bundle.onnx().name} instead, --force tries again"
+        )
         return found
     try:
         return _build(backend, bundle, request, plan, force=force, progress=progress)
@@ -201,7 +218,9 @@ def build_one(backend: Backend, request: BuildRequest, plan: pathlib.Path, *, pr
         fused = {**dataclasses.asdict(result.fused_attention), "text": text, "source": "engine inspector"}
     elif result.layers is not None:
         fused, unknown = _fused_by_kernels(backend, plan)
-    int8_layers = layer_info.count_int8(result.layers) if request.precision == "int8" and result.layers is not None else None
+    int8_layers = (
+        layer_info.count_int8(result.layers) if request.precision == "int8" and result.layers is not None else None
+    )
     if int8_layers == 0:
         graph = pathlib.Path(request.onnx_path).name
         progress.warn(f"{graph} as int8: TensorRT shows none of its products in int8, so it may be an fp16 engine")
@@ -235,7 +254,11 @@ def _fused_by_kernels(backend: Backend, plan: pathlib.Path) -> tuple[dict[str, A
     if not told:
         return None, unknown
     least = min(told, key=lambda row: row["count"])  # one profile may fuse what another does not
-    return {**{key: least[key] for key in ("count", "precisions", "text")}, "source": "kernel names", "profiles": profiles}, unknown
+    return {
+        **{key: least[key] for key in ("count", "precisions", "text")},
+        "source": "kernel names",
+        "profiles": profiles,
+    }, unknown
 
 
 def _finished(backend: Backend, request: BuildRequest, plan: pathlib.Path) -> dict[str, Any] | None:

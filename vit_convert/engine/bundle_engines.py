@@ -74,7 +74,9 @@ def require_conversion(bundle: Bundle, plan: pathlib.Path) -> None:
 def built_from(bundle: Bundle, plan: pathlib.Path) -> pathlib.Path | None:
     """The graph of the bundle that an engine's sidecar names as its source, or None if the bundle does not have it."""
     name = read_sidecar(plan).get("onnx", {}).get("path")
-    return next((path for path in (bundle.root / f"{name}", bundle.lowerings / f"{name}") if os.path.isfile(path)), None)
+    return next(
+        (path for path in (bundle.root / f"{name}", bundle.lowerings / f"{name}") if os.path.isfile(path)), None
+    )
 
 
 def keep_model(bundle: Bundle, plan: pathlib.Path) -> None:
@@ -84,7 +86,8 @@ def keep_model(bundle: Bundle, plan: pathlib.Path) -> None:
 
 
 def require_model(bundle: Bundle, plan: pathlib.Path) -> None:
-    """Refuses an engine that was not derived from the bundle's current model.onnx, which may have to replace it at run time.
+    """Refuses an engine that was not derived from the bundle's current model.onnx, which may have to replace it at run
+    time.
 
     Raises:
         BuildError: see above.
@@ -93,7 +96,10 @@ def require_model(bundle: Bundle, plan: pathlib.Path) -> None:
     if built_from(bundle, plan) == bundle.onnx():  # `open_engine` compares that, and to read it once takes seconds
         return
     if model is not None and bundle.onnx().is_file() and model != hash_graph(bundle.onnx()):
-        raise BuildError(f"{plan}: built from another {bundle.onnx().name} than is there now", fix="Convert to the end, and build again.")
+        raise BuildError(
+            f"{plan}: built from another {bundle.onnx().name} than is there now",
+            fix="Convert to the end, and build again.",
+        )
 
 
 def keep_proof(plan: pathlib.Path, found: Mapping[str, Any], judge: str) -> None:
@@ -131,7 +137,9 @@ def require_proof(bundle: Bundle, plan: pathlib.Path) -> None:
     proof = record.get("proof", {})
     if bundle.manifest.exists():
         checks, proof = read_facts(bundle).checks, proof_of(plan, judged_by(bundle))
-    reason = doubt(record["precision"], record["onnx"].get("path", ""), proof, checks, lowered=bool(record["options"].get("tf32")))
+    reason = doubt(
+        record["precision"], record["onnx"].get("path", ""), proof, checks, lowered=bool(record["options"].get("tf32"))
+    )
     if reason:
         raise BuildError(f"{plan}: {reason}", fix=f"python -m vit_convert.engine verify {bundle.root}")
 

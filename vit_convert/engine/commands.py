@@ -30,14 +30,23 @@ from vit_convert.engine.verify import verify_session
 _MENDS = {
     "fp32": "Build without engine.tf32; if it misses still, this TensorRT computes something else than the graph says.",
     "fp16": "Keep the blocks of largest activation in fp32 (max_abs_activation in report.json, config.keep_fp32).",
-    **dict.fromkeys(QUANTIZED, "Convert with precision=auto or a smaller calibration.max_error: layers that cost most stay fp16."),
+    **dict.fromkeys(
+        QUANTIZED, "Convert with precision=auto or a smaller calibration.max_error: layers that cost most stay fp16."
+    ),
 }
 
 
 def verify_bundle(
-    backend: Backend, bundle: Bundle, config: ml_collections.ConfigDict, facts: Facts, *, precisions: Sequence[str], progress: Progress
+    backend: Backend,
+    bundle: Bundle,
+    config: ml_collections.ConfigDict,
+    facts: Facts,
+    *,
+    precisions: Sequence[str],
+    progress: Progress,
 ) -> dict[str, Any]:
-    """Verifies a bundle's engines against its reference; all are verified before a miss is raised, and each sidecar keeps its result.
+    """Verifies a bundle's engines against its reference; all are verified before a miss is raised, and each sidecar
+    keeps its result.
 
     Args:
         backend: the TensorRT that runs them.
@@ -48,7 +57,8 @@ def verify_bundle(
         progress: what people see.
 
     Returns:
-        {"passed", "engines": {precision: result of `verify_session`}, "top1": that of the first labelled engine or None, "summary"}.
+        {"passed", "engines": {precision: result of `verify_session`}, "top1": that of the first labelled engine or
+        None, "summary"}.
 
     Raises:
         CheckError: a tolerance is missed; its `result` holds the above.
@@ -82,7 +92,10 @@ def verification(engines: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         What `verify_bundle` does.
     """
     top1 = next((found["top1"] for found in engines.values() if "top1" in found), None)
-    parts = (f"{p}: cosine {e['cosine']:.6f}" + (f", top-1 {e['top1']:.2f} %" if "top1" in e else "") for p, e in engines.items())
+    parts = (
+        f"{p}: cosine {e['cosine']:.6f}" + (f", top-1 {e['top1']:.2f} %" if "top1" in e else "")
+        for p, e in engines.items()
+    )
     passed = all(found["passed"] for found in engines.values())
     return {"passed": passed, "engines": dict(engines), "top1": top1, "summary": "; ".join(parts)}
 
@@ -113,14 +126,17 @@ def benchmark_bundle(
         progress: what people see.
 
     Returns:
-        What `benchmark.json` holds: hardware, software, model, command, date, rows, skipped, noise_percent (the largest of the rows),
-        end_to_end (share of the best device-resident throughput, by precision and batch), recommended; and "summary".
+        What `benchmark.json` holds: hardware, software, model, command, date, rows, skipped, noise_percent (the largest
+        of the rows), end_to_end (share of the best device-resident throughput, by precision and batch), recommended;
+        and "summary".
 
     Raises:
         BenchmarkError: nothing could be measured.
         BuildError: an engine is missing or does not belong here.
     """
-    engines = {precision: open_engine(backend, bundle, find_plan(backend, bundle, precision)) for precision in precisions}
+    engines = {
+        precision: open_engine(backend, bundle, find_plan(backend, bundle, precision)) for precision in precisions
+    }
     options, path = config.benchmark, bundle.benchmark
     cases = plan_cases(precisions, options.batches, options.streams, cuda_graphs=cuda_graphs, end_to_end=end_to_end)
     about = {**environment(backend), "model": describe_model(bundle), "command": command}
@@ -130,9 +146,13 @@ def benchmark_bundle(
     def save(rows: list[dict[str, Any]], skipped: list[dict[str, Any]]) -> None:
         write_json(path, {**about, "status": "running", "rows": rows, "skipped": skipped})
 
-    rows, skipped = run_cases(engines, cases, seconds=options.seconds, warmup_seconds=warmup_seconds, progress=progress, save=save)
+    rows, skipped = run_cases(
+        engines, cases, seconds=options.seconds, warmup_seconds=warmup_seconds, progress=progress, save=save
+    )
     if not rows:
-        raise BenchmarkError(f"nothing was measured: {skipped[0]['reason']}", fix="Choose batches that the engines have profiles for.")
+        raise BenchmarkError(
+            f"nothing was measured: {skipped[0]['reason']}", fix="Choose batches that the engines have profiles for."
+        )
     judge = judged_by(bundle)
     verified = {precision: proof for precision, engine in engines.items() if (proof := proof_of(engine.path, judge))}
     best = max(rows, key=lambda row: row["images_per_second"])
@@ -168,7 +188,11 @@ def end_to_end_shares(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
             key = row["precision"], row["batch"]
             best[key] = max(best.get(key, 0.0), row["images_per_second"])
     return [
-        {"precision": r["precision"], "batch": r["batch"], "share": round(r["images_per_second"] / best[r["precision"], r["batch"]], 4)}
+        {
+            "precision": r["precision"],
+            "batch": r["batch"],
+            "share": round(r["images_per_second"] / best[r["precision"], r["batch"]], 4),
+        }
         for r in rows
         if r["transfers"] == END_TO_END and (r["precision"], r["batch"]) in best
     ]
@@ -206,8 +230,11 @@ def add_to_report(bundle: Bundle, *, build: Any = None, verify: Any = None, benc
     if build is not None:
         kept = [row for row in report.get("engines", []) if row["path"] not in {new["path"] for new in build}]
         report["engines"] = [*kept, *build]
-        gone = {row["precision"] for row in build if not proof_of(bundle.root / row["path"], judge)}  # what was verified is no longer there
-        verified = {name: found for name, found in report.pop("verify", {}).get("engines", {}).items() if name not in gone}
+        # what was verified is no longer there
+        gone = {row["precision"] for row in build if not proof_of(bundle.root / row["path"], judge)}
+        verified = {
+            name: found for name, found in report.pop("verify", {}).get("engines", {}).items() if name not in gone
+        }
         if verified:
             report["verify"] = verification(verified)
     if verify is not None:
@@ -228,15 +255,20 @@ def add_to_report(bundle: Bundle, *, build: Any = None, verify: Any = None, benc
 
 
 def _recommend(bundle: Bundle, report: dict[str, Any], judge: str) -> None:
-    """Sets the engine that a report recommends: the benchmark's choice as long as it is proved, else another that is proved."""
+    """Sets the engine that a report recommends: the benchmark's choice as long as it is proved, else another that is
+    proved."""
     engines = report.get("engines", [])
     verified = {row["path"]: proof for row in engines if (proof := proof_of(bundle.root / row["path"], judge))}
     if precision := report.get("recommended", {}).get("precision"):
-        proof = verified.get(report.get("engine", {}).get("path")) or report.get("verify", {}).get("engines", {}).get(precision, {})
+        proof = verified.get(report.get("engine", {}).get("path")) or report.get("verify", {}).get("engines", {}).get(
+            precision, {}
+        )
         if proof.get("passed") is True:
             return
         del report["recommended"]  # its engine was built again since, or missed its tolerance
     facts, lowered = read_facts(bundle), read_config(bundle).engine.tf32
-    report["engine"] = recommend_unmeasured(engines, verified, facts.checks, report.get("verdicts", {}), lowered=lowered)
+    report["engine"] = recommend_unmeasured(
+        engines, verified, facts.checks, report.get("verdicts", {}), lowered=lowered
+    )
     if not report["engine"]:
         del report["engine"]

@@ -1,4 +1,5 @@
-"""What the export side found out about a model, read from its bundle: enough to build and to judge engines on a host without JAX."""
+"""What the export side found out about a model, read from its bundle: enough to build and to judge engines on a host
+without JAX."""
 
 import dataclasses
 import os
@@ -55,7 +56,8 @@ def open_bundle(path: str) -> Bundle:
     """
     if not os.path.isfile(os.path.join(path, "manifest.json")):
         raise UsageError(
-            f"{path}: holds no manifest.json, so it is no bundle", fix="Give the folder that a conversion wrote, <workdir>/<name>."
+            f"{path}: holds no manifest.json, so it is no bundle",
+            fix="Give the folder that a conversion wrote, <workdir>/<name>.",
         )
     return Bundle(path)
 
@@ -69,7 +71,9 @@ def read_facts(bundle: Bundle) -> Facts:
     manifest = Manifest.read(bundle)
     for name in ("checkpoint", "export"):
         if not manifest.finished(name):
-            raise UsageError(f"{bundle.manifest}: stage {name} is not done", fix="Finish the conversion, at least --until=check.")
+            raise UsageError(
+                f"{bundle.manifest}: stage {name} is not done", fix="Finish the conversion, at least --until=check."
+            )
     checkpoint, export = manifest.result("checkpoint"), manifest.result("export")
     return Facts(
         image_size=sizes_of(checkpoint),
@@ -107,12 +111,15 @@ def describe_model(bundle: Bundle) -> dict[str, Any]:
         bundle: converted.
 
     Returns:
-        Of its checkpoint variant, summary ("ViT B/16, 86,567,656 parameters, 224x224") and sha256, those that are known; and converted_by,
-        the last command that ran a stage of the conversion.
+        Of its checkpoint variant, summary ("ViT B/16, 86,567,656 parameters, 224x224") and sha256, those that are
+        known; and converted_by, the last command that ran a stage of the conversion.
     """
     manifest = Manifest.read(bundle)
     found = manifest.result("checkpoint")
-    return {**{key: found[key] for key in ("variant", "summary", "sha256") if key in found}, "converted_by": manifest.command}
+    return {
+        **{key: found[key] for key in ("variant", "summary", "sha256") if key in found},
+        "converted_by": manifest.command,
+    }
 
 
 def read_config(bundle: Bundle) -> ml_collections.ConfigDict:

@@ -74,11 +74,13 @@ def verify_session(
         progress: what people see.
 
     Returns:
-        precision, passed, tolerance, misses (in words), rows ([Row]), max_abs, max_rel and cosine (the worst of the judged outputs) and,
-        with labelled images, top1, top1_jax, agreement (None without JAX's own predictions), all in percent, and num_images.
+        precision, passed, tolerance, misses (in words), rows ([Row]), max_abs, max_rel and cosine (the worst of the
+        judged outputs) and, with labelled images, top1, top1_jax, agreement (None without JAX's own predictions), all
+        in percent, and num_images.
 
     Raises:
-        BenchmarkError: the bundle's reference or its evaluation is missing, damaged or of another model, or TensorRT fails.
+        BenchmarkError: the bundle's reference or its evaluation is missing, damaged or of another model, or TensorRT
+            fails.
     """
     engine = session.engine
     require_reference(bundle, facts)
@@ -88,7 +90,8 @@ def verify_session(
     rows = _compare_batches(session, bundle.reference, batches_to_verify(engine.ranges), tolerance, judged, signature)
     if isinstance(facts.image_size, ImageRange):
         batch = engine.ranges[-1].optimal[0]
-        elsewhere = set() if precision in QUANTIZED else judged  # a quantized engine is judged at the size of its calibration
+        # a quantized engine is judged at the size of its calibration
+        elsewhere = set() if precision in QUANTIZED else judged
         for size in facts.image_size.sizes()[1:]:
             rows += _compare_batches(session, bundle.reference_at(size), [batch], tolerance, elsewhere, signature)
     misses = [
@@ -106,7 +109,8 @@ def verify_session(
         "cosine": min(row.cosine for row in final),
         "rows": [dataclasses.asdict(row) for row in rows],
     }
-    if bundle.labels("evaluation") in facts.files and len(signature.inputs) == 1:  # what was fed beside the images is not known here
+    # what was fed beside the images is not known here
+    if bundle.labels("evaluation") in facts.files and len(signature.inputs) == 1:
         accuracy = _evaluate(session, bundle, facts, progress)
         agreement = agreement_miss(config, precision, accuracy["agreement"], accuracy["num_images"])
         top1 = "" if facts.top1 is None else top1_miss(config, accuracy["top1"], facts.top1)
@@ -134,7 +138,12 @@ def _where(row: Row, facts: Facts) -> str:
 
 
 def _compare_batches(
-    session: Session, path: pathlib.Path, batches: Sequence[int], tolerance: Tolerance, judged: set[str] | None, signature: Signature
+    session: Session,
+    path: pathlib.Path,
+    batches: Sequence[int],
+    tolerance: Tolerance,
+    judged: set[str] | None,
+    signature: Signature,
 ) -> list[Row]:
     """Compares at one image size; judges the tensors named, all for None."""
     with _reading(path), np.load(path) as file:
@@ -146,7 +155,8 @@ def _compare_batches(
     size, count = _image_size(signature, inputs), len(next(iter(inputs.values())))
     rows = []
     for batch in batches:
-        # Each round begins one image later than the last, or a kernel that took image i for image i + n would go unseen.
+        # Each round begins one image later than the last, or a kernel that took image i for image i + n would go
+        # unseen.
         place = np.arange(batch)
         repeated = (place + place // count) % count
         for name, values in session.run({name: value[repeated] for name, value in inputs.items()}).items():
@@ -157,7 +167,8 @@ def _compare_batches(
                 rows.append(Row(batch, name, found.max_abs, found.max_rel, found.cosine, passed, size))
     if missing := [name for name in signature.judged if not any(row.output == name for row in rows)]:
         raise BenchmarkError(
-            f"{session.engine.path.name}: has no output {missing[0]!r} to compare", fix="Build it from this bundle's graph."
+            f"{session.engine.path.name}: has no output {missing[0]!r} to compare",
+            fix="Build it from this bundle's graph.",
         )
     return rows
 
@@ -190,7 +201,12 @@ def _evaluate(session: Session, bundle: Bundle, facts: Facts, progress: Progress
         scores_of_jax = _load(predictions)
         _require_shape(str(predictions), scores_of_jax.shape, "the engine gives", values.shape)
         agreement = top1_accuracy(values, np.argmax(scores_of_jax, axis=-1))
-    return {"num_images": len(labels), "top1": top1_accuracy(values, labels), "top1_jax": facts.top1, "agreement": agreement}
+    return {
+        "num_images": len(labels),
+        "top1": top1_accuracy(values, labels),
+        "top1_jax": facts.top1,
+        "agreement": agreement,
+    }
 
 
 def _load(path: pathlib.Path, **options: Any) -> np.ndarray:

@@ -70,7 +70,8 @@ def export_model(
         target: opset and substitutions.
         layout: "NHWC" or "NCHW", the order of the axes of the input that takes images.
         taps: keep the taps as outputs of the written graph.
-        dynamic_patch: side of a patch in pixels makes height and width symbolic, any multiples of it; 0 keeps the model's size.
+        dynamic_patch: side of a patch in pixels makes height and width symbolic, any multiples of it; 0 keeps the
+            model's size.
         pixels: scale and offset, each float32 [3], make the images uint8 and normalise x to x · scale + offset inside.
 
     Returns:
@@ -106,14 +107,17 @@ def export_model(
     if taps:
         values = {value.name: value for node in graph.model.graph for value in node.outputs}
         outputs = {value.name for value in graph.model.graph.outputs}
-        graph.model.graph.outputs.extend(as_tokens(graph.model.graph, values[tap]) for tap in graph.taps if tap not in outputs)
+        graph.model.graph.outputs.extend(
+            as_tokens(graph.model.graph, values[tap]) for tap in graph.taps if tap not in outputs
+        )
     report = _report(graph, model.stacks, target)
     for stack in model.stacks:
         counted, allowed = _nodes_per_block(graph, [stack]), target.max_nodes_per_block * stack.nodes
         if counted > allowed:
             raise ExportError(
                 f"{path}: {counted} nodes in a block of {stack.prefix(0)}…, target {target.name} allows {allowed:g}",
-                fix="A rule no longer matches what jax2onnx writes: install the pinned jax2onnx. Of a family of your own whose "
+                fix="A rule no longer matches what jax2onnx writes: install the pinned jax2onnx. Of a family of your "
+                "own whose "
                 "blocks are larger than a ViT's, say so in Stack.nodes.",
             )
     if model.stacks:
@@ -139,7 +143,9 @@ def _resizing(model: Model, patch: int) -> Callable[[ir.Model], object]:
     """The change that lets images have any size, from the one that the model's position table is for."""
     image, table = model.signature.image, model.position_table
     if image is None or table is None:
-        raise ExportError("the model has no position table that could be resampled, so its image size is fixed", fix="Give one size.")
+        raise ExportError(
+            "the model has no position table that could be resampled, so its image size is fixed", fix="Give one size."
+        )
     _, height, width, _ = image.shape
     assert isinstance(height, int) and isinstance(width, int)
     return lambda traced: make_dynamic(traced, (height // patch, width // patch), table, image.name)
@@ -149,7 +155,10 @@ def _nodes_per_block(graph: lower.Graph, stacks: Sequence[Stack]) -> int:
     """Nodes of the largest block; 0 without any."""
     prefixes = [stack.prefix(i) for stack in stacks for i in range(stack.depth)]
     counts = collections.Counter(
-        prefix for node in graph.model.graph for prefix in prefixes if node.name is not None and node.name.startswith(prefix)
+        prefix
+        for node in graph.model.graph
+        for prefix in prefixes
+        if node.name is not None and node.name.startswith(prefix)
     )
     return max(counts.values(), default=0)
 

@@ -88,8 +88,11 @@ def onnx_from_apply(
         change(model)
     finished = [RuleCount(finish.__name__, finish(model)) for finish in target.finish]
     clean(model)
-    present = {value.name for node in model.graph for value in node.outputs} | {value.name for value in model.graph.outputs}
-    taps = [tap for tap in taps if tap in present]  # a substitution may have swallowed a value that a user's module calls a tap
+    present = {value.name for node in model.graph for value in node.outputs} | {
+        value.name for value in model.graph.outputs
+    }
+    # a substitution may have swallowed a value that a user's module calls a tap
+    taps = [tap for tap in taps if tap in present]
     name_nodes.name_nodes(model, taps, stacks)
     finished += [RuleCount(change.__name__, change(model)) for change in target.last]
     clean(model)
@@ -104,7 +107,9 @@ def substitute(model: ir.Model, target: Target) -> list[RuleCount]:
     from onnxscript import optimizer
 
     # ConstantOfShape, which onnxscript leaves alone, is how a LayerNorm without scale or bias gets its ones and zeros.
-    optimizer.fold_constants(model, onnx_shape_inference=False, should_fold=lambda node: node.op_type == "ConstantOfShape" or None)
+    optimizer.fold_constants(
+        model, onnx_shape_inference=False, should_fold=lambda node: node.op_type == "ConstantOfShape" or None
+    )
     weights.fold_weights(model)
     clean(model)  # a value computed twice would hide a pattern that uses it twice
     counts = [apply_rule(rule(), model) for rule in target.rules]  # each leaves the graph clean

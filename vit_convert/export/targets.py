@@ -78,7 +78,9 @@ _TRT8: tuple[type[Rule], ...] = (reduce.ReduceAxesToAttribute, *_SHARED)
 _TRT8_MATMUL = Target(DIALECTS["trt8"], (*_TRT8, gelu.TanhGeluToExp), 34, (fold_scale, patch_to_matmul))
 
 TARGETS = {
-    "trt8": Target(DIALECTS["trt8"], (*_TRT8, gelu.TanhGeluToPower), 36, (fold_scale, patch_to_matmul, mlps_to_convolutions)),
+    "trt8": Target(
+        DIALECTS["trt8"], (*_TRT8, gelu.TanhGeluToPower), 36, (fold_scale, patch_to_matmul, mlps_to_convolutions)
+    ),
     "trt10": Target(DIALECTS["trt10"], _MODERN, 30),
     "trt11": Target(DIALECTS["trt11"], _MODERN, 30),
     "rtx": Target(DIALECTS["rtx"], _MODERN, 30),
@@ -90,7 +92,8 @@ _DYNAMIC = {"trt8": _TRT8_MATMUL}
 _TRT8_PLUGIN = dataclasses.replace(TARGETS["trt8"], finish=(*TARGETS["trt8"].finish, attention_to_plugin))
 _TRT8_KERNELS = dataclasses.replace(TARGETS["trt8"], finish=(*TARGETS["trt8"].finish, attention_for_kernels))
 
-# Other ways to write the same model, by target: which one is fastest depends on the GPU, the batch and the profile, so they are timed.
+# Other ways to write the same model, by target: which one is fastest depends on the GPU, the batch and the profile, so
+# they are timed.
 LOWERINGS: dict[str, dict[str, Target]] = {
     "trt8": {
         "plugin": _TRT8_PLUGIN,
@@ -110,10 +113,11 @@ def lowering_named(target: str, lowering: str) -> Target:
 
     Args:
         target: name of a target.
-        lowering: its name: "plugin" has TensorRT's attention plugin; "kernels" has ours for attention and LayerNorm, in FP16; "fused" the
-            same between INT8 convolutions; "matmul" spells MLPs as matrix products, "primitives" LayerNorm
-            too, which overflows in fp16 once an activation is further than 255 from its LayerNorm's mean (its square
-            then leaves the type's range); "gather" is "matmul" with a Swin's tokens moved by one Gather each time.
+        lowering: its name: "plugin" has TensorRT's attention plugin; "kernels" has ours for attention and LayerNorm, in
+            FP16; "fused" the same between INT8 convolutions; "matmul" spells MLPs as matrix products, "primitives"
+            LayerNorm too, which overflows in fp16 once an activation is further than 255 from its LayerNorm's mean (its
+            square then leaves the type's range); "gather" is "matmul" with a Swin's tokens moved by one Gather each
+            time.
 
     Raises:
         UsageError: the target has none of that name.
@@ -121,7 +125,10 @@ def lowering_named(target: str, lowering: str) -> Target:
     known = LOWERINGS.get(target, {})
     if lowering not in known:
         choice = f"target {target} has {', '.join(known) or 'only its own'}"
-        raise UsageError(f"lowering {lowering!r}: {choice}.{nearest(lowering, known)}", fix="Leave `lowerings` empty for the target's own.")
+        raise UsageError(
+            f"lowering {lowering!r}: {choice}.{nearest(lowering, known)}",
+            fix="Leave `lowerings` empty for the target's own.",
+        )
     return known[lowering]
 
 
@@ -130,7 +137,8 @@ def target_named(name: str, *, dynamic: bool = False) -> Target:
 
     Args:
         name: of a target.
-        dynamic: whether the graph is to take images of several sizes, which convolutions over a fixed number of tokens cannot.
+        dynamic: whether the graph is to take images of several sizes, which convolutions over a fixed number of tokens
+            cannot.
 
     Raises:
         UsageError: no target has that name.

@@ -17,7 +17,11 @@ Apply = Callable[..., Mapping[str, jax.Array]]
 
 
 def trace(
-    apply: Apply, param_shapes: Mapping[str, Sequence[int]], inputs: Sequence[Tensor], output_names: Sequence[str], opset: int
+    apply: Apply,
+    param_shapes: Mapping[str, Sequence[int]],
+    inputs: Sequence[Tensor],
+    output_names: Sequence[str],
+    opset: int,
 ) -> ir.Model:
     """Traces `apply` with jax2onnx, seeing shapes alone.
 
@@ -32,7 +36,8 @@ def trace(
         opset: ONNX opset to write.
 
     Returns:
-        The model; its inputs are `inputs`, its outputs are `output_names`, its parameters are initializers without const_value.
+        The model; its inputs are `inputs`, its outputs are `output_names`, its parameters are initializers without
+        const_value.
 
     Raises:
         ExportError: jax2onnx cannot trace the function.

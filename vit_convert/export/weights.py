@@ -1,4 +1,5 @@
-"""Weights on their way from the checkpoint to external data: described while the graph changes, computed one by one as it is saved."""
+"""Weights on their way from the checkpoint to external data: described while the graph changes, computed one by one as
+it is saved."""
 
 import dataclasses
 import functools
@@ -80,7 +81,8 @@ def add_weight(graph: ir.Graph, name: str, weight: Weight) -> ir.Value:
 
 
 def replace_weight(graph: ir.Graph, old: ir.Value, weight: Weight) -> ir.Value:
-    """Adds what one reader of a weight reads instead; the weight's own name goes to it where nobody else reads the old one.
+    """Adds what one reader of a weight reads instead; the weight's own name goes to it where nobody else reads the old
+    one.
 
     Args:
         graph: gets the initializer.
@@ -105,7 +107,9 @@ def convolution_kernel(weight: Weight) -> Weight:
 def add_constant(graph: ir.Graph, name: str, value: np.ndarray | Sequence[int]) -> ir.Value:
     """Adds an initializer whose value is known; numbers that are no array become int64, as shapes and axes are."""
     tensor = ir.tensor(np.asarray(value))
-    constant = ir.Value(name=_unique(graph, name), type=ir.TensorType(tensor.dtype), shape=ir.Shape(np.shape(value)), const_value=tensor)
+    constant = ir.Value(
+        name=_unique(graph, name), type=ir.TensorType(tensor.dtype), shape=ir.Shape(np.shape(value)), const_value=tensor
+    )
     graph.initializers.add(constant)
     return constant
 
@@ -140,7 +144,9 @@ def fold_weights(model: ir.Model) -> int:
             folded_weight = weight.then(shape, functools.partial(np.reshape, shape=shape))
         else:
             perm = tuple(node.attributes["perm"].as_ints())
-            folded_weight = weight.then(tuple(weight.shape[i] for i in perm), functools.partial(np.transpose, axes=perm))
+            folded_weight = weight.then(
+                tuple(weight.shape[i] for i in perm), functools.partial(np.transpose, axes=perm)
+            )
         source = node.inputs[0]
         assert source is not None
         ir.convenience.replace_all_uses_with(node.outputs[0], replace_weight(model.graph, source, folded_weight))
@@ -159,7 +165,8 @@ def bind(model: ir.Model, params: Mapping[str, np.ndarray]) -> None:
     Raises:
         ExportError: a weight's parameter is missing or has another size than was traced.
     """
-    described = getattr(params, "leaves", params)  # a checkpoint's leaves tell their shape without being read or inflated
+    # a checkpoint's leaves tell their shape without being read or inflated
+    described = getattr(params, "leaves", params)
     for value in model.graph.initializers.values():
         weight = weight_of(value)
         if weight is None:
@@ -175,7 +182,9 @@ def bind(model: ir.Model, params: Mapping[str, np.ndarray]) -> None:
         def compute(weight: Weight = weight, name: str | None = value.name) -> ir.TensorProtocol:
             result = weight.compute(*(np.asarray(params[source]) for source in weight.sources))
             if result.shape != weight.shape:
-                raise ExportError(f"{name}: traced with shape {weight.shape}, the parameters {weight.sources} give {result.shape}")
+                raise ExportError(
+                    f"{name}: traced with shape {weight.shape}, the parameters {weight.sources} give {result.shape}"
+                )
             return ir.tensor(np.ascontiguousarray(result, dtype=np.float32), name=name)
 
         value.const_value = ir.LazyTensor(

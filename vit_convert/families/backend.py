@@ -15,7 +15,8 @@ def require_backend() -> None:
 
     try:
         jax.devices()
-    except Exception as e:  # RuntimeError for a name that JAX does not know, a bare AssertionError for `cuda` without a GPU
+    except Exception as e:
+        # RuntimeError for a name that JAX does not know, a bare AssertionError for `cuda` without a GPU
         asked = f"JAX_PLATFORMS={os.environ['JAX_PLATFORMS']}" if os.environ.get("JAX_PLATFORMS") else "JAX"
         said = str(e).partition("\n")[0] or "this backend does not start on this machine"
         raise UsageError(f"{asked}: {said}", fix="A conversion needs no GPU: JAX_PLATFORMS=cpu does.") from e

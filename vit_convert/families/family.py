@@ -1,7 +1,9 @@
 """What a family of models is: how a checkpoint of it is told, loaded, built and, for tests, written.
 
-A family is a folder: `layouts.py` (names on disk), `architecture.py` (sizes and canonical parameters), `module.py` (Flax), `random.py` and
-`family.py`, whose object implements `Family`. It becomes known by a line in `registry.py`, or by `config.families` from outside.
+A family is a folder: `layouts.py` (names on disk), `architecture.py` (sizes and canonical parameters), `module.py`
+    (Flax), `random.py` and
+`family.py`, whose object implements `Family`. It becomes known by a line in `registry.py`, or by `config.families` from
+outside.
 """
 
 import dataclasses
@@ -51,14 +53,16 @@ class Loaded:
         variant: such as "B/32"; "custom" where the shapes are no named variant's.
         layout: how its parameters are named on disk.
         architecture: the family's own record, complete enough to build the model.
-        params: float32 parameters by canonical name, read on access. `params.leaves[name].shape` tells a shape without reading.
+        params: float32 parameters by canonical name, read on access. `params.leaves[name].shape` tells a shape without
+            reading.
         num_params: number of stored parameters that the model uses.
         image_size: (height, width) in pixels that the model runs at.
         source_image_size: (height, width) in pixels that the checkpoint was saved for.
         num_classes: outputs of the head; 0 for a model without one.
         preprocess: the family by whose rule its images were prepared, a key of `images.preprocess`.
         patch_size: side in pixels of what one token stands for.
-        resizable: whether a graph may take a range of image sizes, multiples of the patch: its position table is resampled inside.
+        resizable: whether a graph may take a range of image sizes, multiples of the patch: its position table is
+            resampled inside.
         attentions: (head size, tokens) of each kind of self-attention over a fixed number of tokens.
         zero_head: whether every class gets the same logit.
         warnings: what a person should know, one sentence each.
@@ -136,7 +140,8 @@ class Family(Protocol):
         """Names of the published variants."""
 
     def match(self, names: Collection[str]) -> enum.Enum | None:
-        """Tells the layout from the names of the leaves, without what `select` stripped; None where they are not this family's."""
+        """Tells the layout from the names of the leaves, without what `select` stripped; None where they are not this
+        family's."""
 
     def load(self, leaves: Mapping[str, Leaf], layout: Any, asked: Asked) -> Loaded:
         """Understands the leaves and holds them against the model, strictly. Imports no JAX.

@@ -1,4 +1,5 @@
-"""What becomes of a classifier's head, the same for every family: kept, left out on request, missed, or found untrained."""
+"""What becomes of a classifier's head, the same for every family: kept, left out on request, missed, or found
+untrained."""
 
 import dataclasses
 import pathlib
@@ -49,12 +50,18 @@ def settle_head(leaves: Mapping[str, Leaf], num_classes: int, outputs: str, file
         raise CheckpointError(f"{file}: no head/kernel, so there are no logits", fix="Set outputs='features'.")
     if leaves["head/kernel"].read().any():
         return Head(dict(leaves), num_classes)
-    zero = f"{file.name}: head/kernel is all zeros, so every class gets the same logit; outputs='features' leaves the head out."
+    zero = (
+        f"{file.name}: head/kernel is all zeros, so every class gets the same logit; outputs='features' leaves "
+        f"the head out."
+    )
     return Head(dict(leaves), num_classes, True, (zero,))
 
 
-def classifier_signature(image_size: tuple[int, int], num_classes: int, width: int, tokens: tuple[int, ...] = ()) -> Signature:
-    """Of a model of images that gives logits, or features where it has no head; of each token where `tokens` says how many."""
+def classifier_signature(
+    image_size: tuple[int, int], num_classes: int, width: int, tokens: tuple[int, ...] = ()
+) -> Signature:
+    """Of a model of images that gives logits, or features where it has no head; of each token where `tokens` says how
+    many."""
     images = Tensor("images", "float32", ("batch", *image_size, 3), "NHWC")
     if num_classes:
         return Signature((images,), (Output("logits", "float32", ("batch", *tokens, num_classes), judge="top1"),))

@@ -1,4 +1,5 @@
-"""From a file to a model's parameters, whatever its family: everything present, nothing left over, every value finite."""
+"""From a file to a model's parameters, whatever its family: everything present, nothing left over, every value
+finite."""
 
 import concurrent.futures
 import dataclasses
@@ -66,7 +67,9 @@ def load_checkpoint(
         UsageError: an argument has no meaning for this model.
     """
     if outputs not in OUTPUTS:
-        raise UsageError(f"outputs {outputs!r}: unknown.{nearest(outputs, OUTPUTS)}", fix=f"Use {' or '.join(OUTPUTS)}.")
+        raise UsageError(
+            f"outputs {outputs!r}: unknown.{nearest(outputs, OUTPUTS)}", fix=f"Use {' or '.join(OUTPUTS)}."
+        )
     known = known_families(families)
     if family != "auto":
         family_named(family, known)  # before anything is opened
@@ -75,7 +78,9 @@ def load_checkpoint(
     everything = read_container(file).leaves
     prefix, stored = select(everything, subtree, str(file))
     found, layout = family_of(stored.keys(), str(file), asked=family, known=known)
-    loaded = found.load(stored, layout, Asked(file, prefix, everything.keys(), variant, image_size, outputs, posemb_grid))
+    loaded = found.load(
+        stored, layout, Asked(file, prefix, everything.keys(), variant, image_size, outputs, posemb_grid)
+    )
     pool = concurrent.futures.ThreadPoolExecutor(1)
     hashing = pool.submit(hash_file, file)
     pool.shutdown(wait=False)

@@ -22,15 +22,16 @@ class Model:
         taps: names of the taps of the whole model, in order.
         apply: maps (parameters, *inputs) to {output or tap: array}; what is traced.
         traced_shapes: shapes of the parameters that `apply` reads.
-        traced_taps: names of the taps that `apply` returns. Where these lack a stack's later blocks, `apply` computes only the first
-            (`Stack.traced`), and the graph repeats them.
-        run: maps the inputs, numpy arrays, to {output or tap: numpy array} of the whole model, in float32 and at the highest matmul
-            precision. Where the model is resizable, images may be of any size that its patches tile.
-        stacks: its runs of equal blocks, which lower precisions are limited to by default; none for a model that is not known to have any.
-        pooled_token: index of the one token [batch, tokens, width] that the output is computed from, negative from the end; None where
-            it is computed from all of them.
-        position_table: the parameter [1, tokens, width] that is added to the patches of a convolution, and resampled for other image
-            sizes; None where there is none such.
+        traced_taps: names of the taps that `apply` returns. Where these lack a stack's later blocks, `apply` computes
+            only the first (`Stack.traced`), and the graph repeats them.
+        run: maps the inputs, numpy arrays, to {output or tap: numpy array} of the whole model, in float32 and at the
+            highest matmul precision. Where the model is resizable, images may be of any size that its patches tile.
+        stacks: its runs of equal blocks, which lower precisions are limited to by default; none for a model that is not
+            known to have any.
+        pooled_token: index of the one token [batch, tokens, width] that the output is computed from, negative from the
+            end; None where it is computed from all of them.
+        position_table: the parameter [1, tokens, width] that is added to the patches of a convolution, and resampled
+            for other image sizes; None where there is none such.
         name: of a user's own model.
         identity: of a user's own model, what tells it from another: changes with the function or any parameter.
         warnings: what the user should know of it.

@@ -48,7 +48,8 @@ def write_random_checkpoint(
     asked = RandomOptions(**options)
     if asked.layout and asked.layout not in found.layouts:
         raise UsageError(
-            f"layout {asked.layout!r}: {found.name} has {', '.join(found.layouts)}.{nearest(asked.layout, found.layouts)}",
+            f"layout {asked.layout!r}: {found.name} has "
+            f"{', '.join(found.layouts)}.{nearest(asked.layout, found.layouts)}",
             fix="Leave it out for the usual one.",
         )
     return found.write_random(path, variant, asked)
@@ -59,7 +60,10 @@ def _family_of(variant: str, known: Sequence[Family]) -> Family:
         if family.has_variant(variant):
             return family
     names = [name for family in known for name in family.variants]
-    raise UsageError(f"variant {variant!r}: unknown.{nearest(variant.replace('_', '/'), names)}", fix=f"Use one of {', '.join(names)}.")
+    raise UsageError(
+        f"variant {variant!r}: unknown.{nearest(variant.replace('_', '/'), names)}",
+        fix=f"Use one of {', '.join(names)}.",
+    )
 
 
 _PROGRAM = Program(__doc__, when_interrupted="nothing was written")
@@ -70,22 +74,38 @@ _VARIANTS = ", ".join(name for family in FAMILIES for name in family.variants)
 _LAYOUTS = dict.fromkeys(layout for family in FAMILIES for layout in family.layouts)
 flags.DEFINE_string("variant", "", f"What to write: {_VARIANTS}, mu/16 (tiny), or any width/patch.", **_shared)
 flags.DEFINE_string("output", "", "The file to write.", **_shared)
-flags.DEFINE_string("family", "auto", f"Whose variant it is: {', '.join(family.name for family in FAMILIES)}.", **_shared)
-flags.DEFINE_list("families", [], "More families, as config.families has them: my_module:FAMILY,mine.py:FAMILY.", **_shared)
+flags.DEFINE_string(
+    "family", "auto", f"Whose variant it is: {', '.join(family.name for family in FAMILIES)}.", **_shared
+)
+flags.DEFINE_list(
+    "families", [], "More families, as config.families has them: my_module:FAMILY,mine.py:FAMILY.", **_shared
+)
 flags.DEFINE_integer("seed", _DEFAULTS.seed, "Seed of the weights.", lower_bound=0, **_shared)
-flags.DEFINE_list("image_size", None, "Pixels that it is for: one number, or height,width; by default the variant's.", **_shared)
+flags.DEFINE_list(
+    "image_size", None, "Pixels that it is for: one number, or height,width; by default the variant's.", **_shared
+)
 flags.DEFINE_integer("num_classes", _DEFAULTS.num_classes, "Outputs of the head; 0 for none.", lower_bound=0, **_shared)
 flags.DEFINE_integer("depth", None, "Blocks; by default the variant's.", lower_bound=1, **_shared)
-flags.DEFINE_string("layout", "", f"How the parameters are named: {', '.join(_LAYOUTS)}; by default the family's usual one.", **_shared)
+flags.DEFINE_string(
+    "layout", "", f"How the parameters are named: {', '.join(_LAYOUTS)}; by default the family's usual one.", **_shared
+)
 flags.DEFINE_string("prefix", "", "Put in front of every name: params/ or opt/target/.", **_shared)
 flags.DEFINE_enum("dtype", _DEFAULTS.dtype, list(DTYPES), "How the values are stored.", **_shared)
 flags.DEFINE_enum("pool", None, ["tok", "gap", "map"], "Pooling; by default what the variant's name says.", **_shared)
 flags.DEFINE_enum("posemb", _DEFAULTS.posemb, ["learn", "sincos2d"], "sincos2d stores no position table.", **_shared)
 flags.DEFINE_bool("pre_logits", False, "Add the tanh layer before the head.", **_shared)
 flags.DEFINE_integer(
-    "outlier_channels", 0, "Even number of channels in which the residual stream reaches about 1.4e3.", lower_bound=0, **_shared
+    "outlier_channels",
+    0,
+    "Even number of channels in which the residual stream reaches about 1.4e3.",
+    lower_bound=0,
+    **_shared,
 )
-_OPTIONS = ("family", "families", *(field.name for field in dataclasses.fields(RandomOptions) if field.name != "image_size"))
+_OPTIONS = (
+    "family",
+    "families",
+    *(field.name for field in dataclasses.fields(RandomOptions) if field.name != "image_size"),
+)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -98,10 +118,14 @@ def _write(argv: Sequence[str]) -> int:
         raise UsageError(f"unexpected argument {words[0]!r}", fix="--help lists the flags.")
     for name in ("variant", "output"):
         if not _FLAGS[name].value:
-            raise UsageError(f"no --{name} given", fix="For example --variant=B/32 --output=B32.npz; --help tells more.")
+            raise UsageError(
+                f"no --{name} given", fix="For example --variant=B/32 --output=B32.npz; --help tells more."
+            )
     size = _FLAGS.image_size
     if size is not None and not (1 <= len(size) <= 2 and all(side.isdecimal() for side in size)):
-        raise UsageError(f"--image_size={','.join(size)}: neither one number nor height,width", fix="For example --image_size=224.")
+        raise UsageError(
+            f"--image_size={','.join(size)}: neither one number nor height,width", fix="For example --image_size=224."
+        )
     options: dict[str, Any] = {name: _FLAGS[name].value for name in _OPTIONS}
     options["image_size"] = (int(size[0]), int(size[-1])) if size else None
     variant = write_random_checkpoint(_FLAGS.output, _FLAGS.variant, **options)

@@ -21,14 +21,19 @@ from vit_convert.families.vit.family import VIT
 
 FAMILIES: tuple[Family, ...] = (HYBRID, MIXER, SWIN, VIT)  # a hybrid has a ViT's leaves too
 
-# Recognised in order to be refused by its name: (patterns that must all match some leaf, what it is, whether it has an image tower).
+# Recognised in order to be refused by its name: (patterns that must all match some leaf, what it is, whether it has an
+# image tower).
 _OTHERS = (
     ((r"img/", r"llm/"), "a vision-language model (PaliGemma)", True),
     ((r"img/", r"txt/"), "an image tower and a text tower (SigLIP, LiT or CLIP)", True),
     ((r"img/",), "an image tower under img/ (CLIPPO)", True),
     ((r"(visual|text)/.*resblocks\.",), "scenic's CLIP", False),
     ((r"vision_model[/.]|(vit|deit|dinov2)[/.](embeddings|encoder)",), "a transformers (Hugging Face) model", False),
-    ((r"(visual\.)?(blocks|layers|transformer\.resblocks)\.\d+\.|visual\.conv1\.|cls_token$",), "a PyTorch state dict", False),
+    (
+        (r"(visual\.)?(blocks|layers|transformer\.resblocks)\.\d+\.|visual\.conv1\.|cls_token$",),
+        "a PyTorch state dict",
+        False,
+    ),
 )
 _PARTS = ("name", "layouts", "variants", "match", "load", "model", "has_variant", "write_random")
 
@@ -72,7 +77,9 @@ def family_named(name: str, known: Sequence[Family]) -> Family:
     return known[names.index(name)]
 
 
-def family_of(names: Collection[str], path: str, *, asked: str = "auto", known: Sequence[Family] = FAMILIES) -> tuple[Family, enum.Enum]:
+def family_of(
+    names: Collection[str], path: str, *, asked: str = "auto", known: Sequence[Family] = FAMILIES
+) -> tuple[Family, enum.Enum]:
     """Tells the family of a checkpoint from the names of its leaves.
 
     Args:
@@ -114,11 +121,16 @@ def _refuse_others(names: Collection[str], path: str, known: Sequence[Family], *
 def _imported(place: str) -> Family:
     module, _, name = place.rpartition(":")
     if not module or not name.isidentifier():
-        raise UsageError(f"config.families: {place!r} is not module:OBJECT", fix="Write my_module:FAMILY, or /path/my_family.py:FAMILY.")
+        raise UsageError(
+            f"config.families: {place!r} is not module:OBJECT",
+            fix="Write my_module:FAMILY, or /path/my_family.py:FAMILY.",
+        )
     with user_code(f"config.families: {place}", UsageError):
         found = getattr(_module(module), name)
     if missing := [part for part in _PARTS if not hasattr(found, part)]:
-        raise UsageError(f"config.families: {place} has no {', '.join(missing)}", fix="See families/family.py for what a family is.")
+        raise UsageError(
+            f"config.families: {place} has no {', '.join(missing)}", fix="See families/family.py for what a family is."
+        )
     return found
 
 
@@ -137,7 +149,8 @@ def _hashed(place: str) -> str:
 def _module(place: str) -> Any:
     if not place.endswith(".py"):
         return importlib.import_module(place)
-    # A name that no module has. Registered, since dataclasses and Flax look the names in annotations up in the module of their class.
+    # A name that no module has. Registered, since dataclasses and Flax look the names in annotations up in the module
+    # of their class.
     spec = importlib.util.spec_from_file_location(f"vit_convert_family_{pathlib.Path(place).stem}", place)
     assert spec is not None and spec.loader is not None
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)

@@ -1,4 +1,5 @@
-"""Running a model for its reference: whole, or part by part, so that equal blocks are compiled once and one is on the device at a time."""
+"""Running a model for its reference: whole, or part by part, so that equal blocks are compiled once and one is on the
+device at a time."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -9,7 +10,9 @@ import numpy as np
 from flax import traverse_util
 
 
-def whole(function: Callable[..., Mapping[str, Any]], params: Mapping[str, np.ndarray]) -> Callable[..., dict[str, np.ndarray]]:
+def whole(
+    function: Callable[..., Mapping[str, Any]], params: Mapping[str, np.ndarray]
+) -> Callable[..., dict[str, np.ndarray]]:
     """The `run` of a model that is small enough to be compiled as one piece.
 
     Args:
@@ -17,7 +20,8 @@ def whole(function: Callable[..., Mapping[str, Any]], params: Mapping[str, np.nd
         params: by their names; read when the model runs.
 
     Returns:
-        What maps the inputs, numpy arrays, to {output or tap: numpy array}, in float32 and at the highest matmul precision.
+        What maps the inputs, numpy arrays, to {output or tap: numpy array}, in float32 and at the highest matmul
+        precision.
     """
     compiled = jax.jit(function)
 
@@ -49,4 +53,7 @@ def param_shapes(module: Any, image_size: tuple[int, int]) -> dict[str, tuple[in
     """The shape of every parameter of a module of images under its `/`-joined name, without allocating any."""
     images = jax.ShapeDtypeStruct((1, *image_size, 3), jnp.float32)
     variables: Any = jax.eval_shape(module.init, jax.random.key(0), images)
-    return {"/".join(key.key for key in path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(variables["params"])}
+    return {
+        "/".join(key.key for key in path): leaf.shape
+        for path, leaf in jax.tree_util.tree_leaves_with_path(variables["params"])
+    }

@@ -35,14 +35,17 @@ def read_arrays(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray | None]:
     except UNREADABLE as e:
         raise CalibrationError(f"images {path}: not a readable .npz ({e})", fix=_FIX) from e
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
-        raise CalibrationError(f"images {path}: `images` is {images.dtype} {list(images.shape)}, needed is uint8 [N, H, W, 3]", fix=_FIX)
+        raise CalibrationError(
+            f"images {path}: `images` is {images.dtype} {list(images.shape)}, needed is uint8 [N, H, W, 3]", fix=_FIX
+        )
     if images.size == 0 and len(images):
         raise CalibrationError(f"images {path}: `images` is {list(images.shape)}, which holds no pixel", fix=_FIX)
     if labels is None:
         return images, None
     if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
         raise CalibrationError(
-            f"images {path}: `labels` is {labels.dtype} {list(labels.shape)}, needed are integers [{len(images)}]", fix=_FIX
+            f"images {path}: `labels` is {labels.dtype} {list(labels.shape)}, needed are integers [{len(images)}]",
+            fix=_FIX,
         )
     return images, labels.astype(np.int64)
 
@@ -54,7 +57,9 @@ def _read_member(path: pathlib.Path, member: zipfile.ZipInfo) -> np.ndarray:
             raise ValueError(f"{member.filename} is a pickled object array")
         header_bytes, needed = stream.tell(), math.prod(shape) * dtype.itemsize
         if needed != member.file_size - header_bytes:
-            raise ValueError(f"{member.filename}: {member.file_size - header_bytes} bytes, shape {shape} of {dtype} needs {needed}")
+            raise ValueError(
+                f"{member.filename}: {member.file_size - header_bytes} bytes, shape {shape} of {dtype} needs {needed}"
+            )
         if member.compress_type != zipfile.ZIP_STORED or not needed:
             return np.frombuffer(stream.read(), dtype).reshape(shape, order="F" if fortran else "C")
     with open(path, "rb") as file:

@@ -44,7 +44,8 @@ def decode_split(
     progress: Progress | None = None,
     threads: int = 0,
 ) -> DecodedSplit:
-    """Decodes and resizes a set of images into one `.npy` file, and its labels into another; memory does not grow with their number.
+    """Decodes and resizes a set of images into one `.npy` file, and its labels into another; memory does not grow with
+    their number.
 
     Args:
         source: the images.
@@ -53,7 +54,8 @@ def decode_split(
         height: of the model's input in pixels.
         width: of the model's input in pixels.
         preprocess: how to bring an image to that size; images that have it stay as they are.
-        limit: how many to take, evenly spaced over the source (which is sorted by class) and always the same; 0 takes all.
+        limit: how many to take, evenly spaced over the source (which is sorted by class) and always the same; 0 takes
+            all.
         progress: shows a bar.
         threads: decoders; 0 means one for each CPU.
 
@@ -84,7 +86,8 @@ def decode_split(
 
 
 def pick(count: int, limit: int) -> np.ndarray:
-    """The numbers of `limit` out of `count` images, each from the middle of its share; all of them for 0 or too many: int64."""
+    """The numbers of `limit` out of `count` images, each from the middle of its share; all of them for 0 or too many:
+    int64."""
     if not limit or limit >= count:
         return np.arange(count)
     return (2 * np.arange(limit) + 1) * count // (2 * limit)

@@ -1,4 +1,5 @@
-"""Class ids of images: from a table of labels, or from the folders that the images lie in, as torchvision's ImageFolder numbers them."""
+"""Class ids of images: from a table of labels, or from the folders that the images lie in, as torchvision's ImageFolder
+numbers them."""
 
 import csv
 import io
@@ -17,11 +18,13 @@ _SPLITS = ("train", "training", "val", "valid", "validation", "dev", "test", "te
 _SHOWN = 8
 
 
-def labels_by_folder(where: str, files: Sequence[str], folders: Sequence[str], classes: bytes | None) -> tuple[np.ndarray, bool] | None:
+def labels_by_folder(
+    where: str, files: Sequence[str], folders: Sequence[str], classes: bytes | None
+) -> tuple[np.ndarray, bool] | None:
     """Numbers the images by the folders that they lie in.
 
-    A folder whose name is a number is that class. Otherwise the class is the folder's line in `classes.txt`, or without such a file its
-    place in the sorted folders.
+    A folder whose name is a number is that class. Otherwise the class is the folder's line in `classes.txt`, or without
+    such a file its place in the sorted folders.
 
     Args:
         where: what was opened, for messages.
@@ -30,19 +33,21 @@ def labels_by_folder(where: str, files: Sequence[str], folders: Sequence[str], c
         classes: content of `classes.txt`, or None.
 
     Returns:
-        int64 [images], and whether they are places in sorted order, which are meaningful only if every class has a folder; None if an
-        image is in no folder.
+        int64 [images], and whether they are places in sorted order, which are meaningful only if every class has a
+        folder; None if an image is in no folder.
 
     Raises:
-        CalibrationError: a class folder holds no image, so that sorted places would be shifted; or the folders are splits, not classes;
-            or `classes.txt` does not name one.
+        CalibrationError: a class folder holds no image, so that sorted places would be shifted; or the folders are
+            splits, not classes; or `classes.txt` does not name one.
     """
     if not files or not all("/" in name for name in files):
         return None
     used = [name.split("/", 1)[0] for name in files]
     names = sorted({*folders, *used})
     if len(names) > 1 and all(name.lower() in _SPLITS for name in names):
-        raise CalibrationError(f"images {where}: {_few(names)} are splits of a data set, not classes", fix="Give one of them.")
+        raise CalibrationError(
+            f"images {where}: {_few(names)} are splits of a data set, not classes", fix="Give one of them."
+        )
     if classes is not None:
         numbers = _class_list(where, classes)
         if missing := [name for name in names if name not in numbers]:
@@ -53,12 +58,16 @@ def labels_by_folder(where: str, files: Sequence[str], folders: Sequence[str], c
         return np.array([numbers[name] for name in used], np.int64), False
     if all(_is_label(name) for name in names):  # "10" sorts before "2", and a class may have no image
         if len({int(name) for name in names}) < len(names):
-            raise CalibrationError(f"images {where}: folders {_few(names)}: two of them are the same number", fix="Rename one.")
+            raise CalibrationError(
+                f"images {where}: folders {_few(names)}: two of them are the same number", fix="Rename one."
+            )
         return np.array([int(name) for name in used], np.int64), False
     if empty := sorted(set(names) - set(used)):
         raise CalibrationError(
-            f"images {where}: no image in class folder {_few(empty)}, so every class behind it would get another's number",
-            fix=f"Put an image into it or remove it; or name the folders by class number, or list the classes in {CLASSES_FILE}.",
+            f"images {where}: no image in class folder {_few(empty)}, so every class behind it would get another's "
+            "number",
+            fix="Put an image into it or remove it; or name the folders by class number, or list the classes in "
+            f"{CLASSES_FILE}.",
         )
     place = {name: i for i, name in enumerate(names)}
     return np.array([place[name] for name in used], np.int64), True
@@ -76,10 +85,14 @@ def labels_by_table(path: str, files: Sequence[str], table: bytes) -> np.ndarray
     ids: dict[str, int] = {}
     for name, label in zip(names, labels.tolist()):
         if ids.setdefault(name, label) != label:
-            raise CalibrationError(f"{path}: labels {name} twice, {ids[name]} and {label}", fix="Leave one of the lines.")
+            raise CalibrationError(
+                f"{path}: labels {name} twice, {ids[name]} and {label}", fix="Leave one of the lines."
+            )
     for name in files:
         if name not in ids:
-            raise CalibrationError(f"{path}: no label for {name}", fix="List every image by its path in the folder, or remove the file.")
+            raise CalibrationError(
+                f"{path}: no label for {name}", fix="List every image by its path in the folder, or remove the file."
+            )
     return np.array([ids[name] for name in files], np.int64)
 
 
@@ -122,7 +135,8 @@ def class_root(files: Sequence[str], folders: Mapping[str, Sequence[str]], other
         others: paths of the files that are no images.
 
     Returns:
-        A prefix of all files; a `labels.csv` ends the search, and what follows it is else a class folder or an image's name.
+        A prefix of all files; a `labels.csv` ends the search, and what follows it is else a class folder or an image's
+        name.
     """
     prefix = ""
     while f"{prefix}{LABELS_FILE}" not in others and len(inside := folders.get(prefix.rstrip("/"), ())) == 1:
@@ -165,7 +179,8 @@ def _rows(text: str, separator: str) -> Iterator[list[str]]:
 
 
 def _is_header(name: str, label: str) -> bool:
-    """Whether a line names columns; an image with a label that is none (-1, 2.0, one too large, none) must not pass for one."""
+    """Whether a line names columns; an image with a label that is none (-1, 2.0, one too large, none) must not pass for
+    one."""
     try:
         float(label)
     except ValueError:

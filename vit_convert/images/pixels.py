@@ -18,32 +18,37 @@ _HUGE_PIXELS = 1 << 24  # 50 MB of them, and as much again while they are decode
 _one_huge = threading.Lock()
 
 
-def decode_image(file: pathlib.Path | io.BytesIO, name: str, then: Callable[[np.ndarray], np.ndarray] | None = None) -> np.ndarray:
+def decode_image(
+    file: pathlib.Path | io.BytesIO, name: str, then: Callable[[np.ndarray], np.ndarray] | None = None
+) -> np.ndarray:
     """Decodes one image file.
 
-    Grey becomes RGB, alpha is dropped and 16 bits keep their upper 8, as in tf.io.decode_image(channels=3); an EXIF orientation is
-    applied.
+    Grey becomes RGB, alpha is dropped and 16 bits keep their upper 8, as in tf.io.decode_image(channels=3); an EXIF
+    orientation is applied.
 
     Args:
         file: path or bytes.
         name: what to call it in a message.
-        then: what to do with the pixels, for example shrink them. Until it is done, no other thread decodes an image of more than
-            2^24 pixels, so that a folder of such images needs the memory of one.
+        then: what to do with the pixels, for example shrink them. Until it is done, no other thread decodes an image of
+            more than 2^24 pixels, so that a folder of such images needs the memory of one.
 
     Returns:
         uint8 [height, width, 3], or what `then` made of it.
 
     Raises:
-        CalibrationError: it is damaged, no image, has floating-point values or such of more than 16 bits, or more pixels than Pillow's
-            limit against decompression bombs.
+        CalibrationError: it is damaged, no image, has floating-point values or such of more than 16 bits, or more
+            pixels than Pillow's limit against decompression bombs.
     """
     from PIL import Image
 
     with contextlib.ExitStack() as held:
         with _naming(name), Image.open(file) as opened:
             num_pixels = opened.width * opened.height
-            if Image.MAX_IMAGE_PIXELS is not None and num_pixels > Image.MAX_IMAGE_PIXELS:  # Pillow only warns up to twice as many
-                raise Image.DecompressionBombError(f"{opened.width} x {opened.height} pixels, the limit is {Image.MAX_IMAGE_PIXELS}")
+            # Pillow only warns up to twice as many
+            if Image.MAX_IMAGE_PIXELS is not None and num_pixels > Image.MAX_IMAGE_PIXELS:
+                raise Image.DecompressionBombError(
+                    f"{opened.width} x {opened.height} pixels, the limit is {Image.MAX_IMAGE_PIXELS}"
+                )
             if num_pixels > _HUGE_PIXELS:
                 held.enter_context(_one_huge)
             pixels = _decode(opened)
@@ -72,5 +77,6 @@ def _naming(name: str) -> Iterator[None]:
         yield
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
         raise CalibrationError(f"image {name}: refused for its size ({e})", fix="Shrink or remove it.") from e
-    except Exception as e:  # Pillow's readers let through whatever they trip over: struct.error, zlib.error, IndexError, …
+    except Exception as e:
+        # Pillow's readers let through whatever they trip over: struct.error, zlib.error, IndexError, …
         raise CalibrationError(f"image {name}: cannot be decoded ({e})", fix="Remove or replace it.") from e

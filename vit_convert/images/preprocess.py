@@ -23,11 +23,12 @@ class Preprocess:
     Attributes:
         resize: "bilinear", "bicubic" or "area".
         antialias: whether the filter widens when it shrinks; only "bilinear" can do without, "area" always averages.
-        resize_short: pixels that the shorter side is resized to, keeping the aspect, before a central crop; 0 resizes straight to
-            (height, width) without keeping it.
+        resize_short: pixels that the shorter side is resized to, keeping the aspect, before a central crop; 0 resizes
+            straight to (height, width) without keeping it.
         mean: subtracted per channel, on the [0, 1] scale.
         std: divided by per channel, on the [0, 1] scale.
-        truncate: resized values are cut to the level below, as tf.cast to uint8 does in the original, instead of rounded.
+        truncate: resized values are cut to the level below, as tf.cast to uint8 does in the original, instead of
+            rounded.
 
     Raises:
         UsageError: this resize is not offered.
@@ -41,13 +42,20 @@ class Preprocess:
     truncate: bool = False  # bundles of earlier versions hold no such key
 
     def __post_init__(self) -> None:
-        if (self.resize, self.antialias) not in {("bilinear", False), ("bilinear", True), ("bicubic", True), ("area", True)}:
+        if (self.resize, self.antialias) not in {
+            ("bilinear", False),
+            ("bilinear", True),
+            ("bicubic", True),
+            ("area", True),
+        }:
             raise UsageError(
                 f"preprocess: resize={self.resize!r} with antialias={self.antialias} is not offered",
                 fix='Use "bilinear" with or without antialias, or "bicubic" or "area" with it.',
             )
         if self.truncate and self.resize == "bicubic":
-            raise UsageError("preprocess: resize='bicubic' with truncate=True is not offered", fix="No family needs it.")
+            raise UsageError(
+                "preprocess: resize='bicubic' with truncate=True is not offered", fix="No family needs it."
+            )
 
     @property
     def scale(self) -> np.ndarray:
@@ -60,10 +68,12 @@ class Preprocess:
         return (-np.asarray(self.mean, np.float64) / np.asarray(self.std, np.float64)).astype(np.float32)
 
     def normalize(self, images: np.ndarray) -> np.ndarray:
-        """Turns pixels into the values that the graph's input takes: (x / 255 - mean) / std, as float32(x) * scale + offset.
+        """Turns pixels into the values that the graph's input takes: (x / 255 - mean) / std, as float32(x) * scale +
+        offset.
 
-        `scale` and `offset` are rounded to float32 once; the product and the sum are rounded separately, so that a graph with one Mul and
-        one Add on the same constants gives the same bits. For mean = std = 0.5 this is (x - 127.5) / 127.5 to within 2.4e-7.
+        `scale` and `offset` are rounded to float32 once; the product and the sum are rounded separately, so that a
+        graph with one Mul and one Add on the same constants gives the same bits. For mean = std = 0.5 this is (x -
+        127.5) / 127.5 to within 2.4e-7.
 
         Args:
             images: uint8 [images, height, width, 3].
@@ -136,10 +146,13 @@ class _Family:
 _FAMILIES = {
     "vit_jax": _Family("bilinear", False, 0),  # vit_jax/input_pipeline.py
     "lit": _Family("bilinear", False, 0, truncate=True),  # vit_jax/preprocess.py
-    # configs: resize_small(256)|central_crop(224)|value_range(-1,1); pp/ops_image.py ends each resize in a cast to uint8
+    # configs: resize_small(256)|central_crop(224)|value_range(-1,1); pp/ops_image.py ends each resize in a cast to
+    # uint8
     "big_vision": _Family("area", True, 256 / 224, truncate=True),
-    "siglip": _Family("bilinear", False, 0, truncate=True),  # big_vision configs/proj/image_text: resize(224)|value_range(-1,1)
-    "paligemma": _Family("bilinear", True, 0, truncate=True),  # configs/proj/paligemma: resize(224, antialias=True)|value_range(-1,1)
+    # big_vision configs/proj/image_text: resize(224)|value_range(-1,1)
+    "siglip": _Family("bilinear", False, 0, truncate=True),
+    # configs/proj/paligemma: resize(224, antialias=True)|value_range(-1,1)
+    "paligemma": _Family("bilinear", True, 0, truncate=True),
     "clip": _Family("bicubic", True, 1, _CLIP_MEAN, _CLIP_STD),  # openai/CLIP and scenic
     "imagenet": _Family("bicubic", True, 256 / 224, _IMAGENET_MEAN, _IMAGENET_STD),  # DeiT, MAE, Swin, DINOv2
     "dinov3": _Family("bilinear", True, 0, _IMAGENET_MEAN, _IMAGENET_STD),  # dinov3 README
@@ -159,10 +172,13 @@ def preprocess_for(family: str, image_size: tuple[int, int]) -> Preprocess:
     Raises:
         UsageError: no family has that name.
     """
-    found = _FAMILIES.get(family) or next((row for name, row in _FAMILIES.items() if family.startswith(f"{name}_")), None)
+    found = _FAMILIES.get(family) or next(
+        (row for name, row in _FAMILIES.items() if family.startswith(f"{name}_")), None
+    )
     if found is None:
         raise UsageError(
-            f"no preprocessing is known for family {family!r}.{nearest(family, _FAMILIES)}", fix=f"Known families: {', '.join(_FAMILIES)}."
+            f"no preprocessing is known for family {family!r}.{nearest(family, _FAMILIES)}",
+            fix=f"Known families: {', '.join(_FAMILIES)}.",
         )
     short = round(min(image_size) * found.short_per_side)
     return Preprocess(found.resize, found.antialias, short, found.mean, found.std, found.truncate)

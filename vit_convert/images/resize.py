@@ -1,7 +1,7 @@
 """Image resizing with the semantics of tf.image.resize, on which the JAX families were trained and evaluated.
 
-Only what a window of the result needs is read and computed, so that a strip of 1 x 3000 pixels whose whole enlargement would take
-gigabytes costs no more than a photograph.
+Only what a window of the result needs is read and computed, so that a strip of 1 x 3000 pixels whose whole enlargement
+would take gigabytes costs no more than a photograph.
 """
 
 import math
@@ -16,7 +16,8 @@ Taps = list[tuple[np.ndarray, np.ndarray]]  # per tap: source index int64 [out],
 Window = tuple[int, int, int, int]  # top, left, height, width in pixels of the whole result
 
 _WHOLE_PIXELS = 1 << 24  # a result up to this size is made by one call of Pillow's, and then cropped
-_MOST_SHRINKING = 64  # up to which the widened filter is ours; beyond it is Pillow's, which rounds instead of truncating, in bounded time
+# up to which the widened filter is ours; beyond it is Pillow's, which rounds instead of truncating, in bounded time
+_MOST_SHRINKING = 64
 _BETWEEN_PIXELS = 1 << 26  # of the image between Pillow's two passes
 _FLOAT32_NOISE = 2.0**-10  # a sum of float32 products that should be a whole level lies at most so far below it
 
@@ -38,8 +39,10 @@ def resize(
         height: of the result in pixels.
         width: of the result in pixels.
         method: "bilinear", "area", or "bicubic" (a = -0.5, always antialiased).
-        antialias: whether "bilinear" widens its filter when it shrinks; without, each output is a mean of 2x2 input pixels.
-        truncate: to the level below, as tf.cast to uint8 does, instead of the nearest of the 256 levels; not for "bicubic".
+        antialias: whether "bilinear" widens its filter when it shrinks; without, each output is a mean of 2x2 input
+            pixels.
+        truncate: to the level below, as tf.cast to uint8 does, instead of the nearest of the 256 levels; not for
+            "bicubic".
         window: the part of the result that is wanted; None for all of it.
 
     Returns:
@@ -47,7 +50,9 @@ def resize(
     """
     top, left, rows, columns = window or (0, 0, height, width)
     smooth = method == "bilinear" and antialias
-    if method == "bicubic" or (smooth and (not truncate or max(image.shape[0] / height, image.shape[1] / width) > _MOST_SHRINKING)):
+    if method == "bicubic" or (
+        smooth and (not truncate or max(image.shape[0] / height, image.shape[1] / width) > _MOST_SHRINKING)
+    ):
         return _pillow(image, height, width, method, (top, left, rows, columns))
     taps = _area_taps if method == "area" else _triangle_taps if antialias else _bilinear_taps
     image, down = _only_read(image, taps(image.shape[0], height, top, rows), axis=0)
@@ -88,12 +93,15 @@ def _bilinear_taps(old: int, new: int, start: int, count: int) -> Taps:
 
 
 def _triangle_taps(old: int, new: int, start: int, count: int) -> Taps:
-    """Output i is the mean around (i + 0.5) old / new, weighted by a triangle of half-width max(1, old / new), what is outside left out."""
+    """Output i is the mean around (i + 0.5) old / new, weighted by a triangle of half-width max(1, old / new), what is
+    outside left out."""
     support = max(1.0, old / new)
     centre = (np.arange(start, start + count) + 0.5) * (old / new)
     first = np.floor(centre - support).astype(np.int64)
     indices = first[:, None] + np.arange(2 * math.ceil(support) + 2)
-    weights = np.clip(1 - np.abs(indices + 0.5 - centre[:, None]) / support, 0, None) * ((indices >= 0) & (indices < old))
+    weights = np.clip(1 - np.abs(indices + 0.5 - centre[:, None]) / support, 0, None) * (
+        (indices >= 0) & (indices < old)
+    )
     weights /= weights.sum(axis=1, keepdims=True)
     return [(np.clip(index, 0, old - 1), weight.astype(np.float32)) for index, weight in zip(indices.T, weights.T)]
 
@@ -101,7 +109,8 @@ def _triangle_taps(old: int, new: int, start: int, count: int) -> Taps:
 def _area_taps(old: int, new: int, start: int, count: int) -> Taps:
     """Output i is the mean over [i, i + 1) old / new, a pixel on the edge counted by the part of it inside.
 
-    Pillow's BOX counts a pixel on the edge wholly or not at all, which gives another image unless the ratio is an integer.
+    Pillow's BOX counts a pixel on the edge wholly or not at all, which gives another image unless the ratio is an
+    integer.
     """
     edges = np.arange(start, start + count + 1) * (old / new)
     begin, stop = edges[:-1], edges[1:]
@@ -121,7 +130,9 @@ def _pillow(image: np.ndarray, height: int, width: int, method: str, window: Win
     top, left, rows, columns = window
     if height * width <= _WHOLE_PIXELS:
         whole = (0.0, 0.0, float(image.shape[1]), float(image.shape[0]))
-        return _two_passes(Image.fromarray(image), height, width, whole, resampling)[top : top + rows, left : left + columns]
+        return _two_passes(Image.fromarray(image), height, width, whole, resampling)[
+            top : top + rows, left : left + columns
+        ]
     support = 2 if method == "bicubic" else 1
     y, y_end, y0, y1 = _source(image.shape[0], height, top, rows, support)
     x, x_end, x0, x1 = _source(image.shape[1], width, left, columns, support)
@@ -131,7 +142,8 @@ def _pillow(image: np.ndarray, height: int, width: int, method: str, window: Win
 def _source(old: int, new: int, start: int, count: int, support: int) -> tuple[int, int, float, float]:
     """The pixels [first, end) that a window reads along one axis, and the window's ends counted from `first`.
 
-    Pillow keeps a box in float32, which numbers in the millions would not fit: so it is counted from the crop, not from the image.
+    Pillow keeps a box in float32, which numbers in the millions would not fit: so it is counted from the crop, not from
+    the image.
     """
     scale = old / new
     reach = support * max(scale, 1.0) + 1
@@ -141,9 +153,14 @@ def _source(old: int, new: int, start: int, count: int, support: int) -> tuple[i
 
 
 def _two_passes(
-    image: "Image.Image", height: int, width: int, box: tuple[float, float, float, float], resampling: "Image.Resampling"
+    image: "Image.Image",
+    height: int,
+    width: int,
+    box: tuple[float, float, float, float],
+    resampling: "Image.Resampling",
 ) -> np.ndarray:
-    """Resizes a box of an image: columns first, as Pillow does, but rows first if a tall and narrow image would grow by that."""
+    """Resizes a box of an image: columns first, as Pillow does, but rows first if a tall and narrow image would grow by
+    that."""
     if image.height * width > _BETWEEN_PIXELS:
         image = image.resize((image.width, height), resampling, (0, box[1], image.width, box[3]))
         box = (box[0], 0, box[2], height)

@@ -52,9 +52,11 @@ class ImageSource:
         path: what was opened.
         names: one per image, for messages.
         labelling: class ids, or None.
-        read: maps an image's number, and perhaps what to do with its pixels at once, to uint8 [height, width, 3]; safe to call from several
-            threads. Raises CalibrationError, which names the image, for one that cannot be decoded.
-        fingerprint: hash of the files' names, labels, sizes and modification times; a change shows without reading them.
+        read: maps an image's number, and perhaps what to do with its pixels at once, to uint8 [height, width, 3]; safe
+            to call from several threads. Raises CalibrationError, which names the image, for one that cannot be
+            decoded.
+        fingerprint: hash of the files' names, labels, sizes and modification times; a change shows without reading
+            them.
     """
 
     path: pathlib.Path
@@ -89,11 +91,11 @@ class Reader:
 def open_images(path: str | os.PathLike[str], *, labelled: bool = True) -> ImageSource:
     """Opens a set of images.
 
-    A folder or `.zip` gives its images at any depth, sorted by name; hidden files and folders are left out, links are followed. Labels
-    come from a `labels.csv` in it (lines of `name,label`), or else from sub-folders if every image is in one: the numbers in their
-    names, or their lines in a `classes.txt`, or their places in sorted order. A single folder around all of that is skipped. An `.npz`
-    holds `images` uint8 [N, H, W, 3] and perhaps integer `labels` [N]. A list has in each line a path, relative to the list, and
-    perhaps a label.
+    A folder or `.zip` gives its images at any depth, sorted by name; hidden files and folders are left out, links are
+    followed. Labels come from a `labels.csv` in it (lines of `name,label`), or else from sub-folders if every image is
+    in one: the numbers in their names, or their lines in a `classes.txt`, or their places in sorted order. A single
+    folder around all of that is skipped. An `.npz` holds `images` uint8 [N, H, W, 3] and perhaps integer `labels` [N].
+    A list has in each line a path, relative to the list, and perhaps a label.
 
     Args:
         path: folder or file.
@@ -110,14 +112,20 @@ def open_images(path: str | os.PathLike[str], *, labelled: bool = True) -> Image
         is_folder = path.is_dir()
         os.stat(path)
     except (OSError, ValueError) as e:
-        why = "no such file or folder" if isinstance(e, FileNotFoundError | NotADirectoryError) else getattr(e, "strerror", None) or str(e)
+        why = (
+            "no such file or folder"
+            if isinstance(e, FileNotFoundError | NotADirectoryError)
+            else getattr(e, "strerror", None) or str(e)
+        )
         raise CalibrationError(f"images {path}: {why}", fix=_OFFERED) from e
     opener = _open_folder if is_folder else _OPENERS.get(path.suffix.lower())
     if opener is None:
         raise CalibrationError(f"images {path}: neither a folder nor a kind of file that is known", fix=_OFFERED)
     source = opener(path, labelled)
     if not len(source):
-        raise CalibrationError(f"images {path}: no image in it", fix=f"Images are files named {', '.join('*' + s for s in SUFFIXES)}.")
+        raise CalibrationError(
+            f"images {path}: no image in it", fix=f"Images are files named {', '.join('*' + s for s in SUFFIXES)}."
+        )
     return source
 
 
@@ -132,11 +140,15 @@ def _open_list(path: pathlib.Path, labelled: bool) -> ImageSource:
     files = [path.parent / name for name in names]
     for name, file in zip(names, files):
         if not os.path.isfile(file):
-            raise CalibrationError(f"images {path}: it lists {name}, and {file} does not exist", fix="Paths are relative to the list.")
+            raise CalibrationError(
+                f"images {path}: it lists {name}, and {file} does not exist", fix="Paths are relative to the list."
+            )
     return _open_files(path, names, files, Labels(ids) if labelled and ids is not None else None)
 
 
-def _open_files(path: pathlib.Path, names: Sequence[str], files: Sequence[pathlib.Path], labels: Labels | None) -> ImageSource:
+def _open_files(
+    path: pathlib.Path, names: Sequence[str], files: Sequence[pathlib.Path], labels: Labels | None
+) -> ImageSource:
     def read(i: int, then: Transform | None) -> np.ndarray:
         return decode_image(files[i], str(files[i]), then)
 
@@ -153,12 +165,17 @@ def _open_zip(path: pathlib.Path, labelled: bool) -> ImageSource:
 
     def content(name: str) -> bytes:
         if (size := members[name].file_size) > _LARGEST_BYTES:
-            raise CalibrationError(f"image {path}/{name}: cannot be read ({size} bytes, the limit is {_LARGEST_BYTES})", fix="Remove it.")
+            raise CalibrationError(
+                f"image {path}/{name}: cannot be read ({size} bytes, the limit is {_LARGEST_BYTES})", fix="Remove it."
+            )
         try:
-            with open_member(path, members[name], state) as stream:  # not through `archive`: threads must not share a handle
+            # not through `archive`: threads must not share a handle
+            with open_member(path, members[name], state) as stream:
                 return stream.read()
         except UNREADABLE as e:
-            raise CalibrationError(f"image {path}/{name}: cannot be read from the archive ({e})", fix="Remove or replace it.") from e
+            raise CalibrationError(
+                f"image {path}/{name}: cannot be read from the archive ({e})", fix="Remove or replace it."
+            ) from e
 
     def read(i: int, then: Transform | None) -> np.ndarray:
         name = tree.images[i]

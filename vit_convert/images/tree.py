@@ -32,11 +32,13 @@ def tree_of_folder(root: pathlib.Path) -> Tree:
     """Walks a folder, links included.
 
     Raises:
-        CalibrationError: a folder cannot be read, a link leads back to a folder that it is in, or an image's link leads nowhere.
+        CalibrationError: a folder cannot be read, a link leads back to a folder that it is in, or an image's link leads
+            nowhere.
     """
     paths: list[str] = []
     folders: dict[str, list[str]] = {}
-    to_visit: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]  # and the identities of the folders above
+    # and the identities of the folders above
+    to_visit: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
     while to_visit:
         inside, above = to_visit.pop()
         here = root / inside
@@ -44,9 +46,13 @@ def tree_of_folder(root: pathlib.Path) -> Tree:
             state = os.stat(here)
             names = sorted(name for name in os.listdir(here) if not _left_out(name))
         except OSError as e:
-            raise CalibrationError(f"images {here}: the folder cannot be read ({e.strerror})", fix="Make it readable, or remove it.") from e
+            raise CalibrationError(
+                f"images {here}: the folder cannot be read ({e.strerror})", fix="Make it readable, or remove it."
+            ) from e
         if (state.st_dev, state.st_ino) in above:
-            raise CalibrationError(f"images {here}: a link leads back to a folder that it lies in", fix="Remove the link.")
+            raise CalibrationError(
+                f"images {here}: a link leads back to a folder that it lies in", fix="Remove the link."
+            )
         above |= {(state.st_dev, state.st_ino)}
         modes = {name: _mode(here / name) for name in names}
         folders[inside] = [name for name, mode in modes.items() if stat.S_ISDIR(mode)]

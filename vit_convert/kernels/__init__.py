@@ -1,8 +1,10 @@
-"""Kernels of our own for TensorRT 8: attention and LayerNorm, in INT8 and FP16, as plugins in a library that nvcc builds.
+"""Kernels of our own for TensorRT 8: attention and LayerNorm, in INT8 and FP16, as plugins in a library that nvcc
+builds.
 
     python -m vit_convert.kernels --tensorrt_include=FOLDER     # of NvInfer.h; needs nvcc, and g++
 
-Only the lowerings "fused" and "kernels" need them. The library is looked for at VIT_CONVERT_KERNELS, else beside this file.
+Only the lowerings "fused" and "kernels" need them. The library is looked for at VIT_CONVERT_KERNELS, else beside this
+file.
 """
 
 import ctypes
@@ -48,7 +50,9 @@ def register() -> bool:
     except (OSError, AttributeError) as e:
         raise BuildError(f"{path}: cannot be loaded ({e})", fix="Build it again: python -m vit_convert.kernels.") from e
     if status:
-        raise BuildError(f"{path}: TensorRT takes no plugins from it (status {status})", fix="Build it for this TensorRT.")
+        raise BuildError(
+            f"{path}: TensorRT takes no plugins from it (status {status})", fix="Build it for this TensorRT."
+        )
     return True
 
 
@@ -63,4 +67,11 @@ def command(output: pathlib.Path, *, include: str, archs: Sequence[str], nvcc: s
     """
     code = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
     options = ["-O3", "-std=c++17", "-shared", "-Xcompiler", "-fPIC,-Wno-deprecated-declarations", f"-I{include}"]
-    return [nvcc, *options, *code, *(str(SOURCES / name) for name in ("attention.cu", "norm.cu", "plugin.cpp")), "-o", str(output)]
+    return [
+        nvcc,
+        *options,
+        *code,
+        *(str(SOURCES / name) for name in ("attention.cu", "norm.cu", "plugin.cpp")),
+        "-o",
+        str(output),
+    ]

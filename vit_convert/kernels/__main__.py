@@ -16,7 +16,9 @@ from vit_convert.core.program import Program
 
 _PROGRAM = Program(__doc__, when_interrupted="nothing was written")
 _FLAGS = _PROGRAM.flags
-flags.DEFINE_string("tensorrt_include", "/usr/include/x86_64-linux-gnu", "The folder of TensorRT 8.6's NvInfer.h.", flag_values=_FLAGS)
+flags.DEFINE_string(
+    "tensorrt_include", "/usr/include/x86_64-linux-gnu", "The folder of TensorRT 8.6's NvInfer.h.", flag_values=_FLAGS
+)
 flags.DEFINE_list("archs", ["80", "86", "89", "90"], "Compute capabilities.", flag_values=_FLAGS)
 flags.DEFINE_string("nvcc", "nvcc", "CUDA's compiler.", flag_values=_FLAGS)
 flags.DEFINE_string("output", None, "The library; by default where it is looked for.", flag_values=_FLAGS)
@@ -35,7 +37,8 @@ def build(argv: Sequence[str]) -> int:
         raise BuildError(f"{_FLAGS.nvcc}: no such compiler", fix="Install CUDA's toolkit, or give --nvcc.")
     if not (pathlib.Path(_FLAGS.tensorrt_include) / "NvInfer.h").is_file():
         raise BuildError(
-            f"{_FLAGS.tensorrt_include}: holds no NvInfer.h", fix="Give --tensorrt_include: TensorRT's archive has it in include/."
+            f"{_FLAGS.tensorrt_include}: holds no NvInfer.h",
+            fix="Give --tensorrt_include: TensorRT's archive has it in include/.",
         )
     output = pathlib.Path(_FLAGS.output) if _FLAGS.output else kernels.library()
     with atomic(output) as temporary:
@@ -43,7 +46,8 @@ def build(argv: Sequence[str]) -> int:
         done = subprocess.run(words, capture_output=True, text=True, check=False)
         if done.returncode:
             raise BuildError(
-                f"{shlex.join(words)}: {done.stderr.strip()[-2000:]}", fix="These sources are for TensorRT 8.6 and CUDA 12 or later."
+                f"{shlex.join(words)}: {done.stderr.strip()[-2000:]}",
+                fix="These sources are for TensorRT 8.6 and CUDA 12 or later.",
             )
     print(output)
     return 0

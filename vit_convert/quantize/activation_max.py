@@ -1,4 +1,5 @@
-"""The largest |x| of activations, found inside the graph so that nothing large leaves it; one pass over a few images."""
+"""The largest |x| of activations, found inside the graph so that nothing large leaves it; one pass over a few
+images."""
 
 import os
 import pathlib
@@ -42,7 +43,11 @@ def extremes(
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Measures the smallest and the largest x; see `largest`."""
     proto = onnx.load(onnx_path, load_external_data=False)
-    shapes = {v.name: v.shape for node in ir.load(onnx_path).graph for v in node.outputs if v.shape is not None} if per_channel else {}
+    shapes = (
+        {v.name: v.shape for node in ir.load(onnx_path).graph for v in node.outputs if v.shape is not None}
+        if per_channel
+        else {}
+    )
     as_input = next(entry.version for entry in proto.opset_import if not entry.domain) >= _AXES_AS_INPUT
     outputs = []
     for number, name in enumerate(tensors):

@@ -1,4 +1,5 @@
-"""Measures activation ranges by running the graph in onnxruntime: one streaming pass, memory independent of the number of images."""
+"""Measures activation ranges by running the graph in onnxruntime: one streaming pass, memory independent of the number
+of images."""
 
 import concurrent.futures
 import dataclasses
@@ -20,7 +21,13 @@ from vit_convert.core.onnx_file import Batch, feeds_of, open_proto
 from vit_convert.core.progress import Progress
 from vit_convert.quantize import graph
 from vit_convert.quantize.guard import Cost, Guard, Shift
-from vit_convert.quantize.histogram import Histogram, entropy_threshold, minmax_threshold, mse_threshold, percentile_threshold
+from vit_convert.quantize.histogram import (
+    Histogram,
+    entropy_threshold,
+    minmax_threshold,
+    mse_threshold,
+    percentile_threshold,
+)
 from vit_convert.quantize.placement import place
 
 GUARDED = "entropy"  # the method whose thresholds are widened where the products lose by them
@@ -49,7 +56,8 @@ class Calibration:
         amax: for each tensor, the largest |x| seen.
         method: one of METHODS.
         num_images: how many images were seen.
-        keys: sha256 of the graph with its weights and of the normalized data, and the method: what a cached file must agree on.
+        keys: sha256 of the graph with its weights and of the normalized data, and the method: what a cached file must
+            agree on.
         costs: for each tensor, what the thresholds from entropy's to amax cost; empty for other methods than "entropy".
         left_out: the tensors whose products stay out of int8, and the error of these at the best threshold.
         shifts: the tensors from which a constant is taken before they are int8; their threshold is of what is left.
@@ -65,7 +73,8 @@ class Calibration:
     shifts: dict[str, Shift] = dataclasses.field(default_factory=dict)
 
     def shift(self, free: Collection[str], subtracted: Collection[str]) -> "Calibration":
-        """The same with the shifts that pay, of tensors where they cost nothing and of those where they cost a subtraction."""
+        """The same with the shifts that pay, of tensors where they cost nothing and of those where they cost a
+        subtraction."""
         pays = dict.fromkeys(subtracted, SUBTRACTION_PAYS) | dict.fromkeys(free, 1.0)
         found = {name: self.costs[name].shift(share) for name, share in pays.items() if name in self.costs}
         return dataclasses.replace(self, shifts={name: shift for name, shift in found.items() if shift is not None})
@@ -75,7 +84,8 @@ class Calibration:
         return self.shifts[name].error if name in self.shifts else self.costs[name].cheapest
 
     def leave_out(self, tensors: Collection[str], max_error: float) -> "Calibration":
-        """The same with those of these tensors left out whose products lose more than `max_error` at every threshold that was tried."""
+        """The same with those of these tensors left out whose products lose more than `max_error` at every threshold
+        that was tried."""
         errors = {name: self.error(name) for name in tensors if name in self.costs}
         return dataclasses.replace(self, left_out={name: error for name, error in errors.items() if error > max_error})
 
@@ -101,10 +111,14 @@ class Calibration:
             shifts = {name: Shift(**shift) for name, shift in value.get("shifts", {}).items()}
             return cls(**{**value, "costs": costs, "shifts": shifts})
         except (AttributeError, TypeError) as e:
-            raise CalibrationError(f"{path}: not a calibration ({e})", fix="Remove it; calibration writes a new one.") from e
+            raise CalibrationError(
+                f"{path}: not a calibration ({e})", fix="Remove it; calibration writes a new one."
+            ) from e
 
 
-def calibration_keys(onnx_path: str | os.PathLike[str], images: np.ndarray, normalize: Normalize, method: str) -> dict[str, str]:
+def calibration_keys(
+    onnx_path: str | os.PathLike[str], images: np.ndarray, normalize: Normalize, method: str
+) -> dict[str, str]:
     """Computes what a calibration depends on, to compare with a saved one's `keys`.
 
     Args:
@@ -137,18 +151,21 @@ def calibrate(
 ) -> Calibration:
     """Measures the ranges of activations over calibration images.
 
-    Min-max finds each tensor's largest |x| inside the graph, so that nothing large leaves it; the others count histograms, whose range
-    grows with what they see. All stream: the state is 32 KiB a tensor, and some hundred rows of it for the guard, and one call returns at
-    most OUTPUT_BYTES of activations (or one image's largest tensor), so memory does not depend on the number of images, and on the model
-    only by what onnxruntime holds.
+    Min-max finds each tensor's largest |x| inside the graph, so that nothing large leaves it; the others count
+    histograms, whose range grows with what they see. All stream: the state is 32 KiB a tensor, and some hundred rows of
+    it for the guard, and one call returns at most OUTPUT_BYTES of activations (or one image's largest tensor), so
+    memory does not depend on the number of images, and on the model only by what onnxruntime holds.
     A model whose tensors of one image exceed OUTPUT_BYTES takes a pass for each part of them.
 
     Args:
-        onnx_path: the fp32 graph with input `images` float32 [batch, height, width, 3]; its external data is read where it lies.
+        onnx_path: the fp32 graph with input `images` float32 [batch, height, width, 3]; its external data is read where
+            it lies.
         images: uint8 [images, height, width, 3], may be memory-mapped.
-        normalize: uint8 [batch, height, width, 3] → the graph's float32 input, or {input: array} where it takes several.
+        normalize: uint8 [batch, height, width, 3] → the graph's float32 input, or {input: array} where it takes
+            several.
         tensors: names of activations; None for those that the default placement quantizes.
-        method: entropy, its thresholds widened where a product loses by them (`guard`); entropy_plain, percentile (99.99), mse, minmax.
+        method: entropy, its thresholds widened where a product loses by them (`guard`); entropy_plain, percentile
+            (99.99), mse, minmax.
         batch_size: most images a call.
         progress: shows a bar for each pass.
 
@@ -160,7 +177,9 @@ def calibrate(
         CalibrationError: no images, images of another size than the graph's, or an activation is not finite.
     """
     if method not in METHODS:
-        raise UsageError(f"calibration.method is {method!r}{nearest(method, METHODS)}", fix=f"Use one of {', '.join(METHODS)}.")
+        raise UsageError(
+            f"calibration.method is {method!r}{nearest(method, METHODS)}", fix=f"Use one of {', '.join(METHODS)}."
+        )
     if not len(images):
         raise CalibrationError("calibration has no images", fix="Point calibration.data to a folder of images.")
     model = ir.load(onnx_path)
@@ -185,7 +204,9 @@ def calibrate(
         if guard is not None:
             costs = {name: guard.cost(name, thresholds[name], amax[name]) for name in names if amax[name]}
             thresholds |= {name: cost.best for name, cost in costs.items()}
-    return Calibration(thresholds, amax, method, len(images), calibration_keys(onnx_path, images, normalize, method), costs)
+    return Calibration(
+        thresholds, amax, method, len(images), calibration_keys(onnx_path, images, normalize, method), costs
+    )
 
 
 def sample_products(
@@ -197,7 +218,8 @@ def sample_products(
     batch_size: int = 8,
     progress: Progress | None = None,
 ) -> Guard:
-    """A Guard that has seen these activations of the images: what thresholds that were found otherwise cost, any of them."""
+    """A Guard that has seen these activations of the images: what thresholds that were found otherwise cost, any of
+    them."""
     guard, progress = Guard(ir.load(onnx_path), tensors), progress or Progress(quiet=True)
     _, elements = _scan(onnx_path, list(tensors), images[:1], normalize, 1, progress, "Sizes")
     for name, value, keys in _activations(onnx_path, elements, images, normalize, batch_size, progress, "Products"):
@@ -271,7 +293,9 @@ def _activations(
 
 
 def _not_finite(name: str) -> CalibrationError:
-    return CalibrationError(f"{name}: the activation is not finite on the calibration images", fix="Run the fp32 check first.")
+    return CalibrationError(
+        f"{name}: the activation is not finite on the calibration images", fix="Run the fp32 check first."
+    )
 
 
 def _chunks(elements: dict[str, int], limit_bytes: int) -> list[list[str]]:
@@ -331,4 +355,6 @@ def _require_shapes(session: onnxruntime.InferenceSession, feeds: Mapping[str, n
     for tensor in session.get_inputs():
         given, expected = feeds[tensor.name].shape[1:], tuple(tensor.shape[1:])
         if len(given) != len(expected) or any(isinstance(e, int) and e != size for e, size in zip(expected, given)):
-            raise CalibrationError(f"calibration images are {given}, the graph takes {expected}", fix="Decode them again.")
+            raise CalibrationError(
+                f"calibration images are {given}, the graph takes {expected}", fix="Decode them again."
+            )

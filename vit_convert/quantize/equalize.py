@@ -1,10 +1,12 @@
-"""One INT8 scale for queries, keys and values: weights are changed, exactly, until all of their channels reach equally far.
+"""One INT8 scale for queries, keys and values: weights are changed, exactly, until all of their channels reach equally
+far.
 
 Attention as one INT8 kernel reads all three with one scale. What a model computes does not change when
 - a channel of the queries is multiplied by a factor and that of the keys divided by it,
-- a constant is added to a channel of all keys: it adds the same to all scores of a query, which softmax takes off again,
-- a channel of the values is multiplied by a factor, or a constant added: the projection divides its weight by the factor, or takes the
-  constant's share off its bias.
+- a constant is added to a channel of all keys: it adds the same to all scores of a query, which softmax takes off
+  again,
+- a channel of the values is multiplied by a factor, or a constant added: the projection divides its weight by the
+  factor, or takes the constant's share off its bias.
 """
 
 import dataclasses
@@ -38,7 +40,13 @@ class Factors:
 
 def attention_inputs(model: ir.Model) -> list[str]:
     """Names of the convolutions' outputs that hold queries, keys and values."""
-    return [value.name or "" for node in model.graph if node.op_type == _ATTENTION for value in node.inputs[:1] if value is not None]
+    return [
+        value.name or ""
+        for node in model.graph
+        if node.op_type == _ATTENTION
+        for value in node.inputs[:1]
+        if value is not None
+    ]
 
 
 def factors(low: np.ndarray, high: np.ndarray, heads: int) -> Factors:
@@ -99,4 +107,6 @@ def _change(node: ir.Node, index: int, *, shift: np.ndarray | float = 0.0, facto
     value = node.inputs[index]
     assert value is not None and value.const_value is not None and len(value.uses()) == 1
     tensor = value.const_value
-    value.const_value = derived(tensor, ir.DataType.FLOAT, lambda array: ((array + shift) * factor).astype(np.float32), value.name or "")
+    value.const_value = derived(
+        tensor, ir.DataType.FLOAT, lambda array: ((array + shift) * factor).astype(np.float32), value.name or ""
+    )

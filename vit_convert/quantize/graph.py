@@ -23,7 +23,8 @@ class Layer:
     """What a linear is called.
 
     Attributes:
-        block: "block_03"; for a model without such, and outside them, the scope that the layer stands in, or the layer itself.
+        block: "block_03"; for a model without such, and outside them, the scope that the layer stands in, or the layer
+            itself.
         kind: "fc1", "qkv", …, or the layer's own name.
     """
 
@@ -48,7 +49,9 @@ def linear_weight(node: ir.Node) -> ir.Value | None:
         return None
     if node.op_type != "Conv" and (weight.shape is None or len(weight.shape) != 2):
         return None
-    turned = node.op_type == "Gemm" and any(node.attributes[key].as_int() for key in ("transA", "transB") if key in node.attributes)
+    turned = node.op_type == "Gemm" and any(
+        node.attributes[key].as_int() for key in ("transA", "transB") if key in node.attributes
+    )
     return None if turned else weight
 
 
@@ -59,7 +62,11 @@ def weight_name(weight: ir.Value) -> str:
 
 def _stored(value: ir.Value) -> ir.Value | None:
     """The initializer that a value is, or is dequantized from."""
-    while (node := value.producer()) is not None and node.op_type in ("QuantizeLinear", "DequantizeLinear") and node.inputs[0] is not None:
+    while (
+        (node := value.producer()) is not None
+        and node.op_type in ("QuantizeLinear", "DequantizeLinear")
+        and node.inputs[0] is not None
+    ):
         value = node.inputs[0]
     return value if value.const_value is not None else None
 
@@ -79,7 +86,9 @@ def linear_layers(graph: ir.Graph) -> dict[ir.Node, Layer]:
         readers: dict[Layer, set[str]] = collections.defaultdict(set)
         for node, layer in found.items():
             readers[layer].add(weights[node])
-        found = {node: name_longer(weights[node]) if len(readers[layer]) > 1 else layer for node, layer in found.items()}
+        found = {
+            node: name_longer(weights[node]) if len(readers[layer]) > 1 else layer for node, layer in found.items()
+        }
     return found
 
 
@@ -107,9 +116,10 @@ def _scoped(layer: str) -> Layer:
 def node_blocks(graph: ir.Graph) -> dict[ir.Node, str | None]:
     """Assigns each node to a block.
 
-    A node belongs to the block that its own name or its weights' names say; one that says nothing (a Softmax, a residual Add) to the latest
-    block among those that feed it. Weights with a scope outside the blocks (encoder_norm, head) end the last block.
-    Where no name says a block, as in a model whose layers are called anything, the scopes that its layers stand in are its blocks.
+    A node belongs to the block that its own name or its weights' names say; one that says nothing (a Softmax, a
+    residual Add) to the latest block among those that feed it. Weights with a scope outside the blocks (encoder_norm,
+    head) end the last block. Where no name says a block, as in a model whose layers are called anything, the scopes
+    that its layers stand in are its blocks.
 
     Args:
         graph: in topological order.
@@ -127,7 +137,9 @@ def node_blocks(graph: ir.Graph) -> dict[ir.Node, str | None]:
         elif scopes:
             blocks[node] = None if has_blocks else _scoped(layer_of(scopes[0])).block
         else:
-            blocks[node] = max((b for p in node.predecessors() if (b := blocks[p])), key=order.__getitem__, default=None)
+            blocks[node] = max(
+                (b for p in node.predecessors() if (b := blocks[p])), key=order.__getitem__, default=None
+            )
         if found := blocks[node]:
             order.setdefault(found, len(order))
     return blocks
@@ -137,9 +149,15 @@ def _said(node: ir.Node) -> tuple[str | None, list[str]]:
     """The block that a node's names say, and the names of its weights: those with a scope, and a linear's."""
     if node.op_type in ("QuantizeLinear", "DequantizeLinear"):  # whose scale and zero point are called after the tensor
         tensor = node.inputs[0]
-        weights = [weight_name(node.outputs[0]).removesuffix("/quantized")] if tensor is not None and _stored(tensor) is not None else []
+        weights = (
+            [weight_name(node.outputs[0]).removesuffix("/quantized")]
+            if tensor is not None and _stored(tensor) is not None
+            else []
+        )
     else:
-        weights = [v.name or "" for v in node.inputs if v is not None and v.is_initializer() and v.name and "/" in v.name]
+        weights = [
+            v.name or "" for v in node.inputs if v is not None and v.is_initializer() and v.name and "/" in v.name
+        ]
     if (linear := linear_weight(node)) is not None and weight_name(linear) not in weights:
         weights.insert(0, weight_name(linear))
     block = next((found for name in (node.name or "", *weights) if (found := block_of(name))), None)
@@ -147,7 +165,8 @@ def _said(node: ir.Node) -> tuple[str | None, list[str]]:
 
 
 def names_by_node(graph: ir.Graph, blocks: Mapping[ir.Node, str | None]) -> dict[ir.Node, set[str]]:
-    """Collects the names under which a pattern may mean each node: its own, its outputs', its weights' and "block_03", "block_03/fc2".
+    """Collects the names under which a pattern may mean each node: its own, its outputs', its weights' and "block_03",
+    "block_03/fc2".
 
     Args:
         graph: any.
@@ -179,26 +198,35 @@ def read_weight(tensor: ir.TensorProtocol, read: Callable[[np.ndarray], T]) -> T
         What `read` returns.
     """
     mapped_here = isinstance(tensor, ir.ExternalTensor) and tensor.raw is None
-    result = read(tensor.numpy())  # if this fails, also by Ctrl-C, its traceback holds the weight, which cannot be let go of then
+    # if this fails, also by Ctrl-C, its traceback holds the weight, which cannot be let go of then
+    result = read(tensor.numpy())
     if isinstance(tensor, ir.ExternalTensor) and mapped_here:  # a caller's own views of the mapping stay valid
         tensor.release()
     return result
 
 
-def derived(tensor: ir.TensorProtocol, dtype: ir.DataType, compute: Callable[[np.ndarray], np.ndarray], name: str) -> ir.LazyTensor:
-    """Makes a weight of the same shape that is computed from another one each time it is read, which is once, when it is saved."""
-    return ir.LazyTensor(lambda: ir.tensor(read_weight(tensor, compute), dtype=dtype), dtype, ir.Shape(tensor.shape.numpy()), name=name)
+def derived(
+    tensor: ir.TensorProtocol, dtype: ir.DataType, compute: Callable[[np.ndarray], np.ndarray], name: str
+) -> ir.LazyTensor:
+    """Makes a weight of the same shape that is computed from another one each time it is read, which is once, when it
+    is saved."""
+    return ir.LazyTensor(
+        lambda: ir.tensor(read_weight(tensor, compute), dtype=dtype), dtype, ir.Shape(tensor.shape.numpy()), name=name
+    )
 
 
 def initializer(graph: ir.Graph, tensor: ir.TensorProtocol) -> ir.Value:
     """Registers a weight under the tensor's name and returns its value."""
-    value = ir.Value(name=tensor.name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape.numpy()), const_value=tensor)
+    value = ir.Value(
+        name=tensor.name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape.numpy()), const_value=tensor
+    )
     graph.register_initializer(value)
     return value
 
 
 def activations(graph: ir.Graph) -> list[str]:
-    """Lists the float32 tensors that depend on the input, in graph order, the inputs first: what a full range scan measures."""
+    """Lists the float32 tensors that depend on the input, in graph order, the inputs first: what a full range scan
+    measures."""
     reached = {v for v in graph.inputs if not v.is_initializer()}
     names = [v.name for v in graph.inputs if v in reached and v.dtype == ir.DataType.FLOAT]
     for node in graph:

@@ -1,8 +1,10 @@
-"""Widens the thresholds of entropy where clipping costs more than it gains, judged by the products that read each tensor.
+"""Widens the thresholds of entropy where clipping costs more than it gains, judged by the products that read each
+tensor.
 
-Entropy weighs values by their number. A trained transformer has a few huge activations in a few tokens, which carry the image: to entropy
-they are a tail to be cut off. So the tensor's own distribution decides nothing here: the rows are quantized with each candidate, multiplied
-by the weights that read them, and compared with the exact products. A huge value that meets small weights is still clipped.
+Entropy weighs values by their number. A trained transformer has a few huge activations in a few tokens, which carry the
+image: to entropy they are a tail to be cut off. So the tensor's own distribution decides nothing here: the rows are
+quantized with each candidate, multiplied by the weights that read them, and compared with the exact products. A huge
+value that meets small weights is still clipped.
 """
 
 import dataclasses
@@ -16,15 +18,17 @@ from vit_convert.quantize.graph import linear_weight, read_weight
 from vit_convert.quantize.rows import RowSample, priorities
 
 LEVELS = 127
-# Rows count by the fourth power of their squared error: rounding spreads over all rows and layers and averages out, clipping takes the
-# same from the same few tokens in every layer. The mean of squared errors clips so much that the trained model of checkpoints/DINOV2.md
-# loses more than by min-max; powers of 4 keep more of it than min-max does, of 2 nearly as much.
+# Rows count by the fourth power of their squared error: rounding spreads over all rows and layers and averages out,
+# clipping takes the same from the same few tokens in every layer. The mean of squared errors clips so much that the
+# trained model of checkpoints/DINOV2.md loses more than by min-max; powers of 4 keep more of it than min-max does, of 2
+# nearly as much.
 POWER = 4
 _COLUMNS = 256  # of a weight that are multiplied: evenly spaced, they stand for the others
 _STEPS = 3  # candidates for each doubling
 _MOST = 13  # candidates at most
 
-Rounding = Callable[[np.ndarray, float], np.ndarray]  # what becomes of rows when the largest number stands for a threshold
+# what becomes of rows when the largest number stands for a threshold
+Rounding = Callable[[np.ndarray, float], np.ndarray]
 
 
 def int8(rows: np.ndarray, threshold: float) -> np.ndarray:
@@ -54,10 +58,13 @@ class Cost:
 
     Attributes:
         candidates: thresholds, from entropy's to the largest |x|.
-        errors: for each, the error of the products that read the tensor, as a share of their mean square; see `product_errors`.
-        middles: for each, the middle of what is left of the tensor's range: of [lowest, highest] and [-threshold, threshold] both.
+        errors: for each, the error of the products that read the tensor, as a share of their mean square; see
+            `product_errors`.
+        middles: for each, the middle of what is left of the tensor's range: of [lowest, highest] and [-threshold,
+            threshold] both.
         halves: for each, half the extent of that.
-        shifted: the errors when the middle is taken off and the half stands for the largest number; empty where no linear reads the tensor.
+        shifted: the errors when the middle is taken off and the half stands for the largest number; empty where no
+            linear reads the tensor.
     """
 
     candidates: list[float]
@@ -131,11 +138,16 @@ class Guard:
     def error(self, name: str, threshold: float, rounded: Rounding = int8) -> float:
         """What one threshold costs; 0 for a tensor that is all zero."""
         rows, counts = self._samples[name].rows()
-        return product_errors(rows, counts, self._weights[name] or [None], [threshold], rounded=rounded)[0] if threshold else 0.0
+        return (
+            product_errors(rows, counts, self._weights[name] or [None], [threshold], rounded=rounded)[0]
+            if threshold
+            else 0.0
+        )
 
 
 def readers(value: ir.Value) -> list[ir.TensorProtocol]:
-    """The weights, [K, N] or [N, K, 1, 1], of the linears that multiply an activation, or another shape of it, by them."""
+    """The weights, [K, N] or [N, K, 1, 1], of the linears that multiply an activation, or another shape of it, by
+    them."""
     found: list[ir.TensorProtocol] = []
     for node, index in value.uses():
         weight = linear_weight(node) if index == 0 else None
@@ -166,7 +178,8 @@ def as_rows(value: np.ndarray, channels: int | None) -> np.ndarray:
     """An activation as the rows that a linear multiplies: [rows, channels].
 
     Args:
-        value: [..., channels], [batch, channels, height, width], or attended values [batch, heads, tokens, channels / heads].
+        value: [..., channels], [batch, channels, height, width], or attended values [batch, heads, tokens, channels /
+            heads].
         channels: K of the weight; None takes the last axis.
     """
     shape = value.shape
@@ -198,16 +211,16 @@ def product_errors(
 ) -> list[float]:
     """Measures what quantizing x makes of the products x W, for each threshold.
 
-    For every row the squared error |(x - x̂) W|², as a share of the mean |x W|² of all rows; over the rows its power mean with exponent
-    POWER; over the weights their mean.
+    For every row the squared error |(x - x̂) W|², as a share of the mean |x W|² of all rows; over the rows its power
+    mean with exponent POWER; over the weights their mean.
 
     Args:
         rows: float32 [rows, K].
         counts: how many rows of the tensor each stands for: [rows].
         weights: what reads the tensor; None stands for the tensor itself, W = 1, where no weight does.
         thresholds: what the largest number stands for, each above 0.
-        middles: for each threshold, a constant that is taken off x before it is quantized and comes back with the bias; the product without
-            it is fp16 in between, which counts as error, too. Empty: none.
+        middles: for each threshold, a constant that is taken off x before it is quantized and comes back with the bias;
+            the product without it is fp16 in between, which counts as error, too. Empty: none.
         rounded: of what format.
 
     Returns:
@@ -227,7 +240,8 @@ def product_errors(
 def _energies(
     rows: np.ndarray, wrong: Sequence[np.ndarray], halved: Sequence[np.ndarray] | None, weight: ir.TensorProtocol | None
 ) -> tuple[np.ndarray, list[np.ndarray]]:
-    """|x W|² of each row, and |(x - x̂) W|² of each row for each threshold, float64; with what fp16 makes of these products added."""
+    """|x W|² of each row, and |(x - x̂) W|² of each row for each threshold, float64; with what fp16 makes of these
+    products added."""
 
     def energies(matrix: np.ndarray | None) -> tuple[np.ndarray, list[np.ndarray]]:
         if matrix is not None and matrix.ndim == 4:

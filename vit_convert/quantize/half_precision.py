@@ -1,14 +1,19 @@
-"""Turns a float32 graph into a typed fp16 (or bf16) one: the precision stands in the graph, so every TensorRT builds the same thing.
+"""Turns a float32 graph into a typed fp16 (or bf16) one: the precision stands in the graph, so every TensorRT builds
+the same thing.
 
 Every node computes in half precision, except islands that stay float32:
 - what `keep_fp32` names;
-- statistics: a mean and the elementwise arithmetic around it (LayerNorm spelt out in primitives squares and sums values of 1e3);
-- the normalisation of uint8 pixels by a Mul and an Add, and the interpolation of a position table: few numbers, wanted exact;
+- statistics: a mean and the elementwise arithmetic around it (LayerNorm spelt out in primitives squares and sums values
+  of 1e3);
+- the normalisation of uint8 pixels by a Mul and an Add, and the interpolation of a position table: few numbers, wanted
+  exact;
 - nodes that read or write a tensor whose measured range does not fit, and nodes with a weight that does not fit;
 - what only moves data to such nodes;
-- operators that the opset does not define for the type (Conv in bf16 before opset 22, QuantizeLinear in fp16 before opset 19).
-LayerNormalization itself is typed half with stash_type=1: its statistics are float32 inside. Softmax is typed half too: TensorRT's fused
-attention accumulates it in float32. onnxruntime on the CPU computes most fp16 operators in float32 and drops the roundings between them,
+- operators that the opset does not define for the type (Conv in bf16 before opset 22, QuantizeLinear in fp16 before
+  opset 19).
+LayerNormalization itself is typed half with stash_type=1: its statistics are float32 inside. Softmax is typed half too:
+TensorRT's fused attention accumulates it in float32. onnxruntime on the CPU computes most fp16 operators in float32 and
+drops the roundings between them,
 so its error is a lower bound and it shows no overflow: give `amax`, measured in float32, to be safe from one.
 """
 
@@ -29,8 +34,12 @@ FP16_SMALLEST_NORMAL = 2.0**-14
 # A range measured on a few images is exceeded by others: twice what was seen has to fit.
 RANGE_LIMIT = FP16_MAX / 2
 
-_ELEMENTWISE = frozenset({"Add", "Sub", "Mul", "Div", "Pow", "Sqrt", "Reciprocal", "Max", "Relu", "Neg", "Cast", "Identity"})
-_MOVEMENT = frozenset({"Transpose", "Reshape", "Slice", "Gather", "Concat", "Split", "Expand", "Squeeze", "Unsqueeze", "Identity"})
+_ELEMENTWISE = frozenset(
+    {"Add", "Sub", "Mul", "Div", "Pow", "Sqrt", "Reciprocal", "Max", "Relu", "Neg", "Cast", "Identity"}
+)
+_MOVEMENT = frozenset(
+    {"Transpose", "Reshape", "Slice", "Gather", "Concat", "Split", "Expand", "Squeeze", "Unsqueeze", "Identity"}
+)
 _REDUCTIONS = frozenset({"ReduceMean", "ReduceSum", "ReduceSumSquare", "ReduceL2"})
 
 
@@ -53,12 +62,15 @@ class TypedModel:
     num_casts: int
 
 
-def to_fp16(model: ir.Model, *, keep_fp32: Sequence[str] = (), amax: Mapping[str, float] | None = None, io_fp32: bool = True) -> TypedModel:
+def to_fp16(
+    model: ir.Model, *, keep_fp32: Sequence[str] = (), amax: Mapping[str, float] | None = None, io_fp32: bool = True
+) -> TypedModel:
     """Types a graph fp16.
 
     Args:
         model: a float32 graph, with or without Q/DQ pairs; left as it is.
-        keep_fp32: patterns of what stays float32: blocks ("block_03"), layers ("block_03/fc2"), scopes or fnmatch patterns.
+        keep_fp32: patterns of what stays float32: blocks ("block_03"), layers ("block_03/fc2"), scopes or fnmatch
+            patterns.
         amax: measured largest |x| of activations (`Calibration.amax`); those above RANGE_LIMIT stay float32.
         io_fp32: keep the graph's inputs and outputs float32, cast once each; False types them fp16 too.
 
@@ -77,7 +89,9 @@ def to_bf16(model: ir.Model, *, keep_fp32: Sequence[str] = (), io_fp32: bool = T
 
 
 class _Typing:
-    def __init__(self, model: ir.Model, half: ir.DataType, keep_fp32: Sequence[str], amax: Mapping[str, float], io_fp32: bool):
+    def __init__(
+        self, model: ir.Model, half: ir.DataType, keep_fp32: Sequence[str], amax: Mapping[str, float], io_fp32: bool
+    ):
         self._model = model.clone()
         self._graph = self._model.graph
         self._half = half
@@ -139,7 +153,9 @@ class _Typing:
             elif node.op_type == "Resize":
                 islands[node] = "interpolates"
             elif (
-                value := next((v for v in (*node.inputs, *node.outputs) if v is not None and self._range(v) > RANGE_LIMIT), None)
+                value := next(
+                    (v for v in (*node.inputs, *node.outputs) if v is not None and self._range(v) > RANGE_LIMIT), None
+                )
             ) is not None:
                 islands[node] = f"{value.name} reaches {self._range(value):.3g}"
             elif weight := next((v.name for v in node.inputs if v is not None and v.name in self._overflowing), None):
@@ -148,7 +164,12 @@ class _Typing:
                 islands[node] = f"{node.op_type} has no {self._half.name} in opset {opset}"
         for node in reversed(self._graph):
             readers = [use.node for output in node.outputs for use in output.uses()]
-            if node.op_type in _MOVEMENT and node not in islands and readers and all(reader in islands for reader in readers):
+            if (
+                node.op_type in _MOVEMENT
+                and node not in islands
+                and readers
+                and all(reader in islands for reader in readers)
+            ):
                 islands[node] = "feeds only float32"
         return islands
 
@@ -172,7 +193,8 @@ class _Typing:
                 value.type = ir.TensorType(dtype)
 
     def _as(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
-        """Returns the value in a type: itself, another copy of a weight, or behind the one Cast that all its readers share."""
+        """Returns the value in a type: itself, another copy of a weight, or behind the one Cast that all its readers
+        share."""
         if value.dtype == dtype:
             return value
         if value in self._half_copies:
@@ -217,17 +239,22 @@ class _Typing:
 
 def _largest_and_subnormal(weight: np.ndarray) -> tuple[float, int]:
     magnitude = np.abs(weight)
-    return float(magnitude.max(initial=0.0)), int(np.count_nonzero((magnitude < FP16_SMALLEST_NORMAL) & (magnitude > 0)))
+    return float(magnitude.max(initial=0.0)), int(
+        np.count_nonzero((magnitude < FP16_SMALLEST_NORMAL) & (magnitude > 0))
+    )
 
 
 def _statistics(graph: ir.Graph) -> set[ir.Node]:
-    """Finds means (of any axis), the squares that feed them and the elementwise nodes that follow: primitive LayerNorm up to its bias."""
+    """Finds means (of any axis), the squares that feed them and the elementwise nodes that follow: primitive LayerNorm
+    up to its bias."""
     found: set[ir.Node] = set()
     for node in graph:
         if node.op_type in _REDUCTIONS:
             found.add(node)
             source = node.inputs[0].producer() if node.inputs[0] is not None else None
-            if source is not None and (source.op_type == "Pow" or (source.op_type == "Mul" and source.inputs[0] is source.inputs[1])):
+            if source is not None and (
+                source.op_type == "Pow" or (source.op_type == "Mul" and source.inputs[0] is source.inputs[1])
+            ):
                 found.add(source)
         elif node.op_type in _ELEMENTWISE and any(producer in found for producer in node.predecessors()):
             found.add(node)
@@ -258,6 +285,10 @@ def _defined_for(node: ir.Node, dtype: ir.DataType, opset: int) -> bool:
     for values, types in zip((node.inputs, node.outputs), _allowed(node.op_type, opset)):
         for index, value in enumerate(values):
             # The last parameter of a variadic operator stands for all further ones.
-            if value is not None and value.dtype == ir.DataType.FLOAT and wanted not in types[min(index, len(types) - 1)]:
+            if (
+                value is not None
+                and value.dtype == ir.DataType.FLOAT
+                and wanted not in types[min(index, len(types) - 1)]
+            ):
                 return False
     return True

@@ -13,8 +13,9 @@ _SMALLEST_EXPONENT = -120  # of a bin's width: 1 / width is a float32, and whate
 class Histogram:
     """Counts of |x| in equal bins from 0; its size does not depend on how much it has seen.
 
-    Bins are 2**k wide, for the smallest k at which twice `num_bins` hold the largest |x|. When a larger one arrives, pairs of bins
-    merge. That loses nothing, so that one pass is enough, and counts of any order or batch size give the same histogram.
+    Bins are 2**k wide, for the smallest k at which twice `num_bins` hold the largest |x|. When a larger one arrives,
+    pairs of bins merge. That loses nothing, so that one pass is enough, and counts of any order or batch size give the
+    same histogram.
 
     Args:
         num_bins: so many bins at least lie below the largest |x|; a power of two.
@@ -85,11 +86,13 @@ class Divergences:
 def divergences(counts: np.ndarray, levels: int = 128) -> Divergences:
     """Computes what each clipping threshold loses, as the KL divergence of the quantized from the clipped distribution.
 
-    Candidate i keeps the bins 0…i-1. P is those bins with the clipped mass added to bin i-1. Q is the bins without the clipped mass,
-    merged into `levels` equal levels (bin j into level j·levels//i), each level's mass spread evenly over those of its bins that are
-    not empty. The clipped mass may land in an empty bin i-1, as it does when outliers stand apart; Q then holds one observation there,
-    or the divergence would be infinite for exactly the thresholds worth having.
-    All candidates are computed at once: within a level Q is constant, so sums over bins are differences of cumulative sums.
+    Candidate i keeps the bins 0…i-1. P is those bins with the clipped mass added to bin i-1. Q is the bins without the
+    clipped mass, merged into `levels` equal levels (bin j into level j·levels//i), each level's mass spread evenly over
+    those of its bins that are not empty. The clipped mass may land in an empty bin i-1, as it does when outliers stand
+    apart; Q then holds one observation there, or the divergence would be infinite for exactly the thresholds worth
+    having.
+    All candidates are computed at once: within a level Q is constant, so sums over bins are differences of cumulative
+        sums.
 
     Args:
         counts: [bins] of |x|.
@@ -107,7 +110,8 @@ def divergences(counts: np.ndarray, levels: int = 128) -> Divergences:
     entropy = np.concatenate([[0.0], np.cumsum(_xlogx(counts))])
 
     i = np.arange(levels, num_bins + 1)
-    edges = -(-np.arange(levels + 1) * i[:, None] // levels)  # ceil: the first bin of each level; [candidates, levels + 1]
+    # ceil: the first bin of each level; [candidates, levels + 1]
+    edges = -(-np.arange(levels + 1) * i[:, None] // levels)
     level_mass = np.diff(mass[edges])
     level_bins = np.diff(occupied[edges])
 
@@ -133,16 +137,17 @@ def _xlogx(x: np.ndarray) -> np.ndarray:
 def entropy_threshold(histogram: Histogram, levels: int = 128) -> float:
     """Finds the clipping threshold whose quantized distribution is closest to the clipped one.
 
-    Bin 0 takes bin 1's count first: a spike of near-zero values (padding, the flat side of GELU) would otherwise outweigh everything,
-    and zero is represented exactly whatever the threshold. Of equal divergences the largest threshold wins, so nothing is clipped
-    for free.
+    Bin 0 takes bin 1's count first: a spike of near-zero values (padding, the flat side of GELU) would otherwise
+    outweigh everything, and zero is represented exactly whatever the threshold. Of equal divergences the largest
+    threshold wins, so nothing is clipped for free.
 
     Args:
         histogram: of |x|.
         levels: number of positive quantization levels; 128 for int8.
 
     Returns:
-        (i + 0.5) · bin_width for the best candidate i, the value that stands for amax; amax for a tensor that is all but zero.
+        (i + 0.5) · bin_width for the best candidate i, the value that stands for amax; amax for a tensor that is all
+        but zero.
 
     Source: S. Migacz, "8-bit inference with TensorRT", GTC 2017, S7310; the zero-bin rule is pytorch-quantization's.
     """

@@ -1,8 +1,9 @@
 """Where Q/DQ pairs go: the linears between the first and the last, and the attention products on request.
 
-A linear is known by what it is in the graph, a product or a convolution of an activation with a constant, whatever its layer is called.
-Quantizing the residual stream, the LayerNorm inputs, the patch embedding, the pooling or the head costs ViTs their accuracy; those keep
-their type. A bias stays in floating point, and nothing is quantized between fc1 and GELU, so that TensorRT fuses GEMM, bias and GELU.
+A linear is known by what it is in the graph, a product or a convolution of an activation with a constant, whatever its
+layer is called. Quantizing the residual stream, the LayerNorm inputs, the patch embedding, the pooling or the head
+costs ViTs their accuracy; those keep their type. A bias stays in floating point, and nothing is quantized between fc1
+and GELU, so that TensorRT fuses GEMM, bias and GELU.
 """
 
 import dataclasses
@@ -26,7 +27,8 @@ class Site:
 
     Attributes:
         block: "block_03", or the scope that the layer stands in, see `graph.Layer`.
-        kind: qkv, query, key, value, out, fc1, fc2 or the layer's own name for linears; scaled_q, k, v, softmax, attended for attention.
+        kind: qkv, query, key, value, out, fc1, fc2 or the layer's own name for linears; scaled_q, k, v, softmax,
+            attended for attention.
         tensor: name of the activation that the pair stands on.
         node: name of the first output of the node that reads it.
         weight: name of the weight quantized with it, None for attention.
@@ -90,11 +92,14 @@ def place(
     Args:
         model: the fp32 graph, linears as MatMul or Gemm (x, weight [K, N]) or Conv(x, weight [N, K, ...], bias).
         attention: quantize both attention products too, all of a block's or none.
-        keep_fp32: patterns of what stays; blocks ("block_03"), layers ("block_03/fc2", "*/fc2"), scopes or fnmatch patterns.
+        keep_fp32: patterns of what stays; blocks ("block_03"), layers ("block_03/fc2", "*/fc2"), scopes or fnmatch
+            patterns.
         keep_fp16: the same; the two differ in the FP16 pass, not here.
-        quantize_only: patterns of what is quantized, also of the first and last linears; empty means those between, or all of them where
-            there are none between. A graph whose properties say so has what is in its blocks alone quantized.
-        leave_out: activations whose linears stay, whatever the patterns say: those that lose too much at every threshold.
+        quantize_only: patterns of what is quantized, also of the first and last linears; empty means those between, or
+            all of them where there are none between. A graph whose properties say so has what is in its blocks alone
+            quantized.
+        leave_out: activations whose linears stay, whatever the patterns say: those that lose too much at every
+            threshold.
 
     Returns:
         The Placement.
@@ -140,7 +145,11 @@ def place(
     values = {v.name: v for node in graph for v in node.outputs}
     attended = {s.tensor for s in sites if s.kind == "attended"}
     for i, site in enumerate(sites):
-        if site.weight and site.tensor in values and (source := _before_reordering(values[site.tensor]).name) in attended:
+        if (
+            site.weight
+            and site.tensor in values
+            and (source := _before_reordering(values[site.tensor]).name) in attended
+        ):
             sites[i] = dataclasses.replace(site, tensor=source)
     return Placement(tuple(sites), declined)
 
@@ -152,14 +161,16 @@ def _linear(node: ir.Node, layer: Layer) -> Site:
 
 
 def _is_patch_embedding(node: ir.Node) -> bool:
-    """Whether a linear that no other stands before looks at the image's neighbourhoods; as a product over patches it may be asked for."""
+    """Whether a linear that no other stands before looks at the image's neighbourhoods; as a product over patches it
+    may be asked for."""
     weight = linear_weight(node)
     assert weight is not None and weight.shape is not None
     return any(side != 1 for side in tuple(weight.shape)[2:])
 
 
 def _between(graph: ir.Graph, linears: Collection[ir.Node], first: Collection[ir.Node]) -> set[ir.Node]:
-    """The linears that others stand both before and behind; where there are none, all but those that no other stands behind, else all."""
+    """The linears that others stand both before and behind; where there are none, all but those that no other stands
+    behind, else all."""
     followed: set[ir.Node] = set()  # and whatever else a linear reads from
     for node in reversed(graph):
         users = [use.node for output in node.outputs for use in output.uses()]
@@ -211,6 +222,10 @@ def _attention(softmax: ir.Node, block: str) -> list[Site] | str:
 
 
 def _before_reordering(value: ir.Value) -> ir.Value:
-    while (node := value.producer()) is not None and node.op_type in ("Transpose", "Reshape") and node.inputs[0] is not None:
+    while (
+        (node := value.producer()) is not None
+        and node.op_type in ("Transpose", "Reshape")
+        and node.inputs[0] is not None
+    ):
         value = node.inputs[0]
     return value

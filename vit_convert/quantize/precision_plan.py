@@ -1,4 +1,5 @@
-"""Precision plans: the largest quantized set within a budget, found by measuring, written as a file that people read and edit."""
+"""Precision plans: the largest quantized set within a budget, found by measuring, written as a file that people read
+and edit."""
 
 import dataclasses
 import functools
@@ -12,7 +13,8 @@ from vit_convert.core.errors import CheckError, UsageError
 from vit_convert.quantize.sensitivity import Measured, Sensitivity
 
 _ABOUT = (
-    "A precision plan: the layers in `sites` are quantized, all others stay fp16. Edit the list (blocks such as block_03 and patterns such "
+    "A precision plan: the layers in `sites` are quantized, all others stay fp16. Edit the list (blocks such as "
+    "block_03 and patterns such "
     "as */fc1 work too) and give this file as config.plan.file; `ranked` and `left_out` say what each layer costs."
 )
 
@@ -49,7 +51,8 @@ class Plan:
         units: names of the quantized units, most harmless first.
         measured: what they lose together.
         left_out: for each other unit, why.
-        costs: of each unit, what it was ranked by; empty where nothing had to be ranked, and not each was measured alone.
+        costs: of each unit, what it was ranked by; empty where nothing had to be ranked, and not each was measured
+            alone.
     """
 
     units: list[str]
@@ -58,11 +61,14 @@ class Plan:
     costs: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
-def search(ranked: Sequence[str], measure: Callable[[Collection[str]], Measured], budget: Budget, *, runs: int = RUNS) -> Plan:
+def search(
+    ranked: Sequence[str], measure: Callable[[Collection[str]], Measured], budget: Budget, *, runs: int = RUNS
+) -> Plan:
     """Finds a large set within a budget; if nothing was left untried, one to which no further unit can be added.
 
-    The longest prefix of the ranking is found by bisection, as if the loss grew with every unit; then the others are tried in turn and
-    kept if the budget allows it, so that one sensitive unit does not keep out those behind it. One by one, and twice as many at a time
+    The longest prefix of the ranking is found by bisection, as if the loss grew with every unit; then the others are
+    tried in turn and kept if the budget allows it, so that one sensitive unit does not keep out those behind it. One by
+    one, and twice as many at a time
     after each success: where many of them fit, a run for each would take longer than all else.
 
     Args:
@@ -105,9 +111,9 @@ def search(ranked: Sequence[str], measure: Callable[[Collection[str]], Measured]
 def make_plan(sensitivity: Sensitivity, budget: Budget, costs: Callable[[], Mapping[str, float]]) -> Plan:
     """Takes everything where the budget allows it; else ranks the units and searches.
 
-    They are ranked by what each loses alone where all of that was measured, else by their costs, which take no run of the model. Sets are
-    first held against the cosine on some of the images; what comes out is held against the whole budget on all of them, and shortened
-    where it misses.
+    They are ranked by what each loses alone where all of that was measured, else by their costs, which take no run of
+    the model. Sets are first held against the cosine on some of the images; what comes out is held against the whole
+    budget on all of them, and shortened where it misses.
 
     Args:
         sensitivity: measures; what it has measured before is not run again.
@@ -129,23 +135,29 @@ def make_plan(sensitivity: Sensitivity, budget: Budget, costs: Callable[[], Mapp
     ranked = sorted(names, key=by.__getitem__)
     some = search(ranked, sensitivity.measure, dataclasses.replace(budget, top1_drop=math.inf))
     plan = _confirm(sensitivity, budget, some)
-    if not plan.units:  # what is left out may have been so for the company of a unit that only the others show to be bad
+    # what is left out may have been so for the company of a unit that only the others show to be bad
+    if not plan.units:
         plan = search(ranked, functools.partial(_judge, sensitivity, budget), budget, runs=_LAST_RUNS)
     left_out = some.left_out | plan.left_out
     if not plan.units:
         first = ranked[0]
         raise CheckError(
-            f"precision plan: no layer can be {sensitivity.record['precision']}; the most harmless is {first}: {left_out[first]}",
+            f"precision plan: no layer can be {sensitivity.record['precision']}; the most harmless is {first}: "
+            f"{left_out[first]}",
             fix="Allow more (config.plan.accuracy_budget, config.plan.cosine), or stay with fp16.",
         )
-    return dataclasses.replace(plan, left_out={name: left_out[name] for name in ranked if name not in plan.units}, costs=by)
+    return dataclasses.replace(
+        plan, left_out={name: left_out[name] for name in ranked if name not in plan.units}, costs=by
+    )
 
 
 def _confirm(sensitivity: Sensitivity, budget: Budget, found: Plan) -> Plan:
-    """Holds a plan against the budget on all images; where it misses, it is shortened to what the worst of them bear, and held again.
+    """Holds a plan against the budget on all images; where it misses, it is shortened to what the worst of them bear,
+    and held again.
 
-    A judgement takes many times as long as a look at some images, so the next length is found by looks alone: the longest that keeps the
-    cosine on those images that lost most. Where top-1 is what misses, which a few images do not show, the length is halved.
+    A judgement takes many times as long as a look at some images, so the next length is found by looks alone: the
+    longest that keeps the cosine on those images that lost most. Where top-1 is what misses, which a few images do not
+    show, the length is halved.
     """
     units, fp32 = found.units, sensitivity.judge([])
     left_out: dict[str, str] = {}
@@ -177,7 +189,8 @@ def fits(sensitivity: Sensitivity, budget: Budget) -> bool:
 
 
 def _judge(sensitivity: Sensitivity, budget: Budget, names: Collection[str]) -> Measured:
-    """What a set loses on all images; on some of them where one of these is below the budget already, which decides it for all."""
+    """What a set loses on all images; on some of them where one of these is below the budget already, which decides it
+    for all."""
     some = sensitivity.measure(names) if names else None
     return some if some is not None and some.cosine < budget.cosine else sensitivity.judge(names)
 
@@ -203,8 +216,14 @@ def write_plan(path: str | os.PathLike[str], plan: Plan, sensitivity: Sensitivit
         "precision": sensitivity.record["precision"],
         "sites": [site.name for name in units if name in plan.units for site in units[name].sites],
         "left_out": plan.left_out,
-        "budget": {"cosine": budget.cosine, "top1_drop_points": budget.top1_drop if sensitivity.record["labelled"] else None},
-        "measured": {**_numbers(plan.measured), "share_of_weights": sum(units[name].num_weights for name in plan.units) / num_weights},
+        "budget": {
+            "cosine": budget.cosine,
+            "top1_drop_points": budget.top1_drop if sensitivity.record["labelled"] else None,
+        },
+        "measured": {
+            **_numbers(plan.measured),
+            "share_of_weights": sum(units[name].num_weights for name in plan.units) / num_weights,
+        },
         "fp32": _numbers(sensitivity.judge([])),
         "images": {"source": sensitivity.record["source"], "num_images": sensitivity.record["num_images"]},
         "ranked": [{"unit": name, "cost": plan.costs[name], **alone.get(name, {})} for name in ranked],
@@ -235,7 +254,9 @@ def read_plan(path: str | os.PathLike[str], precision: str) -> list[str]:
     if not isinstance(record, dict) or not isinstance(record.get("sites"), list):
         raise UsageError(f"precision plan {path}: missing, or no JSON object with a list `sites`", fix=fix)
     if not record["sites"]:
-        raise UsageError(f"precision plan {path}: `sites` is empty, so nothing would be {precision}", fix="Ask for fp16.")
+        raise UsageError(
+            f"precision plan {path}: `sites` is empty, so nothing would be {precision}", fix="Ask for fp16."
+        )
     if record.get("precision", precision) != precision:
         raise UsageError(f"precision plan {path}: made for {record['precision']}, {precision} is asked for", fix=fix)
     return [str(name) for name in record["sites"]]

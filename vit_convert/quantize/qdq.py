@@ -1,4 +1,5 @@
-"""Writes Q/DQ pairs into a graph: symmetric int8 or fp8, per tensor for activations and per output channel for weights."""
+"""Writes Q/DQ pairs into a graph: symmetric int8 or fp8, per tensor for activations and per output channel for
+weights."""
 
 import dataclasses
 import functools
@@ -41,7 +42,12 @@ class Format:
 FORMATS = {
     # rint rounds half to even, as QuantizeLinear does.
     "int8": Format(ir.DataType.INT8, INT8_MAX, 13, lambda x: np.clip(np.rint(x), -INT8_MAX, INT8_MAX).astype(np.int8)),
-    "fp8": Format(ir.DataType.FLOAT8E4M3FN, E4M3_MAX, 19, lambda x: np.clip(x, -E4M3_MAX, E4M3_MAX).astype(ml_dtypes.float8_e4m3fn)),
+    "fp8": Format(
+        ir.DataType.FLOAT8E4M3FN,
+        E4M3_MAX,
+        19,
+        lambda x: np.clip(x, -E4M3_MAX, E4M3_MAX).astype(ml_dtypes.float8_e4m3fn),
+    ),
 }
 
 
@@ -56,14 +62,16 @@ def quantize(
 ) -> ir.Model:
     """Puts a Q/DQ pair on every site.
 
-    A tensor has one pair, shared by all sites that read it; other readers (the residual stream) keep the unquantized tensor. Zero points
+    A tensor has one pair, shared by all sites that read it; other readers (the residual stream) keep the unquantized
+    tensor. Zero points
     are explicit everywhere: TensorRT 8.6 demands them, and without one QuantizeLinear means uint8.
-    Weights: an int8 or fp8 initializer with DequantizeLinear; where a dialect stores none, the fp32 weight with its own pair.
+    Weights: an int8 or fp8 initializer with DequantizeLinear; where a dialect stores none, the fp32 weight with its own
+        pair.
     Scales of the other targets are fp16 values (rounded up), so that the FP16 pass keeps them exactly.
-    Where calibration shifts a tensor, its int8 pair stands on what is left of it (`shift`), and the biases of its readers take the constant
-    back, times the sums of the weights as they are quantized.
-    FP8 takes each tensor's whole range (`Calibration.amax`): its steps shrink with the value, so clipping would gain nothing.
-    Weights are read one by one, now for their scales and again when the model is saved.
+    Where calibration shifts a tensor, its int8 pair stands on what is left of it (`shift`), and the biases of its
+    readers take the constant back, times the sums of the weights as they are quantized.
+    FP8 takes each tensor's whole range (`Calibration.amax`): its steps shrink with the value, so clipping would gain
+    nothing. Weights are read one by one, now for their scales and again when the model is saved.
 
     Args:
         model: the fp32 graph; left as it is.
@@ -71,7 +79,8 @@ def quantize(
         sites: what `placement.place` chose.
         target: name of the dialect that the graph is for.
         precision: int8 or fp8 (E4M3).
-        shift_biases: False adds each constant right behind the pair instead, where any reader may take the plain tensor.
+        shift_biases: False adds each constant right behind the pair instead, where any reader may take the plain
+            tensor.
 
     Returns:
         A new model; unchanged weights are shared with the given one.
@@ -80,11 +89,15 @@ def quantize(
         CalibrationError: a site's tensor has no range.
         UsageError: the graph's opset does not suit the target or the precision, or there is no such precision.
 
-    Source: NVIDIA TensorRT developer guide, "Explicit quantization": symmetric, scale = amax / 127; Micikevicius et al., "FP8 Formats for
+    Source: NVIDIA TensorRT developer guide, "Explicit quantization": symmetric, scale = amax / 127; Micikevicius et
+        al., "FP8 Formats for
     Deep Learning", arXiv:2209.05433: E4M3 reaches 448.
     """
     if precision not in FORMATS:
-        raise UsageError(f"precision {precision!r} is not quantized.{nearest(precision, FORMATS)}", fix=f"Use {' or '.join(FORMATS)}.")
+        raise UsageError(
+            f"precision {precision!r} is not quantized.{nearest(precision, FORMATS)}",
+            fix=f"Use {' or '.join(FORMATS)}.",
+        )
     dialect, opset, number = dialect_named(target), model.opset_imports[""], FORMATS[precision]
     if precision not in dialect.precisions:
         raise UsageError(f"target {dialect.name} reads no {precision} graph", fix="Use int8, or TensorRT 10 or later.")
@@ -95,7 +108,8 @@ def quantize(
         )
     if opset < number.min_opset:
         raise UsageError(
-            f"{precision} needs opset {number.min_opset}, the graph has {opset}", fix="Export with target=trt10, trt11 or rtx."
+            f"{precision} needs opset {number.min_opset}, the graph has {opset}",
+            fix="Export with target=trt10, trt11 or rtx.",
         )
     ranges = calibration.amax if precision == "fp8" else calibration.thresholds
     model = model.clone()
@@ -104,7 +118,8 @@ def quantize(
     missing = [s for s in sites if s.amax is None and s.tensor not in ranges]
     if missing:
         raise CalibrationError(
-            f"{missing[0].name}: no range for {missing[0].tensor}", fix="Calibrate again; the calibration is of another placement."
+            f"{missing[0].name}: no range for {missing[0].tensor}",
+            fix="Calibrate again; the calibration is of another placement.",
         )
 
     shifts = calibration.shifts if precision == "int8" else {}
@@ -172,7 +187,8 @@ class _Writer:
         self._stores_weights = dialect.stores_quantized_weights
 
     def activation(self, x: ir.Value, amax: float, shift: Shift | None = None, *, back: bool = False) -> ir.Value:
-        """One pair after x, one scale; returns what the sites read instead. Of a shifted x what is left, or with the constant put back."""
+        """One pair after x, one scale; returns what the sites read instead. Of a shifted x what is left, or with the
+        constant put back."""
         read, nodes = (x, []) if shift is None else subtract(self._graph, x, shift.offset)
         amax = amax if shift is None else shift.threshold
         # A tensor that is zero on all calibration images has no range of its own.
@@ -190,7 +206,8 @@ class _Writer:
         return result
 
     def weight(self, w: ir.Value, reader: ir.Node) -> ir.Value:
-        """A channel-wise pair on w, or its quantized values with DequantizeLinear; returns what the reader gets instead."""
+        """A channel-wise pair on w, or its quantized values with DequantizeLinear; returns what the reader gets
+        instead."""
         tensor, number = w.const_value, self._number
         assert tensor is not None
         scales = self._scales(read_weight(tensor, functools.partial(weight_scales, largest=number.largest)))
@@ -227,13 +244,17 @@ class _Writer:
     ) -> tuple[list[ir.Node], ir.Value]:
         """The pair called after x, on what is read."""
         parameters = self._scale_inputs(x, scales)
-        quantize = ir.node("QuantizeLinear", [x if read is None else read, *parameters], attributes, name=f"{x.name}/QuantizeLinear")
+        quantize = ir.node(
+            "QuantizeLinear", [x if read is None else read, *parameters], attributes, name=f"{x.name}/QuantizeLinear"
+        )
         quantized = quantize.outputs[0]
         quantized.name, quantized.dtype, quantized.shape = f"{x.name}/quantized", self._number.dtype, x.shape
         node, result = self._dequantize(quantized, x, parameters, attributes)
         return [quantize, node], result
 
-    def _dequantize(self, q: ir.Value, x: ir.Value, parameters: list[ir.Value], attributes: dict[str, int]) -> tuple[ir.Node, ir.Value]:
+    def _dequantize(
+        self, q: ir.Value, x: ir.Value, parameters: list[ir.Value], attributes: dict[str, int]
+    ) -> tuple[ir.Node, ir.Value]:
         node = ir.node("DequantizeLinear", [q, *parameters], attributes, name=f"{x.name}/DequantizeLinear")
         result = node.outputs[0]
         result.name, result.dtype, result.shape = f"{x.name}{DEQUANTIZED}", ir.DataType.FLOAT, x.shape
@@ -241,5 +262,8 @@ class _Writer:
 
     def _scale_inputs(self, x: ir.Value, scales: np.ndarray) -> list[ir.Value]:
         zeros = np.zeros(scales.shape, self._number.dtype.numpy())
-        tensors = (ir.tensor(scales, name=f"{x.name}/scale"), ir.tensor(zeros, dtype=self._number.dtype, name=f"{x.name}/zero_point"))
+        tensors = (
+            ir.tensor(scales, name=f"{x.name}/scale"),
+            ir.tensor(zeros, dtype=self._number.dtype, name=f"{x.name}/zero_point"),
+        )
         return [initializer(self._graph, tensor) for tensor in tensors]

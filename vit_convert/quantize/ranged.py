@@ -1,4 +1,5 @@
-"""What TensorRT computes from ranges of tensors, written out as Q/DQ pairs: onnxruntime checks it before any GPU is there."""
+"""What TensorRT computes from ranges of tensors, written out as Q/DQ pairs: onnxruntime checks it before any GPU is
+there."""
 
 from collections.abc import Collection
 
@@ -13,8 +14,8 @@ _ATTENTION, _ADD_NORM = "VitAttention", "VitAddNorm"  # what the lowering "fused
 def sites_with_ranges(model: ir.Model, ranged: Collection[str]) -> list[Site]:
     """The places where an engine of the lowering "fused" reads INT8.
 
-    Ranges of what lies between a convolution and the activation function behind it are none of them: TensorRT computes that inside the
-    convolution's kernel, in floating point.
+    Ranges of what lies between a convolution and the activation function behind it are none of them: TensorRT computes
+    that inside the convolution's kernel, in floating point.
 
     Args:
         model: in that lowering.

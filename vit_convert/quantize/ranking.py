@@ -1,4 +1,5 @@
-"""Ranks what could be quantized by what calibration knows of it, so that a plan needs no run of the model for each layer."""
+"""Ranks what could be quantized by what calibration knows of it, so that a plan needs no run of the model for each
+layer."""
 
 import functools
 import os
@@ -26,9 +27,11 @@ def unit_costs(
     batch_size: int = 8,
     progress: Progress | None = None,
 ) -> dict[str, float]:
-    """Says what quantizing each unit costs the products that read its tensors: the sum of their errors, see `guard.product_errors`.
+    """Says what quantizing each unit costs the products that read its tensors: the sum of their errors, see
+    `guard.product_errors`.
 
-    For int8 by the guarded method calibration measured them; otherwise one pass over some images does, for all tensors at once.
+    For int8 by the guarded method calibration measured them; otherwise one pass over some images does, for all tensors
+    at once.
 
     Args:
         onnx_path: the fp32 graph.

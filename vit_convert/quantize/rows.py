@@ -1,4 +1,5 @@
-"""A few rows of an activation that stand for all of them: those with the largest values, and a fair sample of the others."""
+"""A few rows of an activation that stand for all of them: those with the largest values, and a fair sample of the
+others."""
 
 from collections.abc import Sequence
 
@@ -10,8 +11,8 @@ TOP, REST = 32, 128  # rows kept of each kind; some hundred KiB a tensor
 class RowSample:
     """Keeps the TOP rows of largest |x| and, of all others, the REST of smallest priority.
 
-    Priorities are random numbers that go with the image and the row, so that neither the order of the images nor the size of the
-    batches changes what is kept, and any row outside the top is as likely as another.
+    Priorities are random numbers that go with the image and the row, so that neither the order of the images nor the
+    size of the batches changes what is kept, and any row outside the top is as likely as another.
 
     Attributes:
         count: rows seen.

@@ -1,6 +1,8 @@
-"""What each part of a model loses when it alone is quantized, measured in one onnxruntime session and kept as it is measured.
+"""What each part of a model loses when it alone is quantized, measured in one onnxruntime session and kept as it is
+measured.
 
-The session's graph holds a Q/DQ pair at every candidate and a switch behind each pair, so that any set of parts is quantized by one run,
+The session's graph holds a Q/DQ pair at every candidate and a switch behind each pair, so that any set of parts is
+quantized by one run,
 with the numbers that its own graph would give: what is not quantized is typed as the pipeline types it.
 """
 
@@ -84,7 +86,8 @@ def candidates(model: ir.Model, patterns: Patterns, *, attention: bool) -> list[
         attention: the attention products too.
 
     Returns:
-        The units, in graph order. A projection is listed with the tensor that it reads when its attention is not quantized.
+        The units, in graph order. A projection is listed with the tensor that it reads when its attention is not
+        quantized.
     """
     sites = list(place(model, **patterns).sites)
     if attention:
@@ -93,11 +96,17 @@ def candidates(model: ir.Model, patterns: Patterns, *, attention: bool) -> list[
     for site in sites:
         kind = _GROUPS.get(site.kind, site.kind) if site.weight else "attention"
         groups.setdefault((site.block, kind), []).append(site)
-    sizes = {name: value.const_value.size for name, value in model.graph.initializers.items() if value.const_value is not None}
+    sizes = {
+        name: value.const_value.size
+        for name, value in model.graph.initializers.items()
+        if value.const_value is not None
+    }
     return [Unit(*key, tuple(group), sum(sizes[s.weight] for s in group if s.weight)) for key, group in groups.items()]
 
 
-def switched(model: ir.Model, calibration: Calibration, units: Sequence[Unit], *, target: str, precision: str) -> ir.Model:
+def switched(
+    model: ir.Model, calibration: Calibration, units: Sequence[Unit], *, target: str, precision: str
+) -> ir.Model:
     """Writes the graph whose second input says which units are quantized.
 
     Args:
@@ -115,7 +124,9 @@ def switched(model: ir.Model, calibration: Calibration, units: Sequence[Unit], *
     model = quantize(model, calibration, sites, target=target, precision=precision, shift_biases=False)
     graph = model.graph
     producers = {v.name: node for node in graph for v in node.outputs}
-    values = {v.name: v for node in graph for v in node.outputs} | {v.name: v for v in (*graph.inputs, *graph.initializers.values())}
+    values = {v.name: v for node in graph for v in node.outputs} | {
+        v.name: v for v in (*graph.inputs, *graph.initializers.values())
+    }
     switches = ir.Value(name=SWITCHES, type=ir.TensorType(ir.DataType.BOOL), shape=ir.Shape([len(units)]))
     graph.inputs.append(switches)
     for number, unit in enumerate(units):
@@ -214,7 +225,9 @@ class Sensitivity:
         }
         key |= {"shifts": {name: dataclasses.asdict(shift) for name, shift in calibration.shifts.items()}}
         key |= {"judged_on": _hash_images(images, labels), "depends_on": depends_on}
-        described = {unit.name: {"sites": [s.name for s in unit.sites], "num_weights": unit.num_weights} for unit in units}
+        described = {
+            unit.name: {"sites": [s.name for s in unit.sites], "num_weights": unit.num_weights} for unit in units
+        }
         self.record: dict[str, Any] = {
             "precision": precision,
             "rest": rest,
@@ -229,7 +242,9 @@ class Sensitivity:
         }
         for file in (known, path):
             saved = read_json(file, {}) if file is not None else {}
-            if all(saved.get(name) == value for name, value in self.record.items() if name not in ("measured", "judged")):
+            if all(
+                saved.get(name) == value for name, value in self.record.items() if name not in ("measured", "judged")
+            ):
                 self.record = saved
         self._known, self._judged = _by_set(self.record["measured"]), _by_set(self.record["judged"])
 
@@ -264,17 +279,23 @@ class Sensitivity:
         return self._judged[wanted]
 
     def glimpse(self, names: Collection[str]) -> Measured:
-        """The same on the images that `judge` found to lose most so far, and not kept: a set that misses there need not be judged."""
+        """The same on the images that `judge` found to lose most so far, and not kept: a set that misses there need not
+        be judged."""
         if not len(self._worst):
             return self.measure(names)
         return self._run(frozenset(names), self._worst)
 
     def alone(self) -> dict[str, Measured]:
         """What was measured of single units so far, by their names."""
-        return {unit.name: self._known[frozenset([unit.name])] for unit in self.units if frozenset([unit.name]) in self._known}
+        return {
+            unit.name: self._known[frozenset([unit.name])]
+            for unit in self.units
+            if frozenset([unit.name]) in self._known
+        }
 
     def scan(self) -> list[Measured]:
-        """Measures nothing quantized, each unit, each block as a whole, and everything; in this order, blocks of one unit once."""
+        """Measures nothing quantized, each unit, each block as a whole, and everything; in this order, blocks of one
+        unit once."""
         by_block: dict[str, list[str]] = {}
         for unit in self.units:
             by_block.setdefault(unit.block, []).append(unit.name)
@@ -300,7 +321,9 @@ class Sensitivity:
         output = self._session.get_outputs()[0].name
         switches = np.array([unit.name in wanted for unit in self.units])
         batches = self._batches(self._images[chosen])
-        found = [self._session.run([output], {**feeds_of(self._session, batch), SWITCHES: switches})[0] for batch in batches]
+        found = [
+            self._session.run([output], {**feeds_of(self._session, batch), SWITCHES: switches})[0] for batch in batches
+        ]
         outputs, fp32 = np.concatenate(found), self._fp32[chosen]
         if len(chosen) == len(self._images):
             cosines = [compare(expected[None], got[None]).cosine for expected, got in zip(fp32, outputs)]
@@ -308,7 +331,9 @@ class Sensitivity:
         return self._compare(wanted, outputs, fp32, labels)
 
     def _open(self) -> Any:
-        model = switched(ir.load(self._onnx_path), self.calibration, self.units, target=self._target, precision=self._precision)
+        model = switched(
+            ir.load(self._onnx_path), self.calibration, self.units, target=self._target, precision=self._precision
+        )
         with tempfile.TemporaryDirectory(prefix=".switched.", suffix=".tmp", dir=self._onnx_path.parent) as folder:
             path = pathlib.Path(folder) / "switched.onnx"
             save_onnx(self._lower(model), path)
@@ -318,14 +343,21 @@ class Sensitivity:
         for start in range(0, len(images), self._batch_size):
             yield self._normalize(np.asarray(images[start : start + self._batch_size]))
 
-    def _compare(self, wanted: frozenset[str], outputs: np.ndarray, fp32: np.ndarray, labels: np.ndarray | None) -> Measured:
+    def _compare(
+        self, wanted: frozenset[str], outputs: np.ndarray, fp32: np.ndarray, labels: np.ndarray | None
+    ) -> Measured:
         names = tuple(unit.name for unit in self.units if unit.name in wanted)
         whole = compare(fp32, outputs)
         if not whole.finite:
-            raise CheckError(f"{', '.join(names)} in {self._precision}: the output is NaN or infinite", fix="Keep it out with keep_fp16.")
+            raise CheckError(
+                f"{', '.join(names)} in {self._precision}: the output is NaN or infinite",
+                fix="Keep it out with keep_fp16.",
+            )
         errors = [1 - compare(expected[None], got[None]).cosine for expected, got in zip(fp32, outputs)]
         top1 = None if labels is None else top1_accuracy(outputs, labels)
-        return Measured(names, float(np.mean(errors)), whole.cosine, whole.max_rel, top1_accuracy(outputs, fp32.argmax(-1)), top1)
+        return Measured(
+            names, float(np.mean(errors)), whole.cosine, whole.max_rel, top1_accuracy(outputs, fp32.argmax(-1)), top1
+        )
 
 
 def _by_set(rows: Sequence[dict[str, Any]]) -> dict[frozenset[str], Measured]:

@@ -1,11 +1,15 @@
-"""Zero points for symmetric INT8: half of a one-sided tensor's steps stand for values that it never takes, so its middle is taken off.
+"""Zero points for symmetric INT8: half of a one-sided tensor's steps stand for values that it never takes, so its
+middle is taken off.
 
-GELU gives nothing below -0.17 and a few large values above; in symmetric INT8, the only one that TensorRT multiplies fast, 120 of its 127
-negative steps are never used. The constant c in the middle of the range is subtracted before the tensor is quantized and comes back with
-the bias of the linears that read it: x W + b = (x - c) W + (b + c · the sum of W's rows). Steps become up to half as large, and the error a
+GELU gives nothing below -0.17 and a few large values above; in symmetric INT8, the only one that TensorRT multiplies
+fast, 120 of its 127 negative steps are never used. The constant c in the middle of the range is subtracted before the
+tensor is quantized and comes back with
+the bias of the linears that read it: x W + b = (x - c) W + (b + c · the sum of W's rows). Steps become up to half as
+    large, and the error a
 quarter. Exact, with the sums of the weights as they are quantized.
 
-Source: the zero point of asymmetric quantization, Jacob et al., arXiv:1712.05877, moved into the graph; shifts moved into the next layer's
+Source: the zero point of asymmetric quantization, Jacob et al., arXiv:1712.05877, moved into the graph; shifts moved
+    into the next layer's
 bias: Wei et al., "Outlier Suppression+", arXiv:2304.09145.
 """
 
@@ -22,21 +26,27 @@ SHIFTED = "/shifted"  # what the name of a tensor less its constant ends in
 
 
 def shiftable(model: ir.Model, sites: Sequence[Site]) -> tuple[set[str], set[str]]:
-    """Finds the tensors whose quantized readers are all products with a weight, so that their bias can take a constant back.
+    """Finds the tensors whose quantized readers are all products with a weight, so that their bias can take a constant
+    back.
 
     Args:
         model: the fp32 graph.
         sites: what may be quantized.
 
     Returns:
-        Those where the constant comes off the bias of what makes them, and costs nothing; and those where it takes a subtraction.
+        Those where the constant comes off the bias of what makes them, and costs nothing; and those where it takes a
+        subtraction.
     """
     values = {v.name: v for node in model.graph for v in node.outputs}
     able: dict[str, bool] = {}
     for site in sites:
         node = values[site.node].producer()
         able[site.tensor] = able.get(site.tensor, True) and bool(site.weight) and _takes_it_back(node, site.tensor)
-    readers = {name: {site.node for site in sites if site.tensor == name} for name, found in able.items() if found and name in values}
+    readers = {
+        name: {site.node for site in sites if site.tensor == name}
+        for name, found in able.items()
+        if found and name in values
+    }
     free = {name for name, nodes in readers.items() if _is_free(values[name], nodes)}
     return free, readers.keys() - free
 
@@ -50,7 +60,11 @@ def _takes_it_back(node: ir.Node | None, tensor: str) -> bool:
 
 def _is_free(x: ir.Value, readers: set[str]) -> bool:
     """Whether the constant can come off a bias: only these nodes read the tensor."""
-    return _bias_of(x.producer()) is not None and not x.is_graph_output() and {user.outputs[0].name for user, _ in x.uses()} <= readers
+    return (
+        _bias_of(x.producer()) is not None
+        and not x.is_graph_output()
+        and {user.outputs[0].name for user, _ in x.uses()} <= readers
+    )
 
 
 def subtract(graph: ir.Graph, x: ir.Value, offset: float) -> tuple[ir.Value, list[ir.Node]]:
@@ -63,14 +77,16 @@ def subtract(graph: ir.Graph, x: ir.Value, offset: float) -> tuple[ir.Value, lis
 
 
 def add_back(graph: ir.Graph, x: ir.Value, shifted: ir.Value, name: str) -> tuple[ir.Value, ir.Node]:
-    """The constant of x put back onto what was quantized of it, under a name, and the node: where no bias may change."""
+    """The constant of x put back onto what was quantized of it, under a name, and the node: where no bias may
+    change."""
     node = ir.node("Add", [shifted, graph.initializers[f"{x.name}{SHIFTED}/offset"]], name=name)
     node.outputs[0].name, node.outputs[0].dtype, node.outputs[0].shape = name, ir.DataType.FLOAT, x.shape
     return node.outputs[0], node
 
 
 def fold_into_producers(graph: ir.Graph, tensors: Collection[str]) -> None:
-    """Takes the constants of tensors off the bias of what makes them, where nobody else reads these: no subtraction is left."""
+    """Takes the constants of tensors off the bias of what makes them, where nobody else reads these: no subtraction is
+    left."""
     values = {v.name: v for node in graph for v in node.outputs}
     for name in tensors:
         sub, x = values[f"{name}{SHIFTED}"].producer(), values[name]
@@ -87,7 +103,11 @@ def _bias_of(node: ir.Node | None) -> ir.Value | None:
     if node is None:
         return None
     inputs = node.inputs[2:3] if node.op_type == "LayerNormalization" else node.inputs if node.op_type == "Add" else []
-    found = [v for v in inputs if v is not None and v.is_initializer() and v.const_value is not None and v.const_value.size > 1]
+    found = [
+        v
+        for v in inputs
+        if v is not None and v.is_initializer() and v.const_value is not None and v.const_value.size > 1
+    ]
     return found[0] if len(found) == 1 and len(found[0].uses()) == 1 else None
 
 
@@ -101,7 +121,11 @@ def add_to_bias(graph: ir.Graph, node: ir.Node, extra: np.ndarray) -> None:
     """
     if node.op_type == "MatMul":
         users = [user for user, _ in node.outputs[0].uses()]
-        holder = users[0] if len(users) == 1 and users[0].op_type == "Add" and not node.outputs[0].is_graph_output() else None
+        holder = (
+            users[0]
+            if len(users) == 1 and users[0].op_type == "Add" and not node.outputs[0].is_graph_output()
+            else None
+        )
         candidates: Sequence[ir.Value | None] = holder.inputs if holder is not None else ()
     else:
         holder, candidates = node, node.inputs[2:3]
@@ -131,4 +155,6 @@ def _plus(value: ir.Value, extra: np.ndarray) -> ir.TensorProtocol:
     tensor = value.const_value
     assert tensor is not None
     shape = tensor.shape.numpy() if extra.size > 1 else ()
-    return derived(tensor, ir.DataType.FLOAT, lambda bias: (bias + extra.reshape(shape)).astype(np.float32), value.name or "")
+    return derived(
+        tensor, ir.DataType.FLOAT, lambda bias: (bias + extra.reshape(shape)).astype(np.float32), value.name or ""
+    )

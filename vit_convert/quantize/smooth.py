@@ -1,9 +1,10 @@
-"""SmoothQuant: moves the scale of outlier channels from a LayerNorm's output into the weights that read it, where int8 can bear it.
+"""SmoothQuant: moves the scale of outlier channels from a LayerNorm's output into the weights that read it, where int8
+can bear it.
 
-Activations have one scale per tensor, weights one per column, so a few large channels of a LayerNorm's output leave all others a few of
-the 255 steps. Dividing each channel by s and multiplying the weights' rows by s changes nothing in fp32 and evens the channels out.
-Linears that do not read a LayerNorm (the attention's projection, fc2) are left alone: a nonlinearity or a product of activations stands
-before them.
+Activations have one scale per tensor, weights one per column, so a few large channels of a LayerNorm's output leave all
+others a few of the 255 steps. Dividing each channel by s and multiplying the weights' rows by s changes nothing in fp32
+and evens the channels out. Linears that do not read a LayerNorm (the attention's projection, fc2) are left alone: a
+nonlinearity or a product of activations stands before them.
 """
 
 import dataclasses
@@ -17,7 +18,8 @@ from vit_convert.quantize.graph import derived, initializer, linear_weight, read
 from vit_convert.quantize.placement import Site
 from vit_convert.quantize.qdq import channel_axis
 
-_KERNELS = ("VitAddNorm", "VitNorm")  # what the lowering "fused" calls a LayerNorm: its scale and bias are the last inputs
+# what the lowering "fused" calls a LayerNorm: its scale and bias are the last inputs
+_KERNELS = ("VitAddNorm", "VitNorm")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +64,9 @@ def find_norms(model: ir.Model, sites: Sequence[Site]) -> tuple[list[Norm], dict
     """
     values = {v.name: v for node in model.graph for v in node.outputs}
     norms, declined = [], {}
-    for name in dict.fromkeys(_source(values[site.tensor]).name for site in sites if site.weight and site.tensor in values):
+    for name in dict.fromkeys(
+        _source(values[site.tensor]).name for site in sites if site.weight and site.tensor in values
+    ):
         parameters = _parameters(values[name])
         if parameters is None:
             continue
@@ -74,7 +78,9 @@ def find_norms(model: ir.Model, sites: Sequence[Site]) -> tuple[list[Norm], dict
     return norms, declined
 
 
-def smooth(model: ir.Model, sites: Sequence[Site], amax: Mapping[str, np.ndarray], *, strength: float = 0.5) -> Smoothed:
+def smooth(
+    model: ir.Model, sites: Sequence[Site], amax: Mapping[str, np.ndarray], *, strength: float = 0.5
+) -> Smoothed:
     """Smooths a graph.
 
     Args:
@@ -92,7 +98,9 @@ def smooth(model: ir.Model, sites: Sequence[Site], amax: Mapping[str, np.ndarray
     Source: Xiao et al., "SmoothQuant", arXiv:2211.10438, eq. 4: s_j = max|X_j|^α / max|W_j|^(1-α).
     """
     if not 0 < strength < 1:
-        raise UsageError(f"calibration.smooth is {strength:g}, it must lie between 0 and 1", fix="0.5 suits most; 0 turns it off.")
+        raise UsageError(
+            f"calibration.smooth is {strength:g}, it must lie between 0 and 1", fix="0.5 suits most; 0 turns it off."
+        )
     model = model.clone()
     norms, declined = find_norms(model, sites)
     factors = {}
@@ -193,7 +201,9 @@ def _constant_operand(node: ir.Node, op_type: str) -> int | None:
 
 def _divides_by_deviation(value: ir.Value | None) -> bool:
     node = value.producer() if value is not None else None
-    divisor = node.inputs[1].producer() if node is not None and node.op_type == "Div" and node.inputs[1] is not None else None
+    divisor = (
+        node.inputs[1].producer() if node is not None and node.op_type == "Div" and node.inputs[1] is not None else None
+    )
     return divisor is not None and divisor.op_type == "Sqrt"
 
 

@@ -1,6 +1,7 @@
 """A bf16 graph as one that onnxruntime's CPU can run: the same roundings, on float32.
 
-onnxruntime has no bf16 arithmetic on CPUs (microsoft/onnxruntime#28768), only casts. Here every result that is bf16 in the graph is
+onnxruntime has no bf16 arithmetic on CPUs (microsoft/onnxruntime#28768), only casts. Here every result that is bf16 in
+the graph is
 computed in float32 and rounded to bf16 at once, which is what a GPU does: its bf16 products are summed in float32.
 """
 
@@ -9,7 +10,9 @@ import onnx_ir as ir
 
 from vit_convert.quantize.graph import derived
 
-_NOT_ROUNDED = frozenset({"Transpose", "Reshape", "Slice", "Gather", "Concat", "Split", "Expand", "Squeeze", "Unsqueeze", "Identity"})
+_NOT_ROUNDED = frozenset(
+    {"Transpose", "Reshape", "Slice", "Gather", "Concat", "Split", "Expand", "Squeeze", "Unsqueeze", "Identity"}
+)
 
 
 def widen(model: ir.Model) -> ir.Model:
@@ -19,7 +22,8 @@ def widen(model: ir.Model) -> ir.Model:
         model: a graph typed bf16 in part, its inputs and outputs not; left as it is.
 
     Returns:
-        The same graph with float32 in bf16's place; rounded values keep their names, weights are widened while it is saved.
+        The same graph with float32 in bf16's place; rounded values keep their names, weights are widened while it is
+        saved.
     """
     model = model.clone()
     graph = model.graph

@@ -1,4 +1,5 @@
-"""What each layer loses in INT8 or FP8, ranked, as a table and a picture, from a bundle's `sensitivity.json`; nothing is run again.
+"""What each layer loses in INT8 or FP8, ranked, as a table and a picture, from a bundle's `sensitivity.json`; nothing
+is run again.
 
 python -m vit_convert.report.sensitivity out/vit_b32
 python -m vit_convert.report.sensitivity --by=top1 --plot=layers.png out/vit_b32
@@ -29,8 +30,9 @@ def ranking(record: Mapping[str, Any], by: str = "error") -> dict[str, list[dict
         by: one of COLUMNS.
 
     Returns:
-        {"units", "blocks"}: rows {"name", "error", "cosine", "max_rel", "agreement", "top1", "top1_change"}, the most harmful first,
-        without what has not been measured yet. Agreement and top-1 in percent, the change in points; None without labels.
+        {"units", "blocks"}: rows {"name", "error", "cosine", "max_rel", "agreement", "top1", "top1_change"}, the most
+        harmful first, without what has not been measured yet. Agreement and top-1 in percent, the change in points;
+        None without labels.
 
     Raises:
         UsageError: an unknown column, or no labels for top1.
@@ -38,7 +40,9 @@ def ranking(record: Mapping[str, Any], by: str = "error") -> dict[str, list[dict
     if by not in COLUMNS:
         raise UsageError(f"--by={by}: not one of {', '.join(COLUMNS)}.{nearest(by, COLUMNS)}")
     if by == "top1" and not record["labelled"]:
-        raise UsageError("--by=top1: the images had no labels", fix="Rank by agreement, or give config.evaluation.data with labels.")
+        raise UsageError(
+            "--by=top1: the images had no labels", fix="Rank by agreement, or give config.evaluation.data with labels."
+        )
     measured = {frozenset(row["quantized"]): row for row in record["measured"]}
     blocks: dict[str, list[str]] = {}
     for name in record["units"]:
@@ -68,20 +72,27 @@ def print_ranking(record: Mapping[str, Any], by: str = "error") -> None:
 
     console = Console(soft_wrap=True)
     console.print(
-        f"One at a time in {record['precision']}, the rest in {record['rest']}; against fp32 on {record['scan_images']} "
+        f"One at a time in {record['precision']}, the rest in {record['rest']}; against fp32 on "
+        f"{record['scan_images']} "
         f"{record['source']}{'' if record['labelled'] else ' without labels'}"
     )
     for what, rows in ranking(record, by).items():
         table = Table(what[:-1], *_TITLES, box=None, header_style="dim")
         for row in rows:
             top1 = ("", "") if row["top1_change"] is None else (f"{row['top1']:.2f} %", f"{row['top1_change']:+.2f}")
-            numbers = (f"{row['error']:.2g}", f"{row['cosine']:.6f}", f"{row['max_rel']:.2g}", f"{row['agreement']:.2f} %")
+            numbers = (
+                f"{row['error']:.2g}",
+                f"{row['cosine']:.6f}",
+                f"{row['max_rel']:.2g}",
+                f"{row['agreement']:.2f} %",
+            )
             table.add_row(row["name"], *numbers, *top1)
         console.print(table)
 
 
 def plot_ranking(record: Mapping[str, Any], path: str | os.PathLike[str]) -> str:
-    """Draws the mean of 1 - cosine: a group of bars for each block, a bar for each kind of layer and one for the whole block.
+    """Draws the mean of 1 - cosine: a group of bars for each block, a bar for each kind of layer and one for the whole
+    block.
 
     Args:
         record: of `sensitivity.json`.

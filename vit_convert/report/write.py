@@ -26,8 +26,19 @@ _CHECKPOINT_KEYS = (
     "warnings",
     "preprocess",
 )
-_GPU_HOST_KEYS = ("engine", "engines", "verify", "benchmark", "recommended")  # what engine/commands.py's add_to_report merges
-_CALIBRATION_KEYS = ("method", "num_images", "source", "num_tensors", "num_clipped", "widened", "left_out", "shifted", "smoothed")
+# what engine/commands.py's add_to_report merges
+_GPU_HOST_KEYS = ("engine", "engines", "verify", "benchmark", "recommended")
+_CALIBRATION_KEYS = (
+    "method",
+    "num_images",
+    "source",
+    "num_tensors",
+    "num_clipped",
+    "widened",
+    "left_out",
+    "shifted",
+    "smoothed",
+)
 _ONNX_KEYS = ("opset", "target", "num_nodes", "nodes_traced", "nodes_per_block", "num_shapes", "bytes", "rules")
 
 
@@ -56,7 +67,10 @@ def write_report(context: Context, rows: Sequence[dict[str, Any]], command: Sequ
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "status": "done" if all(row["status"] in FINISHED for row in rows) else "failed",
         "checkpoint": _pick(results.get("checkpoint", {}), _CHECKPOINT_KEYS),
-        "stages": [{key: row.get(key) for key in ("name", "status", "seconds", "peak_rss_mib", "error") if key in row} for row in rows],
+        "stages": [
+            {key: row.get(key) for key in ("name", "status", "seconds", "peak_rss_mib", "error") if key in row}
+            for row in rows
+        ],
         "onnx": _pick(results.get("export", {}), _ONNX_KEYS),
         "reference": _pick(results.get("reference", {}), ("source", "num_images")),
         "check": checks[0] if checks else {},

@@ -20,7 +20,8 @@ from vit_convert.engine.bundle_engines import find_plan, open_engine, require_mo
 from vit_convert.engine.handoff import open_bundle, read_facts
 from vit_convert.engine.runtime.session import Session
 
-# In order of preference, with their options: CUDA's float32 products are TF32 unless told otherwise, and the graph was proved in float32.
+# In order of preference, with their options: CUDA's float32 products are TF32 unless told otherwise, and the graph was
+# proved in float32.
 _PROVIDERS: dict[str, dict[str, str]] = {"CUDAExecutionProvider": {"use_tf32": "0"}, "CPUExecutionProvider": {}}
 
 
@@ -38,8 +39,8 @@ class FallbackSession:
 
     Args:
         bundle: of the conversion, or its folder.
-        plan_path: the engine to prefer; None takes the one that the benchmark on this host recommends, or else the first that was
-            verified, in the order of `PREFERRED`.
+        plan_path: the engine to prefer; None takes the one that the benchmark on this host recommends, or else the
+            first that was verified, in the order of `PREFERRED`.
         backend: "tensorrt", "rtx" or "auto".
 
     Attributes:
@@ -59,7 +60,13 @@ class FallbackSession:
         >>> session.close()
     """
 
-    def __init__(self, bundle: Bundle | str | os.PathLike[str], plan_path: str | os.PathLike[str] | None = None, *, backend: str = "auto"):
+    def __init__(
+        self,
+        bundle: Bundle | str | os.PathLike[str],
+        plan_path: str | os.PathLike[str] | None = None,
+        *,
+        backend: str = "auto",
+    ):
         self._bundle = bundle = bundle if isinstance(bundle, Bundle) else open_bundle(os.fspath(bundle))
         self.reason = ""
         self._lock = threading.Lock()  # of which runner it is, not of its runs
@@ -117,7 +124,8 @@ class FallbackSession:
 
     def _replace(self, broken: Session, error: ConvertError) -> None:
         with self._lock:
-            if self._runner is not broken:  # another thread's failure or `close` came first, and closed it under this call
+            # another thread's failure or `close` came first, and closed it under this call
+            if self._runner is not broken:
                 return
             self._runner = self._stand_in(error, "failed in a run")
         with contextlib.suppress(ConvertError):  # a GPU in trouble may not even take its memory back
@@ -164,9 +172,13 @@ class _OnnxRunner:
     def __init__(self, bundle: Bundle):
         facts = read_facts(bundle)
         if reason := doubt("fp32", bundle.onnx().name, None, facts.checks):
-            raise BenchmarkError(f"{bundle.root}: {reason}, so nothing can stand in for the engine", fix="Convert again.")
+            raise BenchmarkError(
+                f"{bundle.root}: {reason}, so nothing can stand in for the engine", fix="Convert again."
+            )
         if wrong := facts.files.wrong_graph(bundle.onnx()):
-            raise BenchmarkError(f"{wrong}, so nothing can stand in for the engine", fix="Copy the whole bundle from the export host.")
+            raise BenchmarkError(
+                f"{wrong}, so nothing can stand in for the engine", fix="Copy the whole bundle from the export host."
+            )
         try:
             import onnxruntime
         except ImportError as e:
@@ -183,7 +195,9 @@ class _OnnxRunner:
             feeds = inputs if isinstance(inputs, Mapping) else {self._session.get_inputs()[0].name: inputs}
             values = self._session.run(None, dict(feeds))
         except Exception as e:  # onnxruntime's classes have no common base of their own
-            raise BenchmarkError(f"{self._path.name}: onnxruntime: {e}", fix="Preprocess the images as the bundle's record says.") from e
+            raise BenchmarkError(
+                f"{self._path.name}: onnxruntime: {e}", fix="Preprocess the images as the bundle's record says."
+            ) from e
         return dict(zip(self._names, values))
 
     def close(self) -> None:

@@ -14,4 +14,17 @@ from vit_convert.stages.reference import REFERENCE
 
 def stages() -> list[Stage]:
     """All stages in order; each reads what the ones before it left in the bundle."""
-    return [CHECKPOINT, IMAGES, EXPORT, REFERENCE, CHECK, CALIBRATE, SENSITIVITY, PLAN, QUANTIZE, BUILD, VERIFY, BENCHMARK]
+    return [
+        CHECKPOINT,
+        IMAGES,
+        EXPORT,
+        REFERENCE,
+        CHECK,
+        CALIBRATE,
+        SENSITIVITY,
+        PLAN,
+        QUANTIZE,
+        BUILD,
+        VERIFY,
+        BENCHMARK,
+    ]

@@ -46,9 +46,15 @@ def _inputs(context: Context) -> Any:
 
 def _outputs(context: Context) -> list[pathlib.Path]:
     smoothed = graph_files(context, SMOOTHED) if context.config.calibration.smooth else []
-    images = [context.bundle.images("calibration"), context.bundle.labels("calibration")] if context.config.calibration.data else []
+    images = (
+        [context.bundle.images("calibration"), context.bundle.labels("calibration")]
+        if context.config.calibration.data
+        else []
+    )
     images = images or [context.bundle.images("calibration")]
-    cache = [context.bundle.calibration_cache, key_path(context.bundle.calibration_cache)] if _with_cache(context) else []
+    cache = (
+        [context.bundle.calibration_cache, key_path(context.bundle.calibration_cache)] if _with_cache(context) else []
+    )
     name = unquantized(context)
     ranges = [context.bundle.ranges(name), *with_weights(context.bundle.lowering(f"{name}.int8"))] if name else []
     return [context.bundle.calibration, *images, *smoothed, *cache, *ranges]
@@ -67,7 +73,11 @@ def unquantized(context: Context) -> str:
 def patterns(context: Context) -> "Patterns":
     """The config's patterns: what may not be quantized, and what quantization is limited to."""
     config = context.config
-    return {"keep_fp32": list(config.keep_fp32), "keep_fp16": list(config.keep_fp16), "quantize_only": list(config.quantize_only)}
+    return {
+        "keep_fp32": list(config.keep_fp32),
+        "keep_fp16": list(config.keep_fp16),
+        "quantize_only": list(config.quantize_only),
+    }
 
 
 def _may_leave_out(context: Context) -> bool:
@@ -78,7 +88,8 @@ def _may_leave_out(context: Context) -> bool:
 
 
 def _may_shift(context: Context) -> bool:
-    """Whether tensors may be shifted: a graph with Q/DQ has biases to take the constants back, TensorRT's own calibration cache has not."""
+    """Whether tensors may be shifted: a graph with Q/DQ has biases to take the constants back, TensorRT's own
+    calibration cache has not."""
     config = context.config
     int8 = "int8" in configs.quantized(config) or config.plan.type == "int8"
     return int8 and bool(config.calibration.shift) and not config.engine.calibrator and not unquantized(context)
@@ -100,7 +111,8 @@ def source_graph(context: Context) -> pathlib.Path:
 
 
 def calibrate(context: Context) -> dict[str, Any]:
-    """Decodes the calibration images, smooths the graph if asked to, and measures the ranges of what could be quantized."""
+    """Decodes the calibration images, smooths the graph if asked to, and measures the ranges of what could be
+    quantized."""
     import onnx_ir as ir
 
     from vit_convert.quantize.calibrate import calibrate as measure
@@ -132,7 +144,9 @@ def calibrate(context: Context) -> dict[str, Any]:
         progress=context.progress,
     )
     if _may_shift(context):
-        calibration = calibration.shift(*shiftable(ir.load(source_graph(context)), place(model, **patterns(context)).sites))
+        calibration = calibration.shift(
+            *shiftable(ir.load(source_graph(context)), place(model, **patterns(context)).sites)
+        )
     left_out: list[dict[str, Any]] = []
     lowering = unquantized(context)
     if _may_leave_out(context) and not lowering:
@@ -168,7 +182,8 @@ def calibrate(context: Context) -> dict[str, Any]:
 
 
 def _widened(calibration: "Calibration") -> list[dict[str, Any]]:
-    """The tensors whose threshold the guard widened, with the error of their products at each threshold; largest error by entropy first."""
+    """The tensors whose threshold the guard widened, with the error of their products at each threshold; largest error
+    by entropy first."""
     return [
         {
             "tensor": name,
@@ -218,7 +233,10 @@ def _left_out(context: Context, calibration: "Calibration", linears: Sequence["S
 def _most(widened: list[dict[str, Any]]) -> str:
     first = widened[0]
     threshold = f"{first['entropy']:.3g} → {first['threshold']:.3g}"
-    return f"most {first['tensor']}: {threshold}, error of its products {first['error_entropy']:.2g} → {first['error']:.2g}"
+    return (
+        f"most {first['tensor']}: {threshold}, error of its products {first['error_entropy']:.2g} → "
+        f"{first['error']:.2g}"
+    )
 
 
 def _measure_lowering(context: Context, lowering: str, images: np.ndarray) -> list[dict[str, Any]]:
@@ -261,8 +279,8 @@ def _measure_lowering(context: Context, lowering: str, images: np.ndarray) -> li
 def _as_asked(context: Context, sites: Sequence["Site"]) -> list["Site"]:
     """The sites of a lowering that the config's patterns leave in INT8.
 
-    The patterns name layers of model.onnx, where queries, keys and values may be three linears; in the lowering they are one, which is
-    quantized if all three would be.
+    The patterns name layers of model.onnx, where queries, keys and values may be three linears; in the lowering they
+    are one, which is quantized if all three would be.
     """
     import onnx_ir as ir
 
@@ -277,8 +295,11 @@ def _as_asked(context: Context, sites: Sequence["Site"]) -> list["Site"]:
     return [site for site in sites if is_asked(site)]
 
 
-def _evened_out(context: Context, model: Any, source: pathlib.Path, linears: Sequence["Site"], images: np.ndarray) -> Any:
-    """The same function with other weights: the channels of what LayerNorms and attention write in INT8 then reach about equally far."""
+def _evened_out(
+    context: Context, model: Any, source: pathlib.Path, linears: Sequence["Site"], images: np.ndarray
+) -> Any:
+    """The same function with other weights: the channels of what LayerNorms and attention write in INT8 then reach
+    about equally far."""
     from vit_convert.quantize.activation_max import extremes
     from vit_convert.quantize.equalize import attention_inputs, equalize
     from vit_convert.quantize.smooth import find_norms, smooth
@@ -295,7 +316,9 @@ def _evened_out(context: Context, model: Any, source: pathlib.Path, linears: Seq
 def _refuse_to_quantize_nothing(context: Context) -> None:
     given = {key: value for key, value in patterns(context).items() if value}
     said = "".join(f", config.{key}={value}" for key, value in given.items())
-    why = "these leave no linear" if given else "the graph has no product or convolution of an activation with a constant"
+    why = (
+        "these leave no linear" if given else "the graph has no product or convolution of an activation with a constant"
+    )
     raise UsageError(
         f"config.precision={context.config.precision}{said}: {why}, so nothing would be quantized",
         fix="Leave less out (config.keep_fp16, config.keep_fp32, config.quantize_only)." if given else "Ask for fp16.",
@@ -312,7 +335,9 @@ def _calibration_images(context: Context) -> tuple[np.ndarray, str]:
         return decode(context, "calibration", source, config.num_images).images, config.data
     height, width = context.results["checkpoint"]["image_size"]
     images = seeded_noise(min(config.num_images, _NOISE_IMAGES), height, width)
-    context.progress.warn("calibration.data is empty: ranges come from noise, so the quantized engine shows speed and not accuracy")
+    context.progress.warn(
+        "calibration.data is empty: ranges come from noise, so the quantized engine shows speed and not accuracy"
+    )
     with atomic(context.bundle.images("calibration")) as temporary, open(temporary, "wb") as f:
         np.save(f, images)
     return images, "seeded noise"
@@ -344,8 +369,9 @@ def _smooth(context: Context, model: Any, placement: Any, images: np.ndarray) ->
 def _write_cache(context: Context, calibration: Any) -> None:
     """Writes the ranges as TensorRT's own cache, with a key that says what they come from.
 
-    It holds the graph's input and the inputs of the quantized linears (and of attention products), as our own Q/DQ graph does. A cache
-    that TensorRT writes has every tensor. When it reads ours, it says which tensors have no scale, and runs those in fp16 or fp32.
+    It holds the graph's input and the inputs of the quantized linears (and of attention products), as our own Q/DQ
+    graph does. A cache that TensorRT writes has every tensor. When it reads ours, it says which tensors have no scale,
+    and runs those in fp16 or fp32.
     """
     from vit_convert.engine.builder.request import hash_graph
 
@@ -355,7 +381,9 @@ def _write_cache(context: Context, calibration: Any) -> None:
     algorithm = calibration.method if calibration.method in ALGORITHMS else "entropy"
     images = context.bundle.images("calibration")
     graph, preprocessing = hash_graph(source_graph(context)), context.results["checkpoint"]["preprocess"]
-    key = CacheKey(algorithm, version, hash_source(graph, images, num_images=calibration.num_images, preprocessing=preprocessing))
+    key = CacheKey(
+        algorithm, version, hash_source(graph, images, num_images=calibration.num_images, preprocessing=preprocessing)
+    )
     ranges = {name: t for name, t in calibration.thresholds.items() if name not in calibration.left_out}
     save_cache(context.bundle.calibration_cache, key, format_cache(key, ranges), num_images=calibration.num_images)
 

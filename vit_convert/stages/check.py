@@ -48,7 +48,8 @@ def _let_go_of_model(context: Context) -> None:
 
 
 def _check_lowering(context: Context, name: str) -> tuple[dict[str, Any], str]:
-    """Compares a lowering's output with the reference at every size, by the tolerance of fp32; its inner values may have another layout.
+    """Compares a lowering's output with the reference at every size, by the tolerance of fp32; its inner values may
+    have another layout.
 
     Returns:
         What to report, and what missed, in words; "" if nothing did.
@@ -64,7 +65,8 @@ def _check_lowering(context: Context, name: str) -> tuple[dict[str, Any], str]:
 def check_precision(context: Context, precision: str) -> dict[str, Any]:
     """Compares one graph with the reference; a miss raises CheckError, which carries the result for the report.
 
-    A dynamic graph is judged at three sizes; a quantized one only at the size of its calibration, and reported at the others.
+    A dynamic graph is judged at three sizes; a quantized one only at the size of its calibration, and reported at the
+    others.
     """
     with _runnable(context, precision) as path:
         return _check_graph(context, precision, path)
@@ -72,7 +74,8 @@ def check_precision(context: Context, precision: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _runnable(context: Context, precision: str) -> Iterator[pathlib.Path]:
-    """The graph of a precision as onnxruntime can run it on a CPU: itself, or for bf16 its widened form, which is removed afterwards."""
+    """The graph of a precision as onnxruntime can run it on a CPU: itself, or for bf16 its widened form, which is
+    removed afterwards."""
     path = context.bundle.onnx(precision)
     if precision != "bf16":
         yield path
@@ -115,7 +118,13 @@ def _check_graph(context: Context, precision: str, path: pathlib.Path) -> dict[s
     result["summary"] += "".join(f", {row.cosine:.7f} at {size}" for size, row in list(finals.items())[1:])
     if labelled := evaluation(context):
         scores = graph_scores(
-            path, labelled[0], prepare(context), output, batch_size=EVALUATION_BATCH, label=f"{precision} top-1", progress=context.progress
+            path,
+            labelled[0],
+            prepare(context),
+            output,
+            batch_size=EVALUATION_BATCH,
+            label=f"{precision} top-1",
+            progress=context.progress,
         )
         result["top1"] = top1_accuracy(scores, labelled[1])
         result["summary"] += f", top-1 {result['top1']:.2f} %"
@@ -128,7 +137,8 @@ def _check_graph(context: Context, precision: str, path: pathlib.Path) -> dict[s
 def _check_sizes(
     context: Context, path: pathlib.Path, precision: str, tolerance: Tolerance, *, taps: Sequence[str]
 ) -> tuple[dict[str, list["Row"]], list[str]]:
-    """The rows for each image size (keys such as "224x224"), of the output and these taps, and the tensors' names in order."""
+    """The rows for each image size (keys such as "224x224"), of the output and these taps, and the tensors' names in
+    order."""
     from vit_convert.checks.onnx_graph import batch_sizes, check_graph
 
     signature, token = signature_of(context), context.results["export"].get("pooled_token")
@@ -168,14 +178,17 @@ def _missed(context: Context, message: str, result: dict[str, Any]) -> CheckErro
 
 
 def _advice(config: Any, precision: str) -> str:
-    """What helped where a quantized graph missed, in the order of what it gained for what it costs, less what the config has already."""
+    """What helped where a quantized graph missed, in the order of what it gained for what it costs, less what the
+    config has already."""
     calibration, tries = config.calibration, []
     if precision == "int8" and calibration.method != "entropy":
         tries.append(f"config.calibration.method=entropy instead of {calibration.method}")
     if calibration.attention:
         tries.append("config.calibration.attention=False")
     if precision == "int8" and calibration.method == "entropy":
-        tries.append(f"config.calibration.max_error below {calibration.max_error:g}, which leaves more products in fp16")
+        tries.append(
+            f"config.calibration.max_error below {calibration.max_error:g}, which leaves more products in fp16"
+        )
     if is_planned(config):
         tries.append("a higher config.plan.cosine than now")
     elif not config.engine.int8_lowering:

@@ -15,7 +15,15 @@ def _inputs(context: Context) -> Any:
     config = context.config
     sizes = config.image_size if configs.is_dynamic(config) else configs.image_size(config)
     families = [config.family, list(config.families)]
-    asked = [*families, config.variant, sizes, config.outputs, config.num_classes, config.posemb_grid, config.preprocess]
+    asked = [
+        *families,
+        config.variant,
+        sizes,
+        config.outputs,
+        config.num_classes,
+        config.posemb_grid,
+        config.preprocess,
+    ]
     if config.model is not None:
         try:
             return [asked, model_of(context).identity]
@@ -44,7 +52,9 @@ def _found(context: Context) -> Any:
 
     if "found" not in context.scratch:
         try:
-            context.scratch["found"] = find_checkpoint(context.config.checkpoint, context.checkpoints, progress=context.progress)
+            context.scratch["found"] = find_checkpoint(
+                context.config.checkpoint, context.checkpoints, progress=context.progress
+            )
         except ConvertError as e:
             context.scratch["found"] = e
     if isinstance(context.scratch["found"], ConvertError):
@@ -63,9 +73,13 @@ def load(context: Context) -> dict[str, Any]:
     if _found(context).published is not None:
         from vit_convert.checkpoint.published import require_published
 
-        require_published(_found(context).published, str(checkpoint.path), checkpoint.source_image_size, checkpoint.num_classes)
+        require_published(
+            _found(context).published, str(checkpoint.path), checkpoint.source_image_size, checkpoint.num_classes
+        )
     if config.num_classes and config.num_classes != checkpoint.num_classes:
-        raise UsageError(f"config.num_classes={config.num_classes}: the checkpoint's head has {checkpoint.num_classes} classes")
+        raise UsageError(
+            f"config.num_classes={config.num_classes}: the checkpoint's head has {checkpoint.num_classes} classes"
+        )
     from vit_convert.images.preprocess import preprocess_for
 
     preprocess = checkpoint.preprocess if config.preprocess == "auto" else config.preprocess
@@ -115,7 +129,9 @@ def _image_range(context: Context, checkpoint: Any) -> ImageRange | None:
     if not configs.is_dynamic(context.config):
         return None
     asked, patch = context.config.image_size, checkpoint.patch_size
-    configs.require_resizable(context.config, "" if checkpoint.resizable else f"family {checkpoint.family.name} has one size")
+    configs.require_resizable(
+        context.config, "" if checkpoint.resizable else f"family {checkpoint.family.name} has one size"
+    )
     sizes = parse_range(asked, checkpoint.image_size)
     for size in (sizes.smallest, sizes.optimal, sizes.largest):
         check_image_size(size, patch)
@@ -176,7 +192,8 @@ def _load_user_model(context: Context) -> dict[str, Any]:
         "judge": model.signature.outputs[0].judge,
         "warnings": list(model.warnings),
         "preprocess": preprocess_for(family, size).to_dict(),
-        "summary": f"own model {model.name}, {num_params:,} parameters, {'x'.join(map(str, size))}, judged by {model.output}{others}",
+        "summary": f"own model {model.name}, {num_params:,} parameters, {'x'.join(map(str, size))}, judged by "
+        f"{model.output}{others}",
     }
 
 
@@ -186,7 +203,9 @@ def model_of(context: Context) -> Any:
         from vit_convert.families.backend import require_backend
 
         require_backend()
-        context.scratch["model"] = _user_model(context) if context.config.model is not None else _model_of_checkpoint(context)
+        context.scratch["model"] = (
+            _user_model(context) if context.config.model is not None else _model_of_checkpoint(context)
+        )
     return context.scratch["model"]
 
 
@@ -201,7 +220,9 @@ def _user_model(context: Context) -> Any:
 
     config, size = context.config, configs.image_size(context.config)
     if size is None:
-        raise UsageError("config.model is given and config.image_size is not", fix="Set config.image_size = (height, width).")
+        raise UsageError(
+            "config.model is given and config.image_size is not", fix="Set config.image_size = (height, width)."
+        )
     if not callable(config.model):
         raise UsageError(
             f"config.model is a {type(config.model).__name__}, it must be a function that returns the model",

@@ -47,7 +47,8 @@ def backend_named(name: str) -> Any:
 
 
 def builds_here(context: Context) -> bool:
-    """Whether engines are built on this host; graphs for TensorRT 8 are built by TensorRT 8 only, unless a backend is named."""
+    """Whether engines are built on this host; graphs for TensorRT 8 are built by TensorRT 8 only, unless a backend is
+    named."""
     backend = context.config.engine.backend
     asked = context.config.target
     if backend == configs.AUTO and asked != configs.AUTO and dialect_named(asked).precision_by_flag:
@@ -111,8 +112,11 @@ def prepare(context: Context) -> Any:
     return lambda pixels: dict(zip((tensor.name for tensor in inputs), inputs_beside(inputs, pixels, as_taken)))
 
 
-def inputs_beside(inputs: Sequence[Tensor], pixels: np.ndarray, as_taken: Callable[[np.ndarray], np.ndarray]) -> list[np.ndarray]:
-    """A model's inputs for a batch of images, in its order: the images as it takes them, and beside them numbers that they are the seed of.
+def inputs_beside(
+    inputs: Sequence[Tensor], pixels: np.ndarray, as_taken: Callable[[np.ndarray], np.ndarray]
+) -> list[np.ndarray]:
+    """A model's inputs for a batch of images, in its order: the images as it takes them, and beside them numbers that
+    they are the seed of.
 
     Args:
         inputs: of the model or the graph.

@@ -23,7 +23,11 @@ def _inputs(context: Context) -> Any:
 
 def _outputs(context: Context) -> list[pathlib.Path]:
     spelled = (context.bundle.lowering(name) for name in _lowerings(context))
-    return [*graph_files(context, "fp32"), context.bundle.signature, *(file for path in spelled for file in with_weights(path))]
+    return [
+        *graph_files(context, "fp32"),
+        context.bundle.signature,
+        *(file for path in spelled for file in with_weights(path)),
+    ]
 
 
 def export(context: Context) -> dict[str, Any]:
@@ -41,18 +45,32 @@ def export(context: Context) -> dict[str, Any]:
         "pixels": (preprocess.scale, preprocess.offset) if context.config.input == "uint8" else None,
     }
     report = _export(context, context.bundle.onnx(), target, options)
-    signature = model_of(context).signature.of_graph(context.config.layout, uint8=context.config.input == "uint8", dynamic=dynamic)
+    signature = model_of(context).signature.of_graph(
+        context.config.layout, uint8=context.config.input == "uint8", dynamic=dynamic
+    )
     write_json(context.bundle.signature, signature.to_dict())
     _require_names(context)
     _remove_lowerings(context.bundle, keep=list(spelled))
     written = {}
     for lowering, spelled_target in spelled.items():
         found = _export(context, context.bundle.lowering(lowering), spelled_target, options)
-        written[lowering] = {"num_nodes": found.num_nodes, "nodes_per_block": found.nodes_per_block, "bytes": found.bytes}
+        written[lowering] = {
+            "num_nodes": found.num_nodes,
+            "nodes_per_block": found.nodes_per_block,
+            "bytes": found.bytes,
+        }
     applied = sum(rule["applied"] for rule in report.rules)
-    summary = f"{report.num_nodes} nodes, {report.nodes_per_block} a block, {applied} substitutions, opset {report.opset}"
+    summary = (
+        f"{report.num_nodes} nodes, {report.nodes_per_block} a block, {applied} substitutions, opset {report.opset}"
+    )
     summary += f"; also as {', '.join(written)}" if written else ""
-    return {**dataclasses.asdict(report), "target": name, "lowerings": written, "lowering": _advised(context), "summary": summary}
+    return {
+        **dataclasses.asdict(report),
+        "target": name,
+        "lowerings": written,
+        "lowering": _advised(context),
+        "summary": summary,
+    }
 
 
 def _export(context: Context, path: pathlib.Path, target: Any, options: dict[str, Any]) -> Any:
@@ -88,7 +106,8 @@ def _advised(context: Context) -> str:
     from vit_convert.export.passes.attention_plugin import fits
 
     checkpoint = context.results["checkpoint"]
-    attentions = [] if checkpoint["image_range"] else checkpoint.get("attentions", [])  # there are none of a user's own model
+    # there are none of a user's own model
+    attentions = [] if checkpoint["image_range"] else checkpoint.get("attentions", [])
     return advised if attentions and all(fits(*sizes) for sizes in attentions) else ""
 
 

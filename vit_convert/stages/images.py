@@ -17,7 +17,11 @@ def _inputs(context: Context) -> Any:
 
 
 def _outputs(context: Context) -> list[pathlib.Path]:
-    return [context.bundle.images("evaluation"), context.bundle.labels("evaluation")] if context.config.evaluation.data else []
+    return (
+        [context.bundle.images("evaluation"), context.bundle.labels("evaluation")]
+        if context.config.evaluation.data
+        else []
+    )
 
 
 def decode_images(context: Context) -> dict[str, Any]:
@@ -44,7 +48,10 @@ def _of_labels(labelling: "Labels | None") -> dict[str, Any]:
     """What the head is held against: of all labels, also those of images that are not taken."""
     if labelling is None:
         return {}
-    return {"label_range": [int(labelling.ids.min()), int(labelling.ids.max())], "class_folders": list(labelling.folders)}
+    return {
+        "label_range": [int(labelling.ids.min()), int(labelling.ids.max())],
+        "class_folders": list(labelling.folders),
+    }
 
 
 def _no_classes(checkpoint: Mapping[str, Any]) -> str:

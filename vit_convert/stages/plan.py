@@ -98,7 +98,8 @@ def scan_sensitivity(context: Context) -> dict[str, Any]:
         "precision": context.config.plan.type,
         "num_units": len(sensitivity.units),
         "worst": worst,
-        "summary": f"{len(sensitivity.units)} units on {images}; worst {worst['name']}: 1 - cosine {worst['error']:.2g}",
+        "summary": f"{len(sensitivity.units)} units on {images}; worst {worst['name']}: 1 - cosine "
+        f"{worst['error']:.2g}",
     }
 
 
@@ -107,7 +108,8 @@ def plan(context: Context) -> dict[str, Any]:
     from vit_convert.quantize.precision_plan import make_plan, write_plan
     from vit_convert.quantize.ranking import unit_costs
 
-    sensitivity, budget = _sensitivity(context, context.bundle.plan_search), _budget(context)  # the scan's own file stays as it was left
+    # the scan's own file stays as it was left
+    sensitivity, budget = _sensitivity(context, context.bundle.plan_search), _budget(context)
     if (read_json(context.bundle.plan_search) or {}).get("key") != sensitivity.record["key"]:
         context.bundle.plan_search.unlink(missing_ok=True)  # another model's
 
@@ -126,7 +128,10 @@ def plan(context: Context) -> dict[str, Any]:
     found = make_plan(sensitivity, budget, costs)
     record = write_plan(context.bundle.precision_plan, found, sensitivity, budget)
     measured = record["measured"]
-    share = f"{len(found.units)} of {len(sensitivity.units)} units, {100 * measured['share_of_weights']:.0f} % of their weights"
+    share = (
+        f"{len(found.units)} of {len(sensitivity.units)} units, {100 * measured['share_of_weights']:.0f} % of "
+        f"their weights"
+    )
     top1 = "" if measured["top1"] is None else f", top-1 {measured['top1']:.2f} %"
     return {
         **{key: record[key] for key in ("precision", "budget", "measured", "fp32", "images", "left_out")},
@@ -149,5 +154,7 @@ def _planned(context: Context) -> list[pathlib.Path]:
     return [context.bundle.precision_plan, context.bundle.plan_search]
 
 
-SENSITIVITY = Stage("sensitivity", ("reference", "calibrate"), scan_sensitivity, _scan_inputs, _scanned, _wants_sensitivity)
+SENSITIVITY = Stage(
+    "sensitivity", ("reference", "calibrate"), scan_sensitivity, _scan_inputs, _scanned, _wants_sensitivity
+)
 PLAN = Stage("plan", ("reference", "calibrate", "sensitivity"), plan, _plan_inputs, _planned, _wants_plan)

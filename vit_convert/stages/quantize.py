@@ -1,4 +1,5 @@
-"""The quantize stage: writes and checks a typed graph for each lower precision, and says what int8 and fp8 cost in accuracy."""
+"""The quantize stage: writes and checks a typed graph for each lower precision, and says what int8 and fp8 cost in
+accuracy."""
 
 import functools
 import pathlib
@@ -19,12 +20,15 @@ OUTSIDE = "outside"  # the encoder blocks
 
 
 def _lowered(context: Context) -> list[str]:
-    """Precisions that need a graph of their own: all but fp32; on TensorRT 8, where fp16 is a builder flag, only Q/DQ."""
+    """Precisions that need a graph of their own: all but fp32; on TensorRT 8, where fp16 is a builder flag, only
+    Q/DQ."""
     dialect = dialect_for(context)
     configs.require_dialect(context.config, dialect)
     calibrated_by_tensorrt = {"int8"} if dialect.precision_by_flag and context.config.engine.calibrator else set()
     asked = configs.precisions(context.config)
-    return [precision for precision in asked if dialect.has_graph(precision) and precision not in calibrated_by_tensorrt]
+    return [
+        precision for precision in asked if dialect.has_graph(precision) and precision not in calibrated_by_tensorrt
+    ]
 
 
 def _lowers_by_flag(context: Context) -> bool:
@@ -34,7 +38,9 @@ def _lowers_by_flag(context: Context) -> bool:
 
 def _plan_file(context: Context) -> pathlib.Path | None:
     given = context.config.plan.file
-    return pathlib.Path(given) if given else context.bundle.precision_plan if configs.is_planned(context.config) else None
+    return (
+        pathlib.Path(given) if given else context.bundle.precision_plan if configs.is_planned(context.config) else None
+    )
 
 
 def _place(context: Context, model: Any, precision: str) -> Any:
@@ -59,7 +65,8 @@ def _outputs(context: Context) -> list[pathlib.Path]:
 
 
 def lower(context: Context) -> dict[str, Any]:
-    """Writes and checks one typed graph per lower precision; if one misses its tolerance, the others are still measured."""
+    """Writes and checks one typed graph per lower precision; if one misses its tolerance, the others are still
+    measured."""
     checks: dict[str, Any] = {}
     failed: CheckError | None = None
     lowered = _lowered(context)
@@ -73,14 +80,19 @@ def lower(context: Context) -> dict[str, Any]:
         except CheckError as e:
             checks[precision] = {**e.result, **detail}
             failed = failed or e
-    verdicts = {precision: _verdict(context, precision, checks) for precision in lowered if precision in configs.QUANTIZED}
+    verdicts = {
+        precision: _verdict(context, precision, checks) for precision in lowered if precision in configs.QUANTIZED
+    }
     result: dict[str, Any] = {"checks": checks, "verdicts": verdicts}
     if _lowers_by_flag(context):
         result["max_abs_activation"] = _ranges_by_flag(context, activations)
     if failed is not None:
         failed.result = result
         raise failed
-    parts = [f"{p}: cosine {c['cosine']:.6f}" + (f", top-1 {c['top1']:.2f} %" if "top1" in c else "") for p, c in checks.items()]
+    parts = [
+        f"{p}: cosine {c['cosine']:.6f}" + (f", top-1 {c['top1']:.2f} %" if "top1" in c else "")
+        for p, c in checks.items()
+    ]
     if ranges := result.get("max_abs_activation"):
         parts.append(f"fp16 has to hold {max(row['max_abs'] for row in ranges.values()):.3g}")
     return {**result, "summary": "; ".join(parts)}
@@ -103,11 +115,21 @@ def _write_graph(context: Context, precision: str, activations: Any) -> dict[str
     detail: dict[str, Any] = {}
     if precision in configs.QUANTIZED:
         placement = _place(context, model, precision)
-        model = quantize(model, Calibration.load(context.bundle.calibration), placement.sites, target=dialect.name, precision=precision)
+        model = quantize(
+            model,
+            Calibration.load(context.bundle.calibration),
+            placement.sites,
+            target=dialect.name,
+            precision=precision,
+        )
         detail["quantized"] = [site.name for site in placement.sites]
     if not dialect.precision_by_flag:
         amax, per_block = activations(source)
-        typed = to_bf16(model, keep_fp32=keep_fp32) if precision == "bf16" else to_fp16(model, keep_fp32=keep_fp32, amax=amax)
+        typed = (
+            to_bf16(model, keep_fp32=keep_fp32)
+            if precision == "bf16"
+            else to_fp16(model, keep_fp32=keep_fp32, amax=amax)
+        )
         for name, largest in typed.overflowing.items():
             context.progress.warn(f"{name}: |w| reaches {largest:.3g}, beyond fp16; it stays fp32")
         model = typed.model
@@ -118,7 +140,8 @@ def _write_graph(context: Context, precision: str, activations: Any) -> dict[str
 
 
 def _write_ranges(context: Context, lowering: str) -> dict[str, Any]:
-    """Writes what an engine computes from a lowering and its ranges as Q/DQ pairs, which are checked and not built from."""
+    """Writes what an engine computes from a lowering and its ranges as Q/DQ pairs, which are checked and not built
+    from."""
     import onnx_ir as ir
 
     from vit_convert.core.onnx_file import save_onnx
@@ -126,14 +149,18 @@ def _write_ranges(context: Context, lowering: str) -> dict[str, Any]:
     from vit_convert.quantize.qdq import quantize
     from vit_convert.quantize.ranged import sites_with_ranges
 
-    model, ranges = ir.load(context.bundle.lowering(f"{lowering}.int8")), Calibration.load(context.bundle.ranges(lowering))
+    model, ranges = (
+        ir.load(context.bundle.lowering(f"{lowering}.int8")),
+        Calibration.load(context.bundle.ranges(lowering)),
+    )
     sites = sites_with_ranges(model, ranges.thresholds)
     save_onnx(quantize(model, ranges, sites, target="trt8"), context.bundle.onnx("int8"))
     return {"quantized": [site.name for site in sites]}
 
 
 def _ranges_by_flag(context: Context, activations: Any) -> dict[str, Any]:
-    """The largest |x| of each block; warns of blocks that fp16 cannot hold and `keep_fp32` does not name; refuses unknown names."""
+    """The largest |x| of each block; warns of blocks that fp16 cannot hold and `keep_fp32` does not name; refuses
+    unknown names."""
     import onnx_ir as ir
 
     from vit_convert.core.layer_names import check_patterns, matches
@@ -156,7 +183,8 @@ def _ranges_by_flag(context: Context, activations: Any) -> dict[str, Any]:
 
 
 def activation_ranges(context: Context, graph: pathlib.Path) -> tuple[dict[str, float], dict[str, Any]]:
-    """The largest |x| of every activation on the reference images, and of each block; fp16 under onnxruntime would show no overflow."""
+    """The largest |x| of every activation on the reference images, and of each block; fp16 under onnxruntime would show
+    no overflow."""
     import onnx_ir as ir
 
     from vit_convert.quantize.activation_max import largest
@@ -182,16 +210,22 @@ def _largest_by_block(blocks: Mapping[Any, str | None], amax: Mapping[str, float
 
 
 def _verdict(context: Context, precision: str, checks: dict[str, Any]) -> dict[str, Any]:
-    """Whether a quantized graph is accurate enough to be worth its speed, compared with fp16; with fp32 if fp16 has no graph."""
+    """Whether a quantized graph is accurate enough to be worth its speed, compared with fp16; with fp32 if fp16 has no
+    graph."""
     base = "fp16" if "fp16" in checks else "fp32"
     plain_top1 = checks["fp16"].get("top1") if base == "fp16" else context.results["check"].get("top1")
     top1, allowed = checks[precision].get("top1"), context.config.check.max_top1_drop
     if top1 is None or plain_top1 is None:
         cosine, passed = checks[precision].get("cosine", 0.0), checks[precision].get("passed", False)
-        text = f"{precision}: cosine to JAX {cosine:.5f}" + ("; without labelled images its accuracy is unknown" if passed else "")
+        text = f"{precision}: cosine to JAX {cosine:.5f}" + (
+            "; without labelled images its accuracy is unknown" if passed else ""
+        )
         return {"against": base, "accurate": None if passed else False, "text": text}
     drop = plain_top1 - top1
-    text = f"{precision} loses {drop:.2f} points of top-1 against {base} ({top1:.2f} % against {plain_top1:.2f} %), allowed {allowed:g}"
+    text = (
+        f"{precision} loses {drop:.2f} points of top-1 against {base} ({top1:.2f} % against {plain_top1:.2f} %), "
+        f"allowed {allowed:g}"
+    )
     return {
         "against": base,
         "top1": top1,

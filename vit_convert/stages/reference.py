@@ -25,7 +25,10 @@ def reference_files(context: Context) -> dict[Size, pathlib.Path]:
     sizes = sizes_of(context.results["checkpoint"])
     if not isinstance(sizes, ImageRange):
         return {sizes: context.bundle.reference}
-    return {size: context.bundle.reference if size == sizes.optimal else context.bundle.reference_at(size) for size in sizes.sizes()}
+    return {
+        size: context.bundle.reference if size == sizes.optimal else context.bundle.reference_at(size)
+        for size in sizes.sizes()
+    }
 
 
 def _outputs(context: Context) -> list[pathlib.Path]:
@@ -46,7 +49,8 @@ def compute_reference(context: Context) -> dict[str, Any]:
         height, width = context.results["checkpoint"]["image_size"]
         source, raw = "seeded noise", seeded_noise(count, height, width)
     labelled, num_classes = evaluation(context), context.results["checkpoint"].get("num_classes")
-    if labelled and num_classes:  # what the head has is known before anything runs; of a user's own model its output tells
+    # what the head has is known before anything runs; of a user's own model its output tells
+    if labelled and num_classes:
         _require_classes(context, num_classes)
     files = reference_files(context)
     for size, path in files.items():
@@ -84,7 +88,8 @@ def _predictions(context: Context, model: Any, images: np.ndarray) -> np.ndarray
                 _require_classes(context, batch.shape[-1])
             if not np.isfinite(batch).all():
                 raise CheckError(
-                    f"{classes}: the JAX model itself gives NaN or infinity on evaluation images {start} to {start + len(batch) - 1}",
+                    f"{classes}: the JAX model itself gives NaN or infinity on evaluation images {start} to "
+                    f"{start + len(batch) - 1}",
                     fix="Check the checkpoint and the preprocessing.",
                 )
             scores.append(batch)
@@ -103,7 +108,8 @@ def _require_classes(context: Context, num_classes: int) -> None:
     if smallest < 0 or largest >= num_classes:
         hint = " A label of 1000 is ILSVRC's own numbering." if num_classes == 1000 else ""
         raise CalibrationError(
-            f"evaluation.data={data}: label {smallest if smallest < 0 else largest}, the head has classes 0 to {num_classes - 1}",
+            f"evaluation.data={data}: label {smallest if smallest < 0 else largest}, the head has classes 0 to "
+            f"{num_classes - 1}",
             fix=f"Labels count from 0, in the order of the head.{hint}",
         )
     if folders and len(folders) != num_classes:
@@ -111,7 +117,8 @@ def _require_classes(context: Context, num_classes: int) -> None:
         raise CalibrationError(
             f"evaluation.data={data}: {len(folders)} class folders ({shown}), the head has {num_classes} classes, "
             "so their places in sorted order need not be its numbers",
-            fix="Name the folders by class number, list the head's classes in a classes.txt beside them, or give a labels.csv.",
+            fix="Name the folders by class number, list the head's classes in a classes.txt beside them, or give a "
+            "labels.csv.",
         )
 
 
@@ -129,11 +136,14 @@ def _write(context: Context, path: pathlib.Path, raw: np.ndarray, model: Any, so
     for name, value in outputs.items():
         if not np.isfinite(value).all():
             raise CheckError(
-                f"{name}: the JAX model itself gives NaN or infinity on {source}", fix="Check the checkpoint and the preprocessing."
+                f"{name}: the JAX model itself gives NaN or infinity on {source}",
+                fix="Check the checkpoint and the preprocessing.",
             )
     with atomic(path) as temporary, open(temporary, "wb") as f:
         as_graph = preprocess.graph_input(raw, dtype=config.input, channels_first=config.layout == "NCHW")
-        arrays: dict[str, Any] = {tensor.name: as_graph if tensor.is_image else value for tensor, value in zip(taken, inputs)}
+        arrays: dict[str, Any] = {
+            tensor.name: as_graph if tensor.is_image else value for tensor, value in zip(taken, inputs)
+        }
         np.savez(f, **arrays, **outputs)
     return list(outputs)
 

@@ -31,10 +31,13 @@ def read_bytes(path: str | os.PathLike[str], what: str) -> bytes:
         if path.suffix == ".gz" and len(content) <= LARGEST_BYTES:
             with gzip.GzipFile(fileobj=io.BytesIO(content)) as inflated:
                 content = inflated.read(LARGEST_BYTES + 1)
-    except (OSError, ValueError, EOFError, zlib.error) as e:  # gzip's are among them; ValueError of a path with a zero byte
+    except (OSError, ValueError, EOFError, zlib.error) as e:
+        # gzip's are among them; ValueError of a path with a zero byte
         raise CalibrationError(f"{what} {path}: {getattr(e, 'strerror', None) or e}", fix="Check the path.") from e
     if len(content) > LARGEST_BYTES:
-        raise CalibrationError(f"{what} {path}: more than {LARGEST_BYTES:,} bytes", fix="Check that it is the file you mean.")
+        raise CalibrationError(
+            f"{what} {path}: more than {LARGEST_BYTES:,} bytes", fix="Check that it is the file you mean."
+        )
     return content
 
 
@@ -52,10 +55,13 @@ def read_lines(path: str | os.PathLike[str], what: str) -> list[str]:
         text = read_bytes(path, what).decode("utf-8-sig")
     except UnicodeDecodeError as e:
         raise CalibrationError(f"{what} {path}: not text ({e})", fix="Save it as UTF-8.") from e
-    lines = text.replace("\r\n", "\n").split("\n")  # not splitlines, which splits at what a vocabulary holds as a token: "\x85", "\u2028"
+    # not splitlines, which splits at what a vocabulary holds as a token: "\x85", "\u2028"
+    lines = text.replace("\r\n", "\n").split("\n")
     if lines and not lines[-1]:
         lines.pop()
     for i, line in enumerate(lines):
         if len(line) > _LONGEST or "\0" in line:
-            raise CalibrationError(f"{what} {path}: line {i + 1} is no line of text ({len(line)} characters)", fix="Give one a line.")
+            raise CalibrationError(
+                f"{what} {path}: line {i + 1} is no line of text ({len(line)} characters)", fix="Give one a line."
+            )
     return lines

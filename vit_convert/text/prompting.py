@@ -13,7 +13,8 @@ _ASCII = str.maketrans("ABCDEFGHIJKLMNOPQRSTUVWXYZ", "abcdefghijklmnopqrstuvwxyz
 
 @dataclasses.dataclass(frozen=True)
 class Prompting:
-    """How a text tower's training made token ids of prompts; stored with the pair, so that no other code needs to know it.
+    """How a text tower's training made token ids of prompts; stored with the pair, so that no other code needs to know
+    it.
 
     Attributes:
         tokenizer: "sentencepiece", "bert" (WordPiece) or "clip" (byte pairs).
@@ -45,8 +46,15 @@ class Prompting:
 
     def __post_init__(self) -> None:
         ids = (self.start, self.end, self.pad)
-        if self.tokenizer not in KINDS or self.length < 2 or self.pad < 0 or not all(-1 <= i < self.vocabulary for i in ids):
-            raise UsageError(f"prompting {dataclasses.asdict(self)}: not offered", fix=f"Tokenizers are {', '.join(KINDS)}.")
+        if (
+            self.tokenizer not in KINDS
+            or self.length < 2
+            or self.pad < 0
+            or not all(-1 <= i < self.vocabulary for i in ids)
+        ):
+            raise UsageError(
+                f"prompting {dataclasses.asdict(self)}: not offered", fix=f"Tokenizers are {', '.join(KINDS)}."
+            )
 
     @classmethod
     def of(cls, pair: Any) -> "Prompting":
@@ -57,11 +65,16 @@ class Prompting:
         """A prompt in the letters that the model was trained on.
 
         Args:
-            prompt: as a person wrote it. For SentencePiece, A to Z alone are lowered, as tf.strings.lower does it in big_vision.
+            prompt: as a person wrote it. For SentencePiece, A to Z alone are lowered, as tf.strings.lower does it in
+                big_vision.
         """
         if not self.lower:
             return prompt
-        return prompt.translate(_ASCII) if self.tokenizer == "sentencepiece" else unicodedata.normalize("NFC", prompt).lower()
+        return (
+            prompt.translate(_ASCII)
+            if self.tokenizer == "sentencepiece"
+            else unicodedata.normalize("NFC", prompt).lower()
+        )
 
     def fit(self, ids: Sequence[int]) -> list[int]:
         """Brings the ids of one prompt to the model's length.

@@ -38,7 +38,9 @@ def read_classes(path: str | os.PathLike[str]) -> list[str]:
     for i, name in enumerate(names):
         if not name or seen.setdefault(name, i) != i:
             found = f"{name!r} for a second time" if name else "empty"
-            raise CalibrationError(f"classes {path}: line {i + 1} is {found}", fix="List the classes in the order of their numbers.")
+            raise CalibrationError(
+                f"classes {path}: line {i + 1} is {found}", fix="List the classes in the order of their numbers."
+            )
     if not names:
         raise CalibrationError(f"classes {path}: no line in it", fix="List the classes in the order of their numbers.")
     return names
@@ -63,7 +65,10 @@ def read_templates(given: Sequence[str]) -> list[str]:
         found += [entry] if "{}" in entry else read_prompts(entry) if os.path.isfile(entry) else [entry]
     for template in found:
         if "{}" not in template:
-            raise UsageError(f"template {template!r}: no {{}} in it, and no such file", fix="Write {} where the class's name belongs.")
+            raise UsageError(
+                f"template {template!r}: no {{}} in it, and no such file",
+                fix="Write {} where the class's name belongs.",
+            )
     return found
 
 
@@ -82,5 +87,7 @@ def filled(classes: Sequence[str], templates: Sequence[str]) -> list[str]:
         ['a cat', 'the cat', 'a dog', 'the dog']
     """
     if len(classes) * len(templates) > _MOST_PROMPTS:
-        raise UsageError(f"{len(classes):,} classes with {len(templates):,} templates: at most {_MOST_PROMPTS:,} prompts")
+        raise UsageError(
+            f"{len(classes):,} classes with {len(templates):,} templates: at most {_MOST_PROMPTS:,} prompts"
+        )
     return [template.replace("{}", name) for name in classes for template in templates]

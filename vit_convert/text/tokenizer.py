@@ -1,4 +1,5 @@
-"""A tokenizer from its files, by the libraries that its kind belongs to: `sentencepiece`, or Hugging Face's `tokenizers`."""
+"""A tokenizer from its files, by the libraries that its kind belongs to: `sentencepiece`, or Hugging Face's
+`tokenizers`."""
 
 import dataclasses
 import json
@@ -20,14 +21,16 @@ _FILES = {
     "bert": ("vocab.txt", "tokenizer.json"),
     "clip": ("merges.txt", "bpe_simple_vocab_16e6.txt.gz", "tokenizer.json"),
 }
-# The names of the tokens in front of a text and behind it; a `tokenizer.json` of a SentencePiece model has T5's or Gemma's.
+# The names of the tokens in front of a text and behind it; a `tokenizer.json` of a SentencePiece model has T5's or
+# Gemma's.
 _MARKS = {
     "bert": (("[CLS]",), ("[SEP]",)),
     "clip": (("<|startoftext|>",), ("<|endoftext|>",)),
     "sentencepiece": (("<bos>", "<s>"), ("<eos>", "</s>")),
 }
 _MERGES = 49152 - 256 - 2  # openai/CLIP reads so many of its file and no more
-_PIECES = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"  # openai/CLIP's pattern
+# openai/CLIP's pattern
+_PIECES = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 _LONGEST_WORD = 100  # characters; BERT's own limit, a longer one is [UNK]
 _BELONGS = "Give the tokenizer that belongs to the checkpoint."
 
@@ -56,8 +59,9 @@ def open_tokenizer(path: str | os.PathLike[str], prompting: Prompting) -> Tokeni
     """Opens a tokenizer's files.
 
     Args:
-        path: a SentencePiece `.model`; BERT's `vocab.txt`; CLIP's `merges.txt` (its `vocab.json` is read too where it lies beside it) or
-            `bpe_simple_vocab_16e6.txt.gz`; a `tokenizer.json` of any kind; or a folder that holds one of them.
+        path: a SentencePiece `.model`; BERT's `vocab.txt`; CLIP's `merges.txt` (its `vocab.json` is read too where it
+            lies beside it) or `bpe_simple_vocab_16e6.txt.gz`; a `tokenizer.json` of any kind; or a folder that holds
+            one of them.
         prompting: the rule of the text tower.
 
     Returns:
@@ -70,7 +74,9 @@ def open_tokenizer(path: str | os.PathLike[str], prompting: Prompting) -> Tokeni
     path = _file_in(pathlib.Path(path), prompting.tokenizer)
     if path.suffix == ".json":
         return _from_json(path, prompting)
-    return {"sentencepiece": _from_sentencepiece, "bert": _from_vocabulary, "clip": _from_merges}[prompting.tokenizer](path, prompting)
+    return {"sentencepiece": _from_sentencepiece, "bert": _from_vocabulary, "clip": _from_merges}[prompting.tokenizer](
+        path, prompting
+    )
 
 
 def _file_in(path: pathlib.Path, kind: str) -> pathlib.Path:
@@ -79,7 +85,9 @@ def _file_in(path: pathlib.Path, kind: str) -> pathlib.Path:
     for name in _FILES[kind]:
         if (path / name).is_file():
             return path / name
-    raise CalibrationError(f"tokenizer {path}: holds no file of a {kind} tokenizer", fix=f"It is one of {', '.join(_FILES[kind])}.")
+    raise CalibrationError(
+        f"tokenizer {path}: holds no file of a {kind} tokenizer", fix=f"It is one of {', '.join(_FILES[kind])}."
+    )
 
 
 def _from_sentencepiece(path: pathlib.Path, prompting: Prompting) -> Tokenizer:
@@ -113,15 +121,24 @@ def _from_merges(path: pathlib.Path, prompting: Prompting) -> Tokenizer:
     lines = lines[1:] if lines and "#version" in lines[0] else lines
     merges = [tuple(line.split(" ")) for line in lines[:_MERGES] if line]
     if wrong := next((merge for merge in merges if len(merge) != 2 or not all(merge)), () if merges else ("",)):
-        raise CalibrationError(f"tokenizer {path}: {' '.join(wrong)[:80]!r} is no pair of pieces", fix="Give CLIP's merges, a pair a line.")
+        raise CalibrationError(
+            f"tokenizer {path}: {' '.join(wrong)[:80]!r} is no pair of pieces", fix="Give CLIP's merges, a pair a line."
+        )
     beside = path.with_name("vocab.json")
     vocabulary = _read_ids(beside) if beside.is_file() else _ids_of_merges(merges)
     with _damage(path, "CLIP's merges"):
-        options = {"continuing_subword_prefix": "", "end_of_word_suffix": "</w>", "fuse_unk": False, "unk_token": "<|endoftext|>"}
+        options = {
+            "continuing_subword_prefix": "",
+            "end_of_word_suffix": "</w>",
+            "fuse_unk": False,
+            "unk_token": "<|endoftext|>",
+        }
         made = library.Tokenizer(library.models.BPE(vocab=vocabulary, merges=merges, **options))
         normalizers, pre = library.normalizers, library.pre_tokenizers
         spaces = normalizers.Replace(library.Regex(r"\s+"), " ")
-        made.normalizer = normalizers.Sequence([normalizers.NFC(), spaces, *([normalizers.Lowercase()] if prompting.lower else [])])
+        made.normalizer = normalizers.Sequence(
+            [normalizers.NFC(), spaces, *([normalizers.Lowercase()] if prompting.lower else [])]
+        )
         pieces = pre.Split(library.Regex(_PIECES), behavior="removed", invert=True)
         made.pre_tokenizer = pre.Sequence([pieces, pre.ByteLevel(add_prefix_space=False, use_regex=False)])
     return _of_library(path, prompting, made)
@@ -137,7 +154,8 @@ def _from_json(path: pathlib.Path, prompting: Prompting) -> Tokenizer:
 
 
 def _ids_of_merges(merges: Sequence[tuple[str, ...]]) -> dict[str, int]:
-    """CLIP's vocabulary: the 256 bytes as printable characters, the same at the end of a word, what merges make, and the two marks."""
+    """CLIP's vocabulary: the 256 bytes as printable characters, the same at the end of a word, what merges make, and
+    the two marks."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = range(256, 256 + 256 - len(printable))  # stand for the bytes that are no printable character
     letters = [chr(code) for code in (*printable, *others)]
@@ -183,7 +201,9 @@ def _checked(path: pathlib.Path, prompting: Prompting, encode: Encode, marks: tu
     for wanted, found, name in zip((prompting.start, prompting.end), marks, ("start", "end")):
         if wanted >= 0 and found != wanted:
             has = f"id {found}" if found >= 0 else "no token"
-            raise CalibrationError(f"tokenizer {path}: has {has} for the {name} of a text, the model {wanted}", fix=_BELONGS)
+            raise CalibrationError(
+                f"tokenizer {path}: has {has} for the {name} of a text, the model {wanted}", fix=_BELONGS
+            )
 
     def bounded(prompts: list[str]) -> list[list[int]]:
         ids = encode(prompts)

@@ -35,7 +35,8 @@ def tokens_of(prompts: Sequence[str], prompting: Prompting, tokenizer: str) -> n
     if not tokenizer:
         raise UsageError(
             f"config.tokenizer is empty, and {len(prompts):,} prompts are given",
-            fix=f"Give the checkpoint's {prompting.tokenizer} tokenizer (a file or folder), or token ids in an .npy instead of prompts.",
+            fix=f"Give the checkpoint's {prompting.tokenizer} tokenizer (a file or folder), or token ids in an .npy "
+            "instead of prompts.",
         )
     return open_tokenizer(tokenizer, prompting)(prompts)
 
@@ -81,13 +82,19 @@ def _read_ids(path: pathlib.Path, prompting: Prompting) -> np.ndarray:
             shape, fortran, dtype = read_npy_header(file)
             if dtype.kind not in "iu" or len(shape) != 2 or shape[1] != prompting.length or not shape[0]:
                 needed = f"integers [prompts, {prompting.length}]"
-                raise CalibrationError(f"tokens {path}: {dtype} {list(shape)}, needed are {needed}", fix="Save them with numpy.save.")
+                raise CalibrationError(
+                    f"tokens {path}: {dtype} {list(shape)}, needed are {needed}", fix="Save them with numpy.save."
+                )
             values = file.read(LARGEST_BYTES + 1)
     except (OSError, ValueError) as e:
-        raise CalibrationError(f"tokens {path}: {getattr(e, 'strerror', None) or e}", fix="Save them with numpy.save.") from e
+        raise CalibrationError(
+            f"tokens {path}: {getattr(e, 'strerror', None) or e}", fix="Save them with numpy.save."
+        ) from e
     size = shape[0] * shape[1] * dtype.itemsize
     if len(values) != size:
-        raise CalibrationError(f"tokens {path}: {len(values):,} bytes, its header says {size:,}", fix="Save them with numpy.save.")
+        raise CalibrationError(
+            f"tokens {path}: {len(values):,} bytes, its header says {size:,}", fix="Save them with numpy.save."
+        )
     ids = np.frombuffer(values, dtype).reshape(shape, order="F" if fortran else "C")
     if ids.min() < 0 or ids.max() >= prompting.vocabulary:
         raise CalibrationError(

@@ -1,4 +1,5 @@
-"""The few CUDA driver calls that engine/ needs, through ctypes: every host with a driver has them, without a Python package."""
+"""The few CUDA driver calls that engine/ needs, through ctypes: every host with a driver has them, without a Python
+package."""
 
 import ctypes
 import dataclasses
@@ -42,9 +43,20 @@ def gpu() -> Gpu | None:
     """The GPU of this process, or None without a driver or a device."""
     library = _driver()
     count = ctypes.c_int()
-    if library is None or library.cuInit(0) != 0 or library.cuDeviceGetCount(ctypes.byref(count)) != 0 or count.value == 0:
+    if (
+        library is None
+        or library.cuInit(0) != 0
+        or library.cuDeviceGetCount(ctypes.byref(count)) != 0
+        or count.value == 0
+    ):
         return None
-    device, major, minor, version, total = ctypes.c_int(), ctypes.c_int(), ctypes.c_int(), ctypes.c_int(), ctypes.c_size_t()
+    device, major, minor, version, total = (
+        ctypes.c_int(),
+        ctypes.c_int(),
+        ctypes.c_int(),
+        ctypes.c_int(),
+        ctypes.c_size_t(),
+    )
     name = ctypes.create_string_buffer(256)
     call("cuDeviceGet", ctypes.byref(device), 0)
     call("cuDeviceGetName", name, len(name), device)
@@ -52,7 +64,11 @@ def gpu() -> Gpu | None:
     call("cuDeviceGetAttribute", ctypes.byref(minor), _COMPUTE_CAPABILITY_MINOR, device)
     call("cuDeviceTotalMem_v2", ctypes.byref(total), device)
     call("cuDriverGetVersion", ctypes.byref(version))
-    driver = _DRIVER_VERSION_FILE.read_text(encoding="utf-8", errors="replace").strip() if _DRIVER_VERSION_FILE.exists() else ""
+    driver = (
+        _DRIVER_VERSION_FILE.read_text(encoding="utf-8", errors="replace").strip()
+        if _DRIVER_VERSION_FILE.exists()
+        else ""
+    )
     cuda = f"{version.value // 1000}.{version.value % 1000 // 10}"
     return Gpu(name.value.decode(), f"sm{major.value}{minor.value}", total.value, driver, cuda)
 
@@ -91,14 +107,18 @@ def call(function: str, *arguments: Any) -> None:
 
 
 def status_of(function: str, *arguments: Any) -> int:
-    """Calls one function of the CUDA driver and returns its status, for calls that may fail in the normal course of things.
+    """Calls one function of the CUDA driver and returns its status, for calls that may fail in the normal course of
+    things.
 
     Raises:
         BuildError: there is no driver, or it is too old to have the function.
     """
     library = _driver()
     if library is None:
-        raise BuildError(f"{function}: this machine has no CUDA driver (libcuda.so.1)", fix="Run this step on a host with an NVIDIA GPU.")
+        raise BuildError(
+            f"{function}: this machine has no CUDA driver (libcuda.so.1)",
+            fix="Run this step on a host with an NVIDIA GPU.",
+        )
     if not hasattr(library, function):
         raise BuildError(f"{function}: this CUDA driver does not have it", fix="Update the NVIDIA driver.")
     return int(getattr(library, function)(*arguments))
@@ -118,7 +138,8 @@ def when_gone(owner: Any, free: Callable[..., None], *arguments: Any) -> "weakre
 
     Args:
         owner: what stands for the memory; `free` and `arguments` hold no reference to it.
-        free: called with this process's context current, but not at the end of the process, which takes its memory along.
+        free: called with this process's context current, but not at the end of the process, which takes its memory
+            along.
         *arguments: what it is called with.
 
     Returns:
@@ -255,7 +276,10 @@ def _address(array: np.ndarray) -> ctypes.c_void_p:
 def _require_fit(array: np.ndarray, num_bytes: int) -> None:
     # A copy past the end, or of a strided view, would corrupt memory silently.
     if array.nbytes > num_bytes or not array.flags.c_contiguous:
-        raise ValueError(f"array of {array.nbytes} bytes (C-contiguous: {array.flags.c_contiguous}) for a buffer of {num_bytes} bytes")
+        raise ValueError(
+            f"array of {array.nbytes} bytes (C-contiguous: {array.flags.c_contiguous}) for a buffer of {num_bytes} "
+            "bytes"
+        )
 
 
 @functools.cache

@@ -11,7 +11,8 @@ from vit_convert.core.progress import Advance, Progress
 
 # Every error on a machine without a GPU drags these along; they explain nothing.
 _NOISE = re.compile(r"catchCudaError|--- (Begin|End) node ---")
-# Warned of for every graph that is exactly what TensorRT 8.6 wants: shapes in INT64, and an attention plugin without INT8's fields.
+# Warned of for every graph that is exactly what TensorRT 8.6 wants: shapes in INT64, and an attention plugin without
+# INT8's fields.
 _HARMLESS = re.compile(r"generated with INT64 weights|Attribute (dq_probs|use_int8_scale_max) not found in plugin node")
 _NODE_NAME = re.compile(r'^\s*(?:Node name: |name: ")([^"\n]+)', re.MULTILINE)
 _MAX_LINES = 4
@@ -61,8 +62,8 @@ def make_logger(module: Any) -> Any:
         module: tensorrt or tensorrt_rtx.
 
     Returns:
-        An `ILogger` with `listening(progress)`, and of the calling thread's last such block `heard`, `errors`, `warnings`, `failure`,
-        `explain()` and `node_name()`.
+        An `ILogger` with `listening(progress)`, and of the calling thread's last such block `heard`, `errors`,
+        `warnings`, `failure`, `explain()` and `node_name()`.
     """
 
     class Logger(module.ILogger):
@@ -104,7 +105,8 @@ def make_logger(module: Any) -> Any:
         def _listeners(self) -> list[Heard]:
             if hasattr(self._local, "heard"):
                 return [self.heard]
-            # A thread that never listened is TensorRT's own: it works for one of the open blocks, and does not say for which.
+            # A thread that never listened is TensorRT's own: it works for one of the open blocks, and does not say for
+            # which.
             return list(self._open) or [self.heard]
 
         @contextlib.contextmanager

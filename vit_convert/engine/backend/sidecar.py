@@ -1,4 +1,5 @@
-"""The `.plan.json` beside every engine: where it came from, where it runs, what goes in; read before TensorRT sees the plan."""
+"""The `.plan.json` beside every engine: where it came from, where it runs, what goes in; read before TensorRT sees the
+plan."""
 
 import os
 import pathlib
@@ -114,20 +115,28 @@ def check_sidecar(
     record = read_json(sidecar_path(plan_path))
     if record is None:
         raise BuildError(
-            f"{sidecar_path(plan_path)}: missing or damaged, so nothing says what the engine runs on", fix="Build the engine again."
+            f"{sidecar_path(plan_path)}: missing or damaged, so nothing says what the engine runs on",
+            fix="Build the engine again.",
         )
     if missing := [key for key, kind in _NEEDED.items() if not _has(record, key, kind)]:
-        raise BuildError(f"{sidecar_path(plan_path)}: damaged: {', '.join(missing)} not in it", fix="Build the engine again.")
+        raise BuildError(
+            f"{sidecar_path(plan_path)}: damaged: {', '.join(missing)} not in it", fix="Build the engine again."
+        )
     rebuild = f"Build {record['precision']} again from {record['onnx']['path']} on this host."
     if record["backend"] != backend.name:
         raise BuildError(
-            f"{plan_path}: built by {record['backend']}, to be loaded by {backend.name}", fix=f"Load it with {record['backend']}. {rebuild}"
+            f"{plan_path}: built by {record['backend']}, to be loaded by {backend.name}",
+            fix=f"Load it with {record['backend']}. {rebuild}",
         )
     if not _version_fits(record, backend.version):
-        raise BuildError(f"{plan_path}: built by {backend.name} {record['version']}, here is {backend.version}", fix=rebuild)
+        raise BuildError(
+            f"{plan_path}: built by {backend.name} {record['version']}, here is {backend.version}", fix=rebuild
+        )
     if backend.gpu is not None and not _arch_fits(record, backend.gpu.arch):
         raise BuildError(
-            f"{plan_path}: built for {', '.join(map(str, record['targets']))}, here is {backend.gpu.arch} ({backend.gpu.name})", fix=rebuild
+            f"{plan_path}: built for {', '.join(map(str, record['targets']))}, here is {backend.gpu.arch} "
+            f"({backend.gpu.name})",
+            fix=rebuild,
         )
     if (found := hash_file(plan_path)) != record["plan"]["sha256"]:
         raise BuildError(
@@ -138,7 +147,8 @@ def check_sidecar(
         expected, got = {k: record["onnx"].get(k) for k in ("sha256", "data_sha256")}, graph_hashes(onnx_path)
         if any(expected[k] != got.get(k) for k in expected):
             raise BuildError(
-                f"{plan_path}: built from another {pathlib.Path(onnx_path).name} ({expected['sha256'][:12]}…, now {got['sha256'][:12]}…)",
+                f"{plan_path}: built from another {pathlib.Path(onnx_path).name} ({expected['sha256'][:12]}…, now "
+                f"{got['sha256'][:12]}…)",
                 fix=rebuild,
             )
     return record
@@ -153,7 +163,8 @@ def _has(record: Any, key: str, kind: type) -> bool:
 
 
 def _version_fits(record: dict[str, Any], version: str) -> bool:
-    if record["options"]["version_compatible"]:  # such an engine runs on its own version and later ones of the same major
+    # such an engine runs on its own version and later ones of the same major
+    if record["options"]["version_compatible"]:
         built, here = _numbers(record["version"]), _numbers(version)
         return built[:1] == here[:1] and bool(built) and built <= here
     return record["version"] == version

@@ -1,4 +1,5 @@
-"""What differs between TensorRT 8.6, 10, 11 and TensorRT-RTX, all in one place: names are looked up, versions never compared."""
+"""What differs between TensorRT 8.6, 10, 11 and TensorRT-RTX, all in one place: names are looked up, versions never
+compared."""
 
 import dataclasses
 import functools
@@ -188,9 +189,12 @@ def load_backend(name: str = "auto", *, for_this_gpu: bool = False) -> Backend:
             continue
         if not for_this_gpu or backend.gpu is None or backend.gpu.arch in backend.targets:
             return backend
-        reasons.append(f"{candidate} {backend.version}: builds for {', '.join(backend.targets)}, here is {backend.gpu.arch}")
+        reasons.append(
+            f"{candidate} {backend.version}: builds for {', '.join(backend.targets)}, here is {backend.gpu.arch}"
+        )
     raise BuildError(
-        f"no TensorRT can build here: {'; '.join(reasons)}", fix=f"{_INSTALL['rtx']} (no GPU needed) or {_INSTALL['tensorrt']}."
+        f"no TensorRT can build here: {'; '.join(reasons)}",
+        fix=f"{_INSTALL['rtx']} (no GPU needed) or {_INSTALL['tensorrt']}.",
     )
 
 
@@ -200,7 +204,10 @@ def _load(name: str) -> Backend:
         raise BuildError(f"engine backend {name!r}: unknown", fix=f"Use auto, {' or '.join(_MODULES)}.")
     gpu = cuda.gpu()
     if name == "tensorrt" and gpu is None:
-        raise BuildError("tensorrt: this host has no GPU, and TensorRT builds only on one", fix="Use a GPU host, or engine.backend=rtx.")
+        raise BuildError(
+            "tensorrt: this host has no GPU, and TensorRT builds only on one",
+            fix="Use a GPU host, or engine.backend=rtx.",
+        )
     try:
         module = importlib.import_module(_MODULES[name])
     except (ImportError, OSError) as e:  # OSError: the package is there, its libraries are not

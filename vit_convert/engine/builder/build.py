@@ -60,7 +60,9 @@ class BuildResult:
     warnings: list[str]
 
 
-def build_engine(backend: Backend, request: BuildRequest, plan_path: str | os.PathLike[str], *, progress: Progress) -> BuildResult:
+def build_engine(
+    backend: Backend, request: BuildRequest, plan_path: str | os.PathLike[str], *, progress: Progress
+) -> BuildResult:
     """Builds an engine and writes `plan_path`, its sidecar and, if TensorRT tells them, its layers (`.layers.json`).
 
     Args:
@@ -73,8 +75,8 @@ def build_engine(backend: Backend, request: BuildRequest, plan_path: str | os.Pa
         The BuildResult.
 
     Raises:
-        BuildError: the graph does not parse, the precision would not be honoured, TensorRT fails, or the plan or the timing cache
-            cannot be written.
+        BuildError: the graph does not parse, the precision would not be honoured, TensorRT fails, or the plan or the
+            timing cache cannot be written.
     """
     plan_path, onnx_path = pathlib.Path(plan_path), pathlib.Path(request.onnx_path)
     has_calibrator = request.calibrator is not None or bool(request.ranges)  # either way int8 is no matter of the graph
@@ -85,7 +87,9 @@ def build_engine(backend: Backend, request: BuildRequest, plan_path: str | os.Pa
             fix=f"Build it (python -m vit_convert.kernels --help), or set {kernels.ENVIRONMENT} to it.",
         )
     if not 0 <= request.opt_level <= _MAX_OPT_LEVEL:  # TensorRT takes any number without a word
-        raise BuildError(f"opt_level {request.opt_level}: the builder knows 0 to {_MAX_OPT_LEVEL}", fix="Use one of those.")
+        raise BuildError(
+            f"opt_level {request.opt_level}: the builder knows 0 to {_MAX_OPT_LEVEL}", fix="Use one of those."
+        )
     _require_writable(plan_path, fix="Choose a writable --workdir.")
     timing_path = find_timings(backend, request.timing_cache)
     if timing_path is not None:
@@ -122,7 +126,8 @@ def build_engine(backend: Backend, request: BuildRequest, plan_path: str | os.Pa
         del parser  # it owns the weights that the builder read
         if request_record(request)["onnx"] != asked["onnx"]:
             raise BuildError(
-                f"{onnx_path}: was {asked['onnx']['sha256'][:12]}… when its build began, and is another now", fix="Build it again."
+                f"{onnx_path}: was {asked['onnx']['sha256'][:12]}… when its build began, and is another now",
+                fix="Build it again.",
             )
         _write(plan_path, serialized)
         record = {**asked, **_record(backend, network), "products": dict(counts["products"]), "attentions": attentions}
@@ -137,7 +142,9 @@ def build_engine(backend: Backend, request: BuildRequest, plan_path: str | os.Pa
             layers_path.unlink(missing_ok=True)  # an earlier engine's
         warnings = list(backend.logger.warnings)
     fused = None if layers is None else layer_info.fused_attention(layers)
-    return BuildResult(serialized.nbytes, seconds, dict(counts["products"]), attentions, layers, missing, fused, warnings)
+    return BuildResult(
+        serialized.nbytes, seconds, dict(counts["products"]), attentions, layers, missing, fused, warnings
+    )
 
 
 def _make_builder(backend: Backend) -> Any:
@@ -146,11 +153,14 @@ def _make_builder(backend: Backend) -> Any:
     except TypeError as e:  # the bindings' word for a null builder
         reason = "; ".join(backend.logger.errors + backend.logger.warnings)
         raise BuildError(
-            f"{backend.module.__name__} {backend.version}: no builder ({reason})", fix="Check the driver with nvidia-smi."
+            f"{backend.module.__name__} {backend.version}: no builder ({reason})",
+            fix="Check the driver with nvidia-smi.",
         ) from e
 
 
-def _build(backend: Backend, builder: Any, network: Any, builder_config: Any, request: BuildRequest, progress: Progress) -> Any:
+def _build(
+    backend: Backend, builder: Any, network: Any, builder_config: Any, request: BuildRequest, progress: Progress
+) -> Any:
     if not backend.has_progress_monitor:  # the bar cannot move, and without rich there is none
         profiles = "; ".join(_describe(ranges) for ranges in request.profiles) or "the graph's own shape"
         progress.say(f"building {request.precision} from {pathlib.Path(request.onnx_path).name} for {profiles}")
@@ -168,7 +178,9 @@ def _build(backend: Backend, builder: Any, network: Any, builder_config: Any, re
         fix = "See TensorRT's reason above; a smaller batch.max or another opt_level may build."
         if request.version_compatible and _LEAN in reason:
             where = (
-                f" (from tensorrt_lean=={backend.version}, on LD_LIBRARY_PATH under the name above)" if backend.name == "tensorrt" else ""
+                f" (from tensorrt_lean=={backend.version}, on LD_LIBRARY_PATH under the name above)"
+                if backend.name == "tensorrt"
+                else ""
             )
             fix = (
                 f"Such an engine carries TensorRT's lean runtime: install {_LEAN} of this version{where}, "
@@ -206,7 +218,9 @@ def _write(path: pathlib.Path, data: Any) -> None:
 
 def _record(backend: Backend, network: Any) -> dict[str, Any]:
     def tensors(found: list[Any]) -> list[dict[str, Any]]:
-        return [{"name": tensor.name, "dtype": DTYPES[tensor.dtype.name], "shape": list(tensor.shape)} for tensor in found]
+        return [
+            {"name": tensor.name, "dtype": DTYPES[tensor.dtype.name], "shape": list(tensor.shape)} for tensor in found
+        ]
 
     return {
         "backend": backend.name,

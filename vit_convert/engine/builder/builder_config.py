@@ -35,10 +35,14 @@ def configure(backend: Backend, builder: Any, network: Any, request: BuildReques
     if request.version_compatible:
         builder_config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
     if (sharing := backend.find("PreviewFeature.PROFILE_SHARING_0806")) is not None:  # later versions always share
-        builder_config.set_preview_feature(sharing, True)  # several contexts, one for each stream and batch size, on one profile
+        # several contexts, one for each stream and batch size, on one profile
+        builder_config.set_preview_feature(sharing, True)
     graph_inputs = {tensor.name: tuple(tensor.shape) for tensor in inputs(network)}
     if not request.profiles and any(-1 in shape for shape in graph_inputs.values()):
-        raise BuildError(f"profiles: none given, and {graph_inputs} has dynamic sizes (-1)", fix="Give batch.min, batch.opt and batch.max.")
+        raise BuildError(
+            f"profiles: none given, and {graph_inputs} has dynamic sizes (-1)",
+            fix="Give batch.min, batch.opt and batch.max.",
+        )
     for ranges in request.profiles:
         _add_profile(builder, builder_config, graph_inputs, ranges)
     if request.calibrator is not None:
@@ -54,7 +58,8 @@ def configure(backend: Backend, builder: Any, network: Any, request: BuildReques
 def _add_profile(builder: Any, builder_config: Any, graph_inputs: Mapping[str, Shape], ranges: Profile) -> None:
     if set(ranges) != set(graph_inputs):
         raise BuildError(
-            f"profile for {sorted(ranges)}: the graph's inputs are {sorted(graph_inputs)}", fix="Give a shape range for each input."
+            f"profile for {sorted(ranges)}: the graph's inputs are {sorted(graph_inputs)}",
+            fix="Give a shape range for each input.",
         )
     profile = builder.create_optimization_profile()
     for name, (smallest, optimal, largest) in ranges.items():
@@ -65,7 +70,8 @@ def _add_profile(builder: Any, builder_config: Any, graph_inputs: Mapping[str, S
         )
         if not fits:
             raise BuildError(
-                f"profile of {name}: {smallest} <= {optimal} <= {largest} does not fit the graph's {graph} (-1 is dynamic)",
+                f"profile of {name}: {smallest} <= {optimal} <= {largest} does not fit the graph's {graph} (-1 is "
+                "dynamic)",
                 fix="Use min <= opt <= max, and the graph's own sizes where they are fixed.",
             )
         profile.set_shape(name, smallest, optimal, largest)

@@ -1,8 +1,8 @@
 """TensorRT's own INT8 calibrator (8.6 and 10): fed with batches on the GPU, or with our thresholds as its cache.
 
-TensorRT's entropy calibration looks only at how often values occur, and ruins a trained transformer in which a few huge activations carry
-the image. So calibration.method=entropy gives it the guarded thresholds that the conversion found; entropy_plain and minmax ask for
-TensorRT's own. See `calibration_cache` for the files.
+TensorRT's entropy calibration looks only at how often values occur, and ruins a trained transformer in which a few huge
+activations carry the image. So calibration.method=entropy gives it the guarded thresholds that the conversion found;
+entropy_plain and minmax ask for TensorRT's own. See `calibration_cache` for the files.
 """
 
 import functools
@@ -14,7 +14,15 @@ import ml_collections
 import numpy as np
 
 from vit_convert.core.bundle import Bundle, hash_value
-from vit_convert.core.calibration_cache import ALGORITHMS, CacheKey, format_cache, hash_source, load_cache, load_ranges, save_cache
+from vit_convert.core.calibration_cache import (
+    ALGORITHMS,
+    CacheKey,
+    format_cache,
+    hash_source,
+    load_cache,
+    load_ranges,
+    save_cache,
+)
 from vit_convert.core.errors import BuildError, CalibrationError
 from vit_convert.core.progress import Progress
 from vit_convert.engine.backend.cuda import DeviceBuffer, Stream
@@ -24,7 +32,8 @@ from vit_convert.images.preprocess import Preprocess
 
 _REPORTS = 10  # lines that tell how far a calibration is
 _GUARDED = "entropy"
-_OWN = {"entropy_plain": "entropy", "minmax": "minmax"}  # methods that TensorRT calibrates by, and our names of its algorithms
+# methods that TensorRT calibrates by, and our names of its algorithms
+_OWN = {"entropy_plain": "entropy", "minmax": "minmax"}
 
 
 def make_calibrator(
@@ -53,7 +62,8 @@ def make_calibrator(
         given: a cache that TensorRT is to use instead of `cache_path` and the images.
 
     Returns:
-        The calibrator for `BuildRequest.calibrator`; its `key` is its cache's, its `failure` what went wrong inside TensorRT's callbacks.
+        The calibrator for `BuildRequest.calibrator`; its `key` is its cache's, its `failure` what went wrong inside
+        TensorRT's callbacks.
 
     Raises:
         BuildError: this backend does not have this calibrator.
@@ -63,14 +73,16 @@ def make_calibrator(
         raise BuildError(f"calibrator {algorithm!r}: unknown", fix=f"Use {' or '.join(ALGORITHMS)}.")
     if not backend.has_calibrator:
         raise BuildError(
-            f"calibrator: {backend.module.__name__} {backend.version} has none", fix="Give it the quantized (Q/DQ) graph instead."
+            f"calibrator: {backend.module.__name__} {backend.version} has none",
+            fix="Give it the quantized (Q/DQ) graph instead.",
         )
     key = CacheKey(algorithm, backend.version, source_hash)
     cached = load_cache(cache_path, key) if given is None else given
     num_images = _in_full_batches(images, batch_size)
     if cached is None and num_images == 0:
         raise CalibrationError(
-            f"calibration: {len(images)} images, one batch needs {batch_size}", fix="Give more images, or a smaller batch."
+            f"calibration: {len(images)} images, one batch needs {batch_size}",
+            fix="Give more images, or a smaller batch.",
         )
     bases = {"entropy": backend.find("IInt8EntropyCalibrator2"), "minmax": backend.find("IInt8MinMaxCalibrator")}
     base = bases[algorithm]
@@ -88,7 +100,8 @@ def make_calibrator(
             return batch_size
 
         def get_batch(self, names: list[str]) -> list[int] | None:
-            # An exception would unwind through TensorRT, and None alone means "no more images": kept, and raised after the build.
+            # An exception would unwind through TensorRT, and None alone means "no more images": kept, and raised after
+            # the build.
             try:
                 return self._upload(names)
             except BaseException as e:
@@ -110,7 +123,8 @@ def make_calibrator(
         def _upload(self, names: list[str]) -> list[int] | None:
             if len(names) != 1:
                 raise CalibrationError(
-                    f"calibration: the graph has the inputs {names}, calibration feeds one", fix="Export a graph that takes only images."
+                    f"calibration: the graph has the inputs {names}, calibration feeds one",
+                    fix="Export a graph that takes only images.",
                 )
             if self._next >= num_images:
                 return None
@@ -151,8 +165,14 @@ def bundle_calibrator(
     """
     images_path, channels_first, dtype = bundle.images("calibration"), config.layout == "NCHW", np.dtype(config.input)
     if not images_path.exists():
-        raise CalibrationError(f"{images_path}: there are no calibration images", fix="Run the conversion's calibrate stage first.")
-    images, method, batch_size = np.load(images_path, mmap_mode="r"), config.calibration.method, config.calibration.batch_size
+        raise CalibrationError(
+            f"{images_path}: there are no calibration images", fix="Run the conversion's calibrate stage first."
+        )
+    images, method, batch_size = (
+        np.load(images_path, mmap_mode="r"),
+        config.calibration.method,
+        config.calibration.batch_size,
+    )
     graph, given = hash_graph(request.onnx_path), None
     if method == _GUARDED:
         source = hash_source(graph, images_path, num_images=len(images), preprocessing=request.preprocessing)
@@ -170,9 +190,12 @@ def bundle_calibrator(
         backend,
         _OWN.get(method, "entropy"),
         images,
-        functools.partial(Preprocess.from_dict(request.preprocessing).graph_input, dtype=dtype, channels_first=channels_first),
+        functools.partial(
+            Preprocess.from_dict(request.preprocessing).graph_input, dtype=dtype, channels_first=channels_first
+        ),
         batch_size=batch_size,
-        cache_path=bundle.root / f"calibration.tensorrt-{backend.version}-{_OWN.get(method, method)}-{source_hash[:12]}.cache",
+        cache_path=bundle.root
+        / f"calibration.tensorrt-{backend.version}-{_OWN.get(method, method)}-{source_hash[:12]}.cache",
         source_hash=source_hash,
         progress=progress,
         given=given,
@@ -185,7 +208,8 @@ def _guarded_cache(bundle: Bundle, key: CacheKey) -> bytes:
     if ranges is None:
         raise CalibrationError(
             f"{bundle.calibration_cache}: missing, so TensorRT's calibrator has no guarded thresholds",
-            fix="Convert again with this target, or give calibration.method=minmax or entropy_plain for TensorRT's own calibration.",
+            fix="Convert again with this target, or give calibration.method=minmax or entropy_plain for TensorRT's "
+            "own calibration.",
         )
     return format_cache(key, ranges)
 

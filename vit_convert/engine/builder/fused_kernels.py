@@ -15,7 +15,8 @@ def fused_attention_by_kernels(engine: Engine) -> list[dict[str, Any]]:
         engine: the loaded engine.
 
     Returns:
-        For each profile: batch, kernels (how many a run launches), count, precisions, text ("yes, fp16, 12 of 12"); or batch and
+        For each profile: batch, kernels (how many a run launches), count, precisions, text ("yes, fp16, 12 of 12"); or
+            batch and
         unknown: why the kernels are not known.
     """
     rows: list[dict[str, Any]] = []
@@ -31,9 +32,18 @@ def fused_attention_by_kernels(engine: Engine) -> list[dict[str, Any]]:
             if prepared.graph is None:
                 rows.append({"batch": batch, "unknown": prepared.why_no_graph})
                 continue
-            # TensorRT fuses attention in fp16, bf16, int8 and fp8 alone, so in an fp16 engine a kernel that does not name its type is fp16.
+            # TensorRT fuses attention in fp16, bf16, int8 and fp8 alone, so in an fp16 engine a kernel that does not
+            # name its type is fp16.
             known = "fp16" if engine.record["precision"] == "fp16" else ""
             fused = count_fused((name, f"{name} {known}") for name in names)
             text = fused.describe(engine.record["attentions"])
-            rows.append({"batch": batch, "kernels": len(names), "count": fused.count, "precisions": fused.precisions, "text": text})
+            rows.append(
+                {
+                    "batch": batch,
+                    "kernels": len(names),
+                    "count": fused.count,
+                    "precisions": fused.precisions,
+                    "text": text,
+                }
+            )
     return rows

@@ -10,8 +10,8 @@ from typing import Any
 from vit_convert.engine.backend.trt import Backend
 from vit_convert.engine.runtime.deserialise import deserialise
 
-# TensorRT's fused attention kernels (Myelin's _gemm_mha_v2_*, _gemv_mha_v1, and on Hopper mha0, mha1, …; fmha_* of the hand-written
-# ones). ONNX node names often hold "mha" too, so "mha" within a name proves nothing.
+# TensorRT's fused attention kernels (Myelin's _gemm_mha_v2_*, _gemv_mha_v1, and on Hopper mha0, mha1, …; fmha_* of the
+# hand-written ones). ONNX node names often hold "mha" too, so "mha" within a name proves nothing.
 _FUSED_KERNEL = re.compile(r"gem[mv]_mha|fmha|^mha\d+\b", re.IGNORECASE)
 # "CaskConvolution", "CaskGemmMatrixMultiply", "gemm", "conv"
 _PRODUCT = re.compile(r"conv|gemm|matrix", re.IGNORECASE)
@@ -21,7 +21,13 @@ _OTHER_PROFILE = "[profile "  # in the names of the layers of an engine's second
 # Where Myelin keeps a subgraph to itself (8.6), the inspector shows one node for all of it.
 _HIDDEN = "ForeignNode["
 # "Half", "Row major linear FP16 format", "Float", "Int8", …: the wording changed with every major version
-_TYPES = (("fp8", r"fp8|e4m3"), ("int8", r"int8"), ("bf16", r"bf16|bfloat16"), ("fp16", r"half|fp16|float16"), ("fp32", r"float|fp32"))
+_TYPES = (
+    ("fp8", r"fp8|e4m3"),
+    ("int8", r"int8"),
+    ("bf16", r"bf16|bfloat16"),
+    ("fp16", r"half|fp16|float16"),
+    ("fp32", r"float|fp32"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +58,8 @@ def fused_attention(layer_info: dict[str, Any]) -> FusedAttention | None:
         The count, or None where the inspector hides the kernels (TensorRT 8.6 shows a whole transformer as one node).
     """
     entries = layer_info["Layers"]
-    if any(isinstance(entry, str) or _HIDDEN in entry["Name"] for entry in entries):  # str: built without detailed verbosity
+    # str: built without detailed verbosity
+    if any(isinstance(entry, str) or _HIDDEN in entry["Name"] for entry in entries):
         return None
     return count_fused((f"{entry.get('TacticName', '')} {entry['Name']}", _first_type(entry)) for entry in entries)
 
@@ -68,12 +75,15 @@ def count_fused(kernels: Iterable[tuple[str, str]]) -> FusedAttention:
 
 
 def count_int8(layer_info: dict[str, Any]) -> int:
-    """Counts the matrix products and convolutions that run in int8, of one profile and as far as the inspector shows them.
+    """Counts the matrix products and convolutions that run in int8, of one profile and as far as the inspector shows
+    them.
 
     Args:
         layer_info: the inspector's JSON, {"Layers": [...]}.
     """
-    entries = [entry for entry in layer_info["Layers"] if not isinstance(entry, str) and _OTHER_PROFILE not in entry["Name"]]
+    entries = [
+        entry for entry in layer_info["Layers"] if not isinstance(entry, str) and _OTHER_PROFILE not in entry["Name"]
+    ]
     return sum(bool(_PRODUCT.search(entry.get("LayerType", ""))) and _runs_in_int8(entry) for entry in entries)
 
 
@@ -100,7 +110,9 @@ def engine_layers(backend: Backend, serialized: Any, *, version_compatible: bool
     if cuda_engine is None:
         return None, f"the engine does not load on this {backend.gpu.arch}: {backend.logger.explain()}"
     inspector = cuda_engine.create_engine_inspector()
-    text = inspector.get_engine_information(backend.module.LayerInformationFormat.JSON) if inspector is not None else None
+    text = (
+        inspector.get_engine_information(backend.module.LayerInformationFormat.JSON) if inspector is not None else None
+    )
     try:  # 8.6 writes control characters into names as they are
         return json.loads(text or "", strict=False), ""
     except ValueError as e:

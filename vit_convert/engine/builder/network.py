@@ -90,6 +90,7 @@ def _refuse_attention(backend: Backend, network: Any, onnx_path: pathlib.Path) -
     for layer in layers(network):
         if layer.type == attention:
             raise BuildError(
-                f"{onnx_path.name}: {layer.name}: {backend.module.__name__} {backend.version} crashes on Attention without a GPU",
+                f"{onnx_path.name}: {layer.name}: {backend.module.__name__} {backend.version} crashes on Attention "
+                "without a GPU",
                 fix="Export attention as MatMul, Softmax and MatMul.",
             )

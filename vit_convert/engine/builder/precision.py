@@ -23,11 +23,16 @@ def require_precision(backend: Backend, precision: str, *, has_calibrator: bool)
     """
     here = f"{backend.module.__name__} {backend.version}"
     if precision not in PRECISIONS:
-        raise BuildError(f"precision {precision!r}: unknown.{nearest(precision, PRECISIONS)}", fix=f"Use {', '.join(PRECISIONS)}.")
+        raise BuildError(
+            f"precision {precision!r}: unknown.{nearest(precision, PRECISIONS)}", fix=f"Use {', '.join(PRECISIONS)}."
+        )
     if not backend.supports(precision):
         raise BuildError(f"precision {precision}: {here} cannot build it", fix="Use fp16, or TensorRT 10 or later.")
     if has_calibrator and precision != "int8":
-        raise BuildError(f"precision {precision} with a calibrator: only int8 is calibrated", fix="Drop the calibrator, or ask for int8.")
+        raise BuildError(
+            f"precision {precision} with a calibrator: only int8 is calibrated",
+            fix="Drop the calibrator, or ask for int8.",
+        )
     if has_calibrator and not backend.has_calibrator:
         raise BuildError(f"calibrator: {here} has none", fix="Give it the quantized (Q/DQ) graph instead.")
 
@@ -49,7 +54,12 @@ def count_types(backend: Backend, network: Any) -> dict[str, collections.Counter
         "quantized": of each QuantizeLinear and DequantizeLinear}, each a count by precision ("fp16": 49).
     """
     trt = backend.module
-    products = (trt.LayerType.MATRIX_MULTIPLY, trt.LayerType.CONVOLUTION, trt.LayerType.EINSUM, backend.find("LayerType.ATTENTION_INPUT"))
+    products = (
+        trt.LayerType.MATRIX_MULTIPLY,
+        trt.LayerType.CONVOLUTION,
+        trt.LayerType.EINSUM,
+        backend.find("LayerType.ATTENTION_INPUT"),
+    )
     counts: dict[str, collections.Counter[str]] = {
         "products": collections.Counter(),
         "floats": collections.Counter(),
@@ -70,7 +80,12 @@ def count_types(backend: Backend, network: Any) -> dict[str, collections.Counter
 
 
 def require_types(
-    counts: dict[str, collections.Counter[str]], precision: str, *, strongly_typed: bool, has_calibrator: bool, graph: str
+    counts: dict[str, collections.Counter[str]],
+    precision: str,
+    *,
+    strongly_typed: bool,
+    has_calibrator: bool,
+    graph: str,
 ) -> None:
     """Refuses a graph whose types do not give the precision asked for: no engine is silently fp32.
 
@@ -95,12 +110,14 @@ def require_types(
             )
         if not has_calibrator and set(quantized) != {precision}:
             raise BuildError(
-                f"{found}; {precision} needs only {precision} ones", fix=f"Build from the {precision} graph that quantization writes."
+                f"{found}; {precision} needs only {precision} ones",
+                fix=f"Build from the {precision} graph that quantization writes.",
             )
         return
     if quantized:
         raise BuildError(
-            f"{found}; {precision} was asked for", fix=f"Build from the {precision} graph, or ask for {' or '.join(quantized)}."
+            f"{found}; {precision} was asked for",
+            fix=f"Build from the {precision} graph, or ask for {' or '.join(quantized)}.",
         )
     if precision == "fp32":
         wrong = {p: n for p, n in floats.items() if p != "fp32"}
@@ -112,7 +129,8 @@ def require_types(
         wrong, missing = {p: n for p, n in floats.items() if p not in (precision, "fp32")}, False
     if wrong or missing:
         raise BuildError(
-            f"{found}; {precision} was asked for", fix=f"Build from the {precision} graph (precision is a property of the graph)."
+            f"{found}; {precision} was asked for",
+            fix=f"Build from the {precision} graph (precision is a property of the graph).",
         )
 
 
@@ -136,7 +154,8 @@ def set_weak_precision(
         network: the parsed network.
         precision: fp32, fp16 or int8.
         keep_fp32: blocks ("block_03"), layers ("block_03/fc2"), scopes or fnmatch patterns of node names.
-        has_calibrator: whether int8 ranges come from TensorRT's own calibration; in a graph with Q/DQ nodes they do not.
+        has_calibrator: whether int8 ranges come from TensorRT's own calibration; in a graph with Q/DQ nodes they do
+            not.
         ranged: the tensors that already have ranges; empty if the calibrator finds them.
 
     Raises:
@@ -147,14 +166,16 @@ def set_weak_precision(
         return
     if not (builder.platform_has_fast_int8 if precision == "int8" else builder.platform_has_fast_fp16):
         raise BuildError(
-            f"precision {precision}: {backend.gpu.name if backend.gpu else 'this GPU'} has no fast {precision}", fix="Use fp32."
+            f"precision {precision}: {backend.gpu.name if backend.gpu else 'this GPU'} has no fast {precision}",
+            fix="Use fp32.",
         )
     builder_config.set_flag(backend.find("BuilderFlag.FP16"))
     if precision == "int8":
         builder_config.set_flag(backend.find("BuilderFlag.INT8"))
     if not keep_fp32:
         if has_calibrator:
-            builder_config.set_flag(backend.find("BuilderFlag.PREFER_PRECISION_CONSTRAINTS"))  # some products have no int8 kernel
+            # some products have no int8 kernel
+            builder_config.set_flag(backend.find("BuilderFlag.PREFER_PRECISION_CONSTRAINTS"))
             _prefer_int8(backend, network, ranged)
         return
     # Either all constraints are obeyed or none is: what stays in fp32 has to, and int8 is left to the timings then.
@@ -164,7 +185,11 @@ def set_weak_precision(
         names = layer_names(layer.name)
         matching = [pattern for pattern in keep_fp32 if matches([pattern], names)]
         unmatched.difference_update(matching)
-        computed = [i for i, tensor in enumerate(_outputs(layer)) if tensor.dtype.name in FLOAT_PRECISIONS and tensor.is_execution_tensor]
+        computed = [
+            i
+            for i, tensor in enumerate(_outputs(layer))
+            if tensor.dtype.name in FLOAT_PRECISIONS and tensor.is_execution_tensor
+        ]
         if matching and computed and layer.type != trt.LayerType.CONSTANT:
             layer.precision = trt.DataType.FLOAT
             for i in computed:
@@ -193,14 +218,17 @@ def set_ranges(network: Any, ranges: Mapping[str, float], *, graph: str) -> None
             if (threshold := missing.pop(tensor.name, None)) is not None:
                 tensor.set_dynamic_range(-threshold, threshold)
     if missing:
-        raise BuildError(f"{graph}: has no tensor {next(iter(missing))}, which there is a range for", fix="Calibrate this graph again.")
+        raise BuildError(
+            f"{graph}: has no tensor {next(iter(missing))}, which there is a range for",
+            fix="Calibrate this graph again.",
+        )
 
 
 def _prefer_int8(backend: Backend, network: Any, ranged: Collection[str]) -> None:
     """Asks for int8 in layers with weights: going by its timings, TensorRT may run all of them in fp16 and not say so.
 
-    These are the graph's convolutions or, if it has none, its products with constants. Other products are attention, and stay fp16.
-    If ranges are given, a layer whose input has none was left out of int8, and is not asked for.
+    These are the graph's convolutions or, if it has none, its products with constants. Other products are attention,
+    and stay fp16. If ranges are given, a layer whose input has none was left out of int8, and is not asked for.
     """
     trt = backend.module
     constants: set[str] = set()

@@ -30,7 +30,8 @@ class BuildRequest:
         hardware_compatible: make an engine for Ampere and every later GPU, at some cost in speed.
         version_compatible: make an engine that later versions of the same major load.
         calibrator: what `make_calibrator` returned, for int8 from a graph without Q/DQ nodes.
-        ranges: for int8 from a graph without Q/DQ nodes, for each tensor the |x| that the largest int8 value represents.
+        ranges: for int8 from a graph without Q/DQ nodes, for each tensor the |x| that the largest int8 value
+            represents.
         preprocessing: the preprocessing record that travels with the engine.
     """
 
@@ -59,8 +60,14 @@ def hash_graph(onnx_path: str | os.PathLike[str]) -> dict[str, str]:
         BuildError: there is no such graph.
     """
     require_graph(onnx_path)
-    files = [pathlib.Path(path).stat() for path in (os.fspath(onnx_path), f"{os.fspath(onnx_path)}.data") if os.path.exists(path)]
-    return dict(_hash_graph(os.fspath(onnx_path), tuple((file.st_ino, file.st_size, file.st_mtime_ns) for file in files)))
+    files = [
+        pathlib.Path(path).stat()
+        for path in (os.fspath(onnx_path), f"{os.fspath(onnx_path)}.data")
+        if os.path.exists(path)
+    ]
+    return dict(
+        _hash_graph(os.fspath(onnx_path), tuple((file.st_ino, file.st_size, file.st_mtime_ns) for file in files))
+    )
 
 
 @functools.lru_cache
@@ -69,11 +76,14 @@ def _hash_graph(onnx_path: str, files: tuple[tuple[int, int, int], ...]) -> dict
 
 
 def request_record(request: BuildRequest) -> dict[str, Any]:
-    """The part of a sidecar that says what was asked for: an engine whose sidecar holds the same need not be built again."""
+    """The part of a sidecar that says what was asked for: an engine whose sidecar holds the same need not be built
+    again."""
     return {
         "vit_convert": __version__,
         "precision": request.precision,
-        "profiles": [{name: [list(shape) for shape in shapes] for name, shapes in ranges.items()} for ranges in request.profiles],
+        "profiles": [
+            {name: [list(shape) for shape in shapes] for name, shapes in ranges.items()} for ranges in request.profiles
+        ],
         "onnx": {"path": pathlib.Path(request.onnx_path).name, **hash_graph(request.onnx_path)},
         "preprocessing": dict(request.preprocessing),
         "options": {

@@ -1,4 +1,5 @@
-"""Measures latency and throughput of engines over batches, streams and precisions, and records what each number depends on."""
+"""Measures latency and throughput of engines over batches, streams and precisions, and records what each number depends
+on."""
 
 import dataclasses
 import pathlib
@@ -17,7 +18,10 @@ from vit_convert.engine.runtime.engine import Engine
 from vit_convert.engine.runtime.profiles import Shape, choose_profile, describe
 from vit_convert.engine.runtime.session import Session
 
-RESIDENT, END_TO_END = "none: images and results stay in GPU memory", "images in and results out, page-locked host memory"
+RESIDENT, END_TO_END = (
+    "none: images and results stay in GPU memory",
+    "images in and results out, page-locked host memory",
+)
 _MIB = 2**20
 
 
@@ -99,7 +103,8 @@ def run_cases(
     progress: Progress,
     save: Callable[[list[dict[str, Any]], list[dict[str, Any]]], None],
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Measures every case in two passes over all cases; the difference between the passes shows how far a number can be trusted.
+    """Measures every case in two passes over all cases; the difference between the passes shows how far a number can be
+    trusted.
 
     Args:
         engines: by precision, loaded.
@@ -143,7 +148,10 @@ def _results(
 
 def _about(engine: Engine) -> dict[str, Any]:
     summary = engine.record.get("summary", {})
-    told = {"int8_layers": summary.get("int8_layers"), "fused_attention": (summary.get("fused_attention") or {}).get("text")}
+    told = {
+        "int8_layers": summary.get("int8_layers"),
+        "fused_attention": (summary.get("fused_attention") or {}).get("text"),
+    }
     return {
         "graph": pathlib.Path(engine.record["onnx"]["path"]).name,
         "input": engine.leading.dtype.name,
@@ -168,7 +176,9 @@ def _run_case(engine: Engine, case: Case, seconds: float, warmup_seconds: float,
             images_per_second = measure_throughput(workers, seconds / 2)
         latency = measure_latency(workers, seconds / 2)
         first = workers[0].prepared
-        return Pass(images_per_second, latency, context_bytes, first.graph is not None, first.why_no_graph, monitor.summary())
+        return Pass(
+            images_per_second, latency, context_bytes, first.graph is not None, first.why_no_graph, monitor.summary()
+        )
     finally:
         for session in sessions:
             session.close()
@@ -187,7 +197,9 @@ def shape_to_measure(engine: Engine, batch: int) -> Shape:
     shape = (batch, *engine.ranges[0].optimal[1:])
     choice = choose_profile(engine.ranges, shape)
     if choice.shape != shape:
-        raise BenchmarkError(f"batch {batch} would be padded to {choice.shape[0]}: the engine takes {describe(engine.ranges)}")
+        raise BenchmarkError(
+            f"batch {batch} would be padded to {choice.shape[0]}: the engine takes {describe(engine.ranges)}"
+        )
     return shape
 
 
@@ -197,12 +209,14 @@ def summarise_case(case: Case, passes: Sequence[Pass], about: Mapping[str, Any])
     Args:
         case: what was measured.
         passes: one or two of them.
-        about: what is the same for all rows of the engine: graph (that it was built from), input (its type), plan_bytes, build_seconds,
-            engine_memory_mib, and where they are known int8_layers and fused_attention ("yes, fp16, 12 of 12").
+        about: what is the same for all rows of the engine: graph (that it was built from), input (its type),
+            plan_bytes, build_seconds, engine_memory_mib, and where they are known int8_layers and fused_attention
+            ("yes, fp16, 12 of 12").
 
     Returns:
         precision, batch, streams, transfers, cuda_graph (why_no_graph), images_per_second (mean of the passes, with
-        noise_percent: their difference over the mean), wall latency p50_ms, p95_ms, p99_ms and GPU time gpu_p50_ms, gpu_p95_ms,
+        noise_percent: their difference over the mean), wall latency p50_ms, p95_ms, p99_ms and GPU time gpu_p50_ms,
+            gpu_p95_ms,
         gpu_p99_ms of all runs, runs, gpu_memory_mib (peak: engine and sessions, which allocate nothing while they run),
         engine_memory_mib, context_memory_mib, what NVML told, and `about`.
     """
@@ -263,5 +277,18 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
 
     copied = "in+out" if row["transfers"] == END_TO_END else "none"
     names = [row["precision"], str(row["batch"]), str(row["streams"]), copied, "on" if row["cuda_graph"] else "off"]
-    digits = {"images_per_second": 0, "noise_percent": 1, "p50_ms": 3, "p95_ms": 3, "p99_ms": 3, "gpu_p50_ms": 3, "gpu_memory_mib": 0}
-    return [*names, *(number(key, places) for key, places in digits.items()), number("sm_clock_mhz", 0), number("power_w", 0)]
+    digits = {
+        "images_per_second": 0,
+        "noise_percent": 1,
+        "p50_ms": 3,
+        "p95_ms": 3,
+        "p99_ms": 3,
+        "gpu_p50_ms": 3,
+        "gpu_memory_mib": 0,
+    }
+    return [
+        *names,
+        *(number(key, places) for key, places in digits.items()),
+        number("sm_clock_mhz", 0),
+        number("power_w", 0),
+    ]

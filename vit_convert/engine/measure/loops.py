@@ -1,4 +1,5 @@
-"""The two measuring loops: one run at a time for latency, runs queued ahead for throughput, on any number of streams."""
+"""The two measuring loops: one run at a time for latency, runs queued ahead for throughput, on any number of
+streams."""
 
 import concurrent.futures
 import dataclasses
@@ -39,7 +40,8 @@ class Worker:
     Args:
         session: what runs.
         shape: input shape, which a profile takes as it is.
-        transfers: copy images in from page-locked memory and results back with every run; without, they stay in GPU memory.
+        transfers: copy images in from page-locked memory and results back with every run; without, they stay in GPU
+            memory.
     """
 
     def __init__(self, session: Session, shape: Shape, *, transfers: bool):
@@ -50,7 +52,9 @@ class Worker:
             own = shape if spec is session.engine.leading else (shape[0], *spec.shape[1:])
             self._inputs[spec.name] = pinned_array(own, spec.dtype)
             self._inputs[spec.name][...] = noise(own, spec.dtype)  # power, and so the clock, depends on the values
-        self._results = {name: pinned_array(found, spec.dtype) for name, (spec, found, _) in self.prepared.outputs.items()}
+        self._results = {
+            name: pinned_array(found, spec.dtype) for name, (spec, found, _) in self.prepared.outputs.items()
+        }
         self._upload()
         session.stream.synchronize()
 
@@ -75,7 +79,8 @@ class Worker:
 
 
 def noise(shape: Shape, dtype: np.dtype[Any]) -> np.ndarray:
-    """Seeded inputs for timing: pixels 0 to 255, values -1 to 1, or the first two of whatever whole numbers stand for."""
+    """Seeded inputs for timing: pixels 0 to 255, values -1 to 1, or the first two of whatever whole numbers stand
+    for."""
     generator = np.random.default_rng(0)
     if dtype.kind in "iu" and dtype != np.uint8:
         return generator.integers(0, 2, shape).astype(dtype)

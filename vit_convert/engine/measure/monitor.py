@@ -50,7 +50,8 @@ class Monitor:
             self.missing = "" if self._samples else f"NVML does not answer any more ({self._failure!r})"
 
     def summary(self) -> dict[str, float]:
-        """Mean of each quantity over the last block, and the extremes that tell of throttling; {} where nothing was sampled."""
+        """Mean of each quantity over the last block, and the extremes that tell of throttling; {} where nothing was
+        sampled."""
         return summarise(self._samples)
 
     def _sample_until_stopped(self) -> None:
@@ -70,8 +71,8 @@ def summarise(samples: list[dict[str, float]]) -> dict[str, float]:
     """Sums samples up.
 
     Args:
-        samples: of "sm_clock_mhz", "memory_clock_mhz", "power_w", "utilization_percent", "temperature_c" and "device_memory_mib" (in use
-            by all processes), the same in each.
+        samples: of "sm_clock_mhz", "memory_clock_mhz", "power_w", "utilization_percent", "temperature_c" and
+            "device_memory_mib" (in use by all processes), the same in each.
 
     Returns:
         The mean of each, with "sm_clock_min_mhz", "power_max_w" and "device_memory_max_mib"; {} for no samples.
@@ -106,10 +107,12 @@ def _open_quantities() -> tuple[dict[str, Quantity], str]:
     for package, open_quantities in (("pynvml", _pynvml_quantities), ("libnvidia-ml.so.1", _ctypes_quantities)):
         try:
             quantities = open_quantities()
-        except Exception as e:  # pynvml has a class of its own for each refusal; nobody's benchmark ends for want of a clock
+        except Exception as e:
+            # pynvml has a class of its own for each refusal; nobody's benchmark ends for want of a clock
             reasons.append(f"{package}: {e}")
             continue
-        working = {name: quantity for name, quantity in quantities.items() if _works(quantity)}  # a slice of a GPU tells less than a whole
+        # a slice of a GPU tells less than a whole
+        working = {name: quantity for name, quantity in quantities.items() if _works(quantity)}
         if working:
             return working, ""
         reasons.append(f"{package} tells nothing of this GPU")

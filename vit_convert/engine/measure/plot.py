@@ -9,7 +9,8 @@ from vit_convert.engine.measure.benchmark import RESIDENT
 
 
 def plot_rows(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike[str], *, title: str) -> str:
-    """Draws the benchmark's rows: a line for each precision, number of streams and kind of transfer, a point for each batch.
+    """Draws the benchmark's rows: a line for each precision, number of streams and kind of transfer, a point for each
+    batch.
 
     Args:
         rows: of the benchmark.
@@ -29,15 +30,28 @@ def plot_rows(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike[str], *
     lines: dict[str, list[Mapping[str, Any]]] = {}
     for row in sorted(rows, key=lambda row: row["batch"]):
         copied = "" if row["transfers"] == RESIDENT else ", with transfers"
-        lines.setdefault(f"{row['precision']}, {row['streams']} streams{copied}{'' if row['cuda_graph'] else ', no graph'}", []).append(row)
+        lines.setdefault(
+            f"{row['precision']}, {row['streams']} streams{copied}{'' if row['cuda_graph'] else ', no graph'}", []
+        ).append(row)
     figure, axes = pyplot.subplots(figsize=(8, 5))
     for label, points in lines.items():
-        axes.plot([row["images_per_second"] for row in points], [row["p50_ms"] for row in points], marker="o", label=label)
+        axes.plot(
+            [row["images_per_second"] for row in points], [row["p50_ms"] for row in points], marker="o", label=label
+        )
         for row in points:
             axes.annotate(
-                str(row["batch"]), (row["images_per_second"], row["p50_ms"]), textcoords="offset points", xytext=(4, 4), fontsize=7
+                str(row["batch"]),
+                (row["images_per_second"], row["p50_ms"]),
+                textcoords="offset points",
+                xytext=(4, 4),
+                fontsize=7,
             )
-    axes.set(xlabel="images/s (runs queued ahead)", ylabel="median latency in ms (one run at a time)", title=title, yscale="log")
+    axes.set(
+        xlabel="images/s (runs queued ahead)",
+        ylabel="median latency in ms (one run at a time)",
+        title=title,
+        yscale="log",
+    )
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7)
     figure.tight_layout()

@@ -1,4 +1,5 @@
-"""Which engine to use: the fastest that passed its check, and why a lower precision that does not pay is not recommended."""
+"""Which engine to use: the fastest that passed its check, and why a lower precision that does not pay is not
+recommended."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,16 +14,16 @@ _LEAST_GAIN = 1.01  # a smaller one is not worth a quantized model's risk, even 
 def recommend(rows: Sequence[Mapping[str, Any]], verified: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Judges the measured precisions.
 
-    A quantized engine is recommended if it passed its check and is faster than the best unquantized one at every batch, by more than the
-    noise of the two measurements.
+    A quantized engine is recommended if it passed its check and is faster than the best unquantized one at every batch,
+    by more than the noise of the two measurements.
 
     Args:
         rows: of the benchmark.
         verified: by precision, {"passed", "top1" (None without labels)} of the engines that were verified.
 
     Returns:
-        {"precision", "reason", "top1" (of that engine in percent, or None), "comparisons": [{precision, against, batch, ratio,
-        noise_percent, pays}]}; precision "" if no engine passed its check, or none was verified.
+        {"precision", "reason", "top1" (of that engine in percent, or None), "comparisons": [{precision, against, batch,
+        ratio, noise_percent, pays}]}; precision "" if no engine passed its check, or none was verified.
     """
     best = {
         (row["precision"], row["batch"]): row
@@ -37,7 +38,9 @@ def recommend(rows: Sequence[Mapping[str, Any]], verified: Mapping[str, Mapping[
     chosen = plain
     for precision in (p for p in measured if p in QUANTIZED):
         if precision not in passed:
-            reasons.append(f"{precision} did not pass its check" if precision in verified else f"{precision} was not verified")
+            reasons.append(
+                f"{precision} did not pass its check" if precision in verified else f"{precision} was not verified"
+            )
         if not plain:
             continue
         found = [
@@ -50,17 +53,28 @@ def recommend(rows: Sequence[Mapping[str, Any]], verified: Mapping[str, Mapping[
         if slower:
             worst = min(slower, key=lambda row: row["ratio"])
             where = f"{plain} at batch {worst['batch']}{_too_little(worst)}"
-            reasons.append(f"{precision} runs at {worst['ratio']:.2f}x of {where}{_accuracy(verified, precision, plain)}")
+            reasons.append(
+                f"{precision} runs at {worst['ratio']:.2f}x of {where}{_accuracy(verified, precision, plain)}"
+            )
         elif found and precision in passed:
             gain = min(row["ratio"] for row in found)
-            reasons.append(f"{precision} is at least {gain:.2f}x as fast as {plain}{_accuracy(verified, precision, plain)}")
+            reasons.append(
+                f"{precision} is at least {gain:.2f}x as fast as {plain}{_accuracy(verified, precision, plain)}"
+            )
             chosen = precision
     if not any(precision in verified for precision in measured):
         reasons = [f"none of {', '.join(measured)} was verified: verify, then benchmark again"]
     elif not chosen:
-        reasons.insert(0, "no unquantized engine passed its check, to compare with" if passed else "no engine passed its check")
+        reasons.insert(
+            0, "no unquantized engine passed its check, to compare with" if passed else "no engine passed its check"
+        )
     reason = "; ".join(reasons) or "the fastest that passed its check"
-    return {"precision": chosen, "reason": reason, "top1": verified.get(chosen, {}).get("top1"), "comparisons": comparisons}
+    return {
+        "precision": chosen,
+        "reason": reason,
+        "top1": verified.get(chosen, {}).get("top1"),
+        "comparisons": comparisons,
+    }
 
 
 def _compare(row: Mapping[str, Any], against: Mapping[str, Any]) -> dict[str, Any]:
@@ -79,7 +93,11 @@ def _too_little(comparison: Mapping[str, Any]) -> str:
     if comparison["noise_percent"] is None:
         return ", by only one pass"
     within = comparison["ratio"] <= 1 + comparison["noise_percent"] / 100
-    return f", within the noise of {comparison['noise_percent']:g} %" if within else ", too little for a quantized model's risk"
+    return (
+        f", within the noise of {comparison['noise_percent']:g} %"
+        if within
+        else ", too little for a quantized model's risk"
+    )
 
 
 def _fastest(precisions: Sequence[str], best: Mapping[tuple[str, int], Mapping[str, Any]]) -> str:

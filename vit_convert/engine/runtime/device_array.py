@@ -1,4 +1,5 @@
-"""Arrays in GPU memory that PyTorch, CuPy and JAX read and give without a copy: `__cuda_array_interface__` and DLPack."""
+"""Arrays in GPU memory that PyTorch, CuPy and JAX read and give without a copy: `__cuda_array_interface__` and
+DLPack."""
 
 import ctypes
 import dataclasses
@@ -16,10 +17,16 @@ _KINDS = {"i": 0, "u": 1, "f": 2, "b": 6}  # DLDataTypeCode
 _NAME = b"dltensor"
 
 # CPython's capsule functions; twice where a dying capsule must not be referenced again.
-_new = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)(("PyCapsule_New", ctypes.pythonapi))
+_new = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)(
+    ("PyCapsule_New", ctypes.pythonapi)
+)
 _get = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(("PyCapsule_GetPointer", ctypes.pythonapi))
-_get_dying = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p)(("PyCapsule_GetPointer", ctypes.pythonapi))
-_is_valid_dying = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p)(("PyCapsule_IsValid", ctypes.pythonapi))
+_get_dying = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p)(
+    ("PyCapsule_GetPointer", ctypes.pythonapi)
+)
+_is_valid_dying = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p)(
+    ("PyCapsule_IsValid", ctypes.pythonapi)
+)
 
 
 class _Tensor(ctypes.Structure):
@@ -66,13 +73,22 @@ class DeviceArray:
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
-        return {"shape": self.shape, "typestr": self.dtype.str, "data": (self.pointer, False), "version": 3, "stream": None}
+        return {
+            "shape": self.shape,
+            "typestr": self.dtype.str,
+            "data": (self.pointer, False),
+            "version": 3,
+            "stream": None,
+        }
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return self.device
 
-    def __dlpack__(self, *, stream: Any = None, max_version: Any = None, dl_device: Any = None, copy: bool | None = None) -> Any:
-        """Gives the memory to another library, of DLPack's first version whatever `max_version` says, which the standard allows.
+    def __dlpack__(
+        self, *, stream: Any = None, max_version: Any = None, dl_device: Any = None, copy: bool | None = None
+    ) -> Any:
+        """Gives the memory to another library, of DLPack's first version whatever `max_version` says, which the
+        standard allows.
 
         Args:
             stream: has nothing to wait for: sessions hand out finished results.
@@ -87,9 +103,14 @@ class DeviceArray:
             BufferError: a copy, or another device, is asked for.
         """
         if copy:
-            raise BufferError(f"array {list(self.shape)}: DLPack with copy=True is asked for, the memory itself is given")
+            raise BufferError(
+                f"array {list(self.shape)}: DLPack with copy=True is asked for, the memory itself is given"
+            )
         if dl_device is not None and tuple(map(int, dl_device)) != self.device:
-            raise BufferError(f"array {list(self.shape)}: DLPack device {tuple(map(int, dl_device))} is asked for, it is on {self.device}")
+            raise BufferError(
+                f"array {list(self.shape)}: DLPack device {tuple(map(int, dl_device))} is asked for, it is on "
+                f"{self.device}"
+            )
         return _make_capsule(self)
 
 
@@ -109,12 +130,15 @@ def as_device_array(array: Any, stream: cuda.Stream) -> DeviceArray:
     if hasattr(array, "__dlpack__"):
         device = tuple(int(part) for part in array.__dlpack_device__())
         if device != CUDA_DEVICE:
-            raise BenchmarkError(f"images: DLPack device {device}, the engine runs on {CUDA_DEVICE}", fix="Give a numpy or a GPU array.")
+            raise BenchmarkError(
+                f"images: DLPack device {device}, the engine runs on {CUDA_DEVICE}", fix="Give a numpy or a GPU array."
+            )
         return read_capsule(array.__dlpack__(stream=stream.handle), owner=array)
     if hasattr(array, "__cuda_array_interface__"):
         return _read_interface(array, stream)
     raise BenchmarkError(
-        f"images: {type(array).__name__} has neither __dlpack__ nor __cuda_array_interface__", fix="Give a numpy or a GPU array."
+        f"images: {type(array).__name__} has neither __dlpack__ nor __cuda_array_interface__",
+        fix="Give a numpy or a GPU array.",
     )
 
 
@@ -137,7 +161,9 @@ def read_capsule(capsule: Any, *, owner: Any = None) -> DeviceArray:
         raise BenchmarkError(f"images {list(shape)}: a strided view", fix="Make the array contiguous.")
     kinds = {code: kind for kind, code in _KINDS.items()}
     if found.code not in kinds or found.lanes != 1:
-        raise BenchmarkError(f"images: DLPack type {found.code} with {found.bits} bits is none of numpy's", fix="Convert the array.")
+        raise BenchmarkError(
+            f"images: DLPack type {found.code} with {found.bits} bits is none of numpy's", fix="Convert the array."
+        )
     dtype = np.dtype(f"{kinds[found.code]}{found.bits // 8}")
     pointer = (found.data or 0) + found.byte_offset  # an empty array may lie nowhere
     return DeviceArray(pointer, shape, dtype, (capsule, owner), (found.device_type, found.device_id))
@@ -169,19 +195,23 @@ class _Owner:
 
     def __init__(self, num_bytes: int):
         self.buffer = cuda.DeviceBuffer(num_bytes)
-        cuda.when_gone(self, self.buffer.close)  # cuMemFree waits for every stream, so for what a consumer has queued before it let go
+        # cuMemFree waits for every stream, so for what a consumer has queued before it let go
+        cuda.when_gone(self, self.buffer.close)
 
 
 def _read_interface(array: Any, stream: cuda.Stream) -> DeviceArray:
     found = array.__cuda_array_interface__
     shape, dtype = tuple(found["shape"]), np.dtype(found["typestr"])
-    if found.get("strides") is not None and not _contiguous(shape, [step / dtype.itemsize for step in found["strides"]]):
+    if found.get("strides") is not None and not _contiguous(
+        shape, [step / dtype.itemsize for step in found["strides"]]
+    ):
         raise BenchmarkError(f"images {list(shape)}: a strided view", fix="Make the array contiguous.")
     if found["version"] < 3:  # it does not say what its values wait for
         cuda.call("cuCtxSynchronize")
     elif found.get("stream") is not None:
         event = cuda.Event()
-        event.record(int(found["stream"]))  # 1 and 2 are the default streams here and in the driver (CU_STREAM_LEGACY, _PER_THREAD)
+        # 1 and 2 are the default streams here and in the driver (CU_STREAM_LEGACY, _PER_THREAD)
+        event.record(int(found["stream"]))
         stream.wait_for(event)
         event.close()
     return DeviceArray(found["data"][0], shape, dtype, array)
@@ -192,7 +222,8 @@ def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _contiguous(shape: tuple[int, ...], steps: Sequence[float]) -> bool:
-    # Along an axis of one value nothing is stepped, so libraries write there what they like; in an empty array, along any.
+    # Along an axis of one value nothing is stepped, so libraries write there what they like; in an empty array, along
+    # any.
     return 0 in shape or all(size == 1 or step == wanted for size, step, wanted in zip(shape, steps, _strides(shape)))
 
 

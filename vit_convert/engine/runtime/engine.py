@@ -42,26 +42,36 @@ class Engine:
     Attributes:
         record: the sidecar.
         inputs: its inputs, in order.
-        leading: the one whose shape chooses the profile: all others have a batch of the same size, and sides that do not vary.
+        leading: the one whose shape chooses the profile: all others have a batch of the same size, and sides that do
+            not vary.
         outputs: its outputs, in order.
         ranges: what each of its optimization profiles accepts.
         memory_bytes: GPU memory that loading took.
 
     Raises:
-        BuildError: the sidecar does not fit this host, or TensorRT does not load the engine; the message says what to rebuild.
+        BuildError: the sidecar does not fit this host, or TensorRT does not load the engine; the message says what to
+            rebuild.
     """
 
-    def __init__(self, backend: Backend, plan_path: str | os.PathLike[str], *, onnx_path: str | os.PathLike[str] | None = None):
+    def __init__(
+        self, backend: Backend, plan_path: str | os.PathLike[str], *, onnx_path: str | os.PathLike[str] | None = None
+    ):
         self.record = check_sidecar(plan_path, backend, onnx_path=onnx_path)
         self.backend, self.path = backend, pathlib.Path(plan_path)
         if backend.gpu is None:
-            raise BuildError(f"{plan_path}: engines run only on a GPU, and this host has none", fix="Run it on a host with an NVIDIA GPU.")
+            raise BuildError(
+                f"{plan_path}: engines run only on a GPU, and this host has none",
+                fix="Run it on a host with an NVIDIA GPU.",
+            )
         free = cuda.free_memory_bytes()
         portable = self.record["options"]["version_compatible"]
         with backend.logger.listening():
             runtime, cuda_engine = deserialise(backend, self.path.read_bytes(), version_compatible=portable)
             if cuda_engine is None:
-                raise BuildError(f"{plan_path}: does not load: {backend.logger.explain()}", fix="Build the engine again on this host.")
+                raise BuildError(
+                    f"{plan_path}: does not load: {backend.logger.explain()}",
+                    fix="Build the engine again on this host.",
+                )
         self._runtime, self._cuda_engine = runtime, cuda_engine
         self.memory_bytes = max(0, free - cuda.free_memory_bytes())
         inputs, self.outputs = _tensors(backend, cuda_engine)
@@ -99,13 +109,18 @@ class Engine:
             else:
                 execution_context = cuda_engine.create_execution_context(strategy)
             if execution_context is None:
-                raise BuildError(f"{self.path}: no execution context: {backend.logger.explain()}", fix="Free GPU memory.")
+                raise BuildError(
+                    f"{self.path}: no execution context: {backend.logger.explain()}", fix="Free GPU memory."
+                )
             if strategy is None:
                 execution_context.device_memory = workspace.pointer
             else:
                 execution_context.set_device_memory(workspace.pointer, workspace.num_bytes)
             if not execution_context.set_optimization_profile_async(index, stream.handle):
-                raise BuildError(f"{self.path}: profile {index} cannot be used: {backend.logger.explain()}", fix="Build the engine again.")
+                raise BuildError(
+                    f"{self.path}: profile {index} cannot be used: {backend.logger.explain()}",
+                    fix="Build the engine again.",
+                )
         stream.synchronize()  # the choice of a profile is itself queued work
         return execution_context
 
@@ -125,12 +140,16 @@ def _leading(inputs: Sequence[TensorSpec], path: pathlib.Path) -> TensorSpec:
     varying = [spec for spec in inputs if -1 in spec.shape[1:]] or list(inputs[:1])
     if len(varying) != 1:
         names = ", ".join(f"{spec.name} {list(spec.shape)}" for spec in varying)
-        raise BuildError(f"{path}: more than one input has sides that vary: {names or 'it has none'}", fix="Export with fixed sizes.")
+        raise BuildError(
+            f"{path}: more than one input has sides that vary: {names or 'it has none'}", fix="Export with fixed sizes."
+        )
     return varying[0]
 
 
 def _ranges(cuda_engine: Any, leading: TensorSpec) -> list[ShapeRange]:
     if -1 not in leading.shape:
         return [ShapeRange(leading.shape, leading.shape, leading.shape)]
-    shapes = (cuda_engine.get_tensor_profile_shape(leading.name, i) for i in range(cuda_engine.num_optimization_profiles))
+    shapes = (
+        cuda_engine.get_tensor_profile_shape(leading.name, i) for i in range(cuda_engine.num_optimization_profiles)
+    )
     return [ShapeRange(*(tuple(shape) for shape in triple)) for triple in shapes]

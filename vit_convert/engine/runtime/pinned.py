@@ -40,5 +40,7 @@ def pinned_array(shape: Sequence[int], dtype: Any) -> np.ndarray:
 def is_pinned(array: np.ndarray) -> bool:
     """Whether an array lies in page-locked memory, whoever allocated it."""
     kind = ctypes.c_uint()
-    status = cuda.status_of("cuPointerGetAttribute", ctypes.byref(kind), _MEMORY_TYPE, ctypes.c_uint64(array.ctypes.data))
+    status = cuda.status_of(
+        "cuPointerGetAttribute", ctypes.byref(kind), _MEMORY_TYPE, ctypes.c_uint64(array.ctypes.data)
+    )
     return status == 0 and kind.value == _HOST

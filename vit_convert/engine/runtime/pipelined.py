@@ -21,8 +21,8 @@ class PipelinedSession:
 
     Only one thread may use it, and for one `run` at a time; use one PipelinedSession per thread.
 
-    Batches in page-locked memory (`pinned_array`, or another library's) are copied to the GPU straight from there; others pass through
-    page-locked memory of its own, at the price of one more copy on the CPU.
+    Batches in page-locked memory (`pinned_array`, or another library's) are copied to the GPU straight from there;
+    others pass through page-locked memory of its own, at the price of one more copy on the CPU.
 
     Args:
         engine: the loaded engine.
@@ -42,15 +42,15 @@ class PipelinedSession:
         """Runs batches.
 
         Args:
-            batches: arrays [batch, ...] of the engine's input type, or {input: array}, none larger than its largest profile. A
-                page-locked one must stay as it is until its result is there.
+            batches: arrays [batch, ...] of the engine's input type, or {input: array}, none larger than its largest
+                profile. A page-locked one must stay as it is until its result is there.
 
         Yields:
             {output: array [batch, ...]} for each batch, in order.
 
         Raises:
-            BenchmarkError: wrong type or shape, or TensorRT fails; raised, like an error of `batches` itself, after the results of the
-                batches before it. Or the session is closed; results in flight are lost.
+            BenchmarkError: wrong type or shape, or TensorRT fails; raised, like an error of `batches` itself, after the
+                results of the batches before it. Or the session is closed; results in flight are lost.
         """
         cuda.use_context()
         busy: deque[_Slot] = deque()

@@ -36,7 +36,8 @@ class Prepared:
     held: dataclasses.InitVar[contextlib.ExitStack]
 
     def __post_init__(self, held: contextlib.ExitStack) -> None:
-        self._free = cuda.when_gone(self, held.close)  # whoever still holds it may go on after the session has let it go
+        # whoever still holds it may go on after the session has let it go
+        self._free = cuda.when_gone(self, held.close)
 
     def close(self) -> None:
         """Frees the graph and the outputs' memory now; nothing may be queued on them any more."""

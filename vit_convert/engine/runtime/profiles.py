@@ -1,4 +1,5 @@
-"""Which optimization profile runs a batch: a fixed one of that size, else the tightest range, else the next larger size, padded."""
+"""Which optimization profile runs a batch: a fixed one of that size, else the tightest range, else the next larger
+size, padded."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -33,11 +34,16 @@ class ShapeRange:
 
     def accepts(self, shape: Shape) -> bool:
         """Whether a shape lies within the range."""
-        return len(shape) == len(self.smallest) and all(low <= size <= high for low, size, high in zip(self.smallest, shape, self.largest))
+        return len(shape) == len(self.smallest) and all(
+            low <= size <= high for low, size, high in zip(self.smallest, shape, self.largest)
+        )
 
 
-def batch_profiles(inputs: Sequence[Tensor], image_size: Sequence[int] | ImageRange, batch: Mapping[str, Any]) -> list[Profile]:
-    """Optimization profiles over the batch: one of each fixed size, then the range; all of them over every image size of a dynamic graph.
+def batch_profiles(
+    inputs: Sequence[Tensor], image_size: Sequence[int] | ImageRange, batch: Mapping[str, Any]
+) -> list[Profile]:
+    """Optimization profiles over the batch: one of each fixed size, then the range; all of them over every image size
+    of a dynamic graph.
 
     Args:
         inputs: of the graph.
@@ -54,7 +60,9 @@ def batch_profiles(inputs: Sequence[Tensor], image_size: Sequence[int] | ImageRa
         sizes: Sequence[Sequence[int]] = (image_size.smallest, image_size.optimal, image_size.largest)
     else:
         sizes = (image_size,) * 3
-    triples = dict.fromkeys([*((size, size, size) for size in batch["profiles"]), (batch["min"], batch["opt"], batch["max"])])
+    triples = dict.fromkeys(
+        [*((size, size, size) for size in batch["profiles"]), (batch["min"], batch["opt"], batch["max"])]
+    )
     return [
         {tensor.name: tuple(_shape(tensor, count, size) for count, size in zip(triple, sizes)) for tensor in inputs}  # type: ignore[misc]
         for triple in triples
@@ -66,7 +74,10 @@ def _shape(tensor: Tensor, batch: int, image_size: Sequence[int]) -> Shape:
     sides = [side if isinstance(side, int) else known.get(side) for side in tensor.shape]
     found = tuple(side for side in sides if side is not None)
     if len(found) != len(sides):
-        raise BuildError(f"{tensor.name} {list(tensor.shape)}: a side that nothing tells the size of", fix="Export it with a fixed size.")
+        raise BuildError(
+            f"{tensor.name} {list(tensor.shape)}: a side that nothing tells the size of",
+            fix="Export it with a fixed size.",
+        )
     return found
 
 
@@ -86,8 +97,8 @@ class Choice:
 def choose_profile(ranges: Sequence[ShapeRange], shape: Shape) -> Choice:
     """Chooses the profile for an input shape.
 
-    A fixed profile comes before a range, and a tighter range before a wider one. If none accepts the batch, it is padded to the smallest
-    batch that a profile starts with.
+    A fixed profile comes before a range, and a tighter range before a wider one. If none accepts the batch, it is
+    padded to the smallest batch that a profile starts with.
 
     Args:
         ranges: the engine's profiles, in order.
@@ -101,11 +112,20 @@ def choose_profile(ranges: Sequence[ShapeRange], shape: Shape) -> Choice:
     """
     fitting = [i for i, candidate in enumerate(ranges) if candidate.accepts(shape)]
     if fitting:
-        best = min(fitting, key=lambda i: (not ranges[i].fixed, ranges[i].largest[0] - ranges[i].smallest[0], ranges[i].largest, i))
+        best = min(
+            fitting,
+            key=lambda i: (not ranges[i].fixed, ranges[i].largest[0] - ranges[i].smallest[0], ranges[i].largest, i),
+        )
         return Choice(best, shape)
-    padded = [i for i, candidate in enumerate(ranges) if shape[0] < candidate.smallest[0] and candidate.accepts(_padded(candidate, shape))]
+    padded = [
+        i
+        for i, candidate in enumerate(ranges)
+        if shape[0] < candidate.smallest[0] and candidate.accepts(_padded(candidate, shape))
+    ]
     if not padded:
-        raise BenchmarkError(f"input {list(shape)}: the engine takes {describe(ranges)}", fix="Build a profile for this shape.")
+        raise BenchmarkError(
+            f"input {list(shape)}: the engine takes {describe(ranges)}", fix="Build a profile for this shape."
+        )
     best = min(padded, key=lambda i: (ranges[i].smallest[0], not ranges[i].fixed, i))
     return Choice(best, _padded(ranges[best], shape))
 
@@ -122,7 +142,9 @@ def largest_batch(ranges: Sequence[ShapeRange], shape: Shape) -> int:
     """
     sizes = [r.largest[0] for r in ranges if r.accepts((r.largest[0], *shape[1:]))]
     if not sizes:
-        raise BenchmarkError(f"input {list(shape)}: the engine takes {describe(ranges)}", fix="Resize the images, or build for them.")
+        raise BenchmarkError(
+            f"input {list(shape)}: the engine takes {describe(ranges)}", fix="Resize the images, or build for them."
+        )
     return max(sizes)
 
 

@@ -1,4 +1,5 @@
-"""Runs an engine on one stream, with a context and a CUDA graph per shape; takes and gives arrays of the host or of the GPU."""
+"""Runs an engine on one stream, with a context and a CUDA graph per shape; takes and gives arrays of the host or of the
+GPU."""
 
 import contextlib
 import math
@@ -23,8 +24,9 @@ class Session:
     Args:
         engine: the loaded engine.
         cuda_graphs: record each shape's run once and replay it, which spares the CPU a launch for every kernel.
-        max_shapes: how many shapes stay ready, each with a context, a graph and output memory; the one not used for longest goes first,
-            so that requests of ever new sizes do not fill the GPU. A shape that comes back is prepared again.
+        max_shapes: how many shapes stay ready, each with a context, a graph and output memory; the one not used for
+            longest goes first, so that requests of ever new sizes do not fill the GPU. A shape that comes back is
+            prepared again.
 
     Attributes:
         stream: its CUDA stream.
@@ -55,7 +57,8 @@ class Session:
                     buffer = cuda.DeviceBuffer(max(1, math.prod((largest, *spec.shape[1:])) * spec.dtype.itemsize))
                     held.callback(buffer.close)
                     self.input_buffers[spec.name] = buffer
-            # Contexts of one stream never run at once, so they share what they work in; a size of 0 is no legal allocation.
+            # Contexts of one stream never run at once, so they share what they work in; a size of 0 is no legal
+            # allocation.
             self._workspace = cuda.DeviceBuffer(max(engine.workspace_bytes, 1))
             held.callback(self._workspace.close)
             held.callback(self._prepared.clear)  # the contexts end before the memory that they work in
@@ -67,12 +70,12 @@ class Session:
         """Runs a batch of any size; it is split or padded if no profile takes it.
 
         Args:
-            inputs: a numpy array, or an array of the GPU (`__cuda_array_interface__` or DLPack: PyTorch, CuPy, JAX); of the engine's
-                input type, [batch, ...]. For an engine of several inputs, {input: array}, all of one kind.
+            inputs: a numpy array, or an array of the GPU (`__cuda_array_interface__` or DLPack: PyTorch, CuPy, JAX); of
+                the engine's input type, [batch, ...]. For an engine of several inputs, {input: array}, all of one kind.
 
         Returns:
-            {output: array [batch, ...]}: numpy arrays for numpy arrays; otherwise finished DeviceArrays, which are the caller's own
-            (copied within the GPU, a small part of the run) and which other libraries take without a copy.
+            {output: array [batch, ...]}: numpy arrays for numpy arrays; otherwise finished DeviceArrays, which are the
+            caller's own (copied within the GPU, a small part of the run) and which other libraries take without a copy.
 
         Raises:
             BenchmarkError: wrong type or shape, TensorRT fails, or the session is closed.
@@ -93,7 +96,8 @@ class Session:
             shape: input shape that one of the profiles accepts after padding.
 
         Returns:
-            What `launch` takes; the same for every call with this shape, until `max_shapes` others were prepared since the last.
+            What `launch` takes; the same for every call with this shape, until `max_shapes` others were prepared since
+            the last.
 
         Raises:
             BenchmarkError: no profile takes the shape, TensorRT fails, or the session is closed.
@@ -176,13 +180,18 @@ class Session:
         most = self.require_images(leading.shape, leading.dtype)
         for spec in self.engine.inputs:
             given = feeds[spec.name]
-            if given.dtype != spec.dtype or (tuple(given.shape[1:]) != spec.shape[1:] and spec is not self.engine.leading):
+            if given.dtype != spec.dtype or (
+                tuple(given.shape[1:]) != spec.shape[1:] and spec is not self.engine.leading
+            ):
                 raise BenchmarkError(
-                    f"{spec.name}: given {given.dtype} {list(given.shape)}, the engine takes {spec.dtype} {list(spec.shape)}",
+                    f"{spec.name}: given {given.dtype} {list(given.shape)}, the engine takes {spec.dtype} "
+                    f"{list(spec.shape)}",
                     fix="Prepare the inputs as the bundle's signature.json says.",
                 )
             if given.shape[0] != leading.shape[0]:
-                raise BenchmarkError(f"{spec.name}: batch {given.shape[0]}, {self.engine.leading.name} has {leading.shape[0]}")
+                raise BenchmarkError(
+                    f"{spec.name}: batch {given.shape[0]}, {self.engine.leading.name} has {leading.shape[0]}"
+                )
         return most
 
     def by_name(self, inputs: Any) -> dict[str, Any]:
@@ -199,7 +208,8 @@ class Session:
         return {name: given[name] for name in names}
 
     def close(self) -> None:
-        """Frees contexts, memory and the stream, after a run in another thread has finished; the session cannot be used any more."""
+        """Frees contexts, memory and the stream, after a run in another thread has finished; the session cannot be used
+        any more."""
         with self._lock:
             self.closed = True
             self._held.close()
@@ -216,8 +226,13 @@ class Session:
 
     def _run_host(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         most, count = self.require_inputs(feeds), len(feeds[self.engine.leading.name])
-        parts = [self._run_part({name: value[start : start + most] for name, value in feeds.items()}) for start in range(0, count, most)]
-        return parts[0] if len(parts) == 1 else {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        parts = [
+            self._run_part({name: value[start : start + most] for name, value in feeds.items()})
+            for start in range(0, count, most)
+        ]
+        return (
+            parts[0] if len(parts) == 1 else {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        )
 
     def _run_part(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         leading = feeds[self.engine.leading.name]
@@ -247,7 +262,8 @@ class Session:
             for name, (spec, shape, buffer) in prepared.outputs.items():
                 results[name] = queue_copy(buffer.pointer, (leading.shape[0], *shape[1:]), spec.dtype, self.stream)
         finally:
-            self.stream.synchronize()  # the sources may be reused or freed as soon as this ends, and so may results of a failed run
+            # the sources may be reused or freed as soon as this ends, and so may results of a failed run
+            self.stream.synchronize()
         return results
 
     def _prepare(self, index: int, shape: Shape) -> Prepared:
@@ -257,7 +273,9 @@ class Session:
             for spec in engine.inputs:
                 own = shape if spec is engine.leading else (shape[0], *spec.shape[1:])
                 self._require(execution_context.set_input_shape(spec.name, own), f"{spec.name} {list(own)}")
-                self._require(execution_context.set_tensor_address(spec.name, self.input_buffers[spec.name].pointer), spec.name)
+                self._require(
+                    execution_context.set_tensor_address(spec.name, self.input_buffers[spec.name].pointer), spec.name
+                )
             outputs = {}
             for spec in engine.outputs:
                 found = tuple(execution_context.get_tensor_shape(spec.name))
@@ -291,4 +309,7 @@ class Session:
 
     def _require(self, succeeded: bool, what: str) -> None:
         if not succeeded:
-            raise BenchmarkError(f"{self.engine.path.name}: {what}: {self.engine.backend.logger.explain()}", fix="Build the engine again.")
+            raise BenchmarkError(
+                f"{self.engine.path.name}: {what}: {self.engine.backend.logger.explain()}",
+                fix="Build the engine again.",
+            )

@@ -54,8 +54,14 @@ class Trial:
         return f"fixed {best}" if smallest == largest else f"range {smallest}-{best}-{largest}"
 
     def key(self, backend: Backend) -> str:
-        """What its result depends on, as a hash: graph, request, tolerances, what is timed, TensorRT, GPU and driver."""
-        where = [backend.name, backend.version, backend.gpu.name if backend.gpu else "", backend.gpu.driver if backend.gpu else ""]
+        """What its result depends on, as a hash: graph, request, tolerances, what is timed, TensorRT, GPU and
+        driver."""
+        where = [
+            backend.name,
+            backend.version,
+            backend.gpu.name if backend.gpu else "",
+            backend.gpu.driver if backend.gpu else "",
+        ]
         return hash_value([where, request_record(self.request), list(self.batches), self.seconds, dict(self.check)])
 
 
@@ -73,7 +79,8 @@ def options_of(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 def lowerings(bundle: Bundle, config: ml_collections.ConfigDict, facts: Facts) -> dict[str, pathlib.Path]:
-    """The graphs to choose from: the one that engines are built from, those that the config names, and the bundle's own.
+    """The graphs to choose from: the one that engines are built from, those that the config names, and the bundle's
+    own.
 
     Raises:
         UsageError: the bundle lacks one of them.
@@ -86,12 +93,15 @@ def lowerings(bundle: Bundle, config: ml_collections.ConfigDict, facts: Facts) -
     return graphs
 
 
-def plan_trials(bundle: Bundle, config: ml_collections.ConfigDict, facts: Facts, *, precisions: Sequence[str]) -> list[Trial]:
+def plan_trials(
+    bundle: Bundle, config: ml_collections.ConfigDict, facts: Facts, *, precisions: Sequence[str]
+) -> list[Trial]:
     """Lists the engines to try: each lowering with a fixed profile for each batch, and with the config's range.
 
     Args:
         bundle: holds the graphs.
-        config: the resolved config; `lowerings` beside the bundle's own, `benchmark.batches` are the fixed sizes, `batch` is the range.
+        config: the resolved config; `lowerings` beside the bundle's own, `benchmark.batches` are the fixed sizes,
+            `batch` is the range.
         facts: of the bundle.
         precisions: engines; lowerings are for fp16 where the builder lowers it from fp32.
 
@@ -103,7 +113,8 @@ def plan_trials(bundle: Bundle, config: ml_collections.ConfigDict, facts: Facts,
     """
     if "int8" in precisions and config.engine.calibrator:
         raise UsageError(
-            "config.engine.calibrator=True: tune does not calibrate", fix="Tune the other precisions, or int8 of the quantized graph."
+            "config.engine.calibrator=True: tune does not calibrate",
+            fix="Tune the other precisions, or int8 of the quantized graph.",
         )
     batches, span = tuple(config.benchmark.batches), config.batch
     kinds = [({"min": size, "opt": size, "max": size}, (size,)) for size in batches]
@@ -141,7 +152,11 @@ def still_valid(
         own.update_from_flattened_dict({k: tuple(v) if isinstance(v, list) else v for k, v in row["options"].items()})
         names = (row["lowering"], row["sizes"], row["precision"], tuple(row["batches"]), row["seconds"])
         trial = _trial(bundle, own, facts, *names)
-        if trial.request.onnx_path in facts.files and pathlib.Path(trial.request.onnx_path).is_file() and trial.key(backend) == row["key"]:
+        if (
+            trial.request.onnx_path in facts.files
+            and pathlib.Path(trial.request.onnx_path).is_file()
+            and trial.key(backend) == row["key"]
+        ):
             found[row["key"]] = dict(row)
     return found
 
@@ -160,7 +175,15 @@ def _trial(
     profiles = batch_profiles(facts.signature.inputs, facts.image_size, {**sizes, "profiles": ()})
     graph = _graph(bundle, lowering) if facts.dialect.builds_from_lowerings(precision) else request.onnx_path
     check = config.check.to_dict()
-    return Trial(lowering, sizes, precision, batches, seconds, check, dataclasses.replace(request, onnx_path=graph, profiles=profiles))
+    return Trial(
+        lowering,
+        sizes,
+        precision,
+        batches,
+        seconds,
+        check,
+        dataclasses.replace(request, onnx_path=graph, profiles=profiles),
+    )
 
 
 def _graph(bundle: Bundle, lowering: str) -> pathlib.Path:

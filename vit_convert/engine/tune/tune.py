@@ -1,4 +1,5 @@
-"""Times every lowering with every profile on this GPU: they differ by up to a third, and no rule says which one wins."""
+"""Times every lowering with every profile on this GPU: they differ by up to a third, and no rule says which one
+wins."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -32,7 +33,8 @@ def tune_bundle(
     command: str = "",
     progress: Progress,
 ) -> dict[str, Any]:
-    """Builds, verifies and times every trial; `tune.json` keeps the results, so that a rerun continues and other trials are added.
+    """Builds, verifies and times every trial; `tune.json` keeps the results, so that a rerun continues and other trials
+    are added.
 
     Args:
         backend: the TensorRT that builds and runs.
@@ -46,8 +48,9 @@ def tune_bundle(
         progress: what people see.
 
     Returns:
-        What `tune.json` holds: hardware, software, model, command, trials (lowering, profile, sizes, precision, batches, seconds,
-        options, key, date, plan, build_seconds, fused_attention, cosine, passed, rows; or failed, the reason), and winners, see there.
+        What `tune.json` holds: hardware, software, model, command, trials (lowering, profile, sizes, precision,
+        batches, seconds, options, key, date, plan, build_seconds, fused_attention, cosine, passed, rows; or failed, the
+        reason), and winners, see there.
         Trials that are not asked for now stay in it while they hold: the same graph, TensorRT and GPU.
 
     Raises:
@@ -56,7 +59,9 @@ def tune_bundle(
         BenchmarkError: there is no GPU, or none of the trials asked for could be built and run.
     """
     if backend.gpu is None:
-        raise BenchmarkError("tune: engines run only on a GPU, and this host has none", fix="Run it on a host with an NVIDIA GPU.")
+        raise BenchmarkError(
+            "tune: engines run only on a GPU, and this host has none", fix="Run it on a host with an NVIDIA GPU."
+        )
     path, about = bundle.tuning, {**environment(backend), "model": describe_model(bundle), "command": command}
     about |= {"onnx": facts.files.graph_hashes(bundle.onnx())}  # while it is the same, this holds
     for precision in precisions:
@@ -131,4 +136,11 @@ def _try(
         "build_seconds": built["build_seconds"],
         "fused_attention": built["fused_attention"],
     }
-    return {**found, "cosine": proof["cosine"], "passed": proof["passed"], "misses": proof["misses"], "rows": rows, "skipped": skipped}
+    return {
+        **found,
+        "cosine": proof["cosine"],
+        "passed": proof["passed"],
+        "misses": proof["misses"],
+        "rows": rows,
+        "skipped": skipped,
+    }

@@ -18,8 +18,8 @@ def winners(trials: Iterable[Mapping[str, Any]], usual: Mapping[str, Any]) -> li
 
     Returns:
         [{"precision", "batch", "key" (of the trial), "lowering", "profile", "sizes", "options" (unlike the usual ones),
-        "images_per_second", "noise_percent", "ratio" (to the default lowering's best), "within_noise_of" (the next engine, where the
-        lead over it is no larger than the noise of both together; else "")}].
+        "images_per_second", "noise_percent", "ratio" (to the default lowering's best), "within_noise_of" (the next
+        engine, where the lead over it is no larger than the noise of both together; else "")}].
     """
     found: dict[tuple[str, int], list[tuple[Mapping[str, Any], Mapping[str, Any]]]] = {}
     for trial in trials:
@@ -28,7 +28,10 @@ def winners(trials: Iterable[Mapping[str, Any]], usual: Mapping[str, Any]) -> li
     result = []
     for (precision, batch), candidates in sorted(found.items()):
         (trial, row), *others = sorted(candidates, key=lambda candidate: -candidate[1]["images_per_second"])
-        plain = max((other["images_per_second"] for candidate, other in candidates if candidate["lowering"] == DEFAULT), default=None)
+        plain = max(
+            (other["images_per_second"] for candidate, other in candidates if candidate["lowering"] == DEFAULT),
+            default=None,
+        )
         runner_up = next((other for other in others if _engine(other[0]) != _engine(trial)), None)
         result.append(
             {
@@ -42,7 +45,9 @@ def winners(trials: Iterable[Mapping[str, Any]], usual: Mapping[str, Any]) -> li
                 "images_per_second": row["images_per_second"],
                 "noise_percent": row["noise_percent"],
                 "ratio": None if plain is None else round(row["images_per_second"] / plain, 4),
-                "within_noise_of": ", ".join(_names(runner_up[0])[:2]) if runner_up and not _leads(row, runner_up[1]) else "",
+                "within_noise_of": ", ".join(_names(runner_up[0])[:2])
+                if runner_up and not _leads(row, runner_up[1])
+                else "",
             }
         )
     return result
@@ -55,11 +60,14 @@ def config_words(winner: Mapping[str, Any]) -> str:
         winner: one of `winners`.
 
     Returns:
-        '--config.engine.lowering=matmul --config.batch.min=256 --config.batch.opt=256 --config.batch.max=256 --config.batch.profiles="()"',
-        and the options that the bundle's own config has otherwise.
+        '--config.engine.lowering=matmul --config.batch.min=256 --config.batch.opt=256 --config.batch.max=256
+        --config.batch.profiles="()"', and the options that the bundle's own config has otherwise.
     """
     lowering = "" if winner["lowering"] == DEFAULT else winner["lowering"]
-    words = [f"--config.engine.lowering={lowering}", *(f"--config.batch.{key}={winner['sizes'][key]}" for key in ("min", "opt", "max"))]
+    words = [
+        f"--config.engine.lowering={lowering}",
+        *(f"--config.batch.{key}={winner['sizes'][key]}" for key in ("min", "opt", "max")),
+    ]
     words.append('--config.batch.profiles="()"')  # the trial had one profile
     for key, value in winner["options"].items():
         words.append(f'--config.{key}="{tuple(value)}"' if isinstance(value, list) else f"--config.{key}={value}")
@@ -77,17 +85,24 @@ def tune_table(result: Mapping[str, Any]) -> str:
     for trial in result["trials"]:
         names = _names(trial)
         if "failed" in trial:
-            rows.append([*names, "", "", "", f"failed: {re.sub(r'[^ ]*/', '', trial['failed'])[:80]}"])  # the reason, not where
+            # the reason, not where
+            rows.append([*names, "", "", "", f"failed: {re.sub(r'[^ ]*/', '', trial['failed'])[:80]}"])
             continue
         fused = trial["fused_attention"]["text"] if trial["fused_attention"] else "unknown"
         for row in trial["rows"]:
             winner = best.get((row["batch"], trial["precision"], trial["key"]))
             note = "" if trial["passed"] else "missed its tolerance"
             if winner:
-                note = f"fastest, within the noise of {winner['within_noise_of']}" if winner["within_noise_of"] else "fastest"
+                note = (
+                    f"fastest, within the noise of {winner['within_noise_of']}"
+                    if winner["within_noise_of"]
+                    else "fastest"
+                )
             rows.append([*names, str(row["batch"]), f"{row['images_per_second']:,.0f}", fused, note])
     table = text_table(("lowering", "profile", "precision", "batch", "images/s", "fused attention", ""), rows)
-    return "\n".join([table, *(f"{row['precision']} at batch {row['batch']}: {config_words(row)}" for row in result["winners"])])
+    return "\n".join(
+        [table, *(f"{row['precision']} at batch {row['batch']}: {config_words(row)}" for row in result["winners"])]
+    )
 
 
 def _leads(row: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

@@ -1,8 +1,9 @@
-"""Attention as a node of TensorRT 8's own plugin, whose kernels take half the time of those that it finds for the plain products.
+"""Attention as a node of TensorRT 8's own plugin, whose kernels take half the time of those that it finds for the plain
+products.
 
-`CustomQKVToContextPluginDynamic`, version 2, computes softmax(q kᵀ / √d) v over packed sequences [all tokens, heads · 3 · d, 1, 1].
-TensorRT's parser takes the node for its plugin by name; every other reader of the file finds what it computes in a model-local function
-of that name, so that onnxruntime checks the very graph that is built.
+`CustomQKVToContextPluginDynamic`, version 2, computes softmax(q kᵀ / √d) v over packed sequences [all tokens, heads · 3
+· d, 1, 1]. TensorRT's parser takes the node for its plugin by name; every other reader of the file finds what it
+computes in a model-local function of that name, so that onnxruntime checks the very graph that is built.
 """
 
 import dataclasses
@@ -13,13 +14,22 @@ import numpy as np
 import onnx_ir as ir
 
 from vit_convert.core.errors import ExportError
-from vit_convert.export.weights import Weight, add_constant, add_weight, concatenate, convolution_kernel, replace_weight, weight_of
+from vit_convert.export.weights import (
+    Weight,
+    add_constant,
+    add_weight,
+    concatenate,
+    convolution_kernel,
+    replace_weight,
+    weight_of,
+)
 
 PLUGIN, DOMAIN = "CustomQKVToContextPluginDynamic", "tensorrt.plugin"
 HEAD_SIZE = 64  # of its half-precision kernels
 MAX_TOKENS = 512
 _KERNEL_HEADS = (64, 80)  # of our own kernels in half precision
-_KERNEL_BYTES = 227 * 1024  # of shared memory, which holds an image's keys and values of one head; an A100 has 163, an L40 99
+# of shared memory, which holds an image's keys and values of one head; an A100 has 163, an L40 99
+_KERNEL_BYTES = 227 * 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,12 +60,14 @@ def fits(head_size: int, num_tokens: int) -> bool:
 
 
 def fits_kernels(head_size: int, num_tokens: int) -> bool:
-    """Whether our own half-precision kernel takes heads of this size over so many tokens, on a GPU of Hopper's shared memory."""
+    """Whether our own half-precision kernel takes heads of this size over so many tokens, on a GPU of Hopper's shared
+    memory."""
     return head_size in _KERNEL_HEADS and -(-num_tokens // 16) * 16 * 4 * (head_size + 8) <= _KERNEL_BYTES
 
 
 def attention_to_plugin(model: ir.Model) -> int:
-    """Turns self-attention over all tokens into one convolution for q, k and v, the plugin, and one for the projection, in place.
+    """Turns self-attention over all tokens into one convolution for q, k and v, the plugin, and one for the projection,
+    in place.
 
     Args:
         model: a ViT with its tokens flat (see tokens.py) and the scale in the query's weights; weights described.
@@ -75,11 +87,14 @@ def attention_to_plugin(model: ir.Model) -> int:
 
 
 def attention_for_kernels(model: ir.Model) -> int:
-    """The same for our own kernels in half precision, which `fused.encoder_to_half_kernels` puts in the plugin's place."""
+    """The same for our own kernels in half precision, which `fused.encoder_to_half_kernels` puts in the plugin's
+    place."""
 
     def refuse(size: int, tokens: int) -> str:
         kernels = f"the kernels are for heads of {' or '.join(map(str, _KERNEL_HEADS))} over what shared memory holds"
-        return "" if fits_kernels(size, tokens) else f"lowering kernels: heads of {size} over {tokens} tokens; {kernels}"
+        return (
+            "" if fits_kernels(size, tokens) else f"lowering kernels: heads of {size} over {tokens} tokens; {kernels}"
+        )
 
     return _replace_all(model, refuse)
 
@@ -91,9 +106,12 @@ def _replace_all(model: ir.Model, refuse: Callable[[int, int], str]) -> int:
             raise ExportError(why, fix="Leave it out of `lowerings`.")
     if not found:
         raise ExportError(
-            "lowering plugin: the model has no attention over all of a fixed number of tokens", fix="Leave it out of `lowerings`."
+            "lowering plugin: the model has no attention over all of a fixed number of tokens",
+            fix="Leave it out of `lowerings`.",
         )
-    sequences = {tokens: _sequences(model.graph, tokens) for tokens in dict.fromkeys(attention.tokens for attention in found)}
+    sequences = {
+        tokens: _sequences(model.graph, tokens) for tokens in dict.fromkeys(attention.tokens for attention in found)
+    }
     for attention in found:
         _replace(model.graph, attention, sequences[attention.tokens])
     model.opset_imports[DOMAIN] = 1
@@ -105,14 +123,21 @@ def _replace_all(model: ir.Model, refuse: Callable[[int, int], str]) -> int:
 def _attention(softmax: ir.Node) -> _Attention | None:
     scores = softmax.inputs[0] if softmax.op_type == "Softmax" else None
     first, second = scores.producer() if scores is not None else None, _only_user(softmax.outputs[0])
-    if scores is None or scores.shape is None or first is None or second is None or {first.op_type, second.op_type} != {"MatMul"}:
+    if (
+        scores is None
+        or scores.shape is None
+        or first is None
+        or second is None
+        or {first.op_type, second.op_type} != {"MatMul"}
+    ):
         return None
     query, key, value = (_dense_above(operand) for operand in (first.inputs[0], first.inputs[1], second.inputs[1]))
     out = _dense_below(second.outputs[0])
     if query is None or key is None or value is None or out is None or not query.source is key.source is value.source:
         return None
     _, heads, rows, columns = scores.shape
-    if rows != columns or not isinstance(rows, int) or not isinstance(heads, int):  # the pooled token attends from one row
+    # the pooled token attends from one row
+    if rows != columns or not isinstance(rows, int) or not isinstance(heads, int):
         return None
     return _Attention(query, key, value, out, heads, rows)
 
@@ -132,8 +157,16 @@ def _dense_below(value: ir.Value) -> _Dense | None:
 
 
 def _dense(add: ir.Node | None) -> _Dense | None:
-    product = add.inputs[0].producer() if add is not None and add.op_type == "Add" and add.inputs[0] is not None else None
-    if add is None or product is None or product.op_type != "MatMul" or not weight_of(product.inputs[1]) or not weight_of(add.inputs[1]):
+    product = (
+        add.inputs[0].producer() if add is not None and add.op_type == "Add" and add.inputs[0] is not None else None
+    )
+    if (
+        add is None
+        or product is None
+        or product.op_type != "MatMul"
+        or not weight_of(product.inputs[1])
+        or not weight_of(add.inputs[1])
+    ):
         return None
     source, kernel, bias = product.inputs[0], product.inputs[1], add.inputs[1]
     assert source is not None and kernel is not None and bias is not None
@@ -152,9 +185,15 @@ def _width(dense: _Dense) -> int:
 def _replace(graph: ir.Graph, attention: _Attention, sequences: list[ir.Value]) -> None:
     reshape, after = attention.query.source.producer(), _only_user(attention.out.result)
     if reshape is None or reshape.op_type != "Reshape" or after is None or after.op_type != "Reshape":
-        raise ExportError("lowering plugin: the tokens are not flat around an attention", fix="Leave it out of `lowerings`.")
+        raise ExportError(
+            "lowering plugin: the tokens are not flat around an attention", fix="Leave it out of `lowerings`."
+        )
     # The plugin divides the scores by √d, which the query's weights have done already.
-    parts = [(attention.query, math.sqrt(_width(attention.query) // attention.heads)), (attention.key, 1.0), (attention.value, 1.0)]
+    parts = [
+        (attention.query, math.sqrt(_width(attention.query) // attention.heads)),
+        (attention.key, 1.0),
+        (attention.value, 1.0),
+    ]
     kernel = _interleaved([_scaled(_weight(dense.kernel), factor) for dense, factor in parts], attention.heads)
     bias = _interleaved([_scaled(_weight(dense.bias), factor) for dense, factor in parts], attention.heads)
     scope = str(attention.query.kernel.name).rsplit("query/", 1)[0] + "qkv/"
@@ -162,8 +201,11 @@ def _replace(graph: ir.Graph, attention: _Attention, sequences: list[ir.Value]) 
     width = columns // 3
     weights = add_weight(graph, f"{scope}kernel", convolution_kernel(kernel)), add_weight(graph, f"{scope}bias", bias)
     qkv = ir.node("Conv", [reshape.inputs[0], *weights], {"kernel_shape": [1, 1]})
-    settings = {"type_id": 1, "hidden_size": width, "num_heads": attention.heads, "has_mask": 1, "var_seqlen": 1}  # type 1: half
-    plugin = ir.node(PLUGIN, [qkv.outputs[0], *sequences], {**settings, "plugin_version": "2", "plugin_namespace": ""}, domain=DOMAIN)
+    # type 1: half
+    settings = {"type_id": 1, "hidden_size": width, "num_heads": attention.heads, "has_mask": 1, "var_seqlen": 1}
+    plugin = ir.node(
+        PLUGIN, [qkv.outputs[0], *sequences], {**settings, "plugin_version": "2", "plugin_namespace": ""}, domain=DOMAIN
+    )
     turned = replace_weight(graph, attention.out.kernel, convolution_kernel(_weight(attention.out.kernel)))
     projection = ir.node("Conv", [plugin.outputs[0], turned, attention.out.bias], {"kernel_shape": [1, 1]})
     for node, channels in ((qkv, columns), (plugin, width), (projection, _width(attention.out))):
@@ -192,7 +234,8 @@ def _interleaved(parts: list[Weight], heads: int) -> Weight:
 
 
 def _sequences(graph: ir.Graph, tokens: int) -> list[ir.Value]:
-    """The plugin's other inputs: a mask that it ignores, where each image's tokens end, and something as long as an image's tokens."""
+    """The plugin's other inputs: a mask that it ignores, where each image's tokens end, and something as long as an
+    image's tokens."""
     zero, one = (add_constant(graph, name, np.array(i)) for i, name in enumerate(("sequence_start", "sequence_one")))
     length = add_constant(graph, "sequence_length", np.array(tokens))
     shape = ir.node("Shape", [graph.inputs[0]])

@@ -20,7 +20,8 @@ def clean(model: ir.Model) -> None:
 
 
 def _constants_last(model: ir.Model) -> None:
-    """Makes constants and weights the right operand of every Add and Mul, so that a pattern has one order to look for."""
+    """Makes constants and weights the right operand of every Add and Mul, so that a pattern has one order to look
+    for."""
     for node in model.graph:
         if node.op_type in ("Add", "Mul"):
             left, right = node.inputs

@@ -1,7 +1,8 @@
-"""Height and width that vary: a ViT traced at one size becomes a graph for all sizes, its position table resampled inside.
+"""Height and width that vary: a ViT traced at one size becomes a graph for all sizes, its position table resampled
+inside.
 
-jax2onnx cannot add a table to a number of tokens that it does not know, so the trace is of one size; afterwards nothing in a ViT
-depends on the number of tokens but the table and the shapes of the Reshapes.
+jax2onnx cannot add a table to a number of tokens that it does not know, so the trace is of one size; afterwards nothing
+in a ViT depends on the number of tokens but the table and the shapes of the Reshapes.
 """
 
 import onnx_ir as ir
@@ -14,11 +15,12 @@ from vit_convert.export.weights import add_constant, replace_weight, weight_of
 def make_dynamic(model: ir.Model, grid: tuple[int, int], table: str, image: str) -> None:
     """Makes the height and width of the images symbolic, in place.
 
-    The table is resampled by ONNX's Resize, linear with aligned corners, which reads position i·(old−1)/(new−1) of each axis as
-    `families.vit.posemb.resample` does, and is added before the patches are laid out as tokens.
+    The table is resampled by ONNX's Resize, linear with aligned corners, which reads position i·(old−1)/(new−1) of each
+    axis as `families.vit.posemb.resample` does, and is added before the patches are laid out as tokens.
 
     Args:
-        model: a ViT's graph of one size, its image input [batch, height, width, 3] or [batch, 3, height, width]; weights described.
+        model: a ViT's graph of one size, its image input [batch, height, width, 3] or [batch, 3, height, width];
+            weights described.
         grid: (rows, columns) of patches that the position table is for.
         table: name of the position table's parameter.
         image: name of the input that takes images.
@@ -31,7 +33,9 @@ def make_dynamic(model: ir.Model, grid: tuple[int, int], table: str, image: str)
     _copy_tokens(model.graph)
     images = next(value for value in model.graph.inputs if value.name == image)
     assert images.shape is not None
-    images.shape = ir.Shape(["batch", "height", "width", 3] if images.shape[3] == 3 else ["batch", 3, "height", "width"])
+    images.shape = ir.Shape(
+        ["batch", "height", "width", 3] if images.shape[3] == 3 else ["batch", 3, "height", "width"]
+    )
     _forget_shapes(model.graph, conv, reshape)
     clean(model)
 
@@ -39,7 +43,9 @@ def make_dynamic(model: ir.Model, grid: tuple[int, int], table: str, image: str)
 def _embedding(graph: ir.Graph, table: str) -> tuple[ir.Node, ir.Node, ir.Node, ir.Node]:
     """The nodes that make tokens: the addition of the table, and the Reshape, Transpose and Conv before it."""
     for node in graph:
-        tables = [value for value in node.inputs if (weight := weight_of(value)) is not None and weight.sources == (table,)]
+        tables = [
+            value for value in node.inputs if (weight := weight_of(value)) is not None and weight.sources == (table,)
+        ]
         if node.op_type != "Add" or not tables:
             continue
         patches = next(value for value in node.inputs if value is not tables[0])
@@ -50,17 +56,22 @@ def _embedding(graph: ir.Graph, table: str) -> tuple[ir.Node, ir.Node, ir.Node, 
             assert reshape is not None and transpose is not None
             return node, reshape, transpose, conv
     raise ExportError(
-        "the graph does not add a position table to the patches of a convolution, so its image size is fixed", fix="Give one image_size."
+        "the graph does not add a position table to the patches of a convolution, so its image size is fixed",
+        fix="Give one image_size.",
     )
 
 
-def _resample(model: ir.Model, grid: tuple[int, int], add: ir.Node, reshape: ir.Node, transpose: ir.Node, conv: ir.Node) -> None:
+def _resample(
+    model: ir.Model, grid: tuple[int, int], add: ir.Node, reshape: ir.Node, transpose: ir.Node, conv: ir.Node
+) -> None:
     graph, patches = model.graph, conv.outputs[0]  # [B, D, h, w]
     (table,) = [value for value in add.inputs if weight_of(value) is not None]
     weight = weight_of(table)
     assert table is not None and weight is not None
     width = weight.shape[-1]
-    planes = replace_weight(graph, table, weight.then((1, width, *grid), lambda a: a.reshape(1, *grid, width).transpose(0, 3, 1, 2)))
+    planes = replace_weight(
+        graph, table, weight.then((1, width, *grid), lambda a: a.reshape(1, *grid, width).transpose(0, 3, 1, 2))
+    )
     shape = ir.node("Shape", [patches])
     sides = ir.node("Gather", [shape.outputs[0], add_constant(graph, "grid_axes", [2, 3])], {"axis": 0})
     sizes = ir.node("Concat", [add_constant(graph, "table_axes", [1, width]), sides.outputs[0]], {"axis": 0})
@@ -84,12 +95,18 @@ def _copy_tokens(graph: ir.Graph) -> None:
         if source is None or target is None or target.const_value is None or source.shape is None:
             continue
         numbers = target.const_value.numpy().tolist()
-        if len(numbers) > 2 and len(source.shape) > 2 and numbers[1] == source.shape[1] and isinstance(source.shape[1], int):
+        if (
+            len(numbers) > 2
+            and len(source.shape) > 2
+            and numbers[1] == source.shape[1]
+            and isinstance(source.shape[1], int)
+        ):
             node.replace_input_with(1, add_constant(graph, "token_axes", [numbers[0], 0, *numbers[2:]]))
 
 
 def _forget_shapes(graph: ir.Graph, conv: ir.Node, reshape: ir.Node) -> None:
-    """Drops the shapes of the traced size, for inference to find them anew; names the dimensions that it could not tell to be equal."""
+    """Drops the shapes of the traced size, for inference to find them anew; names the dimensions that it could not tell
+    to be equal."""
     tokens = reshape.outputs[0]
     assert tokens.shape is not None
     width = tokens.shape[-1]

@@ -1,4 +1,5 @@
-"""The attention scale inside the query's weights: one product less to compute, and the form that TensorRT 8.6 runs fastest."""
+"""The attention scale inside the query's weights: one product less to compute, and the form that TensorRT 8.6 runs
+fastest."""
 
 import functools
 
@@ -20,7 +21,8 @@ def _weight(value: ir.Value | None) -> Weight:
 
 
 def fold_scale(model: ir.Model) -> int:
-    """Multiplies the attention scale into the query's kernel and bias, in place: exact where the scale is a power of two.
+    """Multiplies the attention scale into the query's kernel and bias, in place: exact where the scale is a power of
+    two.
 
     Args:
         model: the graph with the scale on the query; weights described and not computed.
@@ -37,14 +39,22 @@ def fold_scale(model: ir.Model) -> int:
         reshape = _producer(query, "Reshape")
         add = _producer(reshape.inputs[0], "Add") if reshape is not None else None
         matmul = _producer(add.inputs[0], "MatMul") if add is not None else None
-        if query is None or add is None or matmul is None or weight_of(matmul.inputs[1]) is None or weight_of(add.inputs[1]) is None:
+        if (
+            query is None
+            or add is None
+            or matmul is None
+            or weight_of(matmul.inputs[1]) is None
+            or weight_of(add.inputs[1]) is None
+        ):
             continue
         scale = np.float32(factor.const_value.numpy().reshape(()))
         for owner, index in ((matmul, 1), (add, 1)):
             old = owner.inputs[index]
             assert old is not None
             weight = _weight(old)
-            owner.replace_input_with(index, replace_weight(graph, old, weight.then(weight.shape, functools.partial(np.multiply, scale))))
+            owner.replace_input_with(
+                index, replace_weight(graph, old, weight.then(weight.shape, functools.partial(np.multiply, scale)))
+            )
         ir.convenience.replace_all_uses_with(node.outputs[0], query)
         graph.remove(node, safe=True)
         folded += 1

@@ -1,7 +1,9 @@
-"""An encoder of INT8 convolutions: between them the kernels of `vit_convert/kernels`, which read and write INT8 rows, and a stream in FP16.
+"""An encoder of INT8 convolutions: between them the kernels of `vit_convert/kernels`, which read and write INT8 rows,
+and a stream in FP16.
 
-TensorRT's own LayerNorm writes no INT8 and its FP16 attention reads none, so that each would stand between two kernels that do nothing
-but convert. As for TensorRT's attention plugin, every other reader of the file finds what a node computes in a model-local function.
+TensorRT's own LayerNorm writes no INT8 and its FP16 attention reads none, so that each would stand between two kernels
+that do nothing but convert. As for TensorRT's attention plugin, every other reader of the file finds what a node
+computes in a model-local function.
 """
 
 import dataclasses
@@ -41,7 +43,8 @@ def encoder_to_kernels(model: ir.Model, *, quantized: bool = True) -> int:
     widths = {node.attributes["hidden_size"].as_int() for node in attentions}
     if width := next((width for width in sorted(widths, reverse=True) if width > MAX_WIDTH or width % 32), 0):
         raise ExportError(
-            f"lowering {'fused' if quantized else 'kernels'}: a width of {width}; the kernels are for multiples of 32 up to {MAX_WIDTH}",
+            f"lowering {'fused' if quantized else 'kernels'}: a width of {width}; the kernels are for multiples of "
+            f"32 up to {MAX_WIDTH}",
             fix="Leave it out of `lowerings`.",
         )
     for node in attentions:
@@ -56,7 +59,8 @@ def encoder_to_kernels(model: ir.Model, *, quantized: bool = True) -> int:
 
 
 def write_in_fp16(model: ir.Model, tensors: Collection[str]) -> None:
-    """Has our kernels write some tensors in FP16 instead of INT8, in place, so that the products that read these stay in FP16.
+    """Has our kernels write some tensors in FP16 instead of INT8, in place, so that the products that read these stay
+    in FP16.
 
     Args:
         model: after `encoder_to_kernels`.
@@ -119,15 +123,25 @@ def _replace_attention(graph: ir.Graph, old: ir.Node, quantized: bool) -> None:
     tokens = longest.shape[0]
     assert isinstance(tokens, int)
     heads = old.attributes["num_heads"].as_int()
-    settings = {"heads": heads, "tokens": tokens, "head": old.attributes["hidden_size"].as_int() // heads, "int8_in": int(quantized)}
-    node = ir.node(ATTENTION, [qkv], {**settings, **_plugin(quantized and _feeds_convolutions(old.outputs[0]))}, domain=DOMAIN)
+    settings = {
+        "heads": heads,
+        "tokens": tokens,
+        "head": old.attributes["hidden_size"].as_int() // heads,
+        "int8_in": int(quantized),
+    }
+    node = ir.node(
+        ATTENTION, [qkv], {**settings, **_plugin(quantized and _feeds_convolutions(old.outputs[0]))}, domain=DOMAIN
+    )
     _take_over(graph, old, node.outputs[0], old.outputs[0])
 
 
 def _replace_norm(graph: ir.Graph, norm: ir.Node, quantized: bool) -> None:
     source, gamma, beta = norm.inputs[:3]
     assert source is not None
-    settings = {"epsilon": norm.attributes["epsilon"].as_float(), **_plugin(quantized and _feeds_convolutions(norm.outputs[0]))}
+    settings = {
+        "epsilon": norm.attributes["epsilon"].as_float(),
+        **_plugin(quantized and _feeds_convolutions(norm.outputs[0])),
+    }
     add = source.producer()
     branch = _branch(add) if add is not None and add.op_type == "Add" else None
     if add is None or branch is None or source.is_graph_output():
@@ -150,7 +164,11 @@ def _plugin(quantized: bool) -> dict[str, int | float | str]:
 
 def _branch(add: ir.Node) -> ir.Value | None:
     """The operand of a residual addition that a convolution computes."""
-    found = [value for value in add.inputs if value is not None and (p := value.producer()) is not None and p.op_type == "Conv"]
+    found = [
+        value
+        for value in add.inputs
+        if value is not None and (p := value.producer()) is not None and p.op_type == "Conv"
+    ]
     return found[0] if len(found) == 1 else None
 
 
@@ -194,7 +212,9 @@ class _Body:
         graph = ir.Graph(inputs, outputs, nodes=self.nodes, opset_imports={"": opset}, name=name)
         kinds = {**attributes, "quantized": ir.AttributeType.INT}
         kinds |= dict.fromkeys(("plugin_version", "plugin_namespace"), ir.AttributeType.STRING)
-        return ir.Function(DOMAIN, name, graph=graph, attributes=[ir.Attr(word, kind, None) for word, kind in kinds.items()])
+        return ir.Function(
+            DOMAIN, name, graph=graph, attributes=[ir.Attr(word, kind, None) for word, kind in kinds.items()]
+        )
 
 
 def _attention_function(opset: int) -> ir.Function:
@@ -202,7 +222,8 @@ def _attention_function(opset: int) -> ir.Function:
     qkv, body = ir.Value(name="qkv"), _Body()
     heads, size = body.given("heads"), body.given("head")
     split = body.add("Concat", body.numbers(-1), body.given("tokens"), heads, body.numbers(3), size, axis=0)
-    parts = body.add("Transpose", body.add("Reshape", qkv, split), perm=[3, 0, 2, 1, 4])  # [3, images, heads, tokens, d]
+    # [3, images, heads, tokens, d]
+    parts = body.add("Transpose", body.add("Reshape", qkv, split), perm=[3, 0, 2, 1, 4])
     query, key, value = (body.add("Gather", parts, body.add("Constant", value_int=i), axis=0) for i in range(3))
     scores = body.add("MatMul", query, body.add("Transpose", key, perm=[0, 1, 3, 2]))
     scores = body.add("Div", scores, body.add("Sqrt", body.add("Cast", size, to=int(ir.DataType.FLOAT))))

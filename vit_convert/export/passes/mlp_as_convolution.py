@@ -1,8 +1,9 @@
-"""The MLPs as 1 × 1 convolutions over tokens [batch · tokens, width, 1, 1]: TensorRT 8.6 computes GELU inside such a convolution's kernel.
+"""The MLPs as 1 × 1 convolutions over tokens [batch · tokens, width, 1, 1]: TensorRT 8.6 computes GELU inside such a
+convolution's kernel.
 
-After a matrix product, GELU is a kernel of its own that reads and writes the widest tensors of the model. The residual stream and the
-LayerNorms take the same layout, so that nothing is copied in between; attention stays a product over [batch, tokens, width], the form
-that TensorRT fuses.
+After a matrix product, GELU is a kernel of its own that reads and writes the widest tensors of the model. The residual
+stream and the LayerNorms take the same layout, so that nothing is copied in between; attention stays a product over
+[batch, tokens, width], the form that TensorRT fuses.
 """
 
 import math
@@ -17,10 +18,12 @@ _TOKENS = "vit_convert.tokens"  # how many tokens an image has, kept with a flat
 
 
 def mlps_to_convolutions(model: ir.Model) -> int:
-    """Turns fc1 → activation → fc2 behind a LayerNorm into convolutions, and what stands between them into their layout, in place.
+    """Turns fc1 → activation → fc2 behind a LayerNorm into convolutions, and what stands between them into their
+    layout, in place.
 
     Args:
-        model: a ViT whose Dense layers are MatMul + Add over [batch, tokens, width] with a fixed number of tokens; weights described.
+        model: a ViT whose Dense layers are MatMul + Add over [batch, tokens, width] with a fixed number of tokens;
+            weights described.
 
     Returns:
         How many MLPs there are.
@@ -56,7 +59,8 @@ def as_tokens(graph: ir.Graph, value: ir.Value) -> ir.Value:
 
 
 def _mlp(first: ir.Node) -> dict[ir.Node, ir.Node] | None:
-    """The MatMuls of fc1 and fc2 with their bias Adds; None where no single Dense follows fc1 through elementwise nodes."""
+    """The MatMuls of fc1 and fc2 with their bias Adds; None where no single Dense follows fc1 through elementwise
+    nodes."""
     add = _bias(first)
     inside: set[ir.Node] = set()
     ends: set[ir.Node] = set()
@@ -84,7 +88,11 @@ def _reads_norm_alone(node: ir.Node) -> bool:
 
 
 def _has_fixed_tokens(value: ir.Value) -> bool:
-    return value.shape is not None and len(value.shape) == 3 and all(isinstance(dim, int) for dim in tuple(value.shape)[1:])
+    return (
+        value.shape is not None
+        and len(value.shape) == 3
+        and all(isinstance(dim, int) for dim in tuple(value.shape)[1:])
+    )
 
 
 def _sizes(value: ir.Value) -> tuple[int, int]:
@@ -96,7 +104,11 @@ def _sizes(value: ir.Value) -> tuple[int, int]:
 
 
 def _is_norm_of_dense(node: ir.Node) -> bool:
-    if node.op_type != "LayerNormalization" or not _has_fixed_tokens(node.outputs[0]) or not all(map(weight_of, node.inputs[1:])):
+    if (
+        node.op_type != "LayerNormalization"
+        or not _has_fixed_tokens(node.outputs[0])
+        or not all(map(weight_of, node.inputs[1:]))
+    ):
         return False
     return any(user.op_type == "MatMul" and weight_of(user.inputs[1]) is not None for user, _ in node.outputs[0].uses())
 
@@ -108,7 +120,8 @@ def _is_elementwise(node: ir.Node) -> bool:
         node.op_type in ELEMENTWISE
         and _has_fixed_tokens(node.outputs[0])
         and all(
-            value is not None and (value.shape == shape or (value.const_value is not None and value.const_value.size == 1))
+            value is not None
+            and (value.shape == shape or (value.const_value is not None and value.const_value.size == 1))
             for value in node.inputs
         )
     )
@@ -141,13 +154,18 @@ def _flatten_norm(layout: "_Layout", norm: ir.Node) -> None:
     for value in norm.inputs[1:]:
         weight = weight_of(value)
         assert value is not None and weight is not None
-        parameters.append(replace_weight(layout.graph, value, weight.then((*weight.shape, 1, 1), lambda vector: vector[:, None, None])))
+        parameters.append(
+            replace_weight(
+                layout.graph, value, weight.then((*weight.shape, 1, 1), lambda vector: vector[:, None, None])
+            )
+        )
     epsilon = norm.attributes["epsilon"].as_float() if "epsilon" in norm.attributes else 1e-5
     layout.rewrite(norm, "LayerNormalization", [norm.inputs[0], *parameters], {"axis": 1, "epsilon": epsilon})
 
 
 class _Layout:
-    """Puts nodes into the flat layout [batch · tokens, width, 1, 1], each behind one Reshape and before one, and skips pairs of these.
+    """Puts nodes into the flat layout [batch · tokens, width, 1, 1], each behind one Reshape and before one, and skips
+    pairs of these.
 
     Args:
         graph: what is rewritten.
@@ -174,14 +192,17 @@ class _Layout:
             attributes: of the new node.
         """
         tokens_of = {value for value in (*old.inputs, inputs[0]) if value is not None and _has_fixed_tokens(value)}
-        flattened = [self._flatten(value, old) if value is not None and value in tokens_of else value for value in inputs]
+        flattened = [
+            self._flatten(value, old) if value is not None and value in tokens_of else value for value in inputs
+        ]
         node = ir.node(op_type, flattened, attributes)
         result, flat = old.outputs[0], node.outputs[0]
         tokens, width = _sizes(result)
         flat.shape, flat.type, flat.meta[_TOKENS] = ir.Shape([None, width, 1, 1]), result.type, tokens
         back = ir.node("Reshape", [flat, add_constant(self.graph, "tokens", [-1, tokens, width])])
         back.outputs[0].shape, back.outputs[0].type = result.shape, result.type
-        named = back.outputs[0] if result.is_graph_output() else flat  # the graph's output keeps its layout, a tap need not
+        # the graph's output keeps its layout, a tap need not
+        named = back.outputs[0] if result.is_graph_output() else flat
         named.name, result.name = result.name, None
         self.graph.insert_before(old, [node, back])
         ir.convenience.replace_all_uses_with(result, back.outputs[0], replace_graph_outputs=True)

@@ -1,6 +1,8 @@
-"""Tokens that are only moved, by chains of Reshape, Transpose, Slice and Concat, moved by one Gather: each of the others copies them all.
+"""Tokens that are only moved, by chains of Reshape, Transpose, Slice and Concat, moved by one Gather: each of the
+others copies them all.
 
-A Swin's windows are shifted by two Concats and two Transposes there and as many back; its merging takes windows apart and pairs neighbours.
+A Swin's windows are shifted by two Concats and two Transposes there and as many back; its merging takes windows apart
+and pairs neighbours.
 """
 
 import math
@@ -14,7 +16,8 @@ from vit_convert.export.weights import add_constant
 
 _COPIES = frozenset({"Transpose", "Concat"})
 _MOVES = _COPIES | {"Reshape", "Slice"}
-_MAX_ELEMENTS = 1 << 24  # of an image, with whose numbers a chain is followed; a Swin-L of 384 pixels has 2^21 in its first stage
+# of an image, with whose numbers a chain is followed; a Swin-L of 384 pixels has 2^21 in its first stage
+_MAX_ELEMENTS = 1 << 24
 
 
 def moves_to_gather(model: ir.Model) -> int:
@@ -32,7 +35,9 @@ def moves_to_gather(model: ir.Model) -> int:
     replaced = 0
     for node in list(model.graph):
         value = node.outputs[0]
-        is_end = node.op_type in _MOVES and (value.is_graph_output() or any(user.op_type not in _MOVES for user, _ in value.uses()))
+        is_end = node.op_type in _MOVES and (
+            value.is_graph_output() or any(user.op_type not in _MOVES for user, _ in value.uses())
+        )
         if (is_end or _is_tokens(value)) and node.op_type in _MOVES:
             replaced += _replace(model.graph, node)
     if not replaced:
@@ -43,7 +48,12 @@ def moves_to_gather(model: ir.Model) -> int:
 def _is_tokens(value: ir.Value) -> bool:
     """Whether a value is [batch, tokens, width], of which only the batch is open."""
     shape = value.shape
-    return shape is not None and len(shape) == 3 and not isinstance(shape[0], int) and all(isinstance(side, int) for side in shape[1:])
+    return (
+        shape is not None
+        and len(shape) == 3
+        and not isinstance(shape[0], int)
+        and all(isinstance(side, int) for side in shape[1:])
+    )
 
 
 def _replace(graph: ir.Graph, end: ir.Node) -> bool:
@@ -75,7 +85,8 @@ def _replace(graph: ir.Graph, end: ir.Node) -> bool:
 
 
 def _chain(end: ir.Node) -> tuple[ir.Value, list[ir.Node]] | None:
-    """The one value [batch, tokens, width] that moves alone make a node's output of, and these, in order; None where there is none."""
+    """The one value [batch, tokens, width] that moves alone make a node's output of, and these, in order; None where
+    there is none."""
     found: dict[ir.Node, None] = {}
     sources: dict[ir.Value, None] = {}
 
@@ -98,9 +109,14 @@ def _chain(end: ir.Node) -> tuple[ir.Value, list[ir.Node]] | None:
 
 
 def _order(source: ir.Value, nodes: list[ir.Node], result: ir.Value, tokens: int, width: int) -> np.ndarray | None:
-    """The token that each place of the result has, found by following numbers; None where tokens are cut, lost or a shape is open."""
+    """The token that each place of the result has, found by following numbers; None where tokens are cut, lost or a
+    shape is open."""
     size = tokens * width
-    if size > _MAX_ELEMENTS or result.shape is None or math.prod(s for s in result.shape[1:] if isinstance(s, int)) != size:
+    if (
+        size > _MAX_ELEMENTS
+        or result.shape is None
+        or math.prod(s for s in result.shape[1:] if isinstance(s, int)) != size
+    ):
         return None
     # Of two images: a chain that mixes them is no order of tokens.
     values: dict[ir.Value | None, np.ndarray] = {source: np.arange(2 * size, dtype=np.int32).reshape(2, tokens, width)}
@@ -116,7 +132,8 @@ def _order(source: ir.Value, nodes: list[ir.Node], result: ir.Value, tokens: int
 
 
 def _moved(node: ir.Node, inputs: list[np.ndarray | None]) -> np.ndarray | None:
-    """What a move makes of numbers; None where something about it is not constant, or says how many images there are."""
+    """What a move makes of numbers; None where something about it is not constant, or says how many images there
+    are."""
     data = inputs[0]
     if data is None:
         return None
@@ -125,12 +142,18 @@ def _moved(node: ir.Node, inputs: list[np.ndarray | None]) -> np.ndarray | None:
     if node.op_type == "Concat":
         parts = [part for part in inputs if part is not None]
         return np.concatenate(parts, node.attributes["axis"].as_int()) if len(parts) == len(inputs) else None
-    numbers: list[Any] = [None if v is None or v.const_value is None else v.const_value.numpy().tolist() for v in node.inputs[1:]]
+    numbers: list[Any] = [
+        None if v is None or v.const_value is None else v.const_value.numpy().tolist() for v in node.inputs[1:]
+    ]
     if any(number is None for number in numbers):
         return None
     if node.op_type == "Reshape":
         is_open = -1 in numbers[0] or numbers[0][0] == 0
-        return data.reshape([data.shape[i] if side == 0 else side for i, side in enumerate(numbers[0])]) if is_open else None
+        return (
+            data.reshape([data.shape[i] if side == 0 else side for i, side in enumerate(numbers[0])])
+            if is_open
+            else None
+        )
     starts, ends, axes = numbers[:3] if len(numbers) > 2 else (*numbers, range(len(numbers[0])))
     steps = numbers[3] if len(numbers) > 3 else [1] * len(starts)
     cut: list[slice] = [slice(None)] * data.ndim

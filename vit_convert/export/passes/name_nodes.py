@@ -21,7 +21,9 @@ def name_nodes(model: ir.Model, taps: Sequence[str], stacks: Sequence[Stack] = (
     """
     graph = model.graph
     kept = {*taps, *(v.name for v in graph.inputs), *(v.name for v in graph.outputs)}
-    scope = _scopes(graph, {value.name: value for node in graph for value in node.outputs if value.name in kept}, stacks)
+    scope = _scopes(
+        graph, {value.name: value for node in graph for value in node.outputs if value.name in kept}, stacks
+    )
     taken: collections.Counter[str] = collections.Counter()
     for node in graph:
         path = _path(node) or scope.get(node, "")
@@ -53,7 +55,8 @@ def _scopes(graph: ir.Graph, values: Mapping[str | None, ir.Value], stacks: Sequ
 
 
 def _entry(nodes: list[ir.Node], prefix: str) -> int:
-    """Where block 0 begins: behind the last value, before the block's first parameter, that alone carries the stream."""
+    """Where block 0 begins: behind the last value, before the block's first parameter, that alone carries the
+    stream."""
     end = next((i for i, node in enumerate(nodes) if _path(node).startswith(prefix)), len(nodes))
     earlier = {value for value in nodes[0].inputs if value is not None} if nodes else set()
     entry = 0

@@ -1,4 +1,5 @@
-"""The patch embedding as a matrix product: its patches do not overlap, so the convolution is one GEMM over reordered pixels."""
+"""The patch embedding as a matrix product: its patches do not overlap, so the convolution is one GEMM over reordered
+pixels."""
 
 import math
 
@@ -8,10 +9,11 @@ from vit_convert.export.weights import Weight, add_constant, replace_weight, wei
 
 
 def patch_to_matmul(model: ir.Model) -> int:
-    """Turns Transpose → Conv → Transpose → Reshape → Add(position table) into Reshape → Transpose → Reshape → MatMul → Add, in place.
+    """Turns Transpose → Conv → Transpose → Reshape → Add(position table) into Reshape → Transpose → Reshape → MatMul →
+    Add, in place.
 
-    The bias moves into the position table, which is added anyway. TensorRT 8.6 on Hopper has no fast kernel for a convolution of
-    three channels, and reformats its input and output around it.
+    The bias moves into the position table, which is added anyway. TensorRT 8.6 on Hopper has no fast kernel for a
+    convolution of three channels, and reformats its input and output around it.
 
     Args:
         model: the graph, input [batch, height, width, channels] of fixed size; weights described.
@@ -25,8 +27,19 @@ def patch_to_matmul(model: ir.Model) -> int:
     if conv is None or chain is None:
         return 0
     before, after, reshape, add = chain
-    pixels, kernel, bias, table = before.inputs[0], weight_of(conv.inputs[1]), weight_of(conv.inputs[2]), weight_of(add.inputs[1])
-    assert pixels is not None and pixels.shape is not None and kernel is not None and bias is not None and table is not None
+    pixels, kernel, bias, table = (
+        before.inputs[0],
+        weight_of(conv.inputs[1]),
+        weight_of(conv.inputs[2]),
+        weight_of(add.inputs[1]),
+    )
+    assert (
+        pixels is not None
+        and pixels.shape is not None
+        and kernel is not None
+        and bias is not None
+        and table is not None
+    )
     assert conv.inputs[1] is not None and add.inputs[1] is not None
     width, channels, patch, _ = kernel.shape
     _, height_pixels, width_pixels, _ = pixels.shape
@@ -34,7 +47,9 @@ def patch_to_matmul(model: ir.Model) -> int:
     rows, columns = height_pixels // patch, width_pixels // patch
 
     depth = patch * patch * channels
-    matrix = replace_weight(graph, conv.inputs[1], kernel.then((depth, width), lambda k: k.transpose(2, 3, 1, 0).reshape(depth, width)))
+    matrix = replace_weight(
+        graph, conv.inputs[1], kernel.then((depth, width), lambda k: k.transpose(2, 3, 1, 0).reshape(depth, width))
+    )
     count = len(bias.sources)
     combined = Weight(
         (*bias.sources, *table.sources),
@@ -57,16 +72,27 @@ def patch_to_matmul(model: ir.Model) -> int:
 
 
 def _chain(conv: ir.Node) -> tuple[ir.Node, ir.Node, ir.Node, ir.Node] | None:
-    """The nodes around a patch convolution: Transpose to NCHW, Transpose back, Reshape to tokens and Add; None if it is another one."""
+    """The nodes around a patch convolution: Transpose to NCHW, Transpose back, Reshape to tokens and Add; None if it is
+    another one."""
     source, kernel = conv.inputs[0], weight_of(conv.inputs[1])
     before = source.producer() if source is not None else None
     strides = tuple(conv.attributes["strides"].as_ints()) if "strides" in conv.attributes else ()
-    if before is None or before.op_type != "Transpose" or kernel is None or strides != kernel.shape[2:] or len(conv.inputs) < 3:
+    if (
+        before is None
+        or before.op_type != "Transpose"
+        or kernel is None
+        or strides != kernel.shape[2:]
+        or len(conv.inputs) < 3
+    ):
         return None
     if tuple(before.attributes["perm"].as_ints()) != (0, 3, 1, 2) or weight_of(conv.inputs[2]) is None:
         return None
     pixels = before.inputs[0]
-    if pixels is None or pixels.shape is None or any(not isinstance(dim, int) or dim % strides[0] for dim in tuple(pixels.shape)[1:3]):
+    if (
+        pixels is None
+        or pixels.shape is None
+        or any(not isinstance(dim, int) or dim % strides[0] for dim in tuple(pixels.shape)[1:3])
+    ):
         return None
     found, value = [], conv.outputs[0]
     for op_type in ("Transpose", "Reshape", "Add"):

@@ -1,8 +1,8 @@
 """The last block for one token: where the head reads the class token alone, nothing else is computed for the others.
 
-After the last attention product, every operator of a ViT works on each token by itself, so that taking the token first gives the
-same numbers. Only the keys and values of the last block need all tokens: 5/6 of that block's arithmetic goes away (exactly, for
-an MLP four times as wide), 7 % of a 12-block model.
+After the last attention product, every operator of a ViT works on each token by itself, so that taking the token first
+gives the same numbers. Only the keys and values of the last block need all tokens: 5/6 of that block's arithmetic goes
+away (exactly, for an MLP four times as wide), 7 % of a 12-block model.
 """
 
 from collections.abc import Iterator
@@ -13,12 +13,30 @@ from vit_convert.export.weights import add_constant
 
 # Nodes whose output is wanted for one token alone: its axis there, and what `_token_operands` says of them.
 _Chosen = dict[ir.Node, tuple[int, list[tuple[ir.Value, int]]]]
-ELEMENTWISE = {"Add", "Sub", "Mul", "Div", "Pow", "Max", "Sqrt", "Exp", "Neg", "Relu", "Gelu", "Sigmoid", "Tanh", "Erf", "Cast"}
-_ROWWISE = {"LayerNormalization", "Softmax", "ReduceMean"}  # where they go along the last axis; the token is never on it
+ELEMENTWISE = {
+    "Add",
+    "Sub",
+    "Mul",
+    "Div",
+    "Pow",
+    "Max",
+    "Sqrt",
+    "Exp",
+    "Neg",
+    "Relu",
+    "Gelu",
+    "Sigmoid",
+    "Tanh",
+    "Erf",
+    "Cast",
+}
+# where they go along the last axis; the token is never on it
+_ROWWISE = {"LayerNormalization", "Softmax", "ReduceMean"}
 
 
 def pooled_token(model: ir.Model, token: int | None = None) -> int | None:
-    """The index, from the beginning, of the one token that a graph goes on with; None where it goes on with all, or with another."""
+    """The index, from the beginning, of the one token that a graph goes on with; None where it goes on with all, or
+    with another."""
     pool = _find_pool(model.graph, token)
     return None if pool is None else _index(pool)
 
@@ -27,7 +45,8 @@ def prune_tokens(model: ir.Model, token: int | None = None) -> int:
     """Moves the choice of the pooled token up to where all tokens are needed, in place.
 
     Args:
-        model: one whose head reads one token through Gather(x [batch, tokens, width], index, axis=1); others are left alone.
+        model: one whose head reads one token through Gather(x [batch, tokens, width], index, axis=1); others are left
+            alone.
         token: index of the token, negative from the end; None for any.
 
     Returns:
@@ -71,20 +90,28 @@ def _is_pool(node: ir.Node) -> bool:
 
 
 def _token_operands(node: ir.Node, axis: int) -> Iterator[tuple[ir.Value, int]]:
-    """The operands that `node` reads token by token, each with its token axis, if its output is wanted for one token on `axis`.
+    """The operands that `node` reads token by token, each with its token axis, if its output is wanted for one token on
+    `axis`.
 
     Nothing is yielded for an operator that mixes tokens.
     """
-    operands = [value for value in node.inputs if value is not None and value.const_value is None and not value.is_initializer()]
+    operands = [
+        value for value in node.inputs if value is not None and value.const_value is None and not value.is_initializer()
+    ]
     rank = _rank(node.outputs[0])
     if node.op_type in ELEMENTWISE:
         constants = [value for value in node.inputs if value is not None and value not in operands]
-        same = all(_rank(value) == rank and _length(value, axis - rank) == _length(node.outputs[0], axis - rank) for value in operands)
-        if same and all(_length(value, axis - rank) == 1 for value in constants):  # a position table has another row for each token
+        same = all(
+            _rank(value) == rank and _length(value, axis - rank) == _length(node.outputs[0], axis - rank)
+            for value in operands
+        )
+        # a position table has another row for each token
+        if same and all(_length(value, axis - rank) == 1 for value in constants):
             yield from ((value, axis) for value in operands)
     elif node.op_type in _ROWWISE and axis < rank - 1 and _along_last(node):
         yield operands[0], axis
-    elif node.op_type == "MatMul" and axis == rank - 2:  # rows of the left operand; the right one is a weight, the keys or the values
+    elif node.op_type == "MatMul" and axis == rank - 2:
+        # rows of the left operand; the right one is a weight, the keys or the values
         yield node.inputs[0], axis  # type: ignore[misc]
     elif node.op_type == "Transpose":
         yield operands[0], node.attributes["perm"].as_ints()[axis]
@@ -95,13 +122,20 @@ def _token_operands(node: ir.Node, axis: int) -> Iterator[tuple[ir.Value, int]]:
 
 
 def _choose(graph: ir.Graph, pool: ir.Node) -> _Chosen:
-    """The nodes whose output is wanted for one token alone, found from the pool upwards: its axis, and what `_token_operands` says."""
+    """The nodes whose output is wanted for one token alone, found from the pool upwards: its axis, and what
+    `_token_operands` says."""
     token_uses: dict[ir.Value, list[int]] = {pool.inputs[0]: [1]}  # type: ignore[dict-item]
     chosen: _Chosen = {}
     for node in reversed(list(graph)):
         value = node.outputs[0]
         axes = token_uses.get(value, [])
-        if len(node.outputs) != 1 or not axes or len(axes) != len(value.uses()) or len(set(axes)) != 1 or value.is_graph_output():
+        if (
+            len(node.outputs) != 1
+            or not axes
+            or len(axes) != len(value.uses())
+            or len(set(axes)) != 1
+            or value.is_graph_output()
+        ):
             continue
         operands = list(_token_operands(node, axes[0]))
         if not operands:
@@ -146,7 +180,8 @@ def _restrict(graph: ir.Graph, pool: ir.Node, chosen: _Chosen) -> None:
 
 
 def _skip_transposes(graph: ir.Graph, nodes: list[ir.Node]) -> None:
-    """With one token, swapping tokens and heads moves nothing: Transpose and the Reshape beside it become one Reshape."""
+    """With one token, swapping tokens and heads moves nothing: Transpose and the Reshape beside it become one
+    Reshape."""
     for node in nodes:
         if node.op_type != "Transpose" or tuple(node.attributes["perm"].as_ints()) != (0, 2, 1, 3):
             continue
@@ -171,9 +206,18 @@ def _behind_batch(shape: ir.Shape) -> list[int]:
 def _reshape_above(value: ir.Value) -> ir.Node | None:
     """The Reshape that alone makes a value, perhaps with a scalar product (the attention scale) between."""
     node = value.producer()
-    if node is not None and node.op_type == "Mul" and node.inputs[1] is not None and node.inputs[1].const_value is not None:
+    if (
+        node is not None
+        and node.op_type == "Mul"
+        and node.inputs[1] is not None
+        and node.inputs[1].const_value is not None
+    ):
         inner = node.inputs[0]
-        node = inner.producer() if inner is not None and node.inputs[1].const_value.size == 1 and len(inner.uses()) == 1 else None
+        node = (
+            inner.producer()
+            if inner is not None and node.inputs[1].const_value.size == 1 and len(inner.uses()) == 1
+            else None
+        )
     return node if node is not None and node.op_type == "Reshape" and len(value.uses()) == 1 else None
 
 
@@ -205,7 +249,8 @@ def _along_last(node: ir.Node) -> bool:
     """Whether a normalisation or a mean is along the last axis alone."""
     rank = _rank(node.inputs[0])  # type: ignore[arg-type]
     if node.op_type != "ReduceMean":
-        return node.attributes["axis"].as_int() in (-1, rank - 1) if "axis" in node.attributes else True  # ONNX's default is -1
+        # ONNX's default is -1
+        return node.attributes["axis"].as_int() in (-1, rank - 1) if "axis" in node.attributes else True
     axes = node.attributes["axes"].as_ints() if "axes" in node.attributes else ()
     if len(node.inputs) > 1 and node.inputs[1] is not None and node.inputs[1].const_value is not None:
         axes = node.inputs[1].const_value.numpy().tolist()

@@ -8,8 +8,8 @@ import onnx_ir as ir
 from vit_convert.export.passes.cleanup import clean
 from vit_convert.export.weights import Weight, add_constant, add_weight, weight_of
 
-# Pixels are centred before they meet the weights: -128 … 127 and the folded kernel are exact or nearly so in fp16 and bf16, whereas the
-# bias that undoes the mean of 0 … 255 would be a sum of hundreds of weights, rounded to 11 bits.
+# Pixels are centred before they meet the weights: -128 … 127 and the folded kernel are exact or nearly so in fp16 and
+# bf16, whereas the bias that undoes the mean of 0 … 255 would be a sum of hundreds of weights, rounded to 11 bits.
 _CENTRE = 128
 
 
@@ -17,8 +17,8 @@ def take_pixels(model: ir.Model, image: str, scale: np.ndarray, offset: np.ndarr
     """Makes the input of images uint8 and normalises x to x · scale + offset inside, in place.
 
     A convolution without padding that reads the images takes scale and offset into its weights, kernel · scale and
-    bias + Σ kernel · (offset + 128 · scale), computed in float64 when the weights are; padding would add zeros that are no pixels, and a
-    graph that begins otherwise gets a Mul and an Add.
+    bias + Σ kernel · (offset + 128 · scale), computed in float64 when the weights are; padding would add zeros that are
+    no pixels, and a graph that begins otherwise gets a Mul and an Add.
 
     Args:
         model: the graph; weights described.
@@ -41,8 +41,14 @@ def take_pixels(model: ir.Model, image: str, scale: np.ndarray, offset: np.ndarr
     else:
         assert images.shape is not None
         shape = (3,) if images.shape[3] == 3 else (3, 1, 1)
-        nodes.append(ir.node("Mul", [cast.outputs[0], add_constant(graph, "scale", scale.astype(np.float32).reshape(shape))]))
-        nodes.append(ir.node("Add", [nodes[-1].outputs[0], add_constant(graph, "offset", offset.astype(np.float32).reshape(shape))]))
+        nodes.append(
+            ir.node("Mul", [cast.outputs[0], add_constant(graph, "scale", scale.astype(np.float32).reshape(shape))])
+        )
+        nodes.append(
+            ir.node(
+                "Add", [nodes[-1].outputs[0], add_constant(graph, "offset", offset.astype(np.float32).reshape(shape))]
+            )
+        )
     for reader, i in readers:
         reader.replace_input_with(i, nodes[-1].outputs[0])
     graph.insert_before(graph[0], nodes)
@@ -52,16 +58,23 @@ def take_pixels(model: ir.Model, image: str, scale: np.ndarray, offset: np.ndarr
 
 
 def _first_conv(images: ir.Value) -> ir.Node | None:
-    """The convolution of described weights, without padding, that alone reads the images; None where there is none such."""
+    """The convolution of described weights, without padding, that alone reads the images; None where there is none
+    such."""
     value = images
-    while len(readers := [node for node, _ in value.uses() if node.graph is not None]) == 1:  # rewritten nodes are still listed
+    # rewritten nodes are still listed
+    while len(readers := [node for node, _ in value.uses() if node.graph is not None]) == 1:
         (node,) = readers
         if node.op_type == "Conv":
             padded = "pads" in node.attributes and any(node.attributes["pads"].as_ints())
-            automatic = "auto_pad" in node.attributes and node.attributes["auto_pad"].as_string() not in ("NOTSET", "VALID")
+            automatic = "auto_pad" in node.attributes and node.attributes["auto_pad"].as_string() not in (
+                "NOTSET",
+                "VALID",
+            )
             described = all(weight_of(weight) is not None for weight in node.inputs[1:])
             ours = weight_of(node.inputs[1])
-            return node if described and not padded and not automatic and ours is not None and ours.shape[1] == 3 else None
+            return (
+                node if described and not padded and not automatic and ours is not None and ours.shape[1] == 3 else None
+            )
         if node.op_type != "Transpose":
             return None
         value = node.outputs[0]
@@ -93,4 +106,6 @@ def _fold(graph: ir.Graph, conv: ir.Node, scale: np.ndarray, offset: np.ndarray)
     conv.replace_input_with(1, add_weight(graph, kernel.name, described.then(described.shape, fold_kernel)))
     num_read = math.prod(described.shape) + (0 if described_bias is None else math.prod(described_bias.shape))
     conv.resize_inputs(3)
-    conv.replace_input_with(2, add_weight(graph, name or "bias", Weight(sources, described.shape[:1], fold_bias, num_read)))
+    conv.replace_input_with(
+        2, add_weight(graph, name or "bias", Weight(sources, described.shape[:1], fold_bias, num_read))
+    )

@@ -1,4 +1,5 @@
-"""Depth without tracing it: blocks of a stack compute one function, so two are traced and rewritten, and the second is repeated.
+"""Depth without tracing it: blocks of a stack compute one function, so two are traced and rewritten, and the second is
+repeated.
 
 The first block may share nodes with what stands before it; the second is the pattern.
 """
@@ -27,10 +28,12 @@ def between(start: ir.Value, end: ir.Value, graph: ir.Graph) -> list[ir.Node]:
 
 
 def unroll(model: ir.Model, stack: Stack) -> None:
-    """Repeats a stack's second period of blocks until there are as many as it has, in place; a stack that is there whole is left alone.
+    """Repeats a stack's second period of blocks until there are as many as it has, in place; a stack that is there
+    whole is left alone.
 
     Args:
-        model: a graph traced with `stack.traced` blocks, whose residual streams are the values that the stack's taps name.
+        model: a graph traced with `stack.traced` blocks, whose residual streams are the values that the stack's taps
+            name.
         stack: the last of its blocks feeds what the last traced one fed.
 
     Raises:
@@ -54,7 +57,12 @@ def unroll(model: ir.Model, stack: Stack) -> None:
                 for value in node.inputs
             ]
             copy = ir.Node(
-                node.domain, node.op_type, inputs, list(node.attributes.values()), num_outputs=len(node.outputs), version=node.version
+                node.domain,
+                node.op_type,
+                inputs,
+                list(node.attributes.values()),
+                num_outputs=len(node.outputs),
+                version=node.version,
             )
             for old, new in zip(node.outputs, copy.outputs):
                 new.shape, new.type = old.shape, old.type
@@ -68,7 +76,8 @@ def unroll(model: ir.Model, stack: Stack) -> None:
 
 
 def _renamed(stack: Stack, offset: int, name: str) -> str:
-    """The name of a template's parameter in the block that is `offset` further; "" where it is no parameter of the template."""
+    """The name of a template's parameter in the block that is `offset` further; "" where it is no parameter of the
+    template."""
     for block in range(stack.period, 2 * stack.period):
         if name.startswith(stack.prefix(block)):
             return stack.prefix(block + offset) + name.removeprefix(stack.prefix(block))
@@ -87,7 +96,8 @@ def unrolled_taps(stack: Stack, taps: Sequence[str]) -> list[str]:
 
 
 def tap_of_copy(stack: Stack, offset: int, name: str | None) -> str | None:
-    """What a tapped value of the template, the stream behind a block or something within it, is called in a copy; None for others."""
+    """What a tapped value of the template, the stream behind a block or something within it, is called in a copy; None
+    for others."""
     for block in range(stack.period, 2 * stack.period):
         tap = stack.tap(block)
         if name is not None and (name == tap or name.startswith(f"{tap}/")):
@@ -104,7 +114,8 @@ def _weight_of_block(graph: ir.Graph, value: ir.Value, rename: Callable[[str], s
     name, sources = rename(value.name), tuple(map(rename, weight.sources))
     if not name or not all(sources):
         raise ExportError(
-            f"{', '.join(weight.sources)}: read within a block that is repeated, and not one of its parameters: all blocks would share it",
+            f"{', '.join(weight.sources)}: read within a block that is repeated, and not one of its parameters: all "
+            "blocks would share it",
             fix="Give every block of the stack parameters of its own, under its scope.",
         )
     if name in graph.initializers:

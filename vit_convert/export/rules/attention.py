@@ -12,14 +12,24 @@ _MIX = ("...hqk,...khd->...qhd", "bhqk,bkhd->bqhd")
 
 
 class EinsumAttention(Rule):
-    """Einsum(q/√d, k) → Softmax → Einsum(·, v) becomes 4-D MatMuls, the scale on the query: where TensorRT 10 and later fuse it."""
+    """Einsum(q/√d, k) → Softmax → Einsum(·, v) becomes 4-D MatMuls, the scale on the query: where TensorRT 10 and later
+    fuse it."""
 
     def pattern(self, op: Any, query: Any, key: Any, value: Any, root: Any) -> Any:
         scores = op.Einsum(op.Div(query, root), key, _outputs=["scores"])  # q·kᵀ/√d: [B, H, Sq, Sk]
         weights = op.Softmax(scores, _outputs=["weights"])
         return op.Einsum(weights, value, _outputs=["mixed"])  # [B, Sq, H, d]
 
-    def check(self, context: Any, query: ir.Value, root: ir.Value, scores: ir.Value, weights: ir.Value, mixed: ir.Value, **_: Any) -> None:
+    def check(
+        self,
+        context: Any,
+        query: ir.Value,
+        root: ir.Value,
+        scores: ir.Value,
+        weights: ir.Value,
+        mixed: ir.Value,
+        **_: Any,
+    ) -> None:
         for what, got, known in (("scores", _equation(scores), _SCORES), ("mix", _equation(mixed), _MIX)):
             if got not in known:
                 raise Decline(f"the {what} Einsum is {got!r}")
@@ -43,7 +53,8 @@ class EinsumAttention(Rule):
 
 
 class ScaleOnQuery(Rule):
-    """Softmax(q·kᵀ · s), however the scale is spelt, → Softmax((q · s)·kᵀ): TensorRT 10 and later want the scale before the product."""
+    """Softmax(q·kᵀ · s), however the scale is spelt, → Softmax((q · s)·kᵀ): TensorRT 10 and later want the scale before
+    the product."""
 
     def patterns(self) -> list[Any]:
         return [self.multiplied, self.divided]
@@ -59,7 +70,14 @@ class ScaleOnQuery(Rule):
             raise Decline("the scale is not a constant")
 
     def rewrite(
-        self, op: Any, query: Any, key: Any, weights: ir.Value, scale: ir.Value | None = None, root: ir.Value | None = None, **_: Any
+        self,
+        op: Any,
+        query: Any,
+        key: Any,
+        weights: ir.Value,
+        scale: ir.Value | None = None,
+        root: ir.Value | None = None,
+        **_: Any,
     ) -> Any:
         scores = op.MatMul(op.Mul(query, _factor(op, scale, root)), key)
         return op.Softmax(scores, axis=_axis(weights))

@@ -43,7 +43,9 @@ class DenseToMatMul(Rule):
             folded *= size
         lead = before[:rank]
         if not _same_axes(lead, after[:rank], math.prod(dim for dim in after[rank:] if isinstance(dim, int)) == n):
-            raise Decline(f"the output {tuple(map(str, after))} does not keep the input's leading axes {tuple(map(str, lead))}")
+            raise Decline(
+                f"the output {tuple(map(str, after))} does not keep the input's leading axes {tuple(map(str, lead))}"
+            )
         inner = (*lead, k)
         turn_in = None if len(before) == len(inner) else reshape_target(before, inner)
         turn_out = None if len(after) == len(inner) else reshape_target((*lead, n), after)
@@ -58,13 +60,17 @@ class DenseToMatMul(Rule):
 
 
 def _same_axes(before: Sequence[Any], after: Sequence[Any], same_width: bool) -> bool:
-    """Whether leading axes are the same: by their names, or since all are known but one, of which the number of elements then decides."""
+    """Whether leading axes are the same: by their names, or since all are known but one, of which the number of
+    elements then decides."""
     if tuple(before) == tuple(after):
         return True
     unknown = [i for i, (a, b) in enumerate(zip(before, after)) if a != b]
     named = [dim for dim in (*before, *after) if not isinstance(dim, int)]
     same_place = (
-        len(unknown) == 1 and len(named) == 2 and not isinstance(before[unknown[0]], int) and not isinstance(after[unknown[0]], int)
+        len(unknown) == 1
+        and len(named) == 2
+        and not isinstance(before[unknown[0]], int)
+        and not isinstance(after[unknown[0]], int)
     )
     return same_place and same_width and len(before) == len(after)
 
@@ -72,7 +78,8 @@ def _same_axes(before: Sequence[Any], after: Sequence[Any], same_width: bool) ->
 class DenseNoBiasToMatMul(DenseToMatMul):
     """Reshape(Gemm(Reshape(x), W)) → MatMul(x, W): a Dense layer without a bias."""
 
-    attributes: ClassVar[dict[str, float]] = {"alpha": 1.0, "transA": 0, "transB": 0}  # without a bias, beta multiplies nothing
+    # without a bias, beta multiplies nothing
+    attributes: ClassVar[dict[str, float]] = {"alpha": 1.0, "transA": 0, "transB": 0}
 
     def pattern(self, op: Any, x: Any, rows: Any, kernel: Any, shape: Any) -> Any:  # type: ignore[override]
         product = op.Gemm(op.Reshape(x, rows), kernel, _outputs=["product"])

@@ -37,7 +37,9 @@ class EinsumWithoutExpand(Rule):
             raise Decline(f"the equation {left},{right}->{result} does not begin every term with an ellipsis")
         right = right[3:]
         if len(static_shape(weight, "the weight")) != len(right):
-            raise Decline(f"the weight has {len(static_shape(weight, 'the weight'))} axes, its term {right!r} has {len(right)}")
+            raise Decline(
+                f"the weight has {len(static_shape(weight, 'the weight'))} axes, its term {right!r} has {len(right)}"
+            )
         unused = [letter for letter in "abcdefghijklmnopqrstuvwxyz" if letter not in left + right + result]
         lead = "".join(unused[: len(static_shape(x, "the input")) - len(left[3:])])
         return f"{lead}{left[3:]},{right}->{lead}{result[3:]}"
@@ -80,7 +82,9 @@ class EinsumToMatMul(Rule):
             raise Decline(f"the equation {left},{right}->{result} is not a matrix product")
         if not columns or (batch and (len(rows) != 1 or len(columns) != 1)):
             raise Decline(f"the equation {left},{right}->{result} has more or fewer axes than a batched matrix product")
-        size = dict(zip(right, static_shape(b, "the right operand"))) | dict(zip(left, static_shape(a, "the left operand")))
+        size = dict(zip(right, static_shape(b, "the right operand"))) | dict(
+            zip(left, static_shape(a, "the left operand"))
+        )
         product = [*batch, *rows, *columns]
         return _Plan(
             swapped,

@@ -20,7 +20,14 @@ class _HalfProduct(Rule):
     """0.5 x (1 + f(x)), the three factors multiplied in any order."""
 
     def patterns(self) -> list[Any]:
-        return [self.half_inside, self.half_inside_first, self.half_first, self.half_first_last, self.half_last, self.half_last_swapped]
+        return [
+            self.half_inside,
+            self.half_inside_first,
+            self.half_first,
+            self.half_first_last,
+            self.half_last,
+            self.half_last_swapped,
+        ]
 
     def _share(self, op: Any, x: Any) -> Any:
         """1 + f(x)."""
@@ -106,7 +113,8 @@ class ErfGelu(_ErfGelu):
 class TanhGeluToExp(_TanhGelu):
     """0.5 x (1 + tanh(z)) → x / (1 + exp(−2z)): the same function with one exponential and one division.
 
-    Where exp overflows (in fp16 from −2z > 11 on) the quotient is −0, the function's value there to within the type's precision.
+    Where exp overflows (in fp16 from −2z > 11 on) the quotient is −0, the function's value there to within the type's
+    precision.
     """
 
     def rewrite(self, op: Any, x: ir.Value, **_: Any) -> Any:
@@ -118,7 +126,8 @@ class TanhGeluToExp(_TanhGelu):
 
 
 class TanhGeluToPower(_TanhGelu):
-    """0.5 x (1 + tanh(…)) with the cube as a power: the spelling that TensorRT 8.6 computes inside the convolution before it."""
+    """0.5 x (1 + tanh(…)) with the cube as a power: the spelling that TensorRT 8.6 computes inside the convolution
+    before it."""
 
     def check(self, context: Any, **bindings: Any) -> None:  # type: ignore[override]
         super().check(context, **bindings)
@@ -127,5 +136,7 @@ class TanhGeluToPower(_TanhGelu):
 
     def rewrite(self, op: Any, x: ir.Value, **_: Any) -> Any:
         cube = op.Pow(x, op.Constant(value_float=3.0))
-        inner = op.Mul(op.Add(x, op.Mul(cube, op.Constant(value_float=_TANH_CUBIC))), op.Constant(value_float=_TANH_SCALE))
+        inner = op.Mul(
+            op.Add(x, op.Mul(cube, op.Constant(value_float=_TANH_CUBIC))), op.Constant(value_float=_TANH_SCALE)
+        )
         return op.Mul(op.Mul(op.Add(op.Tanh(inner), op.Constant(value_float=1.0)), op.Constant(value_float=0.5)), x)

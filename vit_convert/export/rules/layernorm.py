@@ -22,7 +22,8 @@ def _last_axis(value: ir.Value) -> None:
 
 
 class MeanOfSum(Rule):
-    """ReduceSum over one axis, its Reshape back and the division by its size, as jnp.mean spells it → ReduceMean that keeps the axis."""
+    """ReduceSum over one axis, its Reshape back and the division by its size, as jnp.mean spells it → ReduceMean that
+    keeps the axis."""
 
     def patterns(self) -> list[Any]:
         return [self.reshaped_first, self.reshaped_last]
@@ -84,7 +85,9 @@ class DivideByRoot(Rule):
 class _Normalize(Rule):
     """Normalisation without scale and bias → LayerNormalization with ones and zeros, which the rules below fill in."""
 
-    def check(self, context: Any, x: ir.Value, mean: ir.Value, second: ir.Value, epsilon: ir.Value, **rest: Any) -> None:
+    def check(
+        self, context: Any, x: ir.Value, mean: ir.Value, second: ir.Value, epsilon: ir.Value, **rest: Any
+    ) -> None:
         _last_axis(mean)
         _last_axis(second)
         if not isinstance(static_shape(x, "the input")[-1], int):
@@ -123,7 +126,8 @@ class FastVarianceLayerNorm(_Normalize):
 
 
 class TwoPassLayerNorm(_Normalize):
-    """The textbook form, var = E[(x − E[x])²] (Flax with use_fast_variance=False, hand-written modules), → LayerNormalization."""
+    """The textbook form, var = E[(x − E[x])²] (Flax with use_fast_variance=False, hand-written modules), →
+    LayerNormalization."""
 
     def pattern(self, op: Any, x: Any, epsilon: Any) -> Any:
         mean = op.ReduceMean(x, _allow_other_inputs=True, _outputs=["mean"])
@@ -133,7 +137,8 @@ class TwoPassLayerNorm(_Normalize):
 
 
 class GuardedLayerNorm(_Normalize):
-    """nnx.LayerNorm with use_fast_variance=False: two passes in float64, and zero for a row of equal numbers, → LayerNormalization."""
+    """nnx.LayerNorm with use_fast_variance=False: two passes in float64, and zero for a row of equal numbers, →
+    LayerNormalization."""
 
     def pattern(self, op: Any, x: Any, epsilon: Any, zero: Any, guard: Any) -> Any:
         mean = op.ReduceMean(x, _allow_other_inputs=True, _outputs=["mean"])
@@ -199,7 +204,8 @@ def _attributes(normalized: ir.Value) -> dict[str, Any]:
 
 
 class LayerNormToPrimitives(Rule):
-    """LayerNormalization → mean, deviation, mean of squares, division: TensorRT 8.6 runs the two-pass primitives faster."""
+    """LayerNormalization → mean, deviation, mean of squares, division: TensorRT 8.6 runs the two-pass primitives
+    faster."""
 
     def pattern(self, op: Any, x: Any, scale: Any, bias: Any) -> Any:
         return op.LayerNormalization(x, scale, bias, _outputs=["y"])
@@ -211,7 +217,9 @@ class LayerNormToPrimitives(Rule):
         if axis not in (-1, len(y.shape) - 1 if y.shape is not None else -1):
             raise Decline(f"it normalises axis {axis}, not the last one")
         if context.model.graph.opset_imports[""] >= 18:
-            raise Decline("ReduceMean takes its axes as an input from opset 18 on, and only TensorRT 8 gains from the primitives")
+            raise Decline(
+                "ReduceMean takes its axes as an input from opset 18 on, and only TensorRT 8 gains from the primitives"
+            )
 
     def rewrite(self, op: Any, x: ir.Value, scale: ir.Value, bias: ir.Value, y: ir.Value, **_: Any) -> Any:
         node = y.producer()

@@ -41,7 +41,8 @@ class TokenGather(Rule):
 
 
 class TileToExpand(Rule):
-    """Tile(token, [batch, 1, 1]) → Expand(token, the shape of one token of x): no arithmetic on shapes, and nothing to multiply."""
+    """Tile(token, [batch, 1, 1]) → Expand(token, the shape of one token of x): no arithmetic on shapes, and nothing to
+    multiply."""
 
     def pattern(self, op: Any, token: Any, x: Any, index: Any) -> Any:
         batch = op.Gather(op.Shape(x), index, axis=0)
@@ -66,7 +67,9 @@ class NoDropout(Rule):
 
     def check(self, context: Any, y: ir.Value, **_: Any) -> None:
         training = y.producer().inputs[2:]  # type: ignore[union-attr]
-        if training and (training[0] is None or training[0].const_value is None or bool(training[0].const_value.numpy())):
+        if training and (
+            training[0] is None or training[0].const_value is None or bool(training[0].const_value.numpy())
+        ):
             raise Decline("training mode is not the constant False")
 
     def rewrite(self, op: Any, x: ir.Value, **_: Any) -> Any:

@@ -1,4 +1,5 @@
-"""What a substitution rule is: a pattern, a check that says why it declines, and a rewrite; applied and counted here."""
+"""What a substitution rule is: a pattern, a check that says why it declines, and a rewrite; applied and counted
+here."""
 
 import collections
 import dataclasses
@@ -21,11 +22,13 @@ class Mismatch(Exception):
 
 
 class Rule:
-    """A substitution: subclasses define `pattern`, `check` (raises Decline) and `rewrite`; the docstring's first line names it.
+    """A substitution: subclasses define `pattern`, `check` (raises Decline) and `rewrite`; the docstring's first line
+    names it.
 
     Attributes:
         pattern: the graph looked for, written as calls of `op`.
-        check: gets the context and the pattern's variables by name, raises Decline or Mismatch; accepts every match by default.
+        check: gets the context and the pattern's variables by name, raises Decline or Mismatch; accepts every match by
+            default.
         rewrite: makes the replacement from `op` and the pattern's variables.
     """
 
@@ -38,7 +41,8 @@ class Rule:
     check: Callable[..., None] = _accept
 
     def patterns(self) -> Sequence[Callable[..., Any]]:
-        """The spellings looked for, where there is more than `pattern`; all bind the variables that `check` and `rewrite` need."""
+        """The spellings looked for, where there is more than `pattern`; all bind the variables that `check` and
+        `rewrite` need."""
         return [self.pattern]
 
 
@@ -83,7 +87,9 @@ def apply_rule(rule: Rule, model: ir.Model) -> RuleCount:
         return result
 
     # Matched nodes may be in use elsewhere too (jax2onnx shares Reshapes); those that are not go away below.
-    compiled = [pattern.RewriteRule(spelling, rule.rewrite, accepts, remove_nodes=False) for spelling in rule.patterns()]
+    compiled = [
+        pattern.RewriteRule(spelling, rule.rewrite, accepts, remove_nodes=False) for spelling in rule.patterns()
+    ]
     applied = pattern.RewriteRuleSet(compiled).apply_to_model(model)
     if applied:
         clean(model)
@@ -91,7 +97,8 @@ def apply_rule(rule: Rule, model: ir.Model) -> RuleCount:
 
 
 def axes_of(value: ir.Value) -> list[int] | None:
-    """The axes of the reduction that makes `value`, an attribute or an input by operator and opset; None where they are not constant."""
+    """The axes of the reduction that makes `value`, an attribute or an input by operator and opset; None where they are
+    not constant."""
     node = value.producer()
     assert node is not None
     if "axes" in node.attributes:
@@ -138,7 +145,8 @@ def static_shape(value: ir.Value, what: str) -> Sequence[int | ir.SymbolicDim]:
 
 
 def reshape_target(source: Sequence[Any], target: Sequence[Any]) -> list[int]:
-    """Spells a target shape as constants for Reshape: 0 copies the source's dimension in that place, -1 is what is left.
+    """Spells a target shape as constants for Reshape: 0 copies the source's dimension in that place, -1 is what is
+    left.
 
     Args:
         source: dimensions before, ints or symbolic.
@@ -159,5 +167,7 @@ def reshape_target(source: Sequence[Any], target: Sequence[Any]) -> list[int]:
         else:
             spelled.append(-1)
     if spelled.count(-1) > 1:
-        raise Decline(f"{tuple(map(str, target))} has more than one dynamic dimension that {tuple(map(str, source))} has not")
+        raise Decline(
+            f"{tuple(map(str, target))} has more than one dynamic dimension that {tuple(map(str, source))} has not"
+        )
     return spelled

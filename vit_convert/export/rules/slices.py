@@ -1,4 +1,5 @@
-"""Slices: ends that jax2onnx computes at run time from a shape, batch and all, become constants on the axes that are cut."""
+"""Slices: ends that jax2onnx computes at run time from a shape, batch and all, become constants on the axes that are
+cut."""
 
 from typing import Any
 
@@ -8,7 +9,8 @@ from vit_convert.export.rules.rule import Decline, Mismatch, Rule, static_shape
 
 
 class ConstantSlice(Rule):
-    """Slice(x, starts, Concat(Shape(x)[0], …), axes, 1) → Slice(x, …) of the axes that get shorter, with constant ends."""
+    """Slice(x, starts, Concat(Shape(x)[0], …), axes, 1) → Slice(x, …) of the axes that get shorter, with constant
+    ends."""
 
     def pattern(self, op: Any, x: Any, starts: Any, ends: Any, axes: Any, steps: Any) -> Any:
         return op.Slice(x, starts, ends, axes, steps, _outputs=["y"])
@@ -18,7 +20,9 @@ class ConstantSlice(Rule):
             raise Mismatch("the ends are constant already")
         self._cut(x, y, **values)
 
-    def _cut(self, x: ir.Value, y: ir.Value, starts: ir.Value, axes: ir.Value, steps: ir.Value, **_: Any) -> dict[int, tuple[int, int]]:
+    def _cut(
+        self, x: ir.Value, y: ir.Value, starts: ir.Value, axes: ir.Value, steps: ir.Value, **_: Any
+    ) -> dict[int, tuple[int, int]]:
         """Where each axis that gets shorter begins and ends.
 
         An end beyond the axis or a negative one needs no care: the shape of the result says how long a slice is.
@@ -44,4 +48,6 @@ class ConstantSlice(Rule):
     def rewrite(self, op: Any, x: ir.Value, ends: ir.Value, y: ir.Value, **values: Any) -> Any:
         cut = self._cut(x, y, **values)
         starts, new_ends = zip(*cut.values())
-        return op.Slice(x, op.Constant(value_ints=starts), op.Constant(value_ints=new_ends), op.Constant(value_ints=list(cut)))
+        return op.Slice(
+            x, op.Constant(value_ints=starts), op.Constant(value_ints=new_ends), op.Constant(value_ints=list(cut))
+        )

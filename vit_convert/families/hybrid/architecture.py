@@ -31,8 +31,8 @@ class Row:
     letters: str
 
 
-# vit_jax/configs/models.py. R50+ViT-B/16 is no whole R50: three stages, the third with nine units. R+ViT-Ti/16 has 32 pixels to a
-# token, as its stem and its patches of 8 say. The last two are ours, for tests.
+# vit_jax/configs/models.py. R50+ViT-B/16 is no whole R50: three stages, the third with nine units. R+ViT-Ti/16 has 32
+# pixels to a token, as its stem and its patches of 8 say. The last two are ours, for tests.
 HYBRIDS = {
     "R+ViT-Ti/16": Row((), 8, "Ti"),
     "R26+ViT-S/32": Row((2, 2, 2, 2), 1, "S"),
@@ -72,7 +72,8 @@ class Hybrid:
         variant: name in `HYBRIDS`; "custom" when the shapes match no row.
         stages: bottleneck units of each stage.
         image_size: (height, width) in pixels.
-        trunk: the ViT that reads the feature map: its `image_size` is that of the map, its `patch_size` counts pixels of it.
+        trunk: the ViT that reads the feature map: its `image_size` is that of the map, its `patch_size` counts pixels
+            of it.
         root_width: channels of the stem.
         family: "hybrid".
     """
@@ -101,7 +102,13 @@ class Hybrid:
             width = self.root_width * 2**stage
             for unit in range(depth):
                 stride = 2 if stage and not unit else 1
-                yield Unit(f"stage_{stage + 1}/block_{unit}/", inputs, width, stride, projects=inputs != 4 * width or stride > 1)
+                yield Unit(
+                    f"stage_{stage + 1}/block_{unit}/",
+                    inputs,
+                    width,
+                    stride,
+                    projects=inputs != 4 * width or stride > 1,
+                )
                 inputs = 4 * width
 
 
@@ -123,8 +130,8 @@ def leaf_shapes(architecture: Hybrid) -> dict[str, Shape]:
         architecture: the model.
 
     Returns:
-        Shape by name; names are vit_jax's with Linen's numbering, except `stage_2/block_0` for `block2/unit1`; GroupNorm's leaves have
-        one axis.
+        Shape by name; names are vit_jax's with Linen's numbering, except `stage_2/block_0` for `block2/unit1`;
+        GroupNorm's leaves have one axis.
     """
     a = architecture
     shapes: dict[str, Shape] = {"conv_root/kernel": (7, 7, 3, a.root_width)} | _norm("gn_root", a.root_width)

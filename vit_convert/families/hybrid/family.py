@@ -11,7 +11,14 @@ from vit_convert.core.errors import CheckpointError
 from vit_convert.families.family import Asked, Loaded, RandomOptions
 from vit_convert.families.head import settle_head
 from vit_convert.families.hybrid import layouts
-from vit_convert.families.hybrid.architecture import PUBLISHED, Hybrid, feature_size, leaf_shapes, num_tokens, parameter_count
+from vit_convert.families.hybrid.architecture import (
+    PUBLISHED,
+    Hybrid,
+    feature_size,
+    leaf_shapes,
+    num_tokens,
+    parameter_count,
+)
 from vit_convert.families.hybrid.infer import check_image_size, infer_architecture, parse_variant
 from vit_convert.families.model import Model
 from vit_convert.families.options import is_variant
@@ -38,7 +45,9 @@ class HybridFamily:
         renamed = layouts.canonicalize(leaves, str(file))
         stored, found = infer_architecture(renamed, asked.variant, file)
         if "pos_embedding" not in renamed:
-            raise CheckpointError(f"{file}: {layouts.stored_name('pos_embedding', layout)}: missing.", fix="Save the parameters whole.")
+            raise CheckpointError(
+                f"{file}: {layouts.stored_name('pos_embedding', layout)}: missing.", fix="Save the parameters whole."
+            )
         stored, rows, class_row = _at_stored_size(stored, renamed, layout, asked)
 
         def on_disk(name: str) -> str:
@@ -100,7 +109,8 @@ def _at_stored_size(found: Hybrid, leaves: Mapping[str, Leaf], layout: Layout, a
 
 
 def _at_asked_size(stored: Hybrid, leaves: dict[str, Leaf], asked: Asked) -> tuple[Hybrid, list[str]]:
-    """The model at the size asked for, its position table resampled in `leaves`, and what a person should know of that."""
+    """The model at the size asked for, its position table resampled in `leaves`, and what a person should know of
+    that."""
     if asked.image_size is None or asked.image_size == stored.image_size:
         return stored, []
     trunk = dataclasses.replace(stored.trunk, image_size=feature_size(asked.image_size, stored.stages))

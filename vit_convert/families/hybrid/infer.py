@@ -9,7 +9,16 @@ from vit_convert.checkpoint.containers import Leaf
 from vit_convert.checkpoint.match import require_size
 from vit_convert.checkpoint.vote import count_numbers, most_common
 from vit_convert.core.errors import CheckpointError, UsageError, nearest
-from vit_convert.families.hybrid.architecture import GROUPS, HYBRIDS, PUBLISHED, Hybrid, Row, feature_size, name_variant, stride_of
+from vit_convert.families.hybrid.architecture import (
+    GROUPS,
+    HYBRIDS,
+    PUBLISHED,
+    Hybrid,
+    Row,
+    feature_size,
+    name_variant,
+    stride_of,
+)
 from vit_convert.families.vit.architecture import Architecture
 from vit_convert.families.vit.infer import infer_architecture as infer_trunk
 from vit_convert.families.vit.variants import WIDTHS, Width
@@ -32,7 +41,9 @@ def parse_variant(text: str) -> tuple[str, Row]:
     match = _SPELLING.fullmatch(text)
     name = f"{match['resnet']}+ViT-{match['letters']}/{match['patch']}" if match else text
     if name not in HYBRIDS:
-        raise UsageError(f"variant {text!r}: no hybrid.{nearest(name, PUBLISHED)}", fix=f"Use one of {', '.join(PUBLISHED)}.")
+        raise UsageError(
+            f"variant {text!r}: no hybrid.{nearest(name, PUBLISHED)}", fix=f"Use one of {', '.join(PUBLISHED)}."
+        )
     return name, HYBRIDS[name]
 
 
@@ -45,7 +56,8 @@ def infer_architecture(leaves: Mapping[str, Leaf], variant: str, file: pathlib.P
         file: for messages.
 
     Returns:
-        The architecture to hold the file against, its image size still open; and the name that the file's own shapes have.
+        The architecture to hold the file against, its image size still open; and the name that the file's own shapes
+        have.
 
     Raises:
         CheckpointError: nothing tells a size, or the stem's channels are no whole groups.
@@ -86,7 +98,8 @@ def check_image_size(size: tuple[int, int], stages: tuple[int, ...], patch: int)
         step = patch * stride_of(stages)
         near = tuple(max(1, round(side / step)) * step for side in size)
         raise UsageError(
-            f"image_size {size[0]}x{size[1]}: a feature map of {features[0]}x{features[1]}, which patches of {patch} do not tile",
+            f"image_size {size[0]}x{size[1]}: a feature map of {features[0]}x{features[1]}, which patches of {patch} "
+            "do not tile",
             fix=f"The nearest that they do: {near[0]}x{near[1]}.",
         )
 

@@ -1,4 +1,5 @@
-"""How hybrids were saved: a ViT's leaves, in any of its layouts, with those of a ResNet beside them. No array is read."""
+"""How hybrids were saved: a ViT's leaves, in any of its layouts, with those of a ResNet beside them. No array is
+read."""
 
 import re
 from collections.abc import Collection, Mapping
@@ -22,7 +23,8 @@ def is_hybrid(names: Collection[str]) -> bool:
 
 
 def detect(names: Collection[str]) -> trunk.Layout | None:
-    """Tells the layout of the trunk from the names of the leaves, see there for the eras; None where they are no hybrid's."""
+    """Tells the layout of the trunk from the names of the leaves, see there for the eras; None where they are no
+    hybrid's."""
     return trunk.detect([name for name in names if not _RESNET.match(name)]) if is_hybrid(names) else None
 
 
@@ -56,9 +58,11 @@ def canonicalize(leaves: Mapping[str, Leaf], path: str) -> dict[str, Leaf]:
 
 
 def standardize(kernel: np.ndarray) -> np.ndarray:
-    """A kernel with mean 0 and standard deviation 1 for each output, as vit_jax's StdConv computes whenever it is called.
+    """A kernel with mean 0 and standard deviation 1 for each output, as vit_jax's StdConv computes whenever it is
+    called.
 
-    It depends on no input: computed once, in float64, it costs the graph nothing and FP16 no digits. The epsilon is added to the
+    It depends on no input: computed once, in float64, it costs the graph nothing and FP16 no digits. The epsilon is
+        added to the
     standard deviation (vit_jax/models_resnet.py, weight_standardize), not to the variance.
 
     Args:

@@ -1,6 +1,8 @@
-"""The hybrids of google-research/vision_transformer, in Flax Linen: a ResNet with GroupNorm, whose feature map the ViT embeds.
+"""The hybrids of google-research/vision_transformer, in Flax Linen: a ResNet with GroupNorm, whose feature map the ViT
+embeds.
 
-Convolutions are over [batch, channels, height, width], as ONNX and TensorRT have them, so that the graph moves nothing between them.
+Convolutions are over [batch, channels, height, width], as ONNX and TensorRT have them, so that the graph moves nothing
+between them.
 """
 
 import dataclasses
@@ -27,7 +29,8 @@ _NCHW = ("NCHW", "HWIO", "NCHW")
 
 
 class Conv(nn.Module):
-    """A convolution without bias, SAME padding; its kernel, [height, width, inputs, outputs], is standardised already."""
+    """A convolution without bias, SAME padding; its kernel, [height, width, inputs, outputs], is standardised
+    already."""
 
     features: int
     side: int
@@ -43,8 +46,8 @@ class Conv(nn.Module):
 class GroupNorm(nn.Module):
     """GroupNorm over 32 groups, as a LayerNorm of each group's values and a scale and bias for each channel.
 
-    Every TensorRT reads LayerNormalization from its own parser and keeps its statistics in float32 when the graph is fp16; of
-    GroupNormalization the first has no importer and others compute the wrong thing (NVIDIA/TensorRT#4336).
+    Every TensorRT reads LayerNormalization from its own parser and keeps its statistics in float32 when the graph is
+    fp16; of GroupNormalization the first has no importer and others compute the wrong thing (NVIDIA/TensorRT#4336).
     """
 
     @nn.compact
@@ -115,8 +118,8 @@ class HybridViT(ViT):
             images: float32 [batch, height, width, 3], normalised as the preprocessing record says.
 
         Returns:
-            Logits or features as the ViT's, and the taps: `root`, `stage_1/block_00`… [batch, channels, height, width] after each
-            bottleneck, then the ViT's.
+            Logits or features as the ViT's, and the taps: `root`, `stage_1/block_00`… [batch, channels, height, width]
+            after each bottleneck, then the ViT's.
         """
         features, taps = self.resnet(images)
         x, trunk_taps = self.Transformer(self.embed_features(features))
@@ -144,12 +147,15 @@ class HybridViT(ViT):
 
 def module_of(architecture: Hybrid) -> HybridViT:
     """The Flax module of an architecture."""
-    stages = (tuple(units) for _, units in itertools.groupby(architecture.units(), key=lambda unit: unit.scope.split("/")[0]))
+    stages = (
+        tuple(units) for _, units in itertools.groupby(architecture.units(), key=lambda unit: unit.scope.split("/")[0])
+    )
     return HybridViT(architecture.trunk, tuple(stages), architecture.root_width)
 
 
 def hybrid_model(architecture: Hybrid, params: Mapping[str, np.ndarray]) -> Model:
-    """The model of canonical parameters; the ResNet is traced whole, of the encoder's blocks two, and the graph repeats the second.
+    """The model of canonical parameters; the ResNet is traced whole, of the encoder's blocks two, and the graph repeats
+    the second.
 
     Args:
         architecture: what to build.
@@ -161,11 +167,14 @@ def hybrid_model(architecture: Hybrid, params: Mapping[str, np.ndarray]) -> Mode
     trunk = architecture.trunk
     encoder = Stack(f"{BLOCK}{{}}/", trunk.depth)
     stages = [
-        Stack(f"stage_{i}/block_{{}}/", depth, f"stage_{i}/block_{{:02d}}", nodes=1.25) for i, depth in enumerate(architecture.stages, 1)
+        Stack(f"stage_{i}/block_{{}}/", depth, f"stage_{i}/block_{{:02d}}", nodes=1.25)
+        for i, depth in enumerate(architecture.stages, 1)
     ]
     resnet = ["root", *(stack.tap(i) for stack in stages for i in range(stack.depth))]
     traced = module_of(dataclasses.replace(architecture, trunk=dataclasses.replace(trunk, depth=encoder.traced)))
-    signature = classifier_signature(architecture.image_size, trunk.num_classes, trunk.representation_size or trunk.width)
+    signature = classifier_signature(
+        architecture.image_size, trunk.num_classes, trunk.representation_size or trunk.width
+    )
     (output,) = signature.judged
 
     def apply(leaves: Arrays, images: jax.Array) -> Arrays:

@@ -1,4 +1,5 @@
-"""Hybrids with seeded random weights as the published files have them: GroupNorm leaves of [1, 1, 1, C], kernels not standardised."""
+"""Hybrids with seeded random weights as the published files have them: GroupNorm leaves of [1, 1, 1, C], kernels not
+standardised."""
 
 import dataclasses
 import os
@@ -52,7 +53,9 @@ def _members(model: Hybrid, layout: Layout, seed: int, prefix: str) -> Iterator[
         yield prefix + stored_name(name, layout), *_stored(seed, name, shape, layout)
 
 
-def _stored(seed: int, name: str, shape: tuple[int, ...], layout: Layout) -> tuple[tuple[int, ...], tuple[np.ndarray, ...]]:
+def _stored(
+    seed: int, name: str, shape: tuple[int, ...], layout: Layout
+) -> tuple[tuple[int, ...], tuple[np.ndarray, ...]]:
     array = np.float32(0.1) * normal(seed, name, shape) if name in ("pos_embedding", "cls") else draw(seed, name, shape)
     if name.endswith(("query/kernel", "key/kernel", "value/kernel")):
         array *= np.float32(shape[1] ** 0.5)  # its inputs are the first axis alone

@@ -99,7 +99,8 @@ def leaf_shapes(architecture: Mixer) -> dict[str, Shape]:
 
 
 def parameter_count(architecture: Mixer) -> int:
-    """Number of parameters in closed form: with N tokens, 3P²D + D + L(2NS + S + N + 2DK + K + D + 4D) + 2D + (D + 1)C."""
+    """Number of parameters in closed form: with N tokens, 3P²D + D + L(2NS + S + N + 2DK + K + D + 4D) + 2D + (D +
+    1)C."""
     a = architecture
     d, n, s, k = a.width, a.num_tokens, a.tokens_mlp_dim, a.channels_mlp_dim
     block = 2 * n * s + s + n + 2 * d * k + k + d + 4 * d

@@ -40,7 +40,9 @@ class MixerFamily:
             return asked.prefix + layouts.stored_name(name, layout)
 
         found = "" if asked.variant == "auto" else found
-        require_match(renamed, Expected(asked.file, stored.variant, leaf_shapes(stored), parameter_count(stored), on_disk, found))
+        require_match(
+            renamed, Expected(asked.file, stored.variant, leaf_shapes(stored), parameter_count(stored), on_disk, found)
+        )
         head = settle_head(renamed, stored.num_classes, asked.outputs, asked.file)
         architecture = dataclasses.replace(stored, num_classes=head.num_classes)
         return Loaded(

@@ -75,11 +75,14 @@ def infer_architecture(
         name = name_variant(sizes, patch)
     num_classes = most_common(leaves, (r"^head/bias$", -1), (r"^head/kernel$", -1))
     size = _image_size(tokens, patch, image_size, file)
-    return Mixer(variant=name, **dataclasses.asdict(sizes), patch_size=patch, image_size=size, num_classes=num_classes), found
+    return Mixer(
+        variant=name, **dataclasses.asdict(sizes), patch_size=patch, image_size=size, num_classes=num_classes
+    ), found
 
 
 def _image_size(tokens: int, patch: int, asked: tuple[int, int] | None, file: pathlib.Path) -> tuple[int, int]:
-    """The one size that the weights of token mixing are for: what is asked for where it has as many patches, else a square."""
+    """The one size that the weights of token mixing are for: what is asked for where it has as many patches, else a
+    square."""
     side = math.isqrt(tokens)
     if asked is not None:
         tiled = not any(pixels % patch for pixels in asked)
@@ -87,7 +90,8 @@ def _image_size(tokens: int, patch: int, asked: tuple[int, int] | None, file: pa
             return asked
         own = f"{side * patch}x{side * patch}" if side * side == tokens else f"any of {tokens} patches"
         raise UsageError(
-            f"{file}: image_size {asked[0]}x{asked[1]}: a Mixer takes one size, its token mixing has weights for {tokens} patches "
+            f"{file}: image_size {asked[0]}x{asked[1]}: a Mixer takes one size, its token mixing has weights for "
+            f"{tokens} patches "
             f"of {patch}x{patch} pixels",
             fix=f"Leave image_size open, or set it to {own}.",
         )

@@ -23,9 +23,9 @@ class Layout(enum.Enum):
     """vit_jax and big_vision since 2021: `MixerBlock_3/token_mixing/Dense_0/kernel`."""
 
     MIXER_OLD = "mixer_old"
-    """Before Linen: everything in `Mixer/encoderblock_3`, an MLP's four arrays in `token_mixing_phase_0` with axes of one beside
-    their own, the patch embedding called `embedding`; one counter numbers the LayerNorms with what stands between them.
-    big_vision/models/mlp_mixer.py still reads it."""
+    """Before Linen: everything in `Mixer/encoderblock_3`, an MLP's four arrays in `token_mixing_phase_0` with axes of
+    one beside their own, the patch embedding called `embedding`; one counter numbers the LayerNorms with what stands
+    between them. big_vision/models/mlp_mixer.py still reads it."""
 
 
 def detect(names: Collection[str]) -> Layout | None:

@@ -1,4 +1,5 @@
-"""MLP-Mixer of google-research/vision_transformer (arXiv:2105.01601), in Flax Linen, with taps after both halves of every block."""
+"""MLP-Mixer of google-research/vision_transformer (arXiv:2105.01601), in Flax Linen, with taps after both halves of
+every block."""
 
 import dataclasses
 import functools
@@ -31,7 +32,8 @@ class MlpBlock(nn.Module):
 
 
 class MixerBlock(nn.Module):
-    """An MLP over the tokens of each channel, then one over the channels of each token, each added to the residual stream."""
+    """An MLP over the tokens of each channel, then one over the channels of each token, each added to the residual
+    stream."""
 
     architecture: Mixer
 
@@ -67,7 +69,8 @@ class MlpMixer(nn.Module):
     def setup(self) -> None:
         arch = self.architecture
         patch = (arch.patch_size, arch.patch_size)
-        self.stem = nn.Conv(arch.width, patch, strides=patch, padding="VALID")  # the image size is a multiple of the patch's
+        # the image size is a multiple of the patch's
+        self.stem = nn.Conv(arch.width, patch, strides=patch, padding="VALID")
         self.MixerBlock = [MixerBlock(arch) for _ in range(arch.depth)]
         self.pre_head_layer_norm = nn.LayerNorm(epsilon=arch.norm_epsilon)
         if arch.num_classes:
@@ -80,8 +83,8 @@ class MlpMixer(nn.Module):
             images: float32 [batch, height, width, 3] of the architecture's size, normalised to [-1, 1].
 
         Returns:
-            Logits [batch, num_classes] (features [batch, width] without a head), and the taps, each [batch, tokens, width]:
-            `block_00/token_mixing` and `block_00` for every block, and `pre_head_layer_norm`.
+            Logits [batch, num_classes] (features [batch, width] without a head), and the taps, each [batch, tokens,
+            width]: `block_00/token_mixing` and `block_00` for every block, and `pre_head_layer_norm`.
         """
         x, taps = self.embed(images), {}
         for i, block in enumerate(self.MixerBlock):
@@ -115,7 +118,8 @@ def mixer_model(architecture: Mixer, params: Mapping[str, np.ndarray]) -> Model:
     Returns:
         The model.
     """
-    stack = Stack(f"{BLOCK}{{}}/", architecture.depth, nodes=0.9)  # 16 nodes where a ViT has 29; 44 of 50 with GELU and LayerNorm spelt out
+    # 16 nodes where a ViT has 29; 44 of 50 with GELU and LayerNorm spelt out
+    stack = Stack(f"{BLOCK}{{}}/", architecture.depth, nodes=0.9)
     traced = dataclasses.replace(architecture, depth=stack.traced)
     signature = classifier_signature(architecture.image_size, architecture.num_classes, architecture.width)
     (output,) = signature.judged
@@ -146,7 +150,9 @@ def _runner(
 ) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
     block = jax.jit(MixerBlock(architecture).apply)
     methods = (MlpMixer.embed, MlpMixer.normalize, MlpMixer.classify)
-    embed, normalize, classify = (jax.jit(functools.partial(MlpMixer(architecture).apply, method=method)) for method in methods)
+    embed, normalize, classify = (
+        jax.jit(functools.partial(MlpMixer(architecture).apply, method=method)) for method in methods
+    )
 
     def run(images: np.ndarray) -> dict[str, np.ndarray]:
         variables, results = parts.outside(params, [BLOCK]), {}

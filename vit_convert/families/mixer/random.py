@@ -50,7 +50,9 @@ def write_random_mixer(
     name = name_variant(sizes, patch)
     if depth is not None:
         sizes = dataclasses.replace(sizes, depth=depth)
-    model = Mixer(variant=name, **dataclasses.asdict(sizes), patch_size=patch, image_size=image_size, num_classes=num_classes)
+    model = Mixer(
+        variant=name, **dataclasses.asdict(sizes), patch_size=patch, image_size=image_size, num_classes=num_classes
+    )
     write_npz(path, _members(model, Layout(layout), seed, prefix), dtype)
     return model
 

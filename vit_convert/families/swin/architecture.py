@@ -74,7 +74,8 @@ class Swin:
         return rows // self.window, columns // self.window
 
     def shift(self, stage: int, block: int) -> int:
-        """Tokens that a block's windows are shifted by: half a window in every second block, unless one window is the whole side."""
+        """Tokens that a block's windows are shifted by: half a window in every second block, unless one window is the
+        whole side."""
         return self.window // 2 if block % 2 and min(self.grid(stage)) > self.window else 0
 
 
@@ -100,7 +101,10 @@ def leaf_shapes(architecture: Swin) -> dict[str, Shape]:
         Shape by name; matrices are [inputs, outputs], convolutions [height, width, inputs, outputs].
     """
     a = architecture
-    shapes: dict[str, Shape] = {"patch_embed/proj/kernel": (PATCH, PATCH, 3, a.width), "patch_embed/proj/bias": (a.width,)}
+    shapes: dict[str, Shape] = {
+        "patch_embed/proj/kernel": (PATCH, PATCH, 3, a.width),
+        "patch_embed/proj/bias": (a.width,),
+    }
     shapes |= _norm("patch_embed/norm", a.width)
     for stage, depth in enumerate(a.depths):
         width = a.stage_width(stage)
@@ -119,7 +123,8 @@ def leaf_shapes(architecture: Swin) -> dict[str, Shape]:
 
 
 def parameter_count(architecture: Swin) -> int:
-    """Number of parameters in closed form: for a stage of width C and h heads, L(12C² + 13C + (2w − 1)²h) + 8C² + 8C between stages."""
+    """Number of parameters in closed form: for a stage of width C and h heads, L(12C² + 13C + (2w − 1)²h) + 8C² + 8C
+    between stages."""
     a = architecture
     count = (3 * PATCH**2 + 3) * a.width
     for stage, (depth, heads) in enumerate(zip(a.depths, a.num_heads)):

@@ -33,8 +33,12 @@ class SwinFamily:
         if asked.posemb_grid is not None:
             raise UsageError(f"posemb_grid {asked.posemb_grid}: a Swin has no position table", fix="Leave it out.")
         inner = layouts.inner_leaves(leaves)
-        if unlike := next((leaf.name for name, leaf in inner.items() if name.endswith(("logit_scale", "absolute_pos_embed"))), None):
-            raise CheckpointError(f"{asked.file}: {unlike}: a Swin V2 or one with absolute positions, which is not supported")
+        if unlike := next(
+            (leaf.name for name, leaf in inner.items() if name.endswith(("logit_scale", "absolute_pos_embed"))), None
+        ):
+            raise CheckpointError(
+                f"{asked.file}: {unlike}: a Swin V2 or one with absolute positions, which is not supported"
+            )
         stored, found = infer_architecture(inner, asked.variant, asked.image_size, asked.file)
 
         def on_disk(name: str) -> str:

@@ -11,7 +11,16 @@ from typing import Any
 from vit_convert.checkpoint.containers import Leaf
 from vit_convert.checkpoint.vote import count_numbers, most_common
 from vit_convert.core.errors import CheckpointError, UsageError, nearest
-from vit_convert.families.swin.architecture import PATCH, PUBLISHED, SIZE_OF_WINDOW, SIZES, Sizes, Swin, name_variant, tiles
+from vit_convert.families.swin.architecture import (
+    PATCH,
+    PUBLISHED,
+    SIZE_OF_WINDOW,
+    SIZES,
+    Sizes,
+    Swin,
+    name_variant,
+    tiles,
+)
 
 _SPELLING = re.compile(r"(?:Swin-)?(?P<letter>[A-Za-z]+)(?:[/_](?P<window>[1-9]\d*))?")
 _LONG = re.compile(r"(?:swin_)?(?P<word>tiny|small|base|large)_patch4_window(?P<window>\d+)(?:_\d+)?")
@@ -50,7 +59,9 @@ def read_beside(file: pathlib.Path) -> Beside:
         epsilon = record.get("layer_norm_eps")
         return Beside(_sides(size), None if epsilon is None else float(epsilon), _activation(record, path))
     except (OSError, ValueError, TypeError, AttributeError, IndexError) as e:
-        raise CheckpointError(f"{path}: cannot be read ({e})", fix="Mend it, or move it away: it is read where there is one.") from e
+        raise CheckpointError(
+            f"{path}: cannot be read ({e})", fix="Mend it, or move it away: it is read where there is one."
+        ) from e
 
 
 def _sides(size: Any) -> tuple[int, int] | None:
@@ -115,9 +126,12 @@ def infer_architecture(
     table = r".*relative_position_bias_table$"
     heads = tuple(most_common(leaves, (f"^{stage}{table}", 1)) for stage in stages)
     rows = most_common(leaves, (f"^{_LAYER}{table}", 0))
-    width = most_common(leaves, (r"^(patch_embed|embeddings)\.norm\.", 0), (r"^(patch_embed\.proj|embeddings.*projection)\.", 0))
+    width = most_common(
+        leaves, (r"^(patch_embed|embeddings)\.norm\.", 0), (r"^(patch_embed\.proj|embeddings.*projection)\.", 0)
+    )
     side = math.isqrt(rows)
-    splits = all(number and (width << stage) % number == 0 for stage, number in enumerate(heads))  # each stage's width into its heads
+    # each stage's width into its heads
+    splits = all(number and (width << stage) % number == 0 for stage, number in enumerate(heads))
     if not depths or 0 in depths or not splits or width < 1 or side * side != rows or side % 2 == 0:
         raise CheckpointError(
             f"{file}: stages of {depths} blocks and {heads} heads, width {width}, bias tables of {rows} rows: no Swin",
@@ -130,19 +144,24 @@ def infer_architecture(
         name = name_variant(sizes, window)
     beside = read_beside(file)
     size = _image_size(image_size or beside.image_size, window, len(sizes.depths), file)
-    num_classes = most_common(leaves, (r"^(head|head\.fc|classifier)\.bias$", 0), (r"^(head|head\.fc|classifier)\.weight$", 0))
+    num_classes = most_common(
+        leaves, (r"^(head|head\.fc|classifier)\.bias$", 0), (r"^(head|head\.fc|classifier)\.weight$", 0)
+    )
     epsilon = 1e-5 if beside.norm_epsilon is None else beside.norm_epsilon
     return Swin(name, sizes.width, sizes.depths, sizes.num_heads, window, size, num_classes, epsilon), found
 
 
 def _image_size(asked: tuple[int, int] | None, window: int, num_stages: int, file: pathlib.Path) -> tuple[int, int]:
     if asked is None and window not in SIZE_OF_WINDOW:
-        raise UsageError(f"{file}: windows of {window} do not tell the image size", fix="Set image_size, such as 224x224.")
+        raise UsageError(
+            f"{file}: windows of {window} do not tell the image size", fix="Set image_size, such as 224x224."
+        )
     size = asked or (SIZE_OF_WINDOW[window], SIZE_OF_WINDOW[window])
     if not tiles(size, window, num_stages):
         step = PATCH * 2 ** (num_stages - 1) * window
         raise UsageError(
-            f"{file}: image_size {size[0]}x{size[1]}: a Swin takes one size, its windows of {window} tokens tile multiples of {step}",
+            f"{file}: image_size {size[0]}x{size[1]}: a Swin takes one size, its windows of {window} tokens tile "
+            f"multiples of {step}",
             fix=f"Leave image_size open, or set it to a multiple of {step} pixels.",
         )
     return size

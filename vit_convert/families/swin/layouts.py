@@ -30,10 +30,12 @@ _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "table": "rela
 
 
 class Layout(enum.Enum):
-    """How a Swin's parameters are named on disk. Matrices are [outputs, inputs], convolutions [outputs, inputs, height, width]."""
+    """How a Swin's parameters are named on disk. Matrices are [outputs, inputs], convolutions [outputs, inputs, height,
+    width]."""
 
     MICROSOFT = "swin_microsoft"
-    """microsoft/Swin-Transformer (2021): `layers.0.blocks.1.attn.qkv`, a stage's merging at its end; buffers among the parameters."""
+    """microsoft/Swin-Transformer (2021): `layers.0.blocks.1.attn.qkv`, a stage's merging at its end; buffers among the
+    parameters."""
 
     TIMM = "swin_timm"
     """timm since 0.9 (2023): the merging at the beginning of the next stage, the head inside `head.fc`."""
@@ -51,12 +53,15 @@ def detect(names: Collection[str]) -> Layout | None:
         return Layout.TRANSFORMERS
     if not any(name.startswith("layers.0.blocks.0.attn.") for name in inner):
         return None
-    is_timm = any(name.startswith("head.fc.") for name in inner) or not any(name.startswith("layers.0.downsample.") for name in inner)
+    is_timm = any(name.startswith("head.fc.") for name in inner) or not any(
+        name.startswith("layers.0.downsample.") for name in inner
+    )
     return Layout.TIMM if is_timm else Layout.MICROSOFT
 
 
 def inner_leaves(leaves: Mapping[str, Leaf]) -> dict[str, Leaf]:
-    """Leaves without what their names begin with, and without the buffers that Microsoft saves: index and mask follow from the window."""
+    """Leaves without what their names begin with, and without the buffers that Microsoft saves: index and mask follow
+    from the window."""
     return {_inner(name): leaf for name, leaf in leaves.items() if not _BUFFERS.search(name)}
 
 
@@ -84,7 +89,14 @@ def stored_name(canonical: str, layout: Layout) -> str:
     else:
         outer = ""
     if layout is Layout.TRANSFORMERS:
-        inner = next((new + scope[len(old) :] for old, new in _TRANSFORMERS.items() if scope == old or scope.startswith(f"{old}/")), scope)
+        inner = next(
+            (
+                new + scope[len(old) :]
+                for old, new in _TRANSFORMERS.items()
+                if scope == old or scope.startswith(f"{old}/")
+            ),
+            scope,
+        )
         outer = f"encoder.{outer}" if outer else outer
     else:
         inner = re.sub(r"^attn/(query|key|value)$", "attn/qkv", scope).replace("attn/out", "attn/proj")
@@ -97,7 +109,9 @@ def stored_shapes(architecture: Swin, layout: Layout) -> dict[str, Shape]:
     shapes: dict[str, Shape] = {}
     for name, shape in leaf_shapes(architecture).items():
         stored = stored_name(name, layout)
-        turned = shape if name.endswith("table") else (shape[3], shape[2], *shape[:2]) if len(shape) == 4 else shape[::-1]
+        turned = (
+            shape if name.endswith("table") else (shape[3], shape[2], *shape[:2]) if len(shape) == 4 else shape[::-1]
+        )
         first = shapes[stored][0] if stored in shapes else 0
         shapes[stored] = (first + turned[0], *turned[1:])
     return shapes

@@ -1,7 +1,7 @@
 """Swin (arXiv:2103.14030), in Flax Linen. No Flax checkpoint of it is public, so the names are ours.
 
-Between attentions the tokens [batch, tokens, width] stand in the order of the windows: a block with windows in their place moves nothing,
-one with shifted windows moves the tokens there and back, and LayerNorms and MLPs do not care.
+Between attentions the tokens [batch, tokens, width] stand in the order of the windows: a block with windows in their
+place moves nothing, one with shifted windows moves the tokens there and back, and LayerNorms and MLPs do not care.
 """
 
 import dataclasses
@@ -44,19 +44,24 @@ def from_windows(x: jax.Array, window: int, grid: tuple[int, int]) -> jax.Array:
 
 
 def roll(x: jax.Array, shift: int) -> jax.Array:
-    """Moves tokens [batch, rows, columns, width] up and to the left by `shift`, down and to the right where it is negative.
+    """Moves tokens [batch, rows, columns, width] up and to the left by `shift`, down and to the right where it is
+    negative.
 
     Slices and a Concat for each axis: ONNX has no Roll.
     """
     for axis in (1, 2):
         split = shift % x.shape[axis]
-        head, tail = jax.lax.slice_in_dim(x, 0, split, axis=axis), jax.lax.slice_in_dim(x, split, x.shape[axis], axis=axis)
+        head, tail = (
+            jax.lax.slice_in_dim(x, 0, split, axis=axis),
+            jax.lax.slice_in_dim(x, split, x.shape[axis], axis=axis),
+        )
         x = jnp.concatenate([tail, head], axis=axis)
     return x
 
 
 class WindowAttention(nn.Module):
-    """Attention within each window, with a bias for each pair of places. The query's weights hold the factor 1/√d already.
+    """Attention within each window, with a bias for each pair of places. The query's weights hold the factor 1/√d
+    already.
 
     Args:
         num_heads: heads.
@@ -76,7 +81,8 @@ class WindowAttention(nn.Module):
         windows = self.bias_shape[1] // self.num_heads  # with a bias of their own: all of an image, or one for all
 
         def heads(name: str, *axes: int) -> jax.Array:
-            """[batch · windows, heads, w², size]; an image's windows stand beside its heads where each has its own bias."""
+            """[batch · windows, heads, w², size]; an image's windows stand beside its heads where each has its own
+            bias."""
             y = nn.Dense(width, name=name)(x).reshape(-1, area, self.num_heads, size)
             y = jnp.transpose(y, axes)
             return y if windows == 1 else y.reshape(-1, windows * self.num_heads, *y.shape[2:])
@@ -130,10 +136,12 @@ class PatchMerging(nn.Module):
     architecture: Swin
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:  # [batch, rows, columns, width] -> [batch, rows / 2, columns / 2, 2 width]
+    # [batch, rows, columns, width] -> [batch, rows / 2, columns / 2, 2 width]
+    def __call__(self, x: jax.Array) -> jax.Array:
         _, rows, columns, width = x.shape
         x = x.reshape(-1, rows // 2, 2, columns // 2, 2, width)
-        x = jnp.transpose(x, (0, 1, 3, 4, 2, 5)).reshape(-1, rows // 2, columns // 2, 4 * width)  # the two of a column first
+        # the two of a column first
+        x = jnp.transpose(x, (0, 1, 3, 4, 2, 5)).reshape(-1, rows // 2, columns // 2, 4 * width)
         x = nn.LayerNorm(epsilon=self.architecture.norm_epsilon, name="norm")(x)
         return nn.Dense(2 * width, use_bias=False, name="reduction")(x)
 
@@ -145,7 +153,9 @@ class Stage(nn.Module):
     stage: int
 
     def setup(self) -> None:
-        self.block = [Block(self.architecture, self.stage, block) for block in range(self.architecture.depths[self.stage])]
+        self.block = [
+            Block(self.architecture, self.stage, block) for block in range(self.architecture.depths[self.stage])
+        ]
         if self.stage < len(self.architecture.depths) - 1:
             self.downsample = PatchMerging(self.architecture)
 
@@ -196,7 +206,8 @@ class SwinTransformer(nn.Module):
         """Classifies images.
 
         Args:
-            images: float32 [batch, height, width, 3] of the architecture's size, normalised by ImageNet's mean and deviation.
+            images: float32 [batch, height, width, 3] of the architecture's size, normalised by ImageNet's mean and
+                deviation.
 
         Returns:
             Logits [batch, num_classes] (features [batch, width of the last stage] without a head), and the taps:
@@ -244,7 +255,9 @@ def swin_model(architecture: Swin, params: Mapping[str, np.ndarray]) -> Model:
         Stack(f"stage_{i}/block_{{}}/", depth, f"stage_{i}/block_{{:02d}}", period=1 if depth % 2 else 2, nodes=2.0)
         for i, depth in enumerate(architecture.depths)
     )
-    traced = dataclasses.replace(architecture, depths=tuple(stack.traced if not stack.depth % 2 else stack.depth for stack in stacks))
+    traced = dataclasses.replace(
+        architecture, depths=tuple(stack.traced if not stack.depth % 2 else stack.depth for stack in stacks)
+    )
     signature = classifier_signature(architecture.image_size, architecture.num_classes, architecture.features)
     (output,) = signature.judged
 
@@ -273,7 +286,9 @@ def _runner(
     def compiled(method: Any, **fixed: Any) -> Any:
         return jax.jit(functools.partial(SwinTransformer(architecture).apply, method=method, **fixed))
 
-    embed, normalize, classify = map(compiled, (SwinTransformer.embed, SwinTransformer.normalize, SwinTransformer.classify))
+    embed, normalize, classify = map(
+        compiled, (SwinTransformer.embed, SwinTransformer.normalize, SwinTransformer.classify)
+    )
     merge = [compiled(SwinTransformer.merge, stage=stage) for stage in range(len(stacks))]
     blocks = [[jax.jit(Block(architecture, stage, parity).apply) for parity in (0, 1)] for stage in range(len(stacks))]
     scopes = [stack.prefix(i) for stack in stacks for i in range(stack.depth)]

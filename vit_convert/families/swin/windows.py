@@ -10,7 +10,8 @@ _MASKED = -100.0  # Microsoft's; exp(-100) is 0 beside any score that occurs, an
 def relative_index(window: int) -> np.ndarray:
     """The row of the bias table for each pair of tokens of a window.
 
-    For tokens at (r, c) and (r', c') it is (r − r' + w − 1)(2w − 1) + c − c' + w − 1 (models/swin_transformer.py, WindowAttention).
+    For tokens at (r, c) and (r', c') it is (r − r' + w − 1)(2w − 1) + c − c' + w − 1 (models/swin_transformer.py,
+    WindowAttention).
 
     Args:
         window: side w in tokens.

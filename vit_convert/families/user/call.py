@@ -1,4 +1,5 @@
-"""How a user's own model is called: a Linen module, an NNX module or a function, in the mode of inference, and what its parameters are."""
+"""How a user's own model is called: a Linen module, an NNX module or a function, in the mode of inference, and what its
+parameters are."""
 
 import dataclasses
 import functools
@@ -40,7 +41,8 @@ class Call:
 
 
 def taken_apart(made: Any) -> tuple[Any, Any]:
-    """The module or function, and the variables, of what `config.model()` returned; None for variables that it holds itself.
+    """The module or function, and the variables, of what `config.model()` returned; None for variables that it holds
+    itself.
 
     Raises:
         UsageError: it is a tuple of another length.
@@ -68,12 +70,18 @@ def call_of(module: Any, variables: Any) -> Call:
     from flax import linen, nnx
 
     if isinstance(module, type):
-        raise UsageError(f"config.model returned the class {module.__name__}, not an instance of it", fix=f"Return {module.__name__}(…).")
+        raise UsageError(
+            f"config.model returned the class {module.__name__}, not an instance of it",
+            fix=f"Return {module.__name__}(…).",
+        )
     if isinstance(module, linen.Module):
         return _linen(module, variables)
     if isinstance(module, nnx.Module):
         if variables is not None:
-            raise UsageError(f"model {type(module).__name__}: an NNX module holds its parameters, and variables came with it", fix=_WRAP)
+            raise UsageError(
+                f"model {type(module).__name__}: an NNX module holds its parameters, and variables came with it",
+                fix=_WRAP,
+            )
         return _nnx(module)
     if _is_callable_tree(module):
         raise UsageError(
@@ -136,22 +144,36 @@ def _nnx(module: Any) -> Call:
     structure = jax.tree_util.tree_structure(state)
 
     def run(tree: Any, images: jax.Array) -> Any:
-        return nnx.merge(graph, jax.tree_util.tree_unflatten(structure, jax.tree_util.tree_leaves(tree)))(images, **arguments)
+        return nnx.merge(graph, jax.tree_util.tree_unflatten(structure, jax.tree_util.tree_leaves(tree)))(
+            images, **arguments
+        )
 
     trains = [
         "/".join(map(str, path)) or name
         for path, part in nnx.iter_modules(module)
         if getattr(part, "use_running_average", None) is False
-        or (getattr(part, "deterministic", None) is False and any(getattr(part, key, None) for key in ("rate", "dropout_rate")))
+        or (
+            getattr(part, "deterministic", None) is False
+            and any(getattr(part, key, None) for key in ("rate", "dropout_rate"))
+        )
     ]
-    told = () if arguments or not trains else (f"model {name}: {', '.join(trains)} still train: call model.eval() before you return it",)
+    told = (
+        ()
+        if arguments or not trains
+        else (f"model {name}: {', '.join(trains)} still train: call model.eval() before you return it",)
+    )
     return Call(run, state, name, f"{name}(images{_spelt(arguments)})", told)
 
 
 def _function(function: Any, params: Any) -> Call:
     name = getattr(function, "__name__", type(function).__name__)
     arguments = _arguments(function, 2, name)
-    return Call(lambda tree, images: function(tree, images, **arguments), params, name, f"{name}(params, images{_spelt(arguments)})")
+    return Call(
+        lambda tree, images: function(tree, images, **arguments),
+        params,
+        name,
+        f"{name}(params, images{_spelt(arguments)})",
+    )
 
 
 def _spelt(arguments: Mapping[str, Any]) -> str:
@@ -178,18 +200,26 @@ def _arguments(function: Any, count: int, name: str) -> dict[str, bool]:
     positional = [p for p in parameters if p.kind in (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD)]
     given = "images" if count == 1 else "params, images"
     if len(positional) < count and not any(p.kind == kinds.VAR_POSITIONAL for p in parameters):
-        raise UsageError(f"model {name}{signature}: takes {len(positional)} arguments, it is called with ({given})", fix=_WRAP)
-    rest = [p for p in parameters if p not in positional[:count] and p.kind not in (kinds.VAR_POSITIONAL, kinds.VAR_KEYWORD)]
+        raise UsageError(
+            f"model {name}{signature}: takes {len(positional)} arguments, it is called with ({given})", fix=_WRAP
+        )
+    rest = [
+        p for p in parameters if p not in positional[:count] and p.kind not in (kinds.VAR_POSITIONAL, kinds.VAR_KEYWORD)
+    ]
     told = {p.name: EVALUATION[p.name] for p in rest if p.name in EVALUATION and p.kind != kinds.POSITIONAL_ONLY}
     if missing := [p.name for p in rest if p.default is kinds.empty and p.name not in told]:
-        raise UsageError(f"model {name}{signature}: needs {', '.join(missing)} as well, it is called with ({given})", fix=_WRAP)
+        raise UsageError(
+            f"model {name}{signature}: needs {', '.join(missing)} as well, it is called with ({given})", fix=_WRAP
+        )
     return told
 
 
 def without_training(run: Callable[[Any, jax.Array], Any]) -> Callable[[Any, jax.Array], Any]:
-    """The call of a Linen model whose layers were told nothing: each that asks whether it trains is told that it does not.
+    """The call of a Linen model whose layers were told nothing: each that asks whether it trains is told that it does
+    not.
 
-    Dropout, BatchNorm and attention have an argument and a field for it, and refuse to guess when both are None (`nn.merge_param`).
+    Dropout, BatchNorm and attention have an argument and a field for it, and refuse to guess when both are None
+    (`nn.merge_param`).
     """
     from flax import linen
 

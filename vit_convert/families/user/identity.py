@@ -21,8 +21,8 @@ def fingerprint(function: Callable[..., Any], arguments: Iterable[Any], leaves: 
         leaves: (name, value) of all parameters.
 
     Returns:
-        A sha256 in hex. The same function of the same parameters has the same in each process; a function that JAX spells otherwise, or
-        a parameter with another bit, has another.
+        A sha256 in hex. The same function of the same parameters has the same in each process; a function that JAX
+        spells otherwise, or a parameter with another bit, has another.
     """
     digest = hashlib.sha256()
     closed = jax.make_jaxpr(function)(*arguments)

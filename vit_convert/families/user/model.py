@@ -22,13 +22,16 @@ _CONSTANT = re.compile(r"constant_\d+")  # what the export calls constants
 _BATCHES = (1, 3)  # whose results must differ in their first axis alone
 
 
-def user_model(module: Any, variables: Any = None, *, image_shape: Sequence[int], output: str = "logits", num_classes: int = 0) -> Model:
+def user_model(
+    module: Any, variables: Any = None, *, image_shape: Sequence[int], output: str = "logits", num_classes: int = 0
+) -> Model:
     """A user's own model.
 
     Args:
-        module: a Linen module, called as `module.apply(variables, images)`; an NNX module, called as `module(images)`, whose state is
-            its parameters; or a function `f(params, images)`. Arguments such as `train` are found by their names, and say that nothing
-            trains. It returns an array, or several in a dictionary, tuple, dataclass or any pytree.
+        module: a Linen module, called as `module.apply(variables, images)`; an NNX module, called as `module(images)`,
+            whose state is its parameters; or a function `f(params, images)`. Arguments such as `train` are found by
+            their names, and say that nothing trains. It returns an array, or several in a dictionary, tuple, dataclass
+            or any pytree.
         variables: the parameters: Linen variables (with or without the "params" level), or any pytree for a function.
         image_shape: (height, width, 3).
         output: name of the output that is judged; what an output without a name is called.
@@ -38,20 +41,26 @@ def user_model(module: Any, variables: Any = None, *, image_shape: Sequence[int]
         The model; all of it is traced.
 
     Raises:
-        UsageError: it is none of these, its parameters are missing, or it has several outputs and none is called `output`.
+        UsageError: it is none of these, its parameters are missing, or it has several outputs and none is called
+            `output`.
         ExportError: it fails, or does not return one result for each image.
     """
     call = call_of(module, variables)
     leaves, structure = jax.tree_util.tree_flatten_with_path(call.tree)
     names = _unique(("/".join(_keys(path)[call.outer :]) for path, _ in leaves), taken=(INPUT, output))
     values = {name: leaf for name, (_, leaf) in zip(names, leaves)}
-    params = {name: np.asarray(leaf, np.float32) for name, leaf in values.items() if _is_parameter(call.name, name, leaf)}
+    params = {
+        name: np.asarray(leaf, np.float32) for name, leaf in values.items() if _is_parameter(call.name, name, leaf)
+    }
     shapes = {batch: jax.ShapeDtypeStruct((batch, *image_shape), jnp.float32) for batch in _BATCHES}
 
     def function_of(run: Any) -> Any:
         def returned(arrays: Arrays, images: jax.Array) -> dict[str, Any]:
-            # Whole numbers, keys and whatever else is no weight stay what they are: constants, which may be shapes or indices.
-            return named(run(jax.tree_util.tree_unflatten(structure, [arrays.get(name, values[name]) for name in names]), images))
+            # Whole numbers, keys and whatever else is no weight stay what they are: constants, which may be shapes or
+            # indices.
+            return named(
+                run(jax.tree_util.tree_unflatten(structure, [arrays.get(name, values[name]) for name in names]), images)
+            )
 
         return returned
 
@@ -61,7 +70,8 @@ def user_model(module: Any, variables: Any = None, *, image_shape: Sequence[int]
     shape = found[1][next(iter(choice.names))].shape
     if num_classes and shape[-1] != num_classes:
         raise UsageError(
-            f"config.num_classes={num_classes}: the output {choice.judged} of model {call.name} has shape {tuple(shape)} for one image"
+            f"config.num_classes={num_classes}: the output {choice.judged} of model {call.name} has shape "
+            f"{tuple(shape)} for one image"
         )
     with user_code(f"config.model: {call.spoken}", ExportError):
         others = other_floats(function, params, shapes[1])
@@ -99,8 +109,11 @@ def user_model(module: Any, variables: Any = None, *, image_shape: Sequence[int]
     )
 
 
-def _try(call: Call, function_of: Any, params: Arrays, shapes: Mapping[int, Any]) -> tuple[dict[int, dict[str, Any]], Any]:
-    """The outputs' shapes at each batch size, and the function that has them: as called, or with its layers told that nothing trains."""
+def _try(
+    call: Call, function_of: Any, params: Arrays, shapes: Mapping[int, Any]
+) -> tuple[dict[int, dict[str, Any]], Any]:
+    """The outputs' shapes at each batch size, and the function that has them: as called, or with its layers told that
+    nothing trains."""
 
     def described(function: Any) -> dict[int, dict[str, Any]]:
         return {batch: jax.eval_shape(function, params, images) for batch, images in shapes.items()}
@@ -122,8 +135,14 @@ def _try(call: Call, function_of: Any, params: Arrays, shapes: Mapping[int, Any]
 
 def _hint(call: Call) -> Callable[[BaseException], str]:
     def advise(error: BaseException) -> str:
-        trains = any(word in f"{type(error).__name__}: {error}" for word in ("PRNG", "rngs", "RngError", "ModifyScopeVariable"))
-        advice = "It still trains: make its layers with deterministic=True, or call .eval() on an NNX model. " if trains else ""
+        trains = any(
+            word in f"{type(error).__name__}: {error}" for word in ("PRNG", "rngs", "RngError", "ModifyScopeVariable")
+        )
+        advice = (
+            "It still trains: make its layers with deterministic=True, or call .eval() on an NNX model. "
+            if trains
+            else ""
+        )
         called = f"It was called as {call.spoken}, with float32 images [batch, height, width, 3]. "
         return f"{advice}{called}--debug shows the whole traceback."
 
@@ -134,7 +153,8 @@ def _warnings(call: Call, left_out: Mapping[str, str], others: Sequence[str]) ->
     found = [*call.warnings, *(f"output {name} is left out: it {why}" for name, why in left_out.items())]
     if others:
         found.append(
-            f"model {call.name}: computes in {', '.join(others)}; it is converted in float32, and config.precision says what follows"
+            f"model {call.name}: computes in {', '.join(others)}; it is converted in float32, and config.precision "
+            "says what follows"
         )
     return tuple(found)
 
@@ -142,17 +162,21 @@ def _warnings(call: Call, left_out: Mapping[str, str], others: Sequence[str]) ->
 def _is_parameter(model: str, name: str, leaf: Any) -> bool:
     """Whether a leaf is a weight: any floating-point array."""
     if isinstance(leaf, jax.ShapeDtypeStruct):
-        raise UsageError(f"model {model}: parameter {name} is a description of {leaf.shape}, it has no values", fix="Return arrays.")
+        raise UsageError(
+            f"model {model}: parameter {name} is a description of {leaf.shape}, it has no values", fix="Return arrays."
+        )
     return hasattr(leaf, "dtype") and bool(jnp.issubdtype(leaf.dtype, np.floating))
 
 
 def _keys(path: Sequence[Any]) -> list[str]:
-    keys = list(path[:-1] if len(path) > 1 and str(path[-1]) == ".value" else path)  # of an NNX variable, whose name is the one before
+    # of an NNX variable, whose name is the one before
+    keys = list(path[:-1] if len(path) > 1 and str(path[-1]) == ".value" else path)
     return [str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in keys]
 
 
 def _unique(names: Iterable[str], taken: Collection[str]) -> list[str]:
-    """Names that differ, so that no two parameters become one tensor, nor one of them the graph's input, output or constant."""
+    """Names that differ, so that no two parameters become one tensor, nor one of them the graph's input, output or
+    constant."""
     found: dict[str, None] = {}
     for name in names:
         scoped = f"params/{name}" if not name or name in taken or _CONSTANT.fullmatch(name) else name

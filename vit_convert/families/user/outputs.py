@@ -37,8 +37,9 @@ def named(result: Any) -> dict[str, Any]:
         result: an array; or a dictionary, named tuple, dataclass, tuple, list or any pytree of such, nested or not.
 
     Returns:
-        {name: array}, with "/" between levels, in the order of the result. An array that came in nothing, or alone in a tuple, is BARE;
-        those of a tuple or list are output_0, output_1, …; (array, dictionary) is BARE and the dictionary's.
+        {name: array}, with "/" between levels, in the order of the result. An array that came in nothing, or alone in a
+        tuple, is BARE; those of a tuple or list are output_0, output_1, …; (array, dictionary) is BARE and the
+        dictionary's.
 
     Raises:
         UsageError: something in it is no array, or two have one name.
@@ -54,7 +55,9 @@ def named(result: Any) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in pairs:
         if not hasattr(value, "dtype") or not hasattr(value, "shape"):
-            raise UsageError(f"the model's output {name!r} is a {type(value).__name__}, not an array", fix="Return only arrays.")
+            raise UsageError(
+                f"the model's output {name!r} is a {type(value).__name__}, not an array", fix="Return only arrays."
+            )
         if name in found:
             raise UsageError(f"the model has two outputs named {name!r}", fix="Name each of them otherwise.")
         found[name] = value
@@ -86,7 +89,10 @@ def _fields(value: Any) -> Mapping[Any, Any] | None:
     children = jax.tree_util.tree_flatten_with_path(value, is_leaf=lambda inner: inner is not value)[0]
     if len(children) == 1 and children[0][1] is value:
         return None
-    return {str(getattr(path[0], "key", getattr(path[0], "name", getattr(path[0], "idx", path[0])))): child for path, child in children}
+    return {
+        str(getattr(path[0], "key", getattr(path[0], "name", getattr(path[0], "idx", path[0])))): child
+        for path, child in children
+    }
 
 
 def _walk(value: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
@@ -124,7 +130,8 @@ def choose(shapes: Mapping[int, Mapping[str, Any]], asked: str, taken: Sequence[
         chosen = names[0]
     else:
         raise UsageError(
-            f"config.outputs={asked!r}: the model returns {', '.join(names)}", fix=f'Say which is judged: config.outputs = "{names[0]}".'
+            f"config.outputs={asked!r}: the model returns {', '.join(names)}",
+            fix=f'Say which is judged: config.outputs = "{names[0]}".',
         )
     wrong = {name: why for name in names if (why := _wrong(name, shapes))}
     if chosen in wrong:
@@ -132,7 +139,10 @@ def choose(shapes: Mapping[int, Mapping[str, Any]], asked: str, taken: Sequence[
             f"config.model: the output {asked if chosen == BARE else chosen} {wrong[chosen]}",
             fix="Return scores, float, as [batch, …]: one result for each image, whatever the batch size.",
         )
-    kept = {chosen: asked if chosen == BARE else chosen, **{name: name for name in names if name != chosen and name not in wrong}}
+    kept = {
+        chosen: asked if chosen == BARE else chosen,
+        **{name: name for name in names if name != chosen and name not in wrong},
+    }
     for name in kept.values():
         if name in taken or list(kept.values()).count(name) > 1:
             raise UsageError(f"the model's output {name!r} is called like another tensor", fix="Rename it.")
@@ -149,7 +159,11 @@ def without_copies(choice: Choice, values: Sequence[Any], names: Sequence[str]) 
     """
     value_of = dict(zip(names, values))
     first = {id(value_of[name]): name for name in reversed(choice.names)}
-    copies = {name: f"is {choice.names[first[id(value_of[name])]]} again" for name in choice.names if first[id(value_of[name])] != name}
+    copies = {
+        name: f"is {choice.names[first[id(value_of[name])]]} again"
+        for name in choice.names
+        if first[id(value_of[name])] != name
+    }
     kept = {own: name for own, name in choice.names.items() if own not in copies}
     return Choice(kept, {**choice.left_out, **copies})
 

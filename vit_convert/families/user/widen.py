@@ -1,4 +1,5 @@
-"""Computing in float32 what a model computes in bfloat16, float16 or float64: precision is chosen in the graph, not in the model."""
+"""Computing in float32 what a model computes in bfloat16, float16 or float64: precision is chosen in the graph, not in
+the model."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,7 +10,17 @@ import numpy as np
 from jax.extend import core
 
 # Calls of a function by another name; what they call is computed in their place.
-_CALLS = {"jit", "pjit", "closed_call", "core_call", "remat", "checkpoint", "remat2", "custom_jvp_call", "custom_vjp_call"}
+_CALLS = {
+    "jit",
+    "pjit",
+    "closed_call",
+    "core_call",
+    "remat",
+    "checkpoint",
+    "remat2",
+    "custom_jvp_call",
+    "custom_vjp_call",
+}
 
 
 def other_floats(function: Callable[..., Any], *arguments: Any) -> list[str]:
@@ -69,7 +80,8 @@ def _float32(value: Any) -> Any:
 
 
 def _evaluate(jaxpr: Any, constants: Sequence[Any], arguments: Sequence[Any]) -> list[Any]:
-    """Computes a jaxpr's results from its arguments with every float32, as `jax.core.eval_jaxpr` does with the types as they are."""
+    """Computes a jaxpr's results from its arguments with every float32, as `jax.core.eval_jaxpr` does with the types as
+    they are."""
     known: dict[Any, Any] = dict(zip((*jaxpr.constvars, *jaxpr.invars), map(_float32, (*constants, *arguments))))
 
     def read(variable: Any) -> Any:

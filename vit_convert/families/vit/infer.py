@@ -25,7 +25,8 @@ def infer_architecture(leaves: Mapping[str, Leaf], variant: str) -> tuple[Archit
         variant: a variant's name, or "auto".
 
     Returns:
-        The architecture to hold the file against, its image size still open; and the name that the file's own shapes have.
+        The architecture to hold the file against, its image size still open; and the name that the file's own shapes
+        have.
     """
     width = most_common(leaves, (r"(LayerNorm_\d|encoder_norm)/scale$", -1), (r"^embedding/kernel$", -1))
     mlp_dim = most_common(leaves, (r"Dense_0/bias$", -1), (r"Dense_0/kernel$", -1))
@@ -53,7 +54,12 @@ def infer_architecture(leaves: Mapping[str, Leaf], variant: str) -> tuple[Archit
 
 
 def find_position_table(
-    leaves: Mapping[str, Leaf], layout: Layout, patch: int, image_size: tuple[int, int] | None, given: Grid | None, file: pathlib.Path
+    leaves: Mapping[str, Leaf],
+    layout: Layout,
+    patch: int,
+    image_size: tuple[int, int] | None,
+    given: Grid | None,
+    file: pathlib.Path,
 ) -> tuple[Grid, int]:
     """Finds what the rows of the position table stand for.
 
@@ -70,7 +76,8 @@ def find_position_table(
 
     Raises:
         CheckpointError: the rows fit no grid, or a table that must be there is not.
-        UsageError: the patches do not tile `image_size`, or no table is stored and no `image_size` given, or the rows fit two grids.
+        UsageError: the patches do not tile `image_size`, or no table is stored and no `image_size` given, or the rows
+            fit two grids.
     """
     asked = None
     if image_size is not None:
@@ -78,19 +85,24 @@ def find_position_table(
         asked = (image_size[0] // patch, image_size[1] // patch)
     if "pos_embedding" not in leaves:
         if layout is Layout.VIT_JAX:  # sincos2d came with big_vision, which never had this numbering
-            raise CheckpointError(f"{file}: {stored_name('pos_embedding', layout)}: missing.", fix="Save the model's parameters whole.")
+            raise CheckpointError(
+                f"{file}: {stored_name('pos_embedding', layout)}: missing.", fix="Save the model's parameters whole."
+            )
         if asked is None:
             raise UsageError(
-                f"{file}: stores no position table (sincos2d), so it does not tell its image size", fix="Set image_size, such as 224x224."
+                f"{file}: stores no position table (sincos2d), so it does not tell its image size",
+                fix="Set image_size, such as 224x224.",
             )
         return asked, 0
     leaf = leaves["pos_embedding"]
     if len(leaf.shape) != 3:
         raise CheckpointError(
-            f"{file}: {leaf.name}: checkpoint {leaf.shape}, needed is (1, rows, width)", fix="Save the table as the model has it."
+            f"{file}: {leaf.name}: checkpoint {leaf.shape}, needed is (1, rows, width)",
+            fix="Save the table as the model has it.",
         )
     rows = leaf.shape[1]
-    # Whether there is such a row is told by the class token; a top-level table had one only before 2022, where the grid decides.
+    # Whether there is such a row is told by the class token; a top-level table had one only before 2022, where the grid
+    # decides.
     in_module = layout in (Layout.VIT_JAX, Layout.VIT_JAX_LINEN)
     class_rows = (0,) if "cls" not in leaves else (1,) if in_module else (0, 1)
     for class_row in class_rows:
@@ -112,7 +124,8 @@ def find_position_table(
 
 
 def _refuse_two_grids(file: pathlib.Path, name: str, rows: int, square: Grid, asked: Grid) -> None:
-    """A table may be resampled from its square, or may have been trained at the size asked for: of equal length, nothing tells."""
+    """A table may be resampled from its square, or may have been trained at the size asked for: of equal length,
+    nothing tells."""
     raise UsageError(
         f"{file}: {name}: {rows} rows may be {square[0]}x{square[1]} patches, resampled for the image size asked for, "
         f"or {asked[0]}x{asked[1]} as that has",

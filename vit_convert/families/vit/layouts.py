@@ -1,7 +1,7 @@
 """The layouts that ViT checkpoints were saved in, told apart and renamed to one.
 
-Everything that is known about old checkpoints stands here, each fix with its era and reason. No array is read: renaming, slicing
-and folding build leaves that are computed when they are read.
+Everything that is known about old checkpoints stands here, each fix with its era and reason. No array is read:
+renaming, slicing and folding build leaves that are computed when they are read.
 """
 
 import enum
@@ -26,13 +26,15 @@ class Layout(enum.Enum):
 
     VIT_JAX = "vit_jax"
     """vit_jax's published files (2020 on): one counter numbers all sub-modules of a block (`LayerNorm_0`,
-    `MultiHeadDotProductAttention_1`, `LayerNorm_2`, `MlpBlock_3`); position table in `posembed_input`, its first row the class token's."""
+    `MultiHeadDotProductAttention_1`, `LayerNorm_2`, `MlpBlock_3`); position table in `posembed_input`, its first row
+    the class token's."""
 
     VIT_JAX_LINEN = "vit_jax_linen"
     """The same saved by Flax Linen code: one counter for each kind of module."""
 
     BIG_VISION = "big_vision"
-    """big_vision since 2022: `pos_embedding` on top, without a row for the class token; or no table at all (sincos2d)."""
+    """big_vision since 2022: `pos_embedding` on top, without a row for the class token; or no table at all
+    (sincos2d)."""
 
     BIG_VISION_OLD = "big_vision_old"
     """big_vision before 2022: the position table inside `Transformer`, with the class token's row first."""
@@ -60,8 +62,8 @@ def detect(names: Collection[str]) -> Layout | None:
 def preprocessing(layout: Layout, pool: str, num_classes: int, prefix: str, names: Iterable[str]) -> str:
     """The family by whose rule the images of such a checkpoint were prepared, a key of `images.preprocess`.
 
-    Towers of image-text models were trained on images resized straight to the square, under whichever layout they are saved;
-    classifiers of big_vision on a central crop.
+    Towers of image-text models were trained on images resized straight to the square, under whichever layout they are
+    saved; classifiers of big_vision on a central crop.
 
     Args:
         layout: of the leaves.
@@ -86,7 +88,8 @@ def preprocessing(layout: Layout, pool: str, num_classes: int, prefix: str, name
 
 
 def canonicalize(leaves: Mapping[str, Leaf], path: str) -> dict[str, Leaf]:
-    """Renames leaves of any layout to the canonical names; the position table keeps the class token's row for `fold_class_row`.
+    """Renames leaves of any layout to the canonical names; the position table keeps the class token's row for
+    `fold_class_row`.
 
     Args:
         leaves: leaves as `select` returned them.
@@ -113,10 +116,11 @@ def canonicalize(leaves: Mapping[str, Leaf], path: str) -> dict[str, Leaf]:
 
 
 def fold_class_row(leaves: dict[str, Leaf]) -> dict[str, Leaf]:
-    """Moves the class token's row of the position table into the class token: `cls += table[:, :1]`, `table = table[:, 1:]`.
+    """Moves the class token's row of the position table into the class token: `cls += table[:, :1]`, `table = table[:,
+    1:]`.
 
-    vit_jax, and big_vision before 2022, put the class token in front and then added a table with one more row than the grid;
-    adding the constant row beforehand is the same function, and makes the table independent of the pooling.
+    vit_jax, and big_vision before 2022, put the class token in front and then added a table with one more row than the
+    grid; adding the constant row beforehand is the same function, and makes the table independent of the pooling.
 
     Args:
         leaves: canonical leaves whose position table has that row.
@@ -140,10 +144,15 @@ def stored_name(canonical: str, layout: Layout) -> str:
         layout: of the file.
 
     Returns:
-        Such as "Transformer/encoderblock_3/MlpBlock_3/Dense_0/kernel"; for a stacked layout the name of the whole stack.
+        Such as "Transformer/encoderblock_3/MlpBlock_3/Dense_0/kernel"; for a stacked layout the name of the whole
+        stack.
     """
     if canonical == "pos_embedding":
-        places = {Layout.VIT_JAX: _POSEMBED_INPUT, Layout.VIT_JAX_LINEN: _POSEMBED_INPUT, Layout.BIG_VISION_OLD: _POSEMBED_ENCODER}
+        places = {
+            Layout.VIT_JAX: _POSEMBED_INPUT,
+            Layout.VIT_JAX_LINEN: _POSEMBED_INPUT,
+            Layout.BIG_VISION_OLD: _POSEMBED_ENCODER,
+        }
         return places.get(layout, canonical)
     if layout is Layout.BIG_VISION_SCAN:
         return re.sub(rf"^{BLOCK}\d+/", _SCAN, canonical)
@@ -158,7 +167,8 @@ def stored_name(canonical: str, layout: Layout) -> str:
 
 
 def _outer_name(name: str) -> str:
-    """Undoes two moves: the table out of its module, and (during ViT-G's development) the MAP head inlined at the top."""
+    """Undoes two moves: the table out of its module, and (during ViT-G's development) the MAP head inlined at the
+    top."""
     if name in (_POSEMBED_INPUT, _POSEMBED_ENCODER):
         return "pos_embedding"
     return f"MAPHead_0/{name}" if name.startswith(_MAP_HEAD_PARTS) else name
@@ -196,7 +206,11 @@ def _unstack(leaves: Mapping[str, Leaf], path: str) -> Mapping[str, Leaf]:
     flat = {name: leaf for name, leaf in leaves.items() if name not in stacks}
     for name, leaf in stacks.items():
         if leaf.shape[:1] != (depth,):
-            raise CheckpointError(f"{path}: {leaf.name}: checkpoint {leaf.shape}, the other leaves are stacks of {depth} blocks")
+            raise CheckpointError(
+                f"{path}: {leaf.name}: checkpoint {leaf.shape}, the other leaves are stacks of {depth} blocks"
+            )
         for i in range(depth):
-            flat[f"{BLOCK}{i}/{name.removeprefix(_SCAN)}"] = leaf.derive(leaf.shape[1:], operator.itemgetter(i), f"[{i}]")
+            flat[f"{BLOCK}{i}/{name.removeprefix(_SCAN)}"] = leaf.derive(
+                leaf.shape[1:], operator.itemgetter(i), f"[{i}]"
+            )
     return flat

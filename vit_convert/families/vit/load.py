@@ -38,7 +38,9 @@ def load_vit(stored: Mapping[str, Leaf], layout: Layout, asked: Asked) -> Loaded
     leaves = layouts.canonicalize(stored, str(file))
     architecture, found = infer_architecture(leaves, asked.variant)
     _require_sizes(file, architecture)
-    table, class_row = find_position_table(leaves, layout, architecture.patch_size, asked.image_size, asked.posemb_grid, file)
+    table, class_row = find_position_table(
+        leaves, layout, architecture.patch_size, asked.image_size, asked.posemb_grid, file
+    )
     source_size = (table[0] * architecture.patch_size, table[1] * architecture.patch_size)
     architecture = dataclasses.replace(architecture, image_size=source_size)
     rows = math.prod(table) + class_row if "pos_embedding" in leaves else 0
@@ -61,7 +63,9 @@ def load_vit(stored: Mapping[str, Leaf], layout: Layout, asked: Asked) -> Loaded
         warnings.append(posemb.resampling_warning(file.name, source_size, architecture.image_size))
     elif not rows:
         if architecture.width % 4 or architecture.width < 8:
-            raise CheckpointError(f"{file}: no position table, and sincos2d has none for width {architecture.width}: 8, 12, 16, …")
+            raise CheckpointError(
+                f"{file}: no position table, and sincos2d has none for width {architecture.width}: 8, 12, 16, …"
+            )
         leaves["pos_embedding"] = _constant("pos_embedding", posemb.sincos2d(architecture.grid, architecture.width))
     return Loaded(
         title="ViT",
@@ -99,7 +103,9 @@ def _constant(name: str, value: np.ndarray) -> Leaf:
     return Leaf(name, value.shape, value.dtype, lambda: value)
 
 
-def _expected(file: pathlib.Path, architecture: Architecture, rows: int, stored_name: Callable[[str], str], found: str) -> Expected:
+def _expected(
+    file: pathlib.Path, architecture: Architecture, rows: int, stored_name: Callable[[str], str], found: str
+) -> Expected:
     """The stored parameters: the position table with the rows that the file has, and none where it stores none."""
     shapes = leaf_shapes(architecture)
     if rows:

@@ -21,7 +21,8 @@ from vit_convert.families.vit.shapes import BLOCK
 def vit_model(architecture: Architecture, params: Mapping[str, np.ndarray]) -> Model:
     """Our own ViT on canonical parameters.
 
-    Only two blocks are traced, since the others compute the same function of other parameters; the reference runs them all.
+    Only two blocks are traced, since the others compute the same function of other parameters; the reference runs them
+    all.
 
     Args:
         architecture: from the checkpoint.
@@ -63,13 +64,16 @@ def _block_names(stack: Stack) -> list[str]:
 def _vit_runner(
     architecture: Architecture, params: Mapping[str, np.ndarray], output: str, stack: Stack
 ) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-    """Runs a ViT one block at a time: one block is compiled once and one block's weights are on the device at a time."""
+    """Runs a ViT one block at a time: one block is compiled once and one block's weights are on the device at a
+    time."""
     block = jax.jit(EncoderBlock(architecture).apply)
 
     @functools.cache
     def outer_parts(image_size: tuple[int, int]) -> list[Callable[..., jax.Array]]:
         vit = ViT(dataclasses.replace(architecture, image_size=image_size))
-        return [jax.jit(functools.partial(vit.apply, method=method)) for method in (ViT.embed, ViT.normalize, ViT.classify)]
+        return [
+            jax.jit(functools.partial(vit.apply, method=method)) for method in (ViT.embed, ViT.normalize, ViT.classify)
+        ]
 
     def run(images: np.ndarray) -> dict[str, np.ndarray]:
         embed, normalize, classify = outer_parts((images.shape[1], images.shape[2]))

@@ -1,4 +1,5 @@
-"""The vision transformer of google-research/vision_transformer and big_vision, in Flax Linen, with a tap after every block."""
+"""The vision transformer of google-research/vision_transformer and big_vision, in Flax Linen, with a tap after every
+block."""
 
 import flax.linen as nn
 import jax
@@ -87,7 +88,9 @@ class ViT(nn.Module):
         patch = (arch.patch_size, arch.patch_size)
         rows, columns = arch.grid
         self.embedding = nn.Conv(arch.width, patch, strides=patch, padding="VALID")
-        self.pos_embedding = self.param("pos_embedding", nn.initializers.normal(arch.width**-0.5), (1, rows * columns, arch.width))
+        self.pos_embedding = self.param(
+            "pos_embedding", nn.initializers.normal(arch.width**-0.5), (1, rows * columns, arch.width)
+        )
         if arch.pool == "tok":
             self.cls = self.param("cls", nn.initializers.zeros, (1, 1, arch.width))
         self.Transformer = Encoder(arch)
@@ -105,7 +108,8 @@ class ViT(nn.Module):
             images: float32 [batch, height, width, 3], normalised as the preprocessing record says.
 
         Returns:
-            Logits [batch, num_classes] (features [batch, width] without a head; [batch, tokens, ...] with pool "none"), and
+            Logits [batch, num_classes] (features [batch, width] without a head; [batch, tokens, ...] with pool "none"),
+            and
             the taps: `block_00`… and `encoder_norm`, each [batch, tokens, width].
         """
         x, taps = self.Transformer(self.embed(images))

@@ -11,7 +11,8 @@ def resample(table: np.ndarray, old_grid: tuple[int, int], new_grid: tuple[int, 
     """Resamples a position table linearly with aligned corners, axis by axis, in float64.
 
     Row i of an axis reads position i·(old−1)/(new−1), as `scipy.ndimage.zoom(order=1)` does in vit_jax's checkpoint.py
-    except that no corner falls outside: scipy's default mode writes zeros into the last row and column for pairs such as 28→48.
+    except that no corner falls outside: scipy's default mode writes zeros into the last row and column for pairs such
+        as 28→48.
 
     Args:
         table: [1, N, D], patches row by row, without the class token.
@@ -40,7 +41,10 @@ def resampled(table: Leaf, old_grid: tuple[int, int], new_grid: tuple[int, int])
 def resampling_warning(file: str, old_size: tuple[int, int], new_size: tuple[int, int]) -> str:
     """What a person should know of a table on another grid; sizes are (height, width) in pixels."""
     old, new = ("x".join(map(str, size)) for size in (old_size, new_size))
-    return f"{file}: position table resampled from {old} to {new} pixels; accuracy drops unless the model was trained for both."
+    return (
+        f"{file}: position table resampled from {old} to {new} pixels; accuracy drops unless the model was "
+        f"trained for both."
+    )
 
 
 def _linear(values: np.ndarray, axis: int, new: int) -> np.ndarray:

@@ -23,9 +23,9 @@ _CLASS_ROW_LAYOUTS = (Layout.VIT_JAX, Layout.VIT_JAX_LINEN, Layout.BIG_VISION_OL
 def write_random_vit(path: str | os.PathLike[str], variant: str, options: RandomOptions) -> Architecture:
     """Writes an uncompressed `.npz`, leaf by leaf, so that memory stays at the size of one leaf.
 
-    Values depend on the seed and the canonical name alone: every layout of one seed is the same model. Kernels are normal with
-    variance 1/inputs, LayerNorm scales near 1, biases small, position table and class token non-trivial, so that logits are of
-    order 1 and every part of the model shows in them.
+    Values depend on the seed and the canonical name alone: every layout of one seed is the same model. Kernels are
+    normal with variance 1/inputs, LayerNorm scales near 1, biases small, position table and class token non-trivial, so
+    that logits are of order 1 and every part of the model shows in them.
 
     Args:
         path: the file; appears whole or not at all.
@@ -36,15 +36,19 @@ def write_random_vit(path: str | os.PathLike[str], variant: str, options: Random
         The architecture that was written.
 
     Raises:
-        UsageError: unknown variant, an image size that its patches do not tile, a table that the layout always stores, or an odd
-            number of outlier channels.
+        UsageError: unknown variant, an image size that its patches do not tile, a table that the layout always stores,
+            or an odd number of outlier channels.
     """
     form = Layout(options.layout or Layout.VIT_JAX)
     if options.posemb == "sincos2d" and form not in (Layout.BIG_VISION, Layout.BIG_VISION_SCAN):
-        raise UsageError(f"layout {form.value}: always stores its position table", fix="Use big_vision or big_vision_scan for sincos2d.")
+        raise UsageError(
+            f"layout {form.value}: always stores its position table",
+            fix="Use big_vision or big_vision_scan for sincos2d.",
+        )
     if options.outlier_channels % 2:
         raise UsageError(
-            f"outlier_channels {options.outlier_channels}: odd, so the outliers would shift the mean of every LayerNorm",
+            f"outlier_channels {options.outlier_channels}: odd, so the outliers would shift the mean of every "
+            "LayerNorm",
             fix="Use an even number.",
         )
     architecture = architecture_of(variant, options.image_size or (224, 224), options.num_classes, pool=options.pool)
@@ -104,7 +108,8 @@ class _Weights:
         return self._outliers(name, values / np.float32(math.sqrt(inputs)))
 
     def _class_part(self, part: str) -> np.ndarray:
-        # Multiples of 1/256 below 1/2: the sum of the two is exact even in bfloat16, so layouts that store it agree to the bit.
+        # Multiples of 1/256 below 1/2: the sum of the two is exact even in bfloat16, so layouts that store it agree to
+        # the bit.
         value = 0.1 * normal(self.seed, f"cls/{part}", (1, 1, self.architecture.width))
         return np.clip(np.rint(value * 256), -127, 127) / np.float32(256)
 
@@ -113,7 +118,8 @@ class _Weights:
 
     def _outliers(self, name: str, kernel: np.ndarray) -> np.ndarray:
         if self.outlier_channels and name == f"{BLOCK}0/MlpBlock_0/Dense_1/kernel":
-            # The hidden units' mean is that of GELU over a standard normal, 1/(2 sqrt(pi)); signs alternate to keep the stream's mean.
+            # The hidden units' mean is that of GELU over a standard normal, 1/(2 sqrt(pi)); signs alternate to keep the
+            # stream's mean.
             signs = np.where(np.arange(self.outlier_channels) % 2, -1.0, 1.0)
             kernel[:, self._outlier_columns()] += signs * OUTLIER * 2 * math.sqrt(math.pi) / self.architecture.mlp_dim
         return kernel
@@ -124,7 +130,8 @@ class _Weights:
         blocks_before = int(block[1]) if block else self.architecture.depth
         if self.outlier_channels and blocks_before and not name.startswith("MAPHead_0/"):
             deviation = OUTLIER * math.sqrt(self.outlier_channels / self.architecture.width)
-            # With these kernels the mean square of the other channels is about the number of blocks that they have passed.
+            # With these kernels the mean square of the other channels is about the number of blocks that they have
+            # passed.
             scale = scale * np.float32(deviation / math.sqrt(blocks_before))
             scale[self._outlier_columns()] *= np.float32(math.sqrt(blocks_before) / OUTLIER)
         return scale

@@ -78,8 +78,12 @@ def _attention(a: Architecture) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
     for name in ("query", "key", "value"):
         shapes |= {f"{name}/kernel": (a.width, *heads), f"{name}/bias": heads}
-    return _prefixed("MultiHeadDotProductAttention_0/", shapes | {"out/kernel": (*heads, a.width), "out/bias": (a.width,)})
+    return _prefixed(
+        "MultiHeadDotProductAttention_0/", shapes | {"out/kernel": (*heads, a.width), "out/bias": (a.width,)}
+    )
 
 
 def _mlp(a: Architecture) -> dict[str, tuple[int, ...]]:
-    return _prefixed("MlpBlock_0/Dense_0/", _dense(a.width, a.mlp_dim)) | _prefixed("MlpBlock_0/Dense_1/", _dense(a.mlp_dim, a.width))
+    return _prefixed("MlpBlock_0/Dense_0/", _dense(a.width, a.mlp_dim)) | _prefixed(
+        "MlpBlock_0/Dense_1/", _dense(a.mlp_dim, a.width)
+    )

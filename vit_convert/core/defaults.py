@@ -1,0 +1,115 @@
+"""Every key of a config, with its default and what it means."""
+
+import ml_collections
+from ml_collections import config_dict
+
+from vit_convert.core.renamed import Config
+
+
+def default_config() -> ml_collections.ConfigDict:
+    """Every key with its default; a config file changes what it needs.
+
+    Returns:
+        A locked ConfigDict. Setting an unknown key is an error that names the nearest valid ones.
+
+    Example:
+        >>> config = default_config()
+        >>> config.batch.max
+        64
+    """
+    config = Config()
+    config.name = ""  # name of the bundle folder; empty: the config file's
+    config.checkpoint = ""  # .npz or .safetensors: a path, or an https:// or gs:// address
+    config.family = "auto"  # auto: read from the file; any other is checked against it
+    # more families of models: ("my_module:FAMILY", "/path/my_family.py:FAMILY"), tried before the package's own
+    config.families = ()
+    config.variant = "auto"  # "B/32", "ViT-B_32", …; auto: read from the file; any other is checked against it
+    # your own model instead of a checkpoint: a function that returns (module, variables)
+    config.model = config_dict.placeholder(object)
+    # 224, (224, 384), "224x384" or "dynamic:160..448@224"; empty: the checkpoint's
+    config.image_size = config_dict.placeholder(object)
+    config.posemb_grid = config_dict.placeholder(tuple)  # (rows, columns) of a stored position table that is not square
+    # how images become inputs: vit_jax, big_vision, siglip, imagenet, …; auto: as the checkpoint was trained
+    config.preprocess = "auto"
+    config.layout = "NHWC"  # order of the `images` input's axes
+    config.input = "float32"  # float32: normalised as `preprocess` says; uint8: pixels, which the graph normalises
+    # features: without the head; if your own model has several outputs, the one that is judged
+    config.outputs = "logits"
+    config.taps = False  # keep block_00 … encoder_norm as outputs of model.onnx
+    config.num_classes = 0  # checked against the checkpoint's head; 0: whatever it has
+    # block names and patterns that int8 is limited to; empty: all linears between the first and the last
+    config.quantize_only = ()
+    config.keep_fp16 = ()  # block names and patterns that int8 leaves in fp16
+    # comma-separated; int8 and fp8 also build fp16; auto quantizes, to plan.type, what the budget allows
+    config.precision = "fp16"
+    config.target = "auto"  # the TensorRT generation that the graph is written for; auto: the backend's
+    # other ways to write model.onnx, for `tune` to choose from: ("plugin", "kernels", "matmul") for trt8
+    config.lowerings = ()
+    config.keep_fp32 = ()  # block names and patterns that stay in fp32: ("block_11", "head*")
+
+    config.batch = Config()
+    config.batch.min = 1
+    config.batch.opt = 8
+    config.batch.max = 64
+    config.batch.profiles = ()  # batch sizes that get a fixed profile beside the range, which is faster: (1, 64)
+
+    config.calibration = Config()
+    config.calibration.data = ""  # folder, .zip, .npz or list file; empty: seeded noise, enough only to measure speed
+    # entropy, widened where clipping costs more than it gains; entropy_plain, minmax, percentile, mse
+    config.calibration.method = "entropy"
+    # entropy: a product that loses more of its mean square to int8 stays fp16; 1/20 of cosine 0.99
+    config.calibration.max_error = 0.001
+    config.calibration.num_images = 512
+    config.calibration.batch_size = 8
+    config.calibration.attention = False  # quantize the attention products too
+    # with engine.int8_lowering: quantize what blocks add to the residual stream too
+    config.calibration.branches = False
+    # int8: subtract the middle of a one-sided range before rounding; biases add it back
+    config.calibration.shift = True
+    config.calibration.smooth = 0.0  # SmoothQuant's strength, 0.5 for outlier channels after LayerNorms; 0: off
+
+    config.sensitivity = False  # measure what each layer loses in plan.type, also without precision=auto
+
+    config.plan = Config()
+    config.plan.type = "int8"  # int8 or fp8: what precision=auto computes as much of the model in as the budget allows
+    config.plan.accuracy_budget = 0.5  # points of top-1 that the plan may lose, if there are labels
+    config.plan.cosine = 0.0  # smallest cosine to the fp32 output that is allowed on any image; 0: check.int8_cosine
+    # how many images to measure on: of the evaluation images, else of the calibration images
+    config.plan.num_images = 256
+    config.plan.file = ""  # a precision_plan.json from an earlier search, perhaps edited; then nothing is searched
+
+    config.evaluation = Config()
+    config.evaluation.data = ""  # labelled images; empty: no accuracy is measured
+    config.evaluation.num_images = 0  # 0: all
+
+    config.check = Config()
+    config.check.num_images = 4  # images in reference.npz; the largest batch onnxruntime is checked with
+    config.check.atol = 1e-6  # fp32: max_abs <= atol + rtol * scale of the output, for the output and for every block
+    config.check.rtol = 1e-4
+    config.check.engine_rtol = 1e-3  # the same for fp32 engines, which sum in other orders, through up to 32 blocks
+    config.check.cosine = 0.99999
+    config.check.fp16_cosine = 0.999  # against JAX fp32, for the output
+    config.check.int8_cosine = 0.98
+    config.check.max_top1_drop = 1.0  # points of top-1 that a lower precision may lose, if there are labels
+    # percent of labelled images on which an unquantized engine has to give JAX's first class
+    config.check.min_agreement = 99.0
+
+    config.engine = Config()
+    config.engine.backend = "auto"  # auto: tensorrt on a host with a GPU, else rtx; none: stop after ONNX
+    config.engine.workspace_gib = 4.0
+    config.engine.timing_cache = ""  # a folder for kernel timings, which models may share; empty: one in the bundle
+    config.engine.opt_level = 3
+    config.engine.tf32 = False
+    # what trt8's fp16 engines are built from; auto: "plugin" if it fits; empty: model.onnx
+    config.engine.lowering = "auto"
+    # what trt8's int8 engines are built from; "fused" needs our kernels; empty: the Q/DQ graph
+    config.engine.int8_lowering = ""
+    config.engine.hardware_compatible = False  # an engine for Ampere and every later GPU, at some cost in speed
+    config.engine.version_compatible = False  # an engine that later versions of the same TensorRT major load
+    config.engine.calibrator = False  # INT8 by TensorRT's own calibrator (TensorRT 10 and earlier) instead of Q/DQ
+
+    config.benchmark = Config()
+    config.benchmark.batches = (1, 8, 64)
+    config.benchmark.streams = (1, 2)
+    config.benchmark.seconds = 3.0
+    return config.lock()
