@@ -22,7 +22,7 @@ from typing import Any
 from absl import flags
 
 from vit_convert.core import config as configs
-from vit_convert.core.config_files import find_config, load_config, split_argument
+from vit_convert.core.config_files import find_config, load_config, split_argument, split_config
 from vit_convert.core.errors import INTERRUPTED, UsageError
 from vit_convert.core.overrides import apply_overrides, split_overrides
 from vit_convert.core.program import Program
@@ -90,15 +90,7 @@ def parse_config(argv: Sequence[str]) -> tuple[Any, list[str]]:
     Raises:
         UsageError: no config, an unreadable one, an unknown key or a bad value.
     """
-    path, others = "", []
-    words = iter(argv[1:])
-    for word in words:
-        if match := re.fullmatch(r"--?config=(.*)", word):
-            path = match[1]
-        elif re.fullmatch(r"--?config", word):
-            path = next(words, "")
-        else:
-            others.append(word)
+    path, others = split_config(argv[1:])
     if not path:
         raise UsageError("no --config given", fix="For example --config vit_b32.py; --help tells more.")
     path, argument = split_argument(path)

@@ -1,5 +1,6 @@
 """One conversion: takes a config, leaves a bundle with its report."""
 
+import json
 import os
 import pathlib
 import shlex
@@ -9,12 +10,12 @@ from typing import Any
 
 import ml_collections
 
-from vit_convert.core.bundle import Bundle, utf8_path, write_json
+from vit_convert.core.bundle import Bundle, as_json, read_json, utf8_path, write_json
 from vit_convert.core.config import as_plain
 from vit_convert.core.leftovers import remove_temporaries
 from vit_convert.core.lock import hold
 from vit_convert.core.manifest import Manifest
-from vit_convert.core.pipeline import Context, run_stages
+from vit_convert.core.pipeline import Context, all_fresh, run_stages
 from vit_convert.core.progress import Progress
 from vit_convert.report.summary import print_summary
 from vit_convert.report.write import write_report
@@ -65,6 +66,30 @@ def convert(
         if not quiet:
             print_summary(report, bundle.root, files=list(Manifest.read(bundle).files), whole=not until)
     return report
+
+
+def fresh_report(
+    config: ml_collections.ConfigDict,
+    workdir: str | os.PathLike[str],
+    *,
+    until: str = "",
+    checkpoints: Sequence[str | os.PathLike[str]] = (),
+) -> dict[str, Any] | None:
+    """The report of a conversion that would find nothing to do; None where it would do something. Takes milliseconds
+    and writes nothing.
+
+    Args:
+        config, workdir, until, checkpoints: as `convert` takes them.
+    """
+    bundle = Bundle(os.path.join(workdir, config.name))
+    report = read_json(bundle.report)
+    # An own model is not made to find out; and what a lock names is being changed, or was when its holder died.
+    if not report or report.get("status") != "done" or config.model is not None or bundle.lock.exists():
+        return None
+    if read_json(bundle.config) != json.loads(as_json(as_plain(config))):
+        return None
+    context = Context(config, bundle, Progress(quiet=True), "", (*checkpoints, "checkpoints", *_OURS))
+    return report if all_fresh(stages(), context, until=until) else None
 
 
 def _convert(context: Context, *, until: str, force: bool, command: Sequence[str]) -> dict[str, Any]:

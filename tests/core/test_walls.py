@@ -18,7 +18,7 @@ ONNX = {
 }
 ROOMS = (
     "core", "checks", "images", "text", "checkpoint", "families", "export", "quantize", "engine", "serve", "report",
-    "stages",
+    "stages", "batch",
 )
 # fmt: on
 
@@ -36,6 +36,7 @@ WALLS = {
     "serve": (BASE, ("core", "engine", "images")),
     "report": (BASE, ("core", "engine")),
     "stages": (BASE, ("core",)),
+    "batch": (BASE | {"ml_dtypes", "safetensors"}, ("core", "checkpoint", "stages", "report")),
 }
 
 # What builds a model; whatever loads or writes a checkpoint does without JAX.

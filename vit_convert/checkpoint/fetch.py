@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from typing import IO
 
 from vit_convert.core.bundle import disk_errors, hash_file, read_json, write_json
-from vit_convert.core.errors import CheckpointError
+from vit_convert.core.errors import CheckpointError, NetworkError
 from vit_convert.core.progress import Progress, human_bytes
 
 _GCS = "https://storage.googleapis.com"
@@ -204,11 +204,11 @@ class _Download:
                 failure = str(getattr(e, "reason", "") or e) or type(e).__name__
                 if not self._have():
                     offline = f"{self.address}: cannot be fetched, is there a network? ({failure})"
-                    raise CheckpointError(offline, fix=self.by_hand) from e
+                    raise NetworkError(offline, fix=self.by_hand) from e
             idle = 0 if self._have() > before else idle + 1
             if idle == _ATTEMPTS:
                 stopped = f"{self.address}: stopped at {before} bytes ({failure})"
-                raise CheckpointError(stopped, fix=f"Run again to continue. {self.by_hand}")
+                raise NetworkError(stopped, fix=f"Run again to continue. {self.by_hand}")
             time.sleep(_PAUSE_S if idle else 0)
 
     def _require(self, size: int) -> None:

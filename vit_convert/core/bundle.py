@@ -198,10 +198,11 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
         value: anything that JSON can hold; numpy scalars become Python's, NaN and infinities become null.
     """
     with atomic(path) as temporary:
-        temporary.write_text(_dumps(value) + "\n", encoding="utf-8")
+        temporary.write_text(as_json(value) + "\n", encoding="utf-8")
 
 
-def _dumps(value: Any) -> str:
+def as_json(value: Any) -> str:
+    """The text that `write_json` writes."""
     try:
         return json.dumps(value, indent=1, default=_plain, allow_nan=False)
     except ValueError:

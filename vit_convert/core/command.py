@@ -27,7 +27,7 @@ def exit_code(run: Callable[[], int], *, debug: bool, when_interrupted: str) -> 
     """
     with outliving_streams():
         try:
-            with _ending_as_interrupted():
+            with ending_as_interrupted():
                 return run()
         except ConvertError as e:
             if debug:
@@ -40,7 +40,7 @@ def exit_code(run: Callable[[], int], *, debug: bool, when_interrupted: str) -> 
 
 
 @contextlib.contextmanager
-def _ending_as_interrupted() -> Iterator[None]:
+def ending_as_interrupted() -> Iterator[None]:
     """Makes SIGTERM and SIGHUP end the block as Ctrl-C does: unfinished files are removed, and the lock is released."""
     if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
         yield

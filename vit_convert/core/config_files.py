@@ -1,11 +1,13 @@
 """Config files: found by name, and run."""
 
+import contextlib
 import importlib.machinery
 import inspect
 import os
 import pathlib
 import re
 import types
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from vit_convert.core.config import default_config
@@ -58,6 +60,26 @@ def find_config(given: str) -> str:
     )
 
 
+def split_config(words: Sequence[str]) -> tuple[str, list[str]]:
+    """Takes `--config=FILE` or `--config FILE` out of a command line; returns the file, "" for none, and the words that
+    are left.
+
+    Example:
+        >>> split_config(["--config", "vit.py:B/16", "--force"])
+        ('vit.py:B/16', ['--force'])
+    """
+    path, others = "", []
+    left = iter(words)
+    for word in left:
+        if match := re.fullmatch(r"--?config=(.*)", word):
+            path = match[1]
+        elif re.fullmatch(r"--?config", word):
+            path = next(left, "")
+        else:
+            others.append(word)
+    return path, others
+
+
 def load_config(path: str, argument: str = "") -> Any:
     """Runs a config file.
 
@@ -71,15 +93,33 @@ def load_config(path: str, argument: str = "") -> Any:
     Raises:
         UsageError: the file fails, and what it said; or its get_config() takes no argument.
     """
-    # a config is Python, whatever its file is called
-    loader = importlib.machinery.SourceFileLoader("vit_convert_user_config", path)
-    module = types.ModuleType(loader.name)
-    module.__file__ = path
-    try:
-        loader.exec_module(module)
+    module = load_file(path)
+    with _errors_of(path):
         if argument and not inspect.signature(module.get_config).parameters:
             raise UsageError(f"--config={path}:{argument}: its get_config() takes no argument", fix=f"--config={path}")
         return module.get_config(argument) if argument else module.get_config()
+
+
+def load_file(path: str) -> Any:
+    """Runs a user's Python file and returns its module, which nothing else can import.
+
+    Raises:
+        UsageError: the file fails, and what it said.
+    """
+    loader = importlib.machinery.SourceFileLoader(
+        "vit_convert_user_config", path
+    )  # a config is Python, whatever its file is called
+    module = types.ModuleType(loader.name)
+    module.__file__ = path
+    with _errors_of(path):
+        loader.exec_module(module)
+    return module
+
+
+@contextlib.contextmanager
+def _errors_of(path: str) -> Iterator[None]:
+    try:
+        yield
     except ConvertError:
         raise
     except (Exception, SystemExit) as e:

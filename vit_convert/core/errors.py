@@ -49,6 +49,22 @@ class CheckpointError(ConvertError):
     exit_code = 3
 
 
+class PassingError(ConvertError):
+    """Mixed into errors that a later attempt may not meet: a network that is down, a bundle that another one holds."""
+
+
+class HeldError(PassingError, UsageError):
+    """Another command works on the bundle."""
+
+    exit_code = UsageError.exit_code
+
+
+class NetworkError(PassingError, CheckpointError):
+    """A checkpoint could not be fetched, or not to its end."""
+
+    exit_code = CheckpointError.exit_code
+
+
 class ExportError(ConvertError):
     """The model could not be traced, rewritten or saved as ONNX."""
 
@@ -81,6 +97,12 @@ class BenchmarkError(ConvertError):
     """An engine could not be run, verified or measured."""
 
     exit_code = 8
+
+
+class BatchError(ConvertError):
+    """A batch ended, and some of its jobs failed."""
+
+    exit_code = 9
 
 
 INTERRUPTED = 130  # 128 + SIGINT, what shells use; finished stages stay, so a rerun continues

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from vit_convert.core.bundle import Bundle, disk_errors, temporary_beside
-from vit_convert.core.errors import UsageError
+from vit_convert.core.errors import HeldError
 
 BEAT_S = 15.0
 # A holder on another machine is believed dead when its file was not touched for so long: that machine's processes
@@ -39,7 +39,7 @@ def hold(bundle: Bundle, command: str) -> Iterator[None]:
         Nothing.
 
     Raises:
-        UsageError: somebody else holds it; says who.
+        HeldError: somebody else holds it; says who.
     """
     with disk_errors(bundle.lock):
         file = _acquire(bundle.lock, {**me(), "command": command, "since": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
@@ -115,7 +115,7 @@ def _flock(file: int, path: pathlib.Path) -> bool:
     """Takes the kernel's lock; False if the file system has no locks.
 
     Raises:
-        UsageError: another process has it.
+        HeldError: another process has it.
     """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -171,7 +171,7 @@ def _read(file: int) -> dict[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
-def _refusal(path: pathlib.Path, holder: dict[str, Any]) -> UsageError:
+def _refusal(path: pathlib.Path, holder: dict[str, Any]) -> HeldError:
     who = (
         f"process {holder.get('pid', '?')} on {holder.get('host', '?')}, since {holder.get('since', '?')}: "
         f"{holder.get('command', '?')}"
@@ -179,7 +179,7 @@ def _refusal(path: pathlib.Path, holder: dict[str, Any]) -> UsageError:
     fix = "Wait for it, end it, or give this conversion another --workdir or --config.name."
     if holder.get("boot") not in (None, _boot()):
         fix += f" If that machine is gone, its lock ends {DEAD_AFTER_S:g} s after its last sign of life."
-    return UsageError(f"{path.parent}: another conversion works on this bundle ({who})", fix=fix)
+    return HeldError(f"{path.parent}: another conversion works on this bundle ({who})", fix=fix)
 
 
 def _boot() -> str:

@@ -121,6 +121,28 @@ def run_stages(
     run.finish(stages[last + 1 :])
 
 
+def all_fresh(stages: list[Stage], context: Context, *, until: str = "") -> bool:
+    """Whether `run_stages` would find nothing to do; nothing is written, and no lock is needed.
+
+    Args:
+        stages, context, until: as `run_stages` takes them.
+    """
+    rows: list[dict[str, Any]] = []
+    run = _Run(context, rows, lambda: None)
+    for stage in stages:
+        try:
+            if stage.needed(context):
+                if (row := run.fresh(stage, run.key(stage))) is None:
+                    return False
+                rows.append(row)
+                context.results[stage.name] = row["result"]
+        except (ConvertError, KeyError, OSError):  # what is wrong is for a run to say
+            return False
+        if stage.name == until:
+            break
+    return True
+
+
 class _Run:
     """One run of the stages, which keeps the manifest up to date.
 

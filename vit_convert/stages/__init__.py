@@ -1,5 +1,6 @@
 """The stages of one conversion, from the checkpoint to the engines; each imports what it needs when it runs."""
 
+from vit_convert.core.errors import UsageError, nearest
 from vit_convert.core.pipeline import Stage
 from vit_convert.stages.build import BENCHMARK, BUILD, VERIFY
 from vit_convert.stages.calibrate import CALIBRATE
@@ -28,3 +29,14 @@ def stages() -> list[Stage]:
         VERIFY,
         BENCHMARK,
     ]
+
+
+def require_stage(name: str) -> None:
+    """Refuses a name that is no stage's; "" stands for all of them.
+
+    Raises:
+        UsageError: see above.
+    """
+    names = [stage.name for stage in stages()]
+    if name and name not in names:
+        raise UsageError(f"--until={name}: not one of {', '.join(names)}.{nearest(name, names)}")

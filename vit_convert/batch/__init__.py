@@ -1,0 +1,1 @@
+"""Many conversions by one command: what to convert, on which processes or machines, and what became of each."""

@@ -1,0 +1,162 @@
+"""Converts many checkpoints with one command, which continues where it stopped.
+
+  python -m vit_convert.batch --checkpoints='zoo/*.npz' --config.precision=fp16,int8 --workdir=out
+
+Each conversion is what `python -m vit_convert` makes of the same checkpoint and config, in a folder of its own in the
+workdir; batch.json there says what became of each. The same command again looks at what is finished for milliseconds
+and does the rest.
+
+Exit codes: 0 done, 2 usage or config, 9 some conversions failed, 130 interrupted (run again to continue).
+"""
+
+import re
+import sys
+from collections.abc import Sequence
+
+from absl import flags
+
+from vit_convert.core.config import default_config
+from vit_convert.core.config_files import split_config
+from vit_convert.core.errors import UsageError
+from vit_convert.core.overrides import split_overrides
+from vit_convert.core.program import Program
+
+_PROGRAM = Program(__doc__, when_interrupted="finished jobs are kept, the same command continues", takes_config=True)
+_FLAGS = _PROGRAM.flags
+flags.DEFINE_multi_string(
+    "checkpoints",
+    [],
+    "What to convert: files, globs, folders, addresses, or .txt files with one a line; repeatable, or comma-separated.",
+    flag_values=_FLAGS,
+)
+flags.DEFINE_string(
+    "table",
+    "",
+    "What to convert: a .csv or .jsonl with name, checkpoint and config keys, or AugReg's index.csv.",
+    flag_values=_FLAGS,
+)
+flags.DEFINE_string(
+    "where", "", "Rows of the table to take: \"ds=='i1k' and adapt_resolution==384\".", flag_values=_FLAGS
+)
+flags.DEFINE_string("column", "", "Column of the table that holds the checkpoint.", flag_values=_FLAGS)
+flags.DEFINE_string(
+    "jobs_file",
+    "",
+    "What to convert: a Python file whose get_jobs() returns a list of {key: value}.",
+    flag_values=_FLAGS,
+)
+flags.DEFINE_multi_string(
+    "sweep",
+    [],
+    "Convert all in several settings: config.precision=fp16,int8; ';' parts values that hold commas; repeatable.",
+    flag_values=_FLAGS,
+)
+flags.DEFINE_string(
+    "workdir", "out", "Folder that gets one sub-folder per conversion, and batch.json.", flag_values=_FLAGS
+)
+flags.DEFINE_multi_string(
+    "checkpoint_folders",
+    [],
+    "Folder in which checkpoints are looked for before checkpoints/, and to which they are fetched; may be repeated.",
+    flag_values=_FLAGS,
+)
+flags.DEFINE_string(
+    "shard", "", "i/n: the i-th of n parts of the jobs, for n commands on as many machines.", flag_values=_FLAGS
+)
+flags.DEFINE_integer("jobs", 0, "Conversions at a time; 0: one a core.", flag_values=_FLAGS, lower_bound=0)
+flags.DEFINE_float(
+    "memory_gib", 0.0, "Memory for all of them; 0: what the machine has free.", flag_values=_FLAGS, lower_bound=0.0
+)
+flags.DEFINE_integer(
+    "retries",
+    2,
+    "Further attempts after what may pass: a killed process, a network.",
+    flag_values=_FLAGS,
+    lower_bound=0,
+)
+flags.DEFINE_float("timeout", 0.0, "Seconds that one conversion may take; 0: any.", flag_values=_FLAGS, lower_bound=0.0)
+flags.DEFINE_bool("fail_fast", False, "Begin nothing more after a failure.", flag_values=_FLAGS)
+flags.DEFINE_string("until", "", "Last stage to run, as in a single conversion.", flag_values=_FLAGS)
+flags.DEFINE_bool("force", False, "Redo stages that are fresh.", flag_values=_FLAGS)
+flags.DEFINE_bool("only_failed", False, "Look at the jobs alone that failed last time.", flag_values=_FLAGS)
+flags.DEFINE_bool(
+    "dry_run", False, "Print the jobs with the time and memory that they will take, and do nothing.", flag_values=_FLAGS
+)
+flags.DEFINE_bool("quiet", False, "Print nothing but errors.", flag_values=_FLAGS)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command line.
+
+    Args:
+        argv: arguments, the program's name first.
+
+    Returns:
+        The exit code.
+    """
+    return _PROGRAM.main(argv, _run)
+
+
+def _run(argv: Sequence[str]) -> int:
+    config, others = split_config(argv[1:])
+    overrides, rest = split_overrides(others, default_config())
+    if left := _PROGRAM.parse(rest):
+        raise UsageError(
+            f"unexpected argument {left[0]!r}",
+            fix="Flags are written --flag=value; globs in quotes; --help lists them.",
+        )
+    from vit_convert.batch.batch import folders_of, run_batch
+    from vit_convert.batch.collect import Asked, collect
+    from vit_convert.batch.estimate import estimate
+    from vit_convert.batch.job import shard_of
+    from vit_convert.batch.local import Limits
+    from vit_convert.batch.machine import free_memory_gib, num_cores
+    from vit_convert.batch.run import Settings
+    from vit_convert.batch.screen import dry_table
+    from vit_convert.stages import require_stage
+
+    require_stage(_FLAGS.until)
+    shard = _shard(_FLAGS.shard)
+    asked = Asked(
+        config, overrides, _FLAGS.checkpoints, _FLAGS.table, _FLAGS.where, _FLAGS.column, _FLAGS.jobs_file, _FLAGS.sweep
+    )
+    jobs = [job for job in collect(asked) if not shard or shard_of(job.name, shard[1]) == shard[0]]
+    settings = Settings(_FLAGS.workdir, tuple(_FLAGS.checkpoint_folders), _FLAGS.until, _FLAGS.force)
+    limits = Limits(
+        _FLAGS.jobs or num_cores(),
+        _FLAGS.memory_gib or free_memory_gib(),
+        _FLAGS.retries,
+        _FLAGS.timeout,
+        _FLAGS.fail_fast,
+    )
+    if _FLAGS.dry_run:
+        print(dry_table(jobs, {job.name: estimate(job, folders_of(settings)) for job in jobs}, limits.jobs))
+        return 0
+    run_batch(
+        jobs,
+        settings,
+        limits,
+        shard=shard,
+        only_failed=_FLAGS.only_failed,
+        quiet=_FLAGS.quiet,
+        command=["python", "-m", "vit_convert.batch", *argv[1:]],
+    )
+    return 0
+
+
+def _shard(text: str) -> tuple[int, int] | None:
+    if not text:
+        return None
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise UsageError(f"--shard={text}: expected i/n with i from 1 to n", fix="For example --shard=3/10.")
+    return int(match[1]), int(match[2])
+
+
+def run() -> None:
+    """Entry point of the installed command."""
+    sys.exit(main(sys.argv))
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,154 @@
+"""One batch from its jobs to its record."""
+
+import os
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from vit_convert.batch.estimate import estimate, is_here
+from vit_convert.batch.folder import BatchFolder
+from vit_convert.batch.job import Job
+from vit_convert.batch.ledger import Ledger
+from vit_convert.batch.local import Limits, LocalRunner
+from vit_convert.batch.outcome import Outcome, figures_of
+from vit_convert.batch.pool import Worker
+from vit_convert.batch.record import BatchRecord
+from vit_convert.batch.run import Settings
+from vit_convert.batch.screen import Screen, summary
+from vit_convert.core.errors import BatchError, ConvertError, UsageError
+from vit_convert.core.lock import hold
+
+
+def run_batch(
+    jobs: Sequence[Job],
+    settings: Settings,
+    limits: Limits,
+    *,
+    shard: tuple[int, int] | None = None,
+    only_failed: bool = False,
+    quiet: bool = False,
+    command: Sequence[str] = (),
+) -> list[Outcome]:
+    """Converts all jobs, and keeps record, events and table in the workdir.
+
+    Args:
+        jobs: what to convert, with names of their own.
+        settings: what they have in common.
+        limits: what may be taken of this machine.
+        shard: (number, of how many) of which these jobs are; names the files.
+        only_failed: run those alone that failed in the last command.
+        quiet: print nothing.
+        command: the command line, for the record.
+
+    Returns:
+        The outcomes, in the order of the jobs.
+
+    Raises:
+        BatchError: some failed; the others are whole.
+        UsageError: another batch works in the workdir, or it cannot be written.
+        KeyboardInterrupt: after the workers have ended and the record is written.
+    """
+    folder, line = BatchFolder(settings.workdir, shard), shlex.join(command)
+    folder.require_writable()
+    with hold(folder, line):
+        for left in folder.root.glob(".batch*.tmp"):  # of one that was killed as it wrote
+            left.unlink(missing_ok=True)
+        record = BatchRecord.read(folder.record)
+        earlier = {outcome.name: outcome for outcome in record.jobs} if record else {}
+        kept = _kept(folder, jobs, earlier) if only_failed else {}
+        ledger, status = Ledger(folder, jobs, line, kept), "failed"
+        try:
+            _run([job for job in jobs if job.name not in kept], settings, limits, ledger, earlier, quiet=quiet)
+            status = "failed" if any(outcome.failed for outcome in ledger.outcomes) else "done"
+        except KeyboardInterrupt:
+            status = "interrupted"
+            raise
+        finally:
+            ledger.close(status)
+            if not quiet:
+                print(summary(ledger.outcomes))
+    failed = [outcome for outcome in ledger.outcomes if outcome.failed]
+    if failed:
+        raise BatchError(
+            f"{len(failed)} of {len(jobs)} jobs failed: {os.fspath(folder.record)} says why",
+            fix="The same command tries them again and leaves finished ones alone; --only_failed looks at no others.",
+        )
+    return ledger.outcomes
+
+
+def _kept(folder: BatchFolder, jobs: Sequence[Job], earlier: Mapping[str, Outcome]) -> Mapping[str, Outcome]:
+    """The outcomes of jobs that did not fail in the last command.
+
+    Raises:
+        UsageError: there was none.
+    """
+    if not earlier:
+        raise UsageError(
+            f"--only_failed: {folder.record} is not there, or not of this version", fix="Run without it once."
+        )
+    return {job.name: earlier[job.name] for job in jobs if job.name in earlier and not earlier[job.name].failed}
+
+
+def _run(
+    jobs: Sequence[Job],
+    settings: Settings,
+    limits: Limits,
+    ledger: Ledger,
+    earlier: Mapping[str, Outcome],
+    *,
+    quiet: bool,
+) -> None:
+    estimates = {job.name: estimate(job, folders_of(settings)) for job in jobs}
+    with Screen(estimates, quiet=quiet) as screen:
+        left = []
+        for job in jobs:
+            report = None if settings.force else _fresh(job, settings)
+            if report is None:
+                left.append(job)
+                continue
+            before = earlier.get(job.name, Outcome(job.name))  # what it took when it was made
+            kept = before if before.finished else Outcome(job.name)
+            outcome = replace(
+                kept, checkpoint=job.checkpoint, status="fresh", exit_code=0, attempts=0, figures=figures_of(report)
+            )
+            ledger.put(outcome)
+            screen.end(None, outcome)
+        LocalRunner(settings, limits, _watcher(ledger, screen), screen.say).run(left, estimates)
+
+
+def folders_of(settings: Settings) -> list[str]:
+    """Where a checkpoint is looked for."""
+    return [*settings.checkpoints, "checkpoints"]
+
+
+def _fresh(job: Job, settings: Settings) -> Mapping[str, Any] | None:
+    """The report of a job that has nothing to do."""
+    from vit_convert.convert import fresh_report
+
+    if not os.path.exists(os.path.join(settings.workdir, job.name)) or not is_here(job, folders_of(settings)):
+        return None
+    try:
+        return fresh_report(job.make_config(), settings.workdir, until=settings.until, checkpoints=settings.checkpoints)
+    except ConvertError:  # its conversion says what
+        return None
+
+
+def _watcher(ledger: Ledger, screen: Screen) -> Callable[[str, Worker, Job, Outcome | None], None]:
+    def watch(kind: str, worker: Worker, job: Job, outcome: Outcome | None) -> None:
+        if outcome is None:
+            ledger.event(kind, job, worker=worker.number, pid=worker.pid)
+            screen.start(worker.number, job)
+            return
+        told = {
+            field: getattr(outcome, field)
+            for field in ("status", "exit_code", "seconds", "peak_rss_mib", "attempts", "error")
+        }
+        ledger.event(kind, job, worker=worker.number, **told)
+        if kind == "end":
+            ledger.put(outcome)
+            screen.end(worker.number, outcome)
+        else:
+            screen.say(f"{job.name}: {outcome.error}; another attempt follows")
+
+    return watch

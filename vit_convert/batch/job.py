@@ -1,0 +1,64 @@
+"""One conversion of a batch, as it is sent to another process or machine."""
+
+import dataclasses
+import hashlib
+from typing import Any
+
+import ml_collections
+
+from vit_convert.core import config as configs
+from vit_convert.core.config_files import load_config
+from vit_convert.core.overrides import apply_overrides
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What one conversion is of, small enough to keep fifty thousand.
+
+    Attributes:
+        name: of its bundle, unique in the batch.
+        checkpoint: a path or an address; "" where the config file says it.
+        overrides: "--config.key=value" words, without name and checkpoint.
+        config: path of the config file; "" for the defaults.
+        argument: for the file's get_config().
+        origin: where it was asked for, for messages: "zoo/a.npz", "table.csv:3".
+    """
+
+    name: str
+    checkpoint: str = ""
+    overrides: tuple[str, ...] = ()
+    config: str = ""
+    argument: str = ""
+    origin: str = ""
+
+    @property
+    def words(self) -> list[str]:
+        """The arguments of `python -m vit_convert` for the same; of a job without config file, all but --config."""
+        config = [f"--config={self.config}{f':{self.argument}' if self.argument else ''}"] if self.config else []
+        return [*config, *self._overrides]
+
+    @property
+    def _overrides(self) -> list[str]:
+        checkpoint = [f"--config.checkpoint={self.checkpoint}"] if self.checkpoint else []
+        return [*self.overrides, *checkpoint, f"--config.name={self.name}"]
+
+    def make_config(self) -> ml_collections.ConfigDict:
+        """The full, checked config.
+
+        Raises:
+            UsageError: the config file fails, or a value is out of range.
+        """
+        given: Any = load_config(self.config, self.argument) if self.config else ml_collections.ConfigDict()
+        config = apply_overrides(configs.complete(given, self.name, check=False), self._overrides)
+        configs.check_values(config)
+        return config
+
+
+def shard_of(name: str, count: int) -> int:
+    """Which of `count` shards a job belongs to, from 1; the same on every machine and whatever else is converted.
+
+    Example:
+        >>> shard_of("vit_b32", 4)
+        2
+    """
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % count + 1

@@ -1,0 +1,68 @@
+"""Keeps what becomes of the jobs while they run: the one writer of a batch's files."""
+
+import contextlib
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vit_convert.batch.folder import BatchFolder
+from vit_convert.batch.job import Job
+from vit_convert.batch.outcome import Outcome
+from vit_convert.batch.record import BatchRecord, now, write_table
+from vit_convert.core.errors import UsageError
+from vit_convert.core.progress import Progress
+
+_SHARE = 0.02  # of the time that may go into writing the record: fifty thousand jobs are 30 MB
+
+
+class Ledger:
+    """The outcomes of a batch, in its files.
+
+    Args:
+        folder: where they lie.
+        jobs: of the batch, in order.
+        command: the command line.
+        earlier: what the last command left, by name.
+    """
+
+    def __init__(self, folder: BatchFolder, jobs: Sequence[Job], command: str, earlier: Mapping[str, Outcome]):
+        self._folder, self._command, self._begun = folder, command, now()
+        self._progress = Progress(folder.events, quiet=True)
+        self._outcomes = {job.name: earlier.get(job.name, Outcome(job.name, job.checkpoint)) for job in jobs}
+        self._next_write = 0.0
+        self._progress.event("batch", command=command, jobs=len(jobs))
+        self._write("running")
+
+    @property
+    def outcomes(self) -> list[Outcome]:
+        """Of all jobs, in order."""
+        return list(self._outcomes.values())
+
+    def event(self, kind: str, job: Job, **fields: Any) -> None:
+        """Appends a line to the events."""
+        self._progress.event(kind, job=job.name, **fields)
+
+    def put(self, outcome: Outcome) -> None:
+        """Takes a job's outcome, and writes the record if that is not too often."""
+        self._outcomes[outcome.name] = outcome
+        if time.monotonic() >= self._next_write:
+            with contextlib.suppress(
+                UsageError
+            ):  # a disk that is full: the bundles are what counts, and the next time tries again
+                self._write("running")
+
+    def close(self, status: str) -> None:
+        """Writes record and table for the last time.
+
+        Raises:
+            UsageError: the disk is full.
+        """
+        self._progress.event("batch_end", status=status)
+        self._write(status)
+        write_table(self._folder.table, self.outcomes)
+
+    def _write(self, status: str) -> None:
+        started = time.monotonic()
+        BatchRecord.of(self._command, self._begun, status, self._outcomes.values()).write(self._folder.record)
+        ended = time.monotonic()
+        self._next_write = ended + max(0.5, (ended - started) / _SHARE)

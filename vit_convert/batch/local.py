@@ -1,0 +1,186 @@
+"""Runs jobs on this machine: as many workers at a time as its cores and its memory allow."""
+
+import contextlib
+import dataclasses
+import socket
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from vit_convert.batch.estimate import Corrected, Estimate
+from vit_convert.batch.job import Job
+from vit_convert.batch.outcome import Outcome
+from vit_convert.batch.pool import Pool, Worker
+from vit_convert.batch.run import Settings
+from vit_convert.core.errors import INTERRUPTED
+
+_TICK_S = 0.5  # how often timeouts and the memory of workers are looked at
+_PAUSE_S = 2.0  # before another attempt: a lock or a network takes a moment
+_AFTER_DEATH = 2.0  # what was killed, perhaps for its memory, is given so much more of it
+_WARM_MIB = 1024.0  # an idle worker that holds more is ended: a fresh one holds less than half of it
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What a run may take.
+
+    Attributes:
+        jobs: workers at a time.
+        memory_gib: of all of them together.
+        retries: further attempts of a job whose failure may pass.
+        timeout_s: for one attempt; 0 for none.
+        fail_fast: begin nothing more after a failure.
+    """
+
+    jobs: int
+    memory_gib: float
+    retries: int = 2
+    timeout_s: float = 0.0
+    fail_fast: bool = False
+
+
+@dataclasses.dataclass
+class _Waiting:
+    job: Job
+    estimate: Estimate
+    attempts: int = 0
+    factor: float = 1.0  # by which its memory is taken to be more than estimated
+    not_before: float = 0.0
+
+
+Watcher = Callable[[str, Worker, Job, Outcome | None], None]
+"""Told of "start" and "end" of every attempt; of an attempt that another one follows, "retry"."""
+
+
+class LocalRunner:
+    """Runs the jobs of a batch in worker processes.
+
+    Largest first, so that no large one is left for the end; jobs of one kind come one after another, so that a worker
+    can use again what
+    does not depend on weights. A job begins when its memory fits beside that of the others; one that does not fit at
+    all runs alone.
+
+    Args:
+        settings: of the batch.
+        limits: what may be taken.
+        watch: what people and files are told.
+        warn: says what a user should know.
+    """
+
+    def __init__(
+        self, settings: Settings, limits: Limits, watch: Watcher, warn: Callable[[str], None] = lambda text: None
+    ):
+        self._pool, self._limits, self._watch, self._warn = Pool(settings), limits, watch, warn
+        self._corrected = Corrected()
+        self._running: dict[int, _Waiting] = {}  # by process number
+        self._waiting: list[_Waiting] = []
+
+    def run(self, jobs: Sequence[Job], estimates: Mapping[str, Estimate]) -> None:
+        """Runs jobs to their end.
+
+        Args:
+            jobs: what to convert.
+            estimates: by name.
+
+        Raises:
+            KeyboardInterrupt: after all workers have ended.
+        """
+        self._waiting = [_Waiting(job, estimates[job.name]) for job in jobs]
+        self._waiting.sort(key=lambda waiting: waiting.estimate.memory_mib, reverse=True)
+        with contextlib.closing(self._pool):
+            while self._waiting or self._running:
+                self._begin_what_fits()
+                for worker in self._pool.ready(self._patience_s()):
+                    self._take(worker)
+                self._end_late_ones()
+
+    def _patience_s(self) -> float:
+        return (
+            _TICK_S
+            if self._running
+            else min(_TICK_S, max(0.0, min(w.not_before for w in self._waiting) - time.monotonic()))
+        )
+
+    def _begin_what_fits(self) -> None:
+        while len(self._running) < self._limits.jobs:
+            now = time.monotonic()
+            waiting = next(
+                (waiting for waiting in self._waiting if waiting.not_before <= now and self._fits(waiting)), None
+            )
+            if waiting is None:
+                return
+            idle = self._pool.idle
+            # The one that did the like last has its graph at hand; where none did, any.
+            worker = idle[0] if idle else self._pool.start()
+            self._waiting.remove(waiting)
+            self._running[worker.pid] = waiting
+            waiting.attempts += 1
+            worker.give(waiting.job)
+            self._watch("start", worker, waiting.job, None)
+
+    def _fits(self, waiting: _Waiting) -> bool:
+        """Whether a job's memory fits beside what runs; idle workers make room, and beside nothing any does."""
+        needed, limit = self._needed_mib(waiting), self._limits.memory_gib * 1024
+        taken = sum(max(self._needed_mib(self._running[worker.pid]), worker.rss_mib) for worker in self._pool.busy)
+        if not taken and needed > limit and waiting.attempts == 0:
+            allowed = f"--memory_gib={self._limits.memory_gib:.3g}"
+            self._warn(f"{waiting.job.name}: needs about {needed:.0f} MiB, more than {allowed}: it runs alone")
+        if taken and taken + needed > limit:
+            return False
+        idle = self._pool.idle
+        while idle[1:] and taken + needed + sum(worker.rss_mib for worker in idle[1:]) > limit:
+            self._pool.end(idle.pop())
+        return True
+
+    def _needed_mib(self, waiting: _Waiting) -> float:
+        return self._corrected.memory_mib(waiting.estimate) * waiting.factor
+
+    def _take(self, worker: Worker) -> None:
+        """Takes what a worker sends, or buries it."""
+        waiting = self._running.pop(worker.pid, None)
+        outcome = worker.take()
+        if outcome is None:
+            seconds = time.monotonic() - worker.begun
+            how = self._pool.bury(worker)
+            if waiting is None:
+                return
+            self._ended(worker, waiting, _killed(waiting.job, how, seconds))
+            return
+        assert waiting is not None
+        self._corrected.learn(waiting.estimate, outcome.peak_rss_mib)
+        if worker.rss_mib > _WARM_MIB:
+            self._pool.end(worker)
+        self._ended(worker, waiting, outcome)
+
+    def _ended(self, worker: Worker, waiting: _Waiting, outcome: Outcome) -> None:
+        outcome = dataclasses.replace(outcome, attempts=waiting.attempts)
+        if outcome.passing and waiting.attempts <= self._limits.retries:
+            self._watch("retry", worker, waiting.job, outcome)
+            waiting.not_before = time.monotonic() + _PAUSE_S
+            if outcome.exit_code == 1:  # killed, or out of memory
+                waiting.factor *= _AFTER_DEATH
+            self._waiting.append(waiting)
+            return
+        self._watch("end", worker, waiting.job, outcome)
+        if outcome.failed and self._limits.fail_fast:
+            self._waiting.clear()
+
+    def _end_late_ones(self) -> None:
+        limit = self._limits.timeout_s
+        for worker in [worker for worker in self._pool.busy if limit and time.monotonic() - worker.begun > limit]:
+            waiting = self._running.pop(worker.pid)
+            self._pool.end(worker)
+            said = f"not done after {limit:g} s"
+            fix = "Give more by --timeout, or look at its events.jsonl for the stage that it was in."
+            late = Outcome(waiting.job.name, waiting.job.checkpoint, "timeout", INTERRUPTED, limit, error=said, fix=fix)
+            self._ended(worker, waiting, dataclasses.replace(late, host=socket.gethostname()))
+
+
+def _killed(job: Job, how: str, seconds: float) -> Outcome:
+    return Outcome(
+        *(job.name, job.checkpoint, "failed", 1),
+        seconds=round(seconds, 3),
+        host=socket.gethostname(),
+        error=f"its process ended by {how}",
+        fix="SIGKILL is mostly the system's answer to too little memory: lower --jobs or --memory_gib.",
+        passing=True,
+    )

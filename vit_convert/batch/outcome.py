@@ -1,0 +1,132 @@
+"""What became of a job."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+DONE = ("done", "fresh")
+PENDING = "pending"
+
+
+@dataclasses.dataclass(frozen=True)
+class Checked:
+    """How one precision's graph compares with JAX.
+
+    Attributes:
+        precision: "fp32", "fp16", ….
+        passed: whether it met its tolerance.
+        cosine: smallest of any image, to JAX; None where it was not measured.
+        top1: in percent; None without labelled images.
+    """
+
+    precision: str
+    passed: bool
+    cosine: float | None = None
+    top1: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Figures:
+    """What a bundle's report says in short.
+
+    Attributes:
+        family, variant: of the model.
+        num_params: its parameters.
+        image_size: (height, width) in pixels.
+        onnx_bytes: of model.onnx and its weights.
+        top1: of JAX, in percent; None without labelled images.
+        checks: one a precision, in order.
+    """
+
+    family: str = ""
+    variant: str = ""
+    num_params: int = 0
+    image_size: tuple[int, ...] = ()
+    onnx_bytes: int = 0
+    top1: float | None = None
+    checks: tuple[Checked, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """One job's row in `batch.json`.
+
+    Attributes:
+        name: of the job, and of its bundle in the workdir.
+        checkpoint: as it was given; "" where the config file says it.
+        status: "done", "fresh" (nothing had changed), "failed", "timeout", or "pending": not begun or not finished.
+        exit_code: what a single conversion would have ended with; 130 after a timeout, None while pending.
+        seconds: of the last attempt.
+        peak_rss_mib: most memory that its process held in a stage that ran.
+        host: where it ran.
+        attempts: how often it was begun by this command.
+        error: what went wrong, and `fix` what to do about it; "" otherwise.
+        passing: whether another attempt may end better: the process was killed, a network or a lock was in the way.
+        figures: from the bundle's report, also after a failure as far as it came.
+    """
+
+    name: str
+    checkpoint: str = ""
+    status: str = PENDING
+    exit_code: int | None = None
+    seconds: float = 0.0
+    peak_rss_mib: float = 0.0
+    host: str = ""
+    attempts: int = 0
+    error: str = ""
+    fix: str = ""
+    passing: bool = False
+    figures: Figures = Figures()
+
+    @property
+    def finished(self) -> bool:
+        """Whether its bundle is whole."""
+        return self.status in DONE
+
+    @property
+    def failed(self) -> bool:
+        """Whether it ended without one."""
+        return self.status not in (*DONE, PENDING)
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> "Outcome":
+        """Reads a row of `batch.json`.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is none of this version.
+        """
+        figures = dict(value["figures"])
+        checks = tuple(Checked(**check) for check in figures.pop("checks"))
+        figures["image_size"] = tuple(figures["image_size"])
+        return cls(**{**value, "figures": Figures(**figures, checks=checks)})
+
+
+def figures_of(report: Mapping[str, Any]) -> Figures:
+    """Takes the figures out of a bundle's report; the one place of a batch that knows its keys."""
+    checkpoint, accuracy = report.get("checkpoint") or {}, report.get("accuracy") or {}
+    checks = [
+        Checked(precision, bool(check.get("passed")), check.get("cosine"), check.get("top1"))
+        for precision, check in (report.get("checks") or {}).items()
+    ]
+    return Figures(
+        family=checkpoint.get("family", ""),
+        variant=checkpoint.get("variant", ""),
+        num_params=checkpoint.get("num_params", 0),
+        image_size=tuple(checkpoint.get("image_size", ())),
+        onnx_bytes=(report.get("onnx") or {}).get("bytes", 0),
+        top1=accuracy.get("jax"),
+        checks=tuple(checks),
+    )
+
+
+def measured_of(report: Mapping[str, Any]) -> tuple[float, float]:
+    """Seconds of the stages that ran, and the largest of their peaks in MiB."""
+    ran = [row for row in report.get("stages") or [] if row.get("status") != "fresh"]
+    return sum(row.get("seconds") or 0.0 for row in ran), max(
+        (row.get("peak_rss_mib") or 0.0 for row in ran), default=0.0
+    )
+
+
+def is_fresh(report: Mapping[str, Any]) -> bool:
+    """Whether a conversion found nothing to do."""
+    return all(row.get("status") == "fresh" for row in report.get("stages") or [])

@@ -1,0 +1,100 @@
+"""`batch.json`: one record of a whole batch, with one writer; and the table of the same."""
+
+import csv
+import dataclasses
+import pathlib
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from vit_convert.batch.outcome import Checked, Outcome
+from vit_convert.core.bundle import atomic, read_json, write_json
+from vit_convert.core.version import __version__
+
+SCHEMA = "vit_convert.batch/1"
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchRecord:
+    """What `batch.json` holds.
+
+    Attributes:
+        schema: names these attributes; another one's files are not read.
+        vit_convert: version of the writer.
+        command: the last command line.
+        begun, updated: in UTC, ISO 8601.
+        status: "running", or how the last command ended: "done", "failed", "interrupted".
+        counts: jobs by status.
+        jobs: in the order in which they were asked for.
+    """
+
+    schema: str
+    vit_convert: str
+    command: str
+    begun: str
+    updated: str
+    status: str
+    counts: Mapping[str, int]
+    jobs: tuple[Outcome, ...]
+
+    @classmethod
+    def of(cls, command: str, begun: str, status: str, outcomes: Iterable[Outcome]) -> "BatchRecord":
+        """The record of these outcomes as of now."""
+        jobs = tuple(outcomes)
+        counts: dict[str, int] = {}
+        for job in jobs:
+            counts[job.status] = counts.get(job.status, 0) + 1
+        return cls(SCHEMA, __version__, command, begun, now(), status, counts, jobs)
+
+    def write(self, path: pathlib.Path) -> None:
+        """Writes the file, whole or not at all."""
+        write_json(path, dataclasses.asdict(self))
+
+    @classmethod
+    def read(cls, path: pathlib.Path) -> "BatchRecord | None":
+        """Reads a file; None if it is missing, damaged or of another schema."""
+        value = read_json(path)
+        if not value or value.get("schema") != SCHEMA:
+            return None
+        try:
+            return cls(**{**value, "jobs": tuple(Outcome.from_dict(job) for job in value["jobs"])})
+        except (KeyError, TypeError, ValueError, AttributeError):
+            return None
+
+
+def now() -> str:
+    """The time in UTC, ISO 8601."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+_COLUMNS = ("name", "checkpoint", "status", "exit_code", "seconds", "peak_rss_mib", "host", "attempts")
+_FIGURES = ("family", "variant", "num_params", "onnx_bytes", "top1")
+
+
+def write_table(path: pathlib.Path, jobs: Sequence[Outcome]) -> None:
+    """Writes one row a job, with a column for the cosine and the top-1 of each precision that any of them has."""
+    precisions = list(dict.fromkeys(check.precision for job in jobs for check in job.figures.checks))
+    header = [
+        *_COLUMNS,
+        *_FIGURES,
+        "image_size",
+        *(f"{p}_{what}" for p in precisions for what in ("passed", "cosine", "top1")),
+        "error",
+    ]
+    with atomic(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, header, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(_row(job) for job in jobs)
+
+
+def _row(job: Outcome) -> dict[str, Any]:
+    row: dict[str, Any] = {column: getattr(job, column) for column in _COLUMNS}
+    row |= {column: getattr(job.figures, column) for column in _FIGURES}
+    row |= {"image_size": "x".join(map(str, job.figures.image_size)), "error": " ".join(job.error.split())}
+    for check in job.figures.checks:
+        row |= _cells(check)
+    return row
+
+
+def _cells(check: Checked) -> dict[str, Any]:
+    return {f"{check.precision}_{what}": getattr(check, what) for what in ("passed", "cosine", "top1")}

@@ -1,0 +1,98 @@
+"""Runs one job in this process, which lives on whatever becomes of it."""
+
+import contextlib
+import ctypes
+import dataclasses
+import gc
+import os
+import pathlib
+import socket
+import time
+from typing import Any
+
+from vit_convert.batch.job import Job
+from vit_convert.batch.outcome import Outcome, figures_of, is_fresh, measured_of
+from vit_convert.core.bundle import Bundle, read_json
+from vit_convert.core.errors import ConvertError, PassingError
+from vit_convert.core.pipeline import file_identity
+from vit_convert.core.user_code import explain
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What all jobs of a batch have in common.
+
+    Attributes:
+        workdir: gets a bundle for each job.
+        checkpoints: folders in which checkpoints are looked for, and to which they are fetched.
+        until: last stage; "" for all.
+        force: redo fresh stages.
+    """
+
+    workdir: str
+    checkpoints: tuple[str, ...] = ()
+    until: str = ""
+    force: bool = False
+
+
+def run_job(job: Job, settings: Settings) -> Outcome:
+    """Converts, and turns whatever happens but an interrupt into an outcome.
+
+    Args:
+        job: what to convert.
+        settings: of the batch.
+
+    Returns:
+        The outcome of this attempt.
+    """
+    from vit_convert.convert import convert
+
+    started, bundle = time.monotonic(), Bundle(os.path.join(settings.workdir, job.name))
+    before = _identity(bundle.report)
+    begun = Outcome(job.name, job.checkpoint, host=socket.gethostname(), attempts=1)
+    report: dict[str, Any] = {}
+    try:
+        report = convert(
+            job.make_config(),
+            settings.workdir,
+            until=settings.until,
+            force=settings.force,
+            quiet=True,
+            command=["python", "-m", "vit_convert", *job.words, f"--workdir={settings.workdir}"],
+            checkpoints=settings.checkpoints,
+        )
+        ended = dataclasses.replace(begun, status="fresh" if is_fresh(report) else "done", exit_code=0)
+    except (Exception, SystemExit) as e:
+        ended = _failed(begun, e)
+        if _identity(bundle.report) != before:  # else it is an earlier conversion's
+            report = read_json(bundle.report) or {}
+    finally:
+        _give_memory_back()
+    _, peak = measured_of(report)
+    return dataclasses.replace(
+        ended, seconds=round(time.monotonic() - started, 3), peak_rss_mib=peak, figures=figures_of(report)
+    )
+
+
+def _identity(path: pathlib.Path) -> list[Any]:
+    try:
+        return file_identity(path)
+    except OSError:
+        return []
+
+
+def _failed(begun: Outcome, error: BaseException) -> Outcome:
+    if isinstance(error, ConvertError):
+        passing = isinstance(error, PassingError)
+        return dataclasses.replace(
+            begun, status="failed", exit_code=error.exit_code, error=str(error), fix=error.fix, passing=passing
+        )
+    said = f"{explain(error)}. This is a bug: please report it with the traceback that a conversion of it alone shows"
+    return dataclasses.replace(begun, status="failed", exit_code=1, error=said, passing=isinstance(error, MemoryError))
+
+
+def _give_memory_back() -> None:
+    """Frees what a conversion left: the next one's size is reckoned from an empty process."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # another C library than GNU's
+        ctypes.CDLL(None).malloc_trim(0)
