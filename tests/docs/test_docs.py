@@ -32,7 +32,20 @@ ROOM = (
 )
 KEYS = set(dotted_keys(default_config()))
 GROUPS = {key.split(".")[0] for key in KEYS if "." in key}
-FILES = {"json", "jsonl", "npz", "npy", "png", "zip", "cache", "plan", "py", "md"}  # config.json is no key
+FILES = {
+    "json",
+    "jsonl",
+    "npz",
+    "npy",
+    "png",
+    "zip",
+    "cache",
+    "plan",
+    "py",
+    "md",
+    "pbtxt",
+    "yml",
+}  # config.json is no key
 REPORTED = {"calibration.widened", "calibration.left_out", "calibration.shifted"}  # nor are these parts of report.json
 OF_THE_READER = {"patch_mlp_s8.py"}  # config files that a page tells to write
 

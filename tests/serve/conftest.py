@@ -1,0 +1,85 @@
+"""A bundle of the tiny model with labelled images, and engines as TensorRT would have left them there."""
+
+import copy
+import pathlib
+import shutil
+import sys
+
+import fake_triton
+import ml_collections
+import numpy as np
+import pytest
+
+SIDE, CLASSES, LARGEST = 32, 10, 8
+
+
+@pytest.fixture(scope="session")
+def converted(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """The bundle, made once; tests that change it take `bundle_path`."""
+    pytest.importorskip("jax2onnx")
+    from vit_convert.convert import convert
+    from vit_convert.core import config as configs
+    from vit_convert.families.random import write_random_checkpoint
+
+    folder = tmp_path_factory.mktemp("served")
+    write_random_checkpoint(folder / "tiny.npz", "mu/16", image_size=(SIDE, SIDE), num_classes=CLASSES)
+    generator = np.random.default_rng(0)
+    pixels = generator.integers(0, 256, (6, SIDE, SIDE, 3), np.uint8)
+    np.savez(folder / "images.npz", images=pixels, labels=generator.integers(0, CLASSES, 6))
+    given = {
+        "checkpoint": str(folder / "tiny.npz"),
+        "target": "trt8",
+        "precision": "fp32,fp16",
+        "batch": {"min": 1, "opt": 4, "max": LARGEST},
+        "evaluation": {"data": str(folder / "images.npz")},
+        "engine": {"backend": "none"},
+    }
+    convert(configs.complete(ml_collections.ConfigDict(given), "tiny"), folder, quiet=True)
+    return folder / "tiny"
+
+
+@pytest.fixture
+def bundle_path(converted: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
+    """A copy of the bundle for one test."""
+    return pathlib.Path(shutil.copytree(converted, tmp_path / "tiny"))
+
+
+@pytest.fixture
+def plan(bundle_path: pathlib.Path):
+    """Puts an engine with its sidecar into the bundle, proved unless told otherwise; returns its path."""
+    from vit_convert.core.bundle import Bundle
+    from vit_convert.engine.backend.sidecar import graph_hashes, write_sidecar
+    from vit_convert.engine.bundle_engines import keep_proof
+    from vit_convert.engine.handoff import judged_by
+
+    def put(
+        arch="sm90", precision="fp16", version="8.6.1", batches=((1, 4, 8),), proved=True, backend="tensorrt", **options
+    ):
+        path = bundle_path / "engines" / f"{backend}-{version}-{arch}" / f"{precision}.plan"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(f"{arch} {precision} {version}".encode())
+        record = {
+            "backend": backend,
+            "version": version,
+            "targets": [arch],
+            "precision": precision,
+            "options": {"version_compatible": False, "hardware_compatible": False, "tf32": False, **options},
+            "onnx": {"path": "model.onnx", **graph_hashes(bundle_path / "model.onnx")},
+            "profiles": [{"images": [[size, SIDE, SIDE, 3] for size in triple]} for triple in batches],
+            "inputs": [{"name": "images", "dtype": "float32", "shape": [-1, SIDE, SIDE, 3]}],
+            "outputs": [{"name": "logits", "dtype": "float32", "shape": [-1, CLASSES]}],
+        }
+        write_sidecar(path, record)
+        if proved:
+            keep_proof(path, {"passed": True}, judged_by(Bundle(bundle_path)))
+        return path
+
+    return put
+
+
+@pytest.fixture
+def utils(monkeypatch: pytest.MonkeyPatch):
+    """Triton's module for Python models, in the place where they import it from."""
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", fake_triton)
+    monkeypatch.setattr(fake_triton.MetricFamily, "values", copy.copy({}))
+    return fake_triton

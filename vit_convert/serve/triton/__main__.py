@@ -1,0 +1,155 @@
+"""Writes bundles as models of a Triton server's repository, checks the repository, and proves it on a real server.
+
+  python -m vit_convert.serve.triton BUNDLE [BUNDLE ...] --output=models
+
+For each BUNDLE, the folder that `python -m vit_convert` wrote, the repository gets a model NAME (the engine, the ONNX
+graph, or our session with its fallback). Models of images also get the ensembles NAME_image (JPEG or PNG files) and
+NAME_pixels (pixels of any size), which preprocess as the checkpoint wants it and, for a classifier, give the best
+classes with their names. Other models in the repository stay. Without BUNDLE, --check and --serve take it as it is.
+
+  --check   reads each config as Triton does, and compares it with the files beside it; without a server
+  --serve   starts a server, sends what reference.npz holds, and compares the answers with JAX
+
+Exit codes: 0 done, 2 usage, 5 an answer misses its tolerance, 7 a bundle cannot be served so, 8 the server does not run
+or refuses.
+"""
+
+import os
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from absl import flags
+
+from vit_convert.core.errors import CheckError, UsageError
+from vit_convert.core.program import Program
+from vit_convert.core.text_table import text_table
+
+_PROGRAM = Program(__doc__, when_interrupted="what was written stays")
+_FLAGS = _PROGRAM.flags
+flags.DEFINE_string("output", "models", "The repository's folder.", flag_values=_FLAGS)
+flags.DEFINE_string(
+    "name", "", "Name of the model; empty: that of the bundle's folder. For one bundle only.", flag_values=_FLAGS
+)
+flags.DEFINE_enum(
+    "runtime",
+    "auto",
+    ("auto", "tensorrt", "onnxruntime", "python"),
+    "What runs the network; auto: tensorrt if an engine is proved, else onnxruntime; python: our session.",
+    flag_values=_FLAGS,
+)
+flags.DEFINE_string("precision", "", "Of the engine or graph; empty: the recommended one.", flag_values=_FLAGS)
+flags.DEFINE_integer("model_version", 1, "Number of the version folder to write.", lower_bound=1, flag_values=_FLAGS)
+flags.DEFINE_string("labels", "", "A text file with one class name a line; empty: numbers.", flag_values=_FLAGS)
+flags.DEFINE_integer("top_k", 5, "How many classes the ensembles give.", lower_bound=1, flag_values=_FLAGS)
+flags.DEFINE_integer(
+    "max_queue_delay_us", None, "Microseconds to wait for more requests; default: from the benchmark, at most 100.",
+    lower_bound=0, flag_values=_FLAGS,
+)  # fmt: skip
+flags.DEFINE_bool("check", False, "Check the repository without a server.", flag_values=_FLAGS)
+flags.DEFINE_bool("serve", False, "Start a server and compare its answers with JAX.", flag_values=_FLAGS)
+flags.DEFINE_bool("stay", False, "With --serve: keep serving until Ctrl-C.", flag_values=_FLAGS)
+flags.DEFINE_string(
+    "environment", "", "Environment with the extra `triton`; empty: the one that runs this.", flag_values=_FLAGS
+)
+flags.DEFINE_float("ready_seconds", 120.0, "How long to wait for the server.", lower_bound=0.0, flag_values=_FLAGS)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command line.
+
+    Args:
+        argv: arguments, the program's name first.
+
+    Returns:
+        The exit code.
+    """
+    return _PROGRAM.main(argv, _run)
+
+
+def _run(argv: Sequence[str]) -> int:
+    bundles = _PROGRAM.parse(argv[1:])
+    output = pathlib.Path(_FLAGS.output)
+    if not bundles and not (_FLAGS.check or _FLAGS.serve):
+        raise UsageError("no bundle is given", fix="--help tells more.")
+    if _FLAGS.name and len(bundles) != 1:
+        raise UsageError(f"--name={_FLAGS.name}: names the model of one bundle, given {len(bundles)}")
+    if bundles:
+        _write(bundles, output)
+    elif not output.is_dir():
+        raise UsageError(f"--output={output}: there is no such repository", fix="Give a bundle, to write one.")
+    environment = _FLAGS.environment or sys.prefix
+    if _FLAGS.check:
+        _check(output, environment)
+    if _FLAGS.serve:
+        _serve(bundles, output, environment)
+    return 0
+
+
+def _write(bundles: Sequence[str], output: pathlib.Path) -> None:
+    from vit_convert.serve.triton.models_of import models_of
+    from vit_convert.serve.triton.offered import read_offered
+    from vit_convert.serve.triton.parts import Asked
+    from vit_convert.serve.triton.repository import write_models
+
+    models = []
+    for path in bundles:
+        asked = Asked(
+            _FLAGS.name or os.path.basename(os.path.abspath(path)),
+            _FLAGS.runtime,
+            _FLAGS.precision,
+            _FLAGS.model_version,
+            _FLAGS.max_queue_delay_us,
+            _FLAGS.labels,
+            _FLAGS.top_k,
+        )
+        models += models_of(read_offered(path, _FLAGS.precision), asked)
+    for folder in write_models(output, models):
+        print(folder)
+
+
+def _check(output: pathlib.Path, environment: str) -> None:
+    from vit_convert.serve.triton.check import check_repository
+
+    found = check_repository(output, environment)
+    print(text_table(("model", "found"), [[name, "; ".join(faults) or "ok"] for name, faults in found.items()]))
+    if wrong := {name: faults for name, faults in found.items() if faults}:
+        name, faults = next(iter(wrong.items()))
+        raise UsageError(
+            f"{output}: {len(wrong)} of {len(found)} models are not as they should be; {name}: {faults[0]}",
+            fix="Write it again.",
+        )
+
+
+def _serve(bundles: Sequence[str], output: pathlib.Path, environment: str) -> None:
+    from vit_convert.serve.triton.offered import read_offered
+    from vit_convert.serve.triton.prove import prove
+    from vit_convert.serve.triton.server import find_server, running
+
+    installed = find_server(environment)
+    names = {_FLAGS.name or os.path.basename(os.path.abspath(path)): path for path in bundles}
+    cpu = [] if os.path.exists("/dev/nvidiactl") else ["--model-config-name=cpu"]
+    missed = []
+    with running(installed, output, flags=cpu, seconds=_FLAGS.ready_seconds) as server:
+        rows = []
+        for name, path in names.items():
+            for row in prove(server.http, name, read_offered(path, _FLAGS.precision)):
+                rows.append(row.cells())
+                missed += [] if row.passed else [row]
+        print(text_table(("model", "output", "max abs", "of scale", "cosine", ""), rows))
+        if _FLAGS.stay and not missed:
+            print(f"serving {server.http}, gRPC {server.grpc}, {server.metrics} until Ctrl-C", flush=True)
+            server.process.wait()
+    if missed:
+        raise CheckError(
+            f"{missed[0].model}: {missed[0].output} misses its tolerance: {missed[0].words()}", fix="Verify the engine."
+        )
+
+
+def run() -> None:
+    """Entry point of the module."""
+    sys.exit(main(sys.argv))
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,215 @@
+"""Checks a repository without a server: by Triton's protobuf, and for what only a server or a request would refuse."""
+
+import json
+import os
+import pathlib
+import re
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from vit_convert.core.bundle import hash_file
+from vit_convert.core.errors import UsageError
+from vit_convert.serve.triton import parse
+
+_FILES = {"tensorrt": "model.plan", "onnxruntime": "model.onnx", "python": "model.py"}
+_FIX = (
+    "Make an environment of its own, install the extra `triton` there, and give it as --environment: docs/serving.md."
+)
+
+Config = Mapping[str, Any]
+
+
+def check_repository(root: str | os.PathLike[str], environment: str | os.PathLike[str]) -> dict[str, list[str]]:
+    """Checks all models of a repository.
+
+    Args:
+        root: of the repository.
+        environment: a Python environment with the extra `triton`.
+
+    Returns:
+        For each config, "model" or "model/configs/cpu", what is wrong with it.
+
+    Raises:
+        UsageError: the environment cannot read configs, or the repository holds no model.
+    """
+    root = pathlib.Path(root)
+    paths = sorted([*root.glob("*/config.pbtxt"), *root.glob("*/configs/*.pbtxt")])
+    if not paths:
+        raise UsageError(f"{root}: no folder in it holds a config.pbtxt", fix="Give the folder that --output wrote.")
+    parsed = _parsed(paths, pathlib.Path(environment))
+    models = {
+        path.parent.name: found.get("config", {}) for path, found in parsed.items() if path.name == "config.pbtxt"
+    }
+    return {_name(root, path): _faults(path, found, models) for path, found in parsed.items()}
+
+
+def _name(root: pathlib.Path, path: pathlib.Path) -> str:
+    relative = path.relative_to(root)
+    return relative.parent.as_posix() if path.name == "config.pbtxt" else relative.with_suffix("").as_posix()
+
+
+def _parsed(paths: Sequence[pathlib.Path], environment: pathlib.Path) -> dict[pathlib.Path, dict[str, Any]]:
+    python = environment / "bin" / "python"
+    if not python.exists():
+        raise UsageError(f"--environment={environment}: holds no bin/python", fix=_FIX)
+    done = subprocess.run([python, parse.__file__, *map(str, paths)], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise UsageError(f"--environment={environment}: cannot read configs ({last})", fix=_FIX)
+    return {pathlib.Path(path): found for path, found in json.loads(done.stdout).items()}
+
+
+def _faults(path: pathlib.Path, found: Mapping[str, Any], models: Mapping[str, Config]) -> list[str]:
+    if "error" in found:
+        return [found["error"]]
+    config, folder = found["config"], path.parent if path.name == "config.pbtxt" else path.parents[1]
+    return list(_of_config(config, folder)) + list(_of_files(config, folder)) + list(_of_steps(config, models))
+
+
+def _of_config(config: Config, folder: pathlib.Path) -> Iterator[str]:
+    if config.get("name", folder.name) != folder.name:
+        yield f"name {config['name']!r}, the folder is {folder.name!r}"
+    if not config.get("backend") and config.get("platform") != "ensemble":
+        yield "neither a backend nor an ensemble"
+    for field in ("input", "output"):
+        names = [tensor.get("name", "") for tensor in config.get(field, [])]
+        if not names:
+            yield f"no {field}"
+        if len(set(names)) < len(names):
+            yield f"{field}: {names} name one tensor twice"
+        yield from (
+            f"{field} {tensor.get('name')}: no dims" for tensor in config.get(field, []) if not tensor.get("dims")
+        )
+    largest = config.get("max_batch_size", 0)
+    batching = config.get("dynamic_batching", {})
+    for size in batching.get("preferred_batch_size", []):
+        if not 1 <= size <= largest:
+            yield f"preferred_batch_size {size}, max_batch_size is {largest}"
+    for group in config.get("instance_group", []):
+        if group.get("count", 1) < 1:
+            yield f"instance_group count {group['count']}"
+    for spec in config.get("optimization", {}).get("cuda", {}).get("graph_spec", []):
+        if not 1 <= spec.get("batch_size", 0) <= max(1, largest):
+            yield f"graph_spec batch_size {spec.get('batch_size', 0)}, max_batch_size is {largest}"
+    for sample in config.get("model_warmup", []):
+        if sample.get("batch_size", 0) > largest:
+            yield f"model_warmup {sample.get('name')}: batch_size {sample['batch_size']}, max_batch_size is {largest}"
+
+
+def _of_files(config: Config, folder: pathlib.Path) -> Iterator[str]:
+    versions = [entry for entry in folder.iterdir() if entry.is_dir() and re.fullmatch("[1-9][0-9]*", entry.name)]
+    if not versions:
+        yield "no version folder (1, 2, …)"
+    default = config.get("default_model_filename") or _FILES.get(config.get("backend", ""), "")
+    by_capability = config.get("cc_model_filenames", {})
+    named = "" if by_capability and not config.get("default_model_filename") else default
+    wanted = {named, *by_capability.values()} - {""}
+    latest = sorted(versions, key=lambda entry: int(entry.name))[-1:]
+    for version in latest:
+        yield from (
+            f"{version.name}/{name}: there is no such file" for name in sorted(wanted) if not (version / name).exists()
+        )
+    for output in config.get("output", []):
+        if name := output.get("label_filename"):
+            yield from _of_labels(folder / name, output)
+    for sample in config.get("model_warmup", []):
+        for value in sample.get("inputs", {}).values():
+            name = value.get("input_data_file")
+            if name and not (folder / "warmup" / name).is_file():
+                yield f"model_warmup {sample.get('name')}: there is no warmup/{name}"
+    if config.get("backend") == "tensorrt":
+        for version in latest:
+            yield from (
+                fault
+                for name in sorted(wanted)
+                for fault in _of_plan(config, version / f"{name}.json", by_capability, name)
+            )
+
+
+def _of_labels(path: pathlib.Path, output: Config) -> Iterator[str]:
+    if not path.is_file():
+        yield f"{path.name}: there is no such file"
+        return
+    lines, classes = len(path.read_text(encoding="utf-8").splitlines()), int(output["dims"][-1])
+    if classes not in (lines, -1):
+        yield f"{path.name}: {lines} lines, {output.get('name')} has {classes} classes"
+
+
+def _of_plan(config: Config, sidecar: pathlib.Path, by_capability: Mapping[str, str], name: str) -> Iterator[str]:
+    """An engine against its sidecar: what it takes and gives, its batches and profiles, and where it runs."""
+    try:
+        record = json.loads(sidecar.read_text(encoding="utf-8"))
+        profiles = record["profiles"]
+        largest = max(next(iter(profile.values()))[2][0] for profile in profiles)
+    except (OSError, ValueError, KeyError, TypeError, IndexError, StopIteration):
+        yield f"{sidecar.name}: missing or damaged, so nothing says what the engine takes"
+        return
+    plan = sidecar.with_suffix("")
+    if plan.is_file() and hash_file(plan) != record.get("plan", {}).get("sha256"):
+        yield f"{plan.name}: is not the engine that its sidecar describes"
+    if config.get("max_batch_size", 0) > largest:
+        yield f"max_batch_size {config['max_batch_size']}, the engine takes {largest}"
+    for group in config.get("instance_group", []):
+        yield from (
+            f"profile {p}, the engine has {len(profiles)}"
+            for p in group.get("profile", [])
+            if not int(p) < len(profiles)
+        )
+    archs = {f"{arch[2:-1]}.{arch[-1]}" for arch in record.get("targets", [])}
+    for capability in (key for key, value in by_capability.items() if value == name):
+        if capability not in archs:
+            yield f"cc_model_filenames {capability}: {name} runs on {', '.join(sorted(archs))}"
+    for field in ("input", "output"):
+        known = {tensor["name"]: tensor for tensor in record.get(f"{field}s", [])}
+        for tensor in config.get(field, []) if known else ():
+            yield from _of_tensor(field, tensor, known.get(tensor["name"]))
+
+
+def _of_tensor(field: str, tensor: Config, known: Mapping[str, Any] | None) -> Iterator[str]:
+    from vit_convert.serve.triton.pbtxt import TYPES
+
+    name = tensor["name"]
+    if known is None:
+        yield f"{field} {name}: the engine has none of this name"
+        return
+    if tensor.get("data_type") != TYPES.get(known["dtype"]):
+        yield f"{field} {name}: {tensor.get('data_type')}, the engine's is {known['dtype']}"
+    if [int(side) for side in tensor.get("dims", [])] != list(known["shape"][1:]):
+        yield f"{field} {name}: dims {tensor.get('dims')}, the engine's are {known['shape'][1:]}"
+
+
+def _of_steps(config: Config, models: Mapping[str, Config]) -> Iterator[str]:
+    steps = config.get("ensemble_scheduling", {}).get("step", [])
+    made = {tensor["name"]: tensor for tensor in config.get("input", [])}
+    for step in steps:
+        name = step.get("model_name", "")
+        model = models.get(name)
+        if model is None:
+            yield f"step {name}: the repository has no such model"
+            return
+        yield from _of_maps(step, model, made, config)
+    for output in config.get("output", []) if steps else ():
+        if output["name"] not in made:
+            yield f"output {output['name']}: no step gives it"
+
+
+def _of_maps(step: Config, model: Config, made: dict[str, Any], config: Config) -> Iterator[str]:
+    name = step["model_name"]
+    inputs = {tensor["name"]: tensor for tensor in model.get("input", [])}
+    outputs = {tensor["name"]: tensor for tensor in model.get("output", [])}
+    if model.get("max_batch_size", 0) < config.get("max_batch_size", 0):
+        yield f"max_batch_size {config['max_batch_size']}, step {name} takes {model.get('max_batch_size', 0)}"
+    for own, known in step.get("input_map", {}).items():
+        if own not in inputs:
+            yield f"step {name}: has no input {own}"
+        elif known not in made:
+            yield f"step {name}: {known} is given by no step before it"
+        elif made[known].get("data_type") != inputs[own].get("data_type"):
+            yield f"step {name}: {own} is {inputs[own].get('data_type')}, {known} is {made[known].get('data_type')}"
+    yield from (f"step {name}: input {own} is given nothing" for own in inputs if own not in step.get("input_map", {}))
+    for own, known in step.get("output_map", {}).items():
+        if own not in outputs:
+            yield f"step {name}: has no output {own}"
+        else:
+            made[known] = outputs[own]

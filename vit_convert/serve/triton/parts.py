@@ -1,0 +1,56 @@
+"""What all models of a bundle have in common: what was asked for, and the first lines of a config."""
+
+import dataclasses
+
+from vit_convert.core.manifest import Manifest
+from vit_convert.core.signature import Output
+from vit_convert.core.version import __version__
+from vit_convert.serve.triton.offered import Offered
+from vit_convert.serve.triton.pbtxt import Chosen, quoted
+from vit_convert.serve.triton.repository import HEADER
+
+RUNTIMES = ("auto", "tensorrt", "onnxruntime", "python")
+_BACKENDS = {
+    "tensorrt": ("tensorrt", "tensorrt_plan"),
+    "onnxruntime": ("onnxruntime", "onnxruntime_onnx"),
+    "python": ("python", ""),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What the command line asks for.
+
+    Attributes:
+        name: of the network's model, and the beginning of the others' names.
+        runtime: one of RUNTIMES.
+        precision: of the engine, or of the graph under onnxruntime; "" for the default.
+        version: number of the version folder.
+        delay_us: the longest that a request waits for others; None derives it.
+        labels: a file with the names of the classes, or "".
+        top_k: how many classes an ensemble gives.
+    """
+
+    name: str
+    runtime: str = "auto"
+    precision: str = ""
+    version: int = 1
+    delay_us: int | None = None
+    labels: str = ""
+    top_k: int = 5
+
+
+def head(offered: Offered, name: str, backend: str) -> list[Chosen]:
+    """Where the model is from, its name, and what runs it."""
+    made = Manifest.read(offered.bundle).result("checkpoint").get("summary", "")
+    kind, platform = _BACKENDS[backend]
+    fields = f"name: {quoted(name)}\nbackend: {quoted(kind)}" + (f"\nplatform: {quoted(platform)}" if platform else "")
+    return [
+        Chosen(f"{HEADER} {__version__} from {offered.bundle.root.name}{f' ({made})' if made else ''}."),
+        Chosen(fields),
+    ]
+
+
+def known(offered: Offered, output: Output) -> Output:
+    """An output with its last side as JAX gave it, where a bundle of an earlier version does not tell."""
+    return dataclasses.replace(output, shape=(*output.shape[:-1], int(offered.expected[output.name].shape[-1])))

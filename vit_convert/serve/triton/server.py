@@ -1,0 +1,233 @@
+"""A real Triton server on this machine: found, started on free ports of the loopback, waited for, and stopped."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+
+from vit_convert.core.errors import BenchmarkError, UsageError
+from vit_convert.serve.triton.repository import shim
+
+_INSTALL = (
+    "Make an environment of its own and install the extra `triton` there, or use NVIDIA's container: docs/serving.md."
+)
+_PACKAGE = pathlib.Path(__file__).parents[2]
+_POLL_SECONDS = 0.05
+_SHOWN_LINES = 12
+_ABOUT = (
+    "import json, sys, sysconfig; print(json.dumps([sysconfig.get_path('purelib'), sysconfig.get_config_var('LIBDIR'), "
+)
+_ABOUT += "'%d.%d' % sys.version_info[:2]]))"
+
+
+@dataclasses.dataclass(frozen=True)
+class Installed:
+    """Where a server's files lie.
+
+    Attributes:
+        binary: tritonserver.
+        backends: its folder of backends.
+        stub: of its Python backend, where that does not lie in `backends` already.
+        python: that the Python backend runs, for its packages.
+        libraries: where libpython of that Python lies, and what else the server loads.
+    """
+
+    binary: pathlib.Path
+    backends: pathlib.Path
+    stub: pathlib.Path | None
+    python: pathlib.Path
+    libraries: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Server:
+    """A server that runs.
+
+    Attributes:
+        process: of tritonserver.
+        http: "http://127.0.0.1:…".
+        grpc: "127.0.0.1:…".
+        metrics: "http://127.0.0.1:…/metrics".
+        log: what it says.
+    """
+
+    process: "subprocess.Popen[bytes]"
+    http: str
+    grpc: str
+    metrics: str
+    log: pathlib.Path
+
+
+def find_server(environment: str | os.PathLike[str]) -> Installed:
+    """Looks for a server: in an environment with the extra `triton`, or on the PATH, as in NVIDIA's containers.
+
+    Args:
+        environment: a Python environment's folder.
+
+    Raises:
+        UsageError: there is none.
+    """
+    python = pathlib.Path(environment) / "bin" / "python"
+    if not python.exists():
+        raise UsageError(f"--environment={environment}: holds no bin/python", fix=_INSTALL)
+    found = subprocess.run([python, "-c", _ABOUT], capture_output=True, text=True, check=False)
+    if found.returncode != 0:
+        raise UsageError(
+            f"--environment={environment}: its Python does not run ({found.stderr.strip()[-200:]})", fix=_INSTALL
+        )
+    packages, libraries, version = json.loads(found.stdout)
+    root = pathlib.Path(packages) / "pytriton" / "tritonserver"
+    if (root / "bin" / "tritonserver").exists():
+        stub = root / "python_backend_stubs" / version / "triton_python_backend_stub"
+        if not stub.exists():
+            raise UsageError(f"--environment={environment}: its server has no stub for Python {version}", fix=_INSTALL)
+        bundled = (
+            pathlib.Path(packages) / "nvidia_pytriton.libs"
+        )  # CUDA's runtime, which the stub finds only where it was installed
+        return Installed(
+            root / "bin" / "tritonserver", root / "backends", stub, python, f"{libraries}{os.pathsep}{bundled}"
+        )
+    if binary := shutil.which("tritonserver"):
+        folder = pathlib.Path(binary).resolve().parents[1]
+        return Installed(pathlib.Path(binary), folder / "backends", None, python, libraries)
+    raise UsageError(f"no tritonserver in {environment}, nor on the PATH", fix=_INSTALL)
+
+
+@contextlib.contextmanager
+def running(
+    installed: Installed,
+    repository: str | os.PathLike[str],
+    *,
+    flags: Sequence[str] = (),
+    seconds: float = 120.0,
+) -> Iterator[Server]:
+    """Runs a server until the block ends; all of its models are ready when the block begins.
+
+    Args:
+        installed: from `find_server`.
+        repository: of the models.
+        flags: further ones of tritonserver.
+        seconds: to wait for it.
+
+    Yields:
+        The Server.
+
+    Raises:
+        BenchmarkError: it ends, or is not ready in time; the end of what it said is in the message.
+    """
+    with tempfile.TemporaryDirectory(prefix="vit_convert-triton-") as folder:
+        work = pathlib.Path(folder)
+        http, grpc, metrics = _free_ports(3)
+        log = work / "log"
+        command = [
+            str(installed.binary),
+            f"--model-repository={os.fspath(repository)}",
+            f"--backend-directory={_backends(installed, work)}",
+            *(f"--{name}-address=127.0.0.1" for name in ("http", "grpc", "metrics")),
+            *(f"--{name}-port={port}" for name, port in (("http", http), ("grpc", grpc), ("metrics", metrics))),
+            "--disable-auto-complete-config",
+            "--strict-readiness=true",
+            "--exit-on-error=true",
+            *(["--allow-gpu-metrics=false"] if _without_gpu() else []),
+            *flags,
+        ]
+        with open(log, "wb") as out:
+            process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=_environment(installed))
+        server = Server(
+            process, f"http://127.0.0.1:{http}", f"127.0.0.1:{grpc}", f"http://127.0.0.1:{metrics}/metrics", log
+        )
+        try:
+            _wait(server, seconds)
+            yield server
+        finally:
+            _stop(process)
+
+
+def _backends(installed: Installed, work: pathlib.Path) -> pathlib.Path:
+    """The server's backends, the stub where it is looked for, and our stand-in if there is no onnxruntime backend."""
+    if installed.stub is None and (installed.backends / "onnxruntime").exists():
+        return installed.backends
+    folder = work / "backends"
+    shutil.copytree(
+        installed.backends, folder
+    )  # no links: the server refuses a library that a link leads out of the folder
+    if installed.stub is not None:
+        stub = folder / "python" / installed.stub.name
+        shutil.copyfile(installed.stub, stub)
+        stub.chmod(0o755)
+        # The stub's Python is isolated and takes no PYTHONPATH; this folder is on its path: nothing to install.
+        (folder / "python" / _PACKAGE.name).symlink_to(_PACKAGE)
+    if not (folder / "onnxruntime").exists():
+        (folder / "onnxruntime").mkdir()
+        (folder / "onnxruntime" / "model.py").write_text(shim("onnx_standin"))
+    return folder
+
+
+def _environment(installed: Installed) -> dict[str, str]:
+    def before(value: str, name: str) -> str:
+        return os.pathsep.join(filter(None, (value, os.environ.get(name, ""))))
+
+    # The stub embeds Python: the `python3` that is first on PATH names the environment; libpython has its own folder.
+    return {
+        **os.environ,
+        "PATH": before(str(installed.python.parent), "PATH"),
+        "LD_LIBRARY_PATH": before(installed.libraries, "LD_LIBRARY_PATH"),
+    }
+
+
+def _without_gpu() -> bool:
+    return not os.path.exists("/dev/nvidiactl")
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def _wait(server: Server, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if (code := server.process.poll()) is not None:
+            raise BenchmarkError(f"tritonserver ended with exit code {code}:\n{_last_words(server)}", fix=_INSTALL)
+        if _is_ready(server):
+            return
+        time.sleep(_POLL_SECONDS)
+    raise BenchmarkError(
+        f"tritonserver was not ready within {seconds:g} s:\n{_last_words(server)}",
+        fix="Wait longer with --ready_seconds.",
+    )
+
+
+def _is_ready(server: Server) -> bool:
+    try:
+        with urllib.request.urlopen(f"{server.http}/v2/health/ready", timeout=1) as reply:
+            return reply.status == 200
+    except (urllib.error.URLError, OSError):  # it does not listen yet, or some model is not ready
+        return False
+
+
+def _last_words(server: Server) -> str:
+    lines = server.log.read_text(errors="replace").splitlines()
+    told = [line for line in lines if line.startswith("E") or "error" in line.lower() or "fail" in line.lower()]
+    return "\n".join((told or lines)[-_SHOWN_LINES:])
+
+
+def _stop(process: "subprocess.Popen[bytes]") -> None:
+    process.terminate()
+    try:
+        process.wait(60)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
