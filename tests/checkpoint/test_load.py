@@ -185,7 +185,7 @@ def test_arguments_are_checked_before_the_file_is_opened():
     assert error.value.fix.startswith("Use auto or ") and "vit" in error.value.fix
     with pytest.raises(UsageError, match=r"^outputs 'feature': unknown\. Did you mean features\?") as error:
         load_checkpoint("gone.npz", outputs="feature")
-    assert error.value.fix == "Use logits or features."
+    assert error.value.fix == "Use auto, logits, features, embedding, tokens."
 
 
 @pytest.mark.parametrize("family", ["".join(["au", "to"]), "vit"])  # not the one that the module holds

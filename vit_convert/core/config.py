@@ -19,7 +19,7 @@ BACKENDS = ("auto", "tensorrt", "rtx", "none")
 METHODS = ("entropy", "entropy_plain", "minmax", "percentile", "mse")
 LAYOUTS = ("NHWC", "NCHW")
 INPUTS = ("float32", "uint8")
-OUTPUTS = ("logits", "features")
+OUTPUTS = ("auto", "logits", "features", "embedding", "tokens")
 QUANTIZED = ("int8", "fp8")
 _CHOICES = {
     "target": (AUTO, *DIALECTS),

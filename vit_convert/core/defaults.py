@@ -33,8 +33,9 @@ def default_config() -> ml_collections.ConfigDict:
     config.preprocess = "auto"
     config.layout = "NHWC"  # order of the `images` input's axes
     config.input = "float32"  # float32: normalised as `preprocess` says; uint8: pixels, which the graph normalises
-    # features: without the head; if your own model has several outputs, the one that is judged
-    config.outputs = "logits"
+    # logits, features (no head), embedding (a tower's), tokens; if your own model has several outputs, which is judged
+    config.outputs = "auto"
+    config.normalize = True  # divide a tower's embeddings by their norm
     config.taps = False  # keep block_00 … encoder_norm as outputs of model.onnx
     config.num_classes = 0  # checked against the checkpoint's head; 0: whatever it has
     # block names and patterns that int8 is limited to; empty: all linears between the first and the last

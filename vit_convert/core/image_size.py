@@ -10,6 +10,7 @@ from typing import Any
 from vit_convert.core.errors import UsageError
 
 Size = tuple[int, int]  # (height, width) in pixels
+NoSize = tuple[()]  # of a model that takes no images
 LARGEST_SIDE = 16_384  # pixels; the attention of a million patches fits no GPU
 
 
@@ -47,11 +48,12 @@ class ImageRange:
         return cls(*((record[key][0], record[key][1]) for key in ("smallest", "optimal", "largest")))
 
 
-def sizes_of(checkpoint: Mapping[str, Any]) -> Size | ImageRange:
-    """What a finished checkpoint stage says of the image size: one size, or a range."""
+def sizes_of(checkpoint: Mapping[str, Any]) -> Size | NoSize | ImageRange:
+    """What a finished checkpoint stage says of the image size: one size, a range, or () of a model that takes no
+    images."""
     if checkpoint.get("image_range"):
         return ImageRange.from_dict(checkpoint["image_range"])
-    return checkpoint["image_size"][0], checkpoint["image_size"][1]
+    return (checkpoint["image_size"][0], checkpoint["image_size"][1]) if checkpoint["image_size"] else ()
 
 
 def parse_size(value: Any) -> Size | None:

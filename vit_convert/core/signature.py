@@ -22,6 +22,9 @@ class Tensor:
             3), ("batch", 64).
         layout: "NHWC" or "NCHW" for images, which are decoded, resized and normalised; "" for anything else.
         below: whole numbers that it takes are 0 to this, exclusive: the size of a vocabulary; 0 for values of any size.
+        start: the token that begins a text; -1 for none.
+        end: the token behind a text; -1 for none.
+        pad: the token that fills a text up to its length; -1 where it takes no text.
     """
 
     name: str
@@ -29,6 +32,14 @@ class Tensor:
     shape: tuple[Dim, ...]
     layout: str = ""
     below: int = 0
+    start: int = -1
+    end: int = -1
+    pad: int = -1
+
+    @property
+    def is_text(self) -> bool:
+        """Whether it takes the tokens of a text."""
+        return self.pad >= 0
 
     @property
     def is_image(self) -> bool:
@@ -36,8 +47,9 @@ class Tensor:
         return bool(self.layout)
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        return {**dataclasses.asdict(self), "shape": list(self.shape)}
+        """As plain JSON values; without the tokens that it has not."""
+        values = {name: value for name, value in dataclasses.asdict(self).items() if value != -1}
+        return {**values, "shape": list(self.shape)}
 
 
 @dataclasses.dataclass(frozen=True)

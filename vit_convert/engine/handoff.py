@@ -13,7 +13,7 @@ from vit_convert.core.bundle import Bundle, hash_value, read_json
 from vit_convert.core.dialect import Dialect, dialect_named
 from vit_convert.core.earlier import read_signature
 from vit_convert.core.errors import BuildError, UsageError
-from vit_convert.core.image_size import ImageRange, sizes_of
+from vit_convert.core.image_size import ImageRange, NoSize, Size, sizes_of
 from vit_convert.core.manifest import Files, Manifest
 from vit_convert.core.signature import Signature
 
@@ -23,7 +23,7 @@ class Facts:
     """What is known of a bundle's model.
 
     Attributes:
-        image_size: (height, width) in pixels, or the range that a dynamic graph takes.
+        image_size: (height, width) in pixels, or the range that a dynamic graph takes; () where no images are taken.
         signature: what its graphs take and give, and how that is judged.
         preprocess: the preprocessing record.
         dialect: that the graphs are written in.
@@ -33,7 +33,7 @@ class Facts:
         files: that the conversion left, and that may be read.
     """
 
-    image_size: tuple[int, int] | ImageRange
+    image_size: Size | NoSize | ImageRange
     signature: Signature
     preprocess: Mapping[str, Any]
     dialect: Dialect

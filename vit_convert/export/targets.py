@@ -13,7 +13,19 @@ from vit_convert.export.passes.fused_encoder import encoder_to_half_kernels, enc
 from vit_convert.export.passes.mlp_as_convolution import mlps_to_convolutions
 from vit_convert.export.passes.moves_as_gather import moves_to_gather
 from vit_convert.export.passes.patch_as_matmul import patch_to_matmul
-from vit_convert.export.rules import attention, dense, einsum, gelu, layernorm, reduce, reshape, select, slices, softmax
+from vit_convert.export.rules import (
+    attention,
+    dense,
+    einsum,
+    gather,
+    gelu,
+    layernorm,
+    reduce,
+    reshape,
+    select,
+    slices,
+    softmax,
+)
 from vit_convert.export.rules.rule import Rule
 
 _SHARED: tuple[type[Rule], ...] = (
@@ -24,6 +36,7 @@ _SHARED: tuple[type[Rule], ...] = (
     reshape.ConstantReshape,
     slices.ConstantSlice,
     reshape.TokenGather,
+    gather.GatherByInt32,
     reshape.TileToExpand,
     select.ConstantWhere,
     layernorm.MeanOfSum,

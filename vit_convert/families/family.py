@@ -11,14 +11,14 @@ import enum
 import os
 import pathlib
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from vit_convert.checkpoint.containers import Leaf, Leaves
+from vit_convert.core.image_size import NoSize, Size
 
 if TYPE_CHECKING:
     from vit_convert.families.model import Model
-
-Size = tuple[int, int]
+    from vit_convert.families.towers.pair import Pair
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,8 +31,10 @@ class Asked:
         names: of all leaves of the file, those too that are not the model's.
         variant: "auto" reads it from the shapes; a name such as "B/32" is checked against them.
         image_size: (height, width) in pixels; None keeps the checkpoint's.
-        outputs: "logits", or "features" to leave the head out.
+        outputs: "logits", "features" to leave the head out, "embedding" or "tokens"; "auto" for what the model is for.
         posemb_grid: (rows, columns) of a stored position table that is not square; None where nobody said so.
+        tower: "image" or "text" of a checkpoint that has both; "" of any other.
+        normalize: whether embeddings are divided by their norm.
     """
 
     file: pathlib.Path
@@ -40,8 +42,10 @@ class Asked:
     names: Collection[str] = ()
     variant: str = "auto"
     image_size: Size | None = None
-    outputs: str = "logits"
+    outputs: str = "auto"
     posemb_grid: Size | None = None
+    tower: str = ""
+    normalize: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +60,8 @@ class Loaded:
         params: float32 parameters by canonical name, read on access. `params.leaves[name].shape` tells a shape without
             reading.
         num_params: number of stored parameters that the model uses.
-        image_size: (height, width) in pixels that the model runs at.
-        source_image_size: (height, width) in pixels that the checkpoint was saved for.
+        image_size: (height, width) in pixels that the model runs at; () for one that takes no images.
+        source_image_size: (height, width) in pixels that the checkpoint was saved for; () for one that takes no images.
         num_classes: outputs of the head; 0 for a model without one.
         preprocess: the family by whose rule its images were prepared, a key of `images.preprocess`.
         patch_size: side in pixels of what one token stands for.
@@ -68,6 +72,10 @@ class Loaded:
         warnings: what a person should know, one sentence each.
         unused: names of stored leaves that are no parameters: buffers that other projects save beside them.
         output: name of the model's first output; left out for "logits", or "features" of a model without classes.
+        judge: how it is judged, see `core.signature.Output`; left out for "top1" of classes and "cosine" of anything
+            else.
+        pair: of a tower, what it is a half of.
+        takes: what a model without images takes, in words: "64 tokens".
     """
 
     title: str
@@ -76,8 +84,8 @@ class Loaded:
     architecture: Any
     params: Leaves
     num_params: int
-    image_size: Size
-    source_image_size: Size
+    image_size: Size | NoSize
+    source_image_size: Size | NoSize
     num_classes: int
     preprocess: str
     patch_size: int
@@ -87,10 +95,15 @@ class Loaded:
     warnings: tuple[str, ...] = ()
     unused: frozenset[str] = frozenset()
     output: str = ""
+    judge: str = ""
+    pair: "Pair | None" = None
+    takes: str = ""
 
     def __post_init__(self) -> None:
         if not self.output:
             object.__setattr__(self, "output", "logits" if self.num_classes else "features")
+        if not self.judge:
+            object.__setattr__(self, "judge", "top1" if self.num_classes else "cosine")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +122,9 @@ class RandomOptions:
         posemb: "learn", or "sincos2d" to store no table.
         pre_logits: add the tanh layer before the head.
         outlier_channels: even number of channels in which the residual stream is large, as trained models have.
+        towers: "image" or "text" leaves the other tower out; "" writes both.
+        length: tokens of a text; None takes the variant's.
+        text_head: leave the product behind the text's pooling in; some published files have none.
     """
 
     seed: int = 0
@@ -122,6 +138,9 @@ class RandomOptions:
     posemb: str = "learn"
     pre_logits: bool = False
     outlier_channels: int = 0
+    towers: str = ""
+    length: int | None = None
+    text_head: bool = True
 
 
 class Family(Protocol):
@@ -163,3 +182,12 @@ class Family(Protocol):
         Raises:
             UsageError: an option has no meaning for this family.
         """
+
+
+@runtime_checkable
+class TowerFamily(Family, Protocol):
+    """A family whose checkpoints hold an image tower and a text tower, or one of them; `match` sees the names of
+    both."""
+
+    def towers(self, names: Collection[str], layout: Any) -> tuple[str, ...]:
+        """Which of "image" and "text" a file has."""

@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Mapping
 
 from vit_convert.checkpoint.containers import Leaf
-from vit_convert.core.errors import CheckpointError
+from vit_convert.core.errors import CheckpointError, UsageError
 from vit_convert.core.signature import Output, Signature, Tensor
 
 _HEAD = "head/"
@@ -35,7 +35,7 @@ def settle_head(leaves: Mapping[str, Leaf], num_classes: int, outputs: str, file
     Args:
         leaves: by canonical name; the head's are `head/kernel` and `head/bias`.
         num_classes: outputs of the stored head, 0 for none.
-        outputs: "logits" or "features".
+        outputs: "logits", "features", or "auto" for logits.
         file: for messages.
 
     Returns:
@@ -43,7 +43,12 @@ def settle_head(leaves: Mapping[str, Leaf], num_classes: int, outputs: str, file
 
     Raises:
         CheckpointError: logits of a model without a head.
+        UsageError: an output that only towers have.
     """
+    if outputs not in ("auto", "logits", "features"):
+        raise UsageError(
+            f"{file}: outputs={outputs!r}: a classifier has none of that name", fix="Use logits or features."
+        )
     if outputs == "features":
         return Head({name: leaf for name, leaf in leaves.items() if not name.startswith(_HEAD)}, 0)
     if not num_classes:

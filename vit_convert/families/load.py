@@ -13,9 +13,10 @@ from vit_convert.core.bundle import hash_file
 from vit_convert.core.errors import UsageError, nearest
 from vit_convert.families.family import Asked, Family, Loaded, Size
 from vit_convert.families.registry import families as known_families
-from vit_convert.families.registry import family_named, family_of
+from vit_convert.families.registry import family_named, family_of, tower_family_of
 
-OUTPUTS = ("logits", "features")
+OUTPUTS = ("auto", "logits", "features", "embedding", "tokens")
+_TOWERS = {"img": "image", "image": "image", "txt": "text", "text": "text"}  # by what follows the file's name
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,19 +46,23 @@ def load_checkpoint(
     families: Sequence[str] = (),
     variant: str = "auto",
     image_size: Size | None = None,
-    outputs: str = "logits",
+    outputs: str = "auto",
     posemb_grid: Size | None = None,
+    normalize: bool = True,
 ) -> Checkpoint:
     """Loads a checkpoint of any family and layout, strictly.
 
     Args:
-        path: `.npz` or `.safetensors`; `file.npz:img` takes one sub-tree, as in big_vision.
+        path: `.npz` or `.safetensors`; `file.npz:img` and `file.npz:txt` take one tower of two, or a sub-tree of that
+            name.
         family: "auto", or the name of the family that it must be of.
         families: further ones, see `registry.families`.
         variant: "auto" reads it from the shapes; a name such as "B/32" is checked against them.
         image_size: (height, width) in pixels that the model is to run at; None keeps the checkpoint's.
-        outputs: "logits", or "features" to leave the head out.
+        outputs: "logits", "features" to leave the head out, "embedding" or "tokens" of a tower; "auto" for what the
+            model is for.
         posemb_grid: (rows, columns) of the stored position table where it is not square.
+        normalize: divide a tower's embeddings by their norm.
 
     Returns:
         The checkpoint.
@@ -67,23 +72,64 @@ def load_checkpoint(
         UsageError: an argument has no meaning for this model.
     """
     if outputs not in OUTPUTS:
-        raise UsageError(
-            f"outputs {outputs!r}: unknown.{nearest(outputs, OUTPUTS)}", fix=f"Use {' or '.join(OUTPUTS)}."
-        )
+        raise UsageError(f"outputs {outputs!r}: unknown.{nearest(outputs, OUTPUTS)}", fix=f"Use {', '.join(OUTPUTS)}.")
     known = known_families(families)
     if family != "auto":
         family_named(family, known)  # before anything is opened
     name, subtree = split_subtree(path)
     file = pathlib.Path(name)
     everything = read_container(file).leaves
-    prefix, stored = select(everything, subtree, str(file))
-    found, layout = family_of(stored.keys(), str(file), asked=family, known=known)
-    loaded = found.load(
-        stored, layout, Asked(file, prefix, everything.keys(), variant, image_size, outputs, posemb_grid)
-    )
+    prefix, stored = select(everything, "", str(file))
+    tower = ""
+    if paired := tower_family_of(stored.keys(), asked=family, known=known):
+        found, layout, towers = paired
+        tower = _tower(str(file), subtree, towers)
+    else:
+        prefix, stored = select(everything, subtree, str(file))
+        found, layout = family_of(stored.keys(), str(file), asked=family, known=known)
+    asked = Asked(file, prefix, everything.keys(), variant, image_size, outputs, posemb_grid, tower, normalize)
+    loaded = found.load(stored, layout, asked)
     pool = concurrent.futures.ThreadPoolExecutor(1)
     hashing = pool.submit(hash_file, file)
     pool.shutdown(wait=False)
     verify(file, (leaf for name, leaf in stored.items() if name not in loaded.unused))
     fields = {field.name: getattr(loaded, field.name) for field in dataclasses.fields(loaded)}
     return Checkpoint(**fields, path=file, family=found, hashing=hashing)
+
+
+def towers_in(path: str | os.PathLike[str], *, family: str = "auto", families: Sequence[str] = ()) -> tuple[str, ...]:
+    """Which towers a path means: ("image", "text") of a checkpoint with both, one where it has one or the path names
+    it, () of any other.
+
+    Args:
+        path: see `load_checkpoint`. Only the names of its leaves are read.
+        family: "auto", or the name of the family that it must be of.
+        families: further ones, see `registry.families`.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+        UsageError: the checkpoint has not the tower that is named.
+    """
+    name, subtree = split_subtree(path)
+    _, stored = select(read_container(name).leaves, "", name)
+    paired = tower_family_of(stored.keys(), asked=family, known=known_families(families))
+    if paired is None:
+        return ()
+    return (_tower(name, subtree, paired[2]),) if subtree else paired[2]
+
+
+def _tower(file: str, subtree: str, towers: Sequence[str]) -> str:
+    """Which tower of a checkpoint is meant: the one that follows its name, or the only one.
+
+    Raises:
+        UsageError: it has two and none is named, or has not the one that is.
+    """
+    there = " and ".join(f"{file}:{'img' if tower == 'image' else 'txt'}" for tower in towers)
+    if not subtree:
+        if len(towers) == 1:
+            return towers[0]
+        raise UsageError(f"{file}: an image tower and a text tower", fix=f"Name one: {there}.")
+    tower = _TOWERS.get(subtree.strip("/"), "")
+    if tower not in towers:
+        raise UsageError(f"{file}:{subtree}: the checkpoint has no such tower", fix=f"It has {there}.")
+    return tower

@@ -101,6 +101,11 @@ flags.DEFINE_integer(
     lower_bound=0,
     **_shared,
 )
+flags.DEFINE_enum(
+    "towers", _DEFAULTS.towers, ["", "image", "text"], "Write one tower of two; by default both.", **_shared
+)
+flags.DEFINE_integer("length", None, "Tokens of a text; by default the variant's.", lower_bound=2, **_shared)
+flags.DEFINE_bool("text_head", True, "Of a text tower: the product behind its pooling.", **_shared)
 _OPTIONS = (
     "family",
     "families",

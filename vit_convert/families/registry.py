@@ -13,13 +13,14 @@ from vit_convert.checkpoint.select import few_of
 from vit_convert.core.bundle import hash_file, hash_value
 from vit_convert.core.errors import CheckpointError, UsageError, nearest
 from vit_convert.core.user_code import user_code
-from vit_convert.families.family import Family
+from vit_convert.families.family import Family, TowerFamily
 from vit_convert.families.hybrid.family import HYBRID
 from vit_convert.families.mixer.family import MIXER
+from vit_convert.families.siglip.family import SIGLIP
 from vit_convert.families.swin.family import SWIN
 from vit_convert.families.vit.family import VIT
 
-FAMILIES: tuple[Family, ...] = (HYBRID, MIXER, SWIN, VIT)  # a hybrid has a ViT's leaves too
+FAMILIES: tuple[Family, ...] = (HYBRID, MIXER, SWIN, VIT, SIGLIP)  # a hybrid has a ViT's leaves too
 
 # Recognised in order to be refused by its name: (patterns that must all match some leaf, what it is, whether it has an
 # image tower).
@@ -102,12 +103,34 @@ def family_of(
             return family, layout
     _refuse_others(names, path, known, towers=True)
     for family in wanted:
-        if (layout := family.match(names)) is not None:
+        if not isinstance(family, TowerFamily) and (layout := family.match(names)) is not None:
             return family, layout
     _refuse_others(names, path, known, towers=False)
     supported = f"Supported: {', '.join(family.name for family in known)}."
     what = "no known layout" if asked == "auto" else f"no layout of family {asked}"
     raise CheckpointError(f"{path}: {what}; it holds {few_of(names)}", fix=supported)
+
+
+def tower_family_of(
+    names: Collection[str], *, asked: str = "auto", known: Sequence[Family] = FAMILIES
+) -> tuple[Family, enum.Enum, tuple[str, ...]] | None:
+    """Tells the family of a checkpoint of image and text towers; None where it is another one's.
+
+    Args:
+        names: of all its leaves, without "params/".
+        asked: name of the family that it must be of; "auto" for any.
+        known: from `families`.
+
+    Returns:
+        The family, the layout, and which of "image" and "text" the file has.
+
+    Raises:
+        UsageError: there is no family of the name asked for.
+    """
+    for family in known if asked == "auto" else (family_named(asked, known),):
+        if isinstance(family, TowerFamily) and (layout := family.match(names)) is not None:
+            return family, layout, family.towers(names, layout)
+    return None
 
 
 def _refuse_others(names: Collection[str], path: str, known: Sequence[Family], *, towers: bool) -> None:

@@ -18,6 +18,7 @@ from vit_convert.stages.common import (
     decode,
     dialect_for,
     graph_files,
+    noise,
     plain,
     prepare,
     source_identity,
@@ -326,15 +327,13 @@ def _refuse_to_quantize_nothing(context: Context) -> None:
 
 
 def _calibration_images(context: Context) -> tuple[np.ndarray, str]:
-    from vit_convert.images.noise import seeded_noise
     from vit_convert.images.sources import open_images
 
     config = context.config.calibration
     if config.data:
         source = open_images(config.data, labelled=False)
         return decode(context, "calibration", source, config.num_images).images, config.data
-    height, width = context.results["checkpoint"]["image_size"]
-    images = seeded_noise(min(config.num_images, _NOISE_IMAGES), height, width)
+    images = noise(context, min(config.num_images, _NOISE_IMAGES))
     context.progress.warn(
         "calibration.data is empty: ranges come from noise, so the quantized engine shows speed and not accuracy"
     )

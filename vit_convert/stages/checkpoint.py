@@ -23,6 +23,7 @@ def _inputs(context: Context) -> Any:
         config.num_classes,
         config.posemb_grid,
         config.preprocess,
+        config.normalize,
     ]
     if config.model is not None:
         try:
@@ -85,7 +86,7 @@ def load(context: Context) -> dict[str, Any]:
     preprocess = checkpoint.preprocess if config.preprocess == "auto" else config.preprocess
     sizes = _image_range(context, checkpoint)
     size = sizes.optimal if sizes else checkpoint.image_size
-    shown = str(sizes) if sizes else "x".join(map(str, size))
+    shown = str(sizes) if sizes else "x".join(map(str, size)) if size else checkpoint.takes
     _import_exporter()
     _found(context).require_sha256(checkpoint.sha256)
     return {
@@ -103,9 +104,9 @@ def load(context: Context) -> dict[str, Any]:
         "num_classes": checkpoint.num_classes,
         "zero_head": checkpoint.zero_head,
         "output": checkpoint.output,
-        "judge": "top1" if checkpoint.num_classes else "cosine",
+        "judge": checkpoint.judge,
         "warnings": list(checkpoint.warnings),
-        "preprocess": preprocess_for(preprocess, size).to_dict(),
+        "preprocess": preprocess_for(preprocess, size or (1, 1)).to_dict(),
         "summary": f"{_called(checkpoint)}, {checkpoint.num_params:,} parameters, {shown}",
     }
 
@@ -163,6 +164,7 @@ def _checkpoint(context: Context) -> Any:
             image_size=configs.image_size(config),
             outputs=config.outputs,
             posemb_grid=config.posemb_grid,
+            normalize=config.normalize,
         )
     return context.scratch["checkpoint"]
 
@@ -231,7 +233,8 @@ def _user_model(context: Context) -> Any:
     fix = "config.model is a function without arguments that returns the model. --debug shows the whole traceback."
     with user_code("config.model()", UsageError, fix=fix):
         made = config.model()
-    return user_model(*taken_apart(made), image_shape=(*size, 3), output=config.outputs, num_classes=config.num_classes)
+    output = {} if config.outputs == configs.AUTO else {"output": config.outputs}
+    return user_model(*taken_apart(made), image_shape=(*size, 3), **output, num_classes=config.num_classes)
 
 
 CHECKPOINT = Stage("checkpoint", (), load, _inputs)

@@ -14,6 +14,7 @@ from vit_convert.core.earlier import read_signature
 from vit_convert.core.errors import BuildError
 from vit_convert.core.pipeline import Context
 from vit_convert.core.signature import Signature, Tensor
+from vit_convert.core.token_samples import sample_texts
 
 if TYPE_CHECKING:
     from vit_convert.images.sources import ImageSource
@@ -103,19 +104,28 @@ def preprocess_of(context: Context) -> Any:
 
 
 def prepare(context: Context) -> Any:
-    """Maps a uint8 batch to the graph's input; to {input: array} where it takes more than images."""
+    """Maps a uint8 batch to the graph's input; to {input: array} where it takes more than images, or none."""
     preprocess, config = preprocess_of(context), context.config
     as_taken = functools.partial(preprocess.graph_input, dtype=config.input, channels_first=config.layout == "NCHW")
     inputs = signature_of(context).inputs
-    if len(inputs) == 1:
+    if len(inputs) == 1 and inputs[0].is_image:
         return as_taken
     return lambda pixels: dict(zip((tensor.name for tensor in inputs), inputs_beside(inputs, pixels, as_taken)))
+
+
+def noise(context: Context, count: int) -> np.ndarray:
+    """Seeded images of the model's size: uint8 [count, height, width, 3]; of one pixel, a seed, for a model that
+    takes none."""
+    from vit_convert.images.noise import seeded_noise
+
+    height, width = context.results["checkpoint"]["image_size"] or (1, 1)
+    return seeded_noise(count, height, width)
 
 
 def inputs_beside(
     inputs: Sequence[Tensor], pixels: np.ndarray, as_taken: Callable[[np.ndarray], np.ndarray]
 ) -> list[np.ndarray]:
-    """A model's inputs for a batch of images, in its order: the images as it takes them, and beside them numbers that
+    """A model's inputs for a batch of images, in its order: the images as it takes them, and texts and numbers that
     they are the seed of.
 
     Args:
@@ -126,6 +136,8 @@ def inputs_beside(
     generator = np.random.default_rng(zlib.crc32(pixels.tobytes()))
 
     def made(tensor: Tensor) -> np.ndarray:
+        if tensor.is_text:
+            return sample_texts(tensor, len(pixels), generator)
         shape = (len(pixels), *(int(side) for side in tensor.shape[1:]))
         if np.issubdtype(tensor.dtype, np.integer):
             return generator.integers(0, tensor.below or 2, shape).astype(tensor.dtype)

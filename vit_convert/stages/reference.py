@@ -8,10 +8,10 @@ import numpy as np
 from vit_convert.core.bundle import atomic
 from vit_convert.core.compare import top1_accuracy
 from vit_convert.core.errors import CalibrationError, CheckError
-from vit_convert.core.image_size import ImageRange, Size, sizes_of
+from vit_convert.core.image_size import ImageRange, NoSize, Size, sizes_of
 from vit_convert.core.pipeline import Context, Stage
 from vit_convert.stages.checkpoint import model_of
-from vit_convert.stages.common import EVALUATION_BATCH, evaluation, inputs_beside, preprocess_of
+from vit_convert.stages.common import EVALUATION_BATCH, evaluation, inputs_beside, noise, preprocess_of
 
 _SHOWN = 8  # names of class folders in a message
 
@@ -20,7 +20,7 @@ def _inputs(context: Context) -> Any:
     return [context.config.check.num_images, context.config.layout, context.config.input]
 
 
-def reference_files(context: Context) -> dict[Size, pathlib.Path]:
+def reference_files(context: Context) -> dict[Size | NoSize, pathlib.Path]:
     """The file of each image size: one size, or three sizes of a range, the one that engines are tuned for first."""
     sizes = sizes_of(context.results["checkpoint"])
     if not isinstance(sizes, ImageRange):
@@ -39,15 +39,13 @@ def _outputs(context: Context) -> list[pathlib.Path]:
 def compute_reference(context: Context) -> dict[str, Any]:
     """Computes JAX outputs and taps on a few images, at each size, and JAX's top-1 on the labelled ones."""
     from vit_convert.images.decode import pick
-    from vit_convert.images.noise import seeded_noise
 
     model, count = model_of(context), context.config.check.num_images
     if context.results["images"]["num_images"]:
         images = np.load(context.bundle.images("evaluation"), mmap_mode="r")
         source, raw = "evaluation images", np.asarray(images[pick(len(images), count)])
     else:
-        height, width = context.results["checkpoint"]["image_size"]
-        source, raw = "seeded noise", seeded_noise(count, height, width)
+        source, raw = "seeded noise", noise(context, count)
     labelled, num_classes = evaluation(context), context.results["checkpoint"].get("num_classes")
     # what the head has is known before anything runs; of a user's own model its output tells
     if labelled and num_classes:
@@ -122,10 +120,10 @@ def _require_classes(context: Context, num_classes: int) -> None:
         )
 
 
-def _resized(images: np.ndarray, size: Size) -> np.ndarray:
+def _resized(images: np.ndarray, size: Size | NoSize) -> np.ndarray:
     from vit_convert.images.resize import resize
 
-    return images if images.shape[1:3] == size else np.stack([resize(image, *size) for image in images])
+    return images if not size or images.shape[1:3] == size else np.stack([resize(image, *size) for image in images])
 
 
 def _write(context: Context, path: pathlib.Path, raw: np.ndarray, model: Any, source: str) -> list[str]:

@@ -47,7 +47,7 @@ def batch_profiles(
 
     Args:
         inputs: of the graph.
-        image_size: (height, width) in pixels, or the range that a dynamic graph takes.
+        image_size: (height, width) in pixels, or the range that a dynamic graph takes; () where no images are taken.
         batch: {"min", "opt", "max", "profiles": sizes that get a fixed profile}.
 
     Returns:
@@ -70,7 +70,7 @@ def batch_profiles(
 
 
 def _shape(tensor: Tensor, batch: int, image_size: Sequence[int]) -> Shape:
-    known: dict[int | str, int] = {tensor.shape[0]: batch, "height": image_size[0], "width": image_size[1]}
+    known: dict[int | str, int] = {tensor.shape[0]: batch, **dict(zip(("height", "width"), image_size))}
     sides = [side if isinstance(side, int) else known.get(side) for side in tensor.shape]
     found = tuple(side for side in sides if side is not None)
     if len(found) != len(sides):

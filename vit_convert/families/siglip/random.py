@@ -1,0 +1,70 @@
+"""Random SigLIPs, in any of their layouts."""
+
+import os
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from vit_convert.checkpoint.draw import Member, write_npz
+from vit_convert.core.errors import UsageError
+from vit_convert.families.family import RandomOptions
+from vit_convert.families.options import refuse_options
+from vit_convert.families.siglip.layouts import FOLDERS, Layout, stored_name
+from vit_convert.families.siglip.variants import Variant, image_tower, parse_variant, text_tower
+from vit_convert.families.towers.architecture import BLOCK, Tower, leaf_shapes
+from vit_convert.families.towers.draw import draw
+from vit_convert.families.towers.random import sized
+
+LENGTH = 64
+TEMPERATURE, BIAS = 4.75, -16.5  # about what the published models ended with: exp(t) = 116
+
+
+def write_random_siglip(path: str | os.PathLike[str], variant: str, options: RandomOptions) -> str:
+    """Writes a checkpoint whose values depend on the seed and the canonical names alone: every layout of one seed is
+    the same model.
+
+    Args:
+        path: the file; appears whole or not at all.
+        variant: such as "SigLIP-B/16".
+        options: `num_classes` is left alone: there are none.
+
+    Returns:
+        The variant's name.
+
+    Raises:
+        UsageError: unknown variant, or an option without meaning.
+    """
+    refuse_options("siglip", options, ("pool", "posemb", "pre_logits", "outlier_channels"))
+    parsed, layout = parse_variant(variant), Layout(options.layout or Layout.SIGLIP)
+    towers = towers_of(parsed, options)
+    write_npz(path, _members(towers, layout, options), options.dtype)
+    return parsed.name
+
+
+def towers_of(variant: Variant, options: RandomOptions) -> dict[str, Tower]:
+    """The towers that a random checkpoint has."""
+    if options.towers not in ("", *FOLDERS):
+        raise UsageError(f"towers={options.towers!r}: neither image nor text", fix="Leave it out for both.")
+    image = image_tower(variant, options.image_size or (224, 224))
+    text = text_tower(variant, options.length or LENGTH, head=options.text_head)
+    both: dict[str, Tower] = {"image": image, "text": text}
+    return {name: sized(tower, options.depth) for name, tower in both.items() if options.towers in ("", name)}
+
+
+def _members(towers: dict[str, Tower], layout: Layout, options: RandomOptions) -> Iterator[Member]:
+    for kind, tower in towers.items():
+        for name, shape in leaf_shapes(tower).items():
+            place = options.prefix + stored_name(name, kind, layout)
+            if layout is Layout.SIGLIP_SCAN and name.startswith(BLOCK):
+                if name.startswith(f"{BLOCK}0/"):
+                    blocks = range(tower.encoder.depth)
+                    names = (name.replace(f"{BLOCK}0/", f"{BLOCK}{i}/") for i in blocks)
+                    yield place, (len(blocks), *shape), _drawn(options.seed, kind, names, shape)
+            else:
+                yield place, shape, _drawn(options.seed, kind, [name], shape)
+    for name, value in (("t", TEMPERATURE), ("b", BIAS)):
+        yield options.prefix + name, (1,), (np.full(1, value, np.float32),)
+
+
+def _drawn(seed: int, kind: str, names: Iterable[str], shape: tuple[int, ...]) -> Iterable[np.ndarray]:
+    return (draw(seed, FOLDERS[kind] + name, shape) for name in names)

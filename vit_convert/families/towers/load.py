@@ -1,0 +1,188 @@
+"""What loading a tower is, whatever its family: sizes by majority, the position table, and the record of what was
+found."""
+
+import dataclasses
+import enum
+import math
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from vit_convert.checkpoint.containers import Leaf, Leaves
+from vit_convert.checkpoint.match import require_size
+from vit_convert.checkpoint.vote import count_numbers, most_common
+from vit_convert.core.errors import CheckpointError, UsageError
+from vit_convert.core.image_size import check_image_size
+from vit_convert.families.family import Asked, Loaded, Size
+from vit_convert.families.towers.architecture import (
+    BLOCK,
+    Encoder,
+    ImageTower,
+    TextTower,
+    Tower,
+    leaf_shapes,
+    parameter_count,
+)
+from vit_convert.families.towers.pair import Pair
+from vit_convert.families.vit import posemb
+
+
+def infer_encoder(leaves: Mapping[str, Leaf], file: pathlib.Path, **fixed: Any) -> Encoder:
+    """Reads the sizes of the blocks from leaves of canonical names and shapes.
+
+    Args:
+        leaves: those of one tower.
+        file: for messages.
+        fixed: what no shape tells: activation, norm_epsilon, post_norm.
+
+    Raises:
+        CheckpointError: nothing tells a size.
+    """
+    blocks = {name: leaf for name, leaf in leaves.items() if name.startswith(BLOCK)}
+    if any(name.endswith("Dense_2/kernel") for name in blocks):
+        fixed["activation"] = "swiglu"
+    encoder = Encoder(
+        width=most_common(blocks, (r"LayerNorm_\d/scale$", -1), (r"query/kernel$", 0)),
+        depth=count_numbers(blocks, rf"{BLOCK}(\d{{1,6}})/"),
+        mlp_dim=most_common(blocks, (r"Dense_0/bias$", -1), (r"Dense_0/kernel$", -1)),
+        num_heads=most_common(blocks, (r"(query|key|value)/bias$", 0), (r"(query|key|value)/kernel$", 1)),
+        **fixed,
+    )
+    block = f"{BLOCK}0/"
+    for what, leaf in (
+        ("width", "LayerNorm_0/scale"),
+        ("depth", "…"),
+        ("mlp_dim", "MlpBlock_0/Dense_0/bias"),
+        ("num_heads", "query/bias"),
+    ):
+        require_size(file, what, getattr(encoder, what), block + leaf)
+    return encoder
+
+
+def class_row(leaves: Mapping[str, Leaf]) -> int:
+    """1 where an image tower's position table begins with a row for the class token, as tables had before 2022, else
+    0."""
+    rows = (
+        leaves["pos_embedding"].shape[1] if "pos_embedding" in leaves and len(leaves["pos_embedding"].shape) == 3 else 0
+    )
+    return int("cls" in leaves and math.isqrt(rows) ** 2 != rows)
+
+
+def square_grid(leaf: Leaf, rows: int, given: Size | None, file: pathlib.Path) -> Size:
+    """The grid that so many rows of a position table stand for: what a person says, else a square.
+
+    Raises:
+        CheckpointError: they are not that.
+    """
+    side = math.isqrt(max(rows, 0))
+    grid = given or (side, side)
+    if rows < 1 or math.prod(grid) != rows:
+        raise CheckpointError(
+            f"{file}: {leaf.name}: {rows} rows for patches, no {'x'.join(map(str, grid)) if given else 'square'} grid",
+            fix="Set posemb_grid to its (rows, columns).",
+        )
+    return grid
+
+
+def finish_image(
+    tower: ImageTower, leaves: dict[str, Leaf], asked: Asked
+) -> tuple[ImageTower, dict[str, Leaf], list[str]]:
+    """Brings an image tower to the size that is asked for.
+
+    Args:
+        tower: at the size that it is stored for.
+        leaves: by canonical name; the position table covers the patches alone.
+        asked: its image size and outputs.
+
+    Returns:
+        The tower, its leaves, and warnings.
+    """
+    warnings: list[str] = []
+    size = asked.image_size
+    if size is not None and size != tower.image_size:
+        check_image_size(size, tower.patch_size)
+        grid = (size[0] // tower.patch_size, size[1] // tower.patch_size)
+        if grid != tower.grid:
+            leaves = leaves | {"pos_embedding": posemb.resampled(leaves["pos_embedding"], tower.grid, grid)}
+            warnings.append(posemb.resampling_warning(asked.file.name, tower.image_size, size))
+        tower = dataclasses.replace(tower, image_size=size)
+    return tower, leaves, warnings
+
+
+def as_asked(tower: Tower, leaves: dict[str, Leaf], asked: Asked) -> tuple[Tower, dict[str, Leaf]]:
+    """The tower with the output that is asked for: what stands behind it is left out.
+
+    Raises:
+        UsageError: a tower has no output of that name.
+    """
+    wanted = tower.output if asked.outputs == "auto" else asked.outputs
+    if wanted not in ("embedding", "features", "tokens") or (wanted == "embedding" and tower.output != "embedding"):
+        has = "embedding, features or tokens" if tower.output == "embedding" else "features or tokens"
+        raise UsageError(f"{asked.file}: outputs={wanted!r}: this tower has {has}", fix="Leave outputs at auto.")
+    changes: dict[str, Any] = {"output": wanted, "normalize": asked.normalize}
+    if wanted == "features" or (wanted == "tokens" and tower.output == "embedding"):
+        changes["head"] = 0
+    if wanted == "tokens" and tower.output == "embedding":
+        changes["pool"] = "none"
+    tower = dataclasses.replace(tower, **changes)
+    return tower, {name: leaves[name] for name in leaf_shapes(tower)}
+
+
+def loaded_tower(
+    tower: Tower,
+    leaves: dict[str, Leaf],
+    asked: Asked,
+    *,
+    title: str,
+    layout: enum.Enum,
+    preprocess: str,
+    pair: Pair | None,
+    **more: Any,
+) -> Loaded:
+    """The record of a tower whose leaves were held against it.
+
+    Args:
+        tower: at the size that it is stored for.
+        leaves: by canonical name.
+        asked: what is wanted of it.
+        title: what people call the family.
+        layout: of the file.
+        preprocess: a key of `images.preprocess`.
+        pair: what it is a half of.
+        more: `warnings` and `unused` of `Loaded`.
+    """
+    source: Any = tower.image_size if isinstance(tower, ImageTower) else ()
+    warnings = [*more.pop("warnings", ())]
+    if isinstance(tower, ImageTower):
+        tower, leaves, found = finish_image(tower, leaves, asked)
+        warnings += found
+    elif asked.image_size is not None or asked.posemb_grid is not None:
+        raise UsageError(
+            f"{asked.file}: image_size or posemb_grid of a text tower, which takes no images", fix="Leave them out."
+        )
+    tower, leaves = as_asked(tower, leaves, asked)
+    image = isinstance(tower, ImageTower)
+    head_size = tower.encoder.width // tower.encoder.num_heads
+    masked = isinstance(tower, TextTower) and tower.mask != "none"
+    tokens = tower.num_tokens if isinstance(tower, ImageTower) else tower.length  # type: ignore[attr-defined]
+    return Loaded(
+        title=title,
+        variant=tower.variant,
+        layout=layout,
+        architecture=tower,
+        params=Leaves({name: leaf.as_float32() for name, leaf in leaves.items()}),
+        num_params=parameter_count(tower),
+        image_size=tower.image_size if isinstance(tower, ImageTower) else (),
+        source_image_size=source,
+        num_classes=0,
+        preprocess=preprocess,
+        patch_size=tower.patch_size if isinstance(tower, ImageTower) else 0,
+        resizable=image and tower.pool != "avg4",
+        attentions=() if masked else ((head_size, tokens),),  # of those that no mask limits
+        warnings=tuple(warnings),
+        output=tower.output,
+        judge="embedding" if tower.output == "embedding" else "cosine",
+        pair=pair,
+        takes="" if image else f"{tokens} tokens",
+        **more,
+    )

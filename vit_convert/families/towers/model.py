@@ -1,0 +1,98 @@
+"""A tower as the exporter wants it."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vit_convert.core.stack import Stack
+from vit_convert.families import run as parts
+from vit_convert.families.model import Arrays, Model
+from vit_convert.families.towers.architecture import BLOCK, ImageTower, TextTower, Tower, leaf_shapes, signature_of
+from vit_convert.families.towers.module import Block, module_of
+from vit_convert.families.vit.posemb import resample
+
+_NODES = 1.6  # times a ViT's: a gate, an activation spelt out, or a mask
+
+
+def tower_model(tower: Tower, params: Mapping[str, np.ndarray]) -> Model:
+    """The model of canonical parameters; of its blocks two are traced, and the graph repeats the second.
+
+    Args:
+        tower: what to build.
+        params: canonical parameters.
+
+    Returns:
+        The model.
+    """
+    stack = Stack(f"{BLOCK}{{}}/", tower.encoder.depth, nodes=_NODES)
+    traced = dataclasses.replace(tower, encoder=dataclasses.replace(tower.encoder, depth=stack.traced))
+    signature = signature_of(tower)
+    (output,) = signature.judged
+    # What nothing follows is the output itself, which has its own name.
+    bare = tower.pool == "none" and not tower.head
+    norm = [] if tower.encoder.post_norm or bare else ["encoder_norm"]
+    traced_taps = [*(stack.tap(i) for i in range(stack.traced)), *norm]
+
+    def apply(leaves: Arrays, *inputs: jax.Array) -> Arrays:
+        result, taps = module_of(traced).apply(parts.nested(leaves), *inputs)
+        return {output: result, **{name: taps[name] for name in traced_taps}}
+
+    return Model(
+        signature=signature,
+        params=params,
+        taps=[*(stack.tap(i) for i in range(stack.depth)), *norm],
+        apply=apply,
+        traced_shapes=leaf_shapes(traced),
+        traced_taps=traced_taps,
+        run=_runner(tower, params, output, stack),
+        stacks=(stack,),
+        pooled_token=_pooled_token(tower),
+        position_table="pos_embedding" if isinstance(tower, ImageTower) else None,
+    )
+
+
+def _pooled_token(tower: Tower) -> int | None:
+    if isinstance(tower, TextTower):
+        return {"first": 0, "last": tower.length - 1}.get(tower.pool)
+    return 0 if tower.pool == "tok" else None
+
+
+def _runner(
+    tower: Tower, params: Mapping[str, np.ndarray], output: str, stack: Stack
+) -> Callable[..., dict[str, np.ndarray]]:
+    """Runs a tower one block at a time: one block is compiled once and one block's weights are on the device at a
+    time."""
+    block = jax.jit(Block(tower.encoder).apply)
+
+    @functools.cache
+    def outer_parts(shape: Any) -> list[Callable[..., Any]]:
+        sized = dataclasses.replace(tower, image_size=shape) if isinstance(tower, ImageTower) else tower
+        module = module_of(sized)
+        names = ("embed", "mask", "normalize", "finish")
+        return [jax.jit(functools.partial(module.apply, method=name)) for name in names]
+
+    def run(*inputs: np.ndarray) -> dict[str, np.ndarray]:
+        embed, mask_of, normalize, finish = outer_parts(inputs[0].shape[1:3])
+        variables, results = parts.outside(params, [BLOCK]), {}
+        if isinstance(tower, ImageTower):
+            grid = tuple(side // tower.patch_size for side in inputs[0].shape[1:3])
+            table = resample(params["pos_embedding"], tower.grid, (grid[0], grid[1]))
+            variables["params"]["pos_embedding"] = jnp.asarray(table)
+        given = [jnp.asarray(array) for array in inputs]
+        with jax.default_matmul_precision("highest"):
+            x, mask = embed(variables, *given), mask_of(variables, *given)
+            for i in range(stack.depth):
+                x = block({"params": parts.under(params, stack.prefix(i))}, x, mask)
+                results[stack.tap(i)] = np.asarray(x)
+            if not tower.encoder.post_norm:
+                x = normalize(variables, x)
+                results["encoder_norm"] = np.asarray(x)
+            results[output] = np.asarray(finish(variables, x, *given))
+        return results
+
+    return run

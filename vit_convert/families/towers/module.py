@@ -1,0 +1,268 @@
+"""The towers of image-text models, in Flax Linen, with a tap after every block."""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vit_convert.families.towers.architecture import Encoder, ImageTower, TextTower, Tower
+
+Mask = jax.Array | None
+MASKED = (
+    -1e4
+)  # added to the score of a pair that must not be: exp of it is 0 in float32, and it is a number in half precision
+
+
+def attention(num_heads: int, mask: Mask) -> nn.Module:
+    """Attention whose scores get a mask added, [batch or 1, 1, queries or 1, keys]."""
+    function: Any = {} if mask is None else {"attention_fn": functools.partial(_masked_attention, added=mask)}
+    return nn.MultiHeadDotProductAttention(
+        num_heads=num_heads, deterministic=True, name="MultiHeadDotProductAttention_0", **function
+    )
+
+
+def _masked_attention(query: jax.Array, key: jax.Array, value: jax.Array, *, added: jax.Array, **_: Any) -> jax.Array:
+    """softmax(q kᵀ / √d + added) v, each [batch, tokens, heads, size]."""
+    scores = jnp.einsum("bqhd,bkhd->bhqk", query * np.float32(query.shape[-1] ** -0.5), key) + added
+    return jnp.einsum("bhqk,bkhd->bqhd", nn.softmax(scores, axis=-1), value)
+
+
+class MlpBlock(nn.Module):
+    """Two dense layers with an activation between, or three of which one is a gate."""
+
+    encoder: Encoder
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:  # [B, S, D] -> [B, S, D]
+        e = self.encoder
+        if e.activation == "swiglu":
+            gate = nn.Dense(e.mlp_dim)(x)
+            x = gate * nn.sigmoid(gate) * nn.Dense(e.mlp_dim)(x)
+        else:
+            x = _activate(nn.Dense(e.mlp_dim)(x), e.activation)
+        return nn.Dense(e.width)(x)
+
+
+def _activate(x: jax.Array, activation: str) -> jax.Array:
+    if activation == "quick":
+        return x * nn.sigmoid(np.float32(1.702) * x)
+    return nn.relu(x) if activation == "relu" else nn.gelu(x, approximate=activation == "tanh")
+
+
+class Block(nn.Module):
+    """Attention and MLP, each added to the residual stream; a LayerNorm before each, or behind each sum."""
+
+    encoder: Encoder
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: Mask = None) -> jax.Array:  # [B, S, D] -> [B, S, D]
+        e = self.encoder
+        norms = [nn.LayerNorm(epsilon=e.norm_epsilon, name=f"LayerNorm_{i}") for i in range(2)]
+        if e.post_norm:
+            x = norms[0](x + attention(e.num_heads, mask)(x, x))
+            return norms[1](x + MlpBlock(e, name="MlpBlock_0")(x))
+        y = norms[0](x)
+        x = x + attention(e.num_heads, mask)(y, y)
+        return x + MlpBlock(e, name="MlpBlock_0")(norms[1](x))
+
+
+class Blocks(nn.Module):
+    """The blocks and the norm behind them."""
+
+    encoder: Encoder
+
+    def setup(self) -> None:
+        self.encoderblock = [Block(self.encoder) for _ in range(self.encoder.depth)]
+        if not self.encoder.post_norm:
+            self.encoder_norm = nn.LayerNorm(epsilon=self.encoder.norm_epsilon)
+
+    def normalize(self, x: jax.Array) -> jax.Array:
+        """[batch, tokens, width] -> the same."""
+        return x if self.encoder.post_norm else self.encoder_norm(x)
+
+
+class MAPHead(nn.Module):
+    """Attention pooling: one learned probe attends to all tokens (big_vision, models/vit.py)."""
+
+    encoder: Encoder
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: Mask = None) -> jax.Array:  # [B, S, D] -> [B, D]
+        e = self.encoder
+        probe = self.param("probe", nn.initializers.xavier_uniform(), (1, 1, e.width))
+        probe = jnp.tile(probe, [x.shape[0], 1, 1])
+        x = attention(e.num_heads, mask)(probe, x)  # [B, 1, D]
+        y = nn.LayerNorm(epsilon=e.norm_epsilon, name="LayerNorm_0")(x)
+        x = x + MlpBlock(e, name="MlpBlock_0")(y)
+        return x[:, 0]
+
+
+class TowerModule(nn.Module):
+    """What both towers have: blocks, head and norm of the embedding. A subclass has `embed`, `mask` and `pool`."""
+
+    tower: Any
+
+    def common(self) -> None:
+        """The parts behind the embedding; called by `setup`."""
+        tower: Tower = self.tower
+        if tower.pre_norm:
+            self.pre_norm = nn.LayerNorm(epsilon=tower.encoder.norm_epsilon)
+        self.Transformer = Blocks(tower.encoder)
+        if tower.head:
+            self.head = nn.Dense(tower.head, use_bias=tower.head_bias)
+
+    def __call__(self, *inputs: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Embeds images or texts.
+
+        Args:
+            inputs: of the tower, as its signature has them.
+
+        Returns:
+            The embeddings [batch, features] ([batch, tokens, features] where nothing is pooled), and the taps
+            `block_00`… and
+            `encoder_norm`, each [batch, tokens, width].
+        """
+        x, mask, taps = self.embed(*inputs), self.mask(*inputs), {}
+        for i, block in enumerate(self.Transformer.encoderblock):
+            x = taps[f"block_{i:02d}"] = block(x, mask)
+        if not self.tower.encoder.post_norm:
+            x = taps["encoder_norm"] = self.normalize(x)
+        return self.finish(x, *inputs), taps
+
+    def embed(self, *inputs: jax.Array) -> jax.Array:
+        """Inputs -> [batch, tokens, width]."""
+        raise NotImplementedError
+
+    def mask(self, *inputs: jax.Array) -> Mask:
+        """What is added to the scores of attention; None for nothing."""
+        raise NotImplementedError
+
+    def pool(self, x: jax.Array, *inputs: jax.Array) -> jax.Array:
+        """[batch, tokens, width] -> [batch, width], or of several tokens where nothing is pooled to one."""
+        raise NotImplementedError
+
+    def normalize(self, x: jax.Array) -> jax.Array:
+        """The encoder's last norm: [batch, tokens, width] -> the same."""
+        return self.Transformer.normalize(x)
+
+    def finish(self, x: jax.Array, *inputs: jax.Array) -> jax.Array:
+        """Pooling, head, and the division of embeddings by their norm."""
+        x = self.pool(x, *inputs)
+        x = self.head(x) if self.tower.head else x
+        if not self.tower.normalize or self.tower.output != "embedding":
+            return x
+        norm = jnp.sqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True))
+        return x / (norm + self.tower.epsilon if self.tower.epsilon else norm)
+
+
+class ImageModule(TowerModule):
+    """An image tower on the canonical parameters of `families.towers`."""
+
+    tower: ImageTower
+
+    def setup(self) -> None:
+        tower = self.tower
+        width, patch = tower.encoder.width, (tower.patch_size, tower.patch_size)
+        self.embedding = nn.Conv(width, patch, strides=patch, padding="VALID", use_bias=tower.patch_bias)
+        rows, columns = tower.grid
+        self.pos_embedding = self.param(
+            "pos_embedding", nn.initializers.normal(width**-0.5), (1, rows * columns, width)
+        )
+        if tower.class_tokens:
+            self.cls = self.param("cls", nn.initializers.zeros, (1, tower.class_tokens, width))
+        self.common()
+        if tower.pool == "map":
+            self.MAPHead_0 = MAPHead(tower.encoder)
+
+    def embed(self, images: jax.Array) -> jax.Array:  # type: ignore[override]
+        """[batch, height, width, 3] -> [batch, tokens, width]; the rest of an image that its patches do not tile is
+        left out."""
+        x = self.embedding(images)
+        x = x.reshape(x.shape[0], -1, x.shape[-1]) + self.pos_embedding
+        if self.tower.class_tokens:
+            x = jnp.concatenate([jnp.tile(self.cls, [x.shape[0], 1, 1]), x], axis=1)
+        return self.pre_norm(x) if self.tower.pre_norm else x
+
+    def mask(self, *inputs: jax.Array) -> Mask:
+        """An image has none."""
+        return None
+
+    def pool(self, x: jax.Array, *inputs: jax.Array) -> jax.Array:
+        """See `TowerModule.pool`."""
+        if self.tower.pool == "map":
+            return self.MAPHead_0(x)
+        if self.tower.pool == "avg4":
+            rows, columns = self.tower.grid
+            x = x.reshape(x.shape[0], rows // 4, 4, columns // 4, 4, x.shape[-1])
+            return jnp.mean(x, axis=(2, 4)).reshape(x.shape[0], rows * columns // 16, x.shape[-1])
+        if self.tower.pool == "gap":
+            return jnp.mean(x, axis=1)
+        return x if self.tower.pool == "none" else x[:, 0]
+
+
+class TextModule(TowerModule):
+    """A text tower on the canonical parameters of `families.towers`."""
+
+    tower: TextTower
+
+    def setup(self) -> None:
+        tower, width = self.tower, self.tower.encoder.width
+        self.Embed_0 = nn.Embed(tower.vocabulary, width)
+        self.pos_embedding = self.param("pos_embedding", nn.initializers.normal(width**-0.5), (1, tower.length, width))
+        self.common()
+
+    def embed(self, tokens: jax.Array) -> jax.Array:  # type: ignore[override]
+        """[batch, length] -> [batch, length, width]."""
+        x = self.Embed_0(tokens) + self.pos_embedding
+        return self.pre_norm(x) if self.tower.pre_norm else x
+
+    def mask(self, tokens: jax.Array) -> Mask:  # type: ignore[override]
+        """[1, 1, length, length] of a causal tower, [batch, 1, 1, length] of one that does not look at what fills
+        up."""
+        length = self.tower.length
+        if self.tower.mask == "causal":
+            return jnp.asarray(np.triu(np.full((1, 1, length, length), MASKED, np.float32), 1))
+        if self.tower.mask == "padding":
+            return _float(tokens == self.tower.pad).reshape(-1, 1, 1, length) * np.float32(MASKED)
+        return None
+
+    def pool(self, x: jax.Array, tokens: jax.Array) -> jax.Array:  # type: ignore[override]
+        """See `TowerModule.pool`."""
+        if self.tower.pool == "end":
+            return _weighted(first_of(tokens, self.tower.end), x)
+        if self.tower.pool == "mean":
+            kept = 1 - _float(tokens == self.tower.pad)
+            return _weighted(kept / (jnp.sum(kept, axis=1, keepdims=True) + np.float32(1e-8)), x)
+        return x if self.tower.pool == "none" else x[:, 0 if self.tower.pool == "first" else self.tower.length - 1]
+
+
+def first_of(tokens: jax.Array, token: int) -> jax.Array:
+    """1 where a token stands for the first time, else 0: [batch, length] -> float32 [batch, length].
+
+    By a product with a triangle, which counts how many stood before: TensorRT has no ArgMax of whole numbers of 64
+    bits.
+    """
+    length = tokens.shape[1]
+    found = _float(tokens == token)
+    before = jnp.matmul(found, jnp.asarray(np.triu(np.ones((length, length), np.float32), 1)))
+    return found * nn.relu(1 - before)
+
+
+def _float(condition: jax.Array) -> jax.Array:
+    return condition.astype(jnp.float32)
+
+
+def _weighted(weights: jax.Array, x: jax.Array) -> jax.Array:
+    """Sum of tokens: [batch, length], [batch, length, width] -> [batch, width]."""
+    return jnp.matmul(weights[:, None], x)[:, 0]
+
+
+def module_of(tower: Tower) -> TowerModule:
+    """The module of a tower."""
+    if isinstance(tower, ImageTower):
+        return ImageModule(tower)
+    assert isinstance(tower, TextTower)
+    return TextModule(tower)
