@@ -3,7 +3,7 @@
 A text names its tables: everything between `<!-- table:convert -->` and `<!-- end -->` is replaced by the table of that
     name, from the
 newest result file `<name>-*.json` (by date in its name). Tables: convert, growth, extras (all from convert-*.json),
-calibrate, int8-trained, int8-fused, int8-gpu-trained, fp16-kernels, h200-int8 (from h200-tests-digits-*.json), any
+calibrate, int8-trained, int8-fused, int8-gpu-trained, fp16-kernels, serve, serve-accidents, h200-int8 (from h200-tests-digits-*.json), any
 other h200-…, and h200: all side-by-side runs of h200-*.json together, the newest of each model, input and batch.
 
     python benchmarks/tables.py docs/benchmarks.md           # rewrites it
@@ -23,6 +23,7 @@ from gpu.int8_table import int8_fused_table
 from gpu.side_by_side import VERSIONS, merge
 from gpu.side_by_side import table as side_by_side
 from markdown_table import markdown
+from serve_tables import accidents_table, serve_table
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 _CHECK = flags.DEFINE_bool("check", False, "Change nothing; fail if a table is not what the results say.")
@@ -98,6 +99,7 @@ def _origin(record: Mapping[str, Any], path: pathlib.Path) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in known.items())
     loads = [run["load_before"] for run in record.get("runs", []) if "load_before" in run]
     load = f" Load average before the runs: {min(loads):.1f} to {max(loads):.1f}." if loads else ""
+    load = f" Load average: {record['load_average']:.1f}." if "load_average" in record else load
     date = str(record.get("date") or facts.get("date", ""))[:10]
     command, *others = str(record.get("command", "")).split("; ")
     more = f", and {len(others)} more like it" if others else ""
@@ -313,6 +315,8 @@ TABLES: dict[str, tuple[Callable[[Mapping[str, Any]], str], str]] = {
     "int8-fused": (int8_fused_table, "int8-fused"),
     "fp16-kernels": (side_by_side, "fp16-kernels-b16-384"),
     "int8-gpu-trained": (trained_gpu_table, "int8-gpu-trained"),
+    "serve": (serve_table, "serve-20*"),
+    "serve-accidents": (accidents_table, "serve-accidents"),
 }
 
 

@@ -1,0 +1,115 @@
+"""A Triton server under clients that compare all answers with JAX, while models are loaded again and an engine fails.
+
+Eight clients ask the graph under onnxruntime, our session (whose engine, simulated, fails once a second, is answered by
+the checked graph, and comes back) and the ensemble from image files. Ends with 1 if an answer was wrong or a request
+was lost.
+
+    python benchmarks/serve_accidents.py --bundle=out/vit_digits --environment=triton-env
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from absl import app, flags
+from results import RESULTS, hardware, today, versions
+from triton_yard import ask, metrics, questions, reload, write_repository
+
+from vit_convert.serve.triton.server import Server, find_server, running
+
+_BUNDLE = flags.DEFINE_string("bundle", None, "A bundle with evaluation images.", required=True)
+_ENVIRONMENT = flags.DEFINE_string("environment", None, "With the extra `triton`.", required=True)
+_SECONDS = flags.DEFINE_float("seconds", 60.0, "How long.")
+_CLIENTS = flags.DEFINE_integer("clients", 8, "At once.")
+_RELOAD = flags.DEFINE_float("reload_seconds", 5.0, "Between two loads of a model.")
+_OUTPUT = flags.DEFINE_string("output", "", "Result file; by default benchmarks/results/serve-accidents-<date>.json.")
+ATOL = 1e-4  # float32 logits of order 10, summed in another order by another batch
+
+
+@contextlib.contextmanager
+def _reloading(server: Server, root: pathlib.Path, seconds: float) -> Iterator[list[float]]:
+    """Loads the models in turns while the block runs; yields the seconds that each load took."""
+    done, taken, failed = threading.Event(), [], []
+
+    def work() -> None:
+        number = 0
+        while not done.wait(seconds):
+            started = time.perf_counter()
+            try:
+                reload(server.http, root, ("graph", "session")[number % 2])
+            except OSError as e:
+                failed.append(e)
+                return
+            taken.append(time.perf_counter() - started)
+            number += 1
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield taken
+    finally:
+        done.set()
+        thread.join()
+    if failed:
+        raise failed[0]
+
+
+def run(bundle: str, environment: str, *, seconds: float, clients: int, reload_seconds: float) -> dict[str, Any]:
+    """Serves, loads again, fails and compares.
+
+    Returns:
+        By model what its clients saw; loads; and how often the engine failed, by the server's own metric.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        root = pathlib.Path(folder)
+        offered = write_repository(bundle, root, failing=True)
+        every = ["--model-control-mode=explicit", "--load-model=*"]
+        with running(find_server(environment), root, flags=every) as server:
+            asked = questions(offered, 8)
+            with _reloading(server, root, reload_seconds) as loads:
+                found, wall = ask(server.http, asked, clients, seconds, ATOL)
+            counted = metrics(server.metrics)
+    failures = sum(value for name, value in counted.items() if name.startswith("vit_convert_engine_failures_total"))
+    rows = {name: row.summary(wall) for name, row in found.items()}
+    return {
+        "seconds": round(wall, 1),
+        "clients": clients,
+        "models": rows,
+        "loads": len(loads),
+        "longest_load_s": round(max(loads, default=0.0), 2),
+        "engine_failures_since_last_load": failures,
+    }
+
+
+def main(argv: list[str]) -> int:
+    """Runs and writes the result."""
+    about = {"about": (__doc__ or "").splitlines()[0], "date": today()}
+    about |= {"command": " ".join(["python", "benchmarks/serve_accidents.py", *sys.argv[1:]])}
+    found = run(
+        _BUNDLE.value,
+        _ENVIRONMENT.value,
+        seconds=_SECONDS.value,
+        clients=_CLIENTS.value,
+        reload_seconds=_RELOAD.value,
+    )
+    output = pathlib.Path(_OUTPUT.value or RESULTS / f"serve-accidents-{today()}.json")
+    output.write_text(
+        json.dumps(
+            {**about, "hardware": hardware(), "load_average": os.getloadavg()[0], "versions": versions(), **found},
+            indent=1,
+        )
+        + "\n"
+    )
+    print(json.dumps(found, indent=1))
+    return 1 if any(row["wrong"] or row["lost"] for row in found["models"].values()) else 0
+
+
+if __name__ == "__main__":
+    app.run(lambda argv: sys.exit(main(argv)))

@@ -1,0 +1,191 @@
+"""A real tritonserver on the CPU: the graph, our session and the ensembles give what JAX gave, over HTTP and gRPC.
+
+What is wrong is refused by its name; no answer is wrong or lost while models are loaded again and an engine fails."""
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import urllib.request
+
+import numpy as np
+import pytest
+
+from vit_convert.serve.triton.__main__ import main
+from vit_convert.serve.triton.client import infer
+
+pytestmark = pytest.mark.slow
+ROOT = pathlib.Path(__file__).parents[2]
+ATOL = 1e-5  # float32 logits of order 1: onnxruntime and JAX sum in other orders
+NO_INDEX = (
+    "No matching distribution",
+    "Could not find a version",
+    "connection",
+    "resolve",
+    "timed out",
+    "ConnectTimeout",
+)
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """An environment with the extra `triton`: the one of VIT_CONVERT_TRITON, or else made here."""
+    if at_hand := os.environ.get("VIT_CONVERT_TRITON"):
+        yield at_hand
+        return
+    tomllib = pytest.importorskip("tomllib")
+    if sys.platform != "linux" or os.uname().machine != "x86_64":
+        pytest.skip("the index has a server for Linux on x86_64 alone")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    folder = tmp_path_factory.mktemp("triton")
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True, timeout=120)
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["triton"]]
+    pip = [folder / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *wanted]
+    done = subprocess.run(pip, capture_output=True, text=True, check=False, timeout=600)
+    if done.returncode != 0 and any(word in done.stderr for word in NO_INDEX):
+        pytest.skip(f"no package index with a server: {done.stderr.strip().splitlines()[-1]}")
+    assert done.returncode == 0, done.stderr[-2000:]
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def yard():
+    """The module that the benchmarks share."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        import serve_accidents
+        import triton_yard
+
+        yield triton_yard, serve_accidents
+    finally:
+        sys.path.remove(str(ROOT / "benchmarks"))
+
+
+@pytest.fixture(scope="module")
+def served(environment, yard, converted, tmp_path_factory):
+    """A server with the graph, its ensembles and our session; and what is known of the bundle."""
+    from vit_convert.serve.triton.server import find_server, running
+
+    root = tmp_path_factory.mktemp("models")
+    offered = yard[0].write_repository(converted, root, failing=False)
+    with running(find_server(environment), root) as server:
+        yield server, offered
+
+
+def asked_of(offered, png):
+    """By model, input and output: what to send, and what JAX gave."""
+    images, logits = offered.samples["images"], offered.expected["logits"]
+    pixels, scores = np.load(offered.bundle.images("evaluation")), np.load(offered.bundle.predictions)
+    best = -np.sort(-scores, axis=-1)[:, :5]
+    return {
+        "graph/images/logits": (images, logits),
+        "session/images/logits": (images, logits),
+        "graph_pixels/pixels/scores": (pixels, best),
+        "graph_image/image/scores": (np.array([[png(image)] for image in pixels], object), best),
+    }
+
+
+def test_http(served, yard):
+    server, offered = served
+    for key, (value, expected) in asked_of(offered, yard[0].png).items():
+        model, name, output = key.split("/")
+        np.testing.assert_allclose(infer(server.http, model, {name: value})[output], expected, atol=ATOL, err_msg=key)
+
+
+def test_grpc(served, yard, environment, tmp_path):
+    server, offered = served
+    asked = asked_of(offered, yard[0].png)
+    np.savez(tmp_path / "asked.npz", **{key: value for key, (value, _) in asked.items()})
+    script = pathlib.Path(__file__).parent / "grpc_client.py"
+    words = [
+        pathlib.Path(environment) / "bin" / "python",
+        script,
+        server.grpc,
+        tmp_path / "asked.npz",
+        tmp_path / "out.npz",
+    ]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    with np.load(tmp_path / "out.npz") as answers:
+        for key, (_, expected) in asked.items():
+            np.testing.assert_allclose(answers[key], expected, atol=ATOL, err_msg=key)
+
+
+def test_images_of_other_sizes_are_preprocessed_bit_for_bit(served, yard):
+    """The ensemble's own step against the images room, on a photograph-like image that has to shrink."""
+    server, offered = served
+    from vit_convert.images.preprocess import Preprocess
+
+    rows, columns = np.mgrid[0:90, 0:130]
+    image = np.stack([rows * 2, columns, (rows * columns) % 256], axis=-1).astype(np.uint8)
+    found = infer(server.http, "graph_image_preprocess", {"image": [[yard[0].png(image)]]})["images"]
+    preprocess = Preprocess.from_dict(offered.facts.preprocess)
+    expected = preprocess.graph_input(preprocess.fit(image, 32, 32)[None], "float32", channels_first=False)
+    assert found.dtype == np.float32 and np.array_equal(found, expected)
+
+
+def wrong_questions(png):
+    """Model, inputs, and what the refusal has to name."""
+    images = np.zeros((1, 32, 32, 3), np.float32)
+    spoilt = images.copy()
+    spoilt[0, 5, 5, 1] = np.nan
+    jpeg = png(np.zeros((32, 32, 3), np.uint8))
+    return {
+        "shape": ("graph", {"images": images[:, :16, :16]}, "images"),
+        "dtype": ("graph", {"images": images.astype(np.float16)}, "images"),
+        "batch": ("session", {"images": np.zeros((9, 32, 32, 3), np.float32)}, "batch-size must be <= 8"),
+        "name": ("graph", {"pictures": images}, "pictures"),
+        "NaN": ("session", {"images": spoilt}, "images: NaN or infinity at place 0 of 1"),
+        "half a file": ("graph_image", {"image": [[jpeg[: len(jpeg) // 2]]]}, "image image[0] of 1: cannot be decoded"),
+        "no file": ("graph_image", {"image": [[b"cat"]]}, "image image[0] of 1: cannot be decoded"),
+        "no colours": ("graph_pixels", {"pixels": np.zeros((1, 5, 5, 4), np.uint8)}, "pixels"),
+        "no pixels": ("graph_pixels", {"pixels": np.zeros((1, 0, 5, 3), np.uint8)}, "pixels"),
+    }
+
+
+def test_what_is_wrong_is_refused_by_name_and_the_server_lives_on(served, yard):
+    server, offered = served
+    for what, (model, inputs, named) in wrong_questions(yard[0].png).items():
+        with pytest.raises(ValueError) as raised:
+            infer(server.http, model, inputs)
+        assert named in str(raised.value), what
+    found = infer(server.http, "session", {"images": offered.samples["images"]})["logits"]
+    np.testing.assert_allclose(found, offered.expected["logits"], atol=ATOL)
+
+
+def test_metrics_say_what_it_runs_on(served):
+    server, _ = served
+    infer(server.http, "session", {"images": np.zeros((2, 32, 32, 3), np.float32)})
+    with urllib.request.urlopen(server.metrics, timeout=10) as reply:
+        text = reply.read().decode()
+    about = 'model="session",runs_on="{}",version="1"'
+    assert f"vit_convert_runs_on{{{about.format('onnxruntime')}}} 1" in text
+    assert f"vit_convert_runs_on{{{about.format('tensorrt')}}} 0" in text
+    assert 'vit_convert_images_total{model="session",version="1"}' in text
+
+
+def test_the_command_checks_and_serves(environment, converted, tmp_path, capsys):
+    words = [f"--output={tmp_path}", "--check", "--serve", f"--environment={environment}", "--runtime=python"]
+    assert main(["triton", str(converted), *words]) == 0
+    said = capsys.readouterr().out
+    assert said.count(" ok") == 6 and said.count("passed") == 2 and "tiny_pixels" in said
+    config = tmp_path / "tiny" / "config.pbtxt"
+    config.write_text(config.read_text().replace("max_batch_size: 8", "max_batchsize: 8"))
+    assert main(["triton", f"--output={tmp_path}", "--check", f"--environment={environment}"]) == 2
+    assert 'no field named "max_batchsize"' in capsys.readouterr().err
+
+
+def test_a_model_that_does_not_load_is_told(environment, converted, tmp_path, capsys):
+    assert main(["triton", str(converted), f"--output={tmp_path}"]) == 0
+    (tmp_path / "tiny" / "1" / "model.onnx" / "model.onnx").write_bytes(b"cut")
+    assert main(["triton", f"--output={tmp_path}", "--serve", f"--environment={environment}"]) == 8
+    assert "failed to load 'tiny'" in capsys.readouterr().err
+
+
+def test_no_answer_is_wrong_or_lost_while_models_are_loaded_and_an_engine_fails(environment, yard, converted):
+    found = yard[1].run(str(converted), str(environment), seconds=6, clients=8, reload_seconds=1.5)
+    for name, row in found["models"].items():
+        assert row["answers"] > 8 and row["wrong"] == [] and row["lost"] == [], name
+    assert found["loads"] >= 2 and found["engine_failures_since_last_load"] >= 1
