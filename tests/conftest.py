@@ -8,6 +8,8 @@ import pytest
 from absl import flags
 from bucket import Bucket, serving
 
+pytest_plugins = ["engine_fixtures"]  # of tests/engine; sessions and serving use them too
+
 # In the environment, so that tests that need no JAX do not import it and child processes inherit it.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")

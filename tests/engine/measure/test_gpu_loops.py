@@ -13,7 +13,7 @@ import pytest
 
 from vit_convert.engine.measure.benchmark import END_TO_END, RESIDENT
 
-FOLDER = pathlib.Path(__file__).parents[2] / "benchmarks" / "gpu"
+FOLDER = pathlib.Path(__file__).parents[3] / "benchmarks" / "gpu"
 # What is timed runs as JAX does by default, not as strictly as the tests.
 ENVIRONMENT = {**os.environ, "JAX_NUMPY_DTYPE_PROMOTION": "standard", "JAX_DEFAULT_MATMUL_PRECISION": "default"}
 

@@ -16,7 +16,7 @@ import pytest
 if sys.version_info < (3, 11):
     pytest.skip("benchmarks/gpu run where JAX does, from Python 3.11 on", allow_module_level=True)
 
-FOLDER = pathlib.Path(__file__).parents[2] / "benchmarks" / "gpu"
+FOLDER = pathlib.Path(__file__).parents[3] / "benchmarks" / "gpu"
 # What is timed runs as JAX does by default, not as strictly as the tests.
 ENVIRONMENT = {**os.environ, "JAX_NUMPY_DTYPE_PROMOTION": "standard", "JAX_DEFAULT_MATMUL_PRECISION": "default"}
 

@@ -6,7 +6,7 @@ import pathlib
 
 import pytest
 
-FOLDER = pathlib.Path(__file__).parents[2] / "benchmarks" / "gpu"
+FOLDER = pathlib.Path(__file__).parents[3] / "benchmarks" / "gpu"
 TENSOR, DRAM = (
     "sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_elapsed",
     "dram__throughput.avg.pct_of_peak_sustained_elapsed",
