@@ -16,7 +16,7 @@ from vit_convert.serve.triton.__main__ import main
 from vit_convert.serve.triton.client import infer
 
 pytestmark = pytest.mark.slow
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[3]
 ATOL = 1e-5  # float32 logits of order 1: onnxruntime and JAX sum in other orders
 NO_INDEX = (
     "No matching distribution",
