@@ -14,6 +14,7 @@ from multiprocessing.connection import Connection
 from vit_convert.batch.run import Settings, run_job
 from vit_convert.core.command import ending_as_interrupted
 from vit_convert.core.errors import INTERRUPTED
+from vit_convert.core.warm import keep
 
 _PR_SET_PDEATHSIG = 1  # man 2 prctl
 
@@ -25,6 +26,7 @@ def main() -> None:
     gc.set_threshold(50_000)  # as a single conversion does
     # An interrupt is for the parent, which tells us: both get it only where they share a terminal.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    keep()
     settings: Settings = connection.recv()
     try:
         with ending_as_interrupted():

@@ -120,6 +120,8 @@ def open_proto(proto: Any, folder: str | os.PathLike[str], *, threads: int = 0) 
     )
     # Packed copies of the weights would double the memory, for a handful of runs.
     options.add_session_config_entry("session.disable_prepacking", "1")
+    # Threads that wait for the next node in a loop take the cores of the conversions beside this one.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 

@@ -15,6 +15,7 @@ import onnx_ir.passes.common as passes
 from vit_convert.core.errors import ExportError
 from vit_convert.core.onnx_file import BLOCKS_ALONE, external_files, save_onnx
 from vit_convert.core.stack import Stack
+from vit_convert.core.warm import keeps, shared
 from vit_convert.export import lower, weights
 from vit_convert.export.passes.dynamic_image_size import make_dynamic
 from vit_convert.export.passes.mlp_as_convolution import as_tokens
@@ -82,26 +83,7 @@ def export_model(
         UsageError: the disk is full.
     """
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # it warns of every weight that has no value yet
-    changes: list[Callable[[ir.Model], object]] = []
-    image = model.signature.image
-    if dynamic_patch:
-        changes.append(_resizing(model, dynamic_patch))
-    if pixels is not None and image is not None:
-        name = image.name
-        changes.append(lambda traced: take_pixels(traced, name, *pixels))
-    graph = lower.onnx_from_apply(
-        _apply_in(model, layout),
-        model.traced_shapes,
-        model.signature.of_graph(layout).inputs,
-        model.signature.judged,
-        model.traced_taps,
-        target,
-        stacks=model.stacks,
-        token=model.pooled_token,
-        prune=not taps,
-        keep_taps=taps and not model.stacks,
-        changes=changes,
-    )
+    graph = _graph_of(model, target, layout, taps, dynamic_patch, pixels)
     weights.bind(graph.model, model.params)
     passes.ShapeInferencePass()(graph.model)
     if taps:
@@ -124,6 +106,56 @@ def export_model(
         graph.model.metadata_props[BLOCKS_ALONE] = "alone"
     save_onnx(graph.model, path)
     return dataclasses.replace(report, bytes=sum(file.stat().st_size for file in external_files(path)))
+
+
+def _graph_of(
+    model: Model,
+    target: Target,
+    layout: str,
+    taps: bool,
+    dynamic_patch: int,
+    pixels: tuple[np.ndarray, np.ndarray] | None,
+) -> lower.Graph:
+    """The graph without its weights, for the caller to change; models of one kind share its making."""
+
+    def make() -> lower.Graph:
+        return _lowered(model, target, layout, taps, dynamic_patch, pixels)
+
+    if model.kind is None or not keeps():
+        return make()
+    constants = tuple(part.tobytes() for part in pixels or ())
+    graph = shared(("graph", model.kind, target, layout, taps, dynamic_patch, constants), make)
+    return dataclasses.replace(graph, model=graph.model.clone(), taps=list(graph.taps))
+
+
+def _lowered(
+    model: Model,
+    target: Target,
+    layout: str,
+    taps: bool,
+    dynamic_patch: int,
+    pixels: tuple[np.ndarray, np.ndarray] | None,
+) -> lower.Graph:
+    changes: list[Callable[[ir.Model], object]] = []
+    image = model.signature.image
+    if dynamic_patch:
+        changes.append(_resizing(model, dynamic_patch))
+    if pixels is not None and image is not None:
+        name = image.name
+        changes.append(lambda traced: take_pixels(traced, name, *pixels))
+    return lower.onnx_from_apply(
+        _apply_in(model, layout),
+        model.traced_shapes,
+        model.signature.of_graph(layout).inputs,
+        model.signature.judged,
+        model.traced_taps,
+        target,
+        stacks=model.stacks,
+        token=model.pooled_token,
+        prune=not taps,
+        keep_taps=taps and not model.stacks,
+        changes=changes,
+    )
 
 
 def _apply_in(model: Model, layout: str) -> Callable[..., Any]:

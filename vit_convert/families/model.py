@@ -1,7 +1,7 @@
 """What the exporter needs to know of a model, whatever its family."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,7 @@ class Model:
             end; None where it is computed from all of them.
         position_table: the parameter [1, tokens, width] that is added to the patches of a convolution, and resampled
             for other image sizes; None where there is none such.
+        kind: equal for models whose weights alone differ, so that they have one graph; None where that is not known.
         name: of a user's own model.
         identity: of a user's own model, what tells it from another: changes with the function or any parameter.
         warnings: what the user should know of it.
@@ -47,6 +48,7 @@ class Model:
     stacks: tuple[Stack, ...] = ()
     pooled_token: int | None = None
     position_table: str | None = None
+    kind: Hashable = None
     name: str = ""
     identity: str = ""
     warnings: Sequence[str] = ()

@@ -1,6 +1,7 @@
 """Running a model for its reference: whole, or part by part, so that equal blocks are compiled once and one is on the
 device at a time."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -8,6 +9,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
+
+from vit_convert.core.warm import shared
+
+
+def compiled(module: Any, method: Any = None, **fixed: Any) -> Any:
+    """A Flax module's `apply`, compiled; equal modules share it in a process that keeps what weights do not decide.
+
+    Args:
+        module: holds no parameters.
+        method: what to call; None for `__call__`.
+        fixed: further arguments of it.
+
+    Returns:
+        What maps (variables, *inputs) to what the method returns.
+    """
+
+    def make() -> Any:
+        return jax.jit(functools.partial(module.apply, method=method, **fixed))
+
+    return shared(("compiled", module, method, tuple(fixed.items())), make)
 
 
 def whole(
@@ -23,11 +44,11 @@ def whole(
         What maps the inputs, numpy arrays, to {output or tap: numpy array}, in float32 and at the highest matmul
         precision.
     """
-    compiled = jax.jit(function)
+    jitted = jax.jit(function)
 
     def run(*inputs: np.ndarray) -> dict[str, np.ndarray]:
         with jax.default_matmul_precision("highest"):
-            return {name: np.asarray(array) for name, array in compiled({**params}, *map(jnp.asarray, inputs)).items()}
+            return {name: np.asarray(array) for name, array in jitted({**params}, *map(jnp.asarray, inputs)).items()}
 
     return run
 
@@ -51,9 +72,11 @@ def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
 
 def param_shapes(module: Any, image_size: tuple[int, int]) -> dict[str, tuple[int, ...]]:
     """The shape of every parameter of a module of images under its `/`-joined name, without allocating any."""
-    images = jax.ShapeDtypeStruct((1, *image_size, 3), jnp.float32)
-    variables: Any = jax.eval_shape(module.init, jax.random.key(0), images)
-    return {
-        "/".join(key.key for key in path): leaf.shape
-        for path, leaf in jax.tree_util.tree_leaves_with_path(variables["params"])
-    }
+
+    def find() -> dict[str, tuple[int, ...]]:
+        images = jax.ShapeDtypeStruct((1, *image_size, 3), jnp.float32)
+        variables: Any = jax.eval_shape(module.init, jax.random.key(0), images)
+        leaves = jax.tree_util.tree_leaves_with_path(variables["params"])
+        return {"/".join(key.key for key in path): leaf.shape for path, leaf in leaves}
+
+    return dict(shared(("shapes", module, image_size), find))

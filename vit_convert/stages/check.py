@@ -16,6 +16,7 @@ from vit_convert.core.config import QUANTIZED, is_planned
 from vit_convert.core.errors import CheckError
 from vit_convert.core.pipeline import Context, Stage
 from vit_convert.core.tolerance import judges_blocks, tolerance_for, top1_miss
+from vit_convert.core.warm import keeps
 from vit_convert.stages.common import EVALUATION_BATCH, evaluation, plain, prepare, signature_of
 from vit_convert.stages.reference import reference_files
 
@@ -42,7 +43,7 @@ def check(context: Context) -> dict[str, Any]:
 def _let_go_of_model(context: Context) -> None:
     """Frees the checkpoint and what JAX holds of it, so that onnxruntime's memory is not added to theirs."""
     context.scratch.clear()
-    if "jax" in sys.modules:
+    if "jax" in sys.modules and not keeps():
         sys.modules["jax"].clear_caches()
     gc.collect()  # a graph's nodes and values refer to each other
 

@@ -6,7 +6,6 @@ between them.
 """
 
 import dataclasses
-import functools
 import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -193,6 +192,7 @@ def hybrid_model(architecture: Hybrid, params: Mapping[str, np.ndarray]) -> Mode
         traced_taps=taps(encoder.cut()),
         run=_runner(architecture, params, output, encoder),
         stacks=(*stages, encoder),
+        kind=architecture,
         pooled_token=0 if trunk.pool == "tok" else None,
     )
 
@@ -200,9 +200,9 @@ def hybrid_model(architecture: Hybrid, params: Mapping[str, np.ndarray]) -> Mode
 def _runner(
     architecture: Hybrid, params: Mapping[str, np.ndarray], output: str, encoder: Stack
 ) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-    block, module = jax.jit(EncoderBlock(architecture.trunk).apply), module_of(architecture)
+    block, module = parts.compiled(EncoderBlock(architecture.trunk)), module_of(architecture)
     methods = (HybridViT.resnet, HybridViT.embed_features, HybridViT.normalize, HybridViT.classify)
-    resnet, embed, normalize, classify = (jax.jit(functools.partial(module.apply, method=method)) for method in methods)
+    resnet, embed, normalize, classify = (parts.compiled(module, method) for method in methods)
 
     def run(images: np.ndarray) -> dict[str, np.ndarray]:
         variables = parts.outside(params, [BLOCK])

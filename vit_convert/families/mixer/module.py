@@ -2,7 +2,6 @@
 every block."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -137,6 +136,7 @@ def mixer_model(architecture: Mixer, params: Mapping[str, np.ndarray]) -> Model:
         traced_taps=_taps(stack.cut()),
         run=_runner(architecture, params, output, stack),
         stacks=(stack,),
+        kind=architecture,
     )
 
 
@@ -148,11 +148,9 @@ def _taps(stack: Stack) -> list[str]:
 def _runner(
     architecture: Mixer, params: Mapping[str, np.ndarray], output: str, stack: Stack
 ) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-    block = jax.jit(MixerBlock(architecture).apply)
+    block = parts.compiled(MixerBlock(architecture))
     methods = (MlpMixer.embed, MlpMixer.normalize, MlpMixer.classify)
-    embed, normalize, classify = (
-        jax.jit(functools.partial(MlpMixer(architecture).apply, method=method)) for method in methods
-    )
+    embed, normalize, classify = (parts.compiled(MlpMixer(architecture), method) for method in methods)
 
     def run(images: np.ndarray) -> dict[str, np.ndarray]:
         variables, results = parts.outside(params, [BLOCK]), {}

@@ -5,7 +5,6 @@ place moves nothing, one with shifted windows moves the tokens there and back, a
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -277,6 +276,7 @@ def swin_model(architecture: Swin, params: Mapping[str, np.ndarray]) -> Model:
         traced_taps=taps(traced.depths),
         run=_runner(architecture, params, output, stacks),
         stacks=stacks,
+        kind=architecture,
     )
 
 
@@ -284,13 +284,13 @@ def _runner(
     architecture: Swin, params: Mapping[str, np.ndarray], output: str, stacks: tuple[Stack, ...]
 ) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
     def compiled(method: Any, **fixed: Any) -> Any:
-        return jax.jit(functools.partial(SwinTransformer(architecture).apply, method=method, **fixed))
+        return parts.compiled(SwinTransformer(architecture), method, **fixed)
 
     embed, normalize, classify = map(
         compiled, (SwinTransformer.embed, SwinTransformer.normalize, SwinTransformer.classify)
     )
     merge = [compiled(SwinTransformer.merge, stage=stage) for stage in range(len(stacks))]
-    blocks = [[jax.jit(Block(architecture, stage, parity).apply) for parity in (0, 1)] for stage in range(len(stacks))]
+    blocks = [[parts.compiled(Block(architecture, stage, parity)) for parity in (0, 1)] for stage in range(len(stacks))]
     scopes = [stack.prefix(i) for stack in stacks for i in range(stack.depth)]
 
     def run(images: np.ndarray) -> dict[str, np.ndarray]:

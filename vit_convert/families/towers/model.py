@@ -51,6 +51,7 @@ def tower_model(tower: Tower, params: Mapping[str, np.ndarray]) -> Model:
         traced_taps=traced_taps,
         run=_runner(tower, params, output, stack),
         stacks=(stack,),
+        kind=tower,
         pooled_token=_pooled_token(tower),
         position_table="pos_embedding" if isinstance(tower, ImageTower) else None,
     )
@@ -67,14 +68,14 @@ def _runner(
 ) -> Callable[..., dict[str, np.ndarray]]:
     """Runs a tower one block at a time: one block is compiled once and one block's weights are on the device at a
     time."""
-    block = jax.jit(Block(tower.encoder).apply)
+    block = parts.compiled(Block(tower.encoder))
 
     @functools.cache
     def outer_parts(shape: Any) -> list[Callable[..., Any]]:
         sized = dataclasses.replace(tower, image_size=shape) if isinstance(tower, ImageTower) else tower
         module = module_of(sized)
         names = ("embed", "mask", "normalize", "finish")
-        return [jax.jit(functools.partial(module.apply, method=name)) for name in names]
+        return [parts.compiled(module, name) for name in names]
 
     def run(*inputs: np.ndarray) -> dict[str, np.ndarray]:
         embed, mask_of, normalize, finish = outer_parts(inputs[0].shape[1:3])

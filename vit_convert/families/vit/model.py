@@ -52,6 +52,7 @@ def vit_model(architecture: Architecture, params: Mapping[str, np.ndarray]) -> M
         traced_taps=traced_taps,
         run=_vit_runner(architecture, params, output, stack),
         stacks=(stack,),
+        kind=architecture,
         pooled_token=0 if architecture.pool == "tok" else None,
         position_table="pos_embedding",
     )
@@ -66,14 +67,12 @@ def _vit_runner(
 ) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
     """Runs a ViT one block at a time: one block is compiled once and one block's weights are on the device at a
     time."""
-    block = jax.jit(EncoderBlock(architecture).apply)
+    block = parts.compiled(EncoderBlock(architecture))
 
     @functools.cache
     def outer_parts(image_size: tuple[int, int]) -> list[Callable[..., jax.Array]]:
         vit = ViT(dataclasses.replace(architecture, image_size=image_size))
-        return [
-            jax.jit(functools.partial(vit.apply, method=method)) for method in (ViT.embed, ViT.normalize, ViT.classify)
-        ]
+        return [parts.compiled(vit, method) for method in (ViT.embed, ViT.normalize, ViT.classify)]
 
     def run(images: np.ndarray) -> dict[str, np.ndarray]:
         embed, normalize, classify = outer_parts((images.shape[1], images.shape[2]))
