@@ -2,9 +2,8 @@
 a look at all files.
 
 Accidents: a process killed (SIGKILL, SIGTERM) within a stage, around the renaming of a file or anywhere; a disk that is
-    full and a folder
-that is read-only from some moment on; two conversions at a time. After each, the same command again has to end with 0,
-and every graph has to compute what a float64 forward pass of the right checkpoint does.
+full and a folder that is read-only from some moment on; two conversions at a time. After each, the same command again
+has to end with 0, and every graph has to compute what a float64 forward pass of the right checkpoint does.
 
     python benchmarks/accidents.py --workdir=/tmp/accidents --kills=200 --workers=2
 """

@@ -3,7 +3,7 @@
 Every side loads the same .npz and ends with an ONNX file on disk that it has compared with its own model on two images;
 afterwards all
 files are judged alike: onnxruntime on two seeded images against the published Linen definition in JAX at highest
-    precision.
+precision.
 
     python benchmarks/convert.py --workdir=/tmp/bench --variants=Ti/16,B/32,L/16,H/14 --repeats=3
 """

@@ -6,8 +6,7 @@ A config is a Python file with get_config(); a bare name is looked up here and i
 command line as --config.key=value. Everything is written to <workdir>/<name>/, and a rerun redoes only what changed.
 
 Exit codes: 0 done, 2 usage or config, 3 checkpoint, 4 export or your own model, 5 a numeric check failed, 6 calibration
-    or
-evaluation images, 7 an engine is not built or does not load, 8 an engine does not run, 130 interrupted (run again to
+or evaluation images, 7 an engine is not built or does not load, 8 an engine does not run, 130 interrupted (run again to
 continue).
 """
 

@@ -8,8 +8,7 @@ tensorrt, numpy, absl-py and ml_collections. Each step is a process of its own. 
 side, in lanes: random checkpoints, exports with their check, engines, and what JAX and PyTorch compile, kept in caches.
 Then, with nothing else running on that GPU, each
 model is verified and measured: our engines, JAX, torch. Compilers of all three time kernels while the others' run
-    (`started` and
-`seconds` of the steps tell).
+(`started` and `seconds` of the steps tell).
 
 With several `--gpus` the models take turns on them, each with all its tools on one GPU; every GPU has phases and lanes
 of its own.

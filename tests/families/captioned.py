@@ -2,7 +2,7 @@
 blocks.
 
 A config registers it: `config.families = ("/path/captioned.py:FAMILY",)`. Its test copies this file away and imports
-    nothing of it.
+nothing of it.
 """
 
 import dataclasses

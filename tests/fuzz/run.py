@@ -2,7 +2,7 @@
 --seconds=60.
 
 A finding does not end a run: its input and its traceback go to --findings, one of each place where an exception was
-    raised.
+raised.
 """
 
 import argparse

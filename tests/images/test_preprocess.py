@@ -184,7 +184,7 @@ def test_a_window_of_what_is_too_large_to_be_made_whole(monkeypatch, method):
     """Pillow takes the box in float32, so that a value may fall on the other side of a level.
 
     The image keeps off black and white: Pillow cuts what overshoots after each pass, and then the order of the two
-        shows.
+    shows.
     """
     from vit_convert.images import resize as module
 

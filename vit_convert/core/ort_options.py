@@ -11,11 +11,10 @@ def session_options(onnxruntime: Any) -> Any:
     float32, which is what TensorRT's 32-bit sums give but for the order of rounding. Fused, the pairs become integer
     kernels, and those depend on the
     processor: on x86 without VNNI (AVX2, the first AVX-512) they add pairs of products in 16 bits, which saturate at 32
-        767 where two
-    products may reach 32 258 + 32 258. `session.x64quantprecision` avoids that for constant weights alone, and not in
-    attention, whose factors are both computed. FP8 must not be fused either: it is taken for INT8, and the graph
-    becomes invalid. Nor may a Relu before a pair be dropped, as it is where the zero point is the type's smallest
-    value: FP8's zero is taken for that, and negative values pass.
+    767 where two products may reach 32 258 + 32 258. `session.x64quantprecision` avoids that for constant weights
+    alone, and not in attention, whose factors are both computed. FP8 must not be fused either: it is taken for INT8,
+    and the graph becomes invalid. Nor may a Relu before a pair be dropped, as it is where the zero point is the type's
+    smallest value: FP8's zero is taken for that, and negative values pass.
 
     Args:
         onnxruntime: the module.
@@ -24,7 +23,7 @@ def session_options(onnxruntime: Any) -> Any:
         onnxruntime.SessionOptions.
 
     Source: onnxruntime/core/session/onnxruntime_session_options_config_keys.h; docs "Quantize ONNX models", "S8S8 on
-        x86-64".
+    x86-64".
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3

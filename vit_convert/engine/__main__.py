@@ -13,8 +13,8 @@ BUNDLE/report.json. Needs Python 3.10 or later, numpy, absl-py, ml_collections a
 matplotlib if they are installed.
 
 Exit codes: 0 done, 2 usage or config, 5 an engine misses its tolerance, 6 calibration images, 7 an engine is not built
-    or does
-not load, 8 an engine does not run or nothing was measured, 130 interrupted (finished engines and rows are kept).
+or does not load, 8 an engine does not run or nothing was measured, 130 interrupted (finished engines and rows are
+kept).
 """
 
 import os

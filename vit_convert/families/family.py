@@ -1,9 +1,8 @@
 """What a family of models is: how a checkpoint of it is told, loaded, built and, for tests, written.
 
 A family is a folder: `layouts.py` (names on disk), `architecture.py` (sizes and canonical parameters), `module.py`
-    (Flax), `random.py` and
-`family.py`, whose object implements `Family`. It becomes known by a line in `registry.py`, or by `config.families` from
-outside.
+(Flax), `random.py` and `family.py`, whose object implements `Family`. It becomes known by a line in `registry.py`, or
+by `config.families` from outside.
 """
 
 import dataclasses

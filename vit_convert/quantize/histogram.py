@@ -92,7 +92,7 @@ def divergences(counts: np.ndarray, levels: int = 128) -> Divergences:
     apart; Q then holds one observation there, or the divergence would be infinite for exactly the thresholds worth
     having.
     All candidates are computed at once: within a level Q is constant, so sums over bins are differences of cumulative
-        sums.
+    sums.
 
     Args:
         counts: [bins] of |x|.

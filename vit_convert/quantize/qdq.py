@@ -66,12 +66,11 @@ def quantize(
     tensor. Zero points
     are explicit everywhere: TensorRT 8.6 demands them, and without one QuantizeLinear means uint8.
     Weights: an int8 or fp8 initializer with DequantizeLinear; where a dialect stores none, the fp32 weight with its own
-        pair.
-    Scales of the other targets are fp16 values (rounded up), so that the FP16 pass keeps them exactly.
-    Where calibration shifts a tensor, its int8 pair stands on what is left of it (`shift`), and the biases of its
-    readers take the constant back, times the sums of the weights as they are quantized.
-    FP8 takes each tensor's whole range (`Calibration.amax`): its steps shrink with the value, so clipping would gain
-    nothing. Weights are read one by one, now for their scales and again when the model is saved.
+    pair. Scales of the other targets are fp16 values (rounded up), so that the FP16 pass keeps them exactly. Where
+    calibration shifts a tensor, its int8 pair stands on what is left of it (`shift`), and the biases of its readers
+    take the constant back, times the sums of the weights as they are quantized. FP8 takes each tensor's whole range
+    (`Calibration.amax`): its steps shrink with the value, so clipping would gain nothing. Weights are read one by one,
+    now for their scales and again when the model is saved.
 
     Args:
         model: the fp32 graph; left as it is.
@@ -90,8 +89,7 @@ def quantize(
         UsageError: the graph's opset does not suit the target or the precision, or there is no such precision.
 
     Source: NVIDIA TensorRT developer guide, "Explicit quantization": symmetric, scale = amax / 127; Micikevicius et
-        al., "FP8 Formats for
-    Deep Learning", arXiv:2209.05433: E4M3 reaches 448.
+    al., "FP8 Formats for Deep Learning", arXiv:2209.05433: E4M3 reaches 448.
     """
     if precision not in FORMATS:
         raise UsageError(

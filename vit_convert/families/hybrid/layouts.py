@@ -62,8 +62,7 @@ def standardize(kernel: np.ndarray) -> np.ndarray:
     called.
 
     It depends on no input: computed once, in float64, it costs the graph nothing and FP16 no digits. The epsilon is
-        added to the
-    standard deviation (vit_jax/models_resnet.py, weight_standardize), not to the variance.
+    added to the standard deviation (vit_jax/models_resnet.py, weight_standardize), not to the variance.
 
     Args:
         kernel: [height, width, inputs, outputs].

@@ -12,7 +12,7 @@ def resample(table: np.ndarray, old_grid: tuple[int, int], new_grid: tuple[int, 
 
     Row i of an axis reads position i·(old−1)/(new−1), as `scipy.ndimage.zoom(order=1)` does in vit_jax's checkpoint.py
     except that no corner falls outside: scipy's default mode writes zeros into the last row and column for pairs such
-        as 28→48.
+    as 28→48.
 
     Args:
         table: [1, N, D], patches row by row, without the class token.
