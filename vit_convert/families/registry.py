@@ -13,6 +13,7 @@ from vit_convert.checkpoint.select import few_of
 from vit_convert.core.bundle import hash_file, hash_value
 from vit_convert.core.errors import CheckpointError, UsageError, nearest
 from vit_convert.core.user_code import user_code
+from vit_convert.families.clip.family import CLIP
 from vit_convert.families.family import Family, TowerFamily
 from vit_convert.families.hybrid.family import HYBRID
 from vit_convert.families.mixer.family import MIXER
@@ -20,7 +21,7 @@ from vit_convert.families.siglip.family import SIGLIP
 from vit_convert.families.swin.family import SWIN
 from vit_convert.families.vit.family import VIT
 
-FAMILIES: tuple[Family, ...] = (HYBRID, MIXER, SWIN, VIT, SIGLIP)  # a hybrid has a ViT's leaves too
+FAMILIES: tuple[Family, ...] = (HYBRID, MIXER, SWIN, VIT, SIGLIP, CLIP)  # a hybrid has a ViT's leaves too
 
 # Recognised in order to be refused by its name: (patterns that must all match some leaf, what it is, whether it has an
 # image tower).

@@ -11,8 +11,9 @@ from vit_convert.core.token_samples import sample_texts
 from vit_convert.families.family import RandomOptions
 from vit_convert.families.load import load_checkpoint, towers_in
 from vit_convert.families.siglip.family import SIGLIP
-from vit_convert.families.siglip.variants import image_size_of, image_tower, name_of, parse_variant, text_tower
+from vit_convert.families.siglip.variants import image_tower, name_of, parse_variant, text_tower
 from vit_convert.families.towers.architecture import leaf_shapes, parameter_count
+from vit_convert.families.towers.load import image_size_of
 
 # Both towers of published files without `t` and `b`: variant, side in pixels, number of parameters, head behind the
 # text.

@@ -11,16 +11,9 @@ from vit_convert.core.errors import CheckpointError
 from vit_convert.families.family import Asked, Loaded
 from vit_convert.families.siglip import layouts
 from vit_convert.families.siglip.layouts import Layout
-from vit_convert.families.siglip.variants import (
-    encoder_of,
-    image_size_of,
-    kind_of,
-    name_of,
-    parse_variant,
-    special_tokens,
-)
+from vit_convert.families.siglip.variants import encoder_of, kind_of, name_of, parse_variant, special_tokens
 from vit_convert.families.towers.architecture import ImageTower, TextTower, Tower, leaf_shapes, parameter_count
-from vit_convert.families.towers.load import class_row, infer_encoder, loaded_tower, square_grid
+from vit_convert.families.towers.load import class_row, image_size_of, infer_encoder, loaded_tower, square_grid
 from vit_convert.families.towers.pair import Pair
 from vit_convert.families.vit import layouts as vit
 

@@ -6,14 +6,13 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from vit_convert.checkpoint.draw import Member, write_npz
-from vit_convert.core.errors import UsageError
 from vit_convert.families.family import RandomOptions
 from vit_convert.families.options import refuse_options
 from vit_convert.families.siglip.layouts import FOLDERS, Layout, stored_name
 from vit_convert.families.siglip.variants import Variant, image_tower, parse_variant, text_tower
 from vit_convert.families.towers.architecture import BLOCK, Tower, leaf_shapes
 from vit_convert.families.towers.draw import draw
-from vit_convert.families.towers.random import sized
+from vit_convert.families.towers.random import sized, wanted
 
 LENGTH = 64
 TEMPERATURE, BIAS = 4.75, -16.5  # about what the published models ended with: exp(t) = 116
@@ -43,12 +42,10 @@ def write_random_siglip(path: str | os.PathLike[str], variant: str, options: Ran
 
 def towers_of(variant: Variant, options: RandomOptions) -> dict[str, Tower]:
     """The towers that a random checkpoint has."""
-    if options.towers not in ("", *FOLDERS):
-        raise UsageError(f"towers={options.towers!r}: neither image nor text", fix="Leave it out for both.")
     image = image_tower(variant, options.image_size or (224, 224))
     text = text_tower(variant, options.length or LENGTH, head=options.text_head)
     both: dict[str, Tower] = {"image": image, "text": text}
-    return {name: sized(tower, options.depth) for name, tower in both.items() if options.towers in ("", name)}
+    return {name: sized(tower, options.depth) for name, tower in wanted(both, options.towers).items()}
 
 
 def _members(towers: dict[str, Tower], layout: Layout, options: RandomOptions) -> Iterator[Member]:

@@ -18,7 +18,6 @@ VOCABULARIES = {"SigLIP": 32_000, "SigLIP2": 256_000}  # c4_en; Gemma's. The mul
 _TEXT_OF = {"g-opt": "So400m"}  # whose text tower is narrower, and ends in a product to the image tower's width
 _TINY_VOCABULARY = 96  # of "mu", for tests
 _SPELLING = re.compile(r"(?P<kind>SigLIP2?)-(?P<letters>[A-Za-z0-9]+(?:-opt)?)[/_](?P<patch>[1-9]\d*)")
-_SIDES = (224, 256, 336, 384, 448, 512, 896)  # that models are trained at
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,17 +77,6 @@ def name_of(encoder: Encoder, kind: str, patch_size: int = 0) -> str:
     if letters is None:
         return "custom"
     return f"{kind}-{letters}/{patch_size}" if patch_size else f"{kind}-{letters}"
-
-
-def image_size_of(grid: tuple[int, int], patch_size: int) -> tuple[int, int]:
-    """The size that a model with so many patches was trained at: So400m/14 has 27 x 27 for 384 pixels, of which it
-    leaves the last 6 out."""
-
-    def side(patches: int) -> int:
-        smallest = patches * patch_size
-        return next((pixels for pixels in _SIDES if smallest <= pixels < smallest + patch_size), smallest)
-
-    return side(grid[0]), side(grid[1])
 
 
 def encoder_of(width: Width) -> Encoder:

@@ -26,6 +26,8 @@ from vit_convert.families.towers.architecture import (
 from vit_convert.families.towers.pair import Pair
 from vit_convert.families.vit import posemb
 
+_SIDES = (224, 256, 336, 384, 448, 512, 896)  # that models are trained at
+
 
 def infer_encoder(leaves: Mapping[str, Leaf], file: pathlib.Path, **fixed: Any) -> Encoder:
     """Reads the sizes of the blocks from leaves of canonical names and shapes.
@@ -57,6 +59,17 @@ def infer_encoder(leaves: Mapping[str, Leaf], file: pathlib.Path, **fixed: Any) 
     ):
         require_size(file, what, getattr(encoder, what), block + leaf)
     return encoder
+
+
+def image_size_of(grid: tuple[int, int], patch_size: int) -> tuple[int, int]:
+    """The size that a model with so many patches was trained at: So400m/14 has 27 x 27 for 384 pixels, of which it
+    leaves the last 6 out."""
+
+    def side(patches: int) -> int:
+        smallest = patches * patch_size
+        return next((pixels for pixels in _SIDES if smallest <= pixels < smallest + patch_size), smallest)
+
+    return side(grid[0]), side(grid[1])
 
 
 def class_row(leaves: Mapping[str, Leaf]) -> int:
@@ -137,6 +150,7 @@ def loaded_tower(
     layout: enum.Enum,
     preprocess: str,
     pair: Pair | None,
+    table_rows: int | None = None,
     **more: Any,
 ) -> Loaded:
     """The record of a tower whose leaves were held against it.
@@ -149,6 +163,7 @@ def loaded_tower(
         layout: of the file.
         preprocess: a key of `images.preprocess`.
         pair: what it is a half of.
+        table_rows: of the stored position table, where it is not one for each token.
         more: `warnings` and `unused` of `Loaded`.
     """
     source: Any = tower.image_size if isinstance(tower, ImageTower) else ()
@@ -171,7 +186,7 @@ def loaded_tower(
         layout=layout,
         architecture=tower,
         params=Leaves({name: leaf.as_float32() for name, leaf in leaves.items()}),
-        num_params=parameter_count(tower),
+        num_params=parameter_count(tower, table_rows),
         image_size=tower.image_size if isinstance(tower, ImageTower) else (),
         source_image_size=source,
         num_classes=0,

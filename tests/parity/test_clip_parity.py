@@ -1,0 +1,63 @@
+"""Our CLIP towers against transformers' CLIP on the same file of random weights, with OpenAI's activation and
+LAION's."""
+
+import numpy as np
+import pytest
+
+from vit_convert.families.clip.variants import parse_variant
+from vit_convert.families.load import load_checkpoint
+from vit_convert.families.random import write_random_checkpoint
+
+ACTIVATIONS = {"CLIP": "quick_gelu", "OpenCLIP": "gelu"}
+
+
+@pytest.mark.parametrize(
+    ("variant", "side", "depth"),
+    [
+        ("CLIP-mu/16", 64, None),
+        ("OpenCLIP-mu/16", 48, 3),
+        pytest.param("CLIP-B/32", 224, None, marks=pytest.mark.slow),
+    ],
+)
+def test_transformers(torchvision_operators, tmp_path, images, assert_close, variant, side, depth):
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    import torch
+    from safetensors.torch import load_file
+    from transformers import CLIPConfig, CLIPModel
+
+    path = tmp_path / "model.safetensors"
+    write_random_checkpoint(path, variant, image_size=(side, side), depth=depth)
+    parsed = parse_variant(variant)
+
+    def sizes(row):
+        return {
+            "hidden_size": row.width,
+            "intermediate_size": row.mlp_dim,
+            "num_hidden_layers": depth or row.depth,
+            "num_attention_heads": row.num_heads,
+            "hidden_act": ACTIVATIONS[parsed.kind],
+        }
+
+    special = {"bos_token_id": parsed.vocabulary - 2, "eos_token_id": parsed.vocabulary - 1}
+    words = {"vocab_size": parsed.vocabulary, "max_position_embeddings": parsed.length, **special}
+    config = CLIPConfig(
+        text_config={**sizes(parsed.sizes.text), **words},
+        vision_config={**sizes(parsed.sizes.image), "image_size": side, "patch_size": parsed.patch_size},
+        projection_dim=parsed.sizes.embedding,
+    )
+    model = CLIPModel(config).eval()
+    model.load_state_dict(load_file(path), strict=True)
+    fed = images(side, side)
+    tokens = np.random.default_rng(1).integers(1, parsed.vocabulary - 2, (4, parsed.length)).astype(np.int32)
+    tokens[:, 0] = special["bos_token_id"]
+    for row, length in enumerate((3, 5, parsed.length - 1, 7)):
+        tokens[row, length:] = special["eos_token_id"] if row % 2 else 0
+        tokens[row, length] = special["eos_token_id"]
+    with torch.no_grad():
+        pixels = torch.from_numpy(fed.transpose(0, 3, 1, 2).copy())
+        found = model(input_ids=torch.from_numpy(tokens).long(), pixel_values=pixels)
+    image, text = (load_checkpoint(f"{path}:{tower}") for tower in ("img", "txt"))
+    ours = image.family.model(image).run(fed)["embedding"], text.family.model(text).run(tokens)["embedding"]
+    assert_close(ours[0], found.image_embeds.numpy())
+    assert_close(ours[1], found.text_embeds.numpy())
+    assert_close(image.pair.logit_scale * ours[0] @ ours[1].T, found.logits_per_image.numpy())
