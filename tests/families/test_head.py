@@ -7,8 +7,9 @@ import pytest
 
 from vit_convert.checkpoint.containers import Leaf
 from vit_convert.core.errors import CheckpointError, UsageError
+from vit_convert.core.signature import Output, Tensor
 from vit_convert.families.family import RandomOptions
-from vit_convert.families.head import settle_head
+from vit_convert.families.head import classifier_signature, settle_head
 from vit_convert.families.options import refuse_options
 
 FILE = pathlib.Path("x/f.npz")
@@ -53,6 +54,14 @@ def test_a_head_that_is_not_there():
         "x/f.npz: no head/kernel, so there are no logits",
         "Set outputs='features'.",
     )
+
+
+@pytest.mark.parametrize("tokens", [(), (7,)])
+def test_what_a_classifier_takes_and_gives(tokens):
+    logits, features = (classifier_signature((4, 6), num_classes, 9, tokens) for num_classes in (5, 0))
+    assert logits.inputs == features.inputs == (Tensor("images", "float32", ("batch", 4, 6, 3), "NHWC"),)
+    assert logits.outputs == (Output("logits", "float32", ("batch", *tokens, 5), judge="top1"),)
+    assert features.outputs == (Output("features", "float32", ("batch", *tokens, 9)),)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Calibration against numpy over onnxruntime's own outputs; the cache."""
 
 import json
+import zlib
 
 import numpy as np
 import onnx
@@ -10,8 +11,9 @@ from tiny_vit import TinyViT, normalize, run
 
 from vit_convert.core.errors import CalibrationError, UsageError
 from vit_convert.quantize import calibrate as module
-from vit_convert.quantize.calibrate import METHODS, Calibration, calibrate, calibration_keys
+from vit_convert.quantize.calibrate import METHODS, Calibration, calibrate, calibration_keys, sample_products
 from vit_convert.quantize.graph import activations
+from vit_convert.quantize.guard import Guard
 from vit_convert.quantize.histogram import Histogram, entropy_threshold
 from vit_convert.quantize.placement import place
 
@@ -96,6 +98,9 @@ def test_methods(vit, images, calibration):
     minmax = calibrate(vit, images, normalize, [name], method="minmax")
     percentile = calibrate(vit, images, normalize, [name], method="percentile")
     assert minmax.thresholds == minmax.amax
+    for method in METHODS:  # entropy's alone are held against the products
+        found = minmax if method == "minmax" else calibrate(vit, images, normalize, [name], method=method)
+        assert bool(found.costs) == (method == "entropy")
     assert 0 < percentile.thresholds[name] < minmax.thresholds[name] * 1.001
 
 
@@ -145,6 +150,33 @@ def test_errors(vit, images):
         calibrate(vit, images, normalize, ["Transformer/encoderblock_0/LayerNorm_0/ou"])
     with pytest.raises(CalibrationError, match=r"images are \(16, 32, 3\), the graph takes \(32, 32, 3\)"):
         calibrate(vit, images[:, :16], normalize)
+
+
+def test_products_of_thresholds_that_were_found_otherwise(vit, images):
+    """As the guard has it that saw all activations at once."""
+    names = [name for name in place(ir.load(vit)).tensors() if "LayerNorm" in name][:2]
+    sampled = sample_products(vit, names, images, normalize, batch_size=5)
+    whole = Guard(ir.load(vit), names)
+    for name, value in zip(names, run(with_outputs(vit, names), normalize(images))):
+        whole.add(name, value, [zlib.crc32(image.tobytes()) for image in images])
+    for name in names:
+        for threshold in (0.5, 2.0):
+            # the same kernels on batches of 5 and of 24, as above
+            assert sampled.error(name, threshold) == pytest.approx(whole.error(name, threshold), rel=1e-3)
+            assert sampled.error(name, threshold) > 0
+
+
+def test_a_later_image_that_is_not_finite_is_named_too(vit, images):
+    """Sizes are read from the first image alone."""
+
+    def spoil(batch):
+        result = normalize(batch)
+        result[(batch == images[-1]).all((1, 2, 3))] = np.inf
+        return result
+
+    for method in METHODS:
+        with pytest.raises(CalibrationError, match="images: the activation is not finite"):
+            calibrate(vit, images, spoil, ["images"], method=method)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

@@ -6,8 +6,9 @@ import json
 import numpy as np
 import pytest
 
-from vit_convert.core.errors import UsageError
-from vit_convert.quantize.precision_plan import Budget, make_plan, read_plan, search
+from vit_convert.core.errors import CheckError, UsageError
+from vit_convert.quantize.placement import Site
+from vit_convert.quantize.precision_plan import Budget, make_plan, read_plan, search, write_plan
 from vit_convert.quantize.sensitivity import Measured, Unit
 
 
@@ -190,3 +191,117 @@ def test_plan_files(tmp_path):
             path.write_text(text)
         with pytest.raises(UsageError, match=match):
             read_plan(path, "int8")
+
+
+class Alone(Sized):
+    """What some units lose alone is known already."""
+
+    def __init__(self, costs, alone, precision="int8", labelled=True):
+        super().__init__(costs)
+        self.units = [
+            Unit("block_00", name, tuple(Site("block_00", f"{name}{i}", "x", "y") for i in range(2)), 100 * (n + 1))
+            for n, name in enumerate(costs)
+        ]
+        self._alone = alone
+        self.record = {"precision": precision, "labelled": labelled, "source": "these images", "num_images": 40}
+
+    def alone(self):
+        return {f"block_00/{name}": Measured((name,), error, 0.5, 0.25, 99.0, 88.0) for name, error in self._alone}
+
+
+COSTS = {"a": 0.03, "b": 0.01, "c": 0.02}
+BUDGET = Budget(0.975, 1.0)
+
+
+def rank(a: float, b: float, c: float):
+    return lambda: {"block_00/a": a, "block_00/b": b, "block_00/c": c}
+
+
+def never():
+    raise AssertionError("costs are not asked for")
+
+
+def test_units_are_ranked_by_what_each_loses_alone_where_all_of_it_is_known():
+    plan = make_plan(Alone(COSTS, [("a", 3.0), ("b", 2.0), ("c", 1.0)]), BUDGET, never)
+    assert plan.units == ["block_00/c"] and plan.costs == {"block_00/a": 3.0, "block_00/b": 2.0, "block_00/c": 1.0}
+    # not where one is missing: the costs rank them
+    plan = make_plan(Alone(COSTS, [("a", 3.0), ("b", 2.0)]), BUDGET, rank(3.0, 1.0, 2.0))
+    assert plan.units == ["block_00/b"] and plan.costs == rank(3.0, 1.0, 2.0)()
+    assert list(plan.left_out) == ["block_00/c", "block_00/a"]  # as they are ranked
+
+
+def test_nothing_is_ranked_where_everything_fits():
+    sized = Alone(dict.fromkeys(COSTS, 0.005), [("a", 1.0)])
+    plan = make_plan(sized, BUDGET, never)
+    assert plan.units == [f"block_00/{name}" for name in "abc"] and (plan.left_out, plan.costs) == ({}, {})
+    assert plan.measured == sized.judge(plan.units)
+    known = Alone(dict.fromkeys(COSTS, 0.005), [("a", 3.0), ("b", 2.0), ("c", 1.0)])
+    assert make_plan(known, BUDGET, never).costs == {"block_00/a": 3.0, "block_00/b": 2.0, "block_00/c": 1.0}
+
+
+def test_where_nothing_fits_the_most_harmless_is_named():
+    with pytest.raises(CheckError) as error:
+        make_plan(Alone(COSTS, [], "fp8"), Budget(0.999, 1.0), rank(3.0, 1.0, 2.0))
+    assert str(error.value) == (
+        "precision plan: no layer can be fp8; the most harmless is block_00/b: cosine 0.9950000 is below 0.999"
+    )
+    assert error.value.fix == "Allow more (config.plan.accuracy_budget, config.plan.cosine), or stay with fp16."
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_what_is_written(tmp_path, labelled):
+    sized, path = Alone(COSTS, [("b", 2.0)], labelled=labelled), tmp_path / "plan.json"
+    plan = make_plan(sized, BUDGET, rank(3.0, 1.0, 2.0))
+    record = write_plan(path, plan, sized, BUDGET)
+    assert json.loads(path.read_text()) == record and read_plan(path, "int8") == ["block_00/b0", "block_00/b1"]
+    assert record.pop("about").startswith(
+        "A precision plan: the layers in `sites` are quantized, all others stay fp16."
+    )
+    numbers = {"max_rel": 0.0, "agreement": 100.0, "top1": 90.0, "error": 0.0}
+    assert record == {
+        "precision": "int8",
+        "sites": ["block_00/b0", "block_00/b1"],
+        "left_out": {
+            "block_00/c": "cosine 0.9700000 is below 0.975",
+            "block_00/a": "cosine 0.9700000 is below 0.975",
+        },
+        "budget": {"cosine": 0.975, "top1_drop_points": 1.0 if labelled else None},
+        "measured": {**numbers, "cosine": 0.99, "share_of_weights": 200 / 600},
+        "fp32": {**numbers, "cosine": 1.0},
+        "images": {"source": "these images", "num_images": 40},
+        "ranked": [
+            {**{"unit": "block_00/b", "cost": 1.0, "error": 2.0, "cosine": 0.5}, **{"max_rel": 0.25}}
+            | {"agreement": 99.0, "top1": 88.0},
+            {"unit": "block_00/c", "cost": 2.0},
+            {"unit": "block_00/a", "cost": 3.0},
+        ],
+    }
+
+
+@pytest.mark.parametrize(
+    ("cosine", "top1", "drop", "words"),
+    [
+        (0.9, 80.0, 2.0, ""),  # as much as is allowed is allowed
+        (0.89, 80.0, 2.0, "cosine 0.8900000 is below 0.9"),
+        (0.9, 80.0, 1.5, "top-1 drops by 2.00 points, allowed 1.5"),
+        (0.9, 90.0, 0.0, ""),
+        (0.9, None, 0.0, ""),
+    ],
+)
+def test_a_budget(cosine, top1, drop, words):
+    fp32 = Measured((), 0.0, 1.0, 0.0, 100.0, 82.0)
+    assert Budget(0.9, drop).missed(Measured(("a",), 0.0, cosine, 0.0, 100.0, top1), fp32) == words
+    assert Budget(0.9, 1.0).missed(fp32, Measured((), 0.0, 1.0, 0.0, 100.0, None)) == ""
+
+
+def test_what_a_bad_plan_file_is_told(tmp_path):
+    path, advice = tmp_path / "plan.json", "Let config.precision=auto write one, or leave config.plan.file empty."
+    for text, fix in [
+        ('{"sites": {}}', advice),
+        ('{"sites": []}', "Ask for fp16."),
+        ('{"precision": "fp8", "sites": ["a"]}', advice),
+    ]:
+        path.write_text(text)
+        with pytest.raises(UsageError, match=str(path)) as error:
+            read_plan(path, "int8")
+        assert error.value.fix == fix

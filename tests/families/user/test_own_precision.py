@@ -44,6 +44,16 @@ FUNCTIONS = {
         ["float16"],
     ),
     "jit": (lambda x: jax.jit(lambda v: v.astype(jnp.float16) / 3)(x), lambda x: x / 3, ["float16"]),
+    "within jit alone": (
+        lambda x: jax.jit(lambda v: (v.astype(jnp.float16) / 3).astype(jnp.float32))(x),
+        lambda x: x / 3,
+        ["float16"],
+    ),
+    "within a branch alone": (
+        lambda x: jax.lax.cond(x.sum() > 1e9, lambda v: v, lambda v: (v.astype(jnp.float16) / 3).astype(v.dtype), x),
+        lambda x: x / 3,
+        ["float16"],
+    ),
     "remat": (lambda x: jax.checkpoint(lambda v: v.astype(jnp.float16) / 3)(x), lambda x: x / 3, ["float16"]),
     "custom derivative": (
         lambda x: jax.nn.relu(x.astype(jnp.float16) / 3),
