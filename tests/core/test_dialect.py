@@ -41,6 +41,28 @@ def test_which_precisions_have_graphs_of_their_own():
     assert not any(DIALECTS[name].builds_from_lowerings("fp16") for name in ("trt10", "trt11", "rtx"))
 
 
+@pytest.mark.parametrize("name", ["trt8", "trt10", "trt11", "rtx"])
+def test_fp32_has_no_graph_of_its_own(name):
+    """Wherever the word comes from."""
+    assert not DIALECTS[name].has_graph(["fp32", "int8"][0])
+
+
+def test_what_each_reads():
+    """TensorRT 8.6: operators up to opset 17, the fp16 flag, int8 by Q/DQ on fp32 weights or by ranges, no bf16 or fp8;
+    Gelu is an operator since opset 20, which TensorRT 10.0 reads first."""
+    eight, modern = DIALECTS["trt8"], [DIALECTS[name] for name in ("trt10", "trt11", "rtx")]
+    assert (eight.opset, eight.max_opset, eight.precisions) == (17, 17, ("fp32", "fp16", "int8"))
+    assert eight.precision_by_flag and not eight.stores_quantized_weights
+    assert (eight.fp16_lowering, eight.int8_lowerings, eight.cache_version) == ("plugin", ("fused",), "8.6.1")
+    for dialect in modern:
+        assert (dialect.opset, dialect.max_opset) == (20, 0)
+        assert dialect.precisions == ("fp32", "fp16", "bf16", "int8", "fp8")
+        assert dialect.stores_quantized_weights and not dialect.precision_by_flag
+        assert (dialect.fp16_lowering, dialect.int8_lowerings) == ("", ())
+    # TensorRT 11 and RTX have no calibrator
+    assert [dialect.cache_version for dialect in modern] == ["10.16.1", "", ""]
+
+
 def test_what_a_row_names_exists():
     assert set(TARGETS) == set(DIALECTS)
     for name, dialect in DIALECTS.items():

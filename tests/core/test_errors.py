@@ -4,8 +4,9 @@ import json
 
 import pytest
 
+from vit_convert.core import errors
 from vit_convert.core.bundle import read_json
-from vit_convert.core.errors import CheckpointError
+from vit_convert.core.errors import CheckpointError, nearest
 
 
 def test_what_a_terminal_would_obey_or_no_file_can_hold_is_spelt_out():
@@ -25,3 +26,46 @@ def test_json_that_is_no_object_is_damaged(tmp_path, text):
     assert read_json(path, {"the": "default"}) == {"the": "default"}
     path.write_text(json.dumps({"a": [1]}))
     assert read_json(path) == {"a": [1]}
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        ("ConvertError", 1),
+        ("UsageError", 2),
+        ("CheckpointError", 3),
+        ("ExportError", 4),
+        ("CheckError", 5),
+        ("CalibrationError", 6),
+        ("BuildError", 7),
+        ("UnbuildableError", 7),
+        ("BenchmarkError", 8),
+    ],
+)
+def test_scripts_tell_failures_by_these_codes(name, code):
+    """As docs/troubleshooting.md lists them."""
+    error = getattr(errors, name)("what")
+    assert isinstance(error, errors.ConvertError) and error.exit_code == code
+    assert (str(error), error.fix, error.result) == ("what", "", {})
+    assert getattr(errors, name)("what", result={"passed": False}).result == {"passed": False}
+
+
+def test_what_is_ended_is_no_failure():
+    import signal
+
+    # as shells have it
+    assert errors.INTERRUPTED == 128 + signal.SIGINT and issubclass(errors.Terminated, KeyboardInterrupt)
+
+
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [
+        ("abcdefgh", " Did you mean abcdefgh, abcdefgx, abcdefxx?"),  # the best first, three at most
+        ("mnop", " Did you mean mnxy?"),  # half of the letters
+        ("stuv", ""),  # a quarter of them
+        ("", ""),
+    ],
+)
+def test_names_that_are_near(word, hint):
+    assert nearest(word, iter(["mnxy", "abcdexxx", "abcdefxx", "abcdefgh", "abcdefgx", "sxyz"])) == hint
+    assert nearest(word, []) == ""

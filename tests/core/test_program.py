@@ -57,6 +57,28 @@ def test_help(program, capsys):
     )
 
 
+def test_help_lists_the_keys_of_a_config_where_they_mean_something():
+    text = Program("Does something.\n", when_interrupted="", takes_config=True).help()
+    head, keys = text.split("\nConfig keys and defaults:\n")
+    assert head.startswith("Does something.\n\nFlags:\n  --debug") and "config." not in head
+    lines = keys.splitlines()
+    assert all(line.startswith("  config.") for line in lines)
+    assert '  config.precision = "' in keys and any(line.startswith("  config.batch.max = 64") for line in lines)
+    assert not any("Config()" in line for line in lines)  # groups by themselves
+
+
+@pytest.mark.parametrize("words", [["-h"], ["x", "--helpfull"], ["--helpshort", "x"]])
+def test_help_by_its_other_names(program, words, capsys):
+    assert program.main(["p", *words], lambda argv: 7) == 0
+    assert capsys.readouterr().out.startswith("Does something.\n\nFlags:")
+
+
+def test_a_bad_value_of_a_flag_is_told_how_flags_are_written(program):
+    with pytest.raises(UsageError) as error:
+        program.parse(["--debug=perhaps"])
+    assert error.value.fix == "Flags are written --flag=value; --help lists them."
+
+
 @pytest.mark.parametrize("module", PROGRAMS)
 def test_each_program_answers_alike(module):
     """Help and usage: exit 0 and 2, and no traceback."""

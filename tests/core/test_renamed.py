@@ -59,3 +59,29 @@ def test_it_is_said_once(capsys):
     config = configs.default_config()
     config.spellings, config.spellings = (), ("matmul",)
     assert capsys.readouterr().err.count("note:") == 1
+
+
+@pytest.mark.parametrize("old", OLD)
+def test_an_old_name_reads_the_value_of_the_new_one(old):
+    config = configs.default_config()
+    group, _, last = old.rpartition(".")
+    held = config[group] if group else config
+    held[OLD[old].rpartition(".")[2]] = VALUES[old]
+    assert held[last] == getattr(held, last) == VALUES[old]
+    with pytest.raises(KeyError):
+        held["speling"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        *OLD.items(),
+        ("a.b.spelling", "a.b.lowering"),
+        ("spelling", "lowering"),
+        ("spelling.x", "spelling.x"),
+        ("engine.lowering", "engine.lowering"),
+        ("spell", "spell"),
+    ],
+)
+def test_the_last_word_is_what_was_renamed(old, new):
+    assert renamed.current(old) == new

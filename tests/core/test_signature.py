@@ -32,6 +32,38 @@ def test_what_is_looked_for_in_it():
     assert text.image is None and text.classes is None
 
 
+FULL = Signature(
+    (Tensor("images", "float32", ("batch", 24, 32, 3), "NHWC"), Tensor("tokens", "int32", ("batch", 64), below=99)),
+    (Output("maps", "float32", ("batch", 12, 7, 512)), Output("logits", "float32", ("batch", 10), judge="top1")),
+)
+
+
+@pytest.mark.parametrize(
+    ("layout", "uint8", "dynamic", "shape"),
+    [
+        ("NHWC", False, False, ("batch", 24, 32, 3)),
+        ("NCHW", False, False, ("batch", 3, 24, 32)),
+        ("NCHW", True, False, ("batch", 3, 24, 32)),
+        ("NHWC", True, True, ("batch", "height", "width", 3)),
+        ("NCHW", False, True, ("batch", 3, "height", "width")),
+    ],
+)
+def test_what_a_graph_takes_and_gives(layout, uint8, dynamic, shape):
+    """Of images of another layout, as pixels, or of any size: then the number of tokens is not known."""
+    found = FULL.of_graph(layout, uint8=uint8, dynamic=dynamic)
+    assert found.inputs == (Tensor("images", "uint8" if uint8 else "float32", shape, layout), FULL.inputs[1])
+    between = ("tokens", "tokens") if dynamic else (12, 7)
+    assert found.outputs == (Output("maps", "float32", ("batch", *between, 512)), FULL.outputs[1])
+    scalar = Signature(FULL.inputs, (Output("score", "float32", ("batch",)),))
+    assert scalar.of_graph(layout, dynamic=dynamic).outputs == scalar.outputs
+
+
+def test_what_an_input_is_by_default():
+    tensor, output = Tensor("x", "float32", ("batch",)), Output("y", "float32", ("batch",))
+    assert (tensor.layout, tensor.below, tensor.is_image) == ("", 0, False) and FULL.inputs[0].is_image
+    assert (output.layout, output.below) == ("", 0)
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -73,6 +105,8 @@ def test_a_stack_names_its_blocks():
     assert (stack.prefix(11), stack.tap(11), stack.traced) == ("stage_2/block_11/", "stage_2/block_11", 4)
     assert stack.cut().depth == 4 and stack.cut().cut() == stack.cut()
     assert Stack("Transformer/encoderblock_{}/", 1).traced == 1
+    plain = Stack("Transformer/encoderblock_{}/", 12)
+    assert (plain.taps, plain.start, plain.period, plain.nodes, plain.traced) == ("block_{:02d}", "", 1, 1.0, 2)
 
 
 @pytest.mark.parametrize(
@@ -84,5 +118,11 @@ def test_a_stack_names_its_blocks():
     ],
 )
 def test_a_stack_whose_names_disagree_is_refused(scope, depth, taps, period):
-    with pytest.raises(ValueError, match="stack"):
+    with pytest.raises(ValueError, match=f"stack '{scope}': ") as error:
         Stack(scope, depth, taps, period=period)
+    says = {
+        "img/block_{}/": "its parameters' names say block_03, its taps img/block_03; use 'stage_<name>",
+        "Transformer/encoderblock_{}/": "its parameters' names say block_03, its taps layer_3; use 'stage_<name>",
+        "stage_2/block_{}/": "5 blocks in periods of 2",
+    }
+    assert says[scope] in str(error.value)

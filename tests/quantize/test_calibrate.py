@@ -118,6 +118,18 @@ def test_weights_are_not_copied(vit, images):
     assert {p.name for p in vit.parent.iterdir()} == before
 
 
+def test_weights_are_not_read_into_the_graph(vit, monkeypatch):
+    """A model of gigabytes is held once, by onnxruntime."""
+    seen = []
+    monkeypatch.setattr(module, "open_proto", lambda proto, folder: seen.append((proto, folder)))
+    for reduce in (False, True):
+        module._session(vit, ["images"], reduce=reduce)
+    for proto, folder in seen:
+        large = [tensor for tensor in proto.graph.initializer if np.prod(tensor.dims) >= 64 * 64]
+        assert large and all(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in large)
+        assert proto.ByteSize() < 100_000 and folder == vit.parent
+
+
 def test_keys_follow_graph_data_and_preprocessing(vit, images, calibration, tmp_path):
     keys = calibration_keys(vit, images, normalize, "entropy")
     assert keys == calibration.keys

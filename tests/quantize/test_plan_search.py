@@ -157,6 +157,10 @@ def test_runs_are_bounded_where_nothing_fits():
     assert plan.units == [] and set(plan.left_out) == set(costs)
     assert len(asked) <= 2 + 9 + 5  # fp32 and everything, the bisection of 300, the tries
     assert plan.left_out["unit_299"] == "not tried after 5 sets with less costly layers"
+    measure, asked = additive(costs)
+    left_out = search(list(costs), measure, Budget(0.99, 0.0)).left_out  # as many as it says, where nobody says
+    assert left_out["unit_299"] == "not tried after 6 sets with less costly layers"
+    assert len(asked) <= 2 + 9 + 6 and list(left_out.values()).count(left_out["unit_299"]) == 300 - 6
 
 
 def test_everything_is_tried_first_and_nothing_may_be_left():
