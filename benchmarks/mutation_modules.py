@@ -91,7 +91,11 @@ MODULES: dict[str, tuple[str, ...]] = {
     "vit_convert/checkpoint/vote.py": ("tests/checkpoint/test_vote.py",),
     "vit_convert/quantize/histogram.py": ("tests/quantize/test_histogram.py",),
     "vit_convert/quantize/precision_plan.py": ("tests/quantize/test_plan_search.py",),
-    "vit_convert/quantize/guard.py": ("tests/quantize/test_guard.py",),
+    "vit_convert/quantize/guard.py": (
+        "tests/quantize/test_guard.py",
+        "tests/quantize/test_shift.py",
+        *(f"--deselect={test}" for test in _SHIFTS),
+    ),
     "vit_convert/quantize/shift.py": ("tests/quantize/test_shift.py", *(f"--deselect={test}" for test in _SHIFTS)),
     "vit_convert/quantize/sensitivity.py": ("tests/quantize/test_sensitivity.py",),
     "vit_convert/quantize/ranking.py": ("tests/quantize/test_ranking.py",),
