@@ -43,7 +43,7 @@ def write(bundle: str, root: pathlib.Path) -> Offered:
     for name in ("batched", "single"):
         write_models(root, models_of(offered, Asked(name, runtime="onnxruntime"))[:1])
     config = root / "single" / "config.pbtxt"
-    config.write_text(re.sub(r"dynamic_batching \{.*?\} \}\n", "", config.read_text(), flags=re.DOTALL))
+    config.write_text(re.sub(r"dynamic_batching \{.*\}\n", "", config.read_text()))
     return offered
 
 

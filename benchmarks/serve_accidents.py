@@ -81,7 +81,7 @@ def run(bundle: str, environment: str, *, seconds: float, clients: int, reload_s
     return {
         "seconds": round(wall, 1),
         "clients": clients,
-        "models": rows,
+        "rows": rows,
         "loads": len(loads),
         "longest_load_s": round(max(loads, default=0.0), 2),
         "engine_failures_since_last_load": failures,
@@ -108,7 +108,7 @@ def main(argv: list[str]) -> int:
         + "\n"
     )
     print(json.dumps(found, indent=1))
-    return 1 if any(row["wrong"] or row["lost"] for row in found["models"].values()) else 0
+    return 1 if any(row["wrong"] or row["lost"] for row in found["rows"].values()) else 0
 
 
 if __name__ == "__main__":

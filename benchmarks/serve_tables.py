@@ -33,6 +33,6 @@ def accidents_table(record: Mapping[str, Any]) -> str:
             f"{row['p99_ms']:.0f} ms",
             f"{row['max_abs_error']:.1e}",
         ]
-        for name, row in record["models"].items()
+        for name, row in record["rows"].items()
     ]
     return markdown(("model", "answers", "wrong", "lost", "P50", "P99", "max error to JAX"), rows)

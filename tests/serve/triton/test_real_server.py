@@ -186,6 +186,6 @@ def test_a_model_that_does_not_load_is_told(environment, converted, tmp_path, ca
 
 def test_no_answer_is_wrong_or_lost_while_models_are_loaded_and_an_engine_fails(environment, yard, converted):
     found = yard[1].run(str(converted), str(environment), seconds=6, clients=8, reload_seconds=1.5)
-    for name, row in found["models"].items():
+    for name, row in found["rows"].items():
         assert row["answers"] > 8 and row["wrong"] == [] and row["lost"] == [], name
     assert found["loads"] >= 2 and found["engine_failures_since_last_load"] >= 1

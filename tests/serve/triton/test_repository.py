@@ -128,7 +128,12 @@ def test_figures_of_other_graphs_are_not_used(bundle_path, plan):
 
 
 def test_delay_that_is_asked_for(converted):
-    assert "max_queue_delay_microseconds: 7\n" in network(converted, delay_us=7)[0].config
+    assert "max_queue_delay_microseconds: 7 }\n" in network(converted, delay_us=7)[0].config
+
+
+def test_no_limit_of_the_queue(converted):
+    """With one, the real server left one lone request in ten waiting for half a second."""
+    assert "default_queue_policy" not in network(converted)[1]
 
 
 def test_the_smallest_batch_has_to_be_one(bundle_path, plan):

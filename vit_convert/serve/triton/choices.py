@@ -13,7 +13,11 @@ _NEARLY_ALL = 0.95  # of the best throughput: a larger batch only adds latency
 _WAIT_SHARE = (
     0.1  # of the time that a batch of 1 takes: waiting longer for company costs the lone caller more than a tenth
 )
-_QUEUED_BATCHES = 8  # per instance that may wait: what lies further back would be answered after nobody waits for it
+# Measured with 2.51: of 200 lone requests one after the other, 14 to 33 were answered after 0.5 s, with any max_queue_size,
+# and none without a default_queue_policy. The scheduler then misses its wake-up, and looks again after that time.
+_NO_POLICY = (
+    "No default_queue_policy: with one, Triton 2.51 leaves a lone request waiting for half a second now and then."
+)
 _MEMORY_SHARE = 0.8  # of the GPU's memory that all instances together may take
 
 
@@ -87,11 +91,9 @@ def batching_fields(batching: Batching) -> list[Chosen]:
     if not batching.max_batch:
         return fields
     preferred = f" preferred_batch_size: {numbers(batching.preferred)}" if batching.preferred else ""
-    size = _QUEUED_BATCHES * batching.max_batch * batching.instances
-    policy = f"default_queue_policy {{ max_queue_size: {size} }}"
-    text = f"dynamic_batching {{{preferred} max_queue_delay_microseconds: {batching.delay_us}\n  {policy} }}"
-    limit = f"At most {size} wait, {_QUEUED_BATCHES} full batches an instance: more would be late, and are refused."
-    return [*fields, Chosen(text, " ".join(filter(None, (batching.why["preferred"], batching.why["delay_us"], limit))))]
+    text = f"dynamic_batching {{{preferred} max_queue_delay_microseconds: {batching.delay_us} }}"
+    why = filter(None, (batching.why["preferred"], batching.why["delay_us"], _NO_POLICY))
+    return [*fields, Chosen(text, " ".join(why))]
 
 
 def _preferred(plan: Plan, rows: Sequence[Mapping[str, Any]], max_batch: int, where: str) -> tuple[list[int], str]:
