@@ -44,6 +44,10 @@ flags.DEFINE_list(
     "precision", [], "Engines to work on: fp32, fp16, bf16, int8, fp8; empty: those of the config.", flag_values=_FLAGS
 )
 flags.DEFINE_enum("backend", "auto", ("auto", "tensorrt", "rtx"), "Which TensorRT.", flag_values=_FLAGS)
+flags.DEFINE_list(
+    "for", [], "inspect: TensorRT generations, of trt8, trt10, trt11, rtx; empty: the bundle's own, all for a file.",
+    flag_values=_FLAGS,
+)  # fmt: skip
 flags.DEFINE_bool("force", False, "build, tune: also what is there already.", flag_values=_FLAGS)
 flags.DEFINE_list(
     "batches", [], "benchmark, tune: images per run; empty: benchmark.batches of the config.", flag_values=_FLAGS
@@ -81,6 +85,16 @@ def main(argv: Sequence[str]) -> int:
 
 def _run(argv: Sequence[str]) -> int:
     names, path, overrides = parse(argv)
+    if names == (INSPECT,):
+        from vit_convert.engine.inspection.command import inspect
+
+        inspect(
+            path,
+            list(_FLAGS["for"].value or []),
+            _FLAGS.precision or ["fp16"],
+            apply_overrides(configs.default_config(), overrides),
+        )
+        return 0
     bundle = open_bundle(path)
     bundle.require_writable()
     line = shlex.join(["python", "-m", "vit_convert.engine", *argv[1:]])
@@ -119,15 +133,15 @@ def parse(argv: Sequence[str]) -> tuple[Sequence[str], str, list[str]]:
     overrides, others = split_overrides(argv[1:], configs.default_config())
     words = _PROGRAM.parse(others)
     first = words[0] if words else ""
-    if first in COMMANDS:
+    if first in (*COMMANDS, INSPECT):
         if len(words) != 2:
             raise UsageError(
                 f"{first}: takes one bundle, given {len(words) - 1}: {shlex.join(words[1:])}", fix="--help tells more."
             )
         return (first,), words[1], overrides
     if not first or not os.path.isdir(first):
-        known = f"not one of {', '.join(COMMANDS)}, and no folder"
-        raise UsageError(f"command {first!r}: {known}.{nearest(first, COMMANDS)}", fix="--help tells more.")
+        known = f"not one of {', '.join((*COMMANDS, INSPECT))}, and no folder"
+        raise UsageError(f"command {first!r}: {known}.{nearest(first, (*COMMANDS, INSPECT))}", fix="--help tells more.")
     if len(words) > 1:
         raise UsageError(
             f"{first}: one bundle and nothing else is taken, given {shlex.join(words)}", fix="The command comes first."
@@ -298,6 +312,7 @@ def tune(
     print(tune_table(result))
 
 
+INSPECT = "inspect"  # takes a file too, and needs no TensorRT
 COMMANDS: dict[str, Callable[..., None]] = {"build": build, "verify": verify, "benchmark": benchmark, "tune": tune}
 
 

@@ -1,0 +1,303 @@
+"""What will not build, what will fuse, how much memory and the same with trtexec: each by a small graph of its own."""
+
+import json
+import pathlib
+
+import onnx
+import pytest
+from onnx import parser
+
+from vit_convert.engine.__main__ import main
+from vit_convert.engine.inspection import command
+from vit_convert.engine.inspection.estimate import estimate
+from vit_convert.engine.inspection.findings import CHANGED, REFUSED, UNKNOWN, findings
+from vit_convert.engine.inspection.fusions import fusions
+from vit_convert.engine.inspection.onnx_wire import read_graph
+from vit_convert.engine.inspection.support import SUPPORT
+from vit_convert.engine.inspection.trtexec import FLAGS, Asked, trtexec_line
+
+NAMES = pathlib.Path(__file__).parents[1] / "backend" / "trt_names"
+
+
+@pytest.fixture
+def graph(tmp_path):
+    """Reads a graph from its text, with the types and shapes that onnx infers."""
+
+    def make(text, opset=17, domains=""):
+        whole = f'<ir_version: 10, opset_import: ["" : {opset}{domains}]>\n{text}'
+        model = onnx.shape_inference.infer_shapes(parser.parse_model(whole))
+        onnx.save(model, tmp_path / "text.onnx")
+        return read_graph(tmp_path / "text.onnx")
+
+    return make
+
+
+def told(graph, target, what=REFUSED):
+    return [f"{found.op}: {found.why}" for found in findings(graph, target) if found.what == what]
+
+
+PLAIN = "g (float[N, 4] x) => (float[N, 4] y) { y = Relu(x) }"
+GELU = "g (float[N, 4] x) => (float[N, 4] y) { y = Gelu(x) }"
+
+
+def test_nothing_against_a_plain_graph(graph):
+    for target in SUPPORT:
+        assert findings(graph(PLAIN), target) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "opset", "target", "expected"),
+    [
+        (PLAIN, 18, "trt8", ": opset 18, it reads 9 to 17"),
+        (PLAIN, 25, "trt11", ": opset 25, it reads 9 to 24"),
+        (GELU, 20, "trt8", "Gelu: trt8 has no Gelu"),
+        ("g (float[N] x) => (int64[M] y) { y, i, j, k = Unique(x) }", 17, "trt10", "Unique: trt10 has no Unique"),
+        (
+            "g (bfloat16[N, 4] x) => (bfloat16[N, 4] y) { y = Relu(x) }",
+            17,
+            "trt8",
+            "Relu: y is bfloat16, which trt8 does not have",
+        ),
+        ("g (int64[N] x) => (int64[N] y) { y = Neg(x) }", 17, "trt8", ": input of int64, which it does not have"),
+        (
+            "g (float[N, 4] x) => (float[N, 4] y) { y = Einsum <equation = \"...i->...i\"> (x) }",
+            17,
+            "trt11",
+            "Einsum: ...i->...i: no ellipsis and no diagonal is read",
+        ),
+        (
+            "g (float[N, 4] x, int64[1] a) => (float[N] y) { y = ReduceMean <keepdims = 0> (x, a) }",
+            18,
+            "trt10",
+            "ReduceMean: axes that are computed; they have to be constants",
+        ),
+    ],
+)  # fmt: skip
+def test_what_will_not_build(graph, text, opset, target, expected):
+    assert expected in told(graph(text, opset), target)
+
+
+def test_gelu_builds_elsewhere_and_the_fix_says_how(graph):
+    assert [told(graph(GELU, 20), target) for target in ("trt10", "trt11", "rtx")] == [[], [], []]
+    (found,) = [row for row in findings(graph(GELU, 20), "trt8") if row.op == "Gelu"]
+    assert "Erf" in found.fix and "target=trt8" in found.fix
+
+
+def test_what_only_a_parser_knows(graph):
+    mine = graph("g (float[N] x) => (float[N] y) { y = mine.Thing(x) }", domains=', "mine" : 1')
+    assert told(mine, "trt10", UNKNOWN) == ["Thing: domain 'mine': needs a plugin"]
+    assert told(graph("g (float[N, 4] x) => (float[N, 4] y) { y = LpNormalization(x) }"), "trt11", UNKNOWN) == []
+    window = graph("g (int64 n) => (float[M] y) { y = HannWindow(n) }", 17)
+    assert "HannWindow: HannWindow is in no list of ours" in told(window, "trt11", UNKNOWN)
+    assert told(graph(PLAIN, 21), "trt10", UNKNOWN) == [": opset 21: 10.0 and 10.1 read up to 20"]
+
+
+def test_plugins(graph):
+    text = "g (float[N] x) => (float[N] y) { y = tensorrt.plugin.CustomQKVToContextPluginDynamic(x) }"
+    own = ', "tensorrt.plugin" : 1'
+    assert told(graph(text, domains=own), "trt8") == []
+    assert "a plugin, which it has no library for" in told(graph(text, domains=own), "rtx")[0]
+    assert "a plugin that is made for TensorRT 8.6" in told(graph(text, domains=own), "trt11", UNKNOWN)[0]
+
+
+QDQ = """g (float[N, 4] x) => (float[N, 4] y) <float s = {{0.5}}, {zero} z = {{{value}}}> {{
+    q = QuantizeLinear(x, s, z)
+    y = DequantizeLinear(q, s, z)
+}}"""
+
+
+@pytest.mark.parametrize(
+    ("zero", "value", "target", "what", "expected"),
+    [
+        ("int8", 0, "trt8", REFUSED, None),
+        ("int8", 3, "trt8", REFUSED, "a zero point that is not 0"),
+        ("int8", 3, "rtx", REFUSED, "a zero point that is not 0"),
+        ("uint8", 128, "trt8", REFUSED, "uint8: it quantizes to signed types, symmetrically"),
+        ("uint8", 128, "trt10", CHANGED, "uint8: it quantizes to signed types, symmetrically"),
+        ("float8e4m3fn", 0, "trt10", REFUSED, None),
+        ("float8e4m3fn", 0, "trt8", REFUSED, "float8_e4m3fn: it quantizes to int8"),
+        ("int16", 0, "trt11", REFUSED, "int16: it quantizes to int8, float8_e4m3fn, int4, float4_e2m1"),
+    ],
+)
+def test_quantization(graph, zero, value, target, what, expected):
+    found = told(graph(QDQ.format(zero=zero, value=value), 21 if zero == "int16" else 19), target, what)
+    whys = [row.partition(": ")[2] for row in found]
+    assert expected in whys if expected else not [why for why in whys if "opset" not in why]
+
+
+def test_quantization_of_8_6_wants_float_scales_zero_points_and_float_weights(graph):
+    text = """g (float16[N, 1] x, float16 s) => (float16[N, 1] y) <int8[1, 1] w = {3}> {
+        v = DequantizeLinear(w, s)
+        q = QuantizeLinear(x, s)
+        d = DequantizeLinear(q, s)
+        y = MatMul(d, v)
+    }"""
+    found = told(graph(text, 19), "trt8")
+    assert "DequantizeLinear: weights stored in int8, which 8.6 does not read" in found
+    assert "DequantizeLinear: scale of float16, 8.6 wants float32" in found
+    assert "QuantizeLinear: no zero point, which 8.6 wants" in found
+    assert told(graph(text, 19), "trt10") == []
+
+
+def test_layer_norm_of_rtx_wants_one_type(graph):
+    text = """g (float16[N, 4] x) => (float16[N, 4] y) <float[4] s, float[4] b> { y = LayerNormalization(x, s, b) }"""
+    assert "LayerNormalization: inputs of float16 and float32: it wants one type" in told(graph(text), "rtx")
+    assert told(graph(text), "trt10") == []
+
+
+def attention(kind="float16", heads="N, 2, 9, 32", keys="N, 2, 32, 9", scale=""):
+    between = "s = Mul(r, c)\n    p = Softmax <axis = -1> (s)" if scale else "p = Softmax <axis = -1> (r)"
+    return f"""g ({kind}[{heads}] q, {kind}[{keys}] k, {kind}[{heads}] v, {kind} c) => ({kind}[{heads}] y) {{
+    r = MatMul(q, k)
+    {between}
+    y = MatMul(p, v)
+}}"""
+
+
+@pytest.mark.parametrize(
+    ("text", "half", "why"),
+    [
+        (attention(), False, ""),
+        (attention("float"), False, "float32: the fused kernels are FP16, BF16, INT8 and FP8"),
+        (attention("float"), True, ""),  # a flag makes it FP16
+        (attention(heads="N, 2, 9, 20", keys="N, 2, 20, 9"), False, "heads of width 20: it wants 16 to 256, a"),
+        (attention(heads="N, 2, 9, 8", keys="N, 2, 8, 9"), False, "heads of width 8: it wants 16 to 256, a"),
+        (attention(heads="N, 9, 32", keys="N, 32, 9"), False, "queries, keys and values of 3, 3, 3 axes"),
+        (attention(scale="after"), False, "the scale stands after the first product: multiply the queries instead"),
+    ],
+)  # fmt: skip
+def test_attention(graph, text, half, why):
+    (found,) = fusions(graph(text), "trt8", half=half)
+    assert found.kind == "attention" and found.fused is not bool(why) and why in found.why
+
+
+def quantized_attention(heads="N, 2, 9, 32", keys="N, 2, 32, 9", scores=True):
+    pair = "a = QuantizeLinear(p, s, z)\n b = DequantizeLinear(a, s, z)" if scores else "b = Identity(p)"
+    rows = "\n".join(f"{n}q = QuantizeLinear({n}, s, z)\n {n}d = DequantizeLinear({n}q, s, z)" for n in "qkv")
+    ends = f"(float[{heads}] q, float[{keys}] k, float[{heads}] v) => (float[{heads}] y)"
+    return f"""g {ends} <float s = {{0.5}}, int8 z = {{0}}> {{
+    {rows}
+    r = MatMul(qd, kd)
+    p = Softmax <axis = -1> (r)
+    {pair}
+    y = MatMul(b, vd)
+}}"""
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (quantized_attention(), ""),
+        (quantized_attention(scores=False), "only some of queries, keys, values and scores are quantized: all or none"),
+        (quantized_attention("N, 2, 9, 128", "N, 2, 128, 9"), "heads of width 128 in INT8: it wants 16, 32, 64"),
+        (quantized_attention("N, 2, 577, 64", "N, 2, 64, 577"), "577 tokens in INT8: at most 512"),
+    ],
+)
+def test_attention_in_int8(graph, text, why):
+    (found,) = fusions(graph(text), "trt10")
+    assert found.fused is not bool(why) and why in found.why
+    (old,) = fusions(graph(text), "trt8")
+    assert not old.fused and "8.6 fuses next to no attention" in old.why
+
+
+def test_a_softmax_of_classes_is_no_attention(graph):
+    assert fusions(graph("g (float[N, 9] x) => (float[N, 9] y) { y = Softmax(x) }"), "rtx") == []
+
+
+def test_layer_norms_and_gelus(graph, bundle_path):
+    spelt = """g (float[N, 4] x) => (float[N, 4] y) <float two = {2.0}, float e = {0.00001}> {
+        m = ReduceMean <axes = [-1]> (x)
+        d = Sub(x, m)
+        s = Pow(d, two)
+        v = ReduceMean <axes = [-1]> (s)
+        w = Add(v, e)
+        r = Sqrt(w)
+        y = Div(d, r)
+    }"""
+    (found,) = fusions(graph(spelt), "trt8")
+    assert found.kind == "LayerNorm" and not found.fused and "overflow FP16" in found.why
+    kinds = [(row.kind, row.fused) for row in fusions(read_graph(bundle_path / "model.onnx"), "trt8", half=True)]
+    assert kinds.count(("LayerNorm", True)) == 3 and kinds.count(("attention", True)) == 1  # mu has one block
+    assert kinds.count(("GELU", True)) == 1
+
+
+def test_memory_counts_what_lives_at_one_time(graph):
+    weights = ", ".join(
+        f"float[{sides}] {name} = {{{', '.join('0' * 32)}}}" for name, sides in (("w", "4, 8"), ("v", "8, 4"))
+    )
+    text = f"""g (float[N, 4] x) => (float[N, 4] y) <int64[2] sh = {{-1, 8}}, {weights}> {{
+        a = MatMul(x, w)
+        b = Relu(a)
+        c = Reshape <allowzero = 0> (b, sh)
+        y = MatMul(c, v)
+    }}"""
+    found = estimate(graph(text), {"N": 10})
+    assert found.weights == 2 * 32 * 4 + 16 and found.building == 4 * found.weights
+    # x (160) is gone when a and b (320 each) live; c is a view of b
+    assert found.activations == 640 and (found.largest, found.largest_name) == (320, "a")
+    assert estimate(graph(text), {"N": 10}, half=True).activations == 320
+
+
+@pytest.mark.parametrize("target", FLAGS)
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_trtexec_is_given_flags_that_it_has(target, precision):
+    shapes = {"images": ((1, 4, 4, 3), (8, 4, 4, 3), (16, 4, 4, 3))}
+    asked = Asked(precision, version_compatible=True, hardware_compatible=True)
+    words = trtexec_line(target, "a b.onnx", shapes, asked).split(" --")
+    assert {word.partition("=")[0] for word in words[1:]} <= FLAGS[target]
+    assert "minShapes=images:1x4x4x3" in words and "maxShapes=images:16x4x4x3" in words
+    assert ("fp16" in words) is (target == "trt8" and precision != "fp32")
+    assert ("stronglyTyped" in words) is (target == "trt10")
+    assert words[0].startswith("tensorrt_rtx" if target == "rtx" else "trtexec")
+
+
+def names_of(target, kind):
+    """The names of an enum in the lists that were read from each TensorRT's own bindings."""
+    file = {"trt8": "8.6", "trt10": "10", "trt11": "11", "rtx": "rtx"}[target]
+    return json.loads((NAMES / f"{file}.json").read_text())["names"][kind].split()
+
+
+@pytest.mark.parametrize("target", FLAGS)
+def test_tables_agree_with_the_names_of_the_bindings(target):
+    """A flag of the tool sets a name of the API: those of precision went with it; and so do types."""
+    flags = {"fp16": "FP16", "int8": "INT8", "noTF32": "TF32", "versionCompatible": "VERSION_COMPATIBLE"}
+    for flag, name in flags.items():
+        assert flag not in FLAGS[target] or name in names_of(target, "BuilderFlag"), flag
+    assert ("fp16" in FLAGS[target]) <= ("FP16" in names_of(target, "BuilderFlag"))
+    assert ("stronglyTyped" in FLAGS[target]) <= ("STRONGLY_TYPED" in names_of(target, "NetworkDefinitionCreationFlag"))
+    types = names_of(target, "DataType")
+    assert ("bfloat16" in SUPPORT[target].types) is ("BF16" in types)
+    assert SUPPORT[target].casts_int64 is ("INT64" not in types)
+    assert ("float4_e2m1" in SUPPORT[target].types) is ("FP4" in types)
+
+
+def test_the_command(bundle_path, capsys, monkeypatch):
+    monkeypatch.setattr(command, "parser_says", lambda path, target: ("its parser was not asked (test)", None))
+    assert main(["engine", "inspect", str(bundle_path)]) == 0
+    said = capsys.readouterr().out
+    assert "model.onnx: fp32, opset 17" in said and "trt8, as fp16 by a flag: nothing stands against it" in said
+    assert "lowerings/matmul.onnx" in said and "--maxShapes=images:" in said
+    assert main(["engine", "inspect", str(bundle_path / "model.onnx"), "--for=trt10,rtx"]) == 0
+    assert "trt10: nothing stands against it" in capsys.readouterr().out
+    assert main(["engine", "inspect", str(bundle_path), "--for=trt9"]) == 2
+    assert "--for=trt9: not one of trt8, trt10, trt11, rtx" in capsys.readouterr().err
+
+
+def test_a_graph_that_will_not_build_ends_with_7(graph, tmp_path, capsys, monkeypatch):
+    graph(GELU, 20)
+    monkeypatch.setattr(command, "parser_says", lambda path, target: ("its parser was not asked (test)", None))
+    assert main(["engine", "inspect", str(tmp_path / "text.onnx"), "--for=trt8"]) == 7
+    found = capsys.readouterr()
+    assert "will not build: Gelu: trt8 has no Gelu" in found.out and "text.onnx for trt8" in found.err
+
+
+def test_the_parser_itself_is_asked(tmp_path, graph):
+    """Ours says nothing of a product whose sides do not fit; TensorRT-RTX does."""
+    pytest.importorskip("tensorrt_rtx")
+    graph(PLAIN)
+    assert command.parser_says(tmp_path / "text.onnx", "rtx")[1] is True
+    header, body = '<ir_version: 10, opset_import: ["" : 17]>', "{ y = MatMul(x, w) }"
+    wrong = parser.parse_model(f"{header} g (float[2, 4] x, float[3, 5] w) => (float[2, 5] y) {body}")
+    onnx.save(wrong, tmp_path / "bad.onnx")
+    words, accepted = command.parser_says(tmp_path / "bad.onnx", "rtx")
+    assert accepted is False and "refuses it" in words

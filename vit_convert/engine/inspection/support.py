@@ -1,0 +1,99 @@
+"""What the parser of each TensorRT generation reads: operators, types, opsets.
+
+Source: onnx-tensorrt docs/operators.md of each release, the release notes, and what TensorRT-RTX 1.7 did when it was
+asked. An operator that neither list names is "not known": only the parser itself tells.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_READ = _words("""
+Abs Acos Acosh Add And ArgMax ArgMin Asin Asinh Atan Atanh AveragePool BatchNormalization Cast Ceil Celu Clip Concat
+Constant ConstantOfShape Conv ConvTranspose Cos Cosh CumSum DepthToSpace DequantizeLinear Div Dropout Einsum Elu
+Equal Erf Exp Expand EyeLike Flatten Floor GRU Gather GatherElements GatherND Gemm GlobalAveragePool GlobalLpPool
+GlobalMaxPool Greater GreaterOrEqual HardSigmoid Identity If ImageScaler InstanceNormalization IsNaN LRN LSTM
+LayerNormalization LeakyRelu Less LessOrEqual Log LogSoftmax Loop LpNormalization LpPool MatMul Max MaxPool Mean Min
+Mul Neg NonMaxSuppression Not Or PRelu Pad ParametricSoftplus Pow QuantizeLinear RNN RandomUniform RandomUniformLike
+Range ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum
+ReduceSumSquare Relu Reshape Resize ReverseSequence Round ScaledTanh Scan Scatter ScatterElements ScatterND Selu
+Shape Sigmoid Sign Sin Sinh Size Slice Softmax Softplus Softsign SpaceToDepth Split Sqrt Squeeze Sub Sum Tan Tanh
+ThresholdedRelu Tile TopK Transpose Unsqueeze Upsample Where Xor
+""")
+_NEVER = _words("""
+Bernoulli BitShift Compress ConcatFromSequence ConvInteger DFT Det DynamicQuantizeLinear ImageDecoder MatMulInteger
+MaxRoiPool MaxUnpool MelWeightMatrix Multinomial NegativeLogLikelihoodLoss Optional OptionalGetElement
+OptionalHasElement QLinearConv QLinearMatMul RandomNormal RandomNormalLike RegexFullMatch STFT SequenceAt
+SequenceConstruct SequenceEmpty SequenceErase SequenceInsert SequenceLength SequenceMap SoftmaxCrossEntropyLoss
+SplitToSequence StringConcat StringNormalizer StringSplit TfIdfVectorizer Unique
+""")
+# Operators that 8.6 does not read, with what computes the same there.
+_NOT_IN_8 = {
+    "Gelu": "Write x / 2 · (1 + Erf(x / √2)), which it fuses: convert with target=trt8.",
+    "Attention": "Write MatMul, Softmax and MatMul: convert with target=trt8.",
+    "RMSNormalization": "Write it with ReduceMean, Sqrt and Div.",
+    "RotaryEmbedding": "Write it with Mul, Add and Concat.",
+    "Swish": "Write x · Sigmoid(x).",
+    "Mish": "Write x · Tanh(Softplus(x)).",
+    "BitwiseAnd": "",
+    "BitwiseOr": "",
+}
+_FLOATS = ("float32", "float16", "float64")
+_PLAIN = (*_FLOATS, "int8", "int32", "int64", "bool", "uint8")
+_MODERN = (*_PLAIN, "bfloat16", "float8_e4m3fn", "int4", "float4_e2m1")
+OUR_DOMAIN = "vit_convert"  # of the kernels in kernels/
+PLUGIN_DOMAIN = "tensorrt.plugin"
+
+
+@dataclasses.dataclass(frozen=True)
+class Support:
+    """One generation's parser.
+
+    Attributes:
+        name: as `config.target` has it.
+        opsets: the oldest and newest of ONNX's own operators.
+        opset_note: where not every release of the generation reads all of these; else "".
+        types: of values, as numpy and ml_dtypes call them.
+        not_read: operators that it does not read, with what to write instead.
+        plugins: whether nodes may name plugins.
+        quantized: types that QuantizeLinear may round to.
+        casts_int64: whether int64 becomes int32, and cannot be an input or output.
+    """
+
+    name: str
+    opsets: tuple[int, int]
+    types: frozenset[str]
+    not_read: Mapping[str, str]
+    quantized: tuple[str, ...]
+    opset_note: str = ""
+    plugins: bool = True
+    casts_int64: bool = False
+
+    def reads(self, op: str) -> bool | None:
+        """Whether it reads an operator of ONNX's own; None if that is not known."""
+        if op in self.not_read:
+            return False
+        return True if op in _READ or op in _NEWER else None
+
+
+_NEWER = {
+    *("Gelu", "Attention", "Mish", "GroupNormalization", "HardSwish", "Mod", "NonZero", "OneHot", "Hardmax", "IsInf"),
+    *("Reciprocal", "Trilu", "RoiAlign", "Shrink", "GridSample", "RMSNormalization", "RotaryEmbedding", "Swish"),
+}
+_NEVER_READ = dict.fromkeys(sorted(_NEVER), "")
+_MODERN_QUANTIZED = ("int8", "float8_e4m3fn", "int4", "float4_e2m1")
+_TRT10_NOTE = "10.0 and 10.1 read up to 20"
+
+SUPPORT = {
+    row.name: row
+    for row in (
+        Support("trt8", (9, 17), frozenset(_PLAIN), {**_NEVER_READ, **_NOT_IN_8}, ("int8",), casts_int64=True),
+        Support("trt10", (9, 24), frozenset(_MODERN), _NEVER_READ, _MODERN_QUANTIZED, _TRT10_NOTE),
+        Support("trt11", (9, 24), frozenset(_MODERN), _NEVER_READ, _MODERN_QUANTIZED),
+        Support("rtx", (9, 26), frozenset(_MODERN), _NEVER_READ, _MODERN_QUANTIZED, plugins=False),
+    )
+}
