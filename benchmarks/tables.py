@@ -3,8 +3,8 @@
 A text names its tables: everything between `<!-- table:convert -->` and `<!-- end -->` is replaced by the table of that
 name, from the newest result file `<name>-*.json` (by date in its name). Tables: convert, growth, extras (all from
 convert-*.json), calibrate, int8-trained, int8-fused, int8-gpu-trained, fp16-kernels, serve, serve-accidents, h200-int8
-(from h200-tests-digits-*.json), any other h200-…, and h200: all side-by-side runs of h200-*.json together, the newest of each
-model, input and batch.
+(from h200-tests-digits-*.json), any other h200-…, and h200: all side-by-side runs of h200-*.json together, the newest
+of each model, input and batch.
 
     python benchmarks/tables.py docs/benchmarks.md           # rewrites it
     python benchmarks/tables.py --check docs/benchmarks.md   # fails if it would change

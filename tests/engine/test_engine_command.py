@@ -45,9 +45,9 @@ def test_help_tells_commands_flags_and_exit_codes(capsys):
     [
         (
             ["biuld", "x"],
-            "command 'biuld': not one of build, verify, benchmark, tune, and no folder. Did you mean build?",
+            "command 'biuld': not one of build, verify, benchmark, tune, inspect, and no folder. Did you mean build?",
         ),
-        (["out/nowhere"], "command 'out/nowhere': not one of build, verify, benchmark, tune, and no folder"),
+        (["out/nowhere"], "command 'out/nowhere': not one of build, verify, benchmark, tune, inspect, and no folder"),
         (["/", "verify"], "/: one bundle and nothing else is taken, given / verify"),
         (["/"], "/: holds no manifest.json"),
         (["build"], "build: takes one bundle, given 0"),

@@ -1,6 +1,6 @@
 """What the parser of each TensorRT generation reads: operators, types, opsets.
 
-Source: onnx-tensorrt docs/operators.md of each release, the release notes, and what TensorRT-RTX 1.7 did when it was
+Source: the operator list of each onnx-tensorrt release, the release notes, and what TensorRT-RTX 1.7 did when it was
 asked. An operator that neither list names is "not known": only the parser itself tells.
 """
 
