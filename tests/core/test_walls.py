@@ -98,10 +98,9 @@ def test_the_wall_stands():
 )
 def test_answers_at_once(arguments, code):
     run = (
-        "import sys; from vit_convert.__main__ import main; code = main(['vit_convert', *sys.argv[1:]]); "
-        "print([name for name in ('jax', 'flax', 'onnx', 'onnxruntime', 'onnx_ir', 'tensorrt', 'tensorrt_rtx') if "
-        "name in sys.modules]); "
-        "sys.exit(code)"
+        "import sys; from vit_convert.__main__ import main; code = main(['vit_convert', *sys.argv[1:]]); print([name "
+        "for name in ('jax', 'flax', 'onnx', 'onnxruntime', 'onnx_ir', 'tensorrt', 'tensorrt_rtx') if name in "
+        "sys.modules]); sys.exit(code)"
     )
     result = subprocess.run(
         [sys.executable, "-c", run, *arguments], capture_output=True, text=True, cwd=PACKAGE.parent, check=False

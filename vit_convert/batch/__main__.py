@@ -78,7 +78,7 @@ flags.DEFINE_float("timeout", 0.0, "Seconds that one conversion may take; 0: any
 flags.DEFINE_bool("fail_fast", False, "Begin nothing more after a failure.", flag_values=_FLAGS)
 flags.DEFINE_string("until", "", "Last stage to run, as in a single conversion.", flag_values=_FLAGS)
 flags.DEFINE_bool("force", False, "Redo stages that are fresh.", flag_values=_FLAGS)
-flags.DEFINE_bool("only_failed", False, "Look at the jobs alone that failed last time.", flag_values=_FLAGS)
+flags.DEFINE_bool("only_failed", False, "Look only at the jobs that failed last time.", flag_values=_FLAGS)
 flags.DEFINE_bool(
     "dry_run", False, "Print the jobs with the time and memory that they will take, and do nothing.", flag_values=_FLAGS
 )

@@ -37,7 +37,7 @@ def run_batch(
         settings: what they have in common.
         limits: what may be taken of this machine.
         shard: (number, of how many) of which these jobs are; names the files.
-        only_failed: run those alone that failed in the last command.
+        only_failed: run only those that failed in the last command.
         quiet: print nothing.
         command: the command line, for the record.
 

@@ -30,7 +30,7 @@ class Estimate:
     Attributes:
         kind: jobs of one kind take the same: (number of parameters, precision).
         num_params: of the checkpoint.
-        seconds: on a machine of two cores, alone.
+        seconds: on a machine of two cores with no other work.
         memory_mib: of the worker, at its peak.
         known: whether the checkpoint was there to look at.
     """

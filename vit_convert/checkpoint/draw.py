@@ -20,7 +20,7 @@ Member = tuple[str, Shape, Iterable[np.ndarray]]
 
 
 def normal(seed: int, name: str, shape: Shape) -> np.ndarray:
-    """Standard normal float32 values that depend on the seed and the name alone."""
+    """Standard normal float32 values that depend only on the seed and the name."""
     return np.random.default_rng([seed, zlib.crc32(name.encode())]).standard_normal(shape, np.float32)
 
 

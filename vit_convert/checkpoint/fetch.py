@@ -172,7 +172,7 @@ class _Reply:
 
 @dataclasses.dataclass(frozen=True)
 class _Download:
-    """One download into a `.part` file that this process holds alone."""
+    """One download into a `.part` file that no other process holds."""
 
     address: str
     url: str

@@ -51,8 +51,8 @@ def check_graph(
         batches: batch sizes to run, each of the first images.
         tolerance: what the judged tensors have to meet.
         judged: tensors that have to meet it; the others are reported.
-        inputs: names of the graph's inputs; empty for the first array alone.
-        pooled_token: index of the one token that a graph's last block may have computed alone.
+        inputs: names of the graph's inputs; empty for only the first array.
+        pooled_token: index of the one token that may be all that a graph's last block computed.
 
     Returns:
         A row per tensor, in the reference's order: the worst over the batch sizes.
@@ -68,7 +68,7 @@ def check_graph(
             got = results[tensor]
             if got.size != expected.size:
                 token = pooled_token or 0
-                expected = expected[:, token : token + 1]  # the last block computes the pooled token alone
+                expected = expected[:, token : token + 1]  # the last block computes only the pooled token
             if got.size == expected.size:
                 got = got.reshape(expected.shape)  # tokens may stand beside the batch, see tokens.py
             result = compare(expected, got)

@@ -299,8 +299,7 @@ def require_resizable(config: ml_collections.ConfigDict, one_size: str) -> None:
     if is_dynamic(config) and one_size:
         raise UsageError(
             f"config.image_size={config.image_size!r}: {one_size}; only ViTs take a range, by resampling their "
-            "position table. "
-            "Mixer and Swin cannot: their weights fix the number of tokens.",
+            "position table. Mixer and Swin cannot: their weights fix the number of tokens.",
             fix="Give one size, such as 224x384.",
         )
 

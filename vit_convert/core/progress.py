@@ -65,7 +65,7 @@ class Progress:
             from rich.console import Console
             from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
             from rich.progress import Progress as Bars
-        except ImportError:  # the GPU host may have numpy and TensorRT alone
+        except ImportError:  # the GPU host may have only numpy and TensorRT
             yield lambda amount: None
             return
         console = Console(stderr=True)

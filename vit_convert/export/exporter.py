@@ -34,11 +34,11 @@ class ExportReport:
         opset: ONNX opset of the graph.
         num_nodes: nodes in the graph.
         nodes_traced: nodes that jax2onnx left for the traced part.
-        nodes_per_block: nodes of the largest block; 0 for a model without such.
+        nodes_per_block: nodes of the largest block; 0 for a model without blocks.
         num_shapes: Shape nodes.
         bytes: size of the graph and its weights on disk.
         taps: inner values that the reference knows, by name.
-        pooled_token: index of the one token that the last block goes on with, None where it computes all.
+        pooled_token: index of the one token that the last block keeps; None where it keeps all.
         rules: per rule: name, places rewritten, places declined by reason.
     """
 

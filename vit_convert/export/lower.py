@@ -25,7 +25,7 @@ class Graph:
         taps: names of inner values that the reference knows: `block_00`… and `encoder_norm`.
         rules: what each substitution did; for an unrolled graph, on the traced blocks.
         nodes_traced: nodes that jax2onnx left, before any substitution, for the traced depth.
-        pooled_token: index of the one token that the last block goes on with, None where it computes all.
+        pooled_token: index of the one token that the last block keeps; None where it keeps all.
     """
 
     model: ir.Model
@@ -60,7 +60,7 @@ def onnx_from_apply(
         target: opset and rules.
         stacks: the model's runs of equal blocks, of which `apply` may compute only the first.
         token: index of the token that the outputs are computed from, None where that is not known.
-        prune: let the last block compute the pooled token alone, where what follows reads one token.
+        prune: let the last block compute only the pooled token, where what follows reads one token.
         keep_taps: leave the taps outputs of the graph, also those that its output does not depend on.
         changes: applied to the pruned graph in order, in place, before it gets its names.
 

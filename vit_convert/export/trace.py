@@ -23,7 +23,7 @@ def trace(
     output_names: Sequence[str],
     opset: int,
 ) -> ir.Model:
-    """Traces `apply` with jax2onnx, seeing shapes alone.
+    """Traces `apply` with jax2onnx, which sees only shapes.
 
     Parameters are traced as graph inputs, because a traced constant would be copied and lose its name; afterwards they
     become initializers without a value, for `weights.py` to fill while the file is written.
@@ -79,7 +79,7 @@ def _spec(tensor: Tensor) -> Any:
 
 
 def load_plugins() -> None:
-    """Registers jax2onnx's JAX and Flax plugins alone.
+    """Registers jax2onnx's plugins for JAX and Flax, and no others.
 
     Its own discovery also imports every example, several of which compile random models: six seconds for nothing.
     """

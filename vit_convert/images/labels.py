@@ -144,7 +144,7 @@ def class_root(files: Sequence[str], folders: Mapping[str, Sequence[str]], other
         if not all(name.startswith(deeper) for name in files):
             break
         if f"{deeper}{LABELS_FILE}" not in others and not any("/" in name[len(deeper) :] for name in files):
-            break  # images alone are in the one folder: it is a class
+            break  # only images are in the one folder: it is a class
         prefix = deeper
     return prefix
 

@@ -36,7 +36,7 @@ def decode_image(
         uint8 [height, width, 3], or what `then` made of it.
 
     Raises:
-        CalibrationError: it is damaged, no image, has floating-point values or such of more than 16 bits, or more
+        CalibrationError: it is damaged, no image, has floating-point values or more than 16 bits a value, or more
             pixels than Pillow's limit against decompression bombs.
     """
     from PIL import Image

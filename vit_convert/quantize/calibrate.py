@@ -41,7 +41,7 @@ METHODS: dict[str, Callable[[Histogram], float]] = {
 SUBTRACTION_PAYS = 0.5  # what a shift that takes a subtraction has to leave of the error at most
 # What one onnxruntime call may return for histograms. Fewer images a call first, then fewer tensors.
 OUTPUT_BYTES = 512 << 20
-# For ranges alone: both ends, a sum because onnxruntime's maximum passes over NaN, and the number of elements.
+# Only for ranges: both ends, a sum because onnxruntime's maximum passes over NaN, and the number of elements.
 _REDUCTIONS = ("ReduceMax", "ReduceMin", "ReduceSum", "Size")
 
 Normalize = Callable[[np.ndarray], Batch]

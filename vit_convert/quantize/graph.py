@@ -23,8 +23,8 @@ class Layer:
     """What a linear is called.
 
     Attributes:
-        block: "block_03"; for a model without such, and outside them, the scope that the layer stands in, or the layer
-            itself.
+        block: "block_03"; for a model without blocks, and outside them, the scope that the layer stands in, or the
+            layer itself.
         kind: "fc1", "qkv", …, or the layer's own name.
     """
 

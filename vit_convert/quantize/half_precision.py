@@ -3,7 +3,7 @@ the same thing.
 
 Every node computes in half precision, except islands that stay float32:
 - what `keep_fp32` names;
-- statistics: a mean and the elementwise arithmetic around it (LayerNorm spelt out in primitives squares and sums values
+- statistics: a mean and the elementwise arithmetic around it (LayerNorm written in primitives squares and sums values
   of 1e3);
 - the normalisation of uint8 pixels by a Mul and an Add, and the interpolation of a position table: few numbers, wanted
   exact;

@@ -49,7 +49,7 @@ class Site:
 
 
 class Patterns(TypedDict, total=False):
-    """What `place` takes to say what may not, and what alone may, be quantized."""
+    """What `place` takes to say what may not be quantized, or all that may."""
 
     keep_fp32: Sequence[str]
     keep_fp16: Sequence[str]

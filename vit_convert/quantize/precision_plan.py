@@ -14,8 +14,8 @@ from vit_convert.quantize.sensitivity import Measured, Sensitivity
 
 _ABOUT = (
     "A precision plan: the layers in `sites` are quantized, all others stay fp16. Edit the list (blocks such as "
-    "block_03 and patterns such "
-    "as */fc1 work too) and give this file as config.plan.file; `ranked` and `left_out` say what each layer costs."
+    "block_03 and patterns such as */fc1 work too) and give this file as config.plan.file; `ranked` and `left_out` "
+    "say what each layer costs."
 )
 
 RUNS = 6  # that search takes after its bisection: each is a pass over some images

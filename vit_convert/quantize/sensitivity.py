@@ -82,7 +82,7 @@ def candidates(model: ir.Model, patterns: Patterns, *, attention: bool) -> list[
 
     Args:
         model: the fp32 graph.
-        patterns: of what may not or what alone may be quantized.
+        patterns: of what may not be quantized, or of all that may.
         attention: the attention products too.
 
     Returns:

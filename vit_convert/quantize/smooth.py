@@ -24,7 +24,7 @@ _KERNELS = ("VitAddNorm", "VitNorm")
 
 @dataclasses.dataclass(frozen=True)
 class Norm:
-    """A LayerNorm that is read by linears alone.
+    """A LayerNorm that only linears read.
 
     Attributes:
         tensor: name of its output.
@@ -53,7 +53,7 @@ class Smoothed:
 
 
 def find_norms(model: ir.Model, sites: Sequence[Site]) -> tuple[list[Norm], dict[str, str]]:
-    """Finds the LayerNorms, as operators or spelt out, whose output is quantized.
+    """Finds the LayerNorms whose output is quantized, whether they are one operator or several.
 
     Args:
         model: the fp32 graph.

@@ -73,8 +73,7 @@ def print_ranking(record: Mapping[str, Any], by: str = "error") -> None:
     console = Console(soft_wrap=True)
     console.print(
         f"One at a time in {record['precision']}, the rest in {record['rest']}; against fp32 on "
-        f"{record['scan_images']} "
-        f"{record['source']}{'' if record['labelled'] else ' without labels'}"
+        f"{record['scan_images']} {record['source']}{'' if record['labelled'] else ' without labels'}"
     )
     for what, rows in ranking(record, by).items():
         table = Table(what[:-1], *_TITLES, box=None, header_style="dim")

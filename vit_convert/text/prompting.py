@@ -65,7 +65,7 @@ class Prompting:
         """A prompt in the letters that the model was trained on.
 
         Args:
-            prompt: as a person wrote it. For SentencePiece, A to Z alone are lowered, as tf.strings.lower does it in
+            prompt: as a person wrote it. For SentencePiece, only A to Z are lowered, as tf.strings.lower does it in
                 big_vision.
         """
         if not self.lower:
@@ -80,7 +80,7 @@ class Prompting:
         """Brings the ids of one prompt to the model's length.
 
         Args:
-            ids: of the prompt alone, without start and end.
+            ids: of the prompt, without start and end.
 
         Returns:
             `length` ids.

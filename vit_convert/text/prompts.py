@@ -50,7 +50,7 @@ def read_templates(given: Sequence[str]) -> list[str]:
     """Templates of prompts, each with {} for the name of a class.
 
     Args:
-        given: templates, and paths of files that hold one a line; none for the names alone.
+        given: templates, and paths of files that hold one a line; none for only the names.
 
     Raises:
         UsageError: a template without {}.

@@ -130,7 +130,7 @@ def make_logger(module: Any) -> Any:
             return without_noise("\n".join(self.errors)) or "TensorRT gave no reason"
 
         def node_name(self) -> str:
-            """The ONNX node that the errors so far are about, or ""; TensorRT 8.6's parser tells it here alone."""
+            """The ONNX node that the errors so far are about, or ""; TensorRT 8.6's parser tells it only here."""
             found = _NODE_NAME.findall("\n".join(self.errors))
             return found[-1] if found else ""
 

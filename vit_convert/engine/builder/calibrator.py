@@ -100,7 +100,7 @@ def make_calibrator(
             return batch_size
 
         def get_batch(self, names: list[str]) -> list[int] | None:
-            # An exception would unwind through TensorRT, and None alone means "no more images": kept, and raised after
+            # An exception would unwind through TensorRT, and only None means "no more images": kept, and raised after
             # the build.
             try:
                 return self._upload(names)

@@ -32,7 +32,7 @@ def fused_attention_by_kernels(engine: Engine) -> list[dict[str, Any]]:
             if prepared.graph is None:
                 rows.append({"batch": batch, "unknown": prepared.why_no_graph})
                 continue
-            # TensorRT fuses attention in fp16, bf16, int8 and fp8 alone, so in an fp16 engine a kernel that does not
+            # TensorRT fuses attention only in fp16, bf16, int8 and fp8, so in an fp16 engine a kernel that does not
             # name its type is fp16.
             known = "fp16" if engine.record["precision"] == "fp16" else ""
             fused = count_fused((name, f"{name} {known}") for name in names)

@@ -55,8 +55,8 @@ def _scopes(graph: ir.Graph, values: Mapping[str | None, ir.Value], stacks: Sequ
 
 
 def _entry(nodes: list[ir.Node], prefix: str) -> int:
-    """Where block 0 begins: behind the last value, before the block's first parameter, that alone carries the
-    stream."""
+    """Where block 0 begins: behind the last value, before the block's first parameter, which is the only one to carry
+    the stream."""
     end = next((i for i, node in enumerate(nodes) if _path(node).startswith(prefix)), len(nodes))
     earlier = {value for value in nodes[0].inputs if value is not None} if nodes else set()
     entry = 0

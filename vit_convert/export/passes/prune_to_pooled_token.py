@@ -1,4 +1,4 @@
-"""The last block for one token: where the head reads the class token alone, nothing else is computed for the others.
+"""The last block for one token: where the head reads only the class token, nothing else is computed for the others.
 
 After the last attention product, every operator of a ViT works on each token by itself, so that taking the token first
 gives the same numbers. Only the keys and values of the last block need all tokens: 5/6 of that block's arithmetic goes
@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from vit_convert.export.weights import add_constant
 
-# Nodes whose output is wanted for one token alone: its axis there, and what `_token_operands` says of them.
+# Nodes whose output is wanted for one token only: its axis there, and what `_token_operands` says of them.
 _Chosen = dict[ir.Node, tuple[int, list[tuple[ir.Value, int]]]]
 ELEMENTWISE = {
     "Add",
@@ -35,7 +35,7 @@ _ROWWISE = {"LayerNormalization", "Softmax", "ReduceMean"}
 
 
 def pooled_token(model: ir.Model, token: int | None = None) -> int | None:
-    """The index, from the beginning, of the one token that a graph goes on with; None where it goes on with all, or
+    """The index, from the beginning, of the one token that a graph keeps; None where it keeps all, or
     with another."""
     pool = _find_pool(model.graph, token)
     return None if pool is None else _index(pool)
@@ -122,7 +122,7 @@ def _token_operands(node: ir.Node, axis: int) -> Iterator[tuple[ir.Value, int]]:
 
 
 def _choose(graph: ir.Graph, pool: ir.Node) -> _Chosen:
-    """The nodes whose output is wanted for one token alone, found from the pool upwards: its axis, and what
+    """The nodes whose output is wanted for one token only, found from the pool upwards: its axis, and what
     `_token_operands` says."""
     token_uses: dict[ir.Value, list[int]] = {pool.inputs[0]: [1]}  # type: ignore[dict-item]
     chosen: _Chosen = {}
@@ -246,7 +246,7 @@ def _length(value: ir.Value, axis: int) -> int | ir.SymbolicDim:
 
 
 def _along_last(node: ir.Node) -> bool:
-    """Whether a normalisation or a mean is along the last axis alone."""
+    """Whether a normalisation or a mean is along the last axis only."""
     rank = _rank(node.inputs[0])  # type: ignore[arg-type]
     if node.op_type != "ReduceMean":
         # ONNX's default is -1

@@ -53,8 +53,8 @@ class EinsumAttention(Rule):
 
 
 class ScaleOnQuery(Rule):
-    """Softmax(q·kᵀ · s), however the scale is spelt, → Softmax((q · s)·kᵀ): TensorRT 10 and later want the scale before
-    the product."""
+    """Softmax(q·kᵀ · s), however the scale is written, → Softmax((q · s)·kᵀ): TensorRT 10 and later want the scale
+    before the product."""
 
     def patterns(self) -> list[Any]:
         return [self.multiplied, self.divided]

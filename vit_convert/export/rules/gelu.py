@@ -132,7 +132,7 @@ class TanhGeluToPower(_TanhGelu):
     def check(self, context: Any, **bindings: Any) -> None:  # type: ignore[override]
         super().check(context, **bindings)
         if bindings.get("three") is not None and context.root.inputs[1] is bindings["x"]:
-            raise Mismatch("it is spelt so already")
+            raise Mismatch("it is written so already")
 
     def rewrite(self, op: Any, x: ir.Value, **_: Any) -> Any:
         cube = op.Pow(x, op.Constant(value_float=3.0))

@@ -1,4 +1,4 @@
-"""Softmax spelt out, as `from jax.nn import softmax` traces (jax2onnx knows it as an attribute of jax.nn alone)."""
+"""Softmax written out, as `from jax.nn import softmax` traces (jax2onnx knows it only as an attribute of jax.nn)."""
 
 from typing import Any
 

@@ -21,7 +21,7 @@ class Row:
     """What a variant's name stands for.
 
     Attributes:
-        stages: bottleneck units of each stage; () for the stem alone.
+        stages: bottleneck units of each stage; () for only the stem.
         patch_size: side of a patch in pixels of the feature map.
         letters: the ViT's row, such as "B".
     """

@@ -18,7 +18,7 @@ from vit_convert.families.vit.variants import architecture_of
 
 
 def write_random_hybrid(path: str | os.PathLike[str], variant: str, options: RandomOptions) -> Hybrid:
-    """Writes an uncompressed `.npz` whose values depend on the seed and the canonical names alone.
+    """Writes an uncompressed `.npz` whose values depend only on the seed and the canonical names.
 
     Args:
         path: the file; appears whole or not at all.
@@ -58,7 +58,7 @@ def _stored(
 ) -> tuple[tuple[int, ...], tuple[np.ndarray, ...]]:
     array = np.float32(0.1) * normal(seed, name, shape) if name in ("pos_embedding", "cls") else draw(seed, name, shape)
     if name.endswith(("query/kernel", "key/kernel", "value/kernel")):
-        array *= np.float32(shape[1] ** 0.5)  # its inputs are the first axis alone
+        array *= np.float32(shape[1] ** 0.5)  # only its first axis are inputs
     if "gn" in name and layout is Layout.VIT_JAX:
         array = array.reshape(1, 1, 1, -1)
     return array.shape, (array,)

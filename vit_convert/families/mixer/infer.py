@@ -91,8 +91,7 @@ def _image_size(tokens: int, patch: int, asked: tuple[int, int] | None, file: pa
         own = f"{side * patch}x{side * patch}" if side * side == tokens else f"any of {tokens} patches"
         raise UsageError(
             f"{file}: image_size {asked[0]}x{asked[1]}: a Mixer takes one size, its token mixing has weights for "
-            f"{tokens} patches "
-            f"of {patch}x{patch} pixels",
+            f"{tokens} patches of {patch}x{patch} pixels",
             fix=f"Leave image_size open, or set it to {own}.",
         )
     if side * side != tokens:

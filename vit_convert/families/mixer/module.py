@@ -117,7 +117,7 @@ def mixer_model(architecture: Mixer, params: Mapping[str, np.ndarray]) -> Model:
     Returns:
         The model.
     """
-    # 16 nodes where a ViT has 29; 44 of 50 with GELU and LayerNorm spelt out
+    # 16 nodes where a ViT has 29; 44 of 50 with GELU and LayerNorm in primitives
     stack = Stack(f"{BLOCK}{{}}/", architecture.depth, nodes=0.9)
     traced = dataclasses.replace(architecture, depth=stack.traced)
     signature = classifier_signature(architecture.image_size, architecture.num_classes, architecture.width)

@@ -25,7 +25,7 @@ def write_random_mixer(
     prefix: str = "",
     dtype: str = "float32",
 ) -> Mixer:
-    """Writes an uncompressed `.npz` whose values depend on the seed and the canonical names alone.
+    """Writes an uncompressed `.npz` whose values depend only on the seed and the canonical names.
 
     Args:
         path: the file; appears whole or not at all.

@@ -16,7 +16,7 @@ from vit_convert.families.swin.layouts import Layout, stored_name, stored_shapes
 
 
 def write_random_swin(path: str | os.PathLike[str], variant: str, options: RandomOptions) -> Swin:
-    """Writes a `.safetensors` file whose values depend on the seed and the canonical names alone.
+    """Writes a `.safetensors` file whose values depend only on the seed and the canonical names.
 
     Args:
         path: the file; appears whole or not at all.

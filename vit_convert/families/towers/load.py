@@ -104,7 +104,7 @@ def finish_image(
 
     Args:
         tower: at the size that it is stored for.
-        leaves: by canonical name; the position table covers the patches alone.
+        leaves: by canonical name; the position table covers only the patches.
         asked: its image size and outputs.
 
     Returns:

@@ -19,7 +19,7 @@ from vit_convert.families.user.widen import in_float32, other_floats
 
 INPUT = "images"
 _CONSTANT = re.compile(r"constant_\d+")  # what the export calls constants
-_BATCHES = (1, 3)  # whose results must differ in their first axis alone
+_BATCHES = (1, 3)  # whose results may differ only in their first axis
 
 
 def user_model(

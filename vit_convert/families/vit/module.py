@@ -74,7 +74,7 @@ class MAPHead(nn.Module):
 class ViT(nn.Module):
     """A vision transformer on the canonical parameters of `vit_convert.checkpoint`.
 
-    The position table covers the patches alone and is added before the class token is prepended, as in big_vision; the
+    The position table covers only the patches and is added before the class token is prepended, as in big_vision; the
     loader folds vit_jax's extra row into `cls`, which computes the same function.
 
     Args:

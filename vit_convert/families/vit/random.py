@@ -23,7 +23,7 @@ _CLASS_ROW_LAYOUTS = (Layout.VIT_JAX, Layout.VIT_JAX_LINEN, Layout.BIG_VISION_OL
 def write_random_vit(path: str | os.PathLike[str], variant: str, options: RandomOptions) -> Architecture:
     """Writes an uncompressed `.npz`, leaf by leaf, so that memory stays at the size of one leaf.
 
-    Values depend on the seed and the canonical name alone: every layout of one seed is the same model. Kernels are
+    Values depend only on the seed and the canonical name: every layout of one seed is the same model. Kernels are
     normal with variance 1/inputs, LayerNorm scales near 1, biases small, position table and class token non-trivial, so
     that logits are of order 1 and every part of the model shows in them.
 
