@@ -181,7 +181,9 @@ NAMES = {
     "benchmark": "benchmark.json",
     "tuning": "tune.json",
     "lock": ".lock",
+    "pair": "pair.json",
     "predictions": "evaluation_logits.npy",
+    "embeddings": "evaluation_embeddings.npy",
 }
 
 

@@ -12,7 +12,14 @@ from vit_convert.core.config_ranges import RANGES, Range
 from vit_convert.core.errors import UsageError
 from vit_convert.core.overrides import dotted_keys
 
-NO_NUMBERS = {"keep_fp32", "keep_fp16", "quantize_only", "lowerings", "families"}  # tuples of names
+NO_NUMBERS = {
+    "keep_fp32",
+    "keep_fp16",
+    "quantize_only",
+    "lowerings",
+    "evaluation.templates",
+    "families",
+}  # tuples of names
 
 
 def read(config: ml_collections.ConfigDict, key: str):
@@ -148,6 +155,8 @@ SMALLEST = math.nextafter(0.0, 1.0)
 REAL = {
     **dict.fromkeys(("plan.cosine", "check.cosine", "check.fp16_cosine", "check.int8_cosine"), (0.0, 1.0)),
     **dict.fromkeys(("plan.accuracy_budget", "check.max_top1_drop", "check.min_agreement"), (0.0, 100.0)),
+    **dict.fromkeys(("check.int8_agreement", "check.min_recall"), (0.0, 100.0)),
+    **dict.fromkeys(("check.fp16_similarity", "check.int8_similarity"), (0.0, 2.0)),  # cosines are from -1 to 1
     **dict.fromkeys(("check.atol", "check.rtol", "check.engine_rtol"), (0.0, 1e6)),
     "calibration.max_error": (SMALLEST, 1.0),
     "calibration.smooth": (0.0, math.nextafter(1.0, 0.0)),

@@ -73,6 +73,7 @@ class Bundle:
     report_html = property(lambda self: self.root / "report.html")
     benchmark = property(lambda self: self.root / "benchmark.json")
     tuning = property(lambda self: self.root / "tune.json")
+    pair = property(lambda self: self.root / "pair.json")
     lock = property(lambda self: self.root / ".lock")
 
     def onnx(self, precision: str = "fp32") -> pathlib.Path:
@@ -96,6 +97,15 @@ class Bundle:
     def images(self, split: str) -> pathlib.Path:
         """Decoded images of one split ("calibration", "evaluation"): uint8 [images, height, width, 3]."""
         return self.root / f"{split}_images.npy"
+
+    def tokens(self, split: str) -> pathlib.Path:
+        """Token ids of one split's prompts, of a text tower: int32 [prompts, length]."""
+        return self.root / f"{split}_tokens.npy"
+
+    @property
+    def embeddings(self) -> pathlib.Path:
+        """JAX's embeddings of a tower's evaluation images or prompts: float32 [images, width]."""
+        return self.root / "evaluation_embeddings.npy"
 
     def labels(self, split: str) -> pathlib.Path:
         """Class ids of one split: int64 [images]."""

@@ -11,7 +11,9 @@ from vit_convert.core.defaults import default_config
 from vit_convert.core.dialect import DIALECTS, Dialect
 from vit_convert.core.errors import UsageError, nearest
 from vit_convert.core.image_size import is_range, parse_range, parse_size
+from vit_convert.core.pair import TOWERS
 from vit_convert.core.renamed import current
+from vit_convert.core.tower_config import given_keys, tower_config
 
 PRECISIONS = ("fp32", "bf16", "fp16", "int8", "fp8")
 AUTO = "auto"  # as a precision: what plan says; as a lowering: what the export advises
@@ -129,6 +131,7 @@ def check_values(config: ml_collections.ConfigDict) -> None:
     if not 1 <= batch.min <= batch.opt <= batch.max:
         raise UsageError(f"config.batch: min {batch.min}, opt {batch.opt}, max {batch.max} must rise from 1")
     _check_tuples(config)
+    _check_towers(config)
     if not config.checkpoint and config.model is None:
         raise UsageError(
             "config.checkpoint is empty", fix="Give a file, an https:// or gs:// address, or config.model."
@@ -145,6 +148,35 @@ def check_values(config: ml_collections.ConfigDict) -> None:
         raise UsageError(
             f"config.plan.file={config.plan.file!r}: no such file", fix="config.precision=auto writes one."
         )
+
+
+def of_tower(config: ml_collections.ConfigDict, tower: str) -> ml_collections.ConfigDict:
+    """The config by which one tower of a pair is converted, checked.
+
+    Args:
+        config: the full config of the pair.
+        tower: "image" or "text".
+
+    Raises:
+        UsageError: a value out of range; its key is called as in `config.image` or `config.text`.
+    """
+    try:
+        found = tower_config(config, tower, default_config())
+        check_values(found)
+    except UsageError as e:
+        raise UsageError(f"config.{tower}: {e}", fix=e.fix) from e
+    return found
+
+
+def _check_towers(config: ml_collections.ConfigDict) -> None:
+    given = {tower: given_keys(config, tower) for tower in TOWERS}
+    if config.model is not None and any(given.values()):
+        raise UsageError(
+            "config.model is no pair, and config.image or config.text has keys", fix="Set the common keys."
+        )
+    for tower, keys in given.items():
+        if keys:
+            of_tower(config, tower)
 
 
 def _check_model(config: ml_collections.ConfigDict) -> None:

@@ -57,6 +57,7 @@ class Range:
 
 
 _SHARE = Range(0.0, 1.0)
+_COSINES = Range(0.0, 2.0)  # the difference of two
 _POINTS = Range(0.0, 100.0)  # of top-1
 _BATCH = Range(1, _LARGEST_BATCH)
 
@@ -84,6 +85,10 @@ RANGES = {
     "check.int8_cosine": _SHARE,
     "check.max_top1_drop": _POINTS,
     "check.min_agreement": _POINTS,
+    "check.fp16_similarity": _COSINES,
+    "check.int8_similarity": _COSINES,
+    "check.int8_agreement": _POINTS,
+    "check.min_recall": _POINTS,
     "engine.workspace_gib": Range(0.0, 4096.0, above=True),
     "engine.opt_level": Range(0, 5),
     "benchmark.batches": Range(1, _LARGEST_BATCH, many=True),

@@ -4,6 +4,7 @@ import ml_collections
 from ml_collections import config_dict
 
 from vit_convert.core.renamed import Config
+from vit_convert.core.tower_config import tower_keys
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -23,6 +24,8 @@ def default_config() -> ml_collections.ConfigDict:
     config.family = "auto"  # auto: read from the file; any other is checked against it
     # more families of models: ("my_module:FAMILY", "/path/my_family.py:FAMILY"), tried before the package's own
     config.families = ()
+    # of a text tower: its .model, vocab.txt, merges.txt or tokenizer.json, or their folder; not needed for ids in .npy
+    config.tokenizer = ""
     config.variant = "auto"  # "B/32", "ViT-B_32", …; auto: read from the file; any other is checked against it
     # your own model instead of a checkpoint: a function that returns (module, variables)
     config.model = config_dict.placeholder(object)
@@ -82,6 +85,10 @@ def default_config() -> ml_collections.ConfigDict:
     config.evaluation = Config()
     config.evaluation.data = ""  # labelled images; empty: no accuracy is measured
     config.evaluation.num_images = 0  # 0: all
+    # of a pair: a file of class names, one a line, in the order of the labels: zero-shot top-1 is measured
+    config.evaluation.prompts = ""
+    # "a photo of a {}", and files of such lines; empty: the lines of evaluation.prompts as they are
+    config.evaluation.templates = ()
 
     config.check = Config()
     config.check.num_images = 4  # images in reference.npz; the largest batch onnxruntime is checked with
@@ -94,6 +101,13 @@ def default_config() -> ml_collections.ConfigDict:
     config.check.max_top1_drop = 1.0  # points of top-1 that a lower precision may lose, if there are labels
     # percent of labelled images on which an unquantized engine has to give JAX's first class
     config.check.min_agreement = 99.0
+
+    config.check.fp16_similarity = 0.01  # of a pair: largest error of the cosine of an image and a text
+    config.check.int8_similarity = 0.1
+    # of a pair: percent of the images for which a quantized pair has to put JAX's first text first
+    config.check.int8_agreement = 90.0
+    # of a pair: percent of the images whose first text by JAX has to be among a lower precision's first five
+    config.check.min_recall = 99.0
 
     config.engine = Config()
     config.engine.backend = "auto"  # auto: tensorrt on a host with a GPU, else rtx; none: stop after ONNX
@@ -113,4 +127,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.benchmark.batches = (1, 8, 64)
     config.benchmark.streams = (1, 2)
     config.benchmark.seconds = 3.0
+
+    config.image = tower_keys(config, "image")  # any key above for a pair's image tower alone: image.batch.max
+    config.text = tower_keys(config, "text")  # for its text tower: text.precision, text.calibration.data (prompts)
     return config.lock()

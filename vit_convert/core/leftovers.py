@@ -9,6 +9,7 @@ from typing import Any
 
 from vit_convert.core.bundle import Bundle, read_json
 from vit_convert.core.manifest import Files
+from vit_convert.core.pair import TOWERS
 
 # What `atomic` and its like name what is not whole yet; the other two are of version 0.1.
 _TEMPORARY = (".*.tmp", ".*.onnx.????????", ".switched.*")
@@ -25,15 +26,19 @@ _OF_STAGES = (
         "evaluation_images.npy",
         "evaluation_labels.npy",
         "evaluation_logits.npy",
+        "evaluation_embeddings.npy",
+        "evaluation_tokens.npy",
     ),
     *(
         "calibration_images.npy",
         "calibration_labels.npy",
+        "calibration_tokens.npy",
         "calibration.json",
         "calibration.cache",
         "calibration.cache.json",
     ),
     *("sensitivity.json", "sensitivity.png", "plan_search.json", "precision_plan.json"),
+    "pair.json",
 )
 _PLANS = ("engines/*/*.plan", "tune/*/*.plan")
 
@@ -67,6 +72,8 @@ def remove_leftovers(bundle: Bundle, files: Files) -> list[pathlib.Path]:
     for record in (bundle.benchmark, bundle.tuning):
         if record.exists() and (not graph or (read_json(record) or {}).get("onnx") != graph):
             gone += [record, record.with_suffix(".png")]
+    if bundle.pair in gone:  # and its towers, each a bundle of its own
+        gone += [folder for tower in TOWERS if ((folder := bundle.root / tower) / bundle.manifest.name).is_file()]
     for path in gone:
         _remove(path)
     return gone

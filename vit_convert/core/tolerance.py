@@ -4,6 +4,7 @@ import ml_collections
 
 from vit_convert.core.compare import Tolerance
 from vit_convert.core.config import QUANTIZED
+from vit_convert.core.similarity import RECALL, Ranking
 
 _FP32_GRAPHS = ("fp32", "smooth")  # SmoothQuant moves scales between fp32 weights, and changes no result
 
@@ -73,3 +74,42 @@ def agreement_miss(config: ml_collections.ConfigDict, precision: str, agreement:
     if precision in QUANTIZED or agreement is None or agreement >= needed:
         return ""
     return f"agrees with JAX on {agreement:.2f} % of {num_images} images; needed {needed:g} %"
+
+
+def similarity_misses(
+    config: ml_collections.ConfigDict, precision: str, found: Ranking, *, judges_ranks: bool, engine: bool = False
+) -> list[str]:
+    """What is wrong with the similarities of a pair of graphs or engines, in words; [] where they are near enough.
+
+    Args:
+        config: the full config of the pair; `check` holds the numbers.
+        precision: of the pair: the lower one of its towers.
+        found: from `compare_rankings`.
+        judges_ranks: whether the images and texts are somebody's, so that their order means something.
+        engine: whether engines are judged, see `tolerance_for`.
+
+    Example:
+        >>> from vit_convert.config import default_config
+        >>> found = Ranking(1000, 10, 0.02, 2.0, 0.1, 99.5, 100.0)
+        >>> similarity_misses(default_config(), "fp16", found, judges_ranks=True)
+        ['the cosine of an image and a text is off by 0.02; allowed 0.01']
+    """
+    check, quantized = config.check, precision in QUANTIZED
+    if judges_blocks(precision):
+        allowed = check.atol + (check.engine_rtol if engine else check.rtol)  # of the largest cosine that there is
+    else:
+        allowed = check.int8_similarity if quantized else check.fp16_similarity
+    misses = []
+    if not found.max_cosine_error <= allowed:
+        misses.append(f"the cosine of an image and a text is off by {found.max_cosine_error:.3g}; allowed {allowed:g}")
+    if not judges_ranks:
+        return misses
+    needed = check.int8_agreement if quantized else check.min_agreement
+    if found.top1 < needed:
+        misses.append(
+            f"puts JAX's first text first for {found.top1:.2f} % of {found.images} images; needed {needed:g} %"
+        )
+    if found.recall < check.min_recall:
+        among = f"JAX's first text is among the first {RECALL} for {found.recall:.2f} % of {found.images} images"
+        misses.append(f"{among}; needed {check.min_recall:g} %")
+    return misses

@@ -1,0 +1,128 @@
+"""Keys for one tower of a pair: `config.image.*` and `config.text.*` lie over the common keys of the same names."""
+
+from typing import Any
+
+import ml_collections
+from ml_collections import config_dict
+
+from vit_convert.core.errors import UsageError
+from vit_convert.core.pair import TOWERS
+from vit_convert.core.renamed import Config
+
+_OF_BOTH = (
+    "name",
+    "checkpoint",
+    "family",
+    "families",
+    "variant",
+    "model",
+    "normalize",
+    "target",
+    "tokenizer",
+    "engine.backend",
+)
+_OF_IMAGES = ("image_size", "posemb_grid", "preprocess", "layout", "input", "num_classes")
+_DATA = (
+    "calibration.data",
+    "evaluation.data",
+    "evaluation.num_images",
+)  # of the common keys images, which are no prompts
+_ZERO_SHOT = ("evaluation.prompts", "evaluation.templates")  # the text tower's
+
+
+def tower_keys(config: ml_collections.ConfigDict, tower: str) -> Config:
+    """The keys that one tower may have for itself, each empty: as the common one says.
+
+    Args:
+        config: the common keys with their defaults.
+        tower: "image" or "text".
+
+    Returns:
+        A group of placeholders.
+    """
+    return _emptied(config, "", {*_OF_BOTH, *(_OF_IMAGES if tower == "text" else _ZERO_SHOT)})
+
+
+def _emptied(config: ml_collections.ConfigDict, path: str, left_out: set[str]) -> Config:
+    group = Config()
+    for key in config:
+        value, dotted = config.get_ref(key).get(), f"{path}{key}"
+        if isinstance(value, ml_collections.ConfigDict):
+            group[key] = _emptied(value, f"{dotted}.", left_out)
+        elif dotted not in left_out:
+            group[key] = config_dict.placeholder(object if value is None else type(value))
+    return group
+
+
+def given_keys(config: ml_collections.ConfigDict, tower: str) -> dict[str, Any]:
+    """What a config says for one tower alone, by dotted key.
+
+    Args:
+        config: the full config.
+        tower: "image" or "text".
+
+    Example:
+        >>> from vit_convert.config import default_config
+        >>> config = default_config()
+        >>> config.text.batch.max = 1024
+        >>> given_keys(config, "text")
+        {'batch.max': 1024}
+    """
+    return _given(config[tower], "")
+
+
+def _given(group: ml_collections.ConfigDict, path: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key in group:
+        value = group.get_ref(key).get()
+        if isinstance(value, ml_collections.ConfigDict):
+            found |= _given(value, f"{path}{key}.")
+        elif value is not None:
+            found[f"{path}{key}"] = value
+    return found
+
+
+def tower_config(
+    config: ml_collections.ConfigDict, tower: str, defaults: ml_collections.ConfigDict
+) -> ml_collections.ConfigDict:
+    """The config by which one tower of a pair is converted, as if it were alone.
+
+    Args:
+        config: the full config of the pair.
+        tower: "image" or "text".
+        defaults: of all keys; it is what the values are written into.
+
+    Returns:
+        A full config, its values not checked yet: the common ones, and over them those of the tower. Images are no
+        prompts, so that the common `calibration.data` and `evaluation.data` are the image tower's.
+
+    Raises:
+        UsageError: a value of the tower's is not of its key's type.
+    """
+    others = {*_OF_IMAGES, *_DATA} if tower == "text" else {*_ZERO_SHOT, "tokenizer"}
+    for key, value in _given(config, "").items():
+        if key.partition(".")[0] not in TOWERS and key not in others:
+            _set(defaults, key, value)
+    for key, value in given_keys(config, tower).items():
+        try:
+            _set(defaults, key, value)
+        except (TypeError, ValueError) as e:
+            raise UsageError(f"config.{tower}.{key}={value!r}: {e}") from e
+    defaults.name = tower
+    defaults.checkpoint = _named(config.checkpoint, "img" if tower == "image" else "txt")
+    return defaults
+
+
+def _named(checkpoint: str, part: str) -> str:
+    """The tower of a file, or of an address that a sum may follow."""
+    address, mark, fragment = checkpoint.partition("#") if "://" in checkpoint else (checkpoint, "", "")
+    return f"{address}:{part}{mark}{fragment}"
+
+
+def _set(config: ml_collections.ConfigDict, dotted: str, value: Any) -> None:
+    *groups, key = dotted.split(".")
+    for group in groups:
+        config = config[group]
+    if isinstance(config.get_ref(key).get(), float) and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    config[key] = tuple(value) if isinstance(value, list) else value
