@@ -5,18 +5,21 @@ import os
 import pathlib
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ml_collections
 
 from vit_convert.core.bundle import Bundle, as_json, read_json, utf8_path, write_json
 from vit_convert.core.config import as_plain
+from vit_convert.core.errors import ConvertError, UsageError
 from vit_convert.core.leftovers import remove_temporaries
 from vit_convert.core.lock import hold
 from vit_convert.core.manifest import Manifest
+from vit_convert.core.pair import TOWERS, is_pair
 from vit_convert.core.pipeline import Context, all_fresh, run_stages
 from vit_convert.core.progress import Progress
+from vit_convert.core.tower_config import given_keys
 from vit_convert.report.summary import print_summary
 from vit_convert.report.write import write_report
 from vit_convert.stages import stages
@@ -35,7 +38,7 @@ def convert(
     command: Sequence[str] = (),
     checkpoints: Sequence[str | os.PathLike[str]] = (),
 ) -> dict[str, Any]:
-    """Converts one checkpoint.
+    """Converts one checkpoint: one model, or the two towers of a pair.
 
     Args:
         config: a full config, from `config.complete`.
@@ -53,6 +56,38 @@ def convert(
         UsageError: another conversion works on the bundle, or the bundle cannot be written.
         ConvertError: a stage failed; finished stages are kept.
     """
+    folders = (*checkpoints, "checkpoints", *_OURS)
+    given: dict[str, Any] = {"until": until, "force": force, "quiet": quiet, "command": command}
+    if _is_pair(config, folders):
+        from vit_convert.convert_pair import convert_pair
+
+        return convert_pair(config, workdir, convert_one, checkpoints=folders, **given)
+    return convert_one(config, workdir, checkpoints=folders, **given)
+
+
+def convert_one(
+    config: ml_collections.ConfigDict,
+    workdir: str | os.PathLike[str],
+    *,
+    until: str,
+    force: bool,
+    quiet: bool,
+    command: Sequence[str],
+    checkpoints: Sequence[str | os.PathLike[str]],
+    changes: Callable[[], None] | None = None,
+) -> dict[str, Any]:
+    """Converts one model; see `convert`.
+
+    Args:
+        config: as above.
+        workdir: as above.
+        until: as above.
+        force: as above.
+        quiet: as above.
+        command: as above.
+        checkpoints: all folders in which a checkpoint is looked for.
+        changes: of a tower of a pair: called once before a stage changes anything; not where all are fresh.
+    """
     bundle = Bundle(os.path.join(workdir, config.name))
     utf8_path(bundle.root.absolute())
     bundle.require_writable()
@@ -61,10 +96,12 @@ def convert(
         remove_temporaries(bundle)
         progress = Progress(bundle.events, quiet=quiet)
         progress.event("command", argv=list(command or sys.argv), name=config.name)
-        context = Context(config, bundle, progress, line, (*checkpoints, "checkpoints", *_OURS))
-        report = _convert(context, until=until, force=force, command=command)
+        context = Context(config, bundle, progress, line, checkpoints)
+        report = _convert(context, changes or (lambda: None), until=until, force=force, command=command)
         if not quiet:
-            print_summary(report, bundle.root, files=list(Manifest.read(bundle).files), whole=not until)
+            print_summary(
+                report, bundle.root, files=list(Manifest.read(bundle).files), whole=not until and changes is None
+            )
     return report
 
 
@@ -88,15 +125,52 @@ def fresh_report(
         return None
     if read_json(bundle.config) != json.loads(as_json(as_plain(config))):
         return None
-    context = Context(config, bundle, Progress(quiet=True), "", (*checkpoints, "checkpoints", *_OURS))
+    folders = (*checkpoints, "checkpoints", *_OURS)
+    context = Context(config, bundle, Progress(quiet=True), "", folders)
+    if is_pair(bundle.root) and _is_pair(config, folders):
+        from vit_convert.convert_pair import is_fresh_pair
+
+        return report if is_fresh_pair(context, fresh_report, until=until, checkpoints=folders) else None
     return report if all_fresh(stages(), context, until=until) else None
 
 
-def _convert(context: Context, *, until: str, force: bool, command: Sequence[str]) -> dict[str, Any]:
+def _is_pair(config: ml_collections.ConfigDict, folders: Sequence[str | os.PathLike[str]]) -> bool:
+    """Whether the checkpoint is of two towers, and both are meant.
+
+    Raises:
+        UsageError: it is not, and the config has keys that only towers have.
+    """
+    towers: Sequence[str] = ()
+    if config.model is None:
+        from vit_convert.checkpoint.find import find_checkpoint
+        from vit_convert.families.load import towers_in
+
+        try:
+            found = find_checkpoint(config.checkpoint, folders)
+            path = f"{found.path}:{found.subtree}" if found.subtree else found.path
+            towers = towers_in(path, family=config.family, families=config.families)
+        except ConvertError:
+            return False  # the checkpoint stage says it, and leaves it in the report
+    if len(towers) == 2:
+        return True
+    for tower in TOWERS:
+        if keys := list(given_keys(config, tower)):
+            what = f"{config.checkpoint or 'config.model'} is no pair of towers"
+            raise UsageError(f"config.{tower}.{keys[0]}: {what}", fix=f"Set config.{keys[0]}.")
+    if config.tokenizer and "text" not in towers:
+        raise UsageError(f"config.tokenizer={config.tokenizer!r}: the model takes no text", fix="Leave it out.")
+    return False
+
+
+def _convert(
+    context: Context, changes: Callable[[], None], *, until: str, force: bool, command: Sequence[str]
+) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
 
     # not before the manifest says that something changes: engine commands would read it beside other graphs
     def begin() -> None:
+        if any(row["status"] == "running" for row in rows):
+            changes()
         write_json(context.bundle.config, as_plain(context.config))
 
     try:

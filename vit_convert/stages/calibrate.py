@@ -24,6 +24,14 @@ from vit_convert.stages.common import (
     source_identity,
     with_weights,
 )
+from vit_convert.stages.text import (
+    calibration_source,
+    calibration_tokens,
+    identity,
+    noise_tokens,
+    samples_file,
+    takes_text,
+)
 
 if TYPE_CHECKING:
     from vit_convert.quantize.calibrate import Calibration
@@ -40,19 +48,19 @@ def _wanted(context: Context) -> bool:
 
 def _inputs(context: Context) -> Any:
     calibration = context.config.calibration
-    source, engine = source_identity(calibration.data, labelled=False), context.config.engine
+    engine = context.config.engine
+    if takes_text(context):
+        source = identity(context, calibration_source(context))
+    else:
+        source = source_identity(calibration.data, labelled=False)
     may = [_may_leave_out(context), _may_shift(context)]
     return [plain(calibration), source, patterns(context), engine.calibrator, unquantized(context), *may]
 
 
 def _outputs(context: Context) -> list[pathlib.Path]:
     smoothed = graph_files(context, SMOOTHED) if context.config.calibration.smooth else []
-    images = (
-        [context.bundle.images("calibration"), context.bundle.labels("calibration")]
-        if context.config.calibration.data
-        else []
-    )
-    images = images or [context.bundle.images("calibration")]
+    labels = [context.bundle.labels("calibration")] if context.config.calibration.data else []
+    images = [samples_file(context, "calibration"), *labels]
     cache = (
         [context.bundle.calibration_cache, key_path(context.bundle.calibration_cache)] if _with_cache(context) else []
     )
@@ -160,7 +168,8 @@ def calibrate(context: Context) -> dict[str, Any]:
     if lowering:
         left_out = _measure_lowering(context, lowering, images)
     clipped = sum(calibration.thresholds[name] < 0.999 * calibration.amax[name] for name in calibration.thresholds)
-    summary = f"{config.method}, {len(images)} images, {len(calibration.thresholds)} tensors, {clipped} clipped"
+    what = "texts" if takes_text(context) else "images"
+    summary = f"{config.method}, {len(images)} {what}, {len(calibration.thresholds)} tensors, {clipped} clipped"
     widened = _widened(calibration)
     if widened:
         summary += f", {len(widened)} wider than entropy, {_most(widened)}"
@@ -329,15 +338,18 @@ def _refuse_to_quantize_nothing(context: Context) -> None:
 def _calibration_images(context: Context) -> tuple[np.ndarray, str]:
     from vit_convert.images.sources import open_images
 
-    config = context.config.calibration
+    config, is_text = context.config.calibration, takes_text(context)
+    if is_text and (found := calibration_tokens(context)):
+        return found
     if config.data:
         source = open_images(config.data, labelled=False)
         return decode(context, "calibration", source, config.num_images).images, config.data
-    images = noise(context, min(config.num_images, _NOISE_IMAGES))
+    count = min(config.num_images, _NOISE_IMAGES)
+    images = noise_tokens(context, count) if is_text else noise(context, count)
     context.progress.warn(
         "calibration.data is empty: ranges come from noise, so the quantized engine shows speed and not accuracy"
     )
-    with atomic(context.bundle.images("calibration")) as temporary, open(temporary, "wb") as f:
+    with atomic(samples_file(context, "calibration")) as temporary, open(temporary, "wb") as f:
         np.save(f, images)
     return images, "seeded noise"
 
@@ -378,7 +390,7 @@ def _write_cache(context: Context, calibration: Any) -> None:
     if builds_here(context) and (backend := backend_named(context.config.engine.backend)).has_calibrator:
         version = backend.version
     algorithm = calibration.method if calibration.method in ALGORITHMS else "entropy"
-    images = context.bundle.images("calibration")
+    images = samples_file(context, "calibration")
     graph, preprocessing = hash_graph(source_graph(context)), context.results["checkpoint"]["preprocess"]
     key = CacheKey(
         algorithm, version, hash_source(graph, images, num_images=calibration.num_images, preprocessing=preprocessing)

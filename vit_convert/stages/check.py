@@ -69,12 +69,12 @@ def check_precision(context: Context, precision: str) -> dict[str, Any]:
     A dynamic graph is judged at three sizes; a quantized one only at the size of its calibration, and reported at the
     others.
     """
-    with _runnable(context, precision) as path:
+    with runnable(context, precision) as path:
         return _check_graph(context, precision, path)
 
 
 @contextlib.contextmanager
-def _runnable(context: Context, precision: str) -> Iterator[pathlib.Path]:
+def runnable(context: Context, precision: str) -> Iterator[pathlib.Path]:
     """The graph of a precision as onnxruntime can run it on a CPU: itself, or for bf16 its widened form, which is
     removed afterwards."""
     path = context.bundle.onnx(precision)

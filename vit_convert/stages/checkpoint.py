@@ -1,5 +1,6 @@
 """The checkpoint stage: what is converted, and at which image size."""
 
+import dataclasses
 import math
 import os
 from typing import Any
@@ -105,6 +106,7 @@ def load(context: Context) -> dict[str, Any]:
         "zero_head": checkpoint.zero_head,
         "output": checkpoint.output,
         "judge": checkpoint.judge,
+        "pair": dataclasses.asdict(checkpoint.pair) if checkpoint.pair else None,
         "warnings": list(checkpoint.warnings),
         "preprocess": preprocess_for(preprocess, size or (1, 1)).to_dict(),
         "summary": f"{_called(checkpoint)}, {checkpoint.num_params:,} parameters, {shown}",

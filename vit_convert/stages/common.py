@@ -123,27 +123,27 @@ def noise(context: Context, count: int) -> np.ndarray:
 
 
 def inputs_beside(
-    inputs: Sequence[Tensor], pixels: np.ndarray, as_taken: Callable[[np.ndarray], np.ndarray]
+    inputs: Sequence[Tensor], samples: np.ndarray, as_taken: Callable[[np.ndarray], np.ndarray]
 ) -> list[np.ndarray]:
-    """A model's inputs for a batch of images, in its order: the images as it takes them, and texts and numbers that
-    they are the seed of.
+    """A model's inputs for a batch, in its order: images or tokens as it takes them, and texts and numbers that these
+    are the seed of.
 
     Args:
         inputs: of the model or the graph.
-        pixels: uint8 [batch, height, width, 3].
-        as_taken: maps pixels to what the input of images takes.
+        samples: images uint8 [batch, height, width, 3]; or token ids int32 [batch, length], of a text tower.
+        as_taken: maps images to what the input of images takes.
     """
-    generator = np.random.default_rng(zlib.crc32(pixels.tobytes()))
+    generator, is_tokens = np.random.default_rng(zlib.crc32(samples.tobytes())), samples.ndim == 2
 
     def made(tensor: Tensor) -> np.ndarray:
         if tensor.is_text:
-            return sample_texts(tensor, len(pixels), generator)
-        shape = (len(pixels), *(int(side) for side in tensor.shape[1:]))
+            return samples.astype(tensor.dtype) if is_tokens else sample_texts(tensor, len(samples), generator)
+        shape = (len(samples), *(int(side) for side in tensor.shape[1:]))
         if np.issubdtype(tensor.dtype, np.integer):
             return generator.integers(0, tensor.below or 2, shape).astype(tensor.dtype)
         return generator.standard_normal(shape, np.float32).astype(tensor.dtype)
 
-    return [as_taken(pixels) if tensor.is_image else made(tensor) for tensor in inputs]
+    return [as_taken(samples) if tensor.is_image else made(tensor) for tensor in inputs]
 
 
 def signature_of(context: Context) -> Signature:

@@ -5,18 +5,24 @@ import pathlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from vit_convert.core.errors import UsageError
 from vit_convert.core.pipeline import Context, Stage
 from vit_convert.stages.common import decode, source_identity
+from vit_convert.stages.text import evaluation_source, identity, takes_text, tokenize_evaluation
 
 if TYPE_CHECKING:
     from vit_convert.images.sources import Labels
 
 
 def _inputs(context: Context) -> Any:
+    if takes_text(context):
+        return [identity(context, evaluation_source(context)), context.config.evaluation.num_images]
     return [source_identity(context.config.evaluation.data, labelled=True), context.config.evaluation.num_images]
 
 
 def _outputs(context: Context) -> list[pathlib.Path]:
+    if takes_text(context):
+        return [context.bundle.tokens("evaluation")]
     return (
         [context.bundle.images("evaluation"), context.bundle.labels("evaluation")]
         if context.config.evaluation.data
@@ -25,20 +31,30 @@ def _outputs(context: Context) -> list[pathlib.Path]:
 
 
 def decode_images(context: Context) -> dict[str, Any]:
-    """Decodes the evaluation images once, at the model's size; labels are left out where the output has no classes."""
+    """Decodes the evaluation images once, at the model's size; labels are left out where nothing has classes. Of a text
+    tower, makes token ids of its prompts."""
     from vit_convert.images.sources import open_images
 
-    data = context.config.evaluation.data
+    if takes_text(context):
+        return tokenize_evaluation(context)
+    data, checkpoint = context.config.evaluation.data, context.results["checkpoint"]
+    if context.config.evaluation.prompts:
+        raise UsageError(
+            f"config.evaluation.prompts={context.config.evaluation.prompts}: {checkpoint['path']} is no pair of "
+            "towers, so that no image can be compared with a prompt",
+            fix="Leave it out, or give a checkpoint of two towers.",
+        )
     if not data:
         return {"num_images": 0, "summary": "no evaluation data"}
     source = open_images(data)
-    if source.labelling is not None and (reason := _no_classes(context.results["checkpoint"])):
+    in_pair = checkpoint.get("judge") == "embedding"  # the pair compares its images with the names of classes
+    if source.labelling is not None and not in_pair and (reason := _no_classes(checkpoint)):
         context.progress.warn(f"evaluation.data has labels, and {reason}: no top-1 is measured")
         source = dataclasses.replace(source, labelling=None)
     split = decode(context, "evaluation", source, context.config.evaluation.num_images)
     return {
         "num_images": len(split.images),
-        "labelled": source.labelling is not None,
+        "labelled": source.labelling is not None and not in_pair,
         **_of_labels(source.labelling),
         "summary": f"{len(split.images)} evaluation images",
     }

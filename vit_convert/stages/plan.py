@@ -11,6 +11,7 @@ from vit_convert.core.pipeline import Context, Stage
 from vit_convert.stages.calibrate import limits, source_graph
 from vit_convert.stages.common import dialect_for, evaluation, plain, prepare
 from vit_convert.stages.quantize import activation_ranges
+from vit_convert.stages.text import samples_file
 
 if TYPE_CHECKING:
     from vit_convert.quantize.precision_plan import Budget
@@ -53,7 +54,7 @@ def _sensitivity(context: Context, path: pathlib.Path) -> Any:
     config, graph = context.config, source_graph(context)
     labelled = evaluation(context)
     split = "evaluation" if context.results["images"]["num_images"] else "calibration"
-    images = np.load(context.bundle.images(split), mmap_mode="r")
+    images = np.load(samples_file(context, split), mmap_mode="r")
     chosen = pick(len(images), config.plan.num_images)
     dialect = dialect_for(context)
     rest = "fp32" if dialect.precision_by_flag else "fp16"  # what a flag makes of fp32 is not in the graph
@@ -118,7 +119,7 @@ def plan(context: Context) -> dict[str, Any]:
             source_graph(context),
             sensitivity.calibration,
             sensitivity.units,
-            np.load(context.bundle.images("calibration"), mmap_mode="r"),
+            np.load(samples_file(context, "calibration"), mmap_mode="r"),
             prepare(context),
             precision=context.config.plan.type,
             batch_size=context.config.calibration.batch_size,

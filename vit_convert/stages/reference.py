@@ -1,5 +1,6 @@
 """The reference stage: JAX's outputs, by which every later stage is judged."""
 
+import functools
 import pathlib
 from typing import Any
 
@@ -12,6 +13,7 @@ from vit_convert.core.image_size import ImageRange, NoSize, Size, sizes_of
 from vit_convert.core.pipeline import Context, Stage
 from vit_convert.stages.checkpoint import model_of
 from vit_convert.stages.common import EVALUATION_BATCH, evaluation, inputs_beside, noise, preprocess_of
+from vit_convert.stages.text import samples_file, takes_text
 
 _SHOWN = 8  # names of class folders in a message
 
@@ -33,7 +35,13 @@ def reference_files(context: Context) -> dict[Size | NoSize, pathlib.Path]:
 
 def _outputs(context: Context) -> list[pathlib.Path]:
     labelled = [context.bundle.predictions] if context.results["images"].get("labelled") else []
-    return [*reference_files(context).values(), *labelled]
+    embedded = [context.bundle.embeddings] if _embeds(context) else []
+    return [*reference_files(context).values(), *labelled, *embedded]
+
+
+def _embeds(context: Context) -> bool:
+    """Whether all evaluation images or prompts are embedded: by a tower, whose pair compares them with each other."""
+    return context.results["checkpoint"].get("judge") == "embedding" and bool(context.results["images"]["num_images"])
 
 
 def compute_reference(context: Context) -> dict[str, Any]:
@@ -42,8 +50,9 @@ def compute_reference(context: Context) -> dict[str, Any]:
 
     model, count = model_of(context), context.config.check.num_images
     if context.results["images"]["num_images"]:
-        images = np.load(context.bundle.images("evaluation"), mmap_mode="r")
-        source, raw = "evaluation images", np.asarray(images[pick(len(images), count)])
+        images = np.load(samples_file(context, "evaluation"), mmap_mode="r")
+        source = "evaluation prompts" if takes_text(context) else "evaluation images"
+        raw = np.asarray(images[pick(len(images), count)])
     else:
         source, raw = "seeded noise", noise(context, count)
     labelled, num_classes = evaluation(context), context.results["checkpoint"].get("num_classes")
@@ -58,41 +67,48 @@ def compute_reference(context: Context) -> dict[str, Any]:
         "source": source,
         "num_images": len(raw),
         "tensors": tensors,
-        "summary": f"{len(raw)} images, {source}{shown}",
+        "summary": f"{len(raw)} {'texts' if takes_text(context) else 'images'}, {source}{shown}",
     }
+    if _embeds(context):
+        _save(context.bundle.embeddings, _outputs_of_all(context, model, images, model.output))
     if labelled:
-        predictions = _predictions(context, model, labelled[0])
-        with atomic(context.bundle.predictions) as temporary, open(temporary, "wb") as f:
-            np.save(f, predictions)
+        predictions = _outputs_of_all(context, model, labelled[0], model.signature.classes.name, has_classes=True)
+        _save(context.bundle.predictions, predictions)
         result["top1"] = top1_accuracy(predictions, labelled[1])
         result["summary"] += f", top-1 {result['top1']:.2f} %"
     return result
 
 
-def _predictions(context: Context, model: Any, images: np.ndarray) -> np.ndarray:
-    """JAX's output on the labelled images: [images, classes].
+def _outputs_of_all(
+    context: Context, model: Any, samples: np.ndarray, output: str, *, has_classes: bool = False
+) -> np.ndarray:
+    """JAX's output for all evaluation images or prompts: [samples, …].
 
     Raises:
-        CalibrationError: the labels are not of the model's classes.
-        CheckError: an output is not finite, so that no class is largest.
+        CalibrationError: it has classes, and the labels are not of them.
+        CheckError: an output is not finite, so that nothing can be compared with it.
     """
-    normalize, scores, classes = preprocess_of(context).normalize, [], model.signature.classes.name
-    inputs = model.signature.inputs
-    with context.progress.bar("JAX top-1", total=len(images)) as advance:
-        for start in range(0, len(images), EVALUATION_BATCH):
-            pixels = np.asarray(images[start : start + EVALUATION_BATCH])
-            batch = model.run(*inputs_beside(inputs, pixels, normalize))[classes]
-            if not start:
+    normalize, taken, found = preprocess_of(context).normalize, model.signature.inputs, []
+    with context.progress.bar(f"JAX {output}", total=len(samples)) as advance:
+        for start in range(0, len(samples), EVALUATION_BATCH):
+            some = np.asarray(samples[start : start + EVALUATION_BATCH])
+            batch = model.run(*inputs_beside(taken, some, normalize))[output]
+            if has_classes and not start:
                 _require_classes(context, batch.shape[-1])
             if not np.isfinite(batch).all():
                 raise CheckError(
-                    f"{classes}: the JAX model itself gives NaN or infinity on evaluation images {start} to "
+                    f"{output}: the JAX model itself gives NaN or infinity on evaluation images {start} to "
                     f"{start + len(batch) - 1}",
                     fix="Check the checkpoint and the preprocessing.",
                 )
-            scores.append(batch)
+            found.append(batch)
             advance(len(batch))
-    return np.concatenate(scores)
+    return np.concatenate(found)
+
+
+def _save(path: pathlib.Path, values: np.ndarray) -> None:
+    with atomic(path) as temporary, open(temporary, "wb") as f:
+        np.save(f, values)
 
 
 def _require_classes(context: Context, num_classes: int) -> None:
@@ -129,8 +145,7 @@ def _resized(images: np.ndarray, size: Size | NoSize) -> np.ndarray:
 def _write(context: Context, path: pathlib.Path, raw: np.ndarray, model: Any, source: str) -> list[str]:
     """Writes one size's file and returns the names of its tensors."""
     preprocess, config, taken = preprocess_of(context), context.config, model.signature.inputs
-    inputs = inputs_beside(taken, raw, preprocess.normalize)
-    outputs = model.run(*inputs)
+    outputs = model.run(*inputs_beside(taken, raw, preprocess.normalize))
     for name, value in outputs.items():
         if not np.isfinite(value).all():
             raise CheckError(
@@ -138,10 +153,9 @@ def _write(context: Context, path: pathlib.Path, raw: np.ndarray, model: Any, so
                 fix="Check the checkpoint and the preprocessing.",
             )
     with atomic(path) as temporary, open(temporary, "wb") as f:
-        as_graph = preprocess.graph_input(raw, dtype=config.input, channels_first=config.layout == "NCHW")
-        arrays: dict[str, Any] = {
-            tensor.name: as_graph if tensor.is_image else value for tensor, value in zip(taken, inputs)
-        }
+        options = {"dtype": config.input, "channels_first": config.layout == "NCHW"}
+        inputs = inputs_beside(taken, raw, functools.partial(preprocess.graph_input, **options))
+        arrays: dict[str, Any] = dict(zip((tensor.name for tensor in taken), inputs))
         np.savez(f, **arrays, **outputs)
     return list(outputs)
 

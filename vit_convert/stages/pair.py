@@ -1,0 +1,234 @@
+"""The stages of a pair, behind those of its towers: what it is, and how its similarities compare with JAX's."""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from vit_convert.core import config as configs
+from vit_convert.core.bundle import write_json
+from vit_convert.core.errors import CalibrationError, CheckError, CheckpointError
+from vit_convert.core.manifest import Manifest
+from vit_convert.core.pair import TOWERS, PairFacts
+from vit_convert.core.pipeline import Context, Stage
+from vit_convert.core.similarity import compare_rankings, zero_shot_top1
+from vit_convert.core.tolerance import similarity_misses, top1_miss
+from vit_convert.stages.check import runnable
+from vit_convert.stages.common import EVALUATION_BATCH, plain, prepare, signature_of
+from vit_convert.stages.text import samples_file
+
+Embeddings = tuple[np.ndarray, np.ndarray]
+_INSTEAD = ("fp16", "bf16", "fp32")  # of a tower that has no graph of a precision, in the order of preference
+
+
+def pair_stages() -> list[Stage]:
+    """The stages of a pair, whose context has those of its towers in `scratch`, by name."""
+    return [PAIR, SIMILARITY]
+
+
+def tower_context(context: Context, config: Any, tower: str) -> Context:
+    """A finished tower as its stages saw it.
+
+    Args:
+        context: of the pair.
+        config: of the tower.
+        tower: "image" or "text".
+    """
+    found = Context(config, type(context.bundle)(context.bundle.root / tower), context.progress, context.command)
+    manifest = Manifest.read(found.bundle)
+    found.results = {name: manifest.result(name) for name in manifest.rows if manifest.finished(name)}
+    return found
+
+
+def _towers(context: Context) -> list[Context]:
+    return [context.scratch[tower] for tower in TOWERS]
+
+
+def describe_pair(context: Context) -> dict[str, Any]:
+    """Writes `pair.json`."""
+    facts = _facts(context)
+    graphs = {tower: _hash(context.scratch[tower], "model.onnx") for tower in TOWERS}
+    write_json(context.bundle.pair, {**facts.to_dict(), "graphs": graphs})
+    bias = "" if facts.logit_bias is None else f", bias {facts.logit_bias:.4g}"
+    classes = f", {facts.classes} classes" if facts.classes else ""
+    return {**facts.to_dict(), "summary": f"{facts.similarity}, scale {facts.logit_scale:.4g}{bias}{classes}"}
+
+
+def _facts(context: Context) -> PairFacts:
+    """What both towers say of the pair.
+
+    Raises:
+        CheckpointError: their embeddings are not of one space.
+    """
+    image, text = _towers(context)
+    widths = [signature_of(tower).outputs[0].shape[-1] for tower in (image, text)]
+    if widths[0] != widths[1]:
+        raise CheckpointError(
+            f"an image's embedding has {widths[0]} numbers, a text's {widths[1]}: they are not of one pair",
+            fix="Convert the towers one by one, with ':img' and ':txt' behind the file.",
+        )
+    record = text.results["checkpoint"]["pair"]
+    counts = {key: text.results["images"].get(key, 0) for key in ("classes", "templates")}
+    own = {key: record[key] for key in ("logit_scale", "logit_bias", "similarity")}
+    return PairFacts(**own, text=_prompting(record), **counts)
+
+
+def _prompting(record: Mapping[str, Any]) -> dict[str, Any]:
+    from vit_convert.text.prompting import Prompting
+
+    return Prompting.from_dict(record).to_dict()
+
+
+def check_similarity(context: Context) -> dict[str, Any]:
+    """Compares the similarities of images and texts with JAX's, of the fp32 graphs and of each lower precision.
+
+    Raises:
+        CheckError: a tolerance is missed; all precisions are measured before.
+    """
+    facts, towers = _facts(context), _towers(context)
+    right, judges_ranks = (_jax(towers[0]), _jax(towers[1])), all(map(_has_samples, towers))
+    labels = _labels(towers[0], facts)
+    result: dict[str, Any] = {"source": "evaluation data" if judges_ranks else "seeded noise", "checks": {}}
+    if labels is not None:
+        result["zero_shot"] = {"classes": facts.classes, "templates": facts.templates, "num_images": len(labels)}
+        result["zero_shot"]["jax"] = zero_shot_top1(*right, labels, facts)
+    for precision in _precisions(towers):
+        used = [_used(tower, precision) for tower in towers]
+        found = _candidate(towers, used)
+        ranking = compare_rankings(right, found, facts)
+        misses = similarity_misses(context.config, precision, ranking, judges_ranks=judges_ranks)
+        row = {"precision": precision, **dict(zip(TOWERS, used)), **dataclasses.asdict(ranking)}
+        if labels is not None:
+            row["zero_shot"] = zero_shot_top1(*found, labels, facts)
+            miss = top1_miss(context.config, row["zero_shot"], result["zero_shot"]["jax"])
+            misses += [f"zero-shot {miss}"] if miss else []
+        result["checks"][precision] = {**row, "passed": not misses, "misses": misses}
+    result["summary"] = _summary(result)
+    if missed := {name: row["misses"] for name, row in result["checks"].items() if row["misses"]}:
+        said = "; ".join(f"{name}: {'; '.join(misses)}" for name, misses in missed.items())
+        raise CheckError(
+            f"the pair's similarities are not JAX's: {said}",
+            fix="Leave the layers that cost most in fp16 (config.image.precision=auto, config.text.precision=auto), or "
+            "quantize one tower alone (config.text.precision=fp16). docs/zero_shot.md has more.",
+            result=result,
+        )
+    return result
+
+
+def _summary(result: Mapping[str, Any]) -> str:
+    parts = []
+    for name, row in result["checks"].items():
+        part = (
+            f"{name}: cosines to {row['max_cosine_error']:.2g}, top-1 {row['top1']:.2f} %, recall {row['recall']:.2f} %"
+        )
+        parts.append(part + (f", zero-shot {row['zero_shot']:.2f} %" if "zero_shot" in row else ""))
+    return "; ".join(parts)
+
+
+def _precisions(towers: list[Context]) -> list[str]:
+    """Those that a tower has a graph of, from the highest to the lowest."""
+    return [name for name in configs.PRECISIONS if any(name in _graphs(tower) for tower in towers)]
+
+
+def _graphs(tower: Context) -> list[str]:
+    lowered = tower.results.get("quantize", {}).get("checks", {})
+    return ["fp32", *(name for name in lowered if name in configs.PRECISIONS)]
+
+
+def _used(tower: Context, precision: str) -> str:
+    return next(name for name in (precision, *_INSTEAD) if name in _graphs(tower))
+
+
+def _candidate(towers: list[Context], precisions: list[str]) -> Embeddings:
+    image, text = (_of_graph(tower, precision) for tower, precision in zip(towers, precisions))
+    return image, text
+
+
+def _has_samples(tower: Context) -> bool:
+    return bool(tower.results["images"]["num_images"])
+
+
+def _jax(tower: Context) -> np.ndarray:
+    """JAX's embeddings of all evaluation images or prompts; of the reference's, where there are none."""
+    if _has_samples(tower):
+        return np.load(tower.bundle.embeddings)
+    with np.load(tower.bundle.reference) as file:
+        return file[signature_of(tower).outputs[0].name]
+
+
+def _of_graph(tower: Context, precision: str) -> np.ndarray:
+    from vit_convert.checks.onnx_graph import graph_scores
+    from vit_convert.core.onnx_file import open_session, run_session
+
+    signature = signature_of(tower)
+    output = signature.outputs[0].name
+    with runnable(tower, precision) as path:
+        if _has_samples(tower):
+            samples = np.load(samples_file(tower, "evaluation"), mmap_mode="r")
+            options: Any = {"batch_size": EVALUATION_BATCH, "progress": tower.progress}
+            return graph_scores(path, samples, prepare(tower), output, label=f"{precision} similarity", **options)
+        with np.load(tower.bundle.reference) as file:
+            feeds = {tensor.name: file[tensor.name] for tensor in signature.inputs}
+        return run_session(open_session(path), feeds, [output])[output]
+
+
+def _labels(image: Context, facts: PairFacts) -> np.ndarray | None:
+    """The classes of the evaluation images, None where there are no labels or no classes.
+
+    Raises:
+        CalibrationError: the labels are not of the classes that the prompts are of.
+    """
+    path = image.bundle.labels("evaluation")
+    if not facts.classes or path not in Manifest.read(image.bundle).files:
+        return None
+    labels, folders = np.load(path), image.results["images"].get("class_folders") or ()
+    where = f"evaluation.data={image.config.evaluation.data}"
+    if labels.min() < 0 or labels.max() >= facts.classes:
+        raise CalibrationError(
+            f"{where}: label {labels.max()}, evaluation.prompts lists {facts.classes} classes",
+            fix="Its lines are the classes in the order of the labels, which count from 0.",
+        )
+    if folders and len(folders) != facts.classes:
+        raise CalibrationError(
+            f"{where}: {len(folders)} class folders, evaluation.prompts lists {facts.classes} classes, so the folders' "
+            "places in sorted order need not be its lines",
+            fix="Name the folders by class number, or list them in a classes.txt beside them, in the same order.",
+        )
+    return labels
+
+
+def _hash(tower: Context, name: str) -> str:
+    record = Manifest.read(tower.bundle).files.record(tower.bundle.root / name)
+    return record.sha256 if record else ""
+
+
+def _files(context: Context) -> list[Any]:
+    """What of each tower the similarities come from."""
+    found = []
+    for tower in _towers(context):
+        records = Manifest.read(tower.bundle).files.records
+        found.append({path: record.sha256 for path, record in sorted(records.items()) if _is_read(path)})
+    return found
+
+
+def _is_read(path: str) -> bool:
+    return path.startswith(("reference", "evaluation", "model"))
+
+
+def _pair_inputs(context: Context) -> Any:
+    return [_facts(context).to_dict(), [_hash(tower, "model.onnx") for tower in _towers(context)]]
+
+
+def _similarity_inputs(context: Context) -> Any:
+    towers = [[_graphs(tower), tower.config.layout, tower.config.input] for tower in _towers(context)]
+    return [plain(context.config.check), towers, _files(context)]
+
+
+def _outputs(context: Context) -> list[pathlib.Path]:
+    return [context.bundle.pair]
+
+
+PAIR = Stage("pair", (), describe_pair, _pair_inputs, _outputs)
+SIMILARITY = Stage("similarity", ("pair",), check_similarity, _similarity_inputs)

@@ -1,0 +1,134 @@
+"""The prompts of a text tower: what its calibration, its reference and its checks run on in place of images."""
+
+import os
+import pathlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vit_convert.core.bundle import atomic
+from vit_convert.core.errors import UsageError
+from vit_convert.core.pipeline import Context
+from vit_convert.core.token_samples import sample_texts
+
+if TYPE_CHECKING:
+    from vit_convert.text.prompting import Prompting
+
+
+def takes_text(context: Context) -> bool:
+    """Whether the model is a text tower."""
+    checkpoint = context.results["checkpoint"]
+    return bool(checkpoint.get("pair")) and not checkpoint["image_size"]
+
+
+def prompting_of(context: Context) -> "Prompting":
+    """How the text tower's training made token ids of prompts."""
+    from vit_convert.text.prompting import Prompting
+
+    return Prompting.from_dict(context.results["checkpoint"]["pair"])
+
+
+def samples_file(context: Context, split: str) -> pathlib.Path:
+    """The samples of a split: images uint8 [images, height, width, 3]; of a text tower, ids int32 [prompts, length]."""
+    return context.bundle.tokens(split) if takes_text(context) else context.bundle.images(split)
+
+
+def evaluation_source(context: Context) -> str:
+    """The file that a text tower is checked on: of class names, of prompts, else what it is calibrated on; or ""."""
+    config = context.config
+    return config.evaluation.prompts or config.evaluation.data or config.calibration.data
+
+
+def calibration_source(context: Context) -> str:
+    """The file that a text tower is calibrated on: its own, or the one that it is checked on; "" for none."""
+    return context.config.calibration.data or evaluation_source(context)
+
+
+def identity(context: Context, source: str) -> Any:
+    """What tells the prompts of a file from others: the content of the file, of the templates and of the tokenizer."""
+    from vit_convert.text.tokens import fingerprint
+
+    config, evaluation = context.config, context.config.evaluation
+    files = [path for path in (source, config.tokenizer, *evaluation.templates) if path and os.path.exists(path)]
+    return [source, bool(evaluation.prompts), list(evaluation.templates), config.tokenizer, fingerprint(*files)]
+
+
+def tokenize_evaluation(context: Context) -> dict[str, Any]:
+    """Writes the token ids of the evaluation prompts: of all classes with all templates, or of a file's lines.
+
+    Raises:
+        UsageError: a number of prompts is asked for beside classes, or there is no tokenizer.
+        CalibrationError: a file cannot be read, or is not this model's.
+    """
+    from vit_convert.text.prompts import filled, read_classes, read_templates
+    from vit_convert.text.tokens import tokens_of
+
+    evaluation, source = context.config.evaluation, evaluation_source(context)
+    nothing = {"labelled": False, "class_folders": None, "label_range": None}
+    if not source:
+        return {**nothing, "num_images": 0, "summary": "no prompts"}
+    if not evaluation.prompts:
+        ids = _tokens(context, source, "evaluation", evaluation.num_images)
+        return {**nothing, "num_images": len(ids), "summary": f"{len(ids)} prompts"}
+    if evaluation.num_images or evaluation.data:
+        key = "num_images" if evaluation.num_images else "data"
+        raise UsageError(
+            f"config.evaluation.{key}={evaluation[key]!r} of the text tower beside config.evaluation.prompts: the "
+            "prompts of all classes are taken",
+            fix=f"Leave config.text.evaluation.{key} out.",
+        )
+    classes, templates = read_classes(evaluation.prompts), read_templates(evaluation.templates)
+    ids = tokens_of(filled(classes, templates), prompting_of(context), context.config.tokenizer)
+    _write(context.bundle.tokens("evaluation"), ids)
+    summary = f"{len(ids)} prompts: {len(classes)} classes, {len(templates)} template{'s' * (len(templates) > 1)}"
+    return {
+        **nothing,
+        "num_images": len(ids),
+        "classes": len(classes),
+        "templates": len(templates),
+        "summary": summary,
+    }
+
+
+def calibration_tokens(context: Context) -> tuple[np.ndarray, str] | None:
+    """Writes the token ids of the calibration prompts, and returns them with the file that they come from; None where
+    there is none."""
+    if context.config.engine.calibrator:
+        raise UsageError(
+            "config.engine.calibrator: TensorRT's own calibrator takes images, a text tower takes tokens",
+            fix="Set config.text.engine.calibrator=False: INT8 is then written into the graph.",
+        )
+    source = calibration_source(context)
+    if not source:
+        return None
+    if not context.config.calibration.data and context.config.evaluation.prompts:
+        ids = np.load(context.bundle.tokens("evaluation"))  # of classes in their templates, which nobody else makes
+        from vit_convert.images.decode import pick
+
+        ids = ids[pick(len(ids), context.config.calibration.num_images)]
+        _write(context.bundle.tokens("calibration"), ids)
+        return ids, source
+    return _tokens(context, source, "calibration", context.config.calibration.num_images), source
+
+
+def noise_tokens(context: Context, count: int) -> np.ndarray:
+    """Seeded token ids for a text tower that has no prompts: int32 [prompts, length]."""
+    from vit_convert.stages.common import signature_of
+
+    tokens = next(tensor for tensor in signature_of(context).inputs if tensor.is_text)
+    return sample_texts(tokens, count, np.random.default_rng(0))
+
+
+def _tokens(context: Context, source: str, split: str, limit: int) -> np.ndarray:
+    from vit_convert.images.decode import pick
+    from vit_convert.text.tokens import read_tokens
+
+    ids = read_tokens(source, prompting_of(context), context.config.tokenizer)
+    ids = ids[pick(len(ids), limit)]
+    _write(context.bundle.tokens(split), ids)
+    return ids
+
+
+def _write(path: pathlib.Path, ids: np.ndarray) -> None:
+    with atomic(path) as temporary, open(temporary, "wb") as f:
+        np.save(f, ids)
