@@ -32,6 +32,7 @@ from vit_convert.core.errors import CheckError, UsageError, nearest
 from vit_convert.core.leftovers import remove_temporaries
 from vit_convert.core.lock import hold
 from vit_convert.core.overrides import apply_overrides, split_overrides
+from vit_convert.core.pair import TOWERS, is_pair
 from vit_convert.core.program import Program
 from vit_convert.core.progress import Progress, human_bytes
 from vit_convert.core.text_table import text_table
@@ -88,19 +89,75 @@ def _run(argv: Sequence[str]) -> int:
     if names == (INSPECT,):
         from vit_convert.engine.inspection.command import inspect
 
-        inspect(
-            path,
-            list(_FLAGS["for"].value or []),
-            _FLAGS.precision or ["fp16"],
-            apply_overrides(configs.default_config(), overrides),
-        )
+        for folder in [os.path.join(path, tower) for tower in TOWERS] if is_pair(path) else [path]:
+            inspect(
+                folder,
+                list(_FLAGS["for"].value or []),
+                _FLAGS.precision or ["fp16"],
+                apply_overrides(configs.default_config(), overrides),
+            )
         return 0
+    line = shlex.join(["python", "-m", "vit_convert.engine", *argv[1:]])
+    if is_pair(path):
+        return _run_pair(Bundle(path), names, overrides, argv, line)
     bundle = open_bundle(path)
     bundle.require_writable()
-    line = shlex.join(["python", "-m", "vit_convert.engine", *argv[1:]])
     with hold(bundle, line):
         remove_temporaries(bundle)
         return _work(bundle, names, overrides, argv, line)
+
+
+def _run_pair(root: Bundle, names: Sequence[str], overrides: list[str], argv: Sequence[str], line: str) -> int:
+    """Works on both towers, one after the other, and where they are verified also on what they are together."""
+    from vit_convert.engine.pair_bundle import open_pair, pair_table, verify_pair
+
+    root.require_writable()
+    missed: CheckError | None = None
+    with hold(root, line):
+        _, bundles = open_pair(root.root)
+        configs_of, words = {}, {tower: words_of_tower(overrides, tower) for tower in bundles}
+        for tower, bundle in bundles.items():
+            configs_of[tower] = override(read_config(bundle), words[tower])
+        config = override(read_config(root), overrides)
+        for tower, bundle in bundles.items():
+            print(f"{root.root.name}: {tower} tower")
+            with hold(bundle, line):
+                remove_temporaries(bundle)
+                try:
+                    _work(bundle, names, words[tower], argv, line)
+                except CheckError as e:  # says nothing of the other tower
+                    missed = missed or e
+        if missed is None and "verify" in names:
+            asked = {precision for found in configs_of.values() for precision in _precisions(found)}
+            precisions = [precision for precision in configs.PRECISIONS if precision in asked]
+            progress = Progress(root.events, quiet=_FLAGS.quiet)
+            backend = load_backend(_FLAGS.backend, for_this_gpu=True)
+            try:
+                result = verify_pair(backend, root, config, precisions=precisions, progress=progress)
+            except CheckError as e:
+                missed, result = e, dict(e.result)
+            print(pair_table(result["engines"]))
+    if missed is not None:
+        raise missed
+    return 0
+
+
+def words_of_tower(words: Sequence[str], tower: str) -> list[str]:
+    """The overrides that one tower of a pair gets: the common ones, and behind them its own, under the common names.
+
+    Args:
+        words: "--config.key=value", from `parse`.
+        tower: "image" or "text".
+
+    Example:
+        >>> words_of_tower(["--config.text.batch.max=8", "--config.batch.max=2", "--config.image.taps=true"], "text")
+        ['--config.batch.max=2', '--config.batch.max=8']
+    """
+    groups = tuple(f"--config.{name}." for name in TOWERS)
+    own = [
+        word.replace(f"--config.{tower}.", "--config.", 1) for word in words if word.startswith(f"--config.{tower}.")
+    ]
+    return [*(word for word in words if not word.startswith(groups)), *own]
 
 
 def _work(bundle: Bundle, names: Sequence[str], overrides: list[str], argv: Sequence[str], line: str) -> int:

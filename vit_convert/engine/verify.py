@@ -110,7 +110,7 @@ def verify_session(
         "rows": [dataclasses.asdict(row) for row in rows],
     }
     # what was fed beside the images is not known here
-    if bundle.labels("evaluation") in facts.files and len(signature.inputs) == 1:
+    if signature.classes is not None and bundle.labels("evaluation") in facts.files and len(signature.inputs) == 1:
         accuracy = _evaluate(session, bundle, facts, progress)
         agreement = agreement_miss(config, precision, accuracy["agreement"], accuracy["num_images"])
         top1 = "" if facts.top1 is None else top1_miss(config, accuracy["top1"], facts.top1)
@@ -127,7 +127,7 @@ def require_reference(bundle: Bundle, facts: Facts) -> None:
     """
     sizes = facts.image_size.sizes()[1:] if isinstance(facts.image_size, ImageRange) else []
     needed = [bundle.reference, *(bundle.reference_at(size) for size in sizes)]
-    left = [bundle.labels("evaluation"), bundle.images("evaluation"), bundle.predictions]
+    left = [bundle.labels("evaluation"), bundle.images("evaluation"), bundle.predictions, bundle.embeddings]
     for path in (*needed, *(path for path in left if path in facts.files)):
         if wrong := facts.files.wrong(path):
             raise BenchmarkError(wrong, fix=f"{_COPY} Or finish the conversion, at least --until=check.")

@@ -1,0 +1,178 @@
+"""A pair on a GPU host: its towers' engines, and how the similarities that they give compare with JAX's."""
+
+import dataclasses
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from vit_convert.core.bundle import Bundle, read_json, write_json
+from vit_convert.core.config import PRECISIONS
+from vit_convert.core.errors import BenchmarkError, CheckError, UsageError
+from vit_convert.core.manifest import Manifest
+from vit_convert.core.pair import TOWERS, PairFacts, read_pair
+from vit_convert.core.progress import Progress
+from vit_convert.core.similarity import compare_rankings, zero_shot_top1
+from vit_convert.core.text_table import text_table
+from vit_convert.core.tolerance import similarity_misses, top1_miss
+from vit_convert.engine.backend.trt import Backend
+from vit_convert.engine.bundle_engines import find_plan, open_engine
+from vit_convert.engine.handoff import Facts, open_bundle, read_facts
+from vit_convert.engine.runtime.session import Session
+from vit_convert.images.preprocess import Preprocess
+
+_BATCH = 64
+_INSTEAD = ("fp16", "bf16", "fp32")  # of a tower that has no engine of a precision, in the order of preference
+
+
+def open_pair(folder: str | os.PathLike[str]) -> tuple[PairFacts, dict[str, Bundle]]:
+    """Opens a pair.
+
+    Args:
+        folder: what a conversion wrote, `<workdir>/<name>`.
+
+    Returns:
+        What it is, and the bundles of its towers by name.
+
+    Raises:
+        UsageError: its conversion is not finished, or its towers are of other conversions.
+    """
+    root = Bundle(folder)
+    facts, fix = read_pair(folder), "Finish the conversion, or copy the whole folder from the export host."
+    if not Manifest.read(root).finished("pair"):
+        raise UsageError(f"{root.manifest}: stage pair is not done", fix=fix)
+    towers = {tower: open_bundle(os.fspath(root.root / tower)) for tower in TOWERS}
+    graphs = (read_json(root.pair) or {}).get("graphs", {})
+    for tower, bundle in towers.items():
+        record = Manifest.read(bundle).files.record(bundle.onnx())
+        if record is None or record.sha256 != graphs.get(tower):
+            raise UsageError(f"{bundle.root}: is not the {tower} tower that {root.pair} was written for", fix=fix)
+    return facts, towers
+
+
+def verify_pair(
+    backend: Backend, root: Bundle, config: ml_collections.ConfigDict, *, precisions: Sequence[str], progress: Progress
+) -> dict[str, Any]:
+    """Compares the similarities that a pair's engines give with JAX's, on its evaluation images and prompts.
+
+    Args:
+        backend: the TensorRT that runs them.
+        root: the pair's folder.
+        config: the pair's; `check` holds the tolerances.
+        precisions: which engines; a tower that has none of a precision gives its next higher one.
+        progress: what people see.
+
+    Returns:
+        {"passed", "engines": {precision: row}}, as in the pair's report; the report has it too.
+
+    Raises:
+        CheckError: a tolerance is missed; its `result` holds the above.
+        BenchmarkError, BuildError: an engine is missing or does not run, or a file of the bundle is another's.
+    """
+    pair, bundles = open_pair(root.root)
+    facts = {tower: read_facts(bundle) for tower, bundle in bundles.items()}
+    right = {tower: jax_embeddings(bundle, facts[tower]) for tower, bundle in bundles.items()}
+    judges_ranks = all(bundle.embeddings in facts[tower].files for tower, bundle in bundles.items())
+    labels, engines = evaluation_labels(bundles["image"], facts["image"], pair), {}
+    for precision in precisions:
+        used = {tower: _used(backend, bundle, precision) for tower, bundle in bundles.items()}
+        if not all(used.values()):
+            continue
+        found = {
+            tower: _embed(backend, bundle, facts[tower], used[tower], progress) for tower, bundle in bundles.items()
+        }
+        ranking = compare_rankings((right["image"], right["text"]), (found["image"], found["text"]), pair)
+        judged_as = "fp16" if precision == "fp32" and config.engine.tf32 else precision
+        misses = similarity_misses(config, judged_as, ranking, judges_ranks=judges_ranks, engine=True)
+        row: dict[str, Any] = {"precision": precision, **used, **dataclasses.asdict(ranking)}
+        if labels is not None:
+            of_jax = zero_shot_top1(right["image"], right["text"], labels, pair)
+            row |= {"zero_shot": zero_shot_top1(found["image"], found["text"], labels, pair), "zero_shot_jax": of_jax}
+            miss = top1_miss(config, row["zero_shot"], of_jax)
+            misses += [f"zero-shot {miss}"] if miss else []
+        engines[precision] = {**row, "passed": not misses, "misses": misses}
+    result = {"passed": all(row["passed"] for row in engines.values()), "engines": engines}
+    report = read_json(root.report) or {"name": root.root.name}
+    write_json(root.report, {**report, "engines": {**report.get("engines", {}), **engines}})
+    if not result["passed"]:
+        said = "; ".join(f"{name}: {'; '.join(row['misses'])}" for name, row in engines.items() if row["misses"])
+        fix = "Quantize one tower alone, or keep the layers that cost most in fp16; docs/zero_shot.md has more."
+        raise CheckError(f"the engines' similarities are not JAX's: {said}", fix=fix, result=result)
+    return result
+
+
+def pair_table(engines: Mapping[str, Mapping[str, Any]]) -> str:
+    """What `verify_pair` found, as text for a terminal."""
+    rows = []
+    for precision, row in engines.items():
+        numbers = [f"{row['max_cosine_error']:.2g}", f"{row['top1']:.2f} %", f"{row['recall']:.2f} %"]
+        top1 = f"{row['zero_shot']:.2f} %" if "zero_shot" in row else ""
+        rows.append([f"{precision} pair", *numbers, top1, "passed" if row["passed"] else "FAILED"])
+    return text_table(("engines", "cosine", "same first", "in first 5", "zero-shot", ""), rows)
+
+
+def jax_embeddings(bundle: Bundle, facts: Facts) -> np.ndarray:
+    """JAX's embeddings of a tower's evaluation images or prompts; of the reference's, where there are none.
+
+    Raises:
+        BenchmarkError: the file is missing or damaged.
+    """
+    path = bundle.embeddings if bundle.embeddings in facts.files else bundle.reference
+    if wrong := facts.files.wrong(path):
+        raise BenchmarkError(wrong, fix="Copy the whole folder from the export host.")
+    if path == bundle.embeddings:
+        return np.load(path)
+    with np.load(path) as file:
+        return file[facts.output]
+
+
+def evaluation_labels(image: Bundle, facts: Facts, pair: PairFacts) -> np.ndarray | None:
+    """The classes of the evaluation images; None where there are no labels, or the prompts are of no classes."""
+    path = image.labels("evaluation")
+    return np.load(path) if pair.classes and path in facts.files else None
+
+
+def samples_of(bundle: Bundle, facts: Facts) -> Iterator[dict[str, np.ndarray]]:
+    """What a tower's graphs take for its evaluation images or prompts, a batch at a time; for the reference's,
+    where there are none.
+
+    Raises:
+        BenchmarkError: a file is missing or damaged.
+    """
+    inputs, image = facts.signature.inputs, facts.signature.image
+    if bundle.embeddings not in facts.files:
+        with np.load(bundle.reference) as file:
+            yield {tensor.name: file[tensor.name] for tensor in inputs}
+        return
+    path = bundle.tokens("evaluation") if image is None else bundle.images("evaluation")
+    if wrong := facts.files.wrong(path):
+        raise BenchmarkError(wrong, fix="Copy the whole folder from the export host.")
+    if len(inputs) > 1:
+        raise BenchmarkError(f"{bundle.root}: takes more than {inputs[0].name}, which its folder does not hold")
+    samples, preprocess = np.load(path, mmap_mode="r"), Preprocess.from_dict(facts.preprocess)
+    for start in range(0, len(samples), _BATCH):
+        batch = np.asarray(samples[start : start + _BATCH])
+        if image is not None:
+            batch = preprocess.graph_input(batch, image.dtype, channels_first=image.layout == "NCHW")
+        yield {inputs[0].name: batch}
+
+
+def _used(backend: Backend, bundle: Bundle, precision: str) -> str:
+    """The precision that a tower's engine has; "" where it has none that could stand in."""
+    lower = PRECISIONS.index(precision)
+    for name in (precision, *(other for other in _INSTEAD if PRECISIONS.index(other) < lower)):
+        if find_plan(backend, bundle, name).is_file():
+            return name
+    return ""
+
+
+def _embed(backend: Backend, bundle: Bundle, facts: Facts, precision: str, progress: Progress) -> np.ndarray:
+    plan, found = find_plan(backend, bundle, precision), []
+    bar = progress.bar(f"{bundle.root.name} {precision}")
+    with Session(open_engine(backend, bundle, plan)) as session, bar as advance:
+        for feeds in samples_of(bundle, facts):
+            found.append(np.asarray(session.run(feeds)[facts.output]))
+            advance(len(found[-1]))
+    return np.concatenate(found)
