@@ -8,6 +8,7 @@ import pathlib
 
 import numpy as np
 import pytest
+from pair_by_hand import IMAGES, TOKENS, pixels, write_pair
 
 import vit_convert
 from vit_convert.__main__ import main
@@ -23,7 +24,8 @@ WITH_EXAMPLES = sorted(
 
 @pytest.fixture(scope="module")
 def at_hand(tmp_path_factory):
-    """What examples may use: `out/tiny`, a finished bundle, and `images` that its graph takes."""
+    """What examples may use: `out/tiny`, a bundle, and `images` that its graph takes; `out/pair`, a pair of towers,
+    and `pixels` and `tokens` that these take."""
     folder = tmp_path_factory.mktemp("examples")
     write_random_checkpoint(folder / "mu.npz", "mu/16", image_size=(32, 32), num_classes=10)
     (folder / "tiny.py").write_text(
@@ -33,7 +35,8 @@ def at_hand(tmp_path_factory):
     with contextlib.chdir(folder):
         assert main(["vit_convert", "--config=tiny.py", "--config.precision=fp32", "--quiet"]) == 0
         images = np.load("out/tiny/reference.npz")["images"]
-    return folder, {"vit_convert": vit_convert, "images": images}
+    write_pair(folder / "out/pair")
+    return folder, {"vit_convert": vit_convert, "images": images, "pixels": pixels(IMAGES[:4]), "tokens": TOKENS[:3]}
 
 
 @pytest.mark.parametrize("name", WITH_EXAMPLES)

@@ -12,8 +12,9 @@ from absl import logging
 
 from vit_convert.core.bundle import Bundle, read_json
 from vit_convert.core.config import QUANTIZED
-from vit_convert.core.errors import BenchmarkError, BuildError, ConvertError
+from vit_convert.core.errors import BenchmarkError, BuildError, ConvertError, UsageError
 from vit_convert.core.ort_options import session_options
+from vit_convert.core.pair import is_pair
 from vit_convert.core.proof import UNQUANTIZED, doubt
 from vit_convert.engine.backend.trt import Backend, load_backend
 from vit_convert.engine.bundle_engines import find_plan, open_engine, require_model, require_proof
@@ -59,6 +60,19 @@ class FallbackSession:
         'onnxruntime'
         >>> session.close()
     """
+
+    def __new__(
+        cls, bundle: Bundle | str | os.PathLike[str], plan_path: str | os.PathLike[str] | None = None, **options: Any
+    ) -> Any:
+        """A session of both towers where the folder is that of a pair."""
+        root = bundle.root if isinstance(bundle, Bundle) else bundle
+        if not is_pair(root):
+            return super().__new__(cls)
+        if plan_path is not None:
+            raise UsageError(f"{os.fspath(root)}: a pair of towers, and one engine is given: {os.fspath(plan_path)}")
+        from vit_convert.serve.pair import PairSession
+
+        return PairSession(root, **options)
 
     def __init__(
         self,
