@@ -38,7 +38,9 @@ _ROOT = _FOLDER.parent.parent
 _PREPARED = {"checkpoint": 1, "export": 2, "build": 1, "jax_compile": 1, "torch_compile": 2}  # how many at a time
 _MEASURED = ("verify", "benchmark", "jax", "torch")
 _MODELS = flags.DEFINE_list(
-    "models", ["Ti/16", "B/32", "B/16", "L/16", "H/14", "B/16@384"], "Variant, with @size where it is not 224."
+    "models",
+    ["Ti/16", "B/32", "B/16", "L/16", "H/14", "B/16@384"],
+    "Variant (B/16, Mixer-B/16, R26+ViT-S/32, Swin-T/7), with @size where it is not 224.",
 )
 _BATCHES = flags.DEFINE_list("batches", ["1", "64", "256"], "Images per run; each gets a fixed profile.")
 _PRECISIONS = flags.DEFINE_list("precisions", ["fp16"], "Engines to build, verify and measure.")
@@ -99,7 +101,12 @@ class Model:
     @property
     def name(self) -> str:
         """As folders and files are called: "b16-384"."""
-        return f"{self.variant.replace('/', '').lower()}-{self.image_size}"
+        return f"{self.variant.replace('/', '').replace('+', '-').lower()}-{self.image_size}"
+
+    @property
+    def suffix(self) -> str:
+        """Of its checkpoint: a Swin's is in PyTorch's format."""
+        return ".safetensors" if self.variant.startswith("Swin") else ".npz"
 
 
 def commands(model: Model, workdir: pathlib.Path) -> dict[str, list[str]]:
@@ -114,7 +121,7 @@ def commands(model: Model, workdir: pathlib.Path) -> dict[str, list[str]]:
     """
     here, bundle = sys.executable, str(workdir / model.name)
     checkpoint, batches, precisions = (
-        f"{bundle}.npz",
+        f"{bundle}{model.suffix}",
         ",".join(_BATCHES.value),
         f"--precision={','.join(_PRECISIONS.value)}",
     )
@@ -267,8 +274,8 @@ def collect(model: Model, workdir: pathlib.Path, state: State) -> dict[str, Any]
 
     Returns:
         {"engine": benchmark.json, "verify", "engines" and "check" of report.json, "jax", "torch"}, those that are
-        there. The peers' files
-        are given as far as they have come: they say for themselves what each row was measured with.
+        there. The peers' files are given as far as they have come: they say for themselves what each row was measured
+        with.
     """
     report = read_json(workdir / model.name / "report.json") or {}
     ours = {"engine": "benchmark", "verify": "verify", "engines": "build", "check": "export"}

@@ -17,11 +17,11 @@ import jax.numpy as jnp
 import loops
 from absl import app, flags
 from flax import linen, traverse_util
+from flax_modules import MODULES
 
 from vit_convert.families.load import load_checkpoint
-from vit_convert.families.vit.module import ViT
 
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The .npz whose model is timed.", required=True)
+_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The file whose model is timed.", required=True)
 _IMAGE_SIZE = flags.DEFINE_integer("image_size", 224, "Height and width in pixels.")
 _BATCHES = flags.DEFINE_list("batches", ["1", "64", "256"], "Images per call.")
 _SECONDS = flags.DEFINE_float("seconds", 1.0, "Of one pass over one row.")
@@ -32,6 +32,7 @@ _OUTPUT = flags.DEFINE_string("output", None, "The JSON file, continued if it is
 _DTYPES = flags.DEFINE_list("dtypes", ["fp32", "bf16"], "Types of weights and images.")
 
 _ATTENTIONS = {"fp32": ("plain",), "bf16": ("plain", "cudnn")}  # cuDNN's attention has no fp32
+_PLAIN = {"fp32": ("plain",), "bf16": ("plain",)}  # of families that do not call linen's attention
 _PLAIN_ATTENTION = linen.MultiHeadDotProductAttention
 
 
@@ -53,8 +54,10 @@ def main(argv: Sequence[str]) -> None:
     }
     timing = {"seconds": _SECONDS.value, "warmup_seconds": _WARMUP.value}
     results = loops.Results(_OUTPUT.value, framework="jax", **about, **timing)
-    model = ViT(checkpoint.architecture)
-    for dtype_name, attention in ((dtype, attention) for dtype in _DTYPES.value for attention in _ATTENTIONS[dtype]):
+    family = checkpoint.family.name
+    model = MODULES[family](checkpoint.architecture)
+    attentions = _ATTENTIONS if family in ("vit", "hybrid") else _PLAIN
+    for dtype_name, attention in ((dtype, attention) for dtype in _DTYPES.value for attention in attentions[dtype]):
         dtype = {"fp32": jnp.float32, "bf16": jnp.bfloat16}[dtype_name]
         leaves = {name: jnp.asarray(leaf, dtype) for name, leaf in checkpoint.params.items()}
         params = traverse_util.unflatten_dict(leaves, sep="/")

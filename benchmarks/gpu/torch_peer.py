@@ -1,10 +1,10 @@
-"""What a PyTorch team runs today: `torch.compile` of timm's ViT in fp16, with the tanh GELU of the same checkpoints.
+"""What a PyTorch team runs today: `torch.compile` of timm's model in fp16, with the GELU of the same checkpoints.
 
 python benchmarks/gpu/torch_peer.py --variant=B/16 --batches=1,64,256 --output=torch-b16.json
 
 Images stay in GPU memory; weights are random. A run with --compile_only (and an output of its own) leaves what the
-measured run needs in
-TORCHINDUCTOR_CACHE_DIR: graphs, Triton's kernels and what its tuning found; torch keeps all of them by default.
+measured run needs in TORCHINDUCTOR_CACHE_DIR: graphs, Triton's kernels and what its tuning found; torch keeps all of
+them by default.
 """
 
 import functools
@@ -16,8 +16,9 @@ import loops
 import timm
 import torch
 from absl import app, flags
+from timm_models import create
 
-_VARIANT = flags.DEFINE_string("variant", None, "As in vit_jax: Ti/16, S/16, B/32, B/16, L/16, H/14.", required=True)
+_VARIANT = flags.DEFINE_string("variant", None, "B/16, Mixer-B/16, R26+ViT-S/32 or Swin-T/7.", required=True)
 _IMAGE_SIZE = flags.DEFINE_integer("image_size", 224, "Height and width in pixels.")
 _BATCHES = flags.DEFINE_list("batches", ["1", "64", "256"], "Images per call.")
 _MODES = flags.DEFINE_list("modes", ["reduce-overhead"], "torch.compile modes; max-autotune compiles for minutes.")
@@ -26,13 +27,9 @@ _WARMUP = flags.DEFINE_float("warmup", 0.3, "Seconds before the first pass.")
 _COMPILE_ONLY = flags.DEFINE_bool("compile_only", False, "Run each row three times, for the sake of the caches.")
 _OUTPUT = flags.DEFINE_string("output", None, "The JSON file, continued if it is there.", required=True)
 
-_SIZES = {"Ti": "tiny", "S": "small", "B": "base", "L": "large", "H": "huge"}
-
 
 def main(argv: Sequence[str]) -> None:
     del argv
-    name, patch = _VARIANT.value.split("/")
-    model_name = f"vit_{_SIZES[name]}_patch{patch}_224"
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device_name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
     about = {
@@ -44,12 +41,7 @@ def main(argv: Sequence[str]) -> None:
     timing = {"seconds": _SECONDS.value, "warmup_seconds": _WARMUP.value}
     results = loops.Results(_OUTPUT.value, framework="torch", variant=_VARIANT.value, **about, **timing)
     torch.manual_seed(0)
-    model = (
-        timm.create_model(model_name, img_size=_IMAGE_SIZE.value, num_classes=1000, act_layer="gelu_tanh")
-        .eval()
-        .half()
-        .to(device)
-    )
+    model = create(_VARIANT.value, _IMAGE_SIZE.value).half().to(device)
     for mode in _MODES.value:
         for batch in (int(word) for word in _BATCHES.value):
             key = {"precision": "fp16", "mode": mode, "batch": batch}

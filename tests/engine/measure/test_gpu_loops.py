@@ -236,6 +236,27 @@ def test_jax_peer_finds_in_the_cache_what_compile_only_left(tmp_path):
     assert [row["images_per_second"] > 0 for row in timed[:2]] == [True, True] and "failed" in timed[2]
 
 
+def test_jax_peer_has_the_module_of_every_family_of_classifiers():
+    pytest.importorskip("jax")
+    flax_modules = importlib.import_module("flax_modules")
+    registry = importlib.import_module("vit_convert.families.registry")
+    assert set(flax_modules.MODULES) == {family.name for family in registry.FAMILIES if not hasattr(family, "towers")}
+
+
+def test_torch_peer_knows_the_name_of_every_published_classifier(torchvision_operators):
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    timm = pytest.importorskip("timm", reason="timm is not installed")
+    timm_models = importlib.import_module("timm_models")
+    registry = importlib.import_module("vit_convert.families.registry")
+    known = set(timm.list_models())
+    variants = [
+        name for family in registry.FAMILIES if family.name in ("hybrid", "mixer", "swin") for name in family.variants
+    ]
+    variants += ["Ti/16", "S/16", "S/32", "B/32", "B/16", "L/16", "H/14"]
+    # timm has no Mixer of patches of 8
+    assert [name for name in variants if timm_models.timm_name(name) not in known] == ["Mixer-S/8"]
+
+
 @pytest.mark.slow
 def test_torch_peer_finds_in_the_cache_what_compile_only_left(tmp_path):
     pytest.importorskip("torch", reason="PyTorch is not installed")

@@ -1,0 +1,9 @@
+"""The Flax modules of our families of classifiers, which JAX teams run as they are."""
+
+from vit_convert.families.hybrid.module import module_of as hybrid
+from vit_convert.families.mixer.module import MlpMixer
+from vit_convert.families.swin.module import SwinTransformer
+from vit_convert.families.vit.module import ViT
+
+MODULES = {"vit": ViT, "hybrid": hybrid, "mixer": MlpMixer, "swin": SwinTransformer}
+"""By family: what makes the module of an architecture."""
