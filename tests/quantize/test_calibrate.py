@@ -13,7 +13,7 @@ from vit_convert.core.errors import CalibrationError, UsageError
 from vit_convert.quantize import calibrate as module
 from vit_convert.quantize.calibrate import METHODS, Calibration, calibrate, calibration_keys, sample_products
 from vit_convert.quantize.graph import activations
-from vit_convert.quantize.guard import Guard
+from vit_convert.quantize.guard import Cost, Guard
 from vit_convert.quantize.histogram import Histogram, entropy_threshold
 from vit_convert.quantize.placement import place
 
@@ -176,6 +176,16 @@ def test_products_of_thresholds_that_were_found_otherwise(vit, images):
             # the same kernels on batches of 5 and of 24, as above
             assert sampled.error(name, threshold) == pytest.approx(whole.error(name, threshold), rel=1e-3)
             assert sampled.error(name, threshold) > 0
+
+
+def test_the_guards_thresholds_are_taken(vit, images, monkeypatch):
+    """But for a tensor that is all zero, of which there is nothing to say."""
+    name = place(ir.load(vit)).tensors()[0]
+    monkeypatch.setattr(module.Guard, "cost", lambda self, name, low, high: Cost([low, 7.0 * high], [0.5, 0.25]))
+    found = calibrate(vit, images[:2], normalize, [name])
+    assert found.thresholds == {name: 7.0 * found.amax[name]} and list(found.costs) == [name]
+    found = calibrate(vit, images[:2], lambda batch: 0 * normalize(batch), ["images"])
+    assert (found.thresholds, found.amax, found.costs) == ({"images": 0.0}, {"images": 0.0}, {})
 
 
 def test_a_later_image_that_is_not_finite_is_named_too(vit, images):

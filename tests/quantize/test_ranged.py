@@ -49,6 +49,7 @@ ADDED = Site("the VitAddNorm", "VitAddNorm", "t", "sum")
         (["c", "g", "x"], [FC1, FC2, ATTENTION]),  # in the graph's order
         (["t"], [ADDED]),
         (["a"], []),  # inside the convolution's kernel: no activation function reads INT8
+        (["a", "g"], [FC2]),
         (["norm"], []),  # a product is none of an engine of this lowering
         ([], []),
     ],
