@@ -46,6 +46,8 @@ def test_an_own_model_takes_one_size_and_no_checkpoint():
     error = refused(model=OWN["model"])
     assert "config.checkpoint='a.npz'" in str(error) and "read a.npz" in error.fix
     assert "config.outputs='whatever'" in str(refused(outputs="whatever"))
+    # its outputs' names excuse nothing else
+    assert "config.plan.type='fp16'" in str(refused(**OWN, outputs="whatever", **{"plan.type": "fp16"}))
 
 
 @pytest.mark.parametrize(

@@ -214,16 +214,14 @@ class Sensitivity:
         self._session: Any = None
         self._worst = np.zeros(0, np.int64)  # numbers of images
         self._fp32: np.ndarray | None = None
-        plain_shifts = {name: dataclasses.asdict(shift) for name, shift in calibration.shifts.items()}
         key = {
             **calibration.keys,
             "target": target,
             "thresholds": calibration.thresholds,
-            "shifts": plain_shifts,
+            "shifts": {name: dataclasses.asdict(shift) for name, shift in calibration.shifts.items()},
             "images": len(images),
             "source": source,
         }
-        key |= {"shifts": {name: dataclasses.asdict(shift) for name, shift in calibration.shifts.items()}}
         key |= {"judged_on": _hash_images(images, labels), "depends_on": depends_on}
         described = {
             unit.name: {"sites": [s.name for s in unit.sites], "num_weights": unit.num_weights} for unit in units

@@ -3,9 +3,9 @@ middle is taken off.
 
 GELU gives nothing below -0.17 and a few large values above; in symmetric INT8, the only one that TensorRT multiplies
 fast, 120 of its 127 negative steps are never used. The constant c in the middle of the range is subtracted before the
-tensor is quantized and comes back with
-the bias of the linears that read it: x W + b = (x - c) W + (b + c · the sum of W's rows). Steps become up to half as
-large, and the error a quarter. Exact, with the sums of the weights as they are quantized.
+tensor is quantized and comes back with the bias of the linears that read it: x W + b = (x - c) W + (b + c · the sum of
+W's rows). Steps become up to half as large, and the error a quarter. Exact, with the sums of the weights as they are
+quantized.
 
 Source: the zero point of asymmetric quantization, Jacob et al., arXiv:1712.05877, moved into the graph; shifts moved
 into the next layer's bias: Wei et al., "Outlier Suppression+", arXiv:2304.09145.
