@@ -67,21 +67,23 @@ POSITIVE = np.clip(X, 0, None)
 
 
 @pytest.mark.parametrize(
-    ("text", "arrays", "bias", "node"),
+    ("text", "arrays", "bias", "node", "adds"),
     [
-        ("g = Relu(x) p = MatMul(g, w) y = Add(p, b)", {"b": BIAS}, BIAS, "p"),
-        ("g = Relu(x) p = MatMul(g, w) y = Add(b, p)", {"b": BIAS.reshape(1, N)}, BIAS, "p"),
-        ("g = Relu(x) y = MatMul(g, w)", {}, 0.0, "y"),
-        ("g = Relu(x) y = Gemm(g, w, b)", {"b": BIAS}, BIAS, "y"),
-        ("g = Relu(x) y = Gemm(g, w)", {}, 0.0, "y"),
+        ("g = Relu(x) p = MatMul(g, w) y = Add(p, b)", {"b": BIAS}, BIAS, "p", 1),
+        ("g = Relu(x) p = MatMul(g, w) y = Add(b, p)", {"b": BIAS.reshape(1, N)}, BIAS, "p", 1),
+        ("g = Relu(x) y = MatMul(g, w)", {}, 0.0, "y", 1),
+        ("g = Relu(x) y = Gemm(g, w, b)", {"b": BIAS}, BIAS, "y", 0),  # its own bias takes it back
+        ("g = Relu(x) y = Gemm(g, w)", {}, 0.0, "y", 1),
         # whose bias others read, too
-        ("g = Relu(x) p = MatMul(g, w) q = Add(p, b) y = Add(q, b)", {"b": BIAS}, 2 * BIAS, "p"),
+        ("g = Relu(x) p = MatMul(g, w) q = Add(p, b) y = Add(q, b)", {"b": BIAS}, 2 * BIAS, "p", 3),
     ],
 )
-def test_products_of_a_shifted_tensor(text, arrays, bias, node):
+def test_products_of_a_shifted_tensor(text, arrays, bias, node, adds):
     plain = model(text, w=WEIGHT, **arrays)
     assert shiftable(plain, [Site("block_00", "fc2", "g", node, "w")]) == (set(), {"g"})
-    got = run(shifted(plain, node=node), X)
+    found = shifted(plain, node=node)
+    got = run(found, X)
+    assert ops(found).count("Sub") == 1 and ops(found).count("Add") == adds
     # float32 against float64, of values up to 50 before the constant is taken back; a step is 0.05
     np.testing.assert_allclose(got, in_integers(POSITIVE, bias), atol=2e-4)
     assert "Sub" not in ops(plain)  # the given graph is left as it is
@@ -123,6 +125,41 @@ def test_a_norms_bias_takes_the_constant_off_for_nothing():
     difference = np.abs(run(found, X) - in_integers(norm, BIAS))
     assert np.quantile(difference, 0.9) < 2e-4  # all but what float32 rounds to the next step
     assert difference.max() < 0.1
+
+
+SQUARE = np.eye(K, dtype=np.float32) + RNG.normal(scale=0.05, size=(K, K)).astype(np.float32)
+LINEAR = "m = MatMul(x, v) g = Add(m, c) p = MatMul(g, w) y = Add(p, b)"
+
+
+@pytest.mark.parametrize("text", [LINEAR, LINEAR.replace("Add(m, c)", "Add(c, m)")])
+def test_a_linears_bias_takes_it_off_for_nothing_too(text):
+    arrays = {"v": SQUARE, "c": np.full(K, 2.5, np.float32), "w": WEIGHT, "b": BIAS}
+    plain = model(text, **arrays)
+    assert shiftable(plain, [Site("block_00", "fc1", "g", "p", "w")]) == ({"g"}, set())
+    found = shifted(plain)
+    assert "Sub" not in ops(found) and ops(found).count("Add") == 2
+    x = X / 4  # nothing beyond the threshold, where ONNX has a -128
+    difference = np.abs(run(found, x) - in_integers(x.astype(np.float64) @ SQUARE + 2.5, BIAS))
+    assert np.quantile(difference, 0.9) < 2e-4  # all but what float32 rounds to the next step
+    assert difference.max() < 0.1
+
+
+@pytest.mark.parametrize(
+    ("text", "changes"),
+    [
+        ("m = MatMul(x, v) g = Add(m, c) p = MatMul(g, w) y = Add(p, b)", {"c": np.full(1, 2.5, np.float32)}),
+        ("m = Add(x, c) g = Add(m, c) p = MatMul(g, w) y = Add(p, b)", {}),  # read elsewhere, too
+        ("m = MatMul(x, v) g = Add(m, x) p = MatMul(g, w) y = Add(p, b)", {}),
+        ("m = MatMul(x, v) g = Mul(m, c) p = MatMul(g, w) y = Add(p, b)", {}),
+        ("g = LayerNormalization(x, s) p = MatMul(g, w) y = Add(p, b)", {}),
+    ],
+    ids=["of-one-number", "shared", "no-constant", "no-sum", "norm-without-bias"],
+)
+def test_where_no_bias_can_it_takes_a_subtraction(text, changes):
+    arrays = {"v": SQUARE, "c": np.full(K, 2.5, np.float32), "w": WEIGHT, "b": BIAS, "s": NORM_ARRAYS["s"], **changes}
+    plain = model(text, **{name: array for name, array in arrays.items() if f"{name})" in text or f" {name}," in text})
+    assert shiftable(plain, [Site("block_00", "fc1", "g", "p", "w")]) == (set(), {"g"})
+    assert ops(shifted(plain)).count("Sub") == 1
 
 
 @pytest.mark.parametrize("text", [f"{NORM.replace(' y =', ' z =')} r = ReduceMean<axes=[1]>(g) y = Add(z, r)"])
