@@ -231,6 +231,25 @@ def test_sets_are_judged_on_all_images_and_ranked_on_some(case):
     assert list(again.alone()) == [name]
 
 
+def test_a_glimpse_is_of_the_images_that_lost_most(case):
+    """Of those that were judged; before any was, of those that sets are ranked by."""
+    sensitivity = case.sensitivity(scan_images=4)
+    name, other = (unit.name for unit in sensitivity.units[:2])
+    assert sensitivity.glimpse([name]) == sensitivity.measure([name])
+    sensitivity.judge([name])
+    x = normalize(case.images)
+    save_onnx(to_half(own_graph(case, [name], False, target="rtx", precision="int8")), case.folder / "own.onnx")
+    reference, got = run(case.path, x)[0].astype(np.float64), run(case.folder / "own.onnx", x)[0].astype(np.float64)
+    cosines = (reference * got).sum(1) / np.linalg.norm(reference, axis=1) / np.linalg.norm(got, axis=1)
+    worst = sorted(np.argsort(cosines, kind="stable")[:8])
+    # onnxruntime fuses the two graphs differently: neighbours in the order may change places
+    assert len(sensitivity._worst) == 8 and len({*sensitivity._worst} & {*worst}) >= 7
+    found, chosen = sensitivity.glimpse([other]), sensitivity._worst
+    alone = case.sensitivity(path="w.json", images=case.images[chosen], labels=case.labels[chosen]).measure([other])
+    assert found == alone
+    assert [row["quantized"] for row in sensitivity.record["measured"]] == [(name,)]  # a glimpse is not kept
+
+
 def test_ranking_of_what_has_been_measured_so_far(case):
     case.sensitivity().measure(["block_01/fc1"])
     assert [row["name"] for row in ranking(load_record(case.folder))["units"]] == ["block_01/fc1"]

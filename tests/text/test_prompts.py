@@ -108,6 +108,14 @@ def test_ids_that_are_not_the_models(tmp_path, ids, said):
         read_tokens(tmp_path / "ids.npy", RULE)
 
 
+def test_ids_of_many_prompts_and_of_none(tmp_path):
+    ids = np.random.default_rng(0).integers(0, 50, (100, 4), np.int32)
+    np.save(tmp_path / "ids.npy", ids)
+    np.testing.assert_array_equal(read_tokens(tmp_path / "ids.npy", RULE), ids)
+    with pytest.raises(CalibrationError, match=r"tokens .*none\.npy: No such file or directory$"):
+        read_tokens(tmp_path / "none.npy", RULE)
+
+
 @pytest.mark.parametrize("cut", [0, 5, 100, -1])
 def test_an_npy_that_is_cut(tmp_path, cut):
     np.save(tmp_path / "ids.npy", np.ones((3, 4), np.int32))
@@ -127,10 +135,56 @@ def test_the_fingerprint_changes_with_the_content(tmp_path):
         fingerprint(tmp_path / "none")
 
 
-@pytest.mark.parametrize("change", [{"tokenizer": "nltk"}, {"length": 1}, {"pad": -1}, {"end": 50}])
+REFUSED = [{"tokenizer": "nltk"}, {"length": 1}, {"pad": -1}, {"end": 50}, {"start": -2}, {"end": -2}, {"pad": 50}]
+
+
+@pytest.mark.parametrize("change", REFUSED)
 def test_rules_that_are_not_offered(change):
     with pytest.raises(UsageError, match="not offered"):
         Prompting(**{**RULE.to_dict(), **change})
+
+
+@pytest.mark.parametrize("change", [{"start": -1, "end": -1}, {"length": 2}, {"pad": 49}, {"start": 0}])
+def test_rules_that_are(change):
+    assert Prompting(**{**RULE.to_dict(), **change}).to_dict() == {**RULE.to_dict(), **change}
+
+
+@pytest.mark.parametrize(
+    ("change", "ids", "fitted"),
+    [
+        ({}, [], [48, 49, 0, 0]),
+        ({}, [5], [48, 5, 49, 0]),
+        ({}, [5, 6], [48, 5, 6, 49]),
+        ({}, [5, 6, 7], [48, 5, 6, 49]),  # one too many: the last makes room for the end
+        ({}, [5, 6, 7, 8, 9], [48, 5, 6, 49]),
+        ({"length": 5}, [5, 6, 7, 8], [48, 5, 6, 7, 49]),
+        ({"sticky_end": False}, [5, 6], [48, 5, 6, 49]),
+        ({"sticky_end": False}, [5, 6, 7], [48, 5, 6, 7]),
+        ({"end": -1}, [5], [48, 5, 0, 0]),
+        ({"end": -1}, [5, 6, 7, 8], [48, 5, 6, 7]),
+        ({"start": -1}, [5, 6, 7], [5, 6, 7, 49]),
+        ({"start": -1}, [5, 6, 7, 8], [5, 6, 7, 49]),
+        ({"start": -1, "end": -1}, [], [0, 0, 0, 0]),
+        ({"start": 0, "end": 0, "pad": 3}, [5], [0, 5, 0, 3]),
+    ],
+)
+def test_prompts_are_brought_to_the_models_length(change, ids, fitted):
+    assert Prompting(**{**RULE.to_dict(), **change}).fit(ids) == fitted
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "lower", "lowered"),
+    [
+        ("sentencepiece", True, "ein Äu\u0308"),
+        ("clip", True, "ein ä\xfc"),
+        ("bert", True, "ein ä\xfc"),
+        ("clip", False, "EIN ÄU\u0308"),
+    ],
+)
+def test_letters(tokenizer, lower, lowered):
+    """SentencePiece lowers ASCII alone; the others bring letters and their accents together first."""
+    rule = Prompting(**{**RULE.to_dict(), "tokenizer": tokenizer, "lower": lower})
+    assert rule.lowered("EIN ÄU\u0308") == lowered
 
 
 def test_a_rule_is_read_back():

@@ -12,7 +12,7 @@ import pytest
 
 from vit_convert.core.errors import CalibrationError, UsageError
 from vit_convert.text.prompting import Prompting
-from vit_convert.text.tokenizer import open_tokenizer
+from vit_convert.text.tokenizer import _damage, open_tokenizer
 from vit_convert.text.tokens import read_tokens, tokens_of
 
 pytest.importorskip("tokenizers", reason="the extra `text` is not installed")
@@ -32,7 +32,7 @@ MERGES = [
 ]
 CLIP_WORDS = 512 + len(MERGES) + 2
 CLIP = Prompting("clip", 8, CLIP_WORDS, start=CLIP_WORDS - 2, end=CLIP_WORDS - 1, pad=0, lower=True, sticky_end=True)
-PROMPTS = ["A photo of CATS, catal", "cat's  phot0\tof é", "dog", "", "photo " * 9]
+PROMPTS = ["A photo of CATS, catal", "cat's  phot0\tof é", "dog", "", "photo " * 9, "à la"]
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def prompting(siglip, **changes):
 def wordpiece_by_hand(text):
     """BERT's: lower, accents off, split at spaces and punctuation, then the longest piece first."""
     ids = []
-    for word in re.findall(r"\w+|[^\w\s]", text.lower().replace("é", "e")):
+    for word in re.findall(r"\w+|[^\w\s]", text.lower().replace("é", "e").replace("à", "a")):
         found, rest, front = [], word, ""
         while rest:
             piece = next((front + rest[:n] for n in range(len(rest), 0, -1) if front + rest[:n] in WORDS), None)
@@ -156,6 +156,10 @@ def test_clips_byte_pairs(tmp_path, form):
                 tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
             ]
         )
+        marks = {"special_tokens": [("<|startoftext|>", CLIP.start), ("<|endoftext|>", CLIP.end)]}
+        made.post_processor = tokenizers.processors.TemplateProcessing(
+            "<|startoftext|> $A <|endoftext|>", **marks
+        )  # which the rule puts there already
         made.enable_padding(length=30)  # which is not ours
         made.enable_truncation(2)
         path = tmp_path / "tokenizer.json"
@@ -235,10 +239,33 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path, siglip):
         open_tokenizer(siglip, prompting(siglip, end=3))
     with pytest.raises(CalibrationError, match="the model has 5 tokens"):
         open_tokenizer(siglip, prompting(siglip, vocabulary=5))(["two dogs in a photo"])
+    largest = max(sentencepiece.SentencePieceProcessor(model_file=str(siglip)).encode("two dogs in a photo"))
+    open_tokenizer(siglip, prompting(siglip, vocabulary=largest + 1))(["two dogs in a photo"])
+    with pytest.raises(CalibrationError, match=f"gives the id {largest}, the model has {largest} tokens"):
+        open_tokenizer(siglip, prompting(siglip, vocabulary=largest))(["two dogs in a photo"])
     with pytest.raises(CalibrationError, match="holds no file of a clip tokenizer"):
         open_tokenizer(tmp_path, CLIP)
     with pytest.raises(CalibrationError, match="No such file"):
         open_tokenizer(tmp_path / "spiece.model", prompting(siglip))
+
+
+def test_of_clips_own_file_as_much_is_read_as_the_model_knows(tmp_path):
+    """Its list goes on; the published model's marks are 49406 and 49407."""
+    letters = [chr(code) for code in (*range(33, 127), *range(161, 173), *range(174, 256))]
+    pairs = [f"{first} {second}" for first in letters for second in (*letters, *(f"{x}</w>" for x in letters))]
+    (tmp_path / "merges.txt").write_text("\n".join(["#version: 0.2", *pairs[:50_000]]), encoding="utf-8")
+    published = {"vocabulary": 49408, "start": 49406, "end": 49407}
+    assert open_tokenizer(tmp_path, Prompting(**{**CLIP.to_dict(), **published})).encode(["!!"]) == [[512 + 188]]
+
+
+def test_what_a_library_says_of_a_damaged_file_is_cut_to_a_line():
+    whole = r"x: not a model that can be read \(ValueError: one\)$"
+    with pytest.raises(CalibrationError, match=whole), _damage("x", "a model"):
+        raise ValueError("one\ntwo")
+    with pytest.raises(CalibrationError, match=rf"\(ValueError: {'y' * 200}\)$"), _damage("x", "a model"):
+        raise ValueError("y" * 300)
+    with pytest.raises(KeyboardInterrupt), _damage("x", "a model"):
+        raise KeyboardInterrupt
 
 
 def test_without_the_libraries_ids_still_work(tmp_path, monkeypatch, siglip):

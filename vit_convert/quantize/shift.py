@@ -133,8 +133,7 @@ def add_to_bias(graph: ir.Graph, node: ir.Node, extra: np.ndarray) -> None:
             value.const_value = _plus(value, extra)  # type: ignore[union-attr, arg-type]
             return
     output = node.outputs[0]
-    rank = len(output.shape) if output.shape is not None else 0
-    along = extra.reshape(-1, 1, 1) if node.op_type == "Conv" and rank != 2 else extra
+    along = extra.reshape(-1, 1, 1) if node.op_type == "Conv" else extra  # of two axes, see is_product
     constant = initializer(graph, ir.tensor(along, name=f"{output.name}{SHIFTED}/bias"))
     readers = tuple(output.uses())
     name, output.name = output.name, f"{output.name}{SHIFTED}"
