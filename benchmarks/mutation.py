@@ -34,7 +34,8 @@ from results import RESULTS, ROOT, Results, first_paragraph
 
 EQUIVALENT = pathlib.Path(__file__).parent / "mutants"
 _WARM = ("numpy", "ml_collections", "absl.flags", "PIL.Image", "safetensors.numpy", "onnx_ir", "onnxruntime")
-_WARM_JAX = ("jax", "flax.linen", "jax2onnx")  # seconds; for modules whose tests export
+_WARM_JAX = ("jax", "flax.linen", "jax2onnx")  # seconds; for modules whose tests run or export models
+_JAX_ROOMS = ("/export/", "/families/", "/parity/")
 # of the processor, whatever else the machine does: what a mutant of a line that many tests pass through is given
 _MOST_SECONDS = 40.0
 _DEADLINE = 6.0, 60.0  # a mutant that takes so many times as long, and so many seconds more, hangs: killed
@@ -293,10 +294,9 @@ def main() -> None:
     # Other packages' pytest plugins cost every mutant more than most tests do.
     os.environ |= {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     modules = arguments.module or [*MODULES]
-    for name in [
-        *_WARM,
-        *(_WARM_JAX if any("/export/" in test for module in modules for test in MODULES[module]) else ()),
-    ]:
+    tests = [test for module in modules for test in MODULES[module]]
+    runs_models = any(room in test for test in tests for room in _JAX_ROOMS)
+    for name in [*_WARM, *(_WARM_JAX if runs_models else ())]:
         importlib.import_module(name)
     gc.freeze()  # what is imported stays: pytest collects garbage at the end of each run
     for module in modules:
