@@ -185,7 +185,7 @@ def _print_summary(report: Mapping[str, Any], bundle: Bundle) -> None:
     pair = report["pair"]
     console.print(f"\n[bold]{report['name']}[/bold]: a pair of towers, {pair.get('similarity', 'not described yet')}")
     if checks := report["checks"]:
-        columns = ("pair", "image × text against JAX", "cosine", "probability", "same first", "in first 5", "zero-shot")
+        columns = ("pair", "against JAX", "cosine", "prob.", "same first", "in first 5", "zero-shot")
         table = Table(*columns, box=None, header_style="dim")
         if "zero_shot" in report:
             table.add_row("JAX", "", "", "", "", "", f"{report['zero_shot']['jax']:.2f} %")

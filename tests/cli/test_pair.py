@@ -1,7 +1,7 @@
 """One command takes a checkpoint of two towers to a pair: two bundles, what they are together, compared with JAX."""
 
+import contextlib
 import json
-import os
 import pathlib
 import re
 import shutil
@@ -12,12 +12,15 @@ import sys
 import numpy as np
 import pytest
 
-from vit_convert.__main__ import main
+from vit_convert.__main__ import main, parse_config
+from vit_convert.convert import fresh_report
 from vit_convert.core.bundle import Bundle, read_json
 from vit_convert.core.errors import CheckError, UsageError
 from vit_convert.core.lock import hold
 from vit_convert.core.manifest import Manifest
+from vit_convert.families.load import load_checkpoint
 from vit_convert.families.random import write_random_checkpoint
+from vit_convert.text.prompting import Prompting
 
 sentencepiece = pytest.importorskip("sentencepiece", reason="the extra `text` is not installed")
 
@@ -34,6 +37,7 @@ def get_config():
     config.evaluation.prompts, config.evaluation.templates = "classes.txt", ("a photo of a {}", "{}")
     config.tokenizer, config.calibration.num_images = "spiece.model", 8
     config.text.batch.max, config.text.keep_fp16 = 256, ("head",)
+    config.check.min_agreement = config.check.int8_agreement = 0.0  # of random weights, texts may be equally near
     return config
 """
 
@@ -55,12 +59,8 @@ def write_inputs(folder: pathlib.Path) -> None:
 
 def convert(folder: pathlib.Path, *words: str) -> int:
     """Runs the command in a folder."""
-    before = os.getcwd()
-    os.chdir(folder)
-    try:
+    with contextlib.chdir(folder):
         return main(["vit_convert", "--config=pair.py", "--quiet", *words])
-    finally:
-        os.chdir(before)
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +149,11 @@ def test_again_nothing_is_done_and_one_tower_alone_where_its_key_changed(copied)
     after = Manifest.read(Bundle(root)).rows
     assert {name: row["status"] for name, row in after.items()} == {"pair": "fresh", "similarity": "fresh"}
     assert after["similarity"]["result"] == before["similarity"]["result"]
+    with contextlib.chdir(copied):  # a batch asks this before it starts anything
+        config = parse_config(["vit_convert", "--config=pair.py"])[0]
+        assert fresh_report(config, "out")["name"] == "pair"
+        config.text.check.cosine = 0.9
+        assert fresh_report(config, "out") is None
     assert convert(copied, "--config.text.precision=fp16") == 0
     assert {name: (root / name / "model.onnx").stat().st_ino for name in graphs} == graphs  # neither was exported again
     assert not (root / "text/model.int8.onnx").exists() and (root / "image/model.int8.onnx").exists()
@@ -253,3 +258,11 @@ def test_a_text_tower_alone_is_calibrated_and_checked_on_prompts(copied):
         assert reference["tokens"].tolist() == ids[[2, 6, 10, 14, 18]].tolist()  # the middle of each fifth
     report = json.loads(bundle.report.read_text())
     assert report["calibration"]["source"] == "ids.npy" and report["reference"]["source"] == "evaluation prompts"
+
+
+@pytest.mark.parametrize(("variant", "rule"), [("SigLIP-mu/16", (-1, 1, 1)), ("CLIP-mu/16", (94, 95, 0))])
+def test_what_a_family_says_of_its_texts_is_what_prompts_are_made_by(tmp_path, variant, rule):
+    path = tmp_path / ("mu.npz" if "SigLIP" in variant else "mu.safetensors")
+    write_random_checkpoint(path, variant, image_size=(SIDE, SIDE))
+    found = Prompting.of(load_checkpoint(f"{path}:txt").pair)
+    assert (found.start, found.end, found.pad) == rule and found.lower and found.sticky_end

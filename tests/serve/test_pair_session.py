@@ -8,6 +8,7 @@ from pair_by_hand import IMAGES, LENGTH, SIDE, TOKENS, embeddings, pixels, proba
 import vit_convert
 from vit_convert.core.bundle import Bundle
 from vit_convert.core.errors import BenchmarkError, UsageError
+from vit_convert.engine.handoff import open_bundle
 from vit_convert.serve.pair import PairSession
 
 
@@ -52,3 +53,9 @@ def test_a_session_runs_the_engines_that_are_proved(gpu, monkeypatch, pair):
             "text": "",
         }
         np.testing.assert_allclose(session.similarity(pixels(IMAGES), TOKENS), probabilities(IMAGES, TOKENS), rtol=1e-4)
+
+
+def test_commands_for_one_model_name_the_two(pair):
+    with pytest.raises(UsageError, match="a pair of towers, which are two bundles") as raised:
+        open_bundle(str(pair))
+    assert str(pair / "image") in raised.value.fix and str(pair / "text") in raised.value.fix

@@ -15,6 +15,7 @@ from vit_convert.core.earlier import read_signature
 from vit_convert.core.errors import BuildError, UsageError
 from vit_convert.core.image_size import ImageRange, NoSize, Size, sizes_of
 from vit_convert.core.manifest import Files, Manifest
+from vit_convert.core.pair import TOWERS, is_pair
 from vit_convert.core.signature import Signature
 
 
@@ -52,8 +53,11 @@ def open_bundle(path: str) -> Bundle:
     """Opens a bundle that exists.
 
     Raises:
-        UsageError: the folder is not a bundle.
+        UsageError: the folder is not a bundle, or it is that of two.
     """
+    if is_pair(path):
+        places = " or ".join(os.path.join(path, tower) for tower in TOWERS)
+        raise UsageError(f"{path}: a pair of towers, which are two bundles", fix=f"Give {places}.")
     if not os.path.isfile(os.path.join(path, "manifest.json")):
         raise UsageError(
             f"{path}: holds no manifest.json, so it is no bundle",
