@@ -13,7 +13,7 @@ LENGTH = 10
 
 
 def test_siglips(tmp_path):
-    """transformers takes punctuation out as well, as the evaluation of the paper did; of the first three there is none."""
+    """transformers takes punctuation out as well, as the evaluation of the paper did; the first three have none."""
     (tmp_path / "text.txt").write_text("a photo of a cat\na photo of a dog\ntwo dogs and one cat in a photo\n" * 20)
     options = {"vocab_size": 40, "pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1, "hard_vocab_limit": False}
     place = str(tmp_path / "spiece")
