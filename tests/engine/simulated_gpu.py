@@ -219,7 +219,12 @@ class Context:
         session = self._engine.session
         feeds = {name: self._view(name, shape, self._engine.types[name]).copy() for name, shape in self._shapes.items()}
         for output, value in zip(session.get_outputs(), session.run(None, feeds)):
-            self._view(output.name, value.shape, np.float32)[...] = value + self._engine.error
+            self._view(output.name, value.shape, np.float32)[...] = value + self._error(value)
+
+    def _error(self, value):
+        """What was put in on purpose: for every row the same, or more for those behind."""
+        places = np.arange(len(value), dtype=np.float32).reshape(-1, *[1] * (value.ndim - 1))
+        return self._engine.error + self._engine.by_place * places
 
     def _view(self, name, shape, dtype):
         num_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
@@ -234,7 +239,7 @@ class CudaEngine:
     def __init__(self, driver, logger, plan):
         found = json.loads(bytes(plan))
         self.driver, self.logger, self.profiles = driver, logger, found["profiles"]
-        self.error, self.broken = found["error"], found["broken"]
+        self.error, self.broken, self.by_place = found["error"], found["broken"], found["by_place"]
         options = onnxruntime.SessionOptions()
         # integer kernels saturate on some processors, TensorRT's do not
         options.add_session_config_entry("session.disable_quant_qdq", "1")
@@ -302,7 +307,7 @@ def install(monkeypatch):
     return Backend("tensorrt", "8.6.0", module, GPU, make_logger(module)), driver
 
 
-def write_plan(path, graph, ranges, *, precision="fp32", error=0.0, broken=False, content=None):
+def write_plan(path, graph, ranges, *, precision="fp32", error=0.0, broken=False, by_place=0.0, content=None):
     """Writes a plan for the simulated TensorRT, with its sidecar.
 
     Args:
@@ -311,6 +316,7 @@ def write_plan(path, graph, ranges, *, precision="fp32", error=0.0, broken=False
         ranges: (smallest, optimal, largest input shape) of each profile.
         precision: as the sidecar says.
         error: added to every output.
+        by_place: added once for each row before it in the batch.
         broken: runs fail.
         content: the plan's bytes instead.
     """
@@ -320,6 +326,7 @@ def write_plan(path, graph, ranges, *, precision="fp32", error=0.0, broken=False
         "onnx": str(graph),
         "profiles": [[list(shape) for shape in triple] for triple in ranges],
         "error": error,
+        "by_place": by_place,
         "broken": broken,
     }
     path.write_bytes(content or json.dumps(plan).encode())

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from vit_convert.core.compare import Tolerance, compare
+from vit_convert.core.consistency import Finding, check_consistency
 from vit_convert.core.onnx_file import open_session, run_session
 from vit_convert.core.progress import Progress
 
@@ -76,6 +77,29 @@ def check_graph(
             row = Row(tensor, batch, result.max_abs, result.max_rel, result.cosine, passed)
             worst[tensor] = row if tensor not in worst else _worse(worst[tensor], row)
     return [worst[tensor] for tensor in tensors]
+
+
+def check_alone(
+    path: str | os.PathLike[str],
+    probes: Mapping[str, np.ndarray],
+    outputs: Sequence[str],
+    tolerance: Tolerance,
+    *,
+    largest: int,
+) -> list[Finding]:
+    """The checks of a graph that need no reference.
+
+    Args:
+        path: the `.onnx` file.
+        probes: from `images.probes.probe_inputs`.
+        outputs: that are judged.
+        tolerance: of the graph's precision.
+        largest: the most rows of a run.
+    """
+    session = open_session(path)
+    return check_consistency(
+        lambda feeds: run_session(session, feeds, list(outputs)), probes, outputs, tolerance, largest=largest
+    )
 
 
 def _worse(a: Row, b: Row) -> Row:

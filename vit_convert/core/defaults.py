@@ -94,6 +94,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.check.num_images = 4  # images in reference.npz; the largest batch onnxruntime is checked with
     config.check.atol = 1e-6  # fp32: max_abs <= atol + rtol * scale of the output, for the output and for every block
     config.check.rtol = 1e-4
+    config.check.consistency = True  # also without JAX: equal rows agree, order and batch do not matter, all is finite
     config.check.engine_rtol = 1e-3  # the same for fp32 engines, which sum in other orders, through up to 32 blocks
     config.check.cosine = 0.99999
     config.check.fp16_cosine = 0.999  # against JAX fp32, for the output

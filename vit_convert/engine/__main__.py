@@ -49,6 +49,8 @@ flags.DEFINE_list(
     "for", [], "inspect: TensorRT generations, of trt8, trt10, trt11, rtx; empty: the bundle's own, all for a file.",
     flag_values=_FLAGS,
 )  # fmt: skip
+flags.DEFINE_list("plan", [], "verify, without a bundle: engines of foreign origin.", flag_values=_FLAGS)
+flags.DEFINE_string("onnx", "", "verify --plan: the graph that they were built from.", flag_values=_FLAGS)
 flags.DEFINE_bool("force", False, "build, tune: also what is there already.", flag_values=_FLAGS)
 flags.DEFINE_list(
     "batches", [], "benchmark, tune: images per run; empty: benchmark.batches of the config.", flag_values=_FLAGS
@@ -86,6 +88,13 @@ def main(argv: Sequence[str]) -> int:
 
 def _run(argv: Sequence[str]) -> int:
     names, path, overrides = parse(argv)
+    if _FLAGS.plan:
+        from vit_convert.engine.foreign import verify_foreign
+
+        config = apply_overrides(configs.default_config(), overrides)
+        precision = (_FLAGS.precision or ["fp16"])[0]
+        verify_foreign(load_backend(_FLAGS.backend, for_this_gpu=True), _FLAGS.plan, _FLAGS.onnx, precision, config)
+        return 0
     if names == (INSPECT,):
         from vit_convert.engine.inspection.command import inspect
 
@@ -190,6 +199,13 @@ def parse(argv: Sequence[str]) -> tuple[Sequence[str], str, list[str]]:
     overrides, others = split_overrides(argv[1:], configs.default_config())
     words = _PROGRAM.parse(others)
     first = words[0] if words else ""
+    if _FLAGS.plan or _FLAGS.onnx:
+        if words != ["verify"] or not _FLAGS.plan:
+            raise UsageError(
+                f"--plan={','.join(_FLAGS.plan)} --onnx={_FLAGS.onnx}: belong to verify without a bundle",
+                fix="python -m vit_convert.engine verify --plan=FILE --onnx=FILE.onnx",
+            )
+        return ("verify",), "", overrides
     if first in (*COMMANDS, INSPECT):
         if len(words) != 2:
             raise UsageError(

@@ -24,6 +24,7 @@ from vit_convert.engine.measure.benchmark import END_TO_END, RESIDENT, plan_case
 from vit_convert.engine.measure.plot import plot_rows
 from vit_convert.engine.measure.recommend import recommend
 from vit_convert.engine.runtime.session import Session
+from vit_convert.engine.two_builds import compare_builds
 from vit_convert.engine.verify import verify_session
 
 # What usually helps where an engine of this precision misses its tolerance.
@@ -71,6 +72,8 @@ def verify_bundle(
         plan = find_plan(backend, bundle, precision)
         with Session(open_engine(backend, bundle, plan)) as session:
             found = verify_session(session, bundle, config, facts, progress=progress)
+            if config.check.consistency:
+                found = compare_builds(backend, bundle, session, facts, config, found)
         engines[precision] = {**found, "plan": str(plan.relative_to(bundle.root))}
         keep_proof(plan, found, judge)
     result = verification(engines)

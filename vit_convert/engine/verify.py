@@ -13,15 +13,17 @@ import numpy as np
 from vit_convert.core.bundle import Bundle
 from vit_convert.core.compare import Tolerance, compare, top1_accuracy
 from vit_convert.core.config import QUANTIZED
+from vit_convert.core.consistency import Finding, check_consistency
 from vit_convert.core.errors import BenchmarkError
 from vit_convert.core.image_size import ImageRange
 from vit_convert.core.progress import Progress
 from vit_convert.core.signature import Signature
 from vit_convert.core.tolerance import agreement_miss, judges_blocks, tolerance_for, top1_miss
 from vit_convert.engine.handoff import Facts
-from vit_convert.engine.runtime.profiles import Shape, ShapeRange
+from vit_convert.engine.runtime.profiles import Shape, ShapeRange, largest_batch
 from vit_convert.engine.runtime.session import Session
 from vit_convert.images.preprocess import Preprocess
+from vit_convert.images.probes import probe_inputs
 
 _EVALUATION_BATCH = 64
 _COPY = "Copy the whole bundle from the export host."
@@ -74,9 +76,9 @@ def verify_session(
         progress: what people see.
 
     Returns:
-        precision, passed, tolerance, misses (in words), rows ([Row]), max_abs, max_rel and cosine (the worst of the
-        judged outputs) and, with labelled images, top1, top1_jax, agreement (None without JAX's own predictions), all
-        in percent, and num_images.
+        precision, passed, tolerance, misses (in words), rows ([Row]), consistency (what needs no reference, see
+        core/consistency.py), max_abs, max_rel and cosine (the worst of the judged outputs) and, with labelled images,
+        top1, top1_jax, agreement (None without JAX's own predictions), all in percent, and num_images.
 
     Raises:
         BenchmarkError: the bundle's reference or its evaluation is missing, damaged or of another model, or TensorRT
@@ -100,6 +102,8 @@ def verify_session(
         for row in rows
         if row.passed is False
     ]
+    alone = check_alone(session, facts, tolerance) if config.check.consistency else []
+    misses += [str(found) for found in alone if not found.passed]
     final = [row for row in rows if row.output in signature.judged and row.passed is not None]
     result: dict[str, Any] = {
         "precision": precision,
@@ -108,6 +112,7 @@ def verify_session(
         "max_rel": max(row.max_rel for row in final),
         "cosine": min(row.cosine for row in final),
         "rows": [dataclasses.asdict(row) for row in rows],
+        "consistency": [dataclasses.asdict(found) for found in alone],
     }
     # what was fed beside the images is not known here
     if signature.classes is not None and bundle.labels("evaluation") in facts.files and len(signature.inputs) == 1:
@@ -117,6 +122,27 @@ def verify_session(
         misses += [miss for miss in (top1, agreement) if miss]
         result |= accuracy
     return {**result, "passed": not misses, "misses": misses}
+
+
+def check_alone(session: Session, facts: Facts, tolerance: Tolerance) -> list[Finding]:
+    """The checks that need no reference, at the size that the engine is tuned for.
+
+    Args:
+        session: of the engine.
+        facts: of the bundle that it is of.
+        tolerance: of the engine's precision.
+    """
+    probes = probes_of(facts)
+    first = next(iter(probes.values()))
+    largest = largest_batch(session.engine.ranges, (1, *probes[session.engine.leading.name].shape[1:]))
+    outputs = [name for name in facts.signature.judged if name in {spec.name for spec in session.engine.outputs}]
+    return check_consistency(session.run, probes, outputs, tolerance, largest=min(largest, len(first)))
+
+
+def probes_of(facts: Facts) -> dict[str, np.ndarray]:
+    """Noise, black and white for a bundle's engines."""
+    size = facts.image_size.optimal if isinstance(facts.image_size, ImageRange) else facts.image_size
+    return probe_inputs(facts.signature, facts.preprocess, size)
 
 
 def require_reference(bundle: Bundle, facts: Facts) -> None:

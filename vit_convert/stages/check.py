@@ -14,6 +14,7 @@ import numpy as np
 from vit_convert.core.compare import Tolerance, top1_accuracy
 from vit_convert.core.config import QUANTIZED, is_planned
 from vit_convert.core.errors import CheckError
+from vit_convert.core.image_size import ImageRange, sizes_of
 from vit_convert.core.pipeline import Context, Stage
 from vit_convert.core.tolerance import judges_blocks, tolerance_for, top1_miss
 from vit_convert.core.warm import keeps
@@ -22,6 +23,7 @@ from vit_convert.stages.reference import reference_files
 
 if TYPE_CHECKING:
     from vit_convert.checks.onnx_graph import Row
+    from vit_convert.core.consistency import Finding
 
 
 def check(context: Context) -> dict[str, Any]:
@@ -114,6 +116,12 @@ def _check_graph(context: Context, precision: str, path: pathlib.Path) -> dict[s
     if missed:
         _, first = min(missed, key=lambda found: tensors.index(found[1].tensor))
         raise _missed(context, f"{_worst(path, missed, tolerance)}. First to miss: {first.tensor}.", result)
+    if context.config.check.consistency:
+        alone = _check_alone(context, path, tolerance)
+        result["consistency"] = [dataclasses.asdict(row) for row in alone]
+        if wrong := [row for row in alone if not row.passed]:
+            result["passed"] = False
+            raise _missed(context, f"{path.name}: {wrong[0]}; needed {tolerance}", result)
     if precision == "bf16":
         result["summary"] += ", in float32 rounded to bf16"
     result["summary"] += "".join(f", {row.cosine:.7f} at {size}" for size, row in list(finals.items())[1:])
@@ -133,6 +141,19 @@ def _check_graph(context: Context, precision: str, path: pathlib.Path) -> dict[s
             result["passed"] = False
             raise _missed(context, f"{path.name}: {miss}", result)
     return result
+
+
+def _check_alone(context: Context, path: pathlib.Path, tolerance: Tolerance) -> list["Finding"]:
+    """What needs no reference, at the size of the calibration."""
+    from vit_convert.checks.onnx_graph import check_alone
+    from vit_convert.images.probes import probe_inputs
+
+    checkpoint, signature = context.results["checkpoint"], signature_of(context)
+    size = sizes_of(checkpoint)
+    probes = probe_inputs(
+        signature, checkpoint.get("preprocess", {}), size.optimal if isinstance(size, ImageRange) else size
+    )
+    return check_alone(path, probes, signature.judged, tolerance, largest=context.config.check.num_images)
 
 
 def _check_sizes(

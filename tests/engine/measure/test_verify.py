@@ -6,6 +6,8 @@ import dataclasses
 import numpy as np
 import onnxruntime
 import pytest
+import simulated_gpu
+from engine_graphs import BATCH, IMAGE
 from reconverted import as_left
 
 from vit_convert.core.bundle import Bundle, read_json
@@ -20,6 +22,7 @@ from vit_convert.engine.verify import batches_to_verify
 from vit_convert.images.preprocess import Preprocess
 
 QUIET = Progress(quiet=True)
+RANGES = [[(size, *IMAGE) for size in BATCH.values()]]
 
 
 def verify(gpu, path, *precisions, **overrides):
@@ -222,3 +225,37 @@ def test_channels_first_and_uint8_inputs():
     assert fed.shape == (2, 3, 4, 4) and fed.flags.c_contiguous
     # (x - 127.5) / 127.5 to within 2.4e-7, as the preprocessing record documents.
     np.testing.assert_allclose(fed[1, 2, 3, 0], (float(pixels[1, 3, 0, 2]) - 127.5) / 127.5, atol=2.4e-7)
+
+
+def test_rows_that_depend_on_their_place_are_seen_without_jax(gpu, engines):
+    """2e-4 of scale a row is within what JAX's outputs allow at batch 1 to 4, and so is each row by itself."""
+    path = engines("fp32", by_place=1e-3)
+    with pytest.raises(CheckError, match="logits does not agree with itself") as caught:
+        verify(gpu, path, "fp32", engine_rtol=1e-5)
+    rows = caught.value.result["engines"]["fp32"]["consistency"]
+    assert {row["check"]: row["passed"] for row in rows} == {
+        "identical rows": False,
+        "permuted batch": False,
+        "batch of one": True,  # the first of a batch has nothing before it
+        "finite": True,
+    }
+    found = verify(gpu, engines("fp32"), "fp32")["engines"]["fp32"]["consistency"]
+    assert all(row["passed"] for row in found) and len(found) == 4
+
+
+def test_without_consistency_none_is_run(gpu, engines):
+    assert verify(gpu, engines("fp32"), "fp32", consistency=False)["engines"]["fp32"]["consistency"] == []
+
+
+def test_two_builds_of_a_bundle_have_to_agree(gpu, engines):
+    path = engines("fp16")
+    own = path / "engines" / "tensorrt-8.6.0-sm90"
+    other = path / "engines" / "tensorrt-8.6.0-portable"
+    simulated_gpu.write_plan(other / "fp16.plan", path / "model.onnx", RANGES, precision="fp16", error=1e-4)
+    found = verify(gpu, path, "fp16")["engines"]["fp16"]["consistency"]
+    (row,) = [row for row in found if row["check"] == "tensorrt-8.6.0-portable"]
+    assert row["passed"] and row["max_abs"] == pytest.approx(1e-4, rel=0.01)
+    simulated_gpu.write_plan(other / "fp16.plan", path / "model.onnx", RANGES, precision="fp16", error=10.0)
+    with pytest.raises(CheckError, match=r"logits does not agree with itself \(tensorrt-8\.6\.0-portable\)"):
+        verify(gpu, path, "fp16")
+    assert (own / "fp16.plan").exists()

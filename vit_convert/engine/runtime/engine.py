@@ -38,6 +38,8 @@ class Engine:
         backend: the TensorRT that built it.
         plan_path: the engine; its sidecar lies beside it.
         onnx_path: a graph that the engine must have been built from; None asks nothing.
+        record: {"precision", "options": {"version_compatible", "tf32"}} of an engine of foreign origin, which has no
+            sidecar; None reads it.
 
     Attributes:
         record: the sidecar.
@@ -54,9 +56,14 @@ class Engine:
     """
 
     def __init__(
-        self, backend: Backend, plan_path: str | os.PathLike[str], *, onnx_path: str | os.PathLike[str] | None = None
+        self,
+        backend: Backend,
+        plan_path: str | os.PathLike[str],
+        *,
+        onnx_path: str | os.PathLike[str] | None = None,
+        record: dict[str, Any] | None = None,
     ):
-        self.record = check_sidecar(plan_path, backend, onnx_path=onnx_path)
+        self.record = check_sidecar(plan_path, backend, onnx_path=onnx_path) if record is None else record
         self.backend, self.path = backend, pathlib.Path(plan_path)
         if backend.gpu is None:
             raise BuildError(

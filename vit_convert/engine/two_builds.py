@@ -1,0 +1,65 @@
+"""Two builds of one precision that a bundle holds, such as one for this GPU and a portable one, have to agree."""
+
+import dataclasses
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import ml_collections
+
+from vit_convert.core.bundle import Bundle
+from vit_convert.core.consistency import agreement
+from vit_convert.core.errors import ConvertError
+from vit_convert.core.tolerance import tolerance_for
+from vit_convert.engine.backend.sidecar import check_sidecar
+from vit_convert.engine.backend.trt import Backend
+from vit_convert.engine.bundle_engines import open_engine, require_conversion
+from vit_convert.engine.handoff import Facts
+from vit_convert.engine.runtime.session import Session
+from vit_convert.engine.verify import probes_of
+
+
+def compare_builds(
+    backend: Backend,
+    bundle: Bundle,
+    session: Session,
+    facts: Facts,
+    config: ml_collections.ConfigDict,
+    found: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Runs noise, black and white through other engines of the same precision that load here too.
+
+    Args:
+        backend: the TensorRT that runs them.
+        bundle: holds them.
+        session: of the engine that was verified.
+        facts: of the bundle.
+        config: tolerances.
+        found: what `verify_session` found of it.
+
+    Returns:
+        `found` with the comparisons in its "consistency", and misses in its "misses".
+    """
+    result, probes = dict(found), None
+    record = session.engine.record
+    tolerance = tolerance_for(config, record["precision"], engine=True, tf32=record["options"]["tf32"])
+    for plan in _others(backend, bundle, session.engine.path):
+        probes = probes or {name: values[:3] for name, values in probes_of(facts).items()}
+        with Session(open_engine(backend, bundle, plan)) as other:
+            rows = agreement(
+                plan.parent.name, session.run(probes), other.run(probes), list(facts.signature.judged), tolerance
+            )
+        result["consistency"] = [*result["consistency"], *(dataclasses.asdict(row) for row in rows)]
+        result["misses"] = [*result["misses"], *(str(row) for row in rows if not row.passed)]
+    return {**result, "passed": not result["misses"]}
+
+
+def _others(backend: Backend, bundle: Bundle, plan: pathlib.Path) -> Iterator[pathlib.Path]:
+    for path in sorted(bundle.root.glob(f"engines/{backend.name}-*/{plan.name}")):
+        if path != plan:
+            try:
+                check_sidecar(path, backend)
+                require_conversion(bundle, path)
+            except ConvertError:
+                continue  # of another host, or of an earlier graph
+            yield path

@@ -1,0 +1,51 @@
+"""Inputs for checks that need no reference: noise, black and white, as a graph takes them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from vit_convert.core.signature import Signature, Tensor
+from vit_convert.images.noise import seeded_noise
+from vit_convert.images.preprocess import Preprocess
+
+
+def probe_inputs(
+    signature: Signature, preprocess: Mapping[str, Any], image_size: Sequence[int]
+) -> dict[str, np.ndarray]:
+    """Four rows for each input of a model: noise, black, white, and the noise again.
+
+    Args:
+        signature: of the graph.
+        preprocess: the preprocessing record; not read where there are no images.
+        image_size: (height, width) in pixels of the images, where there are any.
+
+    Returns:
+        {input: [4, …]} in the graph's type and layout. Of an input that takes no images, black is the smallest value
+        that it takes and white the largest: 0 and the vocabulary's last id, or -1 and 1.
+    """
+    return {
+        tensor.name: _images(tensor, preprocess, image_size) if tensor.is_image else _others(tensor)
+        for tensor in signature.inputs
+    }
+
+
+def _images(tensor: Tensor, preprocess: Mapping[str, Any], image_size: Sequence[int]) -> np.ndarray:
+    height, width = image_size
+    noise = seeded_noise(1, height, width)[0]
+    pixels = np.stack([noise, np.zeros_like(noise), np.full_like(noise, 255), noise])
+    record = Preprocess.from_dict(preprocess)
+    return record.graph_input(pixels, tensor.dtype, channels_first=tensor.layout == "NCHW")
+
+
+def _others(tensor: Tensor) -> np.ndarray:
+    """Sides that vary get 1."""
+    shape = tuple(side if isinstance(side, int) else 1 for side in tensor.shape[1:])
+    dtype, generator = np.dtype(tensor.dtype), np.random.default_rng(0)
+    if dtype.kind in "iu":
+        low, high = 0, max(tensor.below, 2) - 1
+        noise = generator.integers(low, high + 1, shape).astype(dtype)
+    else:
+        low, high = -1, 1
+        noise = generator.uniform(low, high, shape).astype(dtype)
+    return np.stack([noise, np.full_like(noise, low), np.full_like(noise, high), noise])
