@@ -12,6 +12,7 @@ from vit_convert.core.dialect import DIALECTS, Dialect
 from vit_convert.core.errors import UsageError, nearest
 from vit_convert.core.image_size import is_range, parse_range, parse_size
 from vit_convert.core.pair import TOWERS
+from vit_convert.core.presets import apply_preset
 from vit_convert.core.renamed import current
 from vit_convert.core.tower_config import given_keys, tower_config
 
@@ -90,11 +91,12 @@ def _overlay(config: ml_collections.ConfigDict, given: ml_collections.ConfigDict
 
 
 def check_values(config: ml_collections.ConfigDict) -> None:
-    """Refuses values out of range, naming key and value.
+    """Sets what a preset stands for, and refuses values out of range, naming key and value.
 
     Raises:
         UsageError: see above.
     """
+    apply_preset(config)
     for key, valid in _CHOICES.items():
         value = config
         for part in key.split("."):

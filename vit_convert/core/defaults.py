@@ -112,6 +112,9 @@ def default_config() -> ml_collections.ConfigDict:
 
     config.engine = Config()
     config.engine.backend = "auto"  # auto: tensorrt on a host with a GPU, else rtx; none: stop after ONNX
+    # jetson_orin, jetson_thor, t4, l4, a10, a100, h100 or rtx: batches and memory that suit such a GPU, in place of
+    # defaults, and a look at its memory before the build; empty: none
+    config.engine.preset = ""
     config.engine.workspace_gib = 4.0
     config.engine.timing_cache = ""  # a folder for kernel timings, which models may share; empty: one in the bundle
     config.engine.opt_level = 3

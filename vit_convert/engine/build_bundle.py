@@ -22,6 +22,7 @@ from vit_convert.engine.builder.fused_kernels import fused_attention_by_kernels
 from vit_convert.engine.builder.request import BuildRequest, request_record
 from vit_convert.engine.bundle_engines import keep_model
 from vit_convert.engine.handoff import Facts, require_graph_of
+from vit_convert.engine.memory_guard import guard
 from vit_convert.engine.runtime.engine import Engine
 from vit_convert.engine.runtime.profiles import batch_profiles
 
@@ -144,6 +145,7 @@ def build_bundle(
             )
         request = request_for(bundle, config, facts, precision)
         require_graph_of(facts, request.onnx_path)
+        guard(backend, config, facts, request, progress)
         if calibrator:
             if wrong := facts.files.wrong(bundle.images("calibration")):
                 raise CalibrationError(wrong, fix="Run the conversion's calibrate stage first.")

@@ -12,11 +12,13 @@ from vit_convert.core.bundle import Bundle
 from vit_convert.core.dialect import DIALECTS
 from vit_convert.core.errors import BuildError, ConvertError, UsageError, nearest
 from vit_convert.core.image_size import ImageRange
+from vit_convert.core.presets import preset_named
 from vit_convert.core.progress import human_bytes
 from vit_convert.core.text_table import text_table
 from vit_convert.engine.backend.trt import load_backend
 from vit_convert.engine.builder.network import parse_graph
 from vit_convert.engine.handoff import open_bundle, read_config, read_facts
+from vit_convert.engine.inspection.dla import dla_refusals
 from vit_convert.engine.inspection.estimate import estimate
 from vit_convert.engine.inspection.findings import REFUSED, Finding, findings
 from vit_convert.engine.inspection.fusions import Fusion, fusions
@@ -138,6 +140,9 @@ def _report(subject: Subject, graph: Graph, target: str, precisions: Sequence[st
     places = fusions(graph, target, half=half)
     for line in _fusion_lines(places):
         print(f"    {line}")
+    preset = subject.config.engine.preset
+    if preset and preset_named(preset).dla:
+        print(f"    DLA: not used: {dla_refusals(graph) or 'a build of ours is for the GPU'}")
     memory = estimate(graph, subject.sizes, half=half)
     rows = [
         ["weights in the engine", human_bytes(memory.weights)],

@@ -1,0 +1,52 @@
+"""Whether a build can work on this host, told before it takes minutes: only where a preset says what GPU it is for."""
+
+import ml_collections
+
+from vit_convert.core.errors import BuildError
+from vit_convert.core.image_size import ImageRange
+from vit_convert.core.presets import preset_named, require_arch
+from vit_convert.core.progress import Progress, human_bytes
+from vit_convert.engine.backend import cuda
+from vit_convert.engine.backend.trt import Backend
+from vit_convert.engine.builder.request import BuildRequest
+from vit_convert.engine.handoff import Facts
+from vit_convert.engine.inspection.dla import dla_refusals
+from vit_convert.engine.inspection.estimate import estimate
+from vit_convert.engine.inspection.onnx_wire import read_graph
+
+
+def guard(
+    backend: Backend, config: ml_collections.ConfigDict, facts: Facts, request: BuildRequest, progress: Progress
+) -> None:
+    """Refuses a build by a preset that is for another GPU, or that will not fit; does nothing without a preset.
+
+    Args:
+        backend: the TensorRT that is to build.
+        config: the resolved config.
+        facts: of the bundle.
+        request: what is to be built.
+        progress: is told why accelerators beside the GPU are not used.
+
+    Raises:
+        UsageError: the preset is for another GPU.
+        BuildError: the graph needs more memory than is free.
+    """
+    if not config.engine.preset or backend.gpu is None:
+        return
+    require_arch(config, backend.gpu.arch, backend.gpu.name)
+    preset, graph = preset_named(config.engine.preset), read_graph(request.onnx_path)
+    sides = facts.image_size.largest if isinstance(facts.image_size, ImageRange) else facts.image_size
+    sizes = {"batch": config.batch.max, **dict(zip(("height", "width"), sides))}
+    memory = estimate(graph, sizes, half=facts.dialect.precision_by_flag and request.precision == "fp16")
+    needed = memory.weights + memory.activations + (memory.building if preset.shared else 0)
+    free = cuda.free_memory_bytes()
+    if needed > free:
+        parts = f"weights {human_bytes(memory.weights)}, values {human_bytes(memory.activations)}"
+        parts += f", building {human_bytes(memory.building)}" if preset.shared else ""
+        raise BuildError(
+            f"{request.precision} at batch {config.batch.max} needs up to {human_bytes(needed)} ({parts}), "
+            f"free are {human_bytes(free)}",
+            fix="Set a smaller batch.max, or end what else uses this memory.",
+        )
+    if preset.dla:
+        progress.say(f"DLA: not used: {dla_refusals(graph) or 'a build of ours is for the GPU'}")
