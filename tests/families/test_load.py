@@ -180,7 +180,7 @@ def test_no_head(edited):
 
 
 def test_arguments_are_checked_before_the_file_is_opened():
-    with pytest.raises(UsageError, match=r"^family 'vitt': unknown\. Did you mean vit\?") as error:
+    with pytest.raises(UsageError, match=r"^family 'vitt': unknown\. Did you mean vit, lit\?") as error:
         load_checkpoint("gone.npz", family="vitt")
     assert error.value.fix.startswith("Use auto or ") and "vit" in error.value.fix
     with pytest.raises(UsageError, match=r"^outputs 'feature': unknown\. Did you mean features\?") as error:

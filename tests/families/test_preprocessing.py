@@ -32,7 +32,7 @@ def save(path, *, beside=(), inside="", layout="big_vision", pool="map", num_cla
     ],
 )
 def test_towers_of_image_text_models(tmp_path, beside, family, layout, outer):
-    pool = "map" if layout.startswith("big_vision") else "tok"
+    pool = "tok" if layout.startswith("vit_jax") else "gap" if family == "paligemma" else "map"
     path = save(tmp_path / "a.npz", beside=beside, inside=f"{outer}img/", layout=layout, pool=pool)
     checkpoint = load_checkpoint(f"{path}:img", outputs="features")
     assert checkpoint.preprocess == family

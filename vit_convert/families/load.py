@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from vit_convert.checkpoint.containers import read_container, split_subtree, verify
 from vit_convert.checkpoint.select import select
 from vit_convert.core.bundle import hash_file
-from vit_convert.core.errors import UsageError, nearest
+from vit_convert.core.errors import CheckpointError, UsageError, nearest
 from vit_convert.families.family import Asked, Family, Loaded, Size
 from vit_convert.families.registry import families as known_families
 from vit_convert.families.registry import family_named, family_of, tower_family_of
@@ -122,13 +122,14 @@ def _tower(file: str, subtree: str, towers: Sequence[str]) -> str:
     """Which tower of a checkpoint is meant: the one that follows its name, or the only one.
 
     Raises:
-        UsageError: it has two and none is named, or has not the one that is.
+        CheckpointError: it has two and none is named.
+        UsageError: it has not the one that is named.
     """
     there = " and ".join(f"{file}:{'img' if tower == 'image' else 'txt'}" for tower in towers)
     if not subtree:
         if len(towers) == 1:
             return towers[0]
-        raise UsageError(f"{file}: an image tower and a text tower", fix=f"Name one: {there}.")
+        raise CheckpointError(f"{file}: an image tower and a text tower", fix=f"Name one: {there}.")
     tower = _TOWERS.get(subtree.strip("/"), "")
     if tower not in towers:
         raise UsageError(f"{file}:{subtree}: the checkpoint has no such tower", fix=f"It has {there}.")

@@ -16,12 +16,14 @@ from vit_convert.core.user_code import user_code
 from vit_convert.families.clip.family import CLIP
 from vit_convert.families.family import Family, TowerFamily
 from vit_convert.families.hybrid.family import HYBRID
+from vit_convert.families.lit.family import LIT
 from vit_convert.families.mixer.family import MIXER
 from vit_convert.families.siglip.family import SIGLIP
 from vit_convert.families.swin.family import SWIN
 from vit_convert.families.vit.family import VIT
+from vit_convert.families.vlm.family import VLM
 
-FAMILIES: tuple[Family, ...] = (HYBRID, MIXER, SWIN, VIT, SIGLIP, CLIP)  # a hybrid has a ViT's leaves too
+FAMILIES: tuple[Family, ...] = (HYBRID, MIXER, SWIN, VIT, SIGLIP, CLIP, LIT, VLM)  # a hybrid has a ViT's leaves too
 
 # Recognised in order to be refused by its name: (patterns that must all match some leaf, what it is, whether it has an
 # image tower).

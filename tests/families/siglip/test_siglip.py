@@ -28,7 +28,7 @@ COUNTS = [
 @pytest.fixture
 def tiny(tmp_path):
     def write(layout="siglip", variant="SigLIP-mu/16", **options):
-        path = tmp_path / f"{layout}.npz"
+        path = tmp_path / (f"{layout}.safetensors" if layout == "siglip_transformers" else f"{layout}.npz")
         SIGLIP.write_random(
             path,
             variant,
@@ -64,7 +64,7 @@ def test_published_counts(variant, side, count, head):
 @pytest.mark.parametrize("tower", ["img", "txt"])
 def test_every_layout_of_a_seed_is_one_model(tiny, tower):
     plain = run(f"{tiny()}:{tower}")
-    for other in (tiny("siglip_scan"), tiny("siglip_scan", prefix="params/")):
+    for other in (tiny("siglip_scan"), tiny("siglip_scan", prefix="params/"), tiny("siglip_transformers")):
         for name, values in run(f"{other}:{tower}").items():
             np.testing.assert_array_equal(plain[name], values)
 
@@ -124,7 +124,7 @@ def test_without_a_head_or_a_tower(tiny):
     assert load_checkpoint(alone).output == "embedding" and towers_in(alone) == ("image",)
     with pytest.raises(UsageError, match="has no such tower"):
         load_checkpoint(f"{alone}:txt")
-    with pytest.raises(UsageError, match="an image tower and a text tower") as error:
+    with pytest.raises(CheckpointError, match="an image tower and a text tower") as error:
         load_checkpoint(tiny())
     assert ":img and " in error.value.fix and error.value.fix.endswith(":txt.")
 
@@ -179,3 +179,25 @@ def test_a_given_variant_is_held_against_the_file(tiny):
         load_checkpoint(f"{tiny()}:txt", variant="SigLIP-B/16")
     with pytest.raises(UsageError, match="no SigLIP"):
         load_checkpoint(f"{tiny()}:img", variant="SigLIP-Q/16")
+
+
+def test_clippo(tiny):
+    path = tiny("clippo")
+    assert towers_in(path) == ("image",) and {"t", "img/head/kernel"} <= set(np.load(path)) and "b" not in np.load(path)
+    loaded = load_checkpoint(f"{path}:img")
+    pair = loaded.pair
+    assert (loaded.output, loaded.preprocess, pair.similarity, pair.logit_bias) == (
+        "embedding",
+        "siglip",
+        "softmax",
+        None,
+    )
+    assert run(path)["embedding"].shape == (2, 32)
+
+
+def test_what_transformers_leaves_beside_a_model(tiny):
+    path = tiny("siglip_transformers")
+    assert load_checkpoint(f"{path}:img").architecture.encoder.num_heads == 2  # as models of this width have
+    path.with_name("config.json").write_text('{"vision_config": {"num_attention_heads": 4}}')
+    assert load_checkpoint(f"{path}:img").architecture.encoder.num_heads == 4
+    assert load_checkpoint(f"{path}:txt").architecture.encoder.num_heads == 2

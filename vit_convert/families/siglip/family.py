@@ -10,6 +10,7 @@ from vit_convert.families.options import is_variant
 from vit_convert.families.siglip.layouts import FOLDERS, Layout, detect
 from vit_convert.families.siglip.load import load_siglip
 from vit_convert.families.siglip.random import write_random_siglip
+from vit_convert.families.siglip.transformers import MODELS
 from vit_convert.families.siglip.variants import PUBLISHED, parse_variant
 
 
@@ -26,7 +27,8 @@ class SigLIPFamily:
 
     def towers(self, names: Collection[str], layout: Layout) -> tuple[str, ...]:
         """See `TowerFamily`."""
-        return tuple(tower for tower, folder in FOLDERS.items() if any(name.startswith(folder) for name in names))
+        folders = MODELS if layout is Layout.TRANSFORMERS else FOLDERS
+        return tuple(tower for tower, folder in folders.items() if any(name.startswith(folder) for name in names))
 
     def load(self, leaves: Mapping[str, Leaf], layout: Layout, asked: Asked) -> Loaded:
         """See `load_siglip`."""

@@ -1,14 +1,16 @@
 """Random SigLIPs, in any of their layouts."""
 
+import dataclasses
 import os
 from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from vit_convert.checkpoint.draw import Member, write_npz
+from vit_convert.checkpoint.draw import Member, write_npz, write_safetensors
 from vit_convert.families.family import RandomOptions
 from vit_convert.families.options import refuse_options
 from vit_convert.families.siglip.layouts import FOLDERS, Layout, stored_name
+from vit_convert.families.siglip.transformers import random_members
 from vit_convert.families.siglip.variants import Variant, image_tower, parse_variant, text_tower
 from vit_convert.families.towers.architecture import BLOCK, Tower, leaf_shapes
 from vit_convert.families.towers.draw import draw
@@ -35,16 +37,22 @@ def write_random_siglip(path: str | os.PathLike[str], variant: str, options: Ran
     """
     refuse_options("siglip", options, ("pool", "posemb", "pre_logits", "outlier_channels"))
     parsed, layout = parse_variant(variant), Layout(options.layout or Layout.SIGLIP)
-    towers = towers_of(parsed, options)
-    write_npz(path, _members(towers, layout, options), options.dtype)
+    towers = towers_of(parsed, layout, options)
+    if layout is Layout.TRANSFORMERS:
+        pair = {"logit_scale": TEMPERATURE, "logit_bias": BIAS}
+        write_safetensors(path, random_members(towers, options.seed, pair), options.dtype)
+    else:
+        write_npz(path, _members(towers, layout, options), options.dtype)
     return parsed.name
 
 
-def towers_of(variant: Variant, options: RandomOptions) -> dict[str, Tower]:
+def towers_of(variant: Variant, layout: Layout, options: RandomOptions) -> dict[str, Tower]:
     """The towers that a random checkpoint has."""
     image = image_tower(variant, options.image_size or (224, 224))
     text = text_tower(variant, options.length or LENGTH, head=options.text_head)
     both: dict[str, Tower] = {"image": image, "text": text}
+    if layout is Layout.CLIPPO:
+        both = {"image": dataclasses.replace(image, head=image.encoder.width)}
     return {name: sized(tower, options.depth) for name, tower in wanted(both, options.towers).items()}
 
 
@@ -59,7 +67,8 @@ def _members(towers: dict[str, Tower], layout: Layout, options: RandomOptions) -
                     yield place, (len(blocks), *shape), _drawn(options.seed, kind, names, shape)
             else:
                 yield place, shape, _drawn(options.seed, kind, [name], shape)
-    for name, value in (("t", TEMPERATURE), ("b", BIAS)):
+    numbers = {"t": TEMPERATURE} if layout is Layout.CLIPPO else {"t": TEMPERATURE, "b": BIAS}
+    for name, value in numbers.items():
         yield options.prefix + name, (1,), (np.full(1, value, np.float32),)
 
 

@@ -25,7 +25,7 @@ def draw(seed: int, name: str, shape: Shape) -> np.ndarray:
         return 1 + np.float32(0.1) * values
     if kind == "bias":
         return np.float32(0.02) * values
-    if kind in ("pos_embedding", "cls"):
+    if kind in ("pos_embedding", "segments", "cls"):
         return np.float32(0.1) * values
     if kind in ("probe", "embedding"):
         return values

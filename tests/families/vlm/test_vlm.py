@@ -1,0 +1,71 @@
+"""Image towers of vision-language models: where they lie, and strictness."""
+
+import numpy as np
+import pytest
+from family_files import rewrite, without
+
+from vit_convert.core.errors import CheckpointError, UsageError
+from vit_convert.families.family import RandomOptions
+from vit_convert.families.load import load_checkpoint, towers_in
+from vit_convert.families.vlm.family import VLM
+
+MODELS = {"paligemma": "PaliGemma", "openpi": "openpi", "gemma3": "Gemma3", "gemma3_nested": "Gemma3"}
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    def write(layout, **options):
+        path = tmp_path / f"{layout}.npz"
+        VLM.write_random(
+            path, f"{MODELS[layout]}-mu/14", RandomOptions(**{"image_size": (112, 112), "layout": layout, **options})
+        )
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize("layout", MODELS)
+def test_layouts(tiny, layout):
+    path = tiny(layout, prefix="params/")
+    assert towers_in(path) == ("image",)
+    found = load_checkpoint(f"{path}:img")
+    assert (found.layout.value, found.family.name, found.pair) == (layout, "vlm", None)
+    assert found.variant == f"{MODELS[layout]}-mu/14"
+    tokens = found.family.model(found).signature.outputs[0]
+    assert tokens.shape == (("batch", 64, 2048) if found.architecture.head else ("batch", 4, 32))
+    assert load_checkpoint(path).params.keys() == found.params.keys()  # it has no other tower
+
+
+def test_names_that_end_in_value(tiny):
+    path = tiny("openpi")
+    expected = load_checkpoint(path).params["head/kernel"].copy()
+    arrays = {f"{name}/value": array for name, array in np.load(path).items()}
+    np.savez(path, **arrays)
+    np.testing.assert_array_equal(load_checkpoint(path).params["head/kernel"], expected)
+
+
+def test_in_bfloat16(tiny):
+    assert load_checkpoint(tiny("paligemma", dtype="bfloat16")).params["head/kernel"].dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("layout", "leaf"),
+    [
+        ("paligemma", "img/Transformer/encoderblock/LayerNorm_1/bias"),
+        ("gemma3", "SigLiPFromPatches_0/siglip_encoder/Transformer/encoder_norm/scale"),
+    ],
+)
+def test_strict(tiny, layout, leaf):
+    path = rewrite(tiny(layout), lambda arrays: without(arrays, leaf))
+    with pytest.raises(CheckpointError, match=f"{leaf}: missing"):
+        load_checkpoint(path)
+
+
+def test_variants_and_options(tiny, tmp_path):
+    with pytest.raises(CheckpointError, match="variant PaliGemma-So400m/14 needs"):
+        load_checkpoint(tiny("paligemma"), variant="PaliGemma-So400m/14")
+    with pytest.raises(UsageError, match="unknown"):
+        load_checkpoint(tiny("paligemma"), variant="PaliGemma-B/14")
+    with pytest.raises(UsageError, match="towers='text': has no meaning"):
+        VLM.write_random(tmp_path / "x.npz", "PaliGemma-mu/14", RandomOptions(towers="text"))
+    assert not VLM.has_variant("B/16")
