@@ -25,7 +25,7 @@ _KILLS = flags.DEFINE_integer("kills", 50, "Kills at random moments.")
 _FILES = flags.DEFINE_integer("files", 200, "Files of the zoo, of which a tenth is broken.")
 _BATCH = flags.DEFINE_integer("batch", 12, "Files of a batch that is killed.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of the moments.")
-_OUTPUT = flags.DEFINE_string("output", "", "Result file; by default benchmarks/results/batch-accidents-<date>.json.")
+_OUTPUT = flags.DEFINE_string("output", "", "Result file; by default benchmarks/results/zoo-accidents-<date>.json.")
 
 WHOM = ("worker", "parent", "everything")
 GRAPHS = ("model.onnx", "model.onnx.data", "reference.npz", "config.json", "signature.json")
@@ -157,7 +157,7 @@ def main(argv: list[str]) -> int:
         "wrong": wrong,
         "rows": rows,
     }
-    output = pathlib.Path(_OUTPUT.value or RESULTS / f"batch-accidents-{today()}.json")
+    output = pathlib.Path(_OUTPUT.value or RESULTS / f"zoo-accidents-{today()}.json")
     output.write_text(json.dumps(about, indent=1) + "\n")
     print(f"{len(rows)} kills, {len(wrong)} wrong; {output}")
     return int(bool(wrong or zoo["wrong"]))

@@ -2,7 +2,7 @@
 
 A text names its tables: everything between `<!-- table:convert -->` and `<!-- end -->` is replaced by the table of that
 name, from the newest result file `<name>-*.json` (by date in its name). Tables: convert, growth, extras (all from
-convert-*.json), calibrate, int8-trained, int8-fused, int8-gpu-trained, fp16-kernels, serve, serve-accidents, h200-int8
+convert-*.json), batch, calibrate, int8-trained, int8-fused, int8-gpu-trained, fp16-kernels, serve, serve-accidents, h200-int8
 (from h200-tests-digits-*.json), any other h200-…, and h200: all side-by-side runs of h200-*.json together, the newest
 of each model, input and batch.
 
@@ -23,6 +23,7 @@ from gpu.int8_table import int8_fused_table
 from gpu.side_by_side import VERSIONS, merge
 from gpu.side_by_side import table as side_by_side
 from markdown_table import markdown
+from batch_table import batch_table
 from serve_tables import accidents_table, serve_table
 
 RESULTS = pathlib.Path(__file__).parent / "results"
@@ -306,6 +307,7 @@ def trained_gpu_table(record: Mapping[str, Any]) -> str:
 
 
 TABLES: dict[str, tuple[Callable[[Mapping[str, Any]], str], str]] = {
+    "batch": (batch_table, "batch"),
     "convert": (convert_table, "convert"),
     "growth": (growth_table, "convert"),
     "extras": (extras_table, "convert"),

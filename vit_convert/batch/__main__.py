@@ -9,9 +9,11 @@ and does the rest.
 Exit codes: 0 done, 2 usage or config, 9 some conversions failed, 130 interrupted (run again to continue).
 """
 
+import functools
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from absl import flags
 
@@ -63,7 +65,9 @@ flags.DEFINE_multi_string(
 flags.DEFINE_string(
     "shard", "", "i/n: the i-th of n parts of the jobs, for n commands on as many machines.", flag_values=_FLAGS
 )
-flags.DEFINE_integer("jobs", 0, "Conversions at a time; 0: one a core.", flag_values=_FLAGS, lower_bound=0)
+flags.DEFINE_integer(
+    "jobs", 0, "Conversions at a time; 0: one a core, of a cluster as it has them.", flag_values=_FLAGS, lower_bound=0
+)
 flags.DEFINE_float(
     "memory_gib", 0.0, "Memory for all of them; 0: what the machine has free.", flag_values=_FLAGS, lower_bound=0.0
 )
@@ -79,6 +83,8 @@ flags.DEFINE_bool("fail_fast", False, "Begin nothing more after a failure.", fla
 flags.DEFINE_string("until", "", "Last stage to run, as in a single conversion.", flag_values=_FLAGS)
 flags.DEFINE_bool("force", False, "Redo stages that are fresh.", flag_values=_FLAGS)
 flags.DEFINE_bool("only_failed", False, "Look only at the jobs that failed last time.", flag_values=_FLAGS)
+flags.DEFINE_enum("runner", "local", ["local", "ray"], "Where conversions run.", flag_values=_FLAGS)
+flags.DEFINE_string("ray_address", "auto", "The Ray cluster; auto: the one of this machine.", flag_values=_FLAGS)
 flags.DEFINE_bool(
     "dry_run", False, "Print the jobs with the time and memory that they will take, and do nothing.", flag_values=_FLAGS
 )
@@ -123,14 +129,16 @@ def _run(argv: Sequence[str]) -> int:
     jobs = [job for job in collect(asked) if not shard or shard_of(job.name, shard[1]) == shard[0]]
     settings = Settings(_FLAGS.workdir, tuple(_FLAGS.checkpoint_folders), _FLAGS.until, _FLAGS.force)
     limits = Limits(
-        _FLAGS.jobs or num_cores(),
+        _FLAGS.jobs or (num_cores() if _FLAGS.runner == "local" else 0),
         _FLAGS.memory_gib or free_memory_gib(),
         _FLAGS.retries,
         _FLAGS.timeout,
         _FLAGS.fail_fast,
     )
     if _FLAGS.dry_run:
-        print(dry_table(jobs, {job.name: estimate(job, folders_of(settings)) for job in jobs}, limits.jobs))
+        print(
+            dry_table(jobs, {job.name: estimate(job, folders_of(settings)) for job in jobs}, limits.jobs or num_cores())
+        )
         return 0
     run_batch(
         jobs,
@@ -138,10 +146,21 @@ def _run(argv: Sequence[str]) -> int:
         limits,
         shard=shard,
         only_failed=_FLAGS.only_failed,
+        runner=_runner(),
         quiet=_FLAGS.quiet,
         command=["python", "-m", "vit_convert.batch", *argv[1:]],
     )
     return 0
+
+
+def _runner() -> Callable[..., Any]:
+    from vit_convert.batch.local import LocalRunner
+
+    if _FLAGS.runner == "local":
+        return LocalRunner
+    from vit_convert.batch.cluster import RayRunner
+
+    return functools.partial(RayRunner, address=_FLAGS.ray_address)
 
 
 def _shard(text: str) -> tuple[int, int] | None:

@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from vit_convert.batch.attempts import Runner, Watcher
 from vit_convert.batch.estimate import estimate, is_here
 from vit_convert.batch.folder import BatchFolder
 from vit_convert.batch.job import Job
 from vit_convert.batch.ledger import Ledger
 from vit_convert.batch.local import Limits, LocalRunner
 from vit_convert.batch.outcome import Outcome, figures_of
-from vit_convert.batch.pool import Worker
 from vit_convert.batch.record import BatchRecord
 from vit_convert.batch.run import Settings
 from vit_convert.batch.screen import Screen, summary
@@ -27,6 +27,7 @@ def run_batch(
     *,
     shard: tuple[int, int] | None = None,
     only_failed: bool = False,
+    runner: Callable[..., Runner] = LocalRunner,
     quiet: bool = False,
     command: Sequence[str] = (),
 ) -> list[Outcome]:
@@ -38,6 +39,7 @@ def run_batch(
         limits: what may be taken of this machine.
         shard: (number, of how many) of which these jobs are; names the files.
         only_failed: run only those that failed in the last command.
+        runner: makes what runs them of settings, limits, a watcher and a function that warns.
         quiet: print nothing.
         command: the command line, for the record.
 
@@ -59,7 +61,7 @@ def run_batch(
         kept = _kept(folder, jobs, earlier) if only_failed else {}
         ledger, status = Ledger(folder, jobs, line, kept), "failed"
         try:
-            _run([job for job in jobs if job.name not in kept], settings, limits, ledger, earlier, quiet=quiet)
+            _run([job for job in jobs if job.name not in kept], settings, limits, ledger, earlier, runner, quiet=quiet)
             status = "failed" if any(outcome.failed for outcome in ledger.outcomes) else "done"
         except KeyboardInterrupt:
             status = "interrupted"
@@ -96,6 +98,7 @@ def _run(
     limits: Limits,
     ledger: Ledger,
     earlier: Mapping[str, Outcome],
+    runner: Callable[..., Runner],
     *,
     quiet: bool,
 ) -> None:
@@ -114,7 +117,8 @@ def _run(
             )
             ledger.put(outcome)
             screen.end(None, outcome)
-        LocalRunner(settings, limits, _watcher(ledger, screen), screen.say).run(left, estimates)
+        if left:
+            runner(settings, limits, _watcher(ledger, screen), screen.say).run(left, estimates)
 
 
 def folders_of(settings: Settings) -> list[str]:
@@ -134,20 +138,20 @@ def _fresh(job: Job, settings: Settings) -> Mapping[str, Any] | None:
         return None
 
 
-def _watcher(ledger: Ledger, screen: Screen) -> Callable[[str, Worker, Job, Outcome | None], None]:
-    def watch(kind: str, worker: Worker, job: Job, outcome: Outcome | None) -> None:
+def _watcher(ledger: Ledger, screen: Screen) -> Watcher:
+    def watch(kind: str, line: int | None, job: Job, outcome: Outcome | None) -> None:
         if outcome is None:
-            ledger.event(kind, job, worker=worker.number, pid=worker.pid)
-            screen.start(worker.number, job)
+            ledger.event(kind, job, worker=line)
+            screen.start(line, job)
             return
         told = {
             field: getattr(outcome, field)
             for field in ("status", "exit_code", "seconds", "peak_rss_mib", "attempts", "error")
         }
-        ledger.event(kind, job, worker=worker.number, **told)
+        ledger.event(kind, job, worker=line, **told)
         if kind == "end":
             ledger.put(outcome)
-            screen.end(worker.number, outcome)
+            screen.end(line, outcome)
         else:
             screen.say(f"{job.name}: {outcome.error}; another attempt follows")
 

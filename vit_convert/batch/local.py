@@ -6,6 +6,7 @@ import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+from vit_convert.batch.attempts import Waiting, Watcher, killed
 from vit_convert.batch.estimate import Corrected, Estimate
 from vit_convert.batch.job import Job
 from vit_convert.batch.outcome import Outcome
@@ -14,8 +15,6 @@ from vit_convert.batch.run import Settings
 from vit_convert.core.errors import INTERRUPTED
 
 _TICK_S = 0.5  # how often timeouts and the memory of workers are looked at
-_PAUSE_S = 2.0  # before another attempt: a lock or a network takes a moment
-_AFTER_DEATH = 2.0  # what was killed, perhaps for its memory, is given so much more of it
 _WARM_MIB = 1024.0  # an idle worker that holds more is ended: a fresh one holds less than half of it
 
 
@@ -38,19 +37,6 @@ class Limits:
     fail_fast: bool = False
 
 
-@dataclasses.dataclass
-class _Waiting:
-    job: Job
-    estimate: Estimate
-    attempts: int = 0
-    factor: float = 1.0  # by which its memory is taken to be more than estimated
-    not_before: float = 0.0
-
-
-Watcher = Callable[[str, Worker, Job, Outcome | None], None]
-"""Told of "start" and "end" of every attempt; of an attempt that another one follows, "retry"."""
-
-
 class LocalRunner:
     """Runs the jobs of a batch in worker processes.
 
@@ -71,8 +57,8 @@ class LocalRunner:
     ):
         self._pool, self._limits, self._watch, self._warn = Pool(settings), limits, watch, warn
         self._corrected = Corrected()
-        self._running: dict[int, _Waiting] = {}  # by process number
-        self._waiting: list[_Waiting] = []
+        self._running: dict[int, Waiting] = {}  # by process number
+        self._waiting: list[Waiting] = []
 
     def run(self, jobs: Sequence[Job], estimates: Mapping[str, Estimate]) -> None:
         """Runs jobs to their end.
@@ -84,7 +70,7 @@ class LocalRunner:
         Raises:
             KeyboardInterrupt: after all workers have ended.
         """
-        self._waiting = [_Waiting(job, estimates[job.name]) for job in jobs]
+        self._waiting = [Waiting(job, estimates[job.name]) for job in jobs]
         self._waiting.sort(key=lambda waiting: waiting.estimate.memory_mib, reverse=True)
         with contextlib.closing(self._pool):
             while self._waiting or self._running:
@@ -115,9 +101,9 @@ class LocalRunner:
             self._running[worker.pid] = waiting
             waiting.attempts += 1
             worker.give(waiting.job)
-            self._watch("start", worker, waiting.job, None)
+            self._watch("start", worker.number, waiting.job, None)
 
-    def _fits(self, waiting: _Waiting) -> bool:
+    def _fits(self, waiting: Waiting) -> bool:
         """Whether a job's memory fits beside what runs; idle workers make room, and beside nothing any does."""
         needed, limit = self._needed_mib(waiting), self._limits.memory_gib * 1024
         taken = sum(max(self._needed_mib(self._running[worker.pid]), worker.rss_mib) for worker in self._pool.busy)
@@ -131,7 +117,7 @@ class LocalRunner:
             self._pool.end(idle.pop())
         return True
 
-    def _needed_mib(self, waiting: _Waiting) -> float:
+    def _needed_mib(self, waiting: Waiting) -> float:
         return self._corrected.memory_mib(waiting.estimate) * waiting.factor
 
     def _take(self, worker: Worker) -> None:
@@ -143,7 +129,7 @@ class LocalRunner:
             how = self._pool.bury(worker)
             if waiting is None:
                 return
-            self._ended(worker, waiting, _killed(waiting.job, how, seconds))
+            self._ended(worker, waiting, killed(waiting.job, how, seconds))
             return
         assert waiting is not None
         self._corrected.learn(waiting.estimate, outcome.peak_rss_mib)
@@ -151,16 +137,13 @@ class LocalRunner:
             self._pool.end(worker)
         self._ended(worker, waiting, outcome)
 
-    def _ended(self, worker: Worker, waiting: _Waiting, outcome: Outcome) -> None:
+    def _ended(self, worker: Worker, waiting: Waiting, outcome: Outcome) -> None:
         outcome = dataclasses.replace(outcome, attempts=waiting.attempts)
-        if outcome.passing and waiting.attempts <= self._limits.retries:
-            self._watch("retry", worker, waiting.job, outcome)
-            waiting.not_before = time.monotonic() + _PAUSE_S
-            if outcome.exit_code == 1:  # killed, or out of memory
-                waiting.factor *= _AFTER_DEATH
+        if waiting.again(outcome, self._limits.retries):
+            self._watch("retry", worker.number, waiting.job, outcome)
             self._waiting.append(waiting)
             return
-        self._watch("end", worker, waiting.job, outcome)
+        self._watch("end", worker.number, waiting.job, outcome)
         if outcome.failed and self._limits.fail_fast:
             self._waiting.clear()
 
@@ -173,14 +156,3 @@ class LocalRunner:
             fix = "Give more by --timeout, or look at its events.jsonl for the stage that it was in."
             late = Outcome(waiting.job.name, waiting.job.checkpoint, "timeout", INTERRUPTED, limit, error=said, fix=fix)
             self._ended(worker, waiting, dataclasses.replace(late, host=socket.gethostname()))
-
-
-def _killed(job: Job, how: str, seconds: float) -> Outcome:
-    return Outcome(
-        *(job.name, job.checkpoint, "failed", 1),
-        seconds=round(seconds, 3),
-        host=socket.gethostname(),
-        error=f"its process ended by {how}",
-        fix="SIGKILL is mostly the system's answer to too little memory: lower --jobs or --memory_gib.",
-        passing=True,
-    )

@@ -47,8 +47,10 @@ class Screen:
     def __exit__(self, *error: object) -> None:
         self._bars.stop()
 
-    def start(self, line: int, job: Job) -> None:
-        """A worker, which has this line, begins with a job."""
+    def start(self, line: int | None, job: Job) -> None:
+        """A worker, which has this line, begins with a job; None where workers are elsewhere."""
+        if line is None:
+            return
         if line not in self._lines:
             self._lines[line] = self._bars.add_task("", total=None, count="")
         self._bars.reset(self._lines[line], description=f"  {line + 1}  {job.name}", total=None)
