@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import os
+import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from vit_convert.batch.run import Settings, run_job
 from vit_convert.core.errors import INTERRUPTED, UsageError
 
 _TICK_S = 0.5
+_CONNECT_S = 10.0
 _WAITING_A_CORE = 2  # tasks that Ray holds beside those that run, so that no core waits for us
 _END_S = 10.0  # that a cancelled conversion has to let go of its bundle
 
@@ -166,14 +168,30 @@ def _connected(address: str) -> Any:
         import ray
     except ImportError as e:
         raise UsageError("--runner=ray: Ray is not installed", fix="pip install -e '.[ray]', on every node.") from e
+    _require_listening(address)
     host = address.partition(":")[0]
     # Nodes on loopback addresses, several on one machine: the driver is one of them by name.
     here = {"_node_ip_address": host} if host.startswith("127.") else {}
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", **here)
     except (ConnectionError, RuntimeError, ValueError) as e:
-        raise UsageError(
-            f"--ray_address={address}: no cluster there ({' '.join(str(e).split())[:300]})",
-            fix="ray start --head begins one, ray start --address=HEAD:6379 joins it.",
-        ) from e
+        raise _no_cluster(address, e) from e
     return ray
+
+
+def _require_listening(address: str) -> None:
+    """Asks at once whether anybody is at HOST:PORT: Ray itself asks for minutes, and then ends the process."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():  # "auto"
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
+    except OSError as e:
+        raise _no_cluster(address, e) from e
+
+
+def _no_cluster(address: str, error: Exception) -> UsageError:
+    return UsageError(
+        f"--ray_address={address}: no cluster there ({' '.join(str(error).split())[:300]})",
+        fix="ray start --head begins one, ray start --address=HEAD:6379 joins it.",
+    )
