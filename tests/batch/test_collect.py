@@ -286,3 +286,18 @@ def test_shards_part_the_jobs_and_are_the_same_everywhere():
     assert sorted(name for part in parts for name in part) == sorted(every)
     assert all(25 <= len(part) <= 75 for part in parts)
     assert [shard_of(name, 10) for name in ("ViT-B_16", "ViT-L_16", "ViT-H_14")] == [1, 4, 6]  # by sha256sum
+
+
+def test_jobs_of_one_kind_share_a_config_that_is_made_once(touch, monkeypatch):
+    from vit_convert.batch import job
+
+    made = []
+    complete = job.configs.complete
+    monkeypatch.setattr(
+        job.configs, "complete", lambda *given, **options: made.append(given) or complete(*given, **options)
+    )
+    words = ("--config.precision=fp32", "--config.batch.max=77")
+    configs = [Job(name, f"{name}.npz", words).make_config() for name in ("a", "b")]
+    assert len(made) == 1 and (configs[1].name, configs[1].checkpoint, configs[1].batch.max) == ("b", "b.npz", 77)
+    assert Job("a", "a.npz", words).make_config().checkpoint == "a.npz"
+    assert Job("c", "c.npz", words[:1]).make_config().batch.max == 64 and len(made) == 2

@@ -153,10 +153,9 @@ def _check_configs(jobs: Iterable[Job]) -> None:
     """Refuses keys and values before any work; jobs that differ in name and checkpoint alone are looked at once."""
     seen: set[Any] = set()
     for job in jobs:
-        kind = (job.config, job.argument, job.overrides, bool(job.checkpoint))
-        if kind in seen:
+        if job.kind in seen:
             continue
-        seen.add(kind)
+        seen.add(job.kind)
         try:
             job.make_config()
         except UsageError as e:

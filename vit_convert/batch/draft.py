@@ -1,6 +1,7 @@
 """A job on its way: what a source asks for, before sweeps multiply it and names tell all of them apart."""
 
 import dataclasses
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -63,6 +64,7 @@ def known_key(given: str, origin: str) -> str:
     return key
 
 
+@functools.cache
 def _known() -> Sequence[str]:
     return dotted_keys(default_config())
 

@@ -42,16 +42,34 @@ class Job:
         checkpoint = [f"--config.checkpoint={self.checkpoint}"] if self.checkpoint else []
         return [*self.overrides, *checkpoint, f"--config.name={self.name}"]
 
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """Equal for jobs that differ in name and checkpoint alone."""
+        return self.config, self.argument, self.overrides, bool(self.checkpoint)
+
     def make_config(self) -> ml_collections.ConfigDict:
-        """The full, checked config.
+        """The full, checked config, good until the next call: jobs of one kind get one object, as making it takes
+        longer than finding out that a bundle is fresh.
 
         Raises:
             UsageError: the config file fails, or a value is out of range.
         """
-        given: Any = load_config(self.config, self.argument) if self.config else ml_collections.ConfigDict()
-        config = apply_overrides(configs.complete(given, self.name, check=False), self._overrides)
-        configs.check_values(config)
+        if self.kind not in _made:
+            given: Any = load_config(self.config, self.argument) if self.config else ml_collections.ConfigDict()
+            config = apply_overrides(configs.complete(given, self.name, check=False), self._overrides)
+            configs.check_values(config)
+            while len(_made) >= _MOST_KINDS:
+                _made.pop(next(iter(_made)))
+            _made[self.kind] = config
+        config = _made[self.kind]
+        config.name = self.name
+        if self.checkpoint:
+            config.checkpoint = self.checkpoint
         return config
+
+
+_MOST_KINDS = 64
+_made: dict[tuple[Any, ...], Any] = {}
 
 
 def shard_of(name: str, count: int) -> int:

@@ -80,20 +80,17 @@ class LocalRunner:
                 self._end_late_ones()
 
     def _patience_s(self) -> float:
-        return (
-            _TICK_S
-            if self._running
-            else min(_TICK_S, max(0.0, min(w.not_before for w in self._waiting) - time.monotonic()))
-        )
+        if self._running:
+            return _TICK_S
+        return min(_TICK_S, max(0.0, min(each.not_before for each in self._waiting) - time.monotonic()))
 
     def _begin_what_fits(self) -> None:
         while len(self._running) < self._limits.jobs:
-            now = time.monotonic()
-            waiting = next(
-                (waiting for waiting in self._waiting if waiting.not_before <= now and self._fits(waiting)), None
-            )
-            if waiting is None:
+            now, taken = time.monotonic(), self._taken_mib()
+            able = (each for each in self._waiting if each.not_before <= now and self._fits(each, taken))
+            if (waiting := next(able, None)) is None:
                 return
+            self._make_room(waiting, taken)
             idle = self._pool.idle
             # The one that did the like last has its graph at hand; where none did, any.
             worker = idle[0] if idle else self._pool.start()
@@ -103,19 +100,23 @@ class LocalRunner:
             worker.give(waiting.job)
             self._watch("start", worker.number, waiting.job, None)
 
-    def _fits(self, waiting: Waiting) -> bool:
-        """Whether a job's memory fits beside what runs; idle workers make room, and beside nothing any does."""
+    def _taken_mib(self) -> float:
+        """What is set aside for the jobs that run, or held by them if that is more."""
+        return sum(max(self._needed_mib(self._running[worker.pid]), worker.rss_mib) for worker in self._pool.busy)
+
+    def _fits(self, waiting: Waiting, taken: float) -> bool:
+        """Whether a job's memory fits beside what runs; beside nothing any does."""
+        return not taken or taken + self._needed_mib(waiting) <= self._limits.memory_gib * 1024
+
+    def _make_room(self, waiting: Waiting, taken: float) -> None:
+        """Ends idle workers whose memory a job needs, all but the one that it gets."""
         needed, limit = self._needed_mib(waiting), self._limits.memory_gib * 1024
-        taken = sum(max(self._needed_mib(self._running[worker.pid]), worker.rss_mib) for worker in self._pool.busy)
         if not taken and needed > limit and waiting.attempts == 0:
             allowed = f"--memory_gib={self._limits.memory_gib:.3g}"
             self._warn(f"{waiting.job.name}: needs about {needed:.0f} MiB, more than {allowed}: it runs alone")
-        if taken and taken + needed > limit:
-            return False
         idle = self._pool.idle
         while idle[1:] and taken + needed + sum(worker.rss_mib for worker in idle[1:]) > limit:
             self._pool.end(idle.pop())
-        return True
 
     def _needed_mib(self, waiting: Waiting) -> float:
         return self._corrected.memory_mib(waiting.estimate) * waiting.factor
