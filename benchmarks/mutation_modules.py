@@ -9,7 +9,15 @@ _SHIFTS = (
     "tests/quantize/test_shift.py::test_the_conversion_shifts_what_gelu_gives",
     "tests/quantize/test_shift.py::test_tensorrts_own_calibrator_gets_no_shift",
 )
+_HYBRID_NAMES = (
+    "tests/families/hybrid/test_hybrid_names.py",
+    "tests/families/hybrid/test_hybrid.py::test_published_counts",
+)
 _HYBRID = ("tests/families/hybrid/test_hybrid_names.py", "tests/families/hybrid/test_hybrid.py")
+_SWIN_NAMES = (
+    "tests/families/swin/test_swin_names.py",
+    "tests/families/swin/test_swin.py::test_published_counts",
+)
 _SWIN = ("tests/families/swin/test_swin_names.py", "tests/families/swin/test_swin.py")
 
 MODULES: dict[str, tuple[str, ...]] = {
@@ -167,10 +175,10 @@ MODULES: dict[str, tuple[str, ...]] = {
     "vit_convert/export/passes/moves_as_gather.py": ("tests/export/passes/test_gather.py",),
     "vit_convert/export/trace.py": ("tests/export/test_trace.py",),
     "vit_convert/families/family.py": ("tests/families/test_registry.py", "tests/families/vit/test_random_weights.py"),
-    "vit_convert/families/hybrid/architecture.py": _HYBRID[:1],
+    "vit_convert/families/hybrid/architecture.py": _HYBRID_NAMES,
     "vit_convert/families/hybrid/family.py": _HYBRID,
-    "vit_convert/families/hybrid/infer.py": _HYBRID[:1],
-    "vit_convert/families/hybrid/layouts.py": _HYBRID[:1],
+    "vit_convert/families/hybrid/infer.py": _HYBRID_NAMES,
+    "vit_convert/families/hybrid/layouts.py": _HYBRID_NAMES,
     "vit_convert/families/hybrid/module.py": (*_HYBRID, "tests/parity/test_hybrid_parity.py::test_float64"),
     "vit_convert/families/hybrid/random.py": _HYBRID,
     "vit_convert/families/mixer/family.py": ("tests/families/mixer/test_mixer.py",),
@@ -180,10 +188,10 @@ MODULES: dict[str, tuple[str, ...]] = {
     ),
     "vit_convert/families/mixer/random.py": ("tests/families/mixer/test_mixer.py",),
     "vit_convert/families/run.py": _HYBRID,
-    "vit_convert/families/swin/architecture.py": _SWIN[:1],
+    "vit_convert/families/swin/architecture.py": _SWIN_NAMES,
     "vit_convert/families/swin/family.py": _SWIN,
-    "vit_convert/families/swin/infer.py": _SWIN[:1],
-    "vit_convert/families/swin/layouts.py": _SWIN[:1],
+    "vit_convert/families/swin/infer.py": _SWIN_NAMES,
+    "vit_convert/families/swin/layouts.py": _SWIN_NAMES,
     "vit_convert/families/swin/module.py": (*_SWIN, "tests/parity/test_swin_parity.py::test_float64"),
     "vit_convert/families/swin/random.py": _SWIN,
     "vit_convert/families/swin/windows.py": _SWIN,

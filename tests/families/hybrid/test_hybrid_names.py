@@ -184,6 +184,13 @@ def test_sizes_from_shapes():
     assert HYBRIDS["R26+ViT-S/32"] == Row((2, 2, 2, 2), 1, "S")
 
 
+@pytest.mark.parametrize("gone", ["conv_root/kernel", "gn_root/"])
+def test_either_leaf_tells_the_stem(gone):
+    """What is missing is said by its name, and not as a size that nothing tells."""
+    kept = {name: shape for name, shape in leaf_shapes(described()).items() if not name.startswith(gone)}
+    assert infer_architecture(held(kept), "auto", FILE)[0].root_width == 64
+
+
 def test_a_stem_that_is_no_whole_groups():
     with pytest.raises(CheckpointError, match="a stem of 48 channels, which are no 32 groups"):
         inferred(described(root_width=48))
