@@ -190,7 +190,11 @@ MODULES: dict[str, tuple[str, ...]] = {
     "vit_convert/families/run.py": _HYBRID,
     "vit_convert/families/swin/architecture.py": _SWIN_NAMES,
     "vit_convert/families/swin/family.py": _SWIN,
-    "vit_convert/families/swin/infer.py": _SWIN_NAMES,
+    "vit_convert/families/swin/infer.py": (
+        *_SWIN_NAMES,
+        "tests/families/swin/test_swin.py::test_config_beside_the_file_is_read",
+        "tests/families/swin/test_swin.py::test_one_size_and_it_says_so",
+    ),
     "vit_convert/families/swin/layouts.py": _SWIN_NAMES,
     "vit_convert/families/swin/module.py": (*_SWIN, "tests/parity/test_swin_parity.py::test_float64"),
     "vit_convert/families/swin/random.py": _SWIN,
