@@ -212,4 +212,6 @@ MODULES: dict[str, tuple[str, ...]] = {
     "vit_convert/engine/tune/trials.py": ("tests/engine/tune/test_tune.py",),
     "vit_convert/engine/tune/tune.py": ("tests/engine/tune/test_tune.py",),
     "vit_convert/engine/verify.py": ("tests/engine/measure/test_verify.py",),
+    "vit_convert/core/similarity.py": ("tests/core/test_similarity.py",),
+    "vit_convert/export/rules/gather.py": ("tests/export/rules/test_gather_rule.py",),
 }

@@ -182,6 +182,9 @@ def test_sizes_from_shapes():
     assert (found.variant, name, found.stages) == ("R26+ViT-S/32", "R8+ViT-mu/8", (2, 2, 2, 2))
     assert (found.trunk.width, found.trunk.depth, found.trunk.patch_size) == (384, 12, 1)
     assert HYBRIDS["R26+ViT-S/32"] == Row((2, 2, 2, 2), 1, "S")
+    for unknown in ("mu", "x", "R26"):
+        with pytest.raises(UsageError, match="no hybrid"):
+            inferred(described(), unknown)
 
 
 @pytest.mark.parametrize("gone", ["conv_root/kernel", "gn_root/"])
