@@ -27,6 +27,10 @@ from vit_convert.engine.backend.trt import Backend
 from vit_convert.engine.bundle_engines import built_from, proof_of, require_conversion, require_model, require_proof
 from vit_convert.images.sources import open_images
 from vit_convert.quantize.precision_plan import read_plan
+from vit_convert.text.prompting import Prompting
+from vit_convert.text.prompts import read_prompts
+from vit_convert.text.tokenizer import open_tokenizer
+from vit_convert.text.tokens import read_tokens
 
 _TEMPORARY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # the files are made anew for every input
 # larger arrays, which a deflated member of a few bytes may claim, are streamed and not asked for whole
@@ -35,6 +39,14 @@ _READ_BYTES = 1 << 20
 _PNG = bytes.fromhex(
     "89504e470d0a1a0a0000000d49484452000000010000000108000000003a7e9b550000000a49444154789c636000000002000148afa4710000000049454e44ae426082"
 )
+_TEXTS = {  # file, kind of tokenizer, start and end
+    b"n": ("f.npy", "clip", -1, -1),
+    b"p": ("f.txt", "clip", -1, -1),
+    b"v": ("vocab.txt", "bert", 2, -1),
+    b"m": ("merges.txt", "clip", -1, -1),
+    b"j": ("tokenizer.json", "clip", -1, -1),
+    b"s": ("spiece.model", "sentencepiece", -1, 1),
+}
 _TENSORRT = Backend("tensorrt", "8.6.1", None, Gpu("NVIDIA H200", "sm90", 150 << 30, "550.54", "12.4"), None)
 _SIDECAR = {
     "backend": "tensorrt",
@@ -200,6 +212,20 @@ def _spliced(record: dict[str, Any], key: str, value: bytes) -> bytes:
     return json.dumps(copied).encode().replace(json.dumps(mark).encode(), value)
 
 
+def _text(data: bytes, folder: pathlib.Path) -> None:
+    """The bytes after the first are token ids ("n"), prompts ("p"), or a tokenizer that is given a prompt: a vocab.txt
+    ("v"), merges ("m"), a tokenizer.json ("j") or a SentencePiece model ("s")."""
+    kind, content = data[:1], data[1:]
+    name, tokenizer, start, end = _TEXTS.get(kind, _TEXTS[b"p"])
+    (folder / name).write_bytes(content)
+    rule = Prompting(tokenizer, 8, 600, start=start, end=end, pad=0, lower=True, sticky_end=True)
+    if kind in b"vmjs":
+        ids = open_tokenizer(folder / name, rule)(["a cat's photo", ""])
+    else:
+        ids = read_tokens(folder / name, rule) if kind == b"n" else np.zeros((len(read_prompts(folder / name)), 8), int)
+    assert ids.shape[1] == 8 and ids.min() >= 0 and ids.max() < 600
+
+
 TARGETS = {
     "npz": _npz,
     "safetensors": _safetensors,
@@ -209,6 +235,7 @@ TARGETS = {
     "precision_plan": _precision_plan,
     "image_arrays": _image_arrays,
     "archive": _archive,
+    "text": _text,
 }
 
 

@@ -22,6 +22,7 @@ ACCEPTED = {
     "precision_plan": {"sound"},
     "image_arrays": {"stored", "deflated", "images", "labels"},
     "archive": {"stored", "deflated"},
+    "text": {"ids", "prompts", "words", "merges", "json", "pieces"},
 }
 
 

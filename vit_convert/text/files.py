@@ -5,10 +5,12 @@ import io
 import os
 import pathlib
 import zlib
+from typing import IO
 
 from vit_convert.core.errors import CalibrationError
 
 LARGEST_BYTES = 1 << 26  # of a tokenizer's file; Gemma's tokenizer.json has 34 MB
+_CHUNK_BYTES = 1 << 16
 _LONGEST = 1 << 14  # characters of a line; a prompt of more is cut to some 64 tokens anyway, and is a slip
 
 
@@ -27,10 +29,10 @@ def read_bytes(path: str | os.PathLike[str], what: str) -> bytes:
         if path.is_dir():
             raise CalibrationError(f"{what} {path}: a folder", fix="Give a file.")
         with open(path, "rb") as file:
-            content = file.read(LARGEST_BYTES + 1)
+            content = read_bounded(file)
         if path.suffix == ".gz" and len(content) <= LARGEST_BYTES:
             with gzip.GzipFile(fileobj=io.BytesIO(content)) as inflated:
-                content = inflated.read(LARGEST_BYTES + 1)
+                content = read_bounded(inflated)
     except (OSError, ValueError, EOFError, zlib.error) as e:
         # gzip's are among them; ValueError of a path with a zero byte
         raise CalibrationError(f"{what} {path}: {getattr(e, 'strerror', None) or e}", fix="Check the path.") from e
@@ -39,6 +41,15 @@ def read_bytes(path: str | os.PathLike[str], what: str) -> bytes:
             f"{what} {path}: more than {LARGEST_BYTES:,} bytes", fix="Check that it is the file you mean."
         )
     return content
+
+
+def read_bounded(stream: IO[bytes]) -> bytes:
+    """The rest of a stream, or one byte more than may be read; memory grows with what there is, not with the bound."""
+    parts, left = [], LARGEST_BYTES + 1
+    while left and (part := stream.read(min(left, _CHUNK_BYTES))):
+        parts.append(part)
+        left -= len(part)
+    return b"".join(parts)
 
 
 def read_lines(path: str | os.PathLike[str], what: str) -> list[str]:

@@ -9,7 +9,7 @@ import numpy as np
 from vit_convert.core.bundle import hash_file, hash_value
 from vit_convert.core.errors import CalibrationError, UsageError
 from vit_convert.core.npy_header import read_npy_header
-from vit_convert.text.files import LARGEST_BYTES
+from vit_convert.text.files import LARGEST_BYTES, read_bounded
 from vit_convert.text.prompting import Prompting
 from vit_convert.text.prompts import read_prompts
 from vit_convert.text.tokenizer import open_tokenizer
@@ -85,7 +85,7 @@ def _read_ids(path: pathlib.Path, prompting: Prompting) -> np.ndarray:
                 raise CalibrationError(
                     f"tokens {path}: {dtype} {list(shape)}, needed are {needed}", fix="Save them with numpy.save."
                 )
-            values = file.read(LARGEST_BYTES + 1)
+            values = read_bounded(file)
     except (OSError, ValueError) as e:
         raise CalibrationError(
             f"tokens {path}: {getattr(e, 'strerror', None) or e}", fix="Save them with numpy.save."
