@@ -5,7 +5,7 @@ import io
 import os
 import pathlib
 import zlib
-from typing import IO
+from collections.abc import Callable
 
 from vit_convert.core.errors import CalibrationError
 
@@ -29,10 +29,10 @@ def read_bytes(path: str | os.PathLike[str], what: str) -> bytes:
         if path.is_dir():
             raise CalibrationError(f"{what} {path}: a folder", fix="Give a file.")
         with open(path, "rb") as file:
-            content = read_bounded(file)
+            content = read_bounded(file.read)
         if path.suffix == ".gz" and len(content) <= LARGEST_BYTES:
             with gzip.GzipFile(fileobj=io.BytesIO(content)) as inflated:
-                content = read_bounded(inflated)
+                content = read_bounded(inflated.read)
     except (OSError, ValueError, EOFError, zlib.error) as e:
         # gzip's are among them; ValueError of a path with a zero byte
         raise CalibrationError(f"{what} {path}: {getattr(e, 'strerror', None) or e}", fix="Check the path.") from e
@@ -43,10 +43,11 @@ def read_bytes(path: str | os.PathLike[str], what: str) -> bytes:
     return content
 
 
-def read_bounded(stream: IO[bytes]) -> bytes:
-    """The rest of a stream, or one byte more than may be read; memory grows with what there is, not with the bound."""
-    parts, left = [], LARGEST_BYTES + 1
-    while left and (part := stream.read(min(left, _CHUNK_BYTES))):
+def read_bounded(read: Callable[[int], bytes]) -> bytes:
+    """What is left to read, or one byte more than may be read; memory grows with what there is, not with the bound."""
+    parts: list[bytes] = []
+    left = LARGEST_BYTES + 1
+    while left and (part := read(min(left, _CHUNK_BYTES))):
         parts.append(part)
         left -= len(part)
     return b"".join(parts)

@@ -85,7 +85,7 @@ def _read_ids(path: pathlib.Path, prompting: Prompting) -> np.ndarray:
                 raise CalibrationError(
                     f"tokens {path}: {dtype} {list(shape)}, needed are {needed}", fix="Save them with numpy.save."
                 )
-            values = read_bounded(file)
+            values = read_bounded(file.read)
     except (OSError, ValueError) as e:
         raise CalibrationError(
             f"tokens {path}: {getattr(e, 'strerror', None) or e}", fix="Save them with numpy.save."
