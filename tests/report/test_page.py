@@ -1,0 +1,230 @@
+"""The page that people read: all is in the file, nothing is asked of anybody, nothing in a report becomes markup."""
+
+import html.parser
+import json
+import pathlib
+import re
+import shutil
+import subprocess
+import xml.etree.ElementTree
+
+import pytest
+
+pytest.importorskip("jinja2")
+pytest.importorskip("matplotlib")
+
+from vit_convert.report.__main__ import main
+from vit_convert.report.page import read, render
+
+RESULTS = pathlib.Path(__file__).parents[2] / "benchmarks" / "results"
+VOID = {"meta", "br", "hr", "img", "link", "input"}
+OPTIONAL = {"html", "tr", "td", "th", "dt", "dd", "p", "body", "head"}  # what HTML lets stay open
+EVIL = '<script>alert("x")</script>&"\''
+
+
+def block(name, error):
+    return {"tensor": name, "batch": 3, "max_abs": error, "max_rel": error, "cosine": 1 - error, "passed": True}
+
+
+def report(name="one", **more):
+    """A report with every section that the page shows."""
+    check = {"passed": True, "tolerance": "cosine >= 0.999", "max_abs": 0.01, "max_rel": 0.002, "cosine": 0.99998}
+    engine = {
+        "path": "engines/tensorrt-8.6.1-sm90/fp16.plan",
+        "precision": "fp16",
+        "bytes": 3 << 20,
+        "build_seconds": 4.25,
+        "products": {"fp16": 50},
+        "fused_attention": {"text": "yes, fp16, 12 of 12"},
+    }
+    row = {"precision": "fp16", "streams": 1, "noise_percent": 0.4, "p50_ms": 1.5, "p95_ms": 1.6, "p99_ms": 1.7}
+    row["transfers"], rules = "none", [{"rule": "Gelu", "applied": 12}]
+    ranges = {"method": "entropy", "num_images": 48, "source": "images.zip", "num_tensors": 48, "num_clipped": 3}
+    widened = {
+        "tensor": "block/Gelu",
+        "amax": 5.7,
+        "entropy": 3.1,
+        "threshold": 5.7,
+        "error_entropy": 0.02,
+        "error": 0.0003,
+    }
+    return {
+        "name": name,
+        "vit_convert": "0.1.0",
+        "command": "python -m vit_convert",
+        "date": "2026-11-27T00:00:00Z",
+        "status": "done",
+        "checkpoint": {"family": "vit", "variant": "B/16", "num_params": 86_567_656, "path": "b.npz", "sha256": "ab"},
+        "stages": [{"name": "export", "status": "done", "seconds": 2.5, "peak_rss_mib": 512.0}],
+        "onnx": {"opset": 17, "target": "trt8", "num_nodes": 361, "bytes": 1 << 20, "rules": rules},
+        "checks": {"fp16": {**check, "blocks": [block("block_00", 1e-4), block("block_01", 3e-4)], "top1": 84.25}},
+        "verdicts": {"int8": {"text": "int8 loses 1.50 points of top-1", "accurate": False}},
+        "calibration": {**ranges, "widened": [widened], "shifted": [], "left_out": []},
+        "accuracy": {"jax": 84.5, "fp16": 84.25},
+        "engines": [engine],
+        "engine": {**engine, "recommended_because": "the fastest that passed its check"},
+        "verify": {"engines": {"fp16": {"plan": engine["path"], "passed": True, "cosine": 0.99997, "top1": 84.25}}},
+        "benchmark": [{**row, "batch": batch, "images_per_second": 1000.0 * batch} for batch in (1, 8)],
+        **more,
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def page():
+    """Of one report."""
+    return render([report()])
+
+
+@pytest.fixture(scope="module")
+def compared():
+    """Of two reports."""
+    return render([report(), report("two")])
+
+
+class Reader(html.parser.HTMLParser):
+    """Collects elements, ids and texts; complains of elements that are closed without being open."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.elements, self.ids, self.attributes, self.texts, self._open = [], [], [], [], []
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append(tag)
+        self.attributes += attributes
+        self.ids += [value for name, value in attributes if name == "id"]
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.elements.append(tag)
+        self.attributes += attributes
+        self.ids += [value for name, value in attributes if name == "id"]
+
+    def handle_endtag(self, tag):
+        while self._open and self._open[-1] != tag:
+            left = self._open.pop()
+            assert left in OPTIONAL, f"<{left}> is not closed before </{tag}>"
+        assert self._open, f"</{tag}> closes nothing"
+        self._open.pop()
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+
+def text_of(page):
+    return re.sub(r"\s+", " ", " ".join(Reader(page).texts))
+
+
+def test_what_is_found_is_told(page):
+    said = text_of(page)
+    for words in (
+        "vit B/16", "86,567,656 parameters", "the fastest that passed its check", "0.9999800", "84.25 %",
+        "engines/tensorrt-8.6.1-sm90/fp16.plan recommended", "3.0 MiB", "verified", "yes, fp16, 12 of 12", "8,000",
+        "int8 loses 1.50 points of top-1", "block_01: 0.0003", "entropy over 48 images", "opset 17 for trt8, 361 nodes",
+    ):  # fmt: skip
+        assert words in said, words
+
+
+def test_the_file_is_all_that_is_needed(compared):
+    page = Reader(compared)
+    assert not {"script", "link", "img", "iframe", "object", "embed"} & {*page.elements}
+    for name, value in page.attributes:
+        assert not name.startswith("on"), name
+        if name in ("src", "href", "xlink:href", "action", "data"):
+            assert value.startswith("#"), value
+    assert len(page.ids) == len(set(page.ids)) > 0  # or a figure would draw with another's shapes
+
+
+def test_figures_are_svg_with_tips_and_take_the_pages_colour(page):
+    drawn = re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)
+    assert len(drawn) == 5  # throughput, accuracy, blocks, thresholds, stages
+    for svg in drawn:
+        xml.etree.ElementTree.fromstring(svg)
+        assert "currentColor" in svg and "#010203" not in svg and " height=" not in svg[: svg.index(">")]
+    assert "<title>fp16, 1 stream, batch 8: 8,000 images/s, P99 1.70 ms</title>" in page
+
+
+def test_references_within_a_figure_hold(compared):
+    page, ids = compared, set(Reader(compared).ids)
+    assert set(re.findall(r'(?:href="#|url\(#)([^")]+)', page)) <= ids
+
+
+def test_nothing_in_a_report_becomes_markup():
+    bad = report(**dict.fromkeys(("name", "command", "date"), EVIL))
+    bad["checks"]["fp16"]["blocks"] = [block(EVIL, 0.1)]
+    bad["calibration"]["widened"][0]["tensor"] = EVIL
+    page = render([bad])
+    assert "<script" not in page and text_of(page).count('alert("x")') >= 5
+    for svg in re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL):
+        xml.etree.ElementTree.fromstring(svg)
+
+
+def test_what_is_missing_is_left_out():
+    stage = {"name": "export", "status": "failed", "seconds": 0.1, "peak_rss_mib": 1, "error": "no such file"}
+    page = render([{"name": "failed", "stages": [stage]}])
+    assert "export failed: no such file" in text_of(page) and "none: no engine is proved" in text_of(page)
+    assert "<svg" not in render([{"name": "empty"}])
+    assert "Side by side" in render([{"name": "empty"}, report()])
+
+
+def test_the_same_report_gives_the_same_page(page):
+    assert render([report()]) == page
+
+
+@pytest.mark.slow
+def test_a_report_of_a_gpu_host():
+    """One that a GPU host wrote."""
+    page = render([read(RESULTS / "h200-report-int8-b16-2026-11-21.json"), report()])
+    assert "13,296" in text_of(page) and "Side by side" in page
+    Reader(page)
+
+
+def test_the_command(tmp_path, capsys, monkeypatch):
+    drawn = "vit_convert.report.page.render"
+    monkeypatch.setattr(drawn, lambda reports: f"<title>{', '.join(found['name'] for found in reports)}</title>")
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "report.json").write_text(json.dumps(report(name)))
+    assert main(["report", str(tmp_path / "one")]) == 0
+    assert "<title>one</title>" in (tmp_path / "one" / "report.html").read_text(encoding="utf-8")
+    assert main(["report", str(tmp_path / "one"), str(tmp_path / "two")]) == 2
+    assert main(["report", str(tmp_path / "one"), str(tmp_path / "two"), f"--output={tmp_path}/both.html"]) == 0
+    assert "<title>one, two</title>" in (tmp_path / "both.html").read_text(encoding="utf-8")
+    capsys.readouterr()
+    (tmp_path / "two" / "report.json").write_text("[]")
+    assert main(["report", str(tmp_path / "two")]) == 2 and main(["report", str(tmp_path)]) == 2
+    assert "is no report of a conversion" in (said := capsys.readouterr().err) and "cannot be read" in said
+
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+MEASURE = """<script>addEventListener("load", () => { document.title = JSON.stringify({
+    wide: document.documentElement.scrollWidth, given: innerWidth,
+    asked: performance.getEntriesByType("resource").length,
+    drawn: document.querySelectorAll("svg").length}) })</script>"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1280, 400])
+def test_a_browser_shows_it_without_errors_or_requests(tmp_path, width, compared):
+    browser = next((found for name in BROWSERS if (found := shutil.which(name))), None)
+    if browser is None:
+        pytest.skip("no Chromium here")
+    (tmp_path / "page.html").write_text(compared + MEASURE, encoding="utf-8")
+    words = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+    words += ["--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path}/profile"]
+    words += [
+        "--enable-logging=stderr",
+        "--v=0",
+        f"--window-size={width},900",
+        "--virtual-time-budget=5000",
+        "--dump-dom",
+    ]
+    done = subprocess.run(
+        [browser, *words, (tmp_path / "page.html").as_uri()], capture_output=True, text=True, timeout=120
+    )
+    found = json.loads(re.search(r"<title>(\{.*?\})</title>", done.stdout)[1].replace("&quot;", '"'))
+    assert found["asked"] == 0 and found["drawn"] == 8
+    assert found["wide"] <= found["given"], "the page is wider than the window"
+    assert "CONSOLE" not in done.stderr, done.stderr[-1000:]

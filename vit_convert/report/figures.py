@@ -1,0 +1,218 @@
+"""The figures of a report as SVG, readable on a light and a dark page; a browser shows numbers on hovering."""
+
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+Report = Mapping[str, Any]
+
+COLOURS = {"fp32": "#64748b", "fp16": "#2563eb", "bf16": "#0d9488", "int8": "#d97706", "fp8": "#be123c"}
+_OTHERS = ("#7c3aed", "#16a34a", "#db2777", "#ca8a04")
+_INK = "#010203"  # stands for the page's own text colour
+_TIP = "tip:"  # begins the id of an element that has a tip
+_MOST_BARS = 16
+_STYLE: Any = {  # of matplotlib, whose stubs list every key
+    "svg.fonttype": "none",
+    "svg.hashsalt": "vit_convert",  # the same report gives the same file
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "legend.frameon": False,
+    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor"), _INK),
+}
+
+
+def figures(reports: Sequence[Report]) -> list[str]:
+    """All figures that the reports have numbers for.
+
+    Args:
+        reports: as in `report.json`; several are drawn into one figure where they can be compared.
+
+    Returns:
+        SVG elements.
+    """
+    found = [_throughput(reports), _accuracy(reports)]
+    for report in reports:
+        found += [_blocks(report, reports), _thresholds(report, reports), _stages(report, reports)]
+    numbered = [svg for svg in found if svg]
+    return [_with_ids_of_its_own(svg, number) for number, svg in enumerate(numbered)]
+
+
+def _draw(paint: Callable[[Any], None], title: str, x: str, y: str, rows: int = 0) -> str:
+    """Paints one figure; `rows` makes room for so many bars."""
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(6.2, max(3.7, 0.24 * rows + 1.2)), layout="constrained")
+        FigureCanvasSVG(figure)
+        axes = figure.subplots()
+        axes.set(title=title, xlabel=x, ylabel=y)
+        paint(axes)
+        text = io.StringIO()
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = text.getvalue()
+    svg = re.sub(
+        r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :].replace(_INK, "currentColor"), flags=re.DOTALL
+    )
+    svg = re.sub(
+        r'(<svg[^>]*?) height="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1), count=1
+    )
+    svg = svg.replace("<svg", f'<svg role="img" aria-label="{_escaped(title)}"', 1)
+    return re.sub(rf'<g id="{_TIP}([^"]*)">', lambda found: f"<g><title>{found[1]}</title>", svg)
+
+
+def _with_ids_of_its_own(svg: str, number: int) -> str:
+    """Figures of one page share no id."""
+    return re.sub(r'(id="|href="#|url\(#)', rf"\g<1>f{number}-", svg)
+
+
+def _escaped(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace('"', "&quot;")
+
+
+def _tip(artist: Any, text: str) -> None:
+    artist.set_gid(_TIP + text)  # matplotlib escapes it
+
+
+def _titled(title: str, report: Report, reports: Sequence[Report]) -> str:
+    return f"{title}: {report.get('name', '')}" if len(reports) > 1 else title
+
+
+def _colour(precision: str, number: int = 0) -> str:
+    return COLOURS.get(precision, _OTHERS[number % len(_OTHERS)])
+
+
+def _throughput(reports: Sequence[Report]) -> str:
+    measured = [(report.get("name", ""), row) for report in reports for row in report.get("benchmark") or []]
+    if not measured:
+        return ""
+    lines: dict[tuple[str, str, int, str], list[Any]] = {}
+    for name, row in measured:
+        lines.setdefault((name, row["precision"], row["streams"], row.get("transfers", "")), []).append(row)
+
+    def paint(axes: Any) -> None:
+        names = list(dict.fromkeys(name for name, *_ in lines))
+        for (name, precision, streams, transfers), rows in lines.items():
+            rows = sorted(rows, key=lambda row: row["batch"])
+            ends = "with transfers" if transfers.startswith("images in") else f"{streams} stream{'s'[: streams - 1]}"
+            label = f"{name + ', ' if len(names) > 1 else ''}{precision}, {ends}"
+            style = {"color": _colour(precision), "marker": "osD^v"[names.index(name) % 5], "label": label}
+            dashes = ":" if ends == "with transfers" else "-" if streams == 1 else "--"
+            axes.plot([r["images_per_second"] for r in rows], [r["p99_ms"] for r in rows], linestyle=dashes, **style)
+            for row in rows:
+                place = row["images_per_second"], row["p99_ms"]
+                axes.annotate(str(row["batch"]), place, textcoords="offset points", xytext=(6, 4), fontsize=8)
+                spot = axes.plot(*place, "o", ms=10, alpha=0.01)[0]
+                _tip(spot, f"{label}, batch {row['batch']}: {place[0]:,.0f} images/s, P99 {place[1]:.2f} ms")
+        axes.set_yscale("log")
+        axes.legend(fontsize=8)
+
+    return _draw(paint, "Latency against throughput, by batch", "images/s", "P99, ms")
+
+
+def _accuracy(reports: Sequence[Report]) -> str:
+    rows = [
+        (report.get("name", ""), name, value)
+        for report in reports
+        for name, value in (report.get("accuracy") or {}).items()
+        if value is not None
+    ]
+    if not rows:
+        return ""
+
+    def paint(axes: Any) -> None:
+        labels = [f"{name}, {what}" if len(reports) > 1 else what for name, what, _ in rows]
+        for label, (_, what, value) in zip(labels, rows):
+            (spot,) = axes.plot([value], [label], "o", ms=8, color=COLOURS.get(what, COLOURS["fp32"]))
+            axes.annotate(f"{value:.2f}", (value, label), textcoords="offset points", xytext=(8, -3), fontsize=8)
+            _tip(spot, f"{label}: {value:.2f} %")
+        axes.invert_yaxis()
+        axes.margins(x=0.25, y=0.15)
+
+    return _draw(paint, "Top-1 on the labelled images", "percent", "", len(rows))
+
+
+def _blocks(report: Report, reports: Sequence[Report]) -> str:
+    checks = {name: check.get("blocks") or [] for name, check in (report.get("checks") or {}).items()}
+    checks = {name: rows for name, rows in checks.items() if rows}
+    if not checks:
+        return ""
+
+    def paint(axes: Any) -> None:
+        names = list(dict.fromkeys(row["tensor"] for rows in checks.values() for row in rows))
+        for number, (precision, rows) in enumerate(checks.items()):
+            places = [names.index(row["tensor"]) for row in rows]
+            values = [max(row["max_rel"], 1e-9) for row in rows]
+            axes.semilogy(places, values, "o-", ms=4, color=_colour(precision, number), label=precision)
+            for place, row in zip(places, rows):
+                spot = axes.plot(place, max(row["max_rel"], 1e-9), "o", ms=10, alpha=0.01)[0]
+                _tip(spot, f"{precision}, {row['tensor']}: {row['max_rel']:.2g} of scale, cosine {row['cosine']:.6f}")
+        shown = range(0, len(names), max(1, len(names) // 14))
+        axes.set_xticks(list(shown), [names[i].replace("block_", "") for i in shown], rotation=30, ha="right")
+        axes.legend(fontsize=8)
+
+    return _draw(
+        paint, _titled("Error of each block against JAX", report, reports), "block", "largest error over scale"
+    )
+
+
+def _thresholds(report: Report, reports: Sequence[Report]) -> str:
+    """Thresholds that were widened: what entropy's would have cost, and what they cost now."""
+    rows = (report.get("calibration") or {}).get("widened") or []
+    rows = sorted(rows, key=lambda row: -row["error_entropy"])[:_MOST_BARS]
+    if not rows:
+        return ""
+
+    def paint(axes: Any) -> None:
+        for place, row in enumerate(rows):
+            axes.plot([row["error"], row["error_entropy"]], [place, place], color="#94a3b8", zorder=1)
+            before = axes.plot(
+                row["error_entropy"], place, "o", color=COLOURS["fp8"], label="entropy's" if not place else ""
+            )
+            after = axes.plot(row["error"], place, "o", color=COLOURS["bf16"], label="as taken" if not place else "")
+            _tip(
+                before[0], f"{row['tensor']}: entropy's threshold {row['entropy']:.3g} loses {row['error_entropy']:.2%}"
+            )
+            _tip(after[0], f"{row['tensor']}: threshold {row['threshold']:.3g} loses {row['error']:.2%}")
+        axes.set_yticks(range(len(rows)), [_short(row["tensor"]) for row in rows], fontsize=7)
+        axes.set_xscale("log")
+        axes.invert_yaxis()
+        axes.legend(fontsize=8)
+
+    title = _titled("Widened INT8 thresholds", report, reports)
+    return _draw(paint, title, "share of the product's mean square that is lost", "", len(rows))
+
+
+def _short(tensor: str) -> str:
+    """The last two parts of a value's name, with its block."""
+    parts = tensor.split("/")
+    return "/".join(parts[-3:]) if len(parts) > 3 else tensor
+
+
+def _stages(report: Report, reports: Sequence[Report]) -> str:
+    rows = [row for row in report.get("stages") or [] if row.get("seconds")]
+    if not rows:
+        return ""
+
+    def paint(axes: Any) -> None:
+        for row in rows:
+            (bar,) = axes.barh([row["name"]], [row["seconds"]], color=COLOURS["fp16"])
+            axes.text(row["seconds"], row["name"], f" {row['peak_rss_mib']:,.0f} MiB", va="center", fontsize=8)
+            _tip(
+                bar,
+                f"{row['name']}: {row['seconds']:.1f} s, {row['status']}, peak memory {row['peak_rss_mib']:,.0f} MiB",
+            )
+        axes.invert_yaxis()
+        axes.margins(x=0.2)
+
+    return _draw(
+        paint, _titled("Stages of the conversion, with peak memory", report, reports), "seconds", "", len(rows)
+    )

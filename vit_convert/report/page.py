@@ -1,0 +1,111 @@
+"""One self-contained HTML page of one report or several side by side; from `report.json` alone."""
+
+import json
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vit_convert.core.bundle import atomic
+from vit_convert.core.errors import UsageError
+from vit_convert.report.figures import figures
+
+Report = Mapping[str, Any]
+
+_TEMPLATE = "page.html"
+_OBJECTS = (
+    "checkpoint",
+    "onnx",
+    "calibration",
+    "sensitivity",
+    "accuracy",
+    "checks",
+    "verdicts",
+    "engine",
+    "recommended",
+)
+_LISTS = ("engines", "benchmark", "stages")
+
+
+def read(path: str | os.PathLike[str]) -> Report:
+    """Reads a report.
+
+    Args:
+        path: of a bundle, or of its `report.json`.
+
+    Raises:
+        UsageError: there is none, or it cannot be read.
+    """
+    file = pathlib.Path(path)
+    file = file / "report.json" if file.is_dir() else file
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as e:
+        raise UsageError(f"{file}: cannot be read ({e})", fix="Give the folder that a conversion wrote.") from e
+    if not isinstance(found, dict) or "name" not in found:
+        raise UsageError(f"{file}: is no report of a conversion", fix="Give the folder that a conversion wrote.")
+    return found
+
+
+def write_page(path: str | os.PathLike[str], reports: Sequence[Report]) -> None:
+    """Writes the page.
+
+    Args:
+        path: the `.html` file.
+        reports: one, or several to compare.
+
+    Raises:
+        UsageError: jinja2 or matplotlib is missing, or the file cannot be written.
+    """
+    text = render(reports)
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def render(reports: Sequence[Report]) -> str:
+    """The page as text.
+
+    Raises:
+        UsageError: jinja2 or matplotlib is missing.
+    """
+    try:
+        import jinja2
+        import markupsafe
+
+        drawn = [markupsafe.Markup(svg) for svg in figures(reports)]
+    except ImportError as e:
+        raise UsageError(f"{e.name} is not installed", fix="pip install 'vit_convert[report]'") from e
+    loader = jinja2.FileSystemLoader(pathlib.Path(__file__).parent)
+    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["mib"] = lambda count: f"{count / 2**20:,.1f} MiB"
+    environment.globals |= {"engine_row": _engine_row, "consistency": _consistency}
+    title = ", ".join(str(report["name"]) for report in reports)
+    return environment.get_template(_TEMPLATE).render(reports=list(map(_whole, reports)), figures=drawn, title=title)
+
+
+def _whole(report: Report) -> Report:
+    """A report with the sections that one of a failed conversion lacks, empty."""
+    empty: dict[str, Any] = {**{key: {} for key in _OBJECTS}, **{key: [] for key in _LISTS}}
+    return {**empty, **{key: value for key, value in report.items() if value is not None}}
+
+
+def _engine_row(report: Report, engine: Mapping[str, Any]) -> dict[str, Any]:
+    """What the table of engines shows of one."""
+    checks = (report.get("verify") or {}).get("engines") or {}
+    found: Mapping[str, Any] = next((check for check in checks.values() if check.get("plan") == engine["path"]), {})
+    proved = found.get("passed")
+    fused = engine.get("fused_attention") or {}
+    return {
+        "proof": "not verified" if proved is None else "verified" if proved else "MISSED",
+        "top1": found.get("top1"),
+        "cosine": found.get("cosine"),
+        "fused": fused.get("text") or f"unknown: {engine.get('fused_attention_unknown', '')}",
+        "recommended": engine["path"] == (report.get("engine") or {}).get("path"),
+    }
+
+
+def _consistency(check: Mapping[str, Any]) -> str:
+    """What the checks without a reference found of a graph; "" where they did not run."""
+    rows = check.get("consistency") or []
+    wrong = [row["check"] for row in rows if not row["passed"]]
+    return f"FAILED: {', '.join(wrong)}" if wrong else "passed" if rows else ""
