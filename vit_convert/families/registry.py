@@ -20,10 +20,22 @@ from vit_convert.families.lit.family import LIT
 from vit_convert.families.mixer.family import MIXER
 from vit_convert.families.siglip.family import SIGLIP
 from vit_convert.families.swin.family import SWIN
+from vit_convert.families.tips.family import TIPS
 from vit_convert.families.vit.family import VIT
 from vit_convert.families.vlm.family import VLM
 
-FAMILIES: tuple[Family, ...] = (HYBRID, MIXER, SWIN, VIT, SIGLIP, CLIP, LIT, VLM)  # a hybrid has a ViT's leaves too
+# A hybrid has a ViT's leaves too; towers are told apart before the others.
+FAMILIES: tuple[Family, ...] = (
+    HYBRID,
+    MIXER,
+    SWIN,
+    VIT,
+    SIGLIP,
+    CLIP,
+    LIT,
+    VLM,
+    TIPS,
+)  # a hybrid has a ViT's leaves too
 
 # Recognised in order to be refused by its name: (patterns that must all match some leaf, what it is, whether it has an
 # image tower).

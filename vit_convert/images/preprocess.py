@@ -155,6 +155,8 @@ _FAMILIES = {
     "paligemma": _Family("bilinear", True, 0, truncate=True),
     "clip": _Family("bicubic", True, 1, _CLIP_MEAN, _CLIP_STD),  # openai/CLIP and scenic
     "imagenet": _Family("bicubic", True, 256 / 224, _IMAGENET_MEAN, _IMAGENET_STD),  # DeiT, MAE, Swin, DINOv2
+    # scenic/README: values in [0, 1], resized straight to the square
+    "tips": _Family("bilinear", False, 0, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
     "dinov3": _Family("bilinear", True, 0, _IMAGENET_MEAN, _IMAGENET_STD),  # dinov3 README
 }
 

@@ -41,7 +41,7 @@ class TokenGather(Rule):
 
 
 class TileToExpand(Rule):
-    """Tile(token, [batch, 1, 1]) → Expand(token, the shape of one token of x): no arithmetic on shapes, and nothing to
+    """Tile(tokens, [batch, 1, 1]) → Expand(tokens, the shape of one token of x): no arithmetic on shapes, nothing to
     multiply."""
 
     def pattern(self, op: Any, token: Any, x: Any, index: Any) -> Any:
@@ -52,7 +52,7 @@ class TileToExpand(Rule):
         shape, like = static_shape(token, "the token"), static_shape(x, "what gives the batch")
         if scalar(index) != 0:
             raise Decline("the repeats do not begin with the first axis")
-        if tuple(shape[:2]) != (1, 1) or len(like) != 3 or shape[2:] != like[2:]:
+        if shape[0] != 1 or len(shape) != 3 or len(like) != 3 or shape[2:] != like[2:]:
             raise Decline(f"a token of shape {tuple(map(str, shape))} is not one of {tuple(map(str, like))}")
 
     def rewrite(self, op: Any, token: ir.Value, x: ir.Value, **_: Any) -> Any:

@@ -78,6 +78,7 @@ class ImageTower(Tower):
         image_size: (height, width) in pixels that the position table is for, after any resampling.
         patch_bias: whether the patch embedding adds a bias.
         class_tokens: learned tokens in front of the patches.
+        table: how its position table is resampled for other sizes, a key of `tables.RESAMPLERS`.
         pool: "map" (attention pooling), "tok" (first class token), "gap" (mean), "none", or "avg4" (mean of each 4 x
             4 tokens).
     """
@@ -86,6 +87,7 @@ class ImageTower(Tower):
     image_size: tuple[int, int] = (224, 224)
     patch_bias: bool = True
     class_tokens: int = 0
+    table: str = "aligned"
 
     @property
     def grid(self) -> tuple[int, int]:

@@ -24,6 +24,7 @@ from vit_convert.families.towers.architecture import (
     parameter_count,
 )
 from vit_convert.families.towers.pair import Pair
+from vit_convert.families.towers.tables import resampled
 from vit_convert.families.vit import posemb
 
 _SIDES = (224, 256, 336, 384, 448, 512, 896)  # that models are trained at
@@ -116,7 +117,7 @@ def finish_image(
         check_image_size(size, tower.patch_size)
         grid = (size[0] // tower.patch_size, size[1] // tower.patch_size)
         if grid != tower.grid:
-            leaves = leaves | {"pos_embedding": posemb.resampled(leaves["pos_embedding"], tower.grid, grid)}
+            leaves = leaves | {"pos_embedding": resampled(leaves["pos_embedding"], tower.grid, grid, tower.table)}
             warnings.append(posemb.resampling_warning(asked.file.name, tower.image_size, size))
         tower = dataclasses.replace(tower, image_size=size)
     return tower, leaves, warnings
@@ -192,7 +193,7 @@ def loaded_tower(
         num_classes=0,
         preprocess=preprocess,
         patch_size=tower.patch_size if isinstance(tower, ImageTower) else 0,
-        resizable=image and tower.pool != "avg4",
+        resizable=isinstance(tower, ImageTower) and tower.pool != "avg4" and tower.table == "aligned",
         attentions=() if masked else ((head_size, tokens),),  # of those that no mask limits
         warnings=tuple(warnings),
         output=tower.output,

@@ -14,7 +14,7 @@ from vit_convert.families import run as parts
 from vit_convert.families.model import Arrays, Model
 from vit_convert.families.towers.architecture import BLOCK, ImageTower, TextTower, Tower, leaf_shapes, signature_of
 from vit_convert.families.towers.module import Block, module_of
-from vit_convert.families.vit.posemb import resample
+from vit_convert.families.towers.tables import RESAMPLERS
 
 _NODES = 1.6  # times a ViT's: a gate, an activation spelt out, or a mask
 
@@ -82,7 +82,7 @@ def _runner(
         variables, results = parts.outside(params, [BLOCK]), {}
         if isinstance(tower, ImageTower):
             grid = tuple(side // tower.patch_size for side in inputs[0].shape[1:3])
-            table = resample(params["pos_embedding"], tower.grid, (grid[0], grid[1]))
+            table = RESAMPLERS[tower.table](params["pos_embedding"], tower.grid, (grid[0], grid[1]))
             variables["params"]["pos_embedding"] = jnp.asarray(table)
         given = [jnp.asarray(array) for array in inputs]
         with jax.default_matmul_precision("highest"):
