@@ -199,3 +199,14 @@ def test_help_lists_flags_and_keys(capsys):
     assert batch("--help") == 0
     text = capsys.readouterr().out
     assert "--only_failed" in text and "config.precision" in text and "9 some conversions failed" in text
+
+
+def test_one_batch_at_a_time_works_in_a_folder(tmp_path, checkpoints, capsys):
+    from vit_convert.batch.folder import BatchFolder
+    from vit_convert.core.lock import hold
+
+    words = (f"--checkpoints={checkpoints[0]}", f"--workdir={tmp_path}", "--until=checkpoint")
+    with hold(BatchFolder(str(tmp_path)), "the first"):
+        assert batch(*words) == 2
+    said = capsys.readouterr().err
+    assert "the first" in said and not (tmp_path / "batch.json").exists()
