@@ -13,7 +13,7 @@ class Checked:
     """How one precision's graph compares with JAX.
 
     Attributes:
-        precision: "fp32", "fp16", ….
+        precision: "fp32", "fp16", …; of a pair's towers "image/fp32", ….
         passed: whether it met its tolerance.
         cosine: smallest of any image, to JAX; None where it was not measured.
         top1: in percent; None without labelled images.
@@ -104,10 +104,9 @@ class Outcome:
 def figures_of(report: Mapping[str, Any]) -> Figures:
     """Takes the figures out of a bundle's report; the one place of a batch that knows its keys."""
     checkpoint, accuracy = report.get("checkpoint") or {}, report.get("accuracy") or {}
-    checks = [
-        Checked(precision, bool(check.get("passed")), check.get("cosine"), check.get("top1"))
-        for precision, check in (report.get("checks") or {}).items()
-    ]
+    checks = dict(report.get("checks") or {})
+    for tower, found in (report.get("towers") or {}).items():
+        checks |= {f"{tower}/{precision}": check for precision, check in (found.get("checks") or {}).items()}
     return Figures(
         family=checkpoint.get("family", ""),
         variant=checkpoint.get("variant", ""),
@@ -115,16 +114,17 @@ def figures_of(report: Mapping[str, Any]) -> Figures:
         image_size=tuple(checkpoint.get("image_size", ())),
         onnx_bytes=(report.get("onnx") or {}).get("bytes", 0),
         top1=accuracy.get("jax"),
-        checks=tuple(checks),
+        checks=tuple(
+            Checked(precision, bool(check.get("passed")), check.get("cosine"), check.get("top1"))
+            for precision, check in checks.items()
+        ),
     )
 
 
-def measured_of(report: Mapping[str, Any]) -> tuple[float, float]:
-    """Seconds of the stages that ran, and the largest of their peaks in MiB."""
-    ran = [row for row in report.get("stages") or [] if row.get("status") != "fresh"]
-    return sum(row.get("seconds") or 0.0 for row in ran), max(
-        (row.get("peak_rss_mib") or 0.0 for row in ran), default=0.0
-    )
+def peak_of(report: Mapping[str, Any]) -> float:
+    """The largest peak of the stages that ran, in MiB; 0 of a pair, whose report does not have its towers' stages."""
+    ran = [row for row in report.get("stages") or [] if row.get("status") != "fresh" and not report.get("towers")]
+    return max((row.get("peak_rss_mib") or 0.0 for row in ran), default=0.0)
 
 
 def is_fresh(report: Mapping[str, Any]) -> bool:

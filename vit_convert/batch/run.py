@@ -11,7 +11,7 @@ import time
 from typing import Any
 
 from vit_convert.batch.job import Job
-from vit_convert.batch.outcome import Outcome, figures_of, is_fresh, measured_of
+from vit_convert.batch.outcome import Outcome, figures_of, is_fresh, peak_of
 from vit_convert.core.bundle import Bundle, read_json
 from vit_convert.core.errors import ConvertError, PassingError
 from vit_convert.core.pipeline import file_identity
@@ -68,9 +68,8 @@ def run_job(job: Job, settings: Settings) -> Outcome:
             report = read_json(bundle.report) or {}
     finally:
         _give_memory_back()
-    _, peak = measured_of(report)
     return dataclasses.replace(
-        ended, seconds=round(time.monotonic() - started, 3), peak_rss_mib=peak, figures=figures_of(report)
+        ended, seconds=round(time.monotonic() - started, 3), peak_rss_mib=peak_of(report), figures=figures_of(report)
     )
 
 

@@ -1,0 +1,66 @@
+"""What a batch takes out of a bundle's report, and its record on disk."""
+
+import json
+
+import pytest
+
+from vit_convert.batch.outcome import Checked, Figures, Outcome, figures_of, is_fresh, peak_of
+from vit_convert.batch.record import BatchRecord
+
+REPORT = {
+    "checkpoint": {"family": "vit", "variant": "B/32", "num_params": 88, "image_size": [224, 384]},
+    "onnx": {"bytes": 352},
+    "accuracy": {"jax": 81.5, "onnx": 81.5},
+    "checks": {"fp32": {"passed": True, "cosine": 0.9999, "top1": 81.5}, "int8": {"passed": False, "cosine": 0.7}},
+    "stages": [
+        {"name": "checkpoint", "status": "fresh", "peak_rss_mib": 9000.0},
+        {"name": "export", "status": "done", "peak_rss_mib": 500.0},
+        {"name": "check", "status": "failed", "peak_rss_mib": 700.0},
+    ],
+}
+
+
+def test_figures():
+    checks = (Checked("fp32", True, 0.9999, 81.5), Checked("int8", False, 0.7))
+    assert figures_of(REPORT) == Figures("vit", "B/32", 88, (224, 384), 352, 81.5, checks)
+    assert figures_of({}) == Figures()
+    assert peak_of(REPORT) == 700.0 and not is_fresh(REPORT)
+    assert is_fresh({"stages": REPORT["stages"][:1]}) and peak_of({"stages": REPORT["stages"][:1]}) == 0.0
+
+
+def test_the_towers_of_a_pair():
+    pair = {**REPORT, "towers": {"text": {"checks": {"fp32": {"passed": True, "cosine": 1.0}}}}}
+    assert figures_of(pair).checks[-1] == Checked("text/fp32", True, 1.0)
+    assert peak_of(pair) == 0.0  # its own stages are not what took memory
+
+
+def test_a_record_is_read_as_it_was_written(tmp_path):
+    jobs = [
+        Outcome("a", "a.npz", "done", 0, 1.5, 600.0, "host", 1, figures=figures_of(REPORT)),
+        Outcome("b", "b.npz", "failed", 3, error="b.npz: no zip", fix="Fetch it again."),
+        Outcome("c"),
+    ]
+    record = BatchRecord.of("python -m …", "2026-11-27T00:00:00Z", "failed", jobs)
+    assert record.counts == {"done": 1, "failed": 1, "pending": 1}
+    record.write(tmp_path / "batch.json")
+    assert BatchRecord.read(tmp_path / "batch.json") == record
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda value: value.update(schema="vit_convert.batch/2"),
+        lambda value: value["jobs"][0].pop("figures"),
+        lambda value: value["jobs"][0].update(unknown=1),
+        lambda value: value.pop("command"),
+        lambda value: value.update(jobs=[3]),
+    ],
+)
+def test_what_is_no_record_is_none(tmp_path, damage):
+    path = tmp_path / "batch.json"
+    BatchRecord.of("x", "y", "done", [Outcome("a")]).write(path)
+    value = json.loads(path.read_text())
+    damage(value)
+    path.write_text(json.dumps(value))
+    assert BatchRecord.read(path) is None
+    assert BatchRecord.read(tmp_path / "none.json") is None
