@@ -18,18 +18,21 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 from results import RESULTS, hardware, today, versions
 from triton_yard import ask, metrics, questions, reload, write_repository
 
 from vit_convert.serve.triton.server import Server, find_server, running
 
-_BUNDLE = flags.DEFINE_string("bundle", None, "A bundle with evaluation images.", required=True)
-_ENVIRONMENT = flags.DEFINE_string("environment", None, "With the extra `triton`.", required=True)
-_SECONDS = flags.DEFINE_float("seconds", 60.0, "How long.")
-_CLIENTS = flags.DEFINE_integer("clients", 8, "At once.")
-_RELOAD = flags.DEFINE_float("reload_seconds", 5.0, "Between two loads of a model.")
-_OUTPUT = flags.DEFINE_string("output", "", "Result file; by default benchmarks/results/serve-accidents-<date>.json.")
+_FLAGS = flags.FlagValues()  # its own: tests import this beside other scripts
+_BUNDLE = flags.DEFINE_string("bundle", None, "A bundle with evaluation images.", required=True, flag_values=_FLAGS)
+_ENVIRONMENT = flags.DEFINE_string("environment", None, "With the extra `triton`.", required=True, flag_values=_FLAGS)
+_SECONDS = flags.DEFINE_float("seconds", 60.0, "How long.", flag_values=_FLAGS)
+_CLIENTS = flags.DEFINE_integer("clients", 8, "At once.", flag_values=_FLAGS)
+_RELOAD = flags.DEFINE_float("reload_seconds", 5.0, "Between two loads of a model.", flag_values=_FLAGS)
+_OUTPUT = flags.DEFINE_string(
+    "output", "", "Result file; by default benchmarks/results/serve-accidents-<date>.json.", flag_values=_FLAGS
+)
 ATOL = 1e-4  # float32 logits of order 10, summed in another order by another batch
 
 
@@ -88,7 +91,7 @@ def run(bundle: str, environment: str, *, seconds: float, clients: int, reload_s
     }
 
 
-def main(argv: list[str]) -> int:
+def main() -> int:
     """Runs and writes the result."""
     about = {"about": (__doc__ or "").splitlines()[0], "date": today()}
     about |= {"command": " ".join(["python", "benchmarks/serve_accidents.py", *sys.argv[1:]])}
@@ -112,4 +115,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    app.run(lambda argv: sys.exit(main(argv)))
+    _FLAGS(sys.argv)
+    sys.exit(main())

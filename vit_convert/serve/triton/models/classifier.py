@@ -32,6 +32,7 @@ class TritonPythonModel:
         self._session = FallbackSession(str(self._folder))
         self._fresh: FallbackSession | None = None
         self._waiting: threading.Thread | None = None
+        self._retrying = False
         self._closed = threading.Event()
         self._metrics.runs_on(self._session.runs_on)
 
@@ -52,6 +53,7 @@ class TritonPythonModel:
         """Goes over to an engine that works again; between two runs, nothing uses the session that it replaces."""
         fresh, self._fresh = self._fresh, None
         if fresh is not None:
+            self._retrying = False
             self._session.close()
             self._session = fresh
             self._metrics.runs_on(fresh.runs_on)
@@ -68,7 +70,8 @@ class TritonPythonModel:
 
     def _retry_later(self) -> None:
         """Loads the engine again after a while: what stopped it (memory, a driver's hiccup) may be over."""
-        if self._retry_seconds > 0 and (self._waiting is None or not self._waiting.is_alive()):
+        if self._retry_seconds > 0 and not self._retrying:
+            self._retrying = True  # until `_take_fresh`: the thread itself may live a little longer
             self._waiting = threading.Thread(target=self._retry, daemon=True)
             self._waiting.start()
 
