@@ -122,8 +122,13 @@ def main(argv: list[str]) -> int:
         "load_average": max(found["load_before"]),
     }
     output = pathlib.Path(_OUTPUT.value or RESULTS / f"batch-{today()}.json")
-    rows = json.loads(output.read_text())["rows"] if output.exists() else []
-    about["rows"] = [*(row for row in rows if row["zoo"] != found["zoo"]), found]
+    earlier = json.loads(output.read_text()) if output.exists() else {"rows": [], "load_average": 0.0}
+    kept = [row for row in earlier["rows"] if row["zoo"] != found["zoo"]]
+    about["rows"] = [*kept, found]
+    if kept:  # the commands of all rows, and the busiest moment of any
+        commands = [each for each in earlier["command"].split("; ") if f"--zoo={_ZOO.value}" not in each]
+        about["command"] = "; ".join([*commands, about["command"]])
+        about["load_average"] = max(about["load_average"], earlier["load_average"])
     output.write_text(json.dumps(about, indent=1) + "\n")
     print(json.dumps(found, indent=1))
     return int(any(found["exit_codes"]))
