@@ -243,7 +243,11 @@ def _chunks(leaf: Leaf) -> Iterator[np.ndarray]:
 def _npz_leaves(path: pathlib.Path, file: IO[bytes], members: list[zipfile.ZipInfo]) -> dict[str, Leaf]:
     if any(member.filename.endswith("data.pkl") for member in members):
         raise CheckpointError(
-            f"{path}: a PyTorch file, not an .npz of a Flax model", fix="Give the .npz that the JAX project published."
+            f"{path}: a PyTorch file, not an .npz of a Flax model",
+            fix="Give the .npz that the JAX project published, or save its tensors in Python as safetensors: "
+            "state = torch.load(PATH, map_location='cpu', weights_only=True) (of a TorchScript file "
+            "torch.jit.load(PATH).state_dict()); "
+            "safetensors.torch.save_file({k: v.contiguous() for k, v in state.items()}, 'model.safetensors')",
         )
     mapped = _Mapped(file)
     leaves: dict[str, Leaf] = {}

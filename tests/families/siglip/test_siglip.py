@@ -141,7 +141,7 @@ def test_another_image_size(tiny):
     path = tiny()
     larger = load_checkpoint(f"{path}:img", image_size=(64, 32))
     assert larger.params.leaves["pos_embedding"].shape == (1, 8, 32) and "resampled" in larger.warnings[0]
-    with pytest.raises(UsageError, match="text tower, which takes no images"):
+    with pytest.raises(UsageError, match="a tower that takes no images of one size"):
         load_checkpoint(f"{path}:txt", image_size=(64, 64))
 
 
@@ -201,3 +201,18 @@ def test_what_transformers_leaves_beside_a_model(tiny):
     path.with_name("config.json").write_text('{"vision_config": {"num_attention_heads": 4}}')
     assert load_checkpoint(f"{path}:img").architecture.encoder.num_heads == 4
     assert load_checkpoint(f"{path}:txt").architecture.encoder.num_heads == 2
+
+
+@pytest.mark.parametrize("layout", ["siglip", "siglip_scan", "siglip_transformers"])
+def test_naflex(tiny, layout):
+    path = tiny(layout, variant="SigLIP2-mu/16-naflex", depth=1)
+    found = load_checkpoint(f"{path}:img")
+    assert (found.variant, found.takes, found.image_size) == ("SigLIP-mu/16-naflex", "256 patches", ())
+    assert found.attentions == () and found.params.leaves["pos_embedding"].shape == (1, 256, 32)
+    taken = load_checkpoint(f"{path}:img").family.model(found).signature.inputs
+    assert [tensor.name for tensor in taken] == ["patches", "coordinates", "mask"]
+    assert found.num_params == 768 * 32 + 32 + 256 * 32 + 2 * 32 + 12_704 + 12_704 - 64 + 32
+    text = load_checkpoint(f"{path}:txt")
+    assert text.variant == "SigLIP-mu" if layout == "siglip_transformers" else text.variant == found.variant
+    with pytest.raises(UsageError, match="takes no images of one size"):
+        load_checkpoint(f"{path}:img", image_size=(48, 48))

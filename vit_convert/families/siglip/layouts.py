@@ -49,7 +49,18 @@ def detect(names: Collection[str]) -> Layout | None:
 
 def canonicalize(leaves: Mapping[str, Leaf], tower: str, path: str) -> dict[str, Leaf]:
     """Renames one tower's leaves, of the whole file's, to the canonical names; see `towers.big_vision`."""
-    return (image_leaves if tower == "image" else text_leaves)(leaves, FOLDERS[tower], path)
+    if tower == "text":
+        return text_leaves(leaves, FOLDERS[tower], path)
+    kernel = "img/embedding/kernel"
+    if not is_naflex(leaves):
+        return image_leaves(leaves, FOLDERS[tower], path)
+    rest = {name: leaf for name, leaf in leaves.items() if name != kernel}
+    return {**image_leaves(rest, FOLDERS[tower], path), "embedding/kernel": leaves[kernel]}
+
+
+def is_naflex(leaves: Mapping[str, Leaf]) -> bool:
+    """Whether the image tower takes patches of images of any aspect: then its patch embedding is a matrix."""
+    return "img/embedding/kernel" in leaves and len(leaves["img/embedding/kernel"].shape) == 2
 
 
 def stored_name(canonical: str, tower: str, layout: Layout) -> str:

@@ -5,13 +5,23 @@ import math
 from collections.abc import Mapping
 
 from vit_convert.checkpoint.containers import Leaf
+from vit_convert.checkpoint.match import Expected, require_match
 from vit_convert.checkpoint.vote import most_common, patch_side
+from vit_convert.core.errors import CheckpointError
 from vit_convert.families.family import Asked, Loaded
 from vit_convert.families.siglip import layouts
 from vit_convert.families.siglip.layouts import Layout
 from vit_convert.families.siglip.transformers import load_transformers
-from vit_convert.families.siglip.variants import encoder_of, kind_of, name_of, parse_variant, special_tokens
-from vit_convert.families.towers.architecture import ImageTower, Tower
+from vit_convert.families.siglip.variants import (
+    NAFLEX_LENGTH,
+    encoder_of,
+    kind_of,
+    naflex_tower,
+    name_of,
+    parse_variant,
+    special_tokens,
+)
+from vit_convert.families.towers.architecture import ImageTower, Tower, leaf_shapes, parameter_count
 from vit_convert.families.towers.big_vision import held_against, image_tower_of, text_tower_of
 from vit_convert.families.towers.load import infer_encoder, loaded_tower
 from vit_convert.families.towers.pair import Pair
@@ -36,6 +46,8 @@ def load_siglip(stored: Mapping[str, Leaf], layout: Layout, asked: Asked) -> Loa
         return load_transformers(stored, layout, asked)
     leaves = layouts.canonicalize(stored, asked.tower, str(asked.file))
     vocabulary = _vocabulary(stored)
+    if asked.tower == "image" and layouts.is_naflex(stored):
+        return _naflex(stored, leaves, layout, asked)
     tower: Tower = (
         image_tower_of(leaves, asked, "siglip")
         if asked.tower == "image"
@@ -68,6 +80,39 @@ def load_siglip(stored: Mapping[str, Leaf], layout: Layout, asked: Asked) -> Loa
     )
 
 
+def _naflex(stored: Mapping[str, Leaf], leaves: dict[str, Leaf], layout: Layout, asked: Asked) -> Loaded:
+    vocabulary = _vocabulary(stored)
+    table, kernel = leaves.get("pos_embedding"), leaves["embedding/kernel"]
+    if table is None or len(table.shape) != 3:
+        raise CheckpointError(f"{asked.file}: {asked.prefix}img/pos_embedding: needed is (rows, columns, width)")
+    encoder, patch = infer_encoder(leaves, asked.file), math.isqrt(kernel.shape[0] // 3)
+    grid = (table.shape[0], table.shape[1])
+    found = name_of(encoder, kind_of(vocabulary), patch, naflex=True)
+    tower = naflex_tower(found, encoder, patch, grid, NAFLEX_LENGTH)
+    if asked.variant != "auto":
+        given = parse_variant(asked.variant)
+        tower = naflex_tower(given.name, encoder_of(given.image), given.patch_size, grid, NAFLEX_LENGTH)
+    width = tower.encoder.width
+    shapes = leaf_shapes(tower) | {"pos_embedding": (*grid, width)}
+
+    def on_disk(name: str) -> str:
+        return asked.prefix + layouts.stored_name(name, "image", layout)
+
+    hint = "" if asked.variant == "auto" else found
+    require_match(leaves, Expected(asked.file, tower.variant, shapes, parameter_count(tower), on_disk, hint))
+    flat = table.derive((1, grid[0] * grid[1], width), lambda value: value.reshape(1, -1, width))
+    return loaded_tower(
+        tower,
+        leaves | {"pos_embedding": flat},
+        asked,
+        title="SigLIP",
+        layout=layout,
+        preprocess="siglip",
+        pair=_pair(stored, tower, found, vocabulary),
+        unused=frozenset(name for name in stored if not name.startswith("img/") and name not in ("t", "b")),
+    )
+
+
 def _vocabulary(stored: Mapping[str, Leaf]) -> int:
     return most_common(stored, (r"^txt/Embed_0/embedding$", 0))
 
@@ -80,6 +125,9 @@ def _variant(stored: Mapping[str, Leaf], vocabulary: int, tower: Tower, asked: A
         return name_of(tower.encoder, kind_of(vocabulary))
     beside = layouts.canonicalize(stored, "image", str(asked.file))
     encoder = infer_encoder(beside, asked.file)
+    if layouts.is_naflex(stored):
+        patch = math.isqrt(beside["embedding/kernel"].shape[0] // 3)
+        return name_of(encoder, kind_of(vocabulary), patch, naflex=True)
     return name_of(encoder, kind_of(vocabulary), patch_side(beside, "embedding/kernel", encoder.width))
 
 

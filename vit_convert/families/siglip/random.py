@@ -11,8 +11,16 @@ from vit_convert.families.family import RandomOptions
 from vit_convert.families.options import refuse_options
 from vit_convert.families.siglip.layouts import FOLDERS, Layout, stored_name
 from vit_convert.families.siglip.transformers import random_members
-from vit_convert.families.siglip.variants import Variant, image_tower, parse_variant, text_tower
-from vit_convert.families.towers.architecture import BLOCK, Tower, leaf_shapes
+from vit_convert.families.siglip.variants import (
+    NAFLEX_GRID,
+    NAFLEX_LENGTH,
+    Variant,
+    image_tower,
+    naflex_tower,
+    parse_variant,
+    text_tower,
+)
+from vit_convert.families.towers.architecture import BLOCK, PatchTower, Tower, leaf_shapes
 from vit_convert.families.towers.draw import draw
 from vit_convert.families.towers.random import sized, wanted
 
@@ -48,7 +56,9 @@ def write_random_siglip(path: str | os.PathLike[str], variant: str, options: Ran
 
 def towers_of(variant: Variant, layout: Layout, options: RandomOptions) -> dict[str, Tower]:
     """The towers that a random checkpoint has."""
-    image = image_tower(variant, options.image_size or (224, 224))
+    image: Tower = image_tower(variant, options.image_size or (224, 224))
+    if variant.naflex:
+        image = naflex_tower(variant.name, image.encoder, variant.patch_size, NAFLEX_GRID, NAFLEX_LENGTH)
     text = text_tower(variant, options.length or LENGTH, head=options.text_head)
     both: dict[str, Tower] = {"image": image, "text": text}
     if layout is Layout.CLIPPO:
@@ -65,6 +75,8 @@ def _members(towers: dict[str, Tower], layout: Layout, options: RandomOptions) -
                     blocks = range(tower.encoder.depth)
                     names = (name.replace(f"{BLOCK}0/", f"{BLOCK}{i}/") for i in blocks)
                     yield place, (len(blocks), *shape), _drawn(options.seed, kind, names, shape)
+            elif isinstance(tower, PatchTower) and name == "pos_embedding":
+                yield place, (*tower.grid, shape[-1]), _drawn(options.seed, kind, [name], shape)
             else:
                 yield place, shape, _drawn(options.seed, kind, [name], shape)
     numbers = {"t": TEMPERATURE} if layout is Layout.CLIPPO else {"t": TEMPERATURE, "b": BIAS}

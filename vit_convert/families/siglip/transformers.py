@@ -14,8 +14,24 @@ from vit_convert.checkpoint.match import Expected, require_match, require_size
 from vit_convert.checkpoint.vote import most_common, patch_side
 from vit_convert.core.errors import CheckpointError
 from vit_convert.families.family import Asked, Loaded
-from vit_convert.families.siglip.variants import encoder_of, kind_of, name_of, parse_variant, special_tokens
-from vit_convert.families.towers.architecture import ImageTower, Shape, TextTower, Tower, leaf_shapes, parameter_count
+from vit_convert.families.siglip.variants import (
+    NAFLEX_LENGTH,
+    encoder_of,
+    kind_of,
+    naflex_tower,
+    name_of,
+    parse_variant,
+    special_tokens,
+)
+from vit_convert.families.towers.architecture import (
+    ImageTower,
+    PatchTower,
+    Shape,
+    TextTower,
+    Tower,
+    leaf_shapes,
+    parameter_count,
+)
 from vit_convert.families.towers.draw import draw
 from vit_convert.families.towers.hub_config import read_hub_config
 from vit_convert.families.towers.infer import stored_encoder
@@ -64,7 +80,7 @@ def places(tower: Tower) -> dict[str, Place]:
     """Where each canonical parameter of a tower lies."""
     shapes = leaf_shapes(tower)
     arrays: dict[str, Shape] = {"pos_embedding": shapes["pos_embedding"][1:]}
-    image = isinstance(tower, ImageTower)
+    image = not isinstance(tower, TextTower)
     if image:
         arrays["MAPHead_0/probe"] = shapes["MAPHead_0/probe"]
     model = MODELS["image" if image else "text"]
@@ -81,8 +97,8 @@ def load_transformers(stored: Mapping[str, Leaf], layout: Any, asked: Asked) -> 
     encoder = stored_encoder(leaves, asked.file, config, heads=_HEADS, activation="tanh", epsilon=1e-6)
     vocabulary = most_common(stored, (rf"^{_WORDS}$", 0))
     tower = _image(leaves, asked, encoder) if asked.tower == "image" else _text(leaves, asked, encoder, vocabulary)
-    patch = tower.patch_size if isinstance(tower, ImageTower) else 0
-    found = name_of(encoder, kind_of(vocabulary), patch)
+    patch = 0 if isinstance(tower, TextTower) else tower.patch_size
+    found = name_of(encoder, kind_of(vocabulary), patch, naflex=isinstance(tower, PatchTower))
     tower = dataclasses.replace(tower, variant=found)
     if asked.variant != "auto":
         given = parse_variant(asked.variant)
@@ -105,11 +121,13 @@ def load_transformers(stored: Mapping[str, Leaf], layout: Any, asked: Asked) -> 
     )
 
 
-def _image(leaves: Mapping[str, Leaf], asked: Asked, encoder: Any) -> ImageTower:
+def _image(leaves: Mapping[str, Leaf], asked: Asked, encoder: Any) -> ImageTower | PatchTower:
     patch, table = patch_side(leaves, _PATCHES, encoder.width), leaves.get(_GRID)
     if table is None or len(table.shape) != 2:
         raise CheckpointError(f"{asked.file}: no position table [patches, width]", fix="Save the tower whole.")
     grid = square_grid(table, table.shape[0], asked.posemb_grid, asked.file)
+    if _PATCHES in leaves and len(leaves[_PATCHES].shape) == 2:
+        return naflex_tower("", encoder, math.isqrt(leaves[_PATCHES].shape[1] // 3), grid, NAFLEX_LENGTH)
     return ImageTower("siglip", "", encoder, "map", patch_size=patch, image_size=image_size_of(grid, patch))
 
 

@@ -5,7 +5,7 @@ import re
 from typing import Any
 
 from vit_convert.core.errors import UsageError, nearest
-from vit_convert.families.towers.architecture import Encoder, ImageTower, TextTower
+from vit_convert.families.towers.architecture import Encoder, ImageTower, PatchTower, TextTower
 from vit_convert.families.vit.variants import WIDTHS, Width
 
 # Published at gs://big_vision/siglip and gs://big_vision/siglip2; any width of `vit.variants`, a slash and a patch is
@@ -13,11 +13,16 @@ from vit_convert.families.vit.variants import WIDTHS, Width
 PUBLISHED = (
     *(f"SigLIP-{name}" for name in ("B/16", "L/16", "So400m/14")),
     *(f"SigLIP2-{name}" for name in ("B/16", "B/32", "L/16", "So400m/14", "So400m/16", "g-opt/16")),
+    *(f"SigLIP2-{name}-naflex" for name in ("B/16", "So400m/16")),
 )
+NAFLEX = "-naflex"
+NAFLEX_GRID, NAFLEX_LENGTH = (16, 16), 256
 VOCABULARIES = {"SigLIP": 32_000, "SigLIP2": 256_000}  # c4_en; Gemma's. The multilingual SigLIP has mc4's 250,000.
 _TEXT_OF = {"g-opt": "So400m"}  # whose text tower is narrower, and ends in a product to the image tower's width
 _TINY_VOCABULARY = 96  # of "mu", for tests
-_SPELLING = re.compile(r"(?P<kind>SigLIP2?)-(?P<letters>[A-Za-z0-9]+(?:-opt)?)[/_](?P<patch>[1-9]\d*)")
+_SPELLING = re.compile(
+    r"(?P<kind>SigLIP2?)-(?P<letters>[A-Za-z0-9]+(?:-opt)?)[/_](?P<patch>[1-9]\d*)(?P<naflex>-naflex)?"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +36,7 @@ class Variant:
         text: sizes of the text tower's blocks.
         patch_size: side of a patch in pixels.
         vocabulary: number of different tokens.
+        naflex: whether its images are patches of any aspect.
     """
 
     name: str
@@ -39,6 +45,7 @@ class Variant:
     text: Width
     patch_size: int
     vocabulary: int
+    naflex: bool = False
 
 
 def parse_variant(text: str) -> Variant:
@@ -62,7 +69,10 @@ def parse_variant(text: str) -> Variant:
     letters, patch = match["letters"], int(match["patch"])
     vocabulary = _TINY_VOCABULARY if letters == "mu" else VOCABULARIES[match["kind"]]
     text_width = WIDTHS[_TEXT_OF.get(letters, letters)]
-    return Variant(f"{match['kind']}-{letters}/{patch}", match["kind"], WIDTHS[letters], text_width, patch, vocabulary)
+    name, naflex = f"{match['kind']}-{letters}/{patch}", match["naflex"] is not None
+    if naflex:
+        name += NAFLEX
+    return Variant(name, match["kind"], WIDTHS[letters], text_width, patch, vocabulary, naflex)
 
 
 def kind_of(vocabulary: int) -> str:
@@ -70,13 +80,19 @@ def kind_of(vocabulary: int) -> str:
     return "SigLIP2" if vocabulary == VOCABULARIES["SigLIP2"] else "SigLIP"
 
 
-def name_of(encoder: Encoder, kind: str, patch_size: int = 0) -> str:
+def name_of(encoder: Encoder, kind: str, patch_size: int = 0, *, naflex: bool = False) -> str:
     """The name of the row with these sizes, without a slash and patch where no patch is known; "custom" for none."""
     sizes = Width(encoder.width, encoder.depth, encoder.mlp_dim, encoder.num_heads)
     letters = next((letters for letters, row in WIDTHS.items() if row == sizes), None)
     if letters is None:
         return "custom"
-    return f"{kind}-{letters}/{patch_size}" if patch_size else f"{kind}-{letters}"
+    return f"{kind}-{letters}/{patch_size}{NAFLEX if naflex else ''}" if patch_size else f"{kind}-{letters}"
+
+
+def naflex_tower(name: str, encoder: Encoder, patch_size: int, grid: tuple[int, int], length: int) -> PatchTower:
+    """SigLIP 2's image tower for images of any aspect: attention pooling over what does not fill up."""
+    tower = PatchTower("siglip", name, encoder, "map", patch_size=patch_size, grid=grid)
+    return dataclasses.replace(tower, length=length)
 
 
 def encoder_of(width: Width) -> Encoder:

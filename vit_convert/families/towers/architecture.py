@@ -101,6 +101,21 @@ class ImageTower(Tower):
 
 
 @dataclasses.dataclass(frozen=True)
+class PatchTower(Tower):
+    """A vision transformer over patches of images of any aspect, as SigLIP 2's NaFlex: what fills up is masked.
+
+    Attributes:
+        patch_size: side of a patch in pixels.
+        grid: (rows, columns) of the position table, which is resampled for each image.
+        length: patches of an image, with what fills up.
+    """
+
+    patch_size: int = 16
+    grid: tuple[int, int] = (16, 16)
+    length: int = 256
+
+
+@dataclasses.dataclass(frozen=True)
 class TextTower(Tower):
     """A transformer over tokens.
 
@@ -133,10 +148,7 @@ def image_shapes(tower: ImageTower) -> dict[str, Shape]:
         shapes["cls"] = (1, tower.class_tokens, width)
     shapes |= _encoder(tower)
     if tower.pool == "map":
-        shapes |= _prefixed(
-            "MAPHead_0/",
-            {"probe": (1, 1, width)} | _attention(tower.encoder) | _norm(tower.encoder, 0) | _mlp(tower.encoder),
-        )
+        shapes |= _pooling(tower.encoder)
     return shapes | _head(tower)
 
 
@@ -154,6 +166,11 @@ def leaf_shapes(tower: Tower) -> dict[str, Shape]:
     """Shape of every canonical parameter of a tower, in its order."""
     if isinstance(tower, ImageTower):
         return image_shapes(tower)
+    if isinstance(tower, PatchTower):
+        width, values = tower.encoder.width, 3 * tower.patch_size**2
+        shapes: dict[str, Shape] = {"embedding/kernel": (values, width), "embedding/bias": (width,)}
+        shapes["pos_embedding"] = (1, math.prod(tower.grid), width)
+        return shapes | _encoder(tower) | _pooling(tower.encoder)
     assert isinstance(tower, TextTower)
     return text_shapes(tower)
 
@@ -176,26 +193,39 @@ def parameter_count(tower: Tower, table_rows: int | None = None) -> int:
         rows = math.prod(tower.grid) if table_rows is None else table_rows
         count += (3 * tower.patch_size**2 + tower.patch_bias + rows + tower.class_tokens) * d
         count += (d + attention + 2 * d + mlp) * (tower.pool == "map")
+    elif isinstance(tower, PatchTower):
+        count += (3 * tower.patch_size**2 + 1 + math.prod(tower.grid)) * d + d + attention + 2 * d + mlp
     elif isinstance(tower, TextTower):
         count += (tower.vocabulary + (tower.length if table_rows is None else table_rows)) * d
     return count + (d + tower.head_bias) * tower.head
 
 
 def signature_of(tower: Tower) -> Signature:
-    """Images or tokens in; one embedding out, or one vector for each token where nothing is pooled."""
-    if isinstance(tower, ImageTower):
-        taken = Tensor("images", "float32", ("batch", *tower.image_size, 3), "NHWC")
-    elif isinstance(tower, TextTower):
-        special = (tower.start, tower.end, tower.pad)
-        taken = Tensor("tokens", "int32", ("batch", tower.length), "", tower.vocabulary, *special)
+    """Images, patches or tokens in; one embedding out, or one vector for each token where nothing is pooled."""
+    taken = _taken(tower)
     if tower.output == "embedding":
-        return Signature((taken,), (Output("embedding", "float32", ("batch", tower.features), judge="embedding"),))
-    return Signature((taken,), (Output(tower.output, "float32", ("batch", *_pooled(tower), tower.features)),))
+        return Signature(taken, (Output("embedding", "float32", ("batch", tower.features), judge="embedding"),))
+    return Signature(taken, (Output(tower.output, "float32", ("batch", *_pooled(tower), tower.features)),))
+
+
+def _taken(tower: Tower) -> tuple[Tensor, ...]:
+    if isinstance(tower, ImageTower):
+        return (Tensor("images", "float32", ("batch", *tower.image_size, 3), "NHWC"),)
+    if isinstance(tower, PatchTower):
+        places = ("batch", tower.length)
+        return (
+            Tensor("patches", "float32", (*places, 3 * tower.patch_size**2)),
+            Tensor("coordinates", "int32", (*places, 2), below=max(tower.grid)),
+            Tensor("mask", "int32", places, below=2),
+        )
+    assert isinstance(tower, TextTower)
+    special = (tower.start, tower.end, tower.pad)
+    return (Tensor("tokens", "int32", ("batch", tower.length), "", tower.vocabulary, *special),)
 
 
 def _pooled(tower: Tower) -> tuple[int, ...]:
     """How many vectors there are for one image or text, () for one that stands by itself."""
-    if isinstance(tower, TextTower):
+    if isinstance(tower, TextTower | PatchTower):
         return (tower.length,) if tower.pool == "none" else ()
     assert isinstance(tower, ImageTower)
     return {"none": (tower.num_tokens,), "avg4": (math.prod(tower.grid) // 16,)}.get(tower.pool, ())
@@ -209,6 +239,10 @@ def _encoder(tower: Tower) -> dict[str, Shape]:
     for i in range(e.depth):
         shapes |= _prefixed(f"{BLOCK}{i}/", _norm(e, 0) | _attention(e) | _norm(e, 1) | _mlp(e))
     return shapes | ({} if e.post_norm else _prefixed("Transformer/encoder_norm/", _scale_bias(e.width)))
+
+
+def _pooling(e: Encoder) -> dict[str, Shape]:
+    return _prefixed("MAPHead_0/", {"probe": (1, 1, e.width)} | _attention(e) | _norm(e, 0) | _mlp(e))
 
 
 def _head(tower: Tower) -> dict[str, Shape]:

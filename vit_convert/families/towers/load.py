@@ -18,6 +18,7 @@ from vit_convert.families.towers.architecture import (
     BLOCK,
     Encoder,
     ImageTower,
+    PatchTower,
     TextTower,
     Tower,
     leaf_shapes,
@@ -174,12 +175,13 @@ def loaded_tower(
         warnings += found
     elif asked.image_size is not None or asked.posemb_grid is not None:
         raise UsageError(
-            f"{asked.file}: image_size or posemb_grid of a text tower, which takes no images", fix="Leave them out."
+            f"{asked.file}: image_size or posemb_grid of a tower that takes no images of one size",
+            fix="Leave them out.",
         )
     tower, leaves = as_asked(tower, leaves, asked)
     image = isinstance(tower, ImageTower)
     head_size = tower.encoder.width // tower.encoder.num_heads
-    masked = isinstance(tower, TextTower) and tower.mask != "none"
+    masked = isinstance(tower, PatchTower) or (isinstance(tower, TextTower) and tower.mask != "none")
     tokens = tower.num_tokens if isinstance(tower, ImageTower) else tower.length  # type: ignore[attr-defined]
     return Loaded(
         title=title,
@@ -199,6 +201,6 @@ def loaded_tower(
         output=tower.output,
         judge="embedding" if tower.output == "embedding" else "cosine",
         pair=pair,
-        takes="" if image else f"{tokens} tokens",
+        takes="" if image else f"{tokens} {'patches' if isinstance(tower, PatchTower) else 'tokens'}",
         **more,
     )

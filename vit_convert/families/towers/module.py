@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_convert.families.towers.architecture import Encoder, ImageTower, TextTower, Tower
+from vit_convert.families.towers.architecture import Encoder, ImageTower, PatchTower, TextTower, Tower
 
 Mask = jax.Array | None
 MASKED = (
@@ -203,6 +203,55 @@ class ImageModule(TowerModule):
         return x if self.tower.pool == "none" else x[:, 0]
 
 
+class PatchModule(TowerModule):
+    """An image tower over patches with their places, on the canonical parameters of `families.towers`."""
+
+    tower: PatchTower
+
+    def setup(self) -> None:
+        tower, width = self.tower, self.tower.encoder.width
+        self.embedding = nn.Dense(width)
+        rows = tower.grid[0] * tower.grid[1]
+        self.pos_embedding = self.param("pos_embedding", nn.initializers.normal(width**-0.5), (1, rows, width))
+        self.common()
+        if tower.pool == "map":
+            self.MAPHead_0 = MAPHead(tower.encoder)
+
+    def embed(self, patches: jax.Array, coordinates: jax.Array, mask: jax.Array) -> jax.Array:  # type: ignore[override]
+        """Patches [batch, length, values], (row, column) [batch, length, 2], 1 or 0 [batch, length] -> tokens.
+
+        The table is resampled between half-pixel centres to each image's own rows and columns, as `jax.image.resize`
+        does with antialiasing: one product of all places' weights with it.
+        """
+        valid = _float(mask > 0)
+        rows, columns = self.tower.grid
+        down = _weights(_float(coordinates[:, :, 0]), valid, rows)  # [batch, length, rows]
+        across = _weights(_float(coordinates[:, :, 1]), valid, columns)
+        both = down[:, :, :, None] * across[:, :, None, :]
+        table = jnp.matmul(both.reshape(-1, self.tower.length, rows * columns), self.pos_embedding[0])
+        return self.embedding(patches) + table
+
+    def mask(self, patches: jax.Array, coordinates: jax.Array, mask: jax.Array) -> Mask:  # type: ignore[override]
+        """[batch, 1, 1, length]: no token attends to what fills up."""
+        return (1 - _float(mask > 0)).reshape(-1, 1, 1, self.tower.length) * np.float32(MASKED)
+
+    def pool(self, x: jax.Array, *inputs: jax.Array) -> jax.Array:
+        """See `TowerModule.pool`."""
+        return self.MAPHead_0(x, self.mask(*inputs)) if self.tower.pool == "map" else x
+
+
+def _weights(places: jax.Array, valid: jax.Array, old: int) -> jax.Array:
+    """What each place takes of the `old` ones of the table's side: [batch, length] -> [batch, length, old]."""
+    places = places * valid  # what fills up is in the first place, wherever it says it is
+    count = jnp.max(places, axis=1, keepdims=True) + 1  # of the image's side, in patches
+    ratio = np.float32(old) / count
+    centres = (places + np.float32(0.5)) * ratio - np.float32(0.5)
+    width = nn.relu(ratio - 1) + 1  # of the triangle: wider where the image has fewer
+    distance = jnp.abs(centres[:, :, None] - jnp.arange(old, dtype=jnp.float32))
+    weights = nn.relu(1 - distance / width[:, :, None])
+    return weights / jnp.sum(weights, axis=-1, keepdims=True)
+
+
 class TextModule(TowerModule):
     """A text tower on the canonical parameters of `families.towers`."""
 
@@ -264,5 +313,7 @@ def module_of(tower: Tower) -> TowerModule:
     """The module of a tower."""
     if isinstance(tower, ImageTower):
         return ImageModule(tower)
+    if isinstance(tower, PatchTower):
+        return PatchModule(tower)
     assert isinstance(tower, TextTower)
     return TextModule(tower)
