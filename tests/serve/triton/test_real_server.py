@@ -41,7 +41,16 @@ def environment(tmp_path_factory):
     folder = tmp_path_factory.mktemp("triton")
     subprocess.run([sys.executable, "-m", "venv", folder], check=True, timeout=120)
     wanted = [*project["dependencies"], *project["optional-dependencies"]["triton"]]
-    pip = [folder / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *wanted]
+    pip = [
+        folder / "bin" / "python",
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-compile",
+        "--disable-pip-version-check",
+        *wanted,
+    ]
     done = subprocess.run(pip, capture_output=True, text=True, check=False, timeout=600)
     if done.returncode != 0 and any(word in done.stderr for word in NO_INDEX):
         pytest.skip(f"no package index with a server: {done.stderr.strip().splitlines()[-1]}")
