@@ -1,6 +1,8 @@
 """What a traced function keeps: its inputs with their types, its outputs in their order, and parameters by their
 names."""
 
+import logging
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -8,6 +10,7 @@ from export_graphs import run
 
 from vit_convert.core.errors import ExportError
 from vit_convert.core.signature import Tensor
+from vit_convert.export import trace as module
 from vit_convert.export import weights
 from vit_convert.export.trace import trace
 
@@ -69,3 +72,27 @@ def test_an_interrupt_passes():
 
     with pytest.raises(KeyboardInterrupt):
         trace(interrupted, {}, INPUTS[:1], ["sum"], 18)
+
+
+def test_plugins_are_registered_once_and_without_examples(monkeypatch):
+    """jax2onnx's own discovery would compile random models, and tell of them."""
+    from jax2onnx.plugins import plugin_system
+
+    imported, log = [], logging.getLogger("jax2onnx")
+    monkeypatch.setattr(plugin_system, "_already_imported_plugins", False)
+    monkeypatch.setattr(plugin_system, "_import_tree", lambda folder, name: imported.append((folder.name, name)))
+    monkeypatch.setattr(log, "level", log.level)
+    log.setLevel(logging.WARNING)
+    for _ in range(2):
+        module.load_plugins()
+    assert imported == [("jax", "jax2onnx.plugins.jax"), ("flax", "jax2onnx.plugins.flax")]
+    assert log.level == logging.ERROR and plugin_system._already_imported_plugins
+
+
+def test_they_are_registered_before_anything_is_traced(monkeypatch):
+    def stop():
+        raise KeyboardInterrupt("before")
+
+    monkeypatch.setattr(module, "load_plugins", stop)
+    with pytest.raises(KeyboardInterrupt, match="before"):
+        trace(apply, SHAPES, INPUTS, ["sum"], 18)
