@@ -41,9 +41,8 @@ class LocalRunner:
     """Runs the jobs of a batch in worker processes.
 
     Largest first, so that no large one is left for the end; jobs of one kind come one after another, so that a worker
-    can use again what
-    does not depend on weights. A job begins when its memory fits beside that of the others; one that does not fit at
-    all runs alone.
+    can use again what does not depend on weights. A job begins when its memory fits beside that of the others; one
+    that does not fit at all runs alone.
 
     Args:
         settings: of the batch.

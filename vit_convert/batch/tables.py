@@ -32,8 +32,8 @@ def drafts_of_table(path: str, *, where: str = "", column: str = "") -> list[Dra
 
     Args:
         path: `.csv` with a header, or `.jsonl` with one object a line: `name`, `checkpoint`, and any config key.
-            Columns whose name
-            begins with "_" are only for people and for `where`. The index of AugReg is known by its columns.
+            Columns whose name begins with "_" are for people and for `where`. The index of AugReg is known by its
+            columns.
         where: takes the rows for which this holds, see `Where`; empty for all.
         column: which one holds the checkpoint; empty for `checkpoint`, and in AugReg's index for `adapt_filename`, the
             fine-tuned files.
