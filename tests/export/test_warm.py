@@ -83,7 +83,10 @@ def test_nothing_is_kept_by_default_and_the_oldest_goes_first(keeping, monkeypat
     for key in "abacb":  # "b" was the least recently used when "c" came
         warm.shared(key, lambda key=key: made.append(key))
     assert made == ["a", "b", "c", "b"]
+    warm.shared(["unhashable"], lambda: made.append("d"))
+    warm.shared(["unhashable"], lambda: made.append("d"))
+    assert made[4:] == ["d", "d"]
     warm.keep(False)
     warm.shared("a", lambda: made.append("a"))
     warm.shared("a", lambda: made.append("a"))
-    assert made[4:] == ["a", "a"]
+    assert made[6:] == ["a", "a"]

@@ -27,14 +27,15 @@ def shared(key: Hashable, make: Callable[[], Made]) -> Made:
     """What `make` returns, or returned for an equal key if the process keeps it; the least recently used go first.
 
     Args:
-        key: everything that the result depends on, and what it is.
+        key: everything that the result depends on, and what it is; of one that cannot be hashed, as a user's module may
+            be, nothing is kept.
         make: makes it; what it returns may not be changed, and holds no weights.
 
     Example:
         >>> shared(("sum", 1, 2), lambda: 1 + 2)
         3
     """
-    if _kept is None:
+    if _kept is None or not _hashable(key):
         return make()
     with _lock:
         if key not in _kept:
@@ -43,3 +44,11 @@ def shared(key: Hashable, make: Callable[[], Made]) -> Made:
                 _kept.popitem(last=False)
         _kept.move_to_end(key)
         return _kept[key]
+
+
+def _hashable(key: Hashable) -> bool:
+    try:
+        hash(key)
+    except TypeError:
+        return False
+    return True
