@@ -40,7 +40,7 @@ _MEASURED = ("verify", "benchmark", "jax", "torch")
 _MODELS = flags.DEFINE_list(
     "models",
     ["Ti/16", "B/32", "B/16", "L/16", "H/14", "B/16@384"],
-    "Variant (B/16, Mixer-B/16, R26+ViT-S/32, Swin-T/7), with @size where it is not 224.",
+    "Variant (B/16, Mixer-B/16, R26+ViT-S/32, Swin-T/7, CLIP-B/32:img, SigLIP-B/16:txt); @size if it is not 224.",
 )
 _BATCHES = flags.DEFINE_list("batches", ["1", "64", "256"], "Images per run; each gets a fixed profile.")
 _PRECISIONS = flags.DEFINE_list("precisions", ["fp16"], "Engines to build, verify and measure.")
@@ -83,7 +83,7 @@ class Model:
     """One row group of the table.
 
     Attributes:
-        variant: "B/16".
+        variant: "B/16"; of a tower with the part that it is: "CLIP-B/32:img".
         image_size: height and width in pixels.
         input: what our engine takes, "float32" or "uint8".
     """
@@ -101,12 +101,17 @@ class Model:
     @property
     def name(self) -> str:
         """As folders and files are called: "b16-384"."""
-        return f"{self.variant.replace('/', '').replace('+', '-').lower()}-{self.image_size}"
+        return f"{self.variant.replace('/', '').replace('+', '-').replace(':', '-').lower()}-{self.image_size}"
+
+    @property
+    def part(self) -> str:
+        """What follows the checkpoint's path: ":img" or ":txt" of a tower."""
+        return f":{self.variant.partition(':')[2]}" if ":" in self.variant else ""
 
     @property
     def suffix(self) -> str:
-        """Of its checkpoint: a Swin's is in PyTorch's format."""
-        return ".safetensors" if self.variant.startswith("Swin") else ".npz"
+        """Of its checkpoint: a Swin's and a CLIP's are in PyTorch's format."""
+        return ".safetensors" if self.variant.startswith(("Swin", "CLIP")) else ".npz"
 
 
 def commands(model: Model, workdir: pathlib.Path) -> dict[str, list[str]]:
@@ -125,6 +130,13 @@ def commands(model: Model, workdir: pathlib.Path) -> dict[str, list[str]]:
         ",".join(_BATCHES.value),
         f"--precision={','.join(_PRECISIONS.value)}",
     )
+    whole, sized = model.variant.partition(":")[0], model.part != ":txt"
+    stored = [
+        f"--variant={whole}",
+        f"--output={checkpoint}",
+        *([f"--image_size={model.image_size}"] if model.part else []),
+    ]
+    stored += ["--layout=clip_openai"] if whole.startswith("CLIP") else []  # one file, which says all that is needed
     largest = max(int(word) for word in _BATCHES.value)
     fixed = [f"--config.batch.{key}={largest}" for key in ("min", "opt", "max")]  # no range beside the fixed profiles
     profiles = [*fixed, f"--config.batch.profiles=({', '.join(_BATCHES.value)},)"]
@@ -135,7 +147,7 @@ def commands(model: Model, workdir: pathlib.Path) -> dict[str, list[str]]:
     jax = [
         here,
         str(_FOLDER / "jax_peer.py"),
-        f"--checkpoint={checkpoint}",
+        f"--checkpoint={checkpoint}{model.part}",
         f"--dtypes={','.join(_DTYPES.value)}",
         *peer,
     ]
@@ -147,9 +159,9 @@ def commands(model: Model, workdir: pathlib.Path) -> dict[str, list[str]]:
         *peer,
     ]
     asked = [
-        f"--config.checkpoint={checkpoint}",
+        f"--config.checkpoint={checkpoint}{model.part}",
         f"--config.name={model.name}",
-        f"--config.image_size={model.image_size}",
+        *([f"--config.image_size={model.image_size}"] if sized else []),
     ]
     graph = [
         f"--config.target={_TARGET.value}",
@@ -170,8 +182,7 @@ def commands(model: Model, workdir: pathlib.Path) -> dict[str, list[str]]:
             here,
             "-m",
             "vit_convert.families.random",
-            f"--variant={model.variant}",
-            f"--output={checkpoint}",
+            *stored,
         ],
         "export": [
             here,

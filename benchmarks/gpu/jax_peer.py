@@ -44,7 +44,9 @@ def _cudnn_attention(query: jax.Array, key: jax.Array, value: jax.Array, **_: An
 def main(argv: Sequence[str]) -> None:
     del argv
     size = (_IMAGE_SIZE.value, _IMAGE_SIZE.value)
-    checkpoint = load_checkpoint(_CHECKPOINT.value, image_size=size)
+    text = _CHECKPOINT.value.endswith(":txt")
+    checkpoint = load_checkpoint(_CHECKPOINT.value, image_size=None if text else size)
+    shape = (checkpoint.architecture.length,) if text else (*size, 3)
     device = jax.devices()[0]
     about = {
         "jax": jax.__version__,
@@ -56,7 +58,9 @@ def main(argv: Sequence[str]) -> None:
     results = loops.Results(_OUTPUT.value, framework="jax", **about, **timing)
     family = checkpoint.family.name
     model = MODULES[family](checkpoint.architecture)
-    attentions = _ATTENTIONS if family in ("vit", "hybrid") else _PLAIN
+    # Of towers those that no mask limits call linen's attention; a text tower's inputs are tokens.
+    own = family in ("vit", "hybrid") or (family in ("siglip", "clip") and checkpoint.attentions)
+    attentions = _ATTENTIONS if own else _PLAIN
     for dtype_name, attention in ((dtype, attention) for dtype in _DTYPES.value for attention in attentions[dtype]):
         dtype = {"fp32": jnp.float32, "bf16": jnp.bfloat16}[dtype_name]
         leaves = {name: jnp.asarray(leaf, dtype) for name, leaf in checkpoint.params.items()}
@@ -67,11 +71,14 @@ def main(argv: Sequence[str]) -> None:
         run = jax.jit(lambda variables, images: model.apply({"params": variables}, images)[0])
         for batch in (int(word) for word in _BATCHES.value):
             key = {"precision": dtype_name, "attention": attention, "batch": batch}
-            results.add(key, functools.partial(_time, run, params, (batch, *size, 3), dtype))
+            results.add(key, functools.partial(_time, run, params, (batch, *shape), jnp.int32 if text else dtype))
 
 
 def _time(run: Any, params: Any, shape: tuple[int, ...], dtype: Any) -> dict[str, Any]:
-    images = jax.random.uniform(jax.random.key(0), shape, dtype, -1, 1)
+    if dtype == jnp.int32:  # tokens, which any vocabulary has
+        images = jax.random.randint(jax.random.key(0), shape, 0, 90, dtype)
+    else:
+        images = jax.random.uniform(jax.random.key(0), shape, dtype, -1, 1)
     wait = jax.block_until_ready
     started = time.perf_counter()
     wait(run(params, images))

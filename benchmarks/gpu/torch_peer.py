@@ -1,4 +1,5 @@
-"""What a PyTorch team runs today: `torch.compile` of timm's model in fp16, with the GELU of the same checkpoints.
+"""What a PyTorch team runs today: `torch.compile` of timm's model, or of transformers' tower, in fp16, with the
+activation of the same checkpoints.
 
 python benchmarks/gpu/torch_peer.py --variant=B/16 --batches=1,64,256 --output=torch-b16.json
 
@@ -17,8 +18,12 @@ import timm
 import torch
 from absl import app, flags
 from timm_models import create
+from tower_models import create as create_tower
+from tower_models import is_tower
 
-_VARIANT = flags.DEFINE_string("variant", None, "B/16, Mixer-B/16, R26+ViT-S/32 or Swin-T/7.", required=True)
+_VARIANT = flags.DEFINE_string(
+    "variant", None, "B/16, Mixer-B/16, R26+ViT-S/32, Swin-T/7, CLIP-B/32:img or SigLIP-B/16:txt.", required=True
+)
 _IMAGE_SIZE = flags.DEFINE_integer("image_size", 224, "Height and width in pixels.")
 _BATCHES = flags.DEFINE_list("batches", ["1", "64", "256"], "Images per call.")
 _MODES = flags.DEFINE_list("modes", ["reduce-overhead"], "torch.compile modes; max-autotune compiles for minutes.")
@@ -41,17 +46,29 @@ def main(argv: Sequence[str]) -> None:
     timing = {"seconds": _SECONDS.value, "warmup_seconds": _WARMUP.value}
     results = loops.Results(_OUTPUT.value, framework="torch", variant=_VARIANT.value, **about, **timing)
     torch.manual_seed(0)
-    model = create(_VARIANT.value, _IMAGE_SIZE.value).half().to(device)
+    if is_tower(_VARIANT.value):
+        model, inputs = create_tower(_VARIANT.value, _IMAGE_SIZE.value)
+    else:
+        model, inputs = create(_VARIANT.value, _IMAGE_SIZE.value), _images
+    model = model.half().to(device)
     for mode in _MODES.value:
         for batch in (int(word) for word in _BATCHES.value):
             key = {"precision": "fp16", "mode": mode, "batch": batch}
-            results.add(key, functools.partial(_time, model, mode, batch, device))
+            results.add(key, functools.partial(_time, model, mode, _half(inputs(batch)).to(device)))
 
 
-def _time(model: torch.nn.Module, mode: str, batch: int, device: torch.device) -> dict[str, Any]:
+def _images(batch: int) -> torch.Tensor:
+    return 2 * torch.rand(batch, 3, _IMAGE_SIZE.value, _IMAGE_SIZE.value) - 1
+
+
+def _half(inputs: torch.Tensor) -> torch.Tensor:
+    return inputs.half() if inputs.is_floating_point() else inputs
+
+
+def _time(model: torch.nn.Module, mode: str, images: torch.Tensor) -> dict[str, Any]:
     torch.compiler.reset()  # one static shape each, as each of our profiles has
     compiled = torch.compile(model, mode=mode, dynamic=False)
-    images = (2 * torch.rand(batch, 3, _IMAGE_SIZE.value, _IMAGE_SIZE.value, device=device) - 1).half()
+    device, batch = images.device, len(images)
 
     def call() -> Any:
         torch.compiler.cudagraph_mark_step_begin()

@@ -297,3 +297,42 @@ def test_side_by_side_run_that_is_ended_ends_its_steps(side_by_side_run, tmp_pat
     assert process.returncode == 128 + signal.SIGTERM
     time.sleep(4)
     assert not (tmp_path / "late").exists()
+
+
+@pytest.mark.parametrize("variant", ["CLIP-mu/16:img", "CLIP-mu/16:txt", "SigLIP-mu/16:img", "SigLIP-mu/16:txt"])
+def test_commands_of_towers(tmp_path, variant):
+    """Each tower of a pair is a model of its own, from its own file; texts have no image size."""
+    pytest.importorskip("absl")
+    code = (
+        "import sys, json, pathlib; from absl import flags; import h200;"
+        "flags.FLAGS(['h200', '--output=x.json']);"
+        f"model = h200.Model.parse({variant + '@32'!r}, 'float32');"
+        "print(json.dumps([model.name, h200.commands(model, pathlib.Path('/w'))]))"
+    )
+    environment = {**ENVIRONMENT, "PYTHONPATH": os.pathsep.join([str(FOLDER), ENVIRONMENT.get("PYTHONPATH", "")])}
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    name, commands = json.loads(found.stdout)
+    whole, _, part = variant.partition(":")
+    suffix = ".safetensors" if "CLIP" in variant else ".npz"
+    assert name == f"{whole.replace('/', '').lower()}-{part}-32"
+    assert f"--variant={whole}" in commands["checkpoint"] and "--image_size=32" in commands["checkpoint"]
+    assert ("--layout=clip_openai" in commands["checkpoint"]) == ("CLIP" in variant)
+    assert f"--config.checkpoint=/w/{name}{suffix}:{part}" in commands["export"]
+    assert ("--config.image_size=32" in commands["export"]) == (part == "img")
+    assert f"--checkpoint=/w/{name}{suffix}:{part}" in commands["jax"] and f"--variant={variant}" in commands["torch"]
+
+
+@pytest.mark.slow  # transformers takes seconds to import
+def test_torchs_towers(torchvision_operators):
+    pytest.importorskip("transformers")
+    torch, models = pytest.importorskip("torch"), importlib.import_module("tower_models")
+    for variant, output, shape in (
+        ("CLIP-mu/16:img", "image_embeds", (2, 20)),
+        ("CLIP-mu/16:txt", "text_embeds", (2, 20)),
+        ("SigLIP-mu/16:img", "pooler_output", (2, 32)),
+        ("SigLIP-mu/16:txt", "pooler_output", (2, 32)),
+    ):
+        model, inputs = models.create(variant, 32)
+        with torch.no_grad():
+            assert model(inputs(2))[output].shape == shape, variant
+    assert not models.is_tower("B/16")
