@@ -97,6 +97,14 @@ def test_sizes_where_none_is_given(tmp_path):
     assert swin(tmp_path, "mu/5", image_size=None)[0].image_size == (160, 160)  # 32 windows' sides
 
 
+def test_a_mixer_of_which_nothing_is_said(tmp_path):
+    model = write_random_mixer(tmp_path / "m.npz", "Mixer-mu/16")
+    assert (model.image_size, model.num_classes) == ((224, 224), 1000)
+    first = (tmp_path / "m.npz").read_bytes()
+    write_random_mixer(tmp_path / "m.npz", "Mixer-mu/16", seed=0, layout="mixer", prefix="", dtype="float32")
+    assert (tmp_path / "m.npz").read_bytes() == first
+
+
 def test_swins(tmp_path):
     model, arrays = swin(tmp_path)
     assert (model.variant, model.depths, model.image_size, model.num_classes) == ("Swin-mu/7", (2, 2), (56, 112), 3)
