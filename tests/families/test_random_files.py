@@ -129,7 +129,17 @@ def test_mixers(tmp_path):
     assert (model.image_size, model.patch_size, model.num_classes) == ((32, 64), 16, 3)
     old, (_, older) = mixer(tmp_path, depth=1)[0], mixer(tmp_path, layout="mixer_old")
     assert old.depth == 1 < model.depth
-    assert {array.size for array in arrays.values()} == {array.size for array in older.values()}
+    # The same values; once, mixing's axes said what they are shared by.
+    block, new = "Mixer/encoderblock_1", {name: array.shape for name, array in arrays.items()}
+    assert older[f"{block}/token_mixing_phase_0/kernel1"].shape == (1, 8, 16)
+    assert older[f"{block}/token_mixing_phase_0/bias1"].shape == (16, 1)
+    assert older[f"{block}/channel_mixing_phase_0/kernel2"].shape == (1, 64, 32)
+    assert older[f"{block}/channel_mixing_phase_0/bias2"].shape == (1, 1, 32)
+    assert new["MixerBlock_1/token_mixing/Dense_0/kernel"] == (8, 16)
+    assert new["MixerBlock_1/channel_mixing/Dense_1/bias"] == (32,) and new["head/kernel"] == (32, 3)
+    assert older["head/kernel"].shape == (32, 3) and older[f"{block}/LayerNorm_2/scale"].shape == (32,)
+    for array, other in zip(arrays.values(), older.values(), strict=True):
+        np.testing.assert_array_equal(array.ravel(), other.ravel())
     for size in ((32, 40), (0, 32)):
         with pytest.raises(UsageError, match=f"image_size {size[0]}x{size[1]}: not a multiple of the patch size 16"):
             mixer(tmp_path, image_size=size)
