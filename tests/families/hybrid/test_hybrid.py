@@ -105,6 +105,19 @@ def test_another_image_size(tiny):
     assert refusal.value.fix == "The nearest that they do: 128x64."
 
 
+def test_a_file_that_is_not_square(tiny):
+    """5 by 7 tokens and the class token's row; as many parameters as the file holds numbers."""
+    path = tiny(image_size=(40, 56))
+    found = load(FAMILY, path, posemb_grid=(5, 7))
+    assert found.image_size == found.source_image_size == found.architecture.image_size == (40, 56)
+    assert found.architecture.trunk.image_size == (5, 7) and found.attentions[0][1] == 36
+    assert found.params["pos_embedding"].shape == (1, 35, 32) and found.warnings == ()
+    assert found.num_params == sum(array.size for array in np.load(path).values())
+    other = load(FAMILY, path, posemb_grid=(5, 7), image_size=(56, 40))
+    assert (other.image_size, other.source_image_size) == ((56, 40), (40, 56))
+    assert "from 40x56 to 56x40 pixels" in other.warnings[0] and other.num_params == found.num_params
+
+
 def test_without_a_head(tiny):
     images = np.zeros((1, 64, 64, 3), np.float32)
     assert outputs(FAMILY, tiny(), images, outputs="features")["features"].shape == (1, 32)
