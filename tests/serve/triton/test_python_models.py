@@ -6,7 +6,6 @@ import json
 import numpy as np
 import pytest
 from fake_triton import MetricFamily, request
-from PIL import Image
 
 from vit_convert.core.bundle import read_json
 from vit_convert.core.errors import BenchmarkError
@@ -82,8 +81,8 @@ def test_a_failure_is_answered_and_not_raised(utils):
 
 
 def encoded(image, kind, **options):
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, kind, **options)
+    pillow, file = pytest.importorskip("PIL.Image"), io.BytesIO()
+    pillow.fromarray(image).save(file, kind, **options)
     return file.getvalue()
 
 

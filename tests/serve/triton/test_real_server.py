@@ -2,9 +2,10 @@
 
 What is wrong is refused by its name; no answer is wrong or lost while models are loaded again and an engine fails."""
 
+import fcntl
+import json
 import os
 import pathlib
-import shutil
 import subprocess
 import sys
 import urllib.request
@@ -30,33 +31,35 @@ NO_INDEX = (
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory):
-    """An environment with the extra `triton`: the one of VIT_CONVERT_TRITON, or else made here."""
+    """An environment with the extra `triton`: the one of VIT_CONVERT_TRITON, or one made here for all processes."""
     if at_hand := os.environ.get("VIT_CONVERT_TRITON"):
-        yield at_hand
-        return
+        return pathlib.Path(at_hand)
     tomllib = pytest.importorskip("tomllib")
     if sys.platform != "linux" or os.uname().machine != "x86_64":
         pytest.skip("the index has a server for Linux on x86_64 alone")
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    with open(base / "triton.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        said = base / "triton.json"
+        if not said.exists():
+            said.write_text(json.dumps(install(base / "triton", tomllib)))
+    if why := json.loads(said.read_text()):
+        pytest.skip(why)
+    return base / "triton"
+
+
+def install(folder, tomllib):
+    """Makes the environment; returns why there can be none, or ""."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    folder = tmp_path_factory.mktemp("triton")
-    subprocess.run([sys.executable, "-m", "venv", folder], check=True, timeout=120)
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True, timeout=300)
     wanted = [*project["dependencies"], *project["optional-dependencies"]["triton"]]
-    pip = [
-        folder / "bin" / "python",
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--no-compile",
-        "--disable-pip-version-check",
-        *wanted,
-    ]
-    done = subprocess.run(pip, capture_output=True, text=True, check=False, timeout=600)
+    pip = [folder / "bin" / "python", "-m", "pip", "install", "--quiet", "--no-compile", "--disable-pip-version-check"]
+    done = subprocess.run([*pip, *wanted], capture_output=True, text=True, check=False, timeout=900)
     if done.returncode != 0 and any(word in done.stderr for word in NO_INDEX):
-        pytest.skip(f"no package index with a server: {done.stderr.strip().splitlines()[-1]}")
+        return f"no package index with a server: {done.stderr.strip().splitlines()[-1]}"
     assert done.returncode == 0, done.stderr[-2000:]
-    yield folder
-    shutil.rmtree(folder)
+    return ""
 
 
 @pytest.fixture(scope="module")
