@@ -61,7 +61,7 @@ def check_consistency(
         A Finding for each check and output. A model that takes one row at a time gets FINITE alone.
 
     Example:
-        >>> probes = {"x": np.float32([[1], [0], [2], [1]])}
+        >>> probes = {"x": np.float32([[1], [0], [5], [1]])}
         >>> mean_of_batch = lambda x: {"y": x["x"] - x["x"].mean()}  # what must not be
         >>> found = check_consistency(mean_of_batch, probes, ["y"], Tolerance(1e-6, 0.0, -1.0), largest=4)
         >>> [row.check for row in found if not row.passed]
