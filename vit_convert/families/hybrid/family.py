@@ -7,7 +7,6 @@ from collections.abc import Collection, Mapping
 
 from vit_convert.checkpoint.containers import Leaf, Leaves
 from vit_convert.checkpoint.match import Expected, require_match
-from vit_convert.core.errors import CheckpointError
 from vit_convert.families.family import Asked, Loaded, RandomOptions
 from vit_convert.families.head import settle_head
 from vit_convert.families.hybrid import layouts
@@ -44,10 +43,6 @@ class HybridFamily:
         file = asked.file
         renamed = layouts.canonicalize(leaves, str(file))
         stored, found = infer_architecture(renamed, asked.variant, file)
-        if "pos_embedding" not in renamed:
-            raise CheckpointError(
-                f"{file}: {layouts.stored_name('pos_embedding', layout)}: missing.", fix="Save the parameters whole."
-            )
         stored, rows, class_row = _at_stored_size(stored, renamed, layout, asked)
 
         def on_disk(name: str) -> str:
