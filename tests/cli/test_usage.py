@@ -44,7 +44,10 @@ def test_help_names_every_flag_and_key(capsys):
         "--force",
         "--quiet",
         "--debug",
-        *(f"config.{key} = " for key in dotted_keys(default_config())),
+        # what one tower of two takes for itself is told in one line
+        *(f"config.{key} = " for key in dotted_keys(default_config()) if not key.startswith(("image.", "text."))),
+        "config.image = ",
+        "config.text = ",
     ):
         assert word in text.replace("--[no]", "--")
 

@@ -46,7 +46,7 @@ def tower_keys(config: ml_collections.ConfigDict, tower: str) -> Config:
 def _emptied(config: ml_collections.ConfigDict, path: str, left_out: set[str]) -> Config:
     group = Config()
     for key in config:
-        value, dotted = config.get_ref(key).get(), f"{path}{key}"
+        value, dotted = config[key], f"{path}{key}"
         if isinstance(value, ml_collections.ConfigDict):
             group[key] = _emptied(value, f"{dotted}.", left_out)
         elif dotted not in left_out:
@@ -74,7 +74,7 @@ def given_keys(config: ml_collections.ConfigDict, tower: str) -> dict[str, Any]:
 def _given(group: ml_collections.ConfigDict, path: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key in group:
-        value = group.get_ref(key).get()
+        value = group[key]
         if isinstance(value, ml_collections.ConfigDict):
             found |= _given(value, f"{path}{key}.")
         elif value is not None:

@@ -85,7 +85,7 @@ def _of_operator(graph: Graph, node: Node, support: Support) -> Iterator[Finding
             yield Finding(
                 REFUSED, where, "a plugin, which it has no library for", "Build from model.onnx, without one."
             )
-        elif support.name != "trt8":
+        elif not support.has_our_plugins:
             fix = f"Convert with target={support.name}: its graphs need no plugin."
             yield Finding(UNKNOWN, where, "a plugin that is made for TensorRT 8.6", fix)
         return
@@ -126,15 +126,15 @@ def _of_qdq(graph: Graph, node: Node, support: Support) -> Iterator[Finding]:
         fix = f"Quantize to {support.quantized[0]}."
         yield Finding(REFUSED, where, f"{rounded}: it quantizes to {', '.join(support.quantized)}", fix)
     if rounded == "uint8":
-        what = REFUSED if support.name == "trt8" else CHANGED
+        what = REFUSED if support.strict_qdq else CHANGED
         yield Finding(
             what, where, "uint8: it quantizes to signed types, symmetrically", "Quantize to int8 with zero point 0."
         )
-    if support.name == "trt8" and len(node.inputs) < 3:
+    if support.strict_qdq and len(node.inputs) < 3:
         yield Finding(REFUSED, where, "no zero point, which 8.6 wants", "Add one: int8, 0.")
-    if support.name == "trt8" and scale not in ("", "float32"):
+    if support.strict_qdq and scale not in ("", "float32"):
         yield Finding(REFUSED, where, f"scale of {scale}, 8.6 wants float32", "Convert with target=trt8.")
-    if support.name == "trt8" and node.op == "DequantizeLinear" and node.inputs[0] in graph.weights:
+    if support.strict_qdq and node.op == "DequantizeLinear" and node.inputs[0] in graph.weights:
         fix = "Store float32 weights with a QuantizeLinear before: convert with target=trt8."
         yield Finding(REFUSED, where, "weights stored in int8, which 8.6 does not read", fix)
     zero = graph.constants.get(node.inputs[2]) if len(node.inputs) > 2 else None
@@ -144,7 +144,7 @@ def _of_qdq(graph: Graph, node: Node, support: Support) -> Iterator[Finding]:
 
 def _of_layer_norm(graph: Graph, node: Node, support: Support) -> Iterator[Finding]:
     types = {graph.value(name).dtype for name in node.inputs if name} - {""}
-    if support.name == "rtx" and len(types) > 1:
+    if support.one_type_norms and len(types) > 1:
         fix = "Store scale and bias in the type of what is normalised."
         yield Finding(REFUSED, _where(node), f"inputs of {' and '.join(sorted(types))}: it wants one type", fix)
     if len([name for name in node.outputs if name]) > 1:
@@ -153,12 +153,12 @@ def _of_layer_norm(graph: Graph, node: Node, support: Support) -> Iterator[Findi
 
 
 def _of_attention(graph: Graph, node: Node, support: Support) -> Iterator[Finding]:
-    if graph.value(node.inputs[0]).dtype == "float32" and support.name == "rtx":
+    if graph.value(node.inputs[0]).dtype == "float32" and not support.float32_attention:
         fix = "Export attention as MatMul, Softmax and MatMul."
         yield Finding(REFUSED, _where(node), "Attention in float32, which TensorRT-RTX 1.7 does not build", fix)
-    if support.name == "trt10":
-        fix = "Use 10.14 or later, or export attention as MatMul, Softmax and MatMul."
-        yield Finding(UNKNOWN, _where(node), "Attention is read since 10.14", fix)
+    if support.attention_since:
+        fix = f"Use {support.attention_since} or later, or export attention as MatMul, Softmax and MatMul."
+        yield Finding(UNKNOWN, _where(node), f"Attention is read since {support.attention_since}", fix)
 
 
 def _of_convolution(graph: Graph, node: Node, support: Support) -> Iterator[Finding]:

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 
 from vit_convert.engine.inspection.onnx_wire import Graph, Node
-from vit_convert.engine.inspection.support import OUR_DOMAIN, PLUGIN_DOMAIN
+from vit_convert.engine.inspection.support import OUR_DOMAIN, PLUGIN_DOMAIN, SUPPORT
 
 _THROUGH = ("Cast", "QuantizeLinear", "DequantizeLinear", "Identity")
 _SCALES = ("Mul", "Div", "Add", "Where")
@@ -56,7 +56,7 @@ def fusions(graph: Graph, target: str, *, half: bool = False) -> list[Fusion]:
                 )
             )
         elif node.op == "Softmax":
-            old = target == "trt8" and explicit
+            old = explicit and not SUPPORT[target].fuses_quantized_attention
             found += [
                 dataclasses.replace(row, fused=False, why=_OLD) if old else row for row in _attention(walk, node, half)
             ]

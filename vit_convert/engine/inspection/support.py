@@ -62,6 +62,12 @@ class Support:
         plugins: whether nodes may name plugins.
         quantized: types that QuantizeLinear may round to.
         casts_int64: whether int64 becomes int32, and cannot be an input or output.
+        has_our_plugins: whether the plugins that our lowerings name are made for it.
+        strict_qdq: whether Q/DQ needs a zero point, float32 scales and float32 weights, and refuses uint8.
+        fuses_quantized_attention: whether attention is fused in a graph with Q/DQ.
+        one_type_norms: whether a LayerNormalization's inputs must be of one type.
+        float32_attention: whether it builds `Attention` in float32.
+        attention_since: the first release that reads `Attention`; "" where all do, or none.
     """
 
     name: str
@@ -72,6 +78,12 @@ class Support:
     opset_note: str = ""
     plugins: bool = True
     casts_int64: bool = False
+    has_our_plugins: bool = False
+    strict_qdq: bool = False
+    fuses_quantized_attention: bool = True
+    one_type_norms: bool = False
+    float32_attention: bool = True
+    attention_since: str = ""
 
     def reads(self, op: str) -> bool | None:
         """Whether it reads an operator of ONNX's own; None if that is not known."""
@@ -91,9 +103,36 @@ _TRT10_NOTE = "10.0 and 10.1 read up to 20"
 SUPPORT = {
     row.name: row
     for row in (
-        Support("trt8", (9, 17), frozenset(_PLAIN), {**_NEVER_READ, **_NOT_IN_8}, ("int8",), casts_int64=True),
-        Support("trt10", (9, 24), frozenset(_MODERN), _NEVER_READ, _MODERN_QUANTIZED, _TRT10_NOTE),
+        Support(
+            name="trt8",
+            opsets=(9, 17),
+            types=frozenset(_PLAIN),
+            not_read={**_NEVER_READ, **_NOT_IN_8},
+            quantized=("int8",),
+            casts_int64=True,
+            has_our_plugins=True,
+            strict_qdq=True,
+            fuses_quantized_attention=False,
+        ),
+        Support(
+            name="trt10",
+            opsets=(9, 24),
+            types=frozenset(_MODERN),
+            not_read=_NEVER_READ,
+            quantized=_MODERN_QUANTIZED,
+            opset_note=_TRT10_NOTE,
+            attention_since="10.14",
+        ),
         Support("trt11", (9, 24), frozenset(_MODERN), _NEVER_READ, _MODERN_QUANTIZED),
-        Support("rtx", (9, 26), frozenset(_MODERN), _NEVER_READ, _MODERN_QUANTIZED, plugins=False),
+        Support(
+            name="rtx",
+            opsets=(9, 26),
+            types=frozenset(_MODERN),
+            not_read=_NEVER_READ,
+            quantized=_MODERN_QUANTIZED,
+            plugins=False,
+            one_type_norms=True,
+            float32_attention=False,
+        ),
     )
 }

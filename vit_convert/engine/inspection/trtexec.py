@@ -4,6 +4,8 @@ import dataclasses
 import shlex
 from collections.abc import Mapping, Sequence
 
+from vit_convert.core.dialect import DIALECTS
+
 Shapes = Mapping[str, tuple[Sequence[int], Sequence[int], Sequence[int]]]  # by input: smallest, optimal, largest
 
 # The flags that lines of ours use, by generation. Source: samples/common/sampleOptions of each release; TensorRT-RTX's
@@ -59,10 +61,10 @@ def trtexec_line(target: str, graph: str, shapes: Shapes, asked: Asked) -> str:
             flags[name] = ",".join(f"{key}:{'x'.join(map(str, sizes[number]))}" for key, sizes in shapes.items())
     flags["memPoolSize"] = f"workspace:{round(asked.workspace_gib * 1024)}"  # in MiB
     flags["builderOptimizationLevel"] = str(asked.opt_level)
-    if target == "trt8":  # precision is a flag there, and Q/DQ needs both
+    if DIALECTS[target].precision_by_flag:  # Q/DQ needs both flags
         flags |= dict.fromkeys(["fp16"] if asked.precision == "fp16" else [])
         flags |= dict.fromkeys(["fp16", "int8"] if asked.precision == "int8" else [])
-    if target == "trt10":
+    if "stronglyTyped" in FLAGS[target]:
         flags["stronglyTyped"] = None
     if not asked.tf32:
         flags["noTF32"] = None
