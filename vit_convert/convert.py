@@ -58,11 +58,12 @@ def convert(
     """
     folders = (*checkpoints, "checkpoints", *_OURS)
     given: dict[str, Any] = {"until": until, "force": force, "quiet": quiet, "command": command}
-    if _is_pair(config, folders):
+    found = _find(config, folders, quiet=quiet)
+    if _is_pair(config, found):
         from vit_convert.convert_pair import convert_pair
 
         return convert_pair(config, workdir, convert_one, checkpoints=folders, **given)
-    return convert_one(config, workdir, checkpoints=folders, **given)
+    return convert_one(config, workdir, checkpoints=folders, found=found, **given)
 
 
 def convert_one(
@@ -74,6 +75,7 @@ def convert_one(
     quiet: bool,
     command: Sequence[str],
     checkpoints: Sequence[str | os.PathLike[str]],
+    found: Any = None,
     changes: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
     """Converts one model; see `convert`.
@@ -86,6 +88,7 @@ def convert_one(
         quiet: as above.
         command: as above.
         checkpoints: all folders in which a checkpoint is looked for.
+        found: where the checkpoint is, or why it is not, if that is known.
         changes: of a tower of a pair: called once before a stage changes anything; not where all are fresh.
     """
     bundle = Bundle(os.path.join(workdir, config.name))
@@ -97,6 +100,8 @@ def convert_one(
         progress = Progress(bundle.events, quiet=quiet)
         progress.event("command", argv=list(command or sys.argv), name=config.name)
         context = Context(config, bundle, progress, line, checkpoints)
+        if found is not None:
+            context.scratch["found"] = found  # or the checkpoint stage would look for it again, and fetch it again
         report = _convert(context, changes or (lambda: None), until=until, force=force, command=command)
         if not quiet:
             print_summary(
@@ -127,30 +132,46 @@ def fresh_report(
         return None
     folders = (*checkpoints, "checkpoints", *_OURS)
     context = Context(config, bundle, Progress(quiet=True), "", folders)
-    if is_pair(bundle.root) and _is_pair(config, folders):
+    if is_pair(bundle.root) and _is_pair(config, _find(config, folders, quiet=True)):
         from vit_convert.convert_pair import is_fresh_pair
 
         return report if is_fresh_pair(context, fresh_report, until=until, checkpoints=folders) else None
     return report if all_fresh(stages(), context, until=until) else None
 
 
-def _is_pair(config: ml_collections.ConfigDict, folders: Sequence[str | os.PathLike[str]]) -> bool:
+def _find(config: ml_collections.ConfigDict, folders: Sequence[str | os.PathLike[str]], *, quiet: bool) -> Any:
+    """Where the checkpoint is, fetched if need be, or why it is not; None where the config has a model instead."""
+    if config.model is not None:
+        return None
+    from vit_convert.checkpoint.find import find_checkpoint
+
+    try:
+        return find_checkpoint(config.checkpoint, folders, progress=Progress(quiet=quiet))
+    except ConvertError as e:
+        return e
+
+
+def _is_pair(config: ml_collections.ConfigDict, found: Any) -> bool:
     """Whether the checkpoint is of two towers, and both are meant.
+
+    Args:
+        config: the full config.
+        found: from `_find`.
 
     Raises:
         UsageError: it is not, and the config has keys that only towers have.
     """
     towers: Sequence[str] = ()
-    if config.model is None:
-        from vit_convert.checkpoint.find import find_checkpoint
+    if isinstance(found, ConvertError):
+        return False  # the checkpoint stage says it, and leaves it in the report
+    if found is not None:
         from vit_convert.families.load import towers_in
 
+        path = f"{found.path}:{found.subtree}" if found.subtree else found.path
         try:
-            found = find_checkpoint(config.checkpoint, folders)
-            path = f"{found.path}:{found.subtree}" if found.subtree else found.path
             towers = towers_in(path, family=config.family, families=config.families)
         except ConvertError:
-            return False  # the checkpoint stage says it, and leaves it in the report
+            return False  # as above
     if len(towers) == 2:
         return True
     for tower in TOWERS:

@@ -347,7 +347,8 @@ def _calibration_images(context: Context) -> tuple[np.ndarray, str]:
     count = min(config.num_images, _NOISE_IMAGES)
     images = noise_tokens(context, count) if is_text else noise(context, count)
     context.progress.warn(
-        "calibration.data is empty: ranges come from noise, so the quantized engine shows speed and not accuracy"
+        f"calibration.data is empty: ranges come from {'seeded tokens' if is_text else 'noise'}, so the quantized "
+        "engine shows speed and not accuracy"
     )
     with atomic(samples_file(context, "calibration")) as temporary, open(temporary, "wb") as f:
         np.save(f, images)
