@@ -1,6 +1,7 @@
 """The command line that all our programs share: their own flags, `--config.key=value`, --help, and exit codes."""
 
 import inspect
+import re
 import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -92,4 +93,5 @@ def _shown(default: Any) -> str:
 
 def _config_keys() -> list[str]:
     lines = inspect.getsource(configs.default_config).splitlines()
-    return [line.strip() for line in lines if line.strip().startswith("config.") and "Config()" not in line]
+    keys = [line.strip() for line in lines if line.strip().startswith("config.") and "Config()" not in line]
+    return [re.sub(r"config\.(\w+) = tower_keys\(.*?\)", r"config.\1.KEY = …", key) for key in keys]
