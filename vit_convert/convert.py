@@ -20,6 +20,7 @@ from vit_convert.core.pair import TOWERS, is_pair
 from vit_convert.core.pipeline import Context, all_fresh, run_stages
 from vit_convert.core.progress import Progress
 from vit_convert.core.tower_config import given_keys
+from vit_convert.report.record import Report
 from vit_convert.report.summary import print_summary
 from vit_convert.report.write import write_report
 from vit_convert.stages import stages
@@ -107,7 +108,7 @@ def convert_one(
             print_summary(
                 report, bundle.root, files=list(Manifest.read(bundle).files), whole=not until and changes is None
             )
-    return report
+    return report.to_dict()
 
 
 def fresh_report(
@@ -185,7 +186,7 @@ def _is_pair(config: ml_collections.ConfigDict, found: Any) -> bool:
 
 def _convert(
     context: Context, changes: Callable[[], None], *, until: str, force: bool, command: Sequence[str]
-) -> dict[str, Any]:
+) -> Report:
     rows: list[dict[str, Any]] = []
 
     # not before the manifest says that something changes: engine commands would read it beside other graphs

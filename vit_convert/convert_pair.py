@@ -131,7 +131,7 @@ def _possible_stages(context: Context) -> list[Stage]:
 
 def _write_report(context: Context, rows: Sequence[dict[str, Any]], command: Sequence[str]) -> dict[str, Any]:
     """Gathers what the towers and the pair's own stages found."""
-    bundle, similarity = context.bundle, context.results.get("similarity", {})
+    bundle, pair, similarity = context.bundle, context.results.get("pair"), context.results.get("similarity")
     towers = {tower: read_json(Bundle(bundle.root / tower).report) or {} for tower in TOWERS}
     report: dict[str, Any] = {
         "name": context.config.name,
@@ -139,20 +139,20 @@ def _write_report(context: Context, rows: Sequence[dict[str, Any]], command: Seq
         "command": shlex.join(command),
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "status": "done" if all(row["status"] in FINISHED for row in rows) else "failed",
-        "pair": {key: value for key, value in context.results.get("pair", {}).items() if key != "summary"},
+        "pair": {key: value for key, value in pair.to_dict().items() if key != "summary"} if pair else {},
         "checkpoint": _checkpoint(towers),
         "towers": {tower: _of_tower(tower, found) for tower, found in towers.items()},
         "stages": [
             {key: row[key] for key in ("name", "status", "seconds", "peak_rss_mib", "error") if key in row}
             for row in rows
         ],
-        "similarity": {key: similarity[key] for key in ("source",) if key in similarity},
-        "checks": similarity.get("checks", {}),
+        "similarity": {"source": similarity.source} if similarity else {},
+        "checks": similarity.to_dict()["checks"] if similarity else {},
     }
-    if "zero_shot" in similarity:
-        measured = {name: row["zero_shot"] for name, row in similarity["checks"].items()}
-        report["zero_shot"] = {**similarity["zero_shot"], **measured}
-        report["accuracy"] = {"jax": similarity["zero_shot"]["jax"], **measured}
+    if similarity and similarity.zero_shot is not None:
+        measured = {name: row.zero_shot for name, row in similarity.checks.items()}
+        report["zero_shot"] = {**similarity.zero_shot.to_dict(), **measured}
+        report["accuracy"] = {"jax": similarity.zero_shot.jax, **measured}
     if all(row["status"] == "fresh" for row in rows):
         old = read_json(bundle.report) or {}
         report |= {key: old[key] for key in ("engines",) if key in old}  # what a GPU host found out

@@ -9,6 +9,7 @@ import pytest
 
 from vit_convert.__main__ import main
 from vit_convert.families.random import write_random_checkpoint
+from vit_convert.report.record import Report
 
 CONFIG = """
 from vit_convert.config import default_config
@@ -45,7 +46,10 @@ class Conversion:
         return main(["vit_convert", *self.arguments(*flags)])
 
     def report(self) -> dict:
-        return json.loads((self.bundle / "report.json").read_text())
+        """The report, which has the form of its schema."""
+        found = json.loads((self.bundle / "report.json").read_text())
+        assert Report.problems(found) == []
+        return found
 
     def statuses(self) -> dict[str, str]:
         return {row["name"]: row["status"] for row in self.report()["stages"]}

@@ -1,5 +1,6 @@
 """Which stages run again, and what an interruption leaves."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -13,6 +14,14 @@ from vit_convert.core.errors import CheckError, UsageError
 from vit_convert.core.manifest import Manifest
 from vit_convert.core.pipeline import Context, Stage, run_stages
 from vit_convert.core.progress import Progress
+from vit_convert.core.record import StageResult
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Made(StageResult):
+    """What a stage of these tests returns."""
+
+    value: int
 
 
 class Road:
@@ -38,11 +47,12 @@ class Road:
             }
             assert {other for other in after if other in self.inputs} <= set(context.results)
             path.write_text(self.writes.get(name, name))
-            return {"value": self.inputs[name], "summary": f"made {name}"}
+            return Made(value=self.inputs[name], summary=f"made {name}")
 
         return Stage(
             name,
             after,
+            Made,
             run,
             lambda context: self.inputs[name],
             lambda context: [path],
@@ -69,7 +79,7 @@ def road(tmp_path):
 
 def test_nothing_changed(road):
     assert road.run() == {"a": "fresh", "b": "fresh", "c": "fresh"}
-    assert road.context.results["b"] == {"value": 1, "summary": "made b"}
+    assert road.context.results.get("b") == Made(value=1, summary="made b")
 
 
 def test_a_change_redoes_what_depends_on_it(road):

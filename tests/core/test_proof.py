@@ -2,29 +2,33 @@
 
 import pytest
 
-from vit_convert.core.proof import doubt, recommend_unmeasured
+from vit_convert.core.check_results import GraphCheck, Verdict
+from vit_convert.core.engine_results import EngineSummary, Proof
+from vit_convert.core.proof import doubt
+from vit_convert.core.recommend import Evidence, recommend_unmeasured
 
-PASSED, FAILED = {"passed": True}, {"passed": False}
+PASSED, FAILED = (GraphCheck.from_dict({"passed": passed}) for passed in (True, False))
+VERIFIED, MISSED = (Proof.from_dict({"passed": passed}) for passed in (True, False))
 
 
 def engine(precision, graph=None):
     name = "model.onnx" if precision == "fp32" else f"model.{precision}.onnx"
-    return {"precision": precision, "path": f"engines/x/{precision}.plan", "graph": graph or name}
+    return EngineSummary.from_dict(
+        {"precision": precision, "path": f"engines/x/{precision}.plan", "graph": graph or name}
+    )
 
 
 @pytest.mark.parametrize(
     ("precision", "graph", "found", "check", "words"),
     [
         ("fp16", "model.fp16.onnx", None, PASSED, ""),
-        ("fp16", "model.fp16.onnx", {}, FAILED, "model.fp16.onnx did not pass its check"),
-        ("fp16", "model.fp16.onnx", None, {}, "model.fp16.onnx was not checked"),
-        ("bf16", "model.bf16.onnx", None, {"passed": None}, "model.bf16.onnx was not checked"),
-        ("fp16", "model.fp16.onnx", FAILED, PASSED, "fp16 missed its tolerance"),
-        ("fp16", "model.fp16.onnx", {"passed": None}, PASSED, "fp16 missed its tolerance"),
-        ("fp16", "model.fp16.onnx", PASSED, FAILED, ""),  # the engine itself was seen to be right
+        ("fp16", "model.fp16.onnx", None, FAILED, "model.fp16.onnx did not pass its check"),
+        ("fp16", "model.fp16.onnx", None, None, "model.fp16.onnx was not checked"),
+        ("fp16", "model.fp16.onnx", MISSED, PASSED, "fp16 missed its tolerance"),
+        ("fp16", "model.fp16.onnx", VERIFIED, FAILED, ""),  # the engine itself was seen to be right
         ("fp16", "model.onnx", None, PASSED, "by a flag"),  # TensorRT 8 lowers the fp32 graph, which nobody saw
         ("fp16", "plugin.onnx", None, PASSED, "by a flag"),
-        ("fp16", "plugin.onnx", PASSED, {}, ""),
+        ("fp16", "plugin.onnx", VERIFIED, None, ""),
         ("int8", "model.onnx", None, PASSED, "by a flag"),  # its own calibrator
         ("fp32", "model.onnx", None, PASSED, ""),
     ],
@@ -36,21 +40,22 @@ def test_what_proves_an_engine(precision, graph, found, check, words):
 
 def test_tf32_is_no_fp32():
     assert "by a flag" in doubt("fp32", "model.onnx", None, {"fp32": PASSED}, lowered=True)
-    assert doubt("fp32", "model.onnx", PASSED, {"fp32": PASSED}, lowered=True) == ""
+    assert doubt("fp32", "model.onnx", VERIFIED, {"fp32": PASSED}, lowered=True) == ""
 
 
 def chosen(engines, checks, verified=(), verdicts=(), **options):
-    verified = {engine(precision)["path"]: found for precision, found in dict(verified).items()}
-    found = recommend_unmeasured(engines, verified, checks, dict(verdicts), **options)
-    return found.get("precision", ""), found.get("recommended_because", "")
+    verified = {engine(precision).path: found for precision, found in dict(verified).items()}
+    verdicts = {precision: Verdict.from_dict(verdict) for precision, verdict in dict(verdicts).items()}
+    found = recommend_unmeasured(engines, Evidence(verified, checks, verdicts, **options))
+    return (found.precision, found.recommended_because) if found else ("", "")
 
 
 def test_fp32_engines_that_round_to_tf32_are_not_recommended_on_their_graphs_check():
     both, checks = [engine("fp32"), engine("fp16")], {"fp32": PASSED, "fp16": PASSED}
-    assert chosen([engine("fp32")], checks, lowered=True) == ("", "")
-    assert chosen([engine("fp32")], checks, {"fp32": PASSED}, lowered=True) == ("fp32", "verified against JAX")
-    assert chosen(both, checks, lowered=True)[0] == "fp16"  # whose graph says what it computes
-    name, why = chosen(both, {"fp32": PASSED, "fp16": FAILED}, {"fp32": PASSED}, lowered=True)
+    assert chosen([engine("fp32")], checks, tf32=True) == ("", "")
+    assert chosen([engine("fp32")], checks, {"fp32": PASSED}, tf32=True) == ("fp32", "verified against JAX")
+    assert chosen(both, checks, tf32=True)[0] == "fp16"  # whose graph says what it computes
+    name, why = chosen(both, {"fp32": PASSED, "fp16": FAILED}, {"fp32": PASSED}, tf32=True)
     assert name == "fp32" and "model.fp16.onnx did not pass its check" in why
 
 

@@ -13,8 +13,13 @@ from vit_convert.core.bundle import Bundle
 from vit_convert.core.config import default_config
 from vit_convert.core.pipeline import Context, Stage, run_stages
 from vit_convert.core.progress import Progress
+from vit_convert.core.record import StageResult
 
 MIB = 1 << 20
+
+
+def _done(work):
+    return StageResult(summary=work() or "")
 
 
 @pytest.fixture
@@ -25,7 +30,8 @@ def run(tmp_path):
         bundle, rows = Bundle(tmp_path / "bundle"), []
         bundle.require_writable()
         stages = [
-            Stage(name, (), lambda context, work=work: work() or {}, lambda context: 1) for name, work in works.items()
+            Stage(name, (), StageResult, lambda context, work=work: _done(work), lambda context: 1)
+            for name, work in works.items()
         ]
         context = Context(
             default_config(), bundle, Progress(bundle.events, quiet=True), "python -m vit_convert --config=x.py"

@@ -32,9 +32,9 @@ WALLS = {
     "families": (BASE | {"ml_dtypes", "safetensors"}, ("core", "checkpoint", "images")),
     "checks": (BASE | ONNX, ("core",)),
     "quantize": (BASE | ONNX, ("core", "checks", "images")),
-    "engine": (BASE, ("core", "images")),
-    "serve": (BASE, ("core", "engine", "images")),
-    "report": (BASE, ("core", "engine")),
+    "engine": (BASE, ("core", "images", "report")),
+    "serve": (BASE, ("core", "engine", "images", "report")),
+    "report": (BASE, ("core",)),
     "stages": (BASE, ("core",)),
     "batch": (BASE | {"ml_dtypes", "safetensors"}, ("core", "checkpoint", "stages", "report")),
 }

@@ -6,6 +6,7 @@ from by_hand import PREPROCESS, conclude
 from engine_graphs import PROFILE, block
 
 from vit_convert.core.bundle import Bundle, read_json, write_json
+from vit_convert.core.engine_results import EngineCheck, Proof
 from vit_convert.core.errors import BuildError
 from vit_convert.engine.bundle_engines import (
     built_from,
@@ -14,7 +15,6 @@ from vit_convert.engine.bundle_engines import (
     keep_proof,
     open_engine,
     proof_of,
-    recommended_engine,
     require_conversion,
     require_model,
     require_proof,
@@ -128,19 +128,21 @@ def test_what_the_model_itself_was_built_into_is_compared_when_it_is_opened(bund
         require_model(bundle, write(bundle, model={"sha256": "of another"}))
 
 
+MISSED = EngineCheck.from_dict({"passed": False})
 FOUND = {"passed": True, "tolerance": "t", "max_rel": 1e-3, "cosine": 0.9999, "top1": 81.0, "agreement": 99.0}
+PASSED = EngineCheck.from_dict(FOUND)
 
 
 def test_a_proof_is_of_the_engine_and_of_what_judged_it(bundle):
     plan = write(bundle)
-    assert proof_of(plan, "j") == {}
-    keep_proof(plan, {**FOUND, "seconds": 3.0}, "j")
+    assert proof_of(plan, "j") is None
+    keep_proof(plan, PASSED, "j")
     assert read_json(f"{plan}.json")["proof"] == {**FOUND, "judge": "j"}
-    assert proof_of(plan, "j") == {**FOUND, "judge": "j"} and proof_of(plan, "k") == {}
-    keep_proof(plan, {"passed": False}, "j")
-    assert proof_of(plan, "j") == {"passed": False, "judge": "j"}
+    assert proof_of(plan, "j") == Proof(**FOUND, judge="j") and proof_of(plan, "k") is None
+    keep_proof(plan, MISSED, "j")
+    assert proof_of(plan, "j").passed is False
     write(bundle)  # another engine in its place
-    assert proof_of(plan, "j") == {}
+    assert proof_of(plan, "j") is None
 
 
 @pytest.mark.parametrize(
@@ -163,12 +165,12 @@ def test_what_nobody_checked_is_not_served_until_it_is_verified(bundle, precisio
         assert caught.value.fix == f"python -m vit_convert.engine verify {bundle.root}"
     else:
         require_proof(bundle, plan)
-    keep_proof(plan, FOUND, judged_by(bundle))
+    keep_proof(plan, PASSED, judged_by(bundle))
     require_proof(bundle, plan)
-    keep_proof(plan, {"passed": False}, judged_by(bundle))
+    keep_proof(plan, MISSED, judged_by(bundle))
     with pytest.raises(BuildError, match=f"{precision} missed its tolerance"):
         require_proof(bundle, plan)
-    keep_proof(plan, FOUND, "of another reference")
+    keep_proof(plan, PASSED, "of another reference")
     if said:
         with pytest.raises(BuildError, match=said):
             require_proof(bundle, plan)
@@ -179,7 +181,7 @@ def test_a_plan_that_was_copied_alone_has_its_own_proof_or_none(bundle):
     bundle.manifest.unlink()
     with pytest.raises(BuildError, match=r"model\.fp16\.onnx was not checked against JAX"):
         require_proof(bundle, plan)
-    keep_proof(plan, FOUND, "whoever")
+    keep_proof(plan, PASSED, "whoever")
     require_proof(bundle, plan)
 
 
@@ -190,26 +192,3 @@ def test_a_damaged_sidecar_is_not_judged_here(bundle, missing):
     del record[missing]
     write_json(f"{plan}.json", record)
     require_proof(bundle, plan)  # it does not load: `check_sidecar` says why
-
-
-def test_the_engine_that_a_benchmark_recommends():
-    rows = [
-        {"precision": precision, "backend": backend, "version": version, "path": f"{i}"}
-        for i, (precision, backend, version) in enumerate(
-            [
-                ("fp16", "tensorrt", "8.6.0"),
-                ("int8", "tensorrt", "8.6.0"),
-                ("int8", "tensorrt", "10.1"),
-                ("int8", "rtx", "8.6.0"),
-            ]
-        )
-    ]
-    benchmark = {
-        "recommended": {"precision": "int8", "reason": "twice as fast"},
-        "backend": "tensorrt",
-        "tensorrt": "8.6.0",
-    }
-    assert recommended_engine(rows, benchmark) == {**rows[1], "recommended_because": "twice as fast"}
-    again = {**rows[1], "path": "built later"}
-    assert recommended_engine([*rows, again], benchmark)["path"] == "built later"
-    assert recommended_engine(rows, {**benchmark, "recommended": {"precision": "", "reason": "none"}}) == {}

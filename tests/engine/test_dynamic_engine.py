@@ -63,10 +63,8 @@ def test_every_size_is_judged(dynamic, monkeypatch, spoiled):
         found = verify_bundle(
             gpu[0], bundle, read_config(bundle), facts, precisions=("fp32",), progress=Progress(quiet=True)
         )
-        rows = found["engines"]["fp32"]["rows"]
-        assert {tuple(row["image_size"]) for row in rows} == {(64, 64), (32, 32), (96, 64)} and all(
-            row["passed"] for row in rows
-        )
+        rows = found.engines["fp32"].rows
+        assert {row.image_size for row in rows} == {(64, 64), (32, 32), (96, 64)} and all(row.passed for row in rows)
     finally:
         if spoiled:
             (dynamic / spoiled).write_bytes(kept)

@@ -11,6 +11,7 @@ from signatures import image_input
 
 from vit_convert.core.bundle import Bundle, read_json, write_json
 from vit_convert.core.dialect import DIALECTS
+from vit_convert.core.engine_results import EngineSummary
 from vit_convert.core.errors import BuildError, CheckError, UsageError
 from vit_convert.core.lock import hold
 from vit_convert.engine import __main__ as command
@@ -280,7 +281,7 @@ def test_verify_takes_back_what_was_recommended(capsys, simulated, engines):
         "path": "engines/tensorrt-8.6.0-sm90/fp32.plan",
         "backend": "tensorrt",
     }
-    add_to_report(Bundle(path), build=[{**row, "version": "8.6.0"}])
+    add_to_report(Bundle(path), build=[EngineSummary.from_dict({**row, "version": "8.6.0"})])
     assert read_json(path / "report.json")["engine"]["precision"] == "fp32"
     assert run("verify", path, "--precision=fp32", "--quiet") == 0
     assert run("benchmark", path, "--precision=fp32", *ALONE) == 0
@@ -289,4 +290,4 @@ def test_verify_takes_back_what_was_recommended(capsys, simulated, engines):
     engines("fp32", error=10.0)  # another one in its place
     assert run("verify", path, "--precision=fp32", "--quiet") == 5
     report = read_json(path / "report.json")
-    assert "engine" not in report and "recommended" not in report
+    assert report["engine"] == {} and "recommended" not in report

@@ -9,7 +9,9 @@ import pytest
 from by_hand import COMMAND, PREPROCESS
 
 from vit_convert.config import default_config
+from vit_convert.core.benchmark_results import MeasuredModel
 from vit_convert.core.bundle import Bundle, hash_value, write_json
+from vit_convert.core.check_results import GraphCheck
 from vit_convert.core.errors import BuildError, UsageError
 from vit_convert.core.image_size import ImageRange
 from vit_convert.engine.handoff import describe_model, judged_by, open_bundle, read_config, read_facts, require_graph_of
@@ -47,7 +49,10 @@ def test_what_a_finished_conversion_says(bundle):
     facts = read_facts(bundle)
     assert (facts.image_size, facts.output, facts.preprocess) == ((32, 48), "features", PREPROCESS)
     assert (facts.dialect.name, facts.lowering, facts.top1) == ("trt8", "plugin", 81.5)
-    assert facts.checks == {"fp32": RESULTS["check"], "fp16": RESULTS["quantize"]["checks"]["fp16"]}
+    assert facts.checks == {
+        "fp32": GraphCheck.from_dict(RESULTS["check"]),
+        "fp16": GraphCheck.from_dict(RESULTS["quantize"]["checks"]["fp16"]),
+    }
 
 
 def test_a_range_of_sizes(bundle):
@@ -60,7 +65,7 @@ def test_what_was_not_measured_is_not_known(bundle):
     """A conversion that ended with its export, by a version that named no lowering."""
     conclude(bundle, {"checkpoint": RESULTS["checkpoint"], "export": {"target": "trt10"}})
     facts = read_facts(bundle)
-    assert (facts.lowering, facts.top1, facts.checks) == ("", None, {"fp32": {}})
+    assert (facts.lowering, facts.top1, facts.checks) == ("", None, {})
     assert list(facts.files) == []
 
 
@@ -115,9 +120,9 @@ def test_what_a_measurement_is_of(bundle):
         {**RESULTS, "checkpoint": {**RESULTS["checkpoint"], "summary": "ViT B/16, 86,567,656 parameters, 224x224"}},
     )
     about = {"variant": "B/16", "summary": "ViT B/16, 86,567,656 parameters, 224x224", "sha256": "c"}
-    assert describe_model(bundle) == {**about, "converted_by": COMMAND}
+    assert describe_model(bundle) == MeasuredModel(**about, converted_by=COMMAND)
     conclude(bundle, {"checkpoint": {"family": "user"}})
-    assert describe_model(bundle) == {"converted_by": COMMAND}
+    assert describe_model(bundle) == MeasuredModel(converted_by=COMMAND)
 
 
 def test_the_config_that_a_bundle_was_made_with(bundle):

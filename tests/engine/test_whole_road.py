@@ -8,9 +8,11 @@ import simulated_gpu
 from vit_convert.convert import convert
 from vit_convert.core import config as configs
 from vit_convert.core.bundle import read_json
+from vit_convert.core.engine_results import EngineSummary
 from vit_convert.engine import __main__ as command
 from vit_convert.engine import build_bundle
 from vit_convert.families.random import write_random_checkpoint
+from vit_convert.report.record import Report
 
 
 @pytest.fixture
@@ -28,13 +30,9 @@ def road(gpu, tmp_path, monkeypatch):
             "arch": backend.arch,
             "precision": request.precision,
         }
-        return {
-            **names,
-            "bytes": 1,
-            "build_seconds": 1.0,
-            "fused_attention": None,
-            "fused_attention_unknown": "simulated",
-        }
+        return EngineSummary.from_dict(
+            {**names, "bytes": 1, "build_seconds": 1.0, "fused_attention_unknown": "simulated"}
+        )
 
     monkeypatch.setattr(build_bundle, "build_one", build_one)
     for name in ("common", "build"):
@@ -66,7 +64,7 @@ def test_report_of_a_conversion_recommends_what_was_verified_and_measured(road):
         chosen,
         report["recommended"]["reason"],
     )
-    assert {row["batch"] for row in report["benchmark"]} == {1, 4}
+    assert {row["batch"] for row in report["benchmark"]} == {1, 4} and Report.problems(report) == []
 
 
 def test_what_a_gpu_host_found_stays_while_its_graphs_do(road, tmp_path):
@@ -74,6 +72,7 @@ def test_what_a_gpu_host_found_stays_while_its_graphs_do(road, tmp_path):
     for words in (["build"], ["verify"], ["benchmark", "--batches=4", "--streams=1", "--duration=0.02", "--warmup=0"]):
         assert command.main(["engine", words[0], str(tmp_path / "b"), *words[1:], "--quiet"]) == 0
     found = read_json(tmp_path / "b" / "report.json")
+    assert Report.problems(found) == []
     again = road("none")  # nothing changed
     assert {row["status"] for row in again["stages"]} == {"fresh"}
     assert all(again[key] == found[key] for key in ("engine", "engines", "verify", "benchmark", "recommended"))

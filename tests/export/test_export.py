@@ -240,7 +240,7 @@ def test_folded_for_tensorrt_8(tmp_path, layout, patches):
     stay JAX's."""
     arch = architecture()
     report = written(arch, tmp_path / "model.onnx", target="trt8", layout=layout)
-    counts = {rule["rule"]: rule["applied"] for rule in report.rules}
+    counts = {rule.rule: rule.applied for rule in report.rules}
     assert (counts["fold_scale"], counts["patch_to_matmul"], counts["mlps_to_convolutions"]) == (
         arch.depth,
         patches,
@@ -321,7 +321,7 @@ def test_missing_and_misshapen_parameters_are_named(tmp_path):
 
 def test_report_counts_what_each_rule_did(tmp_path):
     report = written(architecture(depth=2), tmp_path / "model.onnx")
-    counts = {rule["rule"]: rule["applied"] for rule in report.rules}
+    counts = {rule.rule: rule.applied for rule in report.rules}
     assert counts["EinsumAttention"] == 2
     # two a block, one at the end
     assert counts["FastVarianceLayerNorm"] == counts["LayerNormScale"] == counts["LayerNormBias"] == 5

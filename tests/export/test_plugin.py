@@ -42,7 +42,7 @@ def test_agrees_with_jax(tmp_path, pool):
     arch = arch_with_heads_of(64, pool=pool)
     model, report = written(arch, tmp_path / "model.onnx")
     blocks = arch.depth - (pool == "tok")  # the last block of a class token attends from one token alone
-    assert {rule["rule"]: rule["applied"] for rule in report.rules}["attention_to_plugin"] == blocks
+    assert {rule.rule: rule.applied for rule in report.rules}["attention_to_plugin"] == blocks
     images = random_images(arch)
     expected, session = model.run(images)[model.output], open_session(tmp_path / "model.onnx")
     for batch in (1, 3, 5):
@@ -138,7 +138,7 @@ def test_attentions_over_different_numbers_of_tokens(tmp_path):
 
     model = user_model(forward, params, image_shape=(*small.image_size, 3))
     report = export_model(model, tmp_path / "model.onnx", target=lowering_named("trt8", "plugin"))
-    assert {rule["rule"]: rule["applied"] for rule in report.rules}["attention_to_plugin"] == 4
+    assert {rule.rule: rule.applied for rule in report.rules}["attention_to_plugin"] == 4
     graph = ir.load(tmp_path / "model.onnx").graph
     longest = {node.inputs[3].shape[0] for node in graph if node.op_type == PLUGIN}
     assert longest == {12, 48}

@@ -6,15 +6,20 @@ import json
 import pytest
 
 import vit_convert
+from vit_convert.core.benchmark_results import BenchmarkRow, Recommendation
 from vit_convert.core.bundle import Bundle
 from vit_convert.core.config import default_config
+from vit_convert.core.engine_results import EngineSummary, RecommendedEngine, Verification
 from vit_convert.core.pipeline import Context
 from vit_convert.core.progress import Progress
+from vit_convert.core.results import Results
+from vit_convert.report.record import Report
 from vit_convert.report.write import write_report
 
 
 def check(precision, top1=None, passed=True, **more):
-    return {"precision": precision, "passed": passed, "top1": top1, **more}
+    top1 = {} if top1 is None else {"top1": top1}
+    return {"precision": precision, "passed": passed, **top1, **more}
 
 
 def engine(precision):
@@ -24,17 +29,22 @@ def engine(precision):
 
 RESULTS = {
     "checkpoint": {"path": "a.npz", "variant": "B/32", "num_params": 7, "summary": "not for the report"},
-    "export": {"opset": 20, "num_nodes": 5, "rules": {}, "lowering": "not for the report"},
+    "export": {"opset": 20, "num_nodes": 5, "lowering": "not for the report"},
     "reference": {"source": "images", "num_images": 4, "top1": 81.5, "summary": "no"},
-    "check": check("fp32", 81.0, worst="block_03"),
-    "calibrate": {"method": "entropy", "num_images": 64, "thresholds": "many"},
+    "check": check("fp32", 81.0, tolerance="in words"),
+    "calibrate": {"method": "entropy", "num_images": 64, "summary": "no"},
     "quantize": {
         "checks": {"fp16": check("fp16", 80.5), "int8": check("int8", 0.0)},
         "verdicts": {"int8": {"text": "int8 loses 1 point", "accurate": True}},
-        "max_abs_activation": 139.0,
+        "max_abs_activation": {"block_00": {"tensor": "t", "max_abs": 139.0}},
     },
     "build": {"engines": [engine("int8"), engine("fp16")]},
 }
+
+
+def holds(found, expected):
+    """Whether what a stage returned stands in the report; keys that it did not return are there, too, and empty."""
+    return expected.items() <= found.items()
 
 
 @pytest.fixture
@@ -47,13 +57,14 @@ def report(tmp_path):
         config = default_config()
         config.name = "b"
         context = Context(config, bundle, Progress(quiet=True))
-        context.results.update(results)
+        for name, result in results.items():
+            context.results.put(name, getattr(Results, name).kind.from_dict(result))
         rows = [
             {"name": f"s{i}", "status": status, "seconds": 1.5, "key": "k", **more} for i, status in enumerate(statuses)
         ]
         returned = write_report(context, rows, command)
         found = json.loads(bundle.report.read_text())
-        assert found == json.loads(json.dumps(returned))
+        assert found == json.loads(json.dumps(returned.to_dict())) and Report.problems(found) == []
         return found
 
     return report
@@ -62,19 +73,22 @@ def report(tmp_path):
 def test_what_each_stage_found(report):
     found = report(RESULTS)
     assert (found["name"], found["vit_convert"]) == ("b", vit_convert.__version__)
-    assert found["checkpoint"] == {"path": "a.npz", "variant": "B/32", "num_params": 7}
-    assert found["onnx"] == {"opset": 20, "num_nodes": 5, "rules": {}}
+    assert holds(found["checkpoint"], {"path": "a.npz", "variant": "B/32", "num_params": 7})
+    assert holds(found["onnx"], {"opset": 20, "num_nodes": 5, "rules": []})
     assert found["reference"] == {"source": "images", "num_images": 4}
-    assert found["calibration"] == {"method": "entropy", "num_images": 64}
-    assert found["max_abs_activation"] == 139.0
-    assert found["verdicts"] == RESULTS["quantize"]["verdicts"] and found["engines"] == RESULTS["build"]["engines"]
+    assert holds(found["calibration"], {"method": "entropy", "num_images": 64})
+    assert "not for the report" not in str(found) and not {"summary", "lowering"} & {*found["onnx"]}
+    assert found["max_abs_activation"] == {"block_00": {"tensor": "t", "max_abs": 139.0}}
+    assert holds(found["verdicts"]["int8"], RESULTS["quantize"]["verdicts"]["int8"])
+    assert all(map(holds, found["engines"], RESULTS["build"]["engines"])) and len(found["engines"]) == 2
     assert found["benchmark"] == [] and "verify" not in found and "recommended" not in found
 
 
 def test_every_check_stands_in_it_and_that_of_fp32_first(report):
     found = report(RESULTS)
-    assert found["check"] == RESULTS["check"]
-    assert found["checks"] == {"fp32": RESULTS["check"], **RESULTS["quantize"]["checks"]}
+    assert holds(found["check"], RESULTS["check"]) and list(found["checks"]) == ["fp32", "fp16", "int8"]
+    expected = {"fp32": RESULTS["check"], **RESULTS["quantize"]["checks"]}
+    assert all(holds(found["checks"][precision], check) for precision, check in expected.items())
     without = report({key: value for key, value in RESULTS.items() if key != "check"})
     assert without["check"]["precision"] == "fp16" and set(without["checks"]) == {"fp16", "int8"}
     assert report({})["check"] == {} and report({})["checks"] == {}
@@ -105,7 +119,8 @@ def test_status(report, statuses, status):
     found = report({}, statuses, error="why")
     assert found["status"] == status
     assert found["stages"] == [
-        {"name": f"s{i}", "status": s, "seconds": 1.5, "error": "why"} for i, s in enumerate(statuses)
+        {"name": f"s{i}", "status": s, "seconds": 1.5, "peak_rss_mib": 0.0, "error": "why"}
+        for i, s in enumerate(statuses)
     ]
 
 
@@ -114,9 +129,9 @@ def test_status(report, statuses, status):
     [
         ({"fp32": True, "fp16": True, "bf16": True}, "fp16"),
         ({"fp32": True, "fp16": False, "bf16": True}, "bf16"),
-        ({"fp32": True, "fp16": False, "bf16": None}, "fp32"),
+        ({"fp32": True, "fp16": False}, "fp32"),
         ({"fp32": False, "fp16": False, "bf16": False}, None),
-        ({"fp32": None, "fp16": None, "bf16": None}, None),
+        ({"fp32": False}, None),
     ],
 )
 def test_an_engine_that_failed_or_was_not_checked_is_not_recommended(report, passed, recommended):
@@ -131,17 +146,14 @@ def test_an_engine_that_failed_or_was_not_checked_is_not_recommended(report, pas
 
 def test_what_the_benchmark_measured_goes_before(report):
     rows, chosen = [{"precision": "int8"}], {"precision": "int8", "reason": "twice as fast"}
-    measured = {
-        "rows": rows,
-        "recommended": chosen,
-        "engine": {**engine("int8"), "recommended_because": "twice as fast"},
-    }
+    measured = {"rows": rows, "recommended": chosen, "backend": "rtx"}
     found = report({**RESULTS, "benchmark": measured, "verify": {"top1": None}})
-    assert (found["benchmark"], found["recommended"], found["engine"]["precision"]) == (rows, chosen, "int8")
+    assert holds(found["benchmark"][0], rows[0]) and holds(found["recommended"], chosen)
+    assert holds(found["engine"], {**engine("int8"), "recommended_because": "twice as fast"})
     # it ended before it could recommend
     assert report({**RESULTS, "benchmark": {"rows": rows}})["engine"]["precision"] == "fp16"
-    nothing = report({**RESULTS, "benchmark": {"rows": rows, "recommended": chosen, "engine": {}}})
-    assert nothing["engine"]["precision"] == "fp16" and nothing["recommended"] == chosen
+    nothing = report({**RESULTS, "benchmark": {**measured, "recommended": {"precision": "", "reason": "none passed"}}})
+    assert nothing["engine"]["precision"] == "fp16" and nothing["recommended"]["reason"] == "none passed"
 
 
 def test_a_fresh_rerun_keeps_what_a_gpu_host_added_and_a_change_does_not(report, tmp_path):
@@ -149,11 +161,11 @@ def test_a_fresh_rerun_keeps_what_a_gpu_host_added_and_a_change_does_not(report,
     path = Bundle(tmp_path / "b").report
     record = json.loads(path.read_text())
     added = {
-        "engines": [engine("fp16")],
-        "engine": engine("fp16"),
-        "verify": {"top1": 80.0},
-        "benchmark": [{}],
-        "recommended": {"x": 1},
+        "engines": [EngineSummary.from_dict(engine("fp16")).to_dict()],
+        "engine": RecommendedEngine.from_dict(engine("fp16")).to_dict(),
+        "verify": Verification.from_dict({"top1": 80.0}).to_dict(),
+        "benchmark": [BenchmarkRow.from_dict({"precision": "fp16"}).to_dict()],
+        "recommended": Recommendation.from_dict({"precision": "fp16"}).to_dict(),
     }
     path.write_text(json.dumps({**record, **added, "date": "before"}))
     found = report({"checkpoint": RESULTS["checkpoint"]}, ("fresh", "fresh"))
@@ -162,4 +174,6 @@ def test_a_fresh_rerun_keeps_what_a_gpu_host_added_and_a_change_does_not(report,
     assert found["engines"] == [] and found["engine"] == {} and found["benchmark"] == [] and "verify" not in found
     path.write_text(json.dumps({**record, **added}))
     found = report(RESULTS, ("fresh", "fresh"))
-    assert found["engines"] == RESULTS["build"]["engines"]  # built here
+    assert [row["path"] for row in found["engines"]] == [
+        row["path"] for row in RESULTS["build"]["engines"]
+    ]  # built here

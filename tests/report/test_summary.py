@@ -4,6 +4,7 @@ import copy
 
 import pytest
 
+from vit_convert.report.record import Report
 from vit_convert.report.summary import print_summary
 
 REPORT = {
@@ -50,7 +51,7 @@ def show(tmp_path, capsys, monkeypatch):
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             (root / name).write_bytes(b"x" * {"model.onnx": 1000, "model.onnx.data": 3 << 20}.get(name, 2048))
         report = {**copy.deepcopy(REPORT), **changes}
-        print_summary(report, root, files=[root / name for name in files], whole=whole)
+        print_summary(Report.from_dict(report), root, files=[root / name for name in files], whole=whole)
         return [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
 
     return show

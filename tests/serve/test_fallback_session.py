@@ -13,6 +13,7 @@ import pytest
 from reconverted import as_left, convert_another_model
 
 from vit_convert.core.bundle import Bundle, hash_file, read_json, write_json
+from vit_convert.core.engine_results import EngineCheck
 from vit_convert.core.errors import BenchmarkError, BuildError, UsageError
 from vit_convert.engine.backend import cuda
 from vit_convert.engine.bundle_engines import keep_model, keep_proof
@@ -70,7 +71,7 @@ def test_engine_of_a_typed_graph_goes_with_the_model_that_it_was_made_of(backend
     sidecar = read_json(path / f"{PLAN}.json")
     write_json(path / f"{PLAN}.json", {**sidecar, "onnx": {"path": typed.name, "sha256": hash_file(typed)}})
     as_left(path, typed.name)
-    keep_proof(path / PLAN, {"passed": True}, judged_by(bundle))
+    keep_proof(path / PLAN, EngineCheck.from_dict({"passed": True}), judged_by(bundle))
     FallbackSession(bundle, path / PLAN).close()
     convert_another_model(path)  # but not to the end
     assert_onnxruntime(FallbackSession(bundle, path / PLAN), path, "built from another model.onnx than is there now")
@@ -271,7 +272,7 @@ def test_only_what_is_proved_is_served(backend, engines, check, proof, doubt):
     path = engines("fp16")
     plan = typed_engine(path, **check)
     if proof:
-        keep_proof(plan, proof, judged_by(Bundle(path)))
+        keep_proof(plan, EngineCheck.from_dict(proof), judged_by(Bundle(path)))
     session = FallbackSession(Bundle(path), plan)
     assert session.runs_on == ("onnxruntime" if doubt else "tensorrt") and doubt in session.reason
     session.close()
@@ -281,7 +282,7 @@ def test_an_engine_that_a_flag_made_is_served_when_it_is_verified(backend, engin
     path = engines("fp16")
     plan = path / "engines" / "tensorrt-8.6.0-sm90" / "fp16.plan"
     assert_onnxruntime(FallbackSession(Bundle(path), plan), path, "engine is not proved: ")
-    keep_proof(plan, {"passed": True}, judged_by(Bundle(path)))
+    keep_proof(plan, EngineCheck.from_dict({"passed": True}), judged_by(Bundle(path)))
     session = FallbackSession(Bundle(path), plan)
     assert session.runs_on == "tensorrt"
     session.close()
@@ -295,7 +296,7 @@ def test_a_folder_is_enough(backend, engines):
 
 def test_what_the_benchmark_recommends_comes_first(backend, engines):
     path = engines("fp32", "fp16")
-    keep_proof(path / PLAN.replace("fp32", "fp16"), {"passed": True}, judged_by(Bundle(path)))
+    keep_proof(path / PLAN.replace("fp32", "fp16"), EngineCheck.from_dict({"passed": True}), judged_by(Bundle(path)))
     assert precision_served(path) == "fp16"
     write_json(path / "benchmark.json", {"recommended": {"precision": "fp32"}})
     assert precision_served(path) == "fp32"

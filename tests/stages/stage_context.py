@@ -10,6 +10,7 @@ from vit_convert.config import default_config
 from vit_convert.core.bundle import Bundle
 from vit_convert.core.pipeline import Context
 from vit_convert.core.progress import Progress
+from vit_convert.core.results import Results
 
 CLASSES, SIDE = 5, 4
 WEIGHT = np.random.default_rng(7).standard_normal((3, CLASSES)).astype(np.float32)
@@ -27,23 +28,33 @@ g (float[N, H, W, 3] images) => (float[N, {CLASSES}] logits) <float[3, {CLASSES}
 }}"""
 
 
+_RESULTS: dict[str, dict] = {
+    "checkpoint": {
+        "output": "logits",
+        "image_size": [SIDE, SIDE],
+        "num_classes": CLASSES,
+        "preprocess": PREPROCESS,
+    },
+    "images": {"num_images": 0, "labelled": False},
+    "export": {"taps": ["block_00"]},
+}
+
+
+def change(context: Context, stage: str, **values) -> None:
+    """Changes what a stage has returned; what it had not returned yet is empty."""
+    before = context.results.get(stage)
+    kept = {} if before is None else before.to_dict()
+    context.results.put(stage, getattr(Results, stage).kind.from_dict({**kept, **values}))
+
+
 def make_context(root: pathlib.Path, **results) -> Context:
     """A finished checkpoint of one size, no images, and an export with one tap; `results` change or add stages'
     results."""
     bundle = Bundle(root)
     bundle.require_writable()
     context = Context(default_config(), bundle, Progress(bundle.events, quiet=True))
-    context.results = {
-        "checkpoint": {
-            "output": "logits",
-            "image_size": [SIDE, SIDE],
-            "num_classes": CLASSES,
-            "preprocess": PREPROCESS,
-        },
-        "images": {"num_images": 0, "labelled": False, "class_folders": None, "label_range": None},
-        "export": {"taps": ["block_00"], "lowerings": []},
-        **results,
-    }
+    for name, result in {**_RESULTS, **results}.items():
+        change(context, name, **result)
     return context
 
 

@@ -7,8 +7,9 @@ import types
 import numpy as np
 import onnx_ir as ir
 import pytest
-from stage_context import CLASSES, WEIGHT, forward, make_context, normalized, pixels, write_graph
+from stage_context import CLASSES, WEIGHT, change, forward, make_context, normalized, pixels, write_graph
 
+from vit_convert.core.check_results import Distance
 from vit_convert.core.errors import CheckError
 from vit_convert.core.onnx_file import save_onnx
 from vit_convert.quantize.half_precision import to_bf16
@@ -37,7 +38,7 @@ def refer(context, name="reference.npz", size=(4, 4), **changes):
 
 def dynamic(context, **changes):
     """Makes the model dynamic; `changes` are per size."""
-    context.results["checkpoint"]["image_range"] = RANGE
+    change(context, "checkpoint", image_range=RANGE)
     for size, name in SIZES.items():
         refer(context, name, tuple(map(int, size.split("x"))), **changes.get(size, {}))
 
@@ -66,19 +67,17 @@ def failure(context, precision="fp32", run=check_precision):
 
 def test_a_graph_that_is_right(context):
     found = check_precision(context, "fp32")
-    assert found["precision"] == "fp32" and found["passed"] is True
-    assert found["tolerance"] == "max_abs <= 1e-06 + 0.0001 * scale, cosine >= 0.99999"
-    assert [(row["tensor"], row["passed"], row["batch"] in (1, 3, 4)) for row in found["blocks"]] == [
+    assert found.precision == "fp32" and found.passed is True
+    assert found.tolerance == "max_abs <= 1e-06 + 0.0001 * scale, cosine >= 0.99999"
+    assert [(row.tensor, row.passed, row.batch in (1, 3, 4)) for row in found.blocks] == [
         ("block_00", True, True),
         ("logits", True, True),
     ]
-    assert found["sizes"] == {"4x4": {key: found[key] for key in ("max_abs", "max_rel", "cosine")}}
+    assert found.sizes == {"4x4": Distance.part_of(found)}
     # float32 sums of 16 pixels and 3 colours: some 1e-7 of the scale
-    assert found["max_rel"] < 1e-6 and found["cosine"] > 0.9999999 and "top1" not in found
-    assert found["summary"].startswith(
-        f"max abs {found['max_abs']:.2g} ({found['max_rel']:.2g} of scale), cosine 1.0000000"
-    )
-    assert not found["summary"].endswith("bf16") and "top-1" not in found["summary"]
+    assert found.max_rel < 1e-6 and found.cosine > 0.9999999 and found.top1 is None
+    assert found.summary.startswith(f"max abs {found.max_abs:.2g} ({found.max_rel:.2g} of scale), cosine 1.0000000")
+    assert not found.summary.endswith("bf16") and "top-1" not in found.summary
 
 
 def test_a_miss_names_the_worst_and_the_first(context):
@@ -90,8 +89,8 @@ def test_a_miss_names_the_worst_and_the_first(context):
         "First to miss: block_00."
     )
     assert error.exit_code == 5 and "docs/checks.md" in error.fix and "config.precision=auto" not in error.fix
-    assert error.result["passed"] is False and [row["passed"] for row in error.result["blocks"]] == [False, False]
-    assert error.result["max_abs"] == pytest.approx(1.0, rel=1e-5) and 0.5 / scale < error.result["max_rel"] < 2 / scale
+    assert error.result.passed is False and [row.passed for row in error.result.blocks] == [False, False]
+    assert error.result.max_abs == pytest.approx(1.0, rel=1e-5) and 0.5 / scale < error.result.max_rel < 2 / scale
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8", "fp8", "smooth"])
@@ -102,9 +101,9 @@ def test_inside_a_lower_precision_is_reported_and_not_judged(context, precision)
         assert "First to miss: block_00" in failure(context, precision)[0]
         return
     found = check_precision(context, precision)
-    assert found["passed"] is True and [row["passed"] for row in found["blocks"]] == [None, True]
+    assert found.passed is True and [row.passed for row in found.blocks] == [None, True]
     check = context.config.check
-    assert found["tolerance"] == f"cosine >= {check.fp16_cosine if precision == 'fp16' else check.int8_cosine:g}"
+    assert found.tolerance == f"cosine >= {check.fp16_cosine if precision == 'fp16' else check.int8_cosine:g}"
 
 
 @pytest.mark.parametrize(
@@ -121,7 +120,7 @@ def test_each_precision_has_its_own_cosine(context, precision, cosine, passes):
     write_graph(context.bundle.onnx(precision))
     refer(context, logits=turned(cosine))
     if passes:
-        assert check_precision(context, precision)["cosine"] == pytest.approx(cosine, abs=1e-5)
+        assert check_precision(context, precision).cosine == pytest.approx(cosine, abs=1e-5)
         return
     message, error = failure(context, precision)
     assert message.startswith(f"model.{precision}.onnx: logits differs") and f"cosine {cosine:.6f}"[:13] in message
@@ -171,13 +170,13 @@ def test_a_head_of_zeros_passes_in_every_precision(context, precision):
     write_graph(context.bundle.onnx(precision), WEIGHT * 0)
     refer(context, logits=-forward(normalized(pixels(COUNT)).astype(np.float32))["logits"])
     found = check_precision(context, precision)
-    assert (found["max_abs"], found["max_rel"], found["cosine"]) == (0.0, 0.0, 1.0)
+    assert (found.max_abs, found.max_rel, found.cosine) == (0.0, 0.0, 1.0)
 
 
 def test_the_keys_of_the_config_decide(context):
     context.config.check.atol, context.config.check.rtol, context.config.check.cosine = 0.5, 0.0, 0.5
     refer(context, logits=off(context, 0.45))
-    assert check_precision(context, "fp32")["passed"]
+    assert check_precision(context, "fp32").passed
     context.config.check.atol = 0.4
     assert "needed max_abs <= 0.4 + 0 * scale, cosine >= 0.5" in failure(context)[0]
 
@@ -195,11 +194,7 @@ def test_every_size_is_judged_but_of_a_quantized_graph_the_first(context, monkey
     monkeypatch.setattr(onnx_graph, "check_graph", note)
     dynamic(context)
     found = check_precision(context, "fp32")
-    assert (
-        list(found["sizes"]) == [*SIZES]
-        and found["summary"].count(" at ") == 2
-        and ", 1.0000000 at 8x4" in found["summary"]
-    )
+    assert list(found.sizes) == [*SIZES] and found.summary.count(" at ") == 2 and ", 1.0000000 at 8x4" in found.summary
     tensors = ["block_00", "logits"]
     assert [row[0] for row in asked] == [[1, 3, 4], [4], [4]] and all(row[2] == tensors for row in asked)
     assert all({*row[1]} - {"images"} == {*tensors} for row in asked)
@@ -211,10 +206,7 @@ def test_every_size_is_judged_but_of_a_quantized_graph_the_first(context, monkey
     for size in ("2x2", "8x4"):
         dynamic(context, **{size: {"logits": off(context, 9.0)}})
         assert f"at batch 4 of {size}" in failure(context)[0] and f"of {size}" in failure(context, "fp16")[0]
-        assert (
-            check_precision(context, "int8")["passed"]
-            and check_precision(context, "int8")["sizes"][size]["cosine"] < 0.98
-        )
+        assert check_precision(context, "int8").passed and check_precision(context, "int8").sizes[size].cosine < 0.98
 
 
 def test_the_worst_of_several_sizes_is_told(context):
@@ -228,16 +220,16 @@ def test_the_worst_of_several_sizes_is_told(context):
     )
     message, error = failure(context)
     assert "differs from JAX by 20" in message and "of 2x2" in message
-    assert error.result["max_abs"] == pytest.approx(0.1, rel=1e-4)  # of the size that engines are tuned for
-    assert error.result["sizes"]["2x2"]["max_abs"] == pytest.approx(20.0, rel=1e-4)
+    assert error.result.max_abs == pytest.approx(0.1, rel=1e-4)  # of the size that engines are tuned for
+    assert error.result.sizes["2x2"].max_abs == pytest.approx(20.0, rel=1e-4)
 
 
 def test_bf16_is_checked_by_its_widened_form_which_goes_afterwards(context):
     save_onnx(to_bf16(ir.load(context.bundle.onnx())).model, context.bundle.onnx("bf16"))
     before = sorted(context.bundle.root.iterdir())
     found = check_precision(context, "".join("bf16"))  # as a word out of a config file is: none of Python's own copies
-    assert found["summary"].endswith("in float32 rounded to bf16") and found["passed"]
-    assert 1e-4 < found["max_rel"] < 2e-2  # 8 bits, a few times
+    assert found.summary.endswith("in float32 rounded to bf16") and found.passed
+    assert 1e-4 < found.max_rel < 2e-2  # 8 bits, a few times
     assert sorted(context.bundle.root.iterdir()) == before
     refer(context, logits=off(context, 9.0))
     assert failure(context, "bf16")[0].startswith("model.bf16.onnx: logits differs")
@@ -251,27 +243,27 @@ def label(context, right, count=40):
     labels[right:] = (labels[right:] + 1) % CLASSES
     np.save(context.bundle.images("evaluation"), images)
     np.save(context.bundle.labels("evaluation"), labels)
-    context.results["images"]["labelled"] = True
+    change(context, "images", labelled=True)
 
 
 @pytest.mark.parametrize(("allowed", "passes"), [(5.0, True), (4.9, False)])
 def test_top1_may_drop_by_what_is_allowed(context, allowed, passes):
     label(context, right=38)  # 95 % of 40, in batches of 32
-    context.results["reference"] = {"top1": 100.0}
+    change(context, "reference", top1=100.0)
     context.config.check.max_top1_drop = allowed
     if passes:
         found = check_precision(context, "fp32")
-        assert found["top1"] == 95.0 and found["summary"].endswith(", top-1 95.00 %") and found["passed"] is True
+        assert found.top1 == 95.0 and found.summary.endswith(", top-1 95.00 %") and found.passed is True
         return
     message, error = failure(context)
     assert message == "model.onnx: top-1 is 95.00 %, 5.00 points below JAX's 100.00 %; allowed 4.9"
-    assert error.result["passed"] is False and error.result["top1"] == 95.0
+    assert error.result.passed is False and error.result.top1 == 95.0
 
 
 def test_pixels_are_what_a_graph_that_normalises_takes(context):
     """Labelled images go in as the config says: here as they are, so that a graph for values sees other colours."""
     label(context, right=40)
-    context.results["reference"] = {"top1": 100.0}
+    change(context, "reference", top1=100.0)
     context.config.check.max_top1_drop = 100.0
     write_graph(context.bundle.onnx(), WEIGHT * [[1], [-1], [2]])
     refer(context, logits=forward(normalized(pixels(COUNT)))["block_00"] @ (WEIGHT * [[0], [-2], [1]]))
@@ -280,30 +272,26 @@ def test_pixels_are_what_a_graph_that_normalises_takes(context):
     expected = 100 * np.mean(
         (mean @ (WEIGHT * [[1], [-1], [2]])).argmax(1) == np.load(context.bundle.labels("evaluation"))
     )
-    assert check_precision(context, "fp32")["top1"] == expected < 100
+    assert check_precision(context, "fp32").top1 == expected < 100
 
 
 def test_a_lowering_has_to_give_what_model_onnx_gives(context):
-    context.results["export"]["lowerings"] = ["matmul", "plugin"]
+    change(context, "export", lowerings={"matmul": {}, "plugin": {}})
     context.scratch["model"] = object()
     for name in ("matmul", "plugin"):
         write_graph(context.bundle.lowering(name))
     found = check(context)
-    assert context.scratch == {} and found["passed"] is True and list(found["lowerings"]) == ["matmul", "plugin"]
-    spelt = found["lowerings"]["matmul"]
-    assert spelt["passed"] is True and spelt["cosine"] > 0.9999999
-    assert spelt["sizes"] == {"4x4": {key: spelt[key] for key in ("max_abs", "max_rel", "cosine")}}
-    assert (
-        found["summary"].count("; matmul: cosine 1.0000000")
-        == found["summary"].count("; plugin: cosine 1.0000000")
-        == 1
-    )
+    assert context.scratch == {} and found.passed is True and list(found.lowerings) == ["matmul", "plugin"]
+    spelt = found.lowerings["matmul"]
+    assert spelt.passed is True and spelt.cosine > 0.9999999
+    assert spelt.sizes == {"4x4": Distance.part_of(spelt)}
+    assert found.summary.count("; matmul: cosine 1.0000000") == found.summary.count("; plugin: cosine 1.0000000") == 1
     write_graph(context.bundle.lowering("plugin"), WEIGHT * 1.5)
     message, error = failure(context, run=check)
     assert (
         message.startswith("lowering plugin: plugin.onnx: logits differs from JAX by") and "; lowering" not in message
     )
-    assert error.result["passed"] is False and [row["passed"] for row in error.result["lowerings"].values()] == [
+    assert error.result.passed is False and [row.passed for row in error.result.lowerings.values()] == [
         True,
         False,
     ]
@@ -312,19 +300,19 @@ def test_a_lowering_has_to_give_what_model_onnx_gives(context):
 
 
 def test_a_lowering_is_judged_at_every_size_and_inside_it_may_be_laid_out_otherwise(context):
-    context.results["export"]["lowerings"] = ["matmul"]
+    change(context, "export", lowerings={"matmul": {}})
     write_graph(context.bundle.lowering("matmul"))
     dynamic(context)
     found = check(context)
-    assert list(found["lowerings"]["matmul"]["sizes"]) == [*SIZES]
-    context.results["export"]["taps"] = []  # so that the main graph's own tap is not what misses
+    assert list(found.lowerings["matmul"].sizes) == [*SIZES]
+    change(context, "export", taps=[])  # so that the main graph's own tap is not what misses
     dynamic(context, **{"2x2": {"block_00": 1.0}})
-    assert check(context)["passed"]
+    assert check(context).passed
 
 
 def test_without_lowerings_the_summary_is_of_the_graph_alone(context):
     found = check(context)
-    assert found["lowerings"] == {} and ";" not in found["summary"]
+    assert found.lowerings == {} and ";" not in found.summary
 
 
 def test_what_jax_holds_is_let_go_of(context, monkeypatch):

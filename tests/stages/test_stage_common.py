@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from stage_context import PREPROCESS, make_context, normalized, pixels
+from stage_context import PREPROCESS, change, make_context, normalized, pixels
 
 from vit_convert.core.dialect import dialect_of
 from vit_convert.core.errors import BuildError
@@ -109,7 +109,7 @@ def test_images_are_told_apart_by_what_they_are(tmp_path):
 
 def test_images_are_decoded_to_the_models_size(context, tmp_path):
     """[height, width], of which the noise of the source has another."""
-    context.results["checkpoint"]["image_size"] = [6, 4]
+    change(context, "checkpoint", image_size=[6, 4])
     path = tmp_path / "a.npz"
     np.savez(path, images=pixels(5, 6, 4), labels=np.arange(5))
     found = common.decode(context, "evaluation", open_images(str(path), labelled=True), 3)
@@ -141,8 +141,8 @@ def test_labelled_images(context):
     np.save(context.bundle.images("evaluation"), pixels(3))
     np.save(context.bundle.labels("evaluation"), np.array([4, 0, 2]))
     assert common.evaluation(context) is None  # another conversion's
-    context.results["images"]["labelled"] = True
+    change(context, "images", labelled=True)
     images, labels = common.evaluation(context)
     assert isinstance(images, np.memmap) and np.array_equal(images, pixels(3)) and labels.tolist() == [4, 0, 2]
-    context.results["images"] = {}
+    change(context, "images", labelled=False)
     assert common.evaluation(context) is None

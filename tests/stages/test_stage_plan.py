@@ -7,7 +7,7 @@ import types
 
 import numpy as np
 import pytest
-from stage_context import make_context, normalized, pixels, write_graph
+from stage_context import change, make_context, normalized, pixels, write_graph
 
 from vit_convert.core.errors import CheckError
 from vit_convert.quantize.sensitivity import Measured, Unit
@@ -69,7 +69,7 @@ UNITS = [
 def context(tmp_path, monkeypatch):
     found = make_context(tmp_path / "b")
     write_graph(found.bundle.onnx())
-    found.results["export"] = {}
+    change(found, "export", taps=[])
     found.config.target, found.config.precision = "rtx", "auto"
     np.save(found.bundle.images("calibration"), pixels(20, seed=1))
     Table.made = []
@@ -91,7 +91,7 @@ def context(tmp_path, monkeypatch):
 
 def evaluation_images(context, labels=None):
     np.save(context.bundle.images("evaluation"), pixels(40, seed=2))
-    context.results["images"] |= {"num_images": 40, "labelled": labels is not None}
+    change(context, "images", num_images=40, labelled=labels is not None)
     if labels is not None:
         np.save(context.bundle.labels("evaluation"), labels)
 
@@ -183,12 +183,12 @@ def test_a_scan_ranks_and_draws(context):
     pytest.importorskip("matplotlib")
     found = scan_sensitivity(context)
     assert Table.made[0].scans == 1
-    assert found["worst"]["name"] == "block_00/fc2" and found["worst"]["error"] == 0.03
-    assert found["summary"] == "3 units on 16 calibration images; worst block_00/fc2: 1 - cosine 0.03"
+    assert found.worst.name == "block_00/fc2" and found.worst.error == 0.03
+    assert found.summary == "3 units on 16 calibration images; worst block_00/fc2: 1 - cosine 0.03"
     assert context.bundle.sensitivity.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     context.config.plan.cosine = 0.5
     # whatever the budget
-    assert scan_sensitivity(context)["worst"]["name"] == "block_00/fc2" and Table.made[1].scans == 1
+    assert scan_sensitivity(context).worst.name == "block_00/fc2" and Table.made[1].scans == 1
 
 
 def test_a_picture_that_cannot_be_drawn_is_said_and_the_old_one_goes(context, monkeypatch, capsys):
@@ -197,7 +197,7 @@ def test_a_picture_that_cannot_be_drawn_is_said_and_the_old_one_goes(context, mo
     )
     picture = context.bundle.sensitivity.with_suffix(".png")
     picture.write_bytes(b"an earlier scan's")
-    assert scan_sensitivity(context)["num_units"] == 3
+    assert scan_sensitivity(context).num_units == 3
     events = [json.loads(line) for line in context.bundle.events.read_text().splitlines()]
     assert not picture.exists() and any(
         "no sensitivity.png: matplotlib is not installed" in str(event) for event in events
@@ -219,19 +219,17 @@ def test_the_largest_set_within_the_budget(context, labelled):
     written = json.loads(context.bundle.precision_plan.read_text())
     assert written["sites"] == ["block_00/fc1", "block_01/fc1"] and list(written["left_out"]) == ["block_00/fc2"]
     for key in ("precision", "budget", "measured", "fp32", "images", "left_out"):
-        assert found[key] == written[key]
-    assert (found["path"], found["num_units"], found["num_candidates"]) == ("precision_plan.json", 2, 3)
+        assert found.to_dict()[key] == written[key]
+    assert (found.path, found.num_units, found.num_candidates) == ("precision_plan.json", 2, 3)
     top1 = ", top-1 89.70 %" if labelled else ""
-    assert found["summary"] == f"2 of 3 units, 50 % of their weights in int8: cosine 0.99700{top1}"
-    assert found["measured"]["share_of_weights"] == 0.5 and found["budget"]["top1_drop_points"] == (
-        0.5 if labelled else None
-    )
+    assert found.summary == f"2 of 3 units, 50 % of their weights in int8: cosine 0.99700{top1}"
+    assert found.measured.share_of_weights == 0.5 and found.budget.top1_drop_points == (0.5 if labelled else None)
 
 
 def test_points_of_top1_are_a_budget_too(context):
     evaluation_images(context, np.arange(40))
     context.config.plan.accuracy_budget = 0.15  # 0.1 and 0.2 points
-    assert plan(context)["num_units"] == 1
+    assert plan(context).num_units == 1
     context.config.plan.accuracy_budget = 0.05
     with pytest.raises(CheckError, match="no layer can be int8; the most harmless is block_00/fc1"):
         plan(context)

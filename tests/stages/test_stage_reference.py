@@ -4,7 +4,7 @@ a product."""
 import numpy as np
 import pytest
 from signatures import image_input
-from stage_context import CLASSES, SIDE, forward, make_context, normalized, pixels
+from stage_context import CLASSES, SIDE, change, forward, make_context, normalized, pixels
 
 from vit_convert.core.errors import CalibrationError, CheckError
 from vit_convert.core.signature import Output, Signature
@@ -42,13 +42,10 @@ def context(tmp_path):
 def give_images(context, count=40, labels=None, folders=None):
     images = pixels(count, seed=3)
     np.save(context.bundle.images("evaluation"), images)
-    context.results["images"] |= {"num_images": count, "labelled": labels is not None}
+    change(context, "images", num_images=count, labelled=labels is not None)
     if labels is not None:
         np.save(context.bundle.labels("evaluation"), labels)
-        context.results["images"] |= {
-            "label_range": [int(min(labels)), int(max(labels))],
-            "class_folders": folders or [],
-        }
+        change(context, "images", label_range=[int(min(labels)), int(max(labels))], class_folders=folders or [])
     return images
 
 
@@ -68,11 +65,11 @@ def holds(context, path, raw):
 
 
 def test_without_images_noise_of_the_models_size(context):
-    context.results["checkpoint"]["image_size"] = [6, 4]
+    change(context, "checkpoint", image_size=[6, 4])
     context.config.check.num_images = 3
     result = compute_reference(context)
     assert holds(context, context.bundle.reference, seeded_noise(3, 6, 4))
-    assert result == {
+    assert result.to_dict() == {
         "source": "seeded noise",
         "num_images": 3,
         "tensors": ["block_00", "logits"],
@@ -86,12 +83,12 @@ def test_a_few_of_the_evaluation_images(context):
     context.config.check.num_images = 4
     result = compute_reference(context)
     assert holds(context, context.bundle.reference, images[pick(40, 4)])
-    assert (result["source"], result["num_images"], result["summary"]) == (
+    assert (result.source, result.num_images, result.summary) == (
         "evaluation images",
         4,
         "4 images, evaluation images",
     )
-    assert "top1" not in result
+    assert result.top1 is None
 
 
 @pytest.mark.parametrize(("layout", "kind"), [("NCHW", "float32"), ("NHWC", "uint8"), ("NCHW", "uint8")])
@@ -107,15 +104,15 @@ def test_images_are_kept_as_the_graph_takes_them(context, layout, kind):
 
 def test_a_range_has_a_file_for_each_of_three_sizes(context):
     images = give_images(context)[pick(40, 4)]
-    context.results["checkpoint"]["image_range"] = RANGE
+    change(context, "checkpoint", image_range=RANGE)
     result = compute_reference(context)
     root = context.bundle.root
     files = {(4, 4): root / "reference.npz", (2, 2): root / "reference.2x2.npz", (8, 4): root / "reference.8x4.npz"}
     assert reference_files(context) == files
     for size, path in files.items():
         assert holds(context, path, images if size == (4, 4) else np.stack([resize(image, *size) for image in images]))
-    assert result["summary"] == "4 images, evaluation images, at 4x4, 2x2, 8x4"
-    context.results["images"]["labelled"] = True
+    assert result.summary == "4 images, evaluation images, at 4x4, 2x2, 8x4"
+    change(context, "images", labelled=True)
     assert REFERENCE.outputs(context) == [*files.values(), root / "evaluation_logits.npy"]
 
 
@@ -126,8 +123,7 @@ def test_top1_of_all_labelled_images_in_batches(context):
     images = give_images(context, 70, labels)
     result = compute_reference(context)
     assert (
-        result["top1"] == pytest.approx(100 * 60 / 70)
-        and result["summary"] == "4 images, evaluation images, top-1 85.71 %"
+        result.top1 == pytest.approx(100 * 60 / 70) and result.summary == "4 images, evaluation images, top-1 85.71 %"
     )
     assert context.scratch["model"].batches == [4, 32, 32, 6]
     predictions = np.load(context.bundle.predictions)
@@ -149,7 +145,7 @@ def test_labels_that_the_head_has_not(context, known, labels, named):
     give_images(context, 2, np.array(labels))
     context.config.evaluation.data = "val"
     if not known:
-        context.results["checkpoint"]["num_classes"] = None
+        change(context, "checkpoint", num_classes=None)
     message, error = refusal(context, CalibrationError)
     assert message == f"evaluation.data=val: label {named}, the head has classes 0 to 4" and error.exit_code == 6
     assert error.fix == "Labels count from 0, in the order of the head."
@@ -158,7 +154,7 @@ def test_labels_that_the_head_has_not(context, known, labels, named):
 
 def test_ilsvrcs_own_numbering_is_named(context):
     give_images(context, 2, np.array([1, 1000]))
-    context.results["checkpoint"]["num_classes"] = 1000
+    change(context, "checkpoint", num_classes=1000)
     assert "A label of 1000 is ILSVRC's own numbering." in refusal(context, CalibrationError)[1].fix
 
 
@@ -175,14 +171,14 @@ def test_class_folders_that_are_not_the_heads(context, count, shown):
 
 def test_labels_that_are_the_heads(context):
     give_images(context, 5, np.arange(5), [*"abcde"])
-    assert "top1" in compute_reference(context)
+    assert compute_reference(context).top1 is not None
     give_images(context, 5, np.array([0, 4, 0, 4, 0]))
-    assert "top1" in compute_reference(context)
+    assert compute_reference(context).top1 is not None
 
 
 def test_a_user_models_classes_are_told_by_its_output(context):
     give_images(context, 3, np.array([0, 1, 3]))
-    context.results["checkpoint"]["num_classes"] = None
+    change(context, "checkpoint", num_classes=None)
     context.scratch["model"] = Model(classes=3)
     assert "label 3, the head has classes 0 to 2" in refusal(context, CalibrationError)[0]
 

@@ -7,31 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from vit_convert.core.check_results import TensorCheck
 from vit_convert.core.compare import Tolerance, compare
 from vit_convert.core.consistency import Finding, check_consistency
 from vit_convert.core.onnx_file import open_session, run_session
 from vit_convert.core.progress import Progress
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One comparison.
-
-    Attributes:
-        tensor: `block_00`…, `encoder_norm` or the output.
-        batch: size of the worst batch.
-        max_abs: largest absolute error over all batches.
-        max_rel: max_abs over the tensor's scale.
-        cosine: smallest cosine of any image.
-        passed: whether the tolerance is met; None for a tensor that is only reported.
-    """
-
-    tensor: str
-    batch: int
-    max_abs: float
-    max_rel: float
-    cosine: float
-    passed: bool | None
 
 
 def check_graph(
@@ -43,7 +23,7 @@ def check_graph(
     judged: Sequence[str],
     inputs: Sequence[str] = (),
     pooled_token: int | None = None,
-) -> list[Row]:
+) -> list[TensorCheck]:
     """Runs a graph on the reference images and compares every output and tap.
 
     Args:
@@ -61,7 +41,7 @@ def check_graph(
     inputs = inputs or list(reference)[:1]
     tensors = [name for name in reference if name not in inputs]
     session = open_session(path, tensors)
-    worst: dict[str, Row] = {}
+    worst: dict[str, TensorCheck] = {}
     for batch in batches:
         results = run_session(session, {name: reference[name][:batch] for name in inputs}, tensors)
         for tensor in tensors:
@@ -74,7 +54,14 @@ def check_graph(
                 got = got.reshape(expected.shape)  # tokens may stand beside the batch, see tokens.py
             result = compare(expected, got)
             passed = tolerance.met_by(result) if tensor in judged else None
-            row = Row(tensor, batch, result.max_abs, result.max_rel, result.cosine, passed)
+            row = TensorCheck(
+                tensor=tensor,
+                batch=batch,
+                max_abs=result.max_abs,
+                max_rel=result.max_rel,
+                cosine=result.cosine,
+                passed=passed,
+            )
             worst[tensor] = row if tensor not in worst else _worse(worst[tensor], row)
     return [worst[tensor] for tensor in tensors]
 
@@ -102,7 +89,7 @@ def check_alone(
     )
 
 
-def _worse(a: Row, b: Row) -> Row:
+def _worse(a: TensorCheck, b: TensorCheck) -> TensorCheck:
     base = b if b.max_rel > a.max_rel else a
     passed = None if a.passed is None else bool(a.passed and b.passed)
     return dataclasses.replace(base, cosine=min(a.cosine, b.cosine), passed=passed)

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from vit_convert.core.errors import UsageError
+from vit_convert.core.record import Record
 
 _CHUNK_BYTES = 1 << 22  # large enough that other threads hardly hold it up, small enough to stay in a cache
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -205,7 +206,7 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 
     Args:
         path: the file.
-        value: anything that JSON can hold; numpy scalars become Python's, NaN and infinities become null.
+        value: anything that JSON can hold, and records; numpy scalars become Python's, NaN and infinities null.
     """
     with atomic(path) as temporary:
         temporary.write_text(as_json(value) + "\n", encoding="utf-8")
@@ -239,6 +240,8 @@ def read_json(path: str | os.PathLike[str], default: Any = None) -> Any:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, Record):
+        return value.to_dict()
     if hasattr(value, "tolist"):
         return value.tolist()
     return str(value)

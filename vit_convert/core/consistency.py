@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from vit_convert.core.compare import Tolerance, compare
+from vit_convert.core.record import Record
 
 Arrays = Mapping[str, np.ndarray]
 IDENTICAL, PERMUTED, ALONE, FINITE = "identical rows", "permuted batch", "batch of one", "finite"
@@ -13,7 +14,7 @@ ROWS = ("noise", "black", "white", "noise again")  # of the probes
 
 
 @dataclasses.dataclass(frozen=True)
-class Finding:
+class Finding(Record):
     """One output by one check.
 
     Attributes:

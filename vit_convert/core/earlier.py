@@ -6,9 +6,10 @@ from typing import Any
 from vit_convert.core.bundle import Bundle, read_json
 from vit_convert.core.errors import UsageError
 from vit_convert.core.signature import Output, Signature, Tensor
+from vit_convert.core.stage_results import Checkpoint
 
 
-def read_signature(bundle: Bundle, checkpoint: Mapping[str, Any], config: Mapping[str, Any]) -> Signature:
+def read_signature(bundle: Bundle, checkpoint: Checkpoint, config: Mapping[str, Any]) -> Signature:
     """Reads what the graphs of a bundle take and give.
 
     Args:
@@ -28,7 +29,7 @@ def read_signature(bundle: Bundle, checkpoint: Mapping[str, Any], config: Mappin
         raise UsageError(f"{bundle.signature}: {e}", fix="Copy the whole bundle, or convert again.") from e
 
 
-def earlier_signature(checkpoint: Mapping[str, Any], config: Mapping[str, Any]) -> Signature:
+def earlier_signature(checkpoint: Checkpoint, config: Mapping[str, Any]) -> Signature:
     """The signature of a bundle that was made before there was one in it: one input of images, one output.
 
     Args:
@@ -38,9 +39,9 @@ def earlier_signature(checkpoint: Mapping[str, Any], config: Mapping[str, Any]) 
     Returns:
         The Signature; the sizes of its output are not known.
     """
-    height, width = checkpoint["image_size"]
-    name = checkpoint["output"]
+    height, width = checkpoint.image_size
+    name = checkpoint.output
     images = Tensor("images", "float32", ("batch", height, width, 3), "NHWC")
     output = Output(name, "float32", ("batch", "values"), judge="top1" if name == "logits" else "cosine")
     layout, uint8 = config.get("layout", "NHWC"), config.get("input") == "uint8"
-    return Signature((images,), (output,)).of_graph(layout, uint8=uint8, dynamic=bool(checkpoint.get("image_range")))
+    return Signature((images,), (output,)).of_graph(layout, uint8=uint8, dynamic=checkpoint.image_range is not None)

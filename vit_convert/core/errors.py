@@ -1,8 +1,9 @@
 """What can go wrong, one class for each exit code, so that a script can tell a bad checkpoint from a failed check."""
 
 import difflib
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
+
+from vit_convert.core.record import StageResult
 
 
 class ConvertError(Exception):
@@ -27,10 +28,10 @@ class ConvertError(Exception):
 
     exit_code = 1
 
-    def __init__(self, message: str, *, fix: str = "", result: Mapping[str, Any] | None = None):
+    def __init__(self, message: str, *, fix: str = "", result: StageResult | None = None):
         super().__init__(_printable(message))
         self.fix = _printable(fix)
-        self.result = dict(result or {})
+        self.result = result
 
 
 def _printable(text: str) -> str:

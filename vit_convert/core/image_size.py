@@ -4,10 +4,14 @@ import contextlib
 import dataclasses
 import operator
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from vit_convert.core.errors import UsageError
+from vit_convert.core.record import Record
+
+if TYPE_CHECKING:
+    from vit_convert.core.stage_results import Checkpoint
 
 Size = tuple[int, int]  # (height, width) in pixels
 NoSize = tuple[()]  # of a model that takes no images
@@ -15,7 +19,7 @@ LARGEST_SIDE = 16_384  # pixels; the attention of a million patches fits no GPU
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageRange:
+class ImageRange(Record):
     """The image sizes that a dynamic graph takes: multiples of the patch size from `smallest` to `largest`, each side
     by itself.
 
@@ -38,22 +42,13 @@ class ImageRange:
         smallest, optimal, largest = (f"{size[0]}x{size[1]}" for size in (self.smallest, self.optimal, self.largest))
         return f"{smallest} to {largest}, tuned for {optimal}"
 
-    def to_dict(self) -> dict[str, list[int]]:
-        """The range as JSON values."""
-        return {"smallest": list(self.smallest), "optimal": list(self.optimal), "largest": list(self.largest)}
 
-    @classmethod
-    def from_dict(cls, record: Mapping[str, Sequence[int]]) -> "ImageRange":
-        """The inverse of `to_dict`."""
-        return cls(*((record[key][0], record[key][1]) for key in ("smallest", "optimal", "largest")))
-
-
-def sizes_of(checkpoint: Mapping[str, Any]) -> Size | NoSize | ImageRange:
+def sizes_of(checkpoint: "Checkpoint") -> Size | NoSize | ImageRange:
     """What a finished checkpoint stage says of the image size: one size, a range, or () of a model that takes no
     images."""
-    if checkpoint.get("image_range"):
-        return ImageRange.from_dict(checkpoint["image_range"])
-    return (checkpoint["image_size"][0], checkpoint["image_size"][1]) if checkpoint["image_size"] else ()
+    if checkpoint.image_range is not None:
+        return checkpoint.image_range
+    return (checkpoint.image_size[0], checkpoint.image_size[1]) if checkpoint.image_size else ()
 
 
 def parse_size(value: Any) -> Size | None:

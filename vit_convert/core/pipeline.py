@@ -16,6 +16,8 @@ from vit_convert.core.errors import ConvertError, UsageError, nearest
 from vit_convert.core.leftovers import remove_leftovers
 from vit_convert.core.manifest import FINISHED, FileRecord, Manifest, as_rows, records_of
 from vit_convert.core.progress import Progress, human_seconds
+from vit_convert.core.record import RecordError, StageResult
+from vit_convert.core.results import Results
 from vit_convert.core.version import __version__
 
 
@@ -30,7 +32,7 @@ class Context:
         checkpoints: folders in which a checkpoint is looked for; what is fetched goes to the first.
 
     Attributes:
-        results: what each finished stage returned, by stage name; the same after a rerun that skipped it.
+        results: what each finished stage returned, as records; the same after a rerun that skipped it.
         scratch: values that stages of one process pass on to avoid computing them twice; never needed for correctness.
     """
 
@@ -47,7 +49,7 @@ class Context:
         self.command = command
         self.bundle = bundle
         self.progress = progress
-        self.results: dict[str, dict[str, Any]] = {}
+        self.results = Results()
         self.scratch: dict[str, Any] = {}
 
 
@@ -58,7 +60,8 @@ class Stage:
     Attributes:
         name: as `--until` and the manifest call it.
         after: stages whose results it depends on.
-        run: does the work and returns what the report needs, as plain JSON values.
+        result: the record that `run` returns.
+        run: does the work and returns what later stages and the report need.
         inputs: everything else that the result depends on (config values, file identities), as plain JSON values.
         outputs: every file that it may leave. Those that it leaves are recorded, and the stage is fresh only while they
             are unchanged; those that it does not make this time are removed.
@@ -68,7 +71,8 @@ class Stage:
 
     name: str
     after: tuple[str, ...]
-    run: Callable[[Context], dict[str, Any]]
+    result: type[StageResult]
+    run: Callable[[Context], StageResult]
     inputs: Callable[[Context], Any]
     outputs: Callable[[Context], Iterable[pathlib.Path]] = lambda context: ()
     needed: Callable[[Context], bool] = lambda context: True
@@ -116,7 +120,7 @@ def run_stages(
             run.run(stage, key)
         else:
             rows.append(row)
-            context.results[stage.name] = row["result"]
+            context.results.put(stage.name, stage.result.from_dict(row["result"]))
             context.progress.event("fresh", stage=stage.name)
     run.finish(stages[last + 1 :])
 
@@ -135,7 +139,7 @@ def all_fresh(stages: list[Stage], context: Context, *, until: str = "") -> bool
                 if (row := run.fresh(stage, run.key(stage))) is None:
                     return False
                 rows.append(row)
-                context.results[stage.name] = row["result"]
+                context.results.put(stage.name, stage.result.from_dict(row["result"]))
         except (ConvertError, KeyError, OSError):  # what is wrong is for a run to say
             return False
         if stage.name == until:
@@ -173,6 +177,10 @@ class _Run:
             or not isinstance(row.get("result"), dict)
         ):
             return None
+        try:
+            stage.result.from_dict(row["result"])
+        except RecordError:  # by another version, or damaged
+            return None
         root, records = self._context.bundle.root, records_of(row)
         if records is None or not all(path.is_file() for path in stage.companions(self._context)):
             return None
@@ -202,13 +210,13 @@ class _Run:
         status = "failed"
         try:
             with folder_errors(context.bundle.root):
-                row["result"] = context.results[stage.name] = stage.run(context)
+                self._keep(row, stage.run(context))
                 paths = [path for path in dict.fromkeys(stage.outputs(context)) if path.is_file()]
                 row["files"] = as_rows(FileRecord.of(context.bundle.root, path) for path in paths)
             status = "done"
         except BaseException as e:
             row["error"] = f"{type(e).__name__}: {e}"
-            row["result"] = context.results[stage.name] = e.result if isinstance(e, ConvertError) else {}
+            self._keep(row, e.result if isinstance(e, ConvertError) else None)
             if not isinstance(e, ConvertError | KeyboardInterrupt):
                 context.progress.event("crash", stage=stage.name, error=row["error"])
             raise
@@ -224,6 +232,11 @@ class _Run:
             f"{stage.name:<11} {human_seconds(row['seconds']):>9}   {row['result'].get('summary', '')}".rstrip()
         )
 
+    def _keep(self, row: dict[str, Any], result: StageResult | None) -> None:
+        row["result"] = result.to_dict() if result is not None else {}
+        if result is not None:
+            self._context.results.put(row["name"], result)
+
     def _close(self, row: dict[str, Any]) -> None:
         try:
             self._write()
@@ -234,7 +247,7 @@ class _Run:
     def finish(self, later: list[Stage]) -> None:
         """Finds out which stages after the last one are fresh under this config, and removes files that no stage of it
         left."""
-        decided, results = len(self._rows), dict(self._context.results)
+        decided, results = len(self._rows), self._context.results.copy()
         try:
             self._look_at(later)
             kept = self._rows[decided:]
@@ -260,7 +273,7 @@ class _Run:
                 unknown.add(stage.name)
             else:
                 self._rows.append(row)
-                self._context.results[stage.name] = row["result"]
+                self._context.results.put(stage.name, stage.result.from_dict(row["result"]))
 
     def _write(self, kept: Iterable[dict[str, Any]] | None = None) -> None:
         """Writes the manifest: the rows decided so far, then those kept; None keeps all rows of an earlier run, as

@@ -20,19 +20,20 @@ kept).
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import ml_collections
 from absl import flags
 
 from vit_convert.core import config as configs
 from vit_convert.core.bundle import Bundle
+from vit_convert.core.engine_results import EngineCheck, EngineSummary, Verification
 from vit_convert.core.errors import CheckError, UsageError, nearest
 from vit_convert.core.leftovers import remove_temporaries
 from vit_convert.core.lock import hold
 from vit_convert.core.overrides import apply_overrides, split_overrides
 from vit_convert.core.pair import TOWERS, is_pair
+from vit_convert.core.pair_results import PairVerification
 from vit_convert.core.program import Program
 from vit_convert.core.progress import Progress, human_bytes
 from vit_convert.core.text_table import text_table
@@ -144,8 +145,10 @@ def _run_pair(root: Bundle, names: Sequence[str], overrides: list[str], argv: Se
             try:
                 result = verify_pair(backend, root, config, precisions=precisions, progress=progress)
             except CheckError as e:
-                missed, result = e, dict(e.result)
-            print(pair_table(result["engines"]))
+                if not isinstance(e.result, PairVerification):
+                    raise
+                missed, result = e, e.result
+            print(pair_table(result.engines))
     if missed is not None:
         raise missed
     return 0
@@ -277,7 +280,7 @@ def build(
     print(
         text_table(
             header,
-            [[row["path"], human_bytes(row["bytes"]), f"{row['build_seconds']:.1f} s", _fused(row)] for row in rows],
+            [[row.path, human_bytes(row.bytes), f"{row.build_seconds:.1f} s", _fused(row)] for row in rows],
         )
     )
 
@@ -292,43 +295,27 @@ def verify(
     try:
         result = verify_bundle(backend, bundle, config, facts, precisions=_precisions(config), progress=progress)
     except CheckError as e:
+        if not isinstance(e.result, Verification):
+            raise
         missed, result = e, e.result
     add_to_report(bundle, verify=result)
-    print(verify_table(result["engines"], facts.output))
+    print(verify_table(result.engines, facts.output))
     if missed is not None:
         raise missed
 
 
-def verify_table(engines: dict[str, Any], output: str) -> str:
+def verify_table(engines: Mapping[str, EngineCheck], output: str) -> str:
     """The judged output of each engine at each batch as text for a terminal."""
     rows = []
     for precision, found in engines.items():
-        for row in (row for row in found["rows"] if row["output"] == output):
-            verdict = "passed" if row["passed"] else "FAILED"
-            rows.append(
-                [
-                    precision,
-                    str(row["batch"]),
-                    f"{row['max_abs']:.2g}",
-                    f"{row['max_rel']:.2g}",
-                    f"{row['cosine']:.7f}",
-                    "",
-                    verdict,
-                ]
-            )
-        if "top1" in found:
-            agreement = "" if found["agreement"] is None else f"{found['agreement']:.2f} %"
-            rows.append(
-                [
-                    precision,
-                    f"{found['num_images']} images",
-                    "",
-                    "",
-                    "",
-                    f"{found['top1']:.2f} %",
-                    f"agrees {agreement}".rstrip(),
-                ]
-            )
+        for row in (row for row in found.rows if row.output == output):
+            verdict = "passed" if row.passed else "FAILED"
+            distance = (f"{row.max_abs:.2g}", f"{row.max_rel:.2g}", f"{row.cosine:.7f}")
+            rows.append([precision, str(row.batch), *distance, "", verdict])
+        if found.top1 is not None:
+            agreement = "" if found.agreement is None else f"{found.agreement:.2f} %"
+            top1 = f"{found.top1:.2f} %"
+            rows.append([precision, f"{found.num_images} images", "", "", "", top1, f"agrees {agreement}".rstrip()])
     return text_table(("engine", "batch", "max abs", "of scale", "cosine", "top-1", ""), rows)
 
 
@@ -351,16 +338,17 @@ def benchmark(
         progress=progress,
     )
     add_to_report(bundle, benchmark=result)
-    print(rows_table(result["rows"]))
-    for share in result["end_to_end"]:
+    print(rows_table(result.rows))
+    for share in result.end_to_end:
         print(
-            f"{share['precision']} at batch {share['batch']}: {100 * share['share']:.1f} % of device-resident "
-            "throughput with transfers"
+            f"{share.precision} at batch {share.batch}: {100 * share.share:.1f} % of device-resident throughput "
+            "with transfers"
         )
-    chosen = result["recommended"]
+    chosen = result.recommended
+    assert chosen is not None  # the benchmark ended
     print(
-        f"{result['gpu']}, noise up to {result['noise_percent']} %. Recommended: {chosen['precision'] or 'none'} "
-        f"({chosen['reason']})"
+        f"{result.gpu}, noise up to {result.noise_percent} %. Recommended: {chosen.precision or 'none'} "
+        f"({chosen.reason})"
     )
 
 
@@ -397,8 +385,8 @@ def _precisions(config: ml_collections.ConfigDict) -> list[str]:
     )
 
 
-def _fused(row: dict[str, Any]) -> str:
-    return row["fused_attention"]["text"] if row["fused_attention"] else f"unknown ({row['fused_attention_unknown']})"
+def _fused(row: EngineSummary) -> str:
+    return row.fused_attention.text if row.fused_attention else f"unknown ({row.fused_attention_unknown})"
 
 
 def run() -> None:

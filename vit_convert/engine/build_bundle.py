@@ -4,15 +4,16 @@ host."""
 import dataclasses
 import pathlib
 from collections.abc import Sequence
-from typing import Any
 
 import ml_collections
 
 from vit_convert.core import config as configs
 from vit_convert.core.bundle import Bundle, read_json
 from vit_convert.core.dialect import Dialect
+from vit_convert.core.engine_results import AttentionKernels, EngineSummary, ProfileKernels
 from vit_convert.core.errors import BuildError, CalibrationError, ConvertError, UnbuildableError
 from vit_convert.core.progress import Progress
+from vit_convert.core.record import RecordError
 from vit_convert.engine.backend.sidecar import add_to_sidecar, check_sidecar, read_sidecar
 from vit_convert.engine.backend.trt import Backend
 from vit_convert.engine.builder import layer_info
@@ -108,7 +109,7 @@ def build_bundle(
     precisions: Sequence[str],
     progress: Progress,
     force: bool = False,
-) -> list[dict[str, Any]]:
+) -> list[EngineSummary]:
     """Builds one engine per precision, except those that are there already, built from the same graph by the same
     request.
 
@@ -122,11 +123,7 @@ def build_bundle(
         force: build those that are there, too.
 
     Returns:
-        Per engine: backend, version, arch, precision, graph (that it was built from), path, bytes, build_seconds,
-            products, int8_layers
-        (products that run in int8; None for other precisions or if TensorRT does not tell), fused_attention ({count,
-        precisions, text, source} and, read from kernels, profiles; None where fused_attention_unknown says why),
-        warnings.
+        A summary of each engine, in the same order.
 
     Raises:
         BuildError: a graph does not parse, a precision would not be honoured, or TensorRT fails.
@@ -158,13 +155,13 @@ def build_bundle(
             found = _build_advised(backend, bundle, request, plan, force=force, progress=progress)
         else:
             found = _build(backend, bundle, request, plan, force=force, progress=progress)
-        engines.append({**found, "path": str(plan.relative_to(bundle.root))})
+        engines.append(dataclasses.replace(found, path=str(plan.relative_to(bundle.root))))
     return engines
 
 
 def _build(
     backend: Backend, bundle: Bundle, request: BuildRequest, plan: pathlib.Path, *, force: bool, progress: Progress
-) -> dict[str, Any]:
+) -> EngineSummary:
     found = None if force else _finished(backend, request, plan)
     if found is None:
         found = build_one(backend, request, plan, progress=progress)
@@ -174,7 +171,7 @@ def _build(
 
 def _build_advised(
     backend: Backend, bundle: Bundle, request: BuildRequest, plan: pathlib.Path, *, force: bool, progress: Progress
-) -> dict[str, Any]:
+) -> EngineSummary:
     """Builds an engine from the lowering that engine.lowering=auto chose, or from model.onnx if that does not build
     here.
 
@@ -197,7 +194,7 @@ def _build_advised(
     return found
 
 
-def build_one(backend: Backend, request: BuildRequest, plan: pathlib.Path, *, progress: Progress) -> dict[str, Any]:
+def build_one(backend: Backend, request: BuildRequest, plan: pathlib.Path, *, progress: Progress) -> EngineSummary:
     """Builds one engine and finds out whether its attention is fused.
 
     Args:
@@ -207,17 +204,21 @@ def build_one(backend: Backend, request: BuildRequest, plan: pathlib.Path, *, pr
         progress: what people and machines see.
 
     Returns:
-        One row of `build_bundle`'s; also kept in the sidecar, as "summary".
+        Its summary, which the sidecar keeps, too.
 
     Raises:
         BuildError: see `build_engine`.
     """
     result = build_engine(backend, request, plan, progress=progress)
-    fused: dict[str, Any] | None = None
+    fused: AttentionKernels | None = None
     unknown = result.layers_missing
     if result.fused_attention is not None:
-        text = result.fused_attention.describe(result.attentions)
-        fused = {**dataclasses.asdict(result.fused_attention), "text": text, "source": "engine inspector"}
+        fused = AttentionKernels(
+            count=result.fused_attention.count,
+            precisions=result.fused_attention.precisions,
+            text=result.fused_attention.describe(result.attentions),
+            source="engine inspector",
+        )
     elif result.layers is not None:
         fused, unknown = _fused_by_kernels(backend, plan)
     int8_layers = (
@@ -226,44 +227,50 @@ def build_one(backend: Backend, request: BuildRequest, plan: pathlib.Path, *, pr
     if int8_layers == 0:
         graph = pathlib.Path(request.onnx_path).name
         progress.warn(f"{graph} as int8: TensorRT shows none of its products in int8, so it may be an fp16 engine")
-    summary = {
-        "backend": backend.name,
-        "version": backend.version,
-        "arch": backend.arch,
-        "precision": request.precision,
-        "graph": pathlib.Path(request.onnx_path).name,
-        "path": plan.name,
-        "bytes": result.num_bytes,
-        "build_seconds": round(result.seconds, 3),
-        "products": result.products,
-        "int8_layers": int8_layers,
-        "fused_attention": fused,
-        "fused_attention_unknown": unknown,
-        "warnings": result.warnings,
-    }
-    add_to_sidecar(plan, summary=summary)
+    summary = EngineSummary(
+        backend=backend.name,
+        version=backend.version,
+        arch=backend.arch,
+        precision=request.precision,
+        graph=pathlib.Path(request.onnx_path).name,
+        path=plan.name,
+        bytes=result.num_bytes,
+        build_seconds=round(result.seconds, 3),
+        products=result.products,
+        int8_layers=int8_layers,
+        fused_attention=fused,
+        fused_attention_unknown=unknown,
+        warnings=tuple(result.warnings),
+    )
+    add_to_sidecar(plan, summary=summary.to_dict())
     return summary
 
 
-def _fused_by_kernels(backend: Backend, plan: pathlib.Path) -> tuple[dict[str, Any] | None, str]:
+def _fused_by_kernels(backend: Backend, plan: pathlib.Path) -> tuple[AttentionKernels | None, str]:
     """A summary's "fused_attention" read from the kernels' names, and why some or all of them do not tell."""
     try:
         profiles = fused_attention_by_kernels(Engine(backend, plan))
     except ConvertError as e:  # the engine is built; it is this look at it that found too little memory
         return None, str(e)
-    unknown = next((row["unknown"] for row in profiles if "unknown" in row), "")
-    told = [row for row in profiles if "count" in row]
+    unknown = next((row.unknown for row in profiles if row.unknown is not None), "")
+    told = [row for row in profiles if row.count is not None]
     if not told:
         return None, unknown
-    least = min(told, key=lambda row: row["count"])  # one profile may fuse what another does not
-    return {
-        **{key: least[key] for key in ("count", "precisions", "text")},
-        "source": "kernel names",
-        "profiles": profiles,
-    }, unknown
+    least = min(told, key=_count)  # one profile may fuse what another does not
+    return AttentionKernels(
+        count=_count(least),
+        precisions=least.precisions or {},
+        text=least.text or "",
+        source="kernel names",
+        profiles=tuple(profiles),
+    ), unknown
 
 
-def _finished(backend: Backend, request: BuildRequest, plan: pathlib.Path) -> dict[str, Any] | None:
+def _count(row: ProfileKernels) -> int:
+    return row.count or 0
+
+
+def _finished(backend: Backend, request: BuildRequest, plan: pathlib.Path) -> EngineSummary | None:
     """The summary of an existing engine that was built by the same request, or None."""
     record = read_sidecar(plan)
     asked = request_record(request)
@@ -273,6 +280,6 @@ def _finished(backend: Backend, request: BuildRequest, plan: pathlib.Path) -> di
         return None  # it runs here too, but its kernels were chosen on another GPU
     try:
         check_sidecar(plan, backend)
-    except BuildError:
+        return EngineSummary.from_dict(record["summary"])
+    except (BuildError, RecordError):
         return None
-    return record["summary"]

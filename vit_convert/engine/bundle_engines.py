@@ -2,22 +2,23 @@
 
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from vit_convert.core.bundle import Bundle
+from vit_convert.core.check_results import GraphCheck
+from vit_convert.core.engine_results import EngineCheck, Proof
 from vit_convert.core.errors import BuildError
 from vit_convert.core.leftovers import built_from as graph_in_sidecar
 from vit_convert.core.leftovers import is_of
 from vit_convert.core.manifest import Manifest
 from vit_convert.core.proof import doubt
+from vit_convert.core.record import RecordError
 from vit_convert.engine.backend.sidecar import add_to_sidecar, check_sidecar, read_sidecar
 from vit_convert.engine.backend.trt import Backend
 from vit_convert.engine.builder.request import hash_graph
 from vit_convert.engine.handoff import judged_by, read_facts
 from vit_convert.engine.runtime.engine import Engine
-
-_PROOF = ("passed", "tolerance", "max_rel", "cosine", "top1", "agreement")
 
 
 def find_plan(backend: Backend, bundle: Bundle, precision: str) -> pathlib.Path:
@@ -102,7 +103,7 @@ def require_model(bundle: Bundle, plan: pathlib.Path) -> None:
         )
 
 
-def keep_proof(plan: pathlib.Path, found: Mapping[str, Any], judge: str) -> None:
+def keep_proof(plan: pathlib.Path, found: EngineCheck, judge: str) -> None:
     """Writes what verification found into the engine's sidecar, which is replaced together with the engine.
 
     Args:
@@ -110,18 +111,25 @@ def keep_proof(plan: pathlib.Path, found: Mapping[str, Any], judge: str) -> None
         found: result of `verify_session`.
         judge: what it was judged by, from `judged_by`.
     """
-    add_to_sidecar(plan, proof={**{key: found[key] for key in _PROOF if key in found}, "judge": judge})
+    add_to_sidecar(plan, proof=Proof.of(found, judge).to_dict())
 
 
-def proof_of(plan: pathlib.Path, judge: str) -> dict[str, Any]:
-    """What `keep_proof` wrote for this engine; {} if it was not verified, or was judged by something else.
+def proof_of(plan: pathlib.Path, judge: str) -> Proof | None:
+    """What `keep_proof` wrote for this engine; None if it was not verified, or was judged by something else.
 
     Args:
         plan: the engine.
         judge: what it is to be judged by, from `judged_by`.
     """
-    proof = read_sidecar(plan).get("proof", {})
-    return proof if proof.get("judge") == judge else {}
+    proof = _proof(read_sidecar(plan))
+    return proof if proof is not None and proof.judge == judge else None
+
+
+def _proof(record: Mapping[str, Any]) -> Proof | None:
+    try:
+        return Proof.from_dict(record["proof"]) if "proof" in record else None
+    except RecordError:
+        return None
 
 
 def require_proof(bundle: Bundle, plan: pathlib.Path) -> None:
@@ -133,8 +141,8 @@ def require_proof(bundle: Bundle, plan: pathlib.Path) -> None:
     record = read_sidecar(plan)
     if not {"precision", "onnx", "options"} <= {*record}:
         return  # it does not load, and `check_sidecar` says why
-    checks: Mapping[str, Any] = {}
-    proof = record.get("proof", {})
+    checks: Mapping[str, GraphCheck] = {}
+    proof = _proof(record)
     if bundle.manifest.exists():
         checks, proof = read_facts(bundle).checks, proof_of(plan, judged_by(bundle))
     reason = doubt(
@@ -142,18 +150,3 @@ def require_proof(bundle: Bundle, plan: pathlib.Path) -> None:
     )
     if reason:
         raise BuildError(f"{plan}: {reason}", fix=f"python -m vit_convert.engine verify {bundle.root}")
-
-
-def recommended_engine(engines: Sequence[Mapping[str, Any]], benchmark: Mapping[str, Any]) -> dict[str, Any]:
-    """The engine that a benchmark recommends, with "recommended_because".
-
-    Args:
-        engines: rows of `build_bundle`.
-        benchmark: result of `benchmark_bundle`.
-
-    Returns:
-        Its row; {} if nothing is recommended.
-    """
-    chosen = (benchmark["recommended"]["precision"], benchmark["backend"], benchmark["tensorrt"])
-    found = [row for row in engines if (row["precision"], row["backend"], row["version"]) == chosen]
-    return {**found[-1], "recommended_because": benchmark["recommended"]["reason"]} if found else {}

@@ -9,14 +9,18 @@ from typing import Any
 import ml_collections
 
 from vit_convert.core import config as configs
+from vit_convert.core.benchmark_results import MeasuredModel
 from vit_convert.core.bundle import Bundle, hash_value, read_json
+from vit_convert.core.check_results import GraphCheck, QuantizeResult
 from vit_convert.core.dialect import Dialect, dialect_named
 from vit_convert.core.earlier import read_signature
 from vit_convert.core.errors import BuildError, UsageError
 from vit_convert.core.image_size import ImageRange, NoSize, Size, sizes_of
 from vit_convert.core.manifest import Files, Manifest
 from vit_convert.core.pair import TOWERS, is_pair
+from vit_convert.core.record import RecordError
 from vit_convert.core.signature import Signature
+from vit_convert.core.stage_results import CheckpointResult, ExportResult, ReferenceResult
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +34,7 @@ class Facts:
         dialect: that the graphs are written in.
         lowering: the graph that `engine.lowering=auto` builds fp16 engines from; "" for model.onnx.
         top1: JAX's top-1 on the labelled evaluation images in percent; None without such images.
-        checks: by precision, what the export side's check of its graph found.
+        checks: by precision, the export side's check of its graph.
         files: that the conversion left, and that may be read.
     """
 
@@ -40,7 +44,7 @@ class Facts:
     dialect: Dialect
     lowering: str
     top1: float | None
-    checks: Mapping[str, Mapping[str, Any]]
+    checks: Mapping[str, GraphCheck]
     files: Files
 
     @property
@@ -78,17 +82,29 @@ def read_facts(bundle: Bundle) -> Facts:
             raise UsageError(
                 f"{bundle.manifest}: stage {name} is not done", fix="Finish the conversion, at least --until=check."
             )
-    checkpoint, export = manifest.result("checkpoint"), manifest.result("export")
+    try:
+        checkpoint = CheckpointResult.from_dict(manifest.result("checkpoint"))
+        export = ExportResult.from_dict(manifest.result("export"))
+        reference = ReferenceResult.from_dict(manifest.result("reference"))
+        checks = _checks(manifest)
+    except RecordError as e:
+        raise UsageError(f"{bundle.manifest}: {e}", fix="Copy the whole bundle, or convert again.") from e
     return Facts(
         image_size=sizes_of(checkpoint),
         signature=read_signature(bundle, checkpoint, read_json(bundle.config) or {}),
-        preprocess=checkpoint["preprocess"],
-        dialect=dialect_named(export["target"]),
-        lowering=export.get("lowering", ""),  # bundles of earlier versions have none
-        top1=manifest.result("reference").get("top1"),
-        checks={"fp32": manifest.result("check"), **manifest.result("quantize").get("checks", {})},
+        preprocess=checkpoint.preprocess,
+        dialect=dialect_named(export.target),
+        lowering=export.lowering,  # "" in bundles of earlier versions
+        top1=reference.top1,
+        checks=checks,
         files=manifest.files,
     )
+
+
+def _checks(manifest: Manifest) -> dict[str, GraphCheck]:
+    found = manifest.result("check")
+    of_fp32 = {"fp32": GraphCheck.from_dict(found)} if found else {}
+    return {**of_fp32, **QuantizeResult.from_dict(manifest.result("quantize")).checks}
 
 
 def require_graph_of(facts: Facts, path: str | os.PathLike[str]) -> None:
@@ -108,22 +124,19 @@ def judged_by(bundle: Bundle) -> str:
     return hash_value(judging)
 
 
-def describe_model(bundle: Bundle) -> dict[str, Any]:
+def describe_model(bundle: Bundle) -> MeasuredModel:
     """What a measurement of a bundle's engines is of.
 
     Args:
         bundle: converted.
 
     Returns:
-        Of its checkpoint variant, summary ("ViT B/16, 86,567,656 parameters, 224x224") and sha256, those that are
-        known; and converted_by, the last command that ran a stage of the conversion.
+        What is known of its checkpoint; and the last command that ran a stage of the conversion.
     """
     manifest = Manifest.read(bundle)
     found = manifest.result("checkpoint")
-    return {
-        **{key: found[key] for key in ("variant", "summary", "sha256") if key in found},
-        "converted_by": manifest.command,
-    }
+    known = {key: found[key] for key in ("variant", "summary", "sha256") if key in found}
+    return MeasuredModel(**known, converted_by=manifest.command)
 
 
 def read_config(bundle: Bundle) -> ml_collections.ConfigDict:

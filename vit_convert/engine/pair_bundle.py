@@ -3,7 +3,6 @@
 import dataclasses
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import ml_collections
 import numpy as np
@@ -13,6 +12,7 @@ from vit_convert.core.config import PRECISIONS
 from vit_convert.core.errors import BenchmarkError, CheckError, UsageError
 from vit_convert.core.manifest import Manifest
 from vit_convert.core.pair import TOWERS, PairFacts, read_pair
+from vit_convert.core.pair_results import PairVerification, SimilarityCheck
 from vit_convert.core.progress import Progress
 from vit_convert.core.similarity import compare_rankings, zero_shot_top1
 from vit_convert.core.text_table import text_table
@@ -54,7 +54,7 @@ def open_pair(folder: str | os.PathLike[str]) -> tuple[PairFacts, dict[str, Bund
 
 def verify_pair(
     backend: Backend, root: Bundle, config: ml_collections.ConfigDict, *, precisions: Sequence[str], progress: Progress
-) -> dict[str, Any]:
+) -> PairVerification:
     """Compares the similarities that a pair's engines give with JAX's, on its evaluation images and prompts.
 
     Args:
@@ -65,7 +65,7 @@ def verify_pair(
         progress: what people see.
 
     Returns:
-        {"passed", "engines": {precision: row}}, as in the pair's report; the report has it too.
+        What was found; the pair's report has it too.
 
     Raises:
         CheckError: a tolerance is missed; its `result` holds the above.
@@ -86,30 +86,39 @@ def verify_pair(
         ranking = compare_rankings((right["image"], right["text"]), (found["image"], found["text"]), pair)
         judged_as = "fp16" if precision == "fp32" and config.engine.tf32 else precision
         misses = similarity_misses(config, judged_as, ranking, judges_ranks=judges_ranks, engine=True)
-        row: dict[str, Any] = {"precision": precision, **used, **dataclasses.asdict(ranking)}
+        top1 = of_jax = None
         if labels is not None:
             of_jax = zero_shot_top1(right["image"], right["text"], labels, pair)
-            row |= {"zero_shot": zero_shot_top1(found["image"], found["text"], labels, pair), "zero_shot_jax": of_jax}
-            miss = top1_miss(config, row["zero_shot"], of_jax)
+            top1 = zero_shot_top1(found["image"], found["text"], labels, pair)
+            miss = top1_miss(config, top1, of_jax)
             misses += [f"zero-shot {miss}"] if miss else []
-        engines[precision] = {**row, "passed": not misses, "misses": misses}
-    result = {"passed": all(row["passed"] for row in engines.values()), "engines": engines}
+        engines[precision] = SimilarityCheck(
+            precision=precision,
+            image=used["image"],
+            text=used["text"],
+            **dataclasses.asdict(ranking),
+            zero_shot=top1,
+            zero_shot_jax=of_jax,
+            passed=not misses,
+            misses=tuple(misses),
+        )
+    result = PairVerification(passed=all(row.passed for row in engines.values()), engines=engines, summary="")
     report = read_json(root.report) or {"name": root.root.name}
-    write_json(root.report, {**report, "engines": {**report.get("engines", {}), **engines}})
-    if not result["passed"]:
-        said = "; ".join(f"{name}: {'; '.join(row['misses'])}" for name, row in engines.items() if row["misses"])
+    write_json(root.report, {**report, "engines": {**report.get("engines", {}), **result.to_dict()["engines"]}})
+    if not result.passed:
+        said = "; ".join(f"{name}: {'; '.join(row.misses)}" for name, row in engines.items() if row.misses)
         fix = "Quantize one tower alone, or keep the layers that cost most in fp16; docs/zero_shot.md has more."
         raise CheckError(f"the engines' similarities are not JAX's: {said}", fix=fix, result=result)
     return result
 
 
-def pair_table(engines: Mapping[str, Mapping[str, Any]]) -> str:
+def pair_table(engines: Mapping[str, SimilarityCheck]) -> str:
     """What `verify_pair` found, as text for a terminal."""
     rows = []
     for precision, row in engines.items():
-        numbers = [f"{row['max_cosine_error']:.2g}", f"{row['top1']:.2f} %", f"{row['recall']:.2f} %"]
-        top1 = f"{row['zero_shot']:.2f} %" if "zero_shot" in row else ""
-        rows.append([f"{precision} pair", *numbers, top1, "passed" if row["passed"] else "FAILED"])
+        numbers = [f"{row.max_cosine_error:.2g}", f"{row.top1:.2f} %", f"{row.recall:.2f} %"]
+        top1 = "" if row.zero_shot is None else f"{row.zero_shot:.2f} %"
+        rows.append([f"{precision} pair", *numbers, top1, "passed" if row.passed else "FAILED"])
     return text_table(("engines", "cosine", "same first", "in first 5", "zero-shot", ""), rows)
 
 

@@ -2,13 +2,13 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import ml_collections
 
 from vit_convert.core.bundle import Bundle
 from vit_convert.core.consistency import agreement
+from vit_convert.core.engine_results import EngineCheck
 from vit_convert.core.errors import ConvertError
 from vit_convert.core.tolerance import tolerance_for
 from vit_convert.engine.backend.sidecar import check_sidecar
@@ -25,8 +25,8 @@ def compare_builds(
     session: Session,
     facts: Facts,
     config: ml_collections.ConfigDict,
-    found: Mapping[str, Any],
-) -> dict[str, Any]:
+    found: EngineCheck,
+) -> EngineCheck:
     """Runs noise, black and white through other engines of the same precision that load here too.
 
     Args:
@@ -38,9 +38,9 @@ def compare_builds(
         found: what `verify_session` found of it.
 
     Returns:
-        `found` with the comparisons in its "consistency", and misses in its "misses".
+        `found` with the comparisons in its `consistency`, and misses in its `misses`.
     """
-    result, probes = dict(found), None
+    result, probes = found, None
     record = session.engine.record
     tolerance = tolerance_for(config, record["precision"], engine=True, tf32=record["options"]["tf32"])
     for plan in _others(backend, bundle, session.engine.path):
@@ -49,9 +49,10 @@ def compare_builds(
             rows = agreement(
                 plan.parent.name, session.run(probes), other.run(probes), list(facts.signature.judged), tolerance
             )
-        result["consistency"] = [*result["consistency"], *(dataclasses.asdict(row) for row in rows)]
-        result["misses"] = [*result["misses"], *(str(row) for row in rows if not row.passed)]
-    return {**result, "passed": not result["misses"]}
+        misses = (*result.misses, *(str(row) for row in rows if not row.passed))
+        consistency = (*result.consistency, *rows)
+        result = dataclasses.replace(result, consistency=consistency, misses=misses, passed=not misses)
+    return result
 
 
 def _others(backend: Backend, bundle: Bundle, plan: pathlib.Path) -> Iterator[pathlib.Path]:

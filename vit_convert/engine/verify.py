@@ -14,6 +14,7 @@ from vit_convert.core.bundle import Bundle
 from vit_convert.core.compare import Tolerance, compare, top1_accuracy
 from vit_convert.core.config import QUANTIZED
 from vit_convert.core.consistency import Finding, check_consistency
+from vit_convert.core.engine_results import EngineCheck, OutputCheck
 from vit_convert.core.errors import BenchmarkError
 from vit_convert.core.image_size import ImageRange
 from vit_convert.core.progress import Progress
@@ -29,29 +30,6 @@ _EVALUATION_BATCH = 64
 _COPY = "Copy the whole bundle from the export host."
 
 
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One output at one batch size.
-
-    Attributes:
-        batch: images that were run.
-        output: its name.
-        max_abs: largest absolute difference to JAX.
-        max_rel: max_abs over JAX's largest magnitude.
-        cosine: smallest of the batch.
-        passed: whether the tolerance is met; None if the output is not judged.
-        image_size: (height, width) in pixels.
-    """
-
-    batch: int
-    output: str
-    max_abs: float
-    max_rel: float
-    cosine: float
-    passed: bool | None
-    image_size: tuple[int, int]
-
-
 def batches_to_verify(ranges: Sequence[ShapeRange]) -> list[int]:
     """Batch 1, the smallest, optimal and largest of every profile, and one between the two largest.
 
@@ -65,7 +43,7 @@ def batches_to_verify(ranges: Sequence[ShapeRange]) -> list[int]:
 
 def verify_session(
     session: Session, bundle: Bundle, config: ml_collections.ConfigDict, facts: Facts, *, progress: Progress
-) -> dict[str, Any]:
+) -> EngineCheck:
     """Proves one engine.
 
     Args:
@@ -76,9 +54,8 @@ def verify_session(
         progress: what people see.
 
     Returns:
-        precision, passed, tolerance, misses (in words), rows ([Row]), consistency (what needs no reference, see
-        core/consistency.py), max_abs, max_rel and cosine (the worst of the judged outputs) and, with labelled images,
-        top1, top1_jax, agreement (None without JAX's own predictions), all in percent, and num_images.
+        What was found; top1, top1_jax, agreement (None without JAX's own predictions) and num_images with labelled
+        images only.
 
     Raises:
         BenchmarkError: the bundle's reference or its evaluation is missing, damaged or of another model, or TensorRT
@@ -105,23 +82,40 @@ def verify_session(
     alone = check_alone(session, facts, tolerance) if config.check.consistency else []
     misses += [str(found) for found in alone if not found.passed]
     final = [row for row in rows if row.output in signature.judged and row.passed is not None]
-    result: dict[str, Any] = {
-        "precision": precision,
-        "tolerance": str(tolerance),
-        "max_abs": max(row.max_abs for row in final),
-        "max_rel": max(row.max_rel for row in final),
-        "cosine": min(row.cosine for row in final),
-        "rows": [dataclasses.asdict(row) for row in rows],
-        "consistency": [dataclasses.asdict(found) for found in alone],
-    }
+    accuracy = _Accuracy()
     # what was fed beside the images is not known here
     if signature.classes is not None and bundle.labels("evaluation") in facts.files and len(signature.inputs) == 1:
         accuracy = _evaluate(session, bundle, facts, progress)
-        agreement = agreement_miss(config, precision, accuracy["agreement"], accuracy["num_images"])
-        top1 = "" if facts.top1 is None else top1_miss(config, accuracy["top1"], facts.top1)
-        misses += [miss for miss in (top1, agreement) if miss]
-        result |= accuracy
-    return {**result, "passed": not misses, "misses": misses}
+        misses += _accuracy_misses(config, precision, accuracy)
+    return EngineCheck(
+        precision=precision,
+        passed=not misses,
+        tolerance=str(tolerance),
+        misses=tuple(misses),
+        max_abs=max(row.max_abs for row in final),
+        max_rel=max(row.max_rel for row in final),
+        cosine=min(row.cosine for row in final),
+        rows=tuple(rows),
+        consistency=tuple(alone),
+        **dataclasses.asdict(accuracy),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Accuracy:
+    """Of `EngineCheck`, what labelled images tell."""
+
+    num_images: int | None = None
+    top1: float | None = None
+    top1_jax: float | None = None
+    agreement: float | None = None
+
+
+def _accuracy_misses(config: ml_collections.ConfigDict, precision: str, found: _Accuracy) -> list[str]:
+    assert found.top1 is not None and found.num_images is not None  # it was evaluated
+    top1 = "" if found.top1_jax is None else top1_miss(config, found.top1, found.top1_jax)
+    agreement = agreement_miss(config, precision, found.agreement, found.num_images)
+    return [miss for miss in (top1, agreement) if miss]
 
 
 def check_alone(session: Session, facts: Facts, tolerance: Tolerance) -> list[Finding]:
@@ -159,7 +153,7 @@ def require_reference(bundle: Bundle, facts: Facts) -> None:
             raise BenchmarkError(wrong, fix=f"{_COPY} Or finish the conversion, at least --until=check.")
 
 
-def _where(row: Row, facts: Facts) -> str:
+def _where(row: OutputCheck, facts: Facts) -> str:
     return f" of {row.image_size[0]}x{row.image_size[1]}" if isinstance(facts.image_size, ImageRange) else ""
 
 
@@ -170,7 +164,7 @@ def _compare_batches(
     tolerance: Tolerance,
     judged: set[str] | None,
     signature: Signature,
-) -> list[Row]:
+) -> list[OutputCheck]:
     """Compares at one image size; judges the tensors named, all for None."""
     with _reading(path), np.load(path) as file:
         reference = {name: file[name] for name in file.files}
@@ -190,7 +184,17 @@ def _compare_batches(
                 _require_shape(f"{path}: {name}", reference[name].shape, "the engine gives", (count, *values.shape[1:]))
                 found = compare(reference[name][repeated], values)
                 passed = tolerance.met_by(found) if judged is None or name in judged else None
-                rows.append(Row(batch, name, found.max_abs, found.max_rel, found.cosine, passed, size))
+                rows.append(
+                    OutputCheck(
+                        batch=batch,
+                        output=name,
+                        max_abs=found.max_abs,
+                        max_rel=found.max_rel,
+                        cosine=found.cosine,
+                        passed=passed,
+                        image_size=size,
+                    )
+                )
     if missing := [name for name in signature.judged if not any(row.output == name for row in rows)]:
         raise BenchmarkError(
             f"{session.engine.path.name}: has no output {missing[0]!r} to compare",
@@ -207,7 +211,7 @@ def _image_size(signature: Signature, inputs: Mapping[str, np.ndarray]) -> tuple
     return (shape[1], shape[2]) if image.layout == "NHWC" else (shape[2], shape[3])
 
 
-def _evaluate(session: Session, bundle: Bundle, facts: Facts, progress: Progress) -> dict[str, Any]:
+def _evaluate(session: Session, bundle: Bundle, facts: Facts, progress: Progress) -> _Accuracy:
     images, labels = _load(bundle.images("evaluation"), mmap_mode="r"), _load(bundle.labels("evaluation"))
     _require_shape(str(bundle.labels("evaluation")), labels.shape, "the images are", images.shape[:1])
     engine, preprocess = session.engine, Preprocess.from_dict(facts.preprocess)
@@ -227,12 +231,7 @@ def _evaluate(session: Session, bundle: Bundle, facts: Facts, progress: Progress
         scores_of_jax = _load(predictions)
         _require_shape(str(predictions), scores_of_jax.shape, "the engine gives", values.shape)
         agreement = top1_accuracy(values, np.argmax(scores_of_jax, axis=-1))
-    return {
-        "num_images": len(labels),
-        "top1": top1_accuracy(values, labels),
-        "top1_jax": facts.top1,
-        "agreement": agreement,
-    }
+    return _Accuracy(len(labels), top1_accuracy(values, labels), facts.top1, agreement)
 
 
 def _load(path: pathlib.Path, **options: Any) -> np.ndarray:

@@ -15,6 +15,7 @@ import onnx_ir.passes.common as passes
 from vit_convert.core.errors import ExportError
 from vit_convert.core.onnx_file import BLOCKS_ALONE, external_files, save_onnx
 from vit_convert.core.stack import Stack
+from vit_convert.core.stage_results import RuleCount
 from vit_convert.core.warm import keeps, shared
 from vit_convert.export import lower, weights
 from vit_convert.export.passes.dynamic_image_size import make_dynamic
@@ -39,7 +40,7 @@ class ExportReport:
         bytes: size of the graph and its weights on disk.
         taps: inner values that the reference knows, by name.
         pooled_token: index of the one token that the last block keeps; None where it keeps all.
-        rules: per rule: name, places rewritten, places declined by reason.
+        rules: what each rule and pass did, in order.
     """
 
     opset: int
@@ -48,9 +49,9 @@ class ExportReport:
     nodes_per_block: int
     num_shapes: int
     bytes: int
-    taps: list[str]
+    taps: tuple[str, ...]
     pooled_token: int | None
-    rules: list[dict[str, Any]]
+    rules: tuple[RuleCount, ...]
 
 
 def export_model(
@@ -204,7 +205,7 @@ def _report(graph: lower.Graph, stacks: Sequence[Stack], target: Target) -> Expo
         nodes_per_block=_nodes_per_block(graph, stacks),
         num_shapes=sum(node.op_type == "Shape" for node in nodes),
         bytes=0,
-        taps=graph.taps,
+        taps=tuple(graph.taps),
         pooled_token=graph.pooled_token,
-        rules=[dataclasses.asdict(count) for count in graph.rules],
+        rules=tuple(graph.rules),
     )

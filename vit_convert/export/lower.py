@@ -7,11 +7,12 @@ import onnx_ir as ir
 
 from vit_convert.core.signature import Tensor
 from vit_convert.core.stack import Stack
+from vit_convert.core.stage_results import RuleCount
 from vit_convert.export import weights
 from vit_convert.export.passes import name_nodes, unroll_blocks
 from vit_convert.export.passes.cleanup import clean
 from vit_convert.export.passes.prune_to_pooled_token import pooled_token, prune_tokens
-from vit_convert.export.rules.rule import RuleCount, apply_rule
+from vit_convert.export.rules.rule import apply_rule
 from vit_convert.export.targets import Target
 from vit_convert.export.trace import Apply, trace
 

@@ -4,6 +4,8 @@ import pathlib
 from typing import Any
 
 from vit_convert.core import config as configs
+from vit_convert.core.benchmark_results import BenchmarkResult
+from vit_convert.core.engine_results import BuildResult, Verification
 from vit_convert.core.pipeline import Context, Stage
 from vit_convert.stages.common import backend_named, builds_here, plain
 
@@ -24,7 +26,7 @@ def _inputs(context: Context) -> Any:
     return [*host, plain(config.engine), plain(config.batch), configs.precisions(config), list(config.keep_fp32)]
 
 
-def build(context: Context) -> dict[str, Any]:
+def build(context: Context) -> BuildResult:
     """Builds an engine for each precision."""
     from vit_convert.engine.build_bundle import build_bundle
     from vit_convert.engine.handoff import read_facts
@@ -37,8 +39,8 @@ def build(context: Context) -> dict[str, Any]:
         precisions=configs.precisions(context.config),
         progress=context.progress,
     )
-    summary = ", ".join(f"{e['precision']} {e['bytes'] / 2**20:.1f} MiB" for e in engines)
-    return {"engines": engines, "summary": f"{engines[0]['backend']} {engines[0]['version']}: {summary}"}
+    sizes = ", ".join(f"{engine.precision} {engine.bytes / 2**20:.1f} MiB" for engine in engines)
+    return BuildResult(engines=tuple(engines), summary=f"{engines[0].backend} {engines[0].version}: {sizes}")
 
 
 def _can_run(context: Context) -> bool:
@@ -49,7 +51,7 @@ def _can_run(context: Context) -> bool:
     return backend.gpu is not None and backend.gpu.arch in backend.targets
 
 
-def verify(context: Context) -> dict[str, Any]:
+def verify(context: Context) -> Verification:
     """Runs the engines against the reference, as `python -m vit_convert.engine verify` does on a GPU host."""
     from vit_convert.engine.commands import verify_bundle
     from vit_convert.engine.handoff import read_facts
@@ -64,12 +66,11 @@ def verify(context: Context) -> dict[str, Any]:
     )
 
 
-def benchmark(context: Context) -> dict[str, Any]:
+def benchmark(context: Context) -> BenchmarkResult:
     """Measures the engines and recommends one of them."""
-    from vit_convert.engine.bundle_engines import recommended_engine
     from vit_convert.engine.commands import benchmark_bundle
 
-    result = benchmark_bundle(
+    return benchmark_bundle(
         backend_named(context.config.engine.backend),
         context.bundle,
         context.config,
@@ -77,13 +78,14 @@ def benchmark(context: Context) -> dict[str, Any]:
         warmup_seconds=1.0,
         progress=context.progress,
     )
-    return {**result, "engine": recommended_engine(context.results["build"]["engines"], result)}
 
 
 def _sidecars(context: Context) -> list[pathlib.Path]:
     return [plan.with_name(f"{plan.name}.json") for plan in _plans(context)]
 
 
-BUILD = Stage("build", ("export", "calibrate", "quantize"), build, _inputs, _plans, builds_here, _sidecars)
-VERIFY = Stage("verify", ("reference", "build"), verify, lambda c: plain(c.config.check), needed=_can_run)
-BENCHMARK = Stage("benchmark", ("build", "verify"), benchmark, lambda c: plain(c.config.benchmark), needed=_can_run)
+BUILD = Stage("build", ("export", "calibrate", "quantize"), BuildResult, build, _inputs, _plans, builds_here, _sidecars)
+VERIFY = Stage("verify", ("reference", "build"), Verification, verify, lambda c: plain(c.config.check), needed=_can_run)
+BENCHMARK = Stage(
+    "benchmark", ("build", "verify"), BenchmarkResult, benchmark, lambda c: plain(c.config.benchmark), needed=_can_run
+)

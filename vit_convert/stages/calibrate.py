@@ -12,6 +12,7 @@ from vit_convert.core.bundle import atomic
 from vit_convert.core.calibration_cache import ALGORITHMS, CacheKey, format_cache, hash_source, key_path, save_cache
 from vit_convert.core.errors import UsageError
 from vit_convert.core.pipeline import Context, Stage
+from vit_convert.core.stage_results import CalibrateResult, LeftOut, Shifted, Smoothed, Widened
 from vit_convert.stages.common import (
     backend_named,
     builds_here,
@@ -119,7 +120,7 @@ def source_graph(context: Context) -> pathlib.Path:
     return context.bundle.onnx(SMOOTHED if context.config.calibration.smooth else "fp32")
 
 
-def calibrate(context: Context) -> dict[str, Any]:
+def calibrate(context: Context) -> CalibrateResult:
     """Decodes the calibration images, smooths the graph if asked to, and measures the ranges of what could be
     quantized."""
     import onnx_ir as ir
@@ -156,7 +157,7 @@ def calibrate(context: Context) -> dict[str, Any]:
         calibration = calibration.shift(
             *shiftable(ir.load(source_graph(context)), place(model, **patterns(context)).sites)
         )
-    left_out: list[dict[str, Any]] = []
+    left_out: list[LeftOut] = []
     lowering = unquantized(context)
     if _may_leave_out(context) and not lowering:
         linears = [site for site in place(model, **patterns(context)).sites if site.weight]
@@ -176,48 +177,54 @@ def calibrate(context: Context) -> dict[str, Any]:
     if calibration.shifts:
         summary += f", {len(calibration.shifts)} shifted"
     if left_out:
-        summary += f", {', '.join(site for row in left_out for site in row['sites'])} left out of int8"
-    return {
-        "method": config.method,
-        "num_images": len(images),
-        "source": source,
-        "num_tensors": len(calibration.thresholds),
-        "num_clipped": clipped,
-        "widened": widened,
-        "left_out": left_out,
-        "shifted": _shifted(calibration),
-        "smoothed": smoothed,
-        "summary": summary + (f", {smoothed['num_norms']} LayerNorms smoothed" if smoothed else ""),
-    }
+        summary += f", {', '.join(site for row in left_out for site in row.sites)} left out of int8"
+    return CalibrateResult(
+        method=config.method,
+        num_images=len(images),
+        source=source,
+        num_tensors=len(calibration.thresholds),
+        num_clipped=clipped,
+        widened=tuple(widened),
+        left_out=tuple(left_out),
+        shifted=tuple(_shifted(calibration)),
+        smoothed=smoothed,
+        summary=summary + (f", {smoothed.num_norms} LayerNorms smoothed" if smoothed else ""),
+    )
 
 
-def _widened(calibration: "Calibration") -> list[dict[str, Any]]:
+def _widened(calibration: "Calibration") -> list[Widened]:
     """The tensors whose threshold the guard widened, with the error of their products at each threshold; largest error
     by entropy first."""
     return [
-        {
-            "tensor": name,
-            "amax": calibration.amax[name],
-            "entropy": cost.candidates[0],
-            "threshold": calibration.thresholds[name],
-            "error_entropy": cost.errors[0],
-            "error": cost.cheapest,
-            "error_minmax": cost.errors[-1],
-        }
+        Widened(
+            tensor=name,
+            amax=calibration.amax[name],
+            entropy=cost.candidates[0],
+            threshold=calibration.thresholds[name],
+            error_entropy=cost.errors[0],
+            error=cost.cheapest,
+            error_minmax=cost.errors[-1],
+        )
         for name, cost in calibration.widened().items()
     ]
 
 
-def _shifted(calibration: "Calibration") -> list[dict[str, Any]]:
+def _shifted(calibration: "Calibration") -> list[Shifted]:
     """The tensors that are shifted, and what that gains their products, those first that gain most."""
     rows = [
-        {"tensor": name, **dataclasses.asdict(shift), "error_symmetric": calibration.costs[name].cheapest}
+        Shifted(
+            tensor=name,
+            offset=shift.offset,
+            threshold=shift.threshold,
+            error=shift.error,
+            error_symmetric=calibration.costs[name].cheapest,
+        )
         for name, shift in calibration.shifts.items()
     ]
-    return sorted(rows, key=lambda row: row["error"] - row["error_symmetric"])
+    return sorted(rows, key=lambda row: row.error - row.error_symmetric)
 
 
-def _left_out(context: Context, calibration: "Calibration", linears: Sequence["Site"]) -> list[dict[str, Any]]:
+def _left_out(context: Context, calibration: "Calibration", linears: Sequence["Site"]) -> list[LeftOut]:
     """The products that stay out of int8, the worst first, with a warning for each.
 
     Raises:
@@ -225,31 +232,28 @@ def _left_out(context: Context, calibration: "Calibration", linears: Sequence["S
     """
     allowed, rows = context.config.calibration.max_error, []
     for tensor, error in sorted(calibration.left_out.items(), key=lambda item: -item[1]):
-        sites = list(dict.fromkeys(site.name for site in linears if site.tensor == tensor))
-        rows.append({"sites": sites, "tensor": tensor, "error": error, "max_error": allowed})
+        sites = tuple(dict.fromkeys(site.name for site in linears if site.tensor == tensor))
+        rows.append(LeftOut(sites=sites, tensor=tensor, error=error, max_error=allowed))
         context.progress.warn(
             f"{', '.join(sites)}: stays fp16: at every threshold int8 costs {error:.2g} of the product, "
             f"calibration.max_error allows {allowed:g}; config.quantize_only would take it all the same"
         )
     if linears and all(site.tensor in calibration.left_out for site in linears):
         raise UsageError(
-            f"config.calibration.max_error={allowed:g}: every product loses more, the least {rows[-1]['sites'][0]}: "
-            f"{rows[-1]['error']:.2g}; nothing would be quantized",
+            f"config.calibration.max_error={allowed:g}: every product loses more, the least {rows[-1].sites[0]}: "
+            f"{rows[-1].error:.2g}; nothing would be quantized",
             fix="Allow more, name layers in config.quantize_only, or ask for fp16.",
         )
     return rows
 
 
-def _most(widened: list[dict[str, Any]]) -> str:
+def _most(widened: Sequence[Widened]) -> str:
     first = widened[0]
-    threshold = f"{first['entropy']:.3g} → {first['threshold']:.3g}"
-    return (
-        f"most {first['tensor']}: {threshold}, error of its products {first['error_entropy']:.2g} → "
-        f"{first['error']:.2g}"
-    )
+    threshold = f"{first.entropy:.3g} → {first.threshold:.3g}"
+    return f"most {first.tensor}: {threshold}, error of its products {first.error_entropy:.2g} → {first.error:.2g}"
 
 
-def _measure_lowering(context: Context, lowering: str, images: np.ndarray) -> list[dict[str, Any]]:
+def _measure_lowering(context: Context, lowering: str, images: np.ndarray) -> list[LeftOut]:
     """Writes a lowering with its channels evened out, and its ranges from the same images by the same method.
 
     Tensors that no product reads are not clipped. Tensors whose product loses too much get no range.
@@ -360,7 +364,7 @@ def _batches(context: Context, images: np.ndarray, size: int) -> Any:
     return (normalize(np.asarray(images[start : start + size])) for start in range(0, len(images), size))
 
 
-def _smooth(context: Context, model: Any, placement: Any, images: np.ndarray) -> dict[str, Any]:
+def _smooth(context: Context, model: Any, placement: Any, images: np.ndarray) -> Smoothed:
     """Writes `model.smooth.onnx`; the quantize stage checks it against JAX like the fp32 graph."""
     from vit_convert.core.onnx_file import save_onnx
     from vit_convert.quantize.activation_max import largest
@@ -374,8 +378,12 @@ def _smooth(context: Context, model: Any, placement: Any, images: np.ndarray) ->
     for tensor, reason in result.declined.items():
         context.progress.warn(f"{tensor}: not smoothed: {reason}")
     save_onnx(result.model, context.bundle.onnx(SMOOTHED))
-    factors = {name: [float(s.min()), float(s.max())] for name, s in result.factors.items()}
-    return {"strength": config.smooth, "num_norms": len(norms), "factors_min_max": factors, "declined": result.declined}
+    return Smoothed(
+        strength=config.smooth,
+        num_norms=len(norms),
+        factors_min_max={name: (float(s.min()), float(s.max())) for name, s in result.factors.items()},
+        declined=result.declined,
+    )
 
 
 def _write_cache(context: Context, calibration: Any) -> None:
@@ -392,7 +400,7 @@ def _write_cache(context: Context, calibration: Any) -> None:
         version = backend.version
     algorithm = calibration.method if calibration.method in ALGORITHMS else "entropy"
     images = samples_file(context, "calibration")
-    graph, preprocessing = hash_graph(source_graph(context)), context.results["checkpoint"]["preprocess"]
+    graph, preprocessing = hash_graph(source_graph(context)), context.results.checkpoint.preprocess
     key = CacheKey(
         algorithm, version, hash_source(graph, images, num_images=calibration.num_images, preprocessing=preprocessing)
     )
@@ -400,4 +408,4 @@ def _write_cache(context: Context, calibration: Any) -> None:
     save_cache(context.bundle.calibration_cache, key, format_cache(key, ranges), num_images=calibration.num_images)
 
 
-CALIBRATE = Stage("calibrate", ("export",), calibrate, _inputs, _outputs, _wanted)
+CALIBRATE = Stage("calibrate", ("export",), CalibrateResult, calibrate, _inputs, _outputs, _wanted)

@@ -7,12 +7,14 @@ import pathlib
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vit_convert.core.advice import advice
+from vit_convert.core.check_results import Distance, GraphCheck, LoweringCheck, TensorCheck
 from vit_convert.core.compare import Tolerance, top1_accuracy
-from vit_convert.core.config import QUANTIZED, is_planned
+from vit_convert.core.config import QUANTIZED
 from vit_convert.core.errors import CheckError
 from vit_convert.core.image_size import ImageRange, sizes_of
 from vit_convert.core.pipeline import Context, Stage
@@ -22,22 +24,20 @@ from vit_convert.stages.common import EVALUATION_BATCH, evaluation, plain, prepa
 from vit_convert.stages.reference import reference_files
 
 if TYPE_CHECKING:
-    from vit_convert.checks.onnx_graph import Row
     from vit_convert.core.consistency import Finding
 
 
-def check(context: Context) -> dict[str, Any]:
+def check(context: Context) -> GraphCheck:
     """Checks model.onnx against JAX, block by block, and its top-1; then the output of each lowering."""
     _let_go_of_model(context)
     result = check_precision(context, "fp32")
-    result["lowerings"], misses = {}, []
-    for name in context.results["export"]["lowerings"]:
-        found, miss = _check_lowering(context, name)
-        result["lowerings"][name] = found
-        result["summary"] += f"; {name}: cosine {found['cosine']:.7f}"
+    lowerings, misses = {}, []
+    for name in context.results.export.lowerings:
+        lowerings[name], miss = _check_lowering(context, name)
         misses += [f"lowering {name}: {miss}"] if miss else []
+    summary = "".join([result.summary, *(f"; {name}: cosine {row.cosine:.7f}" for name, row in lowerings.items())])
+    result = dataclasses.replace(result, passed=not misses, lowerings=lowerings, summary=summary)
     if misses:
-        result["passed"] = False
         raise _missed(context, "; ".join(misses), result)
     return result
 
@@ -50,7 +50,7 @@ def _let_go_of_model(context: Context) -> None:
     gc.collect()  # a graph's nodes and values refer to each other
 
 
-def _check_lowering(context: Context, name: str) -> tuple[dict[str, Any], str]:
+def _check_lowering(context: Context, name: str) -> tuple[LoweringCheck, str]:
     """Compares a lowering's output with the reference at every size, by the tolerance of fp32; its inner values may
     have another layout.
 
@@ -60,12 +60,15 @@ def _check_lowering(context: Context, name: str) -> tuple[dict[str, Any], str]:
     path, tolerance = context.bundle.lowering(name), tolerance_for(context.config, "fp32")
     by_size, _ = _check_sizes(context, path, "fp32", tolerance, taps=())
     missed = {(size, row) for size, rows in by_size.items() for row in rows if row.passed is False}
-    sizes = {size: _numbers(rows[0]) for size, rows in by_size.items()}
-    found = {"passed": not missed, **next(iter(sizes.values())), "sizes": sizes}
+    sizes = {size: Distance.part_of(rows[0]) for size, rows in by_size.items()}
+    first = next(iter(sizes.values()))
+    found = LoweringCheck(
+        passed=not missed, max_abs=first.max_abs, max_rel=first.max_rel, cosine=first.cosine, sizes=sizes
+    )
     return found, _worst(path, missed, tolerance) if missed else ""
 
 
-def check_precision(context: Context, precision: str) -> dict[str, Any]:
+def check_precision(context: Context, precision: str) -> GraphCheck:
     """Compares one graph with the reference; a miss raises CheckError, which carries the result for the report.
 
     A dynamic graph is judged at three sizes; a quantized one only at the size of its calibration, and reported at the
@@ -94,37 +97,38 @@ def runnable(context: Context, precision: str) -> Iterator[pathlib.Path]:
         yield widened
 
 
-def _check_graph(context: Context, precision: str, path: pathlib.Path) -> dict[str, Any]:
+def _check_graph(context: Context, precision: str, path: pathlib.Path) -> GraphCheck:
     from vit_convert.checks.onnx_graph import graph_scores
 
-    output = context.results["checkpoint"]["output"]
+    output = context.results.checkpoint.output
     tolerance = tolerance_for(context.config, precision)
-    by_size, tensors = _check_sizes(context, path, precision, tolerance, taps=context.results["export"]["taps"])
+    by_size, tensors = _check_sizes(context, path, precision, tolerance, taps=context.results.export.taps)
     rows = next(iter(by_size.values()))
     finals = {size: next(row for row in found if row.tensor == output) for size, found in by_size.items()}
     final = next(iter(finals.values()))
     missed = {(size, row) for size, found in by_size.items() for row in found if row.passed is False}
-    result: dict[str, Any] = {
-        "precision": precision,
-        "passed": not missed,
-        "tolerance": str(tolerance),
-        **_numbers(final),
-        "blocks": [dataclasses.asdict(row) for row in rows],
-        "sizes": {size: _numbers(row) for size, row in finals.items()},
-        "summary": f"max abs {final.max_abs:.2g} ({final.max_rel:.2g} of scale), cosine {final.cosine:.7f}",
-    }
+    result = GraphCheck(
+        precision=precision,
+        passed=not missed,
+        tolerance=str(tolerance),
+        max_abs=final.max_abs,
+        max_rel=final.max_rel,
+        cosine=final.cosine,
+        blocks=tuple(rows),
+        sizes={size: Distance.part_of(row) for size, row in finals.items()},
+        summary=f"max abs {final.max_abs:.2g} ({final.max_rel:.2g} of scale), cosine {final.cosine:.7f}",
+    )
     if missed:
         _, first = min(missed, key=lambda found: tensors.index(found[1].tensor))
         raise _missed(context, f"{_worst(path, missed, tolerance)}. First to miss: {first.tensor}.", result)
     if context.config.check.consistency:
         alone = _check_alone(context, path, tolerance)
-        result["consistency"] = [dataclasses.asdict(row) for row in alone]
-        if wrong := [row for row in alone if not row.passed]:
-            result["passed"] = False
+        wrong = [row for row in alone if not row.passed]
+        result = dataclasses.replace(result, passed=not wrong, consistency=tuple(alone))
+        if wrong:
             raise _missed(context, f"{path.name}: {wrong[0]}; needed {tolerance}", result)
-    if precision == "bf16":
-        result["summary"] += ", in float32 rounded to bf16"
-    result["summary"] += "".join(f", {row.cosine:.7f} at {size}" for size, row in list(finals.items())[1:])
+    summary = result.summary + (", in float32 rounded to bf16" if precision == "bf16" else "")
+    summary += "".join(f", {row.cosine:.7f} at {size}" for size, row in list(finals.items())[1:])
     if labelled := evaluation(context):
         scores = graph_scores(
             path,
@@ -135,12 +139,14 @@ def _check_graph(context: Context, precision: str, path: pathlib.Path) -> dict[s
             label=f"{precision} top-1",
             progress=context.progress,
         )
-        result["top1"] = top1_accuracy(scores, labelled[1])
-        result["summary"] += f", top-1 {result['top1']:.2f} %"
-        if miss := top1_miss(context.config, result["top1"], context.results["reference"]["top1"]):
-            result["passed"] = False
+        top1, top1_of_jax = top1_accuracy(scores, labelled[1]), context.results.reference.top1
+        assert top1_of_jax is not None  # the reference has the same images
+        miss = top1_miss(context.config, top1, top1_of_jax)
+        result = dataclasses.replace(result, passed=not miss, top1=top1, summary=f"{summary}, top-1 {top1:.2f} %")
+        if miss:
             raise _missed(context, f"{path.name}: {miss}", result)
-    return result
+        return result
+    return dataclasses.replace(result, summary=summary)
 
 
 def _check_alone(context: Context, path: pathlib.Path, tolerance: Tolerance) -> list["Finding"]:
@@ -148,25 +154,23 @@ def _check_alone(context: Context, path: pathlib.Path, tolerance: Tolerance) -> 
     from vit_convert.checks.onnx_graph import check_alone
     from vit_convert.images.probes import probe_inputs
 
-    checkpoint, signature = context.results["checkpoint"], signature_of(context)
+    checkpoint, signature = context.results.checkpoint, signature_of(context)
     size = sizes_of(checkpoint)
-    probes = probe_inputs(
-        signature, checkpoint.get("preprocess", {}), size.optimal if isinstance(size, ImageRange) else size
-    )
+    probes = probe_inputs(signature, checkpoint.preprocess, size.optimal if isinstance(size, ImageRange) else size)
     return check_alone(path, probes, signature.judged, tolerance, largest=context.config.check.num_images)
 
 
 def _check_sizes(
     context: Context, path: pathlib.Path, precision: str, tolerance: Tolerance, *, taps: Sequence[str]
-) -> tuple[dict[str, list["Row"]], list[str]]:
+) -> tuple[dict[str, list[TensorCheck]], list[str]]:
     """The rows for each image size (keys such as "224x224"), of the output and these taps, and the tensors' names in
     order."""
     from vit_convert.checks.onnx_graph import batch_sizes, check_graph
 
-    signature, token = signature_of(context), context.results["export"].get("pooled_token")
+    signature, token = signature_of(context), context.results.export.pooled_token
     inputs = [tensor.name for tensor in signature.inputs]
     known = {*inputs, *signature.judged, *taps}
-    by_size: dict[str, list[Row]] = {}
+    by_size: dict[str, list[TensorCheck]] = {}
     for size, reference_path in reference_files(context).items():
         with np.load(reference_path) as file:
             reference = {name: file[name] for name in file.files if name in known}
@@ -179,11 +183,7 @@ def _check_sizes(
     return by_size, list(reference)
 
 
-def _numbers(row: "Row") -> dict[str, float]:
-    return {"max_abs": row.max_abs, "max_rel": row.max_rel, "cosine": row.cosine}
-
-
-def _worst(path: pathlib.Path, missed: Iterable[tuple[str, "Row"]], tolerance: Tolerance) -> str:
+def _worst(path: pathlib.Path, missed: Iterable[tuple[str, TensorCheck]], tolerance: Tolerance) -> str:
     """What missed by most, in words."""
     where, row = max(missed, key=lambda found: found[1].max_rel)
     return (
@@ -192,30 +192,8 @@ def _worst(path: pathlib.Path, missed: Iterable[tuple[str, "Row"]], tolerance: T
     )
 
 
-def _missed(context: Context, message: str, result: dict[str, Any]) -> CheckError:
-    fix = "docs/checks.md says what usually causes it."
-    if (precision := result.get("precision")) in QUANTIZED:
-        fix = f"{_advice(context.config, precision)} docs/checks.md has what each of them gained on a trained model."
-    return CheckError(message, fix=fix, result=result)
+def _missed(context: Context, message: str, result: GraphCheck) -> CheckError:
+    return CheckError(message, fix=advice(context.config, result.precision), result=result)
 
 
-def _advice(config: Any, precision: str) -> str:
-    """What helped where a quantized graph missed, in the order of what it gained for what it costs, less what the
-    config has already."""
-    calibration, tries = config.calibration, []
-    if precision == "int8" and calibration.method != "entropy":
-        tries.append(f"config.calibration.method=entropy instead of {calibration.method}")
-    if calibration.attention:
-        tries.append("config.calibration.attention=False")
-    if precision == "int8" and calibration.method == "entropy":
-        tries.append(
-            f"config.calibration.max_error below {calibration.max_error:g}, which leaves more products in fp16"
-        )
-    if is_planned(config):
-        tries.append("a higher config.plan.cosine than now")
-    elif not config.engine.int8_lowering:
-        tries.append("config.precision=auto, which leaves the layers in fp16 that cost most")
-    return f"Try {'; then '.join(tries)}." if tries else "Stay with fp16."
-
-
-CHECK = Stage("check", ("reference", "export"), check, lambda c: plain(c.config.check))
+CHECK = Stage("check", ("reference", "export"), GraphCheck, check, lambda c: plain(c.config.check))

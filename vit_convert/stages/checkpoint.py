@@ -9,6 +9,7 @@ from vit_convert.core import config as configs
 from vit_convert.core.errors import ConvertError, UsageError
 from vit_convert.core.image_size import ImageRange, check_image_size, parse_range
 from vit_convert.core.pipeline import Context, Stage, file_identity
+from vit_convert.core.stage_results import CheckpointResult
 from vit_convert.core.user_code import describe_function, user_code
 
 
@@ -64,7 +65,7 @@ def _found(context: Context) -> Any:
     return context.scratch["found"]
 
 
-def load(context: Context) -> dict[str, Any]:
+def load(context: Context) -> CheckpointResult:
     """Loads and verifies the checkpoint, or calls the user's model function."""
     config = context.config
     if config.model is not None:
@@ -90,27 +91,27 @@ def load(context: Context) -> dict[str, Any]:
     shown = str(sizes) if sizes else "x".join(map(str, size)) if size else checkpoint.takes
     _import_exporter()
     _found(context).require_sha256(checkpoint.sha256)
-    return {
-        "path": str(checkpoint.path),
-        "sha256": checkpoint.sha256,
-        "family": checkpoint.family.name,
-        "variant": checkpoint.variant,
-        "layout": checkpoint.layout.value,
-        "num_params": checkpoint.num_params,
-        "image_size": list(size),
-        "image_range": sizes.to_dict() if sizes else None,
-        "patch_size": checkpoint.patch_size,
-        "attentions": [list(sizes) for sizes in checkpoint.attentions],
-        "source_image_size": list(checkpoint.source_image_size),
-        "num_classes": checkpoint.num_classes,
-        "zero_head": checkpoint.zero_head,
-        "output": checkpoint.output,
-        "judge": checkpoint.judge,
-        "pair": dataclasses.asdict(checkpoint.pair) if checkpoint.pair else None,
-        "warnings": list(checkpoint.warnings),
-        "preprocess": preprocess_for(preprocess, size or (1, 1)).to_dict(),
-        "summary": f"{_called(checkpoint)}, {checkpoint.num_params:,} parameters, {shown}",
-    }
+    return CheckpointResult(
+        path=str(checkpoint.path),
+        sha256=checkpoint.sha256,
+        family=checkpoint.family.name,
+        variant=checkpoint.variant,
+        layout=checkpoint.layout.value,
+        num_params=checkpoint.num_params,
+        image_size=size,
+        image_range=sizes,
+        patch_size=checkpoint.patch_size,
+        attentions=tuple(checkpoint.attentions),
+        source_image_size=checkpoint.source_image_size,
+        num_classes=checkpoint.num_classes,
+        zero_head=checkpoint.zero_head,
+        output=checkpoint.output,
+        judge=checkpoint.judge,
+        pair=dataclasses.asdict(checkpoint.pair) if checkpoint.pair else None,
+        warnings=tuple(checkpoint.warnings),
+        preprocess=preprocess_for(preprocess, size or (1, 1)).to_dict(),
+        summary=f"{_called(checkpoint)}, {checkpoint.num_params:,} parameters, {shown}",
+    )
 
 
 def _called(checkpoint: Any) -> str:
@@ -171,7 +172,7 @@ def _checkpoint(context: Context) -> Any:
     return context.scratch["checkpoint"]
 
 
-def _load_user_model(context: Context) -> dict[str, Any]:
+def _load_user_model(context: Context) -> CheckpointResult:
     from vit_convert.images.preprocess import preprocess_for
 
     config = context.config
@@ -183,22 +184,21 @@ def _load_user_model(context: Context) -> dict[str, Any]:
     num_params = sum(int(leaf.size) for leaf in model.params.values())
     others = f"; also {', '.join(model.taps)}" if model.taps else ""
     family = "vit_jax" if config.preprocess == "auto" else config.preprocess
-    return {
-        "path": "",
-        "sha256": "",
-        "model": {**describe_function(config.model), "identity": model.identity},
-        "family": "user",
-        "variant": model.name,
-        "num_params": num_params,
-        "image_size": list(size),
-        "image_range": None,
-        "output": model.output,
-        "judge": model.signature.outputs[0].judge,
-        "warnings": list(model.warnings),
-        "preprocess": preprocess_for(family, size).to_dict(),
-        "summary": f"own model {model.name}, {num_params:,} parameters, {'x'.join(map(str, size))}, judged by "
+    return CheckpointResult(
+        path="",
+        sha256="",
+        model={**describe_function(config.model), "identity": model.identity},
+        family="user",
+        variant=model.name,
+        num_params=num_params,
+        image_size=size,
+        output=model.output,
+        judge=model.signature.outputs[0].judge,
+        warnings=tuple(model.warnings),
+        preprocess=preprocess_for(family, size).to_dict(),
+        summary=f"own model {model.name}, {num_params:,} parameters, {'x'.join(map(str, size))}, judged by "
         f"{model.output}{others}",
-    }
+    )
 
 
 def model_of(context: Context) -> Any:
@@ -239,4 +239,4 @@ def _user_model(context: Context) -> Any:
     return user_model(*taken_apart(made), image_shape=(*size, 3), **output, num_classes=config.num_classes)
 
 
-CHECKPOINT = Stage("checkpoint", (), load, _inputs)
+CHECKPOINT = Stage("checkpoint", (), CheckpointResult, load, _inputs)

@@ -83,7 +83,7 @@ def decode(context: Context, name: str, source: "ImageSource", limit: int) -> An
     """Decodes images into the bundle, at the model's size."""
     from vit_convert.images.decode import decode_split
 
-    height, width = context.results["checkpoint"]["image_size"]
+    height, width = context.results.checkpoint.image_size
     return decode_split(
         source,
         context.bundle.images(name),
@@ -100,7 +100,7 @@ def preprocess_of(context: Context) -> Any:
     """The preprocessing record that the checkpoint stage chose."""
     from vit_convert.images.preprocess import Preprocess
 
-    return Preprocess.from_dict(context.results["checkpoint"]["preprocess"])
+    return Preprocess.from_dict(context.results.checkpoint.preprocess)
 
 
 def prepare(context: Context) -> Any:
@@ -118,7 +118,7 @@ def noise(context: Context, count: int) -> np.ndarray:
     takes none."""
     from vit_convert.images.noise import seeded_noise
 
-    height, width = context.results["checkpoint"]["image_size"] or (1, 1)
+    height, width = context.results.checkpoint.image_size or (1, 1)
     return seeded_noise(count, height, width)
 
 
@@ -148,11 +148,11 @@ def inputs_beside(
 
 def signature_of(context: Context) -> Signature:
     """What the graphs take and give, as the export left it."""
-    return read_signature(context.bundle, context.results["checkpoint"], context.config)
+    return read_signature(context.bundle, context.results.checkpoint, context.config)
 
 
 def evaluation(context: Context) -> tuple[np.ndarray, np.ndarray] | None:
     """Labelled images, or None where the config has none."""
-    if not context.results["images"].get("labelled"):
+    if not context.results.images.labelled:
         return None
     return np.load(context.bundle.images("evaluation"), mmap_mode="r"), np.load(context.bundle.labels("evaluation"))

@@ -4,16 +4,20 @@ import contextlib
 import dataclasses
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vit_convert.core import config as configs
 from vit_convert.core.bundle import Bundle, write_json
 from vit_convert.core.errors import ExportError
 from vit_convert.core.pipeline import Context, Stage
+from vit_convert.core.stage_results import ExportResult, Lowering
 from vit_convert.core.user_code import user_code
 from vit_convert.stages.calibrate import patterns
 from vit_convert.stages.checkpoint import model_of
 from vit_convert.stages.common import dialect_for, graph_files, preprocess_of, with_weights
+
+if TYPE_CHECKING:
+    from vit_convert.export.exporter import ExportReport
 
 
 def _inputs(context: Context) -> Any:
@@ -30,18 +34,18 @@ def _outputs(context: Context) -> list[pathlib.Path]:
     ]
 
 
-def export(context: Context) -> dict[str, Any]:
+def export(context: Context) -> ExportResult:
     """Traces, substitutes and writes model.onnx and its lowerings, and removes those that are no longer asked for."""
     from vit_convert.export.targets import lowering_named, target_named
 
-    checkpoint, preprocess, name = context.results["checkpoint"], preprocess_of(context), dialect_for(context).name
-    dynamic = checkpoint["image_range"] is not None
+    checkpoint, preprocess, name = context.results.checkpoint, preprocess_of(context), dialect_for(context).name
+    dynamic = checkpoint.image_range is not None
     target = target_named(name, dynamic=dynamic)
     spelled = {lowering: lowering_named(name, lowering) for lowering in _lowerings(context)}
     options: dict[str, Any] = {
         "layout": context.config.layout,
         "taps": context.config.taps,
-        "dynamic_patch": checkpoint["patch_size"] if dynamic else 0,
+        "dynamic_patch": checkpoint.patch_size if dynamic else 0,
         "pixels": (preprocess.scale, preprocess.offset) if context.config.input == "uint8" else None,
     }
     report = _export(context, context.bundle.onnx(), target, options)
@@ -54,26 +58,22 @@ def export(context: Context) -> dict[str, Any]:
     written = {}
     for lowering, spelled_target in spelled.items():
         found = _export(context, context.bundle.lowering(lowering), spelled_target, options)
-        written[lowering] = {
-            "num_nodes": found.num_nodes,
-            "nodes_per_block": found.nodes_per_block,
-            "bytes": found.bytes,
-        }
-    applied = sum(rule["applied"] for rule in report.rules)
+        written[lowering] = Lowering.part_of(found)
+    applied = sum(rule.applied for rule in report.rules)
     summary = (
         f"{report.num_nodes} nodes, {report.nodes_per_block} a block, {applied} substitutions, opset {report.opset}"
     )
     summary += f"; also as {', '.join(written)}" if written else ""
-    return {
-        **dataclasses.asdict(report),
-        "target": name,
-        "lowerings": written,
-        "lowering": _advised(context),
-        "summary": summary,
-    }
+    return ExportResult(
+        **{field.name: getattr(report, field.name) for field in dataclasses.fields(report)},
+        target=name,
+        lowerings=written,
+        lowering=_advised(context),
+        summary=summary,
+    )
 
 
-def _export(context: Context, path: pathlib.Path, target: Any, options: dict[str, Any]) -> Any:
+def _export(context: Context, path: pathlib.Path, target: Any, options: dict[str, Any]) -> "ExportReport":
     """Exports the model; any error of a user's own model counts as a failed export, since it may hold anything."""
     from vit_convert.export.exporter import export_model
 
@@ -105,9 +105,9 @@ def _advised(context: Context) -> str:
         return ""
     from vit_convert.export.passes.attention_plugin import fits
 
-    checkpoint = context.results["checkpoint"]
+    checkpoint = context.results.checkpoint
     # there are none of a user's own model
-    attentions = [] if checkpoint["image_range"] else checkpoint.get("attentions", [])
+    attentions = () if checkpoint.image_range else checkpoint.attentions
     return advised if attentions and all(fits(*sizes) for sizes in attentions) else ""
 
 
@@ -118,4 +118,4 @@ def _remove_lowerings(bundle: Bundle, *, keep: Sequence[str]) -> None:
                 file.unlink(missing_ok=True)
 
 
-EXPORT = Stage("export", ("checkpoint",), export, _inputs, _outputs)
+EXPORT = Stage("export", ("checkpoint",), ExportResult, export, _inputs, _outputs)

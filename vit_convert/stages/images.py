@@ -2,11 +2,11 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from vit_convert.core.errors import UsageError
 from vit_convert.core.pipeline import Context, Stage
+from vit_convert.core.stage_results import CheckpointResult, ImagesResult
 from vit_convert.stages.common import decode, source_identity
 from vit_convert.stages.text import evaluation_source, identity, takes_text, tokenize_evaluation
 
@@ -30,51 +30,44 @@ def _outputs(context: Context) -> list[pathlib.Path]:
     )
 
 
-def decode_images(context: Context) -> dict[str, Any]:
+def decode_images(context: Context) -> ImagesResult:
     """Decodes the evaluation images once, at the model's size; labels are left out where nothing has classes. Of a text
     tower, makes token ids of its prompts."""
     from vit_convert.images.sources import open_images
 
     if takes_text(context):
         return tokenize_evaluation(context)
-    data, checkpoint = context.config.evaluation.data, context.results["checkpoint"]
+    data, checkpoint = context.config.evaluation.data, context.results.checkpoint
     if context.config.evaluation.prompts:
         raise UsageError(
-            f"config.evaluation.prompts={context.config.evaluation.prompts}: {checkpoint['path']} is no pair of "
+            f"config.evaluation.prompts={context.config.evaluation.prompts}: {checkpoint.path} is no pair of "
             "towers, so that no image can be compared with a prompt",
             fix="Leave it out, or give a checkpoint of two towers.",
         )
     if not data:
-        return {"num_images": 0, "summary": "no evaluation data"}
+        return ImagesResult(num_images=0, summary="no evaluation data")
     source = open_images(data)
-    in_pair = checkpoint.get("judge") == "embedding"  # the pair compares its images with the names of classes
+    in_pair = checkpoint.judge == "embedding"  # the pair compares its images with the names of classes
     if source.labelling is not None and not in_pair and (reason := _no_classes(checkpoint)):
         context.progress.warn(f"evaluation.data has labels, and {reason}: no top-1 is measured")
         source = dataclasses.replace(source, labelling=None)
     split = decode(context, "evaluation", source, context.config.evaluation.num_images)
-    return {
-        "num_images": len(split.images),
-        "labelled": source.labelling is not None and not in_pair,
-        **_of_labels(source.labelling),
-        "summary": f"{len(split.images)} evaluation images",
-    }
+    found = ImagesResult(num_images=len(split.images), summary=f"{len(split.images)} evaluation images")
+    return found if source.labelling is None else _with_labels(found, source.labelling, judged=not in_pair)
 
 
-def _of_labels(labelling: "Labels | None") -> dict[str, Any]:
-    """What the head is held against: of all labels, also those of images that are not taken."""
-    if labelling is None:
-        return {}
-    return {
-        "label_range": [int(labelling.ids.min()), int(labelling.ids.max())],
-        "class_folders": list(labelling.folders),
-    }
+def _with_labels(found: ImagesResult, labelling: "Labels", *, judged: bool) -> ImagesResult:
+    """Adds what the head is held against: of all labels, also those of images that are not taken."""
+    smallest, largest = int(labelling.ids.min()), int(labelling.ids.max())
+    folders = tuple(labelling.folders)
+    return dataclasses.replace(found, labelled=judged, label_range=(smallest, largest), class_folders=folders)
 
 
-def _no_classes(checkpoint: Mapping[str, Any]) -> str:
+def _no_classes(checkpoint: CheckpointResult) -> str:
     """Why the output has no classes that a label could name; "" if it has."""
-    if checkpoint["judge"] != "top1":
-        return f"the output is {checkpoint['output']}"
-    return "the head is all zeros" if checkpoint.get("zero_head") else ""
+    if checkpoint.judge != "top1":
+        return f"the output is {checkpoint.output}"
+    return "the head is all zeros" if checkpoint.zero_head else ""
 
 
-IMAGES = Stage("images", ("checkpoint",), decode_images, _inputs, _outputs)
+IMAGES = Stage("images", ("checkpoint",), ImagesResult, decode_images, _inputs, _outputs)

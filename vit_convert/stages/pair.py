@@ -12,7 +12,9 @@ from vit_convert.core.bundle import write_json
 from vit_convert.core.errors import CalibrationError, CheckError, CheckpointError
 from vit_convert.core.manifest import Manifest
 from vit_convert.core.pair import TOWERS, PairFacts
+from vit_convert.core.pair_results import PairResult, SimilarityCheck, SimilarityResult, ZeroShot
 from vit_convert.core.pipeline import Context, Stage
+from vit_convert.core.results import Results
 from vit_convert.core.similarity import compare_rankings, zero_shot_top1
 from vit_convert.core.tolerance import similarity_misses, top1_miss
 from vit_convert.stages.check import runnable
@@ -38,7 +40,8 @@ def tower_context(context: Context, config: Any, tower: str) -> Context:
     """
     found = Context(config, type(context.bundle)(context.bundle.root / tower), context.progress, context.command)
     manifest = Manifest.read(found.bundle)
-    found.results = {name: manifest.result(name) for name in manifest.rows if manifest.finished(name)}
+    for name in filter(manifest.finished, manifest.rows):
+        found.results.put(name, getattr(Results, name).kind.from_dict(manifest.result(name)))
     return found
 
 
@@ -46,14 +49,15 @@ def _towers(context: Context) -> list[Context]:
     return [context.scratch[tower] for tower in TOWERS]
 
 
-def describe_pair(context: Context) -> dict[str, Any]:
+def describe_pair(context: Context) -> PairResult:
     """Writes `pair.json`."""
     facts = _facts(context)
     graphs = {tower: _hash(context.scratch[tower], "model.onnx") for tower in TOWERS}
     write_json(context.bundle.pair, {**facts.to_dict(), "graphs": graphs})
     bias = "" if facts.logit_bias is None else f", bias {facts.logit_bias:.4g}"
     classes = f", {facts.classes} classes" if facts.classes else ""
-    return {**facts.to_dict(), "summary": f"{facts.similarity}, scale {facts.logit_scale:.4g}{bias}{classes}"}
+    summary = f"{facts.similarity}, scale {facts.logit_scale:.4g}{bias}{classes}"
+    return PairResult(**facts.to_dict(), summary=summary)
 
 
 def _facts(context: Context) -> PairFacts:
@@ -69,10 +73,9 @@ def _facts(context: Context) -> PairFacts:
             f"an image's embedding has {widths[0]} numbers, a text's {widths[1]}: they are not of one pair",
             fix="Convert the towers one by one, with ':img' and ':txt' behind the file.",
         )
-    record = text.results["checkpoint"]["pair"]
-    counts = {key: text.results["images"].get(key, 0) for key in ("classes", "templates")}
+    record, prompts = text.results.checkpoint.pair or {}, text.results.images
     own = {key: record[key] for key in ("logit_scale", "logit_bias", "similarity")}
-    return PairFacts(**own, text=_prompting(record), **counts)
+    return PairFacts(**own, text=_prompting(record), classes=prompts.classes or 0, templates=prompts.templates or 0)
 
 
 def _prompting(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -81,7 +84,7 @@ def _prompting(record: Mapping[str, Any]) -> dict[str, Any]:
     return Prompting.from_dict(record).to_dict()
 
 
-def check_similarity(context: Context) -> dict[str, Any]:
+def check_similarity(context: Context) -> SimilarityResult:
     """Compares the similarities of images and texts with JAX's, of the fp32 graphs and of each lower precision.
 
     Raises:
@@ -90,23 +93,33 @@ def check_similarity(context: Context) -> dict[str, Any]:
     facts, towers = _facts(context), _towers(context)
     right, judges_ranks = (_jax(towers[0]), _jax(towers[1])), all(map(_has_samples, towers))
     labels = _labels(towers[0], facts)
-    result: dict[str, Any] = {"source": "evaluation data" if judges_ranks else "seeded noise", "checks": {}}
-    if labels is not None:
-        result["zero_shot"] = {"classes": facts.classes, "templates": facts.templates, "num_images": len(labels)}
-        result["zero_shot"]["jax"] = zero_shot_top1(*right, labels, facts)
+    zero_shot, checks = _zero_shot(right, labels, facts), {}
     for precision in _precisions(towers):
         used = [_used(tower, precision) for tower in towers]
         found = _candidate(towers, used)
         ranking = compare_rankings(right, found, facts)
         misses = similarity_misses(context.config, precision, ranking, judges_ranks=judges_ranks)
-        row = {"precision": precision, **dict(zip(TOWERS, used)), **dataclasses.asdict(ranking)}
-        if labels is not None:
-            row["zero_shot"] = zero_shot_top1(*found, labels, facts)
-            miss = top1_miss(context.config, row["zero_shot"], result["zero_shot"]["jax"])
+        top1 = None
+        if labels is not None and zero_shot is not None:
+            top1 = zero_shot_top1(*found, labels, facts)
+            miss = top1_miss(context.config, top1, zero_shot.jax)
             misses += [f"zero-shot {miss}"] if miss else []
-        result["checks"][precision] = {**row, "passed": not misses, "misses": misses}
-    result["summary"] = _summary(result)
-    if missed := {name: row["misses"] for name, row in result["checks"].items() if row["misses"]}:
+        checks[precision] = SimilarityCheck(
+            precision=precision,
+            image=used[0],
+            text=used[1],
+            **dataclasses.asdict(ranking),
+            zero_shot=top1,
+            passed=not misses,
+            misses=tuple(misses),
+        )
+    result = SimilarityResult(
+        source="evaluation data" if judges_ranks else "seeded noise",
+        checks=checks,
+        zero_shot=zero_shot,
+        summary=_summary(checks),
+    )
+    if missed := {name: row.misses for name, row in checks.items() if row.misses}:
         said = "; ".join(f"{name}: {'; '.join(misses)}" for name, misses in missed.items())
         raise CheckError(
             f"the pair's similarities are not JAX's: {said}",
@@ -117,13 +130,19 @@ def check_similarity(context: Context) -> dict[str, Any]:
     return result
 
 
-def _summary(result: Mapping[str, Any]) -> str:
+def _zero_shot(right: Embeddings, labels: np.ndarray | None, facts: PairFacts) -> ZeroShot | None:
+    """What JAX reaches, None without labels."""
+    if labels is None:
+        return None
+    jax = zero_shot_top1(*right, labels, facts)
+    return ZeroShot(classes=facts.classes, templates=facts.templates, num_images=len(labels), jax=jax)
+
+
+def _summary(checks: Mapping[str, SimilarityCheck]) -> str:
     parts = []
-    for name, row in result["checks"].items():
-        part = (
-            f"{name}: cosines to {row['max_cosine_error']:.2g}, top-1 {row['top1']:.2f} %, recall {row['recall']:.2f} %"
-        )
-        parts.append(part + (f", zero-shot {row['zero_shot']:.2f} %" if "zero_shot" in row else ""))
+    for name, row in checks.items():
+        part = f"{name}: cosines to {row.max_cosine_error:.2g}, top-1 {row.top1:.2f} %, recall {row.recall:.2f} %"
+        parts.append(part + ("" if row.zero_shot is None else f", zero-shot {row.zero_shot:.2f} %"))
     return "; ".join(parts)
 
 
@@ -133,8 +152,8 @@ def _precisions(towers: list[Context]) -> list[str]:
 
 
 def _graphs(tower: Context) -> list[str]:
-    lowered = tower.results.get("quantize", {}).get("checks", {})
-    return ["fp32", *(name for name in lowered if name in configs.PRECISIONS)]
+    quantized = tower.results.get("quantize")
+    return ["fp32", *(name for name in (quantized.checks if quantized else ()) if name in configs.PRECISIONS)]
 
 
 def _used(tower: Context, precision: str) -> str:
@@ -147,7 +166,7 @@ def _candidate(towers: list[Context], precisions: list[str]) -> Embeddings:
 
 
 def _has_samples(tower: Context) -> bool:
-    return bool(tower.results["images"]["num_images"])
+    return bool(tower.results.images.num_images)
 
 
 def _jax(tower: Context) -> np.ndarray:
@@ -183,7 +202,7 @@ def _labels(image: Context, facts: PairFacts) -> np.ndarray | None:
     path = image.bundle.labels("evaluation")
     if not facts.classes or path not in Manifest.read(image.bundle).files:
         return None
-    labels, folders = np.load(path), image.results["images"].get("class_folders") or ()
+    labels, folders = np.load(path), image.results.images.class_folders or ()
     where = f"evaluation.data={image.config.evaluation.data}"
     if labels.min() < 0 or labels.max() >= facts.classes:
         raise CalibrationError(
@@ -230,5 +249,5 @@ def _outputs(context: Context) -> list[pathlib.Path]:
     return [context.bundle.pair]
 
 
-PAIR = Stage("pair", (), describe_pair, _pair_inputs, _outputs)
-SIMILARITY = Stage("similarity", ("pair",), check_similarity, _similarity_inputs)
+PAIR = Stage("pair", (), PairResult, describe_pair, _pair_inputs, _outputs)
+SIMILARITY = Stage("similarity", ("pair",), SimilarityResult, check_similarity, _similarity_inputs)

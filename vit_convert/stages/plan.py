@@ -7,6 +7,7 @@ import numpy as np
 
 from vit_convert.core import config as configs
 from vit_convert.core.bundle import read_json
+from vit_convert.core.check_results import PlanResult, RankedLayer, SensitivityResult
 from vit_convert.core.pipeline import Context, Stage
 from vit_convert.stages.calibrate import limits, source_graph
 from vit_convert.stages.common import dialect_for, evaluation, plain, prepare
@@ -53,7 +54,7 @@ def _sensitivity(context: Context, path: pathlib.Path) -> Any:
 
     config, graph = context.config, source_graph(context)
     labelled = evaluation(context)
-    split = "evaluation" if context.results["images"]["num_images"] else "calibration"
+    split = "evaluation" if context.results.images.num_images else "calibration"
     images = np.load(samples_file(context, split), mmap_mode="r")
     chosen = pick(len(images), config.plan.num_images)
     dialect = dialect_for(context)
@@ -84,7 +85,7 @@ def _sensitivity(context: Context, path: pathlib.Path) -> Any:
     )
 
 
-def scan_sensitivity(context: Context) -> dict[str, Any]:
+def scan_sensitivity(context: Context) -> SensitivityResult:
     """Quantizes one kind of linear of one block at a time, and one block at a time; continues an interrupted scan."""
     from vit_convert.report.sensitivity import plot_ranking, ranking
 
@@ -93,18 +94,17 @@ def scan_sensitivity(context: Context) -> dict[str, Any]:
     if missing := plot_ranking(sensitivity.record, picture):
         picture.unlink(missing_ok=True)  # an earlier scan's
         context.progress.say(f"  no {picture.name}: {missing}")
-    worst = ranking(sensitivity.record)["units"][0]
+    worst = RankedLayer.from_dict(ranking(sensitivity.record)["units"][0])
     images = f"{sensitivity.record['scan_images']} {sensitivity.record['source']}"
-    return {
-        "precision": context.config.plan.type,
-        "num_units": len(sensitivity.units),
-        "worst": worst,
-        "summary": f"{len(sensitivity.units)} units on {images}; worst {worst['name']}: 1 - cosine "
-        f"{worst['error']:.2g}",
-    }
+    return SensitivityResult(
+        precision=context.config.plan.type,
+        num_units=len(sensitivity.units),
+        worst=worst,
+        summary=f"{len(sensitivity.units)} units on {images}; worst {worst.name}: 1 - cosine {worst.error:.2g}",
+    )
 
 
-def plan(context: Context) -> dict[str, Any]:
+def plan(context: Context) -> PlanResult:
     """Finds the largest quantized set within the budget and writes it as `precision_plan.json`."""
     from vit_convert.quantize.precision_plan import make_plan, write_plan
     from vit_convert.quantize.ranking import unit_costs
@@ -134,13 +134,9 @@ def plan(context: Context) -> dict[str, Any]:
         f"their weights"
     )
     top1 = "" if measured["top1"] is None else f", top-1 {measured['top1']:.2f} %"
-    return {
-        **{key: record[key] for key in ("precision", "budget", "measured", "fp32", "images", "left_out")},
-        "path": context.bundle.precision_plan.name,
-        "num_units": len(found.units),
-        "num_candidates": len(sensitivity.units),
-        "summary": f"{share} in {record['precision']}: cosine {measured['cosine']:.5f}{top1}",
-    }
+    counts = {"num_units": len(found.units), "num_candidates": len(sensitivity.units)}
+    summary = f"{share} in {record['precision']}: cosine {measured['cosine']:.5f}{top1}"
+    return PlanResult.from_dict({**record, **counts, "path": context.bundle.precision_plan.name, "summary": summary})
 
 
 def _picture(context: Context) -> pathlib.Path:
@@ -156,6 +152,12 @@ def _planned(context: Context) -> list[pathlib.Path]:
 
 
 SENSITIVITY = Stage(
-    "sensitivity", ("reference", "calibrate"), scan_sensitivity, _scan_inputs, _scanned, _wants_sensitivity
+    "sensitivity",
+    ("reference", "calibrate"),
+    SensitivityResult,
+    scan_sensitivity,
+    _scan_inputs,
+    _scanned,
+    _wants_sensitivity,
 )
-PLAN = Stage("plan", ("reference", "calibrate", "sensitivity"), plan, _plan_inputs, _planned, _wants_plan)
+PLAN = Stage("plan", ("reference", "calibrate", "sensitivity"), PlanResult, plan, _plan_inputs, _planned, _wants_plan)

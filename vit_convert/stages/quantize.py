@@ -1,6 +1,7 @@
 """The quantize stage: writes and checks a typed graph for each lower precision, and says what int8 and fp8 cost in
 accuracy."""
 
+import dataclasses
 import functools
 import pathlib
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ import numpy as np
 
 from vit_convert.core import config as configs
 from vit_convert.core.bundle import hash_file
+from vit_convert.core.check_results import GraphCheck, LargestActivation, QuantizeResult, Verdict
 from vit_convert.core.errors import CheckError
 from vit_convert.core.pipeline import Context, Stage
 from vit_convert.stages.calibrate import SMOOTHED, limits, source_graph, unquantized
@@ -64,10 +66,10 @@ def _outputs(context: Context) -> list[pathlib.Path]:
     return [file for precision in _lowered(context) for file in graph_files(context, precision)]
 
 
-def lower(context: Context) -> dict[str, Any]:
+def lower(context: Context) -> QuantizeResult:
     """Writes and checks one typed graph per lower precision; if one misses its tolerance, the others are still
     measured."""
-    checks: dict[str, Any] = {}
+    checks: dict[str, GraphCheck] = {}
     failed: CheckError | None = None
     lowered = _lowered(context)
     if context.config.calibration.smooth and configs.quantized(context.config):
@@ -76,26 +78,28 @@ def lower(context: Context) -> dict[str, Any]:
     for precision in lowered:
         detail = _write_graph(context, precision, activations)
         try:
-            checks[precision] = {**check_precision(context, precision), **detail}
+            checks[precision] = dataclasses.replace(check_precision(context, precision), **detail)
         except CheckError as e:
-            checks[precision] = {**e.result, **detail}
+            if isinstance(e.result, GraphCheck):
+                checks[precision] = dataclasses.replace(e.result, **detail)
             failed = failed or e
     verdicts = {
-        precision: _verdict(context, precision, checks) for precision in lowered if precision in configs.QUANTIZED
+        precision: _verdict(context, precision, checks)
+        for precision in lowered
+        if precision in configs.QUANTIZED and precision in checks
     }
-    result: dict[str, Any] = {"checks": checks, "verdicts": verdicts}
-    if _lowers_by_flag(context):
-        result["max_abs_activation"] = _ranges_by_flag(context, activations)
+    ranges = _ranges_by_flag(context, activations) if _lowers_by_flag(context) else None
+    parts = [
+        f"{precision}: cosine {found.cosine:.6f}" + ("" if found.top1 is None else f", top-1 {found.top1:.2f} %")
+        for precision, found in checks.items()
+    ]
+    if ranges:
+        parts.append(f"fp16 has to hold {max(row.max_abs for row in ranges.values()):.3g}")
+    result = QuantizeResult(checks=checks, verdicts=verdicts, max_abs_activation=ranges, summary="; ".join(parts))
     if failed is not None:
         failed.result = result
         raise failed
-    parts = [
-        f"{p}: cosine {c['cosine']:.6f}" + (f", top-1 {c['top1']:.2f} %" if "top1" in c else "")
-        for p, c in checks.items()
-    ]
-    if ranges := result.get("max_abs_activation"):
-        parts.append(f"fp16 has to hold {max(row['max_abs'] for row in ranges.values()):.3g}")
-    return {**result, "summary": "; ".join(parts)}
+    return result
 
 
 def _write_graph(context: Context, precision: str, activations: Any) -> dict[str, Any]:
@@ -122,7 +126,7 @@ def _write_graph(context: Context, precision: str, activations: Any) -> dict[str
             target=dialect.name,
             precision=precision,
         )
-        detail["quantized"] = [site.name for site in placement.sites]
+        detail["quantized"] = tuple(site.name for site in placement.sites)
     if not dialect.precision_by_flag:
         amax, per_block = activations(source)
         typed = (
@@ -155,10 +159,10 @@ def _write_ranges(context: Context, lowering: str) -> dict[str, Any]:
     )
     sites = sites_with_ranges(model, ranges.thresholds)
     save_onnx(quantize(model, ranges, sites, target="trt8"), context.bundle.onnx("int8"))
-    return {"quantized": [site.name for site in sites]}
+    return {"quantized": tuple(site.name for site in sites)}
 
 
-def _ranges_by_flag(context: Context, activations: Any) -> dict[str, Any]:
+def _ranges_by_flag(context: Context, activations: Any) -> dict[str, LargestActivation]:
     """The largest |x| of each block; warns of blocks that fp16 cannot hold and `keep_fp32` does not name; refuses
     unknown names."""
     import onnx_ir as ir
@@ -173,16 +177,17 @@ def _ranges_by_flag(context: Context, activations: Any) -> dict[str, Any]:
     check_patterns("keep_fp32", keep_fp32, set().union(*names.values()))
     amax, per_block = activations(context.bundle.onnx())
     lowered = {node: block for node, block in blocks.items() if not matches(keep_fp32, names[node])}
-    above = {block: row for block, row in _largest_by_block(lowered, amax).items() if row["max_abs"] > FP16_MAX}
+    above = {block: row for block, row in _largest_by_block(lowered, amax).items() if row.max_abs > FP16_MAX}
     if above:
-        largest = max(above.values(), key=lambda row: row["max_abs"])
-        to_keep = (*keep_fp32, *(row["tensor"] if block == OUTSIDE else block for block, row in above.items()))
-        said = f"{', '.join(above)}: up to {largest['max_abs']:.3g} ({largest['tensor']}), fp16 holds {FP16_MAX:.0f}"
+        largest = max(above.values(), key=lambda row: row.max_abs)
+        to_keep = (*keep_fp32, *(row.tensor if block == OUTSIDE else block for block, row in above.items()))
+        said = f"{', '.join(above)}: up to {largest.max_abs:.3g} ({largest.tensor}), fp16 holds {FP16_MAX:.0f}"
         context.progress.warn(f'{said}; build with --config.keep_fp32="{to_keep}"')
-    return per_block
+    found: dict[str, LargestActivation] = per_block
+    return found
 
 
-def activation_ranges(context: Context, graph: pathlib.Path) -> tuple[dict[str, float], dict[str, Any]]:
+def activation_ranges(context: Context, graph: pathlib.Path) -> tuple[dict[str, float], dict[str, LargestActivation]]:
     """The largest |x| of every activation on the reference images, and of each block; fp16 under onnxruntime would show
     no overflow."""
     import onnx_ir as ir
@@ -198,46 +203,46 @@ def activation_ranges(context: Context, graph: pathlib.Path) -> tuple[dict[str, 
     return amax, _largest_by_block(node_blocks(model.graph), amax)
 
 
-def _largest_by_block(blocks: Mapping[Any, str | None], amax: Mapping[str, float]) -> dict[str, Any]:
+def _largest_by_block(blocks: Mapping[Any, str | None], amax: Mapping[str, float]) -> dict[str, LargestActivation]:
     """The largest |x| of each block and the tensor that reaches it, over these nodes."""
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, LargestActivation] = {}
     for node, block in blocks.items():
         for value in node.outputs:
-            row = {"tensor": value.name, "max_abs": amax.get(value.name, 0.0)}
-            if row["max_abs"] > found.setdefault(block or OUTSIDE, row)["max_abs"]:
+            row = LargestActivation(tensor=value.name, max_abs=amax.get(value.name, 0.0))
+            if row.max_abs > found.setdefault(block or OUTSIDE, row).max_abs:
                 found[block or OUTSIDE] = row
     return found
 
 
-def _verdict(context: Context, precision: str, checks: dict[str, Any]) -> dict[str, Any]:
+def _verdict(context: Context, precision: str, checks: Mapping[str, GraphCheck]) -> Verdict:
     """Whether a quantized graph is accurate enough to be worth its speed, compared with fp16; with fp32 if fp16 has no
     graph."""
     base = "fp16" if "fp16" in checks else "fp32"
-    plain_top1 = checks["fp16"].get("top1") if base == "fp16" else context.results["check"].get("top1")
-    top1, allowed = checks[precision].get("top1"), context.config.check.max_top1_drop
+    plain_top1 = checks["fp16"].top1 if base == "fp16" else context.results.check.top1
+    found, allowed = checks[precision], context.config.check.max_top1_drop
+    top1 = found.top1
     if top1 is None or plain_top1 is None:
-        cosine, passed = checks[precision].get("cosine", 0.0), checks[precision].get("passed", False)
-        text = f"{precision}: cosine to JAX {cosine:.5f}" + (
-            "; without labelled images its accuracy is unknown" if passed else ""
+        text = f"{precision}: cosine to JAX {found.cosine:.5f}" + (
+            "; without labelled images its accuracy is unknown" if found.passed else ""
         )
-        return {"against": base, "accurate": None if passed else False, "text": text}
+        return Verdict(against=base, accurate=None if found.passed else False, text=text)
     drop = plain_top1 - top1
     text = (
         f"{precision} loses {drop:.2f} points of top-1 against {base} ({top1:.2f} % against {plain_top1:.2f} %), "
         f"allowed {allowed:g}"
     )
-    return {
-        "against": base,
-        "top1": top1,
-        "drop_points": round(drop, 4),
-        "allowed_points": allowed,
-        "accurate": bool(drop <= allowed),
-        "text": text,
-    }
+    return Verdict(
+        against=base,
+        top1=top1,
+        drop_points=round(drop, 4),
+        allowed_points=allowed,
+        accurate=bool(drop <= allowed),
+        text=text,
+    )
 
 
 def _wanted(context: Context) -> bool:
     return bool(_lowered(context)) or _lowers_by_flag(context)
 
 
-QUANTIZE = Stage("quantize", ("check", "calibrate", "plan"), lower, _inputs, _outputs, _wanted)
+QUANTIZE = Stage("quantize", ("check", "calibrate", "plan"), QuantizeResult, lower, _inputs, _outputs, _wanted)

@@ -11,6 +11,7 @@ from vit_convert.core.compare import top1_accuracy
 from vit_convert.core.errors import CalibrationError, CheckError
 from vit_convert.core.image_size import ImageRange, NoSize, Size, sizes_of
 from vit_convert.core.pipeline import Context, Stage
+from vit_convert.core.stage_results import ReferenceResult
 from vit_convert.stages.checkpoint import model_of
 from vit_convert.stages.common import EVALUATION_BATCH, evaluation, inputs_beside, noise, preprocess_of
 from vit_convert.stages.text import samples_file, takes_text
@@ -24,7 +25,7 @@ def _inputs(context: Context) -> Any:
 
 def reference_files(context: Context) -> dict[Size | NoSize, pathlib.Path]:
     """The file of each image size: one size, or three sizes of a range, the one that engines are tuned for first."""
-    sizes = sizes_of(context.results["checkpoint"])
+    sizes = sizes_of(context.results.checkpoint)
     if not isinstance(sizes, ImageRange):
         return {sizes: context.bundle.reference}
     return {
@@ -34,28 +35,28 @@ def reference_files(context: Context) -> dict[Size | NoSize, pathlib.Path]:
 
 
 def _outputs(context: Context) -> list[pathlib.Path]:
-    labelled = [context.bundle.predictions] if context.results["images"].get("labelled") else []
+    labelled = [context.bundle.predictions] if context.results.images.labelled else []
     embedded = [context.bundle.embeddings] if _embeds(context) else []
     return [*reference_files(context).values(), *labelled, *embedded]
 
 
 def _embeds(context: Context) -> bool:
     """Whether all evaluation images or prompts are embedded: by a tower, whose pair compares them with each other."""
-    return context.results["checkpoint"].get("judge") == "embedding" and bool(context.results["images"]["num_images"])
+    return context.results.checkpoint.judge == "embedding" and bool(context.results.images.num_images)
 
 
-def compute_reference(context: Context) -> dict[str, Any]:
+def compute_reference(context: Context) -> ReferenceResult:
     """Computes JAX outputs and taps on a few images, at each size, and JAX's top-1 on the labelled ones."""
     from vit_convert.images.decode import pick
 
     model, count = model_of(context), context.config.check.num_images
-    if context.results["images"]["num_images"]:
+    if context.results.images.num_images:
         images = np.load(samples_file(context, "evaluation"), mmap_mode="r")
         source = "evaluation prompts" if takes_text(context) else "evaluation images"
         raw = np.asarray(images[pick(len(images), count)])
     else:
         source, raw = "seeded noise", noise(context, count)
-    labelled, num_classes = evaluation(context), context.results["checkpoint"].get("num_classes")
+    labelled, num_classes = evaluation(context), context.results.checkpoint.num_classes
     # what the head has is known before anything runs; of a user's own model its output tells
     if labelled and num_classes:
         _require_classes(context, num_classes)
@@ -63,20 +64,16 @@ def compute_reference(context: Context) -> dict[str, Any]:
     for size, path in files.items():
         tensors = _write(context, path, _resized(raw, size), model, source)
     shown = f", at {', '.join('x'.join(map(str, size)) for size in files)}" if len(files) > 1 else ""
-    result: dict[str, Any] = {
-        "source": source,
-        "num_images": len(raw),
-        "tensors": tensors,
-        "summary": f"{len(raw)} {'texts' if takes_text(context) else 'images'}, {source}{shown}",
-    }
+    what = "texts" if takes_text(context) else "images"
+    summary, top1 = f"{len(raw)} {what}, {source}{shown}", None
     if _embeds(context):
         _save(context.bundle.embeddings, _outputs_of_all(context, model, images, model.output))
     if labelled:
         predictions = _outputs_of_all(context, model, labelled[0], model.signature.classes.name, has_classes=True)
         _save(context.bundle.predictions, predictions)
-        result["top1"] = top1_accuracy(predictions, labelled[1])
-        result["summary"] += f", top-1 {result['top1']:.2f} %"
-    return result
+        top1 = top1_accuracy(predictions, labelled[1])
+        summary += f", top-1 {top1:.2f} %"
+    return ReferenceResult(source=source, num_images=len(raw), tensors=tuple(tensors), top1=top1, summary=summary)
 
 
 def _outputs_of_all(
@@ -117,8 +114,9 @@ def _require_classes(context: Context, num_classes: int) -> None:
     Raises:
         CalibrationError: see above.
     """
-    data, folders = context.config.evaluation.data, context.results["images"]["class_folders"]
-    smallest, largest = context.results["images"]["label_range"]
+    data, folders = context.config.evaluation.data, context.results.images.class_folders or ()
+    assert context.results.images.label_range is not None  # there are labels
+    smallest, largest = context.results.images.label_range
     if smallest < 0 or largest >= num_classes:
         hint = " A label of 1000 is ILSVRC's own numbering." if num_classes == 1000 else ""
         raise CalibrationError(
@@ -160,4 +158,4 @@ def _write(context: Context, path: pathlib.Path, raw: np.ndarray, model: Any, so
     return list(outputs)
 
 
-REFERENCE = Stage("reference", ("checkpoint", "images"), compute_reference, _inputs, _outputs)
+REFERENCE = Stage("reference", ("checkpoint", "images"), ReferenceResult, compute_reference, _inputs, _outputs)

@@ -9,6 +9,7 @@ import numpy as np
 from vit_convert.core.bundle import atomic
 from vit_convert.core.errors import UsageError
 from vit_convert.core.pipeline import Context
+from vit_convert.core.stage_results import ImagesResult
 from vit_convert.core.token_samples import sample_texts
 
 if TYPE_CHECKING:
@@ -17,15 +18,15 @@ if TYPE_CHECKING:
 
 def takes_text(context: Context) -> bool:
     """Whether the model is a text tower."""
-    checkpoint = context.results["checkpoint"]
-    return bool(checkpoint.get("pair")) and not checkpoint["image_size"]
+    checkpoint = context.results.checkpoint
+    return bool(checkpoint.pair) and not checkpoint.image_size
 
 
 def prompting_of(context: Context) -> "Prompting":
     """How the text tower's training made token ids of prompts."""
     from vit_convert.text.prompting import Prompting
 
-    return Prompting.from_dict(context.results["checkpoint"]["pair"])
+    return Prompting.from_dict(context.results.checkpoint.pair or {})
 
 
 def samples_file(context: Context, split: str) -> pathlib.Path:
@@ -53,7 +54,7 @@ def identity(context: Context, source: str) -> Any:
     return [source, bool(evaluation.prompts), list(evaluation.templates), config.tokenizer, fingerprint(*files)]
 
 
-def tokenize_evaluation(context: Context) -> dict[str, Any]:
+def tokenize_evaluation(context: Context) -> ImagesResult:
     """Writes the token ids of the evaluation prompts: of all classes with all templates, or of a file's lines.
 
     Raises:
@@ -64,12 +65,11 @@ def tokenize_evaluation(context: Context) -> dict[str, Any]:
     from vit_convert.text.tokens import tokens_of
 
     evaluation, source = context.config.evaluation, evaluation_source(context)
-    nothing = {"labelled": False, "class_folders": None, "label_range": None}
     if not source:
-        return {**nothing, "num_images": 0, "summary": "no prompts"}
+        return ImagesResult(num_images=0, summary="no prompts")
     if not evaluation.prompts:
         ids = _tokens(context, source, "evaluation", evaluation.num_images)
-        return {**nothing, "num_images": len(ids), "summary": f"{len(ids)} prompts"}
+        return ImagesResult(num_images=len(ids), summary=f"{len(ids)} prompts")
     if evaluation.num_images or evaluation.data:
         key = "num_images" if evaluation.num_images else "data"
         raise UsageError(
@@ -81,13 +81,7 @@ def tokenize_evaluation(context: Context) -> dict[str, Any]:
     ids = tokens_of(filled(classes, templates), prompting_of(context), context.config.tokenizer)
     _write(context.bundle.tokens("evaluation"), ids)
     summary = f"{len(ids)} prompts: {len(classes)} classes, {len(templates)} template{'s' * (len(templates) > 1)}"
-    return {
-        **nothing,
-        "num_images": len(ids),
-        "classes": len(classes),
-        "templates": len(templates),
-        "summary": summary,
-    }
+    return ImagesResult(num_images=len(ids), classes=len(classes), templates=len(templates), summary=summary)
 
 
 def calibration_tokens(context: Context) -> tuple[np.ndarray, str] | None:

@@ -10,6 +10,7 @@ from reconverted import as_left
 
 from vit_convert.core.bundle import Bundle
 from vit_convert.core.calibration_cache import CacheKey, format_cache, hash_source, parse_cache, save_cache
+from vit_convert.core.engine_results import EngineSummary
 from vit_convert.core.errors import BuildError, CalibrationError, ConvertError
 from vit_convert.core.progress import Progress
 from vit_convert.engine import build_bundle
@@ -57,7 +58,7 @@ def calibrate(gpu, bundle_path, monkeypatch):
             plan, request.onnx_path, [tuple(p["images"]) for p in request.profiles], precision=request.precision
         )
         add_to_sidecar(plan, **request_record(request), summary={})
-        return {}
+        return EngineSummary.from_dict({})
 
     monkeypatch.setattr(build_bundle, "build_one", build_one)
 

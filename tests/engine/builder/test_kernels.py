@@ -39,34 +39,29 @@ def load(gpu, bundle_path):
 
 def test_each_profile_is_told(load):
     rows = fused_attention_by_kernels(load("fp16", KERNELS))
-    assert [row["batch"] for row in rows] == [4, 4]
+    assert [row.batch for row in rows] == [4, 4]
     assert all(
-        (row["kernels"], row["count"], row["precisions"], row["text"]) == (4, 2, {"fp16": 2}, "yes, fp16, 2 of 2")
-        for row in rows
+        (row.kernels, row.count, row.precisions, row.text) == (4, 2, {"fp16": 2}, "yes, fp16, 2 of 2") for row in rows
     )
 
 
 def test_a_kernel_that_does_not_say_its_type_is_unknown_but_in_an_fp16_engine(load):
-    assert fused_attention_by_kernels(load("int8", KERNELS))[0]["text"] == "yes, unknown, 2 of 2"
-    assert fused_attention_by_kernels(load("int8", ("fmha_v2_int8_64_sm90", "fmha_v2_fp16_64_sm90")))[0][
-        "precisions"
-    ] == {
+    assert fused_attention_by_kernels(load("int8", KERNELS))[0].text == "yes, unknown, 2 of 2"
+    assert fused_attention_by_kernels(load("int8", ("fmha_v2_int8_64_sm90", "fmha_v2_fp16_64_sm90")))[0].precisions == {
         "int8": 1,
         "fp16": 1,
     }
 
 
 def test_attention_in_pieces(load):
-    assert fused_attention_by_kernels(load("fp16", ("softmax", "gemm")))[0]["text"] == "no, 0 of 2"
-    assert fused_attention_by_kernels(load("fp16", KERNELS, attentions=12))[0]["text"] == "in part, fp16, 2 of 12"
+    assert fused_attention_by_kernels(load("fp16", ("softmax", "gemm")))[0].text == "no, 0 of 2"
+    assert fused_attention_by_kernels(load("fp16", KERNELS, attentions=12))[0].text == "in part, fp16, 2 of 12"
 
 
 def test_an_old_driver_leaves_it_unknown(load, monkeypatch):
     monkeypatch.delattr(simulated_gpu.Driver, "cuFuncGetName")  # came with CUDA 12.3
     rows = fused_attention_by_kernels(load("fp16", KERNELS))
-    assert all(
-        "cuFuncGetName: this CUDA driver does not have it" in row["unknown"] and "count" not in row for row in rows
-    )
+    assert all("cuFuncGetName: this CUDA driver does not have it" in row.unknown and row.count is None for row in rows)
 
 
 def test_too_little_memory_to_look_is_no_failed_build(gpu, bundle_path, monkeypatch):
@@ -78,8 +73,8 @@ def test_too_little_memory_to_look_is_no_failed_build(gpu, bundle_path, monkeypa
     monkeypatch.setattr(simulated_gpu.CudaEngine, "device_memory_size", 2 * simulated_gpu.GPU.memory_bytes)
     request = BuildRequest(bundle_path / "model.onnx", "fp32")
     summary = build_bundle.build_one(gpu[0], request, bundle_path / "fp32.plan", progress=Progress(quiet=True))
-    assert summary["fused_attention"] is None and summary["build_seconds"] == 1.0
-    assert "cuMemAlloc_v2: CUDA error 2" in summary["fused_attention_unknown"]
+    assert summary.fused_attention is None and summary.build_seconds == 1.0
+    assert "cuMemAlloc_v2: CUDA error 2" in summary.fused_attention_unknown
 
 
 def test_layout_of_the_kernel_node():

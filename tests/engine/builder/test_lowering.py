@@ -8,6 +8,7 @@ import simulated_gpu
 from reconverted import as_left
 
 from vit_convert.core.bundle import Bundle
+from vit_convert.core.engine_results import EngineSummary
 from vit_convert.core.errors import BuildError, UnbuildableError
 from vit_convert.core.progress import Progress
 from vit_convert.engine import build_bundle
@@ -36,8 +37,8 @@ def build(gpu, advised, monkeypatch):
         simulated_gpu.write_plan(
             plan, request.onnx_path, [tuple(p["images"]) for p in request.profiles], precision=request.precision
         )
-        summary = {"build_seconds": 1.0}
-        add_to_sidecar(plan, **request_record(request), summary=summary)
+        summary = EngineSummary.from_dict({"build_seconds": 1.0})
+        add_to_sidecar(plan, **request_record(request), summary=summary.to_dict())
         return summary
 
     monkeypatch.setattr(build_bundle, "build_one", build_one)

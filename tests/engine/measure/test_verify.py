@@ -35,15 +35,15 @@ def verify(gpu, path, *precisions, **overrides):
 def test_right_engine_passes_at_every_batch(gpu, engines):
     path = engines("fp32", "fp16")
     result = verify(gpu, path, "fp32", "fp16")
-    found = result["engines"]["fp32"]
-    assert result["passed"] and found["misses"] == []
+    found = result.engines["fp32"]
+    assert result.passed and found.misses == ()
     # 1, 4 and 8 are the profiles' sizes, 6 lies between.
-    assert [row["batch"] for row in found["rows"]] == [1, 4, 6, 8]
-    assert all(row["passed"] for row in found["rows"]) and found["max_rel"] < 1e-4 and found["cosine"] > 0.99999
+    assert [row.batch for row in found.rows] == [1, 4, 6, 8]
+    assert all(row.passed for row in found.rows) and found.max_rel < 1e-4 and found.cosine > 0.99999
     manifest = {row["name"]: row["result"] for row in read_json(path / "manifest.json")["stages"]}
     # what onnxruntime found in the export's own check
-    assert result["top1"] == found["top1"] == pytest.approx(manifest["check"]["top1"])
-    assert found["num_images"] == 40
+    assert result.top1 == found.top1 == pytest.approx(manifest["check"]["top1"])
+    assert found.num_images == 40
 
 
 # An error of 1e-2 of the scale (about 2) is too much for fp32 and not for fp16, whose cosine hardly sees it; 10 turns
@@ -54,11 +54,11 @@ def test_right_engine_passes_at_every_batch(gpu, engines):
 def test_wrong_engine_fails_by_its_own_tolerance(gpu, engines, precision, error, passes):
     path = engines(precision, error=error)
     if passes:
-        assert verify(gpu, path, precision)["engines"][precision]["max_abs"] == pytest.approx(error, rel=0.01)
+        assert verify(gpu, path, precision).engines[precision].max_abs == pytest.approx(error, rel=0.01)
         return
     with pytest.raises(CheckError, match=rf"{precision}: logits at batch 1: max abs {error:.3g}") as caught:
         verify(gpu, path, precision)
-    assert caught.value.exit_code == 5 and not caught.value.result["passed"]
+    assert caught.value.exit_code == 5 and not caught.value.result.passed
 
 
 def test_nan_never_passes(gpu, engines):
@@ -89,7 +89,7 @@ def test_every_engine_is_judged_before_the_first_miss_is_reported(gpu, engines):
     path = engines("fp16")
     with pytest.raises(CheckError) as caught:
         verify(gpu, path, "fp32", "fp16")
-    assert [found["passed"] for found in caught.value.result["engines"].values()] == [False, True]
+    assert [found.passed for found in caught.value.result.engines.values()] == [False, True]
 
 
 def onnx_logits(path):
@@ -106,7 +106,7 @@ def test_agreement_with_jax_is_judged_where_it_is_known(gpu, engines):
     logits = onnx_logits(path)
     np.save(path / "evaluation_logits.npy", logits)
     as_left(path, "evaluation_logits.npy")
-    assert verify(gpu, path, "fp16")["engines"]["fp16"]["agreement"] == 100
+    assert verify(gpu, path, "fp16").engines["fp16"].agreement == 100
     logits[:2, :] = -logits[:2, :]  # two of 40 images change their first class
     np.save(path / "evaluation_logits.npy", logits)
     as_left(path, "evaluation_logits.npy")

@@ -7,7 +7,9 @@ import pytest
 import simulated_gpu
 from reconverted import as_left
 
+from vit_convert.core.benchmark_results import SkippedCase
 from vit_convert.core.bundle import Bundle, read_json
+from vit_convert.core.engine_results import EngineSummary
 from vit_convert.core.errors import BenchmarkError, BuildError, UsageError
 from vit_convert.engine import __main__ as command
 from vit_convert.engine.build_bundle import request_for
@@ -33,7 +35,7 @@ def built(gpu, monkeypatch):
             raise BuildError("matmul.onnx: node x: not supported")
         ranges = [tuple(profile["images"]) for profile in request.profiles]
         simulated_gpu.write_plan(plan, request.onnx_path, ranges, precision=request.precision)
-        return {"build_seconds": 1.0, "fused_attention": {"text": "yes, fp16, 1 of 1"}}
+        return EngineSummary.from_dict({"build_seconds": 1.0, "fused_attention": {"text": "yes, fp16, 1 of 1"}})
 
     monkeypatch.setattr(command, "load_backend", lambda name, **_: gpu[0])
     # building takes a GPU; what tune does around it does not
@@ -75,7 +77,7 @@ def test_what_was_skipped_is_tried_again(bundle_path, built, monkeypatch):
 
     def run_cases(engines, cases, **options):
         rows, skipped = real(engines, cases, **options)
-        return ([], [{"reason": "out of memory"}]) if full else (rows, skipped)
+        return ([], [SkippedCase.from_dict({"reason": "out of memory"})]) if full else (rows, skipped)
 
     monkeypatch.setattr(tune, "run_cases", run_cases)
     full.append(True)

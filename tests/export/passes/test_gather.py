@@ -94,7 +94,7 @@ def test_a_swin(tmp_path):
     in its place."""
     report = export_model(model("swin"), tmp_path / "model.onnx", target=lowering_named("trt8", "gather"))
     assert report.taps == list(model("swin").taps)
-    assert {rule["rule"]: rule["applied"] for rule in report.rules}["moves_to_gather"] == 9
+    assert {rule.rule: rule.applied for rule in report.rules}["moves_to_gather"] == 9
     from family_models import images
 
     got = run_session(open_session(tmp_path / "model.onnx", report.taps), images("swin"), ["logits", *report.taps])

@@ -69,7 +69,7 @@ def test_form_of_a_block(tmp_path, pool, depth):
         assert sum(node.op_type == "Reshape" for node in nodes) == (7 if pruned else 6)
     mlps = depth + (pool == "map")
     assert len(convolutions(graph)) == 2 * mlps
-    assert {rule["rule"]: rule["applied"] for rule in report.rules}["mlps_to_convolutions"] == mlps
+    assert {rule.rule: rule.applied for rule in report.rules}["mlps_to_convolutions"] == mlps
 
 
 @pytest.mark.parametrize("pool", ["tok", "gap"])

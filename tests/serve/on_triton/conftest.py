@@ -48,6 +48,7 @@ def bundle_path(converted: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path
 def plan(bundle_path: pathlib.Path):
     """Puts an engine with its sidecar into the bundle, proved unless told otherwise; returns its path."""
     from vit_convert.core.bundle import Bundle
+    from vit_convert.core.engine_results import EngineCheck
     from vit_convert.engine.backend.sidecar import graph_hashes, write_sidecar
     from vit_convert.engine.bundle_engines import keep_proof
     from vit_convert.engine.handoff import judged_by
@@ -71,7 +72,7 @@ def plan(bundle_path: pathlib.Path):
         }
         write_sidecar(path, record)
         if proved:
-            keep_proof(path, {"passed": True}, judged_by(Bundle(bundle_path)))
+            keep_proof(path, EngineCheck.from_dict({"passed": True}), judged_by(Bundle(bundle_path)))
         return path
 
     return put

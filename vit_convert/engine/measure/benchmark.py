@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from vit_convert.core.benchmark_results import BenchmarkRow, SkippedCase
 from vit_convert.core.errors import BenchmarkError, ConvertError
 from vit_convert.core.progress import Progress
+from vit_convert.core.recommend import RESIDENT
 from vit_convert.core.text_table import text_table
 from vit_convert.engine.backend import cuda
 from vit_convert.engine.measure.loops import Latency, Worker, measure_latency, measure_throughput
@@ -18,10 +20,7 @@ from vit_convert.engine.runtime.engine import Engine
 from vit_convert.engine.runtime.profiles import Shape, choose_profile, describe
 from vit_convert.engine.runtime.session import Session
 
-RESIDENT, END_TO_END = (
-    "none: images and results stay in GPU memory",
-    "images in and results out, page-locked host memory",
-)
+END_TO_END = "images in and results out, page-locked host memory"  # or RESIDENT
 _MIB = 2**20
 
 
@@ -101,8 +100,8 @@ def run_cases(
     seconds: float,
     warmup_seconds: float,
     progress: Progress,
-    save: Callable[[list[dict[str, Any]], list[dict[str, Any]]], None],
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    save: Callable[[list[BenchmarkRow], list[SkippedCase]], None],
+) -> tuple[list[BenchmarkRow], list[SkippedCase]]:
     """Measures every case in two passes over all cases; the difference between the passes shows how far a number can be
     trusted.
 
@@ -141,9 +140,9 @@ def run_cases(
 
 def _results(
     engines: Mapping[str, Engine], passes: Mapping[Case, list[Pass]], skipped: Mapping[Case, str]
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+) -> tuple[list[BenchmarkRow], list[SkippedCase]]:
     rows = [summarise_case(case, found, _about(engines[case.precision])) for case, found in passes.items()]
-    return rows, [{**dataclasses.asdict(case), "reason": reason} for case, reason in skipped.items()]
+    return rows, [SkippedCase(**dataclasses.asdict(case), reason=reason) for case, reason in skipped.items()]
 
 
 def _about(engine: Engine) -> dict[str, Any]:
@@ -203,7 +202,7 @@ def shape_to_measure(engine: Engine, batch: int) -> Shape:
     return shape
 
 
-def summarise_case(case: Case, passes: Sequence[Pass], about: Mapping[str, Any]) -> dict[str, Any]:
+def summarise_case(case: Case, passes: Sequence[Pass], about: Mapping[str, Any]) -> BenchmarkRow:
     """Makes one row.
 
     Args:
@@ -214,43 +213,40 @@ def summarise_case(case: Case, passes: Sequence[Pass], about: Mapping[str, Any])
             ("yes, fp16, 12 of 12").
 
     Returns:
-        precision, batch, streams, transfers, cuda_graph (why_no_graph), images_per_second (mean of the passes, with
-        noise_percent: their difference over the mean), wall latency p50_ms, p95_ms, p99_ms and GPU time gpu_p50_ms,
-            gpu_p95_ms,
-        gpu_p99_ms of all runs, runs, gpu_memory_mib (peak: engine and sessions, which allocate nothing while they run),
-        engine_memory_mib, context_memory_mib, what NVML told, and `about`.
+        The row; gpu_memory_mib is the peak: engine and sessions, which allocate nothing while they run.
     """
     rates = [found.images_per_second for found in passes]
     mean = float(np.mean(rates))
     wall = np.concatenate([found.latency.wall_ms for found in passes])
     gpu = np.concatenate([found.latency.gpu_ms for found in passes])
     context_mib = max(found.context_bytes for found in passes) / _MIB
-    row: dict[str, Any] = {
-        "precision": case.precision,
-        "batch": case.batch,
-        "streams": case.streams,
-        "transfers": END_TO_END if case.transfers else RESIDENT,
-        "cuda_graph": passes[0].cuda_graph,
-        "images_per_second": round(mean, 1),
-        "noise_percent": round(100 * (max(rates) - min(rates)) / mean, 2) if len(rates) > 1 else None,
+    measured: dict[str, Any] = {
+        **about,
         **_percentiles(wall, ""),
         **_percentiles(gpu, "gpu_"),
-        "runs": len(wall),
-        "gpu_memory_mib": round(about["engine_memory_mib"] + context_mib, 1),
-        "context_memory_mib": round(context_mib, 1),
-        **about,
         **merge_summaries([found.gpu for found in passes]),
     }
-    if passes[0].why_no_graph and case.cuda_graph:
-        row["why_no_graph"] = passes[0].why_no_graph
-    return row
+    return BenchmarkRow(
+        precision=case.precision,
+        batch=case.batch,
+        streams=case.streams,
+        transfers=END_TO_END if case.transfers else RESIDENT,
+        cuda_graph=passes[0].cuda_graph,
+        why_no_graph=passes[0].why_no_graph or None if case.cuda_graph else None,
+        images_per_second=round(mean, 1),
+        noise_percent=round(100 * (max(rates) - min(rates)) / mean, 2) if len(rates) > 1 else None,
+        runs=len(wall),
+        gpu_memory_mib=round(about["engine_memory_mib"] + context_mib, 1),
+        context_memory_mib=round(context_mib, 1),
+        **measured,
+    )
 
 
 def _percentiles(milliseconds: np.ndarray, prefix: str) -> dict[str, float]:
     return {f"{prefix}p{q}_ms": round(float(np.percentile(milliseconds, q)), 4) for q in (50, 95, 99)}
 
 
-def rows_table(rows: Sequence[Mapping[str, Any]]) -> str:
+def rows_table(rows: Sequence[BenchmarkRow]) -> str:
     """The rows as text for a terminal."""
     header = (
         "precision",
@@ -271,24 +267,19 @@ def rows_table(rows: Sequence[Mapping[str, Any]]) -> str:
     return text_table(header, [_cells(row) for row in rows])
 
 
-def _cells(row: Mapping[str, Any]) -> list[str]:
-    def number(key: str, digits: int) -> str:
-        return "" if row.get(key) is None else f"{row[key]:,.{digits}f}".replace(",", " ")
+def _cells(row: BenchmarkRow) -> list[str]:
+    def number(value: float | None, digits: int) -> str:
+        return "" if value is None else f"{value:,.{digits}f}".replace(",", " ")
 
-    copied = "in+out" if row["transfers"] == END_TO_END else "none"
-    names = [row["precision"], str(row["batch"]), str(row["streams"]), copied, "on" if row["cuda_graph"] else "off"]
-    digits = {
-        "images_per_second": 0,
-        "noise_percent": 1,
-        "p50_ms": 3,
-        "p95_ms": 3,
-        "p99_ms": 3,
-        "gpu_p50_ms": 3,
-        "gpu_memory_mib": 0,
-    }
+    copied = "in+out" if row.transfers == END_TO_END else "none"
     return [
-        *names,
-        *(number(key, places) for key, places in digits.items()),
-        number("sm_clock_mhz", 0),
-        number("power_w", 0),
+        row.precision,
+        str(row.batch),
+        str(row.streams),
+        copied,
+        "on" if row.cuda_graph else "off",
+        number(row.images_per_second, 0),
+        number(row.noise_percent, 1),
+        *(number(value, 3) for value in (row.p50_ms, row.p95_ms, row.p99_ms, row.gpu_p50_ms)),
+        *(number(value, 0) for value in (row.gpu_memory_mib, row.sm_clock_mhz, row.power_w)),
     ]

@@ -62,7 +62,8 @@ def tune_bundle(
         raise BenchmarkError(
             "tune: engines run only on a GPU, and this host has none", fix="Run it on a host with an NVIDIA GPU."
         )
-    path, about = bundle.tuning, {**environment(backend), "model": describe_model(bundle), "command": command}
+    path = bundle.tuning
+    about = {**environment(backend).to_dict(), "model": describe_model(bundle).to_dict(), "command": command}
     about |= {"onnx": facts.files.graph_hashes(bundle.onnx())}  # while it is the same, this holds
     for precision in precisions:
         require_graph_of(facts, request_for(bundle, config, facts, precision).onnx_path)
@@ -131,16 +132,13 @@ def _try(
         progress=progress,
         save=lambda rows, skipped: None,
     )
-    found = {
-        "plan": str(plan.relative_to(bundle.root)),
-        "build_seconds": built["build_seconds"],
-        "fused_attention": built["fused_attention"],
-    }
     return {
-        **found,
-        "cosine": proof["cosine"],
-        "passed": proof["passed"],
-        "misses": proof["misses"],
-        "rows": rows,
-        "skipped": skipped,
+        "plan": str(plan.relative_to(bundle.root)),
+        "build_seconds": built.build_seconds,
+        "fused_attention": built.fused_attention.to_dict() if built.fused_attention else None,
+        "cosine": proof.cosine,
+        "passed": proof.passed,
+        "misses": list(proof.misses),
+        "rows": [row.to_dict() for row in rows],
+        "skipped": [row.to_dict() for row in skipped],
     }

@@ -2,7 +2,6 @@
 here."""
 
 import collections
-import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from onnxscript.rewriter import pattern
 
+from vit_convert.core.stage_results import RuleCount
 from vit_convert.export.passes.cleanup import clean
 
 
@@ -44,21 +44,6 @@ class Rule:
         """The spellings looked for, where there is more than `pattern`; all bind the variables that `check` and
         `rewrite` need."""
         return [self.pattern]
-
-
-@dataclasses.dataclass
-class RuleCount:
-    """What one rule did to one graph.
-
-    Attributes:
-        rule: class name of the rule.
-        applied: places rewritten.
-        declined: places that matched the pattern and were left alone, counted by reason.
-    """
-
-    rule: str
-    applied: int = 0
-    declined: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
 def apply_rule(rule: Rule, model: ir.Model) -> RuleCount:

@@ -1,0 +1,245 @@
+"""What the checks found: each graph against JAX, what a lower precision costs, and what each layer loses by it."""
+
+import dataclasses
+from collections.abc import Mapping
+
+from vit_convert.core.consistency import Finding
+from vit_convert.core.record import Record, StageResult, optional
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Distance(Record):
+    """How far a tensor is from JAX's.
+
+    Attributes:
+        max_abs: largest absolute difference.
+        max_rel: max_abs over the tensor's largest magnitude.
+        cosine: smallest cosine similarity of any image.
+    """
+
+    max_abs: float
+    max_rel: float
+    cosine: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TensorCheck(Distance):
+    """One tensor of a graph.
+
+    Attributes:
+        tensor: an output, or the value after a block.
+        batch: that was worst.
+        passed: None where the tensor is only reported.
+    """
+
+    tensor: str
+    batch: int
+    passed: bool | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoweringCheck(Distance):
+    """The output of another lowering of the fp32 graph.
+
+    Attributes:
+        passed: by the tolerance of fp32.
+        sizes: by image size ("224x224").
+    """
+
+    passed: bool
+    sizes: Mapping[str, Distance]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LargestActivation(Record):
+    """The largest activation of a block.
+
+    Attributes:
+        tensor: that reaches it.
+        max_abs: its magnitude.
+    """
+
+    tensor: str
+    max_abs: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GraphCheck(Distance, StageResult):
+    """One graph under onnxruntime, compared with JAX; its distance is that of the output.
+
+    Attributes:
+        precision: of the graph; "smooth" for the fp32 graph after SmoothQuant.
+        passed: whether the tolerance is met.
+        tolerance: in words.
+        blocks: each tensor that was compared, in graph order.
+        sizes: the output at each image size ("224x224").
+        consistency: what needs no reference: equal rows agree, order and batch do not matter, all is finite.
+        top1: on the labelled images, in percent.
+        lowerings: of fp32: the other lowerings by name.
+        quantized: layers that are quantized.
+        fp32_islands: nodes that stay in float32, and why.
+        num_casts: Cast nodes.
+        num_subnormal: weights that lose digits as they lie below the type's smallest normal value.
+        max_abs_activation: by block.
+    """
+
+    precision: str
+    passed: bool
+    tolerance: str
+    blocks: tuple[TensorCheck, ...]
+    sizes: Mapping[str, Distance]
+    consistency: tuple[Finding, ...] | None = optional()
+    top1: float | None = optional()
+    lowerings: Mapping[str, LoweringCheck] | None = optional()
+    quantized: tuple[str, ...] | None = optional()
+    fp32_islands: Mapping[str, str] | None = optional()
+    num_casts: int | None = optional()
+    num_subnormal: int | None = optional()
+    max_abs_activation: Mapping[str, LargestActivation] | None = optional()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Verdict(Record):
+    """Whether a quantized graph is accurate enough to be worth its speed.
+
+    Attributes:
+        against: the precision that it is compared with.
+        top1: on the labelled images, in percent.
+        drop_points: of top-1, in percentage points.
+        allowed_points: by config.check.max_top1_drop.
+        accurate: None where nothing tells.
+        text: the same in words.
+    """
+
+    against: str
+    top1: float | None = optional()
+    drop_points: float | None = optional()
+    allowed_points: float | None = optional()
+    accurate: bool | None
+    text: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class QuantizeResult(StageResult):
+    """What the quantize stage returns.
+
+    Attributes:
+        checks: by precision.
+        verdicts: by quantized precision.
+        max_abs_activation: by block, where fp16 is a builder flag and so has no graph.
+    """
+
+    checks: Mapping[str, GraphCheck]
+    verdicts: Mapping[str, Verdict]
+    max_abs_activation: Mapping[str, LargestActivation] | None = optional()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Loss(Record):
+    """What quantizing a set of layers does to the output, over all images.
+
+    Attributes:
+        error: mean of 1 - cosine to the fp32 output.
+        cosine: smallest of any image.
+        max_rel: largest absolute difference over the largest fp32 output.
+        agreement: images whose largest output is the fp32 graph's, in percent.
+        top1: on the labelled images, in percent.
+    """
+
+    error: float
+    cosine: float
+    max_rel: float
+    agreement: float
+    top1: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RankedLayer(Loss):
+    """One layer of the sensitivity ranking.
+
+    Attributes:
+        name: the layer.
+        top1_change: against fp32, in percentage points.
+    """
+
+    name: str
+    top1_change: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SensitivityResult(StageResult):
+    """What the sensitivity stage returns.
+
+    Attributes:
+        precision: "int8" or "fp8".
+        num_units: layers that could be quantized.
+        worst: the most harmful of them.
+    """
+
+    precision: str
+    num_units: int
+    worst: RankedLayer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlanBudget(Record):
+    """What a plan may lose.
+
+    Attributes:
+        cosine: smallest allowed, of any image.
+        top1_drop_points: largest allowed loss of top-1 in percentage points; None without labels.
+    """
+
+    cosine: float
+    top1_drop_points: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlanLoss(Loss):
+    """What a plan loses.
+
+    Attributes:
+        share_of_weights: that are quantized, from 0 to 1.
+    """
+
+    share_of_weights: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlanImages(Record):
+    """The images that a plan was measured on.
+
+    Attributes:
+        source: which.
+        num_images: how many.
+    """
+
+    source: str
+    num_images: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlanResult(StageResult):
+    """What the plan stage returns: the largest set of layers within the budget.
+
+    Attributes:
+        precision: "int8" or "fp8".
+        budget: that was kept.
+        measured: of the set.
+        fp32: of the graph without any quantized layer.
+        images: that it was measured on.
+        left_out: layers that stay as they are, and why.
+        path: of the plan, in the bundle.
+        num_units: layers in the set.
+        num_candidates: layers that could be quantized.
+    """
+
+    precision: str
+    budget: PlanBudget
+    measured: PlanLoss
+    fp32: Loss
+    images: PlanImages
+    left_out: Mapping[str, str]
+    path: str
+    num_units: int
+    num_candidates: int

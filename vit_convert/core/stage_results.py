@@ -1,0 +1,294 @@
+"""What the stages on the export host return, kept in the manifest: the model, its graph, its reference, its ranges.
+
+Keys are fields; numbers have their unit in the name.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from vit_convert.core.image_size import ImageRange
+from vit_convert.core.record import Record, StageResult, optional
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Checkpoint(Record):
+    """What is converted.
+
+    Attributes:
+        path: of the file; "" for a user's own model.
+        sha256: of the file, in hex.
+        family: its name, "user" for a model of one's own.
+        variant: for example "B/16".
+        model: of a user's own model: function, file, sha256 of the file, identity.
+        output: the one that stands for the model.
+        layout: names of its leaves, for example "vit_jax".
+        num_params: how many numbers its leaves hold.
+        image_size: [height, width] in pixels; [] where no images are taken.
+        image_range: sizes of a dynamic graph.
+        num_classes: of its head.
+        warnings: what was found and is no error.
+        preprocess: how an image becomes its input (`images/preprocess.py`).
+    """
+
+    path: str
+    sha256: str
+    family: str
+    variant: str
+    model: Mapping[str, str] | None = optional()
+    output: str
+    layout: str | None = optional()
+    num_params: int
+    image_size: tuple[int, ...]
+    image_range: ImageRange | None = None
+    num_classes: int | None = None
+    warnings: tuple[str, ...]
+    preprocess: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckpointResult(Checkpoint, StageResult):
+    """What the checkpoint stage returns.
+
+    Attributes:
+        patch_size: side of a patch in pixels.
+        attentions: per attention [tokens, heads, width of a head].
+        source_image_size: [height, width] that the file was trained at.
+        zero_head: whether the head is all zeros, so that its classes mean nothing.
+        judge: how the output is judged: "top1", "cosine" or "embedding".
+        pair: of a tower: the two towers of its checkpoint, and how prompts become tokens.
+    """
+
+    patch_size: int = 0
+    attentions: tuple[tuple[int, ...], ...] = ()
+    source_image_size: tuple[int, ...] = ()
+    zero_head: bool = False
+    judge: str
+    pair: Mapping[str, Any] | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImagesResult(StageResult):
+    """What the images stage returns.
+
+    Attributes:
+        num_images: for evaluation; of a text tower, prompts.
+        labelled: whether they have labels.
+        label_range: smallest and largest label.
+        class_folders: names of folders that stand for classes.
+        classes: of a text tower: that its prompts are of.
+        templates: of a text tower: prompts of each class.
+    """
+
+    num_images: int
+    labelled: bool = False
+    label_range: tuple[int, int] | None = optional()
+    class_folders: tuple[str, ...] | None = optional()
+    classes: int | None = optional()
+    templates: int | None = optional()
+
+
+@dataclasses.dataclass(frozen=True)
+class RuleCount(Record):
+    """What one substitution did to one graph.
+
+    Attributes:
+        rule: name of the rule or pass.
+        applied: places rewritten.
+        declined: places that matched the pattern and were left alone, counted by reason.
+    """
+
+    rule: str
+    applied: int = 0
+    declined: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OnnxGraph(Record):
+    """The graph model.onnx.
+
+    Attributes:
+        opset: of ONNX.
+        target: the dialect it is for: "trt8", "trt10", "trt11" or "rtx".
+        num_nodes: in the graph.
+        nodes_traced: that jax2onnx left of the traced part.
+        nodes_per_block: of the largest block; 0 without blocks.
+        num_shapes: Shape nodes.
+        bytes: of the graph and its weights.
+        rules: in the order in which they were tried.
+    """
+
+    opset: int
+    target: str
+    num_nodes: int
+    nodes_traced: int
+    nodes_per_block: int
+    num_shapes: int
+    bytes: int
+    rules: tuple[RuleCount, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Lowering(Record):
+    """Another lowering of the fp32 graph.
+
+    Attributes:
+        num_nodes: in the graph.
+        nodes_per_block: of the largest block.
+        bytes: of the graph and its weights.
+    """
+
+    num_nodes: int
+    nodes_per_block: int
+    bytes: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExportResult(OnnxGraph, StageResult):
+    """What the export stage returns.
+
+    Attributes:
+        taps: inner values that the reference knows.
+        pooled_token: index of the one token that the last block goes on with; None where it computes all.
+        lowerings: by name, those written beside model.onnx.
+        lowering: that fp16 engines are built from with engine.lowering=auto; "" for model.onnx.
+    """
+
+    taps: tuple[str, ...]
+    pooled_token: int | None = None
+    lowerings: Mapping[str, Lowering]
+    lowering: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reference(Record):
+    """The images that everything is compared on.
+
+    Attributes:
+        source: "evaluation images" or "seeded noise".
+        num_images: how many.
+    """
+
+    source: str
+    num_images: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReferenceResult(Reference, StageResult):
+    """What the reference stage returns.
+
+    Attributes:
+        tensors: names of JAX's outputs and inner values.
+        top1: of JAX on the labelled images, in percent.
+    """
+
+    tensors: tuple[str, ...]
+    top1: float | None = optional()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Widened(Record):
+    """A tensor whose threshold is wider than entropy's, as that cost its products too much.
+
+    Attributes:
+        tensor: its name.
+        amax: its largest magnitude.
+        entropy: the threshold by entropy.
+        threshold: the one in use.
+        error_entropy: of the products that read it, by entropy's threshold: mean squared error over mean square.
+        error: by the threshold in use.
+        error_minmax: by the largest magnitude.
+    """
+
+    tensor: str
+    amax: float
+    entropy: float
+    threshold: float
+    error_entropy: float
+    error: float
+    error_minmax: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LeftOut(Record):
+    """Layers that stay out of int8, since no threshold is good enough.
+
+    Attributes:
+        sites: the layers.
+        tensor: that they read.
+        error: of their products by the best threshold.
+        max_error: that config.calibration.max_error allows.
+    """
+
+    sites: tuple[str, ...]
+    tensor: str
+    error: float
+    max_error: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shifted(Record):
+    """A tensor that is quantized less a constant.
+
+    Attributes:
+        tensor: its name.
+        offset: the constant.
+        threshold: of what is left.
+        error: of the products that read it.
+        error_symmetric: the same without a shift.
+    """
+
+    tensor: str
+    offset: float
+    threshold: float
+    error: float
+    error_symmetric: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Smoothed(Record):
+    """What SmoothQuant did.
+
+    Attributes:
+        strength: from 0 to 1.
+        num_norms: LayerNorms that were smoothed.
+        factors_min_max: by LayerNorm, the smallest and the largest factor of a channel.
+        declined: by tensor, why not.
+    """
+
+    strength: float
+    num_norms: int
+    factors_min_max: Mapping[str, tuple[float, float]]
+    declined: Mapping[str, str]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Calibration(Record):
+    """Where the ranges of int8 and fp8 come from.
+
+    Attributes:
+        method: for example "entropy".
+        num_images: that were run.
+        source: of the images.
+        num_tensors: that have a range.
+        num_clipped: of them, those whose threshold lies below their largest magnitude.
+        widened: thresholds wider than entropy's, the largest error first.
+        left_out: layers that stay out of int8, the worst first.
+        shifted: tensors with a shift, the largest gain first.
+        smoothed: None without config.calibration.smooth.
+    """
+
+    method: str
+    num_images: int
+    source: str
+    num_tensors: int
+    num_clipped: int
+    widened: tuple[Widened, ...]
+    left_out: tuple[LeftOut, ...]
+    shifted: tuple[Shifted, ...]
+    smoothed: Smoothed | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CalibrateResult(Calibration, StageResult):
+    """What the calibrate stage returns."""

@@ -1,0 +1,130 @@
+"""The schema of `report.json`, and the one writer of it: for conversions, and for the commands on a GPU host.
+
+`Report` has every key of the file; its sections are records that say what theirs mean. Keys that do not apply are empty
+or missing. A file that an earlier version wrote is read, too, and what is not known in it stays as it is.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+from vit_convert.core.benchmark_results import BenchmarkRow, Recommendation
+from vit_convert.core.bundle import Bundle, read_json, write_json
+from vit_convert.core.check_results import GraphCheck, LargestActivation, PlanResult, SensitivityResult, Verdict
+from vit_convert.core.engine_results import EngineSummary, RecommendedEngine, Verification
+from vit_convert.core.record import Record, RecordError, optional, section
+from vit_convert.core.stage_results import Calibration, Checkpoint, OnnxGraph, Reference
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StageRow(Record):
+    """How one stage went.
+
+    Attributes:
+        name: as --until calls it.
+        status: "done", "fresh" (nothing changed since an earlier run) or "failed".
+        seconds: wall time.
+        peak_rss_mib: largest resident memory of the process while it ran.
+        error: of one that failed.
+    """
+
+    name: str
+    status: str
+    seconds: float
+    peak_rss_mib: float
+    error: str | None = optional()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Report(Record):
+    """Everything that was found about one conversion and its engines.
+
+    Attributes:
+        name: of the bundle.
+        vit_convert: version that converted.
+        command: the command line.
+        date: when, in UTC (ISO 8601).
+        status: "done" or "failed".
+        checkpoint: what is converted.
+        stages: those that ran or were fresh, in order.
+        onnx: the graph model.onnx.
+        reference: the images that graphs and engines are compared on.
+        check: of model.onnx, or of the first graph that was checked.
+        checks: by precision, each graph that was checked.
+        max_abs_activation: by block, for TensorRT 8.6, which has no fp16 graph.
+        calibration: the ranges of int8 and fp8.
+        sensitivity: what each layer loses when it is quantized.
+        plan: the layers that precision=auto quantizes.
+        accuracy: top-1 in percent of "jax", "onnx" (fp32), each lower precision, and "engine".
+        verdicts: by quantized precision, whether its loss is allowed.
+        engines: all that were built.
+        engine: the recommended one.
+        benchmark: the measurements.
+        verify: what verification found.
+        recommended: what the measurements say about each precision.
+
+    Example:
+        >>> report = Report.from_dict({"name": "vit_b32", "checks": {"fp32": {"passed": True, "cosine": 1.0}}})
+        >>> report.checks["fp32"].passed, report.engine
+        (True, None)
+    """
+
+    name: str
+    vit_convert: str
+    command: str
+    date: str
+    status: str
+    checkpoint: Checkpoint | None = section()
+    stages: tuple[StageRow, ...]
+    onnx: OnnxGraph | None = section()
+    reference: Reference | None = section()
+    check: GraphCheck | None = section()
+    checks: Mapping[str, GraphCheck]
+    max_abs_activation: Mapping[str, LargestActivation] | None = optional()
+    calibration: Calibration | None = section()
+    sensitivity: SensitivityResult | None = section()
+    plan: PlanResult | None = section()
+    accuracy: Mapping[str, float | None]
+    verdicts: Mapping[str, Verdict]
+    engines: tuple[EngineSummary, ...]
+    engine: RecommendedEngine | None = section()
+    benchmark: tuple[BenchmarkRow, ...]
+    verify: Verification | None = optional()
+    recommended: Recommendation | None = optional()
+
+
+def read_report(bundle: Bundle) -> Report | None:
+    """Reads a bundle's report; None if it is missing or damaged.
+
+    Args:
+        bundle: of a conversion by this or an earlier version.
+    """
+    try:
+        return Report.from_dict(found) if (found := read_json(bundle.report)) is not None else None
+    except RecordError:
+        return None
+
+
+def write(bundle: Bundle, report: Report) -> None:
+    """Writes a conversion's report.
+
+    Args:
+        bundle: gets `report.json`.
+        report: what stands in it.
+    """
+    write_json(bundle.report, report.to_dict())
+
+
+def update(bundle: Bundle, change: Callable[[Report], Report]) -> None:
+    """Changes a bundle's report; keys that do not change stay as they are, also those of another version.
+
+    Args:
+        bundle: holds the report; a new one is begun if it is missing or damaged.
+        change: what becomes of it.
+    """
+    before = read_report(bundle)
+    if before is None:
+        write(bundle, change(Report.from_dict({"name": bundle.root.name})))
+        return
+    known, changed = before.to_dict(), change(before).to_dict()
+    kept = {key: value for key, value in read_json(bundle.report, {}).items() if key not in known or key in changed}
+    write_json(bundle.report, kept | {key: value for key, value in changed.items() if value != known.get(key)})
