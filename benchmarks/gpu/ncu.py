@@ -119,7 +119,7 @@ def profile(bundle: Bundle, engine: Engine) -> dict[str, Any]:
     return {
         "model": describe_model(bundle),
         "precision": _PRECISION.value,
-        "graph": engine.record["onnx"]["path"],
+        "graph": engine.record.onnx.path,
         "batch": _BATCH.value,
         "run_us": round(1e3 * run_ms, 1),
         "kernels_us": round(sum(launch[DURATION] for launch in launches) / 1e3, 1),

@@ -18,7 +18,7 @@ import onnx
 import onnxruntime
 
 from vit_convert.engine.backend import cuda
-from vit_convert.engine.backend.sidecar import graph_hashes, write_sidecar
+from vit_convert.engine.backend.sidecar import Sidecar, graph_hashes, plan_file, read_sidecar, write_sidecar
 from vit_convert.engine.backend.trt import Backend
 
 GPU = cuda.Gpu("Simulated", "sm90", 8 << 30, "0", "12.4")
@@ -333,7 +333,16 @@ def write_plan(path, graph, ranges, *, precision="fp32", error=0.0, broken=False
     options = {"version_compatible": False, "hardware_compatible": False, "tf32": False}
     about = {"backend": "tensorrt", "version": "8.6.0", "targets": ["sm90"], "precision": precision, "options": options}
     graph_record = {"path": pathlib.Path(graph).name, **graph_hashes(graph)}
-    write_sidecar(
-        path, {**about, "gpu": dataclasses.asdict(GPU), "onnx": graph_record, "build_seconds": 1.5, "attentions": 1}
-    )
+    record = {**about, "gpu": dataclasses.asdict(GPU), "onnx": graph_record, "build_seconds": 1.5, "attentions": 1}
+    put_sidecar(path, **record)
     return path
+
+
+def put_sidecar(path, **record):
+    """Writes the sidecar of a plan that a test made."""
+    write_sidecar(path, Sidecar.from_dict({**record, "plan": plan_file(path).to_dict()}))
+
+
+def change_sidecar(path, **record):
+    """Changes some entries of a sidecar."""
+    write_sidecar(path, Sidecar.from_dict({**read_sidecar(path).to_dict(), **record}))

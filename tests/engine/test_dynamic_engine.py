@@ -14,6 +14,7 @@ from vit_convert.core.image_size import ImageRange
 from vit_convert.core.progress import Progress
 from vit_convert.engine.commands import verify_bundle
 from vit_convert.engine.handoff import read_config, read_facts
+from vit_convert.engine.host import EngineHost
 
 RANGE = [[1, 32, 32, 3], [4, 64, 64, 3], [8, 96, 96, 3]]
 
@@ -38,6 +39,10 @@ def dynamic(tmp_path_factory):
     return folder / "tiny"
 
 
+def host_of(gpu, bundle):
+    return EngineHost.open(gpu[0], bundle, read_config(bundle), Progress(quiet=True))
+
+
 @pytest.mark.parametrize("spoiled", [None, "reference.npz", "reference.32x32.npz", "reference.96x64.npz"])
 def test_every_size_is_judged(dynamic, monkeypatch, spoiled):
     gpu = simulated_gpu.install(monkeypatch)
@@ -53,16 +58,11 @@ def test_every_size_is_judged(dynamic, monkeypatch, spoiled):
                 arrays = {name: file[name] for name in file.files}
             np.savez(dynamic / spoiled, **{**arrays, "logits": arrays["logits"] + 1})
             as_left(dynamic, spoiled)
-            facts = read_facts(bundle)
             height, width = arrays["images"].shape[1:3]
             with pytest.raises(CheckError, match=f"of {height}x{width}: max abs"):
-                verify_bundle(
-                    gpu[0], bundle, read_config(bundle), facts, precisions=("fp32",), progress=Progress(quiet=True)
-                )
+                verify_bundle(host_of(gpu, bundle), precisions=("fp32",))
             return
-        found = verify_bundle(
-            gpu[0], bundle, read_config(bundle), facts, precisions=("fp32",), progress=Progress(quiet=True)
-        )
+        found = verify_bundle(host_of(gpu, bundle), precisions=("fp32",))
         rows = found.engines["fp32"].rows
         assert {row.image_size for row in rows} == {(64, 64), (32, 32), (96, 64)} and all(row.passed for row in rows)
     finally:

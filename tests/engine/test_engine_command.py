@@ -14,11 +14,14 @@ from vit_convert.core.dialect import DIALECTS
 from vit_convert.core.engine_results import EngineSummary
 from vit_convert.core.errors import BuildError, CheckError, UsageError
 from vit_convert.core.lock import hold
+from vit_convert.core.progress import Progress
 from vit_convert.engine import __main__ as command
 from vit_convert.engine.backend import trt
 from vit_convert.engine.build_bundle import graph_for
 from vit_convert.engine.bundle_engines import built_from
 from vit_convert.engine.commands import add_to_report
+from vit_convert.engine.handoff import read_config
+from vit_convert.engine.host import EngineHost
 from vit_convert.engine.runtime.profiles import batch_profiles
 
 
@@ -281,7 +284,8 @@ def test_verify_takes_back_what_was_recommended(capsys, simulated, engines):
         "path": "engines/tensorrt-8.6.0-sm90/fp32.plan",
         "backend": "tensorrt",
     }
-    add_to_report(Bundle(path), build=[EngineSummary.from_dict({**row, "version": "8.6.0"})])
+    host = EngineHost.open(simulated[0], Bundle(path), read_config(Bundle(path)), Progress(quiet=True))
+    add_to_report(host, build=[EngineSummary.from_dict({**row, "version": "8.6.0"})])
     assert read_json(path / "report.json")["engine"]["precision"] == "fp32"
     assert run("verify", path, "--precision=fp32", "--quiet") == 0
     assert run("benchmark", path, "--precision=fp32", *ALONE) == 0

@@ -10,6 +10,7 @@ from vit_convert.core.progress import Progress
 from vit_convert.engine import memory_guard
 from vit_convert.engine.build_bundle import request_for
 from vit_convert.engine.handoff import read_config, read_facts
+from vit_convert.engine.host import EngineHost
 from vit_convert.engine.inspection.dla import dla_refusals
 from vit_convert.engine.inspection.onnx_wire import read_graph
 
@@ -26,7 +27,8 @@ def guarded(gpu, bundle_path, monkeypatch):
         monkeypatch.setattr(memory_guard.cuda, "free_memory_bytes", lambda: free)
         progress = Progress(quiet=True)
         monkeypatch.setattr(progress, "say", said.append)
-        memory_guard.guard(backend, config, facts, request_for(bundle, config, facts, "fp32"), progress)
+        host = EngineHost(backend, bundle, config, facts, progress)
+        memory_guard.guard(host, request_for(host, "fp32"))
         return said
 
     return run

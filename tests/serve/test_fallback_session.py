@@ -307,7 +307,7 @@ def test_what_the_benchmark_recommends_comes_first(backend, engines):
 def precision_served(path):
     session = FallbackSession(path)
     assert session.runs_on == "tensorrt", session.reason
-    precision = session._runner.engine.record["precision"]
+    precision = session._runner.engine.record.precision
     session.close()
     return precision
 

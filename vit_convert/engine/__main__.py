@@ -37,8 +37,9 @@ from vit_convert.core.pair_results import PairVerification
 from vit_convert.core.program import Program
 from vit_convert.core.progress import Progress, human_bytes
 from vit_convert.core.text_table import text_table
-from vit_convert.engine.backend.trt import Backend, load_backend
-from vit_convert.engine.handoff import Facts, open_bundle, read_config, read_facts
+from vit_convert.engine.backend.trt import load_backend
+from vit_convert.engine.handoff import open_bundle, read_config, read_facts
+from vit_convert.engine.host import EngineHost
 
 _PROGRAM = Program(__doc__, when_interrupted="finished engines and rows are kept")
 _FLAGS = _PROGRAM.flags
@@ -177,9 +178,10 @@ def _work(bundle: Bundle, names: Sequence[str], overrides: list[str], argv: Sequ
     progress = Progress(bundle.events, quiet=_FLAGS.quiet)
     progress.event("command", argv=list(argv), name=bundle.root.name)
     backend, missed = load_backend(_FLAGS.backend, for_this_gpu=True), None
+    host = EngineHost(backend, bundle, config, facts, progress, line)
     for name in names:
         try:
-            COMMANDS[name](backend, bundle, config, facts, progress, line)
+            COMMANDS[name](host)
         except CheckError as e:  # what was proved to be wrong is measured beside the others, and not recommended
             missed = e
     if missed is not None:
@@ -259,23 +261,13 @@ def _numbers(flag: str) -> tuple[int, ...]:
         raise UsageError(f"--{flag}: {e}") from e
 
 
-def build(
-    backend: Backend, bundle: Bundle, config: ml_collections.ConfigDict, facts: Facts, progress: Progress, command: str
-) -> None:
+def build(host: EngineHost) -> None:
     """Builds the engines that are missing, and all of them with --force."""
     from vit_convert.engine.build_bundle import build_bundle
     from vit_convert.engine.commands import add_to_report
 
-    rows = build_bundle(
-        backend,
-        bundle,
-        config,
-        facts,
-        precisions=_precisions(config),
-        progress=progress,
-        force=_FLAGS.force,
-    )
-    add_to_report(bundle, build=rows)
+    rows = build_bundle(host, precisions=_precisions(host.config), force=_FLAGS.force)
+    add_to_report(host, build=rows)
     header = ("engine", "size", "build", "fused attention")
     print(
         text_table(
@@ -285,21 +277,19 @@ def build(
     )
 
 
-def verify(
-    backend: Backend, bundle: Bundle, config: ml_collections.ConfigDict, facts: Facts, progress: Progress, command: str
-) -> None:
+def verify(host: EngineHost) -> None:
     """Verifies the engines; a miss is in the report before it sets the exit code."""
     from vit_convert.engine.commands import add_to_report, verify_bundle
 
     missed: CheckError | None = None
     try:
-        result = verify_bundle(backend, bundle, config, facts, precisions=_precisions(config), progress=progress)
+        result = verify_bundle(host, precisions=_precisions(host.config))
     except CheckError as e:
         if not isinstance(e.result, Verification):
             raise
         missed, result = e, e.result
-    add_to_report(bundle, verify=result)
-    print(verify_table(result.engines, facts.output))
+    add_to_report(host, verify=result)
+    print(verify_table(result.engines, host.facts.output))
     if missed is not None:
         raise missed
 
@@ -319,25 +309,19 @@ def verify_table(engines: Mapping[str, EngineCheck], output: str) -> str:
     return text_table(("engine", "batch", "max abs", "of scale", "cosine", "top-1", ""), rows)
 
 
-def benchmark(
-    backend: Backend, bundle: Bundle, config: ml_collections.ConfigDict, facts: Facts, progress: Progress, command: str
-) -> None:
+def benchmark(host: EngineHost) -> None:
     """Measures the engines and says which one to use."""
     from vit_convert.engine.commands import add_to_report, benchmark_bundle
     from vit_convert.engine.measure.benchmark import rows_table
 
     result = benchmark_bundle(
-        backend,
-        bundle,
-        config,
-        precisions=_precisions(config),
+        host,
+        precisions=_precisions(host.config),
         warmup_seconds=_FLAGS.warmup,
         cuda_graphs={"on": (True,), "off": (False,), "both": (True, False)}[_FLAGS.cuda_graph],
         end_to_end=_FLAGS.end_to_end,
-        command=command,
-        progress=progress,
     )
-    add_to_report(bundle, benchmark=result)
+    add_to_report(host, benchmark=result)
     print(rows_table(result.rows))
     for share in result.end_to_end:
         print(
@@ -352,24 +336,12 @@ def benchmark(
     )
 
 
-def tune(
-    backend: Backend, bundle: Bundle, config: ml_collections.ConfigDict, facts: Facts, progress: Progress, command: str
-) -> None:
+def tune(host: EngineHost) -> None:
     """Times lowerings x profiles and says how to get the fastest verified engine for each batch."""
     from vit_convert.engine.tune.tune import tune_bundle
     from vit_convert.engine.tune.winners import tune_table
 
-    result = tune_bundle(
-        backend,
-        bundle,
-        config,
-        facts,
-        precisions=_precisions(config),
-        warmup_seconds=_FLAGS.warmup,
-        force=_FLAGS.force,
-        command=command,
-        progress=progress,
-    )
+    result = tune_bundle(host, precisions=_precisions(host.config), warmup_seconds=_FLAGS.warmup, force=_FLAGS.force)
     print(tune_table(result))
 
 

@@ -4,6 +4,7 @@ host."""
 import dataclasses
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import ml_collections
 
@@ -13,16 +14,16 @@ from vit_convert.core.dialect import Dialect
 from vit_convert.core.engine_results import AttentionKernels, EngineSummary, ProfileKernels
 from vit_convert.core.errors import BuildError, CalibrationError, ConvertError, UnbuildableError
 from vit_convert.core.progress import Progress
-from vit_convert.core.record import RecordError
-from vit_convert.engine.backend.sidecar import add_to_sidecar, check_sidecar, read_sidecar
+from vit_convert.engine.backend.sidecar import Asked, InsteadOf, Sidecar, read_sidecar, require_fit, write_sidecar
 from vit_convert.engine.backend.trt import Backend
 from vit_convert.engine.builder import layer_info
 from vit_convert.engine.builder.build import build_engine
 from vit_convert.engine.builder.calibrator import bundle_calibrator
 from vit_convert.engine.builder.fused_kernels import fused_attention_by_kernels
-from vit_convert.engine.builder.request import BuildRequest, request_record
+from vit_convert.engine.builder.request import BuildRequest
 from vit_convert.engine.bundle_engines import keep_model
-from vit_convert.engine.handoff import Facts, require_graph_of
+from vit_convert.engine.handoff import require_graph_of
+from vit_convert.engine.host import EngineHost
 from vit_convert.engine.memory_guard import guard
 from vit_convert.engine.runtime.engine import Engine
 from vit_convert.engine.runtime.profiles import batch_profiles
@@ -48,26 +49,24 @@ def graph_for(
     return bundle.onnx("fp32" if calibrator else precision)
 
 
-def request_for(bundle: Bundle, config: ml_collections.ConfigDict, facts: Facts, precision: str) -> BuildRequest:
+def request_for(host: EngineHost, precision: str) -> BuildRequest:
     """What to build for one precision, but for a calibrator.
 
     Args:
-        bundle: holds the graphs.
-        config: the resolved config.
-        facts: of the bundle.
+        host: whose bundle holds the graphs.
         precision: of the engine.
 
     Returns:
         The request.
     """
-    options, calibrator = config.engine, _asks_for_calibrator(config, precision)
-    unquantized = configs.int8_lowering(config, facts.dialect) if precision == "int8" else ""
+    bundle, config, facts = host.bundle, host.config, host.facts
+    options, unquantized = config.engine, _unquantized(host, precision)
     return BuildRequest(
         onnx_path=graph_for(
             bundle,
             precision,
             facts.dialect,
-            calibrator=calibrator,
+            calibrator=_asks_for_calibrator(config, precision),
             lowering=configs.lowering(config, facts.lowering),
             int8_lowering=unquantized,
         ),
@@ -85,6 +84,11 @@ def request_for(bundle: Bundle, config: ml_collections.ConfigDict, facts: Facts,
     )
 
 
+def _unquantized(host: EngineHost, precision: str) -> str:
+    """The lowering without Q/DQ that an int8 engine is built from; "" for other engines."""
+    return configs.int8_lowering(host.config, host.facts.dialect) if precision == "int8" else ""
+
+
 def _ranges(bundle: Bundle, lowering: str) -> dict[str, float]:
     path = bundle.ranges(lowering)
     found = (read_json(path) or {}).get("thresholds", {})
@@ -100,26 +104,13 @@ def _asks_for_calibrator(config: ml_collections.ConfigDict, precision: str) -> b
     return precision == "int8" and config.engine.calibrator
 
 
-def build_bundle(
-    backend: Backend,
-    bundle: Bundle,
-    config: ml_collections.ConfigDict,
-    facts: Facts,
-    *,
-    precisions: Sequence[str],
-    progress: Progress,
-    force: bool = False,
-) -> list[EngineSummary]:
+def build_bundle(host: EngineHost, *, precisions: Sequence[str], force: bool = False) -> list[EngineSummary]:
     """Builds one engine per precision, except those that are there already, built from the same graph by the same
     request.
 
     Args:
-        backend: the TensorRT that builds.
-        bundle: holds the graphs; gets the engines.
-        config: the resolved config.
-        facts: of the bundle.
+        host: whose bundle holds the graphs, and gets the engines.
         precisions: what to build, in order.
-        progress: what people and machines see.
         force: build those that are there, too.
 
     Returns:
@@ -129,69 +120,118 @@ def build_bundle(
         BuildError: a graph does not parse, a precision would not be honoured, or TensorRT fails.
         CalibrationError: TensorRT's calibrator is asked for, and its images are missing or its cache is another's.
     """
-    engines = []
-    for precision in precisions:
-        calibrator = _asks_for_calibrator(config, precision)
-        by_flags = not backend.strongly_typed or (calibrator and backend.has_calibrator)
-        if facts.dialect.precision_by_flag and precision != "fp32" and not by_flags:
-            here, target = f"{backend.module.__name__} {backend.version}", backend.dialect.name
-            raise BuildError(
-                f"{precision}: {bundle.root.name} has graphs for {facts.dialect.name}, whose precision is a flag; "
-                f"{here} builds typed graphs only",
-                fix=f"Build with TensorRT 8, or convert again with --config.target={target}.",
-            )
-        request = request_for(bundle, config, facts, precision)
-        require_graph_of(facts, request.onnx_path)
-        guard(backend, config, facts, request, progress)
-        if calibrator:
-            if wrong := facts.files.wrong(bundle.images("calibration")):
-                raise CalibrationError(wrong, fix="Run the conversion's calibrate stage first.")
-            request = dataclasses.replace(
-                request, calibrator=bundle_calibrator(backend, bundle, config, request, progress)
-            )
-        plan = bundle.plan(backend.name, backend.version, backend.arch, precision)
-        advised = config.engine.lowering == configs.AUTO and not request.ranges  # those were asked for by name
-        if advised and pathlib.Path(request.onnx_path).parent == bundle.lowerings:
-            found = _build_advised(backend, bundle, request, plan, force=force, progress=progress)
-        else:
-            found = _build(backend, bundle, request, plan, force=force, progress=progress)
-        engines.append(dataclasses.replace(found, path=str(plan.relative_to(bundle.root))))
-    return engines
+    return [_engine(host, precision, force=force) for precision in precisions]
+
+
+def _engine(host: EngineHost, precision: str, *, force: bool) -> EngineSummary:
+    """The engine of one precision, built or found."""
+    _require_buildable(host, precision)
+    request = request_for(host, precision)
+    require_graph_of(host.facts, request.onnx_path)
+    guard(host, request)
+    if _asks_for_calibrator(host.config, precision):
+        request = dataclasses.replace(request, calibrator=_calibrator(host, request))
+    plan = host.plan(precision)
+    known = None if force else _Known.read(host.backend, plan)
+    advised = host.config.engine.lowering == configs.AUTO and not request.ranges  # those were asked for by name
+    if advised and pathlib.Path(request.onnx_path).parent == host.bundle.lowerings:
+        found = _build_advised(host, request, plan, known)
+    else:
+        found = _build(host, request, plan, known)
+    return dataclasses.replace(found, path=host.in_bundle(plan))
+
+
+def _require_buildable(host: EngineHost, precision: str) -> None:
+    """Refuses a precision that is a builder flag in these graphs, and a type of the graph here."""
+    backend, facts = host.backend, host.facts
+    calibrator = _asks_for_calibrator(host.config, precision)
+    by_flags = not backend.strongly_typed or (calibrator and backend.has_calibrator)
+    if facts.dialect.precision_by_flag and precision != "fp32" and not by_flags:
+        here, target = f"{backend.module.__name__} {backend.version}", backend.dialect.name
+        raise BuildError(
+            f"{precision}: {host.bundle.root.name} has graphs for {facts.dialect.name}, whose precision is a flag; "
+            f"{here} builds typed graphs only",
+            fix=f"Build with TensorRT 8, or convert again with --config.target={target}.",
+        )
+
+
+def _calibrator(host: EngineHost, request: BuildRequest) -> Any:
+    if wrong := host.facts.files.wrong(host.bundle.images("calibration")):
+        raise CalibrationError(wrong, fix="Run the conversion's calibrate stage first.")
+    return bundle_calibrator(host.backend, host.bundle, host.config, request, host.progress)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Known:
+    """An engine that is there already, and runs here.
+
+    Attributes:
+        sidecar: of it, read once.
+        fits: whether this host would build the same one.
+    """
+
+    sidecar: Sidecar
+    fits: bool
+
+    @classmethod
+    def read(cls, backend: Backend, plan: pathlib.Path) -> "_Known | None":
+        """Reads what is known of a plan; None where there is none, or no sidecar."""
+        sidecar = read_sidecar(plan) if plan.is_file() else None
+        return None if sidecar is None else cls(sidecar, _fits(backend, plan, sidecar))
+
+    def summary_if(self, asked: Asked) -> EngineSummary | None:
+        """The summary of the engine, if it was built by this request."""
+        same = self.fits and Asked.part_of(self.sidecar).to_dict() == asked.to_dict()
+        return self.sidecar.summary if same else None
+
+
+def _fits(backend: Backend, plan: pathlib.Path, sidecar: Sidecar) -> bool:
+    if backend.gpu is not None and backend.name != "rtx" and (sidecar.gpu or {}).get("name") != backend.gpu.name:
+        return False  # it runs here too, but its kernels were chosen on another GPU
+    try:
+        require_fit(plan, sidecar, backend)
+    except BuildError:
+        return False
+    return True
 
 
 def _build(
-    backend: Backend, bundle: Bundle, request: BuildRequest, plan: pathlib.Path, *, force: bool, progress: Progress
+    host: EngineHost,
+    request: BuildRequest,
+    plan: pathlib.Path,
+    known: _Known | None,
+    *,
+    instead_of: InsteadOf | None = None,
 ) -> EngineSummary:
-    found = None if force else _finished(backend, request, plan)
+    """Builds an engine unless it is known; its sidecar then says which model.onnx it was made from."""
+    found = known.summary_if(request.asked) if known else None
     if found is None:
-        found = build_one(backend, request, plan, progress=progress)
-        keep_model(bundle, plan)
+        found = build_one(host.backend, request, plan, progress=host.progress)
+        keep_model(host.bundle, plan, instead_of=instead_of)
+    elif known is not None and instead_of is not None:
+        write_sidecar(plan, dataclasses.replace(known.sidecar, instead_of=instead_of))
     return found
 
 
-def _build_advised(
-    backend: Backend, bundle: Bundle, request: BuildRequest, plan: pathlib.Path, *, force: bool, progress: Progress
-) -> EngineSummary:
+def _build_advised(host: EngineHost, request: BuildRequest, plan: pathlib.Path, known: _Known | None) -> EngineSummary:
     """Builds an engine from the lowering that engine.lowering=auto chose, or from model.onnx if that does not build
     here.
 
-    The sidecar records what did not build, and why, as "instead_of": finding it out may have taken minutes.
+    The sidecar records what did not build, and why: finding it out may have taken minutes.
     """
-    plain, advised = dataclasses.replace(request, onnx_path=bundle.onnx()), request_record(request)["onnx"]
-    kept = read_sidecar(plan).get("instead_of", {})
-    if not force and kept.get("onnx") == advised and (found := _finished(backend, plain, plan)) is not None:
-        progress.warn(
-            f"{kept['reason']}; {request.precision} was built from {bundle.onnx().name} instead, --force tries again"
+    model, advised = host.bundle.onnx(), request.asked.onnx
+    plain, kept = dataclasses.replace(request, onnx_path=model), known.sidecar.instead_of if known else None
+    if known and kept and kept.onnx == advised and (found := known.summary_if(plain.asked)) is not None:
+        host.progress.warn(
+            f"{kept.reason}; {request.precision} was built from {model.name} instead, --force tries again"
         )
         return found
     try:
-        return _build(backend, bundle, request, plan, force=force, progress=progress)
+        return _build(host, request, plan, known)
     except UnbuildableError as e:
         reason = str(e).rstrip(".")
-    progress.warn(f"{reason}; {request.precision} is built from {bundle.onnx().name} instead")
-    found = _build(backend, bundle, plain, plan, force=force, progress=progress)
-    add_to_sidecar(plan, instead_of={"onnx": advised, "reason": reason})
-    return found
+    host.progress.warn(f"{reason}; {request.precision} is built from {model.name} instead")
+    return _build(host, plain, plan, known, instead_of=InsteadOf(onnx=advised, reason=reason))
 
 
 def build_one(backend: Backend, request: BuildRequest, plan: pathlib.Path, *, progress: Progress) -> EngineSummary:
@@ -242,7 +282,7 @@ def build_one(backend: Backend, request: BuildRequest, plan: pathlib.Path, *, pr
         fused_attention_unknown=unknown,
         warnings=tuple(result.warnings),
     )
-    add_to_sidecar(plan, summary=summary.to_dict())
+    write_sidecar(plan, dataclasses.replace(result.sidecar, summary=summary))
     return summary
 
 
@@ -268,18 +308,3 @@ def _fused_by_kernels(backend: Backend, plan: pathlib.Path) -> tuple[AttentionKe
 
 def _count(row: ProfileKernels) -> int:
     return row.count or 0
-
-
-def _finished(backend: Backend, request: BuildRequest, plan: pathlib.Path) -> EngineSummary | None:
-    """The summary of an existing engine that was built by the same request, or None."""
-    record = read_sidecar(plan)
-    asked = request_record(request)
-    if "summary" not in record or any(record.get(key) != value for key, value in asked.items()):
-        return None
-    if backend.gpu is not None and backend.name != "rtx" and record.get("gpu", {}).get("name") != backend.gpu.name:
-        return None  # it runs here too, but its kernels were chosen on another GPU
-    try:
-        check_sidecar(plan, backend)
-        return EngineSummary.from_dict(record["summary"])
-    except (BuildError, RecordError):
-        return None

@@ -1,5 +1,6 @@
 """The engines of a bundle: which one runs here, what was proved of it, and which one to use."""
 
+import dataclasses
 import os
 import pathlib
 from collections.abc import Mapping
@@ -13,8 +14,7 @@ from vit_convert.core.leftovers import built_from as graph_in_sidecar
 from vit_convert.core.leftovers import is_of
 from vit_convert.core.manifest import Manifest
 from vit_convert.core.proof import doubt
-from vit_convert.core.record import RecordError
-from vit_convert.engine.backend.sidecar import add_to_sidecar, check_sidecar, read_sidecar
+from vit_convert.engine.backend.sidecar import InsteadOf, check_sidecar, read_sidecar, write_sidecar
 from vit_convert.engine.backend.trt import Backend
 from vit_convert.engine.builder.request import hash_graph
 from vit_convert.engine.handoff import judged_by, read_facts
@@ -74,16 +74,27 @@ def require_conversion(bundle: Bundle, plan: pathlib.Path) -> None:
 
 def built_from(bundle: Bundle, plan: pathlib.Path) -> pathlib.Path | None:
     """The graph of the bundle that an engine's sidecar names as its source, or None if the bundle does not have it."""
-    name = read_sidecar(plan).get("onnx", {}).get("path")
+    sidecar = read_sidecar(plan)
+    name = sidecar.onnx.path if sidecar else ""
     return next(
         (path for path in (bundle.root / f"{name}", bundle.lowerings / f"{name}") if os.path.isfile(path)), None
     )
 
 
-def keep_model(bundle: Bundle, plan: pathlib.Path) -> None:
-    """Records in the sidecar the hash of the model.onnx that the engine's graph was derived from."""
-    if bundle.onnx().is_file():
-        add_to_sidecar(plan, model=hash_graph(bundle.onnx()))
+def keep_model(bundle: Bundle, plan: pathlib.Path, *, instead_of: InsteadOf | None = None) -> None:
+    """Records in the sidecar the hash of the model.onnx that the engine's graph was derived from, and what the engine
+    stands in for."""
+    model = hash_graph(bundle.onnx()) if bundle.onnx().is_file() else None
+    if model or instead_of:
+        _change(plan, model=model, instead_of=instead_of)
+
+
+def _change(plan: pathlib.Path, **found: Any) -> None:
+    """Adds what was found out about a finished engine to its sidecar."""
+    sidecar = read_sidecar(plan)
+    if sidecar is None:
+        raise BuildError(f"{plan}: its sidecar is missing or damaged", fix="Build the engine again.")
+    write_sidecar(plan, dataclasses.replace(sidecar, **found))
 
 
 def require_model(bundle: Bundle, plan: pathlib.Path) -> None:
@@ -93,7 +104,8 @@ def require_model(bundle: Bundle, plan: pathlib.Path) -> None:
     Raises:
         BuildError: see above.
     """
-    model = read_sidecar(plan).get("model")
+    sidecar = read_sidecar(plan)
+    model = sidecar.model if sidecar else None
     if built_from(bundle, plan) == bundle.onnx():  # `open_engine` compares that, and to read it once takes seconds
         return
     if model is not None and bundle.onnx().is_file() and model != hash_graph(bundle.onnx()):
@@ -111,7 +123,7 @@ def keep_proof(plan: pathlib.Path, found: EngineCheck, judge: str) -> None:
         found: result of `verify_session`.
         judge: what it was judged by, from `judged_by`.
     """
-    add_to_sidecar(plan, proof=Proof.of(found, judge).to_dict())
+    _change(plan, proof=Proof.of(found, judge))
 
 
 def proof_of(plan: pathlib.Path, judge: str) -> Proof | None:
@@ -121,15 +133,9 @@ def proof_of(plan: pathlib.Path, judge: str) -> Proof | None:
         plan: the engine.
         judge: what it is to be judged by, from `judged_by`.
     """
-    proof = _proof(read_sidecar(plan))
+    sidecar = read_sidecar(plan)
+    proof = sidecar.proof if sidecar else None
     return proof if proof is not None and proof.judge == judge else None
-
-
-def _proof(record: Mapping[str, Any]) -> Proof | None:
-    try:
-        return Proof.from_dict(record["proof"]) if "proof" in record else None
-    except RecordError:
-        return None
 
 
 def require_proof(bundle: Bundle, plan: pathlib.Path) -> None:
@@ -138,15 +144,14 @@ def require_proof(bundle: Bundle, plan: pathlib.Path) -> None:
     Raises:
         BuildError: see above.
     """
-    record = read_sidecar(plan)
-    if not {"precision", "onnx", "options"} <= {*record}:
+    sidecar = read_sidecar(plan)
+    if sidecar is None or {"precision", "onnx.path", "options.version_compatible"} & {*sidecar.missing()}:
         return  # it does not load, and `check_sidecar` says why
     checks: Mapping[str, GraphCheck] = {}
-    proof = _proof(record)
+    proof = sidecar.proof
     if bundle.manifest.exists():
-        checks, proof = read_facts(bundle).checks, proof_of(plan, judged_by(bundle))
-    reason = doubt(
-        record["precision"], record["onnx"].get("path", ""), proof, checks, lowered=bool(record["options"].get("tf32"))
-    )
+        checks, judge = read_facts(bundle).checks, judged_by(bundle)
+        proof = proof if proof is not None and proof.judge == judge else None
+    reason = doubt(sidecar.precision, sidecar.onnx.path, proof, checks, lowered=sidecar.options.tf32)
     if reason:
         raise BuildError(f"{plan}: {reason}", fix=f"python -m vit_convert.engine verify {bundle.root}")

@@ -6,22 +6,20 @@ import os
 import platform
 from collections.abc import Sequence
 
-import ml_collections
-
 from vit_convert.core.advice import advice
 from vit_convert.core.benchmark_results import BenchmarkResult, BenchmarkRow, Environment, SkippedCase, TransferShare
-from vit_convert.core.bundle import Bundle, write_json
+from vit_convert.core.bundle import write_json
 from vit_convert.core.engine_results import EngineCheck, EngineSummary, Proof, Verification
 from vit_convert.core.errors import BenchmarkError, CheckError
 from vit_convert.core.host import cpu_model
 from vit_convert.core.manifest import Manifest
-from vit_convert.core.progress import Progress
 from vit_convert.core.recommend import RESIDENT, Evidence, recommend_measured
 from vit_convert.core.version import __version__
 from vit_convert.engine.backend import cuda
 from vit_convert.engine.backend.trt import Backend
 from vit_convert.engine.bundle_engines import find_plan, keep_proof, open_engine, proof_of
-from vit_convert.engine.handoff import Facts, describe_model, judged_by, read_config, read_facts
+from vit_convert.engine.handoff import describe_model
+from vit_convert.engine.host import EngineHost
 from vit_convert.engine.measure.benchmark import END_TO_END, plan_cases, run_cases
 from vit_convert.engine.measure.plot import plot_rows
 from vit_convert.engine.runtime.session import Session
@@ -31,25 +29,13 @@ from vit_convert.report.merge import with_benchmark, with_engines, with_recommen
 from vit_convert.report.record import Report, update
 
 
-def verify_bundle(
-    backend: Backend,
-    bundle: Bundle,
-    config: ml_collections.ConfigDict,
-    facts: Facts,
-    *,
-    precisions: Sequence[str],
-    progress: Progress,
-) -> Verification:
+def verify_bundle(host: EngineHost, *, precisions: Sequence[str]) -> Verification:
     """Verifies a bundle's engines against its reference; all are verified before a miss is raised, and each sidecar
     keeps its result.
 
     Args:
-        backend: the TensorRT that runs them.
-        bundle: holds the engines and the reference.
-        config: the resolved config.
-        facts: of the bundle.
+        host: whose bundle holds the engines and the reference.
         precisions: which engines.
-        progress: what people see.
 
     Returns:
         What was found of each.
@@ -60,48 +46,39 @@ def verify_bundle(
         BuildError: an engine is missing or does not belong here.
     """
     engines: dict[str, EngineCheck] = {}
-    judge = judged_by(bundle)
     for precision in precisions:
-        plan = find_plan(backend, bundle, precision)
-        with Session(open_engine(backend, bundle, plan)) as session:
-            found = verify_session(session, bundle, config, facts, progress=progress)
-            if config.check.consistency:
-                found = compare_builds(backend, bundle, session, facts, config, found)
-        engines[precision] = dataclasses.replace(found, plan=str(plan.relative_to(bundle.root)))
-        keep_proof(plan, found, judge)
+        plan = find_plan(host.backend, host.bundle, precision)
+        with Session(open_engine(host.backend, host.bundle, plan)) as session:
+            found = verify_session(session, host)
+            if host.config.check.consistency:
+                found = compare_builds(session, host, found)
+        engines[precision] = dataclasses.replace(found, plan=host.in_bundle(plan))
+        keep_proof(plan, found, host.judge)
     result = Verification.of(engines)
     if not result.passed:
         misses = [f"{precision}: {miss}" for precision, found in engines.items() for miss in found.misses]
         wrong = next(precision for precision, found in engines.items() if not found.passed)
         message = f"engines miss their tolerance: {'; '.join(misses[:4])}"
-        raise CheckError(message, fix=advice(config, wrong, engine=True), result=result)
+        raise CheckError(message, fix=advice(host.config, wrong, engine=True), result=result)
     return result
 
 
 def benchmark_bundle(
-    backend: Backend,
-    bundle: Bundle,
-    config: ml_collections.ConfigDict,
+    host: EngineHost,
     *,
     precisions: Sequence[str],
     warmup_seconds: float,
     cuda_graphs: Sequence[bool] = (True,),
     end_to_end: bool = True,
-    command: str = "",
-    progress: Progress,
 ) -> BenchmarkResult:
     """Measures a bundle's engines and writes `benchmark.json` and, with matplotlib, `benchmark.png`.
 
     Args:
-        backend: the TensorRT that runs them.
-        bundle: holds the engines.
-        config: the resolved config; `benchmark` holds batches, streams and seconds.
+        host: whose bundle holds the engines; `config.benchmark` has batches, streams and seconds.
         precisions: which engines.
         warmup_seconds: run before each measurement.
         cuda_graphs: with CUDA graphs, without, or both.
         end_to_end: also measure with images that come from the host.
-        command: the command line, for the record.
-        progress: what people see.
 
     Returns:
         What `benchmark.json` holds.
@@ -110,16 +87,18 @@ def benchmark_bundle(
         BenchmarkError: nothing could be measured.
         BuildError: an engine is missing or does not belong here.
     """
+    bundle, progress = host.bundle, host.progress
     engines = {
-        precision: open_engine(backend, bundle, find_plan(backend, bundle, precision)) for precision in precisions
+        precision: open_engine(host.backend, bundle, find_plan(host.backend, bundle, precision))
+        for precision in precisions
     }
-    options, path = config.benchmark, bundle.benchmark
+    options, path = host.config.benchmark, bundle.benchmark
     cases = plan_cases(precisions, options.batches, options.streams, cuda_graphs=cuda_graphs, end_to_end=end_to_end)
-    here = environment(backend)
+    here = environment(host.backend)
     running = BenchmarkResult(
         **{field.name: getattr(here, field.name) for field in dataclasses.fields(here)},
         model=describe_model(bundle),
-        command=command,
+        command=host.command,
         onnx=Manifest.read(bundle).files.graph_hashes(bundle.onnx()),
         seconds=options.seconds,
         warmup_seconds=warmup_seconds,
@@ -139,8 +118,8 @@ def benchmark_bundle(
         raise BenchmarkError(
             f"nothing was measured: {skipped[0].reason}", fix="Choose batches that the engines have profiles for."
         )
-    judge = judged_by(bundle)
-    verified = {precision: proof for precision, engine in engines.items() if (proof := proof_of(engine.path, judge))}
+    proofs = {precision: proof_of(engine.path, host.judge) for precision, engine in engines.items()}
+    verified = {precision: proof for precision, proof in proofs.items() if proof is not None}
     best = max(rows, key=lambda row: row.images_per_second)
     result = dataclasses.replace(
         running,
@@ -203,7 +182,7 @@ def environment(backend: Backend | None) -> Environment:
 
 
 def add_to_report(
-    bundle: Bundle,
+    host: EngineHost,
     *,
     build: Sequence[EngineSummary] = (),
     verify: Verification | None = None,
@@ -212,15 +191,15 @@ def add_to_report(
     """Merges what was found on a GPU host into the bundle's report.json.
 
     Args:
-        bundle: holds the report; a new one is begun if it is missing.
+        host: whose bundle holds the report; a new one is begun if it is missing.
         build: what `build_bundle` built.
         verify: result of `verify_bundle`.
         benchmark: result of `benchmark_bundle`.
     """
-    judge = judged_by(bundle)
 
     def verified(engines: Sequence[EngineSummary]) -> dict[str, Proof]:
-        return {row.path: proof for row in engines if (proof := proof_of(bundle.root / row.path, judge)) is not None}
+        proofs = {row.path: proof_of(host.bundle.root / row.path, host.judge) for row in engines}
+        return {path: proof for path, proof in proofs.items() if proof is not None}
 
     def change(report: Report) -> Report:
         if build:
@@ -231,7 +210,7 @@ def add_to_report(
             report = with_benchmark(report, benchmark)
             if benchmark.recommended is not None and benchmark.recommended.precision:
                 return report
-        facts, tf32 = read_facts(bundle), read_config(bundle).engine.tf32
-        return with_recommendation(report, Evidence(verified(report.engines), facts.checks, report.verdicts, tf32))
+        tf32 = host.config.engine.tf32
+        return with_recommendation(report, Evidence(verified(report.engines), host.facts.checks, report.verdicts, tf32))
 
-    update(bundle, change)
+    update(host.bundle, change)

@@ -14,6 +14,7 @@ from vit_convert.core.ort_options import session_options
 from vit_convert.core.signature import Output, Signature, Tensor
 from vit_convert.core.text_table import text_table
 from vit_convert.core.tolerance import tolerance_for
+from vit_convert.engine.backend.sidecar import Sidecar
 from vit_convert.engine.backend.trt import Backend
 from vit_convert.engine.runtime.engine import Engine
 from vit_convert.engine.runtime.profiles import largest_batch
@@ -48,7 +49,7 @@ def verify_foreign(
     found: list[tuple[str, Finding]] = []
     first: Mapping[str, np.ndarray] | None = None
     for path in plans:
-        record = {"precision": precision, "options": {"version_compatible": False, "tf32": False}}
+        record = Sidecar.from_dict({"precision": precision, "options": {"version_compatible": False}})
         with Session(Engine(backend, path, record=record)) as session:
             engine = session.engine
             outputs = [spec.name for spec in engine.outputs]

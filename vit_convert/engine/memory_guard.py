@@ -1,36 +1,29 @@
 """Whether a build can work on this host, told before it takes minutes: only where a preset says what GPU it is for."""
 
-import ml_collections
-
 from vit_convert.core.errors import BuildError
 from vit_convert.core.image_size import ImageRange
 from vit_convert.core.presets import preset_named, require_arch
-from vit_convert.core.progress import Progress, human_bytes
+from vit_convert.core.progress import human_bytes
 from vit_convert.engine.backend import cuda
-from vit_convert.engine.backend.trt import Backend
 from vit_convert.engine.builder.request import BuildRequest
-from vit_convert.engine.handoff import Facts
+from vit_convert.engine.host import EngineHost
 from vit_convert.engine.inspection.dla import dla_refusals
 from vit_convert.engine.inspection.estimate import estimate
 from vit_convert.engine.inspection.onnx_wire import read_graph
 
 
-def guard(
-    backend: Backend, config: ml_collections.ConfigDict, facts: Facts, request: BuildRequest, progress: Progress
-) -> None:
+def guard(host: EngineHost, request: BuildRequest) -> None:
     """Refuses a build by a preset that is for another GPU, or that will not fit; does nothing without a preset.
 
     Args:
-        backend: the TensorRT that is to build.
-        config: the resolved config.
-        facts: of the bundle.
+        host: that is to build.
         request: what is to be built.
-        progress: is told why accelerators beside the GPU are not used.
 
     Raises:
         UsageError: the preset is for another GPU.
         BuildError: the graph needs more memory than is free.
     """
+    backend, config, facts, progress = host.backend, host.config, host.facts, host.progress
     if not config.engine.preset or backend.gpu is None:
         return
     require_arch(config, backend.gpu.arch, backend.gpu.name)

@@ -4,8 +4,6 @@ import dataclasses
 import pathlib
 from collections.abc import Iterator
 
-import ml_collections
-
 from vit_convert.core.bundle import Bundle
 from vit_convert.core.consistency import agreement
 from vit_convert.core.engine_results import EngineCheck
@@ -14,35 +12,26 @@ from vit_convert.core.tolerance import tolerance_for
 from vit_convert.engine.backend.sidecar import check_sidecar
 from vit_convert.engine.backend.trt import Backend
 from vit_convert.engine.bundle_engines import open_engine, require_conversion
-from vit_convert.engine.handoff import Facts
+from vit_convert.engine.host import EngineHost
 from vit_convert.engine.runtime.session import Session
 from vit_convert.engine.verify import probes_of
 
 
-def compare_builds(
-    backend: Backend,
-    bundle: Bundle,
-    session: Session,
-    facts: Facts,
-    config: ml_collections.ConfigDict,
-    found: EngineCheck,
-) -> EngineCheck:
+def compare_builds(session: Session, host: EngineHost, found: EngineCheck) -> EngineCheck:
     """Runs noise, black and white through other engines of the same precision that load here too.
 
     Args:
-        backend: the TensorRT that runs them.
-        bundle: holds them.
         session: of the engine that was verified.
-        facts: of the bundle.
-        config: tolerances.
+        host: whose bundle holds them; its config has the tolerances.
         found: what `verify_session` found of it.
 
     Returns:
         `found` with the comparisons in its `consistency`, and misses in its `misses`.
     """
+    backend, bundle, facts = host.backend, host.bundle, host.facts
     result, probes = found, None
     record = session.engine.record
-    tolerance = tolerance_for(config, record["precision"], engine=True, tf32=record["options"]["tf32"])
+    tolerance = tolerance_for(host.config, record.precision, engine=True, tf32=record.options.tf32)
     for plan in _others(backend, bundle, session.engine.path):
         probes = probes or {name: values[:3] for name, values in probes_of(facts).items()}
         with Session(open_engine(backend, bundle, plan)) as other:

@@ -17,10 +17,10 @@ from vit_convert.core.consistency import Finding, check_consistency
 from vit_convert.core.engine_results import EngineCheck, OutputCheck
 from vit_convert.core.errors import BenchmarkError
 from vit_convert.core.image_size import ImageRange
-from vit_convert.core.progress import Progress
 from vit_convert.core.signature import Signature
 from vit_convert.core.tolerance import agreement_miss, judges_blocks, tolerance_for, top1_miss
 from vit_convert.engine.handoff import Facts
+from vit_convert.engine.host import EngineHost
 from vit_convert.engine.runtime.profiles import Shape, ShapeRange, largest_batch
 from vit_convert.engine.runtime.session import Session
 from vit_convert.images.preprocess import Preprocess
@@ -41,17 +41,12 @@ def batches_to_verify(ranges: Sequence[ShapeRange]) -> list[int]:
     return sorted({*sizes, *between})
 
 
-def verify_session(
-    session: Session, bundle: Bundle, config: ml_collections.ConfigDict, facts: Facts, *, progress: Progress
-) -> EngineCheck:
+def verify_session(session: Session, host: EngineHost) -> EngineCheck:
     """Proves one engine.
 
     Args:
         session: of the engine.
-        bundle: holds reference.npz and, perhaps, labelled images.
-        config: tolerances.
-        facts: of the bundle.
-        progress: what people see.
+        host: whose bundle holds reference.npz and, perhaps, labelled images; its config has the tolerances.
 
     Returns:
         What was found; top1, top1_jax, agreement (None without JAX's own predictions) and num_images with labelled
@@ -61,10 +56,10 @@ def verify_session(
         BenchmarkError: the bundle's reference or its evaluation is missing, damaged or of another model, or TensorRT
             fails.
     """
-    engine = session.engine
+    engine, bundle, config, facts = session.engine, host.bundle, host.config, host.facts
     require_reference(bundle, facts)
-    precision = engine.record["precision"]
-    tolerance = tolerance_for(config, precision, engine=True, tf32=engine.record["options"]["tf32"])
+    precision = engine.record.precision
+    tolerance = tolerance_for(config, precision, engine=True, tf32=engine.record.options.tf32)
     signature, judged = facts.signature, None if judges_blocks(precision) else {*facts.signature.judged}
     rows = _compare_batches(session, bundle.reference, batches_to_verify(engine.ranges), tolerance, judged, signature)
     if isinstance(facts.image_size, ImageRange):
@@ -85,7 +80,7 @@ def verify_session(
     accuracy = _Accuracy()
     # what was fed beside the images is not known here
     if signature.classes is not None and bundle.labels("evaluation") in facts.files and len(signature.inputs) == 1:
-        accuracy = _evaluate(session, bundle, facts, progress)
+        accuracy = _evaluate(session, host)
         misses += _accuracy_misses(config, precision, accuracy)
     return EngineCheck(
         precision=precision,
@@ -211,14 +206,15 @@ def _image_size(signature: Signature, inputs: Mapping[str, np.ndarray]) -> tuple
     return (shape[1], shape[2]) if image.layout == "NHWC" else (shape[2], shape[3])
 
 
-def _evaluate(session: Session, bundle: Bundle, facts: Facts, progress: Progress) -> _Accuracy:
+def _evaluate(session: Session, host: EngineHost) -> _Accuracy:
+    bundle, facts, progress = host.bundle, host.facts, host.progress
     images, labels = _load(bundle.images("evaluation"), mmap_mode="r"), _load(bundle.labels("evaluation"))
     _require_shape(str(bundle.labels("evaluation")), labels.shape, "the images are", images.shape[:1])
     engine, preprocess = session.engine, Preprocess.from_dict(facts.preprocess)
     image, classes = facts.signature.image, facts.signature.classes
     assert image is not None and classes is not None  # else there are no labelled images
     scores = []
-    with progress.bar(f"{engine.record['precision']} top-1", total=len(images)) as advance:
+    with progress.bar(f"{engine.record.precision} top-1", total=len(images)) as advance:
         for start in range(0, len(images), _EVALUATION_BATCH):
             pixels = np.asarray(images[start : start + _EVALUATION_BATCH])
             fed = preprocess.graph_input(pixels, np.dtype(image.dtype), channels_first=image.layout == "NCHW")

@@ -1,13 +1,16 @@
 """The build, verify and benchmark stages, for a host that has the engines' backend."""
 
 import pathlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vit_convert.core import config as configs
 from vit_convert.core.benchmark_results import BenchmarkResult
 from vit_convert.core.engine_results import BuildResult, Verification
 from vit_convert.core.pipeline import Context, Stage
 from vit_convert.stages.common import backend_named, builds_here, plain
+
+if TYPE_CHECKING:
+    from vit_convert.engine.host import EngineHost
 
 
 def _plans(context: Context) -> list[pathlib.Path]:
@@ -26,19 +29,18 @@ def _inputs(context: Context) -> Any:
     return [*host, plain(config.engine), plain(config.batch), configs.precisions(config), list(config.keep_fp32)]
 
 
+def _host(context: Context) -> "EngineHost":
+    from vit_convert.engine.host import EngineHost
+
+    backend = backend_named(context.config.engine.backend)
+    return EngineHost.open(backend, context.bundle, context.config, context.progress)
+
+
 def build(context: Context) -> BuildResult:
     """Builds an engine for each precision."""
     from vit_convert.engine.build_bundle import build_bundle
-    from vit_convert.engine.handoff import read_facts
 
-    engines = build_bundle(
-        backend_named(context.config.engine.backend),
-        context.bundle,
-        context.config,
-        read_facts(context.bundle),
-        precisions=configs.precisions(context.config),
-        progress=context.progress,
-    )
+    engines = build_bundle(_host(context), precisions=configs.precisions(context.config))
     sizes = ", ".join(f"{engine.precision} {engine.bytes / 2**20:.1f} MiB" for engine in engines)
     return BuildResult(engines=tuple(engines), summary=f"{engines[0].backend} {engines[0].version}: {sizes}")
 
@@ -54,30 +56,15 @@ def _can_run(context: Context) -> bool:
 def verify(context: Context) -> Verification:
     """Runs the engines against the reference, as `python -m vit_convert.engine verify` does on a GPU host."""
     from vit_convert.engine.commands import verify_bundle
-    from vit_convert.engine.handoff import read_facts
 
-    return verify_bundle(
-        backend_named(context.config.engine.backend),
-        context.bundle,
-        context.config,
-        read_facts(context.bundle),
-        precisions=configs.precisions(context.config),
-        progress=context.progress,
-    )
+    return verify_bundle(_host(context), precisions=configs.precisions(context.config))
 
 
 def benchmark(context: Context) -> BenchmarkResult:
     """Measures the engines and recommends one of them."""
     from vit_convert.engine.commands import benchmark_bundle
 
-    return benchmark_bundle(
-        backend_named(context.config.engine.backend),
-        context.bundle,
-        context.config,
-        precisions=configs.precisions(context.config),
-        warmup_seconds=1.0,
-        progress=context.progress,
-    )
+    return benchmark_bundle(_host(context), precisions=configs.precisions(context.config), warmup_seconds=1.0)
 
 
 def _sidecars(context: Context) -> list[pathlib.Path]:

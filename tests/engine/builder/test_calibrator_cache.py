@@ -15,11 +15,11 @@ from vit_convert.core.errors import BuildError, CalibrationError, ConvertError
 from vit_convert.core.progress import Progress
 from vit_convert.engine import build_bundle
 from vit_convert.engine.backend import cuda, trt
-from vit_convert.engine.backend.sidecar import add_to_sidecar
 from vit_convert.engine.backend.trt import load_backend
 from vit_convert.engine.builder.calibrator import make_calibrator
-from vit_convert.engine.builder.request import hash_graph, request_record
+from vit_convert.engine.builder.request import hash_graph
 from vit_convert.engine.handoff import read_config, read_facts
+from vit_convert.engine.host import EngineHost
 
 
 def test_backend_without_calibrators(tmp_path):
@@ -57,7 +57,7 @@ def calibrate(gpu, bundle_path, monkeypatch):
         simulated_gpu.write_plan(
             plan, request.onnx_path, [tuple(p["images"]) for p in request.profiles], precision=request.precision
         )
-        add_to_sidecar(plan, **request_record(request), summary={})
+        simulated_gpu.change_sidecar(plan, **request.asked.to_dict(), summary={})
         return EngineSummary.from_dict({})
 
     monkeypatch.setattr(build_bundle, "build_one", build_one)
@@ -68,7 +68,8 @@ def calibrate(gpu, bundle_path, monkeypatch):
         facts = read_facts(bundle)
         known = dataclasses.replace(facts, preprocess=preprocess or facts.preprocess)
         progress = Progress(bundle.events, quiet=True)
-        build_bundle.build_bundle(backend, bundle, config, known, precisions=["int8"], progress=progress, force=force)
+        host = EngineHost(backend, bundle, config, known, progress)
+        build_bundle.build_bundle(host, precisions=["int8"], force=force)
         return list(taken)
 
     return start

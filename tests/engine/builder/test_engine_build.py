@@ -70,7 +70,7 @@ def test_sidecar_holds_what_the_engine_is(tmp_path):
     record = {"mean": [127.5] * 3, "std": [127.5] * 3}
     plan_path, result = run(tmp_path, graph, "fp16", preprocessing=record, workspace_gib=0.5, opt_level=2)
     sidecar = json.loads(sidecar_path(plan_path).read_text())
-    assert check_sidecar(plan_path, RTX, onnx_path=graph) == sidecar
+    assert check_sidecar(plan_path, RTX, onnx_path=graph).to_dict() == sidecar == result.sidecar.to_dict()
     assert sidecar["plan"] == {"bytes": result.num_bytes, "sha256": hash_file(plan_path)}
     assert sidecar["onnx"] == {"path": "model.fp16.onnx", "sha256": hash_file(graph)}
     assert (sidecar["backend"], sidecar["version"], sidecar["precision"]) == ("rtx", RTX.module.__version__, "fp16")

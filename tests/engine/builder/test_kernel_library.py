@@ -13,7 +13,7 @@ from vit_convert.core.dialect import DIALECTS
 from vit_convert.core.errors import BuildError, UsageError
 from vit_convert.engine.build_bundle import graph_for
 from vit_convert.engine.builder.precision import set_ranges
-from vit_convert.engine.builder.request import BuildRequest, request_record
+from vit_convert.engine.builder.request import BuildRequest
 
 
 class Tensor:
@@ -49,8 +49,8 @@ def test_range_of_an_unknown_tensor_is_refused():
 def test_ranges_are_part_of_what_an_engine_is_known_by(tmp_path):
     (tmp_path / "fused.onnx").write_bytes(b"")
     plain = BuildRequest(tmp_path / "fused.onnx", "int8")
-    records = [request_record(dataclasses.replace(plain, ranges=ranges)) for ranges in ({}, {"a": 1.0}, {"a": 2.0})]
-    assert records[0] == request_record(plain) and records[1] != records[2] != records[0]
+    records = [dataclasses.replace(plain, ranges=ranges).asked for ranges in ({}, {"a": 1.0}, {"a": 2.0})]
+    assert records[0] == plain.asked and records[1] != records[2] != records[0]
 
 
 def test_int8_is_built_from_what_calibration_wrote(tmp_path):

@@ -1,6 +1,7 @@
 """Fused attention told by the names of the kernels in a recorded run."""
 
 import ctypes
+import dataclasses
 
 import pytest
 import simulated_gpu
@@ -8,6 +9,7 @@ from engine_graphs import BATCH, IMAGE
 
 from vit_convert.core.progress import Progress
 from vit_convert.engine import build_bundle
+from vit_convert.engine.backend.sidecar import read_sidecar
 from vit_convert.engine.builder.build import BuildResult
 from vit_convert.engine.builder.fused_kernels import fused_attention_by_kernels
 from vit_convert.engine.builder.request import BuildRequest
@@ -31,7 +33,7 @@ def load(gpu, bundle_path):
         ranges = [[(size, *IMAGE) for size in (4, 4, 4)], [(size, *IMAGE) for size in BATCH.values()]]
         path = simulated_gpu.write_plan(bundle_path / "x.plan", bundle_path / "model.onnx", ranges, precision=precision)
         engine = Engine(gpu[0], path)
-        engine.record["attentions"] = attentions
+        engine.record = dataclasses.replace(engine.record, attentions=attentions)
         return engine
 
     return make
@@ -67,7 +69,7 @@ def test_an_old_driver_leaves_it_unknown(load, monkeypatch):
 def test_too_little_memory_to_look_is_no_failed_build(gpu, bundle_path, monkeypatch):
     def build_engine(backend, request, plan, *, progress):
         simulated_gpu.write_plan(plan, request.onnx_path, [[(size, *IMAGE) for size in BATCH.values()]])
-        return BuildResult(1, 1.0, {}, 2, {"Layers": ["hidden"]}, "", None, [])
+        return BuildResult(read_sidecar(plan), 1, 1.0, {}, 2, {"Layers": ["hidden"]}, "", None, [])
 
     monkeypatch.setattr(build_bundle, "build_engine", build_engine)  # building itself takes a GPU
     monkeypatch.setattr(simulated_gpu.CudaEngine, "device_memory_size", 2 * simulated_gpu.GPU.memory_bytes)

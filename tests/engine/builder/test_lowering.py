@@ -12,9 +12,8 @@ from vit_convert.core.engine_results import EngineSummary
 from vit_convert.core.errors import BuildError, UnbuildableError
 from vit_convert.core.progress import Progress
 from vit_convert.engine import build_bundle
-from vit_convert.engine.backend.sidecar import add_to_sidecar
-from vit_convert.engine.builder.request import request_record
 from vit_convert.engine.handoff import read_config, read_facts
+from vit_convert.engine.host import EngineHost
 
 
 @pytest.fixture
@@ -22,6 +21,10 @@ def advised(bundle_path):
     """A bundle whose export advises the lowering that it holds."""
     bundle = Bundle(bundle_path)
     return bundle, read_config(bundle), dataclasses.replace(read_facts(bundle), lowering="matmul")
+
+
+def host_of(bundle, config, facts):
+    return EngineHost(None, bundle, config, facts, Progress(quiet=True))
 
 
 @pytest.fixture
@@ -38,7 +41,7 @@ def build(gpu, advised, monkeypatch):
             plan, request.onnx_path, [tuple(p["images"]) for p in request.profiles], precision=request.precision
         )
         summary = EngineSummary.from_dict({"build_seconds": 1.0})
-        add_to_sidecar(plan, **request_record(request), summary=summary.to_dict())
+        simulated_gpu.change_sidecar(plan, **request.asked.to_dict(), summary=summary.to_dict())
         return summary
 
     monkeypatch.setattr(build_bundle, "build_one", build_one)
@@ -46,7 +49,8 @@ def build(gpu, advised, monkeypatch):
     def start(config, facts, *, force=False):
         tried.clear()
         bundle, progress = advised[0], Progress(advised[0].events, quiet=True)
-        build_bundle.build_bundle(gpu[0], bundle, config, facts, precisions=["fp16"], progress=progress, force=force)
+        host = EngineHost(gpu[0], bundle, config, facts, progress)
+        build_bundle.build_bundle(host, precisions=["fp16"], force=force)
         return list(tried)
 
     return start
@@ -64,17 +68,19 @@ def build(gpu, advised, monkeypatch):
 def test_graph_of_a_request(advised, asked, keep_fp32, expected):
     bundle, config, facts = advised
     config.engine.lowering, config.keep_fp32 = asked, keep_fp32
-    assert build_bundle.request_for(bundle, config, facts, "fp16").onnx_path.name == expected
-    assert build_bundle.request_for(bundle, config, facts, "fp32").onnx_path.name == "model.onnx"
+    assert build_bundle.request_for(host_of(bundle, config, facts), "fp16").onnx_path.name == expected
+    assert build_bundle.request_for(host_of(bundle, config, facts), "fp32").onnx_path.name == "model.onnx"
 
 
 @pytest.mark.parametrize("option", ["version_compatible", "hardware_compatible"])
 def test_engine_that_is_to_run_elsewhere_is_built_from_model_onnx(advised, option):
     bundle, config, facts = advised
     config.engine[option] = True
-    assert build_bundle.request_for(bundle, config, facts, "fp16").onnx_path.name == "model.onnx"
+    assert build_bundle.request_for(host_of(bundle, config, facts), "fp16").onnx_path.name == "model.onnx"
     config.engine.lowering = "matmul"
-    assert build_bundle.request_for(bundle, config, facts, "fp16").onnx_path.name == "matmul.onnx"  # asked for by name
+    assert (
+        build_bundle.request_for(host_of(bundle, config, facts), "fp16").onnx_path.name == "matmul.onnx"
+    )  # asked for by name
 
 
 def test_advised_lowering_that_does_not_build_gives_way_and_says_so(advised, build):
@@ -114,7 +120,7 @@ def test_engine_of_another_gpu_is_built_again(gpu, advised, build):
     facts = dataclasses.replace(facts, lowering="")
     assert build(config, facts) == ["model.onnx"] and build(config, facts) == []
     plan = bundle.plan(gpu[0].name, gpu[0].version, gpu[0].arch, "fp16")
-    add_to_sidecar(plan, gpu={"name": "another of the same architecture"})
+    simulated_gpu.change_sidecar(plan, gpu={"name": "another of the same architecture"})
     assert build(config, facts) == ["model.onnx"]
 
 

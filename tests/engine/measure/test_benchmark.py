@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+import simulated_gpu
 from engine_graphs import IMAGE
 from reconverted import as_left
 
@@ -13,10 +14,10 @@ from vit_convert.core.bundle import Bundle, read_json, write_json
 from vit_convert.core.engine_results import EngineCheck
 from vit_convert.core.errors import BenchmarkError, BuildError
 from vit_convert.core.progress import Progress
-from vit_convert.engine.backend.sidecar import add_to_sidecar
 from vit_convert.engine.bundle_engines import keep_proof
 from vit_convert.engine.commands import add_to_report, benchmark_bundle, end_to_end_shares
 from vit_convert.engine.handoff import judged_by, read_config
+from vit_convert.engine.host import EngineHost
 from vit_convert.engine.measure.benchmark import (
     END_TO_END,
     RESIDENT,
@@ -81,7 +82,8 @@ def test_a_row_sums_its_passes_up():
 def test_rows_say_what_the_build_found(gpu, engines):
     path = engines("int8")
     plan = path / "engines" / "tensorrt-8.6.0-sm90" / "int8.plan"
-    add_to_sidecar(plan, summary={"int8_layers": 24, "fused_attention": {"text": "in part, fp16, 1 of 12"}})
+    summary = {"int8_layers": 24, "fused_attention": {"text": "in part, fp16, 1 of 12"}}
+    simulated_gpu.change_sidecar(plan, summary=summary)
     rows = measure(gpu, path, precisions=["int8"]).rows
     assert {(row.int8_layers, row.fused_attention) for row in rows} == {(24, "in part, fp16, 1 of 12")}
 
@@ -115,18 +117,19 @@ def test_a_failing_worker_ends_the_measurement(gpu, engines):
             measure_throughput([worker], 0.01)
 
 
+def host_of(gpu, path):
+    bundle = Bundle(path)
+    return EngineHost.open(gpu[0], bundle, read_config(bundle), QUIET)
+
+
 def measure(gpu, path, **options):
     bundle = Bundle(path)
     config = read_config(bundle)
     config.benchmark.batches = options.pop("batches", (1, 4))
     return benchmark_bundle(
-        gpu[0],
-        bundle,
-        config,
+        EngineHost.open(gpu[0], bundle, config, QUIET, command="x"),
         precisions=options.pop("precisions", ["fp16"]),
         warmup_seconds=0.0,
-        progress=QUIET,
-        command="x",
         **options,
     )
 
@@ -152,14 +155,14 @@ def test_benchmark_of_a_bundle(gpu, engines):
     assert {row.input for row in result.rows} == {"float32"}
     assert not any({"int8_layers", "fused_attention"} & row.to_dict().keys() for row in result.rows)
     assert result.recommended.precision in ("fp16", "int8") and result.recommended.comparisons
-    add_to_report(Bundle(path), benchmark=result)
+    add_to_report(host_of(gpu, path), benchmark=result)
     assert read_json(path / "report.json")["benchmark"] == [row.to_dict() for row in result.rows]
 
 
 def test_report_names_no_engine_that_is_recommended_no_more(gpu, engines):
     path = engines("fp16")
     write_json(path / "report.json", {"engine": {"path": "old"}, "engines": []})
-    add_to_report(Bundle(path), benchmark=measure(gpu, path))
+    add_to_report(host_of(gpu, path), benchmark=measure(gpu, path))
     assert read_json(path / "report.json")["engine"] == {}
 
 

@@ -16,6 +16,7 @@ from vit_convert.core.progress import Progress
 from vit_convert.core.tolerance import tolerance_for
 from vit_convert.engine.commands import add_to_report, verify_bundle
 from vit_convert.engine.handoff import read_config, read_facts
+from vit_convert.engine.host import EngineHost
 from vit_convert.engine.runtime.profiles import ShapeRange
 from vit_convert.engine.runtime.session import Session
 from vit_convert.engine.verify import batches_to_verify
@@ -29,7 +30,7 @@ def verify(gpu, path, *precisions, **overrides):
     bundle = Bundle(path)
     config = read_config(bundle)
     config.check.update(overrides)
-    return verify_bundle(gpu[0], bundle, config, read_facts(bundle), precisions=precisions, progress=QUIET)
+    return verify_bundle(EngineHost.open(gpu[0], bundle, config, QUIET), precisions=precisions)
 
 
 def test_right_engine_passes_at_every_batch(gpu, engines):
@@ -188,8 +189,9 @@ def test_report_gets_what_was_found(gpu, engines):
     path = engines("fp32", "fp16")
     bundle = Bundle(path)
     before = read_json(bundle.report)
-    add_to_report(bundle, verify=verify(gpu, path, "fp32"))
-    add_to_report(bundle, verify=verify(gpu, path, "fp16"))
+    host = EngineHost.open(gpu[0], bundle, read_config(bundle), QUIET)
+    add_to_report(host, verify=verify(gpu, path, "fp32"))
+    add_to_report(host, verify=verify(gpu, path, "fp16"))
     after = read_json(bundle.report)
     assert set(after["verify"]["engines"]) == {"fp32", "fp16"} and after["verify"]["passed"]
     assert after["accuracy"]["engine"] == after["verify"]["engines"]["fp16"]["top1"]
@@ -232,19 +234,19 @@ def test_rows_that_depend_on_their_place_are_seen_without_jax(gpu, engines):
     path = engines("fp32", by_place=1e-3)
     with pytest.raises(CheckError, match="logits does not agree with itself") as caught:
         verify(gpu, path, "fp32", engine_rtol=1e-5)
-    rows = caught.value.result["engines"]["fp32"]["consistency"]
-    assert {row["check"]: row["passed"] for row in rows} == {
+    rows = caught.value.result.engines["fp32"].consistency
+    assert {row.check: row.passed for row in rows} == {
         "identical rows": False,
         "permuted batch": False,
         "batch of one": True,  # the first of a batch has nothing before it
         "finite": True,
     }
-    found = verify(gpu, engines("fp32"), "fp32")["engines"]["fp32"]["consistency"]
-    assert all(row["passed"] for row in found) and len(found) == 4
+    found = verify(gpu, engines("fp32"), "fp32").engines["fp32"].consistency
+    assert all(row.passed for row in found) and len(found) == 4
 
 
 def test_without_consistency_none_is_run(gpu, engines):
-    assert verify(gpu, engines("fp32"), "fp32", consistency=False)["engines"]["fp32"]["consistency"] == []
+    assert verify(gpu, engines("fp32"), "fp32", consistency=False).engines["fp32"].consistency == ()
 
 
 def test_two_builds_of_a_bundle_have_to_agree(gpu, engines):
@@ -252,9 +254,9 @@ def test_two_builds_of_a_bundle_have_to_agree(gpu, engines):
     own = path / "engines" / "tensorrt-8.6.0-sm90"
     other = path / "engines" / "tensorrt-8.6.0-portable"
     simulated_gpu.write_plan(other / "fp16.plan", path / "model.onnx", RANGES, precision="fp16", error=1e-4)
-    found = verify(gpu, path, "fp16")["engines"]["fp16"]["consistency"]
-    (row,) = [row for row in found if row["check"] == "tensorrt-8.6.0-portable"]
-    assert row["passed"] and row["max_abs"] == pytest.approx(1e-4, rel=0.01)
+    found = verify(gpu, path, "fp16").engines["fp16"].consistency
+    (row,) = [row for row in found if row.check == "tensorrt-8.6.0-portable"]
+    assert row.passed and row.max_abs == pytest.approx(1e-4, rel=0.01)
     simulated_gpu.write_plan(other / "fp16.plan", path / "model.onnx", RANGES, precision="fp16", error=10.0)
     with pytest.raises(CheckError, match=r"logits does not agree with itself \(tensorrt-8\.6\.0-portable\)"):
         verify(gpu, path, "fp16")

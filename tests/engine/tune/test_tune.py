@@ -1,5 +1,6 @@
 """`tune`: which engines it tries, what it keeps of them, and how its winners are got; building is simulated."""
 
+import copy
 import dataclasses
 import shlex
 
@@ -11,9 +12,11 @@ from vit_convert.core.benchmark_results import SkippedCase
 from vit_convert.core.bundle import Bundle, read_json
 from vit_convert.core.engine_results import EngineSummary
 from vit_convert.core.errors import BenchmarkError, BuildError, UsageError
+from vit_convert.core.progress import Progress
 from vit_convert.engine import __main__ as command
 from vit_convert.engine.build_bundle import request_for
-from vit_convert.engine.handoff import read_config, read_facts
+from vit_convert.engine.handoff import read_config
+from vit_convert.engine.host import EngineHost
 from vit_convert.engine.tune import tune
 from vit_convert.engine.tune.trials import options_of, plan_trials
 from vit_convert.engine.tune.winners import config_words, tune_table, winners
@@ -22,6 +25,10 @@ from vit_convert.engine.tune.winners import config_words, tune_table, winners
 def run(bundle_path, *words):
     fixed = ("--precision=fp16", "--batches=1,4", "--duration=0.02", "--warmup=0", "--quiet")
     return command.main(["engine", "tune", str(bundle_path), *fixed, *words])
+
+
+def host_of(bundle, config):
+    return EngineHost.open(None, bundle, config, Progress(quiet=True))
 
 
 @pytest.fixture
@@ -140,7 +147,7 @@ def test_lowerings_are_tried_in_fp16(converted, precision, expected):
     bundle = Bundle(converted)
     config = read_config(bundle)
     config.engine.lowering = "matmul"  # what engines are built from so far changes nothing
-    trials = plan_trials(bundle, config, read_facts(bundle), precisions=[precision])
+    trials = plan_trials(host_of(bundle, config), precisions=[precision])
     assert {trial.lowering for trial in trials} == expected
     assert {trial.lowering: trial.request.onnx_path for trial in trials}.get("matmul") in (
         None,
@@ -159,9 +166,7 @@ def test_other_tolerances_are_another_trial(converted, gpu):
     keys = []
     for cosine in (0.999, 0.99):
         config.check.fp16_cosine = cosine
-        keys.append(
-            [trial.key(gpu[0]) for trial in plan_trials(bundle, config, read_facts(bundle), precisions=["fp16"])]
-        )
+        keys.append([trial.key(gpu[0]) for trial in plan_trials(host_of(bundle, config), precisions=["fp16"])])
     assert not set(keys[0]) & set(keys[1])
 
 
@@ -169,7 +174,7 @@ def test_trials_skip_sizes_outside_the_range(converted):
     bundle = Bundle(converted)
     config = read_config(bundle)
     config.benchmark.batches, config.lowerings = (4, 16), ()
-    trials = plan_trials(bundle, config, read_facts(bundle), precisions=["fp32"])
+    trials = plan_trials(host_of(bundle, config), precisions=["fp32"])
     assert [(trial.profile, trial.batches) for trial in trials] == [
         ("fixed 4", (4,)),
         ("fixed 16", (16,)),
@@ -214,17 +219,15 @@ def test_one_trial_alone_is_marked_and_only_what_leads_is_the_fastest(second, no
 @pytest.mark.parametrize("words", [[], ["--config.engine.opt_level=4", "--config.keep_fp32=('block_00',)"]])
 def test_config_words_give_the_trials_own_engine(bundle_path, words):
     bundle = Bundle(bundle_path)
-    usual, facts = read_config(bundle), read_facts(bundle)
+    usual = read_config(bundle)
     _, _, parsed = command.parse(["engine", "tune", str(bundle_path), "--batches=1,4", *words])
     config = command.override(read_config(bundle), parsed)
     usual.batch.profiles, usual.batch.max = (1, 2), 32  # what the bundle has otherwise does not show through
-    planned = plan_trials(bundle, config, facts, precisions=["fp16"])
+    planned = plan_trials(host_of(bundle, config), precisions=["fp16"])
     assert {made.profile for made in planned} == {"fixed 1", "fixed 4", "range 1-4-8"}
     for made in planned:
         measured = {**trial(made.lowering, 1.0, profile=made.profile, options=options_of(config)), "sizes": made.sizes}
         (winner,) = winners([measured], options_of(usual))
         _, _, found = command.parse(["engine", "build", "x", *shlex.split(config_words(winner))])
-        assert (
-            request_for(bundle, command.override(usual.copy_and_resolve_references(), found), facts, "fp16")
-            == made.request
-        )
+        own = command.override(copy.deepcopy(usual), found)
+        assert request_for(host_of(bundle, own), "fp16") == made.request

@@ -49,7 +49,7 @@ def plan(bundle_path: pathlib.Path):
     """Puts an engine with its sidecar into the bundle, proved unless told otherwise; returns its path."""
     from vit_convert.core.bundle import Bundle
     from vit_convert.core.engine_results import EngineCheck
-    from vit_convert.engine.backend.sidecar import graph_hashes, write_sidecar
+    from vit_convert.engine.backend.sidecar import Sidecar, graph_hashes, plan_file, write_sidecar
     from vit_convert.engine.bundle_engines import keep_proof
     from vit_convert.engine.handoff import judged_by
 
@@ -70,7 +70,7 @@ def plan(bundle_path: pathlib.Path):
             "inputs": [{"name": "images", "dtype": "float32", "shape": [-1, SIDE, SIDE, 3]}],
             "outputs": [{"name": "logits", "dtype": "float32", "shape": [-1, CLASSES]}],
         }
-        write_sidecar(path, record)
+        write_sidecar(path, Sidecar.from_dict({**record, "plan": plan_file(path).to_dict()}))
         if proved:
             keep_proof(path, EngineCheck.from_dict({"passed": True}), judged_by(Bundle(bundle_path)))
         return path

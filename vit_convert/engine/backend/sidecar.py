@@ -1,40 +1,178 @@
 """The `.plan.json` beside every engine: where it came from, where it runs, what goes in; read before TensorRT sees the
 plan."""
 
+import dataclasses
 import os
 import pathlib
 import re
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 from vit_convert.core.bundle import hash_file, read_json, write_json
+from vit_convert.core.engine_results import EngineSummary, Proof
 from vit_convert.core.errors import BuildError
+from vit_convert.core.record import Record, RecordError, optional
 from vit_convert.engine.backend.trt import Backend
 
 # AMPERE_PLUS engines run on this compute capability and all later ones.
 _AMPERE = 80
-# Entries by dotted key, and what each has to be: those that `check_sidecar` needs, and those that may be missing.
-_NEEDED = {
-    "backend": str,
-    "version": str,
-    "targets": list,
-    "precision": str,
-    "options.version_compatible": bool,
-    "options.hardware_compatible": bool,
-    "onnx.path": str,
-    "onnx.sha256": str,
-    "plan.sha256": str,
-}
-_OPTIONAL = {
-    "gpu": dict,
-    "instead_of.onnx": dict,
-    "instead_of.reason": str,
-    "model": dict,
-    "onnx": dict,
-    "options": dict,
-    "precision": str,
-    "proof": dict,
-    "summary": dict,
-}
+_Kind = TypeVar("_Kind", bound=Record)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GraphFile(Record):
+    """A graph and its weights, by which they are known again.
+
+    Attributes:
+        path: its name.
+        sha256: of the graph, in hex.
+        data_sha256: of the weights that lie beside it.
+    """
+
+    path: str
+    sha256: str
+    data_sha256: str | None = optional()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlanFile(Record):
+    """The engine's file.
+
+    Attributes:
+        bytes: its size.
+        sha256: in hex.
+    """
+
+    bytes: int
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BuildOptions(Record):
+    """What the builder was told; None is said by no engine of ours.
+
+    Attributes:
+        workspace_gib: most GPU memory that a layer may use as scratch.
+        opt_level: of the builder.
+        tf32: whether fp32 products may round their inputs.
+        keep_fp32: what stays fp32 where precision is a flag.
+        hardware_compatible: whether it runs on Ampere and every later GPU.
+        version_compatible: whether later versions of the same major load it.
+        ranges: hash of the ranges that int8 comes from.
+        calibrator: key of the cache of TensorRT's calibrator.
+    """
+
+    workspace_gib: float | None = None
+    opt_level: int = 0
+    tf32: bool = False
+    keep_fp32: tuple[str, ...] = ()
+    hardware_compatible: bool | None = None
+    version_compatible: bool | None = None
+    ranges: str | None = optional()
+    calibrator: Mapping[str, str] | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Asked(Record):
+    """What was asked for: an engine whose sidecar holds the same need not be built again.
+
+    Attributes:
+        vit_convert: version that built.
+        precision: of the engine.
+        profiles: per profile {input: [smallest, optimal, largest shape]}.
+        onnx: the graph that it was built from.
+        preprocessing: the preprocessing record.
+        options: of the builder.
+    """
+
+    vit_convert: str
+    precision: str
+    profiles: tuple[Mapping[str, tuple[tuple[int, ...], ...]], ...]
+    onnx: GraphFile
+    preprocessing: Mapping[str, Any]
+    options: BuildOptions
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TensorRecord(Record):
+    """An input or output of an engine.
+
+    Attributes:
+        name: its name.
+        dtype: its numpy type.
+        shape: batch first, -1 where it is dynamic.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InsteadOf(Record):
+    """The lowering that did not build, so that the engine was built from model.onnx.
+
+    Attributes:
+        onnx: the lowering.
+        reason: why, for people.
+    """
+
+    onnx: GraphFile
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sidecar(Asked):
+    """What `.plan.json` holds.
+
+    Attributes:
+        backend: "tensorrt" or "rtx".
+        version: of the backend.
+        targets: architectures that it runs on ("sm90").
+        gpu: that it was built on.
+        inputs: of the engine.
+        outputs: of the engine.
+        products: matrix products and convolutions of the parsed graph in each precision.
+        attentions: of the parsed graph.
+        build_seconds: wall time.
+        built_at: when, in UTC (ISO 8601).
+        plan: the engine's file.
+        summary: for the report; missing if the build was killed.
+        model: hashes of the model.onnx that its graph was made from.
+        instead_of: of an engine that stands in for another.
+        proof: what verification found.
+    """
+
+    backend: str
+    version: str
+    targets: tuple[str, ...]
+    gpu: Mapping[str, Any] | None = None
+    inputs: tuple[TensorRecord, ...] = ()
+    outputs: tuple[TensorRecord, ...] = ()
+    products: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    attentions: int = 0
+    build_seconds: float = 0.0
+    built_at: str = ""
+    plan: PlanFile
+    summary: EngineSummary | None = optional()
+    model: Mapping[str, str] | None = optional()
+    instead_of: InsteadOf | None = optional()
+    proof: Proof | None = optional()
+
+    def missing(self) -> list[str]:
+        """Entries that an engine needs to be loaded, and that a damaged file lacks."""
+        needed = {
+            "backend": self.backend,
+            "version": self.version,
+            "targets": self.targets,
+            "precision": self.precision,
+            "options.version_compatible": self.options.version_compatible,
+            "options.hardware_compatible": self.options.hardware_compatible,
+            "onnx.path": self.onnx.path,
+            "onnx.sha256": self.onnx.sha256,
+            "plan.sha256": self.plan.sha256,
+        }
+        return [key for key, value in needed.items() if value in (None, "", ())]
 
 
 def sidecar_path(plan_path: str | os.PathLike[str]) -> pathlib.Path:
@@ -58,44 +196,52 @@ def graph_hashes(onnx_path: str | os.PathLike[str]) -> dict[str, str]:
     return hashes
 
 
-def write_sidecar(plan_path: str | os.PathLike[str], record: dict[str, Any]) -> None:
-    """Writes a plan's sidecar, adding the plan's own size and hash.
+def plan_file(plan_path: str | os.PathLike[str]) -> PlanFile:
+    """Describes a finished plan."""
+    return PlanFile(bytes=os.path.getsize(plan_path), sha256=hash_file(plan_path))
+
+
+def write_sidecar(plan_path: str | os.PathLike[str], sidecar: Sidecar) -> None:
+    """Writes a plan's sidecar.
 
     Args:
         plan_path: the finished plan.
-        record: everything else.
+        sidecar: of it.
     """
-    plan = {"bytes": os.path.getsize(plan_path), "sha256": hash_file(plan_path)}
-    write_json(sidecar_path(plan_path), {**record, "plan": plan})
+    write_json(sidecar_path(plan_path), sidecar.to_dict())
 
 
-def add_to_sidecar(plan_path: str | os.PathLike[str], **found: Any) -> None:
-    """Adds what was found out about a finished engine to its sidecar.
-
-    Args:
-        plan_path: the plan.
-        **found: keys and values.
-    """
-    write_json(sidecar_path(plan_path), {**(read_json(sidecar_path(plan_path)) or {}), **found})
-
-
-def read_sidecar(plan_path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Reads a plan's sidecar for one of the entries that it may lack.
+def read_sidecar(plan_path: str | os.PathLike[str]) -> Sidecar | None:
+    """Reads a plan's sidecar; what is not in our form in it is empty.
 
     Args:
         plan_path: the plan.
 
     Returns:
-        The sidecar, without entries that are not in our form; {} if it is missing or damaged.
+        The sidecar; None if it is missing or no JSON object.
     """
-    record = read_json(sidecar_path(plan_path), {})
-    damaged = {key.split(".")[0] for key, kind in _OPTIONAL.items() if not _has(record, key, kind)}
-    return {key: value for key, value in record.items() if key not in damaged}
+    found = read_json(sidecar_path(plan_path))
+    return None if found is None else Sidecar.from_dict(_readable(Sidecar, found))
+
+
+def _readable(kind: type[_Kind], found: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries that are in a record's form; within the parts that an engine needs, those of theirs that are."""
+    parts: dict[str, type[Record]] = {"options": BuildOptions, "onnx": GraphFile, "plan": PlanFile}
+    kept = {}
+    for key, value in found.items():
+        if kind is Sidecar and key in parts and isinstance(value, Mapping):
+            value = _readable(parts[key], value)
+        try:
+            kind.from_dict({key: value})
+        except RecordError:
+            continue
+        kept[key] = value
+    return kept
 
 
 def check_sidecar(
     plan_path: str | os.PathLike[str], backend: Backend, *, onnx_path: str | os.PathLike[str] | None = None
-) -> dict[str, Any]:
+) -> Sidecar:
     """Makes sure that an engine belongs to this TensorRT and GPU, and is undamaged, before it is deserialised.
 
     Args:
@@ -112,69 +258,78 @@ def check_sidecar(
     plan_path = pathlib.Path(plan_path)
     if not plan_path.is_file():
         raise BuildError(f"{plan_path}: there is no such engine", fix="Build it first.")
-    record = read_json(sidecar_path(plan_path))
-    if record is None:
+    sidecar = read_sidecar(plan_path)
+    if sidecar is None:
         raise BuildError(
             f"{sidecar_path(plan_path)}: missing or damaged, so nothing says what the engine runs on",
             fix="Build the engine again.",
         )
-    if missing := [key for key, kind in _NEEDED.items() if not _has(record, key, kind)]:
+    require_fit(plan_path, sidecar, backend)
+    if onnx_path is not None:
+        expected, got = (sidecar.onnx.sha256, sidecar.onnx.data_sha256), graph_hashes(onnx_path)
+        if expected != (got["sha256"], got.get("data_sha256")):
+            raise BuildError(
+                f"{plan_path}: built from another {pathlib.Path(onnx_path).name} ({expected[0][:12]}…, now "
+                f"{got['sha256'][:12]}…)",
+                fix=_rebuild(sidecar),
+            )
+    return sidecar
+
+
+def require_fit(plan_path: pathlib.Path, sidecar: Sidecar, backend: Backend) -> None:
+    """Refuses an engine that this TensorRT or GPU cannot run, or whose file is not the one that was built.
+
+    Args:
+        plan_path: the engine, which exists.
+        sidecar: of it.
+        backend: the TensorRT that is to load it.
+
+    Raises:
+        BuildError: see above.
+    """
+    if missing := sidecar.missing():
         raise BuildError(
             f"{sidecar_path(plan_path)}: damaged: {', '.join(missing)} not in it", fix="Build the engine again."
         )
-    rebuild = f"Build {record['precision']} again from {record['onnx']['path']} on this host."
-    if record["backend"] != backend.name:
+    rebuild = _rebuild(sidecar)
+    if sidecar.backend != backend.name:
         raise BuildError(
-            f"{plan_path}: built by {record['backend']}, to be loaded by {backend.name}",
-            fix=f"Load it with {record['backend']}. {rebuild}",
+            f"{plan_path}: built by {sidecar.backend}, to be loaded by {backend.name}",
+            fix=f"Load it with {sidecar.backend}. {rebuild}",
         )
-    if not _version_fits(record, backend.version):
+    if not _version_fits(sidecar, backend.version):
         raise BuildError(
-            f"{plan_path}: built by {backend.name} {record['version']}, here is {backend.version}", fix=rebuild
+            f"{plan_path}: built by {backend.name} {sidecar.version}, here is {backend.version}", fix=rebuild
         )
-    if backend.gpu is not None and not _arch_fits(record, backend.gpu.arch):
+    if backend.gpu is not None and not _arch_fits(sidecar, backend.gpu.arch):
         raise BuildError(
-            f"{plan_path}: built for {', '.join(map(str, record['targets']))}, here is {backend.gpu.arch} "
-            f"({backend.gpu.name})",
+            f"{plan_path}: built for {', '.join(sidecar.targets)}, here is {backend.gpu.arch} ({backend.gpu.name})",
             fix=rebuild,
         )
-    if (found := hash_file(plan_path)) != record["plan"]["sha256"]:
+    if (found := hash_file(plan_path)) != sidecar.plan.sha256:
         raise BuildError(
-            f"{plan_path}: its sha256 is {found[:12]}…, its sidecar says {record['plan']['sha256'][:12]}…",
+            f"{plan_path}: its sha256 is {found[:12]}…, its sidecar says {sidecar.plan.sha256[:12]}…",
             fix=f"The file is damaged. {rebuild}",
         )
-    if onnx_path is not None:
-        expected, got = {k: record["onnx"].get(k) for k in ("sha256", "data_sha256")}, graph_hashes(onnx_path)
-        if any(expected[k] != got.get(k) for k in expected):
-            raise BuildError(
-                f"{plan_path}: built from another {pathlib.Path(onnx_path).name} ({expected['sha256'][:12]}…, now "
-                f"{got['sha256'][:12]}…)",
-                fix=rebuild,
-            )
-    return record
 
 
-def _has(record: Any, key: str, kind: type) -> bool:
-    for part in key.split("."):
-        if not isinstance(record, dict) or part not in record:
-            return False
-        record = record[part]
-    return isinstance(record, kind)
+def _rebuild(sidecar: Sidecar) -> str:
+    return f"Build {sidecar.precision} again from {sidecar.onnx.path} on this host."
 
 
-def _version_fits(record: dict[str, Any], version: str) -> bool:
+def _version_fits(sidecar: Sidecar, version: str) -> bool:
     # such an engine runs on its own version and later ones of the same major
-    if record["options"]["version_compatible"]:
-        built, here = _numbers(record["version"]), _numbers(version)
+    if sidecar.options.version_compatible:
+        built, here = _numbers(sidecar.version), _numbers(version)
         return built[:1] == here[:1] and bool(built) and built <= here
-    return record["version"] == version
+    return sidecar.version == version
 
 
 def _numbers(version: str) -> list[int]:
     return [int(part) for part in version.split(".") if re.fullmatch("[0-9]{1,9}", part)]
 
 
-def _arch_fits(record: dict[str, Any], arch: str) -> bool:
-    if record["options"]["hardware_compatible"] and record["backend"] != "rtx" and int(arch[2:]) >= _AMPERE:
+def _arch_fits(sidecar: Sidecar, arch: str) -> bool:
+    if sidecar.options.hardware_compatible and sidecar.backend != "rtx" and int(arch[2:]) >= _AMPERE:
         return True
-    return arch in record["targets"]
+    return arch in sidecar.targets

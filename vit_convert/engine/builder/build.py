@@ -14,7 +14,7 @@ from vit_convert.core.bundle import atomic, write_json
 from vit_convert.core.errors import BuildError, UnbuildableError
 from vit_convert.core.progress import Progress
 from vit_convert.engine.backend.log_capture import make_monitor
-from vit_convert.engine.backend.sidecar import write_sidecar
+from vit_convert.engine.backend.sidecar import Asked, Sidecar, TensorRecord, plan_file, write_sidecar
 from vit_convert.engine.backend.trt import DTYPES, Backend
 from vit_convert.engine.builder import layer_info
 from vit_convert.engine.builder.builder_config import configure
@@ -27,7 +27,7 @@ from vit_convert.engine.builder.precision import (
     set_ranges,
     set_weak_precision,
 )
-from vit_convert.engine.builder.request import BuildRequest, request_record
+from vit_convert.engine.builder.request import BuildRequest, graph_file
 from vit_convert.engine.builder.timing_cache import find_timings, load_timings, save_timings
 from vit_convert.engine.runtime.profiles import Profile, Shape
 
@@ -40,6 +40,7 @@ class BuildResult:
     """What a build gave.
 
     Attributes:
+        sidecar: of the plan, as it was written.
         num_bytes: size of the plan.
         seconds: wall time of parsing and building.
         products: how many matrix products and convolutions of the parsed graph have each precision.
@@ -50,6 +51,7 @@ class BuildResult:
         warnings: TensorRT's warnings.
     """
 
+    sidecar: Sidecar
     num_bytes: int
     seconds: float
     products: dict[str, int]
@@ -94,7 +96,7 @@ def build_engine(
     timing_path = find_timings(backend, request.timing_cache)
     if timing_path is not None:
         _require_writable(timing_path, fix="engine.timing_cache is a folder: choose one that can be written.")
-    asked, started = request_record(request), time.perf_counter()
+    asked, started = request.asked, time.perf_counter()
     with backend.logger.listening(progress):
         builder = _make_builder(backend)
         typed = builds_strongly_typed(backend, has_calibrator=has_calibrator)
@@ -124,14 +126,15 @@ def build_engine(
         serialized = _build(backend, builder, network, builder_config, request, progress)
         seconds, attentions = time.perf_counter() - started, count_attentions(backend, network)
         del parser  # it owns the weights that the builder read
-        if request_record(request)["onnx"] != asked["onnx"]:
+        if graph_file(onnx_path) != asked.onnx:
             raise BuildError(
-                f"{onnx_path}: was {asked['onnx']['sha256'][:12]}… when its build began, and is another now",
+                f"{onnx_path}: was {asked.onnx.sha256[:12]}… when its build began, and is another now",
                 fix="Build it again.",
             )
         _write(plan_path, serialized)
-        record = {**asked, **_record(backend, network), "products": dict(counts["products"]), "attentions": attentions}
-        write_sidecar(plan_path, {**record, "build_seconds": round(seconds, 3), "built_at": _now()})
+        built = {"products": dict(counts["products"]), "attentions": attentions, "build_seconds": round(seconds, 3)}
+        sidecar = _sidecar(backend, network, asked, plan_path, **built)
+        write_sidecar(plan_path, sidecar)
         if timing_path is not None and timing_cache is not None:
             save_timings(timing_path, timing_cache, progress)
         layers, missing = layer_info.engine_layers(backend, serialized, version_compatible=request.version_compatible)
@@ -143,7 +146,7 @@ def build_engine(
         warnings = list(backend.logger.warnings)
     fused = None if layers is None else layer_info.fused_attention(layers)
     return BuildResult(
-        serialized.nbytes, seconds, dict(counts["products"]), attentions, layers, missing, fused, warnings
+        sidecar, serialized.nbytes, seconds, dict(counts["products"]), attentions, layers, missing, fused, warnings
     )
 
 
@@ -216,20 +219,25 @@ def _write(path: pathlib.Path, data: Any) -> None:
         raise BuildError(f"{path}: cannot be written ({e.strerror})", fix="Choose a writable --workdir.") from e
 
 
-def _record(backend: Backend, network: Any) -> dict[str, Any]:
-    def tensors(found: list[Any]) -> list[dict[str, Any]]:
-        return [
-            {"name": tensor.name, "dtype": DTYPES[tensor.dtype.name], "shape": list(tensor.shape)} for tensor in found
-        ]
+def _sidecar(backend: Backend, network: Any, asked: Asked, plan_path: pathlib.Path, **built: Any) -> Sidecar:
+    def tensors(found: list[Any]) -> tuple[TensorRecord, ...]:
+        return tuple(
+            TensorRecord(name=tensor.name, dtype=DTYPES[tensor.dtype.name], shape=tuple(tensor.shape))
+            for tensor in found
+        )
 
-    return {
-        "backend": backend.name,
-        "version": backend.version,
-        "targets": backend.targets,
-        "gpu": dataclasses.asdict(backend.gpu) if backend.gpu else None,
-        "inputs": tensors(inputs(network)),
-        "outputs": tensors([network.get_output(i) for i in range(network.num_outputs)]),
-    }
+    return Sidecar(
+        **{field.name: getattr(asked, field.name) for field in dataclasses.fields(asked)},
+        backend=backend.name,
+        version=backend.version,
+        targets=tuple(backend.targets),
+        gpu=dataclasses.asdict(backend.gpu) if backend.gpu else None,
+        inputs=tensors(inputs(network)),
+        outputs=tensors([network.get_output(i) for i in range(network.num_outputs)]),
+        built_at=_now(),
+        plan=plan_file(plan_path),
+        **built,
+    )
 
 
 def _now() -> str:

@@ -31,9 +31,9 @@ def fused_attention_by_kernels(engine: Engine) -> list[ProfileKernels]:
                 continue
             # TensorRT fuses attention only in fp16, bf16, int8 and fp8, so in an fp16 engine a kernel that does not
             # name its type is fp16.
-            known = "fp16" if engine.record["precision"] == "fp16" else ""
+            known = "fp16" if engine.record.precision == "fp16" else ""
             fused = count_fused((name, f"{name} {known}") for name in names)
-            text = fused.describe(engine.record["attentions"])
+            text = fused.describe(engine.record.attentions)
             rows.append(
                 ProfileKernels(
                     batch=batch, kernels=len(names), count=fused.count, precisions=fused.precisions, text=text

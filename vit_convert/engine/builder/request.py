@@ -9,7 +9,7 @@ from typing import Any
 
 from vit_convert.core.bundle import hash_value
 from vit_convert.core.version import __version__
-from vit_convert.engine.backend.sidecar import graph_hashes
+from vit_convert.engine.backend.sidecar import Asked, BuildOptions, GraphFile, graph_hashes
 from vit_convert.engine.builder.network import require_graph
 from vit_convert.engine.runtime.profiles import Profile
 
@@ -49,6 +49,32 @@ class BuildRequest:
     ranges: Mapping[str, float] = dataclasses.field(default_factory=dict)
     preprocessing: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
+    @functools.cached_property
+    def asked(self) -> Asked:
+        """The part of a sidecar that says what was asked for, with the graph as it is when this is first read."""
+        profiles = (
+            {name: tuple(tuple(shape) for shape in shapes) for name, shapes in ranges.items()}
+            for ranges in self.profiles
+        )
+        options = BuildOptions(
+            workspace_gib=self.workspace_gib,
+            opt_level=self.opt_level,
+            tf32=self.tf32,
+            keep_fp32=tuple(self.keep_fp32),
+            hardware_compatible=self.hardware_compatible,
+            version_compatible=self.version_compatible,
+            ranges=hash_value(dict(self.ranges)) if self.ranges else None,
+            calibrator=dataclasses.asdict(self.calibrator.key) if self.calibrator is not None else None,
+        )
+        return Asked(
+            vit_convert=__version__,
+            precision=self.precision,
+            profiles=tuple(profiles),
+            onnx=graph_file(self.onnx_path),
+            preprocessing=dict(self.preprocessing),
+            options=options,
+        )
+
 
 def hash_graph(onnx_path: str | os.PathLike[str]) -> dict[str, str]:
     """`graph_hashes` of a graph, which reads the files again only if they changed: hashing a large model takes seconds.
@@ -75,25 +101,10 @@ def _hash_graph(onnx_path: str, files: tuple[tuple[int, int, int], ...]) -> dict
     return graph_hashes(onnx_path)
 
 
-def request_record(request: BuildRequest) -> dict[str, Any]:
-    """The part of a sidecar that says what was asked for: an engine whose sidecar holds the same need not be built
-    again."""
-    return {
-        "vit_convert": __version__,
-        "precision": request.precision,
-        "profiles": [
-            {name: [list(shape) for shape in shapes] for name, shapes in ranges.items()} for ranges in request.profiles
-        ],
-        "onnx": {"path": pathlib.Path(request.onnx_path).name, **hash_graph(request.onnx_path)},
-        "preprocessing": dict(request.preprocessing),
-        "options": {
-            "workspace_gib": request.workspace_gib,
-            "opt_level": request.opt_level,
-            "tf32": request.tf32,
-            "keep_fp32": list(request.keep_fp32),
-            "hardware_compatible": request.hardware_compatible,
-            "version_compatible": request.version_compatible,
-            **({"ranges": hash_value(dict(request.ranges))} if request.ranges else {}),
-            "calibrator": dataclasses.asdict(request.calibrator.key) if request.calibrator is not None else None,
-        },
-    }
+def graph_file(onnx_path: str | os.PathLike[str]) -> GraphFile:
+    """A graph as it is now.
+
+    Raises:
+        BuildError: there is no such graph.
+    """
+    return GraphFile(path=pathlib.Path(onnx_path).name, **hash_graph(onnx_path))

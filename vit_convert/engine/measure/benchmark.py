@@ -146,16 +146,14 @@ def _results(
 
 
 def _about(engine: Engine) -> dict[str, Any]:
-    summary = engine.record.get("summary", {})
-    told = {
-        "int8_layers": summary.get("int8_layers"),
-        "fused_attention": (summary.get("fused_attention") or {}).get("text"),
-    }
+    summary = engine.record.summary
+    fused = summary.fused_attention if summary else None
+    told = {"int8_layers": summary.int8_layers if summary else None, "fused_attention": fused.text if fused else None}
     return {
-        "graph": pathlib.Path(engine.record["onnx"]["path"]).name,
+        "graph": pathlib.Path(engine.record.onnx.path).name,
         "input": engine.leading.dtype.name,
-        "plan_bytes": engine.record["plan"]["bytes"],
-        "build_seconds": engine.record["build_seconds"],
+        "plan_bytes": engine.record.plan.bytes,
+        "build_seconds": engine.record.build_seconds,
         "engine_memory_mib": round(engine.memory_bytes / _MIB, 1),
         **{key: value for key, value in told.items() if value is not None},
     }

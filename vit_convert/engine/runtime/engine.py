@@ -10,7 +10,7 @@ import numpy as np
 
 from vit_convert.core.errors import BuildError
 from vit_convert.engine.backend import cuda
-from vit_convert.engine.backend.sidecar import check_sidecar
+from vit_convert.engine.backend.sidecar import Sidecar, check_sidecar
 from vit_convert.engine.backend.trt import DTYPES, Backend
 from vit_convert.engine.runtime.deserialise import deserialise
 from vit_convert.engine.runtime.profiles import Shape, ShapeRange
@@ -38,8 +38,7 @@ class Engine:
         backend: the TensorRT that built it.
         plan_path: the engine; its sidecar lies beside it.
         onnx_path: a graph that the engine must have been built from; None asks nothing.
-        record: {"precision", "options": {"version_compatible", "tf32"}} of an engine of foreign origin, which has no
-            sidecar; None reads it.
+        record: of an engine of foreign origin, which has no sidecar, what stands for one; None reads it.
 
     Attributes:
         record: the sidecar.
@@ -61,7 +60,7 @@ class Engine:
         plan_path: str | os.PathLike[str],
         *,
         onnx_path: str | os.PathLike[str] | None = None,
-        record: dict[str, Any] | None = None,
+        record: Sidecar | None = None,
     ):
         self.record = check_sidecar(plan_path, backend, onnx_path=onnx_path) if record is None else record
         self.backend, self.path = backend, pathlib.Path(plan_path)
@@ -71,7 +70,7 @@ class Engine:
                 fix="Run it on a host with an NVIDIA GPU.",
             )
         free = cuda.free_memory_bytes()
-        portable = self.record["options"]["version_compatible"]
+        portable = bool(self.record.options.version_compatible)
         with backend.logger.listening():
             runtime, cuda_engine = deserialise(backend, self.path.read_bytes(), version_compatible=portable)
             if cuda_engine is None:

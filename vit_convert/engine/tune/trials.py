@@ -15,8 +15,8 @@ from vit_convert.core.bundle import Bundle, hash_value
 from vit_convert.core.errors import UsageError
 from vit_convert.engine.backend.trt import Backend
 from vit_convert.engine.build_bundle import request_for
-from vit_convert.engine.builder.request import BuildRequest, request_record
-from vit_convert.engine.handoff import Facts
+from vit_convert.engine.builder.request import BuildRequest
+from vit_convert.engine.host import EngineHost
 from vit_convert.engine.runtime.profiles import batch_profiles
 from vit_convert.engine.tune.winners import DEFAULT
 
@@ -62,7 +62,7 @@ class Trial:
             backend.gpu.name if backend.gpu else "",
             backend.gpu.driver if backend.gpu else "",
         ]
-        return hash_value([where, request_record(self.request), list(self.batches), self.seconds, dict(self.check)])
+        return hash_value([where, self.request.asked, list(self.batches), self.seconds, dict(self.check)])
 
 
 def options_of(config: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -78,31 +78,28 @@ def options_of(config: ml_collections.ConfigDict) -> dict[str, Any]:
     return {key: list(value) if isinstance(value, tuple) else value for key, value in values}
 
 
-def lowerings(bundle: Bundle, config: ml_collections.ConfigDict, facts: Facts) -> dict[str, pathlib.Path]:
+def lowerings(host: EngineHost) -> dict[str, pathlib.Path]:
     """The graphs to choose from: the one that engines are built from, those that the config names, and the bundle's
     own.
 
     Raises:
         UsageError: the bundle lacks one of them.
     """
+    config, facts = host.config, host.facts
     used = configs.lowering(config, facts.lowering) or DEFAULT
-    graphs = {name: _graph(bundle, name) for name in dict.fromkeys([used, DEFAULT, *config.lowerings])}
+    graphs = {name: _graph(host.bundle, name) for name in dict.fromkeys([used, DEFAULT, *config.lowerings])}
     for name, path in graphs.items():
         if wrong := facts.files.wrong_graph(path):
             raise UsageError(f"config.lowerings: {name}: {wrong}", fix="Convert again, with it in config.lowerings.")
     return graphs
 
 
-def plan_trials(
-    bundle: Bundle, config: ml_collections.ConfigDict, facts: Facts, *, precisions: Sequence[str]
-) -> list[Trial]:
+def plan_trials(host: EngineHost, *, precisions: Sequence[str]) -> list[Trial]:
     """Lists the engines to try: each lowering with a fixed profile for each batch, and with the config's range.
 
     Args:
-        bundle: holds the graphs.
-        config: the resolved config; `lowerings` beside the bundle's own, `benchmark.batches` are the fixed sizes,
-            `batch` is the range.
-        facts: of the bundle.
+        host: whose bundle holds the graphs; `config.lowerings` beside the bundle's own, `config.benchmark.batches` are
+            the fixed sizes, `config.batch` is the range.
         precisions: engines; lowerings are for fp16 where the builder lowers it from fp32.
 
     Returns:
@@ -111,6 +108,7 @@ def plan_trials(
     Raises:
         UsageError: the bundle does not hold one of the lowerings, or INT8 is to come from TensorRT's own calibrator.
     """
+    config, facts = host.config, host.facts
     if "int8" in precisions and config.engine.calibrator:
         raise UsageError(
             "config.engine.calibrator=True: tune does not calibrate",
@@ -123,22 +121,17 @@ def plan_trials(
         kinds.append(({"min": span.min, "opt": span.opt, "max": span.max}, inside))
     trials = []
     for precision in precisions:
-        names = list(lowerings(bundle, config, facts)) if facts.dialect.builds_from_lowerings(precision) else [DEFAULT]
+        names = list(lowerings(host)) if facts.dialect.builds_from_lowerings(precision) else [DEFAULT]
         for lowering, (sizes, timed) in itertools.product(names, kinds):
-            trials.append(_trial(bundle, config, facts, lowering, sizes, precision, timed, config.benchmark.seconds))
+            trials.append(_trial(host, lowering, sizes, precision, timed, config.benchmark.seconds))
     return trials
 
 
-def still_valid(
-    backend: Backend, bundle: Bundle, config: ml_collections.ConfigDict, facts: Facts, rows: Iterable[Mapping[str, Any]]
-) -> dict[str, dict[str, Any]]:
+def still_valid(host: EngineHost, rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """The trials of tune.json that are still valid, whether or not they are asked for now.
 
     Args:
-        backend: the TensorRT that builds and runs.
-        bundle: holds the graphs.
-        config: the resolved config.
-        facts: of the bundle.
+        host: that builds and runs.
         rows: what is known: lowering, sizes, precision, batches, seconds, options and key.
 
     Returns:
@@ -148,33 +141,31 @@ def still_valid(
     for row in rows:
         if {*row.get("options", ())} != {*_OPTIONS}:  # written by another version
             continue
-        own = copy.deepcopy(config)
+        own = copy.deepcopy(host.config)
         own.update_from_flattened_dict({k: tuple(v) if isinstance(v, list) else v for k, v in row["options"].items()})
         names = (row["lowering"], row["sizes"], row["precision"], tuple(row["batches"]), row["seconds"])
-        trial = _trial(bundle, own, facts, *names)
+        trial = _trial(dataclasses.replace(host, config=own), *names)
         if (
-            trial.request.onnx_path in facts.files
+            trial.request.onnx_path in host.facts.files
             and pathlib.Path(trial.request.onnx_path).is_file()
-            and trial.key(backend) == row["key"]
+            and trial.key(host.backend) == row["key"]
         ):
             found[row["key"]] = dict(row)
     return found
 
 
 def _trial(
-    bundle: Bundle,
-    config: ml_collections.ConfigDict,
-    facts: Facts,
+    host: EngineHost,
     lowering: str,
     sizes: Mapping[str, int],
     precision: str,
     batches: tuple[int, ...],
     seconds: float,
 ) -> Trial:
-    request = request_for(bundle, config, facts, precision)
+    request, facts = request_for(host, precision), host.facts
     profiles = batch_profiles(facts.signature.inputs, facts.image_size, {**sizes, "profiles": ()})
-    graph = _graph(bundle, lowering) if facts.dialect.builds_from_lowerings(precision) else request.onnx_path
-    check = config.check.to_dict()
+    graph = _graph(host.bundle, lowering) if facts.dialect.builds_from_lowerings(precision) else request.onnx_path
+    check = host.config.check.to_dict()
     return Trial(
         lowering,
         sizes,

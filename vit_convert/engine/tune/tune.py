@@ -4,15 +4,12 @@ wins."""
 from collections.abc import Sequence
 from typing import Any
 
-import ml_collections
-
-from vit_convert.core.bundle import Bundle, hash_value, read_json, write_json
+from vit_convert.core.bundle import hash_value, read_json, write_json
 from vit_convert.core.errors import BenchmarkError, ConvertError
-from vit_convert.core.progress import Progress
-from vit_convert.engine.backend.trt import Backend
 from vit_convert.engine.build_bundle import build_one, request_for
 from vit_convert.engine.commands import environment
-from vit_convert.engine.handoff import Facts, describe_model, read_config, require_graph_of
+from vit_convert.engine.handoff import describe_model, read_config, require_graph_of
+from vit_convert.engine.host import EngineHost
 from vit_convert.engine.measure.benchmark import Case, run_cases
 from vit_convert.engine.runtime.engine import Engine
 from vit_convert.engine.runtime.session import Session
@@ -22,30 +19,16 @@ from vit_convert.engine.verify import verify_session
 
 
 def tune_bundle(
-    backend: Backend,
-    bundle: Bundle,
-    config: ml_collections.ConfigDict,
-    facts: Facts,
-    *,
-    precisions: Sequence[str],
-    warmup_seconds: float,
-    force: bool = False,
-    command: str = "",
-    progress: Progress,
+    host: EngineHost, *, precisions: Sequence[str], warmup_seconds: float, force: bool = False
 ) -> dict[str, Any]:
     """Builds, verifies and times every trial; `tune.json` keeps the results, so that a rerun continues and other trials
     are added.
 
     Args:
-        backend: the TensorRT that builds and runs.
-        bundle: holds the graphs; gets `tune/*.plan` and `tune.json`.
-        config: the resolved config.
-        facts: of the bundle.
+        host: whose bundle holds the graphs; gets `tune/*.plan` and `tune.json`.
         precisions: engines to tune.
         warmup_seconds: run before each measurement.
         force: time again what is known.
-        command: the command line, for the record.
-        progress: what people see.
 
     Returns:
         What `tune.json` holds: hardware, software, model, command, trials (lowering, profile, sizes, precision,
@@ -58,19 +41,20 @@ def tune_bundle(
         BuildError: the conversion made no graph of a precision.
         BenchmarkError: there is no GPU, or none of the trials asked for could be built and run.
     """
+    backend, bundle, facts, progress = host.backend, host.bundle, host.facts, host.progress
     if backend.gpu is None:
         raise BenchmarkError(
             "tune: engines run only on a GPU, and this host has none", fix="Run it on a host with an NVIDIA GPU."
         )
     path = bundle.tuning
-    about = {**environment(backend).to_dict(), "model": describe_model(bundle).to_dict(), "command": command}
+    about = {**environment(backend).to_dict(), "model": describe_model(bundle).to_dict(), "command": host.command}
     about |= {"onnx": facts.files.graph_hashes(bundle.onnx())}  # while it is the same, this holds
     for precision in precisions:
-        require_graph_of(facts, request_for(bundle, config, facts, precision).onnx_path)
-    trials = plan_trials(bundle, config, facts, precisions=precisions)
-    kept = still_valid(backend, bundle, config, facts, (read_json(path) or {}).get("trials", []))
+        require_graph_of(facts, request_for(host, precision).onnx_path)
+    trials = plan_trials(host, precisions=precisions)
+    kept = still_valid(host, (read_json(path) or {}).get("trials", []))
     known = set() if force else {key for key, row in kept.items() if "failed" not in row and not row.get("skipped")}
-    options, usual = options_of(config), options_of(read_config(bundle))
+    options, usual = options_of(host.config), options_of(read_config(bundle))
 
     def save() -> dict[str, Any]:
         done = list(kept.values())
@@ -95,7 +79,7 @@ def tune_bundle(
             "date": about["date"],
         }
         try:
-            row |= _try(backend, bundle, config, facts, trial, warmup_seconds, progress)
+            row |= _try(host, trial, warmup_seconds)
         except ConvertError as e:  # a lowering that TensorRT cannot build is a result, not an end
             row["failed"] = str(e)
             progress.warn(f"{trial.lowering}, {trial.profile}: {e}")
@@ -107,22 +91,15 @@ def tune_bundle(
     return save()
 
 
-def _try(
-    backend: Backend,
-    bundle: Bundle,
-    config: ml_collections.ConfigDict,
-    facts: Facts,
-    trial: Trial,
-    warmup_seconds: float,
-    progress: Progress,
-) -> dict[str, Any]:
-    options = hash_value(options_of(config))[:8]  # another option's engine does not replace this one
+def _try(host: EngineHost, trial: Trial, warmup_seconds: float) -> dict[str, Any]:
+    backend, progress = host.backend, host.progress
+    options = hash_value(options_of(host.config))[:8]  # another option's engine does not replace this one
     name = f"{trial.precision}-{trial.lowering}-{trial.profile}-{options}".replace(" ", "-")
-    plan = bundle.root / "tune" / f"{backend.name}-{backend.version}-{backend.arch}" / f"{name}.plan"
+    plan = host.bundle.root / "tune" / f"{backend.name}-{backend.version}-{backend.arch}" / f"{name}.plan"
     built = build_one(backend, trial.request, plan, progress=progress)
     engine = Engine(backend, plan)
     with Session(engine) as session:
-        proof = verify_session(session, bundle, config, facts, progress=progress)
+        proof = verify_session(session, host)
     cases = [Case(trial.precision, batch, 1, False, True) for batch in trial.batches]
     rows, skipped = run_cases(
         {trial.precision: engine},
@@ -133,7 +110,7 @@ def _try(
         save=lambda rows, skipped: None,
     )
     return {
-        "plan": str(plan.relative_to(bundle.root)),
+        "plan": host.in_bundle(plan),
         "build_seconds": built.build_seconds,
         "fused_attention": built.fused_attention.to_dict() if built.fused_attention else None,
         "cosine": proof.cosine,

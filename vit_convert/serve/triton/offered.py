@@ -14,7 +14,7 @@ from vit_convert.core.errors import BuildError, ConvertError, UsageError
 from vit_convert.core.manifest import Manifest
 from vit_convert.core.proof import UNQUANTIZED, doubt
 from vit_convert.core.signature import Signature
-from vit_convert.engine.backend.sidecar import read_sidecar
+from vit_convert.engine.backend.sidecar import Sidecar, read_sidecar
 from vit_convert.engine.bundle_engines import require_conversion, require_proof
 from vit_convert.engine.handoff import Facts, open_bundle, read_config, read_facts
 
@@ -34,7 +34,7 @@ class Plan:
         archs: that it runs on: ("sm90",).
         portable: whether it runs on Ampere and every later GPU.
         profiles: in the plan's order.
-        record: its sidecar.
+        record: its sidecar; None if it has none.
     """
 
     path: pathlib.Path
@@ -43,7 +43,7 @@ class Plan:
     archs: tuple[str, ...]
     portable: bool
     profiles: Profiles
-    record: Mapping[str, Any]
+    record: Sidecar | None
 
     def batches(self, place: int) -> list[int]:
         """By profile, the smallest (0), optimal (1) or largest (2) batch."""
@@ -147,18 +147,17 @@ def _plans(bundle: Bundle, precision: str, benchmark: Mapping[str, Any]) -> tupl
 
 
 def _plan(path: pathlib.Path) -> Plan:
-    record = read_sidecar(path)
-    options = record.get("options", {})
-    archs = tuple(arch for arch in record.get("targets", ()) if isinstance(arch, str))
-    profiles = record.get("profiles") or []
+    sidecar = read_sidecar(path)
+    if sidecar is None:
+        return Plan(path, path.stem, "", (), False, (), None)
     return Plan(
         path,
-        record.get("precision", path.stem),
-        str(record.get("version", "")),
-        archs,
-        bool(options.get("hardware_compatible")),
-        profiles,
-        record,
+        sidecar.precision or path.stem,
+        sidecar.version,
+        sidecar.targets,
+        bool(sidecar.options.hardware_compatible),
+        sidecar.profiles,
+        sidecar,
     )
 
 
