@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from vit_convert.core.model import Model
 from vit_convert.families.load import Checkpoint, load_checkpoint
-from vit_convert.families.model import Model
 from vit_convert.families.random import write_random_checkpoint
 
 # By family: variant, side of the images in pixels, and blocks: more than are traced of a stack that is repeated.

@@ -23,11 +23,11 @@ import numpy as np
 import onnx_ir as ir
 
 from vit_convert.core.errors import ExportError
+from vit_convert.core.model import Model
 from vit_convert.export import exporter
 from vit_convert.export.passes.fused_encoder import quantized_tensors
 from vit_convert.export.targets import LOWERINGS, TARGETS, lowering_named, target_named
 from vit_convert.families.load import load_checkpoint
-from vit_convert.families.model import Model
 from vit_convert.families.random import write_random_checkpoint
 from vit_convert.families.vit.model import vit_model
 from vit_convert.quantize.calibrate import Calibration

@@ -7,10 +7,10 @@ import numpy as np
 from export_graphs import random_images, random_params
 
 from vit_convert.core.compare import compare
+from vit_convert.core.model import Model
 from vit_convert.core.onnx_file import open_session, run_session
 from vit_convert.export.exporter import ExportReport, export_model
 from vit_convert.export.targets import lowering_named, target_named
-from vit_convert.families.model import Model
 from vit_convert.families.vit.architecture import Architecture
 from vit_convert.families.vit.model import vit_model
 

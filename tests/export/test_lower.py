@@ -14,6 +14,7 @@ from vit_convert.core.signature import Tensor
 from vit_convert.core.stack import Stack
 from vit_convert.export import weights
 from vit_convert.export.lower import Graph, onnx_from_apply
+from vit_convert.export.passes.contract import GraphPass
 from vit_convert.export.targets import TARGETS
 
 WIDTH, TOKENS = 3, 4
@@ -123,7 +124,8 @@ def test_changes_come_in_order_before_the_names():
             (name, [node.name for node in model.graph], [value.name for value in model.graph.outputs])
         )
 
-    last = dataclasses.replace(TARGETS["rtx"], finish=(counting("finish", seen, 3),), last=(counting("last", seen, 4),))
+    passes = {name: (GraphPass(counting(name, seen, count)),) for name, count in (("finish", 3), ("last", 4))}
+    last = dataclasses.replace(TARGETS["rtx"], **passes)
     shapes = {name: value.shape for name, value in params(2).items()}
     graph = onnx_from_apply(
         apply, shapes, INPUTS, ["logits"], TAPS, last, stacks=stacks(2), changes=[note("a"), note("b")]
@@ -209,7 +211,7 @@ def test_what_a_change_leaves_unread_goes_away():
         model.graph.insert_before(model.graph[0], ir.node("Neg", [model.graph.inputs[0]]))
         return 0
 
-    target = dataclasses.replace(TARGETS["rtx"], finish=(leave,), last=(leave,))
+    target = dataclasses.replace(TARGETS["rtx"], finish=(GraphPass(leave),), last=(GraphPass(leave),))
     shapes = {name: value.shape for name, value in params(2).items()}
     graph = onnx_from_apply(
         apply, shapes, INPUTS, ["logits"], TAPS, target, changes=[lambda model: seen.append(unread(model))]

@@ -14,10 +14,10 @@ from vit_convert.checkpoint.containers import Leaves
 from vit_convert.checkpoint.draw import draw, write_npz
 from vit_convert.checkpoint.match import Expected, require_match
 from vit_convert.checkpoint.vote import count_numbers
+from vit_convert.core.model import Model
 from vit_convert.core.signature import Output, Signature, Tensor
 from vit_convert.core.stack import Stack
 from vit_convert.families.family import Loaded
-from vit_convert.families.model import Model
 
 SIDE, LENGTH, WORDS, WIDTH, CLASSES = 8, 5, 11, 16, 6
 BLOCK = "block_"

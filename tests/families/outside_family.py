@@ -16,10 +16,10 @@ from vit_convert.checkpoint.draw import draw, write_npz
 from vit_convert.checkpoint.match import Expected, require_blocks, require_match
 from vit_convert.checkpoint.vote import count_numbers, most_common, patch_side
 from vit_convert.core.errors import CheckpointError, UsageError
+from vit_convert.core.model import Model
 from vit_convert.core.stack import Stack
 from vit_convert.families.family import Loaded
 from vit_convert.families.head import classifier_signature, settle_head
-from vit_convert.families.model import Model
 from vit_convert.families.options import refuse_options
 from vit_convert.families.run import whole
 

@@ -13,16 +13,17 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 from vit_convert.core.errors import ExportError
+from vit_convert.core.model import Model
 from vit_convert.core.onnx_file import BLOCKS_ALONE, external_files, save_onnx
 from vit_convert.core.stack import Stack
 from vit_convert.core.stage_results import RuleCount
 from vit_convert.core.warm import keeps, shared
 from vit_convert.export import lower, weights
-from vit_convert.export.passes.dynamic_image_size import make_dynamic
+from vit_convert.export.passes.contract import GraphPass
+from vit_convert.export.passes.dynamic_image_size import making_dynamic
 from vit_convert.export.passes.mlp_as_convolution import as_tokens
-from vit_convert.export.passes.uint8_input import take_pixels
+from vit_convert.export.passes.uint8_input import taking_pixels
 from vit_convert.export.targets import Target
-from vit_convert.families.model import Model
 
 _TO_NHWC = (0, 2, 3, 1)
 
@@ -137,13 +138,12 @@ def _lowered(
     dynamic_patch: int,
     pixels: tuple[np.ndarray, np.ndarray] | None,
 ) -> lower.Graph:
-    changes: list[Callable[[ir.Model], object]] = []
+    changes: list[GraphPass] = []
     image = model.signature.image
     if dynamic_patch:
         changes.append(_resizing(model, dynamic_patch))
     if pixels is not None and image is not None:
-        name = image.name
-        changes.append(lambda traced: take_pixels(traced, name, *pixels))
+        changes.append(taking_pixels(image.name, *pixels))
     return lower.onnx_from_apply(
         _apply_in(model, layout),
         model.traced_shapes,
@@ -172,7 +172,7 @@ def _apply_in(model: Model, layout: str) -> Callable[..., Any]:
     return apply
 
 
-def _resizing(model: Model, patch: int) -> Callable[[ir.Model], object]:
+def _resizing(model: Model, patch: int) -> GraphPass:
     """The change that lets images have any size, from the one that the model's position table is for."""
     image, table = model.signature.image, model.position_table
     if image is None or table is None:
@@ -181,7 +181,7 @@ def _resizing(model: Model, patch: int) -> Callable[[ir.Model], object]:
         )
     _, height, width, _ = image.shape
     assert isinstance(height, int) and isinstance(width, int)
-    return lambda traced: make_dynamic(traced, (height // patch, width // patch), table, image.name)
+    return making_dynamic((height // patch, width // patch), table, image.name)
 
 
 def _nodes_per_block(graph: lower.Graph, stacks: Sequence[Stack]) -> int:

@@ -9,9 +9,11 @@ from vit_convert.core.signature import Tensor
 from vit_convert.core.stack import Stack
 from vit_convert.core.stage_results import RuleCount
 from vit_convert.export import weights
-from vit_convert.export.passes import name_nodes, unroll_blocks
 from vit_convert.export.passes.cleanup import clean
-from vit_convert.export.passes.prune_to_pooled_token import pooled_token, prune_tokens
+from vit_convert.export.passes.contract import Changed, GraphPass
+from vit_convert.export.passes.name_nodes import naming
+from vit_convert.export.passes.prune_to_pooled_token import pooled_token, pruning
+from vit_convert.export.passes.unroll_blocks import unrolled_taps, unrolling
 from vit_convert.export.rules.rule import apply_rule
 from vit_convert.export.targets import Target
 from vit_convert.export.trace import Apply, trace
@@ -77,30 +79,37 @@ def onnx_from_apply(
     counts = substitute(model, target)
     taps = list(taps)
     for stack in stacks:
-        unroll_blocks.unroll(model, stack)
-        taps = unroll_blocks.unrolled_taps(stack, taps)
+        unrolling(stack)(model)
+        taps = unrolled_taps(stack, taps)
     if not keep_taps:
         model.graph.outputs[len(outputs) :] = []  # not `del`: onnx_ir would go on believing that they are outputs
     clean(model)
     index = pooled_token(model, token) if prune else None
-    num_pruned = prune_tokens(model, token) if prune else 0
+    num_pruned = _places(pruning(token), model) if prune else 0
     clean(model)
     for change in changes:
         change(model)
-    finished = [RuleCount(finish.__name__, finish(model)) for finish in target.finish]
+    finished = [RuleCount(finish.__name__, _places(finish, model)) for finish in target.finish]
     clean(model)
     present = {value.name for node in model.graph for value in node.outputs} | {
         value.name for value in model.graph.outputs
     }
     # a substitution may have swallowed a value that a user's module calls a tap
     taps = [tap for tap in taps if tap in present]
-    name_nodes.name_nodes(model, taps, stacks)
-    finished += [RuleCount(change.__name__, change(model)) for change in target.last]
+    naming(taps, stacks)(model)
+    finished += [RuleCount(change.__name__, _places(change, model)) for change in target.last]
     clean(model)
     model.producer_name, model.doc_string, model.metadata_props["vit_convert.target"] = "vit_convert", "", target.name
     model.graph.name = "vit"
     counts += [RuleCount("prune_tokens", num_pruned), *finished]
     return Graph(model, taps, counts, nodes_traced, index if num_pruned else None)
+
+
+def _places(change: GraphPass, model: ir.Model) -> int:
+    """Runs a pass, which checks its contract; returns how many places it changed."""
+    result = change(model)
+    assert isinstance(result, Changed)
+    return result.places
 
 
 def substitute(model: ir.Model, target: Target) -> list[RuleCount]:

@@ -1,18 +1,16 @@
 """What each TensorRT generation wants of a graph: its opset and its ordered list of substitutions."""
 
 import dataclasses
-from collections.abc import Callable
-
-import onnx_ir as ir
 
 from vit_convert.core.dialect import DIALECTS, Dialect, dialect_named
 from vit_convert.core.errors import UsageError, nearest
-from vit_convert.export.passes.attention_plugin import attention_for_kernels, attention_to_plugin
-from vit_convert.export.passes.fold_attention_scale import fold_scale
-from vit_convert.export.passes.fused_encoder import encoder_to_half_kernels, encoder_to_kernels
-from vit_convert.export.passes.mlp_as_convolution import mlps_to_convolutions
-from vit_convert.export.passes.moves_as_gather import moves_to_gather
-from vit_convert.export.passes.patch_as_matmul import patch_to_matmul
+from vit_convert.export.passes.attention_plugin import ATTENTION_FOR_KERNELS, ATTENTION_TO_PLUGIN
+from vit_convert.export.passes.contract import GraphPass
+from vit_convert.export.passes.fold_attention_scale import FOLD_SCALE
+from vit_convert.export.passes.fused_encoder import ENCODER_TO_HALF_KERNELS, ENCODER_TO_KERNELS
+from vit_convert.export.passes.mlp_as_convolution import MLPS_TO_CONVOLUTIONS
+from vit_convert.export.passes.moves_as_gather import MOVES_TO_GATHER
+from vit_convert.export.passes.patch_as_matmul import PATCH_TO_MATMUL
 from vit_convert.export.rules import (
     attention,
     dense,
@@ -62,15 +60,15 @@ class Target:
         dialect: what it reads: its name and the graph's opset.
         rules: substitutions in the order in which they are applied.
         max_nodes_per_block: what the rules have to reach for a ViT's encoder block.
-        finish: changes to the whole, pruned graph, in order and in place; each returns how many places it changed.
+        finish: passes over the whole, pruned graph, in order, each with its contract.
         last: the same for the graph whose nodes and values have their names.
     """
 
     dialect: Dialect
     rules: tuple[type[Rule], ...]
     max_nodes_per_block: int
-    finish: tuple[Callable[[ir.Model], int], ...] = ()
-    last: tuple[Callable[[ir.Model], int], ...] = ()
+    finish: tuple[GraphPass, ...] = ()
+    last: tuple[GraphPass, ...] = ()
 
     @property
     def name(self) -> str:
@@ -88,11 +86,11 @@ _MODERN: tuple[type[Rule], ...] = (*_SHARED, gelu.TanhGelu, gelu.ErfGelu)
 # Opset 17 has no Gelu.
 _TRT8: tuple[type[Rule], ...] = (reduce.ReduceAxesToAttribute, *_SHARED)
 
-_TRT8_MATMUL = Target(DIALECTS["trt8"], (*_TRT8, gelu.TanhGeluToExp), 34, (fold_scale, patch_to_matmul))
+_TRT8_MATMUL = Target(DIALECTS["trt8"], (*_TRT8, gelu.TanhGeluToExp), 34, (FOLD_SCALE, PATCH_TO_MATMUL))
 
 TARGETS = {
     "trt8": Target(
-        DIALECTS["trt8"], (*_TRT8, gelu.TanhGeluToPower), 36, (fold_scale, patch_to_matmul, mlps_to_convolutions)
+        DIALECTS["trt8"], (*_TRT8, gelu.TanhGeluToPower), 36, (FOLD_SCALE, PATCH_TO_MATMUL, MLPS_TO_CONVOLUTIONS)
     ),
     "trt10": Target(DIALECTS["trt10"], _MODERN, 30),
     "trt11": Target(DIALECTS["trt11"], _MODERN, 30),
@@ -102,21 +100,21 @@ TARGETS = {
 # For images of several sizes, where that is another one: a convolution is over a fixed number of tokens.
 _DYNAMIC = {"trt8": _TRT8_MATMUL}
 
-_TRT8_PLUGIN = dataclasses.replace(TARGETS["trt8"], finish=(*TARGETS["trt8"].finish, attention_to_plugin))
-_TRT8_KERNELS = dataclasses.replace(TARGETS["trt8"], finish=(*TARGETS["trt8"].finish, attention_for_kernels))
+_TRT8_PLUGIN = dataclasses.replace(TARGETS["trt8"], finish=(*TARGETS["trt8"].finish, ATTENTION_TO_PLUGIN))
+_TRT8_KERNELS = dataclasses.replace(TARGETS["trt8"], finish=(*TARGETS["trt8"].finish, ATTENTION_FOR_KERNELS))
 
 # Other ways to write the same model, by target: which one is fastest depends on the GPU, the batch and the profile, so
 # they are timed.
 LOWERINGS: dict[str, dict[str, Target]] = {
     "trt8": {
         "plugin": _TRT8_PLUGIN,
-        "kernels": dataclasses.replace(_TRT8_KERNELS, last=(encoder_to_half_kernels,)),
-        "fused": dataclasses.replace(_TRT8_PLUGIN, last=(encoder_to_kernels,)),
+        "kernels": dataclasses.replace(_TRT8_KERNELS, last=(ENCODER_TO_HALF_KERNELS,)),
+        "fused": dataclasses.replace(_TRT8_PLUGIN, last=(ENCODER_TO_KERNELS,)),
         "matmul": _TRT8_MATMUL,
         "primitives": dataclasses.replace(
             _TRT8_MATMUL, rules=(*_TRT8_MATMUL.rules, layernorm.LayerNormToPrimitives), max_nodes_per_block=50
         ),
-        "gather": dataclasses.replace(_TRT8_MATMUL, finish=(*_TRT8_MATMUL.finish, moves_to_gather)),
+        "gather": dataclasses.replace(_TRT8_MATMUL, finish=(*_TRT8_MATMUL.finish, MOVES_TO_GATHER)),
     }
 }
 

@@ -16,7 +16,7 @@ from vit_convert.checkpoint.containers import Leaf, Leaves
 from vit_convert.core.image_size import NoSize, Size
 
 if TYPE_CHECKING:
-    from vit_convert.families.model import Model
+    from vit_convert.core.model import Model
     from vit_convert.families.towers.pair import Pair
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from vit_convert.core.errors import ExportError
+from vit_convert.export.passes.contract import GraphPass, functions_known, scale_in_weights
 from vit_convert.export.weights import (
     Weight,
     add_constant,
@@ -70,7 +71,7 @@ def attention_to_plugin(model: ir.Model) -> int:
     in place.
 
     Args:
-        model: a ViT with its tokens flat (see tokens.py) and the scale in the query's weights; weights described.
+        model: a ViT after `mlps_to_convolutions` and `fold_scale`; weights described.
 
     Returns:
         How many attentions there were.
@@ -97,6 +98,10 @@ def attention_for_kernels(model: ir.Model) -> int:
         )
 
     return _replace_all(model, refuse)
+
+
+ATTENTION_TO_PLUGIN = GraphPass(attention_to_plugin, requires=(scale_in_weights,), ensures=(functions_known,))
+ATTENTION_FOR_KERNELS = GraphPass(attention_for_kernels, requires=(scale_in_weights,), ensures=(functions_known,))
 
 
 def _replace_all(model: ir.Model, refuse: Callable[[int, int], str]) -> int:

@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from vit_convert.core.errors import ExportError
 from vit_convert.export.passes.cleanup import clean
+from vit_convert.export.passes.contract import GraphPass
 from vit_convert.export.weights import add_constant, replace_weight, weight_of
 
 
@@ -38,6 +39,18 @@ def make_dynamic(model: ir.Model, grid: tuple[int, int], table: str, image: str)
     )
     _forget_shapes(model.graph, conv, reshape)
     clean(model)
+
+
+def making_dynamic(grid: tuple[int, int], table: str, image: str) -> GraphPass:
+    """`make_dynamic` with its contract: of the images, only the channels have a fixed number afterwards."""
+
+    def is_dynamic(model: ir.Model) -> str:
+        images = next((value for value in model.graph.inputs if value.name == image), None)
+        shape = images.shape if images is not None else None
+        fixed = [side for side in shape or () if isinstance(side, int)]
+        return "" if fixed == [3] else f"the input {image} is {shape}"
+
+    return GraphPass(lambda model: make_dynamic(model, grid, table, image), name="make_dynamic", ensures=(is_dynamic,))
 
 
 def _embedding(graph: ir.Graph, table: str) -> tuple[ir.Node, ir.Node, ir.Node, ir.Node]:

@@ -6,6 +6,7 @@ import functools
 import numpy as np
 import onnx_ir as ir
 
+from vit_convert.export.passes.contract import GraphPass, scale_in_weights
 from vit_convert.export.weights import Weight, replace_weight, weight_of
 
 
@@ -59,3 +60,6 @@ def fold_scale(model: ir.Model) -> int:
         graph.remove(node, safe=True)
         folded += 1
     return folded
+
+
+FOLD_SCALE = GraphPass(fold_scale, ensures=(scale_in_weights,))

@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from vit_convert.core.errors import ExportError
 from vit_convert.export.passes.attention_plugin import DOMAIN, PLUGIN
+from vit_convert.export.passes.contract import GraphPass, functions_known, names_unique
 from vit_convert.export.passes.prune_to_pooled_token import ELEMENTWISE
 
 ATTENTION, ADD_NORM, NORM = "VitAttention", "VitAddNorm", "VitNorm"
@@ -56,6 +57,22 @@ def encoder_to_kernels(model: ir.Model, *, quantized: bool = True) -> int:
     for function in (_attention_function(opset), _norm_function(ADD_NORM, opset), _norm_function(NORM, opset)):
         model.functions[function.identifier()] = function
     return len(attentions) + len(norms)
+
+
+def has_attention_plugins(model: ir.Model) -> str:
+    """Attention is TensorRT's plugin, which our kernels take the place of."""
+    return "" if any(node.op_type == PLUGIN for node in model.graph) else f"no node is {PLUGIN}"
+
+
+def no_attention_plugin(model: ir.Model) -> str:
+    """None of TensorRT's plugins is left, whose layout our kernels do not have."""
+    left = [node.name for node in model.graph if node.op_type == PLUGIN]
+    return f"{left[0]} is {PLUGIN}" if left else ""
+
+
+_BEFORE, _AFTER = (has_attention_plugins, names_unique), (no_attention_plugin, functions_known)
+ENCODER_TO_KERNELS = GraphPass(encoder_to_kernels, requires=_BEFORE, ensures=_AFTER)
+ENCODER_TO_HALF_KERNELS = GraphPass(encoder_to_half_kernels, requires=_BEFORE, ensures=_AFTER)
 
 
 def write_in_fp16(model: ir.Model, tensors: Collection[str]) -> None:

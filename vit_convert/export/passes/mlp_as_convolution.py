@@ -11,6 +11,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from vit_convert.export.passes.contract import GraphPass
 from vit_convert.export.passes.prune_to_pooled_token import ELEMENTWISE
 from vit_convert.export.weights import add_constant, convolution_kernel, replace_weight, weight_of
 
@@ -42,6 +43,19 @@ def mlps_to_convolutions(model: ir.Model) -> int:
         elif layout.reads_flat(node) and _is_elementwise(node):
             layout.rewrite(node, node.op_type, list(node.inputs), dict(node.attributes))
     return len(mlps)
+
+
+def flat_is_flat(model: ir.Model) -> str:
+    """Every value in the layout of convolutions has four axes, the last two of length 1."""
+    for node in model.graph:
+        for value in node.outputs:
+            flat = value.shape is not None and len(value.shape) == 4 and tuple(value.shape[2:]) == (1, 1)
+            if _TOKENS in value.meta and not flat:
+                return f"{value.name} {value.shape} is no [batch · tokens, width, 1, 1]"
+    return ""
+
+
+MLPS_TO_CONVOLUTIONS = GraphPass(mlps_to_convolutions, ensures=(flat_is_flat,))
 
 
 def as_tokens(graph: ir.Graph, value: ir.Value) -> ir.Value:

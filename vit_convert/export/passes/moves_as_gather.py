@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from vit_convert.core.errors import ExportError
+from vit_convert.export.passes.contract import GraphPass
 from vit_convert.export.weights import add_constant
 
 _COPIES = frozenset({"Transpose", "Concat"})
@@ -43,6 +44,9 @@ def moves_to_gather(model: ir.Model) -> int:
     if not replaced:
         raise ExportError("lowering gather: the model moves no tokens", fix="Leave it out of `lowerings`.")
     return replaced
+
+
+MOVES_TO_GATHER = GraphPass(moves_to_gather)
 
 
 def _is_tokens(value: ir.Value) -> bool:

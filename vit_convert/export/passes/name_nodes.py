@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import onnx_ir as ir
 
 from vit_convert.core.stack import Stack
+from vit_convert.export.passes.contract import GraphPass, names_unique
 from vit_convert.export.passes.unroll_blocks import between
 from vit_convert.export.weights import weight_of
 
@@ -35,6 +36,22 @@ def name_nodes(model: ir.Model, taps: Sequence[str], stacks: Sequence[Stack] = (
                 value.name = node.name if i == 0 else f"{node.name}.{i}"
     for i, value in enumerate([v for v in graph.initializers.values() if weight_of(v) is None]):
         value.name = f"constant_{i}"
+
+
+def naming(taps: Sequence[str], stacks: Sequence[Stack] = ()) -> GraphPass:
+    """`name_nodes` with its contract: the taps keep their names, and no two nodes or values share one."""
+
+    def has_taps(model: ir.Model) -> str:
+        there = {value.name for node in model.graph for value in node.outputs}
+        lost = [tap for tap in taps if tap not in there]
+        return f"no value is {lost[0]}" if lost else ""
+
+    return GraphPass(
+        lambda model: name_nodes(model, taps, stacks),
+        name="name_nodes",
+        requires=(has_taps,),
+        ensures=(has_taps, names_unique),
+    )
 
 
 def _scopes(graph: ir.Graph, values: Mapping[str | None, ir.Value], stacks: Sequence[Stack]) -> dict[ir.Node, str]:

@@ -5,6 +5,7 @@ import math
 
 import onnx_ir as ir
 
+from vit_convert.export.passes.contract import GraphPass
 from vit_convert.export.weights import Weight, add_constant, replace_weight, weight_of
 
 
@@ -69,6 +70,9 @@ def patch_to_matmul(model: ir.Model) -> int:
     shared = any(user is not conv for user, _ in before.outputs[0].uses())  # another embedding reads the images too
     graph.remove([add, reshape, after, conv, *([] if shared else [before])], safe=True)
     return 1
+
+
+PATCH_TO_MATMUL = GraphPass(patch_to_matmul)
 
 
 def _chain(conv: ir.Node) -> tuple[ir.Node, ir.Node, ir.Node, ir.Node] | None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
+from vit_convert.export.passes.contract import GraphPass
 from vit_convert.export.weights import add_constant
 
 # Nodes whose output is wanted for one token only: its axis there, and what `_token_operands` says of them.
@@ -60,6 +61,11 @@ def prune_tokens(model: ir.Model, token: int | None = None) -> int:
         return 0
     _restrict(model.graph, pool, chosen)
     return len(chosen)
+
+
+def pruning(token: int | None) -> GraphPass:
+    """`prune_tokens` for one token, or any, with its contract."""
+    return GraphPass(lambda model: prune_tokens(model, token), name="prune_tokens")
 
 
 def _find_pool(graph: ir.Graph, token: int | None) -> ir.Node | None:

@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from vit_convert.export.passes.cleanup import clean
+from vit_convert.export.passes.contract import Condition, GraphPass
 from vit_convert.export.weights import Weight, add_constant, add_weight, weight_of
 
 # Pixels are centred before they meet the weights: -128 … 127 and the folded kernel are exact or nearly so in fp16 and
@@ -55,6 +56,25 @@ def take_pixels(model: ir.Model, image: str, scale: np.ndarray, offset: np.ndarr
     images.type = ir.TensorType(ir.DataType.UINT8)
     clean(model)
     return conv is not None
+
+
+def taking_pixels(image: str, scale: np.ndarray, offset: np.ndarray) -> GraphPass:
+    """`take_pixels` with its contract: images are float32 before and uint8 after."""
+
+    def is_of(dtype: ir.DataType) -> Condition:
+        def condition(model: ir.Model) -> str:
+            images = next((value for value in model.graph.inputs if value.name == image), None)
+            found = images.dtype if images is not None else None
+            return "" if found == dtype else f"the input {image} is {found}, not {dtype}"
+
+        return condition
+
+    return GraphPass(
+        lambda model: take_pixels(model, image, scale, offset),
+        name="take_pixels",
+        requires=(is_of(ir.DataType.FLOAT),),
+        ensures=(is_of(ir.DataType.UINT8),),
+    )
 
 
 def _first_conv(images: ir.Value) -> ir.Node | None:

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from vit_convert.core.errors import ExportError
 from vit_convert.core.stack import Stack
+from vit_convert.export.passes.contract import GraphPass
 from vit_convert.export.weights import Weight, add_weight, weight_of
 
 
@@ -73,6 +74,26 @@ def unroll(model: ir.Model, stack: Stack) -> None:
         stream = copies[end]
     for node, i in after:
         node.replace_input_with(i, stream)
+
+
+def unrolling(stack: Stack) -> GraphPass:
+    """`unroll` for a stack, with its contract: two periods of blocks before, all blocks after."""
+
+    def missing(model: ir.Model, blocks: Sequence[int]) -> str:
+        there = {value.name for node in model.graph for value in node.outputs}
+        lost = [tap for tap in map(stack.tap, blocks) if tap not in there]
+        return f"no value is {lost[0]}, the stream behind a block" if lost else ""
+
+    def has_pattern(model: ir.Model) -> str:
+        whole = not missing(model, [stack.depth - 1])
+        return "" if whole else missing(model, [stack.period - 1, 2 * stack.period - 1])
+
+    def has_all_blocks(model: ir.Model) -> str:
+        return missing(model, range(stack.period - 1, stack.depth, stack.period))
+
+    return GraphPass(
+        lambda model: unroll(model, stack), name="unroll", requires=(has_pattern,), ensures=(has_all_blocks,)
+    )
 
 
 def _renamed(stack: Stack, offset: int, name: str) -> str:

@@ -4,12 +4,12 @@ import os
 from collections.abc import Collection, Mapping
 
 from vit_convert.checkpoint.containers import Leaf
+from vit_convert.core.model import Model
 from vit_convert.families.clip.layouts import Layout, detect, tower_of
 from vit_convert.families.clip.load import load_clip
 from vit_convert.families.clip.random import write_random_clip
 from vit_convert.families.clip.variants import PUBLISHED, parse_variant
 from vit_convert.families.family import Asked, Loaded, RandomOptions
-from vit_convert.families.model import Model
 from vit_convert.families.options import is_variant
 
 

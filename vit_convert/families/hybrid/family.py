@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 
 from vit_convert.checkpoint.containers import Leaf, Leaves
 from vit_convert.checkpoint.match import Expected, require_match
+from vit_convert.core.model import Model
 from vit_convert.families.family import Asked, Loaded, RandomOptions
 from vit_convert.families.head import settle_head
 from vit_convert.families.hybrid import layouts
@@ -19,7 +20,6 @@ from vit_convert.families.hybrid.architecture import (
     parameter_count,
 )
 from vit_convert.families.hybrid.infer import check_image_size, infer_architecture, parse_variant
-from vit_convert.families.model import Model
 from vit_convert.families.options import is_variant
 from vit_convert.families.vit import layouts as trunk_layouts
 from vit_convert.families.vit.infer import find_position_table

@@ -16,11 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from vit_convert.core.model import Arrays, Model
 from vit_convert.core.stack import Stack
 from vit_convert.families import run as parts
 from vit_convert.families.head import classifier_signature
 from vit_convert.families.hybrid.architecture import GROUPS, NORM_EPSILON, Hybrid, Unit
-from vit_convert.families.model import Arrays, Model
 from vit_convert.families.vit.module import EncoderBlock, Taps, ViT
 from vit_convert.families.vit.shapes import BLOCK
 

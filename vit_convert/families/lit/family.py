@@ -4,12 +4,12 @@ import os
 from collections.abc import Collection, Mapping
 
 from vit_convert.checkpoint.containers import Leaf
+from vit_convert.core.model import Model
 from vit_convert.families.family import Asked, Loaded, RandomOptions
 from vit_convert.families.lit.layouts import FOLDERS, Layout, detect
 from vit_convert.families.lit.load import load_lit
 from vit_convert.families.lit.random import write_random_lit
 from vit_convert.families.lit.variants import PUBLISHED, parse_variant
-from vit_convert.families.model import Model
 from vit_convert.families.options import is_variant
 
 

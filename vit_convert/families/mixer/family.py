@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from vit_convert.checkpoint.containers import Leaf, Leaves
 from vit_convert.checkpoint.match import Expected, require_match
 from vit_convert.core.errors import UsageError
+from vit_convert.core.model import Model
 from vit_convert.families.family import Asked, Loaded, RandomOptions
 from vit_convert.families.head import settle_head
 from vit_convert.families.mixer import layouts
@@ -14,7 +15,6 @@ from vit_convert.families.mixer.architecture import PUBLISHED, leaf_shapes, para
 from vit_convert.families.mixer.infer import infer_architecture, parse_variant
 from vit_convert.families.mixer.layouts import Layout
 from vit_convert.families.mixer.random import write_random_mixer
-from vit_convert.families.model import Model
 from vit_convert.families.options import is_variant, refuse_options
 
 

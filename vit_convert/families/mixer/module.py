@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vit_convert.core.model import Arrays, Model
 from vit_convert.core.stack import Stack
 from vit_convert.families import run as parts
 from vit_convert.families.head import classifier_signature
 from vit_convert.families.mixer.architecture import BLOCK, Mixer
-from vit_convert.families.model import Arrays, Model
 
 Taps = dict[str, jax.Array]
 

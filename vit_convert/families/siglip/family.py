@@ -4,8 +4,8 @@ import os
 from collections.abc import Collection, Mapping
 
 from vit_convert.checkpoint.containers import Leaf
+from vit_convert.core.model import Model
 from vit_convert.families.family import Asked, Loaded, RandomOptions
-from vit_convert.families.model import Model
 from vit_convert.families.options import is_variant
 from vit_convert.families.siglip.layouts import FOLDERS, Layout, detect
 from vit_convert.families.siglip.load import load_siglip

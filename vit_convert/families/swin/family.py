@@ -7,9 +7,9 @@ from collections.abc import Collection, Mapping
 from vit_convert.checkpoint.containers import Leaf, Leaves
 from vit_convert.checkpoint.match import Expected, require_match
 from vit_convert.core.errors import CheckpointError, UsageError
+from vit_convert.core.model import Model
 from vit_convert.families.family import Asked, Loaded, RandomOptions
 from vit_convert.families.head import settle_head
-from vit_convert.families.model import Model
 from vit_convert.families.options import is_variant
 from vit_convert.families.swin import layouts
 from vit_convert.families.swin.architecture import PATCH, PUBLISHED, Swin, parameter_count

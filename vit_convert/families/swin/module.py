@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vit_convert.core.model import Arrays, Model
 from vit_convert.core.stack import Stack
 from vit_convert.families import run as parts
 from vit_convert.families.head import classifier_signature
-from vit_convert.families.model import Arrays, Model
 from vit_convert.families.swin.architecture import MLP_RATIO, PATCH, Swin
 from vit_convert.families.swin.windows import bias_shape
 

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vit_convert.core.model import Arrays, Model
 from vit_convert.core.stack import Stack
 from vit_convert.families import run as parts
-from vit_convert.families.model import Arrays, Model
 from vit_convert.families.towers.architecture import BLOCK, ImageTower, TextTower, Tower, leaf_shapes, signature_of
 from vit_convert.families.towers.module import Block, module_of
 from vit_convert.families.towers.tables import RESAMPLERS

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_convert.core.errors import ConvertError, ExportError, UsageError
+from vit_convert.core.model import Arrays, Model
 from vit_convert.core.signature import Output, Signature, Tensor
 from vit_convert.core.user_code import user_code
-from vit_convert.families.model import Arrays, Model
 from vit_convert.families.user.call import Call, call_of, without_training
 from vit_convert.families.user.identity import fingerprint
 from vit_convert.families.user.outputs import choose, named, without_copies

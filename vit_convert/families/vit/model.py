@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vit_convert.core.model import Arrays, Model
 from vit_convert.core.stack import Stack
 from vit_convert.families import run as parts
-from vit_convert.families.model import Arrays, Model
 from vit_convert.families.vit.architecture import Architecture, signature_of
 from vit_convert.families.vit.module import EncoderBlock, ViT, param_shapes
 from vit_convert.families.vit.posemb import resample

@@ -10,8 +10,8 @@ import numpy as np
 from vit_convert.checkpoint.containers import Leaf
 from vit_convert.checkpoint.draw import Member, write_npz
 from vit_convert.core.errors import UsageError, nearest
+from vit_convert.core.model import Model
 from vit_convert.families.family import Asked, Loaded, RandomOptions
-from vit_convert.families.model import Model
 from vit_convert.families.options import refuse_options
 from vit_convert.families.towers.architecture import BLOCK, Encoder, ImageTower, leaf_shapes
 from vit_convert.families.towers.big_vision import held_against, image_leaves, image_tower_of, stored_name

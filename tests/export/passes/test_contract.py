@@ -1,0 +1,179 @@
+"""Passes say what they need and what they leave, and a graph that is not so is refused by the pass that made it so."""
+
+import onnx_ir as ir
+import pytest
+
+from vit_convert.core.stack import Stack
+from vit_convert.export.passes.contract import (
+    Changed,
+    GraphPass,
+    functions_known,
+    is_sound,
+    names_unique,
+    scale_in_weights,
+)
+from vit_convert.export.passes.fold_attention_scale import FOLD_SCALE
+from vit_convert.export.passes.fused_encoder import ENCODER_TO_KERNELS
+from vit_convert.export.passes.mlp_as_convolution import _TOKENS, flat_is_flat
+from vit_convert.export.passes.name_nodes import naming
+from vit_convert.export.passes.uint8_input import taking_pixels
+from vit_convert.export.passes.unroll_blocks import unrolling
+from vit_convert.export.targets import LOWERINGS, TARGETS
+from vit_convert.export.weights import describe
+
+BEFORE, AFTER = ir.passes.PreconditionError, ir.passes.PostconditionError
+CHAIN = """<ir_version: 10, opset_import: ["" : 20]>
+g (float[2] x) => (float[2] y) { a = Relu (x)
+ b = Neg (a)
+ y = Exp (b) }"""
+# The scale stands behind the query's product, where fold_scale takes it from.
+ATTENTION = """<ir_version: 10, opset_import: ["" : 20]>
+g (float[N, 4, 8] x) => (float[N, 2, 4, 4] y) <float[8, 8] kernel, float[8] bias, float half = {0.5}, int64[4] split> {
+ product = MatMul (x, kernel)
+ query = Add (product, bias)
+ heads = Reshape (query, split)
+ scaled = Mul (heads, half)
+ turned = Transpose <perm = [0, 2, 1, 3]> (scaled)
+ scores = MatMul (turned, turned)
+ y = Softmax (scores) }"""
+
+
+def chain():
+    return ir.from_onnx_text(CHAIN)
+
+
+def attention():
+    """ATTENTION whose kernel and bias are parameters, as a traced graph has them."""
+    model = ir.from_onnx_text(ATTENTION)
+    read = {value.name: value for node in model.graph for value in node.inputs}
+    for name in ("kernel", "bias", "split"):
+        model.graph.initializers[name] = read[name]
+    return model
+
+
+def test_a_pass_counts_what_it_changed_and_bears_its_functions_name():
+    def flip(model):
+        return 3
+
+    found = GraphPass(flip)(chain())
+    assert (
+        isinstance(found, Changed)
+        and (found.places, found.modified) == (3, True)
+        and GraphPass(flip).__name__ == "flip"
+    )
+    assert GraphPass(lambda model: None, name="idle")(chain()).modified is False
+
+
+def test_conditions_are_asked_before_and_after():
+    asked = []
+
+    def condition(name, wrong=""):
+        return lambda model: asked.append(name) or wrong
+
+    GraphPass(lambda model: asked.append("change"), name="p", requires=[condition("r")], ensures=[condition("e")])(
+        chain()
+    )
+    assert asked == ["r", "change", "e"]
+    with pytest.raises(BEFORE, match="p: before it no tokens"):
+        GraphPass(lambda model: asked.append("not run"), name="p", requires=[condition("r", "no tokens")])(chain())
+    assert "not run" not in asked
+    with pytest.raises(AFTER, match="p: after it two tokens"):
+        GraphPass(lambda model: None, name="p", ensures=[condition("e", "two tokens")])(chain())
+
+
+def test_a_pass_that_reads_a_value_before_it_is_made_is_found():
+    def out_of_order(model):
+        model.graph[0].replace_input_with(0, model.graph[1].outputs[0])  # a = Relu (b)
+
+    with pytest.raises(AFTER, match="out_of_order: after it Relu a reads b, which is not there yet"):
+        GraphPass(out_of_order)(chain())
+
+
+def test_a_pass_that_loses_an_output_or_renames_one_is_found():
+    def rename(model):
+        model.graph.outputs[0].name = "z"
+
+    with pytest.raises(AFTER, match="rename: the outputs were y and are z"):
+        GraphPass(rename)(chain())
+    model = chain()
+    model.graph.outputs[0] = ir.Value(name="y")
+    assert is_sound(model) == "nothing makes y"
+
+
+def test_the_attention_scale_is_seen_where_weights_could_take_it():
+    model = attention()
+    assert scale_in_weights(model) == ""  # they are no weights yet
+    describe(model)
+    assert "scaled is scaled behind a product with weights" in scale_in_weights(model)
+    plugin = LOWERINGS["trt8"]["plugin"].finish[-1]
+    with pytest.raises(BEFORE, match="attention_to_plugin: before it scaled"):
+        plugin(model)
+    assert FOLD_SCALE(model).places == 1 and scale_in_weights(model) == ""
+
+
+def test_a_fold_that_left_a_scale_is_found():
+    model = attention()
+    describe(model)
+    lazy = GraphPass(lambda model: 0, name="fold_scale", ensures=(scale_in_weights,))
+    with pytest.raises(AFTER, match="fold_scale: after it scaled"):
+        lazy(model)
+
+
+def test_nodes_of_a_plugin_without_a_function():
+    model = chain()
+    model.graph[1].domain = "tensorrt.plugin"
+    assert functions_known(model) == ""  # of a user's own, which the graph does not import
+    model.opset_imports["tensorrt.plugin"] = 1
+    assert functions_known(model) == "tensorrt.plugin.Neg has no function"
+
+
+def test_names_that_two_share():
+    model = chain()
+    assert names_unique(model) == "one of the nodes has no name"
+    for node in model.graph:
+        node.name = node.op_type
+    assert names_unique(model) == ""
+    model.graph[1].name = "Relu"
+    assert names_unique(model) == "two nodes are called Relu"
+    model.graph[1].name, model.graph[1].outputs[0].name = "Neg", "a"
+    assert names_unique(model) == "two values are called a"
+
+
+def test_our_kernels_come_after_the_plugin():
+    model = chain()
+    with pytest.raises(BEFORE, match="encoder_to_kernels: before it no node is CustomQKV"):
+        ENCODER_TO_KERNELS(model)
+
+
+def test_a_stack_needs_its_pattern():
+    stack = Stack("Transformer/encoderblock_{}/", 3)
+    with pytest.raises(BEFORE, match="unroll: before it no value is block_00, the stream behind a block"):
+        unrolling(stack)(chain())
+
+
+def test_taps_are_there_before_names_are_given():
+    with pytest.raises(BEFORE, match="name_nodes: before it no value is block_00"):
+        naming(["block_00"])(chain())
+
+
+def test_pixels_are_taken_once():
+    model = ir.from_onnx_text(
+        '<ir_version: 10, opset_import: ["" : 20]> g (uint8[N, 4, 4, 3] images) => (uint8[N, 4, 4, 3] y) '
+        "{ y = Identity (images) }"
+    )
+    with pytest.raises(BEFORE, match="take_pixels: before it the input images is UINT8, not FLOAT"):
+        taking_pixels("images", None, None)(model)
+
+
+def test_the_layout_of_convolutions():
+    model = chain()
+    value = model.graph[0].outputs[0]
+    value.meta[_TOKENS], value.shape = 4, ir.Shape(["n", 8, 1, 1])
+    assert flat_is_flat(model) == ""
+    value.shape = ir.Shape(["n", 4, 8])
+    assert "is no [batch · tokens, width, 1, 1]" in flat_is_flat(model)
+
+
+def test_all_passes_of_all_targets_have_a_contract():
+    targets = [*TARGETS.values(), *(lowering for known in LOWERINGS.values() for lowering in known.values())]
+    assert all(isinstance(change, GraphPass) for target in targets for change in (*target.finish, *target.last))
