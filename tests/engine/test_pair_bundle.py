@@ -84,7 +84,7 @@ def test_a_tower_that_misses_is_said_after_the_other_was_looked_at(engines, pair
 def test_overrides_of_one_tower(engines, pair, monkeypatch):
     seen = {}
     monkeypatch.setitem(
-        command.COMMANDS, "build", lambda backend, bundle, config, *_: seen.update({bundle.root.name: config.batch.max})
+        command.COMMANDS, "build", lambda host: seen.update({host.bundle.root.name: host.config.batch.max})
     )
     assert command.main(["engine", "build", str(pair), "--config.batch.max=8", "--config.text.batch.max=1024"]) == 0
     assert seen == {"image": 8, "text": 1024}

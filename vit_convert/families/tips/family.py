@@ -8,8 +8,8 @@ import numpy as np
 
 from vit_convert.checkpoint.containers import Leaf
 from vit_convert.checkpoint.draw import Member, normal, write_npz
+from vit_convert.core.model import Model
 from vit_convert.families.family import Asked, Loaded, RandomOptions
-from vit_convert.families.model import Model
 from vit_convert.families.options import is_variant, refuse_options
 from vit_convert.families.tips import layouts, variants
 from vit_convert.families.tips.layouts import Layout, detect, tower_of
