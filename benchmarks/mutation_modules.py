@@ -28,7 +28,8 @@ _SWIN = ("tests/families/swin/test_swin_names.py", "tests/families/swin/test_swi
 MODULES: dict[str, tuple[str, ...]] = {
     "vit_convert/engine/runtime/profiles.py": ("tests/engine/runtime/test_profiles.py",),
     "vit_convert/engine/backend/sidecar.py": ("tests/engine/backend/test_sidecar.py",),
-    "vit_convert/engine/measure/recommend.py": ("tests/engine/measure/test_recommend.py",),
+    "vit_convert/core/recommend.py": ("tests/core/test_recommend.py", "tests/core/test_proof.py"),
+    "vit_convert/core/record.py": ("tests/core/test_record.py",),
     "vit_convert/engine/bundle_engines.py": ("tests/engine/test_bundle_engines.py",),
     "vit_convert/engine/handoff.py": ("tests/engine/test_handoff.py",),
     "vit_convert/engine/builder/precision.py": (
