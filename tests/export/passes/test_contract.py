@@ -89,6 +89,13 @@ def test_a_pass_that_reads_a_value_before_it_is_made_is_found():
         GraphPass(out_of_order)(chain())
 
 
+def test_what_no_output_needs_may_read_what_is_gone():
+    def leave(model):
+        model.graph.append(ir.node("Neg", [ir.Value(name="gone")]))
+
+    GraphPass(leave)(chain())
+
+
 def test_a_pass_that_loses_an_output_or_renames_one_is_found():
     def rename(model):
         model.graph.outputs[0].name = "z"

@@ -95,10 +95,13 @@ def _interface(model: ir.Model) -> tuple[list[str], list[str]]:
 
 
 def is_sound(model: ir.Model) -> str:
-    """Every value that is read is there before: an input, a constant, or made by an earlier node."""
+    """Every value that an output needs is there before it is read: an input, a constant, or made by an earlier node.
+
+    Nodes that no output needs any more may read what is gone: `clean` removes them after the pass.
+    """
     graph = model.graph
     known = {*graph.inputs, *graph.initializers.values()}
-    for node in graph:
+    for node in needed_nodes(model):
         for value in node.inputs:
             if value is not None and value not in known:
                 return f"{node.op_type} {node.name or node.outputs[0].name} reads {value.name}, which is not there yet"
@@ -107,9 +110,21 @@ def is_sound(model: ir.Model) -> str:
     return f"nothing makes {lost[0]}" if lost else ""
 
 
+def needed_nodes(model: ir.Model) -> list[ir.Node]:
+    """The nodes that an output depends on, in the graph's order."""
+    found: set[ir.Node] = set()
+    stack = [value.producer() for value in model.graph.outputs]
+    while stack:
+        node = stack.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            stack.extend(value.producer() for value in node.inputs if value is not None)
+    return [node for node in model.graph if node in found]
+
+
 def scale_in_weights(model: ir.Model) -> str:
     """No attention multiplies its query by a constant that the query's own weights could take."""
-    for softmax in (node for node in model.graph if node.op_type == "Softmax"):
+    for softmax in (node for node in needed_nodes(model) if node.op_type == "Softmax"):
         scores = softmax.inputs[0].producer() if softmax.inputs[0] is not None else None
         scale = _made_by(_behind_moves(scores.inputs[0]), "Mul") if scores is not None else None
         factor = scale.inputs[1] if scale is not None else None
@@ -125,7 +140,7 @@ def scale_in_weights(model: ir.Model) -> str:
 
 def functions_known(model: ir.Model) -> str:
     """Every node of a domain of ours or of a plugin has a function that says what it computes."""
-    for node in model.graph:
+    for node in needed_nodes(model):
         if (
             node.domain
             and node.domain in model.opset_imports

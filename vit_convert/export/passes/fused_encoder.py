@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from vit_convert.core.errors import ExportError
 from vit_convert.export.passes.attention_plugin import DOMAIN, PLUGIN
-from vit_convert.export.passes.contract import GraphPass, functions_known, names_unique
+from vit_convert.export.passes.contract import GraphPass, functions_known, names_unique, needed_nodes
 from vit_convert.export.passes.prune_to_pooled_token import ELEMENTWISE
 
 ATTENTION, ADD_NORM, NORM = "VitAttention", "VitAddNorm", "VitNorm"
@@ -61,12 +61,12 @@ def encoder_to_kernels(model: ir.Model, *, quantized: bool = True) -> int:
 
 def has_attention_plugins(model: ir.Model) -> str:
     """Attention is TensorRT's plugin, which our kernels take the place of."""
-    return "" if any(node.op_type == PLUGIN for node in model.graph) else f"no node is {PLUGIN}"
+    return "" if any(node.op_type == PLUGIN for node in needed_nodes(model)) else f"no node is {PLUGIN}"
 
 
 def no_attention_plugin(model: ir.Model) -> str:
     """None of TensorRT's plugins is left, whose layout our kernels do not have."""
-    left = [node.name for node in model.graph if node.op_type == PLUGIN]
+    left = [node.name for node in needed_nodes(model) if node.op_type == PLUGIN]
     return f"{left[0]} is {PLUGIN}" if left else ""
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from vit_convert.export.passes.contract import GraphPass
+from vit_convert.export.passes.contract import GraphPass, needed_nodes
 from vit_convert.export.passes.prune_to_pooled_token import ELEMENTWISE
 from vit_convert.export.weights import add_constant, convolution_kernel, replace_weight, weight_of
 
@@ -47,7 +47,7 @@ def mlps_to_convolutions(model: ir.Model) -> int:
 
 def flat_is_flat(model: ir.Model) -> str:
     """Every value in the layout of convolutions has four axes, the last two of length 1."""
-    for node in model.graph:
+    for node in needed_nodes(model):
         for value in node.outputs:
             flat = value.shape is not None and len(value.shape) == 4 and tuple(value.shape[2:]) == (1, 1)
             if _TOKENS in value.meta and not flat:
