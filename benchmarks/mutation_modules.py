@@ -219,7 +219,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "vit_convert/families/swin/windows.py": _SWIN,
     "vit_convert/families/vit/model.py": ("tests/families/vit/test_vit.py",),
     "vit_convert/families/vit/module.py": ("tests/families/vit/test_vit.py",),
-    "vit_convert/images/noise.py": ("tests/images/test_decode.py", "tests/stages/test_stage_reference.py"),
+    "vit_convert/images/noise.py": ("tests/images/test_noise.py",),
     "vit_convert/text/files.py": ("tests/text/test_prompts.py", "tests/text/test_tokenizer.py"),
     "vit_convert/text/prompting.py": ("tests/text/test_prompts.py", "tests/text/test_tokenizer.py"),
     "vit_convert/text/prompts.py": ("tests/text/test_prompts.py",),
