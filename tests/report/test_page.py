@@ -193,9 +193,15 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     assert main(["report", str(tmp_path / "one"), str(tmp_path / "two"), f"--output={tmp_path}/both.html"]) == 0
     assert "<title>one, two</title>" in (tmp_path / "both.html").read_text(encoding="utf-8")
     capsys.readouterr()
-    (tmp_path / "two" / "report.json").write_text("[]")
-    assert main(["report", str(tmp_path / "two")]) == 2 and main(["report", str(tmp_path)]) == 2
-    assert "is no report of a conversion" in (said := capsys.readouterr().err) and "cannot be read" in said
+    for content, why in (
+        ("[]", "[] is no mapping"),
+        ("{}", "is no report of a conversion"),
+        ('{"name": "x", "checks": {"fp32": {"passed": "maybe"}}}', "checks.fp32.passed: 'maybe' is no bool"),
+    ):
+        (tmp_path / "two" / "report.json").write_text(content)
+        assert main(["report", str(tmp_path / "two")]) == 2
+        assert why in capsys.readouterr().err
+    assert main(["report", str(tmp_path)]) == 2 and "cannot be read" in capsys.readouterr().err
 
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")

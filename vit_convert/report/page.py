@@ -9,6 +9,7 @@ from typing import Any
 from vit_convert.core.bundle import atomic
 from vit_convert.core.errors import UsageError
 from vit_convert.report.figures import figures
+from vit_convert.report.record import Report as Record
 
 Report = Mapping[str, Any]
 
@@ -34,17 +35,17 @@ def read(path: str | os.PathLike[str]) -> Report:
         path: of a bundle, or of its `report.json`.
 
     Raises:
-        UsageError: there is none, or it cannot be read.
+        UsageError: there is none, or it does not fit the schema of `report/record.py`.
     """
     file = pathlib.Path(path)
     file = file / "report.json" if file.is_dir() else file
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e:
+        found = Record.from_dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as e:  # RecordError is one of the latter
         raise UsageError(f"{file}: cannot be read ({e})", fix="Give the folder that a conversion wrote.") from e
-    if not isinstance(found, dict) or "name" not in found:
+    if not found.name:
         raise UsageError(f"{file}: is no report of a conversion", fix="Give the folder that a conversion wrote.")
-    return found
+    return found.to_dict()
 
 
 def write_page(path: str | os.PathLike[str], reports: Sequence[Report]) -> None:
