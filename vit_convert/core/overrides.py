@@ -19,7 +19,7 @@ def dotted_keys(config: ml_collections.ConfigDict, prefix: str = "") -> list[str
     """Every key of a config with its groups in front: "batch.max"."""
     keys: list[str] = []
     for key in config:
-        value = config.get_ref(key).get()
+        value = config[key]
         nested = isinstance(value, ml_collections.ConfigDict)
         keys += dotted_keys(value, f"{prefix}{key}.") if nested else [f"{prefix}{key}"]
     return keys

@@ -123,6 +123,6 @@ def _set(config: ml_collections.ConfigDict, dotted: str, value: Any) -> None:
     *groups, key = dotted.split(".")
     for group in groups:
         config = config[group]
-    if isinstance(config.get_ref(key).get(), float) and isinstance(value, int) and not isinstance(value, bool):
+    if isinstance(config[key], float) and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     config[key] = tuple(value) if isinstance(value, list) else value
