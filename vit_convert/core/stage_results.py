@@ -56,6 +56,7 @@ class CheckpointResult(Checkpoint, StageResult):
         source_image_size: [height, width] that the file was trained at.
         zero_head: whether the head is all zeros, so that its classes mean nothing.
         judge: how the output is judged: "top1", "cosine" or "embedding".
+        text: whether the model takes the tokens of texts, and no images.
         pair: of a tower: the two towers of its checkpoint, and how prompts become tokens.
     """
 
@@ -64,6 +65,7 @@ class CheckpointResult(Checkpoint, StageResult):
     source_image_size: tuple[int, ...] = ()
     zero_head: bool = False
     judge: str
+    text: bool = False
     pair: Mapping[str, Any] | None = None
 
 

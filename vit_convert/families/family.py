@@ -75,6 +75,7 @@ class Loaded:
             else.
         pair: of a tower, what it is a half of.
         takes: what a model without images takes, in words: "64 tokens".
+        text: whether it takes the tokens of texts, and no images.
     """
 
     title: str
@@ -97,6 +98,7 @@ class Loaded:
     judge: str = ""
     pair: "Pair | None" = None
     takes: str = ""
+    text: bool = False
 
     def __post_init__(self) -> None:
         if not self.output:

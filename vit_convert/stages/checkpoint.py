@@ -107,6 +107,7 @@ def load(context: Context) -> CheckpointResult:
         zero_head=checkpoint.zero_head,
         output=checkpoint.output,
         judge=checkpoint.judge,
+        text=checkpoint.text,
         pair=dataclasses.asdict(checkpoint.pair) if checkpoint.pair else None,
         warnings=tuple(checkpoint.warnings),
         preprocess=preprocess_for(preprocess, size or (1, 1)).to_dict(),

@@ -18,8 +18,7 @@ if TYPE_CHECKING:
 
 def takes_text(context: Context) -> bool:
     """Whether the model is a text tower."""
-    checkpoint = context.results.checkpoint
-    return bool(checkpoint.pair) and not checkpoint.image_size
+    return context.results.checkpoint.text
 
 
 def prompting_of(context: Context) -> "Prompting":

@@ -201,6 +201,7 @@ def loaded_tower(
         output=tower.output,
         judge="embedding" if tower.output == "embedding" else "cosine",
         pair=pair,
+        text=isinstance(tower, TextTower),
         takes="" if image else f"{tokens} {'patches' if isinstance(tower, PatchTower) else 'tokens'}",
         **more,
     )
