@@ -20,6 +20,7 @@ RECORDS = {
     "paligemma": Preprocess("bilinear", True, 0, HALF, HALF, True),
     "clip": Preprocess("bicubic", True, 224, *CLIP, False),
     "imagenet": Preprocess("bicubic", True, 256, *IMAGENET, False),
+    "tips": Preprocess("bilinear", False, 0, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), False),
     "dinov3": Preprocess("bilinear", True, 0, *IMAGENET, False),
 }
 
