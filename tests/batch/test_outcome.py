@@ -64,3 +64,13 @@ def test_what_is_no_record_is_none(tmp_path, damage):
     path.write_text(json.dumps(value))
     assert BatchRecord.read(path) is None
     assert BatchRecord.read(tmp_path / "none.json") is None
+
+
+def test_out_of_memory_may_pass_and_another_exception_may_not():
+    from vit_convert.batch import run
+
+    begun = run.Outcome("a", "a.npz")
+    found = run._failed(begun, MemoryError("x"))
+    assert (found.status, found.exit_code, found.error, found.passing) == ("failed", 130, "out of memory", True)
+    found = run._failed(begun, ValueError("x"))
+    assert (found.status, found.exit_code, found.passing) == ("failed", 1, False) and "This is a bug" in found.error

@@ -40,6 +40,18 @@ def test_how_it_ends(program, capsys):
     assert program.main(["p"], lambda argv: 7, needs_words=False) == 7
 
 
+@pytest.mark.parametrize("words", ["", "Unable to allocate 3.00 GiB"])
+def test_out_of_memory_is_no_bug(program, capsys, words):
+    def allocate(argv):
+        raise MemoryError(*filter(None, [words]))
+
+    assert program.main(["p", "x"], allocate) == 130
+    said = capsys.readouterr().err
+    assert said.startswith("error: out of memory") and words in said and "half is kept" in said
+    with pytest.raises(MemoryError):
+        program.main(["p", "x", "--debug"], allocate)
+
+
 def test_debug_shows_the_traceback(program):
     def refuse(argv):
         raise UsageError("no")

@@ -9,14 +9,14 @@ BENCHMARKS = pathlib.Path(__file__).parents[2] / "benchmarks" / "gpu"
 
 @pytest.fixture
 def load(gpu, engines, monkeypatch):
-    """Runs it for two seconds with a failure every 0.05."""
+    """Runs it for two seconds with a failure every 0.02."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     monkeypatch.setattr("vit_convert.serve.session.load_backend", lambda name, **_: gpu[0])
     import session_load
 
     def run(**options):
         path = str(engines("fp32", **options))
-        return session_load.load(path, minutes=1 / 30, streams=2, fail_every=0.05, retry_seconds=0.02)
+        return session_load.load(path, minutes=1 / 30, streams=2, fail_every=0.02, retry_seconds=0.005)
 
     return run
 

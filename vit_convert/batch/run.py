@@ -13,7 +13,7 @@ from typing import Any
 from vit_convert.batch.job import Job
 from vit_convert.batch.outcome import Outcome, figures_of, is_fresh, peak_of
 from vit_convert.core.bundle import Bundle, read_json
-from vit_convert.core.errors import ConvertError, PassingError
+from vit_convert.core.errors import INTERRUPTED, ConvertError, PassingError
 from vit_convert.core.pipeline import file_identity
 from vit_convert.core.user_code import explain
 
@@ -86,8 +86,13 @@ def _failed(begun: Outcome, error: BaseException) -> Outcome:
         return dataclasses.replace(
             begun, status="failed", exit_code=error.exit_code, error=str(error), fix=error.fix, passing=passing
         )
+    if isinstance(error, MemoryError):
+        fix = "Give it more by --memory_gib and fewer --jobs."
+        return dataclasses.replace(
+            begun, status="failed", exit_code=INTERRUPTED, error="out of memory", fix=fix, passing=True
+        )
     said = f"{explain(error)}. This is a bug: please report it with the traceback that a conversion of it alone shows"
-    return dataclasses.replace(begun, status="failed", exit_code=1, error=said, passing=isinstance(error, MemoryError))
+    return dataclasses.replace(begun, status="failed", exit_code=1, error=said)
 
 
 def _give_memory_back() -> None:

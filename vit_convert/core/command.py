@@ -12,6 +12,7 @@ from vit_convert.core.errors import INTERRUPTED, ConvertError, Terminated
 from vit_convert.core.streams import outliving_streams
 
 _ENDING = (signal.SIGTERM, signal.SIGHUP)
+_MORE = "Run it again with more memory, or with smaller calibration.batch_size and fewer images."
 
 
 def exit_code(run: Callable[[], int], *, debug: bool, when_interrupted: str) -> int:
@@ -23,7 +24,7 @@ def exit_code(run: Callable[[], int], *, debug: bool, when_interrupted: str) -> 
         when_interrupted: what to say after Ctrl-C or SIGTERM.
 
     Returns:
-        The exit code of the command, of the ConvertError, or INTERRUPTED.
+        The exit code of the command, of the ConvertError, or INTERRUPTED, also where memory ran out.
     """
     with outliving_streams():
         try:
@@ -36,6 +37,11 @@ def exit_code(run: Callable[[], int], *, debug: bool, when_interrupted: str) -> 
             return e.exit_code
         except KeyboardInterrupt as e:
             print(f"\n{str(e) or 'interrupted'}: {when_interrupted}", file=sys.stderr)
+            return INTERRUPTED
+        except MemoryError as e:
+            if debug:
+                raise
+            print(f"error: out of memory{f' ({e})' if str(e) else ''}: {when_interrupted}\n  {_MORE}", file=sys.stderr)
             return INTERRUPTED
 
 
