@@ -52,6 +52,15 @@ def test_neighbours_side_by_side():
     assert moved(body, "n, 2, 2, 8", constants) == (1, ["Gather", "Reshape"])
 
 
+def test_slices_with_steps_and_without_axes():
+    """Even rows, then odd ones; and rows cut from the first axes on, as a Slice without axes does."""
+    constants = f"{CONSTANTS}, int64[1] two = {{2}}, int64[2] low = {{0, 1}}, int64[2] high = {{1000, 9}}"
+    body = """g = Reshape (x, to_grid) a = Slice (g, zero, far, rows, two) b = Slice (g, one, far, rows, two)
+        c = Concat <axis = 1> (a, b) first = Slice (c, zero, one, rows) rest = Slice (c, low, high)
+        d = Concat <axis = 1> (rest, first) y = Reshape (d, to_tokens)"""
+    assert moved(body, constants=constants) == (1, ["Gather"])
+
+
 def test_each_stop_has_its_own():
     """A value in between that something else reads is computed, and the next chain begins there."""
     body = f"""{ROLLED.replace("y = Reshape", "z = Reshape")} w = Relu (z)
