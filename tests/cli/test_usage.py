@@ -176,6 +176,32 @@ raise SystemExit(exit_code(run, debug=False, when_interrupted="kept"))
 """
 
 
+DROPPED = """
+import os, signal, time
+from vit_convert.core.command import exit_code
+
+class Destroyed:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGNAL)
+        time.sleep(0.01)
+
+def run():
+    Destroyed()
+    time.sleep(20)
+    return 0
+
+raise SystemExit(exit_code(run, debug=False, when_interrupted="kept"))
+"""
+
+
+@pytest.mark.parametrize(("name", "said"), [("SIGTERM", "ended by SIGTERM: kept"), ("SIGINT", "interrupted: kept")])
+def test_an_interrupt_that_comes_where_python_drops_exceptions_ends_the_run_too(name, said):
+    """As one did in a callback of the garbage collector that JAX has."""
+    program = DROPPED.replace("SIGNAL", name)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=15)
+    assert (done.returncode, done.stderr.strip()) == (130, said)
+
+
 def test_an_interrupt_that_a_library_turned_into_an_error_is_still_one():
     done = subprocess.run([sys.executable, "-c", TURNED], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr.strip()) == (130, "ended by SIGTERM: kept")

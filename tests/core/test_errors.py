@@ -46,7 +46,7 @@ def test_scripts_tell_failures_by_these_codes(name, code):
     """As docs/troubleshooting.md lists them."""
     error = getattr(errors, name)("what")
     assert isinstance(error, errors.ConvertError) and error.exit_code == code
-    assert (str(error), error.fix, error.result) == ("what", "", {})
+    assert (str(error), error.fix, error.result) == ("what", "", None)
     assert getattr(errors, name)("what", result={"passed": False}).result == {"passed": False}
 
 

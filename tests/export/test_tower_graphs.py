@@ -75,7 +75,7 @@ def test_agrees_block_by_block_within_its_budget(tmp_path, name, target):
     """At 1e-4 of the scale; float32 in another order differs by about 1e-6."""
     model, fed, reference = tower(name)
     report = export_model(model, tmp_path / "model.onnx", target=target_named(target))
-    assert report.taps == list(model.taps)
+    assert [*report.taps] == [*model.taps]
     assert report.nodes_per_block <= TOWERS[name][3][target == "trt8"]
     for batch in (1, 3):
         names = [model.output, *report.taps]

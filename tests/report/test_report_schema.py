@@ -2,6 +2,7 @@
 ones, and against its documentation."""
 
 import dataclasses
+import inspect
 import json
 import pathlib
 import re
@@ -35,7 +36,7 @@ def test_every_key_is_documented():
         own = set(typing.get_type_hints(kind)) - {
             name for base in kind.__bases__ for name in typing.get_type_hints(base)
         }
-        said = set(re.findall(r"^        (\w+): ", kind.__doc__ or "", re.MULTILINE))
+        said = set(re.findall(r"^    (\w+): ", inspect.getdoc(kind) or "", re.MULTILINE))
         assert said == own, kind
 
 

@@ -2,16 +2,19 @@
 traceback."""
 
 import contextlib
+import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Any
 
 from vit_convert.core.errors import INTERRUPTED, ConvertError, Terminated
 from vit_convert.core.streams import outliving_streams
 
 _ENDING = (signal.SIGTERM, signal.SIGHUP)
+_AGAIN_S = 0.05  # after which a destructor has returned
 _MORE = "Run it again with more memory, or with smaller calibration.batch_size and fewer images."
 
 
@@ -53,13 +56,24 @@ def ending_as_interrupted() -> Iterator[None]:
         return
 
     seen: list[int] = []
+    again: list[threading.Timer] = []
 
     def end(number: int, frame: FrameType | None) -> None:
         seen.append(number)
         raise Terminated(f"ended by {signal.Signals(number).name}")
 
+    def swallowed(unraisable: Any) -> None:
+        """Python drops what is raised in a destructor or a callback of its garbage collector: asks once more."""
+        if isinstance(unraisable.exc_value, KeyboardInterrupt):
+            number = seen[-1] if isinstance(unraisable.exc_value, Terminated) and seen else signal.SIGINT
+            again.append(threading.Timer(_AGAIN_S, os.kill, (os.getpid(), number)))
+            again[-1].start()
+        else:
+            shown(unraisable)
+
     # What ignores a signal (nohup) or has its own way with it keeps it.
     replaced = [number for number in _ENDING if signal.getsignal(number) == signal.SIG_DFL]
+    shown, sys.unraisablehook = sys.unraisablehook, swallowed
     for number in replaced:
         signal.signal(number, end)
     try:
@@ -69,5 +83,8 @@ def ending_as_interrupted() -> Iterator[None]:
             raise Terminated(f"ended by {signal.Signals(seen[0]).name}") from e
         raise
     finally:
+        sys.unraisablehook = shown
+        for timer in again:
+            timer.cancel()
         for number in replaced:
             signal.signal(number, signal.SIG_DFL)

@@ -41,9 +41,9 @@ class GraphPass(ir.passes.InPlacePass):
         >>> import onnx_ir as ir
         >>> text = '<ir_version: 10, opset_import: ["" : 20]> g (float[2] x) => (float[2] y) { y = Identity (x) }'
         >>> rename = GraphPass(lambda model: setattr(model.graph.outputs[0], "name", "z"), name="rename")
-        >>> rename(ir.from_onnx_text(text))
+        >>> rename(ir.from_onnx_text(text))  # doctest: +IGNORE_EXCEPTION_DETAIL
         Traceback (most recent call last):
-        onnx_ir.passes._pass_infra.PostconditionError: rename: the outputs were y and are z
+        onnx_ir.passes.PostconditionError: rename: the outputs were y and are z
     """
 
     def __init__(
