@@ -4,7 +4,7 @@ import pytest
 
 from vit_convert.core.benchmark_results import BenchmarkRow, Recommendation
 from vit_convert.core.engine_results import EngineSummary, Proof
-from vit_convert.core.recommend import RESIDENT, engine_of, recommend_measured
+from vit_convert.core.recommend import RESIDENT, Evidence, engine_of, recommend_measured, recommend_unmeasured
 from vit_convert.engine.measure.benchmark import END_TO_END
 
 PASSED = {"passed": True}
@@ -105,3 +105,24 @@ def test_the_engine_that_a_benchmark_recommends():
     assert engine_of(chosen, "tensorrt", "8.6.0", [*rows, again]).path == "built later"
     assert engine_of(Recommendation.from_dict({"reason": "none"}), "tensorrt", "8.6.0", rows) is None
     assert engine_of(None, "tensorrt", "8.6.0", rows) is None
+
+
+def engine(path, precision="fp16"):
+    about = {"backend": "tensorrt", "version": "8.6.1", "arch": "sm90", "precision": precision, "graph": "model.onnx"}
+    return EngineSummary.from_dict({**about, "path": path, "bytes": 1, "build_seconds": 1.0})
+
+
+def test_before_a_benchmark_an_engine_that_missed_leaves_the_next_one():
+    verified = {"a.plan": Proof.from_dict({"passed": False}), "b.plan": Proof.from_dict(PASSED)}
+    found = recommend_unmeasured([engine("a.plan"), engine("b.plan")], Evidence(verified, {}, {}))
+    assert found.path == "b.plan" and "verified against JAX" in found.recommended_because
+
+
+def test_every_quantized_precision_is_told_of_where_nothing_plain_was_measured():
+    found = recommend([row("int8", 8, 10.0), row("fp8", 8, 10.0)], {"int8": {"passed": False}})
+    assert "int8 did not pass its check" in found.reason and "fp8 was not verified" in found.reason
+
+
+def test_engines_without_a_batch_in_common_are_compared_at_their_largest():
+    rows = [row("fp16", 8, 100.0), row("fp16", 1, 900.0), row("fp32", 4, 50.0)]
+    assert recommend(rows, {"fp32": PASSED, "fp16": PASSED}).precision == "fp16"

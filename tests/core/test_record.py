@@ -113,3 +113,14 @@ def test_part_of():
         more: int
 
     assert Part.part_of(Larger(name="a", size=(1, 2), more=3)) == Part("a", (1, 2))
+
+
+def test_what_is_wrong_behind_an_empty_section_is_found_too():
+    assert [line for line in Whole.problems({**FULL, "one": {}, "later": "x"}) if "later" in line]
+
+
+@pytest.mark.parametrize("wrong", [{"count": {"a": 1}}, {"by_name": 3}, {"words": {"a": "b"}}])
+def test_a_mapping_where_none_belongs_and_none_where_one_does_are_named(wrong):
+    (key,) = wrong
+    (problem,) = Whole.problems({**FULL, **wrong})
+    assert f".{key}" in problem

@@ -18,7 +18,7 @@ from vit_convert.engine.build_bundle import request_for
 from vit_convert.engine.handoff import read_config
 from vit_convert.engine.host import EngineHost
 from vit_convert.engine.tune import tune
-from vit_convert.engine.tune.trials import options_of, plan_trials
+from vit_convert.engine.tune.trials import options_of, plan_trials, still_valid
 from vit_convert.engine.tune.winners import config_words, tune_table, winners
 
 
@@ -168,6 +168,24 @@ def test_other_tolerances_are_another_trial(converted, gpu):
         config.check.fp16_cosine = cosine
         keys.append([trial.key(gpu[0]) for trial in plan_trials(host_of(bundle, config), precisions=["fp16"])])
     assert not set(keys[0]) & set(keys[1])
+
+
+def test_another_driver_is_another_trial(converted, gpu):
+    bundle = Bundle(converted)
+    trial = plan_trials(host_of(bundle, read_config(bundle)), precisions=["fp16"])[0]
+    newer = dataclasses.replace(gpu[0].gpu, driver="another")
+    assert trial.key(gpu[0]) != trial.key(dataclasses.replace(gpu[0], gpu=newer))
+    assert trial.key(dataclasses.replace(gpu[0], gpu=None))
+
+
+def test_trials_of_other_versions_are_left_and_the_next_ones_kept(converted, gpu):
+    bundle = Bundle(converted)
+    host = dataclasses.replace(host_of(bundle, read_config(bundle)), backend=gpu[0])
+    made, options = plan_trials(host, precisions=["fp16"])[0], options_of(read_config(bundle))
+    words = {name: getattr(made, name) for name in ("lowering", "sizes", "precision", "batches", "seconds")}
+    row = {**words, "options": options, "key": made.key(gpu[0])}
+    earlier, later = {**row, "options": {}}, {**row, "options": {**options, "engine.unheard_of": 1}}
+    assert still_valid(host, [earlier, later, row]) == {row["key"]: row}
 
 
 def test_trials_skip_sizes_outside_the_range(converted):
