@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import logging
 import os
 import socket
 import time
@@ -171,9 +172,9 @@ def _connected(address: str) -> Any:
     _require_listening(address)
     host = address.partition(":")[0]
     # Nodes on loopback addresses, several on one machine: the driver is one of them by name.
-    here = {"_node_ip_address": host} if host.startswith("127.") else {}
+    here: dict[str, Any] = {"_node_ip_address": host} if host.startswith("127.") else {}
     try:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR", **here)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **here)
     except (ConnectionError, RuntimeError, ValueError) as e:
         raise _no_cluster(address, e) from e
     return ray
