@@ -126,3 +126,16 @@ def test_every_quantized_precision_is_told_of_where_nothing_plain_was_measured()
 def test_engines_without_a_batch_in_common_are_compared_at_their_largest():
     rows = [row("fp16", 8, 100.0), row("fp16", 1, 900.0), row("fp32", 4, 50.0)]
     assert recommend(rows, {"fp32": PASSED, "fp16": PASSED}).precision == "fp16"
+
+
+@pytest.mark.parametrize(("rate", "pays"), [(150.2, True), (149.8, False)])
+def test_noise_is_in_percent(rate, pays):
+    found = recommend([row("fp16", 8, 100.0), row("int8", 8, rate, 50.0)], {"fp16": PASSED, "int8": PASSED})
+    assert [comparison.pays for comparison in found.comparisons] == [pays]
+
+
+@pytest.mark.parametrize("known", ["fp16", "int8"])
+def test_an_accuracy_is_compared_only_with_another(known):
+    verified = {"fp16": PASSED, "int8": PASSED, known: {**PASSED, "top1": 98.0}}
+    found = recommend([row("fp16", 8, 100.0), row("int8", 8, 50.0)], verified)
+    assert found.precision == "fp16" and "top-1" not in found.reason

@@ -188,6 +188,17 @@ def test_trials_of_other_versions_are_left_and_the_next_ones_kept(converted, gpu
     assert still_valid(host, [earlier, later, row]) == {row["key"]: row}
 
 
+def test_a_fixed_batch_is_no_range_of_its_own(converted):
+    bundle = Bundle(converted)
+    config = read_config(bundle)
+    config.benchmark.batches, config.lowerings = (4,), ()
+    config.batch.min = config.batch.opt = config.batch.max = 4
+    assert [trial.profile for trial in plan_trials(host_of(bundle, config), precisions=["fp32"])] == ["fixed 4"]
+    config.batch.min, config.batch.max = 5, 8
+    config.batch.opt = 6
+    assert [trial.profile for trial in plan_trials(host_of(bundle, config), precisions=["fp32"])] == ["fixed 4"]
+
+
 def test_trials_skip_sizes_outside_the_range(converted):
     bundle = Bundle(converted)
     config = read_config(bundle)

@@ -62,6 +62,11 @@ def test_sizes_are_read_from_the_shapes(tiny):
     )
 
 
+def test_a_random_file_is_for_224_pixels_unless_another_size_is_asked_for(tmp_path):
+    FAMILY.write_random(tmp_path / "f.npz", "Mixer-mu/16", RandomOptions())
+    assert load(FAMILY, tmp_path / "f.npz").image_size == (224, 224)
+
+
 def test_without_a_head(tiny):
     images = np.zeros((1, 64, 64, 3), np.float32)
     assert outputs(FAMILY, tiny(), images, outputs="features")["features"].shape == (1, 32)
