@@ -158,6 +158,11 @@ def write_table(
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
+def _heed_interrupts() -> None:
+    """A shell's background jobs ignore Ctrl-C, and what they start does too."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Batch:
     """A batch in a process of its own, which may be killed.
 
@@ -184,6 +189,7 @@ class Batch:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
+            preexec_fn=_heed_interrupts,
         )
 
     def run(self) -> tuple[int, str]:

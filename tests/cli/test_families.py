@@ -51,6 +51,7 @@ def test_converts(family, capsys):
     assert set(family.convert.statuses().values()) == {"fresh"}
 
 
+@pytest.mark.slow
 def test_for_tensorrt_8(family):
     assert family("--config.target=trt8", "--config.precision=fp16,int8", "--config.lowerings=('matmul',)") == 0
     assert all(check["passed"] for check in family.convert.report()["checks"].values())

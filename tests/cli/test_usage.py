@@ -180,6 +180,8 @@ DROPPED = """
 import os, signal, time
 from vit_convert.core.command import exit_code
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+
 class Destroyed:
     def __del__(self):
         os.kill(os.getpid(), signal.SIGNAL)

@@ -54,6 +54,7 @@ def road(gpu, tmp_path, monkeypatch):
     return start
 
 
+@pytest.mark.slow
 def test_report_of_a_conversion_recommends_what_was_verified_and_measured(road):
     report = road("tensorrt")
     assert [row["name"] for row in report["stages"][-3:]] == ["build", "verify", "benchmark"]

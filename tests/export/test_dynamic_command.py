@@ -17,6 +17,8 @@ from vit_convert.families.random import write_random_checkpoint
 from vit_convert.images.preprocess import Preprocess
 from vit_convert.stages import reference
 
+pytestmark = pytest.mark.slow  # whole conversions
+
 ROOT = pathlib.Path(__file__).parents[2]
 BACKEND = "rtx" if importlib.util.find_spec("tensorrt_rtx") else "none"
 QUICK = ("--config.evaluation.num_images=32", "--config.calibration.num_images=32", "--config.check.num_images=4")

@@ -165,6 +165,7 @@ def test_weight_scales_are_those_of_the_matmul_form(forms, target):
             assert (np.abs(stored.astype(int)).max(axis=inputs) == 127).all()
 
 
+@pytest.mark.slow
 def test_activations_get_the_ranges_of_the_matmul_form(forms):
     conv, matmul = both(forms)
     by_layer = [

@@ -110,6 +110,7 @@ def test_the_pipeline_finds_what_fp16_cannot_hold(huge, tmp_path):
     assert compare(logits, run_rounded(tmp_path / "huge" / "model.fp16.onnx", images)).cosine >= 0.999
 
 
+@pytest.mark.slow
 def test_what_a_builder_flag_would_ruin_is_said(huge, tmp_path, capfd):
     """TensorRT 8 has no typed graph: the conversion names the blocks that the build has to keep, and is silent once it
     keeps them."""

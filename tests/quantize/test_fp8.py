@@ -101,6 +101,7 @@ def test_refusals(tmp_path, images):
         quantize(model, calibration, sites, target="rtx", precision="int4")
 
 
+@pytest.mark.slow
 def test_fp8_through_the_pipeline(tmp_path):
     """Real weights and images, and TensorRT-RTX builds the engine; fp16 is built beside it."""
     pytest.importorskip("tensorrt_rtx")

@@ -98,6 +98,7 @@ def test_a_plan_file_is_taken_as_it_is(planned, workdir, half_bad):
     assert [name for name, status in statuses(report).items() if status == "done"] == ["quantize"]
 
 
+@pytest.mark.slow
 def test_patterns_limit_what_auto_may_choose(workdir):
     changes = {"quantize_only": ("*/MlpBlock_0/*",), "keep_fp16": ("block_01",), "keep_fp32": ("block_04/fc2",)}
     report = convert(digits(precision="auto", **changes), workdir, quiet=True)
@@ -107,6 +108,7 @@ def test_patterns_limit_what_auto_may_choose(workdir):
     assert any(reason == "keep_fp32" for reason in report["checks"]["int8"]["fp32_islands"].values())
 
 
+@pytest.mark.slow
 def test_fp8_without_labels(workdir):
     changes = {
         "plan.type": "fp8",
@@ -124,6 +126,7 @@ def test_fp8_without_labels(workdir):
     assert {row["unit"].split("/")[1] for row in plan["ranked"]} == {"qkv", "out", "fc1", "fc2", "attention"}
 
 
+@pytest.mark.slow
 def test_nothing_is_ranked_where_all_fits(workdir):
     """A look at some images, and two runs over all of them, decide it."""
     report = convert(digits(name="fits", precision="auto"), workdir, quiet=True)
@@ -135,6 +138,7 @@ def test_nothing_is_ranked_where_all_fits(workdir):
     assert plan["ranked"] == [] and len(plan["sites"]) == 36
 
 
+@pytest.mark.slow
 def test_sensitivity_alone(workdir):
     config = digits(precision="fp16", sensitivity=True)
     report = convert(config, workdir, until="sensitivity", quiet=True)

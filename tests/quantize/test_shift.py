@@ -295,6 +295,7 @@ def digits(name, **changes):
 
 
 @pytest.mark.parametrize("target", ["trt8", "trt10"])
+@pytest.mark.slow
 def test_the_conversion_shifts_what_gelu_gives(tmp_path, target):
     report = convert(digits("digits", target=target), tmp_path, quiet=True)
     rows = report["calibration"]["shifted"]

@@ -119,6 +119,7 @@ def test_strength_out_of_range(tmp_path, images, strength):
         smoothed(tmp_path, images[:2], strength)
 
 
+@pytest.mark.slow
 def test_it_recovers_what_outlier_channels_cost(tmp_path):
     """Real weights, real images: the digits with three channels after each LayerNorm a hundred times as large."""
     config = default_config()

@@ -216,6 +216,7 @@ def test_runs_merge_to_the_newest_of_each_model_and_batch():
     ]
 
 
+@pytest.mark.slow
 def test_jax_peer_finds_in_the_cache_what_compile_only_left(tmp_path):
     pytest.importorskip("jax")
     random = importlib.import_module("vit_convert.families.random")

@@ -154,6 +154,7 @@ def test_step_runs_again_after_one_that_it_needs(runner, shell, tmp_path):
     assert words == [] and run.count("left") == 3
 
 
+@pytest.mark.slow
 def test_engines_that_an_export_has_overtaken_are_not_reported(side_by_side_run, tmp_path):
     script = tmp_path / "python"  # a step of the engine writes what it was given
     script.write_text(
@@ -182,6 +183,7 @@ def test_unknown_lane_is_answered_with_those_there_are(side_by_side_run):
     assert "verify: steps are" in text and "lanes are checkpoint, export, build, jax_compile, torch_compile" in text
 
 
+@pytest.mark.slow
 def test_steps_end_in_time_with_all_that_they_started(runner, shell, tmp_path):
     run = runner(limit=1.0)
     background = "(sleep 2.5; touch {}) &"
@@ -221,6 +223,7 @@ def side_by_side_run(tmp_path):
     return start
 
 
+@pytest.mark.slow
 def test_side_by_side_run_records_failures_goes_on_and_resumes(side_by_side_run, tmp_path):
     # A Python without TensorRT: the engines' steps fail, those of JAX go on.
     def go(*more):

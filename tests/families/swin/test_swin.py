@@ -63,6 +63,7 @@ def test_sizes_are_read_from_the_shapes(tiny, layout):
     assert found.attentions == ((32, 49),)
 
 
+@pytest.mark.slow
 def test_all_layouts_are_one_model(tiny):
     images = np.random.default_rng(0).uniform(-2, 2, (2, 56, 56, 3)).astype(np.float32)
     first, *others = (outputs(FAMILY, tiny(layout=layout), images, image_size=(56, 56)) for layout in FAMILY.layouts)
