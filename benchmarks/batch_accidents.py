@@ -20,12 +20,15 @@ from absl import app, flags
 from batch_zoo import BREAKAGES, QUICK, Batch, can_mount, kill, wait_for, workers_of, write_table, write_zoo
 from results import RESULTS, first_paragraph, hardware, today, versions
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Scratch folder.", required=True)
-_KILLS = flags.DEFINE_integer("kills", 50, "Kills at random moments.")
-_FILES = flags.DEFINE_integer("files", 200, "Files of the zoo, of which a tenth is broken.")
-_BATCH = flags.DEFINE_integer("batch", 12, "Files of a batch that is killed.")
-_SEED = flags.DEFINE_integer("seed", 0, "Of the moments.")
-_OUTPUT = flags.DEFINE_string("output", "", "Result file; by default benchmarks/results/zoo-accidents-<date>.json.")
+_FLAGS = flags.FlagValues()  # its own: tests import this beside other scripts
+_WORKDIR = flags.DEFINE_string("workdir", None, "Scratch folder.", required=True, flag_values=_FLAGS)
+_KILLS = flags.DEFINE_integer("kills", 50, "Kills at random moments.", flag_values=_FLAGS)
+_FILES = flags.DEFINE_integer("files", 200, "Files of the zoo, of which a tenth is broken.", flag_values=_FLAGS)
+_BATCH = flags.DEFINE_integer("batch", 12, "Files of a batch that is killed.", flag_values=_FLAGS)
+_SEED = flags.DEFINE_integer("seed", 0, "Of the moments.", flag_values=_FLAGS)
+_OUTPUT = flags.DEFINE_string(
+    "output", "", "Result file; by default benchmarks/results/zoo-accidents-<date>.json.", flag_values=_FLAGS
+)
 
 WHOM = ("worker", "parent", "everything")
 GRAPHS = ("model.onnx", "model.onnx.data", "reference.npz", "config.json", "signature.json")
@@ -164,4 +167,7 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    flags.FLAGS.append_flag_values(_FLAGS)
+    flags.mark_flag_as_required("workdir")
+    _FLAGS.mark_as_parsed()  # by app.run, which knows them now
     app.run(main)

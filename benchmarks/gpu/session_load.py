@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from absl import flags
+from absl import app, flags
 
 from vit_convert.core.errors import BenchmarkError
 from vit_convert.core.tolerance import tolerance_for
@@ -202,7 +202,7 @@ def load(bundle: str, *, minutes: float, streams: int, fail_every: float, retry_
     }
 
 
-def main() -> int:
+def main(argv: list[str]) -> int:
     """Runs the streams and writes what they saw; 1 if an answer was wrong or lost."""
     found = load(
         _BUNDLE.value,
@@ -217,5 +217,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    _FLAGS(sys.argv)
-    sys.exit(main())
+    flags.FLAGS.append_flag_values(_FLAGS)
+    flags.mark_flag_as_required("bundle")
+    _FLAGS.mark_as_parsed()  # by app.run, which knows them now
+    app.run(main)
