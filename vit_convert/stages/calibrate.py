@@ -8,18 +8,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vit_convert.core import config as configs
-from vit_convert.core.bundle import atomic
 from vit_convert.core.calibration_cache import ALGORITHMS, CacheKey, format_cache, hash_source, key_path, save_cache
 from vit_convert.core.errors import UsageError
 from vit_convert.core.pipeline import Context, Stage
 from vit_convert.core.stage_results import CalibrateResult, LeftOut, Shifted, Smoothed, Widened
+from vit_convert.stages.calibration_samples import calibration_samples
 from vit_convert.stages.common import (
     backend_named,
     builds_here,
-    decode,
     dialect_for,
     graph_files,
-    noise,
     plain,
     prepare,
     source_identity,
@@ -27,9 +25,7 @@ from vit_convert.stages.common import (
 )
 from vit_convert.stages.text import (
     calibration_source,
-    calibration_tokens,
     identity,
-    noise_tokens,
     samples_file,
     takes_text,
 )
@@ -39,7 +35,6 @@ if TYPE_CHECKING:
     from vit_convert.quantize.placement import Patterns, Site
 
 SMOOTHED = "smooth"  # the fp32 graph after SmoothQuant, `model.smooth.onnx`
-_NOISE_IMAGES = 32
 _STRENGTH = 0.5  # of SmoothQuant in a lowering whose ranges are measured here: it changes weights and costs no time
 
 
@@ -134,7 +129,7 @@ def calibrate(context: Context) -> CalibrateResult:
     placement = place(model, attention=config.attention, **patterns(context))
     if not placement.sites:
         _refuse_to_quantize_nothing(context)
-    images, source = _calibration_images(context)
+    images, source = calibration_samples(context)
     for block, reason in placement.declined.items():
         context.progress.warn(f"{block}: attention is not quantized: {reason}")
     smoothed = _smooth(context, model, placement, images) if config.smooth else None
@@ -337,26 +332,6 @@ def _refuse_to_quantize_nothing(context: Context) -> None:
         f"config.precision={context.config.precision}{said}: {why}, so nothing would be quantized",
         fix="Leave less out (config.keep_fp16, config.keep_fp32, config.quantize_only)." if given else "Ask for fp16.",
     )
-
-
-def _calibration_images(context: Context) -> tuple[np.ndarray, str]:
-    from vit_convert.images.sources import open_images
-
-    config, is_text = context.config.calibration, takes_text(context)
-    if is_text and (found := calibration_tokens(context)):
-        return found
-    if config.data:
-        source = open_images(config.data, labelled=False)
-        return decode(context, "calibration", source, config.num_images).images, config.data
-    count = min(config.num_images, _NOISE_IMAGES)
-    images = noise_tokens(context, count) if is_text else noise(context, count)
-    context.progress.warn(
-        f"calibration.data is empty: ranges come from {'seeded tokens' if is_text else 'noise'}, so the quantized "
-        "engine shows speed and not accuracy"
-    )
-    with atomic(samples_file(context, "calibration")) as temporary, open(temporary, "wb") as f:
-        np.save(f, images)
-    return images, "seeded noise"
 
 
 def _batches(context: Context, images: np.ndarray, size: int) -> Any:

@@ -1,0 +1,41 @@
+"""The images or texts that a calibration sees."""
+
+import numpy as np
+
+from vit_convert.core.bundle import atomic
+from vit_convert.core.pipeline import Context
+from vit_convert.stages.common import decode, noise
+from vit_convert.stages.text import calibration_tokens, noise_tokens, samples_file, takes_text
+
+_NOISE_IMAGES = 32
+
+
+def calibration_samples(context: Context) -> tuple[np.ndarray, str]:
+    """What the ranges come from: images or token ids, those that the config names, or seeded noise with a warning.
+
+    Args:
+        context: of the conversion.
+
+    Returns:
+        Pixels [n, height, width, 3] or token ids [n, length], and where they are from.
+
+    Raises:
+        CalibrationError: they cannot be read.
+    """
+    from vit_convert.images.sources import open_images
+
+    config, is_text = context.config.calibration, takes_text(context)
+    if is_text and (found := calibration_tokens(context)):
+        return found
+    if config.data:
+        source = open_images(config.data, labelled=False)
+        return decode(context, "calibration", source, config.num_images).images, config.data
+    count = min(config.num_images, _NOISE_IMAGES)
+    images = noise_tokens(context, count) if is_text else noise(context, count)
+    context.progress.warn(
+        f"calibration.data is empty: ranges come from {'seeded tokens' if is_text else 'noise'}, so the quantized "
+        "engine shows speed and not accuracy"
+    )
+    with atomic(samples_file(context, "calibration")) as temporary, open(temporary, "wb") as f:
+        np.save(f, images)
+    return images, "seeded noise"
