@@ -3,19 +3,16 @@
 import json
 import os
 import pathlib
-import shlex
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import ml_collections
 
-from vit_convert.core.bundle import Bundle, as_json, read_json, utf8_path, write_json
+from vit_convert.core.bundle import Bundle, as_json, read_json, write_json
 from vit_convert.core.config import as_plain
 from vit_convert.core.errors import ConvertError, UsageError
-from vit_convert.core.leftovers import remove_temporaries
-from vit_convert.core.lock import hold
 from vit_convert.core.manifest import Manifest
+from vit_convert.core.opened import opened
 from vit_convert.core.pair import TOWERS, is_pair
 from vit_convert.core.pipeline import Context, all_fresh, run_stages
 from vit_convert.core.progress import Progress
@@ -92,21 +89,16 @@ def convert_one(
         found: where the checkpoint is, or why it is not, if that is known.
         changes: of a tower of a pair: called once before a stage changes anything; not where all are fresh.
     """
-    bundle = Bundle(os.path.join(workdir, config.name))
-    utf8_path(bundle.root.absolute())
-    bundle.require_writable()
-    line = shlex.join(command or sys.argv)
-    with hold(bundle, line):
-        remove_temporaries(bundle)
-        progress = Progress(bundle.events, quiet=quiet)
-        progress.event("command", argv=list(command or sys.argv), name=config.name)
-        context = Context(config, bundle, progress, line, checkpoints)
+    with opened(config, workdir, command, quiet=quiet, checkpoints=checkpoints) as context:
         if found is not None:
             context.scratch["found"] = found  # or the checkpoint stage would look for it again, and fetch it again
         report = _convert(context, changes or (lambda: None), until=until, force=force, command=command)
         if not quiet:
             print_summary(
-                report, bundle.root, files=list(Manifest.read(bundle).files), whole=not until and changes is None
+                report,
+                context.bundle.root,
+                files=list(Manifest.read(context.bundle).files),
+                whole=not until and changes is None,
             )
     return report.to_dict()
 

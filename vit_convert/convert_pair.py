@@ -2,7 +2,6 @@
 
 import os
 import shlex
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -10,14 +9,12 @@ from typing import Any
 import ml_collections
 
 from vit_convert.core import config as configs
-from vit_convert.core.bundle import Bundle, read_json, utf8_path, write_json
+from vit_convert.core.bundle import Bundle, read_json, write_json
 from vit_convert.core.errors import CheckError
-from vit_convert.core.leftovers import remove_temporaries
-from vit_convert.core.lock import hold
 from vit_convert.core.manifest import FINISHED, Manifest
+from vit_convert.core.opened import opened
 from vit_convert.core.pair import TOWERS
 from vit_convert.core.pipeline import Context, Stage, all_fresh, run_stages
-from vit_convert.core.progress import Progress
 from vit_convert.core.version import __version__
 from vit_convert.stages.pair import pair_stages, tower_context
 
@@ -54,15 +51,8 @@ def convert_pair(
             before.
     """
     towers = {tower: configs.of_tower(config, tower) for tower in TOWERS}
-    bundle = Bundle(os.path.join(workdir, config.name))
-    utf8_path(bundle.root.absolute())
-    bundle.require_writable()
-    line = shlex.join(command or sys.argv)
-    with hold(bundle, line):
-        remove_temporaries(bundle)
-        progress = Progress(bundle.events, quiet=quiet)
-        progress.event("command", argv=list(command or sys.argv), name=config.name)
-        context = Context(config, bundle, progress, line)
+    with opened(config, workdir, command, quiet=quiet) as context:
+        bundle, progress = context.bundle, context.progress
         missed = None
         for tower, own in towers.items():
             progress.say(f"{config.name}: {tower} tower")

@@ -1,0 +1,51 @@
+"""A folder opened for a conversion: writable, held by this command alone, and clean of what killed ones left."""
+
+import contextlib
+import os
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+
+import ml_collections
+
+from vit_convert.core.bundle import Bundle, utf8_path
+from vit_convert.core.leftovers import remove_temporaries
+from vit_convert.core.lock import hold
+from vit_convert.core.pipeline import Context
+from vit_convert.core.progress import Progress
+
+
+@contextlib.contextmanager
+def opened(
+    config: ml_collections.ConfigDict,
+    workdir: str | os.PathLike[str],
+    command: Sequence[str],
+    *,
+    quiet: bool,
+    checkpoints: Sequence[str | os.PathLike[str]] = ("checkpoints",),
+) -> Iterator[Context]:
+    """Holds the bundle `workdir/<config.name>` for as long as it is worked on.
+
+    Args:
+        config: the full, checked config.
+        workdir: where bundles lie.
+        command: the command line that others are told of; empty for this process's own.
+        quiet: print nothing.
+        checkpoints: folders in which a checkpoint is looked for.
+
+    Yields:
+        What the stages share.
+
+    Raises:
+        UsageError: another command works on the folder, or it cannot be written.
+    """
+    bundle = Bundle(os.path.join(workdir, config.name))
+    utf8_path(bundle.root.absolute())
+    bundle.require_writable()
+    words = list(command or sys.argv)
+    line = shlex.join(words)
+    with hold(bundle, line):
+        remove_temporaries(bundle)
+        progress = Progress(bundle.events, quiet=quiet)
+        progress.event("command", argv=words, name=config.name)
+        yield Context(config, bundle, progress, line, checkpoints)
