@@ -46,6 +46,10 @@ class Asked:
     tower: str = ""
     normalize: bool = True
 
+    def instead_of(self, found: str) -> str:
+        """What to propose where the file does not fit: its own variant, if another one was asked for."""
+        return "" if self.variant == "auto" else found
+
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:

@@ -57,7 +57,7 @@ def load_clip(stored: Mapping[str, Leaf], layout: Layout, asked: Asked) -> Loade
         stored_shapes(places.values()),
         parameter_count(tower, rows),
         lambda name: asked.prefix + name,
-        "" if asked.variant == "auto" else found,
+        asked.instead_of(found),
     )
     require_match(leaves, expected)
     canonical = taken(leaves, places)

@@ -49,7 +49,7 @@ class HybridFamily:
             return asked.prefix + layouts.stored_name(name, layout)
 
         shapes = leaf_shapes(stored) | {"pos_embedding": (1, rows, stored.trunk.width)}
-        found = "" if asked.variant == "auto" else found
+        found = asked.instead_of(found)
         require_match(renamed, Expected(file, stored.variant, shapes, parameter_count(stored, rows), on_disk, found))
         if class_row:
             renamed = trunk_layouts.fold_class_row(renamed)

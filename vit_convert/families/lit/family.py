@@ -11,6 +11,7 @@ from vit_convert.families.lit.load import load_lit
 from vit_convert.families.lit.random import write_random_lit
 from vit_convert.families.lit.variants import PUBLISHED, parse_variant
 from vit_convert.families.options import is_variant
+from vit_convert.families.towers.pair import towers_under
 
 
 class LiTFamily:
@@ -27,7 +28,7 @@ class LiTFamily:
 
     def towers(self, names: Collection[str], layout: Layout) -> tuple[str, ...]:
         """See `TowerFamily`."""
-        return tuple(tower for tower, folder in FOLDERS.items() if any(name.startswith(folder) for name in names))
+        return towers_under(FOLDERS, names)
 
     def load(self, leaves: Mapping[str, Leaf], layout: Layout, asked: Asked) -> Loaded:
         """See `load_lit`."""

@@ -21,7 +21,7 @@ from vit_convert.families.towers.big_vision import (
     text_tower_of,
 )
 from vit_convert.families.towers.load import loaded_tower
-from vit_convert.families.towers.pair import Pair
+from vit_convert.families.towers.pair import Pair, towers_under
 from vit_convert.families.towers.places import stored_shapes, taken
 
 
@@ -112,7 +112,7 @@ def _bert(
     shapes = leaf_shapes(tower) | {"pos_embedding": (1, positions, width), "segments": (1, 2, width)}
     places = layouts.bert_places(shapes)
     count = parameter_count(tower, positions + 2)
-    hint = found if given else ""
+    hint = asked.instead_of(found)
     on_disk = stored_shapes(places.values())
     require_match(leaves, Expected(asked.file, tower.variant, on_disk, count, lambda name: asked.prefix + name, hint))
     return layouts.fold_tables(taken(leaves, places), length), tower, found
@@ -124,7 +124,6 @@ def _pair(stored: Mapping[str, Leaf], tower: Tower) -> Pair:
     vocabulary = most_common(stored, (rf"^{words}$", 0))
     length = min(most_common(stored, (rf"^{layouts.POSITIONS}$", 0), (r"^txt/pos_embedding$", 1)), variants.LENGTH)
     temperature = float(stored["t"].as_float32().read().reshape(-1)[0]) if "t" in stored else 0.0
-    has = tuple(kind for kind, folder in FOLDERS.items() if any(name.startswith(folder) for name in stored))
     return Pair(
         family="lit",
         variant=tower.variant,
@@ -140,5 +139,5 @@ def _pair(stored: Mapping[str, Leaf], tower: Tower) -> Pair:
         pad=0 if bert else 1,
         lower=bert,
         sticky_end=not bert,
-        towers=has,
+        towers=towers_under(FOLDERS, stored),
     )

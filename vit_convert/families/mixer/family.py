@@ -39,7 +39,7 @@ class MixerFamily:
         def on_disk(name: str) -> str:
             return asked.prefix + layouts.stored_name(name, layout)
 
-        found = "" if asked.variant == "auto" else found
+        found = asked.instead_of(found)
         require_match(
             renamed, Expected(asked.file, stored.variant, leaf_shapes(stored), parameter_count(stored), on_disk, found)
         )

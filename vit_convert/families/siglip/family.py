@@ -12,6 +12,7 @@ from vit_convert.families.siglip.load import load_siglip
 from vit_convert.families.siglip.random import write_random_siglip
 from vit_convert.families.siglip.transformers import MODELS
 from vit_convert.families.siglip.variants import PUBLISHED, parse_variant
+from vit_convert.families.towers.pair import towers_under
 
 
 class SigLIPFamily:
@@ -27,8 +28,7 @@ class SigLIPFamily:
 
     def towers(self, names: Collection[str], layout: Layout) -> tuple[str, ...]:
         """See `TowerFamily`."""
-        folders = MODELS if layout is Layout.TRANSFORMERS else FOLDERS
-        return tuple(tower for tower, folder in folders.items() if any(name.startswith(folder) for name in names))
+        return towers_under(MODELS if layout is Layout.TRANSFORMERS else FOLDERS, names)
 
     def load(self, leaves: Mapping[str, Leaf], layout: Layout, asked: Asked) -> Loaded:
         """See `load_siglip`."""

@@ -24,7 +24,7 @@ from vit_convert.families.siglip.variants import (
 from vit_convert.families.towers.architecture import ImageTower, Tower, leaf_shapes, parameter_count
 from vit_convert.families.towers.big_vision import held_against, image_tower_of, text_tower_of
 from vit_convert.families.towers.load import infer_encoder, loaded_tower
-from vit_convert.families.towers.pair import Pair
+from vit_convert.families.towers.pair import Pair, towers_under
 
 
 def load_siglip(stored: Mapping[str, Leaf], layout: Layout, asked: Asked) -> Loaded:
@@ -98,7 +98,7 @@ def _naflex(stored: Mapping[str, Leaf], leaves: dict[str, Leaf], layout: Layout,
     def on_disk(name: str) -> str:
         return asked.prefix + layouts.stored_name(name, "image", layout)
 
-    hint = "" if asked.variant == "auto" else found
+    hint = asked.instead_of(found)
     require_match(leaves, Expected(asked.file, tower.variant, shapes, parameter_count(tower), on_disk, hint))
     flat = table.derive((1, grid[0] * grid[1], width), lambda value: value.reshape(1, -1, width))
     return loaded_tower(
@@ -133,7 +133,6 @@ def _variant(stored: Mapping[str, Leaf], vocabulary: int, tower: Tower, asked: A
 
 def _pair(stored: Mapping[str, Leaf], tower: Tower, variant: str, vocabulary: int) -> Pair:
     numbers = {name: float(stored[name].as_float32().read().reshape(-1)[0]) for name in ("t", "b") if name in stored}
-    has = tuple(name for name, folder in layouts.FOLDERS.items() if any(leaf.startswith(folder) for leaf in stored))
     return Pair(
         family="siglip",
         variant=variant,
@@ -146,6 +145,6 @@ def _pair(stored: Mapping[str, Leaf], tower: Tower, variant: str, vocabulary: in
         vocabulary=vocabulary,
         lower=True,
         sticky_end=True,
-        towers=has,
+        towers=towers_under(layouts.FOLDERS, stored),
         **special_tokens(vocabulary),
     )

@@ -105,7 +105,7 @@ def load_transformers(stored: Mapping[str, Leaf], layout: Any, asked: Asked) -> 
         sizes = encoder_of(given.image if asked.tower == "image" else given.text)
         tower = dataclasses.replace(tower, variant=given.name, encoder=sizes)
     where = places(tower)
-    hint = "" if asked.variant == "auto" else found
+    hint = asked.instead_of(found)
     shapes, count = stored_shapes(where.values()), parameter_count(tower)
     expected = Expected(asked.file, tower.variant, shapes, count, lambda name: asked.prefix + name, hint)
     require_match(leaves, expected)

@@ -44,7 +44,7 @@ class SwinFamily:
         def on_disk(name: str) -> str:
             return asked.prefix + name
 
-        found = "" if asked.variant == "auto" else found
+        found = asked.instead_of(found)
         shapes = layouts.stored_shapes(stored, layout)
         require_match(inner, Expected(asked.file, stored.variant, shapes, parameter_count(stored), on_disk, found))
         head = settle_head(layouts.prepare(inner, stored, layout), stored.num_classes, asked.outputs, asked.file)

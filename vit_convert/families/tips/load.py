@@ -48,7 +48,7 @@ def load_tips(stored: Mapping[str, Leaf], layout: Layout, asked: Asked) -> Loade
         shapes["pos_embedding"] = (1, *tower.grid, tower.encoder.width)
     else:
         del shapes["pos_embedding"]
-    hint = "" if asked.variant == "auto" else found
+    hint = asked.instead_of(found)
     count = parameter_count(tower, rows)
     require_match(leaves, Expected(asked.file, tower.variant, shapes, count, on_disk, hint))
     if image:

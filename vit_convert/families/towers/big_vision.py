@@ -134,6 +134,6 @@ def held_against(
         row = class_row(leaves)
         shapes["pos_embedding"] = (1, math.prod(tower.grid) + row, tower.encoder.width)
     rows = shapes["pos_embedding"][1]
-    hint = "" if asked.variant == "auto" else found
+    hint = asked.instead_of(found)
     require_match(leaves, Expected(asked.file, tower.variant, shapes, parameter_count(tower, rows), on_disk, hint))
     return (vit.fold_class_row(leaves) if row else leaves), rows

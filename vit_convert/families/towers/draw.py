@@ -4,12 +4,13 @@ import math
 
 import numpy as np
 
+from vit_convert.checkpoint.draw import draw as draw_parameter
 from vit_convert.checkpoint.draw import normal
 from vit_convert.families.towers.architecture import Shape
 
 
 def draw(seed: int, name: str, shape: Shape) -> np.ndarray:
-    """One parameter, which depends on the seed, its name and its shape alone.
+    """One parameter, which depends only on the seed, its name and its shape.
 
     Args:
         seed: of the checkpoint.
@@ -19,16 +20,11 @@ def draw(seed: int, name: str, shape: Shape) -> np.ndarray:
     Returns:
         float32: kernels of variance 1/inputs, norm scales near 1, biases small, tables and tokens of learned sizes.
     """
-    values = normal(seed, name, shape)
     kind = name.rpartition("/")[2]
-    if kind == "scale":
-        return 1 + np.float32(0.1) * values
-    if kind == "bias":
-        return np.float32(0.02) * values
     if kind in ("pos_embedding", "segments", "cls"):
-        return np.float32(0.1) * values
+        return np.float32(0.1) * normal(seed, name, shape)
     if kind in ("probe", "embedding"):
-        return values
-    is_projection = name.endswith(("query/kernel", "key/kernel", "value/kernel"))
-    inputs = shape[0] if is_projection else math.prod(shape[:-1])
-    return values / np.float32(math.sqrt(inputs))
+        return normal(seed, name, shape)
+    if name.endswith(("query/kernel", "key/kernel", "value/kernel")):  # heads and their channels are outputs
+        return normal(seed, name, shape) / np.float32(math.sqrt(shape[0]))
+    return draw_parameter(seed, name, shape)

@@ -1,6 +1,7 @@
 """What two towers are as a pair: how their embeddings are compared, and what the text one takes."""
 
 import dataclasses
+from collections.abc import Collection, Mapping
 
 SIMILARITIES = ("softmax", "sigmoid")
 TOKENIZERS = ("sentencepiece", "bert", "clip")
@@ -43,3 +44,17 @@ class Pair:
     lower: bool
     sticky_end: bool
     towers: tuple[str, ...] = ("image", "text")
+
+
+def towers_under(folders: Mapping[str, str], names: Collection[str]) -> tuple[str, ...]:
+    """The towers of which a file has parameters.
+
+    Args:
+        folders: by tower, what the names of its parameters begin with.
+        names: of all parameters.
+
+    Example:
+        >>> towers_under({"image": "img/", "text": "txt/"}, ["txt/head/kernel"])
+        ('text',)
+    """
+    return tuple(tower for tower, folder in folders.items() if any(name.startswith(folder) for name in names))

@@ -48,7 +48,7 @@ def load_vit(stored: Mapping[str, Leaf], layout: Layout, asked: Asked) -> Loaded
     def on_disk(name: str) -> str:
         return asked.prefix + layouts.stored_name(name, layout)
 
-    require_match(leaves, _expected(file, architecture, rows, on_disk, "" if asked.variant == "auto" else found))
+    require_match(leaves, _expected(file, architecture, rows, on_disk, asked.instead_of(found)))
     preprocess = layouts.preprocessing(layout, architecture.pool, architecture.num_classes, asked.prefix, asked.names)
     if class_row:
         leaves = layouts.fold_class_row(leaves)
