@@ -35,7 +35,8 @@ class Worker:
     def __init__(self, settings: Settings, number: int):
         self.number, self.job, self.begun = number, None, 0.0
         self.connection, theirs = Pipe()
-        self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process; it has no name: nothing stays, whoever is killed
+        # Closed with the process. It has no name: nothing stays, whoever is killed.
+        self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
         command = [sys.executable, "-m", "vit_convert.batch.worker", str(theirs.fileno()), str(os.getpid())]
         self._process = subprocess.Popen(
             command,

@@ -131,7 +131,7 @@ def _explain(e: BaseException) -> str:
     """The error in one line; for an unknown key of a locked config, the nearest valid ones."""
     if match := re.match(r'(?:\'|")?Key "?(\w+)"? does not exist', str(e)):
         return (
-            f"unknown key "
+            "unknown key "
             f"{match[1]!r}.{nearest(match[1], [key.split('.')[-1] for key in dotted_keys(default_config())])}{where(e)}"
         )
     return explain(e)

@@ -101,8 +101,7 @@ def export_model(
             raise ExportError(
                 f"{path}: {counted} nodes in a block of {stack.prefix(0)}…, target {target.name} allows {allowed:g}",
                 fix="A rule no longer matches what jax2onnx writes: install the pinned jax2onnx. Of a family of your "
-                "own whose "
-                "blocks are larger than a ViT's, say so in Stack.nodes.",
+                "own whose blocks are larger than a ViT's, say so in Stack.nodes.",
             )
     if model.stacks:
         graph.model.metadata_props[BLOCKS_ALONE] = "alone"
