@@ -3,7 +3,7 @@
 import pytest
 
 from vit_convert.core.errors import UsageError
-from vit_convert.core.image_size import LARGEST_SIDE, ImageRange, parse_range, parse_size, sizes_of
+from vit_convert.core.image_size import LARGEST_SIDE, ImageRange, parse_range, parse_size
 from vit_convert.core.stage_results import Checkpoint
 
 RANGE = ImageRange((16, 32), (48, 64), (80, 96))
@@ -32,7 +32,7 @@ def test_a_range_is_kept_and_shown_whole():
 
 def test_what_a_checkpoint_stage_says():
     for found, sizes in (({}, (48, 64)), ({"image_range": None}, (48, 64)), ({"image_range": RANGE.to_dict()}, RANGE)):
-        assert sizes_of(Checkpoint.from_dict({"image_size": [48, 64], **found})) == sizes
+        assert Checkpoint.from_dict({"image_size": [48, 64], **found}).sizes == sizes
 
 
 @pytest.mark.parametrize(

@@ -5,13 +5,10 @@ import dataclasses
 import operator
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vit_convert.core.errors import UsageError
 from vit_convert.core.record import Record
-
-if TYPE_CHECKING:
-    from vit_convert.core.stage_results import Checkpoint
 
 Size = tuple[int, int]  # (height, width) in pixels
 NoSize = tuple[()]  # of a model that takes no images
@@ -41,14 +38,6 @@ class ImageRange(Record):
     def __str__(self) -> str:
         smallest, optimal, largest = (f"{size[0]}x{size[1]}" for size in (self.smallest, self.optimal, self.largest))
         return f"{smallest} to {largest}, tuned for {optimal}"
-
-
-def sizes_of(checkpoint: "Checkpoint") -> Size | NoSize | ImageRange:
-    """What a finished checkpoint stage says of the image size: one size, a range, or () of a model that takes no
-    images."""
-    if checkpoint.image_range is not None:
-        return checkpoint.image_range
-    return (checkpoint.image_size[0], checkpoint.image_size[1]) if checkpoint.image_size else ()
 
 
 def parse_size(value: Any) -> Size | None:

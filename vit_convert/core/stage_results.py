@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from vit_convert.core.image_size import ImageRange
+from vit_convert.core.image_size import ImageRange, NoSize, Size
 from vit_convert.core.record import Record, StageResult, optional
 
 
@@ -45,6 +45,13 @@ class Checkpoint(Record):
     warnings: tuple[str, ...]
     preprocess: Mapping[str, Any]
 
+    @property
+    def sizes(self) -> Size | NoSize | ImageRange:
+        """What a model takes: images of one size, a range of sizes, or () for no images."""
+        if self.image_range is not None:
+            return self.image_range
+        return (self.image_size[0], self.image_size[1]) if self.image_size else ()
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckpointResult(Checkpoint, StageResult):
@@ -52,7 +59,7 @@ class CheckpointResult(Checkpoint, StageResult):
 
     Attributes:
         patch_size: side of a patch in pixels.
-        attentions: per attention [tokens, heads, width of a head].
+        attentions: each kind once: [channels of a head, tokens]; none that a mask limits.
         source_image_size: [height, width] that the file was trained at.
         zero_head: whether the head is all zeros, so that its classes mean nothing.
         judge: how the output is judged: "top1", "cosine" or "embedding".

@@ -15,7 +15,7 @@ from vit_convert.core.check_results import GraphCheck, QuantizeResult
 from vit_convert.core.dialect import Dialect, dialect_named
 from vit_convert.core.earlier import read_signature
 from vit_convert.core.errors import BuildError, UsageError
-from vit_convert.core.image_size import ImageRange, NoSize, Size, sizes_of
+from vit_convert.core.image_size import ImageRange, NoSize, Size
 from vit_convert.core.manifest import Files, Manifest
 from vit_convert.core.pair import TOWERS, is_pair
 from vit_convert.core.record import RecordError
@@ -90,7 +90,7 @@ def read_facts(bundle: Bundle) -> Facts:
     except RecordError as e:
         raise UsageError(f"{bundle.manifest}: {e}", fix="Copy the whole bundle, or convert again.") from e
     return Facts(
-        image_size=sizes_of(checkpoint),
+        image_size=checkpoint.sizes,
         signature=read_signature(bundle, checkpoint, read_json(bundle.config) or {}),
         preprocess=checkpoint.preprocess,
         dialect=dialect_named(export.target),

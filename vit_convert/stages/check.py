@@ -16,7 +16,7 @@ from vit_convert.core.check_results import Distance, GraphCheck, LoweringCheck, 
 from vit_convert.core.compare import Tolerance, top1_accuracy
 from vit_convert.core.config import QUANTIZED
 from vit_convert.core.errors import CheckError
-from vit_convert.core.image_size import ImageRange, sizes_of
+from vit_convert.core.image_size import ImageRange
 from vit_convert.core.pipeline import Context, Stage
 from vit_convert.core.tolerance import judges_blocks, tolerance_for, top1_miss
 from vit_convert.core.warm import keeps
@@ -155,7 +155,7 @@ def _check_alone(context: Context, path: pathlib.Path, tolerance: Tolerance) -> 
     from vit_convert.images.probes import probe_inputs
 
     checkpoint, signature = context.results.checkpoint, signature_of(context)
-    size = sizes_of(checkpoint)
+    size = checkpoint.sizes
     probes = probe_inputs(signature, checkpoint.preprocess, size.optimal if isinstance(size, ImageRange) else size)
     return check_alone(path, probes, signature.judged, tolerance, largest=context.config.check.num_images)
 

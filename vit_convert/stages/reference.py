@@ -9,7 +9,7 @@ import numpy as np
 from vit_convert.core.bundle import atomic
 from vit_convert.core.compare import top1_accuracy
 from vit_convert.core.errors import CalibrationError, CheckError
-from vit_convert.core.image_size import ImageRange, NoSize, Size, sizes_of
+from vit_convert.core.image_size import ImageRange, NoSize, Size
 from vit_convert.core.pipeline import Context, Stage
 from vit_convert.core.stage_results import ReferenceResult
 from vit_convert.stages.checkpoint import model_of
@@ -25,7 +25,7 @@ def _inputs(context: Context) -> Any:
 
 def reference_files(context: Context) -> dict[Size | NoSize, pathlib.Path]:
     """The file of each image size: one size, or three sizes of a range, the one that engines are tuned for first."""
-    sizes = sizes_of(context.results.checkpoint)
+    sizes = context.results.checkpoint.sizes
     if not isinstance(sizes, ImageRange):
         return {sizes: context.bundle.reference}
     return {
