@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from vit_convert.config import default_config, published_config
     from vit_convert.core.bundle import Bundle
     from vit_convert.core.errors import ConvertError
-    from vit_convert.serve.session import FallbackSession as Session
+    from vit_convert.serve.open_session import open_session as Session
 
 
 __all__ = ["Bundle", "ConvertError", "Session", "default_config", "published_config"]
@@ -26,7 +26,7 @@ __all__ = ["Bundle", "ConvertError", "Session", "default_config", "published_con
 _WHERE = {
     "Bundle": "vit_convert.core.bundle:Bundle",
     "ConvertError": "vit_convert.core.errors:ConvertError",
-    "Session": "vit_convert.serve.session:FallbackSession",
+    "Session": "vit_convert.serve.open_session:open_session",
     "default_config": "vit_convert.config:default_config",
     "published_config": "vit_convert.config:published_config",
 }

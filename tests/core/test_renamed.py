@@ -1,4 +1,6 @@
-"""Keys under their old names: in a config file, on the command line and in a bundle's config.json."""
+"""Old names of keys, in a config file, on the command line and in a bundle's config.json, and of programs."""
+
+import runpy
 
 import ml_collections
 import pytest
@@ -85,3 +87,13 @@ def test_an_old_name_reads_the_value_of_the_new_one(old):
 )
 def test_the_last_word_is_what_was_renamed(old, new):
     assert renamed.current(old) == new
+
+
+def test_a_program_under_its_old_name(tmp_path, monkeypatch, capsys):
+    file = tmp_path / "mu.npz"
+    monkeypatch.setattr("sys.argv", ["random", "--variant=mu/16", f"--output={file}"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("vit_convert.checkpoint.random", run_name="__main__")
+    assert ended.value.code == 0 and file.is_file()
+    said = "note: program 'vit_convert.checkpoint.random' is called 'vit_convert.families.random' now\n"
+    assert capsys.readouterr().err == said

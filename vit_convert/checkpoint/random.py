@@ -1,8 +1,6 @@
-"""`python -m vit_convert.checkpoint.random`, as older texts have it: see families/random.py, since a family writes its
-own."""
+"""The old name of `python -m vit_convert.families.random`."""
 
-import importlib
-import sys
+from vit_convert.core.renamed import run_program
 
 if __name__ == "__main__":
-    sys.exit(importlib.import_module("vit_convert.families.random").main(sys.argv))
+    run_program("vit_convert.checkpoint.random")

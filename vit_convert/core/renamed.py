@@ -1,12 +1,14 @@
-"""Config keys that were renamed: the old name is still read, and one line on stderr gives the new one."""
+"""Config keys and programs that were renamed: old names still work, and one line on stderr gives the new one."""
 
 import functools
+import importlib
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 import ml_collections
 
 _RENAMED = {"spellings": "lowerings", "spelling": "lowering", "int8_spelling": "int8_lowering"}
+_PROGRAMS = {"vit_convert.checkpoint.random": "vit_convert.families.random"}
 
 
 def current(key: str) -> str:
@@ -22,13 +24,24 @@ def current(key: str) -> str:
     group, dot, last = key.rpartition(".")
     if last not in _RENAMED:
         return key
-    _say(last, _RENAMED[last])
+    _say("config key", last, _RENAMED[last])
     return group + dot + _RENAMED[last]
 
 
 @functools.cache
-def _say(old: str, new: str) -> None:
-    print(f"note: config key {old!r} is called {new!r} now", file=sys.stderr)
+def _say(what: str, old: str, new: str) -> None:
+    print(f"note: {what} {old!r} is called {new!r} now", file=sys.stderr)
+
+
+def run_program(old: str) -> NoReturn:
+    """Runs a program of the package that was started by its old name, and exits.
+
+    Args:
+        old: the module that `python -m` was given.
+    """
+    new = _PROGRAMS[old]
+    _say("program", old, new)
+    sys.exit(importlib.import_module(new).main(sys.argv))
 
 
 class Config(ml_collections.ConfigDict):

@@ -17,7 +17,7 @@ from vit_convert.core.image_size import NoSize, Size
 
 if TYPE_CHECKING:
     from vit_convert.core.model import Model
-    from vit_convert.families.towers.pair import Pair
+    from vit_convert.families.pair import Pair
 
 
 @dataclasses.dataclass(frozen=True)

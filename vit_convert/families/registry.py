@@ -25,17 +25,7 @@ from vit_convert.families.vit.family import VIT
 from vit_convert.families.vlm.family import VLM
 
 # A hybrid has a ViT's leaves too; towers are told apart before the others.
-FAMILIES: tuple[Family, ...] = (
-    HYBRID,
-    MIXER,
-    SWIN,
-    VIT,
-    SIGLIP,
-    CLIP,
-    LIT,
-    VLM,
-    TIPS,
-)  # a hybrid has a ViT's leaves too
+FAMILIES: tuple[Family, ...] = (HYBRID, MIXER, SWIN, VIT, SIGLIP, CLIP, LIT, VLM, TIPS)
 
 # Recognised in order to be refused by its name: (patterns that must all match some leaf, what it is, whether it has an
 # image tower).

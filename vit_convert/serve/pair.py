@@ -13,8 +13,7 @@ from vit_convert.serve.session import FallbackSession
 
 
 class PairSession:
-    """Runs a converted pair of towers on whatever works here; several threads may share it. `vit_convert.Session` of a
-    pair's folder is this.
+    """Runs a converted pair of towers on whatever works here; several threads may share it.
 
     Args:
         folder: what the conversion wrote, `<workdir>/<name>`.

@@ -12,9 +12,8 @@ from absl import logging
 
 from vit_convert.core.bundle import Bundle, read_json
 from vit_convert.core.config import QUANTIZED
-from vit_convert.core.errors import BenchmarkError, BuildError, ConvertError, UsageError
+from vit_convert.core.errors import BenchmarkError, BuildError, ConvertError
 from vit_convert.core.ort_options import session_options
-from vit_convert.core.pair import is_pair
 from vit_convert.core.proof import UNQUANTIZED, doubt
 from vit_convert.engine.backend.trt import Backend, load_backend
 from vit_convert.engine.bundle_engines import find_plan, open_engine, require_model, require_proof
@@ -36,7 +35,7 @@ class _Runner(Protocol):
 
 
 class FallbackSession:
-    """Runs a converted model on whatever works here; several threads may share it. `vit_convert.Session` is this class.
+    """Runs a converted model on whatever works here; several threads may share it.
 
     Args:
         bundle: of the conversion, or its folder.
@@ -49,30 +48,14 @@ class FallbackSession:
         reason: why the engine is not used, else "".
 
     Raises:
-        UsageError: the folder is no bundle.
+        UsageError: the folder is no bundle, or a pair of towers.
         BenchmarkError: neither the engine nor the graph can be run.
 
     Example, on a host without a GPU:
-        >>> session = vit_convert.Session("out/tiny")
-        >>> session.run(images)["logits"].shape
-        (4, 10)
-        >>> session.runs_on
-        'onnxruntime'
-        >>> session.close()
+        >>> with vit_convert.Session("out/tiny") as session:
+        ...     session.run(images)["logits"].shape, session.runs_on
+        ((4, 10), 'onnxruntime')
     """
-
-    def __new__(
-        cls, bundle: Bundle | str | os.PathLike[str], plan_path: str | os.PathLike[str] | None = None, **options: Any
-    ) -> Any:
-        """A session of both towers where the folder is that of a pair."""
-        root = bundle.root if isinstance(bundle, Bundle) else bundle
-        if not is_pair(root):
-            return super().__new__(cls)
-        if plan_path is not None:
-            raise UsageError(f"{os.fspath(root)}: a pair of towers, and one engine is given: {os.fspath(plan_path)}")
-        from vit_convert.serve.pair import PairSession
-
-        return PairSession(root, **options)
 
     def __init__(
         self,
@@ -129,6 +112,12 @@ class FallbackSession:
             runner, self._runner = self._runner, None
         if runner is not None:
             runner.close()
+
+    def __enter__(self) -> "FallbackSession":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
 
     def _open_runner(self) -> _Runner:
         runner = self._runner

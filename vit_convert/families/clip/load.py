@@ -11,12 +11,12 @@ from vit_convert.core.errors import CheckpointError
 from vit_convert.families.clip import variants
 from vit_convert.families.clip.layouts import BUFFERS, Layout, names_of, tower_of
 from vit_convert.families.family import Asked, Loaded
+from vit_convert.families.pair import Pair
 from vit_convert.families.towers.architecture import ImageTower, Tower, parameter_count
 from vit_convert.families.towers.hub_config import HubConfig, read_hub_config
 from vit_convert.families.towers.infer import stored_encoder
 from vit_convert.families.towers.load import image_size_of, loaded_tower, square_grid
 from vit_convert.families.towers.naming import places_of, stored_tower
-from vit_convert.families.towers.pair import Pair
 from vit_convert.families.towers.places import stored_shapes, taken
 from vit_convert.families.vit.layouts import fold_class_row
 

@@ -11,7 +11,7 @@ from vit_convert.families.lit.load import load_lit
 from vit_convert.families.lit.random import write_random_lit
 from vit_convert.families.lit.variants import PUBLISHED, parse_variant
 from vit_convert.families.options import is_variant
-from vit_convert.families.towers.pair import towers_under
+from vit_convert.families.pair import towers_under
 
 
 class LiTFamily:

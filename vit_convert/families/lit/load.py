@@ -11,6 +11,7 @@ from vit_convert.checkpoint.vote import count_numbers, most_common
 from vit_convert.families.family import Asked, Loaded
 from vit_convert.families.lit import layouts, variants
 from vit_convert.families.lit.layouts import FOLDERS, FORMS, Layout
+from vit_convert.families.pair import Pair, towers_under
 from vit_convert.families.towers.architecture import Encoder, ImageTower, TextTower, Tower, leaf_shapes, parameter_count
 from vit_convert.families.towers.big_vision import (
     held_against,
@@ -21,7 +22,6 @@ from vit_convert.families.towers.big_vision import (
     text_tower_of,
 )
 from vit_convert.families.towers.load import loaded_tower
-from vit_convert.families.towers.pair import Pair, towers_under
 from vit_convert.families.towers.places import stored_shapes, taken
 
 

@@ -7,12 +7,12 @@ from vit_convert.checkpoint.containers import Leaf
 from vit_convert.core.model import Model
 from vit_convert.families.family import Asked, Loaded, RandomOptions
 from vit_convert.families.options import is_variant
+from vit_convert.families.pair import towers_under
 from vit_convert.families.siglip.layouts import FOLDERS, Layout, detect
 from vit_convert.families.siglip.load import load_siglip
 from vit_convert.families.siglip.random import write_random_siglip
 from vit_convert.families.siglip.transformers import MODELS
 from vit_convert.families.siglip.variants import PUBLISHED, parse_variant
-from vit_convert.families.towers.pair import towers_under
 
 
 class SigLIPFamily:

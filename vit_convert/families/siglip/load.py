@@ -9,6 +9,7 @@ from vit_convert.checkpoint.match import Expected, require_match
 from vit_convert.checkpoint.vote import most_common, patch_side
 from vit_convert.core.errors import CheckpointError
 from vit_convert.families.family import Asked, Loaded
+from vit_convert.families.pair import Pair, towers_under
 from vit_convert.families.siglip import layouts
 from vit_convert.families.siglip.layouts import Layout
 from vit_convert.families.siglip.transformers import load_transformers
@@ -24,7 +25,6 @@ from vit_convert.families.siglip.variants import (
 from vit_convert.families.towers.architecture import ImageTower, Tower, leaf_shapes, parameter_count
 from vit_convert.families.towers.big_vision import held_against, image_tower_of, text_tower_of
 from vit_convert.families.towers.load import infer_encoder, loaded_tower
-from vit_convert.families.towers.pair import Pair, towers_under
 
 
 def load_siglip(stored: Mapping[str, Leaf], layout: Layout, asked: Asked) -> Loaded:

@@ -14,6 +14,7 @@ from vit_convert.checkpoint.match import Expected, require_match, require_size
 from vit_convert.checkpoint.vote import most_common, patch_side
 from vit_convert.core.errors import CheckpointError
 from vit_convert.families.family import Asked, Loaded
+from vit_convert.families.pair import Pair
 from vit_convert.families.siglip.variants import (
     NAFLEX_LENGTH,
     encoder_of,
@@ -37,7 +38,6 @@ from vit_convert.families.towers.hub_config import read_hub_config
 from vit_convert.families.towers.infer import stored_encoder
 from vit_convert.families.towers.load import image_size_of, loaded_tower, square_grid
 from vit_convert.families.towers.naming import TORCH, Names, attention_names, places_of
-from vit_convert.families.towers.pair import Pair
 from vit_convert.families.towers.places import Place, stored_shapes, taken, written
 from vit_convert.families.vit.variants import WIDTHS
 

@@ -8,11 +8,11 @@ from vit_convert.checkpoint.match import Expected, require_match, require_size
 from vit_convert.checkpoint.vote import most_common, patch_side
 from vit_convert.core.errors import CheckpointError
 from vit_convert.families.family import Asked, Loaded
+from vit_convert.families.pair import Pair
 from vit_convert.families.tips import layouts, variants
 from vit_convert.families.tips.layouts import Layout
 from vit_convert.families.towers.architecture import ImageTower, Tower, leaf_shapes, parameter_count
 from vit_convert.families.towers.load import image_size_of, infer_encoder, loaded_tower
-from vit_convert.families.towers.pair import Pair
 
 
 def load_tips(stored: Mapping[str, Leaf], layout: Layout, asked: Asked) -> Loaded:

@@ -14,6 +14,7 @@ from vit_convert.checkpoint.vote import count_numbers, most_common
 from vit_convert.core.errors import CheckpointError, UsageError
 from vit_convert.core.image_size import check_image_size
 from vit_convert.families.family import Asked, Loaded, Size
+from vit_convert.families.pair import Pair
 from vit_convert.families.towers.architecture import (
     BLOCK,
     Encoder,
@@ -24,7 +25,6 @@ from vit_convert.families.towers.architecture import (
     leaf_shapes,
     parameter_count,
 )
-from vit_convert.families.towers.pair import Pair
 from vit_convert.families.towers.tables import resampled
 from vit_convert.families.vit import posemb
 

@@ -3,9 +3,6 @@
 import dataclasses
 from collections.abc import Collection, Mapping
 
-SIMILARITIES = ("softmax", "sigmoid")
-TOKENIZERS = ("sentencepiece", "bert", "clip")
-
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
