@@ -20,6 +20,7 @@ from vit_convert.core.lock import hold
 from vit_convert.core.manifest import Manifest
 from vit_convert.families.load import load_checkpoint
 from vit_convert.families.random import write_random_checkpoint
+from vit_convert.report.record import PairReport
 from vit_convert.text.prompting import Prompting
 
 sentencepiece = pytest.importorskip("sentencepiece", reason="the extra `text` is not installed")
@@ -141,7 +142,13 @@ def test_similarities_are_those_of_a_float64_pass_over_jaxs_embeddings(converted
         assert row["passed"] and row["images"] == IMAGES and row["texts"] == len(CLASSES)
     labels = np.load(root / "image/evaluation_labels.npy")
     assert report["zero_shot"]["jax"] == pytest.approx(100 * np.mean(jax[0].argmax(1) == labels))
-    assert set(report["zero_shot"]) == {"classes", "templates", "num_images", "jax", "fp32", "fp16", "int8"}
+    assert set(report["zero_shot"]) == {"classes", "templates", "num_images", "jax"}
+    assert report["accuracy"] == {
+        "jax": report["zero_shot"]["jax"],
+        **{precision: row["zero_shot"] for precision, row in report["checks"].items()},
+    }
+    assert list(report["checks"]) == ["fp32", "fp16", "int8"] and PairReport.problems(report) == []
+    assert report["checkpoint"]["num_params"] == sum(stored[name].size for name in stored.files if name not in "tb")
 
 
 def test_again_nothing_is_done_and_one_tower_alone_where_its_key_changed(copied):

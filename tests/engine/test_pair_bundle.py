@@ -12,6 +12,7 @@ from vit_convert.core.bundle import Bundle, read_json, write_json
 from vit_convert.core.errors import BenchmarkError, CheckError, UsageError
 from vit_convert.engine import __main__ as command
 from vit_convert.engine.pair_bundle import open_pair
+from vit_convert.report.record import PairReport
 
 SHAPES = {"image": (SIDE, SIDE, 3), "text": (LENGTH,)}
 
@@ -43,7 +44,9 @@ def verify(pair, *words):
 def test_engines_are_verified_one_by_one_and_together(engines, pair, capsys):
     engines()
     assert verify(pair) == 0
-    report = read_json(pair / "report.json")["engines"]["fp32"]
+    whole = read_json(pair / "report.json")
+    report = whole["engines"]["fp32"]
+    assert PairReport.problems(whole) == [] and whole["name"] == "pair"
     assert report["passed"] and report["top1"] == report["recall"] == 100.0 and report["max_cosine_error"] < 1e-6
     image, text = embeddings("image", pixels(IMAGES)), embeddings("text", TOKENS)
     classes = text.reshape(3, 2, -1).mean(1)  # class after class, two templates each
@@ -57,6 +60,7 @@ def test_engines_are_verified_one_by_one_and_together(engines, pair, capsys):
 def test_each_tower_may_pass_and_the_pair_not(engines, pair, capsys):
     """An error that a cosine of 0.98 allows in each tower, and that moves the cosine of an image and a text."""
     engines("int8", text=0.06)
+    write_json(pair / "report.json", {"name": "pair", "of a later version": 1})
     words = ("--precision=int8", "--config.check.int8_similarity=0.001", "--config.text.check.int8_cosine=0.5")
     assert verify(pair, *words) == CheckError.exit_code
     shown = capsys.readouterr()
@@ -72,6 +76,8 @@ def test_each_tower_may_pass_and_the_pair_not(engines, pair, capsys):
         )
         == 0
     )
+    found = read_json(pair / "report.json")
+    assert found["engines"]["int8"]["passed"] is True and found["of a later version"] == 1
 
 
 def test_a_tower_that_misses_is_said_after_the_other_was_looked_at(engines, pair, capsys):

@@ -13,7 +13,7 @@ import pytest
 from vit_convert.core.bundle import Bundle, write_json
 from vit_convert.core.engine_results import Verification
 from vit_convert.core.record import Record
-from vit_convert.report.record import Report, read_report, update, write
+from vit_convert.report.record import PairReport, Report, read, read_report, update, write
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 EARLIER = sorted((ROOT / "benchmarks" / "results").glob("h200-report-*.json"))
@@ -30,8 +30,8 @@ def records(kind=Report):
 
 
 def test_every_key_is_documented():
-    kinds = records()
-    assert len(kinds) > 30
+    kinds = records() | records(PairReport)
+    assert len(kinds) > 35
     for kind in kinds:
         own = set(typing.get_type_hints(kind)) - {
             name for base in kind.__bases__ for name in typing.get_type_hints(base)
@@ -42,9 +42,10 @@ def test_every_key_is_documented():
 
 def test_the_page_has_every_section():
     page = (ROOT / "docs" / "bundle.md").read_text()
-    table = page.split("## report.json")[1]
-    for field in dataclasses.fields(Report):
-        assert re.search(rf"^\|[^|]*`{field.name}`", table, re.MULTILINE), field.name
+    of_a_model, of_a_pair = page.split("## report.json")[1].split("### Of a pair")
+    for table, kind in ((of_a_model, Report), (of_a_pair, PairReport)):
+        for field in dataclasses.fields(kind):
+            assert re.search(rf"^\|[^|]*`{field.name}`", table, re.MULTILINE), field.name
 
 
 @pytest.mark.parametrize("path", EARLIER, ids=lambda path: path.name)
@@ -78,17 +79,23 @@ def test_an_update_changes_nothing_else(tmp_path):
     old = {"name": "b", "of a later version": [1], "checks": {"fp32": {"passed": True, "new": 2}}, "verify": {}}
     write_json(bundle.report, old)
     verify = Verification.from_dict({"passed": True})
-    update(bundle, lambda report: dataclasses.replace(report, verify=verify))
+    update(bundle, lambda report: dataclasses.replace(report, verify=verify), Report)
     assert json.loads(bundle.report.read_text()) == {**old, "verify": verify.to_dict()}
-    update(bundle, lambda report: dataclasses.replace(report, verify=None))
+    update(bundle, lambda report: dataclasses.replace(report, verify=None), Report)
     assert json.loads(bundle.report.read_text()) == {key: old[key] for key in old if key != "verify"}
 
 
 def test_a_missing_report_is_begun(tmp_path):
     bundle = Bundle(tmp_path / "b")
     bundle.require_writable()
-    update(bundle, lambda report: dataclasses.replace(report, status="done"))
+    update(bundle, lambda report: dataclasses.replace(report, status="done"), Report)
     found = json.loads(bundle.report.read_text())
     assert (found["name"], found["status"]) == ("b", "done") and Report.problems(found) == []
     write(bundle, Report.from_dict({"name": "c"}))
     assert read_report(bundle) == Report.from_dict({"name": "c"})
+
+
+def test_a_report_of_the_other_kind_is_none(tmp_path):
+    bundle = Bundle(tmp_path)
+    write_json(bundle.report, {"name": "b", "pair": {"logit_scale": 1.0, "similarity": "nearest"}})
+    assert read(bundle, PairReport) is None

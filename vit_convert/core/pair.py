@@ -9,6 +9,7 @@ from typing import Any
 
 from vit_convert.core.bundle import read_json
 from vit_convert.core.errors import UsageError
+from vit_convert.core.record import Record, RecordError
 
 FILE = "pair.json"
 TOWERS = ("image", "text")
@@ -16,7 +17,7 @@ SIMILARITIES = ("softmax", "sigmoid")
 
 
 @dataclasses.dataclass(frozen=True)
-class PairFacts:
+class PairFacts(Record):
     """How the embeddings of an image tower and a text tower are compared.
 
     Attributes:
@@ -45,26 +46,6 @@ class PairFacts:
                 fix=f"Both numbers are finite, and the similarity is {' or '.join(SIMILARITIES)}.",
             )
 
-    def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        return {**dataclasses.asdict(self), "text": dict(self.text)}
-
-    @classmethod
-    def from_dict(cls, record: Mapping[str, Any]) -> "PairFacts":
-        """Reads what `to_dict` gave.
-
-        Raises:
-            UsageError: it cannot be read.
-        """
-        try:
-            scale, bias = float(record["logit_scale"]), record["logit_bias"]
-            counts = {key: int(record.get(key, 0)) for key in ("classes", "templates")}
-            return cls(
-                scale, None if bias is None else float(bias), str(record["similarity"]), dict(record["text"]), **counts
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as e:
-            raise UsageError(f"not the record of a pair ({type(e).__name__}: {e})", fix="Convert again.") from e
-
 
 def is_pair(folder: str | os.PathLike[str]) -> bool:
     """Whether a folder holds two towers, each a bundle of its own."""
@@ -78,7 +59,13 @@ def read_pair(folder: str | os.PathLike[str]) -> PairFacts:
         UsageError: it is missing or damaged.
     """
     path = pathlib.Path(folder) / FILE
+    found = read_json(path) or {}
+    missing = [key for key in ("logit_scale", "logit_bias", "similarity", "text") if key not in found]
     try:
-        return PairFacts.from_dict(read_json(path) or {})
-    except UsageError as e:
-        raise UsageError(f"{path}: {e}", fix="Copy the whole folder, or convert again.") from e
+        if missing:
+            raise RecordError(f"{', '.join(missing)} not in it")
+        return PairFacts.from_dict(found)
+    except (RecordError, UsageError) as e:
+        raise UsageError(
+            f"{path}: not the record of a pair ({e})", fix="Copy the whole folder, or convert again."
+        ) from e

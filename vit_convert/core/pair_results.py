@@ -2,30 +2,14 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
+from vit_convert.core.pair import PairFacts
 from vit_convert.core.record import Record, StageResult, optional
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PairResult(StageResult):
-    """What the pair stage returns; see `PairFacts`.
-
-    Attributes:
-        logit_scale: factor of the cosine of two embeddings, exponentiated.
-        logit_bias: added to it; None for none.
-        similarity: "softmax" or "sigmoid".
-        text: how prompts become tokens.
-        classes: that the evaluation prompts are of; 0 for none.
-        templates: prompts of each class.
-    """
-
-    logit_scale: float
-    logit_bias: float | None
-    similarity: str
-    text: Mapping[str, Any]
-    classes: int
-    templates: int
+class PairResult(PairFacts, StageResult):
+    """What the pair stage returns: what `pair.json` says."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,7 +18,7 @@ class SimilarityCheck(Record):
 
     Attributes:
         precision: of the pair.
-        image: precision of the image tower, which may have no graph or engine of that one.
+        image: precision of the image tower; the next higher one where it has none of the pair's.
         text: precision of the text tower.
         images: how many were compared.
         texts: with how many texts each.
@@ -44,7 +28,7 @@ class SimilarityCheck(Record):
         top1: images for which both put the same text first, in percent.
         recall: images whose first text by JAX is among the first five, in percent.
         zero_shot: accuracy by the prompts of classes, in percent.
-        zero_shot_jax: of an engine: JAX's.
+        zero_shot_jax: JAX's, on the same images and prompts.
         passed: whether nothing misses.
         misses: in words.
     """

@@ -213,4 +213,4 @@ def add_to_report(
         tf32 = host.config.engine.tf32
         return with_recommendation(report, Evidence(verified(report.engines), host.facts.checks, report.verdicts, tf32))
 
-    update(host.bundle, change)
+    update(host.bundle, change, Report)

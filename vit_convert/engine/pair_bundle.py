@@ -7,24 +7,23 @@ from collections.abc import Iterator, Mapping, Sequence
 import ml_collections
 import numpy as np
 
-from vit_convert.core.bundle import Bundle, read_json, write_json
+from vit_convert.core.bundle import Bundle, read_json
 from vit_convert.core.config import PRECISIONS
 from vit_convert.core.errors import BenchmarkError, CheckError, UsageError
 from vit_convert.core.manifest import Manifest
 from vit_convert.core.pair import TOWERS, PairFacts, read_pair
+from vit_convert.core.pair_judge import PairJudge, stand_in
 from vit_convert.core.pair_results import PairVerification, SimilarityCheck
 from vit_convert.core.progress import Progress
-from vit_convert.core.similarity import compare_rankings, zero_shot_top1
 from vit_convert.core.text_table import text_table
-from vit_convert.core.tolerance import similarity_misses, top1_miss
 from vit_convert.engine.backend.trt import Backend
 from vit_convert.engine.bundle_engines import find_plan, open_engine
 from vit_convert.engine.handoff import Facts, open_bundle, read_facts
 from vit_convert.engine.runtime.session import Session
 from vit_convert.images.preprocess import Preprocess
+from vit_convert.report.record import PairReport, update
 
 _BATCH = 64
-_INSTEAD = ("fp16", "bf16", "fp32")  # of a tower that has no engine of a precision, in the order of preference
 
 
 def open_pair(folder: str | os.PathLike[str]) -> tuple[PairFacts, dict[str, Bundle]]:
@@ -73,38 +72,14 @@ def verify_pair(
     """
     pair, bundles = open_pair(root.root)
     facts = {tower: read_facts(bundle) for tower, bundle in bundles.items()}
-    right = {tower: jax_embeddings(bundle, facts[tower]) for tower, bundle in bundles.items()}
-    judges_ranks = all(bundle.embeddings in facts[tower].files for tower, bundle in bundles.items())
-    labels, engines = evaluation_labels(bundles["image"], facts["image"], pair), {}
+    judge, engines = _judge(config, pair, bundles, facts), {}
     for precision in precisions:
-        used = {tower: _used(backend, bundle, precision) for tower, bundle in bundles.items()}
-        if not all(used.values()):
-            continue
-        found = {
-            tower: _embed(backend, bundle, facts[tower], used[tower], progress) for tower, bundle in bundles.items()
-        }
-        ranking = compare_rankings((right["image"], right["text"]), (found["image"], found["text"]), pair)
-        judged_as = "fp16" if precision == "fp32" and config.engine.tf32 else precision
-        misses = similarity_misses(config, judged_as, ranking, judges_ranks=judges_ranks, engine=True)
-        top1 = of_jax = None
-        if labels is not None:
-            of_jax = zero_shot_top1(right["image"], right["text"], labels, pair)
-            top1 = zero_shot_top1(found["image"], found["text"], labels, pair)
-            miss = top1_miss(config, top1, of_jax)
-            misses += [f"zero-shot {miss}"] if miss else []
-        engines[precision] = SimilarityCheck(
-            precision=precision,
-            image=used["image"],
-            text=used["text"],
-            **dataclasses.asdict(ranking),
-            zero_shot=top1,
-            zero_shot_jax=of_jax,
-            passed=not misses,
-            misses=tuple(misses),
-        )
+        used = {tower: stand_in(precision, _built(backend, bundle)) for tower, bundle in bundles.items()}
+        if all(used.values()):
+            image, text = (_embed(backend, bundles[tower], facts[tower], used[tower], progress) for tower in TOWERS)
+            engines[precision] = judge.check(precision, used, (image, text))
     result = PairVerification(passed=all(row.passed for row in engines.values()), engines=engines, summary="")
-    report = read_json(root.report) or {"name": root.root.name}
-    write_json(root.report, {**report, "engines": {**report.get("engines", {}), **result.to_dict()["engines"]}})
+    update(root, lambda report: dataclasses.replace(report, engines={**report.engines, **engines}), PairReport)
     if not result.passed:
         said = "; ".join(f"{name}: {'; '.join(row.misses)}" for name, row in engines.items() if row.misses)
         fix = "Quantize one tower alone, or keep the layers that cost most in fp16; docs/zero_shot.md has more."
@@ -168,13 +143,18 @@ def samples_of(bundle: Bundle, facts: Facts) -> Iterator[dict[str, np.ndarray]]:
         yield {inputs[0].name: batch}
 
 
-def _used(backend: Backend, bundle: Bundle, precision: str) -> str:
-    """The precision that a tower's engine has; "" where it has none that could stand in."""
-    lower = PRECISIONS.index(precision)
-    for name in (precision, *(other for other in _INSTEAD if PRECISIONS.index(other) < lower)):
-        if find_plan(backend, bundle, name).is_file():
-            return name
-    return ""
+def _built(backend: Backend, bundle: Bundle) -> list[str]:
+    """The precisions of which a tower has an engine that runs here."""
+    return [name for name in PRECISIONS if find_plan(backend, bundle, name).is_file()]
+
+
+def _judge(
+    config: ml_collections.ConfigDict, pair: PairFacts, bundles: Mapping[str, Bundle], facts: Mapping[str, Facts]
+) -> PairJudge:
+    image, text = (jax_embeddings(bundles[tower], facts[tower]) for tower in TOWERS)
+    judges_ranks = all(bundle.embeddings in facts[tower].files for tower, bundle in bundles.items())
+    labels = evaluation_labels(bundles["image"], facts["image"], pair)
+    return PairJudge(config, pair, (image, text), labels, judges_ranks, engine=True)
 
 
 def _embed(backend: Backend, bundle: Bundle, facts: Facts, precision: str, progress: Progress) -> np.ndarray:

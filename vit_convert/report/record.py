@@ -1,16 +1,21 @@
-"""The schema of `report.json`, and the one writer of it: for conversions, and for the commands on a GPU host.
+"""The schemas of `report.json`, and the one writer of it: for conversions, and for the commands on a GPU host.
 
-`Report` has every key of the file; its sections are records that say what theirs mean. Keys that do not apply are empty
-or missing. A file that an earlier version wrote is read, too, and what is not known in it stays as it is.
+`Report` has every key of a model's file, `PairReport` those of a pair of towers; their sections are records that say
+what theirs mean. Keys that do not apply are empty or missing. A file that an earlier version wrote is read, too, and
+what is not known in it stays as it is.
 """
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 from vit_convert.core.benchmark_results import BenchmarkRow, Recommendation
 from vit_convert.core.bundle import Bundle, read_json, write_json
 from vit_convert.core.check_results import GraphCheck, LargestActivation, PlanResult, SensitivityResult, Verdict
 from vit_convert.core.engine_results import EngineSummary, RecommendedEngine, Verification
+from vit_convert.core.errors import UsageError
+from vit_convert.core.pair import PairFacts
+from vit_convert.core.pair_results import SimilarityCheck, ZeroShot
 from vit_convert.core.record import Record, RecordError, optional, section
 from vit_convert.core.stage_results import Calibration, Checkpoint, OnnxGraph, Reference
 
@@ -92,20 +97,143 @@ class Report(Record):
     recommended: Recommendation | None = optional()
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PairCheckpoint(Record):
+    """The checkpoint of two towers.
+
+    Attributes:
+        path: of the file.
+        sha256: of the file, in hex.
+        family: its name.
+        variant: for example "SigLIP-B/16".
+        image_size: [height, width] of the image tower in pixels.
+        num_params: of both towers.
+    """
+
+    path: str
+    sha256: str
+    family: str
+    variant: str
+    image_size: tuple[int, ...]
+    num_params: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TowerCheck(Record):
+    """One graph of a tower compared with JAX.
+
+    Attributes:
+        passed: whether it met its tolerance.
+        max_rel: largest absolute difference, over the output's largest magnitude.
+        cosine: smallest of any sample.
+    """
+
+    passed: bool
+    max_rel: float
+    cosine: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TowerReport(Record):
+    """One tower in short; its own bundle has a whole `Report`.
+
+    Attributes:
+        bundle: its folder in the pair's.
+        report: its report, in the pair's folder.
+        status: "done" or "failed".
+        engine: the recommended one.
+        verdicts: by quantized precision, whether its loss is allowed.
+        checks: by precision, each graph that was checked.
+    """
+
+    bundle: str
+    report: str
+    status: str
+    engine: RecommendedEngine | None = section()
+    verdicts: Mapping[str, Verdict]
+    checks: Mapping[str, TowerCheck]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Samples(Record):
+    """What similarities were compared on.
+
+    Attributes:
+        source: "evaluation data" or "seeded noise".
+    """
+
+    source: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PairReport(Record):
+    """Everything that was found about two towers as a pair.
+
+    Attributes:
+        name: of the pair's folder.
+        vit_convert: version that converted.
+        command: the command line.
+        date: when, in UTC (ISO 8601).
+        status: "done" or "failed".
+        pair: how embeddings are compared, as in `pair.json`.
+        checkpoint: that both towers are from.
+        towers: by "image" and "text".
+        stages: those of the pair that ran or were fresh, in order; a tower's own stages are in its report.
+        similarity: the images and texts that were compared.
+        checks: by precision, the similarities that the graphs give.
+        zero_shot: with labelled images and prompts of classes.
+        accuracy: zero-shot top-1 in percent of "jax" and of each precision's graphs.
+        engines: by precision, the similarities that the engines give.
+
+    Example:
+        >>> report = PairReport.from_dict({"name": "siglip", "pair": {"logit_scale": 9.5, "similarity": "sigmoid"}})
+        >>> report.pair.logit_scale, dict(report.checks)
+        (9.5, {})
+    """
+
+    name: str
+    vit_convert: str
+    command: str
+    date: str
+    status: str
+    pair: PairFacts | None = section()
+    checkpoint: PairCheckpoint | None = section()
+    towers: Mapping[str, TowerReport]
+    stages: tuple[StageRow, ...]
+    similarity: Samples | None = section()
+    checks: Mapping[str, SimilarityCheck]
+    zero_shot: ZeroShot | None = optional()
+    accuracy: Mapping[str, float | None]
+    engines: Mapping[str, SimilarityCheck]
+
+
+_Kind = TypeVar("_Kind", Report, PairReport)
+
+
 def read_report(bundle: Bundle) -> Report | None:
     """Reads a bundle's report; None if it is missing or damaged.
 
     Args:
         bundle: of a conversion by this or an earlier version.
     """
+    return read(bundle, Report)
+
+
+def read(bundle: Bundle, kind: type[_Kind]) -> _Kind | None:
+    """Reads a report; None if it is missing, damaged or of another kind.
+
+    Args:
+        bundle: holds the report; of a pair, the folder of both towers.
+        kind: Report or PairReport.
+    """
     try:
-        return Report.from_dict(found) if (found := read_json(bundle.report)) is not None else None
-    except RecordError:
+        return kind.from_dict(found) if (found := read_json(bundle.report)) is not None else None
+    except (RecordError, UsageError):
         return None
 
 
-def write(bundle: Bundle, report: Report) -> None:
-    """Writes a conversion's report.
+def write(bundle: Bundle, report: Report | PairReport) -> None:
+    """Writes the report of a conversion.
 
     Args:
         bundle: gets `report.json`.
@@ -114,16 +242,17 @@ def write(bundle: Bundle, report: Report) -> None:
     write_json(bundle.report, report.to_dict())
 
 
-def update(bundle: Bundle, change: Callable[[Report], Report]) -> None:
-    """Changes a bundle's report; keys that do not change stay as they are, also those of another version.
+def update(bundle: Bundle, change: Callable[[_Kind], _Kind], kind: type[_Kind]) -> None:
+    """Changes a report; keys that do not change stay as they are, also those of another version.
 
     Args:
         bundle: holds the report; a new one is begun if it is missing or damaged.
         change: what becomes of it.
+        kind: Report or PairReport.
     """
-    before = read_report(bundle)
+    before = read(bundle, kind)
     if before is None:
-        write(bundle, change(Report.from_dict({"name": bundle.root.name})))
+        write(bundle, change(kind.from_dict({"name": bundle.root.name})))
         return
     known, changed = before.to_dict(), change(before).to_dict()
     kept = {key: value for key, value in read_json(bundle.report, {}).items() if key not in known or key in changed}

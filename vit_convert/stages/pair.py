@@ -1,6 +1,5 @@
 """The stages of a pair, behind those of its towers: what it is, and how its similarities compare with JAX's."""
 
-import dataclasses
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -12,17 +11,13 @@ from vit_convert.core.bundle import write_json
 from vit_convert.core.errors import CalibrationError, CheckError, CheckpointError
 from vit_convert.core.manifest import Manifest
 from vit_convert.core.pair import TOWERS, PairFacts
+from vit_convert.core.pair_judge import PairJudge, stand_in
 from vit_convert.core.pair_results import PairResult, SimilarityCheck, SimilarityResult, ZeroShot
 from vit_convert.core.pipeline import Context, Stage
 from vit_convert.core.results import Results
-from vit_convert.core.similarity import compare_rankings, zero_shot_top1
-from vit_convert.core.tolerance import similarity_misses, top1_miss
 from vit_convert.stages.check import runnable
 from vit_convert.stages.common import EVALUATION_BATCH, plain, prepare, signature_of
 from vit_convert.stages.text import samples_file
-
-Embeddings = tuple[np.ndarray, np.ndarray]
-_INSTEAD = ("fp16", "bf16", "fp32")  # of a tower that has no graph of a precision, in the order of preference
 
 
 def pair_stages() -> list[Stage]:
@@ -90,33 +85,16 @@ def check_similarity(context: Context) -> SimilarityResult:
     Raises:
         CheckError: a tolerance is missed; all precisions are measured before.
     """
-    facts, towers = _facts(context), _towers(context)
-    right, judges_ranks = (_jax(towers[0]), _jax(towers[1])), all(map(_has_samples, towers))
-    labels = _labels(towers[0], facts)
-    zero_shot, checks = _zero_shot(right, labels, facts), {}
+    towers, judge = _towers(context), _judge(context)
+    checks = {}
     for precision in _precisions(towers):
-        used = [_used(tower, precision) for tower in towers]
-        found = _candidate(towers, used)
-        ranking = compare_rankings(right, found, facts)
-        misses = similarity_misses(context.config, precision, ranking, judges_ranks=judges_ranks)
-        top1 = None
-        if labels is not None and zero_shot is not None:
-            top1 = zero_shot_top1(*found, labels, facts)
-            miss = top1_miss(context.config, top1, zero_shot.jax)
-            misses += [f"zero-shot {miss}"] if miss else []
-        checks[precision] = SimilarityCheck(
-            precision=precision,
-            image=used[0],
-            text=used[1],
-            **dataclasses.asdict(ranking),
-            zero_shot=top1,
-            passed=not misses,
-            misses=tuple(misses),
-        )
+        used = {name: stand_in(precision, _graphs(tower)) for name, tower in zip(TOWERS, towers)}
+        image, text = (_of_graph(tower, used[name]) for name, tower in zip(TOWERS, towers))
+        checks[precision] = judge.check(precision, used, (image, text))
     result = SimilarityResult(
-        source="evaluation data" if judges_ranks else "seeded noise",
+        source="evaluation data" if judge.judges_ranks else "seeded noise",
         checks=checks,
-        zero_shot=zero_shot,
+        zero_shot=_zero_shot(judge),
         summary=_summary(checks),
     )
     if missed := {name: row.misses for name, row in checks.items() if row.misses}:
@@ -130,12 +108,18 @@ def check_similarity(context: Context) -> SimilarityResult:
     return result
 
 
-def _zero_shot(right: Embeddings, labels: np.ndarray | None, facts: PairFacts) -> ZeroShot | None:
+def _judge(context: Context) -> PairJudge:
+    facts, (image, text) = _facts(context), _towers(context)
+    judges_ranks = _has_samples(image) and _has_samples(text)
+    return PairJudge(context.config, facts, (_jax(image), _jax(text)), _labels(image, facts), judges_ranks)
+
+
+def _zero_shot(judge: PairJudge) -> ZeroShot | None:
     """What JAX reaches, None without labels."""
-    if labels is None:
+    jax = judge.zero_shot(judge.right)
+    if judge.labels is None or jax is None:
         return None
-    jax = zero_shot_top1(*right, labels, facts)
-    return ZeroShot(classes=facts.classes, templates=facts.templates, num_images=len(labels), jax=jax)
+    return ZeroShot(classes=judge.pair.classes, templates=judge.pair.templates, num_images=len(judge.labels), jax=jax)
 
 
 def _summary(checks: Mapping[str, SimilarityCheck]) -> str:
@@ -154,15 +138,6 @@ def _precisions(towers: list[Context]) -> list[str]:
 def _graphs(tower: Context) -> list[str]:
     quantized = tower.results.get("quantize")
     return ["fp32", *(name for name in (quantized.checks if quantized else ()) if name in configs.PRECISIONS)]
-
-
-def _used(tower: Context, precision: str) -> str:
-    return next(name for name in (precision, *_INSTEAD) if name in _graphs(tower))
-
-
-def _candidate(towers: list[Context], precisions: list[str]) -> Embeddings:
-    image, text = (_of_graph(tower, precision) for tower, precision in zip(towers, precisions))
-    return image, text
 
 
 def _has_samples(tower: Context) -> bool:
