@@ -1,34 +1,44 @@
 """Our Python model for Triton on a GPU without a server: streams at once, and an engine that fails once a minute.
 
-Each stream is a `TritonPythonModel` of its own, as instances of a server are. A failure is put in where the engine
-runs; the request is answered by onnxruntime, and the engine is loaded again. Every answer is compared with JAX; GPU
-memory and the process's own are written down every ten seconds. Ends with 1 if an answer was wrong or lost.
+Each stream is a `TritonPythonModel` of its own, as instances of a server are (a pair of towers: one for each tower). A
+failure is put in where the engine runs, by turns into each of the bundles; the request is answered by onnxruntime, and
+the engine is loaded again. Every answer is compared with JAX, of a pair also the similarities; memory of the GPU and of
+the process is written down every ten seconds, together with the result so far. Ends with 1 if an answer was wrong or
+lost, if memory grew, or if an engine never ran (but for `--without_engine`).
 
-    python benchmarks/gpu/session_load.py --bundle=out/vit_b32 --minutes=10 --streams=4
+    python benchmarks/gpu/session_load.py --bundle=out/vit_b32,out/siglip --minutes=10 --streams=4
+
+The Python that runs it needs tensorrt and onnxruntime, not JAX.
 """
 
-import collections
 import contextlib
 import dataclasses
 import json
 import pathlib
-import resource
+import statistics
 import sys
 import tempfile
 import threading
 import time
-import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import ml_collections
 import numpy as np
 from absl import app, flags
+from triton_stand_in import COUNTED, config_of, install_utils
 
-from vit_convert.core.errors import BenchmarkError
-from vit_convert.core.tolerance import tolerance_for
+from vit_convert.core.bundle import as_json, write_json
+from vit_convert.core.compare import compare
+from vit_convert.core.errors import BenchmarkError, ConvertError
+from vit_convert.core.pair import TOWERS, PairFacts, is_pair
+from vit_convert.core.similarity import compare_rankings
+from vit_convert.core.tolerance import similarity_misses, tolerance_for
 from vit_convert.engine.backend import cuda
+from vit_convert.engine.backend.trt import Backend, load_backend
 from vit_convert.engine.commands import environment
 from vit_convert.engine.handoff import read_config
+from vit_convert.engine.pair_bundle import open_pair
 from vit_convert.engine.runtime.session import Session
 from vit_convert.serve.triton.models.classifier import TritonPythonModel
 from vit_convert.serve.triton.models_of import models_of
@@ -37,14 +47,19 @@ from vit_convert.serve.triton.parts import Asked
 from vit_convert.serve.triton.repository import write_models
 
 _FLAGS = flags.FlagValues()  # its own: tests import this beside other scripts
-_BUNDLE = flags.DEFINE_string(
-    "bundle", None, "A bundle with verified engines of this host.", required=True, flag_values=_FLAGS
-)
+_BUNDLES = flags.DEFINE_list(
+    "bundle", None, "Bundles or pairs with verified engines of this host; served at once.", required=True,
+    flag_values=_FLAGS,
+)  # fmt: skip
 _MINUTES = flags.DEFINE_float("minutes", 10.0, "How long.", flag_values=_FLAGS)
-_STREAMS = flags.DEFINE_integer("streams", 4, "At once.", flag_values=_FLAGS)
+_STREAMS = flags.DEFINE_integer("streams", 4, "At once, of each bundle.", flag_values=_FLAGS)
 _FAIL_EVERY = flags.DEFINE_float("fail_every", 60.0, "Seconds between two failures.", flag_values=_FLAGS)
 _RETRY = flags.DEFINE_float("retry_seconds", 5.0, "Until a failed engine is loaded again.", flag_values=_FLAGS)
 _OUTPUT = flags.DEFINE_string("output", "session-load.json", "Result file.", flag_values=_FLAGS)
+_WITHOUT = flags.DEFINE_bool("without_engine", False, "Do not insist that an engine ran.", flag_values=_FLAGS)
+# An engine of ViT-B in FP16 is 170 MiB: one that each failure leaves behind makes 1.5 GiB in ten minutes. Allocators
+# keep some tens of MiB of what was freed.
+_MAY_GROW = flags.DEFINE_float("may_grow_mib", 128.0, "Memory that may stay, beyond noise.", flag_values=_FLAGS)
 _EVERY_SECONDS = 10.0
 
 
@@ -53,49 +68,61 @@ class Tally:
     """What one stream saw."""
 
     answers: int = 0
-    images: int = 0
+    images: int = 0  # or texts
+    runs_on: dict[str, int] = dataclasses.field(default_factory=dict)
     wrong: list[str] = dataclasses.field(default_factory=list)
     lost: list[str] = dataclasses.field(default_factory=list)
     seconds: list[float] = dataclasses.field(default_factory=list)
 
 
-_COUNTED: collections.Counter[str] = collections.Counter()  # by metric, of all models
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A model, or a tower of a pair: what it is asked and has to answer."""
+
+    name: str
+    offered: Offered
+    precision: str
+    tolerance: Any
 
 
-class _Family:
-    COUNTER = GAUGE = None
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """What is served: a model, or a pair with the config of its check."""
 
-    def __init__(self, name: str, **about: Any):
-        self._name = name
-
-    def Metric(self, labels: dict[str, str]) -> Any:
-        def increment(by: int) -> None:
-            _COUNTED[self._name] += by
-
-        return types.SimpleNamespace(increment=increment, set=lambda to: None)
+    name: str
+    parts: Sequence[Part]
+    pair: PairFacts | None = None
+    config: ml_collections.ConfigDict | None = None
 
 
-def install_utils() -> None:
-    """Puts what our Python model uses of Triton's module in its place."""
-    module = types.ModuleType("triton_python_backend_utils")
-    module.get_input_tensor_by_name = lambda request, name: types.SimpleNamespace(as_numpy=lambda: request[name])
-    module.Tensor = lambda name, value: (name, value)
-    module.TritonError = str
-    module.InferenceResponse = lambda tensors, error=None: types.SimpleNamespace(tensors=dict(tensors), error=error)
-    module.MetricFamily = _Family
-    sys.modules[module.__name__] = module
+def subject_of(path: str) -> Subject:
+    """Reads a bundle or a pair."""
+    name = pathlib.Path(path).name
+    if not is_pair(path):
+        return Subject(name, [_part(name, path)])
+    facts, bundles = open_pair(path)
+    parts = [_part(f"{name}_{tower}", str(bundles[tower].root)) for tower in TOWERS]
+    return Subject(name, parts, facts, read_config(bundles["image"]))
+
+
+def _part(name: str, path: str) -> Part:
+    offered = read_offered(path)
+    precision = offered.plans[0].precision if offered.plans else "fp32"
+    return Part(name, offered, precision, tolerance_for(read_config(offered.bundle), precision, engine=True))
 
 
 @contextlib.contextmanager
-def failing(every: float) -> Iterator[list[float]]:
-    """Lets one run of an engine fail every so many seconds; yields when."""
-    whole, failed, lock = Session.run, [time.monotonic()], threading.Lock()
+def failing(every: float, names: Sequence[str]) -> Iterator[list[str]]:
+    """Lets one run of an engine fail every so many seconds, in the threads of these names by turns; yields of which."""
+    whole, last, failed, lock = Session.run, [time.monotonic()], [], threading.Lock()
 
     def run(self: Session, inputs: Any) -> Any:
+        name = threading.current_thread().name
         with lock:
-            due = time.monotonic() - failed[-1] > every
+            due = time.monotonic() - last[0] > every and name == names[len(failed) % len(names)]
             if due:
-                failed.append(time.monotonic())
+                last[0] = time.monotonic()
+                failed.append(name)
         if due:
             raise BenchmarkError("put in on purpose: a kernel failed")
         return whole(self, inputs)
@@ -107,113 +134,200 @@ def failing(every: float) -> Iterator[list[float]]:
         Session.run = whole  # type: ignore[method-assign]
 
 
-def stream(
-    root: pathlib.Path, offered: Offered, tolerance: Any, end: float, retry_seconds: float, tally: Tally
-) -> None:
-    """Asks one model in a loop, with batches of one to all of the reference's images."""
-    from vit_convert.core.compare import compare
-
-    inputs, outputs = ([tensor.name for tensor in of] for of in (offered.signature.inputs, offered.signature.outputs))
-    config = {
-        "max_batch_size": offered.max_batch,
-        "input": [{"name": name} for name in inputs],
-        "output": [{"name": name} for name in outputs],
-        "parameters": {"retry_seconds": {"string_value": str(retry_seconds)}},
-    }
-    about = {"model_config": json.dumps(config), "model_repository": str(root / "model"), "model_version": "1"}
-    model = TritonPythonModel()
-    model.initialize({**about, "model_name": "model"})
-    count, number = len(offered.samples[inputs[0]]), 0
+def stream(root: pathlib.Path, subject: Subject, end: float, retry_seconds: float, tally: Tally) -> None:
+    """Asks one instance until the end; what stops it is a request that was lost."""
     try:
+        _stream(root, subject, end, retry_seconds, tally)
+    except Exception as e:
+        tally.lost.append(f"{subject.name}: the stream ended: {type(e).__name__}: {e}")
+
+
+def _stream(root: pathlib.Path, subject: Subject, end: float, retry_seconds: float, tally: Tally) -> None:
+    """Asks one instance in a loop, with batches of one to all of the reference's inputs."""
+    with contextlib.ExitStack() as held:
+        models = []
+        for part in subject.parts:
+            model = TritonPythonModel()
+            about = {"model_name": part.name, "model_repository": str(root / part.name), "model_version": "1"}
+            model.initialize({**about, "model_config": json.dumps(config_of(part.offered, retry_seconds))})
+            held.callback(model.finalize)
+            models.append(model)
+        number = 0
         while time.monotonic() < end:
-            size, number = number % count + 1, number + 1
-            begun = time.perf_counter()
-            (answer,) = model.execute([{name: offered.samples[name][:size] for name in inputs}])
-            if answer.error is not None:
-                tally.lost.append(answer.error)
-                continue
-            tally.seconds.append(time.perf_counter() - begun)
-            tally.answers, tally.images = tally.answers + 1, tally.images + size
-            for name in outputs:
-                if not tolerance.met_by(found := compare(offered.expected[name][:size], answer.tensors[name])):
-                    tally.wrong.append(f"{name} at batch {size}: cosine {found.cosine:.6f}")
-    finally:
-        model.finalize()
+            answers = [_ask(model, part, number, tally) for model, part in zip(models, subject.parts)]
+            if subject.pair is not None and all(answer is not None for answer in answers):
+                _compare_pair(subject, [answer for answer in answers if answer is not None], tally)
+            number += 1
+
+
+def _ask(model: TritonPythonModel, part: Part, number: int, tally: Tally) -> Mapping[str, np.ndarray] | None:
+    """One request; None where it was refused."""
+    signature, samples = part.offered.signature, part.offered.samples
+    size = number % len(samples[signature.inputs[0].name]) + 1
+    begun = time.perf_counter()
+    (answer,) = model.execute([{tensor.name: samples[tensor.name][:size] for tensor in signature.inputs}])
+    if answer.error is not None:
+        tally.lost.append(f"{part.name}: {answer.error}")
+        return None
+    tally.seconds.append(time.perf_counter() - begun)
+    tally.answers, tally.images = tally.answers + 1, tally.images + size
+    tally.runs_on[model.runs_on] = tally.runs_on.get(model.runs_on, 0) + 1
+    for output in signature.outputs:
+        found = compare(part.offered.expected[output.name][:size], answer.tensors[output.name])
+        if not part.tolerance.met_by(found):
+            tally.wrong.append(f"{part.name}: {output.name} at batch {size}: cosine {found.cosine:.6f}")
+    return answer.tensors
+
+
+def _compare_pair(subject: Subject, answers: Sequence[Mapping[str, np.ndarray]], tally: Tally) -> None:
+    """Holds the similarity of the images and texts of two answers against JAX's."""
+    names = [part.offered.signature.outputs[0].name for part in subject.parts]
+    image, text = (answer[name] for answer, name in zip(answers, names))
+    right = [
+        part.offered.expected[name][: len(found)] for part, name, found in zip(subject.parts, names, (image, text))
+    ]
+    plain = dataclasses.replace(subject.pair, classes=0)  # a part of the prompts is of no whole classes
+    ranking = compare_rankings((right[0], right[1]), (image, text), plain)
+    lower = max((part.precision for part in subject.parts), key=("fp32", "fp16", "bf16", "int8", "fp8").index)
+    misses = similarity_misses(subject.config, lower, ranking, judges_ranks=False, engine=True)
+    tally.wrong += [f"{subject.name}: {miss}" for miss in misses]
 
 
 def memory() -> dict[str, float]:
-    """MiB that are free on the GPU, and the most that this process ever had."""
+    """MiB that are free on the GPU, and that this process has in memory."""
     free = cuda.free_memory_bytes() / 2**20 if cuda.gpu() else 0.0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"gpu_free_mib": round(free, 1), "peak_rss_mib": round(peak, 1)}
+    pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+    return {"gpu_free_mib": round(free, 1), "rss_mib": round(pages * 4096 / 2**20, 1)}
 
 
-def load(bundle: str, *, minutes: float, streams: int, fail_every: float, retry_seconds: float) -> dict[str, Any]:
-    """Runs the streams.
+def growth(samples: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """How much more memory was taken in the last third than in the second: medians, since a failed engine is absent
+    for a while, and its stand-in present. The first third has the warm-up, and the first failure of each bundle."""
+    third = max(1, len(samples) // 3)
+    before, after = samples[third : 2 * third] or samples, samples[2 * third :] or samples
+    found = {key: statistics.median(row[key] for row in after) - statistics.median(row[key] for row in before)
+             for key in ("gpu_free_mib", "rss_mib")}  # fmt: skip
+    return {"gpu_mib": round(0.0 - found["gpu_free_mib"], 1), "rss_mib": round(found["rss_mib"], 1)}
+
+
+def load(
+    paths: Sequence[str], *, minutes: float, streams: int, fail_every: float, retry_seconds: float, output: str = ""
+) -> dict[str, Any]:
+    """Runs the streams of all bundles at once.
 
     Args:
-        bundle: with engines of this host.
+        paths: bundles or pairs with engines of this host.
         minutes: how long.
-        streams: at once.
+        streams: at once, of each.
         fail_every: seconds between two failures.
         retry_seconds: until a failed engine is loaded again.
+        output: a file that gets the result so far with each sample of the memory; "" for none.
 
     Returns:
         What they saw.
     """
     install_utils()
-    _COUNTED.clear()
-    offered = read_offered(bundle)
-    precision = offered.plans[0].precision if offered.plans else "fp32"
-    tolerance = tolerance_for(read_config(offered.bundle), precision, engine=True)
-    tallies, samples = [Tally() for _ in range(streams)], []
-    with tempfile.TemporaryDirectory() as folder, failing(fail_every) as failed:
+    COUNTED.clear()
+    subjects = [subject_of(path) for path in paths]
+    tallies = {subject.name: [Tally() for _ in range(streams)] for subject in subjects}
+    samples: list[dict[str, float]] = []
+    with tempfile.TemporaryDirectory() as folder, failing(fail_every, list(tallies)) as failed:
         root = pathlib.Path(folder)
-        write_models(root, models_of(offered, Asked("model", runtime="python"))[:1])
+        for part in (part for subject in subjects for part in subject.parts):
+            write_models(root, models_of(part.offered, Asked(part.name, runtime="python"))[:1])
         started = time.monotonic()
         end = started + 60 * minutes
         threads = [
-            threading.Thread(target=stream, args=(root, offered, tolerance, end, retry_seconds, tally))
-            for tally in tallies
+            threading.Thread(target=stream, name=subject.name, args=(root, subject, end, retry_seconds, tally))
+            for subject in subjects
+            for tally in tallies[subject.name]
         ]
         for thread in threads:
             thread.start()
-        while any(thread.is_alive() for thread in threads):
-            samples.append({"seconds": round(time.monotonic() - started, 1), **memory()})
-            threads[0].join(min(_EVERY_SECONDS, 60 * minutes / 4))
-        wall = time.monotonic() - started
-    seconds = np.concatenate([tally.seconds for tally in tallies])
+        while (now := time.monotonic() - started) < 60 * minutes:  # not while streams close their models
+            samples.append({"seconds": round(now, 1), **memory()})
+            if output:
+                write_json(pathlib.Path(output), _result(subjects, tallies, samples, failed, now, done=False))
+            time.sleep(min(_EVERY_SECONDS, 60 * minutes / 12))
+        for thread in threads:
+            thread.join()
+        return _result(subjects, tallies, samples, failed, time.monotonic() - started, done=True)
+
+
+def _result(
+    subjects: Sequence[Subject],
+    tallies: Mapping[str, Sequence[Tally]],
+    samples: Sequence[Mapping[str, float]],
+    failed: Sequence[str],
+    wall: float,
+    *,
+    done: bool,
+) -> dict[str, Any]:
     return {
         "about": (__doc__ or "").splitlines()[0],
         "command": " ".join(["python", "benchmarks/gpu/session_load.py", *sys.argv[1:]]),
-        "environment": environment(None),
-        "precision": precision,
-        "streams": streams,
+        "environment": environment(_backend()),
+        "done": done,
         "seconds": round(wall, 1),
-        "answers": sum(tally.answers for tally in tallies),
-        "images_per_second": round(sum(tally.images for tally in tallies) / wall, 1),
-        "p50_ms": round(1e3 * float(np.percentile(seconds, 50)), 3),
-        "p99_ms": round(1e3 * float(np.percentile(seconds, 99)), 3),
-        "failures_put_in": len(failed) - 1,
-        "failures_answered": _COUNTED["vit_convert_engine_failures_total"],
-        "wrong": [line for tally in tallies for line in tally.wrong][:20],
-        "lost": [line for tally in tallies for line in tally.lost][:20],
-        "memory": samples,
+        "bundles": {subject.name: _of_subject(subject, tallies[subject.name], failed, wall) for subject in subjects},
+        "growth": growth(samples),
+        "memory": list(samples),
     }
 
 
+def _backend() -> Backend | None:
+    with contextlib.suppress(ConvertError):
+        return load_backend("auto", for_this_gpu=True)
+    return None
+
+
+def _of_subject(subject: Subject, tallies: Sequence[Tally], failed: Sequence[str], wall: float) -> dict[str, Any]:
+    seconds = np.concatenate([tally.seconds for tally in tallies] + [np.zeros(0)])
+    runs_on: dict[str, int] = {}
+    for tally in tallies:
+        for name, count in list(tally.runs_on.items()):
+            runs_on[name] = runs_on.get(name, 0) + count
+    return {
+        "precision": {part.name: part.precision for part in subject.parts},
+        "streams": len(tallies),
+        "answers": sum(tally.answers for tally in tallies),
+        "runs_on": runs_on,
+        "images_per_second": round(sum(tally.images for tally in tallies) / wall, 1),
+        "p50_ms": round(1e3 * float(np.percentile(seconds, 50)), 3) if len(seconds) else None,
+        "p99_ms": round(1e3 * float(np.percentile(seconds, 99)), 3) if len(seconds) else None,
+        "failures_put_in": sum(name == subject.name for name in failed),
+        "failures_answered": sum(COUNTED["vit_convert_engine_failures_total", part.name] for part in subject.parts),
+        "wrong": [line for tally in tallies for line in tally.wrong][:20],
+        "lost": [line for tally in tallies for line in tally.lost][:20],
+    }
+
+
+def faults(found: Mapping[str, Any], *, may_grow_mib: float, without_engine: bool = False) -> list[str]:
+    """What is not as it should be, in words."""
+    said = [f"{kind} grew by {mib} MiB" for kind, mib in found["growth"].items() if mib > may_grow_mib]
+    for name, row in found["bundles"].items():
+        said += [f"{name}: {key}: {line}" for key in ("wrong", "lost") for line in row[key][:1]]
+        if not row["answers"]:
+            said.append(f"{name}: no answer")
+        if not without_engine and not set(row["runs_on"]) - {"onnxruntime"}:
+            said.append(f"{name}: no engine ran, see its session's warning")
+    return said
+
+
 def main(argv: list[str]) -> int:
-    """Runs the streams and writes what they saw; 1 if an answer was wrong or lost."""
+    """Runs the streams and writes what they saw; 1 if something is not as it should be."""
     found = load(
-        _BUNDLE.value,
+        _BUNDLES.value,
         minutes=_MINUTES.value,
         streams=_STREAMS.value,
         fail_every=_FAIL_EVERY.value,
         retry_seconds=_RETRY.value,
+        output=_OUTPUT.value,
     )
-    pathlib.Path(_OUTPUT.value).write_text(json.dumps(found, indent=1) + "\n")
-    print(json.dumps({key: value for key, value in found.items() if key != "memory"}, indent=1))
-    return 1 if found["wrong"] or found["lost"] else 0
+    found["faults"] = faults(found, may_grow_mib=_MAY_GROW.value, without_engine=_WITHOUT.value)
+    write_json(pathlib.Path(_OUTPUT.value), found)
+    print(as_json({key: value for key, value in found.items() if key != "memory"}))
+    return 1 if found["faults"] else 0
 
 
 if __name__ == "__main__":

@@ -73,7 +73,8 @@ class Driver:
         return 0
 
     def cuMemGetInfo_v2(self, free, total):
-        free._obj.value = GPU.memory_bytes - sum(len(block) for block in self.device.values())
+        with self._lock:
+            free._obj.value = GPU.memory_bytes - sum(len(block) for block in self.device.values())
         total._obj.value = GPU.memory_bytes
         return 0
 

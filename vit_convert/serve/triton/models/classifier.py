@@ -20,6 +20,11 @@ _RETRY_SECONDS = 60.0
 class TritonPythonModel:
     """What `1/model.py` of a repository names; Triton calls its three methods, one call at a time."""
 
+    @property
+    def runs_on(self) -> str:
+        """What the next request will run on: "tensorrt", "rtx" or "onnxruntime"."""
+        return (self._fresh or self._session).runs_on
+
     def initialize(self, args: Mapping[str, str]) -> None:
         """Opens the bundle that lies in the model's version folder."""
         config, given = json.loads(args["model_config"]), parameters(args)
