@@ -5,6 +5,11 @@ Both take the same fp32 graph, the same seeded images, the same batch size and t
 graph on disk.
 
     python benchmarks/calibrate.py --checkpoint=B16.npz --workdir=/tmp/bench
+
+On a GPU host with onnxruntime-gpu, ours on the GPU against ours on the CPU, with how far their thresholds differ:
+
+    python benchmarks/calibrate.py --checkpoint=B16.npz --workdir=/tmp/bench --sides=vit_convert,vit_convert_cuda
+    --output=benchmarks/results/calibrate-gpu-<date>.json
 """
 
 import dataclasses
@@ -12,6 +17,7 @@ import json
 import pathlib
 import subprocess
 import sys
+from typing import Any
 
 from absl import app, flags
 from process import run
@@ -21,6 +27,7 @@ _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "A ViT-B/16 checkpoint (python -m vit_convert.families.random writes one).", required=True
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Scratch folder, a few GiB.", required=True)
+_SIDES = flags.DEFINE_list("sides", ["vit_convert", "onnxruntime"], "Of vit_convert, vit_convert_cuda, onnxruntime.")
 _IMAGES = flags.DEFINE_list("images", ["64", "512"], "Numbers of images for ours.")
 _PEER_IMAGES = flags.DEFINE_list(
     "peer_images", ["64"], "Numbers of images for onnxruntime, which keeps all their activations in memory."
@@ -32,7 +39,7 @@ _OUTPUT = flags.DEFINE_string(
 )
 
 
-def ours(graph: str, images: int, batch_size: int, output: str) -> dict[str, float]:
+def ours(graph: str, images: int, batch_size: int, output: str, *, device: str = "cpu") -> dict[str, Any]:
     """Our calibration, Q/DQ and saving."""
     import onnx_ir as ir
 
@@ -43,9 +50,16 @@ def ours(graph: str, images: int, batch_size: int, output: str) -> dict[str, flo
 
     model = ir.load(graph)
     placement = place(model)
-    calibration = calibrate(graph, _images(images), _normalize, placement.tensors(), batch_size=batch_size)
+    options: Any = {"batch_size": batch_size, "device": device}
+    calibration = calibrate(graph, _images(images), _normalize, placement.tensors(), **options)
     save_onnx(quantize(model, calibration, placement.sites, target="rtx"), output)
-    return {"tensors": len(calibration.thresholds)}
+    calibration.save(_ranges(output))
+    return {"tensors": len(calibration.thresholds), "device": calibration.device}
+
+
+def ours_on_cuda(graph: str, images: int, batch_size: int, output: str) -> dict[str, Any]:
+    """The same with the graph on the GPU."""
+    return ours(graph, images, batch_size, output, device="cuda")
 
 
 def onnxruntime(graph: str, images: int, batch_size: int, output: str) -> dict[str, float]:
@@ -108,7 +122,17 @@ def _normalize(batch):
     return batch.astype(np.float32) / 127.5 - 1
 
 
-_SIDES = {"vit_convert": ours, "onnxruntime": onnxruntime}
+def _ranges(output: str | pathlib.Path) -> pathlib.Path:
+    return pathlib.Path(output).with_suffix(".json")
+
+
+def _largest_difference(one: pathlib.Path, other: pathlib.Path) -> float:
+    """Of the thresholds of two calibrations, as a share of each."""
+    a, b = (json.loads(path.read_text())["thresholds"] for path in (one, other))
+    return max(abs(a[name] / b[name] - 1) for name in a)
+
+
+_WORKERS = {"vit_convert": ours, "vit_convert_cuda": ours_on_cuda, "onnxruntime": onnxruntime}
 
 
 def main(argv: list[str]) -> None:
@@ -117,13 +141,14 @@ def main(argv: list[str]) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     graph = _graph(workdir)
     results = Results(_OUTPUT.value or RESULTS / f"calibrate-{today()}.json", first_paragraph(__doc__))
-    cases = [("vit_convert", int(n)) for n in _IMAGES.value] + [("onnxruntime", int(n)) for n in _PEER_IMAGES.value]
+    numbers = {side: _PEER_IMAGES.value if side == "onnxruntime" else _IMAGES.value for side in _SIDES.value}
+    cases = [(side, int(number)) for side, found in numbers.items() for number in found]
     for repeat in range(_REPEATS.value):
         for side, images in cases:
             key = {"side": side, "images": images, "repeat": repeat, "batch_size": _BATCH.value}
             if results.has(**key):
                 continue
-            output = workdir / f"{side}.onnx"
+            output = workdir / f"{side}-{images}.onnx"
             worker = [sys.executable, __file__, "worker", side, str(graph), str(images), str(_BATCH.value), str(output)]
             taken = run(worker, cwd=ROOT, errors=workdir / "errors.txt")
             found = (
@@ -131,6 +156,9 @@ def main(argv: list[str]) -> None:
                 if taken.exit_code == 0
                 else {"failed": _last_line(workdir / "errors.txt")}
             )
+            here = _ranges(workdir / f"vit_convert-{images}.onnx")
+            if side == "vit_convert_cuda" and "failed" not in found and here.exists():
+                found["largest_difference_of_thresholds"] = _largest_difference(_ranges(output), here)
             values = {name: value for name, value in dataclasses.asdict(taken).items() if name != "output"}
             results.add(**key, **values, wall_seconds_per_image=round(taken.wall_seconds / images, 4), **found)
             print(results.record["runs"][-1], flush=True)
@@ -164,6 +192,6 @@ def _last_line(path: pathlib.Path) -> str:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["worker"]:
         side, graph, images, batch_size, output = sys.argv[2:]
-        print(json.dumps(_SIDES[side](graph, int(images), int(batch_size), output)))
+        print(json.dumps(_WORKERS[side](graph, int(images), int(batch_size), output)))
     else:
         app.run(main)

@@ -14,8 +14,8 @@ ROOT = pathlib.Path(__file__).parent.parent
 RESULTS = pathlib.Path(__file__).parent / "results"
 # fmt: off
 _PACKAGES = (
-    "numpy", "jax", "jaxlib", "flax", "jax2onnx", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "torch", "timm",
-    "tensorrt_rtx", "safetensors", "atheris", "cosmic-ray",
+    "numpy", "jax", "jaxlib", "flax", "jax2onnx", "onnx", "onnx_ir", "onnxscript", "onnxruntime",
+    "onnxruntime-gpu", "torch", "timm", "tensorrt_rtx", "safetensors", "atheris", "cosmic-ray",
 )
 # fmt: on
 
@@ -31,15 +31,18 @@ def today() -> str:
 
 
 def hardware() -> dict[str, Any]:
-    """Processor, cores and memory of this machine."""
+    """Processor, cores and memory of this machine, and its GPU if there is one."""
     from vit_convert.core.host import cpu_model
+    from vit_convert.engine.backend import cuda
 
+    gpu = cuda.gpu()
     total = next((int(line.split()[1]) for line in _lines("/proc/meminfo") if line.startswith("MemTotal")), 0)
     return {
         "cpu": cpu_model(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(total / 2**20, 1),
         "system": platform.platform(),
+        **({"gpu": gpu.name, "driver": gpu.driver, "cuda": gpu.cuda} if gpu else {}),
     }
 
 

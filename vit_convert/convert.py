@@ -9,7 +9,7 @@ from typing import Any
 import ml_collections
 
 from vit_convert.core.bundle import Bundle, as_json, read_json, write_json
-from vit_convert.core.config import as_plain
+from vit_convert.core.config import as_plain, quantized
 from vit_convert.core.errors import ConvertError, UsageError
 from vit_convert.core.manifest import Manifest
 from vit_convert.core.opened import opened
@@ -89,6 +89,7 @@ def convert_one(
         found: where the checkpoint is, or why it is not, if that is known.
         changes: of a tower of a pair: called once before a stage changes anything; not where all are fresh.
     """
+    _require_device(config)
     with opened(config, workdir, command, quiet=quiet, checkpoints=checkpoints) as context:
         if found is not None:
             context.scratch["found"] = found  # or the checkpoint stage would look for it again, and fetch it again
@@ -174,6 +175,16 @@ def _is_pair(config: ml_collections.ConfigDict, found: Any) -> bool:
     if config.tokenizer and "text" not in towers:
         raise UsageError(f"config.tokenizer={config.tokenizer!r}: the model takes no text", fix="Leave it out.")
     return False
+
+
+def _require_device(config: ml_collections.ConfigDict) -> None:
+    """Refuses a calibration on CUDA that this onnxruntime cannot do, before any work."""
+    if config.calibration.device == "cuda" and quantized(config):
+        import onnxruntime
+
+        from vit_convert.core.ort_options import providers_for
+
+        providers_for(onnxruntime, config.calibration.device)
 
 
 def _convert(

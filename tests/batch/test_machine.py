@@ -9,10 +9,11 @@ import pytest
 from vit_convert.batch import machine
 from vit_convert.batch.estimate import estimate, is_here
 from vit_convert.batch.job import Job
+from vit_convert.core.host import num_cores
 
 
 def test_memory_and_cores_of_this_machine():
-    assert 1 <= machine.num_cores() <= (os.cpu_count() or 1)
+    assert 1 <= num_cores() <= (os.cpu_count() or 1)
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / machine.GIB
     assert 0 <= machine.free_memory_gib() < total
     assert 1 < machine.rss_mib(os.getpid()) < total * 1024

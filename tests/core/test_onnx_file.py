@@ -163,4 +163,5 @@ def test_sessions_take_the_threads_they_are_given_and_pack_nothing(tmp_path, mon
     monkeypatch.setattr(ort, "InferenceSession", spy)
     open_session(tmp_path / "model.onnx", threads=threads)
     open_proto(onnx.load(tmp_path / "model.onnx", load_external_data=False), tmp_path)
-    assert asked == [(threads, "1", ["CPUExecutionProvider"]), (0, "1", ["CPUExecutionProvider"])]
+    cpu = [("CPUExecutionProvider", {})]
+    assert asked == [(threads, "1", cpu), (0, "1", cpu)]

@@ -6,11 +6,15 @@ import zlib
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime
 import pytest
 from tiny_vit import TinyViT, normalize, run
 
 from vit_convert.core.errors import CalibrationError, UsageError
+from vit_convert.core.progress import Progress
+from vit_convert.quantize import activations as activation_run
 from vit_convert.quantize import calibrate as module
+from vit_convert.quantize.activations import ActivationRun
 from vit_convert.quantize.calibrate import METHODS, Calibration, calibrate, calibration_keys, sample_products
 from vit_convert.quantize.graph import activations
 from vit_convert.quantize.guard import Cost, Guard
@@ -63,17 +67,16 @@ def test_order_of_images_does_not_matter(vit, images, calibration):
 
 def test_a_small_limit_splits_images_and_tensors(vit, images, calibration, monkeypatch):
     limit = 4 * 17 * 64 * 2  # two [17, 64] tensors of one image
-    monkeypatch.setattr(module, "OUTPUT_BYTES", limit)
+    monkeypatch.setattr(activation_run, "OUTPUT_BYTES", limit)
     sizes = []
-    counted = module._stream
+    counted = ActivationRun.activations
 
-    def spy(session, num_groups, images, normalize, batch_size, progress, label):
-        for size, groups in counted(session, num_groups, images, normalize, batch_size, progress, label):
-            if num_groups == 1:
-                sizes.append((len(groups[0]), sum(array.nbytes for array in groups[0])))
-            yield size, groups
+    def spy(self, names, label):
+        for values, keys in counted(self, names, label):
+            sizes.append((len(values), sum(array.nbytes for array in values.values())))
+            yield values, keys
 
-    monkeypatch.setattr(module, "_stream", spy)
+    monkeypatch.setattr(ActivationRun, "activations", spy)
     split = calibrate(vit, images, normalize, batch_size=5)
     assert max(size for _, size in sizes) <= limit and {count for count, _ in sizes} == {1, 2}
     for name, threshold in calibration.thresholds.items():
@@ -91,6 +94,53 @@ def test_every_image_is_computed_once(vit, images, monkeypatch, method):
     calibrate(vit, images, counting, method=method, batch_size=5)
     # besides: one image for the sizes of the tensors that histograms are made of, and one for the key
     assert sum(seen) == len(images) + (1 if method == "minmax" else 2)
+
+
+def test_the_number_of_threads_changes_nothing(vit, images, calibration, monkeypatch):
+    for cores in (1, 5):
+        monkeypatch.setattr(module, "num_cores", lambda cores=cores: cores)
+        assert calibrate(vit, images, normalize, batch_size=5) == calibration
+
+
+class OutOfMemory:
+    """A session on a GPU that has no memory left: the CPU's, but for what it says of itself and what its run does."""
+
+    def __init__(self, *arguments, providers, **options):
+        self.given = providers
+        self._session = SESSION(*arguments, providers=[providers[-1]], **options)
+
+    def get_providers(self):
+        return [name for name, _ in self.given]
+
+    def get_inputs(self):
+        return self._session.get_inputs()
+
+    def run(self, names, feeds):
+        if len(self.given) > 1:
+            raise RuntimeError("CUDA failure 2: out of memory")
+        return self._session.run(names, feeds)
+
+
+SESSION = onnxruntime.InferenceSession
+
+
+@pytest.fixture
+def full_gpu(monkeypatch):
+    monkeypatch.setattr(
+        onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    )
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", OutOfMemory)
+
+
+def test_where_the_gpu_fails_the_cpu_goes_on_if_it_may(vit, images, calibration, full_gpu, capsys):
+    found = calibrate(vit, images, normalize, batch_size=5, device="auto", progress=Progress())
+    assert found == calibration and found.device == "cpu"
+    said = "warning: calibration on cuda: onnxruntime: CUDA failure 2: out of memory; calibration goes on with the CPU"
+    assert capsys.readouterr().err.count(said) == 1
+    with pytest.raises(CalibrationError, match="out of memory") as caught:
+        calibrate(vit, images, normalize, batch_size=5, device="cuda")
+    assert "config.calibration.device=cpu" in caught.value.fix
 
 
 def test_methods(vit, images, calibration):
@@ -121,9 +171,10 @@ def test_weights_are_not_copied(vit, images):
 def test_weights_are_not_read_into_the_graph(vit, monkeypatch):
     """A model of gigabytes is held once, by onnxruntime."""
     seen = []
-    monkeypatch.setattr(module, "open_proto", lambda proto, folder: seen.append((proto, folder)))
+    monkeypatch.setattr(activation_run, "open_proto", lambda proto, folder, device: seen.append((proto, folder)))
+    monkeypatch.setattr(activation_run, "device_of", lambda session: "cpu")
     for reduce in (False, True):
-        module._session(vit, ["images"], reduce=reduce)
+        ActivationRun(vit, None, normalize, 8, "cpu", None)._session(["images"], reduce=reduce)
     for proto, folder in seen:
         large = [tensor for tensor in proto.graph.initializer if np.prod(tensor.dims) >= 64 * 64]
         assert large and all(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in large)

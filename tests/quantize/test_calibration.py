@@ -4,12 +4,13 @@ without a model."""
 import dataclasses
 import hashlib
 import json
+import pathlib
 
 import numpy as np
 import pytest
 
 from vit_convert.core.errors import CalibrationError
-from vit_convert.quantize import calibrate
+from vit_convert.quantize import activations
 from vit_convert.quantize.calibrate import METHODS, Calibration, calibration_keys
 from vit_convert.quantize.guard import Cost
 
@@ -96,7 +97,7 @@ def test_what_a_calibration_depends_on(monkeypatch):
     ],
 )
 def test_tensors_are_split_in_order_so_that_one_images_values_fit(elements, parts):
-    assert calibrate._chunks(elements, 20) == parts
+    assert activations._chunks(elements, 20) == parts
 
 
 @pytest.mark.parametrize(
@@ -111,15 +112,15 @@ def test_tensors_are_split_in_order_so_that_one_images_values_fit(elements, part
 )
 def test_fewer_images_a_call_and_then_fewer_tensors(monkeypatch, limit_values, passes):
     opened, ran = [], []
-    monkeypatch.setattr(calibrate, "OUTPUT_BYTES", 4 * limit_values)
-    monkeypatch.setattr(calibrate, "_session", lambda path, names, *, reduce: opened.append((names, reduce)))
-    monkeypatch.setattr(
-        calibrate, "_stream", lambda *arguments: ran.append((arguments[1], arguments[4], arguments[6])) or iter(())
-    )
+    monkeypatch.setattr(activations, "OUTPUT_BYTES", 4 * limit_values)
     images = np.zeros((30, 2, 2, 3), np.uint8)
-    calibrate._count("m.onnx", {"a": 3, "b": 2}, images, None, 8, None, None)
-    assert [(label, names, size) for (names, _), (_, size, label) in zip(opened, ran)] == passes
-    assert all(not reduce for _, reduce in opened) and {groups for groups, _, _ in ran} == {1}
+    run = activations.ActivationRun(pathlib.Path("m.onnx"), images, None, 8, "cpu", None)
+    monkeypatch.setattr(run, "scan", lambda names, label, num_images: activations.Scan({}, {"a": 3, "b": 2}))
+    monkeypatch.setattr(run, "_session", lambda names, *, reduce: opened.append((names, reduce)))
+    monkeypatch.setattr(run, "_stream", lambda session, images, size, label: ran.append((size, label)) or iter(()))
+    assert not [*run.activations(["a", "b"], "Histograms")]
+    assert [(label, names, size) for (names, _), (size, label) in zip(opened, ran)] == passes
+    assert all(not reduce for _, reduce in opened)
 
 
 def test_methods_are_those_of_the_config():

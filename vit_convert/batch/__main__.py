@@ -116,9 +116,10 @@ def _run(argv: Sequence[str]) -> int:
     from vit_convert.batch.estimate import estimate
     from vit_convert.batch.job import shard_of
     from vit_convert.batch.local import Limits
-    from vit_convert.batch.machine import free_memory_gib, num_cores
+    from vit_convert.batch.machine import free_memory_gib
     from vit_convert.batch.run import Settings
     from vit_convert.batch.screen import dry_table
+    from vit_convert.core.host import num_cores
     from vit_convert.stages import require_stage
 
     require_stage(_FLAGS.until)

@@ -1,4 +1,4 @@
-"""What this machine has: cores, memory, and how much of it a process holds. Linux tells; elsewhere little is known."""
+"""How much memory this machine has, and how much of it a process holds. Linux tells; elsewhere little is known."""
 
 import os
 import pathlib
@@ -6,11 +6,6 @@ import pathlib
 GIB = 1 << 30
 _KEPT = 0.9  # of what is free: the system and the parent process live there too
 _UNKNOWN_GIB = 8.0
-
-
-def num_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def free_memory_gib() -> float:

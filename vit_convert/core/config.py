@@ -20,6 +20,7 @@ PRECISIONS = ("fp32", "bf16", "fp16", "int8", "fp8")
 AUTO = "auto"  # as a precision: what plan says; as a lowering: what the export advises
 BACKENDS = ("auto", "tensorrt", "rtx", "none")
 METHODS = ("entropy", "entropy_plain", "minmax", "percentile", "mse")
+DEVICES = (AUTO, "cpu", "cuda")  # that run the graph while calibrating
 LAYOUTS = ("NHWC", "NCHW")
 INPUTS = ("float32", "uint8")
 OUTPUTS = ("auto", "logits", "features", "embedding", "tokens")
@@ -28,6 +29,7 @@ _CHOICES = {
     "target": (AUTO, *DIALECTS),
     "engine.backend": BACKENDS,
     "calibration.method": METHODS,
+    "calibration.device": DEVICES,
     "layout": LAYOUTS,
     "input": INPUTS,
     "outputs": OUTPUTS,

@@ -65,6 +65,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.calibration.max_error = 0.001
     config.calibration.num_images = 512
     config.calibration.batch_size = 8
+    config.calibration.device = "auto"  # of the graph: cpu, cuda (needs onnxruntime-gpu), auto: cuda where there is one
     config.calibration.attention = False  # quantize the attention products too
     # with engine.int8_lowering: quantize what blocks add to the residual stream too
     config.calibration.branches = False

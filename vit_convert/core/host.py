@@ -1,5 +1,6 @@
-"""What machine this is, for the record of a measurement."""
+"""What machine this is, and how many cores there are to use."""
 
+import os
 import pathlib
 import platform
 
@@ -13,3 +14,13 @@ def cpu_model() -> str:
     return next(
         (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor()
     )
+
+
+def num_cores() -> int:
+    """Cores that this process may use.
+
+    Example:
+        >>> num_cores() >= 1
+        True
+    """
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -10,7 +10,7 @@ import numpy as np
 
 from vit_convert.core.bundle import disk_errors, temporary_beside, utf8_path
 from vit_convert.core.errors import ExportError
-from vit_convert.core.ort_options import session_options
+from vit_convert.core.ort_options import providers_for, session_options
 
 Batch = np.ndarray | Mapping[str, np.ndarray]
 """What a graph takes: an array, or {input: array}."""
@@ -100,16 +100,20 @@ def open_session(path: str | os.PathLike[str], extra_outputs: Sequence[str] = ()
         raise ExportError(f"{path}: onnxruntime cannot load the graph: {e}") from e
 
 
-def open_proto(proto: Any, folder: str | os.PathLike[str], *, threads: int = 0) -> Any:
-    """Opens an onnxruntime CPU session on a graph in memory whose weights lie in a folder.
+def open_proto(proto: Any, folder: str | os.PathLike[str], *, threads: int = 0, device: str = "cpu") -> Any:
+    """Opens an onnxruntime session on a graph in memory whose weights lie in a folder.
 
     Args:
         proto: an onnx.ModelProto.
         folder: holds the external data that it names.
         threads: intra-op threads; 0 for all cores.
+        device: "cpu", "cuda" or "auto"; see `providers_for`.
 
     Returns:
         An onnxruntime.InferenceSession.
+
+    Raises:
+        UsageError: the device is not there.
     """
     import onnxruntime as ort
 
@@ -122,7 +126,7 @@ def open_proto(proto: Any, folder: str | os.PathLike[str], *, threads: int = 0) 
     options.add_session_config_entry("session.disable_prepacking", "1")
     # Threads that wait for the next node in a loop take the cores of the conversions beside this one.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return ort.InferenceSession(proto.SerializeToString(), options, providers=providers_for(ort, device))
 
 
 def feeds_of(session: Any, inputs: Batch) -> dict[str, np.ndarray]:

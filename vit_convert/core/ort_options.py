@@ -3,6 +3,13 @@ onnx."""
 
 from typing import Any
 
+from vit_convert.core.errors import UsageError
+
+CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+# In order of preference, with their options: CUDA's float32 products are TF32 unless told otherwise, and the graph was
+# proved in float32.
+PROVIDERS: dict[str, dict[str, str]] = {CUDA: {"use_tf32": "0"}, CPU: {}}
+
 
 def session_options(onnxruntime: Any) -> Any:
     """Options that make a quantized graph compute the same on every machine; all our sessions start from them.
@@ -30,3 +37,39 @@ def session_options(onnxruntime: Any) -> Any:
     options.add_session_config_entry("session.disable_quant_qdq", "1")
     options.add_session_config_entry("optimization.disable_specified_optimizers", "ReluQuantRewrite;ClipQuantRewrite")
     return options
+
+
+def providers_for(onnxruntime: Any, device: str) -> list[tuple[str, dict[str, str]]]:
+    """What a session that may run on a GPU is opened with.
+
+    Args:
+        onnxruntime: the module.
+        device: "cpu", "cuda", or "auto" for CUDA where this onnxruntime has it.
+
+    Returns:
+        (name, options) of each provider, the preferred one first.
+
+    Raises:
+        UsageError: "cuda", and this onnxruntime has none.
+
+    Example:
+        >>> import onnxruntime
+        >>> providers_for(onnxruntime, "cpu")
+        [('CPUExecutionProvider', {})]
+    """
+    has_cuda = CUDA in onnxruntime.get_available_providers()
+    if device == "cuda" and not has_cuda:
+        raise UsageError(
+            f"device cuda: onnxruntime {onnxruntime.__version__} has no {CUDA}",
+            fix="pip install onnxruntime-gpu in place of onnxruntime, or use the device cpu.",
+        )
+    names = [CUDA, CPU] if has_cuda and device != "cpu" else [CPU]
+    if CUDA in names:
+        onnxruntime.preload_dlls()  # CUDA's libraries may come from packages, where the loader does not look
+    return [(name, PROVIDERS[name]) for name in names]
+
+
+def device_of(session: Any) -> str:
+    """Where a session runs, "cuda" or "cpu": a provider that does not load (a library is missing) is left out by
+    onnxruntime with no more than a line in its log."""
+    return "cuda" if CUDA in session.get_providers() else "cpu"

@@ -277,6 +277,7 @@ class Calibration(Record):
 
     Attributes:
         method: for example "entropy".
+        device: what ran the graph, "cpu" or "cuda".
         num_images: that were run.
         source: of the images.
         num_tensors: that have a range.
@@ -296,6 +297,7 @@ class Calibration(Record):
     left_out: tuple[LeftOut, ...]
     shifted: tuple[Shifted, ...]
     smoothed: Smoothed | None = None
+    device: str = "cpu"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import datetime
-import os
 import platform
 from collections.abc import Sequence
 
@@ -11,7 +10,7 @@ from vit_convert.core.benchmark_results import BenchmarkResult, BenchmarkRow, En
 from vit_convert.core.bundle import write_json
 from vit_convert.core.engine_results import EngineCheck, EngineSummary, Proof, Verification
 from vit_convert.core.errors import BenchmarkError, CheckError
-from vit_convert.core.host import cpu_model
+from vit_convert.core.host import cpu_model, num_cores
 from vit_convert.core.manifest import Manifest
 from vit_convert.core.recommend import RESIDENT, Evidence, recommend_measured
 from vit_convert.core.version import __version__
@@ -172,7 +171,7 @@ def environment(backend: Backend | None) -> Environment:
         cuda=gpu.cuda if gpu else "",
         gpu_memory_total_mib=gpu.memory_bytes // 2**20 if gpu else 0,
         cpu=cpu_model(),
-        cores=len(os.sched_getaffinity(0)),
+        cores=num_cores(),
         backend=backend.name if backend else "",
         tensorrt=backend.version if backend else "",
         python=platform.python_version(),

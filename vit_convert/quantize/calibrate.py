@@ -3,23 +3,21 @@ of images."""
 
 import concurrent.futures
 import dataclasses
+import functools
 import hashlib
 import os
 import pathlib
-import zlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
-import onnx
 import onnx_ir as ir
-import onnxruntime
 
 from vit_convert.core.bundle import read_json, write_json
 from vit_convert.core.errors import CalibrationError, UsageError, nearest
-from vit_convert.core.onnx_file import Batch, feeds_of, open_proto
+from vit_convert.core.host import num_cores
 from vit_convert.core.progress import Progress
 from vit_convert.quantize import graph
+from vit_convert.quantize.activations import ActivationRun, DeviceError, Normalize, not_finite
 from vit_convert.quantize.guard import Cost, Guard, Shift
 from vit_convert.quantize.histogram import (
     Histogram,
@@ -39,12 +37,6 @@ METHODS: dict[str, Callable[[Histogram], float]] = {
     "mse": mse_threshold,
 }
 SUBTRACTION_PAYS = 0.5  # what a shift that takes a subtraction has to leave of the error at most
-# What one onnxruntime call may return for histograms. Fewer images a call first, then fewer tensors.
-OUTPUT_BYTES = 512 << 20
-# Only for ranges: both ends, a sum because onnxruntime's maximum passes over NaN, and the number of elements.
-_REDUCTIONS = ("ReduceMax", "ReduceMin", "ReduceSum", "Size")
-
-Normalize = Callable[[np.ndarray], Batch]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +53,7 @@ class Calibration:
         costs: for each tensor, what the thresholds from entropy's to amax cost; empty for other methods than "entropy".
         left_out: the tensors whose products stay out of int8, and the error of these at the best threshold.
         shifts: the tensors from which a constant is taken before they are int8; their threshold is of what is left.
+        device: what ran the graph, "cpu" or "cuda".
     """
 
     thresholds: dict[str, float]
@@ -71,6 +64,7 @@ class Calibration:
     costs: dict[str, Cost] = dataclasses.field(default_factory=dict)
     left_out: dict[str, float] = dataclasses.field(default_factory=dict)
     shifts: dict[str, Shift] = dataclasses.field(default_factory=dict)
+    device: str = "cpu"
 
     def shift(self, free: Collection[str], subtracted: Collection[str]) -> "Calibration":
         """The same with the shifts that pay, of tensors where they cost nothing and of those where they cost a
@@ -147,6 +141,7 @@ def calibrate(
     *,
     method: str = "entropy",
     batch_size: int = 8,
+    device: str = "cpu",
     progress: Progress | None = None,
 ) -> Calibration:
     """Measures the ranges of activations over calibration images.
@@ -167,13 +162,15 @@ def calibrate(
         method: entropy, its thresholds widened where a product loses by them (`guard`); entropy_plain, percentile
             (99.99), mse, minmax.
         batch_size: most images a call.
+        device: what runs the graph: "cpu", "cuda", or "auto" for CUDA where onnxruntime has it. Histograms are counted
+            on the CPU. "auto" goes on with the CPU where the GPU fails.
         progress: shows a bar for each pass.
 
     Returns:
         The Calibration.
 
     Raises:
-        UsageError: unknown method or tensor.
+        UsageError: unknown method or tensor, or onnxruntime does not have the device.
         CalibrationError: no images, images of another size than the graph's, or an activation is not finite.
     """
     if method not in METHODS:
@@ -189,24 +186,38 @@ def calibrate(
         if name not in known:
             raise UsageError(f"calibration: the graph has no activation {name!r}.{nearest(name, known)}")
     progress = progress or Progress(quiet=True)
+    run = ActivationRun(pathlib.Path(onnx_path), images, normalize, batch_size, device, progress)
+    try:
+        amax, thresholds, costs = _ranges(run, model, names, method)
+    except DeviceError as e:
+        if device != "auto":
+            raise
+        progress.warn(f"{e}; calibration goes on with the CPU")
+        run = dataclasses.replace(run, device="cpu")
+        amax, thresholds, costs = _ranges(run, model, names, method)
+    keys = calibration_keys(onnx_path, images, normalize, method)
+    return Calibration(thresholds, amax, method, len(images), keys, costs, device=run.used)
+
+
+def _ranges(
+    run: ActivationRun, model: ir.Model, names: list[str], method: str
+) -> tuple[dict[str, float], dict[str, float], dict[str, Cost]]:
+    """The largest |x|, the threshold and, of the guarded method, the costs of each tensor."""
     costs: dict[str, Cost] = {}
 
     if method == "minmax":
-        amax, _ = _scan(onnx_path, names, images, normalize, batch_size, progress, "Ranges")
+        amax = run.scan(names, "Ranges").amax
         thresholds = amax
     else:
-        _, elements = _scan(onnx_path, names, images[:1], normalize, 1, progress, "Sizes")
         guard = Guard(model, names) if method == GUARDED else None
-        histograms = _count(onnx_path, elements, images, normalize, batch_size, progress, guard)
+        histograms = _count(run, names, guard)
         amax = {name: histogram.amax for name, histogram in histograms.items()}
         with concurrent.futures.ThreadPoolExecutor() as pool:
             thresholds = dict(zip(names, pool.map(METHODS[method], histograms.values())))
         if guard is not None:
             costs = {name: guard.cost(name, thresholds[name], amax[name]) for name in names if amax[name]}
             thresholds |= {name: cost.best for name, cost in costs.items()}
-    return Calibration(
-        thresholds, amax, method, len(images), calibration_keys(onnx_path, images, normalize, method), costs
-    )
+    return amax, thresholds, costs
 
 
 def sample_products(
@@ -220,141 +231,33 @@ def sample_products(
 ) -> Guard:
     """A Guard that has seen these activations of the images: what thresholds that were found otherwise cost, any of
     them."""
-    guard, progress = Guard(ir.load(onnx_path), tensors), progress or Progress(quiet=True)
-    _, elements = _scan(onnx_path, list(tensors), images[:1], normalize, 1, progress, "Sizes")
-    for name, value, keys in _activations(onnx_path, elements, images, normalize, batch_size, progress, "Products"):
-        guard.add(name, value, keys)
+    guard = Guard(ir.load(onnx_path), tensors)
+    run = ActivationRun(pathlib.Path(onnx_path), images, normalize, batch_size, "cpu", progress or Progress(quiet=True))
+    for values, keys in run.activations(list(tensors), "Products"):
+        for name, value in values.items():
+            guard.add(name, value, keys)
     return guard
 
 
-def _scan(
-    onnx_path: str | os.PathLike[str],
-    names: list[str],
-    images: np.ndarray,
-    normalize: Normalize,
-    batch_size: int,
-    progress: Progress,
-    label: str,
-) -> tuple[dict[str, float], dict[str, int]]:
-    """The largest |x| and the number of elements of one image, for each tensor."""
-    session = _session(onnx_path, names, reduce=True)
-    amax, elements = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0)
-    for size, groups in _stream(session, len(_REDUCTIONS), images, normalize, batch_size, progress, label):
-        for name, high, low, total, count in zip(names, *groups):
-            if not np.isfinite([high, low, total]).all():
-                raise _not_finite(name)
-            amax[name] = max(amax[name], float(high), -float(low))
-            elements[name] = int(count) // size
-    return amax, elements
+def _count(run: ActivationRun, names: Sequence[str], guard: Guard | None) -> dict[str, Histogram]:
+    """A histogram for each tensor; the guard sees what is counted.
 
+    The tensors of a batch are counted by threads, each tensor by one at a time, so that the counts are those of one
+    thread.
+    """
+    histograms = {name: Histogram() for name in names}
 
-def _count(
-    onnx_path: str | os.PathLike[str],
-    elements: dict[str, int],
-    images: np.ndarray,
-    normalize: Normalize,
-    batch_size: int,
-    progress: Progress,
-    guard: Guard | None,
-) -> dict[str, Histogram]:
-    """A histogram for each tensor; the guard sees what is counted."""
-    histograms = {name: Histogram() for name in elements}
-    for name, value, keys in _activations(onnx_path, elements, images, normalize, batch_size, progress, "Histograms"):
+    def see(keys: list[int], item: tuple[str, np.ndarray]) -> None:
+        name, value = item
         try:
             histograms[name].add(value)
         except ValueError as e:
-            raise _not_finite(name) from e
+            raise not_finite(name) from e
         if guard is not None:
             guard.add(name, value, keys)
+
+    with concurrent.futures.ThreadPoolExecutor(num_cores()) as pool:
+        for values, keys in run.activations(names, "Histograms"):
+            for _ in pool.map(functools.partial(see, keys), values.items()):
+                pass
     return histograms
-
-
-def _activations(
-    onnx_path: str | os.PathLike[str],
-    elements: dict[str, int],
-    images: np.ndarray,
-    normalize: Normalize,
-    batch_size: int,
-    progress: Progress,
-    label: str,
-) -> Iterator[tuple[str, np.ndarray, list[int]]]:
-    """Yields (name, activation, a number for each of its images that goes with their pixels), batch by batch."""
-    chunks = _chunks(elements, OUTPUT_BYTES)
-    for number, names in enumerate(chunks, start=1):
-        session = _session(onnx_path, names, reduce=False)
-        fitting = OUTPUT_BYTES // (4 * sum(elements[name] for name in names))
-        bar = label if len(chunks) == 1 else f"{label} {number}/{len(chunks)}"
-        start = 0
-        for size, (values,) in _stream(session, 1, images, normalize, max(1, min(batch_size, fitting)), progress, bar):
-            keys = [zlib.crc32(image.tobytes()) for image in images[start : start + size]]
-            start += size
-            for name, value in zip(names, values):
-                yield name, value, keys
-
-
-def _not_finite(name: str) -> CalibrationError:
-    return CalibrationError(
-        f"{name}: the activation is not finite on the calibration images", fix="Run the fp32 check first."
-    )
-
-
-def _chunks(elements: dict[str, int], limit_bytes: int) -> list[list[str]]:
-    """Splits tensors, in graph order, so that one image's float32 values of each part fit the limit."""
-    chunks: list[list[str]] = [[]]
-    used = 0
-    for name, count in elements.items():
-        if chunks[-1] and used + 4 * count > limit_bytes:
-            chunks.append([])
-            used = 0
-        chunks[-1].append(name)
-        used += 4 * count
-    return chunks
-
-
-def _session(onnx_path: str | os.PathLike[str], names: list[str], *, reduce: bool) -> onnxruntime.InferenceSession:
-    """Opens the graph with the given tensors (or what `_REDUCTIONS` makes of them) as its only outputs.
-
-    Only the graph is copied, in memory; weights stay in the external data of the file.
-    """
-    proto = onnx.load(onnx_path, load_external_data=False)
-    outputs = [onnx.ValueInfoProto(name=name) for name in names]
-    if reduce:
-        outputs = []
-        for op in _REDUCTIONS:
-            attributes: dict[str, Any] = {} if op == "Size" else {"keepdims": 0}
-            for name in names:
-                proto.graph.node.append(onnx.helper.make_node(op, [name], [f"{name}/{op}"], **attributes))
-                outputs.append(onnx.ValueInfoProto(name=f"{name}/{op}"))
-    del proto.graph.output[:]
-    proto.graph.output.extend(outputs)
-    return open_proto(proto, pathlib.Path(onnx_path).parent)
-
-
-def _stream(
-    session: onnxruntime.InferenceSession,
-    num_groups: int,
-    images: np.ndarray,
-    normalize: Normalize,
-    batch_size: int,
-    progress: Progress,
-    label: str,
-) -> Iterator[tuple[int, list[list[np.ndarray]]]]:
-    """Yields (images in the batch, outputs in `num_groups` equal lists) batch by batch."""
-    with progress.bar(label, total=len(images)) as advance:
-        for start in range(0, len(images), batch_size):
-            pixels = np.asarray(images[start : start + batch_size])
-            feeds, size = feeds_of(session, normalize(pixels)), len(pixels)
-            _require_shapes(session, feeds)
-            outputs = session.run(None, feeds)
-            each = len(outputs) // num_groups
-            yield size, [outputs[i * each : (i + 1) * each] for i in range(num_groups)]
-            advance(size)
-
-
-def _require_shapes(session: onnxruntime.InferenceSession, feeds: Mapping[str, np.ndarray]) -> None:
-    for tensor in session.get_inputs():
-        given, expected = feeds[tensor.name].shape[1:], tuple(tensor.shape[1:])
-        if len(given) != len(expected) or any(isinstance(e, int) and e != size for e, size in zip(expected, given)):
-            raise CalibrationError(
-                f"calibration images are {given}, the graph takes {expected}", fix="Decode them again."
-            )

@@ -9,7 +9,8 @@ import numpy as np
 
 from vit_convert.core.progress import Progress
 from vit_convert.images.decode import pick
-from vit_convert.quantize.calibrate import Calibration, Normalize, sample_products
+from vit_convert.quantize.activations import Normalize
+from vit_convert.quantize.calibrate import Calibration, sample_products
 from vit_convert.quantize.qdq import FORMATS
 from vit_convert.quantize.sensitivity import Unit
 

@@ -23,7 +23,8 @@ from vit_convert.core.errors import CheckError
 from vit_convert.core.onnx_file import Batch, feeds_of, open_session, run_session, save_onnx
 from vit_convert.core.progress import Progress
 from vit_convert.images.decode import pick
-from vit_convert.quantize.calibrate import Calibration, Normalize
+from vit_convert.quantize.activations import Normalize
+from vit_convert.quantize.calibrate import Calibration
 from vit_convert.quantize.graph import DEQUANTIZED, initializer
 from vit_convert.quantize.placement import Patterns, Site, place
 from vit_convert.quantize.qdq import quantize

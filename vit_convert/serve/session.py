@@ -13,17 +13,12 @@ from absl import logging
 from vit_convert.core.bundle import Bundle, read_json
 from vit_convert.core.config import QUANTIZED
 from vit_convert.core.errors import BenchmarkError, BuildError, ConvertError
-from vit_convert.core.ort_options import session_options
+from vit_convert.core.ort_options import PROVIDERS, session_options
 from vit_convert.core.proof import UNQUANTIZED, doubt
 from vit_convert.engine.backend.trt import Backend, load_backend
 from vit_convert.engine.bundle_engines import find_plan, open_engine, require_model, require_proof
 from vit_convert.engine.handoff import open_bundle, read_facts
 from vit_convert.engine.runtime.session import Session
-
-# In order of preference, with their options: CUDA's float32 products are TF32 unless told otherwise, and the graph was
-# proved in float32.
-_PROVIDERS: dict[str, dict[str, str]] = {"CUDAExecutionProvider": {"use_tf32": "0"}, "CPUExecutionProvider": {}}
-
 
 PREFERRED = (*UNQUANTIZED, *QUANTIZED)  # a quantized engine is no first choice unless it was measured to be faster
 
@@ -190,7 +185,7 @@ class _OnnxRunner:
             ) from e
         self._path = pathlib.Path(bundle.onnx())
         available = onnxruntime.get_available_providers()
-        self._session = _load(onnxruntime, self._path, [name for name in _PROVIDERS if name in available])
+        self._session = _load(onnxruntime, self._path, [name for name in PROVIDERS if name in available])
         self._names = [output.name for output in self._session.get_outputs()]
 
     def run(self, inputs: Any) -> dict[str, np.ndarray]:
@@ -209,7 +204,7 @@ class _OnnxRunner:
 
 def _load(onnxruntime: Any, path: pathlib.Path, providers: Sequence[str]) -> Any:
     try:
-        given = [(name, _PROVIDERS[name]) for name in providers]
+        given = [(name, PROVIDERS[name]) for name in providers]
         return onnxruntime.InferenceSession(path, session_options(onnxruntime), providers=given)
     except Exception as e:
         if len(providers) == 1:

@@ -146,6 +146,7 @@ def calibrate(context: Context) -> CalibrateResult:
         tensors,
         method=config.method,
         batch_size=config.batch_size,
+        device=config.device,
         progress=context.progress,
     )
     if _may_shift(context):
@@ -169,12 +170,15 @@ def calibrate(context: Context) -> CalibrateResult:
     widened = _widened(calibration)
     if widened:
         summary += f", {len(widened)} wider than entropy, {_most(widened)}"
+    if calibration.device != "cpu":
+        summary += f", on {calibration.device}"
     if calibration.shifts:
         summary += f", {len(calibration.shifts)} shifted"
     if left_out:
         summary += f", {', '.join(site for row in left_out for site in row.sites)} left out of int8"
     return CalibrateResult(
         method=config.method,
+        device=calibration.device,
         num_images=len(images),
         source=source,
         num_tensors=len(calibration.thresholds),
@@ -269,7 +273,7 @@ def _measure_lowering(context: Context, lowering: str, images: np.ndarray) -> li
     read, other = quantized_tensors(model, branches=config.branches)
     linears = [site for site in _as_asked(context, place(model).sites) if site.tensor in read]
     save_onnx(_evened_out(context, model, source, linears, images), path)
-    options: Any = {"batch_size": config.batch_size, "progress": context.progress}
+    options: Any = {"batch_size": config.batch_size, "device": config.device, "progress": context.progress}
     found = measure(path, images, prepare(context), read, method=config.method, **options)
     rest = measure(path, images, prepare(context), other, method="minmax", **options)
     if _may_leave_out(context):
