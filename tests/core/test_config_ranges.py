@@ -150,6 +150,7 @@ WHOLE = {
     "check.num_images": (1, 1024),
     "engine.opt_level": (0, 5),
     "benchmark.streams": (1, 64),
+    "plan.runs": (0, 10_000),
 }
 SMALLEST = math.nextafter(0.0, 1.0)
 REAL = {
@@ -162,6 +163,7 @@ REAL = {
     "calibration.smooth": (0.0, math.nextafter(1.0, 0.0)),
     "engine.workspace_gib": (SMALLEST, 4096.0),
     "benchmark.seconds": (SMALLEST, 3600.0),
+    "benchmark.min_gain": (0.0, 1000.0),
 }
 
 

@@ -22,8 +22,9 @@ def row(precision, batch, rate, noise=0.5, transfers=RESIDENT):
     )
 
 
-def recommend(rows, verified):
-    return recommend_measured(rows, {precision: Proof.from_dict(found) for precision, found in verified.items()})
+def recommend(rows, verified, min_gain=1.0):
+    proofs = {precision: Proof.from_dict(found) for precision, found in verified.items()}
+    return recommend_measured(rows, proofs, min_gain=min_gain)
 
 
 def test_slower_int8_is_reported_and_fp16_recommended():
@@ -44,14 +45,17 @@ def test_faster_and_verified_int8_is_recommended():
     assert found.precision == "int8" and found.reason == "int8 is at least 1.50x as fast as fp16"
 
 
+@pytest.mark.parametrize(("min_gain", "pays"), [(0.0, True), (2.9, True), (3.1, False)])
+def test_the_gain_that_pays_is_the_users(min_gain, pays):
+    rows = [row("fp16", 8, 100.0, 0.1), row("int8", 8, 103.0, 0.1)]
+    assert (recommend(rows, {"fp16": PASSED, "int8": PASSED}, min_gain).precision == "int8") == pays
+
+
 @pytest.mark.parametrize(("rate", "noise", "pays"), [(103.0, 5.0, False), (103.0, 1.0, True), (100.8, 0.1, False)])
 def test_a_gain_within_the_noise_is_none(rate, noise, pays):
     found = recommend([row("fp16", 8, 100.0), row("int8", 8, rate, noise)], {"fp16": PASSED, "int8": PASSED})
     assert (found.precision == "int8") == pays
-    assert (
-        pays
-        or ("within the noise of 5 %" if noise == 5.0 else "too little for a quantized model's risk") in found.reason
-    )
+    assert pays or ("within the noise of 5 %" if noise == 5.0 else "less than benchmark.min_gain") in found.reason
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,7 @@ RANGES = {
     "calibration.smooth": Range(0.0, 1.0, below=True),
     "plan.accuracy_budget": _POINTS,
     "plan.cosine": _SHARE,
+    "plan.runs": Range(0, 10_000),
     "plan.num_images": Range(1, _MOST_IMAGES),
     "evaluation.num_images": Range(0, _MOST_IMAGES),
     "check.num_images": Range(1, 1024),  # all their activations are held at once
@@ -93,6 +94,7 @@ RANGES = {
     "engine.opt_level": Range(0, 5),
     "benchmark.batches": Range(1, _LARGEST_BATCH, many=True),
     "benchmark.streams": Range(1, 64, many=True),
+    "benchmark.min_gain": Range(0.0, 1000.0),
     "benchmark.seconds": Range(0.0, _LONGEST_SECONDS, above=True),
 }
 

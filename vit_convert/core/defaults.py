@@ -81,6 +81,8 @@ def default_config() -> ml_collections.ConfigDict:
     config.plan.cosine = 0.0  # smallest cosine to the fp32 output that is allowed on any image; 0: check.int8_cosine
     # how many images to measure on: of the evaluation images, else of the calibration images
     config.plan.num_images = 256
+    # combinations of layers that are tried beyond the bisection; each takes a run over some of the images
+    config.plan.runs = 6
     config.plan.file = ""  # a precision_plan.json from an earlier search, perhaps edited; then nothing is searched
 
     config.evaluation = Config()
@@ -132,6 +134,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.benchmark.batches = (1, 8, 64)
     config.benchmark.streams = (1, 2)
     config.benchmark.seconds = 3.0
+    config.benchmark.min_gain = 1.0  # percent that a quantized engine has to be faster by, to be recommended
 
     config.image = tower_keys(config, "image")  # any key above for a pair's image tower alone: image.batch.max
     config.text = tower_keys(config, "text")  # for its text tower: text.precision, text.calibration.data (prompts)

@@ -14,7 +14,6 @@ from vit_convert.core.engine_results import EngineSummary, Proof, RecommendedEng
 from vit_convert.core.proof import UNQUANTIZED, doubt
 
 RESIDENT = "none: images and results stay in GPU memory"  # `transfers` of the rows that are compared
-_LEAST_GAIN = 1.01  # a smaller one is not worth a quantized model's risk, even where the noise is smaller still
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,15 +90,18 @@ def _text(verdict: Verdict) -> str:
     return f"{verdict.text}{faith}"
 
 
-def recommend_measured(rows: Sequence[BenchmarkRow], verified: Mapping[str, Proof]) -> Recommendation:
+def recommend_measured(
+    rows: Sequence[BenchmarkRow], verified: Mapping[str, Proof], *, min_gain: float
+) -> Recommendation:
     """Judges the measured precisions.
 
     A quantized engine is recommended if it passed its check and is faster than the best unquantized one at every batch,
-    by more than the noise of the two measurements.
+    by more than the noise of the two measurements and by more than `min_gain`.
 
     Args:
         rows: of the benchmark.
         verified: by precision, of the engines that were verified.
+        min_gain: `benchmark.min_gain`: the gain in percent that is worth a quantized model's risk.
 
     Returns:
         The recommendation; its precision is "" if no engine passed its check, or none was verified.
@@ -123,7 +125,7 @@ def recommend_measured(rows: Sequence[BenchmarkRow], verified: Mapping[str, Proo
         if not plain:
             continue
         found = [
-            _compare(best[precision, batch], best[plain, batch])
+            _compare(best[precision, batch], best[plain, batch], min_gain)
             for name, batch in sorted(best)
             if name == precision and (plain, batch) in best
         ]
@@ -152,7 +154,7 @@ def recommend_measured(rows: Sequence[BenchmarkRow], verified: Mapping[str, Proo
     )
 
 
-def _compare(row: BenchmarkRow, against: BenchmarkRow) -> SpeedComparison:
+def _compare(row: BenchmarkRow, against: BenchmarkRow, min_gain: float) -> SpeedComparison:
     known = [part.noise_percent for part in (row, against) if part.noise_percent is not None]
     noise = max(known) if len(known) == 2 else None  # one pass does not tell how far it can be trusted
     ratio = row.images_per_second / against.images_per_second
@@ -162,7 +164,7 @@ def _compare(row: BenchmarkRow, against: BenchmarkRow) -> SpeedComparison:
         batch=row.batch,
         ratio=round(ratio, 4),
         noise_percent=noise,
-        pays=noise is not None and ratio > max(_LEAST_GAIN, 1 + noise / 100),
+        pays=noise is not None and ratio > 1 + max(min_gain, noise) / 100,
     )
 
 
@@ -174,9 +176,7 @@ def _too_little(comparison: SpeedComparison) -> str:
         return ", by only one pass"
     within = comparison.ratio <= 1 + comparison.noise_percent / 100
     return (
-        f", within the noise of {comparison.noise_percent:g} %"
-        if within
-        else ", too little for a quantized model's risk"
+        f", within the noise of {comparison.noise_percent:g} %" if within else ", which is less than benchmark.min_gain"
     )
 
 

@@ -127,7 +127,7 @@ def benchmark_bundle(
         skipped=tuple(skipped),
         noise_percent=max((row.noise_percent for row in rows if row.noise_percent is not None), default=None),
         end_to_end=tuple(end_to_end_shares(rows)),
-        recommended=recommend_measured(rows, verified),
+        recommended=recommend_measured(rows, verified, min_gain=options.min_gain),
         summary=f"{best.precision} at batch {best.batch}: {best.images_per_second:,.0f} images/s",
     )
     write_json(path, result.to_dict())

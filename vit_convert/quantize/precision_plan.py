@@ -18,9 +18,6 @@ _ABOUT = (
     "say what each layer costs."
 )
 
-RUNS = 6  # that search takes after its bisection: each is a pass over some images
-_LAST_RUNS = 4  # the same over all images, up to sixteen times as many
-
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
@@ -29,10 +26,12 @@ class Budget:
     Attributes:
         cosine: smallest allowed cosine to the fp32 output, of any image.
         top1_drop: points of top-1 that may be lost against the fp32 graph; without labels it plays no part.
+        runs: most sets that are tried after the bisection, each by a run over some images.
     """
 
     cosine: float
     top1_drop: float
+    runs: int
 
     def missed(self, result: Measured, fp32: Measured) -> str:
         """Says why a result is over the budget; "" where it is within."""
@@ -61,21 +60,17 @@ class Plan:
     costs: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
-def search(
-    ranked: Sequence[str], measure: Callable[[Collection[str]], Measured], budget: Budget, *, runs: int = RUNS
-) -> Plan:
+def search(ranked: Sequence[str], measure: Callable[[Collection[str]], Measured], budget: Budget) -> Plan:
     """Finds a large set within a budget; if nothing was left untried, one to which no further unit can be added.
 
     The longest prefix of the ranking is found by bisection, as if the loss grew with every unit; then the others are
-    tried in turn and kept if the budget allows it, so that one sensitive unit does not keep out those behind it. One by
-    one, and twice as many at a time
-    after each success: where many of them fit, a run for each would take longer than all else.
+    tried in turn and kept if the budget allows it, so that one sensitive unit does not keep out those behind it: one by
+    one at first, and twice as many at a time after each success.
 
     Args:
         ranked: units, the most harmless first.
         measure: measures a set.
-        budget: what may be lost.
-        runs: most sets that are tried after the bisection; what is not tried is left out.
+        budget: what may be lost, and how many sets may be tried; what is not tried is left out.
 
     Returns:
         The Plan, whose set has been measured as a whole.
@@ -90,7 +85,7 @@ def search(
             within = length
         length = (within + over) // 2
     chosen, rest, left_out, step = list(ranked[:within]), list(ranked[within:]), {}, 1
-    for _ in range(runs):
+    for _ in range(budget.runs):
         if not rest:
             break
         group = rest[:step]
@@ -104,7 +99,7 @@ def search(
         else:
             chosen += group
             step = 2 * len(group)
-    left_out |= dict.fromkeys(rest, f"not tried after {runs} sets with less costly layers")
+    left_out |= dict.fromkeys(rest, f"not tried, as plan.runs={budget.runs} other sets were tried first")
     return Plan(chosen, measure(chosen), left_out)
 
 
@@ -137,7 +132,7 @@ def make_plan(sensitivity: Sensitivity, budget: Budget, costs: Callable[[], Mapp
     plan = _confirm(sensitivity, budget, some)
     # what is left out may have been so for the company of a unit that only the others show to be bad
     if not plan.units:
-        plan = search(ranked, functools.partial(_judge, sensitivity, budget), budget, runs=_LAST_RUNS)
+        plan = search(ranked, functools.partial(_judge, sensitivity, budget), budget)
     left_out = some.left_out | plan.left_out
     if not plan.units:
         first = ranked[0]

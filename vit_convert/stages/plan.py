@@ -37,7 +37,7 @@ def _budget(context: Context) -> "Budget":
     from vit_convert.quantize.precision_plan import Budget
 
     plan = context.config.plan
-    return Budget(plan.cosine or context.config.check.int8_cosine, plan.accuracy_budget)
+    return Budget(plan.cosine or context.config.check.int8_cosine, plan.accuracy_budget, plan.runs)
 
 
 def _plan_inputs(context: Context) -> Any:
