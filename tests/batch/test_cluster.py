@@ -75,6 +75,43 @@ def test_every_job_ends_once_whatever_is_killed(harness, cluster, tmp_path):
     assert batch.left_behind() == []
 
 
+ENGINES = """
+for word; do [ -d "$word" ] && bundle=$word; done
+echo "$CUDA_VISIBLE_DEVICES $(basename "$bundle")" >>"$(dirname "$0")/log"
+while [ -e "$(dirname "$0")/hold" ]; do sleep 0.1; done
+mkdir -p "$bundle/engines/x" && echo plan >"$bundle/engines/x/fp16.plan"
+"""
+
+
+def test_engines_are_tasks_of_one_gpu_of_a_type_and_lost_nodes_are_replaced(harness, cluster, tmp_path):
+    size = {"num_cpus": 1, "num_gpus": 1, "memory": GIB, "object_store_memory": 10**8}
+    lost = cluster.add_node(**size, resources={"accelerator_type:A": 1}, node_ip_address="127.0.0.4")
+    cluster.add_node(**size, resources={"accelerator_type:B": 1}, node_ip_address="127.0.0.5")
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\n{ENGINES}")
+    python.chmod(0o755)
+    paths = harness.write_zoo(tmp_path / "zoo", 2)
+    words = [f"--checkpoints={path}" for path in paths] + [*harness.QUICK, "--quiet", f"--trt_python={python}"]
+    words += ["--engines=build,verify,benchmark", "--runner=ray", f"--ray_address={cluster.address}"]
+    batch = harness.Batch(words, tmp_path / "out")
+    (tmp_path / "hold").touch()
+    driver = batch.start()
+    log = tmp_path / "log"
+    assert harness.wait_for(lambda: log.exists() and len(log.read_text().splitlines()) == 2, 120), driver.poll()
+    cluster.remove_node(lost, allow_graceful=False)  # one task waits on each GPU: the first type loses its node
+    cluster.add_node(**size, resources={"accelerator_type:A": 1}, node_ip_address="127.0.0.6")
+    (tmp_path / "hold").unlink()
+    said, _ = driver.communicate(timeout=300)
+    assert driver.returncode == 0, said
+    rows = {name: job["engines"] for name, job in batch.jobs().items()}
+    assert {name: sorted(row["gpu"] for row in engines) for name, engines in rows.items()} == {
+        path.stem: ["A", "B"] for path in paths
+    }
+    assert {row["device"] for engines in rows.values() for row in engines} == {"0"}  # as Ray named it to the task
+    assert sum(row["attempts"] == 2 for engines in rows.values() for row in engines) == 1
+    assert len(log.read_text().splitlines()) == 5 and batch.left_behind() == []
+
+
 def test_what_is_not_there_is_said(harness, tmp_path):
     batch = harness.Batch(
         [f"--checkpoints={tmp_path}/a.npz", "--runner=ray", "--ray_address=127.0.0.9:6399"], tmp_path / "o"

@@ -11,17 +11,22 @@ Exit codes: 0 done, 2 usage or config, 9 some conversions failed, 130 interrupte
 
 import functools
 import re
+import shlex
+import shutil
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from vit_convert.core.config import default_config
 from vit_convert.core.config_files import split_config
-from vit_convert.core.errors import UsageError
+from vit_convert.core.errors import UsageError, nearest
 from vit_convert.core.overrides import split_overrides
 from vit_convert.core.program import Program
+
+if TYPE_CHECKING:
+    from vit_convert.batch.engines import EngineSettings
 
 _PROGRAM = Program(__doc__, when_interrupted="finished jobs are kept, the same command continues", takes_config=True)
 _FLAGS = _PROGRAM.flags
@@ -79,6 +84,24 @@ flags.DEFINE_integer(
     lower_bound=0,
 )
 flags.DEFINE_float("timeout", 0.0, "Seconds that one conversion may take; 0: any.", flag_values=_FLAGS, lower_bound=0.0)
+flags.DEFINE_list(
+    "engines",
+    [],
+    "What is done with each bundle on a GPU, as tasks of their own: build,verify,benchmark; empty: nothing.",
+    flag_values=_FLAGS,
+)
+flags.DEFINE_list(
+    "gpus", [], "GPUs of this machine for --engines: 0,1, or 0:L4 with its type; empty: all.", flag_values=_FLAGS
+)
+flags.DEFINE_string(
+    "trt_python", sys.executable, "The Python with TensorRT for --engines, on every GPU node.", flag_values=_FLAGS
+)
+flags.DEFINE_string(
+    "engine_flags",
+    "",
+    "More for `python -m vit_convert.engine`: '--precision=fp16 --duration=0.5'.",
+    flag_values=_FLAGS,
+)
 flags.DEFINE_bool("fail_fast", False, "Begin nothing more after a failure.", flag_values=_FLAGS)
 flags.DEFINE_string("until", "", "Last stage to run, as in a single conversion.", flag_values=_FLAGS)
 flags.DEFINE_bool("force", False, "Redo stages that are fresh.", flag_values=_FLAGS)
@@ -113,6 +136,7 @@ def _run(argv: Sequence[str]) -> int:
         )
     from vit_convert.batch.batch import folders_of, run_batch
     from vit_convert.batch.collect import Asked, collect
+    from vit_convert.batch.devices import local_devices
     from vit_convert.batch.estimate import estimate
     from vit_convert.batch.job import shard_of
     from vit_convert.batch.local import Limits
@@ -123,18 +147,22 @@ def _run(argv: Sequence[str]) -> int:
     from vit_convert.stages import require_stage
 
     require_stage(_FLAGS.until)
-    shard = _shard(_FLAGS.shard)
+    shard, engines = _shard(_FLAGS.shard), _engines()
+    if engines.commands and not any(word.startswith("--config.engine.backend=") for word in overrides):
+        overrides = ["--config.engine.backend=none", *overrides]  # what a conversion would do itself is a task's
     asked = Asked(
         config, overrides, _FLAGS.checkpoints, _FLAGS.table, _FLAGS.where, _FLAGS.column, _FLAGS.jobs_file, _FLAGS.sweep
     )
     jobs = [job for job in collect(asked) if not shard or shard_of(job.name, shard[1]) == shard[0]]
-    settings = Settings(_FLAGS.workdir, tuple(_FLAGS.checkpoint_folders), _FLAGS.until, _FLAGS.force)
+    settings = Settings(_FLAGS.workdir, tuple(_FLAGS.checkpoint_folders), _FLAGS.until, _FLAGS.force, engines)
+    gpus = local_devices(_FLAGS.gpus) if engines.commands and _FLAGS.runner == "local" and not _FLAGS.dry_run else []
     limits = Limits(
         _FLAGS.jobs or (num_cores() if _FLAGS.runner == "local" else 0),
         _FLAGS.memory_gib or free_memory_gib(),
         _FLAGS.retries,
         _FLAGS.timeout,
         _FLAGS.fail_fast,
+        tuple(gpus),
     )
     if _FLAGS.dry_run:
         print(
@@ -152,6 +180,25 @@ def _run(argv: Sequence[str]) -> int:
         command=["python", "-m", "vit_convert.batch", *argv[1:]],
     )
     return 0
+
+
+def _engines() -> "EngineSettings":
+    from vit_convert.batch.engines import COMMANDS, EngineSettings
+
+    if wrong := [word for word in _FLAGS.engines if word not in COMMANDS]:
+        raise UsageError(f"--engines: {wrong[0]!r} is none of {', '.join(COMMANDS)}.{nearest(wrong[0], COMMANDS)}")
+    if (_FLAGS.gpus or _FLAGS.engine_flags) and not _FLAGS.engines:
+        raise UsageError("--gpus and --engine_flags belong to --engines", fix="--engines=build,verify,benchmark")
+    if _FLAGS.engines and _FLAGS.until:
+        raise UsageError(f"--until={_FLAGS.until} and --engines: engines follow on whole conversions", fix="Give one.")
+    if _FLAGS.engines and _FLAGS.runner == "local" and shutil.which(_FLAGS.trt_python) is None:
+        raise UsageError(f"--trt_python={_FLAGS.trt_python}: no such program", fix="The Python that has TensorRT.")
+    commands = tuple(command for command in COMMANDS if command in _FLAGS.engines)
+    try:
+        words = tuple(shlex.split(_FLAGS.engine_flags))
+    except ValueError as e:
+        raise UsageError(f"--engine_flags={_FLAGS.engine_flags}: {e}") from e
+    return EngineSettings(commands, _FLAGS.trt_python, words, _FLAGS.force, _FLAGS.timeout)
 
 
 def _runner() -> Callable[..., Any]:

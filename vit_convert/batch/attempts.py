@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
+from vit_convert.batch.devices import Gpus
 from vit_convert.batch.estimate import Estimate
 from vit_convert.batch.job import Job
 from vit_convert.batch.outcome import Outcome
@@ -24,6 +25,15 @@ class Runner(Protocol):
 
     def run(self, jobs: Sequence[Job], estimates: Mapping[str, Estimate]) -> None:
         """Runs jobs, and tells its watcher of each."""
+
+    def gpus(self) -> Gpus:
+        """Where engine tasks run."""
+
+    def stop(self) -> None:
+        """Begins nothing more; from any thread."""
+
+    def close(self) -> None:
+        """Lets go of what outlives a run."""
 
 
 @dataclasses.dataclass
@@ -48,12 +58,17 @@ class Waiting:
         """Whether another attempt may end better; if so, this is made ready for it."""
         if not outcome.passing or self.attempts > retries:
             return False
-        # Of a holder on a machine that is gone nothing is known until its lock has been silent for so long.
-        held = outcome.exit_code == HeldError.exit_code and self.attempts > 1
-        self.not_before = time.monotonic() + (DEAD_AFTER_S + _PAUSE_S if held else _PAUSE_S)
+        self.not_before = time.monotonic() + pause_s(outcome.exit_code, self.attempts)
         if outcome.exit_code == 1:  # killed, or out of memory
             self.factor *= _AFTER_DEATH
         return True
+
+
+def pause_s(exit_code: int | None, attempts: int) -> float:
+    """Seconds before another attempt, after so many that ended so."""
+    # Of a holder on a machine that is gone nothing is known until its lock has been silent for so long.
+    held = exit_code == HeldError.exit_code and attempts > 1
+    return DEAD_AFTER_S + _PAUSE_S if held else _PAUSE_S
 
 
 def killed(job: Job, how: str, seconds: float) -> Outcome:

@@ -1,12 +1,13 @@
 """One batch from its jobs to its record."""
 
+import contextlib
 import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from vit_convert.batch.attempts import Runner, Watcher
+from vit_convert.batch.attempts import Runner
 from vit_convert.batch.estimate import estimate, is_here
 from vit_convert.batch.folder import BatchFolder
 from vit_convert.batch.job import Job
@@ -16,6 +17,7 @@ from vit_convert.batch.outcome import Outcome, figures_of
 from vit_convert.batch.record import BatchRecord
 from vit_convert.batch.run import Settings
 from vit_convert.batch.screen import Screen, summary
+from vit_convert.batch.told import Told
 from vit_convert.core.errors import BatchError, ConvertError, UsageError
 from vit_convert.core.lock import hold
 
@@ -103,8 +105,11 @@ def _run(
     quiet: bool,
 ) -> None:
     estimates = {job.name: estimate(job, folders_of(settings)) for job in jobs}
-    with Screen(estimates, quiet=quiet) as screen:
-        left = []
+    with Screen(estimates, quiet=quiet) as screen, contextlib.ExitStack() as stack:
+        told, runs, left = Told(ledger, screen, fail_fast=limits.fail_fast), None, []
+        if settings.engines.commands:
+            runs = stack.enter_context(contextlib.closing(runner(settings, limits, told.watch, screen.say)))
+            stack.enter_context(contextlib.closing(told.begin_engines(runs, settings, limits.retries)))
         for job in jobs:
             report = None if settings.force else _fresh(job, settings)
             if report is None:
@@ -112,13 +117,16 @@ def _run(
                 continue
             before = earlier.get(job.name, Outcome(job.name))  # what it took when it was made
             kept = before if before.finished else Outcome(job.name)
-            outcome = replace(
-                kept, checkpoint=job.checkpoint, status="fresh", exit_code=0, attempts=0, figures=figures_of(report)
+            told.ended(
+                None,
+                replace(
+                    kept, checkpoint=job.checkpoint, status="fresh", exit_code=0, attempts=0, figures=figures_of(report)
+                ),
             )
-            ledger.put(outcome)
-            screen.end(None, outcome)
         if left:
-            runner(settings, limits, _watcher(ledger, screen), screen.say).run(left, estimates)
+            runs = runs or stack.enter_context(contextlib.closing(runner(settings, limits, told.watch, screen.say)))
+            runs.run(left, estimates)
+        told.wait()
 
 
 def folders_of(settings: Settings) -> list[str]:
@@ -136,23 +144,3 @@ def _fresh(job: Job, settings: Settings) -> Mapping[str, Any] | None:
         return fresh_report(job.make_config(), settings.workdir, until=settings.until, checkpoints=settings.checkpoints)
     except ConvertError:  # its conversion says what
         return None
-
-
-def _watcher(ledger: Ledger, screen: Screen) -> Watcher:
-    def watch(kind: str, line: int | None, job: Job, outcome: Outcome | None) -> None:
-        if outcome is None:
-            ledger.event(kind, job, worker=line)
-            screen.start(line, job)
-            return
-        told = {
-            field: getattr(outcome, field)
-            for field in ("status", "exit_code", "seconds", "peak_rss_mib", "attempts", "error")
-        }
-        ledger.event(kind, job, worker=line, **told)
-        if kind == "end":
-            ledger.put(outcome)
-            screen.end(line, outcome)
-        else:
-            screen.say(f"{job.name}: {outcome.error}; another attempt follows")
-
-    return watch

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from vit_convert.batch.attempts import Waiting, Watcher, killed
+from vit_convert.batch.cluster_gpus import RayGpus
 from vit_convert.batch.estimate import MIB, Corrected, Estimate
 from vit_convert.batch.job import Job
 from vit_convert.batch.local import Limits
@@ -65,6 +66,7 @@ class RayRunner:
         self._ray = _connected(address)
         self._task = self._ray.remote(max_retries=0, num_cpus=1)(convert_task)
         self._begun: dict[Any, _Begun] = {}  # by the reference of its outcome
+        self._stopped = False
 
     def run(self, jobs: Sequence[Job], estimates: Mapping[str, Estimate]) -> None:
         """Runs jobs to their end; see `LocalRunner.run`."""
@@ -72,6 +74,8 @@ class RayRunner:
         waiting.sort(key=lambda each: each.estimate.memory_mib, reverse=True)
         try:
             while waiting or self._begun:
+                if self._stopped:
+                    waiting.clear()
                 self._begin(waiting)
                 ready, _ = self._ray.wait([*self._begun], timeout=_TICK_S) if self._begun else ([], [])
                 for reference in ready:
@@ -82,7 +86,19 @@ class RayRunner:
                         min(_TICK_S, max(0.0, min((w.not_before for w in waiting), default=0.0) - time.monotonic()))
                     )
         finally:
-            self._close()
+            self._cancel()
+
+    def gpus(self) -> RayGpus:
+        """The GPUs of the cluster."""
+        return RayGpus(self._ray, self._settings.workdir, self._settings.engines)
+
+    def stop(self) -> None:
+        """Begins nothing more."""
+        self._stopped = True
+
+    def close(self) -> None:
+        """Leaves the cluster."""
+        self._ray.shutdown()
 
     def _begin(self, waiting: list[Waiting]) -> None:
         """Hands tasks over: not all at once, so that the memory of later ones is that of the first as measured."""
@@ -136,8 +152,8 @@ class RayRunner:
             if limit and late > 0:
                 self._ray.cancel(reference, force=late > _END_S)
 
-    def _close(self) -> None:
-        """Cancels what still runs, waits for it to let go of its bundle, and leaves the cluster as it was."""
+    def _cancel(self) -> None:
+        """Cancels what still runs, and waits for it to let go of its bundle."""
         for reference in self._begun:
             self._ray.cancel(reference, force=False)
         if self._begun:
@@ -145,7 +161,6 @@ class RayRunner:
             for reference in self._begun:
                 with contextlib.suppress(self._ray.exceptions.RayError):
                     self._ray.cancel(reference, force=True)
-        self._ray.shutdown()
 
 
 def convert_task(job: Job, settings: Settings) -> Outcome:

@@ -38,9 +38,9 @@ class Ledger:
         """Of all jobs, in order."""
         return list(self._outcomes.values())
 
-    def event(self, kind: str, job: Job, **fields: Any) -> None:
-        """Appends a line to the events."""
-        self._progress.event(kind, job=job.name, **fields)
+    def event(self, kind: str, job: str, **fields: Any) -> None:
+        """Appends a line to the events, of a job by its name."""
+        self._progress.event(kind, job=job, **fields)
 
     def put(self, outcome: Outcome) -> None:
         """Takes a job's outcome, and writes the record if that is not too often."""

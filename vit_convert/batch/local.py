@@ -7,8 +7,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from vit_convert.batch.attempts import Waiting, Watcher, killed
+from vit_convert.batch.devices import Device
 from vit_convert.batch.estimate import Corrected, Estimate
 from vit_convert.batch.job import Job
+from vit_convert.batch.lanes import LocalGpus
 from vit_convert.batch.outcome import Outcome
 from vit_convert.batch.pool import Pool, Worker
 from vit_convert.batch.run import Settings
@@ -28,6 +30,7 @@ class Limits:
         retries: further attempts of a job whose failure may pass.
         timeout_s: for one attempt; 0 for none.
         fail_fast: begin nothing more after a failure.
+        gpus: of this machine, for engine tasks.
     """
 
     jobs: int
@@ -35,6 +38,7 @@ class Limits:
     retries: int = 2
     timeout_s: float = 0.0
     fail_fast: bool = False
+    gpus: tuple[Device, ...] = ()
 
 
 class LocalRunner:
@@ -54,7 +58,8 @@ class LocalRunner:
     def __init__(
         self, settings: Settings, limits: Limits, watch: Watcher, warn: Callable[[str], None] = lambda text: None
     ):
-        self._pool, self._limits, self._watch, self._warn = Pool(settings), limits, watch, warn
+        self._settings, self._limits, self._watch, self._warn = settings, limits, watch, warn
+        self._pool, self._stopped = Pool(settings), False
         self._corrected = Corrected()
         self._running: dict[int, Waiting] = {}  # by process number
         self._waiting: list[Waiting] = []
@@ -73,14 +78,27 @@ class LocalRunner:
         self._waiting.sort(key=lambda waiting: waiting.estimate.memory_mib, reverse=True)
         with contextlib.closing(self._pool):
             while self._waiting or self._running:
+                if self._stopped:
+                    self._waiting.clear()
                 self._begin_what_fits()
                 for worker in self._pool.ready(self._patience_s()):
                     self._take(worker)
                 self._end_late_ones()
 
+    def gpus(self) -> LocalGpus:
+        """The GPUs of this machine."""
+        return LocalGpus(self._settings.workdir, self._settings.engines, self._limits.gpus)
+
+    def stop(self) -> None:
+        """Begins nothing more."""
+        self._stopped = True
+
+    def close(self) -> None:
+        """Nothing: workers end with `run`."""
+
     def _patience_s(self) -> float:
-        if self._running:
-            return _TICK_S
+        if self._running or not self._waiting:
+            return _TICK_S if self._running else 0.0
         return min(_TICK_S, max(0.0, min(each.not_before for each in self._waiting) - time.monotonic()))
 
     def _begin_what_fits(self) -> None:

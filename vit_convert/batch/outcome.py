@@ -1,7 +1,7 @@
 """What became of a job."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 DONE = ("done", "fresh")
@@ -48,6 +48,45 @@ class Figures:
 
 
 @dataclasses.dataclass(frozen=True)
+class EngineOutcome:
+    """What became of a bundle's engines on one type of GPU.
+
+    Attributes:
+        gpu: the type, as the cluster or the driver calls it; "" if unknown.
+        device: which one of its host's.
+        host: where it ran.
+        status: "done", "fresh" (nothing had changed), "failed" or "timeout".
+        exit_code: what `python -m vit_convert.engine` ended with; 130 after a timeout.
+        seconds: of the last attempt.
+        attempts: how often it was begun by this command.
+        error: what went wrong, and `fix` what to do about it; "" otherwise.
+        passing: whether another attempt may end better.
+        gpu_name: what the benchmark ran on; "" without one.
+        recommended: the precision that the benchmark recommends; "" for none.
+        images_per_second: the fastest row of the benchmark; 0 without one.
+    """
+
+    gpu: str = ""
+    device: str = ""
+    host: str = ""
+    status: str = "failed"
+    exit_code: int = 1
+    seconds: float = 0.0
+    attempts: int = 0
+    error: str = ""
+    fix: str = ""
+    passing: bool = False
+    gpu_name: str = ""
+    recommended: str = ""
+    images_per_second: float = 0.0
+
+    @property
+    def finished(self) -> bool:
+        """Whether all that was asked for is there."""
+        return self.status in DONE
+
+
+@dataclasses.dataclass(frozen=True)
 class Outcome:
     """One job's row in `batch.json`.
 
@@ -63,6 +102,8 @@ class Outcome:
         error: what went wrong, and `fix` what to do about it; "" otherwise.
         passing: whether another attempt may end better: the process was killed, a network or a lock was in the way.
         figures: from the bundle's report, also after a failure as far as it came.
+        engines: what became of its engines, one a type of GPU; () where none were asked for. One that failed makes the
+            job a failed one, with its exit code and its words.
     """
 
     name: str
@@ -77,6 +118,7 @@ class Outcome:
     fix: str = ""
     passing: bool = False
     figures: Figures = Figures()
+    engines: tuple[EngineOutcome, ...] = ()
 
     @property
     def finished(self) -> bool:
@@ -98,7 +140,24 @@ class Outcome:
         figures = dict(value["figures"])
         checks = tuple(Checked(**check) for check in figures.pop("checks"))
         figures["image_size"] = tuple(figures["image_size"])
-        return cls(**{**value, "figures": Figures(**figures, checks=checks)})
+        engines = tuple(EngineOutcome(**row) for row in value.get("engines", ()))
+        return cls(**{**value, "figures": Figures(**figures, checks=checks), "engines": engines})
+
+    def with_engines(self, engines: Sequence[EngineOutcome]) -> "Outcome":
+        """The outcome of a job whose bundle is whole and whose engines ended like this."""
+        failed = next((each for each in engines if not each.finished), None)
+        if failed is None:
+            done = self.status == "done" or any(each.status == "done" for each in engines)
+            return dataclasses.replace(self, status="done" if done else "fresh", engines=tuple(engines))
+        error = f"engines{f' for {failed.gpu}' if failed.gpu else ''}: {failed.error}"
+        return dataclasses.replace(
+            self,
+            status=failed.status,
+            exit_code=failed.exit_code,
+            error=error,
+            fix=failed.fix,
+            engines=tuple(engines),
+        )
 
 
 def figures_of(report: Mapping[str, Any]) -> Figures:

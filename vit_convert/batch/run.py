@@ -10,6 +10,7 @@ import socket
 import time
 from typing import Any
 
+from vit_convert.batch.engines import EngineSettings
 from vit_convert.batch.job import Job
 from vit_convert.batch.outcome import Outcome, figures_of, is_fresh, peak_of
 from vit_convert.core.bundle import Bundle, read_json
@@ -27,12 +28,14 @@ class Settings:
         checkpoints: folders in which checkpoints are looked for, and to which they are fetched.
         until: last stage; "" for all.
         force: redo fresh stages.
+        engines: what is done with each bundle on a GPU.
     """
 
     workdir: str
     checkpoints: tuple[str, ...] = ()
     until: str = ""
     force: bool = False
+    engines: EngineSettings = dataclasses.field(default_factory=EngineSettings)
 
 
 def run_job(job: Job, settings: Settings) -> Outcome:

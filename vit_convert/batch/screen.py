@@ -55,12 +55,16 @@ class Screen:
             self._lines[line] = self._bars.add_task("", total=None, count="")
         self._bars.reset(self._lines[line], description=f"  {line + 1}  {job.name}", total=None)
 
+    def rest(self, line: int | None) -> None:
+        """A worker has nothing to do."""
+        if line in self._lines:
+            self._bars.update(self._lines[line], description=f"  {line + 1}" if line is not None else "")
+
     def end(self, line: int | None, outcome: Outcome) -> None:
         """A job ended; `line` is None where no worker had it."""
         self._ended += 1
         self._bars.update(self._all, advance=self._estimates[outcome.name].seconds, count=self._count)
-        if line in self._lines:
-            self._bars.update(self._lines[line], description=f"  {line + 1}" if line is not None else "")
+        self.rest(line)
         if outcome.failed:
             self.say(f"{outcome.name}: {outcome.status}, exit {outcome.exit_code}: {_short(outcome.error)}")
         elif not self._live and outcome.status == "done":

@@ -1,0 +1,201 @@
+"""Brings engine tasks to GPUs: one at a time on each, for each bundle one at a time, beside the conversions."""
+
+import collections
+import contextlib
+import dataclasses
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from vit_convert.batch.attempts import pause_s
+from vit_convert.batch.devices import Device, Gpus
+from vit_convert.batch.engines import Cancelled, EngineSettings, Tasks, kept
+from vit_convert.batch.outcome import EngineOutcome, Outcome
+from vit_convert.core.bundle import Bundle
+
+_TICK_S = 0.2
+
+
+class LocalGpus:
+    """This machine's GPUs.
+
+    Args:
+        workdir: of the batch.
+        settings: of its engine tasks.
+        devices: the GPUs.
+    """
+
+    def __init__(self, workdir: str, settings: EngineSettings, devices: Sequence[Device]):
+        self._workdir, self._settings, self._devices, self._tasks = workdir, settings, list(devices), Tasks()
+
+    def devices(self) -> list[Device]:
+        """See `Gpus`."""
+        return self._devices
+
+    def run(self, name: str, device: Device) -> EngineOutcome:
+        """See `Gpus`."""
+        return self._tasks.run(self._workdir, name, self._settings, device)
+
+    def close(self) -> None:
+        """See `Gpus`."""
+        self._tasks.close()
+
+
+@dataclasses.dataclass
+class _Bundle:
+    """A bundle on its way past the types of GPUs.
+
+    Attributes:
+        outcome: of its conversion.
+        left: types that it has not been to; the first is next.
+        ended: of those that it has.
+        attempts: at the next one.
+        not_before: when that may begin, by `time.monotonic`.
+    """
+
+    outcome: Outcome
+    left: list[str]
+    ended: list[EngineOutcome] = dataclasses.field(default_factory=list)
+    attempts: int = 0
+    not_before: float = 0.0
+
+
+class Lanes:
+    """A thread for each GPU, which takes one bundle after another.
+
+    Args:
+        gpus: where tasks run.
+        workdir: of the batch.
+        settings: of its engine tasks.
+        retries: further attempts of what may pass.
+        begun: told of each attempt: the bundle's name, and the GPU.
+        ended: told of each attempt that ended: the bundle's name, how, and whether another follows.
+        finished: told of each job whose engines are all through; these three come from other threads.
+    """
+
+    def __init__(
+        self,
+        gpus: Gpus,
+        workdir: str,
+        settings: EngineSettings,
+        *,
+        retries: int,
+        begun: Callable[[str, Device], None],
+        ended: Callable[[str, EngineOutcome, bool], None],
+        finished: Callable[[Outcome], None],
+    ):
+        self._gpus, self._workdir, self._settings, self._retries = gpus, workdir, settings, retries
+        self._begun, self._ended, self._finished = begun, ended, finished
+        self._condition = threading.Condition()
+        self._waiting: list[_Bundle] = []
+        self._unfinished, self._turn, self._closed = 0, 0, False
+        self._threads: dict[Device, list[threading.Thread]] = {}
+        self._error: BaseException | None = None
+        self._grow()
+
+    @property
+    def types(self) -> list[str]:
+        """The types of GPUs that there are."""
+        return list(dict.fromkeys(device.type for device in self._threads))
+
+    def add(self, outcome: Outcome) -> bool:
+        """Takes a job whose bundle is whole; False where its engines are there already, and it is finished.
+
+        Args:
+            outcome: of the conversion.
+        """
+        self._grow()
+        bundle, types = Bundle(f"{self._workdir}/{outcome.name}"), self.types
+        known = {gpu: found for gpu in types if (found := kept(bundle, self._settings, gpu)) is not None}
+        left = [gpu for gpu in types if gpu not in known]
+        if not left:
+            self._finished(outcome.with_engines([known[gpu] for gpu in types]))
+            return False
+        with self._condition:
+            self._turn += 1
+            turn = self._turn % len(left)  # so that no type waits until all others are through
+            self._waiting.append(_Bundle(outcome, left[turn:] + left[:turn], list(known.values())))
+            self._unfinished += 1
+            self._condition.notify_all()
+        return True
+
+    def stop(self) -> None:
+        """Begins nothing more; what runs goes on."""
+        with self._condition:
+            self._unfinished -= len(self._waiting)
+            self._waiting.clear()
+            self._condition.notify_all()
+
+    def wait(self) -> None:
+        """Waits until all bundles that were added are through.
+
+        Raises:
+            Exception: what a thread met that is none of a task's failures.
+        """
+        with self._condition:
+            while self._unfinished and self._error is None:
+                self._condition.wait(_TICK_S)
+        if self._error is not None:
+            raise self._error
+
+    def close(self) -> None:
+        """Ends what runs and all threads."""
+        with self._condition:
+            self._closed = True
+            self._condition.notify_all()
+        self._gpus.close()
+        for thread in [thread for threads in self._threads.values() for thread in threads]:
+            thread.join()
+
+    def _grow(self) -> None:
+        """Begins a thread for each GPU that has none; a cluster may have grown."""
+        for device, count in collections.Counter(self._gpus.devices()).items():
+            threads = self._threads.setdefault(device, [])
+            while len(threads) < count:
+                name = f"engines {device.type} {device.id}"
+                threads.append(threading.Thread(target=self._serve, args=(device,), name=name, daemon=True))
+                threads[-1].start()
+
+    def _serve(self, device: Device) -> None:
+        with contextlib.suppress(Cancelled):
+            try:
+                while (bundle := self._next(device)) is not None:
+                    self._work(bundle, device)
+            except Cancelled:
+                raise
+            except BaseException as e:  # a full disk, a bug: the main thread says so
+                self._error = e
+
+    def _next(self, device: Device) -> _Bundle | None:
+        """Waits for a bundle whose turn it is on such a GPU; None at the end."""
+        with self._condition:
+            while not self._closed:
+                now = time.monotonic()
+                for bundle in self._waiting:
+                    if bundle.left[0] == device.type and bundle.not_before <= now:
+                        self._waiting.remove(bundle)
+                        return bundle
+                self._condition.wait(_TICK_S)
+        return None
+
+    def _work(self, bundle: _Bundle, device: Device) -> None:
+        name = bundle.outcome.name
+        bundle.attempts += 1
+        self._begun(name, device)
+        outcome = dataclasses.replace(self._gpus.run(name, device), attempts=bundle.attempts)
+        again = outcome.passing and bundle.attempts <= self._retries
+        self._ended(name, outcome, again)
+        if again:
+            bundle.not_before = time.monotonic() + pause_s(outcome.exit_code, bundle.attempts)
+        else:
+            bundle.ended.append(outcome)
+            bundle.left.pop(0)
+            bundle.attempts = 0
+        if not bundle.left:
+            self._finished(bundle.outcome.with_engines(bundle.ended))
+        with self._condition:
+            if bundle.left and not self._closed:
+                self._waiting.append(bundle)
+            else:
+                self._unfinished -= 1
+            self._condition.notify_all()
