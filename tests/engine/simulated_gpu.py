@@ -18,7 +18,8 @@ import onnx
 import onnxruntime
 
 from vit_convert.engine.backend import cuda
-from vit_convert.engine.backend.sidecar import Sidecar, graph_hashes, plan_file, read_sidecar, write_sidecar
+from vit_convert.engine.backend.graph_file import graph_hashes
+from vit_convert.engine.backend.sidecar import Sidecar, plan_file, read_sidecar, write_sidecar
 from vit_convert.engine.backend.trt import Backend
 
 GPU = cuda.Gpu("Simulated", "sm90", 8 << 30, "0", "12.4")

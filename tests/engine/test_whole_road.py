@@ -20,7 +20,7 @@ def road(gpu, tmp_path, monkeypatch):
     """Converts a tiny model for the simulated GPU; building itself takes a real one."""
     pytest.importorskip("jax2onnx")
 
-    def build_one(backend, request, plan, *, progress):
+    def build_engine(backend, request, plan, *, progress):
         ranges = [tuple(profile["images"]) for profile in request.profiles]
         simulated_gpu.write_plan(plan, request.onnx_path, ranges, precision=request.precision)
         names = {
@@ -34,7 +34,7 @@ def road(gpu, tmp_path, monkeypatch):
             {**names, "bytes": 1, "build_seconds": 1.0, "fused_attention_unknown": "simulated"}
         )
 
-    monkeypatch.setattr(build_bundle, "build_one", build_one)
+    monkeypatch.setattr(build_bundle, "build_engine", build_engine)
     for name in ("common", "build"):
         monkeypatch.setattr(f"vit_convert.stages.{name}.backend_named", lambda asked: gpu[0])
     monkeypatch.setattr(command, "load_backend", lambda asked, **_: gpu[0])

@@ -19,7 +19,7 @@ from vit_convert.core.bundle import Bundle, read_json
 from vit_convert.core.calibration_cache import CacheKey, hash_source, load_cache, parse_cache
 from vit_convert.core.compare import compare
 from vit_convert.core.errors import CalibrationError
-from vit_convert.engine.backend.sidecar import graph_hashes
+from vit_convert.engine.backend.graph_file import graph_hashes
 from vit_convert.engine.handoff import read_config
 from vit_convert.engine.runtime.engine import Engine
 from vit_convert.engine.runtime.session import Session

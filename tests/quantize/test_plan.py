@@ -184,7 +184,7 @@ def test_config_errors(changes, match):
 )
 def test_calibration_leaves_a_tensorrt_cache(workdir, target, header):
     from vit_convert.core.calibration_cache import CacheKey, hash_source, load_cache, parse_cache
-    from vit_convert.engine.backend.sidecar import graph_hashes
+    from vit_convert.engine.backend.graph_file import graph_hashes
 
     config = digits(precision="int8", target=target)
     root = workdir / "digits"

@@ -10,13 +10,14 @@ import weakref
 import numpy as np
 import onnxruntime
 import pytest
+import simulated_gpu
 from reconverted import as_left, convert_another_model
 
 from vit_convert.core.bundle import Bundle, hash_file, read_json, write_json
 from vit_convert.core.engine_results import EngineCheck
 from vit_convert.core.errors import BenchmarkError, BuildError, UsageError
 from vit_convert.engine.backend import cuda
-from vit_convert.engine.bundle_engines import keep_model, keep_proof
+from vit_convert.engine.bundle_engines import keep_proof
 from vit_convert.engine.handoff import judged_by
 from vit_convert.engine.runtime.session import Session
 from vit_convert.serve.session import FallbackSession
@@ -65,7 +66,7 @@ def test_engine_of_an_earlier_graph_is_not_served(backend, engines):
 def test_engine_of_a_typed_graph_goes_with_the_model_that_it_was_made_of(backend, engines):
     path = engines("fp32")
     bundle = Bundle(path)
-    keep_model(bundle, path / PLAN)
+    simulated_gpu.change_sidecar(path / PLAN, model={"sha256": hash_file(bundle.onnx())})
     typed = path / "model.fp16.onnx"
     typed.write_bytes((path / "model.onnx").read_bytes())
     sidecar = read_json(path / f"{PLAN}.json")

@@ -136,22 +136,8 @@ def load_cache(path: str | os.PathLike[str], key: CacheKey) -> bytes | None:
         CalibrationError: it is for another algorithm or version, or made from another graph, other weights or other
             images.
     """
-    path = pathlib.Path(path)
-    if not path.exists():
-        return None
-    data = path.read_bytes()
-    fix = f"Delete {path} to calibrate again."
-    header, scales = parse_cache(data)
-    if header != key.header:
-        raise CalibrationError(f"{path}: made as {header}, needed {key.header}", fix=fix)
-    source = (read_json(key_path(path)) or {}).get("source_hash")
-    if source != key.source_hash:
-        nameless = f"a graph and images that no {key_path(path).name} names"
-        was = f"graph, weights and images {source[:12]}…" if source and isinstance(source, str) else nameless
-        raise CalibrationError(f"{path}: made from {was}, needed {key.source_hash[:12]}…", fix=fix)
-    if not scales:
-        raise CalibrationError(f"{path}: holds no scale", fix=fix)
-    return data
+    found = _load(pathlib.Path(path), key)
+    return None if found is None else found[0]
 
 
 def load_ranges(path: str | os.PathLike[str], key: CacheKey) -> dict[str, float] | None:
@@ -167,9 +153,29 @@ def load_ranges(path: str | os.PathLike[str], key: CacheKey) -> dict[str, float]
     Raises:
         CalibrationError: as `load_cache`.
     """
-    version = (read_json(key_path(pathlib.Path(path))) or {}).get("version")
-    data = load_cache(path, dataclasses.replace(key, version=str(version)) if version else key)
-    return None if data is None else {name: scale * 127 for name, scale in parse_cache(data)[1].items()}
+    found = _load(pathlib.Path(path), key, any_version=True)
+    return None if found is None else {name: scale * 127 for name, scale in found[1].items()}
+
+
+def _load(path: pathlib.Path, key: CacheKey, *, any_version: bool = False) -> tuple[bytes, dict[str, float]] | None:
+    """A cache and its scales, held against the key."""
+    if not path.exists():
+        return None
+    data, stored = path.read_bytes(), read_json(key_path(path)) or {}
+    if any_version and (version := stored.get("version")):
+        key = dataclasses.replace(key, version=str(version))
+    fix = f"Delete {path} to calibrate again."
+    header, scales = parse_cache(data)
+    if header != key.header:
+        raise CalibrationError(f"{path}: made as {header}, needed {key.header}", fix=fix)
+    source = stored.get("source_hash")
+    if source != key.source_hash:
+        nameless = f"a graph and images that no {key_path(path).name} names"
+        was = f"graph, weights and images {source[:12]}…" if source and isinstance(source, str) else nameless
+        raise CalibrationError(f"{path}: made from {was}, needed {key.source_hash[:12]}…", fix=fix)
+    if not scales:
+        raise CalibrationError(f"{path}: holds no scale", fix=fix)
+    return data, scales
 
 
 def save_cache(path: str | os.PathLike[str], key: CacheKey, data: bytes, *, num_images: int) -> None:

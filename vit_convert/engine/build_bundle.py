@@ -4,28 +4,22 @@ host."""
 import dataclasses
 import pathlib
 from collections.abc import Sequence
-from typing import Any
 
 import ml_collections
 
 from vit_convert.core import config as configs
 from vit_convert.core.bundle import Bundle, read_json
 from vit_convert.core.dialect import Dialect
-from vit_convert.core.engine_results import AttentionKernels, EngineSummary, ProfileKernels
-from vit_convert.core.errors import BuildError, CalibrationError, ConvertError, UnbuildableError
-from vit_convert.core.progress import Progress
-from vit_convert.engine.backend.sidecar import Asked, InsteadOf, Sidecar, read_sidecar, require_fit, write_sidecar
+from vit_convert.core.engine_results import EngineSummary
+from vit_convert.core.errors import BuildError, UnbuildableError
+from vit_convert.engine.backend.sidecar import Asked, InsteadOf, Sidecar, check_sidecar, write_sidecar
 from vit_convert.engine.backend.trt import Backend
-from vit_convert.engine.builder import layer_info
 from vit_convert.engine.builder.build import build_engine
 from vit_convert.engine.builder.calibrator import bundle_calibrator
-from vit_convert.engine.builder.fused_kernels import fused_attention_by_kernels
 from vit_convert.engine.builder.request import BuildRequest
-from vit_convert.engine.bundle_engines import keep_model
 from vit_convert.engine.handoff import require_graph_of
 from vit_convert.engine.host import EngineHost
 from vit_convert.engine.memory_guard import guard
-from vit_convert.engine.runtime.engine import Engine
 from vit_convert.engine.runtime.profiles import batch_profiles
 
 
@@ -81,6 +75,7 @@ def request_for(host: EngineHost, precision: str) -> BuildRequest:
         version_compatible=options.version_compatible,
         ranges=_ranges(bundle, unquantized) if unquantized else {},
         preprocessing=dict(facts.preprocess),
+        model=facts.files.graph_hashes(bundle.onnx()) or None,
     )
 
 
@@ -130,9 +125,9 @@ def _engine(host: EngineHost, precision: str, *, force: bool) -> EngineSummary:
     require_graph_of(host.facts, request.onnx_path)
     guard(host, request)
     if _asks_for_calibrator(host.config, precision):
-        request = dataclasses.replace(request, calibrator=_calibrator(host, request))
+        request = dataclasses.replace(request, calibrator=bundle_calibrator(host, request))
     plan = host.plan(precision)
-    known = None if force else _Known.read(host.backend, plan)
+    known = None if force else _fitting(host.backend, plan)
     advised = host.config.engine.lowering == configs.AUTO and not request.ranges  # those were asked for by name
     if advised and pathlib.Path(request.onnx_path).parent == host.bundle.lowerings:
         found = _build_advised(host, request, plan, known)
@@ -155,73 +150,42 @@ def _require_buildable(host: EngineHost, precision: str) -> None:
         )
 
 
-def _calibrator(host: EngineHost, request: BuildRequest) -> Any:
-    if wrong := host.facts.files.wrong(host.bundle.images("calibration")):
-        raise CalibrationError(wrong, fix="Run the conversion's calibrate stage first.")
-    return bundle_calibrator(host.backend, host.bundle, host.config, request, host.progress)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Known:
-    """An engine that is there already, and runs here.
-
-    Attributes:
-        sidecar: of it, read once.
-        fits: whether this host would build the same one.
-    """
-
-    sidecar: Sidecar
-    fits: bool
-
-    @classmethod
-    def read(cls, backend: Backend, plan: pathlib.Path) -> "_Known | None":
-        """Reads what is known of a plan; None where there is none, or no sidecar."""
-        sidecar = read_sidecar(plan) if plan.is_file() else None
-        return None if sidecar is None else cls(sidecar, _fits(backend, plan, sidecar))
-
-    def summary_if(self, asked: Asked) -> EngineSummary | None:
-        """The summary of the engine, if it was built by this request."""
-        same = self.fits and Asked.part_of(self.sidecar).to_dict() == asked.to_dict()
-        return self.sidecar.summary if same else None
-
-
-def _fits(backend: Backend, plan: pathlib.Path, sidecar: Sidecar) -> bool:
-    if backend.gpu is not None and backend.name != "rtx" and (sidecar.gpu or {}).get("name") != backend.gpu.name:
-        return False  # it runs here too, but its kernels were chosen on another GPU
+def _fitting(backend: Backend, plan: pathlib.Path) -> Sidecar | None:
+    """The sidecar of an engine that is there and that this host would build the same, if asked to; None without one."""
     try:
-        require_fit(plan, sidecar, backend)
+        sidecar = check_sidecar(plan, backend)
     except BuildError:
-        return False
-    return True
+        return None
+    if backend.gpu is not None and backend.name != "rtx" and (sidecar.gpu or {}).get("name") != backend.gpu.name:
+        return None  # it runs here too, but its kernels were chosen on another GPU
+    return sidecar
 
 
-def _build(
-    host: EngineHost,
-    request: BuildRequest,
-    plan: pathlib.Path,
-    known: _Known | None,
-    *,
-    instead_of: InsteadOf | None = None,
-) -> EngineSummary:
-    """Builds an engine unless it is known; its sidecar then says which model.onnx it was made from."""
-    found = known.summary_if(request.asked) if known else None
+def _summary(known: Sidecar | None, request: BuildRequest) -> EngineSummary | None:
+    """The summary of a known engine, if it was built by this request."""
+    same = known is not None and Asked.part_of(known).to_dict() == request.asked.to_dict()
+    return known.summary if known is not None and same else None
+
+
+def _build(host: EngineHost, request: BuildRequest, plan: pathlib.Path, known: Sidecar | None) -> EngineSummary:
+    """Builds an engine unless it is known."""
+    found = _summary(known, request)
     if found is None:
-        found = build_one(host.backend, request, plan, progress=host.progress)
-        keep_model(host.bundle, plan, instead_of=instead_of)
-    elif known is not None and instead_of is not None:
-        write_sidecar(plan, dataclasses.replace(known.sidecar, instead_of=instead_of))
+        return build_engine(host.backend, request, plan, progress=host.progress)
+    if known is not None and request.instead_of is not None:
+        write_sidecar(plan, dataclasses.replace(known, instead_of=request.instead_of))
     return found
 
 
-def _build_advised(host: EngineHost, request: BuildRequest, plan: pathlib.Path, known: _Known | None) -> EngineSummary:
+def _build_advised(host: EngineHost, request: BuildRequest, plan: pathlib.Path, known: Sidecar | None) -> EngineSummary:
     """Builds an engine from the lowering that engine.lowering=auto chose, or from model.onnx if that does not build
     here.
 
     The sidecar records what did not build, and why: finding it out may have taken minutes.
     """
     model, advised = host.bundle.onnx(), request.asked.onnx
-    plain, kept = dataclasses.replace(request, onnx_path=model), known.sidecar.instead_of if known else None
-    if known and kept and kept.onnx == advised and (found := known.summary_if(plain.asked)) is not None:
+    plain, kept = dataclasses.replace(request, onnx_path=model), known.instead_of if known else None
+    if kept is not None and kept.onnx == advised and (found := _summary(known, plain)) is not None:
         host.progress.warn(
             f"{kept.reason}; {request.precision} was built from {model.name} instead, --force tries again"
         )
@@ -231,80 +195,5 @@ def _build_advised(host: EngineHost, request: BuildRequest, plan: pathlib.Path, 
     except UnbuildableError as e:
         reason = str(e).rstrip(".")
     host.progress.warn(f"{reason}; {request.precision} is built from {model.name} instead")
-    return _build(host, plain, plan, known, instead_of=InsteadOf(onnx=advised, reason=reason))
-
-
-def build_one(backend: Backend, request: BuildRequest, plan: pathlib.Path, *, progress: Progress) -> EngineSummary:
-    """Builds one engine and finds out whether its attention is fused.
-
-    Args:
-        backend: the TensorRT that builds.
-        request: what to build.
-        plan: where the engine goes.
-        progress: what people and machines see.
-
-    Returns:
-        Its summary, which the sidecar keeps, too.
-
-    Raises:
-        BuildError: see `build_engine`.
-    """
-    result = build_engine(backend, request, plan, progress=progress)
-    fused: AttentionKernels | None = None
-    unknown = result.layers_missing
-    if result.fused_attention is not None:
-        fused = AttentionKernels(
-            count=result.fused_attention.count,
-            precisions=result.fused_attention.precisions,
-            text=result.fused_attention.describe(result.attentions),
-            source="engine inspector",
-        )
-    elif result.layers is not None:
-        fused, unknown = _fused_by_kernels(backend, plan)
-    int8_layers = (
-        layer_info.count_int8(result.layers) if request.precision == "int8" and result.layers is not None else None
-    )
-    if int8_layers == 0:
-        graph = pathlib.Path(request.onnx_path).name
-        progress.warn(f"{graph} as int8: TensorRT shows none of its products in int8, so it may be an fp16 engine")
-    summary = EngineSummary(
-        backend=backend.name,
-        version=backend.version,
-        arch=backend.arch,
-        precision=request.precision,
-        graph=pathlib.Path(request.onnx_path).name,
-        path=plan.name,
-        bytes=result.num_bytes,
-        build_seconds=round(result.seconds, 3),
-        products=result.products,
-        int8_layers=int8_layers,
-        fused_attention=fused,
-        fused_attention_unknown=unknown,
-        warnings=tuple(result.warnings),
-    )
-    write_sidecar(plan, dataclasses.replace(result.sidecar, summary=summary))
-    return summary
-
-
-def _fused_by_kernels(backend: Backend, plan: pathlib.Path) -> tuple[AttentionKernels | None, str]:
-    """A summary's "fused_attention" read from the kernels' names, and why some or all of them do not tell."""
-    try:
-        profiles = fused_attention_by_kernels(Engine(backend, plan))
-    except ConvertError as e:  # the engine is built; it is this look at it that found too little memory
-        return None, str(e)
-    unknown = next((row.unknown for row in profiles if row.unknown is not None), "")
-    told = [row for row in profiles if row.count is not None]
-    if not told:
-        return None, unknown
-    least = min(told, key=_count)  # one profile may fuse what another does not
-    return AttentionKernels(
-        count=_count(least),
-        precisions=least.precisions or {},
-        text=least.text or "",
-        source="kernel names",
-        profiles=tuple(profiles),
-    ), unknown
-
-
-def _count(row: ProfileKernels) -> int:
-    return row.count or 0
+    instead_of = InsteadOf(onnx=advised, reason=reason)
+    return _build(host, dataclasses.replace(plain, instead_of=instead_of), plan, known)

@@ -4,7 +4,6 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import Any
 
 from vit_convert.core.bundle import Bundle
 from vit_convert.core.check_results import GraphCheck
@@ -14,9 +13,9 @@ from vit_convert.core.leftovers import built_from as graph_in_sidecar
 from vit_convert.core.leftovers import is_of
 from vit_convert.core.manifest import Manifest
 from vit_convert.core.proof import doubt
-from vit_convert.engine.backend.sidecar import InsteadOf, check_sidecar, read_sidecar, write_sidecar
+from vit_convert.engine.backend.graph_file import hash_graph
+from vit_convert.engine.backend.sidecar import check_sidecar, read_sidecar, write_sidecar
 from vit_convert.engine.backend.trt import Backend
-from vit_convert.engine.builder.request import hash_graph
 from vit_convert.engine.handoff import judged_by, read_facts
 from vit_convert.engine.runtime.engine import Engine
 
@@ -81,22 +80,6 @@ def built_from(bundle: Bundle, plan: pathlib.Path) -> pathlib.Path | None:
     )
 
 
-def keep_model(bundle: Bundle, plan: pathlib.Path, *, instead_of: InsteadOf | None = None) -> None:
-    """Records in the sidecar the hash of the model.onnx that the engine's graph was derived from, and what the engine
-    stands in for."""
-    model = hash_graph(bundle.onnx()) if bundle.onnx().is_file() else None
-    if model or instead_of:
-        _change(plan, model=model, instead_of=instead_of)
-
-
-def _change(plan: pathlib.Path, **found: Any) -> None:
-    """Adds what was found out about a finished engine to its sidecar."""
-    sidecar = read_sidecar(plan)
-    if sidecar is None:
-        raise BuildError(f"{plan}: its sidecar is missing or damaged", fix="Build the engine again.")
-    write_sidecar(plan, dataclasses.replace(sidecar, **found))
-
-
 def require_model(bundle: Bundle, plan: pathlib.Path) -> None:
     """Refuses an engine that was not derived from the bundle's current model.onnx, which may have to replace it at run
     time.
@@ -123,7 +106,10 @@ def keep_proof(plan: pathlib.Path, found: EngineCheck, judge: str) -> None:
         found: result of `verify_session`.
         judge: what it was judged by, from `judged_by`.
     """
-    _change(plan, proof=Proof.of(found, judge))
+    sidecar = read_sidecar(plan)
+    if sidecar is None:
+        raise BuildError(f"{plan}: its sidecar is missing or damaged", fix="Build the engine again.")
+    write_sidecar(plan, dataclasses.replace(sidecar, proof=Proof.of(found, judge)))
 
 
 def proof_of(plan: pathlib.Path, judge: str) -> Proof | None:

@@ -372,7 +372,7 @@ def _write_cache(context: Context, calibration: Any) -> None:
     graph does. A cache that TensorRT writes has every tensor. When it reads ours, it says which tensors have no scale,
     and runs those in fp16 or fp32.
     """
-    from vit_convert.engine.builder.request import hash_graph
+    from vit_convert.engine.backend.graph_file import hash_graph
 
     version = dialect_for(context).cache_version
     if builds_here(context) and (backend := backend_named(context.config.engine.backend)).has_calibrator:

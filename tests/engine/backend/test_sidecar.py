@@ -8,10 +8,10 @@ import pytest
 
 from vit_convert.core.errors import BuildError
 from vit_convert.engine.backend.cuda import Gpu
+from vit_convert.engine.backend.graph_file import graph_hashes
 from vit_convert.engine.backend.sidecar import (
     Sidecar,
     check_sidecar,
-    graph_hashes,
     plan_file,
     read_sidecar,
     sidecar_path,

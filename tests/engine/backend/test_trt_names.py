@@ -24,7 +24,6 @@ HOLDERS = {
     "parser_error": "ParserError",
     "profile": "IOptimizationProfile",
     "runtime": "Runtime",
-    "serialized": "IHostMemory",
     "tensor": "ITensor",
     "timing_cache": "ITimingCache",
 }

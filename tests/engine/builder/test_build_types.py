@@ -9,7 +9,9 @@ import pytest
 from vit_convert.core.errors import BuildError
 from vit_convert.engine.backend.cuda import Gpu
 from vit_convert.engine.backend.trt import Backend
+from vit_convert.engine.builder.network import ParsedGraph
 from vit_convert.engine.builder.precision import (
+    TypeCounts,
     builds_strongly_typed,
     count_types,
     require_precision,
@@ -17,6 +19,7 @@ from vit_convert.engine.builder.precision import (
     set_ranges,
     set_weak_precision,
 )
+from vit_convert.engine.builder.request import BuildRequest
 
 KINDS = types.SimpleNamespace(
     CONSTANT=0,
@@ -68,33 +71,33 @@ RTX_1 = Backend("rtx", "1.7", RTX, None, None)
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8", "fp8"])
 def test_what_a_backend_can_build(backend, able, precision):
     if able is None or precision in able:
-        require_precision(backend, precision, has_calibrator=False)
+        require_precision(backend, request(precision))
     else:
         with pytest.raises(BuildError, match=rf"precision {precision}: tensorrt 8\.6\.0 cannot build it") as caught:
-            require_precision(backend, precision, has_calibrator=False)
+            require_precision(backend, request(precision))
         assert caught.value.fix == "Use fp16, or TensorRT 10 or later."
 
 
 def test_a_precision_of_no_such_name():
     with pytest.raises(BuildError, match=r"precision 'fp61': unknown\. Did you mean fp16") as caught:
-        require_precision(TEN, "fp61", has_calibrator=False)
+        require_precision(TEN, request("fp61"))
     assert caught.value.fix == "Use fp32, fp16, bf16, int8, fp8."
 
 
 def test_calibration_is_for_int8_and_for_a_tensorrt_that_has_it():
-    require_precision(EIGHT, "int8", has_calibrator=True)
-    require_precision(TEN, "int8", has_calibrator=True)
+    require_precision(EIGHT, request("int8", calibrator=object()))
+    require_precision(TEN, request("int8", calibrator=object()))
     for precision in ("fp16", "fp8"):
         with pytest.raises(BuildError, match=f"precision {precision} with a calibrator: only int8 is calibrated"):
-            require_precision(TEN, precision, has_calibrator=True)
+            require_precision(TEN, request(precision, calibrator=object()))
     with pytest.raises(BuildError, match=r"calibrator: tensorrt_rtx 1\.7 has none"):
-        require_precision(RTX_1, "int8", has_calibrator=True)
+        require_precision(RTX_1, request("int8", calibrator=object()))
 
 
 def test_types_are_kept_wherever_they_can_be_but_for_calibration():
-    typed = {backend.version: builds_strongly_typed(backend, has_calibrator=False) for backend in (EIGHT, TEN, RTX_1)}
+    typed = {backend.version: builds_strongly_typed(backend, request("fp16")) for backend in (EIGHT, TEN, RTX_1)}
     assert typed == {"8.6.0": False, "10.1.0": True, "1.7": True}
-    assert not builds_strongly_typed(TEN, has_calibrator=True)
+    assert not builds_strongly_typed(TEN, request("int8", calibrator=object()))
 
 
 class Layer:
@@ -127,8 +130,13 @@ class Layer:
         self.types[i] = dtype
 
 
-def network(*layers):
-    return types.SimpleNamespace(num_layers=len(layers), get_layer=lambda i: layers[i])
+def parsed(backend, *layers):
+    definition = types.SimpleNamespace(num_layers=len(layers), get_layer=lambda i: layers[i])
+    return ParsedGraph(backend, "fused.onnx", definition)
+
+
+def request(precision, **options):
+    return BuildRequest("g.onnx", precision, **options)
 
 
 TYPED = (
@@ -146,29 +154,28 @@ TYPED = (
 
 
 def test_types_are_counted():
-    assert count_types(TEN, network(*TYPED)) == {
-        "products": {"fp16": 2, "fp32": 1, "bf16": 1},
-        "floats": {"fp16": 5, "fp32": 2, "bf16": 1},
-        "quantized": {"int8": 2, "fp8": 1, "other": 1},
-    }
-    assert count_types(TEN, network()) == {"products": {}, "floats": {}, "quantized": {}}
+    assert count_types(parsed(TEN, *TYPED)) == TypeCounts(
+        collections.Counter({"fp16": 2, "fp32": 1, "bf16": 1}),
+        collections.Counter({"fp16": 5, "fp32": 2, "bf16": 1}),
+        collections.Counter({"int8": 2, "fp8": 1, "other": 1}),
+    )
+    assert count_types(parsed(TEN)) == TypeCounts()
 
 
 def test_a_weak_network_calls_every_tensor_float_and_quantizes_to_int8():
     layers = (Layer(KINDS.QUANTIZE, ["q:FLOAT"], ["x:FLOAT"]), Layer(KINDS.DEQUANTIZE, ["r:FLOAT"], ["q:FLOAT"]))
-    assert count_types(EIGHT, network(*layers, Layer(KINDS.CONVOLUTION, ["c:FLOAT"]))) == {
-        "products": {"fp32": 1},
-        "floats": {"fp32": 3},
-        "quantized": {"int8": 2},
-    }
+    assert count_types(parsed(EIGHT, *layers, Layer(KINDS.CONVOLUTION, ["c:FLOAT"]))) == TypeCounts(
+        *(collections.Counter(found) for found in ({"fp32": 1}, {"fp32": 3}, {"int8": 2}))
+    )
 
 
 def refusal(precision, *, products=(), floats=None, quantized=(), strongly_typed=True, has_calibrator=False):
     """What is said of a graph of these types, "" where it is built."""
-    counts = {"products": products, "floats": products if floats is None else floats, "quantized": quantized}
-    counts = {name: collections.Counter(dict(found)) for name, found in counts.items()}
+    found = (products, products if floats is None else floats, quantized)
+    counts = TypeCounts(*(collections.Counter(dict(part)) for part in found))
+    asked = request(precision, calibrator=object() if has_calibrator else None)
     try:
-        require_types(counts, precision, strongly_typed=strongly_typed, has_calibrator=has_calibrator, graph="g.onnx")
+        require_types(counts, asked, strongly_typed=strongly_typed, graph="g.onnx")
     except BuildError as e:
         return f"{e} | {e.fix}"
     return ""
@@ -235,7 +242,8 @@ def configured(layers, precision, keep_fp32=(), fast=("fp16", "int8"), backend=E
     builder = types.SimpleNamespace(platform_has_fast_fp16="fp16" in fast, platform_has_fast_int8="int8" in fast)
     config = types.SimpleNamespace(set_flag=flags.append)
     word = "".join(precision)  # as words out of a file are: none of Python's own copies
-    set_weak_precision(backend, builder, config, network(*layers), word, keep_fp32, **options)
+    asked = request(word, keep_fp32=keep_fp32, **options)
+    set_weak_precision(parsed(backend, *layers), builder, config, asked)
     return flags
 
 
@@ -295,14 +303,14 @@ def test_int8_is_preferred_where_weights_come_from_behind_shuffles_alone():
     ]
     layers[3].fed.append(None)  # an input that is not given
     layers[3].num_inputs += 1
-    assert configured(layers, "int8", has_calibrator=True) == ["FP16", "INT8", "PREFER"]
+    assert configured(layers, "int8", calibrator=object()) == ["FP16", "INT8", "PREFER"]
     assert [layer.precision for layer in layers] == [None, None, None, "int8", None, "int8", None, None]
 
 
 def test_ranges_are_given_to_their_tensors():
     layers = [Layer(KINDS.SOFTMAX, ["a:FLOAT", "b:FLOAT"]), Layer(KINDS.SOFTMAX, ["c:FLOAT"])]
-    set_ranges(network(*layers), {"b": 2.5, "c": 0.0}, graph="fused.onnx")
+    set_ranges(parsed(EIGHT, *layers), {"b": 2.5, "c": 0.0})
     assert [tensor.ranges for layer in layers for tensor in layer.tensors] == [[], [(-2.5, 2.5)], [(-0.0, 0.0)]]
-    set_ranges(network(*layers), {}, graph="fused.onnx")
+    set_ranges(parsed(EIGHT, *layers), {})
     with pytest.raises(BuildError, match=r"fused\.onnx: has no tensor d, which there is a range for"):
-        set_ranges(network(*layers), {"a": 1.0, "d": 2.0}, graph="fused.onnx")
+        set_ranges(parsed(EIGHT, *layers), {"a": 1.0, "d": 2.0})

@@ -15,9 +15,9 @@ from vit_convert.core.errors import BuildError, CalibrationError, ConvertError
 from vit_convert.core.progress import Progress
 from vit_convert.engine import build_bundle
 from vit_convert.engine.backend import cuda, trt
+from vit_convert.engine.backend.graph_file import hash_graph
 from vit_convert.engine.backend.trt import load_backend
 from vit_convert.engine.builder.calibrator import make_calibrator
-from vit_convert.engine.builder.request import hash_graph
 from vit_convert.engine.handoff import read_config, read_facts
 from vit_convert.engine.host import EngineHost
 
@@ -44,7 +44,7 @@ def calibrate(gpu, bundle_path, monkeypatch):
     config, taken = read_config(bundle), []
     config.engine.calibrator = True
 
-    def build_one(backend, request, plan, *, progress):
+    def build_engine(backend, request, plan, *, progress):
         calibrator, batches = request.calibrator, 0
         if (cache := calibrator.read_calibration_cache()) is None:
             while calibrator.get_batch(["images"]):
@@ -60,7 +60,7 @@ def calibrate(gpu, bundle_path, monkeypatch):
         simulated_gpu.change_sidecar(plan, **request.asked.to_dict(), summary={})
         return EngineSummary.from_dict({})
 
-    monkeypatch.setattr(build_bundle, "build_one", build_one)
+    monkeypatch.setattr(build_bundle, "build_engine", build_engine)
 
     def start(*, method="entropy_plain", batch_size=2, force=False, preprocess=None):
         taken.clear()

@@ -17,11 +17,13 @@ from vit_convert.core.bundle import hash_file
 from vit_convert.core.errors import BuildError, UsageError
 from vit_convert.core.progress import Progress
 from vit_convert.engine.backend import cuda
+from vit_convert.engine.backend.graph_file import hash_graph
 from vit_convert.engine.backend.sidecar import check_sidecar, sidecar_path
 from vit_convert.engine.backend.trt import load_backend
 from vit_convert.engine.builder import build
 from vit_convert.engine.builder.build import build_engine
-from vit_convert.engine.builder.request import BuildRequest, hash_graph
+from vit_convert.engine.builder.network import ParsedGraph
+from vit_convert.engine.builder.request import BuildRequest
 
 pytest.importorskip("tensorrt_rtx")
 RTX = load_backend("rtx")
@@ -49,9 +51,9 @@ GRAPHS = {
 @pytest.mark.parametrize("precision", GRAPHS)
 def test_builds_the_precision_of_the_graph(tmp_path, precision):
     plan_path, result = run(tmp_path, GRAPHS[precision](tmp_path / "model.onnx"), precision)
-    assert plan_path.stat().st_size == result.num_bytes
+    assert plan_path.stat().st_size == result.bytes
     assert result.products == {precision if precision in ("fp16", "bf16") else "fp32": 1}
-    assert result.seconds > 0
+    assert result.build_seconds > 0
 
 
 @pytest.mark.parametrize("graph", GRAPHS)
@@ -68,10 +70,14 @@ def test_refuses_every_other_precision(tmp_path, graph, precision):
 def test_sidecar_holds_what_the_engine_is(tmp_path):
     graph = block(tmp_path / "model.fp16.onnx", TensorProto.FLOAT16)
     record = {"mean": [127.5] * 3, "std": [127.5] * 3}
-    plan_path, result = run(tmp_path, graph, "fp16", preprocessing=record, workspace_gib=0.5, opt_level=2)
+    plan_path, result = run(
+        tmp_path, graph, "fp16", preprocessing=record, workspace_gib=0.5, opt_level=2, model={"sha256": "of model.onnx"}
+    )
     sidecar = json.loads(sidecar_path(plan_path).read_text())
-    assert check_sidecar(plan_path, RTX, onnx_path=graph).to_dict() == sidecar == result.sidecar.to_dict()
-    assert sidecar["plan"] == {"bytes": result.num_bytes, "sha256": hash_file(plan_path)}
+    assert (
+        check_sidecar(plan_path, RTX, onnx_path=graph).to_dict() == sidecar and sidecar["summary"] == result.to_dict()
+    )
+    assert sidecar["plan"] == {"bytes": result.bytes, "sha256": hash_file(plan_path)}
     assert sidecar["onnx"] == {"path": "model.fp16.onnx", "sha256": hash_file(graph)}
     assert (sidecar["backend"], sidecar["version"], sidecar["precision"]) == ("rtx", RTX.module.__version__, "fp16")
     assert sidecar["targets"] == ["sm75", "sm80", "sm86", "sm89", "sm120", "sm121"]
@@ -84,7 +90,8 @@ def test_sidecar_holds_what_the_engine_is(tmp_path):
         2,
         False,
     )
-    assert sidecar["build_seconds"] == pytest.approx(result.seconds, abs=1e-3)
+    assert sidecar["build_seconds"] == result.build_seconds
+    assert sidecar["model"] == {"sha256": "of model.onnx"} and "instead_of" not in sidecar
 
 
 def test_external_weights_are_read_and_hashed(tmp_path):
@@ -283,14 +290,15 @@ def test_interrupt_stops_the_build(tmp_path):
 def test_layers_are_none_with_a_reason_without_a_gpu(tmp_path):
     if cuda.gpu() is not None:
         pytest.skip("this machine has a GPU")
-    _, result = run(tmp_path, block(tmp_path / "model.onnx"), "fp32")
-    assert result.layers is None and result.fused_attention is None and "this host has none" in result.layers_missing
+    plan_path, result = run(tmp_path, block(tmp_path / "model.onnx"), "fp32")
+    assert result.fused_attention is None and "this host has none" in result.fused_attention_unknown
+    assert not plan_path.with_name("fp32.plan.layers.json").exists()
 
 
 def test_a_graph_is_hashed_once_and_again_when_its_weights_change(tmp_path, monkeypatch):
     read = []
     monkeypatch.setattr(
-        "vit_convert.engine.backend.sidecar.hash_file",
+        "vit_convert.engine.backend.graph_file.hash_file",
         lambda path: read.append(pathlib.Path(path).name) or hash_file(path),
     )
     graph, data, other = tmp_path / "model.onnx", tmp_path / "model.onnx.data", tmp_path / "other"
@@ -308,7 +316,7 @@ def test_what_is_built_is_said_where_tensorrt_reports_no_progress(gpu, tmp_path,
     fixed, span = ((8, 64, 64, 3),) * 3, ((1, 64, 64, 3), (4, 64, 64, 3), (8, 64, 64, 3))
     request = BuildRequest(tmp_path / "plugin.onnx", "fp16", profiles=[{"images": fixed}, {"images": span}])
     builder = types.SimpleNamespace(build_serialized_network=lambda network, builder_config: b"plan")
-    build._build(gpu[0], builder, None, None, request, Progress())
+    build._serialize(ParsedGraph(gpu[0], "plugin.onnx", None), builder, None, request, Progress())
     expected = "building fp16 from plugin.onnx for images 8x64x64x3; images 1x64x64x3 - 4x64x64x3 - 8x64x64x3\n"
     assert capsys.readouterr().err == expected
 

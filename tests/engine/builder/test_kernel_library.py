@@ -12,6 +12,7 @@ from vit_convert.core.bundle import Bundle
 from vit_convert.core.dialect import DIALECTS
 from vit_convert.core.errors import BuildError, UsageError
 from vit_convert.engine.build_bundle import graph_for
+from vit_convert.engine.builder.network import ParsedGraph
 from vit_convert.engine.builder.precision import set_ranges
 from vit_convert.engine.builder.request import BuildRequest
 
@@ -24,7 +25,7 @@ class Tensor:
         self.range = low, high
 
 
-class Network:
+class Definition:
     """What `set_ranges` asks of TensorRT's network: layers of one output each."""
 
     def __init__(self, *names):
@@ -36,14 +37,14 @@ class Network:
 
 
 def test_ranges_go_to_their_tensors_alone():
-    network = Network("a", "b", "c")
-    set_ranges(network, {"c": 2.0, "a": 0.5}, graph="fused.onnx")
+    network = Definition("a", "b", "c")
+    set_ranges(ParsedGraph(None, "fused.onnx", network), {"c": 2.0, "a": 0.5})
     assert [tensor.range for tensor in network.tensors] == [(-0.5, 0.5), None, (-2.0, 2.0)]
 
 
 def test_range_of_an_unknown_tensor_is_refused():
     with pytest.raises(BuildError, match=r"fused.onnx: has no tensor d, which there is a range for"):
-        set_ranges(Network("a"), {"a": 1.0, "d": 1.0}, graph="fused.onnx")
+        set_ranges(ParsedGraph(None, "fused.onnx", Definition("a")), {"a": 1.0, "d": 1.0})
 
 
 def test_ranges_are_part_of_what_an_engine_is_known_by(tmp_path):

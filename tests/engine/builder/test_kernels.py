@@ -2,17 +2,16 @@
 
 import ctypes
 import dataclasses
+import json
 
 import pytest
 import simulated_gpu
 from engine_graphs import BATCH, IMAGE
 
 from vit_convert.core.progress import Progress
-from vit_convert.engine import build_bundle
 from vit_convert.engine.backend.sidecar import read_sidecar
-from vit_convert.engine.builder.build import BuildResult
+from vit_convert.engine.builder import summary
 from vit_convert.engine.builder.fused_kernels import fused_attention_by_kernels
-from vit_convert.engine.builder.request import BuildRequest
 from vit_convert.engine.runtime import cuda_graph
 from vit_convert.engine.runtime.engine import Engine
 
@@ -67,16 +66,23 @@ def test_an_old_driver_leaves_it_unknown(load, monkeypatch):
 
 
 def test_too_little_memory_to_look_is_no_failed_build(gpu, bundle_path, monkeypatch):
-    def build_engine(backend, request, plan, *, progress):
-        simulated_gpu.write_plan(plan, request.onnx_path, [[(size, *IMAGE) for size in BATCH.values()]])
-        return BuildResult(read_sidecar(plan), 1, 1.0, {}, 2, {"Layers": ["hidden"]}, "", None, [])
-
-    monkeypatch.setattr(build_bundle, "build_engine", build_engine)  # building itself takes a GPU
+    shapes = [[(size, *IMAGE) for size in BATCH.values()]]
+    plan = simulated_gpu.write_plan(bundle_path / "fp32.plan", bundle_path / "model.onnx", shapes)
+    monkeypatch.setattr(summary, "engine_layers", lambda engine: ({"Layers": ["hidden"]}, ""))
     monkeypatch.setattr(simulated_gpu.CudaEngine, "device_memory_size", 2 * simulated_gpu.GPU.memory_bytes)
-    request = BuildRequest(bundle_path / "model.onnx", "fp32")
-    summary = build_bundle.build_one(gpu[0], request, bundle_path / "fp32.plan", progress=Progress(quiet=True))
-    assert summary.fused_attention is None and summary.build_seconds == 1.0
-    assert "cuMemAlloc_v2: CUDA error 2" in summary.fused_attention_unknown
+    found = summary.summarise(gpu[0], plan, read_sidecar(plan), warnings=["w"], progress=Progress(quiet=True))
+    assert found.fused_attention is None and found.build_seconds == 1.5 and found.warnings == ("w",)
+    assert "cuMemAlloc_v2: CUDA error 2" in found.fused_attention_unknown
+    assert json.loads((bundle_path / "fp32.plan.layers.json").read_text()) == {"Layers": ["hidden"]}
+
+
+def test_an_engine_that_does_not_load_is_no_failed_build(gpu, bundle_path):
+    shapes = [[(size, *IMAGE) for size in BATCH.values()]]
+    plan = simulated_gpu.write_plan(bundle_path / "fp32.plan", bundle_path / "model.onnx", shapes, content=b"no plan")
+    (bundle_path / "fp32.plan.layers.json").write_text("{}")  # of an earlier engine
+    found = summary.summarise(gpu[0], plan, read_sidecar(plan), warnings=[], progress=Progress(quiet=True))
+    assert found.fused_attention is None and "does not load" in found.fused_attention_unknown
+    assert not (bundle_path / "fp32.plan.layers.json").exists()
 
 
 def test_layout_of_the_kernel_node():

@@ -12,6 +12,7 @@ from vit_convert.core.engine_results import EngineSummary
 from vit_convert.core.errors import BuildError, UnbuildableError
 from vit_convert.core.progress import Progress
 from vit_convert.engine import build_bundle
+from vit_convert.engine.backend.graph_file import graph_hashes
 from vit_convert.engine.handoff import read_config, read_facts
 from vit_convert.engine.host import EngineHost
 
@@ -33,7 +34,7 @@ def build(gpu, advised, monkeypatch):
     GPU."""
     tried = []
 
-    def build_one(backend, request, plan, *, progress):
+    def build_engine(backend, request, plan, *, progress):
         tried.append(request.onnx_path.name)
         if tried[-1] != "model.onnx":
             raise UnbuildableError(f"{tried[-1]}: no such plugin.")
@@ -41,10 +42,11 @@ def build(gpu, advised, monkeypatch):
             plan, request.onnx_path, [tuple(p["images"]) for p in request.profiles], precision=request.precision
         )
         summary = EngineSummary.from_dict({"build_seconds": 1.0})
-        simulated_gpu.change_sidecar(plan, **request.asked.to_dict(), summary=summary.to_dict())
+        instead = {"instead_of": request.instead_of.to_dict()} if request.instead_of else {}
+        simulated_gpu.change_sidecar(plan, **request.asked.to_dict(), summary=summary.to_dict(), **instead)
         return summary
 
-    monkeypatch.setattr(build_bundle, "build_one", build_one)
+    monkeypatch.setattr(build_bundle, "build_engine", build_engine)
 
     def start(config, facts, *, force=False):
         tried.clear()
@@ -81,6 +83,14 @@ def test_engine_that_is_to_run_elsewhere_is_built_from_model_onnx(advised, optio
     assert (
         build_bundle.request_for(host_of(bundle, config, facts), "fp16").onnx_path.name == "matmul.onnx"
     )  # asked for by name
+
+
+def test_an_engine_says_which_model_its_graph_was_made_from(advised):
+    """By the conversion's record: model.onnx itself need not be on the GPU host."""
+    bundle, config, facts = advised
+    expected = graph_hashes(bundle.onnx())
+    bundle.onnx().unlink()
+    assert build_bundle.request_for(host_of(bundle, config, facts), "fp16").model == expected
 
 
 def test_advised_lowering_that_does_not_build_gives_way_and_says_so(advised, build):
@@ -134,7 +144,7 @@ def test_lowering_asked_for_by_name_does_not_give_way(advised, build):
 def test_what_is_wrong_with_the_host_is_no_reason_to_give_way(advised, build, monkeypatch):
     _, config, facts = advised
     monkeypatch.setattr(
-        build_bundle, "build_one", lambda *args, **kwargs: (_ for _ in ()).throw(BuildError("no builder"))
+        build_bundle, "build_engine", lambda *args, **kwargs: (_ for _ in ()).throw(BuildError("no builder"))
     )
     with pytest.raises(BuildError, match="no builder"):
         build(config, facts)
@@ -143,7 +153,7 @@ def test_what_is_wrong_with_the_host_is_no_reason_to_give_way(advised, build, mo
 def test_failure_of_model_onnx_is_a_failure(advised, build, monkeypatch):
     _, config, facts = advised
     monkeypatch.setattr(
-        build_bundle, "build_one", lambda *args, **kwargs: (_ for _ in ()).throw(BuildError("no memory"))
+        build_bundle, "build_engine", lambda *args, **kwargs: (_ for _ in ()).throw(BuildError("no memory"))
     )
     with pytest.raises(BuildError, match="no memory"):
         build(config, dataclasses.replace(facts, lowering=""))

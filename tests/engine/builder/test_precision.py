@@ -7,7 +7,9 @@ import pytest
 
 from vit_convert.core.errors import BuildError
 from vit_convert.engine.backend.trt import Backend
+from vit_convert.engine.builder.network import ParsedGraph
 from vit_convert.engine.builder.precision import set_weak_precision
+from vit_convert.engine.builder.request import BuildRequest
 
 KINDS = types.SimpleNamespace(CONSTANT=1, SHUFFLE=2, MATRIX_MULTIPLY=3, CONVOLUTION=4, SOFTMAX=5)
 FLAGS = types.SimpleNamespace(
@@ -54,17 +56,18 @@ def configured(layers, precision, keep_fp32=(), **options):
     network = types.SimpleNamespace(num_layers=len(layers), get_layer=lambda i: layers[i])
     flags = set()
     builder_config = types.SimpleNamespace(set_flag=flags.add)
-    set_weak_precision(BACKEND, BUILDER, builder_config, network, precision, keep_fp32, **options)
+    request = BuildRequest("g.onnx", precision, keep_fp32=keep_fp32, **options)
+    set_weak_precision(ParsedGraph(BACKEND, "g.onnx", network), BUILDER, builder_config, request)
     return flags, {layer.name: layer.precision for layer in layers if layer.precision}
 
 
 def test_a_calibrated_build_asks_for_int8_where_there_are_weights():
     conv = Layer("block_00/fc1", KINDS.CONVOLUTION, ["x"], "h")
-    assert configured([conv, *attention("h")], "int8", has_calibrator=True) == (
+    assert configured([conv, *attention("h")], "int8", calibrator=object()) == (
         {"FP16", "INT8", "PREFER"},
         {"block_00/fc1": "int8"},
     )
-    assert configured(attention("x"), "int8", has_calibrator=True) == (
+    assert configured(attention("x"), "int8", calibrator=object()) == (
         {"FP16", "INT8", "PREFER"},
         {"block_00/query": "int8"},
     )
@@ -72,13 +75,13 @@ def test_a_calibrated_build_asks_for_int8_where_there_are_weights():
 
 def test_what_reads_a_tensor_without_a_range_is_not_asked_for_int8():
     layers = [Layer(f"block_0{i}/fc1", KINDS.CONVOLUTION, [f"x{i}"], f"h{i}") for i in range(2)]
-    flags, found = configured(layers, "int8", has_calibrator=True, ranged={"x1", "h0"})
+    flags, found = configured(layers, "int8", calibrator=object(), ranges=dict.fromkeys(("x1", "h0"), 1.0))
     assert flags == {"FP16", "INT8", "PREFER"} and found == {"block_01/fc1": "int8"}
 
 
 def test_what_stays_in_fp32_is_obeyed_and_int8_left_to_the_timings():
     layers = [Layer(f"block_0{i}/fc1", KINDS.CONVOLUTION, ["x"], f"h{i}") for i in range(2)]
-    flags, found = configured(layers, "int8", ["block_01"], has_calibrator=True)
+    flags, found = configured(layers, "int8", ["block_01"], calibrator=object())
     assert flags == {"FP16", "INT8", "OBEY"} and found == {"block_01/fc1": "fp32"}
     assert layers[1].types == {0: "fp32"}
 

@@ -3,6 +3,8 @@
 import types
 
 import pytest
+import simulated_gpu
+from engine_graphs import BATCH, IMAGE
 
 from vit_convert.engine.builder.layer_info import (
     FusedAttention,
@@ -11,6 +13,7 @@ from vit_convert.engine.builder.layer_info import (
     engine_layers,
     fused_attention,
 )
+from vit_convert.engine.runtime.engine import Engine
 
 
 def layer(name, tactic, datatype, key="Format/Datatype"):
@@ -100,13 +103,19 @@ def test_int8_products_are_counted_by_their_operands():
     assert count_int8({"Layers": [hidden, "block_00/linear"]}) == 0
 
 
+def written(bundle_path):
+    shapes = [[(size, *IMAGE) for size in BATCH.values()]]
+    return simulated_gpu.write_plan(bundle_path / "fp32.plan", bundle_path / "model.onnx", shapes)
+
+
 @pytest.mark.parametrize("answer", [None, "", "not JSON"])
-def test_an_inspector_that_does_not_tell(gpu, monkeypatch, answer):
+def test_an_inspector_that_does_not_tell(gpu, bundle_path, monkeypatch, answer):
     inspector = types.SimpleNamespace(get_engine_information=lambda form: answer)
     loaded = types.SimpleNamespace(create_engine_inspector=lambda: inspector if answer is not None else None)
-    monkeypatch.setattr("vit_convert.engine.builder.layer_info.deserialise", lambda *_, **__: (None, loaded))
     monkeypatch.setattr(gpu[0].module, "LayerInformationFormat", types.SimpleNamespace(JSON=1), raising=False)
-    found, reason = engine_layers(gpu[0], b"", version_compatible=True)
+    engine = Engine(gpu[0], written(bundle_path))
+    engine._cuda_engine = loaded
+    found, reason = engine_layers(engine)
     assert found is None and reason.startswith("TensorRT's inspector does not tell")
 
 
@@ -120,8 +129,8 @@ def test_kernel_names_of_a_profiled_run():
 
 
 @pytest.mark.parametrize("version_compatible", [False, True])
-def test_layers_of_a_version_compatible_engine(gpu, monkeypatch, version_compatible):
-    backend, _ = gpu
+def test_layers_of_a_version_compatible_engine(gpu, bundle_path, monkeypatch, version_compatible):
+    backend, driver = gpu
 
     class Runtime:
         """Loads a version-compatible plan only where the plan's own code may run, as TensorRT does."""
@@ -132,12 +141,16 @@ def test_layers_of_a_version_compatible_engine(gpu, monkeypatch, version_compati
             pass
 
         def deserialize_cuda_engine(self, plan):
-            if self.engine_host_code_allowed != (plan == b"compatible"):
+            if self.engine_host_code_allowed != version_compatible:
                 return None
             inspector = types.SimpleNamespace(get_engine_information=lambda layout: '{"Layers": ["a\tb"]}')
-            return types.SimpleNamespace(create_engine_inspector=lambda: inspector)
+            loaded = simulated_gpu.CudaEngine(driver, None, plan)
+            loaded.create_engine_inspector = lambda: inspector
+            return loaded
 
     monkeypatch.setattr(backend.module, "Runtime", Runtime)
     monkeypatch.setattr(backend.module, "LayerInformationFormat", types.SimpleNamespace(JSON=0), raising=False)
-    plan = b"compatible" if version_compatible else b"plain"
-    assert engine_layers(backend, plan, version_compatible=version_compatible) == ({"Layers": ["a\tb"]}, "")
+    plan = written(bundle_path)
+    options = {"version_compatible": version_compatible, "hardware_compatible": False}
+    simulated_gpu.change_sidecar(plan, options=options)
+    assert engine_layers(Engine(backend, plan)) == ({"Layers": ["a\tb"]}, "")

@@ -36,7 +36,7 @@ def built(gpu, monkeypatch):
     """The graph of every engine that was built; the lowering cannot be built for batch 4 alone."""
     found = []
 
-    def build_one(backend, request, plan, *, progress):
+    def build_engine(backend, request, plan, *, progress):
         found.append(request.onnx_path.name)
         if found[-1] == "matmul.onnx" and request.profiles[0]["images"][0][0] == 4:
             raise BuildError("matmul.onnx: node x: not supported")
@@ -46,7 +46,7 @@ def built(gpu, monkeypatch):
 
     monkeypatch.setattr(command, "load_backend", lambda name, **_: gpu[0])
     # building takes a GPU; what tune does around it does not
-    monkeypatch.setattr("vit_convert.engine.tune.tune.build_one", build_one)
+    monkeypatch.setattr("vit_convert.engine.tune.tune.build_engine", build_engine)
     return found
 
 
@@ -67,10 +67,10 @@ def test_measures_keeps_and_chooses(capsys, bundle_path, built):
 
 
 def test_nothing_that_ran_is_a_failure(capsys, bundle_path, built, gpu, monkeypatch):
-    def build_one(backend, request, plan, *, progress):
+    def build_engine(backend, request, plan, *, progress):
         raise BuildError(f"{plan}: no kernel")
 
-    monkeypatch.setattr("vit_convert.engine.tune.tune.build_one", build_one)
+    monkeypatch.setattr("vit_convert.engine.tune.tune.build_engine", build_engine)
     assert run(bundle_path) == BenchmarkError.exit_code
     assert "tune: none of 6 trials ran; the last: " in capsys.readouterr().err
     found = read_json(bundle_path / "tune.json")
@@ -116,7 +116,7 @@ def test_trials_that_are_not_asked_for_are_kept(capsys, bundle_path, built, monk
             raise BuildError("still not supported")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("vit_convert.engine.tune.tune.build_one", interrupted)
+    monkeypatch.setattr("vit_convert.engine.tune.tune.build_engine", interrupted)
     assert run(bundle_path, "--duration=0.03") != 0 and keys() == everything
     run(bundle_path)
     assert keys() == everything

@@ -49,7 +49,8 @@ def plan(bundle_path: pathlib.Path):
     """Puts an engine with its sidecar into the bundle, proved unless told otherwise; returns its path."""
     from vit_convert.core.bundle import Bundle
     from vit_convert.core.engine_results import EngineCheck
-    from vit_convert.engine.backend.sidecar import Sidecar, graph_hashes, plan_file, write_sidecar
+    from vit_convert.engine.backend.graph_file import graph_hashes
+    from vit_convert.engine.backend.sidecar import Sidecar, plan_file, write_sidecar
     from vit_convert.engine.bundle_engines import keep_proof
     from vit_convert.engine.handoff import judged_by
 

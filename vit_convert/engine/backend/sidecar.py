@@ -12,26 +12,12 @@ from vit_convert.core.bundle import hash_file, read_json, write_json
 from vit_convert.core.engine_results import EngineSummary, Proof
 from vit_convert.core.errors import BuildError
 from vit_convert.core.record import Record, RecordError, optional
+from vit_convert.engine.backend.graph_file import GraphFile, graph_hashes
 from vit_convert.engine.backend.trt import Backend
 
 # AMPERE_PLUS engines run on this compute capability and all later ones.
 _AMPERE = 80
 _Kind = TypeVar("_Kind", bound=Record)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class GraphFile(Record):
-    """A graph and its weights, by which they are known again.
-
-    Attributes:
-        path: its name.
-        sha256: of the graph, in hex.
-        data_sha256: of the weights that lie beside it.
-    """
-
-    path: str
-    sha256: str
-    data_sha256: str | None = optional()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -180,22 +166,6 @@ def sidecar_path(plan_path: str | os.PathLike[str]) -> pathlib.Path:
     return pathlib.Path(f"{os.fspath(plan_path)}.json")
 
 
-def graph_hashes(onnx_path: str | os.PathLike[str]) -> dict[str, str]:
-    """The sha256 of a graph and, where it has one, of its weight file `<graph>.data`.
-
-    Args:
-        onnx_path: the graph.
-
-    Returns:
-        {"sha256": ..., "data_sha256": ...}, the second only for external weights.
-    """
-    hashes = {"sha256": hash_file(onnx_path)}
-    data = pathlib.Path(f"{os.fspath(onnx_path)}.data")
-    if data.exists():
-        hashes["data_sha256"] = hash_file(data)
-    return hashes
-
-
 def plan_file(plan_path: str | os.PathLike[str]) -> PlanFile:
     """Describes a finished plan."""
     return PlanFile(bytes=os.path.getsize(plan_path), sha256=hash_file(plan_path))
@@ -265,14 +235,12 @@ def check_sidecar(
             fix="Build the engine again.",
         )
     require_fit(plan_path, sidecar, backend)
-    if onnx_path is not None:
-        expected, got = (sidecar.onnx.sha256, sidecar.onnx.data_sha256), graph_hashes(onnx_path)
-        if expected != (got["sha256"], got.get("data_sha256")):
-            raise BuildError(
-                f"{plan_path}: built from another {pathlib.Path(onnx_path).name} ({expected[0][:12]}…, now "
-                f"{got['sha256'][:12]}…)",
-                fix=_rebuild(sidecar),
-            )
+    if onnx_path is not None and sidecar.onnx.hashes != (found := graph_hashes(onnx_path)):
+        raise BuildError(
+            f"{plan_path}: built from another {pathlib.Path(onnx_path).name} ({sidecar.onnx.sha256[:12]}…, now "
+            f"{found['sha256'][:12]}…)",
+            fix=_rebuild(sidecar),
+        )
     return sidecar
 
 

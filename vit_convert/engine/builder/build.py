@@ -10,16 +10,18 @@ from collections.abc import Sequence
 from typing import Any
 
 from vit_convert import kernels
-from vit_convert.core.bundle import atomic, write_json
+from vit_convert.core.bundle import atomic
+from vit_convert.core.engine_results import EngineSummary
 from vit_convert.core.errors import BuildError, UnbuildableError
 from vit_convert.core.progress import Progress
+from vit_convert.engine.backend.graph_file import graph_file
 from vit_convert.engine.backend.log_capture import make_monitor
-from vit_convert.engine.backend.sidecar import Asked, Sidecar, TensorRecord, plan_file, write_sidecar
+from vit_convert.engine.backend.sidecar import PlanFile, Sidecar, TensorRecord, plan_file, write_sidecar
 from vit_convert.engine.backend.trt import DTYPES, Backend
-from vit_convert.engine.builder import layer_info
 from vit_convert.engine.builder.builder_config import configure
-from vit_convert.engine.builder.network import count_attentions, inputs, parse_graph
+from vit_convert.engine.builder.network import ParsedGraph, parse_graph
 from vit_convert.engine.builder.precision import (
+    TypeCounts,
     builds_strongly_typed,
     count_types,
     require_precision,
@@ -27,44 +29,18 @@ from vit_convert.engine.builder.precision import (
     set_ranges,
     set_weak_precision,
 )
-from vit_convert.engine.builder.request import BuildRequest, graph_file
-from vit_convert.engine.builder.timing_cache import find_timings, load_timings, save_timings
+from vit_convert.engine.builder.request import BuildRequest
+from vit_convert.engine.builder.summary import summarise
+from vit_convert.engine.builder.timing_cache import find_timings, kept_timings
 from vit_convert.engine.runtime.profiles import Profile, Shape
 
 _MAX_OPT_LEVEL = 5
 _LEAN = "libnvinfer_lean"
 
 
-@dataclasses.dataclass(frozen=True)
-class BuildResult:
-    """What a build gave.
-
-    Attributes:
-        sidecar: of the plan, as it was written.
-        num_bytes: size of the plan.
-        seconds: wall time of parsing and building.
-        products: how many matrix products and convolutions of the parsed graph have each precision.
-        attentions: how many attentions the parsed graph computes.
-        layers: the inspector's JSON, or None.
-        layers_missing: why `layers` is None, else "".
-        fused_attention: fused attention kernels; None if the layer information does not tell.
-        warnings: TensorRT's warnings.
-    """
-
-    sidecar: Sidecar
-    num_bytes: int
-    seconds: float
-    products: dict[str, int]
-    attentions: int
-    layers: dict[str, Any] | None
-    layers_missing: str
-    fused_attention: layer_info.FusedAttention | None
-    warnings: list[str]
-
-
 def build_engine(
     backend: Backend, request: BuildRequest, plan_path: str | os.PathLike[str], *, progress: Progress
-) -> BuildResult:
+) -> EngineSummary:
     """Builds an engine and writes `plan_path`, its sidecar and, if TensorRT tells them, its layers (`.layers.json`).
 
     Args:
@@ -74,15 +50,39 @@ def build_engine(
         progress: where warnings and the progress bar go.
 
     Returns:
-        The BuildResult.
+        Its summary, which the sidecar keeps, too.
 
     Raises:
         BuildError: the graph does not parse, the precision would not be honoured, TensorRT fails, or the plan or the
             timing cache cannot be written.
     """
-    plan_path, onnx_path = pathlib.Path(plan_path), pathlib.Path(request.onnx_path)
-    has_calibrator = request.calibrator is not None or bool(request.ranges)  # either way int8 is no matter of the graph
-    require_precision(backend, request.precision, has_calibrator=has_calibrator)
+    plan_path = pathlib.Path(plan_path)
+    _require_buildable(backend, request)
+    _require_writable(plan_path, fix="Choose a writable --workdir.")
+    timings = find_timings(backend, request.timing_cache)
+    if timings is not None:
+        _require_writable(timings, fix="engine.timing_cache is a folder: choose one that can be written.")
+    asked, started = request.asked, time.perf_counter()
+    with backend.logger.listening(progress):
+        serialized, sidecar = _built(backend, request, timings, progress)
+        seconds, warnings = time.perf_counter() - started, tuple(backend.logger.warnings)
+    if graph_file(request.onnx_path) != asked.onnx:
+        raise BuildError(
+            f"{os.fspath(request.onnx_path)}: was {asked.onnx.sha256[:12]}… when its build began, and is another now",
+            fix="Build it again.",
+        )
+    _write(plan_path, serialized)
+    del serialized  # the engine is about to be loaded from its file
+    sidecar = dataclasses.replace(sidecar, plan=plan_file(plan_path), build_seconds=round(seconds, 3), built_at=_now())
+    write_sidecar(plan_path, sidecar)
+    summary = summarise(backend, plan_path, sidecar, warnings=warnings, progress=progress)
+    write_sidecar(plan_path, dataclasses.replace(sidecar, summary=summary))
+    return summary
+
+
+def _require_buildable(backend: Backend, request: BuildRequest) -> None:
+    require_precision(backend, request)
+    onnx_path = pathlib.Path(request.onnx_path)
     if backend.name == "tensorrt" and kernels.needed_by(onnx_path) and not kernels.register():
         raise BuildError(
             f"{onnx_path.name}: needs the library of our kernels, and there is no {kernels.library()}",
@@ -92,62 +92,24 @@ def build_engine(
         raise BuildError(
             f"opt_level {request.opt_level}: the builder knows 0 to {_MAX_OPT_LEVEL}", fix="Use one of those."
         )
-    _require_writable(plan_path, fix="Choose a writable --workdir.")
-    timing_path = find_timings(backend, request.timing_cache)
-    if timing_path is not None:
-        _require_writable(timing_path, fix="engine.timing_cache is a folder: choose one that can be written.")
-    asked, started = request.asked, time.perf_counter()
-    with backend.logger.listening(progress):
-        builder = _make_builder(backend)
-        typed = builds_strongly_typed(backend, has_calibrator=has_calibrator)
-        network, parser = parse_graph(backend, builder, onnx_path, strongly_typed=typed)
-        counts = count_types(backend, network)
-        require_types(
-            counts,
-            request.precision,
-            strongly_typed=typed,
-            has_calibrator=has_calibrator,
-            graph=onnx_path.name,
-        )
-        builder_config = configure(backend, builder, network, request)
-        if not typed:
-            set_weak_precision(
-                backend,
-                builder,
-                builder_config,
-                network,
-                request.precision,
-                request.keep_fp32,
-                has_calibrator=has_calibrator,
-                ranged=request.ranges.keys(),
-            )
-        set_ranges(network, request.ranges, graph=onnx_path.name)
-        timing_cache = None if timing_path is None else load_timings(builder_config, timing_path, progress)
-        serialized = _build(backend, builder, network, builder_config, request, progress)
-        seconds, attentions = time.perf_counter() - started, count_attentions(backend, network)
-        del parser  # it owns the weights that the builder read
-        if graph_file(onnx_path) != asked.onnx:
-            raise BuildError(
-                f"{onnx_path}: was {asked.onnx.sha256[:12]}… when its build began, and is another now",
-                fix="Build it again.",
-            )
-        _write(plan_path, serialized)
-        built = {"products": dict(counts["products"]), "attentions": attentions, "build_seconds": round(seconds, 3)}
-        sidecar = _sidecar(backend, network, asked, plan_path, **built)
-        write_sidecar(plan_path, sidecar)
-        if timing_path is not None and timing_cache is not None:
-            save_timings(timing_path, timing_cache, progress)
-        layers, missing = layer_info.engine_layers(backend, serialized, version_compatible=request.version_compatible)
-        layers_path = plan_path.with_name(f"{plan_path.name}.layers.json")
-        if layers is not None:
-            write_json(layers_path, layers)
-        else:
-            layers_path.unlink(missing_ok=True)  # an earlier engine's
-        warnings = list(backend.logger.warnings)
-    fused = None if layers is None else layer_info.fused_attention(layers)
-    return BuildResult(
-        sidecar, serialized.nbytes, seconds, dict(counts["products"]), attentions, layers, missing, fused, warnings
-    )
+
+
+def _built(
+    backend: Backend, request: BuildRequest, timings: pathlib.Path | None, progress: Progress
+) -> tuple[Any, Sidecar]:
+    """The plan, and its sidecar but for what is known of the file. The network, which holds the weights, is freed."""
+    onnx_path = pathlib.Path(request.onnx_path)
+    builder, typed = _make_builder(backend), builds_strongly_typed(backend, request)
+    parsed = parse_graph(backend, builder, onnx_path, strongly_typed=typed)
+    counts = count_types(parsed)
+    require_types(counts, request, strongly_typed=typed, graph=onnx_path.name)
+    builder_config = configure(parsed, builder, request)
+    if not typed:
+        set_weak_precision(parsed, builder, builder_config, request)
+    set_ranges(parsed, request.ranges)
+    with kept_timings(builder_config, timings, progress):
+        serialized = _serialize(parsed, builder, builder_config, request, progress)
+    return serialized, _sidecar(parsed, request, counts)
 
 
 def _make_builder(backend: Backend) -> Any:
@@ -161,9 +123,10 @@ def _make_builder(backend: Backend) -> Any:
         ) from e
 
 
-def _build(
-    backend: Backend, builder: Any, network: Any, builder_config: Any, request: BuildRequest, progress: Progress
+def _serialize(
+    parsed: ParsedGraph, builder: Any, builder_config: Any, request: BuildRequest, progress: Progress
 ) -> Any:
+    backend = parsed.backend
     if not backend.has_progress_monitor:  # the bar cannot move, and without rich there is none
         profiles = "; ".join(_describe(ranges) for ranges in request.profiles) or "the graph's own shape"
         progress.say(f"building {request.precision} from {pathlib.Path(request.onnx_path).name} for {profiles}")
@@ -172,7 +135,7 @@ def _build(
             # builder_config keeps no reference of its own on every version, so `monitor` must outlive the call
             monitor = make_monitor(backend.module, backend.logger, advance)
             builder_config.progress_monitor = monitor
-        serialized = builder.build_serialized_network(network, builder_config)
+        serialized = builder.build_serialized_network(parsed.network, builder_config)
     for failure in (backend.logger.failure, getattr(request.calibrator, "failure", None)):
         if failure is not None:  # kept by a callback, which could not raise through TensorRT
             raise failure
@@ -219,24 +182,27 @@ def _write(path: pathlib.Path, data: Any) -> None:
         raise BuildError(f"{path}: cannot be written ({e.strerror})", fix="Choose a writable --workdir.") from e
 
 
-def _sidecar(backend: Backend, network: Any, asked: Asked, plan_path: pathlib.Path, **built: Any) -> Sidecar:
+def _sidecar(parsed: ParsedGraph, request: BuildRequest, counts: TypeCounts) -> Sidecar:
     def tensors(found: list[Any]) -> tuple[TensorRecord, ...]:
         return tuple(
             TensorRecord(name=tensor.name, dtype=DTYPES[tensor.dtype.name], shape=tuple(tensor.shape))
             for tensor in found
         )
 
+    backend, asked = parsed.backend, request.asked
     return Sidecar(
         **{field.name: getattr(asked, field.name) for field in dataclasses.fields(asked)},
         backend=backend.name,
         version=backend.version,
         targets=tuple(backend.targets),
         gpu=dataclasses.asdict(backend.gpu) if backend.gpu else None,
-        inputs=tensors(inputs(network)),
-        outputs=tensors([network.get_output(i) for i in range(network.num_outputs)]),
-        built_at=_now(),
-        plan=plan_file(plan_path),
-        **built,
+        inputs=tensors(parsed.inputs),
+        outputs=tensors(parsed.outputs),
+        products=dict(counts.products),
+        attentions=parsed.num_attentions,
+        plan=PlanFile(bytes=0, sha256=""),
+        model=request.model,
+        instead_of=request.instead_of,
     )
 
 

@@ -4,24 +4,23 @@ from collections.abc import Mapping
 from typing import Any
 
 from vit_convert.core.errors import BuildError
-from vit_convert.engine.backend.trt import Backend
-from vit_convert.engine.builder.network import inputs
+from vit_convert.engine.builder.network import ParsedGraph
 from vit_convert.engine.builder.request import BuildRequest
 from vit_convert.engine.runtime.profiles import Profile, Shape
 
 
-def configure(backend: Backend, builder: Any, network: Any, request: BuildRequest) -> Any:
+def configure(parsed: ParsedGraph, builder: Any, request: BuildRequest) -> Any:
     """Makes the `IBuilderConfig` of a build, but for the precision of a weakly typed one (see precision.py).
 
     Args:
-        backend: the TensorRT that builds.
-        builder: its `Builder`.
-        network: the parsed network.
+        parsed: the graph.
+        builder: the `Builder` of its TensorRT.
         request: what the engine is to be.
 
     Raises:
         BuildError: a profile does not fit the graph's inputs.
     """
+    backend = parsed.backend
     trt = backend.module
     builder_config = builder.create_builder_config()
     builder_config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
@@ -37,7 +36,7 @@ def configure(backend: Backend, builder: Any, network: Any, request: BuildReques
     if (sharing := backend.find("PreviewFeature.PROFILE_SHARING_0806")) is not None:  # later versions always share
         # several contexts, one for each stream and batch size, on one profile
         builder_config.set_preview_feature(sharing, True)
-    graph_inputs = {tensor.name: tuple(tensor.shape) for tensor in inputs(network)}
+    graph_inputs = {tensor.name: tuple(tensor.shape) for tensor in parsed.inputs}
     if not request.profiles and any(-1 in shape for shape in graph_inputs.values()):
         raise BuildError(
             f"profiles: none given, and {graph_inputs} has dynamic sizes (-1)",

@@ -10,7 +10,6 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-import ml_collections
 import numpy as np
 
 from vit_convert.core.bundle import Bundle, hash_value
@@ -27,7 +26,8 @@ from vit_convert.core.errors import BuildError, CalibrationError
 from vit_convert.core.progress import Progress
 from vit_convert.engine.backend.cuda import DeviceBuffer, Stream
 from vit_convert.engine.backend.trt import Backend
-from vit_convert.engine.builder.request import BuildRequest, hash_graph
+from vit_convert.engine.builder.request import BuildRequest
+from vit_convert.engine.host import EngineHost
 from vit_convert.images.preprocess import Preprocess
 
 _REPORTS = 10  # lines that tell how far a calibration is
@@ -147,57 +147,41 @@ def make_calibrator(
     return Calibrator()
 
 
-def bundle_calibrator(
-    backend: Backend, bundle: Bundle, config: ml_collections.ConfigDict, request: BuildRequest, progress: Progress
-) -> Any:
+def bundle_calibrator(host: EngineHost, request: BuildRequest) -> Any:
     """Makes the calibrator of a bundle's INT8 engine; its cache lies in the bundle, named after what it comes from.
 
     Args:
-        backend: a TensorRT with calibrators.
-        bundle: holds the calibration images.
-        config: the resolved config.
+        host: whose TensorRT has calibrators, and whose bundle holds the calibration images.
         request: what is to be built, without its calibrator.
-        progress: told how many images are done.
 
     Raises:
         BuildError: this backend has no calibrators.
         CalibrationError: there are no images or too few, or the cache there is not for this build.
     """
-    images_path, channels_first, dtype = bundle.images("calibration"), config.layout == "NCHW", np.dtype(config.input)
-    if not images_path.exists():
-        raise CalibrationError(
-            f"{images_path}: there are no calibration images", fix="Run the conversion's calibrate stage first."
-        )
-    images, method, batch_size = (
-        np.load(images_path, mmap_mode="r"),
-        config.calibration.method,
-        config.calibration.batch_size,
-    )
-    graph, given = hash_graph(request.onnx_path), None
+    bundle, config, version = host.bundle, host.config, host.backend.version
+    path, method, batch_size = bundle.images("calibration"), config.calibration.method, config.calibration.batch_size
+    if wrong := host.facts.files.wrong(path):
+        raise CalibrationError(wrong, fix="Run the conversion's calibrate stage first.")
+    images, given = np.load(path, mmap_mode="r"), None
+    # TensorRT's own ranges depend on the batches, ours do not
+    batched = {} if method == _GUARDED else {"batch_size": batch_size}
+    used = _in_full_batches(images, batch_size) if batched else len(images)
+    graph, preprocessing = request.asked.onnx.hashes, request.preprocessing
+    source = hash_source(graph, path, num_images=used, preprocessing=preprocessing, **batched)
     if method == _GUARDED:
-        source = hash_source(graph, images_path, num_images=len(images), preprocessing=request.preprocessing)
-        given = _guarded_cache(bundle, CacheKey("entropy", backend.version, source))
-        source_hash = hash_value([source, given.decode()])
-    else:
-        source_hash = hash_source(
-            graph,
-            images_path,
-            num_images=_in_full_batches(images, batch_size),
-            preprocessing=request.preprocessing,
-            batch_size=batch_size,
-        )
+        given = _guarded_cache(bundle, CacheKey("entropy", version, source))
+        source = hash_value([source, given.decode()])
+    name = f"calibration.tensorrt-{version}-{_OWN.get(method, method)}-{source[:12]}.cache"
+    dtype, channels_first = np.dtype(config.input), config.layout == "NCHW"
     return make_calibrator(
-        backend,
+        host.backend,
         _OWN.get(method, "entropy"),
         images,
-        functools.partial(
-            Preprocess.from_dict(request.preprocessing).graph_input, dtype=dtype, channels_first=channels_first
-        ),
+        functools.partial(Preprocess.from_dict(preprocessing).graph_input, dtype=dtype, channels_first=channels_first),
         batch_size=batch_size,
-        cache_path=bundle.root
-        / f"calibration.tensorrt-{backend.version}-{_OWN.get(method, method)}-{source_hash[:12]}.cache",
-        source_hash=source_hash,
-        progress=progress,
+        cache_path=bundle.root / name,
+        source_hash=source,
+        progress=host.progress,
         given=given,
     )
 

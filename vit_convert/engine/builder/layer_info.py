@@ -4,11 +4,12 @@ import collections
 import dataclasses
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from vit_convert.engine.backend.trt import Backend
-from vit_convert.engine.runtime.deserialise import deserialise
+from vit_convert.engine.runtime.engine import Engine
+
+Layers = Mapping[str, Any]  # the inspector's JSON, {"Layers": […]}
 
 # TensorRT's fused attention kernels (Myelin's _gemm_mha_v2_*, _gemv_mha_v1, and on Hopper mha0, mha1, …; fmha_* of the
 # hand-written ones). ONNX node names often hold "mha" too, so "mha" within a name proves nothing.
@@ -48,7 +49,7 @@ class FusedAttention:
         return ", ".join([verdict, *self.precisions, f"{self.count} of {num_blocks}"])
 
 
-def fused_attention(layer_info: dict[str, Any]) -> FusedAttention | None:
+def fused_attention(layer_info: Layers) -> FusedAttention | None:
     """Finds the fused attention kernels in an engine's layer information.
 
     Args:
@@ -74,7 +75,7 @@ def count_fused(kernels: Iterable[tuple[str, str]]) -> FusedAttention:
     return FusedAttention(sum(precisions.values()), dict(precisions))
 
 
-def count_int8(layer_info: dict[str, Any]) -> int:
+def count_int8(layer_info: Layers) -> int:
     """Counts the matrix products and convolutions that run in int8, of one profile and as far as the inspector shows
     them.
 
@@ -87,39 +88,28 @@ def count_int8(layer_info: dict[str, Any]) -> int:
     return sum(bool(_PRODUCT.search(entry.get("LayerType", ""))) and _runs_in_int8(entry) for entry in entries)
 
 
-def _runs_in_int8(entry: dict[str, Any]) -> bool:
+def _runs_in_int8(entry: Mapping[str, Any]) -> bool:
     # 8.6 gives operands of dynamic shape no type ("N/A due to dynamic shapes"): their weights and kernels have one.
     types = (_precision(_first_type(entry)), (entry.get("Weights") or {}).get("Type", "").lower())
     return "int8" in types or bool(_INT8_KERNEL.search(entry.get("TacticName", "")))
 
 
-def engine_layers(backend: Backend, serialized: Any, *, version_compatible: bool) -> tuple[dict[str, Any] | None, str]:
+def engine_layers(engine: Engine) -> tuple[Layers | None, str]:
     """Asks TensorRT's inspector for an engine's layers.
 
     Args:
-        backend: the TensorRT that built the engine.
-        serialized: the plan (any buffer).
-        version_compatible: whether it was built to be.
+        engine: loaded.
 
     Returns:
         The inspector's JSON and "", or None and the reason.
     """
-    if backend.gpu is None:
-        return None, "engines are loaded only on a GPU, and this host has none"
-    _runtime, cuda_engine = deserialise(backend, serialized, version_compatible=version_compatible)
-    if cuda_engine is None:
-        return None, f"the engine does not load on this {backend.gpu.arch}: {backend.logger.explain()}"
-    inspector = cuda_engine.create_engine_inspector()
-    text = (
-        inspector.get_engine_information(backend.module.LayerInformationFormat.JSON) if inspector is not None else None
-    )
     try:  # 8.6 writes control characters into names as they are
-        return json.loads(text or "", strict=False), ""
+        return json.loads(engine.information, strict=False), ""
     except ValueError as e:
         return None, f"TensorRT's inspector does not tell ({e})"
 
 
-def _first_type(entry: dict[str, Any]) -> str:
+def _first_type(entry: Mapping[str, Any]) -> str:
     operands = entry.get("Inputs") or [{}]
     # 11 split "Format/Datatype" in two
     return " ".join(str(value) for key, value in operands[0].items() if "datatype" in key.lower())

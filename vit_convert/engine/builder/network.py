@@ -1,19 +1,62 @@
 """From the ONNX file to TensorRT's network, with errors that name the ONNX node."""
 
-import os
+import dataclasses
+import functools
 import pathlib
-from collections.abc import Iterator
 from typing import Any
 
 from vit_convert.core.bundle import utf8_path
 from vit_convert.core.errors import BuildError, UnbuildableError
+from vit_convert.engine.backend.graph_file import require_graph
 from vit_convert.engine.backend.log_capture import without_noise
 from vit_convert.engine.backend.trt import Backend
 
 _NORM = "/LayerNormalization"  # what nodes of the plugins that compute one are called after
 
 
-def parse_graph(backend: Backend, builder: Any, onnx_path: pathlib.Path, *, strongly_typed: bool) -> tuple[Any, Any]:
+@dataclasses.dataclass(frozen=True)
+class ParsedGraph:
+    """A graph as a TensorRT parsed it.
+
+    Attributes:
+        backend: the TensorRT.
+        graph: name of the graph's file, for messages.
+        network: its `INetworkDefinition`.
+        parser: its `OnnxParser`, which owns the weights and has to live until the engine is built.
+    """
+
+    backend: Backend
+    graph: str
+    network: Any
+    parser: Any = None
+
+    @functools.cached_property
+    def layers(self) -> tuple[Any, ...]:
+        """Its layers, in order."""
+        network = self.network
+        return tuple(network.get_layer(i) for i in range(network.num_layers))
+
+    @property
+    def inputs(self) -> list[Any]:
+        """Its input tensors."""
+        network = self.network
+        return [network.get_input(i) for i in range(network.num_inputs)]
+
+    @property
+    def outputs(self) -> list[Any]:
+        """Its output tensors."""
+        network = self.network
+        return [network.get_output(i) for i in range(network.num_outputs)]
+
+    @property
+    def num_attentions(self) -> int:
+        """How many attentions it computes: one for each softmax, Attention node, or plugin other than LayerNorm's."""
+        trt = self.backend.module
+        kinds = (trt.LayerType.SOFTMAX, trt.LayerType.PLUGIN_V2, self.backend.find("LayerType.ATTENTION_INPUT"))
+        return sum(layer.type in kinds and _NORM not in layer.name for layer in self.layers)
+
+
+def parse_graph(backend: Backend, builder: Any, onnx_path: pathlib.Path, *, strongly_typed: bool) -> ParsedGraph:
     """Parses a graph from its file; external weights are read from beside it.
 
     Args:
@@ -21,9 +64,6 @@ def parse_graph(backend: Backend, builder: Any, onnx_path: pathlib.Path, *, stro
         builder: its `Builder`.
         onnx_path: the graph.
         strongly_typed: whether the network keeps the graph's types.
-
-    Returns:
-        The network and its parser; the parser owns the weights and has to live until the engine is built.
 
     Raises:
         BuildError: the file does not exist, or TensorRT cannot read it.
@@ -33,41 +73,9 @@ def parse_graph(backend: Backend, builder: Any, onnx_path: pathlib.Path, *, stro
     parser = backend.module.OnnxParser(network, backend.logger)
     if not parser.parse_from_file(utf8_path(onnx_path)):
         raise _parse_error(backend, parser, onnx_path)
-    _refuse_attention(backend, network, onnx_path)
-    return network, parser
-
-
-def require_graph(onnx_path: str | os.PathLike[str]) -> None:
-    """Refuses a graph that does not exist.
-
-    Raises:
-        BuildError: see above.
-    """
-    if not os.path.isfile(onnx_path):
-        raise BuildError(f"{os.fspath(onnx_path)}: there is no such graph", fix="Export it first.")
-
-
-def inputs(network: Any) -> list[Any]:
-    """The input tensors of a network."""
-    return [network.get_input(i) for i in range(network.num_inputs)]
-
-
-def layers(network: Any) -> Iterator[Any]:
-    """The layers of a network, in order."""
-    for i in range(network.num_layers):
-        yield network.get_layer(i)
-
-
-def count_attentions(backend: Backend, network: Any) -> int:
-    """How many attentions a network computes: one for each softmax, Attention node, or plugin other than LayerNorm's.
-
-    Args:
-        backend: the TensorRT that parsed it.
-        network: its `INetworkDefinition`.
-    """
-    trt = backend.module
-    kinds = (trt.LayerType.SOFTMAX, trt.LayerType.PLUGIN_V2, backend.find("LayerType.ATTENTION_INPUT"))
-    return sum(layer.type in kinds and _NORM not in layer.name for layer in layers(network))
+    parsed = ParsedGraph(backend, onnx_path.name, network, parser)
+    _refuse_attention(parsed)
+    return parsed
 
 
 def _parse_error(backend: Backend, parser: Any, onnx_path: pathlib.Path) -> BuildError:
@@ -82,15 +90,16 @@ def _parse_error(backend: Backend, parser: Any, onnx_path: pathlib.Path) -> Buil
     return UnbuildableError(f"{onnx_path.name}: {where}{reason}", fix=fix)
 
 
-def _refuse_attention(backend: Backend, network: Any, onnx_path: pathlib.Path) -> None:
+def _refuse_attention(parsed: ParsedGraph) -> None:
     # TensorRT-RTX 1.7.1 does not fail on an Attention node without a GPU: it ends the process (segmentation fault).
+    backend = parsed.backend
     attention = backend.find("LayerType.ATTENTION_INPUT")
     if backend.gpu is not None or attention is None:
         return
-    for layer in layers(network):
+    for layer in parsed.layers:
         if layer.type == attention:
             raise BuildError(
-                f"{onnx_path.name}: {layer.name}: {backend.module.__name__} {backend.version} crashes on Attention "
+                f"{parsed.graph}: {layer.name}: {backend.module.__name__} {backend.version} crashes on Attention "
                 "without a GPU",
                 fix="Export attention as MatMul, Softmax and MatMul.",
             )

@@ -1,26 +1,43 @@
 """What a precision means for a backend, and whether a graph can honour it."""
 
 import collections
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import dataclasses
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from vit_convert.core.errors import BuildError, nearest
 from vit_convert.core.layer_names import HOW_TO_NAME, layer_names, matches
 from vit_convert.engine.backend.trt import FLOAT_PRECISIONS, PRECISIONS, QUANTIZED_PRECISIONS, Backend
-from vit_convert.engine.builder.network import layers
+from vit_convert.engine.builder.network import ParsedGraph
+from vit_convert.engine.builder.request import BuildRequest
 
 
-def require_precision(backend: Backend, precision: str, *, has_calibrator: bool) -> None:
+@dataclasses.dataclass(frozen=True)
+class TypeCounts:
+    """The types of a parsed network, each a count by precision ("fp16": 49).
+
+    Attributes:
+        products: of matrix products and convolutions.
+        floats: of all floating-point tensors.
+        quantized: of QuantizeLinear and DequantizeLinear.
+    """
+
+    products: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    floats: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    quantized: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+
+
+def require_precision(backend: Backend, request: BuildRequest) -> None:
     """Refuses what the backend cannot honour, before anything is parsed.
 
     Args:
         backend: the TensorRT that will build.
-        precision: what was asked for.
-        has_calibrator: whether TensorRT's own calibration was asked for.
+        request: what was asked for.
 
     Raises:
         BuildError: an unknown precision, or one that this backend does not have.
     """
+    precision, has_calibrator = request.precision, request.has_calibrator
     here = f"{backend.module.__name__} {backend.version}"
     if precision not in PRECISIONS:
         raise BuildError(
@@ -37,22 +54,14 @@ def require_precision(backend: Backend, precision: str, *, has_calibrator: bool)
         raise BuildError(f"calibrator: {here} has none", fix="Give it the quantized (Q/DQ) graph instead.")
 
 
-def builds_strongly_typed(backend: Backend, *, has_calibrator: bool) -> bool:
+def builds_strongly_typed(backend: Backend, request: BuildRequest) -> bool:
     """Whether the network keeps the graph's types: if the backend can, except for its own calibration."""
-    return backend.strongly_typed and not has_calibrator
+    return backend.strongly_typed and not request.has_calibrator
 
 
-def count_types(backend: Backend, network: Any) -> dict[str, collections.Counter[str]]:
-    """Counts the types of a parsed network.
-
-    Args:
-        backend: the TensorRT that parsed it.
-        network: its `INetworkDefinition`.
-
-    Returns:
-        {"products": precision of each matrix product and convolution, "floats": of every floating-point tensor,
-        "quantized": of each QuantizeLinear and DequantizeLinear}, each a count by precision ("fp16": 49).
-    """
+def count_types(parsed: ParsedGraph) -> TypeCounts:
+    """Counts the types of a parsed network."""
+    backend = parsed.backend
     trt = backend.module
     products = (
         trt.LayerType.MATRIX_MULTIPLY,
@@ -60,46 +69,35 @@ def count_types(backend: Backend, network: Any) -> dict[str, collections.Counter
         trt.LayerType.EINSUM,
         backend.find("LayerType.ATTENTION_INPUT"),
     )
-    counts: dict[str, collections.Counter[str]] = {
-        "products": collections.Counter(),
-        "floats": collections.Counter(),
-        "quantized": collections.Counter(),
-    }
-    for layer in layers(network):
+    counts = TypeCounts()
+    for layer in parsed.layers:
         for tensor in _outputs(layer):
             if precision := FLOAT_PRECISIONS.get(tensor.dtype.name):
-                counts["floats"][precision] += 1
+                counts.floats[precision] += 1
                 if layer.type in products:
-                    counts["products"][precision] += 1
+                    counts.products[precision] += 1
         if layer.type in (trt.LayerType.QUANTIZE, trt.LayerType.DEQUANTIZE):
             tensor = layer.get_output(0) if layer.type == trt.LayerType.QUANTIZE else layer.get_input(0)
             # A weakly typed network calls every tensor FLOAT until it is built, and quantizes to nothing but int8.
             precision = QUANTIZED_PRECISIONS.get(tensor.dtype.name, "other") if backend.strongly_typed else "int8"
-            counts["quantized"][precision] += 1
+            counts.quantized[precision] += 1
     return counts
 
 
-def require_types(
-    counts: dict[str, collections.Counter[str]],
-    precision: str,
-    *,
-    strongly_typed: bool,
-    has_calibrator: bool,
-    graph: str,
-) -> None:
+def require_types(counts: TypeCounts, request: BuildRequest, *, strongly_typed: bool, graph: str) -> None:
     """Refuses a graph whose types do not give the precision asked for: no engine is silently fp32.
 
     Args:
         counts: what `count_types` found.
-        precision: what was asked for.
+        request: what was asked for.
         strongly_typed: whether the engine keeps the graph's types; otherwise fp16 comes from a flag.
-        has_calibrator: whether int8 ranges come from TensorRT's own calibration.
         graph: the graph's file name, for the message.
 
     Raises:
         BuildError: they differ.
     """
-    products, floats, quantized = counts["products"], counts["floats"], counts["quantized"]
+    products, floats, quantized = counts.products, counts.floats, counts.quantized
+    precision, has_calibrator = request.precision, request.has_calibrator
     found = ", ".join(f"{n} in {p}" for p, n in products.items()) or "none"
     found = f"{graph}: matrix products {found}; Q/DQ nodes {dict(quantized) or 'none'}"
     if precision in QUANTIZED_PRECISIONS.values():
@@ -134,33 +132,19 @@ def require_types(
         )
 
 
-def set_weak_precision(
-    backend: Backend,
-    builder: Any,
-    builder_config: Any,
-    network: Any,
-    precision: str,
-    keep_fp32: Sequence[str],
-    *,
-    has_calibrator: bool = False,
-    ranged: Collection[str] = (),
-) -> None:
+def set_weak_precision(parsed: ParsedGraph, builder: Any, builder_config: Any, request: BuildRequest) -> None:
     """Sets the builder flags of a weakly typed build, and the layers that stay in fp32.
 
     Args:
-        backend: a TensorRT with precision flags.
+        parsed: by a TensorRT with precision flags.
         builder: its `Builder`.
         builder_config: the `IBuilderConfig` to change.
-        network: the parsed network.
-        precision: fp32, fp16 or int8.
-        keep_fp32: blocks ("block_03"), layers ("block_03/fc2"), scopes or fnmatch patterns of node names.
-        has_calibrator: whether int8 ranges come from TensorRT's own calibration; in a graph with Q/DQ nodes they do
-            not.
-        ranged: the tensors that already have ranges; empty if the calibrator finds them.
+        request: for fp32, fp16 or int8.
 
     Raises:
         BuildError: the GPU does not support the precision, or a pattern matches no layer.
     """
+    backend, precision, keep_fp32 = parsed.backend, request.precision, request.keep_fp32
     trt = backend.module
     if precision == "fp32":
         return
@@ -173,15 +157,15 @@ def set_weak_precision(
     if precision == "int8":
         builder_config.set_flag(backend.find("BuilderFlag.INT8"))
     if not keep_fp32:
-        if has_calibrator:
+        if request.has_calibrator:
             # some products have no int8 kernel
             builder_config.set_flag(backend.find("BuilderFlag.PREFER_PRECISION_CONSTRAINTS"))
-            _prefer_int8(backend, network, ranged)
+            _prefer_int8(parsed, request.ranges)
         return
     # Either all constraints are obeyed or none is: what stays in fp32 has to, and int8 is left to the timings then.
     builder_config.set_flag(backend.find("BuilderFlag.OBEY_PRECISION_CONSTRAINTS"))
     unmatched = set(keep_fp32)
-    for layer in layers(network):
+    for layer in parsed.layers:
         names = layer_names(layer.name)
         matching = [pattern for pattern in keep_fp32 if matches([pattern], names)]
         unmatched.difference_update(matching)
@@ -201,45 +185,44 @@ def set_weak_precision(
         )
 
 
-def set_ranges(network: Any, ranges: Mapping[str, float], *, graph: str) -> None:
+def set_ranges(parsed: ParsedGraph, ranges: Mapping[str, float]) -> None:
     """Gives tensors of a weakly typed network the ranges by which TensorRT may hold them in int8.
 
     Args:
-        network: the parsed network.
+        parsed: the graph.
         ranges: by tensor, the |x| that the largest int8 value represents; may be empty.
-        graph: the graph's file name, for the message.
 
     Raises:
         BuildError: the network lacks one of the tensors.
     """
     missing = dict(ranges)
-    for layer in layers(network):
+    for layer in parsed.layers:
         for tensor in _outputs(layer):
             if (threshold := missing.pop(tensor.name, None)) is not None:
                 tensor.set_dynamic_range(-threshold, threshold)
     if missing:
         raise BuildError(
-            f"{graph}: has no tensor {next(iter(missing))}, which there is a range for",
+            f"{parsed.graph}: has no tensor {next(iter(missing))}, which there is a range for",
             fix="Calibrate this graph again.",
         )
 
 
-def _prefer_int8(backend: Backend, network: Any, ranged: Collection[str]) -> None:
+def _prefer_int8(parsed: ParsedGraph, ranged: Collection[str]) -> None:
     """Asks for int8 in layers with weights: going by its timings, TensorRT may run all of them in fp16 and not say so.
 
     These are the graph's convolutions or, if it has none, its products with constants. Other products are attention,
     and stay fp16. If ranges are given, a layer whose input has none was left out of int8, and is not asked for.
     """
-    trt = backend.module
+    trt = parsed.backend.module
     constants: set[str] = set()
     products = []
-    for layer in layers(network):
+    for layer in parsed.layers:
         fed = [tensor.name for i in range(layer.num_inputs) if (tensor := layer.get_input(i)) is not None]
         if layer.type == trt.LayerType.CONSTANT or (layer.type == trt.LayerType.SHUFFLE and constants.issuperset(fed)):
             constants.update(tensor.name for tensor in _outputs(layer))
         elif layer.type == trt.LayerType.MATRIX_MULTIPLY and constants.intersection(fed):
             products.append(layer)
-    convolutions = [layer for layer in layers(network) if layer.type == trt.LayerType.CONVOLUTION]
+    convolutions = [layer for layer in parsed.layers if layer.type == trt.LayerType.CONVOLUTION]
     for layer in convolutions or products:
         if not ranged or layer.get_input(0).name in ranged:
             layer.precision = trt.DataType.INT8

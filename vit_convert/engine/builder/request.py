@@ -3,14 +3,13 @@
 import dataclasses
 import functools
 import os
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vit_convert.core.bundle import hash_value
 from vit_convert.core.version import __version__
-from vit_convert.engine.backend.sidecar import Asked, BuildOptions, GraphFile, graph_hashes
-from vit_convert.engine.builder.network import require_graph
+from vit_convert.engine.backend.graph_file import graph_file
+from vit_convert.engine.backend.sidecar import Asked, BuildOptions, InsteadOf
 from vit_convert.engine.runtime.profiles import Profile
 
 
@@ -33,6 +32,8 @@ class BuildRequest:
         ranges: for int8 from a graph without Q/DQ nodes, for each tensor the |x| that the largest int8 value
             represents.
         preprocessing: the preprocessing record that travels with the engine.
+        model: hashes of the model.onnx that the graph was made from, for the sidecar.
+        instead_of: the lowering that did not build, so that this is built, for the sidecar.
     """
 
     onnx_path: str | os.PathLike[str]
@@ -48,6 +49,13 @@ class BuildRequest:
     calibrator: Any = None
     ranges: Mapping[str, float] = dataclasses.field(default_factory=dict)
     preprocessing: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    model: Mapping[str, str] | None = None
+    instead_of: InsteadOf | None = None
+
+    @property
+    def has_calibrator(self) -> bool:
+        """Whether int8 comes from a calibrator or given ranges: then it is no matter of the graph."""
+        return self.calibrator is not None or bool(self.ranges)
 
     @functools.cached_property
     def asked(self) -> Asked:
@@ -74,37 +82,3 @@ class BuildRequest:
             preprocessing=dict(self.preprocessing),
             options=options,
         )
-
-
-def hash_graph(onnx_path: str | os.PathLike[str]) -> dict[str, str]:
-    """`graph_hashes` of a graph, which reads the files again only if they changed: hashing a large model takes seconds.
-
-    Args:
-        onnx_path: the graph.
-
-    Raises:
-        BuildError: there is no such graph.
-    """
-    require_graph(onnx_path)
-    files = [
-        pathlib.Path(path).stat()
-        for path in (os.fspath(onnx_path), f"{os.fspath(onnx_path)}.data")
-        if os.path.exists(path)
-    ]
-    return dict(
-        _hash_graph(os.fspath(onnx_path), tuple((file.st_ino, file.st_size, file.st_mtime_ns) for file in files))
-    )
-
-
-@functools.lru_cache
-def _hash_graph(onnx_path: str, files: tuple[tuple[int, int, int], ...]) -> dict[str, str]:
-    return graph_hashes(onnx_path)
-
-
-def graph_file(onnx_path: str | os.PathLike[str]) -> GraphFile:
-    """A graph as it is now.
-
-    Raises:
-        BuildError: there is no such graph.
-    """
-    return GraphFile(path=pathlib.Path(onnx_path).name, **hash_graph(onnx_path))

@@ -1,7 +1,9 @@
 """Kernel timings that TensorRT keeps between builds: a file for each version and GPU, which all models share."""
 
+import contextlib
 import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 from vit_convert.core.bundle import atomic
@@ -24,6 +26,21 @@ def find_timings(backend: Backend, folder: str | os.PathLike[str] | None) -> pat
         return None
     gpu = backend.gpu.name.replace(" ", "-").replace("/", "-")
     return pathlib.Path(folder) / f"timing-{backend.version}-{gpu}.cache"
+
+
+@contextlib.contextmanager
+def kept_timings(builder_config: Any, path: pathlib.Path | None, progress: Progress) -> Iterator[None]:
+    """Gives the kept timings to the build within, and keeps what it adds.
+
+    Args:
+        builder_config: of the build.
+        path: from `find_timings`; None keeps none.
+        progress: told why timings are not used or not kept.
+    """
+    timing_cache = None if path is None else load_timings(builder_config, path, progress)
+    yield
+    if path is not None and timing_cache is not None:
+        save_timings(path, timing_cache, progress)
 
 
 def load_timings(builder_config: Any, path: pathlib.Path, progress: Progress) -> Any:

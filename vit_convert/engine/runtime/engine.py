@@ -12,7 +12,6 @@ from vit_convert.core.errors import BuildError
 from vit_convert.engine.backend import cuda
 from vit_convert.engine.backend.sidecar import Sidecar, check_sidecar
 from vit_convert.engine.backend.trt import DTYPES, Backend
-from vit_convert.engine.runtime.deserialise import deserialise
 from vit_convert.engine.runtime.profiles import Shape, ShapeRange
 
 
@@ -72,7 +71,7 @@ class Engine:
         free = cuda.free_memory_bytes()
         portable = bool(self.record.options.version_compatible)
         with backend.logger.listening():
-            runtime, cuda_engine = deserialise(backend, self.path.read_bytes(), version_compatible=portable)
+            runtime, cuda_engine = _deserialise(backend, self.path.read_bytes(), version_compatible=portable)
             if cuda_engine is None:
                 raise BuildError(
                     f"{plan_path}: does not load: {backend.logger.explain()}",
@@ -92,6 +91,13 @@ class Engine:
         if self.backend.find("ICudaEngine.device_memory_size_v2") is not None:
             return int(cuda_engine.device_memory_size_v2)
         return int(cuda_engine.device_memory_size)
+
+    @property
+    def information(self) -> str:
+        """Its layers, as TensorRT's inspector writes them in JSON; "" without an inspector."""
+        inspector = self._cuda_engine.create_engine_inspector()
+        form = self.backend.module.LayerInformationFormat.JSON
+        return (inspector.get_engine_information(form) or "") if inspector is not None else ""
 
     def make_context(self, index: int, workspace: cuda.DeviceBuffer, stream: cuda.Stream) -> Any:
         """Makes an execution context for one profile, which works in memory that contexts of one stream share.
@@ -129,6 +135,14 @@ class Engine:
                 )
         stream.synchronize()  # the choice of a profile is itself queued work
         return execution_context
+
+
+def _deserialise(backend: Backend, serialized: bytes, *, version_compatible: bool) -> tuple[Any, Any]:
+    """The runtime, which has to outlive the engine, and the engine, or None if the plan does not load."""
+    runtime = backend.module.Runtime(backend.logger)
+    if version_compatible:
+        runtime.engine_host_code_allowed = True  # such a plan brings the runtime that can read it
+    return runtime, runtime.deserialize_cuda_engine(serialized)
 
 
 def _tensors(backend: Backend, cuda_engine: Any) -> tuple[list[TensorSpec], list[TensorSpec]]:

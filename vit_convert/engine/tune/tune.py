@@ -6,7 +6,8 @@ from typing import Any
 
 from vit_convert.core.bundle import hash_value, read_json, write_json
 from vit_convert.core.errors import BenchmarkError, ConvertError
-from vit_convert.engine.build_bundle import build_one, request_for
+from vit_convert.engine.build_bundle import request_for
+from vit_convert.engine.builder.build import build_engine
 from vit_convert.engine.commands import environment
 from vit_convert.engine.handoff import describe_model, read_config, require_graph_of
 from vit_convert.engine.host import EngineHost
@@ -96,7 +97,7 @@ def _try(host: EngineHost, trial: Trial, warmup_seconds: float) -> dict[str, Any
     options = hash_value(options_of(host.config))[:8]  # another option's engine does not replace this one
     name = f"{trial.precision}-{trial.lowering}-{trial.profile}-{options}".replace(" ", "-")
     plan = host.bundle.root / "tune" / f"{backend.name}-{backend.version}-{backend.arch}" / f"{name}.plan"
-    built = build_one(backend, trial.request, plan, progress=progress)
+    built = build_engine(backend, trial.request, plan, progress=progress)
     engine = Engine(backend, plan)
     with Session(engine) as session:
         proof = verify_session(session, host)
