@@ -33,7 +33,7 @@ WALLS = {
     "checks": (BASE | ONNX, ("core",)),
     "quantize": (BASE | ONNX, ("core", "checks", "images")),
     "engine": (BASE, ("core", "images", "report")),
-    "serve": (BASE, ("core", "engine", "images", "report")),
+    "serve": (BASE, ("core", "engine", "images", "text", "report")),
     "report": (BASE, ("core",)),
     "stages": (BASE, ("core",)),
     "batch": (BASE | {"ml_dtypes", "safetensors"}, ("core", "checkpoint", "stages", "report")),

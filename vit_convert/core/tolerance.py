@@ -76,6 +76,27 @@ def agreement_miss(config: ml_collections.ConfigDict, precision: str, agreement:
     return f"agrees with JAX on {agreement:.2f} % of {num_images} images; needed {needed:g} %"
 
 
+def allowed_similarity_error(config: ml_collections.ConfigDict, precision: str, *, engine: bool = False) -> float:
+    """How far the cosine of an image and a text may be from JAX's.
+
+    Args:
+        config: the full config of the pair; `check` holds the numbers.
+        precision: of the pair: the lower one of its towers.
+        engine: see `tolerance_for`.
+
+    Example:
+        >>> from vit_convert.config import default_config
+        >>> allowed_similarity_error(default_config(), "fp16")
+        0.01
+    """
+    check = config.check
+    if judges_blocks(precision):
+        rtol: float = check.engine_rtol if engine else check.rtol
+        return rtol + check.atol  # of the largest cosine that there is
+    found: float = check.int8_similarity if precision in QUANTIZED else check.fp16_similarity
+    return found
+
+
 def similarity_misses(
     config: ml_collections.ConfigDict, precision: str, found: Ranking, *, judges_ranks: bool, engine: bool = False
 ) -> list[str]:
@@ -95,11 +116,7 @@ def similarity_misses(
         ['the cosine of an image and a text is off by 0.02; allowed 0.01']
     """
     check, quantized = config.check, precision in QUANTIZED
-    if judges_blocks(precision):
-        allowed = check.atol + (check.engine_rtol if engine else check.rtol)  # of the largest cosine that there is
-    else:
-        allowed = check.int8_similarity if quantized else check.fp16_similarity
-    misses = []
+    allowed, misses = allowed_similarity_error(config, precision, engine=engine), []
     if not found.max_cosine_error <= allowed:
         misses.append(f"the cosine of an image and a text is off by {found.max_cosine_error:.3g}; allowed {allowed:g}")
     if not judges_ranks:

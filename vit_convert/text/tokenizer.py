@@ -79,6 +79,21 @@ def open_tokenizer(path: str | os.PathLike[str], prompting: Prompting) -> Tokeni
     )
 
 
+def tokenizer_files(path: str | os.PathLike[str], prompting: Prompting) -> list[pathlib.Path]:
+    """The files that `open_tokenizer` reads, the one to give to it first.
+
+    Args:
+        path: as `open_tokenizer` takes it.
+        prompting: the rule of the text tower.
+
+    Raises:
+        CalibrationError: it is a folder that holds none.
+    """
+    found = _file_in(pathlib.Path(path), prompting.tokenizer)
+    beside = found.with_name("vocab.json")
+    return [found, beside] if found.name == "merges.txt" and beside.is_file() else [found]
+
+
 def _file_in(path: pathlib.Path, kind: str) -> pathlib.Path:
     if not path.is_dir():
         return path.with_name("merges.txt") if path.name == "vocab.json" else path

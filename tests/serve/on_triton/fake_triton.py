@@ -34,6 +34,12 @@ class InferenceResponse:
     tensors: list
     problem: TritonError | None = None
 
+    def has_error(self):
+        return self.problem is not None
+
+    def error(self):
+        return self.problem
+
     def __getitem__(self, name):
         assert self.problem is None, self.problem.text
         return next(tensor.value for tensor in self.tensors if tensor.tensor_name == name)
@@ -54,6 +60,33 @@ class MetricFamily:
             MetricFamily.values[key] += by
 
         return types.SimpleNamespace(increment=increment, set=lambda to: MetricFamily.values.__setitem__(key, to))
+
+
+TRITONSERVER_MEMORY_CPU = 0
+MODELS = {}  # what InferenceRequest asks, by name: {input: array} → {output: array}; an exception is a refusal
+
+
+def PreferredMemory(kind):
+    return kind
+
+
+@dataclasses.dataclass
+class InferenceRequest:
+    model_name: str
+    requested_output_names: list
+    inputs: list
+    preferred_memory: object = None
+
+    def exec(self):
+        try:
+            found = MODELS[self.model_name]({tensor.name(): tensor.as_numpy() for tensor in self.inputs})
+        except Exception as e:
+            return InferenceResponse([], TritonError(str(e)))
+        return InferenceResponse([Tensor(name, found[name]) for name in self.requested_output_names])
+
+
+def get_output_tensor_by_name(response, name):
+    return next(tensor for tensor in response.tensors if tensor.tensor_name == name)
 
 
 def request(**inputs):

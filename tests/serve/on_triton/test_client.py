@@ -3,12 +3,14 @@
 import contextlib
 import http.server
 import json
+import pathlib
 import struct
 import threading
 
 import numpy as np
 import pytest
 
+from vit_convert.serve.triton import client
 from vit_convert.serve.triton.client import infer
 
 
@@ -64,6 +66,19 @@ def test_arrays_and_bytes(url):
     found = infer(url, "tiny", {"x": x, "words": [[b"cat"], [b""]]})
     np.testing.assert_array_equal(found["y"], 2 * x)
     assert found["sdrow"].tolist() == [[b"tac"], [b""]]
+
+
+def test_it_is_forty_lines_of_numpy_and_the_standard_library():
+    lines = pathlib.Path(client.__file__).read_text().splitlines()
+    imports = {line.split()[1].partition(".")[0] for line in lines if line.startswith(("import", "from"))}
+    assert len(lines) <= 40 and imports == {"json", "typing", "urllib", "numpy"}
+
+
+def test_bytes_are_kept_as_they_are(url):
+    """Zeros at the end of an image file too, which NumPy's own strings drop; in arrays and in lists."""
+    for words in ([[b"a\0\0"]], np.array([[b"a\0\0"]], object)):
+        found = infer(url, "tiny", {"x": np.zeros(1, np.float32)[:, None], "words": words})
+        assert found["sdrow"].tolist() == [[b"\0\0a"]] and found["sdrow"].shape == (1, 1)
 
 
 def test_a_refusal_has_the_servers_reason(url):

@@ -12,6 +12,7 @@ import urllib.request
 
 import numpy as np
 import pytest
+from pair_by_hand import IMAGES, LENGTH, embeddings, pixels, probabilities, write_pair
 
 from vit_convert.serve.triton.__main__ import main
 from vit_convert.serve.triton.client import infer
@@ -53,7 +54,9 @@ def install(folder, tomllib):
     """Makes the environment; returns why there can be none, or ""."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     subprocess.run([sys.executable, "-m", "venv", folder], check=True, timeout=300)
-    wanted = [*project["dependencies"], *project["optional-dependencies"]["triton"]]
+    extras = project["optional-dependencies"]
+    words = [line for line in extras["text"] if line.startswith("sentencepiece")]  # the other one brings a dozen more
+    wanted = [*project["dependencies"], *extras["triton"], *words]
     pip = [folder / "bin" / "python", "-m", "pip", "install", "--quiet", "--no-compile", "--disable-pip-version-check"]
     done = subprocess.run([*pip, *wanted], capture_output=True, text=True, check=False, timeout=900)
     if done.returncode != 0 and any(word in done.stderr for word in NO_INDEX):
@@ -76,12 +79,30 @@ def yard():
 
 
 @pytest.fixture(scope="module")
-def served(environment, yard, converted, tmp_path_factory):
-    """A server with the graph, its ensembles and our session; and what is known of the bundle."""
+def pair(tmp_path_factory):
+    """A pair of towers, and a tokenizer of letters for it."""
+    sentencepiece = pytest.importorskip("sentencepiece", reason="the extra `text` is not installed")
+    folder = tmp_path_factory.mktemp("pair")
+    letters = {"model_type": "char", "vocab_size": 20, "hard_vocab_limit": False}
+    ids = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["a cat", "a dog"] * 9),
+        model_prefix=str(folder / "spiece"),
+        minloglevel=2,
+        **letters,
+        **ids,
+    )
+    return write_pair(folder / "clip"), folder / "spiece.model"
+
+
+@pytest.fixture(scope="module")
+def served(environment, yard, converted, pair, tmp_path_factory):
+    """A server of two bundles: the graph, its ensembles and our session, and a pair; what is known of the first."""
     from vit_convert.serve.triton.server import find_server, running
 
     root = tmp_path_factory.mktemp("models")
     offered = yard[0].write_repository(converted, root, failing=False)
+    assert main(["triton", str(pair[0]), f"--output={root}", f"--tokenizer={pair[1]}"]) == 0
     with running(find_server(environment), root) as server:
         yield server, offered
 
@@ -167,6 +188,41 @@ def test_what_is_wrong_is_refused_by_name_and_the_server_lives_on(served, yard):
     np.testing.assert_allclose(found, offered.expected["logits"], atol=ATOL)
 
 
+def test_a_pair(served, pair, yard):
+    """Images as files or pixels, texts as prompts or ids, in every combination, against float64."""
+    import sentencepiece
+
+    server, _ = served
+    model = sentencepiece.SentencePieceProcessor(model_file=str(pair[1]))
+    prompts = ["a cat", "A dog", "dog"]  # the pair lowers them, cuts them to its length and keeps their end
+    ids = [model.encode(prompt.lower())[: LENGTH - 1] for prompt in prompts]
+    tokens = np.array([row + [1] * (LENGTH - len(row)) for row in ids], np.int32)
+    files = [yard[0].png(image) for image in IMAGES]
+    expected = probabilities(IMAGES, tokens)
+    for image in ({"image": files}, {"pixels": IMAGES}):
+        for text in ({"prompt": [prompt.encode() for prompt in prompts]}, {"tokens": tokens}):
+            found = infer(server.http, "clip_similarity", {**image, **text})["similarity"]
+            np.testing.assert_allclose(found, expected, rtol=1e-4, err_msg=f"{[*image, *text]}")
+    of_prompt = infer(server.http, "clip_prompt", {"prompt": [[b"a cat"]]})["embedding"]
+    np.testing.assert_allclose(of_prompt, embeddings("text", tokens[:1]), atol=1e-6)
+    of_image = infer(server.http, "clip_image", {"image": [[files[0]]]})["embedding"]
+    np.testing.assert_allclose(of_image, embeddings("image", pixels(IMAGES[:1])), atol=1e-6)
+    with urllib.request.urlopen(server.metrics, timeout=10) as reply:
+        text = reply.read().decode()
+    assert 'vit_convert_texts_total{model="clip_similarity",version="1"} 12' in text
+    assert 'vit_convert_texts_computed_total{model="clip_similarity",version="1"} 3' in text
+    for inputs, named in (
+        ({"pixels": IMAGES}, "neither tokens nor prompt is given"),
+        ({"pixels": IMAGES, "tokens": tokens + 20}, "tokens[0] of 3: ids lie between 0 and 19"),
+        ({"image": [files[0][:40]], "tokens": tokens}, "image image[0] of 1: cannot be decoded"),
+        ({"image": files[:1], "prompt": [b"\xff"]}, "prompt[0] of 1: no UTF-8"),
+        ({"pixels": IMAGES, "tokens": tokens[:, :3]}, "tokens"),
+    ):
+        with pytest.raises(ValueError) as raised:
+            infer(server.http, "clip_similarity", inputs)
+        assert named in str(raised.value), named
+
+
 def test_metrics_say_what_it_runs_on(served):
     server, _ = served
     infer(server.http, "session", {"images": np.zeros((2, 32, 32, 3), np.float32)})
@@ -187,6 +243,18 @@ def test_the_command_checks_and_serves(environment, converted, tmp_path, capsys)
     config.write_text(config.read_text().replace("max_batch_size: 8", "max_batchsize: 8"))
     assert main(["triton", f"--output={tmp_path}", "--check", f"--environment={environment}"]) == 2
     assert 'no field named "max_batchsize"' in capsys.readouterr().err
+
+
+def test_the_command_checks_and_serves_a_pair(environment, pair, tmp_path, capsys):
+    words = [f"--output={tmp_path}", "--check", "--serve", f"--environment={environment}", f"--tokenizer={pair[1]}"]
+    assert main(["triton", str(pair[0]), *words]) == 0
+    said = capsys.readouterr().out
+    # both towers, and the similarity and its logits twice: of new texts, and of known ones
+    assert said.count(" ok") == 9 and said.count("passed") == 6
+    (tmp_path / "clip_tokenize" / "config.pbtxt").unlink()
+    assert main(["triton", f"--output={tmp_path}", "--check", f"--environment={environment}"]) == 2
+    said = capsys.readouterr()
+    assert "asks clip_tokenize: the repository has no such model" in said.out + said.err
 
 
 def test_a_model_that_does_not_load_is_told(environment, converted, tmp_path, capsys):

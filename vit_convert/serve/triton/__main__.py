@@ -5,7 +5,9 @@
 For each BUNDLE, the folder that `python -m vit_convert` wrote, the repository gets a model NAME (the engine, the ONNX
 graph, or our session with its fallback). Models of images also get the ensembles NAME_image (JPEG or PNG files) and
 NAME_pixels (pixels of any size), which preprocess as the checkpoint wants it and, for a classifier, give the best
-classes with their names. Other models in the repository stay. Without BUNDLE, --check and --serve take it as it is.
+classes with their names. Of a pair of towers, it gets NAME_image, NAME_pixels, NAME_text (token ids; with --tokenizer
+also NAME_prompt), which give embeddings, and NAME_similarity, which compares images with texts. Other models in the
+repository stay. Without BUNDLE, --check and --serve take it as it is.
 
   --check   reads each config as Triton does, and compares it with the files beside it; without a server
   --serve   starts a server, sends what reference.npz holds, and compares the answers with JAX
@@ -18,12 +20,17 @@ import os
 import pathlib
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from vit_convert.core.errors import CheckError, UsageError
+from vit_convert.core.pair import is_pair
 from vit_convert.core.program import Program
 from vit_convert.core.text_table import text_table
+
+if TYPE_CHECKING:
+    from vit_convert.serve.triton.repository import ModelFolder
 
 _PROGRAM = Program(__doc__, when_interrupted="what was written stays")
 _FLAGS = _PROGRAM.flags
@@ -41,6 +48,9 @@ flags.DEFINE_enum(
 flags.DEFINE_string("precision", "", "Of the engine or graph; empty: the recommended one.", flag_values=_FLAGS)
 flags.DEFINE_integer("model_version", 1, "Number of the version folder to write.", lower_bound=1, flag_values=_FLAGS)
 flags.DEFINE_string("labels", "", "A text file with one class name a line; empty: numbers.", flag_values=_FLAGS)
+flags.DEFINE_string(
+    "tokenizer", "", "Of a pair: the files that make token ids of prompts; empty: clients send ids.", flag_values=_FLAGS
+)
 flags.DEFINE_integer("top_k", 5, "How many classes the ensembles give.", lower_bound=1, flag_values=_FLAGS)
 flags.DEFINE_integer(
     "max_queue_delay_us", None, "Microseconds to wait for more requests; default: from the benchmark, at most 100.",
@@ -87,25 +97,41 @@ def _run(argv: Sequence[str]) -> int:
 
 
 def _write(bundles: Sequence[str], output: pathlib.Path) -> None:
-    from vit_convert.serve.triton.models_of import models_of
-    from vit_convert.serve.triton.offered import read_offered
-    from vit_convert.serve.triton.parts import Asked
     from vit_convert.serve.triton.repository import write_models
 
-    models = []
-    for path in bundles:
-        asked = Asked(
-            _FLAGS.name or os.path.basename(os.path.abspath(path)),
-            _FLAGS.runtime,
-            _FLAGS.precision,
-            _FLAGS.model_version,
-            _FLAGS.max_queue_delay_us,
-            _FLAGS.labels,
-            _FLAGS.top_k,
-        )
-        models += models_of(read_offered(path, _FLAGS.precision), asked)
+    models = [model for path in bundles for model in _models(path)]
     for folder in write_models(output, models):
         print(folder)
+
+
+def _models(path: str) -> "list[ModelFolder]":
+    from vit_convert.serve.triton.models_of import models_of
+    from vit_convert.serve.triton.offered import read_offered
+    from vit_convert.serve.triton.pairs import models_of_pair, read_pair_offered
+    from vit_convert.serve.triton.parts import Asked
+
+    asked = Asked(
+        _name(path),
+        _FLAGS.runtime,
+        _FLAGS.precision,
+        _FLAGS.model_version,
+        _FLAGS.max_queue_delay_us,
+        _FLAGS.labels,
+        _FLAGS.top_k,
+        tokenizer=_FLAGS.tokenizer,
+    )
+    if is_pair(path):
+        return models_of_pair(read_pair_offered(path, _FLAGS.precision), asked)
+    if _FLAGS.tokenizer:
+        raise UsageError(
+            f"--tokenizer={_FLAGS.tokenizer}: {path} is no pair of towers",
+            fix="Leave it out, or write pairs by themselves.",
+        )
+    return models_of(read_offered(path, _FLAGS.precision), asked)
+
+
+def _name(path: str) -> str:
+    return _FLAGS.name or os.path.basename(os.path.abspath(path))
 
 
 def _check(output: pathlib.Path, environment: str) -> None:
@@ -123,17 +149,22 @@ def _check(output: pathlib.Path, environment: str) -> None:
 
 def _serve(bundles: Sequence[str], output: pathlib.Path, environment: str) -> None:
     from vit_convert.serve.triton.offered import read_offered
-    from vit_convert.serve.triton.prove import prove
+    from vit_convert.serve.triton.pairs import read_pair_offered
+    from vit_convert.serve.triton.prove import prove, prove_pair
     from vit_convert.serve.triton.server import find_server, running
 
     installed = find_server(environment)
-    names = {_FLAGS.name or os.path.basename(os.path.abspath(path)): path for path in bundles}
     cpu = [] if os.path.exists("/dev/nvidiactl") else ["--model-config-name=cpu"]
     missed = []
     with running(installed, output, flags=cpu, seconds=_FLAGS.ready_seconds) as server:
         rows = []
-        for name, path in names.items():
-            for row in prove(server.http, name, read_offered(path, _FLAGS.precision)):
+        for path in bundles:
+            proof = (
+                prove_pair(server.http, _name(path), read_pair_offered(path, _FLAGS.precision))
+                if is_pair(path)
+                else prove(server.http, _name(path), read_offered(path, _FLAGS.precision))
+            )
+            for row in proof:
                 rows.append(row.cells())
                 missed += [] if row.passed else [row]
         print(text_table(("model", "output", "max abs", "of scale", "cosine", ""), rows))

@@ -11,6 +11,7 @@ from typing import Any
 from vit_convert.core.bundle import hash_file
 from vit_convert.core.errors import UsageError
 from vit_convert.serve.triton import parse
+from vit_convert.serve.triton.parts import CALLS
 
 _FILES = {"tensorrt": "model.plan", "onnxruntime": "model.onnx", "python": "model.py"}
 _FIX = (
@@ -64,7 +65,13 @@ def _faults(path: pathlib.Path, found: Mapping[str, Any], models: Mapping[str, C
     if "error" in found:
         return [found["error"]]
     config, folder = found["config"], path.parent if path.name == "config.pbtxt" else path.parents[1]
-    return list(_of_config(config, folder)) + list(_of_files(config, folder)) + list(_of_steps(config, models))
+    every = [
+        _of_config(config, folder),
+        _of_files(config, folder),
+        _of_steps(config, models),
+        _of_calls(config, models),
+    ]
+    return [fault for faults in every for fault in faults]
 
 
 def _of_config(config: Config, folder: pathlib.Path) -> Iterator[str]:
@@ -192,6 +199,12 @@ def _of_steps(config: Config, models: Mapping[str, Config]) -> Iterator[str]:
     for output in config.get("output", []) if steps else ():
         if output["name"] not in made:
             yield f"output {output['name']}: no step gives it"
+
+
+def _of_calls(config: Config, models: Mapping[str, Config]) -> Iterator[str]:
+    """The models that a model of ours asks while it answers: `calls` in its parameters."""
+    called = config.get("parameters", {}).get(CALLS, {}).get("string_value", "")
+    yield from (f"asks {name}: the repository has no such model" for name in called.split() if name not in models)
 
 
 def _of_maps(step: Config, model: Config, made: dict[str, Any], config: Config) -> Iterator[str]:

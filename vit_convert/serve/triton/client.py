@@ -4,57 +4,36 @@ Example: `infer("http://127.0.0.1:8000", "vit_b32_image", {"image": [[open("cat.
 """
 
 import json
-import urllib.error
-import urllib.request
-from collections.abc import Mapping
 from typing import Any
+from urllib import error, request
 
 import numpy as np
 
-_TYPES = {"FP32": "<f4", "FP16": "<f2", "UINT8": "u1", "INT8": "i1", "INT32": "<i4", "INT64": "<i8", "BOOL": "?"}
-_NAMES = {np.dtype(dtype): name for name, dtype in _TYPES.items()}
+TYPES = {"FP32": "<f4", "FP16": "<f2", "UINT8": "u1", "INT8": "i1", "INT32": "<i4", "INT64": "<i8", "BOOL": "?"}
+NAMES = {np.dtype(dtype): name for name, dtype in TYPES.items()}  # lists are of bytes, each behind its length
 
 
-def infer(url: str, model: str, inputs: Mapping[str, Any], timeout: float = 30.0) -> dict[str, np.ndarray]:
+def infer(url: str, model: str, inputs: dict[str, Any], timeout: float = 30.0) -> dict[str, np.ndarray]:
     """Sends {input: array, or lists of bytes}, returns {output: array}; a refusal is a ValueError with its reason."""
-    arrays = {
-        name: np.asarray(value, object if isinstance(_first(value), bytes) else None) for name, value in inputs.items()
-    }
-    blobs = {name: _pack(value) for name, value in arrays.items()}
-    rows = [{"name": name, "shape": value.shape, "datatype": _NAMES.get(value.dtype, "BYTES"),
-             "parameters": {"binary_data_size": len(blobs[name])}} for name, value in arrays.items()]  # fmt: skip
+    rows, blobs, found, key = [], [], {}, "Inference-Header-Content-Length"
+    for name, given in inputs.items():
+        value = np.asarray(given, getattr(given, "dtype", object))
+        texts = [len(text).to_bytes(4, "little") + text for text in value.flat] if value.dtype == object else []
+        blobs.append(b"".join(texts) if value.dtype == object else value.tobytes())
+        about = {"shape": value.shape, "datatype": NAMES.get(value.dtype, "BYTES")}
+        rows.append({"name": name, **about, "parameters": {"binary_data_size": len(blobs[-1])}})
     header = json.dumps({"inputs": rows, "parameters": {"binary_data_output": True}}).encode()
-    request = urllib.request.Request(f"{url}/v2/models/{model}/infer", b"".join([header, *blobs.values()]))
-    request.add_header("Inference-Header-Content-Length", str(len(header)))
+    asked = request.Request(f"{url}/v2/models/{model}/infer", header + b"".join(blobs), {key: str(len(header))})
     try:
-        with urllib.request.urlopen(request, timeout=timeout) as response:
-            body, length = response.read(), int(response.headers["Inference-Header-Content-Length"])
-    except urllib.error.HTTPError as e:
+        with request.urlopen(asked, timeout=timeout) as reply:
+            body, end = reply.read(), int(reply.headers[key])
+    except error.HTTPError as e:
         raise ValueError(f"{model}: {json.loads(e.read() or b'{}').get('error', e)}") from e
-    outputs: dict[str, np.ndarray] = {}
-    offset = length
-    for tensor in json.loads(body[:length])["outputs"]:
-        size = tensor["parameters"]["binary_data_size"]
-        outputs[tensor["name"]] = _unpack(body[offset : offset + size], tensor["datatype"]).reshape(tensor["shape"])
-        offset += size
-    return outputs
-
-
-def _first(value: Any) -> Any:
-    return _first(value[0]) if isinstance(value, list | tuple) and value else value
-
-
-def _pack(value: np.ndarray) -> bytes:
-    if value.dtype == object:
-        return b"".join(len(part).to_bytes(4, "little") + part for part in value.ravel().tolist())
-    return np.ascontiguousarray(value).tobytes()
-
-
-def _unpack(blob: bytes, kind: str) -> np.ndarray:
-    if kind != "BYTES":
-        return np.frombuffer(blob, _TYPES[kind])
-    found: list[bytes] = []
-    while blob:
-        size = 4 + int.from_bytes(blob[:4], "little")
-        found, blob = [*found, blob[4:size]], blob[size:]
-    return np.array(found, object)
+    for row in json.loads(body[:end])["outputs"]:
+        place, end, kind, texts = end, end + row["parameters"]["binary_data_size"], row["datatype"], []
+        while kind == "BYTES" and place < end:
+            size = 4 + int.from_bytes(body[place : place + 4], "little")
+            texts, place = [*texts, body[place + 4 : place + size]], place + size
+        values = np.array(texts, object) if kind == "BYTES" else np.frombuffer(body[place:end], TYPES[kind])
+        found[row["name"]] = values.reshape(row["shape"])
+    return found

@@ -45,7 +45,7 @@ def _ensemble(offered: Offered, asked: Asked, source: str, results: list[Tensor]
     assert image is not None
     steps = [
         step(f"{name}_preprocess", {source: source}, {image.name: image.name}),
-        step(asked.name, {image.name: image.name}, {output.name: output.name for output in offered.signature.outputs}),
+        step(asked.model, {image.name: image.name}, {output.name: output.name for output in offered.signature.outputs}),
     ]
     if classes is not None:
         steps.append(

@@ -47,12 +47,12 @@ def _network(offered: Offered, asked: Asked, names: Sequence[str]) -> ModelFolde
     beside |= {f"warmup/{name}": np.ascontiguousarray(values[:1]).tobytes() for name, values in offered.samples.items()}
     if runtime == "python":
         return ModelFolder(
-            asked.name, _python(offered, asked, names), asked.version, _bundle_files(offered, asked), {}, beside
+            asked.model, _python(offered, asked, names), asked.version, _bundle_files(offered, asked), {}, beside
         )
     if runtime == "onnxruntime":
         precision = asked.precision or "fp32"
         return ModelFolder(
-            asked.name, _onnx(offered, asked, names, precision), asked.version, _graph(offered, precision), {}, beside
+            asked.model, _onnx(offered, asked, names, precision), asked.version, _graph(offered, precision), {}, beside
         )
     if not offered.plans:
         raise BuildError(f"--runtime=tensorrt: {offered.why_no_plan}", fix=_build_first(offered))
@@ -62,7 +62,7 @@ def _network(offered: Offered, asked: Asked, names: Sequence[str]) -> ModelFolde
         files |= {name: plan.path, f"{name}.json": plan.path.with_name(f"{plan.path.name}.json")}
     configs = {CPU_CONFIG: _onnx(offered, asked, names, "fp32")}
     return ModelFolder(
-        asked.name,
+        asked.model,
         _tensorrt(offered, asked, names),
         asked.version,
         {**files, **_graph(offered, "fp32")},
@@ -147,7 +147,7 @@ def _tensorrt(offered: Offered, asked: Asked, names: Sequence[str]) -> str:
         else ""
     )
     parts = [
-        *head(offered, asked.name, "tensorrt"),
+        *head(offered, asked.model, "tensorrt"),
         *_plan_names(offered.plans),
         *_tensors(offered, names, batching),
         *batching_fields(batching),
@@ -204,7 +204,7 @@ def _onnx(offered: Offered, asked: Asked, names: Sequence[str], precision: str) 
     graph = f"The graph {offered.bundle.onnx(precision).name}, which passed its check against JAX."
     if not offered.plans:
         graph += f" No engine: {offered.why_no_plan}."
-    first, kind = head(offered, asked.name, "onnxruntime"), Chosen("instance_group [ { count: 1 kind: KIND_CPU } ]")
+    first, kind = head(offered, asked.model, "onnxruntime"), Chosen("instance_group [ { count: 1 kind: KIND_CPU } ]")
     parts = [
         first[0],
         dataclasses.replace(first[1], why=graph),
@@ -229,7 +229,7 @@ def _python(offered: Offered, asked: Asked, names: Sequence[str]) -> str:
         "Seconds after a failure of the engine, which onnxruntime answers, until the engine is loaded again; 0: never."
     )
     parts = [
-        *head(offered, asked.name, "python"),
+        *head(offered, asked.model, "python"),
         *_tensors(offered, names, batching),
         *batching_fields(dataclasses.replace(batching, instances=1)),
         Chosen("instance_group [ { count: 1 kind: KIND_CPU } ]", why),

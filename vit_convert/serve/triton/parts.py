@@ -10,6 +10,7 @@ from vit_convert.serve.triton.pbtxt import Chosen, quoted
 from vit_convert.serve.triton.repository import HEADER
 
 RUNTIMES = ("auto", "tensorrt", "onnxruntime", "python")
+CALLS = "calls"  # the parameter that lists the models that a model of ours asks while it answers
 _BACKENDS = {
     "tensorrt": ("tensorrt", "tensorrt_plan"),
     "onnxruntime": ("onnxruntime", "onnxruntime_onnx"),
@@ -22,13 +23,15 @@ class Asked:
     """What the command line asks for.
 
     Attributes:
-        name: of the network's model, and the beginning of the others' names.
+        name: the beginning of the models' names.
         runtime: one of RUNTIMES.
         precision: of the engine, or of the graph under onnxruntime; "" for the default.
         version: number of the version folder.
         delay_us: the longest that a request waits for others; None derives it.
         labels: a file with the names of the classes, or "".
         top_k: how many classes an ensemble gives.
+        network: name of the network's model; "" for `name`.
+        tokenizer: files that make token ids of a pair's prompts, or "".
     """
 
     name: str
@@ -38,6 +41,13 @@ class Asked:
     delay_us: int | None = None
     labels: str = ""
     top_k: int = 5
+    network: str = ""
+    tokenizer: str = ""
+
+    @property
+    def model(self) -> str:
+        """The name of the network's model."""
+        return self.network or self.name
 
 
 def head(offered: Offered, name: str, backend: str) -> list[Chosen]:

@@ -5,13 +5,18 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from vit_convert.core.bundle import Bundle
 from vit_convert.core.compare import Tolerance, compare
+from vit_convert.core.config import PRECISIONS
 from vit_convert.core.errors import BenchmarkError
-from vit_convert.core.tolerance import tolerance_for
+from vit_convert.core.similarity import logits_of, probabilities_of
+from vit_convert.core.tolerance import allowed_similarity_error, tolerance_for
 from vit_convert.engine.handoff import read_config
+from vit_convert.engine.pair_bundle import jax_embeddings
 from vit_convert.serve.triton.client import infer
 from vit_convert.serve.triton.models.preprocess import PIXELS
 from vit_convert.serve.triton.offered import Offered
+from vit_convert.serve.triton.pairs import OfferedPair
 
 _MOST_IMAGES = 64
 
@@ -80,6 +85,49 @@ def prove(url: str, name: str, offered: Offered) -> Iterator[Proved]:
         top = _ask(url, f"{name}_{PIXELS}", {PIXELS: np.asarray(pixels)})
         expected = -np.sort(-np.asarray(logits, np.float32), axis=-1)[:, : top["scores"].shape[1]]
         yield _judge(f"{name}_{PIXELS}", "scores", expected, top["scores"], tolerance)
+
+
+def prove_pair(url: str, name: str, pair: OfferedPair) -> Iterator[Proved]:
+    """Sends the references of both towers through their models, and the evaluation images and texts of a pair through
+    its similarity, twice: at the second time the texts are known.
+
+    Args:
+        url: of the server.
+        name: of the pair.
+        pair: what is known of it.
+
+    Yields:
+        What each output was compared by.
+
+    Raises:
+        BenchmarkError: the server refuses, or a file of the pair is damaged.
+    """
+    yield from prove(url, f"{name}_image_tower", pair.image)
+    yield from prove(url, f"{name}_text", pair.text)
+    towers, model = (pair.image, pair.text), f"{name}_similarity"
+    if not all(tower.bundle.embeddings in tower.facts.files for tower in towers):
+        return
+    pixels = np.load(pair.image.bundle.images("evaluation"), mmap_mode="r")[:_MOST_IMAGES]
+    tokens = np.load(pair.text.bundle.tokens("evaluation"), mmap_mode="r")[:_MOST_IMAGES]
+    image, text = (jax_embeddings(tower.bundle, tower.facts)[:_MOST_IMAGES] for tower in towers)
+    logits = logits_of(image, text, pair.facts)
+    expected = {"similarity": probabilities_of(logits, pair.facts), "logits": logits}
+    precision = max((tower.plans[0].precision if tower.plans else "fp32" for tower in towers), key=PRECISIONS.index)
+    for _ in range(2):
+        found = _ask(url, model, {PIXELS: np.asarray(pixels), pair.tokens.name: np.asarray(tokens)})
+        for output, right in expected.items():
+            tolerance = _of_similarity(pair, precision, output)
+            yield _judge(model, output, right, found[output], tolerance)
+
+
+def _of_similarity(pair: OfferedPair, precision: str, output: str) -> Tolerance:
+    """How far a logit or a probability may be off where the cosine is off as far as it may."""
+    config = read_config(Bundle(pair.image.bundle.root.parent))
+    engine = bool(pair.image.plans or pair.text.plans)
+    cosine = allowed_similarity_error(config, precision, engine=engine)
+    # A probability moves by half of what its logits do at most: two that are alike, which move apart.
+    atol = pair.facts.logit_scale * cosine * (1.0 if output == "logits" else 0.5)
+    return Tolerance(atol, 0.0, -1.0)
 
 
 def _ask(url: str, model: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
