@@ -2,6 +2,7 @@
 # The whole project in one script. Makes .venv with the project in it once, then does what is asked:
 #   ./run.sh                    converts the checkpoint that ships in checkpoints/ and prints the summary
 #   ./run.sh convert FLAGS …    python -m vit_convert FLAGS …
+#   ./run.sh serve [BUNDLE …]   a Triton server of it on this machine, without a GPU, at http://127.0.0.1:8000 (Linux on x86-64)
 #   ./run.sh test [ARGS …]      formatting, types, import walls, the docs' tables and the whole test suite
 #   ./run.sh python             prints the interpreter that it would use, and installs nothing
 # PYTHON chooses the interpreter: a version (3.12) or a path; VENV the folder of the environment, WORKDIR that of what is converted.
@@ -91,6 +92,14 @@ case $command in
     install all
     exec "$venv/bin/python" -m vit_convert "$@"
     ;;
+  serve)
+    install all
+    [ $# -gt 0 ] || { cd "$root" && "$venv/bin/python" -m vit_convert --config vit_digits.py --workdir "$workdir" && set -- "$workdir/vit_digits"; }
+    python=$venv/bin/python
+    venv=$venv-triton # an environment of its own: the server's Python needs an older NumPy
+    install triton
+    exec "$python" -m vit_convert.serve.triton "$@" --output="$workdir/models" --serve --stay --port=8000 --environment="$venv"
+    ;;
   test)
     install all,test
     cd "$root"
@@ -106,7 +115,7 @@ case $command in
     find_python
     ;;
   *)
-    sed -n '2,8s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
+    sed -n '2,9s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
     exit 2
     ;;
 esac

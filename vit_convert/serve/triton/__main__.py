@@ -62,6 +62,10 @@ flags.DEFINE_bool("stay", False, "With --serve: keep serving until Ctrl-C.", fla
 flags.DEFINE_string(
     "environment", "", "Environment with the extra `triton`; empty: the one that runs this.", flag_values=_FLAGS
 )
+flags.DEFINE_integer(
+    "port", 0, "With --serve: port of HTTP, the next two are gRPC's and metrics'; 0: any that are free.",
+    lower_bound=0, upper_bound=65533, flag_values=_FLAGS,
+)  # fmt: skip
 flags.DEFINE_float("ready_seconds", 120.0, "How long to wait for the server.", lower_bound=0.0, flag_values=_FLAGS)
 
 
@@ -156,7 +160,7 @@ def _serve(bundles: Sequence[str], output: pathlib.Path, environment: str) -> No
     installed = find_server(environment)
     cpu = [] if os.path.exists("/dev/nvidiactl") else ["--model-config-name=cpu"]
     missed = []
-    with running(installed, output, flags=cpu, seconds=_FLAGS.ready_seconds) as server:
+    with running(installed, output, flags=cpu, seconds=_FLAGS.ready_seconds, port=_FLAGS.port) as server:
         rows = []
         for path in bundles:
             proof = (

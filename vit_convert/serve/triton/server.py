@@ -109,6 +109,7 @@ def running(
     *,
     flags: Sequence[str] = (),
     seconds: float = 120.0,
+    port: int = 0,
 ) -> Iterator[Server]:
     """Runs a server until the block ends; all of its models are ready when the block begins.
 
@@ -117,6 +118,7 @@ def running(
         repository: of the models.
         flags: further ones of tritonserver.
         seconds: to wait for it.
+        port: of HTTP; gRPC and metrics have the next two; 0 for any that are free.
 
     Yields:
         The Server.
@@ -126,7 +128,7 @@ def running(
     """
     with tempfile.TemporaryDirectory(prefix="vit_convert-triton-") as folder:
         work = pathlib.Path(folder)
-        http, grpc, metrics = _free_ports(3)
+        http, grpc, metrics = range(port, port + 3) if port else _free_ports(3)
         log = work / "log"
         command = [
             str(installed.binary),
