@@ -301,3 +301,15 @@ def test_the_parser_itself_is_asked(tmp_path, graph):
     onnx.save(wrong, tmp_path / "bad.onnx")
     words, accepted = command.parser_says(tmp_path / "bad.onnx", "rtx")
     assert accepted is False and "refuses it" in words
+
+
+def test_the_parser_names_every_node_that_it_has_nothing_for(tmp_path):
+    """Parsing ends at the first of them."""
+    pytest.importorskip("tensorrt_rtx")
+    text = "g (float[4, 4] x) => (float d, int64[M] y) { a = Relu(x) d = Det(a) y, i, j, k = Unique(a) }"
+    model = parser.parse_model(f'<ir_version: 10, opset_import: ["" : 17]>\n{text}')
+    for node in model.graph.node:
+        node.name = f"the {node.op_type}"
+    onnx.save(model, tmp_path / "two.onnx")
+    words, accepted = command.parser_says(tmp_path / "two.onnx", "rtx")
+    assert accepted is False and "in all it has nothing for the Det (Det), the Unique (Unique)" in words

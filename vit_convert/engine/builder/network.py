@@ -78,6 +78,27 @@ def parse_graph(backend: Backend, builder: Any, onnx_path: pathlib.Path, *, stro
     return parsed
 
 
+def refused_nodes(backend: Backend, builder: Any, onnx_path: pathlib.Path) -> list[str]:
+    """All nodes that the parser has no layer for; parsing ends at the first.
+
+    Args:
+        backend: the TensorRT that is asked.
+        builder: its `Builder`.
+        onnx_path: the graph.
+
+    Returns:
+        "name (operator)" of each, in the graph's order; [] where this TensorRT does not tell.
+    """
+    network = builder.create_network(backend.network_flags(strongly_typed=backend.strongly_typed))
+    parser = backend.module.OnnxParser(network, backend.logger)
+    ask = getattr(parser, "supports_model_v2", None) or getattr(parser, "supports_model", None)  # the latter until 10
+    if ask is None or backend.find("ParserError.node_name") is None:
+        return []
+    ask(onnx_path.read_bytes(), utf8_path(onnx_path))
+    errors = [parser.get_error(i) for i in range(parser.num_errors)]
+    return list(dict.fromkeys(f"{error.node_name()} ({error.node_operator()})" for error in errors))
+
+
 def _parse_error(backend: Backend, parser: Any, onnx_path: pathlib.Path) -> BuildError:
     name, reason = backend.logger.node_name(), backend.logger.explain()
     if parser.num_errors:

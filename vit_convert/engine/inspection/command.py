@@ -10,16 +10,16 @@ import ml_collections
 
 from vit_convert.core.bundle import Bundle
 from vit_convert.core.dialect import DIALECTS
-from vit_convert.core.errors import BuildError, ConvertError, UsageError, nearest
+from vit_convert.core.errors import BuildError, ConvertError, UnbuildableError, UsageError, nearest
 from vit_convert.core.image_size import ImageRange
 from vit_convert.core.presets import preset_named
 from vit_convert.core.progress import human_bytes
 from vit_convert.core.text_table import text_table
 from vit_convert.engine.backend.trt import load_backend
-from vit_convert.engine.builder.network import parse_graph
+from vit_convert.engine.builder.network import parse_graph, refused_nodes
 from vit_convert.engine.handoff import open_bundle, read_config, read_facts
 from vit_convert.engine.inspection.dla import dla_refusals
-from vit_convert.engine.inspection.estimate import estimate
+from vit_convert.engine.inspection.estimate import Memory, estimate
 from vit_convert.engine.inspection.findings import REFUSED, Finding, findings
 from vit_convert.engine.inspection.fusions import Fusion, fusions
 from vit_convert.engine.inspection.onnx_wire import Graph, read_graph
@@ -144,10 +144,15 @@ def _report(subject: Subject, graph: Graph, target: str, precisions: Sequence[st
     if preset and preset_named(preset).dla:
         print(f"    DLA: not used: {dla_refusals(graph) or 'a build of ours is for the GPU'}")
     memory = estimate(graph, subject.sizes, half=half)
+    workspace = round(subject.config.engine.workspace_gib * 2**30)
     rows = [
         ["weights in the engine", human_bytes(memory.weights)],
         [f"values at batch {subject.config.batch.max}, at most (less after fusion)", human_bytes(memory.activations)],
         [f"largest of them, {memory.largest_name}", human_bytes(memory.largest)],
+        [
+            f"workspace that a layer may take (engine.workspace_gib), {_verdict(memory, workspace)}",
+            human_bytes(workspace),
+        ],
         ["host memory while it is built, about", human_bytes(memory.building)],
     ]
     print("\n".join(f"    {line}" for line in text_table(("estimated", ""), rows).splitlines()))
@@ -160,6 +165,10 @@ def _report(subject: Subject, graph: Graph, target: str, precisions: Sequence[st
         print(f"    {trtexec_line(target, subject.path.name, subject.shapes, Asked(built, **options))}")
     words = [f"{subject.name} for {target}: {row.where}: {row.why}" for row in refused]
     return words or ([] if accepted is not False else [f"{subject.name} for {target}: {parser}"])
+
+
+def _verdict(memory: Memory, workspace: int) -> str:
+    return "less than that: kernels may be left out" if workspace < memory.largest else "enough for that"
 
 
 def parser_says(path: pathlib.Path, target: str) -> tuple[str, bool | None]:
@@ -178,7 +187,13 @@ def parser_says(path: pathlib.Path, target: str) -> tuple[str, bool | None]:
     here = f"{backend.module.__name__} {backend.version}"
     try:
         with backend.logger.listening(None):
-            parse_graph(backend, backend.module.Builder(backend.logger), path, strongly_typed=backend.strongly_typed)
+            builder = backend.module.Builder(backend.logger)
+            parse_graph(backend, builder, path, strongly_typed=backend.strongly_typed)
+    except UnbuildableError as e:
+        with backend.logger.listening(None):
+            nodes = refused_nodes(backend, builder, path)
+        more = f"; in all it has nothing for {', '.join(nodes)}" if len(nodes) > 1 else ""
+        return f"{here} refuses it: {e}{more}", False
     except BuildError as e:
         return f"{here} refuses it: {e}", False
     return f"{here} reads it", True
