@@ -172,7 +172,7 @@ def test_a_job_is_what_its_engines_are():
     assert job.with_engines([fine]).status == "done" and job.with_engines([]).status == "fresh"
     failed = job.with_engines([fine, bad])
     assert (failed.status, failed.exit_code, failed.error, failed.fix) == ("failed", 7, "engines for B: no", "so")
-    assert Outcome.from_dict(json.loads(json.dumps(failed, default=vars))).engines == (fine, bad)
+    assert Outcome.from_dict(json.loads(json.dumps(failed.to_dict()))).engines == (fine, bad)
 
 
 QUICK = ("--config.precision=fp32", "--config.check.num_images=2", "--quiet", "--jobs=1")
@@ -192,6 +192,7 @@ def test_a_batch_with_engines_on_two_types(tmp_path, checkpoints, python):
     assert batch(*words) == 9
 
     def jobs():
+        assert BatchRecord.problems(json.loads((tmp_path / "out" / "batch.json").read_text())) == []
         found = BatchRecord.read(tmp_path / "out" / "batch.json")
         return {job.name: job for job in found.jobs}
 

@@ -1,10 +1,12 @@
 """What a batch takes out of a bundle's report, and its record on disk."""
 
+import dataclasses
 import json
+import pathlib
 
 import pytest
 
-from vit_convert.batch.outcome import Checked, Figures, Outcome, figures_of, is_fresh, peak_of
+from vit_convert.batch.outcome import Checked, EngineOutcome, Figures, Outcome, figures_of, is_fresh, peak_of
 from vit_convert.batch.record import BatchRecord
 
 REPORT = {
@@ -46,24 +48,53 @@ def test_a_record_is_read_as_it_was_written(tmp_path):
     assert BatchRecord.read(tmp_path / "batch.json") == record
 
 
+def written(path, damage=lambda value: None):
+    """A record's file, damaged."""
+    BatchRecord.of("x", "y", "done", [Outcome("a", figures=figures_of(REPORT)).with_engines([EngineOutcome()])]).write(
+        path
+    )
+    value = json.loads(path.read_text())
+    damage(value)
+    path.write_text(json.dumps(value))
+    return value
+
+
 @pytest.mark.parametrize(
     "damage",
     [
         lambda value: value.update(schema="vit_convert.batch/2"),
-        lambda value: value["jobs"][0].pop("figures"),
-        lambda value: value["jobs"][0].update(unknown=1),
-        lambda value: value.pop("command"),
+        lambda value: value.update(command=3),
+        lambda value: value["jobs"][0].update(seconds="long"),
+        lambda value: value["jobs"][0]["engines"][0].update(device=0),
         lambda value: value.update(jobs=[3]),
     ],
 )
 def test_what_is_no_record_is_none(tmp_path, damage):
-    path = tmp_path / "batch.json"
-    BatchRecord.of("x", "y", "done", [Outcome("a")]).write(path)
-    value = json.loads(path.read_text())
-    damage(value)
-    path.write_text(json.dumps(value))
-    assert BatchRecord.read(path) is None
+    written(tmp_path / "batch.json", damage)
+    assert BatchRecord.read(tmp_path / "batch.json") is None
     assert BatchRecord.read(tmp_path / "none.json") is None
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda value: value.pop("command"), "BatchRecord.command: missing"),
+        (lambda value: value["jobs"][0].pop("figures"), "BatchRecord.jobs[0].figures: missing"),
+        (lambda value: value["jobs"][0]["figures"]["checks"][0].update(x=1), "figures.checks[0].x: no such key"),
+        (lambda value: value["jobs"][0]["engines"][0].update(seconds="1"), "engines[0].seconds: '1' is no"),
+    ],
+)
+def test_the_schema_names_what_is_off(tmp_path, damage, said):
+    assert BatchRecord.problems(written(tmp_path / "batch.json")) == []
+    (problem,) = BatchRecord.problems(written(tmp_path / "batch.json", damage))
+    assert said in problem
+
+
+def test_the_page_has_every_key():
+    page = (pathlib.Path(__file__).parents[2] / "docs" / "batch.md").read_text().split("### batch.json")[1]
+    for kind in (BatchRecord, Outcome, Figures, Checked, EngineOutcome):
+        for field in dataclasses.fields(kind):
+            assert f"`{field.name}`" in page, (kind.__name__, field.name)
 
 
 def test_out_of_memory_may_pass_and_another_exception_may_not():

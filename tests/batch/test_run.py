@@ -65,7 +65,8 @@ def test_the_record_says_what_became_of_each(done):
     assert mu0.seconds > 0 and mu0.peak_rss_mib > 50 and mu0.host
     assert [(check.precision, check.passed) for check in mu0.figures.checks] == [("fp32", True)]
     assert "short.npz" in jobs["short"].error and not jobs["short"].passing and jobs["short"].attempts == 1
-    assert json.loads((done / "batch.json").read_text())["counts"] == {"done": 3, "failed": 2}
+    found = json.loads((done / "batch.json").read_text())
+    assert found["counts"] == {"done": 3, "failed": 2} and BatchRecord.problems(found) == []
     assert not left_behind(done)
 
 

@@ -22,6 +22,7 @@ from vit_convert.core.errors import INTERRUPTED, HeldError
 from vit_convert.core.lock import hold
 from vit_convert.core.manifest import Manifest
 from vit_convert.core.pair import TOWERS
+from vit_convert.core.record import RecordError
 
 COMMANDS = ("build", "verify", "benchmark")
 _END_S = 10.0  # that a task has to let go of its bundle
@@ -196,7 +197,7 @@ def keep(bundle: Bundle, settings: EngineSettings, outcome: EngineOutcome) -> No
         place = folder.root / "engines" / f"{found.get('backend')}-{found.get('tensorrt')}-{found.get('arch')}"
         if place.is_dir():
             shutil.copyfile(folder.benchmark, place / folder.benchmark.name)
-    value = {"key": _key(bundle, settings), "files": _files(bundle), "outcome": dataclasses.asdict(outcome)}
+    value = {"key": _key(bundle, settings), "files": _files(bundle), "outcome": outcome.to_dict()}
     write_json(_path(bundle, outcome.gpu), value)
 
 
@@ -215,8 +216,8 @@ def kept(bundle: Bundle, settings: EngineSettings, gpu: str) -> EngineOutcome | 
     try:
         if any(found.get(path) != size for path, size in value["files"].items()):
             return None
-        return dataclasses.replace(EngineOutcome(**value["outcome"]), status="fresh", attempts=0)
-    except (KeyError, TypeError, AttributeError):  # of another version
+        return dataclasses.replace(EngineOutcome.from_dict(value["outcome"]), status="fresh", attempts=0)
+    except (KeyError, TypeError, AttributeError, RecordError):  # of another version
         return None
 
 

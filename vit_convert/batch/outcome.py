@@ -4,12 +4,14 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vit_convert.core.record import Record
+
 DONE = ("done", "fresh")
 PENDING = "pending"
 
 
 @dataclasses.dataclass(frozen=True)
-class Checked:
+class Checked(Record):
     """How one precision's graph compares with JAX.
 
     Attributes:
@@ -26,7 +28,7 @@ class Checked:
 
 
 @dataclasses.dataclass(frozen=True)
-class Figures:
+class Figures(Record):
     """What a bundle's report says in short.
 
     Attributes:
@@ -48,7 +50,7 @@ class Figures:
 
 
 @dataclasses.dataclass(frozen=True)
-class EngineOutcome:
+class EngineOutcome(Record):
     """What became of a bundle's engines on one type of GPU.
 
     Attributes:
@@ -87,7 +89,7 @@ class EngineOutcome:
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
+class Outcome(Record):
     """One job's row in `batch.json`.
 
     Attributes:
@@ -129,19 +131,6 @@ class Outcome:
     def failed(self) -> bool:
         """Whether it ended without one."""
         return self.status not in (*DONE, PENDING)
-
-    @classmethod
-    def from_dict(cls, value: Mapping[str, Any]) -> "Outcome":
-        """Reads a row of `batch.json`.
-
-        Raises:
-            KeyError, TypeError, ValueError: it is none of this version.
-        """
-        figures = dict(value["figures"])
-        checks = tuple(Checked(**check) for check in figures.pop("checks"))
-        figures["image_size"] = tuple(figures["image_size"])
-        engines = tuple(EngineOutcome(**row) for row in value.get("engines", ()))
-        return cls(**{**value, "figures": Figures(**figures, checks=checks), "engines": engines})
 
     def with_engines(self, engines: Sequence[EngineOutcome]) -> "Outcome":
         """The outcome of a job whose bundle is whole and whose engines ended like this."""

@@ -9,14 +9,15 @@ from typing import Any
 
 from vit_convert.batch.outcome import Checked, Outcome
 from vit_convert.core.bundle import atomic, read_json, write_json
+from vit_convert.core.record import Record, RecordError
 from vit_convert.core.version import __version__
 
 SCHEMA = "vit_convert.batch/1"
 
 
 @dataclasses.dataclass(frozen=True)
-class BatchRecord:
-    """What `batch.json` holds.
+class BatchRecord(Record):
+    """What `batch.json` holds; the one schema of it.
 
     Attributes:
         schema: names these attributes; another one's files are not read.
@@ -48,7 +49,7 @@ class BatchRecord:
 
     def write(self, path: pathlib.Path) -> None:
         """Writes the file, whole or not at all."""
-        write_json(path, dataclasses.asdict(self))
+        write_json(path, self)
 
     @classmethod
     def read(cls, path: pathlib.Path) -> "BatchRecord | None":
@@ -57,8 +58,8 @@ class BatchRecord:
         if not value or value.get("schema") != SCHEMA:
             return None
         try:
-            return cls(**{**value, "jobs": tuple(Outcome.from_dict(job) for job in value["jobs"])})
-        except (KeyError, TypeError, ValueError, AttributeError):
+            return cls.from_dict(value)
+        except RecordError:
             return None
 
 
