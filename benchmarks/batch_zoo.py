@@ -173,7 +173,7 @@ class Batch:
 
     def __init__(self, words: Sequence[str], workdir: pathlib.Path):
         self.workdir = workdir
-        self._command = [sys.executable, "-m", "vit_convert.batch", *words, f"--workdir={workdir}"]
+        self._command = [sys.executable, "-m", "vit_convert.batch", *words, f"--workdir={workdir}", "--nopage"]
         self._env = {
             **os.environ,
             "PYTHONPATH": os.environ.get("PYTHONPATH", str(ROOT)),

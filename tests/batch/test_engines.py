@@ -1,8 +1,11 @@
 """Engine tasks: what they run, how they end, and what is known of them afterwards. A shell script plays TensorRT."""
 
+import contextlib
+import csv
 import json
-import os
 import pathlib
+import subprocess
+import sys
 import threading
 import time
 
@@ -175,7 +178,7 @@ def test_a_job_is_what_its_engines_are():
     assert Outcome.from_dict(json.loads(json.dumps(failed.to_dict()))).engines == (fine, bad)
 
 
-QUICK = ("--config.precision=fp32", "--config.check.num_images=2", "--quiet", "--jobs=1")
+QUICK = ("--config.precision=fp32", "--config.check.num_images=2", "--quiet", "--jobs=1", "--nopage")
 
 
 def batch(*words):
@@ -199,6 +202,9 @@ def test_a_batch_with_engines_on_two_types(tmp_path, checkpoints, python):
     found = jobs()
     assert (found["mu0"].status, found["mu1"].status, found["mu1"].exit_code) == ("done", "failed", 8)
     assert found["mu1"].error == "engines for B: no" and {row.gpu for row in found["mu0"].engines} == {"A", "B"}
+    rows = list(csv.DictReader((tmp_path / "out" / "batch.csv").open()))
+    assert (rows[0]["A_recommended"], rows[0]["B_images_per_second"]) == ("fp16", "9.5")
+    assert (rows[1]["A_status"], rows[1]["B_status"]) == ("done", "failed")
     assert json.loads((tmp_path / "out" / "mu0" / "config.json").read_text())["engine"]["backend"] == "none"
     assert len(log(tmp_path)) == 3
     python(BUILDS)
@@ -225,19 +231,24 @@ def test_mistakes_are_exit_2_before_any_work(tmp_path, checkpoints, capsys, word
     assert said in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
-def test_processes_end_with_ours(tmp_path, bundle, python):
-    """A parent that is killed takes its task along: the child asks the kernel for that before it becomes the task."""
-    settings = EngineSettings(COMMANDS, python('echo $$ >"$(dirname "$0")/pid"; exec sleep 60'))
-    if (child := os.fork()) == 0:
-        Tasks().run(str(tmp_path / "out"), "b", settings, GPU)
-        os._exit(0)
-    deadline = time.monotonic() + 30
+PARENT = """
+import sys
+from vit_convert.batch.engines import COMMANDS, Device, EngineSettings, Tasks
+Tasks().run(sys.argv[1], "b", EngineSettings(COMMANDS, sys.argv[2]), Device("0"))
+"""
+
+
+def test_a_task_ends_with_our_process_however_that_ends(tmp_path, bundle, python):
+    script = python('echo $$ >"$(dirname "$0")/pid"; exec sleep 60')
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path / "out"), script])
+    deadline = time.monotonic() + 60
     while not ((tmp_path / "pid").exists() and (tmp_path / "pid").read_text().strip()):
-        assert time.monotonic() < deadline
+        assert time.monotonic() < deadline and parent.poll() is None
         time.sleep(0.01)
-    os.kill(child, 9)
-    os.waitpid(child, 0)
+    parent.kill()
+    parent.wait()
     stat = pathlib.Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}/stat")
-    while stat.exists() and stat.read_text().split()[2] != "Z":
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    with contextlib.suppress(OSError):  # it is gone
+        while stat.read_text().split()[2] != "Z":
+            assert time.monotonic() < deadline
+            time.sleep(0.01)

@@ -4,6 +4,7 @@ import csv
 import json
 import pathlib
 import shutil
+import sys
 
 import pytest
 
@@ -15,8 +16,8 @@ from vit_convert.batch.record import BatchRecord
 QUICK = ("--config.precision=fp32", "--config.engine.backend=none", "--config.check.num_images=2")
 
 
-def batch(*words: str) -> int:
-    return main(["vit_convert.batch", *map(str, words)])
+def batch(*words: str, page: bool = False) -> int:
+    return main(["vit_convert.batch", *map(str, words), *([] if page else ["--nopage"])])
 
 
 def record(workdir: pathlib.Path) -> dict[str, Outcome]:
@@ -40,7 +41,7 @@ def done(tmp_path_factory: pytest.TempPathFactory, checkpoints: list[pathlib.Pat
     (folder / "short.npz").write_bytes(checkpoints[0].read_bytes()[:2000])
     given = [*checkpoints, folder / "short.npz", folder / "gone.npz"]
     words = [f"--checkpoints={path}" for path in given]
-    assert batch(*words, *QUICK, f"--workdir={folder / 'out'}", "--jobs=1", "--quiet") == 9
+    assert batch(*words, *QUICK, f"--workdir={folder / 'out'}", "--jobs=1", "--quiet", page=True) == 9
     (folder / "words.json").write_text(json.dumps(words))
     return folder / "out"
 
@@ -79,6 +80,11 @@ def test_the_table_has_a_row_a_job(done):
         and rows[0]["image_size"] == "32x32"
     )
     assert rows[3]["exit_code"] == "3" and "short.npz" in rows[3]["error"]
+
+
+def test_the_page_shows_the_zoo(done):
+    page = (done / "batch.html").read_text()
+    assert "mu2" in page and "short.npz" in page and "<svg" in page
 
 
 def test_events_are_lines(done):
@@ -120,6 +126,15 @@ def test_the_same_command_leaves_alone_what_is_finished(done, capsys):
         path: path.stat().st_mtime_ns for path in done.rglob("*/*")
     }.items()
     assert "3 fresh, 2 failed" in capsys.readouterr().out
+
+
+def test_a_batch_without_what_the_page_needs_says_so_and_is_no_failure(done, checkpoints, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    words = (f"--checkpoints={checkpoints[0]}", *QUICK, f"--workdir={done}")
+    (done / "batch.html").unlink()
+    assert batch(*words, page=True) == 0
+    assert "no batch.html: jinja2 is not installed" in capsys.readouterr().err and not (done / "batch.html").exists()
+    assert again(done, "--quiet") == 9  # as it was
 
 
 def test_only_failed_looks_at_no_others(done, checkpoints):

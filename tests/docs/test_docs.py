@@ -35,6 +35,7 @@ GROUPS = {key.split(".")[0] for key in KEYS if "." in key}
 FILES = {
     "json",
     "jsonl",
+    "html",
     "csv",
     "npz",
     "npy",

@@ -111,6 +111,7 @@ flags.DEFINE_string("ray_address", "auto", "The Ray cluster; auto: the one of th
 flags.DEFINE_bool(
     "dry_run", False, "Print the jobs with the time and memory that they will take, and do nothing.", flag_values=_FLAGS
 )
+flags.DEFINE_bool("page", True, "Write batch.html at the end.", flag_values=_FLAGS)
 flags.DEFINE_bool("quiet", False, "Print nothing but errors.", flag_values=_FLAGS)
 
 
@@ -177,6 +178,7 @@ def _run(argv: Sequence[str]) -> int:
         only_failed=_FLAGS.only_failed,
         runner=_runner(),
         quiet=_FLAGS.quiet,
+        page=_FLAGS.page,
         command=["python", "-m", "vit_convert.batch", *argv[1:]],
     )
     return 0

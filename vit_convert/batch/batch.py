@@ -3,8 +3,8 @@
 import contextlib
 import os
 import shlex
+import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from vit_convert.batch.attempts import Runner
@@ -31,6 +31,7 @@ def run_batch(
     only_failed: bool = False,
     runner: Callable[..., Runner] = LocalRunner,
     quiet: bool = False,
+    page: bool = True,
     command: Sequence[str] = (),
 ) -> list[Outcome]:
     """Converts all jobs, and keeps record, events and table in the workdir.
@@ -43,6 +44,7 @@ def run_batch(
         only_failed: run only those that failed in the last command.
         runner: makes what runs them of settings, limits, a watcher and a function that warns.
         quiet: print nothing.
+        page: write the page of the zoo.
         command: the command line, for the record.
 
     Returns:
@@ -72,6 +74,8 @@ def run_batch(
             ledger.close(status)
             if not quiet:
                 print(summary(ledger.outcomes))
+        if page:
+            _write_page(folder, ledger, quiet=quiet)
     failed = [outcome for outcome in ledger.outcomes if outcome.failed]
     if failed:
         raise BatchError(
@@ -79,6 +83,19 @@ def run_batch(
             fix="The same command tries them again and leaves finished ones alone; --only_failed looks at no others.",
         )
     return ledger.outcomes
+
+
+def _write_page(folder: BatchFolder, ledger: Ledger, *, quiet: bool) -> None:
+    """Writes the page of the zoo, if anything changed and its packages are installed."""
+    if folder.page.exists() and all(outcome.status == "fresh" for outcome in ledger.outcomes):
+        return
+    from vit_convert.report.zoo import read_batch, write_zoo_page
+
+    try:
+        write_zoo_page(folder.page, read_batch(folder.record), title=folder.root.resolve().name)
+    except UsageError as e:  # the bundles are what counts
+        if not quiet:
+            print(f"no {folder.page.name}: {e}", file=sys.stderr)
 
 
 def _kept(folder: BatchFolder, jobs: Sequence[Job], earlier: Mapping[str, Outcome]) -> Mapping[str, Outcome]:
@@ -106,7 +123,7 @@ def _run(
 ) -> None:
     estimates = {job.name: estimate(job, folders_of(settings)) for job in jobs}
     with Screen(estimates, quiet=quiet) as screen, contextlib.ExitStack() as stack:
-        told, runs, left = Told(ledger, screen, fail_fast=limits.fail_fast), None, []
+        told, runs, left = Told(ledger, screen, earlier, fail_fast=limits.fail_fast), None, []
         if settings.engines.commands:
             runs = stack.enter_context(contextlib.closing(runner(settings, limits, told.watch, screen.say)))
             stack.enter_context(contextlib.closing(told.begin_engines(runs, settings, limits.retries)))
@@ -115,14 +132,8 @@ def _run(
             if report is None:
                 left.append(job)
                 continue
-            before = earlier.get(job.name, Outcome(job.name))  # what it took when it was made
-            kept = before if before.finished else Outcome(job.name)
-            told.ended(
-                None,
-                replace(
-                    kept, checkpoint=job.checkpoint, status="fresh", exit_code=0, attempts=0, figures=figures_of(report)
-                ),
-            )
+            found = Outcome(job.name, job.checkpoint, "fresh", 0, figures=figures_of(report))
+            told.ended(None, found)
         if left:
             runs = runs or stack.enter_context(contextlib.closing(runner(settings, limits, told.watch, screen.say)))
             runs.run(left, estimates)

@@ -36,3 +36,8 @@ class BatchFolder(Bundle):
     def events(self) -> pathlib.Path:
         """One line for each thing that happened: `batch.events.jsonl`."""
         return self.root / f"batch{self._of}.events.jsonl"
+
+    @property
+    def page(self) -> pathlib.Path:
+        """The same for people: `batch.html`."""
+        return self.root / f"batch{self._of}.html"

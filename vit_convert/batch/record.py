@@ -69,17 +69,20 @@ def now() -> str:
 
 
 _COLUMNS = ("name", "checkpoint", "status", "exit_code", "seconds", "peak_rss_mib", "host", "attempts")
+_OF_ENGINES = ("status", "recommended", "images_per_second")
 _FIGURES = ("family", "variant", "num_params", "onnx_bytes", "top1")
 
 
 def write_table(path: pathlib.Path, jobs: Sequence[Outcome]) -> None:
-    """Writes one row a job, with a column for the cosine and the top-1 of each precision that any of them has."""
+    """Writes one row a job, with columns for each precision and each type of GPU that any of them has."""
     precisions = list(dict.fromkeys(check.precision for job in jobs for check in job.figures.checks))
+    gpus = list(dict.fromkeys(engine.gpu for job in jobs for engine in job.engines))
     header = [
         *_COLUMNS,
         *_FIGURES,
         "image_size",
         *(f"{p}_{what}" for p in precisions for what in ("passed", "cosine", "top1")),
+        *(f"{_column(gpu)}_{what}" for gpu in gpus for what in _OF_ENGINES),
         "error",
     ]
     with atomic(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
@@ -94,7 +97,13 @@ def _row(job: Outcome) -> dict[str, Any]:
     row |= {"image_size": "x".join(map(str, job.figures.image_size)), "error": " ".join(job.error.split())}
     for check in job.figures.checks:
         row |= _cells(check)
+    for engine in job.engines:
+        row |= {f"{_column(engine.gpu)}_{what}": getattr(engine, what) for what in _OF_ENGINES}
     return row
+
+
+def _column(gpu: str) -> str:
+    return gpu or "gpu"
 
 
 def _cells(check: Checked) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import threading
+from collections.abc import Mapping
 from typing import Any
 
 from vit_convert.batch.attempts import Runner
@@ -24,11 +25,12 @@ class Told:
     Args:
         ledger: the files.
         screen: what people see.
+        earlier: what the last command left, by name: of what was fresh, it knows what it took when it was made.
         fail_fast: begin nothing more after a failure.
     """
 
-    def __init__(self, ledger: Ledger, screen: Screen, *, fail_fast: bool):
-        self._ledger, self._screen, self._fail_fast = ledger, screen, fail_fast
+    def __init__(self, ledger: Ledger, screen: Screen, earlier: Mapping[str, Outcome], *, fail_fast: bool):
+        self._ledger, self._screen, self._earlier, self._fail_fast = ledger, screen, earlier, fail_fast
         self._lock = threading.RLock()
         self._lanes: Lanes | None = None
         self._runner: Runner | None = None
@@ -73,6 +75,10 @@ class Told:
 
     def ended(self, line: int | None, outcome: Outcome) -> None:
         """A conversion is through, or was before; its engines, where they are asked for, are next."""
+        before = self._earlier.get(outcome.name)
+        if outcome.status == "fresh" and before is not None and before.seconds:
+            taken = {name: getattr(before, name) for name in ("seconds", "peak_rss_mib", "host")}
+            outcome = dataclasses.replace(outcome, **taken)
         if self._lanes is None or not outcome.finished:
             self._finished(line, outcome)
             return

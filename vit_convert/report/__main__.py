@@ -1,9 +1,11 @@
 """Writes a report that people read: one HTML file without scripts, from report.json alone.
 
   python -m vit_convert.report BUNDLE [BUNDLE ...] [--output=FILE]
+  python -m vit_convert.report WORKDIR [--output=FILE]
 
 Each BUNDLE is a folder that `python -m vit_convert` wrote, or its report.json. One bundle's page goes into it as
-report.html; the page that compares several goes to --output. Needs matplotlib and jinja2: the extra `report`.
+report.html; the page that compares several goes to --output. WORKDIR is that of a batch, or its batch.json: the page of
+the whole zoo goes beside it as batch.html. Needs matplotlib and jinja2: the extra `report`.
 
 Exit codes: 0 done, 2 usage, or a report that cannot be read.
 """
@@ -19,7 +21,9 @@ from vit_convert.core.program import Program
 
 _PROGRAM = Program(__doc__, when_interrupted="no page was written")
 _FLAGS = _PROGRAM.flags
-flags.DEFINE_string("output", "", "The page; empty: report.html in the one bundle.", flag_values=_FLAGS)
+flags.DEFINE_string(
+    "output", "", "The page; empty: report.html in the one bundle, batch.html in the one workdir.", flag_values=_FLAGS
+)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -36,14 +40,20 @@ def main(argv: Sequence[str]) -> int:
 
 def _run(argv: Sequence[str]) -> int:
     from vit_convert.report.page import read, write_page
+    from vit_convert.report.zoo import is_batch, read_batch, write_zoo_page
 
     paths = _PROGRAM.parse(argv[1:])
     if not paths:
         raise UsageError("no bundle is given", fix="--help tells more.")
     if len(paths) > 1 and not _FLAGS.output:
         raise UsageError(f"{len(paths)} bundles: where their page is to go is not said", fix="Give --output=FILE.")
-    reports = [read(path) for path in paths]
     first = pathlib.Path(paths[0])
+    if len(paths) == 1 and is_batch(first):
+        output = pathlib.Path(_FLAGS.output or (first / "batch.html" if first.is_dir() else first.with_suffix(".html")))
+        write_zoo_page(output, read_batch(first), title=(first if first.is_dir() else first.parent).resolve().name)
+        print(output)
+        return 0
+    reports = [read(path) for path in paths]
     output = (
         pathlib.Path(_FLAGS.output) if _FLAGS.output else (first if first.is_dir() else first.parent) / "report.html"
     )

@@ -41,11 +41,21 @@ def figures(reports: Sequence[Report]) -> list[str]:
     for report in reports:
         found += [_blocks(report, reports), _thresholds(report, reports), _stages(report, reports)]
     numbered = [svg for svg in found if svg]
-    return [_with_ids_of_its_own(svg, number) for number, svg in enumerate(numbered)]
+    return [apart(svg, number) for number, svg in enumerate(numbered)]
 
 
-def _draw(paint: Callable[[Any], None], title: str, x: str, y: str, rows: int = 0) -> str:
-    """Paints one figure; `rows` makes room for so many bars."""
+def draw(paint: Callable[[Any], None], title: str, x: str, y: str, rows: int = 0) -> str:
+    """Paints one figure.
+
+    Args:
+        paint: fills the axes.
+        title: above them.
+        x, y: what the axes measure.
+        rows: makes room for so many bars.
+
+    Returns:
+        An SVG element.
+    """
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -69,8 +79,8 @@ def _draw(paint: Callable[[Any], None], title: str, x: str, y: str, rows: int = 
     return re.sub(rf'<g id="{_TIP}([^"]*)">', lambda found: f"<g><title>{found[1]}</title>", svg)
 
 
-def _with_ids_of_its_own(svg: str, number: int) -> str:
-    """Figures of one page share no id."""
+def apart(svg: str, number: int) -> str:
+    """The figure with ids of its own: those of one page share none."""
     return re.sub(r'(id="|href="#|url\(#)', rf"\g<1>f{number}-", svg)
 
 
@@ -78,7 +88,8 @@ def _escaped(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace('"', "&quot;")
 
 
-def _tip(artist: Any, text: str) -> None:
+def tip(artist: Any, text: str) -> None:
+    """Lets a browser show a text where the pointer is over this."""
     artist.set_gid(_TIP + text)  # matplotlib escapes it
 
 
@@ -111,11 +122,11 @@ def _throughput(reports: Sequence[Report]) -> str:
                 place = row["images_per_second"], row["p99_ms"]
                 axes.annotate(str(row["batch"]), place, textcoords="offset points", xytext=(6, 4), fontsize=8)
                 spot = axes.plot(*place, "o", ms=10, alpha=0.01)[0]
-                _tip(spot, f"{label}, batch {row['batch']}: {place[0]:,.0f} images/s, P99 {place[1]:.2f} ms")
+                tip(spot, f"{label}, batch {row['batch']}: {place[0]:,.0f} images/s, P99 {place[1]:.2f} ms")
         axes.set_yscale("log")
         axes.legend(fontsize=8)
 
-    return _draw(paint, "Latency against throughput, by batch", "images/s", "P99, ms")
+    return draw(paint, "Latency against throughput, by batch", "images/s", "P99, ms")
 
 
 def _accuracy(reports: Sequence[Report]) -> str:
@@ -133,11 +144,11 @@ def _accuracy(reports: Sequence[Report]) -> str:
         for label, (_, what, value) in zip(labels, rows):
             (spot,) = axes.plot([value], [label], "o", ms=8, color=COLOURS.get(what, COLOURS["fp32"]))
             axes.annotate(f"{value:.2f}", (value, label), textcoords="offset points", xytext=(8, -3), fontsize=8)
-            _tip(spot, f"{label}: {value:.2f} %")
+            tip(spot, f"{label}: {value:.2f} %")
         axes.invert_yaxis()
         axes.margins(x=0.25, y=0.15)
 
-    return _draw(paint, "Top-1 on the labelled images", "percent", "", len(rows))
+    return draw(paint, "Top-1 on the labelled images", "percent", "", len(rows))
 
 
 def _blocks(report: Report, reports: Sequence[Report]) -> str:
@@ -154,14 +165,12 @@ def _blocks(report: Report, reports: Sequence[Report]) -> str:
             axes.semilogy(places, values, "o-", ms=4, color=_colour(precision, number), label=precision)
             for place, row in zip(places, rows):
                 spot = axes.plot(place, max(row["max_rel"], 1e-9), "o", ms=10, alpha=0.01)[0]
-                _tip(spot, f"{precision}, {row['tensor']}: {row['max_rel']:.2g} of scale, cosine {row['cosine']:.6f}")
+                tip(spot, f"{precision}, {row['tensor']}: {row['max_rel']:.2g} of scale, cosine {row['cosine']:.6f}")
         shown = range(0, len(names), max(1, len(names) // 14))
         axes.set_xticks(list(shown), [names[i].replace("block_", "") for i in shown], rotation=30, ha="right")
         axes.legend(fontsize=8)
 
-    return _draw(
-        paint, _titled("Error of each block against JAX", report, reports), "block", "largest error over scale"
-    )
+    return draw(paint, _titled("Error of each block against JAX", report, reports), "block", "largest error over scale")
 
 
 def _thresholds(report: Report, reports: Sequence[Report]) -> str:
@@ -178,17 +187,17 @@ def _thresholds(report: Report, reports: Sequence[Report]) -> str:
                 row["error_entropy"], place, "o", color=COLOURS["fp8"], label="entropy's" if not place else ""
             )
             after = axes.plot(row["error"], place, "o", color=COLOURS["bf16"], label="as taken" if not place else "")
-            _tip(
+            tip(
                 before[0], f"{row['tensor']}: entropy's threshold {row['entropy']:.3g} loses {row['error_entropy']:.2%}"
             )
-            _tip(after[0], f"{row['tensor']}: threshold {row['threshold']:.3g} loses {row['error']:.2%}")
+            tip(after[0], f"{row['tensor']}: threshold {row['threshold']:.3g} loses {row['error']:.2%}")
         axes.set_yticks(range(len(rows)), [_short(row["tensor"]) for row in rows], fontsize=7)
         axes.set_xscale("log")
         axes.invert_yaxis()
         axes.legend(fontsize=8)
 
     title = _titled("Widened INT8 thresholds", report, reports)
-    return _draw(paint, title, "share of the product's mean square that is lost", "", len(rows))
+    return draw(paint, title, "share of the product's mean square that is lost", "", len(rows))
 
 
 def _short(tensor: str) -> str:
@@ -206,13 +215,11 @@ def _stages(report: Report, reports: Sequence[Report]) -> str:
         for row in rows:
             (bar,) = axes.barh([row["name"]], [row["seconds"]], color=COLOURS["fp16"])
             axes.text(row["seconds"], row["name"], f" {row['peak_rss_mib']:,.0f} MiB", va="center", fontsize=8)
-            _tip(
+            tip(
                 bar,
                 f"{row['name']}: {row['seconds']:.1f} s, {row['status']}, peak memory {row['peak_rss_mib']:,.0f} MiB",
             )
         axes.invert_yaxis()
         axes.margins(x=0.2)
 
-    return _draw(
-        paint, _titled("Stages of the conversion, with peak memory", report, reports), "seconds", "", len(rows)
-    )
+    return draw(paint, _titled("Stages of the conversion, with peak memory", report, reports), "seconds", "", len(rows))

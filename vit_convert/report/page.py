@@ -3,7 +3,7 @@
 import json
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from vit_convert.core.bundle import atomic
@@ -69,19 +69,33 @@ def render(reports: Sequence[Report]) -> str:
     Raises:
         UsageError: jinja2 or matplotlib is missing.
     """
+    title = ", ".join(str(report["name"]) for report in reports)
+    own = {"engine_row": _engine_row, "consistency": _consistency, "reports": list(map(_whole, reports))}
+    return fill(_TEMPLATE, lambda: figures(reports), title=title, **own)
+
+
+def fill(template: str, draw: Callable[[], Sequence[str]], **names: Any) -> str:
+    """A template of this folder as text.
+
+    Args:
+        template: its file.
+        draw: gives the figures, as SVG elements; they are `figures` in it.
+        names: what it uses.
+
+    Raises:
+        UsageError: jinja2 or matplotlib is missing.
+    """
     try:
         import jinja2
         import markupsafe
 
-        drawn = [markupsafe.Markup(svg) for svg in figures(reports)]
+        drawn = [markupsafe.Markup(svg) for svg in draw()]
     except ImportError as e:
         raise UsageError(f"{e.name} is not installed", fix="pip install 'vit_convert[report]'") from e
     loader = jinja2.FileSystemLoader(pathlib.Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["mib"] = lambda count: f"{count / 2**20:,.1f} MiB"
-    environment.globals |= {"engine_row": _engine_row, "consistency": _consistency}
-    title = ", ".join(str(report["name"]) for report in reports)
-    return environment.get_template(_TEMPLATE).render(reports=list(map(_whole, reports)), figures=drawn, title=title)
+    return environment.get_template(template).render(figures=drawn, **names)
 
 
 def _whole(report: Report) -> Report:

@@ -1,0 +1,92 @@
+"""The page of a batch: what its record says, and nothing in it becomes markup."""
+
+import json
+import re
+
+import pytest
+
+pytest.importorskip("jinja2")
+pytest.importorskip("matplotlib")
+
+from vit_convert.report import zoo
+from vit_convert.report.__main__ import main
+from vit_convert.report.zoo import render_zoo
+
+EVIL = '<script>alert("x")</script>&"\''
+MODELS = (("vit", "Ti/16", 5_717_416), ("vit", "B/16", 86_567_656), ("mixer", "B/32", 60_293_428))
+
+
+def job(name, status="done", model=0, **more):
+    family, variant, params = MODELS[model]
+    checks = [{"precision": "fp16", "passed": True, "cosine": 0.9999912 - model * 1e-6, "top1": None}]
+    figures = {"family": family, "variant": variant, "num_params": params, "image_size": [224, 224], "checks": checks}
+    engine = {"gpu": "L4", "recommended": "fp16", "images_per_second": 4000.0 / (model + 1), "status": "done"}
+    base = {"name": name, "status": status, "exit_code": 0, "seconds": 3.5 + model, "peak_rss_mib": 800.0 + model}
+    words = {"attempts": 1, "error": "", "fix": "", "engines": [engine]}
+    return {**base, **words, "figures": {**figures, "top1": 75.5, "onnx_bytes": 1}, **more}
+
+
+def batch(*jobs):
+    counts = {status: sum(job["status"] == status for job in jobs) for status in {job["status"] for job in jobs}}
+    about = {"schema": "vit_convert.batch/1", "vit_convert": "0.1.0", "command": "python -m vit_convert.batch"}
+    return {**about, "begun": "a", "updated": "b", "status": "failed", "counts": counts, "jobs": list(jobs)}
+
+
+def failed(name, **more):
+    empty = {"family": "", "variant": "", "num_params": 0, "image_size": [], "checks": []}
+    empty |= {"top1": None, "onnx_bytes": 0}
+    words = {"error": "no zip", "fix": "Fetch it."}
+    return job(name, "failed", figures=empty, engines=[], exit_code=3, **{**words, **more})
+
+
+def text(page):
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", page))
+
+
+def test_models_failures_and_bundles_are_told():
+    jobs = [job("a"), job("b", "fresh", seconds=5.5), job("c", model=1), job("d", model=2), failed("bad")]
+    said = text(render_zoo(batch(*jobs), title="my zoo"))
+    for words in (
+        "5 jobs", "3 done", "1 fresh", "1 failed", "vit Ti/16 2 5,717,416 4.5 800 0.9999912 4,000",
+        "bad 3 1 no zip Fetch it.", "c vit B/16 224x224 done 4.5 801 75.50 % 0.9999902 fp16 2,000",
+        "Time of a conversion", "Memory of a conversion", "Distance of the graphs to JAX", "Fastest engine",
+    ):  # fmt: skip
+        assert words in said, words
+
+
+def test_points_have_tips_and_precisions_their_colours():
+    page = render_zoo(batch(job("a"), job("c", model=1)), title="t")
+    assert "<title>c (vit B/16): 4.5 s</title>" in page and "fp16, cosine 0.9999902" in page
+    ids = re.findall(r' id="([^"]*)"', page)
+    assert len(ids) == len(set(ids)) > 0
+
+
+def test_nothing_becomes_markup_and_nothing_is_asked_of_anybody():
+    page = render_zoo(batch(job(EVIL), failed(EVIL, error=EVIL, fix=EVIL)), title=EVIL)
+    assert "<script" not in page and "&lt;script&gt;" in page
+    assert not re.findall(r'(?:src|href)="(?!#)', page)
+
+
+def test_a_zoo_without_a_whole_bundle_has_no_figures():
+    page = render_zoo(batch(failed("bad"), job("later", "pending", seconds=0.0, peak_rss_mib=0.0)), title="t")
+    assert "<svg" not in page and "later" in text(page)
+
+
+def test_very_many_jobs_are_left_to_the_table(monkeypatch):
+    monkeypatch.setattr(zoo, "_MOST_ROWS", 3)
+    monkeypatch.setattr(zoo, "_MOST_POINTS", 5)
+    page = render_zoo(batch(*(job(f"j{i}") for i in range(9)), failed("bad")), title="t")
+    assert "6 more jobs are in batch.csv" in page and "bad" in text(page)
+    drawn = re.findall(r"<title>(j\d) [^<]*s</title>", page)
+    assert 3 <= len({*drawn}) <= 5
+
+
+def test_the_command(tmp_path, capsys):
+    folder = tmp_path / "zoo"
+    folder.mkdir()
+    (folder / "batch.json").write_text(json.dumps(batch(job("a"))))
+    assert main(["report", str(folder)]) == 0 and "zoo" in (folder / "batch.html").read_text()
+    assert main(["report", str(folder / "batch.json"), f"--output={tmp_path / 'p.html'}"]) == 0
+    assert (tmp_path / "p.html").exists()
+    (folder / "batch.json").write_text('{"schema": "other"}')
+    assert main(["report", str(folder)]) == 2 and "is no record of a batch" in capsys.readouterr().err
