@@ -6,6 +6,7 @@ import zipfile
 import pytest
 
 from vit_convert.core.errors import CalibrationError
+from vit_convert.images import tree as tree_module
 from vit_convert.images.tree import Tree, is_image, tree_of_folder, tree_of_zip
 
 NAMES = ["b.png", "a/2.JPG", "a/1.webp", "a/deep/er/x.tif", "z/notes.txt", "a/labels.csv", "empty/"]
@@ -119,6 +120,48 @@ def test_a_folder_that_cannot_be_read(tmp_path):
     ) as error:
         tree_of_folder(tmp_path / "gone")
     assert error.value.fix
+
+
+@pytest.mark.parametrize(
+    ("limit", "names", "what"),
+    [
+        ("_MOST_FOLDERS", ["a/1.png", "b/1.png", "c/1.png", "d/1.png"], "3 folders"),  # and the root
+        ("_MOST_OTHERS", ["a/1", "b/2.txt", "c/3.npy", "c/4", "c/5.txt", "c/6.png"], "3 files that are no images"),
+        ("_MOST_FILES", ["a/1.png", "b/2.png", "b/3.png", "c/4.png", "d/notes.txt"], "3 files"),
+    ],
+)
+def test_what_is_too_much_for_a_data_set(tmp_path, monkeypatch, limit, names, what):
+    """A disk that is given by mistake is not walked to its end."""
+    make(tmp_path / "d", *names)
+    monkeypatch.setattr(tree_module, limit, 5)
+    assert len(tree_of_folder(tmp_path / "d").folders) == 1 + len({name[0] for name in names})
+    monkeypatch.setattr(tree_module, limit, 3)
+    read, listdir = [], os.listdir
+    monkeypatch.setattr(tree_module.os, "listdir", lambda path: read.append(path) or listdir(path))
+    with pytest.raises(CalibrationError, match=f"{tmp_path}/d: more than {what} in it; it was not read") as error:
+        tree_of_folder(tmp_path / "d")
+    assert "Give the folder that holds the images" in error.value.fix
+    assert tmp_path / "d/a" not in read  # which comes last
+
+
+def test_as_much_as_a_data_set_may_have(tmp_path, monkeypatch):
+    """Exactly as many as allowed, and what is known of the largest: ImageNet-21k's folders and images."""
+    assert tree_module._MOST_FOLDERS > 21_841 and tree_module._MOST_FILES > 14_197_122
+    make(tmp_path, "a/1.png", "a/2.png", "b/3.txt")
+    for limit, most in (("_MOST_FOLDERS", 3), ("_MOST_OTHERS", 1), ("_MOST_FILES", 3)):
+        monkeypatch.setattr(tree_module, limit, most)
+    assert list(tree_of_folder(tmp_path).images) == ["a/1.png", "a/2.png"]
+
+
+@pytest.mark.parametrize(("folders", "kept"), [(62, True), (63, True), (64, False)])
+def test_folders_deeper_than_any_data_set(tmp_path, folders, kept):
+    """As deep as an archive's may be; links that lead on and on are refused so, too."""
+    make(tmp_path, "a/" * folders + "1.png")
+    if kept:
+        assert list(tree_of_folder(tmp_path).images) == ["a/" * folders + "1.png"]
+        return
+    with pytest.raises(CalibrationError, match="lies more than 63 folders deep; it was not read further"):
+        tree_of_folder(tmp_path)
 
 
 # --- archives ---------------------------------------------------------------------------------------------------------

@@ -10,7 +10,12 @@ from collections.abc import Mapping, Sequence
 from vit_convert.core.errors import CalibrationError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")  # torchvision's
-_DEEPEST = 64  # folders around a member of an archive; more is no data set
+_DEEPEST = 64  # parts of a path; more is no data set
+# In one folder with all below it, so that a disk given by mistake is refused within seconds: ImageNet-21k, the largest
+# that people label by folders, has 21 841 of them and 14 197 122 images.
+_MOST_FOLDERS = 200_000
+_MOST_OTHERS = 200_000
+_MOST_FILES = 20_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,11 +37,12 @@ def tree_of_folder(root: pathlib.Path) -> Tree:
     """Walks a folder, links included.
 
     Raises:
-        CalibrationError: a folder cannot be read, a link leads back to a folder that it is in, or an image's link leads
-            nowhere.
+        CalibrationError: a folder cannot be read, a link leads back to a folder that it is in, an image's link leads
+            nowhere, or there is so much in it that it is no data set.
     """
     paths: list[str] = []
     folders: dict[str, list[str]] = {}
+    others = 0
     # and the identities of the folders above
     to_visit: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
     while to_visit:
@@ -58,7 +64,28 @@ def tree_of_folder(root: pathlib.Path) -> Tree:
         folders[inside] = [name for name, mode in modes.items() if stat.S_ISDIR(mode)]
         to_visit += [(f"{inside}/{name}".lstrip("/"), above) for name in folders[inside]]
         paths += [f"{inside}/{name}".lstrip("/") for name, mode in modes.items() if stat.S_ISREG(mode)]
+        others += sum(not stat.S_ISDIR(mode) and not is_image(name) for name, mode in modes.items())
+        _require_data_set(root, inside, folders=len(folders) + len(to_visit), others=others, files=len(paths))
     return _tree(paths, folders)
+
+
+def _require_data_set(root: pathlib.Path, inside: str, *, folders: int, others: int, files: int) -> None:
+    """Refuses what is no folder of images, a disk say, before all of it was walked."""
+    if inside.count("/") + 2 > _DEEPEST:  # the parts of a file in it
+        raise CalibrationError(
+            f"images {root}: {inside[:80]}… lies more than {_DEEPEST - 1} folders deep; it was not read further",
+            fix="Give the folder that holds the images and nothing else.",
+        )
+    for found, most, what in (
+        (folders, _MOST_FOLDERS, "folders"),
+        (others, _MOST_OTHERS, "files that are no images"),
+        (files, _MOST_FILES, "files"),
+    ):
+        if found > most:
+            raise CalibrationError(
+                f"images {root}: more than {most} {what} in it; it was not read further",
+                fix="Give the folder that holds the images and nothing else.",
+            )
 
 
 def _mode(path: pathlib.Path) -> int:
