@@ -65,5 +65,5 @@ def _owners(graph: Graph) -> dict[str, str]:
     owner: dict[str, str] = {}
     for node in graph.nodes:
         if node.op in _VIEWS and node.inputs:
-            owner[node.outputs[0]] = owner.get(node.inputs[0], node.inputs[0])
+            owner[node.output(0)] = owner.get(node.input(0), node.input(0))
     return owner

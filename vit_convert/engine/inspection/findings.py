@@ -120,8 +120,8 @@ def _nothing(graph: Graph, node: Node, support: Support) -> Iterator[Finding]:
 
 
 def _of_qdq(graph: Graph, node: Node, support: Support) -> Iterator[Finding]:
-    where, scale = _where(node), graph.value(node.inputs[1]).dtype
-    rounded = graph.value(node.outputs[0] if node.op == "QuantizeLinear" else node.inputs[0]).dtype
+    where, scale = _where(node), graph.value(node.input(1)).dtype
+    rounded = graph.value(node.output(0) if node.op == "QuantizeLinear" else node.input(0)).dtype
     if rounded and rounded not in (*support.quantized, "uint8"):
         fix = f"Quantize to {support.quantized[0]}."
         yield Finding(REFUSED, where, f"{rounded}: it quantizes to {', '.join(support.quantized)}", fix)
@@ -134,10 +134,10 @@ def _of_qdq(graph: Graph, node: Node, support: Support) -> Iterator[Finding]:
         yield Finding(REFUSED, where, "no zero point, which 8.6 wants", "Add one: int8, 0.")
     if support.strict_qdq and scale not in ("", "float32"):
         yield Finding(REFUSED, where, f"scale of {scale}, 8.6 wants float32", "Convert with target=trt8.")
-    if support.strict_qdq and node.op == "DequantizeLinear" and node.inputs[0] in graph.weights:
+    if support.strict_qdq and node.op == "DequantizeLinear" and node.input(0) in graph.weights:
         fix = "Store float32 weights with a QuantizeLinear before: convert with target=trt8."
         yield Finding(REFUSED, where, "weights stored in int8, which 8.6 does not read", fix)
-    zero = graph.constants.get(node.inputs[2]) if len(node.inputs) > 2 else None
+    zero = graph.constants.get(node.input(2))
     if zero and any(zero) and rounded != "uint8":
         yield Finding(REFUSED, where, "a zero point that is not 0", "Quantize symmetrically.")
 
@@ -153,7 +153,7 @@ def _of_layer_norm(graph: Graph, node: Node, support: Support) -> Iterator[Findi
 
 
 def _of_attention(graph: Graph, node: Node, support: Support) -> Iterator[Finding]:
-    if graph.value(node.inputs[0]).dtype == "float32" and not support.float32_attention:
+    if graph.value(node.input(0)).dtype == "float32" and not support.float32_attention:
         fix = "Export attention as MatMul, Softmax and MatMul."
         yield Finding(REFUSED, _where(node), "Attention in float32, which TensorRT-RTX 1.7 does not build", fix)
     if support.attention_since:
@@ -162,13 +162,13 @@ def _of_attention(graph: Graph, node: Node, support: Support) -> Iterator[Findin
 
 
 def _of_convolution(graph: Graph, node: Node, support: Support) -> Iterator[Finding]:
-    if graph.value(node.inputs[0]).dtype == "bfloat16" and graph.opsets.get("", 0) < 22:
+    if graph.value(node.input(0)).dtype == "bfloat16" and graph.opsets.get("", 0) < 22:
         fix = "Keep this convolution in fp32 (config.keep_fp32)."
         yield Finding(UNKNOWN, _where(node), "Conv in bfloat16 is defined from opset 22 on", fix)
 
 
 def _of_reduction(graph: Graph, node: Node, support: Support) -> Iterator[Finding]:
-    if len(node.inputs) > 1 and node.inputs[1] and node.inputs[1] not in graph.weights | _constants(graph):
+    if node.input(1) and node.input(1) not in graph.weights | _constants(graph):
         yield Finding(REFUSED, _where(node), "axes that are computed; they have to be constants", "Fold them.")
 
 

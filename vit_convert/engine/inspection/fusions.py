@@ -88,7 +88,8 @@ class _Walk:
     def back(self, name: str, through: Sequence[str]) -> tuple[Node | None, list[Node]]:
         """The first node before a value that is of none of these operators, and those passed; by first inputs."""
         passed: list[Node] = []
-        while (node := self.giver.get(name)) is not None and node.op in through:
+        # a damaged file may lead in a circle
+        while (node := self.giver.get(name)) is not None and node.op in through and len(passed) < len(self.giver):
             passed.append(node)
             names = [given for given in node.inputs if given not in self.graph.weights]
             name = next((given for given in names if self._leads_to_product(given)), names[0] if names else "")
@@ -109,16 +110,16 @@ class _Walk:
         """The first node after a value that is of none of these operators, and those passed; None where it forks."""
         passed: list[Node] = []
         while len(after := self.takers.get(name, ())) == 1:
-            if after[0].op not in through:
+            if after[0].op not in through or len(passed) == len(self.giver):
                 return after[0], passed
             passed.append(after[0])
-            name = after[0].outputs[0]
+            name = after[0].output(0)
         return None, passed
 
 
 def _attention(walk: _Walk, softmax: Node, half: bool) -> Iterator[Fusion]:
-    scores, before = walk.back(softmax.inputs[0], (*_THROUGH, *_SCALES))
-    values, after = walk.forward(softmax.outputs[0], _THROUGH)
+    scores, before = walk.back(softmax.input(0), (*_THROUGH, *_SCALES))
+    values, after = walk.forward(softmax.output(0), _THROUGH)
     if scores is None or scores.op != "MatMul" or values is None or values.op != "MatMul":
         return  # a softmax of classes, or something else
     reasons = [*_of_shapes(walk, scores, values), *_of_types(walk, scores, values, before, after, half)]
@@ -132,7 +133,7 @@ def _attention(walk: _Walk, softmax: Node, half: bool) -> Iterator[Fusion]:
 
 def _of_shapes(walk: _Walk, scores: Node, values: Node) -> Iterator[str]:
     graph = walk.graph
-    shapes = [graph.value(name).shape for name in (*scores.inputs[:2], values.inputs[1])]
+    shapes = [graph.value(name).shape for name in (*scores.inputs[:2], values.input(1))]
     if any(shape is None for shape in shapes):
         yield "the file does not say its shapes"
         return
@@ -148,20 +149,20 @@ def _of_types(
     walk: _Walk, scores: Node, values: Node, before: Sequence[Node], after: Sequence[Node], half: bool
 ) -> Iterator[str]:
     graph = walk.graph
-    inputs = [*scores.inputs[:2], values.inputs[1]]
+    inputs = [*scores.inputs[:2], values.input(1)]
     pairs = [walk.giver.get(name) for name in inputs]
     quantized = [node is not None and node.op == "DequantizeLinear" for node in pairs]
     quantized.append(any(node.op in _QDQ for node in after))
     if any(quantized):
         if not all(quantized):
             yield "only some of queries, keys, values and scores are quantized: all or none"
-        shape = graph.value(scores.inputs[0]).shape or ()
+        shape = graph.value(scores.input(0)).shape or ()
         if len(shape) == 4 and shape[-1] not in _INT8_HEADS:
             yield f"heads of width {shape[-1]} in INT8: it wants {', '.join(map(str, _INT8_HEADS))}"
         if len(shape) == 4 and isinstance(shape[2], int) and shape[2] > _INT8_TOKENS:
             yield f"{shape[2]} tokens in INT8: at most {_INT8_TOKENS}, more are slower than FP16"
         return
-    types = {graph.value(name).dtype for name in inputs}
+    types = {graph.value(name).dtype for name in inputs} - {""}  # a file need not say
     if len(types) > 1:
         yield f"products of {' and '.join(sorted(types))}: both sides need one type"
     elif types == {"float32"} and not half:
@@ -170,13 +171,13 @@ def _of_types(
 
 def _is_gelu(walk: _Walk, node: Node) -> bool:
     """Whether 1 is added to what it gives, and the sum multiplied."""
-    added, _ = walk.forward(node.outputs[0], ())
-    return added is not None and added.op == "Add" and walk.forward(added.outputs[0], ("Mul",))[1] != []
+    added, _ = walk.forward(node.output(0), ())
+    return added is not None and added.op == "Add" and walk.forward(added.output(0), ("Mul",))[1] != []
 
 
 def _spelt_norm(walk: _Walk, root: Node) -> Iterator[Fusion]:
     """A LayerNorm that is written with primitives: the square root of a mean, behind a subtracted mean."""
-    variance, _ = walk.back(root.inputs[0], ("Add", *_THROUGH))
+    variance, _ = walk.back(root.input(0), ("Add", *_THROUGH))
     if variance is not None and variance.op == "ReduceMean":
         why = "written with ReduceMean and Sqrt: its squares overflow FP16 from 255 on; export with opset 17 or later"
         yield Fusion("LayerNorm", root.label, False, why)

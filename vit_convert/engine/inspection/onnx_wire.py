@@ -64,6 +64,14 @@ class Node:
         """What to call it: its name, or else that of what it gives."""
         return self.name or next(iter(self.outputs), self.op)
 
+    def input(self, place: int) -> str:
+        """The name of an input; "" where it has none there, be it that the file is damaged."""
+        return self.inputs[place] if place < len(self.inputs) else ""
+
+    def output(self, place: int) -> str:
+        """The name of an output; "" where it has none there."""
+        return self.outputs[place] if place < len(self.outputs) else ""
+
 
 @dataclasses.dataclass(frozen=True)
 class Graph:
@@ -120,8 +128,9 @@ def read_graph(path: str | os.PathLike[str]) -> Graph:
     return found
 
 
-def _fields(data: memoryview) -> Iterator[tuple[int, Any]]:
+def _fields(message: Any) -> Iterator[tuple[int, Any]]:
     """The fields of a message: numbers as int, all else as bytes."""
+    data = _bytes(message)
     at, end = 0, len(data)
     while at < end:
         tag, at = _varint(data, at)
@@ -159,8 +168,21 @@ def _signed(value: int) -> int:
     return value - (1 << 64) if value >= 1 << 63 else value
 
 
-def _text(value: memoryview) -> str:
-    return bytes(value).decode("utf-8")
+def _bytes(value: Any) -> memoryview:
+    """A field that is a message, a text or a fraction; a file that is none of ONNX may have a number there."""
+    if not isinstance(value, memoryview):
+        raise ValueError(f"the number {value} where bytes belong")
+    return value
+
+
+def _number(value: Any) -> int:
+    if not isinstance(value, int):
+        raise ValueError("bytes where a number belongs")
+    return value
+
+
+def _text(value: Any) -> str:
+    return bytes(_bytes(value)).decode("utf-8")
 
 
 def _packed(value: Any) -> list[int]:
@@ -182,15 +204,15 @@ def _model(data: memoryview) -> Graph:
     for number, value in _fields(data):
         if number == 8:
             row = dict(_fields(value))
-            opsets[_text(row[1]) if 1 in row else ""] = row.get(2, 0)
+            opsets[_text(row[1]) if 1 in row else ""] = _number(row.get(2, 0))
         elif number == 7:
             graph = value
         elif number == 14:
             row = dict(_fields(value))
-            metadata[_text(row[1])] = _text(row[2]) if 2 in row else ""
+            metadata[_text(row[1]) if 1 in row else ""] = _text(row[2]) if 2 in row else ""
         elif number == 25:
             row = dict(_fields(value))
-            functions.add((_text(row[10]) if 10 in row else "", _text(row[1])))
+            functions.add((_text(row[10]) if 10 in row else "", _text(row[1]) if 1 in row else ""))
     opsets = {("" if domain == "ai.onnx" else domain): version for domain, version in opsets.items()}
     nodes: list[Node] = []
     inputs: list[str] = []
@@ -231,18 +253,19 @@ def _node(data: memoryview) -> Node:
 
 def _attribute(data: memoryview) -> tuple[str, Any]:
     name, found = "", None
+    several: list[int] = []
     for number, value in _fields(data):
         if number == 1:
             name = _text(value)
         elif number == 2:
-            found = struct.unpack("<f", value)[0]
+            found = struct.unpack("<f", _bytes(value))[0]
         elif number == 3:
-            found = _signed(value)
+            found = _signed(_number(value))
         elif number == 4:
-            found = bytes(value).decode("utf-8", "replace")
+            found = bytes(_bytes(value)).decode("utf-8", "replace")
         elif number == 8:
-            found = [*(found or []), *_packed(value)]
-    return name, found
+            several += _packed(value)
+    return name, several or found
 
 
 def _value_info(data: memoryview) -> tuple[str, Value]:
@@ -261,14 +284,14 @@ def _tensor_type(data: memoryview) -> tuple[str, Shape | None]:
     dtype, shape = "", None
     for number, value in _fields(data):
         if number == 1:
-            dtype = DTYPES.get(value, f"type {value}")
+            dtype = DTYPES.get(_number(value), f"type {value}")
         elif number == 2:
             shape = tuple(_side(dict(_fields(side))) for kind, side in _fields(value) if kind == 1)
     return dtype, shape
 
 
 def _side(row: Mapping[int, Any]) -> int | str:
-    return _signed(row[1]) if 1 in row else _text(row[2]) if 2 in row else "?"
+    return _signed(_number(row[1])) if 1 in row else _text(row[2]) if 2 in row else "?"
 
 
 def _tensor(data: memoryview) -> tuple[str, Value, bytes | None]:
@@ -277,10 +300,10 @@ def _tensor(data: memoryview) -> tuple[str, Value, bytes | None]:
         if number == 1:
             shape += _packed(value)
         elif number == 2:
-            dtype = DTYPES.get(value, f"type {value}")
+            dtype = DTYPES.get(_number(value), f"type {value}")
         elif number == 8:
             name = _text(value)
-        elif number == 9 and len(value) <= _INLINE_BYTES:
+        elif number == 9 and len(_bytes(value)) <= _INLINE_BYTES:
             content = bytes(value)
         elif number == 5 and not isinstance(value, int) and len(value) <= _INLINE_BYTES and dtype in ("int8", "uint8"):
             content = bytes(number & 255 for number in _packed(value))  # small integers may stand in wider ones
