@@ -18,124 +18,31 @@ import importlib.util
 import json
 import os
 import pathlib
-import pickle
-import signal
 import sys
 import tempfile
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-import pytest
 from mutant import Mutant, places, sample
+from mutation_cover import Covered, FromText, Passed, in_fork, lines_of_tests, run_pytest
+from mutation_fixtures import Reuse, restore, reusable
 from mutation_modules import MODULES
 from results import RESULTS, ROOT, Results, first_paragraph
 
 EQUIVALENT = pathlib.Path(__file__).parent / "mutants"
 _WARM = ("numpy", "ml_collections", "absl.flags", "PIL.Image", "safetensors.numpy", "onnx_ir", "onnxruntime")
-_WARM_JAX = ("jax", "flax.linen", "jax2onnx")  # seconds; for modules whose tests run or export models
-_JAX_ROOMS = ("/export/", "/families/", "/parity/")
+# as tests/conftest.py has it, which comes too late for a JAX that is imported before
+_STRICT = {
+    "JAX_PLATFORMS": "cpu",
+    "JAX_DEFAULT_MATMUL_PRECISION": "highest",
+    "JAX_NUMPY_DTYPE_PROMOTION": "strict",
+}
 # of the processor, whatever else the machine does: what a mutant of a line that many tests pass through is given
 _MOST_SECONDS = 40.0
-_DEADLINE = 6.0, 60.0  # a mutant that takes so many times as long, and so many seconds more, hangs: killed
-
-
-Passed = tuple[float, float, set[int]]
-
-
-class _Mutated(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader):
-    """Imports one module from a text."""
-
-    def __init__(self, name: str, path: pathlib.Path, source: str):
-        self.name, self.path, self.source = name, path, source
-
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        if name != self.name:
-            return None
-        return importlib.util.spec_from_file_location(name, self.path, loader=self)
-
-    def get_filename(self, name: str) -> str:
-        return str(self.path)
-
-    def get_data(self, path: str) -> bytes:
-        return self.source.encode()
-
-    def path_stats(self, path: str) -> Any:
-        raise OSError("so that no compiled file is read or written")
-
-
-class _Lines:
-    """A pytest plugin that notes, for each test, its seconds of the processor and of the clock, and which lines of one
-    file it passed."""
-
-    def __init__(self, path: pathlib.Path):
-        self.path, self.lines = str(path), set()
-        self.tests: dict[str, Passed] = {}
-
-    def _trace(self, frame: Any, event: str, argument: Any) -> Any:
-        if frame.f_code.co_filename != self.path:
-            return None
-        self.lines.add(frame.f_lineno)
-        return self._trace
-
-    @pytest.hookimpl(hookwrapper=True)
-    def pytest_runtest_protocol(self, item: Any, nextitem: Any) -> Iterator[None]:
-        self.lines, started, spent = set(), time.monotonic(), sum(os.times()[:4])
-        threading.settrace(self._trace)
-        sys.settrace(self._trace)
-        yield
-        sys.settrace(None)
-        threading.settrace(None)  # type: ignore[arg-type]
-        self.tests[item.nodeid] = (sum(os.times()[:4]) - spent, time.monotonic() - started, self.lines)
-
-
-def _in_fork(work: Callable[[], Any], seconds: float) -> Any:
-    """The result of a function that runs in a fork of this process; None where it does not end in time or dies."""
-    with tempfile.NamedTemporaryFile() as file:
-        child = os.fork()
-        if child == 0:
-            os.setpgid(0, 0)
-            silent = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(silent, 1)
-            os.dup2(silent, 2)
-            with open(file.name, "wb") as out:
-                pickle.dump(work(), out)
-            os._exit(0)
-        end = time.monotonic() + seconds
-        while os.waitpid(child, os.WNOHANG)[0] == 0:
-            if time.monotonic() > end:
-                os.killpg(child, signal.SIGKILL)
-                os.waitpid(child, 0)
-                return None
-            time.sleep(0.05)
-        content = pathlib.Path(file.name).read_bytes()
-        return pickle.loads(content) if content else None
-
-
-def _pytest(arguments: Sequence[str], plugins: Sequence[object] = ()) -> int:
-    return int(
-        pytest.main(
-            [*arguments, "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", "not gpu and not slow"], list(plugins)
-        )
-    )
-
-
-def lines_of_tests(path: pathlib.Path, tests: Sequence[str]) -> dict[str, Passed]:
-    """Per test: seconds of the processor and of the clock, and the lines of a file that it passes through.
-
-    Raises:
-        SystemExit: the tests fail as they are.
-    """
-
-    def work() -> Any:
-        lines = _Lines(path)
-        return _pytest(tests, [lines]), lines.tests
-
-    found = _in_fork(work, 1800)
-    if found is None or found[0]:
-        raise SystemExit(f"{path}: {' '.join(tests)} fail without a mutation ({found and found[0]})")
-    return found[1]
+# A mutant that takes so many times as long, and so many seconds more, hangs: killed. By the processor's seconds, as
+# others use the machine too; by the clock only late, for what waits.
+_DEADLINE = 6.0, 30.0
+_DEADLINE_BY_CLOCK = 20.0, 300.0
 
 
 def covering(mutant: Mutant, tests: dict[str, Passed], inside: set[int]) -> list[str]:
@@ -168,11 +75,15 @@ def _is_function(node: ast.AST) -> bool:
     return isinstance(node, ast.FunctionDef | ast.Lambda)
 
 
-def try_module(module: str, count: int, seed: int, before: dict[str, Any] | None = None) -> dict[str, Any]:
+def try_module(
+    module: str, covered: Covered, copies: pathlib.Path, count: int, seed: int, before: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """Tries a sample of a module's mutants.
 
     Args:
         module: its path.
+        covered: what its tests do without a mutation.
+        copies: of what their fixtures made.
         count: of mutants.
         seed: of the sample.
         before: an earlier run of the same sample, whose survivors alone are tried again.
@@ -183,8 +94,7 @@ def try_module(module: str, count: int, seed: int, before: dict[str, Any] | None
     """
     path = ROOT / module
     source, name = path.read_text(), module.removesuffix(".py").replace("/", ".")
-    tests = lines_of_tests(path, MODULES[module])
-    inside, killed, survivors = _inside_functions(source), 0, []
+    tests, inside, killed, survivors = covered.tests, _inside_functions(source), 0, []
     drawn = sample(source, count, seed)
     digest = hashlib.sha256(source.encode()).hexdigest()
     same = before is not None and before.get("sha256") == digest  # of another source the sample is another
@@ -194,13 +104,17 @@ def try_module(module: str, count: int, seed: int, before: dict[str, Any] | None
             killed += 1
             continue
         chosen = covering(mutant, tests, inside)
-        expected = sum(tests[test][1] for test in chosen)
+        reused = reusable(covered.kept, mutant.line, inside)
+        restore([found for found, _ in covered.kept.values()], copies)
+        made = [found.seconds for key, (found, _) in covered.kept.items() if key not in reused]
+        spent, clock = (sum(seconds[i] for seconds in [*made, *(tests[test] for test in chosen)]) for i in (0, 1))
 
-        def work(mutant: Mutant = mutant, chosen: Sequence[str] = chosen) -> int:
-            sys.meta_path.insert(0, _Mutated(name, path, mutant.source))
-            return _pytest(["-x", *chosen])
+        def work(mutant: Mutant = mutant, chosen: Sequence[str] = chosen, reused: Any = reused) -> int:
+            sys.meta_path.insert(0, FromText(name, path, mutant.source))
+            return run_pytest(["-x", *chosen], [Reuse(reused)])
 
-        if chosen and _in_fork(work, _DEADLINE[0] * expected + _DEADLINE[1]) != 0:
+        by_clock, of_processor = _DEADLINE_BY_CLOCK, _DEADLINE
+        if chosen and in_fork(work, by_clock[0] * clock + by_clock[1], of_processor[0] * spent + of_processor[1]) != 0:
             killed += 1
         else:
             survivors.append({key: getattr(mutant, key) for key in ("operator", "line", "before", "after")})
@@ -292,22 +206,36 @@ def main() -> None:
     os.chdir(ROOT)
     sys.path.insert(0, str(ROOT))
     # Other packages' pytest plugins cost every mutant more than most tests do.
-    os.environ |= {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-    modules = arguments.module or [*MODULES]
-    tests = [test for module in modules for test in MODULES[module]]
-    runs_models = any(room in test for test in tests for room in _JAX_ROOMS)
-    for name in [*_WARM, *(_WARM_JAX if runs_models else ())]:
+    os.environ |= {"PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", **_STRICT}
+    for name in _WARM:
         importlib.import_module(name)
-    gc.freeze()  # what is imported stays: pytest collects garbage at the end of each run
+    for modules in _of_the_same_tests(arguments.module or [*MODULES]):
+        with tempfile.TemporaryDirectory() as folder:
+            found = lines_of_tests([ROOT / module for module in modules], MODULES[modules[0]], pathlib.Path(folder))
+            for name in found[ROOT / modules[0]].imported:
+                importlib.import_module(name)
+            gc.freeze()  # what is imported stays: pytest collects garbage at the end of each run
+            for module in modules:
+                _try_and_record(module, found[ROOT / module], pathlib.Path(folder), arguments)
+
+
+def _of_the_same_tests(modules: Iterable[str]) -> list[list[str]]:
+    """Modules whose tests are the same need them run but once without a mutation."""
+    groups: dict[tuple[str, ...], list[str]] = {}
     for module in modules:
-        results = _record(arguments.out, module)
-        runs = results.record["runs"]
-        before = max(runs, key=lambda row: str(row["date"]), default=None) if arguments.again else None
-        count, seed = (before["asked"], before["seed"]) if before else (arguments.count, arguments.seed)
-        run = try_module(module, count, seed, before)
-        results.record["runs"] = [row for row in runs if row["seed"] != seed]
-        results.add(**run)
-        _judge(results, module)
+        groups.setdefault(MODULES[module], []).append(module)
+    return [*groups.values()]
+
+
+def _try_and_record(module: str, covered: Covered, folder: pathlib.Path, arguments: argparse.Namespace) -> None:
+    results = _record(arguments.out, module)
+    runs = results.record["runs"]
+    before = max(runs, key=lambda row: str(row["date"]), default=None) if arguments.again else None
+    count, seed = (before["asked"], before["seed"]) if before else (arguments.count, arguments.seed)
+    run = try_module(module, covered, folder / "copies", count, seed, before)
+    results.record["runs"] = [row for row in runs if row["seed"] != seed]
+    results.add(**run)
+    _judge(results, module)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
 A text names its tables: everything between `<!-- table:convert -->` and `<!-- end -->` is replaced by the table of that
 name, from the newest result file `<name>-*.json` (by date in its name). Tables: convert, growth, extras (all from
 convert-*.json), batch, calibrate, int8-trained, int8-fused, int8-gpu-trained, fp16-kernels, serve, serve-accidents,
-h200-int8 (from h200-tests-digits-*.json), any other h200-…, and h200: all side-by-side runs of h200-*.json together,
-the newest of each model, input and batch.
+h200-int8 (from h200-tests-digits-*.json), mutation (from mutation/*.json), any other h200-…, and h200: all side-by-side
+runs of h200-*.json together, the newest of each model, input and batch.
 
     python benchmarks/tables.py docs/benchmarks.md           # rewrites it
     python benchmarks/tables.py --check docs/benchmarks.md   # fails if it would change
@@ -24,6 +24,7 @@ from gpu.int8_table import int8_fused_table
 from gpu.side_by_side import VERSIONS, merge
 from gpu.side_by_side import table as side_by_side
 from markdown_table import markdown
+from mutation_table import mutation_table, newest_draws
 from serve_tables import accidents_table, serve_table
 
 RESULTS = pathlib.Path(__file__).parent / "results"
@@ -67,14 +68,26 @@ def fill(text: str, results: pathlib.Path) -> str:
 def _table(name: str, results: pathlib.Path) -> str:
     if name == "h200":
         return _side_by_side(results)
+    if name == "mutation":
+        return _mutation(results / name)
     make, prefix = TABLES.get(name, (h200_table, name))
     if make is h200_table and not name.startswith("h200-"):
-        raise SystemExit(f"table:{name}: not one of {', '.join(TABLES)}, h200, h200-…")
+        raise SystemExit(f"table:{name}: not one of {', '.join(TABLES)}, mutation, h200, h200-…")
     files = sorted(results.glob(f"{prefix}.json")) + sorted(results.glob(f"{prefix}-*.json"))
     if not files:
         raise SystemExit(f"table:{name}: no {results}/{prefix}-*.json")
     record = json.loads(files[-1].read_text())
     return f"{make(record)}\n\n{_origin(record, files[-1])}"
+
+
+def _mutation(folder: pathlib.Path) -> str:
+    dates = sorted(str(run["date"])[:10] for run in newest_draws(folder))
+    if not dates:
+        raise SystemExit(f"table:mutation: no {folder}/*.json")
+    return (
+        f"{mutation_table(folder)}\n\n<sub>{' to '.join(dict.fromkeys((dates[0], dates[-1])))}; "
+        "`benchmarks/mutation.py`, its commands are in the files: `mutation/*.json`.</sub>"
+    )
 
 
 def _side_by_side(results: pathlib.Path) -> str:

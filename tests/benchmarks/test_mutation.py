@@ -2,6 +2,8 @@
 
 import json
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -71,3 +73,69 @@ def test_a_record_for_each_module(tmp_path, capsys):
     path.write_text(json.dumps({"runs": [row]}))
     print_table(tmp_path)
     assert capsys.readouterr().out.splitlines()[2:] == ["| m.py | 3 | 5 | 2 | 3 | 1 | 1 |"]
+
+
+CONFTEST = """
+import pytest
+from shapes import side
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("made")
+    (folder / "side.txt").write_text(str(side(2)))
+    return folder
+
+@pytest.fixture
+def copied(made, tmp_path):
+    (tmp_path / "side.txt").write_text((made / "side.txt").read_text())
+    return tmp_path
+"""
+SHAPES = """def side(x):
+    y = x + 1
+    return y
+
+def area(x):
+    return x * x
+"""
+TESTS = """
+import shapes
+
+def test_area(copied):
+    assert shapes.area(int((copied / "side.txt").read_text())) == 9
+
+def test_side(made):
+    assert (made / "side.txt").read_text() == "3"
+    (made / "side.txt").write_text("spoilt")
+"""
+
+
+def test_what_fixtures_make_is_kept_for_mutants_that_cannot_have_changed_it(tmp_path):
+    """In a process of its own: the lines of each test, what is kept, and what is restored."""
+    folder, base = tmp_path / "tests", tmp_path / "folder"
+    folder.mkdir()
+    base.mkdir()
+    for name, text in {"conftest.py": CONFTEST, "shapes.py": SHAPES, "test_shapes.py": TESTS}.items():
+        (folder / name).write_text(text)
+    script = f"""
+import json, pathlib, sys
+sys.path[:0] = [{str(ROOT / "benchmarks")!r}, {str(folder)!r}]
+import mutation_cover
+from mutation_fixtures import Reuse, restore, reusable
+mutation_cover.ROOT = pathlib.Path({str(folder)!r})
+path, base = mutation_cover.ROOT / "shapes.py", pathlib.Path({str(base)!r})
+found = mutation_cover.lines_of_tests([path], [str(path.parent)], base)[path]
+(key, (kept, lines)), = found.kept.items()
+spoilt = (kept.value / "side.txt").read_text()
+restore([kept], base / "copies")
+for_area = reusable(found.kept, 6, {{2, 3, 6}})
+again = mutation_cover.run_pytest([str(path.parent)], [Reuse(for_area)])
+rows = {{name.split("::")[1]: sorted(lines) for name, (_, _, lines) in found.tests.items()}}
+print(json.dumps([rows, key[0], sorted(lines), spoilt, again, len(for_area)]
+                 + [len(reusable(found.kept, line, {{2, 3, 6}})) for line in (2, 4)]))
+"""
+    ran = subprocess.run([sys.executable, "-c", script], cwd=folder, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    rows, name, lines, spoilt, again, *reused = json.loads(ran.stdout.splitlines()[-1])
+    assert rows == {"test_area": [2, 3, 6], "test_side": [2, 3]}  # the session's lines belong to both
+    assert (name, lines, spoilt, again) == ("made", [2, 3], "spoilt", 0)
+    assert reused == [1, 0, 0]  # of area's line; of side's; of the import, which side depends on

@@ -323,3 +323,30 @@ def test_precisions_of_one_benchmark(tables, tmp_path):
         "| fp16 | `plugin.onnx` | 64 | 1 |  | yes, fp16, 12 of 12 | 13 296 images/s | 0.4 | yes |",
         "| int8 | `plugin.onnx` | 64 | 1 | 24 | yes, fp16, 12 of 12 | 6 353 images/s | 0.4 |  |",
     ]
+
+
+def test_what_mutants_came_to_by_the_newest_draw_of_each_module(tables, tmp_path):
+    def draw(seed, killed, first, *, equivalent=0, day=1):
+        row = {"mutants": 15, "killed": killed, "killed_at_first": first, "equivalent": equivalent, "seed": seed}
+        return {**row, "date": f"2026-01-0{day}T00:00:00Z"}
+
+    records = {
+        "images/a": [draw(2, 9, 9, day=3), draw(4, 15, 12, equivalent=1)],  # the older was tried again later
+        "images/b": [draw(3, 15, None)],
+        "engine/tune/c": [draw(1, 14, 14, equivalent=1, day=2)],
+    }
+    (tmp_path / "mutation").mkdir()
+    for name, runs in records.items():
+        rows = [{**run, "module": f"vit_convert/{name}.py"} for run in runs]
+        (tmp_path / "mutation" / f"{name.replace('/', '.')}.json").write_text(json.dumps({"runs": rows}))
+    text = tables.fill("<!-- table:mutation -->\n<!-- end -->", tmp_path)
+    assert text.splitlines()[3:6] == [
+        "| `engine/tune/` | 1 | 15 | 1 | 14 of 14 (100 %) | all |",
+        "| `images/` | 2 | 30 | 1 | 27 of 29 (93 %) | 12 of 14 (`a`) |",
+        "| all | 3 | 45 | 2 | 41 of 43 (95 %) | 12 of 14 (`a`) |",
+    ]
+    assert "<sub>2026-01-01 to 2026-01-02; `benchmarks/mutation.py`" in text
+    for path in (tmp_path / "mutation").iterdir():
+        path.unlink()
+    with pytest.raises(SystemExit, match=r"no .*/mutation/\*\.json"):
+        tables.fill("<!-- table:mutation -->\n<!-- end -->", tmp_path)
