@@ -3,7 +3,7 @@
 import pytest
 
 from vit_convert.core.errors import UsageError
-from vit_convert.core.image_size import LARGEST_SIDE, ImageRange, parse_range, parse_size
+from vit_convert.core.image_size import LARGEST_SIDE, ImageRange, check_image_size, is_range, parse_range, parse_size
 from vit_convert.core.stage_results import Checkpoint
 
 RANGE = ImageRange((16, 32), (48, 64), (80, 96))
@@ -96,3 +96,33 @@ def test_one_size(value, expected):
 def test_what_is_no_size(value):
     with pytest.raises(UsageError, match=r"config\.image_size"):
         parse_size(value)
+
+
+@pytest.mark.parametrize("size", [(16, 16), (16, 48), (48, 16), (224, 224)])
+def test_sizes_that_patches_tile(size):
+    check_image_size(size, 16)  # one patch is enough of a side
+
+
+@pytest.mark.parametrize(
+    ("size", "nearest"),
+    [
+        ((15, 16), "16x16"),  # no patch at all fits
+        ((16, 17), "16x16"),
+        ((0, 16), "16x16"),  # nothing is a multiple too
+        ((-16, 16), "16x16"),
+        ((31, 41), "32x48"),  # each side for itself
+    ],
+)
+def test_sizes_that_patches_do_not_tile(size, nearest):
+    with pytest.raises(UsageError) as caught:
+        check_image_size(size, 16)
+    assert f"image_size {size[0]}x{size[1]}: not a multiple of the patch size 16" in str(caught.value)
+    assert caught.value.fix == f"The nearest that is: {nearest}."
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [("dynamic:16..80", True), (" dynamic:16..80", True), ("224", False), ("16..80 dynamic", False), (224, False)],
+)
+def test_ranges_are_told_from_sizes(value, expected):
+    assert is_range(value) is expected
