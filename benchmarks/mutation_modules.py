@@ -254,10 +254,6 @@ MODULES: dict[str, tuple[str, ...]] = {
         "tests/engine/runtime/test_session.py",
         "tests/engine/runtime/test_several_inputs.py",
     ),
-    "vit_convert/engine/runtime/deserialise.py": (
-        "tests/engine/runtime/test_session.py",
-        "tests/engine/runtime/test_several_inputs.py",
-    ),
     "vit_convert/engine/runtime/prepared.py": (
         "tests/engine/runtime/test_session.py",
         "tests/engine/runtime/test_several_inputs.py",
@@ -386,12 +382,6 @@ MODULES: dict[str, tuple[str, ...]] = {
         "tests/families/tips/test_tips.py",
     ),
     "vit_convert/families/towers/naming.py": (
-        "tests/families/siglip/test_siglip.py",
-        "tests/families/clip/test_clip.py",
-        "tests/families/lit/test_lit.py",
-        "tests/families/tips/test_tips.py",
-    ),
-    "vit_convert/families/towers/pair.py": (
         "tests/families/siglip/test_siglip.py",
         "tests/families/clip/test_clip.py",
         "tests/families/lit/test_lit.py",
