@@ -15,11 +15,11 @@ On a GPU host with onnxruntime-gpu, ours on the GPU against ours on the CPU, wit
 import dataclasses
 import json
 import pathlib
-import subprocess
 import sys
 from typing import Any
 
 from absl import app, flags
+from graphs import exported
 from process import run
 from results import RESULTS, ROOT, Results, first_paragraph, today
 
@@ -165,23 +165,7 @@ def main(argv: list[str]) -> None:
 
 
 def _graph(workdir: pathlib.Path) -> pathlib.Path:
-    config = workdir / "calibrated.py"
-    config.write_text(
-        "from vit_convert.core.config import default_config\n\n\ndef get_config():\n    return default_config()\n"
-    )
-    options = ["--config.engine.backend=none", "--config.precision=fp32", f"--config.checkpoint={_CHECKPOINT.value}"]
-    command = [
-        sys.executable,
-        "-m",
-        "vit_convert",
-        f"--config={config}",
-        *options,
-        f"--workdir={workdir}",
-        "--until=export",
-        "--quiet",
-    ]
-    subprocess.run(command, check=True, cwd=ROOT)
-    return workdir / "calibrated" / "model.onnx"
+    return exported(workdir, "calibrated", f"--config.checkpoint={_CHECKPOINT.value}")
 
 
 def _last_line(path: pathlib.Path) -> str:

@@ -10,15 +10,14 @@ crops of other photographs; the probe sees digits that it was not trained on.
 
 import functools
 import pathlib
-import subprocess
-import sys
 import time
 import zipfile
 from typing import Any
 
 import numpy as np
 from absl import app, flags
-from results import RESULTS, ROOT, Results, first_paragraph, today
+from graphs import exported
+from results import RESULTS, Results, first_paragraph, today
 
 _FOLDER = flags.DEFINE_string("folder", None, "What checkpoints/make_dinov2.py made.", required=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Scratch folder, half a GiB.", required=True)
@@ -134,24 +133,8 @@ def export(folder: pathlib.Path, workdir: pathlib.Path) -> tuple[pathlib.Path, s
     """The FP32 graph of the checkpoint with its head, and the name of what the head reads."""
     import onnx_ir as ir
 
-    config = workdir / "trained.py"
-    config.write_text(
-        "from vit_convert.core.config import default_config\n\n\ndef get_config():\n    return default_config()\n"
-    )
-    options = ["--config.engine.backend=none", "--config.target=trt10", "--config.precision=fp32"]
-    options.append(f"--config.checkpoint={folder / 'dinov2_s14_digits.npz'}")
-    command = [
-        sys.executable,
-        "-m",
-        "vit_convert",
-        f"--config={config}",
-        *options,
-        f"--workdir={workdir}",
-        "--until=export",
-        "--quiet",
-    ]
-    subprocess.run(command, check=True, cwd=ROOT)
-    graph = workdir / "trained" / "model.onnx"
+    checkpoint = folder / "dinov2_s14_digits.npz"
+    graph = exported(workdir, "trained", "--config.target=trt10", f"--config.checkpoint={checkpoint}")
     (head,) = (
         node for node in ir.load(graph).graph if any(v is not None and v.name == "head/kernel" for v in node.inputs)
     )

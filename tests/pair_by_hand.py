@@ -4,6 +4,7 @@ import pathlib
 
 import numpy as np
 import onnx
+from signatures import PREPROCESS
 
 from vit_convert.config import default_config
 from vit_convert.core import config as configs
@@ -15,13 +16,6 @@ WIDTH, SIDE, LENGTH, WORDS, CLASSES, TEMPLATES = 6, 4, 5, 20, 3, 2
 _NUMBERS = np.random.default_rng(5)
 COLOURS = _NUMBERS.standard_normal((3, WIDTH)).astype(np.float32)
 TABLE = _NUMBERS.standard_normal((WORDS, WIDTH)).astype(np.float32)
-PREPROCESS = {
-    "resize": "bilinear",
-    "antialias": True,
-    "resize_short": 0,
-    "mean": [0.5, 0.25, 0.0],
-    "std": [0.5, 0.25, 1.0],
-}
 TEXT = {
     **{"tokenizer": "sentencepiece", "length": LENGTH, "vocabulary": WORDS, "start": -1, "end": 1, "pad": 1},
     **{"lower": True, "sticky_end": True},

@@ -1,7 +1,15 @@
-"""Inputs of graphs, for tests that need no model."""
+"""Inputs of graphs and what they hold, for tests that need no model."""
 
 from vit_convert.core.image_size import ImageRange
 from vit_convert.core.signature import Tensor
+
+PREPROCESS = {
+    "resize": "bilinear",
+    "antialias": True,
+    "resize_short": 0,
+    "mean": [0.5, 0.25, 0.0],
+    "std": [0.5, 0.25, 1.0],
+}
 
 
 def image_input(size, layout="NHWC", dtype="float32"):

@@ -1,5 +1,6 @@
 """One conversion at a time works on a bundle, and a dead one holds nobody up."""
 
+import dataclasses
 import errno
 import fcntl
 import json
@@ -82,7 +83,7 @@ def test_not_twice_in_one_process(bundle):
 
 
 def claim(bundle, **changes):
-    bundle.lock.write_text(json.dumps({**me(), "command": "x", "since": "y", **changes}))
+    bundle.lock.write_text(json.dumps({**me().to_dict(), "command": "x", "since": "y", **changes}))
 
 
 def test_a_record_cut_short_is_nobodys(bundle):
@@ -193,7 +194,7 @@ def test_its_thread_does_not_keep_a_process_alive(bundle):
 
 def test_of_two_that_come_at_once_without_flock_the_last_to_write_has_it(bundle, without_flock, monkeypatch):
     """Both found no holder; the file says one of them."""
-    record = json.dumps({**me(), "command": "the other", "since": "now", "token": "other"})
+    record = json.dumps({**me().to_dict(), "command": "the other", "since": "now", "token": "other"})
     monkeypatch.setattr(os, "fsync", lambda file: bundle.lock.write_text(record))
     assert "the other" in refused(bundle)
     assert bundle.lock.read_text() == record  # which is its own
@@ -226,7 +227,7 @@ def test_silence_is_by_the_clock_of_the_disk(bundle, monkeypatch):
             os.utime(path, (at, at))
 
         monkeypatch.setattr(lock.pathlib.Path, "touch", touch)
-        assert lock._dead({"boot": "another kernel"}, bundle.lock, locked=True) == dead
+        assert lock._dead(lock.Holder(boot="another kernel"), bundle.lock, locked=True) == dead
         monkeypatch.undo()
 
 
@@ -244,13 +245,13 @@ def test_where_the_kernel_does_not_tell(monkeypatch):
 def test_what_tells_this_process_from_others():
     with open("/proc/sys/kernel/random/boot_id") as f:
         boot = f.read().strip()
-    assert me() == {
-        "host": os.uname().nodename,
-        "boot": boot,
-        "namespace": os.readlink("/proc/self/ns/pid"),
-        "pid": os.getpid(),
-        "started": started(os.getpid()),
-    }
+    assert me() == lock.Holder(
+        host=os.uname().nodename,
+        boot=boot,
+        namespace=os.readlink("/proc/self/ns/pid"),
+        pid=os.getpid(),
+        started=started(os.getpid()),
+    )
 
 
 def test_a_process_whose_name_holds_blanks_and_brackets(monkeypatch):
@@ -268,11 +269,12 @@ def test_a_process_whose_name_holds_blanks_and_brackets(monkeypatch):
     ],
 )
 def test_what_is_said_of_a_holder(bundle, record, shown):
-    error = lock._refusal(bundle.lock, record)
+    holder = lock.Holder.from_dict(record)
+    error = lock._refusal(bundle.lock, holder)
     assert str(error) == f"{bundle.root}: another conversion works on this bundle ({shown})"
     assert error.fix == "Wait for it, end it, or give this conversion another --workdir or --config.name."
     assert (
         "its lock ends 90 s after its last sign of life"
-        in lock._refusal(bundle.lock, {**record, "boot": "another"}).fix
+        in lock._refusal(bundle.lock, dataclasses.replace(holder, boot="another")).fix
     )
-    assert "its lock ends" not in lock._refusal(bundle.lock, {**record, "boot": lock._boot()}).fix
+    assert "its lock ends" not in lock._refusal(bundle.lock, dataclasses.replace(holder, boot=lock._boot())).fix

@@ -6,13 +6,6 @@ from typing import Any
 
 from vit_convert.core.bundle import Bundle, write_json
 
-PREPROCESS = {
-    "resize": "bilinear",
-    "antialias": True,
-    "resize_short": 0,
-    "mean": [0.5, 0.25, 0.0],
-    "std": [0.5, 0.25, 1.0],
-}
 COMMAND = "python -m vit_convert --config=x.py"
 
 

@@ -255,7 +255,7 @@ def test_where_nothing_fits_the_most_harmless_is_named():
 def test_what_is_written(tmp_path, labelled):
     sized, path = Alone(COSTS, [("b", 2.0)], labelled=labelled), tmp_path / "plan.json"
     plan = make_plan(sized, BUDGET, rank(3.0, 1.0, 2.0))
-    record = write_plan(path, plan, sized, BUDGET)
+    record = write_plan(path, plan, sized, BUDGET).to_dict()
     assert json.loads(path.read_text()) == record and read_plan(path, "int8") == ["block_00/b0", "block_00/b1"]
     assert record.pop("about").startswith(
         "A precision plan: the layers in `sites` are quantized, all others stay fp16."

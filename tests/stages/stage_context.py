@@ -5,6 +5,7 @@ import pathlib
 
 import numpy as np
 import onnx
+from signatures import PREPROCESS
 
 from vit_convert.config import default_config
 from vit_convert.core.bundle import Bundle
@@ -14,13 +15,6 @@ from vit_convert.core.results import Results
 
 CLASSES, SIDE = 5, 4
 WEIGHT = np.random.default_rng(7).standard_normal((3, CLASSES)).astype(np.float32)
-PREPROCESS = {
-    "resize": "bilinear",
-    "antialias": True,
-    "resize_short": 0,
-    "mean": [0.5, 0.25, 0.0],
-    "std": [0.5, 0.25, 1.0],
-}
 GRAPH = f"""<ir_version: 10, opset_import: ["" : 20]>
 g (float[N, H, W, 3] images) => (float[N, {CLASSES}] logits) <float[3, {CLASSES}] w, int64[2] axes = {{1, 2}}> {{
     block_00 = ReduceMean <keepdims = 0> (images, axes)

@@ -219,6 +219,56 @@ class PlanImages(Record):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class PlannedUnit(Record):
+    """What one layer costs by itself.
+
+    Attributes:
+        unit: the layer.
+        cost: that it was ranked by.
+        error: as in `Loss`; like those below missing where it was not measured alone.
+        cosine: as there.
+        max_rel: as there.
+        agreement: as there.
+        top1: as there.
+    """
+
+    unit: str
+    cost: float
+    error: float | None = optional()
+    cosine: float | None = optional()
+    max_rel: float | None = optional()
+    agreement: float | None = optional()
+    top1: float | None = optional()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PrecisionPlan(Record):
+    """What `precision_plan.json` holds, which people may edit.
+
+    Attributes:
+        about: how to.
+        precision: "int8" or "fp8".
+        sites: what is quantized: names of layers, blocks, or patterns.
+        left_out: layers that stay as they are, and why.
+        budget: that was kept.
+        measured: of the set.
+        fp32: of the graph without any quantized layer.
+        images: that it was measured on.
+        ranked: the most harmless layer first; empty where nothing had to be ranked.
+    """
+
+    about: str
+    precision: str
+    sites: tuple[str, ...]
+    left_out: Mapping[str, str]
+    budget: PlanBudget
+    measured: PlanLoss
+    fp32: Loss
+    images: PlanImages
+    ranked: tuple[PlannedUnit, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class PlanResult(StageResult):
     """What the plan stage returns: the largest set of layers within the budget.
 

@@ -1,6 +1,7 @@
 """The lock on a bundle: one command at a time works on it."""
 
 import contextlib
+import dataclasses
 import errno
 import fcntl
 import json
@@ -11,10 +12,10 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
 
 from vit_convert.core.bundle import Bundle, disk_errors, temporary_beside
 from vit_convert.core.errors import HeldError
+from vit_convert.core.record import Record, RecordError
 
 BEAT_S = 15.0
 # A holder on another machine is believed dead when its file was not touched for so long: that machine's processes
@@ -27,9 +28,8 @@ _NO_FLOCK = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.
 def hold(bundle: Bundle, command: str) -> Iterator[None]:
     """Holds a bundle's lock while the block runs.
 
-    The kernel's lock on the file (flock) ends with its process, however that ends. The file's content names the holder,
-    and decides
-    where flock cannot: on file systems without it, and between machines.
+    The kernel's lock on the file (flock) ends with its process, however that ends. The file's content names the
+    holder, and decides where flock cannot: on file systems without it, and between machines.
 
     Args:
         bundle: its folder exists and can be written.
@@ -42,7 +42,8 @@ def hold(bundle: Bundle, command: str) -> Iterator[None]:
         HeldError: somebody else holds it; says who.
     """
     with disk_errors(bundle.lock):
-        file = _acquire(bundle.lock, {**me(), "command": command, "since": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
+        since = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        file = _acquire(bundle.lock, dataclasses.replace(me(), command=command, since=since))
     done = threading.Event()
     beat = threading.Thread(target=_beat, args=(file, done), name="bundle lock", daemon=True)
     beat.start()
@@ -54,16 +55,36 @@ def hold(bundle: Bundle, command: str) -> Iterator[None]:
         _let_go(file, bundle.lock)
 
 
-def me() -> dict[str, Any]:
-    """What tells this process from every other one on any machine: process numbers are reused, start times are not."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Holder(Record):
+    """The holder of a lock, as the file names it. The first five tell its process from every other one on any machine:
+    process numbers are reused, start times are not.
+
+    Attributes:
+        host: name of its machine.
+        boot: of that machine, see `_boot`.
+        namespace: of its process number, see `_namespace`.
+        pid: its process number.
+        started: when the process did, in the kernel's ticks.
+        command: its command line, for people.
+        since: when it took the lock, in local time (ISO 8601).
+        token: tells it from another that writes into the same file at the same moment.
+    """
+
+    host: str = "?"
+    boot: str | None = None
+    namespace: str | None = None
+    pid: int | None = None
+    started: str | None = None
+    command: str = "?"
+    since: str = "?"
+    token: str = ""
+
+
+def me() -> Holder:
+    """This process."""
     pid = os.getpid()
-    return {
-        "host": socket.gethostname(),
-        "boot": _boot(),
-        "namespace": _namespace(),
-        "pid": pid,
-        "started": started(pid),
-    }
+    return Holder(host=socket.gethostname(), boot=_boot(), namespace=_namespace(), pid=pid, started=started(pid))
 
 
 def started(pid: int) -> str:
@@ -75,10 +96,10 @@ def started(pid: int) -> str:
     return stat.rpartition(")")[2].split()[19]  # field 22, see man 5 proc; the second one may hold blanks
 
 
-def _acquire(path: pathlib.Path, record: dict[str, Any]) -> int:
+def _acquire(path: pathlib.Path, record: Holder) -> int:
     """Opens and locks the file and writes the record into it; returns its descriptor, which releases the lock when it
     is closed."""
-    record = {**record, "token": secrets.token_hex(8)}
+    record = dataclasses.replace(record, token=secrets.token_hex(8))
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
@@ -86,14 +107,15 @@ def _acquire(path: pathlib.Path, record: dict[str, Any]) -> int:
             if not _is_at(file, path):  # its holder removed it between our opening and our locking it
                 os.close(file)
                 continue
-            if (holder := _read(file)) and not _dead(holder, path, locked=locked):
+            if (holder := _read(file)) is not None and not _dead(holder, path, locked=locked):
                 raise _refusal(path, holder)
-            data = json.dumps(record).encode()
+            data = json.dumps(record.to_dict()).encode()
             os.ftruncate(file, 0)
             os.pwrite(file, data, 0)
             os.fsync(file)
-            if not locked and _read(file).get("token") != record["token"]:  # without flock two may come this far
-                raise _refusal(path, _read(file))
+            other = record if locked else _read(file) or Holder()  # without flock two may come this far
+            if other.token != record.token:
+                raise _refusal(path, other)
             return file
         except OSError:  # a full disk, for one
             _let_go(file, path)
@@ -121,20 +143,20 @@ def _flock(file: int, path: pathlib.Path) -> bool:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as e:
         if e.errno in (errno.EWOULDBLOCK, errno.EACCES):
-            raise _refusal(path, _read(file)) from e
+            raise _refusal(path, _read(file) or Holder()) from e
         if e.errno in _NO_FLOCK:
             return False
         raise
     return True
 
 
-def _dead(holder: dict[str, Any], path: pathlib.Path, *, locked: bool) -> bool:
+def _dead(holder: Holder, path: pathlib.Path, *, locked: bool) -> bool:
     """Whether the holder that the file names has ended."""
-    if holder.get("boot") == _boot():
+    if holder.boot == _boot():
         if locked:  # the kernel that ran the holder gave us its lock
             return True
-        if holder.get("namespace") == _namespace() and isinstance(pid := holder.get("pid"), int):
-            return started(pid) != holder.get("started")
+        if holder.namespace == _namespace() and holder.pid is not None:
+            return started(holder.pid) != holder.started
     return _silence_s(path) > DEAD_AFTER_S
 
 
@@ -163,21 +185,25 @@ def _is_at(file: int, path: pathlib.Path) -> bool:
         return False
 
 
-def _read(file: int) -> dict[str, Any]:
+def _read(file: int) -> Holder | None:
+    """The holder that the file names; one of whom nothing is known where it names none in our form."""
     try:
         record = json.loads(os.pread(file, 1 << 16, 0))
     except ValueError:  # empty, or its holder was killed over it
-        return {}
-    return record if isinstance(record, dict) else {}
+        return None
+    if not record or not isinstance(record, dict):
+        return None
+    try:
+        return Holder.from_dict(record)
+    except RecordError:
+        return Holder()
 
 
-def _refusal(path: pathlib.Path, holder: dict[str, Any]) -> HeldError:
-    who = (
-        f"process {holder.get('pid', '?')} on {holder.get('host', '?')}, since {holder.get('since', '?')}: "
-        f"{holder.get('command', '?')}"
-    )
+def _refusal(path: pathlib.Path, holder: Holder) -> HeldError:
+    number = "?" if holder.pid is None else holder.pid
+    who = f"process {number} on {holder.host}, since {holder.since}: {holder.command}"
     fix = "Wait for it, end it, or give this conversion another --workdir or --config.name."
-    if holder.get("boot") not in (None, _boot()):
+    if holder.boot not in (None, _boot()):
         fix += f" If that machine is gone, its lock ends {DEAD_AFTER_S:g} s after its last sign of life."
     return HeldError(f"{path.parent}: another conversion works on this bundle ({who})", fix=fix)
 

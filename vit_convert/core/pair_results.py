@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 from vit_convert.core.pair import PairFacts
 from vit_convert.core.record import Record, StageResult, optional
+from vit_convert.core.similarity import Ranking
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -13,20 +14,13 @@ class PairResult(PairFacts, StageResult):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SimilarityCheck(Record):
+class SimilarityCheck(Ranking):
     """The similarities of one precision, compared with JAX's.
 
     Attributes:
         precision: of the pair.
         image: precision of the image tower; the next higher one where it has none of the pair's.
         text: precision of the text tower.
-        images: how many were compared.
-        texts: with how many texts each.
-        max_cosine_error: largest difference of the cosine of an image and a text.
-        max_logit_error: the same of scale · cosine + bias.
-        max_probability_error: the same of what softmax or sigmoid makes of it.
-        top1: images for which both put the same text first, in percent.
-        recall: images whose first text by JAX is among the first five, in percent.
         zero_shot: accuracy by the prompts of classes, in percent.
         zero_shot_jax: JAX's, on the same images and prompts.
         passed: whether nothing misses.
@@ -36,13 +30,6 @@ class SimilarityCheck(Record):
     precision: str
     image: str
     text: str
-    images: int
-    texts: int
-    max_cosine_error: float
-    max_logit_error: float
-    max_probability_error: float
-    top1: float
-    recall: float
     zero_shot: float | None = optional()
     zero_shot_jax: float | None = optional()
     passed: bool

@@ -7,13 +7,14 @@ import numpy as np
 
 from vit_convert.core.compare import compare
 from vit_convert.core.pair import PairFacts
+from vit_convert.core.record import Record
 
 RECALL = 5  # texts, among which the one that JAX puts first should be
 _ROWS = 4096  # images at a time: a matrix of all images and texts may not fit
 
 
 @dataclasses.dataclass(frozen=True)
-class Ranking:
+class Ranking(Record):
     """How one program's similarities differ from another's, over all images and texts.
 
     Attributes:

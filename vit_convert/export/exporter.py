@@ -85,7 +85,7 @@ def export_model(
         UsageError: the disk is full.
     """
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # it warns of every weight that has no value yet
-    graph = _graph_of(model, target, layout, taps, dynamic_patch, pixels)
+    graph = _graph_of(model, _Wanted(target, layout, taps, dynamic_patch, pixels))
     weights.bind(graph.model, model.params)
     passes.ShapeInferencePass()(graph.model)
     if taps:
@@ -109,51 +109,49 @@ def export_model(
     return dataclasses.replace(report, bytes=sum(file.stat().st_size for file in external_files(path)))
 
 
-def _graph_of(
-    model: Model,
-    target: Target,
-    layout: str,
-    taps: bool,
-    dynamic_patch: int,
-    pixels: tuple[np.ndarray, np.ndarray] | None,
-) -> lower.Graph:
+@dataclasses.dataclass(frozen=True)
+class _Wanted:
+    """What of a model is to be in its graph; see `export_model`."""
+
+    target: Target
+    layout: str
+    taps: bool
+    dynamic_patch: int
+    pixels: tuple[np.ndarray, np.ndarray] | None
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """The same by value."""
+        constants = tuple(part.tobytes() for part in self.pixels or ())
+        return self.target, self.layout, self.taps, self.dynamic_patch, constants
+
+
+def _graph_of(model: Model, wanted: _Wanted) -> lower.Graph:
     """The graph without its weights, for the caller to change; models of one kind share its making."""
-
-    def make() -> lower.Graph:
-        return _lowered(model, target, layout, taps, dynamic_patch, pixels)
-
     if model.kind is None or not keeps():
-        return make()
-    constants = tuple(part.tobytes() for part in pixels or ())
-    graph = shared(("graph", model.kind, target, layout, taps, dynamic_patch, constants), make)
+        return _lowered(model, wanted)
+    graph = shared(("graph", model.kind, *wanted.key), lambda: _lowered(model, wanted))
     return dataclasses.replace(graph, model=graph.model.clone(), taps=list(graph.taps))
 
 
-def _lowered(
-    model: Model,
-    target: Target,
-    layout: str,
-    taps: bool,
-    dynamic_patch: int,
-    pixels: tuple[np.ndarray, np.ndarray] | None,
-) -> lower.Graph:
+def _lowered(model: Model, wanted: _Wanted) -> lower.Graph:
     changes: list[GraphPass] = []
     image = model.signature.image
-    if dynamic_patch:
-        changes.append(_resizing(model, dynamic_patch))
-    if pixels is not None and image is not None:
-        changes.append(taking_pixels(image.name, *pixels))
+    if wanted.dynamic_patch:
+        changes.append(_resizing(model, wanted.dynamic_patch))
+    if wanted.pixels is not None and image is not None:
+        changes.append(taking_pixels(image.name, *wanted.pixels))
     return lower.onnx_from_apply(
-        _apply_in(model, layout),
+        _apply_in(model, wanted.layout),
         model.traced_shapes,
-        model.signature.of_graph(layout).inputs,
+        model.signature.of_graph(wanted.layout).inputs,
         model.signature.judged,
         model.traced_taps,
-        target,
+        wanted.target,
         stacks=model.stacks,
         token=model.pooled_token,
-        prune=not taps,
-        keep_taps=taps and not model.stacks,
+        prune=not wanted.taps,
+        keep_taps=wanted.taps and not model.stacks,
         changes=changes,
     )
 

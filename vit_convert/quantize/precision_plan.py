@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from vit_convert.core.bundle import read_json, write_json
+from vit_convert.core.check_results import Loss, PlanBudget, PlanImages, PlanLoss, PlannedUnit, PrecisionPlan
 from vit_convert.core.errors import CheckError, UsageError
 from vit_convert.quantize.sensitivity import Measured, Sensitivity
 
@@ -190,7 +191,7 @@ def _judge(sensitivity: Sensitivity, budget: Budget, names: Collection[str]) -> 
     return some if some is not None and some.cosine < budget.cosine else sensitivity.judge(names)
 
 
-def write_plan(path: str | os.PathLike[str], plan: Plan, sensitivity: Sensitivity, budget: Budget) -> dict[str, Any]:
+def write_plan(path: str | os.PathLike[str], plan: Plan, sensitivity: Sensitivity, budget: Budget) -> PrecisionPlan:
     """Writes a plan with its evidence.
 
     Args:
@@ -206,29 +207,27 @@ def write_plan(path: str | os.PathLike[str], plan: Plan, sensitivity: Sensitivit
     alone = {name: _numbers(found) for name, found in sensitivity.alone().items()}
     num_weights = sum(unit.num_weights for unit in units.values())
     ranked = sorted(plan.costs, key=plan.costs.__getitem__)
-    record = {
-        "about": _ABOUT,
-        "precision": sensitivity.record["precision"],
-        "sites": [site.name for name in units if name in plan.units for site in units[name].sites],
-        "left_out": plan.left_out,
-        "budget": {
-            "cosine": budget.cosine,
-            "top1_drop_points": budget.top1_drop if sensitivity.record["labelled"] else None,
-        },
-        "measured": {
-            **_numbers(plan.measured),
-            "share_of_weights": sum(units[name].num_weights for name in plan.units) / num_weights,
-        },
-        "fp32": _numbers(sensitivity.judge([])),
-        "images": {"source": sensitivity.record["source"], "num_images": sensitivity.record["num_images"]},
-        "ranked": [{"unit": name, "cost": plan.costs[name], **alone.get(name, {})} for name in ranked],
-    }
-    write_json(path, record)
+    share = sum(units[name].num_weights for name in plan.units) / num_weights
+    record = PrecisionPlan(
+        about=_ABOUT,
+        precision=sensitivity.record["precision"],
+        sites=tuple(site.name for name in units if name in plan.units for site in units[name].sites),
+        left_out=plan.left_out,
+        budget=PlanBudget(
+            cosine=budget.cosine, top1_drop_points=budget.top1_drop if sensitivity.record["labelled"] else None
+        ),
+        measured=PlanLoss(**_numbers(plan.measured), share_of_weights=share),
+        fp32=Loss(**_numbers(sensitivity.judge([]))),
+        images=PlanImages(source=sensitivity.record["source"], num_images=sensitivity.record["num_images"]),
+        ranked=tuple(PlannedUnit(unit=name, cost=plan.costs[name], **alone.get(name, {})) for name in ranked),
+    )
+    write_json(path, record.to_dict())
     return record
 
 
 def _numbers(measured: Measured) -> dict[str, Any]:
-    return {key: value for key, value in dataclasses.asdict(measured).items() if key != "quantized"}
+    """The fields of a `Loss`."""
+    return {field.name: getattr(measured, field.name) for field in dataclasses.fields(Loss)}
 
 
 def read_plan(path: str | os.PathLike[str], precision: str) -> list[str]:

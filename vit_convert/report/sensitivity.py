@@ -13,8 +13,9 @@ from typing import Any
 
 from absl import flags
 
-from vit_convert.core.bundle import atomic, read_json
+from vit_convert.core.bundle import read_json
 from vit_convert.core.errors import UsageError, nearest
+from vit_convert.core.picture import draw
 from vit_convert.core.program import Program
 
 # What to rank by, with the sign that puts the most harmful first.
@@ -100,32 +101,22 @@ def plot_ranking(record: Mapping[str, Any], path: str | os.PathLike[str]) -> str
     Returns:
         "", or why nothing was drawn.
     """
-    try:
-        import matplotlib
-    except ImportError:
-        return "matplotlib is not installed"
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     found = ranking(record)
     errors = {row["name"]: row["error"] for row in found["units"]}
     errors |= {f"{row['name']}/whole block": row["error"] for row in found["blocks"]}
     blocks = sorted({name.rpartition("/")[0] for name in errors})
     kinds = [*dict.fromkeys(name.rpartition("/")[2] for name in record["units"]), "whole block"]
-    figure, axes = pyplot.subplots(figsize=(max(6.0, 0.22 * len(blocks) * len(kinds)), 4))
-    for i, kind in enumerate(kinds):
-        places = [x + (i - (len(kinds) - 1) / 2) * 0.8 / len(kinds) for x in range(len(blocks))]
-        heights = [errors.get(f"{block}/{kind}", 0.0) for block in blocks]
-        axes.bar(places, heights, 0.8 / len(kinds), label=kind, color="0.75" if kind == "whole block" else None)
-    title = f"One layer at a time in {record['precision']}, {record['scan_images']} {record['source']}"
-    axes.set(ylabel="1 - cosine to fp32, mean", yscale="log", title=title)
-    axes.set_xticks(range(len(blocks)), blocks, rotation=90, fontsize=8)
-    axes.legend(fontsize=7)
-    figure.tight_layout()
-    with atomic(path) as temporary:
-        figure.savefig(temporary, format=os.path.splitext(path)[1][1:], dpi=120)
-    pyplot.close(figure)
-    return ""
+
+    def paint(axes: Any) -> None:
+        for i, kind in enumerate(kinds):
+            places = [x + (i - (len(kinds) - 1) / 2) * 0.8 / len(kinds) for x in range(len(blocks))]
+            heights = [errors.get(f"{block}/{kind}", 0.0) for block in blocks]
+            axes.bar(places, heights, 0.8 / len(kinds), label=kind, color="0.75" if kind == "whole block" else None)
+        title = f"One layer at a time in {record['precision']}, {record['scan_images']} {record['source']}"
+        axes.set(ylabel="1 - cosine to fp32, mean", yscale="log", title=title)
+        axes.set_xticks(range(len(blocks)), blocks, rotation=90, fontsize=8)
+
+    return draw(path, (max(6.0, 0.22 * len(blocks) * len(kinds)), 4), paint)
 
 
 def load_record(bundle: str | os.PathLike[str]) -> dict[str, Any]:

@@ -128,15 +128,24 @@ def plan(context: Context) -> PlanResult:
 
     found = make_plan(sensitivity, budget, costs)
     record = write_plan(context.bundle.precision_plan, found, sensitivity, budget)
-    measured = record["measured"]
+    measured = record.measured
     share = (
-        f"{len(found.units)} of {len(sensitivity.units)} units, {100 * measured['share_of_weights']:.0f} % of "
+        f"{len(found.units)} of {len(sensitivity.units)} units, {100 * measured.share_of_weights:.0f} % of "
         f"their weights"
     )
-    top1 = "" if measured["top1"] is None else f", top-1 {measured['top1']:.2f} %"
-    counts = {"num_units": len(found.units), "num_candidates": len(sensitivity.units)}
-    summary = f"{share} in {record['precision']}: cosine {measured['cosine']:.5f}{top1}"
-    return PlanResult.from_dict({**record, **counts, "path": context.bundle.precision_plan.name, "summary": summary})
+    top1 = "" if measured.top1 is None else f", top-1 {measured.top1:.2f} %"
+    return PlanResult(
+        precision=record.precision,
+        budget=record.budget,
+        measured=measured,
+        fp32=record.fp32,
+        images=record.images,
+        left_out=record.left_out,
+        path=context.bundle.precision_plan.name,
+        num_units=len(found.units),
+        num_candidates=len(sensitivity.units),
+        summary=f"{share} in {record.precision}: cosine {measured.cosine:.5f}{top1}",
+    )
 
 
 def _picture(context: Context) -> pathlib.Path:

@@ -13,6 +13,7 @@ from vit_convert.core.bundle import Bundle, read_json
 from vit_convert.core.engine_results import EngineSummary
 from vit_convert.core.errors import BenchmarkError, BuildError, UsageError
 from vit_convert.core.progress import Progress
+from vit_convert.core.tune_results import TunedTrial, TuneResult, Winner
 from vit_convert.engine import __main__ as command
 from vit_convert.engine.build_bundle import request_for
 from vit_convert.engine.handoff import read_config
@@ -57,7 +58,9 @@ def test_measures_keeps_and_chooses(capsys, bundle_path, built):
     assert built == [graph for graph in ("model.onnx", "matmul.onnx") for _ in ("fixed 1", "fixed 4", "range")]
     found = read_json(bundle_path / "tune.json")
     assert [row["batch"] for row in found["winners"]] == [1, 4]
-    assert all(f"fp16 at batch {row['batch']}: {config_words(row)}" in text for row in found["winners"])
+    assert all(
+        f"fp16 at batch {row['batch']}: {config_words(Winner.from_dict(row))}" in text for row in found["winners"]
+    )
     passed = [trial for trial in found["trials"] if "failed" not in trial]
     assert all(trial["passed"] for trial in passed)
     assert len({trial["plan"] for trial in passed}) == 5  # one trial's engine does not replace another's
@@ -74,7 +77,7 @@ def test_nothing_that_ran_is_a_failure(capsys, bundle_path, built, gpu, monkeypa
     assert run(bundle_path) == BenchmarkError.exit_code
     assert "tune: none of 6 trials ran; the last: " in capsys.readouterr().err
     found = read_json(bundle_path / "tune.json")
-    assert len(found["trials"]) == 6 and "failed: fp16-matmul-range" in tune_table(found)
+    assert len(found["trials"]) == 6 and "failed: fp16-matmul-range" in tune_table(TuneResult.from_dict(found))
     monkeypatch.setattr(command, "load_backend", lambda name, **_: dataclasses.replace(gpu[0], gpu=None))
     assert run(bundle_path) == BenchmarkError.exit_code and "only on a GPU" in capsys.readouterr().err and not built
 
@@ -108,7 +111,10 @@ def test_trials_that_are_not_asked_for_are_kept(capsys, bundle_path, built, monk
     text, found = capsys.readouterr().out, read_json(bundle_path / "tune.json")
     assert keys() > fp16 and len(found["trials"]) == 6 + 2
     assert [(row["precision"], row["batch"]) for row in found["winners"]] == [("fp16", 1), ("fp16", 4), ("fp32", 1)]
-    assert all(f"{row['precision']} at batch {row['batch']}: {config_words(row)}" in text for row in found["winners"])
+    assert all(
+        f"{row['precision']} at batch {row['batch']}: {config_words(Winner.from_dict(row))}" in text
+        for row in found["winners"]
+    )
     everything = keys()
 
     def interrupted(backend, request, plan, *, progress):
@@ -185,7 +191,8 @@ def test_trials_of_other_versions_are_left_and_the_next_ones_kept(converted, gpu
     words = {name: getattr(made, name) for name in ("lowering", "sizes", "precision", "batches", "seconds")}
     row = {**words, "options": options, "key": made.key(gpu[0])}
     earlier, later = {**row, "options": {}}, {**row, "options": {**options, "engine.unheard_of": 1}}
-    assert still_valid(host, [earlier, later, row]) == {row["key"]: row}
+    rows = [TunedTrial.from_dict(found) for found in (earlier, later, row)]
+    assert still_valid(host, rows) == {row["key"]: rows[-1]}
 
 
 def test_a_fixed_batch_is_no_range_of_its_own(converted):
@@ -241,7 +248,9 @@ def test_one_trial_alone_is_marked_and_only_what_leads_is_the_fastest(second, no
         trial("matmul", 101.0),
     ]
     trials.append({**trial("matmul", 100.9), "seconds": 9.0})  # the same engine timed again is no rival
-    lines = tune_table({"trials": trials, "winners": winners(trials, {})}).splitlines()[1:-1]
+    tried = tuple(map(TunedTrial.from_dict, trials))
+    result = dataclasses.replace(TuneResult.from_dict({}), trials=tried, winners=tuple(winners(tried, {})))
+    lines = tune_table(result).splitlines()[1:-1]
     assert [line.partition("unknown")[2].strip() for line in lines] == ["", "", note, ""]
 
 
@@ -256,7 +265,7 @@ def test_config_words_give_the_trials_own_engine(bundle_path, words):
     assert {made.profile for made in planned} == {"fixed 1", "fixed 4", "range 1-4-8"}
     for made in planned:
         measured = {**trial(made.lowering, 1.0, profile=made.profile, options=options_of(config)), "sizes": made.sizes}
-        (winner,) = winners([measured], options_of(usual))
+        (winner,) = winners([TunedTrial.from_dict(measured)], options_of(usual))
         _, _, found = command.parse(["engine", "build", "x", *shlex.split(config_words(winner))])
         own = command.override(copy.deepcopy(usual), found)
         assert request_for(host_of(bundle, own), "fp16") == made.request

@@ -3,7 +3,8 @@ the table."""
 
 import pytest
 
-from vit_convert.engine.tune.winners import config_words, tune_table, winners
+from vit_convert.core.tune_results import TunedTrial, TuneResult, Winner
+from vit_convert.engine.tune import winners as code
 
 USUAL = {"engine.opt_level": 3, "keep_fp32": [], "engine.tf32": False}
 
@@ -25,6 +26,18 @@ def trial(lowering, *rates, precision="fp16", profile="fixed 8", passed=True, no
         ],
         **more,
     }
+
+
+def winners(trials, usual):
+    return [found.to_dict() for found in code.winners(map(TunedTrial.from_dict, trials), usual)]
+
+
+def config_words(winner):
+    return code.config_words(Winner.from_dict(winner))
+
+
+def tune_table(result):
+    return code.tune_table(TuneResult.from_dict(result))
 
 
 def test_winners_are_verified_ones():

@@ -1,5 +1,6 @@
 """The engines that `tune` tries: lowerings of one graph × profiles, and which of those in tune.json still hold."""
 
+import contextlib
 import copy
 import dataclasses
 import itertools
@@ -11,8 +12,10 @@ from typing import Any
 import ml_collections
 
 from vit_convert.core import config as configs
-from vit_convert.core.bundle import Bundle, hash_value
+from vit_convert.core.bundle import Bundle, hash_value, read_json
 from vit_convert.core.errors import UsageError
+from vit_convert.core.record import RecordError
+from vit_convert.core.tune_results import TunedTrial
 from vit_convert.engine.backend.trt import Backend
 from vit_convert.engine.build_bundle import request_for
 from vit_convert.engine.builder.request import BuildRequest
@@ -127,30 +130,41 @@ def plan_trials(host: EngineHost, *, precisions: Sequence[str]) -> list[Trial]:
     return trials
 
 
-def still_valid(host: EngineHost, rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+def read_trials(path: pathlib.Path) -> list[TunedTrial]:
+    """The trials of a `tune.json`, without those that are not in this version's form; none without the file."""
+    found = (read_json(path) or {}).get("trials", [])
+    trials = []
+    for row in found if isinstance(found, list) else []:
+        with contextlib.suppress(RecordError, AttributeError):
+            trials.append(TunedTrial.from_dict(row))
+    return trials
+
+
+def still_valid(host: EngineHost, rows: Iterable[TunedTrial]) -> dict[str, TunedTrial]:
     """The trials of tune.json that are still valid, whether or not they are asked for now.
 
     Args:
         host: that builds and runs.
-        rows: what is known: lowering, sizes, precision, batches, seconds, options and key.
+        rows: what is known.
 
     Returns:
         The rows by key; without those of another graph, TensorRT or GPU.
     """
     found = {}
     for row in rows:
-        if {*row.get("options", ())} != {*_OPTIONS}:  # written by another version
+        if {*row.options} != {*_OPTIONS}:  # written by another version
             continue
         own = copy.deepcopy(host.config)
-        own.update_from_flattened_dict({k: tuple(v) if isinstance(v, list) else v for k, v in row["options"].items()})
-        names = (row["lowering"], row["sizes"], row["precision"], tuple(row["batches"]), row["seconds"])
-        trial = _trial(dataclasses.replace(host, config=own), *names)
+        own.update_from_flattened_dict({k: tuple(v) if isinstance(v, list) else v for k, v in row.options.items()})
+        trial = _trial(
+            dataclasses.replace(host, config=own), row.lowering, row.sizes, row.precision, row.batches, row.seconds
+        )
         if (
             trial.request.onnx_path in host.facts.files
             and pathlib.Path(trial.request.onnx_path).is_file()
-            and trial.key(host.backend) == row["key"]
+            and trial.key(host.backend) == row.key
         ):
-            found[row["key"]] = dict(row)
+            found[row.key] = row
     return found
 
 

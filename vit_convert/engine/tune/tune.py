@@ -1,11 +1,12 @@
 """Times every lowering with every profile on this GPU: they differ by up to a third, and no rule says which one
 wins."""
 
+import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
-from vit_convert.core.bundle import hash_value, read_json, write_json
+from vit_convert.core.bundle import hash_value, write_json
 from vit_convert.core.errors import BenchmarkError, ConvertError
+from vit_convert.core.tune_results import TunedTrial, TuneResult
 from vit_convert.engine.build_bundle import request_for
 from vit_convert.engine.builder.build import build_engine
 from vit_convert.engine.commands import environment
@@ -14,14 +15,14 @@ from vit_convert.engine.host import EngineHost
 from vit_convert.engine.measure.benchmark import Case, run_cases
 from vit_convert.engine.runtime.engine import Engine
 from vit_convert.engine.runtime.session import Session
-from vit_convert.engine.tune.trials import Trial, options_of, plan_trials, still_valid
+from vit_convert.engine.tune.trials import Trial, options_of, plan_trials, read_trials, still_valid
 from vit_convert.engine.tune.winners import winners
 from vit_convert.engine.verify import verify_session
 
 
 def tune_bundle(
     host: EngineHost, *, precisions: Sequence[str], warmup_seconds: float, force: bool = False
-) -> dict[str, Any]:
+) -> TuneResult:
     """Builds, verifies and times every trial; `tune.json` keeps the results, so that a rerun continues and other trials
     are added.
 
@@ -32,10 +33,8 @@ def tune_bundle(
         force: time again what is known.
 
     Returns:
-        What `tune.json` holds: hardware, software, model, command, trials (lowering, profile, sizes, precision,
-        batches, seconds, options, key, date, plan, build_seconds, fused_attention, cosine, passed, rows; or failed, the
-        reason), and winners, see there.
-        Trials that are not asked for now stay in it while they hold: the same graph, TensorRT and GPU.
+        What `tune.json` holds. Trials that are not asked for now stay in it while they hold: the same graph, TensorRT
+        and GPU.
 
     Raises:
         UsageError: the bundle does not hold one of the lowerings.
@@ -48,19 +47,24 @@ def tune_bundle(
             "tune: engines run only on a GPU, and this host has none", fix="Run it on a host with an NVIDIA GPU."
         )
     path = bundle.tuning
-    about = {**environment(backend).to_dict(), "model": describe_model(bundle).to_dict(), "command": host.command}
-    about |= {"onnx": facts.files.graph_hashes(bundle.onnx())}  # while it is the same, this holds
     for precision in precisions:
         require_graph_of(facts, request_for(host, precision).onnx_path)
     trials = plan_trials(host, precisions=precisions)
-    kept = still_valid(host, (read_json(path) or {}).get("trials", []))
-    known = set() if force else {key for key, row in kept.items() if "failed" not in row and not row.get("skipped")}
-    options, usual = options_of(host.config), options_of(read_config(bundle))
+    kept = still_valid(host, read_trials(path))
+    known = set() if force else {key for key, row in kept.items() if row.failed is None and not row.skipped}
+    here, usual = environment(backend), options_of(read_config(bundle))
 
-    def save() -> dict[str, Any]:
-        done = list(kept.values())
-        result = {**about, "trials": done, "winners": winners(done, usual)}
-        write_json(path, result)
+    def save() -> TuneResult:
+        done = tuple(kept.values())
+        result = TuneResult(
+            **{field.name: getattr(here, field.name) for field in dataclasses.fields(here)},
+            model=describe_model(bundle),
+            command=host.command,
+            onnx=facts.files.graph_hashes(bundle.onnx()),
+            trials=done,
+            winners=tuple(winners(done, usual)),
+        )
+        write_json(path, result.to_dict())
         return result
 
     for number, trial in enumerate(trials, 1):
@@ -68,31 +72,31 @@ def tune_bundle(
         if key in known:
             continue
         progress.say(f"tune {number} of {len(trials)}: {trial.precision}, {trial.lowering}, {trial.profile}")
-        row = {
-            "lowering": trial.lowering,
-            "profile": trial.profile,
-            "sizes": dict(trial.sizes),
-            "precision": trial.precision,
-            "batches": list(trial.batches),
-            "seconds": trial.seconds,
-            "options": options,
-            "key": key,
-            "date": about["date"],
-        }
+        row = TunedTrial(
+            lowering=trial.lowering,
+            profile=trial.profile,
+            sizes=trial.sizes,
+            precision=trial.precision,
+            batches=trial.batches,
+            seconds=trial.seconds,
+            options=options_of(host.config),
+            key=key,
+            date=here.date,
+        )
         try:
-            row |= _try(host, trial, warmup_seconds)
+            kept[key] = _try(host, trial, row, warmup_seconds)
         except ConvertError as e:  # a lowering that TensorRT cannot build is a result, not an end
-            row["failed"] = str(e)
+            kept[key] = dataclasses.replace(row, failed=str(e))
             progress.warn(f"{trial.lowering}, {trial.profile}: {e}")
-        kept[key] = row
         save()
-    failed = [row["failed"] for trial in trials if "failed" in (row := kept[trial.key(backend)])]
+    failed = [row.failed for trial in trials if (row := kept[trial.key(backend)]).failed is not None]
     if trials and len(failed) == len(trials):
         raise BenchmarkError(f"tune: none of {len(trials)} trials ran; the last: {failed[-1]}", fix=f"See {path}.")
     return save()
 
 
-def _try(host: EngineHost, trial: Trial, warmup_seconds: float) -> dict[str, Any]:
+def _try(host: EngineHost, trial: Trial, row: TunedTrial, warmup_seconds: float) -> TunedTrial:
+    """Builds, verifies and times a trial; `row` with what was found."""
     backend, progress = host.backend, host.progress
     options = hash_value(options_of(host.config))[:8]  # another option's engine does not replace this one
     name = f"{trial.precision}-{trial.lowering}-{trial.profile}-{options}".replace(" ", "-")
@@ -110,13 +114,14 @@ def _try(host: EngineHost, trial: Trial, warmup_seconds: float) -> dict[str, Any
         progress=progress,
         save=lambda rows, skipped: None,
     )
-    return {
-        "plan": host.in_bundle(plan),
-        "build_seconds": built.build_seconds,
-        "fused_attention": built.fused_attention.to_dict() if built.fused_attention else None,
-        "cosine": proof.cosine,
-        "passed": proof.passed,
-        "misses": list(proof.misses),
-        "rows": [row.to_dict() for row in rows],
-        "skipped": [row.to_dict() for row in skipped],
-    }
+    return dataclasses.replace(
+        row,
+        plan=host.in_bundle(plan),
+        build_seconds=built.build_seconds,
+        fused_attention=built.fused_attention,
+        cosine=proof.cosine,
+        passed=proof.passed,
+        misses=proof.misses,
+        rows=tuple(rows),
+        skipped=tuple(skipped),
+    )

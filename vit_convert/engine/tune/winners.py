@@ -4,56 +4,50 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from vit_convert.core.benchmark_results import BenchmarkRow
 from vit_convert.core.text_table import text_table
+from vit_convert.core.tune_results import TunedTrial, TuneResult, Winner
 
 DEFAULT = "default"  # the lowering of the bundle's own graph
 
 
-def winners(trials: Iterable[Mapping[str, Any]], usual: Mapping[str, Any]) -> list[dict[str, Any]]:
+def winners(trials: Iterable[TunedTrial], usual: Mapping[str, Any]) -> list[Winner]:
     """The fastest trial that passed its check, for each precision and batch.
 
     Args:
         trials: finished ones.
         usual: the bundle's own options, of which a winner names only those that it has otherwise.
-
-    Returns:
-        [{"precision", "batch", "key" (of the trial), "lowering", "profile", "sizes", "options" (unlike the usual ones),
-        "images_per_second", "noise_percent", "ratio" (to the default lowering's best), "within_noise_of" (the next
-        engine, where the lead over it is no larger than the noise of both together; else "")}].
     """
-    found: dict[tuple[str, int], list[tuple[Mapping[str, Any], Mapping[str, Any]]]] = {}
+    found: dict[tuple[str, int], list[tuple[TunedTrial, BenchmarkRow]]] = {}
     for trial in trials:
-        for row in trial.get("rows", []) if trial.get("passed") else []:
-            found.setdefault((trial["precision"], row["batch"]), []).append((trial, row))
-    result = []
-    for (precision, batch), candidates in sorted(found.items()):
-        (trial, row), *others = sorted(candidates, key=lambda candidate: -candidate[1]["images_per_second"])
-        plain = max(
-            (other["images_per_second"] for candidate, other in candidates if candidate["lowering"] == DEFAULT),
-            default=None,
-        )
-        runner_up = next((other for other in others if _engine(other[0]) != _engine(trial)), None)
-        result.append(
-            {
-                "precision": precision,
-                "batch": batch,
-                "key": trial["key"],
-                "lowering": trial["lowering"],
-                "profile": trial["profile"],
-                "sizes": trial["sizes"],
-                "options": {key: value for key, value in trial["options"].items() if value != usual.get(key)},
-                "images_per_second": row["images_per_second"],
-                "noise_percent": row["noise_percent"],
-                "ratio": None if plain is None else round(row["images_per_second"] / plain, 4),
-                "within_noise_of": ", ".join(_names(runner_up[0])[:2])
-                if runner_up and not _leads(row, runner_up[1])
-                else "",
-            }
-        )
-    return result
+        for row in trial.rows if trial.passed else ():
+            found.setdefault((trial.precision, row.batch), []).append((trial, row))
+    return [_winner(candidates, usual) for _, candidates in sorted(found.items(), key=lambda item: item[0])]
 
 
-def config_words(winner: Mapping[str, Any]) -> str:
+def _winner(candidates: Sequence[tuple[TunedTrial, BenchmarkRow]], usual: Mapping[str, Any]) -> Winner:
+    """The fastest of some trials at one batch."""
+    (trial, row), *others = sorted(candidates, key=lambda candidate: -candidate[1].images_per_second)
+    plain = max(
+        (other.images_per_second for candidate, other in candidates if candidate.lowering == DEFAULT), default=None
+    )
+    rival = next((other for other in others if _engine(other[0]) != _engine(trial)), None)
+    return Winner(
+        precision=trial.precision,
+        batch=row.batch,
+        key=trial.key,
+        lowering=trial.lowering,
+        profile=trial.profile,
+        sizes=trial.sizes,
+        options={key: value for key, value in trial.options.items() if value != usual.get(key)},
+        images_per_second=row.images_per_second,
+        noise_percent=row.noise_percent,
+        ratio=None if plain is None else round(row.images_per_second / plain, 4),
+        within_noise_of=", ".join(_names(rival[0])[:2]) if rival and not _leads(row, rival[1]) else "",
+    )
+
+
+def config_words(winner: Winner) -> str:
     """The `--config.key=value` words with which `build` makes a winner's engine.
 
     Args:
@@ -63,58 +57,53 @@ def config_words(winner: Mapping[str, Any]) -> str:
         '--config.engine.lowering=matmul --config.batch.min=256 --config.batch.opt=256 --config.batch.max=256
         --config.batch.profiles="()"', and the options that the bundle's own config has otherwise.
     """
-    lowering = "" if winner["lowering"] == DEFAULT else winner["lowering"]
+    lowering = "" if winner.lowering == DEFAULT else winner.lowering
     words = [
         f"--config.engine.lowering={lowering}",
-        *(f"--config.batch.{key}={winner['sizes'][key]}" for key in ("min", "opt", "max")),
+        *(f"--config.batch.{key}={winner.sizes[key]}" for key in ("min", "opt", "max")),
     ]
     words.append('--config.batch.profiles="()"')  # the trial had one profile
-    for key, value in winner["options"].items():
+    for key, value in winner.options.items():
         words.append(f'--config.{key}="{tuple(value)}"' if isinstance(value, list) else f"--config.{key}={value}")
     return " ".join(words)
 
 
-def tune_table(result: Mapping[str, Any]) -> str:
+def tune_table(result: TuneResult) -> str:
     """All trials as text for a terminal, the winners marked, and below it how to get each of them.
 
     Args:
         result: of `tune_bundle`.
     """
-    best = {(row["batch"], row["precision"], row["key"]): row for row in result["winners"]}
+    best = {(row.batch, row.precision, row.key): row for row in result.winners}
     rows: list[Sequence[str]] = []
-    for trial in result["trials"]:
+    for trial in result.trials:
         names = _names(trial)
-        if "failed" in trial:
+        if trial.failed is not None:
             # the reason, not where
-            rows.append([*names, "", "", "", f"failed: {re.sub(r'[^ ]*/', '', trial['failed'])[:80]}"])
+            rows.append([*names, "", "", "", f"failed: {re.sub(r'[^ ]*/', '', trial.failed)[:80]}"])
             continue
-        fused = trial["fused_attention"]["text"] if trial["fused_attention"] else "unknown"
-        for row in trial["rows"]:
-            winner = best.get((row["batch"], trial["precision"], trial["key"]))
-            note = "" if trial["passed"] else "missed its tolerance"
+        fused = trial.fused_attention.text if trial.fused_attention else "unknown"
+        for row in trial.rows:
+            winner = best.get((row.batch, trial.precision, trial.key))
+            note = "" if trial.passed else "missed its tolerance"
             if winner:
-                note = (
-                    f"fastest, within the noise of {winner['within_noise_of']}"
-                    if winner["within_noise_of"]
-                    else "fastest"
-                )
-            rows.append([*names, str(row["batch"]), f"{row['images_per_second']:,.0f}", fused, note])
+                rival = winner.within_noise_of
+                note = f"fastest, within the noise of {rival}" if rival else "fastest"
+            rows.append([*names, str(row.batch), f"{row.images_per_second:,.0f}", fused, note])
     table = text_table(("lowering", "profile", "precision", "batch", "images/s", "fused attention", ""), rows)
-    return "\n".join(
-        [table, *(f"{row['precision']} at batch {row['batch']}: {config_words(row)}" for row in result["winners"])]
-    )
+    return "\n".join([table, *(f"{row.precision} at batch {row.batch}: {config_words(row)}" for row in result.winners)])
 
 
-def _leads(row: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+def _leads(row: BenchmarkRow, other: BenchmarkRow) -> bool:
     """Whether a row is faster than another by more than the noise of both."""
-    lead_percent = 100 * (row["images_per_second"] / other["images_per_second"] - 1)
-    return bool(lead_percent > (row["noise_percent"] or 0.0) + (other["noise_percent"] or 0.0))
+    lead_percent = 100 * (row.images_per_second / other.images_per_second - 1)
+    return lead_percent > (row.noise_percent or 0.0) + (other.noise_percent or 0.0)
 
 
-def _engine(trial: Mapping[str, Any]) -> tuple[Any, ...]:
+def _engine(trial: TunedTrial) -> tuple[Any, ...]:
     """What tells its engine from that of another trial of its precision: one engine may be timed more than once."""
-    return trial["lowering"], trial["profile"], trial["options"]
+    return trial.lowering, trial.profile, trial.options
 
 
-def _names(row: Mapping[str, Any]) -> tuple[str, str, str]:
-    return row["lowering"], row["profile"], row["precision"]
+def _names(trial: TunedTrial) -> tuple[str, str, str]:
+    return trial.lowering, trial.profile, trial.precision
