@@ -8,7 +8,7 @@ import ml_collections
 
 from vit_convert.core import config as configs
 from vit_convert.core.bundle import Bundle, read_json, write_json
-from vit_convert.core.errors import CheckError
+from vit_convert.core.errors import CheckError, UsageError
 from vit_convert.core.manifest import FINISHED, Manifest
 from vit_convert.core.opened import opened
 from vit_convert.core.pair import TOWERS
@@ -45,11 +45,17 @@ def convert_pair(
         The report of the pair, as in its `report.json`.
 
     Raises:
-        UsageError: another conversion works on the folder, or it cannot be written.
+        UsageError: another conversion works on the folder, or it cannot be written; or a tower is to give no embedding.
         ConvertError: a stage of a tower or of the pair failed. Where a tower misses a tolerance, the other is converted
             before.
     """
     towers = {tower: configs.of_tower(config, tower) for tower in TOWERS}
+    for tower, own in towers.items():
+        if own.outputs != configs.AUTO and "embedding" not in configs.read_outputs(own.outputs):
+            raise UsageError(
+                f"config.outputs={own.outputs!r} of the {tower} tower: a pair is compared by its embeddings",
+                fix=f"Set config.{tower}.outputs='embedding,{own.outputs}', or convert the tower alone.",
+            )
     with opened(config, workdir, command, quiet=quiet) as context:
         bundle, progress = context.bundle, context.progress
         missed = None

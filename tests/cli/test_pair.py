@@ -239,6 +239,7 @@ def test_similarities_that_miss_are_said_in_the_report_and_by_the_exit_code(copi
         (("evaluation.templates", ("no place",)), 2, "template 'no place'"),
         (("text.evaluation.num_images", 3), 2, r"config\.evaluation\.num_images=3 of the text tower beside"),
         (("text.engine.calibrator", True), 2, "TensorRT's own calibrator takes images"),
+        (("image.outputs", "tokens,grid"), 2, r"outputs='tokens,grid' of the image tower: a pair is compared by"),
         (("text.batch.max", 0), 2, r"config\.text: config\.batch\.max=0"),
         (("checkpoint", "mu.npz:img"), 2, r"config\.text\.batch\.max: mu\.npz:img is no pair"),
     ],

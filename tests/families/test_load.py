@@ -183,9 +183,11 @@ def test_arguments_are_checked_before_the_file_is_opened():
     with pytest.raises(UsageError, match=r"^family 'vitt': unknown\. Did you mean vit, lit\?") as error:
         load_checkpoint("gone.npz", family="vitt")
     assert error.value.fix.startswith("Use auto or ") and "vit" in error.value.fix
-    with pytest.raises(UsageError, match=r"^outputs 'feature': unknown\. Did you mean features\?") as error:
+    with pytest.raises(
+        UsageError, match=r"^config\.outputs='feature': 'feature' is not one of .* Did you mean features\?"
+    ) as error:
         load_checkpoint("gone.npz", outputs="feature")
-    assert error.value.fix == "Use auto, logits, features, embedding, tokens."
+    assert error.value.fix == "Use auto, or the others with commas between."
 
 
 @pytest.mark.parametrize("family", ["".join(["au", "to"]), "vit"])  # not the one that the module holds

@@ -23,7 +23,8 @@ METHODS = ("entropy", "entropy_plain", "minmax", "percentile", "mse")
 DEVICES = (AUTO, "cpu", "cuda")  # that run the graph while calibrating
 LAYOUTS = ("NHWC", "NCHW")
 INPUTS = ("float32", "uint8")
-OUTPUTS = ("auto", "logits", "features", "embedding", "tokens")
+# of a checkpoint's model; in this order, whatever the order in which they are asked for
+OUTPUTS = ("logits", "embedding", "features", "tokens", "grid", "class_tokens")
 QUANTIZED = ("int8", "fp8")
 _CHOICES = {
     "target": (AUTO, *DIALECTS),
@@ -32,7 +33,6 @@ _CHOICES = {
     "calibration.device": DEVICES,
     "layout": LAYOUTS,
     "input": INPUTS,
-    "outputs": OUTPUTS,
     "plan.type": QUANTIZED,
     "engine.int8_lowering": ("", *(name for dialect in DIALECTS.values() for name in dialect.int8_lowerings)),
 }
@@ -103,10 +103,10 @@ def check_values(config: ml_collections.ConfigDict) -> None:
         value = config
         for part in key.split("."):
             value = value[part]
-        if key == "outputs" and value and config.model is not None:
-            continue  # an own model's outputs are called as it calls them
         if value not in valid:
             raise UsageError(f"config.{key}={value!r}: not one of {', '.join(valid)}.{nearest(str(value), valid)}")
+    if config.model is None or not config.outputs:  # an own model's outputs are called as it calls them
+        read_outputs(config.outputs)
     check_ranges(config)
     _check_model(config)
     require_dialect(config, DIALECTS.get(config.target))
@@ -170,6 +170,32 @@ def of_tower(config: ml_collections.ConfigDict, tower: str) -> ml_collections.Co
     except UsageError as e:
         raise UsageError(f"config.{tower}: {e}", fix=e.fix) from e
     return found
+
+
+def read_outputs(asked: str) -> tuple[str, ...]:
+    """What `config.outputs` names, in the order of `OUTPUTS`; () for "auto".
+
+    Args:
+        asked: one name, or several with commas between.
+
+    Raises:
+        UsageError: a name is unknown.
+
+    Example:
+        >>> read_outputs("tokens, logits")
+        ('logits', 'tokens')
+    """
+    names = [name.strip() for name in asked.split(",")]
+    if names == [AUTO]:
+        return ()
+    for name in names:
+        if name not in OUTPUTS:
+            valid = (AUTO, *OUTPUTS)
+            raise UsageError(
+                f"config.outputs={asked!r}: {name!r} is not one of {', '.join(valid)}.{nearest(name, valid)}",
+                fix="Use auto, or the others with commas between.",
+            )
+    return tuple(name for name in OUTPUTS if name in names)
 
 
 def _check_towers(config: ml_collections.ConfigDict) -> None:

@@ -36,7 +36,8 @@ def default_config() -> ml_collections.ConfigDict:
     config.preprocess = "auto"
     config.layout = "NHWC"  # order of the `images` input's axes
     config.input = "float32"  # float32: normalised as `preprocess` says; uint8: pixels, which the graph normalises
-    # logits, features (no head), embedding (a tower's), tokens; if your own model has several outputs, which is judged
+    # logits, embedding (a tower's), features (before the head), tokens, grid, class_tokens, several with commas
+    # between; if your own model has several outputs, which is judged
     config.outputs = "auto"
     config.normalize = True  # divide a tower's embeddings by their norm
     config.taps = False  # keep block_00 … encoder_norm as outputs of model.onnx

@@ -99,10 +99,23 @@ def onnx_from_apply(
     naming(taps, stacks)(model)
     finished += [RuleCount(change.__name__, _places(change, model)) for change in target.last]
     clean(model)
+    _call_outputs(model.graph, outputs)
     model.producer_name, model.doc_string, model.metadata_props["vit_convert.target"] = "vit_convert", "", target.name
     model.graph.name = "vit"
     counts += [RuleCount("prune_tokens", num_pruned), *finished]
     return Graph(model, taps, counts, nodes_traced, index if num_pruned else None)
+
+
+def _call_outputs(graph: ir.Graph, names: Sequence[str]) -> None:
+    """Gives an output that is a tap too, the stream behind the last block, a value of its own name."""
+    for position, name in enumerate(names):
+        value = graph.outputs[position]
+        if value.name != name:
+            node = ir.node("Identity", [value], name=f"{name}/Identity")
+            copy = node.outputs[0]
+            copy.name, copy.shape, copy.type = name, value.shape, value.type
+            graph.append(node)
+            graph.outputs[position] = copy
 
 
 def _places(change: GraphPass, model: ir.Model) -> int:

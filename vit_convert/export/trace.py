@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import onnx_ir as ir
 
@@ -49,7 +50,12 @@ def trace(
 
     def positional(*arguments: jax.Array) -> tuple[jax.Array, ...]:
         outputs = apply(dict(zip(names, arguments[len(inputs) :])), *arguments[: len(inputs)])
-        return tuple(outputs[name] for name in output_names)
+        # A value of two names, an output that is a tap too, would have but one of them.
+        kept = {id(outputs[name]): name for name in reversed(output_names)}
+        return tuple(
+            value if kept[id(value)] == name else jnp.copy(value)
+            for name, value in ((name, outputs[name]) for name in output_names)
+        )
 
     specs = [*map(_spec, inputs), *(jax.ShapeDtypeStruct(tuple(shape), np.float32) for shape in param_shapes.values())]
     try:

@@ -30,7 +30,7 @@ class Asked:
         names: of all leaves of the file, those too that are not the model's.
         variant: "auto" reads it from the shapes; a name such as "B/32" is checked against them.
         image_size: (height, width) in pixels; None keeps the checkpoint's.
-        outputs: "logits", "features" to leave the head out, "embedding" or "tokens"; "auto" for what the model is for.
+        outputs: names of `families.outputs` with commas between; "auto" for what the model is for.
         posemb_grid: (rows, columns) of a stored position table that is not square; None where nobody said so.
         tower: "image" or "text" of a checkpoint that has both; "" of any other.
         normalize: whether embeddings are divided by their norm.

@@ -2,12 +2,14 @@
 untrained."""
 
 import dataclasses
+import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from vit_convert.checkpoint.containers import Leaf
 from vit_convert.core.errors import CheckpointError, UsageError
-from vit_convert.core.signature import Output, Signature, Tensor
+from vit_convert.core.signature import Dim, Signature, Tensor
+from vit_convert.families.outputs import outputs_of, settle_outputs
 
 _HEAD = "head/"
 
@@ -21,53 +23,85 @@ class Head:
         num_classes: outputs of the head that is left, 0 for none.
         is_zero: whether every class gets the same logit.
         warnings: what a person should know, one sentence each.
+        outputs: what the model gives, in the order in which its graph has them; () for logits, or features of a model
+            without a head.
     """
 
     leaves: dict[str, Leaf]
     num_classes: int
     is_zero: bool = False
     warnings: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+
+    @property
+    def output(self) -> str:
+        """The first output; "" for the usual one."""
+        return self.outputs[0] if self.outputs else ""
 
 
-def settle_head(leaves: Mapping[str, Leaf], num_classes: int, outputs: str, file: pathlib.Path) -> Head:
+def settle_head(
+    leaves: Mapping[str, Leaf], num_classes: int, outputs: str, file: pathlib.Path, beside: Sequence[str] = ()
+) -> Head:
     """Keeps the head, or leaves it out.
 
     Args:
         leaves: by canonical name; the head's are `head/kernel` and `head/bias`.
         num_classes: outputs of the stored head, 0 for none.
-        outputs: "logits", "features", or "auto" for logits.
+        outputs: "logits", "features", or "auto" for logits; several where the family has more.
         file: for messages.
+        beside: what the family's models give, if asked, beside logits and features: "tokens", "grid". Without any it
+            gives one output.
 
     Returns:
         The Head.
 
     Raises:
         CheckpointError: logits of a model without a head.
-        UsageError: an output that only towers have.
+        UsageError: an output that the model has not, or several of a family that gives one.
     """
-    if outputs not in ("auto", "logits", "features"):
-        raise UsageError(
-            f"{file}: outputs={outputs!r}: a classifier has none of that name", fix="Use logits or features."
-        )
-    if outputs == "features":
-        return Head({name: leaf for name, leaf in leaves.items() if not name.startswith(_HEAD)}, 0)
+    names = settle_outputs(outputs, ("logits", "features", *beside), file)
+    if len(names) > 1 and not beside:
+        raise UsageError(f"{file}: outputs={outputs!r}: this model gives one output", fix=f"Use {names[0]}.")
+    others = names if names not in (("logits",), ("features",)) else ()
+    if "logits" not in names:
+        kept = {name: leaf for name, leaf in leaves.items() if not name.startswith(_HEAD)}
+        return Head(kept, 0, outputs=others)
     if not num_classes:
         raise CheckpointError(f"{file}: no head/kernel, so there are no logits", fix="Set outputs='features'.")
     if leaves["head/kernel"].read().any():
-        return Head(dict(leaves), num_classes)
+        return Head(dict(leaves), num_classes, outputs=others)
     zero = (
         f"{file.name}: head/kernel is all zeros, so every class gets the same logit; outputs='features' leaves "
         f"the head out."
     )
-    return Head(dict(leaves), num_classes, True, (zero,))
+    return Head(dict(leaves), num_classes, True, (zero,), others)
 
 
 def classifier_signature(
-    image_size: tuple[int, int], num_classes: int, width: int, tokens: tuple[int, ...] = ()
+    image_size: tuple[int, int],
+    num_classes: int,
+    width: int,
+    tokens: tuple[int, ...] = (),
+    outputs: Sequence[str] = (),
+    patches: tuple[int, ...] = (),
 ) -> Signature:
-    """Of a model of images that gives logits, or features where it has no head; of each token where `tokens` says how
-    many."""
+    """What a model of images takes and gives.
+
+    Args:
+        image_size: (height, width) in pixels.
+        num_classes: outputs of the head; 0 for none.
+        width: of the features.
+        tokens: how many each image has, where they are not pooled.
+        outputs: from `Head.outputs`; () for logits, or features of a model without a head.
+        patches: (rows, columns, width) of what `tokens` and `grid` give.
+    """
     images = Tensor("images", "float32", ("batch", *image_size, 3), "NHWC")
-    if num_classes:
-        return Signature((images,), (Output("logits", "float32", ("batch", *tokens, num_classes), judge="top1"),))
-    return Signature((images,), (Output("features", "float32", ("batch", *tokens, width)),))
+    shapes: dict[str, tuple[Dim, ...]] = {"logits": (*tokens, num_classes), "features": (*tokens, width)}
+    if patches:
+        shapes |= {"tokens": (math.prod(patches[:2]), patches[2]), "grid": patches}
+    return Signature((images,), outputs_of(outputs or given_usually(num_classes), shapes))
+
+
+def given_usually(num_classes: int) -> tuple[str, ...]:
+    """Logits, or features of a model without a head."""
+    return ("logits",) if num_classes else ("features",)

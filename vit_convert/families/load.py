@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from vit_convert.checkpoint.containers import read_container, split_subtree, verify
 from vit_convert.checkpoint.select import select
 from vit_convert.core.bundle import hash_file
-from vit_convert.core.errors import CheckpointError, UsageError, nearest
+from vit_convert.core.config import read_outputs
+from vit_convert.core.errors import CheckpointError, UsageError
 from vit_convert.families.family import Asked, Family, Loaded, Size
 from vit_convert.families.registry import families as known_families
 from vit_convert.families.registry import family_named, family_of, tower_family_of
 
-OUTPUTS = ("auto", "logits", "features", "embedding", "tokens")
 _TOWERS = {"img": "image", "image": "image", "txt": "text", "text": "text"}  # by what follows the file's name
 
 
@@ -59,8 +59,7 @@ def load_checkpoint(
         families: further ones, see `registry.families`.
         variant: "auto" reads it from the shapes; a name such as "B/32" is checked against them.
         image_size: (height, width) in pixels that the model is to run at; None keeps the checkpoint's.
-        outputs: "logits", "features" to leave the head out, "embedding" or "tokens" of a tower; "auto" for what the
-            model is for.
+        outputs: see `families.outputs`, several with commas between; "auto" for what the model is for.
         posemb_grid: (rows, columns) of the stored position table where it is not square.
         normalize: divide a tower's embeddings by their norm.
 
@@ -71,8 +70,7 @@ def load_checkpoint(
         CheckpointError: the file does not hold, leaf for leaf, the model that it should.
         UsageError: an argument has no meaning for this model.
     """
-    if outputs not in OUTPUTS:
-        raise UsageError(f"outputs {outputs!r}: unknown.{nearest(outputs, OUTPUTS)}", fix=f"Use {', '.join(OUTPUTS)}.")
+    read_outputs(outputs)  # before anything is opened
     known = known_families(families)
     if family != "auto":
         family_named(family, known)  # before anything is opened

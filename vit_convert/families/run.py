@@ -13,6 +13,21 @@ from flax import traverse_util
 from vit_convert.core.warm import shared
 
 
+def with_first(results: Mapping[str, Any], taps: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """A model's first output, and by name its others and the taps: what the modules return.
+
+    Args:
+        results: the outputs by name, at least one.
+        taps: by name.
+
+    Example:
+        >>> with_first({"logits": 1, "tokens": 2}, {"block_00": 3})
+        (1, {'tokens': 2, 'block_00': 3})
+    """
+    first, *others = results
+    return results[first], {**{name: results[name] for name in others}, **taps}
+
+
 def compiled(module: Any, method: Any = None, **fixed: Any) -> Any:
     """A Flax module's `apply`, compiled; equal modules share it in a process that keeps what weights do not decide.
 

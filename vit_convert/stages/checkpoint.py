@@ -137,6 +137,11 @@ def _image_range(context: Context, checkpoint: Any) -> ImageRange | None:
     configs.require_resizable(
         context.config, "" if checkpoint.resizable else f"family {checkpoint.family.name} has one size"
     )
+    if "grid" in configs.read_outputs(context.config.outputs):
+        raise UsageError(
+            f"config.outputs={context.config.outputs!r} with image_size={asked!r}: a grid has one size",
+            fix="Use tokens, which are the grid row by row, or one image_size.",
+        )
     sizes = parse_range(asked, checkpoint.image_size)
     for size in (sizes.smallest, sizes.optimal, sizes.largest):
         check_image_size(size, patch)

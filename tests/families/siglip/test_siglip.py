@@ -107,12 +107,11 @@ def test_embeddings_have_norm_one_unless_asked(tiny):
 
 def test_other_outputs(tiny):
     path = tiny()
-    found = run(f"{path}:txt", outputs="tokens")
-    assert found["tokens"].shape == (2, 8, 32)
-    np.testing.assert_array_equal(found["tokens"], found["encoder_norm"])
-    np.testing.assert_array_equal(run(f"{path}:txt", outputs="features")["features"], found["tokens"][:, -1])
+    found = run(f"{path}:txt", outputs="tokens")["token_features"]
+    assert found.shape == (2, 8, 32)
+    np.testing.assert_array_equal(run(f"{path}:txt", outputs="features")["features"], found[:, -1])
     assert run(f"{path}:img", outputs="tokens")["tokens"].shape == (2, 9, 32)
-    with pytest.raises(UsageError, match="this tower has embedding, features or tokens"):
+    with pytest.raises(UsageError, match="this tower has no logits, but embedding, features, tokens or grid"):
         load_checkpoint(f"{path}:img", outputs="logits")
 
 

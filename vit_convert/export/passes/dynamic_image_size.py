@@ -5,6 +5,7 @@ jax2onnx cannot add a table to a number of tokens that it does not know, so the 
 in a ViT depends on the number of tokens but the table and the shapes of the Reshapes.
 """
 
+import numpy as np
 import onnx_ir as ir
 
 from vit_convert.core.errors import ExportError
@@ -32,6 +33,7 @@ def make_dynamic(model: ir.Model, grid: tuple[int, int], table: str, image: str)
     add, reshape, transpose, conv = _embedding(model.graph, table)
     _resample(model, grid, add, reshape, transpose, conv)
     _copy_tokens(model.graph)
+    _open_slices(model.graph)
     images = next(value for value in model.graph.inputs if value.name == image)
     assert images.shape is not None
     images.shape = ir.Shape(
@@ -115,6 +117,19 @@ def _copy_tokens(graph: ir.Graph) -> None:
             and isinstance(source.shape[1], int)
         ):
             node.replace_input_with(1, add_constant(graph, "token_axes", [numbers[0], 0, *numbers[2:]]))
+
+
+def _open_slices(graph: ir.Graph) -> None:
+    """What is cut off in front of the tokens, a class token, leaves all that follow, however many there are."""
+    for node in graph:
+        source, ends = (node.inputs[0], node.inputs[2]) if node.op_type == "Slice" else (None, None)
+        axes = node.inputs[3] if len(node.inputs) > 3 else None
+        if source is None or ends is None or axes is None or source.shape is None or len(source.shape) != 3:
+            continue
+        if ends.const_value is None or axes.const_value is None or axes.const_value.numpy().tolist() != [1]:
+            continue
+        if ends.const_value.numpy().tolist() == [source.shape[1]]:
+            node.replace_input_with(2, add_constant(graph, "to_the_end", [np.iinfo(np.int64).max]))
 
 
 def _forget_shapes(graph: ir.Graph, conv: ir.Node, reshape: ir.Node) -> None:

@@ -5,6 +5,8 @@ import itertools
 import math
 from collections.abc import Iterator
 
+from vit_convert.core.signature import Signature
+from vit_convert.families.head import classifier_signature
 from vit_convert.families.vit.architecture import Architecture
 from vit_convert.families.vit.shapes import leaf_shapes as trunk_shapes
 from vit_convert.families.vit.shapes import parameter_count as trunk_count
@@ -110,6 +112,13 @@ class Hybrid:
                     projects=inputs != 4 * width or stride > 1,
                 )
                 inputs = 4 * width
+
+
+def signature_of(architecture: Hybrid) -> Signature:
+    """Images in; what its ViT gives out."""
+    trunk = architecture.trunk
+    features, patches = trunk.representation_size or trunk.width, (*trunk.grid, trunk.width)
+    return classifier_signature(architecture.image_size, trunk.num_classes, features, (), trunk.outputs, patches)
 
 
 def stride_of(stages: tuple[int, ...]) -> int:

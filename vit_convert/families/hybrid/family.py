@@ -53,8 +53,9 @@ class HybridFamily:
         require_match(renamed, Expected(file, stored.variant, shapes, parameter_count(stored, rows), on_disk, found))
         if class_row:
             renamed = trunk_layouts.fold_class_row(renamed)
-        head = settle_head(renamed, stored.trunk.num_classes, asked.outputs, file)
-        stored = dataclasses.replace(stored, trunk=dataclasses.replace(stored.trunk, num_classes=head.num_classes))
+        head = settle_head(renamed, stored.trunk.num_classes, asked.outputs, file, ("tokens", "grid"))
+        trunk = dataclasses.replace(stored.trunk, num_classes=head.num_classes, outputs=head.outputs)
+        stored = dataclasses.replace(stored, trunk=trunk)
         architecture, warnings = _at_asked_size(stored, head.leaves, asked)
         trunk = architecture.trunk
         return Loaded(
@@ -72,6 +73,7 @@ class HybridFamily:
             attentions=((trunk.width // trunk.num_heads, num_tokens(architecture)),),
             zero_head=head.is_zero,
             warnings=(*head.warnings, *warnings),
+            output=head.output,
         )
 
     def model(self, loaded: Loaded) -> Model:

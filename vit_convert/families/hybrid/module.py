@@ -19,8 +19,8 @@ from jax import lax
 from vit_convert.core.model import Arrays, Model
 from vit_convert.core.stack import Stack
 from vit_convert.families import run as parts
-from vit_convert.families.head import classifier_signature
-from vit_convert.families.hybrid.architecture import GROUPS, NORM_EPSILON, Hybrid, Unit
+from vit_convert.families.hybrid.architecture import GROUPS, NORM_EPSILON, Hybrid, Unit, signature_of
+from vit_convert.families.vit.model import gives_norm
 from vit_convert.families.vit.module import EncoderBlock, Taps, ViT
 from vit_convert.families.vit.shapes import BLOCK
 
@@ -117,12 +117,12 @@ class HybridViT(ViT):
             images: float32 [batch, height, width, 3], normalised as the preprocessing record says.
 
         Returns:
-            Logits or features as the ViT's, and the taps: `root`, `stage_1/block_00`… [batch, channels, height, width]
-            after each bottleneck, then the ViT's.
+            The first output, and by name the others and the taps: `root`, `stage_1/block_00`… [batch, channels, height,
+            width] after each bottleneck, then the ViT's.
         """
         features, taps = self.resnet(images)
         x, trunk_taps = self.Transformer(self.embed_features(features))
-        return self.classify(x), taps | trunk_taps
+        return parts.with_first(self.classify(x), taps | trunk_taps)
 
     def resnet(self, images: jax.Array) -> tuple[jax.Array, Taps]:
         """[batch, height, width, 3] -> the feature map [batch, channels, h, w], and the taps on the way."""
@@ -171,26 +171,24 @@ def hybrid_model(architecture: Hybrid, params: Mapping[str, np.ndarray]) -> Mode
     ]
     resnet = ["root", *(stack.tap(i) for stack in stages for i in range(stack.depth))]
     traced = module_of(dataclasses.replace(architecture, trunk=dataclasses.replace(trunk, depth=encoder.traced)))
-    signature = classifier_signature(
-        architecture.image_size, trunk.num_classes, trunk.representation_size or trunk.width
-    )
-    (output,) = signature.judged
+    names = trunk.given
+    norm = [] if gives_norm(trunk) else ["encoder_norm"]  # else it is an output
 
     def apply(leaves: Arrays, images: jax.Array) -> Arrays:
-        result, taps = traced.apply(parts.nested(leaves), images)
-        return {output: result, **taps}
+        first, rest = traced.apply(parts.nested(leaves), images)
+        return {names[0]: first, **{name: rest[name] for name in [*names[1:], *taps(encoder.cut())]}}
 
     def taps(stack: Stack) -> list[str]:
-        return [*resnet, *(stack.tap(i) for i in range(stack.depth)), "encoder_norm"]
+        return [*resnet, *(stack.tap(i) for i in range(stack.depth)), *norm]
 
     return Model(
-        signature=signature,
+        signature=signature_of(architecture),
         params=params,
         taps=taps(encoder),
         apply=apply,
         traced_shapes=parts.param_shapes(traced, architecture.image_size),
         traced_taps=taps(encoder.cut()),
-        run=_runner(architecture, params, output, encoder),
+        run=_runner(architecture, params, encoder),
         stacks=(*stages, encoder),
         kind=architecture,
         pooled_token=0 if trunk.pool == "tok" else None,
@@ -198,7 +196,7 @@ def hybrid_model(architecture: Hybrid, params: Mapping[str, np.ndarray]) -> Mode
 
 
 def _runner(
-    architecture: Hybrid, params: Mapping[str, np.ndarray], output: str, encoder: Stack
+    architecture: Hybrid, params: Mapping[str, np.ndarray], encoder: Stack
 ) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
     block, module = parts.compiled(EncoderBlock(architecture.trunk)), module_of(architecture)
     methods = (HybridViT.resnet, HybridViT.embed_features, HybridViT.normalize, HybridViT.classify)
@@ -215,7 +213,7 @@ def _runner(
                 results[encoder.tap(i)] = np.asarray(x)
             x = normalize(variables, x)
             results["encoder_norm"] = np.asarray(x)
-            results[output] = np.asarray(classify(variables, x))
+            results |= {name: np.asarray(value) for name, value in classify(variables, x).items()}
         return results
 
     return run

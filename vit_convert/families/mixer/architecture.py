@@ -3,6 +3,8 @@
 import dataclasses
 import math
 
+from vit_convert.families.head import given_usually
+
 BLOCK = "MixerBlock_"
 Shape = tuple[int, ...]
 
@@ -43,6 +45,7 @@ class Mixer:
         num_classes: outputs of the head; 0 for a model without one.
         norm_epsilon: epsilon of every LayerNorm.
         family: "mixer".
+        outputs: what it gives; () for logits, or features where there is no head.
     """
 
     variant: str
@@ -55,6 +58,12 @@ class Mixer:
     num_classes: int
     norm_epsilon: float = 1e-6
     family: str = "mixer"
+    outputs: tuple[str, ...] = ()
+
+    @property
+    def given(self) -> tuple[str, ...]:
+        """What it gives, by name."""
+        return self.outputs or given_usually(self.num_classes)
 
     @property
     def grid(self) -> tuple[int, int]:

@@ -43,8 +43,8 @@ class MixerFamily:
         require_match(
             renamed, Expected(asked.file, stored.variant, leaf_shapes(stored), parameter_count(stored), on_disk, found)
         )
-        head = settle_head(renamed, stored.num_classes, asked.outputs, asked.file)
-        architecture = dataclasses.replace(stored, num_classes=head.num_classes)
+        head = settle_head(renamed, stored.num_classes, asked.outputs, asked.file, ("tokens", "grid"))
+        architecture = dataclasses.replace(stored, num_classes=head.num_classes, outputs=head.outputs)
         return Loaded(
             title="Mixer",
             variant=architecture.variant,
@@ -59,6 +59,7 @@ class MixerFamily:
             patch_size=architecture.patch_size,
             zero_head=head.is_zero,
             warnings=head.warnings,
+            output=head.output,
         )
 
     def model(self, loaded: Loaded) -> Model:

@@ -82,15 +82,15 @@ class MlpMixer(nn.Module):
             images: float32 [batch, height, width, 3] of the architecture's size, normalised to [-1, 1].
 
         Returns:
-            Logits [batch, num_classes] (features [batch, width] without a head), and the taps, each [batch, tokens,
-            width]: `block_00/token_mixing` and `block_00` for every block, and `pre_head_layer_norm`.
+            The first of what `classify` gives, and by name the others and the taps, each [batch, tokens, width]:
+            `block_00/token_mixing` and `block_00` for every block, and `pre_head_layer_norm`.
         """
         x, taps = self.embed(images), {}
         for i, block in enumerate(self.MixerBlock):
             taps[f"block_{i:02d}/token_mixing"], x = block(x)
             taps[f"block_{i:02d}"] = x
         x = taps["pre_head_layer_norm"] = self.normalize(x)
-        return self.classify(x), taps
+        return parts.with_first(self.classify(x), taps)
 
     def embed(self, images: jax.Array) -> jax.Array:
         """Patches: [batch, height, width, 3] -> [batch, tokens, width]."""
@@ -101,10 +101,15 @@ class MlpMixer(nn.Module):
         """The last norm: [batch, tokens, width] -> the same."""
         return self.pre_head_layer_norm(x)
 
-    def classify(self, x: jax.Array) -> jax.Array:
-        """Mean over the tokens and head: [batch, tokens, width] -> logits or features."""
-        x = jnp.mean(x, axis=1)
-        return self.head(x) if self.architecture.num_classes else x
+    def classify(self, x: jax.Array) -> Taps:
+        """What is asked for, of [batch, tokens, width]: `logits`, `features` (the mean of the tokens), `tokens`, and
+        `grid` [batch, rows, columns, width]."""
+        arch = self.architecture
+        found = {"features": jnp.mean(x, axis=1), "tokens": x}
+        found["grid"] = x.reshape(x.shape[0], *arch.grid, x.shape[-1])
+        if arch.num_classes:
+            found["logits"] = self.head(found["features"])
+        return {name: found[name] for name in arch.given}
 
 
 def mixer_model(architecture: Mixer, params: Mapping[str, np.ndarray]) -> Model:
@@ -120,21 +125,23 @@ def mixer_model(architecture: Mixer, params: Mapping[str, np.ndarray]) -> Model:
     # 16 nodes where a ViT has 29; 44 of 50 with GELU and LayerNorm in primitives
     stack = Stack(f"{BLOCK}{{}}/", architecture.depth, nodes=0.9)
     traced = dataclasses.replace(architecture, depth=stack.traced)
-    signature = classifier_signature(architecture.image_size, architecture.num_classes, architecture.width)
-    (output,) = signature.judged
+    width, names = architecture.width, architecture.given
+    norm = [] if "tokens" in names else ["pre_head_layer_norm"]  # else it is an output
 
     def apply(leaves: Arrays, images: jax.Array) -> Arrays:
-        result, taps = MlpMixer(traced).apply(parts.nested(leaves), images)
-        return {output: result, **taps}
+        first, rest = MlpMixer(traced).apply(parts.nested(leaves), images)
+        return {names[0]: first, **{name: rest[name] for name in [*names[1:], *_taps(stack.cut()), *norm]}}
 
     return Model(
-        signature=signature,
+        signature=classifier_signature(
+            architecture.image_size, architecture.num_classes, width, (), names, (*architecture.grid, width)
+        ),
         params=params,
-        taps=_taps(stack),
+        taps=[*_taps(stack), *norm],
         apply=apply,
         traced_shapes=parts.param_shapes(MlpMixer(traced), architecture.image_size),
-        traced_taps=_taps(stack.cut()),
-        run=_runner(architecture, params, output, stack),
+        traced_taps=[*_taps(stack.cut()), *norm],
+        run=_runner(architecture, params, stack),
         stacks=(stack,),
         kind=architecture,
     )
@@ -142,11 +149,11 @@ def mixer_model(architecture: Mixer, params: Mapping[str, np.ndarray]) -> Model:
 
 def _taps(stack: Stack) -> list[str]:
     blocks = [(f"{stack.tap(i)}/token_mixing", stack.tap(i)) for i in range(stack.depth)]
-    return [*(tap for block in blocks for tap in block), "pre_head_layer_norm"]
+    return [tap for block in blocks for tap in block]
 
 
 def _runner(
-    architecture: Mixer, params: Mapping[str, np.ndarray], output: str, stack: Stack
+    architecture: Mixer, params: Mapping[str, np.ndarray], stack: Stack
 ) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
     block = parts.compiled(MixerBlock(architecture))
     methods = (MlpMixer.embed, MlpMixer.normalize, MlpMixer.classify)
@@ -161,7 +168,7 @@ def _runner(
                 results[f"{stack.tap(i)}/token_mixing"], results[stack.tap(i)] = np.asarray(mixed), np.asarray(x)
             x = normalize(variables, x)
             results["pre_head_layer_norm"] = np.asarray(x)
-            results[output] = np.asarray(classify(variables, x))
+            results |= {name: np.asarray(value) for name, value in classify(variables, x).items()}
         return results
 
     return run

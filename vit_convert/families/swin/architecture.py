@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from vit_convert.families.head import given_usually
+
 Shape = tuple[int, ...]
 PATCH = 4
 MLP_RATIO = 4
@@ -43,6 +45,7 @@ class Swin:
         num_classes: outputs of the head; 0 for a model without one.
         norm_epsilon: epsilon of every LayerNorm.
         family: "swin".
+        outputs: what it gives; () for logits, or features where there is no head.
     """
 
     variant: str
@@ -54,6 +57,12 @@ class Swin:
     num_classes: int
     norm_epsilon: float = 1e-5
     family: str = "swin"
+    outputs: tuple[str, ...] = ()
+
+    @property
+    def given(self) -> tuple[str, ...]:
+        """What it gives, by name."""
+        return self.outputs or given_usually(self.num_classes)
 
     @property
     def features(self) -> int:

@@ -47,8 +47,10 @@ class SwinFamily:
         found = asked.instead_of(found)
         shapes = layouts.stored_shapes(stored, layout)
         require_match(inner, Expected(asked.file, stored.variant, shapes, parameter_count(stored), on_disk, found))
-        head = settle_head(layouts.prepare(inner, stored, layout), stored.num_classes, asked.outputs, asked.file)
-        architecture = dataclasses.replace(stored, num_classes=head.num_classes)
+        head = settle_head(
+            layouts.prepare(inner, stored, layout), stored.num_classes, asked.outputs, asked.file, ("tokens", "grid")
+        )
+        architecture = dataclasses.replace(stored, num_classes=head.num_classes, outputs=head.outputs)
         return Loaded(
             title="Swin",
             variant=architecture.variant,
@@ -64,6 +66,7 @@ class SwinFamily:
             attentions=tuple(_attentions(architecture)),
             zero_head=head.is_zero,
             warnings=head.warnings,
+            output=head.output,
             unused=frozenset(leaves) - {leaf.name.removeprefix(asked.prefix) for leaf in inner.values()},
         )
 

@@ -209,7 +209,7 @@ class SwinTransformer(nn.Module):
                 deviation.
 
         Returns:
-            Logits [batch, num_classes] (features [batch, width of the last stage] without a head), and the taps:
+            The first of what `classify` gives, and by name the others and the taps:
             `stage_0/block_00`…, each [batch, tokens, width] in the order of windows that are not shifted, and `norm`.
         """
         x = self.embed(images)
@@ -218,7 +218,7 @@ class SwinTransformer(nn.Module):
             x, found = stage(x)
             taps |= found
         x = taps["norm"] = self.normalize(x)
-        return self.classify(x), taps
+        return parts.with_first(self.classify(x), taps)
 
     def embed(self, images: jax.Array) -> jax.Array:
         """Patches: [batch, height, width, 3] -> [batch, tokens, width]."""
@@ -232,10 +232,17 @@ class SwinTransformer(nn.Module):
         """The last norm: [batch, tokens, width] -> the same."""
         return self.norm(x)
 
-    def classify(self, x: jax.Array) -> jax.Array:
-        """Mean over the tokens and head: [batch, tokens, width] -> logits or features."""
-        x = jnp.mean(x, axis=1)
-        return self.head(x) if self.architecture.num_classes else x
+    def classify(self, x: jax.Array) -> Taps:
+        """What is asked for, of [batch, tokens, width] in the order of windows: `logits`, `features` (the mean of the
+        tokens), `grid` [batch, rows, columns, width] of the last stage, and `tokens`, its places row by row."""
+        arch = self.architecture
+        given, found = arch.given, {"features": jnp.mean(x, axis=1)}
+        if arch.num_classes:
+            found["logits"] = self.head(found["features"])
+        if "tokens" in given or "grid" in given:
+            found["grid"] = from_windows(x, arch.window, arch.grid(len(arch.depths) - 1))
+            found["tokens"] = found["grid"].reshape(x.shape)
+        return {name: found[name] for name in given}
 
 
 def swin_model(architecture: Swin, params: Mapping[str, np.ndarray]) -> Model:
@@ -257,31 +264,39 @@ def swin_model(architecture: Swin, params: Mapping[str, np.ndarray]) -> Model:
     traced = dataclasses.replace(
         architecture, depths=tuple(stack.traced if not stack.depth % 2 else stack.depth for stack in stacks)
     )
-    signature = classifier_signature(architecture.image_size, architecture.num_classes, architecture.features)
-    (output,) = signature.judged
+    names, last = architecture.given, architecture.grid(len(stacks) - 1)
+    # Of one window the last norm's tokens stand row by row already, and are an output.
+    norm = [] if "tokens" in names and last == (architecture.window, architecture.window) else ["norm"]
 
     def apply(leaves: Arrays, images: jax.Array) -> Arrays:
-        result, taps = SwinTransformer(traced).apply(parts.nested(leaves), images)
-        return {output: result, **taps}
+        first, rest = SwinTransformer(traced).apply(parts.nested(leaves), images)
+        return {names[0]: first, **{name: rest[name] for name in [*names[1:], *taps(traced.depths)]}}
 
     def taps(depths: tuple[int, ...]) -> list[str]:
-        return [*(stack.tap(i) for stack, depth in zip(stacks, depths) for i in range(depth)), "norm"]
+        return [*(stack.tap(i) for stack, depth in zip(stacks, depths) for i in range(depth)), *norm]
 
     return Model(
-        signature=signature,
+        signature=classifier_signature(
+            architecture.image_size,
+            architecture.num_classes,
+            architecture.features,
+            (),
+            names,
+            (*last, architecture.features),
+        ),
         params=params,
         taps=taps(architecture.depths),
         apply=apply,
         traced_shapes=parts.param_shapes(SwinTransformer(traced), architecture.image_size),
         traced_taps=taps(traced.depths),
-        run=_runner(architecture, params, output, stacks),
+        run=_runner(architecture, params, stacks),
         stacks=stacks,
         kind=architecture,
     )
 
 
 def _runner(
-    architecture: Swin, params: Mapping[str, np.ndarray], output: str, stacks: tuple[Stack, ...]
+    architecture: Swin, params: Mapping[str, np.ndarray], stacks: tuple[Stack, ...]
 ) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
     def compiled(method: Any, **fixed: Any) -> Any:
         return parts.compiled(SwinTransformer(architecture), method, **fixed)
@@ -304,7 +319,7 @@ def _runner(
                 x = merge[stage](variables, x)
             x = normalize(variables, x)
             results["norm"] = np.asarray(x)
-            results[output] = np.asarray(classify(variables, x))
+            results |= {name: np.asarray(value) for name, value in classify(variables, x).items()}
         return results
 
     return run

@@ -4,10 +4,12 @@ they give."""
 import dataclasses
 import math
 
-from vit_convert.core.signature import Output, Signature, Tensor
+from vit_convert.core.signature import Dim, Signature, Tensor
+from vit_convert.families.outputs import outputs_of
 
 BLOCK = "Transformer/encoderblock_"
 Shape = tuple[int, ...]
+OF_TEXT = {"tokens": "token_features"}  # what a text tower calls an output, since `tokens` is what it takes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Tower:
         pre_norm: a LayerNorm stands before the first block.
         epsilon: added to the norm that embeddings are divided by.
         normalize: whether embeddings are divided by their norm at all.
-        output: name of the output: "embedding", or "tokens" where nothing is pooled.
+        outputs: what it gives, see `families.outputs`; a tower for "tokens" makes its head's product of each of them.
     """
 
     family: str
@@ -61,12 +63,17 @@ class Tower:
     pre_norm: bool = False
     epsilon: float = 1e-8
     normalize: bool = True
-    output: str = "embedding"
+    outputs: tuple[str, ...] = ("embedding",)
 
     @property
     def features(self) -> int:
         """Length of an embedding."""
         return self.head or self.encoder.width
+
+    @property
+    def pools(self) -> bool:
+        """Whether one vector comes of all tokens."""
+        return self.pool not in ("none", "avg4")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,10 +209,18 @@ def parameter_count(tower: Tower, table_rows: int | None = None) -> int:
 
 def signature_of(tower: Tower) -> Signature:
     """Images, patches or tokens in; one embedding out, or one vector for each token where nothing is pooled."""
-    taken = _taken(tower)
-    if tower.output == "embedding":
-        return Signature(taken, (Output("embedding", "float32", ("batch", tower.features), judge="embedding"),))
-    return Signature(taken, (Output(tower.output, "float32", ("batch", *_pooled(tower), tower.features)),))
+    width, count = tower.encoder.width, _num_tokens(tower)
+    each = width if tower.pools else tower.features  # of a token
+    shapes: dict[str, tuple[Dim, ...]] = {
+        "embedding": (tower.features,),
+        "features": (width,) if tower.pools else (count, width),
+        **dict.fromkeys(("tokens", *OF_TEXT.values()), (count, each)),
+    }
+    if isinstance(tower, ImageTower):
+        side = 4 if tower.pool == "avg4" else 1
+        shapes |= {"grid": (tower.grid[0] // side, tower.grid[1] // side, each)}
+        shapes |= {"class_tokens": (tower.class_tokens, width)}
+    return Signature(_taken(tower), outputs_of(tower.outputs, shapes))
 
 
 def _taken(tower: Tower) -> tuple[Tensor, ...]:
@@ -223,12 +238,12 @@ def _taken(tower: Tower) -> tuple[Tensor, ...]:
     return (Tensor("tokens", "int32", ("batch", tower.length), "", tower.vocabulary, *special),)
 
 
-def _pooled(tower: Tower) -> tuple[int, ...]:
-    """How many vectors there are for one image or text, () for one that stands by itself."""
+def _num_tokens(tower: Tower) -> int:
+    """How many vectors there are of an image or a text where nothing is pooled to one, class tokens aside."""
     if isinstance(tower, TextTower | PatchTower):
-        return (tower.length,) if tower.pool == "none" else ()
+        return tower.length
     assert isinstance(tower, ImageTower)
-    return {"none": (tower.num_tokens,), "avg4": (math.prod(tower.grid) // 16,)}.get(tower.pool, ())
+    return math.prod(tower.grid) // (16 if tower.pool == "avg4" else 1)
 
 
 def _encoder(tower: Tower) -> dict[str, Shape]:

@@ -14,9 +14,11 @@ from vit_convert.checkpoint.vote import count_numbers, most_common
 from vit_convert.core.errors import CheckpointError, UsageError
 from vit_convert.core.image_size import check_image_size
 from vit_convert.families.family import Asked, Loaded, Size
+from vit_convert.families.outputs import settle_outputs
 from vit_convert.families.pair import Pair
 from vit_convert.families.towers.architecture import (
     BLOCK,
+    OF_TEXT,
     Encoder,
     ImageTower,
     PatchTower,
@@ -125,19 +127,21 @@ def finish_image(
 
 
 def as_asked(tower: Tower, leaves: dict[str, Leaf], asked: Asked) -> tuple[Tower, dict[str, Leaf]]:
-    """The tower with the output that is asked for: what stands behind it is left out.
+    """The tower with the outputs that are asked for: what stands behind them is left out.
 
     Raises:
         UsageError: a tower has no output of that name.
     """
-    wanted = tower.output if asked.outputs == "auto" else asked.outputs
-    if wanted not in ("embedding", "features", "tokens") or (wanted == "embedding" and tower.output != "embedding"):
-        has = "embedding, features or tokens" if tower.output == "embedding" else "features or tokens"
-        raise UsageError(f"{asked.file}: outputs={wanted!r}: this tower has {has}", fix="Leave outputs at auto.")
-    changes: dict[str, Any] = {"output": wanted, "normalize": asked.normalize}
-    if wanted == "features" or (wanted == "tokens" and tower.output == "embedding"):
+    offered = ["embedding", "features", "tokens"] if tower.pools else ["tokens", "features"]
+    if isinstance(tower, ImageTower):
+        offered += ["grid", *(["class_tokens"] if tower.class_tokens else [])]
+    names = settle_outputs(asked.outputs, offered, asked.file, "this tower")
+    given = tuple(OF_TEXT.get(name, name) for name in names) if isinstance(tower, TextTower) else names
+    changes: dict[str, Any] = {"outputs": given, "normalize": asked.normalize}
+    behind_head = {"embedding"} if tower.pools else {"tokens", "grid"}
+    if behind_head.isdisjoint(names):
         changes["head"] = 0
-    if wanted == "tokens" and tower.output == "embedding":
+    if tower.pools and {"embedding", "features"}.isdisjoint(names):
         changes["pool"] = "none"
     tower = dataclasses.replace(tower, **changes)
     return tower, {name: leaves[name] for name in leaf_shapes(tower)}
@@ -198,8 +202,8 @@ def loaded_tower(
         resizable=isinstance(tower, ImageTower) and tower.pool != "avg4" and tower.table == "aligned",
         attentions=() if masked else ((head_size, tokens),),  # of those that no mask limits
         warnings=tuple(warnings),
-        output=tower.output,
-        judge="embedding" if tower.output == "embedding" else "cosine",
+        output=tower.outputs[0],
+        judge="embedding" if tower.outputs[0] == "embedding" else "cosine",
         pair=pair,
         text=isinstance(tower, TextTower),
         takes="" if image else f"{tokens} {'patches' if isinstance(tower, PatchTower) else 'tokens'}",

@@ -12,7 +12,15 @@ import numpy as np
 from vit_convert.core.model import Arrays, Model
 from vit_convert.core.stack import Stack
 from vit_convert.families import run as parts
-from vit_convert.families.towers.architecture import BLOCK, ImageTower, TextTower, Tower, leaf_shapes, signature_of
+from vit_convert.families.towers.architecture import (
+    BLOCK,
+    OF_TEXT,
+    ImageTower,
+    TextTower,
+    Tower,
+    leaf_shapes,
+    signature_of,
+)
 from vit_convert.families.towers.module import Block, module_of
 from vit_convert.families.towers.tables import RESAMPLERS
 
@@ -31,30 +39,36 @@ def tower_model(tower: Tower, params: Mapping[str, np.ndarray]) -> Model:
     """
     stack = Stack(f"{BLOCK}{{}}/", tower.encoder.depth, nodes=_NODES)
     traced = dataclasses.replace(tower, encoder=dataclasses.replace(tower.encoder, depth=stack.traced))
-    signature = signature_of(tower)
-    (output,) = signature.judged
-    # What nothing follows is the output itself, which has its own name.
-    bare = tower.pool == "none" and not tower.head
-    norm = [] if tower.encoder.post_norm or bare else ["encoder_norm"]
+    # What nothing follows is an output itself, which has its own name.
+    names = tower.outputs
+    norm = [] if tower.encoder.post_norm or _gives_norm(tower) else ["encoder_norm"]
     traced_taps = [*(stack.tap(i) for i in range(stack.traced)), *norm]
 
     def apply(leaves: Arrays, *inputs: jax.Array) -> Arrays:
-        result, taps = module_of(traced).apply(parts.nested(leaves), *inputs)
-        return {output: result, **{name: taps[name] for name in traced_taps}}
+        first, rest = module_of(traced).apply(parts.nested(leaves), *inputs)
+        return {names[0]: first, **{name: rest[name] for name in [*names[1:], *traced_taps]}}
 
     return Model(
-        signature=signature,
+        signature=signature_of(tower),
         params=params,
         taps=[*(stack.tap(i) for i in range(stack.depth)), *norm],
         apply=apply,
         traced_shapes=leaf_shapes(traced),
         traced_taps=traced_taps,
-        run=_runner(tower, params, output, stack),
+        run=_runner(tower, params, stack),
         stacks=(stack,),
         kind=tower,
         pooled_token=_pooled_token(tower),
         position_table="pos_embedding" if isinstance(tower, ImageTower) else None,
     )
+
+
+def _gives_norm(tower: Tower) -> bool:
+    """Whether an output is what stands behind the last block and its norm, as it is."""
+    tokens = not isinstance(tower, ImageTower) or (not tower.class_tokens and tower.pool != "avg4")
+    if tower.pools or not tower.head:
+        return tokens and not {"tokens", *OF_TEXT.values()}.isdisjoint(tower.outputs)
+    return tokens and "features" in tower.outputs
 
 
 def _pooled_token(tower: Tower) -> int | None:
@@ -63,9 +77,7 @@ def _pooled_token(tower: Tower) -> int | None:
     return 0 if tower.pool == "tok" else None
 
 
-def _runner(
-    tower: Tower, params: Mapping[str, np.ndarray], output: str, stack: Stack
-) -> Callable[..., dict[str, np.ndarray]]:
+def _runner(tower: Tower, params: Mapping[str, np.ndarray], stack: Stack) -> Callable[..., dict[str, np.ndarray]]:
     """Runs a tower one block at a time: one block is compiled once and one block's weights are on the device at a
     time."""
     block = parts.compiled(Block(tower.encoder))
@@ -93,7 +105,7 @@ def _runner(
             if not tower.encoder.post_norm:
                 x = normalize(variables, x)
                 results["encoder_norm"] = np.asarray(x)
-            results[output] = np.asarray(finish(variables, x, *given))
+            results |= {name: np.asarray(value) for name, value in finish(variables, x, *given).items()}
         return results
 
     return run

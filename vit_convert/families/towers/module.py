@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vit_convert.families import run as parts
 from vit_convert.families.towers.architecture import Encoder, ImageTower, PatchTower, TextTower, Tower
 
 Mask = jax.Array | None
@@ -121,16 +122,15 @@ class TowerModule(nn.Module):
             inputs: of the tower, as its signature has them.
 
         Returns:
-            The embeddings [batch, features] ([batch, tokens, features] where nothing is pooled), and the taps
-            `block_00`… and
-            `encoder_norm`, each [batch, tokens, width].
+            The first of what `finish` gives, and by name the others and the taps `block_00`… and `encoder_norm`, each
+            [batch, tokens, width].
         """
         x, mask, taps = self.embed(*inputs), self.mask(*inputs), {}
         for i, block in enumerate(self.Transformer.encoderblock):
             x = taps[f"block_{i:02d}"] = block(x, mask)
         if not self.tower.encoder.post_norm:
             x = taps["encoder_norm"] = self.normalize(x)
-        return self.finish(x, *inputs), taps
+        return parts.with_first(self.finish(x, *inputs), taps)
 
     def embed(self, *inputs: jax.Array) -> jax.Array:
         """Inputs -> [batch, tokens, width]."""
@@ -148,14 +148,31 @@ class TowerModule(nn.Module):
         """The encoder's last norm: [batch, tokens, width] -> the same."""
         return self.Transformer.normalize(x)
 
-    def finish(self, x: jax.Array, *inputs: jax.Array) -> jax.Array:
-        """Pooling, head, and the division of embeddings by their norm."""
-        x = self.pool(x, *inputs)
-        x = self.head(x) if self.tower.head else x
-        if not self.tower.normalize or self.tower.output != "embedding":
-            return x
-        norm = jnp.sqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True))
-        return x / (norm + self.tower.epsilon if self.tower.epsilon else norm)
+    def finish(self, x: jax.Array, *inputs: jax.Array) -> dict[str, jax.Array]:
+        """What is asked for, of [batch, tokens, width] behind the last norm.
+
+        Returns:
+            `embedding` [batch, features]: pooling, head, and the division by the norm; `features`, before the head;
+            `tokens` [batch, tokens, …] without class tokens, `grid` [batch, rows, columns, …] and `class_tokens`. Of a
+            tower that pools nothing, `tokens` and `grid` are the head's products.
+        """
+        tower, found = self.tower, {}
+        if not {"embedding", "features"}.isdisjoint(tower.outputs) or not tower.pools:
+            found["features"] = self.pool(x, *inputs)
+            found["embedding"] = self.head(found["features"]) if tower.head else found["features"]
+        found["tokens"] = self.tokens(x) if tower.pools else found["embedding"]
+        if tower.normalize and "embedding" in tower.outputs:
+            norm = jnp.sqrt(jnp.sum(jnp.square(found["embedding"]), axis=-1, keepdims=True))
+            found["embedding"] = found["embedding"] / (norm + tower.epsilon if tower.epsilon else norm)
+        return {name: found[name] if name in found else self.shaped(name, x, found["tokens"]) for name in tower.outputs}
+
+    def tokens(self, x: jax.Array) -> jax.Array:
+        """[batch, tokens, width] -> the same without class tokens."""
+        return x
+
+    def shaped(self, name: str, x: jax.Array, tokens: jax.Array) -> jax.Array:
+        """The tokens under a text tower's name for them; and what only images have: `grid` and `class_tokens`."""
+        return tokens
 
 
 class ImageModule(TowerModule):
@@ -200,7 +217,19 @@ class ImageModule(TowerModule):
             return jnp.mean(x, axis=(2, 4)).reshape(x.shape[0], rows * columns // 16, x.shape[-1])
         if self.tower.pool == "gap":
             return jnp.mean(x, axis=1)
-        return x if self.tower.pool == "none" else x[:, 0]
+        return self.tokens(x) if self.tower.pool == "none" else x[:, 0]
+
+    def tokens(self, x: jax.Array) -> jax.Array:
+        """See `TowerModule.tokens`."""
+        return x[:, self.tower.class_tokens :] if self.tower.class_tokens else x
+
+    def shaped(self, name: str, x: jax.Array, tokens: jax.Array) -> jax.Array:
+        """See `TowerModule.shaped`."""
+        if name == "class_tokens":
+            return x[:, : self.tower.class_tokens]
+        side = 4 if self.tower.pool == "avg4" else 1
+        rows, columns = self.tower.grid
+        return tokens.reshape(x.shape[0], rows // side, columns // side, tokens.shape[-1])
 
 
 class PatchModule(TowerModule):

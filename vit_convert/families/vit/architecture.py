@@ -3,7 +3,7 @@
 import dataclasses
 
 from vit_convert.core.signature import Signature
-from vit_convert.families.head import classifier_signature
+from vit_convert.families.head import classifier_signature, given_usually
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Architecture:
         representation_size: width of the tanh layer before the head (`pre_logits`); 0 for none.
         gelu: "tanh" (Flax's default, all JAX checkpoints) or "erf".
         norm_epsilon: epsilon of every LayerNorm.
+        outputs: what it gives; () for logits, or features where there is no head.
     """
 
     family: str
@@ -39,6 +40,17 @@ class Architecture:
     representation_size: int = 0
     gelu: str = "tanh"
     norm_epsilon: float = 1e-6
+    outputs: tuple[str, ...] = ()
+
+    @property
+    def given(self) -> tuple[str, ...]:
+        """What it gives, by name."""
+        return self.outputs or given_usually(self.num_classes)
+
+    @property
+    def pools(self) -> bool:
+        """Whether any output is of all tokens together."""
+        return not {"logits", "features"}.isdisjoint(self.given)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -52,7 +64,10 @@ class Architecture:
 
 
 def signature_of(architecture: Architecture) -> Signature:
-    """Images in; logits out, or features where there is no head, of each token where they are not pooled."""
-    tokens = (architecture.num_tokens,) if architecture.pool == "none" else ()
-    features = architecture.representation_size or architecture.width
-    return classifier_signature(architecture.image_size, architecture.num_classes, features, tokens)
+    """Images in; logits out, or features where there is no head, of each token where they are not pooled; or what is
+    asked for."""
+    a = architecture
+    tokens = (a.num_tokens,) if a.pool == "none" else ()
+    return classifier_signature(
+        a.image_size, a.num_classes, a.representation_size or a.width, tokens, a.outputs, (*a.grid, a.width)
+    )

@@ -52,9 +52,10 @@ def load_vit(stored: Mapping[str, Leaf], layout: Layout, asked: Asked) -> Loaded
     preprocess = layouts.preprocessing(layout, architecture.pool, architecture.num_classes, asked.prefix, asked.names)
     if class_row:
         leaves = layouts.fold_class_row(leaves)
-    head = settle_head(leaves, architecture.num_classes, asked.outputs, file)
+    beside = ("tokens", "grid") if architecture.pool != "none" else ()
+    head = settle_head(leaves, architecture.num_classes, asked.outputs, file, beside)
     leaves, warnings = head.leaves, list(head.warnings)
-    architecture = dataclasses.replace(architecture, num_classes=head.num_classes)
+    architecture = dataclasses.replace(architecture, num_classes=head.num_classes, outputs=head.outputs)
     num_params = parameter_count(architecture, rows)
     if asked.image_size is not None:
         architecture = dataclasses.replace(architecture, image_size=asked.image_size)
@@ -83,6 +84,7 @@ def load_vit(stored: Mapping[str, Leaf], layout: Layout, asked: Asked) -> Loaded
         attentions=((architecture.width // architecture.num_heads, architecture.num_tokens),),
         zero_head=head.is_zero,
         warnings=tuple(warnings),
+        output=head.output,
     )
 
 

@@ -33,24 +33,22 @@ def vit_model(architecture: Architecture, params: Mapping[str, np.ndarray]) -> M
     """
     stack = Stack(f"{BLOCK}{{}}/", architecture.depth)
     traced = dataclasses.replace(architecture, depth=stack.traced)
-    signature = signature_of(architecture)
-    output = signature.outputs[0].name
-    unpooled = architecture.pool == "none" and not architecture.num_classes and not architecture.representation_size
-    norm = [] if unpooled else ["encoder_norm"]  # else it is the output
+    names = architecture.given
+    norm = [] if gives_norm(architecture) else ["encoder_norm"]  # else it is an output
     traced_taps = [*_block_names(stack.cut()), *norm]
 
     def apply(leaves: Arrays, images: jax.Array) -> Arrays:
-        result, taps = ViT(traced).apply(parts.nested(leaves), images)
-        return {output: result, **{name: taps[name] for name in traced_taps}}
+        first, rest = ViT(traced).apply(parts.nested(leaves), images)
+        return {names[0]: first, **{name: rest[name] for name in [*names[1:], *traced_taps]}}
 
     return Model(
-        signature=signature,
+        signature=signature_of(architecture),
         params=params,
         taps=[*_block_names(stack), *norm],
         apply=apply,
         traced_shapes=param_shapes(traced),
         traced_taps=traced_taps,
-        run=_vit_runner(architecture, params, output, stack),
+        run=_vit_runner(architecture, params, stack),
         stacks=(stack,),
         kind=architecture,
         pooled_token=0 if architecture.pool == "tok" else None,
@@ -58,19 +56,26 @@ def vit_model(architecture: Architecture, params: Mapping[str, np.ndarray]) -> M
     )
 
 
+def gives_norm(architecture: Architecture) -> bool:
+    """Whether an output is what the last norm leaves, as it is."""
+    bare = architecture.pool == "none" and not architecture.representation_size
+    tokens = architecture.pool != "tok" and "tokens" in architecture.given
+    return tokens or (bare and "features" in architecture.given)
+
+
 def _block_names(stack: Stack) -> list[str]:
     return [stack.tap(i) for i in range(stack.depth)]
 
 
 def _vit_runner(
-    architecture: Architecture, params: Mapping[str, np.ndarray], output: str, stack: Stack
+    architecture: Architecture, params: Mapping[str, np.ndarray], stack: Stack
 ) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
     """Runs a ViT one block at a time: one block is compiled once and one block's weights are on the device at a
     time."""
     block = parts.compiled(EncoderBlock(architecture))
 
     @functools.cache
-    def outer_parts(image_size: tuple[int, int]) -> list[Callable[..., jax.Array]]:
+    def outer_parts(image_size: tuple[int, int]) -> list[Callable[..., Any]]:
         vit = ViT(dataclasses.replace(architecture, image_size=image_size))
         return [parts.compiled(vit, method) for method in (ViT.embed, ViT.normalize, ViT.classify)]
 
@@ -86,7 +91,7 @@ def _vit_runner(
                 results[stack.tap(i)] = np.asarray(x)
             x = normalize(variables, x)
             results["encoder_norm"] = np.asarray(x)
-            results[output] = np.asarray(classify(variables, x))
+            results |= {name: np.asarray(value) for name, value in classify(variables, x).items()}
         return results
 
     return run

@@ -94,6 +94,8 @@ class ViT(nn.Module):
         if arch.pool == "tok":
             self.cls = self.param("cls", nn.initializers.zeros, (1, 1, arch.width))
         self.Transformer = Encoder(arch)
+        if not arch.pools:
+            return
         if arch.pool == "map":
             self.MAPHead_0 = MAPHead(arch)
         if arch.representation_size:
@@ -108,12 +110,11 @@ class ViT(nn.Module):
             images: float32 [batch, height, width, 3], normalised as the preprocessing record says.
 
         Returns:
-            Logits [batch, num_classes] (features [batch, width] without a head; [batch, tokens, ...] with pool "none"),
-            and
-            the taps: `block_00`… and `encoder_norm`, each [batch, tokens, width].
+            The first of what `classify` gives, and by name the others and the taps: `block_00`… and `encoder_norm`,
+            each [batch, tokens, width].
         """
         x, taps = self.Transformer(self.embed(images))
-        return self.classify(x), taps
+        return parts.with_first(self.classify(x), taps)
 
     def embed(self, images: jax.Array) -> jax.Array:
         """Patches, positions and the class token: [batch, height, width, 3] -> [batch, tokens, width]."""
@@ -127,17 +128,32 @@ class ViT(nn.Module):
         """The encoder's final norm: [batch, tokens, width] -> the same."""
         return self.Transformer.encoder_norm(x)
 
-    def classify(self, x: jax.Array) -> jax.Array:
-        """Pooling, representation layer and head: [batch, tokens, width] -> logits or features."""
+    def classify(self, x: jax.Array) -> Taps:
+        """What the architecture gives, of [batch, tokens, width].
+
+        Returns:
+            `logits` [batch, num_classes] and `features` [batch, width], each of every token with pool "none"; `tokens`
+            [batch, patches, width], without the class token, and `grid` [batch, rows, columns, width].
+        """
+        arch, found = self.architecture, {}
+        if arch.pools:
+            found["features"] = self.pool(x)
+            if arch.num_classes:
+                found["logits"] = self.head(found["features"])
+        if "tokens" in arch.given or "grid" in arch.given:
+            found["tokens"] = x[:, 1:] if arch.pool == "tok" else x
+            found["grid"] = found["tokens"].reshape(x.shape[0], *arch.grid, x.shape[-1])
+        return {name: found[name] for name in arch.given}
+
+    def pool(self, x: jax.Array) -> jax.Array:
+        """Pooling and representation layer: [batch, tokens, width] -> features."""
         if self.architecture.pool == "map":
             x = self.MAPHead_0(x)
         elif self.architecture.pool == "gap":
             x = jnp.mean(x, axis=1)
         elif self.architecture.pool == "tok":
             x = x[:, 0]
-        if self.architecture.representation_size:
-            x = nn.tanh(self.pre_logits(x))
-        return self.head(x) if self.architecture.num_classes else x
+        return nn.tanh(self.pre_logits(x)) if self.architecture.representation_size else x
 
 
 def param_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:

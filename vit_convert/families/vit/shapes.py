@@ -27,6 +27,8 @@ def leaf_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
     for i in range(a.depth):
         shapes |= _prefixed(f"{BLOCK}{i}/", _norm(a, 0) | _attention(a) | _norm(a, 1) | _mlp(a))
     shapes |= {"Transformer/encoder_norm/scale": (a.width,), "Transformer/encoder_norm/bias": (a.width,)}
+    if not a.pools:
+        return shapes
     if a.pool == "map":
         shapes |= _prefixed("MAPHead_0/", {"probe": (1, 1, a.width)} | _attention(a) | _norm(a, 0) | _mlp(a))
     if a.representation_size:
@@ -52,6 +54,8 @@ def parameter_count(architecture: Architecture, posemb_rows: int) -> int:
     count = 3 * a.patch_size**2 * d + d + posemb_rows * d + a.depth * (attention + mlp + 4 * d) + 2 * d
     if a.pool == "tok":
         count += d
+    if not a.pools:
+        return count
     if a.pool == "map":
         count += d + attention + 2 * d + mlp
     features = d

@@ -51,7 +51,7 @@ class VLMFamily:
         inner = image_leaves(named, form.folder, str(asked.file))
         tower = image_tower_of(inner, asked, "vlm", form.pool)
         found = _name_of(tower, layout)
-        tower = dataclasses.replace(tower, variant=found, output="tokens", normalize=False)
+        tower = dataclasses.replace(tower, variant=found, outputs=("tokens",), normalize=False)
         if asked.variant != "auto":
             name, encoder, patch = _parsed(asked.variant)
             tower = dataclasses.replace(tower, variant=name, encoder=encoder, patch_size=patch)
@@ -98,7 +98,7 @@ class VLMFamily:
             encoder,
             FORMS[layout].pool,
             head=_HEADS.get(model, 0),
-            output="tokens",
+            outputs=("tokens",),
             patch_size=patch,
             image_size=options.image_size or (side, side),
         )
