@@ -72,7 +72,7 @@ def single(path: pathlib.Path, workdir: pathlib.Path) -> list[str]:
     """The command of one conversion, with a config file, as a loop in a shell would have it."""
     config = workdir.parent / "any.py"
     config.write_text("from vit_convert.core.config import default_config as get_config\n")
-    command = [sys.executable, "-m", "vit_convert", f"--config={config}", f"--config.checkpoint={path}"]
+    command = [sys.executable, "-m", "vit_convert", "--nopage", f"--config={config}", f"--config.checkpoint={path}"]
     return [*command, f"--config.name={path.stem}", *words(), f"--workdir={workdir}", "--quiet"]
 
 

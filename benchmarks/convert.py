@@ -45,7 +45,7 @@ def _ours(checkpoint: pathlib.Path, folder: pathlib.Path, *more: str) -> list[st
 def _vit_convert(folder: pathlib.Path, *arguments: str) -> list[str]:
     config = folder / "plain_defaults.py"
     config.write_text(_CONFIG)
-    return [sys.executable, "-m", "vit_convert", f"--config={config}", *arguments]
+    return [sys.executable, "-m", "vit_convert", "--nopage", f"--config={config}", *arguments]
 
 
 def _peer(script: str, *more: str) -> Command:

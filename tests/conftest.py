@@ -8,6 +8,8 @@ import pytest
 from absl import flags
 from bucket import Bucket, serving
 
+from vit_convert.report import at_end
+
 pytest_plugins = ["engine_fixtures"]  # of tests/engine; sessions and serving use them too
 
 # In the environment, so that tests that need no JAX do not import it and child processes inherit it.
@@ -32,6 +34,20 @@ _TORCHVISION_OPERATORS = (
 @pytest.fixture(autouse=True, scope="session")
 def _parsed_flags() -> None:
     flags.FLAGS.mark_as_parsed()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_pages() -> None:
+    """A page takes longer than the conversion of a tiny model: here they are written where a test takes `pages`."""
+    at_end._NEEDED = ("no_such_module",)
+
+
+@pytest.fixture
+def pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets commands write report.html at their end."""
+    for name in ("matplotlib", "jinja2"):
+        pytest.importorskip(name)
+    monkeypatch.setattr(at_end, "_NEEDED", ("matplotlib", "jinja2"))
 
 
 @pytest.fixture

@@ -39,6 +39,10 @@ flags.DEFINE_multi_string(
 )
 flags.DEFINE_string("until", "", f"Last stage to run: {', '.join(_STAGES[:-1])} or {_STAGES[-1]}.", flag_values=_FLAGS)
 flags.DEFINE_bool("force", False, "Redo stages that are fresh.", flag_values=_FLAGS)
+flags.DEFINE_bool(
+    "page", True, "Write report.html too, where matplotlib and jinja2 are installed: a second or two.",
+    flag_values=_FLAGS,
+)  # fmt: skip
 flags.DEFINE_bool("quiet", False, "Print nothing but errors.", flag_values=_FLAGS)
 
 
@@ -68,6 +72,7 @@ def _run(argv: Sequence[str]) -> int:
         quiet=_FLAGS.quiet,
         command=["python", "-m", "vit_convert", *argv[1:]],
         checkpoints=_checkpoint_folders(),
+        page=_FLAGS.page,
     )
     return 0
 

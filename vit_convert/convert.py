@@ -17,6 +17,7 @@ from vit_convert.core.pair import TOWERS, is_pair
 from vit_convert.core.pipeline import Context, all_fresh, run_stages
 from vit_convert.core.progress import Progress
 from vit_convert.core.tower_config import given_keys
+from vit_convert.report.at_end import write_at_end
 from vit_convert.report.record import Report
 from vit_convert.report.summary import print_summary
 from vit_convert.report.write import write_report
@@ -35,6 +36,7 @@ def convert(
     quiet: bool = False,
     command: Sequence[str] = (),
     checkpoints: Sequence[str | os.PathLike[str]] = (),
+    page: bool = False,
 ) -> dict[str, Any]:
     """Converts one checkpoint: one model, or the two towers of a pair.
 
@@ -46,6 +48,7 @@ def convert(
         quiet: print nothing.
         command: the command line, for the report.
         checkpoints: folders in which a checkpoint is looked for before `checkpoints/`; it is fetched to the first.
+        page: write `report.html` too, where matplotlib and jinja2 are installed; takes a second or two.
 
     Returns:
         The report, as in `report.json`; written whether or not a stage failed.
@@ -55,7 +58,7 @@ def convert(
         ConvertError: a stage failed; finished stages are kept.
     """
     folders = (*checkpoints, "checkpoints", *_OURS)
-    given: dict[str, Any] = {"until": until, "force": force, "quiet": quiet, "command": command}
+    given: dict[str, Any] = {"until": until, "force": force, "quiet": quiet, "command": command, "page": page}
     found = _find(config, folders, quiet=quiet)
     if _is_pair(config, found):
         from vit_convert.convert_pair import convert_pair
@@ -73,6 +76,7 @@ def convert_one(
     quiet: bool,
     command: Sequence[str],
     checkpoints: Sequence[str | os.PathLike[str]],
+    page: bool = False,
     found: Any = None,
     changes: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
@@ -86,6 +90,7 @@ def convert_one(
         quiet: as above.
         command: as above.
         checkpoints: all folders in which a checkpoint is looked for.
+        page: as above.
         found: where the checkpoint is, or why it is not, if that is known.
         changes: of a tower of a pair: called once before a stage changes anything; not where all are fresh.
     """
@@ -93,7 +98,12 @@ def convert_one(
     with opened(config, workdir, command, quiet=quiet, checkpoints=checkpoints) as context:
         if found is not None:
             context.scratch["found"] = found  # or the checkpoint stage would look for it again, and fetch it again
-        report = _convert(context, changes or (lambda: None), until=until, force=force, command=command)
+        try:
+            report = _convert(context, changes or (lambda: None), until=until, force=force, command=command)
+        except BaseException as e:  # what failed is told too; an interrupt waits for no picture
+            write_at_end(context.bundle, context.progress, wanted=page and isinstance(e, ConvertError))
+            raise
+        write_at_end(context.bundle, context.progress, wanted=page)
         if not quiet:
             print_summary(
                 report,

@@ -13,6 +13,7 @@ from vit_convert.core.manifest import FINISHED, Manifest
 from vit_convert.core.opened import opened
 from vit_convert.core.pair import TOWERS
 from vit_convert.core.pipeline import Context, Stage, all_fresh, run_stages
+from vit_convert.report.at_end import write_at_end
 from vit_convert.report.pair import print_pair_summary, write_pair_report
 from vit_convert.report.record import PairReport
 from vit_convert.stages.pair import pair_stages, tower_context
@@ -69,6 +70,7 @@ def convert_pair(
         if missed is not None:
             raise missed
         report = _as_pair(context, towers, command, force=bool(options.get("force")))
+        write_at_end(bundle, progress, wanted=bool(options.get("page")))
         if not quiet:
             print_pair_summary(report, bundle)
     return report.to_dict()

@@ -40,6 +40,7 @@ from vit_convert.core.text_table import text_table
 from vit_convert.engine.backend.trt import load_backend
 from vit_convert.engine.handoff import open_bundle, read_config, read_facts
 from vit_convert.engine.host import EngineHost
+from vit_convert.report.at_end import write_at_end
 
 _PROGRAM = Program(__doc__, when_interrupted="finished engines and rows are kept")
 _FLAGS = _PROGRAM.flags
@@ -179,11 +180,14 @@ def _work(bundle: Bundle, names: Sequence[str], overrides: list[str], argv: Sequ
     progress.event("command", argv=list(argv), name=bundle.root.name)
     backend, missed = load_backend(_FLAGS.backend, for_this_gpu=True), None
     host = EngineHost(backend, bundle, config, facts, progress, line)
-    for name in names:
-        try:
-            COMMANDS[name](host)
-        except CheckError as e:  # what was proved to be wrong is measured beside the others, and not recommended
-            missed = e
+    try:
+        for name in names:
+            try:
+                COMMANDS[name](host)
+            except CheckError as e:  # what was proved to be wrong is measured beside the others, and not recommended
+                missed = e
+    finally:
+        write_at_end(bundle, progress)
     if missed is not None:
         raise missed
     return 0

@@ -12,6 +12,7 @@ _OTHERS = ("#7c3aed", "#16a34a", "#db2777", "#ca8a04")
 _INK = "#010203"  # stands for the page's own text colour
 _TIP = "tip:"  # begins the id of an element that has a tip
 _MOST_BARS = 16
+MOST_DRAWN = 12  # reports on one page with figures and all their numbers; of more, a table compares them
 _STYLE: Any = {  # of matplotlib, whose stubs list every key
     "svg.fonttype": "none",
     "svg.hashsalt": "vit_convert",  # the same report gives the same file
@@ -35,8 +36,10 @@ def figures(reports: Sequence[Report]) -> list[str]:
         reports: as in `report.json`; several are drawn into one figure where they can be compared.
 
     Returns:
-        SVG elements.
+        SVG elements; none of more reports than MOST_DRAWN.
     """
+    if len(reports) > MOST_DRAWN:
+        return []  # of a zoo, lines that nobody can tell apart
     found = [_throughput(reports), _accuracy(reports)]
     for report in reports:
         found += [_blocks(report, reports), _thresholds(report, reports), _stages(report, reports)]

@@ -8,7 +8,7 @@ from typing import Any
 
 from vit_convert.core.bundle import atomic
 from vit_convert.core.errors import UsageError
-from vit_convert.report.figures import figures
+from vit_convert.report.figures import MOST_DRAWN, figures
 from vit_convert.report.record import Report as Record
 
 Report = Mapping[str, Any]
@@ -48,19 +48,20 @@ def read(path: str | os.PathLike[str]) -> Report:
     return found.to_dict()
 
 
-def write_page(path: str | os.PathLike[str], reports: Sequence[Report]) -> None:
+def write_page(path: str | os.PathLike[str], reports: Sequence[Report], *, mark: str = "") -> None:
     """Writes the page.
 
     Args:
         path: the `.html` file.
         reports: one, or several to compare.
+        mark: a comment to put in front of it.
 
     Raises:
         UsageError: jinja2 or matplotlib is missing, or the file cannot be written.
     """
     text = render(reports)
     with atomic(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(mark + text, encoding="utf-8")
 
 
 def render(reports: Sequence[Report]) -> str:
@@ -69,8 +70,10 @@ def render(reports: Sequence[Report]) -> str:
     Raises:
         UsageError: jinja2 or matplotlib is missing.
     """
-    title = ", ".join(str(report["name"]) for report in reports)
-    own = {"engine_row": _engine_row, "consistency": _consistency, "reports": list(map(_whole, reports))}
+    names = [str(report["name"]) for report in reports]
+    title = ", ".join(names) if len(names) <= MOST_DRAWN else f"{names[0]} and {len(names) - 1} more"
+    own: dict[str, Any] = {"engine_row": _engine_row, "consistency": _consistency, "most": MOST_DRAWN}
+    own["reports"] = list(map(_whole, reports))
     return fill(_TEMPLATE, lambda: figures(reports), title=title, **own)
 
 

@@ -60,7 +60,8 @@ def print_summary(report: Report, root: pathlib.Path, *, files: Sequence[pathlib
         )
         table.add_row(engine.path, human_bytes(engine.bytes), note)
     graphs = sorted((path for path in files if path.suffix == ".onnx"), key=lambda path: (path.parent != root, path))
-    for path in (*graphs, root / "report.json"):
+    page = root / "report.html"
+    for path in (*graphs, root / "report.json", *([page] if page.is_file() else [])):
         data = path.with_name(path.name + ".data")
         with_weights = data in files
         size = path.stat().st_size + (data.stat().st_size if with_weights else 0)

@@ -1,0 +1,62 @@
+"""The page at the end of a command: where matplotlib and jinja2 are installed, and never older than its report."""
+
+import importlib.util
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from vit_convert.core.bundle import Bundle, hash_value, read_json
+from vit_convert.core.progress import Progress
+
+_NEEDED = ("matplotlib", "jinja2")
+_OF_A_RUN = ("date", "command", "stages", "status")  # what a run that finds nothing to do changes in a report
+_MARK = "<!-- of the report {} -->\n"
+
+
+def write_at_end(bundle: Bundle, progress: Progress, *, wanted: bool = True) -> bool:
+    """Writes a bundle's `report.html`, unless it is there already; one that is of another report is removed.
+
+    Args:
+        bundle: with its `report.json`; of a pair, with those of its towers, which the page compares.
+        progress: is told what went wrong; the command's own result does not depend on a page.
+        wanted: False removes a page of another report and writes none.
+
+    Returns:
+        Whether the page is there.
+    """
+    page = bundle.report_html
+    reports = {path: found for path in _places(bundle) if isinstance(found := read_json(path), dict)}
+    mark = _MARK.format(hash_value([_lasting(report) for report in reports.values()])[:16])
+    if reports and _begins_with(page, mark):
+        return True
+    page.unlink(missing_ok=True)
+    if not reports or not wanted or any(importlib.util.find_spec(name) is None for name in _NEEDED):
+        return False
+    try:
+        from vit_convert.report.page import read, write_page
+
+        write_page(page, [read(path) for path in reports], mark=mark)
+    except Exception as e:  # a conversion of an hour does not fail for a picture of it
+        progress.warn(f"no {page.name}: {type(e).__name__}: {e}")
+        return False
+    return True
+
+
+def _places(bundle: Bundle) -> list[pathlib.Path]:
+    """The report of a model, or of both towers of a pair."""
+    towers = [bundle.root / tower / bundle.report.name for tower in ("image", "text")]
+    return [path for path in towers if path.is_file()] if bundle.pair.is_file() else [bundle.report]
+
+
+def _lasting(report: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a report does not change when nothing is found to do; of a failed one, where it failed too."""
+    stages = [row.get("name") for row in report.get("stages") or [] if row.get("status") == "failed"]
+    return {**{key: value for key, value in report.items() if key not in _OF_A_RUN}, "failed": stages}
+
+
+def _begins_with(path: pathlib.Path, mark: str) -> bool:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read(len(mark)) == mark
+    except (OSError, UnicodeDecodeError):
+        return False
