@@ -176,7 +176,10 @@ def test_what_is_no_file(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"x", b"<!doctype html>", b"123456 {x", b"12345678x{"])
 def test_what_is_no_checkpoint(tmp_path, content):
     (tmp_path / "a.npz").write_bytes(content)
-    assert refused(tmp_path / "a.npz") == ("not a zip file, so not an .npz", "Give an .npz or .safetensors checkpoint.")
+    assert refused(tmp_path / "a.npz") == (
+        "not a zip file, so not an .npz",
+        "Give an .npz, .safetensors or .msgpack checkpoint.",
+    )
 
 
 def test_what_begins_like_one(tmp_path):

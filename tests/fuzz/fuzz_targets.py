@@ -101,6 +101,12 @@ def _safetensors(data: bytes, folder: pathlib.Path) -> None:
     _read_all(path)
 
 
+def _msgpack(data: bytes, folder: pathlib.Path) -> None:
+    path = folder / "f.msgpack"
+    path.write_bytes(data)
+    _read_all(path)
+
+
 def _read_all(path: pathlib.Path) -> None:
     leaves = read_container(path)
     with contextlib.suppress(CheckpointError):  # a value that is not finite says nothing of the others
@@ -229,6 +235,7 @@ def _text(data: bytes, folder: pathlib.Path) -> None:
 TARGETS = {
     "npz": _npz,
     "safetensors": _safetensors,
+    "msgpack": _msgpack,
     "tables": _tables,
     "calibration_cache": _calibration_cache,
     "sidecar": _sidecar,

@@ -17,6 +17,7 @@ SEEDS = sorted(path.relative_to(HERE / "corpus") for path in (HERE / "corpus").r
 ACCEPTED = {
     "npz": {"stored", "deflated", "member", "member2", "fortran", "scalar"},
     "safetensors": {"header", "empty", "file"},
+    "msgpack": {"file", "cut", "values"},
     "tables": {"csv", "tsv", "txt", "folder", "zip", "unlabelled"},
     "calibration_cache": {"sound"},
     "precision_plan": {"sound"},

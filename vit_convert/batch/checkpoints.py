@@ -9,7 +9,7 @@ from vit_convert.batch.draft import Draft, clean, stem_of
 from vit_convert.checkpoint.fetch import is_address
 from vit_convert.core.errors import UsageError
 
-_ENDINGS = (".npz", ".safetensors")
+_ENDINGS = (".npz", ".safetensors", ".msgpack")
 _LIST_ENDINGS = (".txt", ".list")
 _FIX = "Give files, globs in quotes, folders, addresses, or a .txt file with one of them a line."
 

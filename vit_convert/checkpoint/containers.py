@@ -1,4 +1,5 @@
-"""Checkpoint files as lazy mappings: `.npz` and `.safetensors`, memory-mapped where the bytes lie uncompressed."""
+"""Checkpoint files as lazy mappings: `.npz`, `.safetensors` and Flax's `.msgpack`, memory-mapped where the bytes lie
+uncompressed."""
 
 import concurrent.futures
 import contextlib
@@ -17,6 +18,7 @@ from typing import IO
 import ml_dtypes
 import numpy as np
 
+from vit_convert.checkpoint.flax_msgpack import Stored, read_arrays, starts_msgpack
 from vit_convert.core.errors import CheckpointError
 from vit_convert.core.npy_header import read_npy_header
 from vit_convert.core.zip_member import UNREADABLE, FileState, data_offset, open_member
@@ -123,7 +125,7 @@ class _Mapped:
 def split_subtree(path: str | os.PathLike[str]) -> tuple[str, str]:
     """Splits "file.npz:img", big_vision's way to name a part of a checkpoint, into the file and the sub-tree ("" for
     none)."""
-    match = re.fullmatch(r"(?P<file>.+\.(?:npz|safetensors)):(?P<subtree>[\w/]+)", os.fspath(path))
+    match = re.fullmatch(r"(?P<file>.+\.(?:npz|safetensors|msgpack)):(?P<subtree>[\w/]+)", os.fspath(path))
     return (match["file"], match["subtree"]) if match else (os.fspath(path), "")
 
 
@@ -131,7 +133,7 @@ def read_container(path: str | os.PathLike[str]) -> Leaves:
     """Opens a checkpoint file; reads only its headers.
 
     Args:
-        path: `.npz` or `.safetensors`; told apart by content.
+        path: `.npz`, `.safetensors` or `.msgpack`; told apart by content.
 
     Returns:
         Arrays by name. Members stored uncompressed are read-only views of the memory-mapped file, compressed ones are
@@ -148,11 +150,13 @@ def read_container(path: str | os.PathLike[str]) -> Leaves:
             fix="Export its parameters to one .npz file.",
         )
     if os.path.exists(path) and not os.path.isfile(path):  # a device or a pipe, of which reading may have no end
-        raise CheckpointError(f"{path}: not a regular file", fix="Give an .npz or .safetensors checkpoint.")
+        raise CheckpointError(f"{path}: not a regular file", fix="Give an .npz, .safetensors or .msgpack checkpoint.")
     with _opened(path) as file:
         start = file.read(9)
         if start[8:9] == b"{" and not start.startswith(b"PK"):
             return Leaves(_safetensors_leaves(path, file))
+        if starts_msgpack(start):
+            return Leaves(_msgpack_leaves(path, file))
         try:
             members = zipfile.ZipFile(file).infolist()
         except UNREADABLE as e:
@@ -162,7 +166,7 @@ def read_container(path: str | os.PathLike[str]) -> Leaves:
                     fix="Fetch the file again; compare its size with the source.",
                 ) from e
             raise CheckpointError(
-                f"{path}: not a zip file, so not an .npz", fix="Give an .npz or .safetensors checkpoint."
+                f"{path}: not a zip file, so not an .npz", fix="Give an .npz, .safetensors or .msgpack checkpoint."
             ) from e
         return Leaves(_npz_leaves(path, file, members))
 
@@ -345,3 +349,26 @@ def _safetensors_leaves(path: pathlib.Path, file: IO[bytes]) -> dict[str, Leaf]:
         offset = 8 + header_bytes + entry["data_offsets"][0]
         leaves[name] = Leaf(name, shape, dtype, functools.partial(mapped.array, shape, dtype, offset))
     return leaves
+
+
+def _msgpack_leaves(path: pathlib.Path, file: IO[bytes]) -> dict[str, Leaf]:
+    mapped, leaves = _Mapped(file), {}
+    try:
+        for name, stored in read_arrays(mapped.bytes, len(mapped)):
+            if not _is_name(name) or name in leaves:
+                raise ValueError(f"{name!r} is there twice, or no parameter's name")
+            leaves[name] = Leaf(name, stored.shape, stored.dtype, functools.partial(_gathered, mapped, stored))
+    except ValueError as e:
+        raise CheckpointError(
+            f"{path}: not a sound .msgpack file of Flax ({e})",
+            fix="Fetch the file again, or save its parameters with numpy.savez(path, **flat_params).",
+        ) from e
+    return leaves
+
+
+def _gathered(mapped: _Mapped, stored: Stored) -> np.ndarray:
+    """A view of an array; of one that was cut, a copy."""
+    if len(stored.pieces) == 1:
+        return mapped.array(stored.shape, stored.dtype, stored.pieces[0][0])
+    pieces = [mapped.array((count,), stored.dtype, offset) for offset, count in stored.pieces]
+    return np.concatenate(pieces).reshape(stored.shape)

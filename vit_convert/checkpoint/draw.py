@@ -5,11 +5,13 @@ import math
 import os
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import IO, Any
 
 import ml_dtypes
 import numpy as np
 
+from vit_convert.checkpoint.flax_msgpack import packed_array, packed_map, packed_text
 from vit_convert.core.bundle import atomic
 
 DTYPES = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
@@ -91,3 +93,36 @@ def write_safetensors(
         file.write(len(text).to_bytes(8, "little") + text)
         for _, _, compute in members:
             file.write(compute().astype(DTYPES[dtype], copy=False).tobytes())
+
+
+def write_msgpack(
+    path: str | os.PathLike[str], members: Sequence[tuple[str, Shape, Callable[[], np.ndarray]]], dtype: str = "float32"
+) -> None:
+    """Writes a `.msgpack` file as Flax does, one array at a time; it appears whole or not at all.
+
+    Args:
+        path: the file.
+        members: name, shape and what computes each array; "/" in a name makes maps within maps.
+        dtype: one of DTYPES.
+    """
+    tree: dict[str, Any] = {}
+    for name, shape, compute in members:
+        *outer, last = name.split("/")
+        inner = tree
+        for part in outer:
+            inner = inner.setdefault(part, {})
+        inner[last] = shape, compute
+    with atomic(path) as temporary, open(temporary, "wb") as file:
+        _write_map(file, tree, DTYPES[dtype])
+
+
+def _write_map(file: IO[bytes], tree: Mapping[str, Any], dtype: np.dtype) -> None:
+    file.write(packed_map(len(tree)))
+    for name, value in tree.items():
+        file.write(packed_text(name))
+        if isinstance(value, dict):
+            _write_map(file, value, dtype)
+        else:
+            shape, compute = value
+            file.write(packed_array(shape, dtype))
+            file.write(compute().astype(dtype, copy=False).tobytes())

@@ -20,7 +20,7 @@ def default_config() -> ml_collections.ConfigDict:
     """
     config = Config()
     config.name = ""  # name of the bundle folder; empty: the config file's
-    config.checkpoint = ""  # .npz or .safetensors: a path, or an https:// or gs:// address
+    config.checkpoint = ""  # .npz, .safetensors or .msgpack: a path, or an https:// or gs:// address
     config.family = "auto"  # auto: read from the file; any other is checked against it
     # more families of models: ("my_module:FAMILY", "/path/my_family.py:FAMILY"), tried before the package's own
     config.families = ()

@@ -53,8 +53,8 @@ def load_checkpoint(
     """Loads a checkpoint of any family and layout, strictly.
 
     Args:
-        path: `.npz` or `.safetensors`; `file.npz:img` and `file.npz:txt` take one tower of two, or a sub-tree of that
-            name.
+        path: `.npz`, `.safetensors` or `.msgpack`; `file.npz:img` and `file.npz:txt` take one tower of two, or a
+            sub-tree of that name.
         family: "auto", or the name of the family that it must be of.
         families: further ones, see `registry.families`.
         variant: "auto" reads it from the shapes; a name such as "B/32" is checked against them.

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from vit_convert.checkpoint.draw import write_safetensors
+from vit_convert.checkpoint.draw import write_msgpack, write_safetensors
 from vit_convert.core.bundle import atomic
 from vit_convert.families.clip.layouts import Layout, names_of
 from vit_convert.families.clip.variants import Variant, encoder_of, image_tower, parse_variant, text_tower
@@ -26,7 +26,8 @@ _ACTIVATIONS = {"quick": "quick_gelu", "erf": "gelu"}
 
 
 def write_random_clip(path: str | os.PathLike[str], variant: str, options: RandomOptions) -> str:
-    """Writes a `.safetensors` file whose values depend on the seed and the canonical names alone.
+    """Writes a file whose values depend on the seed and the canonical names alone: `.safetensors`, or `.msgpack` of
+    Flax's layout where it is called so.
 
     Args:
         path: the file; appears whole or not at all. In the layout of transformers a `config.json` is written beside it.
@@ -49,7 +50,8 @@ def write_random_clip(path: str | os.PathLike[str], variant: str, options: Rando
         arrays |= written(values, places_of(shapes, names_of(layout, tower, shapes)))
     arrays["logit_scale"] = ((), lambda: np.array(_SCALE, np.float32))
     members = [(options.prefix + name, shape, compute) for name, (shape, compute) in arrays.items()]
-    write_safetensors(path, members, options.dtype)
+    write = write_msgpack if layout is Layout.FLAX and os.fspath(path).endswith(".msgpack") else write_safetensors
+    write(path, members, options.dtype)
     if layout is Layout.TRANSFORMERS:
         _write_config(pathlib.Path(path).with_name("config.json"), towers)
     return parsed.name

@@ -1,0 +1,140 @@
+"""Flax's MessagePack files, written by Flax: read as views, cut arrays put together, and anything else refused."""
+
+import struct
+
+import flax.serialization
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vit_convert.checkpoint import flax_msgpack
+from vit_convert.checkpoint.containers import read_container, split_subtree, verify
+from vit_convert.checkpoint.draw import write_msgpack
+from vit_convert.core.errors import CheckpointError
+from vit_convert.families.load import load_checkpoint
+from vit_convert.families.random import write_random_checkpoint
+
+NUMBERS = np.random.default_rng(0)
+TREE = {
+    "layer" + "_long" * 8: {"kernel": NUMBERS.standard_normal((3, 300)).astype(np.float32), "empty": np.zeros((0, 4))},
+    "half": NUMBERS.standard_normal((2, 70_000)).astype(np.float16),
+    "scalar": np.float32(0.5),
+    "t": np.array(4.75, np.float32),
+    "bf16": jnp.asarray([1.5, -2.0], jnp.bfloat16),
+    "step": 70_000,
+    "opt": {"0": {"count": 3, "names": ["a", None, True, -1.5, -200]}, "mu": np.arange(5)},
+}
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(content, name="flax_model.msgpack"):
+        path = tmp_path / name
+        path.write_bytes(content if isinstance(content, bytes) else flax.serialization.msgpack_serialize(content))
+        return path
+
+    return write
+
+
+def test_what_flax_writes(write):
+    leaves = read_container(write(TREE))
+    expected = {"layer" + "_long" * 8 + "/kernel", "layer" + "_long" * 8 + "/empty", "half", "scalar", "t", "bf16"}
+    assert set(leaves) == expected | {"opt/mu"}
+    for name in leaves:
+        right = TREE
+        for part in name.split("/"):
+            right = right[part]
+        np.testing.assert_array_equal(leaves[name], np.asarray(right))
+        assert leaves[name].dtype == np.asarray(right).dtype and not leaves[name].flags.writeable
+    verify("f", [leaf for name, leaf in leaves.leaves.items() if name != "opt/mu"])
+
+
+@pytest.mark.parametrize("sides", [(5, 70), (2, 3, 41)])
+def test_an_array_that_flax_cut(write, monkeypatch, sides):
+    monkeypatch.setattr(flax.serialization, "MAX_CHUNK_SIZE", 400)  # of a gigabyte
+    whole = NUMBERS.standard_normal(sides).astype(np.float32)
+    leaves = read_container(write({"a": {"kernel": whole}, "bias": np.ones(3, np.float32)}))
+    assert set(leaves) == {"a/kernel", "bias"} and len(leaves.leaves["a/kernel"].read.args[1].pieces) > 2
+    np.testing.assert_array_equal(leaves["a/kernel"], whole)
+    verify("f", leaves.leaves.values())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_what_we_write_flax_reads(tmp_path, dtype):
+    path, values = tmp_path / "a.msgpack", NUMBERS.standard_normal((4, 5)).astype(np.float32)
+    names = ["a/b/kernel", "a/b/bias", "a/" + "x" * 40, "scale"]
+    write_msgpack(path, [(name, (4, 5), lambda: values) for name in names], dtype)
+    found = flax.serialization.msgpack_restore(path.read_bytes())
+    assert set(found["a"]) == {"b", "x" * 40} and set(found["a"]["b"]) == {"kernel", "bias"}
+    np.testing.assert_array_equal(np.asarray(found["scale"]), values.astype(found["scale"].dtype))
+    assert str(found["scale"].dtype) == dtype and list(read_container(path)) == names
+
+
+def test_a_flax_clip_is_the_same_in_either_container(tmp_path):
+    paths = [tmp_path / f"clip.{ending}" for ending in ("msgpack", "safetensors")]
+    for path in paths:
+        write_random_checkpoint(path, "CLIP-mu/16", image_size=(32, 32), layout="clip_flax", prefix="params/")
+    for tower in ("img", "txt"):
+        one, other = (load_checkpoint(f"{path}:{tower}", variant="CLIP-mu/16") for path in paths)
+        assert split_subtree(f"{paths[0]}:{tower}") == (str(paths[0]), tower) and one.layout.value == "clip_flax"
+        assert one.pair == other.pair and set(one.params) == set(other.params)
+        for name in one.params:
+            np.testing.assert_array_equal(one.params[name], other.params[name])
+
+
+def array(shape, dtype, values, *, claimed=None):
+    """An extension of Flax's with what it says of itself."""
+    parts = bytes([0x90 | len(shape)]) + b"".join(b"\xce" + struct.pack(">I", side) for side in shape)
+    parts += bytes([0xA0 | len(dtype)]) + dtype.encode() + b"\xc6" + struct.pack(">I", claimed or len(values)) + values
+    return b"\xc9" + struct.pack(">I", len(parts) + 1) + b"\x01\x93" + parts
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"\x81\xa1a" + array((2, 2), "float32", bytes(12)), r"an array \(2, 2\) of float32 needs 16 bytes, it has 12"),
+        (b"\x81\xa1a" + array((2,), "object", bytes(16)), "an array of 'object'"),
+        (b"\x81\xa1a" + array((2,), "float32", bytes(8), claimed=1 << 31), "cut off: a bin of 2147483648"),
+        (b"\x81\xa1a" + array((1 << 31, 1 << 31), "float32", bytes(8)), r"needs 18446744073709551616 bytes, it has 8"),
+        (b"\x81\xa1a" + array((2,), "float32", bytes(8))[:-1], "cut off"),
+        (b"\x82\xa1a" + array((2,), "float32", bytes(8)), "cut off"),
+        (b"\x81\xa1a" + array((2,), "float32", bytes(8)) + b"\xc0", "1 bytes behind the parameters"),
+        (2 * (b"\x82\xa1a" + array((1,), "bool", b"\1")), "no name at"),
+        (b"\x82" + 2 * (b"\xa1a" + array((1,), "bool", b"\1")), "'a' is there twice, or no parameter's name"),
+        (b"\x81\xa2.." + array((1,), "bool", b"\1"), r"'\.\.' is there twice, or no parameter's name"),
+        (b"\xdf\xff\xff\xff\xff\xa1a", "cut off: a map of 4294967295"),
+        (b"\x81\xda\x04\x00" + b"a" * 1024 + b"\xc0", "no name at 1, but str of 1024"),
+        (b"\x81\xa1a" * 70 + b"\xc0", "deeper than 64 levels"),
+        (b"\x81\xa1a" + b"\x91" * 70 + b"\xc0", "deeper than 64 levels"),
+        (b"\x81\xa2\xff\xfe\xc0", "codec can't decode"),
+        (b"\x81\xa1a\xc1", "byte 0xc1 begins nothing"),
+    ],
+)
+def test_refused(write, content, said):
+    with pytest.raises(CheckpointError, match=rf"flax_model.msgpack: not a sound \.msgpack file of Flax \(.*{said}"):
+        read_container(write(content))
+
+
+@pytest.mark.parametrize("spoilt", ["shape", "number", "piece"])
+def test_arrays_that_are_cut_wrongly(write, monkeypatch, spoilt):
+    monkeypatch.setattr(flax.serialization, "MAX_CHUNK_SIZE", 400)
+    tree = {"a": flax.serialization._chunk(np.ones((5, 70), np.float32))}
+    if spoilt == "shape":
+        tree["a"]["shape"]["0"] = 6
+    elif spoilt == "number":
+        tree["a"]["chunks"]["9"] = tree["a"]["chunks"].pop("1")
+    else:
+        tree["a"]["chunks"]["1"] = 3
+    with pytest.raises(CheckpointError, match=r"do not make an array|other numbers than 0 to 3|cut is none"):
+        read_container(write(tree))
+
+
+def test_a_file_is_not_read_to_be_listed(write):
+    """Only headers are asked for, whatever the size of what they stand before."""
+    content, asked = write({"a": np.zeros(1 << 20, np.float32)}).read_bytes(), []
+
+    def read(offset, count):
+        asked.append(count)
+        return content[offset : offset + count]
+
+    assert [name for name, _ in flax_msgpack.read_arrays(read, len(content))] == ["a"] and max(asked) < 16
