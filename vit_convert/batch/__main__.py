@@ -9,11 +9,15 @@ and does the rest.
 Exit codes: 0 done, 2 usage or config, 9 some conversions failed, 130 interrupted (run again to continue).
 """
 
+import dataclasses
 import functools
+import hashlib
+import os
 import re
 import shlex
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +63,13 @@ flags.DEFINE_multi_string(
     flag_values=_FLAGS,
 )
 flags.DEFINE_string(
-    "workdir", "out", "Folder that gets one sub-folder per conversion, and batch.json.", flag_values=_FLAGS
+    "workdir",
+    "out",
+    "Folder that gets one sub-folder per conversion, and batch.json; also gs:// or s3://.",
+    flag_values=_FLAGS,
+)
+flags.DEFINE_string(
+    "scratch", "", "Folder for unfinished bundles of a remote workdir; empty: one of the system's.", flag_values=_FLAGS
 )
 flags.DEFINE_multi_string(
     "checkpoint_folders",
@@ -135,7 +145,7 @@ def _run(argv: Sequence[str]) -> int:
             f"unexpected argument {left[0]!r}",
             fix="Flags are written --flag=value; globs in quotes; --help lists them.",
         )
-    from vit_convert.batch.batch import folders_of, run_batch
+    from vit_convert.batch.batch import run_batch
     from vit_convert.batch.collect import Asked, collect
     from vit_convert.batch.devices import local_devices
     from vit_convert.batch.estimate import estimate
@@ -155,7 +165,10 @@ def _run(argv: Sequence[str]) -> int:
         config, overrides, _FLAGS.checkpoints, _FLAGS.table, _FLAGS.where, _FLAGS.column, _FLAGS.jobs_file, _FLAGS.sweep
     )
     jobs = [job for job in collect(asked) if not shard or shard_of(job.name, shard[1]) == shard[0]]
-    settings = Settings(_FLAGS.workdir, tuple(_FLAGS.checkpoint_folders), _FLAGS.until, _FLAGS.force, engines)
+    workdir, remote = _places()
+    engines = dataclasses.replace(engines, remote=remote)
+    folders = tuple(_FLAGS.checkpoint_folders)
+    settings = Settings(workdir, folders, _FLAGS.until, _FLAGS.force, engines, remote)
     gpus = local_devices(_FLAGS.gpus) if engines.commands and _FLAGS.runner == "local" and not _FLAGS.dry_run else []
     limits = Limits(
         _FLAGS.jobs or (num_cores() if _FLAGS.runner == "local" else 0),
@@ -166,9 +179,7 @@ def _run(argv: Sequence[str]) -> int:
         tuple(gpus),
     )
     if _FLAGS.dry_run:
-        print(
-            dry_table(jobs, {job.name: estimate(job, folders_of(settings)) for job in jobs}, limits.jobs or num_cores())
-        )
+        print(dry_table(jobs, {job.name: estimate(job, settings.folders) for job in jobs}, limits.jobs or num_cores()))
         return 0
     run_batch(
         jobs,
@@ -182,6 +193,17 @@ def _run(argv: Sequence[str]) -> int:
         command=["python", "-m", "vit_convert.batch", *argv[1:]],
     )
     return 0
+
+
+def _places() -> tuple[str, str]:
+    """Where conversions work, and where bundles go from there; "" where they stay."""
+    from vit_convert.batch.remote import is_remote, remote_at
+
+    if not is_remote(_FLAGS.workdir):
+        return _FLAGS.workdir, ""
+    address = remote_at(_FLAGS.workdir).address
+    name = f"vit_convert-{hashlib.sha256(address.encode()).hexdigest()[:12]}"
+    return _FLAGS.scratch or os.path.join(tempfile.gettempdir(), name), address
 
 
 def _engines() -> "EngineSettings":

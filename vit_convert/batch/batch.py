@@ -1,11 +1,11 @@
 """One batch from its jobs to its record."""
 
 import contextlib
+import dataclasses
 import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from vit_convert.batch.attempts import Runner
 from vit_convert.batch.estimate import estimate, is_here
@@ -13,10 +13,13 @@ from vit_convert.batch.folder import BatchFolder
 from vit_convert.batch.job import Job
 from vit_convert.batch.ledger import Ledger
 from vit_convert.batch.local import Limits, LocalRunner
+from vit_convert.batch.mirror import mirrored
 from vit_convert.batch.outcome import Outcome, figures_of
 from vit_convert.batch.record import BatchRecord
+from vit_convert.batch.remote import Commit, remote_at
 from vit_convert.batch.run import Settings
 from vit_convert.batch.screen import Screen, summary
+from vit_convert.batch.stored import is_fresh
 from vit_convert.batch.told import Told
 from vit_convert.core.errors import BatchError, ConvertError, UsageError
 from vit_convert.core.lock import hold
@@ -57,13 +60,13 @@ def run_batch(
     """
     folder, line = BatchFolder(settings.workdir, shard), shlex.join(command)
     folder.require_writable()
-    with hold(folder, line):
+    with mirrored(folder, settings.remote, line) as mirror, hold(folder, line):
         for left in folder.root.glob(".batch*.tmp"):  # of one that was killed as it wrote
             left.unlink(missing_ok=True)
         record = BatchRecord.read(folder.record)
         earlier = {outcome.name: outcome for outcome in record.jobs} if record else {}
         kept = _kept(folder, jobs, earlier) if only_failed else {}
-        ledger, status = Ledger(folder, jobs, line, kept), "failed"
+        ledger, status = Ledger(folder, jobs, line, kept, mirror), "failed"
         try:
             _run([job for job in jobs if job.name not in kept], settings, limits, ledger, earlier, runner, quiet=quiet)
             status = "failed" if any(outcome.failed for outcome in ledger.outcomes) else "done"
@@ -78,8 +81,9 @@ def run_batch(
             _write_page(folder, ledger, quiet=quiet)
     failed = [outcome for outcome in ledger.outcomes if outcome.failed]
     if failed:
+        where = f"{settings.remote}/{folder.record.name}" if settings.remote else os.fspath(folder.record)
         raise BatchError(
-            f"{len(failed)} of {len(jobs)} jobs failed: {os.fspath(folder.record)} says why",
+            f"{len(failed)} of {len(jobs)} jobs failed: {where} says why",
             fix="The same command tries them again and leaves finished ones alone; --only_failed looks at no others.",
         )
     return ledger.outcomes
@@ -121,37 +125,39 @@ def _run(
     *,
     quiet: bool,
 ) -> None:
-    estimates = {job.name: estimate(job, folders_of(settings)) for job in jobs}
+    estimates = {job.name: estimate(job, settings.folders) for job in jobs}
     with Screen(estimates, quiet=quiet) as screen, contextlib.ExitStack() as stack:
         told, runs, left = Told(ledger, screen, earlier, fail_fast=limits.fail_fast), None, []
         if settings.engines.commands:
             runs = stack.enter_context(contextlib.closing(runner(settings, limits, told.watch, screen.say)))
             stack.enter_context(contextlib.closing(told.begin_engines(runs, settings, limits.retries)))
+        known = {} if settings.force or not settings.remote else remote_at(settings.remote).commits([*estimates])
         for job in jobs:
-            report = None if settings.force else _fresh(job, settings)
-            if report is None:
+            found = None if settings.force else _fresh(job, settings, known)
+            if found is None:
                 left.append(job)
-                continue
-            found = Outcome(job.name, job.checkpoint, "fresh", 0, figures=figures_of(report))
-            told.ended(None, found)
+            else:
+                told.ended(None, found)
         if left:
             runs = runs or stack.enter_context(contextlib.closing(runner(settings, limits, told.watch, screen.say)))
             runs.run(left, estimates)
         told.wait()
 
 
-def folders_of(settings: Settings) -> list[str]:
-    """Where a checkpoint is looked for."""
-    return [*settings.checkpoints, "checkpoints"]
-
-
-def _fresh(job: Job, settings: Settings) -> Mapping[str, Any] | None:
-    """The report of a job that has nothing to do."""
+def _fresh(job: Job, settings: Settings, known: Mapping[str, Commit]) -> Outcome | None:
+    """The outcome of a job that has nothing to do."""
     from vit_convert.convert import fresh_report
 
-    if not os.path.exists(os.path.join(settings.workdir, job.name)) or not is_here(job, folders_of(settings)):
-        return None
     try:
-        return fresh_report(job.make_config(), settings.workdir, until=settings.until, checkpoints=settings.checkpoints)
+        if settings.remote:
+            commit = known.get(job.name)
+            if commit is None or not is_fresh(commit, job, settings.until, settings.folders):
+                return None
+            return dataclasses.replace(commit.outcome, status="fresh", attempts=0)
+        if not os.path.exists(os.path.join(settings.workdir, job.name)) or not is_here(job, settings.folders):
+            return None
+        config = job.make_config()
+        report = fresh_report(config, settings.workdir, until=settings.until, checkpoints=settings.checkpoints)
     except ConvertError:  # its conversion says what
         return None
+    return Outcome(job.name, job.checkpoint, "fresh", 0, figures=figures_of(report)) if report is not None else None

@@ -7,6 +7,7 @@ from typing import Any
 from vit_convert.batch.devices import Device
 from vit_convert.batch.engines import Cancelled, EngineSettings, Tasks
 from vit_convert.batch.outcome import EngineOutcome
+from vit_convert.batch.remote_engines import run_task
 from vit_convert.core.errors import UsageError
 
 _TYPE = "accelerator_type:"  # Ray's own resource of a node, by the GPU that it found, or as `ray start` is told
@@ -82,4 +83,4 @@ class RayGpus:
 def engine_task(workdir: str, name: str, settings: EngineSettings, gpu: str) -> EngineOutcome:
     """One bundle's engines, in a process of Ray's that sees one GPU."""
     given = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    return Tasks().run(workdir, name, settings, Device(given, gpu))
+    return run_task(Tasks(), workdir, name, settings, Device(given, gpu))

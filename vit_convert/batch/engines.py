@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
 from vit_convert.batch.devices import Device
@@ -48,6 +48,7 @@ class EngineSettings:
         words: further arguments of `python -m vit_convert.engine`.
         force: also what is there already.
         timeout_s: for all commands of one bundle; 0 for none.
+        remote: the address where bundles are; "" where they are in the workdir.
     """
 
     commands: tuple[str, ...] = ()
@@ -55,6 +56,7 @@ class EngineSettings:
     words: tuple[str, ...] = ()
     force: bool = False
     timeout_s: float = 0.0
+    remote: str = ""
 
     def lines(self, bundle: str) -> list[list[str]]:
         """The command lines, one after the other; one alone where all is asked for, so that an engine that misses its
@@ -201,18 +203,21 @@ def keep(bundle: Bundle, settings: EngineSettings, outcome: EngineOutcome) -> No
     write_json(_path(bundle, outcome.gpu), value)
 
 
-def kept(bundle: Bundle, settings: EngineSettings, gpu: str) -> EngineOutcome | None:
+def kept(
+    bundle: Bundle, settings: EngineSettings, gpu: str, found: Mapping[str, int] | None = None
+) -> EngineOutcome | None:
     """What was done with a bundle on a type of GPU, if that is all that would be done now, and its engines are there.
 
     Args:
         bundle: converted.
         settings: of the batch.
         gpu: the type.
+        found: the engines that there are, with their sizes; None to look for them.
     """
     value = read_json(_path(bundle, gpu))
     if settings.force or not value or value.get("key") != _key(bundle, settings):
         return None
-    found = _files(bundle)
+    found = _files(bundle) if found is None else found
     try:
         if any(found.get(path) != size for path, size in value["files"].items()):
             return None

@@ -50,7 +50,7 @@ def estimate(job: Job, folders: Sequence[str] = ()) -> Estimate:
         folders: where an address, or a path that is not there, is looked for.
     """
     precision, images = _value(job, "precision", "fp16"), float(_value(job, "calibration.num_images", "512"))
-    found = next((path for path in _candidates(job.checkpoint, folders) if os.path.isfile(path)), "")
+    found = next((path for path in candidates(job.checkpoint, folders) if os.path.isfile(path)), "")
     num_params = _num_params(found, os.stat(found).st_size) if found else 0
     count = num_params or _UNKNOWN_PARAMS
     quantized = any(word in QUANTIZED or word == "auto" for word in precision.split(","))
@@ -61,7 +61,7 @@ def estimate(job: Job, folders: Sequence[str] = ()) -> Estimate:
 
 def is_here(job: Job, folders: Sequence[str] = ()) -> bool:
     """Whether a job's checkpoint can be read without a network; true where the config file says which it is."""
-    return not is_address(job.checkpoint) or any(map(os.path.isfile, _candidates(job.checkpoint, folders)))
+    return not is_address(job.checkpoint) or any(map(os.path.isfile, candidates(job.checkpoint, folders)))
 
 
 def _value(job: Job, key: str, default: str) -> str:
@@ -70,7 +70,13 @@ def _value(job: Job, key: str, default: str) -> str:
     return found[-1] if found else default
 
 
-def _candidates(checkpoint: str, folders: Sequence[str]) -> list[str]:
+def candidates(checkpoint: str, folders: Sequence[str]) -> list[str]:
+    """Where a checkpoint may lie.
+
+    Args:
+        checkpoint: a path or an address, perhaps with a sub-tree.
+        folders: where it is looked for.
+    """
     if is_address(checkpoint):
         address = split_subtree(checkpoint.partition("#")[0])[0]
         names = [local_name(address), address.rpartition("/")[2]]

@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 
 from vit_convert.batch.attempts import pause_s
 from vit_convert.batch.devices import Device, Gpus
-from vit_convert.batch.engines import Cancelled, EngineSettings, Tasks, kept
+from vit_convert.batch.engines import Cancelled, EngineSettings, Tasks
 from vit_convert.batch.outcome import EngineOutcome, Outcome
-from vit_convert.core.bundle import Bundle
+from vit_convert.batch.remote_engines import kept_of, run_task
 
 _TICK_S = 0.2
 
@@ -34,7 +34,7 @@ class LocalGpus:
 
     def run(self, name: str, device: Device) -> EngineOutcome:
         """See `Gpus`."""
-        return self._tasks.run(self._workdir, name, self._settings, device)
+        return run_task(self._tasks, self._workdir, name, self._settings, device)
 
     def close(self) -> None:
         """See `Gpus`."""
@@ -105,8 +105,8 @@ class Lanes:
             outcome: of the conversion.
         """
         self._grow()
-        bundle, types = Bundle(f"{self._workdir}/{outcome.name}"), self.types
-        known = {gpu: found for gpu in types if (found := kept(bundle, self._settings, gpu)) is not None}
+        types, where = self.types, (self._workdir, outcome.name, self._settings)
+        known = {gpu: found for gpu in types if (found := kept_of(*where, gpu)) is not None}
         left = [gpu for gpu in types if gpu not in known]
         if not left:
             self._finished(outcome.with_engines([known[gpu] for gpu in types]))

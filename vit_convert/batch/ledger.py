@@ -7,6 +7,7 @@ from typing import Any
 
 from vit_convert.batch.folder import BatchFolder
 from vit_convert.batch.job import Job
+from vit_convert.batch.mirror import Mirror
 from vit_convert.batch.outcome import Outcome
 from vit_convert.batch.record import BatchRecord, now, write_table
 from vit_convert.core.errors import UsageError
@@ -23,10 +24,18 @@ class Ledger:
         jobs: of the batch, in order.
         command: the command line.
         earlier: what the last command left, by name.
+        mirror: sends the record on.
     """
 
-    def __init__(self, folder: BatchFolder, jobs: Sequence[Job], command: str, earlier: Mapping[str, Outcome]):
-        self._folder, self._command, self._begun = folder, command, now()
+    def __init__(
+        self,
+        folder: BatchFolder,
+        jobs: Sequence[Job],
+        command: str,
+        earlier: Mapping[str, Outcome],
+        mirror: Mirror,
+    ):
+        self._folder, self._command, self._begun, self._mirror = folder, command, now(), mirror
         self._progress = Progress(folder.events, quiet=True)
         self._outcomes = {job.name: earlier.get(job.name, Outcome(job.name, job.checkpoint)) for job in jobs}
         self._next_write = 0.0
@@ -64,5 +73,6 @@ class Ledger:
     def _write(self, status: str) -> None:
         started = time.monotonic()
         BatchRecord.of(self._command, self._begun, status, self._outcomes.values()).write(self._folder.record)
+        self._mirror.record_changed()
         ended = time.monotonic()
         self._next_write = ended + max(0.5, (ended - started) / _SHARE)

@@ -13,6 +13,7 @@ from typing import Any
 from vit_convert.batch.engines import EngineSettings
 from vit_convert.batch.job import Job
 from vit_convert.batch.outcome import Outcome, figures_of, is_fresh, peak_of
+from vit_convert.batch.stored import store
 from vit_convert.core.bundle import Bundle, read_json
 from vit_convert.core.errors import INTERRUPTED, ConvertError, PassingError
 from vit_convert.core.pipeline import file_identity
@@ -29,6 +30,7 @@ class Settings:
         until: last stage; "" for all.
         force: redo fresh stages.
         engines: what is done with each bundle on a GPU.
+        remote: the address that whole bundles go to from `workdir`; "" where they stay.
     """
 
     workdir: str
@@ -36,6 +38,12 @@ class Settings:
     until: str = ""
     force: bool = False
     engines: EngineSettings = dataclasses.field(default_factory=EngineSettings)
+    remote: str = ""
+
+    @property
+    def folders(self) -> list[str]:
+        """Where a checkpoint is looked for."""
+        return [*self.checkpoints, "checkpoints"]
 
 
 def run_job(job: Job, settings: Settings) -> Outcome:
@@ -71,9 +79,24 @@ def run_job(job: Job, settings: Settings) -> Outcome:
             report = read_json(bundle.report) or {}
     finally:
         _give_memory_back()
-    return dataclasses.replace(
-        ended, seconds=round(time.monotonic() - started, 3), peak_rss_mib=peak_of(report), figures=figures_of(report)
-    )
+    ended = dataclasses.replace(ended, peak_rss_mib=peak_of(report), figures=figures_of(report))
+    if ended.finished and settings.remote:
+        ended = _stored(job, settings, bundle, dataclasses.replace(ended, seconds=_since(started)))
+    return dataclasses.replace(ended, seconds=_since(started))
+
+
+def _since(started: float) -> float:
+    return round(time.monotonic() - started, 3)
+
+
+def _stored(job: Job, settings: Settings, bundle: Bundle, ended: Outcome) -> Outcome:
+    """Uploads a bundle; one that was here but not there is done only now."""
+    done = dataclasses.replace(ended, status="done")
+    try:
+        store(bundle, settings.remote, job, settings.until, settings.folders, done)
+    except Exception as e:
+        return _failed(ended, e)
+    return done
 
 
 def _identity(path: pathlib.Path) -> list[Any]:
