@@ -6,15 +6,25 @@ still names one upload's files by their sums.
 """
 
 import contextlib
+import dataclasses
 import json
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
 
 from vit_convert.batch.remote import Remote
+from vit_convert.core.bundle import as_json
 from vit_convert.core.errors import ConvertError, HeldError
-from vit_convert.core.lock import BEAT_S, DEAD_AFTER_S, me, started
+from vit_convert.core.lock import BEAT_S, DEAD_AFTER_S, Holder, me, started
+from vit_convert.core.record import Record
+
+
+@dataclasses.dataclass(frozen=True)
+class _Beat(Record):
+    """What the lock's file holds: who, and the last sign of life (unix seconds, by the holder's clock)."""
+
+    holder: Holder
+    time: float
 
 
 @contextlib.contextmanager
@@ -29,10 +39,10 @@ def hold_remote(remote: Remote, name: str, command: str) -> Iterator[None]:
     Raises:
         HeldError: somebody else holds it; says who.
     """
-    ours = {**me(), "command": command}
-    holder = _read(remote, name)
-    if holder and not _dead(holder):
-        who = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}: {holder.get('command', '?')}"
+    ours = dataclasses.replace(me(), command=command)
+    found = _read(remote, name)
+    if found is not None and not _dead(found):
+        who = f"process {found.holder.pid} on {found.holder.host}: {found.holder.command}"
         raise HeldError(
             f"{remote.address}: another batch works there ({who})",
             fix=f"Wait for it or end it; its lock ends {DEAD_AFTER_S:g} s after its last sign of life.",
@@ -50,28 +60,25 @@ def hold_remote(remote: Remote, name: str, command: str) -> Iterator[None]:
             remote.remove(name)
 
 
-def _beat(remote: Remote, name: str, record: dict[str, Any]) -> None:
-    remote.write(name, json.dumps({**record, "time": time.time()}).encode())
+def _beat(remote: Remote, name: str, holder: Holder) -> None:
+    remote.write(name, as_json(_Beat(holder, time.time())).encode())
 
 
-def _beat_until(remote: Remote, name: str, record: dict[str, Any], done: threading.Event) -> None:
+def _beat_until(remote: Remote, name: str, holder: Holder, done: threading.Event) -> None:
     while not done.wait(BEAT_S):
         with contextlib.suppress(ConvertError):  # the next one may come through
-            _beat(remote, name, record)
+            _beat(remote, name, holder)
 
 
-def _read(remote: Remote, name: str) -> dict[str, Any]:
+def _read(remote: Remote, name: str) -> _Beat | None:
     try:
-        value = json.loads(remote.read(name) or b"{}")
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}
+        return _Beat.from_dict(json.loads(remote.read(name) or b""))
+    except (ValueError, AttributeError):  # none, damaged, or another program's
+        return None
 
 
-def _dead(holder: dict[str, Any]) -> bool:
-    mine = me()
-    same = all(holder.get(key) == mine[key] for key in ("boot", "namespace"))
-    if same and isinstance(pid := holder.get("pid"), int):
-        return started(pid) != holder.get("started")
-    beaten = holder.get("time")
-    return not isinstance(beaten, int | float) or abs(time.time() - beaten) > DEAD_AFTER_S
+def _dead(found: _Beat) -> bool:
+    mine, holder = me(), found.holder
+    if (holder.boot, holder.namespace) == (mine.boot, mine.namespace) and holder.pid is not None:
+        return started(holder.pid) != holder.started
+    return abs(time.time() - found.time) > DEAD_AFTER_S
