@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from vit_convert.core.record import Record, StageResult, optional
+from vit_convert.core.roofline import Roofline
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -221,6 +222,7 @@ class BenchmarkResult(Environment, StageResult):
         noise_percent: the largest of the rows.
         end_to_end: rows with transfers beside those without.
         recommended: what the rows say.
+        roofline: what the model has to do and the GPU can.
     """
 
     model: MeasuredModel
@@ -234,3 +236,4 @@ class BenchmarkResult(Environment, StageResult):
     noise_percent: float | None = None
     end_to_end: tuple[TransferShare, ...] = ()
     recommended: Recommendation | None = optional()
+    roofline: Roofline | None = optional()

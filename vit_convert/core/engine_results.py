@@ -9,6 +9,21 @@ from vit_convert.core.record import Record, StageResult, optional
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class KernelKind(Record):
+    """Kernels of one kind that a run launches.
+
+    Attributes:
+        kind: "fused attention", "product", "normalisation", "copy", "elementwise" or "other", by their names.
+        count: how many.
+        names: the most frequent ones, a few.
+    """
+
+    kind: str
+    count: int
+    names: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ProfileKernels(Record):
     """The fused attention of one profile, read from the names of its kernels.
 
@@ -18,6 +33,7 @@ class ProfileKernels(Record):
         count: fused attentions among them.
         precisions: how many in each.
         text: for people.
+        kinds: all of its kernels by kind.
         unknown: why the kernels are not known.
     """
 
@@ -26,6 +42,7 @@ class ProfileKernels(Record):
     count: int | None = optional()
     precisions: Mapping[str, int] | None = optional()
     text: str | None = optional()
+    kinds: tuple[KernelKind, ...] | None = optional()
     unknown: str | None = optional()
 
 
@@ -39,6 +56,7 @@ class AttentionKernels(Record):
         text: for example "yes, fp16, 12 of 12".
         source: "engine inspector" or "kernel names".
         profiles: where kernels tell: each profile.
+        kinds: where the inspector tells: all kernels of the first profile by kind.
     """
 
     count: int
@@ -46,6 +64,7 @@ class AttentionKernels(Record):
     text: str
     source: str
     profiles: tuple[ProfileKernels, ...] | None = optional()
+    kinds: tuple[KernelKind, ...] | None = optional()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

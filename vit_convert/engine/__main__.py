@@ -72,6 +72,12 @@ flags.DEFINE_enum(
     "cuda_graph", "on", ("on", "off", "both"), "benchmark: replay recorded CUDA graphs.", flag_values=_FLAGS
 )
 flags.DEFINE_bool(
+    "ceilings",
+    False,
+    "benchmark: also a large product and a copy, for the roofline in report.html.",
+    flag_values=_FLAGS,
+)
+flags.DEFINE_bool(
     "end_to_end", True, "benchmark: also with images from the host and results back to it.", flag_values=_FLAGS
 )
 flags.DEFINE_bool("quiet", False, "Print nothing but results and errors.", flag_values=_FLAGS)
@@ -324,6 +330,7 @@ def benchmark(host: EngineHost) -> None:
         warmup_seconds=_FLAGS.warmup,
         cuda_graphs={"on": (True,), "off": (False,), "both": (True, False)}[_FLAGS.cuda_graph],
         end_to_end=_FLAGS.end_to_end,
+        ceilings=_FLAGS.ceilings,
     )
     add_to_report(host, benchmark=result)
     print(rows_table(result.rows))

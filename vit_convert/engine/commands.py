@@ -21,6 +21,7 @@ from vit_convert.engine.handoff import describe_model
 from vit_convert.engine.host import EngineHost
 from vit_convert.engine.measure.benchmark import END_TO_END, plan_cases, run_cases
 from vit_convert.engine.measure.plot import plot_rows
+from vit_convert.engine.measure.roofline import roofline_of
 from vit_convert.engine.runtime.session import Session
 from vit_convert.engine.two_builds import compare_builds
 from vit_convert.engine.verify import verify_session
@@ -69,6 +70,7 @@ def benchmark_bundle(
     warmup_seconds: float,
     cuda_graphs: Sequence[bool] = (True,),
     end_to_end: bool = True,
+    ceilings: bool = False,
 ) -> BenchmarkResult:
     """Measures a bundle's engines and writes `benchmark.json` and, with matplotlib, `benchmark.png`.
 
@@ -78,6 +80,7 @@ def benchmark_bundle(
         warmup_seconds: run before each measurement.
         cuda_graphs: with CUDA graphs, without, or both.
         end_to_end: also measure with images that come from the host.
+        ceilings: also measure what the GPU can do at most; else its data sheet tells.
 
     Returns:
         What `benchmark.json` holds.
@@ -128,6 +131,7 @@ def benchmark_bundle(
         noise_percent=max((row.noise_percent for row in rows if row.noise_percent is not None), default=None),
         end_to_end=tuple(end_to_end_shares(rows)),
         recommended=recommend_measured(rows, verified, min_gain=options.min_gain),
+        roofline=roofline_of(host, precisions, measured=ceilings),
         summary=f"{best.precision} at batch {best.batch}: {best.images_per_second:,.0f} images/s",
     )
     write_json(path, result.to_dict())

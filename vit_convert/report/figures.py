@@ -1,32 +1,16 @@
-"""The figures of a report as SVG, readable on a light and a dark page; a browser shows numbers on hovering."""
+"""The figures of a report: which there are, and what each shows."""
 
-import io
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from vit_convert.report.drawing import COLOURS, apart, draw, tip
+from vit_convert.report.roofline import roofline_figure
 
 Report = Mapping[str, Any]
 
-COLOURS = {"fp32": "#64748b", "fp16": "#2563eb", "bf16": "#0d9488", "int8": "#d97706", "fp8": "#be123c"}
-_OTHERS = ("#7c3aed", "#16a34a", "#db2777", "#ca8a04")
-_INK = "#010203"  # stands for the page's own text colour
-_TIP = "tip:"  # begins the id of an element that has a tip
 _MOST_BARS = 16
 MOST_DRAWN = 12  # reports on one page with figures and all their numbers; of more, a table compares them
-_STYLE: Any = {  # of matplotlib, whose stubs list every key
-    "svg.fonttype": "none",
-    "svg.hashsalt": "vit_convert",  # the same report gives the same file
-    "font.family": "sans-serif",
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "axes.titlelocation": "left",
-    "axes.titleweight": "bold",
-    "legend.frameon": False,
-    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor"), _INK),
-}
+_OTHERS = ("#7c3aed", "#16a34a", "#db2777", "#ca8a04")
 
 
 def figures(reports: Sequence[Report]) -> list[str]:
@@ -42,58 +26,10 @@ def figures(reports: Sequence[Report]) -> list[str]:
         return []  # of a zoo, lines that nobody can tell apart
     found = [_throughput(reports), _accuracy(reports)]
     for report in reports:
+        found.append(roofline_figure(report, _titled("Roofline, by batch", report, reports)))
         found += [_blocks(report, reports), _thresholds(report, reports), _stages(report, reports)]
     numbered = [svg for svg in found if svg]
     return [apart(svg, number) for number, svg in enumerate(numbered)]
-
-
-def draw(paint: Callable[[Any], None], title: str, x: str, y: str, rows: int = 0) -> str:
-    """Paints one figure.
-
-    Args:
-        paint: fills the axes.
-        title: above them.
-        x, y: what the axes measure.
-        rows: makes room for so many bars.
-
-    Returns:
-        An SVG element.
-    """
-    import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(6.2, max(3.7, 0.24 * rows + 1.2)), layout="constrained")
-        FigureCanvasSVG(figure)
-        axes = figure.subplots()
-        axes.set(title=title, xlabel=x, ylabel=y)
-        paint(axes)
-        text = io.StringIO()
-        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    svg = text.getvalue()
-    svg = re.sub(
-        r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :].replace(_INK, "currentColor"), flags=re.DOTALL
-    )
-    svg = re.sub(
-        r'(<svg[^>]*?) height="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1), count=1
-    )
-    svg = svg.replace("<svg", f'<svg role="img" aria-label="{_escaped(title)}"', 1)
-    return re.sub(rf'<g id="{_TIP}([^"]*)">', lambda found: f"<g><title>{found[1]}</title>", svg)
-
-
-def apart(svg: str, number: int) -> str:
-    """The figure with ids of its own: those of one page share none."""
-    return re.sub(r'(id="|href="#|url\(#)', rf"\g<1>f{number}-", svg)
-
-
-def _escaped(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace('"', "&quot;")
-
-
-def tip(artist: Any, text: str) -> None:
-    """Lets a browser show a text where the pointer is over this."""
-    artist.set_gid(_TIP + text)  # matplotlib escapes it
 
 
 def _titled(title: str, report: Report, reports: Sequence[Report]) -> str:

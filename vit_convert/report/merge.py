@@ -35,7 +35,9 @@ def with_benchmark(report: Report, measured: BenchmarkResult) -> Report:
     """Takes over the measurements, and the engine that they recommend, if any."""
     recommended = measured.recommended
     engine = engine_of(recommended, measured.backend, measured.tensorrt, report.engines)
-    report = dataclasses.replace(report, benchmark=measured.rows, recommended=recommended, engine=engine)
+    report = dataclasses.replace(
+        report, benchmark=measured.rows, recommended=recommended, engine=engine, roofline=measured.roofline
+    )
     return _with_top1(report, recommended.top1 if engine and recommended else None)
 
 

@@ -10,6 +10,7 @@ from vit_convert.core.bundle import atomic
 from vit_convert.core.errors import UsageError
 from vit_convert.report.figures import MOST_DRAWN, figures
 from vit_convert.report.record import Report as Record
+from vit_convert.report.roofline import kernels, reached, roofline_of
 
 Report = Mapping[str, Any]
 
@@ -73,6 +74,7 @@ def render(reports: Sequence[Report]) -> str:
     names = [str(report["name"]) for report in reports]
     title = ", ".join(names) if len(names) <= MOST_DRAWN else f"{names[0]} and {len(names) - 1} more"
     own: dict[str, Any] = {"engine_row": _engine_row, "consistency": _consistency, "most": MOST_DRAWN}
+    own |= {"reached": reached, "roofline_of": roofline_of, "kernels": kernels}
     own["reports"] = list(map(_whole, reports))
     return fill(_TEMPLATE, lambda: figures(reports), title=title, **own)
 

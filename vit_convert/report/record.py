@@ -17,6 +17,7 @@ from vit_convert.core.errors import UsageError
 from vit_convert.core.pair import PairFacts
 from vit_convert.core.pair_results import SimilarityCheck, ZeroShot
 from vit_convert.core.record import Record, RecordError, optional, section
+from vit_convert.core.roofline import Roofline
 from vit_convert.core.stage_results import Calibration, Checkpoint, OnnxGraph, Reference
 
 
@@ -66,6 +67,7 @@ class Report(Record):
         benchmark: the measurements.
         verify: what verification found.
         recommended: what the measurements say about each precision.
+        roofline: what the model has to do and the GPU can, to hold the measurements against.
 
     Example:
         >>> report = Report.from_dict({"name": "vit_b32", "checks": {"fp32": {"passed": True, "cosine": 1.0}}})
@@ -95,6 +97,7 @@ class Report(Record):
     benchmark: tuple[BenchmarkRow, ...]
     verify: Verification | None = optional()
     recommended: Recommendation | None = optional()
+    roofline: Roofline | None = optional()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

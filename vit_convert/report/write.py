@@ -71,6 +71,7 @@ def make_report(context: Context, rows: Sequence[Mapping[str, Any]], command: Se
         benchmark=measured.rows if recommended else (),
         verify=verify,
         recommended=recommended,
+        roofline=measured.roofline if recommended else None,
     )
 
 
@@ -92,5 +93,5 @@ def _with_gpu_host(report: Report, old: Report | None) -> Report:
     """Keeps what the commands on a GPU host added to an earlier report of the same graphs."""
     if old is None:
         return report
-    kept = ("engine", "engines", "verify", "benchmark", "recommended")
+    kept = ("engine", "engines", "verify", "benchmark", "recommended", "roofline")
     return dataclasses.replace(report, **{key: getattr(old, key) for key in kept})

@@ -8,7 +8,7 @@ from typing import Any
 
 from vit_convert.core.bundle import atomic
 from vit_convert.core.errors import UsageError
-from vit_convert.report.figures import COLOURS, apart, draw, tip
+from vit_convert.report.drawing import COLOURS, apart, draw, tip
 from vit_convert.report.page import fill
 
 Batch = Mapping[str, Any]

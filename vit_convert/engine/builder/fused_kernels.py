@@ -2,6 +2,7 @@
 
 from vit_convert.core.engine_results import ProfileKernels
 from vit_convert.core.errors import ConvertError
+from vit_convert.engine.builder.kernel_kinds import kernel_kinds
 from vit_convert.engine.builder.layer_info import count_fused
 from vit_convert.engine.runtime.engine import Engine
 from vit_convert.engine.runtime.session import Session
@@ -36,7 +37,12 @@ def fused_attention_by_kernels(engine: Engine) -> list[ProfileKernels]:
             text = fused.describe(engine.record.attentions)
             rows.append(
                 ProfileKernels(
-                    batch=batch, kernels=len(names), count=fused.count, precisions=fused.precisions, text=text
+                    batch=batch,
+                    kernels=len(names),
+                    count=fused.count,
+                    precisions=fused.precisions,
+                    text=text,
+                    kinds=kernel_kinds(names),
                 )
             )
     return rows

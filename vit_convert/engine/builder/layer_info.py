@@ -13,12 +13,12 @@ Layers = Mapping[str, Any]  # the inspector's JSON, {"Layers": […]}
 
 # TensorRT's fused attention kernels (Myelin's _gemm_mha_v2_*, _gemv_mha_v1, and on Hopper mha0, mha1, …; fmha_* of the
 # hand-written ones). ONNX node names often hold "mha" too, so "mha" within a name proves nothing.
-_FUSED_KERNEL = re.compile(r"gem[mv]_mha|fmha|^mha\d+\b", re.IGNORECASE)
+FUSED_KERNEL = re.compile(r"gem[mv]_mha|fmha|^mha\d+\b", re.IGNORECASE)
 # "CaskConvolution", "CaskGemmMatrixMultiply", "gemm", "conv"
 _PRODUCT = re.compile(r"conv|gemm|matrix", re.IGNORECASE)
 # "sm80_xmma_fprop_implicit_gemm_i8i8_i8i32_f32_…", "ampere_int8_…", "…_imma_…"
 _INT8_KERNEL = re.compile(r"(^|_)i8|int8|imma", re.IGNORECASE)
-_OTHER_PROFILE = "[profile "  # in the names of the layers of an engine's second and later profiles
+OTHER_PROFILE = "[profile "  # in the names of the layers of an engine's second and later profiles
 # Where Myelin keeps a subgraph to itself (8.6), the inspector shows one node for all of it.
 _HIDDEN = "ForeignNode["
 # "Half", "Row major linear FP16 format", "Float", "Int8", …: the wording changed with every major version
@@ -71,7 +71,7 @@ def count_fused(kernels: Iterable[tuple[str, str]]) -> FusedAttention:
     Args:
         kernels: (name, words that hold the data type) of each kernel, from the inspector or from a profiled run.
     """
-    precisions = collections.Counter(_precision(words) for name, words in kernels if _FUSED_KERNEL.search(name))
+    precisions = collections.Counter(_precision(words) for name, words in kernels if FUSED_KERNEL.search(name))
     return FusedAttention(sum(precisions.values()), dict(precisions))
 
 
@@ -83,7 +83,7 @@ def count_int8(layer_info: Layers) -> int:
         layer_info: the inspector's JSON, {"Layers": [...]}.
     """
     entries = [
-        entry for entry in layer_info["Layers"] if not isinstance(entry, str) and _OTHER_PROFILE not in entry["Name"]
+        entry for entry in layer_info["Layers"] if not isinstance(entry, str) and OTHER_PROFILE not in entry["Name"]
     ]
     return sum(bool(_PRODUCT.search(entry.get("LayerType", ""))) and _runs_in_int8(entry) for entry in entries)
 

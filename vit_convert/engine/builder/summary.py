@@ -10,6 +10,7 @@ from vit_convert.core.progress import Progress
 from vit_convert.engine.backend.sidecar import Sidecar
 from vit_convert.engine.backend.trt import Backend
 from vit_convert.engine.builder.fused_kernels import fused_attention_by_kernels
+from vit_convert.engine.builder.kernel_kinds import kinds_of_layers
 from vit_convert.engine.builder.layer_info import Layers, count_int8, engine_layers, fused_attention
 from vit_convert.engine.runtime.engine import Engine
 
@@ -71,8 +72,14 @@ def look_at(
     except ConvertError as e:  # the engine is built; it is this look at it that found too little memory
         return layers, None, str(e)
     text = found.describe(sidecar.attentions)
-    source = "engine inspector"
-    return layers, AttentionKernels(count=found.count, precisions=found.precisions, text=text, source=source), ""
+    found_fused = AttentionKernels(
+        count=found.count,
+        precisions=found.precisions,
+        text=text,
+        source="engine inspector",
+        kinds=kinds_of_layers(layers),
+    )
+    return layers, found_fused, ""
 
 
 def _by_kernels(engine: Engine) -> tuple[AttentionKernels | None, str]:

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from vit_convert.engine.inspection.onnx_wire import Graph
+from vit_convert.engine.inspection.sides import solve_sides
 
 _BUILD_FACTOR = 4  # of the weights, in host memory while an engine is built; reports of others say 3 to 4
 _VIEWS = ("Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity")
@@ -37,9 +38,11 @@ def estimate(graph: Graph, sizes: Mapping[str, int], *, half: bool = False) -> M
         half: whether a builder flag will compute float32 in FP16 (TensorRT 8.6).
     """
 
+    known = solve_sides(graph, sizes)
+
     def size(name: str) -> int:
         value = graph.value(name)
-        return value.num_bytes(sizes) // (2 if half and value.dtype == "float32" else 1)
+        return value.num_bytes(known) // (2 if half and value.dtype == "float32" else 1)
 
     owner = _owners(graph)
     last: dict[str, int] = {}

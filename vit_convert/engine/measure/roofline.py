@@ -1,0 +1,47 @@
+"""What measurements of a bundle's engines are held against."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from vit_convert.core.errors import ConvertError
+from vit_convert.core.image_size import ImageRange
+from vit_convert.core.roofline import Roofline, Work, data_sheet
+from vit_convert.engine.host import EngineHost
+from vit_convert.engine.inspection.onnx_wire import read_graph
+from vit_convert.engine.inspection.work import count_work
+from vit_convert.engine.measure.ceilings import measure_ceilings
+
+
+def roofline_of(host: EngineHost, precisions: Sequence[str], *, measured: bool) -> Roofline | None:
+    """Counts the model's work, and looks up or measures what the GPU can.
+
+    Args:
+        host: whose bundle holds model.onnx.
+        precisions: of the engines.
+        measured: build a product of each precision and time it, and a copy; else by the data sheet alone.
+
+    Returns:
+        The Roofline; None where the graph does not tell its work.
+    """
+    gpu = host.backend.gpu.name if host.backend.gpu else ""
+    work = work_of(host)
+    if work is None:
+        return None
+    ceilings = measure_ceilings(host.backend, precisions, progress=host.progress) if measured else data_sheet(gpu)
+    return Roofline(gpu=gpu, work=work, ceilings=ceilings)
+
+
+def work_of(host: EngineHost) -> Work | None:
+    """The work of a bundle's model for one image, at its best size."""
+    size, leading = host.facts.image_size, host.facts.signature.inputs[0].shape[0]
+    sides = size.optimal if isinstance(size, ImageRange) else size
+    given = dict(zip(("height", "width"), sides))
+    try:
+        found = count_work(read_graph(host.bundle.onnx()), given | ({leading: 1} if isinstance(leading, str) else {}))
+    except ConvertError as e:
+        host.progress.warn(f"no roofline: {e}")
+        return None
+    if found is None or isinstance(leading, str):
+        return found
+    flop, values = found.gflop_per_image / leading, found.values_per_image // leading  # the graph is of one batch
+    return dataclasses.replace(found, gflop_per_image=flop, values_per_image=values)
