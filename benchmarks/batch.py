@@ -2,8 +2,9 @@
 
     python benchmarks/batch.py --workdir=/tmp/bench --zoo=mu --files=200
 
-A loop of N conversions takes N times what one takes, so a part of the files is enough for it (--loop_files): they are
-converted one by one in between, and the time of a file is what is compared.
+A loop of N conversions takes N times what one takes, so a part of the files is enough for it (--loop_files, evenly
+chosen): they are converted one by one before and after the batch, and the time of a file is what is compared.
+`loop_cpu_seconds` of the result has each of them: what a file costs does not depend on how many came before it.
 """
 
 import json
@@ -15,7 +16,7 @@ import sys
 from typing import Any
 
 from absl import app, flags
-from process import run
+from process import Taken, run
 from results import RESULTS, first_paragraph, hardware, today, versions
 
 from vit_convert.families.random import write_random_checkpoint
@@ -63,6 +64,11 @@ def write_zoo(folder: pathlib.Path, variants: tuple[str, ...], count: int) -> li
     return zoo
 
 
+def evenly(paths: list[pathlib.Path], count: int) -> list[pathlib.Path]:
+    """So many of them, the first and those at equal distances from there on."""
+    return [paths[i * len(paths) // count] for i in range(min(count, len(paths)))]
+
+
 def words() -> list[str]:
     """What all conversions are asked for."""
     return [f"--config.precision={_PRECISION.value}", "--config.engine.backend=none"]
@@ -76,22 +82,29 @@ def single(path: pathlib.Path, workdir: pathlib.Path) -> list[str]:
     return [*command, f"--config.name={path.stem}", *words(), f"--workdir={workdir}", "--quiet"]
 
 
+def run_single(path: pathlib.Path, workdir: pathlib.Path) -> Taken:
+    """Runs one conversion; its bundle goes, so that the disk holds one zoo and not two."""
+    taken = run(single(path, workdir))
+    shutil.rmtree(workdir / path.stem, ignore_errors=True)
+    return taken
+
+
 def main(argv: list[str]) -> int:
     """Measures, writes the result, and says what came out."""
     folder = pathlib.Path(_WORKDIR.value)
     zoo = write_zoo(folder / "zoo", ZOOS[_ZOO.value], _FILES.value)
     files = [path for paths in zoo for path in paths]
-    looped = [paths[0] for paths in zoo] if len(zoo) > 1 else zoo[0][: _LOOP_FILES.value]
+    looped = [paths[0] for paths in zoo] if len(zoo) > 1 else evenly(zoo[0], _LOOP_FILES.value)
     shutil.rmtree(folder / "loop", ignore_errors=True)
     shutil.rmtree(folder / "batch", ignore_errors=True)
     half = len(looped) // 2  # before and after: a machine that grows busier meets both
-    loop = [run(single(path, folder / "loop")) for path in looped[:half]]
+    loop = [run_single(path, folder / "loop") for path in looped[:half]]
     checkpoints = folder / "zoo.txt"
     checkpoints.write_text("".join(f"{path}\n" for path in files))
     limits = [f"--jobs={_JOBS.value}", f"--memory_gib={_MEMORY.value}"]
     command = [sys.executable, "-m", "vit_convert.batch", f"--checkpoints={checkpoints}", *words(), *limits, "--quiet"]
     batch = run([*command, f"--workdir={folder / 'batch'}"])
-    loop += [run(single(path, folder / "loop")) for path in looped[half:]]
+    loop += [run_single(path, folder / "loop") for path in looped[half:]]
     again = run([*command, f"--workdir={folder / 'batch'}"])
     seconds = [taken.wall_seconds for taken in loop]
     a_file = statistics.mean(seconds) if len(zoo) > 1 else statistics.median(seconds)
@@ -99,6 +112,8 @@ def main(argv: list[str]) -> int:
         "zoo": _ZOO.value,
         "files": len(files),
         "loop_files": len(looped),
+        "loop_seconds": [round(taken.wall_seconds, 2) for taken in loop],
+        "loop_cpu_seconds": [round(taken.cpu_seconds, 2) for taken in loop],
         "loop_seconds_a_file": round(a_file, 3),
         "loop_cpu_seconds_a_file": round(statistics.mean(taken.cpu_seconds for taken in loop), 3),
         "loop_peak_rss_mib": round(max(taken.peak_rss_mib for taken in loop), 1),
