@@ -14,8 +14,17 @@ import pytest
 from vit_convert.batch.__main__ import main
 from vit_convert.batch.devices import Device
 from vit_convert.batch.engines import COMMANDS, Cancelled, EngineSettings, Tasks, kept, words_of
+from vit_convert.batch.estimate import Estimate
+from vit_convert.batch.folder import BatchFolder
+from vit_convert.batch.job import Job
+from vit_convert.batch.lanes import LocalGpus
+from vit_convert.batch.ledger import Ledger
+from vit_convert.batch.mirror import Mirror
 from vit_convert.batch.outcome import EngineOutcome, Outcome
 from vit_convert.batch.record import BatchRecord
+from vit_convert.batch.run import Settings
+from vit_convert.batch.screen import Screen
+from vit_convert.batch.told import Told
 from vit_convert.core.bundle import Bundle
 from vit_convert.core.lock import hold
 
@@ -213,6 +222,34 @@ def test_a_batch_with_engines_on_two_types(tmp_path, checkpoints, python):
     assert {job.status for job in jobs().values()} == {"fresh"}
     kinds = [json.loads(line)["event"] for line in (tmp_path / "out" / "batch.events.jsonl").read_text().splitlines()]
     assert kinds.count("engines_start") == kinds.count("engines_end") == 5
+
+
+def test_engines_that_fail_stop_the_batch_where_that_is_asked(tmp_path, monkeypatch):
+    """A runner that converts nothing stands for the conversions: it is told, and no further engines begin."""
+
+    class Runner:
+        stopped = False
+
+        def gpus(self):
+            return LocalGpus(str(tmp_path), EngineSettings(("build",), "/bin/false"), [Device("0", "A")])
+
+        def stop(self):
+            self.stopped = True
+
+    runner, jobs = Runner(), [Job("a"), Job("b")]
+    folder = BatchFolder(str(tmp_path))
+    ledger = Ledger(folder, jobs, "x", {}, Mirror(folder, None))
+    estimates = {job.name: Estimate((1, "fp16"), 1, 1.0, 1.0, True) for job in jobs}
+    with Screen(estimates, quiet=True) as screen:
+        told = Told(ledger, screen, {}, fail_fast=True)
+        settings = Settings(str(tmp_path), engines=EngineSettings(("build",), "/bin/false"))
+        with contextlib.closing(told.begin_engines(runner, settings, 0)):
+            for job in jobs:
+                (tmp_path / job.name).mkdir()
+                told.ended(None, Outcome(job.name, status="done", exit_code=0))
+            told.wait()
+    assert runner.stopped and [job.status for job in ledger.outcomes] == ["failed", "pending"]
+    assert ledger.outcomes[0].exit_code == 1 and ledger.outcomes[0].error.startswith("engines for A: ")
 
 
 @pytest.mark.parametrize(

@@ -155,6 +155,7 @@ def test_stop_lets_what_runs_end_and_leaves_the_rest():
     while not gpus.running:
         time.sleep(0.001)
     made.stop()
+    made.add(Outcome("d", status="done", exit_code=0))
     gpus.hold.set()
     made.wait()
     made.close()

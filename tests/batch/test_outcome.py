@@ -1,5 +1,6 @@
 """What a batch takes out of a bundle's report, and its record on disk."""
 
+import csv
 import dataclasses
 import json
 import pathlib
@@ -7,10 +8,13 @@ import pathlib
 import pytest
 
 from vit_convert.batch.outcome import Checked, EngineOutcome, Figures, Outcome, figures_of, is_fresh, peak_of
-from vit_convert.batch.record import BatchRecord
+from vit_convert.batch.record import BatchRecord, write_table
 
 REPORT = {
-    "checkpoint": {"family": "vit", "variant": "B/32", "num_params": 88, "image_size": [224, 384]},
+    "checkpoint": {
+        **{"family": "vit", "variant": "B/32", "num_params": 88, "image_size": [224, 384]},
+        "warnings": ["its head is all zeros"],
+    },
     "onnx": {"bytes": 352},
     "accuracy": {"jax": 81.5, "onnx": 81.5},
     "checks": {"fp32": {"passed": True, "cosine": 0.9999, "top1": 81.5}, "int8": {"passed": False, "cosine": 0.7}},
@@ -24,7 +28,7 @@ REPORT = {
 
 def test_figures():
     checks = (Checked("fp32", True, 0.9999, 81.5), Checked("int8", False, 0.7))
-    assert figures_of(REPORT) == Figures("vit", "B/32", 88, (224, 384), 352, 81.5, checks)
+    assert figures_of(REPORT) == Figures("vit", "B/32", 88, (224, 384), 352, 81.5, checks, ("its head is all zeros",))
     assert figures_of({}) == Figures()
     assert peak_of(REPORT) == 700.0 and not is_fresh(REPORT)
     assert is_fresh({"stages": REPORT["stages"][:1]}) and peak_of({"stages": REPORT["stages"][:1]}) == 0.0
@@ -95,6 +99,18 @@ def test_the_page_has_every_key():
     for kind in (BatchRecord, Outcome, Figures, Checked, EngineOutcome):
         for field in dataclasses.fields(kind):
             assert f"`{field.name}`" in page, (kind.__name__, field.name)
+
+
+def test_the_table_has_a_column_for_each_precision_and_gpu(tmp_path):
+    engines = (EngineOutcome("L4", status="done", recommended="fp16", images_per_second=7.5), EngineOutcome("T4"))
+    jobs = [Outcome("a", "a.npz", "done", 0, figures=figures_of(REPORT), engines=engines), Outcome("b", error="x\ny")]
+    write_table(tmp_path / "batch.csv", jobs)
+    first, second = csv.DictReader((tmp_path / "batch.csv").open())
+    assert (first["int8_cosine"], first["fp32_top1"], first["image_size"]) == ("0.7", "81.5", "224x384")
+    assert (first["L4_images_per_second"], first["T4_status"], first["warnings"]) == (
+        *("7.5", "failed", "its head is all zeros"),
+    )
+    assert (second["error"], second["L4_status"]) == ("x y", "")
 
 
 def test_out_of_memory_may_pass_and_another_exception_may_not():

@@ -20,6 +20,7 @@ def job(name, status="done", model=0, **more):
     family, variant, params = MODELS[model]
     checks = [{"precision": "fp16", "passed": True, "cosine": 0.9999912 - model * 1e-6, "top1": None}]
     figures = {"family": family, "variant": variant, "num_params": params, "image_size": [224, 224], "checks": checks}
+    figures["warnings"] = ["its head is all zeros"] if name == "odd" else []
     engine = {"gpu": "L4", "recommended": "fp16", "images_per_second": 4000.0 / (model + 1), "status": "done"}
     base = {"name": name, "status": status, "exit_code": 0, "seconds": 3.5 + model, "peak_rss_mib": 800.0 + model}
     words = {"attempts": 1, "error": "", "fix": "", "engines": [engine]}
@@ -33,7 +34,7 @@ def batch(*jobs):
 
 
 def failed(name, **more):
-    empty = {"family": "", "variant": "", "num_params": 0, "image_size": [], "checks": []}
+    empty = {"family": "", "variant": "", "num_params": 0, "image_size": [], "checks": [], "warnings": []}
     empty |= {"top1": None, "onnx_bytes": 0}
     words = {"error": "no zip", "fix": "Fetch it."}
     return job(name, "failed", figures=empty, engines=[], exit_code=3, **{**words, **more})
@@ -44,10 +45,18 @@ def text(page):
 
 
 def test_models_failures_and_bundles_are_told():
-    jobs = [job("a"), job("b", "fresh", seconds=5.5), job("c", model=1), job("d", model=2), failed("bad")]
+    jobs = [
+        job("a"),
+        job("odd", model=2),
+        job("b", "fresh", seconds=5.5),
+        job("c", model=1),
+        job("d", model=2),
+        failed("bad"),
+    ]
     said = text(render_zoo(batch(*jobs), title="my zoo"))
     for words in (
-        "5 jobs", "3 done", "1 fresh", "1 failed", "vit Ti/16 2 5,717,416 4.5 800 0.9999912 4,000",
+        "6 jobs", "4 done", "its head is all zeros",
+        "1 fresh", "1 failed", "vit Ti/16 2 5,717,416 4.5 800 0.9999912 4,000",
         "bad 3 1 no zip Fetch it.", "c vit B/16 224x224 done 4.5 801 75.50 % 0.9999902 fp16 2,000",
         "Time of a conversion", "Memory of a conversion", "Distance of the graphs to JAX", "Fastest engine",
     ):  # fmt: skip

@@ -127,9 +127,13 @@ def _with_names_of_their_own(jobs: Sequence[Job], named: set[str]) -> list[Job]:
     converts.
 
     Raises:
-        UsageError: two jobs have the same given name.
+        UsageError: two jobs have the same given name, also where all else is the same.
     """
-    jobs = list({(job.name, job.checkpoint, job.overrides): job for job in reversed(jobs)}.values())[::-1]
+    own = {job.origin: job.origin for job in jobs if job.origin in named}
+    jobs = list(
+        {(job.name, job.checkpoint, job.overrides, own.get(job.origin)): job for job in reversed(jobs)}.values()
+    )
+    jobs.reverse()
     count = collections.Counter(job.name for job in jobs)
     given: dict[str, Job] = {}
     result = []

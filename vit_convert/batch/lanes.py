@@ -88,7 +88,8 @@ class Lanes:
         self._begun, self._ended, self._finished = begun, ended, finished
         self._condition = threading.Condition()
         self._waiting: list[_Bundle] = []
-        self._unfinished, self._turn, self._closed = 0, 0, False
+        self._unfinished, self._turn = 0, 0
+        self._stopped = self._closed = False
         self._threads: dict[Device, list[threading.Thread]] = {}
         self._error: BaseException | None = None
         self._grow()
@@ -103,7 +104,12 @@ class Lanes:
 
         Args:
             outcome: of the conversion.
+
+        Raises:
+            Exception: what a thread met that is none of a task's failures.
         """
+        if self._error is not None:
+            raise self._error
         self._grow()
         types, where = self.types, (self._workdir, outcome.name, self._settings)
         known = {gpu: found for gpu in types if (found := kept_of(*where, gpu)) is not None}
@@ -112,6 +118,8 @@ class Lanes:
             self._finished(outcome.with_engines([known[gpu] for gpu in types]))
             return False
         with self._condition:
+            if self._stopped:
+                return True
             self._turn += 1
             turn = self._turn % len(left)  # so that no type waits until all others are through
             self._waiting.append(_Bundle(outcome, left[turn:] + left[:turn], list(known.values())))
@@ -120,8 +128,9 @@ class Lanes:
         return True
 
     def stop(self) -> None:
-        """Begins nothing more; what runs goes on."""
+        """Begins nothing more, also of what is added from now on; what runs goes on."""
         with self._condition:
+            self._stopped = True
             self._unfinished -= len(self._waiting)
             self._waiting.clear()
             self._condition.notify_all()
@@ -194,7 +203,7 @@ class Lanes:
         if not bundle.left:
             self._finished(bundle.outcome.with_engines(bundle.ended))
         with self._condition:
-            if bundle.left and not self._closed:
+            if bundle.left and not self._closed and not self._stopped:
                 self._waiting.append(bundle)
             else:
                 self._unfinished -= 1

@@ -38,6 +38,7 @@ class Figures(Record):
         onnx_bytes: of model.onnx and its weights.
         top1: of JAX, in percent; None without labelled images.
         checks: one a precision, in order.
+        warnings: what a conversion found odd in its checkpoint and converted all the same: a head of zeros, for one.
     """
 
     family: str = ""
@@ -47,6 +48,7 @@ class Figures(Record):
     onnx_bytes: int = 0
     top1: float | None = None
     checks: tuple[Checked, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,6 +168,7 @@ def figures_of(report: Mapping[str, Any]) -> Figures:
             Checked(precision, bool(check.get("passed")), check.get("cosine"), check.get("top1"))
             for precision, check in checks.items()
         ),
+        warnings=tuple(checkpoint.get("warnings") or ()),
     )
 
 

@@ -83,6 +83,7 @@ def write_table(path: pathlib.Path, jobs: Sequence[Outcome]) -> None:
         "image_size",
         *(f"{p}_{what}" for p in precisions for what in ("passed", "cosine", "top1")),
         *(f"{_column(gpu)}_{what}" for gpu in gpus for what in _OF_ENGINES),
+        "warnings",
         "error",
     ]
     with atomic(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
@@ -95,6 +96,7 @@ def _row(job: Outcome) -> dict[str, Any]:
     row: dict[str, Any] = {column: getattr(job, column) for column in _COLUMNS}
     row |= {column: getattr(job.figures, column) for column in _FIGURES}
     row |= {"image_size": "x".join(map(str, job.figures.image_size)), "error": " ".join(job.error.split())}
+    row["warnings"] = " ".join("; ".join(job.figures.warnings).split())
     for check in job.figures.checks:
         row |= _cells(check)
     for engine in job.engines:

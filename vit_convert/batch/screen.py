@@ -11,6 +11,7 @@ from vit_convert.core.progress import human_seconds
 from vit_convert.core.text_table import text_table
 
 _SHOWN_ERRORS = 40
+_SHOWN_WARNED = 8
 _LONGEST = 160  # characters of an error in the table; batch.json has all
 
 
@@ -90,6 +91,9 @@ def summary(outcomes: Sequence[Outcome]) -> str:
         blocks.append("\n".join(f"{name.ljust(width)}  exit {code}  {error}" for name, code, error in lines))
         if len(failed) > _SHOWN_ERRORS:
             blocks.append(f"… and {len(failed) - _SHOWN_ERRORS} more")
+    if warned := [outcome.name for outcome in outcomes if outcome.finished and outcome.figures.warnings]:
+        named = ", ".join(warned[:_SHOWN_WARNED]) + (" …" if len(warned) > _SHOWN_WARNED else "")
+        blocks.append(f"{len(warned)} with warnings, which batch.csv has: {named}")
     counts = {
         status: sum(outcome.status == status for outcome in outcomes)
         for status in (*DONE, "failed", "timeout", "pending")
