@@ -14,11 +14,10 @@ class Stack:
             where a model has several stacks.
         depth: how many blocks the whole model has.
         taps: the name of a block and of the value behind it: "block_{:02d}", or "stage_2/block_{:02d}". What else is
-            tapped within a
-            block is called after it: "block_03/token_mixing".
+            tapped within a block is called after it: "block_03/token_mixing".
         start: the tap that the first block reads; "" to find it in the graph.
-        nodes: how many times the nodes of a ViT's block, which a target allows, one of these may have.
         period: how many blocks in a row differ in more than their parameters: 2 where every other one is shifted.
+        nodes: how many nodes a block may have, as a multiple of what the target allows a ViT's.
     """
 
     scope: str
