@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from vit_convert.core.errors import CheckError, UsageError
+from vit_convert.core.sensitivity_record import Measured, SensitivityRecord
 from vit_convert.quantize.placement import Site
 from vit_convert.quantize.precision_plan import Budget, make_plan, read_plan, search, write_plan
-from vit_convert.quantize.sensitivity import Measured, Unit
+from vit_convert.quantize.sensitivity import Unit
 
 RUNS = 6
 
@@ -206,7 +207,9 @@ class Alone(Sized):
             for n, name in enumerate(costs)
         ]
         self._alone = alone
-        self.record = {"precision": precision, "labelled": labelled, "source": "these images", "num_images": 40}
+        self.record = SensitivityRecord.from_dict(
+            {"precision": precision, "labelled": labelled, "source": "these images", "num_images": 40}
+        )
 
     def alone(self):
         return {f"block_00/{name}": Measured((name,), error, 0.5, 0.25, 99.0, 88.0) for name, error in self._alone}

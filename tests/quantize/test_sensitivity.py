@@ -200,21 +200,19 @@ def test_ranking(case, capsys):
     case.sensitivity().scan()
     record = load_record(case.folder)
     by_error = ranking(record)
-    assert sorted(row["name"] for row in by_error["units"]) == sorted(unit.name for unit in case.units)
-    errors = [row["error"] for row in by_error["units"]]
+    assert sorted(row.name for row in by_error.units) == sorted(unit.name for unit in case.units)
+    errors = [row.error for row in by_error.units]
     assert errors == sorted(errors, reverse=True)
-    by_cosine = [row["cosine"] for row in ranking(record, "cosine")["units"]]
+    by_cosine = [row.cosine for row in ranking(record, "cosine").units]
     assert by_cosine == sorted(by_cosine)
-    assert {row["name"] for row in by_error["blocks"]} == {"block_00", "block_01"}
-    fp32 = next(row for row in record["measured"] if not row["quantized"])
-    for row in by_error["blocks"]:
-        assert row["top1_change"] == row["top1"] - fp32["top1"]
+    assert {row.name for row in by_error.blocks} == {"block_00", "block_01"}
+    fp32 = next(row for row in record.measured if not row.quantized)
+    for row in by_error.blocks:
+        assert row.top1_change == row.top1 - fp32.top1
     print_ranking(record, "max_rel")
     text = capsys.readouterr().out
     assert "One at a time in int8, the rest in fp16; against fp32 on 24 test images" in text
-    assert text.index(ranking(record, "max_rel")["units"][0]["name"]) < text.index(
-        ranking(record, "max_rel")["units"][-1]["name"]
-    )
+    assert text.index(ranking(record, "max_rel").units[0].name) < text.index(ranking(record, "max_rel").units[-1].name)
 
 
 def test_sets_are_judged_on_all_images_and_ranked_on_some(case):
@@ -247,12 +245,12 @@ def test_a_glimpse_is_of_the_images_that_lost_most(case):
     found, chosen = sensitivity.glimpse([other]), sensitivity._worst
     alone = case.sensitivity(path="w.json", images=case.images[chosen], labels=case.labels[chosen]).measure([other])
     assert found == alone
-    assert [row["quantized"] for row in sensitivity.record["measured"]] == [(name,)]  # a glimpse is not kept
+    assert [row.quantized for row in sensitivity.record.measured] == [(name,)]  # a glimpse is not kept
 
 
 def test_ranking_of_what_has_been_measured_so_far(case):
     case.sensitivity().measure(["block_01/fc1"])
-    assert [row["name"] for row in ranking(load_record(case.folder))["units"]] == ["block_01/fc1"]
+    assert [row.name for row in ranking(load_record(case.folder)).units] == ["block_01/fc1"]
 
 
 def test_ranking_errors(case, tmp_path):

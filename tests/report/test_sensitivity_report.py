@@ -6,8 +6,9 @@ import json
 import pytest
 
 from vit_convert.core.errors import UsageError
+from vit_convert.core.sensitivity_record import SensitivityRecord
 from vit_convert.report import sensitivity
-from vit_convert.report.sensitivity import COLUMNS, load_record, plot_ranking, print_ranking, ranking
+from vit_convert.report.sensitivity import COLUMNS, load_record, plot_ranking, print_ranking
 
 
 def measured(names, error, max_rel, cosine, agreement, top1):
@@ -28,7 +29,7 @@ RECORD = {
     "scan_images": 24,
     "source": "evaluation images",
     "labelled": True,
-    "units": UNITS,
+    "units": {name: {"sites": [name], "num_weights": 1} for name in UNITS},
     # Every column puts the units in an order of its own.
     "measured": [
         measured([], 0.0, 0.0, 1.0, 100.0, 80.0),
@@ -46,6 +47,11 @@ ORDER = {
     "agreement": ["block_00/fc1", "block_01/fc1", "block_00/fc2"],
     "top1": ["block_00/fc2", "block_00/fc1", "block_01/fc1"],
 }
+
+
+def ranking(record, by="error"):
+    found = sensitivity.ranking(SensitivityRecord.from_dict(record), by)
+    return {"units": [row.to_dict() for row in found.units], "blocks": [row.to_dict() for row in found.blocks]}
 
 
 @pytest.mark.parametrize("by", ORDER)
@@ -93,7 +99,7 @@ def test_no_such_column():
 
 def shown(record, capsys, monkeypatch, **options):
     monkeypatch.setenv("COLUMNS", "200")
-    print_ranking(record, **options)
+    print_ranking(SensitivityRecord.from_dict(record), **options)
     return [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
 
 
@@ -122,9 +128,12 @@ def test_picture(tmp_path, monkeypatch):
     pyplot = pytest.importorskip("matplotlib.pyplot")
     figures, close = [], pyplot.close
     monkeypatch.setattr(pyplot, "close", figures.append)
-    assert plot_ranking(RECORD, tmp_path / "layers.png") == ""
+    assert plot_ranking(SensitivityRecord.from_dict(RECORD), tmp_path / "layers.png") == ""
     assert (tmp_path / "layers.png").read_bytes().startswith(b"\x89PNG")
-    assert plot_ranking(RECORD, tmp_path / "layers.svg") == "" and b"<svg" in (tmp_path / "layers.svg").read_bytes()
+    assert (
+        plot_ranking(SensitivityRecord.from_dict(RECORD), tmp_path / "layers.svg") == ""
+        and b"<svg" in (tmp_path / "layers.svg").read_bytes()
+    )
     (axes,) = figures[0].axes
     assert [label.get_text() for label in axes.get_xticklabels()] == ["block_00", "block_01"]
     assert axes.get_yscale() == "log" and axes.get_title() == "One layer at a time in int8, 24 evaluation images"
@@ -152,7 +161,7 @@ def test_a_picture_needs_no_display(tmp_path, monkeypatch):
     matplotlib = pytest.importorskip("matplotlib")
     asked = []
     monkeypatch.setattr(matplotlib, "use", asked.append)
-    assert plot_ranking(RECORD, tmp_path / "x.png") == "" and asked == ["Agg"]
+    assert plot_ranking(SensitivityRecord.from_dict(RECORD), tmp_path / "x.png") == "" and asked == ["Agg"]
 
 
 def test_a_picture_of_many_blocks_is_as_wide_as_they_need(tmp_path, monkeypatch):
@@ -163,7 +172,9 @@ def test_a_picture_of_many_blocks_is_as_wide_as_they_need(tmp_path, monkeypatch)
     monkeypatch.setattr(
         pyplot, "close", lambda figure: (sizes.append(figure.get_size_inches().tolist()), close(figure))
     )
-    assert plot_ranking({**unlabelled(), "units": units, "measured": rows}, tmp_path / "x.png") == ""
+    described = {name: {"sites": [], "num_weights": 1} for name in units}
+    record = SensitivityRecord.from_dict({**unlabelled(), "units": described, "measured": rows})
+    assert plot_ranking(record, tmp_path / "x.png") == ""
     assert sizes == [[pytest.approx(0.22 * 30 * 2), 4]]
 
 

@@ -10,7 +10,8 @@ import pytest
 from stage_context import change, make_context, normalized, pixels, write_graph
 
 from vit_convert.core.errors import CheckError
-from vit_convert.quantize.sensitivity import Measured, Unit
+from vit_convert.core.sensitivity_record import Measured, SensitivityRecord
+from vit_convert.quantize.sensitivity import Unit
 from vit_convert.stages import plan as module
 from vit_convert.stages.plan import PLAN, SENSITIVITY, plan, scan_sensitivity
 
@@ -27,17 +28,18 @@ class Table:
         self.path, self.graph, self.calibration, self.units = path, graph, calibration, units
         self.images, self.labels, self.normalize, self.options = images, labels, normalize, options
         self.asked, self.scans = [], 0
-        self.record = {
-            "key": {"of": "this model"},
-            "precision": options["precision"],
-            "rest": options["rest"],
-            "source": options["source"],
-            "num_images": len(images),
-            "scan_images": min(len(images), 16),
-            "labelled": labels is not None,
-            "units": {unit.name: {} for unit in units},
-            "measured": [],
-        }
+        self.record = SensitivityRecord.from_dict(
+            {
+                "key": {"of": "this model"},
+                "precision": options["precision"],
+                "rest": options["rest"],
+                "source": options["source"],
+                "num_images": len(images),
+                "scan_images": min(len(images), 16),
+                "labelled": labels is not None,
+                "units": {unit.name: {} for unit in units},
+            }
+        )
         Table.made.append(self)
 
     def measure(self, names):
@@ -46,7 +48,7 @@ class Table:
         found = Measured(tuple(names), loss, 1 - loss, loss, 100.0, top1)
         if found not in self.asked:
             self.asked.append(found)
-            self.record["measured"].append(dataclasses.asdict(found))
+            self.record = dataclasses.replace(self.record, measured=(*self.record.measured, found))
         return found
 
     judge = glimpse = measure

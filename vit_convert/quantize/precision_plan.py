@@ -11,7 +11,8 @@ from typing import Any
 from vit_convert.core.bundle import read_json, write_json
 from vit_convert.core.check_results import Loss, PlanBudget, PlanImages, PlanLoss, PlannedUnit, PrecisionPlan
 from vit_convert.core.errors import CheckError, UsageError
-from vit_convert.quantize.sensitivity import Measured, Sensitivity
+from vit_convert.core.sensitivity_record import Measured
+from vit_convert.quantize.sensitivity import Sensitivity
 
 _ABOUT = (
     "A precision plan: the layers in `sites` are quantized, all others stay fp16. Edit the list (blocks such as "
@@ -138,7 +139,7 @@ def make_plan(sensitivity: Sensitivity, budget: Budget, costs: Callable[[], Mapp
     if not plan.units:
         first = ranked[0]
         raise CheckError(
-            f"precision plan: no layer can be {sensitivity.record['precision']}; the most harmless is {first}: "
+            f"precision plan: no layer can be {sensitivity.record.precision}; the most harmless is {first}: "
             f"{left_out[first]}",
             fix="Allow more (config.plan.accuracy_budget, config.plan.cosine), or stay with fp16.",
         )
@@ -148,10 +149,10 @@ def make_plan(sensitivity: Sensitivity, budget: Budget, costs: Callable[[], Mapp
 
 
 def _confirm(sensitivity: Sensitivity, budget: Budget, found: Plan) -> Plan:
-    """Holds a plan against the budget on all images; where it misses, it is shortened to what the worst of them bear,
+    """Holds a plan against the budget on all images; where it misses, it is shortened to what the worst of them allow,
     and held again.
 
-    A judgement takes many times as long as a look at some images, so the next length is found by looks alone: the
+    A judgement takes many times as long as a look at some images, so the next length is found only by looks: the
     longest that keeps the cosine on those images that lost most. Where top-1 is what misses, which a few images do not
     show, the length is halved.
     """
@@ -210,15 +211,15 @@ def write_plan(path: str | os.PathLike[str], plan: Plan, sensitivity: Sensitivit
     share = sum(units[name].num_weights for name in plan.units) / num_weights
     record = PrecisionPlan(
         about=_ABOUT,
-        precision=sensitivity.record["precision"],
+        precision=sensitivity.record.precision,
         sites=tuple(site.name for name in units if name in plan.units for site in units[name].sites),
         left_out=plan.left_out,
         budget=PlanBudget(
-            cosine=budget.cosine, top1_drop_points=budget.top1_drop if sensitivity.record["labelled"] else None
+            cosine=budget.cosine, top1_drop_points=budget.top1_drop if sensitivity.record.labelled else None
         ),
         measured=PlanLoss(**_numbers(plan.measured), share_of_weights=share),
         fp32=Loss(**_numbers(sensitivity.judge([]))),
-        images=PlanImages(source=sensitivity.record["source"], num_images=sensitivity.record["num_images"]),
+        images=PlanImages(source=sensitivity.record.source, num_images=sensitivity.record.num_images),
         ranked=tuple(PlannedUnit(unit=name, cost=plan.costs[name], **alone.get(name, {})) for name in ranked),
     )
     write_json(path, record.to_dict())
@@ -241,7 +242,7 @@ def read_plan(path: str | os.PathLike[str], precision: str) -> list[str]:
         Site names and patterns, for `quantize_only`.
 
     Raises:
-        UsageError: there is no such file, it is no plan, or one of another precision.
+        UsageError: there is no such file, it is not a plan, or one of another precision.
     """
     record = read_json(path)
     fix = "Let config.precision=auto write one, or leave config.plan.file empty."

@@ -1,4 +1,4 @@
-"""What each part of a model loses when it alone is quantized, measured in one onnxruntime session and kept as it is
+"""What each part of a model loses when only it is quantized, measured in one onnxruntime session and kept as it is
 measured.
 
 The session's graph holds a Q/DQ pair at every candidate and a switch behind each pair, so that any set of parts is
@@ -22,6 +22,8 @@ from vit_convert.core.compare import compare, top1_accuracy
 from vit_convert.core.errors import CheckError
 from vit_convert.core.onnx_file import Batch, feeds_of, open_session, run_session, save_onnx
 from vit_convert.core.progress import Progress
+from vit_convert.core.record import RecordError
+from vit_convert.core.sensitivity_record import DescribedUnit, Measured, SensitivityRecord
 from vit_convert.images.decode import pick
 from vit_convert.quantize.activations import Normalize
 from vit_convert.quantize.calibrate import Calibration
@@ -55,27 +57,6 @@ class Unit:
     def name(self) -> str:
         """ "block_03/fc2"."""
         return f"{self.block}/{self.kind}"
-
-
-@dataclasses.dataclass(frozen=True)
-class Measured:
-    """What quantizing a set of units does to the output, over all images.
-
-    Attributes:
-        quantized: names of the units, in graph order.
-        error: mean of 1 - cosine to the fp32 output.
-        cosine: smallest cosine of any image.
-        max_rel: largest absolute difference over the largest fp32 output.
-        agreement: percent of images whose largest output is the fp32 graph's.
-        top1: accuracy in percent; None without labels.
-    """
-
-    quantized: tuple[str, ...]
-    error: float
-    cosine: float
-    max_rel: float
-    agreement: float
-    top1: float | None
 
 
 def candidates(model: ir.Model, patterns: Patterns, *, attention: bool) -> list[Unit]:
@@ -166,7 +147,7 @@ class Sensitivity:
     """Measures sets of units, each once: results are kept in a file from one process to the next.
 
     Args:
-        path: `sensitivity.json`; a file of another graph, calibration, precision or set of images is started anew.
+        path: `sensitivity.json`; a file of another graph, calibration, precision or set of images is begun again.
         onnx_path: the fp32 graph.
         calibration: ranges for every unit's tensors.
         units: from `candidates`.
@@ -224,28 +205,25 @@ class Sensitivity:
             "source": source,
         }
         key |= {"judged_on": _hash_images(images, labels), "depends_on": depends_on}
-        described = {
-            unit.name: {"sites": [s.name for s in unit.sites], "num_weights": unit.num_weights} for unit in units
-        }
-        self.record: dict[str, Any] = {
-            "precision": precision,
-            "rest": rest,
-            "source": source,
-            "num_images": len(images),
-            "scan_images": min(len(images), scan_images),
-            "labelled": labels is not None,
-            "key": key,
-            "units": described,
-            "measured": [],
-            "judged": [],
-        }
-        for file in (known, path):
-            saved = read_json(file, {}) if file is not None else {}
-            if all(
-                saved.get(name) == value for name, value in self.record.items() if name not in ("measured", "judged")
-            ):
+        self.record = SensitivityRecord(
+            precision=precision,
+            rest=rest,
+            source=source,
+            num_images=len(images),
+            scan_images=min(len(images), scan_images),
+            labelled=labels is not None,
+            key=key,
+            units={
+                unit.name: DescribedUnit(sites=tuple(s.name for s in unit.sites), num_weights=unit.num_weights)
+                for unit in units
+            },
+            measured=(),
+            judged=(),
+        )
+        for saved in (_saved(file) for file in (known, path) if file is not None):
+            if saved is not None and self.record.same_case(saved):
                 self.record = saved
-        self._known, self._judged = _by_set(self.record["measured"]), _by_set(self.record["judged"])
+        self._known, self._judged = _by_set(self.record.measured), _by_set(self.record.judged)
 
     def measure(self, names: Collection[str]) -> Measured:
         """Measures a set of units on some of the images, or remembers what was measured: what sets are ranked by.
@@ -262,20 +240,22 @@ class Sensitivity:
         wanted = frozenset(names)
         if wanted not in self._known:
             result = self._known[wanted] = self._run(wanted)
-            self.record["measured"].append(dataclasses.asdict(result))
-            write_json(self._path, self.record)
+            self._keep(dataclasses.replace(self.record, measured=(*self.record.measured, result)))
         return self._known[wanted]
 
     def judge(self, names: Collection[str]) -> Measured:
         """The same on all images: what a budget is held against."""
         wanted = frozenset(names)
-        if self.record["scan_images"] == len(self._images):
+        if self.record.scan_images == len(self._images):
             return self.measure(wanted)
         if wanted not in self._judged:
             result = self._judged[wanted] = self._run(wanted, np.arange(len(self._images)))
-            self.record["judged"].append(dataclasses.asdict(result))
-            write_json(self._path, self.record)
+            self._keep(dataclasses.replace(self.record, judged=(*self.record.judged, result)))
         return self._judged[wanted]
+
+    def _keep(self, record: SensitivityRecord) -> None:
+        self.record = record
+        write_json(self._path, record.to_dict())
 
     def glimpse(self, names: Collection[str]) -> Measured:
         """The same on the images that `judge` found to lose most so far, and not kept: a set that misses there need not
@@ -308,7 +288,7 @@ class Sensitivity:
 
     def _run(self, wanted: frozenset[str], chosen: Any = None) -> Measured:
         """Runs a set on these images (an index of `images`), by default on those of the scan."""
-        chosen = pick(len(self._images), self.record["scan_images"]) if chosen is None else chosen
+        chosen = pick(len(self._images), self.record.scan_images) if chosen is None else chosen
         if self._session is None or self._fp32 is None:
             fp32 = open_session(self._onnx_path)
             output = fp32.get_outputs()[0].name
@@ -359,5 +339,13 @@ class Sensitivity:
         )
 
 
-def _by_set(rows: Sequence[dict[str, Any]]) -> dict[frozenset[str], Measured]:
-    return {frozenset(row["quantized"]): Measured(**{**row, "quantized": tuple(row["quantized"])}) for row in rows}
+def _by_set(rows: Sequence[Measured]) -> dict[frozenset[str], Measured]:
+    return {frozenset(row.quantized): row for row in rows}
+
+
+def _saved(path: str | os.PathLike[str]) -> SensitivityRecord | None:
+    """What an earlier process measured; None without a file in this version's form."""
+    try:
+        return SensitivityRecord.from_dict(read_json(path) or {})
+    except RecordError:
+        return None

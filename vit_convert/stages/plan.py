@@ -7,7 +7,7 @@ import numpy as np
 
 from vit_convert.core import config as configs
 from vit_convert.core.bundle import read_json
-from vit_convert.core.check_results import PlanResult, RankedLayer, SensitivityResult
+from vit_convert.core.check_results import PlanResult, SensitivityResult
 from vit_convert.core.pipeline import Context, Stage
 from vit_convert.stages.calibrate import limits, source_graph
 from vit_convert.stages.common import dialect_for, evaluation, plain, prepare
@@ -94,8 +94,8 @@ def scan_sensitivity(context: Context) -> SensitivityResult:
     if missing := plot_ranking(sensitivity.record, picture):
         picture.unlink(missing_ok=True)  # an earlier scan's
         context.progress.say(f"  no {picture.name}: {missing}")
-    worst = RankedLayer.from_dict(ranking(sensitivity.record)["units"][0])
-    images = f"{sensitivity.record['scan_images']} {sensitivity.record['source']}"
+    worst = ranking(sensitivity.record).units[0]
+    images = f"{sensitivity.record.scan_images} {sensitivity.record.source}"
     return SensitivityResult(
         precision=context.config.plan.type,
         num_units=len(sensitivity.units),
@@ -111,7 +111,7 @@ def plan(context: Context) -> PlanResult:
 
     # the scan's own file stays as it was left
     sensitivity, budget = _sensitivity(context, context.bundle.plan_search), _budget(context)
-    if (read_json(context.bundle.plan_search) or {}).get("key") != sensitivity.record["key"]:
+    if (read_json(context.bundle.plan_search) or {}).get("key") != sensitivity.record.key:
         context.bundle.plan_search.unlink(missing_ok=True)  # another model's
 
     def costs() -> dict[str, float]:
