@@ -125,32 +125,42 @@ def test_float64(tmp_path, images, assert_close, variant, size, head):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("side", [224, 384])
-def test_float64_full_size(tmp_path, images, assert_close, side):
+@pytest.mark.parametrize(
+    ("variant", "side", "stages", "depth"),
+    [
+        ("R26+ViT-S/32", 224, (2, 2, 2, 2), 12),
+        ("R26+ViT-S/32", 384, (2, 2, 2, 2), 12),
+        # Whose blocks are a ViT's. timm adds its epsilon to the variance of a kernel, not to the deviation: of weights
+        # as small as these that is 2e-4 of the logits.
+        ("R50+ViT-L/32", 384, (3, 4, 6, 3), 2),
+    ],
+)
+def test_float64_full_size(tmp_path, images, assert_close, variant, side, stages, depth):
     path = tmp_path / "random.npz"
-    FAMILY.write_random(path, "R26+ViT-S/32", RandomOptions(image_size=(side, side)))
-    check(path, images(side, side)[:1], assert_close, (2, 2, 2, 2), 12)
+    FAMILY.write_random(path, variant, RandomOptions(image_size=(side, side), depth=depth))
+    check(path, images(side, side)[:1], assert_close, stages, depth)
 
 
 @pytest.mark.parametrize(
-    ("variant", "name", "side"),
+    ("variant", "name", "side", "depth"),
     [
-        ("R+ViT-Ti/16", "vit_tiny_r_s16_p8_224", 224),
-        ("R+ViT-Ti/16", "vit_tiny_r_s16_p8_384", 384),
-        pytest.param("R26+ViT-S/32", "vit_small_r26_s32_224", 224, marks=pytest.mark.slow),
-        pytest.param("R26+ViT-S/32", "vit_small_r26_s32_384", 384, marks=pytest.mark.slow),
-        pytest.param("R50+ViT-B/16", "vit_base_r50_s16_224", 224, marks=pytest.mark.slow),
+        ("R+ViT-Ti/16", "vit_tiny_r_s16_p8_224", 224, 12),
+        ("R+ViT-Ti/16", "vit_tiny_r_s16_p8_384", 384, 12),
+        pytest.param("R26+ViT-S/32", "vit_small_r26_s32_224", 224, 12, marks=pytest.mark.slow),
+        pytest.param("R26+ViT-S/32", "vit_small_r26_s32_384", 384, 12, marks=pytest.mark.slow),
+        pytest.param("R26+ViT-B/32", "vit_base_r26_s32_224", 224, 2, marks=pytest.mark.slow),  # its blocks are a ViT's
+        pytest.param("R50+ViT-B/16", "vit_base_r50_s16_224", 224, 12, marks=pytest.mark.slow),
     ],
 )
-def test_timm(timm_vision_transformer, tmp_path, images, assert_close, variant, name, side):
+def test_timm(timm_vision_transformer, tmp_path, images, assert_close, variant, name, side, depth):
     """The same .npz through timm's own reader, logits and features."""
     import timm
     import torch
     from timm.layers import get_act_layer
 
     path = tmp_path / "random.npz"
-    FAMILY.write_random(path, variant, RandomOptions(image_size=(side, side)))
-    model = timm.create_model(name, num_classes=1000, act_layer=get_act_layer("gelu_tanh")).eval()
+    FAMILY.write_random(path, variant, RandomOptions(image_size=(side, side), depth=depth))
+    model = timm.create_model(name, num_classes=1000, depth=depth, act_layer=get_act_layer("gelu_tanh")).eval()
     model.load_pretrained(str(path))
     batch = torch.from_numpy(images(side, side).transpose(0, 3, 1, 2).copy())
     with torch.no_grad():

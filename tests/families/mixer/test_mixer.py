@@ -12,7 +12,13 @@ from vit_convert.families.mixer.family import MixerFamily
 FAMILY = MixerFamily()
 # vit_jax/models_test.py (1000 classes, 224 pixels); S is counted from the sizes of the published files
 # (gs://mixer_models/gsam).
-COUNTS = {("B", 16): 59_880_472, ("B", 32): 60_293_428, ("L", 16): 208_196_168}
+COUNTS = {
+    ("B", 16, 1000): 59_880_472,
+    ("B", 32, 1000): 60_293_428,
+    ("L", 16, 1000): 208_196_168,
+    ("B", 16, 21843): 59_880_472 + (21_843 - 1_000) * (768 + 1),  # imagenet21k: a row and a bias a class
+    ("L", 16, 21843): 208_196_168 + (21_843 - 1_000) * (1_024 + 1),
+}
 
 
 @pytest.fixture
@@ -27,12 +33,14 @@ def tiny(tmp_path):
     return write
 
 
-@pytest.mark.parametrize(("letter", "patch"), COUNTS)
-def test_published_counts(letter, patch):
+@pytest.mark.parametrize(("letter", "patch", "classes"), COUNTS)
+def test_published_counts(letter, patch, classes):
     sizes = SIZES[letter]
-    model = Mixer("", sizes.width, sizes.depth, sizes.tokens_mlp_dim, sizes.channels_mlp_dim, patch, (224, 224), 1000)
-    assert parameter_count(model) == COUNTS[letter, patch]
-    assert sum(np.prod(shape) for shape in leaf_shapes(model).values()) == COUNTS[letter, patch]
+    model = Mixer(
+        "", sizes.width, sizes.depth, sizes.tokens_mlp_dim, sizes.channels_mlp_dim, patch, (224, 224), classes
+    )
+    assert parameter_count(model) == COUNTS[letter, patch, classes]
+    assert sum(np.prod(shape) for shape in leaf_shapes(model).values()) == COUNTS[letter, patch, classes]
     assert len(leaf_shapes(model)) == 12 * sizes.depth + 6
 
 
@@ -92,7 +100,7 @@ def test_one_size_and_it_says_so(tiny):
     ):
         load(FAMILY, tiny(), image_size=(96, 96))
     oblong = tiny(image_size=(32, 96))
-    with pytest.raises(CheckpointError, match="12 patches, which is no square grid"):
+    with pytest.raises(CheckpointError, match="12 patches, which is not a square grid"):
         load(FAMILY, oblong)
     assert load(FAMILY, oblong, image_size=(32, 96)).image_size == (32, 96)
     with pytest.raises(UsageError, match="no position table"):

@@ -140,7 +140,7 @@ def test_the_one_size_that_the_weights_are_for(tokens, asked):
         assert infer_architecture(leaves(shapes), "auto", asked, FILE)[0].image_size == (asked or (16, 16))
     elif asked is None:
         with pytest.raises(
-            CheckpointError, match=r"f\.npz: token mixing over 6 patches, which is no square grid"
+            CheckpointError, match=r"f\.npz: token mixing over 6 patches, which is not a square grid"
         ) as error:
             infer_architecture(leaves(shapes), "auto", asked, FILE)
         assert "image_size" in error.value.fix
