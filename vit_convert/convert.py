@@ -180,7 +180,7 @@ def _is_pair(config: ml_collections.ConfigDict, found: Any) -> bool:
         return True
     for tower in TOWERS:
         if keys := list(given_keys(config, tower)):
-            what = f"{config.checkpoint or 'config.model'} is no pair of towers"
+            what = f"{config.checkpoint or 'config.model'} is not a pair of towers"
             raise UsageError(f"config.{tower}.{keys[0]}: {what}", fix=f"Set config.{keys[0]}.")
     if config.tokenizer and "text" not in towers:
         raise UsageError(f"config.tokenizer={config.tokenizer!r}: the model takes no text", fix="Leave it out.")

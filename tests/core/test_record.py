@@ -73,16 +73,16 @@ def test_what_an_earlier_version_lacked_is_empty_and_what_a_later_one_adds_is_pa
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"count": "3"}, "Whole.count: '3' is no int"),
-        ({"count": True}, "Whole.count: True is no int"),
-        ({"count": 2.5}, "Whole.count: 2.5 is no int"),
-        ({"on": 1}, "Whole.on: 1 is no bool"),
+        ({"count": "3"}, "Whole.count: '3' is not of type int"),
+        ({"count": True}, "Whole.count: True is not of type int"),
+        ({"count": 2.5}, "Whole.count: 2.5 is not of type int"),
+        ({"on": 1}, "Whole.on: 1 is not of type bool"),
         ({"rate": "x"}, "Whole.rate: 'x' is no"),
         ({"words": "ab"}, "Whole.words: 'ab' is no"),
         ({"parts": [PART, {**PART, "size": [1]}]}, r"Whole.parts\[1\].size: 1 values, expected 2"),
-        ({"by_name": {"x": 3}}, "Whole.by_name.x: 3 is no mapping"),
-        ({"one": [1]}, r"Whole.one: \[1\] is no mapping"),
-        ({"missing": 3}, "Whole.missing: 3 is no str"),
+        ({"by_name": {"x": 3}}, "Whole.by_name.x: 3 is not of type mapping"),
+        ({"one": [1]}, r"Whole.one: \[1\] is not of type mapping"),
+        ({"missing": 3}, "Whole.missing: 3 is not of type str"),
     ],
 )
 def test_another_form_is_refused_by_name(change, said):

@@ -136,5 +136,5 @@ def test_the_record_of_a_pair(tmp_path):
             read_pair(tmp_path)
     assert PairFacts.from_dict(SIGLIP.to_dict()) == SIGLIP
     for change in ({"similarity": "max"}, {"logit_scale": float("inf")}, {"logit_bias": float("nan")}):
-        with pytest.raises(UsageError, match="are no pair's"):
+        with pytest.raises(UsageError, match="are not those of a pair"):
             dataclasses.replace(SIGLIP, **change)

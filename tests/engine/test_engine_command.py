@@ -72,7 +72,7 @@ def test_mistakes_of_usage(capsys, words, message):
         ("--config.batch.min=99", "config.batch: min 99, opt 4, max 8 must rise from 1"),
         ("--config.batch.profiles=(0,)", "config.batch.profiles=(0,): must be whole numbers from 1 to 65,536"),
         ("--precision=fp17", "config.precision='fp17': 'fp17' is not one of"),
-        ("--streams=two", "--streams=two: 'two' is no whole number"),
+        ("--streams=two", "--streams=two: 'two' is not a whole number"),
     ],
 )
 def test_mistakes_of_config(capsys, bundle_path, word, message):

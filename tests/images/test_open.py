@@ -129,7 +129,7 @@ def test_a_list_that_is_none(folder, monkeypatch, most, fits):
     if fits:
         assert len(open_images(path)) == 2
     else:
-        with pytest.raises(CalibrationError, match=r"list\.csv: has 20 bytes, which is no list of images"):
+        with pytest.raises(CalibrationError, match=r"list\.csv: has 20 bytes, which is not a list of images"):
             open_images(path)
 
 

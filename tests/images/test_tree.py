@@ -126,7 +126,7 @@ def test_a_folder_that_cannot_be_read(tmp_path):
     ("limit", "names", "what"),
     [
         ("_MOST_FOLDERS", ["a/1.png", "b/1.png", "c/1.png", "d/1.png"], "3 folders"),  # and the root
-        ("_MOST_OTHERS", ["a/1", "b/2.txt", "c/3.npy", "c/4", "c/5.txt", "c/6.png"], "3 files that are no images"),
+        ("_MOST_OTHERS", ["a/1", "b/2.txt", "c/3.npy", "c/4", "c/5.txt", "c/6.png"], "3 files that are not images"),
         ("_MOST_FILES", ["a/1.png", "b/2.png", "b/3.png", "c/4.png", "d/notes.txt"], "3 files"),
     ],
 )

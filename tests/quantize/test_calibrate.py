@@ -136,7 +136,7 @@ def full_gpu(monkeypatch):
 def test_where_the_gpu_fails_the_cpu_goes_on_if_it_may(vit, images, calibration, full_gpu, capsys):
     found = calibrate(vit, images, normalize, batch_size=5, device="auto", progress=Progress())
     assert found == calibration and found.device == "cpu"
-    said = "warning: calibration on cuda: onnxruntime: CUDA failure 2: out of memory; calibration goes on with the CPU"
+    said = "warning: calibration on cuda: onnxruntime: CUDA failure 2: out of memory; calibrating on the CPU instead"
     assert capsys.readouterr().err.count(said) == 1
     with pytest.raises(CalibrationError, match="out of memory") as caught:
         calibrate(vit, images, normalize, batch_size=5, device="cuda")

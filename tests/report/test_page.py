@@ -194,9 +194,9 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     assert "<title>one, two</title>" in (tmp_path / "both.html").read_text(encoding="utf-8")
     capsys.readouterr()
     for content, why in (
-        ("[]", "[] is no mapping"),
-        ("{}", "is no report of a conversion"),
-        ('{"name": "x", "checks": {"fp32": {"passed": "maybe"}}}', "checks.fp32.passed: 'maybe' is no bool"),
+        ("[]", "[] is not of type mapping"),
+        ("{}", "is not a report of a conversion"),
+        ('{"name": "x", "checks": {"fp32": {"passed": "maybe"}}}', "checks.fp32.passed: 'maybe' is not of type bool"),
     ):
         (tmp_path / "two" / "report.json").write_text(content)
         assert main(["report", str(tmp_path / "two")]) == 2

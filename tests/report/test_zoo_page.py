@@ -98,4 +98,4 @@ def test_the_command(tmp_path, capsys):
     assert main(["report", str(folder / "batch.json"), f"--output={tmp_path / 'p.html'}"]) == 0
     assert (tmp_path / "p.html").exists()
     (folder / "batch.json").write_text('{"schema": "other"}')
-    assert main(["report", str(folder)]) == 2 and "is no record of a batch" in capsys.readouterr().err
+    assert main(["report", str(folder)]) == 2 and "is not a record of a batch" in capsys.readouterr().err

@@ -47,7 +47,7 @@ def test_templates_are_filled_class_by_class(tmp_path):
     ("content", "said"),
     [
         (b"\xff\xfe\x00", "not text"),
-        (b"a" * 20000, "line 1 is no line of text"),
+        (b"a" * 20000, "line 1 is not a line of text"),
         (b"a\0b", "no line of text"),
         (b"\n\n", "no line in it"),
     ],

@@ -154,7 +154,7 @@ def _digits(job: Job) -> str:
 
 
 def _check_configs(jobs: Iterable[Job]) -> None:
-    """Refuses keys and values before any work; jobs that differ in name and checkpoint alone are looked at once."""
+    """Refuses keys and values before any work; jobs that differ only in name and checkpoint are looked at once."""
     seen: set[Any] = set()
     for job in jobs:
         if job.kind in seen:

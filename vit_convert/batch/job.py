@@ -44,7 +44,7 @@ class Job:
 
     @property
     def kind(self) -> tuple[Any, ...]:
-        """Equal for jobs that differ in name and checkpoint alone."""
+        """Equal for jobs that differ only in name and checkpoint."""
         return self.config, self.argument, self.overrides, bool(self.checkpoint)
 
     def make_config(self) -> ml_collections.ConfigDict:

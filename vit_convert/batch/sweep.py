@@ -33,7 +33,7 @@ def settings_of_flags(words: Sequence[str]) -> list[dict[str, str]]:
         given, equals, values = word.partition("=")
         key = known_key(given, f"--sweep={word}") if equals else ""
         if not key or not values.strip() or key in ("name", "checkpoint", *axes):
-            why = "swept twice" if key in axes else "is no key to sweep" if key else "has no values"
+            why = "swept twice" if key in axes else "is not a key that can be swept" if key else "has no values"
             raise UsageError(f"--sweep={word}: {given} {why}", fix=_FIX)
         axes[key] = _split(values)
     return [dict(zip(axes, values)) for values in itertools.product(*axes.values())]
@@ -82,7 +82,7 @@ def settings_of_hyper(made: Any, origin: str) -> list[dict[str, str]]:
     """What a get_hyper() returned, as settings.
 
     Raises:
-        UsageError: it is no list of {key: value}, or names an unknown key.
+        UsageError: it is not a list of {key: value}, or names an unknown key.
     """
     if not isinstance(made, list | tuple) or not all(isinstance(setting, Mapping) for setting in made):
         raise UsageError(

@@ -44,7 +44,7 @@ class Where:
         columns: those that the table has.
 
     Raises:
-        UsageError: it is no such expression, or names no column.
+        UsageError: it is not such an expression, or names no column.
 
     Example:
         >>> Where("ds=='i1k' and size in (224, 384)", ["ds", "size"]).holds({"ds": "i1k", "size": 384})

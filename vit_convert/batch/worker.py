@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def _end_with_parent(descriptor: int, parent: int) -> None:
-    """Kills this process when its parent ends: by the kernel, and where that is no Linux by the connection's other end.
+    """Kills this process when its parent ends: by the kernel on Linux, elsewhere when the connection's end closes.
 
     A bundle outlives that: its lock ends with the process, and the next conversion removes what is half done.
     """

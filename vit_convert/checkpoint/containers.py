@@ -279,7 +279,7 @@ def _was_added(member: zipfile.ZipInfo) -> bool:
 
 
 def _npz_leaf(path: pathlib.Path, file: IO[bytes], member: zipfile.ZipInfo, name: str, mapped: _Mapped) -> Leaf:
-    state = FileState.of(file.fileno())  # each reader opens the file anew: threads must not share a handle
+    state = FileState.of(file.fileno())  # each reader opens the file again: threads must not share a handle
     try:
         with open_member(path, member, state) as stream:
             shape, fortran, dtype = read_npy_header(stream)

@@ -202,7 +202,7 @@ def _check_towers(config: ml_collections.ConfigDict) -> None:
     given = {tower: given_keys(config, tower) for tower in TOWERS}
     if config.model is not None and any(given.values()):
         raise UsageError(
-            "config.model is no pair, and config.image or config.text has keys", fix="Set the common keys."
+            "config.model is not a pair, and config.image or config.text has keys", fix="Set the common keys."
         )
     for tower, keys in given.items():
         if keys:

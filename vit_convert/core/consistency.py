@@ -59,7 +59,7 @@ def check_consistency(
         largest: the most rows that one run takes.
 
     Returns:
-        A Finding for each check and output. A model that takes one row at a time gets FINITE alone.
+        A Finding for each check and output. A model that takes one row at a time gets only FINITE.
 
     Example:
         >>> probes = {"x": np.float32([[1], [0], [5], [1]])}

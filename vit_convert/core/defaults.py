@@ -137,6 +137,6 @@ def default_config() -> ml_collections.ConfigDict:
     config.benchmark.seconds = 3.0
     config.benchmark.min_gain = 1.0  # percent that a quantized engine has to be faster by, to be recommended
 
-    config.image = tower_keys(config, "image")  # any key above for a pair's image tower alone: image.batch.max
+    config.image = tower_keys(config, "image")  # any key above for a pair's image tower only: image.batch.max
     config.text = tower_keys(config, "text")  # for its text tower: text.precision, text.calibration.data (prompts)
     return config.lock()

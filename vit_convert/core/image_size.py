@@ -62,7 +62,7 @@ def parse_size(value: Any) -> Size | None:
     with contextlib.suppress(TypeError):  # not one whole number, but perhaps two
         numbers = numbers if isinstance(numbers, bool) else [operator.index(numbers)]
     try:
-        # 223.9 is no size, and not 223
+        # 223.9 is not a size, and is not 223 either
         sizes = [operator.index(n) if not isinstance(n, str) else int(n) for n in numbers]
     except (TypeError, ValueError):
         sizes = []

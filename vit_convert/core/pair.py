@@ -42,7 +42,7 @@ class PairFacts(Record):
         if self.similarity not in SIMILARITIES or not all(math.isfinite(number) for number in numbers):
             raise UsageError(
                 f"pair: logit_scale {self.logit_scale}, logit_bias {self.logit_bias}, similarity {self.similarity!r} "
-                "are no pair's",
+                "are not those of a pair",
                 fix=f"Both numbers are finite, and the similarity is {' or '.join(SIMILARITIES)}.",
             )
 

@@ -61,7 +61,7 @@ class Program:
             words: without the program's name and without `--config.key=value` words, see `overrides.split_overrides`.
 
         Returns:
-            The words that are no flags.
+            The words that are not flags.
 
         Raises:
             UsageError: an unknown flag or a bad value.

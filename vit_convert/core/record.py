@@ -176,7 +176,7 @@ def _empty(kind: Any) -> Any:
 def _require(value: Any, kinds: Any, where: str) -> Any:
     if not isinstance(value, kinds) or (isinstance(value, bool) and kinds in (int, (int, float))):
         name = getattr(kinds, "__name__", str(kinds)).lower()
-        raise RecordError(f"{where}: {value!r:.60} is no {name}")
+        raise RecordError(f"{where}: {value!r:.60} is not of type {name}")
     return value
 
 

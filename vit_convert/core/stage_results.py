@@ -18,7 +18,7 @@ class Checkpoint(Record):
     Attributes:
         path: of the file; "" for a user's own model.
         sha256: of the file, in hex.
-        family: its name, "user" for a model of one's own.
+        family: its name, "user" for a user's own model.
         variant: for example "B/16".
         model: of a user's own model: function, file, sha256 of the file, identity.
         output: the one that stands for the model.
@@ -158,7 +158,7 @@ class ExportResult(OnnxGraph, StageResult):
 
     Attributes:
         taps: inner values that the reference knows.
-        pooled_token: index of the one token that the last block goes on with; None where it computes all.
+        pooled_token: index of the one token that the last block computes; None where it computes all.
         lowerings: by name, those written beside model.onnx.
         lowering: that fp16 engines are built from with engine.lowering=auto; "" for model.onnx.
     """

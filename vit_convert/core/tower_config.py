@@ -55,7 +55,7 @@ def _emptied(config: ml_collections.ConfigDict, path: str, left_out: set[str]) -
 
 
 def given_keys(config: ml_collections.ConfigDict, tower: str) -> dict[str, Any]:
-    """What a config says for one tower alone, by dotted key.
+    """What a config says for one tower only, by dotted key.
 
     Args:
         config: the full config.

@@ -8,7 +8,7 @@
   resumable; tune.json
 
 BUNDLE is the folder that `python -m vit_convert` wrote, <workdir>/<name>, copied here as a whole. Any key of its config
-can be set anew as --config.key=value (--config.batch.profiles="(1, 64, 256)"). Results are merged into
+can be changed by --config.key=value (--config.batch.profiles="(1, 64, 256)"). Results are merged into
 BUNDLE/report.json. Needs Python 3.10 or later, numpy, absl-py, ml_collections and tensorrt; uses nvidia-ml-py and
 matplotlib if they are installed.
 
@@ -264,7 +264,9 @@ def override(config: ml_collections.ConfigDict, words: Sequence[str]) -> ml_coll
 def _numbers(flag: str) -> tuple[int, ...]:
     words = getattr(_FLAGS, flag)
     if wrong := [word for word in words if not word.isdecimal()]:
-        raise UsageError(f"--{flag}={','.join(words)}: {wrong[0]!r} is no whole number", fix="--help lists the flags.")
+        raise UsageError(
+            f"--{flag}={','.join(words)}: {wrong[0]!r} is not a whole number", fix="--help lists the flags."
+        )
     try:
         return tuple(map(int, words))
     except ValueError as e:  # more digits than Python reads

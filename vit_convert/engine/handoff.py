@@ -64,7 +64,7 @@ def open_bundle(path: str) -> Bundle:
         raise UsageError(f"{path}: a pair of towers, which are two bundles", fix=f"Give {places}.")
     if not os.path.isfile(os.path.join(path, "manifest.json")):
         raise UsageError(
-            f"{path}: holds no manifest.json, so it is no bundle",
+            f"{path}: holds no manifest.json, so it is not a bundle",
             fix="Give the folder that a conversion wrote, <workdir>/<name>.",
         )
     return Bundle(path)

@@ -82,7 +82,7 @@ def verify_pair(
     update(root, lambda report: dataclasses.replace(report, engines={**report.engines, **engines}), PairReport)
     if not result.passed:
         said = "; ".join(f"{name}: {'; '.join(row.misses)}" for name, row in engines.items() if row.misses)
-        fix = "Quantize one tower alone, or keep the layers that cost most in fp16; docs/zero_shot.md has more."
+        fix = "Quantize only one tower, or keep the layers that cost most in fp16; docs/zero_shot.md has more."
         raise CheckError(f"the engines' similarities are not JAX's: {said}", fix=fix, result=result)
     return result
 

@@ -105,7 +105,7 @@ def convolution_kernel(weight: Weight) -> Weight:
 
 
 def add_constant(graph: ir.Graph, name: str, value: np.ndarray | Sequence[int]) -> ir.Value:
-    """Adds an initializer whose value is known; numbers that are no array become int64, as shapes and axes are."""
+    """Adds an initializer whose value is known; numbers that are not an array become int64, as shapes and axes are."""
     tensor = ir.tensor(np.asarray(value))
     constant = ir.Value(
         name=_unique(graph, name), type=ir.TensorType(tensor.dtype), shape=ir.Shape(np.shape(value)), const_value=tensor

@@ -57,7 +57,7 @@ class Loaded:
 
     Attributes:
         title: what people call the family: "ViT".
-        variant: such as "B/32"; "custom" where the shapes are no named variant's.
+        variant: such as "B/32"; "custom" where the shapes are not those of a named variant.
         layout: how its parameters are named on disk.
         architecture: the family's own record, complete enough to build the model.
         params: float32 parameters by canonical name, read on access. `params.leaves[name].shape` tells a shape without
@@ -73,7 +73,7 @@ class Loaded:
         attentions: (head size, tokens) of each kind of self-attention over a fixed number of tokens.
         zero_head: whether every class gets the same logit.
         warnings: what a person should know, one sentence each.
-        unused: names of stored leaves that are no parameters: buffers that other projects save beside them.
+        unused: names of stored leaves that are not parameters: buffers that other projects save beside them.
         output: name of the model's first output; left out for "logits", or "features" of a model without classes.
         judge: how it is judged, see `core.signature.Output`; left out for "top1" of classes and "cosine" of anything
             else.

@@ -27,7 +27,7 @@ from vit_convert.families.vlm.family import VLM
 # A hybrid has a ViT's leaves too; towers are told apart before the others.
 FAMILIES: tuple[Family, ...] = (HYBRID, MIXER, SWIN, VIT, SIGLIP, CLIP, LIT, VLM, TIPS)
 
-# Recognised in order to be refused by its name: (patterns that must all match some leaf, what it is, whether it has an
+# Recognised only to be refused by name: (patterns that must all match some leaf, what it is, whether it has an
 # image tower).
 _OTHERS = (
     ((r"img/", r"llm/"), "a vision-language model (PaliGemma)", True),
@@ -51,7 +51,7 @@ def families(extra: Sequence[str] = ()) -> tuple[Family, ...]:
         extra: `config.families`: "my_package.my_module:FAMILY", or "/path/to/my_family.py:FAMILY".
 
     Raises:
-        UsageError: there is no such module or object, or it is no family.
+        UsageError: there is no such module or object, or it is not a family.
     """
     return (*(_imported(place) for place in extra), *FAMILIES)
 

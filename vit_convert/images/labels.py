@@ -132,7 +132,7 @@ def class_root(files: Sequence[str], folders: Mapping[str, Sequence[str]], other
     Args:
         files: paths of the images, relative to what was opened.
         folders: for each folder ("" for what was opened itself) the names of the folders in it.
-        others: paths of the files that are no images.
+        others: paths of the files that are not images.
 
     Returns:
         A prefix of all files; a `labels.csv` ends the search, and what follows it is else a class folder or an image's
@@ -189,7 +189,7 @@ def _is_header(name: str, label: str) -> bool:
 
 
 def _is_label(cell: str) -> bool:
-    return re.fullmatch("[0-9]{1,18}", cell) is not None  # more digits are no int64
+    return re.fullmatch("[0-9]{1,18}", cell) is not None  # more digits do not fit int64
 
 
 def _few(names: Sequence[str]) -> str:

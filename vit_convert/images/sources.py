@@ -221,7 +221,7 @@ def _labels(path: pathlib.Path, tree: Tree, content: Callable[[str], bytes]) -> 
 def _content(path: pathlib.Path) -> bytes:
     try:
         if (size := path.stat().st_size) > _LARGEST_BYTES:
-            raise CalibrationError(f"{path}: has {size} bytes, which is no list of images")
+            raise CalibrationError(f"{path}: has {size} bytes, which is not a list of images")
         return path.read_bytes()
     except OSError as e:
         raise CalibrationError(f"{path}: cannot be read ({e.strerror})", fix="Make it readable.") from e

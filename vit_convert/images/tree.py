@@ -38,7 +38,7 @@ def tree_of_folder(root: pathlib.Path) -> Tree:
 
     Raises:
         CalibrationError: a folder cannot be read, a link leads back to a folder that it is in, an image's link leads
-            nowhere, or there is so much in it that it is no data set.
+            nowhere, or there is so much in it that it is not a data set.
     """
     paths: list[str] = []
     folders: dict[str, list[str]] = {}
@@ -70,7 +70,7 @@ def tree_of_folder(root: pathlib.Path) -> Tree:
 
 
 def _require_data_set(root: pathlib.Path, inside: str, *, folders: int, others: int, files: int) -> None:
-    """Refuses what is no folder of images, a disk say, before all of it was walked."""
+    """Refuses what is not a folder of images, such as a disk, before all of it was walked."""
     if inside.count("/") + 2 > _DEEPEST:  # the parts of a file in it
         raise CalibrationError(
             f"images {root}: {inside[:80]}… lies more than {_DEEPEST - 1} folders deep; it was not read further",
@@ -78,7 +78,7 @@ def _require_data_set(root: pathlib.Path, inside: str, *, folders: int, others: 
         )
     for found, most, what in (
         (folders, _MOST_FOLDERS, "folders"),
-        (others, _MOST_OTHERS, "files that are no images"),
+        (others, _MOST_OTHERS, "files that are not images"),
         (files, _MOST_FILES, "files"),
     ):
         if found > most:

@@ -163,7 +163,7 @@ def calibrate(
             (99.99), mse, minmax.
         batch_size: most images a call.
         device: what runs the graph: "cpu", "cuda", or "auto" for CUDA where onnxruntime has it. Histograms are counted
-            on the CPU. "auto" goes on with the CPU where the GPU fails.
+            on the CPU. "auto" takes the CPU if the GPU fails.
         progress: shows a bar for each pass.
 
     Returns:
@@ -192,7 +192,7 @@ def calibrate(
     except DeviceError as e:
         if device != "auto":
             raise
-        progress.warn(f"{e}; calibration goes on with the CPU")
+        progress.warn(f"{e}; calibrating on the CPU instead")
         run = dataclasses.replace(run, device="cpu")
         amax, thresholds, costs = _ranges(run, model, names, method)
     keys = calibration_keys(onnx_path, images, normalize, method)

@@ -214,7 +214,7 @@ def _read(node: ir.Node, index: int, compute: Callable[[np.ndarray], np.ndarray]
 
 
 def _rescale(graph: ir.Graph, node: ir.Node, index: int, compute: Callable[[np.ndarray], np.ndarray]) -> None:
-    """Gives a node its weight anew; other readers of the same weight keep it."""
+    """Gives a node its weight again; other readers of the same weight keep it."""
     value = node.inputs[index]
     assert value is not None and value.const_value is not None
     if len(value.uses()) == 1:

@@ -45,7 +45,7 @@ def read(path: str | os.PathLike[str]) -> Report:
     except (OSError, ValueError) as e:  # RecordError is one of the latter
         raise UsageError(f"{file}: cannot be read ({e})", fix="Give the folder that a conversion wrote.") from e
     if not found.name:
-        raise UsageError(f"{file}: is no report of a conversion", fix="Give the folder that a conversion wrote.")
+        raise UsageError(f"{file}: is not a report of a conversion", fix="Give the folder that a conversion wrote.")
     return found.to_dict()
 
 

@@ -37,7 +37,7 @@ def write_report(context: Context, rows: Sequence[Mapping[str, Any]], command: S
 
 
 def make_report(context: Context, rows: Sequence[Mapping[str, Any]], command: Sequence[str]) -> Report:
-    """The report of a conversion, by what its stages returned alone."""
+    """The report of a conversion, made only of what its stages returned."""
     results = context.results
     quantized, calibrated, exported = results.get("quantize"), results.get("calibrate"), results.get("export")
     checks = _checks(results)

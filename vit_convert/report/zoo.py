@@ -38,7 +38,7 @@ def read_batch(path: str | os.PathLike[str]) -> Batch:
     except (OSError, ValueError) as e:
         raise UsageError(f"{file}: cannot be read ({e})", fix="Give the workdir of a batch.") from e
     if not isinstance(found, dict) or not str(found.get("schema", "")).startswith(_SCHEMA):
-        raise UsageError(f"{file}: is no record of a batch", fix="Give the workdir of a batch.")
+        raise UsageError(f"{file}: is not a record of a batch", fix="Give the workdir of a batch.")
     return found
 
 

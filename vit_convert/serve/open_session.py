@@ -27,7 +27,7 @@ def open_session(
         A `FallbackSession` of one model, a `PairSession` of a pair of towers.
 
     Raises:
-        UsageError: the folder is no bundle, or an engine is given for a pair.
+        UsageError: the folder is not a bundle, or an engine is given for a pair.
         BenchmarkError: neither an engine nor the graph can be run.
 
     Example, on a host without a GPU:

@@ -43,7 +43,7 @@ class FallbackSession:
         reason: why the engine is not used, else "".
 
     Raises:
-        UsageError: the folder is no bundle, or a pair of towers.
+        UsageError: the folder is not a bundle, or a pair of towers.
         BenchmarkError: neither the engine nor the graph can be run.
 
     Example, on a host without a GPU:

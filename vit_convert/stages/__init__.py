@@ -32,7 +32,7 @@ def stages() -> list[Stage]:
 
 
 def require_stage(name: str) -> None:
-    """Refuses a name that is no stage's; "" stands for all of them.
+    """Refuses a name that is not a stage's; "" stands for all of them.
 
     Raises:
         UsageError: see above.

@@ -40,7 +40,7 @@ def decode_images(context: Context) -> ImagesResult:
     data, checkpoint = context.config.evaluation.data, context.results.checkpoint
     if context.config.evaluation.prompts:
         raise UsageError(
-            f"config.evaluation.prompts={context.config.evaluation.prompts}: {checkpoint.path} is no pair of "
+            f"config.evaluation.prompts={context.config.evaluation.prompts}: {checkpoint.path} is not a pair of "
             "towers, so that no image can be compared with a prompt",
             fix="Leave it out, or give a checkpoint of two towers.",
         )

@@ -102,7 +102,7 @@ def check_similarity(context: Context) -> SimilarityResult:
         raise CheckError(
             f"the pair's similarities are not JAX's: {said}",
             fix="Leave the layers that cost most in fp16 (config.image.precision=auto, config.text.precision=auto), or "
-            "quantize one tower alone (config.text.precision=fp16). docs/zero_shot.md has more.",
+            "quantize only one tower (config.text.precision=fp16). docs/zero_shot.md has more.",
             result=result,
         )
     return result

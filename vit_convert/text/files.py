@@ -61,7 +61,7 @@ def read_lines(path: str | os.PathLike[str], what: str) -> list[str]:
         what: for messages.
 
     Raises:
-        CalibrationError: see `read_bytes`, or it is no such text.
+        CalibrationError: see `read_bytes`, or it is not such a text.
     """
     try:
         text = read_bytes(path, what).decode("utf-8-sig")
@@ -74,6 +74,6 @@ def read_lines(path: str | os.PathLike[str], what: str) -> list[str]:
     for i, line in enumerate(lines):
         if len(line) > _LONGEST or "\0" in line:
             raise CalibrationError(
-                f"{what} {path}: line {i + 1} is no line of text ({len(line)} characters)", fix="Give one a line."
+                f"{what} {path}: line {i + 1} is not a line of text ({len(line)} characters)", fix="Give one a line."
             )
     return lines

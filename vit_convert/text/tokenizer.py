@@ -137,7 +137,8 @@ def _from_merges(path: pathlib.Path, prompting: Prompting) -> Tokenizer:
     merges = [tuple(line.split(" ")) for line in lines[:_MERGES] if line]
     if wrong := next((merge for merge in merges if len(merge) != 2 or not all(merge)), () if merges else ("",)):
         raise CalibrationError(
-            f"tokenizer {path}: {' '.join(wrong)[:80]!r} is no pair of pieces", fix="Give CLIP's merges, a pair a line."
+            f"tokenizer {path}: {' '.join(wrong)[:80]!r} is not a pair of pieces",
+            fix="Give CLIP's merges, a pair a line.",
         )
     beside = path.with_name("vocab.json")
     vocabulary = _read_ids(beside) if beside.is_file() else _ids_of_merges(merges)
@@ -172,7 +173,7 @@ def _ids_of_merges(merges: Sequence[tuple[str, ...]]) -> dict[str, int]:
     """CLIP's vocabulary: the 256 bytes as printable characters, the same at the end of a word, what merges make, and
     the two marks."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = range(256, 256 + 256 - len(printable))  # stand for the bytes that are no printable character
+    others = range(256, 256 + 256 - len(printable))  # stand for the bytes that are not printable characters
     letters = [chr(code) for code in (*printable, *others)]
     pieces = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(merge) for merge in merges)]
     return {piece: i for i, piece in enumerate([*pieces, "<|startoftext|>", "<|endoftext|>"])}

@@ -191,7 +191,7 @@ def test_pairs_that_cannot_be_served_so(pair, tokenizer, tmp_path, capsys):
         models(pair, runtime="tensorrt")
     words = [f"--output={tmp_path / 'models'}", f"--tokenizer={tokenizer}"]
     assert main(["triton", str(pair / "image"), *words]) == 2
-    assert "is no pair of towers" in capsys.readouterr().err and not (tmp_path / "models").exists()
+    assert "is not a pair of towers" in capsys.readouterr().err and not (tmp_path / "models").exists()
 
 
 def test_the_rule_of_prompts_comes_from_the_pair(pair, tokenizer):

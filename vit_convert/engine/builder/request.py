@@ -54,7 +54,7 @@ class BuildRequest:
 
     @property
     def has_calibrator(self) -> bool:
-        """Whether int8 comes from a calibrator or given ranges: then it is no matter of the graph."""
+        """Whether int8 comes from a calibrator or given ranges: then the graph does not decide it."""
         return self.calibrator is not None or bool(self.ranges)
 
     @functools.cached_property

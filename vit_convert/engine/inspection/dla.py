@@ -4,7 +4,7 @@ import collections
 
 from vit_convert.engine.inspection.onnx_wire import Graph
 
-# What a DLA has a layer for; of the products, those with constant weights as a convolution alone. Source: TensorRT's
+# What a DLA has a layer for; of the products, those with constant weights only as a convolution. Source: TensorRT's
 # developer guide, "DLA supported layers and restrictions".
 _TAKEN = frozenset(
     (

@@ -108,7 +108,7 @@ def read_graph(path: str | os.PathLike[str]) -> Graph:
     """Reads an ONNX file.
 
     Raises:
-        BuildError: it cannot be opened, or is no ONNX file.
+        BuildError: it cannot be opened, or is not an ONNX file.
 
     Example:
         >>> read_graph("out/tiny/model.onnx").opsets[""]

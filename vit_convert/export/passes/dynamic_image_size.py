@@ -133,8 +133,8 @@ def _open_slices(graph: ir.Graph) -> None:
 
 
 def _forget_shapes(graph: ir.Graph, conv: ir.Node, reshape: ir.Node) -> None:
-    """Drops the shapes of the traced size, for inference to find them anew; names the dimensions that it could not tell
-    to be equal."""
+    """Drops the shapes of the traced size, for inference to find them again; names the dimensions that it could not
+    tell to be equal."""
     tokens = reshape.outputs[0]
     assert tokens.shape is not None
     width = tokens.shape[-1]

@@ -36,8 +36,7 @@ _ROWWISE = {"LayerNormalization", "Softmax", "ReduceMean"}
 
 
 def pooled_token(model: ir.Model, token: int | None = None) -> int | None:
-    """The index, from the beginning, of the one token that a graph keeps; None where it keeps all, or
-    with another."""
+    """The index, from the beginning, of the one token that a graph keeps; None where it keeps all or another."""
     pool = _find_pool(model.graph, token)
     return None if pool is None else _index(pool)
 

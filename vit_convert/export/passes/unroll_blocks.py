@@ -97,7 +97,7 @@ def unrolling(stack: Stack) -> GraphPass:
 
 
 def _renamed(stack: Stack, offset: int, name: str) -> str:
-    """The name of a template's parameter in the block that is `offset` further; "" where it is no parameter of the
+    """The name of a template's parameter in the block that is `offset` further; "" where it is not a parameter of the
     template."""
     for block in range(stack.period, 2 * stack.period):
         if name.startswith(stack.prefix(block)):

@@ -42,7 +42,7 @@ BUFFERS = re.compile(r"(position_ids|input_resolution|context_length|vocab_size|
 
 
 def detect(names: Collection[str]) -> Layout | None:
-    """Tells the layout from the names of all leaves; None where they are no CLIP's."""
+    """Tells the layout from the names of all leaves; None where they are not a CLIP's."""
     if any(name.startswith(("vision_model.head.", "text_model.head.", "logit_bias")) for name in names):
         return None  # SigLIP's
     return next((layout for layout, start in _DETECT.items() if any(re.match(start, name) for name in names)), None)

@@ -92,7 +92,7 @@ def _tower(leaves: Mapping[str, Leaf], layout: Layout, asked: Asked, config: Hub
     heads, epsilon = variants.HEADS[asked.tower], variants.EPSILON
     encoder = stored_encoder(leaves, asked.file, config, heads, activation, epsilon)
     warnings = []
-    if given is None and not config.activation and layout is not Layout.SCENIC:  # which has OpenAI's alone
+    if given is None and not config.activation and layout is not Layout.SCENIC:  # which has only OpenAI's
         warnings.append(
             f"{asked.file.name}: nothing tells the activation (there is no config.json beside it): QuickGELU, "
             "OpenAI's, is taken; variant='OpenCLIP-…' takes GELU, which LAION's models have."
@@ -124,7 +124,7 @@ def _only(leaves: Mapping[str, Leaf], pattern: str) -> str:
 
 
 def _embedding(leaves: Mapping[str, Leaf], tower: str) -> int:
-    """Length of an embedding: of the last product, [outputs, inputs] in PyTorch's linear layers alone."""
+    """Length of an embedding: of the last product, [outputs, inputs] only in PyTorch's linear layers."""
     last = "visual_projection" if tower == "image" else "text_projection"
     torch = most_common(leaves, (rf"^{last}\.weight$", 0))
     return torch or most_common(leaves, (rf"({last}|visual\.proj|visual/proj)(/kernel)?$", -1))

@@ -26,7 +26,7 @@ _ACTIVATIONS = {"quick": "quick_gelu", "erf": "gelu"}
 
 
 def write_random_clip(path: str | os.PathLike[str], variant: str, options: RandomOptions) -> str:
-    """Writes a file whose values depend on the seed and the canonical names alone: `.safetensors`, or `.msgpack` of
+    """Writes a file whose values depend only on the seed and the canonical names: `.safetensors`, or `.msgpack` of
     Flax's layout where it is called so.
 
     Args:

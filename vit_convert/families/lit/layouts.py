@@ -32,7 +32,7 @@ FORMS = {Layout.LIT: vit.Layout.VIT_JAX, Layout.LIT_LINEN: vit.Layout.VIT_JAX_LI
 
 
 def detect(names: Collection[str]) -> Layout | None:
-    """Tells the layout from the names of all leaves; None where they are no LiT's: a temperature without a bias."""
+    """Tells the layout from the names of all leaves; None where they are not a LiT's: a temperature without a bias."""
     folders = {name.partition("/")[0] for name in names}
     if "txt" not in folders or "b" in folders:
         return None

@@ -24,7 +24,7 @@ Arrays = dict[str, tuple[Shape, Callable[[], np.ndarray]]]
 
 
 def write_random_lit(path: str | os.PathLike[str], variant: str, options: RandomOptions) -> str:
-    """Writes an `.npz` whose values depend on the seed and the canonical names alone.
+    """Writes an `.npz` whose values depend only on the seed and the canonical names.
 
     Args:
         path: the file; appears whole or not at all.

@@ -96,7 +96,7 @@ def _image_size(tokens: int, patch: int, asked: tuple[int, int] | None, file: pa
         )
     if side * side != tokens:
         raise CheckpointError(
-            f"{file}: token mixing over {tokens} patches, which is no square grid",
+            f"{file}: token mixing over {tokens} patches, which is not a square grid",
             fix="Set image_size to the (height, width) that the model was trained with.",
         )
     return side * patch, side * patch

@@ -29,7 +29,7 @@ class Layout(enum.Enum):
 
 
 def detect(names: Collection[str]) -> Layout | None:
-    """Tells the layout from the names of the leaves, None where they are no Mixer's."""
+    """Tells the layout from the names of the leaves, None where they are not a Mixer's."""
     if any(name.startswith("Mixer/") for name in names):
         return Layout.MIXER_OLD
     return Layout.MIXER if any(re.match(rf"{BLOCK}\d+/", name) for name in names) else None

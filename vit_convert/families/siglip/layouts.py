@@ -33,7 +33,7 @@ class Layout(enum.Enum):
 
 
 def detect(names: Collection[str]) -> Layout | None:
-    """Tells the layout from the names of all leaves; None where they are no SigLIP's.
+    """Tells the layout from the names of all leaves; None where they are not a SigLIP's.
 
     Its loss has a bias beside the temperature; CLIPPO's has none, and no text tower.
     """

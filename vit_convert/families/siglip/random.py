@@ -29,7 +29,7 @@ TEMPERATURE, BIAS = 4.75, -16.5  # about what the published models ended with: e
 
 
 def write_random_siglip(path: str | os.PathLike[str], variant: str, options: RandomOptions) -> str:
-    """Writes a checkpoint whose values depend on the seed and the canonical names alone: every layout of one seed is
+    """Writes a checkpoint whose values depend only on the seed and the canonical names: every layout of one seed is
     the same model.
 
     Args:

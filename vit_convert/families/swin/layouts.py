@@ -45,7 +45,7 @@ class Layout(enum.Enum):
 
 
 def detect(names: Collection[str]) -> Layout | None:
-    """Tells the layout from the names of the leaves, None where they are no Swin's."""
+    """Tells the layout from the names of the leaves, None where they are not a Swin's."""
     if not any(name.endswith("relative_position_bias_table") for name in names):
         return None
     inner = {_inner(name) for name in names}

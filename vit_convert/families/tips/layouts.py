@@ -26,7 +26,7 @@ class Layout(enum.Enum):
 
 
 def detect(names: Collection[str]) -> Layout | None:
-    """Tells the layout from the names of all leaves; None where they are no TIPS's."""
+    """Tells the layout from the names of all leaves; None where they are not a TIPS's."""
     return Layout.TIPS if TABLE in names or WORDS in names else None
 
 

@@ -44,7 +44,7 @@ def read_hub_config(file: pathlib.Path, tower: str) -> HubConfig:
         tower: "image" or "text".
 
     Raises:
-        CheckpointError: it is no such file, or has an activation that is not known.
+        CheckpointError: it is not such a file, or has an activation that is not known.
     """
     path = file.with_name("config.json")
     try:

@@ -29,7 +29,7 @@ class Call:
         name: of the module's class, or the function's.
         spoken: how it is called, for messages: "Tiny.apply(variables, images, train=False)".
         warnings: what the user should know.
-        outer: levels of the tree that are no scope of the model: Linen's collections.
+        outer: levels of the tree that are not scopes of the model: Linen's collections.
     """
 
     run: Callable[[Any, jax.Array], Any]

@@ -56,8 +56,8 @@ def user_model(
 
     def function_of(run: Any) -> Any:
         def returned(arrays: Arrays, images: jax.Array) -> dict[str, Any]:
-            # Whole numbers, keys and whatever else is no weight stay what they are: constants, which may be shapes or
-            # indices.
+            # Whole numbers, keys and whatever else is not a weight stay what they are: constants, which may be shapes
+            # or indices.
             return named(
                 run(jax.tree_util.tree_unflatten(structure, [arrays.get(name, values[name]) for name in names]), images)
             )

@@ -42,7 +42,7 @@ def named(result: Any) -> dict[str, Any]:
         dictionary's.
 
     Raises:
-        UsageError: something in it is no array, or two have one name.
+        UsageError: something in it is not an array, or two have one name.
     """
     if _is_plain(result) and len(result) == 2 and _is_leaf(result[0]) and isinstance(result[1], Mapping):
         pairs = [(BARE, result[0]), *_walk(result[1], ())]

@@ -47,7 +47,7 @@ _BIG_VISION = (Layout.BIG_VISION, Layout.BIG_VISION_SCAN)
 
 
 def detect(names: Collection[str]) -> Layout | None:
-    """Tells the layout from the names of the leaves; None where they are no ViT's."""
+    """Tells the layout from the names of the leaves; None where they are not a ViT's."""
     if "embedding/kernel" not in names and not any(name.startswith((BLOCK, _SCAN)) for name in names):
         return None
     if any(name.startswith(_SCAN) for name in names):

@@ -128,7 +128,7 @@ def _models(path: str) -> "list[ModelFolder]":
         return models_of_pair(read_pair_offered(path, _FLAGS.precision), asked)
     if _FLAGS.tokenizer:
         raise UsageError(
-            f"--tokenizer={_FLAGS.tokenizer}: {path} is no pair of towers",
+            f"--tokenizer={_FLAGS.tokenizer}: {path} is not a pair of towers",
             fix="Leave it out, or write pairs by themselves.",
         )
     return models_of(read_offered(path, _FLAGS.precision), asked)

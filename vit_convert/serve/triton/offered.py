@@ -85,7 +85,7 @@ def read_offered(path: str | os.PathLike[str], precision: str = "") -> Offered:
         precision: of the engine to serve; "" takes the one that the benchmark recommends, else the first proved one.
 
     Raises:
-        UsageError: it is no bundle, or not finished.
+        UsageError: it is not a bundle, or not finished.
         BuildError: no engine of the precision that is asked for is proved, or the reference is not the conversion's.
     """
     bundle = open_bundle(os.fspath(path))

@@ -41,7 +41,7 @@ def words_of(prompts: np.ndarray) -> list[str]:
         prompts: bytes of UTF-8, of any shape.
 
     Raises:
-        BenchmarkError: one is no UTF-8; its place in the request is named.
+        BenchmarkError: one is not UTF-8; its place in the request is named.
 
     Example:
         >>> words_of(np.array([[b"a cat"]], object))
