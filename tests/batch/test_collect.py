@@ -204,7 +204,7 @@ def test_a_sweep_of_tuples(touch):
         (["config.precison=fp16"], "unknown key"),
         (["config.precision"], "has no values"),
         (["config.precision=fp16", "config.precision=int8"], "swept twice"),
-        (["config.name=a,b"], "no key to sweep"),
+        (["config.name=a,b"], "not a key that can be swept"),
         (["config.layout=NCHW,NHWC"], "config.layout is swept, and set as well"),
         (["config.precision=fp16,fp17"], "fp17"),
     ],

@@ -241,7 +241,7 @@ def test_similarities_that_miss_are_said_in_the_report_and_by_the_exit_code(copi
         (("text.engine.calibrator", True), 2, "TensorRT's own calibrator takes images"),
         (("image.outputs", "tokens,grid"), 2, r"outputs='tokens,grid' of the image tower: a pair is compared by"),
         (("text.batch.max", 0), 2, r"config\.text: config\.batch\.max=0"),
-        (("checkpoint", "mu.npz:img"), 2, r"config\.text\.batch\.max: mu\.npz:img is no pair"),
+        (("checkpoint", "mu.npz:img"), 2, r"config\.text\.batch\.max: mu\.npz:img is not a pair"),
     ],
 )
 def test_mistakes(copied, capsys, change, code, said):

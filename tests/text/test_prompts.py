@@ -48,7 +48,7 @@ def test_templates_are_filled_class_by_class(tmp_path):
     [
         (b"\xff\xfe\x00", "not text"),
         (b"a" * 20000, "line 1 is not a line of text"),
-        (b"a\0b", "no line of text"),
+        (b"a\0b", "not a line of text"),
         (b"\n\n", "no line in it"),
     ],
 )

@@ -219,7 +219,7 @@ def test_damaged_sentencepiece_models(tmp_path, siglip, content, said):
         ("vocab.txt", b"\xff\xfe", BERT, "not text"),
         ("vocab.txt", b"[PAD]\n[UNK]\n[CLS]\n", BERT, "has id 2 for the start of a text, the model 1"),
         ("merges.txt", b"", CLIP, "is not a pair of pieces"),
-        ("merges.txt", b"#version: 0.2\na b\na b c\n", CLIP, "'a b c' is no pair"),
+        ("merges.txt", b"#version: 0.2\na b\na b c\n", CLIP, "'a b c' is not a pair"),
         ("merges.txt", b"zz yy\n", CLIP, "not CLIP's merges"),
         ("tokenizer.json", b"{", CLIP, "not a tokenizer.json"),
         ("tokenizer.json", b"[1]", BERT, "not a tokenizer.json"),
