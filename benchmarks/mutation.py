@@ -24,7 +24,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from mutant import Mutant, places, sample
-from mutation_cover import Covered, FromText, Passed, in_fork, lines_of_tests, run_pytest
+from mutation_cover import Covered, FromText, Passed, in_fork, lines_of_tests, preload, run_pytest
 from mutation_fixtures import Reuse, restore, reusable
 from mutation_modules import MODULES
 from results import RESULTS, ROOT, Results, first_paragraph
@@ -38,7 +38,7 @@ _STRICT = {
     "JAX_NUMPY_DTYPE_PROMOTION": "strict",
 }
 # of the processor, whatever else the machine does: what a mutant of a line that many tests pass through is given
-_MOST_SECONDS = 40.0
+_MOST_SECONDS = 20.0
 # A mutant that takes so many times as long, and so many seconds more, hangs: killed. By the processor's seconds, as
 # others use the machine too; by the clock only late, for what waits.
 _DEADLINE = 6.0, 30.0
@@ -212,8 +212,7 @@ def main() -> None:
     for modules in _of_the_same_tests(arguments.module or [*MODULES]):
         with tempfile.TemporaryDirectory() as folder:
             found = lines_of_tests([ROOT / module for module in modules], MODULES[modules[0]], pathlib.Path(folder))
-            for name in found[ROOT / modules[0]].imported:
-                importlib.import_module(name)
+            preload(found[ROOT / modules[0]].imported)
             gc.freeze()  # what is imported stays: pytest collects garbage at the end of each run
             for module in modules:
                 _try_and_record(module, found[ROOT / module], pathlib.Path(folder), arguments)

@@ -2,7 +2,9 @@
 
 import ast
 import builtins
+import contextlib
 import dataclasses
+import importlib
 import importlib.abc
 import importlib.util
 import os
@@ -13,24 +15,12 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import pytest
 from mutation_fixtures import Keeping, Kept, Key, Line
 from results import ROOT
-
-# seconds; imported before the first mutant where the tests import them
-WARM_LATER = (
-    "jax",
-    "flax.linen",
-    "flax.nnx",
-    "jax2onnx",
-    "onnxscript",
-    "onnx.reference",
-    "tensorrt_rtx",
-    "rich.progress",
-)
 
 Passed = tuple[float, float, set[int]]
 
@@ -149,12 +139,25 @@ class Covered:
     Attributes:
         tests: per test, seconds of the processor and of the clock, and the lines of the module that it passes through.
         kept: what fixtures made, for the mutants to use, and the lines that making it passes through.
-        imported: of WARM_LATER, what the tests import.
+        imported: modules of other packages that the tests import, which take longer than most tests.
     """
 
     tests: dict[str, Passed]
     kept: dict[Key, tuple[Kept, set[int]]]
     imported: list[str]
+
+
+def _of_others() -> list[str]:
+    """What is imported and lies neither in this project nor beside pytest's own runs."""
+    files = {name: getattr(module, "__file__", None) for name, module in sys.modules.items()}
+    return [name for name, file in files.items() if file and not pathlib.Path(file).is_relative_to(ROOT)]
+
+
+def preload(names: Iterable[str]) -> None:
+    """Imports modules, so that no mutant has to; what cannot be imported by itself is left to the tests."""
+    for name in names:
+        with contextlib.suppress(Exception):
+            importlib.import_module(name)
 
 
 def lines_of_tests(
@@ -177,7 +180,7 @@ def lines_of_tests(
     def work() -> Any:
         lines = _Lines(paths, folder)
         code = run_pytest([*tests, f"--basetemp={lines.base}"], [lines])
-        return code, lines.tests, lines.kept, [name for name in WARM_LATER if name in sys.modules]
+        return code, lines.tests, lines.kept, _of_others()
 
     code, found, kept, imported = in_fork(work, 1800, 900) or ("no answer", {}, {}, [])
     if code:

@@ -24,6 +24,11 @@ _SWIN_NAMES = (
     "tests/families/swin/test_swin.py::test_published_counts",
 )
 _SWIN = ("tests/families/swin/test_swin_names.py", "tests/families/swin/test_swin.py")
+_INSPECTION = (
+    "tests/engine/inspection/test_findings.py",
+    "tests/engine/inspection/test_onnx_wire.py",
+    "tests/engine/inspection/test_inspect.py",
+)
 
 MODULES: dict[str, tuple[str, ...]] = {
     "vit_convert/engine/runtime/profiles.py": ("tests/engine/runtime/test_profiles.py",),
@@ -56,11 +61,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "vit_convert/core/text_table.py": ("tests/core/test_text_table.py",),
     "vit_convert/core/proof.py": ("tests/core/test_proof.py",),
     "vit_convert/core/pipeline.py": ("tests/core/test_pipeline.py", "tests/core/test_stage_records.py"),
-    "vit_convert/core/image_size.py": (
-        "tests/core/test_image_size.py",
-        "tests/core/test_config.py",
-        "tests/core/test_config_ranges.py",
-    ),
+    "vit_convert/core/image_size.py": ("tests/core/test_image_size.py",),
     "vit_convert/core/compare.py": ("tests/core/test_compare.py",),
     "vit_convert/core/config_ranges.py": ("tests/core/test_config_ranges.py",),
     "vit_convert/core/overrides.py": ("tests/core/test_overrides.py",),
@@ -232,20 +233,14 @@ MODULES: dict[str, tuple[str, ...]] = {
     "vit_convert/engine/verify.py": ("tests/engine/measure/test_verify.py",),
     "vit_convert/core/similarity.py": ("tests/core/test_similarity.py",),
     "vit_convert/export/rules/gather.py": ("tests/export/rules/test_gather_rule.py",),
-    "vit_convert/engine/inspection/command.py": ("tests/engine/inspection/test_inspect.py",),
-    "vit_convert/engine/inspection/estimate.py": ("tests/engine/inspection/test_inspect.py",),
-    "vit_convert/engine/inspection/findings.py": ("tests/engine/inspection/test_inspect.py",),
-    "vit_convert/engine/inspection/fusions.py": ("tests/engine/inspection/test_inspect.py",),
-    "vit_convert/engine/inspection/support.py": ("tests/engine/inspection/test_inspect.py",),
-    "vit_convert/engine/inspection/trtexec.py": ("tests/engine/inspection/test_inspect.py",),
-    "vit_convert/engine/inspection/onnx_wire.py": (
-        "tests/engine/inspection/test_onnx_wire.py",
-        "tests/engine/inspection/test_inspect.py",
-    ),
-    "vit_convert/engine/inspection/dla.py": (
-        "tests/engine/inspection/test_inspect.py",
-        "tests/engine/test_memory_guard.py",
-    ),
+    "vit_convert/engine/inspection/command.py": _INSPECTION,
+    "vit_convert/engine/inspection/estimate.py": _INSPECTION,
+    "vit_convert/engine/inspection/findings.py": _INSPECTION,
+    "vit_convert/engine/inspection/fusions.py": _INSPECTION,
+    "vit_convert/engine/inspection/support.py": _INSPECTION,
+    "vit_convert/engine/inspection/trtexec.py": _INSPECTION,
+    "vit_convert/engine/inspection/onnx_wire.py": _INSPECTION,
+    "vit_convert/engine/inspection/dla.py": _INSPECTION,
     "vit_convert/engine/runtime/session.py": (
         "tests/engine/runtime/test_session.py",
         "tests/engine/runtime/test_several_inputs.py",
@@ -294,10 +289,7 @@ MODULES: dict[str, tuple[str, ...]] = {
         "tests/engine/builder/test_engine_build.py",
         "tests/engine/builder/test_build_types.py",
     ),
-    "vit_convert/engine/builder/builder_config.py": (
-        "tests/engine/builder/test_engine_build.py",
-        "tests/engine/builder/test_build_types.py",
-    ),
+    "vit_convert/engine/builder/builder_config.py": ("tests/engine/builder/test_builder_config.py",),
     "vit_convert/engine/builder/network.py": (
         "tests/engine/builder/test_engine_build.py",
         "tests/engine/builder/test_build_types.py",
@@ -339,12 +331,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "vit_convert/families/tips/variants.py": ("tests/families/tips/test_tips.py",),
     "vit_convert/families/vlm/family.py": ("tests/families/vlm/test_vlm.py",),
     "vit_convert/families/vlm/layouts.py": ("tests/families/vlm/test_vlm.py",),
-    "vit_convert/families/towers/architecture.py": (
-        "tests/families/siglip/test_siglip.py",
-        "tests/families/clip/test_clip.py",
-        "tests/families/lit/test_lit.py",
-        "tests/families/tips/test_tips.py",
-    ),
+    "vit_convert/families/towers/architecture.py": ("tests/families/test_tower_shapes.py",),
     "vit_convert/families/towers/big_vision.py": (
         "tests/families/siglip/test_siglip.py",
         "tests/families/clip/test_clip.py",

@@ -65,6 +65,46 @@ def test_every_type_and_attribute(tmp_path):
     assert found.functions == {("ours", "F")} and found.value("y") == Value("float32", None)
 
 
+def test_types_are_called_as_onnx_and_ml_dtypes_call_them():
+    for kind, name in DTYPES.items():
+        if kind not in (TensorProto.STRING, TensorProto.UINT4, TensorProto.INT4, TensorProto.FLOAT4E2M1):
+            assert name == helper.tensor_dtype_to_np_dtype(kind).name
+    packed = {"uint4": TensorProto.UINT4, "int4": TensorProto.INT4, "float4_e2m1": TensorProto.FLOAT4E2M1}
+    assert {name: DTYPES[kind] for name, kind in packed.items()} == {name: name for name in packed}
+    assert max(DTYPES) == 23 and len(DTYPES) == 23
+
+
+def test_fields_that_nothing_asks_for_are_passed(tmp_path):
+    """Of each wire type: a later version of ONNX may add some, of 8 and 4 bytes too."""
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n"]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"], name="r")], "g", ends[:1], ends[1:])
+    plain = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]).SerializeToString()
+    number = bytes([0xC0, 0x06])  # the tag of field 104, wire type 0
+    unknown = [
+        bytes([0xC0, 0x06, 0x96, 0x01]),
+        bytes([0xC1, 0x06, *range(8)]),
+        bytes([0xC2, 0x06, 3, *b"abc"]),
+        bytes([0xC5, 0x06, *range(4)]),
+    ]
+    path = tmp_path / "m.onnx"
+    path.write_bytes(plain)
+    expected = read_graph(path)
+    for more in unknown:
+        path.write_bytes(more + plain)
+        assert read_graph(path) == expected
+        path.write_bytes(plain + more[:-1])  # cut short
+        with pytest.raises(BuildError, match="not an ONNX file"):
+            read_graph(path)
+    path.write_bytes(plain + number + b"\xff" * 9 + b"\x01")  # a number of 64 bits, and one of more
+    assert read_graph(path) == expected
+    path.write_bytes(plain + number + b"\xff" * 11)
+    with pytest.raises(BuildError, match="not an ONNX file"):
+        read_graph(path)
+    path.write_bytes(plain + bytes([0xC3, 0x06]))  # a group, which ONNX has never had
+    with pytest.raises(BuildError, match="wire type 3"):
+        read_graph(path)
+
+
 @pytest.mark.parametrize(
     ("value", "sizes", "expected"),
     [

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
-from vit_convert.families.vit.posemb import resample, sincos2d
+from vit_convert.checkpoint.containers import Leaf
+from vit_convert.families.vit.posemb import resample, resampled, resampling_warning, sincos2d
 
 # 28→48, 28→14, 16→30, 24→22 are among the pairs where scipy's default mode writes zeros into the last row and column.
 GRIDS = [
@@ -72,6 +73,23 @@ def test_sides_of_one():
 def test_equal_grids_copy_nothing():
     table = table_of((7, 7))
     assert resample(table, (7, 7), tuple(int(side) for side in "77")) is table  # equal, and not one object
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_a_stored_table_says_its_new_shape_before_it_is_read(dtype):
+    read = []
+    table = table_of((6, 9)).astype(dtype)
+    leaf = Leaf("pos", table.shape, np.dtype(dtype), lambda: read.append(1) or table)
+    made = resampled(leaf, (6, 9), (12, 4))
+    assert (made.name, made.shape, made.dtype) == ("pos", (1, 48, 5), np.float32) and not read
+    values = made.read()
+    assert values.shape == made.shape and values.dtype == made.dtype and read == [1]
+    np.testing.assert_array_equal(values, resample(table.astype(np.float32), (6, 9), (12, 4)))
+
+
+def test_what_is_said_of_a_table_on_another_grid():
+    said = resampling_warning("b16.npz", (224, 160), (384, 224))
+    assert said.startswith("b16.npz: position table resampled from 224x160 to 384x224 pixels; accuracy drops")
 
 
 @pytest.mark.parametrize("grid", [(2, 3), (14, 14)])

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 
 import pytest
 
@@ -92,6 +93,103 @@ def test_nothing_is_wrong(repository):
 )
 def test_one_value_is_wrong(repository, path, value, fault):
     assert fault in faults(repository, changed(GOOD, path, value))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "faults_of_it"),
+    [
+        ("name", None, []),  # then it is the folder's
+        ("backend", "python", []),  # the file that is named is there
+        ("default_model_filename", None, []),
+        ("max_batch_size", 8, []),
+        ("dynamic_batching.preferred_batch_size", [1, 8], []),
+        ("dynamic_batching.preferred_batch_size", [0], ["preferred_batch_size 0, max_batch_size is 8"]),
+        ("dynamic_batching", None, []),
+        ("instance_group.0.count", 2, []),
+        ("instance_group.0.count", None, []),
+        ("instance_group", None, []),
+        ("instance_group.0.profile", ["0", "1", "2"], [f"profile {n}, the engine has 1" for n in (1, 2)]),
+        ("optimization.cuda.graph_spec.0.batch_size", 1, []),
+        ("optimization.cuda.graph_spec.0.batch_size", None, ["graph_spec batch_size 0, max_batch_size is 8"]),
+        ("optimization.cuda.graph_spec.0.batch_size", 0, ["graph_spec batch_size 0, max_batch_size is 8"]),
+        ("optimization", None, []),
+        ("model_warmup.0.batch_size", 8, []),
+        ("model_warmup.0.batch_size", None, []),
+        ("model_warmup.0.inputs.images", {"zero_data": True}, []),
+        ("model_warmup", None, []),
+        ("output.0.label_filename", None, []),
+        ("output.0.dims", ["-1"], ["output logits: dims ['-1'], the engine's are [10]"]),
+        ("output.0.dims", None, ["output logits: no dims", "output logits: dims None, the engine's are [10]"]),
+        ("output.0.data_type", "TYPE_INT8", ["output logits: TYPE_INT8, the engine's is float32"]),
+        ("input.0.name", None, ["input: one has no name", "input : the engine has none of this name"]),
+        ("input", [], ["no input"]),
+        ("output", None, ["no output"]),
+        ("output", [GOOD["output"][0], GOOD["output"][0]], ["output: ['logits', 'logits'] name one tensor twice"]),
+        ("cc_model_filenames", {"9.0": "model.plan"}, []),
+        ("cc_model_filenames", {"9.0": "model.plan", "8.9": "ada.plan"}, ["1/ada.plan: there is no such file",
+            "ada.plan.json: missing or damaged, so nothing says what the engine takes"]),
+    ],
+)  # fmt: skip
+def test_what_one_value_brings_and_nothing_else(repository, path, value, faults_of_it):
+    assert faults(repository, changed(GOOD, path, value)) == faults_of_it
+
+
+def test_a_default_engine_is_looked_for_only_where_it_is_named(repository):
+    by_capability = changed(GOOD, "cc_model_filenames", {"9.0": "model.plan"})
+    (repository / "tiny" / "1" / "model.plan").rename(repository / "tiny" / "1" / "h100.plan")
+    (repository / "tiny" / "1" / "model.plan.json").rename(repository / "tiny" / "1" / "h100.plan.json")
+    own = changed(by_capability, "cc_model_filenames", {"9.0": "h100.plan"})
+    assert "1/model.plan: there is no such file" in faults(repository, own)
+    assert faults(repository, changed(own, "default_model_filename", None)) == []
+
+
+def test_the_latest_version_is_looked_at_and_folders_of_other_names_are_none(repository):
+    folder = repository / "tiny"
+    for name in ("0", "01", "old"):
+        (folder / name).mkdir()
+    assert faults(repository, GOOD) == []
+    (folder / "1").rename(folder / "9")
+    (folder / "10").mkdir()  # after 9, though "10" < "9"
+    assert faults(repository, GOOD)[0] == "10/model.plan: there is no such file"
+    (folder / "10").rmdir()
+    assert faults(repository, GOOD) == []
+    (folder / "9").rename(folder / "none")
+    assert faults(repository, GOOD) == ["no version folder (1, 2, …)"]
+
+
+@pytest.mark.parametrize(
+    ("backend", "name"),
+    [("tensorrt", "model.plan"), ("onnxruntime", "model.onnx"), ("python", "model.py"), ("unheard", None)],
+)
+def test_what_a_backend_looks_for_unless_told(repository, backend, name):
+    shutil.rmtree(repository / "tiny" / "1")
+    (repository / "tiny" / "1").mkdir()
+    config = changed(changed(GOOD, "default_model_filename", None), "backend", backend)
+    assert faults(repository, config)[:1] == ([f"1/{name}: there is no such file"] if name else [])
+
+
+def test_models_that_are_asked_while_one_answers(repository):
+    asks = changed(GOOD, "parameters", {"calls": {"string_value": "tiny other"}})
+    assert faults(repository, asks) == ["asks other: the repository has no such model"]
+    assert faults(repository, changed(GOOD, "parameters", {"calls": {"string_value": "tiny"}})) == []
+
+
+def test_steps_in_turn(repository):
+    """The second takes what the first gave, and not the other way around."""
+    scores = {"name": "s", "data_type": "TYPE_FP32", "dims": ["10"]}
+    models = {"tiny": GOOD, "top": {**GOOD, "input": [{**scores, "name": "in"}], "output": [{**scores, "name": "out"}]}}
+    first = ENSEMBLE["ensemble_scheduling"]["step"][0]
+    second = {"model_name": "top", "input_map": {"in": "scores"}, "output_map": {"out": "best"}}
+    path = repository / "both" / "config.pbtxt"
+
+    def of(*steps, output="best"):
+        config = {**ENSEMBLE, "output": [{**scores, "name": output}], "ensemble_scheduling": {"step": list(steps)}}
+        return check._faults(path, {"config": config}, models)
+
+    assert of(first, second) == [] and of(first, output="scores") == []
+    assert of(second, first) == ["step top: scores is given by no step before it"]
+    assert of(first) == ["output best: no step gives it"]
+    assert of({}, first) == ["step : the repository has no such model"]
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,8 @@ def _of_config(config: Config, folder: pathlib.Path) -> Iterator[str]:
             yield f"no {field}"
         if len(set(names)) < len(names):
             yield f"{field}: {names} name one tensor twice"
+        if "" in names:
+            yield f"{field}: one has no name"
         yield from (
             f"{field} {tensor.get('name')}: no dims" for tensor in config.get(field, []) if not tensor.get("dims")
         )
@@ -138,7 +140,7 @@ def _of_labels(path: pathlib.Path, output: Config) -> Iterator[str]:
     if not path.is_file():
         yield f"{path.name}: there is no such file"
         return
-    lines, classes = len(path.read_text(encoding="utf-8").splitlines()), int(output["dims"][-1])
+    lines, classes = len(path.read_text(encoding="utf-8").splitlines()), int([-1, *output.get("dims", [])][-1])
     if classes not in (lines, -1):
         yield f"{path.name}: {lines} lines, {output.get('name')} has {classes} classes"
 
@@ -170,13 +172,13 @@ def _of_plan(config: Config, sidecar: pathlib.Path, by_capability: Mapping[str, 
     for field in ("input", "output"):
         known = {tensor["name"]: tensor for tensor in record.get(f"{field}s", [])}
         for tensor in config.get(field, []) if known else ():
-            yield from _of_tensor(field, tensor, known.get(tensor["name"]))
+            yield from _of_tensor(field, tensor, known.get(tensor.get("name", "")))
 
 
 def _of_tensor(field: str, tensor: Config, known: Mapping[str, Any] | None) -> Iterator[str]:
     from vit_convert.serve.triton.pbtxt import TYPES
 
-    name = tensor["name"]
+    name = tensor.get("name", "")
     if known is None:
         yield f"{field} {name}: the engine has none of this name"
         return
@@ -188,7 +190,7 @@ def _of_tensor(field: str, tensor: Config, known: Mapping[str, Any] | None) -> I
 
 def _of_steps(config: Config, models: Mapping[str, Config]) -> Iterator[str]:
     steps = config.get("ensemble_scheduling", {}).get("step", [])
-    made = {tensor["name"]: tensor for tensor in config.get("input", [])}
+    made = _by_name(config.get("input", []))
     for step in steps:
         name = step.get("model_name", "")
         model = models.get(name)
@@ -197,8 +199,12 @@ def _of_steps(config: Config, models: Mapping[str, Config]) -> Iterator[str]:
             return
         yield from _of_maps(step, model, made, config)
     for output in config.get("output", []) if steps else ():
-        if output["name"] not in made:
-            yield f"output {output['name']}: no step gives it"
+        if (name := output.get("name", "")) not in made:
+            yield f"output {name}: no step gives it"
+
+
+def _by_name(tensors: Sequence[Config]) -> dict[str, Config]:
+    return {tensor.get("name", ""): tensor for tensor in tensors}
 
 
 def _of_calls(config: Config, models: Mapping[str, Config]) -> Iterator[str]:
@@ -207,10 +213,9 @@ def _of_calls(config: Config, models: Mapping[str, Config]) -> Iterator[str]:
     yield from (f"asks {name}: the repository has no such model" for name in called.split() if name not in models)
 
 
-def _of_maps(step: Config, model: Config, made: dict[str, Any], config: Config) -> Iterator[str]:
+def _of_maps(step: Config, model: Config, made: dict[str, Config], config: Config) -> Iterator[str]:
     name = step["model_name"]
-    inputs = {tensor["name"]: tensor for tensor in model.get("input", [])}
-    outputs = {tensor["name"]: tensor for tensor in model.get("output", [])}
+    inputs, outputs = _by_name(model.get("input", [])), _by_name(model.get("output", []))
     if model.get("max_batch_size", 0) < config.get("max_batch_size", 0):
         yield f"max_batch_size {config['max_batch_size']}, step {name} takes {model.get('max_batch_size', 0)}"
     for own, known in step.get("input_map", {}).items():
