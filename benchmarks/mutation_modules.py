@@ -305,10 +305,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "vit_convert/engine/foreign.py": ("tests/engine/test_foreign.py",),
     "vit_convert/engine/memory_guard.py": ("tests/engine/test_memory_guard.py",),
     "vit_convert/engine/pair_bundle.py": ("tests/engine/test_pair_bundle.py",),
-    "vit_convert/engine/two_builds.py": (
-        "tests/engine/builder/test_engine_build.py",
-        "tests/engine/test_engine_command.py",
-    ),
+    "vit_convert/engine/two_builds.py": ("tests/engine/measure/test_verify.py",),
     "vit_convert/engine/measure/benchmark.py": ("tests/engine/measure/test_benchmark.py",),
     "vit_convert/engine/measure/plot.py": ("tests/engine/measure/test_benchmark.py",),
     "vit_convert/families/clip/layouts.py": ("tests/families/clip/test_clip.py",),
@@ -466,16 +463,19 @@ MODULES: dict[str, tuple[str, ...]] = {
     "vit_convert/batch/collect.py": ("tests/batch/test_collect.py",),
     "vit_convert/batch/checkpoints.py": ("tests/batch/test_collect.py",),
     "vit_convert/batch/draft.py": ("tests/batch/test_collect.py",),
-    "vit_convert/batch/sweep.py": ("tests/batch/test_collect.py",),
+    "vit_convert/batch/sweep.py": ("tests/batch/test_batch_parts.py",),
     "vit_convert/batch/machine.py": (
+        "tests/batch/test_batch_parts.py",
         "tests/batch/test_machine.py",
-        "tests/batch/test_local.py",
     ),
     "vit_convert/batch/estimate.py": (
+        "tests/batch/test_batch_parts.py",
         "tests/batch/test_machine.py",
-        "tests/batch/test_local.py",
     ),
-    "vit_convert/batch/where.py": ("tests/batch/test_where.py",),
+    "vit_convert/batch/where.py": (
+        "tests/batch/test_where.py",
+        "tests/batch/test_batch_parts.py",
+    ),
     "vit_convert/batch/__main__.py": (
         "tests/batch/test_run.py",
         "tests/batch/test_machine.py",
@@ -544,20 +544,15 @@ MODULES: dict[str, tuple[str, ...]] = {
         "tests/stages/test_stage_check.py",
         "tests/core/test_recommend.py",
     ),
-    "vit_convert/core/advice.py": (
-        "tests/core/test_recommend.py",
-        "tests/report/test_report.py",
-        "tests/core/test_proof.py",
-    ),
+    "vit_convert/core/advice.py": ("tests/core/test_advice.py",),
     "vit_convert/core/benchmark_results.py": (
         "tests/core/test_recommend.py",
         "tests/report/test_report.py",
         "tests/core/test_proof.py",
     ),
     "vit_convert/core/engine_results.py": (
+        "tests/report/test_merge.py",
         "tests/core/test_recommend.py",
-        "tests/report/test_report.py",
-        "tests/core/test_proof.py",
     ),
     "vit_convert/core/stage_results.py": (
         "tests/core/test_image_size.py",
@@ -572,10 +567,15 @@ MODULES: dict[str, tuple[str, ...]] = {
     "vit_convert/images/probes.py": ("tests/images/test_probes.py",),
     "vit_convert/report/__main__.py": ("tests/report/test_page.py",),
     "vit_convert/report/figures.py": ("tests/report/test_page.py",),
-    "vit_convert/report/merge.py": ("tests/report/test_page.py",),
+    "vit_convert/report/merge.py": ("tests/report/test_merge.py",),
     "vit_convert/report/page.py": ("tests/report/test_page.py",),
     "vit_convert/report/record.py": (
         "tests/report/test_report_schema.py",
         "tests/report/test_report.py",
     ),
+    "vit_convert/export/passes/contract.py": ("tests/export/passes/test_contract.py",),
+    "vit_convert/batch/lanes.py": ("tests/batch/test_lanes.py",),
+    "vit_convert/batch/devices.py": ("tests/batch/test_devices.py",),
+    "vit_convert/batch/engines.py": ("tests/batch/test_engines.py",),
+    "vit_convert/serve/triton/pairs.py": ("tests/serve/on_triton/test_pairs.py",),
 }

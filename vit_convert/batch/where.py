@@ -68,7 +68,7 @@ class Where:
         """
         try:
             return bool(self._value(self._tree, row))
-        except (TypeError, ZeroDivisionError) as e:
+        except (TypeError, ArithmeticError, RecursionError) as e:
             raise UsageError(f"--where={self._text!r}: {e}, in row {dict(row)}", fix=_FIX) from e
 
     def _require(self, node: ast.AST) -> None:

@@ -1,4 +1,4 @@
-"""What a build is told, setting by setting, on a builder that notes it: real ones show little of what they were given."""
+"""What a build is told, setting by setting, on a builder that notes it: real ones show little of it."""
 
 import types
 
