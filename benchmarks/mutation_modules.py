@@ -492,10 +492,7 @@ MODULES: dict[str, tuple[str, ...]] = {
         "tests/serve/on_triton/test_repository.py",
         "tests/serve/on_triton/test_check.py",
     ),
-    "vit_convert/serve/triton/choices.py": (
-        "tests/serve/on_triton/test_repository.py",
-        "tests/serve/on_triton/test_check.py",
-    ),
+    "vit_convert/serve/triton/choices.py": ("tests/serve/on_triton/test_choices.py",),
     "vit_convert/serve/triton/ensembles.py": (
         "tests/serve/on_triton/test_repository.py",
         "tests/serve/on_triton/test_check.py",
@@ -516,10 +513,7 @@ MODULES: dict[str, tuple[str, ...]] = {
         "tests/serve/on_triton/test_repository.py",
         "tests/serve/on_triton/test_check.py",
     ),
-    "vit_convert/serve/triton/pbtxt.py": (
-        "tests/serve/on_triton/test_repository.py",
-        "tests/serve/on_triton/test_check.py",
-    ),
+    "vit_convert/serve/triton/pbtxt.py": ("tests/serve/on_triton/test_choices.py",),
     "vit_convert/serve/triton/prove.py": (
         "tests/serve/on_triton/test_repository.py",
         "tests/serve/on_triton/test_check.py",

@@ -274,6 +274,16 @@ def test_the_mask_of_a_sum_may_stand_first():
     assert [row.where for row in fusions(graph(*given, node("MatMul", "p v", "y"), **heads()), "rtx")] == ["r"]
 
 
+@pytest.mark.parametrize(("steps", "found"), [(0, True), (3, True), (4, False)])
+def test_scores_are_told_from_a_mask_by_a_product_a_few_steps_before(steps, found):
+    """Of two sides that nodes give, the one behind which a product stands; four nodes are looked at."""
+    names = ["r", *(f"c{i}" for i in range(steps))]
+    casts = [node("Cast", a, b) for a, b in zip(names, names[1:])]
+    nodes = [node("Sin", "m", "mask"), node("MatMul", "q k", "r"), *casts, node("Add", f"mask {names[-1]}", "s")]
+    nodes += [node("Softmax", "s", "p"), node("MatMul", "p v", "y")]
+    assert len(fusions(graph(*nodes, **heads()), "rtx")) == found
+
+
 @pytest.mark.parametrize("between", [("Relu",), ("Add", "Relu")])
 def test_what_lies_between_may_make_it_something_else(between):
     assert fusions(attention(*between), "rtx") == []
