@@ -1,5 +1,8 @@
 """Engines that no conversion of ours made: checked by themselves, against each other, and against their graph."""
 
+import types
+
+import numpy as np
 import onnx
 import pytest
 import simulated_gpu
@@ -8,6 +11,7 @@ from engine_graphs import block
 
 from vit_convert.engine import __main__ as command
 from vit_convert.engine.__main__ import main
+from vit_convert.engine.foreign import _image_size, _signature
 
 
 @pytest.fixture
@@ -70,3 +74,34 @@ def test_a_graph_of_another_model(plan, tmp_path, capsys):
     onnx.save(model, tmp_path / "other.onnx")
     assert verify(f"--plan={plan()}", f"--onnx={tmp_path / 'other.onnx'}") == 8
     assert "other.onnx: onnxruntime:" in capsys.readouterr().err
+
+
+def engine_of(optimal, **others):
+    """An engine whose first input has this optimal shape in its last profile."""
+    spec = [types.SimpleNamespace(name="x", dtype=np.dtype(np.float32), shape=(-1, *optimal[1:]))]
+    spec += [types.SimpleNamespace(name=n, dtype=np.dtype(np.int32), shape=shape) for n, shape in others.items()]
+    ranges = [types.SimpleNamespace(optimal=(1, 2, 2, 3)), types.SimpleNamespace(optimal=optimal)]
+    outputs = [types.SimpleNamespace(name="y", dtype=np.dtype(np.float16))]
+    return types.SimpleNamespace(inputs=spec, outputs=outputs, leading=spec[0], ranges=ranges)
+
+
+@pytest.mark.parametrize(
+    ("optimal", "layout", "size"),
+    [
+        ((4, 8, 12, 3), "NHWC", (8, 12)),
+        ((4, 3, 8, 12), "NCHW", (8, 12)),
+        ((4, 3, 8, 3), "NHWC", (3, 8)),  # as it is here, where both fit
+        ((4, 8, 12, 4), "", ()),
+        ((4, 3), "", ()),
+        ((4, 3, 8), "", ()),
+        ((4, 2, 8, 12, 3), "", ()),
+    ],
+)
+def test_what_an_engine_takes_is_told_by_its_shape(optimal, layout, size):
+    found = _signature(engine_of(optimal, mask=(-1, 7)))
+    assert [(t.name, t.dtype, t.shape, t.layout) for t in found.inputs] == [
+        ("x", "float32", ("batch", *optimal[1:]), layout),
+        ("mask", "int32", ("batch", 7), ""),
+    ]
+    assert [(t.name, t.dtype) for t in found.outputs] == [("y", "float16")]
+    assert _image_size(engine_of(optimal)) == size

@@ -8,10 +8,10 @@ import pytest
 
 from vit_convert import kernels
 from vit_convert.core import config as configs
-from vit_convert.core.bundle import Bundle
+from vit_convert.core.bundle import Bundle, write_json
 from vit_convert.core.dialect import DIALECTS
 from vit_convert.core.errors import BuildError, UsageError
-from vit_convert.engine.build_bundle import graph_for
+from vit_convert.engine.build_bundle import _ranges, graph_for
 from vit_convert.engine.builder.network import ParsedGraph
 from vit_convert.engine.builder.precision import set_ranges
 from vit_convert.engine.builder.request import BuildRequest
@@ -119,3 +119,17 @@ def test_compiler_gets_all_sources_and_architectures(tmp_path):
         (kernels.SOURCES / name).is_file()
         for name in ("attention.cu", "norm.cu", "pack.cuh", "encoder.h", "plugin.cpp")
     )
+
+
+def test_ranges_that_calibration_left(tmp_path):
+    bundle = Bundle(tmp_path)
+    path = bundle.ranges("fused")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for content in (None, {}, {"thresholds": {}}):
+        if content is not None:
+            write_json(path, content)
+        with pytest.raises(BuildError, match=f"{path.name}: no ranges for int8") as caught:
+            _ranges(bundle, "fused")
+        assert "--config.engine.int8_lowering=fused" in caught.value.fix
+    write_json(path, {"thresholds": {"a": 2.5, "dead": 0.0}})
+    assert _ranges(bundle, "fused") == {"a": 2.5, "dead": 1.0}  # a scale of 0 would divide by it

@@ -1,6 +1,8 @@
 """Each rule of inspection from both of its sides and at its bounds, on graphs of one or a few nodes; and files that no
 exporter would write."""
 
+import itertools
+
 import onnx
 import pytest
 from onnx import helper
@@ -278,7 +280,7 @@ def test_the_mask_of_a_sum_may_stand_first():
 def test_scores_are_told_from_a_mask_by_a_product_a_few_steps_before(steps, found):
     """Of two sides that nodes give, the one behind which a product stands; four nodes are looked at."""
     names = ["r", *(f"c{i}" for i in range(steps))]
-    casts = [node("Cast", a, b) for a, b in zip(names, names[1:])]
+    casts = [node("Cast", a, b) for a, b in itertools.pairwise(names)]
     nodes = [node("Sin", "m", "mask"), node("MatMul", "q k", "r"), *casts, node("Add", f"mask {names[-1]}", "s")]
     nodes += [node("Softmax", "s", "p"), node("MatMul", "p v", "y")]
     assert len(fusions(graph(*nodes, **heads()), "rtx")) == found

@@ -13,13 +13,14 @@ from reconverted import as_left
 from vit_convert.core.bundle import Bundle, read_json
 from vit_convert.core.errors import BenchmarkError, BuildError, CheckError, UsageError
 from vit_convert.core.progress import Progress
+from vit_convert.core.signature import Output, Signature, Tensor
 from vit_convert.core.tolerance import tolerance_for
 from vit_convert.engine.commands import add_to_report, verify_bundle
 from vit_convert.engine.handoff import read_config, read_facts
 from vit_convert.engine.host import EngineHost
 from vit_convert.engine.runtime.profiles import ShapeRange
 from vit_convert.engine.runtime.session import Session
-from vit_convert.engine.verify import batches_to_verify
+from vit_convert.engine.verify import _image_size, batches_to_verify
 from vit_convert.images.preprocess import Preprocess
 
 QUIET = Progress(quiet=True)
@@ -206,6 +207,18 @@ def test_batches_to_verify():
     assert batches_to_verify(spans((8, 8, 8), (64, 64, 64))) == [1, 8, 36, 64]
     assert batches_to_verify(spans((1, 1, 1))) == [1]
     assert batches_to_verify(spans((1, 1, 2))) == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("layout", "shape", "size"),
+    [("NHWC", (2, 8, 12, 3), (8, 12)), ("NCHW", (2, 3, 8, 12), (8, 12)), ("", (2, 8, 12, 3), (0, 0))],
+)
+def test_the_size_that_a_row_is_of(layout, shape, size):
+    """Tokens have none."""
+    signature = Signature(
+        (Tensor("x", "float32", ("batch", *shape[1:]), layout),), (Output("y", "float32", ("batch",)),)
+    )
+    assert _image_size(signature, {"x": np.zeros(shape, np.float32)}) == size
 
 
 def test_tolerances(converted):
