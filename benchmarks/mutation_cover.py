@@ -139,7 +139,7 @@ class Covered:
     Attributes:
         tests: per test, seconds of the processor and of the clock, and the lines of the module that it passes through.
         kept: what fixtures made, for the mutants to use, and the lines that making it passes through.
-        imported: modules of other packages that the tests import, which take longer than most tests.
+        imported: modules that the tests import and no mutant can change: importing takes longer than most tests.
     """
 
     tests: dict[str, Passed]
@@ -147,10 +147,28 @@ class Covered:
     imported: list[str]
 
 
-def _of_others() -> list[str]:
-    """What is imported and lies neither in this project nor beside pytest's own runs."""
+def _to_preload(paths: Sequence[pathlib.Path]) -> list[str]:
+    """What is imported now and no mutant can change: other packages, and modules of ours that import none of these."""
     files = {name: getattr(module, "__file__", None) for name, module in sys.modules.items()}
-    return [name for name, file in files.items() if file and not pathlib.Path(file).is_relative_to(ROOT)]
+    lie_here = {name: pathlib.Path(file) for name, file in files.items() if file}
+    ours = {name: path for name, path in lie_here.items() if path.is_relative_to(ROOT)}
+    package = {name: path for name, path in ours.items() if name.split(".")[0] == "vit_convert"}
+    used = {name: _imports(path, name) & {*package} for name, path in package.items()}
+    tainted = {name for name, path in package.items() if path in paths}
+    while more := {name for name, uses in used.items() if uses & tainted} - tainted:
+        tainted |= more
+    return [name for name in lie_here if name not in ours or name in package.keys() - tainted]
+
+
+def _imports(path: pathlib.Path, name: str) -> set[str]:
+    """The names that a module imports, wherever it does, those that may be modules among them; and its packages."""
+    found = {name.rpartition(".")[0]}
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found | {parent for one in found for parent in (one.rpartition(".")[0],) if parent}
 
 
 def preload(names: Iterable[str]) -> None:
@@ -180,7 +198,7 @@ def lines_of_tests(
     def work() -> Any:
         lines = _Lines(paths, folder)
         code = run_pytest([*tests, f"--basetemp={lines.base}"], [lines])
-        return code, lines.tests, lines.kept, _of_others()
+        return code, lines.tests, lines.kept, _to_preload(paths)
 
     code, found, kept, imported = in_fork(work, 1800, 900) or ("no answer", {}, {}, [])
     if code:

@@ -335,24 +335,9 @@ MODULES: dict[str, tuple[str, ...]] = {
         "tests/families/lit/test_lit.py",
         "tests/families/tips/test_tips.py",
     ),
-    "vit_convert/families/towers/draw.py": (
-        "tests/families/siglip/test_siglip.py",
-        "tests/families/clip/test_clip.py",
-        "tests/families/lit/test_lit.py",
-        "tests/families/tips/test_tips.py",
-    ),
-    "vit_convert/families/towers/hub_config.py": (
-        "tests/families/siglip/test_siglip.py",
-        "tests/families/clip/test_clip.py",
-        "tests/families/lit/test_lit.py",
-        "tests/families/tips/test_tips.py",
-    ),
-    "vit_convert/families/towers/infer.py": (
-        "tests/families/siglip/test_siglip.py",
-        "tests/families/clip/test_clip.py",
-        "tests/families/lit/test_lit.py",
-        "tests/families/tips/test_tips.py",
-    ),
+    "vit_convert/families/towers/draw.py": ("tests/families/test_tower_parts.py",),
+    "vit_convert/families/towers/hub_config.py": ("tests/families/test_tower_parts.py",),
+    "vit_convert/families/towers/infer.py": ("tests/families/test_tower_parts.py",),
     "vit_convert/families/towers/load.py": (
         "tests/families/siglip/test_siglip.py",
         "tests/families/clip/test_clip.py",
@@ -383,12 +368,7 @@ MODULES: dict[str, tuple[str, ...]] = {
         "tests/families/lit/test_lit.py",
         "tests/families/tips/test_tips.py",
     ),
-    "vit_convert/families/towers/tables.py": (
-        "tests/families/siglip/test_siglip.py",
-        "tests/families/clip/test_clip.py",
-        "tests/families/lit/test_lit.py",
-        "tests/families/tips/test_tips.py",
-    ),
+    "vit_convert/families/towers/tables.py": ("tests/families/test_tower_parts.py",),
     "vit_convert/families/towers/module.py": (
         "tests/families/siglip/test_siglip.py",
         "tests/parity/test_siglip_parity.py",

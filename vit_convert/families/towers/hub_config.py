@@ -51,15 +51,19 @@ def read_hub_config(file: pathlib.Path, tower: str) -> HubConfig:
         record: Any = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return HubConfig()
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, RecursionError) as e:
         raise CheckpointError(f"{path}: cannot be read ({e})", fix="Fetch it again, or move it away.") from e
     part = record.get("vision_config" if tower == "image" else "text_config") if isinstance(record, Mapping) else None
     if not isinstance(part, Mapping):
         return HubConfig()
     heads, epsilon = part.get("num_attention_heads", 0), part.get("layer_norm_eps", 0.0)
-    named = part.get("hidden_act", "")
-    if named and named not in _ACTIVATIONS:
+    named = part.get("hidden_act") or ""
+    if not isinstance(named, str) or (named and named not in _ACTIVATIONS):
         raise CheckpointError(f"{path}: hidden_act {named!r} is not known", fix=f"Known: {', '.join(_ACTIVATIONS)}.")
-    if not isinstance(heads, int) or not isinstance(epsilon, int | float) or heads < 0:
-        raise CheckpointError(f"{path}: num_attention_heads {heads!r}, layer_norm_eps {epsilon!r}: no numbers")
+    # an epsilon of one and more leaves nothing of what is normalised; NaN is below nothing
+    if not isinstance(heads, int) or not isinstance(epsilon, int | float) or not (heads >= 0 and 0 <= epsilon < 1):
+        raise CheckpointError(
+            f"{path}: num_attention_heads {heads!r}, layer_norm_eps {epsilon!r}: no such numbers",
+            fix="Fetch it again, or move it away.",
+        )
     return HubConfig(True, heads, _ACTIVATIONS.get(named, ""), float(epsilon))
