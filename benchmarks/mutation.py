@@ -95,6 +95,8 @@ def try_module(
     path = ROOT / module
     source, name = path.read_text(), module.removesuffix(".py").replace("/", ".")
     tests, inside, killed, survivors = covered.tests, _inside_functions(source), 0, []
+    if name in sys.modules:
+        raise SystemExit(f"{name} is imported, so that no mutant of it would be")
     drawn = sample(source, count, seed)
     digest = hashlib.sha256(source.encode()).hexdigest()
     same = before is not None and before.get("sha256") == digest  # of another source the sample is another
@@ -210,12 +212,21 @@ def main() -> None:
     for name in _WARM:
         importlib.import_module(name)
     for modules in _of_the_same_tests(arguments.module or [*MODULES]):
-        with tempfile.TemporaryDirectory() as folder:
-            found = lines_of_tests([ROOT / module for module in modules], MODULES[modules[0]], pathlib.Path(folder))
-            preload(found[ROOT / modules[0]].imported)
-            gc.freeze()  # what is imported stays: pytest collects garbage at the end of each run
-            for module in modules:
-                _try_and_record(module, found[ROOT / module], pathlib.Path(folder), arguments)
+        child = os.fork()  # what is imported for some modules may be the next one to be mutated
+        if child == 0:
+            _try_together(modules, arguments)
+            os._exit(0)
+        if code := os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
+            print(f"{', '.join(modules)}: not tried ({code})", flush=True)
+
+
+def _try_together(modules: Sequence[str], arguments: argparse.Namespace) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        found = lines_of_tests([ROOT / module for module in modules], MODULES[modules[0]], pathlib.Path(folder))
+        preload(found[ROOT / modules[0]].imported)
+        gc.freeze()  # what is imported stays: pytest collects garbage at the end of each run
+        for module in modules:
+            _try_and_record(module, found[ROOT / module], pathlib.Path(folder), arguments)
 
 
 def _of_the_same_tests(modules: Iterable[str]) -> list[list[str]]:

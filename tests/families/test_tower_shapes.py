@@ -105,14 +105,23 @@ def test_what_comes_out():
     assert changed(IMAGE, class_tokens=2).num_tokens == 8
     for tower, width in ((IMAGE, 6), (PATCHES, 6), (changed(TEXT, head=4), 4)):
         assert signature_of(tower).outputs == (Output("embedding", "float32", ("batch", width), judge="embedding"),)
-    square = changed(IMAGE, image_size=(32, 48), output="tokens")  # 8 x 12 patches
-    for tower, shape in (
-        (changed(square, pool="none"), ("batch", 96, 6)),
-        (changed(square, pool="none", class_tokens=1), ("batch", 97, 6)),
-        (changed(square, pool="avg4"), ("batch", 6, 6)),
-        (changed(square, pool="gap", head=4), ("batch", 4)),
-        (changed(PATCHES, pool="none", output="tokens"), ("batch", 11, 6)),
-        (changed(PATCHES, output="features"), ("batch", 6)),
-        (changed(TEXT, pool="none", output="tokens"), ("batch", 9, 6)),
+    square = changed(IMAGE, image_size=(32, 48), class_tokens=2)  # 8 x 12 patches
+    for tower, shapes in (
+        (
+            changed(square, pool="tok"),
+            {"features": (6,), "tokens": (96, 6), "grid": (8, 12, 6), "class_tokens": (2, 6)},
+        ),
+        (changed(square, pool="gap", head=4), {"embedding": (4,), "features": (6,), "tokens": (96, 6)}),
+        # nothing is pooled: the head's product is each token's
+        (changed(square, pool="none", head=4), {"features": (96, 6), "tokens": (96, 4), "grid": (8, 12, 4)}),
+        # of each 4 x 4 tokens one
+        (changed(square, pool="avg4"), {"features": (6, 6), "tokens": (6, 6), "grid": (2, 3, 6)}),
+        (changed(PATCHES, pool="none"), {"features": (11, 6), "tokens": (11, 6)}),
+        (changed(TEXT, head=4), {"features": (6,), "embedding": (4,), "tokens": (9, 6)}),
     ):
-        assert signature_of(tower).outputs == (Output(tower.output, "float32", shape),)
+        found = signature_of(dataclasses.replace(tower, outputs=tuple(shapes))).outputs
+        judges = {"embedding": "embedding"}
+        assert found == tuple(
+            Output(name, "float32", ("batch", *shape), judge=judges.get(name, "cosine"))
+            for name, shape in shapes.items()
+        )
