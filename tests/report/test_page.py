@@ -13,6 +13,7 @@ import pytest
 pytest.importorskip("jinja2")
 pytest.importorskip("matplotlib")
 
+from vit_convert.core.roofline import data_sheet
 from vit_convert.report.__main__ import main
 from vit_convert.report.page import read, render
 
@@ -35,10 +36,13 @@ def report(name="one", **more):
         "bytes": 3 << 20,
         "build_seconds": 4.25,
         "products": {"fp16": 50},
-        "fused_attention": {"text": "yes, fp16, 12 of 12"},
+        "fused_attention": {
+            "text": "yes, fp16, 12 of 12",
+            "kinds": [{"kind": "product", "count": 51, "names": ["sm90_xmma_gemm_f16", "x" * 300]}],
+        },
     }
     row = {"precision": "fp16", "streams": 1, "noise_percent": 0.4, "p50_ms": 1.5, "p95_ms": 1.6, "p99_ms": 1.7}
-    row["transfers"], rules = "none", [{"rule": "Gelu", "applied": 12}]
+    row["transfers"], rules = "none: images and results stay in GPU memory", [{"rule": "Gelu", "applied": 12}]
     ranges = {"method": "entropy", "num_images": 48, "source": "images.zip", "num_tensors": 48, "num_clipped": 3}
     widened = {
         "tensor": "block/Gelu",
@@ -64,6 +68,11 @@ def report(name="one", **more):
         "engines": [engine],
         "engine": {**engine, "recommended_because": "the fastest that passed its check"},
         "verify": {"engines": {"fp16": {"plan": engine["path"], "passed": True, "cosine": 0.99997, "top1": 84.25}}},
+        "roofline": {
+            "gpu": "NVIDIA H100 80GB HBM3",
+            "work": {"gflop_per_image": 35.1, "weights": 86_000_000, "values_per_image": 32_000_000},
+            "ceilings": data_sheet("NVIDIA H100 80GB HBM3").to_dict(),
+        },
         "benchmark": [{**row, "batch": batch, "images_per_second": 1000.0 * batch} for batch in (1, 8)],
         **more,
     }  # fmt: skip
@@ -123,6 +132,7 @@ def test_what_is_found_is_told(page):
         "vit B/16", "86,567,656 parameters", "the fastest that passed its check", "0.9999800", "84.25 %",
         "engines/tensorrt-8.6.1-sm90/fp16.plan recommended", "3.0 MiB", "verified", "yes, fp16, 12 of 12", "8,000",
         "int8 loses 1.50 points of top-1", "block_01: 0.0003", "entropy over 48 images", "opset 17 for trt8, 361 nodes",
+        "from the data sheet of NVIDIA H100", "sm90_xmma_gemm_f16",
     ):  # fmt: skip
         assert words in said, words
 
@@ -139,7 +149,7 @@ def test_the_file_is_all_that_is_needed(compared):
 
 def test_figures_are_svg_with_tips_and_take_the_pages_colour(page):
     drawn = re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)
-    assert len(drawn) == 5  # throughput, accuracy, blocks, thresholds, stages
+    assert len(drawn) == 6  # throughput, accuracy, roofline, blocks, thresholds, stages
     for svg in drawn:
         xml.etree.ElementTree.fromstring(svg)
         assert "currentColor" in svg and "#010203" not in svg and " height=" not in svg[: svg.index(">")]
@@ -231,6 +241,6 @@ def test_a_browser_shows_it_without_errors_or_requests(tmp_path, width, compared
         [browser, *words, (tmp_path / "page.html").as_uri()], capture_output=True, text=True, timeout=120
     )
     found = json.loads(re.search(r"<title>(\{.*?\})</title>", done.stdout)[1].replace("&quot;", '"'))
-    assert found["asked"] == 0 and found["drawn"] == 8
+    assert found["asked"] == 0 and found["drawn"] == 10
     assert found["wide"] <= found["given"], "the page is wider than the window"
     assert "CONSOLE" not in done.stderr, done.stderr[-1000:]
