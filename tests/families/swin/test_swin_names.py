@@ -9,7 +9,7 @@ import pytest
 from vit_convert.checkpoint.containers import Leaf
 from vit_convert.core.errors import CheckpointError, UsageError
 from vit_convert.families.swin.architecture import SIZES, Sizes, Swin, name_variant, tiles
-from vit_convert.families.swin.infer import infer_architecture, parse_variant
+from vit_convert.families.swin.infer import Beside, infer_architecture, parse_variant, read_beside
 from vit_convert.families.swin.layouts import Layout, detect, inner_leaves, prepare, stored_name, stored_shapes
 
 TINY = Swin("", 4, (1, 2), (1, 2), 2, (16, 32), 3)
@@ -227,3 +227,36 @@ def test_sizes_of_stages():
     assert [model.windows(stage) for stage in range(4)] == [(8, 16), (4, 8), (2, 4), (1, 2)]
     assert [model.shift(stage, 1) for stage in range(4)] == [3, 3, 3, 0] and model.shift(0, 2) == model.shift(0, 0) == 0
     assert [model.stage_width(stage) for stage in range(4)] == [96, 192, 384, 768] and model.features == 768
+
+
+@pytest.mark.parametrize(
+    ("said", "size", "epsilon"),
+    [
+        ('"image_size": 112', (112, 112), None),
+        ('"image_size": [56, 112]', (56, 112), None),
+        ('"pretrained_cfg": {"input_size": [3, 56, 112]}', (56, 112), None),
+        ('"layer_norm_eps": 0', None, 0.0),
+        ('"layer_norm_eps": 1e-5, "image_size": null', None, 1e-5),
+    ],
+)
+def test_what_a_config_beside_the_file_may_say(tmp_path, said, size, epsilon):
+    (tmp_path / "config.json").write_text(f'{{"model_type": "swin", {said}}}')
+    found = read_beside(tmp_path / "m.safetensors")
+    assert (found.image_size, found.norm_epsilon, found.activation) == (size, epsilon, "gelu")
+    (tmp_path / "config.json").write_text(f'{{"model_type": "vit", {said}}}')
+    assert read_beside(tmp_path / "m.safetensors") == read_beside(tmp_path / "elsewhere" / "m.safetensors") == Beside()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        '"image_size": 0', '"image_size": -224', '"image_size": [224]', '"image_size": [224, "x"]',
+        '"image_size": [1e400, 224]', '"image_size": 223.5', '"image_size": {"height": 224}', '"layer_norm_eps": NaN',
+        '"layer_norm_eps": 1', '"layer_norm_eps": -1e-9', '"layer_norm_eps": Infinity', f'"x": {"[" * 100_000}',
+        f'"layer_norm_eps": 1{"0" * 400}',
+    ],
+)  # fmt: skip
+def test_what_no_swins_config_says(tmp_path, said):
+    (tmp_path / "config.json").write_text(f'{{"model_type": "swin", {said}}}')
+    with pytest.raises(CheckpointError, match=r"config\.json: cannot be read"):
+        read_beside(tmp_path / "m.safetensors")

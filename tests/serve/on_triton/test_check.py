@@ -221,6 +221,27 @@ def test_an_engine_that_is_not_the_one_of_its_sidecar(repository):
     assert any("missing or damaged" in fault for fault in faults(repository, GOOD))
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        "", "[]", "7", "{}", "[" * 100_000, '{"profiles": []}', '{"profiles": [7]}', '{"profiles": [{}]}',
+        '{"profiles": [{"x": []}]}', '{"profiles": [{"x": [[1], [2], []]}]}', '{"profiles": {"x": 1}}',
+        '{"profiles": [{"x": [[1], [1], [8]]}], "plan": "x"}', '{"profiles": [{"x": [[1], [1], [8]]}], "targets": [9]}',
+        '{"profiles": [{"x": [[1], [1], [8]]}], "inputs": [{"name": 1}]}',
+    ],
+)  # fmt: skip
+def test_a_sidecar_that_is_none(repository, content):
+    (repository / "tiny" / "1" / "model.plan.json").write_text(content)
+    assert faults(repository, GOOD) == [
+        "model.plan.json: missing or damaged, so nothing says what the engine takes"
+    ]  # fmt: skip
+
+
+def test_a_profile_that_is_no_number(repository):
+    config = changed(GOOD, "instance_group.0.profile", ["0", "first", "-1"])
+    assert faults(repository, config) == [f"profile {name}, the engine has 1" for name in ("first", "-1")]
+
+
 def environment(folder, script):
     """Something that looks like an environment, whose Python is this script."""
     python = folder / "bin" / "python"

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import operator
 import pathlib
 import re
 from collections.abc import Mapping
@@ -57,8 +58,8 @@ def read_beside(file: pathlib.Path) -> Beside:
             return Beside()
         size = record.get("image_size", record.get("pretrained_cfg", {}).get("input_size"))
         epsilon = record.get("layer_norm_eps")
-        return Beside(_sides(size), None if epsilon is None else float(epsilon), _activation(record, path))
-    except (OSError, ValueError, TypeError, AttributeError, IndexError) as e:
+        return Beside(_sides(size), None if epsilon is None else _epsilon(epsilon), _activation(record, path))
+    except (OSError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError) as e:
         raise CheckpointError(
             f"{path}: cannot be read ({e})", fix="Mend it, or move it away: it is read where there is one."
         ) from e
@@ -69,7 +70,17 @@ def _sides(size: Any) -> tuple[int, int] | None:
     if size is None:
         return None
     sides = [size, size] if isinstance(size, int) else list(size)[-2:]
-    return int(sides[0]), int(sides[1])
+    height, width = (operator.index(side) for side in sides)
+    if min(height, width) < 1:
+        raise ValueError(f"image_size {size!r}")
+    return height, width
+
+
+def _epsilon(value: Any) -> float:
+    """One and more leaves nothing of what is normalised."""
+    if not 0 <= float(value) < 1:
+        raise ValueError(f"layer_norm_eps {value!r}")
+    return float(value)
 
 
 def _activation(record: Mapping[str, Any], path: pathlib.Path) -> str:

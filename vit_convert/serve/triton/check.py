@@ -10,6 +10,7 @@ from typing import Any
 
 from vit_convert.core.bundle import hash_file
 from vit_convert.core.errors import UsageError
+from vit_convert.engine.backend.sidecar import Sidecar, TensorRecord
 from vit_convert.serve.triton import parse
 from vit_convert.serve.triton.parts import CALLS
 
@@ -148,44 +149,43 @@ def _of_labels(path: pathlib.Path, output: Config) -> Iterator[str]:
 def _of_plan(config: Config, sidecar: pathlib.Path, by_capability: Mapping[str, str], name: str) -> Iterator[str]:
     """An engine against its sidecar: what it takes and gives, its batches and profiles, and where it runs."""
     try:
-        record = json.loads(sidecar.read_text(encoding="utf-8"))
-        profiles = record["profiles"]
-        largest = max(next(iter(profile.values()))[2][0] for profile in profiles)
-    except (OSError, ValueError, KeyError, TypeError, IndexError, StopIteration):
+        record = Sidecar.from_dict(json.loads(sidecar.read_text(encoding="utf-8")))
+        largest = max(next(iter(profile.values()), ())[2][0] for profile in record.profiles)
+    except (OSError, ValueError, IndexError, RecursionError):  # a RecordError is a ValueError
         yield f"{sidecar.name}: missing or damaged, so nothing says what the engine takes"
         return
     plan = sidecar.with_suffix("")
-    if plan.is_file() and hash_file(plan) != record.get("plan", {}).get("sha256"):
+    if plan.is_file() and hash_file(plan) != (record.plan.sha256 if record.plan else ""):
         yield f"{plan.name}: is not the engine that its sidecar describes"
     if config.get("max_batch_size", 0) > largest:
         yield f"max_batch_size {config['max_batch_size']}, the engine takes {largest}"
     for group in config.get("instance_group", []):
         yield from (
-            f"profile {p}, the engine has {len(profiles)}"
+            f"profile {p}, the engine has {len(record.profiles)}"
             for p in group.get("profile", [])
-            if not int(p) < len(profiles)
+            if not (p.isdecimal() and int(p) < len(record.profiles))
         )
-    archs = {f"{arch[2:-1]}.{arch[-1]}" for arch in record.get("targets", [])}
+    archs = {f"{arch[2:-1]}.{arch[-1]}" for arch in record.targets}
     for capability in (key for key, value in by_capability.items() if value == name):
         if capability not in archs:
             yield f"cc_model_filenames {capability}: {name} runs on {', '.join(sorted(archs))}"
-    for field in ("input", "output"):
-        known = {tensor["name"]: tensor for tensor in record.get(f"{field}s", [])}
+    for field, tensors in (("input", record.inputs), ("output", record.outputs)):
+        known = {tensor.name: tensor for tensor in tensors}
         for tensor in config.get(field, []) if known else ():
             yield from _of_tensor(field, tensor, known.get(tensor.get("name", "")))
 
 
-def _of_tensor(field: str, tensor: Config, known: Mapping[str, Any] | None) -> Iterator[str]:
+def _of_tensor(field: str, tensor: Config, known: TensorRecord | None) -> Iterator[str]:
     from vit_convert.serve.triton.pbtxt import TYPES
 
     name = tensor.get("name", "")
     if known is None:
         yield f"{field} {name}: the engine has none of this name"
         return
-    if tensor.get("data_type") != TYPES.get(known["dtype"]):
-        yield f"{field} {name}: {tensor.get('data_type')}, the engine's is {known['dtype']}"
-    if [int(side) for side in tensor.get("dims", [])] != list(known["shape"][1:]):
-        yield f"{field} {name}: dims {tensor.get('dims')}, the engine's are {known['shape'][1:]}"
+    if tensor.get("data_type") != TYPES.get(known.dtype):
+        yield f"{field} {name}: {tensor.get('data_type')}, the engine's is {known.dtype}"
+    if [int(side) for side in tensor.get("dims", [])] != list(known.shape[1:]):
+        yield f"{field} {name}: dims {tensor.get('dims')}, the engine's are {list(known.shape[1:])}"
 
 
 def _of_steps(config: Config, models: Mapping[str, Config]) -> Iterator[str]:
