@@ -1,0 +1,75 @@
+"""Images of any aspect as patches, as SigLIP 2's NaFlex takes them (arXiv:2502.14786): the largest size that a number
+of patches holds, cut row by row, and filled up."""
+
+import numpy as np
+
+from vit_convert.core.errors import UsageError
+from vit_convert.images.resize import resize
+
+_MEAN, _STD = np.float32(127.5), np.float32(127.5)  # to [-1, 1]
+
+
+def patch_grid(height: int, width: int, patch_size: int, length: int) -> tuple[int, int]:
+    """How many patches an image is cut into after its resize.
+
+    Args:
+        height: of the image in pixels.
+        width: of the image in pixels.
+        patch_size: side of a patch in pixels.
+        length: patches that there is room for.
+
+    Returns:
+        (rows, columns) of the largest scale at which the image, each side rounded up to whole patches, has at most
+        `length`; each at least 1.
+
+    Example:
+        >>> patch_grid(480, 640, 16, 256)
+        (13, 18)
+    """
+    if min(height, width, patch_size, length) < 1:
+        raise UsageError(f"an image of {height}x{width} in {length} patches of {patch_size} pixels: one has none")
+    best = (0, 1, 1, 1)  # scale as a fraction, by which sizes are compared without rounding; rows, columns
+    for count in range(1, length + 1):
+        by_height, by_width = -(-width * count // height), -(-height * count // width)
+        for numerator, denominator, rows, columns in (
+            (count, height, count, by_height),
+            (count, width, by_width, count),
+        ):
+            if rows * columns <= length and numerator * best[1] > best[0] * denominator:
+                best = (numerator, denominator, rows, columns)
+    return best[2], best[3]
+
+
+def image_patches(image: np.ndarray, patch_size: int = 16, length: int = 256) -> tuple[np.ndarray, ...]:
+    """Cuts one image into what a NaFlex tower takes.
+
+    Args:
+        image: uint8 [height, width, 3], of any size.
+        patch_size: of the model, in pixels.
+        length: patches that its graph takes.
+
+    Returns:
+        patches float32 [length, 3 · patch_size²], in [-1, 1], 0 where they fill up; coordinates int32 [length, 2], row
+        and column; mask int32 [length], 1 for patches of the image.
+
+    Raises:
+        UsageError: the image is no image, or has no pixels.
+
+    Example:
+        >>> patches, coordinates, mask = image_patches(np.zeros((30, 90, 3), np.uint8), 16, 20)
+        >>> patches.shape, coordinates[8].tolist(), int(mask.sum())
+        ((20, 768), [1, 1], 14)
+    """
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise UsageError(f"an image is uint8 [height, width, 3], not {image.dtype} {list(image.shape)}")
+    rows, columns = patch_grid(*image.shape[:2], patch_size, length)
+    resized = resize(image, rows * patch_size, columns * patch_size, "bilinear", antialias=True)
+    values = (resized.astype(np.float32) - _MEAN) / _STD
+    cut = values.reshape(rows, patch_size, columns, patch_size, 3).transpose(0, 2, 1, 3, 4)
+    count = rows * columns
+    patches = np.zeros((length, 3 * patch_size**2), np.float32)
+    coordinates, mask = np.zeros((length, 2), np.int32), np.zeros(length, np.int32)
+    patches[:count] = cut.reshape(count, -1)
+    coordinates[:count] = np.argwhere(np.ones((rows, columns), bool))
+    mask[:count] = 1
+    return patches, coordinates, mask
