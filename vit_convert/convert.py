@@ -168,6 +168,8 @@ def _is_pair(config: ml_collections.ConfigDict, found: Any) -> bool:
     towers: Sequence[str] = ()
     if isinstance(found, ConvertError):
         return False  # the checkpoint stage says it, and leaves it in the report
+    if config.text.checkpoint:
+        return True  # each tower says by itself if its file has it not
     if found is not None:
         from vit_convert.families.load import towers_in
 

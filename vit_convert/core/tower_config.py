@@ -40,7 +40,8 @@ def tower_keys(config: ml_collections.ConfigDict, tower: str) -> Config:
     Returns:
         A group of placeholders.
     """
-    return _emptied(config, "", {*_OF_BOTH, *(_OF_IMAGES if tower == "text" else _ZERO_SHOT)})
+    left_out = {*_OF_BOTH, *(_OF_IMAGES if tower == "text" else _ZERO_SHOT)}
+    return _emptied(config, "", left_out - {"checkpoint"} if tower == "text" else left_out)  # of towers in two files
 
 
 def _emptied(config: ml_collections.ConfigDict, path: str, left_out: set[str]) -> Config:
@@ -109,7 +110,8 @@ def tower_config(
         except (TypeError, ValueError) as e:
             raise UsageError(f"config.{tower}.{key}={value!r}: {e}") from e
     defaults.name = tower
-    defaults.checkpoint = _named(config.checkpoint, "img" if tower == "image" else "txt")
+    file = config.text.checkpoint or config.checkpoint if tower == "text" else config.checkpoint
+    defaults.checkpoint = _named(file, "img" if tower == "image" else "txt")
     return defaults
 
 

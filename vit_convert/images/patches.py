@@ -24,7 +24,7 @@ def patch_grid(height: int, width: int, patch_size: int, length: int) -> tuple[i
 
     Example:
         >>> patch_grid(480, 640, 16, 256)
-        (13, 18)
+        (14, 18)
     """
     if min(height, width, patch_size, length) < 1:
         raise UsageError(f"an image of {height}x{width} in {length} patches of {patch_size} pixels: one has none")
@@ -58,11 +58,11 @@ def image_patches(image: np.ndarray, patch_size: int = 16, length: int = 256) ->
     Example:
         >>> patches, coordinates, mask = image_patches(np.zeros((30, 90, 3), np.uint8), 16, 20)
         >>> patches.shape, coordinates[8].tolist(), int(mask.sum())
-        ((20, 768), [1, 1], 14)
+        ((20, 768), [1, 2], 12)
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise UsageError(f"an image is uint8 [height, width, 3], not {image.dtype} {list(image.shape)}")
-    rows, columns = patch_grid(*image.shape[:2], patch_size, length)
+    rows, columns = patch_grid(image.shape[0], image.shape[1], patch_size, length)
     resized = resize(image, rows * patch_size, columns * patch_size, "bilinear", antialias=True)
     values = (resized.astype(np.float32) - _MEAN) / _STD
     cut = values.reshape(rows, patch_size, columns, patch_size, 3).transpose(0, 2, 1, 3, 4)

@@ -33,6 +33,12 @@ def load_tips(stored: Mapping[str, Leaf], layout: Layout, asked: Asked) -> Loade
     leaves = layouts.canonicalize(stored, asked.tower, str(asked.file))
     temperature = leaves.pop(layouts.TEMPERATURE, None)
     image = asked.tower == "image"
+    if temperature is None and not image:
+        name = asked.prefix + layouts.TEMPERATURE
+        raise CheckpointError(
+            f"{asked.file}: {name}: missing, without it nothing says how texts are compared with images",
+            fix="Save the text tower whole.",
+        )
     tower, found = _image(leaves, asked) if image else _text(leaves, asked)
     if asked.variant != "auto":
         given = variants.parse_variant(asked.variant)
