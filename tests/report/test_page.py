@@ -20,6 +20,7 @@ from vit_convert.report.page import read, render
 RESULTS = pathlib.Path(__file__).parents[2] / "benchmarks" / "results"
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 OPTIONAL = {"html", "tr", "td", "th", "dt", "dd", "p", "body", "head"}  # what HTML lets stay open
+TUNED = {"precision": "fp16", "lowering": "plugin", "profile": "fixed 64", "fused_attention": "yes, fp16, 12 of 12"}
 EVIL = '<script>alert("x")</script>&"\''
 
 
@@ -68,6 +69,10 @@ def report(name="one", **more):
         "engines": [engine],
         "engine": {**engine, "recommended_because": "the fastest that passed its check"},
         "verify": {"engines": {"fp16": {"plan": engine["path"], "passed": True, "cosine": 0.99997, "top1": 84.25}}},
+        "tuning": [
+            {**TUNED, "batch": 64, "images_per_second": 12345.0, "note": "fastest", "words": "--config.batch.max=64"},
+            {**TUNED, "batch": None, "images_per_second": None, "note": "failed: too large", "words": ""},
+        ],
         "roofline": {
             "gpu": "NVIDIA H100 80GB HBM3",
             "work": {"gflop_per_image": 35.1, "weights": 86_000_000, "values_per_image": 32_000_000},
@@ -133,6 +138,7 @@ def test_what_is_found_is_told(page):
         "engines/tensorrt-8.6.1-sm90/fp16.plan recommended", "3.0 MiB", "verified", "yes, fp16, 12 of 12", "8,000",
         "int8 loses 1.50 points of top-1", "block_01: 0.0003", "entropy over 48 images", "opset 17 for trt8, 361 nodes",
         "from the data sheet of NVIDIA H100", "sm90_xmma_gemm_f16",
+        "plugin fixed 64 fp16 64 12,345", "failed: too large", "fp16 at batch 64: --config.batch.max=64",
     ):  # fmt: skip
         assert words in said, words
 

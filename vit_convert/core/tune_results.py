@@ -86,6 +86,31 @@ class Winner(Record):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class TunedEngine(Record):
+    """One trial at one batch in short, for the report.
+
+    Attributes:
+        precision: of the engine.
+        lowering: of the trial.
+        profile: of the trial.
+        batch: images of a run; None of a trial that failed.
+        images_per_second: at this batch.
+        fused_attention: in words.
+        note: "fastest", what it missed, or why it failed.
+        words: flags that build it in the bundle's own place; "" where another is faster.
+    """
+
+    precision: str
+    lowering: str
+    profile: str
+    batch: int | None
+    images_per_second: float | None
+    fused_attention: str
+    note: str
+    words: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TuneResult(Environment):
     """What the tune command returns, and `tune.json` holds.
 

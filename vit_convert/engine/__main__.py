@@ -351,10 +351,12 @@ def benchmark(host: EngineHost) -> None:
 
 def tune(host: EngineHost) -> None:
     """Times lowerings x profiles and says how to get the fastest verified engine for each batch."""
+    from vit_convert.engine.commands import add_to_report
     from vit_convert.engine.tune.tune import tune_bundle
-    from vit_convert.engine.tune.winners import tune_table
+    from vit_convert.engine.tune.winners import tune_table, tuned_engines
 
     result = tune_bundle(host, precisions=_precisions(host.config), warmup_seconds=_FLAGS.warmup, force=_FLAGS.force)
+    add_to_report(host, tuning=list(tuned_engines(result)))
     print(tune_table(result))
 
 

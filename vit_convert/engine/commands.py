@@ -13,6 +13,7 @@ from vit_convert.core.errors import BenchmarkError, CheckError
 from vit_convert.core.host import cpu_model, num_cores
 from vit_convert.core.manifest import Manifest
 from vit_convert.core.recommend import RESIDENT, Evidence, recommend_measured
+from vit_convert.core.tune_results import TunedEngine
 from vit_convert.core.version import __version__
 from vit_convert.engine.backend import cuda
 from vit_convert.engine.backend.trt import Backend
@@ -190,6 +191,7 @@ def add_to_report(
     build: Sequence[EngineSummary] = (),
     verify: Verification | None = None,
     benchmark: BenchmarkResult | None = None,
+    tuning: Sequence[TunedEngine] = (),
 ) -> None:
     """Merges what was found on a GPU host into the bundle's report.json.
 
@@ -198,6 +200,7 @@ def add_to_report(
         build: what `build_bundle` built.
         verify: result of `verify_bundle`.
         benchmark: result of `benchmark_bundle`.
+        tuning: what `tune` tried.
     """
 
     def verified(engines: Sequence[EngineSummary]) -> dict[str, Proof]:
@@ -207,6 +210,8 @@ def add_to_report(
     def change(report: Report) -> Report:
         if build:
             report = with_engines(report, build, verified(build).keys())
+        if tuning:
+            report = dataclasses.replace(report, tuning=tuple(tuning))
         if verify is not None:
             report = with_verification(report, verify)
         if benchmark is not None:

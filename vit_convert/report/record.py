@@ -19,6 +19,7 @@ from vit_convert.core.pair_results import SimilarityCheck, ZeroShot
 from vit_convert.core.record import Record, RecordError, optional, section
 from vit_convert.core.roofline import Roofline
 from vit_convert.core.stage_results import Calibration, Checkpoint, OnnxGraph, Reference
+from vit_convert.core.tune_results import TunedEngine
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,6 +69,7 @@ class Report(Record):
         verify: what verification found.
         recommended: what the measurements say about each precision.
         roofline: what the model has to do and the GPU can, to hold the measurements against.
+        tuning: the engines that `tune` tried.
 
     Example:
         >>> report = Report.from_dict({"name": "vit_b32", "checks": {"fp32": {"passed": True, "cosine": 1.0}}})
@@ -98,6 +100,7 @@ class Report(Record):
     verify: Verification | None = optional()
     recommended: Recommendation | None = optional()
     roofline: Roofline | None = optional()
+    tuning: tuple[TunedEngine, ...] | None = optional()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -93,5 +93,5 @@ def _with_gpu_host(report: Report, old: Report | None) -> Report:
     """Keeps what the commands on a GPU host added to an earlier report of the same graphs."""
     if old is None:
         return report
-    kept = ("engine", "engines", "verify", "benchmark", "recommended", "roofline")
+    kept = ("engine", "engines", "verify", "benchmark", "recommended", "roofline", "tuning")
     return dataclasses.replace(report, **{key: getattr(old, key) for key in kept})

@@ -58,6 +58,10 @@ def test_measures_keeps_and_chooses(capsys, bundle_path, built):
     assert built == [graph for graph in ("model.onnx", "matmul.onnx") for _ in ("fixed 1", "fixed 4", "range")]
     found = read_json(bundle_path / "tune.json")
     assert [row["batch"] for row in found["winners"]] == [1, 4]
+    told = read_json(bundle_path / "report.json")["tuning"]
+    fastest = {row["batch"]: row["lowering"] for row in told if row["words"]}
+    assert fastest == {row["batch"]: row["lowering"] for row in found["winners"]}
+    assert sum(row["note"].startswith("failed: matmul.onnx: node x") for row in told) == 1
     assert all(
         f"fp16 at batch {row['batch']}: {config_words(Winner.from_dict(row))}" in text for row in found["winners"]
     )

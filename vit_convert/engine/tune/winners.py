@@ -1,12 +1,12 @@
 """The results of `tune`: the fastest trials, the config words that build them, and a table for people."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from vit_convert.core.benchmark_results import BenchmarkRow
 from vit_convert.core.text_table import text_table
-from vit_convert.core.tune_results import TunedTrial, TuneResult, Winner
+from vit_convert.core.tune_results import TunedEngine, TunedTrial, TuneResult, Winner
 
 DEFAULT = "default"  # the lowering of the bundle's own graph
 
@@ -43,7 +43,7 @@ def _winner(candidates: Sequence[tuple[TunedTrial, BenchmarkRow]], usual: Mappin
         images_per_second=row.images_per_second,
         noise_percent=row.noise_percent,
         ratio=None if plain is None else round(row.images_per_second / plain, 4),
-        within_noise_of=", ".join(_names(rival[0])[:2]) if rival and not _leads(row, rival[1]) else "",
+        within_noise_of=f"{rival[0].lowering}, {rival[0].profile}" if rival and not _leads(row, rival[1]) else "",
     )
 
 
@@ -68,28 +68,51 @@ def config_words(winner: Winner) -> str:
     return " ".join(words)
 
 
-def tune_table(result: TuneResult) -> str:
-    """All trials as text for a terminal, the winners marked, and below it how to get each of them.
+def tuned_engines(result: TuneResult) -> Iterator[TunedEngine]:
+    """All trials at each batch, the winners with how to get them.
 
     Args:
         result: of `tune_bundle`.
     """
     best = {(row.batch, row.precision, row.key): row for row in result.winners}
-    rows: list[Sequence[str]] = []
     for trial in result.trials:
-        names = _names(trial)
-        if trial.failed is not None:
-            # the reason, not where
-            rows.append([*names, "", "", "", f"failed: {re.sub(r'[^ ]*/', '', trial.failed)[:80]}"])
-            continue
+        about = {"precision": trial.precision, "lowering": trial.lowering, "profile": trial.profile}
         fused = trial.fused_attention.text if trial.fused_attention else "unknown"
+        if trial.failed is not None:
+            reason = re.sub(r"[^ ]*/", "", trial.failed)[:80]  # the reason, not where
+            note = f"failed: {reason}"
+            yield TunedEngine(**about, batch=None, images_per_second=None, fused_attention="", note=note, words="")
         for row in trial.rows:
             winner = best.get((row.batch, trial.precision, trial.key))
             note = "" if trial.passed else "missed its tolerance"
             if winner:
                 rival = winner.within_noise_of
                 note = f"fastest, within the noise of {rival}" if rival else "fastest"
-            rows.append([*names, str(row.batch), f"{row.images_per_second:,.0f}", fused, note])
+            yield TunedEngine(
+                **about,
+                batch=row.batch,
+                images_per_second=row.images_per_second,
+                fused_attention=fused,
+                note=note,
+                words=config_words(winner) if winner else "",
+            )
+
+
+def tune_table(result: TuneResult) -> str:
+    """All trials as text for a terminal, the winners marked, and below it how to get each of them.
+
+    Args:
+        result: of `tune_bundle`.
+    """
+    rows = [
+        [
+            *(row.lowering, row.profile, row.precision),
+            "" if row.batch is None else str(row.batch),
+            "" if row.images_per_second is None else f"{row.images_per_second:,.0f}",
+            *(row.fused_attention, row.note),
+        ]
+        for row in tuned_engines(result)
+    ]
     table = text_table(("lowering", "profile", "precision", "batch", "images/s", "fused attention", ""), rows)
     return "\n".join([table, *(f"{row.precision} at batch {row.batch}: {config_words(row)}" for row in result.winners)])
 
@@ -103,7 +126,3 @@ def _leads(row: BenchmarkRow, other: BenchmarkRow) -> bool:
 def _engine(trial: TunedTrial) -> tuple[Any, ...]:
     """What tells its engine from that of another trial of its precision: one engine may be timed more than once."""
     return trial.lowering, trial.profile, trial.options
-
-
-def _names(trial: TunedTrial) -> tuple[str, str, str]:
-    return trial.lowering, trial.profile, trial.precision
