@@ -1,9 +1,6 @@
 """Runs one job in this process, which lives on whatever becomes of it."""
 
-import contextlib
-import ctypes
 import dataclasses
-import gc
 import os
 import pathlib
 import socket
@@ -16,6 +13,7 @@ from vit_convert.batch.outcome import Outcome, figures_of, is_fresh, peak_of
 from vit_convert.batch.stored import store
 from vit_convert.core.bundle import Bundle, read_json
 from vit_convert.core.errors import INTERRUPTED, ConvertError, PassingError
+from vit_convert.core.host import give_memory_back
 from vit_convert.core.pipeline import file_identity
 from vit_convert.core.user_code import explain
 
@@ -78,7 +76,7 @@ def run_job(job: Job, settings: Settings) -> Outcome:
         if _identity(bundle.report) != before:  # else it is an earlier conversion's
             report = read_json(bundle.report) or {}
     finally:
-        _give_memory_back()
+        give_memory_back()  # the next conversion's size is reckoned from an empty process
     ended = dataclasses.replace(ended, peak_rss_mib=peak_of(report), figures=figures_of(report))
     if ended.finished and settings.remote:
         ended = _stored(job, settings, bundle, dataclasses.replace(ended, seconds=_since(started)))
@@ -119,10 +117,3 @@ def _failed(begun: Outcome, error: BaseException) -> Outcome:
         )
     said = f"{explain(error)}. This is a bug: please report it with the traceback that a conversion of it alone shows"
     return dataclasses.replace(begun, status="failed", exit_code=1, error=said)
-
-
-def _give_memory_back() -> None:
-    """Frees what a conversion left: the next one's size is reckoned from an empty process."""
-    gc.collect()
-    with contextlib.suppress(OSError, AttributeError):  # another C library than GNU's
-        ctypes.CDLL(None).malloc_trim(0)

@@ -1,5 +1,8 @@
 """What machine this is, and how many cores there are to use."""
 
+import contextlib
+import ctypes
+import gc
 import os
 import pathlib
 import platform
@@ -24,3 +27,15 @@ def num_cores() -> int:
         True
     """
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def give_memory_back(*, collect: bool = True) -> None:
+    """Returns to the system what the C library keeps of what was freed.
+
+    Args:
+        collect: look for circles of Python's objects before, which takes some tens of milliseconds.
+    """
+    if collect:
+        gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # another C library than GNU's
+        ctypes.CDLL(None).malloc_trim(0)

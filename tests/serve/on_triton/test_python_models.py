@@ -220,3 +220,20 @@ def test_an_engine_that_fails_is_told_and_comes_back(utils, served, monkeypatch)
     ) == (1, 0)
     assert metric("vit_convert_images_total") == 9 and Session.made == 2
     model.finalize()
+
+
+def test_what_stood_in_for_an_engine_is_given_back(utils, served, monkeypatch):
+    """Else every failure leaves what its graph took, in the arena of the thread that answered it."""
+    given = []
+    monkeypatch.setattr(classifier, "FallbackSession", Session)
+    monkeypatch.setattr(classifier, "give_memory_back", lambda **_: given.append(Session.made))
+    model = classifier.TritonPythonModel()
+    model.initialize(arguments(served[0] / "python", ["images"], ["logits"], retry_seconds=0.001))
+    for _ in range(2):
+        model.execute([request(images=served[1][:1])])
+    model._waiting.join(10)
+    assert given == []  # the stand-in is still at work
+    made = Session.made
+    model.execute([request(images=served[1][:1])])
+    assert given == [made]
+    model.finalize()

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from vit_convert.core.errors import ConvertError
+from vit_convert.core.host import give_memory_back
 from vit_convert.serve.session import FallbackSession
 from vit_convert.serve.triton.models.batches import answer_together
 from vit_convert.serve.triton.models.common import backend_utils, parameters
@@ -61,6 +62,7 @@ class TritonPythonModel:
             self._retrying = False
             self._session.close()
             self._session = fresh
+            give_memory_back(collect=False)  # of the graph that stood in, which may be a gigabyte
             self._metrics.runs_on(fresh.runs_on)
 
     def _run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
