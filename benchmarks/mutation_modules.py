@@ -233,14 +233,29 @@ MODULES: dict[str, tuple[str, ...]] = {
     "vit_convert/engine/verify.py": ("tests/engine/measure/test_verify.py",),
     "vit_convert/core/similarity.py": ("tests/core/test_similarity.py",),
     "vit_convert/export/rules/gather.py": ("tests/export/rules/test_gather_rule.py",),
-    "vit_convert/engine/inspection/command.py": _INSPECTION,
-    "vit_convert/engine/inspection/estimate.py": _INSPECTION,
+    "vit_convert/engine/inspection/command.py": (
+        "tests/engine/inspection/test_inspection_report.py",
+        "tests/engine/inspection/test_inspect.py",
+    ),
+    "vit_convert/engine/inspection/estimate.py": (
+        "tests/engine/inspection/test_findings.py",
+        "tests/engine/inspection/test_inspection_report.py",
+    ),
     "vit_convert/engine/inspection/findings.py": _INSPECTION,
     "vit_convert/engine/inspection/fusions.py": _INSPECTION,
-    "vit_convert/engine/inspection/support.py": _INSPECTION,
-    "vit_convert/engine/inspection/trtexec.py": _INSPECTION,
+    "vit_convert/engine/inspection/support.py": (
+        "tests/engine/inspection/test_findings.py",
+        "tests/engine/inspection/test_inspection_report.py",
+    ),
+    "vit_convert/engine/inspection/trtexec.py": (
+        "tests/engine/inspection/test_findings.py",
+        "tests/engine/inspection/test_inspection_report.py",
+    ),
     "vit_convert/engine/inspection/onnx_wire.py": _INSPECTION,
-    "vit_convert/engine/inspection/dla.py": _INSPECTION,
+    "vit_convert/engine/inspection/dla.py": (
+        "tests/engine/inspection/test_findings.py",
+        "tests/engine/inspection/test_inspection_report.py",
+    ),
     "vit_convert/engine/runtime/session.py": (
         "tests/engine/runtime/test_session.py",
         "tests/engine/runtime/test_several_inputs.py",

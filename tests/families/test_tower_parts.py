@@ -154,11 +154,14 @@ def encoder(found, config=None, heads=None, tmp="m.safetensors"):
 
 def test_sizes_of_a_stored_tower():
     assert encoder(leaves()) == Encoder(128, 3, 512, 2, "tanh", 1e-6)  # heads of 64 where nothing tells
-    assert encoder(leaves(width=32)).num_heads == 1
+    assert isinstance(encoder(leaves()).num_heads, int) and encoder(leaves(width=32)).num_heads == 1
     assert encoder(leaves(), heads={128: 16, 64: 3}).num_heads == 16
     assert encoder(leaves(), HubConfig(True, 8), {128: 16}).num_heads == 8
     own = leaves(a__encoderblock_0__attn__query__bias=(4, 32))
     assert encoder(own, HubConfig(True, 8), {128: 16}).num_heads == 4
+    for other in ((128,), (2, 4, 32)):  # as flat as transformers' own, or of several blocks: says nothing of heads
+        said = leaves(a__encoderblock_0__attn__query__bias=other)
+        assert encoder(said, HubConfig(True, 8)).num_heads == 8
     said = encoder(leaves(), HubConfig(True, 0, "quick", 1e-5))
     assert (said.activation, said.norm_epsilon) == ("quick", 1e-5)
 

