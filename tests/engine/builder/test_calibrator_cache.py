@@ -1,6 +1,7 @@
 """TensorRT's calibration cache: its format, and what is refused; TensorRT's own calibration needs a GPU."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -81,6 +82,16 @@ def test_calibration_is_kept_and_says_how_far_it_is(calibrate, bundle_path):
     assert [line for line in lines if line in (bundle_path / "events.jsonl").read_text()] == lines
     assert calibrate() == []
     assert calibrate(force=True) == [0]  # from its cache
+
+
+def test_a_long_calibration_says_ten_times_how_far_it_is(calibrate, bundle_path):
+    """Of 41 images, two at a time: at each tenth of the 40 that fill batches."""
+    path = bundle_path / "calibration_images.npy"
+    np.save(path, np.random.default_rng(0).integers(0, 256, (41, *IMAGE), np.uint8))
+    as_left(bundle_path, path.name)
+    assert calibrate() == [20]
+    said = re.findall(r"calibration: (\d+) of 40 images", (bundle_path / "events.jsonl").read_text())
+    assert said == [str(done) for done in range(4, 41, 4)]
 
 
 def weights(bundle_path):

@@ -11,7 +11,9 @@ from engine_graphs import BATCH, IMAGE
 from reconverted import as_left
 
 from vit_convert.core.bundle import Bundle, read_json
+from vit_convert.core.engine_results import OutputCheck
 from vit_convert.core.errors import BenchmarkError, BuildError, CheckError, UsageError
+from vit_convert.core.image_size import ImageRange
 from vit_convert.core.progress import Progress
 from vit_convert.core.signature import Output, Signature, Tensor
 from vit_convert.core.tolerance import tolerance_for
@@ -20,7 +22,7 @@ from vit_convert.engine.handoff import read_config, read_facts
 from vit_convert.engine.host import EngineHost
 from vit_convert.engine.runtime.profiles import ShapeRange
 from vit_convert.engine.runtime.session import Session
-from vit_convert.engine.verify import _image_size, batches_to_verify
+from vit_convert.engine.verify import _image_size, _where, batches_to_verify
 from vit_convert.images.preprocess import Preprocess
 
 QUIET = Progress(quiet=True)
@@ -221,6 +223,13 @@ def test_the_size_that_a_row_is_of(layout, shape, size):
     assert _image_size(signature, {"x": np.zeros(shape, np.float32)}) == size
 
 
+def test_a_miss_names_the_size_where_there_are_several(converted):
+    facts = read_facts(Bundle(converted))
+    row = OutputCheck.from_dict({"image_size": [8, 12], "output": "y", "batch": 1})
+    several = dataclasses.replace(facts, image_size=ImageRange((8, 8), (8, 12), (16, 16)))
+    assert (_where(row, facts), _where(row, several)) == ("", " of 8x12")
+
+
 def test_tolerances(converted):
     config = read_config(Bundle(converted))
     strict = tolerance_for(config, "fp32", engine=True)
@@ -274,3 +283,19 @@ def test_two_builds_of_a_bundle_have_to_agree(gpu, engines):
     with pytest.raises(CheckError, match=r"logits does not agree with itself \(tensorrt-8\.6\.0-portable\)"):
         verify(gpu, path, "fp16")
     assert (own / "fp16.plan").exists()
+
+
+def test_every_other_build_of_this_graph_is_compared_and_none_of_another(gpu, engines):
+    """Whatever its folder is called, before or after the engine's own."""
+    path = engines("fp16")
+    folders = ["tensorrt-8.6.0-a", "tensorrt-8.6.0-z", "tensorrt-8.6.0-of-another-graph", "rtx-1.7.1-all"]
+    for folder in folders:
+        plan = path / "engines" / folder / "fp16.plan"
+        simulated_gpu.write_plan(
+            plan, path / "model.onnx", RANGES, precision="fp16", error=10.0 if "-of-" in folder else 0
+        )
+    graph = read_json(plan.parent.parent / folders[2] / "fp16.plan.json")["onnx"]
+    simulated_gpu.change_sidecar(path / "engines" / folders[2] / "fp16.plan", onnx={**graph, "sha256": "0" * 64})
+    result = verify(gpu, path, "fp16").engines["fp16"]
+    compared = [row.check for row in result.consistency if row.check.startswith(("tensorrt-", "rtx-"))]
+    assert compared == folders[:2] and result.passed

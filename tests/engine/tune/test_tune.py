@@ -18,6 +18,7 @@ from vit_convert.engine import __main__ as command
 from vit_convert.engine.build_bundle import request_for
 from vit_convert.engine.handoff import read_config
 from vit_convert.engine.host import EngineHost
+from vit_convert.engine.measure.benchmark import RESIDENT
 from vit_convert.engine.tune import tune
 from vit_convert.engine.tune.trials import options_of, plan_trials, still_valid
 from vit_convert.engine.tune.winners import config_words, tune_table, winners
@@ -67,6 +68,8 @@ def test_measures_keeps_and_chooses(capsys, bundle_path, built):
     )
     passed = [trial for trial in found["trials"] if "failed" not in trial]
     assert all(trial["passed"] for trial in passed)
+    rows = [row for trial in passed for row in trial["rows"]]
+    assert {(row["streams"], row["transfers"], row["cuda_graph"]) for row in rows} == {(1, RESIDENT, True)}
     assert len({trial["plan"] for trial in passed}) == 5  # one trial's engine does not replace another's
     assert run(bundle_path) == 0 and len(built) == 6 + 1  # what was measured is kept, what failed is tried again
     assert read_json(bundle_path / "tune.json")["winners"] == found["winners"]
@@ -79,7 +82,9 @@ def test_nothing_that_ran_is_a_failure(capsys, bundle_path, built, gpu, monkeypa
 
     monkeypatch.setattr("vit_convert.engine.tune.tune.build_engine", build_engine)
     assert run(bundle_path) == BenchmarkError.exit_code
-    assert "tune: none of 6 trials ran; the last: " in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "tune: none of 6 trials ran; the last: " in said
+    assert "fp16-matmul-range-1-4-8-" in said.partition("the last: ")[2]  # of the trials in their order
     found = read_json(bundle_path / "tune.json")
     assert len(found["trials"]) == 6 and "failed: fp16-matmul-range" in tune_table(TuneResult.from_dict(found))
     monkeypatch.setattr(command, "load_backend", lambda name, **_: dataclasses.replace(gpu[0], gpu=None))
