@@ -62,13 +62,28 @@ def _scopes(graph: ir.Graph, values: Mapping[str | None, ir.Value], stacks: Sequ
         streams = [values.get(stack.tap(i)) for i in range(stack.depth)]
         for i, (start, end) in enumerate(itertools.pairwise(streams), start=1):
             if start is not None and end is not None:
-                scope |= dict.fromkeys(between(start, end, graph), stack.prefix(i))
+                scope |= dict.fromkeys(_from_stream(start, between(start, end, graph), graph), stack.prefix(i))
         if streams[0] is not None:
             start = values.get(stack.start)
             first = [node for node in between(start or before, streams[0], graph) if node not in scope]
-            scope |= dict.fromkeys(first[0 if start else _entry(first, stack.prefix(0)) :], stack.prefix(0))
+            own = _from_stream(start, first, graph) if start else first[_entry(first, stack.prefix(0)) :]
+            scope |= dict.fromkeys(own, stack.prefix(0))
         before = streams[-1] or before
     return scope
+
+
+def _from_stream(start: ir.Value, nodes: list[ir.Node], graph: ir.Graph) -> list[ir.Node]:
+    """Without what is computed from the graph's inputs beside the stream that begins with `start`: a mask."""
+    beside, found = set(graph.inputs) - {start}, []
+    reached = {start}
+    for node in nodes:
+        inputs = [value for value in node.inputs if value is not None]
+        if reached.isdisjoint(inputs) and not beside.isdisjoint(inputs):
+            beside.update(node.outputs)
+        else:
+            reached.update(node.outputs)
+            found.append(node)
+    return found
 
 
 def _entry(nodes: list[ir.Node], prefix: str) -> int:

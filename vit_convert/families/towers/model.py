@@ -16,6 +16,7 @@ from vit_convert.families.towers.architecture import (
     BLOCK,
     OF_TEXT,
     ImageTower,
+    PatchTower,
     TextTower,
     Tower,
     leaf_shapes,
@@ -37,12 +38,14 @@ def tower_model(tower: Tower, params: Mapping[str, np.ndarray]) -> Model:
     Returns:
         The model.
     """
-    stack = Stack(f"{BLOCK}{{}}/", tower.encoder.depth, nodes=_NODES)
+    # Where a mask is computed beside the stream, the graph alone does not tell where its first block begins.
+    start = ["embedded"] if _masks(tower) else []
+    stack = Stack(f"{BLOCK}{{}}/", tower.encoder.depth, start="".join(start), nodes=_NODES)
     traced = dataclasses.replace(tower, encoder=dataclasses.replace(tower.encoder, depth=stack.traced))
     # What nothing follows is an output itself, which has its own name.
     names = tower.outputs
     norm = [] if tower.encoder.post_norm or _gives_norm(tower) else ["encoder_norm"]
-    traced_taps = [*(stack.tap(i) for i in range(stack.traced)), *norm]
+    traced_taps = [*start, *(stack.tap(i) for i in range(stack.traced)), *norm]
 
     def apply(leaves: Arrays, *inputs: jax.Array) -> Arrays:
         first, rest = module_of(traced).apply(parts.nested(leaves), *inputs)
@@ -51,7 +54,7 @@ def tower_model(tower: Tower, params: Mapping[str, np.ndarray]) -> Model:
     return Model(
         signature=signature_of(tower),
         params=params,
-        taps=[*(stack.tap(i) for i in range(stack.depth)), *norm],
+        taps=[*start, *(stack.tap(i) for i in range(stack.depth)), *norm],
         apply=apply,
         traced_shapes=leaf_shapes(traced),
         traced_taps=traced_taps,
@@ -69,6 +72,11 @@ def _gives_norm(tower: Tower) -> bool:
     if tower.pools or not tower.head:
         return tokens and not {"tokens", *OF_TEXT.values()}.isdisjoint(tower.outputs)
     return tokens and "features" in tower.outputs
+
+
+def _masks(tower: Tower) -> bool:
+    """Whether attention gets a mask that is computed from the inputs."""
+    return isinstance(tower, PatchTower) or (isinstance(tower, TextTower) and tower.mask == "padding")
 
 
 def _pooled_token(tower: Tower) -> int | None:
@@ -99,6 +107,8 @@ def _runner(tower: Tower, params: Mapping[str, np.ndarray], stack: Stack) -> Cal
         given = [jnp.asarray(array) for array in inputs]
         with jax.default_matmul_precision("highest"):
             x, mask = embed(variables, *given), mask_of(variables, *given)
+            if stack.start:
+                results[stack.start] = np.asarray(x)
             for i in range(stack.depth):
                 x = block({"params": parts.under(params, stack.prefix(i))}, x, mask)
                 results[stack.tap(i)] = np.asarray(x)

@@ -122,10 +122,11 @@ class TowerModule(nn.Module):
             inputs: of the tower, as its signature has them.
 
         Returns:
-            The first of what `finish` gives, and by name the others and the taps `block_00`… and `encoder_norm`, each
-            [batch, tokens, width].
+            The first of what `finish` gives, and by name the others and the taps `embedded`, `block_00`… and
+            `encoder_norm`, each [batch, tokens, width].
         """
         x, mask, taps = self.embed(*inputs), self.mask(*inputs), {}
+        taps["embedded"] = x
         for i, block in enumerate(self.Transformer.encoderblock):
             x = taps[f"block_{i:02d}"] = block(x, mask)
         if not self.tower.encoder.post_norm:
