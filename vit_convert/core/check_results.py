@@ -64,7 +64,26 @@ class LargestActivation(Record):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GraphCheck(Distance, StageResult):
+class LoweredGraph(Record):
+    """How a lower precision's graph was made.
+
+    Attributes:
+        quantized: layers that are quantized.
+        fp32_islands: nodes that stay in float32, and why.
+        num_casts: Cast nodes.
+        num_subnormal: weights that lose digits as they lie below the type's smallest normal value.
+        max_abs_activation: by block.
+    """
+
+    quantized: tuple[str, ...] | None = optional()
+    fp32_islands: Mapping[str, str] | None = optional()
+    num_casts: int | None = optional()
+    num_subnormal: int | None = optional()
+    max_abs_activation: Mapping[str, LargestActivation] | None = optional()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GraphCheck(Distance, LoweredGraph, StageResult):
     """One graph under onnxruntime, compared with JAX; its distance is that of the output.
 
     Attributes:
@@ -76,11 +95,6 @@ class GraphCheck(Distance, StageResult):
         consistency: what needs no reference: equal rows agree, order and batch do not matter, all is finite.
         top1: on the labelled images, in percent.
         lowerings: of fp32: the other lowerings by name.
-        quantized: layers that are quantized.
-        fp32_islands: nodes that stay in float32, and why.
-        num_casts: Cast nodes.
-        num_subnormal: weights that lose digits as they lie below the type's smallest normal value.
-        max_abs_activation: by block.
     """
 
     precision: str
@@ -91,11 +105,14 @@ class GraphCheck(Distance, StageResult):
     consistency: tuple[Finding, ...] | None = optional()
     top1: float | None = optional()
     lowerings: Mapping[str, LoweringCheck] | None = optional()
-    quantized: tuple[str, ...] | None = optional()
-    fp32_islands: Mapping[str, str] | None = optional()
-    num_casts: int | None = optional()
-    num_subnormal: int | None = optional()
-    max_abs_activation: Mapping[str, LargestActivation] | None = optional()
+
+    def of(self, graph: LoweredGraph) -> "GraphCheck":
+        """The same with how the graph was made."""
+        return dataclasses.replace(self, **{name: getattr(graph, name) for name in _names(LoweredGraph)})
+
+
+def _names(record: type[Record]) -> list[str]:
+    return [field.name for field in dataclasses.fields(record)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

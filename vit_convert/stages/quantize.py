@@ -11,7 +11,7 @@ import numpy as np
 
 from vit_convert.core import config as configs
 from vit_convert.core.bundle import hash_file
-from vit_convert.core.check_results import GraphCheck, LargestActivation, QuantizeResult, Verdict
+from vit_convert.core.check_results import GraphCheck, LargestActivation, LoweredGraph, QuantizeResult, Verdict
 from vit_convert.core.errors import CheckError
 from vit_convert.core.pipeline import Context, Stage
 from vit_convert.stages.calibrate import SMOOTHED, limits, source_graph, unquantized
@@ -76,12 +76,12 @@ def lower(context: Context) -> QuantizeResult:
         checks[SMOOTHED] = check_precision(context, SMOOTHED)  # what is not exact in fp32 need not be quantized
     activations = functools.cache(functools.partial(activation_ranges, context))
     for precision in lowered:
-        detail = _write_graph(context, precision, activations)
+        graph = _write_graph(context, precision, activations)
         try:
-            checks[precision] = dataclasses.replace(check_precision(context, precision), **detail)
+            checks[precision] = check_precision(context, precision).of(graph)
         except CheckError as e:
             if isinstance(e.result, GraphCheck):
-                checks[precision] = dataclasses.replace(e.result, **detail)
+                checks[precision] = e.result.of(graph)
             failed = failed or e
     verdicts = {
         precision: _verdict(context, precision, checks)
@@ -102,8 +102,8 @@ def lower(context: Context) -> QuantizeResult:
     return result
 
 
-def _write_graph(context: Context, precision: str, activations: Any) -> dict[str, Any]:
-    """Writes one lower precision's graph and returns what to report about it."""
+def _write_graph(context: Context, precision: str, activations: Any) -> LoweredGraph:
+    """Writes one lower precision's graph."""
     import onnx_ir as ir
 
     from vit_convert.core.onnx_file import save_onnx
@@ -116,7 +116,7 @@ def _write_graph(context: Context, precision: str, activations: Any) -> dict[str
     dialect, keep_fp32 = dialect_for(context), context.config.keep_fp32
     source = source_graph(context) if precision in configs.QUANTIZED else context.bundle.onnx()
     model = ir.load(source)
-    detail: dict[str, Any] = {}
+    made = LoweredGraph()
     if precision in configs.QUANTIZED:
         placement = _place(context, model, precision)
         model = quantize(
@@ -126,7 +126,7 @@ def _write_graph(context: Context, precision: str, activations: Any) -> dict[str
             target=dialect.name,
             precision=precision,
         )
-        detail["quantized"] = tuple(site.name for site in placement.sites)
+        made = LoweredGraph(quantized=tuple(site.name for site in placement.sites))
     if not dialect.precision_by_flag:
         amax, per_block = activations(source)
         typed = (
@@ -137,13 +137,18 @@ def _write_graph(context: Context, precision: str, activations: Any) -> dict[str
         for name, largest in typed.overflowing.items():
             context.progress.warn(f"{name}: |w| reaches {largest:.3g}, beyond fp16; it stays fp32")
         model = typed.model
-        detail |= {"fp32_islands": typed.islands, "num_casts": typed.num_casts, "num_subnormal": typed.num_subnormal}
-        detail["max_abs_activation"] = per_block
+        made = dataclasses.replace(
+            made,
+            fp32_islands=typed.islands,
+            num_casts=typed.num_casts,
+            num_subnormal=typed.num_subnormal,
+            max_abs_activation=per_block,
+        )
     save_onnx(model, context.bundle.onnx(precision))
-    return detail
+    return made
 
 
-def _write_ranges(context: Context, lowering: str) -> dict[str, Any]:
+def _write_ranges(context: Context, lowering: str) -> LoweredGraph:
     """Writes what an engine computes from a lowering and its ranges as Q/DQ pairs, which are checked and not built
     from."""
     import onnx_ir as ir
@@ -159,7 +164,7 @@ def _write_ranges(context: Context, lowering: str) -> dict[str, Any]:
     )
     sites = sites_with_ranges(model, ranges.thresholds)
     save_onnx(quantize(model, ranges, sites, target="trt8"), context.bundle.onnx("int8"))
-    return {"quantized": tuple(site.name for site in sites)}
+    return LoweredGraph(quantized=tuple(site.name for site in sites))
 
 
 def _ranges_by_flag(context: Context, activations: Any) -> dict[str, LargestActivation]:
