@@ -266,5 +266,5 @@ def test_arguments(checkpoint):
     path = checkpoint("mu/16")
     with pytest.raises(UsageError, match=r"family 'vitt': unknown. Did you mean vit"):
         load_checkpoint(path, family="vitt")
-    with pytest.raises(UsageError, match=r"outputs 'feature': unknown. Did you mean features"):
+    with pytest.raises(UsageError, match=r"outputs='feature': 'feature' is not one of .*\. Did you mean features\?"):
         load_checkpoint(path, outputs="feature")

@@ -2,8 +2,9 @@
 
 import pytest
 import simulated_gpu
-from by_hand import PREPROCESS, conclude
+from by_hand import conclude
 from engine_graphs import PROFILE, block
+from signatures import PREPROCESS
 
 from vit_convert.core.bundle import Bundle, hash_file, read_json, write_json
 from vit_convert.core.engine_results import EngineCheck, Proof

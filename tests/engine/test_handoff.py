@@ -6,7 +6,8 @@ import hashlib
 import by_hand
 import numpy as np
 import pytest
-from by_hand import COMMAND, PREPROCESS
+from by_hand import COMMAND
+from signatures import PREPROCESS
 
 from vit_convert.config import default_config
 from vit_convert.core.benchmark_results import MeasuredModel

@@ -38,6 +38,7 @@ OPTIONAL: dict[str, tuple[str, ...]] = {
     "LayerType.ATTENTION_INPUT": ("10", "11", "rtx"),
     "NetworkDefinitionCreationFlag.EXPLICIT_BATCH": ("8.6", "10"),
     "NetworkDefinitionCreationFlag.STRONGLY_TYPED": ("10", "11", "rtx"),
+    "OnnxParser.supports_model_v2": ("10", "11", "rtx"),
     "ParserError.node_name": ("10", "11", "rtx"),
     "BuilderFlag.PREFER_PRECISION_CONSTRAINTS": ("8.6", "10"),
     "PreviewFeature.PROFILE_SHARING_0806": ("8.6", "10"),

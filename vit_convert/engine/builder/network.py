@@ -91,10 +91,9 @@ def refused_nodes(backend: Backend, builder: Any, onnx_path: pathlib.Path) -> li
     """
     network = builder.create_network(backend.network_flags(strongly_typed=backend.strongly_typed))
     parser = backend.module.OnnxParser(network, backend.logger)
-    ask = getattr(parser, "supports_model_v2", None) or getattr(parser, "supports_model", None)  # the latter until 10
-    if ask is None or backend.find("ParserError.node_name") is None:
+    if backend.find("OnnxParser.supports_model_v2") is None or backend.find("ParserError.node_name") is None:
         return []
-    ask(onnx_path.read_bytes(), utf8_path(onnx_path))
+    parser.supports_model_v2(onnx_path.read_bytes(), utf8_path(onnx_path))
     errors = [parser.get_error(i) for i in range(parser.num_errors)]
     return list(dict.fromkeys(f"{error.node_name()} ({error.node_operator()})" for error in errors))
 

@@ -12,6 +12,7 @@ from vit_convert.core.version import __version__
 from vit_convert.engine.pair_bundle import open_pair
 from vit_convert.serve.triton import pbtxt
 from vit_convert.serve.triton.models.preprocess import ENCODED, PIXELS
+from vit_convert.serve.triton.models.similarity import LOGITS, SIMILARITY
 from vit_convert.serve.triton.models.tokenize import FOLDER, PROMPT
 from vit_convert.serve.triton.models_of import models_of
 from vit_convert.serve.triton.offered import Offered, read_offered
@@ -23,7 +24,6 @@ from vit_convert.text.tokenizer import open_tokenizer, tokenizer_files
 
 KEPT_TEXTS = 10_000
 _PROMPT = Tensor(PROMPT, "bytes", ("batch", 1))
-_RESULTS = ("similarity", "logits")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +142,7 @@ def _similarity(pair: OfferedPair, asked: Asked) -> ModelFolder:
     taken = [Tensor(ENCODED, "bytes", ("images",)), Tensor(PIXELS, "uint8", ("images", "height", "width", 3))]
     taken += [Tensor("tokens", pair.tokens.dtype, ("texts", length))]
     taken += [Tensor(PROMPT, "bytes", ("texts",))] if asked.tokenizer else []
-    given = [Tensor(result, "float32", ("images", "texts")) for result in _RESULTS]
+    given = [Tensor(result, "float32", ("images", "texts")) for result in (SIMILARITY, LOGITS)]
     facts = {key: value for key, value in pair.facts.to_dict().items() if key != "text"}
     processes = "One process, so that all requests share the embeddings that it keeps."
     kept = "Embeddings of texts to keep, those that were asked for last; each is a row of float32."

@@ -15,6 +15,7 @@ from vit_convert.engine.handoff import read_config
 from vit_convert.engine.pair_bundle import jax_embeddings
 from vit_convert.serve.triton.client import infer
 from vit_convert.serve.triton.models.preprocess import PIXELS
+from vit_convert.serve.triton.models.similarity import LOGITS, SIMILARITY
 from vit_convert.serve.triton.offered import Offered
 from vit_convert.serve.triton.pairs import OfferedPair
 
@@ -111,7 +112,7 @@ def prove_pair(url: str, name: str, pair: OfferedPair) -> Iterator[Proved]:
     tokens = np.load(pair.text.bundle.tokens("evaluation"), mmap_mode="r")[:_MOST_IMAGES]
     image, text = (jax_embeddings(tower.bundle, tower.facts)[:_MOST_IMAGES] for tower in towers)
     logits = logits_of(image, text, pair.facts)
-    expected = {"similarity": probabilities_of(logits, pair.facts), "logits": logits}
+    expected = {SIMILARITY: probabilities_of(logits, pair.facts), LOGITS: logits}
     precision = max((tower.plans[0].precision if tower.plans else "fp32" for tower in towers), key=PRECISIONS.index)
     for _ in range(2):
         found = _ask(url, model, {PIXELS: np.asarray(pixels), pair.tokens.name: np.asarray(tokens)})
@@ -126,7 +127,7 @@ def _of_similarity(pair: OfferedPair, precision: str, output: str) -> Tolerance:
     engine = bool(pair.image.plans or pair.text.plans)
     cosine = allowed_similarity_error(config, precision, engine=engine)
     # A probability moves by half of what its logits do at most: two that are alike, which move apart.
-    atol = pair.facts.logit_scale * cosine * (1.0 if output == "logits" else 0.5)
+    atol = pair.facts.logit_scale * cosine * (1.0 if output == LOGITS else 0.5)
     return Tolerance(atol, 0.0, -1.0)
 
 

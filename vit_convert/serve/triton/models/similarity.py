@@ -16,6 +16,7 @@ from vit_convert.serve.triton.models.preprocess import ENCODED, PIXELS
 from vit_convert.serve.triton.models.tokenize import PROMPT
 
 IMAGES, TEXTS = (ENCODED, PIXELS), ("tokens", PROMPT)
+SIMILARITY, LOGITS = "similarity", "logits"  # what this model gives
 Arrays = Mapping[str, np.ndarray]
 
 
@@ -56,7 +57,7 @@ class TritonPythonModel:
             tokens = self._ask(f"{self._name}_tokenize", {PROMPT: tokens.reshape(-1, 1)}, "tokens")
         logits = logits_of(image, self._texts(tokens), self._pair)
         self._compared.increment(len(tokens))
-        values = {"similarity": probabilities_of(logits, self._pair), "logits": logits}
+        values = {SIMILARITY: probabilities_of(logits, self._pair), LOGITS: logits}
         return {name: value.astype(np.float32) for name, value in values.items()}
 
     def _embed_texts(self, tokens: np.ndarray) -> np.ndarray:
