@@ -33,8 +33,13 @@ def test_a_session_of_a_pair(pair):
         np.testing.assert_allclose(1 / (1 + np.exp(-logits.astype(float))), expected, rtol=1e-4)
         with pytest.raises(BenchmarkError, match="differ in width"):
             session.similarity(pixels(IMAGES), texts[:, :3])
-        with pytest.raises(BenchmarkError, match="onnxruntime"):
-            session.text(TOKENS[:, :2])
+        for wrong, said in (
+            (TOKENS[:, :2], r"ids \[6, 2\], the model takes \[texts, 5\]"),
+            (TOKENS - 1, "ids -1 to"),  # which a graph would look up from the end of its table
+            (TOKENS + 20, "the model has 20 tokens"),
+        ):
+            with pytest.raises(BenchmarkError, match=said):
+                session.text(wrong)
     with pytest.raises(BenchmarkError, match="closed"):
         session.image(pixels(IMAGES))
     with pytest.raises(UsageError, match="a pair of towers, and one engine is given"):

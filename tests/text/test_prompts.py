@@ -1,5 +1,7 @@
 """Prompts, classes and templates as people write them, and ids in an .npy."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -10,6 +12,7 @@ from vit_convert.text.prompts import filled, read_classes, read_prompts, read_te
 from vit_convert.text.tokens import fingerprint, read_tokens
 
 RULE = Prompting("clip", 4, 50, start=48, end=49, pad=0, lower=True, sticky_end=True)
+ANY = dataclasses.replace(RULE, tokenizer="sentencepiece")  # of a model that does without an end
 
 
 def test_prompts_are_lines(tmp_path):
@@ -87,7 +90,7 @@ def test_ids_in_an_npy(tmp_path):
         np.asfortranarray(np.arange(8, dtype=np.int64).reshape(2, 4)),
     ):
         np.save(path, ids)
-        found = read_tokens(path, RULE)
+        found = read_tokens(path, ANY)
         assert found.dtype == np.int32 and found.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
 
 
@@ -108,12 +111,20 @@ def test_ids_that_are_not_the_models(tmp_path, ids, said):
         read_tokens(tmp_path / "ids.npy", RULE)
 
 
+def test_a_text_without_an_end_where_its_embedding_is_taken_there(tmp_path):
+    """Of nothing the embedding is 0 / 0; a tower that pools elsewhere does without."""
+    np.save(tmp_path / "ids.npy", [[48, 3, 49, 0], [48, 3, 4, 5]])
+    with pytest.raises(CalibrationError, match=r"text 1 has no end token \(49\)"):
+        read_tokens(tmp_path / "ids.npy", RULE)
+    assert read_tokens(tmp_path / "ids.npy", ANY).shape == (2, 4)
+
+
 def test_ids_of_many_prompts_and_of_none(tmp_path):
     ids = np.random.default_rng(0).integers(0, 50, (100, 4), np.int32)
     np.save(tmp_path / "ids.npy", ids)
-    np.testing.assert_array_equal(read_tokens(tmp_path / "ids.npy", RULE), ids)
+    np.testing.assert_array_equal(read_tokens(tmp_path / "ids.npy", ANY), ids)
     with pytest.raises(CalibrationError, match=r"tokens .*none\.npy: No such file or directory$"):
-        read_tokens(tmp_path / "none.npy", RULE)
+        read_tokens(tmp_path / "none.npy", ANY)
 
 
 @pytest.mark.parametrize("cut", [0, 5, 100, -1])

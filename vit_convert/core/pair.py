@@ -7,6 +7,8 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from vit_convert.core.bundle import read_json
 from vit_convert.core.errors import UsageError
 from vit_convert.core.record import Record, RecordError
@@ -45,6 +47,30 @@ class PairFacts(Record):
                 "are not those of a pair",
                 fix=f"Both numbers are finite, and the similarity is {' or '.join(SIMILARITIES)}.",
             )
+
+
+def wrong_ids(ids: np.ndarray, text: Mapping[str, Any]) -> str:
+    """What a text tower would make nothing right of, in words; "" where all is well.
+
+    A graph looks a negative id up from the end of its table, and a causal tower that pools at the end of a text has
+    nothing to pool where there is none.
+
+    Args:
+        ids: whole numbers [prompts, length].
+        text: the tower's rule, as `PairFacts.text` has it.
+
+    Example:
+        >>> wrong_ids(np.array([[1, -3]]), {"length": 2, "vocabulary": 9})
+        'ids -3 to 1, the model has 9 tokens'
+    """
+    if ids.ndim != 2 or ids.shape[1] != text["length"]:
+        return f"ids {list(ids.shape)}, the model takes [texts, {text['length']}]"
+    if ids.size and (ids.min() < 0 or ids.max() >= text["vocabulary"]):
+        return f"ids {ids.min()} to {ids.max()}, the model has {text['vocabulary']:,} tokens"
+    end = text.get("end", -1)
+    if text.get("tokenizer") == "clip" and end >= 0 and not (found := (ids == end).any(1)).all():
+        return f"text {int(np.argmin(found))} has no end token ({end}), at which its embedding is taken"
+    return ""
 
 
 def is_pair(folder: str | os.PathLike[str]) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from vit_convert.core.errors import BenchmarkError
+from vit_convert.core.pair import wrong_ids
 from vit_convert.core.similarity import logits_of, probabilities_of
 from vit_convert.engine.pair_bundle import open_pair
 from vit_convert.serve.session import FallbackSession
@@ -81,6 +82,8 @@ class PairSession:
             BenchmarkError: see `image`.
         """
         if isinstance(tokens, np.ndarray) and np.issubdtype(tokens.dtype, np.integer):
+            if wrong := wrong_ids(tokens, self.pair.text):
+                raise BenchmarkError(f"tokens: {wrong}", fix="Make them with the tokenizer of the checkpoint.")
             tokens = tokens.astype(np.int32)
         return self._embed("text", tokens)
 

@@ -9,6 +9,7 @@ import numpy as np
 from vit_convert.core.bundle import hash_file, hash_value
 from vit_convert.core.errors import CalibrationError, UsageError
 from vit_convert.core.npy_header import read_npy_header
+from vit_convert.core.pair import wrong_ids
 from vit_convert.text.files import LARGEST_BYTES, read_bounded
 from vit_convert.text.prompting import Prompting
 from vit_convert.text.prompts import read_prompts
@@ -96,9 +97,8 @@ def _read_ids(path: pathlib.Path, prompting: Prompting) -> np.ndarray:
             f"tokens {path}: {len(values):,} bytes, its header says {size:,}", fix="Save them with numpy.save."
         )
     ids = np.frombuffer(values, dtype).reshape(shape, order="F" if fortran else "C")
-    if ids.min() < 0 or ids.max() >= prompting.vocabulary:
+    if wrong := wrong_ids(ids, prompting.to_dict()):
         raise CalibrationError(
-            f"tokens {path}: ids {ids.min()} to {ids.max()}, the model has {prompting.vocabulary:,} tokens",
-            fix="Make them with the tokenizer that belongs to the checkpoint.",
+            f"tokens {path}: {wrong}", fix="Make them with the tokenizer that belongs to the checkpoint."
         )
     return ids.astype(np.int32)
