@@ -268,10 +268,7 @@ MODULES: dict[str, tuple[str, ...]] = {
         "tests/engine/runtime/test_session.py",
         "tests/engine/runtime/test_several_inputs.py",
     ),
-    "vit_convert/engine/runtime/pinned.py": (
-        "tests/engine/runtime/test_pipelined.py",
-        "tests/engine/runtime/test_session.py",
-    ),
+    "vit_convert/engine/runtime/pinned.py": ("tests/engine/runtime/test_pinned.py",),
     "vit_convert/engine/runtime/pipelined.py": (
         "tests/engine/runtime/test_pipelined.py",
         "tests/engine/runtime/test_session.py",
@@ -525,7 +522,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "vit_convert/serve/triton/models/top.py": ("tests/serve/on_triton/test_python_models.py",),
     "vit_convert/core/presets.py": ("tests/core/test_presets.py",),
     "vit_convert/core/consistency.py": ("tests/core/test_consistency.py",),
-    "vit_convert/core/pair.py": ("tests/core/test_similarity.py",),
+    "vit_convert/core/pair.py": ("tests/core/test_pair_record.py",),
     "vit_convert/core/command.py": ("tests/cli/test_usage.py",),
     "vit_convert/core/warm.py": ("tests/export/test_warm.py",),
     "vit_convert/core/check_results.py": (
