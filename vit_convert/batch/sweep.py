@@ -33,7 +33,8 @@ def settings_of_flags(words: Sequence[str]) -> list[dict[str, str]]:
         given, equals, values = word.partition("=")
         key = known_key(given, f"--sweep={word}") if equals else ""
         if not key or not values.strip() or key in ("name", "checkpoint", *axes):
-            why = "swept twice" if key in axes else "is not a key that can be swept" if key else "has no values"
+            fixed = key in ("name", "checkpoint")
+            why = "swept twice" if key in axes else "is not a key that can be swept" if fixed else "has no values"
             raise UsageError(f"--sweep={word}: {given} {why}", fix=_FIX)
         axes[key] = _split(values)
     return [dict(zip(axes, values)) for values in itertools.product(*axes.values())]
