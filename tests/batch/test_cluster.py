@@ -54,6 +54,12 @@ def test_every_job_ends_once_whatever_is_killed(harness, cluster, tmp_path):
 
     driver = batch.start()
     assert harness.wait_for(lambda: len(converting()) == 2, 60), driver.poll()
+    driver.send_signal(signal.SIGINT)  # Ctrl-C: all that runs ends, and the same command goes on
+    said, _ = driver.communicate(timeout=120)
+    assert driver.returncode == 130 and harness.wait_for(lambda: not converting(), 60), said
+
+    driver = batch.start()
+    assert harness.wait_for(lambda: len(converting()) == 2, 60), driver.poll()
     os.kill(converting()[0], signal.SIGKILL)
     assert harness.wait_for(lambda: bool(batch.finished()), 120)
     driver.send_signal(signal.SIGKILL)  # the driver, in the middle
@@ -83,6 +89,13 @@ mkdir -p "$bundle/engines/x" && echo plan >"$bundle/engines/x/fp16.plan"
 """
 
 
+def waiting(python: pathlib.Path) -> list[int]:
+    """Processes of engine tasks."""
+    done = subprocess.run(["pgrep", "-f", str(python)], capture_output=True, text=True, check=False)
+    found = [int(line) for line in done.stdout.split()]
+    return [pid for pid in found if b"vit_convert.batch" not in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
 def test_engines_are_tasks_of_one_gpu_of_a_type_and_lost_nodes_are_replaced(harness, cluster, tmp_path):
     size = {"num_cpus": 1, "num_gpus": 1, "memory": GIB, "object_store_memory": 10**8}
     lost = cluster.add_node(**size, resources={"accelerator_type:A": 1}, node_ip_address="127.0.0.4")
@@ -97,7 +110,16 @@ def test_engines_are_tasks_of_one_gpu_of_a_type_and_lost_nodes_are_replaced(harn
     (tmp_path / "hold").touch()
     driver = batch.start()
     log = tmp_path / "log"
-    assert harness.wait_for(lambda: log.exists() and len(log.read_text().splitlines()) == 2, 120), driver.poll()
+
+    def began(count):
+        return log.exists() and len(log.read_text().splitlines()) == count
+
+    assert harness.wait_for(lambda: began(2), 120), driver.poll()
+    driver.send_signal(signal.SIGINT)
+    said, _ = driver.communicate(timeout=120)
+    assert driver.returncode == 130 and harness.wait_for(lambda: not waiting(python), 60), said
+    driver = batch.start()
+    assert harness.wait_for(lambda: began(4), 120), driver.poll()
     cluster.remove_node(lost, allow_graceful=False)  # one task waits on each GPU: the first type loses its node
     cluster.add_node(**size, resources={"accelerator_type:A": 1}, node_ip_address="127.0.0.6")
     (tmp_path / "hold").unlink()
@@ -109,7 +131,7 @@ def test_engines_are_tasks_of_one_gpu_of_a_type_and_lost_nodes_are_replaced(harn
     }
     assert {row["device"] for engines in rows.values() for row in engines} == {"0"}  # as Ray named it to the task
     assert sum(row["attempts"] == 2 for engines in rows.values() for row in engines) == 1
-    assert len(log.read_text().splitlines()) == 5 and batch.left_behind() == []
+    assert began(7) and batch.left_behind() == []
 
 
 def test_what_is_not_there_is_said(harness, tmp_path):

@@ -1,5 +1,6 @@
 """Engine tasks on the GPUs of a Ray cluster: each is a task of one GPU, of the type that its engines are for."""
 
+import contextlib
 import os
 import threading
 from typing import Any
@@ -76,8 +77,10 @@ class RayGpus:
         running = list(self._running)
         for reference in running:
             self._ray.cancel(reference, force=False)
-        if running:
-            self._ray.wait(running, num_returns=len(running), timeout=_END_S)
+        _, left = self._ray.wait(running, num_returns=len(running), timeout=_END_S) if running else ([], [])
+        for reference in left:
+            with contextlib.suppress(self._ray.exceptions.RayError):
+                self._ray.cancel(reference, force=True)
 
 
 def engine_task(workdir: str, name: str, settings: EngineSettings, gpu: str) -> EngineOutcome:

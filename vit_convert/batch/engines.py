@@ -27,6 +27,7 @@ from vit_convert.core.record import RecordError
 COMMANDS = ("build", "verify", "benchmark")
 _END_S = 10.0  # that a task has to let go of its bundle
 _LAST_WORDS = 4000  # characters
+_TICK_S = 0.25
 # Ends with us, however we end: the kernel's word outlives exec. `-S -E -s`: no packages, which would take longer.
 _TIED = """
 import ctypes, os, sys
@@ -122,9 +123,7 @@ class Tasks:
         with tempfile.TemporaryFile() as log:
             process = self._start(command, device, log)
             try:
-                code = process.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                code = None
+                code = _waited(process, deadline)
             finally:
                 _end(process)
                 self._running.discard(process)
@@ -259,6 +258,17 @@ def _measured(bundle: Bundle, settings: EngineSettings) -> dict[str, Any]:
         "recommended": (found.get("recommended") or {}).get("precision", ""),
         "images_per_second": max(row["images_per_second"] for row in rows),
     }
+
+
+def _waited(process: "subprocess.Popen[bytes]", deadline: float | None) -> int | None:
+    """The exit code; None after the deadline. Looks again and again: Ray cancels a task by an interrupt that no signal
+    brings, so that it would not end a wait."""
+    while True:
+        try:
+            return process.wait(_TICK_S)
+        except subprocess.TimeoutExpired:
+            if deadline is not None and time.monotonic() >= deadline:
+                return None
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
