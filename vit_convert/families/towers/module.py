@@ -27,7 +27,7 @@ def attention(num_heads: int, mask: Mask) -> nn.Module:
 
 def _masked_attention(query: jax.Array, key: jax.Array, value: jax.Array, *, added: jax.Array, **_: Any) -> jax.Array:
     """softmax(q kᵀ / √d + added) v, each [batch, tokens, heads, size]."""
-    scores = jnp.einsum("bqhd,bkhd->bhqk", query * np.float32(query.shape[-1] ** -0.5), key) + added
+    scores = jnp.einsum("bqhd,bkhd->bhqk", query * query.shape[-1] ** -0.5, key) + added.astype(query.dtype)
     return jnp.einsum("bhqk,bkhd->bqhd", nn.softmax(scores, axis=-1), value)
 
 
@@ -49,7 +49,7 @@ class MlpBlock(nn.Module):
 
 def _activate(x: jax.Array, activation: str) -> jax.Array:
     if activation == "quick":
-        return x * nn.sigmoid(np.float32(1.702) * x)
+        return x * nn.sigmoid(1.702 * x)
     return nn.relu(x) if activation == "relu" else nn.gelu(x, approximate=activation == "tanh")
 
 
@@ -319,13 +319,14 @@ class TextModule(TowerModule):
 
 
 def first_of(tokens: jax.Array, token: int) -> jax.Array:
-    """1 where a token stands for the first time, else 0: [batch, length] -> float32 [batch, length].
+    """1 where a token stands for the first time, at the last place where it does not stand at all, else 0: [batch,
+    length] -> float32 [batch, length].
 
     By a product with a triangle, which counts how many stood before: TensorRT has no ArgMax of whole numbers of 64
     bits.
     """
     length = tokens.shape[1]
-    found = _float(tokens == token)
+    found = jnp.maximum(_float(tokens == token), jnp.asarray(np.eye(length, dtype=np.float32)[-1:]))
     before = jnp.matmul(found, jnp.asarray(np.triu(np.ones((length, length), np.float32), 1)))
     return found * nn.relu(1 - before)
 
