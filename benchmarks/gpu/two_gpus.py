@@ -110,7 +110,7 @@ def main(argv: list[str]) -> int:
         print({key: value for key, value in rows[name].items() if key != "tasks"}, flush=True)
         record = {
             "what": (__doc__ or "").split("\n\n")[0],
-            "command": shlex.join(["python", "benchmarks/gpu/two_gpus.py", *argv[1:]]),
+            "command": shlex.join(["python", "benchmarks/gpu/two_gpus.py", *sys.argv[1:]]),
             "engine_flags": _ENGINE_FLAGS.value,
             "variant": _VARIANT.value,
             **environment(folder / name),
