@@ -20,7 +20,8 @@ _OUTPUT = flags.DEFINE_string("output", None, "The JSON file.", required=True)
 _TOOLS = flags.DEFINE_list("tools", ["memcheck", "racecheck", "synccheck", "initcheck"], "Tools of compute-sanitizer.")
 _TESTS = flags.DEFINE_string(
     "tests",
-    "1-17-3 or 1-65-3 or 2-577-2 or 3-50-12 or rise or (test_norm and (32 or 288 or 2048) and (7 or 9))",
+    "1-17-3 or 1-65-3 or 2-577-2 or 3-50-12 or rise or (test_norm and (32 or 288 or 2048) and (7 or 9)) "
+    "or (tile_by_tile and (2-65-3 or 1-577-2)) or (within_windows and (49-4-3-3 or 33-1-1-3 or 144-4-1-3))",
     "As pytest's -k.",
 )
 _FEW = "(test_attention_over and (1-17-3 or 2-50-12)) or (test_norm and to_int8 and (288 or 32) and 7 and fp16)"

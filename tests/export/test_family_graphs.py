@@ -10,6 +10,7 @@ import onnx_ir as ir
 import pytest
 from family_models import SMALL, images, model, reference
 
+from vit_convert.core.errors import ExportError
 from vit_convert.core.onnx_file import open_session, run_session
 from vit_convert.export.exporter import export_model
 from vit_convert.export.targets import lowering_named, target_named
@@ -57,11 +58,39 @@ def test_agrees_block_by_block_within_its_budget(tmp_path, family, target):
 
 
 @pytest.mark.parametrize(
-    ("family", "lowering"), [("mixer", "matmul"), ("swin", "primitives"), ("hybrid", "primitives")]
+    ("family", "lowering"),
+    [("mixer", "matmul"), ("swin", "primitives"), ("swin", "windows"), ("hybrid", "primitives")],
 )
 def test_lowerings_for_tensorrt_8(tmp_path, family, lowering):
     report = export_model(model(family), tmp_path / "model.onnx", target=lowering_named("trt8", lowering))
     assert_agrees(family, tmp_path / "model.onnx", report.taps)
+
+
+def test_what_windows_become(tmp_path):
+    """All attention and all LayerNorms between convolutions are our kernels'; a LayerNorm takes the residual addition
+    before it along, but for those behind a Gather."""
+    export_model(model("swin"), tmp_path / "model.onnx", target=lowering_named("trt8", "windows"))
+    graph = ir.load(tmp_path / "model.onnx")
+    nodes, depths = list(graph.graph), [stack.depth for stack in model("swin").stacks]
+    counts = collections.Counter(node.op_type for node in nodes)
+    assert "Softmax" not in counts and counts["VitWindowAttention"] == sum(depths)
+    assert counts["VitAddNorm"] + counts["VitNorm"] == 2 * sum(depths) and counts["VitAddNorm"] >= sum(depths)
+    kept = ("heads", "tokens", "head", "windows")
+    found = [
+        [node.attributes[name].as_int() for name in kept] for node in nodes if node.op_type == "VitWindowAttention"
+    ]
+    # 112 pixels are 28 by 28 patches, 16 windows; half as many a side in the second stage
+    assert found[:2] == [[1, 49, 32, 1], [1, 49, 32, 16]] and found[-1] == [2, 49, 32, 4]
+    bias = next(node.inputs[1] for node in nodes if node.op_type == "VitWindowAttention")
+    assert tuple(bias.shape) == (1, 49, 50)  # the kernel reads two columns at a time
+
+
+@pytest.mark.parametrize(
+    ("family", "why"), [("mixer", "no attention with a bias"), ("hybrid", "no attention with a bias")]
+)
+def test_windows_without_windows(tmp_path, family, why):
+    with pytest.raises(ExportError, match=why):
+        export_model(model(family), tmp_path / "model.onnx", target=lowering_named("trt8", "windows"))
 
 
 @pytest.mark.parametrize("family", SMALL)

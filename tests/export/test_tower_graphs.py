@@ -120,15 +120,43 @@ def of(architecture):
     return tower_model(architecture, values)
 
 
-@pytest.mark.parametrize("mask", ["causal", "padding"])
-def test_the_plugin_does_not_serve_under_a_mask(tmp_path, mask):
+@pytest.mark.parametrize(("mask", "lowering"), [("causal", "plugin"), ("padding", "plugin"), ("padding", "kernels")])
+def test_what_does_not_serve_under_a_mask(tmp_path, mask, lowering):
     architecture = TextTower("t", "t", SIXTY_FOUR, "end", vocabulary=30, length=8, mask=mask, start=28, end=29, pad=0)
-    for lowering in ("plugin", "kernels"):
-        with pytest.raises(ExportError, match="no attention over all of a fixed number of tokens"):
-            export_model(of(architecture), tmp_path / "model.onnx", target=lowering_named("trt8", lowering))
+    with pytest.raises(ExportError, match="no attention over all of a fixed number of tokens"):
+        export_model(of(architecture), tmp_path / "model.onnx", target=lowering_named("trt8", lowering))
     free = dataclasses.replace(architecture, mask="none")
     export_model(of(free), tmp_path / "model.onnx", target=lowering_named("trt8", "plugin"))
     assert "CustomQKVToContextPluginDynamic" in {node.op_type for node in ir.load(tmp_path / "model.onnx").graph}
+
+
+def test_our_kernels_serve_under_a_causal_mask(tmp_path):
+    """Each node says so, and what stands for it in the file computes it."""
+    model = of(TextTower("t", "t", SIXTY_FOUR, "end", vocabulary=30, length=8, mask="causal", start=28, end=29, pad=0))
+    fed = inputs(model)
+    export_model(model, tmp_path / "model.onnx", target=lowering_named("trt8", "kernels"))
+    nodes = list(ir.load(tmp_path / "model.onnx").graph)
+    attentions = [node for node in nodes if node.op_type == "VitAttention"]
+    assert len(attentions) == 2 and {node.attributes["causal"].as_int() for node in attentions} == {1}
+    assert "Softmax" not in {node.op_type for node in nodes}
+    assert errors(tmp_path / "model.onnx", model, fed, model.run(fed), ["embedding"])["embedding"] < 1e-4
+
+
+@pytest.mark.parametrize("target", ["rtx", "trt8"])
+def test_a_text_without_an_end_ends_with_its_last_token(tmp_path, target):
+    """Nothing would be pooled otherwise, and an embedding of zeros over its length is NaN."""
+    model, fed, _ = tower("clip text")
+    taken = model.signature.inputs[0]
+    cut = np.where(fed == taken.end, 5, fed)
+    ended = cut.copy()
+    ended[:, -1] = taken.end
+    export_model(model, tmp_path / "model.onnx", target=target_named(target))
+    session = open_session(tmp_path / "model.onnx", [])
+    got = run_session(session, {"tokens": cut}, ["embedding"])["embedding"]
+    assert np.isfinite(got).all()
+    np.testing.assert_allclose(got, model.run(cut)["embedding"], atol=1e-5)
+    with_end = model.run(ended)["embedding"]
+    assert np.abs(got - with_end).max() > 1e-3  # the last place's own token, not an end put in its place
 
 
 def test_the_plugin_serves_the_blocks_before_attention_pooling(tmp_path):

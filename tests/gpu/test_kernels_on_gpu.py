@@ -8,6 +8,7 @@ two patterns: what is not written, or written beside, shows. What lies behind th
 """
 
 import ctypes
+import itertools
 
 import pytest
 
@@ -56,21 +57,21 @@ def results(shape, dtype, run):
     return found[0]
 
 
-def attention_of(queries, tokens, scale):
-    """float64 [images, tokens, heads, head] of [images · tokens, heads, 3, head]."""
+def attention_of(queries, tokens, scale, added=0.0):
+    """float64 [images, tokens, heads, head] of [images · tokens, heads, 3, head]; `added` to the scaled scores."""
     rows, heads, _, head = queries.shape
     q, k, v = queries.double().view(rows // tokens, tokens, heads, 3, head).permute(3, 0, 2, 1, 4)
-    return (torch.softmax(scale * q @ k.transpose(-1, -2), -1) @ v).transpose(1, 2)
+    return (torch.softmax(scale * q @ k.transpose(-1, -2) + added, -1) @ v).transpose(1, 2)
 
 
-def run_attention(qkv, images, tokens, out_dtype, scale, score_scale, output_scale):
+def run_attention(qkv, images, tokens, out_dtype, scale, score_scale, output_scale, causal=False):
     rows, heads, _, head = qkv.shape
     types = (int(qkv.dtype == torch.int8), int(out_dtype == torch.int8))
 
     def run(out):
         scales = ctypes.c_float(score_scale), ctypes.c_float(output_scale)
         return LIBRARY.vit_attention(
-            pointer(qkv), types[0], pointer(out), types[1], images, tokens, heads, head, *scales
+            pointer(qkv), types[0], pointer(out), types[1], images, tokens, heads, head, int(causal), *scales
         )
 
     return results((rows, heads, head), out_dtype, run)
@@ -110,6 +111,8 @@ SHAPES = [
     *((images, 197, 3) for images in (1, 5, 64, 256)),
     (2, 577, 2),
 ]
+# which no block holds whole: tile by tile, the last of one to 64 keys, the last block of one to 128 queries
+LONG = [(1, tokens, 2) for tokens in (513, 575, 576, 577, 640, 641, 1370)] + [(64, 577, 3), (3, 729, 16)]
 
 
 @pytest.mark.parametrize("images, tokens, heads", SHAPES)
@@ -138,6 +141,49 @@ def test_attention_over_fp16(images, tokens, heads, head, out_dtype):
     check_attention(
         run_attention(qkv, images, tokens, out_dtype, 1.0, head**-0.5, scale), expected, out_dtype, out_step
     )
+
+
+@pytest.mark.parametrize("images, tokens, heads", [*LONG, (2, 1, 3), (2, 63, 3), (2, 64, 3), (2, 65, 3), (5, 257, 3)])
+@pytest.mark.parametrize("head", [64, 72, 80])
+def test_attention_tile_by_tile(images, tokens, heads, head):
+    torch.manual_seed(tokens)
+    _, qkv = placed(torch.randn(images * tokens, heads, 3, head, device="cuda").half() * 2)
+    expected = attention_of(qkv, tokens, head**-0.5).reshape(images * tokens, heads, head)
+    got = run_attention(qkv, images, tokens, torch.float16, 1.0, head**-0.5, 1.0)
+    check_attention(got, expected, torch.float16, 1.0)
+
+
+@pytest.mark.parametrize("images, tokens, heads", [*SHAPES, (1024, 77, 8), (2, 800, 2)])
+def test_causal_attention(images, tokens, heads):
+    torch.manual_seed(tokens)
+    _, qkv = placed(torch.randn(images * tokens, heads, 3, 64, device="cuda").half() * 2)
+    later = torch.triu(torch.full((tokens, tokens), float("-inf"), device="cuda", dtype=torch.float64), 1)
+    expected = attention_of(qkv, tokens, 0.125, later).reshape(images * tokens, heads, 64)
+    got = run_attention(qkv, images, tokens, torch.float16, 1.0, 0.125, 1.0, causal=True)
+    check_attention(got, expected, torch.float16, 1.0)
+
+
+WINDOWS = [*itertools.product((1, 2, 7, 16, 31, 32, 33, 49, 64, 144), (1, 4), (1, 3), (3,))]
+
+
+@pytest.mark.parametrize("tokens, own, images, heads", [*WINDOWS, (49, 64, 64, 3), (49, 1, 4096, 12), (49, 1, 256, 24)])
+def test_attention_within_windows(tokens, own, images, heads):
+    """The bias of a window is added to the products of queries and keys, before these are scaled."""
+    torch.manual_seed(tokens)
+    windows = images * own
+    _, qkv = placed(torch.randn(windows * tokens, heads, 3, 32, device="cuda").half() * 2)
+    _, bias = placed(torch.randn(own, heads, tokens, tokens + tokens % 2, device="cuda") * 5)
+    bias[..., tokens:] = 1e4  # what makes the number of columns even is no key
+    added = bias[..., :tokens].double().repeat(images, 1, 1, 1) * 32**-0.5
+    expected = attention_of(qkv, tokens, 32**-0.5, added).reshape(windows * tokens, heads, 32)
+    got = results(
+        (windows * tokens, heads, 32),
+        torch.float16,
+        lambda out: LIBRARY.vit_windows(
+            pointer(qkv), pointer(bias), pointer(out), windows, own, tokens, heads, 32, ctypes.c_float(32**-0.5)
+        ),
+    )
+    check_attention(got, expected, torch.float16, 1.0)
 
 
 def check_attention(got, expected, out_dtype, out_step):
@@ -175,10 +221,15 @@ def test_attention_without_a_kernel_is_refused():
     qkv = torch.zeros(64, device="cuda", dtype=torch.int8)
     one = ctypes.c_float(1)
     # INT8 has heads of 64 alone
-    assert LIBRARY.vit_attention(pointer(qkv), 1, pointer(qkv), 1, 1, 1, 1, 80, one, one) != 0
-    assert LIBRARY.vit_attention(pointer(qkv), 0, pointer(qkv), 0, 1, 1, 1, 96, one, one) != 0
-    # more than shared memory holds
-    assert LIBRARY.vit_attention(pointer(qkv), 0, pointer(qkv), 0, 1, 4096, 1, 64, one, one) != 0
+    assert LIBRARY.vit_attention(pointer(qkv), 1, pointer(qkv), 1, 1, 1, 1, 80, 0, one, one) != 0
+    assert LIBRARY.vit_attention(pointer(qkv), 0, pointer(qkv), 0, 1, 1, 1, 96, 0, one, one) != 0
+    # more than shared memory holds, of INT8 and of causal ones
+    assert LIBRARY.vit_attention(pointer(qkv), 1, pointer(qkv), 1, 1, 4096, 1, 64, 0, one, one) != 0
+    assert LIBRARY.vit_attention(pointer(qkv), 0, pointer(qkv), 0, 1, 4096, 1, 64, 1, one, one) != 0
+    assert LIBRARY.vit_attention(pointer(qkv), 0, pointer(qkv), 0, 1, 1, 1, 80, 1, one, one) != 0
+    # other heads than of 32, and windows that are no whole images
+    assert LIBRARY.vit_windows(pointer(qkv), pointer(qkv), pointer(qkv), 1, 1, 1, 1, 64, one) != 0
+    assert LIBRARY.vit_windows(pointer(qkv), pointer(qkv), pointer(qkv), 3, 2, 1, 1, 32, one) != 0
     torch.cuda.synchronize()
 
 

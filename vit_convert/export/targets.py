@@ -11,6 +11,7 @@ from vit_convert.export.passes.fused_encoder import ENCODER_TO_HALF_KERNELS, ENC
 from vit_convert.export.passes.mlp_as_convolution import MLPS_TO_CONVOLUTIONS
 from vit_convert.export.passes.moves_as_gather import MOVES_TO_GATHER
 from vit_convert.export.passes.patch_as_matmul import PATCH_TO_MATMUL
+from vit_convert.export.passes.window_kernels import NORMS_TO_KERNELS, WINDOWS_TO_KERNELS
 from vit_convert.export.rules import (
     attention,
     dense,
@@ -114,6 +115,11 @@ LOWERINGS: dict[str, dict[str, Target]] = {
         "primitives": dataclasses.replace(
             _TRT8_MATMUL, rules=(*_TRT8_MATMUL.rules, layernorm.LayerNormToPrimitives), max_nodes_per_block=50
         ),
+        "windows": dataclasses.replace(
+            TARGETS["trt8"],
+            finish=(*TARGETS["trt8"].finish, WINDOWS_TO_KERNELS, MOVES_TO_GATHER),
+            last=(NORMS_TO_KERNELS,),
+        ),
         "gather": dataclasses.replace(_TRT8_MATMUL, finish=(*_TRT8_MATMUL.finish, MOVES_TO_GATHER)),
     }
 }
@@ -128,7 +134,7 @@ def lowering_named(target: str, lowering: str) -> Target:
             FP16; "fused" the same between INT8 convolutions; "matmul" spells MLPs as matrix products, "primitives"
             LayerNorm too, which overflows in fp16 once an activation is further than 255 from its LayerNorm's mean (its
             square then leaves the type's range); "gather" is "matmul" with a Swin's tokens moved by one Gather each
-            time.
+            time; "windows" has our kernels for a Swin's attention and LayerNorms, in FP16, and those Gathers.
 
     Raises:
         UsageError: the target has none of that name.

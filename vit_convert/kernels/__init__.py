@@ -11,6 +11,7 @@ import ctypes
 import functools
 import os
 import pathlib
+import threading
 from collections.abc import Sequence
 
 from vit_convert.core.errors import BuildError
@@ -18,7 +19,8 @@ from vit_convert.core.errors import BuildError
 ENVIRONMENT = "VIT_CONVERT_KERNELS"
 SOURCES = pathlib.Path(__file__).resolve().parent
 NAME = "libvit_kernels.so"
-_PLUGINS = (b"VitAttention", b"VitAddNorm", b"VitNorm")  # as plugin.cpp registers them
+_LOCK = threading.Lock()
+_PLUGINS = (b"VitAttention", b"VitWindowAttention", b"VitAddNorm", b"VitNorm")  # as plugin.cpp registers them
 
 
 def library() -> pathlib.Path:
@@ -32,9 +34,8 @@ def needed_by(onnx_path: str | os.PathLike[str]) -> bool:
     return any(name in data for name in _PLUGINS)
 
 
-@functools.cache
 def register() -> bool:
-    """Makes the plugins known to the TensorRT 8 that this process has loaded.
+    """Makes the plugins known to the TensorRT 8 that this process has loaded, once for all of its threads.
 
     Returns:
         Whether there are any: False where nobody has built them.
@@ -42,6 +43,13 @@ def register() -> bool:
     Raises:
         BuildError: there is a library, and it cannot be used.
     """
+    with _LOCK:  # a registry takes a name once, and two threads at a time find the cache empty
+        return register_once()
+
+
+@functools.cache
+def register_once() -> bool:
+    """What `register` does for the first of its threads."""
     path = library()
     if not path.is_file():
         return False
@@ -71,7 +79,7 @@ def command(output: pathlib.Path, *, include: str, archs: Sequence[str], nvcc: s
         nvcc,
         *options,
         *code,
-        *(str(SOURCES / name) for name in ("attention.cu", "norm.cu", "plugin.cpp")),
+        *(str(SOURCES / name) for name in ("attention.cu", "stream.cu", "windows.cu", "norm.cu", "plugin.cpp")),
         "-o",
         str(output),
     ]

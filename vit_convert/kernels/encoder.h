@@ -1,4 +1,4 @@
-// Launchers of the kernels in attention.cu and norm.cu.
+// Launchers of the kernels in attention.cu, stream.cu, windows.cu and norm.cu.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -10,10 +10,20 @@ enum class Type { kFloat = 0, kHalf = 1, kInt8 = 2 };
 struct Attention {
   void const* qkv;     // [images · tokens, heads, 3, head] half, or int8
   void* out;           // [images · tokens, heads, head] half, or int8
-  int images, tokens, heads, head;  // head: 64, or 80 where all is half
+  int images, tokens, heads, head;  // head: 64, or 72 or 80 where all is half
   bool int8_in, int8_out;
+  bool causal;         // a token attends to itself and those before it; heads of 64 in half
   float score_scale;   // from the product of query and key to the exponent
   float output_scale;  // of the values, over the output's where that is int8
+};
+
+struct Windows {
+  void const* qkv;    // [windows · tokens, heads, 3, head] half
+  float const* bias;  // [own, heads, tokens, tokens, one more if these are odd]: added to the product of query and key
+  void* out;          // [windows · tokens, heads, head] half
+  int windows, own;   // of all images; how many of an image have a bias of their own, or 1
+  int tokens, heads, head;  // head: 32
+  float score_scale;
 };
 
 struct Norm {
@@ -32,6 +42,8 @@ struct Norm {
 };
 
 cudaError_t run(Attention const& p, cudaStream_t stream);
+cudaError_t run_stream(Attention const& p, cudaStream_t stream);  // of half alone, without `causal`, for any number of tokens
+cudaError_t run(Windows const& p, cudaStream_t stream);
 cudaError_t run(Norm const& p, cudaStream_t stream);
 
 }  // namespace vit

@@ -1,4 +1,4 @@
-// VitAttention, VitAddNorm and VitNorm as plugins of TensorRT 8.6.
+// VitAttention, VitWindowAttention, VitAddNorm and VitNorm as plugins of TensorRT 8.6.
 //
 // INT8 values carry either the scale in the node's attributes (`in_scale`, `out_scale`) or, where that is 0, the range of their tensor.
 #include <NvInfer.h>
@@ -16,7 +16,7 @@ namespace {
 using namespace nvinfer1;
 
 struct Settings {
-  int heads = 0, tokens = 0, head = 64, int8_in = 1, quantized = 1, branch = 0;  // branch: 0 any type, 1 float, 2 half, 3 int8
+  int heads = 0, tokens = 0, head = 64, int8_in = 1, quantized = 1, branch = 0, causal = 0, windows = 1;  // branch: 0 any type, 1 float, 2 half, 3 int8
   float in_scale = 0, out_scale = 0, epsilon = 1e-6f;
 };
 
@@ -76,8 +76,46 @@ class AttentionPlugin final : public Plugin<AttentionPlugin> {
     p.head = s_.head;
     p.int8_in = s_.int8_in != 0;
     p.int8_out = s_.quantized != 0;
+    p.causal = s_.causal != 0;
     p.score_scale = scale * scale / std::sqrt(static_cast<float>(s_.head));
     p.output_scale = s_.quantized ? scale / scale_of(s_.out_scale, out[0]) : scale;
+    return vit::run(p, stream);
+  }
+
+ private:
+  Settings s_;
+};
+
+// (qkv, bias) -> attended within windows
+class WindowsPlugin final : public Plugin<WindowsPlugin> {
+ public:
+  static constexpr char const* kName = "VitWindowAttention";
+  explicit WindowsPlugin(Settings const& settings) : s_(settings) {}
+  WindowsPlugin(void const* data, size_t) { std::memcpy(&s_, data, sizeof s_); }
+  int32_t getNbOutputs() const noexcept override { return 1; }
+  size_t getSerializationSize() const noexcept override { return sizeof s_; }
+  void serialize(void* to) const noexcept override { std::memcpy(to, &s_, sizeof s_); }
+  DimsExprs getOutputDimensions(int32_t, DimsExprs const* in, int32_t, IExprBuilder& builder) noexcept override {
+    DimsExprs out(in[0]);
+    out.d[1] = builder.operation(DimensionOperation::kFLOOR_DIV, *in[0].d[1], *builder.constant(3));
+    return out;
+  }
+  DataType getOutputDataType(int32_t, DataType const* in, int32_t) const noexcept override { return in[0]; }
+  bool supportsFormatCombination(int32_t i, PluginTensorDesc const* all, int32_t, int32_t) noexcept override {
+    return i == 1 ? is_float(all[i]) : is_half(all[i]);
+  }
+  int32_t enqueue(PluginTensorDesc const* in, PluginTensorDesc const*, void const* const* inputs, void* const* outputs, void*,
+                  cudaStream_t stream) noexcept override {
+    vit::Windows p{};
+    p.qkv = inputs[0];
+    p.bias = static_cast<float const*>(inputs[1]);
+    p.out = outputs[0];
+    p.windows = in[0].dims.d[0] / s_.tokens;
+    p.own = s_.windows;
+    p.tokens = s_.tokens;
+    p.heads = s_.heads;
+    p.head = s_.head;
+    p.score_scale = 1.0f / std::sqrt(static_cast<float>(s_.head));
     return vit::run(p, stream);
   }
 
@@ -137,7 +175,7 @@ template <typename Made>
 class Creator final : public IPluginCreator {
  public:
   Creator() {
-    for (char const* name : {"heads", "tokens", "head", "int8_in", "quantized", "branch"}) fields_.emplace_back(name, nullptr, PluginFieldType::kINT32, 1);
+    for (char const* name : {"heads", "tokens", "head", "int8_in", "quantized", "branch", "causal", "windows"}) fields_.emplace_back(name, nullptr, PluginFieldType::kINT32, 1);
     for (char const* name : {"in_scale", "out_scale", "epsilon"}) {
       fields_.emplace_back(name, nullptr, PluginFieldType::kFLOAT32, 1);
     }
@@ -162,6 +200,8 @@ class Creator final : public IPluginCreator {
       if (is("int8_in")) s.int8_in = *whole;
       if (is("quantized")) s.quantized = *whole;
       if (is("branch")) s.branch = *whole;
+      if (is("causal")) s.causal = *whole;
+      if (is("windows")) s.windows = *whole;
       if (is("in_scale")) s.in_scale = *real;
       if (is("out_scale")) s.out_scale = *real;
       if (is("epsilon")) s.epsilon = *real;
@@ -177,6 +217,7 @@ class Creator final : public IPluginCreator {
 };
 
 Creator<AttentionPlugin> attention_creator;
+Creator<WindowsPlugin> windows_creator;
 Creator<NormPlugin<true>> add_norm_creator;
 Creator<NormPlugin<false>> norm_creator;
 
@@ -188,7 +229,8 @@ extern "C" int vit_register() {
   if (library == nullptr) return 1;
   auto const registry = reinterpret_cast<IPluginRegistry* (*)()>(dlsym(library, "getPluginRegistry"));
   if (registry == nullptr) return 2;
-  for (IPluginCreator* creator : {static_cast<IPluginCreator*>(&attention_creator), static_cast<IPluginCreator*>(&add_norm_creator),
+  for (IPluginCreator* creator : {static_cast<IPluginCreator*>(&attention_creator), static_cast<IPluginCreator*>(&windows_creator),
+                                  static_cast<IPluginCreator*>(&add_norm_creator),
                                   static_cast<IPluginCreator*>(&norm_creator)}) {
     if (!registry()->registerCreator(*creator, "")) return 3;
   }

@@ -2,7 +2,11 @@
 built from."""
 
 import dataclasses
+import pathlib
+import threading
+import time
 import types
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -83,12 +87,19 @@ def test_what_the_lowering_cannot_do_is_refused(key, value):
 
 def test_without_a_library_there_are_no_kernels(tmp_path, monkeypatch):
     monkeypatch.setenv(kernels.ENVIRONMENT, str(tmp_path / "none.so"))
-    kernels.register.cache_clear()
+    kernels.register_once.cache_clear()
     assert not kernels.register()
 
 
 @pytest.mark.parametrize(
-    "name, needed", [("VitAttention", True), ("VitNorm", True), ("VitAddNorm", True), ("LayerNormalization", False)]
+    "name, needed",
+    [
+        ("VitAttention", True),
+        ("VitWindowAttention", True),
+        ("VitNorm", True),
+        ("VitAddNorm", True),
+        ("LayerNormalization", False),
+    ],
 )
 def test_graph_says_whether_it_needs_the_library(tmp_path, name, needed):
     # a node's operator, as protobuf
@@ -100,12 +111,33 @@ def test_library_that_cannot_be_loaded_is_named(tmp_path, monkeypatch):
     path = tmp_path / "broken.so"
     path.write_bytes(b"no library")
     monkeypatch.setenv(kernels.ENVIRONMENT, str(path))
-    kernels.register.cache_clear()
+    kernels.register_once.cache_clear()
     try:
         with pytest.raises(BuildError, match=r"broken.so: cannot be loaded"):
             kernels.register()
     finally:
-        kernels.register.cache_clear()
+        kernels.register_once.cache_clear()
+
+
+def test_threads_register_the_plugins_once(tmp_path, monkeypatch):
+    """TensorRT's registry refuses a name that it has, so that the second of two sessions found no engine."""
+    (tmp_path / "lib.so").write_bytes(b"")
+    monkeypatch.setenv(kernels.ENVIRONMENT, str(tmp_path / "lib.so"))
+    calls, both = [], threading.Barrier(4, timeout=30)
+
+    def vit_register():
+        calls.append(1)
+        time.sleep(0.05)  # until the others have come
+        return len(calls) - 1
+
+    monkeypatch.setattr(kernels.ctypes, "CDLL", lambda path: types.SimpleNamespace(vit_register=vit_register))
+    kernels.register_once.cache_clear()
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(lambda _: (both.wait(), kernels.register())[1], range(4)))
+    finally:
+        kernels.register_once.cache_clear()
+    assert found == [True] * 4 and len(calls) == 1
 
 
 def test_compiler_gets_all_sources_and_architectures(tmp_path):
@@ -117,7 +149,7 @@ def test_compiler_gets_all_sources_and_architectures(tmp_path):
     ]
     assert all(
         (kernels.SOURCES / name).is_file()
-        for name in ("attention.cu", "norm.cu", "pack.cuh", "encoder.h", "plugin.cpp")
+        for name in ("attend.cuh", "pack.cuh", "encoder.h", *(pathlib.Path(word).name for word in words[-7:-2]))
     )
 
 

@@ -126,20 +126,20 @@ def test_what_the_plugin_has_kernels_for(size, tokens, expected):
 
 
 @pytest.mark.parametrize(
-    ("size", "tokens", "expected"),
+    ("size", "tokens", "causal", "expected"),
     [
-        (64, 800, True),
-        (64, 801, False),
-        (80, 656, True),
-        (80, 657, False),
-        (80, 1, True),
-        (32, 197, False),
-        (96, 197, False),
+        *((size, tokens, False, True) for size in (64, 72, 80) for tokens in (1, 729, 4096)),
+        *((size, 197, False, False) for size in (32, 63, 96)),
+        (64, 800, True, True),
+        (64, 801, True, False),
+        (72, 77, True, False),
+        (80, 77, True, False),
     ],
 )
-def test_what_our_kernels_hold_in_shared_memory(size, tokens, expected):
-    """227 KiB for the keys and the values of a head: 2 bytes each, rows of 8 more than the size, tokens in sixteens."""
-    assert fits_kernels(size, tokens) is expected
+def test_what_our_kernels_are_for(size, tokens, causal, expected):
+    """Tile by tile over any number of tokens; under a causal mask all keys and values of a head in 227 KiB: 2 bytes
+    each, rows of 8 more than the size, tokens in sixteens."""
+    assert fits_kernels(size, tokens, causal=causal) is expected
 
 
 def test_heads_that_our_kernels_do_not_take():
@@ -148,7 +148,8 @@ def test_heads_that_our_kernels_do_not_take():
     mlps_to_convolutions(model)
     clean(model)
     with pytest.raises(
-        ExportError, match=rf"lowering kernels: heads of 32 over {TOKENS} tokens; the kernels are for heads of 64 or 80"
+        ExportError,
+        match=rf"lowering kernels: heads of 32 over {TOKENS} tokens; the kernels are for heads of 64, 72, 80",
     ):
         attention_for_kernels(model)
 

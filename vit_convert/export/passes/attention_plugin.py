@@ -26,15 +26,18 @@ from vit_convert.export.weights import (
 )
 
 PLUGIN, DOMAIN = "CustomQKVToContextPluginDynamic", "tensorrt.plugin"
+CAUSAL = "causal"  # attribute of a node that our kernels take the place of
 HEAD_SIZE = 64  # of its half-precision kernels
 MAX_TOKENS = 512
-_KERNEL_HEADS = (64, 80)  # of our own kernels in half precision
-# of shared memory, which holds an image's keys and values of one head; an A100 has 163, an L40 99
+_KERNEL_HEADS = (64, 72, 80)  # of our own kernels in half precision, over any number of tokens
+_CAUSAL_HEAD = 64  # of that for texts whose tokens attend to those before them
+# of shared memory, which holds a causal text's keys and values of one head; an A100 has 163, an L40 99
 _KERNEL_BYTES = 227 * 1024
+_MASKED = -1e4  # and less, added to a score, takes its key away
 
 
 @dataclasses.dataclass(frozen=True)
-class _Dense:
+class Dense:
     """x W + b: x [batch, tokens, K]; the values that hold W [K, N] and b [N]; the Add's output."""
 
     source: ir.Value
@@ -45,14 +48,20 @@ class _Dense:
 
 @dataclasses.dataclass(frozen=True)
 class _Attention:
-    """One self-attention: the Dense layers of queries, keys, values and the projection, heads and tokens."""
+    """One self-attention: the Dense layers of queries, keys, values and the projection, heads and tokens; whether a
+    token attends only to itself and those before it."""
 
-    query: _Dense
-    key: _Dense
-    value: _Dense
-    out: _Dense
+    query: Dense
+    key: Dense
+    value: Dense
+    out: Dense
     heads: int
     tokens: int
+    causal: bool
+
+    @property
+    def head_size(self) -> int:
+        return _width(self.query) // self.heads
 
 
 def fits(head_size: int, num_tokens: int) -> bool:
@@ -60,10 +69,12 @@ def fits(head_size: int, num_tokens: int) -> bool:
     return head_size == HEAD_SIZE and num_tokens <= MAX_TOKENS
 
 
-def fits_kernels(head_size: int, num_tokens: int) -> bool:
-    """Whether our own half-precision kernel takes heads of this size over so many tokens, on a GPU of Hopper's shared
-    memory."""
-    return head_size in _KERNEL_HEADS and -(-num_tokens // 16) * 16 * 4 * (head_size + 8) <= _KERNEL_BYTES
+def fits_kernels(head_size: int, num_tokens: int, *, causal: bool = False) -> bool:
+    """Whether our own half-precision kernels take heads of this size over so many tokens; causal ones on a GPU of
+    Hopper's shared memory."""
+    if not causal:
+        return head_size in _KERNEL_HEADS
+    return head_size == _CAUSAL_HEAD and -(-num_tokens // 16) * 16 * 4 * (head_size + 8) <= _KERNEL_BYTES
 
 
 def attention_to_plugin(model: ir.Model) -> int:
@@ -80,8 +91,9 @@ def attention_to_plugin(model: ir.Model) -> int:
         ExportError: there are none, or the plugin has no kernel for the model's heads or tokens.
     """
 
-    def refuse(size: int, tokens: int) -> str:
+    def refuse(attention: _Attention) -> str:
         kernels = f"the plugin has kernels for heads of {HEAD_SIZE} over at most {MAX_TOKENS}"
+        size, tokens = attention.head_size, attention.tokens
         return "" if fits(size, tokens) else f"lowering plugin: heads of {size} over {tokens} tokens; {kernels}"
 
     return _replace_all(model, refuse)
@@ -89,25 +101,28 @@ def attention_to_plugin(model: ir.Model) -> int:
 
 def attention_for_kernels(model: ir.Model) -> int:
     """The same for our own kernels in half precision, which `fused.encoder_to_half_kernels` puts in the plugin's
-    place."""
+    place; causal attention too."""
 
-    def refuse(size: int, tokens: int) -> str:
-        kernels = f"the kernels are for heads of {' or '.join(map(str, _KERNEL_HEADS))} over what shared memory holds"
-        return (
-            "" if fits_kernels(size, tokens) else f"lowering kernels: heads of {size} over {tokens} tokens; {kernels}"
-        )
+    def refuse(attention: _Attention) -> str:
+        size, tokens = attention.head_size, attention.tokens
+        if fits_kernels(size, tokens, causal=attention.causal):
+            return ""
+        sizes = ", ".join(map(str, _KERNEL_HEADS))
+        kernels = f"the kernels are for heads of {sizes}, causal ones of {_CAUSAL_HEAD} over what shared memory holds"
+        return f"lowering kernels: {'causal ' * attention.causal}heads of {size} over {tokens} tokens; {kernels}"
 
-    return _replace_all(model, refuse)
+    return _replace_all(model, refuse, causal=True)
 
 
 ATTENTION_TO_PLUGIN = GraphPass(attention_to_plugin, requires=(scale_in_weights,), ensures=(functions_known,))
 ATTENTION_FOR_KERNELS = GraphPass(attention_for_kernels, requires=(scale_in_weights,), ensures=(functions_known,))
 
 
-def _replace_all(model: ir.Model, refuse: Callable[[int, int], str]) -> int:
-    found = [attention for node in model.graph if (attention := _attention(node)) is not None]
+def _replace_all(model: ir.Model, refuse: Callable[[_Attention], str], *, causal: bool = False) -> int:
+    attentions = [attention for node in model.graph if (attention := _attention(node)) is not None]
+    found = [attention for attention in attentions if causal or not attention.causal]
     for attention in found:
-        if why := refuse(_width(attention.query) // attention.heads, attention.tokens):
+        if why := refuse(attention):
             raise ExportError(why, fix="Leave it out of `lowerings`.")
     if not found:
         raise ExportError(
@@ -127,7 +142,10 @@ def _replace_all(model: ir.Model, refuse: Callable[[int, int], str]) -> int:
 
 def _attention(softmax: ir.Node) -> _Attention | None:
     scores = softmax.inputs[0] if softmax.op_type == "Softmax" else None
-    first, second = scores.producer() if scores is not None else None, _only_user(softmax.outputs[0])
+    first, second = scores.producer() if scores is not None else None, only_user(softmax.outputs[0])
+    causal = first is not None and first.op_type == "Add" and _is_causal(first.inputs[1])
+    if causal and first is not None and first.inputs[0] is not None:
+        first = first.inputs[0].producer()
     if (
         scores is None
         or scores.shape is None
@@ -136,32 +154,42 @@ def _attention(softmax: ir.Node) -> _Attention | None:
         or {first.op_type, second.op_type} != {"MatMul"}
     ):
         return None
-    query, key, value = (_dense_above(operand) for operand in (first.inputs[0], first.inputs[1], second.inputs[1]))
-    out = _dense_below(second.outputs[0])
+    query, key, value = (dense_above(operand) for operand in (first.inputs[0], first.inputs[1], second.inputs[1]))
+    out = dense_below(second.outputs[0])
     if query is None or key is None or value is None or out is None or not query.source is key.source is value.source:
         return None
     _, heads, rows, columns = scores.shape
     # the pooled token attends from one row
     if rows != columns or not isinstance(rows, int) or not isinstance(heads, int):
         return None
-    return _Attention(query, key, value, out, heads, rows)
+    return _Attention(query, key, value, out, heads, rows, causal)
 
 
-def _dense_above(value: ir.Value | None) -> _Dense | None:
+def _is_causal(value: ir.Value | None) -> bool:
+    """Whether a value is the mask [1, 1, tokens, tokens] under which a token attends to itself and those before it."""
+    constant = value.const_value if value is not None else None
+    if constant is None or len(constant.shape) != 4 or tuple(constant.shape)[:2] != (1, 1):
+        return False
+    mask = constant.numpy()[0, 0]
+    later = np.triu(np.ones(mask.shape, bool), 1)
+    return bool(mask.shape[0] == mask.shape[1] and np.all(mask[~later] == 0) and np.all(mask[later] <= _MASKED))
+
+
+def dense_above(value: ir.Value | None) -> Dense | None:
     node = value.producer() if value is not None else None
     while node is not None and node.op_type in ("Transpose", "Reshape") and node.inputs[0] is not None:
         node = node.inputs[0].producer()
     return _dense(node)
 
 
-def _dense_below(value: ir.Value) -> _Dense | None:
-    node = _only_user(value)
+def dense_below(value: ir.Value) -> Dense | None:
+    node = only_user(value)
     while node is not None and node.op_type in ("Transpose", "Reshape"):
-        node = _only_user(node.outputs[0])
-    return _dense(_only_user(node.outputs[0])) if node is not None else None
+        node = only_user(node.outputs[0])
+    return _dense(only_user(node.outputs[0])) if node is not None else None
 
 
-def _dense(add: ir.Node | None) -> _Dense | None:
+def _dense(add: ir.Node | None) -> Dense | None:
     product = (
         add.inputs[0].producer() if add is not None and add.op_type == "Add" and add.inputs[0] is not None else None
     )
@@ -175,20 +203,20 @@ def _dense(add: ir.Node | None) -> _Dense | None:
         return None
     source, kernel, bias = product.inputs[0], product.inputs[1], add.inputs[1]
     assert source is not None and kernel is not None and bias is not None
-    return _Dense(source, kernel, bias, add.outputs[0])
+    return Dense(source, kernel, bias, add.outputs[0])
 
 
-def _only_user(value: ir.Value) -> ir.Node | None:
+def only_user(value: ir.Value) -> ir.Node | None:
     users = [user for user, _ in value.uses()]
     return users[0] if len(users) == 1 else None
 
 
-def _width(dense: _Dense) -> int:
-    return _weight(dense.kernel).shape[1]
+def _width(dense: Dense) -> int:
+    return known_weight(dense.kernel).shape[1]
 
 
 def _replace(graph: ir.Graph, attention: _Attention, sequences: list[ir.Value]) -> None:
-    reshape, after = attention.query.source.producer(), _only_user(attention.out.result)
+    reshape, after = attention.query.source.producer(), only_user(attention.out.result)
     if reshape is None or reshape.op_type != "Reshape" or after is None or after.op_type != "Reshape":
         raise ExportError(
             "lowering plugin: the tokens are not flat around an attention", fix="Leave it out of `lowerings`."
@@ -199,8 +227,8 @@ def _replace(graph: ir.Graph, attention: _Attention, sequences: list[ir.Value]) 
         (attention.key, 1.0),
         (attention.value, 1.0),
     ]
-    kernel = _interleaved([_scaled(_weight(dense.kernel), factor) for dense, factor in parts], attention.heads)
-    bias = _interleaved([_scaled(_weight(dense.bias), factor) for dense, factor in parts], attention.heads)
+    kernel = interleaved([scaled(known_weight(dense.kernel), factor) for dense, factor in parts], attention.heads)
+    bias = interleaved([scaled(known_weight(dense.bias), factor) for dense, factor in parts], attention.heads)
     scope = str(attention.query.kernel.name).rsplit("query/", 1)[0] + "qkv/"
     columns = kernel.shape[1]
     width = columns // 3
@@ -208,10 +236,11 @@ def _replace(graph: ir.Graph, attention: _Attention, sequences: list[ir.Value]) 
     qkv = ir.node("Conv", [reshape.inputs[0], *weights], {"kernel_shape": [1, 1]})
     # type 1: half
     settings = {"type_id": 1, "hidden_size": width, "num_heads": attention.heads, "has_mask": 1, "var_seqlen": 1}
+    settings |= {CAUSAL: 1} if attention.causal else {}
     plugin = ir.node(
         PLUGIN, [qkv.outputs[0], *sequences], {**settings, "plugin_version": "2", "plugin_namespace": ""}, domain=DOMAIN
     )
-    turned = replace_weight(graph, attention.out.kernel, convolution_kernel(_weight(attention.out.kernel)))
+    turned = replace_weight(graph, attention.out.kernel, convolution_kernel(known_weight(attention.out.kernel)))
     projection = ir.node("Conv", [plugin.outputs[0], turned, attention.out.bias], {"kernel_shape": [1, 1]})
     for node, channels in ((qkv, columns), (plugin, width), (projection, _width(attention.out))):
         node.outputs[0].shape, node.outputs[0].type = ir.Shape([None, channels, 1, 1]), ir.TensorType(ir.DataType.FLOAT)
@@ -219,17 +248,17 @@ def _replace(graph: ir.Graph, attention: _Attention, sequences: list[ir.Value]) 
     ir.convenience.replace_all_uses_with(after.outputs[0], projection.outputs[0])
 
 
-def _weight(value: ir.Value) -> Weight:
+def known_weight(value: ir.Value) -> Weight:
     weight = weight_of(value)
     assert weight is not None
     return weight
 
 
-def _scaled(weight: Weight, factor: float) -> Weight:
+def scaled(weight: Weight, factor: float) -> Weight:
     return weight if factor == 1.0 else weight.then(weight.shape, lambda array: np.float32(factor) * array)
 
 
-def _interleaved(parts: list[Weight], heads: int) -> Weight:
+def interleaved(parts: list[Weight], heads: int) -> Weight:
     """Columns of queries, keys and values, each [..., heads · d], as the plugin wants them: [..., heads · 3 · d]."""
     *lead, columns = parts[0].shape
     split, merged = (*lead, heads, 1, columns // heads), (*lead, len(parts) * columns)

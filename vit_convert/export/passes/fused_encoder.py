@@ -12,7 +12,7 @@ from collections.abc import Collection
 import onnx_ir as ir
 
 from vit_convert.core.errors import ExportError
-from vit_convert.export.passes.attention_plugin import DOMAIN, PLUGIN
+from vit_convert.export.passes.attention_plugin import CAUSAL, DOMAIN, PLUGIN
 from vit_convert.export.passes.contract import GraphPass, functions_known, names_unique, needed_nodes
 from vit_convert.export.passes.prune_to_pooled_token import ELEMENTWISE
 
@@ -48,15 +48,35 @@ def encoder_to_kernels(model: ir.Model, *, quantized: bool = True) -> int:
             f"32 up to {MAX_WIDTH}",
             fix="Leave it out of `lowerings`.",
         )
+    causal = any(CAUSAL in node.attributes for node in attentions)
     for node in attentions:
-        _replace_attention(graph, node, quantized)
+        _replace_attention(graph, node, quantized, causal)
     for node in norms:
         _replace_norm(graph, node, quantized)
     opset = model.opset_imports[""]
     del model.functions[DOMAIN, PLUGIN, ""]
-    for function in (_attention_function(opset), _norm_function(ADD_NORM, opset), _norm_function(NORM, opset)):
+    for function in (_attention_function(opset, causal), _norm_function(ADD_NORM, opset), _norm_function(NORM, opset)):
         model.functions[function.identifier()] = function
     return len(attentions) + len(norms)
+
+
+def norms_to_half_kernels(model: ir.Model) -> int:
+    """Turns LayerNorms between convolutions, and the residual additions before these, into nodes of our kernels, in
+    FP16 and in place: of a model whose attention is theirs already.
+
+    Args:
+        model: its nodes named.
+
+    Returns:
+        How many such nodes there are.
+    """
+    graph, opset = model.graph, model.opset_imports[""]
+    norms = [node for node in graph if node.op_type == "LayerNormalization" and _is_flat(node)]
+    for node in norms:
+        _replace_norm(graph, node, quantized=False)
+    for function in (_norm_function(ADD_NORM, opset), _norm_function(NORM, opset)):
+        model.functions[function.identifier()] = function
+    return len(norms)
 
 
 def has_attention_plugins(model: ir.Model) -> str:
@@ -134,7 +154,7 @@ def _is_flat(norm: ir.Node) -> bool:
     return shape is not None and len(shape) == 4 and tuple(shape)[2:] == (1, 1)
 
 
-def _replace_attention(graph: ir.Graph, old: ir.Node, quantized: bool) -> None:
+def _replace_attention(graph: ir.Graph, old: ir.Node, quantized: bool, causal: bool) -> None:
     qkv, _, _, longest = old.inputs
     assert qkv is not None and longest is not None and longest.shape is not None
     tokens = longest.shape[0]
@@ -145,9 +165,13 @@ def _replace_attention(graph: ir.Graph, old: ir.Node, quantized: bool) -> None:
         "tokens": tokens,
         "head": old.attributes["hidden_size"].as_int() // heads,
         "int8_in": int(quantized),
+        **({CAUSAL: int(CAUSAL in old.attributes)} if causal else {}),  # of a model that has any
     }
     node = ir.node(
-        ATTENTION, [qkv], {**settings, **_plugin(quantized and _feeds_convolutions(old.outputs[0]))}, domain=DOMAIN
+        ATTENTION,
+        [qkv],
+        {**settings, **plugin_settings(quantized and _feeds_convolutions(old.outputs[0]))},
+        domain=DOMAIN,
     )
     _take_over(graph, old, node.outputs[0], old.outputs[0])
 
@@ -157,7 +181,7 @@ def _replace_norm(graph: ir.Graph, norm: ir.Node, quantized: bool) -> None:
     assert source is not None
     settings = {
         "epsilon": norm.attributes["epsilon"].as_float(),
-        **_plugin(quantized and _feeds_convolutions(norm.outputs[0])),
+        **plugin_settings(quantized and _feeds_convolutions(norm.outputs[0])),
     }
     add = source.producer()
     branch = _branch(add) if add is not None and add.op_type == "Add" else None
@@ -174,7 +198,7 @@ def _replace_norm(graph: ir.Graph, norm: ir.Node, quantized: bool) -> None:
     graph.remove(add, safe=True)
 
 
-def _plugin(quantized: bool) -> dict[str, int | float | str]:
+def plugin_settings(quantized: bool) -> dict[str, int | float | str]:
     """What every node says to TensorRT; scales of 0 leave them to the ranges of the tensors."""
     return {"quantized": int(quantized), "plugin_version": "1", "plugin_namespace": ""}
 
@@ -205,7 +229,7 @@ def _take_over(graph: ir.Graph, old: ir.Node, new: ir.Value, value: ir.Value, *,
 
 
 @dataclasses.dataclass
-class _Body:
+class Body:
     """Nodes of a function's body."""
 
     nodes: list[ir.Node] = dataclasses.field(default_factory=list)
@@ -234,9 +258,10 @@ class _Body:
         )
 
 
-def _attention_function(opset: int) -> ir.Function:
-    """softmax(q kᵀ / √d) v of each image and head, in ONNX's own operators."""
-    qkv, body = ir.Value(name="qkv"), _Body()
+def _attention_function(opset: int, causal: bool) -> ir.Function:
+    """softmax(q kᵀ / √d) v of each image and head, in ONNX's own operators; of a model with causal attention a node
+    says whether it is."""
+    qkv, body = ir.Value(name="qkv"), Body()
     heads, size = body.given("heads"), body.given("head")
     split = body.add("Concat", body.numbers(-1), body.given("tokens"), heads, body.numbers(3), size, axis=0)
     # [3, images, heads, tokens, d]
@@ -244,17 +269,25 @@ def _attention_function(opset: int) -> ir.Function:
     query, key, value = (body.add("Gather", parts, body.add("Constant", value_int=i), axis=0) for i in range(3))
     scores = body.add("MatMul", query, body.add("Transpose", key, perm=[0, 1, 3, 2]))
     scores = body.add("Div", scores, body.add("Sqrt", body.add("Cast", size, to=int(ir.DataType.FLOAT))))
+    if causal:  # -60 000 for what comes later than the query
+        tokens, low = body.given("tokens"), body.add("Constant", value_float=-60_000.0)
+        ones = body.add("Expand", low, body.add("Concat", tokens, tokens, axis=0))
+        later = body.add("Trilu", ones, body.add("Constant", value_int=1), upper=1)
+        scores = body.add(
+            "Add", scores, body.add("Mul", later, body.add("Cast", body.given(CAUSAL), to=int(ir.DataType.FLOAT)))
+        )
     attended = body.add("Transpose", body.add("MatMul", body.add("Softmax", scores, axis=-1), value), perm=[0, 2, 1, 3])
     width = body.add("Mul", heads, size)
     context = body.add("Reshape", attended, body.add("Concat", body.numbers(-1), width, body.numbers(1, 1), axis=0))
-    kinds = dict.fromkeys(("heads", "tokens", "head", "int8_in"), ir.AttributeType.INT)
+    names = ("heads", "tokens", "head", "int8_in", *((CAUSAL,) if causal else ()))
+    kinds = dict.fromkeys(names, ir.AttributeType.INT)
     return body.function(ATTENTION, [qkv], [context], opset, **kinds)
 
 
 def _norm_function(name: str, opset: int) -> ir.Function:
     """LayerNorm over the channels, of the sum with the branch where there is one."""
     branch, residual, gamma, beta = (ir.Value(name=word) for word in ("branch", "residual", "gamma", "beta"))
-    body = _Body()
+    body = Body()
     total = body.add("Add", branch, residual) if name == ADD_NORM else residual
     attributes = [ir.AttrInt64("axis", 1), ir.RefAttr("epsilon", "epsilon", ir.AttributeType.FLOAT)]
     body.nodes.append(ir.Node("", "LayerNormalization", [total, gamma, beta], attributes, num_outputs=1))
