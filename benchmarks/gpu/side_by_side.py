@@ -49,13 +49,12 @@ def table(results: Mapping[str, Any], precision: str = "fp16") -> str:
         precision: of our engines.
 
     Returns:
-        A Markdown table: images/s with runs queued ahead on one stream and, at batch 1, the median latency; images and
-            results stay in GPU
-        memory. The column "host" is the share of our best throughput, on as many streams as were measured, that is left
-        with images from page-locked host memory and results back to it; "±%" the largest difference in throughput
-        between two passes of anything in the row.
+        A Markdown table: images or texts/s with runs queued ahead on one stream and, at batch 1, the median latency;
+        inputs and results stay in GPU memory. The column "host" is the share of our best throughput, on as many streams
+        as were measured, that is left with images from page-locked host memory and results back to it; "±%" the largest
+        difference in throughput between two passes of anything in the row.
     """
-    peers = ("JAX jit, fp32", "JAX jit, its best", "torch.compile, timm, fp16")
+    peers = ("JAX jit, fp32", "JAX jit, its best", "torch.compile, timm or transformers, fp16")
     header = [
         "model",
         "batch",
@@ -84,7 +83,7 @@ def table(results: Mapping[str, Any], precision: str = "fp16") -> str:
                 default=None,
             )
             cells = [_name(model), str(batch)]
-            cells += [_cell(row, batch, plain=row is others[0]) for row in found]
+            cells += [_cell(row, batch, plain=row is others[0], unit=_unit(model)) for row in found]
             cells += [_ratio(mine, other, batch) for other in others]
             cells += [_share(*shared), "" if noise is None else f"{noise:.1f}"]
             lines.append(f"| {' | '.join(cells)} |")
@@ -117,9 +116,17 @@ def merge(runs: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Any], list[s
 
 
 def _name(model: Mapping[str, Any]) -> str:
-    """ "B/16 at 224", "B/16 at 224, uint8"; earlier runs, which do not say what the engine takes, were of float32."""
+    """ "B/16 at 224", "B/16 at 224, uint8", "CLIP-B/32:txt"; earlier runs, which do not say what the engine takes, were
+    of float32."""
+    if _unit(model) == "texts":
+        return str(model["variant"])
     taken = model.get("input", "float32")
     return f"{model['variant']} at {model['image_size']}" + ("" if taken == "float32" else f", {taken}")
+
+
+def _unit(model: Mapping[str, Any]) -> str:
+    """What a model takes: "images", or "texts"."""
+    return "texts" if str(model["variant"]).endswith(":txt") else "images"
 
 
 def _of_batch(model: Mapping[str, Any], batch: int) -> dict[str, Any]:
@@ -139,16 +146,16 @@ def spaced(value: float) -> str:
     return f"{value:,.0f}".replace(",", " ")
 
 
-def rate(images_per_second: float) -> str:
+def rate(images_per_second: float, unit: str = "images") -> str:
     """ "14 679 images/s"."""
-    return f"{spaced(images_per_second)} images/s"
+    return f"{spaced(images_per_second)} {unit}/s"
 
 
-def _cell(row: Mapping[str, Any] | None, batch: int, *, plain: bool = False) -> str:
+def _cell(row: Mapping[str, Any] | None, batch: int, *, plain: bool = False, unit: str = "images") -> str:
     if row is None:
         return "–"
     how = f" ({row['precision']}, {row['attention']})" if row.get("attention") and not plain else ""
-    return (f"{row['p50_ms']:.3f} ms" if batch == 1 else rate(row["images_per_second"])) + how
+    return (f"{row['p50_ms']:.3f} ms" if batch == 1 else rate(row["images_per_second"], unit)) + how
 
 
 def _ratio(mine: Mapping[str, Any] | None, other: Mapping[str, Any] | None, batch: int) -> str:
