@@ -35,10 +35,10 @@ def written(path, *, width=64 * HEADS, heads=HEADS, lowering="fused", **changes)
     return arch, model
 
 
-@pytest.mark.parametrize("lowering, size", [("fused", 64), ("kernels", 64), ("kernels", 72)])
+@pytest.mark.parametrize("lowering, size, heads", [("fused", 64, HEADS), ("kernels", 64, HEADS), ("kernels", 72, 4)])
 @pytest.mark.parametrize("pool", ["tok", "gap"])
-def test_agrees_with_jax(tmp_path, pool, lowering, size):
-    arch, model = written(tmp_path / "model.onnx", pool=pool, lowering=lowering, width=size * HEADS)
+def test_agrees_with_jax(tmp_path, pool, lowering, size, heads):
+    arch, model = written(tmp_path / "model.onnx", pool=pool, lowering=lowering, width=size * heads, heads=heads)
     images = random_images(arch)
     expected, session = model.run(images)[model.output], open_session(tmp_path / "model.onnx")
     for batch in (1, 3):

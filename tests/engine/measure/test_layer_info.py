@@ -133,6 +133,14 @@ def test_kernel_names_of_a_profiled_run():
         ("sm90_xmma_gemm", "Half"),
     ]
     assert count_fused(kernels) == FusedAttention(2, {"fp16": 1, "fp32": 1})
+    # ours, as nvcc mangles them, with what an engine in FP16 says of all its kernels
+    ours = [
+        "_ZN3vit43_GLOBAL__N__3fca7f41_10_windows_cu_7c5cb4d614windows_kernelEPKaPKfP6__halfiiif",
+        "_ZN3vit41_GLOBAL__N__f4908c7c_9_stream_cu_f678ec4a13stream_kernelILi72EEEvPKaP6__halfiiff",
+        "void vit::(anonymous namespace)::attention_kernel<__half, __half, 64, 5, 2, 2, true>(signed char const*)",
+        "_ZN3vit38_GLOBAL__N__07b6d21d_7_norm_cu_5e5c3c1f11norm_kernelI6__halfLi3EEEvNS_4NormE",
+    ]
+    assert count_fused((name, f"{name} fp16") for name in ours) == FusedAttention(3, {"fp16": 3})
 
 
 @pytest.mark.parametrize("version_compatible", [False, True])

@@ -11,7 +11,7 @@ _SHOWN = 3  # names of one kind
 # In this order. Myelin, TensorRT's compiler of what lies between products, makes a kernel's name of the operators in
 # it: __myl_AddCasMulMeaSubMul_0x… adds, casts, multiplies and takes a mean.
 _KINDS = (
-    ("fused attention", re.compile(rf"{FUSED_KERNEL.pattern}|vit::.*attention", re.IGNORECASE)),
+    ("fused attention", FUSED_KERNEL),
     ("copy", re.compile(r"copy|permut|transpos|reformat|shuffle|concat|slice|gather|memcpy|memset", re.IGNORECASE)),
     ("normalisation", re.compile(r"norm|softmax|reduce|__myl\w*(Mea|Sum|Max|Red|Exp)", re.IGNORECASE)),
     ("product", re.compile(r"gem[mv]|xmma|cutlass|conv|nvjet|wgmma|cublas|matrix|MatMul|_Mat|_Fc", re.IGNORECASE)),

@@ -12,8 +12,9 @@ from vit_convert.engine.runtime.engine import Engine
 Layers = Mapping[str, Any]  # the inspector's JSON, {"Layers": […]}
 
 # TensorRT's fused attention kernels (Myelin's _gemm_mha_v2_*, _gemv_mha_v1, and on Hopper mha0, mha1, …; fmha_* of the
-# hand-written ones). ONNX node names often hold "mha" too, so "mha" within a name proves nothing.
-FUSED_KERNEL = re.compile(r"gem[mv]_mha|fmha|^mha\d+\b", re.IGNORECASE)
+# hand-written ones), and ours, mangled or not. ONNX node names often hold "mha" too, so "mha" within a name proves
+# nothing.
+FUSED_KERNEL = re.compile(r"gem[mv]_mha|fmha|^mha\d+\b|vit.*(attention|stream|windows)_kernel", re.IGNORECASE)
 # "CaskConvolution", "CaskGemmMatrixMultiply", "gemm", "conv"
 _PRODUCT = re.compile(r"conv|gemm|matrix", re.IGNORECASE)
 # "sm80_xmma_fprop_implicit_gemm_i8i8_i8i32_f32_…", "ampere_int8_…", "…_imma_…"
