@@ -2,9 +2,9 @@
 
 A text names its tables: everything between `<!-- table:convert -->` and `<!-- end -->` is replaced by the table of that
 name, from the newest result file `<name>-*.json` (by date in its name). Tables: convert, growth, extras (all from
-convert-*.json), batch, calibrate, int8-trained, int8-fused, int8-gpu-trained, fp16-kernels, serve, serve-accidents,
-h200-int8 (from h200-tests-digits-*.json), mutation (from mutation/*.json), any other h200-…, and h200: all side-by-side
-runs of h200-*.json together, the newest of each model, input and batch.
+convert-*.json), towers, batch, calibrate, int8-trained, int8-fused, int8-gpu-trained, fp16-kernels, serve,
+serve-accidents, h200-int8 (from h200-tests-digits-*.json), mutation (from mutation/*.json), any other h200-…, and h200:
+all side-by-side runs of h200-*.json together, the newest of each model, input and batch.
 
     python benchmarks/tables.py docs/benchmarks.md           # rewrites it
     python benchmarks/tables.py --check docs/benchmarks.md   # fails if it would change
@@ -205,6 +205,24 @@ def _times(runs: Sequence[Run], ours: Sequence[Run], key: str) -> str:
     return f" ({statistics.median(ratios):.1f}×)" if ratios and runs is not ours else ""
 
 
+def towers_table(record: Mapping[str, Any]) -> str:
+    """Both towers by each side, and how many times the plain recipe's, whose towers are run one after the other: their
+    times add up, and the larger peak counts."""
+    totals = {}
+    for side in dict.fromkeys(run["side"] for run in record["runs"]):
+        towers = _groups([run for run in record["runs"] if run["side"] == side], "variant", "tower").values()
+        sums = [sum(_median(runs, key) for runs in towers) for key in ("wall_seconds", "cpu_seconds")]
+        totals[side] = [*sums, max(_median(runs, "peak_rss_mib") for runs in towers)]
+    rows = []
+    for side, found in totals.items():
+        # Others load the machine more or less from run to run: only CPU times and memory are compared.
+        checked = "--until" not in side and side != "plain"
+        ratios = [f" ({mine / theirs:.2f}×)" if checked else "" for mine, theirs in zip(found, totals["plain"])]
+        name = f"**{side}**" if side.startswith("vit_convert") else side
+        rows.append([name, _seconds(found[0]), _seconds(found[1]) + ratios[1], _mib(found[2]) + ratios[2]])
+    return markdown(("both towers of So400m/14 at 384", "wall", "CPU", "peak memory"), rows)
+
+
 def growth_table(record: Mapping[str, Any]) -> str:
     """What each further parameter costs between a small model and the largest, and what the smallest run costs whatever
     its size."""
@@ -321,6 +339,7 @@ def trained_gpu_table(record: Mapping[str, Any]) -> str:
 
 TABLES: dict[str, tuple[Callable[[Mapping[str, Any]], str], str]] = {
     "convert": (convert_table, "convert"),
+    "towers": (towers_table, "towers"),
     "growth": (growth_table, "convert"),
     "extras": (extras_table, "convert"),
     "calibrate": (calibrate_table, "calibrate"),
