@@ -25,6 +25,7 @@ ALLOWED = {
         "Give a block (block_03), a layer (block_03/fc2), a scope or an fnmatch pattern (*/MlpBlock_0/*)."
     },
     "export/passes/fused_encoder.py": {"head"},  # the size of an attention head
+    "export/passes/window_kernels.py": {"head"},
     "images/arrays.py": {"images"},  # the member of an .npz of images
     "quantize/precision_plan.py": {"images"},  # of the record: how many, and from where
     "quantize/sensitivity.py": {"images"},

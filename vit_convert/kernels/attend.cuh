@@ -21,16 +21,18 @@ template <typename In, int kHead>
 struct Layout {
   static constexpr int kBytes = kHead * sizeof(In);  // of one query, key or value
   static constexpr int kLines = kBytes / kLine;
-  static constexpr int kPadded = (kHead + 15) / 16 * 16;             // products take sixteen at a time: of 72 the rest is zero
+  static constexpr int kPadded = (kHead + 15) / 16 * 16;  // products take sixteen at a time: of 72 the rest is zero
   static constexpr int kPaddedLines = kPadded * sizeof(In) / kLine;
   static constexpr int kSteps = kPaddedLines / 2;                    // products of one score
-  static constexpr int kKeyStride = (kPaddedLines + 1) * kLine;      // bytes between keys in shared memory: an odd number of lines, so
-                                                                     // that eight rows hit different banks
+  static constexpr int kKeyStride = (kPaddedLines + 1) * kLine;  // bytes between keys in shared memory: an odd number
+                                                                 // of lines, so that eight rows hit different banks
   static constexpr int kValueStride = kPadded + 8;                   // halves between values in shared memory
   static constexpr int kPerToken = kKeyStride + kValueStride * 2;
 };
 
-__device__ inline unsigned shared_address(void const* pointer) { return static_cast<unsigned>(__cvta_generic_to_shared(pointer)); }
+__device__ inline unsigned shared_address(void const* pointer) {
+  return static_cast<unsigned>(__cvta_generic_to_shared(pointer));
+}
 
 __device__ inline void load_matrices(unsigned (&r)[4], void const* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
@@ -43,7 +45,8 @@ __device__ inline void load_transposed(unsigned (&r)[4], void const* row) {
 }
 
 __device__ inline void copy_async(void* to, void const* from, bool there) {  // 16 bytes; zeros where there are none
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(there ? 16 : 0));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
+               "r"(there ? 16 : 0));
 }
 
 __device__ inline void commit() { asm volatile("cp.async.commit_group;"); }
@@ -55,12 +58,14 @@ __device__ inline void wait() {
 
 __device__ inline void multiply_int8(int (&c)[4], unsigned const (&a)[4], unsigned b0, unsigned b1) {
   asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-               : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+               : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
 __device__ inline void multiply_half(float (&c)[4], unsigned const (&a)[4], unsigned b0, unsigned b1) {
   asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
 __device__ inline float exp2_fast(float x) {
@@ -83,9 +88,11 @@ __device__ inline uint2 to_halves(unsigned bytes) {
 // 1.5 · 2^23: the float with these bits, plus a small integer added to the bits, is that float plus the integer.
 constexpr int kBiasBits = 0x4b400000;
 constexpr float kBias = 12582912.0f;
-constexpr float kSlack = 8.0f;  // by how many powers of two a score may exceed the maximum that is taken off before that is raised
+// By how many powers of two a score may exceed the maximum that is taken off before that is raised.
+constexpr float kSlack = 8.0f;
 
-// What the products of a type start at, so that a score comes out less the maximum, and what is added to that in the result.
+// What the products of a type start at, so that a score comes out less the maximum, and what is added to that in the
+// result.
 template <typename In>
 struct Start;
 
@@ -163,12 +170,12 @@ enum class Mask { kNone, kEnd, kCausal };  // all; those before `end`; those bef
 
 struct Nothing {};  // added to scores
 
-// Softmax and product with the values over 16 · kGroups keys, the first of all if kBegin says so. Of the keys those before `end` are
-// there; of kCausal those up to `diagonal` + the query's row. `added` is Nothing, or gives what is added to the
-// scores of a tile's part and two keys, of which the first is named.
+// Softmax and product with the values over 16 · kGroups keys, the first of all if kBegin says so. Of the keys those
+// before `end` are there; of kCausal those up to `diagonal` + the query's row. `added` is Nothing, or gives what is
+// added to the scores of a tile's part and two keys, of which the first is named.
 template <typename In, int kHead, int kGroups, Mask kMask, typename Added = Nothing>
-__device__ inline void attend(Rows<In, kHead>& rows, int8_t const* keys, half const* values, bool begin, int end, int diagonal, float scale,
-                              Added const& added = Added()) {
+__device__ inline void attend(Rows<In, kHead>& rows, int8_t const* keys, half const* values, bool begin, int end,
+                              int diagonal, float scale, Added const& added = Added()) {
   using L = Layout<In, kHead>;
   constexpr float kOffset = Start<In>::kOffset;
   int const lane = threadIdx.x % 32;
@@ -193,7 +200,8 @@ __device__ inline void attend(Rows<In, kHead>& rows, int8_t const* keys, half co
         int const key = column * 8 + lane % 4 * 2 + i % 2;
 #pragma unroll
         for (int tile = 0; tile < 2; ++tile) {
-          bool const there = key < end && (kMask != Mask::kCausal || key <= diagonal + lane / 4 + tile * 16 + i / 2 * 8);
+          bool const there =
+              key < end && (kMask != Mask::kCausal || key <= diagonal + lane / 4 + tile * 16 + i / 2 * 8);
           scores[column][tile][i] = there ? scores[column][tile][i] : -INFINITY;
         }
       }
@@ -264,15 +272,16 @@ __device__ inline void attend(Rows<In, kHead>& rows, int8_t const* keys, half co
   }
 }
 
-// A row's values, of which this thread has columns 2 · (lane % 4) + {0, 1} of every eight; each thread of four writes 16 of them.
+// A row's values, of which this thread has columns 2 · (lane % 4) + {0, 1} of every eight; each thread of four writes
+// 16 of them.
 template <int kHead>
 __device__ inline void store_row(int8_t* out, float const (&output)[8][4], int part, float scale, bool valid) {
   int const lane = threadIdx.x % 32, quarter = lane % 4;
   unsigned words[4], moved[4];
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    words[i] = pack_int8(output[2 * i][2 * part] * scale, output[2 * i][2 * part + 1] * scale, output[2 * i + 1][2 * part] * scale,
-                         output[2 * i + 1][2 * part + 1] * scale);
+    words[i] = pack_int8(output[2 * i][2 * part] * scale, output[2 * i][2 * part + 1] * scale,
+                         output[2 * i + 1][2 * part] * scale, output[2 * i + 1][2 * part + 1] * scale);
   }
 #pragma unroll
   for (int from = 0; from < 4; ++from) {  // moved[from]: word `quarter` of thread `from` of the four
@@ -337,7 +346,8 @@ __device__ inline void start_rows(Rows<In, kHead>& rows, int8_t const* queries, 
 
 // Writes them. out: [images · tokens, heads, kHead] from the image's first token and this head on.
 template <typename In, typename Out, int kHead>
-__device__ inline void store_rows(Rows<In, kHead> const& rows, Out* out, int heads, int mine, int tokens, float output_scale) {
+__device__ inline void store_rows(Rows<In, kHead> const& rows, Out* out, int heads, int mine, int tokens,
+                                  float output_scale) {
 #pragma unroll
   for (int tile = 0; tile < 2; ++tile) {
 #pragma unroll
@@ -346,7 +356,8 @@ __device__ inline void store_rows(Rows<In, kHead> const& rows, Out* out, int hea
       sum += __shfl_xor_sync(~0u, sum, 1);
       sum += __shfl_xor_sync(~0u, sum, 2);
       int const token = mine + tile * 16 + part * 8;
-      store_row<kHead>(out + static_cast<int64_t>(token) * heads * kHead, rows.output[tile], part, output_scale / sum, token < tokens);
+      store_row<kHead>(out + static_cast<int64_t>(token) * heads * kHead, rows.output[tile], part, output_scale / sum,
+                       token < tokens);
     }
   }
 }

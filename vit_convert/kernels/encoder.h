@@ -42,7 +42,8 @@ struct Norm {
 };
 
 cudaError_t run(Attention const& p, cudaStream_t stream);
-cudaError_t run_stream(Attention const& p, cudaStream_t stream);  // of half alone, without `causal`, for any number of tokens
+cudaError_t run_stream(Attention const& p,
+                       cudaStream_t stream);  // of half alone, without `causal`, for any number of tokens
 cudaError_t run(Windows const& p, cudaStream_t stream);
 cudaError_t run(Norm const& p, cudaStream_t stream);
 

@@ -50,7 +50,8 @@ __device__ inline void store_eight(half* p, Eight const& y) {
 }
 
 __device__ inline void store_eight(int8_t* p, Eight const& y) {
-  *reinterpret_cast<uint2*>(p) = make_uint2(pack_int8(y.x[0], y.x[1], y.x[2], y.x[3]), pack_int8(y.x[4], y.x[5], y.x[6], y.x[7]));
+  *reinterpret_cast<uint2*>(p) =
+      make_uint2(pack_int8(y.x[0], y.x[1], y.x[2], y.x[3]), pack_int8(y.x[4], y.x[5], y.x[6], y.x[7]));
 }
 
 __device__ inline float sum_over_warp(float x) {
@@ -59,11 +60,12 @@ __device__ inline float sum_over_warp(float x) {
   return x;
 }
 
-// One row in each warp. branch (may be null), residual, sum (null without a branch): [rows, width]; out: (sum normalised · gamma + beta) / scale.
+// One row in each warp. branch (may be null), residual, sum (null without a branch): [rows, width]; out: (sum
+// normalised · gamma + beta) / scale.
 template <int kVectors, typename In, typename Out>
-__global__ void __launch_bounds__(256) norm_kernel(In const* branch, half const* residual, half* sum, Out* out, float const* gamma,
-                                                   float const* beta, int rows, int width, float branch_scale, float output_scale,
-                                                   float epsilon) {
+__global__ void __launch_bounds__(256)
+    norm_kernel(In const* branch, half const* residual, half* sum, Out* out, float const* gamma, float const* beta,
+                int rows, int width, float branch_scale, float output_scale, float epsilon) {
   int64_t const row = static_cast<int64_t>(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32;
   if (row >= rows) return;
   int const lane = threadIdx.x % 32;
@@ -111,8 +113,9 @@ template <typename In, typename Out>
 cudaError_t norm(Norm const& p, cudaStream_t stream) {
   int const vectors = (p.width + 255) / 256, blocks = (p.rows + 7) / 8;
   auto const launch = [&](auto kernel) {
-    kernel<<<blocks, 256, 0, stream>>>(static_cast<In const*>(p.branch), static_cast<half const*>(p.residual), static_cast<half*>(p.sum),
-                                       static_cast<Out*>(p.out), p.gamma, p.beta, p.rows, p.width, p.branch_scale, p.output_scale, p.epsilon);
+    kernel<<<blocks, 256, 0, stream>>>(static_cast<In const*>(p.branch), static_cast<half const*>(p.residual),
+                                       static_cast<half*>(p.sum), static_cast<Out*>(p.out), p.gamma, p.beta, p.rows,
+                                       p.width, p.branch_scale, p.output_scale, p.epsilon);
     return cudaGetLastError();
   };
   switch (vectors) {
@@ -142,9 +145,10 @@ cudaError_t run(Norm const& p, cudaStream_t stream) {
 }  // namespace vit
 
 // For tests without TensorRT, as in attention.cu.
-extern "C" int vit_norm(void const* branch, int branch_type, void const* residual, void* sum, void* out, int int8_out, float const* gamma,
-                        float const* beta, int rows, int width, float branch_scale, float output_scale, float epsilon) {
-  vit::Norm const p{branch, static_cast<vit::Type>(branch_type), residual, sum, out, int8_out != 0, gamma, beta, rows, width, branch_scale,
-                    output_scale, epsilon};
+extern "C" int vit_norm(void const* branch, int branch_type, void const* residual, void* sum, void* out, int int8_out,
+                        float const* gamma, float const* beta, int rows, int width, float branch_scale,
+                        float output_scale, float epsilon) {
+  vit::Norm const p{branch, static_cast<vit::Type>(branch_type), residual, sum, out, int8_out != 0, gamma, beta, rows,
+                    width, branch_scale, output_scale, epsilon};
   return static_cast<int>(vit::run(p, nullptr));
 }

@@ -1,6 +1,7 @@
 // VitAttention, VitWindowAttention, VitAddNorm and VitNorm as plugins of TensorRT 8.6.
 //
-// INT8 values carry either the scale in the node's attributes (`in_scale`, `out_scale`) or, where that is 0, the range of their tensor.
+// INT8 values carry either the scale in the node's attributes (`in_scale`, `out_scale`) or, where that is 0, the range
+// of their tensor.
 #include <NvInfer.h>
 #include <dlfcn.h>
 
@@ -16,13 +17,15 @@ namespace {
 using namespace nvinfer1;
 
 struct Settings {
-  int heads = 0, tokens = 0, head = 64, int8_in = 1, quantized = 1, branch = 0, causal = 0, windows = 1;  // branch: 0 any type, 1 float, 2 half, 3 int8
+  // branch: 0 any type, 1 float, 2 half, 3 int8
+  int heads = 0, tokens = 0, head = 64, int8_in = 1, quantized = 1, branch = 0, causal = 0, windows = 1;
   float in_scale = 0, out_scale = 0, epsilon = 1e-6f;
 };
 
 bool is_half(PluginTensorDesc const& d) { return d.type == DataType::kHALF && d.format == TensorFormat::kLINEAR; }
 bool is_float(PluginTensorDesc const& d) { return d.type == DataType::kFLOAT && d.format == TensorFormat::kLINEAR; }
-bool is_int8(PluginTensorDesc const& d) { return d.type == DataType::kINT8 && d.format == TensorFormat::kCHW32; }  // of 1 x 1 pixels: rows
+// Of 1 x 1 pixels: rows.
+bool is_int8(PluginTensorDesc const& d) { return d.type == DataType::kINT8 && d.format == TensorFormat::kCHW32; }
 float scale_of(float attribute, PluginTensorDesc const& d) { return attribute > 0 ? attribute : d.scale; }
 
 template <typename Derived>
@@ -35,8 +38,11 @@ class Plugin : public IPluginV2DynamicExt {
   void destroy() noexcept override { delete static_cast<Derived*>(this); }
   void setPluginNamespace(char const* space) noexcept override { space_ = space; }
   char const* getPluginNamespace() const noexcept override { return space_.c_str(); }
-  void configurePlugin(DynamicPluginTensorDesc const*, int32_t, DynamicPluginTensorDesc const*, int32_t) noexcept override {}
-  size_t getWorkspaceSize(PluginTensorDesc const*, int32_t, PluginTensorDesc const*, int32_t) const noexcept override { return 0; }
+  void configurePlugin(DynamicPluginTensorDesc const*, int32_t, DynamicPluginTensorDesc const*,
+                       int32_t) noexcept override {}
+  size_t getWorkspaceSize(PluginTensorDesc const*, int32_t, PluginTensorDesc const*, int32_t) const noexcept override {
+    return 0;
+  }
   IPluginV2DynamicExt* clone() const noexcept override {
     return new Derived(*static_cast<Derived const*>(this));
   }
@@ -64,8 +70,8 @@ class AttentionPlugin final : public Plugin<AttentionPlugin> {
   bool supportsFormatCombination(int32_t i, PluginTensorDesc const* all, int32_t, int32_t) noexcept override {
     return (i == 0 ? s_.int8_in : s_.quantized) ? is_int8(all[i]) : is_half(all[i]);
   }
-  int32_t enqueue(PluginTensorDesc const* in, PluginTensorDesc const* out, void const* const* inputs, void* const* outputs, void*,
-                  cudaStream_t stream) noexcept override {
+  int32_t enqueue(PluginTensorDesc const* in, PluginTensorDesc const* out, void const* const* inputs,
+                  void* const* outputs, void*, cudaStream_t stream) noexcept override {
     float const scale = s_.int8_in ? scale_of(s_.in_scale, in[0]) : 1.0f;
     vit::Attention p{};
     p.qkv = inputs[0];
@@ -104,8 +110,8 @@ class WindowsPlugin final : public Plugin<WindowsPlugin> {
   bool supportsFormatCombination(int32_t i, PluginTensorDesc const* all, int32_t, int32_t) noexcept override {
     return i == 1 ? is_float(all[i]) : is_half(all[i]);
   }
-  int32_t enqueue(PluginTensorDesc const* in, PluginTensorDesc const*, void const* const* inputs, void* const* outputs, void*,
-                  cudaStream_t stream) noexcept override {
+  int32_t enqueue(PluginTensorDesc const* in, PluginTensorDesc const*, void const* const* inputs, void* const* outputs,
+                  void*, cudaStream_t stream) noexcept override {
     vit::Windows p{};
     p.qkv = inputs[0];
     p.bias = static_cast<float const*>(inputs[1]);
@@ -133,11 +139,14 @@ class NormPlugin final : public Plugin<NormPlugin<kAdds>> {
   int32_t getNbOutputs() const noexcept override { return kAdds ? 2 : 1; }
   size_t getSerializationSize() const noexcept override { return sizeof s_; }
   void serialize(void* to) const noexcept override { std::memcpy(to, &s_, sizeof s_); }
-  DimsExprs getOutputDimensions(int32_t, DimsExprs const* in, int32_t, IExprBuilder&) noexcept override { return in[0]; }
+  DimsExprs getOutputDimensions(int32_t, DimsExprs const* in, int32_t, IExprBuilder&) noexcept override {
+    return in[0];
+  }
   DataType getOutputDataType(int32_t i, DataType const* in, int32_t) const noexcept override {
     return i == kAdds && s_.quantized && s_.out_scale > 0 ? DataType::kINT8 : in[kAdds];
   }
-  bool supportsFormatCombination(int32_t i, PluginTensorDesc const* all, int32_t inputs, int32_t outputs) noexcept override {
+  bool supportsFormatCombination(int32_t i, PluginTensorDesc const* all, int32_t inputs,
+                                 int32_t outputs) noexcept override {
     if (i == inputs - 2 || i == inputs - 1) return is_float(all[i]);
     if (i == inputs + outputs - 1) return s_.quantized ? is_int8(all[i]) : is_half(all[i]);
     if (!kAdds || i != 0) return is_half(all[i]);
@@ -145,8 +154,8 @@ class NormPlugin final : public Plugin<NormPlugin<kAdds>> {
     return ((any || s_.branch == 1) && is_float(all[i])) || ((any || s_.branch == 2) && is_half(all[i])) ||
            ((any || s_.branch == 3) && is_int8(all[i]));
   }
-  int32_t enqueue(PluginTensorDesc const* in, PluginTensorDesc const* out, void const* const* inputs, void* const* outputs, void*,
-                  cudaStream_t stream) noexcept override {
+  int32_t enqueue(PluginTensorDesc const* in, PluginTensorDesc const* out, void const* const* inputs,
+                  void* const* outputs, void*, cudaStream_t stream) noexcept override {
     vit::Type const type = !kAdds || in[0].type == DataType::kFLOAT ? vit::Type::kFloat
                            : in[0].type == DataType::kHALF          ? vit::Type::kHalf
                                                                     : vit::Type::kInt8;
@@ -175,7 +184,8 @@ template <typename Made>
 class Creator final : public IPluginCreator {
  public:
   Creator() {
-    for (char const* name : {"heads", "tokens", "head", "int8_in", "quantized", "branch", "causal", "windows"}) fields_.emplace_back(name, nullptr, PluginFieldType::kINT32, 1);
+    for (char const* name : {"heads", "tokens", "head", "int8_in", "quantized", "branch", "causal", "windows"})
+      fields_.emplace_back(name, nullptr, PluginFieldType::kINT32, 1);
     for (char const* name : {"in_scale", "out_scale", "epsilon"}) {
       fields_.emplace_back(name, nullptr, PluginFieldType::kFLOAT32, 1);
     }
@@ -208,7 +218,9 @@ class Creator final : public IPluginCreator {
     }
     return new Made(s);
   }
-  IPluginV2* deserializePlugin(char const*, void const* data, size_t bytes) noexcept override { return new Made(data, bytes); }
+  IPluginV2* deserializePlugin(char const*, void const* data, size_t bytes) noexcept override {
+    return new Made(data, bytes);
+  }
 
  private:
   std::string space_;
@@ -229,9 +241,9 @@ extern "C" int vit_register() {
   if (library == nullptr) return 1;
   auto const registry = reinterpret_cast<IPluginRegistry* (*)()>(dlsym(library, "getPluginRegistry"));
   if (registry == nullptr) return 2;
-  for (IPluginCreator* creator : {static_cast<IPluginCreator*>(&attention_creator), static_cast<IPluginCreator*>(&windows_creator),
-                                  static_cast<IPluginCreator*>(&add_norm_creator),
-                                  static_cast<IPluginCreator*>(&norm_creator)}) {
+  for (IPluginCreator* creator :
+       {static_cast<IPluginCreator*>(&attention_creator), static_cast<IPluginCreator*>(&windows_creator),
+        static_cast<IPluginCreator*>(&add_norm_creator), static_cast<IPluginCreator*>(&norm_creator)}) {
     if (!registry()->registerCreator(*creator, "")) return 3;
   }
   return 0;

@@ -1,5 +1,5 @@
-// Attention over FP16 queries, keys and values of any number of tokens: keys and values pass through shared memory tile by tile, the
-// next on its way while one is computed with. As attention.cu otherwise.
+// Attention over FP16 queries, keys and values of any number of tokens: keys and values pass through shared memory tile
+// by tile, the next on its way while one is computed with. As attention.cu otherwise.
 #include "attend.cuh"
 
 namespace vit {
@@ -10,10 +10,11 @@ constexpr int kWarps = 4;    // of a block at most
 constexpr int kBlocks = 2;   // at a time
 constexpr int kStep = 2;     // sixteens of keys at a time
 
-// 32 queries of one image's head in each warp. qkv: [images · tokens, heads, 3, kHead]; out: [images · tokens, heads, kHead].
+// 32 queries of one image's head in each warp. qkv: [images · tokens, heads, 3, kHead]; out: [images · tokens, heads,
+// kHead].
 template <int kHead>
-__global__ void __launch_bounds__(kWarps * 32, kBlocks) stream_kernel(int8_t const* qkv, half* out, int tokens, int heads, float score_scale,
-                                                                float output_scale) {
+__global__ void __launch_bounds__(kWarps * 32, kBlocks)
+    stream_kernel(int8_t const* qkv, half* out, int tokens, int heads, float score_scale, float output_scale) {
   using L = Layout<half, kHead>;
   constexpr int kKeyBytes = kTile * L::kKeyStride, kStage = kTile * L::kPerToken;
   constexpr int kBoth = 2 * L::kLines;  // a token's key and value
@@ -27,7 +28,8 @@ __global__ void __launch_bounds__(kWarps * 32, kBlocks) stream_kernel(int8_t con
     for (int i = threadIdx.x; i < 2 * kTile; i += blockDim.x) {
       int8_t* stage = memory + i / kTile * kStage;
       *reinterpret_cast<uint4*>(stage + i % kTile * L::kKeyStride + L::kBytes) = make_uint4(0, 0, 0, 0);
-      *reinterpret_cast<uint4*>(stage + kKeyBytes + i % kTile * L::kValueStride * 2 + L::kBytes) = make_uint4(0, 0, 0, 0);
+      *reinterpret_cast<uint4*>(stage + kKeyBytes + i % kTile * L::kValueStride * 2 + L::kBytes) =
+          make_uint4(0, 0, 0, 0);
     }
   }
   auto const load = [&](int first) {
@@ -57,12 +59,12 @@ __global__ void __launch_bounds__(kWarps * 32, kBlocks) stream_kernel(int8_t con
     int const end = min(kTile, tokens - tile);
     int first = 0;
     for (; first + 16 * kStep <= end; first += 16 * kStep) {
-      attend<half, kHead, kStep, Mask::kNone>(rows, keys + first * L::kKeyStride, values + first * L::kValueStride, tile + first == 0, 0, 0,
-                                              score_scale);
+      attend<half, kHead, kStep, Mask::kNone>(rows, keys + first * L::kKeyStride, values + first * L::kValueStride,
+                                              tile + first == 0, 0, 0, score_scale);
     }
     for (; first < end; first += 16) {
-      attend<half, kHead, 1, Mask::kEnd>(rows, keys + first * L::kKeyStride, values + first * L::kValueStride, tile + first == 0,
-                                         end - first, 0, score_scale);
+      attend<half, kHead, 1, Mask::kEnd>(rows, keys + first * L::kKeyStride, values + first * L::kValueStride,
+                                         tile + first == 0, end - first, 0, score_scale);
     }
     __syncthreads();
   }
@@ -71,7 +73,8 @@ __global__ void __launch_bounds__(kWarps * 32, kBlocks) stream_kernel(int8_t con
 
 template <int kHead>
 cudaError_t launch(Attention const& p, cudaStream_t stream) {
-  int const parts = (p.tokens + kRows - 1) / kRows, blocks = (parts + kWarps - 1) / kWarps, warps = (parts + blocks - 1) / blocks;
+  int const parts = (p.tokens + kRows - 1) / kRows, blocks = (parts + kWarps - 1) / kWarps,
+            warps = (parts + blocks - 1) / blocks;
   int const bytes = 2 * kTile * Layout<half, kHead>::kPerToken;
   auto const kernel = stream_kernel<kHead>;
   cudaError_t const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
@@ -79,8 +82,9 @@ cudaError_t launch(Attention const& p, cudaStream_t stream) {
     cudaGetLastError();  // or the next launch is blamed for it
     return error;
   }
-  kernel<<<dim3(blocks, p.heads, p.images), warps * 32, bytes, stream>>>(static_cast<int8_t const*>(p.qkv), static_cast<half*>(p.out), p.tokens,
-                                                                         p.heads, p.score_scale * 1.44269504088896f, p.output_scale);
+  kernel<<<dim3(blocks, p.heads, p.images), warps * 32, bytes, stream>>>(
+      static_cast<int8_t const*>(p.qkv), static_cast<half*>(p.out), p.tokens, p.heads,
+      p.score_scale * 1.44269504088896f, p.output_scale);
   return cudaGetLastError();
 }
 
