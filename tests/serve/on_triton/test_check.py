@@ -3,6 +3,7 @@
 import copy
 import json
 import shutil
+import socket
 
 import pytest
 
@@ -276,3 +277,15 @@ def test_an_environment_without_the_protobuf(repository, tmp_path):
 def test_no_repository(tmp_path):
     with pytest.raises(UsageError, match=r"no folder in it holds a config\.pbtxt"):
         check.check_repository(tmp_path, tmp_path)
+
+
+def test_a_port_that_is_taken(tmp_path):
+    """Another server's readiness had been taken for ours, and its answers."""
+    from vit_convert.serve.triton.server import Installed, running
+
+    installed = Installed(tmp_path / "none", tmp_path, None, tmp_path, "")
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        taken = pytest.raises(UsageError, match=f"port {port}: Address already in use")
+        with taken, running(installed, tmp_path, port=port):
+            raise AssertionError("it runs")

@@ -125,10 +125,11 @@ def running(
 
     Raises:
         BenchmarkError: it ends, or is not ready in time; the end of what it said is in the message.
+        UsageError: a port is taken.
     """
     with tempfile.TemporaryDirectory(prefix="vit_convert-triton-") as folder:
         work = pathlib.Path(folder)
-        http, grpc, metrics = range(port, port + 3) if port else _free_ports(3)
+        http, grpc, metrics = _require_free(range(port, port + 3)) if port else _free_ports(3)
         log = work / "log"
         command = [
             str(installed.binary),
@@ -188,6 +189,20 @@ def _environment(installed: Installed) -> dict[str, str]:
 
 def _without_gpu() -> bool:
     return not os.path.exists("/dev/nvidiactl")
+
+
+def _require_free(ports: Sequence[int]) -> Sequence[int]:
+    """Refuses ports that somebody listens on: another server there would answer in the place of ours."""
+    for port in ports:
+        with socket.socket() as each:
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # not those of connections that ended just now
+            try:
+                each.bind(("127.0.0.1", port))
+            except OSError as e:
+                raise UsageError(
+                    f"port {port}: {e.strerror}", fix="Stop what listens there, or choose another --port."
+                ) from e
+    return ports
 
 
 def _free_ports(count: int) -> list[int]:
