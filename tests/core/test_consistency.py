@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from vit_convert.core.compare import Tolerance
-from vit_convert.core.consistency import ALONE, FINITE, IDENTICAL, PERMUTED, agreement, check_consistency
+from vit_convert.core.consistency import ALONE, FINITE, IDENTICAL, PERMUTED, ROWS, agreement, check_consistency
 
 EXACT = Tolerance(0.0, 0.0, -1.0)
 ROW = np.random.default_rng(0).uniform(0.5, 1.5, (1, 6)).astype(np.float32)
@@ -84,3 +84,15 @@ def test_two_answers():
     assert not found.passed and found.max_abs == pytest.approx(0.5) and "(the other build): max abs 0.5" in str(found)
     (found,) = agreement("the other build", one, one, ["y"], EXACT)
     assert found.passed
+
+
+def test_rows_that_are_not_finite_are_named_one_by_one_too():
+    """Where a batch of one is all that an engine takes."""
+
+    def but(value):
+        return lambda x: {"y": np.where((x["x"] == value).all(1, keepdims=True), np.nan, x["x"])}
+
+    for row, value in ((0, ROW), (1, 0.0), (2, 2.0)):
+        (found,) = check_consistency(but(value), PROBES, ["y"], EXACT, largest=1)
+        assert (found.check, found.passed, found.where) == (FINITE, False, ROWS[row])
+        assert (found.max_abs, found.max_rel, found.cosine) == (0.0, 0.0, 1.0)  # nothing was compared

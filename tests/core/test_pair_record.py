@@ -1,9 +1,10 @@
 """`pair.json`: what it may say, and what is refused of it."""
 
+import numpy as np
 import pytest
 
 from vit_convert.core.errors import UsageError
-from vit_convert.core.pair import PairFacts, is_pair, read_pair
+from vit_convert.core.pair import PairFacts, is_pair, read_pair, wrong_ids
 
 GOOD = '{"logit_scale": 100.0, "logit_bias": null, "similarity": "softmax", "text": {}}'
 
@@ -46,3 +47,25 @@ def test_files_that_are_none(tmp_path, content):
         (tmp_path / "pair.json").write_text(content)
     with pytest.raises(UsageError, match=r"pair\.json"):
         read_pair(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("ids", "rule", "said"),
+    [
+        (np.zeros((0, 300), np.int64), {"length": 300}, ""),
+        (np.full((2, 300), 8), {"length": 300}, ""),
+        (np.full((2, 299), 8), {"length": 300}, "ids [2, 299], the model takes [texts, 300]"),
+        (np.full(3, 8), {}, "ids [3], the model takes [texts, 3]"),
+        (np.full((2, 3), 9), {}, "ids 9 to 9, the model has 9 tokens"),
+        (np.full((2, 3), -1), {}, "ids -1 to -1, the model has 9 tokens"),
+        (np.full((2, 3), 8), {"tokenizer": "clip", "end": 8}, ""),
+        (np.array([[8, 1, 1], [1, 1, 1]]), {"tokenizer": "clip", "end": 8}, "text 1 has no end token (8), at which"),
+        (np.array([[1, 1, 1], [8, 1, 1]]), {"tokenizer": "clip", "end": 0}, "text 0 has no end token (0), at which"),
+        (np.full((2, 3), 1), {"tokenizer": "clip", "end": -1}, ""),
+        (np.full((2, 3), 1), {"tokenizer": "clip"}, ""),
+        (np.full((2, 3), 1), {"tokenizer": "wordpiece", "end": 8}, ""),  # it pools elsewhere
+    ],
+)
+def test_ids_that_a_text_tower_takes(ids, rule, said):
+    found = wrong_ids(ids, {"length": 3, "vocabulary": 9, **rule})
+    assert found.startswith(said) and bool(found) is bool(said)
