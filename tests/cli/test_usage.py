@@ -111,7 +111,7 @@ def test_config_without_the_ending(convert, tmp_path):
         ),
         (
             ["--quiet", "--config.lowerings=matmull", "--config.target=trt8"],
-            "lowering 'matmull': target trt8 has plugin, kernels, fused, matmul, primitives, gather. Did you mean "
+            "lowering 'matmull': target trt8 has plugin, kernels, fused, matmul, primitives, windows, gather. Did you mean "
             "matmul",
         ),
     ],

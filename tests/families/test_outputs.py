@@ -145,7 +145,7 @@ def test_graphs_give_all_of_them(tmp_path, case, target):
 
 def test_the_stream_behind_the_last_block_keeps_its_name_where_it_is_an_output_too(tmp_path):
     report = export_model(loaded("lit_text")[1], tmp_path / "model.onnx", target=target_named("rtx"))
-    assert report.taps == ("block_00", "block_01")
+    assert report.taps == ("embedded", "block_00", "block_01")
 
 
 def test_a_lowering_gives_all_of_them(tmp_path):

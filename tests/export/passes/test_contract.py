@@ -34,7 +34,8 @@ g (float[N, 4, 8] x) => (float[N, 2, 4, 4] y) <float[8, 8] kernel, float[8] bias
  heads = Reshape (query, split)
  scaled = Mul (heads, half)
  turned = Transpose <perm = [0, 2, 1, 3]> (scaled)
- scores = MatMul (turned, turned)
+ keys = Transpose <perm = [0, 2, 3, 1]> (heads)
+ scores = MatMul (turned, keys)
  y = Softmax (scores) }"""
 
 
