@@ -4,6 +4,7 @@ import struct
 
 import flax.serialization
 import jax.numpy as jnp
+import msgpack
 import numpy as np
 import pytest
 
@@ -47,6 +48,37 @@ def test_what_flax_writes(write):
         np.testing.assert_array_equal(leaves[name], np.asarray(right))
         assert leaves[name].dtype == np.asarray(right).dtype and not leaves[name].flags.writeable
     verify("f", [leaf for name, leaf in leaves.leaves.items() if name != "opt/mu"])
+
+
+# One of every form of MessagePack's specification, behind which the next entry has to be found.
+FORMS = {
+    "fixint": b"\x07",
+    "negative fixint": b"\xe1",
+    "nil": b"\xc0",
+    "false": b"\xc2",
+    "true": b"\xc3",
+    **{f"bin {8 << i}": bytes([0xC4 + i]) + (3).to_bytes(1 << i) + b"abc" for i in range(3)},
+    **{f"ext {8 << i}": bytes([0xC7 + i]) + (3).to_bytes(1 << i) + b"\x09abc" for i in range(3)},
+    "float 32": b"\xca" + struct.pack(">f", 1.5),
+    "float 64": b"\xcb" + struct.pack(">d", 1.5),
+    **{f"uint {8 << i}": bytes([0xCC + i]) + (7).to_bytes(1 << i) for i in range(4)},
+    **{f"int {8 << i}": bytes([0xD0 + i]) + (7).to_bytes(1 << i) for i in range(4)},
+    **{f"fixext {1 << i}": bytes([0xD4 + i]) + b"\x09" + bytes(1 << i) for i in range(5)},
+    "fixstr": b"\xa3abc",
+    **{f"str {8 << i}": bytes([0xD9 + i]) + (3).to_bytes(1 << i) + b"abc" for i in range(3)},
+    "fixarray": b"\x92\x01\x02",
+    **{f"array {16 << i}": bytes([0xDC + i]) + (2).to_bytes(2 << i) + b"\x01\x02" for i in range(2)},
+    "fixmap": b"\x81\xa1k\x01",
+    **{f"map {16 << i}": bytes([0xDE + i]) + (1).to_bytes(2 << i) + b"\xa1k\x01" for i in range(2)},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_stands_behind_a_value_of_any_form(write, form):
+    msgpack.unpackb(FORMS[form])  # the library's own reading: it is one value, whole
+    array = flax.serialization.msgpack_serialize({"a": np.arange(6, dtype=np.float32)})
+    leaves = read_container(write(b"\x82\xa1x" + FORMS[form] + array[1:]))
+    np.testing.assert_array_equal(leaves["a"], np.arange(6))
 
 
 @pytest.mark.parametrize("sides", [(5, 70), (2, 3, 41)])

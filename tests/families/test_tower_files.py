@@ -100,6 +100,39 @@ def test_the_vocabulary_is_the_number_of_rows(written, variant):
     assert rows != width and load_checkpoint(f"{path}:txt").pair.vocabulary == rows
 
 
+@pytest.mark.parametrize(
+    ("family", "variant", "folder"),
+    [
+        (LIT, "LiT-mu", "txt/"),
+        (LIT, "LiT-muV", "txt/"),
+        (LIT, "LiT-mu", "img/"),
+        (SIGLIP, "SigLIP-mu/16", "txt/"),
+        (SIGLIP, "SigLIP-mu/16", "img/"),
+    ],
+)
+def test_the_parameters_of_a_tower_are_the_numbers_of_its_leaves(written, family, variant, folder):
+    path = written(family, variant)
+    if variant == "LiT-mu":  # a number of rows of which no bit is that of the two segments
+        rewrite(path, lambda arrays: arrays | {lit_layouts.POSITIONS: np.zeros((22, 128), np.float32)})
+    stored = sum(value.size for name, value in np.load(path).items() if name.startswith(folder))
+    assert load_checkpoint(f"{path}:{folder[:-1]}").num_params == stored
+
+
+def test_texts_are_no_longer_than_their_positions(written):
+    path = written(LIT, "LiT-mu")
+    rewrite(path, lambda arrays: arrays | {lit_layouts.POSITIONS: np.zeros((12, 128), np.float32)})
+    loaded = load_checkpoint(f"{path}:txt")
+    assert (loaded.pair.length, loaded.architecture.length) == (12, 12)
+
+
+def test_which_texts_keep_their_end_when_they_are_cut(written):
+    """BERT's tokenizer cuts what is too long; that of the ViT-like text tower keeps the end token."""
+    sticky = {
+        variant: load_checkpoint(f"{written(LIT, variant)}:txt").pair.sticky_end for variant in ("LiT-mu", "LiT-muV")
+    }
+    assert sticky == {"LiT-mu": False, "LiT-muV": True}
+
+
 def test_an_image_tower_by_itself_knows_no_tokens(written):
     path = written(CLIP, "CLIP-mu/16", ".safetensors", layout="clip_transformers", towers="image")
     pair = load_checkpoint(path).pair
