@@ -53,7 +53,7 @@ def load_lit(stored: Mapping[str, Leaf], layout: Layout, asked: Asked) -> Loaded
         tower = _named(tower, found, given)
         leaves, rows = held_against(leaves, tower, asked, on_disk, found)
     elif layouts.is_bert(stored):
-        leaves, tower, found = _bert(stored, asked, given)
+        leaves, tower, rows = _bert(stored, asked, given)
     else:
         leaves = text_leaves(stored, "txt/", file)
         tower = text_tower_of(leaves, asked, "lit", {"end": 1, "pad": 1})
@@ -86,8 +86,8 @@ def _named(tower: Tower, found: str, given: tuple[str, variants.Variant] | None)
 
 def _bert(
     stored: Mapping[str, Leaf], asked: Asked, given: tuple[str, variants.Variant] | None
-) -> tuple[dict[str, Leaf], Tower, str]:
-    """BERT's leaves by canonical name with its tables folded, the tower, and the name that the shapes have."""
+) -> tuple[dict[str, Leaf], Tower, int]:
+    """BERT's leaves by canonical name with its tables folded, the tower, and the rows of the tables that are stored."""
     leaves = {name: leaf for name, leaf in stored.items() if name.startswith("txt/")}
     require_blocks(leaves, layouts.BERT_BLOCK, "layer", str(asked.file))
     blocks = {name: leaf for name, leaf in leaves.items() if re.match(layouts.BERT_BLOCK, name)}
@@ -111,11 +111,12 @@ def _bert(
     width = tower.encoder.width
     shapes = leaf_shapes(tower) | {"pos_embedding": (1, positions, width), "segments": (1, 2, width)}
     places = layouts.bert_places(shapes)
-    count = parameter_count(tower, positions + 2)
+    rows = positions + 2  # and two segments
+    count = parameter_count(tower, rows)
     hint = asked.instead_of(found)
     on_disk = stored_shapes(places.values())
     require_match(leaves, Expected(asked.file, tower.variant, on_disk, count, lambda name: asked.prefix + name, hint))
-    return layouts.fold_tables(taken(leaves, places), length), tower, found
+    return layouts.fold_tables(taken(leaves, places), length), tower, rows
 
 
 def _pair(stored: Mapping[str, Leaf], tower: Tower) -> Pair:
