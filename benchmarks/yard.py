@@ -257,14 +257,18 @@ class Yard:
         report = json.loads((self.bundle / "report.json").read_text())
         if (pathlib.Path(report["checkpoint"]["path"]).stem, report["status"]) != (command.model, "done"):
             wrong.append(f"{command}: the report is of {report['checkpoint']['path']}, {report['status']}")
+        page = self.bundle / "report.html"
+        if page.exists() and f"{command.model}.npz" not in page.read_text(encoding="utf-8"):
+            wrong.append(f"{command}: report.html is of another model")
         self._look_for_strays(wrong)
         return len(graphs) + 1
 
     def _look_for_strays(self, wrong: list[str]) -> None:
-        """Every file but the manifest's own: there is to be none."""
+        """Every file but the manifest's and the record's own: there is to be none. A page needs matplotlib."""
         left = {record["path"] for row in self._manifest() for record in row["files"]}
         own = {"manifest.json", "config.json", "report.json", "events.jsonl"}
         there = {path.relative_to(self.bundle).as_posix() for path in self.bundle.rglob("*") if path.is_file()}
+        there -= {"report.html"}
         if there != left | own:
             wrong.append(f"not of this conversion: {sorted(there - left - own)}; gone: {sorted((left | own) - there)}")
 

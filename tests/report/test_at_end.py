@@ -1,6 +1,9 @@
 """The page that commands leave: of the report that is there, not drawn twice, and no reason to fail."""
 
+import errno
 import json
+import os
+import pathlib
 
 import pytest
 from test_page import report
@@ -80,3 +83,14 @@ def test_a_zoo_is_compared_in_a_table():
     text = render([report(f"model {number}", status="failed" if number == 7 else "done") for number in range(40)])
     assert text.count("<svg") == 0 and text.count("<section>") == 0 and text.count("<tr><td>model ") == 40
     assert text.count('<td class="bad">failed') == 1 and "model 0 and 39 more" in text
+
+
+def test_a_folder_that_became_read_only_is_no_reason_to_fail(leave, drawn, tmp_path, monkeypatch):
+    """The old page cannot be taken away: the command ends by what it has to say itself."""
+
+    def refuse(self, missing_ok=False):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), os.fspath(self))
+
+    assert leave()
+    monkeypatch.setattr(pathlib.Path, "unlink", refuse)
+    assert not leave(checkpoint={"path": "other.npz"}) and len(drawn) == 1

@@ -94,7 +94,9 @@ class Remote:
             options = {"auto_mkdir": True} if protocol in ("file", "local") else {"use_listings_cache": False}
             self._fs, root = fsspec.core.url_to_fs(self.address, **options)
         except (ImportError, ValueError) as e:  # the latter of an unknown kind of address
-            raise UsageError(f"--workdir={address}: {e}", fix="pip install 'vit_convert[remote]'") from e
+            raise UsageError(
+                f"--workdir={address}: {e}", fix="pip install 'vit_convert[s3]' or 'vit_convert[gs]'"
+            ) from e
         self._root = str(root).rstrip("/")
 
     def path(self, *parts: str) -> str:

@@ -29,7 +29,11 @@ def write_at_end(bundle: Bundle, progress: Progress, *, wanted: bool = True) -> 
     mark = _MARK.format(hash_value([_lasting(report) for report in reports.values()])[:16])
     if reports and _begins_with(page, mark):
         return True
-    page.unlink(missing_ok=True)
+    try:
+        page.unlink(missing_ok=True)
+    except OSError as e:  # a folder that became read-only: what ended the command is what a person has to know
+        progress.warn(f"{page}: {e.strerror}: a page of an earlier run may be left")
+        return False
     if not reports or not wanted or any(importlib.util.find_spec(name) is None for name in _NEEDED):
         return False
     try:
