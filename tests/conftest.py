@@ -33,6 +33,32 @@ _TORCHVISION_OPERATORS = (
 )
 
 
+# Files of many graphs and builds whose numbers are the same on every Python, minutes together: each test is slow.
+_ALIKE = {
+    "export": ("dynamic", "family_graphs", "plugin", "tower_graphs", "uint8"),
+    "quantize": (
+        "convolutions",
+        "family_precisions",
+        "fp16_range",
+        "fused_int8",
+        "left_out",
+        "plan",
+        "sensitivity",
+        "shift",
+        "typed",
+    ),
+    "parity": ("hybrid_parity", "mixer_parity", "swin_parity"),
+}
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    alike = {f"{folder}/test_{name}.py" for folder, names in _ALIKE.items() for name in names}
+    for item in items:
+        if "/".join(item.path.parts[-2:]) in alike:
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _parsed_flags() -> None:
     flags.FLAGS.mark_as_parsed()
