@@ -52,3 +52,35 @@ def assert_close():
         assert np.abs(ours - reference).max() <= tolerance * scale
 
     return check
+
+
+@pytest.fixture
+def naflex(torchvision_operators, tmp_path):
+    """A NaFlex of random weights: its file, and what transformers' model of it makes of patches, masks and sizes."""
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    from safetensors.torch import load_file
+    from transformers import Siglip2Config, Siglip2Model
+
+    from vit_convert.families.random import write_random_checkpoint
+
+    path = tmp_path / "naflex.safetensors"
+    write_random_checkpoint(path, "SigLIP2-mu/16-naflex", layout="siglip_transformers", depth=2, length=8)
+    sizes = {"hidden_size": 32, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = Siglip2Config(
+        text_config={**sizes, "vocab_size": 96, "max_position_embeddings": 8, "projection_size": 32},
+        vision_config={**sizes, "num_patches": 256, "patch_size": 16},
+    )
+    config._attn_implementation = "eager"
+    model = Siglip2Model(config).eval()
+    model.load_state_dict(load_file(path), strict=True)
+
+    def features(patches, mask, shapes):
+        given = {"pixel_values": patches, "pixel_attention_mask": mask, "spatial_shapes": shapes}
+        with torch.no_grad():
+            found = model.get_image_features(
+                **{key: torch.from_numpy(np.asarray(value)) for key, value in given.items()}
+            )
+        return getattr(found, "pooler_output", found).numpy()
+
+    return path, features

@@ -109,23 +109,9 @@ def test_transformers(torchvision_operators, tmp_path, images, assert_close, var
     assert_close(logits, found.logits_per_text.numpy())
 
 
-def test_naflex(torchvision_operators, tmp_path, assert_close):
+def test_naflex(naflex, assert_close):
     """Two images of other aspects than the table, one larger and one smaller than it, with what fills them up."""
-    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
-    pytest.importorskip("transformers", reason="transformers is not installed")
-    from safetensors.torch import load_file
-    from transformers import Siglip2Config, Siglip2Model
-
-    path = tmp_path / "model.safetensors"
-    write_random_checkpoint(path, "SigLIP2-mu/16-naflex", layout="siglip_transformers", depth=2, length=8)
-    sizes = {"hidden_size": 32, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = Siglip2Config(
-        text_config={**sizes, "vocab_size": 96, "max_position_embeddings": 8, "projection_size": 32},
-        vision_config={**sizes, "num_patches": 256, "patch_size": 16},
-    )
-    config._attn_implementation = "eager"
-    model = Siglip2Model(config).eval()
-    model.load_state_dict(load_file(path), strict=True)
+    path, features = naflex
     shapes, generator = [(5, 9), (20, 12), (16, 16)], np.random.default_rng(0)
     patches = generator.uniform(-1, 1, (3, 256, 768)).astype(np.float32)
     mask, coordinates = np.zeros((3, 256), np.int32), np.zeros((3, 256, 2), np.int32)
@@ -133,9 +119,6 @@ def test_naflex(torchvision_operators, tmp_path, assert_close):
         mask[i, : rows * columns] = 1
         coordinates[i, : rows * columns] = np.argwhere(np.ones((rows, columns)))
         coordinates[i, rows * columns :] = 77  # whatever: it is masked
-    with torch.no_grad():
-        given = {"pixel_values": patches, "pixel_attention_mask": mask, "spatial_shapes": np.array(shapes)}
-        found = model.get_image_features(**{name: torch.from_numpy(value) for name, value in given.items()})
-    found = getattr(found, "pooler_output", found).numpy()
+    found = features(patches, mask, np.array(shapes))
     loaded = load_checkpoint(f"{path}:img", normalize=False)
     assert_close(loaded.family.model(loaded).run(patches, coordinates, mask)["embedding"], found)

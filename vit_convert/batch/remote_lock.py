@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from vit_convert.batch.remote import Remote
 from vit_convert.core.bundle import as_json
 from vit_convert.core.errors import ConvertError, HeldError
-from vit_convert.core.lock import BEAT_S, DEAD_AFTER_S, Holder, me, started
+from vit_convert.core.lock import BEAT_S, DEAD_AFTER_S, Holder, has_ended, me
 from vit_convert.core.record import Record
 
 
@@ -78,7 +78,5 @@ def _read(remote: Remote, name: str) -> _Beat | None:
 
 
 def _dead(found: _Beat) -> bool:
-    mine, holder = me(), found.holder
-    if (holder.boot, holder.namespace) == (mine.boot, mine.namespace) and holder.pid is not None:
-        return started(holder.pid) != holder.started
-    return abs(time.time() - found.time) > DEAD_AFTER_S
+    ended = has_ended(found.holder)
+    return abs(time.time() - found.time) > DEAD_AFTER_S if ended is None else ended

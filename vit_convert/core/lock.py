@@ -96,6 +96,13 @@ def started(pid: int) -> str:
     return stat.rpartition(")")[2].split()[19]  # field 22, see man 5 proc; the second one may hold blanks
 
 
+def has_ended(holder: Holder) -> bool | None:
+    """Whether a holder's process is gone; None where it is of another machine or container, and cannot be seen."""
+    if (holder.boot, holder.namespace) != (_boot(), _namespace()) or holder.pid is None:
+        return None
+    return started(holder.pid) != holder.started
+
+
 def _acquire(path: pathlib.Path, record: Holder) -> int:
     """Opens and locks the file and writes the record into it; returns its descriptor, which releases the lock when it
     is closed."""
@@ -155,8 +162,8 @@ def _dead(holder: Holder, path: pathlib.Path, *, locked: bool) -> bool:
     if holder.boot == _boot():
         if locked:  # the kernel that ran the holder gave us its lock
             return True
-        if holder.namespace == _namespace() and holder.pid is not None:
-            return started(holder.pid) != holder.started
+        if (ended := has_ended(holder)) is not None:
+            return ended
     return _silence_s(path) > DEAD_AFTER_S
 
 

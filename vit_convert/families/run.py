@@ -28,6 +28,22 @@ def with_first(results: Mapping[str, Any], taps: Mapping[str, Any]) -> tuple[Any
     return results[first], {**{name: results[name] for name in others}, **taps}
 
 
+def by_name(found: tuple[Any, Mapping[str, Any]], names: Sequence[str], taps: Sequence[str]) -> dict[str, Any]:
+    """The way back from `with_first`.
+
+    Args:
+        found: what a module returned.
+        names: of the outputs, the first of them first.
+        taps: those that are wanted.
+
+    Example:
+        >>> by_name((1, {"tokens": 2, "block_00": 3, "block_01": 4}), ["logits", "tokens"], ["block_01"])
+        {'logits': 1, 'tokens': 2, 'block_01': 4}
+    """
+    first, rest = found
+    return {names[0]: first, **{name: rest[name] for name in [*names[1:], *taps]}}
+
+
 def compiled(module: Any, method: Any = None, **fixed: Any) -> Any:
     """A Flax module's `apply`, compiled; equal modules share it in a process that keeps what weights do not decide.
 

@@ -5,6 +5,7 @@ encoding: a message is a list of (field number, wire type, value).
 """
 
 import dataclasses
+import functools
 import mmap
 import os
 import struct
@@ -102,6 +103,11 @@ class Graph:
     def value(self, name: str) -> Value:
         """Type and shape of a value, as far as known."""
         return self.values.get(name, Value())
+
+    @functools.cached_property
+    def producers(self) -> dict[str, Node]:
+        """The node that makes each value."""
+        return {output: node for node in self.nodes for output in node.outputs}
 
 
 def read_graph(path: str | os.PathLike[str]) -> Graph:

@@ -63,11 +63,10 @@ def _flop(node: Node, shapes: list[list[int]]) -> int:
 
 def _origin(graph: Graph, name: str) -> str:
     """The weight that a value is, be it quantized, cast or turned on the way; "" for one that is computed."""
-    made = {output: node for node in graph.nodes for output in node.outputs} if name not in graph.weights else {}
     for _ in range(8):
         if name in graph.weights:
             return name
-        node = made.get(name)
+        node = graph.producers.get(name)
         if node is None or node.op not in (
             "QuantizeLinear",
             "DequantizeLinear",

@@ -221,19 +221,8 @@ def _replace(graph: ir.Graph, attention: _Attention, sequences: list[ir.Value]) 
         raise ExportError(
             "lowering plugin: the tokens are not flat around an attention", fix="Leave it out of `lowerings`."
         )
-    # The plugin divides the scores by √d, which the query's weights have done already.
-    parts = [
-        (attention.query, math.sqrt(_width(attention.query) // attention.heads)),
-        (attention.key, 1.0),
-        (attention.value, 1.0),
-    ]
-    kernel = interleaved([scaled(known_weight(dense.kernel), factor) for dense, factor in parts], attention.heads)
-    bias = interleaved([scaled(known_weight(dense.bias), factor) for dense, factor in parts], attention.heads)
-    scope = str(attention.query.kernel.name).rsplit("query/", 1)[0] + "qkv/"
-    columns = kernel.shape[1]
-    width = columns // 3
-    weights = add_weight(graph, f"{scope}kernel", convolution_kernel(kernel)), add_weight(graph, f"{scope}bias", bias)
-    qkv = ir.node("Conv", [reshape.inputs[0], *weights], {"kernel_shape": [1, 1]})
+    width = _width(attention.query)
+    qkv = qkv_convolution(graph, reshape.inputs[0], (attention.query, attention.key, attention.value), attention.heads)
     # type 1: half
     settings = {"type_id": 1, "hidden_size": width, "num_heads": attention.heads, "has_mask": 1, "var_seqlen": 1}
     settings |= {CAUSAL: 1} if attention.causal else {}
@@ -242,10 +231,32 @@ def _replace(graph: ir.Graph, attention: _Attention, sequences: list[ir.Value]) 
     )
     turned = replace_weight(graph, attention.out.kernel, convolution_kernel(known_weight(attention.out.kernel)))
     projection = ir.node("Conv", [plugin.outputs[0], turned, attention.out.bias], {"kernel_shape": [1, 1]})
-    for node, channels in ((qkv, columns), (plugin, width), (projection, _width(attention.out))):
+    for node, channels in ((qkv, 3 * width), (plugin, width), (projection, _width(attention.out))):
         node.outputs[0].shape, node.outputs[0].type = ir.Shape([None, channels, 1, 1]), ir.TensorType(ir.DataType.FLOAT)
     graph.insert_before(after, [qkv, plugin, projection])
     ir.convenience.replace_all_uses_with(after.outputs[0], projection.outputs[0])
+
+
+def qkv_convolution(graph: ir.Graph, rows: ir.Value | None, dense: tuple[Dense, Dense, Dense], heads: int) -> ir.Node:
+    """One convolution for queries, keys and values, in the order in which kernels read them.
+
+    A kernel divides the scores by √d, which the query's weights have done already.
+
+    Args:
+        graph: gets the weights.
+        rows: [rows, width, 1, 1].
+        dense: of queries, keys and values.
+        heads: of the attention.
+
+    Returns:
+        The node, whose output is [rows, heads · 3 · d, 1, 1]; it is not in the graph yet.
+    """
+    factors = (math.sqrt(_width(dense[0]) // heads), 1.0, 1.0)
+    kernel = _interleaved([_scaled(known_weight(each.kernel), by) for each, by in zip(dense, factors)], heads)
+    bias = _interleaved([_scaled(known_weight(each.bias), by) for each, by in zip(dense, factors)], heads)
+    scope = str(dense[0].kernel.name).rsplit("query/", 1)[0] + "qkv/"
+    weights = add_weight(graph, f"{scope}kernel", convolution_kernel(kernel)), add_weight(graph, f"{scope}bias", bias)
+    return ir.node("Conv", [rows, *weights], {"kernel_shape": [1, 1]})
 
 
 def known_weight(value: ir.Value) -> Weight:
@@ -254,11 +265,11 @@ def known_weight(value: ir.Value) -> Weight:
     return weight
 
 
-def scaled(weight: Weight, factor: float) -> Weight:
+def _scaled(weight: Weight, factor: float) -> Weight:
     return weight if factor == 1.0 else weight.then(weight.shape, lambda array: np.float32(factor) * array)
 
 
-def interleaved(parts: list[Weight], heads: int) -> Weight:
+def _interleaved(parts: list[Weight], heads: int) -> Weight:
     """Columns of queries, keys and values, each [..., heads · d], as the plugin wants them: [..., heads · 3 · d]."""
     *lead, columns = parts[0].shape
     split, merged = (*lead, heads, 1, columns // heads), (*lead, len(parts) * columns)

@@ -18,14 +18,13 @@ from vit_convert.export.passes.attention_plugin import (
     Dense,
     dense_above,
     dense_below,
-    interleaved,
     known_weight,
     only_user,
-    scaled,
+    qkv_convolution,
 )
 from vit_convert.export.passes.contract import GraphPass, functions_known, names_unique
 from vit_convert.export.passes.fused_encoder import Body, norms_to_half_kernels, plugin_settings
-from vit_convert.export.weights import Weight, add_constant, add_weight, convolution_kernel, replace_weight, weight_of
+from vit_convert.export.weights import Weight, add_constant, convolution_kernel, replace_weight, weight_of
 
 WINDOWS = "VitWindowAttention"
 HEAD_SIZE = 32  # of the kernel
@@ -115,21 +114,15 @@ def _replace(graph: ir.Graph, windows: _Windows) -> None:
         raise ExportError(
             "lowering windows: the tokens are not flat around an attention", fix="Leave it out of `lowerings`."
         )
-    root = math.sqrt(HEAD_SIZE)  # the kernel divides scores and bias by it; the query's weights have done so already
-    parts = [(windows.query, root), (windows.key, 1.0), (windows.value, 1.0)]
-    kernel = interleaved([scaled(known_weight(dense.kernel), factor) for dense, factor in parts], windows.heads)
-    offset = interleaved([scaled(known_weight(dense.bias), factor) for dense, factor in parts], windows.heads)
-    scope = str(windows.query.kernel.name).rsplit("query/", 1)[0] + "qkv/"
-    columns = kernel.shape[1]
-    width = columns // 3
-    weights = add_weight(graph, f"{scope}kernel", convolution_kernel(kernel)), add_weight(graph, f"{scope}bias", offset)
-    qkv = ir.node("Conv", [reshape.inputs[0], *weights], {"kernel_shape": [1, 1]})
-    bias = replace_weight(graph, windows.bias, _padded(known_weight(windows.bias), root))
+    width = known_weight(windows.query.kernel).shape[1]
+    qkv = qkv_convolution(graph, reshape.inputs[0], (windows.query, windows.key, windows.value), windows.heads)
+    # The kernel divides what it adds by √d too.
+    bias = replace_weight(graph, windows.bias, _padded(known_weight(windows.bias), math.sqrt(HEAD_SIZE)))
     settings = {"heads": windows.heads, "tokens": windows.tokens, "head": HEAD_SIZE, "windows": windows.windows}
     node = ir.node(WINDOWS, [qkv.outputs[0], bias], {**settings, **plugin_settings(quantized=False)}, domain=DOMAIN)
     turned = replace_weight(graph, windows.out.kernel, convolution_kernel(known_weight(windows.out.kernel)))
     projection = ir.node("Conv", [node.outputs[0], turned, windows.out.bias], {"kernel_shape": [1, 1]})
-    made = [(qkv, columns), (node, width), (projection, width)]
+    made = [(qkv, 3 * width), (node, width), (projection, width)]
     if add is not None:  # flat too, so that our LayerNorm takes it
         residual = add.inputs[1] if add.inputs[0] is windows.out.result else add.inputs[0]
         flat = ir.node("Reshape", [residual, add_constant(graph, "flat", [-1, width, 1, 1])])

@@ -175,8 +175,7 @@ def hybrid_model(architecture: Hybrid, params: Mapping[str, np.ndarray]) -> Mode
     norm = [] if gives_norm(trunk) else ["encoder_norm"]  # else it is an output
 
     def apply(leaves: Arrays, images: jax.Array) -> Arrays:
-        first, rest = traced.apply(parts.nested(leaves), images)
-        return {names[0]: first, **{name: rest[name] for name in [*names[1:], *taps(encoder.cut())]}}
+        return parts.by_name(traced.apply(parts.nested(leaves), images), names, taps(encoder.cut()))
 
     def taps(stack: Stack) -> list[str]:
         return [*resnet, *(stack.tap(i) for i in range(stack.depth)), *norm]

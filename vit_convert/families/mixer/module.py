@@ -129,8 +129,7 @@ def mixer_model(architecture: Mixer, params: Mapping[str, np.ndarray]) -> Model:
     norm = [] if "tokens" in names else ["pre_head_layer_norm"]  # else it is an output
 
     def apply(leaves: Arrays, images: jax.Array) -> Arrays:
-        first, rest = MlpMixer(traced).apply(parts.nested(leaves), images)
-        return {names[0]: first, **{name: rest[name] for name in [*names[1:], *_taps(stack.cut()), *norm]}}
+        return parts.by_name(MlpMixer(traced).apply(parts.nested(leaves), images), names, [*_taps(stack.cut()), *norm])
 
     return Model(
         signature=classifier_signature(

@@ -269,8 +269,7 @@ def swin_model(architecture: Swin, params: Mapping[str, np.ndarray]) -> Model:
     norm = [] if "tokens" in names and last == (architecture.window, architecture.window) else ["norm"]
 
     def apply(leaves: Arrays, images: jax.Array) -> Arrays:
-        first, rest = SwinTransformer(traced).apply(parts.nested(leaves), images)
-        return {names[0]: first, **{name: rest[name] for name in [*names[1:], *taps(traced.depths)]}}
+        return parts.by_name(SwinTransformer(traced).apply(parts.nested(leaves), images), names, taps(traced.depths))
 
     def taps(depths: tuple[int, ...]) -> list[str]:
         return [*(stack.tap(i) for stack, depth in zip(stacks, depths) for i in range(depth)), *norm]

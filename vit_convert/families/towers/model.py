@@ -48,8 +48,7 @@ def tower_model(tower: Tower, params: Mapping[str, np.ndarray]) -> Model:
     traced_taps = [*start, *(stack.tap(i) for i in range(stack.traced)), *norm]
 
     def apply(leaves: Arrays, *inputs: jax.Array) -> Arrays:
-        first, rest = module_of(traced).apply(parts.nested(leaves), *inputs)
-        return {names[0]: first, **{name: rest[name] for name in [*names[1:], *traced_taps]}}
+        return parts.by_name(module_of(traced).apply(parts.nested(leaves), *inputs), names, traced_taps)
 
     return Model(
         signature=signature_of(tower),

@@ -38,8 +38,7 @@ def vit_model(architecture: Architecture, params: Mapping[str, np.ndarray]) -> M
     traced_taps = [*_block_names(stack.cut()), *norm]
 
     def apply(leaves: Arrays, images: jax.Array) -> Arrays:
-        first, rest = ViT(traced).apply(parts.nested(leaves), images)
-        return {names[0]: first, **{name: rest[name] for name in [*names[1:], *traced_taps]}}
+        return parts.by_name(ViT(traced).apply(parts.nested(leaves), images), names, traced_taps)
 
     return Model(
         signature=signature_of(architecture),
