@@ -50,7 +50,7 @@ class PairFacts(Record):
 
 
 def wrong_ids(ids: np.ndarray, text: Mapping[str, Any]) -> str:
-    """What a text tower would make nothing right of, in words; "" where all is well.
+    """Why a text tower cannot use some token ids, in words; "" where it can.
 
     A graph looks a negative id up from the end of its table, and a causal tower that pools at the end of a text has
     nothing to pool where there is none.
