@@ -219,7 +219,7 @@ class _Walk:
             return int(number), self.whole(self.end)
         value = self.head(self.end)
         if value.kind != "ext" or value.code != _ARRAY:
-            raise ValueError("a piece of an array that was cut is not an array")
+            raise ValueError("a piece of an array that was cut is none")
         return int(number), self.array(value)
 
 

@@ -27,7 +27,9 @@ def patch_grid(height: int, width: int, patch_size: int, length: int) -> tuple[i
         (14, 18)
     """
     if min(height, width, patch_size, length) < 1:
-        raise UsageError(f"an image of {height}x{width} in {length} patches of {patch_size} pixels: none of these may be 0")
+        raise UsageError(
+            f"an image of {height}x{width} in {length} patches of {patch_size} pixels: none of these may be 0"
+        )
     best = (0, 1, 1, 1)  # scale as a fraction, by which sizes are compared without rounding; rows, columns
     for count in range(1, length + 1):
         by_height, by_width = -(-width * count // height), -(-height * count // width)
