@@ -16,7 +16,9 @@ from vit_convert.batch.job import Job
 from vit_convert.batch.local import Limits
 from vit_convert.batch.outcome import Outcome
 from vit_convert.batch.run import Settings, run_job
+from vit_convert.core.bundle import Bundle
 from vit_convert.core.errors import INTERRUPTED, UsageError
+from vit_convert.core.leftovers import tidy
 
 _TICK_S = 0.5
 _CONNECT_S = 10.0
@@ -131,9 +133,11 @@ class RayRunner:
             outcome: Outcome = self._ray.get(reference)
         except self._ray.exceptions.TaskCancelledError:
             outcome = _late(waiting.job, self._limits.timeout_s)
+            self._tidy(waiting.job)
         except self._ray.exceptions.RayError as e:  # a worker or a node that is gone
             how = f"{type(e).__name__} ({' '.join(str(e).split())[:300]})"
             outcome = killed(waiting.job, how, time.monotonic() - begun.time)
+            self._tidy(waiting.job)
         self._corrected.learn(waiting.estimate, outcome.peak_rss_mib)
         outcome = dataclasses.replace(outcome, attempts=waiting.attempts)
         if waiting.again(outcome, self._limits.retries):
@@ -161,6 +165,12 @@ class RayRunner:
             for reference in self._begun:
                 with contextlib.suppress(self._ray.exceptions.RayError):
                     self._ray.cancel(reference, force=True)
+        for begun in self._begun.values():
+            self._tidy(begun.waiting.job)
+
+    def _tidy(self, job: Job) -> None:
+        """After a process that may not have cleaned up; what is on a node's own disk is out of reach."""
+        tidy(Bundle(os.path.join(self._settings.workdir, job.name)))
 
 
 def convert_task(job: Job, settings: Settings) -> Outcome:

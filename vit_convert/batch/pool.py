@@ -15,6 +15,8 @@ from vit_convert.batch.job import Job
 from vit_convert.batch.machine import rss_mib
 from vit_convert.batch.outcome import Outcome
 from vit_convert.batch.run import Settings
+from vit_convert.core.bundle import Bundle
+from vit_convert.core.leftovers import tidy
 
 _END_S = 10.0  # that a worker has to let go of its bundle
 _LAST_WORDS = 2000  # characters of what a dead worker said
@@ -33,7 +35,7 @@ class Worker:
     """
 
     def __init__(self, settings: Settings, number: int):
-        self.number, self.job, self.begun = number, None, 0.0
+        self.number, self.job, self.begun, self._workdir = number, None, 0.0, settings.workdir
         self.connection, theirs = Pipe()
         # Closed with the process. It has no name: nothing stays, whoever is killed.
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
@@ -111,6 +113,8 @@ class Worker:
 
     def _close(self) -> str:
         self.connection.close()
+        if self.job is not None:
+            tidy(Bundle(os.path.join(self._workdir, self.job.name)))
         code = self._process.returncode
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit {code}"
         self._log.seek(0, os.SEEK_END)

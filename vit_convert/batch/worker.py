@@ -12,8 +12,8 @@ import time
 from multiprocessing.connection import Connection
 
 from vit_convert.batch.run import Settings, run_job
-from vit_convert.core.command import ending_as_interrupted
 from vit_convert.core.errors import INTERRUPTED
+from vit_convert.core.interrupts import ending_as_interrupted
 from vit_convert.core.warm import keep
 
 _PR_SET_PDEATHSIG = 1  # man 2 prctl

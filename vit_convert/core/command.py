@@ -1,20 +1,13 @@
 """How every command line ends: a user's mistake prints one clear message and sets its exit code, without a
 traceback."""
 
-import contextlib
-import os
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from types import FrameType
-from typing import Any
+from collections.abc import Callable
 
-from vit_convert.core.errors import INTERRUPTED, ConvertError, Terminated
+from vit_convert.core.errors import INTERRUPTED, ConvertError
+from vit_convert.core.interrupts import ending_as_interrupted
 from vit_convert.core.streams import outliving_streams
 
-_ENDING = (signal.SIGTERM, signal.SIGHUP)
-_AGAIN_S = 0.05  # after which a destructor has returned
 _MORE = "Run it again with more memory, or with smaller calibration.batch_size and fewer images."
 
 
@@ -46,45 +39,3 @@ def exit_code(run: Callable[[], int], *, debug: bool, when_interrupted: str) -> 
                 raise
             print(f"error: out of memory{f' ({e})' if str(e) else ''}: {when_interrupted}\n  {_MORE}", file=sys.stderr)
             return INTERRUPTED
-
-
-@contextlib.contextmanager
-def ending_as_interrupted() -> Iterator[None]:
-    """Makes SIGTERM and SIGHUP end the block as Ctrl-C does: unfinished files are removed, and the lock is released."""
-    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
-        yield
-        return
-
-    seen: list[int] = []
-    again: list[threading.Timer] = []
-
-    def end(number: int, frame: FrameType | None) -> None:
-        seen.append(number)
-        raise Terminated(f"ended by {signal.Signals(number).name}")
-
-    def swallowed(unraisable: Any) -> None:
-        """Python drops what is raised in a destructor or a callback of its garbage collector: asks once more."""
-        if isinstance(unraisable.exc_value, KeyboardInterrupt):
-            number = seen[-1] if isinstance(unraisable.exc_value, Terminated) and seen else signal.SIGINT
-            again.append(threading.Timer(_AGAIN_S, os.kill, (os.getpid(), number)))
-            again[-1].start()
-        else:
-            shown(unraisable)
-
-    # What ignores a signal (nohup) or has its own way with it keeps it.
-    replaced = [number for number in _ENDING if signal.getsignal(number) == signal.SIG_DFL]
-    shown, sys.unraisablehook = sys.unraisablehook, swallowed
-    for number in replaced:
-        signal.signal(number, end)
-    try:
-        yield
-    except Exception as e:
-        if seen:  # it came inside a library that made an error of its own of it
-            raise Terminated(f"ended by {signal.Signals(seen[0]).name}") from e
-        raise
-    finally:
-        sys.unraisablehook = shown
-        for timer in again:
-            timer.cancel()
-        for number in replaced:
-            signal.signal(number, signal.SIG_DFL)

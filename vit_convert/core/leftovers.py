@@ -8,6 +8,8 @@ import shutil
 from typing import Any
 
 from vit_convert.core.bundle import Bundle, read_json
+from vit_convert.core.errors import ConvertError
+from vit_convert.core.lock import hold
 from vit_convert.core.manifest import Files
 from vit_convert.core.pair import TOWERS
 
@@ -49,6 +51,20 @@ def remove_temporaries(bundle: Bundle) -> None:
         for pattern in _TEMPORARY:
             for path in bundle.root.glob(f"{folder}/{pattern}"):
                 _remove(path)
+
+
+def tidy(bundle: Bundle) -> None:
+    """Removes what a killed process left in a bundle: its lock and its unfinished files; nothing while another process
+    works there.
+
+    Args:
+        bundle: of a model or a pair; its folder need not exist.
+    """
+    for folder in (bundle.root, *(bundle.root / tower for tower in TOWERS)):
+        if folder.is_dir():
+            part = Bundle(folder)
+            with contextlib.suppress(ConvertError, OSError), hold(part, "tidying up after a process that ended"):
+                remove_temporaries(part)
 
 
 def remove_leftovers(bundle: Bundle, files: Files) -> list[pathlib.Path]:

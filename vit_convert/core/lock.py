@@ -15,6 +15,7 @@ from collections.abc import Iterator
 
 from vit_convert.core.bundle import Bundle, disk_errors, temporary_beside
 from vit_convert.core.errors import HeldError
+from vit_convert.core.interrupts import undisturbed
 from vit_convert.core.record import Record, RecordError
 
 BEAT_S = 15.0
@@ -41,18 +42,22 @@ def hold(bundle: Bundle, command: str) -> Iterator[None]:
     Raises:
         HeldError: somebody else holds it; says who.
     """
-    with disk_errors(bundle.lock):
-        since = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        file = _acquire(bundle.lock, dataclasses.replace(me(), command=command, since=since))
-    done = threading.Event()
-    beat = threading.Thread(target=_beat, args=(file, done), name="bundle lock", daemon=True)
-    beat.start()
+    since = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    file, beat, done = None, None, threading.Event()
     try:
+        with undisturbed():
+            with disk_errors(bundle.lock):
+                file = _acquire(bundle.lock, dataclasses.replace(me(), command=command, since=since))
+            beat = threading.Thread(target=_beat, args=(file, done), name="bundle lock", daemon=True)
+            beat.start()
         yield
     finally:
-        done.set()
-        beat.join()
-        _let_go(file, bundle.lock)
+        with undisturbed():
+            done.set()
+            if beat is not None and beat.is_alive():
+                beat.join()
+            if file is not None:
+                _let_go(file, bundle.lock)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
