@@ -120,12 +120,13 @@ def fresh_report(
     *,
     until: str = "",
     checkpoints: Sequence[str | os.PathLike[str]] = (),
+    page: bool = False,
 ) -> dict[str, Any] | None:
     """The report of a conversion that would find nothing to do; None where it would do something. Takes milliseconds
-    and writes nothing.
+    and writes nothing, but for a page that is missing.
 
     Args:
-        config, workdir, until, checkpoints: as `convert` takes them.
+        config, workdir, until, checkpoints, page: as `convert` takes them.
     """
     bundle = Bundle(os.path.join(workdir, config.name))
     report = read_json(bundle.report)
@@ -139,8 +140,12 @@ def fresh_report(
     if is_pair(bundle.root) and _is_pair(config, _find(config, folders, quiet=True)):
         from vit_convert.convert_pair import is_fresh_pair
 
-        return report if is_fresh_pair(context, fresh_report, until=until, checkpoints=folders) else None
-    return report if all_fresh(stages(), context, until=until) else None
+        fresh = is_fresh_pair(context, fresh_report, until=until, checkpoints=folders)
+    else:
+        fresh = all_fresh(stages(), context, until=until)
+    if fresh and page:
+        write_at_end(bundle, context.progress)
+    return report if fresh else None
 
 
 def _find(config: ml_collections.ConfigDict, folders: Sequence[str | os.PathLike[str]], *, quiet: bool) -> Any:

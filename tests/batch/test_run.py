@@ -3,6 +3,7 @@
 import csv
 import json
 import pathlib
+import re
 import shutil
 import sys
 
@@ -95,9 +96,9 @@ def test_events_are_lines(done):
 
 
 @pytest.mark.slow
-def test_bundles_are_byte_for_byte_those_of_single_conversions(done, checkpoints, tmp_path):
+def test_bundles_are_byte_for_byte_those_of_single_conversions(done, checkpoints, pages, tmp_path):
     """But for what holds times, paths and process numbers."""
-    differing = {"manifest.json", "events.jsonl", "report.json"}
+    differing = {"manifest.json", "events.jsonl", "report.json", "report.html"}
     for path in checkpoints[:2]:
         words = [
             f"--config.checkpoint={path}",
@@ -111,8 +112,26 @@ def test_bundles_are_byte_for_byte_those_of_single_conversions(done, checkpoints
         names = sorted(file.relative_to(single).as_posix() for file in single.rglob("*") if file.is_file())
         assert names == sorted(file.relative_to(ours).as_posix() for file in ours.rglob("*") if file.is_file())
         assert {"config.json", "model.onnx", "model.onnx.data", "reference.npz", "signature.json"} <= {*names}
+        assert _errors_drawn(single) == _errors_drawn(ours) != []
         for name in {*names} - differing:
             assert (single / name).read_bytes() == (ours / name).read_bytes(), name
+
+
+def _errors_drawn(bundle: pathlib.Path) -> list[str]:
+    """What the figure of errors says of each block, which no time is in."""
+    return re.findall(r"<title>(fp32, [^<]*)</title>", (bundle / "report.html").read_text())
+
+
+def test_every_bundle_has_its_page_unless_it_is_left_out(done, checkpoints, pages, tmp_path):
+    """Also one that was made without, by a command that finds nothing else to do."""
+    assert [path.parent.name for path in sorted(done.glob("*/report.html"))] == ["gone", "mu0", "mu1", "mu2", "short"]
+    shutil.copytree(done / "mu0", tmp_path / "mu0")
+    words = (f"--checkpoints={checkpoints[0]}", *QUICK, f"--workdir={tmp_path}", "--quiet")
+    page = tmp_path / "mu0" / "report.html"
+    page.unlink()
+    assert batch(*words) == 0 and not page.exists()
+    assert batch(*words, page=True) == 0 and record(tmp_path)["mu0"].status == "fresh"
+    assert _errors_drawn(tmp_path / "mu0") == _errors_drawn(done / "mu0")
 
 
 def test_the_same_command_leaves_alone_what_is_finished(done, capsys):

@@ -121,7 +121,10 @@ flags.DEFINE_string("ray_address", "auto", "The Ray cluster; auto: the one of th
 flags.DEFINE_bool(
     "dry_run", False, "Print the jobs with the time and memory that they will take, and do nothing.", flag_values=_FLAGS
 )
-flags.DEFINE_bool("page", True, "Write batch.html at the end.", flag_values=_FLAGS)
+flags.DEFINE_bool(
+    "page", True, "Write report.html of each bundle, and batch.html at the end.",
+    flag_values=_FLAGS,
+)  # fmt: skip
 flags.DEFINE_bool("quiet", False, "Print nothing but errors.", flag_values=_FLAGS)
 
 
@@ -168,7 +171,7 @@ def _run(argv: Sequence[str]) -> int:
     workdir, remote = _places()
     engines = dataclasses.replace(engines, remote=remote)
     folders = tuple(_FLAGS.checkpoint_folders)
-    settings = Settings(workdir, folders, _FLAGS.until, _FLAGS.force, engines, remote)
+    settings = Settings(workdir, folders, _FLAGS.until, _FLAGS.force, engines, remote, _FLAGS.page)
     gpus = local_devices(_FLAGS.gpus) if engines.commands and _FLAGS.runner == "local" and not _FLAGS.dry_run else []
     limits = Limits(
         _FLAGS.jobs or (num_cores() if _FLAGS.runner == "local" else 0),
@@ -189,7 +192,6 @@ def _run(argv: Sequence[str]) -> int:
         only_failed=_FLAGS.only_failed,
         runner=_runner(),
         quiet=_FLAGS.quiet,
-        page=_FLAGS.page,
         command=["python", "-m", "vit_convert.batch", *argv[1:]],
     )
     return 0

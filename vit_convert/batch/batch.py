@@ -6,6 +6,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from vit_convert.batch.attempts import Runner
 from vit_convert.batch.estimate import estimate, is_here
@@ -34,7 +35,6 @@ def run_batch(
     only_failed: bool = False,
     runner: Callable[..., Runner] = LocalRunner,
     quiet: bool = False,
-    page: bool = True,
     command: Sequence[str] = (),
 ) -> list[Outcome]:
     """Converts all jobs, and keeps record, events and table in the workdir.
@@ -47,7 +47,6 @@ def run_batch(
         only_failed: run only those that failed in the last command.
         runner: makes what runs them of settings, limits, a watcher and a function that warns.
         quiet: print nothing.
-        page: write the page of the zoo.
         command: the command line, for the record.
 
     Returns:
@@ -77,7 +76,7 @@ def run_batch(
             ledger.close(status)
             if not quiet:
                 print(summary(ledger.outcomes))
-        if page:
+        if settings.page:
             _write_page(folder, ledger, quiet=quiet)
     failed = [outcome for outcome in ledger.outcomes if outcome.failed]
     if failed:
@@ -157,7 +156,8 @@ def _fresh(job: Job, settings: Settings, known: Mapping[str, Commit]) -> Outcome
         if not os.path.exists(os.path.join(settings.workdir, job.name)) or not is_here(job, settings.folders):
             return None
         config = job.make_config()
-        report = fresh_report(config, settings.workdir, until=settings.until, checkpoints=settings.checkpoints)
+        given: dict[str, Any] = {"until": settings.until, "checkpoints": settings.checkpoints, "page": settings.page}
+        report = fresh_report(config, settings.workdir, **given)
     except ConvertError:  # its conversion says what
         return None
     return Outcome(job.name, job.checkpoint, "fresh", 0, figures=figures_of(report)) if report is not None else None

@@ -29,6 +29,7 @@ class Settings:
         force: redo fresh stages.
         engines: what is done with each bundle on a GPU.
         remote: the address that whole bundles go to from `workdir`; "" where they stay.
+        page: write report.html of each bundle, where its packages are installed.
     """
 
     workdir: str
@@ -37,6 +38,7 @@ class Settings:
     force: bool = False
     engines: EngineSettings = dataclasses.field(default_factory=EngineSettings)
     remote: str = ""
+    page: bool = False
 
     @property
     def folders(self) -> list[str]:
@@ -69,6 +71,7 @@ def run_job(job: Job, settings: Settings) -> Outcome:
             quiet=True,
             command=["python", "-m", "vit_convert", *job.words, f"--workdir={settings.workdir}"],
             checkpoints=settings.checkpoints,
+            page=settings.page,
         )
         ended = dataclasses.replace(begun, status="fresh" if is_fresh(report) else "done", exit_code=0)
     except (Exception, SystemExit) as e:

@@ -1,5 +1,6 @@
 """One self-contained HTML page of one report or several side by side; from `report.json` alone."""
 
+import functools
 import json
 import os
 import pathlib
@@ -97,10 +98,16 @@ def fill(template: str, draw: Callable[[], Sequence[str]], **names: Any) -> str:
         drawn = [markupsafe.Markup(svg) for svg in draw()]
     except ImportError as e:
         raise UsageError(f"{e.name} is not installed", fix="pip install 'vit_convert[report]'") from e
+    return str(_template(jinja2, template).render(figures=drawn, **names))
+
+
+@functools.cache
+def _template(jinja2: Any, name: str) -> Any:
+    """A template of this folder, read once in a process that writes many pages."""
     loader = jinja2.FileSystemLoader(pathlib.Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["mib"] = lambda count: f"{count / 2**20:,.1f} MiB"
-    return environment.get_template(template).render(figures=drawn, **names)
+    return environment.get_template(name)
 
 
 def _whole(report: Report) -> Report:

@@ -198,10 +198,7 @@ def _scatter(points: Sequence[Point], title: str, y: str) -> str:
     def paint(axes: Any) -> None:
         axes.set(xscale="log", yscale="log")
         axes.margins(0.08)
-        for axis, form in ((axes.xaxis, ticker.EngFormatter(sep="")), (axes.yaxis, ticker.FormatStrFormatter("%g"))):
-            axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
-            axis.set_major_formatter(form)
-            axis.set_minor_formatter(ticker.NullFormatter())
+        axes.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
         for x, height, group, text in points:
             (spot,) = axes.plot(x, height, "o", ms=6, alpha=0.6, color=colour(group))
             tip(spot, text)
