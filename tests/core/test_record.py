@@ -91,6 +91,12 @@ def test_another_form_is_refused_by_name(change, said):
     assert len(Whole.problems({**FULL, **change})) == 1
 
 
+def test_what_has_so_many_values_cannot_be_missing():
+    """(1, 2) of a later version's file that has another name for it, which () would stand for, breaks its readers."""
+    with pytest.raises(RecordError, match=r"^Whole.parts\[0\].size: missing$"):
+        Whole.from_dict({**FULL, "parts": [{"name": "a"}]})
+
+
 def test_problems_name_keys_that_are_missing_or_unknown():
     value = {key: part for key, part in FULL.items() if key not in ("count", "missing")}
     assert Whole.problems({**value, "parts": [{**PART, "new": 1}]}) == [

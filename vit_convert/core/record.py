@@ -67,7 +67,7 @@ class Record:
                 empty: 0, "", (), {} or None.
 
         Raises:
-            RecordError: a value has another type than its field.
+            RecordError: a value has another type than its field, or a field of a fixed number of values is missing.
         """
         return typing.cast(_Self, _read(cls, value, cls.__name__))
 
@@ -159,18 +159,20 @@ def _read_record(kind: Any, value: Mapping[str, Any], where: str) -> Any:
         if field.name in value:
             found[field.name] = _read(hints[field.name], value[field.name], f"{where}.{field.name}")
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            found[field.name] = _empty(hints[field.name])
+            found[field.name] = _empty(hints[field.name], f"{where}.{field.name}")
     return kind(**found)
 
 
-def _empty(kind: Any) -> Any:
+def _empty(kind: Any, where: str) -> Any:
     """What stands for a value that a file lacks."""
     origin = typing.get_origin(kind)
     if origin is tuple:
+        if typing.get_args(kind)[-1] is not Ellipsis:
+            raise RecordError(f"{where}: missing")  # so many values, which nothing stands for
         return ()
     if isinstance(origin, type) and issubclass(origin, Mapping):
         return {}
-    return _read_record(kind, {}, kind.__name__) if _is_record(kind) else _ZEROS.get(kind)
+    return _read_record(kind, {}, where) if _is_record(kind) else _ZEROS.get(kind)
 
 
 def _require(value: Any, kinds: Any, where: str) -> Any:
