@@ -6,7 +6,7 @@ import types
 import pytest
 
 from vit_convert.core.progress import Progress
-from vit_convert.engine.backend.log_capture import BuildClock, make_logger, make_monitor
+from vit_convert.engine.backend.log_capture import BuildClock, make_logger, make_monitor, without_noise
 
 QUIET = Progress(quiet=True)
 
@@ -145,3 +145,41 @@ def test_nested_phases_add_up_and_only_grow():
         clock.finish(phase)
     assert sum(steps) == pytest.approx(1.0)
     assert min(steps) > 0
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+def test_a_phase_of_no_steps_is_one_that_ends(steps):
+    """TensorRT announces phases in which it then finds nothing to do, and may begin others within them."""
+    told = []
+    clock = BuildClock(told.append)
+    clock.start("build", None, steps)
+    clock.start("inner", "build", steps)
+    clock.step("inner", 0)  # of one step, or of none
+    assert sum(told) == pytest.approx(1.0)
+    for phase in ("inner", "build"):
+        clock.finish(phase)
+    assert sum(told) == pytest.approx(1.0)
+
+
+def test_only_what_explains_is_told_and_no_more_than_four_lines():
+    noise = ["CUDA initialization failure: catchCudaError", "--- Begin node ---", "--- End node ---", "", "  "]
+    said = ["a", *noise, "b", " a ", "c", "d", "e"]
+    assert without_noise("\n".join(said)) == "a; b; c; d"
+    assert without_noise("\n".join(noise)) == without_noise("") == ""
+
+
+def test_the_node_is_the_last_that_was_named(logger):
+    assert logger.node_name() == ""
+    for text in ("Node name: first\nmore", 'input: "x"\nname: "second"\nop_type: "Relu"', "of none"):
+        logger.log(ILogger.ERROR, text)
+    assert logger.node_name() == "second"
+
+
+def test_what_is_said_of_every_graph_is_no_warning(logger, capsys):
+    """By TensorRT 8.6, of the shapes and plugins that it is meant to be given."""
+    harmless = "Your ONNX model has been generated with INT64 weights", "Attribute dq_probs not found in plugin node"
+    with logger.listening(Progress()):
+        for text in (*harmless, "twice", "twice", "Attribute other not found in plugin node"):
+            logger.log(ILogger.WARNING, text)
+    assert logger.warnings == ["twice", "Attribute other not found in plugin node"]
+    assert capsys.readouterr().err.count("warning: TensorRT: twice") == 1

@@ -7,6 +7,8 @@ import onnx
 import pytest
 from onnx import parser
 
+from vit_convert.core.config import default_config
+from vit_convert.core.errors import BuildError
 from vit_convert.engine.__main__ import main
 from vit_convert.engine.inspection import command
 from vit_convert.engine.inspection.estimate import estimate
@@ -300,7 +302,9 @@ def test_the_parser_itself_is_asked(tmp_path, graph):
     wrong = parser.parse_model(f"{header} g (float[2, 4] x, float[3, 5] w) => (float[2, 5] y) {body}")
     onnx.save(wrong, tmp_path / "bad.onnx")
     words, accepted = command.parser_says(tmp_path / "bad.onnx", "rtx")
-    assert accepted is False and "refuses it" in words
+    assert accepted is False and "refuses it" in words and "in all" not in words
+    words, accepted = command.parser_says(tmp_path / "bad.onnx", "trt8")
+    assert accepted is None and words.startswith("its parser was not asked (")
 
 
 def test_the_parser_names_every_node_that_it_has_nothing_for(tmp_path):
@@ -313,3 +317,72 @@ def test_the_parser_names_every_node_that_it_has_nothing_for(tmp_path):
     onnx.save(model, tmp_path / "two.onnx")
     words, accepted = command.parser_says(tmp_path / "two.onnx", "rtx")
     assert accepted is False and "in all it has nothing for the Det (Det), the Unique (Unique)" in words
+
+
+def test_lowerings_are_of_the_bundles_own_generation(bundle_path):
+    """They are spelt for it; model.onnx may be asked about for others, and is looked at for its own by default."""
+    for asked, targets in (([], ["trt8"]), (["trt10", "rtx"], ["trt10", "rtx"])):
+        of_bundle = command._of_bundle(str(bundle_path), asked)
+        found = {subject.name: list(subject.targets) for subject in of_bundle}
+        assert found.pop("model.onnx") == targets
+        names = {path.name for path in (bundle_path / "lowerings").glob("*.onnx")}
+        assert found == {f"lowerings/{name}": ["trt8"] for name in names} and names
+        config = json.loads((bundle_path / "config.json").read_text())
+        (sizes,) = {tuple(subject.sizes.items()) for subject in of_bundle}  # of the fixture's images
+        assert sizes == (("height", 64), ("width", 64), ("batch", config["batch"]["max"]))
+
+
+def test_the_estimate_line_by_line(graph, tmp_path, capsys, monkeypatch):
+    graph("g (float[N, 256] x) => (float[N, 256] y) { a = Relu(x) y = Sqrt(a) }")
+    monkeypatch.setattr(command, "parser_says", lambda path, target: ("(not asked)", None))
+    config = default_config()
+    config.batch.min, config.batch.opt, config.batch.max, config.engine.workspace_gib = 1, 2, 1024, 1.0
+    command.inspect(str(tmp_path / "text.onnx"), ["rtx"], [], config)
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    # x, a and y of 1024 times 256 numbers of four bytes are 1 MiB each, and two of them live at one time
+    for first, last in (("values", 2), ("largest", 1), ("workspace", 1)):
+        (row,) = [row for row in rows if row[:1] == [first]]
+        assert float(row[-2]) == last and row[-1] == ("GiB" if first == "workspace" else "MiB"), row
+    assert any(row[0].startswith("tensorrt_rtx") for row in rows if row)
+
+
+@pytest.mark.parametrize(("count", "more"), [(1, ""), (2, ", and 1 more"), (3, ", and 2 more")])
+def test_how_many_more_will_not_build(graph, tmp_path, monkeypatch, count, more):
+    lines = " ".join(f"{y} = Gelu({x})" for x, y in zip("xabc", "abcd"[:count]))
+    graph(f"g (float[N, 4] x) => (float[N, 4] {'abcd'[count - 1]}) {{ {lines} }}", 20)
+    monkeypatch.setattr(command, "parser_says", lambda path, target: ("(not asked)", None))
+    monkeypatch.setattr(command, "findings", lambda graph, target: refused(graph, target))
+    with pytest.raises(BuildError) as caught:
+        command.inspect(str(tmp_path / "text.onnx"), ["trt8"], [], default_config())
+    assert str(caught.value).splitlines()[0].endswith(f"trt8 has no Gelu{more}")
+
+
+def refused(graph, target):
+    return [row for row in findings(graph, target) if row.what == REFUSED and row.op == "Gelu"]
+
+
+def test_a_refusal_of_the_parser_alone_ends_with_7(graph, tmp_path, monkeypatch):
+    graph(PLAIN)
+    for accepted in (True, None):
+        monkeypatch.setattr(command, "parser_says", lambda path, target, said=accepted: ("words", said))
+        command.inspect(str(tmp_path / "text.onnx"), ["rtx"], [], default_config())
+    monkeypatch.setattr(command, "parser_says", lambda path, target: ("it refuses it: no kernel", False))
+    with pytest.raises(BuildError, match=r"text\.onnx for rtx: it refuses it: no kernel"):
+        command.inspect(str(tmp_path / "text.onnx"), ["rtx"], [], default_config())
+
+
+@pytest.mark.parametrize(
+    ("types", "expected"),
+    [
+        (("float",), "fp32"),
+        (("float", "float16"), "fp16"),
+        (("float", "bfloat16"), "bf16"),
+        (("float", "float16", "int8"), "int8"),
+        (("float16", "int8", "float8e4m3fn"), "fp8"),
+    ],
+)
+def test_a_graph_is_of_its_lowest_precision(graph, types, expected):
+    numbers = {"float": 1, "float16": 10, "bfloat16": 16, "int8": 3, "float8e4m3fn": 17}
+    casts = "".join(f" c{i} = Cast <to = {numbers[kind]}> (x)" for i, kind in enumerate(types))
+    found = graph(f"g (float[4] x) => (float[4] y) {{{casts} y = Relu(x) }}", 19)
+    assert command.precision_of(found) == expected
