@@ -11,6 +11,7 @@ mutants/<module>.json says which mutants change nothing that anybody could see, 
 
 import argparse
 import ast
+import contextlib
 import gc
 import hashlib
 import importlib.abc
@@ -20,7 +21,7 @@ import os
 import pathlib
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from mutant import Mutant, places, sample
@@ -62,17 +63,10 @@ def covering(mutant: Mutant, tests: dict[str, Passed], inside: set[int]) -> list
 
 
 def _inside_functions(source: str) -> set[int]:
-    """The lines of bodies; those of a signature run at the import."""
-    bodies = [
-        node.body if isinstance(node, ast.FunctionDef) else [node]
-        for node in ast.walk(ast.parse(source))
-        if _is_function(node)
-    ]
+    """The lines of bodies that tell who passes them; those of a signature run at the import, and a lambda that is no
+    function's, as of a property, does not tell."""
+    bodies = [node.body for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef)]
     return {line for body in bodies for line in range(body[0].lineno, (body[-1].end_lineno or body[-1].lineno) + 1)}
-
-
-def _is_function(node: ast.AST) -> bool:
-    return isinstance(node, ast.FunctionDef | ast.Lambda)
 
 
 def try_module(
@@ -237,15 +231,30 @@ def _of_the_same_tests(modules: Iterable[str]) -> list[list[str]]:
     return [*groups.values()]
 
 
+@contextlib.contextmanager
+def _leaving_no_imports() -> Iterator[None]:
+    """Forgets what of the package is imported within: what describes this machine in a record imports some of it."""
+    before = set(sys.modules)
+    yield
+    for name in sorted(set(sys.modules) - before, reverse=True):
+        parent, _, child = name.rpartition(".")
+        if name.partition(".")[0] == "vit_convert":
+            del sys.modules[name]
+            with contextlib.suppress(KeyError, AttributeError):
+                delattr(sys.modules[parent], child)
+
+
 def _try_and_record(module: str, covered: Covered, folder: pathlib.Path, arguments: argparse.Namespace) -> None:
-    results = _record(arguments.out, module)
+    with _leaving_no_imports():
+        results = _record(arguments.out, module)
     runs = results.record["runs"]
     before = max(runs, key=lambda row: str(row["date"]), default=None) if arguments.again else None
     count, seed = (before["asked"], before["seed"]) if before else (arguments.count, arguments.seed)
     run = try_module(module, covered, folder / "copies", count, seed, before)
     results.record["runs"] = [row for row in runs if row["seed"] != seed]
-    results.add(**run)
-    _judge(results, module)
+    with _leaving_no_imports():
+        results.add(**run)
+        _judge(results, module)
 
 
 if __name__ == "__main__":

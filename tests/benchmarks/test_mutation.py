@@ -53,6 +53,42 @@ def test_a_busy_machine_takes_no_tests_away(monkeypatch):
     assert covering(mutant, {"long": tests["long"]}, {7}) == ["long"]  # one at least
 
 
+def test_which_lines_tell_who_passes_them():
+    """A mutant of a line that does not tell is given every test: a property of a lambda was given none of its own."""
+    from mutation import _inside_functions
+
+    source = """
+class A:
+    path = property(lambda self: self.root / "a")
+
+    def method(self, default=lambda: 1):
+        return max(self.rows, key=lambda row: row.batch)
+
+KEY = lambda row: row.name
+"""
+    assert _inside_functions(source) == {6}
+
+
+def test_a_module_that_describes_the_machine_can_be_mutated():
+    """What a record is written with imports some of the package, of which no mutant would be."""
+    from mutation import _leaving_no_imports
+
+    import vit_convert.core
+
+    name, parent = "vit_convert.core.host", vit_convert.core
+    before = sys.modules.pop(name, None)
+    kept = parent.__dict__.pop("host", None)
+    try:
+        with _leaving_no_imports():
+            from vit_convert.core import host
+
+            assert host.num_cores() >= 1
+        assert name not in sys.modules and not hasattr(parent, "host") and parent is sys.modules["vit_convert.core"]
+    finally:
+        sys.modules.update({name: before} if before else {})
+        parent.__dict__.update({"host": kept} if kept else {})
+
+
 def test_a_command_names_no_folder_of_this_machine(tmp_path, monkeypatch):
     import results
 

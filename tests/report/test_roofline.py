@@ -96,3 +96,49 @@ def test_data_sheets_by_the_drivers_names():
         assert (found.tflops["fp16"], found.memory_gb_per_s, found.measured) == (fp16, memory, ()), name
     for name in ("NVIDIA A10G", "NVIDIA GeForce RTX 4090", "Simulated", ""):  # not those of A10, not known
         assert data_sheet(name) is None, name
+
+
+@pytest.mark.parametrize(("precision", "num_bytes"), [("fp32", 4), ("fp16", 2), ("bf16", 2), ("int8", 1), ("fp8", 1)])
+def test_how_much_is_computed_for_each_byte(precision, num_bytes):
+    """Of a product of 3 x 5 weights for 7 images: 2 * 15 operations each; 15 weights once, 3 + 5 values an image."""
+    work = Work(gflop_per_image=30e-9, weights=15, values_per_image=8)
+    assert work.flop_per_byte(7, precision) == pytest.approx(7 * 30 / (num_bytes * (15 + 7 * 8)), rel=1e-12)
+    assert Work(gflop_per_image=0.0, weights=0, values_per_image=0).flop_per_byte(7, precision) == 0.0
+
+
+def test_where_the_ceilings_come_from():
+    tflops = {"fp16": 1.0, "int8": 2.0}
+    for measured, sheet, words in (
+        ((), "X", "from the data sheet of X: fp16, int8, memory"),
+        (("fp16", "int8", "memory"), "X", "measured: fp16, int8, memory"),
+        (("memory",), "X", "measured: memory; from the data sheet of X: fp16, int8"),
+    ):
+        found = Ceilings(tflops=tflops, memory_gb_per_s=1.0, measured=measured, sheet=sheet)
+        assert found.source == words
+
+
+def test_the_lower_ceiling_counts():
+    found = Ceilings(tflops={"fp16": 700.0}, memory_gb_per_s=4000.0)  # they meet at 175 FLOP a byte
+    reached = [found.attainable_tflops(intensity, "fp16") for intensity in (0.0, 100.0, 175.0, 176.0)]
+    assert reached == pytest.approx([0.0, 400.0, 700.0, 700.0]) and found.attainable_tflops(1e3, "fp8") == 0.0
+
+
+def test_every_figure_of_the_data_sheets():
+    """NVIDIA's pages, dense: H100 SXM 1,979 INT8 and FP8 of 3,958 with sparsity; A100 19.5 FP32; T4 has no BF16."""
+    for name, expected in {
+        "NVIDIA H200": {"fp32": 67, "fp16": 989, "bf16": 989, "int8": 1979, "fp8": 1979},
+        "NVIDIA H100 80GB HBM3": {"fp32": 67, "fp16": 989, "bf16": 989, "int8": 1979, "fp8": 1979},
+        "NVIDIA H100 PCIe": {"fp32": 51, "fp16": 756, "bf16": 756, "int8": 1513, "fp8": 1513},
+        "NVIDIA H100 NVL": {"fp32": 60, "fp16": 835, "bf16": 835, "int8": 1671, "fp8": 1671},
+        "NVIDIA A100-SXM4-40GB": {"fp32": 19.5, "fp16": 312, "bf16": 312, "int8": 624},
+        "NVIDIA A100-SXM4-80GB": {"fp32": 19.5, "fp16": 312, "bf16": 312, "int8": 624},
+        "NVIDIA A100 80GB PCIe": {"fp32": 19.5, "fp16": 312, "bf16": 312, "int8": 624},
+        "NVIDIA A10": {"fp32": 31.2, "fp16": 125, "bf16": 125, "int8": 250},
+        "NVIDIA L40S": {"fp32": 91.6, "fp16": 362, "bf16": 362, "int8": 733, "fp8": 733},
+        "NVIDIA L4": {"fp32": 30.3, "fp16": 121, "bf16": 121, "int8": 242, "fp8": 242},
+        "Tesla T4": {"fp32": 8.1, "fp16": 65, "int8": 130},
+    }.items():
+        assert dict(data_sheet(name).tflops) == expected, name
+    assert data_sheet("NVIDIA H100 NVL").memory_gb_per_s == 3900
+    assert data_sheet("NVIDIA A100-SXM4-80GB").memory_gb_per_s == 2039
+    assert data_sheet("NVIDIA A100 80GB PCIe").sheet == "NVIDIA A100 PCIE 80GB"

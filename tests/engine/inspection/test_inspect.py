@@ -2,12 +2,15 @@
 
 import json
 import pathlib
+import types
 
 import onnx
 import pytest
 from onnx import parser
 
+from vit_convert.core.bundle import Bundle
 from vit_convert.core.config import default_config
+from vit_convert.core.dialect import DIALECTS
 from vit_convert.core.errors import BuildError
 from vit_convert.engine.__main__ import main
 from vit_convert.engine.inspection import command
@@ -386,3 +389,32 @@ def test_a_graph_is_of_its_lowest_precision(graph, types, expected):
     casts = "".join(f" c{i} = Cast <to = {numbers[kind]}> (x)" for i, kind in enumerate(types))
     found = graph(f"g (float[4] x) => (float[4] y) {{{casts} y = Relu(x) }}", 19)
     assert command.precision_of(found) == expected
+
+
+def test_a_graph_of_each_precision_is_looked_at(tmp_path):
+    bundle = Bundle(tmp_path)
+    bundle.lowerings.mkdir()
+    made = ["model.onnx", "model.fp16.onnx", "model.int8.onnx", "lowerings/matmul.onnx", "lowerings/plugin.onnx"]
+    for name in (*made, "model.onnx.data", "model.fp16.onnx.data", "other.onnx"):
+        (tmp_path / name).touch()
+    assert [path.relative_to(tmp_path).as_posix() for path in command._graphs(bundle)] == made
+
+
+def test_what_fuses_is_printed(graph, tmp_path, capsys, monkeypatch):
+    graph(attention("float"))
+    monkeypatch.setattr(command, "parser_says", lambda path, target: ("(not asked)", None))
+    command.inspect(str(tmp_path / "text.onnx"), ["rtx"], [], default_config())
+    line = "attention: 0 of 1 expected to fuse; not: float32: the fused kernels are FP16, BF16, INT8 and FP8"
+    assert f"    {line}\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("target", ["trt8", "trt11"])
+def test_another_generations_parser_is_not_asked(tmp_path, monkeypatch, target):
+    """A newer one or an older one: TensorRT 10's parser says nothing of 8.6 and 11."""
+    backend = types.SimpleNamespace(
+        dialect=DIALECTS["trt10"], module=types.SimpleNamespace(__name__="tensorrt"), version="10.3.0"
+    )
+    monkeypatch.setattr(command, "load_backend", lambda name, **options: backend)
+    assert command.parser_says(tmp_path / "a.onnx", target) == (
+        "its parser was not asked (tensorrt 10.3.0 is installed)", None
+    )  # fmt: skip
