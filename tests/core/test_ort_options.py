@@ -5,7 +5,7 @@ import types
 import pytest
 
 from vit_convert.core.errors import UsageError
-from vit_convert.core.ort_options import device_of, providers_for
+from vit_convert.core.ort_options import device_of, providers_for, session_options
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 
@@ -49,3 +49,14 @@ def test_where_a_session_runs():
     """A provider that did not load is not in the session's list."""
     assert device_of(types.SimpleNamespace(get_providers=lambda: [CUDA, CPU])) == "cuda"
     assert device_of(types.SimpleNamespace(get_providers=lambda: [CPU])) == "cpu"
+
+
+def test_what_makes_a_graph_compute_the_same_everywhere():
+    """By the keys of onnxruntime_session_options_config_keys.h; what they do is in tests/quantize."""
+    import onnxruntime
+
+    found = session_options(onnxruntime)
+    entries = ("session.disable_quant_qdq", "optimization.disable_specified_optimizers")
+    assert [found.get_session_config_entry(key) for key in entries] == ["1", "ReluQuantRewrite;ClipQuantRewrite"]
+    assert found.log_severity_level == 3  # errors: what it warns of is of no use to a user
+    assert session_options(onnxruntime) is not found  # callers change theirs
