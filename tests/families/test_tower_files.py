@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from family_files import rewrite, without
 
-from vit_convert.checkpoint.containers import Leaf
+from vit_convert.checkpoint.containers import Leaf, read_container
 from vit_convert.core.errors import CheckpointError
 from vit_convert.families.clip.family import CLIP
 from vit_convert.families.family import RandomOptions
@@ -212,3 +212,32 @@ def test_the_width_by_the_query_where_no_norm_has_one():
 def test_whether_a_table_begins_with_a_class_token(names, rows, expected):
     leaves = {"pos_embedding": leaf(1, rows, 8)} | {name: leaf(1, 1, 8) for name in names}
     assert class_row(leaves) == expected and math.isqrt(9) == 3
+
+
+@pytest.mark.parametrize(
+    ("family", "variant", "layout"),
+    [
+        (LIT, "LiT-mu", "lit"),
+        (LIT, "LiT-muV", "lit_linen"),
+        (SIGLIP, "SigLIP-mu/16", "siglip"),
+        (SIGLIP, "SigLIP2-mu/16-naflex", "siglip_scan"),
+        (SIGLIP, "SigLIP-mu/16", "siglip_transformers"),
+        *((CLIP, "CLIP-mu/16", f"clip_{name}") for name in ("transformers", "flax", "openai", "scenic")),
+    ],
+)
+def test_a_tower_is_read_whole_and_the_other_one_not_at_all(tmp_path, family, variant, layout):
+    """What is looked at for values that are not finite: all that a file of this tower alone holds."""
+    safe = family is CLIP or layout == "siglip_transformers"
+    options = {"image_size": (48, 48), "layout": layout}
+
+    def write(name, **more):
+        (tmp_path / name).mkdir()
+        path = tmp_path / name / ("a.safetensors" if safe else "a.npz")
+        family.write_random(path, variant, RandomOptions(**options, **more))
+        return path
+
+    path = write("both")
+    stored = {*read_container(path).leaves}
+    for tower in ("image", "text"):
+        alone = {*read_container(write(tower, towers=tower)).leaves}
+        assert stored - load_checkpoint(f"{path}:{tower}").unused == alone

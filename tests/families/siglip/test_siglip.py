@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 from family_files import rewrite, without
+from safetensors.numpy import load_file, save_file
 
 from vit_convert.core.errors import CheckpointError, UsageError
 from vit_convert.core.token_samples import sample_texts
@@ -63,10 +64,12 @@ def test_published_counts(variant, side, count, head):
 
 @pytest.mark.parametrize("tower", ["img", "txt"])
 def test_every_layout_of_a_seed_is_one_model(tiny, tower):
-    plain = run(f"{tiny()}:{tower}")
+    plain = load_checkpoint(f"{tiny()}:{tower}")
     for other in (tiny("siglip_scan"), tiny("siglip_scan", prefix="params/"), tiny("siglip_transformers")):
-        for name, values in run(f"{other}:{tower}").items():
-            np.testing.assert_array_equal(plain[name], values)
+        found = load_checkpoint(f"{other}:{tower}")
+        assert found.architecture.encoder == plain.architecture.encoder and {*found.params} == {*plain.params}
+        for name, values in found.params.items():
+            np.testing.assert_array_equal(plain.params[name], values)
 
 
 @pytest.mark.parametrize("layout", ["siglip", "siglip_scan"])
@@ -215,3 +218,15 @@ def test_naflex(tiny, layout):
     assert text.variant == "SigLIP-mu" if layout == "siglip_transformers" else text.variant == found.variant
     with pytest.raises(UsageError, match="takes no images of one size"):
         load_checkpoint(f"{path}:img", image_size=(48, 48))
+
+
+@pytest.mark.parametrize("gone", ["logit_scale", "logit_bias"])
+def test_half_of_what_compares_two_towers(tiny, gone):
+    """Both belong to a pair, and neither to a tower that was saved alone."""
+    path = tiny("siglip_transformers")
+    save_file(without(load_file(path), gone), path)
+    with pytest.raises(CheckpointError, match=rf"safetensors: {gone}: missing") as error:
+        load_checkpoint(f"{path}:img")
+    assert error.value.fix
+    save_file({name: array for name, array in load_file(path).items() if not name.startswith("logit")}, path)
+    assert load_checkpoint(f"{path}:img").pair is None

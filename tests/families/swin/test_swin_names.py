@@ -159,7 +159,11 @@ def test_sizes_from_shapes(layout, num_classes):
         ({"layers.0.blocks.0.attn.relative_position_bias_table": (8, 1)}, "bias tables of 8 rows"),
         ({"layers.0.blocks.0.attn.relative_position_bias_table": (16, 1)}, "bias tables of 16 rows"),  # of 4 by 4
         ({"layers.0.blocks.0.attn.relative_position_bias_table": (9, 3)}, r"\(3,\) heads, width 4"),
-        ({"patch_embed.norm.weight": (0,), "patch_embed.norm.bias": (0,)}, "width 0"),
+        (
+            {"patch_embed.norm.weight": (0,), "patch_embed.norm.bias": (0,)}
+            | {"patch_embed.proj.weight": (0, 3, 4, 4), "patch_embed.proj.bias": (0,)},
+            "width 0",
+        ),
     ],
 )
 def test_shapes_that_are_no_swins(change, said):

@@ -43,6 +43,7 @@ from vit_convert.families.vit.variants import WIDTHS
 
 MODELS = {"image": "vision_model.", "text": "text_model."}
 _FOLDERS = {"image": "img/", "text": "txt/"}
+_OF_THE_PAIR = ("logit_scale", "logit_bias")
 _HEADS = {row.width: row.num_heads for row in WIDTHS.values()}
 _PATCHES = "vision_model.embeddings.patch_embedding.weight"
 _GRID = "vision_model.embeddings.position_embedding.weight"
@@ -116,7 +117,7 @@ def load_transformers(stored: Mapping[str, Leaf], layout: Any, asked: Asked) -> 
         title="SigLIP",
         layout=layout,
         preprocess="siglip",
-        pair=_pair(stored, tower, found, vocabulary),
+        pair=_pair(stored, tower, asked, found, vocabulary),
         unused=frozenset(name for name in stored if name not in leaves and not name.startswith("logit_")),
     )
 
@@ -140,10 +141,17 @@ def _text(leaves: Mapping[str, Leaf], asked: Asked, encoder: Any, vocabulary: in
     return TextTower("siglip", "", encoder, "last", head=head, vocabulary=vocabulary, length=length, **special)
 
 
-def _pair(stored: Mapping[str, Leaf], tower: Tower, variant: str, vocabulary: int) -> Pair | None:
-    if "logit_scale" not in stored or "logit_bias" not in stored:
+def _pair(stored: Mapping[str, Leaf], tower: Tower, asked: Asked, variant: str, vocabulary: int) -> Pair | None:
+    missing = [name for name in _OF_THE_PAIR if name not in stored]
+    if len(missing) == len(_OF_THE_PAIR):
         return None  # of a tower that was saved alone
-    scale, bias = (float(stored[f"logit_{name}"].as_float32().read().reshape(-1)[0]) for name in ("scale", "bias"))
+    if missing:
+        raise CheckpointError(
+            f"{asked.file}: {asked.prefix}{missing[0]}: missing, without it nothing says how texts are compared with "
+            "images",
+            fix="Save the model whole.",
+        )
+    scale, bias = (float(stored[name].as_float32().read().reshape(-1)[0]) for name in _OF_THE_PAIR)
     return Pair(
         family="siglip",
         variant=variant,

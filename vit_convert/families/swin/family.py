@@ -42,7 +42,7 @@ class SwinFamily:
         stored, found = infer_architecture(inner, asked.variant, asked.image_size, asked.file)
 
         def on_disk(name: str) -> str:
-            return asked.prefix + name
+            return asked.prefix + layouts.outer_name(name, leaves)
 
         found = asked.instead_of(found)
         shapes = layouts.stored_shapes(stored, layout)

@@ -137,9 +137,7 @@ def infer_architecture(
     table = r".*relative_position_bias_table$"
     heads = tuple(most_common(leaves, (f"^{stage}{table}", 1)) for stage in stages)
     rows = most_common(leaves, (f"^{_LAYER}{table}", 0))
-    width = most_common(
-        leaves, (r"^(patch_embed|embeddings)\.norm\.", 0), (r"^(patch_embed\.proj|embeddings.*projection)\.", 0)
-    )
+    width = most_common(leaves, (r"^(patch_embed\.(norm|proj)|embeddings\.(norm|.*projection))\.", 0))
     side = math.isqrt(rows)
     # each stage's width into its heads
     splits = all(number and (width << stage) % number == 0 for stage, number in enumerate(heads))

@@ -65,6 +65,13 @@ def inner_leaves(leaves: Mapping[str, Leaf]) -> dict[str, Leaf]:
     return {_inner(name): leaf for name, leaf in leaves.items() if not _BUFFERS.search(name)}
 
 
+def outer_name(inner: str, leaves: Collection[str]) -> str:
+    """What a leaf of `inner_leaves` is called in a file of these leaves: transformers' head lies beside the model."""
+    blocks = (name for name in leaves if _inner(name).startswith(("encoder.", "layers.")))
+    folder = next((name.removesuffix(_inner(name)) for name in blocks), "")
+    return (folder.removesuffix("swin.") if inner.startswith("classifier.") else folder) + inner
+
+
 def _inner(name: str) -> str:
     return name.removeprefix("model.").removeprefix("swin.")
 
