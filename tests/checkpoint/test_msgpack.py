@@ -81,6 +81,18 @@ def test_what_stands_behind_a_value_of_any_form(write, form):
     np.testing.assert_array_equal(leaves["a"], np.arange(6))
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_a_side_of_an_array_in_any_form(write, form):
+    """A size is a whole number, of which Flax writes those without a sign."""
+    array = b"\x93\x91" + FORMS[form] + b"\xa5uint8\xc4\x07" + bytes(7)
+    path = write(b"\x81\xa1a\xc7" + bytes([len(array)]) + b"\x01" + array)
+    if form.startswith(("fixint", "uint")):
+        assert read_container(path)["a"].shape == (7,)
+    else:
+        with pytest.raises(CheckpointError, match="no size at 8"):
+            read_container(path)
+
+
 @pytest.mark.parametrize("sides", [(5, 70), (2, 3, 41)])
 def test_an_array_that_flax_cut(write, monkeypatch, sides):
     monkeypatch.setattr(flax.serialization, "MAX_CHUNK_SIZE", 400)  # of a gigabyte
@@ -145,6 +157,12 @@ def array(shape, dtype, values, *, claimed=None):
 def test_refused(write, content, said):
     with pytest.raises(CheckpointError, match=rf"flax_model.msgpack: not a sound \.msgpack file of Flax \(.*{said}"):
         read_container(write(content))
+
+
+@pytest.mark.parametrize("level", [b"\x81\xa1a", b"\x91", b"\x92\xc0"])
+def test_sixty_levels_are_read(write, level):
+    leaves = read_container(write(b"\x82\xa1x" + level * 60 + b"\xc0\xa1b" + array((2,), "float32", bytes(8))))
+    assert list(leaves) == ["b"]
 
 
 @pytest.mark.parametrize("spoilt", ["shape", "number", "piece"])

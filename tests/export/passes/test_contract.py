@@ -43,11 +43,11 @@ def chain():
     return ir.from_onnx_text(CHAIN)
 
 
-def attention():
+def attention(text=ATTENTION):
     """ATTENTION whose kernel and bias are parameters, as a traced graph has them."""
-    model = ir.from_onnx_text(ATTENTION)
+    model = ir.from_onnx_text(text)
     read = {value.name: value for node in model.graph for value in node.inputs}
-    for name in ("kernel", "bias", "split"):
+    for name in {"kernel", "bias", "split"} & {*read}:
         model.graph.initializers[name] = read[name]
     return model
 
@@ -97,15 +97,52 @@ def test_what_no_output_needs_may_read_what_is_gone():
     GraphPass(leave)(chain())
 
 
-def test_a_pass_that_loses_an_output_or_renames_one_is_found():
+@pytest.mark.parametrize("name", ["a", "z"])
+@pytest.mark.parametrize("what", ["inputs", "outputs"])
+def test_a_pass_that_renames_an_input_or_output_is_found(what, name):
     def rename(model):
-        model.graph.outputs[0].name = "z"
+        getattr(model.graph, what)[0].name = name
 
-    with pytest.raises(AFTER, match="rename: the outputs were y and are z"):
+    old = {"inputs": "x", "outputs": "y"}[what]
+    with pytest.raises(AFTER, match=f"rename: the {what} were {old} and are {name}"):
         GraphPass(rename)(chain())
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_pass_that_adds_an_output_is_found(place):
+    def add(model):
+        model.graph.outputs.insert(place, model.graph[0].outputs[0])
+
+    with pytest.raises(AFTER, match=f"add: the outputs were y and are {('a, y', 'y, a')[place]}"):
+        GraphPass(add)(chain())
+
+
+def test_an_output_that_nothing_makes_is_found():
     model = chain()
     model.graph.outputs[0] = ir.Value(name="y")
     assert is_sound(model) == "nothing makes y"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("Mul (heads, half)", "Mul (heads, gate)"),  # computed from the input
+        ("float half = {0.5}", "float[4] half = {0.5, 1, 1, 1}"),  # another one for each channel
+        ("Mul (heads, half)", "Div (heads, half)"),
+        ("Add (product, bias)", "Sub (product, bias)"),
+        ("product = MatMul (x, kernel)", "product = Relu (x)"),
+        ("query = Add (product, bias)", "query = Add (product, x)"),
+        ("scores = MatMul (turned, keys)", "scores = Add (x, keys)"),
+        ("y = Softmax (scores)", "y = Softmax (x)"),
+        ("y = Softmax (scores)", "y = Relu (scores)"),
+    ],
+)
+def test_scales_that_no_weight_could_take(old, new):
+    text = ATTENTION.replace(" heads =", " gate = ReduceMax (x)\n heads =").replace(old, new)
+    assert old in ATTENTION
+    model = attention(text)
+    describe(model)
+    assert scale_in_weights(model) == ""
 
 
 def test_the_attention_scale_is_seen_where_weights_could_take_it():
@@ -117,6 +154,16 @@ def test_the_attention_scale_is_seen_where_weights_could_take_it():
     with pytest.raises(BEFORE, match="attention_to_plugin: before it scaled"):
         plugin(model)
     assert FOLD_SCALE(model).places == 1 and scale_in_weights(model) == ""
+
+
+@pytest.mark.parametrize(
+    "before", ["Softmax (x)", "Neg (x)\n soft = Softmax (a)", "MatMul (x, kernel)\n soft = Softmax (a)"]
+)
+def test_the_scale_of_a_later_attention_is_seen(before):
+    first = f"{'a' if 'a)' in before else 'soft'} = {before}"
+    model = attention(ATTENTION.replace(" product = MatMul (x, ", f" {first}\n product = MatMul (soft, "))
+    describe(model)
+    assert scale_in_weights(model) == "scaled is scaled behind a product with weights"
 
 
 def test_a_fold_that_left_a_scale_is_found():
