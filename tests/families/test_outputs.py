@@ -14,7 +14,7 @@ from vit_convert.core.token_samples import sample_texts
 from vit_convert.export.exporter import export_model
 from vit_convert.export.targets import lowering_named, target_named
 from vit_convert.families.load import load_checkpoint
-from vit_convert.families.outputs import settle_outputs
+from vit_convert.families.outputs import outputs_of, settle_outputs
 from vit_convert.families.random import write_random_checkpoint
 
 # Variant, part of the file, side in pixels, options, class tokens in front of the others, and what the model gives.
@@ -179,3 +179,26 @@ def test_names_are_read_in_one_order():
     with pytest.raises(UsageError, match="this model has no grid, but logits or features") as error:
         settle_outputs("grid,logits", ("logits", "features"), "a.npz")
     assert error.value.fix == "Use logits or features."
+
+
+def test_what_each_output_is():
+    shapes = {"logits": (10,), "features": (8,), "embedding": (4,), "tokens": ("length", 8), "grid": (2, 3, 8)}
+    found = outputs_of([*shapes], shapes)
+    assert [(output.name, output.shape[0], output.shape[1:]) for output in found] == [
+        (name, "batch", shape) for name, shape in shapes.items()
+    ]
+    assert [output.judge for output in found] == ["top1", "cosine", "embedding", "cosine", "cosine"]
+    assert {output.dtype for output in found} == {"float32"}
+
+
+@pytest.mark.parametrize(
+    ("offered", "said"), [(["logits"], "logits"), (["a", "logits"], "a or logits"), (["a", "b", "c"], "a, b or c")]
+)
+def test_what_a_model_gives_is_said_where_it_gives_another(offered, said):
+    assert settle_outputs("auto", offered, "a.npz") == (offered[0],)
+    with pytest.raises(UsageError) as error:
+        settle_outputs("features", offered, "a.npz", "a tower")
+    assert str(error.value) == f"a.npz: outputs='features': a tower has no features, but {said}"
+    assert error.value.fix == f"Use {said}."
+    with pytest.raises(UsageError, match="has no features, but"):  # the first of those that are missing
+        settle_outputs("features,tokens", offered, "a.npz")
