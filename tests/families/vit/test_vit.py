@@ -1,12 +1,14 @@
 """The reference, computed one block at a time, is the ViT."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
+from float64_towers import attend, blocks, dense, erf, float64, gelu, mlp, norm, patches
 
 from vit_convert.families.user.model import user_model
 from vit_convert.families.vit.architecture import Architecture
@@ -37,6 +39,33 @@ def apply_whole(arch, params, images):
         return jax.jit(ViT(arch).apply)({"params": traverse_util.unflatten_dict(params, sep="/")}, jnp.asarray(images))
 
 
+def forward(arch, params, image):
+    """What one image becomes, in float64: the residual stream, its norm, and what the model gives."""
+    leaves = float64(params)
+    x = patches(image.astype(np.float64), leaves, "embedding") + leaves["pos_embedding"][0]
+    x = np.concatenate([leaves["cls"][0], x]) if arch.pool == "tok" else x
+    activation = gelu if arch.gelu == "tanh" else lambda y: 0.5 * y * (1 + erf(y / math.sqrt(2)))
+    found = {
+        f"block_{i:02d}": stream
+        for i, stream in enumerate(blocks(x, leaves, "Transformer/encoderblock_{}", arch.depth, activation))
+    }
+    x = norm(found[f"block_{arch.depth - 1:02d}"], leaves, "Transformer/encoder_norm")
+    if arch.pool != "none":
+        found["encoder_norm"] = x
+    if arch.pool == "map":
+        head, probe = "MAPHead_0/MultiHeadDotProductAttention_0", leaves["MAPHead_0/probe"][0]
+        query, key, value = (
+            np.einsum("sd,dhe->she", of, leaves[f"{head}/{part}/kernel"]) + leaves[f"{head}/{part}/bias"]
+            for part, of in (("query", probe), ("key", x), ("value", x))
+        )
+        x = np.einsum("she,hed->sd", attend(query, key, value), leaves[f"{head}/out/kernel"])
+        x = x + leaves[f"{head}/out/bias"]
+        x = x + mlp(norm(x, leaves, "MAPHead_0/LayerNorm_0"), leaves, "MAPHead_0/MlpBlock_0", activation)
+    x = {"gap": x.mean(0), "none": x}.get(arch.pool, x[0])
+    x = np.tanh(dense(x, leaves, "pre_logits")) if arch.representation_size else x
+    return found | {"logits": dense(x, leaves, "head")} if arch.num_classes and arch.pool != "none" else found
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -62,6 +91,10 @@ def test_stagewise_reference_equals_the_model(changes):
     # a step).
     for name, expected in {**taps, model.output: output}.items():
         np.testing.assert_allclose(got[name], expected, rtol=0, atol=2e-6 * float(jnp.abs(expected).max()))
+    # Against float64: float32 sums of some tens of products, block after block.
+    for i, image in enumerate(images):
+        for name, expected in forward(arch, params, image).items():
+            np.testing.assert_allclose(got[name][i], expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
 def test_taps_are_the_residual_stream():
