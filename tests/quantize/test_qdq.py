@@ -205,3 +205,34 @@ def test_a_precision_that_is_none():
         quantize(model, Calibration(RANGES, RANGES, "minmax", 1, {}), sites, target="trt10", precision="int9")
     with pytest.raises(UsageError, match="target trt8 reads no fp8 graph"):
         quantize(linears(17)[0], Calibration(RANGES, RANGES, "minmax", 1, {}), sites, target="trt8", precision="fp8")
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (6, 4, 1), (6, 4, 1, 1), (6, 4, 3, 2), (6, 2, 1, 1, 2)])
+@pytest.mark.parametrize(("precision", "target"), [("int8", "trt8"), ("int8", "trt10"), ("fp8", "trt10")])
+def test_weights_of_every_rank_have_a_scale_for_each_output(shape, precision, target):
+    """The last axis of a product's weight, the first of a convolution's."""
+    op, sides = ("MatMul", "n, 4") if len(shape) == 2 else ("Conv", ", ".join(map(str, ("n", shape[1], *shape[2:]))))
+    model = ir.from_onnx_text(
+        f'<ir_version: 8, opset_import: ["" : {17 if target == "trt8" else 20}]> g (float[{sides}] x) => (float[] y)'
+        f" <float[{', '.join(map(str, shape))}] w> {{ y = {op} (x, w) }}"
+    )
+    weight = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    value = next(value for node in model.graph for value in node.inputs if value.name == "w")
+    value.const_value, value.shape = ir.tensor(weight, name="w"), ir.Shape(shape)
+    model.graph.register_initializer(value)
+    calibration = Calibration({"x": 1.0}, {"x": 1.0}, "minmax", 1, {})
+    result = quantize(model, calibration, [Site("b", "fc", "x", "y", "w")], target=target, precision=precision)
+    node = next(node for node in ops(result, "DequantizeLinear") if node.outputs[0].name == "w/dequantized")
+    axis, stored = node.attributes["axis"].as_int(), node.inputs[0].const_value
+    assert shape[axis] == 6 and (stored is None) == (target == "trt8")
+    rows = np.moveaxis(weight, axis, 0).reshape(6, -1)
+    scales = np.abs(rows).max(1) / (127 if precision == "int8" else 448)
+    scales = scales if target == "trt8" else np.array([round_up(scale) for scale in scales])
+    np.testing.assert_allclose(node.inputs[1].const_value.numpy(), scales, rtol=1e-7)
+    assert node.inputs[2].const_value.shape == (6,)
+    if stored is not None:
+        assert stored.shape == shape
+        found = np.moveaxis(stored.numpy().astype(np.float32), axis, 0).reshape(6, -1) * scales[:, None]
+        # half a step of whole numbers; of E4M3, whose mantissa has three bits, a sixteenth of the value
+        most = 0.5 * scales[:, None] if precision == "int8" else np.maximum(np.abs(rows) / 16, 2**-10 * scales[:, None])
+        assert (np.abs(found - rows) <= most * 1.0001).all()
