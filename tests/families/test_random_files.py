@@ -10,7 +10,9 @@ from safetensors.numpy import load_file
 from vit_convert.core.errors import UsageError
 from vit_convert.families.family import RandomOptions
 from vit_convert.families.hybrid.random import write_random_hybrid
+from vit_convert.families.load import load_checkpoint
 from vit_convert.families.mixer.random import write_random_mixer
+from vit_convert.families.random import write_random_checkpoint
 from vit_convert.families.swin.random import write_random_swin
 
 
@@ -95,6 +97,35 @@ def test_sizes_where_none_is_given(tmp_path):
     assert swin(tmp_path, image_size=None)[0].image_size == (224, 224)
     assert swin(tmp_path, "mu/12", image_size=None)[0].image_size == (384, 384)
     assert swin(tmp_path, "mu/5", image_size=None)[0].image_size == (160, 160)  # 32 windows' sides
+
+
+@pytest.mark.parametrize(
+    ("variant", "suffix", "side"),
+    [
+        ("SigLIP-mu/16", ".npz", 224),
+        ("CLIP-mu/16", ".safetensors", 224),
+        ("LiT-mu", ".npz", 224),
+        ("TIPS-mu/14", ".npz", 224),
+        ("TIPSv2-mu/14", ".npz", 448),
+        ("PaliGemma-mu/14", ".npz", 224),
+        ("Gemma3-mu/14", ".npz", 896),
+    ],
+)
+def test_a_towers_size_where_none_is_given(tmp_path, variant, suffix, side):
+    """That of the published models."""
+    path = tmp_path / f"a{suffix}"
+    write_random_checkpoint(path, variant, depth=1, towers="" if "Gemma" in variant else "image")
+    assert load_checkpoint(f"{path}:img").image_size == (side, side)
+
+
+@pytest.mark.parametrize(
+    ("variant", "suffix", "length"),
+    [("SigLIP-mu/16", ".npz", 64), ("LiT-muV", ".npz", 16), ("TIPS-mu/14", ".npz", 64)],
+)
+def test_a_texts_length_where_none_is_given(tmp_path, variant, suffix, length):
+    path = tmp_path / f"a{suffix}"
+    write_random_checkpoint(path, variant, depth=1, towers="text")
+    assert load_checkpoint(f"{path}:txt").pair.length == length
 
 
 def test_a_mixer_of_which_nothing_is_said(tmp_path):

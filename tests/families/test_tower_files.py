@@ -241,3 +241,30 @@ def test_a_tower_is_read_whole_and_the_other_one_not_at_all(tmp_path, family, va
     for tower in ("image", "text"):
         alone = {*read_container(write(tower, towers=tower)).leaves}
         assert stored - load_checkpoint(f"{path}:{tower}").unused == alone
+
+
+@pytest.mark.parametrize(
+    ("family", "variant", "suffix", "options", "expected"),
+    [
+        (SIGLIP, "SigLIP-mu/16", ".npz", {}, ("sentencepiece", -1, 1, 1, True, True, "sigmoid")),
+        (
+            SIGLIP,
+            "SigLIP-mu/16",
+            ".safetensors",
+            {"layout": "siglip_transformers"},
+            ("sentencepiece", -1, 1, 1, True, True, "sigmoid"),
+        ),
+        (CLIP, "CLIP-mu/16", ".safetensors", {}, ("clip", 94, 95, 0, True, True, "softmax")),
+        (LIT, "LiT-mu", ".npz", {}, ("bert", 101, -1, 0, True, False, "softmax")),
+        (LIT, "LiT-muV", ".npz", {}, ("sentencepiece", -1, 1, 1, False, True, "softmax")),
+        (TIPS, "TIPS-mu/14", ".npz", {"towers": "text"}, ("sentencepiece", -1, -1, 0, True, False, "softmax")),
+    ],
+)
+def test_how_a_familys_texts_become_tokens(written, family, variant, suffix, options, expected):
+    """As each project's own tokenizer has it: start, end and padding tokens, whether texts are lower-cased, and whether
+    the end stays where they are cut."""
+    path = written(family, variant, suffix, **options)
+    pair = load_checkpoint(f"{path}:txt").pair
+    said = (pair.tokenizer, pair.start, pair.end, pair.pad, pair.lower, pair.sticky_end, pair.similarity)
+    assert said == expected
+    assert pair.towers == (("text",) if family is TIPS else ("image", "text")) and pair.family == family.name

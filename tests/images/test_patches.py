@@ -53,3 +53,17 @@ def test_what_is_no_image(image):
         image_patches(image)
     with pytest.raises(UsageError, match="an image of 0x4"):
         image_patches(np.zeros((0, 4, 3), np.uint8))
+
+
+def test_as_published_models_take_them():
+    """SigLIP 2's NaFlex has patches of 16 pixels and was trained on 256 of them."""
+    patches, coordinates, mask = image_patches(np.zeros((16, 16, 3), np.uint8))
+    assert (patches.shape, coordinates.shape, mask.shape) == ((256, 3 * 16 * 16), (256, 2), (256,))
+
+
+def test_a_shrunk_image_keeps_what_lies_between_its_samples():
+    """One column in eight is white: at an eighth of the size every pixel, but for the edges, is an eighth white."""
+    image = np.zeros((64, 64, 3), np.uint8)
+    image[:, ::8] = 255
+    patches, _, _ = image_patches(image, 8, 1)
+    np.testing.assert_allclose(patches.reshape(8, 8, 3)[:, 2:6], 2 / 8 - 1, atol=1 / 127.5)

@@ -35,3 +35,10 @@ def test_tokens_and_others():
     assert found["tokens"].dtype == np.int32 and (found["tokens"][1] == 0).all() and (found["tokens"][2] == 99).all()
     assert found["tokens"][0].min() >= 0 and found["tokens"][0].max() < 100 and found["tokens"][0].std() > 0
     assert found["bias"].shape == (4, 2, 1) and (found["bias"][1] == -1).all() and (found["bias"][2] == 1).all()
+
+
+@pytest.mark.parametrize(("below", "largest"), [(0, 1), (2, 1), (3, 2), (5, 4)])
+def test_whole_numbers_reach_the_last_id(below, largest):
+    """A mask, of which no vocabulary is known, is 0 or 1."""
+    found = probes(Tensor("mask", "int32", ("batch", 64), below=below), size=())["mask"]
+    assert {*found[0].tolist()} == {*range(largest + 1)} and (found[2] == largest).all()
