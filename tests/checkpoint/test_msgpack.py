@@ -159,13 +159,16 @@ def test_refused(write, content, said):
         read_container(write(content))
 
 
-@pytest.mark.parametrize("level", [b"\x81\xa1a", b"\x91", b"\x92\xc0"])
-def test_sixty_levels_are_read(write, level):
-    leaves = read_container(write(b"\x82\xa1x" + level * 60 + b"\xc0\xa1b" + array((2,), "float32", bytes(8))))
-    assert list(leaves) == ["b"]
+@pytest.mark.parametrize(("level", "most"), [(b"\x81\xa1a", 64), (b"\x91", 64), (b"\x92\xc0", 64)])
+def test_so_many_levels_are_read(write, level, most):
+    """Below the map that a file is."""
+    behind = b"\xc0\xa1b" + array((2,), "float32", bytes(8))
+    assert list(read_container(write(b"\x82\xa1x" + level * most + behind))) == ["b"]
+    with pytest.raises(CheckpointError, match=f"deeper than {most} levels"):
+        read_container(write(b"\x82\xa1x" + level * (most + 1) + behind))
 
 
-@pytest.mark.parametrize("spoilt", ["shape", "number", "piece"])
+@pytest.mark.parametrize("spoilt", ["shape", "number", "digit", "piece"])
 def test_arrays_that_are_cut_wrongly(write, monkeypatch, spoilt):
     monkeypatch.setattr(flax.serialization, "MAX_CHUNK_SIZE", 400)
     tree = {"a": flax.serialization._chunk(np.ones((5, 70), np.float32))}
@@ -173,9 +176,13 @@ def test_arrays_that_are_cut_wrongly(write, monkeypatch, spoilt):
         tree["a"]["shape"]["0"] = 6
     elif spoilt == "number":
         tree["a"]["chunks"]["9"] = tree["a"]["chunks"].pop("1")
+    elif spoilt == "digit":  # Arabic, which int() reads too
+        tree["a"]["chunks"]["\u0661"] = tree["a"]["chunks"].pop("1")
     else:
         tree["a"]["chunks"]["1"] = 3
-    with pytest.raises(CheckpointError, match=r"do not make an array|other numbers than 0 to 3|cut is none"):
+    with pytest.raises(
+        CheckpointError, match=r"do not make an array|other numbers than 0 to 3|have a '\u0661'|cut is none"
+    ):
         read_container(write(tree))
 
 

@@ -109,3 +109,30 @@ def test_each_leaf_of_another_shape_is_told_by_it(towers):
                 if not (alone or told) or "more)" in said:
                     wrong.append((name, axis, said))
     assert not wrong
+
+
+def test_a_missing_block_is_told_by_its_number(towers):
+    """And not leaf for leaf, nor as a smaller model."""
+    for family, layout, tower, stored, _ in towers:
+        swin = family.name == "swin"
+        block = re.compile(r"layers\.0\.blocks\.1\." if swin else LIKE_ANOTHER.pattern.replace("[02]", "1"))
+        rest = {name: leaf for name, leaf in stored.items() if not block.search(name)}
+        said = refusal(family, layout, tower, rest)
+        assert re.fullmatch(rf"{FILE}: .*(block|layer) 1 missing, blocks up to 2 found", said), said
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_named_variant_is_the_one_that_is_found(case, tmp_path):
+    variant, layout, side, options = CASES[case]
+    safe = layout.startswith(("clip_", "swin")) or layout == "siglip_transformers"
+    path = tmp_path / ("f.safetensors" if safe else "f.npz")
+    write_random_checkpoint(path, variant, layout=layout, image_size=(side, side), **options)
+    _, stored = select(read_container(path).leaves, "", str(path))
+    family, layout, kinds = towers_of(stored)
+    for kind in kinds:
+        found = family.load(stored, layout, Asked(path, tower=kind))
+        named = family.load(stored, layout, Asked(path, tower=kind, variant=variant))
+        same = dataclasses.replace(named.architecture, variant=found.architecture.variant)
+        assert same == found.architecture and (named.pair is None) == (found.pair is None)
+        own = [leaf.size for name, leaf in stored.items() if name not in found.unused and name not in OF_THE_PAIR]
+        assert named.num_params == found.num_params == sum(own)

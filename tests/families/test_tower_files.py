@@ -264,7 +264,9 @@ def test_how_a_familys_texts_become_tokens(written, family, variant, suffix, opt
     """As each project's own tokenizer has it: start, end and padding tokens, whether texts are lower-cased, and whether
     the end stays where they are cut."""
     path = written(family, variant, suffix, **options)
-    pair = load_checkpoint(f"{path}:txt").pair
+    loaded = load_checkpoint(f"{path}:txt")
+    pair, tower = loaded.pair, loaded.architecture
+    assert (tower.start, tower.end, tower.pad) == (pair.start, pair.end, pair.pad)
     said = (pair.tokenizer, pair.start, pair.end, pair.pad, pair.lower, pair.sticky_end, pair.similarity)
     assert said == expected
     assert pair.towers == (("text",) if family is TIPS else ("image", "text")) and pair.family == family.name

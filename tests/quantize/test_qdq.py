@@ -221,7 +221,8 @@ def test_weights_of_every_rank_have_a_scale_for_each_output(shape, precision, ta
     value.const_value, value.shape = ir.tensor(weight, name="w"), ir.Shape(shape)
     model.graph.register_initializer(value)
     calibration = Calibration({"x": 1.0}, {"x": 1.0}, "minmax", 1, {})
-    result = quantize(model, calibration, [Site("b", "fc", "x", "y", "w")], target=target, precision=precision)
+    given = "".join([*precision])  # equal to the name and not the same object, as a part of a config's text is
+    result = quantize(model, calibration, [Site("b", "fc", "x", "y", "w")], target=target, precision=given)
     node = next(node for node in ops(result, "DequantizeLinear") if node.outputs[0].name == "w/dequantized")
     axis, stored = node.attributes["axis"].as_int(), node.inputs[0].const_value
     assert shape[axis] == 6 and (stored is None) == (target == "trt8")

@@ -60,6 +60,9 @@ def test_published_counts(variant, side, count, head):
     assert sum(map(parameter_count, towers)) == count
     assert sum(math.prod(shape) for tower in towers for shape in leaf_shapes(tower).values()) == count
     assert name_of(towers[0].encoder, parsed.kind, parsed.patch_size) == variant
+    headless = text_tower(parsed, 64, head=False)
+    product = (headless.encoder.width + 1) * towers[0].encoder.width
+    assert headless.head == 0 and parameter_count(headless) == parameter_count(towers[1]) - product
 
 
 @pytest.mark.parametrize("tower", ["img", "txt"])

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vit_convert.checkpoint.containers import Leaf
+from vit_convert.checkpoint.match import require_blocks
 from vit_convert.checkpoint.vote import count_numbers, most_common
 from vit_convert.core.errors import CheckpointError, UsageError, nearest
 from vit_convert.families.swin.architecture import (
@@ -128,11 +129,14 @@ def infer_architecture(
         The architecture to hold the file against, and the name that the file's own shapes have.
 
     Raises:
-        CheckpointError: nothing tells a size.
+        CheckpointError: nothing tells a size, or blocks are missing.
         UsageError: unknown variant, or an image size that the windows do not tile.
     """
-    num_stages = count_numbers(leaves, rf"{_LAYER}(\d{{1,3}})\.blocks\.")
-    stages = [rf"{_LAYER}{stage}\.blocks\." for stage in range(num_stages)]
+    numbered = rf"{_LAYER}(\d{{1,3}})\.blocks\."
+    require_blocks(leaves, numbered, "stage", str(file))
+    stages = [rf"{_LAYER}{stage}\.blocks\." for stage in range(count_numbers(leaves, numbered))]
+    for number, stage in enumerate(stages):
+        require_blocks(leaves, rf"{stage}(\d{{1,4}})\.", f"stage {number}'s block", str(file))
     depths = tuple(count_numbers(leaves, rf"{stage}(\d{{1,4}})\.") for stage in stages)
     table = r".*relative_position_bias_table$"
     heads = tuple(most_common(leaves, (f"^{stage}{table}", 1)) for stage in stages)

@@ -1,0 +1,169 @@
+"""What an export writes and says of it, on a model of two inputs and four small blocks, computed in numpy."""
+
+import collections
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+import pytest
+
+from vit_convert.core import warm
+from vit_convert.core.errors import ExportError
+from vit_convert.core.model import Model
+from vit_convert.core.onnx_file import BLOCKS_ALONE
+from vit_convert.core.signature import Output, Signature, Tensor
+from vit_convert.core.stack import Stack
+from vit_convert.export.exporter import export_model
+from vit_convert.export.targets import TARGETS
+
+DEPTH, WIDTH, WORDS, SIDE = 4, 6, 9, 4
+STACK = Stack("block_{}/", DEPTH)
+IMAGES = Tensor("images", "float32", ("batch", SIDE, SIDE, 3), "NHWC")
+TOKENS = Tensor("tokens", "int32", ("batch", 5), below=WORDS)
+NUMBERS = np.random.default_rng(0)
+PARAMS = {
+    "pixels": NUMBERS.standard_normal((3, WIDTH)).astype(np.float32),
+    "words": NUMBERS.standard_normal((WORDS, WIDTH)).astype(np.float32),
+    **{f"block_{i}/w": NUMBERS.standard_normal((WIDTH, WIDTH)).astype(np.float32) for i in range(DEPTH)},
+}
+FED = {
+    "images": NUMBERS.uniform(-1, 1, (3, SIDE, SIDE, 3)).astype(np.float32),
+    "tokens": NUMBERS.integers(0, WORDS, (3, 5)).astype(np.int32),
+}
+RTX = TARGETS["rtx"]
+
+
+def forward(module, depth, params, tokens, images):
+    """The stream behind every block."""
+    x = images.mean((1, 2)) @ params["pixels"] + params["words"][tokens].mean(1)
+    streams = {}
+    for i in range(depth):
+        x = streams[STACK.tap(i)] = x + module.tanh(x @ params[f"block_{i}/w"])
+    return streams
+
+
+def model(*, stacks=(STACK,), kind=None, seed=0, tokens_first=True):
+    """Of which two blocks are traced where it has a stack, else all."""
+    depth = STACK.traced if stacks else DEPTH
+    inputs = (TOKENS, IMAGES) if tokens_first else (IMAGES, TOKENS)
+
+    def apply(params, *inputs):
+        streams = forward(jnp, depth, params, *(inputs if tokens_first else inputs[::-1]))
+        return {"y": streams[STACK.tap(depth - 1)] * 2.0, **streams}
+
+    rng = np.random.default_rng(seed)
+    params = {name: array + np.float32(seed * rng.random()) for name, array in PARAMS.items()}
+    taps, beyond = [STACK.tap(i) for i in range(depth)], [f"block_{i}/w" for i in range(depth, DEPTH)]
+    return Model(
+        signature=Signature(inputs, (Output("y", "float32", ("batch", WIDTH)),)),
+        params=params,
+        taps=[STACK.tap(i) for i in range(DEPTH)],
+        apply=apply,
+        traced_shapes={name: array.shape for name, array in PARAMS.items() if name not in beyond},
+        traced_taps=taps,
+        run=None,
+        stacks=stacks,
+        kind=kind,
+    )
+
+
+def right(found, images=FED["images"]):
+    """What a model gives and every stream of it, in float64."""
+    params = {name: array.astype(np.float64) for name, array in found.params.items()}
+    streams = forward(np, DEPTH, params, FED["tokens"], images.astype(np.float64))
+    return {"y": 2 * streams["block_03"], **streams}
+
+
+def run(path, images=FED["images"]):
+    session = onnxruntime.InferenceSession(path)
+    names = [value.name for value in session.get_outputs()]
+    return dict(zip(names, session.run(None, {"images": images, "tokens": FED["tokens"]})))
+
+
+def close(found, expected):
+    """At 1e-5 of the scale: float32 sums of six products, four blocks in a row."""
+    assert found.shape == expected.shape and np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("stacks", [(STACK,), ()])
+@pytest.mark.parametrize("taps", [False, True])
+def test_what_the_report_says(tmp_path, stacks, taps):
+    path, given = tmp_path / "model.onnx", model(stacks=stacks)
+    report = export_model(given, path, target=RTX, taps=taps)
+    written = ir.load(path)
+    nodes = list(written.graph)
+    assert (report.opset, written.opset_imports[""]) == (RTX.opset, RTX.opset)
+    assert report.num_nodes == len(nodes) < report.nodes_traced + (DEPTH - 2) * 10
+    assert report.num_shapes == sum(node.op_type == "Shape" for node in nodes)
+    blocks = collections.Counter(node.name.split("/")[0] for node in nodes if node.name.startswith("block_"))
+    assert report.nodes_per_block == (max(blocks.values()) if stacks else 0)
+    assert report.bytes == sum(file.stat().st_size for file in tmp_path.iterdir())
+    assert report.taps == ("block_00", "block_01", "block_02", "block_03") and report.pooled_token is None
+    assert [rule.rule for rule in report.rules[: len(RTX.rules)]] == [rule.__name__ for rule in RTX.rules]
+    assert (BLOCKS_ALONE in written.metadata_props) == bool(stacks)
+    found = run(path)
+    assert [*found] == (["y", *report.taps] if taps else ["y"])
+    for name, values in found.items():
+        close(values, right(given)[name])
+
+
+@pytest.mark.parametrize("tokens_first", [False, True])
+@pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
+def test_images_alone_are_turned(tmp_path, tokens_first, layout):
+    given = model(tokens_first=tokens_first)
+    export_model(given, tmp_path / "model.onnx", target=RTX, layout=layout)
+    graph = ir.load(tmp_path / "model.onnx").graph
+    order = ["tokens", "images"] if tokens_first else ["images", "tokens"]
+    assert [value.name for value in graph.inputs] == order
+    turned = FED["images"] if layout == "NHWC" else np.ascontiguousarray(FED["images"].transpose(0, 3, 1, 2))
+    close(run(tmp_path / "model.onnx", turned)["y"], right(given)["y"])
+
+
+def test_a_model_without_images_has_no_layout(tmp_path):
+    given = dataclasses.replace(
+        model(),
+        signature=Signature((TOKENS,), (Output("y", "float32", ("batch", WIDTH)),)),
+        apply=lambda params, tokens: {"y": params["words"][tokens].mean(1)},
+        traced_shapes={"words": (WORDS, WIDTH)},
+        traced_taps=[],
+        taps=[],
+        stacks=(),
+    )
+    scale = np.ones(3, np.float32)
+    export_model(given, tmp_path / "model.onnx", target=RTX, layout="NCHW", pixels=(scale, scale))
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    close(session.run(None, {"tokens": FED["tokens"]})[0], PARAMS["words"][FED["tokens"]].astype(np.float64).mean(1))
+    with pytest.raises(ExportError, match="no position table that could be resampled") as error:
+        export_model(given, tmp_path / "other.onnx", target=RTX, dynamic_patch=2)
+    assert error.value.fix == "Give one size." and not (tmp_path / "other.onnx").exists()
+
+
+@pytest.mark.parametrize("times", [1.0, 1.5])
+def test_a_block_has_as_many_nodes_as_its_stack_allows(tmp_path, times):
+    given = model(stacks=(dataclasses.replace(STACK, nodes=times),))
+    count = export_model(model(), tmp_path / "model.onnx", target=RTX).nodes_per_block
+    fitting = dataclasses.replace(RTX, max_nodes_per_block=count / times)
+    export_model(given, tmp_path / "fits.onnx", target=fitting)
+    tight = dataclasses.replace(RTX, max_nodes_per_block=(count - 0.5) / times)
+    with pytest.raises(ExportError, match=rf"{count} nodes in a block of block_0/…, target rtx allows {count - 0.5:g}"):
+        export_model(given, tmp_path / "grew.onnx", target=tight)
+    assert not (tmp_path / "grew.onnx").exists()
+
+
+def test_models_of_one_kind_share_a_graph_only_where_all_is_the_same(tmp_path):
+    """In a process that keeps graphs: what differs is the weights, or the constants that pixels are normalised by."""
+    pixels = {name: (np.full(3, scale, np.float32), np.zeros(3, np.float32)) for name, scale in (("a", 1), ("b", 0.5))}
+    images = np.random.default_rng(1).integers(0, 255, FED["images"].shape, np.uint8)
+    warm.keep()
+    try:
+        for seed, name in ((0, "a"), (1, "a"), (0, "b"), (1, "b")):
+            given = model(kind="four blocks", seed=seed)
+            export_model(given, tmp_path / "model.onnx", target=RTX, pixels=pixels[name])
+            close(run(tmp_path / "model.onnx", images)["y"], right(given, images * pixels[name][0][0])["y"])
+            report = export_model(given, tmp_path / "taps.onnx", target=RTX, taps=True)
+            assert report.taps == ("block_00", "block_01", "block_02", "block_03")
+            close(run(tmp_path / "taps.onnx")["block_01"], right(given)["block_01"])
+    finally:
+        warm.keep(False)
