@@ -127,7 +127,8 @@ def run_pytest(arguments: Sequence[str], plugins: Sequence[object] = ()) -> int:
     """pytest's exit status, in this process."""
     return int(
         pytest.main(
-            [*arguments, "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", "not gpu and not slow"], list(plugins)
+            [*arguments, "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", "not gpu and (not slow or alike)"],
+            list(plugins),
         )
     )
 

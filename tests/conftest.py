@@ -55,8 +55,9 @@ _ALIKE = {
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     alike = {f"{folder}/test_{name}.py" for folder, names in _ALIKE.items() for name in names}
     for item in items:
-        if "/".join(item.path.parts[-2:]) in alike:
+        if "/".join(item.path.parts[-2:]) in alike and item.get_closest_marker("slow") is None:
             item.add_marker(pytest.mark.slow)
+            item.add_marker(pytest.mark.alike)  # benchmarks/mutation.py runs them nevertheless
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -1,0 +1,85 @@
+"""Variants of towers by their names: what a file of one is read as, and what its texts begin, end and fill up with."""
+
+import dataclasses
+
+import pytest
+
+from vit_convert.core.errors import UsageError
+from vit_convert.families.clip import variants as clip
+from vit_convert.families.lit import variants as lit
+from vit_convert.families.load import load_checkpoint
+from vit_convert.families.random import write_random_checkpoint
+from vit_convert.families.siglip import variants as siglip
+from vit_convert.families.tips import variants as tips
+
+
+def lit_towers(name, size):
+    row = lit.VARIANTS[name]
+    return lit.image_tower(name, row, size), lit.text_tower(name, row, 16)
+
+
+def siglip_towers(name, size):
+    parsed = siglip.parse_variant(name)
+    return siglip.image_tower(parsed, size), siglip.text_tower(parsed, 64, head=True)
+
+
+def clip_towers(name, size):
+    parsed = clip.parse_variant(name)
+    encoders = (clip.encoder_of(parsed, tower) for tower in ("image", "text"))
+    image = clip.image_tower(name, next(encoders), parsed.sizes.embedding, parsed.patch_size, size)
+    return image, clip.text_tower(name, next(encoders), parsed.sizes.embedding, parsed.vocabulary, parsed.length)
+
+
+@pytest.mark.parametrize(
+    ("variant", "towers", "suffix"),
+    [
+        ("LiT-mu", lit_towers, ".npz"),
+        ("LiT-muV", lit_towers, ".npz"),
+        ("SigLIP-mu/16", siglip_towers, ".npz"),
+        ("CLIP-mu/16", clip_towers, ".safetensors"),
+        ("OpenCLIP-mu/16", clip_towers, ".safetensors"),
+    ],
+)
+def test_a_file_of_a_variant_is_read_as_its_towers(tmp_path, variant, towers, suffix):
+    """By the loader, which goes by the shapes and knows what a variant is from nowhere."""
+    path = tmp_path / f"a{suffix}"
+    write_random_checkpoint(path, variant, image_size=(48, 48))
+    for part, tower in zip(("img", "txt"), towers(variant, (48, 48))):
+        found = load_checkpoint(f"{path}:{part}").architecture
+        assert dataclasses.replace(found, variant=tower.variant) == tower
+
+
+@pytest.mark.parametrize("variant", ["TIPS-mu/14", "TIPSv2-mug/14", "TIPSv2-mu/14"])
+def test_a_file_of_a_tips_is_read_as_its_tower(tmp_path, variant):
+    parsed, path = tips.parse_variant(variant), tmp_path / "a.npz"
+    size = (448, 448) if "v2" in variant else (56, 56)
+    for kind, tower in (
+        ("image", tips.image_tower(variant, parsed.image, 14, size)),
+        ("text", tips.text_tower("TIPS-mu", parsed.text, parsed.vocabulary, 64)),  # of which every variant has the same
+    ):
+        write_random_checkpoint(path, variant, image_size=size, towers=kind)
+        assert load_checkpoint(path).architecture == tower
+
+
+@pytest.mark.parametrize(("variant", "pad"), [("SigLIP-B/16", 1), ("SigLIP2-B/16", 0), ("SigLIP2-So400m/14", 0)])
+def test_gemmas_vocabulary_fills_up_with_another_token(variant, pad):
+    text = siglip.text_tower(siglip.parse_variant(variant), 64, head=True)
+    assert (text.start, text.end, text.pad) == (-1, 1, pad)
+    assert text.vocabulary == (256_000 if pad == 0 else 32_000)
+
+
+@pytest.mark.parametrize(
+    ("parse", "wrong", "near"),
+    [
+        (siglip.parse_variant, "SigLIP-B", "SigLIP-B/16"),
+        (siglip.parse_variant, "SigLIP-B/", "SigLIP-B/16"),
+        (clip.parse_variant, "CLIP-B/", "CLIP-B/32"),
+        (lit.parse_variant, "LiT-B16", "LiT-B16B"),
+        (tips.parse_variant, "TIPS-B/", "TIPS-B/14"),
+    ],
+)
+def test_other_names_are_refused_and_the_nearest_proposed(parse, wrong, near):
+    with pytest.raises(UsageError) as error:
+        parse(wrong)
+    assert f"variant {wrong!r}: no " in str(error.value) and f"Did you mean {near}" in str(error.value)
+    assert error.value.fix.startswith("Use ")
