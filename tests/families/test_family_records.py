@@ -58,3 +58,11 @@ def test_random_weights_of_which_nothing_is_said():
     assert (options.layout, options.prefix, options.dtype) == ("", "", "float32")
     assert (options.pool, options.posemb, options.pre_logits, options.outlier_channels) == (None, "learn", False, 0)
     assert (options.towers, options.length, options.text_head) == ("", None, True)
+
+
+def test_what_is_said_is_kept():
+    options = RandomOptions(3, (8, 16), 7, depth=2, towers="text", length=5, text_head=False)
+    assert (options.seed, options.image_size, options.num_classes, options.depth) == (3, (8, 16), 7, 2)
+    assert (options.towers, options.length, options.text_head) == ("text", 5, False)
+    assert options == RandomOptions(3, (8, 16), 7, depth=2, towers="text", length=5, text_head=False)
+    assert options != RandomOptions(4, (8, 16), 7, depth=2, towers="text", length=5, text_head=False)

@@ -108,13 +108,16 @@ def test_sizes_where_none_is_given(tmp_path):
         ("TIPS-mu/14", ".npz", 224),
         ("TIPSv2-mu/14", ".npz", 448),
         ("PaliGemma-mu/14", ".npz", 224),
+        ("openpi-mu/14", ".npz", 224),
         ("Gemma3-mu/14", ".npz", 896),
     ],
 )
 def test_a_towers_size_where_none_is_given(tmp_path, variant, suffix, side):
     """That of the published models."""
     path = tmp_path / f"a{suffix}"
-    write_random_checkpoint(path, variant, depth=1, towers="" if "Gemma" in variant else "image")
+    write_random_checkpoint(
+        path, variant, depth=1, towers="" if variant.startswith(("PaliGemma", "openpi", "Gemma3")) else "image"
+    )
     assert load_checkpoint(f"{path}:img").image_size == (side, side)
 
 

@@ -92,6 +92,15 @@ def test_the_temperature_of_a_file_that_has_none(written):
     assert load_checkpoint(f"{path}:txt").pair.logit_scale == 1.0
 
 
+def test_a_clip_without_its_scale_has_the_one_that_it_began_with(written):
+    """openai/CLIP's own initial value: exp of log(1 / 0.07)."""
+    from safetensors.numpy import load_file, save_file
+
+    path = written(CLIP, "CLIP-mu/16", ".safetensors")
+    save_file(without(load_file(path), "logit_scale"), path)
+    assert load_checkpoint(f"{path}:txt").pair.logit_scale == pytest.approx(1 / 0.07, rel=1e-12)
+
+
 @pytest.mark.parametrize("variant", ["LiT-mu", "LiT-muV"])
 def test_the_vocabulary_is_the_number_of_rows(written, variant):
     path = written(LIT, variant)

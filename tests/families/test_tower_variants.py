@@ -11,6 +11,10 @@ from vit_convert.families.load import load_checkpoint
 from vit_convert.families.random import write_random_checkpoint
 from vit_convert.families.siglip import variants as siglip
 from vit_convert.families.tips import variants as tips
+from vit_convert.families.towers.architecture import parameter_count
+from vit_convert.families.vit.variants import WIDTHS
+
+NOT_OF_VIT = ("pool", "posemb", "pre_logits", "outlier_channels")
 
 
 def lit_towers(name, size):
@@ -83,3 +87,58 @@ def test_other_names_are_refused_and_the_nearest_proposed(parse, wrong, near):
         parse(wrong)
     assert f"variant {wrong!r}: no " in str(error.value) and f"Did you mean {near}" in str(error.value)
     assert error.value.fix.startswith("Use ")
+
+
+@pytest.mark.parametrize(("variant", "millions"), [("H/14", 986.11), ("g/14", 1366.68), ("bigG/14", 2539.57)])
+def test_open_clips_larger_models_have_its_numbers_of_parameters(variant, millions):
+    """As open_clip's docs/model_profile.csv has them: both towers and the logit scale, at 224 pixels."""
+    image, text = clip_towers(f"OpenCLIP-{variant}", (224, 224))
+    count = parameter_count(image, (224 // 14) ** 2 + 1) + parameter_count(text) + 1
+    assert round(count / 1e6, 2) == millions
+
+
+@pytest.mark.parametrize(
+    ("variant", "image", "text"), [("H/14", 16, 16), ("g/14", 16, 16), ("bigG/14", 16, 20), ("L/14", 16, 12)]
+)
+def test_heads_of_clips_that_no_shape_tells(variant, image, text):
+    """open_clip's model_configs: widths of heads are 80, 88 and 104 in the larger image towers, and 64 in any other."""
+    towers = clip_towers(f"OpenCLIP-{variant}", (224, 224))
+    assert [tower.encoder.num_heads for tower in towers] == [image, text]
+    for kind, tower in zip(("image", "text"), towers):
+        assert clip.HEADS[kind][tower.encoder.width] == tower.encoder.num_heads
+
+
+@pytest.mark.parametrize("letters", ["S", "B", "L", "So400m"])
+def test_tips_image_towers_are_vits(letters):
+    assert tips.SIZES[letters] == WIDTHS[letters]
+    blocks = 27 if letters == "So400m" else 12
+    assert tips.parse_variant(f"TIPS-{letters}/14").text == dataclasses.replace(
+        tips.parse_variant(f"TIPS-{letters}/14").image, depth=blocks, activation="relu"
+    )
+
+
+@pytest.mark.parametrize(
+    ("variant", "suffix", "meaningless"),
+    [
+        ("mu/16", ".npz", ("towers", "length", "text_head")),
+        ("R8+ViT-mu/8", ".npz", ("pool", "posemb", "outlier_channels", "towers", "length", "text_head")),
+        ("Mixer-mu/16", ".npz", (*NOT_OF_VIT, "towers", "length", "text_head")),
+        ("Swin-mu/7", ".safetensors", (*NOT_OF_VIT, "towers", "length", "text_head")),
+        ("SigLIP-mu/16", ".npz", NOT_OF_VIT),
+        ("CLIP-mu/16", ".safetensors", (*NOT_OF_VIT, "text_head")),
+        ("LiT-mu", ".npz", (*NOT_OF_VIT, "length", "text_head")),
+        ("TIPS-mu/14", ".npz", (*NOT_OF_VIT, "length", "text_head")),
+        (
+            "PaliGemma-mu/14",
+            ".npz",
+            (*NOT_OF_VIT, "towers", "length", "text_head"),
+        ),
+    ],
+)
+def test_options_without_a_meaning_are_refused(tmp_path, variant, suffix, meaningless):
+    values = {"pool": "gap", "posemb": "sincos2d", "pre_logits": True, "outlier_channels": 2, "length": 8}
+    values |= {"text_head": False, "towers": "text"}
+    for name in meaningless:
+        with pytest.raises(UsageError, match=f"{name}=.*: has no meaning for family"):
+            write_random_checkpoint(tmp_path / f"a{suffix}", variant, **{name: values[name]})
+    assert not list(tmp_path.iterdir())

@@ -17,6 +17,9 @@ def is_variant(parse: Callable[[str], Any], variant: str) -> bool:
     return True
 
 
+OF_TOWERS = ("towers", "length", "text_head")  # of which a model with one input knows nothing
+
+
 def refuse_options(family: str, options: RandomOptions, without: Sequence[str]) -> None:
     """Refuses what a family has not.
 

@@ -30,10 +30,15 @@ def test_layouts(tiny, layout):
     assert towers_in(path) == ("image",)
     found = load_checkpoint(f"{path}:img")
     assert (found.layout.value, found.family.name, found.pair) == (layout, "vlm", None)
-    assert found.variant == f"{MODELS[layout]}-mu/14"
+    assert found.variant == f"{MODELS[layout]}-mu/14" and found.title == MODELS[layout]
     tokens = found.family.model(found).signature.outputs[0]
     assert tokens.shape == (("batch", 64, 2048) if found.architecture.head else ("batch", 4, 32))
     assert load_checkpoint(path).params.keys() == found.params.keys()  # it has no other tower
+
+
+def test_a_tower_of_no_known_size_is_called_what_it_is(tiny):
+    found = load_checkpoint(tiny("paligemma", depth=3))
+    assert (found.variant, found.title, found.preprocess) == ("custom", "image tower", "paligemma")
 
 
 def test_names_that_end_in_value(tiny):

@@ -12,7 +12,7 @@ from vit_convert.families.family import RandomOptions
 from vit_convert.families.hybrid.architecture import Hybrid, feature_size, leaf_shapes
 from vit_convert.families.hybrid.infer import check_image_size, parse_variant
 from vit_convert.families.hybrid.layouts import stored_name
-from vit_convert.families.options import refuse_options
+from vit_convert.families.options import OF_TOWERS, refuse_options
 from vit_convert.families.vit.layouts import Layout
 from vit_convert.families.vit.variants import architecture_of
 
@@ -31,7 +31,7 @@ def write_random_hybrid(path: str | os.PathLike[str], variant: str, options: Ran
     Raises:
         UsageError: unknown variant, an option without meaning, or an image size that the patches do not tile.
     """
-    refuse_options("hybrid", options, ("pool", "posemb", "outlier_channels"))
+    refuse_options("hybrid", options, ("pool", "posemb", "outlier_channels", *OF_TOWERS))
     name, row = parse_variant(variant)
     size = options.image_size or (224, 224)
     check_image_size(size, row.stages, row.patch_size)

@@ -15,7 +15,7 @@ from vit_convert.families.mixer.architecture import PUBLISHED, leaf_shapes, para
 from vit_convert.families.mixer.infer import infer_architecture, parse_variant
 from vit_convert.families.mixer.layouts import Layout
 from vit_convert.families.mixer.random import write_random_mixer
-from vit_convert.families.options import is_variant, refuse_options
+from vit_convert.families.options import OF_TOWERS, is_variant, refuse_options
 
 
 class MixerFamily:
@@ -74,7 +74,7 @@ class MixerFamily:
 
     def write_random(self, path: str | os.PathLike[str], variant: str, options: RandomOptions) -> str:
         """See `Family`."""
-        refuse_options("mixer", options, ("pool", "posemb", "pre_logits", "outlier_channels"))
+        refuse_options("mixer", options, ("pool", "posemb", "pre_logits", "outlier_channels", *OF_TOWERS))
         return write_random_mixer(
             path,
             variant,

@@ -9,7 +9,7 @@ import numpy as np
 from vit_convert.checkpoint.draw import draw, normal, write_safetensors
 from vit_convert.core.errors import UsageError
 from vit_convert.families.family import RandomOptions
-from vit_convert.families.options import refuse_options
+from vit_convert.families.options import OF_TOWERS, refuse_options
 from vit_convert.families.swin.architecture import SIZE_OF_WINDOW, Shape, Swin, leaf_shapes, name_variant, tiles
 from vit_convert.families.swin.infer import parse_variant
 from vit_convert.families.swin.layouts import Layout, stored_name, stored_shapes
@@ -29,7 +29,7 @@ def write_random_swin(path: str | os.PathLike[str], variant: str, options: Rando
     Raises:
         UsageError: unknown variant, an option without meaning, or an image size that the windows do not tile.
     """
-    refuse_options("swin", options, ("pool", "posemb", "pre_logits", "outlier_channels"))
+    refuse_options("swin", options, ("pool", "posemb", "pre_logits", "outlier_channels", *OF_TOWERS))
     sizes, window = parse_variant(variant)
     name = name_variant(sizes, window)
     if options.depth is not None:

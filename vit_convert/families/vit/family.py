@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from vit_convert.checkpoint.containers import Leaf
 from vit_convert.core.model import Model
 from vit_convert.families.family import Asked, Loaded, RandomOptions
-from vit_convert.families.options import is_variant
+from vit_convert.families.options import OF_TOWERS, is_variant, refuse_options
 from vit_convert.families.vit.layouts import Layout, detect
 from vit_convert.families.vit.load import load_vit
 from vit_convert.families.vit.variants import PUBLISHED, parse_variant
@@ -41,6 +41,7 @@ class ViTFamily:
         """See `write_random_vit`."""
         from vit_convert.families.vit.random import write_random_vit
 
+        refuse_options("vit", options, OF_TOWERS)
         return write_random_vit(path, variant, options).variant
 
 
