@@ -12,7 +12,9 @@ QUIET = Progress(quiet=True)
 
 
 class ILogger:
-    ERROR, INTERNAL_ERROR, WARNING = range(3)
+    """Its severities have no order, as those of the bindings."""
+
+    ERROR, INTERNAL_ERROR, WARNING, INFO, VERBOSE = (object() for _ in range(5))
 
 
 class IProgressMonitor:
@@ -183,3 +185,11 @@ def test_what_is_said_of_every_graph_is_no_warning(logger, capsys):
             logger.log(ILogger.WARNING, text)
     assert logger.warnings == ["twice", "Attribute other not found in plugin node"]
     assert capsys.readouterr().err.count("warning: TensorRT: twice") == 1
+
+
+def test_chatter_is_dropped(logger, capsys):
+    with logger.listening(Progress()):
+        for severity in (ILogger.INFO, ILogger.VERBOSE):
+            logger.log(severity, "timing a tactic")
+        logger.log(ILogger.INTERNAL_ERROR, "assertion")
+    assert (logger.errors, logger.warnings) == (["assertion"], []) and capsys.readouterr().err == ""
