@@ -34,6 +34,18 @@ def test_a_survivor_with_a_reason_does_not_count():
     assert (found["equivalent"], found["survived"], found["killed_share"]) == (1, 1, 0.75)
 
 
+def test_what_only_callers_from_outside_could_see_has_its_reason():
+    from mutation import judged
+
+    rows = [
+        {"before": f"@dataclass(frozen={value}, kw_only=True)", "after": "@dataclass(frozen=False, kw_only=True)"}
+        for value in (True, None)
+    ]
+    rows += [{"before": f"def f({names}) -> int:", "after": "def f(a, /, b) -> int:"} for names in ("a, *, b", "a, b")]
+    found = judged({"mutants": 4, "killed": 0, "survivors": rows}, {})["survivors"]
+    assert [bool(row["equivalent"]) for row in found] == [True, False, True, False]
+
+
 def test_a_busy_machine_takes_no_tests_away(monkeypatch):
     """What a mutant is given goes by the processor's seconds: by the clock, a mutant lived for want of the test that
     kills it."""

@@ -61,6 +61,9 @@ def test_partial_config_takes_the_defaults():
         ({"batch": ml_collections.ConfigDict({"maxx": 3})}, r"config\.batch\.maxx: unknown key\. Did you mean max"),
         ({"batch": 3}, r"config\.batch: 3 is not a group of keys"),
         ({"layout": 3}, r"config\.layout: 3 is a int, expected str"),
+        ({"text": {"batch": {"max": 1.5}}}, r"config\.text\.batch\.max: 1\.5 is a float, expected int"),
+        ({"calibration": {"max_error": 10**400}}, r"config\.calibration\.max_error: .* too large for a float"),
+        ({"text": {"calibration": {"max_error": 10**400}}}, r"config\.text\.calibration\.max_error: .* too large"),
         (
             {"engine": ml_collections.ConfigDict({"opt_level": "high"})},
             r"config\.engine\.opt_level: 'high' is a str, expected int",

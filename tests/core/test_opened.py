@@ -53,3 +53,10 @@ def test_where_nothing_can_be_written(tmp_path, config):
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="file"), opened(config, tmp_path / "file", ["x"], quiet=True):
         pass
+
+
+def test_a_folder_whose_name_is_no_text(tmp_path, config):
+    """onnxruntime and TensorRT take paths as UTF-8: refused before anything is made."""
+    with pytest.raises(UsageError, match="UTF-8"), opened(config, tmp_path / "\udcff", ["x"], quiet=True):
+        pass
+    assert not [*tmp_path.iterdir()]

@@ -139,6 +139,6 @@ def test_every_figure_of_the_data_sheets():
         "Tesla T4": {"fp32": 8.1, "fp16": 65, "int8": 130},
     }.items():
         assert dict(data_sheet(name).tflops) == expected, name
-    assert data_sheet("NVIDIA H100 NVL").memory_gb_per_s == 3900
+    assert data_sheet("NVIDIA H100 NVL").memory_gb_per_s == 3900 and data_sheet("l4").memory_gb_per_s == 300
     assert data_sheet("NVIDIA A100-SXM4-80GB").memory_gb_per_s == 2039
     assert data_sheet("NVIDIA A100 80GB PCIe").sheet == "NVIDIA A100 PCIE 80GB"

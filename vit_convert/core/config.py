@@ -86,9 +86,11 @@ def _overlay(config: ml_collections.ConfigDict, given: ml_collections.ConfigDict
             if isinstance(config[key], tuple) and isinstance(value, list | tuple):
                 value = tuple(value)
             config[key] = value
-        except (TypeError, ValueError) as e:
+        except OverflowError as e:
+            raise UsageError(f"config.{path}{key}: a whole number that is too large for a float") from e
+        except TypeError as e:
             raise UsageError(
-                f"config.{path}{key}: {value!r} is a {type(value).__name__}, expected {type(config[key]).__name__}"
+                f"config.{path}{key}: {value!r} is a {type(value).__name__}, expected {config.get_type(key).__name__}"
             ) from e
 
 

@@ -107,7 +107,7 @@ def tower_config(
     for key, value in given_keys(config, tower).items():
         try:
             _set(defaults, key, value)
-        except (TypeError, ValueError) as e:
+        except TypeError as e:
             raise UsageError(f"config.{tower}.{key}={value!r}: {e}") from e
     defaults.name = tower
     file = config.text.checkpoint or config.checkpoint if tower == "text" else config.checkpoint

@@ -52,6 +52,16 @@ def test_what_each_can_do(version):
     assert found.has_progress_monitor == ("IProgressMonitor" in vars(found.module))
 
 
+def test_bf16_takes_the_type_and_a_network_that_keeps_it():
+    found = backend("10")
+    assert found.supports("bf16")
+    del found.module.DataType.BF16
+    assert not found.supports("bf16")  # no such type
+    found = backend("8.6")
+    found.module.DataType.BF16 = 9
+    assert not found.supports("bf16")  # no such network
+
+
 @pytest.mark.parametrize(
     ("version", "typed", "flag"), [("8.6", False, "EXPLICIT_BATCH"), ("10", True, "STRONGLY_TYPED")]
 )

@@ -5,38 +5,10 @@ import gc
 
 import numpy as np
 import pytest
+from cuda_library import Library, plain
 
 from vit_convert.core.errors import BuildError
 from vit_convert.engine.backend import cuda
-
-
-def plain(value):
-    value = getattr(value, "_obj", value)  # behind byref
-    if isinstance(value, ctypes.Array):
-        return "text"
-    return getattr(value, "value", value)
-
-
-class Library:
-    """Answers with what a test says: {function: (values of its first arguments, status)}."""
-
-    def __init__(self, answers=(), lacks=()):
-        self.answers, self.lacks, self.calls = dict(answers), lacks, []
-
-    def __getattr__(self, name):
-        if not name.startswith("cu") or name in self.lacks:
-            raise AttributeError(name)
-
-        def call(*arguments):
-            values, status = self.answers.get(name, ((), 0))
-            for argument, value in zip(arguments, values):
-                target = getattr(argument, "_obj", argument)
-                if value is not None:
-                    target.value = value
-            self.calls.append((name, *map(plain, arguments)))
-            return status
-
-        return call
 
 
 @pytest.fixture

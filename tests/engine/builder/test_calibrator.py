@@ -19,16 +19,18 @@ class Gpu:
     """Streams and buffers that note what is done with them, in order."""
 
     def __init__(self):
-        self.done, self.held, self.batches = [], set(), []
+        self.done, self.held, self.batches, self.made = [], set(), [], []
 
     def stream(self):
         self.held.add("stream")
+        self.made.append("stream")
         return types.SimpleNamespace(
             synchronize=lambda: self.done.append("wait"), close=lambda: self.held.remove("stream")
         )
 
     def buffer(self, nbytes):
         self.held.add("buffer")
+        self.made.append("buffer")
 
         def upload(batch, stream):
             assert self.held == {"stream", "buffer"} and batch.nbytes <= nbytes and batch.flags.c_contiguous
@@ -71,6 +73,7 @@ def test_each_full_batch_once_and_waited_for(make, gpu, algorithm, base):
     given = [found.get_batch(["images"]) for _ in range(4)]
     assert given == [[4096], [4096], [4096], None]  # of seven images, the last one left out
     assert gpu.done == ["upload", "wait"] * 3  # what is behind the pointer has arrived
+    assert gpu.made == ["stream", "buffer"]  # once for all batches
     np.testing.assert_array_equal(np.concatenate(gpu.batches), IMAGES[:6].astype(np.float32) / 2)
     assert gpu.batches[0].dtype == np.float32 and found.failure is None
 

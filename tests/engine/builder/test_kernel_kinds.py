@@ -52,3 +52,8 @@ def test_layers_of_the_inspector():
         KernelKind(kind="fused attention", count=1, names=("kgen __mye1_gemm_mha_v2",)),
         KernelKind(kind="product", count=1, names=("sm80_xmma_gemm_f16 dense",)),
     )
+
+
+def test_a_few_of_the_most_frequent_names_are_shown():
+    names = ["gemm_a", *["gemm_b"] * 4, *["gemm_c"] * 3, *["gemm_d"] * 2]
+    assert kernel_kinds(names) == (KernelKind(kind="product", count=10, names=("gemm_b", "gemm_c", "gemm_d")),)

@@ -1,7 +1,9 @@
 """Pipelined sessions on the simulated GPU: results in the order of their batches, whatever fails, and page-locked
 memory."""
 
+import concurrent.futures
 import gc
+import threading
 
 import numpy as np
 import pytest
@@ -136,3 +138,25 @@ def test_pinned_memory_lives_as_long_as_a_view(gpu):
     del view
     gc.collect()
     assert not gpu[1].pinned
+
+
+def test_a_thread_gets_the_context_before_anything_is_copied(load, gpu, tmp_path, monkeypatch):
+    """CUDA refuses copies in a thread that has none; a server's thread may be new, and its shape long prepared."""
+    given, driver, current = images(4), gpu[1], threading.local()
+
+    def get(context):
+        context._obj.value = getattr(current, "context", None)
+        return 0
+
+    def needs_one(function):
+        return lambda *arguments: function(*arguments) if getattr(current, "context", None) else 201
+
+    with PipelinedSession(load()) as session, monkeypatch.context() as patched:
+        list(session.run([given, given]))
+        patched.setattr(driver, "cuCtxGetCurrent", get)
+        patched.setattr(driver, "cuCtxSetCurrent", lambda context: setattr(current, "context", 1) or 0)
+        for name in ("cuMemcpyHtoDAsync_v2", "cuMemcpyDtoHAsync_v2", "cuGraphLaunch"):
+            patched.setattr(driver, name, needs_one(getattr(driver, name)))
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            (got,) = pool.submit(lambda: list(session.run([given]))).result()
+        np.testing.assert_allclose(got["logits"], expected(tmp_path, given), atol=1e-6)

@@ -136,6 +136,18 @@ def test_failed_gpu_run_leaves_nothing_queued(load, gpu, monkeypatch):
         assert gpu[1].queues[session.stream.handle] == [] and gpu[1].device == before
 
 
+def test_a_graph_that_records_and_does_not_run_is_not_used(load, gpu, tmp_path, monkeypatch):
+    """The GPU finds out while it runs: waited for before the graph stands for a run that somebody asks for."""
+    fails, synchronize = [], gpu[1].cuStreamSynchronize
+    monkeypatch.setattr(gpu[1], "cuGraphLaunch", lambda graph, stream: fails.append(700) or 0)
+    monkeypatch.setattr(gpu[1], "cuStreamSynchronize", lambda stream: fails.pop() if fails else synchronize(stream))
+    with Session(load()) as session:
+        prepared = session.prepare(images(4).shape)
+        assert prepared.graph is None and "cuStreamSynchronize: CUDA error 700" in prepared.why_no_graph
+        given = images(4)
+        np.testing.assert_allclose(session.run(given)["logits"], expected(tmp_path, given), atol=1e-6)
+
+
 def test_gpu_result_outlives_its_session(load, gpu, tmp_path):
     given = images(5)
     with Session(load()) as session:
@@ -284,6 +296,13 @@ def test_interrupt_while_tensorrt_speaks_is_not_lost(load, gpu, monkeypatch, dur
 def test_plan_that_tensorrt_does_not_load(load):
     with pytest.raises(BuildError, match="does not load"):
         load(content=b"no plan")
+
+
+def test_a_host_without_a_gpu_says_so(gpu, tmp_path):
+    simulated_gpu.write_plan(tmp_path / "fp32.plan", block(tmp_path / "model.onnx"), [RANGE])
+    with pytest.raises(BuildError, match=r"fp32\.plan: engines run only on a GPU, and this host has none") as caught:
+        Engine(dataclasses.replace(gpu[0], gpu=None), tmp_path / "fp32.plan")
+    assert "NVIDIA GPU" in caught.value.fix
 
 
 def test_sidecar_is_checked_before_the_plan_is_read(gpu, tmp_path):

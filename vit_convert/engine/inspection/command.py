@@ -179,7 +179,7 @@ def parser_says(path: pathlib.Path, target: str) -> tuple[str, bool | None]:
     """
     name = "rtx" if target == "rtx" else "tensorrt"
     try:
-        backend = load_backend(name, for_this_gpu=False)
+        backend = load_backend(name)
     except ConvertError as e:
         return f"its parser was not asked ({e})", None
     if backend.dialect.name != target:
