@@ -65,7 +65,7 @@ def test_what_is_wrong_is_named_with_its_tower(config, tower, key, value, said):
 
 def test_a_value_of_another_type_is_named_with_its_tower(config):
     config.image.posemb_grid = 7  # pairs of numbers; a tower's own is not of any type until it is taken
-    with pytest.raises(UsageError, match=r"^config\.image\.posemb_grid=7: "):
+    with pytest.raises(UsageError, match=r"^config\.image: config\.posemb_grid=7: "):
         of_tower(config, "image")
     config.image.posemb_grid = (2, 3)
     assert of_tower(config, "image").posemb_grid == (2, 3)

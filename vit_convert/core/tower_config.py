@@ -108,7 +108,7 @@ def tower_config(
         try:
             _set(defaults, key, value)
         except TypeError as e:
-            raise UsageError(f"config.{tower}.{key}={value!r}: {e}") from e
+            raise UsageError(f"config.{key}={value!r}: {e}") from e
     defaults.name = tower
     file = config.text.checkpoint or config.checkpoint if tower == "text" else config.checkpoint
     defaults.checkpoint = _named(file, "img" if tower == "image" else "txt")

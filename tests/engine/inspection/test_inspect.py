@@ -391,6 +391,33 @@ def test_a_graph_is_of_its_lowest_precision(graph, types, expected):
     assert command.precision_of(found) == expected
 
 
+def test_a_parser_that_gives_up_refuses_too(graph, tmp_path, monkeypatch):
+    """Not of one node: it would end the process, or the file cannot be read."""
+    pytest.importorskip("tensorrt_rtx")
+    graph(PLAIN)
+
+    def parse_graph(*arguments, **options):
+        raise BuildError("text.onnx: crashes on Attention")
+
+    monkeypatch.setattr(command, "parse_graph", parse_graph)
+    words, accepted = command.parser_says(tmp_path / "text.onnx", "rtx")
+    assert accepted is False and words.endswith("refuses it: text.onnx: crashes on Attention")
+
+
+@pytest.mark.parametrize(
+    ("target", "precisions", "flag"),
+    [("trt8", ["fp16"], True), ("trt8", ["fp32"], False), ("trt8", [], False), ("trt10", ["fp16"], False)],
+)
+def test_a_flag_is_in_the_line_of_trtexec_where_it_lowers_a_graph(
+    graph, tmp_path, capsys, monkeypatch, target, precisions, flag
+):
+    graph(PLAIN)
+    monkeypatch.setattr(command, "parser_says", lambda path, target: ("(not asked)", None))
+    command.inspect(str(tmp_path / "text.onnx"), [target], precisions, default_config())
+    said = capsys.readouterr().out
+    assert (" --fp16" in said) is flag and (f"{target}, as fp16 by a flag" in said) is flag
+
+
 def test_a_graph_of_each_precision_is_looked_at(tmp_path):
     bundle = Bundle(tmp_path)
     bundle.lowerings.mkdir()

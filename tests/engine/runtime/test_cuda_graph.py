@@ -1,7 +1,5 @@
 """Recording a run, and the names of its kernels: calls of the driver with the numbers of cuda.h."""
 
-import ctypes
-
 import pytest
 from cuda_library import Library
 
@@ -115,14 +113,3 @@ def test_a_kernel_without_a_name(recorded):
     with_nodes(library, {("function", 7): b"gemm", ("kernel", 8): None})
     with pytest.raises(BuildError, match="a kernel of the graph has no name"):
         record().kernel_names()
-
-
-def test_the_parameters_lie_as_in_cuda_h():
-    """CUDA_KERNEL_NODE_PARAMS_v2: a pointer, seven numbers of 32 bits, padding, and four pointers."""
-    from vit_convert.engine.runtime.cuda_graph import _KernelNodeParams
-
-    offsets = {name: getattr(_KernelNodeParams, name).offset for name, _ in _KernelNodeParams._fields_}
-    assert offsets == {
-        "func": 0, "grid_and_block": 8, "shared_bytes": 32, "kernel_params": 40, "extra": 48, "kern": 56, "ctx": 64,
-    }  # fmt: skip
-    assert ctypes.sizeof(_KernelNodeParams) == 72
