@@ -2,10 +2,12 @@
 
 import onnx
 import pytest
+from graphs_by_hand import graph as by_hand
+from graphs_by_hand import node
 from onnx import parser
 
 from vit_convert.engine.inspection.estimate import estimate
-from vit_convert.engine.inspection.onnx_wire import read_graph
+from vit_convert.engine.inspection.onnx_wire import Value, read_graph
 from vit_convert.engine.inspection.sides import solve_sides
 from vit_convert.engine.inspection.work import count_work
 
@@ -85,12 +87,81 @@ def test_a_vit(bundle_path):
     ids=["convolution", "gemm", "two values", "shared weight", "quantized"],
 )
 def test_products(graph, text, flop, weights, values):
-    found = count_work(graph(text), {"N": 1})
-    assert (round(found.gflop_per_image * 1e9), found.weights, found.values_per_image) == (
-        pytest.approx(flop, abs=500),
-        weights,
-        values,
-    )
+    """Of so large a batch that the six digits which are kept of a GFLOP hold the work of each image."""
+    found, many = graph(text), 10**6
+    counted = [count_work(found, {"N": count}) for count in (1, many)]
+    assert (counted[0].weights, counted[0].values_per_image) == (weights, values)
+    assert counted[1].gflop_per_image * 1e9 == pytest.approx(many * flop, rel=1e-12)
+    assert (counted[1].weights, counted[1].values_per_image) == (weights, many * values)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "output", "flop"),
+    [
+        # [batch, heads, queries, width] against [batch, heads, keys, width]: twice a product of these four
+        ([(2, 3, 1000, 40), (2, 3, 700, 40), (2, 3, 700, 40)], (2, 3, 1000, 40), 2 * 2 * 2 * 3 * 1000 * 700 * 40),
+        # [batch, queries, width of all heads]
+        ([(2, 1000, 120), (2, 700, 120), (2, 700, 120)], (2, 1000, 120), 2 * 2 * 2 * 1000 * 700 * 120),
+    ],
+)
+def test_attention_in_one_node(inputs, output, flop):
+    sides = dict(zip("qkv", inputs))
+    made = by_hand(node("Attention", "q k v", "y"), **{name: Value("float32", s) for name, s in sides.items()},
+                   y=Value("float32", output))  # fmt: skip
+    assert count_work(made, {}).gflop_per_image * 1e9 == pytest.approx(flop, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("op", "attributes", "inner"), [("Gemm", {"transA": 1}, 3000), ("Gemm", {}, 500), ("MatMul", {"transA": 1}, 500)]
+)
+def test_which_side_is_summed_over(op, attributes, inner):
+    """Gemm may turn its first factor; MatMul has no such attribute."""
+    shapes = {"x": (3000, 500), "w": (7, 7), "y": (500, 40)}  # only the first's and the output's count
+    made = by_hand(node(op, "x w", "y", **attributes), **{name: Value("float32", s) for name, s in shapes.items()})
+    assert count_work(made, {}).gflop_per_image * 1e9 == pytest.approx(2 * 500 * 40 * inner, rel=1e-12)
+
+
+def test_another_domains_product_is_none_of_onnxs():
+    made = by_hand(node("MatMul", "x w", "y", domain="mine"), x=Value("float32", (9, 9)))
+    assert count_work(made, {}) is None
+
+
+@pytest.mark.parametrize(
+    ("op", "inputs", "output", "given", "found"),
+    [
+        ("Reshape", [("n", 6)], ("m", 3), {"n": 4}, {"m": 8}),
+        ("Reshape", [("n", 6)], ("m", 3), {}, {}),  # it follows from what is not known
+        ("Reshape", [("n", 6)], ("m", "k"), {"n": 4}, {}),  # two at once
+        ("Reshape", [("n", 6)], ("m", "k"), {"n": 4, "k": 2}, {"m": 12}),
+        ("Reshape", [("n", 6)], ("?", 3), {"n": 4}, {}),  # no name that another value could have
+        ("Reshape", [("n", 6)], ("m", 0), {"n": 4}, {}),
+        ("Reshape", [("n", 6)], ("m", "m"), {"n": 6}, {}),
+        ("Add", [("n", 6), (1, 6)], ("m", 6), {"n": 4}, {"m": 4}),
+        ("Add", [(1, 6), ("n", 6)], ("m", 6), {"n": 4}, {"m": 4}),
+        ("Mul", [(3, "n"), ("n",)], ("k", "m"), {"n": 4}, {"k": 3, "m": 4}),  # from the last side on
+        ("Where", [("n",), (2, 1), (1, 1)], (2, "m"), {"n": 4}, {"m": 4}),
+        ("Add", [("n", 6), ("p", 6)], ("m", 6), {"n": 4}, {}),
+        ("Add", [("n", 6), (1, 6)], ("?", 6), {"n": 4}, {}),
+        ("Add", [("n", 6), (1, 6)], ("m", 6), {"n": 4, "m": 4}, {}),
+        ("Relu", [("n", 6)], ("m", 6), {"n": 4}, {}),  # whose shape inference keeps the name
+        ("Add", [None, None], ("m", 6), {"n": 4}, {}),
+        ("Add", [("n", 6), None], ("m", 6), {"n": 4}, {"m": 4}),
+        ("Add", [("n", 6)], None, {"n": 4}, {}),
+    ],
+)
+def test_which_sides_follow(op, inputs, output, given, found):
+    names = [f"x{i}" for i, _ in enumerate(inputs)]
+    values = {name: Value("float32", shape) for name, shape in zip([*names, "y"], [*inputs, output])}
+    made = by_hand(node(op, " ".join(names), "y"), **values)
+    assert solve_sides(made, given) == {**given, **found}
+
+
+def test_what_follows_is_used_at_once():
+    shapes = {"x": ("n", 6), "a": ("m", 3), "b": ("k", 3), "c": (3, "j")}
+    nodes = node("Reshape", "x", "a"), node("Add", "a a", "b"), node("Reshape", "b", "c")
+    made = by_hand(*nodes, **{name: Value("float32", shape) for name, shape in shapes.items()})
+    given = {"n": 4}
+    assert solve_sides(made, given) == {"n": 4, "m": 8, "k": 8, "j": 8} and given == {"n": 4}
 
 
 def test_a_graph_that_does_not_tell(graph):

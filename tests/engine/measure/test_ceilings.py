@@ -21,6 +21,8 @@ from vit_convert.engine.measure.ceilings import copy_gb_per_s, measure_ceilings,
 def test_the_graph_is_one_product(precision, kind):
     model = onnx.load_from_string(product_graph(300, precision))
     onnx.checker.check_model(model, full_check=True)
+    # the newest that TensorRT 8.6 reads, and the newest format that has it
+    assert ([row.version for row in model.opset_import], model.ir_version) == ([17], 8)
     (given,), (found,) = model.graph.input, model.graph.output
     for value in (given, found):
         assert [side.dim_value for side in value.type.tensor_type.shape.dim] == [300, 300]
