@@ -1,0 +1,219 @@
+"""Which graphs the quantize stage writes, what it says of their accuracy, and of what fp16 cannot hold."""
+
+import json
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from stage_context import change, forward, make_context, normalized, pixels, write_graph
+
+from vit_convert.core.check_results import GraphCheck, LargestActivation, LoweredGraph
+from vit_convert.core.errors import CheckError, UsageError
+from vit_convert.stages import quantize as module
+from vit_convert.stages.quantize import QUANTIZE, _largest_by_block, _lowered, _verdict, lower
+
+
+@pytest.fixture
+def context(tmp_path):
+    found = make_context(tmp_path / "b")
+    write_graph(found.bundle.onnx())
+    return found
+
+
+def ask(context, precision, target="rtx", **engine):
+    context.config.precision, context.config.target = precision, target
+    context.config.engine.update(engine)
+
+
+@pytest.mark.parametrize(
+    ("precision", "target", "engine", "graphs", "wanted"),
+    [
+        ("fp32", "rtx", {}, [], False),
+        ("fp32,fp16", "rtx", {}, ["fp16"], True),
+        ("fp32,fp16,int8", "trt10", {}, ["fp16", "int8"], True),
+        ("fp32", "trt8", {}, [], False),
+        ("fp32,fp16", "trt8", {}, [], True),  # a flag: no graph, and what it has to hold is measured
+        ("fp32,fp16,int8", "trt8", {}, ["int8"], True),
+        ("fp32,fp16,int8", "trt8", {"calibrator": True}, [], True),
+        ("fp32,bf16", "trt11", {}, ["bf16"], True),
+    ],
+)
+def test_which_graphs_are_written(context, precision, target, engine, graphs, wanted):
+    ask(context, precision, target, **engine)
+    assert sorted(_lowered(context)) == sorted(graphs)
+    assert QUANTIZE.needed(context) is wanted
+    names = [path.name for path in QUANTIZE.outputs(context)]
+    assert sorted(names) == sorted(f"model.{name}.onnx{end}" for name in graphs for end in ("", ".data"))
+
+
+def check(top1=None, passed=True, cosine=0.999):
+    return GraphCheck.from_dict({"passed": passed, "cosine": cosine, **({} if top1 is None else {"top1": top1})})
+
+
+@pytest.mark.parametrize(
+    ("checks", "of_fp32", "against", "accurate", "drop", "text"),
+    [
+        ({"fp16": 80.0, "int8": 79.5}, 90.0, "fp16", True, 0.5,
+         "int8 loses 0.50 points of top-1 against fp16 (79.50 % against 80.00 %), allowed 1"),
+        ({"fp16": 80.0, "int8": 79.0}, 90.0, "fp16", True, 1.0,
+         "int8 loses 1.00 points of top-1 against fp16 (79.00 % against 80.00 %), allowed 1"),
+        ({"fp16": 80.0, "int8": 78.9}, 90.0, "fp16", False, 1.1,
+         "int8 loses 1.10 points of top-1 against fp16 (78.90 % against 80.00 %), allowed 1"),
+        ({"int8": 85.0}, 84.0, "fp32", True, -1.0,
+         "int8 loses -1.00 points of top-1 against fp32 (85.00 % against 84.00 %), allowed 1"),
+        ({"int8": 85.0}, None, "fp32", None, None,
+         "int8: cosine to JAX 0.99900; without labelled images its accuracy is unknown"),
+        ({"fp16": 80.0, "int8": None}, 90.0, "fp16", None, None,
+         "int8: cosine to JAX 0.99900; without labelled images its accuracy is unknown"),
+    ],
+)  # fmt: skip
+def test_what_a_lower_precision_costs(context, checks, of_fp32, against, accurate, drop, text):
+    change(context, "check", passed=True, **({} if of_fp32 is None else {"top1": of_fp32}))
+    found = _verdict(context, "int8", {name: check(top1) for name, top1 in checks.items()})
+    assert (found.against, found.accurate, found.drop_points, found.text) == (against, accurate, drop, text)
+    assert found.allowed_points == (None if drop is None else 1.0)
+    assert found.top1 == (None if drop is None else checks["int8"])
+
+
+def test_one_that_missed_is_not_accurate_whatever_is_not_known(context):
+    change(context, "check", passed=True)
+    found = _verdict(context, "int8", {"int8": check(passed=False, cosine=0.5)})
+    assert (found.accurate, found.text) == (False, "int8: cosine to JAX 0.50000")
+
+
+@pytest.fixture
+def stages(context, monkeypatch):
+    """What writing and checking each precision comes to: its check, or the error of one that missed."""
+    written = []
+
+    def stages(**checks):
+        def check_precision(context, precision):
+            found = checks[precision]
+            if not found.passed:
+                error = CheckError(f"{precision} missed")
+                error.result = found
+                raise error
+            return found
+
+        def write(context, precision, activations):
+            written.append(precision)
+            return LoweredGraph(num_casts=len(precision))
+
+        monkeypatch.setattr(module, "check_precision", check_precision)
+        monkeypatch.setattr(module, "_write_graph", write)
+        return written
+
+    change(context, "check", passed=True, top1=90.0)
+    return stages
+
+
+def test_each_is_written_and_checked(context, stages):
+    ask(context, "fp32,fp16,int8")
+    written = stages(fp16=check(90.0, cosine=0.9999), int8=check(89.5, cosine=0.99))
+    found = lower(context)
+    assert sorted(written) == ["fp16", "int8"] and found.max_abs_activation is None
+    assert {name: row.num_casts for name, row in found.checks.items()} == {"fp16": 4, "int8": 4}
+    assert [*found.verdicts] == ["int8"] and found.verdicts["int8"].drop_points == 0.5
+    assert {*found.summary.split("; ")} == {
+        "fp16: cosine 0.999900, top-1 90.00 %", "int8: cosine 0.990000, top-1 89.50 %",
+    }  # fmt: skip
+
+
+def test_one_that_misses_does_not_hide_the_others(context, stages):
+    ask(context, "fp32,fp16,int8")
+    written = stages(fp16=check(10.0, passed=False, cosine=0.1), int8=check(89.5, cosine=0.99))
+    with pytest.raises(CheckError, match="fp16 missed") as caught:
+        lower(context)
+    assert sorted(written) == ["fp16", "int8"]
+    assert {name: row.passed for name, row in caught.value.result.checks.items()} == {"fp16": False, "int8": True}
+    stages(fp16=check(passed=False), int8=check(passed=False))
+    with pytest.raises(CheckError, match=f"{_lowered(context)[0]} missed"):  # the first that did
+        lower(context)
+
+
+def test_smoothing_is_checked_before_anything_is_quantized(context, stages):
+    context.config.calibration.smooth = 0.5
+    ask(context, "fp32,int8")
+    written = stages(smooth=check(passed=False), int8=check(), fp16=check())
+    with pytest.raises(CheckError, match="smooth missed"):
+        lower(context)
+    assert written == []
+    ask(context, "fp32,fp16")
+    stages(fp16=check(90.0))
+    assert [*lower(context).checks] == ["fp16"]  # nothing is quantized: nothing was smoothed
+
+
+def refer(context, scale=1.0):
+    images = normalized(pixels(3)).astype(np.float32) * np.float32(scale)
+    np.savez(context.bundle.reference, images=images)
+    return images
+
+
+@pytest.mark.parametrize(
+    ("scale", "keep", "said", "to_keep"),
+    [
+        (1, (), "", ""),
+        (1e6, (), "outside, w: up to", "('block_00', 'w')"),
+        (1e6, ("w",), "outside: up to", "('w', 'block_00')"),
+        (1, ("w",), "", ""),
+    ],
+)
+def test_what_a_flag_of_fp16_has_to_hold(context, stages, scale, keep, said, to_keep):
+    """The mean of each colour and the product behind it, which its weight names a block of, by a forward pass in
+    float64; fp16 ends at 65504."""
+    largest = {name: np.abs(value).max() for name, value in forward(refer(context, scale)).items()}
+    ask(context, "fp32,fp16", "trt8")
+    context.config.keep_fp32 = keep
+    stages()
+    found = lower(context)
+    assert {block: (row.tensor, row.max_abs) for block, row in found.max_abs_activation.items()} == {
+        "outside": ("block_00", pytest.approx(largest["block_00"], rel=1e-6)),
+        "w": ("logits", pytest.approx(largest["logits"], rel=1e-5)),  # a sum of three products, in float32
+    }
+    assert found.summary == f"fp16 has to hold {max(row.max_abs for row in found.max_abs_activation.values()):.3g}"
+    events = map(json.loads, context.bundle.events.read_text().splitlines()) if context.bundle.events.exists() else ()
+    warnings = [event["text"] for event in events if event["event"] == "warning"]
+    assert len(warnings) == bool(said)
+    for text in warnings:
+        tensor = "block_00" if keep or largest["block_00"] > largest["logits"] else "logits"
+        assert text.startswith(f"{said} {largest[tensor]:.3g} ({tensor}), fp16 holds 65504")
+        assert text.endswith(f'build with --config.keep_fp32="{to_keep}"')
+
+
+def test_a_block_that_is_not_there_cannot_stay(context, stages):
+    refer(context)
+    ask(context, "fp32,fp16", "trt8")
+    context.config.keep_fp32 = ("block_07",)
+    stages()
+    with pytest.raises(UsageError, match="block_07"):
+        lower(context)
+
+
+def node(*outputs):
+    return ir.Node("", "Op", [], outputs=[ir.Value(name=name) for name in outputs])
+
+
+def test_the_largest_of_each_block():
+    a, b, c = node("x", "y"), node("z"), node("w")
+    amax = {"x": 1.0, "y": 3.0, "z": 3.0}
+    assert _largest_by_block({a: "block_00", b: "block_00", c: None}, amax) == {
+        "block_00": LargestActivation(tensor="y", max_abs=3.0),  # the first of equal ones
+        "outside": LargestActivation(tensor="w", max_abs=0.0),
+    }
+
+
+def test_what_it_depends_on(context, tmp_path):
+    ask(context, "fp32,int8")
+    found = [json.dumps(QUANTIZE.inputs(context))]
+    context.config.plan.file = str(tmp_path / "plan.json")
+    found.append(json.dumps(QUANTIZE.inputs(context)))
+    for text in ("{}", '{"a": 1}'):  # by the plan's content
+        (tmp_path / "plan.json").write_text(text)
+        found.append(json.dumps(QUANTIZE.inputs(context)))
+    context.config.keep_fp32 = ("head",)
+    found.append(json.dumps(QUANTIZE.inputs(context)))
+    context.config.check.int8_cosine = 0.5
+    found.append(json.dumps(QUANTIZE.inputs(context)))
+    context.config.target = "trt10"
+    found.append(json.dumps(QUANTIZE.inputs(context)))
+    assert len({*found}) == len(found)
