@@ -4,8 +4,10 @@ import json
 import pathlib
 
 import pytest
+from recorded_axes import Axes, Line
 
 from vit_convert.core.roofline import Ceilings, Roofline, Work, data_sheet
+from vit_convert.report import roofline as roofline_module
 from vit_convert.report.record import Report
 from vit_convert.report.roofline import kernels, reached, roofline_figure
 
@@ -142,3 +144,23 @@ def test_every_figure_of_the_data_sheets():
     assert data_sheet("NVIDIA H100 NVL").memory_gb_per_s == 3900 and data_sheet("l4").memory_gb_per_s == 300
     assert data_sheet("NVIDIA A100-SXM4-80GB").memory_gb_per_s == 2039
     assert data_sheet("NVIDIA A100 80GB PCIe").sheet == "NVIDIA A100 PCIE 80GB"
+
+
+def test_the_two_ceilings_meet_in_the_picture(whole, monkeypatch):
+    """Memory bounds below the ridge, products above it: 1000 * 773 / 4000 = 193.25 FLOP a byte in FP16."""
+    painted = []
+    monkeypatch.setattr(roofline_module, "draw", lambda paint, title, x, y: painted.append(paint) or title)
+    monkeypatch.setattr(Line, "tips", [])
+    assert roofline_figure(whole, "title") == "title"
+    axes = Axes()
+    painted[0](axes)
+    lines = [arguments for arguments, options in axes.of("plot") if options.get("linewidth")]
+    for (places, heights), peak in zip(lines, (773.0, 1979.0), strict=True):
+        assert places[1] == pytest.approx(1e3 * peak / 4000.0) and places[0] < places[1] < places[2]
+        assert heights == pytest.approx([places[0] * 4.0, peak, peak])
+    points = [arguments[:2] for arguments, options in axes.of("plot") if options.get("label")]
+    found = reached(whole)
+    assert points == [([row.flop_per_byte], [row.tflops]) for row in found]
+    assert [arguments[0] for arguments, _ in axes.of("annotate")] == [str(row.batch) for row in found]
+    assert any(f"batch {found[0].batch}: {found[0].tflops:,.1f} TFLOP/s" in text for text in Line.tips)
+    assert [arguments for arguments, _ in (*axes.of("set_xscale"), *axes.of("set_yscale"))] == [("log",), ("log",)]

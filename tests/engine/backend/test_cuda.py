@@ -104,6 +104,7 @@ def test_the_context_that_tensorrt_uses(driver, monkeypatch, current, set_):
     try:
         cuda.use_context()
         assert [call for call in library.calls if call[0] == "cuCtxSetCurrent"] == set_
+        assert library.calls[0] == ("cuInit", 0)  # before which no other call works
     finally:
         cuda._primary_context.cache_clear()
 
