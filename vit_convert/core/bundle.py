@@ -90,10 +90,10 @@ class Bundle:
         graph."""
         return self.lowerings / f"{lowering}.ranges.json"
 
-    def reference_at(self, image_size: tuple[int, int]) -> pathlib.Path:
-        """The reference at one more (height, width) of a dynamic graph; `reference` is for the size that it is tuned
-        for."""
-        return self.root / f"reference.{image_size[0]}x{image_size[1]}.npz"
+    def reference_at(self, size: tuple[int, ...]) -> pathlib.Path:
+        """The reference at one more (height, width) or (tokens,) of a dynamic graph; `reference` is for the size that
+        it is tuned for."""
+        return self.root / f"reference.{'x'.join(map(str, size))}.npz"
 
     def images(self, split: str) -> pathlib.Path:
         """Decoded images of one split ("calibration", "evaluation"): uint8 [images, height, width, 3]."""

@@ -14,6 +14,7 @@ from vit_convert.core.image_size import is_range, parse_range, parse_size
 from vit_convert.core.pair import TOWERS
 from vit_convert.core.presets import apply_preset
 from vit_convert.core.renamed import current
+from vit_convert.core.text_length import parse_text_length
 from vit_convert.core.tower_config import given_keys, tower_config
 
 PRECISIONS = ("fp32", "bf16", "fp16", "int8", "fp8")
@@ -113,6 +114,8 @@ def check_values(config: ml_collections.ConfigDict) -> None:
     _check_model(config)
     require_dialect(config, DIALECTS.get(config.target))
     image_size(config)
+    if parse_text_length(config.text_length) is not None and config.model is not None:
+        raise UsageError(f"config.text_length={config.text_length!r} beside config.model", fix="Leave it out.")
     require_resizable(config, "a model given as config.model is traced at one size" if config.model is not None else "")
     if config.engine.calibrator and (config.input == "uint8" or is_dynamic(config)):
         raise UsageError(

@@ -26,6 +26,8 @@ def default_config() -> ml_collections.ConfigDict:
     config.families = ()
     # of a text tower: its .model, vocab.txt, merges.txt or tokenizer.json, or their folder; not needed for ids in .npy
     config.tokenizer = ""
+    # of a text tower: tokens of a text, 32, or a range, "dynamic:8..77@16"; empty: as many as the checkpoint has
+    config.text_length = config_dict.placeholder(object)
     config.variant = "auto"  # "B/32", "ViT-B_32", …; auto: read from the file; any other is checked against it
     # your own model instead of a checkpoint: a function that returns (module, variables)
     config.model = config_dict.placeholder(object)

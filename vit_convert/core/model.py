@@ -31,7 +31,7 @@ class Model:
         pooled_token: index of the one token [batch, tokens, width] that the output is computed from, negative from the
             end; None where it is computed from all of them.
         position_table: the parameter [1, tokens, width] that is added to the patches of a convolution, and resampled
-            for other image sizes; None where it takes one size.
+            for other image sizes, or to the tokens of a text, and cut for shorter ones; None where it takes one size.
         kind: equal for models that differ only in their weights, so that they have one graph; None where that is not
             known.
         name: of a user's own model.

@@ -60,11 +60,16 @@ def wrong_ids(ids: np.ndarray, text: Mapping[str, Any]) -> str:
         text: the tower's rule, as `PairFacts.text` has it.
 
     Example:
+        >>> wrong_ids(np.array([[1, 2]]), {"shortest": 4, "length": 8, "vocabulary": 9})
+        'ids [1, 2], the model takes [texts, 4 to 8]'
         >>> wrong_ids(np.array([[1, -3]]), {"length": 2, "vocabulary": 9})
         'ids -3 to 1, the model has 9 tokens'
     """
-    if ids.ndim != 2 or ids.shape[1] != text["length"]:
-        return f"ids {list(ids.shape)}, the model takes [texts, {text['length']}]"
+    longest = text["length"]
+    shortest = text.get("shortest") or longest  # of a graph that takes a range
+    if ids.ndim != 2 or not shortest <= ids.shape[1] <= longest:
+        taken = longest if shortest == longest else f"{shortest} to {longest}"
+        return f"ids {list(ids.shape)}, the model takes [texts, {taken}]"
     if ids.size and (ids.min() < 0 or ids.max() >= text["vocabulary"]):
         return f"ids {ids.min()} to {ids.max()}, the model has {text['vocabulary']:,} tokens"
     end = text.get("end", -1)

@@ -97,10 +97,14 @@ class Signature:
         Args:
             layout: order of the axes of the input that takes images.
             uint8: it takes pixels, and normalises them.
-            dynamic: height and width of the images vary, and with them the number of tokens.
+            dynamic: height and width of the images vary, and with them the number of tokens; where no images are
+                taken, the length of the texts.
         """
+        between_name = "tokens" if self.image else "length"
 
         def as_taken(tensor: Tensor) -> Tensor:
+            if tensor.is_text and dynamic and not self.image:
+                return dataclasses.replace(tensor, shape=(tensor.shape[0], "length", *tensor.shape[2:]))
             if not tensor.is_image:
                 return tensor
             batch, height, width, channels = tensor.shape
@@ -109,7 +113,7 @@ class Signature:
             return dataclasses.replace(tensor, shape=shape, layout=layout, dtype="uint8" if uint8 else tensor.dtype)
 
         def as_given(output: Output) -> Output:
-            between = ("tokens" for _ in output.shape[1:-1]) if dynamic else output.shape[1:-1]
+            between = (between_name for _ in output.shape[1:-1]) if dynamic else output.shape[1:-1]
             return dataclasses.replace(output, shape=(output.shape[0], *between, *output.shape[1:][-1:]))
 
         return Signature(tuple(map(as_taken, self.inputs)), tuple(map(as_given, self.outputs)))

@@ -7,8 +7,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from vit_convert.core.image_size import ImageRange, NoSize, Size
+from vit_convert.core.image_size import ImageRange
 from vit_convert.core.record import Record, StageResult, optional
+from vit_convert.core.text_length import Sizes, TextRange
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,7 @@ class Checkpoint(Record):
         num_params: how many numbers its leaves hold.
         image_size: [height, width] in pixels; [] where no images are taken.
         image_range: sizes of a dynamic graph.
+        text_range: lengths of the texts of a dynamic graph.
         num_classes: of its head.
         warnings: what was found and is no error.
         preprocess: how an image becomes its input (`images/preprocess.py`).
@@ -41,15 +43,16 @@ class Checkpoint(Record):
     num_params: int
     image_size: tuple[int, ...]
     image_range: ImageRange | None = None
+    text_range: TextRange | None = optional()
     num_classes: int | None = None
     warnings: tuple[str, ...]
     preprocess: Mapping[str, Any]
 
     @property
-    def sizes(self) -> Size | NoSize | ImageRange:
-        """What a model takes: images of one size, a range of sizes, or () for no images."""
-        if self.image_range is not None:
-            return self.image_range
+    def sizes(self) -> Sizes:
+        """What a model takes: images of one size, a range of sizes or of lengths, or () for texts of one length."""
+        if found := self.image_range or self.text_range:
+            return found
         return (self.image_size[0], self.image_size[1]) if self.image_size else ()
 
 

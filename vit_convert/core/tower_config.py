@@ -19,6 +19,7 @@ _OF_BOTH = (
     "normalize",
     "target",
     "tokenizer",
+    "text_length",
     "engine.backend",
 )
 _OF_IMAGES = ("image_size", "posemb_grid", "preprocess", "layout", "input", "num_classes")
@@ -100,7 +101,7 @@ def tower_config(
     Raises:
         UsageError: a value of the tower's is not of its key's type.
     """
-    others = {*_OF_IMAGES, *_DATA} if tower == "text" else {*_ZERO_SHOT, "tokenizer"}
+    others = {*_OF_IMAGES, *_DATA} if tower == "text" else {*_ZERO_SHOT, "tokenizer", "text_length"}
     for key, value in _given(config, "").items():
         if key.partition(".")[0] not in TOWERS and key not in others:
             _set(defaults, key, value)

@@ -15,12 +15,12 @@ from vit_convert.core.check_results import GraphCheck, QuantizeResult
 from vit_convert.core.dialect import Dialect, dialect_named
 from vit_convert.core.earlier import read_signature
 from vit_convert.core.errors import BuildError, UsageError
-from vit_convert.core.image_size import ImageRange, NoSize, Size
 from vit_convert.core.manifest import Files, Manifest
 from vit_convert.core.pair import TOWERS, is_pair
 from vit_convert.core.record import RecordError
 from vit_convert.core.signature import Signature
 from vit_convert.core.stage_results import CheckpointResult, ExportResult, ReferenceResult
+from vit_convert.core.text_length import Sizes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +28,8 @@ class Facts:
     """What is known of a bundle's model.
 
     Attributes:
-        image_size: (height, width) in pixels, or the range that a dynamic graph takes; () where no images are taken.
+        image_size: (height, width) in pixels, or the range that a dynamic graph takes, of texts too; () where it takes
+            no images, and texts of one length.
         signature: what its graphs take and give, and how that is judged.
         preprocess: the preprocessing record.
         dialect: that the graphs are written in.
@@ -38,7 +39,7 @@ class Facts:
         files: that the conversion left, and that may be read.
     """
 
-    image_size: Size | NoSize | ImageRange
+    image_size: Sizes
     signature: Signature
     preprocess: Mapping[str, Any]
     dialect: Dialect

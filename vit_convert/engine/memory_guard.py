@@ -1,9 +1,9 @@
 """Whether a build can work on this host, told before it takes minutes: only where a preset says what GPU it is for."""
 
 from vit_convert.core.errors import BuildError
-from vit_convert.core.image_size import ImageRange
 from vit_convert.core.presets import preset_named, require_arch
 from vit_convert.core.progress import human_bytes
+from vit_convert.core.text_length import sides_of
 from vit_convert.engine.backend import cuda
 from vit_convert.engine.builder.request import BuildRequest
 from vit_convert.engine.host import EngineHost
@@ -28,8 +28,7 @@ def guard(host: EngineHost, request: BuildRequest) -> None:
         return
     require_arch(config, backend.gpu.arch, backend.gpu.name)
     preset, graph = preset_named(config.engine.preset), read_graph(request.onnx_path)
-    sides = facts.image_size.largest if isinstance(facts.image_size, ImageRange) else facts.image_size
-    sizes = {"batch": config.batch.max, **dict(zip(("height", "width"), sides))}
+    sizes = {"batch": config.batch.max, **sides_of(facts.image_size, "largest")}
     memory = estimate(graph, sizes, half=facts.dialect.precision_by_flag and request.precision == "fp16")
     needed = memory.weights + memory.activations + (memory.building if preset.shared else 0)
     free = cuda.free_memory_bytes()

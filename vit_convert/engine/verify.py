@@ -18,6 +18,7 @@ from vit_convert.core.engine_results import EngineCheck, OutputCheck
 from vit_convert.core.errors import BenchmarkError
 from vit_convert.core.image_size import ImageRange
 from vit_convert.core.signature import Signature
+from vit_convert.core.text_length import TextRange, optimal_of, varies
 from vit_convert.core.tolerance import agreement_miss, judges_blocks, tolerance_for, top1_miss
 from vit_convert.engine.handoff import Facts
 from vit_convert.engine.host import EngineHost
@@ -62,7 +63,7 @@ def verify_session(session: Session, host: EngineHost) -> EngineCheck:
     tolerance = tolerance_for(config, precision, engine=True, tf32=engine.record.options.tf32)
     signature, judged = facts.signature, None if judges_blocks(precision) else {*facts.signature.judged}
     rows = _compare_batches(session, bundle.reference, batches_to_verify(engine.ranges), tolerance, judged, signature)
-    if isinstance(facts.image_size, ImageRange):
+    if isinstance(facts.image_size, ImageRange | TextRange):
         batch = engine.ranges[-1].optimal[0]
         # a quantized engine is judged at the size of its calibration
         elsewhere = set() if precision in QUANTIZED else judged
@@ -130,8 +131,7 @@ def check_alone(session: Session, facts: Facts, tolerance: Tolerance) -> list[Fi
 
 def probes_of(facts: Facts) -> dict[str, np.ndarray]:
     """Noise, black and white for a bundle's engines."""
-    size = facts.image_size.optimal if isinstance(facts.image_size, ImageRange) else facts.image_size
-    return probe_inputs(facts.signature, facts.preprocess, size)
+    return probe_inputs(facts.signature, facts.preprocess, optimal_of(facts.image_size))
 
 
 def require_reference(bundle: Bundle, facts: Facts) -> None:
@@ -140,7 +140,7 @@ def require_reference(bundle: Bundle, facts: Facts) -> None:
     Raises:
         BenchmarkError: see above.
     """
-    sizes = facts.image_size.sizes()[1:] if isinstance(facts.image_size, ImageRange) else []
+    sizes = facts.image_size.sizes()[1:] if isinstance(facts.image_size, ImageRange | TextRange) else []
     needed = [bundle.reference, *(bundle.reference_at(size) for size in sizes)]
     left = [bundle.labels("evaluation"), bundle.images("evaluation"), bundle.predictions, bundle.embeddings]
     for path in (*needed, *(path for path in left if path in facts.files)):
@@ -149,7 +149,7 @@ def require_reference(bundle: Bundle, facts: Facts) -> None:
 
 
 def _where(row: OutputCheck, facts: Facts) -> str:
-    return f" of {row.image_size[0]}x{row.image_size[1]}" if isinstance(facts.image_size, ImageRange) else ""
+    return f" of {'x'.join(map(str, row.image_size))}" if varies(facts.image_size) else ""
 
 
 def _compare_batches(
@@ -198,10 +198,11 @@ def _compare_batches(
     return rows
 
 
-def _image_size(signature: Signature, inputs: Mapping[str, np.ndarray]) -> tuple[int, int]:
-    image = signature.image
+def _image_size(signature: Signature, inputs: Mapping[str, np.ndarray]) -> tuple[int, ...]:
+    """(height, width) of images, (tokens,) of texts of any length."""
+    image, first = signature.image, signature.inputs[0]
     if image is None:
-        return 0, 0
+        return (inputs[first.name].shape[1],) if first.is_text and isinstance(first.shape[1], str) else (0, 0)
     shape = inputs[image.name].shape
     return (shape[1], shape[2]) if image.layout == "NHWC" else (shape[2], shape[3])
 

@@ -21,6 +21,7 @@ from vit_convert.core.warm import keeps, shared
 from vit_convert.export import lower, weights
 from vit_convert.export.passes.contract import GraphPass
 from vit_convert.export.passes.dynamic_image_size import making_dynamic
+from vit_convert.export.passes.dynamic_length import making_lengths_dynamic
 from vit_convert.export.passes.mlp_as_convolution import as_tokens
 from vit_convert.export.passes.uint8_input import taking_pixels
 from vit_convert.export.targets import Target
@@ -63,6 +64,7 @@ def export_model(
     layout: str = "NHWC",
     taps: bool = False,
     dynamic_patch: int = 0,
+    dynamic_length: bool = False,
     pixels: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> ExportReport:
     """Traces, rewrites and writes a model.
@@ -75,6 +77,7 @@ def export_model(
         taps: keep the taps as outputs of the written graph.
         dynamic_patch: side of a patch in pixels makes height and width symbolic, any multiples of it; 0 keeps the
             model's size.
+        dynamic_length: makes the length of texts symbolic, any up to the model's.
         pixels: scale and offset, each float32 [3], make the images uint8 and normalise x to x · scale + offset inside.
 
     Returns:
@@ -85,7 +88,7 @@ def export_model(
         UsageError: the disk is full.
     """
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # it warns of every weight that has no value yet
-    graph = _graph_of(model, _Wanted(target, layout, taps, dynamic_patch, pixels))
+    graph = _graph_of(model, _Wanted(target, layout, taps, dynamic_patch, dynamic_length, pixels))
     weights.bind(graph.model, model.params)
     passes.ShapeInferencePass()(graph.model)
     if taps:
@@ -117,13 +120,14 @@ class _Wanted:
     layout: str
     taps: bool
     dynamic_patch: int
+    dynamic_length: bool
     pixels: tuple[np.ndarray, np.ndarray] | None
 
     @property
     def key(self) -> tuple[object, ...]:
         """The same by value."""
         constants = tuple(part.tobytes() for part in self.pixels or ())
-        return self.target, self.layout, self.taps, self.dynamic_patch, constants
+        return self.target, self.layout, self.taps, self.dynamic_patch, self.dynamic_length, constants
 
 
 def _graph_of(model: Model, wanted: _Wanted) -> lower.Graph:
@@ -139,6 +143,8 @@ def _lowered(model: Model, wanted: _Wanted) -> lower.Graph:
     image = model.signature.image
     if wanted.dynamic_patch:
         changes.append(_resizing(model, wanted.dynamic_patch))
+    if wanted.dynamic_length:
+        changes.append(_shortening(model))
     if wanted.pixels is not None and image is not None:
         changes.append(taking_pixels(image.name, *wanted.pixels))
     return lower.onnx_from_apply(
@@ -179,6 +185,14 @@ def _resizing(model: Model, patch: int) -> GraphPass:
     _, height, width, _ = image.shape
     assert isinstance(height, int) and isinstance(width, int)
     return making_dynamic((height // patch, width // patch), table, image.name)
+
+
+def _shortening(model: Model) -> GraphPass:
+    """The change that lets texts have fewer tokens than the model's position table has rows."""
+    tokens = next((tensor for tensor in model.signature.inputs if tensor.is_text), None)
+    if tokens is None or model.position_table is None:
+        raise ExportError("the model takes no text of which it looks places up, so its length is fixed")
+    return making_lengths_dynamic(model.position_table, tokens.name)
 
 
 def _nodes_per_block(graph: lower.Graph, stacks: Sequence[Stack]) -> int:

@@ -34,6 +34,7 @@ class Asked:
         posemb_grid: (rows, columns) of a stored position table that is not square; None where nobody said so.
         tower: "image" or "text" of a checkpoint that has both; "" of any other.
         normalize: whether embeddings are divided by their norm.
+        text_length: tokens of a text that a text tower is cut to; None keeps the checkpoint's.
     """
 
     file: pathlib.Path
@@ -45,6 +46,7 @@ class Asked:
     posemb_grid: Size | None = None
     tower: str = ""
     normalize: bool = True
+    text_length: int | None = None
 
     def instead_of(self, found: str) -> str:
         """What to propose where the file does not fit: its own variant, if another one was asked for."""
@@ -80,6 +82,7 @@ class Loaded:
         pair: of a tower, what it is a half of.
         takes: what a model without images takes, in words: "64 tokens".
         text: whether it takes the tokens of texts, and no images.
+        one_length: why a text tower takes texts of one length alone; "" where it takes shorter ones.
     """
 
     title: str
@@ -103,6 +106,7 @@ class Loaded:
     pair: "Pair | None" = None
     takes: str = ""
     text: bool = False
+    one_length: str = ""
 
     def __post_init__(self) -> None:
         if not self.output:

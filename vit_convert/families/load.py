@@ -49,6 +49,7 @@ def load_checkpoint(
     outputs: str = "auto",
     posemb_grid: Size | None = None,
     normalize: bool = True,
+    text_length: int | None = None,
 ) -> Checkpoint:
     """Loads a checkpoint of any family and layout, strictly.
 
@@ -62,6 +63,7 @@ def load_checkpoint(
         outputs: see `families.outputs`, several with commas between; "auto" for what the model is for.
         posemb_grid: (rows, columns) of the stored position table where it is not square.
         normalize: divide a tower's embeddings by their norm.
+        text_length: tokens that a text tower takes, where fewer do; None keeps the checkpoint's.
 
     Returns:
         The checkpoint.
@@ -85,8 +87,12 @@ def load_checkpoint(
     else:
         prefix, stored = select(everything, subtree, str(file))
         found, layout = family_of(stored.keys(), str(file), asked=family, known=known)
-    asked = Asked(file, prefix, everything.keys(), variant, image_size, outputs, posemb_grid, tower, normalize)
+    asked = Asked(
+        file, prefix, everything.keys(), variant, image_size, outputs, posemb_grid, tower, normalize, text_length
+    )
     loaded = found.load(stored, layout, asked)
+    if text_length is not None and not loaded.text:
+        raise UsageError(f"{file}: text_length={text_length}: the model takes no text", fix="Leave it out.")
     pool = concurrent.futures.ThreadPoolExecutor(1)
     hashing = pool.submit(hash_file, file)
     pool.shutdown(wait=False)

@@ -18,14 +18,14 @@ def probe_inputs(
     Args:
         signature: of the graph.
         preprocess: the preprocessing record; not read where there are no images.
-        image_size: (height, width) in pixels of the images, where there are any.
+        image_size: (height, width) in pixels of the images, where there are any; (tokens,) of texts of any length.
 
     Returns:
         {input: [4, …]} in the graph's type and layout. Of an input that takes no images, black is the smallest value
         that it takes and white the largest: 0 and the vocabulary's last id, or -1 and 1.
     """
     return {
-        tensor.name: _images(tensor, preprocess, image_size) if tensor.is_image else _others(tensor)
+        tensor.name: _images(tensor, preprocess, image_size) if tensor.is_image else _others(tensor, image_size)
         for tensor in signature.inputs
     }
 
@@ -38,9 +38,10 @@ def _images(tensor: Tensor, preprocess: Mapping[str, Any], image_size: Sequence[
     return record.graph_input(pixels, tensor.dtype, channels_first=tensor.layout == "NCHW")
 
 
-def _others(tensor: Tensor) -> np.ndarray:
-    """Sides that vary get 1."""
-    shape = tuple(side if isinstance(side, int) else 1 for side in tensor.shape[1:])
+def _others(tensor: Tensor, size: Sequence[int]) -> np.ndarray:
+    """Sides that vary get 1, those of texts as many tokens as are asked for."""
+    varying = size[0] if tensor.is_text and len(size) == 1 else 1
+    shape = tuple(side if isinstance(side, int) else varying for side in tensor.shape[1:])
     dtype, generator = np.dtype(tensor.dtype), np.random.default_rng(0)
     if dtype.kind in "iu":
         low, high = 0, max(tensor.below, 2) - 1

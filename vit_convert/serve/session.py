@@ -15,6 +15,7 @@ from vit_convert.core.config import QUANTIZED
 from vit_convert.core.errors import BenchmarkError, BuildError, ConvertError
 from vit_convert.core.ort_options import PROVIDERS, session_options
 from vit_convert.core.proof import UNQUANTIZED, doubt
+from vit_convert.core.text_length import wrong_lengths
 from vit_convert.engine.backend.trt import Backend, load_backend
 from vit_convert.engine.bundle_engines import find_plan, open_engine, require_model, require_proof
 from vit_convert.engine.handoff import open_bundle, read_facts
@@ -183,7 +184,7 @@ class _OnnxRunner:
             raise BenchmarkError(
                 "onnxruntime is not installed, so nothing can stand in for the engine", fix="pip install onnxruntime"
             ) from e
-        self._path = pathlib.Path(bundle.onnx())
+        self._path, self._sizes = pathlib.Path(bundle.onnx()), facts.image_size
         available = onnxruntime.get_available_providers()
         self._session = _load(onnxruntime, self._path, [name for name in PROVIDERS if name in available])
         self._names = [output.name for output in self._session.get_outputs()]
@@ -191,7 +192,11 @@ class _OnnxRunner:
     def run(self, inputs: Any) -> dict[str, np.ndarray]:
         try:
             feeds = inputs if isinstance(inputs, Mapping) else {self._session.get_inputs()[0].name: inputs}
+            if wrong := wrong_lengths(self._sizes, feeds):
+                raise BenchmarkError(wrong, fix="Cut or fill up the texts, or convert with another text_length.")
             values = self._session.run(None, dict(feeds))
+        except BenchmarkError:
+            raise
         except Exception as e:  # onnxruntime's classes have no common base of their own
             raise BenchmarkError(
                 f"{self._path.name}: onnxruntime: {e}", fix="Preprocess the images as the bundle's record says."

@@ -16,12 +16,12 @@ from vit_convert.core.check_results import Distance, GraphCheck, LoweringCheck, 
 from vit_convert.core.compare import Tolerance, top1_accuracy
 from vit_convert.core.config import QUANTIZED
 from vit_convert.core.errors import CheckError
-from vit_convert.core.image_size import ImageRange
 from vit_convert.core.pipeline import Context, Stage
+from vit_convert.core.text_length import optimal_of
 from vit_convert.core.tolerance import judges_blocks, tolerance_for, top1_miss
 from vit_convert.core.warm import keeps
 from vit_convert.stages.common import EVALUATION_BATCH, evaluation, plain, prepare, signature_of
-from vit_convert.stages.reference import reference_files
+from vit_convert.stages.reference import reference_files, size_name
 
 if TYPE_CHECKING:
     from vit_convert.core.consistency import Finding
@@ -155,16 +155,15 @@ def _check_alone(context: Context, path: pathlib.Path, tolerance: Tolerance) -> 
     from vit_convert.images.probes import probe_inputs
 
     checkpoint, signature = context.results.checkpoint, signature_of(context)
-    size = checkpoint.sizes
-    probes = probe_inputs(signature, checkpoint.preprocess, size.optimal if isinstance(size, ImageRange) else size)
+    probes = probe_inputs(signature, checkpoint.preprocess, optimal_of(checkpoint.sizes))
     return check_alone(path, probes, signature.judged, tolerance, largest=context.config.check.num_images)
 
 
 def _check_sizes(
     context: Context, path: pathlib.Path, precision: str, tolerance: Tolerance, *, taps: Sequence[str]
 ) -> tuple[dict[str, list[TensorCheck]], list[str]]:
-    """The rows for each image size (keys such as "224x224"), of the output and these taps, and the tensors' names in
-    order."""
+    """The rows for each size (keys such as "224x224" or "16 tokens"), of the output and these taps, and the tensors'
+    names in order."""
     from vit_convert.checks.onnx_graph import batch_sizes, check_graph
 
     signature, token = signature_of(context), context.results.export.pooled_token
@@ -179,7 +178,7 @@ def _check_sizes(
         if by_size:  # not the first
             batches, judged = batches[-1:], [] if precision in QUANTIZED else judged
         rows = check_graph(path, reference, batches, tolerance, judged=judged, inputs=inputs, pooled_token=token)
-        by_size["x".join(map(str, size))] = rows
+        by_size[size_name(size)] = rows
     return by_size, list(reference)
 
 

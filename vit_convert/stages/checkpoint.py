@@ -10,6 +10,7 @@ from vit_convert.core.errors import ConvertError, UsageError
 from vit_convert.core.image_size import ImageRange, check_image_size, parse_range
 from vit_convert.core.pipeline import Context, Stage, file_identity
 from vit_convert.core.stage_results import CheckpointResult
+from vit_convert.core.text_length import TextRange, parse_text_length
 from vit_convert.core.user_code import describe_function, user_code
 
 
@@ -26,6 +27,7 @@ def _inputs(context: Context) -> Any:
         config.posemb_grid,
         config.preprocess,
         config.normalize,
+        config.text_length,
     ]
     if config.model is not None:
         try:
@@ -88,7 +90,8 @@ def load(context: Context) -> CheckpointResult:
     preprocess = checkpoint.preprocess if config.preprocess == "auto" else config.preprocess
     sizes = _image_range(context, checkpoint)
     size = sizes.optimal if sizes else checkpoint.image_size
-    shown = str(sizes) if sizes else "x".join(map(str, size)) if size else checkpoint.takes
+    texts = _text_range(context, checkpoint)
+    shown = str(sizes or texts or "x".join(map(str, size)) or checkpoint.takes)
     _import_exporter()
     _found(context).require_sha256(checkpoint.sha256)
     return CheckpointResult(
@@ -100,6 +103,7 @@ def load(context: Context) -> CheckpointResult:
         num_params=checkpoint.num_params,
         image_size=size,
         image_range=sizes,
+        text_range=texts,
         patch_size=checkpoint.patch_size,
         attentions=tuple(checkpoint.attentions),
         source_image_size=checkpoint.source_image_size,
@@ -160,11 +164,25 @@ def _image_range(context: Context, checkpoint: Any) -> ImageRange | None:
     return sizes
 
 
+def _text_range(context: Context, checkpoint: Any) -> TextRange | None:
+    """The range of text lengths asked for, of a tower that takes one."""
+    asked = parse_text_length(context.config.text_length)
+    if not isinstance(asked, TextRange):
+        return None
+    if checkpoint.one_length:
+        raise UsageError(
+            f"config.text_length={context.config.text_length!r}: {checkpoint.one_length}",
+            fix="Leave it out: the graph is of one length.",
+        )
+    return asked
+
+
 def _checkpoint(context: Context) -> Any:
     if "checkpoint" not in context.scratch:
         from vit_convert.families.load import load_checkpoint
 
         config, found = context.config, _found(context)
+        length = parse_text_length(config.text_length)
         context.scratch["checkpoint"] = load_checkpoint(
             f"{found.path}:{found.subtree}" if found.subtree else found.path,
             family=config.family,
@@ -174,6 +192,7 @@ def _checkpoint(context: Context) -> Any:
             outputs=config.outputs,
             posemb_grid=config.posemb_grid,
             normalize=config.normalize,
+            text_length=length.largest[0] if isinstance(length, TextRange) else length,
         )
     return context.scratch["checkpoint"]
 

@@ -11,6 +11,7 @@ from vit_convert.core.bundle import Bundle, write_json
 from vit_convert.core.errors import ExportError
 from vit_convert.core.pipeline import Context, Stage
 from vit_convert.core.stage_results import ExportResult, Lowering
+from vit_convert.core.text_length import varies
 from vit_convert.core.user_code import user_code
 from vit_convert.stages.calibrate import patterns
 from vit_convert.stages.checkpoint import model_of
@@ -39,13 +40,14 @@ def export(context: Context) -> ExportResult:
     from vit_convert.export.targets import lowering_named, target_named
 
     checkpoint, preprocess, name = context.results.checkpoint, preprocess_of(context), dialect_for(context).name
-    dynamic = checkpoint.image_range is not None
+    dynamic = varies(checkpoint.sizes)
     target = target_named(name, dynamic=dynamic)
     spelled = {lowering: lowering_named(name, lowering) for lowering in _lowerings(context)}
     options: dict[str, Any] = {
         "layout": context.config.layout,
         "taps": context.config.taps,
-        "dynamic_patch": checkpoint.patch_size if dynamic else 0,
+        "dynamic_patch": checkpoint.patch_size if checkpoint.image_range else 0,
+        "dynamic_length": checkpoint.text_range is not None,
         "pixels": (preprocess.scale, preprocess.offset) if context.config.input == "uint8" else None,
     }
     report = _export(context, context.bundle.onnx(), target, options)

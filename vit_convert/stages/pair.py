@@ -70,7 +70,10 @@ def _facts(context: Context) -> PairFacts:
         )
     record, prompts = text.results.checkpoint.pair or {}, text.results.images
     own = {key: record[key] for key in ("logit_scale", "logit_bias", "similarity")}
-    return PairFacts(**own, text=_prompting(record), classes=prompts.classes or 0, templates=prompts.templates or 0)
+    rule = _prompting(record)
+    if (range_of_texts := text.results.checkpoint.text_range) is not None:
+        rule["shortest"] = range_of_texts.smallest[0]
+    return PairFacts(**own, text=rule, classes=prompts.classes or 0, templates=prompts.templates or 0)
 
 
 def _prompting(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import functools
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,11 @@ import numpy as np
 from vit_convert.core.bundle import atomic
 from vit_convert.core.compare import top1_accuracy
 from vit_convert.core.errors import CalibrationError, CheckError
-from vit_convert.core.image_size import ImageRange, NoSize, Size
+from vit_convert.core.image_size import ImageRange
 from vit_convert.core.pipeline import Context, Stage
+from vit_convert.core.signature import Tensor
 from vit_convert.core.stage_results import ReferenceResult
+from vit_convert.core.text_length import TextRange, shortened
 from vit_convert.stages.checkpoint import model_of
 from vit_convert.stages.common import EVALUATION_BATCH, evaluation, inputs_beside, noise, preprocess_of
 from vit_convert.stages.text import samples_file, takes_text
@@ -23,10 +26,10 @@ def _inputs(context: Context) -> Any:
     return [context.config.check.num_images, context.config.layout, context.config.input]
 
 
-def reference_files(context: Context) -> dict[Size | NoSize, pathlib.Path]:
-    """The file of each image size: one size, or three sizes of a range, the one that engines are tuned for first."""
+def reference_files(context: Context) -> dict[tuple[int, ...], pathlib.Path]:
+    """The file of each image size or length: one, or three of a range, that which engines are tuned for first."""
     sizes = context.results.checkpoint.sizes
-    if not isinstance(sizes, ImageRange):
+    if not isinstance(sizes, ImageRange | TextRange):
         return {sizes: context.bundle.reference}
     return {
         size: context.bundle.reference if size == sizes.optimal else context.bundle.reference_at(size)
@@ -62,8 +65,8 @@ def compute_reference(context: Context) -> ReferenceResult:
         _require_classes(context, num_classes)
     files = reference_files(context)
     for size, path in files.items():
-        tensors = _write(context, path, _resized(raw, size), model, source)
-    shown = f", at {', '.join('x'.join(map(str, size)) for size in files)}" if len(files) > 1 else ""
+        tensors = _write(context, path, raw, size, model, source)
+    shown = f", at {', '.join(map(size_name, files))}" if len(files) > 1 else ""
     what = "texts" if takes_text(context) else "images"
     summary, top1 = f"{len(raw)} {what}, {source}{shown}", None
     if _embeds(context):
@@ -134,16 +137,33 @@ def _require_classes(context: Context, num_classes: int) -> None:
         )
 
 
-def _resized(images: np.ndarray, size: Size | NoSize) -> np.ndarray:
+def size_name(size: tuple[int, ...]) -> str:
+    """ "224x224" of images, "16 tokens" of texts, "" where there is one size alone."""
+    return f"{size[0]} tokens" if len(size) == 1 else "x".join(map(str, size))
+
+
+def _resized(images: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
     from vit_convert.images.resize import resize
 
-    return images if not size or images.shape[1:3] == size else np.stack([resize(image, *size) for image in images])
+    if len(size) != 2 or images.shape[1:3] == size:
+        return images
+    return np.stack([resize(image, *size) for image in images])
 
 
-def _write(context: Context, path: pathlib.Path, raw: np.ndarray, model: Any, source: str) -> list[str]:
+def _cut(taken: Sequence[Tensor], inputs: Sequence[np.ndarray], size: tuple[int, ...]) -> list[np.ndarray]:
+    """A model's inputs, their texts of as many tokens as a size of texts says."""
+    if len(size) != 1:
+        return list(inputs)
+    return [shortened(tensor, array, size[0]) if tensor.is_text else array for tensor, array in zip(taken, inputs)]
+
+
+def _write(
+    context: Context, path: pathlib.Path, raw: np.ndarray, size: tuple[int, ...], model: Any, source: str
+) -> list[str]:
     """Writes one size's file and returns the names of its tensors."""
     preprocess, config, taken = preprocess_of(context), context.config, model.signature.inputs
-    outputs = model.run(*inputs_beside(taken, raw, preprocess.normalize))
+    raw = _resized(raw, size)
+    outputs = model.run(*_cut(taken, inputs_beside(taken, raw, preprocess.normalize), size))
     for name, value in outputs.items():
         if not np.isfinite(value).all():
             raise CheckError(
@@ -152,7 +172,7 @@ def _write(context: Context, path: pathlib.Path, raw: np.ndarray, model: Any, so
             )
     with atomic(path) as temporary, open(temporary, "wb") as f:
         options = {"dtype": config.input, "channels_first": config.layout == "NCHW"}
-        inputs = inputs_beside(taken, raw, functools.partial(preprocess.graph_input, **options))
+        inputs = _cut(taken, inputs_beside(taken, raw, functools.partial(preprocess.graph_input, **options)), size)
         arrays: dict[str, Any] = dict(zip((tensor.name for tensor in taken), inputs))
         np.savez(f, **arrays, **outputs)
     return list(outputs)

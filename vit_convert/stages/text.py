@@ -1,5 +1,6 @@
 """The prompts of a text tower: what its calibration, its reference and its checks run on in place of images."""
 
+import dataclasses
 import os
 import pathlib
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from vit_convert.core.bundle import atomic
 from vit_convert.core.errors import UsageError
 from vit_convert.core.pipeline import Context
 from vit_convert.core.stage_results import ImagesResult
+from vit_convert.core.text_length import sides_of
 from vit_convert.core.token_samples import sample_texts
 
 if TYPE_CHECKING:
@@ -109,6 +111,9 @@ def noise_tokens(context: Context, count: int) -> np.ndarray:
     from vit_convert.stages.common import signature_of
 
     tokens = next(tensor for tensor in signature_of(context).inputs if tensor.is_text)
+    longest = sides_of(context.results.checkpoint.sizes, "largest").get("length")
+    if longest is not None:
+        tokens = dataclasses.replace(tokens, shape=(tokens.shape[0], longest))
     return sample_texts(tokens, count, np.random.default_rng(0))
 
 

@@ -11,9 +11,9 @@ import ml_collections
 from vit_convert.core.bundle import Bundle
 from vit_convert.core.dialect import DIALECTS
 from vit_convert.core.errors import BuildError, ConvertError, UnbuildableError, UsageError, nearest
-from vit_convert.core.image_size import ImageRange
 from vit_convert.core.presets import preset_named
 from vit_convert.core.progress import human_bytes
+from vit_convert.core.text_length import sides_of
 from vit_convert.core.text_table import text_table
 from vit_convert.engine.backend.trt import load_backend
 from vit_convert.engine.builder.network import parse_graph, refused_nodes
@@ -108,8 +108,7 @@ def _of_bundle(path: str, asked: Sequence[str]) -> list[Subject]:
     targets, image = list(asked or [facts.dialect.name]), facts.image_size
     profiles = batch_profiles(facts.signature.inputs, image, config.batch)
     shapes: Any = profiles[-1] if any(isinstance(s, str) for t in facts.signature.inputs for s in t.shape) else {}
-    sides: Sequence[int] = image.largest if isinstance(image, ImageRange) else image
-    sizes: dict[str, int] = dict(zip(("height", "width"), sides))
+    sizes = sides_of(image, "largest")
     if isinstance(batch := facts.signature.inputs[0].shape[0], str):
         sizes[batch] = config.batch.max
     found = []

@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Sequence
 
 from vit_convert.core.errors import ConvertError
-from vit_convert.core.image_size import ImageRange
 from vit_convert.core.roofline import Roofline, Work, data_sheet
+from vit_convert.core.text_length import sides_of
 from vit_convert.engine.host import EngineHost
 from vit_convert.engine.inspection.onnx_wire import read_graph
 from vit_convert.engine.inspection.work import count_work
@@ -34,8 +34,7 @@ def roofline_of(host: EngineHost, precisions: Sequence[str], *, measured: bool) 
 def work_of(host: EngineHost) -> Work | None:
     """The work of a bundle's model for one image, at its best size."""
     size, leading = host.facts.image_size, host.facts.signature.inputs[0].shape[0]
-    sides = size.optimal if isinstance(size, ImageRange) else size
-    given = dict(zip(("height", "width"), sides))
+    given = sides_of(size, "optimal")
     try:
         found = count_work(read_graph(host.bundle.onnx()), given | ({leading: 1} if isinstance(leading, str) else {}))
     except ConvertError as e:

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vit_convert.core.errors import BenchmarkError, BuildError
-from vit_convert.core.image_size import ImageRange
 from vit_convert.core.signature import Tensor
+from vit_convert.core.text_length import Sizes, sides_of
 
 Shape = tuple[int, ...]
 Profile = Mapping[str, tuple[Shape, Shape, Shape]]
@@ -39,27 +39,24 @@ class ShapeRange:
         )
 
 
-def batch_profiles(
-    inputs: Sequence[Tensor], image_size: Sequence[int] | ImageRange, batch: Mapping[str, Any]
-) -> list[Profile]:
+def batch_profiles(inputs: Sequence[Tensor], image_size: Sizes, batch: Mapping[str, Any]) -> list[Profile]:
     """Optimization profiles over the batch: one of each fixed size, then the range; all of them over every image size
     of a dynamic graph.
 
     Args:
         inputs: of the graph.
-        image_size: (height, width) in pixels, or the range that a dynamic graph takes; () where no images are taken.
+        image_size: (height, width) in pixels, or the range of sizes or lengths that a dynamic graph takes; () where it
+            takes no images, and texts of one length.
         batch: {"min", "opt", "max", "profiles": sizes that get a fixed profile}.
 
     Returns:
         For each profile, by input, (smallest, optimal, largest shape).
 
     Raises:
-        BuildError: an input has a side that varies and is neither the batch nor the height or width of images.
+        BuildError: an input has a side that varies and is neither the batch, nor the height or width of images, nor the
+            length of texts.
     """
-    if isinstance(image_size, ImageRange):
-        sizes: Sequence[Sequence[int]] = (image_size.smallest, image_size.optimal, image_size.largest)
-    else:
-        sizes = (image_size,) * 3
+    sizes = [sides_of(image_size, at) for at in ("smallest", "optimal", "largest")]
     triples = dict.fromkeys(
         [*((size, size, size) for size in batch["profiles"]), (batch["min"], batch["opt"], batch["max"])]
     )
@@ -69,8 +66,8 @@ def batch_profiles(
     ]
 
 
-def _shape(tensor: Tensor, batch: int, image_size: Sequence[int]) -> Shape:
-    known: dict[int | str, int] = {tensor.shape[0]: batch, **dict(zip(("height", "width"), image_size))}
+def _shape(tensor: Tensor, batch: int, varying: Mapping[str, int]) -> Shape:
+    known: dict[int | str, int] = {**dict(varying.items()), tensor.shape[0]: batch}
     sides = [side if isinstance(side, int) else known.get(side) for side in tensor.shape]
     found = tuple(side for side in sides if side is not None)
     if len(found) != len(sides):
@@ -143,7 +140,8 @@ def largest_batch(ranges: Sequence[ShapeRange], shape: Shape) -> int:
     sizes = [r.largest[0] for r in ranges if r.accepts((r.largest[0], *shape[1:]))]
     if not sizes:
         raise BenchmarkError(
-            f"input {list(shape)}: the engine takes {describe(ranges)}", fix="Resize the images, or build for them."
+            f"input {list(shape)}: the engine takes {describe(ranges)}",
+            fix="Resize the images, cut or fill up the texts, or build for them.",
         )
     return max(sizes)
 

@@ -126,6 +126,39 @@ def finish_image(
     return tower, leaves, warnings
 
 
+def why_one_length(tower: Tower) -> str:
+    """Why a text tower gives another answer to a text of fewer tokens; "" where nothing that fills up counts."""
+    if not isinstance(tower, TextTower):
+        return ""
+    if tower.pool == "last":
+        return f"its embedding is taken at token {tower.length}, where it was trained to be"
+    if tower.mask == "none":
+        return "its words attend to what fills a text up"
+    return ""
+
+
+def cut_texts(tower: TextTower, leaves: dict[str, Leaf], asked: Asked) -> tuple[TextTower, dict[str, Leaf]]:
+    """A text tower that takes fewer tokens: its position table ends earlier.
+
+    Raises:
+        UsageError: it takes texts of one length alone, or no longer ones.
+    """
+    length = asked.text_length
+    assert length is not None
+    if length == tower.length:
+        return tower, leaves
+    if why := why_one_length(tower):
+        raise UsageError(f"{asked.file}: text_length={length}: {why}", fix="Leave it out: the graph is of one length.")
+    if length > tower.length:
+        raise UsageError(
+            f"{asked.file}: text_length={length}: the position table has {tower.length} places for a text",
+            fix=f"Give at most {tower.length}.",
+        )
+    table = leaves["pos_embedding"].as_float32()
+    cut = table.derive((1, length, tower.encoder.width), lambda values: values[:, :length])
+    return dataclasses.replace(tower, length=length), leaves | {"pos_embedding": cut}
+
+
 def as_asked(tower: Tower, leaves: dict[str, Leaf], asked: Asked) -> tuple[Tower, dict[str, Leaf]]:
     """The tower with the outputs that are asked for: what stands behind them is left out.
 
@@ -182,6 +215,10 @@ def loaded_tower(
             f"{asked.file}: image_size or posemb_grid of a tower that takes no images of one size",
             fix="Leave them out.",
         )
+    one_length = why_one_length(tower)
+    if asked.text_length is not None and isinstance(tower, TextTower):
+        tower, leaves = cut_texts(tower, leaves, asked)
+        pair = dataclasses.replace(pair, length=tower.length) if pair else None
     tower, leaves = as_asked(tower, leaves, asked)
     image = isinstance(tower, ImageTower)
     head_size = tower.encoder.width // tower.encoder.num_heads
@@ -206,6 +243,7 @@ def loaded_tower(
         judge="embedding" if tower.outputs[0] == "embedding" else "cosine",
         pair=pair,
         text=isinstance(tower, TextTower),
+        one_length=one_length,
         takes="" if image else f"{tokens} {'patches' if isinstance(tower, PatchTower) else 'tokens'}",
         **more,
     )

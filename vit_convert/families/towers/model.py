@@ -61,7 +61,7 @@ def tower_model(tower: Tower, params: Mapping[str, np.ndarray]) -> Model:
         stacks=(stack,),
         kind=tower,
         pooled_token=_pooled_token(tower),
-        position_table="pos_embedding" if isinstance(tower, ImageTower) else None,
+        position_table=None if isinstance(tower, PatchTower) else "pos_embedding",
     )
 
 
@@ -91,7 +91,11 @@ def _runner(tower: Tower, params: Mapping[str, np.ndarray], stack: Stack) -> Cal
 
     @functools.cache
     def outer_parts(shape: Any) -> list[Callable[..., Any]]:
-        sized = dataclasses.replace(tower, image_size=shape) if isinstance(tower, ImageTower) else tower
+        sized = tower
+        if isinstance(tower, ImageTower):
+            sized = dataclasses.replace(tower, image_size=shape)
+        elif isinstance(tower, TextTower):
+            sized = dataclasses.replace(tower, length=shape[0])
         module = module_of(sized)
         names = ("embed", "mask", "normalize", "finish")
         return [parts.compiled(module, name) for name in names]
@@ -103,6 +107,8 @@ def _runner(tower: Tower, params: Mapping[str, np.ndarray], stack: Stack) -> Cal
             grid = tuple(side // tower.patch_size for side in inputs[0].shape[1:3])
             table = RESAMPLERS[tower.table](params["pos_embedding"], tower.grid, (grid[0], grid[1]))
             variables["params"]["pos_embedding"] = jnp.asarray(table)
+        elif isinstance(tower, TextTower):
+            variables["params"]["pos_embedding"] = variables["params"]["pos_embedding"][:, : inputs[0].shape[1]]
         given = [jnp.asarray(array) for array in inputs]
         with jax.default_matmul_precision("highest"):
             x, mask = embed(variables, *given), mask_of(variables, *given)

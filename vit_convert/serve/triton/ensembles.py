@@ -3,8 +3,8 @@
 import dataclasses
 import json
 
-from vit_convert.core.image_size import ImageRange
 from vit_convert.core.signature import Output, Tensor
+from vit_convert.core.text_length import optimal_of
 from vit_convert.core.version import __version__
 from vit_convert.serve.triton import pbtxt
 from vit_convert.serve.triton.models.preprocess import ENCODED, PIXELS
@@ -70,7 +70,7 @@ def _fitted(offered: Offered) -> Tensor:
     """The input of the network, at the one size that images are brought to."""
     image, size = offered.signature.image, offered.facts.image_size
     assert image is not None
-    sides = size.optimal if isinstance(size, ImageRange) else tuple(size)
+    sides = optimal_of(size)
     return dataclasses.replace(image, shape=("batch", *sides, 3) if image.layout == "NHWC" else ("batch", 3, *sides))
 
 
