@@ -9,7 +9,7 @@ from signatures import PREPROCESS
 from vit_convert.config import default_config
 from vit_convert.core import config as configs
 from vit_convert.core.bundle import Bundle, hash_file, write_json
-from vit_convert.core.manifest import FileRecord, as_rows
+from vit_convert.core.manifest import FileRecord
 from vit_convert.core.signature import Output, Signature, Tensor
 
 WIDTH, SIDE, LENGTH, WORDS, CLASSES, TEMPLATES = 6, 4, 5, 20, 3, 2
@@ -127,6 +127,6 @@ def _config(name: str) -> dict[str, object]:
 def _conclude(bundle: Bundle, results: dict[str, tuple[dict[str, object], list[str]]]) -> None:
     rows = []
     for name, (result, files) in results.items():
-        records = as_rows(FileRecord.of(bundle.root, bundle.root / file) for file in files)
+        records = [FileRecord.of(bundle.root, bundle.root / file) for file in files]
         rows.append({"name": name, "status": "done", "key": "k", "result": result, "files": records})
     write_json(bundle.manifest, {"stages": rows, "command": "python -m vit_convert --config=x.py"})

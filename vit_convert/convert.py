@@ -1,4 +1,4 @@
-"""One conversion: takes a config, leaves a bundle with its report."""
+"""One conversion: takes a config and writes a bundle with its report."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import ml_collections
 from vit_convert.core.bundle import Bundle, as_json, read_json, write_json
 from vit_convert.core.config import as_plain, quantized
 from vit_convert.core.errors import ConvertError, UsageError
-from vit_convert.core.manifest import Manifest
+from vit_convert.core.manifest import Manifest, StageRecord
 from vit_convert.core.opened import opened
 from vit_convert.core.pair import TOWERS, is_pair
 from vit_convert.core.pipeline import Context, all_fresh, run_stages
@@ -42,19 +42,19 @@ def convert(
 
     Args:
         config: a full config, from `config.complete`.
-        workdir: gets the folder `config.name`.
+        workdir: the bundle is its sub-folder `config.name`.
         until: last stage to run; empty for all.
         force: redo fresh stages.
         quiet: print nothing.
         command: the command line, for the report.
-        checkpoints: folders in which a checkpoint is looked for before `checkpoints/`; it is fetched to the first.
-        page: write `report.html` too, where matplotlib and jinja2 are installed; takes a second or two.
+        checkpoints: folders searched for the checkpoint before `checkpoints/`; a download goes to the first.
+        page: also write `report.html`, if matplotlib and jinja2 are installed; takes a second or two.
 
     Returns:
         The report, as in `report.json`; written whether or not a stage failed.
 
     Raises:
-        UsageError: another conversion works on the bundle, or the bundle cannot be written.
+        UsageError: another conversion is using the bundle, or the bundle cannot be written.
         ConvertError: a stage failed; finished stages are kept.
     """
     folders = (*checkpoints, "checkpoints", *_OURS)
@@ -89,18 +89,18 @@ def convert_one(
         force: as above.
         quiet: as above.
         command: as above.
-        checkpoints: all folders in which a checkpoint is looked for.
+        checkpoints: all folders to search for the checkpoint.
         page: as above.
-        found: where the checkpoint is, or why it is not, if that is known.
-        changes: of a tower of a pair: called once before a stage changes anything; not where all are fresh.
+        found: where the checkpoint is, or the error of the search; None if nobody has looked yet.
+        changes: for a tower of a pair: called once before a stage changes anything; not called if all are fresh.
     """
     _require_device(config)
     with opened(config, workdir, command, quiet=quiet, checkpoints=checkpoints) as context:
         if found is not None:
-            context.scratch["found"] = found  # or the checkpoint stage would look for it again, and fetch it again
+            context.scratch["found"] = found  # so that the checkpoint stage does not search or download again
         try:
             report = _convert(context, changes or (lambda: None), until=until, force=force, command=command)
-        except BaseException as e:  # what failed is told too; an interrupt waits for no picture
+        except BaseException as e:  # a failure gets a page too; an interrupt does not wait for one
             write_at_end(context.bundle, context.progress, wanted=page and isinstance(e, ConvertError))
             raise
         write_at_end(context.bundle, context.progress, wanted=page)
@@ -122,15 +122,16 @@ def fresh_report(
     checkpoints: Sequence[str | os.PathLike[str]] = (),
     page: bool = False,
 ) -> dict[str, Any] | None:
-    """The report of a conversion that would find nothing to do; None where it would do something. Takes milliseconds
-    and writes nothing, but for a page that is missing.
+    """The report of a conversion that has nothing left to do; None if it has. Takes milliseconds and writes nothing,
+    except for a missing page.
 
     Args:
         config, workdir, until, checkpoints, page: as `convert` takes them.
     """
     bundle = Bundle(os.path.join(workdir, config.name))
     report = read_json(bundle.report)
-    # An own model is not made to find out; and what a lock names is being changed, or was when its holder died.
+    # A user's own model is not built just to find out. A locked bundle is being changed, or its holder died while
+    # changing it.
     if not report or report.get("status") != "done" or config.model is not None or bundle.lock.exists():
         return None
     if read_json(bundle.config) != json.loads(as_json(as_plain(config))):
@@ -149,7 +150,7 @@ def fresh_report(
 
 
 def _find(config: ml_collections.ConfigDict, folders: Sequence[str | os.PathLike[str]], *, quiet: bool) -> Any:
-    """Where the checkpoint is, fetched if need be, or why it is not; None where the config has a model instead."""
+    """Where the checkpoint is, downloaded if need be, or the error; None if the config has a model instead."""
     if config.model is not None:
         return None
     from vit_convert.checkpoint.find import find_checkpoint
@@ -161,20 +162,20 @@ def _find(config: ml_collections.ConfigDict, folders: Sequence[str | os.PathLike
 
 
 def _is_pair(config: ml_collections.ConfigDict, found: Any) -> bool:
-    """Whether the checkpoint is of two towers, and both are meant.
+    """Whether the checkpoint has two towers and the config asks for both.
 
     Args:
         config: the full config.
         found: from `_find`.
 
     Raises:
-        UsageError: it is not, and the config has keys that only towers have.
+        UsageError: it has not, but the config sets keys that only towers have.
     """
     towers: Sequence[str] = ()
     if isinstance(found, ConvertError):
-        return False  # the checkpoint stage says it, and leaves it in the report
+        return False  # the checkpoint stage raises it again, and puts it into the report
     if config.text.checkpoint:
-        return True  # each tower says by itself if its file has it not
+        return True  # each tower complains itself if its file lacks it
     if found is not None:
         from vit_convert.families.load import towers_in
 
@@ -207,11 +208,11 @@ def _require_device(config: ml_collections.ConfigDict) -> None:
 def _convert(
     context: Context, changes: Callable[[], None], *, until: str, force: bool, command: Sequence[str]
 ) -> Report:
-    rows: list[dict[str, Any]] = []
+    rows: list[StageRecord] = []
 
-    # not before the manifest says that something changes: engine commands would read it beside other graphs
+    # Only once the manifest says that something changes: otherwise engine commands would read it with older graphs.
     def begin() -> None:
-        if any(row["status"] == "running" for row in rows):
+        if any(row.status == "running" for row in rows):
             changes()
         write_json(context.bundle.config, as_plain(context.config))
 

@@ -1,4 +1,4 @@
-"""The conversion of two towers: each a bundle of its own in the pair's folder, and what they are together."""
+"""The conversion of two towers: each becomes a bundle of its own within the pair's folder."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +9,7 @@ import ml_collections
 from vit_convert.core import config as configs
 from vit_convert.core.bundle import Bundle, read_json, write_json
 from vit_convert.core.errors import CheckError, UsageError
-from vit_convert.core.manifest import FINISHED, Manifest
+from vit_convert.core.manifest import FINISHED, Manifest, StageRecord
 from vit_convert.core.opened import opened
 from vit_convert.core.pair import TOWERS
 from vit_convert.core.pipeline import Context, Stage, all_fresh, run_stages
@@ -35,8 +35,8 @@ def convert_pair(
 
     Args:
         config: the full config.
-        workdir: gets the folder `config.name`, with `image/`, `text/` and `pair.json` in it.
-        convert_tower: converts one model; is given `changes`, which it calls before it changes anything.
+        workdir: the pair is its sub-folder `config.name`, with `image/`, `text/` and `pair.json` in it.
+        convert_tower: converts one model; it must call its argument `changes` before it changes anything.
         until: last stage of the towers to run; empty for all.
         quiet: print nothing.
         command: the command line, for the report.
@@ -46,9 +46,10 @@ def convert_pair(
         The report of the pair, as in its `report.json`.
 
     Raises:
-        UsageError: another conversion works on the folder, or it cannot be written; or a tower is to give no embedding.
-        ConvertError: a stage of a tower or of the pair failed. Where a tower misses a tolerance, the other is converted
-            before.
+        UsageError: another conversion is using the folder, or it cannot be written; or a tower is asked for no
+            embedding.
+        ConvertError: a stage of a tower or of the pair failed. If one tower misses a tolerance, the other is still
+            converted first.
     """
     towers = {tower: configs.of_tower(config, tower) for tower in TOWERS}
     for tower, own in towers.items():
@@ -65,7 +66,7 @@ def convert_pair(
             given = {"until": until, "quiet": quiet, "command": command, "changes": lambda: _invalidate(bundle)}
             try:
                 convert_tower(own, bundle.root, **given, **options)
-            except CheckError as e:  # what was proved to be wrong of one tower says nothing of the other
+            except CheckError as e:  # a failed check of one tower says nothing about the other
                 missed = missed or e
         if missed is not None:
             raise missed
@@ -77,11 +78,11 @@ def convert_pair(
 
 
 def is_fresh_pair(context: Context, fresh_report: Callable[..., Any], *, until: str, **options: Any) -> bool:
-    """Whether a conversion of a pair would find nothing to do.
+    """Whether a conversion of a pair has nothing left to do.
 
     Args:
         context: of the pair.
-        fresh_report: of one model, None where it would do something.
+        fresh_report: gives the report of one model, or None if there is something to do.
         until: last stage of the towers to run; empty for all.
         options: passed on to `fresh_report`.
     """
@@ -94,7 +95,7 @@ def is_fresh_pair(context: Context, fresh_report: Callable[..., Any], *, until: 
 
 
 def _invalidate(bundle: Bundle) -> None:
-    """Says that what stands in a pair's folder need not be of its towers any more, which are about to change."""
+    """Marks a pair's own files as stale, because its towers are about to change."""
     manifest = read_json(bundle.manifest)
     if manifest is not None:
         rows = [row for row in manifest.get("stages", ()) if isinstance(row, dict)]
@@ -104,8 +105,8 @@ def _invalidate(bundle: Bundle) -> None:
 
 
 def _as_pair(context: Context, towers: Mapping[str, Any], command: Sequence[str], *, force: bool) -> PairReport:
-    """Runs the pair's own stages, as far as its towers were converted, and writes its report."""
-    rows: list[dict[str, Any]] = []
+    """Runs those of the pair's own stages that its towers are far enough for, and writes its report."""
+    rows: list[StageRecord] = []
     for tower, own in towers.items():
         context.scratch[tower] = tower_context(context, own, tower)
 
@@ -120,7 +121,7 @@ def _as_pair(context: Context, towers: Mapping[str, Any], command: Sequence[str]
 
 
 def _possible_stages(context: Context) -> list[Stage]:
-    """The stages for which both towers were converted far enough."""
+    """The stages whose needs both towers meet by now."""
     done = [Manifest.read(context.scratch[tower].bundle) for tower in TOWERS]
     needed = zip(pair_stages(), ("export", "check"))
     return [stage for stage, needs in needed if all(manifest.finished(needs) for manifest in done)]

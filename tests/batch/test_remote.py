@@ -22,7 +22,7 @@ from vit_convert.batch.engines import EngineSettings, Tasks
 from vit_convert.batch.job import Job
 from vit_convert.batch.outcome import Outcome
 from vit_convert.batch.record import BatchRecord
-from vit_convert.batch.remote import COMMIT, Remote, StoreError, is_remote
+from vit_convert.batch.remote import COMMIT, CheckpointIdentity, Remote, StoreError, is_remote
 from vit_convert.batch.remote_engines import kept_of, run_task
 from vit_convert.batch.remote_lock import hold_remote
 from vit_convert.batch.run import Settings, run_job
@@ -68,21 +68,21 @@ def test_which_workdirs_are_remote():
 
 def test_a_bundle_comes_back_as_it_was(remote, bundle, tmp_path):
     assert remote.commits(["b"]) == {}
-    remote.push(bundle, "key", {"sha256": "0"}, DONE)
+    remote.push(bundle, "key", CheckpointIdentity(sha256="0"), DONE)
     assert names(remote) == ["b/commit.json", "b/engines/x/fp16.plan", "b/model.onnx", "b/report.json"]
     commit = remote.commits(["b", "c"])["b"]
-    assert (commit.key, commit.checkpoint, commit.outcome) == ("key", {"sha256": "0"}, DONE)
+    assert (commit.key, commit.checkpoint, commit.outcome) == ("key", CheckpointIdentity(sha256="0"), DONE)
     remote.pull("b", tmp_path / "there", commit)
     for name in commit.files:
         assert (tmp_path / "there" / name).read_bytes() == (bundle.root / name).read_bytes()
 
 
 def test_the_commit_is_the_first_to_go_and_the_last_to_come(remote, bundle, monkeypatch):
-    remote.push(bundle, "key", {}, DONE)
+    remote.push(bundle, "key", CheckpointIdentity(), DONE)
     (bundle.root / "model.onnx").write_text("another")
     (bundle.root / "report.json").unlink()
     sent = puts(remote, monkeypatch)
-    remote.push(bundle, "key", {}, DONE)
+    remote.push(bundle, "key", CheckpointIdentity(), DONE)
     # What did not change is not sent again, and what is no more goes.
     assert sent == [("rm", COMMIT), ("put", "model.onnx"), ("rm", "report.json"), ("put", COMMIT)]
 
@@ -100,9 +100,9 @@ def test_an_upload_that_was_killed_is_no_bundle(remote, bundle, monkeypatch, aft
         patch.setattr(remote._fs, "put_file", killed)
         if after == 3:
             patch.setattr(remote._fs, "pipe_file", killed)
-        remote.push(bundle, "key", {}, DONE)
+        remote.push(bundle, "key", CheckpointIdentity(), DONE)
     assert remote.commits(["b"]) == {} and len(names(remote)) == after
-    remote.push(bundle, "key", {}, DONE)
+    remote.push(bundle, "key", CheckpointIdentity(), DONE)
     assert set(remote.commits(["b"])) == {"b"}
 
 
@@ -113,7 +113,7 @@ def test_what_is_no_commit(remote, text):
 
 
 def test_what_was_changed_after_its_commit_is_refused(remote, bundle, tmp_path):
-    remote.push(bundle, "key", {}, DONE)
+    remote.push(bundle, "key", CheckpointIdentity(), DONE)
     remote.write("b/model.onnx", b"another's")
     with pytest.raises(StoreError, match=r"b/model\.onnx: is not the file that was committed"):
         remote.pull("b", tmp_path / "there", remote.commits(["b"])["b"])
@@ -128,11 +128,11 @@ def test_a_store_that_fails_may_pass_and_one_that_refuses_may_not(remote, bundle
 
     fail(OSError("reset by peer"))
     with pytest.raises(StoreError, match=r"b/engines/x/fp16\.plan: OSError: reset by peer"):
-        remote.push(bundle, "key", {}, DONE)
+        remote.push(bundle, "key", CheckpointIdentity(), DONE)
     for error, said in ((PermissionError("no key"), "refused"), (FileNotFoundError("no bucket"), "is not there")):
         fail(error)
         with pytest.raises(UsageError, match=said) as caught:
-            remote.push(bundle, "key", {}, DONE)
+            remote.push(bundle, "key", CheckpointIdentity(), DONE)
         assert not isinstance(caught.value, StoreError)
 
 
@@ -204,7 +204,7 @@ def test_engines_are_fetched_and_committed_again(remote, bundle, tmp_path):
     python.chmod(0o755)
     (tmp_path / "python.code").write_text("8")
     bundle.manifest.write_text("{}")
-    remote.push(bundle, "key", {}, DONE)
+    remote.push(bundle, "key", CheckpointIdentity(), DONE)
     shutil.rmtree(bundle.root)
     settings, work = EngineSettings(("build",), str(python), remote=remote.address), str(tmp_path / "work")
     outcome = run_task(Tasks(), work, "b", settings, Device("0", "L4"))

@@ -5,9 +5,9 @@ import shutil
 
 import pytest
 
-from vit_convert.core.bundle import Bundle, write_json
-from vit_convert.core.leftovers import built_from, remove_leftovers, remove_temporaries
-from vit_convert.core.manifest import FileRecord, Manifest, as_rows
+from vit_convert.core.bundle import Bundle, as_json, write_json
+from vit_convert.core.leftovers import SourceGraph, built_from, remove_leftovers, remove_temporaries
+from vit_convert.core.manifest import FileRecord, Manifest, StageRecord
 
 
 def write(bundle, name, data):
@@ -18,7 +18,7 @@ def write(bundle, name, data):
 
 
 def conclude(bundle, status="done", *names):
-    files = as_rows(FileRecord.of(bundle.root, bundle.root / name) for name in names)
+    files = [FileRecord.of(bundle.root, bundle.root / name).to_dict() for name in names]
     row = {"name": "export", "status": status, "key": "k", "result": {"passed": True}, "files": files}
     write_json(bundle.manifest, {"stages": [row]})
     return Manifest.read(bundle)
@@ -93,6 +93,28 @@ def test_a_manifest_of_another_form_names_nothing(bundle, rows):
     assert bundle.onnx() not in Manifest.read(bundle).files
 
 
+FILE = {"path": "model.onnx", "bytes": 7, "sha256": "ab", "stat": [1, 2, 3]}
+BEGUN = {"name": "export", "status": "running", "key": "k", "files": []}
+DONE = {**BEGUN, "status": "done", "files": [FILE], "result": {"summary": "s", "n": [1]}, "seconds": 1.5}
+FAILED = {**BEGUN, "status": "failed", "error": "why", "result": {}, "seconds": 0.5, "peak_rss_mib": 8.0}
+
+
+@pytest.mark.parametrize("row", [BEGUN, DONE, {**DONE, "peak_rss_mib": 8.0}, FAILED])
+def test_a_row_is_written_as_it_was_read_key_by_key(row):
+    assert as_json(StageRecord.read(row)) == as_json(row)
+
+
+@pytest.mark.parametrize("files", [None, 3, [3], [{"path": "model.onnx", "sha256": "ab"}], [{**FILE, "stat": [1]}]])
+def test_a_row_whose_files_have_another_form_is_read_without_them(files):
+    assert StageRecord.read({**DONE, "files": files}) == StageRecord.read({**DONE, "files": None})
+    assert StageRecord.read({**DONE, "files": files}).finished
+
+
+@pytest.mark.parametrize("row", [None, 3, [], {**DONE, "result": "fine"}, {**DONE, "status": 1}])
+def test_a_damaged_row_is_none(row):
+    assert StageRecord.read(row) is None
+
+
 def engine(bundle, name, graph, **hashes):
     plan = write(bundle, name, b"plan")
     write_json(f"{plan}.json", {"onnx": {"path": graph, **hashes}})
@@ -155,17 +177,17 @@ def test_leftovers_go_and_the_rest_stays(bundle):
 @pytest.mark.parametrize(
     ("onnx", "built"),
     [
-        ({"path": "a.onnx", "sha256": "1"}, {"name": "a.onnx", "hashes": {"sha256": "1"}}),
+        ({"path": "a.onnx", "sha256": "1"}, SourceGraph("a.onnx", {"sha256": "1"})),
         (
             {"path": "a.onnx", "sha256": "1", "data_sha256": "2"},
-            {"name": "a.onnx", "hashes": {"sha256": "1", "data_sha256": "2"}},
+            SourceGraph("a.onnx", {"sha256": "1", "data_sha256": "2"}),
         ),
         (
             {"path": "a.onnx", "sha256": "1", "data_sha256": "", "other": 3},
-            {"name": "a.onnx", "hashes": {"sha256": "1"}},
+            SourceGraph("a.onnx", {"sha256": "1"}),
         ),
         *(
-            (damaged, {})
+            (damaged, None)
             for damaged in (
                 None,
                 [],
@@ -179,11 +201,11 @@ def test_leftovers_go_and_the_rest_stays(bundle):
 )
 def test_the_graph_that_a_sidecar_names(bundle, onnx, built):
     plan = write(bundle, "engines/x/fp16.plan", b"plan")
-    assert built_from(plan) == {}
+    assert built_from(plan) is None
     write_json(f"{plan}.json", {"onnx": onnx})
     assert built_from(plan) == built
     write_json(f"{plan}.json", {})
-    assert built_from(plan) == {}
+    assert built_from(plan) is None
 
 
 def test_what_killed_runs_had_begun_goes(bundle):

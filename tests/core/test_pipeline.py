@@ -11,7 +11,7 @@ import pytest
 from vit_convert.core.bundle import Bundle, write_json
 from vit_convert.core.config import default_config
 from vit_convert.core.errors import CheckError, UsageError
-from vit_convert.core.manifest import Manifest
+from vit_convert.core.manifest import Manifest, StageRecord
 from vit_convert.core.pipeline import Context, Stage, run_stages
 from vit_convert.core.progress import Progress
 from vit_convert.core.record import StageResult
@@ -32,7 +32,7 @@ class Road:
         self.bundle.require_writable()
         self.inputs = {"a": 1, "b": 1, "c": 1}
         self.fails: dict[str, BaseException] = {}
-        self.rows: list[dict] = []
+        self.rows: list[StageRecord] = []
         self.writes: dict[str, str] = {}
         self.seen: dict[str, dict] = {}  # what the manifest said when a stage ran
 
@@ -66,7 +66,7 @@ class Road:
         try:
             run_stages(stages, self.context, self.rows, **options)
         finally:
-            self.statuses = {row["name"]: row["status"] for row in self.rows}
+            self.statuses = {row.name: row.status for row in self.rows}
         return self.statuses
 
 

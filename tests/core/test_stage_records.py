@@ -37,7 +37,7 @@ def run(tmp_path):
             default_config(), bundle, Progress(bundle.events, quiet=True), "python -m vit_convert --config=x.py"
         )
         run_stages(stages, context, rows)
-        return {row["name"]: row for row in rows}, bundle
+        return {row.name: row for row in rows}, bundle
 
     return run
 
@@ -60,11 +60,11 @@ def test_peak_memory_is_in_mib_and_each_stage_has_its_own(run):
 
     rows, _ = run(small=lambda: touch(1), large=lambda: touch(300), after=lambda: touch(2))
     # between the two readings the process does next to nothing: far less than the 2.4 % by which 1000 is not 1024
-    assert abs(rows["large"]["peak_rss_mib"] - peak[300]) < 4 < 0.024 * 300
+    assert abs(rows["large"].peak_rss_mib - peak[300]) < 4 < 0.024 * 300
     # other memory that it touches or frees meanwhile
-    assert abs(rows["large"]["peak_rss_mib"] - before[300] - 300) < 60
+    assert abs(rows["large"].peak_rss_mib - before[300] - 300) < 60
     for name, mib in (("small", 1), ("after", 2)):
-        assert abs(rows[name]["peak_rss_mib"] - before[mib]) < 60, name
+        assert abs(rows[name].peak_rss_mib - before[mib]) < 60, name
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_seconds_of_each_stage(run, monkeypatch):
         now[0] += seconds
 
     rows, bundle = run(quick=lambda: passes(0.0126), slow=lambda: passes(75.0621))
-    assert (rows["quick"]["seconds"], rows["slow"]["seconds"]) == (0.013, 75.062)
+    assert (rows["quick"].seconds, rows["slow"].seconds) == (0.013, 75.062)
     stages = {row["name"]: row for row in json.loads(bundle.manifest.read_text())["stages"]}
     ends = [event for event in map(json.loads, bundle.events.read_text().splitlines()) if event["event"] == "end"]
     for event in ends:

@@ -3,7 +3,7 @@
 import pathlib
 
 from vit_convert.core.bundle import Bundle, read_json, write_json
-from vit_convert.core.manifest import FileRecord, as_rows, records_of
+from vit_convert.core.manifest import FileRecord, StageRecord
 
 
 def as_left(path: pathlib.Path, *names: str) -> None:
@@ -15,13 +15,12 @@ def as_left(path: pathlib.Path, *names: str) -> None:
     """
     bundle = Bundle(path)
     manifest = read_json(bundle.manifest)
-    known = {record.path for row in manifest["stages"] for record in records_of(row) or []}
-    for row in manifest["stages"]:
-        records = records_of(row) or []
+    listed = [StageRecord.from_dict(row).files or () for row in manifest["stages"]]
+    known = {record.path for records in listed for record in records}
+    for row, records in zip(manifest["stages"], listed):
         new = [FileRecord.of(path, path / name) for name in names if name not in known and row["name"] == "export"]
-        row["files"] = as_rows(
-            [*(FileRecord.of(path, path / old.path) if old.path in names else old for old in records), *new]
-        )
+        kept = [FileRecord.of(path, path / old.path) if old.path in names else old for old in records]
+        row["files"] = [record.to_dict() for record in (*kept, *new)]
     write_json(bundle.manifest, manifest)
 
 

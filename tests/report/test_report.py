@@ -10,6 +10,7 @@ from vit_convert.core.benchmark_results import BenchmarkRow, Recommendation
 from vit_convert.core.bundle import Bundle
 from vit_convert.core.config import default_config
 from vit_convert.core.engine_results import EngineSummary, RecommendedEngine, Verification
+from vit_convert.core.manifest import StageRecord
 from vit_convert.core.pipeline import Context
 from vit_convert.core.progress import Progress
 from vit_convert.core.results import Results
@@ -60,7 +61,8 @@ def report(tmp_path):
         for name, result in results.items():
             context.results.put(name, getattr(Results, name).kind.from_dict(result))
         rows = [
-            {"name": f"s{i}", "status": status, "seconds": 1.5, "key": "k", **more} for i, status in enumerate(statuses)
+            StageRecord.from_dict({"name": f"s{i}", "status": status, "seconds": 1.5, "key": "k", **more})
+            for i, status in enumerate(statuses)
         ]
         returned = write_report(context, rows, command)
         found = json.loads(bundle.report.read_text())

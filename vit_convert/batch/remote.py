@@ -14,12 +14,11 @@ import pathlib
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
 from vit_convert.batch.outcome import Outcome
 from vit_convert.core.bundle import Bundle, as_json, hash_file
 from vit_convert.core.errors import PassingError, UsageError
-from vit_convert.core.record import Record, RecordError
+from vit_convert.core.record import Record, RecordError, optional
 
 COMMIT = "commit.json"
 _SCHEMA = "vit_convert.commit/1"
@@ -46,6 +45,25 @@ class StoredFile(Record):
 
 
 @dataclasses.dataclass(frozen=True)
+class CheckpointIdentity(Record):
+    """What identifies a checkpoint's content: of a file the first three, of a folder the fourth, otherwise the last.
+
+    Attributes:
+        bytes: its size.
+        mtime_ns: when it was changed.
+        sha256: of its content, in hex.
+        files: a hash of the names, sizes and times of a folder's files.
+        address: of a checkpoint that is not on this machine.
+    """
+
+    bytes: int | None = optional()
+    mtime_ns: int | None = optional()
+    sha256: str | None = optional()
+    files: str | None = optional()
+    address: str | None = optional()
+
+
+@dataclasses.dataclass(frozen=True)
 class Commit(Record):
     """What `commit.json` holds.
 
@@ -59,7 +77,7 @@ class Commit(Record):
 
     schema: str
     key: str
-    checkpoint: Mapping[str, Any]
+    checkpoint: CheckpointIdentity
     files: Mapping[str, StoredFile]
     outcome: Outcome
 
@@ -137,7 +155,7 @@ class Remote:
                     found[paths[path]] = commit
         return found
 
-    def push(self, bundle: Bundle, key: str, checkpoint: Mapping[str, Any], outcome: Outcome) -> None:
+    def push(self, bundle: Bundle, key: str, checkpoint: CheckpointIdentity, outcome: Outcome) -> None:
         """Uploads a bundle, and commits it when every file is there; files of an earlier one go, or stay if they are
         the same.
 

@@ -3,7 +3,7 @@
 import json
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import ml_collections
@@ -11,7 +11,7 @@ import ml_collections
 from vit_convert.batch.estimate import candidates
 from vit_convert.batch.job import Job
 from vit_convert.batch.outcome import Outcome
-from vit_convert.batch.remote import Commit, forget, remote_at
+from vit_convert.batch.remote import CheckpointIdentity, Commit, forget, remote_at
 from vit_convert.core.bundle import Bundle, as_json, hash_file, hash_value
 from vit_convert.core.config import as_plain
 from vit_convert.core.version import __version__
@@ -27,8 +27,8 @@ def key_of(config: ml_collections.ConfigDict, until: str) -> str:
     return hash_value([json.loads(as_json(as_plain(config))), until, __version__])
 
 
-def identity_of(checkpoint: str, folders: Sequence[str]) -> dict[str, Any]:
-    """What identifies a checkpoint's content: size, time and sum of a file, those of a folder's files, or its address.
+def identity_of(checkpoint: str, folders: Sequence[str]) -> CheckpointIdentity:
+    """What identifies a checkpoint's content.
 
     Args:
         checkpoint: as the config names it.
@@ -36,24 +36,24 @@ def identity_of(checkpoint: str, folders: Sequence[str]) -> dict[str, Any]:
     """
     path = next((path for path in candidates(checkpoint, folders) if os.path.exists(path)), "")
     if not path:
-        return {"address": checkpoint}
+        return CheckpointIdentity(address=checkpoint)
     if os.path.isdir(path):
-        return {"files": hash_value(sorted(_stamps(pathlib.Path(path))))}
-    return {**_stamp(path), "sha256": hash_file(path)}
+        return CheckpointIdentity(files=hash_value(sorted(_stamps(pathlib.Path(path)))))
+    return CheckpointIdentity(*_stamp(path), sha256=hash_file(path))
 
 
-def is_same(known: Mapping[str, Any], checkpoint: str, folders: Sequence[str]) -> bool:
+def is_same(known: CheckpointIdentity, checkpoint: str, folders: Sequence[str]) -> bool:
     """Whether a checkpoint has the content that `identity_of` found once; a file is read only if its time differs.
 
     An address that is not here is the same: it says what it is of.
     """
     path = next((path for path in candidates(checkpoint, folders) if os.path.isfile(path)), "")
-    if path and {key: known.get(key) for key in ("bytes", "mtime_ns")} == _stamp(path):
+    if path and (known.bytes, known.mtime_ns) == _stamp(path):
         return True
     now = identity_of(checkpoint, folders)
-    if "sha256" in now:
-        return bool(now["sha256"] == known.get("sha256"))
-    return now == known or ("address" in now and "sha256" in known)
+    if now.sha256:
+        return now.sha256 == known.sha256
+    return now == known or bool(now.address and known.sha256)
 
 
 def is_fresh(commit: Commit, job: Job, until: str, folders: Sequence[str]) -> bool:
@@ -77,12 +77,10 @@ def store(bundle: Bundle, address: str, job: Job, until: str, folders: Sequence[
     forget(bundle)
 
 
-def _stamp(path: str | os.PathLike[str]) -> dict[str, int]:
+def _stamp(path: str | os.PathLike[str]) -> tuple[int, int]:
     stat = os.stat(path)
-    return {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    return stat.st_size, stat.st_mtime_ns
 
 
 def _stamps(folder: pathlib.Path) -> list[list[Any]]:
-    return [
-        [file.relative_to(folder).as_posix(), *_stamp(file).values()] for file in folder.rglob("*") if file.is_file()
-    ]
+    return [[file.relative_to(folder).as_posix(), *_stamp(file)] for file in folder.rglob("*") if file.is_file()]

@@ -8,6 +8,29 @@ from vit_convert.core.roofline import Roofline
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class MeasuredEngine(Record):
+    """What is the same in all rows of one engine; `BenchmarkRow` has the same fields.
+
+    Attributes:
+        graph: that it was built from.
+        input: its type.
+        plan_bytes: its size.
+        build_seconds: wall time of its build.
+        engine_memory_mib: without its sessions.
+        int8_layers: products that run in int8, where that is known.
+        fused_attention: in words ("yes, fp16, 12 of 12"), where that is known.
+    """
+
+    graph: str
+    input: str
+    plan_bytes: int
+    build_seconds: float
+    engine_memory_mib: float
+    int8_layers: int | None = optional()
+    fused_attention: str | None = optional()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class BenchmarkRow(Record):
     """One measurement of one engine; percentiles are of all runs.
 

@@ -2,10 +2,11 @@
 one's."""
 
 import contextlib
+import dataclasses
 import os
 import pathlib
 import shutil
-from typing import Any
+from collections.abc import Mapping
 
 from vit_convert.core.bundle import Bundle, read_json
 from vit_convert.core.errors import ConvertError
@@ -98,13 +99,26 @@ def remove_leftovers(bundle: Bundle, files: Files) -> list[pathlib.Path]:
 def is_of(files: Files, bundle: Bundle, plan: pathlib.Path) -> bool:
     """Whether an engine was built from a graph of this conversion, by its sidecar."""
     graph = built_from(plan)
-    return bool(graph) and graph["hashes"] in [
-        files.graph_hashes(folder / graph["name"]) for folder in (bundle.root, bundle.lowerings)
+    return graph is not None and graph.hashes in [
+        files.graph_hashes(folder / graph.name) for folder in (bundle.root, bundle.lowerings)
     ]
 
 
-def built_from(plan: pathlib.Path) -> dict[str, Any]:
-    """The {"name", "hashes"} of the graph that an engine's sidecar names; {} if it names none."""
+@dataclasses.dataclass(frozen=True)
+class SourceGraph:
+    """The graph that an engine was built from.
+
+    Attributes:
+        name: of its file.
+        hashes: of the file and of its weights, as `Files.graph_hashes` gives them.
+    """
+
+    name: str
+    hashes: Mapping[str, str]
+
+
+def built_from(plan: pathlib.Path) -> SourceGraph | None:
+    """The graph that an engine's sidecar names; None if it names none."""
     record = read_json(plan.with_name(f"{plan.name}.json"))
     graph = record.get("onnx") if isinstance(record, dict) else None
     if (
@@ -112,8 +126,8 @@ def built_from(plan: pathlib.Path) -> dict[str, Any]:
         or not isinstance(graph.get("path"), str)
         or not isinstance(graph.get("sha256"), str)
     ):
-        return {}
-    return {"name": graph["path"], "hashes": {key: graph[key] for key in ("sha256", "data_sha256") if graph.get(key)}}
+        return None
+    return SourceGraph(graph["path"], {key: graph[key] for key in ("sha256", "data_sha256") if graph.get(key)})
 
 
 def _remove(path: pathlib.Path) -> None:

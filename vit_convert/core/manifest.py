@@ -4,16 +4,17 @@ import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from vit_convert.core.bundle import Bundle, hash_file, read_json
+from vit_convert.core.record import Record, RecordError, optional
 
 FINISHED = ("done", "fresh")  # of what a stage of another status left, nothing is known
 
 
 @dataclasses.dataclass(frozen=True)
-class FileRecord:
+class FileRecord(Record):
     """A file that a stage left, and how to recognise it.
 
     Attributes:
@@ -28,21 +29,15 @@ class FileRecord:
     sha256: str
     stat: tuple[int, int, int]
 
+    def __post_init__(self) -> None:
+        if not (self.path and self.sha256 and len(self.stat) == 3):
+            raise RecordError(f"FileRecord: {self.path!r} lacks its name, its sha256 or its times")
+
     @classmethod
     def of(cls, root: pathlib.Path, path: pathlib.Path) -> "FileRecord":
         """Describes a file of the bundle at `root` as it is now."""
         size, *stat = _stat(path)
         return cls(path.relative_to(root).as_posix(), size, hash_once(path), (stat[0], stat[1], stat[2]))
-
-    @classmethod
-    def from_dict(cls, value: Mapping[str, Any]) -> "FileRecord":
-        """Reads one entry of a manifest.
-
-        Raises:
-            KeyError, TypeError, ValueError: it is not an entry.
-        """
-        mtime, ctime, inode = map(int, value["stat"])
-        return cls(str(value["path"]), int(value["bytes"]), str(value["sha256"]), (mtime, ctime, inode))
 
     def found(self, root: pathlib.Path) -> "FileRecord | None":
         """The record of the file as it is now; None if it is missing or has other content. A copy has another
@@ -130,19 +125,59 @@ class Files:
 
 
 @dataclasses.dataclass(frozen=True)
+class StageRecord(Record):
+    """What the manifest says of one stage.
+
+    Attributes:
+        name: as `--until` calls it.
+        status: "done", "fresh", "failed", "running" (or killed while running) or "stale" (left by an earlier
+            conversion; whether it still holds is not known).
+        key: a hash of everything that its result depends on.
+        files: those that it left; None if another version listed them in another form.
+        error: why it failed.
+        result: the record that it returned, as JSON; {} if it failed before it had measured anything.
+        seconds: wall time.
+        peak_rss_mib: largest resident memory of the process while it ran.
+    """
+
+    name: str
+    status: str
+    key: str
+    files: tuple[FileRecord, ...] | None
+    error: str | None = optional()
+    result: Mapping[str, Any] | None = optional()
+    seconds: float | None = optional()
+    peak_rss_mib: float | None = optional()
+
+    @classmethod
+    def read(cls, row: Any) -> "StageRecord | None":
+        """Reads an entry of a manifest of this or another version; None if it is damaged."""
+        for found in (row, {**row, "files": None}) if isinstance(row, Mapping) else ():
+            try:
+                return cls.from_dict(found)
+            except RecordError:  # the files, or else the rest
+                continue
+        return None
+
+    @property
+    def finished(self) -> bool:
+        """Whether it did its work in this conversion."""
+        return self.status in FINISHED
+
+
+@dataclasses.dataclass(frozen=True)
 class Manifest:
     """What `manifest.json` holds.
 
     Attributes:
         root: the bundle's folder.
-        rows: by stage name, in order: status, key, result, files, …; the status is "done", "fresh", "failed", "running"
-            (or killed while running) or "stale" (left by an earlier conversion; whether it still holds is not known).
+        rows: by stage name, in order.
         command: the last command line that ran a stage.
         versions: of the packages that stages ran with.
     """
 
     root: pathlib.Path
-    rows: Mapping[str, Mapping[str, Any]]
+    rows: Mapping[str, StageRecord]
     command: str = ""
     versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
@@ -152,44 +187,32 @@ class Manifest:
         value = read_json(bundle.manifest)
         value = value if isinstance(value, dict) else {}
         listed = value.get("stages")
-        rows = [row for row in listed if isinstance(row, dict)] if isinstance(listed, list) else []
+        rows = filter(None, map(StageRecord.read, listed if isinstance(listed, list) else ()))
         versions = value.get("versions")
         return cls(
             bundle.root,
-            {str(row["name"]): row for row in rows if "name" in row},
+            {row.name: row for row in rows if row.name},
             str(value.get("command", "")),
             versions if isinstance(versions, dict) else {},
         )
 
     def finished(self, name: str) -> bool:
         """Whether a stage finished in this conversion."""
-        return self.rows.get(name, {}).get("status") in FINISHED
+        row = self.rows.get(name)
+        return row is not None and row.finished
 
     def result(self, name: str) -> dict[str, Any]:
         """What a stage returned, or had measured when it failed; {} for one that did not run in this conversion."""
-        row = self.rows.get(name, {})
-        return dict(row.get("result") or {}) if row.get("status") in (*FINISHED, "failed") else {}
+        row = self.rows.get(name)
+        return dict(row.result or {}) if row and (row.finished or row.status == "failed") else {}
 
     @property
     def files(self) -> Files:
         """The files that the finished stages left."""
-        finished = {name: records_of(row) for name, row in self.rows.items() if self.finished(name)}
-        found = {record.path: (record, name) for name, records in finished.items() for record in records or ()}
+        finished = [row for row in self.rows.values() if row.finished]
+        found = {record.path: (record, row.name) for row in finished for record in row.files or ()}
         return Files(
             self.root,
             {path: record for path, (record, _) in found.items()},
             {path: name for path, (_, name) in found.items()},
         )
-
-
-def records_of(row: Mapping[str, Any]) -> list[FileRecord] | None:
-    """The files that a row of a manifest names; None if it names none in this version's form."""
-    try:
-        return [FileRecord.from_dict(value) for value in row["files"]]
-    except (KeyError, TypeError, ValueError):
-        return None
-
-
-def as_rows(records: Iterable[FileRecord]) -> list[dict[str, Any]]:
-    """The files as a row of a manifest names them."""
-    return [dataclasses.asdict(record) for record in records]

@@ -6,7 +6,7 @@ import os
 import pathlib
 import resource
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import ml_collections
@@ -14,7 +14,7 @@ import ml_collections
 from vit_convert.core.bundle import Bundle, folder_errors, hash_value, write_json
 from vit_convert.core.errors import ConvertError, UsageError, nearest
 from vit_convert.core.leftovers import remove_leftovers
-from vit_convert.core.manifest import FINISHED, FileRecord, Manifest, as_rows, records_of
+from vit_convert.core.manifest import FINISHED, FileRecord, Manifest, StageRecord
 from vit_convert.core.progress import Progress, human_seconds
 from vit_convert.core.record import RecordError, StageResult
 from vit_convert.core.results import Results
@@ -82,7 +82,7 @@ class Stage:
 def run_stages(
     stages: list[Stage],
     context: Context,
-    rows: list[dict[str, Any]],
+    rows: list[StageRecord],
     *,
     until: str = "",
     force: bool = False,
@@ -97,8 +97,7 @@ def run_stages(
     Args:
         stages: in an order that respects `after`.
         context: shared by the stages.
-        rows: gets, per stage, {"name", "status": "done" | "fresh" | "failed", "seconds", "peak_rss_mib", "key",
-            "result", "files"}; also what was done before a failure.
+        rows: gets what the manifest says of each stage: "done", "fresh" or "failed"; also after a failure.
         until: name of the last stage to run; empty for all.
         force: run fresh stages too.
         begin: called once: before the first stage that runs touches anything, or at the end if all are fresh.
@@ -120,7 +119,7 @@ def run_stages(
             run.run(stage, key)
         else:
             rows.append(row)
-            context.results.put(stage.name, stage.result.from_dict(row["result"]))
+            context.results.put(stage.name, stage.result.from_dict(row.result or {}))
             context.progress.event("fresh", stage=stage.name)
     run.finish(stages[last + 1 :])
 
@@ -131,7 +130,7 @@ def all_fresh(stages: list[Stage], context: Context, *, until: str = "") -> bool
     Args:
         stages, context, until: as `run_stages` takes them.
     """
-    rows: list[dict[str, Any]] = []
+    rows: list[StageRecord] = []
     run = _Run(context, rows, lambda: None)
     for stage in stages:
         try:
@@ -139,7 +138,7 @@ def all_fresh(stages: list[Stage], context: Context, *, until: str = "") -> bool
                 if (row := run.fresh(stage, run.key(stage))) is None:
                     return False
                 rows.append(row)
-                context.results.put(stage.name, stage.result.from_dict(row["result"]))
+                context.results.put(stage.name, stage.result.from_dict(row.result or {}))
         except (ConvertError, KeyError, OSError):  # what is wrong is for a run to say
             return False
         if stage.name == until:
@@ -156,7 +155,7 @@ class _Run:
         begin: see `run_stages`.
     """
 
-    def __init__(self, context: Context, rows: list[dict[str, Any]], begin: Callable[[], None]):
+    def __init__(self, context: Context, rows: list[StageRecord], begin: Callable[[], None]):
         self._context, self._rows, self._begin = context, rows, begin
         manifest = Manifest.read(context.bundle)
         self._old, self._command, self._versions = dict(manifest.rows), manifest.command, dict(manifest.versions)
@@ -165,37 +164,32 @@ class _Run:
     def key(self, stage: Stage) -> str:
         """What a stage depends on, as a hash: its inputs, and of each stage before it the key and the content of its
         files."""
-        before = {row["name"]: _left(row) for row in self._rows if row["name"] in stage.after}
+        before = {row.name: _left(row) for row in self._rows if row.name in stage.after}
         return hash_value([stage.name, __version__, before, stage.inputs(self._context)])
 
-    def fresh(self, stage: Stage, key: str) -> dict[str, Any] | None:
+    def fresh(self, stage: Stage, key: str) -> StageRecord | None:
         """The row of a stage that need not run, with its files as they are now; None if it has to run."""
-        row = self._old.get(stage.name, {})
-        if (
-            row.get("status") not in (*FINISHED, "stale")
-            or row.get("key") != key
-            or not isinstance(row.get("result"), dict)
-        ):
+        row = self._old.get(stage.name)
+        if row is None or not _whole(row) or row.key != key or row.result is None or row.files is None:
             return None
         try:
-            stage.result.from_dict(row["result"])
+            stage.result.from_dict(row.result)
         except RecordError:  # by another version, or damaged
             return None
-        root, records = self._context.bundle.root, records_of(row)
-        if records is None or not all(path.is_file() for path in stage.companions(self._context)):
+        root = self._context.bundle.root
+        if not all(path.is_file() for path in stage.companions(self._context)):
             return None
-        found = [record.found(root) for record in records]
-        if None in found or not {record.path for record in records} <= {
+        found = [record.found(root) for record in row.files]
+        if None in found or not {record.path for record in row.files} <= {
             _relative(root, path) for path in stage.outputs(self._context)
         }:
             return None
-        return {**row, "status": "fresh", "files": as_rows(filter(None, found))}
+        return dataclasses.replace(row, status="fresh", files=tuple(filter(None, found)))
 
     def run(self, stage: Stage, key: str) -> None:
         """Runs a stage, and writes the manifest before and after."""
         context = self._context
-        row: dict[str, Any] = {"name": stage.name, "status": "running", "key": key, "files": []}
-        self._rows.append(row)
+        self._rows.append(StageRecord(stage.name, "running", key, ()))
         with folder_errors(context.bundle.root):
             if not self._begun:
                 context.bundle.report.unlink(missing_ok=True)  # it is of what changes now
@@ -210,38 +204,39 @@ class _Run:
         status = "failed"
         try:
             with folder_errors(context.bundle.root):
-                self._keep(row, stage.run(context))
+                result = stage.run(context)
+                self._keep(result)
                 paths = [path for path in dict.fromkeys(stage.outputs(context)) if path.is_file()]
-                row["files"] = as_rows(FileRecord.of(context.bundle.root, path) for path in paths)
+                self._change(files=tuple(FileRecord.of(context.bundle.root, path) for path in paths))
             status = "done"
         except BaseException as e:
-            row["error"] = f"{type(e).__name__}: {e}"
-            self._keep(row, e.result if isinstance(e, ConvertError) else None)
+            error = f"{type(e).__name__}: {e}"
+            self._change(error=error)
+            self._keep(e.result if isinstance(e, ConvertError) else None)
             if not isinstance(e, ConvertError | KeyboardInterrupt):
-                context.progress.event("crash", stage=stage.name, error=row["error"])
+                context.progress.event("crash", stage=stage.name, error=error)
             raise
         finally:
-            row["status"] = status
-            row["seconds"] = round(time.monotonic() - started, 3)
-            row["peak_rss_mib"] = round(_peak_rss_mib(), 1)
-            self._close(row)
-            context.progress.event(
-                "end", stage=stage.name, status=status, seconds=row["seconds"], peak_rss_mib=row["peak_rss_mib"]
-            )
-        context.progress.say(
-            f"{stage.name:<11} {human_seconds(row['seconds']):>9}   {row['result'].get('summary', '')}".rstrip()
-        )
+            seconds, peak = round(time.monotonic() - started, 3), round(_peak_rss_mib(), 1)
+            self._change(status=status, seconds=seconds, peak_rss_mib=peak)
+            self._close()
+            context.progress.event("end", stage=stage.name, status=status, seconds=seconds, peak_rss_mib=peak)
+        context.progress.say(f"{stage.name:<11} {human_seconds(seconds):>9}   {result.summary}".rstrip())
 
-    def _keep(self, row: dict[str, Any], result: StageResult | None) -> None:
-        row["result"] = result.to_dict() if result is not None else {}
+    def _change(self, **fields: Any) -> None:
+        """Says more of the stage that runs."""
+        self._rows[-1] = dataclasses.replace(self._rows[-1], **fields)
+
+    def _keep(self, result: StageResult | None) -> None:
+        self._change(result=result.to_dict() if result is not None else {})
         if result is not None:
-            self._context.results.put(row["name"], result)
+            self._context.results.put(self._rows[-1].name, result)
 
-    def _close(self, row: dict[str, Any]) -> None:
+    def _close(self) -> None:
         try:
             self._write()
         except BaseException:  # the manifest still says "running"
-            row["status"] = "failed"
+            self._change(status="failed")
             raise
 
     def finish(self, later: list[Stage]) -> None:
@@ -273,24 +268,24 @@ class _Run:
                 unknown.add(stage.name)
             else:
                 self._rows.append(row)
-                self._context.results.put(stage.name, stage.result.from_dict(row["result"]))
+                self._context.results.put(stage.name, stage.result.from_dict(row.result or {}))
 
-    def _write(self, kept: Iterable[dict[str, Any]] | None = None) -> None:
+    def _write(self, kept: Iterable[StageRecord] | None = None) -> None:
         """Writes the manifest: the rows decided so far, then those kept; None keeps all rows of an earlier run, as
         stale."""
         if kept is None:
-            names = {row["name"] for row in self._rows}
-            kept = [{**row, "status": "stale"} for name, row in self._old.items() if name not in names and _whole(row)]
+            old = [row for row in self._old.values() if row.name not in {row.name for row in self._rows}]
+            kept = [dataclasses.replace(row, status="stale") for row in old if _whole(row)]
         about = {"vit_convert": __version__, "command": self._command, "versions": {**self._versions, **_versions()}}
-        write_json(self._context.bundle.manifest, {**about, "stages": [*self._rows, *kept]})
+        write_json(self._context.bundle.manifest, {**about, "stages": [row.to_dict() for row in (*self._rows, *kept)]})
 
 
-def _whole(row: Mapping[str, Any]) -> bool:
-    return row.get("status") in (*FINISHED, "stale")
+def _whole(row: StageRecord) -> bool:
+    return row.status in (*FINISHED, "stale")
 
 
-def _left(row: Mapping[str, Any]) -> list[Any]:
-    return [row["key"], {file["path"]: file["sha256"] for file in row["files"]}]
+def _left(row: StageRecord) -> list[Any]:
+    return [row.key, {file.path: file.sha256 for file in row.files or ()}]
 
 
 def _relative(root: pathlib.Path, path: pathlib.Path) -> str:

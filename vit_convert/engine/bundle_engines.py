@@ -66,7 +66,7 @@ def require_conversion(bundle: Bundle, plan: pathlib.Path) -> None:
     graph = graph_in_sidecar(plan)
     if graph and bundle.manifest.exists() and not is_of(Manifest.read(bundle).files, bundle, plan):
         raise BuildError(
-            f"{plan}: built from another {graph['name']} ({graph['hashes']['sha256'][:12]}…) than this conversion's",
+            f"{plan}: built from another {graph.name} ({graph.hashes['sha256'][:12]}…) than this conversion's",
             fix="Convert to the end, and build again.",
         )
 

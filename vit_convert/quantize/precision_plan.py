@@ -6,7 +6,6 @@ import functools
 import math
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
 
 from vit_convert.core.bundle import read_json, write_json
 from vit_convert.core.check_results import Loss, PlanBudget, PlanImages, PlanLoss, PlannedUnit, PrecisionPlan
@@ -205,7 +204,7 @@ def write_plan(path: str | os.PathLike[str], plan: Plan, sensitivity: Sensitivit
         What was written.
     """
     units = {unit.name: unit for unit in sensitivity.units}
-    alone = {name: _numbers(found) for name, found in sensitivity.alone().items()}
+    alone = {name: Loss.part_of(found).to_dict() for name, found in sensitivity.alone().items()}
     num_weights = sum(unit.num_weights for unit in units.values())
     ranked = sorted(plan.costs, key=plan.costs.__getitem__)
     share = sum(units[name].num_weights for name in plan.units) / num_weights
@@ -217,18 +216,13 @@ def write_plan(path: str | os.PathLike[str], plan: Plan, sensitivity: Sensitivit
         budget=PlanBudget(
             cosine=budget.cosine, top1_drop_points=budget.top1_drop if sensitivity.record.labelled else None
         ),
-        measured=PlanLoss(**_numbers(plan.measured), share_of_weights=share),
-        fp32=Loss(**_numbers(sensitivity.judge([]))),
+        measured=PlanLoss(**Loss.part_of(plan.measured).to_dict(), share_of_weights=share),
+        fp32=Loss.part_of(sensitivity.judge([])),
         images=PlanImages(source=sensitivity.record.source, num_images=sensitivity.record.num_images),
         ranked=tuple(PlannedUnit(unit=name, cost=plan.costs[name], **alone.get(name, {})) for name in ranked),
     )
     write_json(path, record.to_dict())
     return record
-
-
-def _numbers(measured: Measured) -> dict[str, Any]:
-    """The fields of a `Loss`."""
-    return {field.name: getattr(measured, field.name) for field in dataclasses.fields(Loss)}
 
 
 def read_plan(path: str | os.PathLike[str], precision: str) -> list[str]:

@@ -1,5 +1,6 @@
 """One self-contained HTML page of one report or several side by side; from `report.json` alone."""
 
+import dataclasses
 import functools
 import json
 import os
@@ -116,19 +117,29 @@ def _whole(report: Report) -> Report:
     return {**empty, **{key: value for key, value in report.items() if value is not None}}
 
 
-def _engine_row(report: Report, engine: Mapping[str, Any]) -> dict[str, Any]:
-    """What the table of engines shows of one."""
+@dataclasses.dataclass(frozen=True)
+class _EngineRow:
+    """What the table of engines shows of one; top1 and cosine may be missing in its report."""
+
+    proof: str
+    top1: Any
+    cosine: Any
+    fused: str
+    recommended: bool
+
+
+def _engine_row(report: Report, engine: Mapping[str, Any]) -> _EngineRow:
     checks = (report.get("verify") or {}).get("engines") or {}
     found: Mapping[str, Any] = next((check for check in checks.values() if check.get("plan") == engine["path"]), {})
     proved = found.get("passed")
     fused = engine.get("fused_attention") or {}
-    return {
-        "proof": "not verified" if proved is None else "verified" if proved else "MISSED",
-        "top1": found.get("top1"),
-        "cosine": found.get("cosine"),
-        "fused": fused.get("text") or f"unknown: {engine.get('fused_attention_unknown', '')}",
-        "recommended": engine["path"] == (report.get("engine") or {}).get("path"),
-    }
+    return _EngineRow(
+        proof="not verified" if proved is None else "verified" if proved else "MISSED",
+        top1=found.get("top1"),
+        cosine=found.get("cosine"),
+        fused=fused.get("text") or f"unknown: {engine.get('fused_attention_unknown', '')}",
+        recommended=engine["path"] == (report.get("engine") or {}).get("path"),
+    )
 
 
 def _consistency(check: Mapping[str, Any]) -> str:

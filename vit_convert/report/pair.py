@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vit_convert.core.bundle import Bundle
-from vit_convert.core.manifest import FINISHED
+from vit_convert.core.manifest import StageRecord
 from vit_convert.core.pair import TOWERS, PairFacts
 from vit_convert.core.pipeline import Context
 from vit_convert.core.version import __version__
@@ -24,7 +24,7 @@ from vit_convert.report.record import (
 )
 
 
-def write_pair_report(context: Context, rows: Sequence[Mapping[str, Any]], command: Sequence[str]) -> PairReport:
+def write_pair_report(context: Context, rows: Sequence[StageRecord], command: Sequence[str]) -> PairReport:
     """Gathers what the towers and the pair's own stages found, and writes it.
 
     Args:
@@ -38,17 +38,17 @@ def write_pair_report(context: Context, rows: Sequence[Mapping[str, Any]], comma
     bundle, pair, similarity = context.bundle, context.results.get("pair"), context.results.get("similarity")
     towers = {tower: read_report(Bundle(bundle.root / tower)) or Report.from_dict({}) for tower in TOWERS}
     zero_shot = similarity.zero_shot if similarity else None
-    old = read(bundle, PairReport) if all(row["status"] == "fresh" for row in rows) else None
+    old = read(bundle, PairReport) if all(row.status == "fresh" for row in rows) else None
     report = PairReport(
         name=context.config.name,
         vit_convert=__version__,
         command=shlex.join(command),
         date=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        status="done" if all(row["status"] in FINISHED for row in rows) else "failed",
+        status="done" if all(row.finished for row in rows) else "failed",
         pair=PairFacts.part_of(pair) if pair else None,
         checkpoint=_checkpoint(towers),
         towers={tower: _in_short(tower, found) for tower, found in towers.items()},
-        stages=tuple(StageRow.from_dict(row) for row in rows),
+        stages=tuple(StageRow.of(row) for row in rows),
         similarity=Samples(source=similarity.source) if similarity else None,
         checks=similarity.checks if similarity else {},
         zero_shot=zero_shot,

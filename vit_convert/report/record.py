@@ -14,6 +14,7 @@ from vit_convert.core.bundle import Bundle, read_json, write_json
 from vit_convert.core.check_results import GraphCheck, LargestActivation, PlanResult, SensitivityResult, Verdict
 from vit_convert.core.engine_results import EngineSummary, RecommendedEngine, Verification
 from vit_convert.core.errors import UsageError
+from vit_convert.core.manifest import StageRecord
 from vit_convert.core.pair import PairFacts
 from vit_convert.core.pair_results import SimilarityCheck, ZeroShot
 from vit_convert.core.record import Record, RecordError, optional, section
@@ -39,6 +40,17 @@ class StageRow(Record):
     seconds: float
     peak_rss_mib: float
     error: str | None = optional()
+
+    @classmethod
+    def of(cls, row: StageRecord) -> "StageRow":
+        """What the report says of a stage that the manifest names."""
+        return cls(
+            name=row.name,
+            status=row.status,
+            seconds=row.seconds or 0.0,
+            peak_rss_mib=row.peak_rss_mib or 0.0,
+            error=row.error,
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

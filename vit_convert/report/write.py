@@ -4,12 +4,11 @@ import dataclasses
 import shlex
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from vit_convert.core.benchmark_results import Recommendation
 from vit_convert.core.check_results import GraphCheck
 from vit_convert.core.engine_results import Proof
-from vit_convert.core.manifest import FINISHED
+from vit_convert.core.manifest import StageRecord
 from vit_convert.core.pipeline import Context
 from vit_convert.core.recommend import Evidence, engine_of, recommend_unmeasured
 from vit_convert.core.results import Results
@@ -18,7 +17,7 @@ from vit_convert.core.version import __version__
 from vit_convert.report.record import Report, StageRow, read_report, write
 
 
-def write_report(context: Context, rows: Sequence[Mapping[str, Any]], command: Sequence[str]) -> Report:
+def write_report(context: Context, rows: Sequence[StageRecord], command: Sequence[str]) -> Report:
     """Gathers what the stages returned and writes `report.json`.
 
     Args:
@@ -36,7 +35,7 @@ def write_report(context: Context, rows: Sequence[Mapping[str, Any]], command: S
     return report
 
 
-def make_report(context: Context, rows: Sequence[Mapping[str, Any]], command: Sequence[str]) -> Report:
+def make_report(context: Context, rows: Sequence[StageRecord], command: Sequence[str]) -> Report:
     """The report of a conversion, made only of what its stages returned."""
     results = context.results
     quantized, calibrated, exported = results.get("quantize"), results.get("calibrate"), results.get("export")
@@ -53,9 +52,9 @@ def make_report(context: Context, rows: Sequence[Mapping[str, Any]], command: Se
         vit_convert=__version__,
         command=shlex.join(command),
         date=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        status="done" if all(row["status"] in FINISHED for row in rows) else "failed",
+        status="done" if all(row.finished for row in rows) else "failed",
         checkpoint=Checkpoint.part_of(results.checkpoint) if results.get("checkpoint") else None,
-        stages=tuple(StageRow.from_dict(row) for row in rows),
+        stages=tuple(StageRow.of(row) for row in rows),
         onnx=OnnxGraph.part_of(exported) if exported else None,
         reference=Reference.part_of(results.reference) if results.get("reference") else None,
         check=next(iter(checks.values()), None),

@@ -1,5 +1,6 @@
 """One self-contained HTML page of a whole batch; from `batch.json` alone."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -99,7 +100,20 @@ def _name(job: Job) -> str:
     return f"{job['figures']['family']} {job['figures']['variant']}"
 
 
-def _models(jobs: Sequence[Job]) -> list[dict[str, Any]]:
+@dataclasses.dataclass(frozen=True)
+class _ModelRow:
+    """What the table of models shows of one: means and extremes over the jobs that converted it."""
+
+    name: str
+    num_params: int
+    jobs: int
+    seconds: float | None
+    peak_rss_mib: float
+    cosines: Mapping[str, float]
+    images_per_second: Mapping[str, float]
+
+
+def _models(jobs: Sequence[Job]) -> list[_ModelRow]:
     """A row for each model of which a bundle is whole, the smallest first."""
     kinds: dict[tuple[int, str], list[Job]] = {}
     for job in jobs:
@@ -110,15 +124,15 @@ def _models(jobs: Sequence[Job]) -> list[dict[str, Any]]:
         seconds = [job["seconds"] for job in of_kind if job["seconds"]]
         cosines = _cosines(of_kind)
         rows.append(
-            {
-                "name": name,
-                "num_params": params,
-                "jobs": len(of_kind),
-                "seconds": sum(seconds) / len(seconds) if seconds else None,
-                "peak_rss_mib": max(job["peak_rss_mib"] for job in of_kind),
-                "cosines": {precision: min(values) for precision, values in cosines.items()},
-                "images_per_second": {gpu: max(values) for gpu, values in _speeds(of_kind).items()},
-            }
+            _ModelRow(
+                name=name,
+                num_params=params,
+                jobs=len(of_kind),
+                seconds=sum(seconds) / len(seconds) if seconds else None,
+                peak_rss_mib=max(job["peak_rss_mib"] for job in of_kind),
+                cosines={precision: min(values) for precision, values in cosines.items()},
+                images_per_second={gpu: max(values) for gpu, values in _speeds(of_kind).items()},
+            )
         )
     return rows
 

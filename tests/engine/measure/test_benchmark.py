@@ -9,7 +9,7 @@ import simulated_gpu
 from engine_graphs import IMAGE
 from reconverted import as_left
 
-from vit_convert.core.benchmark_results import BenchmarkRow, TransferShare
+from vit_convert.core.benchmark_results import BenchmarkRow, MeasuredEngine, TransferShare
 from vit_convert.core.bundle import Bundle, read_json, write_json
 from vit_convert.core.engine_results import EngineCheck
 from vit_convert.core.errors import BenchmarkError, BuildError
@@ -33,13 +33,9 @@ from vit_convert.engine.runtime.engine import Engine
 from vit_convert.engine.runtime.session import Session
 
 QUIET = Progress(quiet=True)
-ABOUT = {
-    "graph": "model.fp16.onnx",
-    "input": "float32",
-    "plan_bytes": 10,
-    "build_seconds": 1.5,
-    "engine_memory_mib": 100.0,
-}
+ABOUT = MeasuredEngine(
+    graph="model.fp16.onnx", input="float32", plan_bytes=10, build_seconds=1.5, engine_memory_mib=100.0
+)
 PASSED = EngineCheck.from_dict({"passed": True})
 # What report.json promises of each row.
 PROMISED = {"precision", "batch", "streams", "images_per_second", "p50_ms", "p95_ms", "p99_ms", "gpu_memory_mib"}

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from vit_convert.core.benchmark_results import BenchmarkRow, SkippedCase
+from vit_convert.core.benchmark_results import BenchmarkRow, MeasuredEngine, SkippedCase
 from vit_convert.core.errors import BenchmarkError, ConvertError
 from vit_convert.core.progress import Progress
 from vit_convert.core.recommend import RESIDENT
@@ -145,18 +145,18 @@ def _results(
     return rows, [SkippedCase(**dataclasses.asdict(case), reason=reason) for case, reason in skipped.items()]
 
 
-def _about(engine: Engine) -> dict[str, Any]:
+def _about(engine: Engine) -> MeasuredEngine:
     summary = engine.record.summary
     fused = summary.fused_attention if summary else None
-    told = {"int8_layers": summary.int8_layers if summary else None, "fused_attention": fused.text if fused else None}
-    return {
-        "graph": pathlib.Path(engine.record.onnx.path).name,
-        "input": engine.leading.dtype.name,
-        "plan_bytes": engine.record.plan.bytes,
-        "build_seconds": engine.record.build_seconds,
-        "engine_memory_mib": round(engine.memory_bytes / _MIB, 1),
-        **{key: value for key, value in told.items() if value is not None},
-    }
+    return MeasuredEngine(
+        graph=pathlib.Path(engine.record.onnx.path).name,
+        input=engine.leading.dtype.name,
+        plan_bytes=engine.record.plan.bytes,
+        build_seconds=engine.record.build_seconds,
+        engine_memory_mib=round(engine.memory_bytes / _MIB, 1),
+        int8_layers=summary.int8_layers if summary else None,
+        fused_attention=fused.text if fused else None,
+    )
 
 
 def _run_case(engine: Engine, case: Case, seconds: float, warmup_seconds: float, monitor: Monitor) -> Pass:
@@ -200,15 +200,13 @@ def shape_to_measure(engine: Engine, batch: int) -> Shape:
     return shape
 
 
-def summarise_case(case: Case, passes: Sequence[Pass], about: Mapping[str, Any]) -> BenchmarkRow:
+def summarise_case(case: Case, passes: Sequence[Pass], about: MeasuredEngine) -> BenchmarkRow:
     """Makes one row.
 
     Args:
         case: what was measured.
         passes: one or two of them.
-        about: what is the same for all rows of the engine: graph (that it was built from), input (its type),
-            plan_bytes, build_seconds, engine_memory_mib, and where they are known int8_layers and fused_attention
-            ("yes, fp16, 12 of 12").
+        about: what is the same for all rows of the engine.
 
     Returns:
         The row; gpu_memory_mib is the peak: engine and sessions, which allocate nothing while they run.
@@ -218,12 +216,9 @@ def summarise_case(case: Case, passes: Sequence[Pass], about: Mapping[str, Any])
     wall = np.concatenate([found.latency.wall_ms for found in passes])
     gpu = np.concatenate([found.latency.gpu_ms for found in passes])
     context_mib = max(found.context_bytes for found in passes) / _MIB
-    measured: dict[str, Any] = {
-        **about,
-        **_percentiles(wall, ""),
-        **_percentiles(gpu, "gpu_"),
-        **merge_summaries([found.gpu for found in passes]),
-    }
+    p50, p95, p99 = _percentiles(wall)
+    gpu_p50, gpu_p95, gpu_p99 = _percentiles(gpu)
+    clocks: Mapping[str, Any] = merge_summaries([found.gpu for found in passes])
     return BenchmarkRow(
         precision=case.precision,
         batch=case.batch,
@@ -233,15 +228,22 @@ def summarise_case(case: Case, passes: Sequence[Pass], about: Mapping[str, Any])
         why_no_graph=passes[0].why_no_graph or None if case.cuda_graph else None,
         images_per_second=round(mean, 1),
         noise_percent=round(100 * (max(rates) - min(rates)) / mean, 2) if len(rates) > 1 else None,
+        p50_ms=p50,
+        p95_ms=p95,
+        p99_ms=p99,
+        gpu_p50_ms=gpu_p50,
+        gpu_p95_ms=gpu_p95,
+        gpu_p99_ms=gpu_p99,
         runs=len(wall),
-        gpu_memory_mib=round(about["engine_memory_mib"] + context_mib, 1),
+        gpu_memory_mib=round(about.engine_memory_mib + context_mib, 1),
         context_memory_mib=round(context_mib, 1),
-        **measured,
+        **about.to_dict(),
+        **clocks,
     )
 
 
-def _percentiles(milliseconds: np.ndarray, prefix: str) -> dict[str, float]:
-    return {f"{prefix}p{q}_ms": round(float(np.percentile(milliseconds, q)), 4) for q in (50, 95, 99)}
+def _percentiles(milliseconds: np.ndarray) -> list[float]:
+    return [round(float(np.percentile(milliseconds, q)), 4) for q in (50, 95, 99)]
 
 
 def rows_table(rows: Sequence[BenchmarkRow]) -> str:

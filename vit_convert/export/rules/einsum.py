@@ -1,7 +1,7 @@
 """Einsums that jax2onnx leaves behind (`x @ w`, jnp.einsum) become MatMuls, which TensorRT plans far better."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import onnx_ir as ir
@@ -9,6 +9,7 @@ import onnx_ir as ir
 from vit_convert.export.rules.rule import Decline, Rule, reshape_target, static_shape
 
 Shape = Sequence[int | ir.SymbolicDim]
+Sizes = Mapping[str, int | ir.SymbolicDim]  # by label
 
 
 def terms(value: ir.Value) -> tuple[str, str, str]:
@@ -106,33 +107,34 @@ def _turn(labels: str, wanted: list[str]) -> list[int] | None:
     return None if perm == sorted(perm) else perm
 
 
-def _dims(labels: Sequence[str], size: dict[str, Any]) -> list[Any]:
+def _dims(labels: Sequence[str], size: Sizes) -> list[Any]:
     return [size[label] for label in labels]
 
 
-def _product(labels: Sequence[str], size: dict[str, Any]) -> int:
+def _product(labels: Sequence[str], size: Sizes) -> int:
     total = 1
     for label in labels:
-        if not isinstance(size[label], int):
+        side = size[label]
+        if not isinstance(side, int):
             raise Decline(f"the merged axis {label} is dynamic")
-        total *= size[label]
+        total *= side
     return total
 
 
-def _merge(lead: list[str], summed: list[str], size: dict[str, Any]) -> list[int] | None:
+def _merge(lead: list[str], summed: list[str], size: Sizes) -> list[int] | None:
     if len(summed) == 1:
         return None
     return reshape_target(_dims([*lead, *summed], size), [*_dims(lead, size), _product(summed, size)])
 
 
-def _merge_right(batch: list[str], summed: list[str], columns: list[str], size: dict[str, Any]) -> list[int] | None:
+def _merge_right(batch: list[str], summed: list[str], columns: list[str], size: Sizes) -> list[int] | None:
     if len(summed) == 1 and len(columns) == 1:
         return None
     target = [*_dims(batch, size), _product(summed, size), _product(columns, size)]
     return reshape_target(_dims([*batch, *summed, *columns], size), target)
 
 
-def _split(lead: list[str], columns: list[str], size: dict[str, Any]) -> list[int] | None:
+def _split(lead: list[str], columns: list[str], size: Sizes) -> list[int] | None:
     if len(columns) == 1:
         return None
     return reshape_target([*_dims(lead, size), _product(columns, size)], _dims([*lead, *columns], size))

@@ -18,6 +18,7 @@ from vit_convert.families.user.outputs import choose, named, without_copies
 from vit_convert.families.user.widen import in_float32, other_floats
 
 INPUT = "images"
+Shapes = dict[str, jax.ShapeDtypeStruct]  # of outputs, by name
 _CONSTANT = re.compile(r"constant_\d+")  # what the export calls constants
 _BATCHES = (1, 3)  # whose results may differ only in their first axis
 
@@ -109,13 +110,11 @@ def user_model(
     )
 
 
-def _try(
-    call: Call, function_of: Any, params: Arrays, shapes: Mapping[int, Any]
-) -> tuple[dict[int, dict[str, Any]], Any]:
+def _try(call: Call, function_of: Any, params: Arrays, shapes: Mapping[int, Any]) -> tuple[dict[int, Shapes], Any]:
     """The outputs' shapes at each batch size, and the function that has them: as called, or with its layers told that
     nothing trains."""
 
-    def described(function: Any) -> dict[int, dict[str, Any]]:
+    def described(function: Any) -> dict[int, Shapes]:
         return {batch: jax.eval_shape(function, params, images) for batch, images in shapes.items()}
 
     function = function_of(call.run)
