@@ -30,20 +30,20 @@ from vit_convert.stages import stages
 _STAGES = [stage.name for stage in stages()]
 _PROGRAM = Program(__doc__, when_interrupted="finished stages are kept, the same command continues", takes_config=True)
 _FLAGS = _PROGRAM.flags
-flags.DEFINE_string("workdir", "out", "Folder that gets one sub-folder per conversion.", flag_values=_FLAGS)
+flags.DEFINE_string("workdir", "out", "Folder in which each conversion gets a sub-folder.", flag_values=_FLAGS)
 flags.DEFINE_multi_string(
     "checkpoints",
     [],
-    "Folder in which checkpoints are looked for before checkpoints/, and to which they are fetched; may be repeated.",
+    "Folder searched for checkpoints before checkpoints/, and into which they are downloaded; may be repeated.",
     flag_values=_FLAGS,
 )
 flags.DEFINE_string("until", "", f"Last stage to run: {', '.join(_STAGES[:-1])} or {_STAGES[-1]}.", flag_values=_FLAGS)
 flags.DEFINE_bool("force", False, "Redo stages that are fresh.", flag_values=_FLAGS)
 flags.DEFINE_bool(
-    "page", True, "Write report.html too, where matplotlib and jinja2 are installed: a second or two.",
+    "page", True, "Also write report.html, if matplotlib and jinja2 are installed; takes a second or two.",
     flag_values=_FLAGS,
 )  # fmt: skip
-flags.DEFINE_bool("quiet", False, "Print nothing but errors.", flag_values=_FLAGS)
+flags.DEFINE_bool("quiet", False, "Print only errors.", flag_values=_FLAGS)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -89,14 +89,14 @@ def parse_config(argv: Sequence[str]) -> tuple[Any, list[str]]:
         argv: arguments, the program's name first.
 
     Returns:
-        The full, locked, checked config, and the arguments that are left.
+        The full, locked, checked config, and the remaining arguments.
 
     Raises:
-        UsageError: no config, an unreadable one, an unknown key or a bad value.
+        UsageError: the config is missing or unreadable, a key is unknown, or a value is bad.
     """
     path, others = split_config(argv[1:])
     if not path:
-        raise UsageError("no --config given", fix="For example --config vit_b32.py; --help tells more.")
+        raise UsageError("no --config given", fix="For example --config vit_b32.py; see --help.")
     path, argument = split_argument(path)
     found = find_config(path)
     name = pathlib.Path(found).stem + (re.sub(r"[^\w.+-]+", "_", f"_{argument}") if argument else "")
@@ -109,13 +109,13 @@ def parse_config(argv: Sequence[str]) -> tuple[Any, list[str]]:
 
 def run() -> None:
     """Entry point of the installed command."""
-    # what JAX and ONNX load stays: looking through it for cycles took a quarter of the imports' time
+    # What JAX and ONNX load is never freed; searching it for reference cycles took a quarter of the import time,
     gc.set_threshold(50_000)
     code = main(sys.argv)
-    gc.freeze()  # and at the exit half a second
+    gc.freeze()  # and half a second at exit.
     if code == INTERRUPTED:
-        # Python remembers an interrupt that passed through exec() of a string, as imports do, and would end itself by
-        # the signal.
+        # Python remembers an interrupt that passed through exec() of a string, as in imports, and would kill itself
+        # with the signal.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -7,7 +7,7 @@ from vit_convert.core.errors import UsageError, nearest
 
 
 def published_config(name: str) -> ml_collections.ConfigDict:
-    """The config of a public checkpoint, which is looked for in `checkpoints/`, and fetched there if it is not found.
+    """The config of a public checkpoint, which is downloaded to `checkpoints/` unless it is there already.
 
     Args:
         name: from `vit_convert/checkpoint/published.py`: "B/32", also written "ViT-B_32"; "bv_s16_i1k".
@@ -36,7 +36,7 @@ def published_config(name: str) -> ml_collections.ConfigDict:
     if published.stores_positions:
         config.variant = name
     else:
-        config.image_size = published.image_size  # the file stores no table that would tell
+        config.image_size = published.image_size  # the file stores no position table from which to infer it
     if published.zero_head:
         config.outputs = "features"
     return config

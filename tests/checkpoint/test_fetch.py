@@ -99,7 +99,7 @@ def test_reply_of_another_range(bucket, tmp_path, part, monkeypatch):
     part.write_bytes(DATA[:10])
     said = fetching._Reply(100, len(DATA), "")
     monkeypatch.setattr(fetching._Reply, "of", lambda reply: said)
-    with pytest.raises(CheckpointError, match="bytes from 100 on were sent, from 10 on were asked for"):
+    with pytest.raises(CheckpointError, match="bytes from 100 on were sent, but from 10 on requested"):
         fetch(ADDRESS, tmp_path)
     assert part.read_bytes() == DATA[:10]
 

@@ -68,7 +68,7 @@ def test_file_of_that_name_and_another_size_is_passed_over(folder, capsys, size)
     with pytest.raises(CheckpointError, match=f"{ADDRESS}: cannot be fetched"):
         find_checkpoint(ADDRESS, progress=Progress())
     assert (
-        f"checkpoints/ViT.npz has {human_bytes(size)}, {ADDRESS} 1.5 MiB: it is another one, or a part"
+        f"checkpoints/ViT.npz has {human_bytes(size)}, {ADDRESS} 1.5 MiB: it is another file, or incomplete"
         in capsys.readouterr().err
     )
     write(folder / local_name(ADDRESS))

@@ -152,7 +152,7 @@ def test_a_part_of_which_nobody_says_where_it_begins(server, tmp_path, part, sai
     server.replies = [Reply(DATA[10:], 206, Content_Range=said) for _ in range(3)]
     with pytest.raises(CheckpointError) as error:
         fetch(ADDRESS, tmp_path)
-    assert f"stopped at 10 bytes (a part was sent, and not said which ({said}))" in str(error.value)
+    assert f"stopped at 10 bytes (the server sent a part without saying which ({said}))" in str(error.value)
     assert part.read_bytes() == DATA[:10]
 
 

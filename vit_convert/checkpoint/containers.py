@@ -23,8 +23,8 @@ from vit_convert.core.errors import CheckpointError
 from vit_convert.core.npy_header import read_npy_header
 from vit_convert.core.zip_member import UNREADABLE, FileState, data_offset, open_member
 
-_CHUNK_BYTES = 1 << 20  # stays in a core's cache between the checksum and the scan
-_RESIDENT_BYTES = 1 << 28  # of a mapped file, after which its pages are given back
+_CHUNK_BYTES = 1 << 20  # so that it stays in a core's cache between the checksum and the scan
+_RESIDENT_BYTES = 1 << 28  # bytes of a mapped file after which its pages are released
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 _SAFETENSORS_DTYPES = {
     "F64": np.dtype("<f8"),
@@ -49,7 +49,8 @@ class Leaf:
         shape: its shape.
         dtype: its dtype on disk.
         read: returns the array: a view of the file, or the inflated array.
-        open: for a zip member, returns a stream at its first value, which checks the member's checksum at its end.
+        open: for a zip member, returns a stream that starts at its first value and verifies the member's checksum at
+            its end.
         fortran: values are stored in column-major order.
     """
 
@@ -70,7 +71,7 @@ class Leaf:
         return Leaf(self.name + suffix, shape, self.dtype, lambda: change(self.read()))
 
     def as_float32(self) -> "Leaf":
-        """This leaf in float32: itself where it is already, otherwise converted each time it is read."""
+        """This leaf in float32: itself if it already is, otherwise converted each time it is read."""
         if self.dtype == np.float32:
             return self
         return Leaf(self.name, self.shape, np.dtype(np.float32), lambda: self.read().astype(np.float32))
@@ -80,7 +81,7 @@ class Leaves(Mapping[str, np.ndarray]):
     """A mapping of names to arrays that are read on access.
 
     Args:
-        leaves: the leaves by name; `leaves[name].shape` tells a shape without reading the array.
+        leaves: the leaves by name; `leaves[name].shape` gives a shape without reading the array.
     """
 
     def __init__(self, leaves: Mapping[str, Leaf]):
@@ -97,9 +98,9 @@ class Leaves(Mapping[str, np.ndarray]):
 
 
 class _Mapped:
-    """A memory-mapped file whose pages do not pile up in this process's resident memory.
+    """A memory-mapped file whose pages do not accumulate in this process's resident memory.
 
-    Giving pages back costs nothing but a fault when they are read again: they stay in the system's cache.
+    Releasing pages costs no more than a page fault when they are read again: they stay in the system's cache.
     """
 
     def __init__(self, file: IO[bytes]):
@@ -149,7 +150,7 @@ def read_container(path: str | os.PathLike[str]) -> Leaves:
             f"{path}: a folder (a tensorstore or Orbax checkpoint?), not a file",
             fix="Export its parameters to one .npz file.",
         )
-    if os.path.exists(path) and not os.path.isfile(path):  # a device or a pipe, of which reading may have no end
+    if os.path.exists(path) and not os.path.isfile(path):  # a device or a pipe, which may never end
         raise CheckpointError(f"{path}: not a regular file", fix="Give an .npz, .safetensors or .msgpack checkpoint.")
     with _opened(path) as file:
         start = file.read(9)
@@ -176,8 +177,8 @@ def _opened(path: pathlib.Path) -> Iterator[IO[bytes]]:
     with contextlib.ExitStack() as stack:
         try:
             file = stack.enter_context(open(path, "rb"))
-            file.peek(1)  # what opens need not be readable
-        except (OSError, ValueError) as e:  # the latter of a path with a zero byte in it
+            file.peek(1)  # a file that opens need not be readable
+        except (OSError, ValueError) as e:  # the latter if the path contains a zero byte
             raise CheckpointError(
                 f"{path}: cannot be read ({getattr(e, 'strerror', None) or e})",
                 fix="Check the path, or give a https:// or gs:// address.",
@@ -190,7 +191,7 @@ def verify(path: str | os.PathLike[str], leaves: Iterable[Leaf]) -> None:
 
     Args:
         path: the file, for messages.
-        leaves: leaves as `read_container` gave them. Memory used: one small buffer for each thread.
+        leaves: leaves from `read_container`. Uses one small buffer per thread.
 
     Raises:
         CheckpointError: a checksum is wrong, or a value is NaN, infinite or beyond float32; names the leaf and the
@@ -238,7 +239,7 @@ def _chunks(leaf: Leaf) -> Iterator[np.ndarray]:
         step = _CHUNK_BYTES // leaf.dtype.itemsize
         yield from (flat[i : i + step] for i in range(0, flat.size, step))
         return
-    # Through the stream, not the mapping: the scanned pages stay out of this process's resident memory.
+    # Through the stream, not the mapping, so that scanned pages do not become resident.
     with leaf.open() as stream:
         while chunk := stream.read(_CHUNK_BYTES):
             yield np.frombuffer(chunk, leaf.dtype)
@@ -271,15 +272,14 @@ def _npz_leaves(path: pathlib.Path, file: IO[bytes], members: list[zipfile.ZipIn
 
 
 def _was_added(member: zipfile.ZipInfo) -> bool:
-    """Whether a person's unpacking and zipping again put it there: a folder's own entry, or what macOS leaves in
-    folders."""
+    """Whether unpacking and zipping by hand put it there: a folder's own entry, or one of macOS's hidden files."""
     parts = member.filename.split("/")
     is_folder = member.filename.endswith("/") and not member.file_size
     return is_folder or parts[0] == "__MACOSX" or parts[-1] == ".DS_Store" or parts[-1].startswith("._")
 
 
 def _npz_leaf(path: pathlib.Path, file: IO[bytes], member: zipfile.ZipInfo, name: str, mapped: _Mapped) -> Leaf:
-    state = FileState.of(file.fileno())  # each reader opens the file again: threads must not share a handle
+    state = FileState.of(file.fileno())  # each reader opens the file anew, because threads must not share a handle
     try:
         with open_member(path, member, state) as stream:
             shape, fortran, dtype = read_npy_header(stream)
@@ -367,7 +367,7 @@ def _msgpack_leaves(path: pathlib.Path, file: IO[bytes]) -> dict[str, Leaf]:
 
 
 def _gathered(mapped: _Mapped, stored: Stored) -> np.ndarray:
-    """A view of an array; of one that was cut, a copy."""
+    """A view of an array, or a copy if the file stores it in pieces."""
     if len(stored.pieces) == 1:
         return mapped.array(stored.shape, stored.dtype, stored.pieces[0][0])
     pieces = [mapped.array((count,), stored.dtype, offset) for offset, count in stored.pieces]

@@ -1,4 +1,4 @@
-"""Random checkpoints, whatever the family: seeded values for a leaf's name, and files written leaf by leaf."""
+"""Random checkpoints of any family: values seeded by a leaf's name, and files written leaf by leaf."""
 
 import json
 import math
@@ -27,8 +27,8 @@ def normal(seed: int, name: str, shape: Shape) -> np.ndarray:
 
 
 def draw(seed: int, name: str, shape: Shape) -> np.ndarray:
-    """One canonical parameter: kernels of variance 1/inputs, norm scales near 1, biases small; so that every part shows
-    in the logits.
+    """One canonical parameter: kernels of variance 1/inputs, norm scales near 1, biases small, so that every part
+    affects the logits.
 
     Args:
         seed: of the checkpoint.

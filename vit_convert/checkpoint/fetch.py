@@ -22,29 +22,30 @@ from vit_convert.core.errors import CheckpointError, NetworkError
 from vit_convert.core.progress import Progress, human_bytes
 
 _GCS = "https://storage.googleapis.com"
-_EMULATOR = "STORAGE_EMULATOR_HOST"  # Google's own name for what stands in for Cloud Storage: a mirror, a test server
-_ATTEMPTS = 3  # in a row that bring nothing
-_PAUSE_S = 1.0  # between those
+_EMULATOR = "STORAGE_EMULATOR_HOST"  # Google's own name for a substitute for Cloud Storage: a mirror or test server
+_ATTEMPTS = 3  # consecutive attempts that bring nothing
+_PAUSE_S = 1.0  # between attempts
 _CHUNK_BYTES = 1 << 20
-_SILENCE_S = 60  # a server that sends nothing for so long is gone
-_PASSING = (408, 429, 500, 502, 503, 504)  # statuses that another try may not get
-_NOT_SATISFIABLE = 416  # there is nothing from that byte on
+_SILENCE_S = 60  # a server that sends nothing for this long is gone
+_PASSING = (408, 429, 500, 502, 503, 504)  # statuses worth another try
+_NOT_SATISFIABLE = 416  # the file has no such byte
 
 
 def is_address(path: str | os.PathLike[str]) -> bool:
-    """Whether `fetch` is meant: `https://`, `http://` or `gs://`."""
+    """Whether this is an address to `fetch`: `https://`, `http://` or `gs://`."""
     return os.fspath(path).startswith(("https://", "http://", "gs://"))
 
 
 def local_name(address: str) -> str:
-    """What an address is kept as: base name and eight digits of its hash, because ViT-B_16.npz lies in several public
-    folders."""
+    """The file name for an address: its base name and eight digits of its hash, because several public folders hold a
+    ViT-B_16.npz.
+    """
     name = pathlib.PurePosixPath(urllib.parse.unquote(urllib.parse.urlsplit(address).path))
     return f"{name.stem}-{hashlib.sha256(address.encode()).hexdigest()[:8]}{name.suffix}"
 
 
 def url_of(address: str) -> str:
-    """What is asked for: an `https://` address as it is, a `gs://` one at Cloud Storage or STORAGE_EMULATOR_HOST."""
+    """The URL to request: an `https://` address as it is, a `gs://` one at Cloud Storage or STORAGE_EMULATOR_HOST."""
     if not address.startswith("gs://"):
         return address
     host = os.environ.get(_EMULATOR, "").rstrip("/") or _GCS
@@ -68,18 +69,18 @@ def fetch(
 
     Args:
         address: `https://`, `http://` or `gs://bucket/path` (public buckets).
-        folder: gets the file, as `local_name` calls it.
-        sha256: what a downloaded file must have, in hex; "" accepts any.
-        accepts: whether a file of so many bytes can be the one that is meant; asked before anything is downloaded.
-        kept_as: the name under which to look for a file that was brought by hand; "" for `local_name`.
-        progress: shows a bar; None shows nothing.
+        folder: where the file goes, under its `local_name`.
+        sha256: that a downloaded file must have, in hex; "" accepts any.
+        accepts: whether a file of this many bytes can be the right one; called before anything is downloaded.
+        kept_as: the name of a file that somebody put there by hand; "" for `local_name`.
+        progress: shows a bar; None for no bar.
 
     Returns:
         The local file.
 
     Raises:
-        CheckpointError: no network, no such file, an incomplete reply, another size or sha256 than it should have, or a
-            folder that cannot be written.
+        CheckpointError: no network, no such file, an incomplete reply, the wrong size or sha256, or a folder that
+            cannot be written.
         UsageError: the disk is full.
     """
     path = pathlib.Path(folder) / local_name(address)
@@ -87,7 +88,8 @@ def fetch(
     if path.exists():
         if not accepts(size := path.stat().st_size):
             raise CheckpointError(
-                f"{path}: {size} bytes, which is not the size of {address}", fix="Remove it: it is fetched again."
+                f"{path}: {size} bytes, which is not the size of {address}",
+                fix="Remove it; the next run downloads it again.",
             )
         return path
     try:
@@ -101,9 +103,9 @@ def fetch(
                 _check_sha256(part, sha256, address)
                 os.replace(part, path)
                 download.memory.unlink(missing_ok=True)
-    except OSError as e:  # the folder: what goes wrong on the way is said by the download
+    except OSError as e:  # of the folder: the download reports its own errors
         refused = f"{path}: cannot be written ({e.strerror or e})"
-        raise CheckpointError(refused, fix="Give a folder that can, with --checkpoints.") from e
+        raise CheckpointError(refused, fix="Give a writable folder with --checkpoints.") from e
     return path
 
 
@@ -117,14 +119,14 @@ def _alone(path: pathlib.Path, progress: Progress) -> Iterator[pathlib.Path | No
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                progress.say(f"{path.name}: another process is fetching it, waiting")
+                progress.say(f"{path.name}: another process is downloading it; waiting")
                 fcntl.flock(file, fcntl.LOCK_EX)
-            if path.exists():  # `part` was renamed to it, or was made anew by the open above
+            if path.exists():  # `part` was renamed to it, or the open above created it anew
                 if _is(part, file):
                     part.unlink()
                 yield None
                 return
-            if _is(part, file):  # else its maker removed it while this process waited: lock the one that is there now
+            if _is(part, file):  # otherwise its owner removed it meanwhile: lock the new one
                 try:
                     yield part
                 finally:
@@ -142,12 +144,12 @@ def _is(path: pathlib.Path, file: IO[bytes]) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class _Reply:
-    """What the head of a reply says.
+    """What a reply's headers say.
 
     Attributes:
-        start: the first byte that it brings.
-        size: of the whole file; None where the server does not tell.
-        version: of the file, so that no other file continues it: its ETag or date, or "".
+        start: offset of its first byte.
+        size: of the whole file; None if the server does not say.
+        version: of the file, its ETag or date, so that no other file is appended to it; "" if unknown.
     """
 
     start: int
@@ -157,14 +159,14 @@ class _Reply:
     @classmethod
     def of(cls, reply: http.client.HTTPResponse) -> "_Reply":
         version = reply.headers.get("ETag", "")
-        if not version.startswith('"'):  # If-Range takes no weak tag
+        if not version.startswith('"'):  # If-Range does not allow weak tags
             version = reply.headers.get("Last-Modified", "")
         part = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", reply.headers.get("Content-Range", "").strip())
         if reply.status == 206 and part:
             return cls(int(part[1]), None if part[2] == "*" else int(part[2]), version)
         if reply.status == 206:
             raise http.client.HTTPException(
-                f"a part was sent, and not said which ({reply.headers.get('Content-Range')})"
+                f"the server sent a part without saying which ({reply.headers.get('Content-Range')})"
             )
         length = reply.headers.get("Content-Length", "")
         return cls(0, int(length) if length.isdecimal() else None, version)
@@ -183,17 +185,17 @@ class _Download:
 
     @property
     def memory(self) -> pathlib.Path:
-        """Beside the `.part` file: the version of the file that it is a part of."""
+        """A file beside the `.part` file, with the version of the file that it is a part of."""
         return self.part.with_name(self.part.name + ".json")
 
     def run(self) -> None:
-        """Asks for what is missing until all of it is there."""
+        """Requests what is missing until the file is complete."""
         idle = 0
         while True:
             before = self._have()
             try:
                 if self._continue():
-                    return self._require(self._have())  # where the server told no size
+                    return self._require(self._have())  # the server did not say the size
                 failure = f"{human_bytes(self._have())} came"
             except urllib.error.HTTPError as e:
                 if e.code not in _PASSING:
@@ -215,14 +217,15 @@ class _Download:
         if not self.accepts(size):
             raise CheckpointError(
                 f"{self.address}: {size} bytes at {self.url}, which is not the size of the published file",
-                fix="It was replaced: with #sha256=<its sum> at its end the address is taken by that sum, of any size.",
+                fix="It was replaced. Append #sha256=<its sum> to the address to accept it by its sum, whatever its "
+                "size.",
             )
 
     def _have(self) -> int:
         return self.part.stat().st_size
 
     def _continue(self) -> bool:
-        """Asks once, and appends what comes; returns whether all is there."""
+        """Sends one request and appends what comes; returns whether the file is complete."""
         have, version = self._have(), (read_json(self.memory) or {}).get("version", "")
         headers = {"Accept-Encoding": "identity", "User-Agent": "vit_convert"}
         if have:
@@ -239,12 +242,12 @@ class _Download:
             return False
 
     def _take(self, reply: http.client.HTTPResponse, said: _Reply, have: int) -> bool:
-        """Appends what a reply brings; returns whether all is there."""
+        """Appends what a reply brings; returns whether the file is complete."""
         if said.size is not None:
             self._require(said.size)
         if said.start not in (0, have):
-            raise http.client.HTTPException(f"bytes from {said.start} on were sent, from {have} on were asked for")
-        if said.start != have:  # the whole file, because the server knows no ranges or has another version by now
+            raise http.client.HTTPException(f"bytes from {said.start} on were sent, but from {have} on requested")
+        if said.start != have:  # the whole file: no support for ranges, or another version by now
             os.truncate(self.part, 0)
         size = "" if said.size is None else f" ({human_bytes(said.size)})"
         self.progress.say(

@@ -1,4 +1,4 @@
-"""Where a checkpoint is: a path, or an address that is looked for in folders first and fetched otherwise."""
+"""Where a checkpoint is: a path, or an address, which is downloaded unless a folder holds its file already."""
 
 import contextlib
 import dataclasses
@@ -23,10 +23,10 @@ class Found:
 
     Attributes:
         path: the file.
-        subtree: the part of it that is meant, as in `file.npz:img`; "" for all.
-        address: where it was published; "" for a path that was given as such.
-        published: what the table says of that address, None where it says nothing.
-        sha256: what the address says that it has, in hex; "" where it says nothing.
+        subtree: the part of it to use, as in `file.npz:img`; "" for all.
+        address: where it was published; "" for a plain path.
+        published: the table's entry for that address; None if there is none.
+        sha256: given in the address, in hex; "" if none is.
     """
 
     path: pathlib.Path
@@ -36,17 +36,17 @@ class Found:
     sha256: str = ""
 
     def require_sha256(self, found: str) -> None:
-        """Compares the file's sha256 with the one first seen, which is kept beside a file that has an address.
+        """Compares the file's sha256 with that of the first download, which is stored beside the file.
 
         Args:
-            found: of the file, in hex.
+            found: the file's sha256, in hex.
 
         Raises:
-            CheckpointError: it is another one.
+            CheckpointError: they differ.
         """
         if not self.address:
             return
-        beside = self.path.with_name(self.path.name + ".sha256")  # in the format of sha256sum, which can check it
+        beside = self.path.with_name(self.path.name + ".sha256")  # in sha256sum's format, so that `sha256sum -c` works
         try:
             kept = beside.read_text(encoding="utf-8").split()[0]
         except (OSError, ValueError, IndexError):
@@ -55,7 +55,7 @@ class Found:
             if expected and expected.lower() != found:
                 raise CheckpointError(
                     f"{self.path}: sha256 {found}, {source} {expected.lower()}",
-                    fix=f"The file changed: remove it together with {beside.name}, and it is fetched again.",
+                    fix=f"The file changed. Remove it and {beside.name}; the next run downloads it again.",
                 )
         if not kept:
             with contextlib.suppress(OSError, UsageError), atomic(beside) as temporary:  # the folder may be read-only
@@ -65,20 +65,20 @@ class Found:
 def find_checkpoint(
     given: str, folders: Sequence[str | os.PathLike[str]] = (FOLDER,), *, progress: Progress | None = None
 ) -> Found:
-    """Finds a checkpoint, and fetches it where it is not there.
+    """Finds a checkpoint, and downloads it if it is nowhere.
 
-    A path is taken as it is; where nothing lies there and it is relative, it is looked for in the folders. An address
-    is looked for in each folder by its own name, where size, head and resolution of that file are known (`PUBLISHED`),
-    by the name that it was fetched as, and by its whole path without `gs://`.
+    A path is used as it is; a relative one that does not exist is also looked for in the folders. For an address, each
+    folder is searched for the file's own name (only if `PUBLISHED` knows the file's size, head and resolution), for the
+    name that a download gets, and for the whole path without `gs://`.
 
     Args:
-        given: a path, or an `https://`, `http://` or `gs://bucket/path` address, with `#sha256=<hex>` at its end to
-            have that sum verified; a sub-tree such as `:img` may follow the file.
-        folders: where to look; what is fetched goes to the first.
-        progress: shows a bar, and says what was passed over.
+        given: a path, or an `https://`, `http://` or `gs://bucket/path` address; `#sha256=<hex>` at its end is
+            verified, and a sub-tree such as `:img` may follow the file.
+        folders: where to look; a download goes to the first.
+        progress: shows a bar, and says which files were skipped.
 
     Returns:
-        The file; a path at which nothing lies comes back as it is.
+        The file; a path that does not exist is returned as it is.
 
     Raises:
         CheckpointError, UsageError: see `fetch`.
@@ -98,7 +98,7 @@ def find_checkpoint(
         if accepts(size := path.stat().st_size):
             return Found(path, subtree, address, published, sha256)
         listed = published.size if published else ""
-        passed_over.append(f"{path} has {human_bytes(size)}, {address} {listed}: it is another one, or a part")
+        passed_over.append(f"{path} has {human_bytes(size)}, {address} {listed}: it is another file, or incomplete")
     for text in passed_over:
         progress.warn(text)
     kept_as = published.name if published else ""

@@ -1,6 +1,6 @@
 """Flax's MessagePack files (`flax.serialization.to_bytes`): where each array lies, without reading one.
 
-The library for MessagePack makes every object of a file at once, arrays of gigabytes too; here only headers are read.
+The MessagePack library builds every object of a file at once, even arrays of gigabytes; here only headers are read.
 """
 
 import dataclasses
@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterator
 import ml_dtypes
 import numpy as np
 
-_ARRAY, _SCALAR = 1, 3  # of flax.serialization's extension types; 2 is a complex number, which is no parameter
-_CHUNKED = "__msgpack_chunked_array__"  # a map that stands for an array of more than a gigabyte, cut into flat pieces
+_ARRAY, _SCALAR = 1, 3  # flax.serialization's extension types; 2 is a complex number, which cannot be a parameter
+# marks a map that stands for an array of more than a gigabyte, split into flat pieces
+_CHUNKED = "__msgpack_chunked_array__"
 _DEEPEST, _LONGEST_NAME, _MOST_AXES = 64, 512, 32
 _DTYPES = {name: np.dtype(name) for name in ("float64", "float32", "float16", "int64", "int32", "int16", "int8")}
 _DTYPES |= {name: np.dtype(name) for name in ("uint64", "uint32", "uint16", "uint8", "bool")}
 _DTYPES["bfloat16"] = np.dtype(ml_dtypes.bfloat16)
-# By the first byte: kind, bytes of the length that follows, and what a fixed form says of it.
+# By first byte: kind, number of bytes of the length field that follows, and the length in a fixed form.
 _HEADS: dict[int, tuple[str, int]] = {
     **{0xC4 + i: ("bin", 1 << i) for i in range(3)},
     **{0xC7 + i: ("ext", 1 << i) for i in range(3)},
@@ -35,7 +36,7 @@ class Stored:
     Attributes:
         shape: its shape.
         dtype: its type.
-        pieces: (offset, values) of each run of its values, in order; one, unless the array was cut.
+        pieces: (offset, values) of each run of its values, in order; one unless the array was split.
     """
 
     shape: tuple[int, ...]
@@ -52,7 +53,7 @@ class _Head:
 
 
 def starts_msgpack(start: bytes) -> bool:
-    """Whether a file that begins so may be a map in MessagePack, as every Flax file is."""
+    """Whether these first bytes can be those of a MessagePack map, as in every Flax file."""
     return bool(start) and (0x80 <= start[0] <= 0x8F or start[0] in (0xDE, 0xDF))
 
 
@@ -60,14 +61,14 @@ def read_arrays(read: Callable[[int, int], bytes], size: int) -> Iterator[tuple[
     """Finds the arrays of a file, below the `/`-joined names of the maps that hold them.
 
     Args:
-        read: gives bytes of the file, of an offset and a number; fewer where it ends.
+        read: returns bytes of the file, given an offset and a count; fewer at its end.
         size: of the file.
 
     Yields:
-        Name and place of each. Other values, such as a step's number, are passed over.
+        Name and place of each. Other values, such as a step number, are skipped.
 
     Raises:
-        ValueError: it is not such a file, it ends early, or its sizes contradict each other.
+        ValueError: it is not such a file, is truncated, or its sizes contradict each other.
     """
     walk = _Walk(read, size)
     head = walk.head(0)
@@ -79,7 +80,7 @@ def read_arrays(read: Callable[[int, int], bytes], size: int) -> Iterator[tuple[
 
 
 class _Walk:
-    """Goes through a file from front to back; `end` is behind what was read last."""
+    """Walks a file from front to back; `end` is the offset after what was read last."""
 
     def __init__(self, read: Callable[[int, int], bytes], size: int):
         self._read, self._size, self.end = read, size, 0
@@ -90,7 +91,7 @@ class _Walk:
         return self._read(offset, count)
 
     def head(self, offset: int) -> _Head:
-        """What stands at an offset."""
+        """The header at an offset."""
         first = self.bytes(offset, 1)[0]
         offset += 1
         if first <= 0x7F or first >= 0xE0:  # a small whole number
@@ -116,7 +117,7 @@ class _Walk:
         return _Head("", count, offset)
 
     def _held(self, kind: str, length: int, start: int, code: int = 0) -> _Head:
-        # every entry of a list takes a byte at least, and one of a map two
+        # an entry of a list takes at least one byte, of a map two
         least = length * 2 if kind == "map" else length
         if start + least > self._size:
             raise ValueError(f"cut off: a {kind} of {length} at {start}, the file has {self._size} bytes")
@@ -142,7 +143,7 @@ class _Walk:
         return int.from_bytes(self.bytes(offset + 1, _PLAIN[first]), "big")
 
     def skip(self, head: _Head, depth: int) -> None:
-        """Moves `end` behind a value."""
+        """Moves `end` past a value."""
         if depth > _DEEPEST:
             raise ValueError(f"deeper than {_DEEPEST} levels")
         self.end = head.start
@@ -174,7 +175,7 @@ class _Walk:
                 self.skip(value, depth)
 
     def array(self, head: _Head) -> Stored:
-        """What an extension holds: shape, name of the type, and values."""
+        """The array in an extension, which holds its shape, the name of its type, and its values."""
         parts = self.head(head.start)
         axes = self.head(parts.start)
         if (parts.kind, parts.length, axes.kind) != ("list", 3, "list") or axes.length > _MOST_AXES:
@@ -192,7 +193,8 @@ class _Walk:
         return Stored(shape, dtype, ((values.start, math.prod(shape)),))
 
     def chunked(self, head: _Head, depth: int) -> Stored:
-        """An array that was cut: `shape` and `chunks` behind the key that says so, each a map of numbers to values."""
+        """An array that was split: after its marking key come `shape` and `chunks`, each a map from numbers to
+        values."""
         self.skip(self.head(self.end), depth)
         parts: dict[str, list[Stored | int]] = {}
         for _ in range(head.length - 1):
@@ -230,15 +232,15 @@ def packed_text(text: str) -> bytes:
 
 
 def packed_map(entries: int) -> bytes:
-    """What begins a map."""
+    """The header of a map."""
     return b"\xdf" + struct.pack(">I", entries)
 
 
 def packed_array(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
-    """What stands before the values of an array, which follow in row-major order.
+    """The header of an array; its values follow in row-major order.
 
     Raises:
-        ValueError: it has more than Flax writes as one.
+        ValueError: it is larger than what Flax writes in one piece.
     """
     size = math.prod(shape) * dtype.itemsize
     if size >= 1 << 31:

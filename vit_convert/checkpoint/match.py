@@ -1,5 +1,4 @@
-"""Strict loading, whatever the family: everything present, nothing left over, every shape right, every number
-counted."""
+"""Strict loading for any family: everything present, nothing left over, every shape right, every number counted."""
 
 import dataclasses
 import pathlib
@@ -14,15 +13,15 @@ Shape = tuple[int, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Expected:
-    """What a file has to hold.
+    """What a file must hold.
 
     Attributes:
         file: for messages.
-        variant: name of the model that it is held against.
+        variant: name of the model that it is compared with.
         shapes: of every parameter by canonical name, in the model's order.
-        num_params: their number, counted in another way than by adding up `shapes`.
+        num_params: their number, computed independently of `shapes`.
         stored_name: maps a canonical name to the one on disk, for messages.
-        found: the variant that the file's own shapes say, where another one was asked for; "" where none was.
+        found: the variant that the file's own shapes imply, if another one was asked for; otherwise "".
     """
 
     file: pathlib.Path
@@ -34,15 +33,15 @@ class Expected:
 
 
 def require_match(leaves: Mapping[str, Leaf], expected: Expected) -> None:
-    """Holds leaves against a model, and raises for the first difference in the model's order.
+    """Compares leaves with a model, and raises for the first difference in the model's order.
 
     Args:
         leaves: by canonical name.
         expected: the model.
 
     Raises:
-        CheckpointError: a leaf is missing, has another shape or belongs to nothing; names it, both shapes and how many
-            more there are.
+        CheckpointError: a leaf is missing, has the wrong shape or belongs to nothing; names it, both shapes and the
+            number of further differences.
     """
     wrong, missing, transposed = [], [], set()
     for name, shape in expected.shapes.items():
@@ -70,20 +69,20 @@ def require_match(leaves: Mapping[str, Leaf], expected: Expected) -> None:
 
 
 def require_blocks(names: Iterable[str], pattern: str, what: str, path: str) -> None:
-    """Refuses a file that lacks a block before the last one that it has, or has none.
+    """Refuses a file without any block, or without one of the blocks before its last.
 
     Args:
         names: of its leaves.
-        pattern: what the name of a block's leaf begins with; group 1 is the block's number.
-        what: a block is called, for the message.
+        pattern: matches the beginning of the name of a block's leaf; group 1 is the block's number.
+        what: name of a block in messages.
         path: the file.
 
     Raises:
-        CheckpointError: so it is; names the first that are missing.
+        CheckpointError: blocks are missing; names the first of them.
     """
     found = {int(match[1]) for name in names if (match := re.match(pattern, name))}
     last = max(found, default=0)
-    # So many as there are, and one more where one lies beyond: a number that nobody has makes no list of all below it.
+    # Look no further than the count of blocks, plus one if the last lies beyond: an absurd number makes no long list.
     if missing := [i for i in range(len(found) + (last >= len(found))) if i not in found]:
         listed, there = ", ".join(map(str, missing)), f"blocks up to {last} found" if found else "no block found"
         raise CheckpointError(
@@ -92,16 +91,16 @@ def require_blocks(names: Iterable[str], pattern: str, what: str, path: str) -> 
 
 
 def require_size(file: pathlib.Path, what: str, size: int, leaf: str) -> None:
-    """Refuses a file that lacks every leaf which would tell a size of its model.
+    """Refuses a file without any leaf from which a size of its model could be inferred.
 
     Args:
         file: for messages.
-        what: the size is called.
-        size: as the leaves tell it, 0 where none does.
-        leaf: the first one that would.
+        what: name of the size in the message.
+        size: inferred from the leaves; 0 if impossible.
+        leaf: the first one from which it could be.
 
     Raises:
-        CheckpointError: nothing tells the size.
+        CheckpointError: the size is unknown.
     """
     if size < 1:
         raise CheckpointError(

@@ -1,8 +1,8 @@
 """The public file of each published variant: where it lies, how large it is, and what head and resolution it has.
 
 Sizes are those of the buckets' listings, as gsutil rounds them (google-research/vision_transformer, vit_jax.ipynb).
-Where no
-listing shows one there is none here: the server's own length is then all that a fetched file is held against.
+If no
+listing shows one, none is given here, and a download is only compared with the length that the server reports.
 """
 
 import dataclasses
@@ -10,8 +10,8 @@ import dataclasses
 from vit_convert.core.errors import CheckpointError
 
 _UNITS = {"MiB": 1 << 20, "GiB": 1 << 30}
-_ROUNDING = 0.005  # of the unit: listings have two decimals
-_HEADERS = 64 << 10  # the same arrays, saved again, differ in the headers of some 200 members
+_ROUNDING = 0.005  # of the unit: listings show two decimals
+_HEADERS = 64 << 10  # saving the same arrays again changes the headers of some 200 members
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,11 +20,11 @@ class Published:
 
     Attributes:
         address: `gs://bucket/path`; public, without an account.
-        image_size: side in pixels of the images that it was trained on last.
+        image_size: side in pixels of the images of its last training.
         num_classes: outputs of its head.
         size: as listed, such as "336.89 MiB"; "" where no listing shows it.
-        stores_positions: it holds a position table, which tells `image_size`.
-        zero_head: its head was never trained and is all zeros.
+        stores_positions: whether it holds a position table, from which `image_size` can be inferred.
+        zero_head: whether its head was never trained and is all zeros.
     """
 
     address: str
@@ -36,11 +36,11 @@ class Published:
 
     @property
     def name(self) -> str:
-        """The file's own name."""
+        """The file's name."""
         return self.address.rsplit("/", 1)[1]
 
     def may_have(self, num_bytes: int) -> bool:
-        """Whether a file of so many bytes can be this one."""
+        """Whether a file of this many bytes can be this one."""
         if not self.size:
             return True
         number, unit = self.size.split()
@@ -49,10 +49,10 @@ class Published:
 
 _FINE_TUNED = "gs://vit_models/imagenet21k+imagenet2012"
 _AUGREG = "gs://vit_models/augreg"
-# no listing shows it: these are the names that the loader expects; issues 195, 223 cite B_16
+# No listing shows these; they are the names that the loader expects (issues 195 and 223 cite B_16).
 _GSAM = "gs://vit_models/gsam"
 _MIXER = "gs://mixer_models"
-# no listing shows sizes: timm's own addresses
+# timm's own addresses; no listing shows sizes
 _TIMM, _RESOLVED = "https://huggingface.co/timm", "resolve/main/model.safetensors"
 
 PUBLISHED = {
@@ -113,18 +113,18 @@ PUBLISHED = {
 
 
 def published_at(address: str) -> Published | None:
-    """The public checkpoint at an address, None where the table has none."""
+    """The public checkpoint at an address; None if the table has none."""
     return next((file for file in PUBLISHED.values() if file.address == address), None)
 
 
 def require_published(file: Published, path: str, image_size: tuple[int, int], num_classes: int) -> None:
-    """Refuses a file of the right name that is another model: the same names lie in several public folders.
+    """Refuses a file of the right name that is another model: several public folders use the same names.
 
     Args:
         file: what it should be.
-        path: where it lies, for the message.
+        path: of the file, for the message.
         image_size: (height, width) in pixels that its position table is for.
-        num_classes: outputs of its head, 0 where that is left out.
+        num_classes: outputs of its head; 0 if the file has none.
 
     Raises:
         CheckpointError: another head or resolution.

@@ -1,4 +1,4 @@
-"""What of a file is the model: without optimizer state, without what stands before every name."""
+"""Selects the model in a file: without optimizer state, and without the prefix of all names."""
 
 from collections.abc import Iterable, Mapping
 
@@ -7,7 +7,7 @@ from vit_convert.core.errors import CheckpointError
 
 
 def select(leaves: Mapping[str, Leaf], subtree: str, path: str) -> tuple[str, dict[str, Leaf]]:
-    """Keeps the model's leaves and strips what they have in front.
+    """Keeps the model's leaves and strips their common prefix.
 
     `params/` is the optax era of big_vision, `opt/target/` the flax.optim era before it; both have the optimizer's
     moments beside the model, under the same names and of the same shapes, so everything else under `opt/` and `chrono/`

@@ -1,4 +1,4 @@
-"""Sizes by majority, so that one missing or transposed leaf is reported as itself and does not make every other leaf
+"""Sizes by majority, so that a single missing or transposed leaf is reported and does not make every other leaf
 look wrong."""
 
 import re
@@ -9,15 +9,15 @@ from vit_convert.checkpoint.containers import Leaf
 
 
 def most_common(leaves: Mapping[str, Leaf], *patterns_and_axes: tuple[str, int]) -> int:
-    """The length that most leaves of a kind have along an axis.
+    """The length that most leaves of one kind have along an axis.
 
     Args:
         leaves: by canonical name.
-        patterns_and_axes: regular expressions, searched for in the names, with the axis to read. A kind of leaf that is
-            missing everywhere (a model without biases) is followed by others that tell the same size.
+        patterns_and_axes: regular expressions, searched for in the names, with the axis to read. If one kind of leaf is
+            missing everywhere (a model without biases), the next one is used.
 
     Returns:
-        The length; 0 where no leaf tells it.
+        The length; 0 if no leaf matches.
     """
     for pattern, axis in patterns_and_axes:
         shapes = [leaf.shape for name, leaf in leaves.items() if re.search(pattern, name)]
@@ -28,7 +28,7 @@ def most_common(leaves: Mapping[str, Leaf], *patterns_and_axes: tuple[str, int])
 
 
 def count_numbers(names: Iterable[str], pattern: str) -> int:
-    """How many different numbers, the pattern's group 1, the names that begin with it have."""
+    """How many different numbers (group 1 of the pattern) there are among the names that begin with it."""
     return len({match[1] for name in names if (match := re.match(pattern, name))})
 
 

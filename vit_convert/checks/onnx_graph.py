@@ -29,11 +29,11 @@ def check_graph(
     Args:
         path: the `.onnx` file.
         reference: the inputs as the graph takes them, and per tensor the JAX result, all [images, ...].
-        batches: batch sizes to run, each of the first images.
-        tolerance: what the judged tensors have to meet.
-        judged: tensors that have to meet it; the others are reported.
-        inputs: names of the graph's inputs; empty for only the first array.
-        pooled_token: index of the one token that may be all that a graph's last block computed.
+        batches: batch sizes to run, each with the first images.
+        tolerance: for the judged tensors.
+        judged: tensors that must meet it; the others are only reported.
+        inputs: names of the graph's inputs; if empty, only the first array is used.
+        pooled_token: index of the pooled token; a graph's last block may compute that token alone.
 
     Returns:
         A row per tensor, in the reference's order: the worst over the batch sizes.
@@ -51,7 +51,7 @@ def check_graph(
                 token = pooled_token or 0
                 expected = expected[:, token : token + 1]  # the last block computes only the pooled token
             if got.size == expected.size:
-                got = got.reshape(expected.shape)  # tokens may stand beside the batch, see tokens.py
+                got = got.reshape(expected.shape)  # a graph may merge tokens into the batch axis, see tokens.py
             result = compare(expected, got)
             passed = tolerance.met_by(result) if tensor in judged else None
             row = TensorCheck(
@@ -74,14 +74,14 @@ def check_alone(
     *,
     largest: int,
 ) -> list[Finding]:
-    """The checks of a graph that need no reference.
+    """Checks of a graph that need no reference.
 
     Args:
         path: the `.onnx` file.
         probes: from `images.probes.probe_inputs`.
-        outputs: that are judged.
+        outputs: the judged ones.
         tolerance: of the graph's precision.
-        largest: the most rows of a run.
+        largest: maximum number of rows per run.
     """
     session = open_session(path)
     return check_consistency(
@@ -114,12 +114,12 @@ def graph_scores(
 
     Args:
         path: the `.onnx` file.
-        images: uint8 [images, height, width, 3], may be memory-mapped.
+        images: uint8 [images, height, width, 3]; may be memory-mapped.
         prepare: maps a uint8 batch to the graph's input.
         output: name of the output.
-        batch_size: images a call.
+        batch_size: images per call.
         label: for the progress bar.
-        progress: where the bar goes.
+        progress: shows the bar.
 
     Returns:
         [images, classes] float32.

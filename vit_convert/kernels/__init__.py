@@ -1,10 +1,9 @@
-"""Kernels of our own for TensorRT 8: attention and LayerNorm, in INT8 and FP16, as plugins in a library that nvcc
-builds.
+"""Our own kernels for TensorRT 8: attention and LayerNorm, in INT8 and FP16, as plugins in a library built by nvcc.
 
     python -m vit_convert.kernels --tensorrt_include=FOLDER     # of NvInfer.h; needs nvcc, and g++
 
-Only the lowerings "fused" and "kernels" need them. The library is looked for at VIT_CONVERT_KERNELS, else beside this
-file.
+Only the lowerings "fused" and "kernels" need them. The library is the file VIT_CONVERT_KERNELS, or else lies beside
+this file.
 """
 
 import ctypes

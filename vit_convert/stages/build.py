@@ -1,4 +1,4 @@
-"""The build, verify and benchmark stages, for a host that has the engines' backend."""
+"""The build, verify and benchmark stages, for a host with the engines' TensorRT."""
 
 import pathlib
 from typing import TYPE_CHECKING, Any
@@ -46,7 +46,7 @@ def build(context: Context) -> BuildResult:
 
 
 def _can_run(context: Context) -> bool:
-    """Whether this host runs the engines it builds: TensorRT-RTX builds without a GPU, TensorRT never does."""
+    """Whether this host can run the engines it builds: TensorRT-RTX can build without a GPU, TensorRT cannot."""
     if not builds_here(context):
         return False
     backend = backend_named(context.config.engine.backend)

@@ -1,4 +1,5 @@
-"""The calibrate stage: the ranges of what could be quantized, and the fp32 graph that quantization starts from."""
+"""The calibrate stage: ranges of all tensors that could be quantized, and the fp32 graph that quantization starts
+from."""
 
 import dataclasses
 import pathlib
@@ -35,7 +36,8 @@ if TYPE_CHECKING:
     from vit_convert.quantize.placement import Patterns, Site
 
 SMOOTHED = "smooth"  # the fp32 graph after SmoothQuant, `model.smooth.onnx`
-_STRENGTH = 0.5  # of SmoothQuant in a lowering whose ranges are measured here: it changes weights and costs no time
+# strength of SmoothQuant in a lowering that is calibrated here: it changes weights and costs no run time
+_STRENGTH = 0.5
 
 
 def _wanted(context: Context) -> bool:
@@ -66,17 +68,17 @@ def _outputs(context: Context) -> list[pathlib.Path]:
 
 
 def _with_cache(context: Context) -> bool:
-    """Whether the ranges are also written as TensorRT's own cache."""
+    """Whether the ranges are also written in the format of TensorRT's own cache."""
     return bool(dialect_for(context).cache_version)
 
 
 def unquantized(context: Context) -> str:
-    """The lowering without Q/DQ that int8 engines are built from; "" if they are built from the Q/DQ graph."""
+    """The lowering without Q/DQ from which int8 engines are built; "" if they are built from the Q/DQ graph."""
     return configs.int8_lowering(context.config, dialect_for(context))
 
 
 def patterns(context: Context) -> "Patterns":
-    """The config's patterns: what may not be quantized, and what quantization is limited to."""
+    """The config's patterns: what must not be quantized, and what quantization is limited to."""
     config = context.config
     return {
         "keep_fp32": list(config.keep_fp32),
@@ -86,22 +88,22 @@ def patterns(context: Context) -> "Patterns":
 
 
 def _may_leave_out(context: Context) -> bool:
-    """Whether a product that loses too much stays out of int8: not if the user names what is quantized."""
+    """Whether a product that loses too much stays out of int8; not if the user named what to quantize."""
     config = context.config
     int8 = "int8" in configs.quantized(config) or config.plan.type == "int8"
     return int8 and not config.quantize_only and not config.plan.file
 
 
 def _may_shift(context: Context) -> bool:
-    """Whether tensors may be shifted: a graph with Q/DQ has biases to take the constants back, TensorRT's own
-    calibration cache has not."""
+    """Whether tensors may be shifted: biases of a Q/DQ graph can undo the shift, but TensorRT's own calibration cache
+    has none."""
     config = context.config
     int8 = "int8" in configs.quantized(config) or config.plan.type == "int8"
     return int8 and bool(config.calibration.shift) and not config.engine.calibrator and not unquantized(context)
 
 
 def limits(context: Context, precision: str) -> "Patterns":
-    """The config's patterns and, for int8, the layers that calibration found to lose too much."""
+    """The config's patterns and, for int8, the layers that lose too much by calibration's measurements."""
     from vit_convert.quantize.calibrate import Calibration
 
     found = patterns(context)
@@ -116,8 +118,8 @@ def source_graph(context: Context) -> pathlib.Path:
 
 
 def calibrate(context: Context) -> CalibrateResult:
-    """Decodes the calibration images, smooths the graph if asked to, and measures the ranges of what could be
-    quantized."""
+    """Decodes the calibration images, smooths the graph if asked to, and measures the ranges of all tensors that could
+    be quantized."""
     import onnx_ir as ir
 
     from vit_convert.quantize.calibrate import calibrate as measure
@@ -133,7 +135,7 @@ def calibrate(context: Context) -> CalibrateResult:
     for block, reason in placement.declined.items():
         context.progress.warn(f"{block}: attention is not quantized: {reason}")
     smoothed = _smooth(context, model, placement, images) if config.smooth else None
-    # The projection reads another tensor where its attention is not quantized, which a plan may choose.
+    # If a plan leaves attention unquantized, the projection reads another tensor.
     tensors = placement.tensors() + (place(model, **patterns(context)).tensors() if config.attention else [])
     with_cache = _with_cache(context)
     first = model.graph.inputs[0]
@@ -209,7 +211,7 @@ def _widened(calibration: "Calibration") -> list[Widened]:
 
 
 def _shifted(calibration: "Calibration") -> list[Shifted]:
-    """The tensors that are shifted, and what that gains their products, those first that gain most."""
+    """The tensors that are shifted, and how much that reduces the error of their products, largest gain first."""
     rows = [
         Shifted(
             tensor=name,
@@ -224,10 +226,10 @@ def _shifted(calibration: "Calibration") -> list[Shifted]:
 
 
 def _left_out(context: Context, calibration: "Calibration", linears: Sequence["Site"]) -> list[LeftOut]:
-    """The products that stay out of int8, the worst first, with a warning for each.
+    """The products that stay out of int8, worst first, with a warning for each.
 
     Raises:
-        UsageError: all of them would stay out.
+        UsageError: no product is left.
     """
     allowed, rows = context.config.calibration.max_error, []
     for tensor, error in sorted(calibration.left_out.items(), key=lambda item: -item[1]):
@@ -235,7 +237,7 @@ def _left_out(context: Context, calibration: "Calibration", linears: Sequence["S
         rows.append(LeftOut(sites=sites, tensor=tensor, error=error, max_error=allowed))
         context.progress.warn(
             f"{', '.join(sites)}: stays fp16: at every threshold int8 costs {error:.2g} of the product, "
-            f"calibration.max_error allows {allowed:g}; config.quantize_only would take it all the same"
+            f"calibration.max_error allows {allowed:g}; config.quantize_only would quantize it nevertheless"
         )
     if linears and all(site.tensor in calibration.left_out for site in linears):
         raise UsageError(
@@ -253,9 +255,9 @@ def _most(widened: Sequence[Widened]) -> str:
 
 
 def _measure_lowering(context: Context, lowering: str, images: np.ndarray) -> list[LeftOut]:
-    """Writes a lowering with its channels evened out, and its ranges from the same images by the same method.
+    """Writes a lowering with evened-out channels, and its ranges from the same images by the same method.
 
-    Tensors that no product reads are not clipped. Tensors whose product loses too much get no range.
+    Tensors that no product reads are not clipped, and those whose product loses too much get no range.
 
     Returns:
         The products left out, as `_left_out` lists them.
@@ -292,7 +294,7 @@ def _measure_lowering(context: Context, lowering: str, images: np.ndarray) -> li
 def _as_asked(context: Context, sites: Sequence["Site"]) -> list["Site"]:
     """The sites of a lowering that the config's patterns leave in INT8.
 
-    The patterns name layers of model.onnx, where queries, keys and values may be three linears; in the lowering they
+    The patterns name layers of model.onnx, where queries, keys and values may be three linears. In the lowering they
     are one, which is quantized if all three would be.
     """
     import onnx_ir as ir
@@ -311,8 +313,8 @@ def _as_asked(context: Context, sites: Sequence["Site"]) -> list["Site"]:
 def _evened_out(
     context: Context, model: Any, source: pathlib.Path, linears: Sequence["Site"], images: np.ndarray
 ) -> Any:
-    """The same function with other weights: the channels of what LayerNorms and attention write in INT8 then reach
-    about equally far."""
+    """The same function with other weights, chosen so that the channels that LayerNorms and attention write in INT8
+    have about equal ranges."""
     from vit_convert.quantize.activation_max import extremes
     from vit_convert.quantize.equalize import attention_inputs, equalize
     from vit_convert.quantize.smooth import find_norms, smooth
@@ -366,11 +368,11 @@ def _smooth(context: Context, model: Any, placement: Any, images: np.ndarray) ->
 
 
 def _write_cache(context: Context, calibration: Any) -> None:
-    """Writes the ranges as TensorRT's own cache, with a key that says what they come from.
+    """Writes the ranges in the format of TensorRT's own cache, with a key that identifies their source.
 
     It holds the graph's input and the inputs of the quantized linears (and of attention products), as our own Q/DQ
-    graph does. A cache that TensorRT writes has every tensor. When it reads ours, it says which tensors have no scale,
-    and runs those in fp16 or fp32.
+    graph does. A cache written by TensorRT has every tensor. When TensorRT reads ours, it reports the tensors without a
+    scale and runs them in fp16 or fp32.
     """
     from vit_convert.engine.backend.graph_file import hash_graph
 

@@ -1,4 +1,4 @@
-"""The images or texts that a calibration sees."""
+"""The images or texts used for calibration."""
 
 import numpy as np
 
@@ -11,13 +11,13 @@ _NOISE_IMAGES = 32
 
 
 def calibration_samples(context: Context) -> tuple[np.ndarray, str]:
-    """What the ranges come from: images or token ids, those that the config names, or seeded noise with a warning.
+    """The images or token ids to calibrate with: those that the config names, or seeded noise with a warning.
 
     Args:
         context: of the conversion.
 
     Returns:
-        Pixels [n, height, width, 3] or token ids [n, length], and where they are from.
+        Pixels [n, height, width, 3] or token ids [n, length], and their source in words.
 
     Raises:
         CalibrationError: they cannot be read.

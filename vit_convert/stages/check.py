@@ -1,4 +1,4 @@
-"""The check stage: compares a graph under onnxruntime with JAX at every size, and on the labelled images."""
+"""The check stage: compares a graph under onnxruntime with JAX, at every size and on the labelled images."""
 
 import contextlib
 import dataclasses
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 
 def check(context: Context) -> GraphCheck:
-    """Checks model.onnx against JAX, block by block, and its top-1; then the output of each lowering."""
+    """Checks model.onnx against JAX, block by block, measures its top-1, and then checks the output of each
+    lowering."""
     _let_go_of_model(context)
     result = check_precision(context, "fp32")
     lowerings, misses = {}, []
@@ -43,19 +44,19 @@ def check(context: Context) -> GraphCheck:
 
 
 def _let_go_of_model(context: Context) -> None:
-    """Frees the checkpoint and what JAX holds of it, so that onnxruntime's memory is not added to theirs."""
+    """Frees the checkpoint and JAX's copies of it before onnxruntime allocates its own memory."""
     context.scratch.clear()
     if "jax" in sys.modules and not keeps():
         sys.modules["jax"].clear_caches()
-    gc.collect()  # a graph's nodes and values refer to each other
+    gc.collect()  # the nodes and values of a graph refer to each other
 
 
 def _check_lowering(context: Context, name: str) -> tuple[LoweringCheck, str]:
-    """Compares a lowering's output with the reference at every size, by the tolerance of fp32; its inner values may
-    have another layout.
+    """Compares a lowering's output with the reference at every size, with the tolerance of fp32; inner values may have
+    another layout.
 
     Returns:
-        What to report, and what missed, in words; "" if nothing did.
+        What to report, and a description of what missed; "" if nothing did.
     """
     path, tolerance = context.bundle.lowering(name), tolerance_for(context.config, "fp32")
     by_size, _ = _check_sizes(context, path, "fp32", tolerance, taps=())
@@ -71,8 +72,8 @@ def _check_lowering(context: Context, name: str) -> tuple[LoweringCheck, str]:
 def check_precision(context: Context, precision: str) -> GraphCheck:
     """Compares one graph with the reference; a miss raises CheckError, which carries the result for the report.
 
-    A dynamic graph is judged at three sizes; a quantized one only at the size of its calibration, and reported at the
-    others.
+    A dynamic graph is judged at three sizes; a quantized one only at the size of its calibration, with the others
+    reported.
     """
     with runnable(context, precision) as path:
         return _check_graph(context, precision, path)
@@ -150,7 +151,7 @@ def _check_graph(context: Context, precision: str, path: pathlib.Path) -> GraphC
 
 
 def _check_alone(context: Context, path: pathlib.Path, tolerance: Tolerance) -> list["Finding"]:
-    """What needs no reference, at the size of the calibration."""
+    """Runs the checks without a reference, at the size of the calibration."""
     from vit_convert.checks.onnx_graph import check_alone
     from vit_convert.images.probes import probe_inputs
 

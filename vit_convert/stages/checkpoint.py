@@ -1,4 +1,4 @@
-"""The checkpoint stage: what is converted, and at which image size."""
+"""The checkpoint stage: finds out what to convert, and at which image size."""
 
 import dataclasses
 import math
@@ -38,7 +38,7 @@ def _inputs(context: Context) -> Any:
         found = _found(context)
         code = _code_of(config.families)
     except ConvertError as e:
-        return [asked, str(e)]  # `load` raises it: only a stage that runs is known to have failed
+        return [asked, str(e)]  # `load` raises it: a failure is only recorded for a stage that runs
     identity = file_identity(found.path) if os.path.exists(found.path) else None
     return [asked, os.fspath(found.path), found.subtree, identity, *code]
 
@@ -52,7 +52,7 @@ def _code_of(families: Any) -> list[str]:
 
 
 def _found(context: Context) -> Any:
-    """Where the checkpoint is; it is looked for, or fetched, once."""
+    """Where the checkpoint is; searched, or downloaded, only once."""
     from vit_convert.checkpoint.find import find_checkpoint
 
     if "found" not in context.scratch:
@@ -120,13 +120,13 @@ def load(context: Context) -> CheckpointResult:
 
 
 def _called(checkpoint: Any) -> str:
-    """What people call the model: "ViT B/16", "Swin-T/7"."""
+    """The model's common name: "ViT B/16", "Swin-T/7"."""
     title, variant = checkpoint.title, checkpoint.variant
     return variant if variant.startswith(title) else f"{title} {variant}"
 
 
 def _import_exporter() -> None:
-    """Imports what the next stages need, which takes more than a second, while another thread still hashes the file."""
+    """Imports what the next stages need, which takes over a second, while another thread hashes the file."""
     from vit_convert.export import exporter  # noqa: F401
     from vit_convert.export.trace import load_plugins
 
@@ -134,7 +134,7 @@ def _import_exporter() -> None:
 
 
 def _image_range(context: Context, checkpoint: Any) -> ImageRange | None:
-    """The range of image sizes asked for, checked against the patches; None where one size is asked for."""
+    """The requested range of image sizes, checked against the patches; None if one size is requested."""
     if not configs.is_dynamic(context.config):
         return None
     asked, patch = context.config.image_size, checkpoint.patch_size
@@ -152,13 +152,13 @@ def _image_range(context: Context, checkpoint: Any) -> ImageRange | None:
     if min(sizes.smallest) < 2 * patch:
         raise UsageError(
             f"config.image_size={asked!r}: a side of one patch ({patch} pixels)",
-            fix="Begin with two patches: for one, backends differ in what interpolation between the corners means.",
+            fix="Start from two patches: with one, backends differ in the meaning of interpolation between corners.",
         )
     stored, best = (tuple(side // patch for side in size) for size in (checkpoint.image_size, sizes.optimal))
     if context.config.posemb_grid is None and best != stored and math.prod(best) == math.prod(stored):
         raise UsageError(
             f"config.image_size={asked!r}: the position table has as many rows for {stored[0]}x{stored[1]} patches "
-            f"as for the {best[0]}x{best[1]} of the size that is tuned for, and nothing tells which it is",
+            f"as for the {best[0]}x{best[1]} of the size that is tuned for, and the file does not say which is meant",
             fix=f"Set posemb_grid to what the model was trained with: {stored} or {best}.",
         )
     return sizes
@@ -227,7 +227,7 @@ def _load_user_model(context: Context) -> CheckpointResult:
 
 
 def model_of(context: Context) -> Any:
-    """The Flax model with its parameters, made once and kept until a stage frees it."""
+    """The Flax model with its parameters, created once and kept until a stage frees it."""
     if "model" not in context.scratch:
         from vit_convert.families.backend import require_backend
 

@@ -1,4 +1,4 @@
-"""What several stages need: the target, the backend, the images and how a batch of them enters the graph."""
+"""What several stages need: the target, the backend, the images, and the graph's input for a batch of them."""
 
 import functools
 import pathlib
@@ -29,7 +29,7 @@ def plain(config: Any) -> dict[str, Any]:
 
 
 def dialect_for(context: Context) -> Dialect:
-    """The dialect of `config.target`, or for auto the one that the backend reads."""
+    """The dialect of `config.target`; for auto, that of the backend."""
     asked = context.config.target
     if asked != configs.AUTO:
         return dialect_named(asked)
@@ -48,14 +48,14 @@ def backend_named(name: str) -> Any:
 
 
 def builds_here(context: Context) -> bool:
-    """Whether engines are built on this host; graphs for TensorRT 8 are built by TensorRT 8 only, unless a backend is
-    named."""
+    """Whether to build engines on this host. Graphs for TensorRT 8 are built only by TensorRT 8, unless the config
+    names a backend."""
     backend = context.config.engine.backend
     asked = context.config.target
     if backend == configs.AUTO and asked != configs.AUTO and dialect_named(asked).precision_by_flag:
         try:
             return not backend_named(backend).strongly_typed
-        except BuildError:  # there is none at all
+        except BuildError:  # there is no TensorRT at all
             return False
     return backend != "none"
 
@@ -71,7 +71,7 @@ def with_weights(path: pathlib.Path) -> list[pathlib.Path]:
 
 
 def source_identity(data: str, *, labelled: bool) -> Any:
-    """What tells one set of images from another, without decoding any."""
+    """Identifies a set of images without decoding any."""
     if not data:
         return "noise"
     from vit_convert.images.sources import open_images
@@ -104,7 +104,8 @@ def preprocess_of(context: Context) -> Any:
 
 
 def prepare(context: Context) -> Any:
-    """Maps a uint8 batch to the graph's input; to {input: array} where it takes more than images, or none."""
+    """Maps a uint8 batch to the graph's input; to {input: array} if the graph has further inputs, or takes no
+    images."""
     preprocess, config = preprocess_of(context), context.config
     as_taken = functools.partial(preprocess.graph_input, dtype=config.input, channels_first=config.layout == "NCHW")
     inputs = signature_of(context).inputs
@@ -114,7 +115,7 @@ def prepare(context: Context) -> Any:
 
 
 def noise(context: Context, count: int) -> np.ndarray:
-    """Seeded images of the model's size: uint8 [count, height, width, 3]; of one pixel, a seed, for a model that
+    """Seeded images of the model's size: uint8 [count, height, width, 3]; of one pixel, as a seed, for a model that
     takes none."""
     from vit_convert.images.noise import seeded_noise
 
@@ -125,13 +126,13 @@ def noise(context: Context, count: int) -> np.ndarray:
 def inputs_beside(
     inputs: Sequence[Tensor], samples: np.ndarray, as_taken: Callable[[np.ndarray], np.ndarray]
 ) -> list[np.ndarray]:
-    """A model's inputs for a batch, in its order: images or tokens as it takes them, and texts and numbers that these
-    are the seed of.
+    """A model's inputs for a batch, in its order: the images or tokens, and further texts and numbers drawn with these
+    as seed.
 
     Args:
         inputs: of the model or the graph.
         samples: images uint8 [batch, height, width, 3]; or token ids int32 [batch, length], of a text tower.
-        as_taken: maps images to what the input of images takes.
+        as_taken: maps images to what the image input takes.
     """
     generator, is_tokens = np.random.default_rng(zlib.crc32(samples.tobytes())), samples.ndim == 2
 
@@ -147,12 +148,12 @@ def inputs_beside(
 
 
 def signature_of(context: Context) -> Signature:
-    """What the graphs take and give, as the export left it."""
+    """The graphs' inputs and outputs, as the export wrote them."""
     return read_signature(context.bundle, context.results.checkpoint, context.config)
 
 
 def evaluation(context: Context) -> tuple[np.ndarray, np.ndarray] | None:
-    """Labelled images, or None where the config has none."""
+    """Labelled images; None if the config names none."""
     if not context.results.images.labelled:
         return None
     return np.load(context.bundle.images("evaluation"), mmap_mode="r"), np.load(context.bundle.labels("evaluation"))

@@ -1,4 +1,4 @@
-"""The export stage: writes the model as `model.onnx`, and in the other lowerings that `tune` chooses from."""
+"""The export stage: writes the model as `model.onnx`, and the other lowerings for `tune` to choose from."""
 
 import contextlib
 import dataclasses
@@ -36,7 +36,8 @@ def _outputs(context: Context) -> list[pathlib.Path]:
 
 
 def export(context: Context) -> ExportResult:
-    """Traces, substitutes and writes model.onnx and its lowerings, and removes those that are no longer asked for."""
+    """Traces, substitutes and writes model.onnx and its lowerings, and removes lowerings that are no longer asked
+    for."""
     from vit_convert.export.targets import lowering_named, target_named
 
     checkpoint, preprocess, name = context.results.checkpoint, preprocess_of(context), dialect_for(context).name
@@ -76,7 +77,7 @@ def export(context: Context) -> ExportResult:
 
 
 def _export(context: Context, path: pathlib.Path, target: Any, options: dict[str, Any]) -> "ExportReport":
-    """Exports the model; any error of a user's own model counts as a failed export, since it may hold anything."""
+    """Exports the model; any error in a user's own model counts as a failed export, since it may run any code."""
     from vit_convert.export.exporter import export_model
 
     model = model_of(context)
@@ -86,7 +87,7 @@ def _export(context: Context, path: pathlib.Path, target: Any, options: dict[str
 
 
 def _require_names(context: Context) -> None:
-    """Refuses patterns of the config that match nothing in the graph: at once, and even if no later stage uses them."""
+    """Refuses config patterns that match nothing in the graph, right away, even if no later stage uses them."""
     if not any(patterns(context).values()):
         return
     import onnx_ir as ir
@@ -108,7 +109,7 @@ def _advised(context: Context) -> str:
     from vit_convert.export.passes.attention_plugin import fits
 
     checkpoint = context.results.checkpoint
-    # there are none of a user's own model
+    # a user's own model has none
     attentions = () if checkpoint.image_range else checkpoint.attentions
     return advised if attentions and all(fits(*sizes) for sizes in attentions) else ""
 

@@ -31,8 +31,8 @@ def _outputs(context: Context) -> list[pathlib.Path]:
 
 
 def decode_images(context: Context) -> ImagesResult:
-    """Decodes the evaluation images once, at the model's size; labels are left out where nothing has classes. Of a text
-    tower, makes token ids of its prompts."""
+    """Decodes the evaluation images once, at the model's size, without labels if the output has no classes. For a text
+    tower, tokenizes its prompts."""
     from vit_convert.images.sources import open_images
 
     if takes_text(context):
@@ -41,13 +41,13 @@ def decode_images(context: Context) -> ImagesResult:
     if context.config.evaluation.prompts:
         raise UsageError(
             f"config.evaluation.prompts={context.config.evaluation.prompts}: {checkpoint.path} is not a pair of "
-            "towers, so that no image can be compared with a prompt",
+            "towers, so no image can be compared with a prompt",
             fix="Leave it out, or give a checkpoint of two towers.",
         )
     if not data:
         return ImagesResult(num_images=0, summary="no evaluation data")
     source = open_images(data)
-    in_pair = checkpoint.judge == "embedding"  # the pair compares its images with the names of classes
+    in_pair = checkpoint.judge == "embedding"  # the pair compares its images with the class names
     if source.labelling is not None and not in_pair and (reason := _no_classes(checkpoint)):
         context.progress.warn(f"evaluation.data has labels, and {reason}: no top-1 is measured")
         source = dataclasses.replace(source, labelling=None)
@@ -57,14 +57,14 @@ def decode_images(context: Context) -> ImagesResult:
 
 
 def _with_labels(found: ImagesResult, labelling: "Labels", *, judged: bool) -> ImagesResult:
-    """Adds what the head is held against: of all labels, also those of images that are not taken."""
+    """Adds what the head must agree with: from all labels, including those of images that are not used."""
     smallest, largest = int(labelling.ids.min()), int(labelling.ids.max())
     folders = tuple(labelling.folders)
     return dataclasses.replace(found, labelled=judged, label_range=(smallest, largest), class_folders=folders)
 
 
 def _no_classes(checkpoint: CheckpointResult) -> str:
-    """Why the output has no classes that a label could name; "" if it has."""
+    """Why the output has no classes for labels to name; "" if it has."""
     if checkpoint.judge != "top1":
         return f"the output is {checkpoint.output}"
     return "the head is all zeros" if checkpoint.zero_head else ""

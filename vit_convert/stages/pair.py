@@ -1,4 +1,5 @@
-"""The stages of a pair, behind those of its towers: what it is, and how its similarities compare with JAX's."""
+"""The stages of a pair, which follow those of its towers: its description, and the comparison of its similarities with
+JAX's."""
 
 import pathlib
 from collections.abc import Mapping
@@ -21,7 +22,7 @@ from vit_convert.stages.text import samples_file
 
 
 def pair_stages() -> list[Stage]:
-    """The stages of a pair, whose context has those of its towers in `scratch`, by name."""
+    """The stages of a pair; its context has its towers' contexts in `scratch`, by name."""
     return [PAIR, SIMILARITY]
 
 
@@ -56,10 +57,10 @@ def describe_pair(context: Context) -> PairResult:
 
 
 def _facts(context: Context) -> PairFacts:
-    """What both towers say of the pair.
+    """What both towers say about the pair.
 
     Raises:
-        CheckpointError: their embeddings are not of one space.
+        CheckpointError: their embeddings differ in size.
     """
     image, text = _towers(context)
     widths = [signature_of(tower).outputs[0].shape[-1] for tower in (image, text)]
@@ -83,10 +84,10 @@ def _prompting(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_similarity(context: Context) -> SimilarityResult:
-    """Compares the similarities of images and texts with JAX's, of the fp32 graphs and of each lower precision.
+    """Compares the similarities of images and texts with JAX's, for the fp32 graphs and each lower precision.
 
     Raises:
-        CheckError: a tolerance is missed; all precisions are measured before.
+        CheckError: a tolerance is missed; all precisions are measured first.
     """
     towers, judge = _towers(context), _judge(context)
     checks = {}
@@ -118,7 +119,7 @@ def _judge(context: Context) -> PairJudge:
 
 
 def _zero_shot(judge: PairJudge) -> ZeroShot | None:
-    """What JAX reaches, None without labels."""
+    """JAX's accuracy; None without labels."""
     jax = judge.zero_shot(judge.right)
     if judge.labels is None or jax is None:
         return None
@@ -134,7 +135,7 @@ def _summary(checks: Mapping[str, SimilarityCheck]) -> str:
 
 
 def _precisions(towers: list[Context]) -> list[str]:
-    """Those that a tower has a graph of, from the highest to the lowest."""
+    """The precisions in which some tower has a graph, from the highest to the lowest."""
     return [name for name in configs.PRECISIONS if any(name in _graphs(tower) for tower in towers)]
 
 
@@ -148,7 +149,7 @@ def _has_samples(tower: Context) -> bool:
 
 
 def _jax(tower: Context) -> np.ndarray:
-    """JAX's embeddings of all evaluation images or prompts; of the reference's, where there are none."""
+    """JAX's embeddings of all evaluation images or prompts, or, without those, of the reference's."""
     if _has_samples(tower):
         return np.load(tower.bundle.embeddings)
     with np.load(tower.bundle.reference) as file:
@@ -172,10 +173,10 @@ def _of_graph(tower: Context, precision: str) -> np.ndarray:
 
 
 def _labels(image: Context, facts: PairFacts) -> np.ndarray | None:
-    """The classes of the evaluation images, None where there are no labels or no classes.
+    """The classes of the evaluation images; None without labels or without classes.
 
     Raises:
-        CalibrationError: the labels are not of the classes that the prompts are of.
+        CalibrationError: the labels do not fit the classes of the prompts.
     """
     path = image.bundle.labels("evaluation")
     if not facts.classes or path not in Manifest.read(image.bundle).files:
@@ -202,7 +203,7 @@ def _hash(tower: Context, name: str) -> str:
 
 
 def _files(context: Context) -> list[Any]:
-    """What of each tower the similarities come from."""
+    """The files of each tower that the similarities are computed from."""
     found = []
     for tower in _towers(context):
         records = Manifest.read(tower.bundle).files.records

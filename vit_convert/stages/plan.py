@@ -58,7 +58,7 @@ def _sensitivity(context: Context, path: pathlib.Path) -> Any:
     images = np.load(samples_file(context, split), mmap_mode="r")
     chosen = pick(len(images), config.plan.num_images)
     dialect = dialect_for(context)
-    rest = "fp32" if dialect.precision_by_flag else "fp16"  # what a flag makes of fp32 is not in the graph
+    rest = "fp32" if dialect.precision_by_flag else "fp16"  # what a builder flag does to fp32 is not in the graph
 
     def lower(model: Any) -> Any:
         if rest == "fp32":
@@ -86,7 +86,8 @@ def _sensitivity(context: Context, path: pathlib.Path) -> Any:
 
 
 def scan_sensitivity(context: Context) -> SensitivityResult:
-    """Quantizes one kind of linear of one block at a time, and one block at a time; continues an interrupted scan."""
+    """Quantizes one kind of linear in one block at a time, then one whole block at a time; continues an interrupted
+    scan."""
     from vit_convert.report.sensitivity import plot_ranking, ranking
 
     sensitivity, picture = _sensitivity(context, context.bundle.sensitivity), _picture(context)
@@ -109,7 +110,7 @@ def plan(context: Context) -> PlanResult:
     from vit_convert.quantize.precision_plan import make_plan, write_plan
     from vit_convert.quantize.ranking import unit_costs
 
-    # the scan's own file stays as it was left
+    # the scan's own file is left as it was
     sensitivity, budget = _sensitivity(context, context.bundle.plan_search), _budget(context)
     if (read_json(context.bundle.plan_search) or {}).get("key") != sensitivity.record.key:
         context.bundle.plan_search.unlink(missing_ok=True)  # another model's

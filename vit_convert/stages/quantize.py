@@ -1,4 +1,4 @@
-"""The quantize stage: writes and checks a typed graph for each lower precision, and says what int8 and fp8 cost in
+"""The quantize stage: writes and checks a typed graph for each lower precision, and reports what int8 and fp8 cost in
 accuracy."""
 
 import dataclasses
@@ -22,8 +22,8 @@ OUTSIDE = "outside"  # the encoder blocks
 
 
 def _lowered(context: Context) -> list[str]:
-    """Precisions that need a graph of their own: all but fp32; on TensorRT 8, where fp16 is a builder flag, only
-    Q/DQ."""
+    """Precisions that need a graph of their own: all but fp32; for TensorRT 8, where fp16 is a builder flag, only those
+    with Q/DQ."""
     dialect = dialect_for(context)
     configs.require_dialect(context.config, dialect)
     calibrated_by_tensorrt = {"int8"} if dialect.precision_by_flag and context.config.engine.calibrator else set()
@@ -73,7 +73,8 @@ def lower(context: Context) -> QuantizeResult:
     failed: CheckError | None = None
     lowered = _lowered(context)
     if context.config.calibration.smooth and configs.quantized(context.config):
-        checks[SMOOTHED] = check_precision(context, SMOOTHED)  # what is not exact in fp32 need not be quantized
+        # if the fp32 graph is wrong, there is no point in quantizing it
+        checks[SMOOTHED] = check_precision(context, SMOOTHED)
     activations = functools.cache(functools.partial(activation_ranges, context))
     for precision in lowered:
         graph = _write_graph(context, precision, activations)
@@ -149,8 +150,8 @@ def _write_graph(context: Context, precision: str, activations: Any) -> LoweredG
 
 
 def _write_ranges(context: Context, lowering: str) -> LoweredGraph:
-    """Writes what an engine computes from a lowering and its ranges as Q/DQ pairs, which are checked and not built
-    from."""
+    """Writes, as Q/DQ pairs, what an engine computes from a lowering and its ranges; that graph is only checked, never
+    built."""
     import onnx_ir as ir
 
     from vit_convert.core.onnx_file import save_onnx
@@ -193,8 +194,8 @@ def _ranges_by_flag(context: Context, activations: Any) -> dict[str, LargestActi
 
 
 def activation_ranges(context: Context, graph: pathlib.Path) -> tuple[dict[str, float], dict[str, LargestActivation]]:
-    """The largest |x| of every activation on the reference images, and of each block; fp16 under onnxruntime would show
-    no overflow."""
+    """The largest |x| of every activation on the reference images, and of each block; running fp16 under onnxruntime
+    would not show overflows."""
     import onnx_ir as ir
 
     from vit_convert.quantize.activation_max import largest
@@ -209,7 +210,7 @@ def activation_ranges(context: Context, graph: pathlib.Path) -> tuple[dict[str, 
 
 
 def _largest_by_block(blocks: Mapping[Any, str | None], amax: Mapping[str, float]) -> dict[str, LargestActivation]:
-    """The largest |x| of each block and the tensor that reaches it, over these nodes."""
+    """The largest |x| of each block, and the tensor that reaches it, among these nodes."""
     found: dict[str, LargestActivation] = {}
     for node, block in blocks.items():
         for value in node.outputs:
@@ -220,8 +221,8 @@ def _largest_by_block(blocks: Mapping[Any, str | None], amax: Mapping[str, float
 
 
 def _verdict(context: Context, precision: str, checks: Mapping[str, GraphCheck]) -> Verdict:
-    """Whether a quantized graph is accurate enough to be worth its speed, compared with fp16; with fp32 if fp16 has no
-    graph."""
+    """Whether a quantized graph is accurate enough to be worth its speed, compared with fp16 (with fp32 if fp16 has no
+    graph)."""
     base = "fp16" if "fp16" in checks else "fp32"
     plain_top1 = checks["fp16"].top1 if base == "fp16" else context.results.check.top1
     found, allowed = checks[precision], context.config.check.max_top1_drop

@@ -19,7 +19,7 @@ from vit_convert.stages.checkpoint import model_of
 from vit_convert.stages.common import EVALUATION_BATCH, evaluation, inputs_beside, noise, preprocess_of
 from vit_convert.stages.text import samples_file, takes_text
 
-_SHOWN = 8  # names of class folders in a message
+_SHOWN = 8  # number of class folders named in a message
 
 
 def _inputs(context: Context) -> Any:
@@ -44,7 +44,8 @@ def _outputs(context: Context) -> list[pathlib.Path]:
 
 
 def _embeds(context: Context) -> bool:
-    """Whether all evaluation images or prompts are embedded: by a tower, whose pair compares them with each other."""
+    """Whether all evaluation images or prompts are embedded: only by towers of a pair, which compares them with each
+    other."""
     return context.results.checkpoint.judge == "embedding" and bool(context.results.images.num_images)
 
 
@@ -60,7 +61,7 @@ def compute_reference(context: Context) -> ReferenceResult:
     else:
         source, raw = "seeded noise", noise(context, count)
     labelled, num_classes = evaluation(context), context.results.checkpoint.num_classes
-    # what the head has is known before anything runs; of a user's own model its output tells
+    # the classes of a head are known before anything runs, those of a user's own model only from its output
     if labelled and num_classes:
         _require_classes(context, num_classes)
     files = reference_files(context)
@@ -85,8 +86,8 @@ def _outputs_of_all(
     """JAX's output for all evaluation images or prompts: [samples, …].
 
     Raises:
-        CalibrationError: it has classes, and the labels are not of them.
-        CheckError: an output is not finite, so that nothing can be compared with it.
+        CalibrationError: it has classes, and the labels do not fit them.
+        CheckError: an output is not finite, so nothing can be compared with it.
     """
     normalize, taken, found = preprocess_of(context).normalize, model.signature.inputs, []
     with context.progress.bar(f"JAX {output}", total=len(samples)) as advance:
@@ -112,7 +113,7 @@ def _save(path: pathlib.Path, values: np.ndarray) -> None:
 
 
 def _require_classes(context: Context, num_classes: int) -> None:
-    """Refuses labels that are not classes of the head.
+    """Refuses labels outside the head's classes.
 
     Raises:
         CalibrationError: see above.

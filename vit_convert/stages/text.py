@@ -1,4 +1,4 @@
-"""The prompts of a text tower: what its calibration, its reference and its checks run on in place of images."""
+"""The prompts of a text tower, which its calibration, reference and checks use in place of images."""
 
 import dataclasses
 import os
@@ -24,30 +24,31 @@ def takes_text(context: Context) -> bool:
 
 
 def prompting_of(context: Context) -> "Prompting":
-    """How the text tower's training made token ids of prompts."""
+    """How the text tower's training turned prompts into token ids."""
     from vit_convert.text.prompting import Prompting
 
     return Prompting.from_dict(context.results.checkpoint.pair or {})
 
 
 def samples_file(context: Context, split: str) -> pathlib.Path:
-    """The samples of a split: images uint8 [images, height, width, 3]; of a text tower, ids int32 [prompts, length]."""
+    """The samples of a split: images uint8 [images, height, width, 3], or for a text tower ids int32 [prompts,
+    length]."""
     return context.bundle.tokens(split) if takes_text(context) else context.bundle.images(split)
 
 
 def evaluation_source(context: Context) -> str:
-    """The file that a text tower is checked on: of class names, of prompts, else what it is calibrated on; or ""."""
+    """The file that a text tower is checked on: class names, prompts, or else its calibration data; "" for none."""
     config = context.config
     return config.evaluation.prompts or config.evaluation.data or config.calibration.data
 
 
 def calibration_source(context: Context) -> str:
-    """The file that a text tower is calibrated on: its own, or the one that it is checked on; "" for none."""
+    """The file that a text tower is calibrated on: its own, or else the one that it is checked on; "" for none."""
     return context.config.calibration.data or evaluation_source(context)
 
 
 def identity(context: Context, source: str) -> Any:
-    """What tells the prompts of a file from others: the content of the file, of the templates and of the tokenizer."""
+    """Identifies the prompts of a file by the content of the file, the templates and the tokenizer."""
     from vit_convert.text.tokens import fingerprint
 
     config, evaluation = context.config, context.config.evaluation
@@ -59,8 +60,8 @@ def tokenize_evaluation(context: Context) -> ImagesResult:
     """Writes the token ids of the evaluation prompts: of all classes with all templates, or of a file's lines.
 
     Raises:
-        UsageError: a number of prompts is asked for beside classes, or there is no tokenizer.
-        CalibrationError: a file cannot be read, or is not this model's.
+        UsageError: a number of prompts is given together with classes, or there is no tokenizer.
+        CalibrationError: a file cannot be read, or belongs to another model.
     """
     from vit_convert.text.prompts import filled, read_classes, read_templates
     from vit_convert.text.tokens import tokens_of
@@ -86,8 +87,8 @@ def tokenize_evaluation(context: Context) -> ImagesResult:
 
 
 def calibration_tokens(context: Context) -> tuple[np.ndarray, str] | None:
-    """Writes the token ids of the calibration prompts, and returns them with the file that they come from; None where
-    there is none."""
+    """Writes the token ids of the calibration prompts, and returns them with the file that they come from; None if
+    there is no such file."""
     if context.config.engine.calibrator:
         raise UsageError(
             "config.engine.calibrator: TensorRT's own calibrator takes images, a text tower takes tokens",
@@ -97,7 +98,8 @@ def calibration_tokens(context: Context) -> tuple[np.ndarray, str] | None:
     if not source:
         return None
     if not context.config.calibration.data and context.config.evaluation.prompts:
-        ids = np.load(context.bundle.tokens("evaluation"))  # of classes in their templates, which nobody else makes
+        # class names in their templates, which no other step tokenizes
+        ids = np.load(context.bundle.tokens("evaluation"))
         from vit_convert.images.decode import pick
 
         ids = ids[pick(len(ids), context.config.calibration.num_images)]

@@ -1,4 +1,4 @@
-"""Files of text that may come from anybody, read within bounds: prompts, vocabularies, merges."""
+"""Text files from anybody, read within bounds: prompts, vocabularies, merges."""
 
 import gzip
 import io
@@ -9,9 +9,10 @@ from collections.abc import Callable
 
 from vit_convert.core.errors import CalibrationError
 
-LARGEST_BYTES = 1 << 26  # of a tokenizer's file; Gemma's tokenizer.json has 34 MB
+LARGEST_BYTES = 1 << 26  # of a tokenizer's file; Gemma's tokenizer.json is 34 MB
 _CHUNK_BYTES = 1 << 16
-_LONGEST = 1 << 14  # characters of a line; a prompt of more is cut to some 64 tokens anyway, and is a slip
+# characters per line; a longer prompt would be cut to some 64 tokens anyway, and is surely a mistake
+_LONGEST = 1 << 14
 
 
 def read_bytes(path: str | os.PathLike[str], what: str) -> bytes:
@@ -34,7 +35,7 @@ def read_bytes(path: str | os.PathLike[str], what: str) -> bytes:
             with gzip.GzipFile(fileobj=io.BytesIO(content)) as inflated:
                 content = read_bounded(inflated.read)
     except (OSError, ValueError, EOFError, zlib.error) as e:
-        # gzip's are among them; ValueError of a path with a zero byte
+        # OSError includes gzip's errors; ValueError is for a path with a zero byte
         raise CalibrationError(f"{what} {path}: {getattr(e, 'strerror', None) or e}", fix="Check the path.") from e
     if len(content) > LARGEST_BYTES:
         raise CalibrationError(
@@ -44,7 +45,7 @@ def read_bytes(path: str | os.PathLike[str], what: str) -> bytes:
 
 
 def read_bounded(read: Callable[[int], bytes]) -> bytes:
-    """What is left to read, or one byte more than may be read; memory grows with what there is, not with the bound."""
+    """The rest of a file, or one byte more than allowed; memory grows with the file, not with the bound."""
     parts: list[bytes] = []
     left = LARGEST_BYTES + 1
     while left and (part := read(min(left, _CHUNK_BYTES))):
@@ -54,14 +55,14 @@ def read_bounded(read: Callable[[int], bytes]) -> bytes:
 
 
 def read_lines(path: str | os.PathLike[str], what: str) -> list[str]:
-    """Reads the lines of a text file, without what ends them.
+    """Reads the lines of a text file, without their line ends.
 
     Args:
         path: of the file, UTF-8.
         what: for messages.
 
     Raises:
-        CalibrationError: see `read_bytes`, or it is not such a text.
+        CalibrationError: see `read_bytes`; or it is not such a text.
     """
     try:
         text = read_bytes(path, what).decode("utf-8-sig")

@@ -1,4 +1,4 @@
-"""The one record of how a prompt becomes what a text tower takes."""
+"""The record of how a prompt becomes a text tower's input."""
 
 import dataclasses
 import unicodedata
@@ -13,18 +13,18 @@ _ASCII = str.maketrans("ABCDEFGHIJKLMNOPQRSTUVWXYZ", "abcdefghijklmnopqrstuvwxyz
 
 @dataclasses.dataclass(frozen=True)
 class Prompting:
-    """How a text tower's training made token ids of prompts; stored with the pair, so that no other code needs to know
-    it.
+    """How a text tower's training turned prompts into token ids; stored with the pair, so that no other code needs to
+    know it.
 
     Attributes:
         tokenizer: "sentencepiece", "bert" (WordPiece) or "clip" (byte pairs).
-        length: ids of each prompt; shorter ones are filled up, longer ones are cut.
-        vocabulary: ids lie below it.
-        start: the id in front of a text; -1 for none.
-        end: the id behind a text; -1 for none.
-        pad: the id that fills up.
+        length: ids per prompt; shorter prompts are padded, longer ones are cut.
+        vocabulary: its size; all ids are smaller.
+        start: the id before a text; -1 for none.
+        end: the id after a text; -1 for none.
+        pad: the id used for padding.
         lower: whether prompts are lower-cased first.
-        sticky_end: whether a prompt that is cut keeps the end as its last id.
+        sticky_end: whether a prompt that is cut still ends with the end id.
 
     Raises:
         UsageError: a value that is not offered.
@@ -58,14 +58,14 @@ class Prompting:
 
     @classmethod
     def of(cls, pair: Any) -> "Prompting":
-        """The record of a pair of towers, which has all of these and more."""
+        """The prompting of a pair, whose record has all of these fields and more."""
         return cls(**{field.name: getattr(pair, field.name) for field in dataclasses.fields(cls)})
 
     def lowered(self, prompt: str) -> str:
-        """A prompt in the letters that the model was trained on.
+        """A prompt in the case that the model was trained on.
 
         Args:
-            prompt: as a person wrote it. For SentencePiece, only A to Z are lowered, as tf.strings.lower does it in
+            prompt: as a person wrote it. For SentencePiece, only A to Z are lower-cased, as by tf.strings.lower in
                 big_vision.
         """
         if not self.lower:
@@ -97,5 +97,5 @@ class Prompting:
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> "Prompting":
-        """The inverse of `to_dict`; what a record holds beside it is left out."""
+        """The inverse of `to_dict`; further keys of the record are ignored."""
         return cls(**{field.name: record[field.name] for field in dataclasses.fields(cls)})

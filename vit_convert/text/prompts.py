@@ -1,4 +1,4 @@
-"""Prompts as people write them: one a line, or classes that templates make prompts of."""
+"""Prompts as people write them: one per line, or class names and templates."""
 
 import os
 from collections.abc import Sequence
@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from vit_convert.core.errors import CalibrationError, UsageError
 from vit_convert.text.files import read_lines
 
-_MOST_PROMPTS = 1 << 22  # classes times templates; more is a slip
+_MOST_PROMPTS = 1 << 22  # classes times templates; more is surely a mistake
 
 
 def read_prompts(path: str | os.PathLike[str]) -> list[str]:
-    """Reads prompts, one a line; empty lines are left out.
+    """Reads prompts, one per line; empty lines are skipped.
 
     Args:
         path: a UTF-8 text file.
@@ -25,13 +25,13 @@ def read_prompts(path: str | os.PathLike[str]) -> list[str]:
 
 
 def read_classes(path: str | os.PathLike[str]) -> list[str]:
-    """Reads names of classes, one a line, in the order of their numbers.
+    """Reads class names, one per line, in the order of their numbers.
 
     Args:
         path: a UTF-8 text file.
 
     Raises:
-        CalibrationError: it cannot be read, or a line is empty or there for a second time.
+        CalibrationError: it cannot be read, or a line is empty or repeated.
     """
     names = [line.strip() for line in read_lines(path, "classes")]
     seen: dict[str, int] = {}
@@ -50,7 +50,7 @@ def read_templates(given: Sequence[str]) -> list[str]:
     """Templates of prompts, each with {} for the name of a class.
 
     Args:
-        given: templates, and paths of files that hold one a line; none for only the names.
+        given: templates, and paths of files that hold one per line; empty to use the bare names.
 
     Raises:
         UsageError: a template without {}.

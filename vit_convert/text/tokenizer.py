@@ -1,5 +1,4 @@
-"""A tokenizer from its files, by the libraries that its kind belongs to: `sentencepiece`, or Hugging Face's
-`tokenizers`."""
+"""Opens a tokenizer's files with the library for its kind: `sentencepiece`, or Hugging Face's `tokenizers`."""
 
 import dataclasses
 import json
@@ -15,23 +14,22 @@ from vit_convert.core.errors import CalibrationError, UsageError
 from vit_convert.text.files import read_bytes, read_lines
 from vit_convert.text.prompting import Prompting
 
-# What a folder is searched for; the first that is there wins.
+# The files that a folder is searched for; the first match wins.
 _FILES = {
     "sentencepiece": ("spiece.model", "tokenizer.model", "sentencepiece.model", "tokenizer.json"),
     "bert": ("vocab.txt", "tokenizer.json"),
     "clip": ("merges.txt", "bpe_simple_vocab_16e6.txt.gz", "tokenizer.json"),
 }
-# The names of the tokens in front of a text and behind it; a `tokenizer.json` of a SentencePiece model has T5's or
-# Gemma's.
+# Names of the tokens before and after a text; a `tokenizer.json` of a SentencePiece model uses T5's or Gemma's.
 _MARKS = {
     "bert": (("[CLS]",), ("[SEP]",)),
     "clip": (("<|startoftext|>",), ("<|endoftext|>",)),
     "sentencepiece": (("<bos>", "<s>"), ("<eos>", "</s>")),
 }
-_MERGES = 49152 - 256 - 2  # openai/CLIP reads so many of its file and no more
+_MERGES = 49152 - 256 - 2  # openai/CLIP reads this many lines of its file and no more
 # openai/CLIP's pattern
 _PIECES = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-_LONGEST_WORD = 100  # characters; BERT's own limit, a longer one is [UNK]
+_LONGEST_WORD = 100  # characters; BERT's own limit: a longer word becomes [UNK]
 _BELONGS = "Give the tokenizer that belongs to the checkpoint."
 
 Encode = Callable[[list[str]], list[list[int]]]
@@ -43,7 +41,7 @@ class Tokenizer:
 
     Attributes:
         prompting: the rule.
-        encode: maps prompts to the ids of their words, without what stands in front and behind.
+        encode: maps prompts to the ids of their words, without start and end.
     """
 
     prompting: Prompting
@@ -59,9 +57,8 @@ def open_tokenizer(path: str | os.PathLike[str], prompting: Prompting) -> Tokeni
     """Opens a tokenizer's files.
 
     Args:
-        path: a SentencePiece `.model`; BERT's `vocab.txt`; CLIP's `merges.txt` (its `vocab.json` is read too where it
-            lies beside it) or `bpe_simple_vocab_16e6.txt.gz`; a `tokenizer.json` of any kind; or a folder that holds
-            one of them.
+        path: a SentencePiece `.model`; BERT's `vocab.txt`; CLIP's `merges.txt` (with `vocab.json`, if that lies beside
+            it) or `bpe_simple_vocab_16e6.txt.gz`; a `tokenizer.json` of any kind; or a folder that holds one of them.
         prompting: the rule of the text tower.
 
     Returns:
@@ -80,7 +77,7 @@ def open_tokenizer(path: str | os.PathLike[str], prompting: Prompting) -> Tokeni
 
 
 def tokenizer_files(path: str | os.PathLike[str], prompting: Prompting) -> list[pathlib.Path]:
-    """The files that `open_tokenizer` reads, the one to give to it first.
+    """The files that `open_tokenizer` reads, with the one to pass to it first.
 
     Args:
         path: as `open_tokenizer` takes it.
@@ -170,10 +167,10 @@ def _from_json(path: pathlib.Path, prompting: Prompting) -> Tokenizer:
 
 
 def _ids_of_merges(merges: Sequence[tuple[str, ...]]) -> dict[str, int]:
-    """CLIP's vocabulary: the 256 bytes as printable characters, the same at the end of a word, what merges make, and
-    the two marks."""
+    """CLIP's vocabulary: the 256 bytes as printable characters, the same again for word ends, the results of the
+    merges, and the start and end marks."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = range(256, 256 + 256 - len(printable))  # stand for the bytes that are not printable characters
+    others = range(256, 256 + 256 - len(printable))  # stand-ins for bytes that are not printable characters
     letters = [chr(code) for code in (*printable, *others)]
     pieces = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(merge) for merge in merges)]
     return {piece: i for i, piece in enumerate([*pieces, "<|startoftext|>", "<|endoftext|>"])}
@@ -213,7 +210,7 @@ def _of_library(path: pathlib.Path, prompting: Prompting, made: Any) -> Tokenize
 
 
 def _checked(path: pathlib.Path, prompting: Prompting, encode: Encode, marks: tuple[int, int]) -> Tokenizer:
-    """Refuses a tokenizer whose marks are not those that the model was trained with: it is another model's."""
+    """Refuses a tokenizer whose special tokens are not those that the model was trained with: it is another model's."""
     for wanted, found, name in zip((prompting.start, prompting.end), marks, ("start", "end")):
         if wanted >= 0 and found != wanted:
             has = f"id {found}" if found >= 0 else "no token"
@@ -234,7 +231,8 @@ def _checked(path: pathlib.Path, prompting: Prompting, encode: Encode, marks: tu
 
 @contextmanager
 def _damage(path: pathlib.Path, what: str) -> Iterator[None]:
-    """Turns what a library makes of a damaged file into one kind of error; panics of Rust are no Exceptions."""
+    """Turns whatever a library raises for a damaged file into one kind of error; Rust panics do not derive from
+    Exception."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit, MemoryError, GeneratorExit, CalibrationError):

@@ -1,4 +1,4 @@
-"""Where the ids that a text tower takes come from: prompts through a tokenizer, or an `.npy` of ids."""
+"""A text tower's input ids: from prompts through a tokenizer, or from an `.npy`."""
 
 import os
 import pathlib
@@ -19,7 +19,7 @@ _IDS = ".npy"
 
 
 def tokens_of(prompts: Sequence[str], prompting: Prompting, tokenizer: str) -> np.ndarray:
-    """Makes token ids of prompts.
+    """Turns prompts into token ids.
 
     Args:
         prompts: as people write them.
@@ -43,11 +43,11 @@ def tokens_of(prompts: Sequence[str], prompting: Prompting, tokenizer: str) -> n
 
 
 def read_tokens(path: str | os.PathLike[str], prompting: Prompting, tokenizer: str = "") -> np.ndarray:
-    """Reads prompts, one a line, or token ids in an `.npy`, which need no tokenizer.
+    """Reads prompts, one per line, or token ids from an `.npy`, which need no tokenizer.
 
     Args:
         path: of the file.
-        prompting: the text tower's rule; ids have its length.
+        prompting: the text tower's rule, which sets the number of ids per prompt.
         tokenizer: see `tokens_of`; not used for ids.
 
     Returns:
@@ -62,7 +62,7 @@ def read_tokens(path: str | os.PathLike[str], prompting: Prompting, tokenizer: s
 
 
 def fingerprint(*paths: str | os.PathLike[str]) -> str:
-    """What tells files of prompts, ids or tokenizers from others: their content. Of a folder, the files in it.
+    """Identifies files of prompts, ids or tokenizers by their content; for a folder, that of the files in it.
 
     Raises:
         CalibrationError: one cannot be read.
