@@ -229,7 +229,7 @@ def test_a_switch_leaves_the_next_word_alone(parse):
         ("--noconfig.taps=true", r"--noconfig\.taps=true: takes no value"),
         (
             "--noconfig.batch.max",
-            r"--noconfig\.batch\.max: only a switch can be turned off so, and batch\.max holds 64",
+            r"--noconfig\.batch\.max: only a switch can be turned off this way, and batch\.max holds 64",
         ),
         ("--noconfig.tabs", r"--noconfig\.tabs: unknown key\. Did you mean taps"),
         ("--config.batch.max", r"--config\.batch\.max: no value given"),

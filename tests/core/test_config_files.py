@@ -74,13 +74,13 @@ def test_the_argument_is_what_follows_the_colon(given, parts, tmp_path, monkeypa
     assert split_argument("odd:name.py") == ("odd:name.py", "")  # a file that is called so
 
 
-def test_what_is_at_hand_is_listed(tmp_path, monkeypatch):
+def test_what_is_available_is_listed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     pathlib.Path("configs").mkdir()
     for name in ("configs/zzz.py", "configs/notes.txt", "here.py"):
         pathlib.Path(name).write_text("")
     with pytest.raises(UsageError, match=r"--config=zz: no such file here or in configs/\.") as error:
         find_config("zz")
-    at_hand = error.value.fix.removeprefix("Configs at hand: ").split(", ")
-    assert {"zzz.py", "vit_b32.py"} <= {*at_hand} and not {"here.py", "notes.txt"} & {*at_hand}
-    assert at_hand == sorted(set(at_hand))
+    available = error.value.fix.removeprefix("Available configs: ").split(", ")
+    assert {"zzz.py", "vit_b32.py"} <= {*available} and not {"here.py", "notes.txt"} & {*available}
+    assert available == sorted(set(available))

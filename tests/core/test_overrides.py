@@ -71,12 +71,12 @@ def test_what_is_taken(config, words, taken, left):
         (["--noconfig.taps=true"], "--noconfig.taps=true: takes no value", "--config.taps=VALUE"),
         (
             ["--noconfig.batch.max"],
-            "only a switch can be turned off so, and batch.max holds 64",
+            "only a switch can be turned off this way, and batch.max holds 64",
             "--config.batch.max=VALUE",
         ),
         (
             ["--noconfig.batch.max=3"],
-            "only a switch can be turned off so, and batch.max holds 64",
+            "only a switch can be turned off this way, and batch.max holds 64",
             "--config.batch.max=VALUE",
         ),
         *(

@@ -65,7 +65,7 @@ def test_help(program, capsys):
     assert program.main(["p", "--help"], lambda argv: 7) == 0
     assert capsys.readouterr().out == (
         "Does something.\n\nFlags:\n  --batches=1,8\n      Images per run.\n"
-        "  --debug=False\n      Show tracebacks of users' mistakes as well.\n"
+        "  --debug=False\n      Also show tracebacks of user errors.\n"
     )
 
 

@@ -187,7 +187,7 @@ def test_arguments_are_checked_before_the_file_is_opened():
         UsageError, match=r"^config\.outputs='feature': 'feature' is not one of .* Did you mean features\?"
     ) as error:
         load_checkpoint("gone.npz", outputs="feature")
-    assert error.value.fix == "Use auto, or the others with commas between."
+    assert error.value.fix == "Use auto, or known names separated by commas."
 
 
 @pytest.mark.parametrize("family", ["".join(["au", "to"]), "vit"])  # not the one that the module holds

@@ -144,7 +144,7 @@ def test_each_precision_has_its_own_cosine(context, precision, cosine, passes):
         (
             {"precision": "auto", "calibration.max_error": 5e-4},
             "Try config.calibration.max_error below 0.0005, which leaves more products in fp16; then a higher "
-            "config.plan.cosine than now.",
+            "config.plan.cosine.",
         ),
         (
             {"engine.int8_lowering": "fused"},

@@ -1,4 +1,4 @@
-"""What usually helps where a graph or an engine misses its tolerance, less what the config has already."""
+"""What usually helps when a graph or an engine misses its tolerance, without what the config does already."""
 
 import ml_collections
 
@@ -13,7 +13,7 @@ def advice(config: ml_collections.ConfigDict, precision: str, *, engine: bool = 
     Args:
         config: the full config.
         precision: of the graph or engine that missed.
-        engine: whether it is an engine, whose graph may have passed.
+        engine: whether it is an engine; its graph may have passed.
 
     Example:
         >>> from vit_convert.config import default_config
@@ -26,12 +26,12 @@ def advice(config: ml_collections.ConfigDict, precision: str, *, engine: bool = 
         return f"{_DOCS} says what usually causes it."
     if precision == "fp32":
         first = "Build without engine.tf32; if" if config.engine.tf32 else "Build it again; if"
-        return f"{first} it misses still, this TensorRT computes something else than the graph says."
+        return f"{first} it still misses, this TensorRT computes something other than the graph."
     return "Keep the blocks of largest activation in fp32 (max_abs_activation in report.json, config.keep_fp32)."
 
 
 def _quantized(config: ml_collections.ConfigDict, precision: str) -> str:
-    """In the order of what it gained for what it costs."""
+    """Advice for a quantized precision, best ratio of gain to cost first."""
     calibration, tries = config.calibration, []
     if precision == "int8" and calibration.method != "entropy":
         tries.append(f"config.calibration.method=entropy instead of {calibration.method}")
@@ -42,7 +42,7 @@ def _quantized(config: ml_collections.ConfigDict, precision: str) -> str:
             f"config.calibration.max_error below {calibration.max_error:g}, which leaves more products in fp16"
         )
     if is_planned(config):
-        tries.append("a higher config.plan.cosine than now")
+        tries.append("a higher config.plan.cosine")
     elif not config.engine.int8_lowering:
         tries.append("config.precision=auto, which leaves the layers in fp16 that cost most")
     return f"Try {'; then '.join(tries)}." if tries else "Stay with fp16."

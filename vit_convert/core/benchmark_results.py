@@ -1,4 +1,4 @@
-"""What measuring engines found, and what it recommends."""
+"""The results of a benchmark, and its recommendation."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -9,16 +9,16 @@ from vit_convert.core.roofline import Roofline
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeasuredEngine(Record):
-    """What is the same in all rows of one engine; `BenchmarkRow` has the same fields.
+    """What all rows of one engine have in common; `BenchmarkRow` has the same fields.
 
     Attributes:
-        graph: that it was built from.
+        graph: the graph that it was built from.
         input: its type.
         plan_bytes: its size.
         build_seconds: wall time of its build.
         engine_memory_mib: without its sessions.
-        int8_layers: products that run in int8, where that is known.
-        fused_attention: in words ("yes, fp16, 12 of 12"), where that is known.
+        int8_layers: number of products that run in int8; None if unknown.
+        fused_attention: in words ("yes, fp16, 12 of 12"); None if unknown.
     """
 
     graph: str
@@ -38,18 +38,18 @@ class BenchmarkRow(Record):
         precision: of the engine.
         batch: images of a run.
         streams: runs at once.
-        transfers: whether images come from the host with every run and results go back, in words.
+        transfers: whether each run copies its images from the host and its results back, in words.
         cuda_graph: whether runs are replayed CUDA graphs.
-        why_no_graph: why they are not.
+        why_no_graph: if they are not, why.
         images_per_second: mean of the passes.
-        noise_percent: difference of the passes over their mean; None of one pass.
+        noise_percent: difference between the passes over their mean; None for a single pass.
         p50_ms: wall time of a run, median.
         p95_ms: wall time, 95th percentile.
         p99_ms: wall time, 99th percentile.
         gpu_p50_ms: GPU time of a run, median.
         gpu_p95_ms: GPU time, 95th percentile.
         gpu_p99_ms: GPU time, 99th percentile.
-        runs: that latency was taken of.
+        runs: number of runs that latency was measured on.
         gpu_memory_mib: of engine and sessions.
         engine_memory_mib: of the engine.
         context_memory_mib: of the sessions.
@@ -113,9 +113,9 @@ class SpeedComparison(Record):
         precision: of the quantized one.
         against: the other.
         batch: images of a run.
-        ratio: of images per second.
-        noise_percent: of the two measurements; None if one pass does not tell.
-        pays: whether the gain is more than noise and enough.
+        ratio: its images per second over those of the other.
+        noise_percent: of the two measurements together; None if there was only one pass.
+        pays: whether the gain exceeds both the noise and `benchmark.min_gain`.
     """
 
     precision: str
@@ -151,7 +151,7 @@ class SkippedCase(Record):
         precision: of the engine.
         batch: images of a run.
         streams: runs at once.
-        transfers: whether images were to come from the host.
+        transfers: whether runs were to copy images and results.
         cuda_graph: whether runs were to be replayed CUDA graphs.
         reason: in words.
     """
@@ -166,12 +166,12 @@ class SkippedCase(Record):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TransferShare(Record):
-    """What is left of the throughput when images come from the host and results go back.
+    """The share of the throughput that remains when images are copied from the host and results back.
 
     Attributes:
         precision: of the engine.
         batch: images of a run.
-        share: of the best row without transfers, from 0.
+        share: of the throughput of the best row without transfers.
     """
 
     precision: str
@@ -181,11 +181,11 @@ class TransferShare(Record):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeasuredModel(Record):
-    """What a measurement is of.
+    """The model of a measurement.
 
     Attributes:
         variant: of the checkpoint.
-        summary: of it, for people.
+        summary: of the checkpoint, for people.
         sha256: of its file.
         converted_by: the command that converted it.
     """
@@ -198,7 +198,7 @@ class MeasuredModel(Record):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Environment(Record):
-    """Where and when something was measured; what is not known is "" or 0.
+    """Where and when something was measured; unknown values are "" or 0.
 
     Attributes:
         gpu: its name.
@@ -242,10 +242,10 @@ class BenchmarkResult(Environment, StageResult):
         status: "running" or "done".
         rows: what was measured.
         skipped: what failed.
-        noise_percent: the largest of the rows.
-        end_to_end: rows with transfers beside those without.
-        recommended: what the rows say.
-        roofline: what the model has to do and the GPU can.
+        noise_percent: largest noise of any row.
+        end_to_end: rows with transfers, compared with those without.
+        recommended: the conclusion from the rows.
+        roofline: the model's work and the GPU's limits.
     """
 
     model: MeasuredModel

@@ -17,10 +17,10 @@ from typing import Any
 from vit_convert.core.errors import UsageError
 from vit_convert.core.record import Record
 
-_CHUNK_BYTES = 1 << 22  # large enough that other threads hardly hold it up, small enough to stay in a cache
+_CHUNK_BYTES = 1 << 22  # large enough that other threads hardly slow it down, small enough to stay in a cache
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _REFUSED = (errno.EACCES, errno.EROFS, errno.EPERM)
-# numpy.ndarray.tofile says no more than that, and sets no errno
+# all that numpy.ndarray.tofile reports; it sets no errno
 _SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")
 
 
@@ -30,7 +30,7 @@ def graph_name(precision: str) -> str:
 
 
 class Bundle:
-    """Where every file of one conversion lies.
+    """The location of every file of one conversion.
 
     Args:
         root: `<workdir>/<name>`.
@@ -44,7 +44,8 @@ class Bundle:
         self.root = pathlib.Path(root)
 
     def require_writable(self) -> None:
-        """Makes the folder if it is missing, and tests now that it can be written, not after hours in the last stage.
+        """Creates the folder if it is missing, and tests right away whether it can be written, not after hours in the
+        last stage.
 
         Raises:
             UsageError: the folder cannot be made or written.
@@ -53,7 +54,7 @@ class Bundle:
             self.root.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.root):
                 pass
-        except (OSError, ValueError) as e:  # the latter of a path with a zero byte in it
+        except (OSError, ValueError) as e:  # the latter if the path contains a zero byte
             raise UsageError(
                 f"workdir {self.root}: cannot be written ({getattr(e, 'strerror', None) or e})",
                 fix="Give a writable --workdir.",
@@ -100,7 +101,7 @@ class Bundle:
         return self.root / f"{split}_images.npy"
 
     def tokens(self, split: str) -> pathlib.Path:
-        """Token ids of one split's prompts, of a text tower: int32 [prompts, length]."""
+        """Token ids of one split's prompts, for a text tower: int32 [prompts, length]."""
         return self.root / f"{split}_tokens.npy"
 
     @property
@@ -127,7 +128,7 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     """Yields a temporary path beside `path`, renamed to it when the block succeeds and removed when it does not.
 
     Args:
-        path: the file (or folder) that appears whole or not at all.
+        path: the file (or folder) to create whole or not at all.
 
     Yields:
         A path in the same folder that does not exist yet; the block creates it.
@@ -148,7 +149,7 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)
         else:
-            with contextlib.suppress(OSError):  # a folder that can no longer be written: the next run removes it
+            with contextlib.suppress(OSError):  # the folder can no longer be written: the next run removes it
                 temporary.unlink()
 
 
@@ -195,7 +196,7 @@ def folder_errors(root: pathlib.Path) -> Iterator[None]:
         yield
     except OSError as e:
         named = pathlib.Path(os.fsdecode(e.filename)) if isinstance(e.filename, str | bytes | os.PathLike) else root
-        if e.errno in _REFUSED and not named.is_relative_to(root):  # a checkpoint that may not be read, for one
+        if e.errno in _REFUSED and not named.is_relative_to(root):  # for example a checkpoint without read permission
             raise
         with disk_errors(named):
             raise
@@ -230,8 +231,8 @@ def _finite(value: Any) -> Any:
 
 
 def read_json(path: str | os.PathLike[str], default: Any = None) -> Any:
-    """Reads a JSON object; `default` if it is missing or damaged (an older version, a full disk, another file's
-    content)."""
+    """Reads a JSON object; returns `default` if the file is missing, damaged (by a full disk, for example) or something
+    else."""
     try:
         value = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

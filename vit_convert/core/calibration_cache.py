@@ -1,4 +1,4 @@
-"""TensorRT's own INT8 calibration cache, byte for byte, with a key beside it so that a cache of another build is
+"""TensorRT's own INT8 calibration cache, byte for byte, with a key beside it by which a cache of another build is
 refused."""
 
 import dataclasses
@@ -15,7 +15,7 @@ import numpy as np
 from vit_convert.core.bundle import atomic, hash_file, hash_value, read_json, write_json
 from vit_convert.core.errors import CalibrationError, nearest
 
-# Our name, and TensorRT's word in the first line of a cache.
+# Our name, and TensorRT's name in the first line of a cache.
 ALGORITHMS = {"entropy": "EntropyCalibration2", "minmax": "MinMaxCalibration"}
 
 
@@ -47,7 +47,7 @@ class CacheKey:
             )
         numbers = re.match(r"(\d+)\.(\d+)\.(\d+)", self.version)  # of "10.0.0b6" too
         if numbers is None:
-            raise CalibrationError(f"TensorRT {self.version}: no calibration cache is known of such a version")
+            raise CalibrationError(f"TensorRT {self.version}: the calibration cache of such a version is unknown")
         major, minor, patch = map(int, numbers.groups())
         # NvInferVersion.h; 10 moved the major up a digit
         number = major * (1000 if major < 10 else 10000) + minor * 100 + patch
@@ -68,7 +68,7 @@ def hash_source(
         graph: hashes of the fp32 graph that is calibrated and of its weights.
         images_path: the calibration images.
         num_images: how many of them are used.
-        preprocessing: the record that says how they become inputs.
+        preprocessing: the record of how they become inputs.
         batch_size: of the batches, if the ranges depend on it: TensorRT's do, ours do not.
 
     Returns:
@@ -117,7 +117,7 @@ def parse_cache(data: bytes) -> tuple[str, dict[str, float]]:
                 raise ValueError(f"{tensor} has scale {scales[tensor]}")
     except (ValueError, struct.error) as e:
         raise CalibrationError(
-            f"calibration cache: no TensorRT calibration cache ({e})", fix="Delete it and calibrate again."
+            f"calibration cache: not one of TensorRT's ({e})", fix="Delete it and calibrate again."
         ) from e
     return header, scales
 
@@ -127,7 +127,7 @@ def load_cache(path: str | os.PathLike[str], key: CacheKey) -> bytes | None:
 
     Args:
         path: the cache; `<path>.json` beside it holds its key.
-        key: what it has to be for.
+        key: what it must be valid for.
 
     Returns:
         The cache, or None if it does not exist yet.
@@ -145,7 +145,7 @@ def load_ranges(path: str | os.PathLike[str], key: CacheKey) -> dict[str, float]
 
     Args:
         path: the cache; `<path>.json` beside it holds its key.
-        key: what it has to be for, but for the version.
+        key: what it must be valid for, apart from the version.
 
     Returns:
         The largest |x| that int8 represents, for each tensor; None if there is no cache.
@@ -158,7 +158,7 @@ def load_ranges(path: str | os.PathLike[str], key: CacheKey) -> dict[str, float]
 
 
 def _load(path: pathlib.Path, key: CacheKey, *, any_version: bool = False) -> tuple[bytes, dict[str, float]] | None:
-    """A cache and its scales, held against the key."""
+    """A cache and its scales, after comparison with the key."""
     if not path.exists():
         return None
     data, stored = path.read_bytes(), read_json(key_path(path)) or {}
@@ -188,7 +188,7 @@ def save_cache(path: str | os.PathLike[str], key: CacheKey, data: bytes, *, num_
         num_images: how many images it was made from.
     """
     path = pathlib.Path(path)
-    # The key first goes: a cache without a key is refused, a new cache with an old key would be believed.
+    # Remove the old key first: a cache without a key is refused, but a new cache with an old key would be accepted.
     key_path(path).unlink(missing_ok=True)
     with atomic(path) as temporary:
         temporary.write_bytes(data)

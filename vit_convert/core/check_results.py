@@ -1,4 +1,4 @@
-"""What the checks found: each graph against JAX, what a lower precision costs, and what each layer loses by it."""
+"""The results of the checks: each graph against JAX, the cost of a lower precision, and the loss of each layer."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -28,8 +28,8 @@ class TensorCheck(Distance):
 
     Attributes:
         tensor: an output, or the value after a block.
-        batch: that was worst.
-        passed: None where the tensor is only reported.
+        batch: the batch size with the largest error.
+        passed: None if the tensor is only reported.
     """
 
     tensor: str
@@ -71,7 +71,7 @@ class LoweredGraph(Record):
         quantized: layers that are quantized.
         fp32_islands: nodes that stay in float32, and why.
         num_casts: Cast nodes.
-        num_subnormal: weights that lose digits as they lie below the type's smallest normal value.
+        num_subnormal: weights that lose digits because they are below the type's smallest normal value.
         max_abs_activation: by block.
     """
 
@@ -92,9 +92,9 @@ class GraphCheck(Distance, LoweredGraph, StageResult):
         tolerance: in words.
         blocks: each tensor that was compared, in graph order.
         sizes: the output at each image size ("224x224").
-        consistency: what needs no reference: equal rows agree, order and batch do not matter, all is finite.
+        consistency: checks without a reference: equal rows agree, order and batch do not matter, all values are finite.
         top1: on the labelled images, in percent.
-        lowerings: of fp32: the other lowerings by name.
+        lowerings: for fp32: the other lowerings by name.
     """
 
     precision: str
@@ -107,7 +107,7 @@ class GraphCheck(Distance, LoweredGraph, StageResult):
     lowerings: Mapping[str, LoweringCheck] | None = optional()
 
     def of(self, graph: LoweredGraph) -> "GraphCheck":
-        """The same with how the graph was made."""
+        """The check together with how the graph was made."""
         return dataclasses.replace(self, **{name: getattr(graph, name) for name in _names(LoweredGraph)})
 
 
@@ -123,8 +123,8 @@ class Verdict(Record):
         against: the precision that it is compared with.
         top1: on the labelled images, in percent.
         drop_points: of top-1, in percentage points.
-        allowed_points: by config.check.max_top1_drop.
-        accurate: None where nothing tells.
+        allowed_points: config.check.max_top1_drop.
+        accurate: None if unknown.
         text: the same in words.
     """
 
@@ -143,7 +143,7 @@ class QuantizeResult(StageResult):
     Attributes:
         checks: by precision.
         verdicts: by quantized precision.
-        max_abs_activation: by block, where fp16 is a builder flag and so has no graph.
+        max_abs_activation: by block, if fp16 is a builder flag and so has no graph.
     """
 
     checks: Mapping[str, GraphCheck]
@@ -159,7 +159,7 @@ class Loss(Record):
         error: mean of 1 - cosine to the fp32 output.
         cosine: smallest of any image.
         max_rel: largest absolute difference over the largest fp32 output.
-        agreement: images whose largest output is the fp32 graph's, in percent.
+        agreement: images with the same largest output as the fp32 graph, in percent.
         top1: on the labelled images, in percent.
     """
 
@@ -242,7 +242,7 @@ class PlannedUnit(Record):
     Attributes:
         unit: the layer.
         cost: that it was ranked by.
-        error: as in `Loss`; like those below missing where it was not measured alone.
+        error: as in `Loss`; this and the following are missing if the layer was not measured alone.
         cosine: as there.
         max_rel: as there.
         agreement: as there.
@@ -260,10 +260,10 @@ class PlannedUnit(Record):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PrecisionPlan(Record):
-    """What `precision_plan.json` holds, which people may edit.
+    """The content of `precision_plan.json`, which people may edit.
 
     Attributes:
-        about: how to.
+        about: how to edit it.
         precision: "int8" or "fp8".
         sites: what is quantized: names of layers, blocks, or patterns.
         left_out: layers that stay as they are, and why.
@@ -271,7 +271,7 @@ class PrecisionPlan(Record):
         measured: of the set.
         fp32: of the graph without any quantized layer.
         images: that it was measured on.
-        ranked: the most harmless layer first; empty where nothing had to be ranked.
+        ranked: least harmful layer first; empty if nothing had to be ranked.
     """
 
     about: str

@@ -11,7 +11,7 @@ class Comparison:
 
     Attributes:
         max_abs: largest absolute difference.
-        max_rel: max_abs over the reference's scale; inf where the reference is all zero and the candidate is not.
+        max_rel: max_abs over the reference's scale; inf if the reference is all zero and the candidate is not.
         cosine: smallest cosine similarity over the batch, each image's array flattened (float64).
         scale: largest absolute value in the reference.
         finite: whether the candidate has neither NaN nor infinity.
@@ -26,7 +26,7 @@ class Comparison:
 
 @dataclasses.dataclass(frozen=True)
 class Tolerance:
-    """What a comparison has to meet: max_abs <= atol + rtol * scale, and a smallest cosine.
+    """What a comparison must meet: max_abs <= atol + rtol * scale, and a minimum cosine.
 
     Attributes:
         atol: absolute part of the allowed difference.
@@ -40,7 +40,7 @@ class Tolerance:
 
     def met_by(self, result: Comparison) -> bool:
         """Whether a comparison passes; a candidate with NaN or infinity never does."""
-        # of a reference of zeros, infinity times which is no number
+        # for a reference of zeros: infinity times zero is NaN
         relative = self.rtol * result.scale if result.scale else 0.0
         return result.finite and result.max_abs <= self.atol + relative and result.cosine >= self.cosine
 
@@ -53,7 +53,7 @@ def compare(reference: np.ndarray, candidate: np.ndarray) -> Comparison:
     """Compares a candidate with its reference.
 
     Args:
-        reference: [batch, ...] float array that is held to be right.
+        reference: [batch, ...] float array, taken as correct.
         candidate: array of the same shape, any float dtype.
 
     Returns:
@@ -68,7 +68,7 @@ def compare(reference: np.ndarray, candidate: np.ndarray) -> Comparison:
     if not np.isfinite(candidate).all():
         return Comparison(float("inf"), float("inf"), 0.0, scale, finite=False)
     max_abs, cosine = 0.0, 1.0
-    # image by image: taps are large, float64 copies of all of them larger
+    # image by image, because float64 copies of whole taps would be large
     for expected, got in zip(reference, candidate):
         expected, got = expected.astype(np.float64).ravel(), got.astype(np.float64).ravel()
         max_abs = max(max_abs, float(np.max(np.abs(expected - got), initial=0.0)))
@@ -85,7 +85,7 @@ def _cosine(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def top1_accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Share of images whose largest logit is the label's.
+    """Share of images whose largest logit is that of the label.
 
     Args:
         logits: [images, classes] float.

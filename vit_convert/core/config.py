@@ -1,4 +1,4 @@
-"""What is asked for: the rules that a config must meet, and what it says to the stages."""
+"""The rules that a config must meet, and what it means to the stages."""
 
 import os
 import re
@@ -18,13 +18,13 @@ from vit_convert.core.text_length import parse_text_length
 from vit_convert.core.tower_config import given_keys, tower_config
 
 PRECISIONS = ("fp32", "bf16", "fp16", "int8", "fp8")
-AUTO = "auto"  # as a precision: what plan says; as a lowering: what the export advises
+AUTO = "auto"  # as a precision: as the plan says; as a lowering: as the export advises
 BACKENDS = ("auto", "tensorrt", "rtx", "none")
 METHODS = ("entropy", "entropy_plain", "minmax", "percentile", "mse")
-DEVICES = (AUTO, "cpu", "cuda")  # that run the graph while calibrating
+DEVICES = (AUTO, "cpu", "cuda")  # devices that can run the graph during calibration
 LAYOUTS = ("NHWC", "NCHW")
 INPUTS = ("float32", "uint8")
-# of a checkpoint's model; in this order, whatever the order in which they are asked for
+# of a checkpoint's model, in this order, in whatever order they are asked for
 OUTPUTS = ("logits", "embedding", "features", "tokens", "grid", "class_tokens")
 QUANTIZED = ("int8", "fp8")
 _CHOICES = {
@@ -43,9 +43,9 @@ def complete(given: Any, name: str, *, check: bool = True) -> ml_collections.Con
     """Lays a user's config over the defaults and checks every value.
 
     Args:
-        given: what the config file's get_config() returned; may hold a part of the keys.
+        given: what the config file's get_config() returned; may lack keys.
         name: used for an empty `name`.
-        check: refuse values out of range too; False where overrides are still to come.
+        check: also refuse values out of range; False if overrides are still to come.
 
     Returns:
         The full, locked config.
@@ -78,7 +78,7 @@ def _overlay(config: ml_collections.ConfigDict, given: ml_collections.ConfigDict
             continue
         if value is None and isinstance(config[key], str):
             value = ""  # no name, no data
-        # ml_collections lets every key be None, and refuses to read it afterwards
+        # ml_collections lets any key be set to None, but refuses to read it afterwards
         if value is None and config[key] is not None:
             raise UsageError(f"config.{path}{key}: None, expected {type(config[key]).__name__}")
         try:
@@ -96,7 +96,7 @@ def _overlay(config: ml_collections.ConfigDict, given: ml_collections.ConfigDict
 
 
 def check_values(config: ml_collections.ConfigDict) -> None:
-    """Sets what a preset stands for, and refuses values out of range, naming key and value.
+    """Applies the preset, and refuses values out of range, naming key and value.
 
     Raises:
         UsageError: see above.
@@ -108,7 +108,7 @@ def check_values(config: ml_collections.ConfigDict) -> None:
             value = value[part]
         if value not in valid:
             raise UsageError(f"config.{key}={value!r}: not one of {', '.join(valid)}.{nearest(str(value), valid)}")
-    if config.model is None or not config.outputs:  # an own model's outputs are called as it calls them
+    if config.model is None or not config.outputs:  # a user's own model names its own outputs
         read_outputs(config.outputs)
     check_ranges(config)
     _check_model(config)
@@ -145,8 +145,7 @@ def check_values(config: ml_collections.ConfigDict) -> None:
         raise UsageError(
             "config.checkpoint is empty", fix="Give a file, an https:// or gs:// address, or config.model."
         )
-    # No "..", hidden folder or flag; and a name with what is appended to it has to fit into the 255 bytes of a file
-    # system.
+    # No "..", hidden folder or flag; and the name with its suffixes must fit into a file system's 255 bytes.
     if not re.fullmatch(r"\w[\w.+-]*", config.name) or len(os.fsencode(config.name)) > 200:
         raise UsageError(
             f"config.name={config.name!r}: at most 200 letters, digits, '.', '_', '+' and '-', of which the first is "
@@ -167,7 +166,7 @@ def of_tower(config: ml_collections.ConfigDict, tower: str) -> ml_collections.Co
         tower: "image" or "text".
 
     Raises:
-        UsageError: a value out of range; its key is called as in `config.image` or `config.text`.
+        UsageError: a value out of range; the message names its key in `config.image` or `config.text`.
     """
     try:
         found = tower_config(config, tower, default_config())
@@ -178,10 +177,10 @@ def of_tower(config: ml_collections.ConfigDict, tower: str) -> ml_collections.Co
 
 
 def read_outputs(asked: str) -> tuple[str, ...]:
-    """What `config.outputs` names, in the order of `OUTPUTS`; () for "auto".
+    """The outputs named in `config.outputs`, in the order of `OUTPUTS`; () for "auto".
 
     Args:
-        asked: one name, or several with commas between.
+        asked: one name, or several separated by commas.
 
     Raises:
         UsageError: a name is unknown.
@@ -198,7 +197,7 @@ def read_outputs(asked: str) -> tuple[str, ...]:
             valid = (AUTO, *OUTPUTS)
             raise UsageError(
                 f"config.outputs={asked!r}: {name!r} is not one of {', '.join(valid)}.{nearest(name, valid)}",
-                fix="Use auto, or the others with commas between.",
+                fix="Use auto, or known names separated by commas.",
             )
     return tuple(name for name in OUTPUTS if name in names)
 
@@ -215,7 +214,8 @@ def _check_towers(config: ml_collections.ConfigDict) -> None:
 
 
 def _check_model(config: ml_collections.ConfigDict) -> None:
-    """Refuses keys about a checkpoint beside `config.model`, which has none: no value that a user gives is ignored."""
+    """Refuses checkpoint keys together with `config.model`, which has no checkpoint: no value that a user gives is
+    ignored."""
     if config.model is None:
         return
     defaults = default_config()
@@ -231,7 +231,7 @@ def _check_model(config: ml_collections.ConfigDict) -> None:
 
 
 def _check_tuples(config: ml_collections.ConfigDict) -> None:
-    """Refuses what the command line makes of a mistyped tuple: ('a,b',) of a,b."""
+    """Refuses mistyped tuples, which the command line turns from a,b into ('a,b',)."""
     for key in ("batches", "streams"):
         if not config.benchmark[key]:
             raise UsageError(
@@ -263,7 +263,7 @@ def as_plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 def precisions(config: ml_collections.ConfigDict) -> list[str]:
-    """The precisions to build, in order; INT8 and FP8 also build FP16, to be compared with.
+    """The precisions to build, in order; INT8 and FP8 also build FP16, for comparison.
 
     Raises:
         UsageError: an unknown precision.
@@ -284,12 +284,12 @@ def precisions(config: ml_collections.ConfigDict) -> list[str]:
 
 
 def quantized(config: ml_collections.ConfigDict) -> list[str]:
-    """Those of `precisions` that need calibration."""
+    """The precisions that need calibration."""
     return [precision for precision in precisions(config) if precision in QUANTIZED]
 
 
 def lowering(config: ml_collections.ConfigDict, advised: str) -> str:
-    """The lowering that fp16 engines are built from, "" for model.onnx.
+    """The lowering that fp16 engines are built from; "" for model.onnx.
 
     Args:
         config: the full config.
@@ -303,8 +303,8 @@ def lowering(config: ml_collections.ConfigDict, advised: str) -> str:
 
 
 def lowerings(config: ml_collections.ConfigDict, advised: str) -> list[str]:
-    """The lowerings that are written beside model.onnx: those asked for, and the one that engines are built from;
-    `advised` as above."""
+    """The lowerings written beside model.onnx: those asked for, and the one that engines are built from; `advised` as
+    above."""
     names = (
         *config.lowerings,
         lowering(config, advised),
@@ -314,13 +314,13 @@ def lowerings(config: ml_collections.ConfigDict, advised: str) -> list[str]:
 
 
 def int8_lowering(config: ml_collections.ConfigDict, dialect: Dialect) -> str:
-    """The lowering without Q/DQ that int8 engines of a dialect are built from, "" for the Q/DQ graph."""
+    """The lowering without Q/DQ that int8 engines of a dialect are built from; "" for the Q/DQ graph."""
     asked = config.engine.int8_lowering
     return asked if "int8" in precisions(config) and asked in dialect.int8_lowerings else ""
 
 
 def is_planned(config: ml_collections.ConfigDict) -> bool:
-    """Whether the quantized layers are to be chosen by measuring."""
+    """Whether measurements choose the layers to quantize."""
     return AUTO in (word.strip() for word in config.precision.split(","))
 
 
@@ -329,7 +329,7 @@ def require_dialect(config: ml_collections.ConfigDict, dialect: Dialect | None) 
 
     Args:
         config: the full config.
-        dialect: of that TensorRT; None where it is not known yet.
+        dialect: of that TensorRT; None if it is not known yet.
 
     Raises:
         UsageError: see above, or an unknown precision.
@@ -349,7 +349,7 @@ def require_dialect(config: ml_collections.ConfigDict, dialect: Dialect | None) 
 
 
 def is_dynamic(config: ml_collections.ConfigDict) -> bool:
-    """Whether height and width are to vary at run time."""
+    """Whether height and width vary at run time."""
     return is_range(config.image_size)
 
 
@@ -358,7 +358,7 @@ def require_resizable(config: ml_collections.ConfigDict, one_size: str) -> None:
 
     Args:
         config: the full config.
-        one_size: why it takes one size, such as "family mixer has one size"; "" where it takes a range.
+        one_size: why it takes one size, such as "family mixer has one size"; "" if it takes a range.
 
     Raises:
         UsageError: see above.

@@ -1,4 +1,4 @@
-"""Config files: found by name, and run."""
+"""Finds config files by name, and runs them."""
 
 import contextlib
 import importlib.machinery
@@ -17,7 +17,7 @@ from vit_convert.core.user_code import explain, where
 
 
 def split_argument(given: str) -> tuple[str, str]:
-    """Splits what follows ":" off a config's name; get_config() takes it as its argument, as big_vision's configs do.
+    """Splits a config's name at ":"; the rest is get_config()'s argument, as in big_vision's configs.
 
     Args:
         given: for example "vit.py:B/16" or "vit_b32".
@@ -36,7 +36,7 @@ def split_argument(given: str) -> tuple[str, str]:
 
 
 def find_config(given: str) -> str:
-    """Finds a config file: as given, then in `configs/` here, then among those that come with the project.
+    """Finds a config file: at the path given, then in `./configs/`, then among those that come with the project.
 
     Args:
         given: a path, or a bare name: "vit_b32.py", "vit_b32".
@@ -51,18 +51,18 @@ def find_config(given: str) -> str:
     folders = [pathlib.Path(), pathlib.Path("configs"), package.parent / "configs", package / "configs"]
     for folder in folders:
         for name in (given, f"{given}.py"):
-            if os.path.isfile(folder / name):  # False, too, for what no file can be called
+            if os.path.isfile(folder / name):  # also False for an impossible file name
                 return os.fspath(folder / name)
     names = sorted({path.name for folder in folders[1:] if folder.is_dir() for path in folder.glob("*.py")})
     raise UsageError(
         f"--config={given}: no such file here or in configs/.{nearest(given, names)}",
-        fix=f"Configs at hand: {', '.join(names)}",
+        fix=f"Available configs: {', '.join(names)}",
     )
 
 
 def split_config(words: Sequence[str]) -> tuple[str, list[str]]:
-    """Takes `--config=FILE` or `--config FILE` out of a command line; returns the file, "" for none, and the words that
-    are left.
+    """Takes `--config=FILE` or `--config FILE` out of a command line; returns the file ("" for none) and the remaining
+    words.
 
     Example:
         >>> split_config(["--config", "vit.py:B/16", "--force"])
@@ -85,13 +85,13 @@ def load_config(path: str, argument: str = "") -> Any:
 
     Args:
         path: of the file.
-        argument: for its get_config(); "" for none.
+        argument: for get_config(); "" for none.
 
     Returns:
         What get_config() returned.
 
     Raises:
-        UsageError: the file fails, and what it said; or its get_config() takes no argument.
+        UsageError: the file fails (the message quotes its error), or its get_config() takes no argument.
     """
     module = load_file(path)
     with _errors_of(path):
@@ -101,14 +101,14 @@ def load_config(path: str, argument: str = "") -> Any:
 
 
 def load_file(path: str) -> Any:
-    """Runs a user's Python file and returns its module, which nothing else can import.
+    """Runs a user's Python file and returns its module, which is not importable by name.
 
     Raises:
-        UsageError: the file fails, and what it said.
+        UsageError: the file fails; the message quotes its error.
     """
     loader = importlib.machinery.SourceFileLoader(
         "vit_convert_user_config", path
-    )  # a config is Python, whatever its file is called
+    )  # a config is Python, whatever its file's extension
     module = types.ModuleType(loader.name)
     module.__file__ = path
     with _errors_of(path):

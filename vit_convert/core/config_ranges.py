@@ -1,4 +1,4 @@
-"""The numbers that each config key takes, in one table, so that a value out of range is refused at the start."""
+"""The numbers that each config key accepts, in one table, so that a value out of range is refused at the start."""
 
 import dataclasses
 import math
@@ -9,20 +9,20 @@ import ml_collections
 
 from vit_convert.core.errors import UsageError
 
-_MOST_IMAGES = 100_000_000  # of a data set; more is a slip of the keyboard
+_MOST_IMAGES = 100_000_000  # of a data set; more is surely a typing mistake
 _LARGEST_BATCH = 65_536
 _LONGEST_SECONDS = 3600.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """The numbers from `low` to `high`, both included unless said otherwise.
+    """The numbers from `low` to `high`, both included unless stated otherwise.
 
     Attributes:
         low: the smallest.
-        high: the largest; always finite, so that infinity and NaN lie in no range.
-        above: whether `low` itself is left out.
-        below: whether `high` itself is left out.
+        high: the largest; always finite, so that no range includes infinity or NaN.
+        above: whether `low` itself is excluded.
+        below: whether `high` itself is excluded.
         many: whether the key holds a tuple of numbers.
     """
 
@@ -34,7 +34,7 @@ class Range:
 
     @property
     def whole(self) -> bool:
-        """Whether only whole numbers are meant: both ends are ints."""
+        """Whether the range is of integers: both ends are ints."""
         return isinstance(self.low, int)
 
     def holds(self, number: Any) -> bool:
@@ -57,7 +57,7 @@ class Range:
 
 
 _SHARE = Range(0.0, 1.0)
-_COSINES = Range(0.0, 2.0)  # the difference of two
+_COSINES = Range(0.0, 2.0)  # the difference of two cosines
 _POINTS = Range(0.0, 100.0)  # of top-1
 _BATCH = Range(1, _LARGEST_BATCH)
 
@@ -68,7 +68,7 @@ RANGES = {
     "batch.opt": _BATCH,
     "batch.max": _BATCH,
     "batch.profiles": Range(1, _LARGEST_BATCH, many=True),
-    "calibration.max_error": Range(0.0, 1.0, above=True),  # at 1 nothing is left of the product
+    "calibration.max_error": Range(0.0, 1.0, above=True),  # at 1 the product is all error
     "calibration.num_images": Range(1, _MOST_IMAGES),
     "calibration.batch_size": Range(1, 4096),
     "calibration.smooth": Range(0.0, 1.0, below=True),
@@ -103,7 +103,7 @@ def check_ranges(config: ml_collections.ConfigDict) -> None:
     """Refuses numbers out of range.
 
     Raises:
-        UsageError: names the first such key, its value, and what it takes.
+        UsageError: names the first such key, its value, and what it accepts.
     """
     for key, allowed in RANGES.items():
         value: Any = config

@@ -1,4 +1,4 @@
-"""Every key of a config, with its default and what it means."""
+"""Every config key, with its default and its meaning."""
 
 import ml_collections
 from ml_collections import config_dict
@@ -137,7 +137,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.benchmark.batches = (1, 8, 64)
     config.benchmark.streams = (1, 2)
     config.benchmark.seconds = 3.0
-    config.benchmark.min_gain = 1.0  # percent that a quantized engine has to be faster by, to be recommended
+    config.benchmark.min_gain = 1.0  # percent by which a quantized engine must be faster to be recommended
 
     config.image = tower_keys(config, "image")  # any key above for a pair's image tower only: image.batch.max
     config.text = tower_keys(config, "text")  # for its text tower: text.precision, text.calibration.data (prompts)

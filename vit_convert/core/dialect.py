@@ -1,4 +1,4 @@
-"""What each generation of TensorRT reads, one row each, so that no other code asks which one it is."""
+"""What each generation of TensorRT reads, one row each, so that no other code depends on its version."""
 
 import dataclasses
 
@@ -12,14 +12,14 @@ class Dialect:
     Attributes:
         name: what `config.target` calls it.
         opset: ONNX opset that graphs are written in; a newer one would not help a vision transformer.
-        max_opset: the newest opset that its parser reads; 0: any that we write.
+        max_opset: the newest opset that its parser reads; 0 for any that we write.
         precision_by_flag: whether fp16 is a builder flag on the fp32 graph, instead of a typed graph.
         precisions: what engines can compute in.
         stores_quantized_weights: whether it reads weights stored in int8 or fp8; else they are fp32 with a Q/DQ pair.
         fp16_lowering: the lowering (export/targets.py) that is fastest for fp16, if the model fits it; "" for none.
-        int8_lowerings: the lowerings that int8 engines can be built from by ranges, without Q/DQ.
-        cache_version: the version to write into a calibration cache on a host without this TensorRT: the last of its
-            generation. "" if it reads no calibration cache.
+        int8_lowerings: the lowerings that int8 engines can be built from with ranges instead of Q/DQ.
+        cache_version: the version to write into a calibration cache on a host without this TensorRT, namely the last of
+            its generation; "" if it reads no calibration cache.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Dialect:
         return precision != "fp32" and not self.builds_from_lowerings(precision)
 
 
-_MODERN_OPSET = 20  # the first with Gelu, and still old enough for TensorRT 10.0; nothing later helps a ViT
+_MODERN_OPSET = 20  # the first with Gelu, yet old enough for TensorRT 10.0; nothing later helps a ViT
 _ALL = ("fp32", "fp16", "bf16", "int8", "fp8")
 
 _ROWS = (
@@ -83,12 +83,12 @@ def dialect_named(name: str) -> Dialect:
 
 
 def dialect_of(*, rtx: bool, strongly_typed: bool, weakly_typed: bool) -> Dialect:
-    """The dialect that an installed TensorRT reads, recognised by what it can do and not by its version.
+    """The dialect of an installed TensorRT, recognised by its features and not by its version.
 
     Args:
         rtx: whether it is TensorRT for RTX.
-        strongly_typed: whether it builds a network in exactly the types that its graph has.
-        weakly_typed: whether precision may be a builder flag.
+        strongly_typed: whether it can build a network in exactly the types of its graph.
+        weakly_typed: whether precision can be a builder flag.
     """
     if rtx:
         return DIALECTS["rtx"]

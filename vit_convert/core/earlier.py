@@ -1,4 +1,4 @@
-"""The signature that a bundle holds, and what stands for it in bundles of earlier versions, which lack it."""
+"""The signature of a bundle, reconstructed for bundles of earlier versions, which have none."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ from vit_convert.core.stage_results import Checkpoint
 
 
 def read_signature(bundle: Bundle, checkpoint: Checkpoint, config: Mapping[str, Any]) -> Signature:
-    """Reads what the graphs of a bundle take and give.
+    """Reads the inputs and outputs of a bundle's graphs.
 
     Args:
         bundle: converted, at least up to its export.
@@ -30,14 +30,14 @@ def read_signature(bundle: Bundle, checkpoint: Checkpoint, config: Mapping[str, 
 
 
 def earlier_signature(checkpoint: Checkpoint, config: Mapping[str, Any]) -> Signature:
-    """The signature of a bundle that was made before there was one in it: one input of images, one output.
+    """The signature of a bundle from before signatures were stored: one image input, one output.
 
     Args:
         checkpoint: what its checkpoint stage left.
         config: its config.
 
     Returns:
-        The Signature; the sizes of its output are not known.
+        The Signature; the size of its output is unknown.
     """
     height, width = checkpoint.image_size
     name = checkpoint.output

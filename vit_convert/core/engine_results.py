@@ -1,4 +1,4 @@
-"""What building, verifying and measuring engines found, on a host that may have nothing but numpy and TensorRT."""
+"""The results of building, verifying and measuring engines, on a host that may have only numpy and TensorRT."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -13,9 +13,9 @@ class KernelKind(Record):
     """Kernels of one kind that a run launches.
 
     Attributes:
-        kind: "fused attention", "product", "normalisation", "copy", "elementwise" or "other", by their names.
+        kind: "fused attention", "product", "normalisation", "copy", "elementwise" or "other", judged by name.
         count: how many.
-        names: the most frequent ones, a few.
+        names: a few of the most frequent ones.
     """
 
     kind: str
@@ -29,12 +29,12 @@ class ProfileKernels(Record):
 
     Attributes:
         batch: images of a run.
-        kernels: that a run launches.
+        kernels: number that a run launches.
         count: fused attentions among them.
         precisions: how many in each.
         text: for people.
         kinds: all of its kernels by kind.
-        unknown: why the kernels are not known.
+        unknown: why the kernels are unknown; "" if they are known.
     """
 
     batch: int
@@ -55,8 +55,8 @@ class AttentionKernels(Record):
         precisions: how many in each.
         text: for example "yes, fp16, 12 of 12".
         source: "engine inspector" or "kernel names".
-        profiles: where kernels tell: each profile.
-        kinds: where the inspector tells: all kernels of the first profile by kind.
+        profiles: each profile, if the kernels' names were read.
+        kinds: all kernels of the first profile by kind, if the inspector shows them.
     """
 
     count: int
@@ -81,9 +81,9 @@ class EngineSummary(Record):
         bytes: of the plan.
         build_seconds: wall time.
         products: matrix products and convolutions of the parsed graph in each precision.
-        int8_layers: products that run in int8; None for other precisions, or where TensorRT does not tell.
-        fused_attention: None where fused_attention_unknown says why.
-        fused_attention_unknown: else "".
+        int8_layers: products that run in int8; None for other precisions, or if TensorRT does not say.
+        fused_attention: None if unknown.
+        fused_attention_unknown: why it is unknown; otherwise "".
         warnings: TensorRT's.
     """
 
@@ -131,7 +131,7 @@ class OutputCheck(Distance):
     Attributes:
         batch: images that were run.
         output: its name.
-        passed: None where the output is only reported.
+        passed: None if the output is only reported.
         image_size: [height, width] in pixels.
     """
 
@@ -151,12 +151,11 @@ class EngineCheck(Distance):
         tolerance: in words.
         misses: in words.
         rows: each output at each batch.
-        consistency: what needs no reference, and how far other builds of this precision are from it.
+        consistency: checks without a reference, and the distance of other builds of this precision.
         num_images: labelled ones.
         top1: on them, in percent.
         top1_jax: of JAX, in percent.
-        agreement: images whose first class is JAX's, in percent.
-        plan: the engine, in the bundle.
+        agreement: images with the same first class as in JAX, in percent. plan: the engine, in the bundle.
     """
 
     precision: str
@@ -183,7 +182,7 @@ class Proof(Record):
         cosine: smallest of any image.
         top1: on labelled images, in percent.
         agreement: images whose first class is JAX's, in percent.
-        judge: hash of the reference and the labelled images that it was compared with.
+        judge: hash of the reference and the labelled images of the comparison.
     """
 
     passed: bool
@@ -196,7 +195,7 @@ class Proof(Record):
 
     @classmethod
     def of(cls, found: EngineCheck, judge: str = "") -> "Proof":
-        """The proof that a check of an engine is, by that judge."""
+        """The proof made from an engine's check against that judge."""
         return cls(
             passed=found.passed,
             tolerance=found.tolerance,
@@ -224,7 +223,7 @@ class Verification(StageResult):
 
     @classmethod
     def of(cls, engines: Mapping[str, EngineCheck]) -> "Verification":
-        """Puts the checks of some engines, by precision, together."""
+        """Combines the checks of several engines, given by precision."""
         parts = (
             f"{precision}: cosine {found.cosine:.6f}" + ("" if found.top1 is None else f", top-1 {found.top1:.2f} %")
             for precision, found in engines.items()

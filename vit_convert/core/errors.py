@@ -51,17 +51,17 @@ class CheckpointError(ConvertError):
 
 
 class PassingError(ConvertError):
-    """Mixed into errors that a later attempt may not meet: a network that is down, a bundle that another one holds."""
+    """Base of errors that a later attempt may not meet: a network that is down, a bundle that another command holds."""
 
 
 class HeldError(PassingError, UsageError):
-    """Another command works on the bundle."""
+    """Another command is using the bundle."""
 
     exit_code = UsageError.exit_code
 
 
 class NetworkError(PassingError, CheckpointError):
-    """A checkpoint could not be fetched, or not to its end."""
+    """A checkpoint could not be downloaded, or not completely."""
 
     exit_code = CheckpointError.exit_code
 
@@ -85,7 +85,7 @@ class CalibrationError(ConvertError):
 
 
 class BuildError(ConvertError):
-    """TensorRT could not parse, build, load or honour the requested precision."""
+    """TensorRT could not parse a graph, build or load an engine, or honour the requested precision."""
 
     exit_code = 7
 
@@ -106,12 +106,11 @@ class BatchError(ConvertError):
     exit_code = 9
 
 
-INTERRUPTED = 130  # 128 + SIGINT, what shells use; finished stages stay, so a rerun continues
+INTERRUPTED = 130  # 128 + SIGINT, as in shells; finished stages are kept, so a rerun continues
 
 
 class Terminated(KeyboardInterrupt):
-    """The process was asked to end by SIGTERM (`docker stop`, Slurm) or SIGHUP; it ends as after Ctrl-C, with
-    INTERRUPTED."""
+    """SIGTERM (`docker stop`, Slurm) or SIGHUP asked the process to end; it ends as after Ctrl-C, with INTERRUPTED."""
 
 
 def nearest(word: str, valid: Iterable[str]) -> str:

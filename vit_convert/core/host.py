@@ -9,7 +9,7 @@ import platform
 
 
 def cpu_model() -> str:
-    """The vendor's name of the processor, or what Python knows of it where Linux does not tell."""
+    """The vendor's name of the processor, or what Python reports if Linux does not say."""
     try:
         lines = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -30,12 +30,12 @@ def num_cores() -> int:
 
 
 def give_memory_back(*, collect: bool = True) -> None:
-    """Returns to the system what the C library keeps of what was freed.
+    """Returns freed memory that the C library holds back to the system.
 
     Args:
-        collect: look for circles of Python's objects before, which takes some tens of milliseconds.
+        collect: run Python's garbage collector first, which takes tens of milliseconds.
     """
     if collect:
         gc.collect()
-    with contextlib.suppress(OSError, AttributeError):  # another C library than GNU's
+    with contextlib.suppress(OSError, AttributeError):  # not the GNU C library
         ctypes.CDLL(None).malloc_trim(0)

@@ -17,8 +17,8 @@ LARGEST_SIDE = 16_384  # pixels; the attention of a million patches fits no GPU
 
 @dataclasses.dataclass(frozen=True)
 class ImageRange(Record):
-    """The image sizes that a dynamic graph takes: multiples of the patch size from `smallest` to `largest`, each side
-    by itself.
+    """The image sizes that a dynamic graph takes: multiples of the patch size from `smallest` to `largest`,
+    independently for each side.
 
     Attributes:
         smallest: (height, width) in pixels.
@@ -62,7 +62,7 @@ def parse_size(value: Any) -> Size | None:
     with contextlib.suppress(TypeError):  # not one whole number, but perhaps two
         numbers = numbers if isinstance(numbers, bool) else [operator.index(numbers)]
     try:
-        # 223.9 is not a size, and is not 223 either
+        # 223.9 is not a size, and must not become 223
         sizes = [operator.index(n) if not isinstance(n, str) else int(n) for n in numbers]
     except (TypeError, ValueError):
         sizes = []

@@ -1,5 +1,5 @@
-"""Removes what an earlier or killed conversion left and this one does not make, so that nobody takes it for this
-one's."""
+"""Removes files of earlier or killed conversions that this one does not write, so that nobody takes them for its
+own."""
 
 import contextlib
 import dataclasses
@@ -14,11 +14,11 @@ from vit_convert.core.lock import hold
 from vit_convert.core.manifest import Files
 from vit_convert.core.pair import TOWERS
 
-# What `atomic` and its like name what is not whole yet; the other two are of version 0.1.
+# Names of unfinished files from `atomic` and the like; the last two are from version 0.1.
 _TEMPORARY = (".*.tmp", ".*.onnx.????????", ".switched.*")
-_LOWERINGS = ("lowerings", "spellings")  # the second is what earlier versions called it
+_LOWERINGS = ("lowerings", "spellings")  # the second is its name in earlier versions
 _FOLDERS = (".", *_LOWERINGS, "engines/*", "tune/*", "timing")
-# Every file that a stage leaves; a user's own have other names.
+# Every file that a stage writes; a user's own files have other names.
 _OF_STAGES = (
     *("model.onnx", "model.onnx.data", "model.*.onnx", "model.*.onnx.data"),
     *(f"{folder}/*{end}" for folder in _LOWERINGS for end in (".onnx", ".onnx.data", ".ranges.json")),
@@ -69,13 +69,13 @@ def tidy(bundle: Bundle) -> None:
 
 
 def remove_leftovers(bundle: Bundle, files: Files) -> list[pathlib.Path]:
-    """Removes files that no stage of this conversion left, engines of other graphs, and their measurements.
+    """Removes files that no stage of this conversion wrote, engines of other graphs, and their measurements.
 
     Engines that a GPU host built, and their measurements, stay as long as their graph does.
 
     Args:
         bundle: its lock is held.
-        files: what the finished stages left.
+        files: of the finished stages.
 
     Returns:
         The files that were removed.

@@ -10,7 +10,7 @@ from typing import Any
 from vit_convert.core.bundle import Bundle, hash_file, read_json
 from vit_convert.core.record import Record, RecordError, optional
 
-FINISHED = ("done", "fresh")  # of what a stage of another status left, nothing is known
+FINISHED = ("done", "fresh")  # nothing is known about the files of a stage with another status
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +60,8 @@ def _stat(path: pathlib.Path) -> tuple[int, int, int, int]:
 
 
 def hash_once(path: str | os.PathLike[str]) -> str:
-    """The sha256 of a file, which this process reads again only if it changed: hashing a large model takes seconds."""
+    """The sha256 of a file; this process reads the file again only if it changed, since hashing a large model takes
+    seconds."""
     return _hash(os.fspath(path), _stat(pathlib.Path(path)))
 
 
@@ -90,7 +91,7 @@ class Files:
         return (self.root / name for name in self.records)
 
     def record(self, path: str | os.PathLike[str]) -> FileRecord | None:
-        """The record of a file, None if no finished stage left it."""
+        """The record of a file; None if no finished stage left it."""
         return self.records.get(self._name(path))
 
     def wrong(self, path: str | os.PathLike[str]) -> str:
@@ -155,7 +156,7 @@ class StageRecord(Record):
         for found in (row, {**row, "files": None}) if isinstance(row, Mapping) else ():
             try:
                 return cls.from_dict(found)
-            except RecordError:  # the files, or else the rest
+            except RecordError:  # retry without the files, then give up
                 continue
         return None
 

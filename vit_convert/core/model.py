@@ -1,4 +1,4 @@
-"""What the exporter needs to know of a model, whatever its family."""
+"""What the exporter needs to know about a model of any family."""
 
 import dataclasses
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -22,21 +22,20 @@ class Model:
         taps: names of the taps of the whole model, in order.
         apply: maps (parameters, *inputs) to {output or tap: array}; what is traced.
         traced_shapes: shapes of the parameters that `apply` reads.
-        traced_taps: names of the taps that `apply` returns. Where these lack a stack's later blocks, `apply` computes
-            only the first (`Stack.traced`), and the graph repeats them.
+        traced_taps: names of the taps that `apply` returns. If these lack a stack's later blocks, `apply` computes only
+            the first ones (`Stack.traced`), and the graph repeats them.
         run: maps the inputs, numpy arrays, to {output or tap: numpy array} of the whole model, in float32 and at the
-            highest matmul precision. Where the model is resizable, images may be of any size that its patches tile.
-        stacks: its runs of equal blocks, which lower precisions are limited to by default; none for a model that is not
-            known to have any.
-        pooled_token: index of the one token [batch, tokens, width] that the output is computed from, negative from the
-            end; None where it is computed from all of them.
+            highest matmul precision. If the model is resizable, images may be of any size that its patches tile.
+        stacks: its runs of equal blocks, to which lower precisions are limited by default; empty if none are known.
+        pooled_token: index of the one token [batch, tokens, width] from which the output is computed, negative if
+            counted from the end; None if it is computed from all tokens.
         position_table: the parameter [1, tokens, width] that is added to the patches of a convolution, and resampled
             for other image sizes, or to the tokens of a text, and cut for shorter ones; None where it takes one size.
         kind: equal for models that differ only in their weights, so that they have one graph; None where that is not
             known.
         name: of a user's own model.
-        identity: of a user's own model, what tells it from another: changes with the function or any parameter.
-        warnings: what the user should know of it.
+        identity: of a user's own model: changes with the function or any parameter.
+        warnings: what the user should know about it.
     """
 
     signature: Signature
@@ -56,10 +55,10 @@ class Model:
 
     @property
     def output(self) -> str:
-        """The name of the output that stands for the model where one number is shown."""
+        """The name of the output that represents the model where a single number is shown."""
         return self.signature.outputs[0].name
 
     @property
     def repeats(self) -> bool:
-        """Whether `apply` computes only the first blocks of a stack, which the graph is to repeat."""
+        """Whether `apply` computes only the first blocks of a stack, for the graph to repeat."""
         return any(stack.tap(stack.depth - 1) not in self.traced_taps for stack in self.stacks)

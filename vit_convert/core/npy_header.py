@@ -1,5 +1,5 @@
-"""The header of an `.npy` file or member: read by numpy, within bounds, and with one kind of error, since it may come
-from anybody."""
+"""The header of an `.npy` file or member. It may come from anybody, so it is read within bounds, by numpy, with one
+kind of error."""
 
 import io
 import math
@@ -8,7 +8,7 @@ from typing import IO
 
 import numpy as np
 
-# numpy itself refuses more than 10 000 characters, but only once it has read them: 4 GiB may be claimed
+# numpy itself refuses more than 10 000 characters, but only after reading them, and a header may claim 4 GiB
 _LONGEST_BYTES = 1 << 16
 _MOST_AXES = 32  # numpy's own limit before 2.0
 _LENGTHS = {(1, 0): "<H", (2, 0): "<I"}
@@ -16,16 +16,16 @@ _READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.r
 
 
 def read_npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Reads a header of version 1.0 or 2.0 and nothing behind it.
+    """Reads a header of version 1.0 or 2.0 and nothing after it.
 
     Args:
-        stream: at the start of the file; ends up at its first value.
+        stream: at the start of the file; left at the first value.
 
     Returns:
         (shape, whether values are in column-major order, dtype); `dtype.hasobject` where the values are pickled.
 
     Raises:
-        ValueError: it is not such a header, or no array could have its shape and dtype.
+        ValueError: it is not such a header, or no array can have its shape and dtype.
     """
     version = np.lib.format.read_magic(stream)
     if version not in _LENGTHS:
@@ -39,9 +39,9 @@ def read_npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]
     try:
         shape, fortran, dtype = _READERS[version](io.BytesIO(prefix + stream.read(length)))
     except Exception as e:
-        # it is read as Python source, by parsers that raise what they please: TokenError, RecursionError, TypeError …
+        # it is parsed as Python source, which may raise TokenError, RecursionError, TypeError …
         raise ValueError(f"its npy header is damaged: {type(e).__name__}") from e
-    # numpy counts so too: (0, 2**62) is refused, though nothing is in it
+    # numpy computes it the same way: (0, 2**62) is refused although it is empty
     size = math.prod(n for n in shape if n) * dtype.itemsize
     if len(shape) > _MOST_AXES or min(shape, default=0) < 0 or dtype.subdtype or not 0 < size < 1 << 63:
         raise ValueError(f"no array has shape {shape} of {dtype}")

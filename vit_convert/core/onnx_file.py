@@ -18,13 +18,13 @@ Batch = np.ndarray | Mapping[str, np.ndarray]
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-# a property of graphs of which what stands outside the blocks keeps its precision by default
+# metadata key of graphs whose nodes outside the blocks keep their precision by default
 BLOCKS_ALONE = "vit_convert.blocks"
-_INLINE_BYTES = 1024  # smaller constants stay in the graph, where a person reading it sees them
+_INLINE_BYTES = 1024  # smaller constants stay in the graph, where a reader sees them
 
 
 def save_onnx(model: "ir.Model", path: str | os.PathLike[str]) -> None:
-    """Writes a graph and, beside it as `<path>.data`, its weights; each weight is computed when its turn comes.
+    """Writes a graph and, beside it as `<path>.data`, its weights, each of which is computed only when it is written.
 
     Both files appear whole or not at all: they are written into a temporary folder beside the target and then renamed,
     the weights first.
@@ -51,7 +51,7 @@ def save_onnx(model: "ir.Model", path: str | os.PathLike[str]) -> None:
             data = folder / f"{path.name}.data"
             if data.stat().st_size:
                 os.replace(data, path.with_name(data.name))
-            else:  # all constants are in the graph: what lies there is an earlier one's
+            else:  # all constants are in the graph: an existing file belongs to an earlier graph
                 path.with_name(data.name).unlink(missing_ok=True)
             os.replace(folder / path.name, path)
         except onnx.checker.ValidationError as e:
@@ -61,7 +61,7 @@ def save_onnx(model: "ir.Model", path: str | os.PathLike[str]) -> None:
 
 
 def external_files(path: str | os.PathLike[str]) -> list[pathlib.Path]:
-    """The files that make up an ONNX model: the graph, and its weights if they lie beside it."""
+    """The files of an ONNX model: the graph, and its weights if they lie beside it."""
     path = pathlib.Path(path)
     data = path.with_name(path.name + ".data")
     return [path, data] if data.exists() else [path]
@@ -70,7 +70,7 @@ def external_files(path: str | os.PathLike[str]) -> list[pathlib.Path]:
 def open_session(path: str | os.PathLike[str], extra_outputs: Sequence[str] = (), *, threads: int = 0) -> Any:
     """Opens an onnxruntime CPU session on a graph, optionally with inner values as further outputs.
 
-    Only the graph is read and extended in memory. Its weights stay in their file, so that nothing is copied on disk.
+    Only the graph is read and extended in memory. Its weights stay in their file, and nothing is copied on disk.
 
     Args:
         path: the `.onnx` file.
@@ -122,15 +122,15 @@ def open_proto(proto: Any, folder: str | os.PathLike[str], *, threads: int = 0, 
     options.add_session_config_entry(
         "session.model_external_initializers_file_folder_path", utf8_path(pathlib.Path(folder).resolve())
     )
-    # Packed copies of the weights would double the memory, for a handful of runs.
+    # Packed copies of the weights would double the memory for only a handful of runs.
     options.add_session_config_entry("session.disable_prepacking", "1")
-    # Threads that wait for the next node in a loop take the cores of the conversions beside this one.
+    # Threads that spin while waiting for the next node take cores from concurrent conversions.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return ort.InferenceSession(proto.SerializeToString(), options, providers=providers_for(ort, device))
 
 
 def feeds_of(session: Any, inputs: Batch) -> dict[str, np.ndarray]:
-    """The inputs of a session by name: an array is its only input, or the first where the others are fed beside it."""
+    """The inputs of a session by name; a bare array is its only input, or the first of several."""
     return dict(inputs) if isinstance(inputs, Mapping) else {session.get_inputs()[0].name: inputs}
 
 
@@ -146,12 +146,12 @@ def run_session(session: Any, inputs: Batch, names: Sequence[str] | None = None)
         {output name: array}.
 
     Raises:
-        ExportError: onnxruntime fails, as on a graph that takes another batch size than it says.
+        ExportError: onnxruntime fails, for example because the graph cannot take the batch size that it declares.
     """
     names = list(names) if names is not None else [output.name for output in session.get_outputs()]
     feeds = feeds_of(session, inputs)
     try:
         return dict(zip(names, session.run(names, feeds)))
-    except Exception as e:  # onnxruntime's classes have no common base of their own
+    except Exception as e:  # onnxruntime's exceptions have no common base class
         shown = ", ".join(f"{value.dtype} {value.shape}" for value in feeds.values())
         raise ExportError(f"onnxruntime cannot run the graph on {shown}: {e}") from e

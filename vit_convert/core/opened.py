@@ -1,4 +1,4 @@
-"""A folder opened for a conversion: writable, held by this command alone, and clean of what killed ones left."""
+"""A folder opened for a conversion: writable, locked, and cleared of what killed conversions left."""
 
 import contextlib
 import os
@@ -24,20 +24,20 @@ def opened(
     quiet: bool,
     checkpoints: Sequence[str | os.PathLike[str]] = ("checkpoints",),
 ) -> Iterator[Context]:
-    """Holds the bundle `workdir/<config.name>` for as long as it is worked on.
+    """Holds the bundle `workdir/<config.name>` while the block works on it.
 
     Args:
         config: the full, checked config.
         workdir: where bundles lie.
-        command: the command line that others are told of; empty for this process's own.
+        command: the command line shown to others who want the bundle; empty for this process's own.
         quiet: print nothing.
-        checkpoints: folders in which a checkpoint is looked for.
+        checkpoints: folders to search for a checkpoint.
 
     Yields:
         What the stages share.
 
     Raises:
-        UsageError: another command works on the folder, or it cannot be written.
+        UsageError: another command is using the folder, or it cannot be written.
     """
     bundle = Bundle(os.path.join(workdir, config.name))
     utf8_path(bundle.root.absolute())

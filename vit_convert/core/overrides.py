@@ -16,7 +16,7 @@ _BOOLEANS = ("true", "t", "1", "false", "f", "0")  # absl's
 
 
 def dotted_keys(config: ml_collections.ConfigDict, prefix: str = "") -> list[str]:
-    """Every key of a config with its groups in front: "batch.max"."""
+    """Every key of a config, prefixed by its groups: "batch.max"."""
     keys: list[str] = []
     for key in config:
         value = config[key]
@@ -34,7 +34,7 @@ def split_overrides(words: Sequence[str], config: ml_collections.ConfigDict) -> 
         config: says which keys exist, and which are switches.
 
     Returns:
-        The overrides, each as "--config.key=value", and the words that are left.
+        The overrides, each as "--config.key=value", and the remaining words.
 
     Raises:
         UsageError: an unknown key, a key without a value, or `no` before a key that is not a switch.
@@ -55,7 +55,9 @@ def split_overrides(words: Sequence[str], config: ml_collections.ConfigDict) -> 
         is_switch = isinstance(known[key], bool)
         if match["no"] and (value is not None or not is_switch):
             what = (
-                "takes no value" if is_switch else f"only a switch can be turned off so, and {key} holds {known[key]!r}"
+                "takes no value"
+                if is_switch
+                else f"only a switch can be turned off this way, and {key} holds {known[key]!r}"
             )
             raise UsageError(f"{word}: {what}", fix=f"Write --config.{key}=VALUE.")
         if value is None and is_switch:
@@ -94,7 +96,7 @@ def apply_overrides(config: ml_collections.ConfigDict, overrides: Sequence[str])
         values(words)
         return holder.value
     except (flags.Error, TypeError, ValueError, MemoryError, RecursionError) as e:
-        # the last two from a value that nests too deep
+        # the last two for a value that nests too deeply
         raise UsageError(f"{shlex.join(overrides)}: {e}", fix="--help lists the keys and their defaults.") from e
 
 

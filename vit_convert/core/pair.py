@@ -1,4 +1,4 @@
-"""What two towers are as a pair, as `pair.json` has it: how embeddings are compared, and what the text tower takes."""
+"""The content of `pair.json`: how the embeddings of two towers are compared, and what the text tower takes."""
 
 import dataclasses
 import math
@@ -27,9 +27,9 @@ class PairFacts(Record):
         logit_bias: added to it; None for none.
         similarity: "softmax" over the texts of an image, or "sigmoid" of each pair.
         text: how prompts become tokens, a `Prompting` as plain values.
-        classes: number of classes that the text tower's evaluation prompts are of; 0 where they are just prompts, or
+        classes: number of classes described by the text tower's evaluation prompts; 0 if they are plain prompts, or
             there are none.
-        templates: prompts of each class, which lie behind each other.
+        templates: number of prompts per class, which follow each other.
     """
 
     logit_scale: float
@@ -50,14 +50,14 @@ class PairFacts(Record):
 
 
 def wrong_ids(ids: np.ndarray, text: Mapping[str, Any]) -> str:
-    """Why a text tower cannot use some token ids, in words; "" where it can.
+    """Why a text tower cannot use some token ids, in words; "" if it can.
 
-    A graph looks a negative id up from the end of its table, and a causal tower that pools at the end of a text has
-    nothing to pool where there is none.
+    A graph would look up a negative id from the end of its table, and a causal tower that pools at the end token needs
+    one.
 
     Args:
         ids: whole numbers [prompts, length].
-        text: the tower's rule, as `PairFacts.text` has it.
+        text: the tower's rule, as in `PairFacts.text`.
 
     Example:
         >>> wrong_ids(np.array([[1, 2]]), {"shortest": 4, "length": 8, "vocabulary": 9})

@@ -1,4 +1,4 @@
-"""The one judge of a pair's similarities, for graphs and for engines: JAX's embeddings, labels and tolerances."""
+"""The judge of a pair's similarities, for both graphs and engines: JAX's embeddings, labels and tolerances."""
 
 import dataclasses
 from collections.abc import Collection, Mapping
@@ -13,19 +13,19 @@ from vit_convert.core.similarity import compare_rankings, zero_shot_top1
 from vit_convert.core.tolerance import similarity_misses, top1_miss
 
 Embeddings = tuple[np.ndarray, np.ndarray]
-_HIGHER = ("fp16", "bf16", "fp32")  # the next higher precision first
+_HIGHER = ("fp16", "bf16", "fp32")  # nearest higher precision first
 
 
 @dataclasses.dataclass(frozen=True)
 class PairJudge:
-    """What the similarities of a pair are held against.
+    """What the similarities of a pair are compared with.
 
     Attributes:
         config: of the pair; `check` holds the tolerances.
         pair: how embeddings are compared.
         right: JAX's embeddings of images [images, width] and of texts [texts, width].
         labels: class of each image; None without classes.
-        judges_ranks: whether images and texts are the user's, so that their order means something.
+        judges_ranks: whether images and texts are the user's, so that their ranking is meaningful.
         engine: whether engines are judged, see `tolerance_for`.
     """
 
@@ -37,11 +37,11 @@ class PairJudge:
     engine: bool = False
 
     def zero_shot(self, found: Embeddings) -> float | None:
-        """Accuracy of some embeddings by the prompts of classes, in percent; None without labels."""
+        """Zero-shot accuracy of some embeddings, in percent; None without labels."""
         return None if self.labels is None else zero_shot_top1(*found, self.labels, self.pair)
 
     def check(self, precision: str, used: Mapping[str, str], found: Embeddings) -> SimilarityCheck:
-        """Compares the embeddings that one precision gives with JAX's.
+        """Compares the embeddings of one precision with JAX's.
 
         Args:
             precision: of the pair.
@@ -67,7 +67,7 @@ class PairJudge:
 
 
 def stand_in(precision: str, has: Collection[str]) -> str:
-    """The precision that a tower takes part with in a pair of another: its next higher one; "" if it has none.
+    """The precision in which a tower stands in for one that it lacks: its next higher one; "" if it has none.
 
     Args:
         precision: of the pair.

@@ -1,4 +1,4 @@
-"""What the stages of a pair of towers return: how they are compared, and how their similarities compare with JAX's."""
+"""The results of a pair's own stages: how its towers are compared, and how their similarities compare with JAX's."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from vit_convert.core.similarity import Ranking
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PairResult(PairFacts, StageResult):
-    """What the pair stage returns: what `pair.json` says."""
+    """What the pair stage returns: the content of `pair.json`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,9 +19,9 @@ class SimilarityCheck(Ranking):
 
     Attributes:
         precision: of the pair.
-        image: precision of the image tower; the next higher one where it has none of the pair's.
+        image: precision of the image tower; the next higher one if it lacks the pair's.
         text: precision of the text tower.
-        zero_shot: accuracy by the prompts of classes, in percent.
+        zero_shot: zero-shot accuracy, in percent.
         zero_shot_jax: JAX's, on the same images and prompts.
         passed: whether nothing misses.
         misses: in words.
@@ -41,7 +41,7 @@ class ZeroShot(Record):
     """Zero-shot accuracy of JAX.
 
     Attributes:
-        classes: that an image may have.
+        classes: number of classes.
         templates: prompts of each class.
         num_images: labelled ones.
         jax: accuracy in percent.
@@ -60,7 +60,7 @@ class SimilarityResult(StageResult):
     Attributes:
         source: of images and texts: "evaluation data" or "seeded noise".
         checks: by precision.
-        zero_shot: with labelled images and prompts of classes.
+        zero_shot: if there are labelled images and class prompts.
     """
 
     source: str

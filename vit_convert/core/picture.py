@@ -1,4 +1,4 @@
-"""A picture drawn with matplotlib, where it is installed."""
+"""Draws pictures with matplotlib, if it is installed."""
 
 import os
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The order of stages: which are fresh, which run, what each leaves in the manifest."""
+"""Runs the stages that are not fresh, in order, and records each in the manifest."""
 
 import contextlib
 import dataclasses
@@ -29,11 +29,12 @@ class Context:
         bundle: where the files lie.
         progress: what people and machines see.
         command: the command line, for the manifest.
-        checkpoints: folders in which a checkpoint is looked for; what is fetched goes to the first.
+        checkpoints: folders to search for a checkpoint; a download goes to the first.
 
     Attributes:
-        results: what each finished stage returned, as records; the same after a rerun that skipped it.
-        scratch: values that stages of one process pass on to avoid computing them twice; never needed for correctness.
+        results: what each finished stage returned, as records; also if a rerun skipped it.
+        scratch: values that stages pass on within a process to avoid computing them twice; never needed for
+            correctness.
     """
 
     def __init__(
@@ -63,9 +64,9 @@ class Stage:
         result: the record that `run` returns.
         run: does the work and returns what later stages and the report need.
         inputs: everything else that the result depends on (config values, file identities), as plain JSON values.
-        outputs: every file that it may leave. Those that it leaves are recorded, and the stage is fresh only while they
-            are unchanged; those that it does not make this time are removed.
-        needed: whether this config needs the stage at all.
+        outputs: every file that it may write. Those that it writes are recorded, and the stage is fresh only while they
+            are unchanged; those that it does not write this time are removed.
+        needed: whether this config needs the stage.
         companions: files that later commands add to (an engine's sidecar); the stage is fresh only if they exist.
     """
 
@@ -90,14 +91,14 @@ def run_stages(
 ) -> None:
     """Runs the stages in order, skipping those that are fresh; for the holder of the bundle's lock.
 
-    A stage is fresh if its inputs, what the stages before it left, and its own files are what they were when it last
+    A stage is fresh if its inputs, the files of the stages before it, and its own files have not changed since it last
     finished. The manifest says "running" before a stage touches a file and "done" after the last one, so that a killed
     stage is run again. The stages after it are "stale" from then on, until each is found to be fresh.
 
     Args:
         stages: in an order that respects `after`.
         context: shared by the stages.
-        rows: gets what the manifest says of each stage: "done", "fresh" or "failed"; also after a failure.
+        rows: receives the manifest's record of each stage ("done", "fresh" or "failed"), also after a failure.
         until: name of the last stage to run; empty for all.
         force: run fresh stages too.
         begin: called once: before the first stage that runs touches anything, or at the end if all are fresh.
@@ -139,7 +140,7 @@ def all_fresh(stages: list[Stage], context: Context, *, until: str = "") -> bool
                     return False
                 rows.append(row)
                 context.results.put(stage.name, stage.result.from_dict(row.result or {}))
-        except (ConvertError, KeyError, OSError):  # what is wrong is for a run to say
+        except (ConvertError, KeyError, OSError):  # reporting what is wrong is up to a run
             return False
         if stage.name == until:
             break
@@ -151,7 +152,7 @@ class _Run:
 
     Args:
         context: of the stages.
-        rows: those that were decided, in order.
+        rows: of the stages decided so far, in order.
         begin: see `run_stages`.
     """
 
@@ -162,7 +163,7 @@ class _Run:
         self._begun = False
 
     def key(self, stage: Stage) -> str:
-        """What a stage depends on, as a hash: its inputs, and of each stage before it the key and the content of its
+        """A hash of what a stage depends on: its inputs, and for each stage before it the key and the content of its
         files."""
         before = {row.name: _left(row) for row in self._rows if row.name in stage.after}
         return hash_value([stage.name, __version__, before, stage.inputs(self._context)])
@@ -192,7 +193,7 @@ class _Run:
         self._rows.append(StageRecord(stage.name, "running", key, ()))
         with folder_errors(context.bundle.root):
             if not self._begun:
-                context.bundle.report.unlink(missing_ok=True)  # it is of what changes now
+                context.bundle.report.unlink(missing_ok=True)  # it describes what is about to change
             self._command = context.command
             self._write()
             if not self._begun:
@@ -224,7 +225,7 @@ class _Run:
         context.progress.say(f"{stage.name:<11} {human_seconds(seconds):>9}   {result.summary}".rstrip())
 
     def _change(self, **fields: Any) -> None:
-        """Says more of the stage that runs."""
+        """Updates the row of the stage that is running."""
         self._rows[-1] = dataclasses.replace(self._rows[-1], **fields)
 
     def _keep(self, result: StageResult | None) -> None:
@@ -240,8 +241,8 @@ class _Run:
             raise
 
     def finish(self, later: list[Stage]) -> None:
-        """Finds out which stages after the last one are fresh under this config, and removes files that no stage of it
-        left."""
+        """Finds out which stages after the last one are fresh under this config, and removes files that none of its
+        stages wrote."""
         decided, results = len(self._rows), self._context.results.copy()
         try:
             self._look_at(later)
@@ -262,7 +263,8 @@ class _Run:
                 if not unknown & {*stage.after} and not stage.needed(self._context):
                     continue
                 row = None if unknown & {*stage.after} else self.fresh(stage, self.key(stage))
-            except (ConvertError, KeyError, OSError):  # images that are gone, a TensorRT that is not here
+            # for example images that are gone, or a TensorRT that is not installed here
+            except (ConvertError, KeyError, OSError):
                 row = None
             if row is None:
                 unknown.add(stage.name)
@@ -271,7 +273,7 @@ class _Run:
                 self._context.results.put(stage.name, stage.result.from_dict(row.result or {}))
 
     def _write(self, kept: Iterable[StageRecord] | None = None) -> None:
-        """Writes the manifest: the rows decided so far, then those kept; None keeps all rows of an earlier run, as
+        """Writes the manifest: the rows decided so far, then `kept`; None keeps all rows of an earlier run, as
         stale."""
         if kept is None:
             old = [row for row in self._old.values() if row.name not in {row.name for row in self._rows}]
@@ -314,7 +316,7 @@ def _versions() -> dict[str, str]:
 
 def _reset_peak_rss() -> None:
     with contextlib.suppress(OSError):
-        # Linux: forget the high-water mark, see man 5 proc
+        # Linux: resets the high-water mark, see man 5 proc
         pathlib.Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 

@@ -1,4 +1,4 @@
-"""What suits a kind of GPU: values for keys that a config leaves at their defaults, and what that GPU cannot do."""
+"""Presets for kinds of GPUs: values for keys that a config leaves at their defaults, and what such a GPU cannot do."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -15,16 +15,16 @@ class Preset:
     """One kind of GPU.
 
     Attributes:
-        name: as `config.engine.preset` has it.
-        archs: that it means: an engine for another GPU is refused.
-        memory_gib: of the smallest one of its kind.
-        shared: whether that is the host's memory too.
+        name: as in `config.engine.preset`.
+        archs: its architectures; building on a GPU of another architecture is refused.
+        memory_gib: of the smallest GPU of the kind.
+        shared: whether the host uses the same memory.
         batch: `config.batch`, taken as a whole.
         workspace_gib: for `config.engine.workspace_gib`.
         batches: for `config.benchmark.batches`.
-        missing: precisions that it has no arithmetic for.
-        backend: for `config.engine.backend`; "" leaves it.
-        dla: whether it has deep learning accelerators beside the GPU.
+        missing: precisions that it cannot compute in.
+        backend: for `config.engine.backend`; "" leaves that unchanged.
+        dla: whether it also has deep learning accelerators.
     """
 
     name: str
@@ -43,8 +43,8 @@ def _batch(best: int, most: int, *profiles: int) -> dict[str, Any]:
     return {"min": 1, "opt": best, "max": most, "profiles": profiles}
 
 
-# Sizes and arithmetic are from the vendor's data sheets; batches are what such a GPU is bought for: one image at the
-# edge, many in a data center. None of it was measured on these GPUs.
+# Sizes and arithmetic are from the vendor's data sheets; batches suit the typical use of such a GPU: single images at
+# the edge, many in a data center. None of this was measured on these GPUs.
 _ROWS = (
     Preset("jetson_orin", ("sm87",), 4, _batch(1, 8, 1), 1.0, (1, 4, 8), ("fp8",), shared=True, dla=True),
     Preset("jetson_thor", ("sm101", "sm110"), 64, _batch(1, 16, 1), 4.0, (1, 4, 16), shared=True),
@@ -62,7 +62,7 @@ def preset_named(name: str) -> Preset:
     """Looks a preset up.
 
     Raises:
-        UsageError: there is none of this name.
+        UsageError: no preset has this name.
 
     Example:
         >>> preset_named("jetson_orin").batch["max"]
@@ -75,10 +75,10 @@ def preset_named(name: str) -> Preset:
 
 
 def apply_preset(config: ml_collections.ConfigDict) -> None:
-    """Sets, in place, what `config.engine.preset` stands for; keys that do not have their default stay.
+    """Applies `config.engine.preset` in place, to keys that still have their defaults.
 
     Raises:
-        UsageError: no such preset, or a precision that this GPU has no arithmetic for.
+        UsageError: no such preset, or a precision that this GPU cannot compute in.
     """
     if not config.engine.preset:
         return
@@ -101,7 +101,7 @@ def apply_preset(config: ml_collections.ConfigDict) -> None:
 
 
 def require_arch(config: ml_collections.ConfigDict, arch: str, gpu: str) -> None:
-    """Refuses to build by the preset of another kind of GPU.
+    """Refuses to build with a preset for another kind of GPU.
 
     Args:
         config: the full config.

@@ -1,4 +1,4 @@
-"""The command line that all our programs share: their own flags, `--config.key=value`, --help, and exit codes."""
+"""What the command lines of all our programs share: flags, `--config.key=value`, --help, and exit codes."""
 
 import inspect
 import re
@@ -17,30 +17,30 @@ _ABSL = {"help", "helpfull", "helpshort", "helpxml"}
 
 
 class Program:
-    """A program's flags, and what all programs have in common.
+    """A program's command line.
 
     Args:
-        doc: what --help says first: the module's docstring.
+        doc: the module's docstring, shown first by --help.
         when_interrupted: what to say after Ctrl-C or SIGTERM.
-        takes_config: whether `--config.key=value` means something here; --help lists the keys then.
+        takes_config: whether it accepts `--config.key=value`; --help then lists the keys.
 
     Attributes:
-        flags: the program's own, apart from other programs'; `flags.DEFINE_string(..., flag_values=program.flags)` adds
-            one.
+        flags: the program's own, separate from those of other programs; `flags.DEFINE_string(...,
+            flag_values=program.flags)` adds one.
     """
 
     def __init__(self, doc: str | None, *, when_interrupted: str, takes_config: bool = False):
         self._doc, self._when_interrupted, self._takes_config = (doc or "").rstrip(), when_interrupted, takes_config
         self.flags = flags.FlagValues()
-        flags.DEFINE_bool("debug", False, "Show tracebacks of users' mistakes as well.", flag_values=self.flags)
+        flags.DEFINE_bool("debug", False, "Also show tracebacks of user errors.", flag_values=self.flags)
 
     def main(self, argv: Sequence[str], run: Callable[[Sequence[str]], int], *, needs_words: bool = True) -> int:
         """Runs the program.
 
         Args:
             argv: the command line, the program's name first.
-            run: the program itself; takes the same.
-            needs_words: whether a command line without any is a mistake, answered by the text of --help.
+            run: the program itself; takes the same argument.
+            needs_words: whether an empty command line is a mistake, answered with the text of --help.
 
         Returns:
             The exit code.
@@ -83,7 +83,7 @@ class Program:
 
 
 def _in_order(values: flags.FlagValues) -> list[str]:
-    """Flags in the order in which they were defined; --debug, which every program has, last."""
+    """Flags in the order of their definition; --debug, which every program has, last."""
     return sorted(values, key=lambda name: name == "debug")
 
 

@@ -25,8 +25,8 @@ class Progress:
         self._torn = False
 
     def event(self, kind: str, **fields: Any) -> None:
-        """Appends one line `{"time": unix seconds, "event": kind, ...}`; on a full disk it is lost, which is no reason
-        to fail."""
+        """Appends one line `{"time": unix seconds, "event": kind, ...}`; a full disk loses it, but does not fail the
+        conversion."""
         if self._events is None:
             return
         line = json.dumps({"time": round(time.time(), 3), "event": kind, **fields}, default=str) + "\n"
@@ -55,8 +55,8 @@ class Progress:
         """Shows a progress bar while the block runs.
 
         Args:
-            label: what is being done, in a few words.
-            total: how much there is to do; None if unknown.
+            label: a few words about what is being done.
+            total: the amount of work; None if unknown.
 
         Yields:
             A function that advances the bar by the amount given.

@@ -1,7 +1,7 @@
 """Which engine to use: the one place that conversions, the commands on a GPU host, sessions and serving ask.
 
-Nothing that is not proved is recommended (`core/proof.py`). Where a benchmark measured, it decides; before that, the
-smallest unquantized engine that is proved.
+Only proved engines are recommended (`core/proof.py`). If there is a benchmark, it decides; before that, the smallest
+proved unquantized engine is recommended.
 """
 
 import dataclasses
@@ -18,10 +18,10 @@ RESIDENT = "none: images and results stay in GPU memory"  # `transfers` of the r
 
 @dataclasses.dataclass(frozen=True)
 class Evidence:
-    """What is known of a bundle's engines before they are measured.
+    """What is known about a bundle's engines before they are measured.
 
     Attributes:
-        verified: by path, what `verify` found for the engine.
+        verified: by path, the result of `verify` for the engine.
         checks: by precision, the conversion's check of its graph.
         verdicts: by quantized precision.
         tf32: whether fp32 engines may round to TF32.
@@ -36,12 +36,12 @@ class Evidence:
 def engine_of(
     recommended: Recommendation | None, backend: str, version: str, engines: Sequence[EngineSummary]
 ) -> RecommendedEngine | None:
-    """The engine that a benchmark recommends; None if it recommends none that is there.
+    """The engine that a benchmark recommends; None if it recommends none, or one that does not exist.
 
     Args:
         recommended: by `recommend_measured`.
-        backend: that was measured.
-        version: of it.
+        backend: the measured one.
+        version: of that backend.
         engines: of the bundle.
     """
     if recommended is None or not recommended.precision:
@@ -52,15 +52,15 @@ def engine_of(
 
 
 def recommend_unmeasured(engines: Sequence[EngineSummary], evidence: Evidence) -> RecommendedEngine | None:
-    """The engine to use before a benchmark: the smallest unquantized one that is proved. A quantized one has to prove
-    itself faster first.
+    """The engine to use before a benchmark: the smallest proved unquantized one. A quantized one must first prove to be
+    faster.
 
     Args:
         engines: of the bundle.
-        evidence: what is known of them.
+        evidence: what is known about them.
 
     Returns:
-        The engine, None if none is proved.
+        The engine; None if none is proved.
     """
     doubts: list[str] = []
     for precision in UNQUANTIZED:
@@ -156,7 +156,7 @@ def recommend_measured(
 
 def _compare(row: BenchmarkRow, against: BenchmarkRow, min_gain: float) -> SpeedComparison:
     known = [part.noise_percent for part in (row, against) if part.noise_percent is not None]
-    noise = max(known) if len(known) == 2 else None  # one pass does not tell how far it can be trusted
+    noise = max(known) if len(known) == 2 else None  # a single pass says nothing about its own noise
     ratio = row.images_per_second / against.images_per_second
     return SpeedComparison(
         precision=row.precision,
@@ -181,7 +181,7 @@ def _too_little(comparison: SpeedComparison) -> str:
 
 
 def _fastest(precisions: Sequence[str], best: Mapping[tuple[str, int], BenchmarkRow]) -> str:
-    """The fastest of some precisions at the largest batch that all of them were measured at, "" of none."""
+    """The fastest of some precisions at the largest batch at which all were measured; "" if there are none."""
     batches = {precision: {batch for name, batch in best if name == precision} for precision in precisions}
     common = max(set.intersection(*batches.values()), default=0) if batches else 0
     return max(precisions, key=lambda name: best[name, common or max(batches[name])].images_per_second, default="")

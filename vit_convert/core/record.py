@@ -1,4 +1,4 @@
-"""Records: frozen dataclasses that JSON holds as objects, so that what a file has stands in one place, with its types.
+"""Records: frozen dataclasses stored as JSON objects, so that one place defines what a file holds, with types.
 
 Every file of a bundle that another stage, host or version reads is a `Record`. Numbers are written as they are; a
 number that is not finite is null in JSON (see `write_json`) and NaN when it is read again.
@@ -17,23 +17,23 @@ _ZEROS: dict[Any, Any] = {str: "", int: 0, float: 0.0, bool: False}
 
 
 class RecordError(ValueError):
-    """A value does not have a record's form; the message names the key."""
+    """A value does not have the form of a record; the message names the key."""
 
 
 def optional() -> Any:
-    """A field that JSON lacks while it is None; other fields are always there."""
+    """A field that is missing in JSON while it is None; other fields are always present."""
     return dataclasses.field(default=None, metadata={_LEFT_OUT: True})
 
 
 def section() -> Any:
-    """A field that is a record, or None, which JSON holds as {}."""
+    """A field that is a record or None; None is {} in JSON."""
     return dataclasses.field(default=None, metadata={_SECTION: True})
 
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """The base of all records; subclasses are frozen dataclasses whose fields are JSON's own types, records, tuples and
-    mappings of them.
+    """The base of all records; subclasses are frozen dataclasses whose fields are JSON's own types, records, or tuples
+    and mappings of these.
 
     Example:
         >>> @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Record:
     """
 
     def to_dict(self) -> dict[str, Any]:
-        """The record as JSON holds it: dicts, lists, strings and numbers."""
+        """The record as plain JSON values: dicts, lists, strings and numbers."""
         found = {}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
@@ -63,22 +63,22 @@ class Record:
         """Reads a record that this or another version wrote.
 
         Args:
-            value: as JSON holds it. Unknown keys are passed over; what is missing is the field's default, or else
-                empty: 0, "", (), {} or None.
+            value: plain JSON values. Unknown keys are ignored; a missing field gets its default, or else an empty
+                value: 0, "", (), {} or None.
 
         Raises:
-            RecordError: a value has another type than its field, or a field of a fixed number of values is missing.
+            RecordError: a value does not have its field's type, or a field of a fixed number of values is missing.
         """
         return typing.cast(_Self, _read(cls, value, cls.__name__))
 
     @classmethod
     def part_of(cls: type[_Self], whole: Any) -> _Self:
-        """The fields of a larger record, or of another class that has them, too."""
+        """A record with fields taken from a larger record, or from any object that has them."""
         return cls(**{field.name: getattr(whole, field.name) for field in dataclasses.fields(cls)})
 
     @classmethod
     def problems(cls, value: Any) -> list[str]:
-        """What keeps a value from being exactly this version's form, in words: types, and keys missing or unknown."""
+        """How a value deviates from this version's form, in words: wrong types, missing keys and unknown keys."""
         return list(_problems(cls, value, cls.__name__))
 
 
@@ -117,7 +117,7 @@ def _is_union(kind: Any) -> bool:
 
 
 def _read(kind: Any, value: Any, where: str) -> Any:
-    """A value as a field of this type holds it."""
+    """Converts a JSON value to a field's type."""
     origin, parts = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
         return value
@@ -164,7 +164,7 @@ def _read_record(kind: Any, value: Mapping[str, Any], where: str) -> Any:
 
 
 def _empty(kind: Any, where: str) -> Any:
-    """What stands for a value that a file lacks."""
+    """The value of a field that a file lacks."""
     origin = typing.get_origin(kind)
     if origin is tuple:
         if typing.get_args(kind)[-1] is not Ellipsis:

@@ -1,4 +1,4 @@
-"""Config keys and programs that were renamed: old names still work, and one line on stderr gives the new one."""
+"""Renamed config keys and programs: old names still work, and a line on stderr gives the new one."""
 
 import functools
 import importlib
@@ -12,7 +12,7 @@ _PROGRAMS = {"vit_convert.checkpoint.random": "vit_convert.families.random"}
 
 
 def current(key: str) -> str:
-    """The name that a key has today; the first use of an old name prints a line with the new one on stderr.
+    """The current name of a key; the first use of an old name prints a line with the new one on stderr.
 
     Args:
         key: with or without the groups before it: "engine.spelling", "spelling".
@@ -34,7 +34,7 @@ def _say(what: str, old: str, new: str) -> None:
 
 
 def run_program(old: str) -> NoReturn:
-    """Runs a program of the package that was started by its old name, and exits.
+    """Runs a program of the package that was started under its old name, and exits.
 
     Args:
         old: the module that `python -m` was given.
@@ -45,7 +45,7 @@ def run_program(old: str) -> NoReturn:
 
 
 class Config(ml_collections.ConfigDict):
-    """A ConfigDict that also takes keys by their old names, so that old config files keep working."""
+    """A ConfigDict that also accepts the old names of keys, so that old config files keep working."""
 
     def __setitem__(self, key: Any, value: Any) -> None:
         super().__setitem__(current(key) if isinstance(key, str) else key, value)

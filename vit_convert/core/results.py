@@ -20,7 +20,7 @@ _Kind = TypeVar("_Kind", bound=StageResult)
 
 
 class NotRunError(KeyError):
-    """A stage is asked for its result and did not run: it is not in the `after` of the one that asks."""
+    """The result of a stage that did not run was read: the stage is missing in the reader's `after`."""
 
 
 class _Of(Generic[_Kind]):
@@ -48,7 +48,7 @@ class _Of(Generic[_Kind]):
 
 
 class Results:
-    """What each stage returned, by its name: `results.export.taps`. A failed stage has what it found before it failed.
+    """What each stage returned, by its name: `results.export.taps`; for a failed stage, what it found before it failed.
 
     Example:
         >>> results = Results(images=ImagesResult(num_images=4, summary="4 images"))
@@ -78,13 +78,13 @@ class Results:
         return iter(self._found)
 
     def get(self, name: str) -> Any:
-        """The record of a stage, None if it did not run."""
+        """The record of a stage; None if it did not run."""
         return self._found.get(name)
 
     def put(self, name: str, result: StageResult) -> None:
-        """Keeps what a stage returned."""
+        """Stores what a stage returned."""
         self._found[name] = result
 
     def copy(self) -> "Results":
-        """The same results, to which others can be added."""
+        """A copy, to which results can be added."""
         return Results(**self._found)

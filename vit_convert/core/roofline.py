@@ -1,23 +1,23 @@
-"""What a model has to compute and to move, beside what a GPU can: the two ceilings of a roofline."""
+"""A roofline: what a model computes and moves, compared with the two ceilings of a GPU."""
 
 import dataclasses
 from collections.abc import Mapping
 
 from vit_convert.core.record import Record
 
-MEMORY = "memory"  # among what was measured
+MEMORY = "memory"  # the name of memory bandwidth among measured values
 _BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1, "fp8": 1}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Work(Record):
-    """What a model has to do, counted in its graph.
+    """A model's work, counted in its graph.
 
     Attributes:
-        gflop_per_image: of all matrix products and convolutions; a multiplication and an addition are two.
-        weights: numbers in the weights of these products, which each run reads once.
-        values_per_image: numbers that the products with weights read and write. What lies between them, and attention,
-            is taken to be fused.
+        gflop_per_image: of all matrix products and convolutions; a multiply-add counts as two.
+        weights: number of weights in these products, each read once per run.
+        values_per_image: number of values that the products with weights read and write. Attention and everything
+            between these products is assumed to be fused.
     """
 
     gflop_per_image: float
@@ -25,7 +25,7 @@ class Work(Record):
     values_per_image: int
 
     def flop_per_byte(self, batch: int, precision: str) -> float:
-        """How much is computed for each byte that has to be moved.
+        """Operations per byte moved.
 
         Args:
             batch: images of a run.
@@ -42,13 +42,13 @@ class Work(Record):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ceilings(Record):
-    """What a GPU can do at most.
+    """A GPU's upper limits.
 
     Attributes:
         tflops: of dense products, by precision.
         memory_gb_per_s: read and written together.
-        measured: which of them were measured on this GPU: precisions, and "memory".
-        sheet: the GPU whose data sheet names the others; "" where there is none.
+        measured: the precisions, and "memory", that were measured on this GPU.
+        sheet: the GPU whose data sheet gives the others; "" if there is none.
     """
 
     tflops: Mapping[str, float]
@@ -58,7 +58,7 @@ class Ceilings(Record):
 
     @property
     def source(self) -> str:
-        """Where they come from, in words.
+        """The source of the limits, in words.
 
         Example:
             >>> tflops = {"fp16": 700.0, "int8": 1979.0}
@@ -70,7 +70,7 @@ class Ceilings(Record):
         return "; ".join([*told, *([f"from the data sheet of {self.sheet}: {', '.join(others)}"] if others else [])])
 
     def attainable_tflops(self, flop_per_byte: float, precision: str) -> float:
-        """The lower of the two ceilings; 0 where the precision's is not known.
+        """The lower of the two ceilings; 0 if that of the precision is unknown.
 
         Example:
             >>> found = Ceilings(tflops={"fp16": 700.0}, memory_gb_per_s=4000.0)
@@ -83,12 +83,12 @@ class Ceilings(Record):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Roofline(Record):
-    """What measurements are held against.
+    """What measurements are compared with.
 
     Attributes:
-        gpu: that they were made on.
+        gpu: on which they were made.
         work: of the model.
-        ceilings: of the GPU; None where nothing is known of it.
+        ceilings: of the GPU; None if unknown.
     """
 
     gpu: str
@@ -96,8 +96,8 @@ class Roofline(Record):
     ceilings: Ceilings | None = None
 
 
-# Dense products in TFLOP/s (fp32 without tensor cores; fp16 is bf16's too; int8, and fp8 where there is one) and memory
-# in GB/s. Source: NVIDIA's data sheets. The first whose words all stand in the GPU's name is taken.
+# Dense products in TFLOP/s (fp32 without tensor cores; fp16 also for bf16; int8, and fp8 if available) and memory
+# in GB/s. Source: NVIDIA's data sheets. The first row whose words all occur in the GPU's name is used.
 _SHEETS: tuple[tuple[str, float, float, float, bool, float], ...] = (
     ("H200", 67, 989, 1979, True, 4800),
     ("H100 PCIe", 51, 756, 1513, True, 2000),
@@ -114,10 +114,10 @@ _SHEETS: tuple[tuple[str, float, float, float, bool, float], ...] = (
 
 
 def data_sheet(gpu: str) -> Ceilings | None:
-    """The ceilings that a GPU's data sheet names; None for a GPU that is not listed.
+    """The ceilings from a GPU's data sheet; None for a GPU that is not listed.
 
     Args:
-        gpu: its name, as the driver has it.
+        gpu: its name, as the driver reports it.
 
     Example:
         >>> found = data_sheet("NVIDIA A100-SXM4-80GB")

@@ -1,4 +1,4 @@
-"""What `sensitivity.json` and `plan_search.json` hold: what sets of layers lose when they are quantized."""
+"""The content of `sensitivity.json` and `plan_search.json`: the loss of sets of layers when they are quantized."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -30,11 +30,11 @@ class Measured(Record):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DescribedUnit(Record):
-    """What is quantized together.
+    """Layers that are quantized together.
 
     Attributes:
         sites: names of its linears.
-        num_weights: numbers that they hold.
+        num_weights: number of their weights.
     """
 
     sites: tuple[str, ...]
@@ -47,15 +47,15 @@ class SensitivityRecord(Record):
 
     Attributes:
         precision: "int8" or "fp8".
-        rest: what computes what is not quantized, "fp16" or "fp32".
-        source: what the images are, for people.
-        num_images: that sets are judged on.
-        scan_images: that they are measured on.
+        rest: precision of what is not quantized, "fp16" or "fp32".
+        source: of the images, for people.
+        num_images: number of images on which sets are judged.
+        scan_images: number of images on which they are measured.
         labelled: whether the images have labels.
         key: all else that the results depend on.
         units: by name.
-        measured: on some of the images, each set once.
-        judged: on all of them.
+        measured: results on some of the images, each set once.
+        judged: results on all images.
     """
 
     precision: str

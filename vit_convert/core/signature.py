@@ -1,4 +1,5 @@
-"""A model's inputs and outputs: names, types, shapes, and how each output is judged. All rooms go by this record."""
+"""A model's inputs and outputs: names, types, shapes, and how each output is judged. All other packages rely on this
+record."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -17,14 +18,14 @@ class Tensor:
 
     Attributes:
         name: its name in the graph and in the engine.
-        dtype: numpy's name of its type: "float32", "uint8", "int32".
-        shape: the batch first; a name for each side that varies: ("batch", 224, 224, 3), ("batch", "height", "width",
-            3), ("batch", 64).
+        dtype: numpy's name for its type: "float32", "uint8", "int32".
+        shape: batch first, with a name for each dimension that varies: ("batch", 224, 224, 3), ("batch", "height",
+            "width", 3), ("batch", 64).
         layout: "NHWC" or "NCHW" for images, which are decoded, resized and normalised; "" for anything else.
-        below: whole numbers that it takes are 0 to this, exclusive: the size of a vocabulary; 0 for values of any size.
+        below: exclusive upper bound of its whole numbers, such as the size of a vocabulary; 0 for no bound.
         start: the token that begins a text; -1 for none.
-        end: the token behind a text; -1 for none.
-        pad: the token that fills a text up to its length; -1 where it takes no text.
+        end: the token that ends a text; -1 for none.
+        pad: the token that pads a text to its length; -1 if it takes no text.
     """
 
     name: str
@@ -47,7 +48,7 @@ class Tensor:
         return bool(self.layout)
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values; without the tokens that it has not."""
+        """As plain JSON values, without tokens that do not apply."""
         values = {name: value for name, value in dataclasses.asdict(self).items() if value != -1}
         return {**values, "shape": list(self.shape)}
 
@@ -57,8 +58,8 @@ class Output(Tensor):
     """One output that is judged against JAX.
 
     Attributes:
-        judge: "top1": also by its class on labelled images; "cosine": by its values only; "embedding": by its values,
-            and within a pair.
+        judge: "top1": by its values, and by its class on labelled images; "cosine": by its values only; "embedding": by
+            its values, and within a pair.
     """
 
     judge: str = "cosine"
@@ -69,8 +70,8 @@ class Signature:
     """A model's tensors.
 
     Attributes:
-        inputs: in the order in which it takes them.
-        outputs: in the order in which it gives them; where one number is shown for the model, it is that of the first.
+        inputs: in the model's order.
+        outputs: in the model's order; the first represents the model where a single number is shown.
     """
 
     inputs: tuple[Tensor, ...]
@@ -92,7 +93,7 @@ class Signature:
         return tuple(output.name for output in self.outputs)
 
     def of_graph(self, layout: str, *, uint8: bool = False, dynamic: bool = False) -> "Signature":
-        """What a graph takes and gives, from what its model does.
+        """The signature of a graph, from that of its model.
 
         Args:
             layout: order of the axes of the input that takes images.
@@ -119,7 +120,7 @@ class Signature:
         return Signature(tuple(map(as_taken, self.inputs)), tuple(map(as_given, self.outputs)))
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values, as `signature.json` has them."""
+        """As plain JSON values, for `signature.json`."""
         return {
             "inputs": [tensor.to_dict() for tensor in self.inputs],
             "outputs": [output.to_dict() for output in self.outputs],
@@ -127,7 +128,7 @@ class Signature:
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> "Signature":
-        """Reads what `to_dict` gave.
+        """The inverse of `to_dict`.
 
         Raises:
             UsageError: it cannot be read.
@@ -137,7 +138,7 @@ class Signature:
             outputs = tuple(Output(**{**row, "shape": _shape(row["shape"])}) for row in record["outputs"])
             found = cls(inputs, outputs)
             if not inputs or not outputs or not all(output.judge in JUDGES for output in outputs):
-                raise ValueError("no inputs, no outputs, or a judge that is unknown")
+                raise ValueError("no inputs, no outputs, or an unknown judge")
             return found
         except (KeyError, TypeError, ValueError, AttributeError) as e:
             raise UsageError(f"not a signature ({type(e).__name__}: {e})", fix="Convert again.") from e

@@ -1,4 +1,4 @@
-"""Images against texts: how similar their embeddings are, how two programs differ in that, and in what comes first."""
+"""Similarities of image and text embeddings, and how two programs differ in them and in the ranking that follows."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -9,21 +9,21 @@ from vit_convert.core.compare import compare
 from vit_convert.core.pair import PairFacts
 from vit_convert.core.record import Record
 
-RECALL = 5  # texts, among which the one that JAX puts first should be
-_ROWS = 4096  # images at a time: a matrix of all images and texts may not fit
+RECALL = 5  # top texts, which should include the one that JAX ranks first
+_ROWS = 4096  # images at a time, since a matrix of all images and texts may not fit into memory
 
 
 @dataclasses.dataclass(frozen=True)
 class Ranking(Record):
-    """How one program's similarities differ from another's, over all images and texts.
+    """The differences between two programs' similarities, over all images and texts.
 
     Attributes:
         images: how many were compared.
-        texts: with how many texts each; classes, where several prompts stand for one.
+        texts: how many texts each was compared with; classes, if several prompts stand for one.
         max_cosine_error: largest difference of the cosine of an image and a text.
         max_logit_error: the same of scale · cosine + bias.
-        max_probability_error: the same of what softmax or sigmoid makes of it.
-        top1: percent of the images for which both put the same text first.
+        max_probability_error: the same after softmax or sigmoid.
+        top1: percent of the images for which both rank the same text first.
         recall: percent of the images whose first text by the reference is among the candidate's first five.
     """
 
@@ -37,18 +37,18 @@ class Ranking(Record):
 
 
 def unit(embeddings: np.ndarray) -> np.ndarray:
-    """Embeddings divided by their norm: float64 [rows, width]; one of zeros stays as it is."""
+    """Embeddings divided by their norms: float64 [rows, width]; all-zero ones are left unchanged."""
     values = np.asarray(embeddings, np.float64)
     norm = np.linalg.norm(values, axis=-1, keepdims=True)
     return values / np.where(norm > 0, norm, 1.0)
 
 
 def of_classes(embeddings: np.ndarray, pair: PairFacts) -> np.ndarray:
-    """One embedding for each class: the mean over its prompts, each of length 1, brought to length 1 again.
+    """One embedding per class: the mean of its prompts' normalised embeddings, normalised again.
 
     Args:
         embeddings: of all prompts, class after class: [classes · templates, width].
-        pair: says how many classes and templates; without classes, each prompt stands for itself.
+        pair: gives the numbers of classes and templates; without classes, each prompt stands for itself.
 
     Returns:
         float64 [classes or prompts, width].
@@ -72,7 +72,7 @@ def logits_of(images: np.ndarray, texts: np.ndarray, pair: PairFacts) -> np.ndar
 
 
 def probabilities_of(logits: np.ndarray, pair: PairFacts) -> np.ndarray:
-    """Softmax over the texts of each image, or the sigmoid of each number, as the pair was trained.
+    """Softmax over the texts for each image, or the sigmoid of each logit, as the pair was trained.
 
     Example:
         >>> pair = PairFacts(1.0, None, "softmax", {})
@@ -88,11 +88,11 @@ def probabilities_of(logits: np.ndarray, pair: PairFacts) -> np.ndarray:
 def compare_rankings(
     reference: tuple[np.ndarray, np.ndarray], candidate: tuple[np.ndarray, np.ndarray], pair: PairFacts
 ) -> Ranking:
-    """Compares the similarities that two programs give.
+    """Compares the similarities computed by two programs.
 
     Args:
-        reference: embeddings of images [images, width] and of texts [texts, width] by the one that is held to be right.
-        candidate: the same by the other.
+        reference: embeddings of images [images, width] and of texts [texts, width], taken as correct.
+        candidate: the same from the other program.
         pair: how they are compared; with classes, texts are the prompts of all of them.
 
     Returns:
@@ -112,7 +112,7 @@ def compare_rankings(
         errors = [max(error, float(np.abs(a - b).max())) for error, a, b in zip(errors, expected, found)]
         first, logits = expected[1].argmax(-1), found[1]
         same += int(np.sum(logits.argmax(-1) == first))
-        # How many texts come before it; of equal ones those that stand before it, as argmax has it.
+        # How many texts rank before it; ties go to the lower index, as in argmax.
         own = np.take_along_axis(logits, first[:, None], 1)
         before = (logits > own).sum(-1) + ((logits == own) & (np.arange(texts) < first[:, None])).sum(-1)
         within += int(np.sum(before < RECALL))
@@ -127,7 +127,7 @@ def zero_shot_top1(images: np.ndarray, texts: np.ndarray, labels: np.ndarray, pa
         images: embeddings [images, width].
         texts: embeddings of the prompts of all classes, class after class.
         labels: class of each image, [images].
-        pair: says how many classes and templates.
+        pair: gives the numbers of classes and templates.
     """
     right, start = 0, 0
     for _, logits, _ in _by_rows(images, texts, pair):

@@ -1,4 +1,4 @@
-"""A run of equal blocks: what its blocks are called in a checkpoint, in a graph and in a report."""
+"""A run of equal blocks, and their names in a checkpoint, in a graph and in a report."""
 
 import dataclasses
 
@@ -7,16 +7,16 @@ from vit_convert.core.layer_names import block_of
 
 @dataclasses.dataclass(frozen=True)
 class Stack:
-    """Blocks that compute the same function, each with its own parameters and of the output of the one before it.
+    """Consecutive blocks that compute the same function, each with its own parameters.
 
     Attributes:
         scope: of a block's parameters, with {} for its number: "Transformer/encoderblock_{}/"; "stage_2/block_{}/"
-            where a model has several stacks.
+            if a model has several stacks.
         depth: how many blocks the whole model has.
-        taps: the name of a block and of the value behind it: "block_{:02d}", or "stage_2/block_{:02d}". What else is
-            tapped within a block is called after it: "block_03/token_mixing".
+        taps: the name of a block and of its output: "block_{:02d}", or "stage_2/block_{:02d}". Other taps within a
+            block are named after it: "block_03/token_mixing".
         start: the tap that the first block reads; "" to find it in the graph.
-        period: how many blocks in a row differ in more than their parameters: 2 where every other one is shifted.
+        period: after how many blocks the structure repeats: 2 if every other one is shifted.
         nodes: how many nodes a block may have, as a multiple of what the target allows a ViT's.
     """
 
@@ -39,15 +39,15 @@ class Stack:
 
     @property
     def traced(self) -> int:
-        """How many blocks are enough to trace: one period to begin with, and one that the others repeat."""
+        """How many blocks must be traced: one period at the beginning, and one that the others repeat."""
         return min(self.depth, 2 * self.period)
 
     def tap(self, block: int) -> str:
-        """The name of a block, and of the value behind it."""
+        """The name of a block, and of its output."""
         return self.taps.format(block)
 
     def prefix(self, block: int) -> str:
-        """What the names of a block's parameters begin with."""
+        """The prefix of the names of a block's parameters."""
         return self.scope.format(block)
 
     def cut(self) -> "Stack":

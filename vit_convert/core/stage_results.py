@@ -1,4 +1,4 @@
-"""What the stages on the export host return, kept in the manifest: the model, its graph, its reference, its ranges.
+"""The results of the stages on the export host, kept in the manifest: the model, its graph, its reference, its ranges.
 
 Keys are fields; numbers have their unit in the name.
 """
@@ -21,15 +21,15 @@ class Checkpoint(Record):
         sha256: of the file, in hex.
         family: its name, "user" for a user's own model.
         variant: for example "B/16".
-        model: of a user's own model: function, file, sha256 of the file, identity.
-        output: the one that stands for the model.
+        model: for a user's own model: function, file, sha256 of the file, identity.
+        output: the one that represents the model.
         layout: names of its leaves, for example "vit_jax".
         num_params: how many numbers its leaves hold.
-        image_size: [height, width] in pixels; [] where no images are taken.
+        image_size: [height, width] in pixels; [] if it takes no images.
         image_range: sizes of a dynamic graph.
         text_range: lengths of the texts of a dynamic graph.
         num_classes: of its head.
-        warnings: what was found and is no error.
+        warnings: findings that are not errors.
         preprocess: how an image becomes its input (`images/preprocess.py`).
     """
 
@@ -62,12 +62,12 @@ class CheckpointResult(Checkpoint, StageResult):
 
     Attributes:
         patch_size: side of a patch in pixels.
-        attentions: each kind once: [channels of a head, tokens]; none that a mask limits.
-        source_image_size: [height, width] that the file was trained at.
+        attentions: each kind once: [channels of a head, tokens]; without those limited by a mask.
+        source_image_size: [height, width] at which the file was trained.
         zero_head: whether the head is all zeros, so that its classes mean nothing.
         judge: how the output is judged: "top1", "cosine" or "embedding".
         text: whether the model takes the tokens of texts, and no images.
-        pair: of a tower: the two towers of its checkpoint, and how prompts become tokens.
+        pair: for a tower: the two towers of its checkpoint, and how prompts become tokens.
     """
 
     patch_size: int = 0
@@ -84,12 +84,12 @@ class ImagesResult(StageResult):
     """What the images stage returns.
 
     Attributes:
-        num_images: for evaluation; of a text tower, prompts.
+        num_images: for evaluation; for a text tower, of prompts.
         labelled: whether they have labels.
         label_range: smallest and largest label.
-        class_folders: names of folders that stand for classes.
-        classes: of a text tower: that its prompts are of.
-        templates: of a text tower: prompts of each class.
+        class_folders: names of the folders that represent classes.
+        classes: for a text tower: number of classes of its prompts.
+        templates: for a text tower: number of prompts per class.
     """
 
     num_images: int
@@ -107,7 +107,7 @@ class RuleCount(Record):
     Attributes:
         rule: name of the rule or pass.
         applied: places rewritten.
-        declined: places that matched the pattern and were left alone, counted by reason.
+        declined: places that matched the pattern but were left alone, counted by reason.
     """
 
     rule: str
@@ -123,7 +123,7 @@ class OnnxGraph(Record):
         opset: of ONNX.
         target: the dialect it is for: "trt8", "trt10", "trt11" or "rtx".
         num_nodes: in the graph.
-        nodes_traced: that jax2onnx left of the traced part.
+        nodes_traced: nodes that jax2onnx wrote for the traced part.
         nodes_per_block: of the largest block; 0 without blocks.
         num_shapes: Shape nodes.
         bytes: of the graph and its weights.
@@ -160,8 +160,8 @@ class ExportResult(OnnxGraph, StageResult):
     """What the export stage returns.
 
     Attributes:
-        taps: inner values that the reference knows.
-        pooled_token: index of the one token that the last block computes; None where it computes all.
+        taps: inner values that the reference contains.
+        pooled_token: index of the one token that the last block computes; None if it computes all.
         lowerings: by name, those written beside model.onnx.
         lowering: that fp16 engines are built from with engine.lowering=auto; "" for model.onnx.
     """
@@ -200,16 +200,16 @@ class ReferenceResult(Reference, StageResult):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Widened(Record):
-    """A tensor whose threshold is wider than entropy's, as that cost its products too much.
+    """A tensor whose threshold is wider than entropy's, which cost its products too much.
 
     Attributes:
         tensor: its name.
         amax: its largest magnitude.
         entropy: the threshold by entropy.
         threshold: the one in use.
-        error_entropy: of the products that read it, by entropy's threshold: mean squared error over mean square.
-        error: by the threshold in use.
-        error_minmax: by the largest magnitude.
+        error_entropy: of the products that read it, with entropy's threshold: mean squared error over mean square.
+        error: with the threshold in use.
+        error_minmax: with the largest magnitude as threshold.
     """
 
     tensor: str
@@ -228,8 +228,8 @@ class LeftOut(Record):
     Attributes:
         sites: the layers.
         tensor: that they read.
-        error: of their products by the best threshold.
-        max_error: that config.calibration.max_error allows.
+        error: of their products with the best threshold.
+        max_error: config.calibration.max_error.
     """
 
     sites: tuple[str, ...]
@@ -240,12 +240,12 @@ class LeftOut(Record):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Shifted(Record):
-    """A tensor that is quantized less a constant.
+    """A tensor that is quantized after a constant is subtracted.
 
     Attributes:
         tensor: its name.
         offset: the constant.
-        threshold: of what is left.
+        threshold: after the subtraction.
         error: of the products that read it.
         error_symmetric: the same without a shift.
     """
@@ -265,7 +265,7 @@ class Smoothed(Record):
         strength: from 0 to 1.
         num_norms: LayerNorms that were smoothed.
         factors_min_max: by LayerNorm, the smallest and the largest factor of a channel.
-        declined: by tensor, why not.
+        declined: by tensor, why it was not smoothed.
     """
 
     strength: float
@@ -281,10 +281,10 @@ class Calibration(Record):
     Attributes:
         method: for example "entropy".
         device: what ran the graph, "cpu" or "cuda".
-        num_images: that were run.
+        num_images: number of images run.
         source: of the images.
-        num_tensors: that have a range.
-        num_clipped: of them, those whose threshold lies below their largest magnitude.
+        num_tensors: number of tensors with a range.
+        num_clipped: number of tensors whose threshold is below their largest magnitude.
         widened: thresholds wider than entropy's, the largest error first.
         left_out: layers that stay out of int8, the worst first.
         shifted: tensors with a shift, the largest gain first.

@@ -1,5 +1,5 @@
 """Standard output and error that outlive their readers: work continues after `head` has read enough, and no character
-stops it."""
+makes it fail."""
 
 import contextlib
 import io
@@ -10,7 +10,7 @@ from typing import Any, TextIO, cast
 
 
 class _Outliving:
-    """A text stream that falls silent when nobody reads it any more."""
+    """A text stream that goes silent once nobody reads it any more."""
 
     def __init__(self, stream: TextIO):
         self._stream = stream
@@ -18,7 +18,7 @@ class _Outliving:
     def write(self, text: str) -> int:
         try:
             return self._stream.write(text)
-        except OSError:  # a closed pipe; a log on a disk that is full
+        except OSError:  # a closed pipe, or a log on a full disk
             self._silence()
             return len(text)
 
@@ -29,7 +29,7 @@ class _Outliving:
             self._silence()
 
     def _silence(self) -> None:
-        # Of the descriptor: what is still buffered, and what Python flushes as it exits, goes there too.
+        # At the level of the descriptor, so that buffered text and what Python flushes at exit goes there too.
         with open(os.devnull, "wb") as nowhere:
             os.dup2(nowhere.fileno(), self._stream.fileno())
 
@@ -52,8 +52,8 @@ def outliving_streams() -> Iterator[None]:
 
 
 def _fill_descriptors() -> None:
-    """Opens those of 0, 1 and 2 that are closed: else the next opened file gets the number, and the messages of C
-    libraries go there."""
+    """Opens those of descriptors 0, 1 and 2 that are closed; otherwise the next file opened gets the number, and C
+    libraries write their messages into it."""
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(descriptor)
@@ -63,5 +63,5 @@ def _writable(stream: TextIO | None) -> TextIO:
     if stream is None:  # its descriptor was closed when Python started
         return io.StringIO()
     if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
-        stream.reconfigure(errors="replace")  # where the locale has no ×, as LANG=C without UTF-8
+        stream.reconfigure(errors="replace")  # in a locale without ×, such as LANG=C without UTF-8
     return stream

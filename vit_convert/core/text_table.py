@@ -4,14 +4,14 @@ from collections.abc import Sequence
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Lays a table out: the first column to the left, numbers to the right.
+    """Formats a table: the first column left-aligned, numbers right-aligned.
 
     Args:
         header: names of the columns.
         rows: the cells.
 
     Returns:
-        Lines of equal columns, without a final newline.
+        The lines, without a final newline.
     """
     lines = [list(header), *(list(row) for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]

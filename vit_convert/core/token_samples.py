@@ -1,5 +1,4 @@
-"""Texts for a conversion that has none of its own: seeded tokens with beginning, end and filling where a tokenizer
-puts them."""
+"""Texts for a conversion that has none: seeded tokens with start, end and padding where a tokenizer would put them."""
 
 import numpy as np
 
@@ -7,18 +6,18 @@ from vit_convert.core.signature import Tensor
 
 
 def sample_texts(tensor: Tensor, count: int, generator: np.random.Generator) -> np.ndarray:
-    """Draws texts of different lengths.
+    """Draws texts of various lengths.
 
-    Good for comparing two programs on the same input. No sentence has these words, so they say nothing about accuracy.
+    Good for comparing two programs on the same input. They are not sentences, so they say nothing about accuracy.
 
     Args:
         tensor: an input of a signature that takes the tokens of texts, [batch, length].
         count: how many.
-        generator: what is drawn from.
+        generator: the source of randomness.
 
     Returns:
         Array of the input's type [count, length]: the start token if there is one, other tokens, the end token, and
-        what fills up.
+        padding.
 
     Example:
         >>> taken = Tensor("tokens", "int32", ("batch", 6), below=10, start=8, end=9, pad=0)
@@ -28,7 +27,7 @@ def sample_texts(tensor: Tensor, count: int, generator: np.random.Generator) -> 
     length = int(tensor.shape[1])
     special = sorted({token for token in (tensor.start, tensor.end, tensor.pad) if token >= 0})
     words = generator.integers(0, tensor.below - len(special), (count, length))
-    for token in special:  # in rising order, so that each is stepped over
+    for token in special:  # in ascending order, so that each is skipped
         words += words >= token
     begins, ends = int(tensor.start >= 0), int(tensor.end >= 0)
     if begins:

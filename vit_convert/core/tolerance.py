@@ -1,4 +1,4 @@
-"""The one policy by which graphs and engines are judged against JAX; all its numbers are in `config.check`."""
+"""The policy by which graphs and engines are judged against JAX; all its numbers are in `config.check`."""
 
 import ml_collections
 
@@ -6,24 +6,24 @@ from vit_convert.core.compare import Tolerance
 from vit_convert.core.config import QUANTIZED
 from vit_convert.core.similarity import RECALL, Ranking
 
-_FP32_GRAPHS = ("fp32", "smooth")  # SmoothQuant moves scales between fp32 weights, and changes no result
+_FP32_GRAPHS = ("fp32", "smooth")  # SmoothQuant moves scales between fp32 weights and does not change results
 
 
 def judges_blocks(precision: str) -> bool:
-    """Whether every block has to meet the tolerance; for a lower precision, only the output is judged and blocks are
-    reported."""
+    """Whether every block must meet the tolerance; for a lower precision, only the output is judged, and blocks are
+    just reported."""
     return precision in _FP32_GRAPHS
 
 
 def tolerance_for(
     config: ml_collections.ConfigDict, precision: str, *, engine: bool = False, tf32: bool = False
 ) -> Tolerance:
-    """What a precision has to meet against JAX in float32.
+    """The tolerance of a precision against JAX in float32.
 
     Args:
         config: the full config; `check` holds the numbers.
         precision: of the graph or engine; "smooth" for the fp32 graph after SmoothQuant.
-        engine: whether it is an engine: TensorRT sums in other orders than JAX and onnxruntime do.
+        engine: whether it is an engine: TensorRT sums in an order different from JAX's and onnxruntime's.
         tf32: whether an engine may round fp32 products to TF32, which has fp16's mantissa.
 
     Returns:
@@ -41,7 +41,7 @@ def tolerance_for(
 
 
 def top1_miss(config: ml_collections.ConfigDict, top1: float, top1_of_jax: float) -> str:
-    """What is wrong with a top-1, in words; "" where it is not further below JAX's than `check.max_top1_drop` points.
+    """What is wrong with a top-1, in words; "" if it is at most `check.max_top1_drop` points below JAX's.
 
     Args:
         config: the full config.
@@ -62,13 +62,14 @@ def top1_miss(config: ml_collections.ConfigDict, top1: float, top1_of_jax: float
 
 
 def agreement_miss(config: ml_collections.ConfigDict, precision: str, agreement: float | None, num_images: int) -> str:
-    """What is wrong with the share of images on which an engine's first class is JAX's, in words; "" where it suffices.
+    """What is wrong with the share of images on which an engine's first class is JAX's, in words; "" if it is high
+    enough.
 
     Args:
         config: the full config; `check.min_agreement` is in percent.
-        precision: of the engine; a quantized one is judged by its top-1.
-        agreement: in percent; None where JAX's own predictions are not known.
-        num_images: that it is a share of.
+        precision: of the engine; a quantized one is judged by its top-1 instead.
+        agreement: in percent; None if JAX's own predictions are unknown.
+        num_images: number of images compared.
     """
     needed = config.check.min_agreement
     if precision in QUANTIZED or agreement is None or agreement >= needed:
@@ -92,7 +93,7 @@ def allowed_similarity_error(config: ml_collections.ConfigDict, precision: str, 
     check = config.check
     if judges_blocks(precision):
         rtol: float = check.engine_rtol if engine else check.rtol
-        return rtol + check.atol  # of the largest cosine that there is
+        return rtol + check.atol  # relative to the largest possible cosine
     found: float = check.int8_similarity if precision in QUANTIZED else check.fp16_similarity
     return found
 
@@ -100,13 +101,13 @@ def allowed_similarity_error(config: ml_collections.ConfigDict, precision: str, 
 def similarity_misses(
     config: ml_collections.ConfigDict, precision: str, found: Ranking, *, judges_ranks: bool, engine: bool = False
 ) -> list[str]:
-    """What is wrong with the similarities of a pair of graphs or engines, in words; [] where they are near enough.
+    """What is wrong with the similarities of a pair of graphs or engines, in words; [] if they are close enough.
 
     Args:
         config: the full config of the pair; `check` holds the numbers.
         precision: of the pair: the lower one of its towers.
         found: from `compare_rankings`.
-        judges_ranks: whether the images and texts are somebody's, so that their order means something.
+        judges_ranks: whether the images and texts are the user's, so that their ranking is meaningful.
         engine: whether engines are judged, see `tolerance_for`.
 
     Example:

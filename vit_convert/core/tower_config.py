@@ -1,4 +1,4 @@
-"""Keys for one tower of a pair: `config.image.*` and `config.text.*` lie over the common keys of the same names."""
+"""Keys for one tower of a pair: `config.image.*` and `config.text.*` override the common keys of the same names."""
 
 from typing import Any
 
@@ -27,12 +27,12 @@ _DATA = (
     "calibration.data",
     "evaluation.data",
     "evaluation.num_images",
-)  # of the common keys images, which are no prompts
+)  # common keys that name images, not prompts
 _ZERO_SHOT = ("evaluation.prompts", "evaluation.templates")  # the text tower's
 
 
 def tower_keys(config: ml_collections.ConfigDict, tower: str) -> Config:
-    """The keys that one tower may have for itself, each empty: as the common one says.
+    """The keys that can be set for one tower, each empty, so that the common one applies.
 
     Args:
         config: the common keys with their defaults.
@@ -57,7 +57,7 @@ def _emptied(config: ml_collections.ConfigDict, path: str, left_out: set[str]) -
 
 
 def given_keys(config: ml_collections.ConfigDict, tower: str) -> dict[str, Any]:
-    """What a config says for one tower only, by dotted key.
+    """The values that a config sets for one tower only, by dotted key.
 
     Args:
         config: the full config.
@@ -87,19 +87,19 @@ def _given(group: ml_collections.ConfigDict, path: str) -> dict[str, Any]:
 def tower_config(
     config: ml_collections.ConfigDict, tower: str, defaults: ml_collections.ConfigDict
 ) -> ml_collections.ConfigDict:
-    """The config by which one tower of a pair is converted, as if it were alone.
+    """The config for converting one tower of a pair as a model of its own.
 
     Args:
         config: the full config of the pair.
         tower: "image" or "text".
-        defaults: of all keys; it is what the values are written into.
+        defaults: of all keys; the values are written into it.
 
     Returns:
-        A full config, its values not checked yet: the common ones, and over them those of the tower. Images are no
-        prompts, so that the common `calibration.data` and `evaluation.data` are the image tower's.
+        A full config, its values not checked yet: the common ones, overridden by the tower's. The common
+        `calibration.data` and `evaluation.data` are images, so they apply to the image tower only.
 
     Raises:
-        UsageError: a value of the tower's is not of its key's type.
+        UsageError: a value of the tower does not have its key's type.
     """
     others = {*_OF_IMAGES, *_DATA} if tower == "text" else {*_ZERO_SHOT, "tokenizer", "text_length"}
     for key, value in _given(config, "").items():
@@ -117,7 +117,7 @@ def tower_config(
 
 
 def _named(checkpoint: str, part: str) -> str:
-    """The tower of a file, or of an address that a sum may follow."""
+    """The tower named in a file's path, or in an address, which may end in a sum."""
     address, mark, fragment = checkpoint.partition("#") if "://" in checkpoint else (checkpoint, "", "")
     return f"{address}:{part}{mark}{fragment}"
 

@@ -1,4 +1,4 @@
-"""What tuning engines found, as `tune.json` holds it."""
+"""The results of tuning engines, as stored in `tune.json`."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -15,23 +15,23 @@ class TunedTrial(Record):
 
     Attributes:
         lowering: name of the graph's lowering.
-        profile: its one profile: "fixed 64" or "range 1-8-64".
+        profile: its only profile: "fixed 64" or "range 1-8-64".
         sizes: {"min", "opt", "max"} batch of the profile.
         precision: of the engine.
-        batches: sizes that it was timed at.
+        batches: batch sizes at which it was timed.
         seconds: of one pass over one of them.
-        options: config keys that its build depends on, with their values.
+        options: the config keys that its build depends on, with their values.
         key: hash of all that the result depends on.
         date: in UTC (ISO 8601).
         failed: why it could not be built or run; the keys below are then missing.
         plan: the engine, in the bundle.
         build_seconds: wall time of its build.
-        fused_attention: None where it is not known.
+        fused_attention: None if unknown.
         cosine: smallest of any image, to JAX.
         passed: whether it met its tolerance.
         misses: in words.
         rows: what was measured.
-        skipped: what could not be measured.
+        skipped: cases that could not be measured.
     """
 
     lowering: str
@@ -65,11 +65,11 @@ class Winner(Record):
         lowering: of the trial.
         profile: of the trial.
         sizes: of the trial.
-        options: of the trial, those that the bundle's own config has otherwise.
+        options: of the trial, where they differ from the bundle's own config.
         images_per_second: at this batch.
         noise_percent: of the measurement; None of one pass.
-        ratio: to the default lowering's best; None where that was not tried.
-        within_noise_of: the next engine, where the lead over it is no larger than the noise of both; else "".
+        ratio: to the default lowering's best; None if that was not tried.
+        within_noise_of: the next engine, if the lead over it is within the noise of both; otherwise "".
     """
 
     precision: str
@@ -87,17 +87,17 @@ class Winner(Record):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TunedEngine(Record):
-    """One trial at one batch in short, for the report.
+    """A summary of one trial at one batch, for the report.
 
     Attributes:
         precision: of the engine.
         lowering: of the trial.
         profile: of the trial.
-        batch: images of a run; None of a trial that failed.
+        batch: images per run; None if the trial failed.
         images_per_second: at this batch.
         fused_attention: in words.
         note: "fastest", what it missed, or why it failed.
-        words: flags that build it in the bundle's own place; "" where another is faster.
+        words: flags that build it as the bundle's engine; "" if another is faster.
     """
 
     precision: str
@@ -118,7 +118,7 @@ class TuneResult(Environment):
         model: that was tuned.
         command: the command line.
         onnx: hashes of model.onnx; while they are the same, the trials hold.
-        trials: all that hold, also those of earlier commands.
+        trials: all that are still valid, including those of earlier commands.
         winners: by precision and batch.
     """
 

@@ -1,4 +1,5 @@
-"""Code that is not ours: what it raises becomes one message that says where; and how a function is recorded on disk."""
+"""Running code that is not ours: what it raises becomes one message that says where. Also, how a function is recorded
+on disk."""
 
 import contextlib
 import functools
@@ -15,8 +16,8 @@ from typing import Any
 from vit_convert.core.errors import ConvertError
 
 _FIX = "--debug shows the whole traceback."
-_LONGEST_MESSAGE = 600  # characters; what JAX and Flax say first is what is wrong
-_PACKAGES = {"site-packages", "dist-packages"}  # which lie within the standard library's folder
+_LONGEST_MESSAGE = 600  # characters; JAX and Flax say first what is wrong
+_PACKAGES = {"site-packages", "dist-packages"}  # these lie within the standard library's folder
 _MACHINERY = (
     *("vit_convert", "jax", "jaxlib", "jax2onnx", "flax", "numpy", "ml_collections", "absl"),
     *("onnx", "onnx_ir", "onnxscript", "onnxruntime"),
@@ -27,16 +28,16 @@ _MACHINERY = (
 def user_code(
     what: str, error: type[ConvertError], *, fix: str | Callable[[BaseException], str] = _FIX
 ) -> Iterator[None]:
-    """Runs code that is not ours: whatever it raises, even sys.exit(), becomes an error of ours; an interrupt stays
-    one.
+    """Runs code that is not ours: whatever it raises, even by sys.exit(), becomes an error of ours, except an
+    interrupt.
 
     Args:
         what: what is run, for the message: "config.model: the call model(images)".
         error: what to raise.
-        fix: what to do about it, or what makes that of what was raised.
+        fix: what to do about it, or a function that says so for an exception.
 
     Raises:
-        ConvertError: of the class `error`; one that the code raised itself passes as it is.
+        ConvertError: of the class `error`; a ConvertError raised by the code itself passes unchanged.
     """
     try:
         yield
@@ -57,8 +58,8 @@ def explain(error: BaseException) -> str:
 
 
 def where(error: BaseException) -> str:
-    """ " (mine.py:12: return x @ w)", the last line of an exception's traceback outside the libraries and our own; ""
-    where all are."""
+    """ " (mine.py:12: return x @ w)", the last line of an exception's traceback outside the libraries and our own code;
+    "" if there is none."""
     if isinstance(error, SyntaxError) and error.filename:
         return f" ({error.filename}:{error.lineno})"
     machinery = _machinery()
@@ -86,7 +87,7 @@ def _is_machinery(filename: str, machinery: tuple[str, ...]) -> bool:
 
 
 def describe_function(function: Callable[..., Any]) -> dict[str, str]:
-    """Describes a function for a file that other hosts read, instead of by its address in memory.
+    """Describes a function in a form that other hosts can read, unlike its address in memory.
 
     Args:
         function: any callable.

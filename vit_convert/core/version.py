@@ -1,3 +1,3 @@
-"""The version of the package, in a module of its own: importing the package would load much more."""
+"""The version of the package, in a module of its own because importing the package loads much more."""
 
 __version__ = "0.1.0"

@@ -1,4 +1,5 @@
-"""What a process keeps from one conversion to the next: what a model's architecture decides and its weights do not."""
+"""What a process keeps from one conversion to the next: results that depend on a model's architecture but not on its
+weights."""
 
 import collections
 import threading
@@ -7,29 +8,30 @@ from typing import Any, TypeVar
 
 Made = TypeVar("Made")
 
-_LIMIT = 256  # a model's compiled parts, its shapes and its graphs are some ten of them
+_LIMIT = 256  # entries; a model's compiled parts, shapes and graphs take about ten
 _kept: collections.OrderedDict[Hashable, Any] | None = None
-_lock = threading.RLock()  # what is kept may be made of what is kept
+_lock = threading.RLock()  # reentrant, because making one entry may ask for another
 
 
 def keep(on: bool = True) -> None:
-    """Begins to keep, or with False forgets it all. A single conversion keeps nothing: its memory counts for more."""
+    """Starts keeping, or with False forgets everything. A single conversion keeps nothing, to save memory."""
     global _kept
     _kept = collections.OrderedDict() if on else None
 
 
 def keeps() -> bool:
-    """Whether this process keeps anything."""
+    """Whether this process keeps results."""
     return _kept is not None
 
 
 def shared(key: Hashable, make: Callable[[], Made]) -> Made:
-    """What `make` returns, or returned for an equal key if the process keeps it; the least recently used go first.
+    """What `make` returns, or has returned for an equal key if this process keeps results; the least recently used are
+    dropped first.
 
     Args:
-        key: everything that the result depends on, and what it is; of one that cannot be hashed, as a user's module may
-            be, nothing is kept.
-        make: makes it; what it returns may not be changed, and holds no weights.
+        key: what the result is and everything that it depends on; if it cannot be hashed, as with a user's module,
+            nothing is kept.
+        make: computes the result, which must not be modified and must hold no weights.
 
     Example:
         >>> shared(("sum", 1, 2), lambda: 1 + 2)

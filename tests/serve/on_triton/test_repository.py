@@ -75,8 +75,8 @@ def test_plans_of_several_gpus_are_chosen_by_compute_capability(bundle_path, pla
 def test_an_engine_that_is_not_proved_is_not_served(bundle_path, plan):
     plan(proved=False)
     model, config = network(bundle_path)
-    assert 'backend: "onnxruntime"' in config and "no check has seen it yet" in model.config.replace("\n# ", " ")
-    with pytest.raises(BuildError, match="no check has seen it yet"):
+    assert 'backend: "onnxruntime"' in config and "no check covers it yet" in model.config.replace("\n# ", " ")
+    with pytest.raises(BuildError, match="no check covers it yet"):
         network(bundle_path, runtime="tensorrt")
 
 
