@@ -141,7 +141,7 @@ def test_sha256_is_kept_when_first_seen(folder):
     found.require_sha256(hashlib.sha256(path.read_bytes()).hexdigest())
     with pytest.raises(CheckpointError, match=r"ViT\.npz: sha256 00, .*ViT\.npz\.sha256 says") as error:
         found.require_sha256("00")
-    assert "remove it together with ViT.npz.sha256" in error.value.fix
+    assert "Remove it and ViT.npz.sha256" in error.value.fix
 
 
 def test_sha256_of_a_file_without_an_address_is_not_kept(folder):

@@ -140,7 +140,7 @@ def test_a_part_from_elsewhere_is_not_taken(server, tmp_path, part, start):
     part.write_bytes(DATA[:10])
     server.replies = [part_of(start) for _ in range(3)]
     with pytest.raises(
-        CheckpointError, match=rf"stopped at 10 bytes \(bytes from {start} on were sent, from 10 on were asked for\)"
+        CheckpointError, match=rf"stopped at 10 bytes \(bytes from {start} on were sent, but from 10 on requested\)"
     ):
         fetch(ADDRESS, tmp_path)
     assert part.read_bytes() == DATA[:10]
