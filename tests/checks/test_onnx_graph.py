@@ -91,6 +91,14 @@ def test_a_pooled_token_that_is_not_the_first(path):
             assert {row.tensor: row.passed for row in rows if row.passed is not None} == {"first": passed}
 
 
+def test_each_row_may_have_a_pooled_token_of_its_own(path):
+    known, places = reference(), np.array([2, 0, 1, 2])
+    known["first"] = np.stack([np.roll(row, place, axis=0) for row, place in zip(known["tap"], places)])
+    for asked, passed in ((places, True), (places[::-1], False), (2, False)):
+        rows = check_graph(path, known, [1, 4], TOLERANCE, judged=["first"], pooled_token=asked)
+        assert {row.tensor: row.passed for row in rows if row.passed is not None} == {"first": passed}
+
+
 @pytest.mark.parametrize("shape", [(4, 3, 5), (4, 3, 50)])
 def test_a_tensor_of_another_size_is_compared_with_nothing(path, shape):
     known = reference() | {"tap": np.zeros(shape, np.float32)}

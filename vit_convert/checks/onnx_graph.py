@@ -22,7 +22,7 @@ def check_graph(
     *,
     judged: Sequence[str],
     inputs: Sequence[str] = (),
-    pooled_token: int | None = None,
+    pooled_token: int | np.ndarray | None = None,
 ) -> list[TensorCheck]:
     """Runs a graph on the reference images and compares every output and tap.
 
@@ -33,7 +33,8 @@ def check_graph(
         tolerance: for the judged tensors.
         judged: tensors that must meet it; the others are only reported.
         inputs: names of the graph's inputs; if empty, only the first array is used.
-        pooled_token: index of the pooled token; a graph's last block may compute that token alone.
+        pooled_token: index of the pooled token, or of each image's [images]; a graph's last block may compute that
+            token alone.
 
     Returns:
         A row per tensor, in the reference's order: the worst over the batch sizes.
@@ -48,8 +49,9 @@ def check_graph(
             expected = reference[tensor][:batch]
             got = results[tensor]
             if got.size != expected.size:
-                token = pooled_token or 0
-                expected = expected[:, token : token + 1]  # the last block computes only the pooled token
+                # the last block computes only the pooled token
+                token = np.broadcast_to(0 if pooled_token is None else pooled_token, len(reference[tensor]))
+                expected = expected[np.arange(batch), token[:batch]][:, None]
             if got.size == expected.size:
                 got = got.reshape(expected.shape)  # a graph may merge tokens into the batch axis, see tokens.py
             result = compare(expected, got)

@@ -10,6 +10,8 @@ from vit_convert.core.signature import Signature
 from vit_convert.core.stack import Stack
 
 Arrays = Mapping[str, Any]
+# Under this name a model gives the token of each row of the batch, where that is not one number: int [batch].
+POOLED = "pooled_token"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +30,8 @@ class Model:
             highest matmul precision. If the model is resizable, images may be of any size that its patches tile.
         stacks: its runs of equal blocks, to which lower precisions are limited by default; empty if none are known.
         pooled_token: index of the one token [batch, tokens, width] from which the output is computed, negative if
-            counted from the end; None if it is computed from all tokens.
+            counted from the end; `POOLED` if each row of the batch has its own, whose index `run` returns beside the
+            taps and which the graph takes by a product; None if the output is computed from all tokens.
         position_table: the parameter [1, tokens, width] that is added to the patches of a convolution, and resampled
             for other image sizes, or to the tokens of a text, and cut for shorter ones; None where it takes one size.
         kind: equal for models that differ only in their weights, so that they have one graph; None where that is not
@@ -46,7 +49,7 @@ class Model:
     traced_taps: Sequence[str]
     run: Callable[..., dict[str, np.ndarray]]
     stacks: tuple[Stack, ...] = ()
-    pooled_token: int | None = None
+    pooled_token: int | str | None = None
     position_table: str | None = None
     kind: Hashable = None
     name: str = ""

@@ -161,13 +161,14 @@ class ExportResult(OnnxGraph, StageResult):
 
     Attributes:
         taps: inner values that the reference contains.
-        pooled_token: index of the one token that the last block computes; None if it computes all.
+        pooled_token: index of the one token that the last block computes, or the name of the reference's array
+            that has it for each row; None if it computes all.
         lowerings: by name, those written beside model.onnx.
         lowering: that fp16 engines are built from with engine.lowering=auto; "" for model.onnx.
     """
 
     taps: tuple[str, ...]
-    pooled_token: int | None = None
+    pooled_token: int | str | None = None
     lowerings: Mapping[str, Lowering]
     lowering: str
 

@@ -41,7 +41,7 @@ class ExportReport:
         num_shapes: Shape nodes.
         bytes: size of the graph and its weights on disk.
         taps: inner values that the reference knows, by name.
-        pooled_token: index of the one token that the last block keeps; None where it keeps all.
+        pooled_token: the one token that the last block keeps, see `Model`; None where it keeps all.
         rules: what each rule and pass did, in order.
     """
 
@@ -52,7 +52,7 @@ class ExportReport:
     num_shapes: int
     bytes: int
     taps: tuple[str, ...]
-    pooled_token: int | None
+    pooled_token: int | str | None
     rules: tuple[RuleCount, ...]
 
 

@@ -28,14 +28,14 @@ class Graph:
         taps: names of inner values that the reference knows: `block_00`… and `encoder_norm`.
         rules: what each substitution did; for an unrolled graph, on the traced blocks.
         nodes_traced: nodes that jax2onnx left, before any substitution, for the traced depth.
-        pooled_token: index of the one token that the last block keeps; None where it keeps all.
+        pooled_token: the one token that the last block keeps, see `Model`; None where it keeps all.
     """
 
     model: ir.Model
     taps: list[str]
     rules: list[RuleCount]
     nodes_traced: int
-    pooled_token: int | None = None
+    pooled_token: int | str | None = None
 
 
 def onnx_from_apply(
@@ -47,7 +47,7 @@ def onnx_from_apply(
     target: Target,
     *,
     stacks: Sequence[Stack] = (),
-    token: int | None = None,
+    token: int | str | None = None,
     prune: bool = True,
     keep_taps: bool = False,
     changes: Sequence[Callable[[ir.Model], object]] = (),
@@ -62,7 +62,7 @@ def onnx_from_apply(
         taps: names of the taps that `apply` returns, in order.
         target: opset and rules.
         stacks: the model's runs of equal blocks, of which `apply` may compute only the first.
-        token: index of the token that the outputs are computed from, None where that is not known.
+        token: what the outputs are computed from, see `Model.pooled_token`; None where that is not known.
         prune: let the last block compute only the pooled token, where what follows reads one token.
         keep_taps: leave the taps outputs of the graph, also those that its output does not depend on.
         changes: applied to the pruned graph in order, in place, before it gets its names.

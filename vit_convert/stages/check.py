@@ -174,11 +174,12 @@ def _check_sizes(
     for size, reference_path in reference_files(context).items():
         with np.load(reference_path) as file:
             reference = {name: file[name] for name in file.files if name in known}
+            pooled = file[token] if isinstance(token, str) else token
         batches = batch_sizes(len(reference[inputs[0]]))
         judged = list(reference) if judges_blocks(precision) else list(signature.judged)
         if by_size:  # not the first
             batches, judged = batches[-1:], [] if precision in QUANTIZED else judged
-        rows = check_graph(path, reference, batches, tolerance, judged=judged, inputs=inputs, pooled_token=token)
+        rows = check_graph(path, reference, batches, tolerance, judged=judged, inputs=inputs, pooled_token=pooled)
         by_size[size_name(size)] = rows
     return by_size, list(reference)
 

@@ -3,9 +3,12 @@
 After the last attention product, every operator of a ViT works on each token by itself, so that taking the token first
 gives the same numbers. Only the keys and values of the last block need all tokens: 5/6 of that block's arithmetic goes
 away (exactly, for an MLP four times as wide), 7 % of a 12-block model.
+
+The token is the same of every row, and taken by Gather; or each row has its own (CLIP's end of the text), and it is
+taken by a product with a row of zeros and one 1, which the model computes from its inputs anyway.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import onnx_ir as ir
 
@@ -35,19 +38,23 @@ ELEMENTWISE = {
 _ROWWISE = {"LayerNormalization", "Softmax", "ReduceMean"}
 
 
-def pooled_token(model: ir.Model, token: int | None = None) -> int | None:
-    """The index, from the beginning, of the one token that a graph keeps; None where it keeps all or another."""
+def pooled_token(model: ir.Model, token: int | str | None = None) -> int | str | None:
+    """The index, from the beginning, of the one token that a graph keeps, or the name of what each row keeps; None
+    where it keeps all or another."""
     pool = _find_pool(model.graph, token)
-    return None if pool is None else _index(pool)
+    if pool is None or isinstance(token, str):
+        return None if pool is None else token
+    return _index(pool)
 
 
-def prune_tokens(model: ir.Model, token: int | None = None) -> int:
+def prune_tokens(model: ir.Model, token: int | str | None = None) -> int:
     """Moves the choice of the pooled token up to where all tokens are needed, in place.
 
     Args:
-        model: one whose head reads one token through Gather(x [batch, tokens, width], index, axis=1); others are left
-            alone.
-        token: index of the token, negative from the end; None for any.
+        model: one whose head reads one token through Gather(x [batch, tokens, width], index, axis=1), or MatMul(chosen
+            [batch, 1, tokens], x) where `token` is a name; others are left alone.
+        token: index of the token, negative from the end; None for any; a name where each row has its own: `chosen`,
+            computed from the inputs alone, is 1 at one token of each row and else 0.
 
     Returns:
         How many nodes now work on one token.
@@ -56,18 +63,22 @@ def prune_tokens(model: ir.Model, token: int | None = None) -> int:
     if pool is None:
         return 0
     chosen = _choose(model.graph, pool)
-    if not chosen:
+    if not chosen or (_is_by_row(pool) and not _can_take_rows(pool, chosen)):
         return 0
     _restrict(model.graph, pool, chosen)
+    if _is_by_row(pool):
+        model.graph.sort()  # what each row chooses was computed behind the blocks
     return len(chosen)
 
 
-def pruning(token: int | None) -> GraphPass:
+def pruning(token: int | str | None) -> GraphPass:
     """`prune_tokens` for one token, or any, with its contract."""
     return GraphPass(lambda model: prune_tokens(model, token), name="prune_tokens")
 
 
-def _find_pool(graph: ir.Graph, token: int | None) -> ir.Node | None:
+def _find_pool(graph: ir.Graph, token: int | str | None) -> ir.Node | None:
+    if isinstance(token, str):
+        return next((node for node in reversed(list(graph)) if _is_pool_by_row(node)), None)
     pools = (node for node in graph if _is_pool(node))
     return next((pool for pool in pools if token is None or _index(pool) in (token, token + _num_tokens(pool))), None)
 
@@ -94,11 +105,48 @@ def _is_pool(node: ir.Node) -> bool:
     return several and index is not None and index.const_value is not None and len(index.const_value.shape) == 0
 
 
-def _token_operands(node: ir.Node, axis: int) -> Iterator[tuple[ir.Value, int]]:
+def _is_pool_by_row(node: ir.Node) -> bool:
+    if not _is_by_row(node):
+        return False
+    shapes = [None if value is None else value.shape for value in node.inputs]
+    if any(shape is None or len(shape) != 3 for shape in shapes) or node.outputs[0].is_graph_output():
+        return False
+    (_, one, tokens), (_, length, _) = shapes  # type: ignore[misc]
+    return one == 1 and length != 1 and tokens == length and node.inputs[0].producer() is not None  # type: ignore[union-attr]
+
+
+def _is_by_row(pool: ir.Node) -> bool:
+    return pool.op_type == "MatMul"
+
+
+def _read(pool: ir.Node) -> ir.Value:
+    """The tokens that a pool takes one of."""
+    value = pool.inputs[1 if _is_by_row(pool) else 0]
+    assert value is not None
+    return value
+
+
+def _can_take_rows(pool: ir.Node, chosen: _Chosen) -> bool:
+    """Whether a product can do what Gather does: it takes rows of matrices, and what it takes them by has to be known
+    before."""
+    above, ancestors = [pool.inputs[0]], set[ir.Node]()
+    while above:
+        value = above.pop()
+        node = None if value is None else value.producer()
+        if node is not None and node not in ancestors:
+            ancestors.add(node)
+            above += node.inputs
+    taken = ((value, axis) for _, operands in chosen.values() for value, axis in operands)
+    rows = all(axis == _rank(value) - 2 for value, axis in taken if value.producer() not in chosen)
+    return rows and ancestors.isdisjoint(chosen)
+
+
+def _token_operands(node: ir.Node, axis: int, *, by_row: bool) -> Iterator[tuple[ir.Value, int]]:
     """The operands that `node` reads token by token, each with its token axis, if its output is wanted for one token on
     `axis`.
 
-    Nothing is yielded for an operator that mixes tokens.
+    Nothing is yielded for an operator that mixes tokens, or that adds a table with another row for each token: such a
+    constant is an operand only where each row of the batch has a token of its own (a causal mask has to be taken from).
     """
     operands = [
         value for value in node.inputs if value is not None and value.const_value is None and not value.is_initializer()
@@ -110,9 +158,10 @@ def _token_operands(node: ir.Node, axis: int) -> Iterator[tuple[ir.Value, int]]:
             _rank(value) == rank and _length(value, axis - rank) == _length(node.outputs[0], axis - rank)
             for value in operands
         )
-        # a position table has another row for each token
-        if same and all(_length(value, axis - rank) == 1 for value in constants):
+        tables = [value for value in constants if _length(value, axis - rank) != 1]
+        if same and (by_row or not tables):
             yield from ((value, axis) for value in operands)
+            yield from ((value, axis - rank + _rank(value)) for value in tables)
     elif node.op_type in _ROWWISE and axis < rank - 1 and _along_last(node):
         yield operands[0], axis
     elif node.op_type == "MatMul" and axis == rank - 2:
@@ -129,7 +178,7 @@ def _token_operands(node: ir.Node, axis: int) -> Iterator[tuple[ir.Value, int]]:
 def _choose(graph: ir.Graph, pool: ir.Node) -> _Chosen:
     """The nodes whose output is wanted for one token only, found from the pool upwards: its axis, and what
     `_token_operands` says."""
-    token_uses: dict[ir.Value, list[int]] = {pool.inputs[0]: [1]}  # type: ignore[dict-item]
+    token_uses: dict[ir.Value, list[int]] = {_read(pool): [1]}
     chosen: _Chosen = {}
     for node in reversed(list(graph)):
         value = node.outputs[0]
@@ -142,7 +191,7 @@ def _choose(graph: ir.Graph, pool: ir.Node) -> _Chosen:
             or value.is_graph_output()
         ):
             continue
-        operands = list(_token_operands(node, axes[0]))
+        operands = list(_token_operands(node, axes[0], by_row=_is_by_row(pool)))
         if not operands:
             continue
         chosen[node] = axes[0], operands
@@ -152,19 +201,16 @@ def _choose(graph: ir.Graph, pool: ir.Node) -> _Chosen:
 
 
 def _restrict(graph: ir.Graph, pool: ir.Node, chosen: _Chosen) -> None:
-    index = pool.inputs[1]
-    assert index is not None and index.const_value is not None
-    one = add_constant(graph, "pooled_token", [int(index.const_value.numpy())])
-    gathered: dict[tuple[ir.Value, int], ir.Value] = {}
+    take = _by_product(graph, pool) if _is_by_row(pool) else _by_index(graph, pool)
+    taken: dict[tuple[ir.Value, int], ir.Value] = {}
 
     def one_token(value: ir.Value, axis: int, before: ir.Node) -> ir.Value:
-        if (value, axis) not in gathered:
-            gather = ir.Node("", "Gather", [value, one], [ir.AttrInt64("axis", axis)], num_outputs=1)
-            assert value.shape is not None
-            _set_token(gather.outputs[0], value, axis)
-            graph.insert_before(before, gather)
-            gathered[value, axis] = gather.outputs[0]
-        return gathered[value, axis]
+        if (value, axis) not in taken:
+            node = take(value, axis, before)
+            node.outputs[0].type = value.type
+            graph.insert_before(before, node)
+            taken[value, axis] = node.outputs[0]
+        return taken[value, axis]
 
     for node in [node for node in graph if node in chosen]:
         axis, operands = chosen[node]
@@ -175,13 +221,52 @@ def _restrict(graph: ir.Graph, pool: ir.Node, chosen: _Chosen) -> None:
             _reshape_to_one(graph, node)
         _set_token(node.outputs[0], node.outputs[0], axis)
     _skip_transposes(graph, [node for node in graph if node in chosen])
-    squeeze = add_constant(graph, "pooled_shape", [0, -1])
-    node = ir.Node("", "Reshape", [pool.inputs[0], squeeze], num_outputs=1)
-    node.outputs[0].shape, node.outputs[0].type = pool.outputs[0].shape, pool.outputs[0].type
-    node.outputs[0].name, pool.outputs[0].name = pool.outputs[0].name, None  # it may be the graph's output
-    graph.insert_after(pool, node)
-    ir.convenience.replace_all_uses_with(pool.outputs[0], node.outputs[0], replace_graph_outputs=True)
+    if _is_by_row(pool):
+        ir.convenience.replace_all_uses_with(pool.outputs[0], _read(pool))  # [batch, 1, width], as it gave
+    else:
+        squeeze = add_constant(graph, "pooled_shape", [0, -1])
+        node = ir.Node("", "Reshape", [pool.inputs[0], squeeze], num_outputs=1)
+        node.outputs[0].shape, node.outputs[0].type = pool.outputs[0].shape, pool.outputs[0].type
+        node.outputs[0].name, pool.outputs[0].name = pool.outputs[0].name, None  # it may be the graph's output
+        graph.insert_after(pool, node)
+        ir.convenience.replace_all_uses_with(pool.outputs[0], node.outputs[0], replace_graph_outputs=True)
     graph.remove(pool, safe=True)
+
+
+def _by_index(graph: ir.Graph, pool: ir.Node) -> Callable[[ir.Value, int, ir.Node], ir.Node]:
+    """Takes the token that is the same for every row of the batch."""
+    index = pool.inputs[1]
+    assert index is not None and index.const_value is not None
+    one = add_constant(graph, "pooled_token", [int(index.const_value.numpy())])
+
+    def take(value: ir.Value, axis: int, before: ir.Node) -> ir.Node:
+        node = ir.Node("", "Gather", [value, one], [ir.AttrInt64("axis", axis)], num_outputs=1)
+        _set_token(node.outputs[0], value, axis)
+        return node
+
+    return take
+
+
+def _by_product(graph: ir.Graph, pool: ir.Node) -> Callable[[ir.Value, int, ir.Node], ir.Node]:
+    """Takes the token of each row of the batch."""
+    chosen = pool.inputs[0]
+    assert chosen is not None and chosen.shape is not None
+    batch, _, tokens = chosen.shape
+    of_rank: dict[int, ir.Value] = {3: chosen}
+
+    def take(value: ir.Value, axis: int, before: ir.Node) -> ir.Node:
+        assert value.shape is not None
+        if (rank := _rank(value)) not in of_rank:  # [batch, heads, tokens, …]
+            shape = add_constant(graph, "pooled_rows", [0, *[1] * (rank - 2), -1])
+            wider = ir.Node("", "Reshape", [chosen, shape], num_outputs=1)
+            wider.outputs[0].shape, wider.outputs[0].type = ir.Shape([batch, *[1] * (rank - 2), tokens]), chosen.type
+            graph.insert_before(before, wider)
+            of_rank[rank] = wider.outputs[0]
+        node = ir.Node("", "MatMul", [of_rank[rank], value], num_outputs=1)
+        node.outputs[0].shape = ir.Shape([batch, *value.shape[1:-2], 1, value.shape[-1]])
+        return node
+
+    return take
 
 
 def _skip_transposes(graph: ir.Graph, nodes: list[ir.Node]) -> None:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_convert.core.model import Arrays, Model
+from vit_convert.core.model import POOLED, Arrays, Model
 from vit_convert.core.stack import Stack
 from vit_convert.families import run as parts
 from vit_convert.families.towers.architecture import (
@@ -22,7 +22,7 @@ from vit_convert.families.towers.architecture import (
     leaf_shapes,
     signature_of,
 )
-from vit_convert.families.towers.module import Block, module_of
+from vit_convert.families.towers.module import Block, first_of, module_of
 from vit_convert.families.towers.tables import RESAMPLERS
 
 _NODES = 1.6  # times a ViT's: a gate, an activation spelt out, or a mask
@@ -78,9 +78,10 @@ def _masks(tower: Tower) -> bool:
     return isinstance(tower, PatchTower) or (isinstance(tower, TextTower) and tower.mask == "padding")
 
 
-def _pooled_token(tower: Tower) -> int | None:
+def _pooled_token(tower: Tower) -> int | str | None:
     if isinstance(tower, TextTower):
-        return {"first": 0, "last": tower.length - 1}.get(tower.pool)
+        tokens: dict[str, int | str] = {"first": 0, "last": tower.length - 1, "end": POOLED}
+        return tokens.get(tower.pool)
     return 0 if tower.pool == "tok" else None
 
 
@@ -121,6 +122,8 @@ def _runner(tower: Tower, params: Mapping[str, np.ndarray], stack: Stack) -> Cal
                 x = normalize(variables, x)
                 results["encoder_norm"] = np.asarray(x)
             results |= {name: np.asarray(value) for name, value in finish(variables, x, *given).items()}
+            if isinstance(tower, TextTower) and tower.pool == "end":
+                results[POOLED] = np.argmax(np.asarray(first_of(given[0], tower.end)), axis=1)
         return results
 
     return run
