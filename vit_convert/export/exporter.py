@@ -36,7 +36,7 @@ class ExportReport:
     Attributes:
         opset: ONNX opset of the graph.
         num_nodes: nodes in the graph.
-        nodes_traced: nodes that jax2onnx left for the traced part.
+        nodes_traced: nodes that jax2onnx wrote for the traced part.
         nodes_per_block: nodes of the largest block; 0 for a model without blocks.
         num_shapes: Shape nodes.
         bytes: size of the graph and its weights on disk.
@@ -73,12 +73,13 @@ def export_model(
         model: what to export.
         path: the `.onnx` file; weights go to `<path>.data`.
         target: opset and substitutions.
-        layout: "NHWC" or "NCHW", the order of the axes of the input that takes images.
-        taps: keep the taps as outputs of the written graph.
-        dynamic_patch: side of a patch in pixels makes height and width symbolic, any multiples of it; 0 keeps the
+        layout: "NHWC" or "NCHW", the axis order of the image input.
+        taps: whether to keep the taps as outputs of the written graph.
+        dynamic_patch: side of a patch in pixels: height and width become symbolic, any multiples of it; 0 keeps the
             model's size.
         dynamic_length: makes the length of texts symbolic, any up to the model's.
-        pixels: scale and offset, each float32 [3], make the images uint8 and normalise x to x · scale + offset inside.
+        pixels: scale and offset, each float32 [3]: the images become uint8, and the graph normalises x to x · scale +
+            offset; None keeps float32 images.
 
     Returns:
         The report.
@@ -87,7 +88,7 @@ def export_model(
         ExportError: the model cannot be traced or the graph is invalid.
         UsageError: the disk is full.
     """
-    logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # it warns of every weight that has no value yet
+    logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # it warns about every weight that has no value yet
     graph = _graph_of(model, _Wanted(target, layout, taps, dynamic_patch, dynamic_length, pixels))
     weights.bind(graph.model, model.params)
     passes.ShapeInferencePass()(graph.model)
@@ -103,8 +104,8 @@ def export_model(
         if counted > allowed:
             raise ExportError(
                 f"{path}: {counted} nodes in a block of {stack.prefix(0)}…, target {target.name} allows {allowed:g}",
-                fix="A rule no longer matches what jax2onnx writes: install the pinned jax2onnx. Of a family of your "
-                "own whose blocks are larger than a ViT's, say so in Stack.nodes.",
+                fix="A rule no longer matches what jax2onnx writes: install the pinned jax2onnx. If your own "
+                "family's blocks are larger than a ViT's, say so in Stack.nodes.",
             )
     if model.stacks:
         graph.model.metadata_props[BLOCKS_ALONE] = "alone"
@@ -114,7 +115,7 @@ def export_model(
 
 @dataclasses.dataclass(frozen=True)
 class _Wanted:
-    """What of a model is to be in its graph; see `export_model`."""
+    """What a model's graph shall contain; see `export_model`."""
 
     target: Target
     layout: str
@@ -125,13 +126,13 @@ class _Wanted:
 
     @property
     def key(self) -> tuple[object, ...]:
-        """The same by value."""
+        """A hashable key, equal for equal values."""
         constants = tuple(part.tobytes() for part in self.pixels or ())
         return self.target, self.layout, self.taps, self.dynamic_patch, self.dynamic_length, constants
 
 
 def _graph_of(model: Model, wanted: _Wanted) -> lower.Graph:
-    """The graph without its weights, for the caller to change; models of one kind share its making."""
+    """The graph without its weights, for the caller to modify; it is computed once for all models of one kind."""
     if model.kind is None or not keeps():
         return _lowered(model, wanted)
     graph = shared(("graph", model.kind, *wanted.key), lambda: _lowered(model, wanted))
@@ -163,7 +164,7 @@ def _lowered(model: Model, wanted: _Wanted) -> lower.Graph:
 
 
 def _apply_in(model: Model, layout: str) -> Callable[..., Any]:
-    """The model's function, taking images in a layout."""
+    """The model's function, taking images in the given layout."""
     position = next((i for i, tensor in enumerate(model.signature.inputs) if tensor.is_image), None)
     if layout == "NHWC" or position is None:
         return model.apply
@@ -176,11 +177,11 @@ def _apply_in(model: Model, layout: str) -> Callable[..., Any]:
 
 
 def _resizing(model: Model, patch: int) -> GraphPass:
-    """The change that lets images have any size, from the one that the model's position table is for."""
+    """The pass that makes the image size dynamic, starting from the size of the model's position table."""
     image, table = model.signature.image, model.position_table
     if image is None or table is None:
         raise ExportError(
-            "the model has no position table that could be resampled, so its image size is fixed", fix="Give one size."
+            "the model has no position table to resample, so its image size is fixed", fix="Give one size."
         )
     _, height, width, _ = image.shape
     assert isinstance(height, int) and isinstance(width, int)

@@ -1,4 +1,4 @@
-"""From a Flax model to the ONNX graph that TensorRT likes: trace, fold, substitute, unroll, name."""
+"""From a Flax model to an ONNX graph that suits TensorRT: trace, fold, substitute, unroll, name."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -21,11 +21,11 @@ from vit_convert.export.trace import Apply, trace
 
 @dataclasses.dataclass
 class Graph:
-    """A rewritten graph whose weights are described and not yet computed.
+    """A rewritten graph whose weights are described, but not yet computed.
 
     Attributes:
         model: the graph; its outputs are the model's, the taps are inner values.
-        taps: names of inner values that the reference knows: `block_00`… and `encoder_norm`.
+        taps: names of inner values that the reference contains: `block_00`… and `encoder_norm`.
         rules: what each substitution did; for an unrolled graph, on the traced blocks.
         nodes_traced: nodes that jax2onnx left, before any substitution, for the traced depth.
         pooled_token: the one token that the last block keeps, see `Model`; None where it keeps all.
@@ -57,7 +57,7 @@ def onnx_from_apply(
     Args:
         apply: maps ({parameter name: array}, *inputs) to {output name: array}, taps included.
         param_shapes: shapes of the float32 parameters that `apply` reads.
-        inputs: of the graph, in the order in which `apply` takes them.
+        inputs: of the graph, in the order of `apply`'s arguments.
         outputs: names of the graph's outputs.
         taps: names of the taps that `apply` returns, in order.
         target: opset and rules.
@@ -82,7 +82,7 @@ def onnx_from_apply(
         unrolling(stack)(model)
         taps = unrolled_taps(stack, taps)
     if not keep_taps:
-        model.graph.outputs[len(outputs) :] = []  # not `del`: onnx_ir would go on believing that they are outputs
+        model.graph.outputs[len(outputs) :] = []  # not `del`: onnx_ir would still take them for outputs
     clean(model)
     index = pooled_token(model, token) if prune else None
     num_pruned = _places(pruning(token), model) if prune else 0
@@ -94,7 +94,7 @@ def onnx_from_apply(
     present = {value.name for node in model.graph for value in node.outputs} | {
         value.name for value in model.graph.outputs
     }
-    # a substitution may have swallowed a value that a user's module calls a tap
+    # a substitution may have removed a value that a user's module declares as a tap
     taps = [tap for tap in taps if tap in present]
     naming(taps, stacks)(model)
     finished += [RuleCount(change.__name__, _places(change, model)) for change in target.last]
@@ -107,7 +107,7 @@ def onnx_from_apply(
 
 
 def _call_outputs(graph: ir.Graph, names: Sequence[str]) -> None:
-    """Gives an output that is a tap too, the stream behind the last block, a value of its own name."""
+    """Gives an output that is also a tap, such as the stream after the last block, a value with a name of its own."""
     for position, name in enumerate(names):
         value = graph.outputs[position]
         if value.name != name:
@@ -129,12 +129,12 @@ def substitute(model: ir.Model, target: Target) -> list[RuleCount]:
     """Folds constants and applies a target's rules in order, in place; returns what each rule did."""
     from onnxscript import optimizer
 
-    # ConstantOfShape, which onnxscript leaves alone, is how a LayerNorm without scale or bias gets its ones and zeros.
+    # ConstantOfShape, which onnxscript does not fold, makes the ones and zeros of a LayerNorm without scale or bias.
     optimizer.fold_constants(
         model, onnx_shape_inference=False, should_fold=lambda node: node.op_type == "ConstantOfShape" or None
     )
     weights.fold_weights(model)
-    clean(model)  # a value computed twice would hide a pattern that uses it twice
-    counts = [apply_rule(rule(), model) for rule in target.rules]  # each leaves the graph clean
+    clean(model)  # if a value is computed twice, a pattern that uses it twice does not match
+    counts = [apply_rule(rule(), model) for rule in target.rules]  # each rule leaves the graph clean
     weights.fold_weights(model)
     return counts

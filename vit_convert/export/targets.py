@@ -1,4 +1,4 @@
-"""What each TensorRT generation wants of a graph: its opset and its ordered list of substitutions."""
+"""What each TensorRT generation needs from a graph: its opset and an ordered list of substitutions."""
 
 import dataclasses
 
@@ -60,7 +60,7 @@ class Target:
     Attributes:
         dialect: what it reads: its name and the graph's opset.
         rules: substitutions in the order in which they are applied.
-        max_nodes_per_block: what the rules have to reach for a ViT's encoder block.
+        max_nodes_per_block: the most nodes that the rules may leave in a ViT's encoder block.
         finish: passes over the whole, pruned graph, in order, each with its contract.
         last: the same for the graph whose nodes and values have their names.
     """
@@ -98,14 +98,14 @@ TARGETS = {
     "rtx": Target(DIALECTS["rtx"], _MODERN, 30),
 }
 
-# For images of several sizes, where that is another one: a convolution is over a fixed number of tokens.
+# For images of several sizes, where it differs: a convolution needs a fixed number of tokens.
 _DYNAMIC = {"trt8": _TRT8_MATMUL}
 
 _TRT8_PLUGIN = dataclasses.replace(TARGETS["trt8"], finish=(*TARGETS["trt8"].finish, ATTENTION_TO_PLUGIN))
 _TRT8_KERNELS = dataclasses.replace(TARGETS["trt8"], finish=(*TARGETS["trt8"].finish, ATTENTION_FOR_KERNELS))
 
-# Other ways to write the same model, by target: which one is fastest depends on the GPU, the batch and the profile, so
-# they are timed.
+# Other ways to write the same model, by target. Which is fastest depends on the GPU, the batch and the profile, so
+# `tune` times them.
 LOWERINGS: dict[str, dict[str, Target]] = {
     "trt8": {
         "plugin": _TRT8_PLUGIN,
@@ -126,18 +126,18 @@ LOWERINGS: dict[str, dict[str, Target]] = {
 
 
 def lowering_named(target: str, lowering: str) -> Target:
-    """Looks a further lowering of a target's graphs up.
+    """Looks up a further lowering for a target.
 
     Args:
         target: name of a target.
-        lowering: its name: "plugin" has TensorRT's attention plugin; "kernels" has ours for attention and LayerNorm, in
-            FP16; "fused" the same between INT8 convolutions; "matmul" spells MLPs as matrix products, "primitives"
-            LayerNorm too, which overflows in fp16 once an activation is further than 255 from its LayerNorm's mean (its
-            square then leaves the type's range); "gather" is "matmul" with a Swin's tokens moved by one Gather each
-            time; "windows" has our kernels for a Swin's attention and LayerNorms, in FP16, and those Gathers.
+        lowering: its name: "plugin" uses TensorRT's attention plugin; "kernels" uses ours for attention and LayerNorm,
+            in FP16; "fused" the same between INT8 convolutions; "matmul" writes MLPs as matrix products; "primitives"
+            also expands LayerNorm, which overflows in fp16 once an activation is more than 255 from its LayerNorm's
+            mean (its square then exceeds the type's range); "gather" is "matmul" with each move of a Swin's tokens as
+            one Gather; "windows" uses our kernels for a Swin's attention and LayerNorms, in FP16, and those Gathers.
 
     Raises:
-        UsageError: the target has none of that name.
+        UsageError: the target has no lowering of that name.
     """
     known = LOWERINGS.get(target, {})
     if lowering not in known:
@@ -150,12 +150,12 @@ def lowering_named(target: str, lowering: str) -> Target:
 
 
 def target_named(name: str, *, dynamic: bool = False) -> Target:
-    """Looks a target up.
+    """Looks up a target.
 
     Args:
         name: of a target.
-        dynamic: whether the graph is to take images of several sizes, which convolutions over a fixed number of tokens
-            cannot.
+        dynamic: whether the graph must take images of several sizes, which rules out convolutions over a fixed number
+            of tokens.
 
     Raises:
         UsageError: no target has that name.

@@ -1,4 +1,4 @@
-"""Tracing a JAX function to an ONNX graph whose weights are named, and not there yet."""
+"""Traces a JAX function to an ONNX graph with named weights that have no values yet."""
 
 import logging
 import pathlib
@@ -24,7 +24,7 @@ def trace(
     output_names: Sequence[str],
     opset: int,
 ) -> ir.Model:
-    """Traces `apply` with jax2onnx, which sees only shapes.
+    """Traces `apply` with jax2onnx, from shapes only.
 
     Parameters are traced as graph inputs, because a traced constant would be copied and lose its name; afterwards they
     become initializers without a value, for `weights.py` to fill while the file is written.
@@ -32,7 +32,7 @@ def trace(
     Args:
         apply: maps ({parameter name: array}, *inputs) to {output name: array}.
         param_shapes: shape of each float32 parameter under its `/`-joined name.
-        inputs: of the model, in the order in which `apply` takes them.
+        inputs: of the model, in the order of `apply`'s arguments.
         output_names: the outputs to keep, in this order.
         opset: ONNX opset to write.
 
@@ -50,7 +50,7 @@ def trace(
 
     def positional(*arguments: jax.Array) -> tuple[jax.Array, ...]:
         outputs = apply(dict(zip(names, arguments[len(inputs) :])), *arguments[: len(inputs)])
-        # A value of two names, an output that is a tap too, would have but one of them.
+        # A value with two names, an output that is also a tap, would keep only one of them.
         kept = {id(outputs[name]): name for name in reversed(output_names)}
         return tuple(
             value if kept[id(value)] == name else jnp.copy(value)
@@ -70,7 +70,7 @@ def trace(
     except (Exception, SystemExit) as e:
         raise ExportError(
             f"jax2onnx could not trace the model: {explain(e)}",
-            fix="See which primitive it names; jax2onnx lists the supported ones.",
+            fix="Look for the primitive that it names; jax2onnx lists the supported ones.",
         ) from e
     assert isinstance(model, ir.Model)
     for value in list(model.graph.inputs[len(inputs) :]):
@@ -80,14 +80,14 @@ def trace(
 
 
 def _spec(tensor: Tensor) -> Any:
-    """What jax2onnx takes for an input; sides that vary are strings in either form."""
+    """How jax2onnx describes an input; varying dimensions are strings in both forms."""
     return tensor.shape if tensor.dtype == "float32" else jax.ShapeDtypeStruct(tensor.shape, np.dtype(tensor.dtype))
 
 
 def load_plugins() -> None:
     """Registers jax2onnx's plugins for JAX and Flax, and no others.
 
-    Its own discovery also imports every example, several of which compile random models: six seconds for nothing.
+    Its own discovery also imports every example, and several compile random models: six seconds for nothing.
     """
     from jax2onnx.plugins import plugin_system
 

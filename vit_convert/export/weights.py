@@ -1,5 +1,5 @@
-"""Weights on their way from the checkpoint to external data: described while the graph changes, computed one by one as
-it is saved."""
+"""Weights on their way from the checkpoint to external data: only described while the graph changes, and computed one
+by one when it is saved."""
 
 import dataclasses
 import functools
@@ -17,13 +17,13 @@ _META = "vit_convert.weight"
 
 @dataclasses.dataclass(frozen=True)
 class Weight:
-    """How an initializer is computed from parameters of the checkpoint.
+    """How to compute an initializer from parameters of the checkpoint.
 
     Attributes:
-        sources: names of the parameters, nearly always one.
+        sources: names of the parameters, nearly always just one.
         shape: shape of the result.
         compute: makes the result from the parameters; a view where possible.
-        num_read: number of elements in all parameters together, where it is not that of the result.
+        num_read: number of elements in all parameters together, if it differs from that of the result.
     """
 
     sources: tuple[str, ...]
@@ -51,7 +51,7 @@ def concatenate(weights: Sequence[Weight], axis: int) -> Weight:
 
 
 def describe(model: ir.Model) -> None:
-    """Marks every initializer without a value as the parameter of its name."""
+    """Marks every initializer without a value as the parameter with its name."""
     for value in model.graph.initializers.values():
         if value.const_value is None:
             assert value.name is not None and value.shape is not None
@@ -59,7 +59,7 @@ def describe(model: ir.Model) -> None:
 
 
 def weight_of(value: ir.Value | None) -> Weight | None:
-    """The description of a weight, None for anything else."""
+    """The description of a weight; None for anything else."""
     return None if value is None else value.meta.get(_META)
 
 
@@ -81,13 +81,12 @@ def add_weight(graph: ir.Graph, name: str, weight: Weight) -> ir.Value:
 
 
 def replace_weight(graph: ir.Graph, old: ir.Value, weight: Weight) -> ir.Value:
-    """Adds what one reader of a weight reads instead; the weight's own name goes to it where nobody else reads the old
-    one.
+    """Adds a replacement for one reader of a weight, under the weight's own name if nobody else reads the old one.
 
     Args:
         graph: gets the initializer.
         old: a weight that the reader still reads.
-        weight: what it is to read.
+        weight: the replacement.
 
     Returns:
         The new value.
@@ -105,7 +104,7 @@ def convolution_kernel(weight: Weight) -> Weight:
 
 
 def add_constant(graph: ir.Graph, name: str, value: np.ndarray | Sequence[int]) -> ir.Value:
-    """Adds an initializer whose value is known; numbers that are not an array become int64, as shapes and axes are."""
+    """Adds an initializer whose value is known; numbers that are not an array become int64, as for shapes and axes."""
     tensor = ir.tensor(np.asarray(value))
     constant = ir.Value(
         name=_unique(graph, name), type=ir.TensorType(tensor.dtype), shape=ir.Shape(np.shape(value)), const_value=tensor
@@ -122,13 +121,13 @@ def _unique(graph: ir.Graph, name: str) -> str:
 
 
 def fold_weights(model: ir.Model) -> int:
-    """Moves Reshape and Transpose of a weight into the weight, in place.
+    """Folds Reshape and Transpose of a weight into the weight, in place.
 
     Args:
         model: the graph; weights are described, not computed.
 
     Returns:
-        How many nodes went away.
+        The number of nodes removed.
     """
     folded = 0
     for node in list(model.graph):
@@ -165,7 +164,7 @@ def bind(model: ir.Model, params: Mapping[str, np.ndarray]) -> None:
     Raises:
         ExportError: a weight's parameter is missing or has another size than was traced.
     """
-    # a checkpoint's leaves tell their shape without being read or inflated
+    # the shapes of a checkpoint's leaves are known without reading or inflating them
     described = getattr(params, "leaves", params)
     for value in model.graph.initializers.values():
         weight = weight_of(value)

@@ -149,7 +149,7 @@ def test_the_attention_scale_is_seen_where_weights_could_take_it():
     model = attention()
     assert scale_in_weights(model) == ""  # they are no weights yet
     describe(model)
-    assert "scaled is scaled behind a product with weights" in scale_in_weights(model)
+    assert "scaled is scaled after a product with weights" in scale_in_weights(model)
     plugin = LOWERINGS["trt8"]["plugin"].finish[-1]
     with pytest.raises(BEFORE, match="attention_to_plugin: before it scaled"):
         plugin(model)
@@ -163,7 +163,7 @@ def test_the_scale_of_a_later_attention_is_seen(before):
     first = f"{'a' if 'a)' in before else 'soft'} = {before}"
     model = attention(ATTENTION.replace(" product = MatMul (x, ", f" {first}\n product = MatMul (soft, "))
     describe(model)
-    assert scale_in_weights(model) == "scaled is scaled behind a product with weights"
+    assert scale_in_weights(model) == "scaled is scaled after a product with weights"
 
 
 def test_a_fold_that_left_a_scale_is_found():
@@ -202,7 +202,7 @@ def test_our_kernels_come_after_the_plugin():
 
 def test_a_stack_needs_its_pattern():
     stack = Stack("Transformer/encoderblock_{}/", 3)
-    with pytest.raises(BEFORE, match="unroll: before it no value is block_00, the stream behind a block"):
+    with pytest.raises(BEFORE, match="unroll: before it no value is block_00, the stream after a block"):
         unrolling(stack)(chain())
 
 
@@ -226,7 +226,7 @@ def test_the_layout_of_convolutions():
     value.meta[_TOKENS], value.shape = 4, ir.Shape(["n", 8, 1, 1])
     assert flat_is_flat(model) == ""
     value.shape = ir.Shape(["n", 4, 8])
-    assert "is no [batch · tokens, width, 1, 1]" in flat_is_flat(model)
+    assert "is not [batch · tokens, width, 1, 1]" in flat_is_flat(model)
 
 
 def test_all_passes_of_all_targets_have_a_contract():

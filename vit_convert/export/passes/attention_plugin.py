@@ -1,9 +1,9 @@
-"""Attention as a node of TensorRT 8's own plugin, whose kernels take half the time of those that it finds for the plain
-products.
+"""Attention as a node of TensorRT 8's own plugin, whose kernels take half the time of those that it chooses for the
+plain products.
 
 `CustomQKVToContextPluginDynamic`, version 2, computes softmax(q kᵀ / √d) v over packed sequences [all tokens, heads · 3
-· d, 1, 1]. TensorRT's parser takes the node for its plugin by name; every other reader of the file finds what it
-computes in a model-local function of that name, so that onnxruntime checks the very graph that is built.
+· d, 1, 1]. TensorRT's parser maps the node to its plugin by name. For every other reader, a model-local function of
+that name defines what it computes, so that onnxruntime checks the very graph that is built.
 """
 
 import dataclasses
@@ -26,14 +26,14 @@ from vit_convert.export.weights import (
 )
 
 PLUGIN, DOMAIN = "CustomQKVToContextPluginDynamic", "tensorrt.plugin"
-CAUSAL = "causal"  # attribute of a node that our kernels take the place of
-HEAD_SIZE = 64  # of its half-precision kernels
+CAUSAL = "causal"  # attribute of a node that our kernels replace
+HEAD_SIZE = 64  # of the plugin's half-precision kernels
 MAX_TOKENS = 512
-_KERNEL_HEADS = (64, 72, 80)  # of our own kernels in half precision, over any number of tokens
-_CAUSAL_HEAD = 64  # of that for texts whose tokens attend to those before them
-# of shared memory, which holds a causal text's keys and values of one head; an A100 has 163, an L40 99
+_KERNEL_HEADS = (64, 72, 80)  # of our own half-precision kernels, over any number of tokens
+_CAUSAL_HEAD = 64  # of that for texts, whose tokens attend only to earlier ones
+# KiB of shared memory, which holds the keys and values of one head of a causal text; an A100 has 163, an L40 99
 _KERNEL_BYTES = 227 * 1024
-_MASKED = -1e4  # and less, added to a score, takes its key away
+_MASKED = -1e4  # this or less, added to a score, masks its key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,12 +65,12 @@ class _Attention:
 
 
 def fits(head_size: int, num_tokens: int) -> bool:
-    """Whether the plugin has a kernel for heads of this size over so many tokens."""
+    """Whether the plugin has a kernel for heads of this size and this many tokens."""
     return head_size == HEAD_SIZE and num_tokens <= MAX_TOKENS
 
 
 def fits_kernels(head_size: int, num_tokens: int, *, causal: bool = False) -> bool:
-    """Whether our own half-precision kernels take heads of this size over so many tokens; causal ones on a GPU of
+    """Whether our own half-precision kernels support heads of this size and this many tokens; for causal ones, with
     Hopper's shared memory."""
     if not causal:
         return head_size in _KERNEL_HEADS
@@ -85,7 +85,7 @@ def attention_to_plugin(model: ir.Model) -> int:
         model: a ViT after `mlps_to_convolutions` and `fold_scale`; weights described.
 
     Returns:
-        How many attentions there were.
+        The number of attentions.
 
     Raises:
         ExportError: there are none, or the plugin has no kernel for the model's heads or tokens.
@@ -100,8 +100,8 @@ def attention_to_plugin(model: ir.Model) -> int:
 
 
 def attention_for_kernels(model: ir.Model) -> int:
-    """The same for our own kernels in half precision, which `fused.encoder_to_half_kernels` puts in the plugin's
-    place; causal attention too."""
+    """The same for our own half-precision kernels, which `fused.encoder_to_half_kernels` substitutes for the plugin;
+    also for causal attention."""
 
     def refuse(attention: _Attention) -> str:
         size, tokens = attention.head_size, attention.tokens
@@ -238,9 +238,9 @@ def _replace(graph: ir.Graph, attention: _Attention, sequences: list[ir.Value]) 
 
 
 def qkv_convolution(graph: ir.Graph, rows: ir.Value | None, dense: tuple[Dense, Dense, Dense], heads: int) -> ir.Node:
-    """One convolution for queries, keys and values, in the order in which kernels read them.
+    """One convolution for queries, keys and values, in the kernels' order.
 
-    A kernel divides the scores by √d, which the query's weights have done already.
+    A kernel divides the scores by √d, but the query's weights do so already.
 
     Args:
         graph: gets the weights.
@@ -279,8 +279,8 @@ def _interleaved(parts: list[Weight], heads: int) -> Weight:
 
 
 def _sequences(graph: ir.Graph, tokens: int) -> list[ir.Value]:
-    """The plugin's other inputs: a mask that it ignores, where each image's tokens end, and something as long as an
-    image's tokens."""
+    """The plugin's other inputs: a mask that it ignores, the end of each image's tokens, and a vector with the length
+    of an image's tokens."""
     zero, one = (add_constant(graph, name, np.array(i)) for i, name in enumerate(("sequence_start", "sequence_one")))
     length = add_constant(graph, "sequence_length", np.array(tokens))
     shape = ir.node("Shape", [graph.inputs[0]])

@@ -1,11 +1,11 @@
-"""What every step of the export may rely on: no node without a purpose, no value computed twice, every shape known."""
+"""What every step of the export may rely on: no unused node, no value computed twice, every shape known."""
 
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 
 def clean(model: ir.Model) -> None:
-    """Removes identities, repetitions and what no output needs, infers shapes and orders operands; in place."""
+    """Removes identities, duplicates and whatever no output needs, infers shapes and orders operands, in place."""
     for step in (
         passes.IdentityEliminationPass(),
         passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
@@ -20,8 +20,7 @@ def clean(model: ir.Model) -> None:
 
 
 def _constants_last(model: ir.Model) -> None:
-    """Makes constants and weights the right operand of every Add and Mul, so that a pattern has one order to look
-    for."""
+    """Makes constants and weights the right operand of every Add and Mul, so that patterns need only one order."""
     for node in model.graph:
         if node.op_type in ("Add", "Mul"):
             left, right = node.inputs

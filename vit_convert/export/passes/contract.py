@@ -1,8 +1,8 @@
-"""What a pass needs and what holds after it, checked whenever it runs: a broken contract is a bug of ours, and is found
-where it arises instead of in a graph that TensorRT computes differently.
+"""What a pass requires and ensures, checked whenever it runs: a broken contract is a bug of ours, which is then found
+at its source and not in a graph that TensorRT computes differently.
 
-A condition is a function of the graph that returns "" or, in words, what does not hold; it takes time in proportion to
-the number of nodes, which is milliseconds. Those that several passes share stand here, the others beside their pass.
+A condition is a function of the graph that returns "" or, in words, what does not hold. Its time is proportional to the
+number of nodes: milliseconds. Conditions shared by several passes are here, the others beside their pass.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ class Changed(ir.passes.PassResult):
     Attributes:
         model: the graph, changed in place.
         modified: whether anything changed.
-        places: how many.
+        places: how many places were changed.
     """
 
     def __init__(self, model: ir.Model, places: int):
@@ -32,10 +32,10 @@ class GraphPass(ir.passes.InPlacePass):
     """A change to a whole graph with its contract.
 
     Args:
-        change: changes a graph in place and returns in how many places, or nothing.
-        name: of the pass; empty for the function's.
-        requires: what has to hold before, beside `is_sound`.
-        ensures: what holds afterwards, beside `is_sound` and that inputs and outputs have the names they had.
+        change: changes a graph in place; returns the number of places, or None.
+        name: of the pass; defaults to the function's.
+        requires: conditions that must hold before, besides `is_sound`.
+        ensures: conditions that hold afterwards, besides `is_sound` and unchanged names of inputs and outputs.
 
     Example:
         >>> import onnx_ir as ir
@@ -58,10 +58,10 @@ class GraphPass(ir.passes.InPlacePass):
         self._change, self._required, self._ensured = change, requires, ensures
 
     def requires(self, model: ir.Model) -> None:
-        """Refuses a graph that the pass is not for.
+        """Refuses a graph that the pass cannot handle.
 
         Raises:
-            PreconditionError: a condition does not hold; an earlier pass left it so, or is missing.
+            PreconditionError: a condition does not hold, because an earlier pass broke it or is missing.
         """
         for condition in (is_sound, *self._required):
             if wrong := condition(model):
@@ -79,7 +79,7 @@ class GraphPass(ir.passes.InPlacePass):
         return Changed(model, int(places) if isinstance(places, int) else 0)
 
     def ensures(self, model: ir.Model) -> None:
-        """Refuses what the pass made of a graph.
+        """Refuses the pass's own result if it broke its contract.
 
         Raises:
             PostconditionError: a condition does not hold: the pass has a fault.
@@ -95,9 +95,10 @@ def _interface(model: ir.Model) -> tuple[list[str], list[str]]:
 
 
 def is_sound(model: ir.Model) -> str:
-    """Every value that an output needs is there before it is read: an input, a constant, or made by an earlier node.
+    """Every value that an output needs exists before it is read: as an input, a constant, or the output of an earlier
+    node.
 
-    Nodes that no output needs any more may read what is gone: `clean` removes them after the pass.
+    Nodes that no output needs any more may read removed values: `clean` deletes them after the pass.
     """
     graph = model.graph
     known = {*graph.inputs, *graph.initializers.values()}
@@ -123,7 +124,7 @@ def needed_nodes(model: ir.Model) -> list[ir.Node]:
 
 
 def scale_in_weights(model: ir.Model) -> str:
-    """No attention multiplies its query by a constant that the query's own weights could take."""
+    """No attention multiplies its query by a constant that could be folded into the query's weights."""
     for softmax in (node for node in needed_nodes(model) if node.op_type == "Softmax"):
         scores = softmax.inputs[0].producer() if softmax.inputs[0] is not None else None
         scale = _made_by(_behind_moves(scores.inputs[0]), "Mul") if scores is not None else None
@@ -134,12 +135,12 @@ def scale_in_weights(model: ir.Model) -> str:
         add = _made_by(split.inputs[0], "Add") if split is not None else None
         product = _made_by(add.inputs[0], "MatMul") if add is not None else None
         if add is not None and product is not None and weight_of(product.inputs[1]) and weight_of(add.inputs[1]):
-            return f"{scale.outputs[0].name} is scaled behind a product with weights"
+            return f"{scale.outputs[0].name} is scaled after a product with weights"
     return ""
 
 
 def functions_known(model: ir.Model) -> str:
-    """Every node of a domain of ours or of a plugin has a function that says what it computes."""
+    """Every node of our own or a plugin's domain has a function that defines what it computes."""
     for node in needed_nodes(model):
         if (
             node.domain
@@ -170,7 +171,7 @@ def _made_by(value: ir.Value | None, op_type: str) -> ir.Node | None:
 
 
 def _behind_moves(value: ir.Value | None) -> ir.Value | None:
-    """The value that is only reshaped and transposed into this one."""
+    """The value of which this one is only a reshaped and transposed copy."""
     while value is not None and (node := value.producer()) is not None and node.op_type in ("Reshape", "Transpose"):
         value = node.inputs[0]
     return value

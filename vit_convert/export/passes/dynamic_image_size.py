@@ -1,8 +1,8 @@
 """Height and width that vary: a ViT traced at one size becomes a graph for all sizes, its position table resampled
 inside.
 
-jax2onnx cannot add a table to a number of tokens that it does not know, so the trace is of one size; afterwards nothing
-in a ViT depends on the number of tokens but the table and the shapes of the Reshapes.
+jax2onnx cannot add a table to an unknown number of tokens, so one size is traced. After that, only the table and the
+shapes of Reshapes depend on the number of tokens.
 """
 
 import numpy as np
@@ -18,14 +18,14 @@ def make_dynamic(model: ir.Model, grid: tuple[int, int], table: str, image: str)
     """Makes the height and width of the images symbolic, in place.
 
     The table is resampled by ONNX's Resize, linear with aligned corners, which reads position i·(old−1)/(new−1) of each
-    axis as `families.vit.posemb.resample` does, and is added before the patches are laid out as tokens.
+    axis, as in `families.vit.posemb.resample`. It is added before the patches are laid out as tokens.
 
     Args:
-        model: a ViT's graph of one size, its image input [batch, height, width, 3] or [batch, 3, height, width];
+        model: a ViT's graph for one size, with image input [batch, height, width, 3] or [batch, 3, height, width];
             weights described.
         grid: (rows, columns) of patches that the position table is for.
         table: name of the position table's parameter.
-        image: name of the input that takes images.
+        image: name of the image input.
 
     Raises:
         ExportError: the graph does not add a position table to the patches of a convolution.
@@ -44,7 +44,7 @@ def make_dynamic(model: ir.Model, grid: tuple[int, int], table: str, image: str)
 
 
 def making_dynamic(grid: tuple[int, int], table: str, image: str) -> GraphPass:
-    """`make_dynamic` with its contract: of the images, only the channels have a fixed number afterwards."""
+    """`make_dynamic` with its contract: afterwards, only the images' channel axis has a fixed size."""
 
     def is_dynamic(model: ir.Model) -> str:
         images = next((value for value in model.graph.inputs if value.name == image), None)
@@ -104,7 +104,7 @@ def _resample(
 
 
 def _copy_tokens(graph: ir.Graph) -> None:
-    """Reshapes that keep the axis of tokens copy its size instead of stating it."""
+    """Makes Reshapes that keep the token axis copy its size instead of stating it."""
     for node in graph:
         source, target = node.inputs[:2] if node.op_type == "Reshape" else (None, None)
         if source is None or target is None or target.const_value is None or source.shape is None:
@@ -120,7 +120,7 @@ def _copy_tokens(graph: ir.Graph) -> None:
 
 
 def _open_slices(graph: ir.Graph) -> None:
-    """What is cut off in front of the tokens, a class token, leaves all that follow, however many there are."""
+    """Makes Slices that cut off a class token keep all tokens after it, however many there are."""
     for node in graph:
         source, ends = (node.inputs[0], node.inputs[2]) if node.op_type == "Slice" else (None, None)
         axes = node.inputs[3] if len(node.inputs) > 3 else None
@@ -133,8 +133,8 @@ def _open_slices(graph: ir.Graph) -> None:
 
 
 def _forget_shapes(graph: ir.Graph, conv: ir.Node, reshape: ir.Node) -> None:
-    """Drops the shapes of the traced size, for inference to find them again; names the dimensions that it could not
-    tell to be equal."""
+    """Drops the shapes of the traced size, so that inference finds them anew; names dimensions that it cannot recognise
+    as equal."""
     tokens = reshape.outputs[0]
     assert tokens.shape is not None
     width = tokens.shape[-1]
@@ -143,6 +143,6 @@ def _forget_shapes(graph: ir.Graph, conv: ir.Node, reshape: ir.Node) -> None:
             value.shape = None
     conv.outputs[0].shape = ir.Shape(["batch", width, "rows", "columns"])
     for node in graph:
-        if node.op_type == "Concat" and tokens in node.inputs:  # behind the class token
+        if node.op_type == "Concat" and tokens in node.inputs:  # after the class token
             node.outputs[0].shape = ir.Shape(["batch", "tokens", width])
     tokens.shape = ir.Shape(["batch", "patches", width])

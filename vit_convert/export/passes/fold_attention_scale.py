@@ -1,4 +1,4 @@
-"""The attention scale inside the query's weights: one product less to compute, and the form that TensorRT 8.6 runs
+"""Folds the attention scale into the query's weights: one product fewer, and the form that TensorRT 8.6 runs
 fastest."""
 
 import functools
@@ -22,14 +22,13 @@ def _weight(value: ir.Value | None) -> Weight:
 
 
 def fold_scale(model: ir.Model) -> int:
-    """Multiplies the attention scale into the query's kernel and bias, in place: exact where the scale is a power of
-    two.
+    """Multiplies the attention scale into the query's kernel and bias, in place; exact if the scale is a power of two.
 
     Args:
         model: the graph with the scale on the query; weights described and not computed.
 
     Returns:
-        How many scales went away.
+        The number of scales removed.
     """
     graph, folded = model.graph, 0
     for node in list(graph):

@@ -1,9 +1,9 @@
 """An encoder of INT8 convolutions: between them the kernels of `vit_convert/kernels`, which read and write INT8 rows,
 and a stream in FP16.
 
-TensorRT's own LayerNorm writes no INT8 and its FP16 attention reads none, so that each would stand between two kernels
-that do nothing but convert. As for TensorRT's attention plugin, every other reader of the file finds what a node
-computes in a model-local function.
+TensorRT's own LayerNorm cannot write INT8, and its FP16 attention cannot read it, so each would need two kernels that
+do nothing but convert. As with TensorRT's attention plugin, a model-local function defines what a node computes for
+every other reader of the file.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from vit_convert.export.passes.contract import GraphPass, functions_known, names
 from vit_convert.export.passes.prune_to_pooled_token import ELEMENTWISE
 
 ATTENTION, ADD_NORM, NORM = "VitAttention", "VitAddNorm", "VitNorm"
-MAX_WIDTH = 2048  # of the kernels: a row is kept in the registers of one warp
+MAX_WIDTH = 2048  # limit of the kernels, which keep a row in the registers of one warp
 
 
 def encoder_to_half_kernels(model: ir.Model) -> int:
@@ -33,7 +33,7 @@ def encoder_to_kernels(model: ir.Model, *, quantized: bool = True) -> int:
         quantized: whether what convolutions and attention read is INT8.
 
     Returns:
-        How many such nodes there are.
+        The number of such nodes.
 
     Raises:
         ExportError: there is no kernel for the model's width.
@@ -62,13 +62,13 @@ def encoder_to_kernels(model: ir.Model, *, quantized: bool = True) -> int:
 
 def norms_to_half_kernels(model: ir.Model) -> int:
     """Turns LayerNorms between convolutions, and the residual additions before these, into nodes of our kernels, in
-    FP16 and in place: of a model whose attention is theirs already.
+    FP16 and in place, in a model whose attention uses our kernels already.
 
     Args:
-        model: its nodes named.
+        model: with named nodes.
 
     Returns:
-        How many such nodes there are.
+        The number of such nodes.
     """
     graph, opset = model.graph, model.opset_imports[""]
     norms = [node for node in graph if node.op_type == "LayerNormalization" and _is_flat(node)]
@@ -80,12 +80,12 @@ def norms_to_half_kernels(model: ir.Model) -> int:
 
 
 def has_attention_plugins(model: ir.Model) -> str:
-    """Attention is TensorRT's plugin, which our kernels take the place of."""
+    """Attention uses TensorRT's plugin, which our kernels replace."""
     return "" if any(node.op_type == PLUGIN for node in needed_nodes(model)) else f"no node is {PLUGIN}"
 
 
 def no_attention_plugin(model: ir.Model) -> str:
-    """None of TensorRT's plugins is left, whose layout our kernels do not have."""
+    """None of TensorRT's plugins is left; our kernels do not support their layout."""
     left = [node.name for node in needed_nodes(model) if node.op_type == PLUGIN]
     return f"{left[0]} is {PLUGIN}" if left else ""
 
@@ -96,12 +96,12 @@ ENCODER_TO_HALF_KERNELS = GraphPass(encoder_to_half_kernels, requires=_BEFORE, e
 
 
 def write_in_fp16(model: ir.Model, tensors: Collection[str]) -> None:
-    """Has our kernels write some tensors in FP16 instead of INT8, in place, so that the products that read these stay
+    """Makes our kernels write some tensors in FP16 instead of INT8, in place, so that the products that read these stay
     in FP16.
 
     Args:
         model: after `encoder_to_kernels`.
-        tensors: names of what they give; those of other nodes need no more than to be left without a range.
+        tensors: names of the kernels' outputs; for the outputs of other nodes it is enough to give them no range.
     """
     for node in model.graph:
         if node.domain == DOMAIN and node.outputs[-1].name in tensors:
@@ -109,13 +109,13 @@ def write_in_fp16(model: ir.Model, tensors: Collection[str]) -> None:
 
 
 def with_what_leads_to(model: ir.Model, tensors: Collection[str]) -> set[str]:
-    """Some tensors, and what lies between each of them and the convolution that it comes from.
+    """Some tensors, and those between each of them and the convolution that it comes from.
 
-    With ranges of these alone TensorRT could end that convolution's kernel in INT8, before the activation function.
+    If only these had ranges, TensorRT could end that convolution's kernel in INT8, before the activation function.
 
     Args:
         model: after `encoder_to_kernels`.
-        tensors: names of what convolutions read.
+        tensors: names of the convolutions' inputs.
     """
     found = {*tensors}
     for node in reversed(list(model.graph)):
@@ -129,14 +129,16 @@ def quantized_tensors(model: ir.Model, *, branches: bool = False) -> tuple[list[
 
     Args:
         model: after `encoder_to_kernels`.
-        branches: also what is added to the stream, whose few large channels one scale for all of them costs dear.
+        branches: also what is added to the stream; it has a few large channels, so that a single scale for all is
+            costly.
 
     Returns:
-        Names of what convolutions read; of what else they, the activation functions behind them and our kernels give.
+        Names of the convolutions' inputs, and of the other outputs of convolutions, of the activation functions after
+        them, and of our kernels.
     """
     read: list[str] = []
     other: list[str] = []
-    after: set[ir.Node] = set()  # convolutions and the activation functions behind them
+    after: set[ir.Node] = set()  # convolutions and the activation functions after them
     for node in model.graph:
         value = node.outputs[-1]
         names = read if any(user.op_type == "Conv" for user, _ in value.uses()) else other
@@ -165,7 +167,7 @@ def _replace_attention(graph: ir.Graph, old: ir.Node, quantized: bool, causal: b
         "tokens": tokens,
         "head": old.attributes["hidden_size"].as_int() // heads,
         "int8_in": int(quantized),
-        **({CAUSAL: int(CAUSAL in old.attributes)} if causal else {}),  # of a model that has any
+        **({CAUSAL: int(CAUSAL in old.attributes)} if causal else {}),  # if the model has any
     }
     node = ir.node(
         ATTENTION,
@@ -199,7 +201,7 @@ def _replace_norm(graph: ir.Graph, norm: ir.Node, quantized: bool) -> None:
 
 
 def plugin_settings(quantized: bool) -> dict[str, int | float | str]:
-    """What every node says to TensorRT; scales of 0 leave them to the ranges of the tensors."""
+    """Attributes that every node needs for TensorRT; scales of 0 are taken from the tensors' ranges."""
     return {"quantized": int(quantized), "plugin_version": "1", "plugin_namespace": ""}
 
 
@@ -218,7 +220,7 @@ def _feeds_convolutions(value: ir.Value) -> bool:
 
 
 def _take_over(graph: ir.Graph, old: ir.Node, new: ir.Value, value: ir.Value, *, at: ir.Node | None = None) -> None:
-    """Puts a node in the place of another (or before `at`), whose name and readers its output takes."""
+    """Inserts a node in place of another (or before `at`); its output takes over the other's name and readers."""
     new.shape, new.type, new.name, value.name = value.shape, value.type, value.name, None
     node = new.producer()
     assert node is not None
@@ -259,8 +261,8 @@ class Body:
 
 
 def _attention_function(opset: int, causal: bool) -> ir.Function:
-    """softmax(q kᵀ / √d) v of each image and head, in ONNX's own operators; of a model with causal attention a node
-    says whether it is."""
+    """softmax(q kᵀ / √d) v of each image and head, in ONNX's own operators; in a model with causal attention, each node
+    says whether it is causal."""
     qkv, body = ir.Value(name="qkv"), Body()
     heads, size = body.given("heads"), body.given("head")
     split = body.add("Concat", body.numbers(-1), body.given("tokens"), heads, body.numbers(3), size, axis=0)
@@ -269,7 +271,7 @@ def _attention_function(opset: int, causal: bool) -> ir.Function:
     query, key, value = (body.add("Gather", parts, body.add("Constant", value_int=i), axis=0) for i in range(3))
     scores = body.add("MatMul", query, body.add("Transpose", key, perm=[0, 1, 3, 2]))
     scores = body.add("Div", scores, body.add("Sqrt", body.add("Cast", size, to=int(ir.DataType.FLOAT))))
-    if causal:  # -60 000 for what comes later than the query
+    if causal:  # -60 000 for keys later than the query
         tokens, low = body.given("tokens"), body.add("Constant", value_float=-60_000.0)
         ones = body.add("Expand", low, body.add("Concat", tokens, tokens, axis=0))
         later = body.add("Trilu", ones, body.add("Constant", value_int=1), upper=1)
@@ -285,7 +287,7 @@ def _attention_function(opset: int, causal: bool) -> ir.Function:
 
 
 def _norm_function(name: str, opset: int) -> ir.Function:
-    """LayerNorm over the channels, of the sum with the branch where there is one."""
+    """LayerNorm over the channels, of the sum with the branch if there is one."""
     branch, residual, gamma, beta = (ir.Value(name=word) for word in ("branch", "residual", "gamma", "beta"))
     body = Body()
     total = body.add("Add", branch, residual) if name == ADD_NORM else residual

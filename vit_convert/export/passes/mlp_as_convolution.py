@@ -1,8 +1,8 @@
-"""The MLPs as 1 × 1 convolutions over tokens [batch · tokens, width, 1, 1]: TensorRT 8.6 computes GELU inside such a
-convolution's kernel.
+"""MLPs as 1 × 1 convolutions over tokens [batch · tokens, width, 1, 1]: TensorRT 8.6 computes GELU inside the kernel of
+such a convolution.
 
 After a matrix product, GELU is a kernel of its own that reads and writes the widest tensors of the model. The residual
-stream and the LayerNorms take the same layout, so that nothing is copied in between; attention stays a product over
+stream and the LayerNorms use the same layout, so that nothing is copied in between; attention remains a product over
 [batch, tokens, width], the form that TensorRT fuses.
 """
 
@@ -15,19 +15,19 @@ from vit_convert.export.passes.contract import GraphPass, needed_nodes
 from vit_convert.export.passes.prune_to_pooled_token import ELEMENTWISE
 from vit_convert.export.weights import add_constant, convolution_kernel, replace_weight, weight_of
 
-_TOKENS = "vit_convert.tokens"  # how many tokens an image has, kept with a flat value
+_TOKENS = "vit_convert.tokens"  # metadata key: the number of tokens of an image, stored with a flat value
 
 
 def mlps_to_convolutions(model: ir.Model) -> int:
-    """Turns fc1 → activation → fc2 behind a LayerNorm into convolutions, and what stands between them into their
-    layout, in place.
+    """Turns fc1 → activation → fc2 after a LayerNorm into convolutions, and everything between them into their layout,
+    in place.
 
     Args:
         model: a ViT whose Dense layers are MatMul + Add over [batch, tokens, width] with a fixed number of tokens;
             weights described.
 
     Returns:
-        How many MLPs there are.
+        The number of MLPs.
     """
     graph, nodes = model.graph, list(model.graph)
     mlps = [mlp for node in nodes if _reads_norm_alone(node) and (mlp := _mlp(node)) is not None]
@@ -51,7 +51,7 @@ def flat_is_flat(model: ir.Model) -> str:
         for value in node.outputs:
             flat = value.shape is not None and len(value.shape) == 4 and tuple(value.shape[2:]) == (1, 1)
             if _TOKENS in value.meta and not flat:
-                return f"{value.name} {value.shape} is no [batch · tokens, width, 1, 1]"
+                return f"{value.name} {value.shape} is not [batch · tokens, width, 1, 1]"
     return ""
 
 
@@ -73,7 +73,7 @@ def as_tokens(graph: ir.Graph, value: ir.Value) -> ir.Value:
 
 
 def _mlp(first: ir.Node) -> dict[ir.Node, ir.Node] | None:
-    """The MatMuls of fc1 and fc2 with their bias Adds; None where no single Dense follows fc1 through elementwise
+    """The MatMuls of fc1 and fc2 with their bias Adds; None unless a single Dense follows fc1 through elementwise
     nodes."""
     add = _bias(first)
     inside: set[ir.Node] = set()
@@ -149,7 +149,7 @@ def _bias(node: ir.Node) -> ir.Node | None:
         return None
     bias = weight_of(uses[0].inputs[1])
     is_vector = bias is not None and bias.shape[-1:] == weight.shape[1:] and math.prod(bias.shape) == weight.shape[1]
-    return uses[0] if is_vector else None  # [N], or [1, 1, N] of a bias that is added by hand
+    return uses[0] if is_vector else None  # [N], or [1, 1, N] for a bias that is added by hand
 
 
 def _dense_to_convolution(layout: "_Layout", product: ir.Node, add: ir.Node) -> None:
@@ -178,11 +178,11 @@ def _flatten_norm(layout: "_Layout", norm: ir.Node) -> None:
 
 
 class _Layout:
-    """Puts nodes into the flat layout [batch · tokens, width, 1, 1], each behind one Reshape and before one, and skips
-    pairs of these.
+    """Puts nodes into the flat layout [batch · tokens, width, 1, 1], each between two Reshapes, and skips pairs of
+    Reshapes that cancel.
 
     Args:
-        graph: what is rewritten.
+        graph: the graph to rewrite.
 
     Attributes:
         graph: the same.
@@ -190,17 +190,17 @@ class _Layout:
 
     def __init__(self, graph: ir.Graph):
         self.graph = graph
-        self._flat: dict[ir.Value, ir.Value] = {}  # by the value in its own layout
+        self._flat: dict[ir.Value, ir.Value] = {}  # flat values, by the value in its own layout
 
     def reads_flat(self, node: ir.Node) -> bool:
         """Whether an operand of a node exists in the flat layout."""
         return any(value in self._flat for value in node.inputs if value is not None)
 
     def rewrite(self, old: ir.Node, op_type: str, inputs: list[ir.Value | None], attributes: dict[str, Any]) -> None:
-        """Computes what `old` did in the flat layout.
+        """Computes in the flat layout what `old` did.
 
         Args:
-            old: whose output, [batch, tokens, width], is computed.
+            old: the node to replace; its output is [batch, tokens, width].
             op_type: of the new node.
             inputs: of the new node; those of the shape [batch, tokens, width] are flattened.
             attributes: of the new node.
@@ -215,7 +215,7 @@ class _Layout:
         flat.shape, flat.type, flat.meta[_TOKENS] = ir.Shape([None, width, 1, 1]), result.type, tokens
         back = ir.node("Reshape", [flat, add_constant(self.graph, "tokens", [-1, tokens, width])])
         back.outputs[0].shape, back.outputs[0].type = result.shape, result.type
-        # the graph's output keeps its layout, a tap need not
+        # the graph's output keeps its layout; a tap need not
         named = back.outputs[0] if result.is_graph_output() else flat
         named.name, result.name = result.name, None
         self.graph.insert_before(old, [node, back])

@@ -1,8 +1,8 @@
-"""Tokens that are only moved, by chains of Reshape, Transpose, Slice and Concat, moved by one Gather: each of the
-others copies them all.
+"""Replaces chains of Reshape, Transpose, Slice and Concat that only move tokens with one Gather: each link of a chain
+copies all tokens.
 
-A Swin's windows are shifted by two Concats and two Transposes there and as many back; its merging takes windows apart
-and pairs neighbours.
+A Swin shifts its windows with two Concats and two Transposes, and back with as many; its merging splits windows and
+pairs neighbours.
 """
 
 import math
@@ -17,21 +17,21 @@ from vit_convert.export.weights import add_constant
 
 _COPIES = frozenset({"Transpose", "Concat"})
 _MOVES = _COPIES | {"Reshape", "Slice"}
-# of an image, with whose numbers a chain is followed; a Swin-L of 384 pixels has 2^21 in its first stage
+# values of an image whose indices are traced through a chain; a Swin-L at 384 pixels has 2^21 in its first stage
 _MAX_ELEMENTS = 1 << 24
 
 
 def moves_to_gather(model: ir.Model) -> int:
-    """Replaces chains of two copies and more that put whole tokens [batch, tokens, width] into another order, in place.
+    """Replaces chains of two or more copies that reorder whole tokens [batch, tokens, width], in place.
 
     Args:
-        model: a graph with constant shapes but for the batch.
+        model: a graph whose shapes are constant, except for the batch.
 
     Returns:
-        How many chains there were.
+        The number of chains.
 
     Raises:
-        ExportError: there was none, so that the graph is the same without this lowering.
+        ExportError: there was none, so the graph would be the same without this lowering.
     """
     replaced = 0
     for node in list(model.graph):
@@ -50,7 +50,7 @@ MOVES_TO_GATHER = GraphPass(moves_to_gather)
 
 
 def _is_tokens(value: ir.Value) -> bool:
-    """Whether a value is [batch, tokens, width], of which only the batch is open."""
+    """Whether a value is [batch, tokens, width] with only the batch unknown."""
     shape = value.shape
     return (
         shape is not None
@@ -89,8 +89,8 @@ def _replace(graph: ir.Graph, end: ir.Node) -> bool:
 
 
 def _chain(end: ir.Node) -> tuple[ir.Value, list[ir.Node]] | None:
-    """The one value [batch, tokens, width] that moves alone make a node's output of, and these, in order; None where
-    there is none."""
+    """The value [batch, tokens, width] from which a node's output is made by moves only, and these moves in order; None
+    if there is none."""
     found: dict[ir.Node, None] = {}
     sources: dict[ir.Value, None] = {}
 
@@ -113,8 +113,8 @@ def _chain(end: ir.Node) -> tuple[ir.Value, list[ir.Node]] | None:
 
 
 def _order(source: ir.Value, nodes: list[ir.Node], result: ir.Value, tokens: int, width: int) -> np.ndarray | None:
-    """The token that each place of the result has, found by following numbers; None where tokens are cut, lost or a
-    shape is open."""
+    """The source token of each place of the result, found by tracing indices; None if tokens are split or lost, or a
+    shape is unknown."""
     size = tokens * width
     if (
         size > _MAX_ELEMENTS
@@ -122,7 +122,7 @@ def _order(source: ir.Value, nodes: list[ir.Node], result: ir.Value, tokens: int
         or math.prod(s for s in result.shape[1:] if isinstance(s, int)) != size
     ):
         return None
-    # Of two images: a chain that mixes them is no order of tokens.
+    # For two images: a chain that mixes them is not a reordering of tokens.
     values: dict[ir.Value | None, np.ndarray] = {source: np.arange(2 * size, dtype=np.int32).reshape(2, tokens, width)}
     for node in nodes:
         moved = _moved(node, [values.get(value) for value in node.inputs])
@@ -136,8 +136,8 @@ def _order(source: ir.Value, nodes: list[ir.Node], result: ir.Value, tokens: int
 
 
 def _moved(node: ir.Node, inputs: list[np.ndarray | None]) -> np.ndarray | None:
-    """What a move makes of numbers; None where something about it is not constant, or says how many images there
-    are."""
+    """Applies a move to an array of indices; None if a parameter of the move is not constant or depends on the number
+    of images."""
     data = inputs[0]
     if data is None:
         return None

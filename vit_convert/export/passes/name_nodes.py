@@ -1,4 +1,5 @@
-"""Names that a person can follow from the checkpoint to a calibration table and an engine's layer list."""
+"""Names nodes so that a person can follow them from the checkpoint to a calibration table and an engine's layer
+list."""
 
 import collections
 import itertools
@@ -73,7 +74,7 @@ def _scopes(graph: ir.Graph, values: Mapping[str | None, ir.Value], stacks: Sequ
 
 
 def _from_stream(start: ir.Value, nodes: list[ir.Node], graph: ir.Graph) -> list[ir.Node]:
-    """Without what is computed from the graph's inputs beside the stream that begins with `start`: a mask."""
+    """Excludes what is computed from the graph's inputs beside the stream that begins with `start`, such as a mask."""
     beside, found = set(graph.inputs) - {start}, []
     reached = {start}
     for node in nodes:
@@ -87,8 +88,7 @@ def _from_stream(start: ir.Value, nodes: list[ir.Node], graph: ir.Graph) -> list
 
 
 def _entry(nodes: list[ir.Node], prefix: str) -> int:
-    """Where block 0 begins: behind the last value, before the block's first parameter, which is the only one to carry
-    the stream."""
+    """Where block 0 begins: after the last value before its first parameter that alone carries the stream."""
     end = next((i for i, node in enumerate(nodes) if _path(node).startswith(prefix)), len(nodes))
     earlier = {value for value in nodes[0].inputs if value is not None} if nodes else set()
     entry = 0

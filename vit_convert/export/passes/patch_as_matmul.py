@@ -1,4 +1,4 @@
-"""The patch embedding as a matrix product: its patches do not overlap, so the convolution is one GEMM over reordered
+"""The patch embedding as a matrix product: patches do not overlap, so the convolution is one GEMM over reordered
 pixels."""
 
 import math
@@ -14,7 +14,7 @@ def patch_to_matmul(model: ir.Model) -> int:
     Add, in place.
 
     The bias moves into the position table, which is added anyway. TensorRT 8.6 on Hopper has no fast kernel for a
-    convolution of three channels, and reformats its input and output around it.
+    convolution with three input channels, and reformats its input and output.
 
     Args:
         model: the graph, input [batch, height, width, channels] of fixed size; weights described.
@@ -76,8 +76,8 @@ PATCH_TO_MATMUL = GraphPass(patch_to_matmul)
 
 
 def _chain(conv: ir.Node) -> tuple[ir.Node, ir.Node, ir.Node, ir.Node] | None:
-    """The nodes around a patch convolution: Transpose to NCHW, Transpose back, Reshape to tokens and Add; None if it is
-    another one."""
+    """The nodes around a patch convolution: Transpose to NCHW, Transpose back, Reshape to tokens and Add; None if the
+    convolution is a different one."""
     source, kernel = conv.inputs[0], weight_of(conv.inputs[1])
     before = source.producer() if source is not None else None
     strides = tuple(conv.attributes["strides"].as_ints()) if "strides" in conv.attributes else ()

@@ -1,4 +1,4 @@
-"""The last block for one token: where the head reads only the class token, nothing else is computed for the others.
+"""Prunes the last block to one token: if the head reads only the class token, the others are not computed.
 
 After the last attention product, every operator of a ViT works on each token by itself, so that taking the token first
 gives the same numbers. Only the keys and values of the last block need all tokens: 5/6 of that block's arithmetic goes
@@ -15,7 +15,7 @@ import onnx_ir as ir
 from vit_convert.export.passes.contract import GraphPass
 from vit_convert.export.weights import add_constant
 
-# Nodes whose output is wanted for one token only: its axis there, and what `_token_operands` says of them.
+# Nodes whose output is needed for one token only: the token axis of the output, and their `_token_operands`.
 _Chosen = dict[ir.Node, tuple[int, list[tuple[ir.Value, int]]]]
 ELEMENTWISE = {
     "Add",
@@ -34,7 +34,7 @@ ELEMENTWISE = {
     "Erf",
     "Cast",
 }
-# where they go along the last axis; the token is never on it
+# if they reduce the last axis, which is never the token axis
 _ROWWISE = {"LayerNormalization", "Softmax", "ReduceMean"}
 
 
@@ -57,7 +57,7 @@ def prune_tokens(model: ir.Model, token: int | str | None = None) -> int:
             computed from the inputs alone, is 1 at one token of each row and else 0.
 
     Returns:
-        How many nodes now work on one token.
+        The number of nodes that now compute only one token.
     """
     pool = _find_pool(model.graph, token)
     if pool is None:
@@ -101,7 +101,7 @@ def _is_pool(node: ir.Node) -> bool:
         return False
     data, index = node.inputs
     shape = data.shape if data is not None else None
-    several = shape is not None and len(shape) == 3 and shape[1] != 1  # attention pooling leaves one token anyway
+    several = shape is not None and len(shape) == 3 and shape[1] != 1  # attention pooling returns one token anyway
     return several and index is not None and index.const_value is not None and len(index.const_value.shape) == 0
 
 
@@ -169,7 +169,7 @@ def _token_operands(node: ir.Node, axis: int, *, by_row: bool) -> Iterator[tuple
         yield node.inputs[0], axis  # type: ignore[misc]
     elif node.op_type == "Transpose":
         yield operands[0], node.attributes["perm"].as_ints()[axis]
-    elif node.op_type == "Reshape" and axis == 1:  # heads are split or merged behind the token axis
+    elif node.op_type == "Reshape" and axis == 1:  # heads are split or merged after the token axis
         source, target = operands[0].shape, node.outputs[0].shape
         if source is not None and target is not None and source[1] == target[1]:
             yield operands[0], 1
@@ -294,7 +294,7 @@ def _behind_batch(shape: ir.Shape) -> list[int]:
 
 
 def _reshape_above(value: ir.Value) -> ir.Node | None:
-    """The Reshape that alone makes a value, perhaps with a scalar product (the attention scale) between."""
+    """The Reshape that a value comes from, perhaps through a multiplication by a scalar (the attention scale)."""
     node = value.producer()
     if (
         node is not None
@@ -330,7 +330,7 @@ def _set_token(value: ir.Value, like: ir.Value, axis: int) -> None:
 
 
 def _length(value: ir.Value, axis: int) -> int | ir.SymbolicDim:
-    """Of an axis counted from the end; 1 where the value is broadcast along it."""
+    """The length of an axis counted from the end; 1 if the value is broadcast along it."""
     assert value.shape is not None
     return value.shape[axis] if -axis <= len(value.shape) else 1
 

@@ -1,4 +1,4 @@
-"""Pixels in, uint8: the graph normalises them, inside the patch convolution where that is exact."""
+"""Makes a graph take uint8 pixels and normalise them itself, inside the patch convolution where that is exact."""
 
 import math
 
@@ -9,17 +9,17 @@ from vit_convert.export.passes.cleanup import clean
 from vit_convert.export.passes.contract import Condition, GraphPass
 from vit_convert.export.weights import Weight, add_constant, add_weight, weight_of
 
-# Pixels are centred before they meet the weights: -128 … 127 and the folded kernel are exact or nearly so in fp16 and
-# bf16, whereas the bias that undoes the mean of 0 … 255 would be a sum of hundreds of weights, rounded to 11 bits.
+# Pixels are centred before the weights are applied: -128 … 127 and the folded kernel are exact or nearly so in fp16 and
+# bf16, whereas a bias that undoes the mean of 0 … 255 would be a sum of hundreds of weights, rounded to 11 bits.
 _CENTRE = 128
 
 
 def take_pixels(model: ir.Model, image: str, scale: np.ndarray, offset: np.ndarray) -> bool:
-    """Makes the input of images uint8 and normalises x to x · scale + offset inside, in place.
+    """Makes the image input uint8, and normalises x to x · scale + offset inside the graph, in place.
 
-    A convolution without padding that reads the images takes scale and offset into its weights, kernel · scale and
-    bias + Σ kernel · (offset + 128 · scale), computed in float64 when the weights are; padding would add zeros that are
-    no pixels, and a graph that begins otherwise gets a Mul and an Add.
+    If a convolution without padding reads the images, scale and offset are folded into its weights, kernel · scale and
+    bias + Σ kernel · (offset + 128 · scale), computed in float64 together with the weights. Padding would add zeros
+    that are not pixels, so any other graph gets a Mul and an Add.
 
     Args:
         model: the graph; weights described.
@@ -28,7 +28,7 @@ def take_pixels(model: ir.Model, image: str, scale: np.ndarray, offset: np.ndarr
         offset: float32 [3], a summand for each channel.
 
     Returns:
-        Whether the normalisation is inside the weights.
+        Whether the normalisation was folded into the weights.
     """
     graph = model.graph
     images = next(value for value in graph.inputs if value.name == image)
@@ -78,8 +78,8 @@ def taking_pixels(image: str, scale: np.ndarray, offset: np.ndarray) -> GraphPas
 
 
 def _first_conv(images: ir.Value) -> ir.Node | None:
-    """The convolution of described weights, without padding, that alone reads the images; None where there is none
-    such."""
+    """The convolution with described weights and without padding that is the images' only reader; None if there is
+    none."""
     value = images
     # rewritten nodes are still listed
     while len(readers := [node for node, _ in value.uses() if node.graph is not None]) == 1:

@@ -1,7 +1,7 @@
-"""Depth without tracing it: blocks of a stack compute one function, so two are traced and rewritten, and the second is
-repeated.
+"""Unrolls stacks without tracing every block: all blocks of a stack compute the same function, so two are traced and
+rewritten, and the second is repeated.
 
-The first block may share nodes with what stands before it; the second is the pattern.
+The first block may share nodes with what precedes it, so the second is the template.
 """
 
 import functools
@@ -29,16 +29,17 @@ def between(start: ir.Value, end: ir.Value, graph: ir.Graph) -> list[ir.Node]:
 
 
 def unroll(model: ir.Model, stack: Stack) -> None:
-    """Repeats a stack's second period of blocks until there are as many as it has, in place; a stack that is there
-    whole is left alone.
+    """Repeats a stack's second period of blocks until the stack has its full depth, in place; a complete stack is left
+    alone.
 
     Args:
-        model: a graph traced with `stack.traced` blocks, whose residual streams are the values that the stack's taps
-            name.
-        stack: the last of its blocks feeds what the last traced one fed.
+        model: a graph traced with `stack.traced` blocks, whose residual streams are the values named by the stack's
+            taps.
+        stack: the stack; its last block then feeds what the last traced one fed.
 
     Raises:
-        ExportError: a block reads a weight that is not one of its own parameters: the others would share it.
+        ExportError: a block reads a weight that is not one of its own parameters, so that the other blocks would share
+            it.
     """
     graph, period = model.graph, stack.period
     values = {value.name: value for node in graph for value in node.outputs}
@@ -77,12 +78,12 @@ def unroll(model: ir.Model, stack: Stack) -> None:
 
 
 def unrolling(stack: Stack) -> GraphPass:
-    """`unroll` for a stack, with its contract: two periods of blocks before, all blocks after."""
+    """`unroll` for a stack, with its contract: two periods of blocks before it, all blocks after it."""
 
     def missing(model: ir.Model, blocks: Sequence[int]) -> str:
         there = {value.name for node in model.graph for value in node.outputs}
         lost = [tap for tap in map(stack.tap, blocks) if tap not in there]
-        return f"no value is {lost[0]}, the stream behind a block" if lost else ""
+        return f"no value is {lost[0]}, the stream after a block" if lost else ""
 
     def has_pattern(model: ir.Model) -> str:
         whole = not missing(model, [stack.depth - 1])
@@ -97,7 +98,7 @@ def unrolling(stack: Stack) -> GraphPass:
 
 
 def _renamed(stack: Stack, offset: int, name: str) -> str:
-    """The name of a template's parameter in the block that is `offset` further; "" where it is not a parameter of the
+    """The name of a template's parameter in the block `offset` further on; "" if it is not a parameter of the
     template."""
     for block in range(stack.period, 2 * stack.period):
         if name.startswith(stack.prefix(block)):
@@ -117,8 +118,8 @@ def unrolled_taps(stack: Stack, taps: Sequence[str]) -> list[str]:
 
 
 def tap_of_copy(stack: Stack, offset: int, name: str | None) -> str | None:
-    """What a tapped value of the template, the stream behind a block or something within it, is called in a copy; None
-    for others."""
+    """The name in a copy of a tapped value of the template (the stream after a block, or a value within it); None for
+    other values."""
     for block in range(stack.period, 2 * stack.period):
         tap = stack.tap(block)
         if name is not None and (name == tap or name.startswith(f"{tap}/")):
@@ -127,7 +128,7 @@ def tap_of_copy(stack: Stack, offset: int, name: str | None) -> str | None:
 
 
 def _weight_of_block(graph: ir.Graph, value: ir.Value, rename: Callable[[str], str]) -> ir.Value:
-    """The same weight of another block; constants are shared."""
+    """The same weight in another block; constants are shared."""
     weight = weight_of(value)
     if weight is None:
         return value

@@ -1,9 +1,8 @@
-"""A Swin's attention within windows as a node of our own kernel, and its LayerNorms as those of `fused_encoder`, in
-FP16.
+"""A Swin's windowed attention as nodes for our own kernel, and its LayerNorms as in `fused_encoder`, in FP16.
 
-TensorRT 8.6 fuses no attention that adds a bias to its scores: it writes them, and transposes queries, keys and values
-to get there. As for its attention plugin, every other reader of the file finds what the node computes in a model-local
-function.
+TensorRT 8.6 does not fuse attention that adds a bias to its scores: it writes the scores to memory, and transposes
+queries, keys and values first. As with its attention plugin, a model-local function defines what the node computes for
+every other reader of the file.
 """
 
 import dataclasses
@@ -27,14 +26,14 @@ from vit_convert.export.passes.fused_encoder import Body, norms_to_half_kernels,
 from vit_convert.export.weights import Weight, add_constant, convolution_kernel, replace_weight, weight_of
 
 WINDOWS = "VitWindowAttention"
-HEAD_SIZE = 32  # of the kernel
-MAX_TOKENS = 144  # of a window of twelve
+HEAD_SIZE = 32  # of heads, in the kernel
+MAX_TOKENS = 144  # a window of 12 x 12
 
 
 @dataclasses.dataclass(frozen=True)
 class _Windows:
-    """Attention within windows: the Dense layers, the bias [1, windows · heads, tokens, tokens], heads, and how many
-    windows have a bias of their own."""
+    """Windowed attention: the Dense layers, the bias [1, windows · heads, tokens, tokens], heads, and the number of
+    windows with a bias of their own."""
 
     query: Dense
     key: Dense
@@ -47,17 +46,17 @@ class _Windows:
 
 
 def windows_to_kernels(model: ir.Model) -> int:
-    """Turns attention within windows into one convolution for q, k and v, our kernel, and one for the projection, in
-    place.
+    """Turns windowed attention into one convolution for q, k and v, our kernel, and one convolution for the projection,
+    in place.
 
     Args:
         model: a Swin after `mlps_to_convolutions` and `fold_scale`; weights described.
 
     Returns:
-        How many attentions there were.
+        The number of attentions.
 
     Raises:
-        ExportError: there are none, or the kernel is not for their heads or windows.
+        ExportError: there are none, or the kernel does not support their heads or windows.
     """
     found = [windows for node in list(model.graph) if (windows := _windows(node)) is not None]
     if not found:
@@ -109,7 +108,7 @@ def _windows(softmax: ir.Node) -> _Windows | None:
 def _replace(graph: ir.Graph, windows: _Windows) -> None:
     reshape, after = windows.query.source.producer(), only_user(windows.out.result)
     add = after if after is not None and after.op_type == "Add" else None
-    after = only_user(add.outputs[0]) if add is not None else after  # of one that stands between in [batch, tokens, …]
+    after = only_user(add.outputs[0]) if add is not None else after  # of a layer in between, in [batch, tokens, …]
     if reshape is None or reshape.op_type != "Reshape" or after is None or not _flattens(after):
         raise ExportError(
             "lowering windows: the tokens are not flat around an attention", fix="Leave it out of `lowerings`."
@@ -123,7 +122,7 @@ def _replace(graph: ir.Graph, windows: _Windows) -> None:
     turned = replace_weight(graph, windows.out.kernel, convolution_kernel(known_weight(windows.out.kernel)))
     projection = ir.node("Conv", [node.outputs[0], turned, windows.out.bias], {"kernel_shape": [1, 1]})
     made = [(qkv, 3 * width), (node, width), (projection, width)]
-    if add is not None:  # flat too, so that our LayerNorm takes it
+    if add is not None:  # also flat, so that our LayerNorm can read it
         residual = add.inputs[1] if add.inputs[0] is windows.out.result else add.inputs[0]
         flat = ir.node("Reshape", [residual, add_constant(graph, "flat", [-1, width, 1, 1])])
         made += [(flat, width), (ir.node("Add", [flat.outputs[0], projection.outputs[0]]), width)]
@@ -139,8 +138,8 @@ def _flattens(node: ir.Node) -> bool:
 
 
 def _padded(bias: Weight, factor: float) -> Weight:
-    """[1, windows · heads, tokens, tokens] times a factor, without the first axis, and an even number of columns: the
-    kernel reads two at a time."""
+    """[1, windows · heads, tokens, tokens] times a factor, without the first axis and padded to an even number of
+    columns, because the kernel reads two at a time."""
     _, count, rows, columns = bias.shape
     odd = columns % 2
 

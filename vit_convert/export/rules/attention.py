@@ -12,8 +12,8 @@ _MIX = ("...hqk,...khd->...qhd", "bhqk,bkhd->bqhd")
 
 
 class EinsumAttention(Rule):
-    """Einsum(q/√d, k) → Softmax → Einsum(·, v) becomes 4-D MatMuls, the scale on the query: where TensorRT 10 and later
-    fuse it."""
+    """Einsum(q/√d, k) → Softmax → Einsum(·, v) becomes 4-D MatMuls with the scale on the query, the form that TensorRT
+    10 and later fuse."""
 
     def pattern(self, op: Any, query: Any, key: Any, value: Any, root: Any) -> Any:
         scores = op.Einsum(op.Div(query, root), key, _outputs=["scores"])  # q·kᵀ/√d: [B, H, Sq, Sk]
@@ -53,7 +53,7 @@ class EinsumAttention(Rule):
 
 
 class ScaleOnQuery(Rule):
-    """Softmax(q·kᵀ · s), however the scale is written, → Softmax((q · s)·kᵀ): TensorRT 10 and later want the scale
+    """Softmax(q·kᵀ · s), however the scale is written, → Softmax((q · s)·kᵀ): TensorRT 10 and later need the scale
     before the product."""
 
     def patterns(self) -> list[Any]:
@@ -84,7 +84,7 @@ class ScaleOnQuery(Rule):
 
 
 def _factor(op: Any, scale: ir.Value | None, root: ir.Value | None) -> Any:
-    """The scale as a factor, a constant of no axes."""
+    """The scale as a factor, a scalar constant."""
     given = scalar(scale or root)
     assert given is not None
     return op.Constant(value_float=given if root is None else float(np.float32(1.0) / np.float32(given)))

@@ -31,11 +31,11 @@ class DenseToMatMul(Rule):
         self._plan(x, kernel, y)
 
     def _plan(self, x: ir.Value, kernel: ir.Value, y: ir.Value) -> tuple[list[int] | None, list[int] | None]:
-        """The constant shapes of the Reshape before and after the MatMul, None where none is needed."""
+        """The constant shapes of the Reshapes before and after the MatMul; None if none is needed."""
         before, after = static_shape(x, "the input"), static_shape(y, "the output")
         k, n = static_shape(kernel, "the kernel")
         rank, folded = len(before), 1
-        while folded != k:  # how many trailing axes of x the kernel contracts: one, or heads and head size
+        while folded != k:  # number of trailing axes of x that the kernel contracts: one, or heads and head size
             rank -= 1
             size = before[rank]
             if rank < 1 or not isinstance(size, int):
@@ -60,8 +60,8 @@ class DenseToMatMul(Rule):
 
 
 def _same_axes(before: Sequence[Any], after: Sequence[Any], same_width: bool) -> bool:
-    """Whether leading axes are the same: by their names, or since all are known but one, of which the number of
-    elements then decides."""
+    """Whether leading axes are the same: by their names, or because all but one are known, so that the number of
+    elements determines it."""
     if tuple(before) == tuple(after):
         return True
     unknown = [i for i, (a, b) in enumerate(zip(before, after)) if a != b]

@@ -51,16 +51,16 @@ class EinsumWithoutExpand(Rule):
 
 @dataclasses.dataclass(frozen=True)
 class _Plan:
-    """Transpose and Reshape of each operand, then of the product; None where nothing is to be done."""
+    """Transpose and Reshape of each operand, then of the product; None where nothing needs to be done."""
 
     swapped: bool
     left: tuple[list[int] | None, list[int] | None]
     right: tuple[list[int] | None, list[int] | None]
-    result: tuple[list[int] | None, list[int] | None]  # Reshape comes first here
+    result: tuple[list[int] | None, list[int] | None]  # here, Reshape comes first
 
 
 class EinsumToMatMul(Rule):
-    """Einsum of two operands that contracts something → MatMul between the transposes and reshapes that it needs."""
+    """Einsum of two operands with a contraction → MatMul between the necessary transposes and reshapes."""
 
     def pattern(self, op: Any, a: Any, b: Any) -> Any:
         return op.Einsum(a, b, _outputs=["y"])

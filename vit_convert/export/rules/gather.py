@@ -1,4 +1,4 @@
-"""Gather of whole rows: by indices as they come, without a Cast of each to 64 bits."""
+"""Gather of whole rows, by indices as they are, without casting each to 64 bits."""
 
 from typing import Any
 
@@ -8,8 +8,8 @@ from vit_convert.export.rules.rule import Decline, Mismatch, Rule
 
 
 class GatherByInt32(Rule):
-    """Gather(x, Cast[int64](i)) → Gather(x, i) of indices i of 32 bits: TensorRT counts in 32 bits, and jax2onnx
-    widens every index."""
+    """Gather(x, Cast[int64](i)) → Gather(x, i) for 32-bit indices i: TensorRT indexes with 32 bits, but jax2onnx widens
+    every index."""
 
     def pattern(self, op: Any, x: Any, index: Any) -> Any:
         return op.Gather(x, op.Cast(index, _outputs=["wide"]), _outputs=["y"])

@@ -1,4 +1,4 @@
-"""GELU: one operator from opset 20 on, and the shortest exact primitives before."""
+"""GELU: one operator from opset 20 on, and the shortest exact primitives before that."""
 
 import math
 from typing import Any
@@ -74,7 +74,7 @@ class _ErfGelu(_HalfProduct):
     def _share(self, op: Any, x: Any) -> Any:
         root, one, inverse = (pattern.Var(name) for name in ("root", "one", "inverse"))
         inner = pattern.OrValue([op.Div(x, root), op.Mul(x, inverse)])
-        complement = op.Sub(one, op.Erf(op.Mul(op.Neg(x), inverse)))  # erfc(−x / √2), as jax.nn.gelu has it
+        complement = op.Sub(one, op.Erf(op.Mul(op.Neg(x), inverse)))  # erfc(−x / √2), as in jax.nn.gelu
         return pattern.OrValue([op.Add(op.Erf(inner), one), complement])  # 1 + erf(x / √2)
 
     def check(self, context: Any, one: ir.Value, half: ir.Value, **rest: Any) -> None:
@@ -87,7 +87,7 @@ class _ErfGelu(_HalfProduct):
 
 
 class TanhGelu(_TanhGelu):
-    """0.5 x (1 + tanh(…)) → Gelu(approximate="tanh"), where the opset has it."""
+    """0.5 x (1 + tanh(…)) → Gelu(approximate="tanh"), if the opset has it."""
 
     def check(self, context: Any, **bindings: Any) -> None:  # type: ignore[override]
         super().check(context, **bindings)
@@ -99,7 +99,7 @@ class TanhGelu(_TanhGelu):
 
 
 class ErfGelu(_ErfGelu):
-    """x (1 + erf(x/√2)) / 2 → Gelu, where the opset has it."""
+    """x (1 + erf(x/√2)) / 2 → Gelu, if the opset has it."""
 
     def check(self, context: Any, **bindings: Any) -> None:  # type: ignore[override]
         super().check(context, **bindings)
@@ -113,7 +113,7 @@ class ErfGelu(_ErfGelu):
 class TanhGeluToExp(_TanhGelu):
     """0.5 x (1 + tanh(z)) → x / (1 + exp(−2z)): the same function with one exponential and one division.
 
-    Where exp overflows (in fp16 from −2z > 11 on) the quotient is −0, the function's value there to within the type's
+    Where exp overflows (in fp16 for −2z > 11), the quotient is −0, which is the function's value to within the type's
     precision.
     """
 
@@ -126,13 +126,13 @@ class TanhGeluToExp(_TanhGelu):
 
 
 class TanhGeluToPower(_TanhGelu):
-    """0.5 x (1 + tanh(…)) with the cube as a power: the spelling that TensorRT 8.6 computes inside the convolution
-    before it."""
+    """0.5 x (1 + tanh(…)) with the cube as a power: the form that TensorRT 8.6 computes inside the preceding
+    convolution."""
 
     def check(self, context: Any, **bindings: Any) -> None:  # type: ignore[override]
         super().check(context, **bindings)
         if bindings.get("three") is not None and context.root.inputs[1] is bindings["x"]:
-            raise Mismatch("it is written so already")
+            raise Mismatch("it already has this form")
 
     def rewrite(self, op: Any, x: ir.Value, **_: Any) -> Any:
         cube = op.Pow(x, op.Constant(value_float=3.0))

@@ -1,4 +1,4 @@
-"""LayerNorm: Flax's spelling becomes the LayerNormalization operator, or two-pass primitives where those are faster."""
+"""LayerNorm: Flax's form becomes the LayerNormalization operator, or two-pass primitives where those are faster."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,8 +22,8 @@ def _last_axis(value: ir.Value) -> None:
 
 
 class MeanOfSum(Rule):
-    """ReduceSum over one axis, its Reshape back and the division by its size, as jnp.mean spells it → ReduceMean that
-    keeps the axis."""
+    """ReduceSum over one axis, Reshape back and division by its size, as written by jnp.mean → ReduceMean that keeps
+    the axis."""
 
     def patterns(self) -> list[Any]:
         return [self.reshaped_first, self.reshaped_last]
@@ -60,7 +60,7 @@ class MeanOfSum(Rule):
 
 
 class DivideByRoot(Rule):
-    """(x − mean) · (1/√v), and (x − mean) · (1/√v · scale), as jax.lax.rsqrt leaves it → (x − mean) / √v."""
+    """(x − mean) · (1/√v), and (x − mean) · (1/√v · scale), as written by jax.lax.rsqrt → (x − mean) / √v."""
 
     def patterns(self) -> list[Any]:
         return [self.inverse_last, self.inverse_first, self.factor_last, self.factor_first]
@@ -83,7 +83,7 @@ class DivideByRoot(Rule):
 
 
 class _Normalize(Rule):
-    """Normalisation without scale and bias → LayerNormalization with ones and zeros, which the rules below fill in."""
+    """Normalisation without scale and bias → LayerNormalization with ones and zeros, which the rules below replace."""
 
     def check(
         self, context: Any, x: ir.Value, mean: ir.Value, second: ir.Value, epsilon: ir.Value, **rest: Any
@@ -107,7 +107,7 @@ class _Normalize(Rule):
 
 
 class FastVarianceLayerNorm(_Normalize):
-    """Flax's default: var = max(0, E[x²] − E[x]²), which fp16 ruins, → LayerNormalization."""
+    """Flax's default, var = max(0, E[x²] − E[x]²), which is useless in fp16 → LayerNormalization."""
 
     def patterns(self) -> list[Any]:
         return [self.floor_last, self.floor_first]
@@ -137,7 +137,7 @@ class TwoPassLayerNorm(_Normalize):
 
 
 class GuardedLayerNorm(_Normalize):
-    """nnx.LayerNorm with use_fast_variance=False: two passes in float64, and zero for a row of equal numbers, →
+    """nnx.LayerNorm with use_fast_variance=False: two passes in float64, and zero for a row of equal numbers →
     LayerNormalization."""
 
     def pattern(self, op: Any, x: Any, epsilon: Any, zero: Any, guard: Any) -> Any:

@@ -8,8 +8,8 @@ from vit_convert.export.rules.rule import Decline, Rule
 
 
 class ReduceAxesToAttribute(Rule):
-    """ReduceMean(x, axes) → ReduceMean[axes](x): jax2onnx writes jnp.mean in opset 18's form whatever opset is asked
-    for."""
+    """ReduceMean(x, axes) → ReduceMean[axes](x): jax2onnx writes jnp.mean in opset 18's form, whatever opset is
+    requested."""
 
     def pattern(self, op: Any, x: Any, axes: Any) -> Any:
         return op.ReduceMean(x, axes, _outputs=["y"])

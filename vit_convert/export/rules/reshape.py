@@ -1,4 +1,4 @@
-"""Shape noise: a target shape computed at run time becomes a constant."""
+"""Shape arithmetic: a target shape computed at run time becomes a constant."""
 
 from typing import Any
 

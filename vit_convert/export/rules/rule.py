@@ -1,4 +1,4 @@
-"""What a substitution rule is: a pattern, a check that says why it declines, and a rewrite; applied and counted
+"""Substitution rules: a pattern, a check that says why it declines, and a rewrite. Rules are applied and counted
 here."""
 
 import collections
@@ -14,21 +14,21 @@ from vit_convert.export.passes.cleanup import clean
 
 
 class Decline(Exception):
-    """Raised by a rule's `check` with the reason why a matching place is left alone."""
+    """Raised by a rule's `check`, with the reason, to leave a matching place alone."""
 
 
 class Mismatch(Exception):
-    """Raised by a rule's `check` for a place that merely looks like the pattern: nothing to report."""
+    """Raised by a rule's `check` for a place that only looks like the pattern; nothing is reported."""
 
 
 class Rule:
     """A substitution: subclasses define `pattern`, `check` (raises Decline) and `rewrite`; the docstring's first line
-    names it.
+    describes it.
 
     Attributes:
-        pattern: the graph looked for, written as calls of `op`.
-        check: gets the context and the pattern's variables by name, raises Decline or Mismatch; accepts every match by
-            default.
+        pattern: the graph to look for, written as calls of `op`.
+        check: gets the context and the pattern's variables by name, and may raise Decline or Mismatch; accepts every
+            match by default.
         rewrite: makes the replacement from `op` and the pattern's variables.
     """
 
@@ -41,8 +41,8 @@ class Rule:
     check: Callable[..., None] = _accept
 
     def patterns(self) -> Sequence[Callable[..., Any]]:
-        """The spellings looked for, where there is more than `pattern`; all bind the variables that `check` and
-        `rewrite` need."""
+        """The forms to look for, if there are more than `pattern`; all bind the variables that `check` and `rewrite`
+        need."""
         return [self.pattern]
 
 
@@ -56,14 +56,14 @@ def apply_rule(rule: Rule, model: ir.Model) -> RuleCount:
     Returns:
         How often it was applied, and why it declined elsewhere.
     """
-    declined: dict[tuple[str, ...], str] = {}  # by what was matched, since the rewriter may ask about one place twice
+    declined: dict[tuple[str, ...], str] = {}  # by matched nodes, since the rewriter may ask about one place twice
 
     def accepts(context: Any, **bindings: Any) -> pattern.MatchResult:
         result = pattern.MatchResult()
         place = tuple(sorted(v.name or "" for v in bindings.values() if isinstance(v, ir.Value)))
         try:
             rule.check(context, **bindings)
-            declined.pop(place, None)  # another spelling did not fit here
+            declined.pop(place, None)  # another form did not fit here
         except Mismatch as reason:
             result.fail(str(reason))
         except Decline as reason:
@@ -71,7 +71,7 @@ def apply_rule(rule: Rule, model: ir.Model) -> RuleCount:
             result.fail(str(reason))
         return result
 
-    # Matched nodes may be in use elsewhere too (jax2onnx shares Reshapes); those that are not go away below.
+    # Matched nodes may also be used elsewhere (jax2onnx shares Reshapes); unused ones are removed below.
     compiled = [
         pattern.RewriteRule(spelling, rule.rewrite, accepts, remove_nodes=False) for spelling in rule.patterns()
     ]
@@ -82,8 +82,8 @@ def apply_rule(rule: Rule, model: ir.Model) -> RuleCount:
 
 
 def axes_of(value: ir.Value) -> list[int] | None:
-    """The axes of the reduction that makes `value`, an attribute or an input by operator and opset; None where they are
-    not constant."""
+    """The axes of the reduction that makes `value`, which are an attribute or an input, depending on operator and
+    opset; None if they are not constant."""
     node = value.producer()
     assert node is not None
     if "axes" in node.attributes:
@@ -93,7 +93,7 @@ def axes_of(value: ir.Value) -> list[int] | None:
 
 
 def permutation(value: ir.Value) -> tuple[int, ...]:
-    """The axes of the Transpose that makes `value`; all of them reversed where it says none."""
+    """The axes of the Transpose that makes `value`; all of them reversed if it states none."""
     node = value.producer()
     assert node is not None
     if "perm" in node.attributes:
@@ -109,14 +109,14 @@ def opset_of(value: ir.Value) -> int:
 
 
 def scalar(value: ir.Value | None) -> float | None:
-    """The value of a constant with one element, None for anything else."""
+    """The value of a constant with one element; None for anything else."""
     if value is None or value.const_value is None or value.const_value.size != 1:
         return None
     return float(value.const_value.numpy().reshape(()))
 
 
 def require_scalar(value: ir.Value, expected: float, what: str, rtol: float = 1e-5) -> None:
-    """Declines unless `value` is the constant `expected`, up to float32 spelling."""
+    """Declines unless `value` is the constant `expected`, up to float32 rounding."""
     got = scalar(value)
     if got is None or not np.isclose(got, expected, rtol=rtol, atol=0.0 if expected else 1e-30):
         raise Decline(f"{what} is {got}, not {expected:g}")
@@ -130,8 +130,8 @@ def static_shape(value: ir.Value, what: str) -> Sequence[int | ir.SymbolicDim]:
 
 
 def reshape_target(source: Sequence[Any], target: Sequence[Any]) -> list[int]:
-    """Spells a target shape as constants for Reshape: 0 copies the source's dimension in that place, -1 is what is
-    left.
+    """Writes a target shape as constants for Reshape: 0 copies the source's dimension at that place, -1 stands for the
+    rest.
 
     Args:
         source: dimensions before, ints or symbolic.

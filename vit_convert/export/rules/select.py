@@ -1,4 +1,4 @@
-"""Where on a condition that is known, such as the guard that jnp.var puts around its result."""
+"""Where with a constant condition, such as the guard around jnp.var's result."""
 
 from typing import Any
 

@@ -1,5 +1,4 @@
-"""Slices: ends that jax2onnx computes at run time from a shape, batch and all, become constants on the axes that are
-cut."""
+"""Slices: ends that jax2onnx computes at run time from the whole shape become constants on the axes that are cut."""
 
 from typing import Any
 
@@ -9,7 +8,7 @@ from vit_convert.export.rules.rule import Decline, Mismatch, Rule, static_shape
 
 
 class ConstantSlice(Rule):
-    """Slice(x, starts, Concat(Shape(x)[0], …), axes, 1) → Slice(x, …) of the axes that get shorter, with constant
+    """Slice(x, starts, Concat(Shape(x)[0], …), axes, 1) → Slice(x, …) on the axes that get shorter, with constant
     ends."""
 
     def pattern(self, op: Any, x: Any, starts: Any, ends: Any, axes: Any, steps: Any) -> Any:
@@ -25,7 +24,8 @@ class ConstantSlice(Rule):
     ) -> dict[int, tuple[int, int]]:
         """Where each axis that gets shorter begins and ends.
 
-        An end beyond the axis or a negative one needs no care: the shape of the result says how long a slice is.
+        An end beyond the axis, or a negative one, needs no special care: the shape of the result gives the length of
+        the slice.
         """
         before, after = static_shape(x, "the input"), static_shape(y, "the output")
         if starts.const_value is None or axes.const_value is None or steps.const_value is None:
@@ -39,7 +39,7 @@ class ConstantSlice(Rule):
                 continue
             if not isinstance(old, int) or not isinstance(new, int):
                 raise Decline(f"axis {axis} goes from {old} to {new}, which are not both known")
-            begin = slice(start, None).indices(old)[0]  # one before the axis begins with it
+            begin = slice(start, None).indices(old)[0]  # a start before the axis is its first element
             cut[axis] = (begin, begin + new)
         if not cut:
             raise Decline("no axis gets shorter")

@@ -1,4 +1,5 @@
-"""Softmax written out, as `from jax.nn import softmax` traces (jax2onnx knows it only as an attribute of jax.nn)."""
+"""Softmax written out, as traced after `from jax.nn import softmax` (jax2onnx knows it only as an attribute of
+jax.nn)."""
 
 from typing import Any
 
