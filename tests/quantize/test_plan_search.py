@@ -159,7 +159,7 @@ def test_runs_are_bounded_where_nothing_fits():
     plan = search(list(costs), measure, Budget(0.99, 0.0, 5))
     assert plan.units == [] and set(plan.left_out) == set(costs)
     assert len(asked) <= 2 + 9 + 5  # fp32 and everything, the bisection of 300, the tries
-    assert plan.left_out["unit_299"] == "not tried, as plan.runs=5 other sets were tried first"
+    assert plan.left_out["unit_299"] == "not tried, because plan.runs=5 other sets were tried first"
     assert list(plan.left_out.values()).count(plan.left_out["unit_299"]) == 300 - 5
 
 

@@ -1,4 +1,4 @@
-"""The largest |x| of activations, found inside the graph so that nothing large leaves it; one pass over a few
+"""The largest |x| of activations, computed inside the graph so that nothing large leaves it, in one pass over a few
 images."""
 
 import os
@@ -28,11 +28,11 @@ def largest(
     Args:
         onnx_path: an fp32 graph with one input.
         tensors: names of float32 activations.
-        batches: what the graph takes: arrays, or {input: array}.
-        per_channel: of each channel (the last axis that is longer than one), else of the whole tensor.
+        batches: the graph's inputs: arrays, or {input: array}.
+        per_channel: measure each channel (of the last axis that is longer than one) instead of the whole tensor.
 
     Returns:
-        For each tensor, float32 [channels] or []. NaN is passed over, as onnxruntime's maximum does.
+        For each tensor, float32 [channels] or []. NaN is ignored, as in onnxruntime's maximum.
     """
     found = extremes(onnx_path, tensors, batches, per_channel=per_channel)
     return {name: np.maximum(high, -low) for name, (low, high) in found.items()}

@@ -15,25 +15,25 @@ from vit_convert.core.onnx_file import Batch, feeds_of, open_proto
 from vit_convert.core.ort_options import device_of
 from vit_convert.core.progress import Progress
 
-# What one onnxruntime call may return for histograms. Fewer images a call first, then fewer tensors.
+# What one onnxruntime call may return for histograms; beyond it, first fewer images per call, then fewer tensors.
 OUTPUT_BYTES = 512 << 20
-# Only for ranges: both ends, a sum because onnxruntime's maximum passes over NaN, and the number of elements.
+# Only for ranges: both ends, a sum (because onnxruntime's maximum ignores NaN), and the number of elements.
 _REDUCTIONS = ("ReduceMax", "ReduceMin", "ReduceSum", "Size")
 
 Normalize = Callable[[np.ndarray], Batch]
 
 
 class DeviceError(CalibrationError):
-    """The GPU did not run the graph; the CPU may."""
+    """The GPU did not run the graph, but the CPU may."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Scan:
-    """What one pass found of each tensor.
+    """The result of one pass for a tensor.
 
     Attributes:
         amax: the largest |x|.
-        elements: how many of one image.
+        elements: number of elements per image.
     """
 
     amax: dict[str, float]
@@ -45,11 +45,10 @@ class ActivationRun:
     """One graph over one set of images.
 
     Attributes:
-        onnx_path: the fp32 graph; its external data is read where it lies.
+        onnx_path: the fp32 graph; its external data is read in place.
         images: uint8 [images, height, width, 3], may be memory-mapped.
-        normalize: uint8 [batch, height, width, 3] → the graph's float32 input, or {input: array} where it takes
-            several.
-        batch_size: most images a call.
+        normalize: uint8 [batch, height, width, 3] → the graph's float32 input, or {input: array} if it has several.
+        batch_size: maximum number of images per call.
         device: "cpu", "cuda" or "auto".
         progress: shows a bar for each pass.
         used: the device that the last session ran on, "cpu" or "cuda".
@@ -69,10 +68,10 @@ class ActivationRun:
         Args:
             names: of activations.
             label: of the progress bar.
-            num_images: how many of the images, from the first; None for all.
+            num_images: how many of the images, starting with the first; None for all.
 
         Raises:
-            CalibrationError: an activation is not finite, or the images have another size than the graph's.
+            CalibrationError: an activation is not finite, or the images do not have the graph's size.
             DeviceError: the GPU fails.
         """
         session = self._session(names, reduce=True)
@@ -87,9 +86,9 @@ class ActivationRun:
         return Scan(amax, elements)
 
     def activations(self, names: Sequence[str], label: str) -> Iterator[tuple[dict[str, np.ndarray], list[int]]]:
-        """Yields the activations of each batch, and a number for each of its images that goes with their pixels.
+        """Yields the activations of each batch, and for each of its images a number derived from its pixels.
 
-        A model whose tensors of one image exceed OUTPUT_BYTES takes a pass for each part of them.
+        If a model's tensors for one image exceed OUTPUT_BYTES, they are split into parts, with one pass for each.
         """
         elements = self.scan(names, "Sizes", num_images=1).elements
         chunks = _chunks(elements, OUTPUT_BYTES)
@@ -103,7 +102,7 @@ class ActivationRun:
     def _session(self, names: Sequence[str], *, reduce: bool) -> onnxruntime.InferenceSession:
         """Opens the graph with the given tensors (or what `_REDUCTIONS` makes of them) as its only outputs.
 
-        Only the graph is copied, in memory; weights stay in the external data of the file.
+        Only the graph is copied in memory; weights stay in the file's external data.
         """
         proto = onnx.load(self.onnx_path, load_external_data=False)
         outputs = [onnx.ValueInfoProto(name=name) for name in names]
@@ -135,7 +134,7 @@ class ActivationRun:
     def _outputs(self, session: onnxruntime.InferenceSession, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         try:
             return session.run(None, feeds)
-        except Exception as e:  # onnxruntime's classes have no common base of their own
+        except Exception as e:  # onnxruntime's exceptions have no common base class
             if self.used == "cpu":
                 raise
             raise DeviceError(
@@ -145,7 +144,7 @@ class ActivationRun:
 
 
 def not_finite(name: str) -> CalibrationError:
-    """Of an activation that is NaN or infinite."""
+    """The error for an activation that is NaN or infinite."""
     return CalibrationError(
         f"{name}: the activation is not finite on the calibration images", fix="Run the fp32 check first."
     )

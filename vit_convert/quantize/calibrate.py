@@ -28,7 +28,7 @@ from vit_convert.quantize.histogram import (
 )
 from vit_convert.quantize.placement import place
 
-GUARDED = "entropy"  # the method whose thresholds are widened where the products lose by them
+GUARDED = "entropy"  # the method that widens thresholds where they cost the products too much
 METHODS: dict[str, Callable[[Histogram], float]] = {
     GUARDED: entropy_threshold,
     "entropy_plain": entropy_threshold,
@@ -36,7 +36,7 @@ METHODS: dict[str, Callable[[Histogram], float]] = {
     "percentile": percentile_threshold,
     "mse": mse_threshold,
 }
-SUBTRACTION_PAYS = 0.5  # what a shift that takes a subtraction has to leave of the error at most
+SUBTRACTION_PAYS = 0.5  # a shift that needs a subtraction must reduce the error at least to this share
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,15 +44,16 @@ class Calibration:
     """Ranges of activations.
 
     Attributes:
-        thresholds: for each tensor, the |x| that the largest quantized value stands for.
+        thresholds: for each tensor, the |x| that the largest quantized value represents.
         amax: for each tensor, the largest |x| seen.
         method: one of METHODS.
         num_images: how many images were seen.
-        keys: sha256 of the graph with its weights and of the normalized data, and the method: what a cached file must
-            agree on.
-        costs: for each tensor, what the thresholds from entropy's to amax cost; empty for other methods than "entropy".
-        left_out: the tensors whose products stay out of int8, and the error of these at the best threshold.
-        shifts: the tensors from which a constant is taken before they are int8; their threshold is of what is left.
+        keys: sha256 of the graph with its weights and of the normalized data, and the method, all of which must agree
+            with a cached file.
+        costs: for each tensor, what the thresholds from entropy's to amax cost; empty for methods other than "entropy".
+        left_out: the tensors whose products stay out of int8, with the products' error at the best threshold.
+        shifts: the tensors from which a constant is subtracted before quantization; their threshold is for the
+            difference.
         device: what ran the graph, "cpu" or "cuda".
     """
 
@@ -67,24 +68,24 @@ class Calibration:
     device: str = "cpu"
 
     def shift(self, free: Collection[str], subtracted: Collection[str]) -> "Calibration":
-        """The same with the shifts that pay, of tensors where they cost nothing and of those where they cost a
+        """A copy with the shifts that pay, for tensors where a shift is free and for those where it costs a
         subtraction."""
         pays = dict.fromkeys(subtracted, SUBTRACTION_PAYS) | dict.fromkeys(free, 1.0)
         found = {name: self.costs[name].shift(share) for name, share in pays.items() if name in self.costs}
         return dataclasses.replace(self, shifts={name: shift for name, shift in found.items() if shift is not None})
 
     def error(self, name: str) -> float:
-        """What int8 costs the products of a tensor, as it is quantized; of one that calibration measured."""
+        """What int8 costs the products of a tensor that calibration measured, with its final threshold."""
         return self.shifts[name].error if name in self.shifts else self.costs[name].cheapest
 
     def leave_out(self, tensors: Collection[str], max_error: float) -> "Calibration":
-        """The same with those of these tensors left out whose products lose more than `max_error` at every threshold
-        that was tried."""
+        """A copy that leaves out those of these tensors whose products lose more than `max_error` at every threshold
+        tried."""
         errors = {name: self.error(name) for name in tensors if name in self.costs}
         return dataclasses.replace(self, left_out={name: error for name, error in errors.items() if error > max_error})
 
     def widened(self) -> dict[str, Cost]:
-        """The tensors whose threshold is not entropy's, those first that would have lost most by it."""
+        """The tensors whose threshold is not entropy's, starting with those that would have lost most with it."""
         found = {name: cost for name, cost in self.costs.items() if self.thresholds[name] > cost.candidates[0]}
         return dict(sorted(found.items(), key=lambda item: min(item[1].errors) - item[1].errors[0]))
 
@@ -113,7 +114,7 @@ class Calibration:
 def calibration_keys(
     onnx_path: str | os.PathLike[str], images: np.ndarray, normalize: Normalize, method: str
 ) -> dict[str, str]:
-    """Computes what a calibration depends on, to compare with a saved one's `keys`.
+    """Computes what a calibration depends on, for comparison with the `keys` of a saved one.
 
     Args:
         onnx_path: the fp32 graph.
@@ -146,24 +147,23 @@ def calibrate(
 ) -> Calibration:
     """Measures the ranges of activations over calibration images.
 
-    Min-max finds each tensor's largest |x| inside the graph, so that nothing large leaves it; the others count
-    histograms, whose range grows with what they see. All stream: the state is 32 KiB a tensor, and some hundred rows of
-    it for the guard, and one call returns at most OUTPUT_BYTES of activations (or one image's largest tensor), so
-    memory does not depend on the number of images, and on the model only by what onnxruntime holds.
-    A model whose tensors of one image exceed OUTPUT_BYTES takes a pass for each part of them.
+    Min-max finds each tensor's largest |x| inside the graph, so that nothing large leaves it; the other methods count
+    histograms, whose range grows with the data. All of them stream: the state is 32 KiB per tensor, plus some hundred
+    rows of it for the guard, and one call returns at most OUTPUT_BYTES of activations (or one image's largest tensor).
+    So memory does not depend on the number of images, and on the model only by what onnxruntime holds. If a model's
+    tensors for one image exceed OUTPUT_BYTES, they are split into parts, with one pass for each.
 
     Args:
-        onnx_path: the fp32 graph with input `images` float32 [batch, height, width, 3]; its external data is read where
-            it lies.
+        onnx_path: the fp32 graph with input `images` float32 [batch, height, width, 3]; its external data is read in
+            place.
         images: uint8 [images, height, width, 3], may be memory-mapped.
-        normalize: uint8 [batch, height, width, 3] → the graph's float32 input, or {input: array} where it takes
-            several.
+        normalize: uint8 [batch, height, width, 3] → the graph's float32 input, or {input: array} if it has several.
         tensors: names of activations; None for those that the default placement quantizes.
-        method: entropy, its thresholds widened where a product loses by them (`guard`); entropy_plain, percentile
+        method: entropy, with thresholds widened where they cost a product too much (`guard`); entropy_plain, percentile
             (99.99), mse, minmax.
-        batch_size: most images a call.
-        device: what runs the graph: "cpu", "cuda", or "auto" for CUDA where onnxruntime has it. Histograms are counted
-            on the CPU. "auto" takes the CPU if the GPU fails.
+        batch_size: maximum number of images per call.
+        device: what runs the graph: "cpu", "cuda", or "auto" for CUDA if onnxruntime has it. Histograms are counted on
+            the CPU. "auto" falls back to the CPU if the GPU fails.
         progress: shows a bar for each pass.
 
     Returns:
@@ -171,7 +171,7 @@ def calibrate(
 
     Raises:
         UsageError: unknown method or tensor, or onnxruntime does not have the device.
-        CalibrationError: no images, images of another size than the graph's, or an activation is not finite.
+        CalibrationError: there are no images, they do not have the graph's size, or an activation is not finite.
     """
     if method not in METHODS:
         raise UsageError(
@@ -202,7 +202,7 @@ def calibrate(
 def _ranges(
     run: ActivationRun, model: ir.Model, names: list[str], method: str
 ) -> tuple[dict[str, float], dict[str, float], dict[str, Cost]]:
-    """The largest |x|, the threshold and, of the guarded method, the costs of each tensor."""
+    """The largest |x|, the threshold and, for the guarded method, the costs of each tensor."""
     costs: dict[str, Cost] = {}
 
     if method == "minmax":
@@ -229,8 +229,8 @@ def sample_products(
     batch_size: int = 8,
     progress: Progress | None = None,
 ) -> Guard:
-    """A Guard that has seen these activations of the images: what thresholds that were found otherwise cost, any of
-    them."""
+    """A Guard that has seen these activations for the images; it gives the cost of any thresholds, however they were
+    found."""
     guard = Guard(ir.load(onnx_path), tensors)
     run = ActivationRun(pathlib.Path(onnx_path), images, normalize, batch_size, "cpu", progress or Progress(quiet=True))
     for values, keys in run.activations(list(tensors), "Products"):
@@ -240,10 +240,10 @@ def sample_products(
 
 
 def _count(run: ActivationRun, names: Sequence[str], guard: Guard | None) -> dict[str, Histogram]:
-    """A histogram for each tensor; the guard sees what is counted.
+    """A histogram for each tensor; the guard sees the same values.
 
-    The tensors of a batch are counted by threads, each tensor by one at a time, so that the counts are those of one
-    thread.
+    Threads count the tensors of a batch, each tensor by one thread at a time, so that the counts equal those of a
+    single thread.
     """
     histograms = {name: Histogram() for name in names}
 

@@ -1,12 +1,11 @@
-"""One INT8 scale for queries, keys and values: weights are changed, exactly, until all of their channels reach equally
-far.
+"""One INT8 scale for queries, keys and values: weights are changed, without changing the function, until all channels
+have the same range.
 
-Attention as one INT8 kernel reads all three with one scale. What a model computes does not change when
+An INT8 attention kernel reads all three with one scale. A model's function does not change when
 - a channel of the queries is multiplied by a factor and that of the keys divided by it,
-- a constant is added to a channel of all keys: it adds the same to all scores of a query, which softmax takes off
-  again,
+- a constant is added to a channel of all keys: it adds the same to all scores of a query, which softmax cancels,
 - a channel of the values is multiplied by a factor, or a constant added: the projection divides its weight by the
-  factor, or takes the constant's share off its bias.
+  factor, or subtracts the constant's contribution from its bias.
 """
 
 import dataclasses
@@ -17,13 +16,13 @@ import onnx_ir as ir
 
 from vit_convert.quantize.graph import derived
 
-_ATTENTION = "VitAttention"  # what the lowering "fused" calls it
-_PARTS = 3  # queries, keys, values: the order within a head's channels
+_ATTENTION = "VitAttention"  # its name in the lowering "fused"
+_PARTS = 3  # order of queries, keys and values within a head's channels
 
 
 @dataclasses.dataclass(frozen=True)
 class Factors:
-    """What changes at one attention; each float32 [heads, head size].
+    """The changes at one attention, each float32 [heads, head size].
 
     Attributes:
         query: factor of the queries, 1 / factor of the keys.
@@ -50,7 +49,7 @@ def attention_inputs(model: ir.Model) -> list[str]:
 
 
 def factors(low: np.ndarray, high: np.ndarray, heads: int) -> Factors:
-    """Finds what lets all channels of an attention's input reach equally far.
+    """Finds the factors that give all channels of an attention's input the same range.
 
     Args:
         low: the smallest value of each channel, [heads · 3 · head size].
@@ -67,14 +66,14 @@ def factors(low: np.ndarray, high: np.ndarray, heads: int) -> Factors:
 
 
 def equalize(model: ir.Model, extremes: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> int:
-    """Changes weights of the convolutions around each attention, in place; the graph computes what it did.
+    """Changes the weights of the convolutions around each attention, in place; the graph still computes the same.
 
     Args:
-        model: in the lowering "fused", its weights readable.
+        model: in the lowering "fused", with readable weights.
         extremes: for each of `attention_inputs`, the smallest and the largest value of each channel.
 
     Returns:
-        How many attentions were changed: those whose projection is a convolution behind them.
+        The number of changed attentions: those followed by a convolution as their projection.
     """
     changed = 0
     for node in list(model.graph):
@@ -103,7 +102,7 @@ def _array(node: ir.Node, index: int) -> np.ndarray:
 
 
 def _change(node: ir.Node, index: int, *, shift: np.ndarray | float = 0.0, factor: np.ndarray | float = 1.0) -> None:
-    """Makes a weight (weight + shift) · factor, when it is saved."""
+    """Replaces a weight by (weight + shift) · factor, computed when it is saved."""
     value = node.inputs[index]
     assert value is not None and value.const_value is not None and len(value.uses()) == 1
     tensor = value.const_value

@@ -15,16 +15,16 @@ from vit_convert.core.layer_names import block_of, kind_of, layer_of, within_blo
 
 T = TypeVar("T")
 
-DEQUANTIZED = "/dequantized"  # what a tensor's name ends in after its Q/DQ pair
+DEQUANTIZED = "/dequantized"  # suffix of a tensor's name after its Q/DQ pair
 
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """What a linear is called.
+    """The name of a linear.
 
     Attributes:
-        block: "block_03"; for a model without blocks, and outside them, the scope that the layer stands in, or the
-            layer itself.
+        block: "block_03"; for a model without blocks, and outside them, the scope that contains the layer, or the layer
+            itself.
         kind: "fc1", "qkv", …, or the layer's own name.
     """
 
@@ -40,7 +40,8 @@ class Layer:
 def linear_weight(node: ir.Node) -> ir.Value | None:
     """The weight of a linear: a MatMul, Gemm or Conv of an activation with a constant; None for any other node.
 
-    A matrix product's weight is a matrix [K, N], a convolution's has any kernel. Behind its pair a weight is still one.
+    The weight of a matrix product is a matrix [K, N], that of a convolution has any kernel. A weight after a Q/DQ pair
+    counts too.
     """
     if node.op_type not in ("MatMul", "Gemm", "Conv"):
         return None
@@ -56,7 +57,7 @@ def linear_weight(node: ir.Node) -> ir.Value | None:
 
 
 def weight_name(weight: ir.Value) -> str:
-    """What a linear's weight is called, also where the linear reads it behind a pair."""
+    """The name of a linear's weight, even if the linear reads it through a Q/DQ pair."""
     return (weight.name or "").removesuffix(DEQUANTIZED)
 
 
@@ -72,7 +73,7 @@ def _stored(value: ir.Value) -> ir.Value | None:
 
 
 def linear_layers(graph: ir.Graph) -> dict[ir.Node, Layer]:
-    """Names the linears of a graph; two have one name only where they read one weight.
+    """Names the linears of a graph; two of them share a name only if they read the same weight.
 
     Args:
         graph: any.
@@ -99,7 +100,7 @@ def _short_name(weight: str) -> Layer:
 
 
 def _long_name(weight: str) -> Layer:
-    """With the path within the block: "block_00/attn/out", where the block has another "out"."""
+    """The name with the path within the block: "block_00/attn/out", if the block has another "out"."""
     block = block_of(weight)
     return _scoped(f"{block}/{within_block(layer_of(weight))}") if block else _scoped(layer_of(weight))
 
@@ -116,10 +117,10 @@ def _scoped(layer: str) -> Layer:
 def node_blocks(graph: ir.Graph) -> dict[ir.Node, str | None]:
     """Assigns each node to a block.
 
-    A node belongs to the block that its own name or its weights' names say; one that says nothing (a Softmax, a
-    residual Add) to the latest block among those that feed it. Weights with a scope outside the blocks (encoder_norm,
-    head) end the last block. Where no name says a block, as in a model whose layers are called anything, the scopes
-    that its layers stand in are its blocks.
+    A node belongs to the block in its own or its weights' names; a node without one (a Softmax, a residual Add) belongs
+    to the latest block among those that feed it. Weights with a scope outside the blocks (encoder_norm, head) end the
+    last block. If no name contains a block, as in a model with arbitrary layer names, the scopes of its layers serve as
+    blocks.
 
     Args:
         graph: in topological order.
@@ -129,7 +130,7 @@ def node_blocks(graph: ir.Graph) -> dict[ir.Node, str | None]:
     """
     said = {node: _said(node) for node in graph}
     has_blocks = any(block for block, _ in said.values())
-    order: dict[str, int] = {}  # of blocks, by their first node
+    order: dict[str, int] = {}  # the order of blocks, by their first node
     blocks: dict[ir.Node, str | None] = {}
     for node, (block, scopes) in said.items():
         if block:
@@ -146,8 +147,8 @@ def node_blocks(graph: ir.Graph) -> dict[ir.Node, str | None]:
 
 
 def _said(node: ir.Node) -> tuple[str | None, list[str]]:
-    """The block that a node's names say, and the names of its weights: those with a scope, and a linear's."""
-    if node.op_type in ("QuantizeLinear", "DequantizeLinear"):  # whose scale and zero point are called after the tensor
+    """The block in a node's names, and the names of its weights: those with a scope, and a linear's."""
+    if node.op_type in ("QuantizeLinear", "DequantizeLinear"):  # whose scale and zero point are named after the tensor
         tensor = node.inputs[0]
         weights = (
             [weight_name(node.outputs[0]).removesuffix("/quantized")]
@@ -165,7 +166,7 @@ def _said(node: ir.Node) -> tuple[str | None, list[str]]:
 
 
 def names_by_node(graph: ir.Graph, blocks: Mapping[ir.Node, str | None]) -> dict[ir.Node, set[str]]:
-    """Collects the names under which a pattern may mean each node: its own, its outputs', its weights' and "block_03",
+    """Collects the names by which a pattern may refer to each node: its own, its outputs', its weights', "block_03" and
     "block_03/fc2".
 
     Args:
@@ -188,7 +189,7 @@ def _names(node: ir.Node, block: str | None, layer: Layer | None) -> set[str]:
 
 
 def read_weight(tensor: ir.TensorProtocol, read: Callable[[np.ndarray], T]) -> T:
-    """Computes something from a weight and lets go of it, so that only one weight of a model is in memory at a time.
+    """Computes something from a weight and releases it, so that only one weight of a model is in memory at a time.
 
     Args:
         tensor: in memory, lazy or in external data.
@@ -198,7 +199,7 @@ def read_weight(tensor: ir.TensorProtocol, read: Callable[[np.ndarray], T]) -> T
         What `read` returns.
     """
     mapped_here = isinstance(tensor, ir.ExternalTensor) and tensor.raw is None
-    # if this fails, also by Ctrl-C, its traceback holds the weight, which cannot be let go of then
+    # if this fails, even by Ctrl-C, its traceback holds the weight, which then cannot be released
     result = read(tensor.numpy())
     if isinstance(tensor, ir.ExternalTensor) and mapped_here:  # a caller's own views of the mapping stay valid
         tensor.release()
@@ -208,8 +209,8 @@ def read_weight(tensor: ir.TensorProtocol, read: Callable[[np.ndarray], T]) -> T
 def derived(
     tensor: ir.TensorProtocol, dtype: ir.DataType, compute: Callable[[np.ndarray], np.ndarray], name: str
 ) -> ir.LazyTensor:
-    """Makes a weight of the same shape that is computed from another one each time it is read, which is once, when it
-    is saved."""
+    """Makes a weight that is computed from another one of the same shape each time it is read, which happens once, on
+    saving."""
     return ir.LazyTensor(
         lambda: ir.tensor(read_weight(tensor, compute), dtype=dtype), dtype, ir.Shape(tensor.shape.numpy()), name=name
     )
@@ -225,8 +226,8 @@ def initializer(graph: ir.Graph, tensor: ir.TensorProtocol) -> ir.Value:
 
 
 def activations(graph: ir.Graph) -> list[str]:
-    """Lists the float32 tensors that depend on the input, in graph order, the inputs first: what a full range scan
-    measures."""
+    """Lists the float32 tensors that depend on the input, in graph order, inputs first: everything that a full range
+    scan measures."""
     reached = {v for v in graph.inputs if not v.is_initializer()}
     names = [v.name for v in graph.inputs if v in reached and v.dtype == ir.DataType.FLOAT]
     for node in graph:

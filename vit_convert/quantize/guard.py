@@ -1,10 +1,9 @@
-"""Widens the thresholds of entropy where clipping costs more than it gains, judged by the products that read each
-tensor.
+"""Widens the entropy thresholds where clipping costs more than it gains, judged by the products that read each tensor.
 
-Entropy weighs values by their number. A trained transformer has a few huge activations in a few tokens, which carry the
-image: to entropy they are a tail to be cut off. So the tensor's own distribution decides nothing here: the rows are
-quantized with each candidate, multiplied by the weights that read them, and compared with the exact products. A huge
-value that meets small weights is still clipped.
+Entropy weighs values by how often they occur. A trained transformer has a few huge activations in a few tokens, which
+carry much of the image's information; to entropy they are a tail to cut off. So the tensor's own distribution decides
+nothing here: rows are quantized with each candidate, multiplied by the weights that read them, and compared with the
+exact products. A huge value that is multiplied by small weights is still clipped.
 """
 
 import dataclasses
@@ -18,32 +17,32 @@ from vit_convert.quantize.graph import linear_weight, read_weight
 from vit_convert.quantize.rows import RowSample, priorities
 
 LEVELS = 127
-# Rows count by the fourth power of their squared error: rounding spreads over all rows and layers and averages out,
-# clipping takes the same from the same few tokens in every layer. The mean of squared errors clips so much that the
-# trained model of checkpoints/DINOV2.md loses more than by min-max; powers of 4 keep more of it than min-max does, of 2
-# nearly as much.
+# Rows count with the fourth power of their squared error: rounding errors spread over all rows and layers and average
+# out, whereas clipping hits the same few tokens in every layer. With the plain mean of squared errors, the trained
+# model of checkpoints/DINOV2.md is clipped so much that it loses more than with min-max; with power 4 it loses less
+# than with min-max, with power 2 nearly as much.
 POWER = 4
-_COLUMNS = 256  # of a weight that are multiplied: evenly spaced, they stand for the others
-_STEPS = 3  # candidates for each doubling
-_MOST = 13  # candidates at most
+_COLUMNS = 256  # columns of a weight that are multiplied; they are evenly spaced and represent the others
+_STEPS = 3  # candidates per doubling
+_MOST = 13  # maximum number of candidates
 
-# what becomes of rows when the largest number stands for a threshold
+# rows after quantization in which the largest number represents the threshold
 Rounding = Callable[[np.ndarray, float], np.ndarray]
 
 
 def int8(rows: np.ndarray, threshold: float) -> np.ndarray:
-    """Rows in int8 and back."""
+    """Rows rounded to int8 and back."""
     scale = np.float32(threshold) / np.float32(LEVELS)
     return np.clip(np.rint(rows / scale), -LEVELS, LEVELS) * scale
 
 
 @dataclasses.dataclass(frozen=True)
 class Shift:
-    """What is taken off a tensor before it is quantized.
+    """A constant subtracted from a tensor before it is quantized.
 
     Attributes:
         offset: the constant.
-        threshold: what 127 stands for, of what is left.
+        threshold: the difference that 127 represents.
         error: of the products that read the tensor, see `product_errors`.
     """
 
@@ -60,10 +59,10 @@ class Cost:
         candidates: thresholds, from entropy's to the largest |x|.
         errors: for each, the error of the products that read the tensor, as a share of their mean square; see
             `product_errors`.
-        middles: for each, the middle of what is left of the tensor's range: of [lowest, highest] and [-threshold,
-            threshold] both.
-        halves: for each, half the extent of that.
-        shifted: the errors when the middle is taken off and the half stands for the largest number; empty where no
+        middles: for each, the middle of the clipped range: the intersection of [lowest, highest] and [-threshold,
+            threshold].
+        halves: for each, half the width of that range.
+        shifted: the errors when the middle is subtracted and the largest number represents the half-width; empty if no
             linear reads the tensor.
     """
 
@@ -79,7 +78,7 @@ class Cost:
         return min(self.errors)
 
     def shift(self, pays: float) -> Shift | None:
-        """The shift of the smallest error, if that is at most this share of the smallest without one."""
+        """The shift with the smallest error, if that is at most this share of the smallest error without a shift."""
         if not self.shifted or min(self.shifted) > pays * self.cheapest:
             return None
         index = max(i for i, error in enumerate(self.shifted) if error <= min(self.shifted))
@@ -87,13 +86,14 @@ class Cost:
 
     @property
     def best(self) -> float:
-        """The threshold of the smallest error; of equal ones the largest, so that nothing is clipped for free."""
+        """The threshold with the smallest error; among equals the largest, so that nothing is clipped without
+        benefit."""
         smallest = min(self.errors)
         return max(t for t, error in zip(self.candidates, self.errors) if error <= smallest)
 
 
 class Guard:
-    """Collects the rows of some activations while they stream by, and then says what thresholds cost.
+    """Collects rows of some activations as they stream by, and then computes the cost of thresholds.
 
     Args:
         model: the fp32 graph; weights are read when `cost` asks for them.
@@ -112,14 +112,14 @@ class Guard:
         Args:
             name: of the activation.
             value: float32, finite; image after image along its first axis.
-            image_keys: a number for each image that goes with its pixels.
+            image_keys: for each image a number derived from its pixels.
         """
         low, high = self._ends.get(name, (0.0, 0.0))
         self._ends[name] = min(low, float(value.min())), max(high, float(value.max()))
         channels = channels_of(self._weights[name])
         rows = as_rows(value, channels)
         if rows.shape[1] != channels:
-            self._weights[name] = []  # no product that we know: the tensor is judged by itself
+            self._weights[name] = []  # not a known product: the tensor is judged by itself
         self._samples[name].add(rows, priorities(image_keys, len(rows)))
 
     def cost(self, name: str, entropy: float, amax: float) -> Cost:
@@ -146,8 +146,7 @@ class Guard:
 
 
 def readers(value: ir.Value) -> list[ir.TensorProtocol]:
-    """The weights, [K, N] or [N, K, 1, 1], of the linears that multiply an activation, or another shape of it, by
-    them."""
+    """The weights, [K, N] or [N, K, 1, 1], of the linears that read an activation or a reshaped copy of it."""
     found: list[ir.TensorProtocol] = []
     for node, index in value.uses():
         weight = linear_weight(node) if index == 0 else None
@@ -159,7 +158,8 @@ def readers(value: ir.Value) -> list[ir.TensorProtocol]:
 
 
 def is_product(node: ir.Node) -> bool:
-    """Whether a linear multiplies each row by the whole weight: no convolution with neighbours, edges or groups."""
+    """Whether a linear multiplies each row by the whole weight, unlike a convolution with a window, padding or
+    groups."""
     weight = linear_weight(node)
     shape = tuple(weight.shape.numpy()) if weight is not None and weight.shape is not None else ()
     grouped = "group" in node.attributes and node.attributes["group"].as_int() != 1
@@ -168,7 +168,7 @@ def is_product(node: ir.Node) -> bool:
 
 
 def channels_of(weights: Sequence[ir.TensorProtocol]) -> int | None:
-    """K of the weights that read one tensor; None where none does."""
+    """K of the weights that read one tensor; None if none does."""
     shapes = {tuple(weight.shape.numpy()) for weight in weights}
     sizes = {shape[0] if len(shape) == 2 else shape[1] for shape in shapes}
     return sizes.pop() if len(sizes) == 1 else None
@@ -180,7 +180,7 @@ def as_rows(value: np.ndarray, channels: int | None) -> np.ndarray:
     Args:
         value: [..., channels], [batch, channels, height, width], or attended values [batch, heads, tokens, channels /
             heads].
-        channels: K of the weight; None takes the last axis.
+        channels: K of the weight; None uses the last axis.
     """
     shape = value.shape
     if channels is None or shape[-1] == channels:
@@ -193,7 +193,7 @@ def as_rows(value: np.ndarray, channels: int | None) -> np.ndarray:
 
 
 def candidates(entropy: float, amax: float) -> list[float]:
-    """Thresholds from entropy's to the largest |x|, both included, in equal ratios; one where they are the same."""
+    """Thresholds from entropy's to the largest |x|, both included, in equal ratios; only one if they are equal."""
     if not 0 < entropy < amax:
         return [max(entropy, amax)]
     steps = min(_MOST - 1, math.ceil(_STEPS * math.log2(amax / entropy)))
@@ -209,19 +209,19 @@ def product_errors(
     middles: Sequence[float] = (),
     rounded: Rounding = int8,
 ) -> list[float]:
-    """Measures what quantizing x makes of the products x W, for each threshold.
+    """Measures the effect of quantizing x on the products x W, for each threshold.
 
-    For every row the squared error |(x - x̂) W|², as a share of the mean |x W|² of all rows; over the rows its power
-    mean with exponent POWER; over the weights their mean.
+    The error of a row is |(x - x̂) W|² as a share of the mean |x W|² of all rows. Rows are combined by the power mean
+    with exponent POWER, and weights by the mean.
 
     Args:
         rows: float32 [rows, K].
-        counts: how many rows of the tensor each stands for: [rows].
-        weights: what reads the tensor; None stands for the tensor itself, W = 1, where no weight does.
-        thresholds: what the largest number stands for, each above 0.
-        middles: for each threshold, a constant that is taken off x before it is quantized and comes back with the bias;
-            the product without it is fp16 in between, which counts as error, too. Empty: none.
-        rounded: of what format.
+        counts: how many rows of the tensor each row represents: [rows].
+        weights: those that read the tensor; None stands for the tensor itself, W = 1, if no weight reads it.
+        thresholds: values that the largest number represents, each above 0.
+        middles: for each threshold, a constant that is subtracted from x before quantization and restored by the bias;
+            in between, the product without it is fp16, whose rounding also counts as error. Empty for none.
+        rounded: rounds rows in the format.
 
     Returns:
         An error for each threshold.
@@ -240,8 +240,8 @@ def product_errors(
 def _energies(
     rows: np.ndarray, wrong: Sequence[np.ndarray], halved: Sequence[np.ndarray] | None, weight: ir.TensorProtocol | None
 ) -> tuple[np.ndarray, list[np.ndarray]]:
-    """|x W|² of each row, and |(x - x̂) W|² of each row for each threshold, float64; with what fp16 makes of these
-    products added."""
+    """|x W|² of each row, and |(x - x̂) W|² of each row for each threshold, float64, including the rounding of these
+    products to fp16."""
 
     def energies(matrix: np.ndarray | None) -> tuple[np.ndarray, list[np.ndarray]]:
         if matrix is not None and matrix.ndim == 4:

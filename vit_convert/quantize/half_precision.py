@@ -1,20 +1,19 @@
-"""Turns a float32 graph into a typed fp16 (or bf16) one: the precision stands in the graph, so every TensorRT builds
-the same thing.
+"""Turns a float32 graph into a typed fp16 (or bf16) one: the graph states the precision, so every TensorRT builds the
+same thing.
 
 Every node computes in half precision, except islands that stay float32:
 - what `keep_fp32` names;
 - statistics: a mean and the elementwise arithmetic around it (LayerNorm written in primitives squares and sums values
   of 1e3);
-- the normalisation of uint8 pixels by a Mul and an Add, and the interpolation of a position table: few numbers, wanted
-  exact;
+- the normalisation of uint8 pixels by a Mul and an Add, and the interpolation of a position table: few numbers, which
+  should be exact;
 - nodes that read or write a tensor whose measured range does not fit, and nodes with a weight that does not fit;
-- what only moves data to such nodes;
+- nodes that only move data to such nodes;
 - operators that the opset does not define for the type (Conv in bf16 before opset 22, QuantizeLinear in fp16 before
-  opset 19).
-LayerNormalization itself is typed half with stash_type=1: its statistics are float32 inside. Softmax is typed half too:
-TensorRT's fused attention accumulates it in float32. onnxruntime on the CPU computes most fp16 operators in float32 and
-drops the roundings between them,
-so its error is a lower bound and it shows no overflow: give `amax`, measured in float32, to be safe from one.
+  opset 19). LayerNormalization itself is typed half with stash_type=1: internally, its statistics are float32. Softmax
+  is also typed half: TensorRT's fused attention accumulates it in float32. onnxruntime on the CPU computes most fp16
+  operators in float32 and drops the roundings between them, so its error is a lower bound and it shows no overflow:
+  pass `amax`, measured in float32, to be safe from overflows.
 """
 
 import dataclasses
@@ -31,7 +30,7 @@ from vit_convert.quantize.graph import DEQUANTIZED, derived, initializer, names_
 
 FP16_MAX = 65504.0
 FP16_SMALLEST_NORMAL = 2.0**-14
-# A range measured on a few images is exceeded by others: twice what was seen has to fit.
+# Other images exceed a range measured on a few: twice the measured range must fit.
 RANGE_LIMIT = FP16_MAX / 2
 
 _ELEMENTWISE = frozenset(
@@ -45,13 +44,13 @@ _REDUCTIONS = frozenset({"ReduceMean", "ReduceSum", "ReduceSumSquare", "ReduceL2
 
 @dataclasses.dataclass(frozen=True)
 class TypedModel:
-    """A typed graph and how it came about.
+    """A typed graph and how it was made.
 
     Attributes:
         model: the graph; weights are cast one by one while it is saved.
         islands: for each node (first output's name) that stays float32, why.
         overflowing: for each weight beyond the type's range, its largest |w|.
-        num_subnormal: how many non-zero weights lie below the type's smallest normal value and lose digits.
+        num_subnormal: number of non-zero weights that are below the type's smallest normal value and lose digits.
         num_casts: Cast nodes in the graph.
     """
 
@@ -72,7 +71,7 @@ def to_fp16(
         keep_fp32: patterns of what stays float32: blocks ("block_03"), layers ("block_03/fc2"), scopes or fnmatch
             patterns.
         amax: measured largest |x| of activations (`Calibration.amax`); those above RANGE_LIMIT stay float32.
-        io_fp32: keep the graph's inputs and outputs float32, cast once each; False types them fp16 too.
+        io_fp32: keep the graph's inputs and outputs float32, each with one cast; False types them fp16 too.
 
     Returns:
         The TypedModel.
@@ -177,7 +176,7 @@ class _Typing:
         return self._amax.get((value.name or "").removesuffix(DEQUANTIZED), 0.0)
 
     def _type(self, node: ir.Node, dtype: ir.DataType) -> None:
-        """Gives one node its type: inputs are cast where theirs differs, and float outputs follow."""
+        """Gives one node its type: inputs of another type are cast, and float outputs follow."""
         if node.op_type == "Cast":
             if node.attributes["to"].as_int() == ir.DataType.FLOAT:
                 node.attributes["to"] = ir.AttrInt64("to", dtype)
@@ -193,8 +192,8 @@ class _Typing:
                 value.type = ir.TensorType(dtype)
 
     def _as(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
-        """Returns the value in a type: itself, another copy of a weight, or behind the one Cast that all its readers
-        share."""
+        """Returns the value in a type: itself, another copy of a weight, or the output of the one Cast that all its
+        readers share."""
         if value.dtype == dtype:
             return value
         if value in self._half_copies:
@@ -209,7 +208,7 @@ class _Typing:
         return self._casts[value, dtype]
 
     def _type_weight(self, value: ir.Value, islands: Mapping[ir.Node, str]) -> None:
-        """Casts a weight where it stands, or adds a half copy where islands read it as well."""
+        """Casts a weight in place, or adds a half copy if islands read it as well."""
         tensor = value.const_value
         in_half = [use.node not in islands for use in value.uses()]
         if value.dtype != ir.DataType.FLOAT or tensor is None or not any(in_half):
@@ -280,7 +279,7 @@ def _allowed(op_type: str, opset: int) -> tuple[tuple[frozenset[str], ...], tupl
 
 
 def _defined_for(node: ir.Node, dtype: ir.DataType, opset: int) -> bool:
-    """Whether the operator's schema takes a type wherever this node has float32."""
+    """Whether the operator's schema allows a type wherever this node has float32."""
     wanted = f"tensor({dtype.name.lower()})"
     for values, types in zip((node.inputs, node.outputs), _allowed(node.op_type, opset)):
         for index, value in enumerate(values):

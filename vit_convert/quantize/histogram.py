@@ -6,19 +6,20 @@ import math
 import numpy as np
 
 NUM_BINS = 2048
-_CHUNK = 1 << 15  # elements worked on at a time: |x| and the bin numbers stay in the L2 cache
-_SMALLEST_EXPONENT = -120  # of a bin's width: 1 / width is a float32, and whatever lies below is zero for every purpose
+_CHUNK = 1 << 15  # elements processed at a time, so that |x| and the bin numbers stay in the L2 cache
+# of a bin's width: 1 / width is still a float32, and anything smaller is zero for all purposes
+_SMALLEST_EXPONENT = -120
 
 
 class Histogram:
-    """Counts of |x| in equal bins from 0; its size does not depend on how much it has seen.
+    """Counts of |x| in equal bins from 0; its size does not depend on the amount of data.
 
-    Bins are 2**k wide, for the smallest k at which twice `num_bins` hold the largest |x|. When a larger one arrives,
-    pairs of bins merge. That loses nothing, so that one pass is enough, and counts of any order or batch size give the
-    same histogram.
+    Bins are 2**k wide, for the smallest k at which twice `num_bins` hold the largest |x|. When a larger value arrives,
+    pairs of bins merge. That loses nothing, so one pass is enough, and any order or batch size gives the same
+    histogram.
 
     Args:
-        num_bins: so many bins at least lie below the largest |x|; a power of two.
+        num_bins: minimum number of bins below the largest |x|; a power of two.
 
     Attributes:
         amax: largest |x| seen.
@@ -35,7 +36,7 @@ class Histogram:
 
     @property
     def counts(self) -> np.ndarray:
-        """int64 [bins]: the bins up to amax, which lies in the last one."""
+        """int64 [bins]: the bins up to the one that contains amax."""
         return self._counts[: int(self.amax / self.bin_width) + 1]
 
     def add(self, x: np.ndarray) -> None:
@@ -72,10 +73,10 @@ class Histogram:
 
 @dataclasses.dataclass(frozen=True)
 class Divergences:
-    """The entropy search, spread out.
+    """The result of the entropy search for every candidate.
 
     Attributes:
-        kept_bins: [candidates] int, how many bins each candidate keeps.
+        kept_bins: [candidates] int, the number of bins that each candidate keeps.
         kl: [candidates] KL(P‖Q) in nats; inf for a candidate that keeps nothing.
     """
 
@@ -84,15 +85,14 @@ class Divergences:
 
 
 def divergences(counts: np.ndarray, levels: int = 128) -> Divergences:
-    """Computes what each clipping threshold loses, as the KL divergence of the quantized from the clipped distribution.
+    """Computes what each clipping threshold loses: the KL divergence of the quantized from the clipped distribution.
 
     Candidate i keeps the bins 0…i-1. P is those bins with the clipped mass added to bin i-1. Q is the bins without the
-    clipped mass, merged into `levels` equal levels (bin j into level j·levels//i), each level's mass spread evenly over
-    those of its bins that are not empty. The clipped mass may land in an empty bin i-1, as it does when outliers stand
-    apart; Q then holds one observation there, or the divergence would be infinite for exactly the thresholds worth
-    having.
-    All candidates are computed at once: within a level Q is constant, so sums over bins are differences of cumulative
-    sums.
+    clipped mass, merged into `levels` equal levels (bin j into level j·levels//i), and each level's mass is spread
+    evenly over its non-empty bins. The clipped mass may land in an empty bin i-1, as happens when outliers are
+    isolated; Q then holds one observation there, since the divergence would otherwise be infinite for exactly the most
+    useful thresholds. All candidates are computed at once: within a level Q is constant, so sums over bins are
+    differences of cumulative sums.
 
     Args:
         counts: [bins] of |x|.
@@ -138,16 +138,16 @@ def entropy_threshold(histogram: Histogram, levels: int = 128) -> float:
     """Finds the clipping threshold whose quantized distribution is closest to the clipped one.
 
     Bin 0 takes bin 1's count first: a spike of near-zero values (padding, the flat side of GELU) would otherwise
-    outweigh everything, and zero is represented exactly whatever the threshold. Of equal divergences the largest
-    threshold wins, so nothing is clipped for free.
+    outweigh everything, and zero is represented exactly whatever the threshold. Among equal divergences the largest
+    threshold wins, so that nothing is clipped without benefit.
 
     Args:
         histogram: of |x|.
         levels: number of positive quantization levels; 128 for int8.
 
     Returns:
-        (i + 0.5) · bin_width for the best candidate i, the value that stands for amax; amax for a tensor that is all
-        but zero.
+        (i + 0.5) · bin_width for the best candidate i, which takes the place of amax; amax for a tensor that is nearly
+        zero.
 
     Source: S. Migacz, "8-bit inference with TensorRT", GTC 2017, S7310; the zero-bin rule is pytorch-quantization's.
     """
@@ -156,19 +156,19 @@ def entropy_threshold(histogram: Histogram, levels: int = 128) -> float:
         return histogram.amax
     counts[0] = counts[1]
     found = divergences(counts, levels)
-    ties = np.flatnonzero(found.kl <= found.kl.min() + 1e-10)  # equal but for the rounding of the cumulative sums
+    ties = np.flatnonzero(found.kl <= found.kl.min() + 1e-10)  # equal up to the rounding of the cumulative sums
     return float((found.kept_bins[ties[-1]] + 0.5) * histogram.bin_width)
 
 
 def percentile_threshold(histogram: Histogram, percentile: float = 99.99) -> float:
-    """Finds the smallest bin edge below which so many percent of |x| lie.
+    """Finds the smallest bin edge below which the given percentage of |x| lies.
 
     Args:
         histogram: of |x|.
         percentile: 0 to 100.
 
     Returns:
-        The bin's upper edge, in the units of x; amax at most.
+        The bin's upper edge, in the units of x, at most amax.
     """
     below = np.cumsum(histogram.counts)
     index = int(np.searchsorted(below, below[-1] * percentile / 100.0))
@@ -176,17 +176,17 @@ def percentile_threshold(histogram: Histogram, percentile: float = 99.99) -> flo
 
 
 def mse_threshold(histogram: Histogram, levels: int = 127, num_candidates: int = 256) -> float:
-    """Finds the threshold whose rounding and clipping together leave the smallest mean squared error of the tensor.
+    """Finds the threshold with the smallest mean squared error of the tensor from rounding and clipping together.
 
-    Every value is taken for its bin's centre, but those of bin 0 for zero.
+    Every value counts as its bin's centre, except those of bin 0, which count as zero.
 
     Args:
         histogram: of |x|.
         levels: number of positive quantization levels; 127 for int8.
-        num_candidates: bin edges that are tried, equally spaced up to amax.
+        num_candidates: number of bin edges to try, equally spaced up to amax.
 
     Returns:
-        The threshold in the units of x; amax where no other is better, and for a tensor that is all but zero.
+        The threshold in the units of x; amax if no other is better, and for a tensor that is nearly zero.
     """
     counts, width = histogram.counts.astype(np.float64), histogram.bin_width
     if len(counts) <= levels:

@@ -1,9 +1,9 @@
 """Where Q/DQ pairs go: the linears between the first and the last, and the attention products on request.
 
-A linear is known by what it is in the graph, a product or a convolution of an activation with a constant, whatever its
-layer is called. Quantizing the residual stream, the LayerNorm inputs, the patch embedding, the pooling or the head
-costs ViTs their accuracy; those keep their type. A bias stays in floating point, and nothing is quantized between fc1
-and GELU, so that TensorRT fuses GEMM, bias and GELU.
+A linear is recognised by what it is in the graph (a product or a convolution of an activation with a constant), not by
+its layer's name. Quantizing the residual stream, the LayerNorm inputs, the patch embedding, the pooling or the head
+costs ViTs their accuracy; those keep their type. Biases stay in floating point, and nothing is quantized between fc1
+and GELU, so that TensorRT can fuse GEMM, bias and GELU.
 """
 
 import dataclasses
@@ -16,23 +16,23 @@ from vit_convert.core.layer_names import check_patterns, matches
 from vit_convert.core.onnx_file import BLOCKS_ALONE
 from vit_convert.quantize.graph import Layer, linear_layers, linear_weight, names_by_node, node_blocks
 
-# What TensorRT's fused INT8 attention takes; beyond it the three kernels are slower than FP16's one.
+# Limits of TensorRT's fused INT8 attention; beyond them, three separate kernels are slower than FP16's single one.
 _HEAD_DIMS = (16, 32, 64)
 _MAX_TOKENS = 512
 
 
 @dataclasses.dataclass(frozen=True)
 class Site:
-    """One tensor that is quantized where one node reads it.
+    """A tensor that is quantized where a certain node reads it.
 
     Attributes:
-        block: "block_03", or the scope that the layer stands in, see `graph.Layer`.
+        block: "block_03", or the scope that contains the layer, see `graph.Layer`.
         kind: qkv, query, key, value, out, fc1, fc2 or the layer's own name for linears; scaled_q, k, v, softmax,
             attended for attention.
-        tensor: name of the activation that the pair stands on.
+        tensor: name of the activation that gets the pair.
         node: name of the first output of the node that reads it.
-        weight: name of the weight quantized with it, None for attention.
-        amax: largest |x| where it is known without calibration (softmax: 1).
+        weight: name of the weight quantized with it; None for attention.
+        amax: largest |x| if known without calibration (softmax: 1).
     """
 
     block: str
@@ -49,7 +49,7 @@ class Site:
 
 
 class Patterns(TypedDict, total=False):
-    """What `place` takes to say what may not be quantized, or all that may."""
+    """The arguments of `place` that say what must not be quantized, or all that may be."""
 
     keep_fp32: Sequence[str]
     keep_fp16: Sequence[str]
@@ -63,14 +63,14 @@ class Placement:
 
     Attributes:
         sites: in graph order.
-        declined: for each block whose attention was asked for and is not quantized, why.
+        declined: for each block whose attention should have been quantized but is not, why.
     """
 
     sites: tuple[Site, ...]
     declined: dict[str, str]
 
     def tensors(self) -> list[str]:
-        """Names of the activations whose ranges calibration has to find."""
+        """Names of the activations whose ranges calibration must find."""
         return list(dict.fromkeys(s.tensor for s in self.sites if s.amax is None))
 
     def weights(self) -> list[str]:
@@ -91,15 +91,14 @@ def place(
 
     Args:
         model: the fp32 graph, linears as MatMul or Gemm (x, weight [K, N]) or Conv(x, weight [N, K, ...], bias).
-        attention: quantize both attention products too, all of a block's or none.
-        keep_fp32: patterns of what stays; blocks ("block_03"), layers ("block_03/fc2", "*/fc2"), scopes or fnmatch
-            patterns.
+        attention: also quantize the attention products of a block, either both or neither.
+        keep_fp32: patterns of what is not quantized: blocks ("block_03"), layers ("block_03/fc2", "*/fc2"), scopes or
+            fnmatch patterns.
         keep_fp16: the same; the two differ in the FP16 pass, not here.
-        quantize_only: patterns of what is quantized, also of the first and last linears; empty means those between, or
-            all of them where there are none between. A graph whose properties say so has what is in its blocks alone
-            quantized.
-        leave_out: activations whose linears stay, whatever the patterns say: those that lose too much at every
-            threshold.
+        quantize_only: patterns of what is quantized, which may include the first and last linears; empty means those
+            between, or all if there are none between. If the graph's metadata says so, only its blocks are quantized.
+        leave_out: activations whose linears are not quantized, whatever the patterns say: those that lose too much at
+            every threshold.
 
     Returns:
         The Placement.
@@ -112,7 +111,7 @@ def place(
     behind_input = _behind(graph, graph.inputs)
     linears = {node: None for node in layers if node in behind_input}  # ordered
     first = {*linears} - _behind(graph, [output for node in linears for output in node.outputs])
-    groups: list[tuple[ir.Node, list[Site]]] = []  # of which either all or none are quantized
+    groups: list[tuple[ir.Node, list[Site]]] = []  # either all or none of these are quantized
     declined: dict[str, str] = {}
     for node in graph:
         if node in layers and node in behind_input and not (node in first and _is_patch_embedding(node)):
@@ -141,7 +140,7 @@ def place(
         if chosen and not lost and not matches([*keep_fp32, *keep_fp16], meant):
             sites += group
 
-    # The projection reads the attended values reordered: their one pair stands before the reordering, and serves both.
+    # The projection reads the attended values after a reordering: one pair before the reordering serves both.
     values = {v.name: v for node in graph for v in node.outputs}
     attended = {s.tensor for s in sites if s.kind == "attended"}
     for i, site in enumerate(sites):
@@ -161,17 +160,17 @@ def _linear(node: ir.Node, layer: Layer) -> Site:
 
 
 def _is_patch_embedding(node: ir.Node) -> bool:
-    """Whether a linear that no other stands before looks at the image's neighbourhoods; as a product over patches it
-    may be asked for."""
+    """Whether a linear without predecessors is a convolution over the image's neighbourhoods; as a product over patches
+    it may be quantized on request."""
     weight = linear_weight(node)
     assert weight is not None and weight.shape is not None
     return any(side != 1 for side in tuple(weight.shape)[2:])
 
 
 def _between(graph: ir.Graph, linears: Collection[ir.Node], first: Collection[ir.Node]) -> set[ir.Node]:
-    """The linears that others stand both before and behind; where there are none, all but those that no other stands
-    behind, else all."""
-    followed: set[ir.Node] = set()  # and whatever else a linear reads from
+    """The linears with others both before and after them; if there are none, those with others after them; otherwise
+    all."""
+    followed: set[ir.Node] = set()  # and everything else that a linear reads from
     for node in reversed(graph):
         users = [use.node for output in node.outputs for use in output.uses()]
         if any(user in followed or user in linears for user in users):
@@ -181,7 +180,7 @@ def _between(graph: ir.Graph, linears: Collection[ir.Node], first: Collection[ir
 
 
 def _behind(graph: ir.Graph, values: Iterable[ir.Value]) -> set[ir.Node]:
-    """The nodes that compute with what was computed from these values; what only their shape enters is none of them."""
+    """The nodes that depend on these values, other than through their shapes."""
     reached, found = set(values), set()
     for node in graph:
         if node.op_type != "Shape" and any(value in reached for value in node.inputs if value is not None):

@@ -27,7 +27,7 @@ class Budget:
     Attributes:
         cosine: smallest allowed cosine to the fp32 output, of any image.
         top1_drop: points of top-1 that may be lost against the fp32 graph; without labels it plays no part.
-        runs: most sets that are tried after the bisection, each by a run over some images.
+        runs: maximum number of sets tried after the bisection, each with a run over some images.
     """
 
     cosine: float
@@ -35,7 +35,7 @@ class Budget:
     runs: int
 
     def missed(self, result: Measured, fp32: Measured) -> str:
-        """Says why a result is over the budget; "" where it is within."""
+        """Says why a result exceeds the budget; "" if it does not."""
         if result.cosine < self.cosine:
             return f"cosine {result.cosine:.7f} is below {self.cosine:g}"
         if result.top1 is not None and fp32.top1 is not None and fp32.top1 - result.top1 > self.top1_drop:
@@ -48,10 +48,10 @@ class Plan:
     """A plan and how it was found.
 
     Attributes:
-        units: names of the quantized units, most harmless first.
+        units: names of the quantized units, least harmful first.
         measured: what they lose together.
         left_out: for each other unit, why.
-        costs: of each unit, what it was ranked by; empty where nothing had to be ranked, and not each was measured
+        costs: of each unit, as used for the ranking; empty if nothing had to be ranked and not every unit was measured
             alone.
     """
 
@@ -62,22 +62,23 @@ class Plan:
 
 
 def search(ranked: Sequence[str], measure: Callable[[Collection[str]], Measured], budget: Budget) -> Plan:
-    """Finds a large set within a budget; if nothing was left untried, one to which no further unit can be added.
+    """Finds a large set within a budget; unless some units were left untried, no further unit can be added to it.
 
     The longest prefix of the ranking is found by bisection, as if the loss grew with every unit; then the others are
-    tried in turn and kept if the budget allows it, so that one sensitive unit does not keep out those behind it: one by
-    one at first, and twice as many at a time after each success.
+    tried in turn and kept if the budget allows it, so that one sensitive unit does not exclude those ranked after it:
+    one at a time at first, and twice as many after each success.
 
     Args:
-        ranked: units, the most harmless first.
+        ranked: units, least harmful first.
         measure: measures a set.
-        budget: what may be lost, and how many sets may be tried; what is not tried is left out.
+        budget: what may be lost, and how many sets may be tried; untried units are left out.
 
     Returns:
         The Plan, whose set has been measured as a whole.
     """
     fp32 = measure([])
-    within, over = 0, len(ranked) + 1  # prefixes of these lengths are, and are not, within the budget
+    # the longest prefix known to be within the budget, and the shortest known to exceed it
+    within, over = 0, len(ranked) + 1
     length = len(ranked)
     while over - within > 1:
         if budget.missed(measure(ranked[:length]), fp32):
@@ -100,27 +101,27 @@ def search(ranked: Sequence[str], measure: Callable[[Collection[str]], Measured]
         else:
             chosen += group
             step = 2 * len(group)
-    left_out |= dict.fromkeys(rest, f"not tried, as plan.runs={budget.runs} other sets were tried first")
+    left_out |= dict.fromkeys(rest, f"not tried, because plan.runs={budget.runs} other sets were tried first")
     return Plan(chosen, measure(chosen), left_out)
 
 
 def make_plan(sensitivity: Sensitivity, budget: Budget, costs: Callable[[], Mapping[str, float]]) -> Plan:
-    """Takes everything where the budget allows it; else ranks the units and searches.
+    """Quantizes everything if the budget allows it; otherwise ranks the units and searches.
 
-    They are ranked by what each loses alone where all of that was measured, else by their costs, which take no run of
-    the model. Sets are first held against the cosine on some of the images; what comes out is held against the whole
-    budget on all of them, and shortened where it misses.
+    Units are ranked by their individual losses if all were measured, otherwise by their costs, which need no run of the
+    model. Sets are first judged by the cosine on some of the images; the result is judged by the whole budget on all
+    images, and shortened if it misses.
 
     Args:
         sensitivity: measures; what it has measured before is not run again.
         budget: what may be lost.
-        costs: of each unit by its name, as `ranking.unit_costs` says them; asked for where not everything fits.
+        costs: returns the cost of each unit by name, as from `ranking.unit_costs`; called only if not everything fits.
 
     Returns:
         The Plan.
 
     Raises:
-        CheckError: not one unit is within the budget.
+        CheckError: not even one unit is within the budget.
     """
     names = [unit.name for unit in sensitivity.units]
     alone = {name: found.error for name, found in sensitivity.alone().items()}
@@ -131,7 +132,7 @@ def make_plan(sensitivity: Sensitivity, budget: Budget, costs: Callable[[], Mapp
     ranked = sorted(names, key=by.__getitem__)
     some = search(ranked, sensitivity.measure, dataclasses.replace(budget, top1_drop=math.inf))
     plan = _confirm(sensitivity, budget, some)
-    # what is left out may have been so for the company of a unit that only the others show to be bad
+    # units may have been left out only because of another one that turned out to be bad on further images
     if not plan.units:
         plan = search(ranked, functools.partial(_judge, sensitivity, budget), budget)
     left_out = some.left_out | plan.left_out
@@ -148,12 +149,12 @@ def make_plan(sensitivity: Sensitivity, budget: Budget, costs: Callable[[], Mapp
 
 
 def _confirm(sensitivity: Sensitivity, budget: Budget, found: Plan) -> Plan:
-    """Holds a plan against the budget on all images; where it misses, it is shortened to what the worst of them allow,
-    and held again.
+    """Judges a plan by the budget on all images; if it misses, shortens it to what the worst images allow, and judges
+    again.
 
-    A judgement takes many times as long as a look at some images, so the next length is found only by looks: the
-    longest that keeps the cosine on those images that lost most. Where top-1 is what misses, which a few images do not
-    show, the length is halved.
+    Judging all images takes many times as long as a glimpse of some, so the next length is found by glimpses alone: the
+    longest that keeps the cosine on the images that lost most. If top-1 misses, which a few images cannot show, the
+    length is halved.
     """
     units, fp32 = found.units, sensitivity.judge([])
     left_out: dict[str, str] = {}
@@ -185,20 +186,19 @@ def fits(sensitivity: Sensitivity, budget: Budget) -> bool:
 
 
 def _judge(sensitivity: Sensitivity, budget: Budget, names: Collection[str]) -> Measured:
-    """What a set loses on all images; on some of them where one of these is below the budget already, which decides it
-    for all."""
+    """What a set loses on all images, or just on some if one of these already misses the budget, which settles it."""
     some = sensitivity.measure(names) if names else None
     return some if some is not None and some.cosine < budget.cosine else sensitivity.judge(names)
 
 
 def write_plan(path: str | os.PathLike[str], plan: Plan, sensitivity: Sensitivity, budget: Budget) -> PrecisionPlan:
-    """Writes a plan with its evidence.
+    """Writes a plan together with its evidence.
 
     Args:
         path: `precision_plan.json`.
         plan: from `make_plan`.
-        sensitivity: that it was made with.
-        budget: that it keeps.
+        sensitivity: the measurements that it was made with.
+        budget: the one that it meets.
 
     Returns:
         What was written.
@@ -226,17 +226,17 @@ def write_plan(path: str | os.PathLike[str], plan: Plan, sensitivity: Sensitivit
 
 
 def read_plan(path: str | os.PathLike[str], precision: str) -> list[str]:
-    """Reads what a plan quantizes.
+    """Reads which sites a plan quantizes.
 
     Args:
         path: the file.
-        precision: that is to be made: int8 or fp8.
+        precision: to quantize to: int8 or fp8.
 
     Returns:
         Site names and patterns, for `quantize_only`.
 
     Raises:
-        UsageError: there is no such file, it is not a plan, or one of another precision.
+        UsageError: there is no such file, it is not a plan, or it is for another precision.
     """
     record = read_json(path)
     fix = "Let config.precision=auto write one, or leave config.plan.file empty."

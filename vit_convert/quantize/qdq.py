@@ -18,18 +18,18 @@ from vit_convert.quantize.guard import Shift
 from vit_convert.quantize.placement import Site
 from vit_convert.quantize.shift import SHIFTED, add_back, add_to_bias, fold_into_producers, subtract
 
-INT8_MAX = 127  # -128 stays unused, so that the range is symmetric
+INT8_MAX = 127  # -128 is not used, so that the range is symmetric
 E4M3_MAX = 448
 
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-    """A type that values are quantized to.
+    """A type to quantize to.
 
     Attributes:
-        dtype: in ONNX.
-        largest: what the largest |x| becomes: scale = amax / largest.
-        min_opset: the first whose QuantizeLinear knows the type.
+        dtype: its ONNX type.
+        largest: the number that the largest |x| becomes: scale = amax / largest.
+        min_opset: the first opset whose QuantizeLinear supports the type.
         encode: maps x / scale, float32, to the type.
     """
 
@@ -63,12 +63,11 @@ def quantize(
     """Puts a Q/DQ pair on every site.
 
     A tensor has one pair, shared by all sites that read it; other readers (the residual stream) keep the unquantized
-    tensor. Zero points
-    are explicit everywhere: TensorRT 8.6 demands them, and without one QuantizeLinear means uint8.
-    Weights: an int8 or fp8 initializer with DequantizeLinear; where a dialect stores none, the fp32 weight with its own
-    pair. Scales of the other targets are fp16 values (rounded up), so that the FP16 pass keeps them exactly. Where
-    calibration shifts a tensor, its int8 pair stands on what is left of it (`shift`), and the biases of its readers
-    take the constant back, times the sums of the weights as they are quantized. FP8 takes each tensor's whole range
+    tensor. Zero points are explicit everywhere: TensorRT 8.6 demands them, and without one, QuantizeLinear means uint8.
+    A weight becomes an int8 or fp8 initializer with DequantizeLinear; for a dialect that cannot store those, it stays
+    fp32 with a pair of its own. Scales for the other dialects are fp16 values (rounded up), so that the FP16 pass keeps
+    them exactly. If calibration shifts a tensor, its int8 pair quantizes the difference (`shift`), and the biases of
+    its readers add the constant times the sums of the quantized weights. FP8 uses each tensor's whole range
     (`Calibration.amax`): its steps shrink with the value, so clipping would gain nothing. Weights are read one by one,
     now for their scales and again when the model is saved.
 
@@ -78,8 +77,7 @@ def quantize(
         sites: what `placement.place` chose.
         target: name of the dialect that the graph is for.
         precision: int8 or fp8 (E4M3).
-        shift_biases: False adds each constant right behind the pair instead, where any reader may take the plain
-            tensor.
+        shift_biases: False adds each constant right after the pair instead, so that any reader gets the plain tensor.
 
     Returns:
         A new model; unchanged weights are shared with the given one.
@@ -148,10 +146,10 @@ def weight_scales(weight: np.ndarray, largest: int = INT8_MAX) -> np.ndarray:
 
     Args:
         weight: [K, N] of a matrix product or [N, K, ...] of a convolution, float.
-        largest: what the largest |w| of an output channel becomes: 127 for int8, 448 for fp8.
+        largest: the number that the largest |w| of an output channel becomes: 127 for int8, 448 for fp8.
 
     Returns:
-        [N] float32, amax / largest of each output channel; 1 for one that is all zero.
+        [N] float32, amax / largest of each output channel; 1 for an all-zero channel.
     """
     inputs = tuple(axis for axis in range(weight.ndim) if axis != channel_axis(weight.ndim))
     amax = np.maximum(weight.max(axis=inputs), -weight.min(axis=inputs)).astype(np.float32)
@@ -185,8 +183,8 @@ class _Writer:
         self._stores_weights = dialect.stores_quantized_weights
 
     def activation(self, x: ir.Value, amax: float, shift: Shift | None = None, *, back: bool = False) -> ir.Value:
-        """One pair after x, one scale; returns what the sites read instead. Of a shifted x what is left, or with the
-        constant put back."""
+        """One pair after x, with one scale; returns what the sites read instead of x. For a shifted x, that is the
+        difference, or x with the constant restored."""
         read, nodes = (x, []) if shift is None else subtract(self._graph, x, shift.offset)
         amax = amax if shift is None else shift.threshold
         # A tensor that is zero on all calibration images has no range of its own.
@@ -204,8 +202,8 @@ class _Writer:
         return result
 
     def weight(self, w: ir.Value, reader: ir.Node) -> ir.Value:
-        """A channel-wise pair on w, or its quantized values with DequantizeLinear; returns what the reader gets
-        instead."""
+        """A channel-wise pair on w, or its quantized values with DequantizeLinear; returns what the reader gets instead
+        of w."""
         tensor, number = w.const_value, self._number
         assert tensor is not None
         scales = self._scales(read_weight(tensor, functools.partial(weight_scales, largest=number.largest)))
@@ -222,7 +220,7 @@ class _Writer:
         return result
 
     def weight_sums(self, w: ir.Value) -> np.ndarray:
-        """What each output channel of a weight sums up to as it is quantized: [N] float32."""
+        """The sum of each output channel of the quantized weight: [N] float32."""
         tensor, number = w.const_value, self._number
         assert tensor is not None
 
@@ -240,7 +238,7 @@ class _Writer:
     def _pair(
         self, x: ir.Value, scales: np.ndarray, attributes: dict[str, int], read: ir.Value | None = None
     ) -> tuple[list[ir.Node], ir.Value]:
-        """The pair called after x, on what is read."""
+        """The pair named after x, on the given value."""
         parameters = self._scale_inputs(x, scales)
         quantize = ir.node(
             "QuantizeLinear", [x if read is None else read, *parameters], attributes, name=f"{x.name}/QuantizeLinear"

@@ -1,5 +1,5 @@
-"""What TensorRT computes from ranges of tensors, written out as Q/DQ pairs: onnxruntime checks it before any GPU is
-there."""
+"""What TensorRT computes from tensor ranges, written out as Q/DQ pairs, so that onnxruntime can check it without a
+GPU."""
 
 from collections.abc import Collection
 
@@ -8,14 +8,14 @@ import onnx_ir as ir
 from vit_convert.quantize.graph import linear_layers, linear_weight
 from vit_convert.quantize.placement import Site
 
-_ATTENTION, _ADD_NORM = "VitAttention", "VitAddNorm"  # what the lowering "fused" calls them
+_ATTENTION, _ADD_NORM = "VitAttention", "VitAddNorm"  # their names in the lowering "fused"
 
 
 def sites_with_ranges(model: ir.Model, ranged: Collection[str]) -> list[Site]:
     """The places where an engine of the lowering "fused" reads INT8.
 
-    Ranges of what lies between a convolution and the activation function behind it are none of them: TensorRT computes
-    that inside the convolution's kernel, in floating point.
+    Ranges between a convolution and the activation function after it do not count: TensorRT computes that inside the
+    convolution's kernel, in floating point.
 
     Args:
         model: in that lowering.

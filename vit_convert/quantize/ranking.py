@@ -1,4 +1,4 @@
-"""Ranks what could be quantized by what calibration knows of it, so that a plan needs no run of the model for each
+"""Ranks what could be quantized by the results of calibration, so that a plan does not need a run of the model for each
 layer."""
 
 import functools
@@ -14,7 +14,7 @@ from vit_convert.quantize.calibrate import Calibration, sample_products
 from vit_convert.quantize.qdq import FORMATS
 from vit_convert.quantize.sensitivity import Unit
 
-_IMAGES = 16  # of the calibration images, for what calibration did not measure
+_IMAGES = 16  # calibration images used for what calibration did not measure
 
 
 def unit_costs(
@@ -28,11 +28,11 @@ def unit_costs(
     batch_size: int = 8,
     progress: Progress | None = None,
 ) -> dict[str, float]:
-    """Says what quantizing each unit costs the products that read its tensors: the sum of their errors, see
+    """Computes what quantizing each unit costs the products that read its tensors: the sum of their errors, see
     `guard.product_errors`.
 
-    For int8 by the guarded method calibration measured them; otherwise one pass over some images does, for all tensors
-    at once.
+    For int8 with the guarded method, calibration has measured them; otherwise one pass over some images does so for all
+    tensors at once.
 
     Args:
         onnx_path: the fp32 graph.
@@ -41,7 +41,7 @@ def unit_costs(
         images: those of the calibration, uint8 [images, height, width, 3].
         normalize: as `calibrate` takes it.
         precision: int8 or fp8.
-        batch_size: most images a call.
+        batch_size: maximum number of images per call.
         progress: shows a bar.
 
     Returns:
@@ -60,7 +60,7 @@ def unit_costs(
 
 
 def _rounded(rows: np.ndarray, threshold: float, *, precision: str) -> np.ndarray:
-    """Rows in a format and back."""
+    """Rows rounded to a format and back."""
     number = FORMATS[precision]
     scale = np.float32(threshold) / np.float32(number.largest)
     return number.encode(rows / scale).astype(np.float32) * scale

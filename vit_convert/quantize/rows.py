@@ -1,18 +1,17 @@
-"""A few rows of an activation that stand for all of them: those with the largest values, and a fair sample of the
-others."""
+"""A few rows that represent an activation: those with the largest values, and a fair sample of the others."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
-TOP, REST = 32, 128  # rows kept of each kind; some hundred KiB a tensor
+TOP, REST = 32, 128  # rows kept of each kind; some hundred KiB per tensor
 
 
 class RowSample:
-    """Keeps the TOP rows of largest |x| and, of all others, the REST of smallest priority.
+    """Keeps the TOP rows with the largest |x| and, among the others, the REST with the smallest priorities.
 
-    Priorities are random numbers that go with the image and the row, so that neither the order of the images nor the
-    size of the batches changes what is kept, and any row outside the top is as likely as another.
+    Priorities are random numbers tied to the image and the row, so that neither the order of the images nor the batch
+    size changes what is kept, and all rows outside the top are equally likely.
 
     Attributes:
         count: rows seen.
@@ -21,7 +20,7 @@ class RowSample:
     def __init__(self, top: int = TOP, rest: int = REST):
         self.count = 0
         self._top, self._rest = top, rest
-        self._rows: np.ndarray | None = None  # the kept ones, those of the top first
+        self._rows: np.ndarray | None = None  # the rows kept, with the top ones first
         self._magnitude, self._priority = np.zeros(0, np.float32), np.zeros(0)
 
     def add(self, rows: np.ndarray, priority: np.ndarray) -> None:
@@ -33,7 +32,7 @@ class RowSample:
         """
         self.count += len(rows)
         magnitude = np.maximum(rows.max(axis=1), -rows.min(axis=1))
-        near = self._choose(magnitude, priority)  # what cannot be kept whatever is there already is not copied
+        near = self._choose(magnitude, priority)  # rows that cannot be kept in any case are not copied
         rows, magnitude, priority = rows[near], magnitude[near], priority[near]
         if self._rows is not None:
             rows = np.concatenate([self._rows, rows])
@@ -47,7 +46,7 @@ class RowSample:
         return np.concatenate([order[: self._top], others[np.argsort(priority[others], kind="stable")[: self._rest]]])
 
     def rows(self) -> tuple[np.ndarray, np.ndarray]:
-        """What is kept: float32 [kept, channels], and how many rows each stands for: float64 [kept]."""
+        """The rows kept, float32 [kept, channels], and how many rows each represents, float64 [kept]."""
         rows = self._rows if self._rows is not None else np.zeros((0, 1), np.float32)
         weights = np.ones(len(rows))
         if len(rows) > self._top:
@@ -59,7 +58,7 @@ def priorities(image_keys: Sequence[int], num_rows: int) -> np.ndarray:
     """The priorities of a batch's rows: float64 [rows], image after image.
 
     Args:
-        image_keys: a number for each image that goes with its pixels.
+        image_keys: for each image a number derived from its pixels.
         num_rows: of the batch, as many for each image.
     """
     each = num_rows // len(image_keys)

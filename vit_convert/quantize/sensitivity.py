@@ -1,9 +1,8 @@
-"""What each part of a model loses when only it is quantized, measured in one onnxruntime session and kept as it is
-measured.
+"""What a model loses when only one part of it is quantized, measured in one onnxruntime session and saved along the
+way.
 
-The session's graph holds a Q/DQ pair at every candidate and a switch behind each pair, so that any set of parts is
-quantized by one run,
-with the numbers that its own graph would give: what is not quantized is typed as the pipeline types it.
+The session's graph holds a Q/DQ pair at every candidate and a switch after each pair, so that one run can quantize any
+set of parts, with the same results as a graph of its own: what is not quantized is typed as in the pipeline.
 """
 
 import dataclasses
@@ -31,21 +30,22 @@ from vit_convert.quantize.graph import DEQUANTIZED, initializer
 from vit_convert.quantize.placement import Patterns, Site, place
 from vit_convert.quantize.qdq import quantize
 
-SCAN_IMAGES = 16  # that each unit alone is measured on: enough to rank them
-_WORST = 8  # images of each judgement that the next set is held against first
+SCAN_IMAGES = 16  # images on which each unit is measured alone: enough to rank them
+_WORST = 8  # images of each judgement on which the next set is tried first
 SWITCHES = "quantized"  # name of the switched graph's second input
-_GROUPS = {"query": "qkv", "key": "qkv", "value": "qkv"}  # TensorRT merges these three only in one precision
+# TensorRT merges these three only if they have the same precision
+_GROUPS = {"query": "qkv", "key": "qkv", "value": "qkv"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Unit:
-    """What is quantized or not, as a whole.
+    """Sites that are quantized together or not at all.
 
     Attributes:
         block: "block_03".
         kind: qkv, out, fc1, fc2 or attention (both products).
         sites: of the placement.
-        num_weights: how many weights are quantized with it.
+        num_weights: number of weights quantized with it.
     """
 
     block: str
@@ -64,8 +64,8 @@ def candidates(model: ir.Model, patterns: Patterns, *, attention: bool) -> list[
 
     Args:
         model: the fp32 graph.
-        patterns: of what may not be quantized, or of all that may.
-        attention: the attention products too.
+        patterns: of what must not be quantized, or of all that may be.
+        attention: include the attention products.
 
     Returns:
         The units, in graph order. A projection is listed with the tensor that it reads when its attention is not
@@ -89,17 +89,17 @@ def candidates(model: ir.Model, patterns: Patterns, *, attention: bool) -> list[
 def switched(
     model: ir.Model, calibration: Calibration, units: Sequence[Unit], *, target: str, precision: str
 ) -> ir.Model:
-    """Writes the graph whose second input says which units are quantized.
+    """Makes a graph whose second input selects the units to quantize.
 
     Args:
         model: the fp32 graph; left as it is.
         calibration: ranges for every unit's tensors.
         units: from `candidates`.
-        target: as `qdq.quantize` takes it.
+        target: as for `qdq.quantize`.
         precision: int8 or fp8.
 
     Returns:
-        The graph; each weight is there twice. Input `quantized`: bool [units].
+        The graph, which contains each weight twice. Input `quantized`: bool [units].
     """
     plain = {v.name: v for v in model.graph.initializers.values()}
     sites = [site for unit in units for site in unit.sites]
@@ -120,7 +120,7 @@ def switched(
             node = producers[site.node]
             for name in filter(None, (site.tensor, site.weight)):
                 dequantized = values[f"{name}{DEQUANTIZED}"]
-                if dequantized not in node.inputs:  # an attention's projection, which reads behind a reordering
+                if dequantized not in node.inputs:  # an attention's projection, which reads after a reordering
                     continue
                 if name not in values:
                     tensor = plain[name].const_value
@@ -147,23 +147,23 @@ class Sensitivity:
     """Measures sets of units, each once: results are kept in a file from one process to the next.
 
     Args:
-        path: `sensitivity.json`; a file of another graph, calibration, precision or set of images is begun again.
+        path: `sensitivity.json`; a file for another graph, calibration, precision or set of images is started anew.
         onnx_path: the fp32 graph.
         calibration: ranges for every unit's tensors.
         units: from `candidates`.
         images: uint8 [images, height, width, 3].
         labels: [images] class ids, or None.
         normalize: maps a batch of `images` to the graph's input.
-        target: as `qdq.quantize` takes it.
+        target: as for `qdq.quantize`.
         precision: int8 or fp8.
-        rest: what computes what is not quantized, "fp16" or "fp32".
-        lower: types the fp32 graph, with or without pairs, as `rest` says.
-        source: what the images are, for people.
-        batch_size: images a run.
-        scan_images: most images for `measure`; `judge` takes all.
-        depends_on: what else the results depend on, as JSON has it.
-        known: another such file, which is read, and left as it is, where `path` does not hold what fits.
-        progress: where the bar goes.
+        rest: precision of what is not quantized, "fp16" or "fp32".
+        lower: types the fp32 graph, with or without pairs, for `rest`.
+        source: of the images, for people.
+        batch_size: images per run.
+        scan_images: maximum number of images for `measure`; `judge` uses all.
+        depends_on: what else the results depend on, as plain JSON values.
+        known: another such file, which is only read, if `path` does not hold fitting results.
+        progress: shows the bar.
     """
 
     def __init__(
@@ -194,7 +194,7 @@ class Sensitivity:
         self._target, self._precision, self._batch_size = target, precision, batch_size
         self._progress = progress or Progress(quiet=True)
         self._session: Any = None
-        self._worst = np.zeros(0, np.int64)  # numbers of images
+        self._worst = np.zeros(0, np.int64)  # indices of images
         self._fp32: np.ndarray | None = None
         key = {
             **calibration.keys,
@@ -226,10 +226,10 @@ class Sensitivity:
         self._known, self._judged = _by_set(self.record.measured), _by_set(self.record.judged)
 
     def measure(self, names: Collection[str]) -> Measured:
-        """Measures a set of units on some of the images, or remembers what was measured: what sets are ranked by.
+        """Measures a set of units on some of the images, unless that was done already; used to rank sets.
 
         Args:
-            names: of units; none stand for the fp32 graph.
+            names: of units; empty for the fp32 graph.
 
         Returns:
             The Measured.
@@ -244,7 +244,7 @@ class Sensitivity:
         return self._known[wanted]
 
     def judge(self, names: Collection[str]) -> Measured:
-        """The same on all images: what a budget is held against."""
+        """The same on all images; used to judge a budget."""
         wanted = frozenset(names)
         if self.record.scan_images == len(self._images):
             return self.measure(wanted)
@@ -258,14 +258,14 @@ class Sensitivity:
         write_json(self._path, record.to_dict())
 
     def glimpse(self, names: Collection[str]) -> Measured:
-        """The same on the images that `judge` found to lose most so far, and not kept: a set that misses there need not
+        """The same on the images that lost most in `judge` so far, without saving it: a set that misses there need not
         be judged."""
         if not len(self._worst):
             return self.measure(names)
         return self._run(frozenset(names), self._worst)
 
     def alone(self) -> dict[str, Measured]:
-        """What was measured of single units so far, by their names."""
+        """The results for single units so far, by their names."""
         return {
             unit.name: self._known[frozenset([unit.name])]
             for unit in self.units
@@ -273,8 +273,8 @@ class Sensitivity:
         }
 
     def scan(self) -> list[Measured]:
-        """Measures nothing quantized, each unit, each block as a whole, and everything; in this order, blocks of one
-        unit once."""
+        """Measures the graph with nothing quantized, each unit, each block as a whole, and everything, in this order; a
+        block of one unit is measured once."""
         by_block: dict[str, list[str]] = {}
         for unit in self.units:
             by_block.setdefault(unit.block, []).append(unit.name)
@@ -344,7 +344,7 @@ def _by_set(rows: Sequence[Measured]) -> dict[frozenset[str], Measured]:
 
 
 def _saved(path: str | os.PathLike[str]) -> SensitivityRecord | None:
-    """What an earlier process measured; None without a file in this version's form."""
+    """What an earlier process measured; None if there is no file in this version's form."""
     try:
         return SensitivityRecord.from_dict(read_json(path) or {})
     except RecordError:

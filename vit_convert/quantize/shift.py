@@ -1,11 +1,11 @@
-"""Zero points for symmetric INT8: half of a one-sided tensor's steps stand for values that it never takes, so its
-middle is taken off.
+"""Zero points for symmetric INT8: half of a one-sided tensor's steps represent values that it never takes, so its
+middle is subtracted.
 
-GELU gives nothing below -0.17 and a few large values above; in symmetric INT8, the only one that TensorRT multiplies
-fast, 120 of its 127 negative steps are never used. The constant c in the middle of the range is subtracted before the
-tensor is quantized and comes back with the bias of the linears that read it: x W + b = (x - c) W + (b + c · the sum of
-W's rows). Steps become up to half as large, and the error a quarter. Exact, with the sums of the weights as they are
-quantized.
+GELU never returns less than -0.17, but has a few large positive values; in symmetric INT8, the only kind that TensorRT
+multiplies fast, 120 of its 127 negative steps are never used. The constant c in the middle of the range is subtracted
+before the tensor is quantized, and restored by the bias of the linears that read it: x W + b = (x - c) W + (b + c · the
+sum of W's rows). Steps become up to half as large, and the squared error a quarter. This is exact if the sums are of
+the quantized weights.
 
 Source: the zero point of asymmetric quantization, Jacob et al., arXiv:1712.05877, moved into the graph; shifts moved
 into the next layer's bias: Wei et al., "Outlier Suppression+", arXiv:2304.09145.
@@ -20,19 +20,19 @@ from vit_convert.quantize.graph import derived, initializer
 from vit_convert.quantize.guard import is_product
 from vit_convert.quantize.placement import Site
 
-SHIFTED = "/shifted"  # what the name of a tensor less its constant ends in
+SHIFTED = "/shifted"  # suffix of the name of a tensor minus its constant
 
 
 def shiftable(model: ir.Model, sites: Sequence[Site]) -> tuple[set[str], set[str]]:
-    """Finds the tensors whose quantized readers are all products with a weight, so that their bias can take a constant
-    back.
+    """Finds the tensors whose quantized readers are all products with a weight, so that the readers' biases can restore
+    a constant.
 
     Args:
         model: the fp32 graph.
         sites: what may be quantized.
 
     Returns:
-        Those where the constant comes off the bias of what makes them, and costs nothing; and those where it takes a
+        Those where the constant is subtracted from their producer's bias, for free; and those where it needs a
         subtraction.
     """
     values = {v.name: v for node in model.graph for v in node.outputs}
@@ -50,14 +50,14 @@ def shiftable(model: ir.Model, sites: Sequence[Site]) -> tuple[set[str], set[str
 
 
 def _takes_it_back(node: ir.Node | None, tensor: str) -> bool:
-    """Whether a node multiplies the tensor itself by a weight and adds to nothing but the product."""
+    """Whether a node multiplies the tensor itself by a weight, with a bias added only to the product."""
     if node is None or node.inputs[0] is None or node.inputs[0].name != tensor or not is_product(node):
         return False
     return all(node.attributes[key].as_float() == 1 for key in ("alpha", "beta") if key in node.attributes)
 
 
 def _is_free(x: ir.Value, readers: set[str]) -> bool:
-    """Whether the constant can come off a bias: only these nodes read the tensor."""
+    """Whether a bias can absorb the constant, because only these nodes read the tensor."""
     return (
         _bias_of(x.producer()) is not None
         and not x.is_graph_output()
@@ -66,7 +66,7 @@ def _is_free(x: ir.Value, readers: set[str]) -> bool:
 
 
 def subtract(graph: ir.Graph, x: ir.Value, offset: float) -> tuple[ir.Value, list[ir.Node]]:
-    """x less a constant, and the node that makes it; to be put behind x."""
+    """x minus a constant, and the node that computes it, which belongs after x."""
     constant = initializer(graph, ir.tensor(np.array(offset, np.float32), name=f"{x.name}{SHIFTED}/offset"))
     node = ir.node("Sub", [x, constant], name=f"{x.name}{SHIFTED}")
     result = node.outputs[0]
@@ -75,16 +75,16 @@ def subtract(graph: ir.Graph, x: ir.Value, offset: float) -> tuple[ir.Value, lis
 
 
 def add_back(graph: ir.Graph, x: ir.Value, shifted: ir.Value, name: str) -> tuple[ir.Value, ir.Node]:
-    """The constant of x put back onto what was quantized of it, under a name, and the node: where no bias may
-    change."""
+    """Adds the constant of x back after quantization, under a name, if no bias may change; returns the value and the
+    node."""
     node = ir.node("Add", [shifted, graph.initializers[f"{x.name}{SHIFTED}/offset"]], name=name)
     node.outputs[0].name, node.outputs[0].dtype, node.outputs[0].shape = name, ir.DataType.FLOAT, x.shape
     return node.outputs[0], node
 
 
 def fold_into_producers(graph: ir.Graph, tensors: Collection[str]) -> None:
-    """Takes the constants of tensors off the bias of what makes them, where nobody else reads these: no subtraction is
-    left."""
+    """Subtracts the constants of tensors from their producers' biases if there are no other readers, so that no
+    subtraction remains."""
     values = {v.name: v for node in graph for v in node.outputs}
     for name in tensors:
         sub, x = values[f"{name}{SHIFTED}"].producer(), values[name]
@@ -97,7 +97,7 @@ def fold_into_producers(graph: ir.Graph, tensors: Collection[str]) -> None:
 
 
 def _bias_of(node: ir.Node | None) -> ir.Value | None:
-    """What is added to each channel of a LayerNorm's or linear's output, if only this node reads it."""
+    """The bias of a LayerNorm or linear, if only this node reads it."""
     if node is None:
         return None
     inputs = node.inputs[2:3] if node.op_type == "LayerNormalization" else node.inputs if node.op_type == "Add" else []
@@ -110,7 +110,7 @@ def _bias_of(node: ir.Node | None) -> ir.Value | None:
 
 
 def add_to_bias(graph: ir.Graph, node: ir.Node, extra: np.ndarray) -> None:
-    """Adds to what a linear adds to its product.
+    """Adds to a linear's bias.
 
     Args:
         graph: of the node.
@@ -133,7 +133,7 @@ def add_to_bias(graph: ir.Graph, node: ir.Node, extra: np.ndarray) -> None:
             value.const_value = _plus(value, extra)  # type: ignore[union-attr, arg-type]
             return
     output = node.outputs[0]
-    along = extra.reshape(-1, 1, 1) if node.op_type == "Conv" else extra  # of two axes, see is_product
+    along = extra.reshape(-1, 1, 1) if node.op_type == "Conv" else extra  # has two axes, see is_product
     constant = initializer(graph, ir.tensor(along, name=f"{output.name}{SHIFTED}/bias"))
     readers = tuple(output.uses())
     name, output.name = output.name, f"{output.name}{SHIFTED}"

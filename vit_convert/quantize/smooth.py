@@ -1,10 +1,10 @@
-"""SmoothQuant: moves the scale of outlier channels from a LayerNorm's output into the weights that read it, where int8
-can bear it.
+"""SmoothQuant: moves the scale of outlier channels from a LayerNorm's output into the weights that read it, which int8
+tolerates better.
 
-Activations have one scale per tensor, weights one per column, so a few large channels of a LayerNorm's output leave all
-others a few of the 255 steps. Dividing each channel by s and multiplying the weights' rows by s changes nothing in fp32
-and evens the channels out. Linears that do not read a LayerNorm (the attention's projection, fc2) are left alone: a
-nonlinearity or a product of activations stands before them.
+Activations have one scale per tensor, weights one per column, so a few large channels of a LayerNorm's output leave
+only a few of the 255 steps to all others. Dividing each channel by s and multiplying the weights' rows by s changes
+nothing in fp32, but evens out the channels. Linears that do not read a LayerNorm (the attention's projection, fc2) are
+left alone: they follow a nonlinearity or a product of activations.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from vit_convert.quantize.graph import derived, initializer, linear_weight, read
 from vit_convert.quantize.placement import Site
 from vit_convert.quantize.qdq import channel_axis
 
-# what the lowering "fused" calls a LayerNorm: its scale and bias are the last inputs
+# a LayerNorm in the lowering "fused": its scale and bias are the last inputs
 _KERNELS = ("VitAddNorm", "VitNorm")
 
 
@@ -28,7 +28,7 @@ class Norm:
 
     Attributes:
         tensor: name of its output.
-        parameters: (node, index of its input) of the scale and, where there is one, the bias.
+        parameters: (node, index of its input) of the scale and, if there is one, the bias.
         readers: the MatMuls and convolutions.
     """
 
@@ -42,9 +42,9 @@ class Smoothed:
     """A smoothed graph.
 
     Attributes:
-        model: computes what the given one does; its weights are computed while it is saved.
-        factors: for each LayerNorm's output, what its channels were divided by: [channels] float32.
-        declined: for each LayerNorm's output that was left as it is, why.
+        model: equivalent to the given one; its weights are computed while it is saved.
+        factors: for each LayerNorm's output, the divisors of its channels: [channels] float32.
+        declined: for each LayerNorm's output that was left unchanged, why.
     """
 
     model: ir.Model
@@ -87,7 +87,7 @@ def smooth(
         model: the fp32 graph; left as it is.
         sites: what will be quantized.
         amax: largest |x| of each channel for the outputs of `find_norms`' norms: [channels] (`ranges.largest`).
-        strength: how much of the difficulty moves to the weights, 0 < strength < 1; α in the paper.
+        strength: share of the difficulty that moves to the weights, 0 < strength < 1; α in the paper.
 
     Returns:
         The Smoothed.
@@ -132,14 +132,15 @@ def _input_axis(rank: int) -> int:
 
 
 def _source(value: ir.Value) -> ir.Value:
-    """What a linear reads: the value itself, or the one that it is another shape or a choice of tokens of."""
+    """What a linear reads: the value itself, or the one from which it is made by reshaping or selecting tokens."""
     while (node := value.producer()) is not None and _keeps_channels(node) and node.inputs[0] is not None:
         value = node.inputs[0]
     return value
 
 
 def _keeps_channels(node: ir.Node) -> bool:
-    """Whether a node chooses tokens, or puts them beside the batch or back, and leaves their channels as they are."""
+    """Whether a node selects tokens, or merges them with the batch or splits them again, and leaves channels
+    unchanged."""
     if node.op_type == "Gather":
         return node.attributes["axis"].as_int() == 1
     before, after = node.inputs[0] if node.op_type == "Reshape" else None, node.outputs[0]
@@ -151,7 +152,7 @@ def _keeps_channels(node: ir.Node) -> bool:
 
 
 def _readers(value: ir.Value) -> tuple[ir.Node, ...] | str:
-    """The linears that multiply a value by a weight, or who else reads it."""
+    """The linears that multiply a value by a weight; or, if it has other readers, one of these."""
     if value.is_graph_output():
         return "it is an output of the graph"
     found: list[ir.Node] = []
@@ -173,7 +174,7 @@ def _groups(convolution: ir.Node) -> int:
 
 
 def _parameters(value: ir.Value) -> tuple[tuple[ir.Node, int], ...] | None:
-    """Where scale and bias of the LayerNorm that makes a value stand; None where it is none."""
+    """Where the scale and bias of the LayerNorm that makes a value are; None if no LayerNorm makes it."""
     node = value.producer()
     if node is None:
         return None
@@ -214,7 +215,7 @@ def _read(node: ir.Node, index: int, compute: Callable[[np.ndarray], np.ndarray]
 
 
 def _rescale(graph: ir.Graph, node: ir.Node, index: int, compute: Callable[[np.ndarray], np.ndarray]) -> None:
-    """Gives a node its weight again; other readers of the same weight keep it."""
+    """Gives a node a rescaled weight; other readers of the same weight keep the original."""
     value = node.inputs[index]
     assert value is not None and value.const_value is not None
     if len(value.uses()) == 1:

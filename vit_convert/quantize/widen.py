@@ -1,8 +1,7 @@
-"""A bf16 graph as one that onnxruntime's CPU can run: the same roundings, on float32.
+"""A bf16 graph in a form that onnxruntime can run on a CPU: the same roundings, in float32.
 
 onnxruntime has no bf16 arithmetic on CPUs (microsoft/onnxruntime#28768), only casts. Here every result that is bf16 in
-the graph is
-computed in float32 and rounded to bf16 at once, which is what a GPU does: its bf16 products are summed in float32.
+the graph is computed in float32 and immediately rounded to bf16, as on a GPU, which sums bf16 products in float32.
 """
 
 import numpy as np
@@ -16,14 +15,14 @@ _NOT_ROUNDED = frozenset(
 
 
 def widen(model: ir.Model) -> ir.Model:
-    """Replaces bf16 by float32 values that are rounded to it.
+    """Replaces bf16 by float32 values that are rounded to bf16.
 
     Args:
-        model: a graph typed bf16 in part, its inputs and outputs not; left as it is.
+        model: a graph partly typed bf16, but not its inputs and outputs; left as it is.
 
     Returns:
-        The same graph with float32 in bf16's place; rounded values keep their names, weights are widened while it is
-        saved.
+        The same graph with float32 in place of bf16; rounded values keep their names, and weights are widened while it
+        is saved.
     """
     model = model.clone()
     graph = model.graph
@@ -36,7 +35,7 @@ def widen(model: ir.Model) -> ir.Model:
             if value.dtype != ir.DataType.BFLOAT16:
                 continue
             value.type = ir.TensorType(ir.DataType.FLOAT)
-            if node.op_type in _NOT_ROUNDED:  # it moves what is rounded already
+            if node.op_type in _NOT_ROUNDED:  # it only moves values that are rounded already
                 continue
             _round(graph, node, value)
         if node.op_type == "Cast" and node.attributes["to"].as_int() == ir.DataType.BFLOAT16:
@@ -45,7 +44,7 @@ def widen(model: ir.Model) -> ir.Model:
 
 
 def _round(graph: ir.Graph, node: ir.Node, value: ir.Value) -> None:
-    """Puts a cast to bf16 and one back between a value and its readers; the last one takes over its name."""
+    """Inserts a cast to bf16 and one back between a value and its readers; the second takes over its name."""
     readers = list(value.uses())
     name, value.name = value.name, f"{value.name}/unrounded"
     narrow = ir.node("Cast", [value], {"to": ir.DataType.BFLOAT16}, name=f"{name}/narrow")
