@@ -52,14 +52,14 @@ flags.DEFINE_list(
     "for", [], "inspect: TensorRT generations, of trt8, trt10, trt11, rtx; empty: the bundle's own, all for a file.",
     flag_values=_FLAGS,
 )  # fmt: skip
-flags.DEFINE_list("plan", [], "verify, without a bundle: engines of foreign origin.", flag_values=_FLAGS)
-flags.DEFINE_string("onnx", "", "verify --plan: the graph that they were built from.", flag_values=_FLAGS)
-flags.DEFINE_bool("force", False, "build, tune: also what is there already.", flag_values=_FLAGS)
+flags.DEFINE_list("plan", [], "verify, without a bundle: engines that were built elsewhere.", flag_values=_FLAGS)
+flags.DEFINE_string("onnx", "", "verify --plan: the graph that the engines were built from.", flag_values=_FLAGS)
+flags.DEFINE_bool("force", False, "build, tune: also redo what is there already.", flag_values=_FLAGS)
 flags.DEFINE_list(
     "batches", [], "benchmark, tune: images per run; empty: benchmark.batches of the config.", flag_values=_FLAGS
 )
 flags.DEFINE_list(
-    "streams", [], "benchmark: streams at once; empty: benchmark.streams of the config.", flag_values=_FLAGS
+    "streams", [], "benchmark: concurrent streams; empty: benchmark.streams of the config.", flag_values=_FLAGS
 )
 flags.DEFINE_float(
     "duration",
@@ -74,13 +74,16 @@ flags.DEFINE_enum(
 flags.DEFINE_bool(
     "ceilings",
     False,
-    "benchmark: also a large product and a copy, for the roofline in report.html.",
+    "benchmark: also time a large product and a copy, for the roofline in report.html.",
     flag_values=_FLAGS,
 )
 flags.DEFINE_bool(
-    "end_to_end", True, "benchmark: also with images from the host and results back to it.", flag_values=_FLAGS
+    "end_to_end",
+    True,
+    "benchmark: also measure with images copied from the host and results copied back.",
+    flag_values=_FLAGS,
 )
-flags.DEFINE_bool("quiet", False, "Print nothing but results and errors.", flag_values=_FLAGS)
+flags.DEFINE_bool("quiet", False, "Print only results and errors.", flag_values=_FLAGS)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -126,7 +129,7 @@ def _run(argv: Sequence[str]) -> int:
 
 
 def _run_pair(root: Bundle, names: Sequence[str], overrides: list[str], argv: Sequence[str], line: str) -> int:
-    """Works on both towers, one after the other, and where they are verified also on what they are together."""
+    """Works on both towers in turn; if they are verified, also verifies them as a pair."""
     from vit_convert.engine.pair_bundle import open_pair, pair_table, verify_pair
 
     root.require_writable()
@@ -143,7 +146,7 @@ def _run_pair(root: Bundle, names: Sequence[str], overrides: list[str], argv: Se
                 remove_temporaries(bundle)
                 try:
                     _work(bundle, names, words[tower], argv, line)
-                except CheckError as e:  # says nothing of the other tower
+                except CheckError as e:  # says nothing about the other tower
                     missed = missed or e
         if missed is None and "verify" in names:
             asked = {precision for found in configs_of.values() for precision in _precisions(found)}
@@ -163,7 +166,7 @@ def _run_pair(root: Bundle, names: Sequence[str], overrides: list[str], argv: Se
 
 
 def words_of_tower(words: Sequence[str], tower: str) -> list[str]:
-    """The overrides that one tower of a pair gets: the common ones, and behind them its own, under the common names.
+    """The overrides for one tower of a pair: the common ones, followed by its own under the common names.
 
     Args:
         words: "--config.key=value", from `parse`.
@@ -190,7 +193,7 @@ def _work(bundle: Bundle, names: Sequence[str], overrides: list[str], argv: Sequ
         for name in names:
             try:
                 COMMANDS[name](host)
-            except CheckError as e:  # what was proved to be wrong is measured beside the others, and not recommended
+            except CheckError as e:  # an engine that failed verification is still measured, but not recommended
                 missed = e
     finally:
         write_at_end(bundle, progress)
@@ -290,7 +293,7 @@ def build(host: EngineHost) -> None:
 
 
 def verify(host: EngineHost) -> None:
-    """Verifies the engines; a miss is in the report before it sets the exit code."""
+    """Verifies the engines; a miss is written to the report before it sets the exit code."""
     from vit_convert.engine.commands import add_to_report, verify_bundle
 
     missed: CheckError | None = None
@@ -350,7 +353,7 @@ def benchmark(host: EngineHost) -> None:
 
 
 def tune(host: EngineHost) -> None:
-    """Times lowerings x profiles and says how to get the fastest verified engine for each batch."""
+    """Times lowerings × profiles and says how to get the fastest verified engine for each batch."""
     from vit_convert.engine.commands import add_to_report
     from vit_convert.engine.tune.tune import tune_bundle
     from vit_convert.engine.tune.winners import tune_table, tuned_engines
@@ -360,7 +363,7 @@ def tune(host: EngineHost) -> None:
     print(tune_table(result))
 
 
-INSPECT = "inspect"  # takes a file too, and needs no TensorRT
+INSPECT = "inspect"  # also takes a file, and needs no TensorRT
 COMMANDS: dict[str, Callable[..., None]] = {"build": build, "verify": verify, "benchmark": benchmark, "tune": tune}
 
 

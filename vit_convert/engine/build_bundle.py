@@ -1,5 +1,5 @@
-"""Builds the engines of a bundle: which graph, profiles and options each precision gets, on an export host or a GPU
-host."""
+"""Builds the engines of a bundle, on an export host or a GPU host: selects graph, profiles and options for each
+precision."""
 
 import dataclasses
 import pathlib
@@ -37,14 +37,14 @@ def graph_for(
     Where a builder flag sets the precision (TensorRT 8), it is the fp32 graph, or for fp16 the chosen lowering of it.
     """
     if precision == "int8" and int8_lowering:
-        return bundle.lowering(f"{int8_lowering}.int8")  # which calibration wrote
+        return bundle.lowering(f"{int8_lowering}.int8")  # written by calibration
     if dialect.builds_from_lowerings(precision):
         return bundle.lowering(lowering) if lowering else bundle.onnx()
     return bundle.onnx("fp32" if calibrator else precision)
 
 
 def request_for(host: EngineHost, precision: str) -> BuildRequest:
-    """What to build for one precision, but for a calibrator.
+    """What to build for one precision, apart from a calibrator.
 
     Args:
         host: whose bundle holds the graphs.
@@ -100,20 +100,20 @@ def _asks_for_calibrator(config: ml_collections.ConfigDict, precision: str) -> b
 
 
 def build_bundle(host: EngineHost, *, precisions: Sequence[str], force: bool = False) -> list[EngineSummary]:
-    """Builds one engine per precision, except those that are there already, built from the same graph by the same
-    request.
+    """Builds one engine per precision, except those already built from the same graph by the same request.
 
     Args:
         host: whose bundle holds the graphs, and gets the engines.
         precisions: what to build, in order.
-        force: build those that are there, too.
+        force: rebuild existing engines, too.
 
     Returns:
         A summary of each engine, in the same order.
 
     Raises:
         BuildError: a graph does not parse, a precision would not be honoured, or TensorRT fails.
-        CalibrationError: TensorRT's calibrator is asked for, and its images are missing or its cache is another's.
+        CalibrationError: TensorRT's calibrator is asked for, but its images are missing or its cache belongs to
+            something else.
     """
     return [_engine(host, precision, force=force) for precision in precisions]
 
@@ -128,7 +128,7 @@ def _engine(host: EngineHost, precision: str, *, force: bool) -> EngineSummary:
         request = dataclasses.replace(request, calibrator=bundle_calibrator(host, request))
     plan = host.plan(precision)
     known = None if force else _fitting(host.backend, plan)
-    advised = host.config.engine.lowering == configs.AUTO and not request.ranges  # those were asked for by name
+    advised = host.config.engine.lowering == configs.AUTO and not request.ranges  # the user asked for these by name
     if advised and pathlib.Path(request.onnx_path).parent == host.bundle.lowerings:
         found = _build_advised(host, request, plan, known)
     else:
@@ -137,7 +137,7 @@ def _engine(host: EngineHost, precision: str, *, force: bool) -> EngineSummary:
 
 
 def _require_buildable(host: EngineHost, precision: str) -> None:
-    """Refuses a precision that is a builder flag in these graphs, and a type of the graph here."""
+    """Refuses a precision for which these graphs need a builder flag, but this TensorRT a typed graph."""
     backend, facts = host.backend, host.facts
     calibrator = _asks_for_calibrator(host.config, precision)
     by_flags = not backend.strongly_typed or (calibrator and backend.has_calibrator)
@@ -151,24 +151,24 @@ def _require_buildable(host: EngineHost, precision: str) -> None:
 
 
 def _fitting(backend: Backend, plan: pathlib.Path) -> Sidecar | None:
-    """The sidecar of an engine that is there and that this host would build the same, if asked to; None without one."""
+    """The sidecar of an existing engine that this host would build in the same way; None if there is none."""
     try:
         sidecar = check_sidecar(plan, backend)
     except BuildError:
         return None
     if backend.gpu is not None and backend.name != "rtx" and (sidecar.gpu or {}).get("name") != backend.gpu.name:
-        return None  # it runs here too, but its kernels were chosen on another GPU
+        return None  # it also runs here, but its kernels were chosen on another GPU
     return sidecar
 
 
 def _summary(known: Sidecar | None, request: BuildRequest) -> EngineSummary | None:
-    """The summary of a known engine, if it was built by this request."""
+    """The summary of an existing engine, if it was built by this request."""
     same = known is not None and Asked.part_of(known).to_dict() == request.asked.to_dict()
     return known.summary if known is not None and same else None
 
 
 def _build(host: EngineHost, request: BuildRequest, plan: pathlib.Path, known: Sidecar | None) -> EngineSummary:
-    """Builds an engine unless it is known."""
+    """Builds an engine unless it exists."""
     found = _summary(known, request)
     if found is None:
         return build_engine(host.backend, request, plan, progress=host.progress)
@@ -181,7 +181,7 @@ def _build_advised(host: EngineHost, request: BuildRequest, plan: pathlib.Path, 
     """Builds an engine from the lowering that engine.lowering=auto chose, or from model.onnx if that does not build
     here.
 
-    The sidecar records what did not build, and why: finding it out may have taken minutes.
+    The sidecar records what could not be built, and why: finding that out may have taken minutes.
     """
     model, advised = host.bundle.onnx(), request.asked.onnx
     plain, kept = dataclasses.replace(request, onnx_path=model), known.instead_of if known else None

@@ -1,4 +1,4 @@
-"""The engines of a bundle: which one runs here, what was proved of it, and which one to use."""
+"""The engines of a bundle: which one runs here, what was proved about it, and which one to use."""
 
 import dataclasses
 import os
@@ -21,10 +21,10 @@ from vit_convert.engine.runtime.engine import Engine
 
 
 def find_plan(backend: Backend, bundle: Bundle, precision: str) -> pathlib.Path:
-    """Looks for an engine: the one built here, or else one from another host that also runs here.
+    """Finds an engine: the one built here, or else one from another host that also runs here.
 
     Args:
-        backend: the TensorRT that is to load it.
+        backend: the TensorRT to load it with.
         bundle: holds the engines.
         precision: of the engine.
 
@@ -47,11 +47,11 @@ def open_engine(backend: Backend, bundle: Bundle, plan: pathlib.Path) -> Engine:
 
     Args:
         backend: the TensorRT that runs it.
-        bundle: holds it and, perhaps, the graph that its sidecar names.
+        bundle: holds it and, perhaps, the graph named in its sidecar.
         plan: the engine.
 
     Raises:
-        BuildError: it does not belong here, or was built from another graph than this conversion's.
+        BuildError: it does not belong here, or was not built from this conversion's graph.
     """
     require_conversion(bundle, plan)
     return Engine(backend, plan, onnx_path=built_from(bundle, plan))
@@ -81,15 +81,14 @@ def built_from(bundle: Bundle, plan: pathlib.Path) -> pathlib.Path | None:
 
 
 def require_model(bundle: Bundle, plan: pathlib.Path) -> None:
-    """Refuses an engine that was not derived from the bundle's current model.onnx, which may have to replace it at run
-    time.
+    """Refuses an engine that was not derived from the bundle's current model.onnx, which is its fallback at run time.
 
     Raises:
         BuildError: see above.
     """
     sidecar = read_sidecar(plan)
     model = sidecar.model if sidecar else None
-    if built_from(bundle, plan) == bundle.onnx():  # `open_engine` compares that, and to read it once takes seconds
+    if built_from(bundle, plan) == bundle.onnx():  # `open_engine` compares that, and reading it even once takes seconds
         return
     if model is not None and bundle.onnx().is_file() and model != hash_graph(bundle.onnx()):
         raise BuildError(
@@ -99,7 +98,7 @@ def require_model(bundle: Bundle, plan: pathlib.Path) -> None:
 
 
 def keep_proof(plan: pathlib.Path, found: EngineCheck, judge: str) -> None:
-    """Writes what verification found into the engine's sidecar, which is replaced together with the engine.
+    """Writes the result of verification into the engine's sidecar, which is replaced together with the engine.
 
     Args:
         plan: the engine.
@@ -113,7 +112,7 @@ def keep_proof(plan: pathlib.Path, found: EngineCheck, judge: str) -> None:
 
 
 def proof_of(plan: pathlib.Path, judge: str) -> Proof | None:
-    """What `keep_proof` wrote for this engine; None if it was not verified, or was judged by something else.
+    """What `keep_proof` wrote for this engine; None if it was not verified, or against something else.
 
     Args:
         plan: the engine.

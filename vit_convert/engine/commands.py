@@ -39,7 +39,7 @@ def verify_bundle(host: EngineHost, *, precisions: Sequence[str]) -> Verificatio
         precisions: which engines.
 
     Returns:
-        What was found of each.
+        The result for each.
 
     Raises:
         CheckError: a tolerance is missed; its `result` holds the above.
@@ -80,8 +80,8 @@ def benchmark_bundle(
         precisions: which engines.
         warmup_seconds: run before each measurement.
         cuda_graphs: with CUDA graphs, without, or both.
-        end_to_end: also measure with images that come from the host.
-        ceilings: also measure what the GPU can do at most; else its data sheet tells.
+        end_to_end: also measure with images copied from the host.
+        ceilings: also measure the GPU's limits; otherwise its data sheet is used.
 
     Returns:
         What `benchmark.json` holds.
@@ -142,7 +142,7 @@ def benchmark_bundle(
 
 
 def end_to_end_shares(rows: Sequence[BenchmarkRow]) -> list[TransferShare]:
-    """How much of the device-resident throughput is left when images come from the host and results go back.
+    """How much of the device-resident throughput remains when images are copied from the host and results back.
 
     Args:
         rows: of the benchmark.
@@ -167,7 +167,7 @@ def end_to_end_shares(rows: Sequence[BenchmarkRow]) -> list[TransferShare]:
 
 
 def environment(backend: Backend | None) -> Environment:
-    """The hardware, software and date to record with a measurement, with TensorRT or without."""
+    """The hardware, software and date to record with a measurement, with or without TensorRT."""
     gpu = (backend.gpu if backend else None) or cuda.gpu()
     return Environment(
         gpu=gpu.name if gpu else "",
@@ -193,7 +193,7 @@ def add_to_report(
     benchmark: BenchmarkResult | None = None,
     tuning: Sequence[TunedEngine] = (),
 ) -> None:
-    """Merges what was found on a GPU host into the bundle's report.json.
+    """Merges the results from a GPU host into the bundle's report.json.
 
     Args:
         host: whose bundle holds the report; a new one is begun if it is missing.

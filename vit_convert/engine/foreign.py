@@ -1,5 +1,5 @@
-"""Engines of foreign origin, of which nothing is known but the plan: checked by themselves, against each other, and
-against their graph."""
+"""Engines built elsewhere, of which only the plan is known: checked by themselves, against each other, and against
+their graph."""
 
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -27,13 +27,13 @@ _NOTHING = {"resize": "bilinear", "antialias": False, "resize_short": 0, "mean":
 def verify_foreign(
     backend: Backend, plans: Sequence[str], onnx_path: str, precision: str, config: ml_collections.ConfigDict
 ) -> None:
-    """Checks plans that no conversion of ours made, and prints what was found.
+    """Checks plans that were not built by our conversions, and prints the results.
 
     Args:
         backend: the TensorRT that loads them.
         plans: their files; those after the first are compared with it.
         onnx_path: the graph that they were built from, or ""; it runs under onnxruntime.
-        precision: that they compute in, which chooses the tolerance.
+        precision: of the engines, which selects the tolerance.
         config: `check` holds the tolerances.
 
     Raises:
@@ -69,7 +69,7 @@ def verify_foreign(
 
 
 def _signature(engine: Engine) -> Signature:
-    """What an engine says of itself: an input of four sides with three channels is taken for images."""
+    """The signature read from an engine: a 4-D input with three channels is taken for images."""
     optimal = {engine.leading.name: engine.ranges[-1].optimal}
     inputs = []
     for spec in engine.inputs:
@@ -108,5 +108,5 @@ def _tell(found: Sequence[tuple[str, Finding]], tolerance: str) -> None:
     print(text_table(("engine", "agrees with", "output", "max abs", "cosine", ""), rows))
     if wrong := [(path, row) for path, row in found if not row.passed]:
         path, row = wrong[0]
-        fix = "Build it again; if it misses still, keep more layers in fp32."
+        fix = "Build it again; if it still misses, keep more layers in fp32."
         raise CheckError(f"{path}: {row}; needed {tolerance}", fix=fix)

@@ -1,4 +1,4 @@
-"""What the export side found out about a model, read from its bundle: enough to build and to judge engines on a host
+"""What the export side found out about a model, read from its bundle: enough to build and judge engines on a host
 without JAX."""
 
 import dataclasses
@@ -25,18 +25,18 @@ from vit_convert.core.text_length import Sizes
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """What is known of a bundle's model.
+    """What is known about a bundle's model.
 
     Attributes:
         image_size: (height, width) in pixels, or the range that a dynamic graph takes, of texts too; () where it takes
             no images, and texts of one length.
-        signature: what its graphs take and give, and how that is judged.
+        signature: inputs and outputs of its graphs, and how outputs are judged.
         preprocess: the preprocessing record.
-        dialect: that the graphs are written in.
+        dialect: of the graphs.
         lowering: the graph that `engine.lowering=auto` builds fp16 engines from; "" for model.onnx.
         top1: JAX's top-1 on the labelled evaluation images in percent; None without such images.
         checks: by precision, the export side's check of its graph.
-        files: that the conversion left, and that may be read.
+        files: written by the conversion, which may be read.
     """
 
     image_size: Sizes
@@ -50,7 +50,7 @@ class Facts:
 
     @property
     def output(self) -> str:
-        """The name of the output that stands for the model where one number is shown."""
+        """The name of the output that represents the model where a single number is shown."""
         return self.signature.outputs[0].name
 
 
@@ -58,7 +58,7 @@ def open_bundle(path: str) -> Bundle:
     """Opens a bundle that exists.
 
     Raises:
-        UsageError: the folder is not a bundle, or it is that of two.
+        UsageError: the folder is not a bundle, or holds two of them.
     """
     if is_pair(path):
         places = " or ".join(os.path.join(path, tower) for tower in TOWERS)
@@ -75,7 +75,7 @@ def read_facts(bundle: Bundle) -> Facts:
     """Reads a bundle's manifest.
 
     Raises:
-        UsageError: the conversion has not come far enough.
+        UsageError: the conversion has not got far enough.
     """
     manifest = Manifest.read(bundle)
     for name in ("checkpoint", "export"):
@@ -109,7 +109,8 @@ def _checks(manifest: Manifest) -> dict[str, GraphCheck]:
 
 
 def require_graph_of(facts: Facts, path: str | os.PathLike[str]) -> None:
-    """Refuses a graph in the bundle that its conversion did not make: an earlier one left it, or a copy was cut short.
+    """Refuses a graph in the bundle that its conversion did not write: it is from an earlier one, or a copy was
+    interrupted.
 
     Raises:
         BuildError: see above.
@@ -126,13 +127,13 @@ def judged_by(bundle: Bundle) -> str:
 
 
 def describe_model(bundle: Bundle) -> MeasuredModel:
-    """What a measurement of a bundle's engines is of.
+    """Describes the model that a bundle's engines are measured for.
 
     Args:
         bundle: converted.
 
     Returns:
-        What is known of its checkpoint; and the last command that ran a stage of the conversion.
+        What is known about its checkpoint, and the last command that ran a stage of the conversion.
     """
     manifest = Manifest.read(bundle)
     found = manifest.result("checkpoint")
@@ -141,7 +142,7 @@ def describe_model(bundle: Bundle) -> MeasuredModel:
 
 
 def read_config(bundle: Bundle) -> ml_collections.ConfigDict:
-    """Reads the config that a bundle was made with.
+    """Reads the config of a bundle's conversion.
 
     Raises:
         UsageError: it is missing, or written by a version with other keys.

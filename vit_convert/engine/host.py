@@ -1,4 +1,4 @@
-"""A host's TensorRT at work on one bundle: what travels together through building, verifying, measuring and tuning."""
+"""A host's TensorRT at work on one bundle: what building, verifying, measuring and tuning have in common."""
 
 import dataclasses
 import functools
@@ -42,19 +42,19 @@ class EngineHost:
         *,
         command: str = "",
     ) -> "EngineHost":
-        """The host for a bundle whose facts are read now.
+        """The host for a bundle, whose facts are read now.
 
         Raises:
-            UsageError: the conversion has not come far enough.
+            UsageError: the conversion has not got far enough.
         """
         return cls(backend, bundle, config, read_facts(bundle), progress, command)
 
     def plan(self, precision: str) -> pathlib.Path:
-        """Where the engine of a precision that is built here lies."""
+        """The path of the engine of a precision that is built here."""
         return self.bundle.plan(self.backend.name, self.backend.version, self.backend.arch, precision)
 
     def in_bundle(self, path: pathlib.Path) -> str:
-        """A path as the report names it: relative to the bundle."""
+        """A path as in the report: relative to the bundle."""
         return str(path.relative_to(self.bundle.root))
 
     @functools.cached_property

@@ -1,4 +1,5 @@
-"""Whether a build can work on this host, told before it takes minutes: only where a preset says what GPU it is for."""
+"""Checks whether a build can succeed on this host before it takes minutes; only if a preset says for which GPU it
+is."""
 
 from vit_convert.core.errors import BuildError
 from vit_convert.core.presets import preset_named, require_arch
@@ -13,11 +14,11 @@ from vit_convert.engine.inspection.onnx_wire import read_graph
 
 
 def guard(host: EngineHost, request: BuildRequest) -> None:
-    """Refuses a build by a preset that is for another GPU, or that will not fit; does nothing without a preset.
+    """Refuses a build whose preset is for another GPU, or that will not fit into memory; does nothing without a preset.
 
     Args:
-        host: that is to build.
-        request: what is to be built.
+        host: to build on.
+        request: what to build.
 
     Raises:
         UsageError: the preset is for another GPU.

@@ -1,4 +1,4 @@
-"""A pair on a GPU host: its towers' engines, and how the similarities that they give compare with JAX's."""
+"""A pair on a GPU host: its towers' engines, and how their similarities compare with JAX's."""
 
 import dataclasses
 import os
@@ -33,10 +33,10 @@ def open_pair(folder: str | os.PathLike[str]) -> tuple[PairFacts, dict[str, Bund
         folder: what a conversion wrote, `<workdir>/<name>`.
 
     Returns:
-        What it is, and the bundles of its towers by name.
+        The pair's facts, and the bundles of its towers by name.
 
     Raises:
-        UsageError: its conversion is not finished, or its towers are of other conversions.
+        UsageError: its conversion is not finished, or its towers are from other conversions.
     """
     root = Bundle(folder)
     facts, fix = read_pair(folder), "Finish the conversion, or copy the whole folder from the export host."
@@ -60,15 +60,16 @@ def verify_pair(
         backend: the TensorRT that runs them.
         root: the pair's folder.
         config: the pair's; `check` holds the tolerances.
-        precisions: which engines; a tower that has none of a precision gives its next higher one.
+        precisions: which engines; a tower without one of a precision takes part with its next higher one.
         progress: what people see.
 
     Returns:
-        What was found; the pair's report has it too.
+        The results, which are also in the pair's report.
 
     Raises:
         CheckError: a tolerance is missed; its `result` holds the above.
-        BenchmarkError, BuildError: an engine is missing or does not run, or a file of the bundle is another's.
+        BenchmarkError, BuildError: an engine is missing or does not run, or a file of the bundle belongs to another
+            conversion.
     """
     pair, bundles = open_pair(root.root)
     facts = {tower: read_facts(bundle) for tower, bundle in bundles.items()}
@@ -88,7 +89,7 @@ def verify_pair(
 
 
 def pair_table(engines: Mapping[str, SimilarityCheck]) -> str:
-    """What `verify_pair` found, as text for a terminal."""
+    """The results of `verify_pair` as text for a terminal."""
     rows = []
     for precision, row in engines.items():
         numbers = [f"{row.max_cosine_error:.2g}", f"{row.top1:.2f} %", f"{row.recall:.2f} %"]
@@ -98,7 +99,7 @@ def pair_table(engines: Mapping[str, SimilarityCheck]) -> str:
 
 
 def jax_embeddings(bundle: Bundle, facts: Facts) -> np.ndarray:
-    """JAX's embeddings of a tower's evaluation images or prompts; of the reference's, where there are none.
+    """JAX's embeddings of a tower's evaluation images or prompts, or, without those, of the reference's.
 
     Raises:
         BenchmarkError: the file is missing or damaged.
@@ -113,14 +114,14 @@ def jax_embeddings(bundle: Bundle, facts: Facts) -> np.ndarray:
 
 
 def evaluation_labels(image: Bundle, facts: Facts, pair: PairFacts) -> np.ndarray | None:
-    """The classes of the evaluation images; None where there are no labels, or the prompts are of no classes."""
+    """The classes of the evaluation images; None without labels, or if the prompts do not describe classes."""
     path = image.labels("evaluation")
     return np.load(path) if pair.classes and path in facts.files else None
 
 
 def samples_of(bundle: Bundle, facts: Facts) -> Iterator[dict[str, np.ndarray]]:
-    """What a tower's graphs take for its evaluation images or prompts, a batch at a time; for the reference's,
-    where there are none.
+    """The inputs of a tower's graphs for its evaluation images or prompts, batch by batch; without those, for the
+    reference's.
 
     Raises:
         BenchmarkError: a file is missing or damaged.
@@ -144,7 +145,7 @@ def samples_of(bundle: Bundle, facts: Facts) -> Iterator[dict[str, np.ndarray]]:
 
 
 def _built(backend: Backend, bundle: Bundle) -> list[str]:
-    """The precisions of which a tower has an engine that runs here."""
+    """The precisions for which a tower has an engine that runs here."""
     return [name for name in PRECISIONS if find_plan(backend, bundle, name).is_file()]
 
 

@@ -1,4 +1,4 @@
-"""Two builds of one precision that a bundle holds, such as one for this GPU and a portable one, have to agree."""
+"""Two builds of one precision in a bundle, such as one for this GPU and a portable one, must agree."""
 
 import dataclasses
 import pathlib
@@ -18,12 +18,12 @@ from vit_convert.engine.verify import probes_of
 
 
 def compare_builds(session: Session, host: EngineHost, found: EngineCheck) -> EngineCheck:
-    """Runs noise, black and white through other engines of the same precision that load here too.
+    """Runs noise, black and white through the other engines of the same precision that load here.
 
     Args:
         session: of the engine that was verified.
         host: whose bundle holds them; its config has the tolerances.
-        found: what `verify_session` found of it.
+        found: the result of `verify_session` for it.
 
     Returns:
         `found` with the comparisons in its `consistency`, and misses in its `misses`.
@@ -51,5 +51,5 @@ def _others(backend: Backend, bundle: Bundle, plan: pathlib.Path) -> Iterator[pa
                 check_sidecar(path, backend)
                 require_conversion(bundle, path)
             except ConvertError:
-                continue  # of another host, or of an earlier graph
+                continue  # from another host, or an earlier graph
             yield path

@@ -50,8 +50,8 @@ def verify_session(session: Session, host: EngineHost) -> EngineCheck:
         host: whose bundle holds reference.npz and, perhaps, labelled images; its config has the tolerances.
 
     Returns:
-        What was found; top1, top1_jax, agreement (None without JAX's own predictions) and num_images with labelled
-        images only.
+        The results; top1, top1_jax, agreement (None without JAX's own predictions) and num_images only with labelled
+        images.
 
     Raises:
         BenchmarkError: the bundle's reference or its evaluation is missing, damaged or of another model, or TensorRT
@@ -79,7 +79,7 @@ def verify_session(session: Session, host: EngineHost) -> EngineCheck:
     misses += [str(found) for found in alone if not found.passed]
     final = [row for row in rows if row.output in signature.judged and row.passed is not None]
     accuracy = _Accuracy()
-    # what was fed beside the images is not known here
+    # inputs other than the images are unknown here
     if signature.classes is not None and bundle.labels("evaluation") in facts.files and len(signature.inputs) == 1:
         accuracy = _evaluate(session, host)
         misses += _accuracy_misses(config, precision, accuracy)
@@ -99,7 +99,7 @@ def verify_session(session: Session, host: EngineHost) -> EngineCheck:
 
 @dataclasses.dataclass(frozen=True)
 class _Accuracy:
-    """Of `EngineCheck`, what labelled images tell."""
+    """The fields of `EngineCheck` that need labelled images."""
 
     num_images: int | None = None
     top1: float | None = None
@@ -108,7 +108,7 @@ class _Accuracy:
 
 
 def _accuracy_misses(config: ml_collections.ConfigDict, precision: str, found: _Accuracy) -> list[str]:
-    assert found.top1 is not None and found.num_images is not None  # it was evaluated
+    assert found.top1 is not None and found.num_images is not None  # accuracy was evaluated
     top1 = "" if found.top1_jax is None else top1_miss(config, found.top1, found.top1_jax)
     agreement = agreement_miss(config, precision, found.agreement, found.num_images)
     return [miss for miss in (top1, agreement) if miss]
@@ -119,7 +119,7 @@ def check_alone(session: Session, facts: Facts, tolerance: Tolerance) -> list[Fi
 
     Args:
         session: of the engine.
-        facts: of the bundle that it is of.
+        facts: of its bundle.
         tolerance: of the engine's precision.
     """
     probes = probes_of(facts)
@@ -135,7 +135,7 @@ def probes_of(facts: Facts) -> dict[str, np.ndarray]:
 
 
 def require_reference(bundle: Bundle, facts: Facts) -> None:
-    """Refuses a reference or evaluation file that is not the one that the conversion left.
+    """Refuses a reference or evaluation file that the conversion did not write.
 
     Raises:
         BenchmarkError: see above.
@@ -160,7 +160,7 @@ def _compare_batches(
     judged: set[str] | None,
     signature: Signature,
 ) -> list[OutputCheck]:
-    """Compares at one image size; judges the tensors named, all for None."""
+    """Compares at one image size; judges the named tensors, or all for None."""
     with _reading(path), np.load(path) as file:
         reference = {name: file[name] for name in file.files}
     if missing := [tensor.name for tensor in signature.inputs if tensor.name not in reference]:
@@ -170,8 +170,8 @@ def _compare_batches(
     size, count = _image_size(signature, inputs), len(next(iter(inputs.values())))
     rows = []
     for batch in batches:
-        # Each round begins one image later than the last, or a kernel that took image i for image i + n would go
-        # unseen.
+        # Each round starts one image later than the last; otherwise a kernel that mistook image i for image i + n would
+        # go unnoticed.
         place = np.arange(batch)
         repeated = (place + place // count) % count
         for name, values in session.run({name: value[repeated] for name, value in inputs.items()}).items():
@@ -213,7 +213,7 @@ def _evaluate(session: Session, host: EngineHost) -> _Accuracy:
     _require_shape(str(bundle.labels("evaluation")), labels.shape, "the images are", images.shape[:1])
     engine, preprocess = session.engine, Preprocess.from_dict(facts.preprocess)
     image, classes = facts.signature.image, facts.signature.classes
-    assert image is not None and classes is not None  # else there are no labelled images
+    assert image is not None and classes is not None  # otherwise there are no labelled images
     scores = []
     with progress.bar(f"{engine.record.precision} top-1", total=len(images)) as advance:
         for start in range(0, len(images), _EVALUATION_BATCH):
@@ -240,7 +240,7 @@ def _load(path: pathlib.Path, **options: Any) -> np.ndarray:
 def _reading(path: pathlib.Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as e:  # missing, of another format, empty, cut short
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as e:  # missing, in another format, empty, or truncated
         raise BenchmarkError(f"{path}: cannot be read ({e})", fix=_COPY) from e
 
 

@@ -312,5 +312,5 @@ def test_ranges_are_given_to_their_tensors():
     set_ranges(parsed(EIGHT, *layers), {"b": 2.5, "c": 0.0})
     assert [tensor.ranges for layer in layers for tensor in layer.tensors] == [[], [(-2.5, 2.5)], [(-0.0, 0.0)]]
     set_ranges(parsed(EIGHT, *layers), {})
-    with pytest.raises(BuildError, match=r"fused\.onnx: has no tensor d, which there is a range for"):
+    with pytest.raises(BuildError, match=r"fused\.onnx: has no tensor d, for which there is a range"):
         set_ranges(parsed(EIGHT, *layers), {"a": 1.0, "d": 2.0})

@@ -47,7 +47,7 @@ def test_ranges_go_to_their_tensors_alone():
 
 
 def test_range_of_an_unknown_tensor_is_refused():
-    with pytest.raises(BuildError, match=r"fused.onnx: has no tensor d, which there is a range for"):
+    with pytest.raises(BuildError, match=r"fused.onnx: has no tensor d, for which there is a range"):
         set_ranges(ParsedGraph(None, "fused.onnx", Definition("a")), {"a": 1.0, "d": 1.0})
 
 

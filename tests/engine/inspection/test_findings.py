@@ -59,7 +59,7 @@ def test_ends_of_the_graph():
         ("trt8", []),
         ("trt10", [(UNKNOWN, "y", "a plugin that is made for TensorRT 8.6")]),
         ("trt11", [(UNKNOWN, "y", "a plugin that is made for TensorRT 8.6")]),
-        ("rtx", [(REFUSED, "y", "a plugin, which it has no library for")]),
+        ("rtx", [(REFUSED, "y", "a plugin, for which it has no library")]),
     ],
 )
 def test_plugins_of_both_domains(domain, target, expected):

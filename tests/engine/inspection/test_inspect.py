@@ -101,7 +101,7 @@ def test_plugins(graph):
     text = "g (float[N] x) => (float[N] y) { y = tensorrt.plugin.CustomQKVToContextPluginDynamic(x) }"
     own = ', "tensorrt.plugin" : 1'
     assert told(graph(text, domains=own), "trt8") == []
-    assert "a plugin, which it has no library for" in told(graph(text, domains=own), "rtx")[0]
+    assert "a plugin, for which it has no library" in told(graph(text, domains=own), "rtx")[0]
     assert "a plugin that is made for TensorRT 8.6" in told(graph(text, domains=own), "trt11", UNKNOWN)[0]
 
 
@@ -280,10 +280,10 @@ def test_the_command(bundle_path, capsys, monkeypatch):
     monkeypatch.setattr(command, "parser_says", lambda path, target: ("its parser was not asked (test)", None))
     assert main(["engine", "inspect", str(bundle_path)]) == 0
     said = capsys.readouterr().out
-    assert "model.onnx: fp32, opset 17" in said and "trt8, as fp16 by a flag: nothing stands against it" in said
+    assert "model.onnx: fp32, opset 17" in said and "trt8, as fp16 by a flag: no obstacle found" in said
     assert "lowerings/matmul.onnx" in said and "--maxShapes=images:" in said
     assert main(["engine", "inspect", str(bundle_path / "model.onnx"), "--for=trt10,rtx"]) == 0
-    assert "trt10: nothing stands against it" in capsys.readouterr().out
+    assert "trt10: no obstacle found" in capsys.readouterr().out
     assert main(["engine", "inspect", str(bundle_path), "--for=trt9"]) == 2
     assert "--for=trt9: not one of trt8, trt10, trt11, rtx" in capsys.readouterr().err
 
@@ -319,7 +319,7 @@ def test_the_parser_names_every_node_that_it_has_nothing_for(tmp_path):
         node.name = f"the {node.op_type}"
     onnx.save(model, tmp_path / "two.onnx")
     words, accepted = command.parser_says(tmp_path / "two.onnx", "rtx")
-    assert accepted is False and "in all it has nothing for the Det (Det), the Unique (Unique)" in words
+    assert accepted is False and "in all it does not support the Det (Det), the Unique (Unique)" in words
 
 
 def test_lowerings_are_of_the_bundles_own_generation(bundle_path):

@@ -1,5 +1,5 @@
-"""The few CUDA driver calls that engine/ needs, through ctypes: every host with a driver has them, without a Python
-package."""
+"""The few CUDA driver calls that engine/ needs, through ctypes: every host with a driver has them, and no Python
+package is needed."""
 
 import ctypes
 import dataclasses
@@ -27,7 +27,7 @@ class Gpu:
         name: the vendor's name ("NVIDIA H200").
         arch: compute capability as "sm90".
         memory_bytes: total memory.
-        driver: driver version if the kernel module tells it, else "".
+        driver: driver version if the kernel module reports it, otherwise "".
         cuda: highest CUDA version that the driver supports ("12.4").
     """
 
@@ -82,7 +82,7 @@ def pci_bus_id() -> str:
 
 
 def free_memory_bytes() -> int:
-    """GPU memory that is free now, whoever holds the rest."""
+    """GPU memory that is free now, whoever uses the rest."""
     use_context()
     free, total = ctypes.c_size_t(), ctypes.c_size_t()
     call("cuMemGetInfo_v2", ctypes.byref(free), ctypes.byref(total))
@@ -134,16 +134,15 @@ def use_context() -> None:
 
 
 def when_gone(owner: Any, free: Callable[..., None], *arguments: Any) -> "weakref.finalize[..., Any]":
-    """Frees memory with the last reference to its owner, in whatever thread that ends.
+    """Frees memory with the last reference to its owner, in whichever thread that is dropped.
 
     Args:
-        owner: what stands for the memory; `free` and `arguments` hold no reference to it.
-        free: called with this process's context current, but not at the end of the process, which takes its memory
-            along.
-        *arguments: what it is called with.
+        owner: the object that represents the memory; `free` and `arguments` must hold no reference to it.
+        free: called with this process's context current, but not when the process ends, which frees its memory anyway.
+        *arguments: passed to `free`.
 
     Returns:
-        What frees now when it is called.
+        A function that frees the memory right away.
     """
     finalizer = weakref.finalize(owner, _in_context, free, *arguments)
     finalizer.atexit = False
@@ -186,7 +185,7 @@ class Stream:
 
 
 class Event:
-    """A mark in a stream, and the time at which the GPU reached it."""
+    """A mark in a stream, with the time at which the GPU reaches it."""
 
     def __init__(self) -> None:
         use_context()

@@ -1,4 +1,4 @@
-"""A graph's file and its weights, by which an engine's source is known again."""
+"""The files of a graph and its weights, which identify the source of an engine."""
 
 import dataclasses
 import functools
@@ -12,7 +12,7 @@ from vit_convert.core.record import Record, optional
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GraphFile(Record):
-    """A graph and its weights, by which they are known again.
+    """Identifies a graph and its weights.
 
     Attributes:
         path: its name.
@@ -26,7 +26,7 @@ class GraphFile(Record):
 
     @property
     def hashes(self) -> dict[str, str]:
-        """As `graph_hashes` gives them."""
+        """The hashes in the form of `graph_hashes`."""
         return {"sha256": self.sha256, **({} if self.data_sha256 is None else {"data_sha256": self.data_sha256})}
 
 
@@ -41,7 +41,7 @@ def require_graph(onnx_path: str | os.PathLike[str]) -> None:
 
 
 def graph_hashes(onnx_path: str | os.PathLike[str]) -> dict[str, str]:
-    """The sha256 of a graph and, where it has one, of its weight file `<graph>.data`.
+    """The sha256 of a graph and, if there is one, of its weight file `<graph>.data`.
 
     Args:
         onnx_path: the graph.
@@ -57,7 +57,7 @@ def graph_hashes(onnx_path: str | os.PathLike[str]) -> dict[str, str]:
 
 
 def hash_graph(onnx_path: str | os.PathLike[str]) -> dict[str, str]:
-    """`graph_hashes` of a graph, which reads the files again only if they changed: hashing a large model takes seconds.
+    """`graph_hashes` of a graph; reads the files again only if they changed, since hashing a large model takes seconds.
 
     Args:
         onnx_path: the graph.

@@ -1,4 +1,4 @@
-"""What TensorRT says while it works: its log and its progress, passed on to people and kept for error messages."""
+"""TensorRT's log and progress, shown to people and kept for error messages."""
 
 import contextlib
 import dataclasses
@@ -9,18 +9,18 @@ from typing import Any
 
 from vit_convert.core.progress import Advance, Progress
 
-# Every error on a machine without a GPU drags these along; they explain nothing.
+# These accompany every error on a machine without a GPU, and explain nothing.
 _NOISE = re.compile(r"catchCudaError|--- (Begin|End) node ---")
-# Warned of for every graph that is exactly what TensorRT 8.6 wants: shapes in INT64, and an attention plugin without
-# INT8's fields.
+# Warnings for graphs that are exactly what TensorRT 8.6 needs: shapes in INT64, and an attention plugin without INT8's
+# fields.
 _HARMLESS = re.compile(r"generated with INT64 weights|Attribute (dq_probs|use_int8_scale_max) not found in plugin node")
 _NODE_NAME = re.compile(r'^\s*(?:Node name: |name: ")([^"\n]+)', re.MULTILINE)
 _MAX_LINES = 4
-_MAX_KEPT = 100  # messages of one kind; a server may go on for months
+_MAX_KEPT = 100  # messages kept of one kind; a server may run for months
 
 
 def without_noise(text: str) -> str:
-    """The first distinct lines of an error text as one line, without those that explain nothing."""
+    """The first distinct lines of an error text, joined into one line, without lines that explain nothing."""
     lines = dict.fromkeys(line.strip() for line in text.splitlines())
     return "; ".join([line for line in lines if line and not _NOISE.search(line)][:_MAX_LINES])
 
@@ -30,10 +30,10 @@ class Heard:
     """What TensorRT said during one `listening` block.
 
     Attributes:
-        progress: is passed the warnings; None passes nothing on.
+        progress: gets the warnings; None for nobody.
         errors: the newest last.
         warnings: each once, the newest last.
-        failure: what a callback could not raise through TensorRT's C++, kept for afterwards: Ctrl-C, a full disk.
+        failure: an exception that a callback could not raise through TensorRT's C++, such as Ctrl-C or a full disk.
     """
 
     progress: Progress | None = None
@@ -56,7 +56,7 @@ class Heard:
 
 
 def make_logger(module: Any) -> Any:
-    """Makes the logger of a backend, which keeps what each thread's calls say apart.
+    """Makes the logger of a backend, which keeps the messages of each thread's calls apart.
 
     Args:
         module: tensorrt or tensorrt_rtx.
@@ -105,16 +105,15 @@ def make_logger(module: Any) -> Any:
         def _listeners(self) -> list[Heard]:
             if hasattr(self._local, "heard"):
                 return [self.heard]
-            # A thread that never listened is TensorRT's own: it works for one of the open blocks, and does not say for
-            # which.
+            # A thread that never listened is one of TensorRT's own, which works for an unknown one of the open blocks.
             return list(self._open) or [self.heard]
 
         @contextlib.contextmanager
         def listening(self, progress: Progress | None = None) -> Iterator[None]:
-            """Starts with empty lists, and forwards warnings to `progress`, where one is given, during the block.
+            """Starts with empty lists, and forwards warnings to `progress`, if given, during the block.
 
             Raises:
-                BaseException: what a callback could not raise, where the block ends without an error of its own.
+                BaseException: what a callback could not raise, unless the block itself raises an error.
             """
             heard = self._local.heard = Heard(progress)
             self._open.append(heard)
@@ -130,7 +129,7 @@ def make_logger(module: Any) -> Any:
             return without_noise("\n".join(self.errors)) or "TensorRT gave no reason"
 
         def node_name(self) -> str:
-            """The ONNX node that the errors so far are about, or ""; TensorRT 8.6's parser tells it only here."""
+            """The ONNX node that the errors so far are about, or ""; TensorRT 8.6's parser reports it only here."""
             found = _NODE_NAME.findall("\n".join(self.errors))
             return found[-1] if found else ""
 
@@ -140,7 +139,7 @@ def make_logger(module: Any) -> Any:
 class BuildClock:
     """Turns TensorRT's tree of build phases into one fraction that only grows.
 
-    A phase fills one step of its parent, so its span is the parent's span over the parent's number of steps.
+    A phase fills one step of its parent, so its span is the parent's span divided by the parent's number of steps.
 
     Args:
         advance: called with each increase; the increases sum to 1 for a finished build.

@@ -1,5 +1,5 @@
-"""The `.plan.json` beside every engine: where it came from, where it runs, what goes in; read before TensorRT sees the
-plan."""
+"""The `.plan.json` beside every engine: where it came from, where it runs, and its inputs; read before TensorRT sees
+the plan."""
 
 import dataclasses
 import os
@@ -35,16 +35,16 @@ class PlanFile(Record):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BuildOptions(Record):
-    """What the builder was told; None is said by no engine of ours.
+    """The builder's options; None does not occur in our own engines.
 
     Attributes:
-        workspace_gib: most GPU memory that a layer may use as scratch.
+        workspace_gib: maximum GPU memory that a layer may use as scratch.
         opt_level: of the builder.
         tf32: whether fp32 products may round their inputs.
-        keep_fp32: what stays fp32 where precision is a flag.
+        keep_fp32: what stays fp32 if precision is a flag.
         hardware_compatible: whether it runs on Ampere and every later GPU.
         version_compatible: whether later versions of the same major load it.
-        ranges: hash of the ranges that int8 comes from.
+        ranges: hash of the ranges used for int8.
         calibrator: key of the cache of TensorRT's calibrator.
     """
 
@@ -60,7 +60,7 @@ class BuildOptions(Record):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Asked(Record):
-    """What was asked for: an engine whose sidecar holds the same need not be built again.
+    """A build request: an engine whose sidecar holds an equal one need not be built again.
 
     Attributes:
         vit_convert: version that built.
@@ -86,7 +86,7 @@ class TensorRecord(Record):
     Attributes:
         name: its name.
         dtype: its numpy type.
-        shape: batch first, -1 where it is dynamic.
+        shape: batch first, -1 for dynamic dimensions.
     """
 
     name: str
@@ -96,7 +96,7 @@ class TensorRecord(Record):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InsteadOf(Record):
-    """The lowering that did not build, so that the engine was built from model.onnx.
+    """The lowering that could not be built, in place of which model.onnx was built.
 
     Attributes:
         onnx: the lowering.
@@ -109,13 +109,13 @@ class InsteadOf(Record):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sidecar(Asked):
-    """What `.plan.json` holds.
+    """The content of `.plan.json`.
 
     Attributes:
         backend: "tensorrt" or "rtx".
         version: of the backend.
         targets: architectures that it runs on ("sm90").
-        gpu: that it was built on.
+        gpu: on which it was built.
         inputs: of the engine.
         outputs: of the engine.
         products: matrix products and convolutions of the parsed graph in each precision.
@@ -124,9 +124,9 @@ class Sidecar(Asked):
         built_at: when, in UTC (ISO 8601).
         plan: the engine's file.
         summary: for the report; missing if the build was killed.
-        model: hashes of the model.onnx that its graph was made from.
-        instead_of: of an engine that stands in for another.
-        proof: what verification found.
+        model: hashes of the model.onnx from which its graph was made.
+        instead_of: for an engine built in place of another.
+        proof: the result of verification.
     """
 
     backend: str
@@ -146,7 +146,7 @@ class Sidecar(Asked):
     proof: Proof | None = optional()
 
     def missing(self) -> list[str]:
-        """Entries that an engine needs to be loaded, and that a damaged file lacks."""
+        """Missing entries without which an engine cannot be loaded."""
         needed = {
             "backend": self.backend,
             "version": self.version,
@@ -182,20 +182,20 @@ def write_sidecar(plan_path: str | os.PathLike[str], sidecar: Sidecar) -> None:
 
 
 def read_sidecar(plan_path: str | os.PathLike[str]) -> Sidecar | None:
-    """Reads a plan's sidecar; what is not in our form in it is empty.
+    """Reads a plan's sidecar; entries in another form are left empty.
 
     Args:
         plan_path: the plan.
 
     Returns:
-        The sidecar; None if it is missing or no JSON object.
+        The sidecar; None if it is missing or not a JSON object.
     """
     found = read_json(sidecar_path(plan_path))
     return None if found is None else Sidecar.from_dict(_readable(Sidecar, found))
 
 
 def _readable(kind: type[_Kind], found: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries that are in a record's form; within the parts that an engine needs, those of theirs that are."""
+    """The entries that have a record's form; the parts that an engine needs are filtered in the same way."""
     parts: dict[str, type[Record]] = {"options": BuildOptions, "onnx": GraphFile, "plan": PlanFile}
     kept = {}
     for key, value in found.items():
@@ -217,7 +217,7 @@ def check_sidecar(
     Args:
         plan_path: the engine.
         backend: the TensorRT that is to load it.
-        onnx_path: a graph that the engine must have been built from; None asks nothing.
+        onnx_path: the graph that the engine must have been built from; None for any.
 
     Returns:
         The sidecar.
@@ -231,7 +231,7 @@ def check_sidecar(
     sidecar = read_sidecar(plan_path)
     if sidecar is None:
         raise BuildError(
-            f"{sidecar_path(plan_path)}: missing or damaged, so nothing says what the engine runs on",
+            f"{sidecar_path(plan_path)}: missing or damaged, so it is unknown where the engine runs",
             fix="Build the engine again.",
         )
     require_fit(plan_path, sidecar, backend)

@@ -12,7 +12,7 @@ from vit_convert.core.errors import BuildError
 from vit_convert.engine.backend import cuda
 from vit_convert.engine.backend.log_capture import make_logger
 
-# The names that some backend lacks, with those that have them; every other name that engine/ uses is in all four.
+# Names that some backends lack, with the backends that have them; all other names used in engine/ exist in all four.
 OPTIONAL: dict[str, tuple[str, ...]] = {
     "Builder.platform_has_fast_fp16": ("8.6", "10"),
     "Builder.platform_has_fast_int8": ("8.6", "10"),
@@ -44,7 +44,7 @@ OPTIONAL: dict[str, tuple[str, ...]] = {
     "PreviewFeature.PROFILE_SHARING_0806": ("8.6", "10"),
 }
 
-# TensorRT's DataType names (equal in every version) and numpy's; the float ones with the precision they stand for.
+# TensorRT's DataType names (the same in every version) and numpy's; the float ones with their precision.
 DTYPES = {
     "FLOAT": "float32",
     "HALF": "float16",
@@ -72,8 +72,8 @@ class Backend:
         name: "tensorrt" or "rtx".
         version: its own version string.
         module: the imported package.
-        gpu: the GPU it works on; None only for RTX, which builds without one.
-        logger: the one logger of this process, since TensorRT keeps the first that it gets.
+        gpu: the GPU that it uses; None only for RTX, which builds without one.
+        logger: the only logger of this process, since TensorRT keeps the first that it gets.
     """
 
     name: str
@@ -100,17 +100,17 @@ class Backend:
 
     @property
     def weakly_typed(self) -> bool:
-        """Whether precision may be a builder flag, TensorRT choosing the type of each layer."""
+        """Whether precision may be a builder flag, with TensorRT choosing the type of each layer."""
         return self.find("BuilderFlag.FP16") is not None
 
     @property
     def strongly_typed(self) -> bool:
-        """Whether a network can be built in exactly the types that its graph has."""
+        """Whether a network can be built in exactly the types of its graph."""
         return self.find("NetworkDefinitionCreationFlag.STRONGLY_TYPED") is not None or not self.weakly_typed
 
     @property
     def dialect(self) -> Dialect:
-        """The graphs that it reads."""
+        """Its dialect: the graphs that it reads."""
         return dialect_of(rtx=self.name == "rtx", strongly_typed=self.strongly_typed, weakly_typed=self.weakly_typed)
 
     @property
@@ -120,7 +120,7 @@ class Backend:
 
     @property
     def has_progress_monitor(self) -> bool:
-        """Whether a build reports how far it is."""
+        """Whether a build reports its progress."""
         return self.find("IProgressMonitor") is not None
 
     @property
@@ -149,7 +149,7 @@ class Backend:
         """
         if precision == "bf16":
             return self.strongly_typed and self.find("DataType.BF16") is not None
-        if precision == "fp8":  # 8.6 has the type and the flag, but its ONNX parser reads no FP8
+        if precision == "fp8":  # 8.6 has the type and the flag, but its ONNX parser cannot read FP8
             return self.strongly_typed
         return precision in PRECISIONS
 
@@ -177,7 +177,7 @@ def load_backend(name: str = "auto", *, for_this_gpu: bool = False) -> Backend:
         The backend, the same object each time.
 
     Raises:
-        BuildError: what was asked for is not installed or has no GPU, or "auto" finds none.
+        BuildError: the requested TensorRT is not installed or has no GPU, or "auto" finds none.
     """
     if name != "auto":
         return _load(name)
@@ -211,7 +211,7 @@ def _load(name: str) -> Backend:
         )
     try:
         module = importlib.import_module(_MODULES[name])
-    except (ImportError, OSError) as e:  # OSError: the package is there, its libraries are not
+    except (ImportError, OSError) as e:  # OSError: the package is installed, but its libraries are not
         raise BuildError(f"{_MODULES[name]}: cannot be imported ({e})", fix=f"{_INSTALL[name]}.") from e
     backend = Backend(name, module.__version__, module, gpu, make_logger(module))
     if not backend.strongly_typed:  # graphs and engines of TensorRT 8 may hold its attention plugin

@@ -41,16 +41,16 @@ _LEAN = "libnvinfer_lean"
 def build_engine(
     backend: Backend, request: BuildRequest, plan_path: str | os.PathLike[str], *, progress: Progress
 ) -> EngineSummary:
-    """Builds an engine and writes `plan_path`, its sidecar and, if TensorRT tells them, its layers (`.layers.json`).
+    """Builds an engine and writes `plan_path`, its sidecar and, if TensorRT shows them, its layers (`.layers.json`).
 
     Args:
         backend: the TensorRT that builds.
         request: what to build.
-        plan_path: where the engine goes; it appears whole or not at all.
-        progress: where warnings and the progress bar go.
+        plan_path: the engine's file; it appears whole or not at all.
+        progress: shows warnings and the progress bar.
 
     Returns:
-        Its summary, which the sidecar keeps, too.
+        Its summary, which the sidecar also keeps.
 
     Raises:
         BuildError: the graph does not parse, the precision would not be honoured, TensorRT fails, or the plan or the
@@ -88,7 +88,7 @@ def _require_buildable(backend: Backend, request: BuildRequest) -> None:
             f"{onnx_path.name}: needs the library of our kernels, and there is no {kernels.library()}",
             fix=f"Build it (python -m vit_convert.kernels --help), or set {kernels.ENVIRONMENT} to it.",
         )
-    if not 0 <= request.opt_level <= _MAX_OPT_LEVEL:  # TensorRT takes any number without a word
+    if not 0 <= request.opt_level <= _MAX_OPT_LEVEL:  # TensorRT silently accepts any number
         raise BuildError(
             f"opt_level {request.opt_level}: the builder knows 0 to {_MAX_OPT_LEVEL}", fix="Use one of those."
         )
@@ -97,7 +97,7 @@ def _require_buildable(backend: Backend, request: BuildRequest) -> None:
 def _built(
     backend: Backend, request: BuildRequest, timings: pathlib.Path | None, progress: Progress
 ) -> tuple[Any, Sidecar]:
-    """The plan, and its sidecar but for what is known of the file. The network, which holds the weights, is freed."""
+    """The plan, and its sidecar without the file's size and hash. The network, which holds the weights, is freed."""
     onnx_path = pathlib.Path(request.onnx_path)
     builder, typed = _make_builder(backend), builds_strongly_typed(backend, request)
     parsed = parse_graph(backend, builder, onnx_path, strongly_typed=typed)
@@ -115,7 +115,7 @@ def _built(
 def _make_builder(backend: Backend) -> Any:
     try:
         return backend.module.Builder(backend.logger)
-    except TypeError as e:  # the bindings' word for a null builder
+    except TypeError as e:  # the bindings' error for a null builder
         reason = "; ".join(backend.logger.errors + backend.logger.warnings)
         raise BuildError(
             f"{backend.module.__name__} {backend.version}: no builder ({reason})",

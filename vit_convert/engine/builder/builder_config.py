@@ -10,12 +10,12 @@ from vit_convert.engine.runtime.profiles import Profile, Shape
 
 
 def configure(parsed: ParsedGraph, builder: Any, request: BuildRequest) -> Any:
-    """Makes the `IBuilderConfig` of a build, but for the precision of a weakly typed one (see precision.py).
+    """Makes the `IBuilderConfig` of a build, except for the precision of a weakly typed one (see precision.py).
 
     Args:
         parsed: the graph.
         builder: the `Builder` of its TensorRT.
-        request: what the engine is to be.
+        request: what to build.
 
     Raises:
         BuildError: a profile does not fit the graph's inputs.

@@ -1,8 +1,8 @@
 """TensorRT's own INT8 calibrator (8.6 and 10): fed with batches on the GPU, or with our thresholds as its cache.
 
-TensorRT's entropy calibration looks only at how often values occur, and ruins a trained transformer in which a few huge
-activations carry the image. So calibration.method=entropy gives it the guarded thresholds that the conversion found;
-entropy_plain and minmax ask for TensorRT's own. See `calibration_cache` for the files.
+TensorRT's entropy calibration looks only at how often values occur, and so ruins a trained transformer, in which a few
+huge activations carry much of the information. So calibration.method=entropy gives it the guarded thresholds that the
+conversion found; entropy_plain and minmax ask for TensorRT's own. See `calibration_cache` for the files.
 """
 
 import functools
@@ -30,9 +30,9 @@ from vit_convert.engine.builder.request import BuildRequest
 from vit_convert.engine.host import EngineHost
 from vit_convert.images.preprocess import Preprocess
 
-_REPORTS = 10  # lines that tell how far a calibration is
+_REPORTS = 10  # progress lines per calibration
 _GUARDED = "entropy"
-# methods that TensorRT calibrates by, and our names of its algorithms
+# methods by which TensorRT calibrates, and our names for its algorithms
 _OWN = {"entropy_plain": "entropy", "minmax": "minmax"}
 
 
@@ -55,11 +55,11 @@ def make_calibrator(
         algorithm: "entropy" or "minmax".
         images: [images, height, width, 3] uint8 or float32, also memory-mapped; read batch by batch.
         normalise: turns a batch of `images` into the graph's input.
-        batch_size: images per batch; TensorRT takes only full batches, so a remainder is left out.
+        batch_size: images per batch; TensorRT takes only full batches, so a remainder is dropped.
         cache_path: where the cache is read from or written to.
-        source_hash: of the graph, the images and all else that ranges come from, see `hash_source`.
-        progress: told how many images are done.
-        given: a cache that TensorRT is to use instead of `cache_path` and the images.
+        source_hash: of the graph, the images and everything else that ranges depend on, see `hash_source`.
+        progress: shows how many images are done.
+        given: a cache for TensorRT to use instead of `cache_path` and the images.
 
     Returns:
         The calibrator for `BuildRequest.calibrator`; its `key` is its cache's, its `failure` what went wrong inside
@@ -100,8 +100,8 @@ def make_calibrator(
             return batch_size
 
         def get_batch(self, names: list[str]) -> list[int] | None:
-            # An exception would unwind through TensorRT, and only None means "no more images": kept, and raised after
-            # the build.
+            # An exception must not unwind through TensorRT, and None means "no more images": it is kept, and raised
+            # after the build.
             try:
                 return self._upload(names)
             except BaseException as e:
@@ -148,11 +148,11 @@ def make_calibrator(
 
 
 def bundle_calibrator(host: EngineHost, request: BuildRequest) -> Any:
-    """Makes the calibrator of a bundle's INT8 engine; its cache lies in the bundle, named after what it comes from.
+    """Makes the calibrator of a bundle's INT8 engine; its cache is in the bundle, named after its source.
 
     Args:
         host: whose TensorRT has calibrators, and whose bundle holds the calibration images.
-        request: what is to be built, without its calibrator.
+        request: what to build, without its calibrator.
 
     Raises:
         BuildError: this backend has no calibrators.
@@ -187,7 +187,7 @@ def bundle_calibrator(host: EngineHost, request: BuildRequest) -> Any:
 
 
 def _guarded_cache(bundle: Bundle, key: CacheKey) -> bytes:
-    """The conversion's thresholds as this TensorRT's cache, whichever version the conversion wrote them for."""
+    """The conversion's thresholds as a cache of this TensorRT, whichever version the conversion wrote them for."""
     ranges = load_ranges(bundle.calibration_cache, key)
     if ranges is None:
         raise CalibrationError(

@@ -15,7 +15,7 @@ def fused_attention_by_kernels(engine: Engine) -> list[ProfileKernels]:
         engine: the loaded engine.
 
     Returns:
-        What each profile launches, or why that is not known.
+        What each profile launches, or why that is unknown.
     """
     rows: list[ProfileKernels] = []
     with Session(engine) as session:

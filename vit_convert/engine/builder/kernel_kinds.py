@@ -1,4 +1,4 @@
-"""What kernels do, told by their names."""
+"""The kinds of kernels, judged by their names."""
 
 import collections
 import re
@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from vit_convert.core.engine_results import KernelKind
 from vit_convert.engine.builder.layer_info import FUSED_KERNEL, OTHER_PROFILE, Layers
 
-_SHOWN = 3  # names of one kind
-# In this order. Myelin, TensorRT's compiler of what lies between products, makes a kernel's name of the operators in
-# it: __myl_AddCasMulMeaSubMul_0x… adds, casts, multiplies and takes a mean.
+_SHOWN = 3  # number of names per kind
+# In this order. Myelin, TensorRT's compiler for what lies between products, composes a kernel's name from its
+# operators: __myl_AddCasMulMeaSubMul_0x… adds, casts, multiplies and takes a mean.
 _KINDS = (
     ("fused attention", FUSED_KERNEL),
     ("copy", re.compile(r"copy|permut|transpos|reformat|shuffle|concat|slice|gather|memcpy|memset", re.IGNORECASE)),
@@ -42,7 +42,7 @@ def kernel_kinds(names: Iterable[str]) -> tuple[KernelKind, ...]:
 
 
 def kinds_of_layers(layers: Layers) -> tuple[KernelKind, ...]:
-    """The same of an engine's layers in its first profile, as the inspector shows them."""
+    """The same for an engine's layers in its first profile, as the inspector shows them."""
     entries = [entry for entry in layers["Layers"] if not isinstance(entry, str) and OTHER_PROFILE not in entry["Name"]]
     return kernel_kinds(
         f"{entry.get('TacticName') or entry.get('LayerType', '')} {entry['Name']}".strip() for entry in entries

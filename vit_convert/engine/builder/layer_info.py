@@ -20,7 +20,7 @@ _PRODUCT = re.compile(r"conv|gemm|matrix", re.IGNORECASE)
 # "sm80_xmma_fprop_implicit_gemm_i8i8_i8i32_f32_…", "ampere_int8_…", "…_imma_…"
 _INT8_KERNEL = re.compile(r"(^|_)i8|int8|imma", re.IGNORECASE)
 OTHER_PROFILE = "[profile "  # in the names of the layers of an engine's second and later profiles
-# Where Myelin keeps a subgraph to itself (8.6), the inspector shows one node for all of it.
+# If Myelin hides a subgraph (8.6), the inspector shows a single node for all of it.
 _HIDDEN = "ForeignNode["
 # "Half", "Row major linear FP16 format", "Float", "Int8", …: the wording changed with every major version
 _TYPES = (
@@ -54,10 +54,10 @@ def fused_attention(layer_info: Layers) -> FusedAttention | None:
     """Finds the fused attention kernels in an engine's layer information.
 
     Args:
-        layer_info: the inspector's JSON, {"Layers": [...]}; of an engine built with detailed verbosity.
+        layer_info: the inspector's JSON, {"Layers": [...]}, for an engine built with detailed verbosity.
 
     Returns:
-        The count, or None where the inspector hides the kernels (TensorRT 8.6 shows a whole transformer as one node).
+        The count, or None if the inspector hides the kernels (TensorRT 8.6 shows a whole transformer as one node).
     """
     entries = layer_info["Layers"]
     # str: built without detailed verbosity
@@ -77,7 +77,7 @@ def count_fused(kernels: Iterable[tuple[str, str]]) -> FusedAttention:
 
 
 def count_int8(layer_info: Layers) -> int:
-    """Counts the matrix products and convolutions that run in int8, of one profile and as far as the inspector shows
+    """Counts the matrix products and convolutions that run in int8, for one profile and as far as the inspector shows
     them.
 
     Args:
@@ -90,7 +90,7 @@ def count_int8(layer_info: Layers) -> int:
 
 
 def _runs_in_int8(entry: Mapping[str, Any]) -> bool:
-    # 8.6 gives operands of dynamic shape no type ("N/A due to dynamic shapes"): their weights and kernels have one.
+    # 8.6 gives operands of dynamic shape no type ("N/A due to dynamic shapes"), but their weights and kernels have one.
     types = (_precision(_first_type(entry)), (entry.get("Weights") or {}).get("Type", "").lower())
     return "int8" in types or bool(_INT8_KERNEL.search(entry.get("TacticName", "")))
 
@@ -104,7 +104,7 @@ def engine_layers(engine: Engine) -> tuple[Layers | None, str]:
     Returns:
         The inspector's JSON and "", or None and the reason.
     """
-    try:  # 8.6 writes control characters into names as they are
+    try:  # 8.6 does not escape control characters in names
         return json.loads(engine.information, strict=False), ""
     except ValueError as e:
         return None, f"TensorRT's inspector does not tell ({e})"

@@ -11,18 +11,18 @@ from vit_convert.engine.backend.graph_file import require_graph
 from vit_convert.engine.backend.log_capture import without_noise
 from vit_convert.engine.backend.trt import Backend
 
-_NORM = "/LayerNormalization"  # what nodes of the plugins that compute one are called after
+_NORM = "/LayerNormalization"  # the plugins that compute one have this in their names
 
 
 @dataclasses.dataclass(frozen=True)
 class ParsedGraph:
-    """A graph as a TensorRT parsed it.
+    """A parsed graph.
 
     Attributes:
         backend: the TensorRT.
         graph: name of the graph's file, for messages.
         network: its `INetworkDefinition`.
-        parser: its `OnnxParser`, which owns the weights and has to live until the engine is built.
+        parser: its `OnnxParser`, which owns the weights and must live until the engine is built.
     """
 
     backend: Backend
@@ -79,15 +79,15 @@ def parse_graph(backend: Backend, builder: Any, onnx_path: pathlib.Path, *, stro
 
 
 def refused_nodes(backend: Backend, builder: Any, onnx_path: pathlib.Path) -> list[str]:
-    """All nodes that the parser has no layer for; parsing ends at the first.
+    """All nodes that the parser does not support; parsing itself stops at the first.
 
     Args:
-        backend: the TensorRT that is asked.
+        backend: the TensorRT to ask.
         builder: its `Builder`.
         onnx_path: the graph.
 
     Returns:
-        "name (operator)" of each, in the graph's order; [] where this TensorRT does not tell.
+        "name (operator)" of each, in the graph's order; [] if this TensorRT does not say.
     """
     network = builder.create_network(backend.network_flags(strongly_typed=backend.strongly_typed))
     parser = backend.module.OnnxParser(network, backend.logger)

@@ -78,7 +78,7 @@ def count_types(parsed: ParsedGraph) -> TypeCounts:
                     counts.products[precision] += 1
         if layer.type in (trt.LayerType.QUANTIZE, trt.LayerType.DEQUANTIZE):
             tensor = layer.get_output(0) if layer.type == trt.LayerType.QUANTIZE else layer.get_input(0)
-            # A weakly typed network calls every tensor FLOAT until it is built, and quantizes to nothing but int8.
+            # In a weakly typed network, every tensor is FLOAT until it is built, and quantization is always to int8.
             precision = QUANTIZED_PRECISIONS.get(tensor.dtype.name, "other") if backend.strongly_typed else "int8"
             counts.quantized[precision] += 1
     return counts
@@ -123,7 +123,7 @@ def require_types(counts: TypeCounts, request: BuildRequest, *, strongly_typed: 
     elif strongly_typed:
         wrong = {p: n for p, n in products.items() if p not in (precision, "fp32")}
         missing = not products[precision]
-    else:  # a builder flag lowers fp32 to fp16, and fp16 tensors may stand in the graph
+    else:  # a builder flag lowers fp32 to fp16, and the graph may contain fp16 tensors as well
         wrong, missing = {p: n for p, n in floats.items() if p not in (precision, "fp32")}, False
     if wrong or missing:
         raise BuildError(
@@ -162,7 +162,7 @@ def set_weak_precision(parsed: ParsedGraph, builder: Any, builder_config: Any, r
             builder_config.set_flag(backend.find("BuilderFlag.PREFER_PRECISION_CONSTRAINTS"))
             _prefer_int8(parsed, request.ranges)
         return
-    # Either all constraints are obeyed or none is: what stays in fp32 has to, and int8 is left to the timings then.
+    # Constraints are obeyed either all or not at all: then what must stay fp32 does, and int8 is left to the timings.
     builder_config.set_flag(backend.find("BuilderFlag.OBEY_PRECISION_CONSTRAINTS"))
     unmatched = set(keep_fp32)
     for layer in parsed.layers:
@@ -186,7 +186,7 @@ def set_weak_precision(parsed: ParsedGraph, builder: Any, builder_config: Any, r
 
 
 def set_ranges(parsed: ParsedGraph, ranges: Mapping[str, float]) -> None:
-    """Gives tensors of a weakly typed network the ranges by which TensorRT may hold them in int8.
+    """Gives tensors of a weakly typed network ranges, so that TensorRT may hold them in int8.
 
     Args:
         parsed: the graph.
@@ -202,16 +202,16 @@ def set_ranges(parsed: ParsedGraph, ranges: Mapping[str, float]) -> None:
                 tensor.set_dynamic_range(-threshold, threshold)
     if missing:
         raise BuildError(
-            f"{parsed.graph}: has no tensor {next(iter(missing))}, which there is a range for",
+            f"{parsed.graph}: has no tensor {next(iter(missing))}, for which there is a range",
             fix="Calibrate this graph again.",
         )
 
 
 def _prefer_int8(parsed: ParsedGraph, ranged: Collection[str]) -> None:
-    """Asks for int8 in layers with weights: going by its timings, TensorRT may run all of them in fp16 and not say so.
+    """Asks for int8 in layers with weights: judging by its timings, TensorRT might silently run all of them in fp16.
 
     These are the graph's convolutions or, if it has none, its products with constants. Other products are attention,
-    and stay fp16. If ranges are given, a layer whose input has none was left out of int8, and is not asked for.
+    and stay fp16. If ranges are given, a layer whose input has none was excluded from int8, so int8 is not asked for.
     """
     trt = parsed.backend.module
     constants: set[str] = set()

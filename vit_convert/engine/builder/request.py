@@ -15,15 +15,15 @@ from vit_convert.engine.runtime.profiles import Profile
 
 @dataclasses.dataclass(frozen=True)
 class BuildRequest:
-    """What an engine is to be.
+    """A request for an engine.
 
     Attributes:
         onnx_path: the graph; external weights lie beside it.
-        precision: fp32, fp16, bf16, int8 or fp8; the graph has to have it, unless a builder flag lowers fp32 to it.
+        precision: fp32, fp16, bf16, int8 or fp8; the graph must be in it, unless a builder flag lowers fp32 to it.
         profiles: for each optimization profile, {input: (smallest, optimal, largest shape)}; none for static graphs.
-        workspace_gib: most GPU memory that a layer may use as scratch; None leaves TensorRT's default, all of it.
+        workspace_gib: maximum GPU memory that a layer may use as scratch; None leaves TensorRT's default, all of it.
         opt_level: builder optimization level, 0 to 5.
-        timing_cache: folder in which timings are kept between builds, a file for each version and GPU; None keeps none.
+        timing_cache: folder for timings kept between builds, with a file for each version and GPU; None keeps none.
         tf32: whether fp32 products may round their inputs to TF32's 10 mantissa bits.
         keep_fp32: blocks, layers, scopes or patterns of node names to keep in fp32, if precision is a builder flag.
         hardware_compatible: make an engine for Ampere and every later GPU, at some cost in speed.
@@ -33,7 +33,7 @@ class BuildRequest:
             represents.
         preprocessing: the preprocessing record that travels with the engine.
         model: hashes of the model.onnx that the graph was made from, for the sidecar.
-        instead_of: the lowering that did not build, so that this is built, for the sidecar.
+        instead_of: the lowering that could not be built, in place of which this is built, for the sidecar.
     """
 
     onnx_path: str | os.PathLike[str]
@@ -54,12 +54,12 @@ class BuildRequest:
 
     @property
     def has_calibrator(self) -> bool:
-        """Whether int8 comes from a calibrator or given ranges: then the graph does not decide it."""
+        """Whether int8 comes from a calibrator or given ranges, and not from the graph."""
         return self.calibrator is not None or bool(self.ranges)
 
     @functools.cached_property
     def asked(self) -> Asked:
-        """The part of a sidecar that says what was asked for, with the graph as it is when this is first read."""
+        """The request as a sidecar records it, with the graph as it is when this is first read."""
         profiles = (
             {name: tuple(tuple(shape) for shape in shapes) for name, shapes in ranges.items()}
             for ranges in self.profiles

@@ -1,4 +1,4 @@
-"""What a finished engine shows where it can be loaded: its layers, and whether its attention is fused."""
+"""What a finished engine shows if it can be loaded: its layers, and whether its attention is fused."""
 
 import pathlib
 from collections.abc import Sequence
@@ -18,21 +18,21 @@ from vit_convert.engine.runtime.engine import Engine
 def summarise(
     backend: Backend, plan: pathlib.Path, sidecar: Sidecar, *, warnings: Sequence[str], progress: Progress
 ) -> EngineSummary:
-    """Loads an engine where this host has a GPU, writes its layers beside it, and sums it up.
+    """Loads an engine if this host has a GPU, writes its layers beside it, and summarises it.
 
     Args:
         backend: the TensorRT that built it.
         plan: the engine.
         sidecar: of it.
         warnings: TensorRT's.
-        progress: told if an int8 engine seems to have no int8 layer.
+        progress: warns if an int8 engine seems to have no int8 layer.
     """
     layers, fused, unknown = look_at(backend, plan, sidecar)
     layers_path = plan.with_name(f"{plan.name}.layers.json")
     if layers is not None:
         write_json(layers_path, layers)
     else:
-        layers_path.unlink(missing_ok=True)  # an earlier engine's
+        layers_path.unlink(missing_ok=True)  # of an earlier engine
     int8_layers = count_int8(layers) if sidecar.precision == "int8" and layers is not None else None
     if int8_layers == 0:
         graph = sidecar.onnx.path
@@ -57,7 +57,7 @@ def summarise(
 def look_at(
     backend: Backend, plan: pathlib.Path, sidecar: Sidecar
 ) -> tuple[Layers | None, AttentionKernels | None, str]:
-    """An engine's layers and its fused attention, each None where they are not known, and why they are not."""
+    """An engine's layers and its fused attention, each None if unknown, and the reason."""
     if backend.gpu is None:
         return None, None, "engines are loaded only on a GPU, and this host has none"
     layers: Layers | None = None
@@ -69,7 +69,7 @@ def look_at(
         found = fused_attention(layers)
         if found is None:
             return layers, *_by_kernels(engine)
-    except ConvertError as e:  # the engine is built; it is this look at it that found too little memory
+    except ConvertError as e:  # the engine is built, but there is too little memory to look at it
         return layers, None, str(e)
     text = found.describe(sidecar.attentions)
     found_fused = AttentionKernels(
@@ -83,13 +83,13 @@ def look_at(
 
 
 def _by_kernels(engine: Engine) -> tuple[AttentionKernels | None, str]:
-    """Fused attention read from the kernels' names, and why some or all of them do not tell."""
+    """Fused attention read from the kernels' names, and why it is partly or wholly unknown."""
     profiles = fused_attention_by_kernels(engine)
     unknown = next((row.unknown for row in profiles if row.unknown is not None), "")
     told = [(row.count, row) for row in profiles if row.count is not None]
     if not told:
         return None, unknown
-    count, least = min(told, key=lambda each: each[0])  # one profile may fuse what another does not
+    count, least = min(told, key=lambda each: each[0])  # profiles may differ in what they fuse
     fused = AttentionKernels(
         count=count,
         precisions=least.precisions or {},

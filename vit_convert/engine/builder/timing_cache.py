@@ -1,4 +1,4 @@
-"""Kernel timings that TensorRT keeps between builds: a file for each version and GPU, which all models share."""
+"""Kernel timings that TensorRT keeps between builds: a file for each version and GPU, shared by all models."""
 
 import contextlib
 import os
@@ -30,12 +30,12 @@ def find_timings(backend: Backend, folder: str | os.PathLike[str] | None) -> pat
 
 @contextlib.contextmanager
 def kept_timings(builder_config: Any, path: pathlib.Path | None, progress: Progress) -> Iterator[None]:
-    """Gives the kept timings to the build within, and keeps what it adds.
+    """Gives stored timings to the build in the block, and stores what it adds.
 
     Args:
         builder_config: of the build.
         path: from `find_timings`; None keeps none.
-        progress: told why timings are not used or not kept.
+        progress: warns if timings are not used or not stored.
     """
     timing_cache = None if path is None else load_timings(builder_config, path, progress)
     yield
@@ -49,7 +49,7 @@ def load_timings(builder_config: Any, path: pathlib.Path, progress: Progress) ->
     Args:
         builder_config: of the build.
         path: the file.
-        progress: told why kept timings are not used.
+        progress: warns if stored timings are not used.
 
     Returns:
         TensorRT's ITimingCache, which the build adds to; None if TensorRT makes none.
@@ -67,12 +67,12 @@ def load_timings(builder_config: Any, path: pathlib.Path, progress: Progress) ->
 
 
 def save_timings(path: pathlib.Path, timing_cache: Any, progress: Progress) -> None:
-    """Keeps timings for the next build; a failure only warns, since the engine is finished.
+    """Stores timings for the next build; a failure only warns, since the engine is finished.
 
     Args:
         path: the file.
         timing_cache: what `load_timings` returned, after the build.
-        progress: told of a failure.
+        progress: warns of a failure.
     """
     try:
         with atomic(path) as temporary:

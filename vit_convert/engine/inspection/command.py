@@ -1,4 +1,4 @@
-"""`python -m vit_convert.engine inspect`: what each TensorRT will make of a graph, told before hours of building."""
+"""`python -m vit_convert.engine inspect`: what each TensorRT will make of a graph, before hours of building."""
 
 import dataclasses
 import os
@@ -26,7 +26,7 @@ from vit_convert.engine.inspection.onnx_wire import Graph, read_graph
 from vit_convert.engine.inspection.trtexec import Asked, Shapes, trtexec_line
 from vit_convert.engine.runtime.profiles import batch_profiles
 
-_SHOWN = 3  # findings of one kind that are printed
+_SHOWN = 3  # maximum number of findings of one kind to print
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,10 +36,10 @@ class Subject:
     Attributes:
         path: of its file.
         name: what to call it.
-        targets: generations to look at it for.
+        targets: generations to inspect it for.
         config: for batches and the builder's options.
-        sizes: of the sides that vary, at their largest.
-        shapes: one profile, for trtexec; None if nothing tells the size of a side.
+        sizes: largest sizes of the dimensions that vary.
+        shapes: one profile, for trtexec; None if the size of some dimension is unknown.
     """
 
     path: pathlib.Path
@@ -51,17 +51,17 @@ class Subject:
 
 
 def inspect(path: str, asked: Sequence[str], precisions: Sequence[str], config: ml_collections.ConfigDict) -> None:
-    """Prints what is found about a bundle's graphs, or one file.
+    """Prints findings about a bundle's graphs, or about one file.
 
     Args:
         path: a bundle's folder, or an ONNX file.
         asked: generations; empty: a bundle's own, or all four for a file.
-        precisions: that TensorRT 8.6 is to build by flags.
+        precisions: to be built by TensorRT 8.6 with builder flags.
         config: for a file, which has none of its own.
 
     Raises:
         UsageError: an unknown generation, or a path that is neither.
-        BuildError: a node will not build for a generation.
+        BuildError: some generation will not build a node.
     """
     for name in asked:
         if name not in DIALECTS:
@@ -76,7 +76,7 @@ def inspect(path: str, asked: Sequence[str], precisions: Sequence[str], config: 
         print()
     if refused:
         more = f", and {len(refused) - 1} more" if len(refused) > 1 else ""
-        raise BuildError(f"{refused[0]}{more}", fix="What to do stands with each above.")
+        raise BuildError(f"{refused[0]}{more}", fix="What to do is said with each above.")
 
 
 def precision_of(graph: Graph) -> str:
@@ -132,7 +132,7 @@ def _report(subject: Subject, graph: Graph, target: str, precisions: Sequence[st
     found, built = findings(graph, target), "fp16" if half else written
     refused = [row for row in found if row.what == REFUSED]
     parser, accepted = parser_says(subject.path, target)
-    verdict = f"{len(refused)} nodes or values will not build" if refused else "nothing stands against it"
+    verdict = f"{len(refused)} nodes or values will not build" if refused else "no obstacle found"
     print(f"  {target}{', as fp16 by a flag' if half else ''}: {verdict}; {parser}")
     for row in _few(found):
         print(f"    {row}")
@@ -156,7 +156,7 @@ def _report(subject: Subject, graph: Graph, target: str, precisions: Sequence[st
     ]
     print("\n".join(f"    {line}" for line in text_table(("estimated", ""), rows).splitlines()))
     if subject.shapes is None:
-        print("    no trtexec line: nothing tells the sizes of the input's sides")
+        print("    no trtexec line: the sizes of the input's dimensions are unknown")
     else:
         engine = subject.config.engine
         options = {key: engine[key] for key in ("workspace_gib", "opt_level", "tf32")}
@@ -171,10 +171,10 @@ def _verdict(memory: Memory, workspace: int) -> str:
 
 
 def parser_says(path: pathlib.Path, target: str) -> tuple[str, bool | None]:
-    """The answer of the parser itself, where this generation is installed and runs here.
+    """The answer of the parser itself, if this generation is installed and runs here.
 
     Returns:
-        In words, and whether it reads the graph; None where it was not asked.
+        The answer in words, and whether it reads the graph; None if it was not asked.
     """
     name = "rtx" if target == "rtx" else "tensorrt"
     try:
@@ -191,7 +191,7 @@ def parser_says(path: pathlib.Path, target: str) -> tuple[str, bool | None]:
     except UnbuildableError as e:
         with backend.logger.listening(None):
             nodes = refused_nodes(backend, builder, path)
-        more = f"; in all it has nothing for {', '.join(nodes)}" if len(nodes) > 1 else ""
+        more = f"; in all it does not support {', '.join(nodes)}" if len(nodes) > 1 else ""
         return f"{here} refuses it: {e}{more}", False
     except BuildError as e:
         return f"{here} refuses it: {e}", False
@@ -199,7 +199,7 @@ def parser_says(path: pathlib.Path, target: str) -> tuple[str, bool | None]:
 
 
 def _few(found: Sequence[Finding]) -> Iterator[str]:
-    """Findings in words, those of one reason together."""
+    """Findings in words, grouped by reason."""
     groups: dict[tuple[str, str, str], list[str]] = {}
     for row in found:
         groups.setdefault((row.what, f"{row.op}: {row.why}" if row.op else row.why, row.fix), []).append(row.where)

@@ -1,10 +1,10 @@
-"""Whether a deep learning accelerator (DLA) of a Jetson can take a graph, and what stands against it."""
+"""Whether a deep learning accelerator (DLA) of a Jetson can run a graph, and what prevents it."""
 
 import collections
 
 from vit_convert.engine.inspection.onnx_wire import Graph
 
-# What a DLA has a layer for; of the products, those with constant weights only as a convolution. Source: TensorRT's
+# Operators that a DLA supports; products with constant weights only as convolutions. Source: TensorRT's
 # developer guide, "DLA supported layers and restrictions".
 _TAKEN = frozenset(
     (
@@ -17,10 +17,10 @@ _TAKEN = frozenset(
 
 
 def dla_refusals(graph: Graph) -> str:
-    """Operators that a DLA has no layer for, most frequent first; "" for a graph that it may take as a whole.
+    """Operators that a DLA does not support, most frequent first; "" for a graph that it may run as a whole.
 
-    A graph that is split between DLA and GPU copies between them at every border, which costs a transformer more than
-    the accelerator gains.
+    A graph split between DLA and GPU copies data at every border, which costs a transformer more than the accelerator
+    gains.
 
     Example:
         >>> from vit_convert.engine.inspection.onnx_wire import read_graph

@@ -6,19 +6,19 @@ from collections.abc import Mapping
 from vit_convert.engine.inspection.onnx_wire import Graph
 from vit_convert.engine.inspection.sides import solve_sides
 
-_BUILD_FACTOR = 4  # of the weights, in host memory while an engine is built; reports of others say 3 to 4
+_BUILD_FACTOR = 4  # times the weights, in host memory during a build; others report 3 to 4
 _VIEWS = ("Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity")
 
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes, all estimates.
+    """Estimated numbers of bytes.
 
     Attributes:
         weights: in the engine.
-        activations: the most that live at one time at the largest batch, if nothing is fused: an upper bound.
-        largest: of one value at the largest batch, with its name: what a workspace is compared with.
-        largest_name: see above.
+        activations: the most alive at any time at the largest batch if nothing is fused: an upper bound.
+        largest: size of the largest value at the largest batch, to compare with a workspace.
+        largest_name: name of that value.
         building: host memory while it is built.
     """
 
@@ -30,11 +30,11 @@ class Memory:
 
 
 def estimate(graph: Graph, sizes: Mapping[str, int], *, half: bool = False) -> Memory:
-    """Adds up sizes of weights and of values that live at the same time.
+    """Adds up the sizes of weights and of values that are alive at the same time.
 
     Args:
         graph: of the ONNX file.
-        sizes: of the sides that vary: {"batch": 64}.
+        sizes: of the dimensions that vary: {"batch": 64}.
         half: whether a builder flag will compute float32 in FP16 (TensorRT 8.6).
     """
 

@@ -1,4 +1,4 @@
-"""Which nodes a TensorRT will not build, and what to do about each."""
+"""Finds nodes that a TensorRT will not build, and what to do about each."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
@@ -12,14 +12,14 @@ _QDQ = ("QuantizeLinear", "DequantizeLinear")
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One thing about one node or value.
+    """A finding about one node or value.
 
     Attributes:
-        what: REFUSED, UNKNOWN (only the parser itself tells) or CHANGED (it builds, and computes something else).
+        what: REFUSED, UNKNOWN (only the parser itself can tell) or CHANGED (it builds, but computes something else).
         where: the node, by its name, or the value.
         why: the reason, with both values.
-        fix: what to do; "" where there is nothing to do.
-        op: the node's operator; "" where it is not about one.
+        fix: what to do; "" for nothing.
+        op: the node's operator; "" if it is not about a node.
     """
 
     what: str
@@ -30,7 +30,7 @@ class Finding:
 
 
 def findings(graph: Graph, target: str) -> list[Finding]:
-    """Everything that a TensorRT generation does not read as it stands.
+    """Everything in a graph that a TensorRT generation does not read as it is.
 
     Args:
         graph: of the ONNX file.
@@ -79,11 +79,11 @@ def _of_ends(graph: Graph, support: Support) -> Iterator[Finding]:
 def _of_operator(graph: Graph, node: Node, support: Support) -> Iterator[Finding]:
     where = _where(node)
     if (node.domain, node.op) in graph.functions and node.domain not in (PLUGIN_DOMAIN, OUR_DOMAIN):
-        return  # a model-local function, which the parser goes into
+        return  # a model-local function, which the parser expands
     if node.domain in (PLUGIN_DOMAIN, OUR_DOMAIN):
         if not support.plugins:
             yield Finding(
-                REFUSED, where, "a plugin, which it has no library for", "Build from model.onnx, without one."
+                REFUSED, where, "a plugin, for which it has no library", "Build from model.onnx, without one."
             )
         elif not support.has_our_plugins:
             fix = f"Convert with target={support.name}: its graphs need no plugin."
@@ -105,7 +105,7 @@ def _of_types(graph: Graph, node: Node, support: Support) -> Iterator[Finding]:
     for name in dict.fromkeys((*node.inputs, *node.outputs)):
         dtype = graph.value(name).dtype
         if not dtype or dtype in support.types or (name not in node.outputs and name not in graph.weights):
-            continue  # what another node gives is told there
+            continue  # another node's output is reported there
         fix = {"bfloat16": "Use fp16, or TensorRT 10 or later."}.get(dtype, "Use another type.")
         if dtype.startswith(("float8", "float4", "int4")):
             fix = "Use int8 or fp16, or TensorRT 10 or later."

@@ -1,7 +1,7 @@
-"""Attention, LayerNorm and GELU in a graph: which will be computed by one kernel, and why not.
+"""Attention, LayerNorm and GELU in a graph: whether each will be a single kernel, and if not, why.
 
 The rules are those of the developer guide and the release notes, for sm75 and later; TensorRT times its kernels and may
-still decline. `python -m vit_convert.engine build` says what was fused in truth.
+still decline. `python -m vit_convert.engine build` reports what was actually fused.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ _INT8_HEADS, _INT8_TOKENS = (16, 32, 64), 512
 
 @dataclasses.dataclass(frozen=True)
 class Fusion:
-    """One place.
+    """A place that could be fused.
 
     Attributes:
         kind: "attention", "LayerNorm" or "GELU".
@@ -74,7 +74,7 @@ def fusions(graph: Graph, target: str, *, half: bool = False) -> list[Fusion]:
 
 
 class _Walk:
-    """Who gives and takes each value."""
+    """The producer and the readers of each value."""
 
     def __init__(self, graph: Graph):
         self.graph = graph
@@ -86,9 +86,10 @@ class _Walk:
         self.takers: Mapping[str, Sequence[Node]] = takers
 
     def back(self, name: str, through: Sequence[str]) -> tuple[Node | None, list[Node]]:
-        """The first node before a value that is of none of these operators, and those passed; by first inputs."""
+        """The first node before a value that has none of these operators, and the nodes passed on the way; follows
+        first inputs."""
         passed: list[Node] = []
-        # a damaged file may lead in a circle
+        # a damaged file may contain a cycle
         while (node := self.giver.get(name)) is not None and node.op in through and len(passed) < len(self.giver):
             passed.append(node)
             names = [given for given in node.inputs if given not in self.graph.weights]
@@ -107,7 +108,8 @@ class _Walk:
         return False
 
     def forward(self, name: str, through: Sequence[str]) -> tuple[Node | None, list[Node]]:
-        """The first node after a value that is of none of these operators, and those passed; None where it forks."""
+        """The first node after a value that has none of these operators, and the nodes passed on the way; None if the
+        value forks."""
         passed: list[Node] = []
         while len(after := self.takers.get(name, ())) == 1:
             if after[0].op not in through or len(passed) == len(self.giver):
@@ -170,13 +172,13 @@ def _of_types(
 
 
 def _is_gelu(walk: _Walk, node: Node) -> bool:
-    """Whether 1 is added to what it gives, and the sum multiplied."""
+    """Whether 1 is added to its output, and the sum multiplied."""
     added, _ = walk.forward(node.output(0), ())
     return added is not None and added.op == "Add" and walk.forward(added.output(0), ("Mul",))[1] != []
 
 
 def _spelt_norm(walk: _Walk, root: Node) -> Iterator[Fusion]:
-    """A LayerNorm that is written with primitives: the square root of a mean, behind a subtracted mean."""
+    """A LayerNorm written with primitives: the square root of a mean, after a subtracted mean."""
     variance, _ = walk.back(root.input(0), ("Add", *_THROUGH))
     if variance is not None and variance.op == "ReduceMean":
         why = "written with ReduceMean and Sqrt: its squares overflow FP16 from 255 on; export with opset 17 or later"

@@ -1,4 +1,4 @@
-"""Reads what an ONNX file says of its nodes, types and shapes, without the onnx package, which GPU hosts need not have.
+"""Reads the nodes, types and shapes of an ONNX file without the onnx package, which GPU hosts need not have.
 
 Only the fields that inspection asks for are read; weights stay in their file. Source: onnx/onnx.proto and protobuf's
 encoding: a message is a list of (field number, wire type, value).
@@ -24,7 +24,7 @@ DTYPES = {
 _BITS = {"float64": 64, "int64": 64, "uint64": 64, "complex64": 64, "complex128": 128, "uint4": 4, "int4": 4}
 _BITS |= {"float4_e2m1": 4, **dict.fromkeys(("float32", "int32", "uint32"), 32)}
 _BITS |= dict.fromkeys(("float16", "bfloat16", "int16", "uint16"), 16)
-_INLINE_BYTES = 1 << 16  # of constants whose values are kept: axes, scales, zero points
+_INLINE_BYTES = 1 << 16  # bytes of constants whose values are kept: axes, scales, zero points
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,14 +33,14 @@ class Value:
 
     Attributes:
         dtype: numpy's or ml_dtypes' name; "" if the file does not say.
-        shape: with a name, or "?", for each side that varies; None if the file does not say.
+        shape: with a name, or "?", for each dimension that varies; None if the file does not say.
     """
 
     dtype: str = ""
     shape: Shape | None = None
 
     def num_bytes(self, sizes: Mapping[str, int]) -> int:
-        """Bytes that it takes, with sizes for the sides that vary (1 if not given); 0 if its shape is unknown."""
+        """Its size in bytes, given the dimensions that vary (1 if not given); 0 if its shape is unknown."""
         if self.shape is None:
             return 0
         count = 1
@@ -62,30 +62,30 @@ class Node:
 
     @property
     def label(self) -> str:
-        """What to call it: its name, or else that of what it gives."""
+        """Its name, or else that of its output."""
         return self.name or next(iter(self.outputs), self.op)
 
     def input(self, place: int) -> str:
-        """The name of an input; "" where it has none there, be it that the file is damaged."""
+        """The name of an input; "" if there is none, for example in a damaged file."""
         return self.inputs[place] if place < len(self.inputs) else ""
 
     def output(self, place: int) -> str:
-        """The name of an output; "" where it has none there."""
+        """The name of an output; "" if there is none."""
         return self.outputs[place] if place < len(self.outputs) else ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Graph:
-    """What a file holds.
+    """The content of a file.
 
     Attributes:
         opsets: versions by domain; "" is ONNX's own.
         nodes: in order.
         inputs: of the graph, without its weights.
         outputs: of the graph.
-        values: type and shape of all values that the file tells them of, weights among them.
+        values: type and shape of all values for which the file gives them, including weights.
         weights: names of the initializers.
-        constants: of small initializers, the bytes of their elements.
+        constants: the bytes of the elements of small initializers.
         functions: (domain, name) of model-local functions.
         metadata: properties of the model.
     """
@@ -121,7 +121,7 @@ def read_graph(path: str | os.PathLike[str]) -> Graph:
         20
     """
     try:
-        with open(path, "rb") as file:  # mapped, as weights may be in it; what is read of them is not touched
+        with open(path, "rb") as file:  # mapped, because it may contain weights, whose pages are never touched
             found = _model(memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))
     except OSError as e:
         raise BuildError(
@@ -135,7 +135,7 @@ def read_graph(path: str | os.PathLike[str]) -> Graph:
 
 
 def _fields(message: Any) -> Iterator[tuple[int, Any]]:
-    """The fields of a message: numbers as int, all else as bytes."""
+    """The fields of a message: numbers as int, everything else as bytes."""
     data = _bytes(message)
     at, end = 0, len(data)
     while at < end:
@@ -175,7 +175,7 @@ def _signed(value: int) -> int:
 
 
 def _bytes(value: Any) -> memoryview:
-    """A field that is a message, a text or a fraction; a file that is none of ONNX may have a number there."""
+    """A field that is a message, a text or a fraction; a file that is not ONNX may have a number there."""
     if not isinstance(value, memoryview):
         raise ValueError(f"the number {value} where bytes belong")
     return value
@@ -281,7 +281,7 @@ def _value_info(data: memoryview) -> tuple[str, Value]:
             name = _text(value)
         elif number == 2:
             for kind, inner in _fields(value):
-                if kind == 1:  # a tensor; sequences, maps and optionals have no type that TensorRT knows
+                if kind == 1:  # a tensor; TensorRT does not support sequences, maps and optionals
                     dtype, shape = _tensor_type(inner)
     return name, Value(dtype, shape)
 
@@ -312,5 +312,5 @@ def _tensor(data: memoryview) -> tuple[str, Value, bytes | None]:
         elif number == 9 and len(_bytes(value)) <= _INLINE_BYTES:
             content = bytes(value)
         elif number == 5 and not isinstance(value, int) and len(value) <= _INLINE_BYTES and dtype in ("int8", "uint8"):
-            content = bytes(number & 255 for number in _packed(value))  # small integers may stand in wider ones
+            content = bytes(number & 255 for number in _packed(value))  # small integers may be stored in wider ones
     return name, Value(dtype, tuple(shape)), content

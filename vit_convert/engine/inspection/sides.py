@@ -1,4 +1,4 @@
-"""Sizes of the sides that vary: those that are given, and those that follow from them."""
+"""Sizes of the dimensions that vary: those that are given, and those that follow from them."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,15 +9,16 @@ _ELEMENTWISE = ("Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Sum", "Mean", 
 
 
 def solve_sides(graph: Graph, given: Mapping[str, int]) -> dict[str, int]:
-    """Finds sides that shape inference named anew: batch times tokens behind a Reshape, and what comes of it.
+    """Solves for dimensions that shape inference gave new names, such as batch times tokens after a Reshape, and those
+    that depend on them.
 
     Args:
         graph: of the ONNX file.
         given: the sizes that are known: {"batch": 64}.
 
     Returns:
-        These, and each other that follows: a Reshape keeps the number of elements, and values that are added have one
-        shape.
+        These sizes, and all that follow: a Reshape keeps the number of elements, and values that are added have the
+        same shape.
     """
     sizes = dict(given)
     for node in graph.nodes:

@@ -1,7 +1,7 @@
 """What the parser of each TensorRT generation reads: operators, types, opsets.
 
-Source: the operator list of each onnx-tensorrt release, the release notes, and what TensorRT-RTX 1.7 did when it was
-asked. An operator that neither list names is "not known": only the parser itself tells.
+Source: the operator list of each onnx-tensorrt release, the release notes, and experiments with TensorRT-RTX 1.7. An
+operator in neither list is "not known": only the parser itself can tell.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ OptionalHasElement QLinearConv QLinearMatMul RandomNormal RandomNormalLike Regex
 SequenceConstruct SequenceEmpty SequenceErase SequenceInsert SequenceLength SequenceMap SoftmaxCrossEntropyLoss
 SplitToSequence StringConcat StringNormalizer StringSplit TfIdfVectorizer Unique
 """)
-# Operators that 8.6 does not read, with what computes the same there.
+# Operators that 8.6 does not read, with equivalents that it does.
 _NOT_IN_8 = {
     "Gelu": "Write x / 2 · (1 + Erf(x / √2)), which it fuses: convert with target=trt8.",
     "Attention": "Write MatMul, Softmax and MatMul: convert with target=trt8.",
@@ -54,10 +54,10 @@ class Support:
     """One generation's parser.
 
     Attributes:
-        name: as `config.target` has it.
+        name: as in `config.target`.
         opsets: the oldest and newest of ONNX's own operators.
-        opset_note: where not every release of the generation reads all of these; else "".
-        types: of values, as numpy and ml_dtypes call them.
+        opset_note: if not every release of the generation reads all of these; otherwise "".
+        types: of values, by their names in numpy and ml_dtypes.
         not_read: operators that it does not read, with what to write instead.
         plugins: whether nodes may name plugins.
         quantized: types that QuantizeLinear may round to.
@@ -67,7 +67,7 @@ class Support:
         fuses_quantized_attention: whether attention is fused in a graph with Q/DQ.
         one_type_norms: whether a LayerNormalization's inputs must be of one type.
         float32_attention: whether it builds `Attention` in float32.
-        attention_since: the first release that reads `Attention`; "" where all do, or none.
+        attention_since: the first release that reads `Attention`; "" if all do, or none.
     """
 
     name: str
@@ -86,7 +86,7 @@ class Support:
     attention_since: str = ""
 
     def reads(self, op: str) -> bool | None:
-        """Whether it reads an operator of ONNX's own; None if that is not known."""
+        """Whether it reads one of ONNX's own operators; None if unknown."""
         if op in self.not_read:
             return False
         return True if op in _READ or op in _NEWER else None

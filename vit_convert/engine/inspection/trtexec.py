@@ -1,4 +1,4 @@
-"""The same build with NVIDIA's command line tool, for each generation and only with flags that it has."""
+"""The same build with NVIDIA's command line tool, using only flags that each generation has."""
 
 import dataclasses
 import shlex
@@ -8,7 +8,7 @@ from vit_convert.core.dialect import DIALECTS
 
 Shapes = Mapping[str, tuple[Sequence[int], Sequence[int], Sequence[int]]]  # by input: smallest, optimal, largest
 
-# The flags that lines of ours use, by generation. Source: samples/common/sampleOptions of each release; TensorRT-RTX's
+# The flags that we use, by generation. Source: samples/common/sampleOptions of each release; TensorRT-RTX's
 # tool is called tensorrt_rtx.
 _ALL = {
     "onnx",
@@ -31,7 +31,7 @@ FLAGS: Mapping[str, frozenset[str]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """What a build is to be; the keys of `config.engine` that trtexec has a flag for."""
+    """A build; the keys of `config.engine` for which trtexec has a flag."""
 
     precision: str
     workspace_gib: float = 4.0
@@ -47,7 +47,7 @@ def trtexec_line(target: str, graph: str, shapes: Shapes, asked: Asked) -> str:
     Args:
         target: the TensorRT generation.
         graph: the ONNX file.
-        shapes: one profile; {} for a graph without sides that vary.
+        shapes: one profile; {} for a graph with fixed shapes.
         asked: the build.
 
     Example:

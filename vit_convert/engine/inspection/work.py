@@ -1,4 +1,4 @@
-"""Counts what a graph has to compute and to move."""
+"""Counts what a graph computes and moves."""
 
 import math
 from collections.abc import Mapping
@@ -14,11 +14,11 @@ def count_work(graph: Graph, given: Mapping[str, int]) -> Work | None:
     """Counts for one image.
 
     Args:
-        graph: of the ONNX file, before anything was fused.
-        given: sizes of the sides that vary: {"batch": 1, "height": 224, "width": 224}.
+        graph: of the ONNX file, before any fusion.
+        given: sizes of the dimensions that vary: {"batch": 1, "height": 224, "width": 224}.
 
     Returns:
-        The Work; None where the file does not say the shape of a product.
+        The Work; None if the file does not give the shape of a product.
 
     Example:
         >>> from vit_convert.engine.inspection.onnx_wire import read_graph
@@ -50,8 +50,8 @@ def count_work(graph: Graph, given: Mapping[str, int]) -> Work | None:
 
 
 def _flop(node: Node, shapes: list[list[int]]) -> int:
-    """Multiplications and additions of one product; the last shape is its output's."""
-    if node.op == "Attention":  # queries [batch, (heads,) length, width] against keys, and their weights with values
+    """Multiplications and additions of one product; the last shape is that of its output."""
+    if node.op == "Attention":  # queries [batch, (heads,) length, width] with keys, and attention weights with values
         query, key = shapes[0], shapes[1]
         heads = query[1] if len(query) == 4 else 1
         return 4 * query[0] * heads * query[-2] * key[-2] * query[-1]
@@ -62,7 +62,7 @@ def _flop(node: Node, shapes: list[list[int]]) -> int:
 
 
 def _origin(graph: Graph, name: str) -> str:
-    """The weight that a value is, be it quantized, cast or turned on the way; "" for one that is computed."""
+    """The weight that a value comes from, perhaps quantized, cast or transposed on the way; "" for a computed value."""
     for _ in range(8):
         if name in graph.weights:
             return name
@@ -81,7 +81,7 @@ def _origin(graph: Graph, name: str) -> str:
 
 
 def _weight(graph: Graph, node: Node) -> str:
-    """The weight of a product of a value and a weight; "" of two values."""
+    """The weight of a product of a value and a weight; "" for a product of two values."""
     return next((found for name in node.inputs[:2] if (found := _origin(graph, name))), "")
 
 

@@ -1,5 +1,5 @@
-"""Measures latency and throughput of engines over batches, streams and precisions, and records what each number depends
-on."""
+"""Measures latency and throughput of engines over batches, streams and precisions, and records the conditions of each
+number."""
 
 import dataclasses
 import pathlib
@@ -31,8 +31,8 @@ class Case:
     Attributes:
         precision: which engine.
         batch: images per run.
-        streams: sessions that run at once, a stream each.
-        transfers: whether images come from the host with every run, and results go back.
+        streams: concurrent sessions, each with a stream of its own.
+        transfers: whether every run copies images from the host and results back.
         cuda_graph: whether runs are replayed CUDA graphs.
     """
 
@@ -51,8 +51,8 @@ class Pass:
         images_per_second: with runs queued ahead.
         latency: with one run at a time on each stream.
         context_bytes: GPU memory of the sessions.
-        cuda_graph: whether graphs were really used.
-        why_no_graph: why not, else "".
+        cuda_graph: whether graphs were actually used.
+        why_no_graph: why not; otherwise "".
         gpu: clocks, power and memory from NVML.
     """
 
@@ -79,10 +79,10 @@ def plan_cases(
         batches: images per run.
         streams: numbers of streams.
         cuda_graphs: with CUDA graphs, without, or both.
-        end_to_end: add a row with transfers for each batch, on the largest number of streams: what a server gets.
+        end_to_end: add a row with transfers for each batch, on the largest number of streams, as in a server.
 
     Returns:
-        The cases, those of one batch side by side.
+        The cases, grouped by batch.
     """
     cases = []
     for batch in batches:
@@ -102,8 +102,8 @@ def run_cases(
     progress: Progress,
     save: Callable[[list[BenchmarkRow], list[SkippedCase]], None],
 ) -> tuple[list[BenchmarkRow], list[SkippedCase]]:
-    """Measures every case in two passes over all cases; the difference between the passes shows how far a number can be
-    trusted.
+    """Measures every case in two passes over all cases; the difference between the passes shows how reliable a number
+    is.
 
     Args:
         engines: by precision, loaded.
@@ -111,7 +111,7 @@ def run_cases(
         seconds: of one pass over one case: half of it for latency, half for throughput.
         warmup_seconds: run before each measurement.
         progress: what people see.
-        save: is given rows and skipped cases after every case, so that an interrupted benchmark leaves what it has.
+        save: called with rows and skipped cases after every case, so that an interrupted benchmark keeps its results.
 
     Returns:
         Rows (see `summarise_case`), and the cases that were skipped, each with its reason.
@@ -182,14 +182,14 @@ def _run_case(engine: Engine, case: Case, seconds: float, warmup_seconds: float,
 
 
 def shape_to_measure(engine: Engine, batch: int) -> Shape:
-    """The input shape of a batch that the engine runs as it is.
+    """The input shape of a batch that the engine runs without padding.
 
     Args:
         engine: the loaded engine.
         batch: images per run.
 
     Raises:
-        BenchmarkError: no profile takes it, or it would be padded and another size measured.
+        BenchmarkError: no profile takes it, or it would be padded, so that another size would be measured.
     """
     shape = (batch, *engine.ranges[0].optimal[1:])
     choice = choose_profile(engine.ranges, shape)
@@ -205,7 +205,7 @@ def summarise_case(case: Case, passes: Sequence[Pass], about: MeasuredEngine) ->
 
     Args:
         case: what was measured.
-        passes: one or two of them.
+        passes: its one or two passes.
         about: what is the same for all rows of the engine.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What a GPU can do at most, measured: a large matrix product in an engine of its own, and a copy."""
+"""Measures a GPU's limits: with a large matrix product in an engine of its own, and with a copy."""
 
 import contextlib
 import pathlib
@@ -17,27 +17,27 @@ from vit_convert.engine.measure.loops import Worker, measure_throughput
 from vit_convert.engine.runtime.engine import Engine
 from vit_convert.engine.runtime.session import Session
 
-SIDE = 8192  # of the matrices: large enough for every unit of a GPU, and their traffic is a hundredth of the time
+SIDE = 8192  # side of the matrices: large enough for every unit of a GPU, with memory traffic a hundredth of the time
 _SECONDS, _WARMUP_SECONDS = 0.5, 0.2
 _COPIED, _COPIES = 1 << 29, 20  # bytes: more than any cache holds
-_TYPES = {"fp32": 1, "fp16": 10, "bf16": 16}  # ONNX's numbers of them; quantized ones have data sheets alone
+_TYPES = {"fp32": 1, "fp16": 10, "bf16": 16}  # ONNX's type numbers; for quantized types there are only data sheets
 _OPSET, _IR = 17, 8
 
 
 def measure_ceilings(
     backend: Backend, precisions: Sequence[str], *, progress: Progress, side: int = SIDE, seconds: float = _SECONDS
 ) -> Ceilings | None:
-    """Measures what can be, and takes the rest from the GPU's data sheet.
+    """Measures what it can, and takes the rest from the GPU's data sheet.
 
     Args:
         backend: the TensorRT that builds and runs the product.
-        precisions: to measure, those of _TYPES among them.
-        progress: is told what could not be measured.
+        precisions: to measure, as far as they are in _TYPES.
+        progress: warns about what could not be measured.
         side: of the matrices.
         seconds: of one measurement.
 
     Returns:
-        The Ceilings; None where nothing is known.
+        The Ceilings; None if nothing is known.
     """
     gpu = backend.gpu.name if backend.gpu else ""
     sheet = data_sheet(gpu)
@@ -63,7 +63,7 @@ def measure_ceilings(
 
 
 def product_tflops(backend: Backend, precision: str, side: int, seconds: float, *, progress: Progress) -> float:
-    """How fast the product of a square matrix with itself is, in TFLOP/s.
+    """The speed of the product of a square matrix with itself, in TFLOP/s.
 
     Raises:
         BuildError, BenchmarkError: it does not build or run.
@@ -75,12 +75,12 @@ def product_tflops(backend: Backend, precision: str, side: int, seconds: float, 
         with Session(Engine(backend, plan)) as session:
             workers = [Worker(session, (side, side), transfers=False)]
             measure_throughput(workers, min(seconds, _WARMUP_SECONDS))
-            runs_per_second = measure_throughput(workers, seconds) / side  # which counts rows as images
+            runs_per_second = measure_throughput(workers, seconds) / side  # the loop counts rows as images
     return 2e-12 * side**3 * runs_per_second
 
 
 def copy_gb_per_s(num_bytes: int) -> float:
-    """How fast a copy within the GPU's memory is, in GB/s that are read and written.
+    """The speed of a copy within the GPU's memory, in GB/s read plus written.
 
     Args:
         num_bytes: of one copy.

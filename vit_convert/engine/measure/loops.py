@@ -16,14 +16,14 @@ from vit_convert.engine.runtime.pinned import pinned_array
 from vit_convert.engine.runtime.profiles import Shape
 from vit_convert.engine.runtime.session import Session
 
-MIN_RUNS = 10  # a percentile of fewer says nothing
-QUEUED = 2  # runs that are queued while one is waited for: the GPU never waits for the CPU
+MIN_RUNS = 10  # with fewer runs, percentiles are meaningless
+QUEUED = 2  # runs queued while waiting for one, so that the GPU never waits for the CPU
 T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
 class Latency:
-    """What the closed loop saw: each run submitted when the one before it on the stream was done.
+    """The result of the closed loop, in which each run is submitted when the one before it on the stream is done.
 
     Attributes:
         wall_ms: from submitting a run to knowing that it is done, by the CPU's clock.
@@ -38,7 +38,7 @@ class Worker:
     """One session and one shape to measure it with.
 
     Args:
-        session: what runs.
+        session: to run.
         shape: input shape, which a profile takes as it is.
         transfers: copy images in from page-locked memory and results back with every run; without, they stay in GPU
             memory.
@@ -79,8 +79,7 @@ class Worker:
 
 
 def noise(shape: Shape, dtype: np.dtype[Any]) -> np.ndarray:
-    """Seeded inputs for timing: pixels 0 to 255, values -1 to 1, or the first two of whatever whole numbers stand
-    for."""
+    """Seeded inputs for timing: pixels 0 to 255, values -1 to 1, or the integers 0 and 1 for anything else."""
     generator = np.random.default_rng(0)
     if dtype.kind in "iu" and dtype != np.uint8:
         return generator.integers(0, 2, shape).astype(dtype)
@@ -104,7 +103,7 @@ def measure_latency(workers: Sequence[Worker], seconds: float) -> Latency:
 
 
 def measure_throughput(workers: Sequence[Worker], seconds: float) -> float:
-    """Runs as fast as the GPU goes, on every stream at once.
+    """Runs as fast as the GPU can, on every stream at once.
 
     Args:
         workers: one for each stream.

@@ -12,7 +12,7 @@ from vit_convert.engine.backend import cuda
 _PERIOD_S = 0.1
 _SM_CLOCK, _MEMORY_CLOCK, _TEMPERATURE_GPU = 1, 2, 0  # nvml.h: NVML_CLOCK_SM, NVML_CLOCK_MEM, NVML_TEMPERATURE_GPU
 Quantity = Callable[[], float]
-# What tells of throttling and of memory that runs out: the quantity, the name of its extreme, and which one.
+# Extremes that reveal throttling and lack of memory: the quantity, the name of its extreme, and which extreme.
 _EXTREMES: tuple[tuple[str, str, Callable[[Iterable[float]], float]], ...] = (
     ("sm_clock_mhz", "sm_clock_min_mhz", min),
     ("power_w", "power_max_w", max),
@@ -24,7 +24,7 @@ class Monitor:
     """Samples the GPU while a `with` block runs: every 0.1 s, and at the end of a block that is shorter.
 
     Attributes:
-        missing: why nothing is sampled, or was in the last block, else "".
+        missing: why nothing is sampled, or was sampled in the last block; otherwise "".
     """
 
     def __init__(self) -> None:
@@ -50,25 +50,25 @@ class Monitor:
             self.missing = "" if self._samples else f"NVML does not answer any more ({self._failure!r})"
 
     def summary(self) -> dict[str, float]:
-        """Mean of each quantity over the last block, and the extremes that tell of throttling; {} where nothing was
+        """Mean of each quantity over the last block, and the extremes that reveal throttling; {} if nothing was
         sampled."""
         return summarise(self._samples)
 
     def _sample_until_stopped(self) -> None:
         while not self._stop.wait(_PERIOD_S):
             self._sample()
-        if not self._samples:  # the GPU has only just finished, and its clocks have not fallen yet
+        if not self._samples:  # the GPU has only just finished, so its clocks have not dropped yet
             self._sample()
 
     def _sample(self) -> None:
         try:
             self._samples.append({name: read() for name, read in self._quantities.items()})
-        except Exception as e:  # a missing sample is no reason to lose what is being measured
+        except Exception as e:  # a missing sample is no reason to lose a measurement
             self._failure = e
 
 
 def summarise(samples: list[dict[str, float]]) -> dict[str, float]:
-    """Sums samples up.
+    """Summarises samples.
 
     Args:
         samples: of "sm_clock_mhz", "memory_clock_mhz", "power_w", "utilization_percent", "temperature_c" and
@@ -87,7 +87,7 @@ def summarise(samples: list[dict[str, float]]) -> dict[str, float]:
 
 
 def merge_summaries(summaries: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Puts the summaries of several blocks together: the mean of the means, the extreme of the extremes.
+    """Combines the summaries of several blocks: the mean of the means, the extreme of the extremes.
 
     Args:
         summaries: of `summarise`; those without samples are skipped.
@@ -108,10 +108,10 @@ def _open_quantities() -> tuple[dict[str, Quantity], str]:
         try:
             quantities = open_quantities()
         except Exception as e:
-            # pynvml has a class of its own for each refusal; nobody's benchmark ends for want of a clock
+            # pynvml has a separate class for each error, and no benchmark should fail for lack of a clock
             reasons.append(f"{package}: {e}")
             continue
-        # a slice of a GPU tells less than a whole
+        # a slice of a GPU (MIG) reports less than a whole one
         working = {name: quantity for name, quantity in quantities.items() if _works(quantity)}
         if working:
             return working, ""

@@ -1,4 +1,4 @@
-"""Latency against throughput, as a picture."""
+"""Plots latency against throughput."""
 
 import os
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What measurements of a bundle's engines are held against."""
+"""The roofline with which measurements of a bundle's engines are compared."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -18,10 +18,10 @@ def roofline_of(host: EngineHost, precisions: Sequence[str], *, measured: bool) 
     Args:
         host: whose bundle holds model.onnx.
         precisions: of the engines.
-        measured: build a product of each precision and time it, and a copy; else by the data sheet alone.
+        measured: build and time a product in each precision, and a copy; otherwise use only the data sheet.
 
     Returns:
-        The Roofline; None where the graph does not tell its work.
+        The Roofline; None if the graph does not reveal its work.
     """
     gpu = host.backend.gpu.name if host.backend.gpu else ""
     work = work_of(host)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from vit_convert.core.errors import BuildError
 from vit_convert.engine.backend import cuda
 
-_THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: what other threads allocate meanwhile does not end the capture
+_THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: allocations by other threads do not end the capture
 _KERNEL_NODE = 0  # CU_GRAPH_NODE_TYPE_KERNEL
 
 
@@ -25,7 +25,7 @@ class _KernelNodeParams(ctypes.Structure):
 
 
 class CudaGraph:
-    """What `work` queues on a stream, recorded once.
+    """The work that a function queues on a stream, recorded once.
 
     Args:
         stream: the stream that `work` uses.
@@ -58,11 +58,11 @@ class CudaGraph:
         """The name of each kernel in the graph, in no particular order.
 
         Raises:
-            BuildError: the driver is older than CUDA 12.3, which cannot tell.
+            BuildError: the driver is older than CUDA 12.3, and cannot tell.
         """
         count = ctypes.c_size_t()
         cuda.call("cuGraphGetNodes", self._graph, None, ctypes.byref(count))
-        nodes = (ctypes.c_uint64 * count.value)()  # handles, that is pointers
+        nodes = (ctypes.c_uint64 * count.value)()  # handles, which are pointers
         cuda.call("cuGraphGetNodes", self._graph, nodes, ctypes.byref(count))
         return [_kernel_name(node) for node in nodes if _node_type(node) == _KERNEL_NODE]
 

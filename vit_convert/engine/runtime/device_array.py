@@ -1,5 +1,4 @@
-"""Arrays in GPU memory that PyTorch, CuPy and JAX read and give without a copy: `__cuda_array_interface__` and
-DLPack."""
+"""Arrays in GPU memory, exchanged with PyTorch, CuPy and JAX without a copy: `__cuda_array_interface__` and DLPack."""
 
 import ctypes
 import dataclasses
@@ -16,7 +15,7 @@ CUDA_DEVICE = (2, 0)  # kDLCUDA of dlpack.h, and the first device
 _KINDS = {"i": 0, "u": 1, "f": 2, "b": 6}  # DLDataTypeCode
 _NAME = b"dltensor"
 
-# CPython's capsule functions; twice where a dying capsule must not be referenced again.
+# CPython's capsule functions, some of them twice, because a dying capsule must not be referenced again.
 _new = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)(
     ("PyCapsule_New", ctypes.pythonapi)
 )
@@ -87,12 +86,12 @@ class DeviceArray:
     def __dlpack__(
         self, *, stream: Any = None, max_version: Any = None, dl_device: Any = None, copy: bool | None = None
     ) -> Any:
-        """Gives the memory to another library, of DLPack's first version whatever `max_version` says, which the
+        """Passes the memory to another library, in the first version of DLPack whatever `max_version` says, as the
         standard allows.
 
         Args:
-            stream: has nothing to wait for: sessions hand out finished results.
-            max_version: what the consumer reads.
+            stream: ignored, because sessions hand out finished results.
+            max_version: the newest version that the consumer reads.
             dl_device: where the consumer wants the values; None leaves them where they are.
             copy: whether the consumer must get memory of its own.
 
@@ -119,7 +118,7 @@ def as_device_array(array: Any, stream: cuda.Stream) -> DeviceArray:
 
     Args:
         array: has `__dlpack__` or `__cuda_array_interface__`.
-        stream: what will read it.
+        stream: the one that will read it.
 
     Returns:
         The same memory; holds a reference to `array`.
@@ -165,7 +164,7 @@ def read_capsule(capsule: Any, *, owner: Any = None) -> DeviceArray:
             f"images: DLPack type {found.code} with {found.bits} bits is none of numpy's", fix="Convert the array."
         )
     dtype = np.dtype(f"{kinds[found.code]}{found.bits // 8}")
-    pointer = (found.data or 0) + found.byte_offset  # an empty array may lie nowhere
+    pointer = (found.data or 0) + found.byte_offset  # an empty array may have no address
     return DeviceArray(pointer, shape, dtype, (capsule, owner), (found.device_type, found.device_id))
 
 
@@ -176,7 +175,7 @@ def queue_copy(pointer: int, shape: tuple[int, ...], dtype: np.dtype[Any], strea
         pointer: where the values are.
         shape: of the values.
         dtype: of the values.
-        stream: what copies; must be synchronized before the result is freed.
+        stream: for the copy; must be synchronized before the result is freed.
 
     Returns:
         The copy, finished once the stream is synchronized.
@@ -195,7 +194,7 @@ class _Owner:
 
     def __init__(self, num_bytes: int):
         self.buffer = cuda.DeviceBuffer(num_bytes)
-        # cuMemFree waits for every stream, so for what a consumer has queued before it let go
+        # cuMemFree waits for every stream, and so for whatever a consumer queued before it released the array
         cuda.when_gone(self, self.buffer.close)
 
 
@@ -206,7 +205,7 @@ def _read_interface(array: Any, stream: cuda.Stream) -> DeviceArray:
         shape, [step / dtype.itemsize for step in found["strides"]]
     ):
         raise BenchmarkError(f"images {list(shape)}: a strided view", fix="Make the array contiguous.")
-    if found["version"] < 3:  # it does not say what its values wait for
+    if found["version"] < 3:  # it does not say what its values depend on
         cuda.call("cuCtxSynchronize")
     elif found.get("stream") is not None:
         event = cuda.Event()
@@ -222,12 +221,12 @@ def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _contiguous(shape: tuple[int, ...], steps: Sequence[float]) -> bool:
-    # Along an axis of one value nothing is stepped, so libraries write there what they like; in an empty array, along
-    # any.
+    # The stride of an axis of length one is never used, so libraries may put anything there; in an empty array, any
+    # stride.
     return 0 in shape or all(size == 1 or step == wanted for size, step, wanted in zip(shape, steps, _strides(shape)))
 
 
-_exported: dict[int, Any] = {}  # what consumers still hold, by the address of its description
+_exported: dict[int, Any] = {}  # arrays that consumers still hold, by the address of their description
 
 
 def _release(address: int) -> None:
@@ -235,7 +234,7 @@ def _release(address: int) -> None:
 
 
 def _destroy(capsule: int) -> None:
-    if _is_valid_dying(capsule, _NAME):  # else a consumer renamed it, and calls the deleter itself
+    if _is_valid_dying(capsule, _NAME):  # otherwise a consumer renamed it, and calls the deleter itself
         _release(_get_dying(capsule, _NAME))
 
 

@@ -22,7 +22,7 @@ class TensorSpec:
     Attributes:
         name: its name.
         dtype: its numpy type.
-        shape: batch first, -1 where it is dynamic.
+        shape: batch first, -1 for dynamic dimensions.
     """
 
     name: str
@@ -36,14 +36,13 @@ class Engine:
     Args:
         backend: the TensorRT that built it.
         plan_path: the engine; its sidecar lies beside it.
-        onnx_path: a graph that the engine must have been built from; None asks nothing.
-        record: of an engine of foreign origin, which has no sidecar, what stands for one; None reads it.
+        onnx_path: the graph that the engine must have been built from; None for any.
+        record: in place of a sidecar, for an engine built elsewhere, which has none; None reads the sidecar.
 
     Attributes:
         record: the sidecar.
         inputs: its inputs, in order.
-        leading: the one whose shape chooses the profile: all others have a batch of the same size, and sides that do
-            not vary.
+        leading: the input whose shape selects the profile; all others have the same batch, and otherwise fixed shapes.
         outputs: its outputs, in order.
         ranges: what each of its optimization profiles accepts.
         memory_bytes: GPU memory that loading took.
@@ -86,7 +85,7 @@ class Engine:
 
     @property
     def workspace_bytes(self) -> int:
-        """GPU memory that an execution context works in, for its largest shape."""
+        """GPU memory needed by an execution context for its largest shape."""
         cuda_engine = self._cuda_engine
         if self.backend.find("ICudaEngine.device_memory_size_v2") is not None:
             return int(cuda_engine.device_memory_size_v2)
@@ -100,7 +99,7 @@ class Engine:
         return (inspector.get_engine_information(form) or "") if inspector is not None else ""
 
     def make_context(self, index: int, workspace: cuda.DeviceBuffer, stream: cuda.Stream) -> Any:
-        """Makes an execution context for one profile, which works in memory that contexts of one stream share.
+        """Makes an execution context for one profile, with workspace memory shared by the contexts of a stream.
 
         Args:
             index: of the optimization profile.
@@ -133,15 +132,15 @@ class Engine:
                     f"{self.path}: profile {index} cannot be used: {backend.logger.explain()}",
                     fix="Build the engine again.",
                 )
-        stream.synchronize()  # the choice of a profile is itself queued work
+        stream.synchronize()  # selecting a profile is itself queued work
         return execution_context
 
 
 def _deserialise(backend: Backend, serialized: bytes, *, version_compatible: bool) -> tuple[Any, Any]:
-    """The runtime, which has to outlive the engine, and the engine, or None if the plan does not load."""
+    """The runtime, which must outlive the engine, and the engine, or None if the plan does not load."""
     runtime = backend.module.Runtime(backend.logger)
     if version_compatible:
-        runtime.engine_host_code_allowed = True  # such a plan brings the runtime that can read it
+        runtime.engine_host_code_allowed = True  # such a plan contains the runtime that can read it
     return runtime, runtime.deserialize_cuda_engine(serialized)
 
 

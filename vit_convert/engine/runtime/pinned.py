@@ -1,4 +1,4 @@
-"""Page-locked host memory: the only kind that the GPU copies from and to while CPU and GPU keep working."""
+"""Page-locked host memory, the only kind that the GPU can copy from and to while both CPU and GPU keep working."""
 
 import ctypes
 import math
@@ -21,7 +21,7 @@ def pinned_array(shape: Sequence[int], dtype: Any) -> np.ndarray:
         dtype: of the array.
 
     Returns:
-        The array, its values undefined.
+        The array, with undefined values.
 
     Raises:
         BuildError: there is no driver, or not enough memory.

@@ -1,4 +1,4 @@
-"""Runs a stream of batches and copies one to the GPU while it computes another."""
+"""Runs a stream of batches, copying one to the GPU while computing another."""
 
 import contextlib
 import itertools
@@ -17,12 +17,12 @@ from vit_convert.engine.runtime.session import Session
 
 
 class PipelinedSession:
-    """Several sessions that take batches in turn; results come in the order of the batches.
+    """Several sessions that take turns with batches; results come in the order of the batches.
 
     Only one thread may use it, and for one `run` at a time; use one PipelinedSession per thread.
 
     Batches in page-locked memory (`pinned_array`, or another library's) are copied to the GPU straight from there;
-    others pass through page-locked memory of its own, at the price of one more copy on the CPU.
+    others pass through page-locked memory of its own, at the cost of one more copy on the CPU.
 
     Args:
         engine: the loaded engine.
@@ -43,7 +43,7 @@ class PipelinedSession:
 
         Args:
             batches: arrays [batch, ...] of the engine's input type, or {input: array}, none larger than its largest
-                profile. A page-locked one must stay as it is until its result is there.
+                profile. A page-locked one must not change until its result has arrived.
 
         Yields:
             {output: array [batch, ...]} for each batch, in order.
@@ -74,8 +74,8 @@ class PipelinedSession:
                 busy.append(slot)
             yield from _finish_all(busy)
         finally:
-            for slot in busy:  # the caller stopped early: its batches may go now
-                if not slot.session.closed:  # which waited for them
+            for slot in busy:  # the caller stopped early and may now free its batches
+                if not slot.session.closed:  # this waited for them
                     slot.session.wait()
 
     def close(self) -> None:
@@ -114,7 +114,7 @@ class _Slot:
         session.launch(prepared)
         self._results = {}
         for name, (spec, shape, buffer) in prepared.outputs.items():
-            self._results[name] = self._pinned(name, (len(leading), *shape[1:]), spec.dtype)  # rows beyond are padding
+            self._results[name] = self._pinned(name, (len(leading), *shape[1:]), spec.dtype)  # further rows are padding
             buffer.download(self._results[name], session.stream)
 
     def finish(self) -> dict[str, np.ndarray]:
@@ -123,7 +123,7 @@ class _Slot:
         return {name: host.copy() for name, host in self._results.items()}
 
     def _pinned(self, name: str, shape: Shape, dtype: np.dtype[Any]) -> np.ndarray:
-        # One block for all shapes, which only grows: a block for each would fill the host's memory.
+        # One block for all shapes, which only grows: separate blocks would fill the host's memory.
         num_bytes = math.prod(shape) * dtype.itemsize
         if name not in self._memory or self._memory[name].nbytes < num_bytes:
             self._memory[name] = pinned_array((num_bytes,), np.uint8)

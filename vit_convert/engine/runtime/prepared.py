@@ -1,4 +1,4 @@
-"""An input shape that is ready to run; its GPU memory is freed when neither the session nor anybody else uses it."""
+"""An input shape that is ready to run; its GPU memory is freed once neither the session nor anybody else uses it."""
 
 import contextlib
 import dataclasses
@@ -16,15 +16,16 @@ class Prepared:
     """One input shape, ready to run.
 
     Args:
-        held: gives the graph and the outputs' memory back.
+        held: releases the graph and the outputs' memory.
 
     Attributes:
         index: of the optimization profile.
         shape: of the input.
-        context: TensorRT's execution context, of this shape for good: a recorded graph holds its state.
+        context: TensorRT's execution context, which keeps this shape for good, because a recorded graph holds its
+            state.
         outputs: for each output its spec, its shape here and its GPU memory.
-        graph: the recorded run; None where CUDA graphs are off or cannot record this engine.
-        why_no_graph: why `graph` is None, else "".
+        graph: the recorded run; None if CUDA graphs are off or cannot record this engine.
+        why_no_graph: why `graph` is None; otherwise "".
     """
 
     index: int
@@ -36,7 +37,7 @@ class Prepared:
     held: dataclasses.InitVar[contextlib.ExitStack]
 
     def __post_init__(self, held: contextlib.ExitStack) -> None:
-        # whoever still holds it may go on after the session has let it go
+        # whoever still holds it may keep using it after the session released it
         self._free = cuda.when_gone(self, held.close)
 
     def close(self) -> None:

@@ -1,5 +1,5 @@
-"""Which optimization profile runs a batch: a fixed one of that size, else the tightest range, else the next larger
-size, padded."""
+"""Selects the optimization profile for a batch: a fixed one of that size, else the tightest range, else the next larger
+size with padding."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ Profile = Mapping[str, tuple[Shape, Shape, Shape]]
 
 @dataclasses.dataclass(frozen=True)
 class ShapeRange:
-    """What one optimization profile accepts.
+    """The shapes that an optimization profile accepts.
 
     Attributes:
         smallest: input shape, batch first.
@@ -40,8 +40,8 @@ class ShapeRange:
 
 
 def batch_profiles(inputs: Sequence[Tensor], image_size: Sizes, batch: Mapping[str, Any]) -> list[Profile]:
-    """Optimization profiles over the batch: one of each fixed size, then the range; all of them over every image size
-    of a dynamic graph.
+    """Optimization profiles over the batch: one for each fixed size, then the range; each covers all image sizes of a
+    dynamic graph.
 
     Args:
         inputs: of the graph.
@@ -80,11 +80,11 @@ def _shape(tensor: Tensor, batch: int, varying: Mapping[str, int]) -> Shape:
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """How one batch is run.
+    """How to run one batch.
 
     Attributes:
         index: of the optimization profile.
-        shape: input shape that runs; its batch may be larger than what was given.
+        shape: input shape to run; its batch may be larger than the given one.
     """
 
     index: int
@@ -128,14 +128,14 @@ def choose_profile(ranges: Sequence[ShapeRange], shape: Shape) -> Choice:
 
 
 def largest_batch(ranges: Sequence[ShapeRange], shape: Shape) -> int:
-    """The largest batch that any profile takes for images of a shape; larger ones have to be split.
+    """The largest batch that any profile takes for images of a shape; larger ones must be split.
 
     Args:
         ranges: the engine's profiles.
         shape: of the input, batch first.
 
     Raises:
-        BenchmarkError: no profile takes such images at all.
+        BenchmarkError: no profile takes images of this shape.
     """
     sizes = [r.largest[0] for r in ranges if r.accepts((r.largest[0], *shape[1:]))]
     if not sizes:

@@ -1,5 +1,4 @@
-"""Runs an engine on one stream, with a context and a CUDA graph per shape; takes and gives arrays of the host or of the
-GPU."""
+"""Runs an engine on one stream, with a context and a CUDA graph per shape, on arrays of the host or the GPU."""
 
 import contextlib
 import math
@@ -23,15 +22,15 @@ class Session:
 
     Args:
         engine: the loaded engine.
-        cuda_graphs: record each shape's run once and replay it, which spares the CPU a launch for every kernel.
-        max_shapes: how many shapes stay ready, each with a context, a graph and output memory; the one not used for
-            longest goes first, so that requests of ever new sizes do not fill the GPU. A shape that comes back is
-            prepared again.
+        cuda_graphs: record each shape's run once and replay it, which saves the CPU launching every kernel.
+        max_shapes: how many shapes stay ready, each with a context, a graph and output memory; the least recently used
+            is dropped first, so that requests of ever new sizes do not fill the GPU. A dropped shape is prepared again
+            when needed.
 
     Attributes:
         stream: its CUDA stream.
-        input_buffers: GPU memory that every run reads its inputs from, by name.
-        input_buffer: that of the leading one.
+        input_buffers: by name, the GPU memory from which every run reads its inputs.
+        input_buffer: that of the leading input.
         closed: whether `close` was called.
 
     Raises:
@@ -43,7 +42,7 @@ class Session:
         self._cuda_graphs, self._max_shapes = cuda_graphs, max_shapes
         self.closed = False
         self._lock = threading.RLock()  # `run` prepares
-        self._prepared: dict[Shape, Prepared] = {}  # the one used last at the end
+        self._prepared: dict[Shape, Prepared] = {}  # most recently used last
         most = max(int(np.prod(candidate.largest)) for candidate in engine.ranges)
         with contextlib.ExitStack() as held:
             self.stream = cuda.Stream()
@@ -57,25 +56,25 @@ class Session:
                     buffer = cuda.DeviceBuffer(max(1, math.prod((largest, *spec.shape[1:])) * spec.dtype.itemsize))
                     held.callback(buffer.close)
                     self.input_buffers[spec.name] = buffer
-            # Contexts of one stream never run at once, so they share what they work in; a size of 0 is no legal
-            # allocation.
+            # Contexts of one stream never run at once, so they share a workspace; an allocation of size 0 is illegal.
             self._workspace = cuda.DeviceBuffer(max(engine.workspace_bytes, 1))
             held.callback(self._workspace.close)
-            held.callback(self._prepared.clear)  # the contexts end before the memory that they work in
+            held.callback(self._prepared.clear)  # contexts must end before their workspace
             held.callback(self.stream.synchronize)
-            held.callback(cuda.use_context)  # any thread may close
+            held.callback(cuda.use_context)  # any thread may call close
             self._held = held.pop_all()
 
     def run(self, inputs: Any) -> dict[str, Any]:
-        """Runs a batch of any size; it is split or padded if no profile takes it.
+        """Runs a batch of any size, split or padded if no profile takes it.
 
         Args:
             inputs: a numpy array, or an array of the GPU (`__cuda_array_interface__` or DLPack: PyTorch, CuPy, JAX); of
                 the engine's input type, [batch, ...]. For an engine of several inputs, {input: array}, all of one kind.
 
         Returns:
-            {output: array [batch, ...]}: numpy arrays for numpy arrays; otherwise finished DeviceArrays, which are the
-            caller's own (copied within the GPU, a small part of the run) and which other libraries take without a copy.
+            {output: array [batch, ...]}: numpy arrays for numpy arrays; otherwise finished DeviceArrays, which belong
+            to the caller (a copy within the GPU, a small part of the run's time) and which other libraries take without
+            a copy.
 
         Raises:
             BenchmarkError: wrong type or shape, TensorRT fails, or the session is closed.
@@ -96,8 +95,8 @@ class Session:
             shape: input shape that one of the profiles accepts after padding.
 
         Returns:
-            What `launch` takes; the same for every call with this shape, until `max_shapes` others were prepared since
-            the last.
+            The argument for `launch`; the same object for every call with this shape, until `max_shapes` others have
+            been prepared since the last.
 
         Raises:
             BenchmarkError: no profile takes the shape, TensorRT fails, or the session is closed.
@@ -158,7 +157,7 @@ class Session:
         return largest_batch(self.engine.ranges, shape)
 
     def require_one_run(self, shape: Shape, dtype: np.dtype[Any]) -> None:
-        """Refuses what `require_images` does, and batches that do not run at once.
+        """Refuses what `require_images` refuses, and batches that do not fit into one run.
 
         Raises:
             BenchmarkError: see above.
@@ -195,7 +194,7 @@ class Session:
         return most
 
     def by_name(self, inputs: Any) -> dict[str, Any]:
-        """The inputs by name: of an array, where the engine has one input.
+        """The inputs by name; a bare array is accepted if the engine has one input.
 
         Raises:
             BenchmarkError: one is missing, or the engine has none of that name.
@@ -258,11 +257,11 @@ class Session:
             for name, source in sources.items():
                 self.input_buffers[name].copy_from(source.pointer, source.num_bytes, self.stream)
             self.launch(prepared)
-            # Consumers read on streams of their own, whenever they like: what the next run writes must not be theirs.
+            # Consumers read on streams of their own at any time, so the next run must not write to what they hold.
             for name, (spec, shape, buffer) in prepared.outputs.items():
                 results[name] = queue_copy(buffer.pointer, (leading.shape[0], *shape[1:]), spec.dtype, self.stream)
         finally:
-            # the sources may be reused or freed as soon as this ends, and so may results of a failed run
+            # sources may be reused or freed as soon as this returns, as may the results of a failed run
             self.stream.synchronize()
         return results
 

@@ -1,4 +1,4 @@
-"""The engines that `tune` tries: lowerings of one graph × profiles, and which of those in tune.json still hold."""
+"""The engines that `tune` tries: lowerings of one graph × profiles; and which results in tune.json are still valid."""
 
 import contextlib
 import copy
@@ -23,7 +23,7 @@ from vit_convert.engine.host import EngineHost
 from vit_convert.engine.runtime.profiles import batch_profiles
 from vit_convert.engine.tune.winners import DEFAULT
 
-# The config keys, beside lowering and batch, that a build request depends on.
+# The config keys, besides lowering and batch, that a build request depends on.
 _ENGINE = ("workspace_gib", "opt_level", "tf32", "hardware_compatible", "version_compatible", "calibrator")
 _OPTIONS = (*(f"engine.{key}" for key in _ENGINE), "keep_fp32")
 
@@ -34,11 +34,11 @@ class Trial:
 
     Attributes:
         lowering: name of the graph's lowering.
-        sizes: {"min", "opt", "max"} batch of its one profile.
+        sizes: {"min", "opt", "max"} batch of its only profile.
         precision: of the engine.
-        batches: sizes that it is timed at.
+        batches: batch sizes at which it is timed.
         seconds: of one pass over one of them.
-        check: the config's tolerances, by which it passes or not.
+        check: the config's tolerances.
         request: what to build.
     """
 
@@ -57,8 +57,7 @@ class Trial:
         return f"fixed {best}" if smallest == largest else f"range {smallest}-{best}-{largest}"
 
     def key(self, backend: Backend) -> str:
-        """What its result depends on, as a hash: graph, request, tolerances, what is timed, TensorRT, GPU and
-        driver."""
+        """A hash of what its result depends on: graph, request, tolerances, what is timed, TensorRT, GPU and driver."""
         where = [
             backend.name,
             backend.version,
@@ -69,13 +68,13 @@ class Trial:
 
 
 def options_of(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """What a build request depends on besides graph and profiles.
+    """The config values on which a build request depends, besides graph and profiles.
 
     Args:
         config: the resolved config.
 
     Returns:
-        {"engine.opt_level": 3, …}, as JSON holds them.
+        {"engine.opt_level": 3, …}, as plain JSON values.
     """
     values = zip(_OPTIONS, operator.attrgetter(*_OPTIONS)(config))
     return {key: list(value) if isinstance(value, tuple) else value for key, value in values}
@@ -109,7 +108,7 @@ def plan_trials(host: EngineHost, *, precisions: Sequence[str]) -> list[Trial]:
         The trials.
 
     Raises:
-        UsageError: the bundle does not hold one of the lowerings, or INT8 is to come from TensorRT's own calibrator.
+        UsageError: the bundle lacks one of the lowerings, or INT8 would come from TensorRT's own calibrator.
     """
     config, facts = host.config, host.facts
     if "int8" in precisions and config.engine.calibrator:
@@ -131,7 +130,7 @@ def plan_trials(host: EngineHost, *, precisions: Sequence[str]) -> list[Trial]:
 
 
 def read_trials(path: pathlib.Path) -> list[TunedTrial]:
-    """The trials of a `tune.json`, without those that are not in this version's form; none without the file."""
+    """The trials in a `tune.json` that have this version's form; none if there is no file."""
     found = (read_json(path) or {}).get("trials", [])
     trials = []
     for row in found if isinstance(found, list) else []:
@@ -141,11 +140,11 @@ def read_trials(path: pathlib.Path) -> list[TunedTrial]:
 
 
 def still_valid(host: EngineHost, rows: Iterable[TunedTrial]) -> dict[str, TunedTrial]:
-    """The trials of tune.json that are still valid, whether or not they are asked for now.
+    """The trials of tune.json that are still valid, whether or not they are requested now.
 
     Args:
         host: that builds and runs.
-        rows: what is known.
+        rows: the known trials.
 
     Returns:
         The rows by key; without those of another graph, TensorRT or GPU.

@@ -1,5 +1,5 @@
-"""Times every lowering with every profile on this GPU: they differ by up to a third, and no rule says which one
-wins."""
+"""Times every lowering with every profile on this GPU: they differ by up to a third, and no rule predicts the
+winner."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -30,15 +30,15 @@ def tune_bundle(
         host: whose bundle holds the graphs; gets `tune/*.plan` and `tune.json`.
         precisions: engines to tune.
         warmup_seconds: run before each measurement.
-        force: time again what is known.
+        force: repeat known trials.
 
     Returns:
-        What `tune.json` holds. Trials that are not asked for now stay in it while they hold: the same graph, TensorRT
-        and GPU.
+        What `tune.json` holds. Trials that are not requested now stay in it while they are valid: for the same graph,
+        TensorRT and GPU.
 
     Raises:
         UsageError: the bundle does not hold one of the lowerings.
-        BuildError: the conversion made no graph of a precision.
+        BuildError: the conversion wrote no graph for a precision.
         BenchmarkError: there is no GPU, or none of the trials asked for could be built and run.
     """
     backend, bundle, facts, progress = host.backend, host.bundle, host.facts, host.progress
@@ -85,7 +85,7 @@ def tune_bundle(
         )
         try:
             kept[key] = _try(host, trial, row, warmup_seconds)
-        except ConvertError as e:  # a lowering that TensorRT cannot build is a result, not an end
+        except ConvertError as e:  # a lowering that TensorRT cannot build is a result, not a failure
             kept[key] = dataclasses.replace(row, failed=str(e))
             progress.warn(f"{trial.lowering}, {trial.profile}: {e}")
         save()
@@ -96,9 +96,9 @@ def tune_bundle(
 
 
 def _try(host: EngineHost, trial: Trial, row: TunedTrial, warmup_seconds: float) -> TunedTrial:
-    """Builds, verifies and times a trial; `row` with what was found."""
+    """Builds, verifies and times a trial; returns `row` with the results."""
     backend, progress = host.backend, host.progress
-    options = hash_value(options_of(host.config))[:8]  # another option's engine does not replace this one
+    options = hash_value(options_of(host.config))[:8]  # an engine with other options must not replace this one
     name = f"{trial.precision}-{trial.lowering}-{trial.profile}-{options}".replace(" ", "-")
     plan = host.bundle.root / "tune" / f"{backend.name}-{backend.version}-{backend.arch}" / f"{name}.plan"
     built = build_engine(backend, trial.request, plan, progress=progress)

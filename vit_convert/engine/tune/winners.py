@@ -16,7 +16,7 @@ def winners(trials: Iterable[TunedTrial], usual: Mapping[str, Any]) -> list[Winn
 
     Args:
         trials: finished ones.
-        usual: the bundle's own options, of which a winner names only those that it has otherwise.
+        usual: the bundle's own options; a winner lists only those in which it differs.
     """
     found: dict[tuple[str, int], list[tuple[TunedTrial, BenchmarkRow]]] = {}
     for trial in trials:
@@ -55,7 +55,7 @@ def config_words(winner: Winner) -> str:
 
     Returns:
         '--config.engine.lowering=matmul --config.batch.min=256 --config.batch.opt=256 --config.batch.max=256
-        --config.batch.profiles="()"', and the options that the bundle's own config has otherwise.
+        --config.batch.profiles="()"', and the options that differ from the bundle's own config.
     """
     lowering = "" if winner.lowering == DEFAULT else winner.lowering
     words = [
@@ -69,7 +69,7 @@ def config_words(winner: Winner) -> str:
 
 
 def tuned_engines(result: TuneResult) -> Iterator[TunedEngine]:
-    """All trials at each batch, the winners with how to get them.
+    """All trials at each batch, with instructions for the winners.
 
     Args:
         result: of `tune_bundle`.
@@ -79,7 +79,7 @@ def tuned_engines(result: TuneResult) -> Iterator[TunedEngine]:
         about = {"precision": trial.precision, "lowering": trial.lowering, "profile": trial.profile}
         fused = trial.fused_attention.text if trial.fused_attention else "unknown"
         if trial.failed is not None:
-            reason = re.sub(r"[^ ]*/", "", trial.failed)[:80]  # the reason, not where
+            reason = re.sub(r"[^ ]*/", "", trial.failed)[:80]  # the reason, without the place
             note = f"failed: {reason}"
             yield TunedEngine(**about, batch=None, images_per_second=None, fused_attention="", note=note, words="")
         for row in trial.rows:
@@ -99,7 +99,7 @@ def tuned_engines(result: TuneResult) -> Iterator[TunedEngine]:
 
 
 def tune_table(result: TuneResult) -> str:
-    """All trials as text for a terminal, the winners marked, and below it how to get each of them.
+    """All trials as text for a terminal, with the winners marked and, below, how to build each of them.
 
     Args:
         result: of `tune_bundle`.
@@ -124,5 +124,5 @@ def _leads(row: BenchmarkRow, other: BenchmarkRow) -> bool:
 
 
 def _engine(trial: TunedTrial) -> tuple[Any, ...]:
-    """What tells its engine from that of another trial of its precision: one engine may be timed more than once."""
+    """Distinguishes a trial's engine from others of its precision; one engine may be timed more than once."""
     return trial.lowering, trial.profile, trial.options
