@@ -1,4 +1,4 @@
-"""JAX's backend: started in one place, so that one that cannot start is a message and not a traceback."""
+"""Starts JAX's backend in one place, so that a failure to start is a message and not a traceback."""
 
 import os
 

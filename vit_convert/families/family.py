@@ -1,8 +1,8 @@
-"""What a family of models is: how a checkpoint of it is told, loaded, built and, for tests, written.
+"""The interface of a family of models: how its checkpoints are recognised, loaded, built and, for tests, written.
 
 A family is a folder: `layouts.py` (names on disk), `architecture.py` (sizes and canonical parameters), `module.py`
-(Flax), `random.py` and `family.py`, whose object implements `Family`. It becomes known by a line in `registry.py`, or
-by `config.families` from outside.
+(Flax), `random.py` and `family.py`, whose object implements `Family`. It is registered by a line in `registry.py`, or
+from outside by `config.families`.
 """
 
 import dataclasses
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """What is asked of a checkpoint.
+    """What is requested from a checkpoint.
 
     Attributes:
         file: for messages.
-        prefix: what stood before the names of the leaves, such as "params/img/".
-        names: of all leaves of the file, those too that are not the model's.
+        prefix: stripped from the names of the leaves, such as "params/img/".
+        names: of all leaves of the file, including those that are not the model's.
         variant: "auto" reads it from the shapes; a name such as "B/32" is checked against them.
         image_size: (height, width) in pixels; None keeps the checkpoint's.
-        outputs: names of `families.outputs` with commas between; "auto" for what the model is for.
-        posemb_grid: (rows, columns) of a stored position table that is not square; None where nobody said so.
-        tower: "image" or "text" of a checkpoint that has both; "" of any other.
+        outputs: names of `families.outputs`, separated by commas; "auto" for the model's main purpose.
+        posemb_grid: (rows, columns) of a stored position table that is not square; None if not given.
+        tower: "image" or "text" for a checkpoint that has both; "" for any other.
         normalize: whether embeddings are divided by their norm.
         text_length: tokens of a text that a text tower is cut to; None keeps the checkpoint's.
     """
@@ -49,38 +49,38 @@ class Asked:
     text_length: int | None = None
 
     def instead_of(self, found: str) -> str:
-        """What to propose where the file does not fit: its own variant, if another one was asked for."""
+        """What to propose if the file does not fit: its own variant, if another one was requested."""
         return "" if self.variant == "auto" else found
 
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-    """A checkpoint, understood and held against its model; no array of it need be read yet.
+    """A checkpoint that was identified and compared with its model; its arrays need not have been read yet.
 
     Attributes:
-        title: what people call the family: "ViT".
-        variant: such as "B/32"; "custom" where the shapes are not those of a named variant.
+        title: the family's common name: "ViT".
+        variant: such as "B/32"; "custom" if the shapes are not those of a named variant.
         layout: how its parameters are named on disk.
         architecture: the family's own record, complete enough to build the model.
-        params: float32 parameters by canonical name, read on access. `params.leaves[name].shape` tells a shape without
+        params: float32 parameters by canonical name, read on access. `params.leaves[name].shape` gives a shape without
             reading.
         num_params: number of stored parameters that the model uses.
-        image_size: (height, width) in pixels that the model runs at; () for one that takes no images.
-        source_image_size: (height, width) in pixels that the checkpoint was saved for; () for one that takes no images.
+        image_size: (height, width) in pixels at which the model runs; () if it takes no images.
+        source_image_size: (height, width) in pixels for which the checkpoint was saved; () if it takes no images.
         num_classes: outputs of the head; 0 for a model without one.
-        preprocess: the family by whose rule its images were prepared, a key of `images.preprocess`.
-        patch_size: side in pixels of what one token stands for.
+        preprocess: the rule by which its images were prepared, a key of `images.preprocess`.
+        patch_size: side in pixels of the area that a token represents.
         resizable: whether a graph may take a range of image sizes, multiples of the patch: its position table is
             resampled inside.
         attentions: (head size, tokens) of each kind of self-attention over a fixed number of tokens.
         zero_head: whether every class gets the same logit.
-        warnings: what a person should know, one sentence each.
-        unused: names of stored leaves that are not parameters: buffers that other projects save beside them.
-        output: name of the model's first output; left out for "logits", or "features" of a model without classes.
-        judge: how it is judged, see `core.signature.Output`; left out for "top1" of classes and "cosine" of anything
+        warnings: what the user should know, one sentence each.
+        unused: names of stored leaves that are not parameters, but buffers that other projects save as well.
+        output: name of the model's first output; by default "logits", or "features" for a model without classes.
+        judge: how it is judged, see `core.signature.Output`; by default "top1" for classes and "cosine" for anything
             else.
-        pair: of a tower, what it is a half of.
-        takes: what a model without images takes, in words: "64 tokens".
+        pair: for a tower, the pair that it belongs to.
+        takes: the input of a model without images, in words: "64 tokens".
         text: whether it takes the tokens of texts, and no images.
         one_length: why a text tower takes texts of one length alone; "" where it takes shorter ones.
     """
@@ -117,23 +117,23 @@ class Loaded:
 
 @dataclasses.dataclass(frozen=True)
 class RandomOptions:
-    """What a checkpoint with seeded random weights is to be like; a family refuses what has no meaning for it.
+    """Properties of a checkpoint with seeded random weights; a family refuses those that have no meaning for it.
 
     Attributes:
         seed: of the weights.
-        image_size: (height, width) in pixels that it is for; None for the family's usual one.
+        image_size: (height, width) in pixels for which it is; None for the family's usual one.
         num_classes: outputs of the head; 0 leaves it out.
-        depth: blocks; None takes the variant's.
+        depth: number of blocks; None for the variant's.
         layout: one of the family's; "" for its first.
         prefix: put in front of every name, such as "params/".
         dtype: one of `checkpoint.draw.DTYPES`.
-        pool: how tokens are pooled; None takes what the variant's name says.
+        pool: how tokens are pooled; None for what the variant's name says.
         posemb: "learn", or "sincos2d" to store no table.
         pre_logits: add the tanh layer before the head.
-        outlier_channels: even number of channels in which the residual stream is large, as trained models have.
+        outlier_channels: even number of channels in which the residual stream is large, as in trained models.
         towers: "image" or "text" leaves the other tower out; "" writes both.
-        length: tokens of a text; None takes the variant's.
-        text_head: leave the product behind the text's pooling in; some published files have none.
+        length: tokens per text; None for the variant's.
+        text_head: keep the product after the text's pooling, which some published files lack.
     """
 
     seed: int = 0
@@ -157,7 +157,7 @@ class Family(Protocol):
 
     @property
     def name(self) -> str:
-        """As `config.family` has it."""
+        """Its name in `config.family`."""
 
     @property
     def layouts(self) -> tuple[str, ...]:
@@ -168,19 +168,19 @@ class Family(Protocol):
         """Names of the published variants."""
 
     def match(self, names: Collection[str]) -> enum.Enum | None:
-        """Tells the layout from the names of the leaves, without what `select` stripped; None where they are not this
+        """Recognises the layout by the names of the leaves, without what `select` stripped; None if they are not this
         family's."""
 
     def load(self, leaves: Mapping[str, Leaf], layout: Any, asked: Asked) -> Loaded:
-        """Understands the leaves and holds them against the model, strictly. Imports no JAX.
+        """Identifies the model and compares the leaves with it, strictly. Does not import JAX.
 
         Raises:
-            CheckpointError: the leaves are not, one for one, the parameters of the model that they should be.
-            UsageError: what is asked has no meaning for this model.
+            CheckpointError: the leaves are not exactly the parameters of the model.
+            UsageError: a request has no meaning for this model.
         """
 
     def model(self, loaded: Loaded) -> "Model":
-        """Builds the JAX model of what `load` gave."""
+        """Builds the JAX model from the result of `load`."""
 
     def has_variant(self, variant: str) -> bool:
         """Whether a name is one of this family's variants, in any spelling."""

@@ -1,4 +1,4 @@
-"""What becomes of a classifier's head, the same for every family: kept, left out on request, missed, or found
+"""Handles a classifier's head, in the same way for every family: kept, left out on request, missing, or found to be
 untrained."""
 
 import dataclasses
@@ -16,15 +16,14 @@ _HEAD = "head/"
 
 @dataclasses.dataclass(frozen=True)
 class Head:
-    """The leaves of a model as it is asked for.
+    """The leaves of a model as requested.
 
     Attributes:
-        leaves: without the head where it is not wanted.
-        num_classes: outputs of the head that is left, 0 for none.
+        leaves: without the head if it is not wanted.
+        num_classes: outputs of the remaining head; 0 for none.
         is_zero: whether every class gets the same logit.
-        warnings: what a person should know, one sentence each.
-        outputs: what the model gives, in the order in which its graph has them; () for logits, or features of a model
-            without a head.
+        warnings: what the user should know, one sentence each.
+        outputs: of the model, in the graph's order; () for logits, or for features if there is no head.
     """
 
     leaves: dict[str, Leaf]
@@ -46,18 +45,17 @@ def settle_head(
 
     Args:
         leaves: by canonical name; the head's are `head/kernel` and `head/bias`.
-        num_classes: outputs of the stored head, 0 for none.
-        outputs: "logits", "features", or "auto" for logits; several where the family has more.
+        num_classes: outputs of the stored head; 0 for none.
+        outputs: "logits", "features", or "auto" for logits; several if the family offers more.
         file: for messages.
-        beside: what the family's models give, if asked, beside logits and features: "tokens", "grid". Without any it
-            gives one output.
+        beside: what else the family's models can output: "tokens", "grid". If empty, they have just one output.
 
     Returns:
         The Head.
 
     Raises:
-        CheckpointError: logits of a model without a head.
-        UsageError: an output that the model has not, or several of a family that gives one.
+        CheckpointError: logits are requested from a model without a head.
+        UsageError: an output that the model lacks, or several from a family that gives one.
     """
     names = settle_outputs(outputs, ("logits", "features", *beside), file)
     if len(names) > 1 and not beside:
@@ -85,15 +83,15 @@ def classifier_signature(
     outputs: Sequence[str] = (),
     patches: tuple[int, ...] = (),
 ) -> Signature:
-    """What a model of images takes and gives.
+    """The signature of a model of images.
 
     Args:
         image_size: (height, width) in pixels.
         num_classes: outputs of the head; 0 for none.
         width: of the features.
-        tokens: how many each image has, where they are not pooled.
+        tokens: number of tokens per image, if they are not pooled.
         outputs: from `Head.outputs`; () for logits, or features of a model without a head.
-        patches: (rows, columns, width) of what `tokens` and `grid` give.
+        patches: (rows, columns, width) of the outputs `tokens` and `grid`.
     """
     images = Tensor("images", "float32", ("batch", *image_size, 3), "NHWC")
     shapes: dict[str, tuple[Dim, ...]] = {"logits": (*tokens, num_classes), "features": (*tokens, width)}
@@ -103,5 +101,5 @@ def classifier_signature(
 
 
 def given_usually(num_classes: int) -> tuple[str, ...]:
-    """Logits, or features of a model without a head."""
+    """Logits, or features if there is no head."""
     return ("logits",) if num_classes else ("features",)

@@ -1,5 +1,4 @@
-"""From a file to a model's parameters, whatever its family: everything present, nothing left over, every value
-finite."""
+"""From a file to a model's parameters, for any family: everything present, nothing left over, every value finite."""
 
 import concurrent.futures
 import dataclasses
@@ -16,12 +15,12 @@ from vit_convert.families.family import Asked, Family, Loaded, Size
 from vit_convert.families.registry import families as known_families
 from vit_convert.families.registry import family_named, family_of, tower_family_of
 
-_TOWERS = {"img": "image", "image": "image", "txt": "text", "text": "text"}  # by what follows the file's name
+_TOWERS = {"img": "image", "image": "image", "txt": "text", "text": "text"}  # by the suffix after the file's name
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Checkpoint(Loaded):
-    """A checkpoint file, understood and verified.
+    """A checkpoint file that was identified and verified.
 
     Attributes:
         path: the file.
@@ -56,12 +55,12 @@ def load_checkpoint(
     Args:
         path: `.npz`, `.safetensors` or `.msgpack`; `file.npz:img` and `file.npz:txt` take one tower of two, or a
             sub-tree of that name.
-        family: "auto", or the name of the family that it must be of.
+        family: "auto", or the name of the family to which it must belong.
         families: further ones, see `registry.families`.
         variant: "auto" reads it from the shapes; a name such as "B/32" is checked against them.
-        image_size: (height, width) in pixels that the model is to run at; None keeps the checkpoint's.
-        outputs: see `families.outputs`, several with commas between; "auto" for what the model is for.
-        posemb_grid: (rows, columns) of the stored position table where it is not square.
+        image_size: (height, width) in pixels at which the model shall run; None keeps the checkpoint's.
+        outputs: see `families.outputs`, separated by commas; "auto" for the model's main purpose.
+        posemb_grid: (rows, columns) of the stored position table if it is not square.
         normalize: divide a tower's embeddings by their norm.
         text_length: tokens that a text tower takes, where fewer do; None keeps the checkpoint's.
 
@@ -69,7 +68,7 @@ def load_checkpoint(
         The checkpoint.
 
     Raises:
-        CheckpointError: the file does not hold, leaf for leaf, the model that it should.
+        CheckpointError: the file does not hold exactly the model that it should.
         UsageError: an argument has no meaning for this model.
     """
     read_outputs(outputs)  # before anything is opened
@@ -102,17 +101,17 @@ def load_checkpoint(
 
 
 def towers_in(path: str | os.PathLike[str], *, family: str = "auto", families: Sequence[str] = ()) -> tuple[str, ...]:
-    """Which towers a path means: ("image", "text") of a checkpoint with both, one where it has one or the path names
-    it, () of any other.
+    """The towers that a path refers to: ("image", "text") for a checkpoint with both, a single one if it has only one
+    or the path names it, () for any other.
 
     Args:
         path: see `load_checkpoint`. Only the names of its leaves are read.
-        family: "auto", or the name of the family that it must be of.
+        family: "auto", or the name of the family to which it must belong.
         families: further ones, see `registry.families`.
 
     Raises:
         CheckpointError: the file cannot be read.
-        UsageError: the checkpoint has not the tower that is named.
+        UsageError: the checkpoint lacks the named tower.
     """
     name, subtree = split_subtree(path)
     _, stored = select(read_container(name).leaves, "", name)
@@ -123,11 +122,11 @@ def towers_in(path: str | os.PathLike[str], *, family: str = "auto", families: S
 
 
 def _tower(file: str, subtree: str, towers: Sequence[str]) -> str:
-    """Which tower of a checkpoint is meant: the one that follows its name, or the only one.
+    """The requested tower of a checkpoint: the one named after the file, or the only one.
 
     Raises:
-        CheckpointError: it has two and none is named.
-        UsageError: it has not the one that is named.
+        CheckpointError: it has two, and none is named.
+        UsageError: it lacks the named one.
     """
     there = " and ".join(f"{file}:{'img' if tower == 'image' else 'txt'}" for tower in towers)
     if not subtree:

@@ -1,4 +1,4 @@
-"""What a family can be asked for by name: which variants it knows, and which options of random checkpoints."""
+"""What a family accepts: names of variants, and options of random checkpoints."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -9,7 +9,7 @@ from vit_convert.families.family import RandomOptions
 
 
 def is_variant(parse: Callable[[str], Any], variant: str) -> bool:
-    """Whether a family's own reader of variants understands a name; it raises UsageError for one that it does not."""
+    """Whether a family's own parser of variants accepts a name; it raises UsageError if it does not."""
     try:
         parse(variant)
     except UsageError:
@@ -21,15 +21,15 @@ OF_TOWERS = ("towers", "length", "text_head")  # of which a model with one input
 
 
 def refuse_options(family: str, options: RandomOptions, without: Sequence[str]) -> None:
-    """Refuses what a family has not.
+    """Refuses options that a family does not support.
 
     Args:
         family: its name, for the message.
-        options: what is asked for.
+        options: the requested ones.
         without: names of the options that have no meaning for it.
 
     Raises:
-        UsageError: one of these is set to other than its default.
+        UsageError: one of these is not at its default.
     """
     defaults = {field.name: field.default for field in dataclasses.fields(options)}
     for name in without:

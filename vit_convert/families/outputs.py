@@ -1,4 +1,4 @@
-"""Which of the outputs that a model has it is to give, and what each is."""
+"""Selects which of its outputs a model gives, and describes each."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -13,19 +13,19 @@ _JUDGES = {"logits": "top1", "embedding": "embedding"}
 def settle_outputs(
     asked: str, offered: Sequence[str], file: str | os.PathLike[str], what: str = "this model"
 ) -> tuple[str, ...]:
-    """The outputs that a model gets.
+    """Selects a model's outputs.
 
     Args:
         asked: `Asked.outputs`.
-        offered: what it has; the first is what it is for.
+        offered: those that it has, its main output first.
         file: for messages.
-        what: the model is called.
+        what: name of the model in messages.
 
     Returns:
-        At least one of those that it has; the first stands for the model where one number is shown.
+        At least one of its outputs; the first represents the model where a single number is shown.
 
     Raises:
-        UsageError: one is asked for that it has not.
+        UsageError: an output is requested that it lacks.
 
     Example:
         >>> settle_outputs("auto", ["logits", "features"], "a.npz")
@@ -40,11 +40,11 @@ def settle_outputs(
 
 
 def outputs_of(names: Sequence[str], shapes: Mapping[str, tuple[Dim, ...]]) -> tuple[Output, ...]:
-    """The outputs of a model as its signature has them.
+    """The outputs of a model for its signature.
 
     Args:
         names: from `settle_outputs`.
-        shapes: of each without the batch.
+        shapes: of each output, without the batch.
 
     Example:
         >>> outputs_of(["logits"], {"logits": (10,)})[0].judge

@@ -1,4 +1,4 @@
-"""What two towers are as a pair: how their embeddings are compared, and what the text one takes."""
+"""Two towers as a pair: how their embeddings are compared, and what the text tower takes."""
 
 import dataclasses
 from collections.abc import Collection, Mapping
@@ -14,15 +14,15 @@ class Pair:
         logit_scale: factor of the product of two embeddings, exponentiated.
         logit_bias: added to it; None for none.
         similarity: "softmax" over the texts of an image, or "sigmoid" of each product.
-        embedding: length of an embedding; 0 where the file has no image tower.
+        embedding: length of an embedding; 0 if the file has no image tower.
         tokenizer: kind of its tokenizer: "sentencepiece", "bert" (WordPiece) or "clip" (byte pairs).
         length: tokens of a text.
         vocabulary: number of different tokens.
         start: the token that begins a text; -1 for none.
-        end: the token behind a text; -1 for none.
-        pad: the token that fills up.
+        end: the token after a text; -1 for none.
+        pad: the padding token.
         lower: whether texts are lower-cased first.
-        sticky_end: whether a text that is cut keeps the end token as its last.
+        sticky_end: whether a text that is cut still ends with the end token.
         towers: "image", "text", or both.
     """
 
@@ -44,10 +44,10 @@ class Pair:
 
 
 def towers_under(folders: Mapping[str, str], names: Collection[str]) -> tuple[str, ...]:
-    """The towers of which a file has parameters.
+    """The towers for which a file has parameters.
 
     Args:
-        folders: by tower, what the names of its parameters begin with.
+        folders: by tower, the prefix of its parameters' names.
         names: of all parameters.
 
     Example:

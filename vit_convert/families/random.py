@@ -1,6 +1,6 @@
 """Writes a full-size checkpoint with seeded random weights, in a layout of published files.
 
-For tests and benchmarks where the names, shapes and magnitudes of the weights matter and their values do not:
+For tests and benchmarks in which the names, shapes and magnitudes of the weights matter, but not their values:
 
     python -m vit_convert.families.random --variant=B/32 --output=B32.npz
     python -m vit_convert.families.random --variant=S/16-gap-norep --layout=big_vision_scan --output=S16.npz
@@ -28,12 +28,12 @@ from vit_convert.families.registry import families as known_families
 def write_random_checkpoint(
     path: str | os.PathLike[str], variant: str, *, family: str = "auto", families: Sequence[str] = (), **options: Any
 ) -> str:
-    """Writes a checkpoint of a variant, as its family does it.
+    """Writes a checkpoint of a variant, using its family's writer.
 
     Args:
         path: the file; appears whole or not at all.
         variant: such as "B/32" or "ViT-S_16-gap-norep".
-        family: whose variant it is; "auto" for the first that has one of that name.
+        family: of the variant; "auto" for the first family with a variant of that name.
         families: further ones, see `registry.families`.
         options: see `RandomOptions`.
 
@@ -75,14 +75,12 @@ _LAYOUTS = dict.fromkeys(layout for family in FAMILIES for layout in family.layo
 flags.DEFINE_string("variant", "", f"What to write: {_VARIANTS}, mu/16 (tiny), or any width/patch.", **_shared)
 flags.DEFINE_string("output", "", "The file to write.", **_shared)
 flags.DEFINE_string(
-    "family", "auto", f"Whose variant it is: {', '.join(family.name for family in FAMILIES)}.", **_shared
+    "family", "auto", f"Family of the variant: {', '.join(family.name for family in FAMILIES)}.", **_shared
 )
-flags.DEFINE_list(
-    "families", [], "More families, as config.families has them: my_module:FAMILY,mine.py:FAMILY.", **_shared
-)
+flags.DEFINE_list("families", [], "More families, as in config.families: my_module:FAMILY,mine.py:FAMILY.", **_shared)
 flags.DEFINE_integer("seed", _DEFAULTS.seed, "Seed of the weights.", lower_bound=0, **_shared)
 flags.DEFINE_list(
-    "image_size", None, "Pixels that it is for: one number, or height,width; by default the variant's.", **_shared
+    "image_size", None, "Image size in pixels: one number, or height,width; by default the variant's.", **_shared
 )
 flags.DEFINE_integer("num_classes", _DEFAULTS.num_classes, "Outputs of the head; 0 for none.", lower_bound=0, **_shared)
 flags.DEFINE_integer("depth", None, "Blocks; by default the variant's.", lower_bound=1, **_shared)
@@ -104,8 +102,8 @@ flags.DEFINE_integer(
 flags.DEFINE_enum(
     "towers", _DEFAULTS.towers, ["", "image", "text"], "Write one tower of two; by default both.", **_shared
 )
-flags.DEFINE_integer("length", None, "Tokens of a text; by default the variant's.", lower_bound=2, **_shared)
-flags.DEFINE_bool("text_head", True, "Of a text tower: the product behind its pooling.", **_shared)
+flags.DEFINE_integer("length", None, "Tokens per text; by default the variant's.", lower_bound=2, **_shared)
+flags.DEFINE_bool("text_head", True, "For a text tower: write the product after its pooling.", **_shared)
 _OPTIONS = (
     "family",
     "families",

@@ -1,4 +1,4 @@
-"""The families that are known: the first one that matches a checkpoint is its own."""
+"""The registered families: a checkpoint belongs to the first one that matches."""
 
 import enum
 import importlib
@@ -24,11 +24,11 @@ from vit_convert.families.tips.family import TIPS
 from vit_convert.families.vit.family import VIT
 from vit_convert.families.vlm.family import VLM
 
-# A hybrid has a ViT's leaves too; towers are told apart before the others.
+# A hybrid also has a ViT's leaves; towers are recognised before the others.
 FAMILIES: tuple[Family, ...] = (HYBRID, MIXER, SWIN, VIT, SIGLIP, CLIP, LIT, VLM, TIPS)
 
-# Recognised only to be refused by name: (patterns that must all match some leaf, what it is, whether it has an
-# image tower).
+# Recognised only in order to refuse them by name: (patterns that must all match some leaf, what it is, whether it has
+# an image tower).
 _OTHERS = (
     ((r"img/", r"llm/"), "a vision-language model (PaliGemma)", True),
     ((r"img/", r"txt/"), "an image tower and a text tower (SigLIP, LiT or CLIP)", True),
@@ -57,13 +57,13 @@ def families(extra: Sequence[str] = ()) -> tuple[Family, ...]:
 
 
 def code_of(extra: Sequence[str]) -> list[str]:
-    """What tells the code of families from outside from an earlier state of it, without running it where it is a file.
+    """Identifies the version of the code of families from outside, without running it if it is a file.
 
     Args:
         extra: see `families`.
 
     Returns:
-        A hash for each: of its file, or, within a package, of all files of the folder that the module lies in.
+        A hash for each: of its file, or, within a package, of all files in the module's folder.
 
     Raises:
         UsageError: there is no such file or module.
@@ -72,7 +72,7 @@ def code_of(extra: Sequence[str]) -> list[str]:
 
 
 def family_named(name: str, known: Sequence[Family]) -> Family:
-    """Looks a family up.
+    """Looks up a family.
 
     Raises:
         UsageError: no family has that name.
@@ -86,19 +86,19 @@ def family_named(name: str, known: Sequence[Family]) -> Family:
 def family_of(
     names: Collection[str], path: str, *, asked: str = "auto", known: Sequence[Family] = FAMILIES
 ) -> tuple[Family, enum.Enum]:
-    """Tells the family of a checkpoint from the names of its leaves.
+    """Recognises the family of a checkpoint by the names of its leaves.
 
     Args:
         names: of its leaves, as `select` returned them.
         path: the file, for messages.
-        asked: name of the family that it must be of; "auto" for any.
+        asked: name of the family to which it must belong; "auto" for any.
         known: from `families`.
 
     Returns:
         The family, and the layout.
 
     Raises:
-        CheckpointError: it is of no family, or of one that is not supported, whose name is said.
+        CheckpointError: it belongs to no family, or to an unsupported one, which the message names.
         UsageError: there is no family of the name asked for.
     """
     wanted = known if asked == "auto" else (family_named(asked, known),)
@@ -119,11 +119,11 @@ def family_of(
 def tower_family_of(
     names: Collection[str], *, asked: str = "auto", known: Sequence[Family] = FAMILIES
 ) -> tuple[Family, enum.Enum, tuple[str, ...]] | None:
-    """Tells the family of a checkpoint of image and text towers; None where it is another one's.
+    """Recognises the family of a checkpoint with image and text towers; None if it is something else.
 
     Args:
         names: of all its leaves, without "params/".
-        asked: name of the family that it must be of; "auto" for any.
+        asked: name of the family to which it must belong; "auto" for any.
         known: from `families`.
 
     Returns:
@@ -169,7 +169,7 @@ def _hashed(place: str) -> str:
             return hash_file(module)
         spec = importlib.util.find_spec(module)
         if spec is None or not spec.has_location or spec.origin is None:
-            return module  # made in memory, or not there, which `families` says
+            return module  # created in memory, or missing, which `families` reports
         file = pathlib.Path(spec.origin)
         return hash_value([hash_file(path) for path in (sorted(file.parent.glob("*.py")) if spec.parent else [file])])
 
@@ -177,8 +177,8 @@ def _hashed(place: str) -> str:
 def _module(place: str) -> Any:
     if not place.endswith(".py"):
         return importlib.import_module(place)
-    # A name that no module has. Registered, since dataclasses and Flax look the names in annotations up in the module
-    # of their class.
+    # A name that no module has. Registered, because dataclasses and Flax look up names in annotations in the module of
+    # their class.
     spec = importlib.util.spec_from_file_location(f"vit_convert_family_{pathlib.Path(place).stem}", place)
     assert spec is not None and spec.loader is not None
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)

@@ -1,4 +1,4 @@
-"""Running a model for its reference: whole, or part by part, so that equal blocks are compiled once and one is on the
+"""Runs a model for its reference: whole, or part by part, so that equal blocks are compiled once and only one is on the
 device at a time."""
 
 import functools
@@ -14,7 +14,7 @@ from vit_convert.core.warm import shared
 
 
 def with_first(results: Mapping[str, Any], taps: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """A model's first output, and by name its others and the taps: what the modules return.
+    """What the modules return: a model's first output, and by name its others and the taps.
 
     Args:
         results: the outputs by name, at least one.
@@ -29,12 +29,12 @@ def with_first(results: Mapping[str, Any], taps: Mapping[str, Any]) -> tuple[Any
 
 
 def by_name(found: tuple[Any, Mapping[str, Any]], names: Sequence[str], taps: Sequence[str]) -> dict[str, Any]:
-    """The way back from `with_first`.
+    """The inverse of `with_first`.
 
     Args:
         found: what a module returned.
-        names: of the outputs, the first of them first.
-        taps: those that are wanted.
+        names: of the outputs, in order.
+        taps: the requested ones.
 
     Example:
         >>> by_name((1, {"tokens": 2, "block_00": 3, "block_01": 4}), ["logits", "tokens"], ["block_01"])
@@ -45,7 +45,7 @@ def by_name(found: tuple[Any, Mapping[str, Any]], names: Sequence[str], taps: Se
 
 
 def compiled(module: Any, method: Any = None, **fixed: Any) -> Any:
-    """A Flax module's `apply`, compiled; equal modules share it in a process that keeps what weights do not decide.
+    """A Flax module's `apply`, compiled; equal modules share it in a process that keeps results (`core.warm`).
 
     Args:
         module: holds no parameters.
@@ -53,7 +53,7 @@ def compiled(module: Any, method: Any = None, **fixed: Any) -> Any:
         fixed: further arguments of it.
 
     Returns:
-        What maps (variables, *inputs) to what the method returns.
+        A function from (variables, *inputs) to the method's result.
     """
 
     def make() -> Any:
@@ -65,14 +65,14 @@ def compiled(module: Any, method: Any = None, **fixed: Any) -> Any:
 def whole(
     function: Callable[..., Mapping[str, Any]], params: Mapping[str, np.ndarray]
 ) -> Callable[..., dict[str, np.ndarray]]:
-    """The `run` of a model that is small enough to be compiled as one piece.
+    """The `run` of a model that is small enough to be compiled as a whole.
 
     Args:
         function: maps (parameters, *inputs) to {output or tap: array}, for all blocks.
         params: by their names; read when the model runs.
 
     Returns:
-        What maps the inputs, numpy arrays, to {output or tap: numpy array}, in float32 and at the highest matmul
+        A function from the inputs, numpy arrays, to {output or tap: numpy array}, in float32 and at the highest matmul
         precision.
     """
     jitted = jax.jit(function)
@@ -85,19 +85,19 @@ def whole(
 
 
 def under(params: Mapping[str, np.ndarray], prefix: str) -> dict[str, Any]:
-    """The parameters below a scope, such as "MixerBlock_3/", as Flax nests them."""
+    """The parameters below a scope, such as "MixerBlock_3/", nested as in Flax."""
     leaves = {name.removeprefix(prefix): jnp.asarray(params[name]) for name in params if name.startswith(prefix)}
     return traverse_util.unflatten_dict(leaves, sep="/")
 
 
 def outside(params: Mapping[str, np.ndarray], scopes: Sequence[str]) -> dict[str, Any]:
-    """The variables of a model whose blocks, the parameters below these scopes, are run by themselves."""
+    """The variables of a model without its blocks, the parameters below these scopes, which are run separately."""
     leaves = {name: jnp.asarray(params[name]) for name in params if not name.startswith(tuple(scopes))}
     return {"params": traverse_util.unflatten_dict(leaves, sep="/")}
 
 
 def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """Variables of flat leaves."""
+    """Flax variables made from flat leaves."""
     return {"params": traverse_util.unflatten_dict(dict(leaves), sep="/")}
 
 

@@ -14,7 +14,7 @@ from vit_convert.families.options import is_variant
 
 
 class CLIPFamily:
-    """Image and text towers whose pairs are scored by a softmax (arXiv:2103.00020): OpenAI's, and LAION's of
+    """Image and text towers whose pairs are scored by a softmax (arXiv:2103.00020): OpenAI's, and LAION's from
     open_clip."""
 
     name = "clip"
@@ -22,7 +22,7 @@ class CLIPFamily:
     variants = PUBLISHED
 
     def match(self, names: Collection[str]) -> Layout | None:
-        """See `Family`; of the names of both towers."""
+        """See `Family`; takes the names of both towers."""
         return detect(names)
 
     def towers(self, names: Collection[str], layout: Layout) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""The layouts that CLIPs were saved in: names and shapes on disk of every canonical parameter. No array is read."""
+"""The layouts in which CLIPs were saved: name and shape on disk of every canonical parameter. No array is read."""
 
 import enum
 import re
@@ -37,24 +37,24 @@ _OF_TOWER = {
         r"text_model[./]|text_projection|text/|transformer\.|token_embedding\.|positional_embedding$|ln_final\."
     ),
 }
-# What is saved beside the parameters: numbers of rows, and the causal mask.
+# Saved beside the parameters: row numbers, and the causal mask.
 BUFFERS = re.compile(r"(position_ids|input_resolution|context_length|vocab_size|attn_mask|num_batches_tracked)$")
 
 
 def detect(names: Collection[str]) -> Layout | None:
-    """Tells the layout from the names of all leaves; None where they are not a CLIP's."""
+    """Recognises the layout by the names of all leaves; None if they are not a CLIP's."""
     if any(name.startswith(("vision_model.head.", "text_model.head.", "logit_bias")) for name in names):
         return None  # SigLIP's
     return next((layout for layout, start in _DETECT.items() if any(re.match(start, name) for name in names)), None)
 
 
 def tower_of(name: str) -> str:
-    """ "image" or "text", "" for what belongs to the pair."""
+    """ "image" or "text"; "" for what belongs to the pair."""
     return next((tower for tower, start in _OF_TOWER.items() if start.match(name)), "")
 
 
 def names_of(layout: Layout, tower: Tower, shapes: dict[str, Shape]) -> Names:
-    """What a layout calls the parts of a tower.
+    """A layout's names for the parts of a tower.
 
     Args:
         layout: of the file.

@@ -29,19 +29,19 @@ _WORDS = r"token_embedding[./](weight|embedding)$"
 
 
 def load_clip(stored: Mapping[str, Leaf], layout: Layout, asked: Asked) -> Loaded:
-    """Holds one tower's leaves against the model that their shapes tell.
+    """Compares one tower's leaves with the model inferred from their shapes.
 
     Args:
         stored: all leaves of the file, without prefix.
         layout: of the file.
-        asked: the tower, and what is wanted of it.
+        asked: the tower, and what is requested.
 
     Returns:
         The tower.
 
     Raises:
-        CheckpointError: the leaves are not, one for one, the tower's.
-        UsageError: what is asked has no meaning for it.
+        CheckpointError: the leaves are not exactly the tower's.
+        UsageError: a request has no meaning for it.
     """
     named = {re.sub(r"resblocks_(\d)", r"resblocks.\1", name): leaf for name, leaf in stored.items()}
     leaves = {name: leaf for name, leaf in named.items() if tower_of(name) == asked.tower and not BUFFERS.search(name)}
@@ -86,16 +86,16 @@ def towers_in(names: Mapping[str, Leaf]) -> tuple[str, ...]:
 
 
 def _tower(leaves: Mapping[str, Leaf], layout: Layout, asked: Asked, config: HubConfig) -> tuple[Tower, str, list[str]]:
-    """The tower to hold the file against, the name that the file's own shapes have, and warnings."""
+    """The tower to compare the file with, the variant named by the file's own shapes, and warnings."""
     given = None if asked.variant == "auto" else variants.parse_variant(asked.variant)
     activation = variants.ACTIVATIONS[given.kind if given else "CLIP"]
     heads, epsilon = variants.HEADS[asked.tower], variants.EPSILON
     encoder = stored_encoder(leaves, asked.file, config, heads, activation, epsilon)
     warnings = []
-    if given is None and not config.activation and layout is not Layout.SCENIC:  # which has only OpenAI's
+    if given is None and not config.activation and layout is not Layout.SCENIC:  # this has only OpenAI's
         warnings.append(
-            f"{asked.file.name}: nothing tells the activation (there is no config.json beside it): QuickGELU, "
-            "OpenAI's, is taken; variant='OpenCLIP-…' takes GELU, which LAION's models have."
+            f"{asked.file.name}: the activation is unknown (there is no config.json beside it): assuming QuickGELU, "
+            "as in OpenAI's models; variant='OpenCLIP-…' selects GELU, as in LAION's."
         )
     embedding = _embedding(leaves, asked.tower)
     require_size(asked.file, "embedding", embedding, "the last product")
@@ -124,7 +124,7 @@ def _only(leaves: Mapping[str, Leaf], pattern: str) -> str:
 
 
 def _embedding(leaves: Mapping[str, Leaf], tower: str) -> int:
-    """Length of an embedding: of the last product, [outputs, inputs] only in PyTorch's linear layers."""
+    """Length of an embedding, from the last product, which is [outputs, inputs] only in PyTorch's linear layers."""
     last = "visual_projection" if tower == "image" else "text_projection"
     torch = most_common(leaves, (rf"^{last}\.weight$", 0))
     return torch or most_common(leaves, (rf"({last}|visual\.proj|visual/proj)(/kernel)?$", -1))

@@ -21,18 +21,18 @@ from vit_convert.families.towers.naming import places_of, stored_tower
 from vit_convert.families.towers.places import written
 from vit_convert.families.towers.random import sized, wanted
 
-_SCALE = math.log(100.0)  # what OpenAI's models ended with
+_SCALE = math.log(100.0)  # the final value in OpenAI's models
 _ACTIVATIONS = {"quick": "quick_gelu", "erf": "gelu"}
 
 
 def write_random_clip(path: str | os.PathLike[str], variant: str, options: RandomOptions) -> str:
-    """Writes a file whose values depend only on the seed and the canonical names: `.safetensors`, or `.msgpack` of
-    Flax's layout where it is called so.
+    """Writes a file whose values depend only on the seed and the canonical names: `.safetensors`, or in Flax's layout
+    `.msgpack` if the path ends so.
 
     Args:
         path: the file; appears whole or not at all. In the layout of transformers a `config.json` is written beside it.
         variant: such as "CLIP-B/32".
-        options: `num_classes` is left alone: there are none.
+        options: `num_classes` is ignored: there are none.
 
     Returns:
         The variant's name.
@@ -73,7 +73,7 @@ def _drawn(seed: int, kind: str, name: str, shape: Shape) -> np.ndarray:
 
 
 def _write_config(path: pathlib.Path, towers: dict[str, Tower]) -> None:
-    """What transformers leaves beside a model: of it, what no shape tells."""
+    """Writes the part of transformers' `config.json` that cannot be inferred from shapes."""
     record = {
         {"image": "vision_config", "text": "text_config"}[kind]: {
             "num_attention_heads": tower.encoder.num_heads,

@@ -1,4 +1,4 @@
-"""CLIP: its named variants, and what these are made of."""
+"""CLIP: its named variants and their sizes."""
 
 import dataclasses
 import re
@@ -15,7 +15,7 @@ ACTIVATIONS = {"CLIP": "quick", "OpenCLIP": "erf"}  # OpenAI's; LAION trained it
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """What the letters of a variant's name stand for."""
+    """Sizes that the letters of a variant's name stand for."""
 
     image: Width
     text: Width
@@ -34,7 +34,7 @@ PUBLISHED = (
     *(f"CLIP-{name}" for name in ("B/32", "B/16", "L/14")),
     *(f"OpenCLIP-{name}" for name in ("B/32", "B/16", "L/14", "H/14", "g/14", "bigG/14")),
 )
-# By kind of tower and width, where heads are not of 64.
+# By kind of tower and width, where the head size is not 64.
 HEADS = {
     "image": {row.image.width: row.image.num_heads for row in SIZES.values()},
     "text": {row.text.width: row.text.num_heads for row in SIZES.values()},
@@ -44,7 +44,7 @@ _SPELLING = re.compile(r"(?P<kind>CLIP|OpenCLIP)-(?P<letters>[A-Za-z]+)[/_](?P<p
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """A variant's name, understood.
+    """A parsed variant name.
 
     Attributes:
         name: such as "CLIP-B/32".
@@ -84,7 +84,8 @@ def parse_variant(text: str) -> Variant:
 
 
 def name_of(encoder: Encoder, tower: str, patch_size: int = 0) -> str:
-    """The name of the row with these sizes, without slash and patch where no patch is known; "custom" for none."""
+    """The name of the row with these sizes, without slash and patch if the patch is unknown; "custom" if there is
+    none."""
     sizes = Width(encoder.width, encoder.depth, encoder.mlp_dim, encoder.num_heads)
     rows = ((letters, row.image if tower == "image" else row.text) for letters, row in SIZES.items())
     letters = next((letters for letters, row in rows if row == sizes), None)
@@ -103,7 +104,7 @@ def encoder_of(variant: Variant, tower: str) -> Encoder:
 def image_tower(
     name: str, encoder: Encoder, embedding: int, patch_size: int, image_size: tuple[int, int]
 ) -> ImageTower:
-    """A norm before the blocks, a class token, and a product without bias."""
+    """The image tower: a norm before the blocks, a class token, and a product without bias."""
     return ImageTower(
         "clip",
         name,
@@ -121,7 +122,7 @@ def image_tower(
 
 
 def text_tower(name: str, encoder: Encoder, embedding: int, vocabulary: int, length: int) -> TextTower:
-    """A causal mask, the token behind the text, and a product without bias."""
+    """The text tower: a causal mask, pooling at the end token, and a product without bias."""
     return TextTower(
         "clip",
         name,

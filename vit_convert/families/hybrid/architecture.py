@@ -1,4 +1,5 @@
-"""R+ViT hybrids: a ResNet whose last feature map a ViT reads; the named variants and the canonical parameters."""
+"""R+ViT hybrids, in which a ViT reads the last feature map of a ResNet: the named variants and the canonical
+parameters."""
 
 import dataclasses
 import itertools
@@ -20,7 +21,7 @@ STANDARDIZE_EPSILON = 1e-5
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """What a variant's name stands for.
+    """The meaning of a variant's name.
 
     Attributes:
         stages: bottleneck units of each stage; () for only the stem.
@@ -33,8 +34,8 @@ class Row:
     letters: str
 
 
-# vit_jax/configs/models.py. R50+ViT-B/16 is no whole R50: three stages, the third with nine units. R+ViT-Ti/16 has 32
-# pixels to a token, as its stem and its patches of 8 say. The last two are ours, for tests.
+# vit_jax/configs/models.py. R50+ViT-B/16 is not a complete R50: three stages, the third with nine units. R+ViT-Ti/16
+# has 32 pixels per token, by its stem and its patches of 8. The last two are ours, for tests.
 HYBRIDS = {
     "R+ViT-Ti/16": Row((), 8, "Ti"),
     "R26+ViT-S/32": Row((2, 2, 2, 2), 1, "S"),
@@ -74,8 +75,7 @@ class Hybrid:
         variant: name in `HYBRIDS`; "custom" when the shapes match no row.
         stages: bottleneck units of each stage.
         image_size: (height, width) in pixels.
-        trunk: the ViT that reads the feature map: its `image_size` is that of the map, its `patch_size` counts pixels
-            of it.
+        trunk: the ViT that reads the feature map; its `image_size` and `patch_size` are in pixels of the map.
         root_width: channels of the stem.
         family: "hybrid".
     """
@@ -115,7 +115,7 @@ class Hybrid:
 
 
 def signature_of(architecture: Hybrid) -> Signature:
-    """Images in; what its ViT gives out."""
+    """Images in, its ViT's outputs out."""
     trunk = architecture.trunk
     features, patches = trunk.representation_size or trunk.width, (*trunk.grid, trunk.width)
     return classifier_signature(architecture.image_size, trunk.num_classes, features, (), trunk.outputs, patches)

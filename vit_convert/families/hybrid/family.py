@@ -94,7 +94,8 @@ class HybridFamily:
 
 
 def _at_stored_size(found: Hybrid, leaves: Mapping[str, Leaf], layout: Layout, asked: Asked) -> tuple[Hybrid, int, int]:
-    """The model at the size of its position table, the table's rows, and how many of them are the class token's."""
+    """The model at the size of its position table, the number of the table's rows, and how many of them belong to the
+    class token."""
     patch, stages, size = found.trunk.patch_size, found.stages, asked.image_size
     if size is not None:
         check_image_size(size, stages, patch)
@@ -106,8 +107,7 @@ def _at_stored_size(found: Hybrid, leaves: Mapping[str, Leaf], layout: Layout, a
 
 
 def _at_asked_size(stored: Hybrid, leaves: dict[str, Leaf], asked: Asked) -> tuple[Hybrid, list[str]]:
-    """The model at the size asked for, its position table resampled in `leaves`, and what a person should know of
-    that."""
+    """The model at the requested size, with its position table resampled in `leaves`, and warnings about that."""
     if asked.image_size is None or asked.image_size == stored.image_size:
         return stored, []
     trunk = dataclasses.replace(stored.trunk, image_size=feature_size(asked.image_size, stored.stages))

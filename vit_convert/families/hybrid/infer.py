@@ -1,4 +1,4 @@
-"""What the shapes of a hybrid's leaves say about it, and which image sizes it takes."""
+"""Infers a hybrid from the shapes of its leaves, and checks image sizes."""
 
 import dataclasses
 import pathlib
@@ -56,11 +56,11 @@ def infer_architecture(leaves: Mapping[str, Leaf], variant: str, file: pathlib.P
         file: for messages.
 
     Returns:
-        The architecture to hold the file against, its image size still open; and the name that the file's own shapes
-        have.
+        The architecture to compare the file with, its image size still open; and the variant named by the file's own
+        shapes.
 
     Raises:
-        CheckpointError: nothing tells a size, or the stem's channels are no whole groups.
+        CheckpointError: a size is unknown, or the stem's channels do not form whole groups.
         UsageError: unknown variant.
     """
     trunk, _ = infer_trunk(leaves, "auto")
@@ -91,7 +91,7 @@ def check_image_size(size: tuple[int, int], stages: tuple[int, ...], patch: int)
     """Refuses an image size whose feature map the patches do not tile.
 
     Raises:
-        UsageError: so it is; names the nearest that is good.
+        UsageError: see above; names the nearest size that works.
     """
     features = feature_size(size, stages)
     if any(side < patch or side % patch for side in features):

@@ -1,4 +1,4 @@
-"""How hybrids were saved: a ViT's leaves, in any of its layouts, with those of a ResNet beside them. No array is
+"""The layouts in which hybrids were saved: a ViT's leaves, in any of its layouts, beside those of a ResNet. No array is
 read."""
 
 import re
@@ -23,7 +23,7 @@ def is_hybrid(names: Collection[str]) -> bool:
 
 
 def detect(names: Collection[str]) -> trunk.Layout | None:
-    """Tells the layout of the trunk from the names of the leaves, see there for the eras; None where they are no
+    """Recognises the layout of the trunk by the names of the leaves (see there for the eras); None if they are not a
     hybrid's."""
     return trunk.detect([name for name in names if not _RESNET.match(name)]) if is_hybrid(names) else None
 
@@ -31,9 +31,10 @@ def detect(names: Collection[str]) -> trunk.Layout | None:
 def canonicalize(leaves: Mapping[str, Leaf], path: str) -> dict[str, Leaf]:
     """Renames leaves to the canonical names, and folds the weight standardisation into the convolutions.
 
-    `block2/unit1` becomes `stage_2/block_0`, so that no bottleneck is called as an encoder block is.
+    `block2/unit1` becomes `stage_2/block_0`, so that no bottleneck has the name of an encoder block.
 
-    GroupNorm's leaves are [1, 1, 1, C] in the published files: Flax had them so before 0.3.6 (google/flax#1721).
+    GroupNorm's leaves are [1, 1, 1, C] in the published files: Flax stored them in this form before 0.3.6
+    (google/flax#1721).
 
     Args:
         leaves: by their names on disk, without prefix.
@@ -58,11 +59,11 @@ def canonicalize(leaves: Mapping[str, Leaf], path: str) -> dict[str, Leaf]:
 
 
 def standardize(kernel: np.ndarray) -> np.ndarray:
-    """A kernel with mean 0 and standard deviation 1 for each output, as vit_jax's StdConv computes whenever it is
-    called.
+    """A kernel with mean 0 and standard deviation 1 for each output, as computed by vit_jax's StdConv on every call.
 
-    It depends on no input: computed once, in float64, it costs the graph nothing and FP16 no digits. The epsilon is
-    added to the standard deviation (vit_jax/models_resnet.py, weight_standardize), not to the variance.
+    It does not depend on the input, so it is computed once, in float64, at no cost to the graph and to precision in
+    FP16. The epsilon is added to the standard deviation (vit_jax/models_resnet.py, weight_standardize), not to the
+    variance.
 
     Args:
         kernel: [height, width, inputs, outputs].

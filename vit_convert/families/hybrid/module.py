@@ -1,7 +1,7 @@
 """The hybrids of google-research/vision_transformer, in Flax Linen: a ResNet with GroupNorm, whose feature map the ViT
 embeds.
 
-Convolutions are over [batch, channels, height, width], as ONNX and TensorRT have them, so that the graph moves nothing
+Convolutions are over [batch, channels, height, width], as in ONNX and TensorRT, so that the graph needs no transposes
 between them.
 """
 
@@ -28,8 +28,8 @@ _NCHW = ("NCHW", "HWIO", "NCHW")
 
 
 class Conv(nn.Module):
-    """A convolution without bias, SAME padding; its kernel, [height, width, inputs, outputs], is standardised
-    already."""
+    """A convolution without bias, with SAME padding; its kernel, [height, width, inputs, outputs], is already
+    standardised."""
 
     features: int
     side: int
@@ -43,10 +43,10 @@ class Conv(nn.Module):
 
 
 class GroupNorm(nn.Module):
-    """GroupNorm over 32 groups, as a LayerNorm of each group's values and a scale and bias for each channel.
+    """GroupNorm over 32 groups, as a LayerNorm of each group's values, followed by a scale and bias for each channel.
 
-    Every TensorRT reads LayerNormalization from its own parser and keeps its statistics in float32 when the graph is
-    fp16; of GroupNormalization the first has no importer and others compute the wrong thing (NVIDIA/TensorRT#4336).
+    Every TensorRT's parser reads LayerNormalization and keeps its statistics in float32 when the graph is fp16;
+    TensorRT 8.6 cannot import GroupNormalization, and others compute it wrongly (NVIDIA/TensorRT#4336).
     """
 
     @nn.compact
@@ -153,8 +153,8 @@ def module_of(architecture: Hybrid) -> HybridViT:
 
 
 def hybrid_model(architecture: Hybrid, params: Mapping[str, np.ndarray]) -> Model:
-    """The model of canonical parameters; the ResNet is traced whole, of the encoder's blocks two, and the graph repeats
-    the second.
+    """The model of canonical parameters; the ResNet is traced completely, but only two of the encoder's blocks, and the
+    graph repeats the second.
 
     Args:
         architecture: what to build.
@@ -172,7 +172,7 @@ def hybrid_model(architecture: Hybrid, params: Mapping[str, np.ndarray]) -> Mode
     resnet = ["root", *(stack.tap(i) for stack in stages for i in range(stack.depth))]
     traced = module_of(dataclasses.replace(architecture, trunk=dataclasses.replace(trunk, depth=encoder.traced)))
     names = trunk.given
-    norm = [] if gives_norm(trunk) else ["encoder_norm"]  # else it is an output
+    norm = [] if gives_norm(trunk) else ["encoder_norm"]  # otherwise it is an output
 
     def apply(leaves: Arrays, images: jax.Array) -> Arrays:
         return parts.by_name(traced.apply(parts.nested(leaves), images), names, taps(encoder.cut()))

@@ -1,4 +1,4 @@
-"""Hybrids with seeded random weights as the published files have them: GroupNorm leaves of [1, 1, 1, C], kernels not
+"""Hybrids with seeded random weights, in the form of the published files: GroupNorm leaves of [1, 1, 1, C], kernels not
 standardised."""
 
 import dataclasses
@@ -23,7 +23,7 @@ def write_random_hybrid(path: str | os.PathLike[str], variant: str, options: Ran
     Args:
         path: the file; appears whole or not at all.
         variant: such as "R26+ViT-S/32".
-        options: pooling and what is beside the head are vit_jax's; `depth` is the encoder's.
+        options: pooling and representation layer are as in vit_jax; `depth` is the encoder's.
 
     Returns:
         The architecture that was written.
@@ -58,7 +58,7 @@ def _stored(
 ) -> tuple[tuple[int, ...], tuple[np.ndarray, ...]]:
     array = np.float32(0.1) * normal(seed, name, shape) if name in ("pos_embedding", "cls") else draw(seed, name, shape)
     if name.endswith(("query/kernel", "key/kernel", "value/kernel")):
-        array *= np.float32(shape[1] ** 0.5)  # only its first axis are inputs
+        array *= np.float32(shape[1] ** 0.5)  # only its first axis is inputs
     if "gn" in name and layout is Layout.VIT_JAX:
         array = array.reshape(1, 1, 1, -1)
     return array.shape, (array,)

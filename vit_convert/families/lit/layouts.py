@@ -1,4 +1,4 @@
-"""The layouts that LiTs were saved in. No array is read."""
+"""The layouts in which LiTs were saved. No array is read."""
 
 import enum
 from collections.abc import Collection, Mapping
@@ -32,7 +32,8 @@ FORMS = {Layout.LIT: vit.Layout.VIT_JAX, Layout.LIT_LINEN: vit.Layout.VIT_JAX_LI
 
 
 def detect(names: Collection[str]) -> Layout | None:
-    """Tells the layout from the names of all leaves; None where they are not a LiT's: a temperature without a bias."""
+    """Recognises the layout by the names of all leaves; None if they are not a LiT's, which has a temperature without a
+    bias."""
     folders = {name.partition("/")[0] for name in names}
     if "txt" not in folders or "b" in folders:
         return None
@@ -46,7 +47,7 @@ def is_bert(names: Collection[str]) -> bool:
 
 
 def bert_places(shapes: Mapping[str, Shape]) -> dict[str, Place]:
-    """Where BERT's parameters lie (flaxformer's names); `shapes` has the stored tables beside the tower's own
+    """Where BERT's parameters are stored (flaxformer's names); `shapes` has the stored tables besides the tower's own
     leaves."""
     inner = "attention_block/attention_layer"
     layers = {
@@ -69,7 +70,7 @@ def bert_places(shapes: Mapping[str, Shape]) -> dict[str, Place]:
 
 
 def fold_tables(leaves: dict[str, Leaf], length: int) -> dict[str, Leaf]:
-    """One table for BERT's two: a text is all of its first segment, and has no more than `length` tokens."""
+    """Merges BERT's two tables into one: all of a text is in the first segment, with at most `length` tokens."""
     table, segments = leaves["pos_embedding"].as_float32(), leaves["segments"].as_float32()
     shape = (1, length, table.shape[-1])
     folded = table.derive(shape, lambda value: value[:, :length] + segments.read()[:, :1])

@@ -26,19 +26,19 @@ from vit_convert.families.towers.places import stored_shapes, taken
 
 
 def load_lit(stored: Mapping[str, Leaf], layout: Layout, asked: Asked) -> Loaded:
-    """Holds one tower's leaves against the model that their shapes tell.
+    """Compares one tower's leaves with the model inferred from their shapes.
 
     Args:
         stored: all leaves of the file, without prefix.
         layout: of the file.
-        asked: the tower, and what is wanted of it.
+        asked: the tower, and what is requested.
 
     Returns:
         The tower.
 
     Raises:
-        CheckpointError: the leaves are not, one for one, the tower's.
-        UsageError: what is asked has no meaning for it.
+        CheckpointError: the leaves are not exactly the tower's.
+        UsageError: a request has no meaning for it.
     """
     given = None if asked.variant == "auto" else variants.parse_variant(asked.variant)
     file, rows = str(asked.file), None
@@ -75,7 +75,7 @@ def load_lit(stored: Mapping[str, Leaf], layout: Layout, asked: Asked) -> Loaded
 
 
 def _named(tower: Tower, found: str, given: tuple[str, variants.Variant] | None) -> Tower:
-    """The tower as its own shapes say, or as the variant that is asked for."""
+    """The tower given by its own shapes, or by the requested variant."""
     if given is None:
         return dataclasses.replace(tower, variant=found)
     name, variant = given
@@ -87,7 +87,8 @@ def _named(tower: Tower, found: str, given: tuple[str, variants.Variant] | None)
 def _bert(
     stored: Mapping[str, Leaf], asked: Asked, given: tuple[str, variants.Variant] | None
 ) -> tuple[dict[str, Leaf], Tower, int]:
-    """BERT's leaves by canonical name with its tables folded, the tower, and the rows of the tables that are stored."""
+    """BERT's leaves by canonical name with its tables folded, the tower, and the number of rows in the stored
+    tables."""
     leaves = {name: leaf for name, leaf in stored.items() if name.startswith("txt/")}
     require_blocks(leaves, layouts.BERT_BLOCK, "layer", str(asked.file))
     blocks = {name: leaf for name, leaf in leaves.items() if re.match(layouts.BERT_BLOCK, name)}
@@ -136,7 +137,7 @@ def _pair(stored: Mapping[str, Leaf], tower: Tower) -> Pair:
         length=length,
         vocabulary=vocabulary,
         start=min(101, vocabulary - 1) if bert else -1,
-        end=-1 if bert else 1,  # LiT's BERT puts no [SEP] behind a text
+        end=-1 if bert else 1,  # LiT's BERT does not put [SEP] after a text
         pad=0 if bert else 1,
         lower=bert,
         sticky_end=not bert,

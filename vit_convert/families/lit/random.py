@@ -18,7 +18,7 @@ from vit_convert.families.towers.naming import stored_tower
 from vit_convert.families.towers.places import written
 from vit_convert.families.towers.random import sized, wanted
 
-TEMPERATURE = 4.6  # about what the published models ended with
+TEMPERATURE = 4.6  # about the final value in the published models
 
 Arrays = dict[str, tuple[Shape, Callable[[], np.ndarray]]]
 
@@ -29,7 +29,7 @@ def write_random_lit(path: str | os.PathLike[str], variant: str, options: Random
     Args:
         path: the file; appears whole or not at all.
         variant: such as "LiT-B16B".
-        options: `num_classes` is left alone: there are none.
+        options: `num_classes` is ignored: there are none.
 
     Returns:
         The variant's name.

@@ -1,4 +1,4 @@
-"""LiT: its five published models, and what these are made of."""
+"""LiT: its five published models and their sizes."""
 
 import dataclasses
 
@@ -16,7 +16,7 @@ class Text:
 
     Attributes:
         sizes: of its blocks.
-        bert: whether it is BERT; else a ViT's blocks over tokens.
+        bert: whether it is BERT; otherwise a ViT's blocks over tokens.
         vocabulary: number of different tokens.
         positions: rows of the position table on disk.
     """
@@ -34,7 +34,7 @@ class Variant:
     Attributes:
         image: sizes of the image tower's blocks.
         patch_size: side of a patch in pixels.
-        image_head: whether a product stands behind the image tower.
+        image_head: whether the image tower ends in a product.
         text: the text tower.
     """
 
@@ -81,7 +81,7 @@ def name_of(tower: str, encoder: Encoder, patch_size: int = 0) -> str:
 
 
 def encoder_of(width: Width, *, bert: bool = False) -> Encoder:
-    """The blocks of a row: BERT's have their norms behind each sum."""
+    """The blocks of a row; in BERT's, norms follow each sum."""
     encoder = Encoder(width.width, width.depth, width.mlp_dim, width.num_heads)
     return dataclasses.replace(encoder, norm_epsilon=BERT_EPSILON, post_norm=True) if bert else encoder
 
@@ -105,7 +105,7 @@ def text_tower(name: str, variant: Variant, length: int) -> TextTower:
 
 
 def bert_tower(name: str, encoder: Encoder, head: int, vocabulary: int, length: int) -> TextTower:
-    """BERT: a norm before the blocks, no attention to what fills up, and its first token, [CLS]."""
+    """BERT: a norm before the blocks, no attention to padding, and pooling by its first token, [CLS]."""
     start = min(101, vocabulary - 1)  # in BERT's vocabularies
     return TextTower(
         "lit",

@@ -41,11 +41,11 @@ class Mixer:
         tokens_mlp_dim: hidden size of the MLP over tokens, S.
         channels_mlp_dim: hidden size of the MLP over channels, K.
         patch_size: side of a patch in pixels.
-        image_size: (height, width) in pixels: the weights of token mixing are for this number of patches, and no other.
+        image_size: (height, width) in pixels; the weights of token mixing are for exactly this number of patches.
         num_classes: outputs of the head; 0 for a model without one.
         norm_epsilon: epsilon of every LayerNorm.
         family: "mixer".
-        outputs: what it gives; () for logits, or features where there is no head.
+        outputs: its outputs; () for logits, or for features if there is no head.
     """
 
     variant: str
@@ -62,7 +62,7 @@ class Mixer:
 
     @property
     def given(self) -> tuple[str, ...]:
-        """What it gives, by name."""
+        """Its outputs, by name."""
         return self.outputs or given_usually(self.num_classes)
 
     @property

@@ -1,4 +1,4 @@
-"""What the shapes of a Mixer's leaves say about it."""
+"""Infers a Mixer from the shapes of its leaves."""
 
 import dataclasses
 import math
@@ -44,15 +44,16 @@ def infer_architecture(
     Args:
         leaves: by canonical name.
         variant: a variant's name, or "auto".
-        image_size: (height, width) in pixels that is asked for; None for what the weights are for.
+        image_size: requested (height, width) in pixels; None for the size that fits the weights.
         file: for messages.
 
     Returns:
-        The architecture to hold the file against, and the name that the file's own shapes have.
+        The architecture to compare the file with, and the variant named by the file's own shapes.
 
     Raises:
-        CheckpointError: nothing tells a size, or the number of tokens fits no square image and no size is asked for.
-        UsageError: unknown variant, or an image size that the weights are not for.
+        CheckpointError: a size is unknown, or the number of tokens does not fit a square image and no size is
+            requested.
+        UsageError: unknown variant, or an image size that does not fit the weights.
     """
     width = most_common(leaves, (r"(LayerNorm_\d|layer_norm)/scale$", -1), (r"^stem/kernel$", -1))
     sizes = Sizes(
@@ -81,7 +82,7 @@ def infer_architecture(
 
 
 def _image_size(tokens: int, patch: int, asked: tuple[int, int] | None, file: pathlib.Path) -> tuple[int, int]:
-    """The one size that the weights of token mixing are for: what is asked for where it has as many patches, else a
+    """The one size that fits the weights of token mixing: the requested one if it has as many patches, otherwise a
     square."""
     side = math.isqrt(tokens)
     if asked is not None:

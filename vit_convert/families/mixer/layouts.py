@@ -1,4 +1,4 @@
-"""The layouts that Mixers were saved in, told apart and renamed to one. No array is read."""
+"""Distinguishes the layouts in which Mixers were saved, and renames them to a single one. No array is read."""
 
 import enum
 import re
@@ -29,7 +29,7 @@ class Layout(enum.Enum):
 
 
 def detect(names: Collection[str]) -> Layout | None:
-    """Tells the layout from the names of the leaves, None where they are not a Mixer's."""
+    """Recognises the layout by the names of the leaves; None if they are not a Mixer's."""
     if any(name.startswith("Mixer/") for name in names):
         return Layout.MIXER_OLD
     return Layout.MIXER if any(re.match(rf"{BLOCK}\d+/", name) for name in names) else None
@@ -85,7 +85,7 @@ def _new_name(name: str, norms: list[int]) -> str:
     for old, new in _OLD_OUTER.items():
         if name.startswith(old):
             return new + name.removeprefix(old)
-    if match := _NORM.fullmatch(name):  # LayerNorm_0 and _1 or _0 and _2: counted, not taken by their literal names
+    if match := _NORM.fullmatch(name):  # LayerNorm_0 and _1, or _0 and _2: by position, not by their literal numbers
         name = f"{match['block']}LayerNorm_{norms.index(int(match['number']))}/{match['leaf']}"
     name = _PHASE.sub(lambda match: f"{match['mixing']}/{_DENSE[match['leaf']]}", name)
     return re.sub(rf"^{_OLD_BLOCK}", BLOCK, name)

@@ -82,7 +82,7 @@ class MlpMixer(nn.Module):
             images: float32 [batch, height, width, 3] of the architecture's size, normalised to [-1, 1].
 
         Returns:
-            The first of what `classify` gives, and by name the others and the taps, each [batch, tokens, width]:
+            The first output of `classify`, and by name the others and the taps, each [batch, tokens, width]:
             `block_00/token_mixing` and `block_00` for every block, and `pre_head_layer_norm`.
         """
         x, taps = self.embed(images), {}
@@ -102,8 +102,8 @@ class MlpMixer(nn.Module):
         return self.pre_head_layer_norm(x)
 
     def classify(self, x: jax.Array) -> Taps:
-        """What is asked for, of [batch, tokens, width]: `logits`, `features` (the mean of the tokens), `tokens`, and
-        `grid` [batch, rows, columns, width]."""
+        """The requested outputs, from [batch, tokens, width]: `logits`, `features` (the mean of the tokens), `tokens`,
+        and `grid` [batch, rows, columns, width]."""
         arch = self.architecture
         found = {"features": jnp.mean(x, axis=1), "tokens": x}
         found["grid"] = x.reshape(x.shape[0], *arch.grid, x.shape[-1])
@@ -113,7 +113,7 @@ class MlpMixer(nn.Module):
 
 
 def mixer_model(architecture: Mixer, params: Mapping[str, np.ndarray]) -> Model:
-    """The model of canonical parameters; of its blocks two are traced, and the graph repeats the second.
+    """The model with canonical parameters; two of its blocks are traced, and the graph repeats the second.
 
     Args:
         architecture: what to build.
@@ -122,11 +122,11 @@ def mixer_model(architecture: Mixer, params: Mapping[str, np.ndarray]) -> Model:
     Returns:
         The model.
     """
-    # 16 nodes where a ViT has 29; 44 of 50 with GELU and LayerNorm in primitives
+    # 16 nodes compared with a ViT's 29; with GELU and LayerNorm in primitives, 44 compared with 50
     stack = Stack(f"{BLOCK}{{}}/", architecture.depth, nodes=0.9)
     traced = dataclasses.replace(architecture, depth=stack.traced)
     width, names = architecture.width, architecture.given
-    norm = [] if "tokens" in names else ["pre_head_layer_norm"]  # else it is an output
+    norm = [] if "tokens" in names else ["pre_head_layer_norm"]  # otherwise it is an output
 
     def apply(leaves: Arrays, images: jax.Array) -> Arrays:
         return parts.by_name(MlpMixer(traced).apply(parts.nested(leaves), images), names, [*_taps(stack.cut()), *norm])

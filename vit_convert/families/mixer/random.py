@@ -66,7 +66,7 @@ def _members(model: Mixer, layout: Layout, seed: int, prefix: str) -> Iterator[M
 
 
 def _old_axes(name: str, array: np.ndarray) -> np.ndarray:
-    """With the axes of one that broadcast it over the channels it is shared by, or over the tokens."""
+    """Adds axes of length one that broadcast it over the channels or tokens that share it."""
     if array.ndim == 2:
         return array[None]
     return array[:, None] if "token_mixing" in name else array[None, None]

@@ -1,4 +1,4 @@
-"""The layouts that SigLIPs were saved in, told apart and renamed to one. No array is read."""
+"""Distinguishes the layouts in which SigLIPs were saved, and renames them to a single one. No array is read."""
 
 import enum
 import re
@@ -33,9 +33,9 @@ class Layout(enum.Enum):
 
 
 def detect(names: Collection[str]) -> Layout | None:
-    """Tells the layout from the names of all leaves; None where they are not a SigLIP's.
+    """Recognises the layout by the names of all leaves; None if they are not a SigLIP's.
 
-    Its loss has a bias beside the temperature; CLIPPO's has none, and no text tower.
+    Its loss has a bias besides the temperature; CLIPPO has neither the bias nor a text tower.
     """
     if any(name.startswith(_TRANSFORMERS) for name in names):
         return Layout.TRANSFORMERS
@@ -48,7 +48,7 @@ def detect(names: Collection[str]) -> Layout | None:
 
 
 def canonicalize(leaves: Mapping[str, Leaf], tower: str, path: str) -> dict[str, Leaf]:
-    """Renames one tower's leaves, of the whole file's, to the canonical names; see `towers.big_vision`."""
+    """Picks one tower's leaves from those of the file and gives them canonical names; see `towers.big_vision`."""
     if tower == "text":
         return text_leaves(leaves, FOLDERS[tower], path)
     kernel = "img/embedding/kernel"
@@ -59,7 +59,7 @@ def canonicalize(leaves: Mapping[str, Leaf], tower: str, path: str) -> dict[str,
 
 
 def is_naflex(leaves: Mapping[str, Leaf]) -> bool:
-    """Whether the image tower takes patches of images of any aspect: then its patch embedding is a matrix."""
+    """Whether the image tower takes patches of images of any aspect, in which case its patch embedding is a matrix."""
     return "img/embedding/kernel" in leaves and len(leaves["img/embedding/kernel"].shape) == 2
 
 

@@ -28,19 +28,19 @@ from vit_convert.families.towers.load import infer_encoder, loaded_tower
 
 
 def load_siglip(stored: Mapping[str, Leaf], layout: Layout, asked: Asked) -> Loaded:
-    """Holds one tower's leaves against the model that their shapes tell.
+    """Compares one tower's leaves with the model inferred from their shapes.
 
     Args:
         stored: all leaves of the file, without prefix.
         layout: of the file.
-        asked: the tower, and what is wanted of it.
+        asked: the tower, and what is requested.
 
     Returns:
         The tower.
 
     Raises:
-        CheckpointError: the leaves are not, one for one, the tower's.
-        UsageError: what is asked has no meaning for it.
+        CheckpointError: the leaves are not exactly the tower's.
+        UsageError: a request has no meaning for it.
     """
     if layout is Layout.TRANSFORMERS:
         return load_transformers(stored, layout, asked)
@@ -118,7 +118,7 @@ def _vocabulary(stored: Mapping[str, Leaf]) -> int:
 
 
 def _variant(stored: Mapping[str, Leaf], vocabulary: int, tower: Tower, asked: Asked) -> str:
-    """What the file's own shapes are called: by the image tower, where it has one."""
+    """The variant named by the file's own shapes: by those of the image tower, if it has one."""
     if isinstance(tower, ImageTower):
         return name_of(tower.encoder, kind_of(vocabulary), tower.patch_size)
     if not any(name.startswith("img/") for name in stored):

@@ -25,7 +25,7 @@ from vit_convert.families.towers.draw import draw
 from vit_convert.families.towers.random import sized, wanted
 
 LENGTH = 64
-TEMPERATURE, BIAS = 4.75, -16.5  # about what the published models ended with: exp(t) = 116
+TEMPERATURE, BIAS = 4.75, -16.5  # about the final value in the published models: exp(t) = 116
 
 
 def write_random_siglip(path: str | os.PathLike[str], variant: str, options: RandomOptions) -> str:
@@ -35,7 +35,7 @@ def write_random_siglip(path: str | os.PathLike[str], variant: str, options: Ran
     Args:
         path: the file; appears whole or not at all.
         variant: such as "SigLIP-B/16".
-        options: `num_classes` is left alone: there are none.
+        options: `num_classes` is ignored: there are none.
 
     Returns:
         The variant's name.

@@ -1,4 +1,4 @@
-"""SigLIP and SigLIP 2 as transformers saves them: PyTorch's names and shapes, matrices without an axis for the
+"""SigLIP and SigLIP 2 as saved by transformers: PyTorch's names and shapes, and matrices without an axis for the
 heads."""
 
 import dataclasses
@@ -78,7 +78,7 @@ _TEXT = {
 
 
 def places(tower: Tower) -> dict[str, Place]:
-    """Where each canonical parameter of a tower lies."""
+    """Where each canonical parameter of a tower is stored."""
     shapes = leaf_shapes(tower)
     arrays: dict[str, Shape] = {"pos_embedding": shapes["pos_embedding"][1:]}
     image = not isinstance(tower, TextTower)
@@ -172,7 +172,7 @@ def _pair(stored: Mapping[str, Leaf], tower: Tower, asked: Asked, variant: str, 
 def random_members(
     towers: Mapping[str, Tower], seed: int, pair: Mapping[str, float]
 ) -> list[tuple[str, Shape, Callable[[], np.ndarray]]]:
-    """What a random file in this layout holds: name, shape and what computes each array."""
+    """The content of a random file in this layout: name, shape and computation of each array."""
     arrays: dict[str, tuple[Shape, Callable[[], np.ndarray]]] = {}
     for kind, tower in towers.items():
         arrays |= written(functools.partial(_drawn, seed, _FOLDERS[kind]), places(tower))

@@ -1,4 +1,4 @@
-"""SigLIP and SigLIP 2: their named variants, and what these are made of."""
+"""SigLIP and SigLIP 2: their named variants and their sizes."""
 
 import dataclasses
 import re
@@ -18,7 +18,7 @@ PUBLISHED = (
 NAFLEX = "-naflex"
 NAFLEX_GRID, NAFLEX_LENGTH = (16, 16), 256
 VOCABULARIES = {"SigLIP": 32_000, "SigLIP2": 256_000}  # c4_en; Gemma's. The multilingual SigLIP has mc4's 250,000.
-_TEXT_OF = {"g-opt": "So400m"}  # whose text tower is narrower, and ends in a product to the image tower's width
+_TEXT_OF = {"g-opt": "So400m"}  # its text tower is narrower, and ends in a product to the image tower's width
 _TINY_VOCABULARY = 96  # of "mu", for tests
 _SPELLING = re.compile(
     r"(?P<kind>SigLIP2?)-(?P<letters>[A-Za-z0-9]+(?:-opt)?)[/_](?P<patch>[1-9]\d*)(?P<naflex>-naflex)?"
@@ -27,7 +27,7 @@ _SPELLING = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """A variant's name, understood.
+    """A parsed variant name.
 
     Attributes:
         name: such as "SigLIP2-B/16".
@@ -81,7 +81,8 @@ def kind_of(vocabulary: int) -> str:
 
 
 def name_of(encoder: Encoder, kind: str, patch_size: int = 0, *, naflex: bool = False) -> str:
-    """The name of the row with these sizes, without a slash and patch where no patch is known; "custom" for none."""
+    """The name of the row with these sizes, without slash and patch if the patch is unknown; "custom" if there is
+    none."""
     sizes = Width(encoder.width, encoder.depth, encoder.mlp_dim, encoder.num_heads)
     letters = next((letters for letters, row in WIDTHS.items() if row == sizes), None)
     if letters is None:
@@ -90,7 +91,7 @@ def name_of(encoder: Encoder, kind: str, patch_size: int = 0, *, naflex: bool = 
 
 
 def naflex_tower(name: str, encoder: Encoder, patch_size: int, grid: tuple[int, int], length: int) -> PatchTower:
-    """SigLIP 2's image tower for images of any aspect: attention pooling over what does not fill up."""
+    """SigLIP 2's image tower for images of any aspect: attention pooling over everything but padding."""
     tower = PatchTower("siglip", name, encoder, "map", patch_size=patch_size, grid=grid)
     return dataclasses.replace(tower, length=length)
 
@@ -101,14 +102,14 @@ def encoder_of(width: Width) -> Encoder:
 
 
 def image_tower(variant: Variant, image_size: tuple[int, int]) -> ImageTower:
-    """The image tower of a variant: attention pooling, and nothing behind it."""
+    """The image tower of a variant: attention pooling, with nothing after it."""
     return ImageTower(
         "siglip", variant.name, encoder_of(variant.image), "map", patch_size=variant.patch_size, image_size=image_size
     )
 
 
 def text_tower(variant: Variant, length: int, *, head: bool) -> TextTower:
-    """The text tower of a variant: no mask, the last token."""
+    """The text tower of a variant: no mask, pooling by the last token."""
     size = variant.image.width if head else 0
     return TextTower(
         "siglip",
@@ -123,5 +124,5 @@ def text_tower(variant: Variant, length: int, *, head: bool) -> TextTower:
 
 
 def special_tokens(vocabulary: int) -> dict[str, Any]:
-    """The end of a text and what fills it up: token 1 for both, but Gemma's vocabulary fills up with 0."""
+    """The end and padding tokens of a text: token 1 for both, except that Gemma's vocabulary pads with 0."""
     return {"start": -1, "end": 1, "pad": 0 if kind_of(vocabulary) == "SigLIP2" else 1}

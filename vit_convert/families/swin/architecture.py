@@ -11,7 +11,7 @@ MLP_RATIO = 4
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """What the letter of a variant's name stands for: width of the first stage, blocks and heads of each."""
+    """Sizes that the letter of a variant's name stands for: width of the first stage, blocks and heads of each."""
 
     width: int
     depths: tuple[int, ...]
@@ -28,7 +28,7 @@ SIZES = {
 }
 PUBLISHED = ("Swin-T/7", "Swin-S/7", "Swin-B/7", "Swin-B/12", "Swin-L/7", "Swin-L/12")
 SIZE_OF_WINDOW = {7: 224, 12: 384}
-"""Pixels that the published models of each window are for."""
+"""Image size in pixels of the published models with each window."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Swin:
         num_classes: outputs of the head; 0 for a model without one.
         norm_epsilon: epsilon of every LayerNorm.
         family: "swin".
-        outputs: what it gives; () for logits, or features where there is no head.
+        outputs: its outputs; () for logits, or for features if there is no head.
     """
 
     variant: str
@@ -61,7 +61,7 @@ class Swin:
 
     @property
     def given(self) -> tuple[str, ...]:
-        """What it gives, by name."""
+        """Its outputs, by name."""
         return self.outputs or given_usually(self.num_classes)
 
     @property
@@ -83,13 +83,13 @@ class Swin:
         return rows // self.window, columns // self.window
 
     def shift(self, stage: int, block: int) -> int:
-        """Tokens that a block's windows are shifted by: half a window in every second block, unless one window is the
-        whole side."""
+        """By how many tokens a block's windows are shifted: half a window in every second block, unless a single window
+        spans the side."""
         return self.window // 2 if block % 2 and min(self.grid(stage)) > self.window else 0
 
 
 def tiles(image_size: tuple[int, int], window: int, num_stages: int) -> bool:
-    """Whether windows tile the tokens of every stage, and every stage but the last can be halved."""
+    """Whether windows tile the tokens of every stage, and the grid of every stage but the last can be halved."""
     step = PATCH * 2 ** (num_stages - 1) * window
     return all(side > 0 and side % step == 0 for side in image_size)
 

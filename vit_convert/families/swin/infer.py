@@ -1,4 +1,4 @@
-"""What the shapes of a Swin's leaves, and a config.json beside them, say about it."""
+"""Infers a Swin from the shapes of its leaves and a config.json beside them."""
 
 import dataclasses
 import json
@@ -31,7 +31,7 @@ _LAYER = r"(?:encoder\.)?layers\."
 
 @dataclasses.dataclass(frozen=True)
 class Beside:
-    """What a config.json of transformers or timm in the file's folder says; empty without one.
+    """The content of a config.json of transformers or timm in the file's folder; empty without one.
 
     Attributes:
         image_size: (height, width) in pixels.
@@ -45,10 +45,10 @@ class Beside:
 
 
 def read_beside(file: pathlib.Path) -> Beside:
-    """Reads the config.json beside a checkpoint; one that is not a Swin's is another file's, and says nothing.
+    """Reads the config.json beside a checkpoint; one that is not a Swin's belongs to another file, and is ignored.
 
     Raises:
-        CheckpointError: it cannot be read, or says what this Swin is not.
+        CheckpointError: it cannot be read, or contradicts this definition of Swin.
     """
     path = file.with_name("config.json")
     if not path.is_file():
@@ -62,7 +62,7 @@ def read_beside(file: pathlib.Path) -> Beside:
         return Beside(_sides(size), None if epsilon is None else _epsilon(epsilon), _activation(record, path))
     except (OSError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError) as e:
         raise CheckpointError(
-            f"{path}: cannot be read ({e})", fix="Mend it, or move it away: it is read where there is one."
+            f"{path}: cannot be read ({e})", fix="Repair it or move it away: it is read whenever it exists."
         ) from e
 
 
@@ -78,7 +78,7 @@ def _sides(size: Any) -> tuple[int, int] | None:
 
 
 def _epsilon(value: Any) -> float:
-    """One and more leaves nothing of what is normalised."""
+    """With an epsilon of 1 or more, nothing would remain of the normalised values."""
     if not 0 <= float(value) < 1:
         raise ValueError(f"layer_norm_eps {value!r}")
     return float(value)
@@ -87,7 +87,7 @@ def _epsilon(value: Any) -> float:
 def _activation(record: Mapping[str, Any], path: pathlib.Path) -> str:
     activation = record.get("hidden_act", "gelu")
     if activation != "gelu":
-        raise CheckpointError(f"{path}: hidden_act {activation!r}, this Swin has the GELU of erf, 'gelu'")
+        raise CheckpointError(f"{path}: hidden_act {activation!r}, but this Swin uses the erf GELU, 'gelu'")
     return str(activation)
 
 
@@ -98,7 +98,7 @@ def parse_variant(text: str) -> tuple[Sizes, int]:
         text: "Swin-T/7", "Swin-T" or "swin_tiny_patch4_window7_224".
 
     Returns:
-        Its row, and the side of a window in tokens (7 where the name does not say).
+        Its row, and the side of a window in tokens (7 if the name does not say).
 
     Raises:
         UsageError: no such variant.
@@ -122,11 +122,12 @@ def infer_architecture(
     Args:
         leaves: by name on disk, from `layouts.inner_leaves`.
         variant: a variant's name, or "auto".
-        image_size: (height, width) in pixels that is asked for; None for what config.json says, or else the window.
-        file: for messages, and to look beside.
+        image_size: requested (height, width) in pixels; None for what config.json says, or else follows from the
+            window.
+        file: for messages, and to find config.json.
 
     Returns:
-        The architecture to hold the file against, and the name that the file's own shapes have.
+        The architecture to compare the file with, and the variant named by the file's own shapes.
 
     Raises:
         CheckpointError: nothing tells a size, or blocks are missing.
@@ -143,7 +144,7 @@ def infer_architecture(
     rows = most_common(leaves, (f"^{_LAYER}{table}", 0))
     width = most_common(leaves, (r"^(patch_embed\.(norm|proj)|embeddings\.(norm|.*projection))\.", 0))
     side = math.isqrt(rows)
-    # each stage's width into its heads
+    # splits each stage's width into its heads
     splits = all(number and (width << stage) % number == 0 for stage, number in enumerate(heads))
     if not depths or 0 in depths or not splits or width < 1 or side * side != rows or side % 2 == 0:
         raise CheckpointError(

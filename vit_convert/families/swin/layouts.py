@@ -1,4 +1,5 @@
-"""The layouts that Swins were saved in: PyTorch's names and shapes, told apart and renamed to one. No array is read."""
+"""Distinguishes the layouts in which Swins were saved (PyTorch's names and shapes), and renames them to a single one.
+No array is read."""
 
 import enum
 import functools
@@ -45,7 +46,7 @@ class Layout(enum.Enum):
 
 
 def detect(names: Collection[str]) -> Layout | None:
-    """Tells the layout from the names of the leaves, None where they are not a Swin's."""
+    """Recognises the layout by the names of the leaves; None if they are not a Swin's."""
     if not any(name.endswith("relative_position_bias_table") for name in names):
         return None
     inner = {_inner(name) for name in names}
@@ -60,7 +61,7 @@ def detect(names: Collection[str]) -> Layout | None:
 
 
 def inner_leaves(leaves: Mapping[str, Leaf]) -> dict[str, Leaf]:
-    """Leaves without what their names begin with, and without the buffers that Microsoft saves: index and mask follow
+    """Leaves without the prefix of their names, and without the buffers that Microsoft saves: index and mask follow
     from the window."""
     return {_inner(name): leaf for name, leaf in leaves.items() if not _BUFFERS.search(name)}
 
@@ -84,7 +85,7 @@ def stored_name(canonical: str, layout: Layout) -> str:
         layout: of the file.
 
     Returns:
-        Such as "layers.0.blocks.1.attn.qkv.weight", which holds two others as well.
+        Such as "layers.0.blocks.1.attn.qkv.weight", which also holds two others.
     """
     scope, _, leaf = canonical.rpartition("/")
     if match := _BLOCK.match(canonical):
@@ -112,7 +113,7 @@ def stored_name(canonical: str, layout: Layout) -> str:
 
 
 def stored_shapes(architecture: Swin, layout: Layout) -> dict[str, Shape]:
-    """Shape of every parameter as the layout holds it, by its name on disk."""
+    """Shape of every stored parameter, by its name on disk."""
     shapes: dict[str, Shape] = {}
     for name, shape in leaf_shapes(architecture).items():
         stored = stored_name(name, layout)
@@ -125,9 +126,10 @@ def stored_shapes(architecture: Swin, layout: Layout) -> dict[str, Shape]:
 
 
 def prepare(leaves: Mapping[str, Leaf], architecture: Swin, layout: Layout) -> dict[str, Leaf]:
-    """What the model reads, computed from the stored leaves when it is read.
+    """The model's parameters, computed from the stored leaves when they are read.
 
-    The factor 1/√d goes into the query's weights, and the bias table becomes what each block adds to its scores.
+    The factor 1/√d is folded into the query's weights, and the bias table is expanded to what each block adds to its
+    scores.
 
     Args:
         leaves: by name on disk, from `inner_leaves`; they match `stored_shapes`.
@@ -155,7 +157,7 @@ def prepare(leaves: Mapping[str, Leaf], architecture: Swin, layout: Layout) -> d
 
 
 def _turned(array: np.ndarray, shape: Shape, piece: int | None, factor: np.float32 | None) -> np.ndarray:
-    """Query, key or value out of three, from PyTorch's order of axes to Flax's, times a factor."""
+    """Query, key or value from the combined array, in Flax's order of axes instead of PyTorch's, times a factor."""
     if piece is not None:
         array = array[piece * shape[-1] : (piece + 1) * shape[-1]]
     array = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T

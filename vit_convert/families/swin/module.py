@@ -1,7 +1,7 @@
-"""Swin (arXiv:2103.14030), in Flax Linen. No Flax checkpoint of it is public, so the names are ours.
+"""Swin (arXiv:2103.14030), in Flax Linen. There is no public Flax checkpoint of it, so the names are ours.
 
-Between attentions the tokens [batch, tokens, width] stand in the order of the windows: a block with windows in their
-place moves nothing, one with shifted windows moves the tokens there and back, and LayerNorms and MLPs do not care.
+Between attentions the tokens [batch, tokens, width] are in window order: a block with unshifted windows moves nothing,
+one with shifted windows moves the tokens there and back, and LayerNorms and MLPs work in any order.
 """
 
 import dataclasses
@@ -43,7 +43,7 @@ def from_windows(x: jax.Array, window: int, grid: tuple[int, int]) -> jax.Array:
 
 
 def roll(x: jax.Array, shift: int) -> jax.Array:
-    """Moves tokens [batch, rows, columns, width] up and to the left by `shift`, down and to the right where it is
+    """Moves tokens [batch, rows, columns, width] up and to the left by `shift`, or down and to the right if it is
     negative.
 
     Slices and a Concat for each axis: ONNX has no Roll.
@@ -59,13 +59,13 @@ def roll(x: jax.Array, shift: int) -> jax.Array:
 
 
 class WindowAttention(nn.Module):
-    """Attention within each window, with a bias for each pair of places. The query's weights hold the factor 1/√d
-    already.
+    """Attention within each window, with a bias for each pair of positions. The query's weights already include the
+    factor 1/√d.
 
     Args:
         num_heads: heads.
         window: side of a window in tokens.
-        bias_shape: of what is added to the scores, from `windows.bias_shape`.
+        bias_shape: shape of what is added to the scores, from `windows.bias_shape`.
     """
 
     num_heads: int
@@ -73,14 +73,15 @@ class WindowAttention(nn.Module):
     bias_shape: tuple[int, int, int, int]
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:  # [batch, tokens, width] in the order of the windows -> the same
+    def __call__(self, x: jax.Array) -> jax.Array:  # [batch, tokens, width] in window order -> the same
         _, tokens, width = x.shape
         bias = self.param("bias", nn.initializers.zeros, self.bias_shape)
         area, size = self.window**2, width // self.num_heads
-        windows = self.bias_shape[1] // self.num_heads  # with a bias of their own: all of an image, or one for all
+        # windows with a bias of their own: all of an image, or one for all
+        windows = self.bias_shape[1] // self.num_heads
 
         def heads(name: str, *axes: int) -> jax.Array:
-            """[batch · windows, heads, w², size]; an image's windows stand beside its heads where each has its own
+            """[batch · windows, heads, w², size]; the windows of an image are merged with its heads if each has its own
             bias."""
             y = nn.Dense(width, name=name)(x).reshape(-1, area, self.num_heads, size)
             y = jnp.transpose(y, axes)
@@ -139,14 +140,14 @@ class PatchMerging(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         _, rows, columns, width = x.shape
         x = x.reshape(-1, rows // 2, 2, columns // 2, 2, width)
-        # the two of a column first
+        # first the two of a column
         x = jnp.transpose(x, (0, 1, 3, 4, 2, 5)).reshape(-1, rows // 2, columns // 2, 4 * width)
         x = nn.LayerNorm(epsilon=self.architecture.norm_epsilon, name="norm")(x)
         return nn.Dense(2 * width, use_bias=False, name="reduction")(x)
 
 
 class Stage(nn.Module):
-    """Blocks of one width, and the merging of their tokens where another stage follows."""
+    """Blocks of one width, and the merging of their tokens if another stage follows."""
 
     architecture: Swin
     stage: int
@@ -165,7 +166,8 @@ class Stage(nn.Module):
         return self.merge(x), taps
 
     def merge(self, x: jax.Array) -> jax.Array:
-        """[batch, tokens, width] -> [batch, tokens / 4, 2 width], window by window too; of the last stage as it is."""
+        """[batch, tokens, width] -> [batch, tokens / 4, 2 width], also in window order; unchanged after the last
+        stage."""
         arch = self.architecture
         if self.stage == len(arch.depths) - 1:
             return x
@@ -206,11 +208,11 @@ class SwinTransformer(nn.Module):
 
         Args:
             images: float32 [batch, height, width, 3] of the architecture's size, normalised by ImageNet's mean and
-                deviation.
+                standard deviation.
 
         Returns:
-            The first of what `classify` gives, and by name the others and the taps:
-            `stage_0/block_00`…, each [batch, tokens, width] in the order of windows that are not shifted, and `norm`.
+            The first output of `classify`, and by name the others and the taps:
+            `stage_0/block_00`…, each [batch, tokens, width] in the order of unshifted windows, and `norm`.
         """
         x = self.embed(images)
         taps: Taps = {}
@@ -225,7 +227,7 @@ class SwinTransformer(nn.Module):
         return to_windows(self.patch_embed(images), self.architecture.window)
 
     def merge(self, x: jax.Array, stage: int) -> jax.Array:
-        """What stands behind a stage's blocks."""
+        """What follows a stage's blocks."""
         return self.stage[stage].merge(x)
 
     def normalize(self, x: jax.Array) -> jax.Array:
@@ -233,8 +235,8 @@ class SwinTransformer(nn.Module):
         return self.norm(x)
 
     def classify(self, x: jax.Array) -> Taps:
-        """What is asked for, of [batch, tokens, width] in the order of windows: `logits`, `features` (the mean of the
-        tokens), `grid` [batch, rows, columns, width] of the last stage, and `tokens`, its places row by row."""
+        """The requested outputs, from [batch, tokens, width] in window order: `logits`, `features` (the mean of the
+        tokens), `grid` [batch, rows, columns, width] of the last stage, and `tokens`, its positions row by row."""
         arch = self.architecture
         given, found = arch.given, {"features": jnp.mean(x, axis=1)}
         if arch.num_classes:
@@ -246,9 +248,9 @@ class SwinTransformer(nn.Module):
 
 
 def swin_model(architecture: Swin, params: Mapping[str, np.ndarray]) -> Model:
-    """The model of canonical parameters; of a stage's blocks four are traced, and the graph repeats the last two.
+    """The model with canonical parameters; four of a stage's blocks are traced, and the graph repeats the last two.
 
-    A block whose windows are shifted has about as many nodes that move tokens as others have in all.
+    In a block with shifted windows, about as many nodes move tokens as other blocks have in total.
 
     Args:
         architecture: what to build.
@@ -265,7 +267,7 @@ def swin_model(architecture: Swin, params: Mapping[str, np.ndarray]) -> Model:
         architecture, depths=tuple(stack.traced if not stack.depth % 2 else stack.depth for stack in stacks)
     )
     names, last = architecture.given, architecture.grid(len(stacks) - 1)
-    # Of one window the last norm's tokens stand row by row already, and are an output.
+    # With a single window, the last norm's tokens are already row by row, and are an output.
     norm = [] if "tokens" in names and last == (architecture.window, architecture.window) else ["norm"]
 
     def apply(leaves: Arrays, images: jax.Array) -> Arrays:

@@ -1,4 +1,4 @@
-"""Swins with seeded random weights, as the published files have them."""
+"""Swins with seeded random weights, in the form of the published files."""
 
 import dataclasses
 import functools
@@ -21,7 +21,7 @@ def write_random_swin(path: str | os.PathLike[str], variant: str, options: Rando
     Args:
         path: the file; appears whole or not at all.
         variant: such as "Swin-T/7".
-        options: `depth` is that of the last stage but one, in which the variants differ.
+        options: `depth` is that of the second-last stage, in which the variants differ.
 
     Returns:
         The architecture that was written.
@@ -57,7 +57,7 @@ def _outer(stored: str, layout: Layout) -> str:
 
 
 def _stored(seed: int, parts: list[tuple[str, Shape]]) -> np.ndarray:
-    """One array on disk: one parameter, or query, key and value below one another."""
+    """One array on disk: one parameter, or query, key and value stacked."""
     return np.concatenate([_turned(seed, name, shape) for name, shape in parts])
 
 

@@ -1,10 +1,11 @@
-"""The constants of windowed attention, computed once from the bias table: nothing of them is left to the graph."""
+"""The constants of windowed attention, computed once from the bias table, so that the graph need not compute them."""
 
 import numpy as np
 
 from vit_convert.families.swin.architecture import Swin
 
-_MASKED = -100.0  # Microsoft's; exp(-100) is 0 beside any score that occurs, and unlike -inf it is finite in fp16
+# Microsoft's value; exp(-100) is negligible beside any actual score, and unlike -inf it is finite in fp16
+_MASKED = -100.0
 
 
 def relative_index(window: int) -> np.ndarray:
@@ -25,15 +26,15 @@ def relative_index(window: int) -> np.ndarray:
 
 
 def shift_mask(grid: tuple[int, int], window: int, shift: int) -> np.ndarray:
-    """What is added to the scores of windows that the roll has put together from opposite sides of the image.
+    """What is added to the scores in windows that the roll has assembled from opposite sides of the image.
 
     Args:
         grid: tokens down and across.
         window: side of a window in tokens.
-        shift: tokens that the image was rolled by.
+        shift: number of tokens by which the image was rolled.
 
     Returns:
-        float32 [windows, w², w²]: 0 for tokens that were neighbours before, -100 for others.
+        float32 [windows, w², w²]: 0 for tokens that were neighbours before the roll, -100 for others.
     """
     regions = [np.zeros(side, np.int64) for side in grid]
     for region, side in zip(regions, grid):
@@ -47,7 +48,7 @@ def shift_mask(grid: tuple[int, int], window: int, shift: int) -> np.ndarray:
 
 
 def bias_shape(architecture: Swin, stage: int, block: int) -> tuple[int, int, int, int]:
-    """Of `attention_bias`."""
+    """Shape of `attention_bias`."""
     rows, columns = architecture.windows(stage)
     windows = rows * columns if architecture.shift(stage, block) else 1
     tokens = architecture.window**2
@@ -55,7 +56,7 @@ def bias_shape(architecture: Swin, stage: int, block: int) -> tuple[int, int, in
 
 
 def attention_bias(table: np.ndarray, architecture: Swin, stage: int, block: int) -> np.ndarray:
-    """What a block adds to its scores: the relative position bias, and the mask where its windows are shifted.
+    """What a block adds to its scores: the relative position bias, and the mask if its windows are shifted.
 
     Args:
         table: [(2w − 1)², heads].
@@ -64,7 +65,7 @@ def attention_bias(table: np.ndarray, architecture: Swin, stage: int, block: int
         block: its number in the stage.
 
     Returns:
-        float32 [1, heads, w², w²]; of a shifted block [1, windows · heads, w², w²].
+        float32 [1, heads, w², w²]; for a shifted block [1, windows · heads, w², w²].
     """
     bias = table[relative_index(architecture.window)].transpose(2, 0, 1)  # [heads, w², w²]
     if shift := architecture.shift(stage, block):

@@ -52,7 +52,7 @@ class TIPSFamily:
         return is_variant(parse_variant, variant)
 
     def write_random(self, path: str | os.PathLike[str], variant: str, options: RandomOptions) -> str:
-        """See `Family`: the image tower's file, or the text tower's where `towers` says so."""
+        """See `Family`: writes the image tower's file, or the text tower's if `towers` says so."""
         refuse_options("tips", options, ("pool", "posemb", "pre_logits", "outlier_channels", "length", "text_head"))
         parsed = parse_variant(variant)
         tower: Tower
@@ -80,7 +80,7 @@ def _members(tower: Tower, options: RandomOptions) -> Iterator[Member]:
 
 
 def _drawn(seed: int, kind: str, name: str, shape: Shape) -> np.ndarray:
-    if name == "Embed_0/embedding":  # of which the model takes the root of the width times
+    if name == "Embed_0/embedding":  # which the model multiplies by the root of the width
         return normal(seed, name, shape) / np.float32(np.sqrt(shape[-1]))
     return draw(seed, f"{kind}/{name}", shape)
 

@@ -26,7 +26,7 @@ class Layout(enum.Enum):
 
 
 def detect(names: Collection[str]) -> Layout | None:
-    """Tells the layout from the names of all leaves; None where they are not a TIPS's."""
+    """Recognises the layout by the names of all leaves; None if they are not a TIPS's."""
     return Layout.TIPS if TABLE in names or WORDS in names else None
 
 
@@ -50,8 +50,8 @@ def stored_name(canonical: str, tower: str, gated: bool) -> str:
 def canonicalize(leaves: Mapping[str, Leaf], tower: str, path: str) -> dict[str, Leaf]:
     """Renames leaves to the canonical names; those that belong to nothing keep their own.
 
-    A position table [1, rows, columns, width] becomes one of patches; tokens are scaled by the root of their width, as
-    the model does.
+    A position table [1, rows, columns, width] becomes one of patches; token embeddings are scaled by the root of their
+    width, as in the model.
 
     Raises:
         CheckpointError: blocks are missing.
@@ -73,7 +73,7 @@ def flat_table(table: Leaf) -> Leaf:
 
 
 def scaled_words(table: Leaf) -> Leaf:
-    """Rows of tokens times the root of their width."""
+    """Token embeddings times the root of their width."""
     root = np.float32(math.sqrt(table.shape[-1]))
     return table.as_float32().derive(table.shape, lambda value: value * root)
 

@@ -16,19 +16,19 @@ from vit_convert.families.towers.load import image_size_of, infer_encoder, loade
 
 
 def load_tips(stored: Mapping[str, Leaf], layout: Layout, asked: Asked) -> Loaded:
-    """Holds the leaves against the model that their shapes tell.
+    """Compares the leaves with the model inferred from their shapes.
 
     Args:
         stored: all leaves of the file, without prefix.
         layout: of the file.
-        asked: what is wanted of it.
+        asked: what is requested.
 
     Returns:
         The tower.
 
     Raises:
-        CheckpointError: the leaves are not, one for one, the tower's.
-        UsageError: what is asked has no meaning for it.
+        CheckpointError: the leaves are not exactly the tower's.
+        UsageError: a request has no meaning for it.
     """
     leaves = layouts.canonicalize(stored, asked.tower, str(asked.file))
     temperature = leaves.pop(layouts.TEMPERATURE, None)
@@ -36,7 +36,7 @@ def load_tips(stored: Mapping[str, Leaf], layout: Layout, asked: Asked) -> Loade
     if temperature is None and not image:
         name = asked.prefix + layouts.TEMPERATURE
         raise CheckpointError(
-            f"{asked.file}: {name}: missing, without it nothing says how texts are compared with images",
+            f"{asked.file}: {name}: missing; without it, it is unknown how texts are compared with images",
             fix="Save the text tower whole.",
         )
     tower, found = _image(leaves, asked) if image else _text(leaves, asked)

@@ -1,4 +1,4 @@
-"""TIPS and TIPSv2: their named variants, and what these are made of."""
+"""TIPS and TIPSv2: their named variants and their sizes."""
 
 import dataclasses
 import re
@@ -10,7 +10,7 @@ from vit_convert.families.vit.variants import Width
 VOCABULARY, LENGTH = 32_000, 64
 _TINY_VOCABULARY = 80
 # tips/scenic/models/vit.py; "mu" and "mug" (gated as g) are ours, for tests. A text tower has twelve blocks of these
-# sizes, and no gate.
+# sizes, without gates.
 SIZES = {
     "mu": Width(32, 2, 64, 2),
     "mug": Width(32, 2, 48, 2),
@@ -30,7 +30,7 @@ _SPELLING = re.compile(r"(?P<kind>TIPS(?:v2)?)-(?P<letters>[A-Za-z0-9]+)/(?P<pat
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """A variant's name, understood.
+    """A parsed variant name.
 
     Attributes:
         name: such as "TIPSv2-B/14".
@@ -80,11 +80,11 @@ def name_of(tower: str, encoder: Encoder, kind: str = "TIPS", patch_size: int = 
 
 
 def image_tower(name: str, encoder: Encoder, patch_size: int, image_size: tuple[int, int]) -> ImageTower:
-    """Two class tokens, of which the first is the image's embedding."""
+    """The image tower: two class tokens, of which the first is the image's embedding."""
     tower = ImageTower("tips", name, encoder, "tok", patch_size=patch_size, image_size=image_size)
     return dataclasses.replace(tower, class_tokens=2, table="half_pixel")
 
 
 def text_tower(name: str, encoder: Encoder, vocabulary: int, length: int) -> TextTower:
-    """No token attends to what fills up; the mean of the others."""
+    """The text tower: no token attends to padding; pooling by the mean of the others."""
     return TextTower("tips", name, encoder, "mean", vocabulary=vocabulary, length=length, mask="padding", pad=0)

@@ -1,5 +1,4 @@
-"""The towers of image-text models, one transformer with a few options: what they are made of, their parameters, what
-they give."""
+"""The towers of image-text models, one transformer with a few options: their structure, parameters and outputs."""
 
 import dataclasses
 import math
@@ -9,7 +8,7 @@ from vit_convert.families.outputs import outputs_of
 
 BLOCK = "Transformer/encoderblock_"
 Shape = tuple[int, ...]
-OF_TEXT = {"tokens": "token_features"}  # what a text tower calls an output, since `tokens` is what it takes
+OF_TEXT = {"tokens": "token_features"}  # a text tower's name for an output, since `tokens` is its input
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,8 +23,8 @@ class Encoder:
         activation: "tanh" or "erf" (GELU), "quick" (x · sigmoid(1.702 x)), "relu", or "swiglu" for a gated MLP of
             three layers.
         norm_epsilon: epsilon of every LayerNorm.
-        post_norm: LayerNorms stand behind each sum, as in BERT, instead of before attention and MLP; then there is no
-            last one.
+        post_norm: LayerNorms follow each sum, as in BERT, instead of preceding attention and MLP; there is then no
+            final one.
     """
 
     width: int
@@ -39,19 +38,19 @@ class Encoder:
 
 @dataclasses.dataclass(frozen=True)
 class Tower:
-    """What both kinds of towers have.
+    """What both kinds of towers have in common.
 
     Attributes:
         family: name of the family.
-        variant: such as "SigLIP-B/16"; "custom" where the shapes match no row of its table.
+        variant: such as "SigLIP-B/16"; "custom" if the shapes match no row of its table.
         encoder: its blocks.
-        pool: how one vector comes of the tokens; see the module.
+        pool: how tokens are pooled to one vector; see the module.
         head: outputs of the last product; 0 for none.
         head_bias: whether it adds a bias.
-        pre_norm: a LayerNorm stands before the first block.
-        epsilon: added to the norm that embeddings are divided by.
-        normalize: whether embeddings are divided by their norm at all.
-        outputs: what it gives, see `families.outputs`; a tower for "tokens" makes its head's product of each of them.
+        pre_norm: whether a LayerNorm precedes the first block.
+        epsilon: added to the norm by which embeddings are divided.
+        normalize: whether embeddings are divided by their norm.
+        outputs: its outputs, see `families.outputs`; a tower without pooling applies its head to every token.
     """
 
     family: str
@@ -72,7 +71,7 @@ class Tower:
 
     @property
     def pools(self) -> bool:
-        """Whether one vector comes of all tokens."""
+        """Whether the tokens are pooled to one vector."""
         return self.pool not in ("none", "avg4")
 
 
@@ -109,12 +108,12 @@ class ImageTower(Tower):
 
 @dataclasses.dataclass(frozen=True)
 class PatchTower(Tower):
-    """A vision transformer over patches of images of any aspect, as SigLIP 2's NaFlex: what fills up is masked.
+    """A vision transformer over patches of images of any aspect, as in SigLIP 2's NaFlex; padding is masked.
 
     Attributes:
         patch_size: side of a patch in pixels.
         grid: (rows, columns) of the position table, which is resampled for each image.
-        length: patches of an image, with what fills up.
+        length: patches of an image, including padding.
     """
 
     patch_size: int = 16
@@ -128,12 +127,12 @@ class TextTower(Tower):
 
     Attributes:
         vocabulary: number of different tokens.
-        length: tokens of a text.
-        mask: "none", "causal", or "padding": no token attends to the ones that only fill up.
+        length: tokens per text.
+        mask: "none", "causal", or "padding": no token attends to padding.
         start: the token that begins a text; -1 for none.
-        end: the token behind a text; -1 for none.
-        pad: the token that fills up.
-        pool: "last" or "first" token, "end" (the one behind the text), or "mean" of all that do not fill up.
+        end: the token after a text; -1 for none.
+        pad: the padding token.
+        pool: "last" or "first" token, "end" (the end token), or "mean" of all but padding.
     """
 
     vocabulary: int = 0
@@ -208,7 +207,7 @@ def parameter_count(tower: Tower, table_rows: int | None = None) -> int:
 
 
 def signature_of(tower: Tower) -> Signature:
-    """Images, patches or tokens in; one embedding out, or one vector for each token where nothing is pooled."""
+    """Images, patches or tokens in; one embedding out, or one vector per token if nothing is pooled."""
     width, count = tower.encoder.width, _num_tokens(tower)
     each = width if tower.pools else tower.features  # of a token
     shapes: dict[str, tuple[Dim, ...]] = {
@@ -239,7 +238,7 @@ def _taken(tower: Tower) -> tuple[Tensor, ...]:
 
 
 def _num_tokens(tower: Tower) -> int:
-    """How many vectors there are of an image or a text where nothing is pooled to one, class tokens aside."""
+    """Number of vectors for an image or a text if nothing is pooled, not counting class tokens."""
     if isinstance(tower, TextTower | PatchTower):
         return tower.length
     assert isinstance(tower, ImageTower)
@@ -278,7 +277,7 @@ def _attention(e: Encoder) -> dict[str, Shape]:
 
 
 def _mlp(e: Encoder) -> dict[str, Shape]:
-    hidden = 2 if e.activation == "swiglu" else 1  # a gate and what it opens for
+    hidden = 2 if e.activation == "swiglu" else 1  # a gate and the values that it multiplies
     layers = [*(_dense(e.width, e.mlp_dim) for _ in range(hidden)), _dense(e.mlp_dim, e.width)]
     return {f"MlpBlock_0/Dense_{i}/{name}": shape for i, layer in enumerate(layers) for name, shape in layer.items()}
 

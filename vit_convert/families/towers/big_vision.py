@@ -1,4 +1,4 @@
-"""Towers whose leaves have big_vision's or vit_jax's names: what their shapes say, and strictness."""
+"""Towers whose leaves have big_vision's or vit_jax's names: sizes from their shapes, and strict matching."""
 
 import dataclasses
 import math
@@ -29,7 +29,7 @@ def image_leaves(leaves: Mapping[str, Leaf], folder: str, path: str) -> dict[str
 
 
 def text_leaves(leaves: Mapping[str, Leaf], folder: str, path: str) -> dict[str, Leaf]:
-    """The same of a text tower, whose blocks lie in `Encoder_0` on disk.
+    """The same for a text tower, whose blocks are in `Encoder_0` on disk.
 
     Raises:
         CheckpointError: as above, or there are two encoders.
@@ -53,7 +53,7 @@ def stored_name(canonical: str, tower: str, folder: str, layout: vit.Layout) -> 
     Args:
         canonical: such as "Transformer/encoderblock_3/LayerNorm_1/scale".
         tower: "image" or "text".
-        folder: that the tower lies in.
+        folder: of the tower.
         layout: how a ViT of that era names its parts.
     """
     if tower == "text" and canonical == "pos_embedding":
@@ -63,16 +63,16 @@ def stored_name(canonical: str, tower: str, folder: str, layout: vit.Layout) -> 
 
 
 def image_tower_of(leaves: Mapping[str, Leaf], asked: Asked, family: str, pool: str = "") -> ImageTower:
-    """What the shapes of an image tower's leaves say.
+    """Infers an image tower from the shapes of its leaves.
 
     Args:
         leaves: from `image_leaves`.
         asked: for its file and grid.
         family: name of the family.
-        pool: how it pools; "" to tell from the leaves.
+        pool: how it pools; "" to infer it from the leaves.
 
     Raises:
-        CheckpointError: nothing tells a size, or the position table is of no grid.
+        CheckpointError: a size is unknown, or the position table does not fit a grid.
     """
     encoder = infer_encoder(leaves, asked.file)
     patch = patch_side(leaves, "embedding/kernel", encoder.width)
@@ -90,7 +90,7 @@ def image_tower_of(leaves: Mapping[str, Leaf], asked: Asked, family: str, pool: 
 
 
 def text_tower_of(leaves: Mapping[str, Leaf], asked: Asked, family: str, special: Mapping[str, Any]) -> TextTower:
-    """What the shapes of a ViT-style text tower's leaves say: no mask, the last token.
+    """Infers a ViT-style text tower (no mask, pooling by the last token) from the shapes of its leaves.
 
     Args:
         leaves: from `text_leaves`.
@@ -99,7 +99,7 @@ def text_tower_of(leaves: Mapping[str, Leaf], asked: Asked, family: str, special
         special: its start, end and padding tokens.
 
     Raises:
-        CheckpointError: nothing tells a size.
+        CheckpointError: a size is unknown.
     """
     encoder = infer_encoder(leaves, asked.file)
     vocabulary = most_common(leaves, (r"^Embed_0/embedding$", 0))
@@ -114,20 +114,20 @@ def text_tower_of(leaves: Mapping[str, Leaf], asked: Asked, family: str, special
 def held_against(
     leaves: dict[str, Leaf], tower: Tower, asked: Asked, on_disk: Callable[[str], str], found: str
 ) -> tuple[dict[str, Leaf], int]:
-    """Holds leaves against a tower, and moves a class token's row of the position table into the token.
+    """Compares leaves with a tower, and moves the class token's row of the position table into the token.
 
     Args:
         leaves: by canonical name.
         tower: what they should be.
         asked: for the file and its variant.
         on_disk: maps a canonical name to the one on disk, for messages.
-        found: the variant that the file's own shapes say.
+        found: the variant implied by the file's own shapes.
 
     Returns:
-        The leaves, and the rows of the stored position table.
+        The leaves, and the number of rows in the stored position table.
 
     Raises:
-        CheckpointError: they are not, one for one, the tower's parameters.
+        CheckpointError: they are not exactly the tower's parameters.
     """
     shapes, row = leaf_shapes(tower), 0
     if isinstance(tower, ImageTower):

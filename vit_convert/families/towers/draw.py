@@ -1,4 +1,4 @@
-"""Random towers: seeded values of a canonical parameter, such that every part of a tower shows in its embedding."""
+"""Random towers: seeded values for canonical parameters, chosen so that every part of a tower affects its embedding."""
 
 import math
 

@@ -1,5 +1,4 @@
-"""The `config.json` that lies beside a file of transformers: it says what no shape does, such as heads and
-activation."""
+"""The `config.json` beside a file of transformers: it gives what shapes do not, such as heads and activation."""
 
 import dataclasses
 import json
@@ -21,13 +20,13 @@ _ACTIVATIONS = {
 
 @dataclasses.dataclass(frozen=True)
 class HubConfig:
-    """What the file says of one tower.
+    """What the file says about one tower.
 
     Attributes:
         found: whether there is such a file.
-        num_heads: attention heads; 0 where it does not say.
-        activation: see `towers.architecture.Encoder`; "" where it does not say.
-        norm_epsilon: of every LayerNorm; 0 where it does not say.
+        num_heads: attention heads; 0 if it does not say.
+        activation: see `towers.architecture.Encoder`; "" if it does not say.
+        norm_epsilon: of every LayerNorm; 0 if it does not say.
     """
 
     found: bool = False
@@ -37,14 +36,14 @@ class HubConfig:
 
 
 def read_hub_config(file: pathlib.Path, tower: str) -> HubConfig:
-    """Reads what lies beside a checkpoint.
+    """Reads the file beside a checkpoint.
 
     Args:
         file: the checkpoint.
         tower: "image" or "text".
 
     Raises:
-        CheckpointError: it is not such a file, or has an activation that is not known.
+        CheckpointError: it is not such a file, or has an unknown activation.
     """
     path = file.with_name("config.json")
     try:
@@ -60,7 +59,7 @@ def read_hub_config(file: pathlib.Path, tower: str) -> HubConfig:
     named = part.get("hidden_act") or ""
     if not isinstance(named, str) or (named and named not in _ACTIVATIONS):
         raise CheckpointError(f"{path}: hidden_act {named!r} is not known", fix=f"Known: {', '.join(_ACTIVATIONS)}.")
-    # an epsilon of one and more leaves nothing of what is normalised; NaN is below nothing
+    # with an epsilon of 1 or more, nothing would remain of the normalised values; NaN is not below anything
     if not isinstance(heads, int) or not isinstance(epsilon, int | float) or not (heads >= 0 and 0 <= epsilon < 1):
         raise CheckpointError(
             f"{path}: num_attention_heads {heads!r}, layer_norm_eps {epsilon!r}: no such numbers",

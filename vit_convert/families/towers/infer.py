@@ -1,4 +1,4 @@
-"""Sizes of a tower from the shapes of leaves that lie as another project stores them."""
+"""Infers the sizes of a tower from the shapes of leaves in another project's layout."""
 
 import pathlib
 import re
@@ -27,15 +27,15 @@ def stored_encoder(
     """Reads the sizes of a tower's blocks.
 
     Args:
-        leaves: those of the tower, by their names on disk.
+        leaves: of the tower, by their names on disk.
         file: for messages.
-        config: what lies beside the file; what it says goes before what is known of the family.
+        config: the file beside it, which takes precedence over what is known about the family.
         heads: by width, of the published models.
         activation: of the family.
         epsilon: of the family's LayerNorms.
 
     Raises:
-        CheckpointError: nothing tells a size, or blocks are missing.
+        CheckpointError: a size is unknown, or blocks are missing.
     """
     require_blocks(leaves, _BLOCK, "block", str(file))
     blocks = {name: leaf for name, leaf in leaves.items() if re.match(_BLOCK, name)}

@@ -1,5 +1,4 @@
-"""What loading a tower is, whatever its family: sizes by majority, the position table, and the record of what was
-found."""
+"""Loading a tower of any family: sizes by majority, the position table, and the resulting record."""
 
 import dataclasses
 import enum
@@ -30,19 +29,19 @@ from vit_convert.families.towers.architecture import (
 from vit_convert.families.towers.tables import resampled
 from vit_convert.families.vit import posemb
 
-_SIDES = (224, 256, 336, 384, 448, 512, 896)  # that models are trained at
+_SIDES = (224, 256, 336, 384, 448, 512, 896)  # sizes at which models are trained
 
 
 def infer_encoder(leaves: Mapping[str, Leaf], file: pathlib.Path, **fixed: Any) -> Encoder:
-    """Reads the sizes of the blocks from leaves of canonical names and shapes.
+    """Infers the sizes of the blocks from leaves with canonical names and shapes.
 
     Args:
-        leaves: those of one tower.
+        leaves: of one tower.
         file: for messages.
-        fixed: what no shape tells: activation, norm_epsilon, post_norm.
+        fixed: what shapes do not reveal: activation, norm_epsilon, post_norm.
 
     Raises:
-        CheckpointError: nothing tells a size.
+        CheckpointError: a size is unknown.
     """
     blocks = {name: leaf for name, leaf in leaves.items() if name.startswith(BLOCK)}
     if any(name.endswith("Dense_2/kernel") for name in blocks):
@@ -66,8 +65,8 @@ def infer_encoder(leaves: Mapping[str, Leaf], file: pathlib.Path, **fixed: Any) 
 
 
 def image_size_of(grid: tuple[int, int], patch_size: int) -> tuple[int, int]:
-    """The size that a model with so many patches was trained at: So400m/14 has 27 x 27 for 384 pixels, of which it
-    leaves the last 6 out."""
+    """The size at which a model with this many patches was trained: So400m/14 has 27 x 27 patches for 384 pixels, of
+    which it ignores the last 6."""
 
     def side(patches: int) -> int:
         smallest = patches * patch_size
@@ -77,8 +76,7 @@ def image_size_of(grid: tuple[int, int], patch_size: int) -> tuple[int, int]:
 
 
 def class_row(leaves: Mapping[str, Leaf]) -> int:
-    """1 where an image tower's position table begins with a row for the class token, as tables had before 2022, else
-    0."""
+    """1 if an image tower's position table begins with a row for the class token, as before 2022, otherwise 0."""
     rows = (
         leaves["pos_embedding"].shape[1] if "pos_embedding" in leaves and len(leaves["pos_embedding"].shape) == 3 else 0
     )
@@ -86,10 +84,10 @@ def class_row(leaves: Mapping[str, Leaf]) -> int:
 
 
 def square_grid(leaf: Leaf, rows: int, given: Size | None, file: pathlib.Path) -> Size:
-    """The grid that so many rows of a position table stand for: what a person says, else a square.
+    """The grid that this many rows of a position table represent: as given by the user, or else a square.
 
     Raises:
-        CheckpointError: they are not that.
+        CheckpointError: the rows do not fit it.
     """
     side = math.isqrt(max(rows, 0))
     grid = given or (side, side)
@@ -104,10 +102,10 @@ def square_grid(leaf: Leaf, rows: int, given: Size | None, file: pathlib.Path) -
 def finish_image(
     tower: ImageTower, leaves: dict[str, Leaf], asked: Asked
 ) -> tuple[ImageTower, dict[str, Leaf], list[str]]:
-    """Brings an image tower to the size that is asked for.
+    """Brings an image tower to the requested size.
 
     Args:
-        tower: at the size that it is stored for.
+        tower: at its stored size.
         leaves: by canonical name; the position table covers only the patches.
         asked: its image size and outputs.
 
@@ -160,7 +158,7 @@ def cut_texts(tower: TextTower, leaves: dict[str, Leaf], asked: Asked) -> tuple[
 
 
 def as_asked(tower: Tower, leaves: dict[str, Leaf], asked: Asked) -> tuple[Tower, dict[str, Leaf]]:
-    """The tower with the outputs that are asked for: what stands behind them is left out.
+    """The tower with the requested outputs: layers after them are dropped.
 
     Raises:
         UsageError: a tower has no output of that name.
@@ -192,17 +190,17 @@ def loaded_tower(
     table_rows: int | None = None,
     **more: Any,
 ) -> Loaded:
-    """The record of a tower whose leaves were held against it.
+    """The record of a tower with matching leaves.
 
     Args:
-        tower: at the size that it is stored for.
+        tower: at its stored size.
         leaves: by canonical name.
-        asked: what is wanted of it.
-        title: what people call the family.
+        asked: what is requested.
+        title: the family's common name.
         layout: of the file.
         preprocess: a key of `images.preprocess`.
-        pair: what it is a half of.
-        table_rows: of the stored position table, where it is not one for each token.
+        pair: the pair that it belongs to.
+        table_rows: of the stored position table, if there is not one for each token.
         more: `warnings` and `unused` of `Loaded`.
     """
     source: Any = tower.image_size if isinstance(tower, ImageTower) else ()
@@ -237,7 +235,7 @@ def loaded_tower(
         preprocess=preprocess,
         patch_size=tower.patch_size if isinstance(tower, ImageTower) else 0,
         resizable=isinstance(tower, ImageTower) and tower.pool != "avg4" and tower.table == "aligned",
-        attentions=() if masked else ((head_size, tokens),),  # of those that no mask limits
+        attentions=() if masked else ((head_size, tokens),),  # only those not limited by a mask
         warnings=tuple(warnings),
         output=tower.outputs[0],
         judge="embedding" if tower.outputs[0] == "embedding" else "cosine",

@@ -1,4 +1,4 @@
-"""A tower as the exporter wants it."""
+"""A tower as a `Model` for the exporter."""
 
 import dataclasses
 import functools
@@ -25,11 +25,11 @@ from vit_convert.families.towers.architecture import (
 from vit_convert.families.towers.module import Block, first_of, module_of
 from vit_convert.families.towers.tables import RESAMPLERS
 
-_NODES = 1.6  # times a ViT's: a gate, an activation spelt out, or a mask
+_NODES = 1.6  # times a ViT's: for a gate, an activation in primitives, or a mask
 
 
 def tower_model(tower: Tower, params: Mapping[str, np.ndarray]) -> Model:
-    """The model of canonical parameters; of its blocks two are traced, and the graph repeats the second.
+    """The model with canonical parameters; two of its blocks are traced, and the graph repeats the second.
 
     Args:
         tower: what to build.
@@ -38,11 +38,11 @@ def tower_model(tower: Tower, params: Mapping[str, np.ndarray]) -> Model:
     Returns:
         The model.
     """
-    # Where a mask is computed beside the stream, the graph alone does not tell where its first block begins.
+    # If a mask is computed beside the stream, the graph alone does not show where its first block begins.
     start = ["embedded"] if _masks(tower) else []
     stack = Stack(f"{BLOCK}{{}}/", tower.encoder.depth, start="".join(start), nodes=_NODES)
     traced = dataclasses.replace(tower, encoder=dataclasses.replace(tower.encoder, depth=stack.traced))
-    # What nothing follows is an output itself, which has its own name.
+    # If nothing follows, it is an output itself, with a name of its own.
     names = tower.outputs
     norm = [] if tower.encoder.post_norm or _gives_norm(tower) else ["encoder_norm"]
     traced_taps = [*start, *(stack.tap(i) for i in range(stack.traced)), *norm]
@@ -66,7 +66,7 @@ def tower_model(tower: Tower, params: Mapping[str, np.ndarray]) -> Model:
 
 
 def _gives_norm(tower: Tower) -> bool:
-    """Whether an output is what stands behind the last block and its norm, as it is."""
+    """Whether an output is exactly the result of the last block and its norm."""
     tokens = not isinstance(tower, ImageTower) or (not tower.class_tokens and tower.pool != "avg4")
     if tower.pools or not tower.head:
         return tokens and not {"tokens", *OF_TEXT.values()}.isdisjoint(tower.outputs)
@@ -74,7 +74,7 @@ def _gives_norm(tower: Tower) -> bool:
 
 
 def _masks(tower: Tower) -> bool:
-    """Whether attention gets a mask that is computed from the inputs."""
+    """Whether attention uses a mask that is computed from the inputs."""
     return isinstance(tower, PatchTower) or (isinstance(tower, TextTower) and tower.mask == "padding")
 
 
@@ -86,7 +86,7 @@ def _pooled_token(tower: Tower) -> int | str | None:
 
 
 def _runner(tower: Tower, params: Mapping[str, np.ndarray], stack: Stack) -> Callable[..., dict[str, np.ndarray]]:
-    """Runs a tower one block at a time: one block is compiled once and one block's weights are on the device at a
+    """Runs a tower one block at a time: a single block is compiled, and only one block's weights are on the device at a
     time."""
     block = parts.compiled(Block(tower.encoder))
 

@@ -12,13 +12,11 @@ from vit_convert.families import run as parts
 from vit_convert.families.towers.architecture import Encoder, ImageTower, PatchTower, TextTower, Tower
 
 Mask = jax.Array | None
-MASKED = (
-    -1e4
-)  # added to the score of a pair that must not be: exp of it is 0 in float32, and it is a number in half precision
+MASKED = -1e4  # added to the score of a forbidden pair: its exp is 0 in float32, and it is finite in half precision
 
 
 def attention(num_heads: int, mask: Mask) -> nn.Module:
-    """Attention whose scores get a mask added, [batch or 1, 1, queries or 1, keys]."""
+    """Attention with a mask added to its scores, [batch or 1, 1, queries or 1, keys]."""
     function: Any = {} if mask is None else {"attention_fn": functools.partial(_masked_attention, added=mask)}
     return nn.MultiHeadDotProductAttention(
         num_heads=num_heads, deterministic=True, name="MultiHeadDotProductAttention_0", **function
@@ -32,7 +30,7 @@ def _masked_attention(query: jax.Array, key: jax.Array, value: jax.Array, *, add
 
 
 class MlpBlock(nn.Module):
-    """Two dense layers with an activation between, or three of which one is a gate."""
+    """Two dense layers with an activation between them, or three, one of which is a gate."""
 
     encoder: Encoder
 
@@ -54,7 +52,7 @@ def _activate(x: jax.Array, activation: str) -> jax.Array:
 
 
 class Block(nn.Module):
-    """Attention and MLP, each added to the residual stream; a LayerNorm before each, or behind each sum."""
+    """Attention and MLP, each added to the residual stream; with a LayerNorm before each, or after each sum."""
 
     encoder: Encoder
 
@@ -71,7 +69,7 @@ class Block(nn.Module):
 
 
 class Blocks(nn.Module):
-    """The blocks and the norm behind them."""
+    """The blocks and the norm after them."""
 
     encoder: Encoder
 
@@ -102,12 +100,12 @@ class MAPHead(nn.Module):
 
 
 class TowerModule(nn.Module):
-    """What both towers have: blocks, head and norm of the embedding. A subclass has `embed`, `mask` and `pool`."""
+    """What both towers share: blocks, head and norm of the embedding. A subclass has `embed`, `mask` and `pool`."""
 
     tower: Any
 
     def common(self) -> None:
-        """The parts behind the embedding; called by `setup`."""
+        """The parts after the embedding; called by `setup`."""
         tower: Tower = self.tower
         if tower.pre_norm:
             self.pre_norm = nn.LayerNorm(epsilon=tower.encoder.norm_epsilon)
@@ -119,10 +117,10 @@ class TowerModule(nn.Module):
         """Embeds images or texts.
 
         Args:
-            inputs: of the tower, as its signature has them.
+            inputs: of the tower, as in its signature.
 
         Returns:
-            The first of what `finish` gives, and by name the others and the taps `embedded`, `block_00`… and
+            The first output of `finish`, and by name the others and the taps `embedded`, `block_00`… and
             `encoder_norm`, each [batch, tokens, width].
         """
         x, mask, taps = self.embed(*inputs), self.mask(*inputs), {}
@@ -138,11 +136,11 @@ class TowerModule(nn.Module):
         raise NotImplementedError
 
     def mask(self, *inputs: jax.Array) -> Mask:
-        """What is added to the scores of attention; None for nothing."""
+        """What is added to attention scores; None for nothing."""
         raise NotImplementedError
 
     def pool(self, x: jax.Array, *inputs: jax.Array) -> jax.Array:
-        """[batch, tokens, width] -> [batch, width], or of several tokens where nothing is pooled to one."""
+        """[batch, tokens, width] -> [batch, width], or several tokens if they are not pooled to one."""
         raise NotImplementedError
 
     def normalize(self, x: jax.Array) -> jax.Array:
@@ -150,12 +148,12 @@ class TowerModule(nn.Module):
         return self.Transformer.normalize(x)
 
     def finish(self, x: jax.Array, *inputs: jax.Array) -> dict[str, jax.Array]:
-        """What is asked for, of [batch, tokens, width] behind the last norm.
+        """The requested outputs, from [batch, tokens, width] after the last norm.
 
         Returns:
             `embedding` [batch, features]: pooling, head, and the division by the norm; `features`, before the head;
-            `tokens` [batch, tokens, …] without class tokens, `grid` [batch, rows, columns, …] and `class_tokens`. Of a
-            tower that pools nothing, `tokens` and `grid` are the head's products.
+            `tokens` [batch, tokens, …] without class tokens, `grid` [batch, rows, columns, …] and `class_tokens`.
+            Without pooling, `tokens` and `grid` are the head's outputs.
         """
         tower, found = self.tower, {}
         if not {"embedding", "features"}.isdisjoint(tower.outputs) or not tower.pools:
@@ -172,7 +170,7 @@ class TowerModule(nn.Module):
         return x
 
     def shaped(self, name: str, x: jax.Array, tokens: jax.Array) -> jax.Array:
-        """The tokens under a text tower's name for them; and what only images have: `grid` and `class_tokens`."""
+        """The tokens, under a text tower's name for them, and what only images have: `grid` and `class_tokens`."""
         return tokens
 
 
@@ -196,8 +194,8 @@ class ImageModule(TowerModule):
             self.MAPHead_0 = MAPHead(tower.encoder)
 
     def embed(self, images: jax.Array) -> jax.Array:  # type: ignore[override]
-        """[batch, height, width, 3] -> [batch, tokens, width]; the rest of an image that its patches do not tile is
-        left out."""
+        """[batch, height, width, 3] -> [batch, tokens, width]; the part of an image that its patches do not tile is
+        ignored."""
         x = self.embedding(images)
         x = x.reshape(x.shape[0], -1, x.shape[-1]) + self.pos_embedding
         if self.tower.class_tokens:
@@ -248,10 +246,10 @@ class PatchModule(TowerModule):
             self.MAPHead_0 = MAPHead(tower.encoder)
 
     def embed(self, patches: jax.Array, coordinates: jax.Array, mask: jax.Array) -> jax.Array:  # type: ignore[override]
-        """Patches [batch, length, values], (row, column) [batch, length, 2], 1 or 0 [batch, length] -> tokens.
+        """Patches [batch, length, values], (row, column) [batch, length, 2] and mask [batch, length] -> tokens.
 
-        The table is resampled between half-pixel centres to each image's own rows and columns, as `jax.image.resize`
-        does with antialiasing: one product of all places' weights with it.
+        The table is resampled between half-pixel centres to each image's own rows and columns, as by `jax.image.resize`
+        with antialiasing, in a single product with the weights of all positions.
         """
         valid = _float(mask > 0)
         rows, columns = self.tower.grid
@@ -262,7 +260,7 @@ class PatchModule(TowerModule):
         return self.embedding(patches) + table
 
     def mask(self, patches: jax.Array, coordinates: jax.Array, mask: jax.Array) -> Mask:  # type: ignore[override]
-        """[batch, 1, 1, length]: no token attends to what fills up."""
+        """[batch, 1, 1, length]: no token attends to padding."""
         return (1 - _float(mask > 0)).reshape(-1, 1, 1, self.tower.length) * np.float32(MASKED)
 
     def pool(self, x: jax.Array, *inputs: jax.Array) -> jax.Array:
@@ -271,12 +269,13 @@ class PatchModule(TowerModule):
 
 
 def _weights(places: jax.Array, valid: jax.Array, old: int) -> jax.Array:
-    """What each place takes of the `old` ones of the table's side: [batch, length] -> [batch, length, old]."""
-    places = places * valid  # what fills up is in the first place, wherever it says it is
+    """The weights of the `old` positions of the table's side for each new one: [batch, length] -> [batch, length,
+    old]."""
+    places = places * valid  # padding counts as the first position, whatever its coordinates say
     count = jnp.max(places, axis=1, keepdims=True) + 1  # of the image's side, in patches
     ratio = np.float32(old) / count
     centres = (places + np.float32(0.5)) * ratio - np.float32(0.5)
-    width = nn.relu(ratio - 1) + 1  # of the triangle: wider where the image has fewer
+    width = nn.relu(ratio - 1) + 1  # width of the triangle: wider if the image has fewer patches
     distance = jnp.abs(centres[:, :, None] - jnp.arange(old, dtype=jnp.float32))
     weights = nn.relu(1 - distance / width[:, :, None])
     return weights / jnp.sum(weights, axis=-1, keepdims=True)
@@ -299,8 +298,7 @@ class TextModule(TowerModule):
         return self.pre_norm(x) if self.tower.pre_norm else x
 
     def mask(self, tokens: jax.Array) -> Mask:  # type: ignore[override]
-        """[1, 1, length, length] of a causal tower, [batch, 1, 1, length] of one that does not look at what fills
-        up."""
+        """[1, 1, length, length] for a causal tower, [batch, 1, 1, length] for one that ignores padding."""
         length = self.tower.length
         if self.tower.mask == "causal":
             return jnp.asarray(np.triu(np.full((1, 1, length, length), MASKED, np.float32), 1))
@@ -319,11 +317,11 @@ class TextModule(TowerModule):
 
 
 def first_of(tokens: jax.Array, token: int) -> jax.Array:
-    """1 where a token stands for the first time, at the last place where it does not stand at all, else 0: [batch,
-    length] -> float32 [batch, length].
+    """1 at the first occurrence of a token (at the last position if it does not occur), otherwise 0: [batch, length] ->
+    float32 [batch, length].
 
-    By a product with a triangle, which counts how many stood before: TensorRT has no ArgMax of whole numbers of 64
-    bits.
+    Computed by a product with a triangular matrix, which counts earlier occurrences: TensorRT has no ArgMax for 64-bit
+    integers.
     """
     length = tokens.shape[1]
     found = jnp.maximum(_float(tokens == token), jnp.asarray(np.eye(length, dtype=np.float32)[-1:]))

@@ -1,4 +1,4 @@
-"""How projects other than big_vision name the parts of a transformer, and where its canonical parameters so lie on
+"""How projects other than big_vision name the parts of a transformer, and hence where its canonical parameters are on
 disk."""
 
 import dataclasses
@@ -25,13 +25,13 @@ class Style:
     """How a framework stores a layer.
 
     Attributes:
-        dot: what stands between the parts of a name.
-        kernel: what a layer's matrix is called.
-        scale: what a norm's factor is called.
-        table: what an embedding's rows are called.
-        linear: where a matrix lies, from its name, its canonical shape and how many of its axes are inputs.
-        convolution: where a convolution's kernel lies.
-        flat: whether a bias of several heads lies as one row.
+        dot: separator between the parts of a name.
+        kernel: name of a layer's matrix.
+        scale: name of a norm's factor.
+        table: name of an embedding's rows.
+        linear: where a matrix is stored, given its name, its canonical shape and how many of its axes are inputs.
+        convolution: where a convolution's kernel is stored.
+        flat: whether a bias of several heads is stored as one row.
     """
 
     dot: str
@@ -43,7 +43,7 @@ class Style:
     flat: bool = True
 
     def joined(self, *parts: str) -> str:
-        """A name of its parts."""
+        """Joins the parts of a name."""
         return self.dot.join(part for part in parts if part)
 
 
@@ -55,12 +55,12 @@ FLAX_HEADS = Style("/", "kernel", "scale", "embedding", lambda name, shape, _: a
 
 @dataclasses.dataclass(frozen=True)
 class Names:
-    """What a project calls the parts of a tower.
+    """A project's names for the parts of a tower.
 
     Attributes:
         style: how it stores a layer.
         block: of a block's layers, with {} for its number.
-        layers: name of each canonical layer within a block; query, key and value of one name lie below one another.
+        layers: name of each canonical layer within a block; query, key and value of the same name are stacked.
         outer: name of each canonical layer, or single array, outside the blocks.
         arrays: of those in `outer`, the ones that are arrays by themselves, with their shape on disk.
     """
@@ -73,7 +73,7 @@ class Names:
 
 
 def stored_tower(tower: Tower, class_row: bool) -> dict[str, Shape]:
-    """Canonical shapes as a file stores them: with the class token's row in the position table, where it has one."""
+    """Canonical shapes as a file stores them: with the class token's row in the position table, if there is one."""
     shapes = leaf_shapes(tower)
     if class_row:
         _, rows, width = shapes["pos_embedding"]
@@ -82,7 +82,7 @@ def stored_tower(tower: Tower, class_row: bool) -> dict[str, Shape]:
 
 
 def places_of(shapes: Mapping[str, Shape], names: Names) -> dict[str, Place]:
-    """Where each canonical parameter lies.
+    """Where each canonical parameter is stored.
 
     Args:
         shapes: from `stored_tower`.
@@ -105,7 +105,7 @@ def _place(canonical: str, shape: Shape, names: Names) -> Place:
 
 
 def _siblings(layer: str, names: Mapping[str, str]) -> tuple[int, int]:
-    """Which of how many layers of one array a layer is: (0, 1) for one by itself."""
+    """The index of a layer among those in the same array, and their number: (0, 1) for one by itself."""
     scope, _, part = layer.rpartition("/")
     if part in PARTS and names[f"{scope}/query"] == names[f"{scope}/key"]:
         return PARTS.index(part), len(PARTS)

@@ -1,7 +1,7 @@
-"""Where a tower's canonical parameters lie in files of other projects: names and shapes on disk, and the way there
-and back.
+"""Where a tower's canonical parameters are in files of other projects: names and shapes on disk, and the conversion in
+both directions.
 
-One table a layout serves the loader and the writer of random checkpoints.
+One table per layout serves both the loader and the writer of random checkpoints.
 """
 
 import dataclasses
@@ -18,14 +18,14 @@ Change = Callable[[np.ndarray], np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where one canonical parameter lies.
+    """Where a canonical parameter is stored.
 
     Attributes:
         name: of the array on disk.
         shape: of the canonical parameter.
         stored: shape on disk of the whole array.
-        read: from the array on disk to the canonical parameter.
-        write: back; of an array that holds several parameters, its part, which lie below one another.
+        read: converts the array on disk to the canonical parameter.
+        write: the inverse; for an array in which several parameters are stacked, gives this one's part.
     """
 
     name: str
@@ -66,7 +66,7 @@ def torch_convolution(name: str, shape: Shape) -> Place:
 
 
 def part_of(place: Place, index: int, parts: int) -> Place:
-    """One of several parameters that lie below one another in an array, each as the place says."""
+    """One of several parameters stacked in an array, each in the given form."""
     rows = place.stored[0]
     stored = (parts * rows, *place.stored[1:])
     return Place(
@@ -80,18 +80,17 @@ def stored_shapes(places: Iterable[Place]) -> dict[str, Shape]:
 
 
 def taken(leaves: Mapping[str, Leaf], places: Mapping[str, Place]) -> dict[str, Leaf]:
-    """Leaves by canonical name, computed when they are read, from stored ones that have been held against
-    `stored_shapes`."""
+    """Leaves by canonical name, computed when they are read, from stored ones that match `stored_shapes`."""
     return {name: leaves[place.name].derive(place.shape, place.read) for name, place in places.items()}
 
 
 def written(
     values: Callable[[str, Shape], np.ndarray], places: Mapping[str, Place]
 ) -> dict[str, tuple[Shape, Callable[[], np.ndarray]]]:
-    """What a file in this layout holds, computed when it is asked for: (shape, array) by name on disk.
+    """The content of a file in this layout, computed on demand: (shape, array) by name on disk.
 
     Args:
-        values: makes a canonical parameter of its name and shape.
+        values: makes a canonical parameter, given its name and shape.
         places: by canonical name.
     """
     parts: dict[str, list[str]] = {}

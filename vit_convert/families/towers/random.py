@@ -11,7 +11,7 @@ _Tower = TypeVar("_Tower", bound=Tower)
 
 
 def sized(tower: _Tower, depth: int | None) -> _Tower:
-    """The tower with so many blocks; None leaves it as it is."""
+    """The tower with this many blocks; None leaves it unchanged."""
     return (
         tower if depth is None else dataclasses.replace(tower, encoder=dataclasses.replace(tower.encoder, depth=depth))
     )

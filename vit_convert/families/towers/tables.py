@@ -1,4 +1,4 @@
-"""Position tables on another grid, as each project resamples its own."""
+"""Resamples position tables to another grid, in the way of each project."""
 
 import math
 
@@ -11,11 +11,11 @@ Grid = tuple[int, int]
 
 
 def half_pixel_weights(old: int, new: int) -> np.ndarray:
-    """What each of `new` places takes of `old` ones, as `jax.image.resize` by "linear" with antialiasing has it.
+    """The weights of `old` positions for each of `new` ones, as in `jax.image.resize` with "linear" and antialiasing.
 
     Args:
-        old: places there are.
-        new: places wanted.
+        old: number of existing positions.
+        new: number of positions wanted.
 
     Returns:
         float64 [new, old], each row of sum 1.
@@ -24,7 +24,7 @@ def half_pixel_weights(old: int, new: int) -> np.ndarray:
         >>> half_pixel_weights(2, 4)[:2].tolist()
         [[1.0, 0.0], [0.75, 0.25]]
     """
-    width = max(old / new, 1.0)  # of the triangle, in old places: wider where there are fewer new ones
+    width = max(old / new, 1.0)  # width of the triangle in old positions: wider if there are fewer new ones
     centres = (np.arange(new) + 0.5) * (old / new) - 0.5
     weights = np.maximum(0.0, 1.0 - np.abs(centres[:, None] - np.arange(old)) / width)
     return weights / weights.sum(1, keepdims=True)

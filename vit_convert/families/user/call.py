@@ -1,4 +1,4 @@
-"""How a user's own model is called: a Linen module, an NNX module or a function, in the mode of inference, and what its
+"""How to call a user's own model (a Linen module, an NNX module or a function) in inference mode, and what its
 parameters are."""
 
 import dataclasses
@@ -11,7 +11,7 @@ import jax
 
 from vit_convert.core.errors import UsageError
 
-# Arguments by which modules are told that they do not train.
+# Arguments that tell modules that they do not train.
 EVALUATION = {
     **dict.fromkeys(("train", "training", "is_training", "is_train", "train_mode", "enable_dropout"), False),
     **dict.fromkeys(("deterministic", "inference", "eval_mode", "is_eval", "use_running_average"), True),
@@ -25,11 +25,11 @@ class Call:
 
     Attributes:
         run: maps (tree of parameters, images) to whatever the model returns.
-        tree: the parameters, with whatever else stands among them.
+        tree: the parameters, with whatever else is among them.
         name: of the module's class, or the function's.
         spoken: how it is called, for messages: "Tiny.apply(variables, images, train=False)".
         warnings: what the user should know.
-        outer: levels of the tree that are not scopes of the model: Linen's collections.
+        outer: number of tree levels that are not scopes of the model: Linen's collections.
     """
 
     run: Callable[[Any, jax.Array], Any]
@@ -41,7 +41,7 @@ class Call:
 
 
 def taken_apart(made: Any) -> tuple[Any, Any]:
-    """The module or function, and the variables, of what `config.model()` returned; None for variables that it holds
+    """The module or function, and the variables, from what `config.model()` returned; None for variables that it holds
     itself.
 
     Raises:
@@ -65,7 +65,7 @@ def call_of(module: Any, variables: Any) -> Call:
         The Call.
 
     Raises:
-        UsageError: it is none of these, its parameters are missing, or it wants other arguments.
+        UsageError: it is none of these, its parameters are missing, or it needs other arguments.
     """
     from flax import linen, nnx
 
@@ -181,7 +181,7 @@ def _spelt(arguments: Mapping[str, Any]) -> str:
 
 
 def _arguments(function: Any, count: int, name: str) -> dict[str, bool]:
-    """What a model is given beside its first arguments, from its signature: that it does not train.
+    """The further arguments of a model, from its signature, which tell it that it does not train.
 
     Args:
         function: bound, without self.
@@ -215,8 +215,7 @@ def _arguments(function: Any, count: int, name: str) -> dict[str, bool]:
 
 
 def without_training(run: Callable[[Any, jax.Array], Any]) -> Callable[[Any, jax.Array], Any]:
-    """The call of a Linen model whose layers were told nothing: each that asks whether it trains is told that it does
-    not.
+    """The call of a Linen model whose layers were not told whether they train: each that asks is told that it does not.
 
     Dropout, BatchNorm and attention have an argument and a field for it, and refuse to guess when both are None
     (`nn.merge_param`).

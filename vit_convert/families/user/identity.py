@@ -1,4 +1,4 @@
-"""What tells one own model from another without running either: the function that JAX sees, and every parameter."""
+"""Identifies a user's own model without running it: by the function that JAX traces, and every parameter."""
 
 import hashlib
 import re
@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.extend import core
 
-_ADDRESS = re.compile(r"0x[0-9a-fA-F]+")  # of functions, in the text of a jaxpr: another one in each process
+_ADDRESS = re.compile(r"0x[0-9a-fA-F]+")  # of functions, in the text of a jaxpr: different in each process
 
 
 def fingerprint(function: Callable[..., Any], arguments: Iterable[Any], leaves: Iterable[tuple[str, Any]]) -> str:
@@ -17,12 +17,12 @@ def fingerprint(function: Callable[..., Any], arguments: Iterable[Any], leaves: 
 
     Args:
         function: to be traced.
-        arguments: what describes its arguments' shapes and types.
+        arguments: descriptions of its arguments' shapes and types.
         leaves: (name, value) of all parameters.
 
     Returns:
-        A sha256 in hex. The same function of the same parameters has the same in each process; a function that JAX
-        spells otherwise, or a parameter with another bit, has another.
+        A sha256 in hex. The same function with the same parameters has the same hash in every process; a function with
+        another jaxpr, or a parameter with a different bit, has another.
     """
     digest = hashlib.sha256()
     closed = jax.make_jaxpr(function)(*arguments)
@@ -37,7 +37,7 @@ def fingerprint(function: Callable[..., Any], arguments: Iterable[Any], leaves: 
 
 
 def _add_constants(digest: Any, jaxpr: Any) -> None:
-    """Adds the arrays within a jaxpr, of which its text shows the first few numbers."""
+    """Adds the arrays within a jaxpr, of which its text shows only the first few numbers."""
     for eqn in jaxpr.eqns:
         for variable in eqn.invars:
             if isinstance(variable, core.Literal) and np.ndim(variable.val):

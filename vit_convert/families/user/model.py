@@ -1,4 +1,4 @@
-"""A user's own model as the exporter wants it: named float32 parameters, named outputs, one precision."""
+"""A user's own model as a `Model` for the exporter: named float32 parameters, named outputs, one precision."""
 
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -19,8 +19,8 @@ from vit_convert.families.user.widen import in_float32, other_floats
 
 INPUT = "images"
 Shapes = dict[str, jax.ShapeDtypeStruct]  # of outputs, by name
-_CONSTANT = re.compile(r"constant_\d+")  # what the export calls constants
-_BATCHES = (1, 3)  # whose results may differ only in their first axis
+_CONSTANT = re.compile(r"constant_\d+")  # the export's names for constants
+_BATCHES = (1, 3)  # batch sizes, between which results may differ only in their first axis
 
 
 def user_model(
@@ -31,12 +31,12 @@ def user_model(
     Args:
         module: a Linen module, called as `module.apply(variables, images)`; an NNX module, called as `module(images)`,
             whose state is its parameters; or a function `f(params, images)`. Arguments such as `train` are found by
-            their names, and say that nothing trains. It returns an array, or several in a dictionary, tuple, dataclass
-            or any pytree.
+            their names, and set for inference. It returns an array, or several in a dictionary, tuple, dataclass or any
+            pytree.
         variables: the parameters: Linen variables (with or without the "params" level), or any pytree for a function.
         image_shape: (height, width, 3).
-        output: name of the output that is judged; what an output without a name is called.
-        num_classes: that it must have; 0 for any.
+        output: name of the output to judge, which is also the name of an unnamed output.
+        num_classes: that it must have; 0 for any number.
 
     Returns:
         The model; all of it is traced.
@@ -44,7 +44,7 @@ def user_model(
     Raises:
         UsageError: it is none of these, its parameters are missing, or it has several outputs and none is called
             `output`.
-        ExportError: it fails, or does not return one result for each image.
+        ExportError: it fails, or does not return one result per image.
     """
     call = call_of(module, variables)
     leaves, structure = jax.tree_util.tree_flatten_with_path(call.tree)
@@ -57,8 +57,8 @@ def user_model(
 
     def function_of(run: Any) -> Any:
         def returned(arrays: Arrays, images: jax.Array) -> dict[str, Any]:
-            # Whole numbers, keys and whatever else is not a weight stay what they are: constants, which may be shapes
-            # or indices.
+            # Integers, keys and whatever else is not a weight stay as they are: constants, which may be shapes or
+            # indices.
             return named(
                 run(jax.tree_util.tree_unflatten(structure, [arrays.get(name, values[name]) for name in names]), images)
             )
@@ -111,7 +111,7 @@ def user_model(
 
 
 def _try(call: Call, function_of: Any, params: Arrays, shapes: Mapping[int, Any]) -> tuple[dict[int, Shapes], Any]:
-    """The outputs' shapes at each batch size, and the function that has them: as called, or with its layers told that
+    """The outputs' shapes at each batch size, and the function that gives them: as called, or with its layers told that
     nothing trains."""
 
     def described(function: Any) -> dict[int, Shapes]:
@@ -128,7 +128,7 @@ def _try(call: Call, function_of: Any, params: Arrays, shapes: Mapping[int, Any]
             try:
                 return described(told), told
             except (Exception, SystemExit):
-                pass  # what it said at first is what is wrong
+                pass  # the first error is the relevant one
             raise
 
 
@@ -168,13 +168,13 @@ def _is_parameter(model: str, name: str, leaf: Any) -> bool:
 
 
 def _keys(path: Sequence[Any]) -> list[str]:
-    # of an NNX variable, whose name is the one before
+    # of an NNX variable, whose name is the preceding one
     keys = list(path[:-1] if len(path) > 1 and str(path[-1]) == ".value" else path)
     return [str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in keys]
 
 
 def _unique(names: Iterable[str], taken: Collection[str]) -> list[str]:
-    """Names that differ, so that no two parameters become one tensor, nor one of them the graph's input, output or
+    """Unique names, so that no two parameters become one tensor, and none becomes the graph's input, output or
     constant."""
     found: dict[str, None] = {}
     for name in names:

@@ -1,4 +1,4 @@
-"""What an own model returns: arrays by name, whatever they are packed in, and which of them is judged."""
+"""What a user's own model returns: arrays by name, however they are packed, and which of them is judged."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from vit_convert.core.errors import ExportError, UsageError
 
-BARE = ""  # the name of an array that came in nothing
+BARE = ""  # the name of an array returned by itself
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Choice:
     """Which outputs of a model are converted.
 
     Attributes:
-        names: what each is called in the graph, by its name from `named`; the judged one first.
+        names: the name in the graph, by the name from `named`; the judged one first.
         left_out: for each of the others, why.
     """
 
@@ -26,7 +26,7 @@ class Choice:
 
     @property
     def judged(self) -> str:
-        """The name, in the graph, of the output that the checks, top-1 and the engines go by."""
+        """The name in the graph of the output that checks, top-1 and engines use."""
         return next(iter(self.names.values()))
 
 
@@ -37,12 +37,12 @@ def named(result: Any) -> dict[str, Any]:
         result: an array; or a dictionary, named tuple, dataclass, tuple, list or any pytree of such, nested or not.
 
     Returns:
-        {name: array}, with "/" between levels, in the order of the result. An array that came in nothing, or alone in a
-        tuple, is BARE; those of a tuple or list are output_0, output_1, …; (array, dictionary) is BARE and the
-        dictionary's.
+        {name: array}, with "/" between levels, in the order of the result. An array by itself, or alone in a tuple, is
+        BARE; those of a tuple or list are output_0, output_1, …; (array, dictionary) is BARE and the dictionary's
+        names.
 
     Raises:
-        UsageError: something in it is not an array, or two have one name.
+        UsageError: something in it is not an array, or two have the same name.
     """
     if _is_plain(result) and len(result) == 2 and _is_leaf(result[0]) and isinstance(result[1], Mapping):
         pairs = [(BARE, result[0]), *_walk(result[1], ())]
@@ -75,7 +75,7 @@ def _is_leaf(value: Any) -> bool:
 
 
 def _fields(value: Any) -> Mapping[Any, Any] | None:
-    """What a container holds, by name; None for what is none."""
+    """The content of a container, by name; None for anything else."""
     if isinstance(value, Mapping):
         return value
     if isinstance(value, tuple) and hasattr(value, "_asdict"):
@@ -107,26 +107,26 @@ def _walk(value: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
 
 
 def choose(shapes: Mapping[int, Mapping[str, Any]], asked: str, taken: Sequence[str] = ()) -> Choice:
-    """Chooses the output that is judged, and keeps the others that can be compared too.
+    """Chooses the output to judge, and keeps the others that can be compared.
 
     Args:
-        shapes: by batch size, what `named` gave for a batch of it: anything with a shape and a dtype.
-        asked: `config.outputs`: the name of the output to judge; what an array that came alone is called.
+        shapes: by batch size, the result of `named` for a batch: anything with a shape and a dtype.
+        asked: `config.outputs`: the name of the output to judge, or to give to an array returned by itself.
         taken: names that no output can have.
 
     Returns:
         The Choice.
 
     Raises:
-        UsageError: there are several and none is called as asked, or one is called like something else.
-        ExportError: the judged output does not hold one result for each image.
+        UsageError: there are several and none has the requested name, or one has the name of something else.
+        ExportError: the judged output does not hold one result per image.
     """
     names = list(next(iter(shapes.values())))
     if BARE in names:
         chosen = BARE
     elif asked in names:
         chosen = asked
-    elif len(names) == 1 and asked == "logits":  # the default, not a wish
+    elif len(names) == 1 and asked == "logits":  # the default, not requested by the user
         chosen = names[0]
     else:
         raise UsageError(
@@ -150,11 +150,11 @@ def choose(shapes: Mapping[int, Mapping[str, Any]], asked: str, taken: Sequence[
 
 
 def without_copies(choice: Choice, values: Sequence[Any], names: Sequence[str]) -> Choice:
-    """Leaves out what is another output again, which has a name in the graph already.
+    """Drops outputs that are the same array as another, which already has a name in the graph.
 
     Args:
         choice: from `choose`.
-        values: what stands for each output in a jaxpr: for the same array the same object.
+        values: the variable of each output in a jaxpr: the same object for the same array.
         names: of the values.
     """
     value_of = dict(zip(names, values))
@@ -169,7 +169,7 @@ def without_copies(choice: Choice, values: Sequence[Any], names: Sequence[str]) 
 
 
 def _wrong(name: str, shapes: Mapping[int, Mapping[str, Any]]) -> str:
-    """Why an output cannot be compared image by image; "" where it can."""
+    """Why an output cannot be compared image by image; "" if it can."""
     first = next(iter(shapes.values()))[name]
     if not jnp.issubdtype(first.dtype, jnp.floating):
         return f"is {first.dtype}, not floating-point"

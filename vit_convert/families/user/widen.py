@@ -1,4 +1,4 @@
-"""Computing in float32 what a model computes in bfloat16, float16 or float64: precision is chosen in the graph, not in
+"""Computes in float32 what a model computes in bfloat16, float16 or float64: precision is chosen in the graph, not in
 the model."""
 
 from collections.abc import Callable, Sequence
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
-# Calls of a function by another name; what they call is computed in their place.
+# Primitives that call a function; the function is computed in their place.
 _CALLS = {
     "jit",
     "pjit",
@@ -24,14 +24,14 @@ _CALLS = {
 
 
 def other_floats(function: Callable[..., Any], *arguments: Any) -> list[str]:
-    """Names the floating-point types other than float32 that a function computes in.
+    """Names the floating-point types other than float32 used by a function.
 
     Args:
         function: to be traced.
-        arguments: arrays or what describes their shape and type.
+        arguments: arrays, or descriptions of their shape and type.
 
     Returns:
-        For example ["bfloat16"]; empty where all is float32.
+        For example ["bfloat16"]; empty if everything is float32.
     """
     found: set[str] = set()
     _collect(jax.make_jaxpr(function)(*arguments).jaxpr, found)
@@ -39,7 +39,7 @@ def other_floats(function: Callable[..., Any], *arguments: Any) -> list[str]:
 
 
 def in_float32(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns the function that computes the same in float32 throughout."""
+    """Returns a function that computes the same, entirely in float32."""
 
     def widened(*arguments: Any) -> Any:
         closed, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
@@ -50,7 +50,7 @@ def in_float32(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _is_other(dtype: Any) -> bool:
-    # in this order: a key of random numbers has a type that NumPy does not know
+    # in this order: the type of a random key is unknown to NumPy
     return jnp.issubdtype(dtype, np.floating) and np.dtype(dtype) != np.float32
 
 
@@ -78,8 +78,7 @@ def _float32(value: Any) -> Any:
 
 
 def _evaluate(jaxpr: Any, constants: Sequence[Any], arguments: Sequence[Any]) -> list[Any]:
-    """Computes a jaxpr's results from its arguments with every float32, as `jax.core.eval_jaxpr` does with the types as
-    they are."""
+    """Evaluates a jaxpr with every floating-point type float32, whereas `jax.core.eval_jaxpr` keeps the types."""
     known: dict[Any, Any] = dict(zip((*jaxpr.constvars, *jaxpr.invars), map(_float32, (*constants, *arguments))))
 
     def read(variable: Any) -> Any:
@@ -105,7 +104,7 @@ def _apply(eqn: Any, inputs: list[Any]) -> list[Any]:
 
 
 def _widen_parameter(value: Any) -> Any:
-    """A parameter of a primitive with its types float32: a type by itself, or the body of a loop or a branch."""
+    """A primitive's parameter with float32 types: a type by itself, or the body of a loop or a branch."""
     if isinstance(value, core.ClosedJaxpr):
         shapes = [_widen_shape(aval) for aval in value.in_avals]
         return jax.make_jaxpr(lambda *arguments: _evaluate(value.jaxpr, value.consts, arguments))(*shapes)

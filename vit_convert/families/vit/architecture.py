@@ -1,4 +1,4 @@
-"""What a model is made of: the numbers that a checkpoint's shapes decide, and the table of named variants."""
+"""A ViT's architecture: the numbers that follow from a checkpoint's shapes."""
 
 import dataclasses
 
@@ -12,7 +12,7 @@ class Architecture:
 
     Attributes:
         family: "vit".
-        variant: name in the table below, such as "B/32"; "custom" when the shapes match no row.
+        variant: name in `variants.py`, such as "B/32"; "custom" when the shapes match no row.
         width: size of the residual stream, D.
         depth: number of encoder blocks, L.
         mlp_dim: hidden size of the MLP, M.
@@ -24,7 +24,7 @@ class Architecture:
         representation_size: width of the tanh layer before the head (`pre_logits`); 0 for none.
         gelu: "tanh" (Flax's default, all JAX checkpoints) or "erf".
         norm_epsilon: epsilon of every LayerNorm.
-        outputs: what it gives; () for logits, or features where there is no head.
+        outputs: its outputs; () for logits, or for features if there is no head.
     """
 
     family: str
@@ -44,12 +44,12 @@ class Architecture:
 
     @property
     def given(self) -> tuple[str, ...]:
-        """What it gives, by name."""
+        """Its outputs, by name."""
         return self.outputs or given_usually(self.num_classes)
 
     @property
     def pools(self) -> bool:
-        """Whether any output is of all tokens together."""
+        """Whether any output pools all tokens."""
         return not {"logits", "features"}.isdisjoint(self.given)
 
     @property
@@ -59,13 +59,13 @@ class Architecture:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of an image in the encoder: its patches, and the class token where there is one."""
+        """Tokens of an image in the encoder: its patches, and the class token if there is one."""
         return self.grid[0] * self.grid[1] + (self.pool == "tok")
 
 
 def signature_of(architecture: Architecture) -> Signature:
-    """Images in; logits out, or features where there is no head, of each token where they are not pooled; or what is
-    asked for."""
+    """Images in; logits out (features if there is no head, for each token if they are not pooled), or the requested
+    outputs."""
     a = architecture
     tokens = (a.num_tokens,) if a.pool == "none" else ()
     return classifier_signature(

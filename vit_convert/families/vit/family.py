@@ -20,7 +20,7 @@ class ViTFamily:
     variants = PUBLISHED
 
     def match(self, names: Collection[str]) -> Layout | None:
-        """Tells the layout from the names of the leaves."""
+        """Recognises the layout by the names of the leaves."""
         return detect(names)
 
     def load(self, leaves: Mapping[str, Leaf], layout: Layout, asked: Asked) -> Loaded:

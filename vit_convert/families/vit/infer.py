@@ -1,4 +1,4 @@
-"""What the shapes of a checkpoint's leaves say about its model."""
+"""Infers a ViT from the shapes of a checkpoint's leaves."""
 
 import dataclasses
 import math
@@ -25,8 +25,8 @@ def infer_architecture(leaves: Mapping[str, Leaf], variant: str) -> tuple[Archit
         variant: a variant's name, or "auto".
 
     Returns:
-        The architecture to hold the file against, its image size still open; and the name that the file's own shapes
-        have.
+        The architecture to compare the file with, its image size still open; and the variant named by the file's own
+        shapes.
     """
     width = most_common(leaves, (r"(LayerNorm_\d|encoder_norm)/scale$", -1), (r"^embedding/kernel$", -1))
     mlp_dim = most_common(leaves, (r"Dense_0/bias$", -1), (r"Dense_0/kernel$", -1))
@@ -39,7 +39,7 @@ def infer_architecture(leaves: Mapping[str, Leaf], variant: str) -> tuple[Archit
     if variant != "auto":
         given = parse_variant(variant)
         sizes, patch, name = given.sizes, given.patch_size, given.name
-        if given.pool:  # "gap-norep": and no representation layer
+        if given.pool:  # "gap-norep": also no representation layer
             pool, representation_size = given.pool, 0
     return Architecture(
         family="vit",
@@ -61,21 +61,21 @@ def find_position_table(
     given: Grid | None,
     file: pathlib.Path,
 ) -> tuple[Grid, int]:
-    """Finds what the rows of the position table stand for.
+    """Finds out what the rows of the position table represent.
 
     Args:
         leaves: canonical leaves, the table as stored.
         layout: of the file.
         patch: side of a patch in pixels.
-        image_size: (height, width) in pixels asked for; tells a grid that is not square when the rows fit it.
-        given: (rows, columns) of the stored grid where a person said so.
+        image_size: requested (height, width) in pixels; determines a grid that is not square if the rows fit it.
+        given: (rows, columns) of the stored grid, if the user gave it.
         file: for messages.
 
     Returns:
-        (rows, columns) of the grid, and 1 where the table has a row for the class token, else 0.
+        (rows, columns) of the grid, and 1 if the table has a row for the class token, otherwise 0.
 
     Raises:
-        CheckpointError: the rows fit no grid, or a table that must be there is not.
+        CheckpointError: the rows fit no grid, or a required table is missing.
         UsageError: the patches do not tile `image_size`, or no table is stored and no `image_size` given, or the rows
             fit two grids.
     """
@@ -84,7 +84,7 @@ def find_position_table(
         check_image_size(image_size, patch)
         asked = (image_size[0] // patch, image_size[1] // patch)
     if "pos_embedding" not in leaves:
-        if layout is Layout.VIT_JAX:  # sincos2d came with big_vision, which never had this numbering
+        if layout is Layout.VIT_JAX:  # sincos2d was introduced by big_vision, which never used this numbering
             raise CheckpointError(
                 f"{file}: {stored_name('pos_embedding', layout)}: missing.", fix="Save the model's parameters whole."
             )
@@ -101,7 +101,7 @@ def find_position_table(
             fix="Save the table as the model has it.",
         )
     rows = leaf.shape[1]
-    # Whether there is such a row is told by the class token; a top-level table had one only before 2022, where the grid
+    # The class token shows whether there is such a row; a top-level table had one only before 2022, where the grid
     # decides.
     in_module = layout in (Layout.VIT_JAX, Layout.VIT_JAX_LINEN)
     class_rows = (0,) if "cls" not in leaves else (1,) if in_module else (0, 1)
@@ -124,8 +124,8 @@ def find_position_table(
 
 
 def _refuse_two_grids(file: pathlib.Path, name: str, rows: int, square: Grid, asked: Grid) -> None:
-    """A table may be resampled from its square, or may have been trained at the size asked for: of equal length,
-    nothing tells."""
+    """A table may have been trained on a square grid, or at the requested size: if both have as many rows, this cannot
+    be known."""
     raise UsageError(
         f"{file}: {name}: {rows} rows may be {square[0]}x{square[1]} patches, resampled for the image size asked for, "
         f"or {asked[0]}x{asked[1]} as that has",

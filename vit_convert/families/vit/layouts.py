@@ -1,6 +1,6 @@
-"""The layouts that ViT checkpoints were saved in, told apart and renamed to one.
+"""Distinguishes the layouts in which ViT checkpoints were saved, and renames them to a single one.
 
-Everything that is known about old checkpoints stands here, each fix with its era and reason. No array is read:
+Everything known about old checkpoints is here, each fix with its era and reason. No array is read:
 renaming, slicing and folding build leaves that are computed when they are read.
 """
 
@@ -47,7 +47,7 @@ _BIG_VISION = (Layout.BIG_VISION, Layout.BIG_VISION_SCAN)
 
 
 def detect(names: Collection[str]) -> Layout | None:
-    """Tells the layout from the names of the leaves; None where they are not a ViT's."""
+    """Recognises the layout by the names of the leaves; None if they are not a ViT's."""
     if "embedding/kernel" not in names and not any(name.startswith((BLOCK, _SCAN)) for name in names):
         return None
     if any(name.startswith(_SCAN) for name in names):
@@ -60,15 +60,15 @@ def detect(names: Collection[str]) -> Layout | None:
 
 
 def preprocessing(layout: Layout, pool: str, num_classes: int, prefix: str, names: Iterable[str]) -> str:
-    """The family by whose rule the images of such a checkpoint were prepared, a key of `images.preprocess`.
+    """The rule by which the images of such a checkpoint were prepared, a key of `images.preprocess`.
 
-    Towers of image-text models were trained on images resized straight to the square, under whichever layout they are
-    saved; classifiers of big_vision on a central crop.
+    Towers of image-text models were trained on images resized directly to a square, whatever the layout of the file;
+    classifiers of big_vision on a central crop.
 
     Args:
         layout: of the leaves.
         pool: how the model pools.
-        num_classes: outputs of its head, 0 for none.
+        num_classes: outputs of its head; 0 for none.
         prefix: what `select` stripped.
         names: of all leaves of the file.
 
@@ -80,10 +80,10 @@ def preprocessing(layout: Layout, pool: str, num_classes: int, prefix: str, name
         beside = {name.removeprefix(outer).split("/")[0] for name in names if name.startswith(outer)}
         if "llm" in beside:
             return "paligemma"
-        # SigLIP's loss has a bias `b` beside the temperature `t`; CLIPPO has neither a text tower nor another rule.
+        # SigLIP's loss has a bias `b` besides the temperature `t`; CLIPPO has no text tower, but the same rule.
         return "lit" if "txt" in beside and "b" not in beside else "siglip"
     if layout in _BIG_VISION and pool == "map" and not num_classes:
-        return "siglip"  # its image tower, saved by itself: big_vision's own MAP-pooled classifiers have a head
+        return "siglip"  # SigLIP's image tower, saved by itself: big_vision's own MAP-pooled classifiers have a head
     return layout.value
 
 
@@ -167,8 +167,8 @@ def stored_name(canonical: str, layout: Layout) -> str:
 
 
 def _outer_name(name: str) -> str:
-    """Undoes two moves: the table out of its module, and (during ViT-G's development) the MAP head inlined at the
-    top."""
+    """Undoes two changes of names: the table moved out of its module, and (during ViT-G's development) the MAP head
+    inlined at the top level."""
     if name in (_POSEMBED_INPUT, _POSEMBED_ENCODER):
         return "pos_embedding"
     return f"MAPHead_0/{name}" if name.startswith(_MAP_HEAD_PARTS) else name
@@ -188,9 +188,9 @@ def _numbering(names: Iterable[str]) -> _Numbers:
 
 
 def _renumber(name: str, numbers: _Numbers) -> str:
-    """Counts a block's modules kind by kind, as Linen (2021) does; before it one counter ran over all of them.
+    """Numbers a block's modules kind by kind, as in Linen (2021); before that, one counter ran over all of them.
 
-    Not by literal names: `LayerNorm_2` of the old files and `LayerNorm_1` of the new ones are the same layer.
+    This ignores the literal numbers: `LayerNorm_2` in old files and `LayerNorm_1` in new ones are the same layer.
     """
     if (match := _NUMBERED.match(name)) is None:
         return name

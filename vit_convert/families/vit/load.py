@@ -20,7 +20,7 @@ from vit_convert.families.vit.shapes import BLOCK, leaf_shapes, parameter_count
 
 
 def load_vit(stored: Mapping[str, Leaf], layout: Layout, asked: Asked) -> Loaded:
-    """Holds leaves against the ViT that their shapes tell, and makes of them what is asked for.
+    """Compares leaves with the ViT inferred from their shapes, and adapts them to the request.
 
     Args:
         stored: by their names on disk, without prefix.
@@ -28,11 +28,11 @@ def load_vit(stored: Mapping[str, Leaf], layout: Layout, asked: Asked) -> Loaded
         asked: variant, image size and outputs.
 
     Returns:
-        The checkpoint, its position table resampled to the image size asked for.
+        The checkpoint, with its position table resampled to the requested image size.
 
     Raises:
-        CheckpointError: the leaves are not, one for one, the model's.
-        UsageError: what is asked has no meaning for this model.
+        CheckpointError: the leaves are not exactly the model's.
+        UsageError: a request has no meaning for this model.
     """
     file = asked.file
     leaves = layouts.canonicalize(stored, str(file))
@@ -89,7 +89,7 @@ def load_vit(stored: Mapping[str, Leaf], layout: Layout, asked: Asked) -> Loaded
 
 
 def _require_sizes(file: pathlib.Path, architecture: Architecture) -> None:
-    """Refuses a file that lacks every leaf which would tell a size."""
+    """Refuses a file without any leaf from which some size could be inferred."""
     told_by = {
         "width": "embedding/kernel",
         "patch_size": "embedding/kernel",
@@ -108,7 +108,7 @@ def _constant(name: str, value: np.ndarray) -> Leaf:
 def _expected(
     file: pathlib.Path, architecture: Architecture, rows: int, stored_name: Callable[[str], str], found: str
 ) -> Expected:
-    """The stored parameters: the position table with the rows that the file has, and none where it stores none."""
+    """The stored parameters: the position table with the file's number of rows, or without one if it stores none."""
     shapes = leaf_shapes(architecture)
     if rows:
         shapes["pos_embedding"] = (1, rows, architecture.width)

@@ -1,4 +1,4 @@
-"""A ViT as the exporter wants it."""
+"""A ViT as a `Model` for the exporter."""
 
 import dataclasses
 import functools
@@ -19,10 +19,10 @@ from vit_convert.families.vit.shapes import BLOCK
 
 
 def vit_model(architecture: Architecture, params: Mapping[str, np.ndarray]) -> Model:
-    """Our own ViT on canonical parameters.
+    """Our own ViT with canonical parameters.
 
-    Only two blocks are traced, since the others compute the same function of other parameters; the reference runs them
-    all.
+    Only two blocks are traced, since the others compute the same function with other parameters; the reference runs
+    them all.
 
     Args:
         architecture: from the checkpoint.
@@ -34,7 +34,7 @@ def vit_model(architecture: Architecture, params: Mapping[str, np.ndarray]) -> M
     stack = Stack(f"{BLOCK}{{}}/", architecture.depth)
     traced = dataclasses.replace(architecture, depth=stack.traced)
     names = architecture.given
-    norm = [] if gives_norm(architecture) else ["encoder_norm"]  # else it is an output
+    norm = [] if gives_norm(architecture) else ["encoder_norm"]  # otherwise it is an output
     traced_taps = [*_block_names(stack.cut()), *norm]
 
     def apply(leaves: Arrays, images: jax.Array) -> Arrays:
@@ -56,7 +56,7 @@ def vit_model(architecture: Architecture, params: Mapping[str, np.ndarray]) -> M
 
 
 def gives_norm(architecture: Architecture) -> bool:
-    """Whether an output is what the last norm leaves, as it is."""
+    """Whether an output is exactly the result of the last norm."""
     bare = architecture.pool == "none" and not architecture.representation_size
     tokens = architecture.pool != "tok" and "tokens" in architecture.given
     return tokens or (bare and "features" in architecture.given)
@@ -69,7 +69,7 @@ def _block_names(stack: Stack) -> list[str]:
 def _vit_runner(
     architecture: Architecture, params: Mapping[str, np.ndarray], stack: Stack
 ) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-    """Runs a ViT one block at a time: one block is compiled once and one block's weights are on the device at a
+    """Runs a ViT one block at a time: a single block is compiled, and only one block's weights are on the device at a
     time."""
     block = parts.compiled(EncoderBlock(architecture))
 

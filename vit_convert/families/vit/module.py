@@ -110,7 +110,7 @@ class ViT(nn.Module):
             images: float32 [batch, height, width, 3], normalised as the preprocessing record says.
 
         Returns:
-            The first of what `classify` gives, and by name the others and the taps: `block_00`… and `encoder_norm`,
+            The first output of `classify`, and by name the others and the taps: `block_00`… and `encoder_norm`,
             each [batch, tokens, width].
         """
         x, taps = self.Transformer(self.embed(images))
@@ -129,7 +129,7 @@ class ViT(nn.Module):
         return self.Transformer.encoder_norm(x)
 
     def classify(self, x: jax.Array) -> Taps:
-        """What the architecture gives, of [batch, tokens, width].
+        """The architecture's outputs, from [batch, tokens, width].
 
         Returns:
             `logits` [batch, num_classes] and `features` [batch, width], each of every token with pool "none"; `tokens`

@@ -10,7 +10,7 @@ from vit_convert.checkpoint.containers import Leaf
 def resample(table: np.ndarray, old_grid: tuple[int, int], new_grid: tuple[int, int]) -> np.ndarray:
     """Resamples a position table linearly with aligned corners, axis by axis, in float64.
 
-    Row i of an axis reads position i·(old−1)/(new−1), as `scipy.ndimage.zoom(order=1)` does in vit_jax's checkpoint.py
+    Row i of an axis reads position i·(old−1)/(new−1), as with `scipy.ndimage.zoom(order=1)` in vit_jax's checkpoint.py,
     except that no corner falls outside: scipy's default mode writes zeros into the last row and column for pairs such
     as 28→48.
 
@@ -39,7 +39,7 @@ def resampled(table: Leaf, old_grid: tuple[int, int], new_grid: tuple[int, int])
 
 
 def resampling_warning(file: str, old_size: tuple[int, int], new_size: tuple[int, int]) -> str:
-    """What a person should know of a table on another grid; sizes are (height, width) in pixels."""
+    """The warning about a table on another grid; sizes are (height, width) in pixels."""
     old, new = ("x".join(map(str, size)) for size in (old_size, new_size))
     return (
         f"{file}: position table resampled from {old} to {new} pixels; accuracy drops unless the model was "
@@ -51,7 +51,7 @@ def _linear(values: np.ndarray, axis: int, new: int) -> np.ndarray:
     old = values.shape[axis]
     if old == new:
         return values
-    # With one row wanted, aligned corners say 0/0; scipy takes the first row.
+    # For a single row, aligned corners give 0/0; scipy uses the first row.
     position = np.arange(new) * ((old - 1) / (new - 1)) if new > 1 else np.zeros(1)
     low = np.minimum(position.astype(np.intp), old - 1)
     high = np.minimum(low + 1, old - 1)

@@ -25,12 +25,12 @@ def write_random_vit(path: str | os.PathLike[str], variant: str, options: Random
 
     Values depend only on the seed and the canonical name: every layout of one seed is the same model. Kernels are
     normal with variance 1/inputs, LayerNorm scales near 1, biases small, position table and class token non-trivial, so
-    that logits are of order 1 and every part of the model shows in them.
+    that logits are of order 1 and every part of the model affects them.
 
     Args:
         path: the file; appears whole or not at all.
         variant: such as "B/32" or "ViT-S_16-gap-norep".
-        options: all of them mean something for a ViT; the usual image size is 224x224.
+        options: a ViT supports all of them; the usual image size is 224x224.
 
     Returns:
         The architecture that was written.
@@ -73,7 +73,7 @@ class _Weights:
     outlier_channels: int
 
     def stored(self, layout: Layout) -> Iterator[tuple[str, tuple[int, ...], Iterable[np.ndarray]]]:
-        """Yields name, shape and consecutive pieces of every leaf as the layout holds it."""
+        """Yields name, shape and consecutive pieces of every leaf in the layout's form."""
         shapes = leaf_shapes(self.architecture)
         for name, shape in shapes.items():
             place = stored_name(name, layout)
@@ -125,13 +125,13 @@ class _Weights:
         return kernel
 
     def _norm_scale(self, name: str, scale: np.ndarray) -> np.ndarray:
-        """Undoes, as training does, what the outliers do to every later LayerNorm: they alone decide its variance."""
+        """Compensates, as training does, for the outliers' effect on every later LayerNorm, whose variance they alone
+        determine."""
         block = re.match(rf"{BLOCK}(\d+)/", name)
         blocks_before = int(block[1]) if block else self.architecture.depth
         if self.outlier_channels and blocks_before and not name.startswith("MAPHead_0/"):
             deviation = OUTLIER * math.sqrt(self.outlier_channels / self.architecture.width)
-            # With these kernels the mean square of the other channels is about the number of blocks that they have
-            # passed.
+            # With these kernels the mean square of the other channels is about the number of blocks passed.
             scale = scale * np.float32(deviation / math.sqrt(blocks_before))
             scale[self._outlier_columns()] *= np.float32(math.sqrt(blocks_before) / OUTLIER)
         return scale

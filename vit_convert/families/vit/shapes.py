@@ -43,7 +43,7 @@ def parameter_count(architecture: Architecture, posemb_rows: int) -> int:
 
     Args:
         architecture: the model.
-        posemb_rows: rows of the stored position table: with the class token's where it has one, 0 for sincos2d.
+        posemb_rows: rows of the stored position table, including the class token's if it has one; 0 for sincos2d.
 
     Returns:
         Number of parameters that a file holds.

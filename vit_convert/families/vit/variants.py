@@ -10,7 +10,7 @@ from vit_convert.families.vit.architecture import Architecture
 
 @dataclasses.dataclass(frozen=True)
 class Width:
-    """What the letters of a variant's name stand for."""
+    """Sizes that the letters of a variant's name stand for."""
 
     width: int
     depth: int
@@ -43,13 +43,13 @@ _SPELLING = re.compile(r"(?:ViT-)?(?P<letters>[A-Za-z0-9]+(?:-opt)?)[/_](?P<patc
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """A variant's name, understood.
+    """A parsed variant name.
 
     Attributes:
         name: big_vision's spelling, such as "B/16".
         sizes: its row in the table.
         patch_size: side of a patch in pixels.
-        pool: "gap" where the name says `-gap-norep`; None where the name leaves it open.
+        pool: "gap" if the name says `-gap-norep`; None if the name leaves it open.
     """
 
     name: str
@@ -104,7 +104,7 @@ def architecture_of(
         variant: any spelling that `parse_variant` reads.
         image_size: (height, width) in pixels, multiples of the patch size.
         num_classes: outputs of the head; 0 for none.
-        pool: "tok", "gap" or "map"; None takes what the name says, and "tok" where it says nothing.
+        pool: "tok", "gap" or "map"; None for what the name says, or "tok" if it says nothing.
         representation_size: width of the tanh layer before the head; 0 for none.
 
     Returns:

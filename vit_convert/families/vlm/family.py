@@ -1,4 +1,4 @@
-"""Image towers of vision-language models as a family: SigLIP's, with what each model makes of their tokens."""
+"""Image towers of vision-language models as a family: SigLIP's, with each model's treatment of their tokens."""
 
 import dataclasses
 import os
@@ -84,7 +84,7 @@ class VLMFamily:
         return _SPELLING.fullmatch(variant) is not None
 
     def write_random(self, path: str | os.PathLike[str], variant: str, options: RandomOptions) -> str:
-        """See `Family`: an `.npz` with the image tower and one leaf of what stands beside it."""
+        """See `Family`: writes an `.npz` with the image tower and one leaf of another part of the model."""
         refuse_options(
             "vlm", options, ("pool", "posemb", "pre_logits", "outlier_channels", "towers", "length", "text_head")
         )

@@ -1,4 +1,4 @@
-"""Where vision-language models keep their image tower, and what each makes of its tokens. No array is read."""
+"""Where vision-language models store their image tower, and what each does with its tokens. No array is read."""
 
 import dataclasses
 import enum
@@ -27,12 +27,12 @@ class Layout(enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """What a layout says of its image tower.
+    """What a layout says about its image tower.
 
     Attributes:
-        folder: that it lies in.
-        beside: what tells the layout from a tower saved by itself; "" where the folder is enough.
-        pool: "none" for a vector of each patch, "avg4" for the mean of each 4 x 4.
+        folder: of the tower.
+        beside: distinguishes the layout from a tower saved by itself; "" if the folder is enough.
+        pool: "none" for a vector per patch, "avg4" for the mean of each 4 x 4.
         stacked: whether its blocks are usually one stack.
     """
 
@@ -51,7 +51,7 @@ FORMS = {
 
 
 def detect(names: Collection[str]) -> Layout | None:
-    """Tells the layout from the names of all leaves; None where they are none of these."""
+    """Recognises the layout by the names of all leaves; None if it is none of these."""
     for layout, form in FORMS.items():
         starts = (form.folder, form.beside) if form.beside else (form.folder,)
         if all(any(name.startswith(start) for name in names) for start in starts):
@@ -60,6 +60,6 @@ def detect(names: Collection[str]) -> Layout | None:
 
 
 def without_value(leaves: Mapping[str, Leaf]) -> dict[str, Leaf]:
-    """Leaves without the `/value` that an NNX state ends every name in; of any other the names are left as they are."""
+    """Leaves without the `/value` at the end of every name in an NNX state; other names are unchanged."""
     ended = all(name.endswith("/value") for name in leaves)
     return {name.removesuffix("/value") if ended else name: leaf for name, leaf in leaves.items()}
