@@ -205,7 +205,7 @@ def test_a_sweep_of_tuples(touch):
         (["config.precision"], "has no values"),
         (["config.precision=fp16", "config.precision=int8"], "swept twice"),
         (["config.name=a,b"], "not a key that can be swept"),
-        (["config.layout=NCHW,NHWC"], "config.layout is swept, and set as well"),
+        (["config.layout=NCHW,NHWC"], "config.layout is both swept and set"),
         (["config.precision=fp16,fp17"], "fp17"),
     ],
 )

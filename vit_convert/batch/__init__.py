@@ -1,1 +1,1 @@
-"""Many conversions by one command: what to convert, on which processes or machines, and what became of each."""
+"""Many conversions with one command: what to convert, on which processes or machines, and how each one ended."""

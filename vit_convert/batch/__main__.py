@@ -2,9 +2,9 @@
 
   python -m vit_convert.batch --checkpoints='zoo/*.npz' --config.precision=fp16,int8 --workdir=out
 
-Each conversion is what `python -m vit_convert` makes of the same checkpoint and config, in a folder of its own in the
-workdir; batch.json there says what became of each. The same command again looks at what is finished for milliseconds
-and does the rest.
+Each conversion gives what `python -m vit_convert` makes from the same checkpoint and config, in a folder of its own in
+the workdir; batch.json there records how each one ended. When the command is repeated, it skips finished jobs within
+milliseconds and does the rest.
 
 Exit codes: 0 done, 2 usage or config, 9 some conversions failed, 130 interrupted (run again to continue).
 """
@@ -37,7 +37,8 @@ _FLAGS = _PROGRAM.flags
 flags.DEFINE_multi_string(
     "checkpoints",
     [],
-    "What to convert: files, globs, folders, addresses, or .txt files with one a line; repeatable, or comma-separated.",
+    "What to convert: files, globs, folders, addresses, or .txt files with one per line; repeatable, or "
+    "comma-separated.",
     flag_values=_FLAGS,
 )
 flags.DEFINE_string(
@@ -47,7 +48,7 @@ flags.DEFINE_string(
     flag_values=_FLAGS,
 )
 flags.DEFINE_string(
-    "where", "", "Rows of the table to take: \"ds=='i1k' and adapt_resolution==384\".", flag_values=_FLAGS
+    "where", "", "Rows of the table to use: \"ds=='i1k' and adapt_resolution==384\".", flag_values=_FLAGS
 )
 flags.DEFINE_string("column", "", "Column of the table that holds the checkpoint.", flag_values=_FLAGS)
 flags.DEFINE_string(
@@ -59,13 +60,14 @@ flags.DEFINE_string(
 flags.DEFINE_multi_string(
     "sweep",
     [],
-    "Convert all in several settings: config.precision=fp16,int8; ';' parts values that hold commas; repeatable.",
+    "Convert all in several settings: config.precision=fp16,int8; ';' separates values that contain commas; "
+    "repeatable.",
     flag_values=_FLAGS,
 )
 flags.DEFINE_string(
     "workdir",
     "out",
-    "Folder that gets one sub-folder per conversion, and batch.json; also gs:// or s3://.",
+    "Folder in which each conversion gets a sub-folder, with batch.json; also gs:// or s3://.",
     flag_values=_FLAGS,
 )
 flags.DEFINE_string(
@@ -74,30 +76,36 @@ flags.DEFINE_string(
 flags.DEFINE_multi_string(
     "checkpoint_folders",
     [],
-    "Folder in which checkpoints are looked for before checkpoints/, and to which they are fetched; may be repeated.",
+    "Folder searched for checkpoints before checkpoints/, and into which they are downloaded; may be repeated.",
     flag_values=_FLAGS,
 )
 flags.DEFINE_string(
-    "shard", "", "i/n: the i-th of n parts of the jobs, for n commands on as many machines.", flag_values=_FLAGS
+    "shard", "", "i/n: the i-th of n parts of the jobs, for n commands on n machines.", flag_values=_FLAGS
 )
 flags.DEFINE_integer(
-    "jobs", 0, "Conversions at a time; 0: one a core, of a cluster as it has them.", flag_values=_FLAGS, lower_bound=0
+    "jobs",
+    0,
+    "Concurrent conversions; 0: one per core, of this machine or of the cluster.",
+    flag_values=_FLAGS,
+    lower_bound=0,
 )
 flags.DEFINE_float(
-    "memory_gib", 0.0, "Memory for all of them; 0: what the machine has free.", flag_values=_FLAGS, lower_bound=0.0
+    "memory_gib", 0.0, "Memory for all of them; 0: the machine's free memory.", flag_values=_FLAGS, lower_bound=0.0
 )
 flags.DEFINE_integer(
     "retries",
     2,
-    "Further attempts after what may pass: a killed process, a network.",
+    "Further attempts after failures that may be temporary: a killed process, a network error.",
     flag_values=_FLAGS,
     lower_bound=0,
 )
-flags.DEFINE_float("timeout", 0.0, "Seconds that one conversion may take; 0: any.", flag_values=_FLAGS, lower_bound=0.0)
+flags.DEFINE_float(
+    "timeout", 0.0, "Seconds that one conversion may take; 0: no limit.", flag_values=_FLAGS, lower_bound=0.0
+)
 flags.DEFINE_list(
     "engines",
     [],
-    "What is done with each bundle on a GPU, as tasks of their own: build,verify,benchmark; empty: nothing.",
+    "What to do with each bundle on a GPU, in separate tasks: build,verify,benchmark; empty: nothing.",
     flag_values=_FLAGS,
 )
 flags.DEFINE_list(
@@ -109,23 +117,23 @@ flags.DEFINE_string(
 flags.DEFINE_string(
     "engine_flags",
     "",
-    "More for `python -m vit_convert.engine`: '--precision=fp16 --duration=0.5'.",
+    "Further flags for `python -m vit_convert.engine`: '--precision=fp16 --duration=0.5'.",
     flag_values=_FLAGS,
 )
-flags.DEFINE_bool("fail_fast", False, "Begin nothing more after a failure.", flag_values=_FLAGS)
+flags.DEFINE_bool("fail_fast", False, "Start nothing more after a failure.", flag_values=_FLAGS)
 flags.DEFINE_string("until", "", "Last stage to run, as in a single conversion.", flag_values=_FLAGS)
 flags.DEFINE_bool("force", False, "Redo stages that are fresh.", flag_values=_FLAGS)
-flags.DEFINE_bool("only_failed", False, "Look only at the jobs that failed last time.", flag_values=_FLAGS)
+flags.DEFINE_bool("only_failed", False, "Run only the jobs that failed last time.", flag_values=_FLAGS)
 flags.DEFINE_enum("runner", "local", ["local", "ray"], "Where conversions run.", flag_values=_FLAGS)
 flags.DEFINE_string("ray_address", "auto", "The Ray cluster; auto: the one of this machine.", flag_values=_FLAGS)
 flags.DEFINE_bool(
-    "dry_run", False, "Print the jobs with the time and memory that they will take, and do nothing.", flag_values=_FLAGS
+    "dry_run", False, "Print the jobs with their estimated time and memory, and do nothing.", flag_values=_FLAGS
 )
 flags.DEFINE_bool(
     "page", True, "Write report.html of each bundle, and batch.html at the end.",
     flag_values=_FLAGS,
 )  # fmt: skip
-flags.DEFINE_bool("quiet", False, "Print nothing but errors.", flag_values=_FLAGS)
+flags.DEFINE_bool("quiet", False, "Print only errors.", flag_values=_FLAGS)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -163,7 +171,7 @@ def _run(argv: Sequence[str]) -> int:
     require_stage(_FLAGS.until)
     shard, engines = _shard(_FLAGS.shard), _engines()
     if engines.commands and not any(word.startswith("--config.engine.backend=") for word in overrides):
-        overrides = ["--config.engine.backend=none", *overrides]  # what a conversion would do itself is a task's
+        overrides = ["--config.engine.backend=none", *overrides]  # a task does what a conversion would do itself
     asked = Asked(
         config, overrides, _FLAGS.checkpoints, _FLAGS.table, _FLAGS.where, _FLAGS.column, _FLAGS.jobs_file, _FLAGS.sweep
     )
@@ -198,7 +206,7 @@ def _run(argv: Sequence[str]) -> int:
 
 
 def _places() -> tuple[str, str]:
-    """Where conversions work, and where bundles go from there; "" where they stay."""
+    """Where conversions work, and where bundles go from there; "" if they stay."""
     from vit_convert.batch.remote import is_remote, remote_at
 
     if not is_remote(_FLAGS.workdir):

@@ -41,11 +41,11 @@ def run_batch(
 
     Args:
         jobs: what to convert, with names of their own.
-        settings: what they have in common.
-        limits: what may be taken of this machine.
-        shard: (number, of how many) of which these jobs are; names the files.
+        settings: common to all jobs.
+        limits: what may be used of this machine.
+        shard: (number, of how many) to which these jobs belong; names the files.
         only_failed: run only those that failed in the last command.
-        runner: makes what runs them of settings, limits, a watcher and a function that warns.
+        runner: creates the Runner from settings, limits, a watcher and a function that warns.
         quiet: print nothing.
         command: the command line, for the record.
 
@@ -54,13 +54,13 @@ def run_batch(
 
     Raises:
         BatchError: some failed; the others are whole.
-        UsageError: another batch works in the workdir, or it cannot be written.
+        UsageError: another batch is using the workdir, or it cannot be written.
         KeyboardInterrupt: after the workers have ended and the record is written.
     """
     folder, line = BatchFolder(settings.workdir, shard), shlex.join(command)
     folder.require_writable()
     with mirrored(folder, settings.remote, line) as mirror, hold(folder, line):
-        for left in folder.root.glob(".batch*.tmp"):  # of one that was killed as it wrote
+        for left in folder.root.glob(".batch*.tmp"):  # left by a batch that was killed while writing
             left.unlink(missing_ok=True)
         record = BatchRecord.read(folder.record)
         earlier = {outcome.name: outcome for outcome in record.jobs} if record else {}
@@ -83,7 +83,7 @@ def run_batch(
         where = f"{settings.remote}/{folder.record.name}" if settings.remote else os.fspath(folder.record)
         raise BatchError(
             f"{len(failed)} of {len(jobs)} jobs failed: {where} says why",
-            fix="The same command tries them again and leaves finished ones alone; --only_failed looks at no others.",
+            fix="The same command tries them again and skips finished ones; --only_failed considers no others.",
         )
     return ledger.outcomes
 
@@ -96,7 +96,7 @@ def _write_page(folder: BatchFolder, ledger: Ledger, *, quiet: bool) -> None:
 
     try:
         write_zoo_page(folder.page, read_batch(folder.record), title=folder.root.resolve().name)
-    except UsageError as e:  # the bundles are what counts
+    except UsageError as e:  # only the bundles matter
         if not quiet:
             print(f"no {folder.page.name}: {e}", file=sys.stderr)
 
@@ -158,6 +158,6 @@ def _fresh(job: Job, settings: Settings, known: Mapping[str, Commit]) -> Outcome
         config = job.make_config()
         given: dict[str, Any] = {"until": settings.until, "checkpoints": settings.checkpoints, "page": settings.page}
         report = fresh_report(config, settings.workdir, **given)
-    except ConvertError:  # its conversion says what
+    except ConvertError:  # its conversion will report it
         return None
     return Outcome(job.name, job.checkpoint, "fresh", 0, figures=figures_of(report)) if report is not None else None

@@ -11,19 +11,19 @@ from vit_convert.core.errors import UsageError
 
 _ENDINGS = (".npz", ".safetensors", ".msgpack")
 _LIST_ENDINGS = (".txt", ".list")
-_FIX = "Give files, globs in quotes, folders, addresses, or a .txt file with one of them a line."
+_FIX = "Give files, globs in quotes, folders, addresses, or a .txt file with one of these per line."
 
 
 def drafts_of_checkpoints(words: Sequence[str]) -> list[Draft]:
-    """What `--checkpoints` names.
+    """The checkpoints that `--checkpoints` names.
 
     Args:
         words: each a file, a glob (`**` for any folders), a folder (all checkpoints below it), a `gs://` or `https://`
-            address, or a `.txt` file with one of these a line; several may stand in one word with commas between them.
+            address, or a `.txt` file with one of these per line; several may be separated by commas in one word.
 
     Returns:
-        One draft a checkpoint, in order; a file that is named twice, once. Below a glob or a folder, names are made of
-        the whole path from there on, so that they do not change when files are added.
+        One draft per checkpoint, in order; a file that is named twice counts once. Below a glob or a folder, names are
+        made from the whole path from there on, so that they do not change when files are added.
 
     Raises:
         UsageError: a glob or a folder without checkpoints, or a list that cannot be read.
@@ -49,7 +49,7 @@ def _expand(word: str, origin: str, *, lists: bool) -> Iterator[Draft]:
     elif not os.path.exists(word) and glob.has_magic(word):
         root, pattern = _split_glob(word)
         yield from _below(root, pattern, origin, ("",))
-    else:  # also one that does not exist: its conversion will say so, and the others go on
+    else:  # even one that does not exist: its conversion will report that, and the others continue
         yield Draft(word, stem_of(word), checkpoint=word)
 
 

@@ -22,8 +22,8 @@ from vit_convert.core.leftovers import tidy
 
 _TICK_S = 0.5
 _CONNECT_S = 10.0
-_WAITING_A_CORE = 2  # tasks that Ray holds beside those that run, so that no core waits for us
-_END_S = 10.0  # that a cancelled conversion has to let go of its bundle
+_WAITING_A_CORE = 2  # tasks queued in Ray besides those that run, so that no core waits for us
+_END_S = 10.0  # time for a cancelled conversion to release its bundle
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,20 +33,21 @@ class _Begun:
 
 
 class RayRunner:
-    """Runs the jobs of a batch as Ray tasks. Ray's own processes are the warm workers, where there is room.
+    """Runs the jobs of a batch as Ray tasks. Ray's own processes serve as warm workers.
 
-    What is lost with a worker or a node is tried again elsewhere, as often as `Limits.retries` says. The workdir has
-    to be one folder for all nodes, and this package installed on each in the same version.
+    Jobs lost with a worker or a node are tried again elsewhere, up to `Limits.retries` times. The workdir must be the
+    same folder on all nodes, and the same version of this package must be installed on each.
 
     Args:
-        settings: of the batch; its paths are as every node sees them.
-        limits: `jobs` of 0 is as many as the cluster has cores; `memory_gib` is each node's own affair.
-        watch: what people and files are told.
-        warn: says what a user should know.
-        address: of the cluster, "auto" for the one of this machine.
+        settings: of the batch; its paths must be valid on every node.
+        limits: `jobs` of 0 means as many as the cluster has cores; `memory_gib` is ignored, because each node accounts
+            for its own.
+        watch: receives progress.
+        warn: shows warnings to the user.
+        address: of the cluster; "auto" for this machine's.
 
     Raises:
-        UsageError: there is no Ray, or no cluster at the address.
+        UsageError: Ray is not installed, or there is no cluster at the address.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class RayRunner:
         self._stopped = False
 
     def run(self, jobs: Sequence[Job], estimates: Mapping[str, Estimate]) -> None:
-        """Runs jobs to their end; see `LocalRunner.run`."""
+        """Runs all jobs; see `LocalRunner.run`."""
         waiting = [Waiting(job, estimates[job.name]) for job in jobs]
         waiting.sort(key=lambda each: each.estimate.memory_mib, reverse=True)
         try:
@@ -95,7 +96,7 @@ class RayRunner:
         return RayGpus(self._ray, self._settings.workdir, self._settings.engines)
 
     def stop(self) -> None:
-        """Begins nothing more."""
+        """Starts nothing more."""
         self._stopped = True
 
     def close(self) -> None:
@@ -103,7 +104,7 @@ class RayRunner:
         self._ray.shutdown()
 
     def _begin(self, waiting: list[Waiting]) -> None:
-        """Hands tasks over: not all at once, so that the memory of later ones is that of the first as measured."""
+        """Submits tasks, not all at once, so that the memory of later ones can be set by what the first ones used."""
         room = self._limits.jobs or _WAITING_A_CORE * max(1, int(self._ray.cluster_resources().get("CPU", 1)))
         now = time.monotonic()
         for each in [each for each in waiting if each.not_before <= now][: max(0, room - len(self._begun))]:
@@ -114,7 +115,8 @@ class RayRunner:
             self._watch("start", None, each.job, None)
 
     def _memory_bytes(self, waiting: Waiting) -> int:
-        """What Ray sets aside for a task. One that no node has would wait for ever: it gets the largest node's."""
+        """The memory that Ray reserves for a task. A task that needs more than any node has would wait for ever, so it
+        gets the largest node's."""
         needed = int(self._corrected.memory_mib(waiting.estimate) * waiting.factor * MIB)
         largest = max(
             (int(node["Resources"].get("memory", 0)) for node in self._ray.nodes() if node["Alive"]), default=0
@@ -134,7 +136,7 @@ class RayRunner:
         except self._ray.exceptions.TaskCancelledError:
             outcome = _late(waiting.job, self._limits.timeout_s)
             self._tidy(waiting.job)
-        except self._ray.exceptions.RayError as e:  # a worker or a node that is gone
+        except self._ray.exceptions.RayError as e:  # a worker or a node was lost
             how = f"{type(e).__name__} ({' '.join(str(e).split())[:300]})"
             outcome = killed(waiting.job, how, time.monotonic() - begun.time)
             self._tidy(waiting.job)
@@ -149,7 +151,8 @@ class RayRunner:
             left.clear()
 
     def _end_late_ones(self) -> None:
-        """Cancels what runs too long, by its begin here: a task that Ray had no room for has waited that time too."""
+        """Cancels tasks that run too long, counted from submission, which includes the time that a task waited for
+        resources."""
         limit = self._limits.timeout_s
         for reference, begun in self._begun.items():
             late = time.monotonic() - begun.time - limit
@@ -157,7 +160,7 @@ class RayRunner:
                 self._ray.cancel(reference, force=late > _END_S)
 
     def _cancel(self) -> None:
-        """Cancels what still runs, and waits for it to let go of its bundle."""
+        """Cancels running tasks, and waits until they release their bundles."""
         for reference in self._begun:
             self._ray.cancel(reference, force=False)
         if self._begun:
@@ -174,7 +177,7 @@ class RayRunner:
 
 
 def convert_task(job: Job, settings: Settings) -> Outcome:
-    """One conversion, in a process of Ray's that goes on to the next one warm."""
+    """One conversion, in a process of Ray's that stays warm for the next one."""
     from vit_convert.core.warm import keep, keeps
 
     if not keeps():
@@ -196,7 +199,7 @@ def _connected(address: str) -> Any:
         raise UsageError("--runner=ray: Ray is not installed", fix="pip install -e '.[ray]', on every node.") from e
     _require_listening(address)
     host = address.partition(":")[0]
-    # Nodes on loopback addresses, several on one machine: the driver is one of them by name.
+    # With several nodes on one machine, on loopback addresses, the driver must name its own.
     here: dict[str, Any] = {"_node_ip_address": host} if host.startswith("127.") else {}
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **here)
@@ -206,7 +209,8 @@ def _connected(address: str) -> Any:
 
 
 def _require_listening(address: str) -> None:
-    """Asks at once whether anybody is at HOST:PORT: Ray itself asks for minutes, and then ends the process."""
+    """Checks right away whether anybody listens at HOST:PORT: Ray itself tries for minutes, and then ends the
+    process."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():  # "auto"
         return

@@ -11,14 +11,14 @@ from vit_convert.batch.outcome import EngineOutcome
 from vit_convert.batch.remote_engines import run_task
 from vit_convert.core.errors import UsageError
 
-_TYPE = "accelerator_type:"  # Ray's own resource of a node, by the GPU that it found, or as `ray start` is told
+_TYPE = "accelerator_type:"  # Ray's resource for a node's type of GPU, as detected or given to `ray start`
 _END_S = 10.0
 
 
 class RayGpus:
-    """The GPUs of a cluster, by the types of its nodes.
+    """The GPUs of a cluster, by type.
 
-    What is lost with a node is an outcome that may pass: the next attempt goes to another of that type.
+    The loss of a node counts as temporary: the next attempt goes to another node with that type.
 
     Args:
         ray: the module, connected.
@@ -31,8 +31,8 @@ class RayGpus:
 
     def __init__(self, ray: Any, workdir: str, settings: EngineSettings):
         self._ray, self._workdir, self._settings = ray, workdir, settings
-        # No core is set aside, so that no GPU waits for one behind conversions; Ray gives these to nodes without a GPU
-        # as long as there is room.
+        # No core is reserved, so that no GPU waits for one behind conversions, which Ray places on nodes without a GPU
+        # while there is room.
         self._task = ray.remote(max_retries=0, num_cpus=0, num_gpus=1)(engine_task)
         self._running: set[Any] = set()
         self._closed = threading.Event()
@@ -43,7 +43,7 @@ class RayGpus:
             )
 
     def devices(self) -> list[Device]:
-        """One a GPU of each living node; which one of its node's, Ray decides."""
+        """One for each GPU of every living node; Ray decides which one of a node."""
         found = []
         for node in self._ray.nodes():
             resources = node["Resources"] if node["Alive"] else {}
@@ -54,7 +54,7 @@ class RayGpus:
     def run(self, name: str, device: Device) -> EngineOutcome:
         """See `Gpus`."""
         errors = self._ray.exceptions
-        resources = {f"{_TYPE}{device.type}": 0.001} if device.type else {}  # a share of the node's one
+        resources = {f"{_TYPE}{device.type}": 0.001} if device.type else {}  # a share of the node's single unit
         task = self._task.options(resources=resources)
         reference = task.remote(self._workdir, name, self._settings, device.type)
         self._running.add(reference)
@@ -72,7 +72,7 @@ class RayGpus:
         return outcome
 
     def close(self) -> None:
-        """Cancels what runs and lets it go of its bundle."""
+        """Cancels running tasks and lets them release their bundles."""
         self._closed.set()
         running = list(self._running)
         for reference in running:

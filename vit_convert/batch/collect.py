@@ -1,4 +1,4 @@
-"""From what the command line asks for to the jobs of a batch, each with a name of its own."""
+"""From the command line to the jobs of a batch, each with a unique name."""
 
 import collections
 import dataclasses
@@ -17,12 +17,12 @@ from vit_convert.core.config_files import find_config, load_file, split_argument
 from vit_convert.core.errors import UsageError
 from vit_convert.core.user_code import user_code
 
-_LONGEST_NAME = 200  # bytes, as `config.name` may have
+_LONGEST_NAME = 200  # bytes, the limit of `config.name`
 
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """What a command line asks to convert.
+    """What a command line asks for.
 
     Attributes:
         config: file, and argument after ":"; "" for the defaults.
@@ -49,8 +49,8 @@ def collect(asked: Asked) -> list[Job]:
     """The jobs of a command line, their keys and values checked.
 
     Raises:
-        UsageError: nothing to convert, two jobs of one given name, a key that is set twice, or a config that is
-            refused.
+        UsageError: nothing to convert, two jobs with the same given name, a key that is set twice, or an invalid
+            config.
     """
     if (asked.where or asked.column) and not asked.table:
         raise UsageError(
@@ -97,7 +97,7 @@ def _drafts_of_file(path: str) -> list[Draft]:
 
 
 def _settings(asked: Asked, file: str) -> list[dict[str, str]]:
-    """What every draft is converted in: the combinations of the config's get_hyper() with those of the flags."""
+    """The settings for every draft: the combinations of the config's get_hyper() with those of the flags."""
     get_hyper = getattr(load_file(file), "get_hyper", None) if file else None
     hyper: list[dict[str, str]] = [{}]
     if get_hyper is not None:
@@ -109,10 +109,10 @@ def _settings(asked: Asked, file: str) -> list[dict[str, str]]:
 
 
 def _job(draft: Draft, setting: Mapping[str, str], overrides: Sequence[str], file: str, argument: str) -> Job:
-    """A draft in one setting: the command line's keys, over them its own, and beside them those that are swept."""
+    """A draft in one setting: the command line's keys, overridden by its own, plus the swept ones."""
     given = dict(word.removeprefix("--config.").split("=", 1) for word in overrides)
     if twice := sorted(setting.keys() & (given.keys() | draft.values.keys())):
-        raise UsageError(f"{draft.origin}: config.{twice[0]} is swept, and set as well", fix="Leave one of them out.")
+        raise UsageError(f"{draft.origin}: config.{twice[0]} is both swept and set", fix="Leave one of them out.")
     name = given.pop("name", "") or draft.stem
     checkpoint = draft.checkpoint or given.pop("checkpoint", "")
     given.pop("checkpoint", None)
@@ -123,11 +123,10 @@ def _job(draft: Draft, setting: Mapping[str, str], overrides: Sequence[str], fil
 
 
 def _with_names_of_their_own(jobs: Sequence[Job], named: set[str]) -> list[Job]:
-    """The jobs, those that are the same once; of equal names that nobody gave, each gets eight digits of what it
-    converts.
+    """The jobs without duplicates; generated names that collide get eight digits of a hash of what is converted.
 
     Raises:
-        UsageError: two jobs have the same given name, also where all else is the same.
+        UsageError: two jobs have the same given name, even if everything else is equal.
     """
     own = {job.origin: job.origin for job in jobs if job.origin in named}
     jobs = list(
@@ -154,7 +153,7 @@ def _digits(job: Job) -> str:
 
 
 def _check_configs(jobs: Iterable[Job]) -> None:
-    """Refuses keys and values before any work; jobs that differ only in name and checkpoint are looked at once."""
+    """Checks keys and values before any work; jobs that differ only in name and checkpoint are checked once."""
     seen: set[Any] = set()
     for job in jobs:
         if job.kind in seen:

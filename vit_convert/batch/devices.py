@@ -13,7 +13,7 @@ from vit_convert.batch.outcome import EngineOutcome
 from vit_convert.core.errors import UsageError
 
 _FIX = "Name them, --gpus=0,1, or leave --engines to a host that has one."
-_QUERY_S = 60.0  # a driver that wakes many GPUs takes its time
+_QUERY_S = 60.0  # a driver may need a while to wake many GPUs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,8 +21,8 @@ class Device:
     """One GPU.
 
     Attributes:
-        id: as CUDA_VISIBLE_DEVICES names it: "0", or the beginning of a UUID; "" of a cluster's, which Ray assigns.
-        type: its name, by which engines are told apart: "NVIDIA H100 80GB HBM3", on Ray "H100"; "" if unknown.
+        id: as in CUDA_VISIBLE_DEVICES: "0", or the beginning of a UUID; "" on a cluster, where Ray assigns it.
+        type: its name, which distinguishes engines: "NVIDIA H100 80GB HBM3", on Ray "H100"; "" if unknown.
     """
 
     id: str
@@ -30,7 +30,7 @@ class Device:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What makes a process see this GPU alone."""
+        """Environment variables that let a process see only this GPU."""
         # In the order in which nvidia-smi counts them, not by speed.
         return {"CUDA_VISIBLE_DEVICES": self.id, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"} if self.id else {}
 
@@ -42,26 +42,26 @@ class Gpus(Protocol):
         """All GPUs; on a cluster as many of each type as it has now."""
 
     def run(self, name: str, device: Device) -> EngineOutcome:
-        """Runs the task of one bundle on one GPU to its end; called from a thread for each GPU.
+        """Runs the task of one bundle on one GPU; called from a thread for each GPU.
 
         Raises:
             Cancelled: after `close`.
         """
 
     def close(self) -> None:
-        """Ends what runs; from another thread than `run`."""
+        """Ends running tasks; called from another thread than `run`."""
 
 
 def local_devices(words: Sequence[str], environment: Mapping[str, str] = os.environ) -> list[Device]:
     """The GPUs of this machine that tasks may use.
 
     Args:
-        words: of --gpus: "0", "GPU-8f2b…", or "0:L4" with the type that its engines are for; empty for all that are
-            visible.
+        words: of --gpus: "0", "GPU-8f2b…", or "0:L4" with the type for which its engines are; empty for all visible
+            ones.
         environment: its CUDA_VISIBLE_DEVICES says what is visible.
 
     Raises:
-        UsageError: none is known, or one is named twice.
+        UsageError: there is none, or one is named twice.
 
     Example:
         >>> local_devices(["0:L4", "1:L4"], {})
@@ -90,7 +90,7 @@ def _named(word: str, found: Sequence[tuple[str, str, str]]) -> Device:
 
 
 def _asked_driver() -> list[tuple[str, str, str]]:
-    """(number, UUID, name) of each GPU as the driver's own program tells; no CUDA context is made for it."""
+    """(number, UUID, name) of each GPU from the driver's own program, which needs no CUDA context."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return []

@@ -1,4 +1,4 @@
-"""A job on its way: what a source asks for, before sweeps multiply it and names tell all of them apart."""
+"""A job in preparation: what a source asks for, before sweeps multiply it and names become unique."""
 
 import dataclasses
 import functools
@@ -18,9 +18,9 @@ class Draft:
 
     Attributes:
         origin: where, for messages.
-        stem: what its name is made of.
-        named: whether the user gave that name, so that it may not be changed.
-        checkpoint: a path or an address; "" where the config file says it.
+        stem: from which its name is made.
+        named: whether the user gave that name, so that it must not be changed.
+        checkpoint: a path or an address; "" if the config file gives it.
         values: of config keys, as they are written on a command line.
     """
 
@@ -35,9 +35,8 @@ def draft_of(row: Mapping[str, Any], origin: str, *, stem: str = "") -> Draft:
     """Reads one row of a table or one job of a Python file.
 
     Args:
-        row: `name`, `checkpoint`, and any config key with or without `config.` before it. Empty values are as if they
-            were not there.
-        origin: where it stands.
+        row: `name`, `checkpoint`, and any config key with or without `config.` before it. Empty values are ignored.
+        origin: its place, for messages.
         stem: the name of a row without `name` and `checkpoint`.
 
     Raises:
@@ -70,14 +69,14 @@ def _known() -> Sequence[str]:
 
 
 def text_of(value: Any) -> str:
-    """A value as it is written after "--config.key="."""
+    """A value in the form that follows "--config.key="."""
     if isinstance(value, bool):
         return str(value).lower()
     return repr(tuple(value)) if isinstance(value, list | tuple) else str(value)
 
 
 def stem_of(checkpoint: str) -> str:
-    """What a file or an address is called without folder, ending and #sha256.
+    """The name of a file or an address without folder, extension and #sha256.
 
     Example:
         >>> stem_of("gs://vit_models/augreg/Ti_16-res_384.npz#sha256=00")
@@ -88,7 +87,7 @@ def stem_of(checkpoint: str) -> str:
 
 
 def clean(text: str) -> str:
-    """A text with nothing but what a bundle's name may hold.
+    """A text reduced to what a bundle's name may contain.
 
     Example:
         >>> clean("a b/c:img")

@@ -25,10 +25,11 @@ from vit_convert.core.pair import TOWERS
 from vit_convert.core.record import RecordError
 
 COMMANDS = ("build", "verify", "benchmark")
-_END_S = 10.0  # that a task has to let go of its bundle
+_END_S = 10.0  # time for a task to release its bundle
 _LAST_WORDS = 4000  # characters
 _TICK_S = 0.25
-# Ends with us, however we end: the kernel's word outlives exec. `-S -E -s`: no packages, which would take longer.
+# Dies with this process, however that ends: the kernel's setting survives exec. `-S -E -s`: no packages, for a fast
+# start.
 _TIED = """
 import ctypes, os, sys
 ctypes.CDLL(None).prctl(1, 9)
@@ -41,15 +42,15 @@ sys.exit(2)
 
 @dataclasses.dataclass(frozen=True)
 class EngineSettings:
-    """What is done with each bundle on a GPU.
+    """What to do with each bundle on a GPU.
 
     Attributes:
         commands: of COMMANDS, in order; none for no engines.
         python: the Python that has TensorRT and this package.
         words: further arguments of `python -m vit_convert.engine`.
-        force: also what is there already.
+        force: also redo what is there already.
         timeout_s: for all commands of one bundle; 0 for none.
-        remote: the address where bundles are; "" where they are in the workdir.
+        remote: the address of bundles; "" if they are in the workdir.
     """
 
     commands: tuple[str, ...] = ()
@@ -60,7 +61,7 @@ class EngineSettings:
     remote: str = ""
 
     def lines(self, bundle: str) -> list[list[str]]:
-        """The command lines, one after the other; one alone where all is asked for, so that an engine that misses its
+        """The command lines, in order; a single one if everything is asked for, so that an engine that misses its
         tolerance is still measured."""
         begin, end = [self.python, "-m", "vit_convert.engine"], [*self.words, "--quiet"]
         if self.commands == COMMANDS:
@@ -74,14 +75,14 @@ class Cancelled(Exception):
 
 
 class Tasks:
-    """The processes of engine tasks of this process; from several threads."""
+    """The processes of this process's engine tasks; may be used from several threads."""
 
     def __init__(self) -> None:
         self._running: set[subprocess.Popen[bytes]] = set()
         self._closed = False
 
     def run(self, workdir: str, name: str, settings: EngineSettings, device: Device) -> EngineOutcome:
-        """Runs one task, and turns whatever happens but an interrupt into an outcome.
+        """Runs one task, and turns whatever happens, except an interrupt, into an outcome.
 
         Args:
             workdir: holds the bundle.
@@ -90,7 +91,7 @@ class Tasks:
             device: the GPU.
 
         Returns:
-            The outcome; what it made lies in the bundle.
+            The outcome; its results are in the bundle.
 
         Raises:
             Cancelled: `close` was called.
@@ -100,7 +101,7 @@ class Tasks:
         deadline = started + settings.timeout_s if settings.timeout_s else None
         ended = dataclasses.replace(begun, status="done", exit_code=0)
         try:
-            with hold(bundle, "python -m vit_convert.batch"):  # said here by name, it is known as what may pass
+            with hold(bundle, "python -m vit_convert.batch"):  # raised here by type, it is recognised as temporary
                 pass
             for command in settings.lines(os.fspath(bundle.root)):
                 if (failed := self._one(command, begun, device, deadline)) is not None:
@@ -156,7 +157,7 @@ class Tasks:
             stdout=log,
             stderr=log,
             env={**os.environ, **device.environment},
-            start_new_session=True,  # Ctrl-C is for us, who let it finish its files
+            start_new_session=True,  # Ctrl-C goes to this process, which lets the task finish its files
         )
         self._running.add(process)
         if self._closed:
@@ -164,7 +165,7 @@ class Tasks:
         return process
 
     def close(self) -> None:
-        """Ends what runs, for good."""
+        """Ends all running tasks for good."""
         self._closed = True
         for process in list(self._running):
             process.terminate()
@@ -173,7 +174,7 @@ class Tasks:
 
 
 def words_of(said: str) -> tuple[str, str]:
-    """The message and the advice with which a command of ours ended, or the last line that it printed.
+    """The message and the advice with which one of our commands ended, or the last line that it printed.
 
     Example:
         >>> words_of("building\\nerror: no GPU\\n  Run it on one.")
@@ -205,13 +206,13 @@ def keep(bundle: Bundle, settings: EngineSettings, outcome: EngineOutcome) -> No
 def kept(
     bundle: Bundle, settings: EngineSettings, gpu: str, found: Mapping[str, int] | None = None
 ) -> EngineOutcome | None:
-    """What was done with a bundle on a type of GPU, if that is all that would be done now, and its engines are there.
+    """What was done with a bundle on a type of GPU, if nothing else would be done now and its engines exist.
 
     Args:
         bundle: converted.
         settings: of the batch.
         gpu: the type.
-        found: the engines that there are, with their sizes; None to look for them.
+        found: the existing engines, with their sizes; None to look for them.
     """
     value = read_json(_path(bundle, gpu))
     if settings.force or not value or value.get("key") != _key(bundle, settings):
@@ -226,7 +227,7 @@ def kept(
 
 
 def _key(bundle: Bundle, settings: EngineSettings) -> str:
-    """The hash of what a task goes by: the bundle's files and what is asked for."""
+    """The hash of a task's inputs: the bundle's files and the request."""
     files = [
         sorted((path, record.sha256) for path, record in Manifest.read(folder).files.records.items())
         for folder in _bundles(bundle)
@@ -248,7 +249,7 @@ def _bundles(bundle: Bundle) -> Iterator[Bundle]:
 
 
 def _measured(bundle: Bundle, settings: EngineSettings) -> dict[str, Any]:
-    """What the benchmark of this task found, in short; nothing of a pair, which has two."""
+    """A summary of this task's benchmark; empty for a pair, which has two."""
     found = (read_json(bundle.benchmark) or {}) if "benchmark" in settings.commands else {}
     rows = found.get("rows") or []
     if found.get("status") != "done" or not rows:
@@ -261,8 +262,8 @@ def _measured(bundle: Bundle, settings: EngineSettings) -> dict[str, Any]:
 
 
 def _waited(process: "subprocess.Popen[bytes]", deadline: float | None) -> int | None:
-    """The exit code; None after the deadline. Looks again and again: Ray cancels a task by an interrupt that no signal
-    brings, so that it would not end a wait."""
+    """The exit code; None after the deadline. Polls, because Ray cancels a task with an interrupt that is not a signal
+    and so would not end a wait."""
     while True:
         try:
             return process.wait(_TICK_S)
@@ -272,8 +273,9 @@ def _waited(process: "subprocess.Popen[bytes]", deadline: float | None) -> int |
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
-    """Lets a task stop what it does, as Ctrl-C does, and kills what is left; also what a wrapper did not wait for."""
-    process.terminate()  # nothing, where it has ended
+    """Asks a task to stop, as Ctrl-C does, and kills what is left, including children that a wrapper did not wait
+    for."""
+    process.terminate()  # has no effect if it has ended
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(_END_S)
     with contextlib.suppress(ProcessLookupError, PermissionError):

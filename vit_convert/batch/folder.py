@@ -6,11 +6,11 @@ from vit_convert.core.bundle import Bundle
 
 
 class BatchFolder(Bundle):
-    """A workdir, and what a batch writes there; a shard's files have its number.
+    """A workdir, and the files that a batch writes there; a shard's files carry its number.
 
     Args:
         workdir: the folder.
-        shard: (number, of how many); None for a batch that is whole.
+        shard: (number, of how many); None for a whole batch.
     """
 
     def __init__(self, workdir: str, shard: tuple[int, int] | None = None):
@@ -19,12 +19,12 @@ class BatchFolder(Bundle):
 
     @property
     def lock(self) -> pathlib.Path:
-        """One batch, or one of each shard, at a time."""
+        """The lock: one batch, or one of each shard, at a time."""
         return self.root / f".batch{self._of}.lock"
 
     @property
     def record(self) -> pathlib.Path:
-        """What became of each job: `batch.json`."""
+        """How each job ended: `batch.json`."""
         return self.root / f"batch{self._of}.json"
 
     @property

@@ -13,15 +13,15 @@ from vit_convert.core.overrides import apply_overrides
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What one conversion is of, small enough to keep fifty thousand.
+    """Describes one conversion, in a form small enough to keep fifty thousand.
 
     Attributes:
         name: of its bundle, unique in the batch.
-        checkpoint: a path or an address; "" where the config file says it.
+        checkpoint: a path or an address; "" if the config file gives it.
         overrides: "--config.key=value" words, without name and checkpoint.
         config: path of the config file; "" for the defaults.
         argument: for the file's get_config().
-        origin: where it was asked for, for messages: "zoo/a.npz", "table.csv:3".
+        origin: where it was requested, for messages: "zoo/a.npz", "table.csv:3".
     """
 
     name: str
@@ -33,7 +33,8 @@ class Job:
 
     @property
     def words(self) -> list[str]:
-        """The arguments of `python -m vit_convert` for the same; of a job without config file, all but --config."""
+        """The arguments of `python -m vit_convert` for the same conversion; without --config if the job has no config
+        file."""
         config = [f"--config={self.config}{f':{self.argument}' if self.argument else ''}"] if self.config else []
         return [*config, *self._overrides]
 
@@ -48,8 +49,8 @@ class Job:
         return self.config, self.argument, self.overrides, bool(self.checkpoint)
 
     def make_config(self) -> ml_collections.ConfigDict:
-        """The full, checked config, good until the next call: jobs of one kind get one object, as making it takes
-        longer than finding out that a bundle is fresh.
+        """The full, checked config, valid until the next call: jobs of one kind share an object, because creating it
+        takes longer than finding out that a bundle is fresh.
 
         Raises:
             UsageError: the config file fails, or a value is out of range.
@@ -73,7 +74,7 @@ _made: dict[tuple[Any, ...], Any] = {}
 
 
 def shard_of(name: str, count: int) -> int:
-    """Which of `count` shards a job belongs to, from 1; the same on every machine and whatever else is converted.
+    """The shard, from 1 to `count`, that a job belongs to; the same on every machine and independent of the other jobs.
 
     Example:
         >>> shard_of("vit_b32", 4)

@@ -1,4 +1,4 @@
-"""Brings engine tasks to GPUs: one at a time on each, for each bundle one at a time, beside the conversions."""
+"""Assigns engine tasks to GPUs: one at a time per GPU and per bundle, beside the conversions."""
 
 import collections
 import contextlib
@@ -43,14 +43,14 @@ class LocalGpus:
 
 @dataclasses.dataclass
 class _Bundle:
-    """A bundle on its way past the types of GPUs.
+    """A bundle on its way through the types of GPUs.
 
     Attributes:
         outcome: of its conversion.
-        left: types that it has not been to; the first is next.
-        ended: of those that it has.
-        attempts: at the next one.
-        not_before: when that may begin, by `time.monotonic`.
+        left: types still to come; the first is next.
+        ended: outcomes for the types that are done.
+        attempts: at the next type.
+        not_before: the earliest time for that, by `time.monotonic`.
     """
 
     outcome: Outcome
@@ -67,10 +67,10 @@ class Lanes:
         gpus: where tasks run.
         workdir: of the batch.
         settings: of its engine tasks.
-        retries: further attempts of what may pass.
-        begun: told of each attempt: the bundle's name, and the GPU.
-        ended: told of each attempt that ended: the bundle's name, how, and whether another follows.
-        finished: told of each job whose engines are all through; these three come from other threads.
+        retries: further attempts after temporary failures.
+        begun: called for each attempt with the bundle's name and the GPU.
+        ended: called after each attempt with the bundle's name, the outcome, and whether another attempt follows.
+        finished: called for each job whose engines are all done. These three are called from other threads.
     """
 
     def __init__(
@@ -96,17 +96,17 @@ class Lanes:
 
     @property
     def types(self) -> list[str]:
-        """The types of GPUs that there are."""
+        """The types of GPUs."""
         return list(dict.fromkeys(device.type for device in self._threads))
 
     def add(self, outcome: Outcome) -> bool:
-        """Takes a job whose bundle is whole; False where its engines are there already, and it is finished.
+        """Accepts a job whose bundle is whole; returns False if its engines exist already, so that it is finished.
 
         Args:
             outcome: of the conversion.
 
         Raises:
-            Exception: what a thread met that is none of a task's failures.
+            Exception: an error in a thread that is not a task's failure.
         """
         if self._error is not None:
             raise self._error
@@ -121,14 +121,14 @@ class Lanes:
             if self._stopped:
                 return True
             self._turn += 1
-            turn = self._turn % len(left)  # so that no type waits until all others are through
+            turn = self._turn % len(left)  # so that no type waits until all others are done
             self._waiting.append(_Bundle(outcome, left[turn:] + left[:turn], list(known.values())))
             self._unfinished += 1
             self._condition.notify_all()
         return True
 
     def stop(self) -> None:
-        """Begins nothing more, also of what is added from now on; what runs goes on."""
+        """Starts nothing more, not even what is added later; running tasks continue."""
         with self._condition:
             self._stopped = True
             self._unfinished -= len(self._waiting)
@@ -136,10 +136,10 @@ class Lanes:
             self._condition.notify_all()
 
     def wait(self) -> None:
-        """Waits until all bundles that were added are through.
+        """Waits until all bundles that were added are done.
 
         Raises:
-            Exception: what a thread met that is none of a task's failures.
+            Exception: an error in a thread that is not a task's failure.
         """
         with self._condition:
             while self._unfinished and self._error is None:
@@ -148,7 +148,7 @@ class Lanes:
             raise self._error
 
     def close(self) -> None:
-        """Ends what runs and all threads."""
+        """Ends running tasks and all threads."""
         with self._condition:
             self._closed = True
             self._condition.notify_all()
@@ -157,7 +157,7 @@ class Lanes:
             thread.join()
 
     def _grow(self) -> None:
-        """Begins a thread for each GPU that has none; a cluster may have grown."""
+        """Starts a thread for each GPU without one; a cluster may have grown."""
         for device, count in collections.Counter(self._gpus.devices()).items():
             threads = self._threads.setdefault(device, [])
             while len(threads) < count:
@@ -172,11 +172,11 @@ class Lanes:
                     self._work(bundle, device)
             except Cancelled:
                 raise
-            except BaseException as e:  # a full disk, a bug: the main thread says so
+            except BaseException as e:  # a full disk or a bug: the main thread reports it
                 self._error = e
 
     def _next(self, device: Device) -> _Bundle | None:
-        """Waits for a bundle whose turn it is on such a GPU; None at the end."""
+        """Waits for the next bundle for such a GPU; None at the end."""
         with self._condition:
             while not self._closed:
                 now = time.monotonic()

@@ -1,4 +1,4 @@
-"""Keeps what becomes of the jobs while they run: the one writer of a batch's files."""
+"""Records the jobs' outcomes while they run: the one writer of a batch's files."""
 
 import contextlib
 import time
@@ -13,17 +13,17 @@ from vit_convert.batch.record import BatchRecord, now, write_table
 from vit_convert.core.errors import UsageError
 from vit_convert.core.progress import Progress
 
-_SHARE = 0.02  # of the time that may go into writing the record: fifty thousand jobs are 30 MB
+_SHARE = 0.02  # of the time may be spent writing the record, which for fifty thousand jobs is 30 MB
 
 
 class Ledger:
     """The outcomes of a batch, in its files.
 
     Args:
-        folder: where they lie.
+        folder: of the files.
         jobs: of the batch, in order.
         command: the command line.
-        earlier: what the last command left, by name.
+        earlier: outcomes of the last command, by name.
         mirror: sends the record on.
     """
 
@@ -44,20 +44,18 @@ class Ledger:
 
     @property
     def outcomes(self) -> list[Outcome]:
-        """Of all jobs, in order."""
+        """The outcomes of all jobs, in order."""
         return list(self._outcomes.values())
 
     def event(self, kind: str, job: str, **fields: Any) -> None:
-        """Appends a line to the events, of a job by its name."""
+        """Appends a line about a job to the events."""
         self._progress.event(kind, job=job, **fields)
 
     def put(self, outcome: Outcome) -> None:
-        """Takes a job's outcome, and writes the record if that is not too often."""
+        """Stores a job's outcome, and writes the record unless that was done just before."""
         self._outcomes[outcome.name] = outcome
         if time.monotonic() >= self._next_write:
-            with contextlib.suppress(
-                UsageError
-            ):  # a disk that is full: the bundles are what counts, and the next time tries again
+            with contextlib.suppress(UsageError):  # a full disk: only the bundles matter, and the next call tries again
                 self._write("running")
 
     def close(self, status: str) -> None:

@@ -1,4 +1,4 @@
-"""Runs jobs on this machine: as many workers at a time as its cores and its memory allow."""
+"""Runs jobs on this machine, with as many workers at a time as its cores and memory allow."""
 
 import contextlib
 import dataclasses
@@ -16,20 +16,20 @@ from vit_convert.batch.pool import Pool, Worker
 from vit_convert.batch.run import Settings
 from vit_convert.core.errors import INTERRUPTED
 
-_TICK_S = 0.5  # how often timeouts and the memory of workers are looked at
-_WARM_MIB = 1024.0  # an idle worker that holds more is ended: a fresh one holds less than half of it
+_TICK_S = 0.5  # how often timeouts and the workers' memory are checked
+_WARM_MIB = 1024.0  # an idle worker that holds more is ended: a fresh one holds less than half of this
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What a run may take.
+    """What a run may use.
 
     Attributes:
         jobs: workers at a time.
         memory_gib: of all of them together.
-        retries: further attempts of a job whose failure may pass.
+        retries: further attempts of a job after a temporary failure.
         timeout_s: for one attempt; 0 for none.
-        fail_fast: begin nothing more after a failure.
+        fail_fast: start nothing more after a failure.
         gpus: of this machine, for engine tasks.
     """
 
@@ -44,15 +44,15 @@ class Limits:
 class LocalRunner:
     """Runs the jobs of a batch in worker processes.
 
-    Largest first, so that no large one is left for the end; jobs of one kind come one after another, so that a worker
-    can use again what does not depend on weights. A job begins when its memory fits beside that of the others; one
-    that does not fit at all runs alone.
+    The largest jobs run first, so that none is left for the end; jobs of one kind run one after another, so that a
+    worker can reuse what does not depend on weights. A job starts when its memory fits beside that of the others; one
+    that never fits runs alone.
 
     Args:
         settings: of the batch.
-        limits: what may be taken.
-        watch: what people and files are told.
-        warn: says what a user should know.
+        limits: what may be used.
+        watch: receives progress.
+        warn: shows warnings to the user.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class LocalRunner:
         self._waiting: list[Waiting] = []
 
     def run(self, jobs: Sequence[Job], estimates: Mapping[str, Estimate]) -> None:
-        """Runs jobs to their end.
+        """Runs all jobs.
 
         Args:
             jobs: what to convert.
@@ -90,11 +90,11 @@ class LocalRunner:
         return LocalGpus(self._settings.workdir, self._settings.engines, self._limits.gpus)
 
     def stop(self) -> None:
-        """Begins nothing more."""
+        """Starts nothing more."""
         self._stopped = True
 
     def close(self) -> None:
-        """Nothing: workers end with `run`."""
+        """Does nothing, because workers end with `run`."""
 
     def _patience_s(self) -> float:
         if self._running or not self._waiting:
@@ -109,7 +109,7 @@ class LocalRunner:
                 return
             self._make_room(waiting, taken)
             idle = self._pool.idle
-            # The one that did the like last has its graph at hand; where none did, any.
+            # A worker that did a job of the same kind last still has its graph; otherwise, any worker will do.
             worker = idle[0] if idle else self._pool.start()
             self._waiting.remove(waiting)
             self._running[worker.pid] = waiting
@@ -118,15 +118,15 @@ class LocalRunner:
             self._watch("start", worker.number, waiting.job, None)
 
     def _taken_mib(self) -> float:
-        """What is set aside for the jobs that run, or held by them if that is more."""
+        """Memory reserved for the running jobs, or held by them if that is more."""
         return sum(max(self._needed_mib(self._running[worker.pid]), worker.rss_mib) for worker in self._pool.busy)
 
     def _fits(self, waiting: Waiting, taken: float) -> bool:
-        """Whether a job's memory fits beside what runs; beside nothing any does."""
+        """Whether a job's memory fits beside the running jobs; if none runs, any job fits."""
         return not taken or taken + self._needed_mib(waiting) <= self._limits.memory_gib * 1024
 
     def _make_room(self, waiting: Waiting, taken: float) -> None:
-        """Ends idle workers whose memory a job needs, all but the one that it gets."""
+        """Ends idle workers whose memory a job needs, except the worker that it gets."""
         needed, limit = self._needed_mib(waiting), self._limits.memory_gib * 1024
         if not taken and needed > limit and waiting.attempts == 0:
             allowed = f"--memory_gib={self._limits.memory_gib:.3g}"
@@ -139,7 +139,7 @@ class LocalRunner:
         return self._corrected.memory_mib(waiting.estimate) * waiting.factor
 
     def _take(self, worker: Worker) -> None:
-        """Takes what a worker sends, or buries it."""
+        """Receives what a worker sends, or handles its death."""
         waiting = self._running.pop(worker.pid, None)
         outcome = worker.take()
         if outcome is None:

@@ -1,10 +1,10 @@
-"""How much memory this machine has, and how much of it a process holds. Linux tells; elsewhere little is known."""
+"""How much memory this machine has, and how much of it a process holds; little is known outside Linux."""
 
 import os
 import pathlib
 
 GIB = 1 << 30
-_KEPT = 0.9  # of what is free: the system and the parent process live there too
+_KEPT = 0.9  # of free memory: the system and the parent process need some too
 _UNKNOWN_GIB = 8.0
 
 
@@ -33,7 +33,7 @@ def _meminfo_bytes(key: str) -> int | None:
 
 
 def _cgroup_bytes() -> int | None:
-    """What a container's limit leaves, None without a limit."""
+    """The memory left under a container's limit; None without a limit."""
     for limit, used in (
         ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
         ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),

@@ -1,4 +1,4 @@
-"""The files of a batch in a remote workdir: fetched when it begins, sent there as they change."""
+"""The files of a batch in a remote workdir: downloaded at the start, and uploaded as they change."""
 
 import contextlib
 import os
@@ -11,22 +11,22 @@ from vit_convert.batch.remote_lock import hold_remote
 from vit_convert.core.bundle import atomic
 from vit_convert.core.errors import ConvertError
 
-_PAUSE_S = 30.0  # between two uploads of a record: bundles' own commits are what counts
+_PAUSE_S = 30.0  # between two uploads of a record: only the bundles' own commits matter
 
 
 class Mirror:
-    """Keeps a batch's files in two places; does nothing where its workdir is a folder.
+    """Keeps a batch's files in two places; does nothing if its workdir is a folder.
 
     Args:
         folder: where they are written.
-        remote: where they go, None for nowhere.
+        remote: where they go; None for nowhere.
     """
 
     def __init__(self, folder: BatchFolder, remote: Remote | None):
         self._folder, self._remote, self._next = folder, remote, 0.0
 
     def fetch(self) -> None:
-        """Brings the record and the events of the last command here."""
+        """Downloads the record and the events of the last command."""
         for path in (self._folder.record, self._folder.events):
             content = self._remote.read(path.name) if self._remote else None
             if content is not None:
@@ -34,17 +34,17 @@ class Mirror:
                     temporary.write_bytes(content)
 
     def record_changed(self) -> None:
-        """Sends the record, if that is not too often; a store that fails now is asked again later."""
+        """Uploads the record, unless that was done just before; if the store fails now, a later call tries again."""
         if self._remote is not None and time.monotonic() >= self._next:
             with contextlib.suppress(ConvertError):
                 self._remote.write(self._folder.record.name, self._folder.record.read_bytes())
             self._next = time.monotonic() + _PAUSE_S
 
     def finish(self) -> None:
-        """Sends all files, and removes them here.
+        """Uploads all files, and removes the local ones.
 
         Raises:
-            StoreError: the store did not take one; all are still here.
+            StoreError: the store refused one; all are still here.
         """
         if self._remote is None:
             return
@@ -61,12 +61,12 @@ def mirrored(folder: BatchFolder, address: str, command: str) -> Iterator[Mirror
     """Holds a remote workdir while the block runs, and keeps the batch's files there.
 
     Args:
-        folder: where they are written; removed in the end if no bundle is left in it.
+        folder: where they are written; removed at the end if no bundle is left in it.
         address: of the remote workdir; "" for none.
         command: for people who find it held.
 
     Raises:
-        HeldError: another batch works there.
+        HeldError: another batch is using it.
         StoreError: the store does not answer.
     """
     if not address:
@@ -80,5 +80,5 @@ def mirrored(folder: BatchFolder, address: str, command: str) -> Iterator[Mirror
             yield mirror
         finally:
             mirror.finish()
-    with contextlib.suppress(OSError):  # half-made bundles stay: the same command goes on with them
+    with contextlib.suppress(OSError):  # unfinished bundles stay: the same command continues them
         os.rmdir(folder.root)

@@ -1,4 +1,4 @@
-"""What became of a job."""
+"""The outcome of a job."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -15,9 +15,9 @@ class Checked(Record):
     """How one precision's graph compares with JAX.
 
     Attributes:
-        precision: "fp32", "fp16", …; of a pair's towers "image/fp32", ….
+        precision: "fp32", "fp16", …; for a pair's towers "image/fp32", ….
         passed: whether it met its tolerance.
-        cosine: smallest of any image, to JAX; None where it was not measured.
+        cosine: smallest of any image, to JAX; None if not measured.
         top1: in percent; None without labelled images.
     """
 
@@ -29,7 +29,7 @@ class Checked(Record):
 
 @dataclasses.dataclass(frozen=True)
 class Figures(Record):
-    """What a bundle's report says in short.
+    """A summary of a bundle's report.
 
     Attributes:
         family, variant: of the model.
@@ -37,8 +37,8 @@ class Figures(Record):
         image_size: (height, width) in pixels.
         onnx_bytes: of model.onnx and its weights.
         top1: of JAX, in percent; None without labelled images.
-        checks: one a precision, in order.
-        warnings: what a conversion found odd in its checkpoint and converted all the same: a head of zeros, for one.
+        checks: one per precision, in order.
+        warnings: oddities of a checkpoint that was converted nevertheless, such as a head of zeros.
     """
 
     family: str = ""
@@ -53,19 +53,19 @@ class Figures(Record):
 
 @dataclasses.dataclass(frozen=True)
 class EngineOutcome(Record):
-    """What became of a bundle's engines on one type of GPU.
+    """The outcome for a bundle's engines on one type of GPU.
 
     Attributes:
-        gpu: the type, as the cluster or the driver calls it; "" if unknown.
-        device: which one of its host's.
+        gpu: the type, by its name in the cluster or the driver; "" if unknown.
+        device: which GPU of its host.
         host: where it ran.
         status: "done", "fresh" (nothing had changed), "failed" or "timeout".
         exit_code: what `python -m vit_convert.engine` ended with; 130 after a timeout.
         seconds: of the last attempt.
         attempts: how often it was begun by this command.
         error: what went wrong, and `fix` what to do about it; "" otherwise.
-        passing: whether another attempt may end better.
-        gpu_name: what the benchmark ran on; "" without one.
+        passing: whether another attempt may succeed.
+        gpu_name: the GPU of the benchmark; "" without one.
         recommended: the precision that the benchmark recommends; "" for none.
         images_per_second: the fastest row of the benchmark; 0 without one.
     """
@@ -86,7 +86,7 @@ class EngineOutcome(Record):
 
     @property
     def finished(self) -> bool:
-        """Whether all that was asked for is there."""
+        """Whether everything requested is there."""
         return self.status in DONE
 
 
@@ -96,18 +96,18 @@ class Outcome(Record):
 
     Attributes:
         name: of the job, and of its bundle in the workdir.
-        checkpoint: as it was given; "" where the config file says it.
-        status: "done", "fresh" (nothing had changed), "failed", "timeout", or "pending": not begun or not finished.
+        checkpoint: as given; "" if the config file gives it.
+        status: "done", "fresh" (nothing had changed), "failed", "timeout", or "pending": not started or not finished.
         exit_code: what a single conversion would have ended with; 130 after a timeout, None while pending.
         seconds: of the last attempt.
-        peak_rss_mib: most memory that its process held in a stage that ran.
+        peak_rss_mib: peak memory of its process in any stage that ran.
         host: where it ran.
         attempts: how often it was begun by this command.
         error: what went wrong, and `fix` what to do about it; "" otherwise.
-        passing: whether another attempt may end better: the process was killed, a network or a lock was in the way.
-        figures: from the bundle's report, also after a failure as far as it came.
-        engines: what became of its engines, one a type of GPU; () where none were asked for. One that failed makes the
-            job a failed one, with its exit code and its words.
+        passing: whether another attempt may succeed, because the process was killed, or a network or a lock failed.
+        figures: from the bundle's report, as far as it got if the job failed.
+        engines: outcomes for its engines, one per type of GPU; () if none were requested. If one fails, so does the
+            job, with the same exit code and message.
     """
 
     name: str
@@ -152,7 +152,7 @@ class Outcome(Record):
 
 
 def figures_of(report: Mapping[str, Any]) -> Figures:
-    """Takes the figures out of a bundle's report; the one place of a batch that knows its keys."""
+    """Extracts the figures from a bundle's report; only this part of a batch knows the report's keys."""
     checkpoint, accuracy = report.get("checkpoint") or {}, report.get("accuracy") or {}
     checks = dict(report.get("checks") or {})
     for tower, found in (report.get("towers") or {}).items():
@@ -173,7 +173,8 @@ def figures_of(report: Mapping[str, Any]) -> Figures:
 
 
 def peak_of(report: Mapping[str, Any]) -> float:
-    """The largest peak of the stages that ran, in MiB; 0 of a pair, whose report does not have its towers' stages."""
+    """The largest peak of the stages that ran, in MiB; 0 for a pair, whose report does not include its towers'
+    stages."""
     ran = [row for row in report.get("stages") or [] if row.get("status") != "fresh" and not report.get("towers")]
     return max((row.get("peak_rss_mib") or 0.0 for row in ran), default=0.0)
 

@@ -1,4 +1,4 @@
-"""Worker processes: started when they are needed, warm from job to job, and never left behind."""
+"""Worker processes: started on demand, warm from job to job, and never left behind."""
 
 import contextlib
 import os
@@ -18,8 +18,8 @@ from vit_convert.batch.run import Settings
 from vit_convert.core.bundle import Bundle
 from vit_convert.core.leftovers import tidy
 
-_END_S = 10.0  # that a worker has to let go of its bundle
-_LAST_WORDS = 2000  # characters of what a dead worker said
+_END_S = 10.0  # time for a worker to release its bundle
+_LAST_WORDS = 2000  # characters of a dead worker's output
 
 
 class Worker:
@@ -29,15 +29,15 @@ class Worker:
         settings: of the batch.
 
     Attributes:
-        number: tells the lines on a screen apart; the lowest that no other worker of this process has.
-        job: what it works on; None while it is idle.
-        begun: when it began with it, by `time.monotonic`.
+        number: identifies its line on the screen; the lowest one not used by another worker.
+        job: its current one; None while it is idle.
+        begun: when it started that, by `time.monotonic`.
     """
 
     def __init__(self, settings: Settings, number: int):
         self.number, self.job, self.begun, self._workdir = number, None, 0.0, settings.workdir
         self.connection, theirs = Pipe()
-        # Closed with the process. It has no name: nothing stays, whoever is killed.
+        # Closed with the process. It has no name, so nothing remains, whoever is killed.
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
         command = [sys.executable, "-m", "vit_convert.batch.worker", str(theirs.fileno()), str(os.getpid())]
         self._process = subprocess.Popen(
@@ -46,10 +46,10 @@ class Worker:
             stdout=self._log,
             stderr=self._log,
             pass_fds=[theirs.fileno()],
-            start_new_session=True,  # Ctrl-C is for the parent, which lets workers finish their files
+            start_new_session=True,  # Ctrl-C goes to the parent, which lets workers finish their files
         )
         theirs.close()
-        with contextlib.suppress(OSError):  # it died at once: its first job will tell
+        with contextlib.suppress(OSError):  # it died at once: its first job will show that
             self.connection.send(settings)
 
     job: Job | None
@@ -65,7 +65,7 @@ class Worker:
         return rss_mib(self.pid)
 
     def give(self, job: Job) -> None:
-        """Lets it begin with a job; the outcome comes over `connection`."""
+        """Gives it a job; the outcome comes over `connection`."""
         self.job, self.begun = job, time.monotonic()
         with contextlib.suppress(OSError):
             self.connection.send(job)
@@ -80,7 +80,7 @@ class Worker:
         return outcome
 
     def ask_to_end(self) -> None:
-        """Lets it stop what it does, as Ctrl-C stops a conversion."""
+        """Asks it to stop, as Ctrl-C stops a conversion."""
         with contextlib.suppress(OSError):
             if self.job is None:
                 self.connection.send(None)
@@ -93,7 +93,7 @@ class Worker:
             deadline: by `time.monotonic`; None for ten seconds from now.
 
         Returns:
-            How the process ended, and what it said last.
+            How the process ended, and its last output.
         """
         self.ask_to_end()
         try:
@@ -104,7 +104,7 @@ class Worker:
         return self._close()
 
     def bury(self) -> str:
-        """What became of a process that has closed its connection, and what it said last."""
+        """How a process that has closed its connection ended, and its last output."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_END_S)
         self._process.kill()
@@ -137,23 +137,23 @@ class Pool:
 
     @property
     def idle(self) -> list[Worker]:
-        """Those without a job."""
+        """Workers without a job."""
         return [worker for worker in self.workers if worker.job is None]
 
     @property
     def busy(self) -> list[Worker]:
-        """Those with one."""
+        """Workers with a job."""
         return [worker for worker in self.workers if worker.job is not None]
 
     def start(self) -> Worker:
-        """One more worker."""
+        """Starts another worker."""
         taken = {worker.number for worker in self.workers}
         worker = Worker(self._settings, next(i for i in range(len(taken) + 1) if i not in taken))
         self.workers.append(worker)
         return worker
 
     def ready(self, timeout_s: float) -> list[Worker]:
-        """Workers that have an outcome or died, at the latest after `timeout_s`."""
+        """Workers that have an outcome or died; returns after `timeout_s` at the latest."""
         ready = wait([worker.connection for worker in self.workers], timeout_s)
         return [worker for worker in self.workers if worker.connection in ready]
 
@@ -168,7 +168,7 @@ class Pool:
         return worker.bury()
 
     def close(self) -> None:
-        """Ends all, at once rather than one by one."""
+        """Ends all workers, concurrently."""
         deadline = time.monotonic() + _END_S
         for worker in self.workers:
             worker.ask_to_end()

@@ -1,4 +1,4 @@
-"""`batch.json`: one record of a whole batch, with one writer; and the table of the same."""
+"""`batch.json`: the record of a whole batch, with one writer; and the same as a table."""
 
 import csv
 import dataclasses
@@ -17,16 +17,16 @@ SCHEMA = "vit_convert.batch/1"
 
 @dataclasses.dataclass(frozen=True)
 class BatchRecord(Record):
-    """What `batch.json` holds; the one schema of it.
+    """The content and schema of `batch.json`.
 
     Attributes:
-        schema: names these attributes; another one's files are not read.
+        schema: version of these attributes; files with another one are not read.
         vit_convert: version of the writer.
         command: the last command line.
         begun, updated: in UTC, ISO 8601.
         status: "running", or how the last command ended: "done", "failed", "interrupted".
         counts: jobs by status.
-        jobs: in the order in which they were asked for.
+        jobs: in the order of the request.
     """
 
     schema: str
@@ -40,7 +40,7 @@ class BatchRecord(Record):
 
     @classmethod
     def of(cls, command: str, begun: str, status: str, outcomes: Iterable[Outcome]) -> "BatchRecord":
-        """The record of these outcomes as of now."""
+        """The record of these outcomes, dated now."""
         jobs = tuple(outcomes)
         counts: dict[str, int] = {}
         for job in jobs:
@@ -74,7 +74,7 @@ _FIGURES = ("family", "variant", "num_params", "onnx_bytes", "top1")
 
 
 def write_table(path: pathlib.Path, jobs: Sequence[Outcome]) -> None:
-    """Writes one row a job, with columns for each precision and each type of GPU that any of them has."""
+    """Writes one row per job, with columns for each precision and each type of GPU that occurs."""
     precisions = list(dict.fromkeys(check.precision for job in jobs for check in job.figures.checks))
     gpus = list(dict.fromkeys(engine.gpu for job in jobs for engine in job.engines))
     header = [

@@ -1,8 +1,8 @@
 """A workdir in an object store (`gs://`, `s3://`, whatever fsspec reads): bundles are uploaded whole, and committed by
-a last file.
+a final file.
 
-A bundle `<workdir>/<name>/` is there when `<name>/commit.json` is: it names every file with its size and sha256, and is
-removed before any of them changes. What a killed upload left is not a bundle, and the next one takes its place.
+A bundle `<workdir>/<name>/` exists once `<name>/commit.json` does: it lists every file with its size and sha256, and is
+removed before any of them changes. What a killed upload left is not a bundle, and the next upload replaces it.
 """
 
 import contextlib
@@ -22,11 +22,11 @@ from vit_convert.core.record import Record, RecordError, optional
 
 COMMIT = "commit.json"
 _SCHEMA = "vit_convert.commit/1"
-_AT_A_TIME = 256  # commits that are read together
+_AT_A_TIME = 256  # commits read concurrently
 
 
 class StoreError(PassingError, UsageError):
-    """An object store did not do what it was asked; it may later."""
+    """An object store failed; it may work later."""
 
     exit_code = UsageError.exit_code
 
@@ -108,10 +108,10 @@ class Remote:
             import fsspec
 
             protocol = fsspec.utils.get_protocol(address)
-            # Others make folders of object names by themselves; listings would be those of before an upload.
+            # Other stores create folders implicitly; cached listings would be outdated after an upload.
             options = {"auto_mkdir": True} if protocol in ("file", "local") else {"use_listings_cache": False}
             self._fs, root = fsspec.core.url_to_fs(self.address, **options)
-        except (ImportError, ValueError) as e:  # the latter of an unknown kind of address
+        except (ImportError, ValueError) as e:  # the latter for an unknown kind of address
             raise UsageError(
                 f"--workdir={address}: {e}", fix="pip install 'vit_convert[s3]' or 'vit_convert[gs]'"
             ) from e
@@ -140,7 +140,7 @@ class Remote:
             self._fs.rm_file(self.path(name))
 
     def commits(self, names: Sequence[str]) -> dict[str, Commit]:
-        """What is known of the bundles that are whole.
+        """The commits of the bundles that are whole.
 
         Args:
             names: of bundles.
@@ -156,15 +156,15 @@ class Remote:
         return found
 
     def push(self, bundle: Bundle, key: str, checkpoint: CheckpointIdentity, outcome: Outcome) -> None:
-        """Uploads a bundle, and commits it when every file is there; files of an earlier one go, or stay if they are
-        the same.
+        """Uploads a bundle, and commits it when every file is there; files of an earlier one are removed, or kept if
+        they are the same.
 
         Args:
             bundle: whole.
             key, checkpoint, outcome: for its `Commit`.
 
         Raises:
-            StoreError: the store did not take a file.
+            StoreError: the store refused a file.
         """
         name = bundle.root.name
         files = {path.relative_to(bundle.root).as_posix(): path for path in sorted(_files(bundle))}
@@ -189,12 +189,12 @@ class Remote:
 
         Args:
             name: of the bundle.
-            folder: gets it.
+            folder: to download to.
             commit: from `commits`.
-            of: which of its files.
+            of: selects its files.
 
         Raises:
-            StoreError: a file is not the one that was committed.
+            StoreError: a file differs from the committed one.
         """
         for part, stored in commit.files.items():
             path = folder / part
@@ -207,7 +207,7 @@ class Remote:
                 raise StoreError(f"{self.address}/{name}/{part}: is not the file that was committed")
 
     def _names(self, name: str) -> set[str]:
-        """What lies below a folder."""
+        """The names below a folder."""
         root = self.path(name) + "/"
         with self._errors(name):
             try:
@@ -217,7 +217,8 @@ class Remote:
 
     @contextlib.contextmanager
     def _errors(self, name: str) -> Iterator[None]:
-        """Says which file it was; which of a store's errors may pass, their many classes do not tell."""
+        """Adds the file's name to errors; all of a store's errors count as temporary, because their classes do not
+        say."""
         try:
             yield
         except UsageError:
@@ -234,7 +235,7 @@ class Remote:
 
 @functools.cache
 def remote_at(address: str) -> Remote:
-    """The store at an address; one connection for a process."""
+    """The store at an address; one connection per process."""
     return Remote(address)
 
 
@@ -247,7 +248,7 @@ def _commit(text: bytes) -> Commit | None:
 
 
 def _files(bundle: Bundle) -> Iterator[pathlib.Path]:
-    """All files of a bundle but locks and what is not whole."""
+    """All files of a bundle except locks and unfinished ones."""
     return (path for path in bundle.root.rglob("*") if path.is_file() and not path.name.startswith("."))
 
 

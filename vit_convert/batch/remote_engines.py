@@ -1,4 +1,4 @@
-"""Engine tasks of bundles in a remote workdir: fetched, worked on, and committed again."""
+"""Engine tasks for bundles in a remote workdir, which are downloaded, worked on, and committed again."""
 
 import dataclasses
 import os
@@ -27,7 +27,7 @@ def run_task(tasks: Tasks, workdir: str, name: str, settings: EngineSettings, de
         remote.pull(name, bundle.root, commit)
         outcome = tasks.run(workdir, name, settings, device)
         if not (outcome.passing and outcome.exit_code == HeldError.exit_code):  # another's files
-            remote.push(bundle, commit.key, commit.checkpoint, commit.outcome)  # what was built stays, whatever failed
+            remote.push(bundle, commit.key, commit.checkpoint, commit.outcome)  # keep what was built, whatever failed
             forget(bundle)
     except ConvertError as e:
         passing = isinstance(e, PassingError)
@@ -50,5 +50,5 @@ def kept_of(workdir: str, name: str, settings: EngineSettings, gpu: str) -> Engi
 
 
 def _is_note(part: str) -> bool:
-    """Whether a file tells what was done: small ones."""
+    """Whether a file is one of the small ones that record what was done."""
     return part.endswith("manifest.json") or part.startswith("engines/batch-")

@@ -1,8 +1,8 @@
 """The lock of a remote workdir: one batch at a time, as far as an object store can tell.
 
-A store has no locks. The holder writes who it is and beats every few seconds; one that was silent for long, or whose
-process is gone from this machine, is dead. Two that begin within the same second may both win: each bundle's commit
-still names one upload's files by their sums.
+A store has no locks. The holder writes its identity and a heartbeat every few seconds; it counts as dead if it was
+silent for long, or if its process on this machine is gone. Two that start within the same second may both win, but even
+then each bundle's commit lists the files of a single upload by their sums.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from vit_convert.core.record import Record
 
 @dataclasses.dataclass(frozen=True)
 class _Beat(Record):
-    """What the lock's file holds: who, and the last sign of life (unix seconds, by the holder's clock)."""
+    """The content of the lock's file: the holder, and its last sign of life (unix seconds, by the holder's clock)."""
 
     holder: Holder
     time: float
@@ -56,7 +56,7 @@ def hold_remote(remote: Remote, name: str, command: str) -> Iterator[None]:
     finally:
         done.set()
         thread.join()
-        with contextlib.suppress(ConvertError):  # it ends by itself
+        with contextlib.suppress(ConvertError):  # it expires by itself
             remote.remove(name)
 
 
@@ -66,7 +66,7 @@ def _beat(remote: Remote, name: str, holder: Holder) -> None:
 
 def _beat_until(remote: Remote, name: str, holder: Holder, done: threading.Event) -> None:
     while not done.wait(BEAT_S):
-        with contextlib.suppress(ConvertError):  # the next one may come through
+        with contextlib.suppress(ConvertError):  # the next one may get through
             _beat(remote, name, holder)
 
 

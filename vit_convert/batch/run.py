@@ -1,4 +1,4 @@
-"""Runs one job in this process, which lives on whatever becomes of it."""
+"""Runs one job in this process, which survives whatever happens to it."""
 
 import dataclasses
 import os
@@ -23,12 +23,12 @@ class Settings:
     """What all jobs of a batch have in common.
 
     Attributes:
-        workdir: gets a bundle for each job.
-        checkpoints: folders in which checkpoints are looked for, and to which they are fetched.
+        workdir: for the bundles of all jobs.
+        checkpoints: folders searched for checkpoints; downloads go to the first.
         until: last stage; "" for all.
         force: redo fresh stages.
-        engines: what is done with each bundle on a GPU.
-        remote: the address that whole bundles go to from `workdir`; "" where they stay.
+        engines: what to do with each bundle on a GPU.
+        remote: the address to which whole bundles go from `workdir`; "" if they stay.
         page: write report.html of each bundle, where its packages are installed.
     """
 
@@ -42,12 +42,12 @@ class Settings:
 
     @property
     def folders(self) -> list[str]:
-        """Where a checkpoint is looked for."""
+        """The folders to search for a checkpoint."""
         return [*self.checkpoints, "checkpoints"]
 
 
 def run_job(job: Job, settings: Settings) -> Outcome:
-    """Converts, and turns whatever happens but an interrupt into an outcome.
+    """Converts, and turns whatever happens, except an interrupt, into an outcome.
 
     Args:
         job: what to convert.
@@ -76,10 +76,10 @@ def run_job(job: Job, settings: Settings) -> Outcome:
         ended = dataclasses.replace(begun, status="fresh" if is_fresh(report) else "done", exit_code=0)
     except (Exception, SystemExit) as e:
         ended = _failed(begun, e)
-        if _identity(bundle.report) != before:  # else it is an earlier conversion's
+        if _identity(bundle.report) != before:  # otherwise it is from an earlier conversion
             report = read_json(bundle.report) or {}
     finally:
-        give_memory_back()  # the next conversion's size is reckoned from an empty process
+        give_memory_back()  # the next conversion's memory is estimated for an empty process
     ended = dataclasses.replace(ended, peak_rss_mib=peak_of(report), figures=figures_of(report))
     if ended.finished and settings.remote:
         ended = _stored(job, settings, bundle, dataclasses.replace(ended, seconds=_since(started)))
@@ -91,7 +91,7 @@ def _since(started: float) -> float:
 
 
 def _stored(job: Job, settings: Settings, bundle: Bundle, ended: Outcome) -> Outcome:
-    """Uploads a bundle; one that was here but not there is done only now."""
+    """Uploads a bundle; a fresh one that had not been uploaded yet counts as done."""
     done = dataclasses.replace(ended, status="done")
     try:
         store(bundle, settings.remote, job, settings.until, settings.folders, done)

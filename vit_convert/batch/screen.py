@@ -1,4 +1,4 @@
-"""What people see of a batch: a bar, a line for each worker, and at the end a table."""
+"""What people see of a batch: a bar, a line for each worker, and a table at the end."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,11 +12,11 @@ from vit_convert.core.text_table import text_table
 
 _SHOWN_ERRORS = 40
 _SHOWN_WARNED = 8
-_LONGEST = 160  # characters of an error in the table; batch.json has all
+_LONGEST = 160  # characters of an error in the table; batch.json has all of them
 
 
 class Screen:
-    """Shows progress on stderr: live on a terminal, else a line for each job that ended.
+    """Shows progress on stderr: live on a terminal, otherwise a line for each finished job.
 
     Args:
         estimates: by job, for the time that is left.
@@ -49,7 +49,7 @@ class Screen:
         self._bars.stop()
 
     def start(self, line: int | None, job: Job) -> None:
-        """A worker, which has this line, begins with a job; None where workers are elsewhere."""
+        """The worker on this line starts a job; None if workers are elsewhere."""
         if line is None:
             return
         if line not in self._lines:
@@ -57,12 +57,12 @@ class Screen:
         self._bars.reset(self._lines[line], description=f"  {line + 1}  {job.name}", total=None)
 
     def rest(self, line: int | None) -> None:
-        """A worker has nothing to do."""
+        """A worker is idle."""
         if line in self._lines:
             self._bars.update(self._lines[line], description=f"  {line + 1}" if line is not None else "")
 
     def end(self, line: int | None, outcome: Outcome) -> None:
-        """A job ended; `line` is None where no worker had it."""
+        """A job ended; `line` is None if no worker ran it."""
         self._ended += 1
         self._bars.update(self._all, advance=self._estimates[outcome.name].seconds, count=self._count)
         self.rest(line)
@@ -80,7 +80,7 @@ class Screen:
 
 
 def summary(outcomes: Sequence[Outcome]) -> str:
-    """What became of a batch: a row for each model that was converted, the failures by name, and how many ended how."""
+    """The result of a batch: a row for each converted model, the failures by name, and counts of outcomes."""
     blocks = []
     if rows := _rows(outcomes):
         blocks.append(text_table(("model", "jobs", "params", "seconds", "peak MiB", "worst cosine"), rows))
@@ -120,7 +120,7 @@ def _rows(outcomes: Sequence[Outcome]) -> list[tuple[str, ...]]:
 
 
 def dry_table(jobs: Sequence[Job], estimates: Mapping[str, Estimate], workers: int) -> str:
-    """What `--dry_run` prints: each job with what it will take, and all of them together."""
+    """What `--dry_run` prints: the estimate for each job and for all of them together."""
     rows = []
     for job in jobs:
         found = estimates[job.name]

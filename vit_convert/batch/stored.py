@@ -1,4 +1,4 @@
-"""What is committed in a remote workdir: whether a job would make the same again, and how a bundle gets there."""
+"""Bundles committed in a remote workdir: whether a job would make the same again, and how to upload one."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from vit_convert.core.version import __version__
 
 
 def key_of(config: ml_collections.ConfigDict, until: str) -> str:
-    """The hash of what a conversion is asked for.
+    """The hash of a conversion's request.
 
     Args:
         config: full and checked.
@@ -31,8 +31,8 @@ def identity_of(checkpoint: str, folders: Sequence[str]) -> CheckpointIdentity:
     """What identifies a checkpoint's content.
 
     Args:
-        checkpoint: as the config names it.
-        folders: where it is looked for.
+        checkpoint: as in the config.
+        folders: to search.
     """
     path = next((path for path in candidates(checkpoint, folders) if os.path.exists(path)), "")
     if not path:
@@ -43,9 +43,9 @@ def identity_of(checkpoint: str, folders: Sequence[str]) -> CheckpointIdentity:
 
 
 def is_same(known: CheckpointIdentity, checkpoint: str, folders: Sequence[str]) -> bool:
-    """Whether a checkpoint has the content that `identity_of` found once; a file is read only if its time differs.
+    """Whether a checkpoint still has the content that `identity_of` found; a file is read only if its time differs.
 
-    An address that is not here is the same: it says what it is of.
+    An address that is not on this machine counts as unchanged.
     """
     path = next((path for path in candidates(checkpoint, folders) if os.path.isfile(path)), "")
     if path and (known.bytes, known.mtime_ns) == _stamp(path):
@@ -70,7 +70,7 @@ def store(bundle: Bundle, address: str, job: Job, until: str, folders: Sequence[
     """Uploads a bundle that is whole, commits it, and removes the local copy.
 
     Raises:
-        StoreError: the store did not take it; the local copy stays.
+        StoreError: the store refused it; the local copy stays.
     """
     config = job.make_config()
     remote_at(address).push(bundle, key_of(config, until), identity_of(config.checkpoint, folders), outcome)

@@ -9,20 +9,20 @@ from vit_convert.batch.draft import known_key, text_of
 from vit_convert.core.errors import UsageError
 
 Setting = Mapping[str, Any]  # key to value
-_FIX = "For example --sweep config.precision=fp16,int8; values that hold a comma are parted by ';'."
+_FIX = "For example --sweep config.precision=fp16,int8; values that contain a comma are separated by ';'."
 
 
 def settings_of_flags(words: Sequence[str]) -> list[dict[str, str]]:
-    """Every combination of what `--sweep` gives.
+    """Every combination of the `--sweep` flags.
 
     Args:
         words: each "config.key=a,b", or "config.key=a;b,c" where a value holds commas.
 
     Returns:
-        One {key: value} a combination, the last word's values next to each other; [{}] without words.
+        One {key: value} per combination, with the last word varying fastest; [{}] without words.
 
     Raises:
-        UsageError: not of this form, an unknown key, or one key twice.
+        UsageError: a word has another form, a key is unknown, or a key occurs twice.
 
     Example:
         >>> settings_of_flags(["config.precision=fp16,int8"])
@@ -41,13 +41,13 @@ def settings_of_flags(words: Sequence[str]) -> list[dict[str, str]]:
 
 
 def _split(values: str) -> list[str]:
-    """Splits at ";", or where there is none at the commas outside brackets."""
+    """Splits at ";", or if there is none at commas outside brackets."""
     parts = values.split(";") if ";" in values else re.findall(r"(?:\([^)]*\)|\[[^]]*\]|[^,([])+", values)
     return list(dict.fromkeys(part.strip() for part in parts))
 
 
 class Hyper:
-    """What is given to a config's `get_hyper(hyper)`: the functions that public JAX configs call there.
+    """The argument of a config's `get_hyper(hyper)`, with the functions that public JAX configs call there.
 
     Example:
         >>> hyper = Hyper()
@@ -56,11 +56,11 @@ class Hyper:
     """
 
     def sweep(self, name: str, values: Sequence[Any]) -> list[Setting]:
-        """One key in several values."""
+        """One key with several values."""
         return [{name: value} for value in values]
 
     def fixed(self, name: str, value: Any, length: int = 1) -> list[Setting]:
-        """One key in one value, `length` times."""
+        """One key with one value, `length` times."""
         return [{name: value}] * length
 
     def product(self, parts: Sequence[Sequence[Setting]]) -> list[Setting]:
@@ -68,7 +68,7 @@ class Hyper:
         return [_merged(combination) for combination in itertools.product(*parts)]
 
     def zipit(self, parts: Sequence[Sequence[Setting]]) -> list[Setting]:
-        """The first of each, the second of each, …; parts of one value go with all."""
+        """The first of each, the second of each, …; parts with one value are repeated."""
         length = max(map(len, parts), default=0)
         if not all(len(part) in (1, length) for part in parts):
             raise ValueError(f"zipit of parts of {', '.join(str(len(part)) for part in parts)} values")
@@ -80,7 +80,7 @@ class Hyper:
 
 
 def settings_of_hyper(made: Any, origin: str) -> list[dict[str, str]]:
-    """What a get_hyper() returned, as settings.
+    """The result of get_hyper() as settings.
 
     Raises:
         UsageError: it is not a list of {key: value}, or names an unknown key.

@@ -12,8 +12,8 @@ from vit_convert.batch.draft import Draft, draft_of, stem_of
 from vit_convert.batch.where import Where
 from vit_convert.core.errors import UsageError
 
-# "How to train your ViT?": gs://vit_models/augreg/index.csv has a row for each fine-tuned file, and beside it the one
-# that it began with.
+# "How to train your ViT?": gs://vit_models/augreg/index.csv has a row for each fine-tuned file, with the pretrained
+# file that it started from.
 _AUGREG_COLUMNS = {"filename", "adapt_filename", "ds"}
 _AUGREG = "gs://vit_models/augreg/{}.npz"
 _FINE_TUNED = "adapt_filename"
@@ -21,7 +21,7 @@ _FINE_TUNED = "adapt_filename"
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A row of a table: where it stands, and its cells."""
+    """A row of a table: its place, and its cells."""
 
     origin: str
     cells: Mapping[str, Any]
@@ -31,15 +31,15 @@ def drafts_of_table(path: str, *, where: str = "", column: str = "") -> list[Dra
     """Reads a table of jobs.
 
     Args:
-        path: `.csv` with a header, or `.jsonl` with one object a line: `name`, `checkpoint`, and any config key.
-            Columns whose name begins with "_" are for people and for `where`. The index of AugReg is known by its
+        path: `.csv` with a header, or `.jsonl` with one object per line: `name`, `checkpoint`, and any config key.
+            Columns whose name begins with "_" are only for people and `where`. The index of AugReg is recognised by its
             columns.
-        where: takes the rows for which this holds, see `Where`; empty for all.
-        column: which one holds the checkpoint; empty for `checkpoint`, and in AugReg's index for `adapt_filename`, the
+        where: selects the rows for which this holds, see `Where`; empty for all.
+        column: the one with the checkpoint; empty for `checkpoint`, and in AugReg's index for `adapt_filename`, the
             fine-tuned files.
 
     Returns:
-        One draft a row; of AugReg's index, one a file.
+        One draft per row, or per file for AugReg's index.
 
     Raises:
         UsageError: the table cannot be read, has an unknown column, or no row is taken.
@@ -61,7 +61,7 @@ def drafts_of_table(path: str, *, where: str = "", column: str = "") -> list[Dra
 
 
 def typed(cell: Any) -> Any:
-    """A cell of a CSV as the number that it is; None for an empty one.
+    """A cell of a CSV, converted if it is a number; None for an empty one.
 
     Example:
         >>> typed("384"), typed("i1k"), typed("")

@@ -1,4 +1,4 @@
-"""Passes what happens to the jobs of a batch on: to its files, to people, and from conversions to engines."""
+"""Passes on what happens to the jobs of a batch: to its files, to people, and from conversions to engines."""
 
 import dataclasses
 import threading
@@ -20,12 +20,12 @@ _TOLD_OF_ENGINES = ("gpu", "device", "host", "status", "exit_code", "seconds", "
 
 
 class Told:
-    """Is told of each attempt of a job, from any thread.
+    """Receives every attempt of a job, from any thread.
 
     Args:
         ledger: the files.
         screen: what people see.
-        earlier: what the last command left, by name: of what was fresh, it knows what it took when it was made.
+        earlier: outcomes of the last command, by name, which have the time and memory of jobs that are fresh now.
         fail_fast: begin nothing more after a failure.
     """
 
@@ -36,15 +36,15 @@ class Told:
         self._runner: Runner | None = None
 
     def begin_engines(self, runner: Runner, settings: Settings, retries: int) -> Lanes:
-        """Makes engines follow on conversions.
+        """Makes engine tasks follow conversions.
 
         Args:
             runner: of the batch.
             settings: of the batch.
-            retries: further attempts of what may pass.
+            retries: further attempts after temporary failures.
 
         Returns:
-            The lanes, to be closed.
+            The lanes; the caller closes them.
 
         Raises:
             UsageError: there is no GPU.
@@ -60,7 +60,7 @@ class Told:
         return self._lanes
 
     def watch(self, kind: str, line: int | None, job: Job, outcome: Outcome | None) -> None:
-        """A conversion began or ended; see `Watcher`."""
+        """Called when a conversion starts or ends; see `Watcher`."""
         if outcome is None:
             with self._lock:
                 self._ledger.event(kind, job.name, worker=line)
@@ -74,7 +74,7 @@ class Told:
             self._screen.say(f"{job.name}: {outcome.error}; another attempt follows")
 
     def ended(self, line: int | None, outcome: Outcome) -> None:
-        """A conversion is through, or was before; its engines, where they are asked for, are next."""
+        """A conversion has ended, now or earlier; its engines are next, if requested."""
         before = self._earlier.get(outcome.name)
         if outcome.status == "fresh" and before is not None and before.seconds:
             taken = {name: getattr(before, name) for name in ("seconds", "peak_rss_mib", "host")}

@@ -1,4 +1,4 @@
-"""`--where`: which rows of a table are taken, in the part of Python's expressions that only compares."""
+"""`--where`: selects rows of a table, using the part of Python's expressions that only compares."""
 
 import ast
 import operator
@@ -39,12 +39,12 @@ class Where:
     """A condition on the rows of a table.
 
     Args:
-        text: the expression. Names are columns; a missing or empty cell is None, and None is neither less nor more than
+        text: the expression. Names are columns; a missing or empty cell is None, which is neither less nor more than
             anything.
-        columns: those that the table has.
+        columns: of the table.
 
     Raises:
-        UsageError: it is not such an expression, or names no column.
+        UsageError: it is not such an expression, or names an unknown column.
 
     Example:
         >>> Where("ds=='i1k' and size in (224, 384)", ["ds", "size"]).holds({"ds": "i1k", "size": 384})
@@ -61,10 +61,10 @@ class Where:
             self._require(node)
 
     def holds(self, row: Mapping[str, Any]) -> bool:
-        """Whether a row is taken.
+        """Whether a row is selected.
 
         Raises:
-            UsageError: it compares what cannot be compared.
+            UsageError: it compares values that cannot be compared.
         """
         try:
             return bool(self._value(self._tree, row))
@@ -99,7 +99,7 @@ class Where:
                 left, right = self._value(node.left, row), self._value(node.right, row)
                 if not (
                     isinstance(left, int | float) and isinstance(right, int | float)
-                ):  # a text times a number fills the memory
+                ):  # a text times a number could fill the memory
                     raise TypeError(f"{ast.unparse(node)!r} is not of numbers")
                 return _ARITHMETIC[type(node.op)](left, right)
         assert isinstance(node, ast.Compare)

@@ -1,4 +1,4 @@
-"""A worker process: converts one job after another, and ends with its parent, however that ends."""
+"""A worker process: converts one job after another, and dies with its parent, however that ends."""
 
 import contextlib
 import ctypes
@@ -20,11 +20,11 @@ _PR_SET_PDEATHSIG = 1  # man 2 prctl
 
 
 def main() -> None:
-    """Serves the connection that the command line names: gets `Settings`, then jobs, and answers with outcomes."""
+    """Serves the connection named on the command line: receives `Settings`, then jobs, and answers with outcomes."""
     connection = Connection(int(sys.argv[1]))
     _end_with_parent(connection.fileno(), int(sys.argv[2]))
-    gc.set_threshold(50_000)  # as a single conversion does
-    # An interrupt is for the parent, which tells us: both get it only where they share a terminal.
+    gc.set_threshold(50_000)  # as in a single conversion
+    # The parent handles interrupts and tells us: both receive them only if they share a terminal.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     keep()
     settings: Settings = connection.recv()
@@ -32,26 +32,26 @@ def main() -> None:
         with ending_as_interrupted():
             while (job := connection.recv()) is not None:
                 connection.send(run_job(job, settings))
-    except (KeyboardInterrupt, EOFError, OSError):  # the latter of a parent that is gone
+    except (KeyboardInterrupt, EOFError, OSError):  # the latter if the parent is gone
         os._exit(INTERRUPTED)
-    os._exit(0)  # at once: what is loaded takes half a second to tear down
+    os._exit(0)  # at once: tearing down what is loaded takes half a second
 
 
 def _end_with_parent(descriptor: int, parent: int) -> None:
-    """Kills this process when its parent ends: by the kernel on Linux, elsewhere when the connection's end closes.
+    """Kills this process when its parent ends: by the kernel on Linux, elsewhere when the connection closes.
 
-    A bundle outlives that: its lock ends with the process, and the next conversion removes what is half done.
+    The bundle is safe: its lock ends with the process, and the next conversion removes what is unfinished.
     """
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended before the line above
+    if os.getppid() != parent:  # the parent ended before the line above
         os._exit(INTERRUPTED)
 
     def watch() -> None:
         poll = select.poll()
-        poll.register(descriptor, 0)  # nothing but its end
+        poll.register(descriptor, 0)  # receives nothing but the end of the connection
         poll.poll()
-        time.sleep(0.2)  # the main thread may be about to leave by itself
+        time.sleep(0.2)  # the main thread may be about to exit by itself
         os._exit(INTERRUPTED)
 
     threading.Thread(target=watch, name="parent", daemon=True).start()

@@ -34,8 +34,7 @@ class Model:
             taps and which the graph takes by a product; None if the output is computed from all tokens.
         position_table: the parameter [1, tokens, width] that is added to the patches of a convolution, and resampled
             for other image sizes, or to the tokens of a text, and cut for shorter ones; None where it takes one size.
-        kind: equal for models that differ only in their weights, so that they have one graph; None where that is not
-            known.
+        kind: equal for models that differ only in their weights and so share one graph; None if unknown.
         name: of a user's own model.
         identity: of a user's own model: changes with the function or any parameter.
         warnings: what the user should know about it.

@@ -22,7 +22,7 @@ from vit_convert.core.program import Program
 _PROGRAM = Program(__doc__, when_interrupted="no page was written")
 _FLAGS = _PROGRAM.flags
 flags.DEFINE_string(
-    "output", "", "The page; empty: report.html in the one bundle, batch.html in the one workdir.", flag_values=_FLAGS
+    "output", "", "The page; empty: report.html in the bundle, or batch.html in the workdir.", flag_values=_FLAGS
 )
 
 
@@ -46,7 +46,7 @@ def _run(argv: Sequence[str]) -> int:
     if not paths:
         raise UsageError("no bundle is given", fix="--help tells more.")
     if len(paths) > 1 and not _FLAGS.output:
-        raise UsageError(f"{len(paths)} bundles: where their page is to go is not said", fix="Give --output=FILE.")
+        raise UsageError(f"{len(paths)} bundles: the place for their page is not given", fix="Give --output=FILE.")
     first = pathlib.Path(paths[0])
     if len(paths) == 1 and is_batch(first):
         output = pathlib.Path(_FLAGS.output or (first / "batch.html" if first.is_dir() else first.with_suffix(".html")))

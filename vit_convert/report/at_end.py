@@ -1,4 +1,4 @@
-"""The page at the end of a command: where matplotlib and jinja2 are installed, and never older than its report."""
+"""The page at the end of a command, if matplotlib and jinja2 are installed; never older than its report."""
 
 import importlib.util
 import pathlib
@@ -9,20 +9,20 @@ from vit_convert.core.bundle import Bundle, hash_value, read_json
 from vit_convert.core.progress import Progress
 
 _NEEDED = ("matplotlib", "jinja2")
-_OF_A_RUN = ("date", "command", "stages", "status")  # what a run that finds nothing to do changes in a report
+_OF_A_RUN = ("date", "command", "stages", "status")  # what changes in a report when a run finds nothing to do
 _MARK = "<!-- of the report {} -->\n"
 
 
 def write_at_end(bundle: Bundle, progress: Progress, *, wanted: bool = True) -> bool:
-    """Writes a bundle's `report.html`, unless it is there already; one that is of another report is removed.
+    """Writes a bundle's `report.html`, unless it is up to date; the page of another report is removed.
 
     Args:
-        bundle: with its `report.json`; of a pair, with those of its towers, which the page compares.
-        progress: is told what went wrong; the command's own result does not depend on a page.
-        wanted: False removes a page of another report and writes none.
+        bundle: with its `report.json`; for a pair, with those of its towers, which the page compares.
+        progress: shows what went wrong; the command's own result does not depend on a page.
+        wanted: False only removes the page of another report.
 
     Returns:
-        Whether the page is there.
+        Whether the page exists.
     """
     page = bundle.report_html
     reports = {path: found for path in _places(bundle) if isinstance(found := read_json(path), dict)}
@@ -31,7 +31,7 @@ def write_at_end(bundle: Bundle, progress: Progress, *, wanted: bool = True) -> 
         return True
     try:
         page.unlink(missing_ok=True)
-    except OSError as e:  # a folder that became read-only: what ended the command is what a person has to know
+    except OSError as e:  # a folder that became read-only: the user needs to see what ended the command
         progress.warn(f"{page}: {e.strerror}: a page of an earlier run may be left")
         return False
     if not reports or not wanted or any(importlib.util.find_spec(name) is None for name in _NEEDED):
@@ -40,7 +40,7 @@ def write_at_end(bundle: Bundle, progress: Progress, *, wanted: bool = True) -> 
         from vit_convert.report.page import read, write_page
 
         write_page(page, [read(path) for path in reports], mark=mark)
-    except Exception as e:  # a conversion of an hour does not fail for a picture of it
+    except Exception as e:  # an hour-long conversion must not fail because of a picture
         progress.warn(f"no {page.name}: {type(e).__name__}: {e}")
         return False
     return True
@@ -53,7 +53,7 @@ def _places(bundle: Bundle) -> list[pathlib.Path]:
 
 
 def _lasting(report: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a report does not change when nothing is found to do; of a failed one, where it failed too."""
+    """The part of a report that does not change when nothing is found to do; for a failed one, also where it failed."""
     stages = [row.get("name") for row in report.get("stages") or [] if row.get("status") == "failed"]
     return {**{key: value for key, value in report.items() if key not in _OF_A_RUN}, "failed": stages}
 

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 COLOURS = {"fp32": "#64748b", "fp16": "#2563eb", "bf16": "#0d9488", "int8": "#d97706", "fp8": "#be123c"}
-_INK = "#010203"  # stands for the page's own text colour
+_INK = "#010203"  # placeholder for the page's own text colour
 _TIP = "tip:"  # begins the id of an element that has a tip
 _SIZE = 6.2, 3.7  # of a figure, in inches
 _CHARACTER = 0.6  # width of a letter over its height, on average, in the fonts of browsers
-_STYLE: Any = {  # of matplotlib, whose stubs list every key
+_STYLE: Any = {  # matplotlib settings, whose stubs list every key
     "svg.fonttype": "none",
     "svg.hashsalt": "vit_convert",  # the same report gives the same file
     "font.family": "sans-serif",
@@ -35,7 +35,7 @@ def draw(paint: Callable[[Any], None], title: str, x: str, y: str, rows: int = 0
         paint: fills the axes.
         title: above them.
         x, y: what the axes measure.
-        rows: makes room for so many bars.
+        rows: makes room for this many bars.
 
     Returns:
         An SVG element.
@@ -93,7 +93,7 @@ def _inches(label: Any) -> float:
 
 
 def apart(svg: str, number: int) -> str:
-    """The figure with ids of its own: those of one page share none."""
+    """The figure with unique ids, because figures on one page must not share any."""
     return re.sub(r'(id="|href="#|url\(#)', rf"\g<1>f{number}-", svg)
 
 
@@ -102,5 +102,5 @@ def _escaped(text: str) -> str:
 
 
 def tip(artist: Any, text: str) -> None:
-    """Lets a browser show a text where the pointer is over this."""
+    """Lets a browser show a text while the pointer is over this element."""
     artist.set_gid(_TIP + text)  # matplotlib escapes it

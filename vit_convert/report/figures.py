@@ -9,21 +9,21 @@ from vit_convert.report.roofline import roofline_figure
 Report = Mapping[str, Any]
 
 _MOST_BARS = 16
-MOST_DRAWN = 12  # reports on one page with figures and all their numbers; of more, a table compares them
+MOST_DRAWN = 12  # reports on one page with figures and all numbers; more are only compared in a table
 _OTHERS = ("#7c3aed", "#16a34a", "#db2777", "#ca8a04")
 
 
 def figures(reports: Sequence[Report]) -> list[str]:
-    """All figures that the reports have numbers for.
+    """All figures for which the reports have numbers.
 
     Args:
         reports: as in `report.json`; several are drawn into one figure where they can be compared.
 
     Returns:
-        SVG elements; none of more reports than MOST_DRAWN.
+        SVG elements; none for more than MOST_DRAWN reports.
     """
     if len(reports) > MOST_DRAWN:
-        return []  # of a zoo, lines that nobody can tell apart
+        return []  # for a zoo, lines would be indistinguishable
     found = [_throughput(reports), _accuracy(reports)]
     for report in reports:
         found.append(roofline_figure(report, _titled("Roofline, by batch", report, reports)))

@@ -1,4 +1,4 @@
-"""What the commands on a GPU host add to the report of a conversion."""
+"""Adds the results of commands on a GPU host to the report of a conversion."""
 
 import dataclasses
 from collections.abc import Collection
@@ -10,12 +10,12 @@ from vit_convert.report.record import Report
 
 
 def with_engines(report: Report, built: Collection[EngineSummary], proved: Collection[str]) -> Report:
-    """Adds engines that were built; each takes the place of the one that was in the same file.
+    """Adds engines that were built; each replaces the one that was in the same file.
 
     Args:
         report: before.
         built: the engines.
-        proved: paths of those that were verified, and not built again since.
+        proved: paths of those that were verified and not rebuilt since.
     """
     paths = {engine.path for engine in built}
     engines = (*(engine for engine in report.engines if engine.path not in paths), *built)
@@ -26,7 +26,7 @@ def with_engines(report: Report, built: Collection[EngineSummary], proved: Colle
 
 
 def with_verification(report: Report, verify: Verification) -> Report:
-    """Adds what verification found; engines that it left out keep what was found before."""
+    """Adds the results of verification; engines that it left out keep their earlier results."""
     engines = {**(report.verify.engines if report.verify else {}), **verify.engines}
     return _with_top1(dataclasses.replace(report, verify=Verification.of(engines)), verify.top1)
 
@@ -42,14 +42,14 @@ def with_benchmark(report: Report, measured: BenchmarkResult) -> Report:
 
 
 def with_recommendation(report: Report, evidence: Evidence) -> Report:
-    """Sets the recommended engine: the benchmark's choice as long as it is proved, else another that is proved."""
+    """Sets the recommended engine: the benchmark's choice as long as it is proved, otherwise another proved one."""
     if report.recommended is not None and report.recommended.precision:
         precision = report.recommended.precision
         proof = evidence.verified.get(report.engine.path) if report.engine else None
         found = proof or (report.verify.engines.get(precision) if report.verify else None)
         if found is not None and found.passed:
             return report
-        report = dataclasses.replace(report, recommended=None)  # it was built again since, or missed its tolerance
+        report = dataclasses.replace(report, recommended=None)  # it was rebuilt since, or missed its tolerance
     return dataclasses.replace(report, engine=recommend_unmeasured(report.engines, evidence))
 
 

@@ -1,4 +1,4 @@
-"""One self-contained HTML page of one report or several side by side; from `report.json` alone."""
+"""A self-contained HTML page of one report, or of several side by side; made only from `report.json`."""
 
 import dataclasses
 import functools
@@ -82,12 +82,12 @@ def render(reports: Sequence[Report]) -> str:
 
 
 def fill(template: str, draw: Callable[[], Sequence[str]], **names: Any) -> str:
-    """A template of this folder as text.
+    """Renders a template of this folder as text.
 
     Args:
         template: its file.
         draw: gives the figures, as SVG elements; they are `figures` in it.
-        names: what it uses.
+        names: the template's variables.
 
     Raises:
         UsageError: jinja2 or matplotlib is missing.
@@ -112,14 +112,14 @@ def _template(jinja2: Any, name: str) -> Any:
 
 
 def _whole(report: Report) -> Report:
-    """A report with the sections that one of a failed conversion lacks, empty."""
+    """A report in which sections that a failed conversion lacks are empty."""
     empty: dict[str, Any] = {**{key: {} for key in _OBJECTS}, **{key: [] for key in _LISTS}}
     return {**empty, **{key: value for key, value in report.items() if value is not None}}
 
 
 @dataclasses.dataclass(frozen=True)
 class _EngineRow:
-    """What the table of engines shows of one; top1 and cosine may be missing in its report."""
+    """A row of the table of engines; top1 and cosine may be missing in the report."""
 
     proof: str
     top1: Any
@@ -143,7 +143,7 @@ def _engine_row(report: Report, engine: Mapping[str, Any]) -> _EngineRow:
 
 
 def _consistency(check: Mapping[str, Any]) -> str:
-    """What the checks without a reference found of a graph; "" where they did not run."""
+    """The results of a graph's checks without a reference; "" if they did not run."""
     rows = check.get("consistency") or []
     wrong = [row["check"] for row in rows if not row["passed"]]
     return f"FAILED: {', '.join(wrong)}" if wrong else "passed" if rows else ""

@@ -1,4 +1,4 @@
-"""The report of a pair of towers, made of what its towers' reports and its own stages say."""
+"""The report of a pair of towers, made from its towers' reports and its own stages."""
 
 import shlex
 import time
@@ -53,7 +53,7 @@ def write_pair_report(context: Context, rows: Sequence[StageRecord], command: Se
         checks=similarity.checks if similarity else {},
         zero_shot=zero_shot,
         accuracy=_accuracy(zero_shot.jax, similarity.checks) if zero_shot else {},
-        engines=old.engines if old else {},  # what a GPU host found out of these graphs
+        engines=old.engines if old else {},  # results of a GPU host for these graphs
     )
     write(bundle, report)
     return report

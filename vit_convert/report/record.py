@@ -1,8 +1,8 @@
 """The schemas of `report.json`, and the one writer of it: for conversions, and for the commands on a GPU host.
 
-`Report` has every key of a model's file, `PairReport` those of a pair of towers; their sections are records that say
-what theirs mean. Keys that do not apply are empty or missing. A file that an earlier version wrote is read, too, and
-what is not known in it stays as it is.
+`Report` has every key of a model's file, `PairReport` those of a pair of towers; their sections are records that
+document their own keys. Keys that do not apply are empty or missing. Files of earlier versions are read, too, and their
+unknown keys stay unchanged.
 """
 
 import dataclasses
@@ -43,7 +43,7 @@ class StageRow(Record):
 
     @classmethod
     def of(cls, row: StageRecord) -> "StageRow":
-        """What the report says of a stage that the manifest names."""
+        """The report's row for a stage in the manifest."""
         return cls(
             name=row.name,
             status=row.status,
@@ -55,7 +55,7 @@ class StageRow(Record):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Report(Record):
-    """Everything that was found about one conversion and its engines.
+    """All results of a conversion and its engines.
 
     Attributes:
         name: of the bundle.
@@ -79,8 +79,8 @@ class Report(Record):
         engine: the recommended one.
         benchmark: the measurements.
         verify: what verification found.
-        recommended: what the measurements say about each precision.
-        roofline: what the model has to do and the GPU can, to hold the measurements against.
+        recommended: the conclusion from the measurements.
+        roofline: the model's work and the GPU's limits, to compare the measurements with.
         tuning: the engines that `tune` tried.
 
     Example:
@@ -153,7 +153,7 @@ class TowerCheck(Record):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TowerReport(Record):
-    """One tower in short; its own bundle has a whole `Report`.
+    """A summary of one tower, whose own bundle has a full `Report`.
 
     Attributes:
         bundle: its folder in the pair's.
@@ -174,7 +174,7 @@ class TowerReport(Record):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Samples(Record):
-    """What similarities were compared on.
+    """The samples on which similarities were compared.
 
     Attributes:
         source: "evaluation data" or "seeded noise".
@@ -185,7 +185,7 @@ class Samples(Record):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PairReport(Record):
-    """Everything that was found about two towers as a pair.
+    """All results of two towers as a pair.
 
     Attributes:
         name: of the pair's folder.
@@ -194,14 +194,14 @@ class PairReport(Record):
         date: when, in UTC (ISO 8601).
         status: "done" or "failed".
         pair: how embeddings are compared, as in `pair.json`.
-        checkpoint: that both towers are from.
+        checkpoint: of both towers.
         towers: by "image" and "text".
         stages: those of the pair that ran or were fresh, in order; a tower's own stages are in its report.
         similarity: the images and texts that were compared.
-        checks: by precision, the similarities that the graphs give.
-        zero_shot: with labelled images and prompts of classes.
+        checks: by precision, the graphs' similarities.
+        zero_shot: if there are labelled images and class prompts.
         accuracy: zero-shot top-1 in percent of "jax" and of each precision's graphs.
-        engines: by precision, the similarities that the engines give.
+        engines: by precision, the engines' similarities.
 
     Example:
         >>> report = PairReport.from_dict({"name": "siglip", "pair": {"logit_scale": 9.5, "similarity": "sigmoid"}})
@@ -255,17 +255,17 @@ def write(bundle: Bundle, report: Report | PairReport) -> None:
 
     Args:
         bundle: gets `report.json`.
-        report: what stands in it.
+        report: its content.
     """
     write_json(bundle.report, report.to_dict())
 
 
 def update(bundle: Bundle, change: Callable[[_Kind], _Kind], kind: type[_Kind]) -> None:
-    """Changes a report; keys that do not change stay as they are, also those of another version.
+    """Changes a report; all other keys stay unchanged, including those of other versions.
 
     Args:
-        bundle: holds the report; a new one is begun if it is missing or damaged.
-        change: what becomes of it.
+        bundle: holds the report; a new one is started if it is missing or damaged.
+        change: maps the report to the new one.
         kind: Report or PairReport.
     """
     before = read(bundle, kind)

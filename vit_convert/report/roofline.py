@@ -1,4 +1,4 @@
-"""Measurements beside what the model has to do and the GPU can: a figure, and the rows of a table."""
+"""Compares measurements with the model's work and the GPU's limits: a figure, and the rows of a table."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -18,10 +18,10 @@ class Reached:
     Attributes:
         precision: of the engine.
         batch: images of a run.
-        images_per_second: of the best number of streams, without transfers.
-        tflops: that this is.
-        flop_per_byte: at least, if nothing is moved twice.
-        attainable: the ceiling at that many, in TFLOP/s.
+        images_per_second: with the best number of streams, without transfers.
+        tflops: the same in TFLOP/s.
+        flop_per_byte: at least, assuming that nothing is moved twice.
+        attainable: the ceiling at this intensity, in TFLOP/s.
         bound: "memory" or "products".
     """
 
@@ -35,18 +35,18 @@ class Reached:
 
     @property
     def share(self) -> float:
-        """Of the ceiling, in percent."""
+        """Share of the ceiling, in percent."""
         return 100.0 * self.tflops / self.attainable
 
 
 def roofline_of(report: Report) -> Roofline | None:
-    """What a report has of it, or None."""
+    """A report's roofline, or None."""
     found = report.get("roofline")
     return Roofline.from_dict(found) if found else None
 
 
 def reached(report: Report) -> list[Reached]:
-    """Each precision and batch of a report's benchmark, where there is a ceiling for it."""
+    """Each precision and batch of a report's benchmark for which there is a ceiling."""
     roofline = roofline_of(report)
     if roofline is None or roofline.ceilings is None:
         return []
@@ -97,11 +97,11 @@ def roofline_figure(report: Report, title: str) -> str:
         axes.set_yscale("log")
         axes.legend(fontsize=8)
 
-    return draw(paint, title, "FLOP a byte that has to be moved", "TFLOP/s")
+    return draw(paint, title, "FLOP per byte moved", "TFLOP/s")
 
 
 def kernels(engine: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    """What a run of an engine launches, by kind: of its first profile, where that is known."""
+    """The kernels that a run of an engine launches, by kind, for its first profile, if known."""
     fused = engine.get("fused_attention") or {}
     profiles = fused.get("profiles") or []
     return fused.get("kinds") or next((row["kinds"] for row in profiles if row.get("kinds")), [])

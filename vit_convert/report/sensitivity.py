@@ -1,5 +1,5 @@
-"""What each layer loses in INT8 or FP8, ranked, as a table and a picture, from a bundle's `sensitivity.json`; nothing
-is run again.
+"""Ranks what each layer loses in INT8 or FP8, as a table and a picture, from a bundle's `sensitivity.json`; nothing is
+run again.
 
 python -m vit_convert.report.sensitivity out/vit_b32
 python -m vit_convert.report.sensitivity --by=top1 --plot=layers.png out/vit_b32
@@ -22,7 +22,7 @@ from vit_convert.core.program import Program
 from vit_convert.core.record import RecordError
 from vit_convert.core.sensitivity_record import SensitivityRecord
 
-# What to rank by, with the sign that puts the most harmful first.
+# Columns to rank by, with the sign that puts the most harmful first.
 COLUMNS = {"error": 1, "max_rel": 1, "cosine": -1, "agreement": -1, "top1": -1}
 _TITLES = ("1 - cosine", "worst cosine", "of scale", "same class", "top-1", "points")
 
@@ -33,7 +33,7 @@ class Ranking:
 
     Attributes:
         units: without those that have not been measured yet.
-        blocks: the same of whole blocks.
+        blocks: the same for whole blocks.
     """
 
     units: list[RankedLayer]
@@ -133,7 +133,7 @@ def load_record(bundle: str | os.PathLike[str]) -> SensitivityRecord:
     """Reads a bundle's sensitivity.
 
     Raises:
-        UsageError: it was not measured, or the file is damaged.
+        UsageError: there is none, or the file is damaged.
     """
     path = pathlib.Path(bundle) / "sensitivity.json"
     found = read_json(path)

@@ -13,8 +13,8 @@ def print_summary(report: Report, root: pathlib.Path, *, files: Sequence[pathlib
     Args:
         report: of the conversion.
         root: the bundle's folder.
-        files: what the finished stages left in it.
-        whole: whether all stages were to run, without --until.
+        files: written by the finished stages.
+        whole: whether all stages were requested, without --until.
     """
     from rich.console import Console
     from rich.table import Column, Table

@@ -1,4 +1,4 @@
-"""The report of a conversion, made of what its stages returned."""
+"""The report of a conversion, made from what its stages returned."""
 
 import dataclasses
 import shlex
@@ -30,13 +30,13 @@ def write_report(context: Context, rows: Sequence[StageRecord], command: Sequenc
     """
     report = make_report(context, rows, command)
     if all(row.status == "fresh" for row in report.stages) and not report.engines:
-        report = _with_gpu_host(report, read_report(context.bundle))  # whose graphs are still these
+        report = _with_gpu_host(report, read_report(context.bundle))  # its graphs are the same
     write(context.bundle, report)
     return report
 
 
 def make_report(context: Context, rows: Sequence[StageRecord], command: Sequence[str]) -> Report:
-    """The report of a conversion, made only of what its stages returned."""
+    """The report of a conversion, made only from what its stages returned."""
     results = context.results
     quantized, calibrated, exported = results.get("quantize"), results.get("calibrate"), results.get("export")
     checks = _checks(results)
@@ -82,7 +82,7 @@ def _checks(results: Results) -> dict[str, GraphCheck]:
 
 
 def _accuracy(results: Results, checks: Mapping[str, GraphCheck]) -> dict[str, float | None]:
-    """Top-1 in percent where it was measured: of JAX, and of each graph under onnxruntime."""
+    """Top-1 in percent, if measured: of JAX, and of each graph under onnxruntime."""
     accuracy: dict[str, float | None] = {"jax": results.reference.top1 if results.get("reference") else None}
     accuracy |= {"onnx" if precision == "fp32" else precision: check.top1 for precision, check in checks.items()}
     return accuracy | {"engine": results.verify.top1 if results.get("verify") else None}

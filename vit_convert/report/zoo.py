@@ -1,4 +1,4 @@
-"""One self-contained HTML page of a whole batch; from `batch.json` alone."""
+"""A self-contained HTML page of a whole batch, made only from `batch.json`."""
 
 import dataclasses
 import json
@@ -18,7 +18,7 @@ Job = Mapping[str, Any]
 _TEMPLATE = "zoo.html"
 _SCHEMA = "vit_convert.batch/"
 _FINISHED = ("done", "fresh")
-_MOST_ROWS = 2000  # of a table: a page of fifty thousand does not open
+_MOST_ROWS = 2000  # rows of a table: browsers cannot open a page with fifty thousand
 _MOST_POINTS = 1000  # of a figure
 _PALETTE = ("#2563eb", "#d97706", "#0d9488", "#be123c", "#7c3aed", "#16a34a", "#db2777", "#64748b")
 
@@ -44,7 +44,7 @@ def read_batch(path: str | os.PathLike[str]) -> Batch:
 
 
 def is_batch(path: str | os.PathLike[str]) -> bool:
-    """Whether a path is of a batch: of its workdir, or of its record."""
+    """Whether a path is a batch's workdir or record."""
     file = pathlib.Path(path)
     return (file / "batch.json").is_file() or (file.name.startswith("batch") and file.suffix == ".json")
 
@@ -54,7 +54,7 @@ def write_zoo_page(path: str | os.PathLike[str], batch: Batch, *, title: str) ->
 
     Args:
         path: the `.html` file.
-        batch: what `batch.json` holds.
+        batch: the content of `batch.json`.
         title: of the page.
 
     Raises:
@@ -102,7 +102,7 @@ def _name(job: Job) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class _ModelRow:
-    """What the table of models shows of one: means and extremes over the jobs that converted it."""
+    """A row of the table of models: means and extremes over the jobs that converted one."""
 
     name: str
     num_params: int
@@ -114,7 +114,7 @@ class _ModelRow:
 
 
 def _models(jobs: Sequence[Job]) -> list[_ModelRow]:
-    """A row for each model of which a bundle is whole, the smallest first."""
+    """A row for each model with a whole bundle, smallest first."""
     kinds: dict[tuple[int, str], list[Job]] = {}
     for job in jobs:
         if job["status"] in _FINISHED:
@@ -156,11 +156,11 @@ def _speeds(jobs: Sequence[Job]) -> dict[str, list[float]]:
 
 
 Point = tuple[float, float, str, str]
-"""Where it lies, what it belongs to, and what a browser says of it."""
+"""A point's position, the series that it belongs to, and the tip that a browser shows for it."""
 
 
 def zoo_figures(jobs: Sequence[Job]) -> list[str]:
-    """All figures that the jobs have numbers for, as SVG elements; of very many jobs, evenly chosen ones are drawn.
+    """All figures for which the jobs have numbers, as SVG elements; of very many jobs, an even selection is drawn.
 
     Args:
         jobs: rows of `batch.json`.
@@ -218,6 +218,6 @@ def _scatter(points: Sequence[Point], title: str, y: str) -> str:
             tip(spot, text)
         for group in groups:
             axes.plot([], [], "o", color=colour(group), label=group)
-        axes.legend(fontsize=8, loc="lower right", bbox_to_anchor=(1, 1), ncols=4)  # where no point is
+        axes.legend(fontsize=8, loc="lower right", bbox_to_anchor=(1, 1), ncols=4)  # where there is no point
 
     return draw(paint, title, "parameters", y) if points else ""

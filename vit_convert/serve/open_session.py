@@ -1,4 +1,4 @@
-"""`vit_convert.Session`: opens what a conversion wrote, a model or a pair of towers."""
+"""`vit_convert.Session`: opens the result of a conversion, a model or a pair of towers."""
 
 import os
 from typing import Any
@@ -16,15 +16,15 @@ def open_session(
     *,
     backend: str = "auto",
 ) -> Any:
-    """Opens a session on whatever works here: the best engine that is proved, or else onnxruntime.
+    """Opens a session on whatever works here: the best proved engine, or else onnxruntime.
 
     Args:
-        folder: what the conversion wrote, `<workdir>/<name>`.
-        plan_path: of one model: the engine to prefer; None takes the recommended one.
+        folder: written by the conversion, `<workdir>/<name>`.
+        plan_path: for a single model: the engine to prefer; None for the recommended one.
         backend: "tensorrt", "rtx" or "auto".
 
     Returns:
-        A `FallbackSession` of one model, a `PairSession` of a pair of towers.
+        A `FallbackSession` for a model, a `PairSession` for a pair of towers.
 
     Raises:
         UsageError: the folder is not a bundle, or an engine is given for a pair.

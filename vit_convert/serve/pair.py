@@ -17,16 +17,16 @@ class PairSession:
     """Runs a converted pair of towers on whatever works here; several threads may share it.
 
     Args:
-        folder: what the conversion wrote, `<workdir>/<name>`.
+        folder: written by the conversion, `<workdir>/<name>`.
         backend: "tensorrt", "rtx" or "auto".
 
     Attributes:
         pair: how embeddings are compared: logit_scale, logit_bias, similarity, and how prompts become tokens (`text`).
         runs_on: by tower, "tensorrt", "rtx" or "onnxruntime".
-        reason: by tower, why its engine is not used, else "".
+        reason: by tower, why its engine is not used; otherwise "".
 
     Raises:
-        UsageError: the conversion is not finished, or the towers are of other conversions.
+        UsageError: the conversion is not finished, or the towers are from other conversions.
         BenchmarkError: neither an engine nor the graph of a tower can be run.
 
     Example, on a host without a GPU:
@@ -59,7 +59,7 @@ class PairSession:
         """Embeds images.
 
         Args:
-            images: as the image tower's graph takes them, [batch, ...]; {input: array} where it takes several.
+            images: as the image tower's graph takes them, [batch, ...]; {input: array} if it has several inputs.
 
         Returns:
             float32 [batch, width].
@@ -92,15 +92,15 @@ class PairSession:
         sigmoid of each.
 
         Args:
-            images: as `image` takes them, or embeddings that it gave, float [images, width].
-            texts: as `text` takes them, or embeddings that it gave, float [texts, width].
-            logits: what softmax or sigmoid is of, instead.
+            images: as for `image`, or embeddings from it, float [images, width].
+            texts: as for `text`, or embeddings from it, float [texts, width].
+            logits: return the logits instead of their softmax or sigmoid.
 
         Returns:
             float32 [images, texts].
 
         Raises:
-            BenchmarkError: see `image`, or the embeddings are not of one width.
+            BenchmarkError: see `image`; or the embeddings differ in width.
         """
         left = images if _is_embedding(images) else self.image(images)
         right = texts if _is_embedding(texts) else self.text(texts)
@@ -113,7 +113,7 @@ class PairSession:
         return (found if logits else probabilities_of(found, self.pair)).astype(np.float32)
 
     def close(self) -> None:
-        """Releases all memory, the engines' too; the session cannot be used any more."""
+        """Releases all memory, including the engines'; the session cannot be used any more."""
         self._held.close()
 
     def __enter__(self) -> "PairSession":

@@ -1,4 +1,4 @@
-"""A session that falls back: TensorRT while it works, else onnxruntime on the checked graph."""
+"""A session with a fallback: TensorRT while it works, otherwise onnxruntime on the checked graph."""
 
 import contextlib
 import os
@@ -21,7 +21,7 @@ from vit_convert.engine.bundle_engines import find_plan, open_engine, require_mo
 from vit_convert.engine.handoff import open_bundle, read_facts
 from vit_convert.engine.runtime.session import Session
 
-PREFERRED = (*UNQUANTIZED, *QUANTIZED)  # a quantized engine is no first choice unless it was measured to be faster
+PREFERRED = (*UNQUANTIZED, *QUANTIZED)  # a quantized engine is not preferred unless measured to be faster
 
 
 class _Runner(Protocol):
@@ -35,13 +35,13 @@ class FallbackSession:
 
     Args:
         bundle: of the conversion, or its folder.
-        plan_path: the engine to prefer; None takes the one that the benchmark on this host recommends, or else the
-            first that was verified, in the order of `PREFERRED`.
+        plan_path: the engine to prefer; None for the one that the benchmark on this host recommends, or else the first
+            verified one in the order of `PREFERRED`.
         backend: "tensorrt", "rtx" or "auto".
 
     Attributes:
         runs_on: "tensorrt", "rtx" or "onnxruntime".
-        reason: why the engine is not used, else "".
+        reason: why the engine is not used; otherwise "".
 
     Raises:
         UsageError: the folder is not a bundle, or a pair of towers.
@@ -62,7 +62,7 @@ class FallbackSession:
     ):
         self._bundle = bundle = bundle if isinstance(bundle, Bundle) else open_bundle(os.fspath(bundle))
         self.reason = ""
-        self._lock = threading.Lock()  # of which runner it is, not of its runs
+        self._lock = threading.Lock()  # protects the choice of the runner, not its runs
         self._runner: _Runner | None
         what = "is not proved"
         try:
@@ -74,7 +74,7 @@ class FallbackSession:
                 require_proof(bundle, plan)
             what = "does not load"
             loaded = load_backend(backend, for_this_gpu=True)
-            require_model(bundle, plan)  # both are to run the same weights
+            require_model(bundle, plan)  # both must run the same weights
             self._runner, self.runs_on = Session(open_engine(loaded, bundle, plan)), loaded.name
         except ConvertError as e:
             self._runner = self._stand_in(e, what)
@@ -83,7 +83,8 @@ class FallbackSession:
         """Runs a batch; if the engine fails, this batch and all later ones run on onnxruntime.
 
         Args:
-            inputs: an array of the graph's input type and layout, [batch, ...]; {input: array} where it takes several.
+            inputs: an array of the graph's input type and layout, [batch, ...]; {input: array} if it has several
+                inputs.
 
         Returns:
             {output: array [batch, ...]}.
@@ -94,16 +95,17 @@ class FallbackSession:
         runner = self._open_runner()
         if not isinstance(runner, Session):
             return runner.run(inputs)
-        runner.require_inputs(inputs)  # the caller's mistake is no reason to leave the GPU
+        runner.require_inputs(inputs)  # a caller's mistake is no reason to abandon the GPU
         try:
             return runner.run(inputs)
         except ConvertError as e:
             self._replace(runner, e)
             del runner
-        return self._open_runner().run(inputs)  # not above, where the error's traceback keeps the engine in GPU memory
+        # not above, where the error's traceback would keep the engine in GPU memory
+        return self._open_runner().run(inputs)
 
     def close(self) -> None:
-        """Releases all memory, the engine's too; the session cannot be used any more."""
+        """Releases all memory, including the engine's; the session cannot be used any more."""
         with self._lock:
             runner, self._runner = self._runner, None
         if runner is not None:
@@ -123,11 +125,11 @@ class FallbackSession:
 
     def _replace(self, broken: Session, error: ConvertError) -> None:
         with self._lock:
-            # another thread's failure or `close` came first, and closed it under this call
+            # another thread's failure or `close` closed it during this call
             if self._runner is not broken:
                 return
             self._runner = self._stand_in(error, "failed in a run")
-        with contextlib.suppress(ConvertError):  # a GPU in trouble may not even take its memory back
+        with contextlib.suppress(ConvertError):  # a failing GPU may not even accept the release of its memory
             broken.close()
 
     def _stand_in(self, error: ConvertError, what: str) -> _Runner:
@@ -215,4 +217,4 @@ def _load(onnxruntime: Any, path: pathlib.Path, providers: Sequence[str]) -> Any
         if len(providers) == 1:
             raise BenchmarkError(f"{path}: onnxruntime: {e}", fix="Copy the whole bundle from the export host.") from e
         logging.warning("onnxruntime: %s: %s; continuing without it", providers[0], e)
-    return _load(onnxruntime, path, providers[1:])  # what stopped the engine may stop onnxruntime on the GPU too
+    return _load(onnxruntime, path, providers[1:])  # whatever stopped the engine may also stop onnxruntime on the GPU

@@ -4,16 +4,16 @@
 
 For each BUNDLE, the folder that `python -m vit_convert` wrote, the repository gets a model NAME (the engine, the ONNX
 graph, or our session with its fallback). Models of images also get the ensembles NAME_image (JPEG or PNG files) and
-NAME_pixels (pixels of any size), which preprocess as the checkpoint wants it and, for a classifier, give the best
-classes with their names. Of a pair of towers, it gets NAME_image, NAME_pixels, NAME_text (token ids; with --tokenizer
-also NAME_prompt), which give embeddings, and NAME_similarity, which compares images with texts. Other models in the
-repository stay. Without BUNDLE, --check and --serve take it as it is.
+NAME_pixels (pixels of any size), which preprocess as the checkpoint requires and, for a classifier, return the best
+classes with their names. For a pair of towers, it gets NAME_image, NAME_pixels, NAME_text (token ids; with --tokenizer
+also NAME_prompt), which return embeddings, and NAME_similarity, which compares images with texts. Other models in the
+repository stay. Without BUNDLE, --check and --serve use it as it is.
 
-  --check   reads each config as Triton does, and compares it with the files beside it; without a server
-  --serve   starts a server, sends what reference.npz holds, and compares the answers with JAX
+  --check   reads each config as Triton does, without a server, and compares it with the files beside it
+  --serve   starts a server, sends the inputs of reference.npz, and compares the answers with JAX
 
-Exit codes: 0 done, 2 usage, 5 an answer misses its tolerance, 7 a bundle cannot be served so, 8 the server does not run
-or refuses.
+Exit codes: 0 done, 2 usage, 5 an answer misses its tolerance, 7 a bundle cannot be served this way, 8 the server does
+not run or refuses.
 """
 
 import os
@@ -36,22 +36,22 @@ _PROGRAM = Program(__doc__, when_interrupted="what was written stays")
 _FLAGS = _PROGRAM.flags
 flags.DEFINE_string("output", "models", "The repository's folder.", flag_values=_FLAGS)
 flags.DEFINE_string(
-    "name", "", "Name of the model; empty: that of the bundle's folder. For one bundle only.", flag_values=_FLAGS
+    "name", "", "Name of the model; empty: that of the bundle's folder. Only for a single bundle.", flag_values=_FLAGS
 )
 flags.DEFINE_enum(
     "runtime",
     "auto",
     ("auto", "tensorrt", "onnxruntime", "python"),
-    "What runs the network; auto: tensorrt if an engine is proved, else onnxruntime; python: our session.",
+    "What runs the network; auto: tensorrt if an engine is proved, otherwise onnxruntime; python: our session.",
     flag_values=_FLAGS,
 )
 flags.DEFINE_string("precision", "", "Of the engine or graph; empty: the recommended one.", flag_values=_FLAGS)
 flags.DEFINE_integer("model_version", 1, "Number of the version folder to write.", lower_bound=1, flag_values=_FLAGS)
-flags.DEFINE_string("labels", "", "A text file with one class name a line; empty: numbers.", flag_values=_FLAGS)
+flags.DEFINE_string("labels", "", "A text file with one class name per line; empty: numbers.", flag_values=_FLAGS)
 flags.DEFINE_string(
-    "tokenizer", "", "Of a pair: the files that make token ids of prompts; empty: clients send ids.", flag_values=_FLAGS
+    "tokenizer", "", "For a pair: the tokenizer's files; empty: clients send token ids.", flag_values=_FLAGS
 )
-flags.DEFINE_integer("top_k", 5, "How many classes the ensembles give.", lower_bound=1, flag_values=_FLAGS)
+flags.DEFINE_integer("top_k", 5, "How many classes the ensembles return.", lower_bound=1, flag_values=_FLAGS)
 flags.DEFINE_integer(
     "max_queue_delay_us", None, "Microseconds to wait for more requests; default: from the benchmark, at most 100.",
     lower_bound=0, flag_values=_FLAGS,
@@ -60,10 +60,10 @@ flags.DEFINE_bool("check", False, "Check the repository without a server.", flag
 flags.DEFINE_bool("serve", False, "Start a server and compare its answers with JAX.", flag_values=_FLAGS)
 flags.DEFINE_bool("stay", False, "With --serve: keep serving until Ctrl-C.", flag_values=_FLAGS)
 flags.DEFINE_string(
-    "environment", "", "Environment with the extra `triton`; empty: the one that runs this.", flag_values=_FLAGS
+    "environment", "", "Environment with the extra `triton`; empty: the one that runs this command.", flag_values=_FLAGS
 )
 flags.DEFINE_integer(
-    "port", 0, "With --serve: port of HTTP, the next two are gRPC's and metrics'; 0: any that are free.",
+    "port", 0, "With --serve: port for HTTP; the next two are for gRPC and metrics. 0: any free ports.",
     lower_bound=0, upper_bound=65533, flag_values=_FLAGS,
 )  # fmt: skip
 flags.DEFINE_float("ready_seconds", 120.0, "How long to wait for the server.", lower_bound=0.0, flag_values=_FLAGS)

@@ -1,4 +1,5 @@
-"""Checks a repository without a server: by Triton's protobuf, and for what only a server or a request would refuse."""
+"""Checks a repository without a server: with Triton's protobuf, and for faults that only a server or a request would
+reveal."""
 
 import json
 import os
@@ -147,7 +148,7 @@ def _of_labels(path: pathlib.Path, output: Config) -> Iterator[str]:
 
 
 def _of_plan(config: Config, sidecar: pathlib.Path, by_capability: Mapping[str, str], name: str) -> Iterator[str]:
-    """An engine against its sidecar: what it takes and gives, its batches and profiles, and where it runs."""
+    """Compares an engine's config with its sidecar: inputs, outputs, batches, profiles, and where it runs."""
     try:
         record = Sidecar.from_dict(json.loads(sidecar.read_text(encoding="utf-8")))
         largest = max(next(iter(profile.values()), ())[2][0] for profile in record.profiles)
@@ -208,7 +209,7 @@ def _by_name(tensors: Sequence[Config]) -> dict[str, Config]:
 
 
 def _of_calls(config: Config, models: Mapping[str, Config]) -> Iterator[str]:
-    """The models that a model of ours asks while it answers: `calls` in its parameters."""
+    """The models that one of our models calls while it answers: `calls` in its parameters."""
     called = config.get("parameters", {}).get(CALLS, {}).get("string_value", "")
     yield from (f"asks {name}: the repository has no such model" for name in called.split() if name not in models)
 

@@ -1,4 +1,4 @@
-"""From measured figures to Triton's settings, each with the sentence that says which figure it comes from."""
+"""From measured figures to Triton's settings, each with a sentence that names its figure."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -10,13 +10,13 @@ from vit_convert.serve.triton.pbtxt import Chosen, numbers
 
 DEFAULT_DELAY_US = 100
 _NEARLY_ALL = 0.95  # of the best throughput: a larger batch only adds latency
-_WAIT_SHARE = 0.1  # of the time that a batch of 1 takes: what waiting for company may cost a lone caller
+_WAIT_SHARE = 0.1  # of the time for batch 1: the cost that waiting for others may add to a lone request
 # Measured with 2.51: of 200 lone requests one after the other, 4 to 33 were answered after 0.5 s with a max_queue_size,
-# none without a default_queue_policy. The scheduler then misses its wake-up, and looks again after that time.
+# none without a default_queue_policy. The scheduler then misses its wake-up, and checks again after that time.
 _NO_POLICY = (
     "No default_queue_policy: with one, Triton 2.51 leaves a lone request waiting for half a second now and then."
 )
-_MEMORY_SHARE = 0.8  # of the GPU's memory that all instances together may take
+_MEMORY_SHARE = 0.8  # share of the GPU's memory that all instances together may use
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,11 +24,11 @@ class Batching:
     """How requests become batches.
 
     Attributes:
-        max_batch: 0 where the graph's batch does not vary.
-        preferred: batch sizes to form; empty: as many as wait.
-        delay_us: that a request may wait for others.
+        max_batch: 0 if the graph's batch does not vary.
+        preferred: batch sizes to form; empty for as many as are waiting.
+        delay_us: time that a request may wait for others.
         instances: of the model on each GPU, or on the CPU.
-        why: by attribute, the sentence.
+        why: by attribute, the reason in a sentence.
     """
 
     max_batch: int
@@ -39,12 +39,12 @@ class Batching:
 
 
 def for_plan(offered: Offered, plan: Plan, delay_us: int | None) -> Batching:
-    """What a TensorRT engine is served with.
+    """The settings for a TensorRT engine.
 
     Args:
         offered: of the bundle.
         plan: the engine.
-        delay_us: that is asked for; None derives it.
+        delay_us: as requested; None derives it.
     """
     rows = [row for row in offered.benchmark.get("rows", []) if row.get("precision") == plan.precision]
     resident = [row for row in rows if row.get("transfers") == RESIDENT] or rows
@@ -63,7 +63,7 @@ def for_plan(offered: Offered, plan: Plan, delay_us: int | None) -> Batching:
 
 
 def for_graph(offered: Offered, delay_us: int | None) -> Batching:
-    """What a graph under onnxruntime is served with; nothing of that was measured."""
+    """The settings for a graph under onnxruntime, none of them measured."""
     leading = offered.signature.inputs[0].shape[0]
     fixed = isinstance(leading, int)
     delay = DEFAULT_DELAY_US if delay_us is None else delay_us

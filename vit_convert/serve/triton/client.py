@@ -1,4 +1,5 @@
-"""A client of Triton's HTTP protocol in NumPy and the standard library; copy it where this package is not.
+"""A client for Triton's HTTP protocol that needs only NumPy and the standard library; copy it to hosts without this
+package.
 
 Example: `infer("http://127.0.0.1:8000", "vit_b32_image", {"image": [[open("cat.jpg", "rb").read()]]})["class_names"]`
 """
@@ -10,7 +11,7 @@ from urllib import error, request
 import numpy as np
 
 TYPES = {"FP32": "<f4", "FP16": "<f2", "UINT8": "u1", "INT8": "i1", "INT32": "<i4", "INT64": "<i8", "BOOL": "?"}
-NAMES = {np.dtype(dtype): name for name, dtype in TYPES.items()}  # lists are of bytes, each behind its length
+NAMES = {np.dtype(dtype): name for name, dtype in TYPES.items()}  # lists of bytes, each preceded by its length
 
 
 def infer(url: str, model: str, inputs: dict[str, Any], timeout: float = 30.0) -> dict[str, np.ndarray]:

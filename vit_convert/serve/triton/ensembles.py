@@ -21,7 +21,7 @@ _SOURCES = {
 
 
 def ensembles(offered: Offered, asked: Asked) -> list[ModelFolder]:
-    """The ensembles of a model whose one input takes images, and the models that they need, which come first.
+    """The ensembles of a model whose only input takes images, preceded by the models that they need.
 
     Args:
         offered: of the bundle.
@@ -67,7 +67,7 @@ def _max_batch(batch: int) -> Chosen:
 
 
 def _fitted(offered: Offered) -> Tensor:
-    """The input of the network, at the one size that images are brought to."""
+    """The input of the network, at the size to which images are brought."""
     image, size = offered.signature.image, offered.facts.image_size
     assert image is not None
     sides = optimal_of(size)

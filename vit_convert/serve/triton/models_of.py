@@ -1,4 +1,4 @@
-"""The models of one bundle in a repository: the network itself, and what stands around it."""
+"""The models of one bundle in a repository: the network itself, and those around it."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ CPU_CONFIG = "cpu"
 
 
 def models_of(offered: Offered, asked: Asked) -> list[ModelFolder]:
-    """All models of a bundle, those that others need first.
+    """All models of a bundle, with those that others need first.
 
     Raises:
         BuildError: the runtime cannot serve it.
@@ -33,7 +33,7 @@ def models_of(offered: Offered, asked: Asked) -> list[ModelFolder]:
         or offered.signature.image is None
         or offered.signature.image.shape[0] != "batch"
     ):
-        return [network]  # what is to be done with its inputs is the client's to say
+        return [network]  # clients prepare its inputs themselves
     return [network, *ensembles(offered, asked)]
 
 
@@ -57,7 +57,7 @@ def _network(offered: Offered, asked: Asked, names: Sequence[str]) -> ModelFolde
     if not offered.plans:
         raise BuildError(f"--runtime=tensorrt: {offered.why_no_plan}", fix=_build_first(offered))
     files: dict[str, Content] = {}
-    for plan in offered.plans:  # its sidecar goes with it, for --check
+    for plan in offered.plans:  # its sidecar comes along, for --check
         name = _plan_file(offered.plans, plan)
         files |= {name: plan.path, f"{name}.json": plan.path.with_name(f"{plan.path.name}.json")}
     configs = {CPU_CONFIG: _onnx(offered, asked, names, "fp32")}
@@ -80,12 +80,12 @@ def _graph(offered: Offered, precision: str) -> dict[str, Content]:
     data = path.with_name(f"{path.name}.data")
     if not data.exists():
         return {"model.onnx": path}
-    # The name of the weights' file stands in the graph; a graph of several files has to lie in a folder of this name.
+    # The graph contains the name of the weights' file; a graph of several files must be in a folder of this name.
     return {"model.onnx/model.onnx": path, f"model.onnx/{data.name}": data}
 
 
 def _bundle_files(offered: Offered, asked: Asked) -> dict[str, Content]:
-    """What FallbackSession reads of a bundle: no reference, no images and no other graphs."""
+    """The files that FallbackSession reads from a bundle: no reference, no images and no other graphs."""
     bundle = offered.bundle
     require_graph(offered, "fp32")
     paths = [

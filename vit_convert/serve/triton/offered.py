@@ -1,4 +1,4 @@
-"""What a bundle offers to a server: its signature, the engines that are proved, their benchmark, and real samples."""
+"""What a bundle offers to a server: its signature, its proved engines, their benchmark, and real samples."""
 
 import dataclasses
 import os
@@ -20,7 +20,7 @@ from vit_convert.engine.handoff import Facts, open_bundle, read_config, read_fac
 
 Profiles = Sequence[
     Mapping[str, Sequence[Sequence[int]]]
-]  # of each profile, by input, its smallest, optimal and largest shape
+]  # for each profile, by input, the smallest, optimal and largest shape
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,9 +29,9 @@ class Plan:
 
     Attributes:
         path: of the plan.
-        precision: that it computes in.
+        precision: of the engine.
         version: of the TensorRT that built it.
-        archs: that it runs on: ("sm90",).
+        archs: on which it runs: ("sm90",).
         portable: whether it runs on Ampere and every later GPU.
         profiles: in the plan's order.
         record: its sidecar; None if it has none.
@@ -52,18 +52,18 @@ class Plan:
 
 @dataclasses.dataclass(frozen=True)
 class Offered:
-    """What is known of one bundle.
+    """What is known about one bundle.
 
     Attributes:
         bundle: where its files lie.
         facts: of the conversion.
-        signature: what its graphs take and give.
+        signature: of its graphs.
         plans: engines of one precision and one TensorRT, one for each architecture; empty if none is proved.
-        why_no_plan: why `plans` is empty, else "".
-        benchmark: what `benchmark.json` holds, if it was measured on these graphs; else {}.
-        max_batch: the largest batch that the graphs were made for.
-        samples: of each input, some real values [samples, …].
-        expected: of each output, JAX's values for them.
+        why_no_plan: why `plans` is empty; otherwise "".
+        benchmark: the content of `benchmark.json`, if measured on these graphs; otherwise {}.
+        max_batch: the largest batch for which the graphs were made.
+        samples: for each input, some real values [samples, …].
+        expected: for each output, JAX's values for them.
     """
 
     bundle: Bundle
@@ -82,11 +82,11 @@ def read_offered(path: str | os.PathLike[str], precision: str = "") -> Offered:
 
     Args:
         path: its folder.
-        precision: of the engine to serve; "" takes the one that the benchmark recommends, else the first proved one.
+        precision: of the engine to serve; "" for the one that the benchmark recommends, or else the first proved one.
 
     Raises:
         UsageError: it is not a bundle, or not finished.
-        BuildError: no engine of the precision that is asked for is proved, or the reference is not the conversion's.
+        BuildError: no engine of the requested precision is proved, or the reference is not the conversion's.
     """
     bundle = open_bundle(os.fspath(path))
     facts, config = read_facts(bundle), read_config(bundle)
@@ -106,10 +106,10 @@ def read_offered(path: str | os.PathLike[str], precision: str = "") -> Offered:
 
 
 def require_graph(offered: Offered, precision: str) -> pathlib.Path:
-    """The graph of a precision that onnxruntime may serve.
+    """A precision's graph, if onnxruntime may serve it.
 
     Raises:
-        BuildError: it is missing, changed, did not pass its check, or onnxruntime would compute it in its own way.
+        BuildError: it is missing or changed, did not pass its check, or onnxruntime would compute it differently.
     """
     bundle, facts = offered.bundle, offered.facts
     if precision in QUANTIZED:
@@ -178,14 +178,14 @@ def _version(text: str) -> tuple[int, ...]:
 
 
 def class_names(offered: Offered, path: str) -> list[str]:
-    """One name for each class: the lines of a file, or the numbers of the classes without one.
+    """A name for each class: the lines of a file, or without one the classes' numbers.
 
     Args:
         offered: of the bundle.
         path: of the file; "" for none.
 
     Returns:
-        The names; [] for a model that gives no classes.
+        The names; [] for a model without classes.
 
     Raises:
         UsageError: it cannot be read, or has another number of lines.
@@ -217,5 +217,5 @@ def class_names(offered: Offered, path: str) -> list[str]:
 
 
 def classes_of(offered: Offered) -> str:
-    """What the outputs are called, for a message."""
+    """The names of the outputs, for a message."""
     return ", ".join(output.name for output in offered.signature.outputs)

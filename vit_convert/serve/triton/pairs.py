@@ -1,4 +1,4 @@
-"""The models of a pair of towers in a repository: both towers, what stands around them, and their similarity."""
+"""The models of a pair of towers in a repository: both towers, the models around them, and their similarity."""
 
 import dataclasses
 import json
@@ -28,7 +28,7 @@ _PROMPT = Tensor(PROMPT, "bytes", ("batch", 1))
 
 @dataclasses.dataclass(frozen=True)
 class OfferedPair:
-    """What is known of a pair.
+    """What is known about a pair.
 
     Attributes:
         facts: how embeddings are compared.
@@ -42,7 +42,7 @@ class OfferedPair:
 
     @property
     def tokens(self) -> Tensor:
-        """What the text tower takes."""
+        """The text tower's input."""
         return self.text.signature.inputs[0]
 
 
@@ -50,11 +50,11 @@ def read_pair_offered(path: str | os.PathLike[str], precision: str = "") -> Offe
     """Reads a pair.
 
     Args:
-        path: what the conversion wrote, `<workdir>/<name>`.
+        path: written by the conversion, `<workdir>/<name>`.
         precision: see `read_offered`.
 
     Raises:
-        UsageError: it is not finished, or its towers are of other conversions or take more than one input.
+        UsageError: it is not finished, or its towers are from other conversions or have more than one input.
         BuildError: see `read_offered`.
     """
     facts, bundles = open_pair(path)
@@ -70,7 +70,7 @@ def read_pair_offered(path: str | os.PathLike[str], precision: str = "") -> Offe
 
 
 def models_of_pair(pair: OfferedPair, asked: Asked) -> list[ModelFolder]:
-    """All models of a pair, those that others need first.
+    """All models of a pair, with those that others need first.
 
     Args:
         pair: from `read_pair_offered`.
@@ -91,7 +91,7 @@ def models_of_pair(pair: OfferedPair, asked: Asked) -> list[ModelFolder]:
         *models_of(pair.text, dataclasses.replace(asked, name=f"{name}_text")),
     ]
     if any(tensor.shape[0] != "batch" for tensor in (pair.tokens, *pair.image.signature.inputs)):
-        return models  # a graph of one fixed batch takes no other number of texts or images
+        return models  # a graph with a fixed batch takes no other number of texts or images
     if asked.tokenizer:
         models += [_tokenize(pair, asked), _prompt(pair, asked)]
     return [*models, _similarity(pair, asked)]
@@ -100,7 +100,7 @@ def models_of_pair(pair: OfferedPair, asked: Asked) -> list[ModelFolder]:
 def _tokenize(pair: OfferedPair, asked: Asked) -> ModelFolder:
     """prompt → tokens."""
     rule = Prompting.from_dict(pair.facts.text)
-    open_tokenizer(asked.tokenizer, rule)  # refuses another model's here, and not in the server
+    open_tokenizer(asked.tokenizer, rule)  # refuses another model's tokenizer here, and not only in the server
     files = tokenizer_files(asked.tokenizer, rule)
     name = f"{asked.name}_tokenize"
     why = "How the text tower's training made tokens of prompts, as pair.json has it."
@@ -136,7 +136,7 @@ def _prompt(pair: OfferedPair, asked: Asked) -> ModelFolder:
 
 
 def _similarity(pair: OfferedPair, asked: Asked) -> ModelFolder:
-    """Images and texts → how similar each image is to each text."""
+    """Images and texts → similarity of each image to each text."""
     name = f"{asked.name}_similarity"
     length = pair.tokens.shape[1]
     taken = [Tensor(ENCODED, "bytes", ("images",)), Tensor(PIXELS, "uint8", ("images", "height", "width", 3))]

@@ -1,6 +1,7 @@
-"""Reads configs by Triton's own protobuf; a script for the Python of an environment that has it, without other imports.
+"""Reads configs with Triton's own protobuf; a script without other imports, for the Python of an environment that has
+it.
 
-The generated module pins an older protobuf than ONNX needs, so that both are rarely in one environment.
+The generated module pins an older protobuf than ONNX needs, so both are rarely in the same environment.
 """
 
 import importlib.util

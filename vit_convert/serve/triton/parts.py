@@ -1,4 +1,4 @@
-"""What all models of a bundle have in common: what was asked for, and the first lines of a config."""
+"""What all models of a bundle have in common: the request, and the first lines of a config."""
 
 import dataclasses
 
@@ -10,7 +10,7 @@ from vit_convert.serve.triton.pbtxt import Chosen, quoted
 from vit_convert.serve.triton.repository import HEADER
 
 RUNTIMES = ("auto", "tensorrt", "onnxruntime", "python")
-CALLS = "calls"  # the parameter that lists the models that a model of ours asks while it answers
+CALLS = "calls"  # the parameter that lists the models called by one of our models
 _BACKENDS = {
     "tensorrt": ("tensorrt", "tensorrt_plan"),
     "onnxruntime": ("onnxruntime", "onnxruntime_onnx"),
@@ -27,11 +27,11 @@ class Asked:
         runtime: one of RUNTIMES.
         precision: of the engine, or of the graph under onnxruntime; "" for the default.
         version: number of the version folder.
-        delay_us: the longest that a request waits for others; None derives it.
+        delay_us: maximum time that a request waits for others; None derives it.
         labels: a file with the names of the classes, or "".
-        top_k: how many classes an ensemble gives.
+        top_k: how many classes an ensemble returns.
         network: name of the network's model; "" for `name`.
-        tokenizer: files that make token ids of a pair's prompts, or "".
+        tokenizer: files of a pair's tokenizer, or "".
     """
 
     name: str
@@ -51,7 +51,7 @@ class Asked:
 
 
 def head(offered: Offered, name: str, backend: str) -> list[Chosen]:
-    """Where the model is from, its name, and what runs it."""
+    """The origin of the model, its name, and what runs it."""
     made = Manifest.read(offered.bundle).result("checkpoint").get("summary", "")
     kind, platform = _BACKENDS[backend]
     fields = f"name: {quoted(name)}\nbackend: {quoted(kind)}" + (f"\nplatform: {quoted(platform)}" if platform else "")
@@ -62,5 +62,6 @@ def head(offered: Offered, name: str, backend: str) -> list[Chosen]:
 
 
 def known(offered: Offered, output: Output) -> Output:
-    """An output with its last side as JAX gave it, where a bundle of an earlier version does not tell."""
+    """An output whose last dimension is taken from JAX's values if the bundle, of an earlier version, does not give
+    it."""
     return dataclasses.replace(output, shape=(*output.shape[:-1], int(offered.expected[output.name].shape[-1])))

@@ -1,4 +1,5 @@
-"""Text of a `config.pbtxt`: fields as Triton's protobuf spells them, each choice with the sentence that it rests on."""
+"""Text of a `config.pbtxt`: fields in the syntax of Triton's protobuf, each choice with a sentence that justifies
+it."""
 
 import dataclasses
 import json
@@ -27,8 +28,8 @@ class Chosen:
     """A part of a config.
 
     Attributes:
-        text: the field or fields, as they stand in the file.
-        why: the sentence above them; "" for what needs none.
+        text: the field or fields, as in the file.
+        why: the sentence above them; "" if they need none.
     """
 
     text: str
@@ -40,7 +41,7 @@ class Chosen:
 
 
 def quoted(value: object) -> str:
-    """A string as the text format writes it.
+    """A string in the text format.
 
     Example:
         >>> quoted('a "b"')
@@ -55,11 +56,11 @@ def tensor(field: str, tensor: Tensor, *, batched: bool = True, more: str = "") 
     Args:
         field: "input" or "output".
         tensor: its name, type and shape, batch first.
-        batched: whether the model has a batch that Triton counts apart; the first side is left out then.
-        more: further fields of it.
+        batched: whether Triton handles the model's batch separately; the first dimension is then omitted.
+        more: its further fields.
 
     Returns:
-        The Chosen, with -1 for each side that varies.
+        The Chosen, with -1 for each dimension that varies.
 
     Raises:
         BuildError: Triton has no such type.

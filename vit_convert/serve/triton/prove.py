@@ -1,4 +1,4 @@
-"""The answers of a running server against what JAX gave."""
+"""Compares the answers of a running server with JAX's."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ class Proved:
         max_abs: largest absolute difference to JAX.
         max_rel: max_abs over JAX's largest magnitude.
         cosine: smallest of the batch.
-        tolerance: that it is judged by.
+        tolerance: for this output.
     """
 
     model: str
@@ -44,7 +44,7 @@ class Proved:
     passed: bool
 
     def words(self) -> str:
-        """The figures and what they had to be."""
+        """The figures and their tolerance."""
         found = f"max abs {self.max_abs:.3g} ({self.max_rel:.3g} of scale), cosine {self.cosine:.7f}"
         return f"{found}; needed {self.tolerance}"
 
@@ -55,7 +55,7 @@ class Proved:
 
 
 def prove(url: str, name: str, offered: Offered) -> Iterator[Proved]:
-    """Sends a bundle's reference through its model, and its evaluation images through the ensemble from pixels.
+    """Sends a bundle's reference through its model, and its evaluation images through the pixel ensemble.
 
     Args:
         url: of the server.
@@ -63,7 +63,7 @@ def prove(url: str, name: str, offered: Offered) -> Iterator[Proved]:
         offered: of the bundle.
 
     Yields:
-        What each output was compared by.
+        The comparison for each output.
 
     Raises:
         BenchmarkError: the server refuses.
@@ -90,7 +90,7 @@ def prove(url: str, name: str, offered: Offered) -> Iterator[Proved]:
 
 def prove_pair(url: str, name: str, pair: OfferedPair) -> Iterator[Proved]:
     """Sends the references of both towers through their models, and the evaluation images and texts of a pair through
-    its similarity, twice: at the second time the texts are known.
+    its similarity model, twice, because the second time the texts are cached.
 
     Args:
         url: of the server.
@@ -98,7 +98,7 @@ def prove_pair(url: str, name: str, pair: OfferedPair) -> Iterator[Proved]:
         pair: what is known of it.
 
     Yields:
-        What each output was compared by.
+        The comparison for each output.
 
     Raises:
         BenchmarkError: the server refuses, or a file of the pair is damaged.
@@ -122,11 +122,11 @@ def prove_pair(url: str, name: str, pair: OfferedPair) -> Iterator[Proved]:
 
 
 def _of_similarity(pair: OfferedPair, precision: str, output: str) -> Tolerance:
-    """How far a logit or a probability may be off where the cosine is off as far as it may."""
+    """How far a logit or a probability may be off when the cosine is off as far as allowed."""
     config = read_config(Bundle(pair.image.bundle.root.parent))
     engine = bool(pair.image.plans or pair.text.plans)
     cosine = allowed_similarity_error(config, precision, engine=engine)
-    # A probability moves by half of what its logits do at most: two that are alike, which move apart.
+    # A probability moves at most by half as much as its logits: the case of two equal ones that move apart.
     atol = pair.facts.logit_scale * cosine * (1.0 if output == LOGITS else 0.5)
     return Tolerance(atol, 0.0, -1.0)
 

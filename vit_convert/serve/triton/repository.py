@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from vit_convert.core.bundle import atomic
 from vit_convert.core.errors import UsageError
 
-HEADER = "# Written by vit_convert"  # begins every config of ours
+HEADER = "# Written by vit_convert"  # the beginning of each of our configs
 
 _SHIM = '''"""Written by vit_convert: the code is in the package, which the Python that Triton runs must have."""
 
@@ -18,7 +18,7 @@ from vit_convert.serve.triton.models.{} import TritonPythonModel
 __all__ = ["TritonPythonModel"]
 '''
 
-Content = pathlib.Path | bytes | str  # a file to copy, or what is in it
+Content = pathlib.Path | bytes | str  # a file to copy, or its content
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,11 +48,11 @@ def shim(module: str) -> str:
 
 
 def write_models(root: str | os.PathLike[str], models: Sequence[ModelFolder]) -> list[pathlib.Path]:
-    """Writes models into a repository; other models, and other versions of these, stay.
+    """Writes models into a repository; other models, and other versions of these models, stay.
 
     Args:
         root: of the repository.
-        models: to write; those that an ensemble needs come before it, as a server that polls would load it at once.
+        models: to write; those that an ensemble needs come before it, because a polling server would load it at once.
 
     Returns:
         Their folders.
@@ -85,7 +85,7 @@ def _write(folder: pathlib.Path, model: ModelFolder) -> None:
     }.items():
         with atomic(folder / name) as temporary:
             _put(temporary, content)
-    with atomic(config) as temporary:  # last: a folder without one is no model yet
+    with atomic(config) as temporary:  # last: a folder without it is not a model yet
         _put(temporary, model.config)
 
 

@@ -1,4 +1,4 @@
-"""A real Triton server on this machine: found, started on free ports of the loopback, waited for, and stopped."""
+"""A real Triton server on this machine: finds it, starts it on free loopback ports, waits for it, and stops it."""
 
 import contextlib
 import dataclasses
@@ -31,14 +31,14 @@ _ABOUT += "'%d.%d' % sys.version_info[:2]]))"
 
 @dataclasses.dataclass(frozen=True)
 class Installed:
-    """Where a server's files lie.
+    """The location of a server's files.
 
     Attributes:
         binary: tritonserver.
         backends: its folder of backends.
-        stub: of its Python backend, where that does not lie in `backends` already.
-        python: that the Python backend runs, for its packages.
-        libraries: where libpython of that Python lies, and what else the server loads.
+        stub: of its Python backend, if that is not in `backends` already.
+        python: the one for the Python backend, which provides its packages.
+        libraries: folders of that Python's libpython and of other libraries that the server loads.
     """
 
     binary: pathlib.Path
@@ -50,14 +50,14 @@ class Installed:
 
 @dataclasses.dataclass(frozen=True)
 class Server:
-    """A server that runs.
+    """A running server.
 
     Attributes:
         process: of tritonserver.
         http: "http://127.0.0.1:…".
         grpc: "127.0.0.1:…".
         metrics: "http://127.0.0.1:…/metrics".
-        log: what it says.
+        log: its output.
     """
 
     process: "subprocess.Popen[bytes]"
@@ -68,7 +68,7 @@ class Server:
 
 
 def find_server(environment: str | os.PathLike[str]) -> Installed:
-    """Looks for a server: in an environment with the extra `triton`, or on the PATH, as in NVIDIA's containers.
+    """Finds a server: in an environment with the extra `triton`, or on the PATH, as in NVIDIA's containers.
 
     Args:
         environment: a Python environment's folder.
@@ -92,7 +92,7 @@ def find_server(environment: str | os.PathLike[str]) -> Installed:
             raise UsageError(f"--environment={environment}: its server has no stub for Python {version}", fix=_INSTALL)
         bundled = (
             pathlib.Path(packages) / "nvidia_pytriton.libs"
-        )  # CUDA's runtime, which the stub finds only where it was installed
+        )  # CUDA's runtime, which the stub finds only in its original place
         return Installed(
             root / "bin" / "tritonserver", root / "backends", stub, python, f"{libraries}{os.pathsep}{bundled}"
         )
@@ -111,20 +111,20 @@ def running(
     seconds: float = 120.0,
     port: int = 0,
 ) -> Iterator[Server]:
-    """Runs a server until the block ends; all of its models are ready when the block begins.
+    """Runs a server until the block ends; all of its models are ready when the block starts.
 
     Args:
         installed: from `find_server`.
         repository: of the models.
         flags: further ones of tritonserver.
-        seconds: to wait for it.
+        seconds: how long to wait for it.
         port: of HTTP; gRPC and metrics have the next two; 0 for any that are free.
 
     Yields:
         The Server.
 
     Raises:
-        BenchmarkError: it ends, or is not ready in time; the end of what it said is in the message.
+        BenchmarkError: it ends, or is not ready in time; the message includes the end of its output.
         UsageError: a port is taken.
     """
     with tempfile.TemporaryDirectory(prefix="vit_convert-triton-") as folder:
@@ -156,18 +156,20 @@ def running(
 
 
 def _backends(installed: Installed, work: pathlib.Path) -> pathlib.Path:
-    """The server's backends, the stub where it is looked for, and our stand-in if there is no onnxruntime backend."""
+    """Collects the server's backends, the stub in the place where it is looked for, and our replacement if there is no
+    onnxruntime backend."""
     if installed.stub is None and (installed.backends / "onnxruntime").exists():
         return installed.backends
     folder = work / "backends"
     shutil.copytree(
         installed.backends, folder
-    )  # no links: the server refuses a library that a link leads out of the folder
+    )  # no links: the server refuses a library behind a link that leaves the folder
     if installed.stub is not None:
         stub = folder / "python" / installed.stub.name
         shutil.copyfile(installed.stub, stub)
         stub.chmod(0o755)
-        # The stub's Python is isolated and takes no PYTHONPATH; this folder is on its path: nothing to install.
+        # The stub's Python is isolated and ignores PYTHONPATH, but this folder is on its path, so nothing needs to be
+        # installed.
         (folder / "python" / _PACKAGE.name).symlink_to(_PACKAGE)
     if not (folder / "onnxruntime").exists():
         (folder / "onnxruntime").mkdir()
@@ -179,7 +181,7 @@ def _environment(installed: Installed) -> dict[str, str]:
     def before(value: str, name: str) -> str:
         return os.pathsep.join(filter(None, (value, os.environ.get(name, ""))))
 
-    # The stub embeds Python: the `python3` that is first on PATH names the environment; libpython has its own folder.
+    # The stub embeds Python: the first `python3` on PATH determines the environment; libpython has its own folder.
     return {
         **os.environ,
         "PATH": before(str(installed.python.parent), "PATH"),
@@ -192,10 +194,11 @@ def _without_gpu() -> bool:
 
 
 def _require_free(ports: Sequence[int]) -> Sequence[int]:
-    """Refuses ports that somebody listens on: another server there would answer in the place of ours."""
+    """Refuses ports that are in use: another server there would answer instead of ours."""
     for port in ports:
         with socket.socket() as each:
-            each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # not those of connections that ended just now
+            # ports of connections that just ended do not count
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 each.bind(("127.0.0.1", port))
             except OSError as e:

@@ -1,4 +1,4 @@
-"""Requests that Triton hands over together, as one batch and back."""
+"""Combines requests that Triton hands over together into one batch, and splits the result."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ Arrays = Mapping[str, np.ndarray]
 
 
 def require_finite(inputs: Arrays) -> None:
-    """Refuses values that would spoil an answer in silence.
+    """Refuses values that would silently spoil an answer.
 
     Args:
         inputs: by name, [batch, …].
@@ -33,7 +33,7 @@ def require_finite(inputs: Arrays) -> None:
 def answer_together(
     requests: Sequence[Any], names: Sequence[str], run: Callable[[Arrays], Arrays], most: int
 ) -> list[Any]:
-    """Runs requests whose inputs have the same shape as one batch, and gives each its part.
+    """Runs requests with inputs of the same shape as one batch, and returns each one's part.
 
     Args:
         requests: of Triton's Python backend.

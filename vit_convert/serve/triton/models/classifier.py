@@ -1,4 +1,5 @@
-"""A bundle behind Triton's Python backend: its engine while that works, else the checked graph; a metric says which."""
+"""A bundle in Triton's Python backend: its engine while that works, otherwise the checked graph; a metric says
+which."""
 
 import json
 import pathlib
@@ -19,7 +20,7 @@ _RETRY_SECONDS = 60.0
 
 
 class TritonPythonModel:
-    """What `1/model.py` of a repository names; Triton calls its three methods, one call at a time."""
+    """The class named in `1/model.py` of a repository; Triton calls its three methods, one call at a time."""
 
     @property
     def runs_on(self) -> str:
@@ -27,7 +28,7 @@ class TritonPythonModel:
         return (self._fresh or self._session).runs_on
 
     def initialize(self, args: Mapping[str, str]) -> None:
-        """Opens the bundle that lies in the model's version folder."""
+        """Opens the bundle in the model's version folder."""
         config, given = json.loads(args["model_config"]), parameters(args)
         self._folder = pathlib.Path(args["model_repository"]) / args["model_version"] / BUNDLE
         self._inputs = [tensor["name"] for tensor in config["input"]]
@@ -43,7 +44,7 @@ class TritonPythonModel:
         self._metrics.runs_on(self._session.runs_on)
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """Answers the requests that Triton put together."""
+        """Answers the requests that Triton combined."""
         self._take_fresh()
         return answer_together(requests, self._inputs, self._run, self._most)
 
@@ -56,13 +57,13 @@ class TritonPythonModel:
         self._session.close()
 
     def _take_fresh(self) -> None:
-        """Goes over to an engine that works again; between two runs, nothing uses the session that it replaces."""
+        """Switches to an engine that works again; between two runs, nothing uses the session that it replaces."""
         fresh, self._fresh = self._fresh, None
         if fresh is not None:
             self._retrying = False
             self._session.close()
             self._session = fresh
-            give_memory_back(collect=False)  # of the graph that stood in, which may be a gigabyte
+            give_memory_back(collect=False)  # of the fallback graph, which may be a gigabyte
             self._metrics.runs_on(fresh.runs_on)
 
     def _run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -76,7 +77,7 @@ class TritonPythonModel:
         return {name: found[name] for name in self._outputs}
 
     def _retry_later(self) -> None:
-        """Loads the engine again after a while: what stopped it (memory, a driver's hiccup) may be over."""
+        """Loads the engine again after a while: what stopped it (memory, a driver problem) may be over."""
         if self._retry_seconds > 0 and not self._retrying:
             self._retrying = True  # until `_take_fresh`: the thread itself may live a little longer
             self._waiting = threading.Thread(target=self._retry, daemon=True)
@@ -96,7 +97,7 @@ class TritonPythonModel:
 
 
 class _Metrics:
-    """What `:8002/metrics` shows beside Triton's own."""
+    """The metrics that `:8002/metrics` shows in addition to Triton's own."""
 
     def __init__(self, model: str, version: str):
         utils = backend_utils()

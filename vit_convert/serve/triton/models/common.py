@@ -1,4 +1,4 @@
-"""What the models that Triton's Python backend runs have in common."""
+"""What our models in Triton's Python backend have in common."""
 
 import importlib
 import json
@@ -44,7 +44,7 @@ def refusal(error: Exception) -> Any:
 
 
 def each(requests: Sequence[Any], compute: Callable[[Any], Mapping[str, np.ndarray]]) -> list[Any]:
-    """Answers requests one by one; what one of them holds is no reason to refuse the others."""
+    """Answers requests one by one, so that a bad one does not affect the others."""
     responses = []
     for request in requests:
         try:

@@ -1,4 +1,4 @@
-"""Stands in for Triton's onnxruntime backend where a server has none: the same config.pbtxt and model.onnx, on the CPU.
+"""Replaces Triton's onnxruntime backend in a server without it: the same config.pbtxt and model.onnx, on the CPU.
 
 A "Python-based backend": a folder named `onnxruntime` in --backend-directory whose model.py names this class serves
 every model that says `backend: "onnxruntime"`. `python -m vit_convert.serve.triton --serve` makes one for a server from
@@ -20,7 +20,7 @@ _THREADS = "intra_op_thread_count"
 
 
 class TritonPythonModel:
-    """What the backend's `model.py` names."""
+    """The class named in the backend's `model.py`."""
 
     def initialize(self, args: Mapping[str, str]) -> None:
         """Opens the graph of the model's version folder."""
@@ -32,7 +32,7 @@ class TritonPythonModel:
             / args["model_version"]
             / (config.get("default_model_filename") or "model.onnx")
         )
-        path = path / "model.onnx" if path.is_dir() else path  # a graph whose weights lie beside it is a folder
+        path = path / "model.onnx" if path.is_dir() else path  # a graph with separate weights is a folder
         options = session_options(onnxruntime)
         options.intra_op_num_threads = int(given.get(_THREADS, 0))
         self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -46,7 +46,7 @@ class TritonPythonModel:
             )
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """Answers the requests that Triton put together."""
+        """Answers the requests that Triton combined."""
         return answer_together(requests, self._inputs, self._run, self._most)
 
     def finalize(self) -> None:

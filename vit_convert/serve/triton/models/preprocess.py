@@ -1,4 +1,4 @@
-"""What clients have, image files or pixels of any size, to what the graph takes, as the checkpoint wants it."""
+"""From what clients have, image files or pixels of any size, to the graph's input, as the checkpoint requires."""
 
 import io
 import json
@@ -17,7 +17,7 @@ _LARGEST_PIXELS = 178956970  # Pillow's limit for encoded images
 
 
 class TritonPythonModel:
-    """What `1/model.py` of a repository names."""
+    """The class named in `1/model.py` of a repository."""
 
     def initialize(self, args: Mapping[str, str]) -> None:
         """Reads the record and the graph's input from the model's parameters."""
@@ -26,7 +26,7 @@ class TritonPythonModel:
         self._fit = Fit(given)
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """Answers each request by itself: their images differ in size."""
+        """Answers each request by itself, because their images differ in size."""
         return each(requests, self._compute)
 
     def _compute(self, request: Any) -> dict[str, np.ndarray]:
@@ -47,7 +47,7 @@ class Fit:
         self._dtype, self._channels_first = np.dtype(given["dtype"]), given["layout"] == "NCHW"
 
     def encoded(self, images: np.ndarray) -> np.ndarray:
-        """From files.
+        """Preprocesses image files.
 
         Args:
             images: bytes [batch, 1].
@@ -63,7 +63,7 @@ class Fit:
         return self._as_input(np.stack(fitted))
 
     def pixels(self, images: np.ndarray) -> np.ndarray:
-        """From pixels.
+        """Preprocesses pixels.
 
         Args:
             images: uint8 [batch, height, width, 3].

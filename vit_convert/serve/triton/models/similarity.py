@@ -1,4 +1,4 @@
-"""How similar images and texts are, from what clients have; embeddings of texts are kept, as they come again."""
+"""Similarities of images and texts, from what clients have; text embeddings are cached, because texts recur."""
 
 import collections
 import json
@@ -16,15 +16,15 @@ from vit_convert.serve.triton.models.preprocess import ENCODED, PIXELS
 from vit_convert.serve.triton.models.tokenize import PROMPT
 
 IMAGES, TEXTS = (ENCODED, PIXELS), ("tokens", PROMPT)
-SIMILARITY, LOGITS = "similarity", "logits"  # what this model gives
+SIMILARITY, LOGITS = "similarity", "logits"  # this model's output
 Arrays = Mapping[str, np.ndarray]
 
 
 class TritonPythonModel:
-    """What `1/model.py` of a repository names; it asks the pair's other models of the same server."""
+    """The class named in `1/model.py` of a repository; it calls the pair's other models on the same server."""
 
     def initialize(self, args: Mapping[str, str]) -> None:
-        """Reads from the model's parameters how embeddings are compared, and whom to ask."""
+        """Reads from the model's parameters how embeddings are compared, and which models to call."""
         given = parameters(args)
         self._pair = PairFacts.from_dict(json.loads(given["pair"]))
         self._name, self._most = given["name"], int(given["most"])
@@ -65,19 +65,19 @@ class TritonPythonModel:
         return self._ask(f"{self._name}_text", {"tokens": tokens}, "embedding")
 
     def _ask(self, model: str, inputs: Arrays, output: str) -> np.ndarray:
-        """Asks another model, as often as its largest batch wants it."""
+        """Calls another model, in as many batches as its largest batch requires."""
         ((name, values),) = inputs.items()
         parts = range(0, max(1, len(values)), self._most)
         return np.concatenate([ask(model, {name: values[start : start + self._most]}, output) for start in parts])
 
 
 class Kept:
-    """Embeddings of texts, those that were asked for last.
+    """A cache of the most recently used text embeddings.
 
     Args:
         embed: maps token ids [texts, length] to embeddings [texts, width].
-        most: how many are kept.
-        vocabulary: ids lie below it; 0 for any.
+        most: how many to keep.
+        vocabulary: exclusive upper bound of ids; 0 for none.
     """
 
     def __init__(self, embed: Callable[[np.ndarray], np.ndarray], most: int, vocabulary: int = 0):
@@ -88,7 +88,7 @@ class Kept:
         """Embeddings [texts, width] of token ids [texts, length].
 
         Raises:
-            BenchmarkError: no text, or an id that the model has not.
+            BenchmarkError: no text, or an id outside the vocabulary.
         """
         if not len(tokens):
             raise BenchmarkError(f"tokens {list(tokens.shape)}: no text", fix="Send one or more.")
@@ -110,14 +110,14 @@ class Kept:
 
 
 def ask(model: str, inputs: Arrays, output: str) -> np.ndarray:
-    """Asks another model of the server that this runs in.
+    """Calls another model of the same server.
 
     Raises:
         BenchmarkError: it refuses.
     """
     utils = backend_utils()
     tensors = [utils.Tensor(name, np.ascontiguousarray(value)) for name, value in inputs.items()]
-    memory = utils.PreferredMemory(utils.TRITONSERVER_MEMORY_CPU)  # an engine's output would stay on the GPU
+    memory = utils.PreferredMemory(utils.TRITONSERVER_MEMORY_CPU)  # otherwise an engine's output would stay on the GPU
     request = utils.InferenceRequest(
         model_name=model, requested_output_names=[output], inputs=tensors, preferred_memory=memory
     )

@@ -1,4 +1,4 @@
-"""What a text tower takes, from prompts, by the tokenizer that lies beside the model."""
+"""From prompts to a text tower's input, with the tokenizer beside the model."""
 
 import json
 import pathlib
@@ -16,7 +16,7 @@ PROMPT, FOLDER = "prompt", "tokenizer"
 
 
 class TritonPythonModel:
-    """What `1/model.py` of a repository names."""
+    """The class named in `1/model.py` of a repository."""
 
     def initialize(self, args: Mapping[str, str]) -> None:
         """Opens the tokenizer, by the rule in the model's parameters."""
@@ -35,7 +35,7 @@ class TritonPythonModel:
 
 
 def words_of(prompts: np.ndarray) -> list[str]:
-    """Prompts as words.
+    """Prompts as strings.
 
     Args:
         prompts: bytes of UTF-8, of any shape.

@@ -14,10 +14,10 @@ LABELS = "labels.txt"
 
 
 class TritonPythonModel:
-    """What `1/model.py` of a repository names."""
+    """The class named in `1/model.py` of a repository."""
 
     def initialize(self, args: Mapping[str, str]) -> None:
-        """Reads the names beside it."""
+        """Reads the class names beside the model."""
         folder = pathlib.Path(args["model_repository"]) / args["model_version"]
         self._names = np.array((folder / LABELS).read_text(encoding="utf-8").splitlines(), dtype=object)
         self._source = json.loads(args["model_config"])["input"][0]["name"]
@@ -34,7 +34,7 @@ class TritonPythonModel:
 
 
 def best(scores: np.ndarray, names: np.ndarray, count: int) -> dict[str, np.ndarray]:
-    """The best classes, the first of equals first.
+    """The best classes; among equals, the lowest number comes first.
 
     Args:
         scores: float [batch, classes], as the model gives them.
