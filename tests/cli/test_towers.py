@@ -8,6 +8,7 @@ import pytest
 
 from vit_convert.core.errors import BenchmarkError
 from vit_convert.families.random import main as random_main
+from vit_convert.images.patches import image_patches
 from vit_convert.serve.session import FallbackSession
 
 CASES = {
@@ -64,3 +65,31 @@ def test_texts_of_a_range_of_lengths(convert, capsys):
             with pytest.raises(BenchmarkError, match=rf"tokens \[1, {length}\]: .* the model takes 3 to 12"):
                 session.run(np.ones((1, length), np.int32))
     assert convert(*flags, "--config.text_length=dynamic:3..13") == 2
+
+
+@pytest.mark.slow
+def test_a_naflex_is_calibrated_and_checked_on_photographs(convert, capsys, tmp_path):
+    """Of any aspect, each cut as `image_patches` cuts it, which is held against transformers elsewhere."""
+    image = pytest.importorskip("PIL.Image")
+    generator, photos = np.random.default_rng(5), tmp_path / "photos"
+    photos.mkdir()
+    sizes = [(60, 200), (200, 60), (120, 120), (33, 400)]
+    pixels = [generator.integers(0, 256, (*size, 3)).astype(np.uint8) for size in sizes]
+    for i, one in enumerate(pixels):
+        image.fromarray(one).save(photos / f"{i}.png")
+    path = tmp_path / "naflex.npz"
+    assert random_main(["random", "--variant=SigLIP2-mu/16-naflex", "--depth=1", f"--output={path}"]) == 0
+    data = [f"--config.calibration.data={photos}", f"--config.evaluation.data={photos}"]
+    flags = [f"--config.checkpoint={path}:img", "--config.precision=int8", "--config.check.num_images=4", *data]
+    assert convert(*flags) == 0
+    said = capsys.readouterr().err
+    assert "4 evaluation images" in said and "entropy, 4 images" in said and "noise" not in said
+    known = np.load(convert.bundle / "reference.npz")
+    for i, one in enumerate(pixels):
+        for name, value in zip(("patches", "coordinates", "mask"), image_patches(one)):
+            np.testing.assert_array_equal(known[name][i], value)
+    assert len({*known["mask"].sum(axis=1).tolist()}) > 1  # of one batch
+    embeddings = np.load(convert.bundle / "evaluation_embeddings.npy")
+    np.testing.assert_allclose(embeddings, known["embedding"], atol=1e-6)
+    assert convert(*flags, "--config.target=trt8", "--config.engine.calibrator=True") == 2
+    assert "this tower takes patches" in capsys.readouterr().err

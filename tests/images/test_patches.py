@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from vit_convert.core.errors import UsageError
-from vit_convert.images.patches import image_patches, patch_grid
+from vit_convert.images.patches import image_patches, packed_patches, packed_size, patch_grid, unpacked_patches
 
 
 def by_scales(height, width, patch, length):
@@ -67,3 +67,18 @@ def test_a_shrunk_image_keeps_what_lies_between_its_samples():
     image[:, ::8] = 255
     patches, _, _ = image_patches(image, 8, 1)
     np.testing.assert_allclose(patches.reshape(8, 8, 3)[:, 2:6], 2 / 8 - 1, atol=1 / 127.5)
+
+
+def test_packed_patches_are_the_same_patches():
+    """Also of more rows or columns than a byte counts."""
+    generator = np.random.default_rng(3)
+    for height, width, length in ((30, 90, 20), (8, 2400, 300), (2400, 8, 300)):
+        image = generator.integers(0, 256, (height, width, 3)).astype(np.uint8)
+        packed = packed_patches(image, 8, length)
+        assert packed.dtype == np.uint8 and packed.shape == (length, packed_size(8))
+        for ours, known in zip(unpacked_patches(packed), image_patches(image, 8, length)):
+            assert ours.dtype == known.dtype
+            np.testing.assert_array_equal(ours, known)
+    assert unpacked_patches(packed)[1].max() == 299
+    batch = unpacked_patches(np.stack([packed, packed]))
+    assert [part.shape for part in batch] == [(2, 300, 192), (2, 300, 2), (2, 300)]

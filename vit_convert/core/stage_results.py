@@ -62,6 +62,7 @@ class CheckpointResult(Checkpoint, StageResult):
 
     Attributes:
         patch_size: side of a patch in pixels.
+        patches: that images of any aspect are cut into; 0 where they have one size, or a range.
         attentions: each kind once: [channels of a head, tokens]; without those limited by a mask.
         source_image_size: [height, width] at which the file was trained.
         zero_head: whether the head is all zeros, so that its classes mean nothing.
@@ -71,6 +72,7 @@ class CheckpointResult(Checkpoint, StageResult):
     """
 
     patch_size: int = 0
+    patches: int = 0
     attentions: tuple[tuple[int, ...], ...] = ()
     source_image_size: tuple[int, ...] = ()
     zero_head: bool = False

@@ -70,6 +70,7 @@ class Loaded:
         num_classes: outputs of the head; 0 for a model without one.
         preprocess: the rule by which its images were prepared, a key of `images.preprocess`.
         patch_size: side in pixels of the area that a token represents.
+        patches: that images of any aspect are cut into; 0 for a model of images of one size.
         resizable: whether a graph may take a range of image sizes, multiples of the patch: its position table is
             resampled inside.
         attentions: (head size, tokens) of each kind of self-attention over a fixed number of tokens.
@@ -96,6 +97,7 @@ class Loaded:
     num_classes: int
     preprocess: str
     patch_size: int
+    patches: int = 0
     resizable: bool = False
     attentions: tuple[tuple[int, int], ...] = ()
     zero_head: bool = False

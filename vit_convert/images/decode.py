@@ -4,13 +4,14 @@ import collections
 import dataclasses
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
 from vit_convert.core.bundle import atomic
 from vit_convert.core.progress import Progress
+from vit_convert.images.patches import packed_patches, packed_size
 from vit_convert.images.preprocess import Preprocess
 from vit_convert.images.sources import ImageSource
 
@@ -40,6 +41,7 @@ def decode_split(
     width: int,
     preprocess: Preprocess,
     *,
+    patches: int = 0,
     limit: int = 0,
     progress: Progress | None = None,
     threads: int = 0,
@@ -54,6 +56,8 @@ def decode_split(
         height: of the model's input in pixels.
         width: of the model's input in pixels.
         preprocess: how to bring an image to that size; images that have it stay as they are.
+        patches: cut images of any aspect into so many patches of this height instead, uint8 [N, patches, …] as
+            `images.patches.packed_patches` gives them; 0 for images of one size.
         limit: how many to take, evenly spaced over the source (which is sorted by class) and always the same; 0 takes
             all.
         progress: shows a bar.
@@ -67,13 +71,18 @@ def decode_split(
         UsageError: the disk is full.
     """
     chosen = pick(len(source), limit)
+    shape: tuple[int, ...] = (patches, packed_size(height)) if patches else (height, width, 3)
+
+    def fit(image: np.ndarray) -> np.ndarray:
+        return packed_patches(image, height, patches) if patches else preprocess.fit(image, height, width)
+
     threads = threads or os.cpu_count() or 1
     bar = (progress or Progress(quiet=True)).bar(f"decoding {source.path.name}", total=len(chosen))
     with atomic(images_out) as temporary, bar as advance, open(temporary, "wb") as f:
         # Rows are appended, not mapped: a full disk is then an error and not a SIGBUS, and no pages stay resident.
-        header = {"descr": "|u1", "fortran_order": False, "shape": (len(chosen), height, width, 3)}
+        header = {"descr": "|u1", "fortran_order": False, "shape": (len(chosen), *shape)}
         np.lib.format.write_array_header_1_0(f, header)
-        for image in _ordered(source, chosen, height, width, preprocess, threads):
+        for image in _ordered(source, chosen, fit, threads):
             f.write(image.tobytes())
             advance(1)
     if source.labels is None:
@@ -94,13 +103,13 @@ def pick(count: int, limit: int) -> np.ndarray:
 
 
 def _ordered(
-    source: ImageSource, chosen: np.ndarray, height: int, width: int, preprocess: Preprocess, threads: int
+    source: ImageSource, chosen: np.ndarray, fit: Callable[[np.ndarray], np.ndarray], threads: int
 ) -> Iterator[np.ndarray]:
     """Decodes a few images ahead on threads (Pillow releases the GIL) and yields them in order."""
     pending: collections.deque[Future[np.ndarray]] = collections.deque()
 
     def decode(i: int) -> np.ndarray:
-        return source.read(i, lambda image: preprocess.fit(image, height, width))
+        return source.read(i, fit)
 
     with ThreadPoolExecutor(threads) as pool:
         try:

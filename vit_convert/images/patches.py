@@ -7,6 +7,7 @@ from vit_convert.core.errors import UsageError
 from vit_convert.images.resize import resize
 
 _MEAN, _STD = np.float32(127.5), np.float32(127.5)  # to [-1, 1]
+_BESIDE = 5  # bytes beside the pixels of a packed patch: row, column, and whether it is one
 
 
 def patch_grid(height: int, width: int, patch_size: int, length: int) -> tuple[int, int]:
@@ -62,16 +63,51 @@ def image_patches(image: np.ndarray, patch_size: int = 16, length: int = 256) ->
         >>> patches.shape, coordinates[8].tolist(), int(mask.sum())
         ((20, 768), [1, 2], 12)
     """
+    return unpacked_patches(packed_patches(image, patch_size, length))
+
+
+def packed_patches(image: np.ndarray, patch_size: int, length: int) -> np.ndarray:
+    """Cuts one image as `image_patches` does, into bytes that keep on a disk: its pixels, not its numbers.
+
+    Args:
+        image, patch_size, length: see `image_patches`.
+
+    Returns:
+        uint8 [length, 3 · patch_size² + 5]: of each patch its pixels, row and column of two bytes each, and 1 for a
+        patch of the image.
+
+    Raises:
+        UsageError: see `image_patches`.
+    """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise UsageError(f"an image is uint8 [height, width, 3], not {image.dtype} {list(image.shape)}")
     rows, columns = patch_grid(image.shape[0], image.shape[1], patch_size, length)
     resized = resize(image, rows * patch_size, columns * patch_size, "bilinear", antialias=True)
-    values = (resized.astype(np.float32) - _MEAN) / _STD
-    cut = values.reshape(rows, patch_size, columns, patch_size, 3).transpose(0, 2, 1, 3, 4)
+    cut = resized.reshape(rows, patch_size, columns, patch_size, 3).transpose(0, 2, 1, 3, 4)
     count = rows * columns
-    patches = np.zeros((length, 3 * patch_size**2), np.float32)
-    coordinates, mask = np.zeros((length, 2), np.int32), np.zeros(length, np.int32)
-    patches[:count] = cut.reshape(count, -1)
-    coordinates[:count] = np.argwhere(np.ones((rows, columns), bool))
-    mask[:count] = 1
-    return patches, coordinates, mask
+    packed = np.zeros((length, packed_size(patch_size)), np.uint8)
+    packed[:count, :-_BESIDE] = cut.reshape(count, -1)
+    places = np.ascontiguousarray(np.argwhere(np.ones((rows, columns), bool)), "<u2")
+    packed[:count, -_BESIDE:-1] = places.view(np.uint8)
+    packed[:count, -1] = 1
+    return packed
+
+
+def packed_size(patch_size: int) -> int:
+    """Bytes of a patch as `packed_patches` gives it."""
+    return 3 * patch_size**2 + _BESIDE
+
+
+def unpacked_patches(packed: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What a NaFlex tower takes, from what `packed_patches` gave.
+
+    Args:
+        packed: uint8 [..., length, 3 · patch_size² + 5].
+
+    Returns:
+        patches, coordinates and mask as `image_patches` gives them, with the same axes in front.
+    """
+    mask = packed[..., -1].astype(np.int32)
+    places = np.ascontiguousarray(packed[..., -_BESIDE:-1]).view("<u2").astype(np.int32)
+    values = (packed[..., :-_BESIDE].astype(np.float32) - _MEAN) / _STD
+    return np.where(mask[..., None] > 0, values, np.float32(0)), places, mask

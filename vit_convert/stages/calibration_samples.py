@@ -3,6 +3,7 @@
 import numpy as np
 
 from vit_convert.core.bundle import atomic
+from vit_convert.core.errors import UsageError
 from vit_convert.core.pipeline import Context
 from vit_convert.stages.common import decode, noise
 from vit_convert.stages.text import calibration_tokens, noise_tokens, samples_file, takes_text
@@ -17,14 +18,21 @@ def calibration_samples(context: Context) -> tuple[np.ndarray, str]:
         context: of the conversion.
 
     Returns:
-        Pixels [n, height, width, 3] or token ids [n, length], and their source in words.
+        Pixels [n, height, width, 3], packed patches [n, patches, bytes] or token ids [n, length], and their source in
+        words.
 
     Raises:
         CalibrationError: they cannot be read.
+        UsageError: TensorRT's own calibrator is asked for, and it cannot take them.
     """
     from vit_convert.images.sources import open_images
 
     config, is_text = context.config.calibration, takes_text(context)
+    if context.config.engine.calibrator and context.results.checkpoint.patches:
+        raise UsageError(
+            "config.engine.calibrator: TensorRT's own calibrator takes images of one size, this tower takes patches",
+            fix="Leave engine.calibrator off: INT8 is then written into the graph.",
+        )
     if is_text and (found := calibration_tokens(context)):
         return found
     if config.data:

@@ -105,6 +105,7 @@ def load(context: Context) -> CheckpointResult:
         image_range=sizes,
         text_range=texts,
         patch_size=checkpoint.patch_size,
+        patches=checkpoint.patches,
         attentions=tuple(checkpoint.attentions),
         source_image_size=checkpoint.source_image_size,
         num_classes=checkpoint.num_classes,

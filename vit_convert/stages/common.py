@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from vit_convert.images.sources import ImageSource
 
 EVALUATION_BATCH = 32
+_PATCHES = 3  # axes of samples that are cut into patches
 _BACKEND_DIALECTS = {"rtx": "rtx", "none": "rtx"}
 
 
@@ -80,10 +81,11 @@ def source_identity(data: str, *, labelled: bool) -> Any:
 
 
 def decode(context: Context, name: str, source: "ImageSource", limit: int) -> Any:
-    """Decodes images into the bundle, at the model's size."""
+    """Decodes images into the bundle, at the model's size, or cut into its patches."""
     from vit_convert.images.decode import decode_split
 
-    height, width = context.results.checkpoint.image_size
+    checkpoint = context.results.checkpoint
+    height, width = checkpoint.image_size or (checkpoint.patch_size,) * 2
     return decode_split(
         source,
         context.bundle.images(name),
@@ -91,6 +93,7 @@ def decode(context: Context, name: str, source: "ImageSource", limit: int) -> An
         height,
         width,
         preprocess_of(context),
+        patches=checkpoint.patches,
         limit=limit,
         progress=context.progress,
     )
@@ -131,9 +134,12 @@ def inputs_beside(
 
     Args:
         inputs: of the model or the graph.
-        samples: images uint8 [batch, height, width, 3]; or token ids int32 [batch, length], of a text tower.
+        samples: images uint8 [batch, height, width, 3]; or token ids int32 [batch, length], of a text tower; or patches
+            of images of any aspect, as `images.patches.packed_patches` gives them.
         as_taken: maps images to what the image input takes.
     """
+    if samples.ndim == _PATCHES:
+        return _patches_beside(inputs, samples)
     generator, is_tokens = np.random.default_rng(zlib.crc32(samples.tobytes())), samples.ndim == 2
 
     def made(tensor: Tensor) -> np.ndarray:
@@ -145,6 +151,14 @@ def inputs_beside(
         return generator.standard_normal(shape, np.float32).astype(tensor.dtype)
 
     return [as_taken(samples) if tensor.is_image else made(tensor) for tensor in inputs]
+
+
+def _patches_beside(inputs: Sequence[Tensor], samples: np.ndarray) -> list[np.ndarray]:
+    """Patches, their places and their mask, in the order of a model's inputs."""
+    from vit_convert.images.patches import unpacked_patches
+
+    patches, places, mask = unpacked_patches(samples)
+    return [patches if tensor.dtype == "float32" else places if len(tensor.shape) == 3 else mask for tensor in inputs]
 
 
 def signature_of(context: Context) -> Signature:

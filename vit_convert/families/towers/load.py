@@ -233,7 +233,8 @@ def loaded_tower(
         source_image_size=source,
         num_classes=0,
         preprocess=preprocess,
-        patch_size=tower.patch_size if isinstance(tower, ImageTower) else 0,
+        patch_size=tower.patch_size if isinstance(tower, ImageTower | PatchTower) else 0,
+        patches=tower.length if isinstance(tower, PatchTower) else 0,
         resizable=isinstance(tower, ImageTower) and tower.pool != "avg4" and tower.table == "aligned",
         attentions=() if masked else ((head_size, tokens),),  # only those not limited by a mask
         warnings=tuple(warnings),
