@@ -5,6 +5,7 @@ import pytest
 from vit_convert.config import default_config
 from vit_convert.core.config import of_tower
 from vit_convert.core.errors import UsageError
+from vit_convert.core.tower_config import tower_keys
 
 
 @pytest.fixture
@@ -61,6 +62,14 @@ def test_what_is_wrong_is_named_with_its_tower(config, tower, key, value, said):
         of_tower(config, tower)
     other = "image" if tower == "text" else "text"
     assert of_tower(config, other).batch.max == 32
+
+
+def test_a_tower_is_known_by_its_name(config):
+    """As a word out of a file or a flag is: none of Python's own copies."""
+    image, text = (tower_keys(config, "".join(tower)) for tower in (["i", "mage"], ["te", "xt"]))
+    assert "image_size" in image and "image_size" not in text and "checkpoint" in text and "checkpoint" not in image
+    assert "prompts" in text.evaluation and "prompts" not in image.evaluation
+    assert of_tower(config, "".join(["te", "xt"])).checkpoint == "a.npz:txt"
 
 
 def test_a_value_of_another_type_is_named_with_its_tower(config):

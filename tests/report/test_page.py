@@ -15,7 +15,7 @@ pytest.importorskip("matplotlib")
 
 from vit_convert.core.roofline import data_sheet
 from vit_convert.report.__main__ import main
-from vit_convert.report.page import read, render
+from vit_convert.report.page import _consistency, _engine_row, read, render
 
 RESULTS = pathlib.Path(__file__).parents[2] / "benchmarks" / "results"
 VOID = {"meta", "br", "hr", "img", "link", "input"}
@@ -250,3 +250,38 @@ def test_a_browser_shows_it_without_errors_or_requests(tmp_path, width, compared
     assert found["asked"] == 0 and found["drawn"] == 10
     assert found["wide"] <= found["given"], "the page is wider than the window"
     assert "CONSOLE" not in done.stderr, done.stderr[-1000:]
+
+
+PLAN = "engines/x/fp16.plan"
+
+
+@pytest.mark.parametrize(
+    ("verify", "proof", "cosine"),
+    [
+        ({}, "not verified", None),
+        ({"engines": {"fp16": {"plan": "engines/x/int8.plan", "passed": True}}}, "not verified", None),
+        ({"engines": {"fp16": {"plan": PLAN, "passed": True, "cosine": 0.5}}}, "verified", 0.5),
+        ({"engines": {"a": {"plan": "b"}, "fp16": {"plan": PLAN, "passed": False, "cosine": 0.25}}}, "MISSED", 0.25),
+    ],
+)
+def test_what_the_page_says_of_an_engine(verify, proof, cosine):
+    engine = {"path": PLAN, "fused_attention": {"text": "yes, 12 of 12"}}
+    found = _engine_row({"verify": verify, "engine": {"path": PLAN}}, engine)
+    assert (found["proof"], found["cosine"], found["fused"], found["recommended"]) == (
+        proof,
+        cosine,
+        "yes, 12 of 12",
+        True,
+    )
+    unknown = _engine_row({"engine": {"path": "other"}}, {"path": PLAN, "fused_attention_unknown": "no inspector"})
+    assert (unknown["fused"], unknown["recommended"]) == ("unknown: no inspector", False)
+    assert not _engine_row({}, {"path": PLAN})["recommended"]
+
+
+def test_what_the_page_says_of_checks_without_a_reference():
+    rows = [{"check": "rows", "passed": True}, {"check": "order", "passed": False}, {"check": "batch", "passed": False}]
+    assert _consistency({"consistency": rows}) == "FAILED: order, batch"
+    assert (
+        _consistency({"consistency": rows[:1]}) == "passed"
+        and _consistency({}) == _consistency({"consistency": []}) == ""
+    )

@@ -1,5 +1,7 @@
 """Products counted in graphs, against formulas of ViT; and sides that shape inference gave names of its own."""
 
+import dataclasses
+
 import onnx
 import pytest
 from graphs_by_hand import graph as by_hand
@@ -109,6 +111,8 @@ def test_attention_in_one_node(inputs, output, flop):
     made = by_hand(node("Attention", "q k v", "y"), **{name: Value("float32", s) for name, s in sides.items()},
                    y=Value("float32", output))  # fmt: skip
     assert count_work(made, {}).gflop_per_image * 1e9 == pytest.approx(flop, rel=1e-12)
+    masked = dataclasses.replace(made, nodes=[node("Attention", "q k v mask", "y")])  # of which nothing is known
+    assert count_work(masked, {}) == count_work(made, {})
 
 
 @pytest.mark.parametrize(
