@@ -130,7 +130,7 @@ def try_module(
 def judged(run: dict[str, Any], reasons: dict[str, str]) -> dict[str, Any]:
     """A run whose survivors are told apart: those that change nothing that anybody could see, with the reason, and the
     others."""
-    told = [{**row, "equivalent": reasons.get(f"{row['before']} -> {row['after']}", "")} for row in run["survivors"]]
+    told = [{**row, "equivalent": _reason(row, reasons)} for row in run["survivors"]]
     for row in told:
         if row["before"].replace("frozen=True", "frozen=False") == row["after"]:
             row["equivalent"] = "nothing in the project changes such a record"
@@ -145,6 +145,12 @@ def judged(run: dict[str, Any], reasons: dict[str, str]) -> dict[str, Any]:
         "survived": len(told) - equivalent,
         "killed_share": round(share, 3),
     }
+
+
+def _reason(row: dict[str, Any], reasons: dict[str, str]) -> str:
+    """The reason of this mutant, or of any other number in its line, as of how a figure looks."""
+    number = reasons.get(f"{row['before']} -> another number", "") if row.get("operator") == "NumberReplacer" else ""
+    return reasons.get(f"{row['before']} -> {row['after']}", "") or number
 
 
 def record_file(folder: pathlib.Path, module: str) -> pathlib.Path:

@@ -34,6 +34,16 @@ def test_a_survivor_with_a_reason_does_not_count():
     assert (found["equivalent"], found["survived"], found["killed_share"]) == (1, 1, 0.75)
 
 
+def test_a_reason_may_be_of_any_number_of_a_line():
+    from mutation import judged
+
+    line, reasons = "axes.legend(fontsize=8)", {"axes.legend(fontsize=8) -> another number": "how large letters are"}
+    rows = [{"operator": "NumberReplacer", "before": line, "after": f"axes.legend(fontsize={size})"} for size in (7, 9)]
+    rows += [{"operator": "DropStatement", "before": line, "after": "pass"}]
+    found = judged({"mutants": 3, "killed": 0, "survivors": rows}, reasons)["survivors"]
+    assert [row["equivalent"] for row in found] == ["how large letters are"] * 2 + [""]
+
+
 def test_what_only_callers_from_outside_could_see_has_its_reason():
     from mutation import judged
 
