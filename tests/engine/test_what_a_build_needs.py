@@ -14,11 +14,18 @@ MEMORY = Memory(weights=1000, activations=200, largest=100, largest_name="a", bu
 
 
 @pytest.fixture
-def guard(monkeypatch):
+def archs():
+    """What the preset was held against."""
+    return []
+
+
+@pytest.fixture
+def guard(monkeypatch, archs):
     """Runs the guard with so much memory free; returns what the estimate was asked for."""
 
     def guard(free, precision="fp16", *, preset="h100", by_flag=True, size=(48, 32), gpu="one"):
         asked = []
+        archs.clear()
 
         def estimate(graph, sizes, *, half):
             asked.append((graph, sizes, half))
@@ -26,7 +33,7 @@ def guard(monkeypatch):
 
         monkeypatch.setattr(memory_guard, "estimate", estimate)
         monkeypatch.setattr(memory_guard, "read_graph", lambda path: path)
-        monkeypatch.setattr(memory_guard, "require_arch", lambda *arguments: None)
+        monkeypatch.setattr(memory_guard, "require_arch", lambda *arguments: archs.append(arguments[1:]))
         monkeypatch.setattr(memory_guard, "dla_refusals", lambda graph: "")
         monkeypatch.setattr(memory_guard.cuda, "free_memory_bytes", lambda: free)
         said = []
@@ -64,6 +71,13 @@ def test_a_flag_halves_a_graph_that_is_written_in_fp32(guard, precision, by_flag
 def test_the_largest_images_of_a_range(guard):
     ((_, sizes, _),), _ = guard(1200, size=ImageRange((16, 16), (32, 32), (64, 96)))
     assert sizes == {"batch": 64, "height": 64, "width": 96}
+
+
+def test_the_preset_is_of_this_gpu(guard, archs):
+    guard(1200)
+    assert archs == [("sm90", "GPU")]
+    guard(0, preset="")
+    assert archs == []
 
 
 def test_nothing_is_looked_at_without_a_preset_or_a_gpu(guard):

@@ -58,6 +58,8 @@ def test_measures_keeps_and_chooses(capsys, bundle_path, built):
     assert "failed: matmul.onnx: node x" in text and "fastest" in text
     assert built == [graph for graph in ("model.onnx", "matmul.onnx") for _ in ("fixed 1", "fixed 4", "range")]
     found = read_json(bundle_path / "tune.json")
+    events = (bundle_path / "events.jsonl").read_text()
+    assert [f"tune {number} of 6: fp16, " in events for number in range(8)] == [False, *[True] * 6, False]
     assert [row["batch"] for row in found["winners"]] == [1, 4]
     told = read_json(bundle_path / "report.json")["tuning"]
     fastest = {row["batch"]: row["lowering"] for row in told if row["words"]}
