@@ -7,17 +7,20 @@ import types
 
 import pytest
 
-from vit_convert.core.benchmark_results import BenchmarkRow, SkippedCase
+from vit_convert.core.benchmark_results import BenchmarkResult, BenchmarkRow, MeasuredModel, SkippedCase
 from vit_convert.core.bundle import Bundle
+from vit_convert.core.check_results import GraphCheck
 from vit_convert.core.defaults import default_config
-from vit_convert.core.engine_results import EngineCheck, Proof
+from vit_convert.core.engine_results import EngineCheck, EngineSummary, Proof, Verification
 from vit_convert.core.errors import BenchmarkError, CheckError
 from vit_convert.core.recommend import RESIDENT
+from vit_convert.core.tune_results import TunedEngine
 from vit_convert.core.version import __version__
 from vit_convert.engine import commands as module
 from vit_convert.engine.backend import cuda
-from vit_convert.engine.commands import benchmark_bundle, end_to_end_shares, environment, verify_bundle
+from vit_convert.engine.commands import add_to_report, benchmark_bundle, end_to_end_shares, environment, verify_bundle
 from vit_convert.engine.measure.benchmark import END_TO_END
+from vit_convert.report.record import read_report
 
 H200 = cuda.Gpu("NVIDIA H200", "sm90", 143771 << 20, "580.1", "13.0")
 
@@ -125,7 +128,7 @@ def measured(host, monkeypatch):
 
         known = {} if proofs is None else proofs
         monkeypatch.setattr(module, "run_cases", run_cases)
-        monkeypatch.setattr(module, "describe_model", lambda bundle: module_model())
+        monkeypatch.setattr(module, "describe_model", lambda bundle: MeasuredModel(converted_by="x"))
         monkeypatch.setattr(module, "proof_of", lambda plan, judge: known.get(plan.stem))
         monkeypatch.setattr(module, "roofline_of", lambda host, precisions, *, measured: None)
         monkeypatch.setattr(module, "plot_rows", lambda rows, path, *, title: plot)
@@ -134,12 +137,6 @@ def measured(host, monkeypatch):
         return benchmark_bundle(host, precisions=["fp16", "fp32"], warmup_seconds=0.5), kept
 
     return measured
-
-
-def module_model():
-    from vit_convert.core.benchmark_results import MeasuredModel
-
-    return MeasuredModel(converted_by="x")
 
 
 PASSED = Proof.from_dict({"passed": True})
@@ -175,3 +172,53 @@ def test_nothing_was_measured(measured):
     skipped = SkippedCase.from_dict({"precision": "fp16", "batch": 64, "reason": "out of memory"})
     with pytest.raises(BenchmarkError, match="nothing was measured: out of memory"):
         measured(skipped=[skipped, dataclasses.replace(skipped, reason="another")])
+
+
+ENGINES = [EngineSummary.from_dict({"path": f"{name}.plan", "precision": name}) for name in ("fp32", "fp16")]
+CHECKED = Verification.of({"fp16": EngineCheck.from_dict({"passed": True, "top1": 80.0, "plan": "fp16.plan"})})
+
+
+@pytest.fixture
+def merged(host, monkeypatch):
+    """What stands in the report after each thing that was found; of the engines, fp16 is proved."""
+    host.facts = types.SimpleNamespace(checks={"fp32": GraphCheck.from_dict({"passed": True})})
+    monkeypatch.setattr(module, "proof_of", lambda path, judge: PASSED if path.name == "fp16.plan" else None)
+
+    def merged(**found):
+        add_to_report(host, **found)
+        return read_report(host.bundle)
+
+    return merged
+
+
+def test_a_build_replaces_engines_and_what_was_found_of_them(merged):
+    report = merged(build=ENGINES)
+    assert [row.path for row in report.engines] == ["fp32.plan", "fp16.plan"]
+    assert report.engine.path == "fp16.plan" and "verified" in report.engine.recommended_because
+    assert merged(verify=CHECKED).verify == CHECKED
+    kept = merged(build=ENGINES)  # fp16 is proved: what was found of it holds
+    assert [*kept.verify.engines] == ["fp16"]
+    other = merged(verify=Verification.of({"fp32": EngineCheck.from_dict({"passed": True, "plan": "fp32.plan"})}))
+    assert {*other.verify.engines} == {"fp32", "fp16"}
+    assert [*merged(build=ENGINES).verify.engines] == ["fp16"]  # fp32 was built anew, and is not proved
+
+
+def test_what_was_verified_and_tuned(merged):
+    assert merged().verify is None
+    assert merged(verify=CHECKED).accuracy == {"engine": 80.0}
+    tuned = TunedEngine.from_dict({"precision": "fp16", "batch": 8})
+    report = merged(tuning=[tuned])
+    assert report.tuning == (tuned,) and report.verify == CHECKED
+    assert merged().tuning == (tuned,)  # what is not given stays
+
+
+@pytest.mark.parametrize(("precision", "engine"), [("fp32", "fp32.plan"), ("", "fp16.plan")])
+def test_a_benchmark_recommends_or_leaves_it_to_what_is_proved(merged, precision, engine):
+    merged(build=ENGINES)
+    found = BenchmarkResult.from_dict(
+        {"recommended": {"precision": precision, "reason": "measured"}, "rows": [row().to_dict()]}
+    )
+    report = merged(benchmark=found)
+    assert report.engine.path == engine and [line.batch for line in report.benchmark] == [8]
+    without = merged(benchmark=BenchmarkResult.from_dict({"rows": []}))
+    assert without.engine.path == "fp16.plan" and without.benchmark == ()

@@ -10,7 +10,7 @@ pytest.importorskip("matplotlib")
 
 from vit_convert.report import zoo
 from vit_convert.report.__main__ import main
-from vit_convert.report.zoo import render_zoo
+from vit_convert.report.zoo import _scatter, render_zoo
 
 EVIL = '<script>alert("x")</script>&"\''
 MODELS = (("vit", "Ti/16", 5_717_416), ("vit", "B/16", 86_567_656), ("mixer", "B/32", 60_293_428))
@@ -99,3 +99,13 @@ def test_the_command(tmp_path, capsys):
     assert (tmp_path / "p.html").exists()
     (folder / "batch.json").write_text('{"schema": "other"}')
     assert main(["report", str(folder)]) == 2 and "is not a record of a batch" in capsys.readouterr().err
+
+
+def test_points_over_the_number_of_parameters():
+    pytest.importorskip("matplotlib")
+    points = [(5e6, 3.0, "vit", "small"), (86e6, 30.0, "swin", "base"), (1.2e9, 40.0, "vit", "giant")]
+    svg = _scatter(points, "title", "seconds")
+    texts = re.findall(r">([^<>]+)</text>", svg)
+    assert {"5M", "100M", "1G", "parameters", "seconds", "title"} <= {*texts}
+    assert [text for text in texts if text in ("vit", "swin")] == ["vit", "swin"]  # once each, in the legend
+    assert re.findall("<title>([^<]*)", svg) == ["small", "base", "giant"] and _scatter([], "title", "y") == ""
