@@ -13,7 +13,7 @@ from vit_convert.core.errors import BenchmarkError
 from vit_convert.core.recommend import RESIDENT
 from vit_convert.engine.measure import benchmark as module
 from vit_convert.engine.measure import plot
-from vit_convert.engine.measure.benchmark import END_TO_END, Case, rows_table
+from vit_convert.engine.measure.benchmark import END_TO_END, Case, Pass, rows_table, summarise_case
 from vit_convert.engine.measure.loops import Latency
 from vit_convert.engine.measure.plot import plot_rows
 
@@ -121,3 +121,59 @@ def test_the_picture_has_a_line_for_each_kind_and_a_point_for_each_batch(monkeyp
     assert sorted((arguments[1], arguments[0]) for arguments, _ in axes.of("annotate"))[-1] == ((300.0, 4.0), "8")
     ((_, said),) = axes.of("set")
     assert (said["title"], said["yscale"]) == ("GPU", "log") and "images/s" in said["xlabel"]
+
+
+def test_the_digits_that_a_row_keeps():
+    """Of images a second and MiB one, of percent two, of milliseconds four."""
+    latency = Latency(np.array([1.23456, 1.23456]), np.array([0.98765, 0.98765]))
+    passes = [Pass(rate, latency, round(20.44 * 2**20), True, "", {}) for rate in (1000.04, 1000.24)]
+    about = {"graph": "m", "input": "float32", "plan_bytes": 1, "build_seconds": 1.0, "engine_memory_mib": 100.2}
+    found = summarise_case(Case("fp16", 8, 1, False, True), passes, about)
+    assert (found.images_per_second, found.context_memory_mib, found.gpu_memory_mib) == (1000.1, 20.4, 120.6)
+    assert (found.noise_percent, found.p50_ms, found.gpu_p99_ms) == (0.02, 1.2346, 0.9877)
+
+
+@pytest.mark.parametrize("told", [None, types.SimpleNamespace(int8_layers=3, fused_attention=None)])
+def test_what_is_the_same_for_all_rows_of_an_engine(told):
+    record = types.SimpleNamespace(
+        summary=told, onnx=types.SimpleNamespace(path="lowerings/plugin.onnx"),
+        plan=types.SimpleNamespace(bytes=7), build_seconds=1.5,
+    )  # fmt: skip
+    leading = types.SimpleNamespace(dtype=np.dtype("uint8"))
+    engine = types.SimpleNamespace(record=record, leading=leading, memory_bytes=round(10.26 * 2**20))
+    expected = {
+        "graph": "plugin.onnx",
+        "input": "uint8",
+        "plan_bytes": 7,
+        "build_seconds": 1.5,
+        "engine_memory_mib": 10.3,
+    }
+    assert module._about(engine) == {**expected, **({"int8_layers": 3} if told else {})}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [("", "", []), ("no NVML", "no NVML", ["clocks and power are not sampled: no NVML"]),
+     ("", "it went away", ["clocks and power were not sampled to the end: it went away"])],
+)  # fmt: skip
+def test_what_could_not_be_sampled_is_said_once(monkeypatch, before, after, said):
+    """Before anything is measured, where it is known then."""
+    warned, monitor = [], types.SimpleNamespace(missing=before)
+
+    def run_case(*arguments):
+        monitor.missing = after
+        return Pass(100.0, LATENCY, 0, True, "", {})
+
+    monkeypatch.setattr(module, "Monitor", lambda: monitor)
+    monkeypatch.setattr(module, "_run_case", run_case)
+    monkeypatch.setattr(module, "_about", lambda engine: {"engine_memory_mib": 1.0, "graph": "", "input": "",
+                                                          "plan_bytes": 1, "build_seconds": 1.0})  # fmt: skip
+    progress = types.SimpleNamespace(
+        warn=warned.append, bar=lambda *_, **__: contextlib.nullcontext(lambda count: None)
+    )
+    saved = []
+    rows, skipped = module.run_cases(
+        {"fp16": None}, [Case("fp16", 8, 1, False, True)], seconds=1.0, warmup_seconds=0.1, progress=progress,
+        save=lambda rows, skipped: saved.append(len(rows)),
+    )  # fmt: skip
+    assert warned == said and (len(rows), skipped, saved) == (1, [], [1, 1]) and rows[0].noise_percent == 0.0

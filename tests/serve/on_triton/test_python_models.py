@@ -13,6 +13,7 @@ from vit_convert.images.preprocess import preprocess_for
 from vit_convert.images.sources import open_images
 from vit_convert.serve.triton.models import classifier, top
 from vit_convert.serve.triton.models.batches import answer_together
+from vit_convert.serve.triton.models.common import refusal
 from vit_convert.serve.triton.models.onnx_standin import TritonPythonModel as OnnxStandin
 from vit_convert.serve.triton.models.preprocess import Fit
 from vit_convert.serve.triton.models.preprocess import TritonPythonModel as Preprocessing
@@ -129,6 +130,18 @@ def test_half_an_image_is_refused_by_its_place(utils, tmp_path):
     assert answers[1]["images"].shape == (1, 32, 32, 3)
 
 
+def test_a_model_of_pixels_takes_them_as_they_are(utils, tmp_path):
+    record = preprocess_for("vit_jax", (32, 32))
+    model = Preprocessing()
+    given = {"preprocess": json.dumps(record.to_dict()), "height": 32, "width": 32, "dtype": "uint8", "layout": "NCHW"}
+    model.initialize(arguments(tmp_path, ["pixels"], ["images"], **given))
+    pixels = np.random.default_rng(3).integers(0, 256, (2, 40, 50, 3), np.uint8)
+    answers = model.execute([request(pixels=pixels), request(pixels=pixels[:, :0])])
+    expected = np.stack([record.fit(image, 32, 32) for image in pixels])
+    np.testing.assert_array_equal(answers[0]["images"], np.moveaxis(expected, 3, 1))
+    assert "pixels [2, 0, 50, 3]: expected" in answers[1].problem.message()
+
+
 @pytest.mark.parametrize("shape", [(1, 0, 5, 3), (1, 5, 5, 4)])
 def test_pixels_that_are_no_images(shape):
     record = json.dumps(preprocess_for("vit_jax", (32, 32)).to_dict())
@@ -237,3 +250,15 @@ def test_what_stood_in_for_an_engine_is_given_back(utils, served, monkeypatch):
     model.execute([request(images=served[1][:1])])
     assert given == [made]
     model.finalize()
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (BenchmarkError("too large", fix="Send less."), "too large Send less."),
+        (BenchmarkError("too large"), "too large"),
+        (ValueError("no number"), "no number"),
+    ],
+)
+def test_what_a_client_is_told(utils, error, said):
+    assert refusal(error).problem.message() == said
