@@ -267,15 +267,10 @@ PLAN = "engines/x/fp16.plan"
 def test_what_the_page_says_of_an_engine(verify, proof, cosine):
     engine = {"path": PLAN, "fused_attention": {"text": "yes, 12 of 12"}}
     found = _engine_row({"verify": verify, "engine": {"path": PLAN}}, engine)
-    assert (found["proof"], found["cosine"], found["fused"], found["recommended"]) == (
-        proof,
-        cosine,
-        "yes, 12 of 12",
-        True,
-    )
+    assert (found.proof, found.cosine, found.fused, found.recommended) == (proof, cosine, "yes, 12 of 12", True)
     unknown = _engine_row({"engine": {"path": "other"}}, {"path": PLAN, "fused_attention_unknown": "no inspector"})
-    assert (unknown["fused"], unknown["recommended"]) == ("unknown: no inspector", False)
-    assert not _engine_row({}, {"path": PLAN})["recommended"]
+    assert (unknown.fused, unknown.recommended) == ("unknown: no inspector", False)
+    assert not _engine_row({}, {"path": PLAN}).recommended
 
 
 def test_what_the_page_says_of_checks_without_a_reference():

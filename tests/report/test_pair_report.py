@@ -6,6 +6,7 @@ import pytest
 
 from vit_convert.core.bundle import Bundle, write_json
 from vit_convert.core.defaults import default_config
+from vit_convert.core.manifest import StageRecord
 from vit_convert.core.pair_results import PairResult, SimilarityResult
 from vit_convert.core.pipeline import Context
 from vit_convert.core.progress import Progress
@@ -13,7 +14,14 @@ from vit_convert.report.pair import print_pair_summary, write_pair_report
 from vit_convert.report.record import PairReport, read
 
 FACTS = {"logit_scale": 9.5, "logit_bias": -10.0, "similarity": "sigmoid", "text": {"length": 16}}
-ROWS = [{"name": name, "status": "done", "seconds": 1.0, "peak_rss_mib": 2.0} for name in ("pair", "similarity")]
+
+
+def rows(status="done", names=("pair", "similarity")):
+    given = {"status": status, "seconds": 1.0, "peak_rss_mib": 2.0}
+    return [StageRecord.from_dict({"name": name, **given}) for name in names]
+
+
+ROWS = rows()
 
 
 def check(passed=True, top1=99.5, zero_shot=None):
@@ -79,7 +87,7 @@ def test_without_classes_there_is_no_accuracy(context):
 @pytest.mark.parametrize("missing", ["image", "text"])
 def test_one_that_came_no_further(context, missing):
     write_json(context.bundle.root / missing / "report.json", {"status": "failed"})
-    report = write_pair_report(context, [{**ROWS[0], "status": "failed"}], ["x"])
+    report = write_pair_report(context, rows("failed", ["pair"]), ["x"])
     assert (report.status, report.pair, report.checkpoint, report.similarity) == ("failed", None, None, None)
     assert (report.checks, report.accuracy, report.towers[missing].status) == ({}, {}, "failed")
 
@@ -90,7 +98,7 @@ def test_what_a_gpu_host_found_of_the_same_graphs_stays(context, status, kept):
     write_pair_report(context, ROWS, ["x"])
     before = json.loads(context.bundle.report.read_text())
     write_json(context.bundle.report, {**before, "engines": {"fp16": check(top1=98.0)}})
-    report = write_pair_report(context, [{**row, "status": status} for row in ROWS], ["x"])
+    report = write_pair_report(context, rows(status), ["x"])
     assert {name: row.top1 for name, row in report.engines.items()} == ({"fp16": 98.0} if kept else {})
     assert report.status == "done"
 

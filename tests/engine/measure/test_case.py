@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from recorded_axes import Axes
 
-from vit_convert.core.benchmark_results import BenchmarkRow
+from vit_convert.core.benchmark_results import BenchmarkRow, MeasuredEngine
 from vit_convert.core.errors import BenchmarkError
 from vit_convert.core.recommend import RESIDENT
 from vit_convert.engine.measure import benchmark as module
@@ -127,7 +127,7 @@ def test_the_digits_that_a_row_keeps():
     """Of images a second and MiB one, of percent two, of milliseconds four."""
     latency = Latency(np.array([1.23456, 1.23456]), np.array([0.98765, 0.98765]))
     passes = [Pass(rate, latency, round(20.44 * 2**20), True, "", {}) for rate in (1000.04, 1000.24)]
-    about = {"graph": "m", "input": "float32", "plan_bytes": 1, "build_seconds": 1.0, "engine_memory_mib": 100.2}
+    about = MeasuredEngine.from_dict({"graph": "m", "input": "float32", "engine_memory_mib": 100.2})
     found = summarise_case(Case("fp16", 8, 1, False, True), passes, about)
     assert (found.images_per_second, found.context_memory_mib, found.gpu_memory_mib) == (1000.1, 20.4, 120.6)
     assert (found.noise_percent, found.p50_ms, found.gpu_p99_ms) == (0.02, 1.2346, 0.9877)
@@ -148,7 +148,7 @@ def test_what_is_the_same_for_all_rows_of_an_engine(told):
         "build_seconds": 1.5,
         "engine_memory_mib": 10.3,
     }
-    assert module._about(engine) == {**expected, **({"int8_layers": 3} if told else {})}
+    assert module._about(engine).to_dict() == {**expected, **({"int8_layers": 3} if told else {})}
 
 
 @pytest.mark.parametrize(
@@ -166,8 +166,7 @@ def test_what_could_not_be_sampled_is_said_once(monkeypatch, before, after, said
 
     monkeypatch.setattr(module, "Monitor", lambda: monitor)
     monkeypatch.setattr(module, "_run_case", run_case)
-    monkeypatch.setattr(module, "_about", lambda engine: {"engine_memory_mib": 1.0, "graph": "", "input": "",
-                                                          "plan_bytes": 1, "build_seconds": 1.0})  # fmt: skip
+    monkeypatch.setattr(module, "_about", lambda engine: MeasuredEngine.from_dict({}))
     progress = types.SimpleNamespace(
         warn=warned.append, bar=lambda *_, **__: contextlib.nullcontext(lambda count: None)
     )
