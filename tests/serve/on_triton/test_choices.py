@@ -7,7 +7,8 @@ import pytest
 from vit_convert.core.errors import BuildError
 from vit_convert.core.signature import Tensor
 from vit_convert.engine.measure.benchmark import RESIDENT
-from vit_convert.serve.triton.choices import Batching, batching_fields, for_graph, for_plan
+from vit_convert.serve.triton.choices import Batching, batching_fields, for_graph, for_plan, response_cache
+from vit_convert.serve.triton.offered import read_offered
 from vit_convert.serve.triton.pbtxt import TYPES, Chosen, document, numbers, parameter, quoted, step, tensor
 
 PLAN = types.SimpleNamespace(precision="fp16", batches=lambda which: [[1], [4, 1, 8], [8, 16, 32]][which])
@@ -138,6 +139,15 @@ def test_a_graph_was_not_measured(leading, most):
     assert found.why["delay_us"].startswith("The default")
     asked = for_graph(graph, 0)
     assert asked.delay_us == 0 and asked.why["delay_us"] == "As asked for."
+
+
+def test_answers_are_kept_where_that_is_asked_for(converted):
+    """With the size of the cache that they need: float32 [10] is 40 bytes."""
+    offered = read_offered(converted)
+    assert response_cache(offered, wanted=False) == []
+    (kept,) = response_cache(offered, wanted=True)
+    assert kept.text == "response_cache { enable: true }"
+    assert "an answer has 40 bytes" in kept.why and f"size={10_000 * (40 + 1024)} keeps about 10,000" in kept.why
 
 
 WHY = {"max_batch": "Most.", "preferred": "Sizes.", "delay_us": "Waits.", "instances": "One."}

@@ -98,6 +98,11 @@ def test_the_models_of_a_pair(pair, tmp_path):
     assert sorted(path.name for path in (tmp_path / "models").iterdir()) == sorted(found)
 
 
+def test_of_a_pair_the_answers_to_texts_are_kept(pair):
+    found = models(pair, response_cache=True)
+    assert [name for name, model in found.items() if "response_cache" in model.config] == ["clip_text"]
+
+
 def test_prompts_where_there_is_a_tokenizer(utils, pair, tokenizer, tmp_path):
     found = models(pair, tokenizer=str(tokenizer))
     assert [*found] == [f"clip{part}" for part in (*WITHOUT, "_tokenize", "_prompt", "_similarity")]

@@ -136,6 +136,11 @@ def test_no_limit_of_the_queue(converted):
     assert "default_queue_policy" not in network(converted)[1]
 
 
+def test_answers_are_kept_only_if_that_is_asked_for(converted):
+    assert "response_cache" not in network(converted)[0].config
+    assert "response_cache { enable: true }\n" in network(converted, response_cache=True)[0].config
+
+
 def test_the_smallest_batch_has_to_be_one(bundle_path, plan):
     plan(batches=((2, 4, 8),))
     with pytest.raises(BuildError, match="takes batches from 2, Triton sends any from 1"):

@@ -56,6 +56,10 @@ flags.DEFINE_integer(
     "max_queue_delay_us", None, "Microseconds to wait for more requests; default: from the benchmark, at most 100.",
     lower_bound=0, flag_values=_FLAGS,
 )  # fmt: skip
+flags.DEFINE_bool(
+    "response_cache", False, "Let a server with --cache-config keep answers to equal requests; of a pair, to texts.",
+    flag_values=_FLAGS,
+)  # fmt: skip
 flags.DEFINE_bool("check", False, "Check the repository without a server.", flag_values=_FLAGS)
 flags.DEFINE_bool("serve", False, "Start a server and compare its answers with JAX.", flag_values=_FLAGS)
 flags.DEFINE_bool("stay", False, "With --serve: keep serving until Ctrl-C.", flag_values=_FLAGS)
@@ -123,6 +127,7 @@ def _models(path: str) -> "list[ModelFolder]":
         _FLAGS.labels,
         _FLAGS.top_k,
         tokenizer=_FLAGS.tokenizer,
+        response_cache=_FLAGS.response_cache,
     )
     if is_pair(path):
         return models_of_pair(read_pair_offered(path, _FLAGS.precision), asked)

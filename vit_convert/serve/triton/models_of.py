@@ -8,7 +8,7 @@ import numpy as np
 from vit_convert.core.errors import BuildError
 from vit_convert.core.signature import Tensor
 from vit_convert.serve.triton import pbtxt
-from vit_convert.serve.triton.choices import Batching, batching_fields, for_graph, for_plan
+from vit_convert.serve.triton.choices import Batching, batching_fields, for_graph, for_plan, response_cache
 from vit_convert.serve.triton.ensembles import ensembles
 from vit_convert.serve.triton.models.classifier import BUNDLE
 from vit_convert.serve.triton.models.top import LABELS
@@ -156,6 +156,7 @@ def _tensorrt(offered: Offered, asked: Asked, names: Sequence[str]) -> str:
         *_warmup(
             offered, {f"batch_{size}": size for size in sorted({1, *plan.batches(1), batching.max_batch})}, batching
         ),
+        *response_cache(offered, wanted=asked.response_cache),
         _latest(),
     ]
     return pbtxt.document(parts)
@@ -213,6 +214,7 @@ def _onnx(offered: Offered, asked: Asked, names: Sequence[str], precision: str) 
         *batching_fields(batching),
         dataclasses.replace(kind, why=batching.why["instances"]),
         *_warmup(offered, {f"batch_{size}": size for size in sorted({1, batching.max_batch})}, batching),
+        *response_cache(offered, wanted=asked.response_cache),
         _latest(),
     ]
     return pbtxt.document(parts)
@@ -235,6 +237,7 @@ def _python(offered: Offered, asked: Asked, names: Sequence[str]) -> str:
         Chosen("instance_group [ { count: 1 kind: KIND_CPU } ]", why),
         dataclasses.replace(parameter("retry_seconds", 60), why=retry),
         *_warmup(offered, {f"batch_{size}": size for size in sorted({1, batching.max_batch})}, batching),
+        *response_cache(offered, wanted=asked.response_cache),
         _latest(),
     ]
     return pbtxt.document(parts)

@@ -87,7 +87,7 @@ def models_of_pair(pair: OfferedPair, asked: Asked) -> list[ModelFolder]:
         )
     name = asked.name
     models = [
-        *models_of(pair.image, dataclasses.replace(asked, network=f"{name}_image_tower")),
+        *models_of(pair.image, dataclasses.replace(asked, network=f"{name}_image_tower", response_cache=False)),
         *models_of(pair.text, dataclasses.replace(asked, name=f"{name}_text")),
     ]
     if any(tensor.shape[0] != "batch" for tensor in (pair.tokens, *pair.image.signature.inputs)):

@@ -31,6 +31,7 @@ class Asked:
         labels: a file with the names of the classes, or "".
         top_k: how many classes an ensemble returns.
         network: name of the network's model; "" for `name`.
+        response_cache: whether the network's answers are kept, see `choices.response_cache`.
         tokenizer: files of a pair's tokenizer, or "".
     """
 
@@ -43,6 +44,7 @@ class Asked:
     top_k: int = 5
     network: str = ""
     tokenizer: str = ""
+    response_cache: bool = False
 
     @property
     def model(self) -> str:

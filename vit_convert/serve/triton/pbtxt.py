@@ -36,7 +36,14 @@ class Chosen:
     why: str = ""
 
     def __str__(self) -> str:
-        comment = textwrap.wrap(self.why, _WIDTH, initial_indent="# ", subsequent_indent="# ", break_long_words=False)
+        comment = textwrap.wrap(
+            self.why,
+            _WIDTH,
+            initial_indent="# ",
+            subsequent_indent="# ",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
         return "\n".join([*comment, self.text])
 
 
