@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# The whole project in one script. Makes .venv with the project in it once, then does what is asked:
+# The whole project in one script. Creates .venv with the project in it once, then does what is asked:
 #   ./run.sh                    converts the checkpoint that ships in checkpoints/ and prints the summary
 #   ./run.sh convert FLAGS …    python -m vit_convert FLAGS …
 #   ./run.sh serve [BUNDLE …]   a Triton server of it on this machine, without a GPU, at http://127.0.0.1:8000 (Linux on x86-64)
 #   ./run.sh test [ARGS …]      formatting, types, import walls, the docs' tables and the whole test suite
-#   ./run.sh python             prints the interpreter that it would use, and installs nothing
-# PYTHON chooses the interpreter: a version (3.12) or a path; VENV the folder of the environment, WORKDIR that of what is converted.
+#   ./run.sh python             prints the interpreter that would be used, and installs nothing
+# PYTHON chooses the interpreter: a version (3.12) or a path; VENV the folder of the environment, WORKDIR the folder for bundles.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 venv=${VENV:-$root/.venv}
 workdir=${WORKDIR:-out}
 versions="3.12 3.11 3.13" # in the order of preference
 
-# Prints where a candidate's interpreter lies in truth, if it runs (a shim of pyenv may not), is of the version, and can make environments.
+# Prints the real path of a candidate interpreter, if it runs (a pyenv shim may not), has the version, and can create environments.
 interpreter() {
   "$1" -c '
 import sys
@@ -21,7 +21,7 @@ if sys.argv[1] in ("", "%d.%d" % sys.version_info[:2]): print(sys.executable)
 ' "$2" 2>/dev/null | grep .
 }
 
-# Prints the interpreter of a version: from PATH under any name, else where pyenv, uv, conda and distributions keep theirs.
+# Prints the interpreter of a version: from PATH under any name, or else from where pyenv, uv, conda and distributions keep theirs.
 find_version() {
   local candidate
   for candidate in "python$1" python3 python "${PYENV_ROOT:-${HOME:-}/.pyenv}/versions/$1".*/bin/python \
@@ -34,22 +34,22 @@ find_version() {
 find_python() {
   local version
   if [[ ${PYTHON:-} == *[!0-9.]* ]]; then
-    interpreter "$PYTHON" "" || { echo "run.sh: PYTHON=$PYTHON is no interpreter that can make environments (venv, ensurepip)" >&2; exit 1; }
+    interpreter "$PYTHON" "" || { echo "run.sh: PYTHON=$PYTHON is not an interpreter that can create environments (venv, ensurepip)" >&2; exit 1; }
     return
   fi
   for version in ${PYTHON:-$versions}; do
     find_version "$version" && return
   done
-  echo "run.sh: no Python ${PYTHON:-$versions} found that can make environments (venv, ensurepip); set PYTHON" >&2
+  echo "run.sh: no Python ${PYTHON:-$versions} found that can create environments (venv, ensurepip); set PYTHON" >&2
   exit 1
 }
 
-# What an interpreter is, as "3.12.1 of /usr/bin"; fails where it does not run.
+# Describes an interpreter, as in "3.12.1 of /usr/bin"; fails if it does not run.
 describe() {
   "$1" -c 'import pip, sys; print("%d.%d.%d of %s" % (*sys.version_info[:3], sys.base_prefix))' 2>/dev/null
 }
 
-# Makes the environment, unless there is one that runs and is of the Python that is asked for.
+# Creates the environment, unless there is one that runs and has the requested Python.
 make_venv() {
   local python now wanted
   now=$(describe "$venv/bin/python" || true)
@@ -58,19 +58,19 @@ make_venv() {
     python=$(find_python)
     wanted=$(describe "$python" || "$python" -c 'import sys; print("%d.%d.%d of %s" % (*sys.version_info[:3], sys.base_prefix))')
     [ "$now" = "$wanted" ] && return
-    echo "run.sh: $venv is of Python $now, made anew with $wanted" >&2
+    echo "run.sh: $venv has Python $now; created anew with $wanted" >&2
   else
     python=$(find_python)
     if [ -e "$venv" ] && [ ! -e "$venv/pyvenv.cfg" ] && [ -n "$(ls -A "$venv")" ]; then
-      echo "run.sh: VENV=$venv is a folder, but no environment: it is left as it is" >&2
+      echo "run.sh: VENV=$venv is a folder, but not an environment; it is left as it is" >&2
       exit 1
     fi
-    [ -e "$venv/pyvenv.cfg" ] && echo "run.sh: $venv does not run any more, made anew" >&2
+    [ -e "$venv/pyvenv.cfg" ] && echo "run.sh: $venv does not run any more; created anew" >&2
   fi
   "$python" -m venv --clear "$venv"
 }
 
-# install EXTRAS: once for each state of pyproject.toml, interpreter and place of the project.
+# install EXTRAS: once for each state of pyproject.toml, interpreter and location of the project.
 install() {
   local stamp="$venv/.installed-$1" want
   make_venv

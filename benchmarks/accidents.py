@@ -1,9 +1,9 @@
-"""Conversions of two small models in turns in one bundle, each with an accident at a random moment, a plain rerun, and
-a look at all files.
+"""Alternating conversions of two small models in one bundle, each with an accident at a random moment, a plain rerun,
+and an inspection of all files.
 
-Accidents: a process killed (SIGKILL, SIGTERM) within a stage, around the renaming of a file or anywhere; a disk that is
-full and a folder that is read-only from some moment on; two conversions at a time. After each, the same command again
-has to end with 0, and every graph has to compute what a float64 forward pass of the right checkpoint does.
+Accidents: a process killed (SIGKILL, SIGTERM) within a stage, around the renaming of a file or anywhere; a disk that
+becomes full or a folder that becomes read-only at some moment; two conversions at a time. After each accident, the same
+command must end with 0, and every graph must compute what a float64 forward pass of the right checkpoint computes.
 
     python benchmarks/accidents.py --workdir=/tmp/accidents --kills=200 --workers=2
 """
@@ -22,14 +22,14 @@ from yard import ACCIDENTS, Yard
 _WORKDIR = flags.DEFINE_string("workdir", None, "Scratch folder.", required=True)
 _KILLS = flags.DEFINE_integer("kills", 200, "Conversions to kill.")
 _OTHERS = flags.DEFINE_integer("others", 10, "Accidents of each other kind.")
-_WORKERS = flags.DEFINE_integer("workers", 1, "Bundles at a time, a process each.")
-_MINUTES = flags.DEFINE_float("minutes", 0.0, "Stop after so long with what there is; 0: never.")
-_SEED = flags.DEFINE_integer("seed", 0, "Of the first worker's choices.")
+_WORKERS = flags.DEFINE_integer("workers", 1, "Concurrent bundles, each in a process of its own.")
+_MINUTES = flags.DEFINE_float("minutes", 0.0, "Stop after this many seconds with the results so far; 0: never.")
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the first worker's choices.")
 _OUTPUT = flags.DEFINE_string("output", "", "Result file; by default benchmarks/results/accidents-<date>.json.")
 
 
 def work(number: int, folder: pathlib.Path) -> None:
-    """One worker's share; each accident is a line of `rows.jsonl`."""
+    """One worker's share; writes each accident as a line of `rows.jsonl`."""
     started = time.monotonic()
     yard = Yard(folder, _SEED.value + number)
     share = {"kill": _KILLS.value, **dict.fromkeys((name for name in ACCIDENTS if name != "kill"), _OTHERS.value)}

@@ -1,10 +1,12 @@
-"""Many conversions by one command, beside a shell loop of single ones: the same files, config and checks, in turns.
+"""Many conversions with one command, compared with a shell loop of single ones: the same files, config and checks, in
+turns.
 
     python benchmarks/batch.py --workdir=/tmp/bench --zoo=mu --files=200
 
-A loop of N conversions takes N times what one takes, so a part of the files is enough for it (--loop_files, evenly
-chosen): they are converted one by one before and after the batch, and the time of a file is what is compared.
-`loop_cpu_seconds` of the result has each of them: what a file costs does not depend on how many came before it.
+A loop of N conversions takes N times what one takes, so some of the files are enough for it (--loop_files, evenly
+chosen): they are converted one by one before and after the batch, and the times per file are compared.
+`loop_cpu_seconds` in the result has each of them and shows that a file's cost does not depend on how many came before
+it.
 """
 
 import json
@@ -23,8 +25,8 @@ from vit_convert.families.random import write_random_checkpoint
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Scratch folder; gets the checkpoints too.", required=True)
 _ZOO = flags.DEFINE_enum("zoo", "mu", ["mu", "s16", "mixed"], "Which files.")
-_FILES = flags.DEFINE_integer("files", 200, "How many; of mixed, how many of each model.")
-_LOOP_FILES = flags.DEFINE_integer("loop_files", 6, "How many of them the loop converts; of mixed, one of each model.")
+_FILES = flags.DEFINE_integer("files", 200, "How many files; for mixed, how many of each model.")
+_LOOP_FILES = flags.DEFINE_integer("loop_files", 6, "How many of them the loop converts; for mixed, one of each model.")
 _PRECISION = flags.DEFINE_string("precision", "fp16", "Of all conversions.")
 _JOBS = flags.DEFINE_integer("jobs", 2, "Workers of the batch.")
 _MEMORY = flags.DEFINE_float("memory_gib", 8.0, "Memory of the batch.")
@@ -39,11 +41,11 @@ ZOOS = {
     "mixed": ("Ti/16", "S/32", "B/32", "B/16", "L/16", "R26+ViT-S/32", "Mixer-B/32", "Swin-T/7"),
 }
 # fmt: on
-_DISTINCT = 4  # files with weights of their own; the others are links to them, since weights do not change the work
+_DISTINCT = 4  # files with distinct weights; the others are links to them, since weights do not change the work
 
 
 def write_zoo(folder: pathlib.Path, variants: tuple[str, ...], count: int) -> list[list[pathlib.Path]]:
-    """Writes `count` files of each variant; one list a variant."""
+    """Writes `count` files of each variant; returns one list per variant."""
     folder.mkdir(parents=True, exist_ok=True)
     zoo = []
     for variant in variants:
@@ -65,12 +67,12 @@ def write_zoo(folder: pathlib.Path, variants: tuple[str, ...], count: int) -> li
 
 
 def evenly(paths: list[pathlib.Path], count: int) -> list[pathlib.Path]:
-    """So many of them, the first and those at equal distances from there on."""
+    """Selects this many of them, starting with the first, at equal distances."""
     return [paths[i * len(paths) // count] for i in range(min(count, len(paths)))]
 
 
 def words() -> list[str]:
-    """What all conversions are asked for."""
+    """The flags of all conversions."""
     return [f"--config.precision={_PRECISION.value}", "--config.engine.backend=none"]
 
 
@@ -83,21 +85,21 @@ def single(path: pathlib.Path, workdir: pathlib.Path) -> list[str]:
 
 
 def run_single(path: pathlib.Path, workdir: pathlib.Path) -> Taken:
-    """Runs one conversion; its bundle goes, so that the disk holds one zoo and not two."""
+    """Runs one conversion and deletes its bundle, so that the disk holds one zoo and not two."""
     taken = run(single(path, workdir))
     shutil.rmtree(workdir / path.stem, ignore_errors=True)
     return taken
 
 
 def main(argv: list[str]) -> int:
-    """Measures, writes the result, and says what came out."""
+    """Measures, writes the result, and prints it."""
     folder = pathlib.Path(_WORKDIR.value)
     zoo = write_zoo(folder / "zoo", ZOOS[_ZOO.value], _FILES.value)
     files = [path for paths in zoo for path in paths]
     looped = [paths[0] for paths in zoo] if len(zoo) > 1 else evenly(zoo[0], _LOOP_FILES.value)
     shutil.rmtree(folder / "loop", ignore_errors=True)
     shutil.rmtree(folder / "batch", ignore_errors=True)
-    half = len(looped) // 2  # before and after: a machine that grows busier meets both
+    half = len(looped) // 2  # before and after, so that a machine that grows busier affects both
     loop = [run_single(path, folder / "loop") for path in looped[:half]]
     checkpoints = folder / "zoo.txt"
     checkpoints.write_text("".join(f"{path}\n" for path in files))

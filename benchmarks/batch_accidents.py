@@ -1,7 +1,7 @@
 """Batches with accidents: killed workers, parents and whole batches at random moments, and a zoo with broken files.
 
-After each kill the same command goes on; in the end every bundle is right, none that was finished was made again, and
-no process, lock or unfinished file is left. The zoo's broken files are named, the others are right.
+After each kill the same command continues; in the end every bundle must be right, no finished one made again, and no
+process, lock or unfinished file left. The zoo's broken files must be named, and the others right.
 
     python benchmarks/batch_accidents.py --workdir=/tmp/batch_accidents --kills=50 --files=200
 """
@@ -25,7 +25,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Scratch folder.", required=True
 _KILLS = flags.DEFINE_integer("kills", 50, "Kills at random moments.", flag_values=_FLAGS)
 _FILES = flags.DEFINE_integer("files", 200, "Files of the zoo, of which a tenth is broken.", flag_values=_FLAGS)
 _BATCH = flags.DEFINE_integer("batch", 12, "Files of a batch that is killed.", flag_values=_FLAGS)
-_SEED = flags.DEFINE_integer("seed", 0, "Of the moments.", flag_values=_FLAGS)
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the moments.", flag_values=_FLAGS)
 _OUTPUT = flags.DEFINE_string(
     "output", "", "Result file; by default benchmarks/results/zoo-accidents-<date>.json.", flag_values=_FLAGS
 )
@@ -35,7 +35,7 @@ GRAPHS = ("model.onnx", "model.onnx.data", "reference.npz", "config.json", "sign
 
 
 class Right:
-    """What unharmed batches of some files leave, to compare with; and how the same files do with kills.
+    """The results of an undisturbed batch, for comparison; and runs of the same files with kills.
 
     Args:
         folder: for everything.
@@ -60,10 +60,10 @@ class Right:
         return [str(ours) for ours, theirs in pairs if not ours.exists() or ours.read_bytes() != theirs.read_bytes()]
 
     def killed(self, batch: Batch, whom: str, moment: float) -> dict[str, Any]:
-        """Kills a batch at one moment, lets what is left end, and looks at what is there.
+        """Kills a batch at one moment, lets the rest end, and inspects the result.
 
         Args:
-            batch: perhaps half done by earlier ones.
+            batch: perhaps half done by earlier runs.
             whom: one of WHOM.
             moment: seconds from its start.
 
@@ -115,7 +115,7 @@ def kills(folder: pathlib.Path, count: int, files: int, seed: int) -> list[dict[
 
 
 def broken_zoo(folder: pathlib.Path, count: int) -> dict[str, Any]:
-    """Converts a zoo of which a tenth is broken, in turns in every way."""
+    """Converts a zoo of which a tenth is broken, in every way in turn."""
     ways = [way for way in BREAKAGES if way.name != "full disk" or can_mount()]
     paths, workdir = write_zoo(folder / "zoo", count), folder / "out"
     (folder / "table").mkdir()
@@ -142,7 +142,7 @@ def _given() -> list[str]:
 
 
 def main(argv: list[str]) -> int:
-    """Runs both, and writes the result; 1 where anything was wrong."""
+    """Runs both, and writes the result; returns 1 if anything was wrong."""
     folder = pathlib.Path(_WORKDIR.value)
     zoo = broken_zoo(folder / "broken", _FILES.value)
     print(json.dumps(zoo), flush=True)

@@ -13,7 +13,7 @@ _MODELS = {
 
 
 def batch_table(record: Mapping[str, Any]) -> str:
-    """One row a zoo: what a file takes in a loop of single conversions, and in the batch."""
+    """One row per zoo: the time per file in a loop of single conversions, and in the batch."""
     header = [
         "zoo",
         "files",

@@ -1,4 +1,4 @@
-"""A zoo to convert, whole or with broken files in it, and what a batch of it may leave behind."""
+"""A zoo to convert, intact or with broken files, and what a batch of it may leave behind."""
 
 import contextlib
 import dataclasses
@@ -20,7 +20,7 @@ from vit_convert.families.random import write_random_checkpoint
 QUICK = ("--config.precision=fp32", "--config.engine.backend=none", "--config.check.num_images=2")
 ROOT = pathlib.Path(__file__).parents[1]
 
-# A family that ends its process as the system does when the memory is gone.
+# A family that kills its process, as the system does when memory runs out.
 _KILLER = """
 import os, signal
 
@@ -43,8 +43,8 @@ class Breakage:
     """One way in which a job fails.
 
     Attributes:
-        name: of it.
-        exit_code: that its outcome has.
+        name: of the way.
+        exit_code: of its outcome.
         apply: breaks the file at a path, and returns the keys of its row; gets the row's bundle as well.
     """
 
@@ -129,7 +129,7 @@ BREAKAGES = (
 
 
 def can_mount() -> bool:
-    """Whether this process may mount a file system, which a full disk for one bundle alone needs."""
+    """Whether this process may mount a file system, which is needed to simulate a full disk for a single bundle."""
     return (
         os.geteuid() == 0
         and subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False).returncode == 0
@@ -139,7 +139,7 @@ def can_mount() -> bool:
 def write_table(
     path: pathlib.Path, checkpoints: Sequence[pathlib.Path], workdir: pathlib.Path, broken: dict[int, Breakage]
 ) -> None:
-    """Writes a table of jobs of copies of these files beside it, and breaks those with these numbers.
+    """Writes a table of jobs for copies of these files beside it, and breaks those with the given numbers.
 
     Args:
         path: the `.jsonl`.

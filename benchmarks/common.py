@@ -1,4 +1,4 @@
-"""What the peers share: the two images of the check, and how a script says what each of its steps took."""
+"""What the peers share: the two images of the check, and how a script reports the time of each step."""
 
 import json
 import time

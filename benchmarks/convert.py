@@ -1,9 +1,8 @@
 """Checkpoint to checked ONNX: ours and the peers side by side, each run in a fresh process, in turn.
 
 Every side loads the same .npz and ends with an ONNX file on disk that it has compared with its own model on two images;
-afterwards all
-files are judged alike: onnxruntime on two seeded images against the published Linen definition in JAX at highest
-precision.
+afterwards all files are judged in the same way: onnxruntime on two seeded images against the published Linen definition
+in JAX at highest precision.
 
     python benchmarks/convert.py --workdir=/tmp/bench --variants=Ti/16,B/32,L/16,H/14 --repeats=3
 """
@@ -133,8 +132,8 @@ def _measure(
 
 
 def _extras(results: Results, workdir: pathlib.Path, repeat: int) -> None:
-    """Export alone, beside the plain recipe's, and what only ours has; "… changed" cases find what the case before
-    left."""
+    """Export alone, compared with the plain recipe's, and what only ours has; "… changed" cases start from what the
+    case before left."""
     cases: list[tuple[str, str, Command]] = [
         ("H/14", "--until=export", lambda checkpoint, folder: _ours(checkpoint, _empty(folder), "--until=export")),
         ("H/14", _EXPORT_ALONE, lambda checkpoint, folder: [*SIDES["plain"](checkpoint, _empty(folder)), "--no_check"]),

@@ -78,7 +78,8 @@ def _ours(checkpoint: pathlib.Path, folder: pathlib.Path) -> list[str]:
 
 
 def _plain(checkpoint: pathlib.Path, folder: pathlib.Path, side: str, tower: str) -> list[str]:
-    """Under a limit: what needs more than the machine has would take others' memory before it is stopped."""
+    """Runs under a limit, because a process that needs more memory than the machine has would harm others before it is
+    stopped."""
     limit = [f"--as={int(_FLAGS.limit_gib * 2**30)}"] if _FLAGS.limit_gib else []
     size = _FLAGS.image_size if tower == "image" else _FLAGS.length
     script = [str(_BENCHMARKS / "plain_tower.py"), str(checkpoint), str(folder / f"{tower}.onnx"), tower, str(size)]

@@ -1,5 +1,5 @@
-"""A ViT's forward pass in float64 NumPy from a checkpoint's own leaves, written from the paper: what graphs are held
-against."""
+"""A ViT's forward pass in float64 NumPy from a checkpoint's own leaves, written from the paper, with which graphs are
+compared."""
 
 import pathlib
 

@@ -32,8 +32,7 @@ class Mutant:
 
 
 def places(source: str) -> list[list[Callable[[], Mutant]]]:
-    """Every place of a module that can be mutated, but for annotations: its mutants of one kind, each made when it is
-    called."""
+    """Every place of a module that can be mutated, except annotations: its mutants of one kind, each made on demand."""
     import cosmic_ray.ast
     from cosmic_ray.mutating import mutate_code
     from cosmic_ray.plugins import get_operator, operator_names

@@ -5,7 +5,7 @@ passes through which line; then each mutant runs in a fork of this process, with
 module, the quickest tests that pass through its line first, until one fails. Nothing on the disk changes, so tests that
 start another Python see the module as it is. Needs `pip install cosmic-ray`.
 
-What came of it is kept in a file for each module, results/mutation/<module>.json: the newest run of each seed.
+The results are kept in a file for each module, results/mutation/<module>.json: the newest run of each seed.
 mutants/<module>.json says which mutants change nothing that anybody could see, and why.
 """
 
@@ -38,7 +38,7 @@ _STRICT = {
     "JAX_DEFAULT_MATMUL_PRECISION": "highest",
     "JAX_NUMPY_DTYPE_PROMOTION": "strict",
 }
-# of the processor, whatever else the machine does: what a mutant of a line that many tests pass through is given
+# processor seconds for a mutant of a line that many tests pass through, whatever else the machine does
 _MOST_SECONDS = 20.0
 # A mutant that takes so many times as long, and so many seconds more, hangs: killed. By the processor's seconds, as
 # others use the machine too; by the clock only late, for what waits.
@@ -154,7 +154,7 @@ def _reason(row: dict[str, Any], reasons: dict[str, str]) -> str:
 
 
 def record_file(folder: pathlib.Path, module: str) -> pathlib.Path:
-    """Where what belongs to a module is kept in a folder."""
+    """The file for a module in a folder."""
     return folder / f"{module.removesuffix('.py').removeprefix('vit_convert/').replace('/', '.')}.json"
 
 
@@ -183,7 +183,7 @@ def print_table(out: pathlib.Path) -> None:
 
 
 def judge_again(out: pathlib.Path) -> None:
-    """Tells the survivors of all records apart anew, by the reasons as they are now."""
+    """Judges the survivors of all records again, by the current reasons."""
     for path in out.glob("*.json"):
         record, known = json.loads(path.read_text()), EQUIVALENT / path.name
         reasons = json.loads(known.read_text()) if known.exists() else {}

@@ -103,7 +103,7 @@ def reusable(kept: Mapping[Key, tuple[Kept, set[int]]], line: int, inside: set[i
 
 
 def restore(kept: Iterable[Kept], copies: pathlib.Path) -> None:
-    """Undoes what a test, or a mutant, did to what is kept."""
+    """Undoes changes by a test or a mutant to what is kept."""
     for root in {root for found in kept for root in found.roots}:
         if _state(root) != _state(copies / root.name):
             shutil.rmtree(root, ignore_errors=True)

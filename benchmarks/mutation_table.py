@@ -1,4 +1,4 @@
-"""The table of what mutation.py found: a line a room, from the newest draw of each module."""
+"""The table of mutation.py's results: one line per room, from the newest draw of each module."""
 
 import collections
 import json

@@ -1,9 +1,9 @@
 """The plain recipe: load the .npz into JAX, the published Linen ViT, jax2onnx, onnx.save, onnxruntime against JAX on
 two images.
 
-What a person writes who has these tools and not this project; one process, nothing clever. JAX jits the very function
-that jax2onnx was given, so that XLA takes the parameters for constants; with --arguments it is given them as arguments,
-which who knows XLA would do.
+What a person with these tools but without this project would write: one process, nothing clever. JAX jits the same
+function that jax2onnx gets, so that XLA takes the parameters for constants; with --arguments they are passed as
+arguments, as somebody who knows XLA would do.
 
     python benchmarks/plain.py CHECKPOINT.npz OUT.onnx [--arguments | --no_check]
 """

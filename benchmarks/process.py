@@ -1,4 +1,4 @@
-"""Runs one command in a fresh process and tells what it took."""
+"""Runs one command in a fresh process and measures it."""
 
 import contextlib
 import dataclasses
@@ -14,7 +14,7 @@ _POLL_SECONDS = 0.02
 
 @dataclasses.dataclass(frozen=True)
 class Taken:
-    """What a process took, its children included.
+    """The resources that a process used, including its children.
 
     Attributes:
         wall_seconds: from starting it to its end.

@@ -1,4 +1,5 @@
-"""Result files: what every number depends on stands beside it, and a benchmark that was interrupted goes on."""
+"""Result files: everything that a number depends on is stored beside it, and an interrupted benchmark can be
+continued."""
 
 import importlib.metadata
 import json
@@ -67,7 +68,7 @@ def versions() -> dict[str, str]:
 
 
 def _command() -> str:
-    """How this process was called, with paths from the repository's root: where that lies is nobody else's matter."""
+    """This process's command line, with paths relative to the repository's root."""
     return shlex.join(
         ["python", os.path.relpath(sys.argv[0], ROOT), *(word.replace(f"{ROOT}/", "") for word in sys.argv[1:])]
     )
@@ -95,7 +96,7 @@ class Results:
         }
 
     def has(self, **key: Any) -> bool:
-        """Whether a run with these values is there."""
+        """Whether there is a run with these values."""
         return any(all(run.get(name) == value for name, value in key.items()) for run in self.record["runs"])
 
     def add(self, **run: Any) -> None:

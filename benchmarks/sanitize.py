@@ -25,7 +25,7 @@ _TESTS = flags.DEFINE_string(
     "As pytest's -k.",
 )
 _FEW = "(test_attention_over and (1-17-3 or 2-50-12)) or (test_norm and to_int8 and (288 or 32) and 7 and fp16)"
-_SECONDS = flags.DEFINE_float("seconds", 150.0, "Of one tool at most.")
+_SECONDS = flags.DEFINE_float("seconds", 150.0, "Time limit for one tool.")
 _TOOL = "compute-sanitizer"
 _KERNELS = "kernel_substring=vit"  # the namespace of ours, in their mangled names
 

@@ -1,4 +1,4 @@
-"""Tables of what benchmarks/serve.py and benchmarks/serve_accidents.py found."""
+"""Tables of the results of benchmarks/serve.py and benchmarks/serve_accidents.py."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -22,7 +22,7 @@ def serve_table(record: Mapping[str, Any]) -> str:
 
 
 def accidents_table(record: Mapping[str, Any]) -> str:
-    """What the clients of each model saw while models were loaded again and an engine failed."""
+    """What the clients of each model saw while models were reloaded and an engine failed."""
     rows = [
         [
             f"`{name}`",

@@ -224,8 +224,7 @@ def towers_table(record: Mapping[str, Any]) -> str:
 
 
 def growth_table(record: Mapping[str, Any]) -> str:
-    """What each further parameter costs between a small model and the largest, and what the smallest run costs whatever
-    its size."""
+    """The cost of each further parameter between a small model and the largest, and the fixed cost of a run."""
     groups = _groups([run for run in record["runs"] if "case" not in run], "variant", "side")
     # float32, and a few names
     params = {variant: _median(runs, "checkpoint_bytes") / 4 for (variant, _), runs in groups.items()}
@@ -283,7 +282,7 @@ def calibrate_table(record: Mapping[str, Any]) -> str:
 
 
 def trained_table(record: Mapping[str, Any]) -> str:
-    """INT8 of the trained model by each way to find thresholds; FP32 first."""
+    """INT8 of the trained model with each way to find thresholds; FP32 first."""
     rows = [
         [
             f"`{run['case']}`" if "tensors" in run else run["case"],
@@ -311,7 +310,7 @@ def trained_table(record: Mapping[str, Any]) -> str:
 
 
 def trained_gpu_table(record: Mapping[str, Any]) -> str:
-    """What trained models lose and gain by INT8 on a GPU."""
+    """What trained models lose and gain with INT8 on a GPU."""
     rows = []
     for run in sorted(record["runs"], key=lambda run: (run["case"], run["left_out"])):
         fp16, int8 = (run["images_per_second"].get(precision) for precision in ("fp16", "int8"))

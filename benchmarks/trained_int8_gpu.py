@@ -32,7 +32,7 @@ _OPTIONS = flags.DEFINE_multi_string(
     "option", [], "Further options of the conversion, as --option=--config.calibration.max_error=0.001."
 )
 _CONVERT_ONLY = flags.DEFINE_bool(
-    "convert_only", False, "Leave the bundles for a run without this, which goes on with them."
+    "convert_only", False, "Only convert; a later run without this flag continues with the bundles."
 )
 _BATCH = flags.DEFINE_integer("batch", 256, "Images of a run.")
 _CONFIG = "from vit_convert.core.config import default_config as get_config\n"

@@ -1,8 +1,8 @@
 """Mixer-L/16 of google-research/vision_transformer. 208,196,168 parameters with a 1000-class head; 224x224 pixels and
 no other size.
 
-The public file, trained on ImageNet-1k, is looked for in checkpoints/ and fetched there otherwise:
-vit_convert/checkpoint/published.py names it.
+The public file, trained on ImageNet-1k, is downloaded to checkpoints/ unless it is there already;
+vit_convert/checkpoint/published.py has its address.
 
   python -m vit_convert --config mixer_l16.py --config.calibration.data=IMAGES --workdir out
 """

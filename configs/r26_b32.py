@@ -1,8 +1,7 @@
 """R26+ViT-B/32 of google-research/vision_transformer: R26+ViT-B_32. 101,383,976 parameters with a 1000-class head.
 
-The public file, of 224 pixels and ImageNet-21k, whose head is all zeros (features are converted), is looked for in
-checkpoints/ and
-fetched there otherwise: vit_convert/checkpoint/published.py names it.
+The public file, of 224 pixels and ImageNet-21k, has a head of zeros, so features are converted. It is downloaded to
+checkpoints/ unless it is there already; vit_convert/checkpoint/published.py has its address.
 
   python -m vit_convert --config r26_b32.py --config.calibration.data=IMAGES --workdir out
 """

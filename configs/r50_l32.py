@@ -1,7 +1,7 @@
 """R50+ViT-L/32 of google-research/vision_transformer: R50_L_32. 328,994,856 parameters with a 1000-class head.
 
-The public file, of 384 pixels, fine-tuned on ImageNet-1k, is looked for in checkpoints/ and
-fetched there otherwise: vit_convert/checkpoint/published.py names it.
+The public file, of 384 pixels, fine-tuned on ImageNet-1k, is downloaded to checkpoints/ unless it is there already;
+vit_convert/checkpoint/published.py has its address.
 
   python -m vit_convert --config r50_l32.py --config.calibration.data=IMAGES --workdir out
 """

@@ -1,6 +1,6 @@
 """SigLIP-So400m/14 of big_vision at 384 pixels: both towers together have 877,960,496 parameters.
 
-The public file is looked for in checkpoints/ and fetched there otherwise. FILE:img or FILE:txt converts one tower:
+The public file is downloaded to checkpoints/ unless it is there already. FILE:img or FILE:txt converts one tower:
 
   python -m vit_convert --config siglip_so400m14.py --config.checkpoint=siglip_so400m14_384.npz:img --workdir out
 """

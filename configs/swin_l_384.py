@@ -1,8 +1,8 @@
-"""Swin-L/12 of microsoft/Swin-Transformer, windows of 12. 196,735,516 parameters with a 1000-class head; 384x384 pixels
-and no other size.
+"""Swin-L/12 of microsoft/Swin-Transformer, windows of 12. 196,735,516 parameters with a 1000-class head; 384x384
+pixels and no other size.
 
-The public file, fine-tuned on ImageNet-1k after 22k, is timm's: it is looked for in checkpoints/ and fetched there
-otherwise: vit_convert/checkpoint/published.py names it.
+The public file, fine-tuned on ImageNet-1k after 22k, is timm's: it is downloaded to checkpoints/ unless it is there
+already; vit_convert/checkpoint/published.py has its address.
 
   python -m vit_convert --config swin_l_384.py --config.calibration.data=IMAGES --workdir out
 """

@@ -1,8 +1,8 @@
 """Swin-T/7 of microsoft/Swin-Transformer, windows of 7. 28,288,354 parameters with a 1000-class head; 224x224 pixels
 and no other size.
 
-The public file, trained on ImageNet-1k, is timm's: it is looked for in checkpoints/ and fetched there otherwise:
-vit_convert/checkpoint/published.py names it.
+The public file, trained on ImageNet-1k, is timm's: it is downloaded to checkpoints/ unless it is there already;
+vit_convert/checkpoint/published.py has its address.
 
   python -m vit_convert --config swin_t.py --config.calibration.data=IMAGES --workdir out
 """

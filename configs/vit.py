@@ -3,7 +3,7 @@ vit.py:B/32-gap-norep.
 
   python -m vit_convert --config vit.py:B/16 --config.calibration.data=IMAGES --workdir out
 
-The public file is looked for in checkpoints/ and fetched there otherwise. The other files of this folder name one each.
+The public file is downloaded to checkpoints/ unless it is there already. The other files of this folder name one each.
 """
 
 from vit_convert.config import published_config

@@ -1,8 +1,8 @@
 """ViT-B/16-gap-norep of google-research/vision_transformer: B_16 with mean pooling and no class token (GSAM).
 86,566,120 parameters with a 1000-class head.
 
-The public file, of 224 pixels, trained on ImageNet-1k, is looked for in checkpoints/ and fetched there otherwise:
-vit_convert/checkpoint/published.py names it. A meaningful INT8 engine needs a folder of calibration images too.
+The public file, of 224 pixels, trained on ImageNet-1k, is downloaded to checkpoints/ unless it is there already;
+vit_convert/checkpoint/published.py has its address. A meaningful INT8 engine needs a folder of calibration images too.
 
   python -m vit_convert --config vit_b16_gap.py --config.calibration.data=IMAGES --workdir out
 """

@@ -1,8 +1,8 @@
 """ViT-B/8 of google-research/vision_transformer: B_8: 785 tokens at 224, the slowest of the B models. 86,576,872
 parameters with a 1000-class head.
 
-The public file, of 384 pixels, fine-tuned on ImageNet-1k, is looked for in checkpoints/ and fetched there otherwise:
-vit_convert/checkpoint/published.py names it. A meaningful INT8 engine needs a folder of calibration images too.
+The public file, of 384 pixels, fine-tuned on ImageNet-1k, is downloaded to checkpoints/ unless it is there already;
+vit_convert/checkpoint/published.py has its address. A meaningful INT8 engine needs a folder of calibration images too.
 
   python -m vit_convert --config vit_b8.py --config.calibration.data=IMAGES --workdir out
 """

@@ -2,8 +2,8 @@
 1000-class head.
 
 The public file, of 224 pixels and pretrained on ImageNet-21k, has a head of zeros: its features are converted. It is
-looked for in checkpoints/ and fetched there otherwise: vit_convert/checkpoint/published.py names it. A meaningful INT8
-engine needs a folder of calibration images too.
+downloaded to checkpoints/ unless it is there already; vit_convert/checkpoint/published.py has its address. A
+meaningful INT8 engine needs a folder of calibration images too.
 
   python -m vit_convert --config vit_h14.py --config.calibration.data=IMAGES --workdir out
 """

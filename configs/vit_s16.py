@@ -1,7 +1,7 @@
 """ViT-S/16 of google-research/vision_transformer: AugReg S_16. 22,050,664 parameters with a 1000-class head.
 
-The public file, of 384 pixels, fine-tuned on ImageNet-1k, is looked for in checkpoints/ and fetched there otherwise:
-vit_convert/checkpoint/published.py names it. A meaningful INT8 engine needs a folder of calibration images too.
+The public file, of 384 pixels, fine-tuned on ImageNet-1k, is downloaded to checkpoints/ unless it is there already;
+vit_convert/checkpoint/published.py has its address. A meaningful INT8 engine needs a folder of calibration images too.
 
   python -m vit_convert --config vit_s16.py --config.calibration.data=IMAGES --workdir out
 """

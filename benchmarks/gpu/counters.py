@@ -1,4 +1,4 @@
-"""The counters that ncu.py asks Nsight Compute for, and what it makes of them."""
+"""The counters that ncu.py requests from Nsight Compute, and their evaluation."""
 
 import collections
 import csv
@@ -44,7 +44,7 @@ def read_csv(text: str) -> list[dict[str, Any]]:
 
 
 def by_kernel(launches: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Puts the launches of the same kernel with the same grid together: the same layer of every block.
+    """Groups the launches of the same kernel with the same grid, which are the same layer of every block.
 
     Args:
         launches: from `read_csv`, each with its duration.

@@ -1,4 +1,4 @@
-"""Tables of what the engine's own commands, the GPU tests and the profiler found, as Markdown."""
+"""Markdown tables of the results of the engine's own commands, the GPU tests and the profiler."""
 
 import re
 from collections.abc import Mapping
@@ -85,7 +85,7 @@ _ENDING = re.compile(r"(_cgasize|_warpgroupsize|_stage|<).*")
 
 
 def kernel_table(record: Run) -> str:
-    """The kernels that take more than a fiftieth of a run, the others together, and the whole run."""
+    """The kernels that take more than a fiftieth of a run, the others combined, and the whole run."""
     rows = []
     shown = [row for row in record["kernels"] if row["share_percent"] >= _LEAST_PERCENT]
     for row in shown:
@@ -143,7 +143,7 @@ def precision_table(record: Run) -> str:
 
 
 def int8_table(record: Run) -> str:
-    """What the GPU tests found of INT8 engines."""
+    """The GPU tests' results for INT8 engines."""
     rows = []
     for road, test in (("explicit Q/DQ", "test_int8_by_qdq"), ("`IInt8EntropyCalibrator2`", "test_calibrator")):
         found = record["tests"][test]["int8"]

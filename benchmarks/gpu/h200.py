@@ -13,9 +13,9 @@ model is verified and measured: our engines, JAX, torch. Compilers of all three 
 With several `--gpus` the models take turns on them, each with all its tools on one GPU; every GPU has phases and lanes
 of its own.
 
-Steps that are done are not done again, unless their own command changed or a step that they come after has run since. A
-step that fails is recorded and the others go on, and no step starts that would not end before `--step_limit` seconds,
-so that the same command can be given until it says that all is done.
+Finished steps are not repeated, unless their own command changed or a step on which they depend has run since. A step
+that fails is recorded while the others continue, and no step starts that would not end before `--step_limit` seconds,
+so the same command can be repeated until it says that everything is done.
 """
 
 import dataclasses
@@ -46,11 +46,11 @@ _BATCHES = flags.DEFINE_list("batches", ["1", "64", "256"], "Images per run; eac
 _PRECISIONS = flags.DEFINE_list("precisions", ["fp16"], "Engines to build, verify and measure.")
 _TARGET = flags.DEFINE_string("target", "trt8", "Dialect of the graphs.")
 _GPUS = flags.DEFINE_list(
-    "gpus", [""], "GPUs that the models take turns on, as CUDA_VISIBLE_DEVICES names them; each model stays on one."
+    "gpus", [""], "GPUs on which the models take turns, as in CUDA_VISIBLE_DEVICES; each model stays on one."
 )
-_LOWERING = flags.DEFINE_string("lowering", "auto", "Lowering that fp16 engines are built from; empty: model.onnx.")
+_LOWERING = flags.DEFINE_string("lowering", "auto", "Lowering from which fp16 engines are built; empty: model.onnx.")
 _INT8_LOWERING = flags.DEFINE_string(
-    "int8_lowering", "fused", "Lowering that int8 engines are built from; empty: the Q/DQ graph."
+    "int8_lowering", "fused", "Lowering from which int8 engines are built; empty: the Q/DQ graph."
 )
 _INPUT = flags.DEFINE_enum(
     "input", "float32", ["float32", "uint8"], "What our engines take; uint8 is normalised inside."
@@ -58,7 +58,7 @@ _INPUT = flags.DEFINE_enum(
 _TRT_PYTHON = flags.DEFINE_string("trt_python", sys.executable, "The Python that has tensorrt.")
 _WORKDIR = flags.DEFINE_string("workdir", "/tmp/h200", "Checkpoints, bundles, caches, logs and the peers' results.")
 _OUTPUT = flags.DEFINE_string("output", None, "The JSON file, written after every step.", required=True)
-_SECONDS = flags.DEFINE_float("seconds", 1.0, "Of one pass over one row.")
+_SECONDS = flags.DEFINE_float("seconds", 1.0, "Seconds of one pass over one row.")
 _WARMUP = flags.DEFINE_float("warmup", 0.3, "Seconds before a row is measured.")
 _STOP_AFTER = flags.DEFINE_float("stop_after", 540.0, "Seconds after which no further step starts.")
 _STEP_LIMIT = flags.DEFINE_float("step_limit", 560.0, "Seconds after which running steps are ended.")
@@ -71,7 +71,7 @@ _STEPS = flags.DEFINE_list("steps", [*_PREPARED, *_MEASURED], "Which steps.")
 _LANES = flags.DEFINE_list(
     "lanes",
     [f"{name}={count}" for name, count in _PREPARED.items()],
-    "How many of a step are prepared at a time on a GPU.",
+    "How many of a step to prepare concurrently on a GPU.",
 )
 _ENVIRONMENT = ("gpu", "driver", "cuda", *VERSIONS)
 _CALIBRATED = 16  # images
@@ -100,7 +100,7 @@ class Model:
 
     @property
     def name(self) -> str:
-        """As folders and files are called: "b16-384"."""
+        """Its name in folders and files: "b16-384"."""
         return f"{self.variant.replace('/', '').replace('+', '-').replace(':', '-').lower()}-{self.image_size}"
 
     @property
@@ -138,7 +138,7 @@ def commands(model: Model, workdir: pathlib.Path) -> dict[str, list[str]]:
     ]
     stored += ["--layout=clip_openai"] if whole.startswith("CLIP") else []  # one file, which says all that is needed
     largest = max(int(word) for word in _BATCHES.value)
-    fixed = [f"--config.batch.{key}={largest}" for key in ("min", "opt", "max")]  # no range beside the fixed profiles
+    fixed = [f"--config.batch.{key}={largest}" for key in ("min", "opt", "max")]  # no range besides the fixed profiles
     profiles = [*fixed, f"--config.batch.profiles=({', '.join(_BATCHES.value)},)"]
     engine = [_TRT_PYTHON.value, "-m", "vit_convert.engine"]
     peer = [f"--batches={batches}", f"--image_size={model.image_size}"]
@@ -219,8 +219,9 @@ def steps_of(model: Model, workdir: pathlib.Path, gpu: str = "") -> list[Step]:
     caches = workdir / "caches" / model.name  # each model its own: no two processes write one entry
     shared = {
         "PYTHONPATH": os.pathsep.join(word for word in (str(_ROOT), os.environ.get("PYTHONPATH", "")) if word),
-        "PYTHONUNBUFFERED": "1",  # what a step that is ended has said is in its log
-        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # or the first JAX process takes three quarters of the GPU's memory
+        "PYTHONUNBUFFERED": "1",  # the output of a step that is ended is in its log
+        # otherwise the first JAX process takes three quarters of the GPU's memory
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
         "JAX_COMPILATION_CACHE_DIR": str(caches / "jax"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
@@ -300,7 +301,7 @@ def collect(model: Model, workdir: pathlib.Path, state: State) -> dict[str, Any]
 
 
 def results(models: Sequence[Model], workdir: pathlib.Path, state: State) -> dict[str, Any]:
-    """All that was found so far.
+    """All results so far.
 
     Args:
         models: those asked for.

@@ -21,12 +21,12 @@ from flax_modules import MODULES
 
 from vit_convert.families.load import load_checkpoint
 
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The file whose model is timed.", required=True)
+_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The checkpoint of the model to time.", required=True)
 _IMAGE_SIZE = flags.DEFINE_integer("image_size", 224, "Height and width in pixels.")
 _BATCHES = flags.DEFINE_list("batches", ["1", "64", "256"], "Images per call.")
 _SECONDS = flags.DEFINE_float("seconds", 1.0, "Of one pass over one row.")
 _WARMUP = flags.DEFINE_float("warmup", 0.3, "Seconds before the first pass.")
-_COMPILE_ONLY = flags.DEFINE_bool("compile_only", False, "Run each row once, for the sake of the compilation cache.")
+_COMPILE_ONLY = flags.DEFINE_bool("compile_only", False, "Run each row once, to fill the compilation cache.")
 _OUTPUT = flags.DEFINE_string("output", None, "The JSON file, continued if it is there.", required=True)
 
 _DTYPES = flags.DEFINE_list("dtypes", ["fp32", "bf16"], "Types of weights and images.")

@@ -16,7 +16,7 @@ from vit_convert.engine.backend import cuda
 from vit_convert.engine.measure.loops import MIN_RUNS, QUEUED
 from vit_convert.engine.measure.monitor import Monitor, merge_summaries
 
-PASSES = 2  # their difference is the noise of a row
+PASSES = 2  # passes, whose difference is the noise of a row
 
 
 def measure(
@@ -32,8 +32,7 @@ def measure(
         warmup_seconds: called before the first measurement.
 
     Returns:
-        images_per_second, noise_percent, p50_ms, p95_ms, p99_ms, runs, and what NVML told of clocks and power, where it
-        can be used.
+        images_per_second, noise_percent, p50_ms, p95_ms, p99_ms, runs, and NVML's clocks and power, if available.
     """
     _queued(call, wait, warmup_seconds)
     rates, latencies, told, monitor = [], [], [], Monitor()
@@ -95,7 +94,7 @@ class Results:
         self._about = about
 
     def add(self, key: dict[str, Any], work: Callable[[], dict[str, Any]]) -> None:
-        """Measures one row, unless it is known; a failure is recorded as such and the next row goes on."""
+        """Measures one row, unless it is known; a failure is recorded, and the next row continues."""
         if any(all(row.get(name) == value for name, value in key.items()) for row in self.rows):
             return
         row = {**key, "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")}

@@ -37,7 +37,9 @@ _BATCH = flags.DEFINE_integer("batch", 256, "Images of the run.")
 _NCU = flags.DEFINE_string("ncu", "ncu", "Nsight Compute's command line.")
 _SECONDS = flags.DEFINE_float("seconds", 1.0, "Of timing whole runs, without the profiler.")
 _OUTPUT = flags.DEFINE_string("output", None, "The JSON file.")
-_INSIDE = flags.DEFINE_bool("inside", False, "Do the one run that is profiled; this script calls itself so.")
+_INSIDE = flags.DEFINE_bool(
+    "inside", False, "Do the single run that is profiled; this script calls itself with this flag."
+)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -83,7 +85,7 @@ def profile(bundle: Bundle, engine: Engine) -> dict[str, Any]:
             raise BenchmarkError(
                 f"{engine.path.name}: {worker.prepared.why_no_graph}", fix="A run is timed as a CUDA graph."
             )
-        measure_throughput([worker], _SECONDS.value)  # brings the clocks to where they are among runs
+        measure_throughput([worker], _SECONDS.value)  # brings the clocks to their level between runs
         run_ms = float(np.median(measure_latency([worker], _SECONDS.value).gpu_ms))
     command = [
         _NCU.value,
@@ -93,7 +95,8 @@ def profile(bundle: Bundle, engine: Engine) -> dict[str, Any]:
         f"--metrics={','.join(METRICS)}",
         "--profile-from-start=off",
     ]
-    # By itself ncu empties the caches before each kernel, and charges it for what the one before it has left there.
+    # By default ncu empties the caches before each kernel, which would charge it for data left there by its
+    # predecessor.
     command += ["--clock-control=none", "--cache-control=none"]
     inside = [
         sys.executable,

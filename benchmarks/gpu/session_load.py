@@ -1,10 +1,10 @@
 """Our Python model for Triton on a GPU without a server: streams at once, and an engine that fails once a minute.
 
-Each stream is a `TritonPythonModel` of its own, as instances of a server are (a pair of towers: one for each tower). A
-failure is put in where the engine runs, by turns into each of the bundles; the request is answered by onnxruntime, and
-the engine is loaded again. Every answer is compared with JAX, of a pair also the similarities; memory of the GPU and of
-the process is written down every ten seconds, together with the result so far. Ends with 1 if an answer was wrong or
-lost, if memory grew, or if an engine never ran (but for `--without_engine`).
+Each stream is a `TritonPythonModel` of its own, as instances of a server are (a pair of towers: one for each tower).
+Failures are injected where the engine runs, into each of the bundles in turn; the request is answered by onnxruntime,
+and the engine is loaded again. Every answer is compared with JAX, of a pair also the similarities; memory of the GPU
+and of the process is written down every ten seconds, together with the result so far. Ends with 1 if an answer was
+wrong or lost, if memory grew, or if an engine never ran (but for `--without_engine`).
 
     python benchmarks/gpu/session_load.py --bundle=out/vit_b32,out/siglip --minutes=10 --streams=4
 
@@ -52,9 +52,9 @@ _BUNDLES = flags.DEFINE_list(
     flag_values=_FLAGS,
 )  # fmt: skip
 _MINUTES = flags.DEFINE_float("minutes", 10.0, "How long.", flag_values=_FLAGS)
-_STREAMS = flags.DEFINE_integer("streams", 4, "At once, of each bundle.", flag_values=_FLAGS)
+_STREAMS = flags.DEFINE_integer("streams", 4, "Concurrent streams of each bundle.", flag_values=_FLAGS)
 _FAIL_EVERY = flags.DEFINE_float("fail_every", 60.0, "Seconds between two failures.", flag_values=_FLAGS)
-_RETRY = flags.DEFINE_float("retry_seconds", 5.0, "Until a failed engine is loaded again.", flag_values=_FLAGS)
+_RETRY = flags.DEFINE_float("retry_seconds", 5.0, "Seconds until a failed engine is loaded again.", flag_values=_FLAGS)
 _OUTPUT = flags.DEFINE_string("output", "session-load.json", "Result file.", flag_values=_FLAGS)
 _WITHOUT = flags.DEFINE_bool("without_engine", False, "Do not insist that an engine ran.", flag_values=_FLAGS)
 # An engine of ViT-B in FP16 is 170 MiB: one that each failure leaves behind makes 1.5 GiB in ten minutes. Allocators
@@ -113,7 +113,8 @@ def _part(name: str, path: str) -> Part:
 
 @contextlib.contextmanager
 def failing(every: float, names: Sequence[str]) -> Iterator[list[str]]:
-    """Lets one run of an engine fail every so many seconds, in the threads of these names by turns; yields of which."""
+    """Lets one run of an engine fail at this interval, in the threads of these names in turn; yields the list of
+    names."""
     whole, last, failed, lock = Session.run, [time.monotonic()], [], threading.Lock()
 
     def run(self: Session, inputs: Any) -> Any:
@@ -180,7 +181,7 @@ def _ask(model: TritonPythonModel, part: Part, number: int, tally: Tally) -> Map
 
 
 def _compare_pair(subject: Subject, answers: Sequence[Mapping[str, np.ndarray]], tally: Tally) -> None:
-    """Holds the similarity of the images and texts of two answers against JAX's."""
+    """Compares the similarity of the images and texts of two answers with JAX's."""
     names = [part.offered.signature.outputs[0].name for part in subject.parts]
     image, text = (answer[name] for answer, name in zip(answers, names))
     right = [

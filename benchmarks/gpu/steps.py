@@ -29,9 +29,9 @@ class Step:
         key: "b16-224/build".
         command: its words.
         lane: the steps of a lane share its workers, and start in their order.
-        after: keys of steps that have to be done first, as far as they are asked for; when one of them runs again, so
-            does this one.
-        behind: keys of steps that have to have ended first, whatever came of them.
+        after: keys of steps that must be done first, if they are requested; when one of them runs again, so does this
+            one.
+        behind: keys of steps that must have ended first, whatever their result.
         environment: variables that are added to those of this process.
     """
 
@@ -49,7 +49,7 @@ class Step:
 
 
 class Runner:
-    """Runs steps and remembers what came of them; the clock starts with it.
+    """Runs steps and records their results; the clock starts with it.
 
     Args:
         folder: holds steps.json and the output of each step, logs/<key>.txt.
@@ -173,7 +173,7 @@ class Runner:
         return status
 
     def _close(self) -> None:
-        """Ends what runs, for good: this program is being ended."""
+        """Ends running steps for good, because this program is ending."""
         with self._lock:
             self._closed = True
             for process in self._running:

@@ -29,7 +29,7 @@ _BATCHES = flags.DEFINE_list("batches", ["1", "64", "256"], "Images per call.")
 _MODES = flags.DEFINE_list("modes", ["reduce-overhead"], "torch.compile modes; max-autotune compiles for minutes.")
 _SECONDS = flags.DEFINE_float("seconds", 1.0, "Of one pass over one row.")
 _WARMUP = flags.DEFINE_float("warmup", 0.3, "Seconds before the first pass.")
-_COMPILE_ONLY = flags.DEFINE_bool("compile_only", False, "Run each row three times, for the sake of the caches.")
+_COMPILE_ONLY = flags.DEFINE_bool("compile_only", False, "Run each row three times, to fill the caches.")
 _OUTPUT = flags.DEFINE_string("output", None, "The JSON file, continued if it is there.", required=True)
 
 

@@ -1,4 +1,4 @@
-"""What our Python models use of Triton, where there is no server."""
+"""A replacement for the parts of Triton that our Python models use, without a server."""
 
 import collections
 import sys

@@ -28,7 +28,7 @@ _OUTPUT = flags.DEFINE_string("output", None, "The JSON file.", required=True)
 _BUNDLES = flags.DEFINE_integer("bundles", 12, "How many.")
 _VARIANT = flags.DEFINE_string("variant", "Ti/16", "Of all of them; each has weights of its own.")
 _TARGET = flags.DEFINE_string("target", "trt8", "Dialect of the graphs.")
-_ENGINES = flags.DEFINE_list("engines", ["build", "verify", "benchmark"], "What is done.")
+_ENGINES = flags.DEFINE_list("engines", ["build", "verify", "benchmark"], "The engine commands to run.")
 _ENGINE_FLAGS = flags.DEFINE_string(
     "engine_flags",
     "--config.engine.opt_level=1 --batches=1,64 --duration=0.3 --warmup=0.2 --noend_to_end",
@@ -100,7 +100,7 @@ def environment(workdir: pathlib.Path) -> dict[str, Any]:
 
 
 def main(argv: list[str]) -> int:
-    """Runs what is asked for, and writes the result; 1 where a task failed."""
+    """Runs what is requested, and writes the result; returns 1 if a task failed."""
     folder, output = pathlib.Path(_WORKDIR.value), pathlib.Path(_OUTPUT.value)
     converted = convert(folder)
     print(f"{_BUNDLES.value} bundles converted in {converted:.0f} s", flush=True)

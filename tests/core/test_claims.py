@@ -119,7 +119,7 @@ def test_environment_of_another_python_is_made_anew(fake, tmp_path):
     venv = str(tmp_path / "venv")
     run_sh(PYTHON=fake("3.12.1"), VENV=venv)
     other = run_sh(PYTHON=fake("3.13.0"), VENV=venv)
-    assert f"{venv} is of Python 3.12.1 of /a, made anew with 3.13.0 of /a" in other.stderr
+    assert f"{venv} has Python 3.12.1 of /a; created anew with 3.13.0 of /a" in other.stderr
     assert "ran: 3.13.0 -m vit_convert" in other.stdout
     assert "ran: 3.13.0 -m vit_convert" in run_sh(VENV=venv).stdout  # none is asked for: the one that is there will do
 
@@ -132,7 +132,7 @@ def test_environment_that_does_not_run_any_more(fake, tmp_path, left):
     if left:
         executable(venv / "bin" / "python", left)
     again = run_sh(PYTHON=fake("3.12.1"), VENV=str(venv))
-    assert "does not run any more, made anew" in again.stderr
+    assert "does not run any more; created anew" in again.stderr
     assert again.returncode == 0
 
 
@@ -140,7 +140,7 @@ def test_folder_that_is_no_environment_is_left_alone(fake, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("")
     refused = run_sh(PYTHON=fake("3.12.1"), VENV=str(tmp_path / "mine"))
-    assert refused.returncode == 1 and "no environment: it is left as it is" in refused.stderr
+    assert refused.returncode == 1 and "not an environment; it is left as it is" in refused.stderr
     assert os.listdir(tmp_path / "mine") == ["thesis.txt"]
 
 
