@@ -84,7 +84,7 @@ def test_python_of_pyenv_is_found_though_no_shim_works(tmp_path):
 def test_python_that_is_given_and_does_not_run(tmp_path):
     refused = run_sh("python", PYTHON=str(executable(tmp_path / "broken", SHIM)))
     assert refused.returncode == 1
-    assert "broken is no interpreter" in refused.stderr
+    assert "broken is not an interpreter" in refused.stderr
 
 
 # Stands in for an interpreter: makes environments of copies of itself, in which pip and the project do nothing but

@@ -3,12 +3,11 @@
 import pathlib
 import shutil
 
-import ml_collections
-import numpy as np
 import pytest
 import simulated_gpu
 from block_engine import FIXED, RANGE
 from engine_graphs import BATCH, IMAGE, block
+from tiny_bundle import convert_tiny
 
 from vit_convert.engine.runtime.engine import Engine
 
@@ -17,27 +16,14 @@ from vit_convert.engine.runtime.engine import Engine
 def converted(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """The bundle, made once; tests take a copy."""
     pytest.importorskip("jax2onnx")
-    from vit_convert.convert import convert
-    from vit_convert.core import config as configs
-    from vit_convert.families.random import write_random_checkpoint
-
-    folder = tmp_path_factory.mktemp("converted")
-    write_random_checkpoint(folder / "tiny.npz", "mu/16", image_size=IMAGE[:2], num_classes=10)
-    generator = np.random.default_rng(0)
-    pixels = generator.integers(0, 256, (40, *IMAGE), np.uint8)
-    np.savez(folder / "images.npz", images=pixels, labels=generator.integers(0, 10, 40))
-    given = {
-        "checkpoint": str(folder / "tiny.npz"),
-        "target": "trt8",
-        "precision": "fp32,fp16",
-        "lowerings": ("matmul",),
-        "batch": BATCH,
-        "evaluation": {"data": str(folder / "images.npz")},
-        "engine": {"backend": "none"},
-        "benchmark": {"batches": (1, 4), "streams": (1, 2), "seconds": 0.02},
-    }
-    convert(configs.complete(ml_collections.ConfigDict(given), "tiny"), folder, quiet=True)
-    return folder / "tiny"
+    return convert_tiny(
+        tmp_path_factory.mktemp("converted"),
+        IMAGE,
+        40,
+        lowerings=("matmul",),
+        batch=BATCH,
+        benchmark={"batches": (1, 4), "streams": (1, 2), "seconds": 0.02},
+    )
 
 
 @pytest.fixture

@@ -55,6 +55,27 @@ def assert_close():
 
 
 @pytest.fixture
+def assert_pair_close(assert_close):
+    """Holds both towers of a checkpoint against transformers' model on the same pixels and tokens; gives the loaded
+    image tower, our embeddings, and what the model gave."""
+    from vit_convert.families.load import load_checkpoint
+
+    def check(path, model, pixels, tokens):
+        import torch
+
+        with torch.no_grad():
+            channels_first = torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())
+            found = model(input_ids=torch.from_numpy(tokens).long(), pixel_values=channels_first)
+        image, text = (load_checkpoint(f"{path}:{tower}") for tower in ("img", "txt"))
+        ours = image.family.model(image).run(pixels)["embedding"], text.family.model(text).run(tokens)["embedding"]
+        assert_close(ours[0], found.image_embeds.numpy())
+        assert_close(ours[1], found.text_embeds.numpy())
+        return image, ours, found
+
+    return check
+
+
+@pytest.fixture
 def naflex(torchvision_operators, tmp_path):
     """A NaFlex of random weights: its file, and what transformers' model of it makes of patches, masks and sizes."""
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")

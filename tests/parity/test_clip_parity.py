@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 from vit_convert.families.clip.variants import parse_variant
-from vit_convert.families.load import load_checkpoint
 from vit_convert.families.random import write_random_checkpoint
 
 ACTIVATIONS = {"CLIP": "quick_gelu", "OpenCLIP": "gelu"}
@@ -19,9 +18,8 @@ ACTIVATIONS = {"CLIP": "quick_gelu", "OpenCLIP": "gelu"}
         pytest.param("CLIP-B/32", 224, None, marks=pytest.mark.slow),
     ],
 )
-def test_transformers(torchvision_operators, tmp_path, images, assert_close, variant, side, depth):
+def test_transformers(torchvision_operators, tmp_path, images, assert_close, assert_pair_close, variant, side, depth):
     pytest.importorskip("transformers", reason="transformers is not installed")
-    import torch
     from safetensors.torch import load_file
     from transformers import CLIPConfig, CLIPModel
 
@@ -53,11 +51,5 @@ def test_transformers(torchvision_operators, tmp_path, images, assert_close, var
     for row, length in enumerate((3, 5, parsed.length - 1, 7)):
         tokens[row, length:] = special["eos_token_id"] if row % 2 else 0
         tokens[row, length] = special["eos_token_id"]
-    with torch.no_grad():
-        pixels = torch.from_numpy(fed.transpose(0, 3, 1, 2).copy())
-        found = model(input_ids=torch.from_numpy(tokens).long(), pixel_values=pixels)
-    image, text = (load_checkpoint(f"{path}:{tower}") for tower in ("img", "txt"))
-    ours = image.family.model(image).run(fed)["embedding"], text.family.model(text).run(tokens)["embedding"]
-    assert_close(ours[0], found.image_embeds.numpy())
-    assert_close(ours[1], found.text_embeds.numpy())
+    image, ours, found = assert_pair_close(path, model, fed, tokens)
     assert_close(image.pair.logit_scale * ours[0] @ ours[1].T, found.logits_per_image.numpy())

@@ -72,7 +72,9 @@ def torch_state(leaves):
     [("SigLIP-S/16", 64, 2, 16), pytest.param("SigLIP-B/16", 224, None, 64, marks=pytest.mark.slow)],
     ids=["small", "full"],
 )
-def test_transformers(torchvision_operators, tmp_path, images, assert_close, variant, side, depth, length):
+def test_transformers(
+    torchvision_operators, tmp_path, images, assert_close, assert_pair_close, variant, side, depth, length
+):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     path = tmp_path / "random.npz"
@@ -98,13 +100,7 @@ def test_transformers(torchvision_operators, tmp_path, images, assert_close, var
     model.load_state_dict(state, strict=True)
     fed, tokens = images(side, side), np.random.default_rng(1).integers(2, 32000, (3, length)).astype(np.int32)
     tokens[1, 5:] = 1
-    with torch.no_grad():
-        pixels = torch.from_numpy(fed.transpose(0, 3, 1, 2).copy())
-        found = model(input_ids=torch.from_numpy(tokens).long(), pixel_values=pixels)
-    image, text = (load_checkpoint(f"{path}:{tower}") for tower in ("img", "txt"))
-    ours = image.family.model(image).run(fed)["embedding"], text.family.model(text).run(tokens)["embedding"]
-    assert_close(ours[0], found.image_embeds.numpy())
-    assert_close(ours[1], found.text_embeds.numpy())
+    image, ours, found = assert_pair_close(path, model, fed, tokens)
     logits = image.pair.logit_scale * ours[1] @ ours[0].T + image.pair.logit_bias
     assert_close(logits, found.logits_per_text.numpy())
 

@@ -6,9 +6,8 @@ import shutil
 import sys
 
 import fake_triton
-import ml_collections
-import numpy as np
 import pytest
+from tiny_bundle import convert_tiny
 
 SIDE, CLASSES, LARGEST = 32, 10, 8
 
@@ -17,25 +16,8 @@ SIDE, CLASSES, LARGEST = 32, 10, 8
 def converted(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """The bundle, made once; tests that change it take `bundle_path`."""
     pytest.importorskip("jax2onnx")
-    from vit_convert.convert import convert
-    from vit_convert.core import config as configs
-    from vit_convert.families.random import write_random_checkpoint
-
-    folder = tmp_path_factory.mktemp("served")
-    write_random_checkpoint(folder / "tiny.npz", "mu/16", image_size=(SIDE, SIDE), num_classes=CLASSES)
-    generator = np.random.default_rng(0)
-    pixels = generator.integers(0, 256, (6, SIDE, SIDE, 3), np.uint8)
-    np.savez(folder / "images.npz", images=pixels, labels=generator.integers(0, CLASSES, 6))
-    given = {
-        "checkpoint": str(folder / "tiny.npz"),
-        "target": "trt8",
-        "precision": "fp32,fp16",
-        "batch": {"min": 1, "opt": 4, "max": LARGEST},
-        "evaluation": {"data": str(folder / "images.npz")},
-        "engine": {"backend": "none"},
-    }
-    convert(configs.complete(ml_collections.ConfigDict(given), "tiny"), folder, quiet=True)
-    return folder / "tiny"
+    batch = {"min": 1, "opt": 4, "max": LARGEST}
+    return convert_tiny(tmp_path_factory.mktemp("served"), (SIDE, SIDE, 3), 6, batch=batch)
 
 
 @pytest.fixture

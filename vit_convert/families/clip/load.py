@@ -29,20 +29,7 @@ _WORDS = r"token_embedding[./](weight|embedding)$"
 
 
 def load_clip(stored: Mapping[str, Leaf], layout: Layout, asked: Asked) -> Loaded:
-    """Compares one tower's leaves with the model inferred from their shapes.
-
-    Args:
-        stored: all leaves of the file, without prefix.
-        layout: of the file.
-        asked: the tower, and what is requested.
-
-    Returns:
-        The tower.
-
-    Raises:
-        CheckpointError: the leaves are not exactly the tower's.
-        UsageError: a request has no meaning for it.
-    """
+    """Compares one tower's leaves with the model inferred from their shapes; see `Family.load`, also for its errors."""
     named = {re.sub(r"resblocks_(\d)", r"resblocks.\1", name): leaf for name, leaf in stored.items()}
     leaves = {name: leaf for name, leaf in named.items() if tower_of(name) == asked.tower and not BUFFERS.search(name)}
     config = read_hub_config(asked.file, asked.tower) if layout in (Layout.TRANSFORMERS, Layout.FLAX) else HubConfig()

@@ -26,20 +26,7 @@ from vit_convert.families.towers.places import stored_shapes, taken
 
 
 def load_lit(stored: Mapping[str, Leaf], layout: Layout, asked: Asked) -> Loaded:
-    """Compares one tower's leaves with the model inferred from their shapes.
-
-    Args:
-        stored: all leaves of the file, without prefix.
-        layout: of the file.
-        asked: the tower, and what is requested.
-
-    Returns:
-        The tower.
-
-    Raises:
-        CheckpointError: the leaves are not exactly the tower's.
-        UsageError: a request has no meaning for it.
-    """
+    """Compares one tower's leaves with the model inferred from their shapes; see `Family.load`, also for its errors."""
     given = None if asked.variant == "auto" else variants.parse_variant(asked.variant)
     file, rows = str(asked.file), None
 

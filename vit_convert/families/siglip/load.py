@@ -28,20 +28,7 @@ from vit_convert.families.towers.load import infer_encoder, loaded_tower
 
 
 def load_siglip(stored: Mapping[str, Leaf], layout: Layout, asked: Asked) -> Loaded:
-    """Compares one tower's leaves with the model inferred from their shapes.
-
-    Args:
-        stored: all leaves of the file, without prefix.
-        layout: of the file.
-        asked: the tower, and what is requested.
-
-    Returns:
-        The tower.
-
-    Raises:
-        CheckpointError: the leaves are not exactly the tower's.
-        UsageError: a request has no meaning for it.
-    """
+    """Compares one tower's leaves with the model inferred from their shapes; see `Family.load`, also for its errors."""
     if layout is Layout.TRANSFORMERS:
         return load_transformers(stored, layout, asked)
     leaves = layouts.canonicalize(stored, asked.tower, str(asked.file))

@@ -16,20 +16,7 @@ from vit_convert.families.towers.load import image_size_of, infer_encoder, loade
 
 
 def load_tips(stored: Mapping[str, Leaf], layout: Layout, asked: Asked) -> Loaded:
-    """Compares the leaves with the model inferred from their shapes.
-
-    Args:
-        stored: all leaves of the file, without prefix.
-        layout: of the file.
-        asked: what is requested.
-
-    Returns:
-        The tower.
-
-    Raises:
-        CheckpointError: the leaves are not exactly the tower's.
-        UsageError: a request has no meaning for it.
-    """
+    """Compares the leaves with the model inferred from their shapes; see `Family.load`, also for its errors."""
     leaves = layouts.canonicalize(stored, asked.tower, str(asked.file))
     temperature = leaves.pop(layouts.TEMPERATURE, None)
     image = asked.tower == "image"
