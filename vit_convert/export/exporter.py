@@ -40,7 +40,7 @@ class ExportReport:
         nodes_per_block: nodes of the largest block; 0 for a model without blocks.
         num_shapes: Shape nodes.
         bytes: size of the graph and its weights on disk.
-        taps: inner values that the reference knows, by name.
+        taps: names of the inner values that the reference contains.
         pooled_token: the one token that the last block keeps, see `Model`; None where it keeps all.
         rules: what each rule and pass did, in order.
     """

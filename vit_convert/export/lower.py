@@ -27,7 +27,7 @@ class Graph:
         model: the graph; its outputs are the model's, the taps are inner values.
         taps: names of inner values that the reference contains: `block_00`… and `encoder_norm`.
         rules: what each substitution did; for an unrolled graph, on the traced blocks.
-        nodes_traced: nodes that jax2onnx left, before any substitution, for the traced depth.
+        nodes_traced: nodes that jax2onnx wrote for the traced depth, before any substitution.
         pooled_token: the one token that the last block keeps, see `Model`; None where it keeps all.
     """
 
@@ -63,9 +63,9 @@ def onnx_from_apply(
         target: opset and rules.
         stacks: the model's runs of equal blocks, of which `apply` may compute only the first.
         token: what the outputs are computed from, see `Model.pooled_token`; None where that is not known.
-        prune: let the last block compute only the pooled token, where what follows reads one token.
-        keep_taps: leave the taps outputs of the graph, also those that its output does not depend on.
-        changes: applied to the pruned graph in order, in place, before it gets its names.
+        prune: let the last block compute only the pooled token, if nothing after it reads another.
+        keep_taps: keep all taps as outputs of the graph, even those that its output does not depend on.
+        changes: applied to the pruned graph in order, in place, before its nodes are named.
 
     Returns:
         The graph.

@@ -1,8 +1,8 @@
 """Prunes the last block to one token: if the head reads only the class token, the others are not computed.
 
 After the last attention product, every operator of a ViT works on each token by itself, so that taking the token first
-gives the same numbers. Only the keys and values of the last block need all tokens: 5/6 of that block's arithmetic goes
-away (exactly, for an MLP four times as wide), 7 % of a 12-block model.
+gives the same numbers. Only the keys and values of the last block need all tokens: this saves 5/6 of that block's
+arithmetic (exactly, for an MLP four times as wide), or 7 % of a 12-block model.
 
 The token is the same of every row, and taken by Gather; or each row has its own (CLIP's end of the text), and it is
 taken by a product with a row of zeros and one 1, which the model computes from its inputs anyway.
@@ -48,7 +48,7 @@ def pooled_token(model: ir.Model, token: int | str | None = None) -> int | str |
 
 
 def prune_tokens(model: ir.Model, token: int | str | None = None) -> int:
-    """Moves the choice of the pooled token up to where all tokens are needed, in place.
+    """Moves the selection of the pooled token up to the point where all tokens are needed, in place.
 
     Args:
         model: one whose head reads one token through Gather(x [batch, tokens, width], index, axis=1), or MatMul(chosen
@@ -142,7 +142,7 @@ def _can_take_rows(pool: ir.Node, chosen: _Chosen) -> bool:
 
 
 def _token_operands(node: ir.Node, axis: int, *, by_row: bool) -> Iterator[tuple[ir.Value, int]]:
-    """The operands that `node` reads token by token, each with its token axis, if its output is wanted for one token on
+    """The operands that `node` reads token by token, each with its token axis, if its output is needed for one token on
     `axis`.
 
     Nothing is yielded for an operator that mixes tokens, or that adds a table with another row for each token: such a
@@ -176,8 +176,8 @@ def _token_operands(node: ir.Node, axis: int, *, by_row: bool) -> Iterator[tuple
 
 
 def _choose(graph: ir.Graph, pool: ir.Node) -> _Chosen:
-    """The nodes whose output is wanted for one token only, found from the pool upwards: its axis, and what
-    `_token_operands` says."""
+    """The nodes whose output is needed for one token only, found from the pool upwards, with their token axis and
+    `_token_operands`."""
     token_uses: dict[ir.Value, list[int]] = {_read(pool): [1]}
     chosen: _Chosen = {}
     for node in reversed(list(graph)):
