@@ -1,5 +1,4 @@
-"""How every command line ends: a user's mistake prints one clear message and sets its exit code, without a
-traceback."""
+"""How every command line ends: a user error prints one clear message and sets its exit code, without a traceback."""
 
 import sys
 from collections.abc import Callable
@@ -12,15 +11,15 @@ _MORE = "Run it again with more memory, or with smaller calibration.batch_size a
 
 
 def exit_code(run: Callable[[], int], *, debug: bool, when_interrupted: str) -> int:
-    """Runs a command and turns how it ends into an exit code.
+    """Runs a command and turns its end into an exit code.
 
     Args:
         run: the command; returns its exit code.
-        debug: let a user's mistake through as an exception, with its traceback.
+        debug: let a user error through as an exception, with its traceback.
         when_interrupted: what to say after Ctrl-C or SIGTERM.
 
     Returns:
-        The exit code of the command, of the ConvertError, or INTERRUPTED, also where memory ran out.
+        The exit code of the command or of the ConvertError, or INTERRUPTED, also if memory ran out.
     """
     with outliving_streams():
         try:

@@ -19,8 +19,8 @@ from vit_convert.core.interrupts import undisturbed
 from vit_convert.core.record import Record, RecordError
 
 BEAT_S = 15.0
-# A holder on another machine is believed dead when its file was not touched for so long: that machine's processes
-# cannot be looked at, and some shared file systems keep flock to one machine.
+# A holder on another machine counts as dead if its file was not touched for this long: that machine's processes cannot
+# be inspected, and on some shared file systems flock is local to a machine.
 DEAD_AFTER_S = 90.0
 _NO_FLOCK = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOLCK)
 
@@ -33,7 +33,7 @@ def hold(bundle: Bundle, command: str) -> Iterator[None]:
     holder, and decides where flock cannot: on file systems without it, and between machines.
 
     Args:
-        bundle: its folder exists and can be written.
+        bundle: its folder must exist and be writable.
         command: of the holder, for people.
 
     Yields:
@@ -62,8 +62,8 @@ def hold(bundle: Bundle, command: str) -> Iterator[None]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Holder(Record):
-    """The holder of a lock, as the file names it. The first five tell its process from every other one on any machine:
-    process numbers are reused, start times are not.
+    """The holder of a lock, as named in the file. The first five identify its process on any machine: process numbers
+    are reused, start times are not.
 
     Attributes:
         host: name of its machine.
@@ -73,7 +73,7 @@ class Holder(Record):
         started: when the process did, in the kernel's ticks.
         command: its command line, for people.
         since: when it took the lock, in local time (ISO 8601).
-        token: tells it from another that writes into the same file at the same moment.
+        token: distinguishes it from another that writes to the same file at the same moment.
     """
 
     host: str = "?"
@@ -93,7 +93,7 @@ def me() -> Holder:
 
 
 def started(pid: int) -> str:
-    """When a process of this machine started, in the kernel's ticks; "" if no process has this number."""
+    """When a process on this machine started, in the kernel's ticks; "" if no process has this number."""
     try:
         stat = pathlib.Path(f"/proc/{pid}/stat").read_text()
     except OSError:
@@ -102,7 +102,8 @@ def started(pid: int) -> str:
 
 
 def has_ended(holder: Holder) -> bool | None:
-    """Whether a holder's process is gone; None where it is of another machine or container, and cannot be seen."""
+    """Whether a holder's process is gone; None if it is on another machine or in another container, and cannot be
+    seen."""
     if (holder.boot, holder.namespace) != (_boot(), _namespace()) or holder.pid is None:
         return None
     return started(holder.pid) != holder.started
@@ -116,7 +117,7 @@ def _acquire(path: pathlib.Path, record: Holder) -> int:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             locked = _flock(file, path)
-            if not _is_at(file, path):  # its holder removed it between our opening and our locking it
+            if not _is_at(file, path):  # its holder removed it after we opened and before we locked it
                 os.close(file)
                 continue
             if (holder := _read(file)) is not None and not _dead(holder, path, locked=locked):
@@ -125,20 +126,20 @@ def _acquire(path: pathlib.Path, record: Holder) -> int:
             os.ftruncate(file, 0)
             os.pwrite(file, data, 0)
             os.fsync(file)
-            other = record if locked else _read(file) or Holder()  # without flock two may come this far
+            other = record if locked else _read(file) or Holder()  # without flock, two may get this far
             if other.token != record.token:
                 raise _refusal(path, other)
             return file
-        except OSError:  # a full disk, for one
+        except OSError:  # for example a full disk
             _let_go(file, path)
             raise
-        except BaseException:  # it is another's
+        except BaseException:  # it belongs to another
             os.close(file)
             raise
 
 
 def _let_go(file: int, path: pathlib.Path) -> None:
-    # a folder that can no longer be written: the record stays, and is that of a dead holder
+    # the folder can no longer be written: the record stays, and is that of a dead holder
     with contextlib.suppress(OSError):
         if _is_at(file, path):
             os.unlink(path)
@@ -163,9 +164,9 @@ def _flock(file: int, path: pathlib.Path) -> bool:
 
 
 def _dead(holder: Holder, path: pathlib.Path, *, locked: bool) -> bool:
-    """Whether the holder that the file names has ended."""
+    """Whether the holder named in the file has ended."""
     if holder.boot == _boot():
-        if locked:  # the kernel that ran the holder gave us its lock
+        if locked:  # the kernel that ran the holder gave its lock to us
             return True
         if (ended := has_ended(holder)) is not None:
             return ended
@@ -173,12 +174,12 @@ def _dead(holder: Holder, path: pathlib.Path, *, locked: bool) -> bool:
 
 
 def _silence_s(path: pathlib.Path) -> float:
-    """Seconds since the holder last touched the file, by the clock of the file's machine: ours may differ."""
+    """Seconds since the holder last touched the file, by the file server's clock, since ours may differ."""
     now = temporary_beside(path)
     try:
         now.touch()
         return now.stat().st_mtime - path.stat().st_mtime
-    except FileNotFoundError:  # the holder is at work there, and removes what has no owner
+    except FileNotFoundError:  # the holder is working there, and removes what has no owner
         return 0.0
     finally:
         now.unlink(missing_ok=True)
@@ -198,10 +199,10 @@ def _is_at(file: int, path: pathlib.Path) -> bool:
 
 
 def _read(file: int) -> Holder | None:
-    """The holder that the file names; one of whom nothing is known where it names none in our form."""
+    """The holder named in the file; an unknown one if the file names none in our form."""
     try:
         record = json.loads(os.pread(file, 1 << 16, 0))
-    except ValueError:  # empty, or its holder was killed over it
+    except ValueError:  # empty, or its holder was killed while writing it
         return None
     if not record or not isinstance(record, dict):
         return None
@@ -221,7 +222,7 @@ def _refusal(path: pathlib.Path, holder: Holder) -> HeldError:
 
 
 def _boot() -> str:
-    """The kernel's boot id, or the host's name if the kernel does not tell it."""
+    """The kernel's boot id, or the host's name if the kernel does not provide it."""
     try:
         return pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:

@@ -33,7 +33,7 @@ def doubt(
     if verification is not None:
         return "" if verification.passed else f"{precision} missed its tolerance when the engine was verified"
     if graph != graph_name(precision) or lowered:
-        return f"{precision} is made from {graph} by a builder flag, so no check covers it yet: verify the engine first"
+        return f"{precision} is made from {graph} by a flag, so no check covers it yet: verify the engine first"
     if precision not in checks:
         return f"{graph} was not checked against JAX"
     return "" if checks[precision].passed else f"{graph} did not pass its check against JAX"

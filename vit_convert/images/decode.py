@@ -20,12 +20,12 @@ _AHEAD_PER_THREAD = 4
 
 @dataclasses.dataclass(frozen=True)
 class DecodedSplit:
-    """One split as it lies on the disk.
+    """A decoded split on disk.
 
     Attributes:
         images: uint8 [N, height, width, 3], memory-mapped.
         labels: class ids int64 [N], or None.
-        names: of the images taken, in order.
+        names: of the selected images, in order.
     """
 
     images: np.ndarray
@@ -51,8 +51,8 @@ def decode_split(
 
     Args:
         source: the images.
-        images_out: becomes uint8 [N, height, width, 3].
-        labels_out: becomes int64 [N]; removed if the source has no labels.
+        images_out: file to write, uint8 [N, height, width, 3].
+        labels_out: file to write, int64 [N]; removed if the source has no labels.
         height: of the model's input in pixels.
         width: of the model's input in pixels.
         preprocess: how to bring an image to that size; images that have it stay as they are.
@@ -61,7 +61,7 @@ def decode_split(
         limit: how many to take, evenly spaced over the source (which is sorted by class) and always the same; 0 takes
             all.
         progress: shows a bar.
-        threads: decoders; 0 means one for each CPU.
+        threads: number of decoders; 0 for one per CPU.
 
     Returns:
         The DecodedSplit, read from the files.
@@ -95,8 +95,8 @@ def decode_split(
 
 
 def pick(count: int, limit: int) -> np.ndarray:
-    """The numbers of `limit` out of `count` images, each from the middle of its share; all of them for 0 or too many:
-    int64."""
+    """The indices of `limit` out of `count` images, each from the middle of its share, int64; all of them for 0 or too
+    many."""
     if not limit or limit >= count:
         return np.arange(count)
     return (2 * np.arange(limit) + 1) * count // (2 * limit)

@@ -1,5 +1,4 @@
-"""Class ids of images: from a table of labels, or from the folders that the images lie in, as torchvision's ImageFolder
-numbers them."""
+"""Class ids of images: from a table of labels, or from their folders, numbered as in torchvision's ImageFolder."""
 
 import csv
 import io
@@ -21,24 +20,24 @@ _SHOWN = 8
 def labels_by_folder(
     where: str, files: Sequence[str], folders: Sequence[str], classes: bytes | None
 ) -> tuple[np.ndarray, bool] | None:
-    """Numbers the images by the folders that they lie in.
+    """Numbers the images by their folders.
 
-    A folder whose name is a number is that class. Otherwise the class is the folder's line in `classes.txt`, or without
-    such a file its place in the sorted folders.
+    If a folder's name is a number, that is its class. Otherwise the class is the folder's line in `classes.txt`, or
+    without such a file its position among the sorted folders.
 
     Args:
         where: what was opened, for messages.
         files: paths of the images, relative to it.
-        folders: the folders directly in it, also those without images.
+        folders: the folders directly in it, including those without images.
         classes: content of `classes.txt`, or None.
 
     Returns:
-        int64 [images], and whether they are places in sorted order, which are meaningful only if every class has a
+        int64 [images], and whether they are positions in sorted order, which are meaningful only if every class has a
         folder; None if an image is in no folder.
 
     Raises:
-        CalibrationError: a class folder holds no image, so that sorted places would be shifted; or the folders are
-            splits, not classes; or `classes.txt` does not name one.
+        CalibrationError: a class folder has no image, so that sorted positions would be shifted; or the folders are
+            splits, not classes; or `classes.txt` lacks one.
     """
     if not files or not all("/" in name for name in files):
         return None
@@ -77,7 +76,7 @@ def labels_by_table(path: str, files: Sequence[str], table: bytes) -> np.ndarray
     """Class ids from a `labels.csv`: int64 [images].
 
     Raises:
-        CalibrationError: it is malformed, or an image has no label or two.
+        CalibrationError: it is malformed, or an image has no label, or two.
     """
     names, labels = parse_table(path, table, ",")
     if labels is None:
@@ -97,7 +96,7 @@ def labels_by_table(path: str, files: Sequence[str], table: bytes) -> np.ndarray
 
 
 def parse_table(path: str, table: bytes, separator: str) -> tuple[list[str], np.ndarray | None]:
-    """Reads a list of images; the first line is a header if it has a word where the others have a number.
+    """Reads a list of images; the first line is a header if it has a word where others have a number.
 
     Args:
         path: the file, for messages.
@@ -105,7 +104,7 @@ def parse_table(path: str, table: bytes, separator: str) -> tuple[list[str], np.
         separator: between a path and its label; "" for white space.
 
     Returns:
-        The paths and, where every line has one, the labels: int64 [lines].
+        The paths and, if every line has one, the labels: int64 [lines].
 
     Raises:
         CalibrationError: it is not text, or its lines differ in form.
@@ -127,16 +126,16 @@ def parse_table(path: str, table: bytes, separator: str) -> tuple[list[str], np.
 
 
 def class_root(files: Sequence[str], folders: Mapping[str, Sequence[str]], others: Collection[str]) -> str:
-    """Where the class folders begin: "val/" where an archive or a copy puts a folder around a data set, else "".
+    """The folder that contains the class folders: "val/" if an archive or a copy put a folder around the data set,
+    otherwise "".
 
     Args:
         files: paths of the images, relative to what was opened.
-        folders: for each folder ("" for what was opened itself) the names of the folders in it.
+        folders: for each folder ("" for the root) the names of the folders in it.
         others: paths of the files that are not images.
 
     Returns:
-        A prefix of all files; a `labels.csv` ends the search, and what follows it is else a class folder or an image's
-        name.
+        A prefix of all files; the search stops at a `labels.csv`, or before the class folders or the images.
     """
     prefix = ""
     while f"{prefix}{LABELS_FILE}" not in others and len(inside := folders.get(prefix.rstrip("/"), ())) == 1:
@@ -144,7 +143,7 @@ def class_root(files: Sequence[str], folders: Mapping[str, Sequence[str]], other
         if not all(name.startswith(deeper) for name in files):
             break
         if f"{deeper}{LABELS_FILE}" not in others and not any("/" in name[len(deeper) :] for name in files):
-            break  # only images are in the one folder: it is a class
+            break  # the single folder contains only images: it is a class
         prefix = deeper
     return prefix
 
@@ -179,8 +178,8 @@ def _rows(text: str, separator: str) -> Iterator[list[str]]:
 
 
 def _is_header(name: str, label: str) -> bool:
-    """Whether a line names columns; an image with a label that is none (-1, 2.0, one too large, none) must not pass for
-    one."""
+    """Whether a line names columns; an image with an invalid label (-1, 2.0, one too large, none) must not be mistaken
+    for a header."""
     try:
         float(label)
     except ValueError:

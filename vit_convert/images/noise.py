@@ -1,17 +1,17 @@
-"""Images for a conversion that has none of its own."""
+"""Images for a conversion without data."""
 
 import numpy as np
 
 from vit_convert.images.resize import resize
 
-_CELL = 16  # pixels; about the size of a patch, so that patches differ from each other and are not flat
+_CELL = 16  # pixels; about the size of a patch, so that patches differ and are not flat
 
 
 def seeded_noise(count: int, height: int, width: int, seed: int = 0) -> np.ndarray:
     """Draws random images: colours that change smoothly over some 16 pixels, with finer noise on top.
 
-    Good for measuring speed and for comparing two programs on the same input. Their activations are not those of
-    photographs, so that neither accuracy nor calibration on them says anything about real data.
+    Good for measuring speed and for comparing two programs on the same input. Their activations differ from those of
+    photographs, so neither accuracy nor calibration on them says anything about real data.
 
     Args:
         count: how many.

@@ -1,5 +1,5 @@
-"""Images of any aspect as patches, as SigLIP 2's NaFlex takes them (arXiv:2502.14786): the largest size that a number
-of patches holds, cut row by row, and filled up."""
+"""Images of any aspect as patches, as for SigLIP 2's NaFlex (arXiv:2502.14786): resized to the largest size that fits
+the number of patches, cut row by row, and padded."""
 
 import numpy as np
 
@@ -11,13 +11,13 @@ _BESIDE = 5  # bytes beside the pixels of a packed patch: row, column, and wheth
 
 
 def patch_grid(height: int, width: int, patch_size: int, length: int) -> tuple[int, int]:
-    """How many patches an image is cut into after its resize.
+    """How many patches an image is cut into after resizing.
 
     Args:
         height: of the image in pixels.
         width: of the image in pixels.
         patch_size: side of a patch in pixels.
-        length: patches that there is room for.
+        length: maximum number of patches.
 
     Returns:
         (rows, columns) of the largest scale at which the image, each side rounded up to whole patches, has at most
@@ -44,19 +44,19 @@ def patch_grid(height: int, width: int, patch_size: int, length: int) -> tuple[i
 
 
 def image_patches(image: np.ndarray, patch_size: int = 16, length: int = 256) -> tuple[np.ndarray, ...]:
-    """Cuts one image into what a NaFlex tower takes.
+    """Cuts one image into the inputs of a NaFlex tower.
 
     Args:
         image: uint8 [height, width, 3], of any size.
         patch_size: of the model, in pixels.
-        length: patches that its graph takes.
+        length: number of patches that its graph takes.
 
     Returns:
-        patches float32 [length, 3 · patch_size²], in [-1, 1], 0 where they fill up; coordinates int32 [length, 2], row
-        and column; mask int32 [length], 1 for patches of the image.
+        patches float32 [length, 3 · patch_size²], in [-1, 1], 0 for padding; coordinates int32 [length, 2], row and
+        column; mask int32 [length], 1 for patches of the image.
 
     Raises:
-        UsageError: the image is no image, or has no pixels.
+        UsageError: it is not an image, or has no pixels.
 
     Example:
         >>> patches, coordinates, mask = image_patches(np.zeros((30, 90, 3), np.uint8), 16, 20)

@@ -1,4 +1,4 @@
-"""One image file to pixels."""
+"""Decodes an image file to pixels."""
 
 import contextlib
 import io
@@ -14,7 +14,7 @@ from vit_convert.core.errors import CalibrationError
 if TYPE_CHECKING:
     import PIL.Image
 
-_HUGE_PIXELS = 1 << 24  # 50 MB of them, and as much again while they are decoded
+_HUGE_PIXELS = 1 << 24  # 50 MB, and as much again during decoding
 _one_huge = threading.Lock()
 
 
@@ -30,21 +30,21 @@ def decode_image(
         file: path or bytes.
         name: what to call it in a message.
         then: what to do with the pixels, for example shrink them. Until it is done, no other thread decodes an image of
-            more than 2^24 pixels, so that a folder of such images needs the memory of one.
+            more than 2^24 pixels, so that a folder of such images needs only the memory for one.
 
     Returns:
         uint8 [height, width, 3], or what `then` made of it.
 
     Raises:
-        CalibrationError: it is damaged, no image, has floating-point values or more than 16 bits a value, or more
-            pixels than Pillow's limit against decompression bombs.
+        CalibrationError: it is damaged or not an image, has floating-point values or more than 16 bits per value, or
+            more pixels than Pillow's limit against decompression bombs.
     """
     from PIL import Image
 
     with contextlib.ExitStack() as held:
         with _naming(name), Image.open(file) as opened:
             num_pixels = opened.width * opened.height
-            # Pillow only warns up to twice as many
+            # Pillow only warns up to twice the limit
             if Image.MAX_IMAGE_PIXELS is not None and num_pixels > Image.MAX_IMAGE_PIXELS:
                 raise Image.DecompressionBombError(
                     f"{opened.width} x {opened.height} pixels, the limit is {Image.MAX_IMAGE_PIXELS}"
@@ -62,7 +62,7 @@ def _decode(opened: "PIL.Image.Image") -> np.ndarray:
     if image.mode == "F":
         raise ValueError("its values are floating-point numbers, and nothing tells their range")
     if image.mode.startswith("I"):
-        values = np.asarray(image)  # Pillow's "I" has 32 bits, also for the 16 of a PGM file
+        values = np.asarray(image)  # Pillow's "I" has 32 bits, even for the 16 of a PGM file
         if values.size and not 0 <= values.min() <= values.max() < 1 << 16:
             raise ValueError(f"its values reach from {values.min()} to {values.max()}, which 16 bits do not hold")
         image = Image.fromarray((values >> 8).astype(np.uint8))
@@ -78,5 +78,5 @@ def _naming(name: str) -> Iterator[None]:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
         raise CalibrationError(f"image {name}: refused for its size ({e})", fix="Shrink or remove it.") from e
     except Exception as e:
-        # Pillow's readers let through whatever they trip over: struct.error, zlib.error, IndexError, …
+        # Pillow's readers may raise anything: struct.error, zlib.error, IndexError, …
         raise CalibrationError(f"image {name}: cannot be decoded ({e})", fix="Remove or replace it.") from e

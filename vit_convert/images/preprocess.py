@@ -1,4 +1,4 @@
-"""The one preprocessing record: how an image file becomes what a checkpoint was trained on."""
+"""The preprocessing record: how an image file becomes what a checkpoint was trained on."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -22,16 +22,16 @@ class Preprocess:
 
     Attributes:
         resize: "bilinear", "bicubic" or "area".
-        antialias: whether the filter widens when it shrinks; only "bilinear" can do without, "area" always averages.
-        resize_short: pixels that the shorter side is resized to, keeping the aspect, before a central crop; 0 resizes
-            straight to (height, width) without keeping it.
+        antialias: whether the filter widens when the image shrinks; optional only for "bilinear"; "area" always
+            averages.
+        resize_short: size in pixels of the shorter side after a resize that keeps the aspect, before a central crop; 0
+            resizes directly to (height, width) without keeping it.
         mean: subtracted per channel, on the [0, 1] scale.
         std: divided by per channel, on the [0, 1] scale.
-        truncate: resized values are cut to the level below, as tf.cast to uint8 does in the original, instead of
-            rounded.
+        truncate: whether resized values are truncated, as by tf.cast to uint8 in the original, instead of rounded.
 
     Raises:
-        UsageError: this resize is not offered.
+        UsageError: this resize is not supported.
     """
 
     resize: str
@@ -39,7 +39,7 @@ class Preprocess:
     resize_short: int
     mean: Triple
     std: Triple
-    truncate: bool = False  # bundles of earlier versions hold no such key
+    truncate: bool = False  # bundles of earlier versions lack this key
 
     def __post_init__(self) -> None:
         if (self.resize, self.antialias) not in {
@@ -68,11 +68,11 @@ class Preprocess:
         return (-np.asarray(self.mean, np.float64) / np.asarray(self.std, np.float64)).astype(np.float32)
 
     def normalize(self, images: np.ndarray) -> np.ndarray:
-        """Turns pixels into the values that the graph's input takes: (x / 255 - mean) / std, as float32(x) * scale +
+        """Turns pixels into the values of the graph's input: (x / 255 - mean) / std, as float32(x) * scale +
         offset.
 
         `scale` and `offset` are rounded to float32 once; the product and the sum are rounded separately, so that a
-        graph with one Mul and one Add on the same constants gives the same bits. For mean = std = 0.5 this is (x -
+        graph with one Mul and one Add of the same constants gives the same bits. For mean = std = 0.5 this is (x -
         127.5) / 127.5 to within 2.4e-7.
 
         Args:
@@ -87,7 +87,7 @@ class Preprocess:
         return values
 
     def fit(self, image: np.ndarray, height: int, width: int) -> np.ndarray:
-        """Brings one image to the model's size; one that has this size already is returned as it is.
+        """Brings one image to the model's size; an image of this size is returned unchanged.
 
         Args:
             image: uint8 [h, w, 3].
@@ -101,7 +101,7 @@ class Preprocess:
             return image
         if not self.resize_short:
             return resize(image, height, width, self.resize, self.antialias, truncate=self.truncate)
-        # A square target makes this the shorter-side rule; another one is still covered on both sides.
+        # For a square target this is the shorter-side rule; other targets are still covered on both sides.
         margin = self.resize_short / min(height, width)
         ratio = max(margin * height / image.shape[0], margin * width / image.shape[1])
         tall, wide = max(height, round(image.shape[0] * ratio)), max(width, round(image.shape[1] * ratio))
@@ -109,11 +109,11 @@ class Preprocess:
         return resize(image, tall, wide, self.resize, self.antialias, truncate=self.truncate, window=window)
 
     def graph_input(self, images: np.ndarray, dtype: np.dtype[Any] | str, *, channels_first: bool) -> np.ndarray:
-        """Turns decoded images into what a graph or an engine takes.
+        """Turns decoded images into the input of a graph or an engine.
 
         Args:
             images: uint8 [batch, height, width, 3].
-            dtype: the input's type; a uint8 graph normalises by itself.
+            dtype: the input's type; a uint8 graph normalises its input itself.
             channels_first: whether it takes [batch, 3, height, width].
 
         Returns:
@@ -137,7 +137,7 @@ class Preprocess:
 class _Family:
     resize: str
     antialias: bool
-    short_per_side: float  # resize_short over the image size's shorter side; 0 does not keep the aspect
+    short_per_side: float  # resize_short over the shorter side of the image size; 0 does not keep the aspect
     mean: Triple = _HALF
     std: Triple = _HALF
     truncate: bool = False
@@ -162,11 +162,11 @@ _FAMILIES = {
 
 
 def preprocess_for(family: str, image_size: tuple[int, int]) -> Preprocess:
-    """The record that a family's checkpoints were evaluated with.
+    """The record with which a family's checkpoints were evaluated.
 
     Args:
         family: name in the table above, or that of a checkpoint layout that begins with one ("big_vision_scan").
-        image_size: (height, width) of the model's input in pixels; a shorter side before cropping grows with it.
+        image_size: (height, width) of the model's input in pixels; the shorter side before cropping scales with it.
 
     Returns:
         The Preprocess.

@@ -1,4 +1,4 @@
-"""Inputs for checks that need no reference: noise, black and white, as a graph takes them."""
+"""Inputs for checks that need no reference: noise, black and white, in the form of a graph's inputs."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,12 +17,12 @@ def probe_inputs(
 
     Args:
         signature: of the graph.
-        preprocess: the preprocessing record; not read where there are no images.
+        preprocess: the preprocessing record; ignored if there are no images.
         image_size: (height, width) in pixels of the images, where there are any; (tokens,) of texts of any length.
 
     Returns:
-        {input: [4, …]} in the graph's type and layout. Of an input that takes no images, black is the smallest value
-        that it takes and white the largest: 0 and the vocabulary's last id, or -1 and 1.
+        {input: [4, …]} in the graph's type and layout. For an input without images, black is its smallest value and
+        white its largest: 0 and the vocabulary's last id, or -1 and 1.
     """
     return {
         tensor.name: _images(tensor, preprocess, image_size) if tensor.is_image else _others(tensor, image_size)
@@ -39,7 +39,7 @@ def _images(tensor: Tensor, preprocess: Mapping[str, Any], image_size: Sequence[
 
 
 def _others(tensor: Tensor, size: Sequence[int]) -> np.ndarray:
-    """Sides that vary get 1, those of texts as many tokens as are asked for."""
+    """Dimensions that vary get 1, those of texts as many tokens as are asked for."""
     varying = size[0] if tensor.is_text and len(size) == 1 else 1
     shape = tuple(side if isinstance(side, int) else varying for side in tensor.shape[1:])
     dtype, generator = np.dtype(tensor.dtype), np.random.default_rng(0)

@@ -1,7 +1,7 @@
 """Image resizing with the semantics of tf.image.resize, on which the JAX families were trained and evaluated.
 
-Only what a window of the result needs is read and computed, so that a strip of 1 x 3000 pixels whose whole enlargement
-would take gigabytes costs no more than a photograph.
+Only what a window of the result needs is read and computed, so that a strip of 1 x 3000 pixels, whose full enlargement
+would take gigabytes, costs no more than a photograph.
 """
 
 import math
@@ -15,11 +15,12 @@ if TYPE_CHECKING:
 Taps = list[tuple[np.ndarray, np.ndarray]]  # per tap: source index int64 [out], weight float32 [out]
 Window = tuple[int, int, int, int]  # top, left, height, width in pixels of the whole result
 
-_WHOLE_PIXELS = 1 << 24  # a result up to this size is made by one call of Pillow's, and then cropped
-# up to which the widened filter is ours; beyond it is Pillow's, which rounds instead of truncating, in bounded time
+_WHOLE_PIXELS = 1 << 24  # pixels: a result up to this size is made by one call of Pillow, and then cropped
+# ratio up to which the widened filter is ours; beyond it Pillow's is used, which rounds instead of truncating, in
+# bounded time
 _MOST_SHRINKING = 64
-_BETWEEN_PIXELS = 1 << 26  # of the image between Pillow's two passes
-_FLOAT32_NOISE = 2.0**-10  # a sum of float32 products that should be a whole level lies at most so far below it
+_BETWEEN_PIXELS = 1 << 26  # size of the image between Pillow's two passes
+_FLOAT32_NOISE = 2.0**-10  # a sum of float32 products that should be a whole level is at most this far below it
 
 
 def resize(
@@ -39,10 +40,10 @@ def resize(
         height: of the result in pixels.
         width: of the result in pixels.
         method: "bilinear", "area", or "bicubic" (a = -0.5, always antialiased).
-        antialias: whether "bilinear" widens its filter when it shrinks; without, each output is a mean of 2x2 input
-            pixels.
-        truncate: to the level below, as tf.cast to uint8 does, instead of the nearest of the 256 levels; not for
-            "bicubic".
+        antialias: whether "bilinear" widens its filter when the image shrinks; otherwise each output is a mean of 2x2
+            input pixels.
+        truncate: truncate values, as tf.cast to uint8 does, instead of rounding to the nearest of the 256 levels; not
+            for "bicubic".
         window: the part of the result that is wanted; None for all of it.
 
     Returns:
@@ -59,13 +60,13 @@ def resize(
     image, across = _only_read(image, taps(image.shape[1], width, left, columns), axis=1)
     if image.shape[0] <= 64 * max(rows, columns):
         values = _resample(_resample(image, across, axis=1), down, axis=0)
-    else:  # so tall, and then so narrow, that the columns first would make many times the image of it
+    else:  # so tall and narrow that resizing columns first would enlarge the image many times
         values = _resample(_resample(image, down, axis=0), across, axis=1)
     return (np.floor(values + _FLOAT32_NOISE) if truncate else np.rint(values)).astype(np.uint8)
 
 
 def _only_read(image: np.ndarray, taps: Taps, axis: int) -> tuple[np.ndarray, Taps]:
-    """Drops the rows (axis 0) or columns (axis 1) that no tap reads."""
+    """Drops rows (axis 0) or columns (axis 1) that no tap reads."""
     read = np.unique(np.concatenate([index for index, _ in taps]))
     if len(read) == image.shape[axis]:
         return image, taps
@@ -93,8 +94,8 @@ def _bilinear_taps(old: int, new: int, start: int, count: int) -> Taps:
 
 
 def _triangle_taps(old: int, new: int, start: int, count: int) -> Taps:
-    """Output i is the mean around (i + 0.5) old / new, weighted by a triangle of half-width max(1, old / new), what is
-    outside left out."""
+    """Output i is the mean around (i + 0.5) old / new, weighted by a triangle of half-width max(1, old / new), without
+    what lies outside the image."""
     support = max(1.0, old / new)
     centre = (np.arange(start, start + count) + 0.5) * (old / new)
     first = np.floor(centre - support).astype(np.int64)
@@ -107,10 +108,11 @@ def _triangle_taps(old: int, new: int, start: int, count: int) -> Taps:
 
 
 def _area_taps(old: int, new: int, start: int, count: int) -> Taps:
-    """Output i is the mean over [i, i + 1) old / new, a pixel on the edge counted by the part of it inside.
+    """Output i is the mean over [i, i + 1) old / new, with a pixel on the edge counted in proportion to its part
+    inside.
 
-    Pillow's BOX counts a pixel on the edge wholly or not at all, which gives another image unless the ratio is an
-    integer.
+    Pillow's BOX counts a pixel on the edge either wholly or not at all, which gives a different image unless the ratio
+    is an integer.
     """
     edges = np.arange(start, start + count + 1) * (old / new)
     begin, stop = edges[:-1], edges[1:]
@@ -123,7 +125,7 @@ def _area_taps(old: int, new: int, start: int, count: int) -> Taps:
 
 
 def _pillow(image: np.ndarray, height: int, width: int, method: str, window: Window) -> np.ndarray:
-    """Pillow's antialiased filters; if most of the result would be cropped away, only the rest is computed."""
+    """Pillow's antialiased filters; if most of the result would be cropped away, only the remainder is computed."""
     from PIL import Image
 
     resampling = Image.Resampling.BICUBIC if method == "bicubic" else Image.Resampling.BILINEAR
@@ -142,8 +144,8 @@ def _pillow(image: np.ndarray, height: int, width: int, method: str, window: Win
 def _source(old: int, new: int, start: int, count: int, support: int) -> tuple[int, int, float, float]:
     """The pixels [first, end) that a window reads along one axis, and the window's ends counted from `first`.
 
-    Pillow keeps a box in float32, which numbers in the millions would not fit: so it is counted from the crop, not from
-    the image.
+    Pillow stores a box in float32, which is too coarse for numbers in the millions, so the box is relative to the crop
+    and not to the image.
     """
     scale = old / new
     reach = support * max(scale, 1.0) + 1
@@ -159,8 +161,8 @@ def _two_passes(
     box: tuple[float, float, float, float],
     resampling: "Image.Resampling",
 ) -> np.ndarray:
-    """Resizes a box of an image: columns first, as Pillow does, but rows first if a tall and narrow image would grow by
-    that."""
+    """Resizes a box of an image: columns first, as in Pillow, but rows first if that would otherwise enlarge a tall and
+    narrow image."""
     if image.height * width > _BETWEEN_PIXELS:
         image = image.resize((image.width, height), resampling, (0, box[1], image.width, box[3]))
         box = (box[0], 0, box[2], height)

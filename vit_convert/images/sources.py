@@ -1,4 +1,4 @@
-"""Where images come from: a folder, a zip archive, an `.npz` file or a list, all read by number."""
+"""Sources of images: a folder, a zip archive, an `.npz` file or a list, all read by index."""
 
 import dataclasses
 import io
@@ -25,7 +25,8 @@ from vit_convert.images.labels import (
 from vit_convert.images.pixels import decode_image
 from vit_convert.images.tree import SUFFIXES, Tree, tree_of_folder, tree_of_zip
 
-_LARGEST_BYTES = 1 << 28  # of a file in an archive, or of a table: an image of Pillow's limit of pixels, uncompressed
+# bytes of a file in an archive, or of a table: an uncompressed image with Pillow's limit of pixels
+_LARGEST_BYTES = 1 << 28
 _OFFERED = "Give a folder, a .zip, an .npz with `images`, or a .txt, .csv or .tsv list."
 
 Transform = Callable[[np.ndarray], np.ndarray]
@@ -33,11 +34,11 @@ Transform = Callable[[np.ndarray], np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Labels:
-    """Class ids, and what they rest on.
+    """Class ids, and their basis.
 
     Attributes:
         ids: int64 [images].
-        folders: names of the class folders if the ids are only their places in sorted order; else empty.
+        folders: names of the class folders if the ids are just their positions in sorted order; otherwise empty.
     """
 
     ids: np.ndarray
@@ -52,11 +53,10 @@ class ImageSource:
         path: what was opened.
         names: one per image, for messages.
         labelling: class ids, or None.
-        read: maps an image's number, and perhaps what to do with its pixels at once, to uint8 [height, width, 3]; safe
-            to call from several threads. Raises CalibrationError, which names the image, for one that cannot be
-            decoded.
-        fingerprint: hash of the files' names, labels, sizes and modification times; a change shows without reading
-            them.
+        read: maps an image's index, and perhaps a function to apply to its pixels, to uint8 [height, width, 3]; safe to
+            call from several threads. Raises CalibrationError, which names the image, if it cannot be decoded.
+        fingerprint: hash of the files' names, labels, sizes and modification times, which reveals changes without
+            reading them.
     """
 
     path: pathlib.Path
@@ -75,10 +75,10 @@ class ImageSource:
 
 
 class Reader:
-    """Reads one image by its number.
+    """Reads one image by its index.
 
     Args:
-        decode: maps a number and what to do with the pixels to the result.
+        decode: maps an index and a function of the pixels to the result.
     """
 
     def __init__(self, decode: Callable[[int, Transform | None], np.ndarray]):
@@ -91,21 +91,21 @@ class Reader:
 def open_images(path: str | os.PathLike[str], *, labelled: bool = True) -> ImageSource:
     """Opens a set of images.
 
-    A folder or `.zip` gives its images at any depth, sorted by name; hidden files and folders are left out, links are
+    A folder or `.zip` gives its images at any depth, sorted by name; hidden files and folders are skipped, links are
     followed. Labels come from a `labels.csv` in it (lines of `name,label`), or else from sub-folders if every image is
-    in one: the numbers in their names, or their lines in a `classes.txt`, or their places in sorted order. A single
-    folder around all of that is skipped. An `.npz` holds `images` uint8 [N, H, W, 3] and perhaps integer `labels` [N].
-    A list has in each line a path, relative to the list, and perhaps a label.
+    in one: the numbers in their names, or their lines in a `classes.txt`, or their positions in sorted order. A single
+    folder around all of that is ignored. An `.npz` holds `images` uint8 [N, H, W, 3] and perhaps integer `labels` [N].
+    A list has a path per line, relative to the list, and perhaps a label.
 
     Args:
         path: folder or file.
-        labelled: False if labels are not wanted, so that bad ones are not refused.
+        labelled: False if labels are not needed, so that bad ones are not refused.
 
     Returns:
         The ImageSource.
 
     Raises:
-        CalibrationError: it does not exist, holds no image or is malformed, or a label is not certain.
+        CalibrationError: it does not exist, has no image or is malformed, or a label is uncertain.
     """
     path = pathlib.Path(path)
     try:
@@ -169,7 +169,7 @@ def _open_zip(path: pathlib.Path, labelled: bool) -> ImageSource:
                 f"image {path}/{name}: cannot be read ({size} bytes, the limit is {_LARGEST_BYTES})", fix="Remove it."
             )
         try:
-            # not through `archive`: threads must not share a handle
+            # not through `archive`, because threads must not share a handle
             with open_member(path, members[name], state) as stream:
                 return stream.read()
         except UNREADABLE as e:
@@ -204,7 +204,7 @@ _OPENERS: dict[str, Callable[[pathlib.Path, bool], ImageSource]] = {
 
 
 def _labels(path: pathlib.Path, tree: Tree, content: Callable[[str], bytes]) -> Labels | None:
-    """Class ids from a labels.csv if it exists, else from the folders."""
+    """Class ids from a labels.csv if it exists, otherwise from the folders."""
     prefix = class_root(tree.images, tree.folders, tree.others)
     files, where = [name.removeprefix(prefix) for name in tree.images], f"{path}/{prefix}".rstrip("/")
     if (table := f"{prefix}{LABELS_FILE}") in tree.others:

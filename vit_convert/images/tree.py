@@ -1,4 +1,4 @@
-"""The files in a folder or an archive of images, without hidden files and what operating systems leave behind."""
+"""The files in a folder or an archive of images, without hidden files and those that operating systems leave behind."""
 
 import dataclasses
 import os
@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from vit_convert.core.errors import CalibrationError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")  # torchvision's
-_DEEPEST = 64  # parts of a path; more is no data set
-# In one folder with all below it, so that a disk given by mistake is refused within seconds: ImageNet-21k, the largest
-# that people label by folders, has 21 841 of them and 14 197 122 images.
+_DEEPEST = 64  # parts of a path; more is surely not a data set
+# In a folder and all below it, so that a disk given by mistake is refused within seconds: ImageNet-21k, the largest set
+# labelled by folders, has 21 841 folders and 14 197 122 images.
 _MOST_FOLDERS = 200_000
 _MOST_OTHERS = 200_000
 _MOST_FILES = 20_000_000
@@ -24,7 +24,7 @@ class Tree:
 
     Attributes:
         images: paths of the images, sorted, with "/" and relative to the root.
-        folders: for each folder ("" for the root) the names of the folders in it, also of those without an image.
+        folders: for each folder ("" for the root) the names of the folders in it, including those without an image.
         others: paths of all other files.
     """
 
@@ -34,16 +34,16 @@ class Tree:
 
 
 def tree_of_folder(root: pathlib.Path) -> Tree:
-    """Walks a folder, links included.
+    """Walks a folder, following links.
 
     Raises:
-        CalibrationError: a folder cannot be read, a link leads back to a folder that it is in, an image's link leads
-            nowhere, or there is so much in it that it is not a data set.
+        CalibrationError: a folder cannot be read, a link leads back to a folder that contains it, an image's link leads
+            nowhere, or there is too much in it for a data set.
     """
     paths: list[str] = []
     folders: dict[str, list[str]] = {}
     others = 0
-    # and the identities of the folders above
+    # with the identities of the folders above
     to_visit: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
     while to_visit:
         inside, above = to_visit.pop()
@@ -70,7 +70,7 @@ def tree_of_folder(root: pathlib.Path) -> Tree:
 
 
 def _require_data_set(root: pathlib.Path, inside: str, *, folders: int, others: int, files: int) -> None:
-    """Refuses what is not a folder of images, such as a disk, before all of it was walked."""
+    """Refuses what is not a folder of images, such as a disk, before all of it is walked."""
     if inside.count("/") + 2 > _DEEPEST:  # the parts of a file in it
         raise CalibrationError(
             f"images {root}: {inside[:80]}… lies more than {_DEEPEST - 1} folders deep; it was not read further",
@@ -89,7 +89,7 @@ def _require_data_set(root: pathlib.Path, inside: str, *, folders: int, others: 
 
 
 def _mode(path: pathlib.Path) -> int:
-    """The kind of a file or of a link's target; 0 if the link leads nowhere and is not named like an image."""
+    """The type of a file or of a link's target; 0 if the link leads nowhere and is not named like an image."""
     try:
         return os.stat(path).st_mode
     except OSError as e:
