@@ -22,6 +22,7 @@ from vit_convert.report.record import Report
 from vit_convert.report.summary import print_summary
 from vit_convert.report.write import write_report
 from vit_convert.stages import stages
+from vit_convert.stages.check import ANSWERS
 
 _PACKAGE = pathlib.Path(__file__).parent
 _OURS = (_PACKAGE.parent / "checkpoints", _PACKAGE / "checkpoints")  # in the repository; in an installed wheel
@@ -79,6 +80,7 @@ def convert_one(
     page: bool = False,
     found: Any = None,
     changes: Callable[[], None] | None = None,
+    answers: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Converts one model; see `convert`.
 
@@ -93,6 +95,7 @@ def convert_one(
         page: as above.
         found: where the checkpoint is, or the error of the search; None if nobody has looked yet.
         changes: for a tower of a pair: called once before a stage changes anything; not called if all are fresh.
+        answers: for a tower of a pair: gets what its graphs gave, if they were checked; see `stages.check.ANSWERS`.
     """
     _require_device(config)
     with opened(config, workdir, command, quiet=quiet, checkpoints=checkpoints) as context:
@@ -103,6 +106,8 @@ def convert_one(
         except BaseException as e:  # a failure gets a page too; an interrupt does not wait for one
             write_at_end(context.bundle, context.progress, wanted=page and isinstance(e, ConvertError))
             raise
+        if answers is not None:
+            answers.update(context.scratch.get(ANSWERS, {}))
         write_at_end(context.bundle, context.progress, wanted=page)
         if not quiet:
             print_summary(

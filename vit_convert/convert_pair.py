@@ -36,7 +36,8 @@ def convert_pair(
     Args:
         config: the full config.
         workdir: the pair is its sub-folder `config.name`, with `image/`, `text/` and `pair.json` in it.
-        convert_tower: converts one model; it must call its argument `changes` before it changes anything.
+        convert_tower: converts one model; it must call its argument `changes` before it changes anything, and put what
+            its graphs gave into `answers`.
         until: last stage of the towers to run; empty for all.
         quiet: print nothing.
         command: the command line, for the report.
@@ -61,16 +62,17 @@ def convert_pair(
     with opened(config, workdir, command, quiet=quiet) as context:
         bundle, progress = context.bundle, context.progress
         missed = None
+        answers: dict[str, dict[str, Any]] = {tower: {} for tower in TOWERS}
         for tower, own in towers.items():
             progress.say(f"{config.name}: {tower} tower")
             given = {"until": until, "quiet": quiet, "command": command, "changes": lambda: _invalidate(bundle)}
             try:
-                convert_tower(own, bundle.root, **given, **options)
+                convert_tower(own, bundle.root, answers=answers[tower], **given, **options)
             except CheckError as e:  # a failed check of one tower says nothing about the other
                 missed = missed or e
         if missed is not None:
             raise missed
-        report = _as_pair(context, towers, command, force=bool(options.get("force")))
+        report = _as_pair(context, towers, command, answers, force=bool(options.get("force")))
         write_at_end(bundle, progress, wanted=bool(options.get("page")))
         if not quiet:
             print_pair_summary(report, bundle)
@@ -104,11 +106,18 @@ def _invalidate(bundle: Bundle) -> None:
     bundle.report.unlink(missing_ok=True)
 
 
-def _as_pair(context: Context, towers: Mapping[str, Any], command: Sequence[str], *, force: bool) -> PairReport:
+def _as_pair(
+    context: Context,
+    towers: Mapping[str, Any],
+    command: Sequence[str],
+    answers: Mapping[str, Mapping[str, Any]],
+    *,
+    force: bool,
+) -> PairReport:
     """Runs those of the pair's own stages that its towers are far enough for, and writes its report."""
     rows: list[StageRecord] = []
     for tower, own in towers.items():
-        context.scratch[tower] = tower_context(context, own, tower)
+        context.scratch[tower] = tower_context(context, own, tower, answers[tower])
 
     def begin() -> None:
         write_json(context.bundle.config, configs.as_plain(context.config))

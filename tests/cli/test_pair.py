@@ -1,6 +1,7 @@
 """One command takes a checkpoint of two towers to a pair: two bundles, what they are together, compared with JAX."""
 
 import contextlib
+import importlib
 import json
 import pathlib
 import re
@@ -14,10 +15,12 @@ import pytest
 
 from vit_convert.__main__ import main, parse_config
 from vit_convert.convert import fresh_report
+from vit_convert.core import onnx_file
 from vit_convert.core.bundle import Bundle, read_json
 from vit_convert.core.errors import CheckError, UsageError
 from vit_convert.core.lock import hold
 from vit_convert.core.manifest import Manifest
+from vit_convert.core.pair_results import SimilarityResult
 from vit_convert.families.load import load_checkpoint
 from vit_convert.families.random import write_random_checkpoint
 from vit_convert.report.record import PairReport
@@ -289,3 +292,35 @@ def test_what_a_family_says_of_its_texts_is_what_prompts_are_made_by(tmp_path, v
     write_random_checkpoint(path, variant, image_size=(SIDE, SIDE))
     found = Prompting.of(load_checkpoint(f"{path}:txt").pair)
     assert (found.start, found.end, found.pad) == rule and found.lower and found.sticky_end
+
+
+@pytest.mark.slow
+def test_without_evaluation_data_a_pair_is_judged_by_what_the_checks_of_its_towers_computed(tmp_path, monkeypatch):
+    """And by the same when the pair alone is judged again, from the files."""
+    opened, real = [], onnx_file.open_session
+
+    def note(path, *arguments, **options):
+        opened.append(path.name)
+        return real(path, *arguments, **options)
+
+    importlib.import_module("vit_convert.checks.onnx_graph")  # keeps the real one: noted are the pair's own alone
+    monkeypatch.setattr(onnx_file, "open_session", note)
+    write_random_checkpoint(tmp_path / "mu.npz", "SigLIP-mu/16", image_size=(SIDE, SIDE), length=LENGTH)
+    config = CONFIG[: CONFIG.index("    config.calibration")] + "    return config\n"
+    (tmp_path / "pair.py").write_text(config.replace('"int8"', '"fp16"'))
+    assert convert(tmp_path) == 0 and opened == []
+    pair = Bundle(tmp_path / "out/pair")
+    first = similarity(pair)
+    assert first.source == "seeded noise" and [*first.checks] == ["fp32", "fp16"]
+    pair.manifest.unlink()
+    assert convert(tmp_path) == 0 and opened == ["model.onnx"] * 2 + ["model.fp16.onnx"] * 2
+    again = similarity(pair)
+    for name, row in first.checks.items():
+        # the same numbers but for the order of sums, of which a batch of another size may have another
+        assert row.max_cosine_error == pytest.approx(again.checks[name].max_cosine_error, abs=1e-6)
+        assert (row.image, row.text, row.images, row.texts) == (name, name, 4, 4) and row.passed
+
+
+def similarity(bundle: Bundle) -> SimilarityResult:
+    """What the pair's stage found."""
+    return SimilarityResult.from_dict(Manifest.read(bundle).result("similarity"))

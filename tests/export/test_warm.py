@@ -90,3 +90,12 @@ def test_nothing_is_kept_by_default_and_the_oldest_goes_first(keeping, monkeypat
     warm.shared("a", lambda: made.append("a"))
     warm.shared("a", lambda: made.append("a"))
     assert made[6:] == ["a", "a"]
+
+
+def test_what_stays_is_left_out_of_searches_for_cycles_once(monkeypatch):
+    frozen = []
+    monkeypatch.setattr(warm, "_settled", False)
+    monkeypatch.setattr(warm.gc, "freeze", lambda: frozen.append(True))
+    warm.settle()
+    warm.settle()
+    assert frozen == [True]

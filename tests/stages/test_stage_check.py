@@ -7,14 +7,16 @@ import types
 import numpy as np
 import onnx_ir as ir
 import pytest
+import stage_context
 from stage_context import CLASSES, WEIGHT, change, forward, make_context, normalized, pixels, write_graph
 
 from vit_convert.core.check_results import Distance
+from vit_convert.core.consistency import ALONE, FINITE, IDENTICAL, PERMUTED
 from vit_convert.core.errors import CheckError
 from vit_convert.core.onnx_file import save_onnx
 from vit_convert.quantize.half_precision import to_bf16
 from vit_convert.stages import check as module
-from vit_convert.stages.check import CHECK, check, check_precision
+from vit_convert.stages.check import ANSWERS, CHECK, check, check_precision
 
 COUNT = 4
 RANGE = {"smallest": [2, 2], "optimal": [4, 4], "largest": [8, 8]}
@@ -185,24 +187,38 @@ def test_every_size_is_judged_but_of_a_quantized_graph_the_first(context, monkey
     asked = []
     from vit_convert.checks import onnx_graph
 
-    real = onnx_graph.check_graph
+    real = {name: getattr(onnx_graph, name) for name in ("check_graph", "check_graph_and_itself")}
 
-    def note(path, reference, batches, tolerance, *, judged, **options):
-        asked.append((list(batches), list(judged), [name for name in reference if name != "images"]))
-        return real(path, reference, batches, tolerance, judged=judged, **options)
+    def note(name):
+        def noted(path, reference, batches, tolerance, *, judged, **options):
+            asked.append(
+                (
+                    list(batches) if name == "check_graph" else batches is not None,
+                    list(judged),
+                    [name for name in reference if name != "images"],
+                )
+            )
+            return real[name](path, reference, batches, tolerance, judged=judged, **options)
 
-    monkeypatch.setattr(onnx_graph, "check_graph", note)
+        monkeypatch.setattr(onnx_graph, name, noted)
+
+    for name in real:
+        note(name)
     dynamic(context)
     found = check_precision(context, "fp32")
     assert list(found.sizes) == [*SIZES] and found.summary.count(" at ") == 2 and ", 1.0000000 at 8x4" in found.summary
     tensors = ["block_00", "logits"]
-    assert [row[0] for row in asked] == [[1, 3, 4], [4], [4]] and all(row[2] == tensors for row in asked)
+    assert [row[0] for row in asked] == [True, [4], [4]] and all(row[2] == tensors for row in asked)
     assert all({*row[1]} - {"images"} == {*tensors} for row in asked)
     for precision, judged in (("fp16", ["logits"]), ("int8", [])):
         asked.clear()
         write_graph(context.bundle.onnx(precision))
         check_precision(context, precision)
         assert [row[1] for row in asked] == [["logits"], judged, judged]
+    asked.clear()
+    context.config.check.consistency = False
+    assert check_precision(context, "fp32").consistency is None
+    assert [row[0] for row in asked] == [False, [4], [4]]
     for size in ("2x2", "8x4"):
         dynamic(context, **{size: {"logits": off(context, 9.0)}})
         assert f"at batch 4 of {size}" in failure(context)[0] and f"of {size}" in failure(context, "fp16")[0]
@@ -281,7 +297,7 @@ def test_a_lowering_has_to_give_what_model_onnx_gives(context):
     for name in ("matmul", "plugin"):
         write_graph(context.bundle.lowering(name))
     found = check(context)
-    assert context.scratch == {} and found.passed is True and list(found.lowerings) == ["matmul", "plugin"]
+    assert {*context.scratch} == {ANSWERS} and found.passed is True and list(found.lowerings) == ["matmul", "plugin"]
     spelt = found.lowerings["matmul"]
     assert spelt.passed is True and spelt.cosine > 0.9999999
     assert spelt.sizes == {"4x4": Distance.part_of(spelt)}
@@ -321,7 +337,7 @@ def test_what_jax_holds_is_let_go_of(context, monkeypatch):
     monkeypatch.setattr(module.gc, "collect", lambda: cleared.append("collected"))
     context.scratch["model"] = object()
     check(context)
-    assert cleared == [True, "collected"] and context.scratch == {}
+    assert cleared == [True, "collected"] and {*context.scratch} == {ANSWERS}
     monkeypatch.delitem(sys.modules, "jax")
     check(context)  # a rerun of the check alone never loads it
     assert "jax" not in sys.modules
@@ -333,3 +349,24 @@ def test_the_stage_depends_on_its_tolerances(context):
     assert before["rtol"] == 1e-4 and before["max_top1_drop"] == 1.0
     context.config.check.rtol = 1e-3
     assert CHECK.inputs(context) != before
+
+
+def test_what_a_graph_says_of_itself_is_in_the_result(context):
+    found = check_precision(context, "fp32")
+    assert [(row.check, row.output, row.passed) for row in found.consistency] == [
+        (check, "logits", True) for check in (FINITE, IDENTICAL, PERMUTED, ALONE)
+    ]
+
+
+def test_a_graph_that_is_not_finite_on_what_is_flat_fails(context, monkeypatch):
+    """Though it is right on every image of the reference: it adds 0 / (largest - smallest pixel)."""
+    flat = """most = ReduceMax <keepdims = 0> (images, axes) least = ReduceMin <keepdims = 0> (images, axes)
+    range = Sub (most, least) zero = Sub (most, most) nothing = Div (zero, range) safe = Add (block_00, nothing)
+    logits = MatMul (safe, w)"""
+    monkeypatch.setattr(stage_context, "GRAPH", stage_context.GRAPH.replace("logits = MatMul (block_00, w)", flat))
+    write_graph(context.bundle.onnx())
+    message, error = failure(context)
+    assert message.startswith("model.onnx: logits is NaN or infinite on black, white; needed max_abs")
+    assert error.result.passed is False and [row.passed for row in error.result.blocks] == [True, True]
+    context.config.check.consistency = False
+    assert check_precision(context, "fp32").passed

@@ -16,6 +16,7 @@ from vit_convert.core.errors import INTERRUPTED, ConvertError, PassingError
 from vit_convert.core.host import give_memory_back
 from vit_convert.core.pipeline import file_identity
 from vit_convert.core.user_code import explain
+from vit_convert.core.warm import keeps, settle
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +81,8 @@ def run_job(job: Job, settings: Settings) -> Outcome:
             report = read_json(bundle.report) or {}
     finally:
         give_memory_back()  # the next conversion's memory is estimated for an empty process
+        if keeps():
+            settle()
     ended = dataclasses.replace(ended, peak_rss_mib=peak_of(report), figures=figures_of(report))
     if ended.finished and settings.remote:
         ended = _stored(job, settings, bundle, dataclasses.replace(ended, seconds=_since(started)))

@@ -9,14 +9,16 @@ import numpy as np
 
 from vit_convert.core.check_results import TensorCheck
 from vit_convert.core.compare import Tolerance, compare
-from vit_convert.core.consistency import Finding, check_consistency
+from vit_convert.core.consistency import Batch, Finding, check_consistency, findings, merged_batches, rows_of
 from vit_convert.core.onnx_file import open_session, run_session
 from vit_convert.core.progress import Progress
+
+Arrays = Mapping[str, np.ndarray]
 
 
 def check_graph(
     path: str | os.PathLike[str],
-    reference: Mapping[str, np.ndarray],
+    reference: Arrays,
     batches: Sequence[int],
     tolerance: Tolerance,
     *,
@@ -39,56 +41,137 @@ def check_graph(
     Returns:
         A row per tensor, in the reference's order: the worst over the batch sizes.
     """
-    inputs = inputs or list(reference)[:1]
-    tensors = [name for name in reference if name not in inputs]
-    session = open_session(path, tensors)
-    worst: dict[str, TensorCheck] = {}
+    known = _Known(reference, inputs or list(reference)[:1], judged, tolerance, pooled_token)
+    known.run(open_session(path, known.tensors), batches)
+    return known.worst()
+
+
+@dataclasses.dataclass(frozen=True)
+class Checked:
+    """What was found of a graph.
+
+    Attributes:
+        rows: a row per tensor, in the reference's order: the worst over the batches.
+        alone: the findings of `core.consistency`; none where there were no probes.
+        answers: by output, what the graph gave for each row of the reference.
+    """
+
+    rows: list[TensorCheck]
+    alone: list[Finding]
+    answers: dict[str, np.ndarray]
+
+
+def check_graph_and_itself(
+    path: str | os.PathLike[str],
+    reference: Arrays,
+    probes: Arrays | None,
+    tolerance: Tolerance,
+    *,
+    judged: Sequence[str],
+    outputs: Sequence[str],
+    inputs: Sequence[str],
+    pooled_token: int | np.ndarray | None = None,
+) -> Checked:
+    """Checks a graph against its reference and against itself, in runs that serve both.
+
+    Args:
+        path, reference, tolerance, judged, inputs, pooled_token: see `check_graph`.
+        probes: from `images.probes.probe_inputs`; None checks it against its reference alone.
+        outputs: that have to agree with themselves.
+    """
+    known = _Known(reference, inputs, judged, tolerance, pooled_token, outputs)
+    session = open_session(path, known.tensors)
+    count = len(reference[inputs[0]])
+    if probes is None:
+        known.run(session, batch_sizes(count))
+        return Checked(known.worst(), [], known.answers())
+    if any(probes[name][0].shape != reference[name][0].shape for name in inputs):  # texts of a range of lengths
+        known.run(session, batch_sizes(count))
+        alone = check_consistency(
+            lambda feeds: run_session(session, feeds, outputs), probes, outputs, tolerance, largest=count
+        )
+        return Checked(known.worst(), alone, known.answers())
+    batches, answers = merged_batches(count), []
     for batch in batches:
-        results = run_session(session, {name: reference[name][:batch] for name in inputs}, tensors)
-        for tensor in tensors:
-            expected = reference[tensor][:batch]
-            got = results[tensor]
-            if got.size != expected.size:
+        results = run_session(session, rows_of(batch, probes, reference), known.tensors)
+        known.compare(batch, results)
+        answers.append({name: results[name] for name in outputs})
+    return Checked(known.worst(), findings(batches, answers, outputs, tolerance), known.answers())
+
+
+class _Known:
+    """A reference, and the worst that was found beside it.
+
+    Args:
+        reference, inputs, judged, tolerance, pooled_token: see `check_graph`.
+        outputs: whose answers are kept.
+
+    Attributes:
+        inputs: names of the graph's inputs.
+        tensors: names of what is compared.
+    """
+
+    def __init__(
+        self,
+        reference: Arrays,
+        inputs: Sequence[str],
+        judged: Sequence[str],
+        tolerance: Tolerance,
+        pooled_token: int | np.ndarray | None,
+        outputs: Sequence[str] = (),
+    ):
+        self.inputs, self.tensors = inputs, [name for name in reference if name not in inputs]
+        self._reference, self._judged, self._tolerance = reference, judged, tolerance
+        count = len(reference[inputs[0]])
+        self._token = np.broadcast_to(0 if pooled_token is None else pooled_token, count)
+        self._worst: dict[str, TensorCheck] = {}
+        self._answers: dict[str, dict[int, np.ndarray]] = {name: {} for name in outputs}
+
+    def run(self, session: Any, sizes: Sequence[int]) -> None:
+        """Runs and compares the first rows, so many of them at a time."""
+        for size in sizes:
+            feeds = {name: self._reference[name][:size] for name in self.inputs}
+            self.compare(tuple(range(size)), run_session(session, feeds, self.tensors))
+
+    def compare(self, batch: Batch, results: Arrays) -> None:
+        """Compares the rows of a batch that the reference knows.
+
+        Args:
+            batch: its rows.
+            results: what the graph gave.
+        """
+        places = [place for place, row in enumerate(batch) if isinstance(row, int)]
+        if not places:
+            return
+        rows = [row for row in batch if isinstance(row, int)]
+        for tensor in self.tensors:
+            expected, got = self._reference[tensor][rows], results[tensor]
+            if got.size * len(rows) != expected.size * len(batch):
                 # the last block computes only the pooled token
-                token = np.broadcast_to(0 if pooled_token is None else pooled_token, len(reference[tensor]))
-                expected = expected[np.arange(batch), token[:batch]][:, None]
-            if got.size == expected.size:
-                got = got.reshape(expected.shape)  # a graph may merge tokens into the batch axis, see tokens.py
+                expected = expected[np.arange(len(rows)), self._token[rows]][:, None]
+            if got.size * len(rows) == expected.size * len(batch):
+                got = got.reshape(len(batch), *expected.shape[1:])[places]  # a graph may merge tokens into it
+            if tensor in self._answers:
+                self._answers[tensor].update(zip(rows, got))
             result = compare(expected, got)
-            passed = tolerance.met_by(result) if tensor in judged else None
+            passed = self._tolerance.met_by(result) if tensor in self._judged else None
             row = TensorCheck(
                 tensor=tensor,
-                batch=batch,
+                batch=len(batch),
                 max_abs=result.max_abs,
                 max_rel=result.max_rel,
                 cosine=result.cosine,
                 passed=passed,
             )
-            worst[tensor] = row if tensor not in worst else _worse(worst[tensor], row)
-    return [worst[tensor] for tensor in tensors]
+            self._worst[tensor] = row if tensor not in self._worst else _worse(self._worst[tensor], row)
 
+    def answers(self) -> dict[str, np.ndarray]:
+        """What the graph gave for each row of the reference."""
+        return {name: np.stack([row for _, row in sorted(rows.items())]) for name, rows in self._answers.items()}
 
-def check_alone(
-    path: str | os.PathLike[str],
-    probes: Mapping[str, np.ndarray],
-    outputs: Sequence[str],
-    tolerance: Tolerance,
-    *,
-    largest: int,
-) -> list[Finding]:
-    """Checks of a graph that need no reference.
-
-    Args:
-        path: the `.onnx` file.
-        probes: from `images.probes.probe_inputs`.
-        outputs: the judged ones.
-        tolerance: of the graph's precision.
-        largest: maximum number of rows per run.
-    """
-    session = open_session(path)
-    return check_consistency(
-        lambda feeds: run_session(session, feeds, list(outputs)), probes, outputs, tolerance, largest=largest
-    )
+    def worst(self) -> list[TensorCheck]:
+        """A row per tensor, in the reference's order: the worst over the batches."""
+        return [self._worst[tensor] for tensor in self.tensors]
 
 
 def _worse(a: TensorCheck, b: TensorCheck) -> TensorCheck:

@@ -1,6 +1,7 @@
 """How two arrays are compared: one definition for every check from ONNX to the engine."""
 
 import dataclasses
+import math
 
 import numpy as np
 
@@ -78,10 +79,15 @@ def compare(reference: np.ndarray, candidate: np.ndarray) -> Comparison:
 
 
 def _cosine(a: np.ndarray, b: np.ndarray) -> float:
-    norms = float(np.linalg.norm(a) * np.linalg.norm(b))
+    norms = math.sqrt(_dot(a, a)) * math.sqrt(_dot(b, b))
     if norms == 0.0:
         return 1.0 if np.array_equal(a, b) else 0.0
-    return min(1.0, float(a @ b) / norms)
+    return min(1.0, _dot(a, b) / norms)
+
+
+def _dot(a: np.ndarray, b: np.ndarray) -> float:
+    """Their product, without BLAS: its threads wait in a loop, which costs ten times what the sum does."""
+    return float(np.einsum("i,i", a, b))
 
 
 def top1_accuracy(logits: np.ndarray, labels: np.ndarray) -> float:

@@ -1,7 +1,8 @@
 """Checks that need no reference: what a graph or an engine gives has to agree with itself, and be finite."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -10,7 +11,12 @@ from vit_convert.core.record import Record
 
 Arrays = Mapping[str, np.ndarray]
 IDENTICAL, PERMUTED, ALONE, FINITE = "identical rows", "permuted batch", "batch of one", "finite"
-ROWS = ("noise", "black", "white", "noise again")  # of the probes
+ROWS = NOISE, BLACK, WHITE = ("noise", "black", "white")  # of the probes, in their order
+
+Batch = tuple[int | str, ...]
+"""The rows of one run: those of the probes by name, those of a reference by number."""
+Place = tuple[int, int]
+"""A batch of several, and a row of it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +52,46 @@ class Finding(Record):
         )
 
 
+def probe_batches(largest: int) -> list[Batch]:
+    """What is run to find that a model does not agree with itself, where nothing but the probes is at hand.
+
+    Args:
+        largest: the most rows that one run takes.
+    """
+    count = min(len(ROWS) + 1, largest)
+    if count < 2:
+        return [(NOISE,), (BLACK,), (WHITE,)]
+    order: Batch = (*ROWS[: count - 1], NOISE)
+    return [order, order[::-1], (NOISE,), *((row,) for row in ROWS if row not in order)]
+
+
+def merged_batches(count: int) -> list[Batch]:
+    """What is run to find both that a model differs from its reference and that it does not agree with itself.
+
+    Rows whose answers are known say more than rows that are only compared with each other, so that fewer runs are
+    needed than for each question alone. Of a model that mixes rows, by whatever rule that does not look at their
+    content, or that is thrown by a black or a white row beside another one, at whatever places, one batch shows it.
+    Batches are of one row, an odd number and the largest one.
+
+    Args:
+        count: rows of the reference, and the most rows of one run.
+
+    Returns:
+        Batches in which a number stands for a row of the reference. Each row of the reference is in one of them.
+
+    Example:
+        >>> merged_batches(2)
+        [(0,), (0, 1), ('noise', 'noise'), ('black', 'white')]
+    """
+    if count == 1:
+        return [(0,), *((row,) for row in ROWS)]
+    if count == 2:
+        return [(0,), (0, 1), (NOISE, NOISE), (BLACK, WHITE)]
+    if count == 3:
+        return [(0,), (0, 1, 2), (0, BLACK, WHITE), (NOISE, BLACK, NOISE)]
+    return [(0,), (WHITE, 1, 2), (0, BLACK, WHITE, *range(3, count)), (NOISE, WHITE, BLACK, NOISE)]
+
+
 def check_consistency(
     run: Callable[[Arrays], Arrays], probes: Arrays, outputs: Sequence[str], tolerance: Tolerance, *, largest: int
 ) -> list[Finding]:
@@ -53,7 +99,7 @@ def check_consistency(
 
     Args:
         run: maps {input: [batch, …]} to {output: [batch, …]}.
-        probes: for each input four rows: ROWS, the last equal to the first.
+        probes: for each input a row for each of ROWS; further ones are not used.
         outputs: names of those to check.
         tolerance: between two answers that should be equal.
         largest: the most rows that one run takes.
@@ -62,32 +108,77 @@ def check_consistency(
         A Finding for each check and output. A model that takes one row at a time gets only FINITE.
 
     Example:
-        >>> probes = {"x": np.float32([[1], [0], [5], [1]])}
+        >>> probes = {"x": np.float32([[1], [0], [5]])}
         >>> mean_of_batch = lambda x: {"y": x["x"] - x["x"].mean()}  # what must not be
         >>> found = check_consistency(mean_of_batch, probes, ["y"], Tolerance(1e-6, 0.0, -1.0), largest=4)
         >>> [row.check for row in found if not row.passed]
         ['batch of one']
     """
-    count = min(len(ROWS), largest)
-    if count < 2:
-        return _finite([dict(run(_rows(probes, [row]))) for row in range(3)], outputs, [[0], [1], [2]])
-    order = [*range(count - 1), 3]
-    together = run(_rows(probes, order))
-    backwards = run(_rows(probes, order[::-1]))
-    alone = run(_rows(probes, order[:1]))
-    runs, rows = [together], [order]
-    for row in (row for row in range(3) if row not in order):
-        runs, rows = [*runs, run(_rows(probes, [row]))], [*rows, [row]]
-    found = _finite(runs, outputs, rows)
+    batches = probe_batches(largest)
+    answers = [run(rows_of(batch, probes)) for batch in batches]
+    return findings(batches, answers, outputs, tolerance)
+
+
+def rows_of(batch: Batch, probes: Arrays, reference: Arrays | None = None) -> dict[str, np.ndarray]:
+    """The inputs of a batch.
+
+    Args:
+        batch: its rows.
+        probes: for each input a row for each of ROWS; further ones are not used.
+        reference: for each input the rows that numbers stand for.
+
+    Example:
+        >>> rows_of((0, "white"), {"x": np.array([7, 0, 255])}, {"x": np.array([100])})
+        {'x': array([100, 255])}
+    """
+    known = reference or {}
+    return {
+        name: np.stack([values[ROWS.index(row)] if isinstance(row, str) else known[name][row] for row in batch])
+        for name, values in probes.items()
+    }
+
+
+def findings(
+    batches: Sequence[Batch], answers: Sequence[Arrays], outputs: Sequence[str], tolerance: Tolerance
+) -> list[Finding]:
+    """Compares the answers to batches that hold some rows more than once.
+
+    Args:
+        batches: what was run.
+        answers: to each {output: [batch, …]}.
+        outputs: names of those to check.
+        tolerance: between two answers that should be equal.
+
+    Returns:
+        A Finding for each output and each check for which the batches have rows.
+    """
+    found = [_finite(name, batches, answers) for name in outputs]
+    pairs = {check: list(_pairs(check, batches)) for check in (IDENTICAL, PERMUTED, ALONE)}
     for name in outputs:
-        values = np.asarray(together[name])
-        pairs = {
-            IDENTICAL: (values[:1], values[-1:]),
-            PERMUTED: (values[::-1], np.asarray(backwards[name])),
-            ALONE: (values[:1], np.asarray(alone[name])),
-        }
-        found += [_compared(check, name, *pair, tolerance) for check, pair in pairs.items()]
+        for check, places in pairs.items():
+            if places:
+                one, other = (
+                    np.stack([np.asarray(answers[batch][name])[row] for batch, row in side]) for side in zip(*places)
+                )
+                found.append(_compared(check, name, one, other, tolerance))
     return found
+
+
+def _pairs(check: str, batches: Sequence[Batch]) -> Iterator[tuple[Place, Place]]:
+    """The places of equal rows whose answers a check compares."""
+    places: dict[int | str, list[Place]] = {}
+    for number, batch in enumerate(batches):
+        for place, row in enumerate(batch):
+            places.setdefault(row, []).append((number, place))
+    for same in places.values():
+        alone = [place for place in same if len(batches[place[0]]) == 1]
+        among = [place for place in same if place not in alone]
+        if check == ALONE:
+            yield from zip(among, alone)
+            continue
+        for one, other in itertools.combinations(among, 2):
+            if one[0] == other[0] if check == IDENTICAL else one[1] != other[1]:
+                yield one, other
 
 
 def agreement(name: str, one: Arrays, other: Arrays, outputs: Sequence[str], tolerance: Tolerance) -> list[Finding]:
@@ -103,24 +194,16 @@ def agreement(name: str, one: Arrays, other: Arrays, outputs: Sequence[str], tol
     return [_compared(name, key, np.asarray(one[key]), np.asarray(other[key]), tolerance) for key in outputs]
 
 
-def _rows(probes: Arrays, places: Sequence[int]) -> dict[str, np.ndarray]:
-    return {name: np.ascontiguousarray(values[list(places)]) for name, values in probes.items()}
-
-
 def _compared(check: str, output: str, one: np.ndarray, other: np.ndarray, tolerance: Tolerance) -> Finding:
     found = compare(one, other)
     return Finding(check, output, found.max_abs, found.max_rel, found.cosine, tolerance.met_by(found))
 
 
-def _finite(runs: Sequence[Arrays], outputs: Sequence[str], rows: Sequence[Sequence[int]]) -> list[Finding]:
-    found = []
-    for name in outputs:
-        bad = [
-            ROWS[row]
-            for values, places in zip(runs, rows)
-            for value, row in zip(np.asarray(values[name]), places)
-            if not np.isfinite(value).all()
-        ]
-        where = ", ".join(word for word in dict.fromkeys(bad) if word != ROWS[3])
-        found.append(Finding(FINITE, name, 0.0, 0.0, 1.0, not bad, where))
-    return found
+def _finite(output: str, batches: Sequence[Batch], answers: Sequence[Arrays]) -> Finding:
+    bad = {
+        row
+        for batch, answer in zip(batches, answers)
+        for row, value in zip(batch, np.asarray(answer[output]))
+        if isinstance(row, str) and not np.isfinite(value).all()
+    }
+    return Finding(FINITE, output, 0.0, 0.0, 1.0, not bad, ", ".join(row for row in ROWS if row in bad))

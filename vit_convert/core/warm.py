@@ -2,6 +2,7 @@
 weights."""
 
 import collections
+import gc
 import threading
 from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
@@ -10,6 +11,7 @@ Made = TypeVar("Made")
 
 _LIMIT = 256  # entries; a model's compiled parts, shapes and graphs take about ten
 _kept: collections.OrderedDict[Hashable, Any] | None = None
+_settled = False
 _lock = threading.RLock()  # reentrant, because making one entry may ask for another
 
 
@@ -22,6 +24,15 @@ def keep(on: bool = True) -> None:
 def keeps() -> bool:
     """Whether this process keeps results."""
     return _kept is not None
+
+
+def settle() -> None:
+    """Leaves what lives now out of later searches for cycles, once in a process: what imports and compiled programs
+    hold is a million objects, which took a tenth of the time of a small conversion. To be called after a search."""
+    global _settled
+    if not _settled:
+        gc.freeze()
+        _settled = True
 
 
 def shared(key: Hashable, make: Callable[[], Made]) -> Made:

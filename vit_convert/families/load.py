@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 from vit_convert.checkpoint.containers import read_container, split_subtree, verify
 from vit_convert.checkpoint.select import select
-from vit_convert.core.bundle import hash_file
 from vit_convert.core.config import read_outputs
 from vit_convert.core.errors import CheckpointError, UsageError
+from vit_convert.core.manifest import hash_once
 from vit_convert.families.family import Asked, Family, Loaded, Size
 from vit_convert.families.registry import families as known_families
 from vit_convert.families.registry import family_named, family_of, tower_family_of
@@ -93,7 +93,7 @@ def load_checkpoint(
     if text_length is not None and not loaded.text:
         raise UsageError(f"{file}: text_length={text_length}: the model takes no text", fix="Leave it out.")
     pool = concurrent.futures.ThreadPoolExecutor(1)
-    hashing = pool.submit(hash_file, file)
+    hashing = pool.submit(hash_once, file)  # once for both towers of a pair
     pool.shutdown(wait=False)
     verify(file, (leaf for name, leaf in stored.items() if name not in loaded.unused))
     fields = {field.name: getattr(loaded, field.name) for field in dataclasses.fields(loaded)}

@@ -7,7 +7,7 @@ import pathlib
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,6 +25,10 @@ from vit_convert.stages.reference import reference_files, size_name
 
 if TYPE_CHECKING:
     from vit_convert.core.consistency import Finding
+
+
+ANSWERS = "answers"
+"""In `scratch`: by file name of a checked graph, what it gave for the rows of the reference, by output."""
 
 
 def check(context: Context) -> GraphCheck:
@@ -59,7 +63,7 @@ def _check_lowering(context: Context, name: str) -> tuple[LoweringCheck, str]:
         What to report, and a description of what missed; "" if nothing did.
     """
     path, tolerance = context.bundle.lowering(name), tolerance_for(context.config, "fp32")
-    by_size, _ = _check_sizes(context, path, "fp32", tolerance, taps=())
+    by_size, *_ = _check_sizes(context, path, "fp32", tolerance, taps=())
     missed = {(size, row) for size, rows in by_size.items() for row in rows if row.passed is False}
     sizes = {size: Distance.part_of(rows[0]) for size, rows in by_size.items()}
     first = next(iter(sizes.values()))
@@ -103,7 +107,8 @@ def _check_graph(context: Context, precision: str, path: pathlib.Path) -> GraphC
 
     output = context.results.checkpoint.output
     tolerance = tolerance_for(context.config, precision)
-    by_size, tensors = _check_sizes(context, path, precision, tolerance, taps=context.results.export.taps)
+    taps, consistency = context.results.export.taps, context.config.check.consistency
+    by_size, tensors, alone = _check_sizes(context, path, precision, tolerance, taps=taps, consistency=consistency)
     rows = next(iter(by_size.values()))
     finals = {size: next(row for row in found if row.tensor == output) for size, found in by_size.items()}
     final = next(iter(finals.values()))
@@ -122,8 +127,7 @@ def _check_graph(context: Context, precision: str, path: pathlib.Path) -> GraphC
     if missed:
         _, first = min(missed, key=lambda found: tensors.index(found[1].tensor))
         raise _missed(context, f"{_worst(path, missed, tolerance)}. First to miss: {first.tensor}.", result)
-    if context.config.check.consistency:
-        alone = _check_alone(context, path, tolerance)
+    if consistency:
         wrong = [row for row in alone if not row.passed]
         result = dataclasses.replace(result, passed=not wrong, consistency=tuple(alone))
         if wrong:
@@ -150,38 +154,50 @@ def _check_graph(context: Context, precision: str, path: pathlib.Path) -> GraphC
     return dataclasses.replace(result, summary=summary)
 
 
-def _check_alone(context: Context, path: pathlib.Path, tolerance: Tolerance) -> list["Finding"]:
-    """Runs the checks without a reference, at the size of the calibration."""
-    from vit_convert.checks.onnx_graph import check_alone
-    from vit_convert.images.probes import probe_inputs
-
-    checkpoint, signature = context.results.checkpoint, signature_of(context)
-    probes = probe_inputs(signature, checkpoint.preprocess, optimal_of(checkpoint.sizes))
-    return check_alone(path, probes, signature.judged, tolerance, largest=context.config.check.num_images)
-
-
 def _check_sizes(
-    context: Context, path: pathlib.Path, precision: str, tolerance: Tolerance, *, taps: Sequence[str]
-) -> tuple[dict[str, list[TensorCheck]], list[str]]:
-    """The rows for each size (keys such as "224x224" or "16 tokens"), of the output and these taps, and the tensors'
-    names in order."""
-    from vit_convert.checks.onnx_graph import batch_sizes, check_graph
+    context: Context,
+    path: pathlib.Path,
+    precision: str,
+    tolerance: Tolerance,
+    *,
+    taps: Sequence[str],
+    consistency: bool = False,
+) -> tuple[dict[str, list[TensorCheck]], list[str], list["Finding"]]:
+    """The rows for each size (keys such as "224x224" or "16 tokens"), of the output and these taps, the tensors' names
+    in order, and at the size of the calibration what needs no reference."""
+    from vit_convert.checks.onnx_graph import batch_sizes, check_graph, check_graph_and_itself
 
     signature, token = signature_of(context), context.results.export.pooled_token
     inputs = [tensor.name for tensor in signature.inputs]
     known = {*inputs, *signature.judged, *taps}
     by_size: dict[str, list[TensorCheck]] = {}
+    alone: list[Finding] = []
     for size, reference_path in reference_files(context).items():
         with np.load(reference_path) as file:
             reference = {name: file[name] for name in file.files if name in known}
             pooled = file[token] if isinstance(token, str) else token
-        batches = batch_sizes(len(reference[inputs[0]]))
         judged = list(reference) if judges_blocks(precision) else list(signature.judged)
-        if by_size:  # not the first
-            batches, judged = batches[-1:], [] if precision in QUANTIZED else judged
-        rows = check_graph(path, reference, batches, tolerance, judged=judged, inputs=inputs, pooled_token=pooled)
+        if by_size and precision in QUANTIZED:  # not the first
+            judged = []
+        options: dict[str, Any] = {"judged": judged, "inputs": inputs, "pooled_token": pooled}
+        if by_size:
+            largest = batch_sizes(len(reference[inputs[0]]))[-1:]
+            rows = check_graph(path, reference, largest, tolerance, **options)
+        else:
+            probes, outputs = _probes(context) if consistency else None, signature.judged
+            found = check_graph_and_itself(path, reference, probes, tolerance, outputs=outputs, **options)
+            rows, alone = found.rows, found.alone
+            context.scratch.setdefault(ANSWERS, {})[path.name] = found.answers
         by_size[size_name(size)] = rows
-    return by_size, list(reference)
+    return by_size, list(reference), alone
+
+
+def _probes(context: Context) -> dict[str, np.ndarray]:
+    """Noise, black and white, at the size of the calibration."""
+    from vit_convert.images.probes import probe_inputs
+
+    checkpoint = context.results.checkpoint
+    return probe_inputs(signature_of(context), checkpoint.preprocess, optimal_of(checkpoint.sizes))
 
 
 def _worst(path: pathlib.Path, missed: Iterable[tuple[str, TensorCheck]], tolerance: Tolerance) -> str:
