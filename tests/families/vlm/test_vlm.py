@@ -36,6 +36,32 @@ def test_layouts(tiny, layout):
     assert load_checkpoint(path).params.keys() == found.params.keys()  # it has no other tower
 
 
+@pytest.mark.parametrize(
+    ("names", "layout"),
+    [
+        ({"img/a", "llm/b"}, "paligemma"),
+        ({"PaliGemma/img/a"}, "openpi"),
+        ({"SigLiPFromPatches_0/siglip_encoder/a"}, "gemma3"),
+        ({"vision_encoder/siglip_encoder/a", "transformer/b"}, "gemma3_nested"),
+        ({"img/a"}, None),  # a tower that was saved by itself
+        ({"llm/b"}, None),
+        ({"img/a", "txt/b"}, None),
+        (set(), None),
+    ],
+)
+def test_what_makes_a_vision_language_model(names, layout):
+    found = VLM.match(names)
+    assert found is None if layout is None else found.value == layout
+
+
+@pytest.mark.parametrize(("layout", "stacked"), [(name, name in ("paligemma", "openpi")) for name in MODELS])
+def test_blocks_lie_as_each_project_saves_them(tiny, layout, stacked):
+    """big_vision's in one stack, with `scan`; Gemma 3's one by one."""
+    names = np.load(tiny(layout)).files
+    assert any("/encoderblock/" in name for name in names) == stacked
+    assert any("/encoderblock_0/" in name for name in names) != stacked
+
+
 def test_a_tower_of_no_known_size_is_called_what_it_is(tiny):
     found = load_checkpoint(tiny("paligemma", depth=3))
     assert (found.variant, found.title, found.preprocess) == ("custom", "image tower", "paligemma")
