@@ -195,3 +195,34 @@ def test_a_file_is_not_read_to_be_listed(write):
         return content[offset : offset + count]
 
     assert [name for name, _ in flax_msgpack.read_arrays(read, len(content))] == ["a"] and max(asked) < 16
+
+
+def test_what_begins_a_map_in_the_specification():
+    """fixmap, map 16 and map 32; Flax's files are maps."""
+    maps = {*range(0x80, 0x90), 0xDE, 0xDF}
+    assert {first for first in range(256) if flax_msgpack.starts_msgpack(bytes([first, 0]))} == maps
+    assert not flax_msgpack.starts_msgpack(b"")
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [
+        b"\x92\x91\x01\xa5uint8",  # two parts
+        b"\x94\x91\x01\xa5uint8\xc4\x01a\xc0",
+        b"\x93\x81\x01\x01\xa5uint8\xc4\x01a",  # a map of axes
+        b"\x93\x07\xa5uint8\xc4\x01a",
+        b"\x83\x91\x01\xa5uint8\xc4\x01a\xc0\xc0\xc0",
+        b"\x93\xdc\x00\x21" + b"\x01" * 33 + b"\xa5uint8\xc4\x01a",  # more axes than NumPy's 32
+        b"\xa3abc",
+    ],
+)
+def test_extensions_that_are_no_arrays(write, inner):
+    with pytest.raises(CheckpointError, match="no array at 6"):
+        read_container(write(b"\x81\xa1a\xc7" + bytes([len(inner)]) + b"\x01" + inner))
+
+
+def test_an_array_is_written_as_one_up_to_two_gigabytes():
+    """Of which only the head is made; Flax cuts what is larger."""
+    flax_msgpack.packed_array(((1 << 29) - 1,), np.dtype(np.float32))
+    with pytest.raises(ValueError, match=f"an array of {1 << 31} bytes"):
+        flax_msgpack.packed_array((1 << 29,), np.dtype(np.float32))

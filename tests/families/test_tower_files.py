@@ -20,7 +20,7 @@ from vit_convert.families.siglip.family import SIGLIP
 from vit_convert.families.siglip.layouts import Layout, detect
 from vit_convert.families.tips import layouts as tips_layouts
 from vit_convert.families.tips.family import TIPS
-from vit_convert.families.towers.load import class_row, infer_encoder
+from vit_convert.families.towers.load import class_row, image_size_of, infer_encoder, square_grid
 
 FILE = pathlib.Path("x.npz")
 
@@ -279,3 +279,57 @@ def test_how_a_familys_texts_become_tokens(written, family, variant, suffix, opt
     said = (pair.tokenizer, pair.start, pair.end, pair.pad, pair.lower, pair.sticky_end, pair.similarity)
     assert said == expected
     assert pair.towers == (("text",) if family is TIPS else ("image", "text")) and pair.family == family.name
+
+
+@pytest.mark.parametrize("patch", [14, 16, 32])
+def test_the_size_that_a_table_stands_for(patch):
+    """A size that models are trained at where that many patches, and a rest, fit in it; else just the patches."""
+    for rows in range(1, 66):
+        fitting = [side for side in (224, 256, 336, 384, 448, 512, 896) if side // patch == rows]
+        assert image_size_of((rows, 16), patch)[0] == (fitting or [rows * patch])[0]
+
+
+@pytest.mark.parametrize(
+    ("rows", "given", "grid"),
+    [
+        (9, None, (3, 3)),
+        (1, None, (1, 1)),
+        (6, (2, 3), (2, 3)),
+        (9, (1, 9), (1, 9)),
+        (10, None, None),
+        (8, None, None),
+        (9, (2, 3), None),
+        (0, None, None),
+        (-1, None, None),
+        (0, (0, 4), None),
+    ],
+)
+def test_the_grid_that_rows_stand_for(rows, given, grid):
+    if grid:
+        assert square_grid(leaf(1, rows, 8), rows, given, FILE) == grid
+        return
+    shape = "2x3 " if given == (2, 3) else "0x4 " if given else "square "
+    with pytest.raises(CheckpointError, match=f"x.npz: leaf: {rows} rows for patches, no {shape}grid") as error:
+        square_grid(leaf(1, 0, 8), rows, given, FILE)
+    assert error.value.fix == "Set posemb_grid to its (rows, columns)."
+
+
+@pytest.mark.parametrize(
+    ("family", "variant", "suffix", "tower"),
+    [
+        (SIGLIP, "SigLIP-mu/16", ".npz", "txt"),
+        (CLIP, "CLIP-mu/16", ".safetensors", "img"),
+        (LIT, "LiT-mu", ".npz", "txt"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("outputs", "head"), [("embedding", 1), ("features", 0), ("tokens", 0), ("embedding,tokens", 1)]
+)
+def test_what_stands_behind_the_outputs_is_left_out(written, family, variant, suffix, tower, outputs, head):
+    whole = load_checkpoint(f"{written(family, variant, suffix)}:{tower}")
+    found = load_checkpoint(f"{whole.path}:{tower}", outputs=outputs)
+    assert found.architecture.head == whole.architecture.head * head
+    assert any(name.startswith("head/") for name in found.params) == bool(head)
+    gone = {name for name in whole.params if name.startswith("head/") and not head}
+    assert {*whole.params} - {*found.params} == gone and {*found.params} <= {*whole.params}
+    assert found.judge == ("embedding" if "embedding" in outputs else "cosine")
