@@ -135,9 +135,14 @@ def test_a_model_without_images_has_no_layout(tmp_path):
     export_model(given, tmp_path / "model.onnx", target=RTX, layout="NCHW", pixels=(scale, scale))
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
     close(session.run(None, {"tokens": FED["tokens"]})[0], PARAMS["words"][FED["tokens"]].astype(np.float64).mean(1))
-    with pytest.raises(ExportError, match="no position table to resample") as error:
-        export_model(given, tmp_path / "other.onnx", target=RTX, dynamic_patch=2)
-    assert error.value.fix == "Give one size." and not (tmp_path / "other.onnx").exists()
+
+
+@pytest.mark.parametrize(("inputs", "table"), [((IMAGES,), None), ((TOKENS,), None), ((TOKENS,), "words")])
+def test_images_of_any_size_need_images_and_a_table_of_places(tmp_path, inputs, table):
+    given = dataclasses.replace(model(), signature=Signature(inputs, model().signature.outputs), position_table=table)
+    with pytest.raises(ExportError, match="no position table that could be resampled") as error:
+        export_model(given, tmp_path / "model.onnx", target=RTX, dynamic_patch=2)
+    assert error.value.fix == "Give one size." and not (tmp_path / "model.onnx").exists()
 
 
 @pytest.mark.parametrize("times", [1.0, 1.5])

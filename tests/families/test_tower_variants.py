@@ -142,3 +142,10 @@ def test_options_without_a_meaning_are_refused(tmp_path, variant, suffix, meanin
         with pytest.raises(UsageError, match=f"{name}=.*: has no meaning for family"):
             write_random_checkpoint(tmp_path / f"a{suffix}", variant, **{name: values[name]})
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("named", ["img", "txt", "both"])
+def test_a_tower_that_is_none_is_refused(tmp_path, named):
+    with pytest.raises(UsageError, match=f"towers='{named}': neither image nor text"):
+        write_random_checkpoint(tmp_path / "a.npz", "SigLIP-mu/16", towers=named)
+    assert not list(tmp_path.iterdir())

@@ -125,3 +125,19 @@ def test_names_of_a_users_parameters():
     )
     assert list(model.params) == ["a/0/kernel"]
     assert model.params["a/0/kernel"].dtype == np.float32
+
+
+@pytest.mark.parametrize("pool", ["tok", "gap", "map"])
+def test_each_output_is_the_same_alone(pool):
+    """As among all of them: what one needs is computed whether or not another asks for it."""
+    whole = dataclasses.replace(TINY, pool=pool, outputs=("logits", "features", "tokens", "grid"))
+    params = {"params": traverse_util.unflatten_dict(random_params(whole), sep="/")}
+    x = np.random.default_rng(2).standard_normal((2, whole.num_tokens, 32)).astype(np.float32)
+    together = ViT(whole).apply(params, x, method=ViT.classify)
+    assert [*together] == ["logits", "features", "tokens", "grid"]
+    np.testing.assert_array_equal(together["tokens"], x[:, 1:] if pool == "tok" else x)
+    np.testing.assert_array_equal(together["grid"], together["tokens"].reshape(2, 2, 3, 32))
+    for name in together:
+        alone = ViT(dataclasses.replace(whole, outputs=(name,))).apply(params, x, method=ViT.classify)
+        assert [*alone] == [name]
+        np.testing.assert_array_equal(alone[name], together[name])
