@@ -87,6 +87,8 @@ def test_stagewise_reference_equals_the_model(changes):
     output, taps = apply_whole(arch, params, images)
     assert set(got) == {*model.taps, model.output}
     assert model.output == ("features" if arch.num_classes == 0 else "logits")
+    assert model.pooled_token == (0 if arch.pool == "tok" else None) and model.position_table == "pos_embedding"
+    assert model.kind == arch and [stack.depth for stack in model.stacks] == [arch.depth]
     # The same float32 operations, compiled in one program or in several: XLA may fuse, and so round, differently (6e-8
     # a step).
     for name, expected in {**taps, model.output: output}.items():
