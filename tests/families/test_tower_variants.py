@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 
 from vit_convert.core.errors import UsageError
@@ -70,6 +71,43 @@ def test_gemmas_vocabulary_fills_up_with_another_token(variant, pad):
     text = siglip.text_tower(siglip.parse_variant(variant), 64, head=True)
     assert (text.start, text.end, text.pad) == (-1, 1, pad)
     assert text.vocabulary == (256_000 if pad == 0 else 32_000)
+
+
+@pytest.mark.parametrize("layout", ["clip_flax", "clip_openai"])
+@pytest.mark.parametrize("suffix", [".msgpack", ".safetensors"])
+def test_a_clip_is_written_in_the_container_that_its_name_says(tmp_path, layout, suffix):
+    path = tmp_path / f"a{suffix}"
+    write_random_checkpoint(path, "CLIP-mu/16", image_size=(48, 48), layout=layout)
+    found = load_checkpoint(f"{path}:txt")
+    assert found.layout.value == layout
+    assert path.read_bytes()[:1] == b"\xdf" if suffix == ".msgpack" else path.read_bytes()[8:9] == b"{"
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "kind"),
+    [
+        (32_000, "SigLIP"),
+        (250_000, "SigLIP"),
+        (255_999, "SigLIP"),
+        (256_000, "SigLIP2"),
+        (256_001, "SigLIP"),
+        (0, "SigLIP"),
+    ],
+)
+def test_gemmas_vocabulary_makes_a_siglip_2(vocabulary, kind):
+    """The multilingual SigLIP has mC4's 250,000 pieces."""
+    assert siglip.kind_of(vocabulary) == kind
+
+
+def test_words_of_a_random_tips_are_of_size_one_in_the_model(tmp_path):
+    """Which takes them times the root of their width; other kernels are of variance one over their inputs."""
+    write_random_checkpoint(tmp_path / "a.npz", "TIPS-mu/14", towers="text")
+    arrays = np.load(tmp_path / "a.npz")
+    # of 2560 and 2048 normal values the deviation is known to 1.6 %
+    assert arrays["token_emb/emb_var"].std() * np.sqrt(32) == pytest.approx(1, rel=0.06)
+    assert arrays["transformer/encoderblock_0/MlpBlock_0/Dense_0/kernel"].std() * np.sqrt(32) == pytest.approx(
+        1, rel=0.06
+    )
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from float64_towers import attend, blocks, dense, erf, float64, gelu, mlp, norm,
 
 from vit_convert.families.user.model import user_model
 from vit_convert.families.vit.architecture import Architecture
-from vit_convert.families.vit.model import vit_model
+from vit_convert.families.vit.model import gives_norm, vit_model
 from vit_convert.families.vit.module import ViT, param_shapes
 
 TINY = Architecture(
@@ -110,6 +110,28 @@ def test_taps_are_the_residual_stream():
     np.testing.assert_allclose(got["encoder_norm"], expected, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("pool", "outputs", "representation", "is_norm"),
+    [
+        ("tok", ("tokens",), 0, False),  # without the class token
+        ("tok", ("features",), 0, False),
+        ("gap", ("tokens",), 0, True),
+        ("map", ("features", "tokens"), 8, True),
+        ("none", ("tokens",), 8, True),
+        ("none", ("features",), 0, True),
+        ("none", ("features",), 8, False),
+        ("none", ("logits",), 0, False),
+        ("gap", ("features", "logits"), 0, False),
+        ("gap", ("grid",), 0, False),
+        ("none", ("grid",), 0, False),
+    ],
+)
+def test_whether_an_output_is_the_last_norm_as_it_is(pool, outputs, representation, is_norm):
+    """Which then is no tap, as a value has one name."""
+    arch = dataclasses.replace(TINY, pool=pool, outputs=outputs, representation_size=representation)
+    assert gives_norm(arch) == is_norm
+
+
 def test_only_two_blocks_are_traced():
     model = vit_model(TINY, random_params(TINY))
     assert model.repeats and model.stacks[0].depth == 3
@@ -129,7 +151,7 @@ def test_names_of_a_users_parameters():
     assert model.params["a/0/kernel"].dtype == np.float32
 
 
-@pytest.mark.parametrize("pool", ["tok", "gap", "map"])
+@pytest.mark.parametrize("pool", ["tok", "gap"])
 def test_each_output_is_the_same_alone(pool):
     """As among all of them: what one needs is computed whether or not another asks for it."""
     whole = dataclasses.replace(TINY, pool=pool, outputs=("logits", "features", "tokens", "grid"))

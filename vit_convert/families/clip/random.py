@@ -26,8 +26,8 @@ _ACTIVATIONS = {"quick": "quick_gelu", "erf": "gelu"}
 
 
 def write_random_clip(path: str | os.PathLike[str], variant: str, options: RandomOptions) -> str:
-    """Writes a file whose values depend only on the seed and the canonical names: `.safetensors`, or in Flax's layout
-    `.msgpack` if the path ends so.
+    """Writes a file whose values depend only on the seed and the canonical names: `.safetensors`, or `.msgpack` where
+    it is called so.
 
     Args:
         path: the file; appears whole or not at all. In the layout of transformers a `config.json` is written beside it.
@@ -50,7 +50,7 @@ def write_random_clip(path: str | os.PathLike[str], variant: str, options: Rando
         arrays |= written(values, places_of(shapes, names_of(layout, tower, shapes)))
     arrays["logit_scale"] = ((), lambda: np.array(_SCALE, np.float32))
     members = [(options.prefix + name, shape, compute) for name, (shape, compute) in arrays.items()]
-    write = write_msgpack if layout is Layout.FLAX and os.fspath(path).endswith(".msgpack") else write_safetensors
+    write = write_msgpack if os.fspath(path).endswith(".msgpack") else write_safetensors
     write(path, members, options.dtype)
     if layout is Layout.TRANSFORMERS:
         _write_config(pathlib.Path(path).with_name("config.json"), towers)
