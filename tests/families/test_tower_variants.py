@@ -66,6 +66,12 @@ def test_a_file_of_a_tips_is_read_as_its_tower(tmp_path, variant):
         assert load_checkpoint(path).architecture == tower
 
 
+def test_clips_tokens_are_those_of_its_vocabulary():
+    """openai/CLIP's simple_tokenizer: <|startoftext|> and <|endoftext|> are the last two of 49,408."""
+    text = clip_towers("CLIP-B/32", (224, 224))[1]
+    assert (text.start, text.end, text.pad, text.vocabulary, text.length) == (49_406, 49_407, 0, 49_408, 77)
+
+
 @pytest.mark.parametrize(("variant", "pad"), [("SigLIP-B/16", 1), ("SigLIP2-B/16", 0), ("SigLIP2-So400m/14", 0)])
 def test_gemmas_vocabulary_fills_up_with_another_token(variant, pad):
     text = siglip.text_tower(siglip.parse_variant(variant), 64, head=True)
