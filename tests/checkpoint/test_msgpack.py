@@ -226,3 +226,9 @@ def test_an_array_is_written_as_one_up_to_two_gigabytes():
     flax_msgpack.packed_array(((1 << 29) - 1,), np.dtype(np.float32))
     with pytest.raises(ValueError, match=f"an array of {1 << 31} bytes"):
         flax_msgpack.packed_array((1 << 29,), np.dtype(np.float32))
+
+
+@pytest.mark.parametrize("content", [b"\x91\xc0", b"\xa1a", b"\x07", b"\xc0", b"\xc4\x01a"])
+def test_what_is_no_map_at_all(content):
+    with pytest.raises(ValueError, match="not a map of parameters"):
+        list(flax_msgpack.read_arrays(lambda offset, count: content[offset : offset + count], len(content)))

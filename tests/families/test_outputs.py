@@ -101,6 +101,15 @@ def test_each_is_what_stands_there_in_the_model(case):
         close(several["logits"], pooled @ checkpoint.params["head/kernel"] + checkpoint.params["head/bias"])
 
 
+def test_what_is_traced_is_what_is_run(case="mixer"):
+    """Of two blocks all are traced: the function that becomes a graph, and the one that runs part by part."""
+    _, model = loaded(case)
+    found = model.apply({name: model.params[name] for name in model.traced_shapes}, fed(case))
+    assert {*found} == {*model.signature.judged, *model.traced_taps}
+    for name, values in found.items():
+        close(np.asarray(values), given(case)[name])
+
+
 @pytest.mark.slow
 def test_a_swins_grid_is_that_of_the_image():
     """Windows of 7 in a last stage of 14 x 14: their tokens lie row by row of the image, not window by window."""
