@@ -163,14 +163,22 @@ def test_a_rule_without_a_check_takes_every_place():
     assert (count.applied, count.declined, ops(model)) == (2, {}, ["Neg", "Neg"])
 
 
+class Merged(Rule):
+    def pattern(self, op: Any, x: Any) -> Any:
+        return op.Neg(op.Abs(x))
+
+    def rewrite(self, op: Any, x: ir.Value, **_: Any) -> Any:
+        return op.Sqrt(x)
+
+
 def test_nodes_that_others_read_stay():
-    class Merged(Rule):
-        def pattern(self, op: Any, x: Any) -> Any:
-            return op.Neg(op.Abs(x))
-
-        def rewrite(self, op: Any, x: ir.Value, **_: Any) -> Any:
-            return op.Sqrt(x)
-
     model = graph("g (float[n] x) => (float[n] y, float[n] z) { a = Abs (x) y = Neg (a) z = Exp (a) }")
     assert apply_rule(Merged(), model).applied == 1
     assert sorted(ops(model)) == ["Abs", "Exp", "Sqrt"]
+
+
+def test_nodes_that_nothing_reads_any_more_go_where_a_rule_was_applied():
+    model = graph("g (float[n] x) => (float[n] y) { a = Abs (x) y = Neg (a) unread = Exp (x) }")
+    assert apply_rule(Merged(), model).applied == 1 and ops(model) == ["Sqrt"]
+    model = graph("g (float[n] x) => (float[n] y) { y = Neg (x) unread = Exp (x) }")
+    assert apply_rule(Merged(), model).applied == 0 and ops(model) == ["Neg", "Exp"]

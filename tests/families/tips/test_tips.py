@@ -153,3 +153,25 @@ def test_tables_as_jax_resizes_them(old, new):
     expected = np.asarray(jax.image.resize(values.reshape(old, 2, 3), (new, 2, 3), "linear")).reshape(1, -1, 3)
     np.testing.assert_allclose(resample_half_pixel(values, (old, 2), (new, 2)), expected, atol=1e-6)
     np.testing.assert_allclose(half_pixel_weights(old, new).sum(1), 1)
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "kind"),
+    [(4, 4, "TIPS"), (3, 5, "TIPS"), (32, 32, "TIPSv2"), (32, 16, "TIPSv2"), (16, 32, "TIPS"), (40, 40, "TIPS")],
+)
+def test_the_table_tells_size_and_kind(tiny, rows, columns, kind):
+    """TIPSv2 was trained with 32 rows of patches; a table need not be square."""
+    table = np.random.default_rng(0).standard_normal((1, rows, columns, 32)).astype(np.float32)
+    name = "encoder/ToTokenSequence_0/posembed_input"
+    loaded = load_checkpoint(rewrite(tiny(), lambda arrays: arrays | {name: table}))
+    assert (loaded.variant, loaded.source_image_size) == (f"{kind}-mu/14", (14 * rows, 14 * columns))
+    np.testing.assert_array_equal(loaded.params["pos_embedding"], table.reshape(1, rows * columns, 32))
+
+
+@pytest.mark.parametrize("prefix", ["", "params/"])
+def test_a_text_tower_without_its_temperature(tiny, prefix):
+    name = f"{prefix}temperature_contrastive"
+    path = rewrite(tiny(towers="text", prefix=prefix), lambda arrays: without(arrays, name))
+    with pytest.raises(CheckpointError, match=f"npz: {name}: missing, without it nothing says how") as error:
+        load_checkpoint(path)
+    assert error.value.fix == "Save the text tower whole."
