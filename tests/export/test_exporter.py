@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import logging
 
 import jax.numpy as jnp
 import numpy as np
@@ -170,5 +171,18 @@ def test_models_of_one_kind_share_a_graph_only_where_all_is_the_same(tmp_path):
             report = export_model(given, tmp_path / "taps.onnx", target=RTX, taps=True)
             assert report.taps == ("block_00", "block_01", "block_02", "block_03")
             close(run(tmp_path / "taps.onnx")["block_01"], right(given)["block_01"])
+        for factor in (1.0, 3.0):  # of which it is not said what kind they are
+            given = model()
+            given = dataclasses.replace(
+                given, apply=lambda *args, f=factor, g=given: {**g.apply(*args), "y": g.apply(*args)["y"] * f}
+            )
+            export_model(given, tmp_path / "model.onnx", target=RTX)
+            close(run(tmp_path / "model.onnx")["y"], factor * right(given)["y"])
     finally:
         warm.keep(False)
+
+
+def test_nobody_is_warned_of_weights_that_have_no_value_yet(tmp_path, caplog):
+    logging.getLogger("onnx_ir").setLevel(logging.WARNING)
+    export_model(model(), tmp_path / "model.onnx", target=RTX)
+    assert not [record for record in caplog.records if record.name.startswith("onnx_ir")]

@@ -56,7 +56,8 @@ def kept(path, change):
         (LIT, "LiT-mu", "txt", f"^{lit_layouts.WORDS}$", "vocabulary"),
         (LIT, "LiT-mu", "txt", f"^{lit_layouts.POSITIONS}$", "number of positions"),
         (LIT, "LiT-mu", "txt", "layers_0/", "layers? 0|layer 0|0"),
-        (SIGLIP, "SigLIP-mu/16", "txt", "Embed_0/embedding$", "embedding"),
+        (SIGLIP, "SigLIP-mu/16", "txt", "Embed_0/embedding$", "model's vocabulary, txt/Embed_0/embedding is missing"),
+        (SIGLIP, "SigLIP-mu/16", "txt", "txt/pos_embedding$", "model's number of tokens, txt/pos_embedding is missing"),
         (SIGLIP, "SigLIP-mu/16", "img", "encoderblock_0/", "0"),
     ],
 )
@@ -333,3 +334,74 @@ def test_what_stands_behind_the_outputs_is_left_out(written, family, variant, su
     gone = {name for name in whole.params if name.startswith("head/") and not head}
     assert {*whole.params} - {*found.params} == gone and {*found.params} <= {*whole.params}
     assert found.judge == ("embedding" if "embedding" in outputs else "cosine")
+
+
+@pytest.mark.parametrize(
+    ("family", "variant", "layout", "names"),
+    [
+        (
+            LIT,
+            "LiT-mu",
+            "lit",
+            "img/Transformer/posembed_input/pos_embedding img/cls img/embedding/kernel t txt/head/kernel "
+            "img/Transformer/encoder_norm/bias txt/BertEncoder_0/embedder/layer_norm/scale",
+        ),
+        (
+            LIT,
+            "LiT-muV",
+            "lit_linen",
+            "img/Transformer/posembed_input/pos_embedding txt/pos_embedding txt/Embed_0/embedding "
+            "txt/Encoder_0/encoderblock_0/LayerNorm_0/scale txt/Encoder_0/encoder_norm/bias",
+        ),
+        (
+            SIGLIP,
+            "SigLIP-mu/16",
+            "siglip",
+            "img/pos_embedding img/MAPHead_0/probe img/Transformer/encoderblock_0/MlpBlock_0/Dense_0/kernel "
+            "txt/pos_embedding txt/Encoder_0/encoder_norm/scale txt/head/bias t b",
+        ),
+        (
+            SIGLIP,
+            "SigLIP-mu/16",
+            "siglip_transformers",
+            "vision_model.embeddings.patch_embedding.weight vision_model.embeddings.position_embedding.weight "
+            "vision_model.head.attention.in_proj_weight vision_model.post_layernorm.bias text_model.head.weight "
+            "text_model.embeddings.token_embedding.weight text_model.final_layer_norm.weight logit_scale logit_bias",
+        ),
+        (
+            CLIP,
+            "CLIP-mu/16",
+            "clip_transformers",
+            "vision_model.embeddings.class_embedding vision_model.embeddings.position_embedding.weight "
+            "vision_model.pre_layrnorm.weight visual_projection.weight text_projection.weight logit_scale "
+            "text_model.encoder.layers.0.self_attn.q_proj.weight text_model.final_layer_norm.bias",
+        ),
+        (
+            CLIP,
+            "CLIP-mu/16",
+            "clip_flax",
+            "vision_model/embeddings/class_embedding vision_model/embeddings/position_embedding/embedding "
+            "vision_model/pre_layrnorm/scale visual_projection/kernel text_projection/kernel",
+        ),
+        (
+            CLIP,
+            "CLIP-mu/16",
+            "clip_openai",
+            "visual.class_embedding visual.positional_embedding visual.conv1.weight visual.ln_pre.weight visual.proj "
+            "visual.ln_post.bias positional_embedding text_projection token_embedding.weight ln_final.weight "
+            "transformer.resblocks.0.attn.in_proj_weight transformer.resblocks.1.mlp.c_fc.bias",
+        ),
+        (
+            CLIP,
+            "CLIP-mu/16",
+            "clip_scenic",
+            "visual/class_embedding visual/positional_embedding visual/proj/kernel text/text_projection/kernel "
+            "text/positional_embedding text/transformer/resblocks.0/attn/query/kernel",
+        ),
+    ],
+)
+def test_names_as_each_project_saves_them(tmp_path, family, variant, layout, names):
+    """Written out here: what the writer of random files and the loader share would hide a name that both have wrong."""
+    path = tmp_path / ("a.safetensors" if family is CLIP or layout == "siglip_transformers" else "a.npz")
+    family.write_random(path, variant, RandomOptions(image_size=(48, 48), layout=layout))
+    assert {*names.split()} - {*read_container(path).leaves} == set()

@@ -80,6 +80,14 @@ def test_without_taps_parameters_alone_give_names():
     assert "block_00" not in {value.name for node in model.graph for value in node.outputs}  # it is nobody's tap
 
 
+@pytest.mark.parametrize("tap", ["block_00", "block_01"])
+def test_a_block_of_which_one_end_is_not_known_gives_no_names(tap):
+    """Block 1 lies between both taps: without either its nodes have the names of their parameters alone."""
+    names = [node.name for node in named(taps=(tap,)).graph]
+    assert names[7] == f"{BLOCK_1}/Dense_0/MatMul" and names[8] in ("Mul", "Mul_1") and names[0] == "embedding/MatMul"
+    assert (names[2] == f"{BLOCK_0}/Mul") == (tap == "block_00")
+
+
 def test_a_tap_that_is_no_block_has_no_scope():
     model = named(taps=("block_00", "block_01", "r"))
     relu = next(node for node in model.graph if node.outputs[0].name == "r")

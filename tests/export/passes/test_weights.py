@@ -10,7 +10,7 @@ from vit_convert.core.errors import ExportError
 from vit_convert.core.stack import Stack
 from vit_convert.export.passes.fold_attention_scale import fold_scale
 from vit_convert.export.passes.patch_as_matmul import patch_to_matmul
-from vit_convert.export.passes.unroll_blocks import between, unroll, unrolled_taps
+from vit_convert.export.passes.unroll_blocks import between, unroll, unrolled_taps, unrolling
 from vit_convert.export.weights import (
     Weight,
     add_constant,
@@ -328,6 +328,30 @@ def test_a_stack_that_is_there_whole_is_left_alone():
     before = ir.to_proto(model).SerializeToString()
     unroll(model, Stack("Transformer/encoderblock_{}/", 2))
     assert ir.to_proto(model).SerializeToString() == before
+
+
+@pytest.mark.parametrize("depth", [2, 3, 4, 7])
+def test_the_contract_of_repeating_blocks(depth):
+    """Both traced blocks are there before, and all of them afterwards."""
+    unrolls = unrolling(Stack("Transformer/encoderblock_{}/", depth))
+    model = described(BLOCKS, "w0", "w1", "h", names=NAMES)
+    unrolls(model)
+    assert [value.name for node in model.graph for value in node.outputs if str(value.name).startswith("block_")] == [
+        f"block_{i:02d}" for i in range(depth)
+    ]
+    unrolls(model)  # which is whole now
+    for lost in ("block_00", "block_01"):
+        model = described(BLOCKS.replace(lost, "other"), "w0", "w1", "h", names=NAMES)
+        what = "after" if depth == 2 and lost == "block_00" else "before"  # whole by its last block
+        error = ir.passes.PostconditionError if what == "after" else ir.passes.PreconditionError
+        with pytest.raises(error, match=f"unroll: {what} it no value is {lost}, the stream behind a block"):
+            unrolls(model)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 6])
+def test_taps_of_a_stack_that_was_traced_whole(depth):
+    taps = ["embedded", *(f"block_{i:02d}" for i in range(depth)), "norm"]
+    assert unrolled_taps(Stack("Transformer/encoderblock_{}/", depth), taps) == taps
 
 
 PERIODS = """g (float[n, 4] x, float[4, 4] w0, float[4, 4] w1, float[4, 4] w2, float[4, 4] w3) => (float[n, 4] y) {

@@ -11,6 +11,7 @@ from vit_convert.core.errors import CheckpointError, UsageError
 from vit_convert.families.family import RandomOptions
 from vit_convert.families.load import load_checkpoint, towers_in
 from vit_convert.families.tips.family import TIPS
+from vit_convert.families.tips.layouts import sinusoids
 from vit_convert.families.tips.variants import GRIDS, image_tower, parse_variant, text_tower
 from vit_convert.families.towers.architecture import parameter_count
 from vit_convert.families.towers.tables import half_pixel_weights, resample_half_pixel
@@ -175,3 +176,14 @@ def test_a_text_tower_without_its_temperature(tiny, prefix):
     with pytest.raises(CheckpointError, match=f"npz: {name}: missing, without it nothing says how") as error:
         load_checkpoint(path)
     assert error.value.fix == "Save the text tower whole."
+
+
+@pytest.mark.parametrize("width", [4, 6, 8, 32])
+def test_places_of_a_text_by_their_formula(width):
+    """tips/scenic/models/text.py: sin and cos of place times 10000^(-k / (width / 2 - 1))."""
+    found, half = sinusoids(7, width), width // 2
+    assert found.shape == (1, 7, width) and found.dtype == np.float32
+    for place in range(7):
+        for k in range(half):
+            angle = place * 10_000 ** (-k / (half - 1))
+            assert found[0, place, [k, half + k]] == pytest.approx([math.sin(angle), math.cos(angle)], abs=1e-6)
