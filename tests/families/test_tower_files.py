@@ -216,6 +216,30 @@ def test_the_width_by_the_query_where_no_norm_has_one():
 
 
 @pytest.mark.parametrize(
+    ("left", "said"),
+    [
+        ({}, "width, Transformer/encoderblock_0/LayerNorm_0/scale is missing or empty"),
+        (
+            {"LayerNorm_0/scale": (24,)},
+            "mlp_dim, Transformer/encoderblock_0/MlpBlock_0/Dense_0/bias is missing or empty",
+        ),
+        (
+            {"LayerNorm_1/scale": (24,), "MlpBlock_0/Dense_0/kernel": (24, 96)},
+            "num_heads, Transformer/encoderblock_0/query/bias is missing or empty",
+        ),
+        (
+            {"LayerNorm_0/scale": (24,), "MlpBlock_0/Dense_0/bias": (0,), "attn/query/bias": (2, 12)},
+            "mlp_dim, Transformer/encoderblock_0/MlpBlock_0/Dense_0/bias is missing or empty",
+        ),
+    ],
+)
+def test_a_size_that_nothing_tells_is_named(left, said):
+    leaves = {f"Transformer/encoderblock_0/{name}": leaf(*shape) for name, shape in left.items()}
+    with pytest.raises(CheckpointError, match=f"x.npz: nothing tells the model's {said}"):
+        infer_encoder(leaves, FILE)
+
+
+@pytest.mark.parametrize(
     ("names", "rows", "expected"),
     [(("cls",), 10, 1), (("cls",), 9, 0), ((), 10, 0), ((), 9, 0)],  # 10 rows are 3 x 3 and a class token
 )

@@ -12,6 +12,7 @@ from vit_convert.export.passes.contract import (
     names_unique,
     scale_in_weights,
 )
+from vit_convert.export.passes.dynamic_image_size import making_dynamic
 from vit_convert.export.passes.fold_attention_scale import FOLD_SCALE
 from vit_convert.export.passes.fused_encoder import ENCODER_TO_KERNELS
 from vit_convert.export.passes.mlp_as_convolution import _TOKENS, flat_is_flat
@@ -209,6 +210,32 @@ def test_a_stack_needs_its_pattern():
 def test_taps_are_there_before_names_are_given():
     with pytest.raises(BEFORE, match="name_nodes: before it no value is block_00"):
         naming(["block_00"])(chain())
+
+
+@pytest.mark.parametrize(
+    ("shape", "dynamic"),
+    [
+        ("batch, height, width, 3", True),
+        ("batch, 3, height, width", True),
+        ("batch, 4, width, 3", False),
+        ("2, height, width, 3", False),
+        ("batch, height, width, channels", False),
+        ("batch, height, width, 4", False),
+        ("", False),
+    ],
+)
+def test_of_images_of_any_size_only_the_channels_are_fixed(shape, dynamic):
+    model = ir.from_onnx_text(
+        f'<ir_version: 8, opset_import: ["" : 20]> g (float[{shape}] images) => (float[] y) {{ y = Neg (images) }}'
+    )
+    contract = making_dynamic((2, 2), "pos_embedding", "images")
+    if dynamic:
+        contract.ensures(model)
+    else:
+        with pytest.raises(AFTER, match="make_dynamic: after it the input images is "):
+            contract.ensures(model)
+    with pytest.raises(AFTER, match="the input other is None"):
+        making_dynamic((2, 2), "pos_embedding", "other").ensures(model)
 
 
 def test_pixels_are_taken_once():

@@ -220,7 +220,8 @@ def test_another_token_than_the_models_is_no_pool():
 def test_what_is_of_each_token_by_itself(opset, node, along):
     model = graph(
         f"""g (float[n, 4, 8] x, int64[1] given, float[8] scale) => (float[n, a, b] y)
-        <int64[1] last = {{-1}}, int64[1] two = {{2}}, int64[1] one = {{1}}, int64[2] both = {{1, 2}}> {{ y = {node} }}""",
+        <int64[1] last = {{-1}}, int64[1] two = {{2}}, int64[1] one = {{1}}, int64[2] both = {{1, 2}}> {{
+        y = {node} }}""",
         opset,
     )
     assert _along_last(model.graph[0]) is along
