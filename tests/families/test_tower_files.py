@@ -10,12 +10,13 @@ import pytest
 from family_files import rewrite, without
 
 from vit_convert.checkpoint.containers import Leaf, read_container
-from vit_convert.core.errors import CheckpointError
+from vit_convert.core.errors import CheckpointError, UsageError
 from vit_convert.families.clip.family import CLIP
 from vit_convert.families.family import RandomOptions
 from vit_convert.families.lit import layouts as lit_layouts
 from vit_convert.families.lit.family import LIT
-from vit_convert.families.load import load_checkpoint
+from vit_convert.families.load import load_checkpoint, towers_in
+from vit_convert.families.random import write_random_checkpoint
 from vit_convert.families.siglip.family import SIGLIP
 from vit_convert.families.siglip.layouts import Layout, detect
 from vit_convert.families.tips import layouts as tips_layouts
@@ -429,3 +430,27 @@ def test_names_as_each_project_saves_them(tmp_path, family, variant, layout, nam
     path = tmp_path / ("a.safetensors" if family is CLIP or layout == "siglip_transformers" else "a.npz")
     family.write_random(path, variant, RandomOptions(image_size=(48, 48), layout=layout))
     assert {*names.split()} - {*read_container(path).leaves} == set()
+
+
+def test_which_tower_of_a_file_is_meant(written, tmp_path):
+    path = written(SIGLIP, "SigLIP-mu/16")
+    both = f"{path}:img and {path}:txt."
+    assert towers_in(path) == ("image", "text")
+    for name, tower in (("img", "image"), ("image", "image"), ("txt", "text"), ("text/", "text")):
+        assert towers_in(f"{path}:{name}") == (tower,) and load_checkpoint(f"{path}:{name}").text == (tower == "text")
+    for ask in (towers_in, load_checkpoint):
+        with pytest.raises(UsageError, match=":params: the checkpoint has no such tower") as error:
+            ask(f"{path}:params")
+        assert error.value.fix == f"It has {both}"
+    with pytest.raises(CheckpointError, match="an image tower and a text tower") as error:
+        load_checkpoint(path)
+    assert error.value.fix == f"Name one: {both}"
+    for tower, name, other in (("image", "img", "txt"), ("text", "txt", "img")):
+        alone = written(SIGLIP, "SigLIP-mu/16", towers=tower)
+        assert towers_in(alone) == towers_in(f"{alone}:{name}") == (tower,)
+        assert load_checkpoint(alone).text == (tower == "text")
+        with pytest.raises(UsageError) as error:
+            load_checkpoint(f"{alone}:{other}")
+        assert error.value.fix == f"It has {alone}:{name}."
+    write_random_checkpoint(tmp_path / "vit.npz", "mu/16", image_size=(32, 32))
+    assert towers_in(tmp_path / "vit.npz") == () == towers_in(f"{tmp_path / 'vit.npz'}:params")

@@ -193,3 +193,16 @@ def test_a_tower_that_is_none_is_refused(tmp_path, named):
     with pytest.raises(UsageError, match=f"towers='{named}': neither image nor text"):
         write_random_checkpoint(tmp_path / "a.npz", "SigLIP-mu/16", towers=named)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("variant", "layout", "said"),
+    [
+        ("mu/16", "big_visio", r"layout 'big_visio': vit has .*big_vision.*\. Did you mean big_vision"),
+        ("SigLIP-mu/16", "vit_jax", "layout 'vit_jax': siglip has siglip, siglip_scan, siglip_transformers, clippo"),
+    ],
+)
+def test_a_layout_that_a_family_has_not_is_refused(tmp_path, variant, layout, said):
+    with pytest.raises(UsageError, match=said) as error:
+        write_random_checkpoint(tmp_path / "a.npz", variant, layout=layout)
+    assert error.value.fix == "Leave it out for the usual one." and not list(tmp_path.iterdir())
