@@ -141,7 +141,7 @@ def test_a_model_without_images_has_no_layout(tmp_path):
 @pytest.mark.parametrize(("inputs", "table"), [((IMAGES,), None), ((TOKENS,), None), ((TOKENS,), "words")])
 def test_images_of_any_size_need_images_and_a_table_of_places(tmp_path, inputs, table):
     given = dataclasses.replace(model(), signature=Signature(inputs, model().signature.outputs), position_table=table)
-    with pytest.raises(ExportError, match="no position table that could be resampled") as error:
+    with pytest.raises(ExportError, match="no position table") as error:
         export_model(given, tmp_path / "model.onnx", target=RTX, dynamic_patch=2)
     assert error.value.fix == "Give one size." and not (tmp_path / "model.onnx").exists()
 
