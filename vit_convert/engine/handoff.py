@@ -37,6 +37,7 @@ class Facts:
         top1: JAX's top-1 on the labelled evaluation images in percent; None without such images.
         checks: by precision, the export side's check of its graph.
         files: written by the conversion, which may be read.
+        patches: (how many, side in pixels) that images of any aspect are cut into; (0, 0) where they are not.
     """
 
     image_size: Sizes
@@ -47,6 +48,7 @@ class Facts:
     top1: float | None
     checks: Mapping[str, GraphCheck]
     files: Files
+    patches: tuple[int, int] = (0, 0)
 
     @property
     def output(self) -> str:
@@ -99,6 +101,7 @@ def read_facts(bundle: Bundle) -> Facts:
         top1=reference.top1,
         checks=checks,
         files=manifest.files,
+        patches=(checkpoint.patches, checkpoint.patch_size) if checkpoint.patches else (0, 0),
     )
 
 

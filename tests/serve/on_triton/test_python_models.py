@@ -9,6 +9,7 @@ from fake_triton import MetricFamily, request
 
 from vit_convert.core.bundle import read_json
 from vit_convert.core.errors import BenchmarkError
+from vit_convert.images.patches import image_patches
 from vit_convert.images.preprocess import preprocess_for
 from vit_convert.images.sources import open_images
 from vit_convert.serve.triton.models import classifier, top
@@ -140,6 +141,28 @@ def test_a_model_of_pixels_takes_them_as_they_are(utils, tmp_path):
     expected = np.stack([record.fit(image, 32, 32) for image in pixels])
     np.testing.assert_array_equal(answers[0]["images"], np.moveaxis(expected, 3, 1))
     assert "pixels [2, 0, 50, 3]: expected" in answers[1].problem.message()
+
+
+def test_images_of_any_aspect_are_cut_into_patches(utils, tmp_path):
+    """Several in one request, under the names that the config has for patches, places and mask, in any order."""
+    images = [np.random.default_rng(i).integers(0, 256, (*size, 3)).astype(np.uint8)
+              for i, size in enumerate([(40, 90), (90, 40), (8, 200)])]  # fmt: skip
+    outputs = [
+        {"name": "valid", "data_type": "TYPE_INT32", "dims": [20]},
+        {"name": "where", "data_type": "TYPE_INT32", "dims": [20, 2]},
+        {"name": "cut", "data_type": "TYPE_FP32", "dims": [20, 192]},
+    ]
+    config = {"input": [{"name": "image"}], "output": outputs}
+    config |= {"parameters": {"patches": {"string_value": "20"}, "patch_size": {"string_value": "8"}}}
+    model = Preprocessing()
+    model.initialize({"model_config": json.dumps(config)})
+    files = np.array([[encoded(image, "PNG")] for image in images], object)
+    whole, half = model.execute([request(image=files), request(image=np.array([[files[0, 0][:30]]], object))])
+    for i, image in enumerate(images):
+        for name, value in zip(("cut", "where", "valid"), image_patches(image, 8, 20)):
+            assert whole[name].dtype == value.dtype
+            np.testing.assert_array_equal(whole[name][i], value)
+    assert "image[0] of 1: cannot be decoded" in half.problem.message()
 
 
 @pytest.mark.parametrize("shape", [(1, 0, 5, 3), (1, 5, 5, 4)])

@@ -10,12 +10,17 @@ import subprocess
 import sys
 import urllib.request
 
+import ml_collections
 import numpy as np
 import pytest
 from pair_by_hand import IMAGES, LENGTH, embeddings, pixels, probabilities, write_pair
 
+from vit_convert.core import config as configs
+from vit_convert.core.pair import read_pair
+from vit_convert.core.similarity import logits_of
 from vit_convert.serve.triton.__main__ import main
 from vit_convert.serve.triton.client import infer
+from vit_convert.serve.triton.server import find_server, running
 
 pytestmark = pytest.mark.slow
 ROOT = pathlib.Path(__file__).parents[3]
@@ -221,6 +226,36 @@ def test_a_pair(served, pair, yard):
         with pytest.raises(ValueError) as raised:
             infer(server.http, "clip_similarity", inputs)
         assert named in str(raised.value), named
+
+
+def test_a_naflex_pair(environment, yard, tmp_path):
+    """Photographs of several aspects in one request, as files, against JAX's embeddings of the patches."""
+    pytest.importorskip("jax2onnx")
+    pillow = pytest.importorskip("PIL.Image")
+    from vit_convert.convert import convert
+    from vit_convert.families.random import write_random_checkpoint
+
+    generator, photos = np.random.default_rng(2), tmp_path / "photos"
+    photos.mkdir()
+    sizes = [(60, 200), (200, 60), (120, 120)]
+    for i, size in enumerate(sizes):
+        pillow.fromarray(generator.integers(0, 256, (*size, 3), np.uint8)).save(photos / f"{i}.png")
+    write_random_checkpoint(tmp_path / "naflex.npz", "SigLIP2-mu/16-naflex", depth=1)
+    given = {"checkpoint": str(tmp_path / "naflex.npz"), "precision": "fp32", "evaluation": {"data": str(photos)}}
+    given |= {"engine": {"backend": "none"}, "batch": {"opt": 2, "max": 4}, "check": {"consistency": False}}
+    convert(configs.complete(ml_collections.ConfigDict(given), "naflex"), tmp_path, quiet=True)
+    bundle, models = tmp_path / "naflex", tmp_path / "models"
+    assert main(["triton", str(bundle), f"--output={models}", "--check", f"--environment={environment}"]) == 0
+    files = [path.read_bytes() for path in sorted(photos.iterdir())]
+    image = np.load(bundle / "image" / "evaluation_embeddings.npy")
+    text = np.load(bundle / "text" / "reference.npz")
+    with running(find_server(environment), models) as server:
+        found = infer(server.http, "naflex_image", {"image": [[file] for file in files]})["embedding"]
+        np.testing.assert_allclose(found, image, atol=ATOL)
+        given = {"image": files, "tokens": text["tokens"]}
+        logits = infer(server.http, "naflex_similarity", given)["logits"]
+    expected = logits_of(image, text["embedding"], read_pair(bundle))
+    np.testing.assert_allclose(logits, expected, atol=1e-5 * np.abs(expected).max())
 
 
 def test_metrics_say_what_it_runs_on(served):

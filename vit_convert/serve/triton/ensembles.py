@@ -7,7 +7,7 @@ from vit_convert.core.signature import Output, Tensor
 from vit_convert.core.text_length import optimal_of
 from vit_convert.core.version import __version__
 from vit_convert.serve.triton import pbtxt
-from vit_convert.serve.triton.models.preprocess import ENCODED, PIXELS
+from vit_convert.serve.triton.models.preprocess import ENCODED, PATCHES, PIXELS
 from vit_convert.serve.triton.models.top import LABELS
 from vit_convert.serve.triton.offered import Offered, class_names
 from vit_convert.serve.triton.parts import Asked, head, known
@@ -21,7 +21,7 @@ _SOURCES = {
 
 
 def ensembles(offered: Offered, asked: Asked) -> list[ModelFolder]:
-    """The ensembles of a model whose only input takes images, preceded by the models that they need.
+    """The ensembles of a model that takes images, or patches of them, preceded by the models that they need.
 
     Args:
         offered: of the bundle.
@@ -41,11 +41,11 @@ def ensembles(offered: Offered, asked: Asked) -> list[ModelFolder]:
 
 def _ensemble(offered: Offered, asked: Asked, source: str, results: list[Tensor], batch: int) -> ModelFolder:
     tensor, words = _SOURCES[source]
-    image, classes, name = offered.signature.image, offered.signature.classes, f"{asked.name}_{source}"
-    assert image is not None
+    classes, name = offered.signature.classes, f"{asked.name}_{source}"
+    taken = {given.name: given.name for given in offered.signature.inputs}
     steps = [
-        step(f"{name}_preprocess", {source: source}, {image.name: image.name}),
-        step(asked.model, {image.name: image.name}, {output.name: output.name for output in offered.signature.outputs}),
+        step(f"{name}_preprocess", {source: source}, taken),
+        step(asked.model, taken, {output.name: output.name for output in offered.signature.outputs}),
     ]
     if classes is not None:
         steps.append(
@@ -64,6 +64,11 @@ def _ensemble(offered: Offered, asked: Asked, source: str, results: list[Tensor]
 
 def _max_batch(batch: int) -> Chosen:
     return Chosen(f"max_batch_size: {batch}", "config.batch.max of the conversion.")
+
+
+def takes_patches(offered: Offered) -> bool:
+    """Whether a model takes images cut into patches, with their places and a mask."""
+    return bool(offered.facts.patches[0])
 
 
 def _fitted(offered: Offered) -> Tensor:
@@ -95,18 +100,27 @@ def _top(offered: Offered, asked: Asked, classes: Output, results: list[Tensor],
 
 
 def _preprocess(offered: Offered, asked: Asked, source: str, batch: int) -> ModelFolder:
-    fitted, name = _fitted(offered), f"{asked.name}_{source}_preprocess"
-    height, width = fitted.shape[1:3] if fitted.layout == "NHWC" else fitted.shape[2:4]
-    given = {"height": height, "width": width, "dtype": fitted.dtype, "layout": fitted.layout}
-    record = parameter("preprocess", json.dumps(offered.facts.preprocess, sort_keys=True))
+    name, fitted = f"{asked.name}_{source}_preprocess", list(offered.signature.inputs)
+    given: dict[str, object] = {}
+    if takes_patches(offered):
+        count, side = offered.facts.patches
+        why = f"Of an image as many as the largest of its sizes with {count} or fewer has; the others are masked."
+        given |= {"patch_size": side}
+        record = dataclasses.replace(parameter(PATCHES, count), why=why)
+    else:
+        fitted = [_fitted(offered)]
+        height, width = fitted[0].shape[1:3] if fitted[0].layout == "NHWC" else fitted[0].shape[2:4]
+        record = parameter("preprocess", json.dumps(offered.facts.preprocess, sort_keys=True))
+        record = dataclasses.replace(record, why="The checkpoint's own preprocessing, as report.json has it.")
+        given |= {"height": height, "width": width, "dtype": fitted[0].dtype, "layout": fitted[0].layout}
     processes = "Two processes: decoding is the CPU's work, give it as many as cores are free."
     parts = [
         *head(offered, name, "python"),
         _max_batch(batch),
         pbtxt.tensor("input", _SOURCES[source][0]),
-        pbtxt.tensor("output", fitted),
+        *(pbtxt.tensor("output", tensor) for tensor in fitted),
         Chosen("instance_group [ { count: 2 kind: KIND_CPU } ]", processes),
-        dataclasses.replace(record, why="The checkpoint's own preprocessing, as report.json has it."),
+        record,
         *(parameter(key, value) for key, value in given.items()),
     ]
     return ModelFolder(name, pbtxt.document(parts), asked.version, {"model.py": shim("preprocess")})

@@ -9,7 +9,7 @@ from vit_convert.core.errors import BuildError
 from vit_convert.core.signature import Tensor
 from vit_convert.serve.triton import pbtxt
 from vit_convert.serve.triton.choices import Batching, batching_fields, for_graph, for_plan, response_cache
-from vit_convert.serve.triton.ensembles import ensembles
+from vit_convert.serve.triton.ensembles import ensembles, takes_patches
 from vit_convert.serve.triton.models.classifier import BUNDLE
 from vit_convert.serve.triton.models.top import LABELS
 from vit_convert.serve.triton.offered import Offered, Plan, class_names, require_graph
@@ -28,11 +28,8 @@ def models_of(offered: Offered, asked: Asked) -> list[ModelFolder]:
         UsageError: the labels do not fit.
     """
     network = _network(offered, asked, class_names(offered, asked.labels))
-    if (
-        len(offered.signature.inputs) > 1
-        or offered.signature.image is None
-        or offered.signature.image.shape[0] != "batch"
-    ):
+    inputs = offered.signature.inputs
+    if not (takes_patches(offered) or (len(inputs) == 1 and inputs[0].is_image)) or inputs[0].shape[0] != "batch":
         return [network]  # clients prepare its inputs themselves
     return [network, *ensembles(offered, asked)]
 

@@ -11,6 +11,7 @@ from vit_convert.core.signature import Tensor
 from vit_convert.core.version import __version__
 from vit_convert.engine.pair_bundle import open_pair
 from vit_convert.serve.triton import pbtxt
+from vit_convert.serve.triton.ensembles import takes_patches
 from vit_convert.serve.triton.models.preprocess import ENCODED, PIXELS
 from vit_convert.serve.triton.models.similarity import LOGITS, SIMILARITY
 from vit_convert.serve.triton.models.tokenize import FOLDER, PROMPT
@@ -54,13 +55,14 @@ def read_pair_offered(path: str | os.PathLike[str], precision: str = "") -> Offe
         precision: see `read_offered`.
 
     Raises:
-        UsageError: it is not finished, or its towers are from other conversions or have more than one input.
+        UsageError: it is not finished, or its towers are from other conversions or have more than one input that is no
+                part of an image.
         BuildError: see `read_offered`.
     """
     facts, bundles = open_pair(path)
     found = {tower: read_offered(bundle.root, precision) for tower, bundle in bundles.items()}
     for tower, offered in found.items():
-        if len(offered.signature.inputs) > 1:
+        if len(offered.signature.inputs) > 1 and not takes_patches(offered):
             names = ", ".join(tensor.name for tensor in offered.signature.inputs)
             raise UsageError(
                 f"{offered.bundle.root}: takes {names}; a pair is served with one input a tower",

@@ -14,6 +14,7 @@ from vit_convert.core.tolerance import allowed_similarity_error, tolerance_for
 from vit_convert.engine.handoff import read_config
 from vit_convert.engine.pair_bundle import jax_embeddings
 from vit_convert.serve.triton.client import infer
+from vit_convert.serve.triton.ensembles import takes_patches
 from vit_convert.serve.triton.models.preprocess import PIXELS
 from vit_convert.serve.triton.models.similarity import LOGITS, SIMILARITY
 from vit_convert.serve.triton.offered import Offered
@@ -106,8 +107,8 @@ def prove_pair(url: str, name: str, pair: OfferedPair) -> Iterator[Proved]:
     yield from prove(url, f"{name}_image_tower", pair.image)
     yield from prove(url, f"{name}_text", pair.text)
     towers, model = (pair.image, pair.text), f"{name}_similarity"
-    if not all(tower.bundle.embeddings in tower.facts.files for tower in towers):
-        return
+    if not all(tower.bundle.embeddings in tower.facts.files for tower in towers) or takes_patches(pair.image):
+        return  # of images that were cut into patches, no pixels are kept
     pixels = np.load(pair.image.bundle.images("evaluation"), mmap_mode="r")[:_MOST_IMAGES]
     tokens = np.load(pair.text.bundle.tokens("evaluation"), mmap_mode="r")[:_MOST_IMAGES]
     image, text = (jax_embeddings(tower.bundle, tower.facts)[:_MOST_IMAGES] for tower in towers)

@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 
 from vit_convert.core.errors import BenchmarkError
+from vit_convert.images.patches import packed_patches, unpacked_patches
 from vit_convert.images.pixels import decode_image
 from vit_convert.images.preprocess import Preprocess
 from vit_convert.serve.triton.models.common import array_of, each, parameters
 
 ENCODED, PIXELS = "image", "pixels"  # names of the inputs
+PATCHES = "patches"  # the parameter of a model that cuts images into so many
 _LARGEST_PIXELS = 178956970  # Pillow's limit for encoded images
 
 
@@ -22,8 +24,8 @@ class TritonPythonModel:
     def initialize(self, args: Mapping[str, str]) -> None:
         """Reads the record and the graph's input from the model's parameters."""
         given, config = parameters(args), json.loads(args["model_config"])
-        self._source, self._target = config["input"][0]["name"], config["output"][0]["name"]
-        self._fit = Fit(given)
+        self._source, self._targets = config["input"][0]["name"], config["output"]
+        self._fit = Cut(given) if PATCHES in given else Fit(given)
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Answers each request by itself, because their images differ in size."""
@@ -31,7 +33,10 @@ class TritonPythonModel:
 
     def _compute(self, request: Any) -> dict[str, np.ndarray]:
         given = array_of(request, self._source)
-        return {self._target: self._fit.encoded(given) if self._source == ENCODED else self._fit.pixels(given)}
+        found = self._fit.encoded(given) if self._source == ENCODED else self._fit.pixels(given)
+        if isinstance(self._fit, Cut):
+            return by_kind(self._targets, found)
+        return {self._targets[0]["name"]: found}
 
 
 class Fit:
@@ -87,3 +92,34 @@ class Fit:
 
     def _as_input(self, images: np.ndarray) -> np.ndarray:
         return self._preprocess.graph_input(images, self._dtype, channels_first=self._channels_first)
+
+
+class Cut(Fit):
+    """The preprocessing of a model that takes patches of images of any aspect.
+
+    Args:
+        given: "patches" (how many) and "patch_size" (in pixels).
+    """
+
+    def __init__(self, given: Mapping[str, str]):
+        self._count, self._patch_size = int(given[PATCHES]), int(given["patch_size"])
+
+    def _one(self, image: np.ndarray) -> np.ndarray:
+        return packed_patches(image, self._patch_size, self._count)
+
+    def _as_input(self, images: np.ndarray) -> np.ndarray:
+        return images
+
+
+def by_kind(outputs: Sequence[Mapping[str, Any]], packed: np.ndarray) -> dict[str, np.ndarray]:
+    """Patches, places and mask under the names that a config has for them, which their types and sides tell apart.
+
+    Args:
+        outputs: of the config.
+        packed: uint8 [batch, patches, bytes] as `images.patches.packed_patches` gives them.
+    """
+    patches, places, mask = unpacked_patches(packed)
+    return {
+        row["name"]: patches if row["data_type"] == "TYPE_FP32" else places if len(row["dims"]) == 2 else mask
+        for row in outputs
+    }
