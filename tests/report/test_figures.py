@@ -104,6 +104,21 @@ def test_thresholds_the_costliest_first(painted):
     assert Line.tips[1] == "tip:block_00/mlp/fc1/Gelu: threshold 5.75 loses 0.20%"
 
 
+def test_only_the_costliest_thresholds_have_room(painted):
+    rows = [widened(f"t{i}", 0.001 * (i + 1), 0.0005) for i in range(20)]
+    (axes,) = painted({"name": "a", "calibration": {"widened": rows}}).values()
+    (((_, names), _),) = axes.of("set_yticks")
+    assert names == [f"t{i}" for i in range(19, 3, -1)]  # sixteen of twenty
+
+
+def test_a_title_names_the_model_where_there_are_several(painted):
+    one = {"stages": [{"name": "export", "status": "done", "seconds": 2.5, "peak_rss_mib": 1.0}]}
+    assert [*painted({"name": "a", **one})] == ["Stages of the conversion, with peak memory"]
+    assert [*painted({"name": "a", **one}, {"name": "b", **one})] == [
+        f"Stages of the conversion, with peak memory: {name}" for name in "ab"
+    ]
+
+
 @pytest.mark.parametrize(
     ("name", "shown"), [("a", "a"), ("a/b/c", "a/b/c"), ("a/b/c/d", "b/c/d"), ("x/a/b/c/d", "b/c/d")]
 )

@@ -6,6 +6,7 @@ import pathlib
 import re
 import shutil
 import subprocess
+import sys
 import xml.etree.ElementTree
 
 import pytest
@@ -13,8 +14,10 @@ import pytest
 pytest.importorskip("jinja2")
 pytest.importorskip("matplotlib")
 
+from vit_convert.core.errors import UsageError
 from vit_convert.core.roofline import data_sheet
 from vit_convert.report.__main__ import main
+from vit_convert.report.figures import MOST_DRAWN
 from vit_convert.report.page import _consistency, _engine_row, read, render
 
 RESULTS = pathlib.Path(__file__).parents[2] / "benchmarks" / "results"
@@ -280,3 +283,17 @@ def test_what_the_page_says_of_checks_without_a_reference():
         _consistency({"consistency": rows[:1]}) == "passed"
         and _consistency({}) == _consistency({"consistency": []}) == ""
     )
+
+
+def test_the_title_of_many_models():
+    names = [f"model-{i}" for i in range(MOST_DRAWN + 1)]
+    assert f"<title>{', '.join(names[:-1])}" in render([{"name": name} for name in names[:-1]])
+    assert f"<title>model-0 and {MOST_DRAWN} more" in render([{"name": name} for name in names])
+
+
+@pytest.mark.parametrize("missing", ["jinja2", "matplotlib"])
+def test_what_is_not_installed_is_named(monkeypatch, missing):
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(UsageError, match=f"{missing} is not installed") as caught:
+        render([{"name": "a", "accuracy": {"jax": 80.0}}])
+    assert "vit_convert[report]" in caught.value.fix

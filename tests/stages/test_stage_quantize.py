@@ -1,6 +1,7 @@
 """Which graphs the quantize stage writes, what it says of their accuracy, and of what fp16 cannot hold."""
 
 import json
+import types
 
 import numpy as np
 import onnx_ir as ir
@@ -73,6 +74,12 @@ def test_what_a_lower_precision_costs(context, checks, of_fp32, against, accurat
     assert (found.against, found.accurate, found.drop_points, found.text) == (against, accurate, drop, text)
     assert found.allowed_points == (None if drop is None else 1.0)
     assert found.top1 == (None if drop is None else checks["int8"])
+
+
+def test_four_digits_of_a_loss_are_kept(context):
+    change(context, "check", passed=True)
+    found = _verdict(context, "int8", {"fp16": check(80.0), "int8": check(79.666666)})
+    assert found.drop_points == 0.3333
 
 
 def test_one_that_missed_is_not_accurate_whatever_is_not_known(context):
@@ -187,6 +194,70 @@ def test_a_block_that_is_not_there_cannot_stay(context, stages):
     stages()
     with pytest.raises(UsageError, match="block_07"):
         lower(context)
+
+
+@pytest.fixture
+def written(context, monkeypatch):
+    """Writes a precision's graph; what it was made of, by whom."""
+
+    def written(precision, lowering=""):
+        made, amax = [], {"logits": 2.0}
+
+        def typed(name):
+            def change(model, **options):
+                made.append((name, *sorted(options)))
+                return types.SimpleNamespace(
+                    model=model, overflowing={"w": 7e4}, islands=("w",), num_casts=3, num_subnormal=1
+                )
+
+            return change
+
+        def quantize(model, calibration, sites, *, target, precision):
+            made.append(("quantize", calibration, target, precision, [site.name for site in sites]))
+            return model
+
+        sites = [types.SimpleNamespace(name="head")]
+        monkeypatch.setattr("vit_convert.quantize.half_precision.to_bf16", typed("bf16"))
+        monkeypatch.setattr("vit_convert.quantize.half_precision.to_fp16", typed("fp16"))
+        monkeypatch.setattr("vit_convert.quantize.qdq.quantize", quantize)
+        monkeypatch.setattr("vit_convert.quantize.calibrate.Calibration.load", lambda path: path.name)
+        monkeypatch.setattr(module, "_place", lambda context, model, precision: types.SimpleNamespace(sites=sites))
+        monkeypatch.setattr(module, "unquantized", lambda context: lowering)
+        monkeypatch.setattr(
+            module, "_write_ranges", lambda context, lowering: made.append(("ranges", lowering)) or LoweredGraph()
+        )
+        blocks = {"w": LargestActivation(tensor="logits", max_abs=2.0)}
+        found = module._write_graph(context, precision, lambda graph: (amax, blocks))
+        return found, made
+
+    return written
+
+
+@pytest.mark.parametrize(
+    ("precision", "steps"),
+    [
+        ("fp16", [("fp16", "amax", "keep_fp32")]),
+        ("bf16", [("bf16", "keep_fp32")]),
+        ("int8", [("quantize", "calibration.json", "rtx", "int8", ["head"]), ("fp16", "amax", "keep_fp32")]),
+        ("fp8", [("quantize", "calibration.json", "rtx", "fp8", ["head"]), ("fp16", "amax", "keep_fp32")]),
+    ],
+)
+def test_how_a_graph_is_made(context, written, precision, steps):
+    ask(context, f"fp32,{precision}")
+    found, made = written(precision)
+    assert made == steps and context.bundle.onnx(precision).exists()
+    assert found.quantized == (("head",) if precision in ("int8", "fp8") else None) or found.quantized == ()
+    assert (found.fp32_islands, found.num_casts, found.num_subnormal) == (("w",), 3, 1)
+    assert found.max_abs_activation["w"].max_abs == 2.0
+    assert "w: |w| reaches 7e+04, beyond fp16; it stays fp32" in context.bundle.events.read_text()
+
+
+def test_tensorrt_8_gets_pairs_and_no_types(context, written):
+    ask(context, "fp32,int8", "trt8")
+    found, made = written("int8")
+    assert [step[0] for step in made] == ["quantize"] and found.num_casts is None
+    assert written("int8", lowering="fused")[1] == [("ranges", "fused")]
+    assert written("fp16", lowering="fused")[1] == []  # whose graph is another's affair
 
 
 def node(*outputs):

@@ -51,6 +51,8 @@ def test_the_last_side_is_jaxs(offered):
 
 def test_the_networks_name():
     assert (Asked("a").model, Asked("a", network="b").model) == ("a", "b")
+    plain = Asked("a")  # what docs/serving.md says of a command without flags
+    assert (plain.runtime, plain.precision, plain.version, plain.delay_us, plain.top_k) == ("auto", "", 1, None, 5)
 
 
 @pytest.fixture
@@ -94,6 +96,9 @@ def test_without_tritons_client(triton, places):
 
 def test_as_a_script_it_prints_json(triton, tmp_path, monkeypatch, capsys):
     (tmp_path / "a").write_text('java_package: "a"\n')
-    monkeypatch.setattr(sys, "argv", ["parse.py", str(tmp_path / "a")])
+    (tmp_path / "b").write_text('java_package: "b"\n')
+    monkeypatch.setattr(sys, "argv", ["parse.py", str(tmp_path / "a"), str(tmp_path / "b")])
     runpy.run_path(parse.__file__, run_name="__main__")
-    assert json.loads(capsys.readouterr().out) == {str(tmp_path / "a"): {"config": {"java_package": "a"}}}
+    assert json.loads(capsys.readouterr().out) == {
+        str(tmp_path / name): {"config": {"java_package": name}} for name in "ab"
+    }
