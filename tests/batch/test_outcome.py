@@ -121,3 +121,36 @@ def test_out_of_memory_may_pass_and_another_exception_may_not():
     assert (found.status, found.exit_code, found.error, found.passing) == ("failed", 130, "out of memory", True)
     found = run._failed(begun, ValueError("x"))
     assert (found.status, found.exit_code, found.passing) == ("failed", 1, False) and "This is a bug" in found.error
+
+
+@pytest.mark.parametrize(
+    ("status", "finished", "failed"),
+    [("done", True, False), ("fresh", True, False), ("failed", False, True), ("timeout", False, True),
+     ("pending", False, False)],
+)  # fmt: skip
+def test_what_is_finished_and_what_failed(status, finished, failed):
+    assert (Outcome("a", status=status).finished, Outcome("a", status=status).failed) == (finished, failed)
+    assert EngineOutcome(status=status).finished is finished
+
+
+@pytest.mark.parametrize(
+    ("own", "engines", "status"),
+    [("fresh", ["fresh", "fresh"], "fresh"), ("fresh", ["fresh", "done"], "done"), ("done", ["fresh"], "done"),
+     ("fresh", [], "fresh")],
+)  # fmt: skip
+def test_engines_that_are_there(own, engines, status):
+    rows = [EngineOutcome(status=each) for each in engines]
+    found = Outcome("a", status=own, exit_code=0).with_engines(rows)
+    assert (found.status, found.engines, found.exit_code, found.error) == (status, tuple(rows), 0, "")
+
+
+@pytest.mark.parametrize(("gpu", "words"), [("h100", "engines for h100: no driver"), ("", "engines: no driver")])
+def test_the_first_engine_that_failed_is_the_jobs_failure(gpu, words):
+    rows = [
+        EngineOutcome(status="done"),
+        EngineOutcome(gpu=gpu, status="timeout", exit_code=130, error="no driver", fix="Install it."),
+        EngineOutcome(status="failed", exit_code=7, error="another"),
+    ]
+    found = Outcome("a", status="done", exit_code=0).with_engines(rows)
+    assert (found.status, found.exit_code, found.error, found.fix) == ("timeout", 130, words, "Install it.")
+    assert found.engines == tuple(rows) and found.failed
