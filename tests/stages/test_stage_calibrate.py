@@ -1,0 +1,147 @@
+"""What calibration asks for, leaves, and says of thresholds, shifts and layers that stay out of INT8."""
+
+import types
+
+import pytest
+from stage_context import make_context
+
+from vit_convert.core.errors import UsageError
+from vit_convert.core.stage_results import LeftOut, Shifted, Widened
+from vit_convert.stages import calibrate as module
+from vit_convert.stages.calibrate import CALIBRATE
+
+
+@pytest.fixture
+def context(tmp_path):
+    found = make_context(tmp_path / "b")
+    found.config.precision, found.config.target = "fp32,int8", "rtx"
+    return found
+
+
+def names(context):
+    return [path.relative_to(context.bundle.root).as_posix() for path in CALIBRATE.outputs(context)]
+
+
+def test_what_it_leaves(context):
+    assert names(context) == ["calibration.json", "calibration_images.npy"]
+    context.config.calibration.data, context.config.calibration.smooth = "a.zip", 0.5
+    assert names(context) == [
+        "calibration.json", "calibration_images.npy", "calibration_labels.npy",
+        "model.smooth.onnx", "model.smooth.onnx.data",
+    ]  # fmt: skip
+    assert module.source_graph(context).name == "model.smooth.onnx"
+    context.config.calibration.data, context.config.calibration.smooth, context.config.target = "", 0.0, "trt8"
+    assert module.source_graph(context).name == "model.onnx"
+    assert names(context)[:2] == ["calibration.json", "calibration_images.npy"]
+    assert names(context)[2] == "calibration.cache" and len(names(context)) == 4  # TensorRT's own, with its key
+    context.config.engine.int8_lowering = "fused"
+    assert names(context)[-3:] == [
+        "lowerings/fused.ranges.json",
+        "lowerings/fused.int8.onnx",
+        "lowerings/fused.int8.onnx.data",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("precision", "sensitivity", "wanted"),
+    [("fp32", False, False), ("fp32,fp16", False, False), ("fp32,int8", False, True), ("fp32,fp8", False, True),
+     ("fp32", True, True)],
+)  # fmt: skip
+def test_when_it_is_needed(context, precision, sensitivity, wanted):
+    context.config.precision, context.config.sensitivity = precision, sensitivity
+    assert CALIBRATE.needed(context) is wanted
+
+
+INT8 = {"precision": "fp32,int8", "plan.type": "fp8"}
+
+
+@pytest.mark.parametrize(
+    ("values", "leave_out", "shift"),
+    [
+        (INT8, True, True),
+        ({"precision": "fp32,fp8", "plan.type": "fp8"}, False, False),
+        ({"precision": "fp32,fp8", "plan.type": "int8"}, True, True),  # what a plan would quantize to
+        ({**INT8, "quantize_only": ("block_00",)}, False, True),  # the user's word
+        ({**INT8, "plan.file": "plan.json"}, False, True),
+        ({**INT8, "calibration.shift": False}, True, False),
+        ({**INT8, "engine.calibrator": True}, True, False),
+        ({**INT8, "target": "trt8", "engine.int8_lowering": "fused"}, True, False),
+    ],
+)
+def test_what_may_stay_out_and_what_may_be_shifted(context, values, leave_out, shift):
+    for key, value in values.items():
+        group = context.config
+        *groups, last = key.split(".")
+        for name in groups:
+            group = group[name]
+        group[last] = value
+    assert (module._may_leave_out(context), module._may_shift(context)) == (leave_out, shift)
+    assert CALIBRATE.inputs(context)[-2:] == [leave_out, shift]
+
+
+def test_what_limits_each_precision(context, monkeypatch):
+    context.config.keep_fp32, context.config.keep_fp16, context.config.quantize_only = ("a",), ("b",), ("c",)
+    given = {"keep_fp32": ["a"], "keep_fp16": ["b"], "quantize_only": ["c"]}
+    assert module.patterns(context) == given
+    found = types.SimpleNamespace(left_out={"x": 0.5})
+    monkeypatch.setattr("vit_convert.quantize.calibrate.Calibration.load", lambda path: found)
+    assert module.limits(context, "fp8") == given and module.limits(context, "int8") == {**given, "leave_out": ["x"]}
+
+
+def cost(candidates, errors, cheapest):
+    return types.SimpleNamespace(candidates=candidates, errors=errors, cheapest=cheapest)
+
+
+def test_thresholds_that_were_widened():
+    costs = {"a": cost([3.125, 5.0, 8.0], [0.25, 0.01, 0.03], 0.01)}
+    calibration = types.SimpleNamespace(amax={"a": 8.0}, thresholds={"a": 5.0}, widened=lambda: costs)
+    (row,) = module._widened(calibration)
+    assert row == Widened(
+        tensor="a", amax=8.0, entropy=3.125, threshold=5.0, error_entropy=0.25, error=0.01, error_minmax=0.03
+    )
+    said = module._most([row, row])
+    assert said == "most a: 3.12 → 5, error of its products 0.25 → 0.01"
+
+
+def test_shifts_that_gain_most_come_first():
+    shift = lambda offset, error: types.SimpleNamespace(offset=offset, threshold=1.0, error=error)  # noqa: E731
+    calibration = types.SimpleNamespace(
+        shifts={"a": shift(0.5, 0.1), "b": shift(0.25, 0.1)}, costs={"a": cost((), (), 0.2), "b": cost((), (), 0.4)}
+    )
+    assert module._shifted(calibration) == [
+        Shifted(tensor=name, offset=offset, threshold=1.0, error=0.1, error_symmetric=before)
+        for name, offset, before in (("b", 0.25, 0.4), ("a", 0.5, 0.2))
+    ]
+
+
+SITES = [types.SimpleNamespace(name=name, tensor=tensor) for name, tensor in
+         (("q", "x"), ("k", "x"), ("k", "x"), ("fc1", "y"), ("fc2", "z"))]  # fmt: skip
+
+
+def test_layers_that_stay_out_the_worst_first(context):
+    context.config.calibration.max_error = 0.001
+    rows = module._left_out(context, types.SimpleNamespace(left_out={"x": 0.002, "z": 0.5}), SITES)
+    assert rows == [
+        LeftOut(sites=("fc2",), tensor="z", error=0.5, max_error=0.001),
+        LeftOut(sites=("q", "k"), tensor="x", error=0.002, max_error=0.001),
+    ]
+    said = context.bundle.events.read_text()
+    assert "fc2: stays fp16" in said and "q, k: stays fp16" in said and "calibration.max_error" in said
+    assert module._left_out(context, types.SimpleNamespace(left_out={}), SITES) == []
+    assert module._left_out(context, types.SimpleNamespace(left_out={}), []) == []
+
+
+def test_not_everything_may_stay_out(context):
+    with pytest.raises(UsageError, match=r"config\.calibration\.max_error=0\.001: .* q: 0\.002"):
+        module._left_out(context, types.SimpleNamespace(left_out={"x": 0.002, "y": 0.1, "z": 0.5}), SITES)
+
+
+@pytest.mark.parametrize(
+    ("keep", "said", "fix"),
+    [((), "has no product or convolution", "fp16"), (("*",), r"config\.keep_fp16=\['\*'\]", "keep_fp16")],
+)
+def test_nothing_to_quantize(context, keep, said, fix):
+    context.config.keep_fp16 = keep
+    with pytest.raises(UsageError, match=said) as caught:
+        module._refuse_to_quantize_nothing(context)
+    assert fix in caught.value.fix and "nothing would be quantized" in str(caught.value)
