@@ -301,3 +301,11 @@ def test_jobs_of_one_kind_share_a_config_that_is_made_once(touch, monkeypatch):
     assert len(made) == 1 and (configs[1].name, configs[1].checkpoint, configs[1].batch.max) == ("b", "b.npz", 77)
     assert Job("a", "a.npz", words).make_config().checkpoint == "a.npz"
     assert Job("c", "c.npz", words[:1]).make_config().batch.max == 64 and len(made) == 2
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe\x00"])
+def test_a_table_that_cannot_be_read(touch, tmp_path, content):
+    if content is not None:
+        (tmp_path / "t.csv").write_bytes(content)
+    with pytest.raises(UsageError, match=r"--table=t\.csv: cannot be read"):
+        names(table="t.csv")

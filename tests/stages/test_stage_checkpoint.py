@@ -23,8 +23,8 @@ def given(**more):
     return types.SimpleNamespace(**{
         "path": "a.npz", "sha256": "ab", "family": types.SimpleNamespace(name="vit"), "variant": "B/16", "title": "ViT",
         "layout": types.SimpleNamespace(value="vit_jax"), "num_params": 86567656, "image_size": (224, 224),
-        "patch_size": 16, "patches": None, "attentions": [(64, 197)], "source_image_size": (224, 224), "num_classes": 1000,
-        "zero_head": False,
+        "patch_size": 16, "patches": None, "attentions": [(64, 197)], "source_image_size": (224, 224),
+        "num_classes": 1000, "zero_head": False,
         "output": "logits", "judge": "top1", "text": False, "pair": None, "warnings": ["old"], "preprocess": "vit_jax",
         "takes": "texts", "resizable": True, **more,
     })  # fmt: skip
@@ -150,8 +150,9 @@ def test_what_it_depends_on(context, tmp_path):
     (tmp_path / "a.npz").write_bytes(b"a")
     context.scratch["found"] = types.SimpleNamespace(path=tmp_path / "a.npz", subtree="")
     found = [CHECKPOINT.inputs(context)]
-    for key, value in {"family": "vit", "variant": "B/16", "outputs": "features", "num_classes": 7,
-                       "posemb_grid": (2, 3), "preprocess": "siglip", "normalize": False, "image_size": (64, 64)}.items():  # fmt: skip
+    changes = {"family": "vit", "variant": "B/16", "outputs": "features", "num_classes": 7, "posemb_grid": (2, 3)}
+    changes |= {"preprocess": "siglip", "normalize": False, "image_size": (64, 64)}
+    for key, value in changes.items():
         context.config[key] = value
         found.append(CHECKPOINT.inputs(context))
     context.scratch["found"] = types.SimpleNamespace(path=tmp_path / "a.npz", subtree="img")

@@ -260,6 +260,41 @@ def test_tensorrt_8_gets_pairs_and_no_types(context, written):
     assert written("fp16", lowering="fused")[1] == []  # whose graph is another's affair
 
 
+def test_what_a_plan_limits(context, monkeypatch):
+    asked = []
+    monkeypatch.setattr("vit_convert.quantize.placement.place", lambda model, **options: asked.append(options))
+    monkeypatch.setattr("vit_convert.quantize.precision_plan.read_plan", lambda path, precision: [path.name, precision])
+    monkeypatch.setattr(module, "limits", lambda context, precision: {"keep_fp16": [precision], "quantize_only": []})
+    ask(context, "fp32,int8")
+    module._place(context, "model", "int8")
+    context.config.plan.file = "plan.json"
+    module._place(context, "model", "int8")
+    context.config.plan.file, context.config.precision, context.config.calibration.attention = "", "auto", True
+    module._place(context, "model", "int8")
+    chosen = {"keep_fp16": ["int8"], "attention": False}
+    assert asked == [
+        {**chosen, "quantize_only": []}, {**chosen, "quantize_only": ["plan.json", "int8"]},
+        {**chosen, "attention": True, "quantize_only": ["precision_plan.json", "int8"]},
+    ]  # fmt: skip
+
+
+def test_ranges_are_written_as_pairs_to_be_checked(context, monkeypatch):
+    write_graph(context.bundle.lowering("fused.int8"))
+    asked, site = [], types.SimpleNamespace(name="head")
+    ranges = types.SimpleNamespace(thresholds={"x": 1.0})
+    monkeypatch.setattr(
+        "vit_convert.quantize.calibrate.Calibration.load", lambda path: asked.append(path.name) or ranges
+    )
+    monkeypatch.setattr(
+        "vit_convert.quantize.ranged.sites_with_ranges", lambda model, found: asked.append(found) or [site]
+    )
+    monkeypatch.setattr("vit_convert.quantize.qdq.quantize",
+                        lambda model, ranges, sites, *, target: asked.append((sites, target)) or model)  # fmt: skip
+    found = module._write_ranges(context, "fused")
+    assert asked == ["fused.ranges.json", {"x": 1.0}, ([site], "trt8")] and found.quantized == ("head",)
+    assert context.bundle.onnx("int8").exists()
+
+
 def node(*outputs):
     return ir.Node("", "Op", [], outputs=[ir.Value(name=name) for name in outputs])
 

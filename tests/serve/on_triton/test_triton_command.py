@@ -128,6 +128,7 @@ def test_it_stays_if_nothing_misses(world, capsys):
     assert world.run("a", "--output=r", "--serve", "--stay") == 0
     assert [step[0] for step in world.done][-2:] == ["wait", "stopped"]
     assert "serving localhost:1, gRPC localhost:2, localhost:3 until Ctrl-C" in capsys.readouterr().out
+    assert world.done[2][4:] == (120.0, 0)  # as --help has it: two minutes, and any ports
     world.done.clear()
     assert world.run("a", "--output=r", "--serve") == 0 and "wait" not in [step[0] for step in world.done]
 
