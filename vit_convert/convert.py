@@ -95,7 +95,8 @@ def convert_one(
         page: as above.
         found: where the checkpoint is, or the error of the search; None if nobody has looked yet.
         changes: for a tower of a pair: called once before a stage changes anything; not called if all are fresh.
-        answers: for a tower of a pair: gets what its graphs gave, if they were checked; see `stages.check.ANSWERS`.
+        answers: for a tower of a pair: filled with the outputs of its graphs, if they were checked; see
+            `stages.check.ANSWERS`.
     """
     _require_device(config)
     with opened(config, workdir, command, quiet=quiet, checkpoints=checkpoints) as context:

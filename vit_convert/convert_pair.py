@@ -36,8 +36,8 @@ def convert_pair(
     Args:
         config: the full config.
         workdir: the pair is its sub-folder `config.name`, with `image/`, `text/` and `pair.json` in it.
-        convert_tower: converts one model; it must call its argument `changes` before it changes anything, and put what
-            its graphs gave into `answers`.
+        convert_tower: converts one model; it must call its argument `changes` before it changes anything, and put the
+            outputs of its graphs into `answers`.
         until: last stage of the towers to run; empty for all.
         quiet: print nothing.
         command: the command line, for the report.

@@ -35,8 +35,8 @@ def check_graph(
         tolerance: for the judged tensors.
         judged: tensors that must meet it; the others are only reported.
         inputs: names of the graph's inputs; if empty, only the first array is used.
-        pooled_token: index of the pooled token, or of each image's [images]; a graph's last block may compute that
-            token alone.
+        pooled_token: index of the pooled token, or one per image [images]; a graph's last block may compute only that
+            token.
 
     Returns:
         A row per tensor, in the reference's order: the worst over the batch sizes.
@@ -48,12 +48,12 @@ def check_graph(
 
 @dataclasses.dataclass(frozen=True)
 class Checked:
-    """What was found of a graph.
+    """What checking a graph found.
 
     Attributes:
         rows: a row per tensor, in the reference's order: the worst over the batches.
-        alone: the findings of `core.consistency`; none where there were no probes.
-        answers: by output, what the graph gave for each row of the reference.
+        alone: the findings of `core.consistency`; empty without probes.
+        answers: by output name, the graph's values for each row of the reference.
     """
 
     rows: list[TensorCheck]
@@ -76,8 +76,8 @@ def check_graph_and_itself(
 
     Args:
         path, reference, tolerance, judged, inputs, pooled_token: see `check_graph`.
-        probes: from `images.probes.probe_inputs`; None checks it against its reference alone.
-        outputs: that have to agree with themselves.
+        probes: from `images.probes.probe_inputs`; None checks it only against its reference.
+        outputs: those that must agree with themselves.
     """
     known = _Known(reference, inputs, judged, tolerance, pooled_token, outputs)
     session = open_session(path, known.tensors)
@@ -100,11 +100,11 @@ def check_graph_and_itself(
 
 
 class _Known:
-    """A reference, and the worst that was found beside it.
+    """A reference, and the worst differences from it so far.
 
     Args:
         reference, inputs, judged, tolerance, pooled_token: see `check_graph`.
-        outputs: whose answers are kept.
+        outputs: those whose values are kept.
 
     Attributes:
         inputs: names of the graph's inputs.
@@ -128,13 +128,13 @@ class _Known:
         self._answers: dict[str, dict[int, np.ndarray]] = {name: {} for name in outputs}
 
     def run(self, session: Any, sizes: Sequence[int]) -> None:
-        """Runs and compares the first rows, so many of them at a time."""
+        """Runs the first rows in batches of each of these sizes, and compares them."""
         for size in sizes:
             feeds = {name: self._reference[name][:size] for name in self.inputs}
             self.compare(tuple(range(size)), run_session(session, feeds, self.tensors))
 
     def compare(self, batch: Batch, results: Arrays) -> None:
-        """Compares the rows of a batch that the reference knows.
+        """Compares the rows of a batch that the reference contains.
 
         Args:
             batch: its rows.
@@ -166,7 +166,7 @@ class _Known:
             self._worst[tensor] = row if tensor not in self._worst else _worse(self._worst[tensor], row)
 
     def answers(self) -> dict[str, np.ndarray]:
-        """What the graph gave for each row of the reference."""
+        """The graph's values for each row of the reference."""
         return {name: np.stack([row for _, row in sorted(rows.items())]) for name, rows in self._answers.items()}
 
     def worst(self) -> list[TensorCheck]:

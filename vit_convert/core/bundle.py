@@ -92,8 +92,8 @@ class Bundle:
         return self.lowerings / f"{lowering}.ranges.json"
 
     def reference_at(self, size: tuple[int, ...]) -> pathlib.Path:
-        """The reference at one more (height, width) or (tokens,) of a dynamic graph; `reference` is for the size that
-        it is tuned for."""
+        """The reference of a dynamic graph at another (height, width) or (tokens,); `reference` is for the size that it
+        is tuned for."""
         return self.root / f"reference.{'x'.join(map(str, size))}.npz"
 
     def images(self, split: str) -> pathlib.Path:

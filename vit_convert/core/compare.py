@@ -86,7 +86,7 @@ def _cosine(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _dot(a: np.ndarray, b: np.ndarray) -> float:
-    """Their product, without BLAS: its threads wait in a loop, which costs ten times what the sum does."""
+    """Their inner product, without BLAS: its threads busy-wait, which takes ten times as long as the sum."""
     return float(np.einsum("i,i", a, b))
 
 

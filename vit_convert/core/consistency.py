@@ -1,4 +1,4 @@
-"""Checks that need no reference: what a graph or an engine gives has to agree with itself, and be finite."""
+"""Checks that need no reference: the outputs of a graph or an engine have to agree with themselves, and be finite."""
 
 import dataclasses
 import itertools
@@ -16,7 +16,7 @@ ROWS = NOISE, BLACK, WHITE = ("noise", "black", "white")  # of the probes, in th
 Batch = tuple[int | str, ...]
 """The rows of one run: those of the probes by name, those of a reference by number."""
 Place = tuple[int, int]
-"""A batch of several, and a row of it."""
+"""A number of a batch among several, and of a row in it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,10 +53,10 @@ class Finding(Record):
 
 
 def probe_batches(largest: int) -> list[Batch]:
-    """What is run to find that a model does not agree with itself, where nothing but the probes is at hand.
+    """The batches that show whether a model agrees with itself, if there are only probes.
 
     Args:
-        largest: the most rows that one run takes.
+        largest: the most rows per run.
     """
     count = min(len(ROWS) + 1, largest)
     if count < 2:
@@ -66,15 +66,15 @@ def probe_batches(largest: int) -> list[Batch]:
 
 
 def merged_batches(count: int) -> list[Batch]:
-    """What is run to find both that a model differs from its reference and that it does not agree with itself.
+    """The batches that show both whether a model agrees with its reference and whether it agrees with itself.
 
-    Rows whose answers are known say more than rows that are only compared with each other, so that fewer runs are
-    needed than for each question alone. Of a model that mixes rows, by whatever rule that does not look at their
-    content, or that is thrown by a black or a white row beside another one, at whatever places, one batch shows it.
-    Batches are of one row, an odd number and the largest one.
+    Rows with known answers say more than rows that are only compared with each other, so fewer runs are needed than for
+    each question separately. If a model mixes rows, by any rule that does not look at their content, or if a black or
+    white row disturbs another one in any place, one of the batches shows it. There are batches of one row, of an odd
+    number and of the largest number.
 
     Args:
-        count: rows of the reference, and the most rows of one run.
+        count: rows of the reference, and the most rows per run.
 
     Returns:
         Batches in which a number stands for a row of the reference. Each row of the reference is in one of them.
@@ -102,7 +102,7 @@ def check_consistency(
         probes: for each input a row for each of ROWS; further ones are not used.
         outputs: names of those to check.
         tolerance: between two answers that should be equal.
-        largest: the most rows that one run takes.
+        largest: the most rows per run.
 
     Returns:
         A Finding for each check and output. A model that takes one row at a time gets only FINITE.
@@ -141,16 +141,16 @@ def rows_of(batch: Batch, probes: Arrays, reference: Arrays | None = None) -> di
 def findings(
     batches: Sequence[Batch], answers: Sequence[Arrays], outputs: Sequence[str], tolerance: Tolerance
 ) -> list[Finding]:
-    """Compares the answers to batches that hold some rows more than once.
+    """Compares the answers to batches in which some rows occur more than once.
 
     Args:
         batches: what was run.
-        answers: to each {output: [batch, …]}.
+        answers: for each batch, {output: [batch, …]}.
         outputs: names of those to check.
         tolerance: between two answers that should be equal.
 
     Returns:
-        A Finding for each output and each check for which the batches have rows.
+        A Finding for each output and each check that the batches allow.
     """
     found = [_finite(name, batches, answers) for name in outputs]
     pairs = {check: list(_pairs(check, batches)) for check in (IDENTICAL, PERMUTED, ALONE)}

@@ -10,7 +10,7 @@ from vit_convert.core.signature import Signature
 from vit_convert.core.stack import Stack
 
 Arrays = Mapping[str, Any]
-# Under this name a model gives the token of each row of the batch, where that is not one number: int [batch].
+# If the pooled token differs between the rows of a batch, a model returns its index under this name: int [batch].
 POOLED = "pooled_token"
 
 
@@ -31,9 +31,10 @@ class Model:
         stacks: its runs of equal blocks, to which lower precisions are limited by default; empty if none are known.
         pooled_token: index of the one token [batch, tokens, width] from which the output is computed, negative if
             counted from the end; `POOLED` if each row of the batch has its own, whose index `run` returns beside the
-            taps and which the graph takes by a product; None if the output is computed from all tokens.
+            taps and which the graph selects by a product; None if the output is computed from all tokens.
         position_table: the parameter [1, tokens, width] that is added to the patches of a convolution, and resampled
-            for other image sizes, or to the tokens of a text, and cut for shorter ones; None where it takes one size.
+            for other image sizes, or to the tokens of a text, and cut for shorter ones; None if the model takes only
+            one size.
         kind: equal for models that differ only in their weights and so share one graph; None if unknown.
         name: of a user's own model.
         identity: of a user's own model: changes with the function or any parameter.

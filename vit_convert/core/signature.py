@@ -98,8 +98,8 @@ class Signature:
         Args:
             layout: order of the axes of the input that takes images.
             uint8: whether it takes pixels, and normalises them itself.
-            dynamic: height and width of the images vary, and with them the number of tokens; where no images are
-                taken, the length of the texts.
+            dynamic: height and width of the images vary, and with them the number of tokens; without images, the length
+                of the texts does.
         """
         between_name = "tokens" if self.image else "length"
 

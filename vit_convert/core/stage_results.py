@@ -62,7 +62,7 @@ class CheckpointResult(Checkpoint, StageResult):
 
     Attributes:
         patch_size: side of a patch in pixels.
-        patches: that images of any aspect are cut into; 0 where they have one size, or a range.
+        patches: how many an image of any aspect is cut into; 0 if images have one size, or a range of sizes.
         attentions: each kind once: [channels of a head, tokens]; without those limited by a mask.
         source_image_size: [height, width] at which the file was trained.
         zero_head: whether the head is all zeros, so that its classes mean nothing.
@@ -163,8 +163,8 @@ class ExportResult(OnnxGraph, StageResult):
 
     Attributes:
         taps: inner values that the reference contains.
-        pooled_token: index of the one token that the last block computes, or the name of the reference's array
-            that has it for each row; None if it computes all.
+        pooled_token: index of the one token that the last block computes, or the name of the reference's array that has
+            its index for each row; None if it computes all.
         lowerings: by name, those written beside model.onnx.
         lowering: that fp16 engines are built from with engine.lowering=auto; "" for model.onnx.
     """

@@ -1,4 +1,5 @@
-"""Lengths of texts as people write them: one length, or the range of a dynamic graph; and what varies in any graph."""
+"""Lengths of texts as people write them: one length, or the range of a dynamic graph; and the sides that vary in any
+graph."""
 
 import dataclasses
 import re
@@ -12,7 +13,7 @@ from vit_convert.core.image_size import ImageRange, NoSize, Size
 from vit_convert.core.record import Record
 from vit_convert.core.signature import Tensor
 
-LONGEST = 65_536  # tokens; more is a slip of the keyboard
+LONGEST = 65_536  # tokens; more is a typing error
 Length = tuple[int]
 
 
@@ -23,7 +24,7 @@ class TextRange(Record):
     Attributes:
         smallest: (tokens,).
         optimal: (tokens,) that engines are tuned for.
-        largest: (tokens,); texts are made of so many.
+        largest: (tokens,); texts are padded to it.
     """
 
     smallest: Length
@@ -48,10 +49,10 @@ def parse_text_length(value: Any) -> int | TextRange | None:
         value: 32, "32", "dynamic:8..77" or "dynamic:8..77@16"; None or "" for the checkpoint's own length.
 
     Returns:
-        The length, the range (tuned for its largest where nothing follows an @), or None.
+        The length, the range (tuned for its largest if there is no @), or None.
 
     Raises:
-        UsageError: it cannot be read, or the lengths do not rise.
+        UsageError: it cannot be read, or the lengths are not in ascending order.
 
     Example:
         >>> str(parse_text_length("dynamic:8..77@16"))
@@ -74,8 +75,9 @@ def parse_text_length(value: Any) -> int | TextRange | None:
     smallest, optimal = int(match[1]), int(match[3] or largest)
     if not 2 <= smallest < largest <= LONGEST or not smallest <= optimal <= largest:
         raise UsageError(
-            f"config.text_length={value!r}: the second length must lie above the first, and that after @ between them",
-            fix="Such as 'dynamic:8..77@16'; a text has 2 tokens at least.",
+            f"config.text_length={value!r}: the second length must be larger than the first, and the one after @ "
+            "between them",
+            fix="Write it like 'dynamic:8..77@16'; a text has at least 2 tokens.",
         )
     return TextRange((smallest,), (optimal,), (largest,))
 
@@ -86,7 +88,7 @@ def varies(sizes: Sizes) -> bool:
 
 
 def optimal_of(sizes: Sizes) -> tuple[int, ...]:
-    """The size that engines are tuned for, of a range or not."""
+    """The size that engines are tuned for: the optimal one of a range, or the only one."""
     return sizes.optimal if isinstance(sizes, ImageRange | TextRange) else sizes
 
 
@@ -108,7 +110,7 @@ def sides_of(sizes: Sizes, at: str) -> dict[str, int]:
 
 
 def wrong_lengths(sizes: Sizes, feeds: Mapping[str, np.ndarray]) -> str:
-    """Which input of a graph for a range of lengths has texts of another, in words; "" where none has.
+    """Says which input has texts of a length outside the graph's range; "" if there is none.
 
     Args:
         sizes: of the graph.
@@ -130,7 +132,7 @@ def wrong_lengths(sizes: Sizes, feeds: Mapping[str, np.ndarray]) -> str:
 
 
 def shortened(tensor: Tensor, tokens: np.ndarray, length: int) -> np.ndarray:
-    """Texts of fewer tokens, as a tokenizer cuts them: where more than filling is cut off, the end comes last.
+    """Cuts texts to fewer tokens as a tokenizer does: if more than padding is cut off, the end token comes last.
 
     Args:
         tensor: the input that takes them.

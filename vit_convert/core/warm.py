@@ -27,8 +27,9 @@ def keeps() -> bool:
 
 
 def settle() -> None:
-    """Leaves what lives now out of later searches for cycles, once in a process: what imports and compiled programs
-    hold is a million objects, which took a tenth of the time of a small conversion. To be called after a search."""
+    """Excludes the objects that exist now from later garbage collections, once per process: imports and compiled
+    programs hold a million objects, and searching them took a tenth of the time of a small conversion. Call it after a
+    collection."""
     global _settled
     if not _settled:
         gc.freeze()

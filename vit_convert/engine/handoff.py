@@ -28,8 +28,8 @@ class Facts:
     """What is known about a bundle's model.
 
     Attributes:
-        image_size: (height, width) in pixels, or the range that a dynamic graph takes, of texts too; () where it takes
-            no images, and texts of one length.
+        image_size: (height, width) in pixels, or the range that a dynamic graph takes, of image sizes or text lengths;
+            () if it takes no images, and texts of one length.
         signature: inputs and outputs of its graphs, and how outputs are judged.
         preprocess: the preprocessing record.
         dialect: of the graphs.

@@ -199,7 +199,7 @@ def _compare_batches(
 
 
 def _image_size(signature: Signature, inputs: Mapping[str, np.ndarray]) -> tuple[int, ...]:
-    """(height, width) of images, (tokens,) of texts of any length."""
+    """(height, width) of images, (tokens,) if texts may have any length."""
     image, first = signature.image, signature.inputs[0]
     if image is None:
         return (inputs[first.name].shape[1],) if first.is_text and isinstance(first.shape[1], str) else (0, 0)

@@ -41,7 +41,7 @@ class ExportReport:
         num_shapes: Shape nodes.
         bytes: size of the graph and its weights on disk.
         taps: names of the inner values that the reference contains.
-        pooled_token: the one token that the last block keeps, see `Model`; None where it keeps all.
+        pooled_token: the one token that the last block keeps, see `Model`; None if it keeps all.
         rules: what each rule and pass did, in order.
     """
 
@@ -77,7 +77,7 @@ def export_model(
         taps: whether to keep the taps as outputs of the written graph.
         dynamic_patch: side of a patch in pixels: height and width become symbolic, any multiples of it; 0 keeps the
             model's size.
-        dynamic_length: makes the length of texts symbolic, any up to the model's.
+        dynamic_length: makes the length of texts symbolic: any up to the model's.
         pixels: scale and offset, each float32 [3]: the images become uint8, and the graph normalises x to x · scale +
             offset; None keeps float32 images.
 
@@ -189,10 +189,10 @@ def _resizing(model: Model, patch: int) -> GraphPass:
 
 
 def _shortening(model: Model) -> GraphPass:
-    """The change that lets texts have fewer tokens than the model's position table has rows."""
+    """The pass after which texts may have fewer tokens than the model's position table has rows."""
     tokens = next((tensor for tensor in model.signature.inputs if tensor.is_text), None)
     if tokens is None or model.position_table is None:
-        raise ExportError("the model takes no text of which it looks places up, so its length is fixed")
+        raise ExportError("the model takes no text with a position table, so its length is fixed")
     return making_lengths_dynamic(model.position_table, tokens.name)
 
 

@@ -28,7 +28,7 @@ class Graph:
         taps: names of inner values that the reference contains: `block_00`… and `encoder_norm`.
         rules: what each substitution did; for an unrolled graph, on the traced blocks.
         nodes_traced: nodes that jax2onnx wrote for the traced depth, before any substitution.
-        pooled_token: the one token that the last block keeps, see `Model`; None where it keeps all.
+        pooled_token: the one token that the last block keeps, see `Model`; None if it keeps all.
     """
 
     model: ir.Model
@@ -62,7 +62,7 @@ def onnx_from_apply(
         taps: names of the taps that `apply` returns, in order.
         target: opset and rules.
         stacks: the model's runs of equal blocks, of which `apply` may compute only the first.
-        token: what the outputs are computed from, see `Model.pooled_token`; None where that is not known.
+        token: the one that the outputs are computed from, see `Model.pooled_token`; None if that is not known.
         prune: let the last block compute only the pooled token, if nothing after it reads another.
         keep_taps: keep all taps as outputs of the graph, even those that its output does not depend on.
         changes: applied to the pruned graph in order, in place, before its nodes are named.

@@ -34,7 +34,7 @@ class Asked:
         posemb_grid: (rows, columns) of a stored position table that is not square; None if not given.
         tower: "image" or "text" for a checkpoint that has both; "" for any other.
         normalize: whether embeddings are divided by their norm.
-        text_length: tokens of a text that a text tower is cut to; None keeps the checkpoint's.
+        text_length: tokens that a text tower's texts are cut to; None keeps the checkpoint's number.
     """
 
     file: pathlib.Path
@@ -70,7 +70,7 @@ class Loaded:
         num_classes: outputs of the head; 0 for a model without one.
         preprocess: the rule by which its images were prepared, a key of `images.preprocess`.
         patch_size: side in pixels of the area that a token represents.
-        patches: that images of any aspect are cut into; 0 for a model of images of one size.
+        patches: how many an image of any aspect is cut into; 0 for a model whose images have one size.
         resizable: whether a graph may take a range of image sizes, multiples of the patch: its position table is
             resampled inside.
         attentions: (head size, tokens) of each kind of self-attention over a fixed number of tokens.
@@ -83,7 +83,7 @@ class Loaded:
         pair: for a tower, the pair that it belongs to.
         takes: the input of a model without images, in words: "64 tokens".
         text: whether it takes the tokens of texts, and no images.
-        one_length: why a text tower takes texts of one length alone; "" where it takes shorter ones.
+        one_length: why a text tower takes texts of one length only; "" if it takes shorter ones.
     """
 
     title: str

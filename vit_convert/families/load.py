@@ -62,7 +62,7 @@ def load_checkpoint(
         outputs: see `families.outputs`, separated by commas; "auto" for the model's main purpose.
         posemb_grid: (rows, columns) of the stored position table if it is not square.
         normalize: divide a tower's embeddings by their norm.
-        text_length: tokens that a text tower takes, where fewer do; None keeps the checkpoint's.
+        text_length: tokens that a text tower takes, if fewer than the checkpoint's; None keeps the checkpoint's.
 
     Returns:
         The checkpoint.

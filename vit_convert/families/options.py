@@ -17,7 +17,7 @@ def is_variant(parse: Callable[[str], Any], variant: str) -> bool:
     return True
 
 
-OF_TOWERS = ("towers", "length", "text_head")  # of which a model with one input knows nothing
+OF_TOWERS = ("towers", "length", "text_head")  # which mean nothing to a model with one input
 
 
 def refuse_options(family: str, options: RandomOptions, without: Sequence[str]) -> None:

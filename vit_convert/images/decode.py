@@ -56,8 +56,8 @@ def decode_split(
         height: of the model's input in pixels.
         width: of the model's input in pixels.
         preprocess: how to bring an image to that size; images that have it stay as they are.
-        patches: cut images of any aspect into so many patches of this height instead, uint8 [N, patches, …] as
-            `images.patches.packed_patches` gives them; 0 for images of one size.
+        patches: if not 0, images of any aspect are cut into this many patches of side `height` instead, uint8 [N,
+            patches, …] as `images.patches.packed_patches` returns them.
         limit: how many to take, evenly spaced over the source (which is sorted by class) and always the same; 0 takes
             all.
         progress: shows a bar.

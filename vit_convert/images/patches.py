@@ -7,7 +7,7 @@ from vit_convert.core.errors import UsageError
 from vit_convert.images.resize import resize
 
 _MEAN, _STD = np.float32(127.5), np.float32(127.5)  # to [-1, 1]
-_BESIDE = 5  # bytes beside the pixels of a packed patch: row, column, and whether it is one
+_BESIDE = 5  # bytes after the pixels of a packed patch: row, column, and whether it is a patch of the image
 
 
 def patch_grid(height: int, width: int, patch_size: int, length: int) -> tuple[int, int]:
@@ -67,14 +67,14 @@ def image_patches(image: np.ndarray, patch_size: int = 16, length: int = 256) ->
 
 
 def packed_patches(image: np.ndarray, patch_size: int, length: int) -> np.ndarray:
-    """Cuts one image as `image_patches` does, into bytes that keep on a disk: its pixels, not its numbers.
+    """Cuts one image as `image_patches` does, into bytes to be kept on disk: pixels, not yet normalised.
 
     Args:
         image, patch_size, length: see `image_patches`.
 
     Returns:
-        uint8 [length, 3 · patch_size² + 5]: of each patch its pixels, row and column of two bytes each, and 1 for a
-        patch of the image.
+        uint8 [length, 3 · patch_size² + 5]: for each patch its pixels, its row and column in two bytes each, and 1 if
+        it is a patch of the image.
 
     Raises:
         UsageError: see `image_patches`.
@@ -94,18 +94,18 @@ def packed_patches(image: np.ndarray, patch_size: int, length: int) -> np.ndarra
 
 
 def packed_size(patch_size: int) -> int:
-    """Bytes of a patch as `packed_patches` gives it."""
+    """Bytes per patch of `packed_patches`."""
     return 3 * patch_size**2 + _BESIDE
 
 
 def unpacked_patches(packed: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What a NaFlex tower takes, from what `packed_patches` gave.
+    """The inputs of a NaFlex tower, from the result of `packed_patches`.
 
     Args:
         packed: uint8 [..., length, 3 · patch_size² + 5].
 
     Returns:
-        patches, coordinates and mask as `image_patches` gives them, with the same axes in front.
+        patches, coordinates and mask as `image_patches` returns them, with the leading axes of `packed`.
     """
     mask = packed[..., -1].astype(np.int32)
     places = np.ascontiguousarray(packed[..., -_BESIDE:-1]).view("<u2").astype(np.int32)

@@ -18,7 +18,7 @@ def probe_inputs(
     Args:
         signature: of the graph.
         preprocess: the preprocessing record; ignored if there are no images.
-        image_size: (height, width) in pixels of the images, where there are any; (tokens,) of texts of any length.
+        image_size: (height, width) in pixels of the images, if there are any; (tokens,) if texts may have any length.
 
     Returns:
         {input: [4, …]} in the graph's type and layout. For an input without images, black is its smallest value and

@@ -195,7 +195,7 @@ class _OnnxRunner:
         try:
             feeds = inputs if isinstance(inputs, Mapping) else {self._session.get_inputs()[0].name: inputs}
             if wrong := wrong_lengths(self._sizes, feeds):
-                raise BenchmarkError(wrong, fix="Cut or fill up the texts, or convert with another text_length.")
+                raise BenchmarkError(wrong, fix="Cut or pad the texts, or convert with another text_length.")
             values = self._session.run(None, dict(feeds))
         except BenchmarkError:
             raise

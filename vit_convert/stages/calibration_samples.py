@@ -23,7 +23,7 @@ def calibration_samples(context: Context) -> tuple[np.ndarray, str]:
 
     Raises:
         CalibrationError: they cannot be read.
-        UsageError: TensorRT's own calibrator is asked for, and it cannot take them.
+        UsageError: TensorRT's own calibrator is requested, and cannot take them.
     """
     from vit_convert.images.sources import open_images
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 ANSWERS = "answers"
-"""In `scratch`: by file name of a checked graph, what it gave for the rows of the reference, by output."""
+"""Key of `scratch`: by file name of a checked graph, its values for the rows of the reference, by output."""
 
 
 def check(context: Context) -> GraphCheck:
@@ -163,8 +163,8 @@ def _check_sizes(
     taps: Sequence[str],
     consistency: bool = False,
 ) -> tuple[dict[str, list[TensorCheck]], list[str], list["Finding"]]:
-    """The rows for each size (keys such as "224x224" or "16 tokens"), of the output and these taps, the tensors' names
-    in order, and at the size of the calibration what needs no reference."""
+    """The rows of the output and these taps for each size (keys such as "224x224" or "16 tokens"), the tensors' names
+    in order, and the findings that need no reference, at the optimal size."""
     from vit_convert.checks.onnx_graph import batch_sizes, check_graph, check_graph_and_itself
 
     signature, token = signature_of(context), context.results.export.pooled_token
@@ -193,7 +193,7 @@ def _check_sizes(
 
 
 def _probes(context: Context) -> dict[str, np.ndarray]:
-    """Noise, black and white, at the size of the calibration."""
+    """Noise, black and white, at the optimal size."""
     from vit_convert.images.probes import probe_inputs
 
     checkpoint = context.results.checkpoint

@@ -166,14 +166,14 @@ def _image_range(context: Context, checkpoint: Any) -> ImageRange | None:
 
 
 def _text_range(context: Context, checkpoint: Any) -> TextRange | None:
-    """The range of text lengths asked for, of a tower that takes one."""
+    """The range of text lengths that the config asks for, if the tower takes one."""
     asked = parse_text_length(context.config.text_length)
     if not isinstance(asked, TextRange):
         return None
     if checkpoint.one_length:
         raise UsageError(
             f"config.text_length={context.config.text_length!r}: {checkpoint.one_length}",
-            fix="Leave it out: the graph is of one length.",
+            fix="Leave it out: the graph has one length.",
         )
     return asked
 

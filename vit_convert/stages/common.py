@@ -154,7 +154,7 @@ def inputs_beside(
 
 
 def _patches_beside(inputs: Sequence[Tensor], samples: np.ndarray) -> list[np.ndarray]:
-    """Patches, their places and their mask, in the order of a model's inputs."""
+    """Patches, their coordinates and their mask, in the order of a model's inputs."""
     from vit_convert.images.patches import unpacked_patches
 
     patches, places, mask = unpacked_patches(samples)

@@ -33,7 +33,7 @@ def tower_context(context: Context, config: Any, tower: str, answers: Mapping[st
         context: of the pair.
         config: of the tower.
         tower: "image" or "text".
-        answers: what its graphs gave, if they were checked in this process; see `stages.check.ANSWERS`.
+        answers: its graphs' outputs, if they were checked in this process; see `stages.check.ANSWERS`.
     """
     found = Context(config, type(context.bundle)(context.bundle.root / tower), context.progress, context.command)
     manifest = Manifest.read(found.bundle)
@@ -169,7 +169,7 @@ def _of_graph(tower: Context, precision: str) -> np.ndarray:
             samples = np.load(samples_file(tower, "evaluation"), mmap_mode="r")
             options: Any = {"batch_size": EVALUATION_BATCH, "progress": tower.progress}
             return graph_scores(path, samples, prepare(tower), output, label=f"{precision} similarity", **options)
-        if (known := tower.scratch.get(ANSWERS, {}).get(path.name)) is not None:  # of the check, in this process
+        if (known := tower.scratch.get(ANSWERS, {}).get(path.name)) is not None:  # from the check in this process
             answer: np.ndarray = known[output]
             return answer
         with np.load(tower.bundle.reference) as file:

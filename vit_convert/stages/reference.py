@@ -27,7 +27,8 @@ def _inputs(context: Context) -> Any:
 
 
 def reference_files(context: Context) -> dict[tuple[int, ...], pathlib.Path]:
-    """The file of each image size or length: one, or three of a range, that which engines are tuned for first."""
+    """The file of each image size or text length: one, or three of a range, the one that engines are tuned for
+    first."""
     sizes = context.results.checkpoint.sizes
     if not isinstance(sizes, ImageRange | TextRange):
         return {sizes: context.bundle.reference}
@@ -139,7 +140,7 @@ def _require_classes(context: Context, num_classes: int) -> None:
 
 
 def size_name(size: tuple[int, ...]) -> str:
-    """ "224x224" of images, "16 tokens" of texts, "" where there is one size alone."""
+    """ "224x224" for images, "16 tokens" for texts, "" for texts of one length."""
     return f"{size[0]} tokens" if len(size) == 1 else "x".join(map(str, size))
 
 
@@ -152,7 +153,7 @@ def _resized(images: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
 
 
 def _cut(taken: Sequence[Tensor], inputs: Sequence[np.ndarray], size: tuple[int, ...]) -> list[np.ndarray]:
-    """A model's inputs, their texts of as many tokens as a size of texts says."""
+    """A model's inputs, with texts cut to a size of texts."""
     if len(size) != 1:
         return list(inputs)
     return [shortened(tensor, array, size[0]) if tensor.is_text else array for tensor, array in zip(taken, inputs)]

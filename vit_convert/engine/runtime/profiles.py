@@ -45,7 +45,7 @@ def batch_profiles(inputs: Sequence[Tensor], image_size: Sizes, batch: Mapping[s
 
     Args:
         inputs: of the graph.
-        image_size: (height, width) in pixels, or the range of sizes or lengths that a dynamic graph takes; () where it
+        image_size: (height, width) in pixels, or the range of sizes or lengths that a dynamic graph takes; () if it
             takes no images, and texts of one length.
         batch: {"min", "opt", "max", "profiles": sizes that get a fixed profile}.
 
@@ -141,7 +141,7 @@ def largest_batch(ranges: Sequence[ShapeRange], shape: Shape) -> int:
     if not sizes:
         raise BenchmarkError(
             f"input {list(shape)}: the engine takes {describe(ranges)}",
-            fix="Resize the images, cut or fill up the texts, or build for them.",
+            fix="Resize the images, cut or pad the texts, or build for them.",
         )
     return max(sizes)
 

@@ -1,7 +1,7 @@
-"""A length of texts that varies: a text tower traced at its longest becomes a graph for shorter texts too.
+"""Texts of varying length: a text tower traced at its longest becomes a graph for shorter texts too.
 
-As with images, the trace is of one length; afterwards nothing in a tower that masks what fills up, or what follows,
-depends on it but its constants over the tokens and the shapes of its Reshapes.
+As with images, the trace has one length. In a tower that masks padding, or later tokens, only the constants with a
+token axis and the shapes of Reshapes depend on it.
 """
 
 import numpy as np
@@ -18,8 +18,9 @@ _END = np.iinfo(np.int64).max
 def make_lengths_dynamic(model: ir.Model, table: str, tokens: str) -> None:
     """Makes the length of the texts symbolic, in place.
 
-    Of what has a row or a column for each token, as many are taken as the texts have: the first of the position table,
-    of a causal mask and of the triangle that counts tokens; the last of what marks the last token.
+    Constants with a row or a column for each token are cut to the number that the texts have: the first ones of the
+    position table, of a causal mask and of the triangle that counts tokens; the last ones of the constant that marks
+    the last token.
 
     Args:
         model: a text tower's graph of one length, its input [batch, length]; weights described.
@@ -58,7 +59,7 @@ def making_lengths_dynamic(table: str, tokens: str) -> GraphPass:
 
 
 def _open_shapes(graph: ir.Graph, length: int) -> None:
-    """Reshapes that keep the axis of tokens copy its size; one that makes a mask's axes of it takes what is left."""
+    """Lets Reshapes that keep the token axis copy its size, and those that turn it into a mask's axes infer it (-1)."""
     for node in graph:
         source, target = node.inputs[:2] if node.op_type == "Reshape" else (None, None)
         if source is None or target is None or target.const_value is None or source.shape is None:
@@ -99,13 +100,13 @@ def _cut_constants(graph: ir.Graph, given: ir.Value, length: int, table: str) ->
     if not found:
         raise ExportError(
             "the graph does not add a position table to the tokens of a text, so its length is fixed",
-            fix="Give one text_length.",
+            fix="Set text_length to one number.",
         )
     graph.insert_before(graph[0], added)
 
 
 def _slice(graph: ir.Graph, value: ir.Value, axes: list[int], starts: ir.Value, ends: ir.Value) -> list[ir.Node]:
-    """One Slice for each axis, which TensorRT reads with sizes that it knows only at run time."""
+    """One Slice for each axis: TensorRT can read these if their sizes are known only at run time."""
     nodes: list[ir.Node] = []
     for axis in axes:
         source = nodes[-1].outputs[0] if nodes else value

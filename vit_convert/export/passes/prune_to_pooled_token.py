@@ -39,8 +39,8 @@ _ROWWISE = {"LayerNormalization", "Softmax", "ReduceMean"}
 
 
 def pooled_token(model: ir.Model, token: int | str | None = None) -> int | str | None:
-    """The index, from the beginning, of the one token that a graph keeps, or the name of what each row keeps; None
-    where it keeps all or another."""
+    """The index, from the beginning, of the one token that a graph keeps, or the name `token` if each row keeps its
+    own; None if it keeps all or another."""
     pool = _find_pool(model.graph, token)
     if pool is None or isinstance(token, str):
         return None if pool is None else token
@@ -53,8 +53,8 @@ def prune_tokens(model: ir.Model, token: int | str | None = None) -> int:
     Args:
         model: one whose head reads one token through Gather(x [batch, tokens, width], index, axis=1), or MatMul(chosen
             [batch, 1, tokens], x) where `token` is a name; others are left alone.
-        token: index of the token, negative from the end; None for any; a name where each row has its own: `chosen`,
-            computed from the inputs alone, is 1 at one token of each row and else 0.
+        token: index of the token, negative from the end; None for any; a name if each row has its own: `chosen`,
+            computed only from the inputs, is 1 at one token of each row and 0 elsewhere.
 
     Returns:
         The number of nodes that now compute only one token.
@@ -67,7 +67,7 @@ def prune_tokens(model: ir.Model, token: int | str | None = None) -> int:
         return 0
     _restrict(model.graph, pool, chosen)
     if _is_by_row(pool):
-        model.graph.sort()  # what each row chooses was computed behind the blocks
+        model.graph.sort()  # the choice of each row was computed after the blocks
     return len(chosen)
 
 
@@ -120,15 +120,14 @@ def _is_by_row(pool: ir.Node) -> bool:
 
 
 def _read(pool: ir.Node) -> ir.Value:
-    """The tokens that a pool takes one of."""
+    """The tokens from which a pool takes one."""
     value = pool.inputs[1 if _is_by_row(pool) else 0]
     assert value is not None
     return value
 
 
 def _can_take_rows(pool: ir.Node, chosen: _Chosen) -> bool:
-    """Whether a product can do what Gather does: it takes rows of matrices, and what it takes them by has to be known
-    before."""
+    """Whether a product can replace Gather: it selects rows of matrices, and the choice has to be known before."""
     above, ancestors = [pool.inputs[0]], set[ir.Node]()
     while above:
         value = above.pop()
@@ -146,7 +145,8 @@ def _token_operands(node: ir.Node, axis: int, *, by_row: bool) -> Iterator[tuple
     `axis`.
 
     Nothing is yielded for an operator that mixes tokens, or that adds a table with another row for each token: such a
-    constant is an operand only where each row of the batch has a token of its own (a causal mask has to be taken from).
+    constant is an operand only if each row of the batch has its own token (its row of a causal mask has to be
+    selected).
     """
     operands = [
         value for value in node.inputs if value is not None and value.const_value is None and not value.is_initializer()
@@ -234,7 +234,7 @@ def _restrict(graph: ir.Graph, pool: ir.Node, chosen: _Chosen) -> None:
 
 
 def _by_index(graph: ir.Graph, pool: ir.Node) -> Callable[[ir.Value, int, ir.Node], ir.Node]:
-    """Takes the token that is the same for every row of the batch."""
+    """Selects the token that is the same for every row of the batch."""
     index = pool.inputs[1]
     assert index is not None and index.const_value is not None
     one = add_constant(graph, "pooled_token", [int(index.const_value.numpy())])
@@ -248,7 +248,7 @@ def _by_index(graph: ir.Graph, pool: ir.Node) -> Callable[[ir.Value, int, ir.Nod
 
 
 def _by_product(graph: ir.Graph, pool: ir.Node) -> Callable[[ir.Value, int, ir.Node], ir.Node]:
-    """Takes the token of each row of the batch."""
+    """Selects each row's own token."""
     chosen = pool.inputs[0]
     assert chosen is not None and chosen.shape is not None
     batch, _, tokens = chosen.shape

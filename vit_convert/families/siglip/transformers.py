@@ -147,9 +147,9 @@ def _pair(stored: Mapping[str, Leaf], tower: Tower, asked: Asked, variant: str, 
         return None  # of a tower that was saved alone
     if missing:
         raise CheckpointError(
-            f"{asked.file}: {asked.prefix}{missing[0]}: missing, without it nothing says how texts are compared with "
-            "images",
-            fix="Save the model whole.",
+            f"{asked.file}: {asked.prefix}{missing[0]}: missing; without it, it is unknown how texts are compared "
+            "with images",
+            fix="Save the whole model.",
         )
     scale, bias = (float(stored[name].as_float32().read().reshape(-1)[0]) for name in _OF_THE_PAIR)
     return Pair(

@@ -67,7 +67,8 @@ def inner_leaves(leaves: Mapping[str, Leaf]) -> dict[str, Leaf]:
 
 
 def outer_name(inner: str, leaves: Collection[str]) -> str:
-    """What a leaf of `inner_leaves` is called in a file of these leaves: transformers' head lies beside the model."""
+    """The name that a leaf of `inner_leaves` has in a file with these leaves: transformers' head is beside the
+    model."""
     blocks = (name for name in leaves if _inner(name).startswith(("encoder.", "layers.")))
     folder = next((name.removesuffix(_inner(name)) for name in blocks), "")
     return (folder.removesuffix("swin.") if inner.startswith("classifier.") else folder) + inner

@@ -125,13 +125,13 @@ def finish_image(
 
 
 def why_one_length(tower: Tower) -> str:
-    """Why a text tower gives another answer to a text of fewer tokens; "" where nothing that fills up counts."""
+    """Why a text tower's answer changes if a text has less padding; "" if it does not."""
     if not isinstance(tower, TextTower):
         return ""
     if tower.pool == "last":
         return f"its embedding is taken at token {tower.length}, where it was trained to be"
     if tower.mask == "none":
-        return "its words attend to what fills a text up"
+        return "its words attend to the padding"
     return ""
 
 
@@ -139,14 +139,14 @@ def cut_texts(tower: TextTower, leaves: dict[str, Leaf], asked: Asked) -> tuple[
     """A text tower that takes fewer tokens: its position table ends earlier.
 
     Raises:
-        UsageError: it takes texts of one length alone, or no longer ones.
+        UsageError: it takes texts of one length only, or none so long.
     """
     length = asked.text_length
     assert length is not None
     if length == tower.length:
         return tower, leaves
     if why := why_one_length(tower):
-        raise UsageError(f"{asked.file}: text_length={length}: {why}", fix="Leave it out: the graph is of one length.")
+        raise UsageError(f"{asked.file}: text_length={length}: {why}", fix="Leave it out: the graph has one length.")
     if length > tower.length:
         raise UsageError(
             f"{asked.file}: text_length={length}: the position table has {tower.length} places for a text",

@@ -164,7 +164,7 @@ def _cuda_graphs(offered: Offered, batching: Batching) -> list[Chosen]:
         return [
             Chosen(
                 "optimization { cuda { graphs: false } }",
-                "A CUDA graph is of one image size or length of texts, and this engine takes a range.",
+                "A CUDA graph has one image size or text length, and this engine takes a range.",
             )
         ]
     sizes = sorted({1, *batching.preferred, batching.max_batch})
