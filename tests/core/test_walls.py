@@ -107,3 +107,9 @@ def test_answers_at_once(arguments, code):
     )
     assert result.returncode == code
     assert result.stdout.splitlines()[-1] == "[]"  # each of them takes seconds to import
+
+
+def test_no_two_test_files_have_one_name():
+    """pytest imports them by their names alone, and refuses the second as soon as both are collected together."""
+    names = [path.name for path in pathlib.Path(__file__).parents[1].rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
