@@ -12,7 +12,7 @@ DEFAULTS = {
         "model": None, "image_size": None, "posemb_grid": None, "preprocess": "auto", "layout": "NHWC",
         "input": "float32", "outputs": "auto", "normalize": True, "taps": False, "num_classes": 0,
         "quantize_only": (), "keep_fp16": (), "precision": "fp16", "target": "auto", "lowerings": (),
-        "keep_fp32": (), "sensitivity": False,
+        "keep_fp32": (), "sensitivity": False, "text_length": None,
     },
     "batch": {"min": 1, "opt": 8, "max": 64, "profiles": ()},
     "calibration": {

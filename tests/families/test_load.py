@@ -49,7 +49,7 @@ def test_what_is_known_of_a_file(edited):
 def test_a_file_is_hashed_beside_what_comes_next(edited, monkeypatch):
     """Gigabytes take a while, and nothing waits for it but who asks for the sum."""
     returned = threading.Event()
-    monkeypatch.setattr(load, "hash_file", lambda file: "the sum" if returned.wait(30) else "nobody returned")
+    monkeypatch.setattr(load, "hash_once", lambda file: "the sum" if returned.wait(30) else "nobody returned")
     loaded = load_checkpoint(edited()[0])
     assert not loaded.hashing.done()
     returned.set()
