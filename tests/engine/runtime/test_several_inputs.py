@@ -109,7 +109,7 @@ def test_the_measuring_loop_feeds_every_input(engine):
             r"tokens: given int32 \[4, 4\], the engine takes int32 \[-1, 5\]",
         ),
         (lambda given: {**given, "tokens": given["tokens"][:3]}, "tokens: batch 3, images has 4"),
-        (lambda given: {**given, "images": given["images"][..., :2]}, r"input \[4, 2, 2, 2\]: the engine takes"),
+        (lambda given: {**given, "images": given["images"][..., :2]}, r"images \[4, 2, 2, 2\]: the engine takes"),
     ],
 )
 def test_inputs_that_do_not_fit_are_refused(engine, change, said):

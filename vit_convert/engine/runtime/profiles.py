@@ -127,12 +127,13 @@ def choose_profile(ranges: Sequence[ShapeRange], shape: Shape) -> Choice:
     return Choice(best, _padded(ranges[best], shape))
 
 
-def largest_batch(ranges: Sequence[ShapeRange], shape: Shape) -> int:
+def largest_batch(ranges: Sequence[ShapeRange], shape: Shape, name: str = "input") -> int:
     """The largest batch that any profile takes for images of a shape; larger ones must be split.
 
     Args:
         ranges: the engine's profiles.
         shape: of the input, batch first.
+        name: of the input, for messages.
 
     Raises:
         BenchmarkError: no profile takes images of this shape.
@@ -140,7 +141,7 @@ def largest_batch(ranges: Sequence[ShapeRange], shape: Shape) -> int:
     sizes = [r.largest[0] for r in ranges if r.accepts((r.largest[0], *shape[1:]))]
     if not sizes:
         raise BenchmarkError(
-            f"input {list(shape)}: the engine takes {describe(ranges)}",
+            f"{name} {list(shape)}: the engine takes {describe(ranges)}",
             fix="Resize the images, cut or pad the texts, or build for them.",
         )
     return max(sizes)

@@ -154,7 +154,7 @@ class Session:
                 f"{spec.name}: given {dtype} {list(shape)}, the engine takes {spec.dtype} {list(spec.shape)}",
                 fix="Preprocess the images as the engine's sidecar says.",
             )
-        return largest_batch(self.engine.ranges, shape)
+        return largest_batch(self.engine.ranges, shape, spec.name)
 
     def require_one_run(self, shape: Shape, dtype: np.dtype[Any]) -> None:
         """Refuses what `require_images` refuses, and batches that do not fit into one run.
