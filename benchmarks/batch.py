@@ -103,7 +103,8 @@ def main(argv: list[str]) -> int:
     loop = [run_single(path, folder / "loop") for path in looped[:half]]
     checkpoints = folder / "zoo.txt"
     checkpoints.write_text("".join(f"{path}\n" for path in files))
-    limits = [f"--jobs={_JOBS.value}", f"--memory_gib={_MEMORY.value}"]
+    # No pages on either side: a report is drawn from its figures whenever it is wanted.
+    limits = ["--nopage", f"--jobs={_JOBS.value}", f"--memory_gib={_MEMORY.value}"]
     command = [sys.executable, "-m", "vit_convert.batch", f"--checkpoints={checkpoints}", *words(), *limits, "--quiet"]
     batch = run([*command, f"--workdir={folder / 'batch'}"])
     loop += [run_single(path, folder / "loop") for path in looped[half:]]
