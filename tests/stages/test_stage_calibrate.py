@@ -3,7 +3,7 @@
 import types
 
 import pytest
-from stage_context import make_context
+from stage_context import make_context, write_graph
 
 from vit_convert.core.errors import UsageError
 from vit_convert.core.stage_results import LeftOut, Shifted, Widened
@@ -145,3 +145,58 @@ def test_nothing_to_quantize(context, keep, said, fix):
     with pytest.raises(UsageError, match=said) as caught:
         module._refuse_to_quantize_nothing(context)
     assert fix in caught.value.fix and "nothing would be quantized" in str(caught.value)
+
+
+class Calibration:
+    """What measuring gave: two tensors, one of them clipped."""
+
+    device, thresholds, amax = "cuda", {"images": 1.0, "block_00": 2.0}, {"images": 4.0, "block_00": 2.0}
+    shifts, costs = {}, {}
+
+    def __init__(self, left_out=()):
+        self.left_out = dict(left_out)
+
+    def widened(self):
+        return {}
+
+    def shift(self, *arguments):
+        return self
+
+    def leave_out(self, tensors, max_error):
+        assert (tensors, max_error) == (["block_00"], 0.001)
+        return Calibration({"block_00": 0.5})
+
+    def save(self, path):
+        path.write_text("{}")
+
+
+@pytest.mark.parametrize(("target", "cached"), [("rtx", False), ("trt8", True)])
+def test_everything_that_may_be_quantized_is_measured(context, monkeypatch, target, cached):
+    """Of a graph with one product; for TensorRT's own cache also its input."""
+    write_graph(context.bundle.onnx())
+    context.config.target, context.config.calibration.num_images = target, 5
+    context.config.quantize_only = ()
+    asked, caches = [], []
+
+    def measure(graph, images, prepare, tensors, **options):
+        asked.append((graph.name, len(images), tensors, options["method"], options["batch_size"], options["device"]))
+        return Calibration()
+
+    monkeypatch.setattr("vit_convert.quantize.calibrate.calibrate", measure)
+    monkeypatch.setattr("vit_convert.quantize.shift.shiftable", lambda model, sites: ((), ()))
+    monkeypatch.setattr(module, "_write_cache", lambda context, calibration: caches.append(calibration))
+    monkeypatch.setattr(module, "_left_out", lambda context, calibration, linears: [
+        LeftOut(sites=("w",), tensor="block_00", error=0.5, max_error=0.001)])  # fmt: skip
+    found = module.calibrate(context)
+    tensors = ["images", "block_00"] if cached else ["block_00"]
+    assert asked == [("model.onnx", 5, tensors, "entropy", 8, "auto")] and len(caches) == cached
+    assert found.summary == "entropy, 5 images, 2 tensors, 1 clipped, on cuda, w left out of int8"
+    assert (found.num_images, found.num_tensors, found.num_clipped, found.source) == (5, 2, 1, "seeded noise")
+    assert found.left_out[0].sites == ("w",) and context.bundle.calibration.exists() and found.smoothed is None
+
+
+def test_a_graph_without_products_is_refused(context):
+    write_graph(context.bundle.onnx())
+    context.config.keep_fp16 = ("w",)
+    with pytest.raises(UsageError, match="nothing would be quantized"):
+        module.calibrate(context)

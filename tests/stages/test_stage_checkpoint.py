@@ -176,7 +176,7 @@ def test_a_users_own_model_that_is_none(context, model, size, said):
 
 def test_a_users_own_model(context):
     context.config.model, context.config.image_size = (lambda: None), (32, 48)
-    signature = types.SimpleNamespace(outputs=[types.SimpleNamespace(judge="cosine")])
+    signature = types.SimpleNamespace(outputs=[types.SimpleNamespace(judge=judge) for judge in ("cosine", "top1")])
     leaf = types.SimpleNamespace(size=1200)
     context.scratch["model"] = types.SimpleNamespace(
         warnings=("slow",), params={"a": leaf, "b": leaf}, taps=("block_00", "block_01"), name="mine", identity="id",
@@ -188,3 +188,16 @@ def test_a_users_own_model(context):
     assert "score" in found.summary and found.summary.endswith("also block_00, block_01")
     assert found.model["identity"] == "id" and found.judge == "cosine" and '"slow"' in context.bundle.events.read_text()
     assert CHECKPOINT.inputs(context)[1] == "id" and found.preprocess != PREPROCESS
+
+
+def test_a_model_that_fails_is_the_stages_failure(context, monkeypatch):
+    """Only a stage that runs is known to have failed: what it depends on is told without."""
+
+    def model_of(context):
+        raise UsageError("config.model(): no such layer")
+
+    monkeypatch.setattr(module, "model_of", model_of)
+    context.config.model, context.config.image_size = (lambda: None), (32, 32)
+    assert CHECKPOINT.inputs(context)[1] == "config.model(): no such layer"
+    with pytest.raises(UsageError, match="no such layer"):
+        load(context)

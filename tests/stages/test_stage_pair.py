@@ -185,3 +185,14 @@ def test_embeddings_of_all_samples_or_the_references(context):
     assert module._jax(image).shape == (3, 8)
     change(image, "images", num_images=0)
     assert module._jax(image).shape == (2, 8)
+
+
+def test_a_graph_is_known_by_its_hash(context, monkeypatch):
+    monkeypatch.undo()
+    tower, asked = context.scratch["image"], []
+    record = types.SimpleNamespace(sha256="ab")
+    for found, expected in ((record, "ab"), (None, "")):
+        files = types.SimpleNamespace(record=lambda path, found=found: asked.append(path.name) or found)
+        monkeypatch.setattr(module.Manifest, "read", lambda bundle, files=files: types.SimpleNamespace(files=files))
+        assert module._hash(tower, "model.onnx") == expected
+    assert asked == ["model.onnx"] * 2
