@@ -134,6 +134,8 @@ def judged(run: dict[str, Any], reasons: dict[str, str]) -> dict[str, Any]:
     for row in told:
         if row["before"].replace("frozen=True", "frozen=False") == row["after"]:
             row["equivalent"] = "nothing in the project changes such a record"
+        if (row["before"], row["after"]) == ("if TYPE_CHECKING:", "if not TYPE_CHECKING:"):
+            row["equivalent"] = "what type checkers alone need can be imported as well"
         if row["before"].startswith("def ") and row["before"].replace("*, ", "/, ") == row["after"]:
             row["equivalent"] = "nothing in the project names what stands before the mark"
     equivalent = sum(bool(row["equivalent"]) for row in told)

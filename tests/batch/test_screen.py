@@ -73,3 +73,9 @@ def test_the_dry_table_sums_up_by_workers():
     told = dry_table([Job(name, f"{name}.npz") for name in NAMES], ESTIMATES, 2).splitlines()
     assert told[1].split() == ["a", "7,000", "90", "s", "512", "a.npz"] and "7,000?" in told[3]
     assert told[-1] == "3 jobs, about 2 min 15 s on 2 workers; '?': not at hand, taken to be a ViT-B"
+
+
+@pytest.mark.parametrize(("count", "more"), [(40, ""), (41, "… and 1 more"), (100, "… and 60 more")])
+def test_no_more_failures_than_a_screen_holds(count, more):
+    found = summary([Outcome(f"job{i}", status="failed", exit_code=3, error="broken") for i in range(count)])
+    assert found.count("exit 3  broken") == 40 and (more in found if more else "more" not in found)

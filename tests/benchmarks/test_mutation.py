@@ -52,8 +52,9 @@ def test_what_only_callers_from_outside_could_see_has_its_reason():
         for value in (True, None)
     ]
     rows += [{"before": f"def f({names}) -> int:", "after": "def f(a, /, b) -> int:"} for names in ("a, *, b", "a, b")]
-    found = judged({"mutants": 4, "killed": 0, "survivors": rows}, {})["survivors"]
-    assert [bool(row["equivalent"]) for row in found] == [True, False, True, False]
+    rows.append({"before": "if TYPE_CHECKING:", "after": "if not TYPE_CHECKING:"})
+    found = judged({"mutants": 5, "killed": 0, "survivors": rows}, {})["survivors"]
+    assert [bool(row["equivalent"]) for row in found] == [True, False, True, False, True]
 
 
 def test_a_busy_machine_takes_no_tests_away(monkeypatch):

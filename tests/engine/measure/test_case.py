@@ -88,7 +88,8 @@ def test_sessions_are_closed_when_it_fails(measured):
 
 def row(precision="fp16", batch=1, rate=1000.0, p50=1.0, **more):
     given = {"precision": precision, "batch": batch, "streams": 1, "images_per_second": rate, "p50_ms": p50}
-    return BenchmarkRow.from_dict({**given, "transfers": RESIDENT, "cuda_graph": True, **more})
+    transfers = "".join(list(RESIDENT))  # as a word out of a file is: none of Python's own copies
+    return BenchmarkRow.from_dict({**given, "transfers": transfers, "cuda_graph": True, **more})
 
 
 def test_the_table_word_for_word():
@@ -176,3 +177,23 @@ def test_what_could_not_be_sampled_is_said_once(monkeypatch, before, after, said
         save=lambda rows, skipped: saved.append(len(rows)),
     )  # fmt: skip
     assert warned == said and (len(rows), skipped, saved) == (1, [], [1, 1]) and rows[0].noise_percent == 0.0
+
+
+def test_transfers_are_measured_on_two_streams_at_least():
+    """One copies while the other computes; more if more are asked for."""
+    for streams, count in (([1], 2), ([1, 2], 2), ([1, 4], 4)):
+        cases = module.plan_cases(["fp16"], [8], streams, cuda_graphs=(True, False))
+        assert [case for case in cases if case.transfers] == [Case("fp16", 8, count, True, True)]
+
+
+@pytest.mark.parametrize(("batch", "taken"), [(4, True), (5, False), (3, False)])
+def test_a_batch_that_would_be_padded_is_not_measured(monkeypatch, batch, taken):
+    """To more images, or split into fewer."""
+    engine = types.SimpleNamespace(ranges=[types.SimpleNamespace(optimal=(4, 3))])
+    monkeypatch.setattr(module, "choose_profile", lambda ranges, shape: types.SimpleNamespace(shape=(4, 3)))
+    monkeypatch.setattr(module, "describe", lambda ranges: "batch 4")
+    if taken:
+        assert module.shape_to_measure(engine, batch) == (4, 3)
+    else:
+        with pytest.raises(BenchmarkError, match=f"batch {batch} would be padded to 4: the engine takes batch 4"):
+            module.shape_to_measure(engine, batch)
