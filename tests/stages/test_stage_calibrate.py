@@ -2,6 +2,7 @@
 
 import types
 
+import numpy as np
 import pytest
 from stage_context import make_context, write_graph
 
@@ -193,6 +194,34 @@ def test_everything_that_may_be_quantized_is_measured(context, monkeypatch, targ
     assert found.summary == "entropy, 5 images, 2 tensors, 1 clipped, on cuda, w left out of int8"
     assert (found.num_images, found.num_tensors, found.num_clipped, found.source) == (5, 2, 1, "seeded noise")
     assert found.left_out[0].sites == ("w",) and context.bundle.calibration.exists() and found.smoothed is None
+
+
+def test_what_was_widened_stands_in_the_summary(context, monkeypatch):
+    write_graph(context.bundle.onnx())
+    context.config.calibration.num_images, context.config.calibration.shift = 3, False
+    context.config.quantize_only = ("w",)  # so that nothing stays out
+    costs = {"block_00": cost([1.0, 2.0], [0.25, 0.01], 0.01)}
+    measured = Calibration()
+    monkeypatch.setattr(measured, "widened", lambda: costs, raising=False)
+    monkeypatch.setattr("vit_convert.quantize.calibrate.calibrate", lambda *arguments, **options: measured)
+    found = module.calibrate(context)
+    assert found.summary == (
+        "entropy, 3 images, 2 tensors, 1 clipped, 1 wider than entropy, "
+        "most block_00: 1 → 2, error of its products 0.25 → 0.01, on cuda"
+    )
+    assert found.widened[0].threshold == 2.0
+
+
+def test_every_image_is_in_one_batch(context, monkeypatch):
+    monkeypatch.setattr(module, "prepare", lambda context: lambda images: images.tolist())
+    assert list(module._batches(context, np.arange(7), 3)) == [[0, 1, 2], [3, 4, 5], [6]]
+
+
+def test_calibration_images_need_no_labels(context, monkeypatch):
+    asked = []
+    monkeypatch.setattr(module, "source_identity", lambda data, *, labelled: asked.append((data, labelled)) or "id")
+    context.config.calibration.data = "a.zip"
+    assert CALIBRATE.inputs(context)[1] == "id" and asked == [("a.zip", False)]
 
 
 def test_a_graph_without_products_is_refused(context):

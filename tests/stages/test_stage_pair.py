@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from stage_context import change, make_context
 
-from vit_convert.core.bundle import Bundle, read_json
+from vit_convert.core.bundle import Bundle, read_json, write_json
 from vit_convert.core.defaults import default_config
 from vit_convert.core.errors import CalibrationError, CheckError, CheckpointError
 from vit_convert.core.pair import PairFacts
@@ -196,3 +196,15 @@ def test_a_graph_is_known_by_its_hash(context, monkeypatch):
         monkeypatch.setattr(module.Manifest, "read", lambda bundle, files=files: types.SimpleNamespace(files=files))
         assert module._hash(tower, "model.onnx") == expected
     assert asked == ["model.onnx"] * 2
+
+
+def test_a_finished_tower_as_its_stages_saw_it(context):
+    rows = [
+        {"name": "images", "status": "done", "key": "k", "files": [], "result": {"summary": "s", "num_images": 5}},
+        {"name": "export", "status": "failed", "key": "k", "files": [], "result": {"summary": "s", "taps": ["a"]}},
+    ]
+    (context.bundle.root / "image").mkdir(exist_ok=True)
+    write_json(context.bundle.root / "image" / "manifest.json", {"stages": rows})
+    found = module.tower_context(context, context.config, "image")
+    assert found.results.images.num_images == 5 and found.results.get("export") is None
+    assert found.bundle.root == context.bundle.root / "image" and found.progress is context.progress

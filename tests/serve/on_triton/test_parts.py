@@ -54,6 +54,7 @@ def test_the_networks_name():
     assert (Asked("a").model, Asked("a", network="b").model) == ("a", "b")
     plain = Asked("a")  # what docs/serving.md says of a command without flags
     assert (plain.runtime, plain.precision, plain.version, plain.delay_us, plain.top_k) == ("auto", "", 1, None, 5)
+    assert plain.response_cache is False
 
 
 @pytest.fixture
