@@ -65,6 +65,33 @@ def test_ranges_that_are_refused(context, size, config, checkpoint, said):
         module._image_range(context, given(**checkpoint))
 
 
+def test_as_many_patches_in_another_grid(context):
+    """Of more than 256 patches, and what is said of both grids."""
+    context.config.image_size = "dynamic:64..640@160x640"
+    with pytest.raises(UsageError) as caught:
+        module._image_range(context, given(image_size=(320, 320)))
+    assert "20x20" in str(caught.value) and "10x40" in str(caught.value)
+    assert "(20, 20)" in caught.value.fix and "(10, 40)" in caught.value.fix
+
+
+def test_the_code_of_families_from_outside_counts(monkeypatch):
+    monkeypatch.setattr("vit_convert.families.registry.code_of", lambda families: [f"code of {families}"])
+    assert module._code_of(()) == [] and module._code_of(("mine:FAMILY",)) == ["code of ('mine:FAMILY',)"]
+
+
+@pytest.mark.parametrize(("outputs", "given"), [("auto", {}), ("score", {"output": "score"})])
+def test_what_a_users_own_model_is_made_with(context, monkeypatch, outputs, given):
+    made = []
+    monkeypatch.setattr("vit_convert.families.user.call.taken_apart", lambda found: (found, "variables"))
+    monkeypatch.setattr(
+        "vit_convert.families.user.model.user_model", lambda *given, **options: made.append((given, options))
+    )
+    context.config.model, context.config.image_size, context.config.num_classes = (lambda: "module"), (32, 48), 7
+    context.config.outputs = "".join(list(outputs))
+    module._user_model(context)
+    assert made == [(("module", "variables"), {"image_shape": (32, 48, 3), "num_classes": 7, **given})]
+
+
 def test_a_table_whose_grid_is_told_may_have_any(context):
     context.config.image_size, context.config.posemb_grid = "dynamic:32..448@112x448", (14, 14)
     assert module._image_range(context, given()).optimal == (112, 448)

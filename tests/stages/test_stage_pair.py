@@ -1,5 +1,6 @@
 """What the stages of a pair say of two towers: one space, one set of classes, similarities of each precision."""
 
+import contextlib
 import types
 
 import numpy as np
@@ -149,7 +150,8 @@ def labels(context, monkeypatch):
 
 
 def test_labels_of_the_prompts_classes(labels):
-    assert labels([0, 2, 1]).tolist() == [0, 2, 1] and labels([0, 2], ["a", "b", "c"]).tolist() == [0, 2]
+    assert labels([0, 2, 1]).tolist() == [0, 2, 1] and labels([1, 2]).tolist() == [1, 2]  # not every class is there
+    assert labels([0, 2], ["a", "b", "c"]).tolist() == [0, 2]
     assert labels([0, 2], classes=0) is None and labels([0, 2], known=False) is None  # another conversion's
 
 
@@ -208,3 +210,26 @@ def test_a_finished_tower_as_its_stages_saw_it(context):
     found = module.tower_context(context, context.config, "image")
     assert found.results.images.num_images == 5 and found.results.get("export") is None
     assert found.bundle.root == context.bundle.root / "image" and found.progress is context.progress
+
+
+def test_what_a_graph_embeds(context, monkeypatch):
+    """All samples; without any the reference's inputs, unless the check in this process has run them."""
+    tower, asked = context.scratch["image"], []
+    np.save(tower.bundle.images("evaluation"), np.zeros((3, 4, 4, 3), np.uint8))
+    np.savez(tower.bundle.reference, x=np.ones((2, 4), np.float32))
+    path = tower.bundle.onnx("fp16")
+    monkeypatch.setattr(module, "runnable", lambda tower, precision: contextlib.nullcontext(path))
+    monkeypatch.setattr(
+        "vit_convert.checks.onnx_graph.graph_scores",
+        lambda path, samples, prepare, output, **options: (
+            asked.append((len(samples), output, options["batch_size"])) or "all"
+        ),
+    )
+    monkeypatch.setattr("vit_convert.core.onnx_file.open_session", lambda path: path.name)
+    monkeypatch.setattr("vit_convert.core.onnx_file.run_session",
+                        lambda session, feeds, outputs: {outputs[0]: (session, feeds["x"].shape)})  # fmt: skip
+    assert module._of_graph(tower, "fp16") == "all" and asked == [(3, "embedding", 32)]
+    change(tower, "images", num_images=0)
+    assert module._of_graph(tower, "fp16") == (path.name, (2, 4))
+    tower.scratch[module.ANSWERS] = {path.name: {"embedding": "known"}}
+    assert module._of_graph(tower, "fp16") == "known"

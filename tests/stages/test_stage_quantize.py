@@ -227,7 +227,7 @@ def written(context, monkeypatch):
             module, "_write_ranges", lambda context, lowering: made.append(("ranges", lowering)) or LoweredGraph()
         )
         blocks = {"w": LargestActivation(tensor="logits", max_abs=2.0)}
-        found = module._write_graph(context, precision, lambda graph: (amax, blocks))
+        found = module._write_graph(context, "".join(list(precision)), lambda graph: (amax, blocks))
         return found, made
 
     return written
