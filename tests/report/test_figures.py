@@ -100,6 +100,7 @@ def test_thresholds_the_costliest_first(painted):
     assert list(places) == [0, 1] and names == ["mlp/fc1/Gelu", "a/b"]  # the last parts of a long name
     spots = [(*arguments[:2], options.get("label")) for arguments, options in axes.of("plot") if "label" in options]
     assert spots == [(0.25, 0, "entropy's"), (0.002, 0, "as taken"), (0.01, 1, ""), (0.001, 1, "")]
+    assert axes.of("invert_yaxis") and axes.of("set_xscale") == [(("log",), {})]  # the first at the top
     assert Line.tips[0] == "tip:block_00/mlp/fc1/Gelu: entropy's threshold 3.12 loses 25.00%"
     assert Line.tips[1] == "tip:block_00/mlp/fc1/Gelu: threshold 5.75 loses 0.20%"
 
@@ -135,6 +136,7 @@ def test_stages_that_took_time(painted):
         (2.5, "export", " 1,536 MiB"),
         (75.0, "build", " 1,536 MiB"),
     ]
+    assert axes.of("invert_yaxis")  # the first stage at the top
     assert Line.tips[1] == "tip:build: 75.0 s, done, peak memory 1,536 MiB"
 
 

@@ -109,3 +109,13 @@ def test_points_over_the_number_of_parameters():
     assert {"5M", "100M", "1G", "parameters", "seconds", "title"} <= {*texts}
     assert [text for text in texts if text in ("vit", "swin")] == ["vit", "swin"]  # once each, in the legend
     assert re.findall("<title>([^<]*)", svg) == ["small", "base", "giant"] and _scatter([], "title", "y") == ""
+
+
+@pytest.mark.parametrize(("count", "drawn"), [(3, 3), (5, 5), (6, 3), (11, 4)])
+def test_an_even_selection_of_very_many_is_drawn(monkeypatch, count, drawn):
+    """No more than may be: every second of six where five may be, every third of eleven."""
+    monkeypatch.setattr(zoo, "_MOST_POINTS", 5)
+    points = []
+    monkeypatch.setattr(zoo, "_scatter", lambda found, title, y: points.append(len(found)) or "")
+    zoo.zoo_figures([job(f"job{i}", "done", engines=[]) for i in range(count)])
+    assert points[0] == drawn
