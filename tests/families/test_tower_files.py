@@ -11,6 +11,7 @@ from family_files import rewrite, without
 
 from vit_convert.checkpoint.containers import Leaf, read_container
 from vit_convert.core.errors import CheckpointError, UsageError
+from vit_convert.core.model import POOLED
 from vit_convert.families.clip.family import CLIP
 from vit_convert.families.family import RandomOptions
 from vit_convert.families.lit import layouts as lit_layouts
@@ -454,3 +455,26 @@ def test_which_tower_of_a_file_is_meant(written, tmp_path):
         assert error.value.fix == f"It has {alone}:{name}."
     write_random_checkpoint(tmp_path / "vit.npz", "mu/16", image_size=(32, 32))
     assert towers_in(tmp_path / "vit.npz") == () == towers_in(f"{tmp_path / 'vit.npz'}:params")
+
+
+@pytest.mark.parametrize(
+    ("family", "variant", "suffix", "tower", "pooled"),
+    [
+        (SIGLIP, "SigLIP-mu/16", ".npz", "img", None),  # by attention over all
+        (SIGLIP, "SigLIP-mu/16", ".npz", "txt", 63),
+        (LIT, "LiT-mu", ".npz", "img", 0),
+        (LIT, "LiT-mu", ".npz", "txt", 0),
+        (LIT, "LiT-muV", ".npz", "txt", 15),
+        (CLIP, "CLIP-mu/16", ".safetensors", "img", 0),
+        (CLIP, "CLIP-mu/16", ".safetensors", "txt", POOLED),  # the end of each text
+    ],
+)
+def test_what_an_export_needs_to_know_of_a_tower(written, family, variant, suffix, tower, pooled):
+    loaded = load_checkpoint(f"{written(family, variant, suffix)}:{tower}")
+    model, depth = family.model(loaded), loaded.architecture.encoder.depth
+    assert model.pooled_token == pooled and model.kind == loaded.architecture
+    assert model.position_table == "pos_embedding"
+    padded = variant == "LiT-mu" and tower == "txt"  # whose mask is made of the tokens, beside the stream
+    norm = [] if padded else ["encoder_norm"]
+    assert model.taps == [*["embedded"][: int(padded)], *(f"block_{i:02d}" for i in range(depth)), *norm]
+    assert {*model.params} == {*loaded.params} and {*model.traced_shapes} <= {*loaded.params}
