@@ -23,6 +23,7 @@ from vit_convert.families.siglip.layouts import Layout, detect
 from vit_convert.families.tips import layouts as tips_layouts
 from vit_convert.families.tips.family import TIPS
 from vit_convert.families.towers.load import class_row, image_size_of, infer_encoder, square_grid
+from vit_convert.families.towers.model import _gives_norm
 
 FILE = pathlib.Path("x.npz")
 
@@ -478,3 +479,27 @@ def test_what_an_export_needs_to_know_of_a_tower(written, family, variant, suffi
     norm = [] if padded else ["encoder_norm"]
     assert model.taps == [*["embedded"][: int(padded)], *(f"block_{i:02d}" for i in range(depth)), *norm]
     assert {*model.params} == {*loaded.params} and {*model.traced_shapes} <= {*loaded.params}
+
+
+@pytest.mark.parametrize(
+    ("variant", "suffix", "tower", "outputs", "is_norm"),
+    [
+        ("SigLIP-mu/16", ".npz", "img", "embedding", False),
+        ("SigLIP-mu/16", ".npz", "img", "features", False),
+        ("SigLIP-mu/16", ".npz", "img", "tokens", True),
+        ("SigLIP-mu/16", ".npz", "img", "embedding,tokens", True),
+        ("SigLIP-mu/16", ".npz", "img", "grid", False),
+        ("SigLIP-mu/16", ".npz", "txt", "features", False),
+        ("SigLIP-mu/16", ".npz", "txt", "tokens", True),
+        ("SigLIP-mu/16", ".npz", "txt", "embedding,tokens", True),
+        ("LiT-mu", ".npz", "img", "tokens", False),  # without the class token
+        ("CLIP-mu/16", ".safetensors", "img", "features", False),
+        ("PaliGemma-mu/14", ".npz", "img", "tokens", False),  # behind a product
+        ("Gemma3-mu/14", ".npz", "img", "tokens", False),  # means of four by four
+    ],
+)
+def test_whether_an_output_is_the_last_norm_as_it_is(tmp_path, variant, suffix, tower, outputs, is_norm):
+    """Which then is no tap, as a value has one name."""
+    path, side = tmp_path / f"a{suffix}", 112 if variant.endswith("/14") else 48
+    write_random_checkpoint(path, variant, image_size=(side, side))
+    assert _gives_norm(load_checkpoint(f"{path}:{tower}", outputs=outputs).architecture) is is_norm
