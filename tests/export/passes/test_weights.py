@@ -344,7 +344,7 @@ def test_the_contract_of_repeating_blocks(depth):
         model = described(BLOCKS.replace(lost, "other"), "w0", "w1", "h", names=NAMES)
         what = "after" if depth == 2 and lost == "block_00" else "before"  # whole by its last block
         error = ir.passes.PostconditionError if what == "after" else ir.passes.PreconditionError
-        with pytest.raises(error, match=f"unroll: {what} it no value is {lost}, the stream behind a block"):
+        with pytest.raises(error, match=f"unroll: {what} it no value is {lost}, the stream"):
             unrolls(model)
 
 
