@@ -503,3 +503,11 @@ def test_whether_an_output_is_the_last_norm_as_it_is(tmp_path, variant, suffix, 
     path, side = tmp_path / f"a{suffix}", 112 if variant.endswith("/14") else 48
     write_random_checkpoint(path, variant, image_size=(side, side))
     assert _gives_norm(load_checkpoint(f"{path}:{tower}", outputs=outputs).architecture) is is_norm
+
+
+def test_a_length_of_texts_has_no_meaning_for_images(written, tmp_path):
+    write_random_checkpoint(tmp_path / "vit.npz", "mu/16", image_size=(32, 32))
+    for path in (tmp_path / "vit.npz", f"{written(CLIP, 'CLIP-mu/16', '.safetensors')}:img"):
+        with pytest.raises(UsageError, match="text_length=5") as error:
+            load_checkpoint(path, text_length=5)
+        assert error.value.fix

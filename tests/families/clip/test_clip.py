@@ -94,6 +94,7 @@ def test_only_what_stands_before_the_end_counts(tiny):
     model = loaded.family.model(loaded)
     tokens = np.array([[94, 5, 6, 95, 0, 0, 0, 0, 0, 0, 0, 0]], np.int32)
     plain = model.run(tokens)
+    assert plain["pooled_token"].tolist() == [3]
     for other in (95, 7):
         changed = tokens.copy()
         changed[0, 4:] = other

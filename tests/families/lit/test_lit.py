@@ -70,7 +70,9 @@ def test_what_fills_up_changes_nothing(tiny):
     assert loaded.attentions == ()  # no kernel that knows no mask may serve it
     model, tokens = loaded.family.model(loaded), np.zeros((1, 16), np.int32)
     tokens[0, :4] = (101, 7, 8, 9)
-    plain = model.run(tokens)["embedding"]
+    results = model.run(tokens)
+    plain = results["embedding"]
+    assert "pooled_token" not in results  # the first of every text
     loaded.params.leaves["Embed_0/embedding"].read()  # the row of token 0 is not looked at
     changed = dict(loaded.params)
     changed["Embed_0/embedding"] = changed["Embed_0/embedding"].copy()
