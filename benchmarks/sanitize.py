@@ -2,8 +2,8 @@
 
     python benchmarks/sanitize.py --output=benchmarks/results/h200-sanitizer.json
 
-Needs what tests/gpu/test_kernels_on_gpu.py does and CUDA's compute-sanitizer, which looks at our kernels alone but for
-initcheck.
+Needs what tests/gpu/test_kernels_on_gpu.py and test_group_norm_on_gpu.py do and CUDA's compute-sanitizer, which looks
+at our kernels alone but for initcheck.
 """
 
 import re
@@ -21,10 +21,14 @@ _TOOLS = flags.DEFINE_list("tools", ["memcheck", "racecheck", "synccheck", "init
 _TESTS = flags.DEFINE_string(
     "tests",
     "1-17-3 or 1-65-3 or 2-577-2 or 3-50-12 or rise or (test_norm and (32 or 288 or 2048) and (7 or 9)) "
-    "or (tile_by_tile and (2-65-3 or 1-577-2)) or (within_windows and (49-4-3-3 or 33-1-1-3 or 144-4-1-3))",
+    "or (tile_by_tile and (2-65-3 or 1-577-2)) or (within_windows and (49-4-3-3 or 33-1-1-3 or 144-4-1-3)) "
+    "or (hybrid and (1-64-56 or 1-512-28 or 3-2048-7)) or (other_shapes and (2-49-64 or 1-257-1280)) or planes",
     "As pytest's -k.",
 )
-_FEW = "(test_attention_over and (1-17-3 or 2-50-12)) or (test_norm and to_int8 and (288 or 32) and 7 and fp16)"
+_FEW = (
+    "(test_attention_over and (1-17-3 or 2-50-12)) or (test_norm and to_int8 and (288 or 32) and 7 and fp16) "
+    "or (hybrid and (1-64-56 or 1-512-28))"
+)
 _SECONDS = flags.DEFINE_float("seconds", 150.0, "Time limit for one tool.")
 _TOOL = "compute-sanitizer"
 _KERNELS = "kernel_substring=vit"  # the namespace of ours, in their mangled names
@@ -39,7 +43,8 @@ def main(argv: Sequence[str]) -> None:
     for tool in _TOOLS.value:
         # What other kernels write counts as written only if they are watched, too: all of them, over a few tests.
         chosen, watched = (_FEW, []) if tool == "initcheck" else (_TESTS.value, ["--kernel-name", _KERNELS])
-        tests = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests/gpu/test_kernels_on_gpu.py", "-k", chosen]
+        files = ("tests/gpu/test_kernels_on_gpu.py", "tests/gpu/test_group_norm_on_gpu.py")
+        tests = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", *files, "-k", chosen]
         command = [_TOOL, "--tool", tool, *watched, "--error-exitcode", "99", *tests]
         started = time.perf_counter()
         try:

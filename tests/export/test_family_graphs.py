@@ -59,7 +59,13 @@ def test_agrees_block_by_block_within_its_budget(tmp_path, family, target):
 
 @pytest.mark.parametrize(
     ("family", "lowering"),
-    [("mixer", "matmul"), ("swin", "primitives"), ("swin", "windows"), ("hybrid", "primitives")],
+    [
+        ("mixer", "matmul"),
+        ("swin", "primitives"),
+        ("swin", "windows"),
+        ("hybrid", "primitives"),
+        ("hybrid", "groupnorm"),
+    ],
 )
 def test_lowerings_for_tensorrt_8(tmp_path, family, lowering):
     report = export_model(model(family), tmp_path / "model.onnx", target=lowering_named("trt8", lowering))
@@ -91,6 +97,28 @@ def test_what_windows_become(tmp_path):
 def test_windows_without_windows(tmp_path, family, why):
     with pytest.raises(ExportError, match=why):
         export_model(model(family), tmp_path / "model.onnx", target=lowering_named("trt8", "windows"))
+
+
+def test_what_group_norms_become(tmp_path):
+    """All are our kernels', each with the ReLU behind it; of a bottleneck's last the shortcut goes along, with its own
+    GroupNorm where it has one."""
+    export_model(model("hybrid"), tmp_path / "model.onnx", target=lowering_named("trt8", "groupnorm"))
+    nodes = list(ir.load(tmp_path / "model.onnx").graph)
+    counts = collections.Counter(node.op_type for node in nodes)
+    units = list(model("hybrid").kind.units())
+    projected = sum(unit.projects for unit in units)
+    assert counts["VitGroupNorm"] == 1 + 2 * len(units) and "Relu" not in counts
+    assert (counts["VitTwoGroupNorms"], counts["VitAddGroupNorm"]) == (projected, len(units) - projected)
+    assert counts["LayerNormalization"] == 2 * SMALL["hybrid"][2] + 1  # those of the ViT
+    norms = [node for node in nodes if "GroupNorm" in node.op_type]
+    # nothing stands between a convolution and a kernel, but for the shortcut that a bottleneck adds
+    assert {node.inputs[0].producer().op_type for node in norms} == {"Conv"}
+    assert all(node.name.rpartition("/")[2].startswith("Relu") for node in norms)
+
+
+def test_group_norms_without_any(tmp_path):
+    with pytest.raises(ExportError, match="no GroupNorm over 32 groups"):
+        export_model(model("mixer"), tmp_path / "model.onnx", target=lowering_named("trt8", "groupnorm"))
 
 
 @pytest.mark.parametrize("family", SMALL)

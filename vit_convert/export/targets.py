@@ -4,10 +4,15 @@ import dataclasses
 
 from vit_convert.core.dialect import DIALECTS, Dialect, dialect_named
 from vit_convert.core.errors import UsageError, nearest
-from vit_convert.export.passes.attention_plugin import ATTENTION_FOR_KERNELS, ATTENTION_TO_PLUGIN
+from vit_convert.export.passes.attention_plugin import (
+    ATTENTION_FOR_KERNELS,
+    ATTENTION_TO_PLUGIN,
+    ATTENTION_TO_PLUGIN_IF_IT_FITS,
+)
 from vit_convert.export.passes.contract import GraphPass
 from vit_convert.export.passes.fold_attention_scale import FOLD_SCALE
 from vit_convert.export.passes.fused_encoder import ENCODER_TO_HALF_KERNELS, ENCODER_TO_KERNELS
+from vit_convert.export.passes.group_norms import GROUP_NORMS_TO_KERNELS
 from vit_convert.export.passes.mlp_as_convolution import MLPS_TO_CONVOLUTIONS
 from vit_convert.export.passes.moves_as_gather import MOVES_TO_GATHER
 from vit_convert.export.passes.patch_as_matmul import PATCH_TO_MATMUL
@@ -120,6 +125,11 @@ LOWERINGS: dict[str, dict[str, Target]] = {
             finish=(*TARGETS["trt8"].finish, WINDOWS_TO_KERNELS, MOVES_TO_GATHER),
             last=(NORMS_TO_KERNELS,),
         ),
+        "groupnorm": dataclasses.replace(
+            TARGETS["trt8"],
+            finish=(*TARGETS["trt8"].finish, ATTENTION_TO_PLUGIN_IF_IT_FITS),
+            last=(GROUP_NORMS_TO_KERNELS,),
+        ),
         "gather": dataclasses.replace(_TRT8_MATMUL, finish=(*_TRT8_MATMUL.finish, MOVES_TO_GATHER)),
     }
 }
@@ -134,7 +144,8 @@ def lowering_named(target: str, lowering: str) -> Target:
             in FP16; "fused" the same between INT8 convolutions; "matmul" writes MLPs as matrix products; "primitives"
             also expands LayerNorm, which overflows in fp16 once an activation is more than 255 from its LayerNorm's
             mean (its square then exceeds the type's range); "gather" is "matmul" with each move of a Swin's tokens as
-            one Gather; "windows" uses our kernels for a Swin's attention and LayerNorms, in FP16, and those Gathers.
+            one Gather; "windows" uses our kernels for a Swin's attention and LayerNorms, in FP16, and those Gathers;
+            "groupnorm" uses our kernels for a hybrid's GroupNorms, in FP16, and TensorRT's attention plugin if it fits.
 
     Raises:
         UsageError: the target has no lowering of that name.

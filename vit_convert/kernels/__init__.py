@@ -1,9 +1,10 @@
-"""Our own kernels for TensorRT 8: attention and LayerNorm, in INT8 and FP16, as plugins in a library built by nvcc.
+"""Our own kernels for TensorRT 8: attention and LayerNorm in INT8 and FP16, and GroupNorm in FP16, as plugins in a
+library built by nvcc.
 
     python -m vit_convert.kernels --tensorrt_include=FOLDER     # of NvInfer.h; needs nvcc, and g++
 
-Only the lowerings "fused" and "kernels" need them. The library is the file VIT_CONVERT_KERNELS, or else lies beside
-this file.
+Only the lowerings "fused", "kernels", "windows" and "groupnorm" need them. The library is the file VIT_CONVERT_KERNELS,
+or else lies beside this file.
 """
 
 import ctypes
@@ -19,7 +20,12 @@ ENVIRONMENT = "VIT_CONVERT_KERNELS"
 SOURCES = pathlib.Path(__file__).resolve().parent
 NAME = "libvit_kernels.so"
 _LOCK = threading.Lock()
-_PLUGINS = (b"VitAttention", b"VitWindowAttention", b"VitAddNorm", b"VitNorm")  # as plugin.cpp registers them
+_SOURCES = ("attention.cu", "stream.cu", "windows.cu", "norm.cu", "group_norm.cu", "planes.cu", "plugin.cpp")
+# as plugin.cpp registers them
+_PLUGINS = (
+    *(b"VitAttention", b"VitWindowAttention", b"VitAddNorm", b"VitNorm"),
+    *(b"VitGroupNorm", b"VitAddGroupNorm", b"VitTwoGroupNorms"),
+)
 
 
 def library() -> pathlib.Path:
@@ -78,7 +84,7 @@ def command(output: pathlib.Path, *, include: str, archs: Sequence[str], nvcc: s
         nvcc,
         *options,
         *code,
-        *(str(SOURCES / name) for name in ("attention.cu", "stream.cu", "windows.cu", "norm.cu", "plugin.cpp")),
+        *(str(SOURCES / name) for name in _SOURCES),
         "-o",
         str(output),
     ]

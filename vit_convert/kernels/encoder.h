@@ -1,7 +1,9 @@
-// Launchers of the kernels in attention.cu, stream.cu, windows.cu and norm.cu.
+// Launchers of the kernels in attention.cu, stream.cu, windows.cu, norm.cu, group_norm.cu and planes.cu.
 #pragma once
 
 #include <cuda_runtime.h>
+
+#include <cstddef>
 
 namespace vit {
 
@@ -41,10 +43,39 @@ struct Norm {
   float epsilon;
 };
 
+// relu(GroupNorm(x) + residual), where the residual may be absent, or have a GroupNorm of its own; over 32 groups.
+struct GroupNorm {
+  void const* x;         // [images, pixels, channels] where channels are interleaved, else [images, channels, pixels]
+  void const* residual;  // likewise, or null
+  void* out;             // likewise
+  float const* gamma;
+  float const* beta;            // [channels] on the device
+  float const* residual_gamma;  // null where the residual is added as it is
+  float const* residual_beta;
+  Type type;         // of x, residual and out: half, or float where channels are not interleaved
+  bool interleaved;  // channels: then as `interleaves` says
+  int images, pixels, channels;
+  float epsilon;
+  void* workspace;  // `group_norm_workspace` bytes where channels are interleaved
+};
+
+constexpr int kGroups = 32;
+constexpr int kMostGroupNormChannels = 2048;
+
+// Whether there is a kernel for so many channels where they are interleaved.
+constexpr bool interleaves(int channels) {
+  int const each = channels / kGroups;
+  return channels % kGroups == 0 && channels <= kMostGroupNormChannels &&
+         (each == 1 || each == 2 || each == 4 || (each > 0 && each % 8 == 0));
+}
+
+size_t group_norm_workspace(int images);  // bytes, of as many images or fewer
 cudaError_t run(Attention const& p, cudaStream_t stream);
 cudaError_t run_stream(Attention const& p,
                        cudaStream_t stream);  // of half alone, without `causal`, for any number of tokens
 cudaError_t run(Windows const& p, cudaStream_t stream);
 cudaError_t run(Norm const& p, cudaStream_t stream);
+cudaError_t run(GroupNorm const& p, cudaStream_t stream);
+cudaError_t run_planes(GroupNorm const& p, cudaStream_t stream);  // where channels are not interleaved
 
 }  // namespace vit

@@ -1,36 +1,12 @@
 // Residual addition and LayerNorm that writes INT8, over rows [images · tokens, width] that are 16-byte aligned.
-#include "encoder.h"
-
-#include <cuda_fp16.h>
-
 #include <cstdint>
 
+#include "eight.cuh"
+#include "encoder.h"
 #include "pack.cuh"
 
 namespace vit {
 namespace {
-
-struct Eight {
-  float x[8];
-};
-
-__device__ inline Eight load_eight(float const* p) {
-  float4 const a = reinterpret_cast<float4 const*>(p)[0], b = reinterpret_cast<float4 const*>(p)[1];
-  return {{a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w}};
-}
-
-__device__ inline Eight load_eight(half const* p) {
-  uint4 const bits = *reinterpret_cast<uint4 const*>(p);
-  half2 const* pairs = reinterpret_cast<half2 const*>(&bits);
-  Eight y;
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    float2 const pair = __half22float2(pairs[i]);
-    y.x[2 * i] = pair.x;
-    y.x[2 * i + 1] = pair.y;
-  }
-  return y;
-}
 
 __device__ inline Eight load_eight(int8_t const* p) {
   uint2 const bits = *reinterpret_cast<uint2 const*>(p);
@@ -41,23 +17,9 @@ __device__ inline Eight load_eight(int8_t const* p) {
   return y;
 }
 
-__device__ inline void store_eight(half* p, Eight const& y) {
-  uint4 bits;
-  half2* pairs = reinterpret_cast<half2*>(&bits);
-#pragma unroll
-  for (int i = 0; i < 4; ++i) pairs[i] = __floats2half2_rn(y.x[2 * i], y.x[2 * i + 1]);
-  *reinterpret_cast<uint4*>(p) = bits;
-}
-
 __device__ inline void store_eight(int8_t* p, Eight const& y) {
   *reinterpret_cast<uint2*>(p) =
       make_uint2(pack_int8(y.x[0], y.x[1], y.x[2], y.x[3]), pack_int8(y.x[4], y.x[5], y.x[6], y.x[7]));
-}
-
-__device__ inline float sum_over_warp(float x) {
-#pragma unroll
-  for (int distance = 16; distance > 0; distance /= 2) x += __shfl_xor_sync(~0u, x, distance);
-  return x;
 }
 
 // One row in each warp. branch (may be null), residual, sum (null without a branch): [rows, width]; out: (sum

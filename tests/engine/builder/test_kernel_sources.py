@@ -2,6 +2,7 @@
 
 import importlib.util
 import pathlib
+import re
 import shutil
 import subprocess
 
@@ -38,5 +39,17 @@ def test_compiles_without_a_warning(source, arch, tmp_path):
     assert (tmp_path / "kernel.cubin").stat().st_size > 1000
 
 
+@pytest.mark.slow
+def test_group_norm_moves_16_bytes_at_a_time(tmp_path):
+    """Four loads of 4 bytes are what a compiler made of one of 16 when that was passed on by reference."""
+    nvcc = toolkit()
+    if not nvcc:
+        pytest.skip("no nvcc")
+    words = [*nvcc, "-std=c++17", "-arch=sm_90", "--ptx", str(SOURCES / "group_norm.cu"), "-o", str(tmp_path / "k.ptx")]
+    subprocess.run(words, check=True, capture_output=True)
+    moves = set(re.findall(r"(?:ld|st)\.global\S*\.[bu]\d+", (tmp_path / "k.ptx").read_text()))
+    assert moves == {"ld.global.v4.u32", "st.global.v4.u32"}
+
+
 def test_all_kernels_are_tried():
-    assert {path.stem for path in KERNELS} == {"attention", "norm", "stream", "windows"}
+    assert {path.stem for path in KERNELS} == {"attention", "group_norm", "norm", "planes", "stream", "windows"}

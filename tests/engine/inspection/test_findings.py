@@ -330,6 +330,7 @@ def test_attention_in_int8(found, why):
 
 def test_kernels_of_plugins():
     ops = {"CustomQKVToContextPluginDynamic": "attention", "VitAttention": "attention", "VitNorm": "LayerNorm"}
+    ops |= {"VitGroupNorm": "GroupNorm", "VitTwoGroupNorms": "GroupNorm"}
     for domain in ("tensorrt.plugin", "vit_convert"):
         found = fusions(graph(*(node(op, domain=domain) for op in ops)), "trt8")
         assert [(row.kind, row.fused, row.why) for row in found] == [(kind, True, "a plugin") for kind in ops.values()]

@@ -23,7 +23,7 @@ class Fusion:
     """A place that could be fused.
 
     Attributes:
-        kind: "attention", "LayerNorm" or "GELU".
+        kind: "attention", "LayerNorm", "GroupNorm" (of a plugin) or "GELU".
         where: its node.
         fused: whether it is expected to become one kernel.
         why: in words.
@@ -33,6 +33,9 @@ class Fusion:
     where: str
     fused: bool
     why: str
+
+
+_PLUGIN_KINDS = (("QKV", "attention"), ("Attention", "attention"), ("GroupNorm", "GroupNorm"))  # by their names
 
 
 def fusions(graph: Graph, target: str, *, half: bool = False) -> list[Fusion]:
@@ -49,7 +52,7 @@ def fusions(graph: Graph, target: str, *, half: bool = False) -> list[Fusion]:
         if node.domain in (PLUGIN_DOMAIN, OUR_DOMAIN):
             found.append(
                 Fusion(
-                    "attention" if "QKV" in node.op or "Attention" in node.op else "LayerNorm",
+                    next((kind for word, kind in _PLUGIN_KINDS if word in node.op), "LayerNorm"),
                     node.label,
                     True,
                     "a plugin",

@@ -99,6 +99,13 @@ def attention_to_plugin(model: ir.Model) -> int:
     return _replace_all(model, refuse)
 
 
+def attention_to_plugin_if_it_fits(model: ir.Model) -> int:
+    """The same where the plugin has kernels for all of a model's attentions; other models are left as they are."""
+    found = [attention for node in model.graph if (attention := _attention(node)) is not None]
+    fitting = [a for a in found if not a.causal and fits(a.head_size, a.tokens)]
+    return attention_to_plugin(model) if found and len(fitting) == len(found) else 0
+
+
 def attention_for_kernels(model: ir.Model) -> int:
     """The same for our own half-precision kernels, which `fused.encoder_to_half_kernels` substitutes for the plugin;
     also for causal attention."""
@@ -115,6 +122,9 @@ def attention_for_kernels(model: ir.Model) -> int:
 
 
 ATTENTION_TO_PLUGIN = GraphPass(attention_to_plugin, requires=(scale_in_weights,), ensures=(functions_known,))
+ATTENTION_TO_PLUGIN_IF_IT_FITS = GraphPass(
+    attention_to_plugin_if_it_fits, requires=(scale_in_weights,), ensures=(functions_known,)
+)
 ATTENTION_FOR_KERNELS = GraphPass(attention_for_kernels, requires=(scale_in_weights,), ensures=(functions_known,))
 
 

@@ -175,7 +175,7 @@ def _replace_attention(graph: ir.Graph, old: ir.Node, quantized: bool, causal: b
         {**settings, **plugin_settings(quantized and _feeds_convolutions(old.outputs[0]))},
         domain=DOMAIN,
     )
-    _take_over(graph, old, node.outputs[0], old.outputs[0])
+    take_over(graph, old, node.outputs[0], old.outputs[0])
 
 
 def _replace_norm(graph: ir.Graph, norm: ir.Node, quantized: bool) -> None:
@@ -189,11 +189,11 @@ def _replace_norm(graph: ir.Graph, norm: ir.Node, quantized: bool) -> None:
     branch = _branch(add) if add is not None and add.op_type == "Add" else None
     if add is None or branch is None or source.is_graph_output():
         node = ir.node(NORM, [source, gamma, beta], settings, domain=DOMAIN)
-        _take_over(graph, norm, node.outputs[0], norm.outputs[0])
+        take_over(graph, norm, node.outputs[0], norm.outputs[0])
         return
     residual = add.inputs[1 - add.inputs.index(branch)]
     node = ir.node(ADD_NORM, [branch, residual, gamma, beta], settings, num_outputs=2, domain=DOMAIN)
-    _take_over(graph, norm, node.outputs[1], norm.outputs[0], at=add)
+    take_over(graph, norm, node.outputs[1], norm.outputs[0], at=add)
     sum_ = node.outputs[0]
     sum_.shape, sum_.type, sum_.name, source.name = source.shape, source.type, source.name, None
     ir.convenience.replace_all_uses_with(source, sum_)
@@ -219,14 +219,22 @@ def _feeds_convolutions(value: ir.Value) -> bool:
     return all(user.op_type == "Conv" for user, _ in value.uses()) and not value.is_graph_output()
 
 
-def _take_over(graph: ir.Graph, old: ir.Node, new: ir.Value, value: ir.Value, *, at: ir.Node | None = None) -> None:
-    """Inserts a node in place of another (or before `at`); its output takes over the other's name and readers."""
+def take_over(graph: ir.Graph, old: ir.Node, new: ir.Value, value: ir.Value, *, at: ir.Node | None = None) -> None:
+    """Inserts a node in place of another (or before `at`); its output takes over the other's name and readers.
+
+    Args:
+        graph: holds the other node.
+        old: the node to remove.
+        new: output of the node to insert.
+        value: output of `old` that `new` replaces.
+        at: a node before `old` in the graph.
+    """
     new.shape, new.type, new.name, value.name = value.shape, value.type, value.name, None
     node = new.producer()
     assert node is not None
     node.name = old.name
     graph.insert_before(at or old, node)
-    ir.convenience.replace_all_uses_with(value, new)
+    ir.convenience.replace_all_uses_with(value, new, replace_graph_outputs=True)
     graph.remove(old, safe=True)
 
 

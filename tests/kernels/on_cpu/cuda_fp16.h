@@ -1,0 +1,4 @@
+// What the kernels use of CUDA's header of this name.
+#pragma once
+
+#include "cuda_runtime.h"
