@@ -111,8 +111,8 @@ def test_config_without_the_ending(convert, tmp_path):
         ),
         (
             ["--quiet", "--config.lowerings=matmull", "--config.target=trt8"],
-            "lowering 'matmull': target trt8 has plugin, kernels, fused, matmul, primitives, windows, gather. Did you "
-            "mean matmul",
+            "lowering 'matmull': target trt8 has plugin, kernels, fused, matmul, primitives, windows, groupnorm, "
+            "gather. Did you mean matmul",
         ),
     ],
 )

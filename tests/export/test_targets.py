@@ -20,7 +20,7 @@ def test_opsets_and_budgets():
         "rtx": ("rtx", 20, 30),
     }
     budgets = {name: target.max_nodes_per_block for name, target in LOWERINGS["trt8"].items()}
-    own = {"plugin": 36, "kernels": 36, "fused": 36, "windows": 36}
+    own = {"plugin": 36, "kernels": 36, "fused": 36, "windows": 36, "groupnorm": 36}
     assert budgets == {**own, "matmul": 34, "primitives": 50, "gather": 34}
     assert {target.opset for target in LOWERINGS["trt8"].values()} == {17} and set(LOWERINGS) == {"trt8"}
 
@@ -41,16 +41,19 @@ def test_what_each_writes():
         "matmul": own[:2],
         "primitives": own[:2],
         "windows": [*own, "windows_to_kernels", "moves_to_gather"],
+        "groupnorm": [*own, "attention_to_plugin_if_it_fits"],
         "gather": [*own[:2], "moves_to_gather"],
     }
     assert [change.__name__ for change in LOWERINGS["trt8"]["fused"].last] == ["encoder_to_kernels"]
     assert [change.__name__ for change in LOWERINGS["trt8"]["windows"].last] == ["norms_to_half_kernels"]
+    assert [change.__name__ for change in LOWERINGS["trt8"]["groupnorm"].last] == ["group_norms_to_kernels"]
     gelus = {name: names(target)[-1] for name, target in LOWERINGS["trt8"].items()}
     assert gelus == {
         "plugin": "TanhGeluToPower",
         "kernels": "TanhGeluToPower",
         "fused": "TanhGeluToPower",
         "windows": "TanhGeluToPower",
+        "groupnorm": "TanhGeluToPower",
         "matmul": "TanhGeluToExp",
         "primitives": "LayerNormToPrimitives",
         "gather": "TanhGeluToExp",
@@ -71,8 +74,8 @@ def test_names_that_nothing_has():
         target_named("trt-10")
     with pytest.raises(
         UsageError,
-        match=r"lowering 'plugins': target trt8 has plugin, kernels, fused, matmul, primitives, windows, gather\.  ?"
-        r"Did you mean plugin",
+        match=r"lowering 'plugins': target trt8 has plugin, kernels, fused, matmul, primitives, windows, "
+        r"groupnorm, gather\.  ?Did you mean plugin",
     ):
         lowering_named("trt8", "plugins")
     with pytest.raises(UsageError, match="lowering 'plugin': target rtx has only its own") as caught:

@@ -38,17 +38,29 @@ template <int kSlots, int kOperands, int kNormalised>
 __global__ void __launch_bounds__(kThreads)
     group_norm_apply(Operands of, float2 const* found, half* out, int pixels, int length, int channels,
                  int vectors_of_group, float epsilon) {
-  __shared__ float2 statistics[kNormalised * kGroups];
+  constexpr int kWarps = kThreads / 32, kAll = kNormalised * kGroups;
+  __shared__ float3 by_warp[kWarps][kAll];
+  __shared__ float2 statistics[kAll];
   Place const at(channels / 8);
   int const count = gridDim.x, image = gridDim.y - 1 - blockIdx.y, first = (count - 1 - blockIdx.x) * length;
-  int const each = channels / kGroups;
-  for (int i = threadIdx.x / 32; i < kNormalised * kGroups; i += kThreads / 32) {
-    float2 const* from = found + (static_cast<int64_t>(i / kGroups) * gridDim.y + image) * count * kGroups;
-    float2 const all = merged(count, [&](int part) {
-      float2 const one = from[part * kGroups + i % kGroups];
-      return make_float3(one.x, one.y, static_cast<float>((min(pixels, (part + 1) * length) - part * length) * each));
-    });
-    if (threadIdx.x % 32 == 0) statistics[i] = mean_and_factor(all, pixels * each, epsilon);
+  int const each = channels / kGroups, group = threadIdx.x % 32, warp = threadIdx.x / 32;
+#pragma unroll
+  for (int k = 0; k < kNormalised; ++k) {  // a warp has every how many-th part, of all groups side by side
+    float2 const* from = found + (static_cast<int64_t>(k) * gridDim.y + image) * count * kGroups + group;
+    float3 own = make_float3(0.0f, 0.0f, 0.0f);
+#pragma unroll 4
+    for (int part = warp; part < count; part += kWarps) {
+      float2 const one = from[part * kGroups];
+      int const values = (min(pixels, (part + 1) * length) - part * length) * each;
+      own = joined(own, make_float3(one.x, one.y, static_cast<float>(values)));
+    }
+    by_warp[warp][k * kGroups + group] = own;
+  }
+  __syncthreads();
+  if (threadIdx.x < kAll) {
+    float3 all = by_warp[0][threadIdx.x];
+    for (int i = 1; i < kWarps; ++i) all = joined(all, by_warp[i][threadIdx.x]);
+    statistics[threadIdx.x] = mean_and_factor(make_float2(all.x, all.y), pixels * each, epsilon);
   }
   __syncthreads();
   if (!at.there) return;

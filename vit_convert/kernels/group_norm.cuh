@@ -82,6 +82,12 @@ __device__ inline float2 merged(int count, Part part) {
   return make_float2(mean, sum_over_warp(squares));
 }
 
+// The same of all values of two parts: {mean, squared deviations, values}.
+__device__ inline float3 joined(float3 const& a, float3 const& b) {
+  float const values = a.z + b.z, d = b.x - a.x, share = b.z / fmaxf(values, 1.0f);
+  return make_float3(fmaf(d, share, a.x), a.y + fmaf(d * d, a.z * share, b.y), values);
+}
+
 // Merges what the threads of a block have seen of `vectors` vectors of `pixels` pixels; done(group, {mean, squared
 // deviations}) is called once for each group. parts: [blockDim · kSlots] in shared memory, free for others after the
 // next barrier.
