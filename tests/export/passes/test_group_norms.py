@@ -6,7 +6,7 @@ from export_graphs import computed, described, ops
 
 from vit_convert.core.errors import ExportError
 from vit_convert.export.passes.cleanup import clean
-from vit_convert.export.passes.group_norms import GROUP_NORMS_TO_KERNELS
+from vit_convert.export.passes.group_norms import GROUP_NORMS_TO_KERNELS, fits
 
 CHANNELS, SIDE, EPSILON = 64, 3, 0.1  # large enough to show
 VALUES = CHANNELS * SIDE * SIDE // 32
@@ -82,6 +82,8 @@ def test_form_and_numbers(body, name, turned):
         (("zeros = {0.0", "zeros = {0.5"), "a bias of each place"),
         (("axis = -1", "axis = 1"), "another axis"),
         (("Mul (ar, scale)", "Mul (ar, ar)"), "no scale of the channels"),
+        (("Mul (ar, scale)", "Mul (ar, z)"), "a scale that is computed"),
+        (("pixels = {0, 64, 3, 3}", "pixels = {0, 64, 9, 1}"), "another shape behind it"),
         (("am = Mul", "am = Div"), "another operator"),
         (("{0, 32, 18}", "{0, 16, 36}"), "16 groups"),
     ],
@@ -90,6 +92,11 @@ def test_form_and_numbers(body, name, turned):
 def test_what_is_left_alone(edit, kept):
     with pytest.raises(ExportError, match="no GroupNorm over 32 groups"):
         GROUP_NORMS_TO_KERNELS(graph(ALONE, edit))
+
+
+def test_channels_that_there_are_kernels_for():
+    found = [channels for channels in range(0, 2400) if fits(channels)]
+    assert found == [32, 64, 128, *range(256, 2049, 256)]
 
 
 def test_what_something_else_reads_is_left_alone():

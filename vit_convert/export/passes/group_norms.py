@@ -42,7 +42,7 @@ def fits(channels: int) -> bool:
         [True, True, False, False]
     """
     each, rest = divmod(channels, GROUPS)
-    return rest == 0 and channels <= MAX_CHANNELS and (each in (1, 2, 4) or (each > 0 and each % 8 == 0))
+    return rest == 0 and 0 < channels <= MAX_CHANNELS and (each in (1, 2, 4) or each % 8 == 0)
 
 
 def group_norms_to_kernels(model: ir.Model) -> int:
