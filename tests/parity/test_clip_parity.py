@@ -53,3 +53,6 @@ def test_transformers(torchvision_operators, tmp_path, images, assert_close, ass
         tokens[row, length] = special["eos_token_id"]
     image, ours, found = assert_pair_close(path, model, fed, tokens)
     assert_close(image.pair.logit_scale * ours[0] @ ours[1].T, found.logits_per_image.numpy())
+    cut = tokens[:, :8].copy()
+    cut[2, -1] = special["eos_token_id"]  # which was cut off
+    assert_pair_close(path, model, fed, cut)
