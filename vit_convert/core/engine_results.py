@@ -155,7 +155,8 @@ class EngineCheck(Distance):
         num_images: labelled ones.
         top1: on them, in percent.
         top1_jax: of JAX, in percent.
-        agreement: images with the same first class as in JAX, in percent. plan: the engine, in the bundle.
+        agreement: images with the same first class as in JAX, in percent.
+        plan: the engine, in the bundle.
     """
 
     precision: str

@@ -16,8 +16,8 @@ _WAIT_SHARE = 0.1  # of the time for batch 1: the cost that waiting for others m
 # on a busy machine, 5 with a max_queue_size, 1 with default_timeout_microseconds and no delay, 1 with
 # allow_timeout_override alone, none without a policy.
 _NO_POLICY = (
-    "No default_queue_policy, so no limit of the queue and no timeout: with any, Triton 2.51 leaves a lone request "
-    "waiting for half a second now and then. A client's own timeout limits how long it waits."
+    "No default_queue_policy, so no limit of the queue and no timeout: with a max_queue_size, Triton 2.51 leaves a "
+    "lone request waiting for half a second now and then. A client's own timeout limits how long it waits."
 )
 KEPT_ANSWERS = 10_000
 _ENTRY_BYTES = 1024  # about what Triton's local cache keeps beside an answer: names, shapes, its key
