@@ -28,6 +28,7 @@ _OUTPUT = flags.DEFINE_string(
 )
 
 _BATCH = 20
+FEATURES = "features"
 # What is set beside precision=int8; the first is the default.
 CASES: dict[str, dict[str, Any]] = {
     "entropy": {},
@@ -39,6 +40,7 @@ CASES: dict[str, dict[str, Any]] = {
     "mse": {"method": "mse"},
     "entropy, shift=False, max_error=0.002, smooth=0.5": {"shift": False, "max_error": 0.002, "smooth": 0.5},
     "entropy, smooth=0.75": {"smooth": 0.75},
+    "entropy, rotate=True": {"rotate": True},
     "entropy, attention=True": {"attention": True},
     "fp8": {"precision": "fp8"},
 }
@@ -78,6 +80,7 @@ def quantized(
     method="entropy",
     shift=True,
     smooth=0.0,
+    rotate=False,
     attention=False,
     precision="int8",
     max_error=0.0,
@@ -91,12 +94,17 @@ def quantized(
     from vit_convert.quantize.calibrate import calibrate
     from vit_convert.quantize.placement import place
     from vit_convert.quantize.qdq import quantize
+    from vit_convert.quantize.rotate import rotate_streams
     from vit_convert.quantize.shift import shiftable
     from vit_convert.quantize.smooth import find_norms
     from vit_convert.quantize.smooth import smooth as smoothed
 
     model = ir.load(graph)
     placement = place(model, attention=attention)
+    if rotate:
+        graph = output.with_name("rotated.onnx")
+        save_onnx(rotate_streams(model).model, graph)
+        model = ir.load(graph)
     if smooth:
         norms, _ = find_norms(model, placement.sites)
         amax = largest(graph, [norm.tensor for norm in norms], [normalize(images)], per_channel=True)
@@ -129,16 +137,11 @@ def run(graph: pathlib.Path, images: Images, features: str) -> tuple[np.ndarray,
     return np.concatenate([f.reshape(len(f), -1) for f, _ in found]), np.concatenate([logits for _, logits in found])
 
 
-def export(folder: pathlib.Path, workdir: pathlib.Path) -> tuple[pathlib.Path, str]:
-    """The FP32 graph of the checkpoint with its head, and the name of what the head reads."""
-    import onnx_ir as ir
-
+def export(folder: pathlib.Path, workdir: pathlib.Path) -> pathlib.Path:
+    """The FP32 graph of the checkpoint with its head, which gives what the head reads, too."""
     checkpoint = folder / "dinov2_s14_digits.npz"
-    graph = exported(workdir, "trained", "--config.target=trt10", f"--config.checkpoint={checkpoint}")
-    (head,) = (
-        node for node in ir.load(graph).graph if any(v is not None and v.name == "head/kernel" for v in node.inputs)
-    )
-    return graph, head.inputs[0].name or ""
+    outputs = f"--config.outputs=logits,{FEATURES}"
+    return exported(workdir, "trained", "--config.target=trt10", f"--config.checkpoint={checkpoint}", outputs)
 
 
 def main(argv: list[str]) -> None:
@@ -147,7 +150,7 @@ def main(argv: list[str]) -> None:
 
     folder, workdir = pathlib.Path(_FOLDER.value), pathlib.Path(_WORKDIR.value)
     workdir.mkdir(parents=True, exist_ok=True)
-    graph, features = export(folder, workdir)
+    graph, features = export(folder, workdir), FEATURES
     judged, _ = read_images(folder / "judge.zip")
     digits, names = read_images(folder / "heldout.zip", _HELD_OUT.value)
     labels = np.array([int(name.partition("/")[0]) for name in names])

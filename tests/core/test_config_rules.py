@@ -56,6 +56,8 @@ def test_an_own_model_takes_one_size_and_no_checkpoint():
         ({"engine.calibrator": True, "input": "uint8"}, "engine.calibrator with input=uint8"),
         ({"engine.calibrator": True, "image_size": "dynamic:32..64"}, "image_size=dynamic:32..64"),
         ({"engine.calibrator": True, "calibration.method": "mse"}, "calibration.method=mse"),
+        ({"engine.calibrator": True, "calibration.smooth": 0.5}, "engine.calibrator with calibration.smooth"),
+        ({"engine.calibrator": True, "calibration.rotate": True}, "engine.calibrator with calibration.rotate"),
         ({"engine.int8_lowering": "fused", "engine.calibrator": True}, "engine.int8_lowering='fused'"),
         ({"engine.int8_lowering": "fused", "calibration.smooth": 0.5}, "engine.int8_lowering='fused'"),
         ({"engine.int8_lowering": "fused", "precision": "auto"}, "engine.int8_lowering='fused'"),

@@ -109,3 +109,29 @@ def test_patterns_are_honoured(converted, workdir, small):
     assert len([name for name in kept if "LayerNorm" in name]) == 1
     report = json.loads((workdir / "patterns" / "report.json").read_text())
     assert report["checks"]["int8"]["passed"]
+
+
+def test_a_rotated_stream_computes_the_same(converted, workdir, small):
+    report = convert(config(small, "rotated", **{"calibration.rotate": True}), workdir, quiet=True)
+    found = report["calibration"]["rotated"]
+    assert found["widths"] == [192] and found["num_norms"] == 7 and found["products"] == []
+    assert converted["calibration"]["rotated"] is None
+    with np.load(workdir / "rotated" / "reference.npz") as file:
+        images = file["images"]
+    paths = [workdir / "rotated" / "lowerings" / f"{name}.onnx" for name in ("fused", "fused.int8")]
+    before, after = (run_session(open_session(path), images, ["logits"])["logits"] for path in paths)
+    np.testing.assert_allclose(after, before, rtol=0, atol=1e-5 * np.abs(before).max())  # rounding of fp32 alone
+    nodes = [[node.op_type for node in ir.load(path).graph] for path in paths]
+    assert nodes[0] == nodes[1]
+    rows = report["checks"]["int8"]["blocks"]
+    assert [row["tensor"] for row in rows] == ["logits"]  # JAX knows no rotated block
+    assert report["checks"]["int8"]["passed"] and report["checks"]["int8"]["cosine"] > 0.98
+
+
+def test_a_rotated_graph_with_pairs_is_judged_by_jax(workdir, small):
+    changes = {"target": "trt10", "precision": "int8", "engine.int8_lowering": "", "calibration.rotate": True}
+    report = convert(config(small, "pairs", outputs="features", **changes), workdir, quiet=True)
+    assert report["calibration"]["rotated"]["products"] == ["features"]  # nothing but a product could give them back
+    assert report["checks"]["smooth"]["passed"] and report["checks"]["smooth"]["max_rel"] <= 1e-5
+    assert report["checks"]["int8"]["passed"] and report["checks"]["int8"]["cosine"] > 0.98
+    assert [row["tensor"] for row in report["checks"]["smooth"]["blocks"]] == ["features"]

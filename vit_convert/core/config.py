@@ -130,6 +130,13 @@ def check_values(config: ml_collections.ConfigDict) -> None:
             fix="Use entropy (our guarded thresholds), entropy_plain or minmax (its own), or leave engine.calibrator "
             "off.",
         )
+    changed = [f"calibration.{key}" for key in ("smooth", "rotate") if config.calibration[key]]
+    if config.engine.calibrator and changed:
+        raise UsageError(
+            f"config.engine.calibrator with {' and '.join(changed)}: TensorRT's own calibrator builds from model.onnx, "
+            "whose weights are the checkpoint's",
+            fix=f"Leave {' and '.join(changed)} out, or engine.calibrator.",
+        )
     if config.engine.int8_lowering and (config.engine.calibrator or config.calibration.smooth or is_planned(config)):
         raise UsageError(
             f"config.engine.int8_lowering={config.engine.int8_lowering!r}: its ranges come from one calibration of "

@@ -74,6 +74,8 @@ def default_config() -> ml_collections.ConfigDict:
     config.calibration.branches = False
     # int8: subtract the middle of a one-sided range before rounding; biases add it back
     config.calibration.shift = True
+    # mix the channels of the residual stream by an orthogonal matrix, in the weights: no channel stands out then
+    config.calibration.rotate = False
     config.calibration.smooth = 0.0  # SmoothQuant's strength, 0.5 for outlier channels after LayerNorms; 0: off
 
     config.sensitivity = False  # measure what each layer loses in plan.type, also without precision=auto

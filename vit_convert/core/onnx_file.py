@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 # metadata key of graphs whose nodes outside the blocks keep their precision by default
 BLOCKS_ALONE = "vit_convert.blocks"
+# metadata key of graphs whose blocks give other values than the model's, since their residual stream is rotated
+ROTATED = "vit_convert.rotated"
 _INLINE_BYTES = 1024  # smaller constants stay in the graph, where a reader sees them
 
 
@@ -65,6 +67,13 @@ def external_files(path: str | os.PathLike[str]) -> list[pathlib.Path]:
     path = pathlib.Path(path)
     data = path.with_name(path.name + ".data")
     return [path, data] if data.exists() else [path]
+
+
+def is_rotated(path: str | os.PathLike[str]) -> bool:
+    """Whether the blocks of a graph give other values than the model's."""
+    import onnx
+
+    return any(entry.key == ROTATED for entry in onnx.load(str(path), load_external_data=False).metadata_props)
 
 
 def open_session(path: str | os.PathLike[str], extra_outputs: Sequence[str] = (), *, threads: int = 0) -> Any:

@@ -278,6 +278,23 @@ class Smoothed(Record):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Rotated(Record):
+    """Residual streams whose channels were mixed.
+
+    Attributes:
+        widths: channels of each.
+        num_norms: LayerNorms that read them.
+        products: values that a product of their own turns back, since no linear reads them.
+        declined: by LayerNorm, why its stream was left as it is.
+    """
+
+    widths: tuple[int, ...]
+    num_norms: int
+    products: tuple[str, ...]
+    declined: Mapping[str, str]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Calibration(Record):
     """Where the ranges of int8 and fp8 come from.
 
@@ -292,6 +309,7 @@ class Calibration(Record):
         left_out: layers that stay out of int8, the worst first.
         shifted: tensors with a shift, the largest gain first.
         smoothed: None without config.calibration.smooth.
+        rotated: None without config.calibration.rotate.
     """
 
     method: str
@@ -303,6 +321,7 @@ class Calibration(Record):
     left_out: tuple[LeftOut, ...]
     shifted: tuple[Shifted, ...]
     smoothed: Smoothed | None = None
+    rotated: Rotated | None = None
     device: str = "cpu"
 
 

@@ -12,7 +12,7 @@ from vit_convert.core import config as configs
 from vit_convert.core.calibration_cache import ALGORITHMS, CacheKey, format_cache, hash_source, key_path, save_cache
 from vit_convert.core.errors import UsageError
 from vit_convert.core.pipeline import Context, Stage
-from vit_convert.core.stage_results import CalibrateResult, LeftOut, Shifted, Smoothed, Widened
+from vit_convert.core.stage_results import CalibrateResult, LeftOut, Rotated, Shifted, Widened
 from vit_convert.stages.calibration_samples import calibration_samples
 from vit_convert.stages.common import (
     backend_named,
@@ -24,6 +24,14 @@ from vit_convert.stages.common import (
     source_identity,
     with_weights,
 )
+from vit_convert.stages.other_weights import (
+    SMOOTHED,
+    change_weights,
+    changes_weights,
+    even_out,
+    source_graph,
+    unquantized,
+)
 from vit_convert.stages.text import (
     calibration_source,
     identity,
@@ -34,10 +42,6 @@ from vit_convert.stages.text import (
 if TYPE_CHECKING:
     from vit_convert.quantize.calibrate import Calibration
     from vit_convert.quantize.placement import Patterns, Site
-
-SMOOTHED = "smooth"  # the fp32 graph after SmoothQuant, `model.smooth.onnx`
-# strength of SmoothQuant in a lowering that is calibrated here: it changes weights and costs no run time
-_STRENGTH = 0.5
 
 
 def _wanted(context: Context) -> bool:
@@ -56,7 +60,7 @@ def _inputs(context: Context) -> Any:
 
 
 def _outputs(context: Context) -> list[pathlib.Path]:
-    smoothed = graph_files(context, SMOOTHED) if context.config.calibration.smooth else []
+    smoothed = graph_files(context, SMOOTHED) if changes_weights(context) else []
     labels = [context.bundle.labels("calibration")] if context.config.calibration.data else []
     images = [samples_file(context, "calibration"), *labels]
     cache = (
@@ -70,11 +74,6 @@ def _outputs(context: Context) -> list[pathlib.Path]:
 def _with_cache(context: Context) -> bool:
     """Whether the ranges are also written in the format of TensorRT's own cache."""
     return bool(dialect_for(context).cache_version)
-
-
-def unquantized(context: Context) -> str:
-    """The lowering without Q/DQ from which int8 engines are built; "" if they are built from the Q/DQ graph."""
-    return configs.int8_lowering(context.config, dialect_for(context))
 
 
 def patterns(context: Context) -> "Patterns":
@@ -112,11 +111,6 @@ def limits(context: Context, precision: str) -> "Patterns":
     return found
 
 
-def source_graph(context: Context) -> pathlib.Path:
-    """The fp32 graph that is quantized."""
-    return context.bundle.onnx(SMOOTHED if context.config.calibration.smooth else "fp32")
-
-
 def calibrate(context: Context) -> CalibrateResult:
     """Decodes the calibration images, smooths the graph if asked to, and measures the ranges of all tensors that could
     be quantized."""
@@ -134,7 +128,7 @@ def calibrate(context: Context) -> CalibrateResult:
     images, source = calibration_samples(context)
     for block, reason in placement.declined.items():
         context.progress.warn(f"{block}: attention is not quantized: {reason}")
-    smoothed = _smooth(context, model, placement, images) if config.smooth else None
+    changed = change_weights(context, model, placement.sites, images)
     # If a plan leaves attention unquantized, the projection reads another tensor.
     tensors = placement.tensors() + (place(model, **patterns(context)).tensors() if config.attention else [])
     with_cache = _with_cache(context)
@@ -156,7 +150,7 @@ def calibrate(context: Context) -> CalibrateResult:
             *shiftable(ir.load(source_graph(context)), place(model, **patterns(context)).sites)
         )
     left_out: list[LeftOut] = []
-    lowering = unquantized(context)
+    rotated, lowering = changed.rotated, unquantized(context)
     if _may_leave_out(context) and not lowering:
         linears = [site for site in place(model, **patterns(context)).sites if site.weight]
         calibration = calibration.leave_out([site.tensor for site in linears], config.max_error)
@@ -165,7 +159,7 @@ def calibrate(context: Context) -> CalibrateResult:
     if with_cache:
         _write_cache(context, calibration)
     if lowering:
-        left_out = _measure_lowering(context, lowering, images)
+        left_out, rotated = _measure_lowering(context, lowering, images)
     clipped = sum(calibration.thresholds[name] < 0.999 * calibration.amax[name] for name in calibration.thresholds)
     what = "texts" if takes_text(context) else "images"
     summary = f"{config.method}, {len(images)} {what}, {len(calibration.thresholds)} tensors, {clipped} clipped"
@@ -188,8 +182,9 @@ def calibrate(context: Context) -> CalibrateResult:
         widened=tuple(widened),
         left_out=tuple(left_out),
         shifted=tuple(_shifted(calibration)),
-        smoothed=smoothed,
-        summary=summary + (f", {smoothed.num_norms} LayerNorms smoothed" if smoothed else ""),
+        smoothed=changed.smoothed,
+        rotated=rotated,
+        summary=summary + changed.summary_of(rotated),
     )
 
 
@@ -254,13 +249,13 @@ def _most(widened: Sequence[Widened]) -> str:
     return f"most {first.tensor}: {threshold}, error of its products {first.error_entropy:.2g} → {first.error:.2g}"
 
 
-def _measure_lowering(context: Context, lowering: str, images: np.ndarray) -> list[LeftOut]:
+def _measure_lowering(context: Context, lowering: str, images: np.ndarray) -> tuple[list[LeftOut], Rotated | None]:
     """Writes a lowering with evened-out channels, and its ranges from the same images by the same method.
 
     Tensors that no product reads are not clipped, and those whose product loses too much get no range.
 
     Returns:
-        The products left out, as `_left_out` lists them.
+        The products left out, as `_left_out` lists them; what was rotated.
     """
     import onnx_ir as ir
 
@@ -274,7 +269,7 @@ def _measure_lowering(context: Context, lowering: str, images: np.ndarray) -> li
     model = ir.load(source)
     read, other = quantized_tensors(model, branches=config.branches)
     linears = [site for site in _as_asked(context, place(model).sites) if site.tensor in read]
-    save_onnx(_evened_out(context, model, source, linears, images), path)
+    rotated = even_out(context, source, path, linears, images)
     options: Any = {"batch_size": config.batch_size, "device": config.device, "progress": context.progress}
     found = measure(path, images, prepare(context), read, method=config.method, **options)
     rest = measure(path, images, prepare(context), other, method="minmax", **options)
@@ -288,7 +283,7 @@ def _measure_lowering(context: Context, lowering: str, images: np.ndarray) -> li
     ranges, amax = {**rest.thresholds, **found.thresholds}, {**rest.amax, **found.amax}
     thresholds = {name: threshold for name, threshold in ranges.items() if name not in without}
     dataclasses.replace(found, thresholds=thresholds, amax=amax).save(context.bundle.ranges(lowering))
-    return _left_out(context, found, linears)
+    return _left_out(context, found, linears), rotated
 
 
 def _as_asked(context: Context, sites: Sequence["Site"]) -> list["Site"]:
@@ -310,24 +305,6 @@ def _as_asked(context: Context, sites: Sequence["Site"]) -> list["Site"]:
     return [site for site in sites if is_asked(site)]
 
 
-def _evened_out(
-    context: Context, model: Any, source: pathlib.Path, linears: Sequence["Site"], images: np.ndarray
-) -> Any:
-    """The same function with other weights, chosen so that the channels that LayerNorms and attention write in INT8
-    have about equal ranges."""
-    from vit_convert.quantize.activation_max import extremes
-    from vit_convert.quantize.equalize import attention_inputs, equalize
-    from vit_convert.quantize.smooth import find_norms, smooth
-
-    norms = [norm.tensor for norm in find_norms(model, linears)[0]]
-    batches = _batches(context, images, context.config.calibration.batch_size)
-    found = extremes(source, [*norms, *attention_inputs(model)], batches, per_channel=True)
-    amax = {name: np.maximum(found[name][1], -found[name][0]) for name in norms}
-    model = smooth(model, linears, amax, strength=_STRENGTH).model
-    equalize(model, found)
-    return model
-
-
 def _refuse_to_quantize_nothing(context: Context) -> None:
     given = {key: value for key, value in patterns(context).items() if value}
     said = "".join(f", config.{key}={value}" for key, value in given.items())
@@ -337,33 +314,6 @@ def _refuse_to_quantize_nothing(context: Context) -> None:
     raise UsageError(
         f"config.precision={context.config.precision}{said}: {why}, so nothing would be quantized",
         fix="Leave less out (config.keep_fp16, config.keep_fp32, config.quantize_only)." if given else "Ask for fp16.",
-    )
-
-
-def _batches(context: Context, images: np.ndarray, size: int) -> Any:
-    normalize = prepare(context)
-    return (normalize(np.asarray(images[start : start + size])) for start in range(0, len(images), size))
-
-
-def _smooth(context: Context, model: Any, placement: Any, images: np.ndarray) -> Smoothed:
-    """Writes `model.smooth.onnx`; the quantize stage checks it against JAX like the fp32 graph."""
-    from vit_convert.core.onnx_file import save_onnx
-    from vit_convert.quantize.activation_max import largest
-    from vit_convert.quantize.smooth import find_norms, smooth
-
-    config = context.config.calibration
-    norms, _ = find_norms(model, placement.sites)
-    batches = _batches(context, images, config.batch_size)
-    amax = largest(context.bundle.onnx(), [norm.tensor for norm in norms], batches, per_channel=True)
-    result = smooth(model, placement.sites, amax, strength=config.smooth)
-    for tensor, reason in result.declined.items():
-        context.progress.warn(f"{tensor}: not smoothed: {reason}")
-    save_onnx(result.model, context.bundle.onnx(SMOOTHED))
-    return Smoothed(
-        strength=config.smooth,
-        num_norms=len(norms),
-        factors_min_max={name: (float(s.min()), float(s.max())) for name, s in result.factors.items()},
-        declined=result.declined,
     )
 
 

@@ -16,6 +16,7 @@ from vit_convert.core.check_results import Distance, GraphCheck, LoweringCheck, 
 from vit_convert.core.compare import Tolerance, top1_accuracy
 from vit_convert.core.config import QUANTIZED
 from vit_convert.core.errors import CheckError
+from vit_convert.core.onnx_file import is_rotated
 from vit_convert.core.pipeline import Context, Stage
 from vit_convert.core.text_length import optimal_of
 from vit_convert.core.tolerance import judges_blocks, tolerance_for, top1_miss
@@ -107,7 +108,9 @@ def _check_graph(context: Context, precision: str, path: pathlib.Path) -> GraphC
 
     output = context.results.checkpoint.output
     tolerance = tolerance_for(context.config, precision)
-    taps, consistency = context.results.export.taps, context.config.check.consistency
+    # JAX knows no other stream than its own
+    taps = () if is_rotated(path) else context.results.export.taps
+    consistency = context.config.check.consistency
     by_size, tensors, alone = _check_sizes(context, path, precision, tolerance, taps=taps, consistency=consistency)
     rows = next(iter(by_size.values()))
     finals = {size: next(row for row in found if row.tensor == output) for size, found in by_size.items()}

@@ -9,8 +9,9 @@ from vit_convert.core import config as configs
 from vit_convert.core.bundle import read_json
 from vit_convert.core.check_results import PlanResult, SensitivityResult
 from vit_convert.core.pipeline import Context, Stage
-from vit_convert.stages.calibrate import limits, source_graph
+from vit_convert.stages.calibrate import limits
 from vit_convert.stages.common import dialect_for, evaluation, plain, prepare
+from vit_convert.stages.other_weights import source_graph
 from vit_convert.stages.quantize import activation_ranges
 from vit_convert.stages.text import samples_file
 

@@ -14,9 +14,10 @@ from vit_convert.core.bundle import hash_file
 from vit_convert.core.check_results import GraphCheck, LargestActivation, LoweredGraph, QuantizeResult, Verdict
 from vit_convert.core.errors import CheckError
 from vit_convert.core.pipeline import Context, Stage
-from vit_convert.stages.calibrate import SMOOTHED, limits, source_graph, unquantized
+from vit_convert.stages.calibrate import limits
 from vit_convert.stages.check import check_precision
 from vit_convert.stages.common import dialect_for, graph_files, plain, signature_of
+from vit_convert.stages.other_weights import SMOOTHED, changes_weights, source_graph, unquantized
 
 OUTSIDE = "outside"  # the encoder blocks
 
@@ -72,7 +73,7 @@ def lower(context: Context) -> QuantizeResult:
     checks: dict[str, GraphCheck] = {}
     failed: CheckError | None = None
     lowered = _lowered(context)
-    if context.config.calibration.smooth and configs.quantized(context.config):
+    if changes_weights(context) and configs.quantized(context.config):
         # if the fp32 graph is wrong, there is no point in quantizing it
         checks[SMOOTHED] = check_precision(context, SMOOTHED)
     activations = functools.cache(functools.partial(activation_ranges, context))

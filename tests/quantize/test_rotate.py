@@ -1,0 +1,142 @@
+"""A rotated residual stream: the model computes what it did, its largest channels are spread, and what is not
+understood is left alone."""
+
+import numpy as np
+import onnx
+import onnx.parser
+import onnx_ir as ir
+import pytest
+from tiny_vit import TinyViT, normalize, run
+
+from vit_convert.core.compare import compare
+from vit_convert.core.onnx_file import is_rotated, open_session, run_session, save_onnx
+from vit_convert.quantize.rotate import rotate_streams
+
+# Only roundings differ: of the weights, 2**-24 each, and of sums of 64 and 128 of them; in float64 nothing is left.
+EXACT = 1e-5
+
+
+def rotated(tmp_path, **options):
+    path = TinyViT(**options).save(tmp_path / "model.onnx")
+    result = rotate_streams(ir.load(path))
+    save_onnx(result.model, tmp_path / "rotated.onnx")
+    return path, tmp_path / "rotated.onnx", result
+
+
+@pytest.mark.parametrize("options", [{}, {"fused_qkv": False, "opset": 17}, {"outliers": 30.0}])
+def test_it_computes_what_it_did(tmp_path, images, options):
+    before, after, result = rotated(tmp_path, **options)
+    assert result.widths == (64,) and len(result.norms) == 5 and not result.declined and not result.products
+    operators = [[node.op_type for node in ir.load(path).graph] for path in (before, after)]
+    assert operators[0] == operators[1] and is_rotated(after) and not is_rotated(before)
+    x = normalize(images)
+    assert compare(run(before, x)[0], run(after, x)[0]).max_rel <= EXACT
+
+
+def test_outlier_channels_are_spread(tmp_path, images):
+    before, after, result = rotated(tmp_path, outliers=30.0)
+    name, x = result.norms[2], normalize(images)
+    largest = [np.abs(run_session(open_session(path, [name]), x)[name]) for path in (before, after)]
+    # of a row of 64 values whose mean square is 1, one can be 8 at most
+    assert largest[1].max() < 0.7 * largest[0].max()
+    weights = {name: v.const_value.numpy() for name, v in ir.load(after).graph.initializers.items() if v.const_value}
+    scale = weights["Transformer/encoderblock_0/LayerNorm_0/scale"]
+    np.testing.assert_array_equal(scale, np.ones(64, np.float32))
+    for writer in ("out/kernel", "out/bias"):  # writes no mean
+        kernel = weights[f"Transformer/encoderblock_1/MultiHeadDotProductAttention_0/{writer}"]
+        np.testing.assert_allclose(kernel.sum(-1), 0, rtol=0, atol=1e-6)
+
+
+def test_the_graph_is_left_as_it_was(tmp_path):
+    path = TinyViT().save(tmp_path / "model.onnx")
+    model = ir.load(path)
+    before = {name: v.const_value.numpy().tobytes() for name, v in model.graph.initializers.items() if v.const_value}
+    rotate_streams(model)
+    assert before == {name: v.const_value.numpy().tobytes() for name, v in model.graph.initializers.items()}
+
+
+def graph(text):
+    """A model of `x` by ONNX's text, with seeded weights for the names of SHAPES that stand in it."""
+    proto = onnx.parser.parse_model(f'<ir_version: 9, opset_import: ["" : 18]> agraph (float[2, 5, 6] x) => ({text}')
+    rng, used = np.random.default_rng(5), {name for node in proto.graph.node for name in node.input}
+    for name, shape in SHAPES.items():
+        if name in used:
+            weight = np.ones(1, np.int64) if name == "axes" else rng.normal(0.3, 1, shape).astype(np.float32)
+            proto.graph.initializer.append(onnx.numpy_helper.from_array(weight, name))
+    return ir.from_proto(onnx.shape_inference.infer_shapes(proto, strict_mode=True))
+
+
+SHAPES = {"w": (6, 6), "v": (6, 6), "up": (6, 8), "down": (8, 6), "tok": (5, 5), "axes": (1,)}
+SHAPES |= dict.fromkeys(["g", "c", "g2", "c2"], (6,))
+BLOCK = "s = MatMul(x, w) n = LayerNormalization<axis=-1>(s, g, c) a = MatMul(n, up) r = Relu(a) d = MatMul(r, down) "
+BLOCK += "t = Add(s, d) m = LayerNormalization<axis=-1>(t, g2, c2) "
+
+
+def both(model, tmp_path):
+    """What a model gives before and after, and what was done."""
+    result = rotate_streams(model)
+    found = []
+    for name, each in (("before", model), ("after", result.model)):
+        save_onnx(each, tmp_path / f"{name}.onnx")
+        x = np.random.default_rng(1).normal(size=(2, 5, 6)).astype(np.float32)
+        found.append(open_session(tmp_path / f"{name}.onnx").run(None, {"x": x}))
+    return *found, result
+
+
+@pytest.mark.parametrize(
+    ("text", "products"),
+    [
+        ("float[2, 5, 6] y) { " + BLOCK + "y = MatMul(m, v) }", 0),
+        ("float[2, 5, 6] m) { " + BLOCK + "}", 1),  # the graph gives the last norm
+        # pooled, and then turned back: the product is one of five
+        ("float[2, 6] y) { " + BLOCK + "y = ReduceMean<keepdims=0>(m, axes) }", 1),
+        ("float[2, 5, 6] y) { " + BLOCK + "y = Tanh(m) }", 1),
+        ("float[2, 5, 6] m, float[2, 5, 6] y) { " + BLOCK + "y = MatMul(m, v) }", 1),
+    ],
+)
+def test_what_reads_the_last_norm(tmp_path, text, products):
+    before, after, result = both(graph(text), tmp_path)
+    assert result.widths == (6,) and len(result.products) == products and result.norms == ("n", "m")
+    for x, y in zip(before, after, strict=True):
+        assert compare(x, y).max_rel <= EXACT
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("float[2, 5, 6] t) { " + BLOCK + "}", "t is an output of the graph"),
+        ("float[2, 5, 6] y) { " + BLOCK + "q = Tanh(s) y = Add(q, m) }", "Tanh"),
+        (
+            "float[2, 5, 6] y) { n = LayerNormalization<axis=-1>(x, g, c) y = MatMul(n, v) }",
+            "x is an input of the graph",
+        ),
+        # a norm in the middle that something else reads would need a product for every token
+        ("float[2, 5, 6] y) { " + BLOCK + "k = Tanh(n) o = MatMul(m, v) y = Add(o, k) }", "n is read by more"),
+        # a Mixer's tokens: neither their weights nor their bias have a channel
+        (
+            "float[2, 5, 6] y) { s = MatMul(x, w) n = LayerNormalization<axis=-1>(s, g, c) "
+            "p = Transpose<perm=[0, 2, 1]>(n) o = MatMul(p, tok) d = Transpose<perm=[0, 2, 1]>(o) t = Add(s, d) "
+            "m = LayerNormalization<axis=-1>(t, g2, c2) y = MatMul(m, v) }",
+            "MatMul",
+        ),
+        # a post-norm block: the LayerNorm writes what it read
+        (
+            "float[2, 5, 6] y) { s = MatMul(x, w) n = LayerNormalization<axis=-1>(s, g, c) d = MatMul(n, v) "
+            "t = Add(n, d) m = LayerNormalization<axis=-1>(t, g2, c2) y = MatMul(m, v) }",
+            "LayerNormalization",
+        ),
+    ],
+)
+def test_what_is_left_alone(tmp_path, text, why):
+    before, after, result = both(graph(text), tmp_path)
+    assert any(why in reason for reason in result.declined.values()), result.declined
+    for x, y in zip(before, after, strict=True):
+        np.testing.assert_allclose(x, y, rtol=0, atol=EXACT * np.abs(x).max())
+
+
+def test_a_shared_weight_is_parted(tmp_path):
+    """One matrix writes the stream and reads it: each use gets its own."""
+    text = "float[2, 5, 6] y) { " + BLOCK + "y = MatMul(m, w) }"
+    before, after, result = both(graph(text), tmp_path)
+    assert result.widths == (6,)
+    assert compare(before[0], after[0]).max_rel <= EXACT
