@@ -9,6 +9,7 @@ from stage_context import make_context, write_graph
 from vit_convert.core.errors import UsageError
 from vit_convert.core.stage_results import LeftOut, Shifted, Widened
 from vit_convert.stages import calibrate as module
+from vit_convert.stages import other_weights
 from vit_convert.stages.calibrate import CALIBRATE
 
 
@@ -213,8 +214,9 @@ def test_what_was_widened_stands_in_the_summary(context, monkeypatch):
 
 
 def test_every_image_is_in_one_batch(context, monkeypatch):
-    monkeypatch.setattr(module, "prepare", lambda context: lambda images: images.tolist())
-    assert list(module._batches(context, np.arange(7), 3)) == [[0, 1, 2], [3, 4, 5], [6]]
+    monkeypatch.setattr(other_weights, "prepare", lambda context: lambda images: images.tolist())
+    context.config.calibration.batch_size = 3
+    assert list(other_weights._batches(context, np.arange(7))) == [[0, 1, 2], [3, 4, 5], [6]]
 
 
 def test_calibration_images_need_no_labels(context, monkeypatch):
