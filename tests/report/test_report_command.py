@@ -49,7 +49,8 @@ def test_where_the_page_goes(command, capsys, words, written):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"), [(["--output=a.html"], "no bundle is given"), (["one", "two"], "2 bundles: where their page")]
+    ("words", "said"),
+    [(["--output=a.html"], "no bundle is given"), (["one", "two"], "2 bundles: the place for their page")],
 )
 def test_what_is_not_said(command, capsys, words, said):
     code, found = command(*words)
