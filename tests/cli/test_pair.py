@@ -160,8 +160,8 @@ def test_again_nothing_is_done_and_one_tower_alone_where_its_key_changed(copied)
     before = Manifest.read(Bundle(root)).rows
     assert convert(copied) == 0
     after = Manifest.read(Bundle(root)).rows
-    assert {name: row["status"] for name, row in after.items()} == {"pair": "fresh", "similarity": "fresh"}
-    assert after["similarity"]["result"] == before["similarity"]["result"]
+    assert {name: row.status for name, row in after.items()} == {"pair": "fresh", "similarity": "fresh"}
+    assert after["similarity"].result == before["similarity"].result
     with contextlib.chdir(copied):  # a batch asks this before it starts anything
         config = parse_config(["vit_convert", "--config=pair.py"])[0]
         assert fresh_report(config, "out")["name"] == "pair"
