@@ -2,6 +2,7 @@
 not."""
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 from export_graphs import graph, random_feeds, run
@@ -35,10 +36,16 @@ def pruned(body: str, outputs: str = "float[n, 8] y") -> tuple[ir.Model, int]:
     feeds = random_feeds(model)
     before = run(model, feeds)
     count = prune_tokens(model)
+    check_shapes(model)
     for expected, got in zip(before, run(model, feeds), strict=True):
         assert got.shape == expected.shape
         assert np.abs(got - expected).max() <= 1e-5 * np.abs(expected).max()  # float32 sums of eight, in another order
     return model, count
+
+
+def check_shapes(model: ir.Model) -> None:
+    """The shapes that the pass noted are those that ONNX infers; it raises where they differ."""
+    onnx.shape_inference.infer_shapes(ir.to_proto(model), check_type=True, strict_mode=True, data_prop=True)
 
 
 def tokens_of(model: ir.Model, op_type: str) -> list[int]:
@@ -225,3 +232,76 @@ def test_what_is_of_each_token_by_itself(opset, node, along):
         opset,
     )
     assert _along_last(model.graph[0]) is along
+
+
+# --- a token of its own for each row ----------------------------------------------------------------------------------
+
+ROWS = np.array([[2], [0], [3]])
+CHOSEN = "at = Equal (places, place) f1 = Cast <to = 1> (at) chosen = Reshape (f1, row)"
+OF_ROWS = "float[n, 4, 8] x, int64[n, 1] place", "int64[1, 4] places = {0, 1, 2, 3}, int64[3] row = {0, 1, 4},"
+CAUSAL = "float[1, 1, 4, 4] mask = {0, -99, -99, -99, 0, 0, -99, -99, 0, 0, 0, -99, 0, 0, 0, 0},"
+
+
+def by_row(body: str, outputs: str = "float[n, 1, 8] y") -> tuple[ir.Model, int]:
+    """Prunes a graph that takes each row's token by a product, and holds the result against the graph before it."""
+    inputs, constants = OF_ROWS
+    whole = text(body, outputs).replace("float[n, 4, 8] x", inputs).replace("<\n", f"<{constants}{CAUSAL}\n", 1)
+    model = graph(whole)
+    feeds = {"x": np.random.default_rng(0).normal(size=(3, 4, 8)).astype(np.float32), "place": ROWS}
+    before = run(model, feeds)
+    count = prune_tokens(model, "the end")
+    check_shapes(model)
+    for expected, got in zip(before, run(model, feeds), strict=True):
+        assert got.shape == expected.shape
+        assert np.abs(got - expected).max() <= 1e-5 * np.abs(expected).max()  # float32 sums of eight, in another order
+    return model, count
+
+
+@pytest.mark.parametrize("scores", ["scores = MatMul (qh, kh)", "a = MatMul (qh, kh) scores = Add (a, mask)"])
+def test_each_row_keeps_its_own_token(scores):
+    """What is chosen is computed behind the blocks, as a model does that pools at its end."""
+    end = f"{CHOSEN} z0 = Relu (z) p0 = MatMul (chosen, z0) y = Neg (p0)"
+    body = ATTENTION.replace("SCORES", scores).replace("BETWEEN", "").replace("ob", "ot")
+    model, count = by_row(body.replace("y = Gather <axis = 1> (z, two)", end))
+    projections = [node for node in model.graph if node.op_type == "MatMul" and node.inputs[1].name in {*"wkv"}]
+    assert sorted(node.outputs[0].shape[1] for node in projections) == [1, 1, 4, 4]
+    assert all(node.outputs[0].shape[2] == 1 for node in model.graph if node.op_type == "Softmax")
+    assert tokens_of(model, "Relu") == [1] and count >= 10
+    seen = set(model.graph.inputs) | set(model.graph.initializers.values())
+    for node in model.graph:  # the order is one in which it can be computed
+        assert {value for value in node.inputs if value is not None and value.producer()} <= seen
+        seen |= set(node.outputs)
+
+
+@pytest.mark.parametrize(
+    ("body", "outputs"),
+    [
+        # a mean by weights that come from the stream itself is no choice that could be made before
+        (
+            "h = MatMul (x, w) s = Relu (h) g = ReduceMean <keepdims = 0> (s, last) c = Reshape (g, row) "
+            "y0 = MatMul (c, s) y = Neg (y0)",
+            "float[n, 1, 8] y",
+        ),
+        (f"{CHOSEN} h = MatMul (x, w) y = MatMul (chosen, h)", "float[n, 1, 8] y"),  # the pool is the output
+        (f"{CHOSEN} y0 = MatMul (chosen, x) y = Neg (y0)", "float[n, 1, 8] y"),  # nothing before it
+        # rows of heads that no product takes
+        (
+            f"{CHOSEN} r = Reshape (x, split) s = Neg (r) h = Reshape (s, merge) y0 = MatMul (chosen, h) y = Neg (y0)",
+            "float[n, 1, 8] y, float[n, 4, 2, 4] r",
+        ),
+        ("h = MatMul (x, w) y = Gather <axis = 1> (h, two)", "float[n, 8] y"),  # the same of each row
+    ],
+)
+def test_what_is_left_alone_where_rows_differ(body, outputs):
+    model, count = by_row(body, outputs)
+    assert count == 0 and pooled_token(model, "the end") in ("the end", None)
+
+
+def test_a_product_is_a_choice_only_where_the_model_says_so():
+    model, count = by_row(f"{CHOSEN} h = MatMul (x, w) y0 = MatMul (chosen, h) y = Neg (y0)")
+    assert count == 1 and tokens_of(model, "MatMul") == [1, 1]
+    for token in (None, 0, 2):
+        inputs, constants = OF_ROWS
+        whole = text(f"{CHOSEN} h = MatMul (x, w) y = MatMul (chosen, h)", "float[n, 1, 8] y")
+        model = graph(whole.replace("float[n, 4, 8] x", inputs).replace("<\n", f"<{constants}\n", 1))
+        assert pooled_token(model, token) is None and prune_tokens(model, token) == 0
