@@ -63,7 +63,7 @@ def prune_tokens(model: ir.Model, token: int | str | None = None) -> int:
     if pool is None:
         return 0
     chosen = _choose(model.graph, pool)
-    if not chosen or (_is_by_row(pool) and not _can_take_rows(pool, chosen)):
+    if not chosen or (_is_by_row(pool) and not _can_take_rows(chosen)):
         return 0
     _restrict(model.graph, pool, chosen)
     if _is_by_row(pool):
@@ -126,18 +126,10 @@ def _read(pool: ir.Node) -> ir.Value:
     return value
 
 
-def _can_take_rows(pool: ir.Node, chosen: _Chosen) -> bool:
-    """Whether a product can replace Gather: it selects rows of matrices, and the choice has to be known before."""
-    above, ancestors = [pool.inputs[0]], set[ir.Node]()
-    while above:
-        value = above.pop()
-        node = None if value is None else value.producer()
-        if node is not None and node not in ancestors:
-            ancestors.add(node)
-            above += node.inputs
+def _can_take_rows(chosen: _Chosen) -> bool:
+    """Whether a product can do what Gather does: it takes rows of matrices."""
     taken = ((value, axis) for _, operands in chosen.values() for value, axis in operands)
-    rows = all(axis == _rank(value) - 2 for value, axis in taken if value.producer() not in chosen)
-    return rows and ancestors.isdisjoint(chosen)
+    return all(axis == _rank(value) - 2 for value, axis in taken if value.producer() not in chosen)
 
 
 def _token_operands(node: ir.Node, axis: int, *, by_row: bool) -> Iterator[tuple[ir.Value, int]]:
