@@ -27,7 +27,7 @@ def made(tmp_path, monkeypatch):
         outputs.append(Output("tokens", "float32", ("batch", 6, 4)))
         signature = Signature((Tensor("images", dtype, shape, layout),), tuple(outputs))
         expected = {output.name: types.SimpleNamespace(shape=(4, *output.shape[1:])) for output in outputs}
-        facts = types.SimpleNamespace(image_size=size, preprocess={"resize": "bilinear", "mean": [0.5]})
+        facts = types.SimpleNamespace(image_size=size, patches=(0, 0), preprocess={"resize": "bilinear", "mean": [0.5]})
         offered = types.SimpleNamespace(
             bundle=bundle, max_batch=16, signature=signature, expected=expected, facts=facts
         )

@@ -51,7 +51,7 @@ def offered(tmp_path, config):
         plans = [types.SimpleNamespace(precision=precision)] if precision else []
         return types.SimpleNamespace(
             bundle=bundle, signature=signature, plans=plans, max_batch=batch, samples={"images": SAMPLES},
-            expected={"logits": logits(SAMPLES)}, facts=types.SimpleNamespace(files=names),
+            expected={"logits": logits(SAMPLES)}, facts=types.SimpleNamespace(files=names, patches=(0, 0)),
         )  # fmt: skip
 
     return offered
