@@ -17,7 +17,8 @@ DEFAULTS = {
     "batch": {"min": 1, "opt": 8, "max": 64, "profiles": ()},
     "calibration": {
         "data": "", "method": "entropy", "max_error": 0.001, "num_images": 512, "batch_size": 8, "device": "auto",
-        "attention": False, "branches": False, "shift": True, "smooth": 0.0,
+        "attention": False, "branches": False, "shift": True, "rotate": False,
+        "smooth": 0.0,
     },
     "plan": {
         "type": "int8", "accuracy_budget": 0.5, "cosine": 0.0, "num_images": 256, "runs": 6, "file": "",
