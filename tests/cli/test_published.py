@@ -59,7 +59,8 @@ def test_without_a_network_each_config_names_its_file(name, tmp_path, monkeypatc
 def test_each_config_asks_the_bucket_for_its_file(name, tmp_path, monkeypatch, capsys, bucket):
     """Of which a damaged one is served, and refused: by its size where that is listed, else as no checkpoint."""
     monkeypatch.chdir(tmp_path)
-    (file,) = (file for file in PUBLISHED.values() if file.address.endswith(_asked(name, bucket)))
+    asked = _asked(name, bucket)
+    (file,) = (file for file in PUBLISHED.values() if file.address.endswith(asked))
     assert file.size == "" or "not the size of the published file" in capsys.readouterr().err
 
 
