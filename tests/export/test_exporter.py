@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import logging
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import onnx_ir as ir
@@ -17,12 +18,13 @@ from vit_convert.core.onnx_file import BLOCKS_ALONE
 from vit_convert.core.signature import Output, Signature, Tensor
 from vit_convert.core.stack import Stack
 from vit_convert.export.exporter import export_model
-from vit_convert.export.targets import TARGETS
+from vit_convert.export.targets import TARGETS, target_named
 
 DEPTH, WIDTH, WORDS, SIDE = 4, 6, 9, 4
 STACK = Stack("block_{}/", DEPTH)
 IMAGES = Tensor("images", "float32", ("batch", SIDE, SIDE, 3), "NHWC")
 TOKENS = Tensor("tokens", "int32", ("batch", 5), below=WORDS)
+TEXT = dataclasses.replace(TOKENS, start=0, end=1, pad=2)
 NUMBERS = np.random.default_rng(0)
 PARAMS = {
     "pixels": NUMBERS.standard_normal((3, WIDTH)).astype(np.float32),
@@ -144,6 +146,71 @@ def test_images_of_any_size_need_images_and_a_table_of_places(tmp_path, inputs, 
     with pytest.raises(ExportError, match="no position table") as error:
         export_model(given, tmp_path / "model.onnx", target=RTX, dynamic_patch=2)
     assert error.value.fix == "Give one size." and not (tmp_path / "model.onnx").exists()
+
+
+@pytest.mark.parametrize(("inputs", "table"), [((IMAGES,), "words"), ((TEXT,), None)])
+def test_texts_of_any_length_need_texts_and_a_table_of_places(tmp_path, inputs, table):
+    given = dataclasses.replace(model(), signature=Signature(inputs, model().signature.outputs), position_table=table)
+    with pytest.raises(ExportError, match="takes no text with a position table, so its length is fixed"):
+        export_model(given, tmp_path / "model.onnx", target=RTX, dynamic_length=True)
+    assert not (tmp_path / "model.onnx").exists()
+
+
+def test_texts_of_any_length(tmp_path):
+    params = {"words": PARAMS["words"], "places": NUMBERS.standard_normal((1, 5, WIDTH)).astype(np.float32)}
+    given = Model(
+        signature=Signature((TEXT,), (Output("y", "float32", ("batch", 5, WIDTH)),)),
+        params=params,
+        taps=[],
+        apply=lambda params, tokens: {"y": jnp.tanh(params["words"][tokens] + params["places"])},
+        traced_shapes={name: array.shape for name, array in params.items()},
+        traced_taps=[],
+        run=None,
+        position_table="places",
+    )
+    export_model(given, tmp_path / "model.onnx", target=target_named("rtx", dynamic=True), dynamic_length=True)
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    for length in (2, 5):
+        tokens = FED["tokens"][:, :length]
+        expected = np.tanh(params["words"].astype(np.float64)[tokens] + params["places"][:, :length])
+        close(session.run(None, {"tokens": tokens})[0], expected)
+
+
+def test_images_of_any_size(tmp_path):
+    """Its table rises evenly along rows and columns, and so it does at every size, corners on corners."""
+    rise, kernel = NUMBERS.standard_normal((2, WIDTH)), NUMBERS.standard_normal((2, 2, 3, WIDTH)).astype(np.float32)
+
+    def table(rows, columns):
+        down, right = np.linspace(0, 1, rows)[:, None, None], np.linspace(0, 1, columns)[:, None]
+        return (down * rise[0] + right * rise[1]).reshape(1, -1, WIDTH)
+
+    def apply(params, images):
+        x = jax.lax.conv_general_dilated(
+            images, params["kernel"], (2, 2), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        x = x.reshape(-1, 8, WIDTH) + params["table"]
+        return {"y": jnp.tanh(x)}
+
+    params = {"kernel": kernel, "table": table(4, 2).astype(np.float32)}
+    given = Model(
+        signature=Signature(
+            (dataclasses.replace(IMAGES, shape=("batch", 8, 4, 3)),), (Output("y", "float32", ("batch", 8, WIDTH)),)
+        ),
+        params=params,
+        taps=[],
+        apply=apply,
+        traced_shapes={name: array.shape for name, array in params.items()},
+        traced_taps=[],
+        run=None,
+        position_table="table",
+    )
+    export_model(given, tmp_path / "model.onnx", target=target_named("rtx", dynamic=True), dynamic_patch=2)
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    for rows, columns in ((4, 2), (2, 6)):
+        images = NUMBERS.uniform(-1, 1, (2, 2 * rows, 2 * columns, 3)).astype(np.float32)
+        cells = images.reshape(2, rows, 2, columns, 2, 3).astype(np.float64)
+        x = np.einsum("brpcqd,pqdw->brcw", cells, kernel).reshape(2, -1, WIDTH)
+        close(session.run(None, {"images": images})[0], np.tanh(x + table(rows, columns)))
 
 
 @pytest.mark.parametrize("times", [1.0, 1.5])

@@ -56,6 +56,45 @@ def test_a_head_that_is_not_there():
     )
 
 
+@pytest.mark.parametrize(
+    ("asked", "outputs", "first", "classes"),
+    [
+        ("auto", (), "", 3),
+        ("logits", (), "", 3),
+        ("features", (), "", 0),
+        ("tokens", ("tokens",), "tokens", 0),
+        ("grid,tokens", ("tokens", "grid"), "tokens", 0),  # in the order of the outputs, not of the words
+        ("logits,features", ("logits", "features"), "logits", 3),
+        ("features,tokens", ("features", "tokens"), "features", 0),
+    ],
+)
+def test_outputs_of_a_model_that_gives_more(asked, outputs, first, classes):
+    head = settle_head(leaves(np.ones((2, 3), np.float32)), 3, asked, FILE, ("tokens", "grid"))
+    assert (head.outputs, head.output, head.num_classes) == (outputs, first, classes)
+    assert ("head/kernel" in head.leaves) == bool(classes)
+
+
+def test_several_outputs_of_a_model_that_gives_one():
+    with pytest.raises(UsageError) as error:
+        settle_head(leaves(np.ones((2, 3), np.float32)), 3, "logits,features", FILE)
+    assert (str(error.value), error.value.fix) == (
+        "x/f.npz: outputs='logits,features': this model gives one output",
+        "Use logits.",
+    )
+
+
+def test_what_a_classifier_says_of_its_patches():
+    asked = ("logits", "tokens", "grid", "features")
+    found = classifier_signature((4, 6), 5, 9, outputs=asked, patches=(2, 3, 8))
+    assert {output.name: output.shape for output in found.outputs} == {
+        "logits": ("batch", 5),
+        "tokens": ("batch", 6, 8),
+        "grid": ("batch", 2, 3, 8),
+        "features": ("batch", 9),
+    }
+    assert tuple(output.name for output in found.outputs) == asked
+
+
 @pytest.mark.parametrize("tokens", [(), (7,)])
 def test_what_a_classifier_takes_and_gives(tokens):
     logits, features = (classifier_signature((4, 6), num_classes, 9, tokens) for num_classes in (5, 0))

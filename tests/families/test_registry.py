@@ -7,7 +7,7 @@ import types
 import pytest
 
 from vit_convert.core.errors import CheckpointError, UsageError
-from vit_convert.families.registry import FAMILIES, families, family_named, family_of
+from vit_convert.families.registry import FAMILIES, families, family_named, family_of, tower_family_of
 
 VIT = ["embedding/kernel", "Transformer/encoderblock_0/LayerNorm_0/scale"]
 
@@ -111,6 +111,29 @@ def test_a_family_that_is_asked_for_is_the_only_one(package):
     assert str(error.value) == f"f.npz: no layout of family mine; it holds {', '.join(sorted(VIT))}"
     with pytest.raises(UsageError, match=r"family .vitt.: unknown\. Did you mean vit"):
         family_of(VIT, "f.npz", asked="vitt")
+
+
+class Both(Mine):
+    """One of towers, as the leaves tell."""
+
+    load = model = has_variant = write_random = print  # a protocol's methods are no None
+
+    def towers(self, names, layout):
+        return tuple(word for word in ("image", "text") if any(f"/{word}/" in name for name in names))
+
+
+def test_a_family_of_towers_is_told_with_those_that_the_file_has():
+    known = (Mine("mine", "my/"), Both("pair", "my/"), Both("other", "your/"))
+    both = ["my/image/x", "my/text/y"]
+    assert tower_family_of(both, known=known) == (known[1], Layout.MINE, ("image", "text"))
+    assert tower_family_of(["my/text/y"], known=known) == (known[1], Layout.MINE, ("text",))
+    assert tower_family_of(["your/image/x"], known=known) == (known[2], Layout.MINE, ("image",))
+    assert tower_family_of(["x"], known=known) is None
+    assert tower_family_of(both, asked="other", known=known) is None
+    assert tower_family_of(both, asked="mine", known=known) is None  # which has no towers
+    assert family_of(["my/image/x"], "f.npz", known=known) == (known[0], Layout.MINE)
+    with pytest.raises(CheckpointError):
+        family_of(["your/image/x"], "f.npz", known=known)
 
 
 def test_of_no_family(package):

@@ -170,6 +170,13 @@ def test_each_tower_of_a_given_variant_has_its_own_sizes(written):
         assert str(width) in str(caught.value) and str(other) not in str(caught.value)
 
 
+@pytest.mark.parametrize("tower", ["img", "txt"])
+def test_embeddings_are_divided_by_their_norm_unless_asked(written, tower):
+    path = f"{written(SIGLIP, 'SigLIP-mu/16')}:{tower}"
+    asked = [load_checkpoint(path), *(load_checkpoint(path, normalize=each) for each in (True, False))]
+    assert [found.architecture.normalize for found in asked] == [True, True, False]
+
+
 def test_the_table_of_a_naflex_need_not_be_square(written):
     path = written(SIGLIP, "SigLIP2-mu/16-naflex")
     table = np.random.default_rng(0).standard_normal((3, 5, 32)).astype(np.float32)

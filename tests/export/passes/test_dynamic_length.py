@@ -5,12 +5,13 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 import pytest
+from export_graphs import computed, described
 
 from vit_convert.core.errors import ExportError
 from vit_convert.core.text_length import shortened
 from vit_convert.core.token_samples import sample_texts
 from vit_convert.export.exporter import export_model
-from vit_convert.export.passes.dynamic_length import make_lengths_dynamic, making_lengths_dynamic
+from vit_convert.export.passes.dynamic_length import _open_shapes, make_lengths_dynamic, making_lengths_dynamic
 from vit_convert.export.targets import target_named
 from vit_convert.export.weights import describe
 from vit_convert.families.load import load_checkpoint
@@ -62,6 +63,59 @@ def test_what_a_graph_cuts_and_copies():
     assert sorted(axes) == [[1], [2], [3]]
     shapes = [n.inputs[1].const_value.numpy().tolist() for n in model.graph if n.op_type == "Reshape"]
     assert shapes == [[0, 0, 1, 4], [0, 0, 4]]
+    placed = next(value for node in model.graph for value in node.outputs if value.name == "placed")
+    assert placed.shape is None or [*map(str, placed.shape)][1] != "4"  # found anew
+
+
+def test_the_contract_tells_a_length_that_is_fixed():
+    wanted, model = making_lengths_dynamic("table", "tokens"), text()
+    with pytest.raises(ir.passes.PostconditionError, match=r"the input tokens has \[4\]"):
+        wanted.ensures(model)
+    wanted(model)
+    wanted.ensures(model)
+
+
+@pytest.mark.parametrize(
+    ("given", "numbers", "wanted"),
+    [
+        (("N", 4), (-1, 1, 1, 4), [0, 1, 1, -1]),  # a mask's axes: all that is known of its length is that it is left
+        (("N", 4), (0, 1, 4, 1), [0, 1, -1, 1]),
+        (("N", 4), (2, 1, 1, 4), [2, 1, 1, -1]),
+        (("N", 4, 8), (0, 4, 2, 4), [0, 0, 2, 4]),
+        (("N", 8), (0, 2, 4), [0, 2, 4]),  # no tokens: 4 is a size of its own
+        (("N", 4, 2), (0, 8), [0, 8]),  # tokens, and none of them in the result
+        ((4,), (4, 1), [4, 1]),
+    ],
+)
+def test_what_a_reshape_says_of_any_length(given, numbers, wanted):
+    model = text()
+    shape, taken = ir.tensor(np.array(numbers), name="wanted"), ir.Value(name="taken", shape=ir.Shape(given))
+    target = ir.Value(name="wanted", const_value=shape, shape=ir.Shape([len(numbers)]))
+    model.graph.register_initializer(target)
+    node = ir.node("Reshape", [taken, target])
+    model.graph.insert_before(model.graph[0], node)
+    _open_shapes(model.graph, 4)
+    assert node.inputs[1].const_value.numpy().tolist() == wanted
+
+
+def test_marks_of_the_last_token_are_cut_at_their_beginning():
+    """Two of them; against NumPy, at every length."""
+    words, table = np.random.default_rng(0).normal(size=(2, 8, 3)).astype(np.float32)
+    model = described(
+        """g (int32[n, 4] tokens, float[8, 3] words, float[1, 4, 3] table) => (float[n, 4] y)
+        <float[4] first = {1, 2, 3, 4}, float[1, 4] second = {5, 7, 11, 13}, int64[1] axes = {2}> {
+        found = Gather (words, tokens) placed = Add (found, table)
+        score = ReduceSum <keepdims = 0> (placed, axes) half = Mul (score, first) y = Add (half, second) }""",
+        "words",
+        "table",
+    )
+    make_lengths_dynamic(model, "table", "tokens")
+    for length in (1, 2, 4):
+        tokens = np.random.default_rng(length).integers(0, 8, (3, length), np.int32)
+        score = (words.astype(np.float64)[tokens] + table[:length]).sum(-1)
+        expected = score * np.array([1, 2, 3, 4])[-length:] + np.array([5, 7, 11, 13])[-length:]
+        (y,) = computed(model, {"words": words, "table": table[None, :4]}, tokens)
+        np.testing.assert_allclose(y, expected, rtol=0, atol=1e-5)  # float32 sums of six numbers, times 4
 
 
 def test_a_graph_without_the_table_is_refused():

@@ -145,6 +145,55 @@ def test_a_shape_that_is_computed_stays():
     assert computed(model, PARAMS, normal(2, 8, 6, 3))[0].shape == (2, 13, 4)
 
 
+CUT = "h = Reshape (z, heads) a = Mul (h, half) y = Reshape (a, merged)"
+
+
+@pytest.mark.parametrize(
+    ("cut", "kept"),
+    [
+        ("y = Slice (z, one, seven, one)", slice(1, None)),  # all behind the class token, however many there are
+        ("y = Slice (z, one, seven, one, one)", slice(1, None)),
+        ("y = Slice (z, one, three, one)", slice(1, 3)),  # says how many it wants
+    ],
+)
+def test_what_is_cut_off_behind_a_class_token(cut, kept):
+    model = embedding_with(cut)
+    make_dynamic(model, GRID, "pos_embedding", "x")
+    x = normal(2, 8, 6, 3)
+    tokens = patches(x, PARAMS["kernel"], PARAMS["bias"])
+    tokens = (tokens + resampled(PARAMS["pos_embedding"], 4, 3)).reshape(2, 12, WIDTH)
+    expected = np.concatenate([np.broadcast_to(PARAMS["cls"], (2, 1, WIDTH)), tokens], 1)
+    assert_close(computed(model, PARAMS, x)[0], expected[:, kept])
+
+
+@pytest.mark.parametrize(
+    "cut",
+    [
+        "y = Slice (z, corner, far)",  # of every axis
+        "e = Add (one, three) y = Slice (z, one, e, one)",  # an end that is computed
+        "e = Sub (three, one) f = Sub (e, one) y = Slice (z, one, seven, f)",  # an axis that is
+        "y = Slice (z, zero, three, two)",  # channels
+    ],
+)
+def test_what_cuts_off_something_else_stays(cut):
+    model = embedding_with(cut)
+    before = [value.name for value in model.graph.node("cut").inputs]
+    make_dynamic(model, GRID, "pos_embedding", "x")
+    assert [value.name for value in model.graph.node("cut").inputs] == before
+
+
+def embedding_with(cut: str) -> ir.Model:
+    text = EMBEDDING.replace(CUT, cut).replace("(float[n, 7, 4] y)", "(float[n, m, c] y)")
+    text = text.replace(
+        "float half",
+        "int64[1] seven = {7}, int64[1] three = {3}, int64[1] two = {2}, int64[3] corner = {0, 1, 0}, "
+        "int64[3] far = {99, 7, 4}, float half",
+    )
+    model = described(text, "kernel", "bias", "pos_embedding", "cls")
+    next(node for node in model.graph if node.op_type == "Slice").name = "cut"
+    return model
+
+
 @pytest.mark.parametrize(
     "edit",
     [

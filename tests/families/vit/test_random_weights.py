@@ -10,7 +10,7 @@ import pytest
 from vit_convert.core.errors import UsageError
 from vit_convert.families.family import RandomOptions
 from vit_convert.families.load import load_checkpoint
-from vit_convert.families.random import main
+from vit_convert.families.random import main, write_random_checkpoint
 from vit_convert.families.vit import random
 from vit_convert.families.vit.random import write_random_vit
 
@@ -238,6 +238,18 @@ def test_defaults_of_the_command(tmp_path):
     assert run("--variant=mu/16", f"--output={tmp_path}/a.npz", "--image_size=64", "--outlier_channels=2") == 0
     write_random_vit(tmp_path / "b.npz", "mu/16", RandomOptions(image_size=(64, 64), outlier_channels=2))
     assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+
+
+def test_the_least_that_the_command_takes(tmp_path):
+    words = ("--depth=1", "--num_classes=0", "--seed=0", "--image_size=16,32", "--family=vit")
+    assert run("--variant=mu/16", f"--output={tmp_path}/a.npz", *words) == 0
+    least = RandomOptions(depth=1, num_classes=0, seed=0, image_size=(16, 32))
+    write_random_vit(tmp_path / "b.npz", "mu/16", least)
+    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+    name = write_random_checkpoint(
+        tmp_path / "c.npz", "mu/16", family="".join(["au", "to"]), depth=1, num_classes=0, seed=0, image_size=(16, 32)
+    )
+    assert name == "mu/16" and (tmp_path / "c.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
 
 
 @pytest.mark.parametrize(
