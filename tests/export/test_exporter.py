@@ -249,6 +249,28 @@ def test_models_of_one_kind_share_a_graph_only_where_all_is_the_same(tmp_path):
         warm.keep(False)
 
 
+@pytest.mark.parametrize(
+    ("keep", "kind", "traces"), [(True, "k", 1), (True, None, 3), (False, "k", 3), (False, None, 3)]
+)
+def test_a_graph_is_traced_once_where_it_is_kept(tmp_path, keep, kind, traces):
+    asked, plain = [], model()
+
+    def apply(*args):
+        asked.append(1)
+        return plain.apply(*args)
+
+    warm.keep(keep)
+    try:
+        found = []
+        for _ in range(3):
+            before = len(asked)
+            export_model(dataclasses.replace(plain, apply=apply, kind=kind), tmp_path / "model.onnx", target=RTX)
+            found.append(len(asked) > before)
+        assert sum(found) == traces and found[0]
+    finally:
+        warm.keep(False)
+
+
 def test_nobody_is_warned_of_weights_that_have_no_value_yet(tmp_path, caplog):
     logging.getLogger("onnx_ir").setLevel(logging.WARNING)
     export_model(model(), tmp_path / "model.onnx", target=RTX)

@@ -170,6 +170,26 @@ def test_each_tower_of_a_given_variant_has_its_own_sizes(written):
         assert str(width) in str(caught.value) and str(other) not in str(caught.value)
 
 
+@pytest.mark.slow
+def test_the_end_of_each_text_is_told(written):
+    loaded = load_checkpoint(f"{written(CLIP, 'CLIP-mu/16', '.safetensors')}:txt")
+    model, ends = loaded.family.model(loaded), [3, 9, 1, 6]
+    taken = model.signature.inputs[0]
+    tokens = np.full((4, taken.shape[1]), taken.pad, np.int32)
+    for row, end in enumerate(ends):
+        tokens[row, :end], tokens[row, end] = 5, taken.end
+    assert model.run(tokens)[POOLED].tolist() == ends
+
+
+@pytest.mark.slow
+def test_a_tower_runs_at_another_size_as_one_of_that_size(written):
+    path = f"{written(SIGLIP, 'SigLIP-mu/16')}:img"
+    images = np.random.default_rng(0).uniform(-1, 1, (1, 32, 80, 3)).astype(np.float32)
+    found = [load_checkpoint(path), load_checkpoint(path, image_size=(32, 80))]
+    given, expected = (loaded.family.model(loaded).run(images)["embedding"] for loaded in found)
+    np.testing.assert_allclose(given, expected, rtol=0, atol=1e-6)  # the same sums
+
+
 @pytest.mark.parametrize("tower", ["img", "txt"])
 def test_embeddings_are_divided_by_their_norm_unless_asked(written, tower):
     path = f"{written(SIGLIP, 'SigLIP-mu/16')}:{tower}"
