@@ -157,6 +157,15 @@ def test_a_norm_without_a_bias(tmp_path):
     assert result.norms == ("n", "m") and compare(before[0], after[0]).max_rel <= EXACT
 
 
+@pytest.mark.parametrize("linear", ["d = MatMul(n, v)", "e = MatMul(n, v) d = Add(e, offset)"])
+def test_a_linear_from_a_norm_straight_into_the_stream(tmp_path, linear):
+    """The norm's bias comes out of it as a bias of its own, which the stream has rotated."""
+    block = f"s = MatMul(x, w) n = LayerNormalization<axis=-1>(s, g, c) {linear} t = Add(s, d) "
+    text = "float[2, 5, 6] y) { " + block + "m = LayerNormalization<axis=-1>(t, g2, c2) y = MatMul(m, v) }"
+    before, after, result = both(graph(text), tmp_path)
+    assert result.norms == ("n", "m") and compare(before[0], after[0]).max_rel <= EXACT
+
+
 # What the kernels of the lowering "fused" compute: LayerNorm over the channels of [tokens, channels, 1, 1].
 FUSED = """
 <domain: "own", opset_import: ["" : 18]> VitNorm (x, g, c) => (y) { y = LayerNormalization <axis = 1> (x, g, c) }
@@ -194,6 +203,14 @@ def test_norms_of_our_kernels(tmp_path, text, products):
     assert compare(before[0], after[0]).max_rel <= EXACT
     weights = {name: v.const_value.numpy() for name, v in result.model.graph.initializers.items()}
     np.testing.assert_allclose(weights["narrow"].sum(0), 0, rtol=0, atol=1e-6)  # writes no mean
+
+
+def test_a_convolution_from_a_norm_straight_into_the_stream(tmp_path):
+    text = "float[10, 6, 1, 1] y) { s = Conv(x, first, offset) n = own.VitNorm(s, gamma, beta) d = Conv(n, last) "
+    text += "t, m = own.VitAddNorm(d, s, gamma2, beta2) y = Conv(m, last) }"
+    model = graph(text, "float[10, 6, 1, 1] x", FUSED)
+    before, after, result = both(model, tmp_path, (10, 6, 1, 1))
+    assert result.norms == ("n", "m") and compare(before[0], after[0]).max_rel <= EXACT
 
 
 @pytest.mark.parametrize(("chosen", "shape"), [("four", "[2, 4, 6]"), ("square", "[2, 2, 2, 6]"), ("scalar", "[2, 6]")])

@@ -22,7 +22,7 @@ import onnx_ir as ir
 from vit_convert.core.onnx_file import ROTATED
 from vit_convert.quantize.graph import derived, initializer, read_weight
 from vit_convert.quantize.rotation import centred, rotate, weighted_rows
-from vit_convert.quantize.shift import add_to_bias
+from vit_convert.quantize.shift import add_to_bias, own_bias
 from vit_convert.quantize.stream import Constant, Declined, Norm, Other, Stream, is_norm, stream_of
 
 
@@ -83,11 +83,11 @@ def rotate_streams(model: ir.Model) -> RotatedGraph:
 
 def _rotate(graph: ir.Graph, stream: Stream) -> list[str]:
     """Changes the weights around one stream, in place; returns the values that products turn back."""
-    products = []
+    products, writing = [], {constant.node for constant in stream.writers}
     for norm in stream.norms:
         scale, bias = _take_parameters(graph, norm, stream.width)
         for node in dict.fromkeys(norm.readers):
-            _read_rotated(graph, node, scale, bias)
+            _read_rotated(graph, node, scale, bias, writes=node in writing)
         for other in norm.others:
             products.append(other.value.name or "")
             _turn_back(graph, other, scale, bias)
@@ -113,12 +113,14 @@ def _in_place_of(new: np.ndarray, old: np.ndarray) -> np.ndarray:
     return new.reshape(old.shape)
 
 
-def _read_rotated(graph: ir.Graph, node: ir.Node, scale: np.ndarray, bias: np.ndarray) -> None:
-    """Has a linear read Q y, where it read scale · y + bias."""
+def _read_rotated(graph: ir.Graph, node: ir.Node, scale: np.ndarray, bias: np.ndarray, *, writes: bool) -> None:
+    """Has a linear read Q y, where it read scale · y + bias; one that writes the stream too gets Q of what it adds."""
     weight = node.inputs[1]
     assert weight is not None and weight.const_value is not None
     if bias.any():
         extra = read_weight(weight.const_value, lambda array: weighted_rows(bias, _matrix(array)))
+        if writes and own_bias(node, len(extra)) is None:  # a bias of its own is rotated with all that writes
+            extra = rotate(centred(extra, 0), 0)
         add_to_bias(graph, node, extra.astype(np.float32))
 
     def changed(array: np.ndarray) -> np.ndarray:

@@ -117,21 +117,10 @@ def add_to_bias(graph: ir.Graph, node: ir.Node, extra: np.ndarray) -> None:
         node: MatMul, Gemm or Conv.
         extra: [N] float32.
     """
-    if node.op_type == "MatMul":
-        users = [user for user, _ in node.outputs[0].uses()]
-        holder = (
-            users[0]
-            if len(users) == 1 and users[0].op_type == "Add" and not node.outputs[0].is_graph_output()
-            else None
-        )
-        candidates: Sequence[ir.Value | None] = holder.inputs if holder is not None else ()
-    else:
-        holder, candidates = node, node.inputs[2:3]
-    for value in candidates:
-        fits = value is not None and value.is_initializer() and value.const_value is not None and len(value.uses()) == 1
-        if fits and value.const_value.size == len(extra):  # type: ignore[union-attr]
-            value.const_value = _plus(value, extra)  # type: ignore[union-attr, arg-type]
-            return
+    value = own_bias(node, len(extra))
+    if value is not None:
+        value.const_value = _plus(value, extra)
+        return
     output = node.outputs[0]
     along = extra.reshape(-1, 1, 1) if node.op_type == "Conv" else extra  # has two axes, see is_product
     constant = initializer(graph, ir.tensor(along, name=f"{output.name}{SHIFTED}/bias"))
@@ -146,6 +135,21 @@ def add_to_bias(graph: ir.Graph, node: ir.Node, extra: np.ndarray) -> None:
     for index, value in enumerate(graph.outputs):
         if value is output:
             graph.outputs[index] = result
+
+
+def own_bias(node: ir.Node, size: int) -> ir.Value | None:
+    """The bias [size] that a linear (MatMul, Gemm or Conv) alone reads; None if it has none."""
+    if node.op_type == "MatMul":
+        users = [user for user, _ in node.outputs[0].uses()]
+        alone = len(users) == 1 and users[0].op_type == "Add" and not node.outputs[0].is_graph_output()
+        candidates: Sequence[ir.Value | None] = users[0].inputs if alone else ()
+    else:
+        candidates = node.inputs[2:3]
+    for value in candidates:
+        fits = value is not None and value.is_initializer() and value.const_value is not None and len(value.uses()) == 1
+        if fits and value.const_value.size == size:  # type: ignore[union-attr]
+            return value
+    return None
 
 
 def _plus(value: ir.Value, extra: np.ndarray) -> ir.TensorProtocol:
