@@ -12,7 +12,7 @@ from vit_convert.core.bundle import Bundle, write_json
 from vit_convert.core.config import default_config
 from vit_convert.core.errors import CheckError, UsageError
 from vit_convert.core.manifest import Manifest, StageRecord
-from vit_convert.core.pipeline import Context, Stage, run_stages
+from vit_convert.core.pipeline import Context, Stage, all_fresh, run_stages
 from vit_convert.core.progress import Progress
 from vit_convert.core.record import StageResult
 
@@ -59,12 +59,22 @@ class Road:
             lambda context: name in self.inputs,
         )
 
+    def stages(self) -> list[Stage]:
+        return [self.stage("a", ()), self.stage("b", ("a",)), self.stage("c", ("a", "b"))]
+
+    def is_fresh(self, **options) -> bool:
+        """By a look alone, which leaves everything as it was."""
+        before = {path.name: path.stat().st_mtime_ns for path in self.bundle.root.iterdir()}
+        context = Context(default_config(), self.bundle, Progress(None, quiet=True))
+        found = all_fresh(self.stages(), context, **options)
+        assert {path.name: path.stat().st_mtime_ns for path in self.bundle.root.iterdir()} == before
+        return found
+
     def run(self, **options) -> dict[str, str]:
         self.context = Context(default_config(), self.bundle, Progress(self.bundle.events, quiet=True))
         self.rows = []
-        stages = [self.stage("a", ()), self.stage("b", ("a",)), self.stage("c", ("a", "b"))]
         try:
-            run_stages(stages, self.context, self.rows, **options)
+            run_stages(self.stages(), self.context, self.rows, **options)
         finally:
             self.statuses = {row.name: row.status for row in self.rows}
         return self.statuses
@@ -243,3 +253,75 @@ def test_events_say_what_happened(road):
     assert [(e["event"], e["stage"]) for e in events if e["event"] != "message"] == [
         (kind, stage) for stage in "abc" for kind in ("start", "end")
     ]
+
+
+# --- a look without a run ---------------------------------------------------------------------------------------------
+
+
+def test_a_look_finds_what_a_run_would(tmp_path):
+    road = Road(tmp_path / "new")
+    assert not road.is_fresh() and not road.is_fresh(until="a")
+    road.run(until="a")
+    assert road.is_fresh(until="a") and not road.is_fresh(until="b")
+    road.run()
+    assert road.is_fresh()
+    road.inputs["b"] = 2
+    assert road.is_fresh(until="a") and not road.is_fresh(until="b") and not road.is_fresh()
+
+
+def test_a_stage_that_is_not_wanted_is_no_work(road):
+    del road.inputs["b"]
+    road.run()
+    assert road.is_fresh()
+    road.inputs["b"] = 1
+    assert not road.is_fresh()
+
+
+WRONG = [CheckError("gone"), KeyError("gone"), OSError("gone")]
+
+
+@pytest.mark.parametrize("error", WRONG, ids=lambda error: type(error).__name__)
+def test_inputs_that_cannot_be_read_are_for_a_run_to_tell(road, monkeypatch, error):
+    """A look says that there is work; what lies behind the last stage of a run is given up."""
+    road.run()
+    stage = road.stage
+
+    def broken(name, after):
+        def inputs(context):
+            raise error
+
+        return dataclasses.replace(stage(name, after), inputs=inputs) if name == "b" else stage(name, after)
+
+    monkeypatch.setattr(road, "stage", broken)
+    assert not road.is_fresh() and road.is_fresh(until="a")
+    road.run(until="a")
+    assert list(Manifest.read(road.bundle).rows) == ["a"]
+    with pytest.raises(type(error), match="gone"):
+        road.run()
+
+
+def test_later_stages_see_what_a_fresh_one_returned(road, monkeypatch):
+    road.run()
+    stage, seen = road.stage, []
+
+    def looking(name, after):
+        def inputs(context):
+            seen.append({key: context.results.get(key).value for key in context.results})
+            return road.inputs[name]
+
+        return dataclasses.replace(stage(name, after), inputs=inputs)
+
+    monkeypatch.setattr(road, "stage", looking)
+    assert road.is_fresh()
+    assert seen == [{}, {"a": 1}, {"a": 1, "b": 1}]
+
+
+def test_a_result_that_cannot_be_read_is_made_again(road):
+    """Another version's, or a damaged one."""
+    road.run()
+    manifest = json.loads(road.bundle.manifest.read_text())
+    manifest["stages"][1]["result"] = {"value": "one"}
+    write_json(road.bundle.manifest, manifest)
+    assert not road.is_fresh() and road.is_fresh(until="a")
+    assert road.run() == {"a": "fresh", "b": "done", "c": "fresh"}
+    assert road.context.results.get("b").value == 1
