@@ -86,8 +86,9 @@ def claim(bundle, **changes):
     bundle.lock.write_text(json.dumps({**me().to_dict(), "command": "x", "since": "y", **changes}))
 
 
-def test_a_record_cut_short_is_nobodys(bundle):
-    bundle.lock.write_text('{"host": "a", "pi')
+@pytest.mark.parametrize("text", ['{"host": "a", "pi', "", "{}", "[1]", "3", '"a"', "null"])
+def test_a_record_cut_short_or_of_another_form_is_nobodys(bundle, text):
+    bundle.lock.write_text(text)
     with hold(bundle, "x"):
         pass
 
@@ -159,6 +160,30 @@ def test_the_number_of_a_process_comes_back(bundle, without_flock):
     claim(bundle, pid=os.getppid(), started="1")
     with hold(bundle, "x"):
         pass
+
+
+def test_who_is_refused_keeps_no_file_open(bundle, other):
+    refused(bundle)
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        refused(bundle)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_the_kernels_lock_says_more_than_a_process_that_lives(bundle):
+    """Whoever the file names has let go of it: the kernel gave us the lock of this machine."""
+    claim(bundle, pid=os.getppid(), started=started(os.getppid()))
+    with hold(bundle, "x"):
+        assert json.loads(bundle.lock.read_text())["pid"] == os.getpid()
+
+
+def test_a_disk_that_fails_under_the_lock_is_said(bundle, monkeypatch):
+    def broken(*arguments):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(fcntl, "flock", broken)
+    with pytest.raises((OSError, UsageError), match="Input/output error"), hold(bundle, "x"):
+        raise AssertionError("nobody has a lock")
 
 
 def test_a_full_disk_is_said_and_leaves_no_lock(bundle, monkeypatch):
