@@ -5,6 +5,7 @@ import os
 import pathlib
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import pytest
 from absl import flags
 from bucket import Bucket, serving
@@ -49,6 +50,19 @@ _ALIKE = {
     ),
     "parity": ("hybrid_parity", "mixer_parity", "swin_parity"),
 }
+
+
+_BEGINNINGS: dict[int, tuple[np.random.Generator, object]] = {}
+
+
+@pytest.fixture(autouse=True)
+def _the_same_numbers_in_any_order(request: pytest.FixtureRequest) -> None:
+    """Lets each test draw what it would alone from the generators of its file: which tests came before depends on
+    pytest's workers."""
+    for value in vars(request.module).values():
+        if isinstance(value, np.random.Generator):
+            _, state = _BEGINNINGS.setdefault(id(value), (value, value.bit_generator.state))
+            value.bit_generator.state = state
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
