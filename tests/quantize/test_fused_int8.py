@@ -11,7 +11,8 @@ import pytest
 from vit_convert.convert import convert
 from vit_convert.core.config import default_config
 from vit_convert.core.onnx_file import open_session, run_session
-from vit_convert.export.passes.fused_encoder import ADD_NORM, quantized_tensors
+from vit_convert.core.operators import ADD_NORM
+from vit_convert.export.passes.fused_encoder import quantized_tensors
 from vit_convert.quantize.calibrate import Calibration
 from vit_convert.quantize.ranged import sites_with_ranges
 

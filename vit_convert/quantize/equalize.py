@@ -14,9 +14,9 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
+from vit_convert.core.operators import ATTENTION
 from vit_convert.quantize.graph import derived
 
-_ATTENTION = "VitAttention"  # its name in the lowering "fused"
 _PARTS = 3  # order of queries, keys and values within a head's channels
 
 
@@ -42,7 +42,7 @@ def attention_inputs(model: ir.Model) -> list[str]:
     return [
         value.name or ""
         for node in model.graph
-        if node.op_type == _ATTENTION
+        if node.op_type == ATTENTION
         for value in node.inputs[:1]
         if value is not None
     ]
@@ -77,7 +77,7 @@ def equalize(model: ir.Model, extremes: Mapping[str, tuple[np.ndarray, np.ndarra
     """
     changed = 0
     for node in list(model.graph):
-        before = node.inputs[0].producer() if node.op_type == _ATTENTION and node.inputs[0] is not None else None
+        before = node.inputs[0].producer() if node.op_type == ATTENTION and node.inputs[0] is not None else None
         users = [user for user, _ in node.outputs[0].uses()] if before is not None else []
         if before is None or len(users) != 1 or users[0].op_type != "Conv" or before.op_type != "Conv":
             continue

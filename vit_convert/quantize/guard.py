@@ -162,7 +162,7 @@ def is_product(node: ir.Node) -> bool:
     groups."""
     weight = linear_weight(node)
     shape = tuple(weight.shape.numpy()) if weight is not None and weight.shape is not None else ()
-    grouped = "group" in node.attributes and node.attributes["group"].as_int() != 1
+    grouped = node.attributes.get_int("group", 1) != 1
     padded = "pads" in node.attributes and any(node.attributes["pads"].as_ints())
     return len(shape) == 2 or (shape[2:] == (1, 1) and not grouped and not padded)
 

@@ -5,10 +5,9 @@ from collections.abc import Collection
 
 import onnx_ir as ir
 
+from vit_convert.core.operators import ADD_NORM, ATTENTION
 from vit_convert.quantize.graph import linear_layers, linear_weight
 from vit_convert.quantize.placement import Site
-
-_ATTENTION, _ADD_NORM = "VitAttention", "VitAddNorm"  # their names in the lowering "fused"
 
 
 def sites_with_ranges(model: ir.Model, ranged: Collection[str]) -> list[Site]:
@@ -31,7 +30,7 @@ def sites_with_ranges(model: ir.Model, ranged: Collection[str]) -> list[Site]:
             continue
         if node.op_type == "Conv" and (value := linear_weight(node)) is not None:
             weight = value.name
-        elif node.op_type not in (_ATTENTION, _ADD_NORM):
+        elif node.op_type not in (ATTENTION, ADD_NORM):
             continue
         layer = layers.get(node)
         block, kind = (layer.block, layer.kind) if layer is not None else (node.name or "", node.op_type)

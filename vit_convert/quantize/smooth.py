@@ -14,12 +14,10 @@ import numpy as np
 import onnx_ir as ir
 
 from vit_convert.core.errors import UsageError
+from vit_convert.core.operators import ADD_NORM, NORM
 from vit_convert.quantize.graph import derived, initializer, linear_weight, read_weight
 from vit_convert.quantize.placement import Site
 from vit_convert.quantize.qdq import channel_axis
-
-# a LayerNorm in the lowering "fused": its scale and bias are the last inputs
-_KERNELS = ("VitAddNorm", "VitNorm")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,7 +168,7 @@ def _readers(value: ir.Value) -> tuple[ir.Node, ...] | str:
 
 
 def _groups(convolution: ir.Node) -> int:
-    return convolution.attributes["group"].as_int() if "group" in convolution.attributes else 1
+    return convolution.attributes.get_int("group", 1)
 
 
 def _parameters(value: ir.Value) -> tuple[tuple[ir.Node, int], ...] | None:
@@ -178,7 +176,7 @@ def _parameters(value: ir.Value) -> tuple[tuple[ir.Node, int], ...] | None:
     node = value.producer()
     if node is None:
         return None
-    if node.op_type in _KERNELS:
+    if node.op_type in (ADD_NORM, NORM):  # of the lowering "fused": scale and bias are the last inputs
         return ((node, len(node.inputs) - 2), (node, len(node.inputs) - 1)) if value is node.outputs[-1] else None
     if node.op_type == "LayerNormalization":
         return tuple((node, index) for index, v in enumerate(node.inputs) if index > 0 and v is not None)

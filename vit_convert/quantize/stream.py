@@ -12,10 +12,10 @@ from collections.abc import Collection
 
 import onnx_ir as ir
 
+from vit_convert.core.operators import ADD_NORM, NORM
 from vit_convert.quantize.graph import linear_weight
 from vit_convert.quantize.guard import is_product
 
-ADD_NORM, NORM = "VitAddNorm", "VitNorm"  # LayerNorms of the lowering "fused"
 _ALIGNED = ("Add", "Expand")  # as NumPy broadcasts, axes count from the last one
 _RESHAPES = ("Reshape", "Squeeze", "Unsqueeze")
 _SAME = ("Concat", "Slice", "Identity", "Resize")
@@ -158,7 +158,7 @@ class _Search:
 
     def _linear(self, node: ir.Node, value: ir.Value, axis: int) -> None:
         convolution = node.op_type == "Conv"
-        grouped = "group" in node.attributes and node.attributes["group"].as_int() != 1
+        grouped = node.attributes.get_int("group", 1) != 1
         if axis != (1 if convolution else len(_sizes(value)) - 1) or grouped:
             raise Declined(f"{node.op_type} {node.name} does not write whole channels")
         if (weight := node.inputs[1]) is None or weight.const_value is None:
@@ -211,7 +211,7 @@ def axis_after(node: ir.Node, index: int, axis: int) -> int:
     before, after = _sizes(node.inputs[index]), _sizes(node.outputs[0])
     if node.op_type == "Transpose":
         return tuple(node.attributes["perm"].as_ints()).index(axis)
-    if node.op_type == "Gather" and axis > _int(node, "axis", 0) % len(before):
+    if node.op_type == "Gather" and axis > node.attributes.get_int("axis", 0) % len(before):
         return axis + len(after) - len(before)  # one axis for each of the indices'
     return _axis(node, before, after, axis)
 
@@ -225,7 +225,7 @@ def axis_before(node: ir.Node, index: int, axis: int) -> int:
     before, after = _sizes(node.inputs[index]), _sizes(node.outputs[0])
     if node.op_type == "Transpose":
         return tuple(node.attributes["perm"].as_ints())[axis]
-    if node.op_type == "Gather" and axis > _int(node, "axis", 0) % len(before) + len(after) - len(before):
+    if node.op_type == "Gather" and axis > node.attributes.get_int("axis", 0) % len(before) + len(after) - len(before):
         return axis + len(before) - len(after)
     return _axis(node, after, before, axis)
 
@@ -238,7 +238,7 @@ def _axis(node: ir.Node, given: tuple[int, ...], wanted: tuple[int, ...], axis: 
         if len(found) != 1 or min(given[axis:]) < 0:
             raise Declined(f"{node.op_type} {node.name} takes its channels apart")
         return found[0]
-    if node.op_type in ("Gather", "Concat") and _int(node, "axis", 0) % len(given) == axis:
+    if node.op_type in ("Gather", "Concat") and node.attributes.get_int("axis", 0) % len(given) == axis:
         raise Declined(f"{node.op_type} {node.name} chooses or joins channels")
     return axis + len(wanted) - len(given) if node.op_type in _ALIGNED else axis
 
@@ -281,7 +281,7 @@ def _axis_behind(node: ir.Node, axis: int) -> int | None:
     """Along which axis the channels lie behind a node that chooses tokens or takes their mean; None behind any
     other."""
     if (axes := _mean_axes(node)) is not None:
-        kept = bool(_int(node, "keepdims", 1))
+        kept = bool(node.attributes.get_int("keepdims", 1))
         return None if axis in axes else axis if kept else axis - sum(other < axis for other in axes)
     if not keeps_channels(node) or node.op_type == "Concat":
         return None
@@ -311,11 +311,7 @@ def _input_axis(linear: ir.Node) -> int:
 def _norm_axis(node: ir.Node) -> int:
     if node.op_type in (ADD_NORM, NORM):
         return 1
-    return _int(node, "axis", -1) % len(_sizes(node.inputs[0]))
-
-
-def _int(node: ir.Node, name: str, default: int) -> int:
-    return node.attributes[name].as_int() if name in node.attributes else default
+    return node.attributes.get_int("axis", -1) % len(_sizes(node.inputs[0]))
 
 
 def _sizes(value: ir.Value | None) -> tuple[int, ...]:

@@ -12,11 +12,11 @@ from collections.abc import Collection
 import onnx_ir as ir
 
 from vit_convert.core.errors import ExportError
+from vit_convert.core.operators import ADD_NORM, ATTENTION, NORM
 from vit_convert.export.passes.attention_plugin import CAUSAL, DOMAIN, PLUGIN
 from vit_convert.export.passes.contract import GraphPass, functions_known, names_unique, needed_nodes
 from vit_convert.export.passes.prune_to_pooled_token import ELEMENTWISE
 
-ATTENTION, ADD_NORM, NORM = "VitAttention", "VitAddNorm", "VitNorm"
 MAX_WIDTH = 2048  # limit of the kernels, which keep a row in the registers of one warp
 
 

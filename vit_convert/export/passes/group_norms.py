@@ -105,7 +105,7 @@ def _group_norm(node: ir.Node) -> _GroupNorm | None:
 def _is_plain(norm: ir.Node) -> bool:
     """Whether a LayerNormalization is over the last axis, without scale and bias of its own."""
     constants = [value.const_value if value is not None else None for value in norm.inputs[1:]]
-    axis = norm.attributes["axis"].as_int() if "axis" in norm.attributes else -1
+    axis = norm.attributes.get_int("axis", -1)
     if axis != -1 or "epsilon" not in norm.attributes:
         return False
     return all(

@@ -332,7 +332,7 @@ def _along_last(node: ir.Node) -> bool:
     rank = _rank(node.inputs[0])  # type: ignore[arg-type]
     if node.op_type != "ReduceMean":
         # ONNX's default is -1
-        return node.attributes["axis"].as_int() in (-1, rank - 1) if "axis" in node.attributes else True
+        return node.attributes.get_int("axis", -1) in (-1, rank - 1)
     axes = node.attributes["axes"].as_ints() if "axes" in node.attributes else ()
     if len(node.inputs) > 1 and node.inputs[1] is not None and node.inputs[1].const_value is not None:
         axes = node.inputs[1].const_value.numpy().tolist()

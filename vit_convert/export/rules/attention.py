@@ -93,7 +93,7 @@ def _factor(op: Any, scale: ir.Value | None, root: ir.Value | None) -> Any:
 def _axis(weights: ir.Value) -> int:
     node = weights.producer()
     assert node is not None
-    return node.attributes["axis"].as_int() if "axis" in node.attributes else -1
+    return node.attributes.get_int("axis", -1)
 
 
 def _equation(value: ir.Value) -> str:

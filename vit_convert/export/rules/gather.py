@@ -23,4 +23,4 @@ class GatherByInt32(Rule):
     def rewrite(self, op: Any, x: ir.Value, index: ir.Value, y: ir.Value, **_: Any) -> Any:
         node = y.producer()
         assert node is not None
-        return op.Gather(x, index, axis=node.attributes["axis"].as_int() if "axis" in node.attributes else 0)
+        return op.Gather(x, index, axis=node.attributes.get_int("axis", 0))

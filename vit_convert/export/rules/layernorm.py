@@ -17,7 +17,7 @@ def _last_axis(value: ir.Value) -> None:
     rank = len(static_shape(node.inputs[0], "the mean's input"))
     if axes not in ([-1], [rank - 1]):
         raise Decline(f"the mean is over axes {axes}, not the last one of {rank}")
-    if "keepdims" in node.attributes and node.attributes["keepdims"].as_int() != 1:
+    if node.attributes.get_int("keepdims", 1) != 1:
         raise Decline("the mean does not keep its axis")
 
 
@@ -213,7 +213,7 @@ class LayerNormToPrimitives(Rule):
     def check(self, context: Any, y: ir.Value, **_: Any) -> None:
         node = y.producer()
         assert node is not None
-        axis = node.attributes["axis"].as_int() if "axis" in node.attributes else -1
+        axis = node.attributes.get_int("axis", -1)
         if axis not in (-1, len(y.shape) - 1 if y.shape is not None else -1):
             raise Decline(f"it normalises axis {axis}, not the last one")
         if context.model.graph.opset_imports[""] >= 18:

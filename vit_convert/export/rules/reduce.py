@@ -23,5 +23,5 @@ class ReduceAxesToAttribute(Rule):
     def rewrite(self, op: Any, x: ir.Value, axes: ir.Value, y: ir.Value, **_: Any) -> Any:
         node = y.producer()
         assert node is not None and axes.const_value is not None
-        keepdims = node.attributes["keepdims"].as_int() if "keepdims" in node.attributes else 1
+        keepdims = node.attributes.get_int("keepdims", 1)
         return op.ReduceMean(x, axes=axes.const_value.numpy().tolist(), keepdims=keepdims)
