@@ -10,7 +10,7 @@ from vit_convert.batch.devices import Gpus
 from vit_convert.batch.estimate import Estimate
 from vit_convert.batch.job import Job
 from vit_convert.batch.outcome import Outcome
-from vit_convert.core.errors import HeldError
+from vit_convert.core.errors import INTERRUPTED, HeldError
 from vit_convert.core.lock import DEAD_AFTER_S
 
 _PAUSE_S = 2.0  # before another attempt: locks and networks need a moment
@@ -69,6 +69,15 @@ def pause_s(exit_code: int | None, attempts: int) -> float:
     # Nothing is known about a lock's holder on a lost machine until the lock has been silent for this long.
     held = exit_code == HeldError.exit_code and attempts > 1
     return DEAD_AFTER_S + _PAUSE_S if held else _PAUSE_S
+
+
+def late(job: Job, limit_s: float) -> Outcome:
+    """The outcome of a job that was ended because it took longer than it may."""
+    return Outcome(
+        *(job.name, job.checkpoint, "timeout", INTERRUPTED, limit_s),
+        error=f"not done after {limit_s:g} s",
+        fix="Give more by --timeout, or look at its events.jsonl for the stage that it was in.",
+    )
 
 
 def killed(job: Job, how: str, seconds: float) -> Outcome:

@@ -153,7 +153,7 @@ def _fresh(job: Job, settings: Settings, known: Mapping[str, Commit]) -> Outcome
             if commit is None or not is_fresh(commit, job, settings.until, settings.folders):
                 return None
             return dataclasses.replace(commit.outcome, status="fresh", attempts=0)
-        if not os.path.exists(os.path.join(settings.workdir, job.name)) or not is_here(job, settings.folders):
+        if not os.path.exists(settings.bundle(job).root) or not is_here(job, settings.folders):
             return None
         config = job.make_config()
         given: dict[str, Any] = {"until": settings.until, "checkpoints": settings.checkpoints, "page": settings.page}

@@ -9,15 +9,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from vit_convert.batch.attempts import Waiting, Watcher, killed
+from vit_convert.batch.attempts import Waiting, Watcher, killed, late
 from vit_convert.batch.cluster_gpus import RayGpus
 from vit_convert.batch.estimate import MIB, Corrected, Estimate
 from vit_convert.batch.job import Job
 from vit_convert.batch.local import Limits
 from vit_convert.batch.outcome import Outcome
 from vit_convert.batch.run import Settings, run_job
-from vit_convert.core.bundle import Bundle
-from vit_convert.core.errors import INTERRUPTED, UsageError
+from vit_convert.core.errors import UsageError
 from vit_convert.core.leftovers import tidy
 
 _TICK_S = 0.5
@@ -134,7 +133,7 @@ class RayRunner:
         try:
             outcome: Outcome = self._ray.get(reference)
         except self._ray.exceptions.TaskCancelledError:
-            outcome = _late(waiting.job, self._limits.timeout_s)
+            outcome = late(waiting.job, self._limits.timeout_s)
             self._tidy(waiting.job)
         except self._ray.exceptions.RayError as e:  # a worker or a node was lost
             how = f"{type(e).__name__} ({' '.join(str(e).split())[:300]})"
@@ -155,9 +154,9 @@ class RayRunner:
         resources."""
         limit = self._limits.timeout_s
         for reference, begun in self._begun.items():
-            late = time.monotonic() - begun.time - limit
-            if limit and late > 0:
-                self._ray.cancel(reference, force=late > _END_S)
+            over = time.monotonic() - begun.time - limit
+            if limit and over > 0:
+                self._ray.cancel(reference, force=over > _END_S)
 
     def _cancel(self) -> None:
         """Cancels running tasks, and waits until they release their bundles."""
@@ -173,7 +172,7 @@ class RayRunner:
 
     def _tidy(self, job: Job) -> None:
         """After a process that may not have cleaned up; what is on a node's own disk is out of reach."""
-        tidy(Bundle(os.path.join(self._settings.workdir, job.name)))
+        tidy(self._settings.bundle(job))
 
 
 def convert_task(job: Job, settings: Settings) -> Outcome:
@@ -183,12 +182,6 @@ def convert_task(job: Job, settings: Settings) -> Outcome:
     if not keeps():
         keep()
     return run_job(job, settings)
-
-
-def _late(job: Job, limit: float) -> Outcome:
-    said = f"not done after {limit:g} s"
-    fix = "Give more by --timeout, or look at its events.jsonl for the stage that it was in."
-    return Outcome(job.name, job.checkpoint, "timeout", INTERRUPTED, limit, error=said, fix=fix)
 
 
 def _connected(address: str) -> Any:

@@ -6,7 +6,7 @@ import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from vit_convert.batch.attempts import Waiting, Watcher, killed
+from vit_convert.batch.attempts import Waiting, Watcher, killed, late
 from vit_convert.batch.devices import Device
 from vit_convert.batch.estimate import Corrected, Estimate
 from vit_convert.batch.job import Job
@@ -14,7 +14,6 @@ from vit_convert.batch.lanes import LocalGpus
 from vit_convert.batch.outcome import Outcome
 from vit_convert.batch.pool import Pool, Worker
 from vit_convert.batch.run import Settings
-from vit_convert.core.errors import INTERRUPTED
 
 _TICK_S = 0.5  # how often timeouts and the workers' memory are checked
 _WARM_MIB = 1024.0  # an idle worker that holds more is ended: a fresh one holds less than half of this
@@ -170,7 +169,4 @@ class LocalRunner:
         for worker in [worker for worker in self._pool.busy if limit and time.monotonic() - worker.begun > limit]:
             waiting = self._running.pop(worker.pid)
             self._pool.end(worker)
-            said = f"not done after {limit:g} s"
-            fix = "Give more by --timeout, or look at its events.jsonl for the stage that it was in."
-            late = Outcome(waiting.job.name, waiting.job.checkpoint, "timeout", INTERRUPTED, limit, error=said, fix=fix)
-            self._ended(worker, waiting, dataclasses.replace(late, host=socket.gethostname()))
+            self._ended(worker, waiting, dataclasses.replace(late(waiting.job, limit), host=socket.gethostname()))

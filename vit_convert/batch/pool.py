@@ -15,7 +15,6 @@ from vit_convert.batch.job import Job
 from vit_convert.batch.machine import rss_mib
 from vit_convert.batch.outcome import Outcome
 from vit_convert.batch.run import Settings
-from vit_convert.core.bundle import Bundle
 from vit_convert.core.leftovers import tidy
 
 _END_S = 10.0  # time for a worker to release its bundle
@@ -35,7 +34,7 @@ class Worker:
     """
 
     def __init__(self, settings: Settings, number: int):
-        self.number, self.job, self.begun, self._workdir = number, None, 0.0, settings.workdir
+        self.number, self.job, self.begun, self._settings = number, None, 0.0, settings
         self.connection, theirs = Pipe()
         # Closed with the process. It has no name, so nothing remains, whoever is killed.
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
@@ -114,7 +113,7 @@ class Worker:
     def _close(self) -> str:
         self.connection.close()
         if self.job is not None:
-            tidy(Bundle(os.path.join(self._workdir, self.job.name)))
+            tidy(self._settings.bundle(self.job))
         code = self._process.returncode
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit {code}"
         self._log.seek(0, os.SEEK_END)

@@ -46,6 +46,10 @@ class Settings:
         """The folders to search for a checkpoint."""
         return [*self.checkpoints, "checkpoints"]
 
+    def bundle(self, job: Job) -> Bundle:
+        """The bundle of a job, in the workdir."""
+        return Bundle(os.path.join(self.workdir, job.name))
+
 
 def run_job(job: Job, settings: Settings) -> Outcome:
     """Converts, and turns whatever happens, except an interrupt, into an outcome.
@@ -59,7 +63,7 @@ def run_job(job: Job, settings: Settings) -> Outcome:
     """
     from vit_convert.convert import convert
 
-    started, bundle = time.monotonic(), Bundle(os.path.join(settings.workdir, job.name))
+    started, bundle = time.monotonic(), settings.bundle(job)
     before = _identity(bundle.report)
     begun = Outcome(job.name, job.checkpoint, host=socket.gethostname(), attempts=1)
     report: dict[str, Any] = {}

@@ -1,6 +1,8 @@
 """Images of any aspect as patches, as for SigLIP 2's NaFlex (arXiv:2502.14786): resized to the largest size that fits
 the number of patches, cut row by row, and padded."""
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from vit_convert.core.errors import UsageError
@@ -111,3 +113,22 @@ def unpacked_patches(packed: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.nda
     places = np.ascontiguousarray(packed[..., -_BESIDE:-1]).view("<u2").astype(np.int32)
     values = (packed[..., :-_BESIDE].astype(np.float32) - _MEAN) / _STD
     return np.where(mask[..., None] > 0, values, np.float32(0)), places, mask
+
+
+def patch_inputs(packed: np.ndarray, kinds: Iterable[tuple[bool, int]]) -> list[np.ndarray]:
+    """The parts of packed patches that a NaFlex tower's inputs take, whatever they are called.
+
+    Args:
+        packed: uint8 [batch, length, 3 · patch_size² + 5].
+        kinds: for each input, whether it is floating-point, and its number of axes with the batch.
+
+    Returns:
+        The patches for floating-point inputs, the coordinates for those of three axes, the mask for the others.
+
+    Example:
+        >>> packed = packed_patches(np.zeros((32, 32, 3), np.uint8), 16, 4)[None]
+        >>> [part.shape for part in patch_inputs(packed, [(True, 3), (False, 3), (False, 2)])]
+        [(1, 4, 768), (1, 4, 2), (1, 4)]
+    """
+    patches, places, mask = unpacked_patches(packed)
+    return [patches if is_float else places if axes == 3 else mask for is_float, axes in kinds]

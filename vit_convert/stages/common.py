@@ -155,10 +155,9 @@ def inputs_beside(
 
 def _patches_beside(inputs: Sequence[Tensor], samples: np.ndarray) -> list[np.ndarray]:
     """Patches, their coordinates and their mask, in the order of a model's inputs."""
-    from vit_convert.images.patches import unpacked_patches
+    from vit_convert.images.patches import patch_inputs
 
-    patches, places, mask = unpacked_patches(samples)
-    return [patches if tensor.dtype == "float32" else places if len(tensor.shape) == 3 else mask for tensor in inputs]
+    return patch_inputs(samples, ((tensor.dtype == "float32", len(tensor.shape)) for tensor in inputs))
 
 
 def signature_of(context: Context) -> Signature:

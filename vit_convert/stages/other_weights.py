@@ -72,17 +72,12 @@ def change_weights(context: Context, model: "ir.Model", sites: Sequence["Site"],
         sites: what may be quantized.
         images: for calibration.
     """
-    import onnx_ir as ir
-
-    from vit_convert.core.onnx_file import save_onnx
-
     if not changes_weights(context):
         return Changed()
-    path, source, rotated = context.bundle.onnx(SMOOTHED), context.bundle.onnx(), None
+    source, rotated = context.bundle.onnx(), None
     if context.config.calibration.rotate:
-        model, rotated = _rotate(context, model)
-        save_onnx(model, path)
-        source, model = path, ir.load(path)
+        source = context.bundle.onnx(SMOOTHED)
+        model, rotated = _rotate(model, source)
     smoothed = _smooth(context, model, source, sites, images) if context.config.calibration.smooth else None
     return Changed(rotated, smoothed)
 
@@ -112,9 +107,8 @@ def even_out(
 
     model, rotated = ir.load(source), None
     if context.config.calibration.rotate:
-        model, rotated = _rotate(context, model)
-        save_onnx(model, path)
-        source, model = path, ir.load(path)
+        source = path
+        model, rotated = _rotate(model, path)
     norms = [norm.tensor for norm in find_norms(model, linears)[0]]
     found = extremes(source, [*norms, *attention_inputs(model)], _batches(context, images), per_channel=True)
     amax = {name: np.maximum(found[name][1], -found[name][0]) for name in norms}
@@ -124,7 +118,11 @@ def even_out(
     return rotated
 
 
-def _rotate(context: Context, model: "ir.Model") -> tuple["ir.Model", Rotated]:
+def _rotate(model: "ir.Model", path: pathlib.Path) -> tuple["ir.Model", Rotated]:
+    """Writes a model with its stream rotated, and reads it again."""
+    import onnx_ir as ir
+
+    from vit_convert.core.onnx_file import save_onnx
     from vit_convert.quantize.rotate import rotate_streams
 
     result = rotate_streams(model)
@@ -137,7 +135,8 @@ def _rotate(context: Context, model: "ir.Model") -> tuple["ir.Model", Rotated]:
     rotated = Rotated(
         widths=result.widths, num_norms=len(result.norms), products=result.products, declined=result.declined
     )
-    return result.model, rotated
+    save_onnx(result.model, path)
+    return ir.load(path), rotated
 
 
 def _smooth(

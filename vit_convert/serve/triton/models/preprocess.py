@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from vit_convert.core.errors import BenchmarkError
-from vit_convert.images.patches import packed_patches, unpacked_patches
+from vit_convert.images.patches import packed_patches, patch_inputs
 from vit_convert.images.pixels import decode_image
 from vit_convert.images.preprocess import Preprocess
 from vit_convert.serve.triton.models.common import array_of, each, parameters
@@ -118,8 +118,5 @@ def by_kind(outputs: Sequence[Mapping[str, Any]], packed: np.ndarray) -> dict[st
         outputs: of the config.
         packed: uint8 [batch, patches, bytes] as `images.patches.packed_patches` gives them.
     """
-    patches, places, mask = unpacked_patches(packed)
-    return {
-        row["name"]: patches if row["data_type"] == "TYPE_FP32" else places if len(row["dims"]) == 2 else mask
-        for row in outputs
-    }
+    parts = patch_inputs(packed, ((row["data_type"] == "TYPE_FP32", len(row["dims"]) + 1) for row in outputs))
+    return {row["name"]: part for row, part in zip(outputs, parts)}
