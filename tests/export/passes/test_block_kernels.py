@@ -11,7 +11,6 @@ from vit_convert.core.errors import ExportError
 from vit_convert.export.passes.attention_plugin import (
     DOMAIN,
     PLUGIN,
-    _is_causal,
     attention_for_kernels,
     attention_to_plugin,
     fits,
@@ -366,32 +365,6 @@ def test_what_others_read_is_not_quantized():
     assert flags == {ATTENTION: 0, NORM: 0, ADD_NORM: 1}
     produced = {value.name: node.op_type for node in model.graph for value in node.outputs}
     assert {ATTENTION, NORM}.isdisjoint(produced[name] for names in quantized_tensors(model)[1:] for name in names)
-
-
-LATER = np.triu(np.full((1, 1, 5, 5), -1e4, np.float32), 1)
-
-
-@pytest.mark.parametrize(
-    ("mask", "causal"),
-    [
-        (LATER, True),
-        (np.where(LATER < 0, -np.inf, 0).astype(np.float32), True),
-        (np.triu(LATER, 2), False),  # the next token is seen
-        (LATER - np.eye(5, dtype=np.float32) * 1e4, False),  # a token does not see itself
-        (LATER + np.tril(np.full((5, 5), -1e4, np.float32), -1), False),
-        (LATER.transpose(0, 1, 3, 2).copy(), False),
-        (LATER * 1e-4, False),  # which only makes later tokens less likely
-        (LATER[:, :, :4], False),
-        (LATER[0], False),
-        (np.concatenate([LATER, LATER]), False),
-        (np.concatenate([LATER, LATER], axis=1), False),
-        (np.zeros((1, 1, 5, 5), np.float32), False),
-        (None, False),
-    ],
-)
-def test_what_is_a_causal_mask(mask, causal):
-    value = ir.Value(name="mask", const_value=None if mask is None else ir.tensor(mask))
-    assert _is_causal(value) is causal and _is_causal(None) is False
 
 
 @pytest.mark.parametrize(("op", "plugins"), [("CustomQKVToContextPluginDynamic", 1), ("Relu", 0)])
