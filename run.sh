@@ -2,17 +2,20 @@
 # The whole project in one script. Creates .venv with the project in it once, then does what is asked:
 #   ./run.sh                    converts the checkpoint that ships in checkpoints/ and prints the summary
 #   ./run.sh convert FLAGS …    python -m vit_convert FLAGS …
-#   ./run.sh serve [BUNDLE …]   a Triton server of it on this machine, without a GPU, at http://127.0.0.1:8000 (Linux on x86-64)
+#   ./run.sh serve [BUNDLE …]   a Triton server of it on this machine, without a GPU, at http://127.0.0.1:8000
+#                               (Linux on x86-64)
 #   ./run.sh test [ARGS …]      formatting, types, import walls, the docs' tables and the whole test suite
 #   ./run.sh python             prints the interpreter that would be used, and installs nothing
-# PYTHON chooses the interpreter: a version (3.12) or a path; VENV the folder of the environment, WORKDIR the folder for bundles.
+# PYTHON chooses the interpreter: a version (3.12) or a path; VENV the folder of the environment, WORKDIR the folder for
+# bundles.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 venv=${VENV:-$root/.venv}
 workdir=${WORKDIR:-out}
 versions="3.12 3.11 3.13" # in the order of preference
 
-# Prints the real path of a candidate interpreter, if it runs (a pyenv shim may not), has the version, and can create environments.
+# Prints the real path of a candidate interpreter, if it runs (a pyenv shim may not), has the version, and can create
+# environments.
 interpreter() {
   "$1" -c '
 import sys
@@ -21,11 +24,13 @@ if sys.argv[1] in ("", "%d.%d" % sys.version_info[:2]): print(sys.executable)
 ' "$2" 2>/dev/null | grep .
 }
 
-# Prints the interpreter of a version: from PATH under any name, or else from where pyenv, uv, conda and distributions keep theirs.
+# Prints the interpreter of a version: from PATH under any name, or else from where pyenv, uv, conda and distributions
+# keep theirs.
 find_version() {
   local candidate
   for candidate in "python$1" python3 python "${PYENV_ROOT:-${HOME:-}/.pyenv}/versions/$1".*/bin/python \
-    "${HOME:-}/.local/share/uv/python/cpython-$1".*/bin/python /opt/conda/bin/python {/usr/local,/usr,/opt/homebrew}/bin/python"$1"; do
+    "${HOME:-}/.local/share/uv/python/cpython-$1".*/bin/python /opt/conda/bin/python \
+    {/usr/local,/usr,/opt/homebrew}/bin/python"$1"; do
     interpreter "$candidate" "$1" && return
   done
   return 1
@@ -34,8 +39,9 @@ find_version() {
 find_python() {
   local version
   if [[ ${PYTHON:-} == *[!0-9.]* ]]; then
-    interpreter "$PYTHON" "" || { echo "run.sh: PYTHON=$PYTHON is not an interpreter that can create environments (venv, ensurepip)" >&2; exit 1; }
-    return
+    interpreter "$PYTHON" "" && return
+    echo "run.sh: PYTHON=$PYTHON is not an interpreter that can create environments (venv, ensurepip)" >&2
+    exit 1
   fi
   for version in ${PYTHON:-$versions}; do
     find_version "$version" && return
@@ -56,7 +62,8 @@ make_venv() {
   if [ -n "$now" ]; then
     [ -z "${PYTHON:-}" ] && [[ " $versions " == *" ${now%.* of *} "* ]] && return
     python=$(find_python)
-    wanted=$(describe "$python" || "$python" -c 'import sys; print("%d.%d.%d of %s" % (*sys.version_info[:3], sys.base_prefix))')
+    wanted=$(describe "$python" ||
+      "$python" -c 'import sys; print("%d.%d.%d of %s" % (*sys.version_info[:3], sys.base_prefix))')
     [ "$now" = "$wanted" ] && return
     echo "run.sh: $venv has Python $now; created anew with $wanted" >&2
   else
@@ -94,11 +101,16 @@ case $command in
     ;;
   serve)
     install all
-    [ $# -gt 0 ] || { cd "$root" && "$venv/bin/python" -m vit_convert --config vit_digits.py --workdir "$workdir" && set -- "$workdir/vit_digits"; }
+    if [ $# = 0 ]; then
+      cd "$root"
+      "$venv/bin/python" -m vit_convert --config vit_digits.py --workdir "$workdir"
+      set -- "$workdir/vit_digits"
+    fi
     python=$venv/bin/python
     venv=$venv-triton # an environment of its own: the server's Python needs an older NumPy
     install triton
-    exec "$python" -m vit_convert.serve.triton "$@" --output="$workdir/models" --serve --stay --port=8000 --environment="$venv"
+    exec "$python" -m vit_convert.serve.triton "$@" --output="$workdir/models" --serve --stay --port=8000 \
+      --environment="$venv"
     ;;
   test)
     install all,test

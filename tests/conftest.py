@@ -101,7 +101,8 @@ def checkpoint(tmp_path: pathlib.Path) -> Callable[..., pathlib.Path]:
 
     def write(variant: str = "mu/16", name: str = "tiny.npz", **options: object) -> pathlib.Path:
         path = tmp_path / name
-        write_random_checkpoint(path, variant, **{"image_size": (64, 64), "num_classes": 10, **options})  # type: ignore[arg-type]
+        given = {"image_size": (64, 64), "num_classes": 10, **options}
+        write_random_checkpoint(path, variant, **given)  # type: ignore[arg-type]
         return path
 
     return write

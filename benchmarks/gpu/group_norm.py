@@ -70,10 +70,12 @@ def main(argv: Sequence[str]) -> None:
 
                 def run(i: int) -> None:
                     tensors = [x[i % sets], residual[i % sets] if rest != "none" else None, out[i % sets]]  # noqa: B023
-                    tensors += [*parameters[:2], *(parameters[2:] if rest == "normalised" else (None, None))]  # noqa: B023
+                    second = parameters[2:] if rest == "normalised" else (None, None)  # noqa: B023
+                    tensors += [*parameters[:2], *second]  # noqa: B023
                     pointers = [ctypes.c_void_p(None if t is None else t.data_ptr()) for t in tensors]
                     sizes = (1, 1, batch, side * side, channels, ctypes.c_float(1e-6))  # noqa: B023
-                    status = library.vit_group_norm(*pointers, *sizes, ctypes.c_void_p(workspace.data_ptr()))  # noqa: B023
+                    room = ctypes.c_void_p(workspace.data_ptr())  # noqa: B023
+                    status = library.vit_group_norm(*pointers, *sizes, room)
                     assert status == 0, status
 
                 def copy(i: int) -> None:

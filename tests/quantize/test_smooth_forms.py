@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 
 from vit_convert.core.onnx_file import open_session, run_session, save_onnx
-from vit_convert.quantize import smooth as smoothing
+from vit_convert.core.operators import ADD_NORM, NORM
 from vit_convert.quantize.placement import Site
 from vit_convert.quantize.smooth import find_norms, smooth
 
@@ -207,7 +207,7 @@ def test_a_norm_of_our_kernels_is_its_last_output(residual):
         for name in ("scale", "bias")
     ]
     w.const_value, w.shape = ir.tensor(np.ones((CHANNELS, OUT), np.float32), name="w"), ir.Shape((CHANNELS, OUT))
-    kernel = next(name for name in smoothing._KERNELS if ("Add" in name) == residual)
+    kernel = ADD_NORM if residual else NORM
     norm = ir.node(
         kernel, [x, *([y] if residual else []), *vectors], num_outputs=1 + residual, domain="ours", name="norm"
     )

@@ -57,11 +57,13 @@ _TIMM, _RESOLVED = "https://huggingface.co/timm", "resolve/main/model.safetensor
 
 PUBLISHED = {
     "Ti/16": Published(
-        f"{_AUGREG}/Ti_16-i21k-300ep-lr_0.001-aug_none-wd_0.03-do_0.0-sd_0.0--imagenet2012-steps_20k-lr_0.03-res_384.npz",
+        f"{_AUGREG}/Ti_16-i21k-300ep-lr_0.001-aug_none-wd_0.03-do_0.0-sd_0.0--"
+        "imagenet2012-steps_20k-lr_0.03-res_384.npz",
         384,
     ),
     "S/16": Published(
-        f"{_AUGREG}/S_16-i21k-300ep-lr_0.001-aug_light1-wd_0.03-do_0.0-sd_0.0--imagenet2012-steps_20k-lr_0.03-res_384.npz",
+        f"{_AUGREG}/S_16-i21k-300ep-lr_0.001-aug_light1-wd_0.03-do_0.0-sd_0.0--"
+        "imagenet2012-steps_20k-lr_0.03-res_384.npz",
         384,
     ),
     "S/32": Published(
@@ -81,11 +83,13 @@ PUBLISHED = {
     "B/16-gap-norep": Published(f"{_GSAM}/ViT-B_16.npz", 224),
     "B/32-gap-norep": Published(f"{_GSAM}/ViT-B_32.npz", 224),
     "R+ViT-Ti/16": Published(
-        f"{_AUGREG}/R_Ti_16-i21k-300ep-lr_0.001-aug_none-wd_0.03-do_0.0-sd_0.0--imagenet2012-steps_20k-lr_0.03-res_384.npz",
+        f"{_AUGREG}/R_Ti_16-i21k-300ep-lr_0.001-aug_none-wd_0.03-do_0.0-sd_0.0--"
+        "imagenet2012-steps_20k-lr_0.03-res_384.npz",
         384,
     ),
     "R26+ViT-S/32": Published(
-        f"{_AUGREG}/R26_S_32-i21k-300ep-lr_0.001-aug_medium2-wd_0.03-do_0.0-sd_0.0--imagenet2012-steps_20k-lr_0.03-res_384.npz",
+        f"{_AUGREG}/R26_S_32-i21k-300ep-lr_0.001-aug_medium2-wd_0.03-do_0.0-sd_0.0--"
+        "imagenet2012-steps_20k-lr_0.03-res_384.npz",
         384,
     ),
     "R26+ViT-B/32": Published(
@@ -93,7 +97,8 @@ PUBLISHED = {
     ),
     "R50+ViT-B/16": Published(f"{_FINE_TUNED}/R50+ViT-B_16.npz", 384, size="377.57 MiB"),
     "R50+ViT-L/32": Published(
-        f"{_AUGREG}/R50_L_32-i21k-300ep-lr_0.001-aug_medium2-wd_0.1-do_0.0-sd_0.0--imagenet2012-steps_20k-lr_0.01-res_384.npz",
+        f"{_AUGREG}/R50_L_32-i21k-300ep-lr_0.001-aug_medium2-wd_0.1-do_0.0-sd_0.0--"
+        "imagenet2012-steps_20k-lr_0.01-res_384.npz",
         384,
     ),
     "Mixer-B/16": Published(f"{_MIXER}/imagenet1k/Mixer-B_16.npz", 224, size="228.47 MiB"),

@@ -78,7 +78,8 @@ __global__ void __launch_bounds__(kThreads)
 // `vectors` vectors of all pixels of an image in each block, which reads what is to be normalised once.
 template <int kSlots, int kOperands, int kNormalised>
 __global__ void __launch_bounds__(kManyThreads)
-    group_norm_kept(Operands of, half* out, int pixels, int channels, int vectors, int vectors_of_group, float epsilon) {
+    group_norm_kept(Operands of, half* out, int pixels, int channels, int vectors, int vectors_of_group,
+                    float epsilon) {
   extern __shared__ __align__(16) int8_t memory[];
   uint4* kept = reinterpret_cast<uint4*>(memory);  // [kNormalised][pixels][vectors], each place its thread's alone
   float2* parts = reinterpret_cast<float2*>(kept + kNormalised * pixels * vectors);

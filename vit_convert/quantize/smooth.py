@@ -8,6 +8,7 @@ left alone: they follow a nonlinearity or a product of activations.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -110,10 +111,18 @@ def smooth(
         s[usable] = channels[usable] ** strength / rows[usable] ** (1 - strength)
         factors[norm.tensor] = s
         for node, index in norm.parameters:
-            _rescale(model.graph, node, index, lambda vector, s=s: vector / s.reshape(vector.shape))  # type: ignore[misc]
+            _rescale(model.graph, node, index, functools.partial(_divided, s))
         for node in norm.readers:
-            _rescale(model.graph, node, 1, lambda weight, s=s: weight * _along_inputs(s, weight.ndim))  # type: ignore[misc]
+            _rescale(model.graph, node, 1, functools.partial(_multiplied, s))
     return Smoothed(model, factors, declined)
+
+
+def _divided(factors: np.ndarray, vector: np.ndarray) -> np.ndarray:
+    return np.asarray(vector / factors.reshape(vector.shape))
+
+
+def _multiplied(factors: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    return np.asarray(weight * _along_inputs(factors, weight.ndim))
 
 
 def _largest_of_inputs(weight: np.ndarray) -> np.ndarray:

@@ -61,7 +61,10 @@ def batch_profiles(inputs: Sequence[Tensor], image_size: Sizes, batch: Mapping[s
         [*((size, size, size) for size in batch["profiles"]), (batch["min"], batch["opt"], batch["max"])]
     )
     return [
-        {tensor.name: tuple(_shape(tensor, count, size) for count, size in zip(triple, sizes)) for tensor in inputs}  # type: ignore[misc]
+        {
+            tensor.name: tuple(_shape(tensor, count, size) for count, size in zip(triple, sizes))  # type: ignore[misc]
+            for tensor in inputs
+        }
         for triple in triples
     ]
 

@@ -112,7 +112,8 @@ def _is_pool_by_row(node: ir.Node) -> bool:
     if any(shape is None or len(shape) != 3 for shape in shapes) or node.outputs[0].is_graph_output():
         return False
     (_, one, tokens), (_, length, _) = shapes  # type: ignore[misc]
-    return one == 1 and length != 1 and tokens == length and node.inputs[0].producer() is not None  # type: ignore[union-attr]
+    computed = node.inputs[0].producer() is not None  # type: ignore[union-attr]
+    return one == 1 and length != 1 and tokens == length and computed
 
 
 def _is_by_row(pool: ir.Node) -> bool:

@@ -101,4 +101,7 @@ def written(
         arrays = [places[name].write(values(name, places[name].shape)) for name in names]
         return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
-    return {name: (places[names[0]].stored, lambda names=names: stored(names)) for name, names in parts.items()}  # type: ignore[misc]
+    return {
+        name: (places[names[0]].stored, lambda names=names: stored(names))  # type: ignore[misc]
+        for name, names in parts.items()
+    }
