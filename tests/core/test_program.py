@@ -9,7 +9,15 @@ from absl import flags
 from vit_convert.core.errors import UsageError
 from vit_convert.core.program import Program
 
-PROGRAMS = ("vit_convert", "vit_convert.engine", "vit_convert.report.sensitivity", "vit_convert.families.random")
+PROGRAMS = (
+    "vit_convert",
+    "vit_convert.batch",
+    "vit_convert.engine",
+    "vit_convert.families.random",
+    "vit_convert.report",
+    "vit_convert.report.sensitivity",
+    "vit_convert.serve.triton",
+)
 
 
 @pytest.fixture
@@ -27,6 +35,14 @@ def test_flags_of_an_earlier_command_line_are_forgotten(program):
 def test_unknown_flag(program):
     with pytest.raises(UsageError, match="Unknown command line flag 'batch'"):
         program.parse(["--batch=3"])
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "1e999"])
+def test_a_number_is_finite(program, value):
+    """A bound does not refuse NaN, and seconds or GiB without end are a slip of the keyboard."""
+    flags.DEFINE_float("seconds", 1.0, "How long.", flag_values=program.flags, lower_bound=0.0)
+    with pytest.raises(UsageError, match=f"--seconds={float(value)}: must be a finite number"):
+        program.parse([f"--seconds={value}"])
 
 
 def test_how_it_ends(program, capsys):

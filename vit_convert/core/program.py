@@ -1,6 +1,7 @@
 """What the command lines of all our programs share: flags, `--config.key=value`, --help, and exit codes."""
 
 import inspect
+import math
 import re
 import textwrap
 from collections.abc import Callable, Sequence
@@ -68,9 +69,15 @@ class Program:
         """
         self.flags.unparse_flags()
         try:
-            return self.flags(["", *words])[1:]
+            rest = self.flags(["", *words])[1:]
         except flags.Error as e:
             raise UsageError(str(e), fix="Flags are written --flag=value; --help lists them.") from e
+        for name in self.flags:
+            value = self.flags[name].value
+            # absl's bounds let NaN through: no comparison with it is true
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UsageError(f"flag --{name}={value}: must be a finite number")
+        return rest
 
     def help(self) -> str:
         """The text of --help: usage, flags and, where it takes them, every config key with its default."""
