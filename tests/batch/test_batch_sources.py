@@ -62,6 +62,14 @@ def test_each_source_by_its_flag(touch, tmp_path, capsys, words, names):
     assert dry(capsys, *words) == names
 
 
+def test_a_link_that_leads_nowhere_is_a_job(touch, tmp_path, capsys):
+    """It fails by its name when it is converted; left out, a model would be missing from the zoo without a word."""
+    touch("zoo/b.npz")
+    (tmp_path / "zoo" / "a.npz").symlink_to(tmp_path / "gone.npz")
+    (tmp_path / "zoo" / "c.npz").mkdir()
+    assert dry(capsys, "--checkpoints=zoo") == dry(capsys, "--checkpoints=zoo/*.npz") == ["a", "b"]
+
+
 def test_two_rows_of_one_name_are_refused_before_any_work(touch, tmp_path, capsys):
     touch("a.npz")
     (tmp_path / "t.csv").write_text("name,checkpoint\nx,a.npz\nx,a.npz\n")
