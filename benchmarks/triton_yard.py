@@ -49,6 +49,28 @@ session.open_engine = lambda backend, bundle, plan: bundle
 session._best_plan = lambda backend, bundle: bundle.root
 session.require_model = lambda bundle, plan: None
 """
+# The same for this host's own engine, which runs on the GPU until it fails.
+FAILING_ENGINE = """
+import time
+
+from vit_convert.core.errors import BenchmarkError
+from vit_convert.serve import session
+from vit_convert.serve.triton.models.classifier import TritonPythonModel
+
+
+class Engine(session.Session):
+    def __init__(self, *given, **options):
+        super().__init__(*given, **options)
+        self._until = time.monotonic() + 1.0
+
+    def run(self, inputs):
+        if time.monotonic() > self._until:
+            raise BenchmarkError("put in on purpose: a kernel failed")
+        return super().run(inputs)
+
+
+session.Session = Engine
+"""
 RETRY_SECONDS = 0.2
 
 
@@ -99,13 +121,23 @@ class Question:
     expected: np.ndarray
 
 
-def write_repository(bundle: str | os.PathLike[str], root: pathlib.Path, *, failing: bool) -> Offered:
-    """Writes "graph" (onnxruntime, with its ensembles) and "session" (ours; its engine may fail once a second)."""
+def write_repository(bundle: str | os.PathLike[str], root: pathlib.Path, *, failing: str) -> Offered:
+    """Writes "graph" (onnxruntime, with its ensembles) and "session" (ours).
+
+    Args:
+        bundle: to serve.
+        root: of the repository.
+        failing: the `model.py` of an engine that fails once a second, FAILING or FAILING_ENGINE; "" for one that does
+            not.
+
+    Returns:
+        What the bundle offers.
+    """
     offered = read_offered(bundle)
     write_models(root, models_of(offered, Asked("graph", runtime="onnxruntime")))
     write_models(root, models_of(offered, Asked("session", runtime="python"))[:1])
     if failing:
-        (root / "session" / "1" / "model.py").write_text(FAILING)
+        (root / "session" / "1" / "model.py").write_text(failing)
         config = root / "session" / "config.pbtxt"
         retry = 'key: "retry_seconds" value { string_value: '
         config.write_text(config.read_text().replace(f'{retry}"60"', f'{retry}"{RETRY_SECONDS}"'))

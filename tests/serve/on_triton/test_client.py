@@ -27,6 +27,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
             offset += count
         if "broken" in self.path:
             return self._send(400, json.dumps({"error": "unexpected shape for input 'x'"}).encode(), {})
+        if (
+            "empty" in self.path
+        ):  # as a server whose stub has a NumPy that it does not understand, seen with Triton 2.51
+            output = {"name": "y", "datatype": "FP32", "shape": [2 if "wrong" in self.path else 0, 3], "data": []}
+            return self._send(200, json.dumps({"outputs": [output]}).encode(), {})
         row, blob = inputs["x"]
         doubled = b"".join(struct.pack("<f", 2 * value) for (value,) in struct.iter_unpack("<f", blob))
         words = b""
@@ -84,3 +89,10 @@ def test_bytes_are_kept_as_they_are(url):
 def test_a_refusal_has_the_servers_reason(url):
     with pytest.raises(ValueError, match="broken: unexpected shape for input 'x'"):
         infer(url, "broken", {"x": np.zeros((1, 1), np.float32), "words": [[b"a"]]})
+
+
+def test_an_answer_without_a_byte(url):
+    given = {"x": np.zeros((0, 3), np.float32), "words": [[]]}
+    assert infer(url, "empty", given)["y"].shape == (0, 3)
+    with pytest.raises(ValueError, match="reshape"):
+        infer(url, "empty_wrong", given)

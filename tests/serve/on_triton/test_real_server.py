@@ -106,7 +106,7 @@ def served(environment, yard, converted, pair, tmp_path_factory):
     from vit_convert.serve.triton.server import find_server, running
 
     root = tmp_path_factory.mktemp("models")
-    offered = yard[0].write_repository(converted, root, failing=False)
+    offered = yard[0].write_repository(converted, root, failing="")
     assert main(["triton", str(pair[0]), f"--output={root}", f"--tokenizer={pair[1]}"]) == 0
     with running(find_server(environment), root) as server:
         yield server, offered

@@ -6,9 +6,11 @@ import os
 import pathlib
 import socket
 import subprocess
+import sys
 import types
 import urllib.error
 
+import numpy as np
 import pytest
 
 from vit_convert.core.errors import BenchmarkError, UsageError
@@ -20,7 +22,7 @@ from vit_convert.serve.triton.server import Installed, find_server, running
 def environment(tmp_path, monkeypatch):
     """An environment whose Python says where its packages are; with a server and its stub, if it has."""
 
-    def environment(server=True, stub=True, code=0, version="3.11"):
+    def environment(server=True, stub=True, code=0, version="3.11", numpy="1.26.4"):
         packages, root = tmp_path / "packages", tmp_path / "packages" / "pytriton" / "tritonserver"
         for path in [tmp_path / "env" / "bin" / "python", *([root / "bin" / "tritonserver"] if server else [])]:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -28,7 +30,7 @@ def environment(tmp_path, monkeypatch):
         if stub:
             (root / "python_backend_stubs" / version).mkdir(parents=True, exist_ok=True)
             (root / "python_backend_stubs" / version / "triton_python_backend_stub").touch()
-        told = json.dumps([str(packages), "/libs", version])
+        told = json.dumps([str(packages), "/libs", version, numpy])
         run = types.SimpleNamespace(returncode=code, stdout=told, stderr="boom " * 100)
         monkeypatch.setattr(module.subprocess, "run", lambda *arguments, **options: run)
         return str(tmp_path / "env"), root
@@ -57,7 +59,7 @@ def test_the_server_on_the_path(environment, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "said"),
     [({"code": 1}, "its Python does not run"), ({"stub": False}, "no stub for Python 3.11"),
-     ({"server": False}, "no tritonserver in")],
+     ({"server": False}, "no tritonserver in"), ({"numpy": "2.2.6"}, "NumPy 2.2.6"), ({"numpy": ""}, "no NumPy")],
 )  # fmt: skip
 def test_why_there_is_none(environment, monkeypatch, options, said):
     monkeypatch.setattr(module.shutil, "which", lambda name: None)
@@ -118,6 +120,22 @@ def test_where_the_stub_finds_python_and_libraries(installed, tmp_path, monkeypa
     assert (found["PATH"], found["LD_LIBRARY_PATH"]) == (f"{tmp_path / 'bin'}:/usr/bin", "/libs")
     monkeypatch.setenv("LD_LIBRARY_PATH", "/cuda")
     assert module._environment(Installed(*[tmp_path] * 2, None, tmp_path / "python", ""))["LD_LIBRARY_PATH"] == "/cuda"
+
+
+def test_the_stub_does_not_look_for_packages_where_we_do(installed, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", "/with/numpy/2")
+    monkeypatch.setenv("PYTHONHOME", "/another/python")
+    assert not {"PYTHONPATH", "PYTHONHOME"} & set(module._environment(installed()))
+    on_path = module._environment(Installed(*[tmp_path] * 2, None, tmp_path / "python", ""))
+    assert on_path["PYTHONPATH"] == "/with/numpy/2"  # a container's server, whose Python is ours
+
+
+def test_what_an_environment_says_of_itself():
+    said = json.loads(subprocess.run([sys.executable, "-c", module._ABOUT], capture_output=True, check=True).stdout)
+    assert (
+        said[2:] == [f"{sys.version_info.major}.{sys.version_info.minor}", np.__version__]
+        and "site-packages" in said[0]
+    )
 
 
 def test_ports():

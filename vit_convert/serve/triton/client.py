@@ -27,11 +27,11 @@ def infer(url: str, model: str, inputs: dict[str, Any], timeout: float = 30.0) -
     asked = request.Request(f"{url}/v2/models/{model}/infer", header + b"".join(blobs), {key: str(len(header))})
     try:
         with request.urlopen(asked, timeout=timeout) as reply:
-            body, end = reply.read(), int(reply.headers[key])
+            body, end = reply.read(), int(reply.headers[key] or -1)  # -1: no output has a byte
     except error.HTTPError as e:
         raise ValueError(f"{model}: {json.loads(e.read() or b'{}').get('error', e)}") from e
-    for row in json.loads(body[:end])["outputs"]:
-        place, end, kind, texts = end, end + row["parameters"]["binary_data_size"], row["datatype"], []
+    for row in json.loads(body[:end] if end >= 0 else body)["outputs"]:
+        place, end, kind, texts = end, end + row.get("parameters", {}).get("binary_data_size", 0), row["datatype"], []
         while kind == "BYTES" and place < end:
             size = 4 + int.from_bytes(body[place : place + 4], "little")
             texts, place = [*texts, body[place + 4 : place + size]], place + size

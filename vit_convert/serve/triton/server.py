@@ -23,10 +23,15 @@ _INSTALL = (
 _PACKAGE = pathlib.Path(__file__).parents[2]
 _POLL_SECONDS = 0.05
 _SHOWN_LINES = 12
-_ABOUT = (
-    "import json, sys, sysconfig; print(json.dumps([sysconfig.get_path('purelib'), sysconfig.get_config_var('LIBDIR'), "
-)
-_ABOUT += "'%d.%d' % sys.version_info[:2]]))"
+_ABOUT = """
+import json, sys, sysconfig
+try:
+    from numpy import __version__
+except ImportError:
+    __version__ = ""
+about = [sysconfig.get_path("purelib"), sysconfig.get_config_var("LIBDIR"), "%d.%d" % sys.version_info[:2]]
+print(json.dumps([*about, __version__]))
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,17 +84,23 @@ def find_server(environment: str | os.PathLike[str]) -> Installed:
     python = pathlib.Path(environment) / "bin" / "python"
     if not python.exists():
         raise UsageError(f"--environment={environment}: holds no bin/python", fix=_INSTALL)
-    found = subprocess.run([python, "-c", _ABOUT], capture_output=True, text=True, check=False)
+    found = subprocess.run([python, "-c", _ABOUT], capture_output=True, text=True, check=False, env=_clean())
     if found.returncode != 0:
         raise UsageError(
             f"--environment={environment}: its Python does not run ({found.stderr.strip()[-200:]})", fix=_INSTALL
         )
-    packages, libraries, version = json.loads(found.stdout)
+    packages, libraries, version, numpy = json.loads(found.stdout)
     root = pathlib.Path(packages) / "pytriton" / "tritonserver"
     if (root / "bin" / "tritonserver").exists():
         stub = root / "python_backend_stubs" / version / "triton_python_backend_stub"
         if not stub.exists():
             raise UsageError(f"--environment={environment}: its server has no stub for Python {version}", fix=_INSTALL)
+        if not numpy.startswith("1."):
+            raise UsageError(
+                f"--environment={environment}: its Python has {f'NumPy {numpy}' if numpy else 'no NumPy'}, with which "
+                "this server would give wrong numbers",
+                fix="Install the extra `triton` there: its NumPy is older than 2.",
+            )
         bundled = (
             pathlib.Path(packages) / "nvidia_pytriton.libs"
         )  # CUDA's runtime, which the stub finds only in its original place
@@ -183,10 +194,15 @@ def _environment(installed: Installed) -> dict[str, str]:
 
     # The stub embeds Python: the first `python3` on PATH determines the environment; libpython has its own folder.
     return {
-        **os.environ,
+        **(dict(os.environ) if installed.stub is None else _clean()),
         "PATH": before(str(installed.python.parent), "PATH"),
         "LD_LIBRARY_PATH": before(installed.libraries, "LD_LIBRARY_PATH"),
     }
+
+
+def _clean() -> dict[str, str]:
+    """Our environment without what leads our own Python to its packages: the server's could take NumPy 2 from there."""
+    return {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
 
 
 def _without_gpu() -> bool:
