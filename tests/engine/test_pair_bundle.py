@@ -2,16 +2,20 @@
 
 import json
 import shutil
+import types
 
 import numpy as np
 import pytest
 import simulated_gpu
 from pair_by_hand import IMAGES, LENGTH, SIDE, TOKENS, embeddings, pixels, write_pair
+from signatures import PREPROCESS
 
 from vit_convert.core.bundle import Bundle, read_json, write_json
 from vit_convert.core.errors import BenchmarkError, CheckError, UsageError
+from vit_convert.core.signature import Output, Signature, Tensor
 from vit_convert.engine import __main__ as command
-from vit_convert.engine.pair_bundle import open_pair
+from vit_convert.engine.pair_bundle import open_pair, samples_of
+from vit_convert.images.patches import image_patches, packed_patches
 from vit_convert.report.record import PairReport
 
 SHAPES = {"image": (SIDE, SIDE, 3), "text": (LENGTH,)}
@@ -121,3 +125,23 @@ def test_without_evaluation_data_the_reference_stands_in(gpu, tmp_path):
     pair = write_pair(tmp_path / "bare", evaluated=False)
     facts, bundles = open_pair(pair)
     assert facts.classes == 0 and set(bundles) == {"image", "text"}
+
+
+def test_a_naflex_tower_is_fed_the_patches_that_its_folder_keeps(tmp_path):
+    """By kind, whatever the inputs are called; they are no tokens, though no input takes images."""
+    bundle, generator = Bundle(tmp_path), np.random.default_rng(1)
+    sizes = [(30, 90), (8, 8), (90, 31)]
+    images = [generator.integers(0, 256, (*size, 3)).astype(np.uint8) for size in sizes]
+    np.save(bundle.images("evaluation"), np.stack([packed_patches(image, 8, 20) for image in images]))
+    kinds = {"mask": ("int32", ()), "where": ("int32", (2,)), "cut": ("float32", (192,))}
+    inputs = tuple(Tensor(name, dtype, ("batch", 20, *more)) for name, (dtype, more) in kinds.items())
+    output = Output("embedding", "float32", ("batch", 4), judge="embedding")
+    kept = {bundle.images("evaluation"), bundle.embeddings}
+    files = type("Files", (), {"__contains__": lambda self, path: path in kept, "wrong": lambda self, path: ""})()
+    facts = types.SimpleNamespace(
+        signature=Signature(inputs, (output,)), files=files, patches=(20, 8), preprocess=PREPROCESS
+    )
+    (feeds,) = samples_of(bundle, facts)
+    for place, image in enumerate(images):
+        for name, right in zip(("cut", "where", "mask"), image_patches(image, 8, 20)):
+            np.testing.assert_array_equal(feeds[name][place], right)

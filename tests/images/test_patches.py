@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 
 from vit_convert.core.errors import UsageError
-from vit_convert.images.patches import image_patches, packed_patches, packed_size, patch_grid, unpacked_patches
+from vit_convert.images.patches import (
+    image_patches,
+    packed_patches,
+    packed_size,
+    patch_grid,
+    pixels_of,
+    unpacked_patches,
+)
 
 
 def by_scales(height, width, patch, length):
@@ -82,3 +89,15 @@ def test_packed_patches_are_the_same_patches():
     assert unpacked_patches(packed)[1].max() == 299
     batch = unpacked_patches(np.stack([packed, packed]))
     assert [part.shape for part in batch] == [(2, 300, 192), (2, 300, 2), (2, 300)]
+
+
+def test_the_image_of_packed_patches_is_cut_into_the_same_again():
+    """Of every aspect: what is put together again has a size that is not changed any more."""
+    generator = np.random.default_rng(4)
+    for height, width, length in ((30, 90, 20), (91, 37, 20), (8, 2400, 300), (5, 5, 7), (40, 40, 1), (61, 60, 13)):
+        packed = packed_patches(generator.integers(0, 256, (height, width, 3)).astype(np.uint8), 8, length)
+        image = pixels_of(packed, 8)
+        rows, columns = patch_grid(height, width, 8, length)
+        assert image.shape == (8 * rows, 8 * columns, 3)
+        np.testing.assert_array_equal(image[8 * (rows - 1) :, :8].ravel(), packed[columns * (rows - 1), :192])
+        np.testing.assert_array_equal(packed_patches(image, 8, length), packed)

@@ -20,6 +20,7 @@ from vit_convert.engine.backend.trt import Backend
 from vit_convert.engine.bundle_engines import find_plan, open_engine
 from vit_convert.engine.handoff import Facts, open_bundle, read_facts
 from vit_convert.engine.runtime.session import Session
+from vit_convert.images.patches import patch_inputs
 from vit_convert.images.preprocess import Preprocess
 from vit_convert.report.record import PairReport, update
 
@@ -131,14 +132,19 @@ def samples_of(bundle: Bundle, facts: Facts) -> Iterator[dict[str, np.ndarray]]:
         with np.load(bundle.reference) as file:
             yield {tensor.name: file[tensor.name] for tensor in inputs}
         return
-    path = bundle.tokens("evaluation") if image is None else bundle.images("evaluation")
+    is_image = image is not None or facts.patches[0]
+    path = bundle.images("evaluation") if is_image else bundle.tokens("evaluation")
     if wrong := facts.files.wrong(path):
         raise BenchmarkError(wrong, fix="Copy the whole folder from the export host.")
-    if len(inputs) > 1:
+    if len(inputs) > 1 and not facts.patches[0]:
         raise BenchmarkError(f"{bundle.root}: takes more than {inputs[0].name}, which its folder does not hold")
     samples, preprocess = np.load(path, mmap_mode="r"), Preprocess.from_dict(facts.preprocess)
     for start in range(0, len(samples), _BATCH):
         batch = np.asarray(samples[start : start + _BATCH])
+        if facts.patches[0]:
+            kinds = ((tensor.dtype == "float32", len(tensor.shape)) for tensor in inputs)
+            yield dict(zip([tensor.name for tensor in inputs], patch_inputs(batch, kinds)))
+            continue
         if image is not None:
             batch = preprocess.graph_input(batch, image.dtype, channels_first=image.layout == "NCHW")
         yield {inputs[0].name: batch}

@@ -95,6 +95,27 @@ def packed_patches(image: np.ndarray, patch_size: int, length: int) -> np.ndarra
     return packed
 
 
+def pixels_of(packed: np.ndarray, patch_size: int) -> np.ndarray:
+    """The image that was cut into these patches, as it was after resizing; cut again, it gives the same ones.
+
+    Args:
+        packed: uint8 [length, 3 · patch_size² + 5], from `packed_patches`.
+        patch_size: of the model, in pixels.
+
+    Returns:
+        uint8 [height, width, 3].
+
+    Example:
+        >>> image = np.random.default_rng(0).integers(0, 256, (48, 32, 3), np.uint8)
+        >>> np.array_equal(pixels_of(packed_patches(image, 16, 6), 16), image)
+        True
+    """
+    cut = packed[packed[:, -1] == 1]
+    rows, columns = np.ascontiguousarray(cut[-1, -_BESIDE:-1]).view("<u2").astype(int) + 1
+    tiles = cut[:, :-_BESIDE].reshape(rows, columns, patch_size, patch_size, 3)
+    return tiles.transpose(0, 2, 1, 3, 4).reshape(rows * patch_size, columns * patch_size, 3)
+
+
 def packed_size(patch_size: int) -> int:
     """Bytes per patch of `packed_patches`."""
     return 3 * patch_size**2 + _BESIDE

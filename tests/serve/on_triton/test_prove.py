@@ -12,6 +12,7 @@ from vit_convert.core.defaults import default_config
 from vit_convert.core.errors import BenchmarkError
 from vit_convert.core.pair import PairFacts
 from vit_convert.core.signature import Output, Signature, Tensor
+from vit_convert.images.patches import packed_patches
 from vit_convert.serve.triton import prove as module
 from vit_convert.serve.triton.prove import Proved, prove, prove_pair
 
@@ -218,6 +219,32 @@ def test_the_lower_of_two_towers_counts(pair, similarity, image, text, cosine):
         Tolerance(pytest.approx(10.0 * cosine / 2), 0.0, -1.0),  # a sigmoid moves by less than half of its logit
         Tolerance(pytest.approx(10.0 * cosine), 0.0, -1.0),
     ]
+
+
+def test_images_of_any_aspect_are_asked_one_by_one(pair, similarity, monkeypatch):
+    """Put together from the patches that are kept; without prompts the reference's texts stand in."""
+    found, right = pair()
+    sizes = [(16, 48), (48, 16), (32, 32), (16, 16), (16, 32), (32, 16)]
+    images = [RNG.integers(0, 256, (*size, 3), np.uint8) for size in sizes]
+    packed = np.stack([packed_patches(image, 16, 3) for image in images])
+    np.save(found.image.bundle.images("evaluation"), packed)
+    found.image.facts.patches, found.text.facts.files = (3, 16), []
+    found.text.samples = {"images": SAMPLES, "tokens": np.arange(12, dtype=np.int32).reshape(3, 4)}
+    asked, rows = [], iter([*right, *right])
+
+    def infer(url, model, inputs, timeout):
+        if not model.endswith("_similarity"):
+            return {"logits": logits(inputs["images"])}
+        asked.append(inputs)
+        row = next(rows)[None]
+        return {"logits": row, "similarity": 1 / (1 + np.exp(-row))}
+
+    monkeypatch.setattr(module, "infer", infer)
+    proved = [row for row in prove_pair("localhost:8001", "p", found) if row.model == "p_similarity"]
+    assert len(proved) == 4 and all(row.passed for row in proved) and len(asked) == 2 * COUNT
+    for inputs, kept in zip(asked, packed):
+        np.testing.assert_array_equal(packed_patches(inputs["pixels"][0], 16, 3), kept)
+        assert inputs["tokens"].tolist() == found.text.samples["tokens"].tolist()
 
 
 def test_without_embeddings_the_towers_alone(pair, similarity):

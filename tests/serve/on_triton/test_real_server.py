@@ -228,7 +228,7 @@ def test_a_pair(served, pair, yard):
         assert named in str(raised.value), named
 
 
-def test_a_naflex_pair(environment, yard, tmp_path):
+def test_a_naflex_pair(environment, yard, tmp_path, capsys):
     """Photographs of several aspects in one request, as files, against JAX's embeddings of the patches."""
     pytest.importorskip("jax2onnx")
     pillow = pytest.importorskip("PIL.Image")
@@ -245,7 +245,9 @@ def test_a_naflex_pair(environment, yard, tmp_path):
     given |= {"engine": {"backend": "none"}, "batch": {"opt": 2, "max": 4}, "check": {"consistency": False}}
     convert(configs.complete(ml_collections.ConfigDict(given), "naflex"), tmp_path, quiet=True)
     bundle, models = tmp_path / "naflex", tmp_path / "models"
-    assert main(["triton", str(bundle), f"--output={models}", "--check", f"--environment={environment}"]) == 0
+    words = [f"--output={models}", "--check", "--serve", f"--environment={environment}"]
+    assert main(["triton", str(bundle), *words]) == 0
+    assert capsys.readouterr().out.count("passed") == 6  # the towers, and similarities and logits, twice
     files = [path.read_bytes() for path in sorted(photos.iterdir())]
     image = np.load(bundle / "image" / "evaluation_embeddings.npy")
     text = np.load(bundle / "text" / "reference.npz")

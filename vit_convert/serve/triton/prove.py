@@ -13,6 +13,7 @@ from vit_convert.core.similarity import logits_of, probabilities_of
 from vit_convert.core.tolerance import allowed_similarity_error, tolerance_for
 from vit_convert.engine.handoff import read_config
 from vit_convert.engine.pair_bundle import jax_embeddings
+from vit_convert.images.patches import pixels_of
 from vit_convert.serve.triton.client import infer
 from vit_convert.serve.triton.ensembles import takes_patches
 from vit_convert.serve.triton.models.preprocess import PIXELS
@@ -106,20 +107,37 @@ def prove_pair(url: str, name: str, pair: OfferedPair) -> Iterator[Proved]:
     """
     yield from prove(url, f"{name}_image_tower", pair.image)
     yield from prove(url, f"{name}_text", pair.text)
-    towers, model = (pair.image, pair.text), f"{name}_similarity"
-    if not all(tower.bundle.embeddings in tower.facts.files for tower in towers) or takes_patches(pair.image):
-        return  # of images that were cut into patches, no pixels are kept
+    if pair.image.bundle.embeddings not in pair.image.facts.files:
+        return  # no pixels are kept
     pixels = np.load(pair.image.bundle.images("evaluation"), mmap_mode="r")[:_MOST_IMAGES]
-    tokens = np.load(pair.text.bundle.tokens("evaluation"), mmap_mode="r")[:_MOST_IMAGES]
+    tokens = _tokens(pair)[:_MOST_IMAGES]
+    towers, model = (pair.image, pair.text), f"{name}_similarity"
     image, text = (jax_embeddings(tower.bundle, tower.facts)[:_MOST_IMAGES] for tower in towers)
     logits = logits_of(image, text, pair.facts)
     expected = {SIMILARITY: probabilities_of(logits, pair.facts), LOGITS: logits}
     precision = max((tower.plans[0].precision if tower.plans else "fp32" for tower in towers), key=PRECISIONS.index)
     for _ in range(2):
-        found = _ask(url, model, {PIXELS: np.asarray(pixels), pair.tokens.name: np.asarray(tokens)})
+        answers = [_ask(url, model, {PIXELS: part, pair.tokens.name: tokens}) for part in _requests(pair, pixels)]
         for output, right in expected.items():
             tolerance = _of_similarity(pair, precision, output)
-            yield _judge(model, output, right, found[output], tolerance)
+            yield _judge(model, output, right, np.concatenate([row[output] for row in answers]), tolerance)
+
+
+def _tokens(pair: OfferedPair) -> np.ndarray:
+    """The evaluation texts, or without any those of the reference, as `jax_embeddings` has them."""
+    bundle = pair.text.bundle
+    if bundle.embeddings not in pair.text.facts.files:
+        return np.asarray(pair.text.samples[pair.tokens.name])
+    return np.asarray(np.load(bundle.tokens("evaluation"), mmap_mode="r")[:_MOST_IMAGES])
+
+
+def _requests(pair: OfferedPair, kept: np.ndarray) -> Iterator[np.ndarray]:
+    """The pixels of the evaluation images: all at once, or of images of any aspect one after the other."""
+    if not takes_patches(pair.image):
+        yield np.asarray(kept)
+        return
+    for packed in kept:
+        yield pixels_of(packed, pair.image.facts.patches[1])[None]
 
 
 def _of_similarity(pair: OfferedPair, precision: str, output: str) -> Tolerance:
