@@ -52,6 +52,26 @@ def test_several_are_counted_shapes_first_then_what_is_missing():
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "shape", "said"),
+    [
+        ("params/layers_0/kernel", (2, 3), " Is it old/params/layers_0/kernel, which has that shape?"),
+        ("params/layers_0/kernel", (3, 2), ""),  # another shape is another leaf
+        ("params/mean", (2, 3), ""),
+    ],
+)
+def test_a_leaf_under_nearly_its_name(name, shape, said):
+    """Of the first that is missing; the nearest alone."""
+    there = {name: shape, "c": (3, 2), "z": (2, 3)}
+    held = {key: Leaf(f"old/{key}", side, np.dtype(np.float32), lambda: np.zeros(0)) for key, side in there.items()}
+    expected = Expected(pathlib.Path("f.npz"), "B/16", SHAPES, 16, lambda key: f"old/params/layer_0/kernel{key}"[:-1])
+    with pytest.raises(CheckpointError) as error:
+        require_match(held, expected)
+    assert str(error.value) == (
+        f"f.npz: old/params/layer_0/kernel: missing, variant B/16 needs (2, 3).{said} (and 3 more)"
+    )
+
+
 def test_transposed_is_said_where_all_are():
     flipped = {"a": (3, 2), "c": (2, 3)}
     assert refused(SHAPES | flipped)[0].endswith("needs (2, 3). It looks transposed. (and 1 more)")

@@ -82,6 +82,14 @@ def test_four_digits_of_a_loss_are_kept(context):
     assert found.drop_points == 0.3333
 
 
+def test_a_tower_has_no_accuracy_of_its_own(context):
+    """Labelled images may be there all the same: with classes they judge the pair."""
+    change(context, "check", passed=True)
+    change(context, "checkpoint", pair={"family": "clip"})
+    found = _verdict(context, "int8", {"int8": check()})
+    assert (found.accurate, found.text) == (None, "int8: cosine to JAX 0.99900; its accuracy is that of both towers")
+
+
 def test_one_that_missed_is_not_accurate_whatever_is_not_known(context):
     change(context, "check", passed=True)
     found = _verdict(context, "int8", {"int8": check(passed=False, cosine=0.5)})

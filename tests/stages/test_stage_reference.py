@@ -20,6 +20,7 @@ class Model:
     """Notes its batches; of an image of one colour its logits are not finite, if it is told so."""
 
     signature = Signature(image_input((SIDE, SIDE)), (Output("logits", "float32", ("batch", CLASSES), judge="top1"),))
+    taps = ("block_00",)
 
     def __init__(self, classes=CLASSES, flat=None):
         self.classes, self.flat, self.batches = classes, flat, []

@@ -19,6 +19,7 @@ import ml_dtypes
 import numpy as np
 
 from vit_convert.checkpoint.flax_msgpack import Stored, read_arrays, starts_msgpack
+from vit_convert.checkpoint.other_formats import START, refuse_other_format, refuse_torch
 from vit_convert.core.errors import CheckpointError
 from vit_convert.core.npy_header import read_npy_header
 from vit_convert.core.zip_member import UNREADABLE, FileState, data_offset, open_member
@@ -153,9 +154,10 @@ def read_container(path: str | os.PathLike[str]) -> Leaves:
     if os.path.exists(path) and not os.path.isfile(path):  # a device or a pipe, which may never end
         raise CheckpointError(f"{path}: not a regular file", fix="Give an .npz, .safetensors or .msgpack checkpoint.")
     with _opened(path) as file:
-        start = file.read(9)
+        start = file.read(START)
         if start[8:9] == b"{" and not start.startswith(b"PK"):
             return Leaves(_safetensors_leaves(path, file))
+        refuse_other_format(path, start)  # after the above, whose first byte may be any
         if starts_msgpack(start):
             return Leaves(_msgpack_leaves(path, file))
         try:
@@ -205,7 +207,10 @@ def verify(path: str | os.PathLike[str], leaves: Iterable[Leaf]) -> None:
 
 def _verify_leaf(path: str | os.PathLike[str], leaf: Leaf) -> None:
     if leaf.dtype.kind != "f" and leaf.dtype != _BFLOAT16:
-        raise CheckpointError(f"{path}: {leaf.name}: dtype {leaf.dtype}, parameters are floating-point numbers")
+        raise CheckpointError(
+            f"{path}: {leaf.name}: dtype {leaf.dtype}, parameters are floating-point numbers",
+            fix="Save the parameters alone, in float32, float16 or bfloat16.",
+        )
     done = 0
     with _damage(path, leaf.name):
         for stored in _chunks(leaf):
@@ -247,13 +252,7 @@ def _chunks(leaf: Leaf) -> Iterator[np.ndarray]:
 
 def _npz_leaves(path: pathlib.Path, file: IO[bytes], members: list[zipfile.ZipInfo]) -> dict[str, Leaf]:
     if any(member.filename.endswith("data.pkl") for member in members):
-        raise CheckpointError(
-            f"{path}: a PyTorch file, not an .npz of a Flax model",
-            fix="Give the .npz that the JAX project published, or save its tensors in Python as safetensors: "
-            "state = torch.load(PATH, map_location='cpu', weights_only=True) (of a TorchScript file "
-            "torch.jit.load(PATH).state_dict()); "
-            "safetensors.torch.save_file({k: v.contiguous() for k, v in state.items()}, 'model.safetensors')",
-        )
+        refuse_torch(path)
     mapped = _Mapped(file)
     leaves: dict[str, Leaf] = {}
     for member in members:

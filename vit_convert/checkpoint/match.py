@@ -1,6 +1,7 @@
 """Strict loading for any family: everything present, nothing left over, every shape right, every number counted."""
 
 import dataclasses
+import difflib
 import pathlib
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -43,20 +44,21 @@ def require_match(leaves: Mapping[str, Leaf], expected: Expected) -> None:
         CheckpointError: a leaf is missing, has the wrong shape or belongs to nothing; names it, both shapes and the
             number of further differences.
     """
-    wrong, missing, transposed = [], [], set()
+    wrong: list[str] = []
+    missing: list[str] = []
+    transposed: set[bool] = set()
+    unknown = [leaf for name, leaf in leaves.items() if name not in expected.shapes]
     for name, shape in expected.shapes.items():
         if name not in leaves:
-            missing.append(f"{expected.stored_name(name)}: missing, variant {expected.variant} needs {shape}.")
+            on_disk = expected.stored_name(name)
+            like = "" if missing else _renamed(on_disk, [leaf.name for leaf in unknown if leaf.shape == shape])
+            missing.append(f"{on_disk}: missing, variant {expected.variant} needs {shape}.{like}")
         elif leaves[name].shape != shape:
             wrong.append(
                 f"{leaves[name].name}: checkpoint {leaves[name].shape}, variant {expected.variant} needs {shape}."
             )
             transposed.add(sorted(leaves[name].shape) == sorted(shape))
-    extra = [
-        f"{leaf.name}: belongs to no part of variant {expected.variant}."
-        for name, leaf in leaves.items()
-        if name not in expected.shapes
-    ]
+    extra = [f"{leaf.name}: belongs to no part of variant {expected.variant}." for leaf in unknown]
     if problems := wrong + missing + extra:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise CheckpointError(
@@ -107,6 +109,12 @@ def require_size(file: pathlib.Path, what: str, size: int, leaf: str) -> None:
             f"{file}: nothing tells the model's {what}, {leaf} is missing or empty",
             fix="Save the model's parameters whole, under the names its project uses.",
         )
+
+
+def _renamed(missing: str, unknown: list[str]) -> str:
+    """What a leaf may be called in the file, if one that belongs to nothing has nearly its name."""
+    close = difflib.get_close_matches(missing, unknown, n=1, cutoff=0.8)
+    return f" Is it {close[0]}, which has that shape?" if close else ""
 
 
 def _hint(expected: Expected, transposed: bool) -> str:

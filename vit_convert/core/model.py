@@ -65,3 +65,24 @@ class Model:
     def repeats(self) -> bool:
         """Whether `apply` computes only the first blocks of a stack, for the graph to repeat."""
         return any(stack.tap(stack.depth - 1) not in self.traced_taps for stack in self.stacks)
+
+
+def missing_results(model: Model, found: Any, rows: int) -> str:
+    """What is wrong with what a model's `run` returned, by names and shapes alone; "" if nothing is.
+
+    Without this, a block that `run` leaves out would not be compared with anything.
+
+    Args:
+        model: the model.
+        found: what its `run` returned.
+        rows: size of the batch that it was given.
+    """
+    if not isinstance(found, Mapping):
+        return f"it returned a {type(found).__name__}, not a dictionary of arrays"
+    for name in (*model.signature.judged, *model.taps):
+        if name not in found:
+            return f"it returned no {name}, but {', '.join(map(str, found)) or 'nothing'}"
+        shape = np.shape(found[name])
+        if shape[:1] != (rows,):
+            return f"{name} has the shape {shape}, for a batch of {rows}"
+    return ""

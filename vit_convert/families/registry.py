@@ -18,6 +18,7 @@ from vit_convert.families.family import Family, TowerFamily
 from vit_convert.families.hybrid.family import HYBRID
 from vit_convert.families.lit.family import LIT
 from vit_convert.families.mixer.family import MIXER
+from vit_convert.families.outside import guarded
 from vit_convert.families.siglip.family import SIGLIP
 from vit_convert.families.swin.family import SWIN
 from vit_convert.families.tips.family import TIPS
@@ -49,6 +50,9 @@ def families(extra: Sequence[str] = ()) -> tuple[Family, ...]:
 
     Args:
         extra: `config.families`: "my_package.my_module:FAMILY", or "/path/to/my_family.py:FAMILY".
+
+    Returns:
+        The families. What the code of one from outside raises becomes an ExportError with its line.
 
     Raises:
         UsageError: there is no such module or object, or it is not a family.
@@ -159,7 +163,7 @@ def _imported(place: str) -> Family:
         raise UsageError(
             f"config.families: {place} has no {', '.join(missing)}", fix="See families/family.py for what a family is."
         )
-    return found
+    return guarded(found, place)
 
 
 def _hashed(place: str) -> str:

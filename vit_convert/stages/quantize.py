@@ -229,9 +229,12 @@ def _verdict(context: Context, precision: str, checks: Mapping[str, GraphCheck])
     found, allowed = checks[precision], context.config.check.max_top1_drop
     top1 = found.top1
     if top1 is None or plain_top1 is None:
-        text = f"{precision}: cosine to JAX {found.cosine:.5f}" + (
-            "; without labelled images its accuracy is unknown" if found.passed else ""
+        unknown = (
+            "its accuracy is that of both towers"
+            if context.results.checkpoint.pair
+            else ("without labelled images its accuracy is unknown")
         )
+        text = f"{precision}: cosine to JAX {found.cosine:.5f}" + (f"; {unknown}" if found.passed else "")
         return Verdict(against=base, accurate=None if found.passed else False, text=text)
     drop = plain_top1 - top1
     text = (

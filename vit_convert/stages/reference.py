@@ -9,8 +9,9 @@ import numpy as np
 
 from vit_convert.core.bundle import atomic
 from vit_convert.core.compare import top1_accuracy
-from vit_convert.core.errors import CalibrationError, CheckError
+from vit_convert.core.errors import CalibrationError, CheckError, ExportError
 from vit_convert.core.image_size import ImageRange
+from vit_convert.core.model import missing_results
 from vit_convert.core.pipeline import Context, Stage
 from vit_convert.core.signature import Tensor
 from vit_convert.core.stage_results import ReferenceResult
@@ -166,6 +167,11 @@ def _write(
     preprocess, config, taken = preprocess_of(context), context.config, model.signature.inputs
     raw = _resized(raw, size)
     outputs = model.run(*_cut(taken, inputs_beside(taken, raw, preprocess.normalize), size))
+    if wrong := missing_results(model, outputs, len(raw)):
+        raise ExportError(
+            f"the run of the {context.results.checkpoint.family} model: {wrong}",
+            fix="Model.run returns every output of its signature and every one of its taps, as arrays [batch, …].",
+        )
     for name, value in outputs.items():
         if not np.isfinite(value).all():
             raise CheckError(

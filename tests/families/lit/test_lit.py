@@ -9,7 +9,7 @@ from family_files import rewrite, without
 from vit_convert.core.errors import CheckpointError, UsageError
 from vit_convert.families.family import RandomOptions
 from vit_convert.families.lit.family import LIT
-from vit_convert.families.lit.variants import LENGTH, VARIANTS, image_tower, text_tower
+from vit_convert.families.lit.variants import LENGTH, VARIANTS, encoder_of, image_tower, name_of, text_tower
 from vit_convert.families.load import load_checkpoint, towers_in
 from vit_convert.families.towers.architecture import parameter_count
 
@@ -39,6 +39,33 @@ def test_published_counts(variant):
     image, text = image_tower(variant, row, (224, 224)), text_tower(variant, row, LENGTH)
     rows = row.text.positions + 2 * row.text.bert  # and two segments
     assert parameter_count(image, 197) + parameter_count(text, rows) + 1 == COUNTS[variant]
+
+
+@pytest.mark.parametrize("variant", COUNTS)
+def test_published_names(variant):
+    """Towers that several models share are told apart by the file's other tower, and by the image tower's product."""
+    row = VARIANTS[variant]
+    image, text = encoder_of(row.image), encoder_of(row.text.sizes, bert=row.text.bert)
+    whole = {"image_head": row.image_head}
+    assert name_of("image", image, 16, **whole, other=text.width) == variant
+    assert name_of("text", text, **whole, other=image.width) == variant
+    assert VARIANTS[name_of("image", image, 16)].image == row.image  # of a file with one tower: the first that has it
+    assert VARIANTS[name_of("text", text)].text == row.text
+    assert name_of("image", image, 16, other=7) != "custom" == name_of("image", image, 14)
+
+
+@pytest.mark.parametrize("variant", ["LiT-mu", "LiT-muV"])
+@pytest.mark.parametrize("layout", LIT.layouts)
+def test_both_towers_of_a_file_are_one_model(tiny, variant, layout):
+    path = tiny(variant, layout)
+    assert [load_checkpoint(f"{path}:{tower}").variant for tower in ("img", "txt")] == [variant] * 2
+    assert load_checkpoint(f"{path}:img", variant=variant).variant == variant
+
+
+@pytest.mark.parametrize(("variant", "asked"), [("LiT-mu", "LiT-muV"), ("LiT-muV", "LiT-mu")])
+def test_an_image_tower_of_the_other_end_is_not_the_one_asked_for(tiny, variant, asked):
+    with pytest.raises(CheckpointError, match=rf"img/head/.*variant {asked}.*Did you mean {variant}\?"):
+        load_checkpoint(f"{tiny(variant)}:img", variant=asked)
 
 
 @pytest.mark.parametrize("variant", ["LiT-mu", "LiT-muV"])

@@ -36,7 +36,7 @@ def load_lit(stored: Mapping[str, Leaf], layout: Layout, asked: Asked) -> Loaded
     if asked.tower == "image":
         leaves = image_leaves(stored, "img/", file)
         tower: Tower = image_tower_of(leaves, asked, "lit")
-        found = variants.name_of("image", tower.encoder, tower.patch_size)  # type: ignore[attr-defined]
+        found = _name_of(stored, tower, tower.patch_size)  # type: ignore[attr-defined]
         tower = _named(tower, found, given)
         leaves, rows = held_against(leaves, tower, asked, on_disk, found)
     elif layouts.is_bert(stored):
@@ -44,7 +44,7 @@ def load_lit(stored: Mapping[str, Leaf], layout: Layout, asked: Asked) -> Loaded
     else:
         leaves = text_leaves(stored, "txt/", file)
         tower = text_tower_of(leaves, asked, "lit", {"end": 1, "pad": 1})
-        found = variants.name_of("text", tower.encoder)
+        found = _name_of(stored, tower)
         tower = _named(tower, found, given)
         leaves, rows = held_against(leaves, tower, asked, on_disk, found)
     unused = frozenset(name for name in stored if not name.startswith(FOLDERS[asked.tower]) and name != "t")
@@ -61,6 +61,15 @@ def load_lit(stored: Mapping[str, Leaf], layout: Layout, asked: Asked) -> Loaded
     )
 
 
+def _name_of(stored: Mapping[str, Leaf], tower: Tower, patch_size: int = 0) -> str:
+    """The model that has this tower, and the other one of its file."""
+    kind, other = ("image", "txt/") if isinstance(tower, ImageTower) else ("text", "img/")
+    has_image = any(name.startswith("img/") for name in stored)
+    image_head = any(name.startswith("img/head/") for name in stored) if has_image else None
+    width = most_common(stored, (rf"^{other}.*/scale$", -1))
+    return variants.name_of(kind, tower.encoder, patch_size, image_head=image_head, other=width)
+
+
 def _named(tower: Tower, found: str, given: tuple[str, variants.Variant] | None) -> Tower:
     """The tower given by its own shapes, or by the requested variant."""
     if given is None:
@@ -68,7 +77,8 @@ def _named(tower: Tower, found: str, given: tuple[str, variants.Variant] | None)
     name, variant = given
     row = variant.image if isinstance(tower, ImageTower) else variant.text.sizes
     bert = isinstance(tower, TextTower) and tower.encoder.post_norm
-    return dataclasses.replace(tower, variant=name, encoder=variants.encoder_of(row, bert=bert))
+    head = variant.image.width if isinstance(tower, TextTower) or variant.image_head else 0
+    return dataclasses.replace(tower, variant=name, encoder=variants.encoder_of(row, bert=bert), head=head)
 
 
 def _bert(
@@ -93,9 +103,10 @@ def _bert(
         require_size(asked.file, what, size, leaf)
     sizes = (width, count_numbers(blocks, layouts.BERT_BLOCK), hidden, max(1, width // 64))
     encoder = Encoder(*sizes, norm_epsilon=variants.BERT_EPSILON, post_norm=True)
-    found = variants.name_of("text", encoder)
     length = min(variants.LENGTH, positions)
-    tower = _named(variants.bert_tower("", encoder, head, vocabulary, length), found, given)
+    bare = variants.bert_tower("", encoder, head, vocabulary, length)
+    found = _name_of(stored, bare)
+    tower = _named(bare, found, given)
     width = tower.encoder.width
     shapes = leaf_shapes(tower) | {"pos_embedding": (1, positions, width), "segments": (1, 2, width)}
     places = layouts.bert_places(shapes)

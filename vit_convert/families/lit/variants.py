@@ -70,14 +70,30 @@ def parse_variant(text: str) -> tuple[str, Variant]:
     return text, VARIANTS[text]
 
 
-def name_of(tower: str, encoder: Encoder, patch_size: int = 0) -> str:
-    """The first model whose tower has these sizes, or "custom"."""
+def name_of(
+    tower: str, encoder: Encoder, patch_size: int = 0, *, image_head: bool | None = None, other: int = 0
+) -> str:
+    """The first model that has this tower, or "custom".
+
+    Args:
+        tower: "image" or "text".
+        encoder: its blocks.
+        patch_size: of an image tower.
+        image_head: whether the image tower ends in a product, by which B16B differs from B16B_2; None if the file has
+            no image tower.
+        other: width of the other tower, by which the three L16 differ; 0 if the file has none.
+    """
     sizes = Width(encoder.width, encoder.depth, encoder.mlp_dim, encoder.num_heads)
-    for name, row in VARIANTS.items():
-        same = (row.image, row.patch_size) == (sizes, patch_size) if tower == "image" else row.text.sizes == sizes
-        if same:
+    same = [
+        (name, row)
+        for name, row in VARIANTS.items()
+        if ((row.image, row.patch_size) == (sizes, patch_size) if tower == "image" else row.text.sizes == sizes)
+    ]
+    for name, row in same:
+        width = (row.text.sizes if tower == "image" else row.image).width
+        if image_head in (None, row.image_head) and other in (0, width):
             return name
-    return "custom"
+    return same[0][0] if same else "custom"
 
 
 def encoder_of(width: Width, *, bert: bool = False) -> Encoder:
