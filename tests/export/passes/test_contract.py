@@ -183,6 +183,27 @@ def test_nodes_of_a_plugin_without_a_function():
     assert functions_known(model) == "tensorrt.plugin.Neg has no function"
 
 
+def test_functions_that_do_not_take_what_a_node_gives():
+    """onnxruntime lets an attribute pass that a function does not declare; other readers refuse the file."""
+    model, x = chain(), ir.Value(name="x")
+    node = ir.node("Neg", [x])
+    body = ir.Graph([x], node.outputs, nodes=[node], opset_imports={"": 20}, name="Neg")
+    declared = [ir.Attr("heads", ir.AttributeType.INT, None)]
+    function = ir.Function("tensorrt.plugin", "Neg", graph=body, attributes=declared)
+    model.functions[function.identifier()] = function
+    model.graph[1].domain, model.opset_imports["tensorrt.plugin"] = "tensorrt.plugin", 1
+    model.graph[1].attributes["heads"] = ir.AttrInt64("heads", 2)
+    assert functions_known(model) == ""
+    model.graph[1].attributes["tokens"] = ir.AttrInt64("tokens", 4)
+    assert functions_known(model) == "the function tensorrt.plugin.Neg has no attribute tokens"
+    del model.graph[1].attributes["tokens"]
+    model.graph[1].resize_inputs(2)
+    assert functions_known(model) == "the function tensorrt.plugin.Neg has fewer inputs or outputs than its node"
+    model.graph[1].resize_inputs(1)
+    model.graph[1].resize_outputs(2)
+    assert functions_known(model) == "the function tensorrt.plugin.Neg has fewer inputs or outputs than its node"
+
+
 def test_names_that_two_share():
     model = chain()
     assert names_unique(model) == "one of the nodes has no name"

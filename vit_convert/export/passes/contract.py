@@ -140,14 +140,18 @@ def scale_in_weights(model: ir.Model) -> str:
 
 
 def functions_known(model: ir.Model) -> str:
-    """Every node of our own or a plugin's domain has a function that defines what it computes."""
+    """Every node of our own or a plugin's domain has a function that defines what it computes, of all that it is
+    given."""
     for node in needed_nodes(model):
-        if (
-            node.domain
-            and node.domain in model.opset_imports
-            and (node.domain, node.op_type, "") not in model.functions
-        ):
+        if not node.domain or node.domain not in model.opset_imports:
+            continue
+        function = model.functions.get((node.domain, node.op_type, ""))
+        if function is None:
             return f"{node.domain}.{node.op_type} has no function"
+        if unknown := sorted({*node.attributes} - {*function.attributes}):
+            return f"the function {node.domain}.{node.op_type} has no attribute {unknown[0]}"
+        if len(node.inputs) > len(function.inputs) or len(node.outputs) > len(function.outputs):
+            return f"the function {node.domain}.{node.op_type} has fewer inputs or outputs than its node"
     return ""
 
 
