@@ -43,6 +43,14 @@ def test_numbers_are_themselves():
     assert refusal(["1/1.png"], ["1", "01"]) == "images d: folders 01, 1: two of them are the same number"
 
 
+def test_a_number_that_is_not_its_place():
+    """ImageFolder would call what lies in "0" class 1, which no name there says."""
+    said = "images d: folder 0 is number 1 of 3 in sorted order, because -1 is no number"
+    assert refusal(["-1/1.png", "0/1.png", "1/1.png"]) == said
+    assert refusal(["0/1.png", "2/1.png", "x/1.png"]).startswith("images d: folder 2 is number 1 of 3 in sorted order")
+    assert ids(["0/1.png", "1/1.png", "nine/1.png", "~/1.png"]) == ([0, 1, 2, 3], True)
+
+
 def test_a_class_without_images():
     assert refusal(["ant/1.png", "cat/1.png"], ["ant", "bee", "cat"]).startswith(
         "images d: no image in class folder bee, so every"

@@ -36,8 +36,8 @@ def labels_by_folder(
         folder; None if an image is in no folder.
 
     Raises:
-        CalibrationError: a class folder has no image, so that sorted positions would be shifted; or the folders are
-            splits, not classes; or `classes.txt` lacks one.
+        CalibrationError: a class folder has no image, so that sorted positions would be shifted; or its name is a
+            number, but not its position; or the folders are splits, not classes; or `classes.txt` lacks one.
     """
     if not files or not all("/" in name for name in files):
         return None
@@ -69,6 +69,12 @@ def labels_by_folder(
             f"{CLASSES_FILE}.",
         )
     place = {name: i for i, name in enumerate(names)}
+    if wrong := [name for name in names if _is_label(name) and int(name) != place[name]]:
+        raise CalibrationError(
+            f"images {where}: folder {wrong[0]} is number {place[wrong[0]]} of {len(names)} in sorted order, because "
+            f"{next(name for name in names if not _is_label(name))} is no number",
+            fix=f"Name all folders by class number, or list the classes in {CLASSES_FILE}.",
+        )
     return np.array([place[name] for name in used], np.int64), True
 
 
