@@ -43,6 +43,11 @@ def test_labels_are_whole_numbers_of_any_kind(tmp_path, dtype):
     assert labels.tolist() == [7, 3] and labels.dtype == np.int64
 
 
+def test_a_label_beyond_int64_is_refused_by_its_own_value(tmp_path):
+    with pytest.raises(CalibrationError, match="label 9223372036854775813 is the number of no class"):
+        read_arrays(save(tmp_path / "a.npz", images=IMAGES, labels=np.array([1, 2**63 + 5], np.uint64)))
+
+
 @pytest.mark.parametrize(
     "labels",
     [np.zeros(2), np.array([True, False]), np.zeros((2, 1), int), np.zeros(3, int), np.array(1), np.array(["a", "b"])],

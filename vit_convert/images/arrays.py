@@ -47,6 +47,8 @@ def read_arrays(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray | None]:
             f"images {path}: `labels` is {labels.dtype} {list(labels.shape)}, needed are integers [{len(images)}]",
             fix=_FIX,
         )
+    if labels.dtype == np.uint64 and labels.max(initial=0) > np.iinfo(np.int64).max:  # would become negative
+        raise CalibrationError(f"images {path}: label {labels.max()} is the number of no class", fix=_FIX)
     return images, labels.astype(np.int64)
 
 
