@@ -323,7 +323,9 @@ def _other(model: str) -> str:
 def _run(path: pathlib.Path, images: np.ndarray) -> np.ndarray:
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
+    from vit_convert.core.ort_options import session_options
+
+    options = session_options(onnxruntime)  # INT8 graphs among them
     options.intra_op_num_threads = options.inter_op_num_threads = 1  # no thread that a later fork would lose
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     return session.run(None, {session.get_inputs()[0].name: images})[0].astype(np.float64)

@@ -114,6 +114,17 @@ def test_every_session_of_the_package_starts_from_those_options():
     ]
 
 
+def test_scripts_that_open_sessions_of_their_own_see_no_quantized_graph():
+    """What measures or judges one goes through the package, or starts from the same options."""
+    own = set()
+    for path in [*(ROOT / "benchmarks").rglob("*.py"), *(ROOT / "checkpoints").glob("*.py")]:
+        source = path.read_text()
+        if "InferenceSession(" in source and "session_options(onnxruntime)" not in source:
+            own.add(path.name)
+            assert not any(word in source.lower() for word in ("int8", "fp8", "quantiz")), path
+    assert own == {"judge.py", "plain.py", "plain_tower.py", "timm_export.py"}
+
+
 @pytest.mark.parametrize("dtype", [TensorProto.INT8, TensorProto.FLOAT8E4M3FN])
 @pytest.mark.parametrize("op", ["Relu", "Clip"])
 def test_what_cuts_off_negative_values_stays_before_a_pair(op, dtype):
