@@ -51,3 +51,53 @@ def test_a_logarithmic_axis_names_its_powers_in_full(values, shown):
 
     found = texts(draw(paint, "title", "x", "y"))
     assert shown <= found.keys() and not any("$" in text for text in found)
+
+
+def margins(paint, x="", y=""):
+    """(left, bottom, right, top) of the axes, in inches, and the figure's height."""
+    found = []
+
+    def painted(axes):
+        paint(axes)
+        found.append(axes)
+
+    draw(painted, "title", x, y)
+    figure = found[0].figure
+    (width, height), place = figure.get_size_inches(), found[0].get_position()
+    return place.x0 * width, place.y0 * height, (1 - place.x1) * width, (1 - place.y1) * height
+
+
+def test_margins_are_as_wide_as_what_stands_in_them():
+    def bare(axes):
+        axes.set_yticks([])
+        axes.set_xticks([])
+
+    def named(axes):
+        axes.set_yticks([0, 1], ["n" * 10, "m" * 20], fontsize=7.2)
+        axes.set_xticks([0], ["n" * 20], rotation=30, fontsize=7.2)
+
+    # a quarter of an inch beside an axis without a label, half of one beside a label
+    assert margins(bare) == pytest.approx((0.25, 0.55, 0.15, 0.35))
+    assert margins(bare, y="error") == pytest.approx((0.5, 0.55, 0.15, 0.35))
+    left, below, *rest = margins(named)
+    letter = (left - 0.25) / 20  # of 7.2 points, a tenth of an inch
+    assert 0.05 <= letter <= 0.08 and rest == pytest.approx([0.15, 0.35])
+    assert below == pytest.approx(0.55 + 20 * letter / 2)  # the sine of 30 degrees is a half
+
+
+def test_a_name_at_the_left_leaves_room_for_the_figure():
+    def paint(axes):
+        axes.set_yticks([0], ["m" * 500])
+
+    svg = draw(paint, "title", "", "")
+    width = float(re.search(r'viewBox="0 0 ([\d.]+)', svg)[1]) / 72
+    assert margins(paint)[0] == pytest.approx(0.6 * width)
+
+
+def test_the_figure_is_called_by_its_title_for_those_who_cannot_see_it():
+    def paint(axes):
+        axes.set_title("a title of its own")
+
+    svg = draw(paint, 'a "title" <&', "", "")
+    assert svg.startswith('<svg role="img" aria-label="a &quot;title&quot; &lt;&amp;"') and svg.count("<svg") == 1
+    assert not re.match("<svg[^>]* (width|height)=", svg)

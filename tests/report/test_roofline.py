@@ -40,6 +40,7 @@ def test_what_was_reached(recorded, whole):
     # 64 images of 35.1 GFLOP; two bytes for each weight once and each value of 64 images
     assert fp16.flop_per_byte == pytest.approx(64 * 35.1e9 / (2 * (85.9e6 + 64 * 32e6)))
     assert (fp16.attainable, fp16.bound) == (773.0, "products") and 55 < fp16.share < 65  # 13,296 images/s of 22,000
+    assert fp16.share == pytest.approx(100 * fp16.tflops / 773)
     assert int8.flop_per_byte == pytest.approx(2 * fp16.flop_per_byte) and int8.attainable == 1979.0
 
 

@@ -119,3 +119,36 @@ def test_an_even_selection_of_very_many_is_drawn(monkeypatch, count, drawn):
     monkeypatch.setattr(zoo, "_scatter", lambda found, title, y: points.append(len(found)) or "")
     zoo.zoo_figures([job(f"job{i}", "done", engines=[]) for i in range(count)])
     assert points[0] == drawn
+
+
+def test_what_is_taken_for_a_batch(tmp_path):
+    (tmp_path / "zoo").mkdir()
+    (tmp_path / "zoo" / "batch.json").write_text("{}")
+    (tmp_path / "bundle").mkdir()
+    taken = ("zoo", "batch.json", "batch-2.json")
+    assert all(zoo.is_batch(tmp_path / name) for name in taken)
+    assert not any(zoo.is_batch(tmp_path / name) for name in ("bundle", "batch.npz", "batch", "report.json"))
+
+
+def test_checks_stand_under_their_precisions():
+    """A model that lacks one leaves its cell empty."""
+    checks = [{"precision": "bf16", "passed": True, "cosine": 0.75, "top1": None}]
+    two = job("two")
+    two["figures"]["checks"] += [{"precision": "int8", "passed": True, "cosine": 0.5, "top1": None}]
+    said = text(render_zoo(batch(two, job("one", figures={**job("one")["figures"], "checks": checks})), title="t"))
+    assert "0.9999912 0.5000000" in said and "0.7500000" in said
+    assert zoo._by(checks, "precision", "int8") == {} and zoo._by(checks, "precision", "bf16") == checks[0]
+    assert zoo._by([{"gpu": "A"}, {"gpu": "L4"}], "gpu", "L4") == {"gpu": "L4"}
+    assert zoo._by([{"gpu": "T4"}], "gpu", "L4") == zoo._by([{"gpu": "A"}], "gpu", "L4") == {}
+
+
+def test_the_distance_to_jax_of_a_graph_that_is_its_equal(monkeypatch):
+    """1 - cosine, which a logarithmic axis cannot show at 0."""
+    drawn = {}
+    monkeypatch.setattr(zoo, "_scatter", lambda points, title, *more: drawn.update({title: points}) or "")
+    same = job("same")
+    same["figures"]["checks"][0]["cosine"] = 1.0
+    same["figures"]["checks"] += [{"precision": "int8", "passed": True, "cosine": 0.75, "top1": None}]
+    render_zoo(batch(same), title="t")
+    (points,) = (rows for title, rows in drawn.items() if "Distance" in title)
+    assert [(row[1], row[2]) for row in points] == [(1e-9, "fp16"), (0.25, "int8")]

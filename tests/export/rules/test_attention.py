@@ -120,6 +120,12 @@ def test_softmax_spelt_out(opset, axis, total):
     assert ops(model) == ["Softmax"]
 
 
+def test_softmax_spelt_out_over_the_last_of_three_axes():
+    text = softmax("2", total="2", shapes=("0, 2, 1", "0, 2, 1")).replace("float[n, 3]", "float[n, 2, 3]")
+    model, count = rewrite(text.replace("int64[2]", "int64[3]"), ExpToSoftmax(), 17)
+    assert (count.applied, ops(model)) == (1, ["Softmax"])
+
+
 @pytest.mark.parametrize(("floor", "said"), [("zero", "0.0"), ("high", "None")])
 def test_softmax_with_another_floor_is_declined(floor, said):
     text = softmax(floor=floor).replace("(float[n, 3] x)", "(float[n, 3] x, float high)")

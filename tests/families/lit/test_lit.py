@@ -1,5 +1,6 @@
 """LiT's layouts, sizes and strictness."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -66,6 +67,14 @@ def test_both_towers_of_a_file_are_one_model(tiny, variant, layout):
 def test_an_image_tower_of_the_other_end_is_not_the_one_asked_for(tiny, variant, asked):
     with pytest.raises(CheckpointError, match=rf"img/head/.*variant {asked}.*Did you mean {variant}\?"):
         load_checkpoint(f"{tiny(variant)}:img", variant=asked)
+
+
+@pytest.mark.parametrize("vocabulary, start", [(30522, 101), (102, 101), (101, 100), (50, 49)])
+def test_a_text_starts_with_a_token_of_its_vocabulary(vocabulary, start):
+    row = VARIANTS["LiT-mu"]
+    assert row.text.bert
+    small = dataclasses.replace(row, text=dataclasses.replace(row.text, vocabulary=vocabulary))
+    assert text_tower("LiT-mu", small, LENGTH).start == start
 
 
 @pytest.mark.parametrize("variant", ["LiT-mu", "LiT-muV"])

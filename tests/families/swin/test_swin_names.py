@@ -207,6 +207,16 @@ def test_a_given_variant_overrules_the_shapes():
     assert name_variant(Sizes(32, (2, 2), (1, 1)), 7) == "custom"
 
 
+@pytest.mark.parametrize(("stages", "step"), [(1, 28), (2, 56), (4, 224)])
+def test_a_size_that_windows_do_not_tile_is_told_one_that_they_do(stages, step):
+    """Patches of 4 pixels, halved from stage to stage, in windows of 7."""
+    leaves = held(stored(Swin("", 32, (1,) * stages, (1,) * stages, 7, (step, step), 3), TIMM))
+    assert infer_architecture(leaves, "auto", (step, 2 * step), FILE)[0].image_size == (step, 2 * step)
+    with pytest.raises(UsageError, match=f"its windows of 7 tokens tile multiples of {step}$") as error:
+        infer_architecture(leaves, "auto", (step, step + 4), FILE)
+    assert error.value.fix == f"Leave image_size open, or set it to a multiple of {step} pixels."
+
+
 @pytest.mark.parametrize(
     ("size", "window", "num_stages", "fits"),
     [
