@@ -9,7 +9,17 @@ import pytest
 from vit_convert.checks.onnx_graph import batch_sizes, check_graph_and_itself
 from vit_convert.core.check_results import TensorCheck
 from vit_convert.core.compare import Tolerance, compare
-from vit_convert.core.consistency import ALONE, FINITE, IDENTICAL, PERMUTED, ROWS, findings, merged_batches, rows_of
+from vit_convert.core.consistency import (
+    ALONE,
+    FINITE,
+    IDENTICAL,
+    PERMUTED,
+    ROWS,
+    findings,
+    merged_batches,
+    rows_of,
+    structure_batches,
+)
 
 BY_COSINE = Tolerance(0.0, np.inf, 0.999)  # as fp16 is judged: what only scales a row goes unseen
 COUNTS = [2, 3, 4, 5, 7]
@@ -192,3 +202,67 @@ def test_probes_of_another_length_are_run_by_themselves(tmp_path):
 
 def _any_width(path):
     return GRAPH.replace("AXES", "columns").replace("FLOOR", "1e-30").replace("[n, 3]", "[n, m]")
+
+
+def is_seen_by_structure(fault, count):
+    """The same of a whole graph that runs once on all rows of the reference, and a short one with the same fault."""
+    probes, known = inputs(count)
+    if not BY_COSINE.met_by(compare(known["x"], fault(known["x"].copy()))):
+        return True
+    batches = structure_batches(count)
+    answers = [{"y": fault(rows_of(batch, probes)["x"])} for batch in batches]
+    return not all(row.passed for row in findings(batches, answers, ["y"], BY_COSINE))
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_batches_of_probes_see_rows_that_mix_or_change_places_or_are_wrong(count):
+    """Whatever the size of the batches that do it: one, three, or that of the reference, which the whole graph
+    takes."""
+    for size, one, other in pairs(count):
+
+        def mixed(rows, one=one, other=other):
+            if max(one, other) < len(rows):
+                rows[one] += 0.4 * rows[other]
+            return rows
+
+        def swapped(rows, one=one, other=other):
+            if max(one, other) < len(rows):
+                rows[[one, other]] = rows[[other, one]]
+            return rows
+
+        assert is_seen_by_structure(at(size, mixed), count), (size, one, other)
+        assert is_seen_by_structure(at(size, swapped), count), (size, one, other)
+    for size in batch_sizes(count):
+        for place in range(size):
+
+            def wrong(rows, place=place):
+                rows[place] += np.arange(WIDTH)
+                return rows
+
+            assert is_seen_by_structure(at(size, wrong), count), (size, place)
+
+
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("extreme", [1, 2])
+def test_batches_of_probes_see_a_row_that_is_thrown_by_an_extreme_one(count, extreme):
+    value = inputs(count)[0]["x"][extreme]
+
+    def thrown(rows, place):
+        other = ~(rows == value).all(1)
+        if other.all():
+            return rows
+        hit = other if place is None else other & (np.arange(len(rows)) == place)
+        return np.where(hit[:, None], np.roll(rows, 1, axis=1), rows)
+
+    for place in [None, *range(4 if count >= 4 else 0)]:
+        assert is_seen_by_structure(lambda rows, place=place: thrown(rows, place), count), place
+
+
+@pytest.mark.parametrize("count", [1, *COUNTS])
+def test_batches_of_probes_are_of_one_of_an_odd_and_of_an_even_number(count):
+    batches = structure_batches(count)
+    assert {row for batch in batches for row in batch} == {*ROWS}
+    assert {len(batch) for batch in batches} == {1, *range(3, min(count, 4) + 1)} | ({2} if count == 2 else set())
+    probes, _ = inputs(count)
+    answers = [{"y": rows_of(batch, probes)["x"]} for batch in batches]
+    assert all(row.passed and row.max_abs == 0 for row in findings(batches, answers, ["y"], BY_COSINE))

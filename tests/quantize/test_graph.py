@@ -16,6 +16,7 @@ from vit_convert.quantize.graph import (
     initializer,
     linear_layers,
     linear_weight,
+    moved,
     names_by_node,
     node_blocks,
     read_weight,
@@ -187,3 +188,13 @@ def test_a_registered_weight(graph):
     value = initializer(graph, ir.tensor(np.zeros((2, 3), np.float16), name="new"))
     assert graph.initializers["new"] is value and value.is_initializer()
     assert (value.dtype, tuple(value.shape)) == (ir.DataType.FLOAT16, (2, 3))
+
+
+def test_what_only_moves_holds_the_numbers_of_what_it_moves():
+    """Also through two of them; a part of a tensor has another range, and a sum has other numbers."""
+    text = """<ir_version: 10, opset_import: ["" : 20]>
+    g (float[N, 4] x) => (float[N, 4] y) <int64[2] shape = {-1, 2}, int64[1] zero = {0}, int64[1] one = {1}> {
+        a = Reshape (x, shape) b = Transpose <perm = [1, 0]> (a) c = Slice (b, zero, one) d = Relu (b)
+        e = Identity (d) y = Reshape (e, shape) }"""
+    graph = ir.from_proto(onnx.parser.parse_model(text)).graph
+    assert moved(graph) == {"a": "x", "b": "x", "e": "d", "y": "d"}

@@ -4,6 +4,7 @@ import json
 import types
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 from stage_context import change, forward, make_context, normalized, pixels, write_graph
@@ -11,6 +12,7 @@ from stage_context import change, forward, make_context, normalized, pixels, wri
 from vit_convert.core.check_results import GraphCheck, LargestActivation, LoweredGraph
 from vit_convert.core.errors import CheckError, UsageError
 from vit_convert.stages import quantize as module
+from vit_convert.stages.check import EXTREMES, check_precision
 from vit_convert.stages.quantize import QUANTIZE, _largest_by_block, _lowered, _verdict, lower
 
 
@@ -331,3 +333,44 @@ def test_what_it_depends_on(context, tmp_path):
     context.config.target = "trt10"
     found.append(json.dumps(QUANTIZE.inputs(context)))
     assert len({*found}) == len(found)
+
+
+def write_blocks(context):
+    """A graph of equal blocks on images, whose middle value is a reshaped one, and its reference."""
+    lines = "".join(
+        f"s{i} = Mul (block_{i - 1:02d}, scale) r{i} = Reshape (s{i}, shape) block_{i:02d} = Neg (r{i})\n"
+        for i in range(1, 4)
+    )
+    text = f"""<ir_version: 10, opset_import: ["" : 20]>
+    g (float[N, 4, 4, 3] images) => (float[N, 3] logits) <int64[2] axes = {{1, 2}}, float[3] scale = {{1, 2, 3}},
+        int64[2] shape = {{0, 3}}, float two = {{2}}> {{
+        block_00 = ReduceMean <keepdims = 0> (images, axes)
+        {lines} logits = Mul (block_03, two) }}"""
+    model = onnx.shape_inference.infer_shapes(onnx.parser.parse_model(text))
+    onnx.save(model, context.bundle.onnx())
+    images = normalized(pixels(4)).astype(np.float32)
+    known = {f"block_{i:02d}": images.mean((1, 2)) * (-np.float32([1, 2, 3])) ** i for i in range(4)}
+    np.savez(context.bundle.reference, images=images, **known, logits=2 * known["block_03"])
+    change(context, "export", taps=[*known])
+    return images, known
+
+
+def test_ranges_are_those_that_the_check_measured(context):
+    """Only where a graph is typed by them; what moves numbers has those of what it moves, and a run of their own gives
+    the same."""
+    images, known = write_blocks(context)
+    ask(context, "fp32")
+    assert check_precision(context, "fp32").consistency_without == ("block_01", "block_02")
+    assert EXTREMES not in context.scratch
+    ask(context, "fp32,fp16")
+    check_precision(context, "fp32")
+    measured = context.scratch[EXTREMES]["model.onnx"]
+    assert {"images", "s2", "block_02", "logits"} <= {*measured} and not {"r1", "r2"} & {*measured}
+    amax, by_block = module.activation_ranges(context, context.bundle.onnx())
+    assert amax["r2"] == amax["s2"] == pytest.approx(np.abs(known["block_02"]).max(), rel=1e-5)
+    assert amax["images"] == np.abs(images).max()
+    context.scratch.clear()
+    assert module.activation_ranges(context, context.bundle.onnx()) == (amax, by_block)
+    context.config.check.consistency = False
+    check_precision(context, "fp32")
+    assert EXTREMES not in context.scratch  # no run has all images

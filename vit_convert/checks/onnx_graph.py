@@ -1,16 +1,28 @@
 """Compares a graph under onnxruntime with the JAX reference, block by block, at several batch sizes."""
 
 import dataclasses
+import itertools
 import os
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from vit_convert.checks.extremes import append_extremes
+from vit_convert.checks.shortened import shortened
 from vit_convert.core.check_results import TensorCheck
 from vit_convert.core.compare import Tolerance, compare
-from vit_convert.core.consistency import Batch, Finding, check_consistency, findings, merged_batches, rows_of
-from vit_convert.core.onnx_file import open_session, run_session
+from vit_convert.core.consistency import (
+    Batch,
+    Finding,
+    check_consistency,
+    findings,
+    merged_batches,
+    rows_of,
+    structure_batches,
+)
+from vit_convert.core.onnx_file import open_proto, open_session, read_graph, run_session
 from vit_convert.core.progress import Progress
 
 Arrays = Mapping[str, np.ndarray]
@@ -54,11 +66,16 @@ class Checked:
         rows: a row per tensor, in the reference's order: the worst over the batches.
         alone: the findings of `core.consistency`; empty without probes.
         answers: by output name, the graph's values for each row of the reference.
+        left_out: the blocks without which the graph was checked against itself; see `checks.shortened`.
+        extremes: the smallest and the largest value of each measured tensor on all rows of the reference; empty if no
+            run had all of them.
     """
 
     rows: list[TensorCheck]
     alone: list[Finding]
     answers: dict[str, np.ndarray]
+    left_out: tuple[str, ...] = ()
+    extremes: Mapping[str, tuple[np.ndarray, np.ndarray]] = dataclasses.field(default_factory=dict)
 
 
 def check_graph_and_itself(
@@ -71,17 +88,26 @@ def check_graph_and_itself(
     outputs: Sequence[str],
     inputs: Sequence[str],
     pooled_token: int | np.ndarray | None = None,
+    measured: Sequence[str] = (),
 ) -> Checked:
-    """Checks a graph against its reference and against itself, in runs that serve both.
+    """Checks a graph against its reference and against itself.
+
+    If some of its blocks are equal but for weights, the whole graph runs once on all rows of the reference, and a graph
+    with one of each is checked against itself. Otherwise the whole graph runs in batches that serve both.
 
     Args:
         path, reference, tolerance, judged, inputs, pooled_token: see `check_graph`.
         probes: from `images.probes.probe_inputs`; None checks it only against its reference.
         outputs: those that must agree with themselves.
+        measured: names of float32 values whose extremes are wanted, if a run has all rows of the reference.
     """
     known = _Known(reference, inputs, judged, tolerance, pooled_token, outputs)
-    session = open_session(path, known.tensors)
     count = len(reference[inputs[0]])
+    if probes is not None and (short := shortened(read_graph(path))) is not None:
+        extremes = known.run_whole(path, measured)
+        alone = _check_structure(short.proto, path, probes, tolerance, outputs, count)
+        return Checked(known.worst(), alone, known.answers(), short.left_out, extremes)
+    session = open_session(path, known.tensors)
     if probes is None:
         known.run(session, batch_sizes(count))
         return Checked(known.worst(), [], known.answers())
@@ -97,6 +123,20 @@ def check_graph_and_itself(
         known.compare(batch, results)
         answers.append({name: results[name] for name in outputs})
     return Checked(known.worst(), findings(batches, answers, outputs, tolerance), known.answers())
+
+
+def _check_structure(
+    proto: Any,
+    path: str | os.PathLike[str],
+    probes: Arrays,
+    tolerance: Tolerance,
+    outputs: Sequence[str],
+    largest: int,
+) -> list[Finding]:
+    """Checks against itself a graph in memory whose weights lie beside another one."""
+    session, batches = open_proto(proto, pathlib.Path(path).parent), structure_batches(largest)
+    answers = [run_session(session, rows_of(batch, probes), outputs) for batch in batches]
+    return findings(batches, answers, outputs, tolerance)
 
 
 class _Known:
@@ -132,6 +172,18 @@ class _Known:
         for size in sizes:
             feeds = {name: self._reference[name][:size] for name in self.inputs}
             self.compare(tuple(range(size)), run_session(session, feeds, self.tensors))
+
+    def run_whole(
+        self, path: str | os.PathLike[str], measured: Sequence[str]
+    ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Runs a graph on all rows at once, compares them, and returns the extremes of the measured tensors."""
+        proto = read_graph(path)
+        names = append_extremes(proto, measured)
+        session = open_session(path, self.tensors, proto=proto)
+        asked = [*self.tensors, *itertools.chain.from_iterable(names)]
+        results = run_session(session, {name: self._reference[name] for name in self.inputs}, asked)
+        self.compare(tuple(range(len(self._token))), results)
+        return {tensor: (results[low], results[high]) for tensor, (high, low) in zip(measured, names)}
 
     def compare(self, batch: Batch, results: Arrays) -> None:
         """Compares the rows of a batch that the reference contains.

@@ -93,6 +93,7 @@ class GraphCheck(Distance, LoweredGraph, StageResult):
         blocks: each tensor that was compared, in graph order.
         sizes: the output at each image size ("224x224").
         consistency: checks without a reference: equal rows agree, order and batch do not matter, all values are finite.
+        consistency_without: blocks that these checks left out, because each is equal to the next one but for weights.
         top1: on the labelled images, in percent.
         lowerings: for fp32: the other lowerings by name.
     """
@@ -103,6 +104,7 @@ class GraphCheck(Distance, LoweredGraph, StageResult):
     blocks: tuple[TensorCheck, ...]
     sizes: Mapping[str, Distance]
     consistency: tuple[Finding, ...] | None = optional()
+    consistency_without: tuple[str, ...] | None = optional()
     top1: float | None = optional()
     lowerings: Mapping[str, LoweringCheck] | None = optional()
 

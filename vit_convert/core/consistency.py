@@ -92,6 +92,25 @@ def merged_batches(count: int) -> list[Batch]:
     return [(0,), (WHITE, 1, 2), (0, BLACK, WHITE, *range(3, count)), (NOISE, WHITE, BLACK, NOISE)]
 
 
+def structure_batches(largest: int) -> list[Batch]:
+    """The batches that show whether a shortened graph agrees with itself, if the whole one runs on the rows of a
+    reference at once: each of ROWS by itself, and at several places among an odd and an even number of rows.
+
+    Args:
+        largest: the most rows per run.
+
+    Example:
+        >>> structure_batches(2)
+        [('noise',), ('black',), ('white',), ('black', 'white'), ('white', 'noise')]
+    """
+    alone: list[Batch] = [(row,) for row in ROWS]
+    if largest == 1:
+        return alone
+    if largest == 2:
+        return [*alone, (BLACK, WHITE), (WHITE, NOISE)]
+    return [*alone, (BLACK, WHITE, NOISE), (WHITE, NOISE, BLACK, NOISE) if largest > 3 else (NOISE, BLACK, NOISE)]
+
+
 def check_consistency(
     run: Callable[[Arrays], Arrays], probes: Arrays, outputs: Sequence[str], tolerance: Tolerance, *, largest: int
 ) -> list[Finding]:

@@ -71,12 +71,19 @@ def external_files(path: str | os.PathLike[str]) -> list[pathlib.Path]:
 
 def is_rotated(path: str | os.PathLike[str]) -> bool:
     """Whether the blocks of a graph give other values than the model's."""
+    return any(entry.key == ROTATED for entry in read_graph(path).metadata_props)
+
+
+def read_graph(path: str | os.PathLike[str]) -> Any:
+    """The onnx.ModelProto of a file, without the weights that lie beside it."""
     import onnx
 
-    return any(entry.key == ROTATED for entry in onnx.load(str(path), load_external_data=False).metadata_props)
+    return onnx.load(os.fspath(path), load_external_data=False)
 
 
-def open_session(path: str | os.PathLike[str], extra_outputs: Sequence[str] = (), *, threads: int = 0) -> Any:
+def open_session(
+    path: str | os.PathLike[str], extra_outputs: Sequence[str] = (), *, threads: int = 0, proto: Any = None
+) -> Any:
     """Opens an onnxruntime CPU session on a graph, optionally with inner values as further outputs.
 
     Only the graph is read and extended in memory. Its weights stay in their file, and nothing is copied on disk.
@@ -85,6 +92,7 @@ def open_session(path: str | os.PathLike[str], extra_outputs: Sequence[str] = ()
         path: the `.onnx` file.
         extra_outputs: names of inner values to return as well.
         threads: intra-op threads; 0 for all cores.
+        proto: what `read_graph` gives, if it was read already; it is extended.
 
     Returns:
         An onnxruntime.InferenceSession; its outputs are the graph's, then `extra_outputs`.
@@ -94,8 +102,7 @@ def open_session(path: str | os.PathLike[str], extra_outputs: Sequence[str] = ()
     """
     import onnx
 
-    path = pathlib.Path(path)
-    proto = onnx.load(str(path), load_external_data=False)
+    path, proto = pathlib.Path(path), read_graph(path) if proto is None else proto
     known = {name for node in proto.graph.node for name in node.output} | {v.name for v in proto.graph.input}
     present = {v.name for v in proto.graph.output}
     for name in extra_outputs:

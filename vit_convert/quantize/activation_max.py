@@ -4,15 +4,12 @@ images."""
 import os
 import pathlib
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 
-from vit_convert.core.onnx_file import Batch, feeds_of, open_proto
-
-_AXES_AS_INPUT = 18  # the opset from which ReduceMax takes its axes as an input
+from vit_convert.checks.extremes import append_extremes
+from vit_convert.core.onnx_file import Batch, feeds_of, open_proto, read_graph
 
 
 def _all_but_channels(shape: ir.Shape) -> list[int]:
@@ -42,26 +39,13 @@ def extremes(
     onnx_path: str | os.PathLike[str], tensors: Sequence[str], batches: Iterable[Batch], *, per_channel: bool = False
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Measures the smallest and the largest x; see `largest`."""
-    proto = onnx.load(onnx_path, load_external_data=False)
-    shapes = (
-        {v.name: v.shape for node in ir.load(onnx_path).graph for v in node.outputs if v.shape is not None}
-        if per_channel
-        else {}
-    )
-    as_input = next(entry.version for entry in proto.opset_import if not entry.domain) >= _AXES_AS_INPUT
-    outputs = []
-    for number, name in enumerate(tensors):
-        axes = _all_but_channels(shapes[name]) if per_channel else None
-        inputs = [name]
-        if axes is not None and as_input:
-            proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array(axes, np.int64), f"axes/{number}"))
-            inputs.append(f"axes/{number}")
-        attributes: Any = {"axes": axes} if axes is not None and not as_input else {}
-        for op in ("ReduceMax", "ReduceMin"):
-            proto.graph.node.append(onnx.helper.make_node(op, inputs, [f"{name}/{op}"], keepdims=0, **attributes))
-            outputs.append(onnx.ValueInfoProto(name=f"{name}/{op}"))
+    proto = read_graph(onnx_path)
+    axes = None
+    if per_channel:
+        shapes = {v.name: v.shape for node in ir.load(onnx_path).graph for v in node.outputs if v.shape is not None}
+        axes = {name: _all_but_channels(shapes[name]) for name in tensors}
     del proto.graph.output[:]
-    proto.graph.output.extend(outputs)
+    append_extremes(proto, tensors, axes)
     session = open_proto(proto, pathlib.Path(onnx_path).parent)
     found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for batch in batches:

@@ -15,6 +15,8 @@ from vit_convert.core.layer_names import block_of, kind_of, layer_of, within_blo
 
 T = TypeVar("T")
 
+_MOVING = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity"})
+
 DEQUANTIZED = "/dequantized"  # suffix of a tensor's name after its Q/DQ pair
 
 
@@ -235,6 +237,17 @@ def activations(graph: ir.Graph) -> list[str]:
             reached.update(node.outputs)
             names += [v.name for v in node.outputs if v.dtype == ir.DataType.FLOAT]
     return [name for name in names if name]
+
+
+def moved(graph: ir.Graph) -> dict[str, str]:
+    """The values that hold the numbers of another one in another shape or order: by name, the name of the first such
+    one."""
+    found: dict[str, str] = {}
+    for node in graph:
+        source = node.inputs[0] if node.op_type in _MOVING else None
+        if source is not None and source.name and node.outputs[0].name:
+            found[node.outputs[0].name] = found.get(source.name, source.name)
+    return found
 
 
 def hash_model(path: str | os.PathLike[str]) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vit_convert.core import config as configs
 from vit_convert.core.advice import advice
 from vit_convert.core.check_results import Distance, GraphCheck, LoweringCheck, TensorCheck
 from vit_convert.core.compare import Tolerance, top1_accuracy
@@ -21,15 +22,18 @@ from vit_convert.core.pipeline import Context, Stage
 from vit_convert.core.text_length import optimal_of
 from vit_convert.core.tolerance import judges_blocks, tolerance_for, top1_miss
 from vit_convert.core.warm import keeps
-from vit_convert.stages.common import EVALUATION_BATCH, evaluation, plain, prepare, signature_of
+from vit_convert.stages.common import EVALUATION_BATCH, dialect_for, evaluation, plain, prepare, signature_of
 from vit_convert.stages.reference import reference_files, size_name
 
 if TYPE_CHECKING:
-    from vit_convert.core.consistency import Finding
+    from vit_convert.checks.onnx_graph import Checked
 
 
 ANSWERS = "answers"
 """Key of `scratch`: by file name of a checked graph, its values for the rows of the reference, by output."""
+EXTREMES = "extremes"
+"""Key of `scratch`: by file name of a checked graph, the smallest and largest values of its activations on these rows,
+by tensor, if they were measured."""
 
 
 def check(context: Context) -> GraphCheck:
@@ -111,7 +115,7 @@ def _check_graph(context: Context, precision: str, path: pathlib.Path) -> GraphC
     # JAX knows no other stream than its own
     taps = () if is_rotated(path) else context.results.export.taps
     consistency = context.config.check.consistency
-    by_size, tensors, alone = _check_sizes(context, path, precision, tolerance, taps=taps, consistency=consistency)
+    by_size, tensors, first = _check_sizes(context, path, precision, tolerance, taps=taps, consistency=consistency)
     rows = next(iter(by_size.values()))
     finals = {size: next(row for row in found if row.tensor == output) for size, found in by_size.items()}
     final = next(iter(finals.values()))
@@ -128,11 +132,16 @@ def _check_graph(context: Context, precision: str, path: pathlib.Path) -> GraphC
         summary=f"max abs {final.max_abs:.2g} ({final.max_rel:.2g} of scale), cosine {final.cosine:.7f}",
     )
     if missed:
-        _, first = min(missed, key=lambda found: tensors.index(found[1].tensor))
-        raise _missed(context, f"{_worst(path, missed, tolerance)}. First to miss: {first.tensor}.", result)
+        _, earliest = min(missed, key=lambda found: tensors.index(found[1].tensor))
+        raise _missed(context, f"{_worst(path, missed, tolerance)}. First to miss: {earliest.tensor}.", result)
     if consistency:
-        wrong = [row for row in alone if not row.passed]
-        result = dataclasses.replace(result, passed=not wrong, consistency=tuple(alone))
+        wrong = [row for row in first.alone if not row.passed]
+        result = dataclasses.replace(
+            result,
+            passed=not wrong,
+            consistency=tuple(first.alone),
+            consistency_without=first.left_out or None,
+        )
         if wrong:
             raise _missed(context, f"{path.name}: {wrong[0]}; needed {tolerance}", result)
     summary = result.summary + (", in float32 rounded to bf16" if precision == "bf16" else "")
@@ -165,16 +174,17 @@ def _check_sizes(
     *,
     taps: Sequence[str],
     consistency: bool = False,
-) -> tuple[dict[str, list[TensorCheck]], list[str], list["Finding"]]:
+) -> tuple[dict[str, list[TensorCheck]], list[str], "Checked"]:
     """The rows of the output and these taps for each size (keys such as "224x224" or "16 tokens"), the tensors' names
-    in order, and the findings that need no reference, at the optimal size."""
+    in order, and all that was found at the optimal size, which comes first."""
     from vit_convert.checks.onnx_graph import batch_sizes, check_graph, check_graph_and_itself
 
     signature, token = signature_of(context), context.results.export.pooled_token
     inputs = [tensor.name for tensor in signature.inputs]
     known = {*inputs, *signature.judged, *taps}
+    measured = _measured(context, path) if precision == "fp32" and taps else []
     by_size: dict[str, list[TensorCheck]] = {}
-    alone: list[Finding] = []
+    first: Checked | None = None
     for size, reference_path in reference_files(context).items():
         with np.load(reference_path) as file:
             reference = {name: file[name] for name in file.files if name in known}
@@ -183,16 +193,34 @@ def _check_sizes(
         if by_size and precision in QUANTIZED:  # not the first
             judged = []
         options: dict[str, Any] = {"judged": judged, "inputs": inputs, "pooled_token": pooled}
-        if by_size:
+        if first is not None:
             largest = batch_sizes(len(reference[inputs[0]]))[-1:]
             rows = check_graph(path, reference, largest, tolerance, **options)
         else:
             probes, outputs = _probes(context) if consistency else None, signature.judged
-            found = check_graph_and_itself(path, reference, probes, tolerance, outputs=outputs, **options)
-            rows, alone = found.rows, found.alone
-            context.scratch.setdefault(ANSWERS, {})[path.name] = found.answers
+            options |= {"outputs": outputs, "measured": measured}
+            first = check_graph_and_itself(path, reference, probes, tolerance, **options)
+            rows = first.rows
+            context.scratch.setdefault(ANSWERS, {})[path.name] = first.answers
+            if first.extremes:
+                context.scratch.setdefault(EXTREMES, {})[path.name] = first.extremes
         by_size[size_name(size)] = rows
-    return by_size, list(reference), alone
+    assert first is not None  # there is at least one size
+    return by_size, list(reference), first
+
+
+def _measured(context: Context, path: pathlib.Path) -> list[str]:
+    """The activations of model.onnx whose ranges the quantize stage will ask for, so that it need not run it again."""
+    asked, by_flag = configs.precisions(context.config), dialect_for(context).precision_by_flag
+    if not {*asked} & ({"fp16", "int8"} if by_flag else {"fp16", "bf16"}):
+        return []
+    import onnx_ir as ir
+
+    from vit_convert.quantize.graph import activations, moved
+
+    graph = ir.load(path).graph
+    same = moved(graph)
+    return [name for name in activations(graph) if name not in same]
 
 
 def _probes(context: Context) -> dict[str, np.ndarray]:

@@ -15,7 +15,7 @@ from vit_convert.core.check_results import GraphCheck, LargestActivation, Lowere
 from vit_convert.core.errors import CheckError
 from vit_convert.core.pipeline import Context, Stage
 from vit_convert.stages.calibrate import limits
-from vit_convert.stages.check import check_precision
+from vit_convert.stages.check import EXTREMES, check_precision
 from vit_convert.stages.common import dialect_for, graph_files, plain, signature_of
 from vit_convert.stages.other_weights import SMOOTHED, changes_weights, source_graph, unquantized
 
@@ -199,14 +199,18 @@ def activation_ranges(context: Context, graph: pathlib.Path) -> tuple[dict[str, 
     would not show overflows."""
     import onnx_ir as ir
 
-    from vit_convert.quantize.activation_max import largest
-    from vit_convert.quantize.graph import activations, node_blocks
+    from vit_convert.quantize.activation_max import extremes
+    from vit_convert.quantize.graph import activations, moved, node_blocks
 
     model = ir.load(graph)
-    with np.load(context.bundle.reference) as file:
-        inputs = {tensor.name: file[tensor.name] for tensor in signature_of(context).inputs}
-        found = largest(graph, activations(model.graph), [inputs])
-    amax = {name: float(value) for name, value in found.items()}
+    names, same = activations(model.graph), moved(model.graph)
+    found = context.scratch.get(EXTREMES, {}).get(graph.name)
+    if not found:  # the check did not run in this process, or not on all images at once
+        with np.load(context.bundle.reference) as file:
+            inputs = {tensor.name: file[tensor.name] for tensor in signature_of(context).inputs}
+        found = extremes(graph, [name for name in names if name not in same], [inputs])
+    largest = {name: float(np.maximum(high, -low)) for name, (low, high) in found.items()}
+    amax = {name: largest[same.get(name, name)] for name in names}
     return amax, _largest_by_block(node_blocks(model.graph), amax)
 
 
