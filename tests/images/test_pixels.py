@@ -127,3 +127,10 @@ def test_the_next_huge_image_may_come_after_a_damaged_one(monkeypatch):
         with pytest.raises(CalibrationError, match="cannot be decoded"):
             decode_image(io.BytesIO(cut), "a")
     assert not pixels._one_huge.locked()
+
+
+@pytest.mark.parametrize("data", [b"", b"hello", b"<svg xmlns='http://www.w3.org/2000/svg'/>"])
+def test_what_is_no_image_is_said_without_an_address_in_memory(data):
+    with pytest.raises(CalibrationError, match="image a: cannot be decoded") as error:
+        decode_image(io.BytesIO(data), "a")
+    assert "0x" not in str(error.value) and "not an image of a format that Pillow reads" in str(error.value)

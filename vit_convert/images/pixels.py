@@ -71,12 +71,17 @@ def _decode(opened: "PIL.Image.Image") -> np.ndarray:
 
 @contextlib.contextmanager
 def _naming(name: str) -> Iterator[None]:
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         yield
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
         raise CalibrationError(f"image {name}: refused for its size ({e})", fix="Shrink or remove it.") from e
+    except UnidentifiedImageError as e:  # whose own message names an object in memory, or the path once more
+        raise CalibrationError(
+            f"image {name}: cannot be decoded (not an image of a format that Pillow reads, or damaged)",
+            fix="Remove or replace it.",
+        ) from e
     except Exception as e:
         # Pillow's readers may raise anything: struct.error, zlib.error, IndexError, …
         raise CalibrationError(f"image {name}: cannot be decoded ({e})", fix="Remove or replace it.") from e

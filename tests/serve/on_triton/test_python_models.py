@@ -79,7 +79,7 @@ def test_a_failure_is_answered_and_not_raised(utils):
         raise BenchmarkError("the graph is broken", fix="Mend it.")
 
     (answer,) = answer_together([request(x=np.zeros((1, 1), np.float32))], ["x"], fail, most=8)
-    assert answer.problem.message() == "the graph is broken Mend it."
+    assert answer.problem.message() == "the graph is broken. Mend it."
 
 
 def encoded(image, kind, **options):
@@ -278,7 +278,7 @@ def test_what_stood_in_for_an_engine_is_given_back(utils, served, monkeypatch):
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (BenchmarkError("too large", fix="Send less."), "too large Send less."),
+        (BenchmarkError("too large", fix="Send less."), "too large. Send less."),
         (BenchmarkError("too large"), "too large"),
         (ValueError("no number"), "no number"),
     ],

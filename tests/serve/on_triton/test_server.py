@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pathlib
+import resource
 import socket
 import subprocess
 import sys
@@ -138,6 +139,17 @@ def test_what_an_environment_says_of_itself():
     )
 
 
+@pytest.mark.parametrize("hard", [resource.RLIM_INFINITY, 64 << 20])
+def test_the_stacks_of_its_threads(monkeypatch, hard):
+    """As large as may be, since the server copies requests to them; no larger than what may be set."""
+    if 0 < resource.getrlimit(resource.RLIMIT_STACK)[1] < 256 << 20:
+        pytest.skip("no stack of 256 MiB may be set here")
+    monkeypatch.setattr(module.resource, "getrlimit", lambda what: (8 << 20, hard))
+    command = module._with_stack(["/bin/sh", "-c", "ulimit -S -s; echo $0 $1", "a b", "$c"])
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [str((64 << 10) if hard > 0 else (256 << 10)), "a b $c"] and not done.stderr
+
+
 def test_ports():
     free = module._free_ports(3)
     assert len({*free}) == 3 and module._require_free(free) == free
@@ -187,7 +199,8 @@ def start(tmp_path, monkeypatch, clock, installed):
         given, looks = [], []
 
         def popen(command, *, stdout, stderr, env):
-            given.append(command)
+            assert command[:2] == ["/bin/sh", "-c"] and command[3] == "sh"
+            given.append(command[4:])
             stdout.write(said.encode())
             return process
 

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import resource
 import shutil
 import socket
 import subprocess
@@ -22,6 +23,7 @@ _INSTALL = (
 )
 _PACKAGE = pathlib.Path(__file__).parents[2]
 _POLL_SECONDS = 0.05
+_STACK_BYTES = 256 << 20  # of each thread, of which only what is used takes memory; for requests of up to 120 MB
 _SHOWN_LINES = 12
 _ABOUT = """
 import json, sys, sysconfig
@@ -155,7 +157,9 @@ def running(
             *flags,
         ]
         with open(log, "wb") as out:
-            process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=_environment(installed))
+            process = subprocess.Popen(
+                _with_stack(command), stdout=out, stderr=subprocess.STDOUT, env=_environment(installed)
+            )
         server = Server(
             process, f"http://127.0.0.1:{http}", f"127.0.0.1:{grpc}", f"http://127.0.0.1:{metrics}/metrics", log
         )
@@ -164,6 +168,17 @@ def running(
             yield server
         finally:
             _stop(process)
+
+
+def _with_stack(command: Sequence[str]) -> list[str]:
+    """The command with stacks large enough for the server's threads.
+
+    Triton 2.51 copies the body of an HTTP request to the stack, and ends with a segmentation fault if it is larger than
+    about half of that: at the usual limit of 8 MiB, by seven images of 224x224 in float32.
+    """
+    hard = resource.getrlimit(resource.RLIMIT_STACK)[1]
+    size = _STACK_BYTES if hard == resource.RLIM_INFINITY else min(_STACK_BYTES, hard)
+    return ["/bin/sh", "-c", f'ulimit -S -s {size // 1024}; exec "$@"', "sh", *command]
 
 
 def _backends(installed: Installed, work: pathlib.Path) -> pathlib.Path:

@@ -39,7 +39,7 @@ def answer(outputs: Mapping[str, np.ndarray]) -> Any:
 def refusal(error: Exception) -> Any:
     """A response that says why there is no answer."""
     utils = backend_utils()
-    fix = f" {error.fix}" if isinstance(error, ConvertError) and error.fix else ""
+    fix = f". {error.fix}" if isinstance(error, ConvertError) and error.fix else ""
     return utils.InferenceResponse([], utils.TritonError(f"{error}{fix}"))
 
 
