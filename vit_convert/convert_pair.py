@@ -17,6 +17,7 @@ from vit_convert.report.at_end import write_at_end
 from vit_convert.report.pair import print_pair_summary, write_pair_report
 from vit_convert.report.record import PairReport
 from vit_convert.stages.pair import pair_stages, tower_context
+from vit_convert.stages.text import require_files
 
 Convert = Callable[..., dict[str, Any]]
 
@@ -49,6 +50,7 @@ def convert_pair(
     Raises:
         UsageError: another conversion is using the folder, or it cannot be written; or a tower is asked for no
             embedding.
+        CalibrationError: a file of prompts, or the tokenizer, is not there.
         ConvertError: a stage of a tower or of the pair failed. If one tower misses a tolerance, the other is still
             converted first.
     """
@@ -59,6 +61,7 @@ def convert_pair(
                 f"config.outputs={own.outputs!r} of the {tower} tower: a pair is compared by its embeddings",
                 fix=f"Set config.{tower}.outputs='embedding,{own.outputs}', or convert the tower alone.",
             )
+    require_files(towers["text"])  # or they would be missed only when the image tower is done
     with opened(config, workdir, command, quiet=quiet) as context:
         bundle, progress = context.bundle, context.progress
         missed = None

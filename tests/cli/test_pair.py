@@ -239,6 +239,8 @@ def test_similarities_that_miss_are_said_in_the_report_and_by_the_exit_code(copi
         (("tokenizer", ""), 2, r"config\.tokenizer is empty, and 20 prompts are given"),
         (("evaluation.prompts", "three.txt"), 6, "label 9, evaluation.prompts lists 3 classes"),
         (("evaluation.prompts", "none.txt"), 6, "none.txt: No such file"),
+        (("tokenizer", "gone.model"), 6, r"config\.tokenizer of the text tower: gone\.model: No such file"),
+        (("text.checkpoint", "mu.npz:img"), 2, r"config\.text\.checkpoint=mu\.npz:img: the text tower's file belongs"),
         (("evaluation.templates", ("no place",)), 2, "template 'no place'"),
         (("text.evaluation.num_images", 3), 2, r"config\.evaluation\.num_images=3 of the text tower beside"),
         (("text.engine.calibrator", True), 2, "TensorRT's own calibrator takes images"),

@@ -45,6 +45,22 @@ def test_a_tower_may_lie_in_a_file_of_its_own(config):
 
 
 @pytest.mark.parametrize(
+    ("image", "text"),
+    [("a.npz:img", "b.npz:txt"), ("a.npz:image", "b.npz:text"), ("gs://x/a.npz:img#sha256=00", "gs://x/b.npz:txt")],
+)
+def test_a_path_that_names_its_tower_already_stays_as_it_is(config, image, text):
+    config.checkpoint, config.text.checkpoint = image, text
+    assert [of_tower(config, tower).checkpoint for tower in ("image", "text")] == [image, text]
+
+
+@pytest.mark.parametrize(("tower", "key"), [("image", "checkpoint"), ("text", "text.checkpoint")])
+def test_a_path_that_names_the_other_tower_is_refused(config, tower, key):
+    config.checkpoint, config.text.checkpoint = "a.npz:txt", "b.npz:img"
+    with pytest.raises(UsageError, match=rf"config\.{key}=.*the {tower} tower's file belongs there"):
+        of_tower(config, tower)
+
+
+@pytest.mark.parametrize(
     ("tower", "key", "value", "said"),
     [
         ("text", "batch.max", 0, r"config\.text: config\.batch\.max=0"),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from stage_context import change, make_context, pixels
 
-from vit_convert.core.errors import UsageError
+from vit_convert.core.errors import CalibrationError, UsageError
 from vit_convert.core.signature import Output, Signature, Tensor
 from vit_convert.stages import calibration_samples as samples_module
 from vit_convert.stages import text as module
@@ -75,6 +75,15 @@ def test_what_tells_prompts_apart(context, tmp_path):
     assert len({json.dumps(row) for row in found}) == len(found)
     assert found[-1] == module.identity(context, source)
     assert IMAGES.inputs(context) == [found[-1], 0] and IMAGES.outputs(context) == [context.bundle.tokens("evaluation")]
+
+
+@pytest.mark.parametrize("key", ["tokenizer", "evaluation.prompts", "evaluation.data", "calibration.data"])
+def test_a_file_that_is_not_there_is_missed_before_it_is_needed(context, key):
+    context.config.update_from_flattened_dict({key: "gone.file"})
+    with pytest.raises(CalibrationError, match=rf"^config\.{key} of the text tower: gone\.file: No such file$"):
+        module.require_files(context.config)
+    with pytest.raises(CalibrationError, match=r"gone\.file: No such file"):
+        decode_images(context)
 
 
 def test_no_prompts(context):

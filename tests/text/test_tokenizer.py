@@ -208,8 +208,23 @@ def test_letters_are_lowered_as_each_familys_training_did(siglip):
 def test_damaged_sentencepiece_models(tmp_path, siglip, content, said):
     path = tmp_path / "spiece.model"
     path.write_bytes(content)
-    with pytest.raises(CalibrationError, match=said):
+    with pytest.raises(CalibrationError, match=said) as raised:
         open_tokenizer(path, prompting(siglip))
+    assert "SentencePiece .model" in raised.value.fix
+
+
+def test_what_to_give_is_said_of_a_file_of_another_kind(tmp_path, siglip):
+    """A SentencePiece model is no text that could be saved as UTF-8, nor a vocabulary a list of merges."""
+    (tmp_path / "vocab.txt").write_text("\n".join(WORDS))
+    for path, rule, fix in (
+        (siglip, CLIP, "merges.txt"),
+        (siglip, BERT, "vocab.txt"),
+        (tmp_path / "vocab.txt", CLIP, "merges.txt"),
+        (tmp_path / "vocab.txt", prompting(siglip), "SentencePiece .model"),
+    ):
+        with pytest.raises(CalibrationError) as raised:
+            open_tokenizer(path, rule)
+        assert fix in raised.value.fix and "UTF-8" not in raised.value.fix
 
 
 @pytest.mark.parametrize(
@@ -260,11 +275,11 @@ def test_of_clips_own_file_as_much_is_read_as_the_model_knows(tmp_path):
 
 def test_what_a_library_says_of_a_damaged_file_is_cut_to_a_line():
     whole = r"x: not a model that can be read \(ValueError: one\)$"
-    with pytest.raises(CalibrationError, match=whole), _damage("x", "a model"):
+    with pytest.raises(CalibrationError, match=whole), _damage("x", "a model", BERT):
         raise ValueError("one\ntwo")
-    with pytest.raises(CalibrationError, match=rf"\(ValueError: {'y' * 200}\)$"), _damage("x", "a model"):
+    with pytest.raises(CalibrationError, match=rf"\(ValueError: {'y' * 200}\)$"), _damage("x", "a model", BERT):
         raise ValueError("y" * 300)
-    with pytest.raises(KeyboardInterrupt), _damage("x", "a model"):
+    with pytest.raises(KeyboardInterrupt), _damage("x", "a model", BERT):
         raise KeyboardInterrupt
 
 

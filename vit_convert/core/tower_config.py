@@ -1,5 +1,6 @@
 """Keys for one tower of a pair: `config.image.*` and `config.text.*` override the common keys of the same names."""
 
+import re
 from typing import Any
 
 import ml_collections
@@ -112,14 +113,32 @@ def tower_config(
             raise UsageError(f"config.{key}={value!r}: {e}") from e
     defaults.name = tower
     file = config.text.checkpoint or config.checkpoint if tower == "text" else config.checkpoint
-    defaults.checkpoint = _named(file, "img" if tower == "image" else "txt")
+    defaults.checkpoint = _named(file, tower, alone=bool(config.text.checkpoint))
     return defaults
 
 
-def _named(checkpoint: str, part: str) -> str:
-    """The tower named in a file's path, or in an address, which may end in a sum."""
+def _named(checkpoint: str, tower: str, *, alone: bool) -> str:
+    """The tower named in a file's path, or in an address, which may end in a sum.
+
+    Args:
+        checkpoint: the path or address.
+        tower: "image" or "text".
+        alone: each tower has a file of its own, whose path may name it.
+
+    Raises:
+        UsageError: the path of such a file names the other tower.
+    """
     address, mark, fragment = checkpoint.partition("#") if "://" in checkpoint else (checkpoint, "", "")
-    return f"{address}:{part}{mark}{fragment}"
+    named = re.search(r":(img|image|txt|text)$", address)
+    if named is None or not alone:
+        return f"{address}:{'img' if tower == 'image' else 'txt'}{mark}{fragment}"
+    if (named[1] in ("img", "image")) != (tower == "image"):
+        key = "text.checkpoint" if tower == "text" else "checkpoint"
+        raise UsageError(
+            f"config.{key}={checkpoint}: the {tower} tower's file belongs there, and it names the other tower",
+            fix="config.checkpoint is the image tower's file, config.text.checkpoint the text tower's.",
+        )
+    return checkpoint
 
 
 def _set(config: ml_collections.ConfigDict, dotted: str, value: Any) -> None:

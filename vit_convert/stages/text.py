@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vit_convert.core.bundle import atomic
-from vit_convert.core.errors import UsageError
+from vit_convert.core.errors import CalibrationError, UsageError
 from vit_convert.core.pipeline import Context
 from vit_convert.core.stage_results import ImagesResult
 from vit_convert.core.text_length import sides_of
@@ -47,6 +47,26 @@ def calibration_source(context: Context) -> str:
     return context.config.calibration.data or evaluation_source(context)
 
 
+def require_files(config: Any) -> None:
+    """Refuses a text tower's config that names a file which is not there, before anything is converted.
+
+    Args:
+        config: of the text tower.
+
+    Raises:
+        CalibrationError: the first that is not there.
+    """
+    named = {
+        "tokenizer": config.tokenizer,
+        "evaluation.prompts": config.evaluation.prompts,
+        "evaluation.data": config.evaluation.data,
+        "calibration.data": config.calibration.data,
+    }
+    for key, path in named.items():
+        if path and not os.path.exists(path):
+            raise CalibrationError(f"config.{key} of the text tower: {path}: No such file", fix="Check the path.")
+
+
 def identity(context: Context, source: str) -> Any:
     """Identifies the prompts of a file by the content of the file, the templates and the tokenizer."""
     from vit_convert.text.tokens import fingerprint
@@ -68,6 +88,7 @@ def tokenize_evaluation(context: Context) -> ImagesResult:
 
     evaluation, source = context.config.evaluation, evaluation_source(context)
     if not source:
+        require_files(context.config)  # a tokenizer that nothing reads
         return ImagesResult(num_images=0, summary="no prompts")
     if not evaluation.prompts:
         ids = _tokens(context, source, "evaluation", evaluation.num_images)

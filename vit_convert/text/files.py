@@ -54,12 +54,13 @@ def read_bounded(read: Callable[[int], bytes]) -> bytes:
     return b"".join(parts)
 
 
-def read_lines(path: str | os.PathLike[str], what: str) -> list[str]:
+def read_lines(path: str | os.PathLike[str], what: str, *, fix: str = "Save it as UTF-8.") -> list[str]:
     """Reads the lines of a text file, without their line ends.
 
     Args:
         path: of the file, UTF-8.
         what: for messages.
+        fix: what to do if it is no text.
 
     Raises:
         CalibrationError: see `read_bytes`; or it is not such a text.
@@ -67,7 +68,7 @@ def read_lines(path: str | os.PathLike[str], what: str) -> list[str]:
     try:
         text = read_bytes(path, what).decode("utf-8-sig")
     except UnicodeDecodeError as e:
-        raise CalibrationError(f"{what} {path}: not text ({e})", fix="Save it as UTF-8.") from e
+        raise CalibrationError(f"{what} {path}: not text ({e})", fix=fix) from e
     # not splitlines, which splits at what a vocabulary holds as a token: "\x85", "\u2028"
     lines = text.replace("\r\n", "\n").split("\n")
     if lines and not lines[-1]:

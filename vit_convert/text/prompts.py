@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from vit_convert.core.errors import CalibrationError, UsageError
 from vit_convert.text.files import read_lines
 
+_CLASSES = "Save them as UTF-8, one a line; token ids belong into config.text.evaluation.data."
 _MOST_PROMPTS = 1 << 22  # classes times templates; more is surely a mistake
 
 
@@ -33,7 +34,7 @@ def read_classes(path: str | os.PathLike[str]) -> list[str]:
     Raises:
         CalibrationError: it cannot be read, or a line is empty or repeated.
     """
-    names = [line.strip() for line in read_lines(path, "classes")]
+    names = [line.strip() for line in read_lines(path, "classes", fix=_CLASSES)]
     seen: dict[str, int] = {}
     for i, name in enumerate(names):
         if not name or seen.setdefault(name, i) != i:

@@ -31,6 +31,12 @@ _MERGES = 49152 - 256 - 2  # openai/CLIP reads this many lines of its file and n
 _PIECES = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 _LONGEST_WORD = 100  # characters; BERT's own limit: a longer word becomes [UNK]
 _BELONGS = "Give the tokenizer that belongs to the checkpoint."
+# By kind, what is said about a file of another kind.
+_GIVE = {
+    "sentencepiece": "Give the checkpoint's SentencePiece .model, or a tokenizer.json of it.",
+    "bert": "Give BERT's vocab.txt, one token a line, or a tokenizer.json of it.",
+    "clip": "Give CLIP's merges.txt or bpe_simple_vocab_16e6.txt.gz, a pair a line, or a tokenizer.json of them.",
+}
 
 Encode = Callable[[list[str]], list[list[int]]]
 
@@ -108,7 +114,7 @@ def _from_sentencepiece(path: pathlib.Path, prompting: Prompting) -> Tokenizer:
     except ImportError as e:
         raise _not_installed(path, "sentencepiece") from e
     content = read_bytes(path, "tokenizer")
-    with _damage(path, "a SentencePiece model"):
+    with _damage(path, "a SentencePiece model", prompting):
         if not content:
             raise ValueError("empty")
         model = sentencepiece.SentencePieceProcessor(model_proto=content)
@@ -117,10 +123,11 @@ def _from_sentencepiece(path: pathlib.Path, prompting: Prompting) -> Tokenizer:
 
 
 def _from_vocabulary(path: pathlib.Path, prompting: Prompting) -> Tokenizer:
-    library, vocabulary = _tokenizers(path), {word: i for i, word in enumerate(read_lines(path, "tokenizer"))}
+    library, lines = _tokenizers(path), read_lines(path, "tokenizer", fix=_GIVE[prompting.tokenizer])
+    vocabulary = {word: i for i, word in enumerate(lines)}
     if "[UNK]" not in vocabulary:
-        raise CalibrationError(f"tokenizer {path}: no [UNK] in it", fix="Give BERT's vocab.txt, one token a line.")
-    with _damage(path, "a WordPiece vocabulary"):
+        raise CalibrationError(f"tokenizer {path}: no [UNK] in it", fix=_GIVE[prompting.tokenizer])
+    with _damage(path, "a WordPiece vocabulary", prompting):
         words = library.models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=_LONGEST_WORD)
         made = library.Tokenizer(words)
         made.normalizer = library.normalizers.BertNormalizer(lowercase=prompting.lower)
@@ -129,17 +136,17 @@ def _from_vocabulary(path: pathlib.Path, prompting: Prompting) -> Tokenizer:
 
 
 def _from_merges(path: pathlib.Path, prompting: Prompting) -> Tokenizer:
-    library, lines = _tokenizers(path), read_lines(path, "tokenizer")
+    library, lines = _tokenizers(path), read_lines(path, "tokenizer", fix=_GIVE[prompting.tokenizer])
     lines = lines[1:] if lines and "#version" in lines[0] else lines
     merges = [tuple(line.split(" ")) for line in lines[:_MERGES] if line]
     if wrong := next((merge for merge in merges if len(merge) != 2 or not all(merge)), () if merges else ("",)):
         raise CalibrationError(
             f"tokenizer {path}: {' '.join(wrong)[:80]!r} is not a pair of pieces",
-            fix="Give CLIP's merges, a pair a line.",
+            fix=_GIVE[prompting.tokenizer],
         )
     beside = path.with_name("vocab.json")
     vocabulary = _read_ids(beside) if beside.is_file() else _ids_of_merges(merges)
-    with _damage(path, "CLIP's merges"):
+    with _damage(path, "CLIP's merges", prompting):
         options = {
             "continuing_subword_prefix": "",
             "end_of_word_suffix": "</w>",
@@ -159,7 +166,7 @@ def _from_merges(path: pathlib.Path, prompting: Prompting) -> Tokenizer:
 
 def _from_json(path: pathlib.Path, prompting: Prompting) -> Tokenizer:
     library, content = _tokenizers(path), read_bytes(path, "tokenizer")
-    with _damage(path, "a tokenizer.json"):
+    with _damage(path, "a tokenizer.json", prompting):
         made = library.Tokenizer.from_str(content.decode("utf-8"))
         made.no_padding()
         made.no_truncation()
@@ -201,7 +208,7 @@ def _not_installed(path: pathlib.Path, library: str) -> UsageError:
 
 def _of_library(path: pathlib.Path, prompting: Prompting, made: Any) -> Tokenizer:
     def encode(prompts: list[str]) -> list[list[int]]:
-        with _damage(path, "a tokenizer"):
+        with _damage(path, "a tokenizer", prompting):
             return [found.ids for found in made.encode_batch(prompts, add_special_tokens=False)]
 
     marks = [[made.token_to_id(name) for name in names] for names in _MARKS[prompting.tokenizer]]
@@ -230,7 +237,7 @@ def _checked(path: pathlib.Path, prompting: Prompting, encode: Encode, marks: tu
 
 
 @contextmanager
-def _damage(path: pathlib.Path, what: str) -> Iterator[None]:
+def _damage(path: pathlib.Path, what: str, prompting: Prompting) -> Iterator[None]:
     """Turns whatever a library raises for a damaged file into one kind of error; Rust panics do not derive from
     Exception."""
     try:
@@ -239,4 +246,7 @@ def _damage(path: pathlib.Path, what: str) -> Iterator[None]:
         raise
     except BaseException as e:
         said = str(e).partition("\n")[0][:200]
-        raise CalibrationError(f"tokenizer {path}: not {what} that can be read ({type(e).__name__}: {said})") from e
+        raise CalibrationError(
+            f"tokenizer {path}: not {what} that can be read ({type(e).__name__}: {said})",
+            fix=_GIVE[prompting.tokenizer],
+        ) from e
