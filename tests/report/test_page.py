@@ -18,7 +18,7 @@ from vit_convert.core.errors import UsageError
 from vit_convert.core.roofline import data_sheet
 from vit_convert.report.__main__ import main
 from vit_convert.report.figures import MOST_DRAWN
-from vit_convert.report.page import _consistency, _engine_row, read, render
+from vit_convert.report.page import _consistency, _engine_row, read, read_subject, render
 
 RESULTS = pathlib.Path(__file__).parents[2] / "benchmarks" / "results"
 VOID = {"meta", "br", "hr", "img", "link", "input"}
@@ -62,6 +62,8 @@ def report(name="one", **more):
         "command": "python -m vit_convert",
         "date": "2026-11-27T00:00:00Z",
         "status": "done",
+        "versions": {"jax": "0.10.2", "numpy": "2.4.6"},
+        "hashes": {"model.onnx": "ab12", "model.onnx.data": "c0ffee"},
         "checkpoint": {"family": "vit", "variant": "B/16", "num_params": 86_567_656, "path": "b.npz", "sha256": "ab"},
         "stages": [{"name": "export", "status": "done", "seconds": 2.5, "peak_rss_mib": 512.0}],
         "onnx": {"opset": 17, "target": "trt8", "num_nodes": 361, "bytes": 1 << 20, "rules": rules},
@@ -139,9 +141,11 @@ def test_what_is_found_is_told(page):
     for words in (
         "vit B/16", "86,567,656 parameters", "the fastest that passed its check", "0.9999800", "84.25 %",
         "engines/tensorrt-8.6.1-sm90/fp16.plan recommended", "3.0 MiB", "verified", "yes, fp16, 12 of 12", "8,000",
-        "int8 loses 1.50 points of top-1", "block_01: 0.0003", "entropy over 48 images", "opset 17 for trt8, 361 nodes",
+        "int8 loses 1.50 points of top-1", "block_01: 0.0003", "opset 17 for trt8, 361 nodes",
         "from the data sheet of NVIDIA H100", "sm90_xmma_gemm_f16",
-        "plugin fixed 64 fp16 64 12,345", "failed: too large", "fp16 at batch 64: --config.batch.max=64",
+        "48 tensors have a range, found by entropy over 48 images (images.zip)", "jax 0.10.2, numpy 2.4.6",
+        "model.onnx.data c0ffee", "plugin fixed 64 fp16 64 12,345", "failed: too large",
+        "the fastest fp16 engine for batch 64: --config.batch.max=64",
     ):  # fmt: skip
         assert words in said, words
 
@@ -183,9 +187,52 @@ def test_nothing_in_a_report_becomes_markup():
 def test_what_is_missing_is_left_out():
     stage = {"name": "export", "status": "failed", "seconds": 0.1, "peak_rss_mib": 1, "error": "no such file"}
     page = render([{"name": "failed", "stages": [stage]}])
-    assert "export failed: no such file" in text_of(page) and "none: no engine is proved" in text_of(page)
+    assert "export failed: no such file" in text_of(page) and "none: no engine has been built" in text_of(page)
     assert "<svg" not in render([{"name": "empty"}])
     assert "Side by side" in render([{"name": "empty"}, report()])
+
+
+def pair_folder(root, name="siglip", towers=("image", "text")):
+    """A pair's reports, as a conversion and a GPU host leave them."""
+    check = {"precision": "fp16", "image": "fp16", "text": "fp32", "passed": True, "images": 40, "texts": 6,
+             "max_cosine_error": 0.00044, "max_probability_error": 0.0056, "top1": 97.5, "recall": 100.0}  # fmt: skip
+    missed = {**check, "passed": False, "misses": ["same first text for 97.50 %"], "zero_shot": 70.25}
+    facts = {"logit_scale": 115.5, "logit_bias": -16.5, "similarity": "sigmoid", "text": {}}
+    zero_shot = {"classes": 3, "templates": 2, "num_images": 1234, "jax": 71.25}
+    whole = {"name": name, "towers": {}, "pair": facts, "similarity": {"source": "evaluation data"}}
+    whole |= {"checks": {"fp16": check}, "engines": {"fp16": missed}, "zero_shot": zero_shot}
+    for place, content in {"": whole, **{tower: report(tower) for tower in towers}}.items():
+        (root / name / place).mkdir(parents=True, exist_ok=True)
+        (root / name / place / "report.json").write_text(json.dumps(content))
+    return root / name
+
+
+def test_a_pair_has_a_page_after_the_fact_too(tmp_path, capsys):
+    """By its folder or its report: how both towers compare, and then each of them."""
+    folder = pair_folder(tmp_path)
+    for given in (folder, folder / "report.json"):
+        assert main(["report", str(given)]) == 0
+        page = (folder / "report.html").read_text(encoding="utf-8")
+        said = text_of(page)
+        for words in (
+            "siglip: images against texts", "sigmoid of the embeddings' products times 115.5, plus -16.5",
+            "71.25 % by JAX, of 1,234 images in 3 classes, 2 prompts a class", "judged on evaluation data",
+            "fp16 graphs (image fp16, text fp32) passed 40 6 0.00044 0.0056 97.50 % 100.00 %",
+            "fp16 engines (image fp16, text fp32) FAILED", "70.25 % same first text for 97.50 %", "siglip/image",
+        ):  # fmt: skip
+            assert words in said, words
+        assert "<title>siglip</title>" in page and page.count("<section>") == 2
+    assert main(["report", str(folder), str(pair_folder(tmp_path, "one")), f"--output={tmp_path}/both.html"]) == 0
+    page = (tmp_path / "both.html").read_text(encoding="utf-8")
+    assert "<title>siglip/image, siglip/text, one/image, one/text</title>" in page and page.count("<section>") == 4
+    capsys.readouterr()
+    (folder / "report.json").write_text('{"towers": 3}')
+    assert main(["report", str(folder)]) == 2 and "towers: 3 is not of type" in capsys.readouterr().err
+
+
+def test_a_pair_whose_towers_are_not_there_is_shown_alone(tmp_path):
+    found = read_subject([pair_folder(tmp_path, towers=())])
+    assert not found.reports and "images against texts" in text_of(render(found.reports, found.pairs))
 
 
 def test_the_same_report_gives_the_same_page(page):
@@ -202,7 +249,7 @@ def test_a_report_of_a_gpu_host():
 
 def test_the_command(tmp_path, capsys, monkeypatch):
     drawn = "vit_convert.report.page.render"
-    monkeypatch.setattr(drawn, lambda reports: f"<title>{', '.join(found['name'] for found in reports)}</title>")
+    monkeypatch.setattr(drawn, lambda reports, pairs: f"<title>{', '.join(found['name'] for found in reports)}</title>")
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "report.json").write_text(json.dumps(report(name)))

@@ -17,7 +17,7 @@ def command(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(zoo, "is_batch", lambda path: path.name.startswith("z"))
     monkeypatch.setattr(zoo, "read_batch", lambda path: f"batch {path}")
-    monkeypatch.setattr(page, "read", lambda path: f"report {path}")
+    monkeypatch.setattr(page, "read_subject", lambda paths: [f"report {path}" for path in paths])
 
     def command(*words):
         written = []

@@ -79,14 +79,14 @@ def test_kernels_are_shown_where_they_are_known(recorded):
     pytest.importorskip("matplotlib")
     from vit_convert.report.page import render
 
-    assert kernels(recorded["engines"][0]) == [] and "Kernels of a run" not in render([recorded])
+    assert kernels(recorded["engines"][0]) == [] and "Kernels of one run, by kind" not in render([recorded])
     kinds = [{"kind": "product", "count": 51, "names": ["gemm_a"]}, {"kind": "copy", "count": 1, "names": ["copy_b"]}]
     fused = recorded["engines"][0]["fused_attention"]
     by_kernels = {**recorded["engines"][0], "fused_attention": {**fused, "profiles": [{"batch": 1, "kinds": kinds}]}}
     by_inspector = {**recorded["engines"][0], "fused_attention": {**fused, "profiles": None, "kinds": kinds}}
     assert kernels(by_kernels) == kernels(by_inspector) == kinds
     page = render([{**recorded, "engines": [by_kernels, recorded["engines"][1]]}])
-    assert page.count("Kernels of a run") == 1 and "gemm_a" in page and page.count("<td>51<td") == 1
+    assert page.count("Kernels of one run, by kind") == 1 and "gemm_a" in page and page.count("<td>51<td") == 1
 
 
 def test_data_sheets_by_the_drivers_names():

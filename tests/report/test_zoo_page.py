@@ -85,7 +85,7 @@ def test_very_many_jobs_are_left_to_the_table(monkeypatch):
     monkeypatch.setattr(zoo, "_MOST_ROWS", 3)
     monkeypatch.setattr(zoo, "_MOST_POINTS", 5)
     page = render_zoo(batch(*(job(f"j{i}") for i in range(9)), failed("bad")), title="t")
-    assert "6 more jobs are in batch.csv" in page and "bad" in text(page)
+    assert "6 more jobs are listed in batch.csv" in page and "bad" in text(page)
     drawn = re.findall(r"<title>(j\d) [^<]*s</title>", page)
     assert 3 <= len({*drawn}) <= 5
 

@@ -3,9 +3,9 @@
   python -m vit_convert.report BUNDLE [BUNDLE ...] [--output=FILE]
   python -m vit_convert.report WORKDIR [--output=FILE]
 
-Each BUNDLE is a folder that `python -m vit_convert` wrote, or its report.json. One bundle's page goes into it as
-report.html; the page that compares several goes to --output. WORKDIR is that of a batch, or its batch.json: the page of
-the whole zoo goes beside it as batch.html. Needs matplotlib and jinja2: the extra `report`.
+Each BUNDLE is a folder that `python -m vit_convert` wrote, also one of two towers, or its report.json. One bundle's
+page goes into it as report.html; the page that compares several goes to --output. WORKDIR is that of a batch, or its
+batch.json: the page of the whole zoo goes beside it as batch.html. Needs matplotlib and jinja2: the extra `report`.
 
 Exit codes: 0 done, 2 usage, or a report that cannot be read.
 """
@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _run(argv: Sequence[str]) -> int:
-    from vit_convert.report.page import read, write_page
+    from vit_convert.report.page import read_subject, write_page
     from vit_convert.report.zoo import is_batch, read_batch, write_zoo_page
 
     paths = _PROGRAM.parse(argv[1:])
@@ -53,11 +53,11 @@ def _run(argv: Sequence[str]) -> int:
         write_zoo_page(output, read_batch(first), title=(first if first.is_dir() else first.parent).resolve().name)
         print(output)
         return 0
-    reports = [read(path) for path in paths]
+    subject = read_subject(paths)
     output = (
         pathlib.Path(_FLAGS.output) if _FLAGS.output else (first if first.is_dir() else first.parent) / "report.html"
     )
-    write_page(output, reports)
+    write_page(output, subject)
     print(output)
     return 0
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vit_convert.core.bundle import Bundle, hash_value, read_json
+from vit_convert.core.pair import TOWERS
 from vit_convert.core.progress import Progress
 
 _NEEDED = ("matplotlib", "jinja2")
@@ -27,19 +28,19 @@ def write_at_end(bundle: Bundle, progress: Progress, *, wanted: bool = True) -> 
     page = bundle.report_html
     reports = {path: found for path in _places(bundle) if isinstance(found := read_json(path), dict)}
     mark = _MARK.format(hash_value([_lasting(report) for report in reports.values()])[:16])
-    if reports and _begins_with(page, mark):
+    if bundle.report in reports and _begins_with(page, mark):
         return True
     try:
         page.unlink(missing_ok=True)
     except OSError as e:  # a folder that became read-only: the user needs to see what ended the command
         progress.warn(f"{page}: {e.strerror}: a page of an earlier run may be left")
         return False
-    if not reports or not wanted or any(importlib.util.find_spec(name) is None for name in _NEEDED):
+    if bundle.report not in reports or not wanted or any(importlib.util.find_spec(name) is None for name in _NEEDED):
         return False
     try:
-        from vit_convert.report.page import read, write_page
+        from vit_convert.report.page import read_subject, write_page
 
-        write_page(page, [read(path) for path in reports], mark=mark)
+        write_page(page, read_subject([bundle.report]), mark=mark)
     except Exception as e:  # an hour-long conversion must not fail because of a picture
         progress.warn(f"no {page.name}: {type(e).__name__}: {e}")
         return False
@@ -47,9 +48,9 @@ def write_at_end(bundle: Bundle, progress: Progress, *, wanted: bool = True) -> 
 
 
 def _places(bundle: Bundle) -> list[pathlib.Path]:
-    """The report of a model, or of both towers of a pair."""
-    towers = [bundle.root / tower / bundle.report.name for tower in ("image", "text")]
-    return [path for path in towers if path.is_file()] if bundle.pair.is_file() else [bundle.report]
+    """The report of a model, or of a pair and both its towers."""
+    towers = [bundle.root / tower / bundle.report.name for tower in TOWERS]
+    return [bundle.report, *(path for path in towers if path.is_file())]
 
 
 def _lasting(report: Mapping[str, Any]) -> dict[str, Any]:

@@ -63,6 +63,8 @@ class Report(Record):
         command: the command line.
         date: when, in UTC (ISO 8601).
         status: "done" or "failed".
+        versions: of the packages that converted.
+        hashes: SHA-256 in hex of each graph and its weights, by file.
         checkpoint: what is converted.
         stages: those that ran or were fresh, in order.
         onnx: the graph model.onnx.
@@ -94,6 +96,8 @@ class Report(Record):
     command: str
     date: str
     status: str
+    versions: Mapping[str, str]
+    hashes: Mapping[str, str]
     checkpoint: Checkpoint | None = section()
     stages: tuple[StageRow, ...]
     onnx: OnnxGraph | None = section()

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 
 from vit_convert.core.benchmark_results import Recommendation
 from vit_convert.core.check_results import GraphCheck
+from vit_convert.core.config import PRECISIONS
 from vit_convert.core.engine_results import Proof
-from vit_convert.core.manifest import StageRecord
+from vit_convert.core.manifest import Manifest, StageRecord
 from vit_convert.core.pipeline import Context
 from vit_convert.core.recommend import Evidence, engine_of, recommend_unmeasured
 from vit_convert.core.results import Results
@@ -37,7 +38,7 @@ def write_report(context: Context, rows: Sequence[StageRecord], command: Sequenc
 
 def make_report(context: Context, rows: Sequence[StageRecord], command: Sequence[str]) -> Report:
     """The report of a conversion, made only from what its stages returned."""
-    results = context.results
+    results, manifest = context.results, Manifest.read(context.bundle)
     quantized, calibrated, exported = results.get("quantize"), results.get("calibrate"), results.get("export")
     checks = _checks(results)
     engines = results.build.engines if results.get("build") else ()
@@ -53,6 +54,8 @@ def make_report(context: Context, rows: Sequence[StageRecord], command: Sequence
         command=shlex.join(command),
         date=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         status="done" if all(row.finished for row in rows) else "failed",
+        versions=manifest.versions,
+        hashes=_hashes(context, manifest),
         checkpoint=Checkpoint.part_of(results.checkpoint) if results.get("checkpoint") else None,
         stages=tuple(StageRow.of(row) for row in rows),
         onnx=OnnxGraph.part_of(exported) if exported else None,
@@ -79,6 +82,16 @@ def _checks(results: Results) -> dict[str, GraphCheck]:
     quantized = results.get("quantize")
     checks = [*([results.check] if results.get("check") else []), *(quantized.checks.values() if quantized else ())]
     return {check.precision: check for check in checks}
+
+
+def _hashes(context: Context, manifest: Manifest) -> dict[str, str]:
+    """Of each graph that a finished stage left, and of its weights beside it."""
+    found: dict[str, str] = {}
+    for path in (context.bundle.onnx(precision) for precision in PRECISIONS):
+        hashes = manifest.files.graph_hashes(path)
+        names = {"sha256": path.name, "data_sha256": f"{path.name}.data"}
+        found |= {names[key]: value for key, value in hashes.items()}
+    return found
 
 
 def _accuracy(results: Results, checks: Mapping[str, GraphCheck]) -> dict[str, float | None]:
