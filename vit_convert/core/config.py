@@ -107,7 +107,8 @@ def check_values(config: ml_collections.ConfigDict) -> None:
         for part in key.split("."):
             value = value[part]
         if value not in valid:
-            raise UsageError(f"config.{key}={value!r}: not one of {', '.join(valid)}.{nearest(str(value), valid)}")
+            listed = ", ".join(choice or "'' (empty)" for choice in valid)
+            raise UsageError(f"config.{key}={value!r}: not one of {listed}.{nearest(str(value), valid)}")
     if config.model is None or not config.outputs:  # a user's own model names its own outputs
         read_outputs(config.outputs)
     check_ranges(config)

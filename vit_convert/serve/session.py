@@ -4,7 +4,7 @@ import contextlib
 import os
 import pathlib
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,6 +20,7 @@ from vit_convert.engine.backend.trt import Backend, load_backend
 from vit_convert.engine.bundle_engines import find_plan, open_engine, require_model, require_proof
 from vit_convert.engine.handoff import open_bundle, read_facts
 from vit_convert.engine.runtime.session import Session
+from vit_convert.serve.fitting import fitting_inputs
 
 PREFERRED = (*UNQUANTIZED, *QUANTIZED)  # a quantized engine is not preferred unless measured to be faster
 
@@ -193,10 +194,10 @@ class _OnnxRunner:
 
     def run(self, inputs: Any) -> dict[str, np.ndarray]:
         try:
-            feeds = inputs if isinstance(inputs, Mapping) else {self._session.get_inputs()[0].name: inputs}
+            feeds = fitting_inputs(inputs, self._session.get_inputs())
             if wrong := wrong_lengths(self._sizes, feeds):
                 raise BenchmarkError(wrong, fix="Cut or pad the texts, or convert with another text_length.")
-            values = self._session.run(None, dict(feeds))
+            values = self._session.run(None, feeds)
         except BenchmarkError:
             raise
         except Exception as e:  # onnxruntime's classes have no common base of their own
