@@ -58,3 +58,10 @@ def test_engines_that_miss():
     assert said("fp32", engine=True, tf32=True).startswith("Build without engine.tf32; if it still misses")
     for precision in ("fp16", "bf16"):
         assert "config.keep_fp32" in said(precision, engine=True)
+
+
+def test_a_graph_is_meant_unless_an_engine_is_named():
+    config = default_config()
+    for precision in ("fp32", "fp16", "bf16"):
+        assert advice(config, precision) == advice(config, precision, engine=False) == said(precision)
+        assert advice(config, precision) != advice(config, precision, engine=True)

@@ -1,5 +1,6 @@
 """Presets fill in what a config leaves at its defaults, once and for all, and refuse what a GPU cannot do."""
 
+import numpy as np
 import pytest
 
 from vit_convert.core.config import check_values, complete
@@ -82,6 +83,9 @@ def test_what_is_known_of_each_gpu(name):
     batch = preset.batch
     assert 1 == batch["min"] <= batch["opt"] <= batch["max"] and batch["max"] in preset.batches
     assert 0 < preset.workspace_gib < preset.memory_gib and 1 in preset.batches
+    # kernels come in tiles of powers of two, and a workspace is given as what a GPU can spare, not to the byte
+    numbers = (batch["opt"], batch["max"], *batch["profiles"], *preset.batches, preset.workspace_gib)
+    assert all(np.log2(number).is_integer() for number in numbers)
     assert list(preset.batches) == sorted({*preset.batches}) and {*batch["profiles"]} <= {*preset.batches}
 
 
