@@ -33,7 +33,7 @@ def test_atomic_file_and_folder(tmp_path):
     assert [path.name for path in (tmp_path / "folder").iterdir()] == ["two"]
 
 
-@pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt(), OSError(errno.EIO, "io")])
+@pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt(), OSError(errno.ENXIO, "no device")])
 @pytest.mark.parametrize("folder", [False, True])
 def test_crash_leaves_nothing_and_what_was_there(tmp_path, error, folder):
     (tmp_path / "file").write_text("before")
@@ -55,6 +55,7 @@ def test_crash_leaves_nothing_and_what_was_there(tmp_path, error, folder):
         (errno.ENOSPC, "no space left"),
         (errno.EDQUOT, "no space left"),
         (errno.EACCES, "cannot be written"),
+        (errno.EIO, "cannot be written"),
     ],
 )
 def test_full_disk_is_a_users_mistake(tmp_path, number, message):
@@ -103,12 +104,17 @@ def failing(number, path=None):
         (errno.EDQUOT, "/elsewhere/cache", "/elsewhere/cache: no space left on the disk"),
         (errno.EACCES, "/elsewhere/checkpoint.npz", ""),  # what cannot be read is not the bundle's
         (errno.EROFS, "{root}-of-another/a", ""),
-        (errno.EIO, "{root}/model.onnx", ""),
+        (errno.EIO, "{root}/model.onnx", "{root}/model.onnx: cannot be written (Input/output error)"),
+        (errno.EISDIR, "{root}/a/b", "{root}/a/b: cannot be written (Is a directory)"),
+        (errno.EIO, None, ""),  # perhaps a read of a checkpoint
+        (errno.EIO, "/elsewhere/checkpoint.npz", ""),
+        (errno.ENOENT, "{root}/model.onnx", ""),  # that a stage forgot to write
         (errno.ENOENT, None, ""),
     ],
 )
 def test_the_disk_under_a_folder_is_a_users_mistake_and_other_files_are_not(tmp_path, number, path, said):
     root = tmp_path / "b32"
+    root.mkdir()
     if isinstance(path, bytes):
         path = path.decode().format(root=root).encode()
     path = path.format(root=root) if isinstance(path, str) else path
@@ -119,6 +125,20 @@ def test_the_disk_under_a_folder_is_a_users_mistake_and_other_files_are_not(tmp_
         assert str(caught.value) == said.format(root=root) and caught.value.__cause__ is error
     else:
         assert caught.value is error
+
+
+@pytest.mark.parametrize("name", ["b32/model.onnx", ""])
+def test_a_folder_that_disappears(tmp_path, name):
+    root = tmp_path / "b32"
+    with (
+        pytest.raises(UsageError, match="b32: was removed while the command worked in it") as caught,
+        folder_errors(root),
+    ):
+        raise failing(errno.ENOENT, str(tmp_path / name)) if name else failing(errno.ENOENT)
+    assert caught.value.fix == "Run it again."
+    elsewhere = failing(errno.ENOENT, str(tmp_path / "checkpoint.npz"))
+    with pytest.raises(FileNotFoundError), folder_errors(root):
+        raise elsewhere
 
 
 def test_what_succeeds_and_what_is_no_error_of_the_disk_passes(tmp_path):

@@ -177,6 +177,13 @@ def test_the_kernels_lock_says_more_than_a_process_that_lives(bundle):
         assert json.loads(bundle.lock.read_text())["pid"] == os.getpid()
 
 
+def test_a_folder_in_the_locks_place_is_said(bundle):
+    bundle.lock.mkdir()
+    with pytest.raises(UsageError, match=r"\.lock: cannot be written \(Is a directory\)") as caught, hold(bundle, "a"):
+        pass
+    assert caught.value.fix == "Move away what is there, or give another --workdir."
+
+
 def test_a_disk_that_fails_under_the_lock_is_said(bundle, monkeypatch):
     def broken(*arguments):
         raise OSError(errno.EIO, "Input/output error")

@@ -103,6 +103,14 @@ def test_what_stops_in_between_leaves_nothing(tmp_path):
     assert isinstance(model.graph.initializers["w"].const_value, ir.LazyTensor)
 
 
+@pytest.mark.parametrize("name", ["model.onnx", "model.onnx.data"])
+def test_a_folder_in_a_files_place_is_said(tmp_path, name):
+    (tmp_path / name / "kept").mkdir(parents=True)
+    with pytest.raises(UsageError, match=r"model\.onnx: cannot be written \(Is a directory\)"):
+        save_onnx(product(), tmp_path / "model.onnx")
+    assert (tmp_path / name / "kept").is_dir() and not list(tmp_path.glob(".*"))
+
+
 def test_the_weights_are_renamed_before_the_graph(tmp_path, monkeypatch):
     """A reader that finds the graph finds its weights."""
     moved, replace = [], os.replace

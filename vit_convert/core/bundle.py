@@ -20,6 +20,11 @@ from vit_convert.core.record import Record
 _CHUNK_BYTES = 1 << 22  # large enough that other threads hardly slow it down, small enough to stay in a cache
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _REFUSED = (errno.EACCES, errno.EROFS, errno.EPERM)
+# a folder or a loop of links where a file belongs, or a disk that fails
+_IN_THE_WAY = (
+    *(errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENOTEMPTY, errno.EEXIST, errno.EBUSY),
+    *(errno.EIO, errno.ESTALE),
+)
 # all that numpy.ndarray.tofile reports; it sets no errno
 _SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")
 
@@ -160,7 +165,8 @@ def temporary_beside(path: pathlib.Path) -> pathlib.Path:
 
 @contextlib.contextmanager
 def disk_errors(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turns a full disk, a quota or a refused write while `path` is made into a UsageError that says so."""
+    """Turns a full disk, a quota, a refused write or something in its place while `path` is made into a UsageError that
+    says so."""
     try:
         yield
     except OSError as e:
@@ -171,6 +177,9 @@ def disk_errors(path: str | os.PathLike[str]) -> Iterator[None]:
             ) from e
         if e.errno in _REFUSED:
             raise UsageError(f"{path}: cannot be written ({e.strerror})", fix="Give a writable --workdir.") from e
+        if e.errno in _IN_THE_WAY:
+            fix = "Move away what is there, or give another --workdir."
+            raise UsageError(f"{path}: cannot be written ({e.strerror})", fix=fix) from e
         raise
 
 
@@ -191,13 +200,18 @@ def utf8_path(path: str | os.PathLike[str]) -> str:
 
 @contextlib.contextmanager
 def folder_errors(root: pathlib.Path) -> Iterator[None]:
-    """Like `disk_errors` for every file under `root`; errors of other files pass unchanged."""
+    """Like `disk_errors` for every file under `root`, and for `root` itself if it disappears; errors of other files
+    pass unchanged."""
     try:
         yield
     except OSError as e:
         named = pathlib.Path(os.fsdecode(e.filename)) if isinstance(e.filename, str | bytes | os.PathLike) else root
         if e.errno in _REFUSED and not named.is_relative_to(root):  # for example a checkpoint without read permission
             raise
+        if e.errno in _IN_THE_WAY and root not in named.parents:  # perhaps a read through a descriptor
+            raise
+        if e.errno == errno.ENOENT and named.is_relative_to(root) and not root.is_dir():
+            raise UsageError(f"{root}: was removed while the command worked in it", fix="Run it again.") from e
         with disk_errors(named):
             raise
 
