@@ -77,7 +77,12 @@ def test_weights_are_there_after_saving(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "invalid", ["h = MatMul (w, b) s = Add (h, x) y = Nonsense (s)", "h = MatMul (x, w) s = Relu (h, b) y = Relu (s)"]
+    "invalid",
+    [
+        "h = MatMul (w, b) s = Add (h, x) y = Nonsense (s)",
+        "h = MatMul (x, w) s = Relu (h, b) y = Relu (s)",
+        "h = MatMul (x, w) s = Add (h, b) y = Cast <to = 10> (s)",  # of another type than the graph says
+    ],
 )
 def test_a_graph_that_the_checker_refuses_replaces_nothing(tmp_path, invalid):
     path = tmp_path / "model.onnx"

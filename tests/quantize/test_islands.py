@@ -5,6 +5,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+from vit_convert.core.onnx_file import open_proto
 from vit_convert.quantize.half_precision import to_bf16, to_fp16
 
 HEAD = '<ir_version: 9, opset_import: ["" : {opset}]>\ng ({inputs}) => (float[N, 3] logits)\n'
@@ -125,3 +126,44 @@ def test_operators_that_an_opset_lacks_for_a_type():
     }
     assert to_fp16(model).islands == {}
     assert to_bf16(graph("c = Relu (images)", "logits = MatMul (c, w)", opset=14)).islands == {}
+
+
+BRANCHES = """y = If (yes) <
+    then_branch = t () => (float[N, 3] p) { a = Mul (h, h) p = Mul (a, scale3) },
+    else_branch = e () => (float[N, 3] q) { q = Identity (h) }>"""
+LOOP = """y, all = Loop (count, yes, h) <body = b (int64 i, bool go, float[N, 3] z) => (bool on, float[N, 3] r, float[N, 3] s)
+    { on = Identity (go) c = Add (z, h) r = Mul (c, scale3) s = Identity (r) }>"""
+
+
+@pytest.mark.parametrize("inner, op", [(BRANCHES, "If"), (LOOP, "Loop")])
+@pytest.mark.parametrize("typed", [to_fp16, to_bf16])
+@pytest.mark.parametrize("keep", [(), ("y",)])
+def test_graphs_within_nodes_stay_float32(inner, op, typed, keep):
+    """With what they read of the graph around them: a value in half precision, and a weight that both read."""
+    text = HEAD.format(opset=20, inputs="float[N, 4] images") + WEIGHTS.replace(
+        "<", "<float[3] scale3 = {0.5, 0.25, 2}, int64 count = {3}, bool yes = {1}, ", 1
+    )
+    text += " {\nh = MatMul (images, w)\n" + inner + "\ng = Mul (y, scale3)\nlogits = Tanh (g)\n}"
+    model = onnx.parser.parse_model(text)
+    weight = np.arange(12, dtype=np.float32).reshape(4, 3) / 8
+    model.graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))
+    plain = ir.from_proto(model)
+    for node in plain.graph:
+        node.name = node.outputs[0].name
+    plain = ir.from_proto(onnx.shape_inference.infer_shapes(ir.to_proto(plain), data_prop=True))
+    found = typed(plain, keep_fp32=keep)
+    assert found.islands == {"y": "keep_fp32" if keep else f"{op} has a graph of its own"}
+    proto = ir.to_proto(found.model)
+    onnx.checker.check_model(proto, full_check=True)
+    images = np.random.default_rng(0).uniform(-1, 1, (2, 4)).astype(np.float32)
+    h, scale = images.astype(np.float64) @ weight, np.array([0.5, 0.25, 2])
+    y = h * h * scale
+    if op == "Loop":
+        y = h
+        for _ in range(3):
+            y = (y + h) * scale
+    half = next(node for node in found.model.graph if node.op_type == "Tanh").outputs[0].dtype
+    assert half == (ir.DataType.FLOAT16 if typed is to_fp16 else ir.DataType.BFLOAT16)
+    if typed is to_fp16:  # onnxruntime has few kernels for bf16
+        (got,) = open_proto(proto, ".").run(None, {"images": images})
+        np.testing.assert_allclose(got, np.tanh(y * scale), rtol=0, atol=5e-3)  # roundings of 2^-11, times up to 15

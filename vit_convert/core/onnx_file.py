@@ -56,7 +56,7 @@ def save_onnx(model: "ir.Model", path: str | os.PathLike[str]) -> None:
             else:  # all constants are in the graph: an existing file belongs to an earlier graph
                 path.with_name(data.name).unlink(missing_ok=True)
             os.replace(folder / path.name, path)
-        except onnx.checker.ValidationError as e:
+        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as e:
             raise ExportError(f"{path}: onnx.checker refuses the graph: {e}") from e
         finally:
             shutil.rmtree(folder, ignore_errors=True)

@@ -9,6 +9,7 @@ Every node computes in half precision, except islands that stay float32:
   should be exact;
 - nodes that read or write a tensor whose measured range does not fit, and nodes with a weight that does not fit;
 - nodes that only move data to such nodes;
+- nodes with a graph of their own (Loop, If, Scan), and all in it;
 - operators that the opset does not define for the type (Conv in bf16 before opset 22, QuantizeLinear in fp16 before
   opset 19). LayerNormalization itself is typed half with stash_type=1: internally, its statistics are float32. Softmax
   is also typed half: TensorRT's fused attention accumulates it in float32. onnxruntime on the CPU computes most fp16
@@ -115,14 +116,16 @@ class _Typing:
         for value in self._graph.inputs:
             if value.dtype == ir.DataType.FLOAT:
                 value.type = ir.TensorType(io_dtype)  # not value.dtype: clones share the type object
-        for node in list(self._graph):
+        for node in list(ir.traversal.RecursiveGraphIterator(self._graph)):
             self._type(node, ir.DataType.FLOAT if node in islands else self._half)
         for index, value in enumerate(self._graph.outputs):
             if value.dtype in self._floats and value.dtype != io_dtype:
                 self._output(index, value, io_dtype)
         RemoveUnusedNodesPass()(self._model)
         num_casts = sum(node.op_type == "Cast" for node in self._graph)
-        reasons = {node.outputs[0].name or "": reason for node, reason in islands.items()}
+        reasons = {
+            node.outputs[0].name or "": reason for node, reason in islands.items() if node.graph is self._graph
+        }
         return TypedModel(self._model, reasons, self._overflowing, self._num_subnormal, num_casts)
 
     def _scan_weights(self) -> None:
@@ -144,13 +147,15 @@ class _Typing:
         islands: dict[ir.Node, str] = {}
         for node in self._graph:
             if matches(self._keep_fp32, names[node]):
-                islands[node] = "keep_fp32"
+                islands |= dict.fromkeys((node, *_within(node)), "keep_fp32")
             elif node in statistics:
                 islands[node] = "statistics"
             elif node in normalization:
                 islands[node] = "normalises pixels"
             elif node.op_type == "Resize":
                 islands[node] = "interpolates"
+            elif within := _within(node):
+                islands |= dict.fromkeys((node, *within), f"{node.op_type} has a graph of its own")
             elif (
                 value := next(
                     (v for v in (*node.inputs, *node.outputs) if v is not None and self._range(v) > RANGE_LIMIT), None
@@ -234,6 +239,17 @@ class _Typing:
             self._graph.insert_after(after, node)
         else:
             self._graph.insert_before(self._graph[0], node)
+
+
+def _within(node: ir.Node) -> list[ir.Node]:
+    """The nodes in a node's own graphs, at any depth."""
+    graphs: list[ir.Graph] = []
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            graphs.append(attribute.as_graph())
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            graphs.extend(attribute.as_graphs())
+    return [inner for graph in graphs for inner in ir.traversal.RecursiveGraphIterator(graph)]
 
 
 def _largest_and_subnormal(weight: np.ndarray) -> tuple[float, int]:
