@@ -224,6 +224,8 @@ def _convert(
 
     try:
         run_stages(stages(), context, rows, until=until, force=force, begin=begin)
+        if not context.bundle.config.is_file():  # somebody removed it on the way
+            write_json(context.bundle.config, as_plain(context.config))
     finally:
         report = write_report(context, rows, command)
     return report

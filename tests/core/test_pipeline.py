@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import json
 import os
+import pathlib
 import shutil
 
 import pytest
@@ -216,6 +217,40 @@ def test_a_disk_that_fails_under_a_stage_is_a_users_mistake(road, number):
     road.fails["b"] = OSError(errno.EACCES, "Permission denied", "/somewhere/checkpoint.npz")
     with pytest.raises(PermissionError):
         road.run()
+
+
+def removing(road, monkeypatch, where, *names, then=None):
+    """Lets somebody remove files while a stage writes its own."""
+    write = pathlib.Path.write_text
+
+    def written(path, text, *arguments, **options):
+        found = write(path, text, *arguments, **options)
+        if path.name == where:
+            for name in names:
+                (road.bundle.root / name).unlink()
+            if then is not None:
+                raise then
+        return found
+
+    monkeypatch.setattr(pathlib.Path, "write_text", written)
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError(errno.ENOENT, "No such file"), RuntimeError("no graph"), None])
+@pytest.mark.parametrize("where", ["b", "c"])
+def test_a_file_that_somebody_removes_meanwhile_is_named(road, monkeypatch, where, error):
+    """Whatever the stage that misses it raises, and if none does."""
+    removing(road, monkeypatch, where, "a", then=error)
+    with pytest.raises(UsageError, match=r"/a: was removed while the command worked in its folder$") as caught:
+        road.run(force=True)
+    assert caught.value.__cause__ is error and caught.value.fix == "Run it again."
+    monkeypatch.undo()
+    assert set(road.run().values()) <= {"done", "fresh"} and (road.bundle.root / "a").read_text() == "a"
+
+
+def test_a_failure_with_all_files_in_place_is_the_stages_own(road, monkeypatch):
+    removing(road, monkeypatch, "c", then=RuntimeError("ours"))
+    with pytest.raises(RuntimeError, match="ours"):
+        road.run(force=True)
 
 
 def test_force_and_until(road):

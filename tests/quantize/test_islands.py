@@ -131,8 +131,9 @@ def test_operators_that_an_opset_lacks_for_a_type():
 BRANCHES = """y = If (yes) <
     then_branch = t () => (float[N, 3] p) { a = Mul (h, h) p = Mul (a, scale3) },
     else_branch = e () => (float[N, 3] q) { q = Identity (h) }>"""
-LOOP = """y, all = Loop (count, yes, h) <body = b (int64 i, bool go, float[N, 3] z) => (bool on, float[N, 3] r, float[N, 3] s)
-    { on = Identity (go) c = Add (z, h) r = Mul (c, scale3) s = Identity (r) }>"""
+LOOP = """y, all = Loop (count, yes, h) <
+    body = b (int64 i, bool go, float[N, 3] z) => (bool on, float[N, 3] r, float[N, 3] s) {
+    on = Identity (go) c = Add (z, h) r = Mul (c, scale3) s = Identity (r) }>"""
 
 
 @pytest.mark.parametrize("inner, op", [(BRANCHES, "If"), (LOOP, "Loop")])

@@ -216,6 +216,8 @@ class _Run:
             self._keep(e.result if isinstance(e, ConvertError) else None)
             if not isinstance(e, ConvertError | KeyboardInterrupt):
                 context.progress.event("crash", stage=stage.name, error=error)
+                if isinstance(e, Exception):
+                    self._require_kept(e)
             raise
         finally:
             seconds, peak = round(time.monotonic() - started, 3), round(_peak_rss_mib(), 1)
@@ -240,9 +242,27 @@ class _Run:
             self._change(status="failed")
             raise
 
+    def _require_kept(self, cause: Exception | None = None) -> None:
+        """Refuses to go on if somebody removed what a stage left: others cannot read it, and the bundle is not whole.
+
+        Raises:
+            UsageError: names the file.
+        """
+        root = self._context.bundle.root
+        for record in (record for row in self._rows for record in row.files or ()):
+            if not (root / record.path).is_file():
+                raise UsageError(
+                    f"{root / record.path}: was removed while the command worked in its folder", fix="Run it again."
+                ) from cause
+
     def finish(self, later: list[Stage]) -> None:
         """Finds out which stages after the last one are fresh under this config, and removes files that none of its
-        stages wrote."""
+        stages wrote.
+
+        Raises:
+            UsageError: a file of the stages is gone.
+        """
+        self._require_kept()
         decided, results = len(self._rows), self._context.results.copy()
         try:
             self._look_at(later)

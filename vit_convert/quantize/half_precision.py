@@ -123,9 +123,7 @@ class _Typing:
                 self._output(index, value, io_dtype)
         RemoveUnusedNodesPass()(self._model)
         num_casts = sum(node.op_type == "Cast" for node in self._graph)
-        reasons = {
-            node.outputs[0].name or "": reason for node, reason in islands.items() if node.graph is self._graph
-        }
+        reasons = {node.outputs[0].name or "": reason for node, reason in islands.items() if node.graph is self._graph}
         return TypedModel(self._model, reasons, self._overflowing, self._num_subnormal, num_casts)
 
     def _scan_weights(self) -> None:
