@@ -67,6 +67,8 @@ def written(path, damage=lambda value: None):
     "damage",
     [
         lambda value: value.update(schema="vit_convert.batch/2"),
+        lambda value: value.update(schema="vit_convert.batch/0"),
+        lambda value: value.update(schema=1),
         lambda value: value.update(command=3),
         lambda value: value["jobs"][0].update(seconds="long"),
         lambda value: value["jobs"][0]["engines"][0].update(device=0),

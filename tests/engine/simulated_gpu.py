@@ -61,9 +61,7 @@ class Driver:
     def _nothing(self, *_):
         return 0
 
-    cuInit = cuCtxSetCurrent = cuDeviceGet = cuDevicePrimaryCtxRetain = cuStreamWaitEvent = cuEventDestroy_v2 = (
-        cuGraphDestroy
-    ) = _nothing
+    cuInit = cuCtxSetCurrent = cuDeviceGet = cuDevicePrimaryCtxRetain = cuStreamWaitEvent = cuEventDestroy_v2 = _nothing
 
     def cuGetErrorString(self, status, text):
         text._obj.value = b"simulated failure"
@@ -185,6 +183,8 @@ class Driver:
     def cuGraphExecDestroy(self, executable):
         del self.graphs[_number(executable)]
         return 0
+
+    cuGraphDestroy = cuGraphExecDestroy  # both have numbers of their own
 
 
 class Context:

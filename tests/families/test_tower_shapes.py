@@ -125,3 +125,10 @@ def test_what_comes_out():
             Output(name, "float32", ("batch", *shape), judge=judges.get(name, "cosine"))
             for name, shape in shapes.items()
         )
+
+
+def test_what_a_tower_is_unless_its_family_says_otherwise():
+    """An image tower as most are published; a text whose tokens mean nothing yet, without a first or a last one."""
+    image, text = ImageTower("x", "y", ENCODER, "map"), TextTower("x", "y", ENCODER, "last")
+    assert (image.grid, image.num_tokens, image.patch_bias, image.table) == ((14, 14), 196, True, "aligned")
+    assert (text.start, text.end, text.pad, text.length, text.mask, text.vocabulary) == (-1, -1, 0, 64, "none", 0)

@@ -54,7 +54,22 @@ def test_all_memory_is_given_back(load, gpu):
         list(pipelined.run([images(4), images(5)]))
     del pipelined, session
     gc.collect()
-    assert not gpu[1].device and not gpu[1].queues and not gpu[1].pinned
+    assert not gpu[1].device and not gpu[1].queues and not gpu[1].pinned and not gpu[1].graphs
+
+
+def test_nothing_is_recorded_before_the_first_run_has_ended(load, gpu, monkeypatch):
+    """Which loads kernels and allocates; its failure is then not taken for one of the recording."""
+    begin, waiting = gpu[1].cuStreamBeginCapture_v2, []
+
+    def spied(stream, mode):
+        waiting.append(len(gpu[1].queues[stream.value]))
+        return begin(stream, mode)
+
+    monkeypatch.setattr(gpu[1], "cuStreamBeginCapture_v2", spied)
+    with Session(load()) as session:
+        session.run(images(4))
+        session.run(images(5))
+    assert waiting == [0, 0]
 
 
 def results_in_device_memory(gpu, session):
