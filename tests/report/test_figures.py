@@ -114,9 +114,9 @@ def test_only_the_costliest_thresholds_have_room(painted):
 
 def test_a_title_names_the_model_where_there_are_several(painted):
     one = {"stages": [{"name": "export", "status": "done", "seconds": 2.5, "peak_rss_mib": 1.0}]}
-    assert [*painted({"name": "a", **one})] == ["Stages of the conversion, with peak memory"]
+    assert [*painted({"name": "a", **one})] == ["Stages, with peak memory"]
     assert [*painted({"name": "a", **one}, {"name": "b", **one})] == [
-        f"Stages of the conversion, with peak memory: {name}" for name in "ab"
+        f"Stages, with peak memory: {name}" for name in "ab"
     ]
 
 

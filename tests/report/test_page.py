@@ -271,34 +271,45 @@ def test_the_command(tmp_path, capsys, monkeypatch):
 
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-MEASURE = """<script>addEventListener("load", () => { document.title = JSON.stringify({
+MEASURE = """<script>addEventListener("load", () => { parent.postMessage(JSON.stringify({
     wide: document.documentElement.scrollWidth, given: innerWidth,
     asked: performance.getEntriesByType("resource").length,
-    drawn: document.querySelectorAll("svg").length}) })</script>"""
+    drawn: document.querySelectorAll("svg").length,
+    dark: matchMedia("(prefers-color-scheme: dark)").matches,
+    colours: [getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor],
+    }), "*") })</script>"""
+# A frame, because no window of Chromium is narrower than 500 pixels.
+FRAME = """<!doctype html><meta name="color-scheme" content="light dark"><title></title>
+<script>addEventListener("message", (told) => { document.title = told.data })</script>
+<iframe src="page.html" style="border: 0; width: WIDTHpx; height: 900px"></iframe>"""
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("width", [1280, 400])
-def test_a_browser_shows_it_without_errors_or_requests(tmp_path, width, compared):
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (400, True)])
+def test_a_browser_shows_it_without_errors_or_requests(tmp_path, width, dark, compared):
     browser = next((found for name in BROWSERS if (found := shutil.which(name))), None)
     if browser is None:
         pytest.skip("no Chromium here")
     (tmp_path / "page.html").write_text(compared + MEASURE, encoding="utf-8")
+    (tmp_path / "frame.html").write_text(FRAME.replace("WIDTH", str(width)), encoding="utf-8")
     words = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
     words += ["--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path}/profile"]
     words += [
         "--enable-logging=stderr",
         "--v=0",
-        f"--window-size={width},900",
+        "--window-size=1400,1000",
         "--virtual-time-budget=5000",
         "--dump-dom",
+        *(["--blink-settings=preferredColorScheme=0"] if dark else []),
     ]
     done = subprocess.run(
-        [browser, *words, (tmp_path / "page.html").as_uri()], capture_output=True, text=True, timeout=120
+        [browser, *words, (tmp_path / "frame.html").as_uri()], capture_output=True, text=True, timeout=120
     )
     found = json.loads(re.search(r"<title>(\{.*?\})</title>", done.stdout)[1].replace("&quot;", '"'))
     assert found["asked"] == 0 and found["drawn"] == 10
-    assert found["wide"] <= found["given"], "the page is wider than the window"
+    assert found["wide"] <= found["given"] == width, "the page is wider than the window"
+    ink, paper = (sum(map(int, re.findall(r"\d+", colour)[:3])) for colour in found["colours"])
+    assert found["dark"] is dark and (ink - paper > 500 if dark else paper - ink > 500), found["colours"]
     assert "CONSOLE" not in done.stderr, done.stderr[-1000:]
 
 

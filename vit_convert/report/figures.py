@@ -161,4 +161,4 @@ def _stages(report: Report, reports: Sequence[Report]) -> str:
         axes.invert_yaxis()
         axes.margins(x=0.2)
 
-    return draw(paint, _titled("Stages of the conversion, with peak memory", report, reports), "seconds", "", len(rows))
+    return draw(paint, _titled("Stages, with peak memory", report, reports), "seconds", "", len(rows))
