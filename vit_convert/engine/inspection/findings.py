@@ -58,7 +58,8 @@ def _of_opset(graph: Graph, support: Support) -> Iterator[Finding]:
     version, (oldest, newest) = graph.opsets.get("", 0), support.opsets
     if not oldest <= version <= newest:
         fix = f"Convert with target={support.name}, or export with an opset from {oldest} to {newest}."
-        yield Finding(REFUSED, "graph", f"opset {version}, it reads {oldest} to {newest}", fix)
+        what = REFUSED if support.refuses_opsets or not version else UNKNOWN
+        yield Finding(what, "graph", f"opset {version}, it reads {oldest} to {newest}", fix)
     elif support.opset_note and version > 20:
         fix = "Export with opset 20, or use a later release."
         yield Finding(UNKNOWN, "graph", f"opset {version}: {support.opset_note}", fix)
@@ -71,6 +72,8 @@ def _of_ends(graph: Graph, support: Support) -> Iterator[Finding]:
             if support.casts_int64 and value.dtype == "int64":
                 fix = f"Make it int32 in the graph: it is an {word} of the engine."
                 yield Finding(REFUSED, name, f"{word} of int64, which it does not have", fix)
+            elif word == "input" and value.dtype and value.dtype not in support.types:
+                yield _of_type(name, f"an input of {value.dtype}", value.dtype, support)
             if value.shape is None:
                 fix = "Run onnx.shape_inference, or export again."
                 yield Finding(UNKNOWN, name, f"{word} without a shape in the file", fix)
@@ -106,13 +109,17 @@ def _of_types(graph: Graph, node: Node, support: Support) -> Iterator[Finding]:
         dtype = graph.value(name).dtype
         if not dtype or dtype in support.types or (name not in node.outputs and name not in graph.weights):
             continue  # another node's output is reported there
-        fix = {"bfloat16": "Use fp16, or TensorRT 10 or later."}.get(dtype, "Use another type.")
-        if dtype.startswith(("float8", "float4", "int4")):
-            fix = "Use int8 or fp16, or TensorRT 10 or later."
-        yield Finding(REFUSED, _where(node), f"{name} is {dtype}, which {support.name} does not have", fix)
+        yield _of_type(_where(node), f"{name} is {dtype}", dtype, support)
     for name in node.outputs:
         if graph.value(name).dtype == "float64":
             yield Finding(CHANGED, _where(node), f"{name} is float64 and becomes float32", "Cast it in the graph.")
+
+
+def _of_type(where: str, said: str, dtype: str, support: Support) -> Finding:
+    fix = {"bfloat16": "Use fp16, or TensorRT 10 or later."}.get(dtype, "Use another type.")
+    if dtype.startswith(("float8", "float4", "int4")):
+        fix = "Use int8 or fp16, or TensorRT 10 or later."
+    return Finding(REFUSED, where, f"{said}, which {support.name} does not have", fix)
 
 
 def _nothing(graph: Graph, node: Node, support: Support) -> Iterator[Finding]:
@@ -185,11 +192,41 @@ def _of_einsum(graph: Graph, node: Node, support: Support) -> Iterator[Finding]:
         )
 
 
+_MODES: Mapping[str, tuple[str, Callable[[object], bool]]] = {  # by operator: an attribute, and which values are read
+    "BatchNormalization": ("training_mode", lambda mode: not mode),
+    "LpPool": ("p", lambda p: p in (1, 2, None)),
+    "Resize": ("coordinate_transformation_mode", lambda mode: mode != "tf_crop_and_resize"),
+    "ScatterElements": ("reduction", lambda reduction: reduction not in ("mul", "max", "min")),
+    "ScatterND": ("reduction", lambda reduction: reduction in ("none", None)),
+    "TensorScatter": ("mode", lambda mode: mode in ("linear", None)),
+}
+
+
+def _of_mode(graph: Graph, node: Node, support: Support) -> Iterator[Finding]:
+    name, is_read = _MODES[node.op]
+    value = node.attributes.get(name)
+    if is_read(value):
+        return
+    fix = "Write it with operators that it reads, or leave it outside the engine."
+    if support.asked:
+        yield Finding(REFUSED, _where(node), f"{name}={value}, which it does not read", fix)
+    else:
+        yield Finding(UNKNOWN, _where(node), f"{name}={value}: TensorRT-RTX 1.7 does not read it", fix)
+
+
+def _of_arithmetic(graph: Graph, node: Node, support: Support) -> Iterator[Finding]:
+    if graph.value(node.input(0)).dtype == "uint8":
+        what = REFUSED if support.asked else UNKNOWN
+        yield Finding(what, _where(node), "it has no arithmetic of uint8", "Cast to float32 or int32 before it.")
+
+
 _CHECKS: Mapping[str, Callable[[Graph, Node, Support], Iterator[Finding]]] = {
     **dict.fromkeys(_QDQ, _of_qdq),
     "LayerNormalization": _of_layer_norm,
     "Attention": _of_attention,
     "Conv": _of_convolution,
     "Einsum": _of_einsum,
+    **dict.fromkeys(_MODES, _of_mode),
+    **dict.fromkeys(("Add", "Sub", "Mul", "Div", "Greater", "Less", "MaxPool"), _of_arithmetic),
     **dict.fromkeys(("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin"), _of_reduction),
 }

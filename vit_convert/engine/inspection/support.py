@@ -68,6 +68,9 @@ class Support:
         one_type_norms: whether a LayerNormalization's inputs must be of one type.
         float32_attention: whether it builds `Attention` in float32.
         attention_since: the first release that reads `Attention`; "" if all do, or none.
+        also_reads: operators that it reads, and of which nothing is known for the others.
+        asked: whether its parser itself was asked about each operator and opset (benchmarks/gpu/ask_parser.py).
+        refuses_opsets: whether it refuses a graph for the number of its opset; the others read what they know in it.
     """
 
     name: str
@@ -84,12 +87,15 @@ class Support:
     one_type_norms: bool = False
     float32_attention: bool = True
     attention_since: str = ""
+    also_reads: frozenset[str] = frozenset()
+    asked: bool = False
+    refuses_opsets: bool = False
 
     def reads(self, op: str) -> bool | None:
         """Whether it reads one of ONNX's own operators; None if unknown."""
         if op in self.not_read:
             return False
-        return True if op in _READ or op in _NEWER else None
+        return True if op in _READ or op in _NEWER or op in self.also_reads else None
 
 
 _NEWER = {
@@ -97,7 +103,13 @@ _NEWER = {
     *("Reciprocal", "Trilu", "RoiAlign", "Shrink", "GridSample", "RMSNormalization", "RotaryEmbedding", "Swish"),
 }
 _NEVER_READ = dict.fromkeys(sorted(_NEVER), "")
+# What the parser of TensorRT-RTX 1.7 said of one-node files of each operator.
+_RTX_READS = _words("BlackmanWindow CastLike HammingWindow HannWindow MeanVarianceNormalization STFT TensorScatter")
+_RTX_REFUSES = _words("""
+AffineGrid BitCast BitwiseAnd BitwiseNot BitwiseOr BitwiseXor CenterCropPad Col2Im CumProd DeformConv NonZero RoiAlign
+""")
 _MODERN_QUANTIZED = ("int8", "float8_e4m3fn", "int4", "float4_e2m1")
+_PLUGIN = "TensorRT reads it by a plugin, for which TensorRT-RTX has no library: leave it outside the engine."
 _TRT10_NOTE = "10.0 and 10.1 read up to 20"
 
 SUPPORT = {
@@ -112,6 +124,7 @@ SUPPORT = {
             casts_int64=True,
             has_our_plugins=True,
             strict_qdq=True,
+            refuses_opsets=True,
             fuses_quantized_attention=False,
         ),
         Support(
@@ -128,7 +141,13 @@ SUPPORT = {
             name="rtx",
             opsets=(9, 26),
             types=frozenset(_MODERN),
-            not_read=_NEVER_READ,
+            not_read={
+                **dict.fromkeys(sorted((_NEVER | _RTX_REFUSES) - _RTX_READS), ""),
+                "NonZero": _PLUGIN,
+                "RoiAlign": _PLUGIN,
+            },
+            also_reads=_RTX_READS,
+            asked=True,
             quantized=_MODERN_QUANTIZED,
             plugins=False,
             one_type_norms=True,
