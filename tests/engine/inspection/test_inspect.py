@@ -91,6 +91,10 @@ def test_gelu_builds_elsewhere_and_the_fix_says_how(graph):
     assert [told(graph(GELU, 20), target) for target in ("trt10", "trt11", "rtx")] == [[], [], []]
     (found,) = [row for row in findings(graph(GELU, 20), "trt8") if row.op == "Gelu"]
     assert "Erf" in found.fix and "target=trt8" in found.fix
+    fused = {target: [(row.fused, row.why) for row in fusions(graph(GELU, 20), target)] for target in SUPPORT}
+    assert fused["trt8"] == [(False, "trt8 has no Gelu")] and all(
+        fused[name][0][0] for name in ("trt10", "trt11", "rtx")
+    )
 
 
 def test_what_only_a_parser_knows(graph):

@@ -3,6 +3,7 @@
 import json
 import types
 
+import numpy as np
 import onnx
 import pytest
 from onnx import parser
@@ -180,3 +181,36 @@ def test_another_generations_parser_is_not_asked(tmp_path, monkeypatch, target):
     assert command.parser_says(tmp_path / "a.onnx", target) == (
         "its parser was not asked (tensorrt 10.3.0 is installed)", None
     )  # fmt: skip
+
+
+def test_files_that_only_look_whole(graph, tmp_path, capsys, monkeypatch):
+    """Weights elsewhere, a size that the file does not give, a body in a node, no file at all."""
+    monkeypatch.setattr(command, "parser_says", lambda path, target: ("its parser was not asked (test)", None))
+    inspect = ["engine", "inspect", "--for=trt10"]
+    assert main([*inspect, str(tmp_path / "none.onnx")]) == 2
+    assert "there is no such file or folder" in capsys.readouterr().err
+
+    model = parser.parse_model(f'<ir_version: 10, opset_import: ["" : 17]> {PLAIN}')
+    model.graph.input[0].type.tensor_type.ClearField("shape")
+    onnx.save(model, tmp_path / "shapeless.onnx")
+    assert main([*inspect, str(tmp_path / "shapeless.onnx")]) == 0
+    said = capsys.readouterr().out
+    assert "no trtexec line" in said and "input without a shape in the file: x" in said
+
+    weight = onnx.numpy_helper.from_array(np.ones((4, 4), np.float32), "w")
+    model = parser.parse_model(
+        '<ir_version: 10, opset_import: ["" : 17]> g (float[N, 4] x) => (float[N, 4] y) { y = MatMul(x, w) }'
+    )
+    model.graph.initializer.append(weight)
+    path = tmp_path / "apart.onnx"
+    onnx.save(model, path, save_as_external_data=True, location="apart.bin", size_threshold=0)
+    assert main([*inspect, str(path)]) == 0 and "1 node" in capsys.readouterr().out
+    (tmp_path / "apart.bin").unlink()
+    assert main([*inspect, str(path)]) == 7
+    assert "its weights lie in apart.bin, which is not beside it" in capsys.readouterr().err
+
+    branches = "then_branch = t () => (float[N, 4] a) { a = Relu(x) }, "
+    branches += "else_branch = e () => (float[N, 4] b) { b = Abs(x) }"
+    graph(f"g (float[N, 4] x, bool c) => (float[N, 4] y) {{ y = If (c) <{branches}> }}")
+    assert main([*inspect, str(tmp_path / "text.onnx")]) == 0
+    assert "not known: If: the nodes of its body were not looked at" in capsys.readouterr().out

@@ -83,7 +83,7 @@ def test_a_workspace_is_held_against_the_largest_value():
         ({"x": (2, 4)}, {}, {}),
         ({"x": ("n", "side", 4)}, {"n": 16}, None),  # nothing tells the side
         ({"x": ("n", "side"), "m": ("n", 3)}, {"n": 16}, None),
-        ({"x": None}, {}, {}),
+        ({"x": None}, {}, None),  # the file does not say
     ],
 )
 def test_shapes_of_a_file_come_of_the_configs_batch(tmp_path, monkeypatch, inputs, sizes, shapes):

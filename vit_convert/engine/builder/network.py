@@ -95,7 +95,8 @@ def refused_nodes(backend: Backend, builder: Any, onnx_path: pathlib.Path) -> li
         return []
     parser.supports_model_v2(onnx_path.read_bytes(), utf8_path(onnx_path))
     errors = [parser.get_error(i) for i in range(parser.num_errors)]
-    return list(dict.fromkeys(f"{error.node_name()} ({error.node_operator()})" for error in errors))
+    named = [(error.node_name() or "a node without a name", error.node_operator()) for error in errors]
+    return list(dict.fromkeys(f"{name} ({operator})" for name, operator in named if operator))
 
 
 def _parse_error(backend: Backend, parser: Any, onnx_path: pathlib.Path) -> BuildError:

@@ -66,10 +66,13 @@ def inspect(path: str, asked: Sequence[str], precisions: Sequence[str], config: 
     for name in asked:
         if name not in DIALECTS:
             raise UsageError(f"--for={name}: not one of {', '.join(DIALECTS)}.{nearest(name, DIALECTS)}")
+    if not os.path.exists(path):
+        raise UsageError(f"{path}: there is no such file or folder", fix="Give an ONNX file or a bundle.")
     subjects = _of_bundle(path, asked) if os.path.isdir(path) else [_of_file(path, asked or [*DIALECTS], config)]
     refused: list[str] = []
     for subject in subjects:
         graph = read_graph(subject.path)
+        require_weights(subject.path, graph)
         print(f"{subject.name}: {precision_of(graph)}, opset {graph.opsets.get('')}, {len(graph.nodes)} nodes")
         for target in subject.targets:
             refused += _report(subject, graph, target, precisions)
@@ -77,6 +80,20 @@ def inspect(path: str, asked: Sequence[str], precisions: Sequence[str], config: 
     if refused:
         more = f", and {len(refused) - 1} more" if len(refused) > 1 else ""
         raise BuildError(f"{refused[0]}{more}", fix="What to do is said with each above.")
+
+
+def require_weights(path: pathlib.Path, graph: Graph) -> None:
+    """Refuses a graph whose weights lie in a file that is not there.
+
+    Raises:
+        BuildError: see above.
+    """
+    missing = sorted(name for name in graph.files if not (path.parent / name).is_file())
+    if missing:
+        raise BuildError(
+            f"{path}: its weights lie in {', '.join(missing)}, which is not beside it",
+            fix="Copy it to the same folder.",
+        )
 
 
 def precision_of(graph: Graph) -> str:
@@ -91,7 +108,10 @@ def _of_file(path: str, targets: Sequence[str], config: ml_collections.ConfigDic
     sizes: dict[str, int] = {}
     shapes: dict[str, tuple[Sequence[int], Sequence[int], Sequence[int]]] | None = {}
     for name in graph.inputs:
-        first, *rest = graph.value(name).shape or (1,)
+        shape = graph.value(name).shape
+        if shape is None:
+            shapes = None
+        first, *rest = shape or (1,)
         sides = [side for side in rest if isinstance(side, int)]
         if isinstance(first, str):
             sizes[first] = batch.max
@@ -132,7 +152,8 @@ def _report(subject: Subject, graph: Graph, target: str, precisions: Sequence[st
     found, built = findings(graph, target), "fp16" if half else written
     refused = [row for row in found if row.what == REFUSED]
     parser, accepted = parser_says(subject.path, target)
-    verdict = f"{len(refused)} nodes or values will not build" if refused else "no obstacle found"
+    count = f"{len(refused)} nodes or values" if len(refused) > 1 else "1 node or value"
+    verdict = f"{count} will not build" if refused else "no obstacle found"
     print(f"  {target}{', as fp16 by a flag' if half else ''}: {verdict}; {parser}")
     for row in _few(found):
         print(f"    {row}")

@@ -214,6 +214,10 @@ def _of_mode(graph: Graph, node: Node, support: Support) -> Iterator[Finding]:
         yield Finding(UNKNOWN, _where(node), f"{name}={value}: TensorRT-RTX 1.7 does not read it", fix)
 
 
+def _of_body(graph: Graph, node: Node, support: Support) -> Iterator[Finding]:
+    yield Finding(UNKNOWN, _where(node), "the nodes of its body were not looked at", "Ask its parser: build with it.")
+
+
 def _of_arithmetic(graph: Graph, node: Node, support: Support) -> Iterator[Finding]:
     if graph.value(node.input(0)).dtype == "uint8":
         what = REFUSED if support.asked else UNKNOWN
@@ -227,6 +231,7 @@ _CHECKS: Mapping[str, Callable[[Graph, Node, Support], Iterator[Finding]]] = {
     "Conv": _of_convolution,
     "Einsum": _of_einsum,
     **dict.fromkeys(_MODES, _of_mode),
+    **dict.fromkeys(("If", "Loop", "Scan"), _of_body),
     **dict.fromkeys(("Add", "Sub", "Mul", "Div", "Greater", "Less", "MaxPool"), _of_arithmetic),
     **dict.fromkeys(("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin"), _of_reduction),
 }

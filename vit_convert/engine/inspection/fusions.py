@@ -68,7 +68,9 @@ def fusions(graph: Graph, target: str, *, half: bool = False) -> list[Fusion]:
         elif node.op == "LayerNormalization":
             found.append(Fusion("LayerNorm", node.label, True, "an operator of its own, which sums in float32"))
         elif node.op == "Gelu":
-            found.append(Fusion("GELU", node.label, True, "an operator of its own, joined to the product before it"))
+            reads = SUPPORT[target].reads("Gelu")
+            why = "an operator of its own, joined to the product before it" if reads else f"{target} has no Gelu"
+            found.append(Fusion("GELU", node.label, bool(reads), why))
         elif node.op in ("Erf", "Tanh") and _is_gelu(walk, node):
             found.append(Fusion("GELU", node.label, True, f"written with {node.op}, which is recognised"))
         elif node.op == "Sqrt":

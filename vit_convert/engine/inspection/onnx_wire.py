@@ -88,6 +88,7 @@ class Graph:
         constants: the bytes of the elements of small initializers.
         functions: (domain, name) of model-local functions.
         metadata: properties of the model.
+        files: beside this one, which hold weights.
     """
 
     opsets: Mapping[str, int]
@@ -99,6 +100,7 @@ class Graph:
     constants: Mapping[str, bytes]
     functions: frozenset[tuple[str, str]]
     metadata: Mapping[str, str]
+    files: frozenset[str] = frozenset()
 
     def value(self, name: str) -> Value:
         """Type and shape of a value, as far as known."""
@@ -225,19 +227,23 @@ def _model(data: memoryview) -> Graph:
     outputs: list[str] = []
     values: dict[str, Value] = {}
     weights: dict[str, bytes | None] = {}
+    files = set()
     for number, value in _fields(graph) if graph is not None else ():
         if number == 1:
             nodes.append(_node(value))
         elif number == 5:
             name, found, content = _tensor(value)
             values[name], weights[name] = found, content
+            files.add(_location(value))
         elif number in (11, 12, 13):
             name, found = _value_info(value)
             values.setdefault(name, found)
             (inputs if number == 11 else outputs if number == 12 else []).append(name)
     constants = {name: content for name, content in weights.items() if content is not None}
     inputs = [name for name in inputs if name not in weights]
-    return Graph(opsets, nodes, inputs, outputs, values, frozenset(weights), constants, frozenset(functions), metadata)
+    beside = frozenset(files - {""})
+    known = (frozenset(weights), constants, frozenset(functions), metadata, beside)
+    return Graph(opsets, nodes, inputs, outputs, values, *known)
 
 
 def _node(data: memoryview) -> Node:
@@ -294,6 +300,16 @@ def _tensor_type(data: memoryview) -> tuple[str, Shape | None]:
         elif number == 2:
             shape = tuple(_side(dict(_fields(side))) for kind, side in _fields(value) if kind == 1)
     return dtype, shape
+
+
+def _location(data: memoryview) -> str:
+    """The file that holds a tensor's values; "" for this one."""
+    for number, value in _fields(data):
+        if number == 13:
+            entry = dict(_fields(value))
+            if 1 in entry and _text(entry[1]) == "location":
+                return _text(entry[2]) if 2 in entry else ""
+    return ""
 
 
 def _side(row: Mapping[int, Any]) -> int | str:
