@@ -1,6 +1,8 @@
 """Files that are no checkpoint of ours: each is named, and what is said to do about it works. None is unpickled."""
 
+import bz2
 import gzip
+import lzma
 import pathlib
 import pickle
 
@@ -60,6 +62,19 @@ def test_a_dictionary_in_an_npy(tmp_path, monkeypatch):
     follow(fix, path, tmp_path, monkeypatch)
 
 
+def test_the_parts_of_a_checkpoint(tmp_path, monkeypatch):
+    """Of an index, which lists them."""
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text('{"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}')
+    for i, name in enumerate("ab", 1):
+        safetensors.numpy.save_file({name: np.full(i, i, np.float32)}, tmp_path / f"{i}.safetensors")
+    monkeypatch.chdir(tmp_path)
+    code = refused(index)[1].partition("Python: ")[2]
+    exec(code, {"safetensors": safetensors, "PARTS": ["1.safetensors", "2.safetensors"]})
+    whole = read_container("model.safetensors")
+    assert {name: whole[name].tolist() for name in whole} == {"a": [1.0], "b": [2.0, 2.0]}
+
+
 def test_pytorch_before_it_used_zip(tmp_path):
     """Its first pickle is this number, by protocol 2 (`torch.serialization.MAGIC_NUMBER`)."""
     path = tmp_path / "swin.pth"
@@ -75,7 +90,11 @@ def test_pytorch_before_it_used_zip(tmp_path):
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a pointer of Git LFS", "git lfs pull"),
         (b"\n<!doctype html><title>404</title>", "a web page", "an address of the file itself"),
         (b"<?xml version='1.0'?><Error><Code>NoSuchKey", "a server's message", "an address of the file itself"),
-        (gzip.compress(b"PK"), "compressed by gzip", "gunzip"),
+        (b'{"weight_map": {}}', "the index of a checkpoint in parts", "save_file"),
+        (gzip.compress(b"PK"), "compressed by gzip", "Unpack"),
+        (bz2.compress(b"PK"), "bzip2", "Unpack"),
+        (lzma.compress(b"PK"), "xz", "Unpack"),
+        (b"\x28\xb5\x2f\xfd" + bytes(9), "zstd", "Unpack"),
         (b"\x89HDF\r\n\x1a\n" + bytes(60), "an HDF5 file", "numpy.savez"),
     ],
 )
@@ -98,3 +117,10 @@ def test_a_safetensors_header_may_be_of_any_length(tmp_path, length):
 @pytest.mark.parametrize("start", [b"PK\3\4", b"\x83\xa4step\x05", b"\xde\0\1", b"\x80\6", b"\x80"])
 def test_what_may_be_a_checkpoint_is_left_to_its_reader(start):
     refuse_other_format("a", start.ljust(START, b"\0"))
+
+
+def test_a_folder_with_a_checkpoint_in_it(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    assert refused(tmp_path)[0] == "a folder (a tensorstore or Orbax checkpoint?), not a file"
+    (tmp_path / "model.safetensors").touch()
+    assert refused(tmp_path) == ("a folder, not a file", f"Give a file in it: {tmp_path / 'model.safetensors'}.")

@@ -19,7 +19,7 @@ import ml_dtypes
 import numpy as np
 
 from vit_convert.checkpoint.flax_msgpack import Stored, read_arrays, starts_msgpack
-from vit_convert.checkpoint.other_formats import START, refuse_other_format, refuse_torch
+from vit_convert.checkpoint.other_formats import START, refuse_folder, refuse_other_format, refuse_torch
 from vit_convert.core.errors import CheckpointError
 from vit_convert.core.npy_header import read_npy_header
 from vit_convert.core.zip_member import UNREADABLE, FileState, data_offset, open_member
@@ -147,10 +147,7 @@ def read_container(path: str | os.PathLike[str]) -> Leaves:
     """
     path = pathlib.Path(path)
     if os.path.isdir(path):
-        raise CheckpointError(
-            f"{path}: a folder (a tensorstore or Orbax checkpoint?), not a file",
-            fix="Export its parameters to one .npz file.",
-        )
+        refuse_folder(path)
     if os.path.exists(path) and not os.path.isfile(path):  # a device or a pipe, which may never end
         raise CheckpointError(f"{path}: not a regular file", fix="Give an .npz, .safetensors or .msgpack checkpoint.")
     with _opened(path) as file:

@@ -1,7 +1,10 @@
 """Files that are no checkpoint we read, told by their first bytes: what each is, and what to do about it."""
 
+import contextlib
 import os
+import pathlib
 import re
+from typing import NoReturn
 
 from vit_convert.core.errors import CheckpointError
 
@@ -36,10 +39,21 @@ _KINDS: tuple[tuple[re.Pattern[bytes], str, str], ...] = (
         "a web page or a server's message, not a checkpoint",
         "Fetch the file again, from an address of the file itself.",
     ),
-    (re.compile(rb"\x1f\x8b"), "compressed by gzip", "Unpack it with gunzip."),
+    (
+        re.compile(rb"\s*[{\[]"),
+        "JSON, such as a config.json or the index of a checkpoint in parts, not its arrays",
+        "Give the file that holds the arrays. Parts are put together in Python: safetensors.numpy.save_file({k: v for "
+        "part in PARTS for k, v in safetensors.numpy.load_file(part).items()}, 'model.safetensors')",
+    ),
+    (
+        re.compile(rb"\x1f\x8b|\x28\xb5\x2f\xfd|BZh|\xfd7zXZ"),
+        "compressed by gzip, zstd, bzip2 or xz",
+        "Unpack it first.",
+    ),
     (re.compile(rb"\x89HDF"), "an HDF5 file (of Keras?)", "Save its parameters with numpy.savez(path, **flat_params)."),
     (re.compile(rb"\Z"), "empty", "Fetch the file again."),
 )
+_SUFFIXES, _SHOWN = (".npz", ".safetensors", ".msgpack"), 4
 START = 32  # bytes that are looked at
 
 
@@ -58,10 +72,28 @@ def refuse_other_format(path: str | os.PathLike[str], start: bytes) -> None:
             raise CheckpointError(f"{path}: {what}", fix=fix)
 
 
-def refuse_torch(path: str | os.PathLike[str]) -> None:
+def refuse_torch(path: str | os.PathLike[str]) -> NoReturn:
     """Refuses a zip that holds a pickle of PyTorch's.
 
     Raises:
         CheckpointError: always; says how to make a checkpoint of it.
     """
     raise CheckpointError(f"{path}: a PyTorch file, not an .npz of a Flax model", fix=_TORCH_FIX)
+
+
+def refuse_folder(path: pathlib.Path) -> NoReturn:
+    """Refuses a folder, and names the checkpoint in it, as that of transformers' models.
+
+    Raises:
+        CheckpointError: always.
+    """
+    with contextlib.suppress(OSError):
+        if held := sorted(file.name for file in path.iterdir() if file.suffix in _SUFFIXES)[:_SHOWN]:
+            raise CheckpointError(
+                f"{path}: a folder, not a file",
+                fix=f"Give a file in it: {', '.join(str(path / name) for name in held)}.",
+            )
+    raise CheckpointError(
+        f"{path}: a folder (a tensorstore or Orbax checkpoint?), not a file",
+        fix="Export its parameters to one .npz file.",
+    )
