@@ -162,9 +162,7 @@ def test_a_right_graph_passes_by_one_whole_run(tmp_path, count, sizes):
     found = checked(tmp_path, model(), count)
     assert all(row.passed for row in [*found.rows, *found.alone]) and {row.batch for row in found.rows} == sizes
     assert [row.tensor for row in found.rows] == [*(f"block_{block:02d}" for block in range(DEPTH)), "logits"]
-    checks = (
-        [FINITE] if count == 1 else [FINITE, PERMUTED, ALONE] if count == 2 else [FINITE, IDENTICAL, PERMUTED, ALONE]
-    )
+    checks = [FINITE] if count == 1 else [FINITE, ALONE] if count == 2 else [FINITE, IDENTICAL, PERMUTED, ALONE]
     assert [row.check for row in found.alone] == checks
     assert found.left_out == ("block_01", "block_02", "block_03") and found.answers["logits"].shape == (count, WIDTH)
 

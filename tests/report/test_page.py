@@ -339,6 +339,7 @@ def test_what_the_page_says_of_checks_without_a_reference():
     assert _consistency({"consistency": rows}) == "FAILED: order, batch"
     assert (
         _consistency({"consistency": rows[:1]}) == "passed"
+        and _consistency({"consistency_like": "model.onnx"}) == "as model.onnx"
         and _consistency({}) == _consistency({"consistency": []}) == ""
     )
 

@@ -374,3 +374,20 @@ def test_ranges_are_those_that_the_check_measured(context):
     context.config.check.consistency = False
     check_precision(context, "fp32")
     assert EXTREMES not in context.scratch  # no run has all images
+
+
+def test_a_typed_graph_is_asked_only_what_types_change(context):
+    """If model.onnx was found to agree with itself; a quantized graph has other nodes."""
+    write_blocks(context)
+    ask(context, "fp32,fp16")
+    for name in ("fp16", "int8"):
+        context.bundle.onnx(name).write_bytes(context.bundle.onnx().read_bytes())
+    assert check_precision(context, "fp16").consistency and check_precision(context, "fp16").consistency_like is None
+    context.results.put("check", check_precision(context, "fp32"))
+    found = check_precision(context, "fp16")
+    assert (found.consistency, found.consistency_like, found.consistency_without) == (None, "model.onnx", None)
+    assert check_precision(context, "int8").consistency and check_precision(context, "fp32").consistency
+    change(context, "check", passed=False)
+    assert check_precision(context, "fp16").consistency
+    context.config.check.consistency = False
+    assert check_precision(context, "fp16").consistency_like is None

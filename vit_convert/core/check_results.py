@@ -93,6 +93,8 @@ class GraphCheck(Distance, LoweredGraph, StageResult):
         blocks: each tensor that was compared, in graph order.
         sizes: the output at each image size ("224x224").
         consistency: checks without a reference: equal rows agree, order and batch do not matter, all values are finite.
+        consistency_like: the graph whose checks without a reference stand for this one's, which is the same but for its
+            types.
         consistency_without: blocks that these checks left out, because each is equal to the next one but for weights.
         top1: on the labelled images, in percent.
         lowerings: for fp32: the other lowerings by name.
@@ -104,6 +106,7 @@ class GraphCheck(Distance, LoweredGraph, StageResult):
     blocks: tuple[TensorCheck, ...]
     sizes: Mapping[str, Distance]
     consistency: tuple[Finding, ...] | None = optional()
+    consistency_like: str | None = optional()
     consistency_without: tuple[str, ...] | None = optional()
     top1: float | None = optional()
     lowerings: Mapping[str, LoweringCheck] | None = optional()

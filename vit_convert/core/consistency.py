@@ -101,13 +101,13 @@ def structure_batches(largest: int) -> list[Batch]:
 
     Example:
         >>> structure_batches(2)
-        [('noise',), ('black',), ('white',), ('black', 'white'), ('white', 'noise')]
+        [('noise',), ('black',), ('white',), ('black', 'white')]
     """
     alone: list[Batch] = [(row,) for row in ROWS]
     if largest == 1:
         return alone
     if largest == 2:
-        return [*alone, (BLACK, WHITE), (WHITE, NOISE)]
+        return [*alone, (BLACK, WHITE)]
     return [*alone, (BLACK, WHITE, NOISE), (WHITE, NOISE, BLACK, NOISE) if largest > 3 else (NOISE, BLACK, NOISE)]
 
 

@@ -205,5 +205,7 @@ def _engine_row(report: Report, engine: Mapping[str, Any]) -> _EngineRow:
 def _consistency(check: Mapping[str, Any]) -> str:
     """The results of a graph's checks without a reference; "" if they did not run."""
     rows = check.get("consistency") or []
+    if like := check.get("consistency_like"):
+        return f"as {like}"
     wrong = [row["check"] for row in rows if not row["passed"]]
     return f"FAILED: {', '.join(wrong)}" if wrong else "passed" if rows else ""

@@ -139,7 +139,8 @@ def _check_graph(context: Context, precision: str, path: pathlib.Path) -> GraphC
         result = dataclasses.replace(
             result,
             passed=not wrong,
-            consistency=tuple(first.alone),
+            consistency=tuple(first.alone) or None,
+            consistency_like=first.like or None,
             consistency_without=first.left_out or None,
         )
         if wrong:
@@ -198,7 +199,7 @@ def _check_sizes(
             rows = check_graph(path, reference, largest, tolerance, **options)
         else:
             probes, outputs = _probes(context) if consistency else None, signature.judged
-            options |= {"outputs": outputs, "measured": measured}
+            options |= {"outputs": outputs, "measured": measured, "like": _like(context, precision)}
             first = check_graph_and_itself(path, reference, probes, tolerance, **options)
             rows = first.rows
             context.scratch.setdefault(ANSWERS, {})[path.name] = first.answers
@@ -207,6 +208,12 @@ def _check_sizes(
         by_size[size_name(size)] = rows
     assert first is not None  # there is at least one size
     return by_size, list(reference), first
+
+
+def _like(context: Context, precision: str) -> pathlib.Path | None:
+    """model.onnx, if it was found to agree with itself and this precision only gives it other types."""
+    known = context.results.get("check") if precision in ("fp16", "bf16") else None
+    return context.bundle.onnx() if isinstance(known, GraphCheck) and known.passed and known.consistency else None
 
 
 def _measured(context: Context, path: pathlib.Path) -> list[str]:
