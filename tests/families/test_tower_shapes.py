@@ -131,4 +131,9 @@ def test_what_a_tower_is_unless_its_family_says_otherwise():
     """An image tower as most are published; a text whose tokens mean nothing yet, without a first or a last one."""
     image, text = ImageTower("x", "y", ENCODER, "map"), TextTower("x", "y", ENCODER, "last")
     assert (image.grid, image.num_tokens, image.patch_bias, image.table) == ((14, 14), 196, True, "aligned")
+    patches = PatchTower("x", "y", ENCODER, "map")  # SigLIP 2's NaFlex
+    assert (patches.patch_size, patches.grid, patches.length) == (16, (16, 16), 256)
+    for tower in (image, text, patches):
+        assert tower.normalize and tower.head_bias and not tower.pre_norm
+        assert (tower.head, tower.epsilon, tower.outputs) == (0, 1e-8, ("embedding",))
     assert (text.start, text.end, text.pad, text.length, text.mask, text.vocabulary) == (-1, -1, 0, 64, "none", 0)
