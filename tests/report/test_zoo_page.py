@@ -8,6 +8,7 @@ import pytest
 pytest.importorskip("jinja2")
 pytest.importorskip("matplotlib")
 
+from vit_convert.core.errors import UsageError
 from vit_convert.report import zoo
 from vit_convert.report.__main__ import main
 from vit_convert.report.zoo import _scatter, render_zoo
@@ -152,3 +153,18 @@ def test_the_distance_to_jax_of_a_graph_that_is_its_equal(monkeypatch):
     render_zoo(batch(same), title="t")
     (points,) = (rows for title, rows in drawn.items() if "Distance" in title)
     assert [(row[1], row[2]) for row in points] == [(1e-9, "fp16"), (0.25, "int8")]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[1, 2]", b"null", b'{"schema": 3}', None])
+def test_records_that_cannot_be_read(tmp_path, content):
+    if content is not None:
+        (tmp_path / "batch.json").write_bytes(content)
+    for path in (tmp_path, tmp_path / "batch.json"):
+        with pytest.raises(UsageError, match=r"batch\.json: (cannot be read|is not a record of a batch)") as caught:
+            zoo.read_batch(path)
+        assert caught.value.fix == "Give the workdir of a batch."
+
+
+def test_a_page_with_all_jobs_points_to_no_others():
+    page = text(render_zoo(batch(job("a"), failed("bad")), title="t"))
+    assert "more jobs" not in page and "batch.csv" not in page
