@@ -74,6 +74,23 @@ def test_as_many_patches_in_another_grid(context):
     assert "(20, 20)" in caught.value.fix and "(10, 40)" in caught.value.fix
 
 
+def test_both_grids_are_told_row_by_column(context):
+    context.config.image_size = "dynamic:64..640@320x320"
+    with pytest.raises(UsageError, match="as many rows for 10x40 patches as for the 20x20 of the size") as caught:
+        module._image_range(context, given(image_size=(160, 640)))
+    assert caught.value.fix == "Set posemb_grid to what the model was trained with: (10, 40) or (20, 20)."
+
+
+@pytest.mark.parametrize(("asked", "length"), [(None, None), (16, 16), ("dynamic:4..24", 24)])
+def test_a_text_tower_is_loaded_at_its_greatest_length(context, monkeypatch, asked, length):
+    found = []
+    monkeypatch.setattr("vit_convert.families.load.load_checkpoint", lambda path, **options: found.append(options))
+    context.scratch["found"] = types.SimpleNamespace(path="a.npz", subtree="")
+    context.config.text_length = asked
+    module._checkpoint(context)
+    assert [options["text_length"] for options in found] == [length]
+
+
 def test_the_code_of_families_from_outside_counts(monkeypatch):
     monkeypatch.setattr("vit_convert.families.registry.code_of", lambda families: [f"code of {families}"])
     assert module._code_of(()) == [] and module._code_of(("mine:FAMILY",)) == ["code of ('mine:FAMILY',)"]

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 from stage_context import change, make_context, pixels
 
 from vit_convert.core.errors import CalibrationError, UsageError
@@ -168,6 +169,26 @@ def test_tensorrts_own_calibrator_takes_images(context):
     context.config.engine.calibrator = True
     with pytest.raises(UsageError, match=r"config\.engine\.calibrator: .* a text tower takes tokens"):
         calibration_samples(context)
+
+
+def test_tensorrts_own_calibrator_takes_images_of_one_size(tmp_path):
+    context = make_context(tmp_path / "b", checkpoint={"patches": 9})
+    context.config.engine.calibrator = True
+    with pytest.raises(UsageError, match=r"config\.engine\.calibrator: .* this tower takes patches") as caught:
+        calibration_samples(context)
+    assert caught.value.fix == "Leave engine.calibrator off: INT8 is then written into the graph."
+
+
+def test_labels_beside_calibration_images_are_not_read(tmp_path):
+    """Not even a table that names none of them."""
+    context = make_context(tmp_path / "b")
+    for number, image in enumerate(pixels(2)):
+        (tmp_path / "a").mkdir(exist_ok=True)
+        Image.fromarray(image).save(tmp_path / "a" / f"{number}.png")
+    (tmp_path / "a" / "labels.csv").write_text("other.png,1\n")
+    context.config.calibration.data = str(tmp_path / "a")
+    found, _ = calibration_samples(context)
+    np.testing.assert_array_equal(found, pixels(2))
 
 
 def test_images_of_a_file_or_noise(tmp_path):
