@@ -23,7 +23,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Scratch folder.", required=True
 _KILLS = flags.DEFINE_integer("kills", 200, "Conversions to kill.")
 _OTHERS = flags.DEFINE_integer("others", 10, "Accidents of each other kind.")
 _WORKERS = flags.DEFINE_integer("workers", 1, "Concurrent bundles, each in a process of its own.")
-_MINUTES = flags.DEFINE_float("minutes", 0.0, "Stop after this many seconds with the results so far; 0: never.")
+_MINUTES = flags.DEFINE_float("minutes", 0.0, "Stop after this many minutes with the results so far; 0: never.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the first worker's choices.")
 _OUTPUT = flags.DEFINE_string("output", "", "Result file; by default benchmarks/results/accidents-<date>.json.")
 

@@ -197,6 +197,48 @@ def test_everything_that_may_be_quantized_is_measured(context, monkeypatch, targ
     assert found.left_out[0].sites == ("w",) and context.bundle.calibration.exists() and found.smoothed is None
 
 
+@pytest.mark.parametrize(
+    ("method", "header"),
+    [
+        ("entropy", "TRT-8601-EntropyCalibration2"),
+        ("minmax", "TRT-8601-MinMaxCalibration"),
+        ("percentile", "TRT-8601-EntropyCalibration2"),  # one of ours, which TensorRT reads as its default's
+        ("entropy_plain", "TRT-8601-EntropyCalibration2"),
+    ],
+)
+def test_a_cache_is_read_by_the_algorithm_that_it_names(context, monkeypatch, method, header):
+    """Of the layers that are quantized alone."""
+    write_graph(context.bundle.onnx())
+    context.config.target = "trt8"
+    written = {}
+    monkeypatch.setattr(module, "builds_here", lambda context: False)
+    monkeypatch.setattr(module, "hash_source", lambda *arguments, **options: "source")
+    monkeypatch.setattr(module, "save_cache", lambda path, key, text, **options: written.update({key: (text, options)}))
+    calibration = Calibration(left_out={"block_00": 0.5})
+    calibration.method, calibration.num_images = method, 5
+    module._write_cache(context, calibration)
+    ((key, (text, options)),) = written.items()
+    text = text.decode() if isinstance(text, bytes) else text
+    assert text.splitlines()[0] == key.header == header and key.source_hash == "source"
+    assert [line.split(":")[0] for line in text.splitlines()[1:] if line] == ["images"]
+    assert options == {"num_images": 5}
+
+
+def test_attention_that_is_not_quantized_is_said(context, monkeypatch):
+    write_graph(context.bundle.onnx())
+    site = types.SimpleNamespace(name="w")
+    placed = types.SimpleNamespace(sites=[site], declined={"block_03": "its mask is computed"})
+    monkeypatch.setattr("vit_convert.quantize.placement.place", lambda model, **options: placed)
+
+    def stop(*arguments):
+        raise InterruptedError
+
+    monkeypatch.setattr(module, "change_weights", stop)
+    with pytest.raises(InterruptedError):
+        module.calibrate(context)
+    assert "block_03: attention is not quantized: its mask is computed" in context.bundle.events.read_text()
+
+
 def test_what_was_widened_stands_in_the_summary(context, monkeypatch):
     write_graph(context.bundle.onnx())
     context.config.calibration.num_images, context.config.calibration.shift = 3, False

@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 import simulated_gpu
 
-from vit_convert.core.errors import BuildError
+from vit_convert.core.errors import BenchmarkError, BuildError
 from vit_convert.core.progress import Progress
 from vit_convert.engine.backend.trt import load_backend
 from vit_convert.engine.builder.build import build_engine
@@ -86,3 +86,21 @@ def test_a_copy_reads_and_writes(gpu, monkeypatch):
     monkeypatch.setattr("vit_convert.engine.backend.cuda.Event.elapsed_ms", lambda self, end: 4.0)
     # 20 copies of 1 MiB in 4 ms, each read once and written once
     assert copy_gb_per_s(1 << 20) == pytest.approx(2 * 20 * 2**20 / 4e-3 / 1e9)
+
+
+def test_what_a_product_of_matrices_takes(built, monkeypatch):
+    """A multiplication and an addition for each of 16 · 16 · 16 terms, of 200 products a second."""
+    monkeypatch.setattr(ceilings, "measure_throughput", lambda workers, seconds: 200.0 * 16)
+    found = ceilings.product_tflops(built[0], "fp32", 16, 0.02, progress=Progress(quiet=True))
+    assert found == pytest.approx(2 * 16**3 * 200 / 1e12)
+
+
+@pytest.mark.parametrize("milliseconds", [0.0, -1.0, float("nan")])
+def test_a_clock_that_stands_still(gpu, monkeypatch, milliseconds):
+    monkeypatch.setattr("vit_convert.engine.backend.cuda.Event.elapsed_ms", lambda self, end: milliseconds)
+    with pytest.raises(BenchmarkError, match="20 copies of 1024 bytes took"):
+        copy_gb_per_s(1024)
+
+
+def test_what_is_copied_is_more_than_a_cache_holds():
+    assert ceilings._COPIED > 4 * 126 * 2**20  # B200's second level, the largest
