@@ -85,6 +85,7 @@ def test_nothing_is_wrong(repository):
         ("dynamic_batching.preferred_batch_size", [9], "preferred_batch_size 9, max_batch_size is 8"),
         ("instance_group.0.count", -3, "instance_group count -3"),
         ("instance_group.0.profile", ["1"], "profile 1, the engine has 1"),
+        ("instance_group.0.kind", "KIND_CPU", "instance_group kind KIND_CPU: TensorRT runs on a GPU"),
         ("optimization.cuda.graph_spec.0.batch_size", 9, "graph_spec batch_size 9, max_batch_size is 8"),
         ("model_warmup.0.batch_size", 9, "model_warmup one: batch_size 9, max_batch_size is 8"),
         ("model_warmup.0.inputs.images.input_data_file", "cat", "model_warmup one: there is no warmup/cat"),
@@ -289,3 +290,50 @@ def test_a_port_that_is_taken(tmp_path):
         taken = pytest.raises(UsageError, match=f"port {port}: Address already in use")
         with taken, running(installed, tmp_path, port=port):
             raise AssertionError("it runs")
+
+
+def test_plans_of_two_versions(repository, bundle_path, plan):
+    """Which no server has both of."""
+    for version, arch in (("8.6.1", "sm80"), ("10.7.0", "sm90")):
+        put, name = plan(version=version, arch=arch), f"model.{arch}.plan"
+        for suffix in ("", ".json"):
+            shutil.copyfile(f"{put}{suffix}", repository / "tiny" / "1" / f"{name}{suffix}")
+    config = changed(GOOD, "default_model_filename", None)
+    config["cc_model_filenames"] = {"8.0": "model.sm80.plan", "9.0": "model.sm90.plan"}
+    said = "plans of several versions of TensorRT: model.sm80.plan by 8.6.1, model.sm90.plan by 10.7.0"
+    assert faults(repository, config) == [said]
+
+
+def test_a_sample_that_is_too_short(repository):
+    """Which a server refuses while it loads the model."""
+    sample = {"data_type": "TYPE_FP32", "dims": ["32", "32", "3"], "input_data_file": "images"}
+    config = changed(GOOD, "model_warmup.0.inputs.images", sample)
+    path = repository / "tiny" / "warmup" / "images"
+    path.write_bytes(bytes(12288))
+    assert faults(repository, config) == []
+    path.write_bytes(bytes(12287))
+    assert faults(repository, config) == ["model_warmup one: warmup/images has 12287 bytes, a sample has 12288"]
+    assert faults(repository, changed(config, "model_warmup.0.inputs.images.dims", ["-1", "32", "3"])) == []
+    assert faults(repository, changed(config, "model_warmup.0.inputs.images.data_type", "TYPE_STRING")) == []
+
+
+def test_a_graph_without_its_weights(repository, bundle_path):
+    """As a file or as a folder that holds it with its weights."""
+    models = models_of(read_offered(bundle_path), Asked("graph", runtime="onnxruntime"))[:1]
+    write_models(repository, models)
+    config = {**GOOD, "name": "graph", "backend": "onnxruntime", "default_model_filename": "model.onnx"}
+    config = {**config, "instance_group": [], "model_warmup": []}
+    assert faults(repository, config, "graph") == []
+    folder = repository / "graph" / "1" / "model.onnx"
+    (folder / "model.onnx.data").unlink()
+    (said,) = faults(repository, config, "graph")
+    assert said == "model.onnx: its weights lie in model.onnx.data, which is not beside it"
+    (folder / "model.onnx").write_bytes(b"no graph")
+    (said,) = faults(repository, config, "graph")
+    assert said.startswith("model.onnx: not an ONNX file")
+
+
+@pytest.mark.parametrize(("key", "value"), [("data_type", "TYPE_FP16"), ("dims", ["5"])])
+def test_an_ensemble_that_promises_what_no_step_gives(repository, key, value):
+    (said,) = faults(repository, changed(ENSEMBLE, f"output.0.{key}", value), "both")
+    assert said.startswith("output scores: ") and said.endswith(", the step that makes it gives TYPE_FP32 10")

@@ -162,7 +162,7 @@ def test_large_requests_are_asked_in_parts(served):
 @pytest.mark.parametrize(
     ("inputs", "said"),
     [
-        ({"pixels": IMAGES}, "neither tokens nor prompt is given Send one of tokens, prompt."),
+        ({"pixels": IMAGES}, "neither tokens nor prompt is given. Send one of tokens, prompt."),
         ({"tokens": TOKENS}, "neither image nor pixels is given"),
         ({"pixels": IMAGES, "tokens": TOKENS, "prompt": TOKENS}, "tokens and prompt are given"),
         ({"pixels": IMAGES, "tokens": TOKENS[:0]}, f"tokens [0, {LENGTH}]: no text"),

@@ -2,6 +2,7 @@
 reveal."""
 
 import json
+import math
 import os
 import pathlib
 import re
@@ -9,9 +10,13 @@ import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from vit_convert.core.bundle import hash_file
-from vit_convert.core.errors import UsageError
-from vit_convert.engine.backend.sidecar import Sidecar, TensorRecord
+from vit_convert.core.errors import ConvertError, UsageError
+from vit_convert.engine.backend.sidecar import Sidecar, TensorRecord, read_sidecar
+from vit_convert.engine.inspection.command import require_weights
+from vit_convert.engine.inspection.onnx_wire import read_graph
 from vit_convert.serve.triton import parse
 from vit_convert.serve.triton.parts import CALLS
 
@@ -100,6 +105,8 @@ def _of_config(config: Config, folder: pathlib.Path) -> Iterator[str]:
     for group in config.get("instance_group", []):
         if group.get("count", 1) < 1:
             yield f"instance_group count {group['count']}"
+        if config.get("backend") == "tensorrt" and group.get("kind") == "KIND_CPU":
+            yield "instance_group kind KIND_CPU: TensorRT runs on a GPU"
     for spec in config.get("optimization", {}).get("cuda", {}).get("graph_spec", []):
         if not 1 <= spec.get("batch_size", 0) <= max(1, largest):
             yield f"graph_spec batch_size {spec.get('batch_size', 0)}, max_batch_size is {largest}"
@@ -127,15 +134,52 @@ def _of_files(config: Config, folder: pathlib.Path) -> Iterator[str]:
     for sample in config.get("model_warmup", []):
         for value in sample.get("inputs", {}).values():
             name = value.get("input_data_file")
-            if name and not (folder / "warmup" / name).is_file():
-                yield f"model_warmup {sample.get('name')}: there is no warmup/{name}"
-    if config.get("backend") == "tensorrt":
-        for version in latest:
-            yield from (
-                fault
-                for name in sorted(wanted)
-                for fault in _of_plan(config, version / f"{name}.json", by_capability, name)
-            )
+            if name:
+                yield from _of_sample(f"model_warmup {sample.get('name')}", folder / "warmup" / name, value)
+    for version in latest:
+        for name in sorted(wanted):
+            if config.get("backend") == "tensorrt":
+                yield from _of_plan(config, version / f"{name}.json", by_capability, name)
+            elif config.get("backend") == "onnxruntime":
+                yield from _of_graph(version / name)
+        if config.get("backend") == "tensorrt":
+            yield from _of_versions([version / f"{name}.json" for name in sorted(wanted)])
+
+
+def _of_sample(where: str, path: pathlib.Path, value: Config) -> Iterator[str]:
+    from vit_convert.serve.triton.pbtxt import TYPES
+
+    if not path.is_file():
+        yield f"{where}: there is no warmup/{path.name}"
+        return
+    dtype = next((name for name, kind in TYPES.items() if kind == value.get("data_type")), "bytes")
+    sides = [int(side) for side in value.get("dims", [])]
+    if dtype in ("bytes", "bfloat16") or any(side < 0 for side in sides):
+        return  # the size follows from its content
+    wanted = math.prod(sides) * np.dtype(dtype).itemsize
+    if path.stat().st_size < wanted:
+        yield f"{where}: warmup/{path.name} has {path.stat().st_size} bytes, a sample has {wanted}"
+
+
+def _of_graph(path: pathlib.Path) -> Iterator[str]:
+    """A graph that is read, with the files that hold its weights."""
+    path = path / path.name if path.is_dir() else path
+    if not path.exists():
+        return  # said already
+    try:
+        require_weights(path, read_graph(path))
+    except ConvertError as e:
+        yield str(e).replace(f"{path.parent}{os.sep}", "")
+
+
+def _of_versions(sidecars: Sequence[pathlib.Path]) -> Iterator[str]:
+    """One server has one TensorRT, so the plans of a model are built by one."""
+    plans = [path.with_suffix("") for path in sidecars]
+    records = {plan.name: read_sidecar(plan) for plan in plans}
+    versions = {name: record.version for name, record in records.items() if record is not None}
+    if len(set(versions.values())) > 1:
+        built = ", ".join(f"{name} by {version}" for name, version in versions.items())
+        yield f"plans of several versions of TensorRT: {built}"
 
 
 def _of_labels(path: pathlib.Path, output: Config) -> Iterator[str]:
@@ -202,6 +246,11 @@ def _of_steps(config: Config, models: Mapping[str, Config]) -> Iterator[str]:
     for output in config.get("output", []) if steps else ():
         if (name := output.get("name", "")) not in made:
             yield f"output {name}: no step gives it"
+        elif any(made[name].get(key) != output.get(key) for key in ("data_type", "dims")):
+            kinds = [
+                f"{row.get('data_type')} {', '.join(map(str, row.get('dims', [])))}" for row in (output, made[name])
+            ]
+            yield f"output {name}: {kinds[0]}, the step that makes it gives {kinds[1]}"
 
 
 def _by_name(tensors: Sequence[Config]) -> dict[str, Config]:

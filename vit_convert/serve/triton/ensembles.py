@@ -91,7 +91,7 @@ def _top(offered: Offered, asked: Asked, classes: Output, results: list[Tensor],
         _max_batch(batch),
         pbtxt.tensor("input", known(offered, classes)),
         *(pbtxt.tensor("output", result) for result in results),
-        Chosen("instance_group [ { count: 1 kind: KIND_CPU } ]"),
+        Chosen("instance_group [ { count: 1 kind: KIND_CPU } ]", "One process, since it only sorts scores."),
         dataclasses.replace(top_k, why="--top_k; scores are the model's own, no probabilities."),
     ]
     names = "".join(f"{name}\n" for name in class_names(offered, asked.labels))

@@ -111,7 +111,7 @@ def _tokenize(pair: OfferedPair, asked: Asked) -> ModelFolder:
         Chosen(f"max_batch_size: {pair.text.max_batch}", "config.batch.max of the conversion."),
         pbtxt.tensor("input", _PROMPT),
         pbtxt.tensor("output", pair.tokens),
-        Chosen("instance_group [ { count: 1 kind: KIND_CPU } ]"),
+        Chosen("instance_group [ { count: 1 kind: KIND_CPU } ]", "One process, since it only looks up words."),
         dataclasses.replace(parameter("prompting", json.dumps(rule.to_dict(), sort_keys=True)), why=why),
         parameter("file", files[0].name),
     ]
