@@ -81,7 +81,7 @@ def _tower(leaves: Mapping[str, Leaf], layout: Layout, asked: Asked, config: Hub
     warnings = []
     if given is None and not config.activation and layout is not Layout.SCENIC:  # this has only OpenAI's
         warnings.append(
-            f"{asked.file.name}: the activation is unknown (there is no config.json beside it): assuming QuickGELU, "
+            f"{asked.file.name}: the activation is unknown (no config.json beside it tells): assuming QuickGELU, "
             "as in OpenAI's models; variant='OpenCLIP-…' selects GELU, as in LAION's."
         )
     embedding = _embedding(leaves, asked.tower)
