@@ -309,3 +309,20 @@ def test_a_table_that_cannot_be_read(touch, tmp_path, content):
         (tmp_path / "t.csv").write_bytes(content)
     with pytest.raises(UsageError, match=r"--table=t\.csv: cannot be read"):
         names(table="t.csv")
+
+
+def test_a_table_without_rows_tells_the_condition(touch, tmp_path):
+    (tmp_path / "t.csv").write_text("checkpoint,width\na.npz,8\n")
+    with pytest.raises(UsageError, match=r"t\.csv: no row for which width > 8$"):
+        names(table=str(tmp_path / "t.csv"), where="width > 8")
+    (tmp_path / "t.csv").write_text("checkpoint,width\n")
+    with pytest.raises(UsageError, match=r"t\.csv: no row$"):
+        names(table=str(tmp_path / "t.csv"))
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", None])
+def test_a_list_that_cannot_be_read(tmp_path, content):
+    path = tmp_path / "list.txt"
+    path.mkdir() if content is None else path.write_bytes(content)
+    with pytest.raises(UsageError, match=r"list\.txt: (cannot be read|no checkpoint there)"):
+        names(checkpoints=[str(path)])

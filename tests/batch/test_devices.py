@@ -1,5 +1,7 @@
 """Which GPUs engine tasks run on."""
 
+import subprocess
+
 import pytest
 
 from vit_convert.batch import devices
@@ -43,3 +45,17 @@ def test_wrong_names(driver, words, said):
 def test_a_process_sees_its_gpu_alone():
     assert Device("3", "L4").environment["CUDA_VISIBLE_DEVICES"] == "3"
     assert Device("", "L4").environment == {}  # a cluster has set it
+
+
+def test_a_driver_that_does_not_answer(monkeypatch):
+    """Not runnable, gone meanwhile, or hanging: then nothing is known, and a number is taken as it is."""
+    monkeypatch.setattr(devices.shutil, "which", lambda name: "/usr/bin/nvidia-smi")
+    for error in (OSError("cannot execute"), FileNotFoundError("gone"), subprocess.TimeoutExpired("nvidia-smi", 60)):
+
+        def fail(*arguments, error=error, **options):
+            raise error
+
+        monkeypatch.setattr(devices.subprocess, "run", fail)
+        assert local_devices(["0:L4"], {}) == [Device("0", "L4")]
+        with pytest.raises(UsageError, match="this machine shows no GPU"):
+            local_devices([], {})

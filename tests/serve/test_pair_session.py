@@ -31,8 +31,9 @@ def test_a_session_of_a_pair(pair):
         np.testing.assert_allclose(kept, expected[:2], rtol=1e-4)
         logits = session.similarity(pixels(IMAGES), texts, logits=True)
         np.testing.assert_allclose(1 / (1 + np.exp(-logits.astype(float))), expected, rtol=1e-4)
-        with pytest.raises(BenchmarkError, match="differ in width"):
-            session.similarity(pixels(IMAGES), texts[:, :3])
+        for both in ((pixels(IMAGES), texts[:, :3]), (session.image(pixels(IMAGES))[:, :3], texts)):
+            with pytest.raises(BenchmarkError, match="differ in width"):
+                session.similarity(*both)
         for wrong, said in (
             (TOKENS[:, :2], r"ids \[6, 2\], the model takes \[texts, 5\]"),
             (TOKENS - 1, "ids -1 to"),  # which a graph would look up from the end of its table

@@ -231,6 +231,28 @@ def test_unwritable_plan_is_refused_before_the_build(tmp_path):
         run(tmp_path, block(tmp_path / "model.onnx"), "fp32")
 
 
+def test_a_plan_in_folders_that_are_not_there_yet(tmp_path):
+    plan = tmp_path / "far" / "away" / "fp32.plan"
+    request = BuildRequest(block(tmp_path / "model.onnx"), "fp32", [PROFILE])
+    build_engine(RTX, request, plan, progress=Progress(quiet=True))
+    assert plan.is_file() and sidecar_path(plan).is_file()
+
+
+def test_no_builder_says_why(tmp_path):
+    """TensorRT's own bindings answer a driver that is too old with a TypeError about a null pointer."""
+
+    def no_builder(logger):
+        logger.errors.append("CUDA driver version is insufficient")
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    module = types.SimpleNamespace(__name__="tensorrt_rtx", Builder=no_builder)
+    logger = types.SimpleNamespace(errors=[], warnings=[])
+    backend = types.SimpleNamespace(module=module, version="1.7.1", logger=logger)
+    with pytest.raises(BuildError, match=r"tensorrt_rtx 1\.7\.1: no builder \(CUDA driver version is insuff") as caught:
+        build._make_builder(backend)
+    assert caught.value.fix == "Check the driver with nvidia-smi."
+
+
 def test_full_disk_leaves_nothing(tmp_path, monkeypatch):
     graph = block(tmp_path / "model.onnx")
 
