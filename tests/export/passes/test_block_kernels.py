@@ -2,6 +2,7 @@
 NumPy."""
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 from block_graphs import HEADS, NAMES, TOKENS, WIDTH, block, by_hand, images, norm, random_block
@@ -274,6 +275,16 @@ def test_tensors_that_may_be_int8():
     assert sorted(produced[name] for name in other) == ["Conv", "Conv", "Conv"]
     with_branches = quantized_tensors(model, branches=True)
     assert with_branches[0] == read and sorted(produced[name] for name in with_branches[1]) == ["Conv"] * 4
+
+
+def test_what_anything_else_reads_may_not_be_int8():
+    """A hybrid's convolutions are read by GroupNorms, and what the check does not compute in INT8 no engine may."""
+    text = """<ir_version: 9, opset_import: ["" : 17]>
+        g (float[1, 4, 2, 2] x, float[4, 4, 1, 1] w, float[4] s) => (float[1, 4, 2, 2] y) {
+            a = Conv (x, w) b = Relu (a) c = Conv (b, w) d = InstanceNormalization (c, s, s) y = Conv (d, w)
+        }"""
+    model = ir.from_proto(onnx.parser.parse_model(text))
+    assert quantized_tensors(model) == (["b"], ["a", "y"])
 
 
 def test_tensors_of_a_graph_from_a_file():

@@ -17,6 +17,7 @@ from vit_convert.export.passes.attention_plugin import CAUSAL, DOMAIN, PLUGIN
 from vit_convert.export.passes.contract import GraphPass, functions_known, names_unique, needed_nodes
 from vit_convert.export.passes.prune_to_pooled_token import ELEMENTWISE
 
+_READERS = {"Conv", ATTENTION, ADD_NORM, *ELEMENTWISE}  # of what may be INT8
 MAX_WIDTH = 2048  # limit of the kernels, which keep a row in the registers of one warp
 
 
@@ -125,7 +126,8 @@ def with_what_leads_to(model: ir.Model, tensors: Collection[str]) -> set[str]:
 
 
 def quantized_tensors(model: ir.Model, *, branches: bool = False) -> tuple[list[str], list[str]]:
-    """The tensors of such an encoder that TensorRT may hold in INT8: all but the residual stream.
+    """The tensors of such an encoder that TensorRT may hold in INT8: all but the residual stream, and what other nodes
+    read, such as a hybrid's GroupNorms: the check on the CPU would not compute that in INT8.
 
     Args:
         model: after `encoder_to_kernels`.
@@ -141,6 +143,8 @@ def quantized_tensors(model: ir.Model, *, branches: bool = False) -> tuple[list[
     after: set[ir.Node] = set()  # convolutions and the activation functions after them
     for node in model.graph:
         value = node.outputs[-1]
+        if any(user.op_type not in _READERS for user, _ in value.uses()):
+            continue
         names = read if any(user.op_type == "Conv" for user, _ in value.uses()) else other
         if node.op_type == "Conv" or (node.op_type in ELEMENTWISE and all(p in after for p in node.predecessors())):
             after.add(node)
