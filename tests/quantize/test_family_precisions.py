@@ -7,6 +7,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from family_models import SMALL, images, model
+from rtx_program import check_products
 
 from vit_convert.core.compare import compare
 from vit_convert.core.onnx_file import open_session, run_session
@@ -118,7 +119,7 @@ def test_int8(exported, target):
 def test_rtx_builds(exported, precision):
     trt = pytest.importorskip("tensorrt_rtx")
     family, paths = exported
-    saved, *_ = typed(ir.load(paths["rtx"]), paths["rtx"], precision, "rtx")
+    saved, sites, _ = typed(ir.load(paths["rtx"]), paths["rtx"], precision, "rtx")
     logger = trt.Logger(trt.Logger.ERROR)
     builder = trt.Builder(logger)
     network = builder.create_network(0)
@@ -130,3 +131,5 @@ def test_rtx_builds(exported, precision):
     config.add_optimization_profile(profile)
     engine = builder.build_serialized_network(network, config)
     assert isinstance(engine, trt.IHostMemory) and engine.nbytes > 0
+    in_fp16 = check_products(bytes(engine), sites)
+    assert any("head" in name for name in in_fp16) and (precision == "fp16" or len(in_fp16) < 10)
