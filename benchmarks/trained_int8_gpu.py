@@ -112,6 +112,8 @@ def found(bundle: pathlib.Path) -> dict[str, Any]:
     proof, check = report["verify"]["engines"]["int8"], report.get("checks", {}).get("int8", {})
     rates = {row["precision"]: row["images_per_second"] for row in benchmark["rows"] if row["transfers"] == RESIDENT}
     left_out = [site for row in report["calibration"]["left_out"] for site in row["sites"]]
+    share = report["calibration"].get("output_share") or {"products": []}
+    left_out += [row["site"] for row in share["products"]]
     facts = {key: benchmark[key] for key in ("gpu", "driver", "tensorrt", "model")}
     engines = {
         row["precision"]: {key: row[key] for key in ("int8_layers", "build_seconds", "graph")}
@@ -130,6 +132,7 @@ def found(bundle: pathlib.Path) -> dict[str, Any]:
         "passed": proof["passed"],
         "left_out": len(left_out),
         "sites_left_out": left_out,
+        "output_share": share,
         "recommended": report["recommended"]["precision"],
         "engines": engines,
     }

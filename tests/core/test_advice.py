@@ -18,7 +18,8 @@ def said(precision="int8", *, engine=False, method="entropy", attention=False, l
 
 ENTROPY, LESS = "calibration.method=entropy instead of minmax", "calibration.max_error below 0.002"
 FLOAT, AUTO, HIGHER = "calibration.attention=False", "precision=auto", "a higher config.plan.cosine"
-EVERY = {ENTROPY, LESS, FLOAT, AUTO, HIGHER}
+OUTPUT = "a higher config.calibration.min_cosine"
+EVERY = {ENTROPY, LESS, FLOAT, AUTO, HIGHER, OUTPUT}
 
 
 @pytest.mark.parametrize(
@@ -28,8 +29,9 @@ EVERY = {ENTROPY, LESS, FLOAT, AUTO, HIGHER}
         ({"method": "minmax"}, [ENTROPY, AUTO]),
         ({"attention": True}, [FLOAT, LESS, AUTO]),
         ({"auto": True}, [LESS, HIGHER]),
-        ({"lowering": "matmul"}, [LESS]),  # its ranges are TensorRT's own, which no plan reaches
-        ({"auto": True, "lowering": "matmul"}, [LESS, HIGHER]),
+        ({"lowering": "fused"}, [LESS, OUTPUT]),
+        ({"lowering": "auto"}, [LESS, AUTO]),
+        ({"auto": True, "lowering": "fused"}, [LESS, HIGHER]),  # the plan's budget takes the place of min_cosine
         ({"precision": "fp8"}, [AUTO]),  # its ranges are not by entropy
         ({"precision": "fp8", "method": "minmax", "attention": True}, [FLOAT, AUTO]),
     ],
@@ -45,7 +47,7 @@ def test_quantized(given, expected):
 
 
 def test_nothing_left_to_try():
-    assert said("fp8", lowering="matmul").startswith("Stay with fp16. docs/checks.md")
+    assert said("fp8", lowering="fused").startswith("Stay with fp16. docs/checks.md")
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])

@@ -155,6 +155,7 @@ WHOLE = {
 SMALLEST = math.nextafter(0.0, 1.0)
 REAL = {
     **dict.fromkeys(("plan.cosine", "check.cosine", "check.fp16_cosine", "check.int8_cosine"), (0.0, 1.0)),
+    "calibration.min_cosine": (0.0, 1.0),
     **dict.fromkeys(("plan.accuracy_budget", "check.max_top1_drop", "check.min_agreement"), (0.0, 100.0)),
     **dict.fromkeys(("check.int8_agreement", "check.min_recall"), (0.0, 100.0)),
     **dict.fromkeys(("check.fp16_similarity", "check.int8_similarity"), (0.0, 2.0)),  # cosines are from -1 to 1

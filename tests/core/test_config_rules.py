@@ -60,7 +60,7 @@ def test_an_own_model_takes_one_size_and_no_checkpoint():
         ({"engine.calibrator": True, "calibration.rotate": True}, "engine.calibrator with calibration.rotate"),
         ({"engine.int8_lowering": "fused", "engine.calibrator": True}, "engine.int8_lowering='fused'"),
         ({"engine.int8_lowering": "fused", "calibration.smooth": 0.5}, "engine.int8_lowering='fused'"),
-        ({"engine.int8_lowering": "fused", "precision": "auto"}, "engine.int8_lowering='fused'"),
+        ({"engine.int8_lowering": "fused", "plan.file": "none.json"}, "engine.int8_lowering='fused'"),
         ({"engine.calibrator": True, "precision": "auto"}, "quantizes what it likes"),
         ({"plan.file": "none.json"}, "config.plan.file='none.json': no such file"),
         ({"target": "trt8", "precision": "fp8,bf16"}, "target trt8 has no bf16, fp8"),
@@ -78,6 +78,7 @@ def test_what_may_not_stand_together(changes, words):
         {"input": "uint8", "image_size": "dynamic:32..64"},
         {"calibration.method": "mse"},
         {"engine.int8_lowering": "fused", "precision": "int8"},
+        {"engine.int8_lowering": "fused", "precision": "auto"},
         {"calibration.smooth": 0.5, "precision": "auto"},
         {"target": "trt10", "precision": "fp8,bf16"},
         {"precision": "fp8,bf16"},  # which TensorRT it is becomes known later
@@ -136,6 +137,28 @@ def test_lowerings_are_written_once_and_in_order():
     asked.precision = "fp16"
     assert lowerings(asked, "plugin") == ["primitives", "matmul", "plugin"]
     assert int8_lowering(asked, DIALECTS["trt8"]) == ""
+
+
+@pytest.mark.parametrize(
+    ("changes", "chosen"),
+    [
+        ({}, "fused"),
+        ({"precision": "fp16,int8"}, ""),  # asked for by name, INT8 is what it always was
+        ({"plan.type": "fp8"}, ""),
+        ({"engine.int8_lowering": ""}, ""),
+        ({"engine.calibrator": True}, ""),
+        ({"calibration.smooth": 0.5}, ""),
+        ({"plan.file": "plan.json"}, ""),
+        ({"keep_fp32": ("block_00",)}, ""),
+        ({"engine.version_compatible": True}, ""),  # a plugin of ours belongs to one version and GPU
+        ({"engine.hardware_compatible": True}, ""),
+    ],
+)
+def test_the_lowering_that_a_plan_takes(changes, chosen):
+    asked = config(**{"precision": "auto", **changes})
+    assert int8_lowering(asked, DIALECTS["trt8"], "fused") == chosen
+    assert int8_lowering(asked, DIALECTS["trt8"]) == int8_lowering(asked, DIALECTS["rtx"], "fused") == ""
+    assert ("fused" in lowerings(asked, "", "fused")) is bool(chosen)
 
 
 def test_a_range_of_sizes_needs_a_model_that_takes_one():

@@ -16,8 +16,8 @@ DEFAULTS = {
     },
     "batch": {"min": 1, "opt": 8, "max": 64, "profiles": ()},
     "calibration": {
-        "data": "", "method": "entropy", "max_error": 0.001, "num_images": 512, "batch_size": 8, "device": "auto",
-        "attention": False, "branches": False, "shift": True, "rotate": False,
+        "data": "", "method": "entropy", "max_error": 0.001, "min_cosine": 0.99, "num_images": 512,
+        "batch_size": 8, "device": "auto", "attention": False, "branches": False, "shift": True, "rotate": False,
         "smooth": 0.0,
     },
     "plan": {
@@ -31,7 +31,7 @@ DEFAULTS = {
     },
     "engine": {
         "backend": "auto", "preset": "", "workspace_gib": 4.0, "timing_cache": "", "opt_level": 3, "tf32": False,
-        "lowering": "auto", "int8_lowering": "", "hardware_compatible": False, "version_compatible": False,
+        "lowering": "auto", "int8_lowering": "auto", "hardware_compatible": False, "version_compatible": False,
         "calibrator": False,
     },
     "benchmark": {"batches": (1, 8, 64), "streams": (1, 2), "seconds": 3.0, "min_gain": 1.0},

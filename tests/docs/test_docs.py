@@ -51,6 +51,7 @@ FILES = {
 REPORTED = {
     "calibration.widened",
     "calibration.left_out",
+    "calibration.output_share",
     "calibration.shifted",
     "calibration.rotated",
 }  # nor are these parts of report.json

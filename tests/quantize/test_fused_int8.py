@@ -7,13 +7,22 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+import simulated_gpu
 
+from vit_convert import kernels
 from vit_convert.convert import convert
+from vit_convert.core.compare import compare
 from vit_convert.core.config import default_config
+from vit_convert.core.errors import CheckError
 from vit_convert.core.onnx_file import open_session, run_session
 from vit_convert.core.operators import ADD_NORM
+from vit_convert.core.progress import Progress
+from vit_convert.engine.build_bundle import request_for
+from vit_convert.engine.handoff import open_bundle, read_config
+from vit_convert.engine.host import EngineHost
 from vit_convert.export.passes.fused_encoder import quantized_tensors
 from vit_convert.quantize.calibrate import Calibration
+from vit_convert.quantize.placement import place
 from vit_convert.quantize.ranged import sites_with_ranges
 
 
@@ -110,6 +119,91 @@ def test_patterns_are_honoured(converted, workdir, small):
     assert len([name for name in kept if "LayerNorm" in name]) == 1
     report = json.loads((workdir / "patterns" / "report.json").read_text())
     assert report["checks"]["int8"]["passed"]
+
+
+@pytest.fixture(scope="module")
+def pictures(workdir):
+    """Sixteen images; the same with labels, since so few tell little of the ranges that others need."""
+    noise = np.random.default_rng(3).integers(0, 256, (16, 8, 8, 3), np.uint8).repeat(4, 1).repeat(4, 2)
+    np.savez(workdir / "pictures.npz", images=noise)
+    np.savez(workdir / "labelled.npz", images=noise, labels=np.arange(16) % 10)
+    return workdir
+
+
+def left_in_fp16(workdir, name, report):
+    """The tensors of the products that the report names, after a look at every file that must agree with it."""
+    rows = report["calibration"]["output_share"]["products"]
+    sites = {row["site"] for row in rows}
+    model = ir.load(workdir / name / "lowerings" / "fused.int8.onnx")
+    read = {site.tensor for site in place(model).sites if site.name in sites}
+    assert not read & {*ranges(workdir, name).thresholds} and not sites & {*report["checks"]["int8"]["quantized"]}
+    kernels = {node.outputs[-1].name: node for node in model.graph if "quantized" in node.attributes}
+    assert all(kernels[name].attributes["quantized"].as_int() == 0 for name in read if name in kernels)
+    assert [row["share"] / row["multiplications"] for row in rows] == sorted(
+        (row["share"] / row["multiplications"] for row in rows), reverse=True
+    )
+    return read
+
+
+@pytest.mark.slow
+def test_the_output_decides_what_stays_out(converted, workdir, small, pictures):
+    given = {"calibration.data": str(pictures / "pictures.npz"), "calibration.num_images": 8}
+
+    def share(cosine, until="calibrate"):
+        asked = config(small, "share", **given, **{"calibration.min_cosine": cosine})
+        return convert(asked, workdir, until=until, quiet=True)
+
+    loose = share(0.99)["calibration"]["output_share"]
+    assert loose["products"] == [] and loose["cosine"] == loose["cosine_before"] > loose["min_cosine"] == 0.99
+    never = share(1.0)["calibration"]["output_share"]
+    assert never["products"] == [] and never["cosine"] == loose["cosine"]  # attention alone costs more
+    assert "output_share" not in share(0.0)["calibration"]
+    assert "output_share" not in converted["calibration"]  # noise shows no accuracy
+    goal = (1 + loose["cosine"]) / 2  # half of what the whole loses
+    report = share(goal, until="")
+    found = report["calibration"]["output_share"]
+    assert found["cosine_before"] == loose["cosine"] < goal <= found["cosine"] and found["num_images"] == 8
+    assert 0 < len(left_in_fp16(workdir, "share", report)) < 10
+    # the graph that stands for the engine loses that much: compared with model.onnx, which knows nothing of ranges
+    images = np.load(workdir / "share" / "calibration_images.npy").astype(np.float32) / 127.5 - 1
+    paths = (workdir / "share" / name for name in ("model.onnx", "model.int8.onnx"))
+    exact, got = (run_session(open_session(path), images, ["logits"])["logits"] for path in paths)
+    assert compare(exact, got).cosine == pytest.approx(found["cosine"], abs=1e-5)
+    said = (workdir / "share" / "events.jsonl").read_text()
+    assert "is out of reach" in said and "as they cost the output most for their time" in said
+
+
+@pytest.mark.slow
+def test_a_plan_of_a_lowering_is_made_on_labelled_images(workdir, small, pictures):
+    given = {"calibration.data": str(pictures / "pictures.npz"), "calibration.num_images": 16, "precision": "auto"}
+    given |= {"evaluation.data": str(pictures / "labelled.npz"), "plan.cosine": 0.9998, "plan.accuracy_budget": 100.0}
+    given |= {"check.max_top1_drop": 100.0, "check.min_agreement": 0.0}
+    report = convert(config(small, "plan", **given), workdir, quiet=True)
+    share = report["calibration"]["output_share"]
+    assert (share["num_images"], share["source"], share["min_cosine"]) == (16, "evaluation images", 0.9998)
+    assert share["cosine_before"] < 0.9998 <= share["cosine"] and left_in_fp16(workdir, "plan", report)
+    assert not (workdir / "plan" / "precision_plan.json").exists()
+    with pytest.raises(CheckError, match=r"precision=auto: with every product in fp16 that may be, cosine 0\.99"):
+        convert(config(small, "plan", **{**given, "plan.cosine": 1.0}), workdir, until="calibrate", quiet=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("built", [True, False])
+def test_a_plan_takes_the_lowering_where_the_kernels_are_built(workdir, small, pictures, monkeypatch, built):
+    """And a GPU host builds int8 from what the plan left, on a simulated one as on any."""
+    monkeypatch.setenv(kernels.ENVIRONMENT, str(workdir / ("kernels.so" if built else "none.so")))
+    (workdir / "kernels.so").write_bytes(b"a library")
+    given = {"precision": "auto", "engine.int8_lowering": "auto", "plan.cosine": 0.9, "check.int8_cosine": 0.0}
+    given |= {"calibration.data": str(pictures / "pictures.npz")}
+    convert(config(small, f"auto_{built}", **given), workdir, quiet=True)
+    bundle = open_bundle(str(workdir / f"auto_{built}"))
+    assert bundle.lowering("fused.int8").exists() is bundle.ranges("fused").exists() is built
+    assert bundle.precision_plan.exists() is not built
+    backend, _ = simulated_gpu.install(monkeypatch)
+    host = EngineHost.open(backend, bundle, read_config(bundle), Progress(quiet=True))
+    request = request_for(host, "int8")
+    assert request.onnx_path == (bundle.lowering("fused.int8") if built else bundle.onnx("int8"))
+    assert {*request.ranges} == ({*ranges(workdir, "auto_True").thresholds} if built else set())
 
 
 def test_a_rotated_stream_computes_the_same(converted, workdir, small):

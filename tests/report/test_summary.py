@@ -123,3 +123,10 @@ def test_what_int8_leaves_out_is_named_with_its_loss(show):
     )
     assert line in show(calibration={"left_out": left_out})
     assert not any("not in int8" in text for text in show(calibration={"left_out": []}))
+
+
+def test_what_int8_leaves_out_for_the_output_is_named_with_what_it_gains(show):
+    share = {"products": [{"site": "block_11/fc1"}, {"site": "block_02/fc2"}], "cosine_before": 0.92, "cosine": 0.99134}
+    line = "not in int8, as it costs the output most for its time: block_11/fc1, block_02/fc2; smallest cosine 0.9200 →"
+    assert any(line in text for text in show(calibration={"output_share": share}))
+    assert not any("not in int8" in text for text in show(calibration={"output_share": {**share, "products": []}}))

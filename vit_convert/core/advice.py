@@ -2,7 +2,7 @@
 
 import ml_collections
 
-from vit_convert.core.config import QUANTIZED, is_planned
+from vit_convert.core.config import AUTO, QUANTIZED, is_planned
 
 _DOCS = "docs/checks.md"
 
@@ -41,8 +41,11 @@ def _quantized(config: ml_collections.ConfigDict, precision: str) -> str:
         tries.append(
             f"config.calibration.max_error below {calibration.max_error:g}, which leaves more products in fp16"
         )
+    lowered = precision == "int8" and config.engine.int8_lowering not in (AUTO, "")
+    if lowered and not is_planned(config):
+        tries.append("a higher config.calibration.min_cosine, which leaves in fp16 what costs the output most")
     if is_planned(config):
         tries.append("a higher config.plan.cosine")
-    elif not config.engine.int8_lowering:
+    elif config.engine.int8_lowering in (AUTO, ""):
         tries.append("config.precision=auto, which leaves the layers in fp16 that cost most")
     return f"Try {'; then '.join(tries)}." if tries else "Stay with fp16."

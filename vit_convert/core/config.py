@@ -35,7 +35,7 @@ _CHOICES = {
     "layout": LAYOUTS,
     "input": INPUTS,
     "plan.type": QUANTIZED,
-    "engine.int8_lowering": ("", *(name for dialect in DIALECTS.values() for name in dialect.int8_lowerings)),
+    "engine.int8_lowering": (AUTO, "", *(name for dialect in DIALECTS.values() for name in dialect.int8_lowerings)),
 }
 
 
@@ -138,11 +138,12 @@ def check_values(config: ml_collections.ConfigDict) -> None:
             "whose weights are the checkpoint's",
             fix=f"Leave {' and '.join(changed)} out, or engine.calibrator.",
         )
-    if config.engine.int8_lowering and (config.engine.calibrator or config.calibration.smooth or is_planned(config)):
+    if config.engine.int8_lowering not in (AUTO, "") and not _may_be_lowered(config):
         raise UsageError(
             f"config.engine.int8_lowering={config.engine.int8_lowering!r}: its ranges come from one calibration of "
             "the whole encoder",
-            fix="Leave engine.calibrator, calibration.smooth and precision=auto out, or engine.int8_lowering empty.",
+            fix="Leave engine.calibrator, calibration.smooth and plan.file out, or engine.int8_lowering empty; "
+            "keep_fp16 names layers that stay out of int8.",
         )
     batch = config.batch
     if not 1 <= batch.min <= batch.opt <= batch.max:
@@ -310,21 +311,37 @@ def lowering(config: ml_collections.ConfigDict, advised: str) -> str:
     return "" if config.keep_fp32 or portable else advised
 
 
-def lowerings(config: ml_collections.ConfigDict, advised: str) -> list[str]:
-    """The lowerings written beside model.onnx: those asked for, and the one that engines are built from; `advised` as
-    above."""
-    names = (
-        *config.lowerings,
-        lowering(config, advised),
-        config.engine.int8_lowering if "int8" in precisions(config) else "",
-    )
+def lowerings(config: ml_collections.ConfigDict, advised: str, advised_int8: str = "") -> list[str]:
+    """The lowerings written beside model.onnx: those asked for, and the ones that engines are built from; `advised` as
+    above and below."""
+    names = (*config.lowerings, lowering(config, advised), _int8_lowering(config, advised_int8))
     return list(dict.fromkeys(name for name in names if name))
 
 
-def int8_lowering(config: ml_collections.ConfigDict, dialect: Dialect) -> str:
-    """The lowering without Q/DQ that int8 engines of a dialect are built from; "" for the Q/DQ graph."""
-    asked = config.engine.int8_lowering
-    return asked if "int8" in precisions(config) and asked in dialect.int8_lowerings else ""
+def int8_lowering(config: ml_collections.ConfigDict, dialect: Dialect, advised: str = "") -> str:
+    """The lowering without Q/DQ that int8 engines of a dialect are built from; "" for the Q/DQ graph.
+
+    Args:
+        config: the full config.
+        dialect: of the graphs.
+        advised: what `engine.int8_lowering=auto` stands for where a plan is asked for and nothing forbids it.
+    """
+    found = _int8_lowering(config, advised)
+    return found if found in dialect.int8_lowerings else ""
+
+
+def _int8_lowering(config: ml_collections.ConfigDict, advised: str) -> str:
+    if "int8" not in precisions(config):
+        return ""
+    if config.engine.int8_lowering != AUTO:
+        return config.engine.int8_lowering
+    elsewhere = config.keep_fp32 or config.engine.version_compatible or config.engine.hardware_compatible
+    return advised if is_planned(config) and _may_be_lowered(config) and not elsewhere else ""
+
+
+def _may_be_lowered(config: ml_collections.ConfigDict) -> bool:
+    """Whether int8 engines can be built from a lowering, whose ranges come from one calibration of the encoder."""
+    return not (config.engine.calibrator or config.calibration.smooth or config.plan.file)
 
 
 def is_planned(config: ml_collections.ConfigDict) -> bool:

@@ -69,6 +69,7 @@ RANGES = {
     "batch.max": _BATCH,
     "batch.profiles": Range(1, _LARGEST_BATCH, many=True),
     "calibration.max_error": Range(0.0, 1.0, above=True),  # at 1 the product is all error
+    "calibration.min_cosine": _SHARE,
     "calibration.num_images": Range(1, _MOST_IMAGES),
     "calibration.batch_size": Range(1, 4096),
     "calibration.smooth": Range(0.0, 1.0, below=True),

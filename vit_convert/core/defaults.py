@@ -66,6 +66,9 @@ def default_config() -> ml_collections.ConfigDict:
     config.calibration.method = "entropy"
     # entropy: a product that loses more of its mean square to int8 stays fp16; 1/20 of cosine 0.99
     config.calibration.max_error = 0.001
+    # with engine.int8_lowering: smallest cosine of the output to fp32 on any calibration image; what costs the output
+    # most for its time stays fp16 until it holds; 0: the output is not judged
+    config.calibration.min_cosine = 0.99
     config.calibration.num_images = 512
     config.calibration.batch_size = 8
     config.calibration.device = "auto"  # of the graph: cpu, cuda (needs onnxruntime-gpu), auto: cuda where there is one
@@ -129,8 +132,9 @@ def default_config() -> ml_collections.ConfigDict:
     config.engine.tf32 = False
     # what trt8's fp16 engines are built from; auto: "plugin" if it fits; empty: model.onnx
     config.engine.lowering = "auto"
-    # what trt8's int8 engines are built from; "fused" needs our kernels; empty: the Q/DQ graph
-    config.engine.int8_lowering = ""
+    # what trt8's int8 engines are built from: "fused", which needs our kernels, or the Q/DQ graph (empty); auto: with
+    # precision=auto "fused", where the kernels are built on this host and it fits the model; else the Q/DQ graph
+    config.engine.int8_lowering = "auto"
     config.engine.hardware_compatible = False  # an engine for Ampere and every later GPU, at some cost in speed
     config.engine.version_compatible = False  # an engine that later versions of the same TensorRT major load
     config.engine.calibrator = False  # INT8 by TensorRT's own calibrator (TensorRT 10 and earlier) instead of Q/DQ

@@ -167,12 +167,14 @@ class ExportResult(OnnxGraph, StageResult):
             its index for each row; None if it computes all.
         lowerings: by name, those written beside model.onnx.
         lowering: that fp16 engines are built from with engine.lowering=auto; "" for model.onnx.
+        int8_lowering: what engine.int8_lowering=auto stands for in a plan; "" for the graph with Q/DQ.
     """
 
     taps: tuple[str, ...]
     pooled_token: int | str | None = None
     lowerings: Mapping[str, Lowering]
     lowering: str
+    int8_lowering: str = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -239,6 +241,42 @@ class LeftOut(Record):
     tensor: str
     error: float
     max_error: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ShareOfProduct(Record):
+    """A product that stays out of int8 for its share in the output's error.
+
+    Attributes:
+        site: its layer.
+        share: what it costs the output by itself: the mean of 1 - cosine to fp32, on the images that lose most.
+        multiplications: its share of those that could be int8, for one image.
+    """
+
+    site: str
+    share: float
+    multiplications: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OutputShare(Record):
+    """What stays out of int8 so that the output is good enough.
+
+    Attributes:
+        products: those left out, the dearest for their time first.
+        min_cosine: the smallest that is allowed on any image.
+        cosine_before: the smallest, with all in int8 that products' own errors allow.
+        cosine: the smallest, with what is left.
+        num_images: on which the output was judged.
+        source: of the images.
+    """
+
+    products: tuple[ShareOfProduct, ...]
+    min_cosine: float
+    cosine_before: float
+    cosine: float
+    num_images: int
+    source: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -310,6 +348,7 @@ class Calibration(Record):
         shifted: tensors with a shift, the largest gain first.
         smoothed: None without config.calibration.smooth.
         rotated: None without config.calibration.rotate.
+        output_share: None where the output was not judged.
     """
 
     method: str
@@ -323,6 +362,7 @@ class Calibration(Record):
     smoothed: Smoothed | None = None
     rotated: Rotated | None = None
     device: str = "cpu"
+    output_share: OutputShare | None = optional()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -81,7 +81,8 @@ def request_for(host: EngineHost, precision: str) -> BuildRequest:
 
 def _unquantized(host: EngineHost, precision: str) -> str:
     """The lowering without Q/DQ that an int8 engine is built from; "" for other engines."""
-    return configs.int8_lowering(host.config, host.facts.dialect) if precision == "int8" else ""
+    facts = host.facts
+    return configs.int8_lowering(host.config, facts.dialect, facts.int8_lowering) if precision == "int8" else ""
 
 
 def _ranges(bundle: Bundle, lowering: str) -> dict[str, float]:

@@ -34,6 +34,7 @@ class Facts:
         preprocess: the preprocessing record.
         dialect: of the graphs.
         lowering: the graph that `engine.lowering=auto` builds fp16 engines from; "" for model.onnx.
+        int8_lowering: the lowering that `engine.int8_lowering=auto` stands for in a plan; "" for the graph with Q/DQ.
         top1: JAX's top-1 on the labelled evaluation images in percent; None without such images.
         checks: by precision, the export side's check of its graph.
         files: written by the conversion, which may be read.
@@ -48,6 +49,7 @@ class Facts:
     top1: float | None
     checks: Mapping[str, GraphCheck]
     files: Files
+    int8_lowering: str = ""
     patches: tuple[int, int] = (0, 0)
 
     @property
@@ -98,6 +100,7 @@ def read_facts(bundle: Bundle) -> Facts:
         preprocess=checkpoint.preprocess,
         dialect=dialect_named(export.target),
         lowering=export.lowering,  # "" in bundles of earlier versions
+        int8_lowering=export.int8_lowering,
         top1=reference.top1,
         checks=checks,
         files=manifest.files,

@@ -10,7 +10,7 @@ import hashlib
 import os
 import pathlib
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -289,30 +289,35 @@ class Sensitivity:
     def _run(self, wanted: frozenset[str], chosen: Any = None) -> Measured:
         """Runs a set on these images (an index of `images`), by default on those of the scan."""
         chosen = pick(len(self._images), self.record.scan_images) if chosen is None else chosen
-        if self._session is None or self._fp32 is None:
-            fp32 = open_session(self._onnx_path)
-            output = fp32.get_outputs()[0].name
-            self._fp32 = np.concatenate([run_session(fp32, batch)[output] for batch in self._batches(self._images)])
-            self._session = self._open()
+        if self._fp32 is None:
+            self._fp32 = self._outputs(open_session(self._onnx_path), self._images, {})
         labels = None if self._labels is None else self._labels[chosen]
         if not wanted:
             return self._compare(wanted, self._fp32[chosen], self._fp32[chosen], labels)
-        output = self._session.get_outputs()[0].name
-        switches = np.array([unit.name in wanted for unit in self.units])
-        batches = self._batches(self._images[chosen])
-        found = [
-            self._session.run([output], {**feeds_of(self._session, batch), SWITCHES: switches})[0] for batch in batches
-        ]
-        outputs, fp32 = np.concatenate(found), self._fp32[chosen]
+        switches = {SWITCHES: np.array([unit.name in wanted for unit in self.units])}
+        if self._session is None and len(wanted) == len(self.units):  # a graph of its own, with each weight once
+            session, switches = self._open(switch=False), {}
+        else:
+            session = self._session = self._session or self._open(switch=True)
+        outputs, fp32 = self._outputs(session, self._images[chosen], switches), self._fp32[chosen]
         if len(chosen) == len(self._images):
             cosines = [compare(expected[None], got[None]).cosine for expected, got in zip(fp32, outputs)]
             self._worst = np.union1d(self._worst, np.argsort(cosines, kind="stable")[:_WORST])
         return self._compare(wanted, outputs, fp32, labels)
 
-    def _open(self) -> Any:
-        model = switched(
-            ir.load(self._onnx_path), self.calibration, self.units, target=self._target, precision=self._precision
-        )
+    def _outputs(self, session: Any, images: np.ndarray, switches: Mapping[str, np.ndarray]) -> np.ndarray:
+        output = session.get_outputs()[0].name
+        found = [run_session(session, {**feeds_of(session, batch), **switches}) for batch in self._batches(images)]
+        return np.concatenate([values[output] for values in found])
+
+    def _open(self, *, switch: bool) -> Any:
+        """A session that quantizes what its switches say, or everything."""
+        model, kind = ir.load(self._onnx_path), {"target": self._target, "precision": self._precision}
+        if switch:
+            model = switched(model, self.calibration, self.units, **kind)
+        else:
+            sites = [site for unit in self.units for site in unit.sites]
+            model = quantize(model, self.calibration, sites, shift_biases=False, **kind)
         with tempfile.TemporaryDirectory(prefix=".switched.", suffix=".tmp", dir=self._onnx_path.parent) as folder:
             path = pathlib.Path(folder) / "switched.onnx"
             save_onnx(self._lower(model), path)

@@ -51,6 +51,11 @@ def print_summary(report: Report, root: pathlib.Path, *, files: Sequence[pathlib
         console.print(
             f" not in int8, as it costs the product more than {left_out[0].max_error:g} at every threshold: {named}"
         )
+    if report.calibration is not None and (share := report.calibration.output_share) and share.products:
+        console.print(
+            f" not in int8, as it costs the output most for its time: {', '.join(row.site for row in share.products)}; "
+            f"smallest cosine {share.cosine_before:.4f} → {share.cosine:.4f}"
+        )
 
     table = Table(Column(f"file in {root}", overflow="fold"), "size", "", box=None, header_style="dim")
     recommended = report.engine.path if report.engine is not None else ""

@@ -1,18 +1,15 @@
 """The calibrate stage: ranges of all tensors that could be quantized, and the fp32 graph that quantization starts
 from."""
 
-import dataclasses
 import pathlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from vit_convert.core import config as configs
 from vit_convert.core.calibration_cache import ALGORITHMS, CacheKey, format_cache, hash_source, key_path, save_cache
 from vit_convert.core.errors import UsageError
 from vit_convert.core.pipeline import Context, Stage
-from vit_convert.core.stage_results import CalibrateResult, LeftOut, Rotated, Shifted, Widened
+from vit_convert.core.stage_results import CalibrateResult, LeftOut, Shifted, Widened
 from vit_convert.stages.calibration_samples import calibration_samples
 from vit_convert.stages.common import (
     backend_named,
@@ -24,14 +21,9 @@ from vit_convert.stages.common import (
     source_identity,
     with_weights,
 )
-from vit_convert.stages.other_weights import (
-    SMOOTHED,
-    change_weights,
-    changes_weights,
-    even_out,
-    source_graph,
-    unquantized,
-)
+from vit_convert.stages.images import IMAGES
+from vit_convert.stages.lowering import measure_lowering
+from vit_convert.stages.other_weights import SMOOTHED, change_weights, changes_weights, source_graph, unquantized
 from vit_convert.stages.text import (
     calibration_source,
     identity,
@@ -56,7 +48,9 @@ def _inputs(context: Context) -> Any:
     else:
         source = source_identity(calibration.data, labelled=False)
     may = [_may_leave_out(context), _may_shift(context)]
-    return [plain(calibration), source, patterns(context), engine.calibrator, unquantized(context), *may]
+    planned = configs.is_planned(context.config) and bool(unquantized(context))
+    budget = [plain(context.config.plan), context.config.check.int8_cosine, IMAGES.inputs(context)] if planned else []
+    return [plain(calibration), source, patterns(context), engine.calibrator, unquantized(context), *budget, *may]
 
 
 def _outputs(context: Context) -> list[pathlib.Path]:
@@ -158,8 +152,12 @@ def calibrate(context: Context) -> CalibrateResult:
     calibration.save(context.bundle.calibration)
     if with_cache:
         _write_cache(context, calibration)
+    share = None
     if lowering:
-        left_out, rotated = _measure_lowering(context, lowering, images)
+        may = _may_leave_out(context)
+        measured = measure_lowering(context, lowering, images, patterns(context), may_leave_out=may)
+        left_out = _left_out(context, measured.calibration, measured.linears)
+        rotated, share = measured.rotated, measured.share
     clipped = sum(calibration.thresholds[name] < 0.999 * calibration.amax[name] for name in calibration.thresholds)
     what = "texts" if takes_text(context) else "images"
     summary = f"{config.method}, {len(images)} {what}, {len(calibration.thresholds)} tensors, {clipped} clipped"
@@ -172,6 +170,8 @@ def calibrate(context: Context) -> CalibrateResult:
         summary += f", {len(calibration.shifts)} shifted"
     if left_out:
         summary += f", {', '.join(site for row in left_out for site in row.sites)} left out of int8"
+    if share and share.products:
+        summary += f", {', '.join(row.site for row in share.products)} for the output's sake"
     return CalibrateResult(
         method=config.method,
         device=calibration.device,
@@ -181,6 +181,7 @@ def calibrate(context: Context) -> CalibrateResult:
         num_clipped=clipped,
         widened=tuple(widened),
         left_out=tuple(left_out),
+        output_share=share,
         shifted=tuple(_shifted(calibration)),
         smoothed=changed.smoothed,
         rotated=rotated,
@@ -247,62 +248,6 @@ def _most(widened: Sequence[Widened]) -> str:
     first = widened[0]
     threshold = f"{first.entropy:.3g} → {first.threshold:.3g}"
     return f"most {first.tensor}: {threshold}, error of its products {first.error_entropy:.2g} → {first.error:.2g}"
-
-
-def _measure_lowering(context: Context, lowering: str, images: np.ndarray) -> tuple[list[LeftOut], Rotated | None]:
-    """Writes a lowering with evened-out channels, and its ranges from the same images by the same method.
-
-    Tensors that no product reads are not clipped, and those whose product loses too much get no range.
-
-    Returns:
-        The products left out, as `_left_out` lists them; what was rotated.
-    """
-    import onnx_ir as ir
-
-    from vit_convert.core.onnx_file import save_onnx
-    from vit_convert.export.passes.fused_encoder import quantized_tensors, with_what_leads_to, write_in_fp16
-    from vit_convert.quantize.calibrate import calibrate as measure
-    from vit_convert.quantize.placement import place
-
-    config, path = context.config.calibration, context.bundle.lowering(f"{lowering}.int8")
-    source = context.bundle.lowering(lowering)
-    model = ir.load(source)
-    read, other = quantized_tensors(model, branches=config.branches)
-    linears = [site for site in _as_asked(context, place(model).sites) if site.tensor in read]
-    rotated = even_out(context, source, path, linears, images)
-    options: Any = {"batch_size": config.batch_size, "device": config.device, "progress": context.progress}
-    found = measure(path, images, prepare(context), read, method=config.method, **options)
-    rest = measure(path, images, prepare(context), other, method="minmax", **options)
-    if _may_leave_out(context):
-        found = found.leave_out([site.tensor for site in linears], config.max_error)
-    in_fp16 = {*read} - ({site.tensor for site in linears} - {*found.left_out})
-    model = ir.load(path)
-    write_in_fp16(model, in_fp16)
-    save_onnx(model, path)
-    without = with_what_leads_to(model, in_fp16)
-    ranges, amax = {**rest.thresholds, **found.thresholds}, {**rest.amax, **found.amax}
-    thresholds = {name: threshold for name, threshold in ranges.items() if name not in without}
-    dataclasses.replace(found, thresholds=thresholds, amax=amax).save(context.bundle.ranges(lowering))
-    return _left_out(context, found, linears), rotated
-
-
-def _as_asked(context: Context, sites: Sequence["Site"]) -> list["Site"]:
-    """The sites of a lowering that the config's patterns leave in INT8.
-
-    The patterns name layers of model.onnx, where queries, keys and values may be three linears. In the lowering they
-    are one, which is quantized if all three would be.
-    """
-    import onnx_ir as ir
-
-    from vit_convert.quantize.placement import place
-
-    asked = {site.name for site in place(ir.load(context.bundle.onnx()), **patterns(context)).sites}
-
-    def is_asked(site: "Site") -> bool:
-        parts = {f"{site.block}/{kind}" for kind in ("query", "key", "value")}
-        return site.name in asked or (site.kind == "qkv" and parts <= asked)
-
-    return [site for site in sites if is_asked(site)]
 
 
 def _refuse_to_quantize_nothing(context: Context) -> None:

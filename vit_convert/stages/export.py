@@ -72,6 +72,7 @@ def export(context: Context) -> ExportResult:
         target=name,
         lowerings=written,
         lowering=_advised(context),
+        int8_lowering=_advised_int8(context),
         summary=summary,
     )
 
@@ -98,7 +99,7 @@ def _require_names(context: Context) -> None:
 
 
 def _lowerings(context: Context) -> list[str]:
-    return configs.lowerings(context.config, _advised(context))
+    return configs.lowerings(context.config, _advised(context), _advised_int8(context))
 
 
 def _advised(context: Context) -> str:
@@ -112,6 +113,15 @@ def _advised(context: Context) -> str:
     # a user's own model has none
     attentions = () if checkpoint.image_range else checkpoint.attentions
     return advised if attentions and all(fits(*sizes) for sizes in attentions) else ""
+
+
+def _advised_int8(context: Context) -> str:
+    """The lowering for int8 engines: our kernels where this host has them and TensorRT's attention plugin, whose place
+    they take, has a kernel."""
+    from vit_convert import kernels
+
+    known = dialect_for(context).int8_lowerings
+    return known[0] if known and _advised(context) and kernels.library().is_file() else ""
 
 
 def _remove_lowerings(bundle: Bundle, *, keep: Sequence[str]) -> None:

@@ -48,7 +48,9 @@ class Changed:
 
 def unquantized(context: Context) -> str:
     """The lowering without Q/DQ that int8 engines are built from; "" if they are built from the Q/DQ graph."""
-    return configs.int8_lowering(context.config, dialect_for(context))
+    export = context.results.get("export")
+    advised = export.int8_lowering if export is not None else ""
+    return configs.int8_lowering(context.config, dialect_for(context), advised)
 
 
 def changes_weights(context: Context) -> bool:

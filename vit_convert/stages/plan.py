@@ -11,7 +11,7 @@ from vit_convert.core.check_results import PlanResult, SensitivityResult
 from vit_convert.core.pipeline import Context, Stage
 from vit_convert.stages.calibrate import limits
 from vit_convert.stages.common import dialect_for, evaluation, plain, prepare
-from vit_convert.stages.other_weights import source_graph
+from vit_convert.stages.other_weights import source_graph, unquantized
 from vit_convert.stages.quantize import activation_ranges
 from vit_convert.stages.text import samples_file
 
@@ -26,7 +26,8 @@ def _wants_sensitivity(context: Context) -> bool:
 
 
 def _wants_plan(context: Context) -> bool:
-    return configs.is_planned(context.config) and not context.config.plan.file
+    """A lowering without Q/DQ is planned while its ranges are measured, see `stages.lowering`."""
+    return configs.is_planned(context.config) and not context.config.plan.file and not unquantized(context)
 
 
 def _scan_inputs(context: Context) -> Any:

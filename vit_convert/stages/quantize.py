@@ -40,10 +40,10 @@ def _lowers_by_flag(context: Context) -> bool:
 
 
 def _plan_file(context: Context) -> pathlib.Path | None:
+    """The plan of a graph with Q/DQ, if there is one."""
     given = context.config.plan.file
-    return (
-        pathlib.Path(given) if given else context.bundle.precision_plan if configs.is_planned(context.config) else None
-    )
+    planned = configs.is_planned(context.config) and not unquantized(context)
+    return pathlib.Path(given) if given else context.bundle.precision_plan if planned else None
 
 
 def _place(context: Context, model: Any, precision: str) -> Any:

@@ -75,7 +75,7 @@ def test_lowering_is_written_where_int8_is_asked_for():
 
 
 @pytest.mark.parametrize(
-    "key, value", [("engine.calibrator", True), ("calibration.smooth", 0.5), ("precision", "auto")]
+    "key, value", [("engine.calibrator", True), ("calibration.smooth", 0.5), ("plan.file", "plan.json")]
 )
 def test_what_the_lowering_cannot_do_is_refused(key, value):
     config = configs.default_config()
