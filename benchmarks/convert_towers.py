@@ -73,7 +73,7 @@ def _ours(checkpoint: pathlib.Path, folder: pathlib.Path) -> list[str]:
         "from vit_convert.config import default_config\n\n\ndef get_config():\n    return default_config()\n"
     )
     keys = [f"checkpoint={checkpoint}", "engine.backend=none", "precision=fp32", "check.num_images=2"]
-    flags = [f"--config={config}", *(f"--config.{key}" for key in keys), f"--workdir={folder}", "--quiet"]
+    flags = ["--nopage", f"--config={config}", *(f"--config.{key}" for key in keys), f"--workdir={folder}", "--quiet"]
     return [sys.executable, "-m", "vit_convert", *flags]
 
 

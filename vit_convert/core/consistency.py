@@ -94,20 +94,21 @@ def merged_batches(count: int) -> list[Batch]:
 
 def structure_batches(largest: int) -> list[Batch]:
     """The batches that show whether a shortened graph agrees with itself, if the whole one runs on the rows of a
-    reference at once: each of ROWS by itself, and at several places among an odd and an even number of rows.
+    reference at once: each of ROWS by itself, and at several places among an odd and an even number of rows. If the
+    reference has two rows, each row of its batch is known, and only one beside black and white is missing.
 
     Args:
-        largest: the most rows per run.
+        largest: how many rows the reference has.
 
     Example:
         >>> structure_batches(2)
-        [('noise',), ('black',), ('white',), ('black', 'white')]
+        [('noise',), ('black', 'noise', 'white')]
     """
     alone: list[Batch] = [(row,) for row in ROWS]
     if largest == 1:
         return alone
     if largest == 2:
-        return [*alone, (BLACK, WHITE)]
+        return [(NOISE,), (BLACK, NOISE, WHITE)]
     return [*alone, (BLACK, WHITE, NOISE), (WHITE, NOISE, BLACK, NOISE) if largest > 3 else (NOISE, BLACK, NOISE)]
 
 
