@@ -34,6 +34,7 @@ from vit_convert.core.lock import hold
 from vit_convert.core.overrides import apply_overrides, split_overrides
 from vit_convert.core.pair import TOWERS, is_pair
 from vit_convert.core.pair_results import PairVerification
+from vit_convert.core.presets import apply_preset
 from vit_convert.core.program import Program
 from vit_convert.core.progress import Progress, human_bytes
 from vit_convert.core.text_table import text_table
@@ -110,13 +111,11 @@ def _run(argv: Sequence[str]) -> int:
     if names == (INSPECT,):
         from vit_convert.engine.inspection.command import inspect
 
-        for folder in [os.path.join(path, tower) for tower in TOWERS] if is_pair(path) else [path]:
-            inspect(
-                folder,
-                list(_FLAGS["for"].value or []),
-                _FLAGS.precision or ["fp16"],
-                apply_overrides(configs.default_config(), overrides),
-            )
+        words = {os.path.join(path, tower): words_of_tower(overrides, tower) for tower in TOWERS if is_pair(path)}
+        for folder, given in (words or {path: overrides}).items():
+            config = apply_overrides(configs.default_config(), given)
+            apply_preset(config)  # the rest is of no graph, and the default config names no checkpoint
+            inspect(folder, list(_FLAGS["for"].value or []), _FLAGS.precision or ["fp16"], config, given)
         return 0
     line = shlex.join(["python", "-m", "vit_convert.engine", *argv[1:]])
     if is_pair(path):

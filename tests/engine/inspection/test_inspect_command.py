@@ -28,6 +28,13 @@ def test_the_command(bundle_path, capsys, monkeypatch):
     assert "lowerings/matmul.onnx" in said and "--maxShapes=images:" in said
     assert main(["engine", "inspect", str(bundle_path / "model.onnx"), "--for=trt10,rtx"]) == 0
     assert "trt10: no obstacle found" in capsys.readouterr().out
+    words = ["--config.engine.workspace_gib=0.25", "--config.engine.preset=jetson_orin"]
+    for path in (bundle_path, bundle_path / "model.onnx"):  # what may be changed for a build, may be looked at before
+        assert main(["engine", "inspect", str(path), "--for=trt8", *words]) == 0
+        said = capsys.readouterr().out
+        assert "DLA: not used" in said and "--memPoolSize=workspace:256" in said, path
+    assert main(["engine", "inspect", str(bundle_path), "--config.engine.workspace=1"]) == 2
+    assert "engine.workspace" in capsys.readouterr().err
     assert main(["engine", "inspect", str(bundle_path), "--for=trt9"]) == 2
     assert "--for=trt9: not one of trt8, trt10, trt11, rtx" in capsys.readouterr().err
 
@@ -69,7 +76,7 @@ def test_the_parser_names_every_node_that_it_has_nothing_for(tmp_path):
 def test_lowerings_are_of_the_bundles_own_generation(bundle_path):
     """They are spelt for it; model.onnx may be asked about for others, and is looked at for its own by default."""
     for asked, targets in (([], ["trt8"]), (["trt10", "rtx"], ["trt10", "rtx"])):
-        of_bundle = command._of_bundle(str(bundle_path), asked)
+        of_bundle = command._of_bundle(str(bundle_path), asked, [])
         found = {subject.name: list(subject.targets) for subject in of_bundle}
         assert found.pop("model.onnx") == targets
         names = {path.name for path in (bundle_path / "lowerings").glob("*.onnx")}

@@ -9,8 +9,10 @@ from typing import Any
 import ml_collections
 
 from vit_convert.core.bundle import Bundle
+from vit_convert.core.config import check_values
 from vit_convert.core.dialect import DIALECTS
 from vit_convert.core.errors import BuildError, ConvertError, UnbuildableError, UsageError, nearest
+from vit_convert.core.overrides import apply_overrides
 from vit_convert.core.presets import preset_named
 from vit_convert.core.progress import human_bytes
 from vit_convert.core.text_length import sides_of
@@ -50,7 +52,13 @@ class Subject:
     shapes: Shapes | None
 
 
-def inspect(path: str, asked: Sequence[str], precisions: Sequence[str], config: ml_collections.ConfigDict) -> None:
+def inspect(
+    path: str,
+    asked: Sequence[str],
+    precisions: Sequence[str],
+    config: ml_collections.ConfigDict,
+    overrides: Sequence[str] = (),
+) -> None:
     """Prints findings about a bundle's graphs, or about one file.
 
     Args:
@@ -58,6 +66,7 @@ def inspect(path: str, asked: Sequence[str], precisions: Sequence[str], config: 
         asked: generations; empty: a bundle's own, or all four for a file.
         precisions: to be built by TensorRT 8.6 with builder flags.
         config: for a file, which has none of its own.
+        overrides: of a bundle's config: "engine.preset=jetson_orin".
 
     Raises:
         UsageError: an unknown generation, or a path that is neither.
@@ -68,7 +77,10 @@ def inspect(path: str, asked: Sequence[str], precisions: Sequence[str], config: 
             raise UsageError(f"--for={name}: not one of {', '.join(DIALECTS)}.{nearest(name, DIALECTS)}")
     if not os.path.exists(path):
         raise UsageError(f"{path}: there is no such file or folder", fix="Give an ONNX file or a bundle.")
-    subjects = _of_bundle(path, asked) if os.path.isdir(path) else [_of_file(path, asked or [*DIALECTS], config)]
+    if os.path.isdir(path):
+        subjects = _of_bundle(path, asked, overrides)
+    else:
+        subjects = [_of_file(path, asked or [*DIALECTS], config)]
     refused: list[str] = []
     for subject in subjects:
         graph = read_graph(subject.path)
@@ -122,9 +134,10 @@ def _of_file(path: str, targets: Sequence[str], config: ml_collections.ConfigDic
     return Subject(pathlib.Path(path), os.path.basename(path), targets, config, sizes, shapes)
 
 
-def _of_bundle(path: str, asked: Sequence[str]) -> list[Subject]:
+def _of_bundle(path: str, asked: Sequence[str], overrides: Sequence[str]) -> list[Subject]:
     bundle = open_bundle(path)
-    facts, config = read_facts(bundle), read_config(bundle)
+    facts, config = read_facts(bundle), apply_overrides(read_config(bundle), overrides)
+    check_values(config)
     targets, image = list(asked or [facts.dialect.name]), facts.image_size
     profiles = batch_profiles(facts.signature.inputs, image, config.batch)
     shapes: Any = profiles[-1] if any(isinstance(s, str) for t in facts.signature.inputs for s in t.shape) else {}
