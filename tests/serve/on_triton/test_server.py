@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import resource
+import shutil
 import socket
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from vit_convert.serve.triton.server import Installed, find_server, running
 def environment(tmp_path, monkeypatch):
     """An environment whose Python says where its packages are; with a server and its stub, if it has."""
 
-    def environment(server=True, stub=True, code=0, version="3.11", numpy="1.26.4"):
+    def environment(server=True, stub=True, code=0, version="3.11", numpy="1.26.4", package=""):
         packages, root = tmp_path / "packages", tmp_path / "packages" / "pytriton" / "tritonserver"
         for path in [tmp_path / "env" / "bin" / "python", *([root / "bin" / "tritonserver"] if server else [])]:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -31,7 +32,7 @@ def environment(tmp_path, monkeypatch):
         if stub:
             (root / "python_backend_stubs" / version).mkdir(parents=True, exist_ok=True)
             (root / "python_backend_stubs" / version / "triton_python_backend_stub").touch()
-        told = json.dumps([str(packages), "/libs", version, numpy])
+        told = json.dumps([str(packages), "/libs", version, numpy, package])
         run = types.SimpleNamespace(returncode=code, stdout=told, stderr="boom " * 100)
         monkeypatch.setattr(module.subprocess, "run", lambda *arguments, **options: run)
         return str(tmp_path / "env"), root
@@ -132,11 +133,10 @@ def test_the_stub_does_not_look_for_packages_where_we_do(installed, tmp_path, mo
 
 
 def test_what_an_environment_says_of_itself():
-    said = json.loads(subprocess.run([sys.executable, "-c", module._ABOUT], capture_output=True, check=True).stdout)
-    assert (
-        said[2:] == [f"{sys.version_info.major}.{sys.version_info.minor}", np.__version__]
-        and "site-packages" in said[0]
-    )
+    command = [sys.executable, "-I", "-c", module._ABOUT]
+    said = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+    assert said[2:4] == [f"{sys.version_info.major}.{sys.version_info.minor}", np.__version__]
+    assert "site-packages" in said[0] and (said[4] == "" or said[4].endswith("vit_convert/__init__.py"))
 
 
 @pytest.mark.parametrize("hard", [resource.RLIM_INFINITY, 64 << 20])
@@ -279,3 +279,16 @@ def test_whether_all_models_are_ready(monkeypatch, answer, ready):
     monkeypatch.setattr(module.urllib.request, "urlopen", urlopen)
     assert module._is_ready(types.SimpleNamespace(http="http://127.0.0.1:1")) is ready
     assert asked == ["http://127.0.0.1:1/v2/health/ready"]
+
+
+def test_another_package_in_the_environment_would_answer(environment, tmp_path):
+    """One that was installed before this one was changed; the same one, and none, are right."""
+    here = pathlib.Path(module.__file__).parents[2]
+    given, _ = environment(package=str(here / "__init__.py"))
+    assert find_server(given).stub is not None
+    shutil.copytree(here, tmp_path / "vit_convert", ignore=shutil.ignore_patterns("__pycache__"))
+    given, _ = environment(package=str(tmp_path / "vit_convert" / "__init__.py"))
+    assert find_server(given).stub is not None
+    (tmp_path / "vit_convert" / "serve" / "triton" / "prove.py").write_text("")
+    with pytest.raises(UsageError, match="has another vit_convert installed"):
+        find_server(given)

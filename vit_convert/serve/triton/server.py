@@ -26,13 +26,14 @@ _POLL_SECONDS = 0.05
 _STACK_BYTES = 256 << 20  # of each thread, of which only what is used takes memory; for requests of up to 120 MB
 _SHOWN_LINES = 12
 _ABOUT = """
-import json, sys, sysconfig
+import importlib.util, json, sys, sysconfig
 try:
     from numpy import __version__
 except ImportError:
     __version__ = ""
+package = importlib.util.find_spec("vit_convert")
 about = [sysconfig.get_path("purelib"), sysconfig.get_config_var("LIBDIR"), "%d.%d" % sys.version_info[:2]]
-print(json.dumps([*about, __version__]))
+print(json.dumps([*about, __version__, package.origin if package else ""]))
 """
 
 
@@ -86,12 +87,12 @@ def find_server(environment: str | os.PathLike[str]) -> Installed:
     python = pathlib.Path(environment) / "bin" / "python"
     if not python.exists():
         raise UsageError(f"--environment={environment}: holds no bin/python", fix=_INSTALL)
-    found = subprocess.run([python, "-c", _ABOUT], capture_output=True, text=True, check=False, env=_clean())
+    found = subprocess.run([python, "-I", "-c", _ABOUT], capture_output=True, text=True, check=False)
     if found.returncode != 0:
         raise UsageError(
             f"--environment={environment}: its Python does not run ({found.stderr.strip()[-200:]})", fix=_INSTALL
         )
-    packages, libraries, version, numpy = json.loads(found.stdout)
+    packages, libraries, version, numpy, package = json.loads(found.stdout)
     root = pathlib.Path(packages) / "pytriton" / "tritonserver"
     if (root / "bin" / "tritonserver").exists():
         stub = root / "python_backend_stubs" / version / "triton_python_backend_stub"
@@ -103,6 +104,12 @@ def find_server(environment: str | os.PathLike[str]) -> Installed:
                 "this server would give wrong numbers",
                 fix="Install the extra `triton` there: its NumPy is older than 2.",
             )
+        if package and _sources(pathlib.Path(package).parent) != _sources(_PACKAGE):
+            raise UsageError(
+                f"--environment={environment}: its Python has another vit_convert installed ({package}), which would "
+                "answer in place of this one",
+                fix="Install this one there again, or uninstall it there: it is not needed.",
+            )
         bundled = (
             pathlib.Path(packages) / "nvidia_pytriton.libs"
         )  # CUDA's runtime, which the stub finds only in its original place
@@ -113,6 +120,11 @@ def find_server(environment: str | os.PathLike[str]) -> Installed:
         folder = pathlib.Path(binary).resolve().parents[1]
         return Installed(pathlib.Path(binary), folder / "backends", None, python, libraries)
     raise UsageError(f"no tritonserver in {environment}, nor on the PATH", fix=_INSTALL)
+
+
+def _sources(package: pathlib.Path) -> dict[str, bytes]:
+    """The code of an installed package, by file."""
+    return {path.relative_to(package).as_posix(): path.read_bytes() for path in package.rglob("*.py")}
 
 
 @contextlib.contextmanager
@@ -194,8 +206,7 @@ def _backends(installed: Installed, work: pathlib.Path) -> pathlib.Path:
         stub = folder / "python" / installed.stub.name
         shutil.copyfile(installed.stub, stub)
         stub.chmod(0o755)
-        # The stub's Python is isolated and ignores PYTHONPATH, but this folder is on its path, so nothing needs to be
-        # installed.
+        # The stub looks for packages in its own folder too, after what is installed, so that nothing needs to be.
         (folder / "python" / _PACKAGE.name).symlink_to(_PACKAGE)
     if not (folder / "onnxruntime").exists():
         (folder / "onnxruntime").mkdir()
