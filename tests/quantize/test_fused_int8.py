@@ -183,6 +183,10 @@ def test_a_plan_of_a_lowering_is_made_on_labelled_images(workdir, small, picture
     assert (share["num_images"], share["source"], share["min_cosine"]) == (16, "evaluation images", 0.9998)
     assert share["cosine_before"] < 0.9998 <= share["cosine"] and left_in_fp16(workdir, "plan", report)
     assert not (workdir / "plan" / "precision_plan.json").exists()
+    np.savez(workdir / "unlabelled.npz", images=np.load(pictures / "pictures.npz")["images"][:12])
+    given["evaluation.data"] = str(workdir / "unlabelled.npz")
+    found = convert(config(small, "plan", **given), workdir, until="calibrate", quiet=True)["calibration"]
+    assert (found["output_share"]["num_images"], found["output_share"]["source"]) == (12, "evaluation images")
     with pytest.raises(CheckError, match=r"precision=auto: with every product in fp16 that may be, cosine 0\.99"):
         convert(config(small, "plan", **{**given, "plan.cosine": 1.0}), workdir, until="calibrate", quiet=True)
 

@@ -16,6 +16,7 @@ from vit_convert.core.pipeline import Context
 from vit_convert.core.stage_results import OutputShare, Rotated, ShareOfProduct
 from vit_convert.stages.common import dialect_for, evaluation, prepare
 from vit_convert.stages.other_weights import even_out
+from vit_convert.stages.text import samples_file
 
 if TYPE_CHECKING:
     from vit_convert.quantize.calibrate import Calibration
@@ -139,8 +140,10 @@ def _by_share(
     source, most = "calibration images", _IMAGES
     if configs.is_planned(config):
         most = config.plan.num_images
-        if (labelled := evaluation(context)) is not None:
-            (images, labels), source = labelled, "evaluation images"
+        if context.results.images.num_images:
+            images, source = np.load(samples_file(context, "evaluation"), mmap_mode="r"), "evaluation images"
+            labelled = evaluation(context)
+            labels = None if labelled is None else labelled[1]
     chosen = pick(len(images), most)
     times = multiplications(path, products, images, prepare(context))
     with tempfile.TemporaryDirectory() as folder:
