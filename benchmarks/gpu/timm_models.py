@@ -44,4 +44,7 @@ def create(variant: str, image_size: int) -> torch.nn.Module:
         options["img_size"] = image_size
     if name.startswith("vit"):  # Swin has erf's GELU, as its checkpoints were trained with
         options["act_layer"] = "gelu_tanh"
+    if name.startswith("vit") and not timm.is_model(name):  # a patch that timm has no name for: DINOv2's 14
+        name, patch = "_patch".join((name.partition("_patch")[0], "16_224")), variant.partition("/")[2]
+        options["patch_size"] = int(patch)
     return timm.create_model(name, **options).eval()
