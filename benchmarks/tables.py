@@ -319,15 +319,18 @@ def trained_gpu_table(record: Mapping[str, Any]) -> str:
             if run.get("top1") is not None
             else ""
         )
-        allowed = next((word.rpartition("=")[2] for word in run["options"] if "max_error" in word), "")
-        cells = [run["outputs"], allowed, f"{run['left_out']}", f"{run['batch']}"]
+        given = [word.removeprefix("--config.") for word in run["options"] if "timing_cache" not in word]
+        settings = ", ".join(f"`{word.removeprefix('calibration.')}`" for word in given)
+        layers = run["engines"]["int8"]["int8_layers"]
+        cells = [run["outputs"], settings, f"{run['left_out']}", f"{layers}", f"{run['batch']}"]
         cells += [f"{fp16:,.0f}".replace(",", " "), f"{int8:,.0f}".replace(",", " ")]
         cells += [f"{int8 / fp16:.2f}×", f"{run['cosine']:.4f}", top1, "yes" if run["passed"] else "**no**"]
         rows.append([*cells, run["recommended"]])
     titles = (
         "judged",
-        "`max_error`",
-        "products left in FP16",
+        "settings",
+        "left in FP16 for their error",
+        "layers in INT8",
         "batch",
         "FP16, images/s",
         "INT8, images/s",

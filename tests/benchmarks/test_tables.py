@@ -236,9 +236,14 @@ def test_a_trained_model_on_a_gpu(tables, tmp_path):
     run = {
         "case": "digits",
         "outputs": "logits",
-        "options": ["--config.calibration.max_error=0.001"],
+        "options": [
+            "--config.calibration.max_error=0.001",
+            "--config.engine.timing_cache=t",
+            "--config.keep_fp16=('block_11',)",
+        ],
         "batch": 256,
         "cosine": 0.9876,
+        "engines": {"int8": {"int8_layers": 38}},
     }
     run |= {
         "images_per_second": {"fp16": 1000.0, "int8": 1250.0},
@@ -257,9 +262,9 @@ def test_a_trained_model_on_a_gpu(tables, tmp_path):
     (tmp_path / "int8-gpu-trained-2026-01-01.json").write_text(json.dumps(record))
     text = tables.fill("<!-- table:int8-gpu-trained -->\n<!-- end -->", tmp_path)
     assert (
-        "| logits | 0.001 | 4 | 256 | 1 000 | 1 250 | 1.25× | 0.9876 | 96.0 % (FP32 96.6 %) of 500 | yes | int8 |"
-        in text
-    )
+        "| logits | `max_error=0.001`, `keep_fp16=('block_11',)` | 4 | 38 | 256 | 1 000 | 1 250 | 1.25× | 0.9876 "
+        "| 96.0 % (FP32 96.6 %) of 500 | yes | int8 |"
+    ) in text
     assert "<sub>Some GPU, A CPU; tensorrt 8.6.0, jax 1;" in text and "`python a`, and 2 more like it" in text
 
 
