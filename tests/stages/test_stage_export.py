@@ -110,20 +110,36 @@ def test_lowerings_are_written_and_those_not_asked_for_removed(context):
 @pytest.mark.parametrize(
     ("precision", "target", "attentions", "more", "advised"),
     [
-        ("fp16", "trt8", [[64, 197]], {}, "plugin"),
-        ("fp32", "trt8", [[64, 197]], {}, ""),  # it is for fp16
-        ("fp16", "trt10", [[64, 197]], {}, ""),  # it is TensorRT 8's
-        ("fp16", "trt8", [], {}, ""),  # nothing that it computes
-        ("fp16", "trt8", [[64, 197], [20, 197]], {}, ""),  # one that it has no kernel for
-        ("fp16", "trt8", [[64, 197]], {"image_range": RANGE}, ""),
+        ("fp16", "trt8", [[64, 197]], {}, ("plugin",)),
+        ("fp32", "trt8", [[64, 197]], {}, ()),  # it is for fp16
+        ("fp16", "trt10", [[64, 197]], {}, ()),  # it is TensorRT 8's
+        ("fp16", "trt8", [], {}, ()),  # nothing that it computes
+        ("fp16", "trt8", [[64, 197], [20, 197]], {}, ()),  # one that it has no kernel for
+        ("fp16", "trt8", [[64, 197]], {"image_range": RANGE}, ()),
+        ("fp16", "trt8", [[64, 50]], {"group_norms": [64, 2048]}, ("groupnorm", "plugin")),
+        ("fp16", "trt8", [[80, 50]], {"group_norms": [64]}, ("groupnorm",)),
+        ("fp16", "trt8", [[64, 50]], {"group_norms": [64, 96]}, ("plugin",)),  # 3 channels a group: no kernel
+        ("fp16", "trt10", [[64, 50]], {"group_norms": [64]}, ()),
+        ("fp16", "trt8", [[64, 50]], {"group_norms": [64], "image_range": RANGE}, ()),
     ],
 )
-def test_the_plugin_is_advised_where_it_fits_every_attention(context, precision, target, attentions, more, advised):
+def test_lowerings_are_advised_where_they_fit_all_that_they_compute(
+    context, precision, target, attentions, more, advised
+):
     context.config.precision, context.config.target = precision, target
     change(context, "checkpoint", attentions=attentions, **more)
     assert module._advised(context) == advised
     inputs = EXPORT.inputs(context)
-    assert inputs[:4] == [target, "NHWC", False, "float32"] and ("plugin" in inputs[4]) is bool(advised)
+    assert inputs[:4] == [target, "NHWC", False, "float32"] and inputs[4] == list(advised)
+
+
+def test_a_hybrid_is_written_for_our_kernels_and_for_a_host_without_them(context):
+    context.config.precision = "fp16"
+    change(context, "checkpoint", attentions=[[64, 50]], group_norms=[64, 256])
+    found = export(context)
+    assert found.lowering == "groupnorm" and list(found.lowerings) == ["groupnorm", "plugin"]
+    context.config.engine.lowering = "groupnorm"  # by name: nothing to give way to
+    assert list(export(context).lowerings) == ["groupnorm"]
 
 
 def test_names_of_blocks_are_looked_up_at_once(context):

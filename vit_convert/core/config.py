@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import ml_collections
@@ -311,10 +312,20 @@ def lowering(config: ml_collections.ConfigDict, advised: str) -> str:
     return "" if config.keep_fp32 or portable else advised
 
 
-def lowerings(config: ml_collections.ConfigDict, advised: str, advised_int8: str = "") -> list[str]:
-    """The lowerings written beside model.onnx: those asked for, and the ones that engines are built from; `advised` as
-    above and below."""
-    names = (*config.lowerings, lowering(config, advised), _int8_lowering(config, advised_int8))
+def lowerings(config: ml_collections.ConfigDict, advised: Sequence[str], advised_int8: str = "") -> list[str]:
+    """The lowerings written beside model.onnx: those asked for, and those that engines may be built from.
+
+    Args:
+        config: the full config.
+        advised: what `engine.lowering=auto` stands for, see `lowering`, and what it gives way to.
+        advised_int8: what `engine.int8_lowering=auto` stands for, see `int8_lowering`.
+    """
+    used = lowering(config, next(iter(advised), ""))
+    names = (
+        *config.lowerings,
+        *(advised if used and config.engine.lowering == AUTO else (used,)),
+        _int8_lowering(config, advised_int8),
+    )
     return list(dict.fromkeys(name for name in names if name))
 
 

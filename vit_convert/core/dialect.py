@@ -17,6 +17,7 @@ class Dialect:
         precisions: what engines can compute in.
         stores_quantized_weights: whether it reads weights stored in int8 or fp8; else they are fp32 with a Q/DQ pair.
         fp16_lowering: the lowering (export/targets.py) that is fastest for fp16, if the model fits it; "" for none.
+        norm_lowering: the same for models with GroupNorms; it needs our kernels, and `fp16_lowering` does without.
         int8_lowerings: the lowerings that int8 engines can be built from with ranges instead of Q/DQ.
         cache_version: the version to write into a calibration cache on a host without this TensorRT, namely the last of
             its generation; "" if it reads no calibration cache.
@@ -29,6 +30,7 @@ class Dialect:
     precision_by_flag: bool = False
     stores_quantized_weights: bool = True
     fp16_lowering: str = ""
+    norm_lowering: str = ""
     int8_lowerings: tuple[str, ...] = ()
     cache_version: str = ""
 
@@ -54,6 +56,7 @@ _ROWS = (
         precision_by_flag=True,
         stores_quantized_weights=False,
         fp16_lowering="plugin",
+        norm_lowering="groupnorm",
         int8_lowerings=("fused",),
         cache_version="8.6.1",
     ),

@@ -64,6 +64,7 @@ class CheckpointResult(Checkpoint, StageResult):
         patch_size: side of a patch in pixels.
         patches: how many an image of any aspect is cut into; 0 if images have one size, or a range of sizes.
         attentions: each kind once: [channels of a head, tokens]; without those limited by a mask.
+        group_norms: channels of its GroupNorms, each number once.
         source_image_size: [height, width] at which the file was trained.
         zero_head: whether the head is all zeros, so that its classes mean nothing.
         judge: how the output is judged: "top1", "cosine" or "embedding".
@@ -74,6 +75,7 @@ class CheckpointResult(Checkpoint, StageResult):
     patch_size: int = 0
     patches: int = 0
     attentions: tuple[tuple[int, ...], ...] = ()
+    group_norms: tuple[int, ...] = ()
     source_image_size: tuple[int, ...] = ()
     zero_head: bool = False
     judge: str

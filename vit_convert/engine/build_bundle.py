@@ -12,6 +12,7 @@ from vit_convert.core.bundle import Bundle, read_json
 from vit_convert.core.dialect import Dialect
 from vit_convert.core.engine_results import EngineSummary
 from vit_convert.core.errors import BuildError, UnbuildableError
+from vit_convert.engine.backend.graph_file import GraphFile
 from vit_convert.engine.backend.sidecar import Asked, InsteadOf, Sidecar, check_sidecar, write_sidecar
 from vit_convert.engine.backend.trt import Backend
 from vit_convert.engine.builder.build import build_engine
@@ -179,22 +180,42 @@ def _build(host: EngineHost, request: BuildRequest, plan: pathlib.Path, known: S
 
 
 def _build_advised(host: EngineHost, request: BuildRequest, plan: pathlib.Path, known: Sidecar | None) -> EngineSummary:
-    """Builds an engine from the lowering that engine.lowering=auto chose, or from model.onnx if that does not build
-    here.
+    """Builds an engine from the lowering that engine.lowering=auto chose, or from the next one, and at last model.onnx,
+    if that does not build here.
 
     The sidecar records what could not be built, and why: finding that out may have taken minutes.
     """
-    model, advised = host.bundle.onnx(), request.asked.onnx
-    plain, kept = dataclasses.replace(request, onnx_path=model), known.instead_of if known else None
-    if kept is not None and kept.onnx == advised and (found := _summary(known, plain)) is not None:
-        host.progress.warn(
-            f"{kept.reason}; {request.precision} was built from {model.name} instead, --force tries again"
-        )
-        return found
-    try:
-        return _build(host, request, plan, known)
-    except UnbuildableError as e:
-        reason = str(e).rstrip(".")
-    host.progress.warn(f"{reason}; {request.precision} is built from {model.name} instead")
-    instead_of = InsteadOf(onnx=advised, reason=reason)
-    return _build(host, dataclasses.replace(plain, instead_of=instead_of), plan, known)
+    advised, kept = request.asked.onnx, known.instead_of if known else None
+    others = [dataclasses.replace(request, onnx_path=path) for path in _instead_of_advised(host, request)]
+    if kept is not None and kept.onnx == advised:
+        for other in others:
+            if (found := _summary(known, other)) is not None:
+                what = f"{request.precision} was built from {_graph_name(other)} instead"
+                host.progress.warn(f"{kept.reason}; {what}, --force tries again")
+                return found
+    reasons: list[str] = []
+    for tried, following in zip((request, *others), others):
+        try:
+            return _build(host, _in_place_of(tried, advised, reasons), plan, known)
+        except UnbuildableError as e:
+            reasons.append(str(e).rstrip("."))
+            host.progress.warn(f"{reasons[-1]}; {request.precision} is built from {_graph_name(following)} instead")
+    return _build(host, _in_place_of(others[-1], advised, reasons), plan, known)
+
+
+def _instead_of_advised(host: EngineHost, request: BuildRequest) -> list[pathlib.Path]:
+    """The graphs that an advised lowering gives way to, in order: the attention plugin where it was written beside one
+    that needs our kernels, and model.onnx."""
+    plugin = host.bundle.lowering(host.facts.dialect.fp16_lowering)
+    written = plugin != request.onnx_path and plugin in host.facts.files
+    return [*([plugin] if written else []), host.bundle.onnx()]
+
+
+def _in_place_of(request: BuildRequest, advised: GraphFile, reasons: Sequence[str]) -> BuildRequest:
+    """The request with why it is not for the advised graph."""
+    instead_of = InsteadOf(onnx=advised, reason="; ".join(reasons))
+    return dataclasses.replace(request, instead_of=instead_of) if reasons else request
+
+
+def _graph_name(request: BuildRequest) -> str:
+    return pathlib.Path(request.onnx_path).name

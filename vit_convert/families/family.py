@@ -74,6 +74,7 @@ class Loaded:
         resizable: whether a graph may take a range of image sizes, multiples of the patch: its position table is
             resampled inside.
         attentions: (head size, tokens) of each kind of self-attention over a fixed number of tokens.
+        group_norms: channels of its GroupNorms over 32 groups, each number once.
         zero_head: whether every class gets the same logit.
         warnings: what the user should know, one sentence each.
         unused: names of stored leaves that are not parameters, but buffers that other projects save as well.
@@ -100,6 +101,7 @@ class Loaded:
     patches: int = 0
     resizable: bool = False
     attentions: tuple[tuple[int, int], ...] = ()
+    group_norms: tuple[int, ...] = ()
     zero_head: bool = False
     warnings: tuple[str, ...] = ()
     unused: frozenset[str] = frozenset()

@@ -107,6 +107,7 @@ def load(context: Context) -> CheckpointResult:
         patch_size=checkpoint.patch_size,
         patches=checkpoint.patches,
         attentions=tuple(checkpoint.attentions),
+        group_norms=tuple(checkpoint.group_norms),
         source_image_size=checkpoint.source_image_size,
         num_classes=checkpoint.num_classes,
         zero_head=checkpoint.zero_head,

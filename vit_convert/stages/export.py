@@ -71,7 +71,7 @@ def export(context: Context) -> ExportResult:
         **{field.name: getattr(report, field.name) for field in dataclasses.fields(report)},
         target=name,
         lowerings=written,
-        lowering=_advised(context),
+        lowering=next(iter(_advised(context)), ""),
         int8_lowering=_advised_int8(context),
         summary=summary,
     )
@@ -102,17 +102,23 @@ def _lowerings(context: Context) -> list[str]:
     return configs.lowerings(context.config, _advised(context), _advised_int8(context))
 
 
-def _advised(context: Context) -> str:
-    """The lowering for fp16 engines: TensorRT's attention plugin where it has a kernel."""
-    advised = dialect_for(context).fp16_lowering
-    if not advised or "fp16" not in configs.precisions(context.config):
-        return ""
-    from vit_convert.export.passes.attention_plugin import fits
+def _advised(context: Context) -> tuple[str, ...]:
+    """The lowerings for fp16 engines, the fastest first: our kernels for GroupNorms, which a host may not have, and
+    TensorRT's attention plugin where it has a kernel."""
+    dialect, checkpoint = dialect_for(context), context.results.checkpoint
+    if "fp16" not in configs.precisions(context.config) or checkpoint.image_range:
+        return ()
+    from vit_convert.export.passes import attention_plugin, group_norms
 
-    checkpoint = context.results.checkpoint
-    # a user's own model has none
-    attentions = () if checkpoint.image_range else checkpoint.attentions
-    return advised if attentions and all(fits(*sizes) for sizes in attentions) else ""
+    # a user's own model has neither
+    found = (
+        (dialect.norm_lowering, checkpoint.group_norms and all(map(group_norms.fits, checkpoint.group_norms))),
+        (
+            dialect.fp16_lowering,
+            checkpoint.attentions and all(attention_plugin.fits(*sizes) for sizes in checkpoint.attentions),
+        ),
+    )
+    return tuple(lowering for lowering, fits in found if lowering and fits)
 
 
 def _advised_int8(context: Context) -> str:
@@ -120,8 +126,9 @@ def _advised_int8(context: Context) -> str:
     they take, has a kernel."""
     from vit_convert import kernels
 
-    known = dialect_for(context).int8_lowerings
-    return known[0] if known and _advised(context) and kernels.library().is_file() else ""
+    dialect = dialect_for(context)
+    known, fits = dialect.int8_lowerings, dialect.fp16_lowering in _advised(context)
+    return known[0] if known and fits and kernels.library().is_file() else ""
 
 
 def _remove_lowerings(bundle: Bundle, *, keep: Sequence[str]) -> None:

@@ -14,8 +14,9 @@ from vit_convert import kernels
 from vit_convert.core import config as configs
 from vit_convert.core.bundle import Bundle, write_json
 from vit_convert.core.dialect import DIALECTS
-from vit_convert.core.errors import BuildError, UsageError
+from vit_convert.core.errors import BuildError, UnbuildableError, UsageError
 from vit_convert.engine.build_bundle import _ranges, graph_for
+from vit_convert.engine.builder import build
 from vit_convert.engine.builder.network import ParsedGraph
 from vit_convert.engine.builder.precision import set_ranges
 from vit_convert.engine.builder.request import BuildRequest
@@ -69,9 +70,27 @@ def test_lowering_is_written_where_int8_is_asked_for():
     config = configs.default_config()
     with config.unlocked():
         config.engine.int8_lowering = "fused"
-    assert configs.lowerings(config, "") == []
+    assert configs.lowerings(config, ()) == []
     config.precision = "fp16,int8"
-    assert configs.lowerings(config, "plugin") == ["plugin", "fused"]
+    assert configs.lowerings(config, ("plugin",)) == ["plugin", "fused"]
+    assert configs.lowerings(config, ("groupnorm", "plugin")) == ["groupnorm", "plugin", "fused"]
+    config.keep_fp32 = ("block_00",)  # a plugin is fp16 everywhere
+    assert configs.lowerings(config, ("groupnorm", "plugin")) == ["fused"]
+
+
+def test_a_graph_for_our_kernels_is_one_that_cannot_be_built_where_there_are_none(tmp_path, monkeypatch):
+    """Another lowering may, so an advised one gives way: it ended the build."""
+    path = tmp_path / "groupnorm.onnx"
+    path.write_bytes(b"VitGroupNorm")
+    monkeypatch.setenv(kernels.ENVIRONMENT, str(tmp_path / "none.so"))
+    kernels.register_once.cache_clear()
+    request = BuildRequest(onnx_path=path, precision="fp16", profiles=())
+    backend = types.SimpleNamespace(name="tensorrt")
+    monkeypatch.setattr(build, "require_precision", lambda backend, request: None)
+    monkeypatch.setattr(kernels, "needed_by", lambda path: True)
+    with pytest.raises(UnbuildableError, match=r"groupnorm\.onnx: needs the library of our kernels"):
+        build._require_buildable(backend, request)
+    kernels.register_once.cache_clear()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 fails to build."""
 
 import dataclasses
+import shutil
 
 import pytest
 import simulated_gpu
@@ -97,6 +98,27 @@ def test_advised_lowering_that_does_not_build_gives_way_and_says_so(advised, bui
     bundle, config, facts = advised
     assert build(config, facts) == ["matmul.onnx", "model.onnx"]
     assert "matmul.onnx: no such plugin; fp16 is built from model.onnx instead" in bundle.events.read_text()
+
+
+def test_what_needs_our_kernels_gives_way_to_the_attention_plugin_before_model_onnx(advised, build):
+    """A hybrid's GroupNorms by our kernels, where the host has none: TensorRT's own plugin is still the faster one."""
+    bundle, config, facts = advised
+    without = facts.files.records
+    plugin = shutil.copy(bundle.lowering("matmul"), bundle.lowering("plugin"))
+    record = without["lowerings/matmul.onnx"]
+    facts = dataclasses.replace(
+        facts, files=dataclasses.replace(facts.files, records={**without, "lowerings/plugin.onnx": record})
+    )
+    assert build(config, facts) == ["matmul.onnx", "plugin.onnx", "model.onnx"]
+    said = bundle.events.read_text()
+    assert "matmul.onnx: no such plugin; fp16 is built from plugin.onnx instead" in said
+    assert "plugin.onnx: no such plugin; fp16 is built from model.onnx instead" in said
+    assert build(config, facts) == []
+    reason = "matmul.onnx: no such plugin; plugin.onnx: no such plugin; fp16 was built from model.onnx instead"
+    assert reason in bundle.events.read_text()
+    plugin.unlink()
+    facts = dataclasses.replace(facts, files=dataclasses.replace(facts.files, records=without))
+    assert build(config, facts, force=True) == ["matmul.onnx", "model.onnx"]  # as a bundle without it
 
 
 def test_lowering_that_did_not_build_is_not_tried_again_unless_forced(advised, build):

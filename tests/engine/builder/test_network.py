@@ -110,6 +110,18 @@ def test_the_first_error_is_told_with_its_node(world, options, message):
     assert str(caught.value).splitlines()[0] == message and "tensorrt 1.2 cannot read this graph" in caught.value.fix
 
 
+def test_a_parser_that_misses_a_library(world):
+    """TensorRT 8.6's wheel has no libnvinfer_vc_plugin: its parser throws at an operator that needs it."""
+    backend, builder, path, *_ = world()
+
+    def parse_from_file(self, path):
+        raise RuntimeError("Unable to open library: libnvinfer_vc_plugin.so.8")
+
+    backend.module.OnnxParser = type("Parser", (), {"__init__": lambda *_: None, "parse_from_file": parse_from_file})
+    with pytest.raises(UnbuildableError, match=r"m\.onnx: Unable to open library: libnvinfer_vc_plugin"):
+        parse_graph(backend, builder, path, strongly_typed=True)
+
+
 def test_every_node_that_is_refused(world):
     errors = [Error("relu", "Relu"), Error("gelu", "Gelu"), Error("relu", "Relu")]
     backend, builder, path, asked, flags = world(errors)
@@ -128,9 +140,11 @@ def test_one_of_the_two_names_is_not_enough(world):
 
 
 def test_attentions_are_counted():
-    """A softmax each, an Attention node each, and the attention plugin, but no LayerNorm's."""
+    """A softmax each, an Attention node each, and the attention plugin, but no LayerNorm's nor our GroupNorm's, which
+    counted as attentions of R26+ViT-S/32: 37 in place of 12."""
     layers = [layer("a/softmax", "softmax"), layer("b", "attention"), layer("c/qkv", "plugin"), layer("d", "other")]
     layers += [layer("block_00/LayerNormalization", "plugin"), layer("e", "softmax")]
+    layers += [layer("Relu", "plugin"), layer("stage_1/block_0/Relu_2", "plugin")]
     for attention, count in (("attention", 4), (None, 3)):
         backend = types.SimpleNamespace(
             module=types.SimpleNamespace(LayerType=LAYERS), find=lambda name, a=attention: a

@@ -96,7 +96,7 @@ class TensorRecord(Record):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InsteadOf(Record):
-    """The lowering that could not be built, in place of which model.onnx was built.
+    """The lowering that could not be built, in place of which another one or model.onnx was built.
 
     Attributes:
         onnx: the lowering.

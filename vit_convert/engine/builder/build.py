@@ -84,7 +84,7 @@ def _require_buildable(backend: Backend, request: BuildRequest) -> None:
     require_precision(backend, request)
     onnx_path = pathlib.Path(request.onnx_path)
     if backend.name == "tensorrt" and kernels.needed_by(onnx_path) and not kernels.register():
-        raise BuildError(
+        raise UnbuildableError(
             f"{onnx_path.name}: needs the library of our kernels, and there is no {kernels.library()}",
             fix=f"Build it (python -m vit_convert.kernels --help), or set {kernels.ENVIRONMENT} to it.",
         )

@@ -11,7 +11,8 @@ from vit_convert.engine.backend.graph_file import require_graph
 from vit_convert.engine.backend.log_capture import without_noise
 from vit_convert.engine.backend.trt import Backend
 
-_NORM = "/LayerNormalization"  # the plugins that compute one have this in their names
+# what is in the names of the plugins that compute a normalisation: ours keep the name of the ReLU behind a GroupNorm
+_NORMS = ("/LayerNormalization", "Relu")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,10 +51,10 @@ class ParsedGraph:
 
     @property
     def num_attentions(self) -> int:
-        """How many attentions it computes: one for each softmax, Attention node, or plugin other than LayerNorm's."""
+        """How many attentions it computes: one for each softmax, Attention node, or plugin other than a norm's."""
         trt = self.backend.module
         kinds = (trt.LayerType.SOFTMAX, trt.LayerType.PLUGIN_V2, self.backend.find("LayerType.ATTENTION_INPUT"))
-        return sum(layer.type in kinds and _NORM not in layer.name for layer in self.layers)
+        return sum(layer.type in kinds and not any(word in layer.name for word in _NORMS) for layer in self.layers)
 
 
 def parse_graph(backend: Backend, builder: Any, onnx_path: pathlib.Path, *, strongly_typed: bool) -> ParsedGraph:
@@ -71,7 +72,12 @@ def parse_graph(backend: Backend, builder: Any, onnx_path: pathlib.Path, *, stro
     require_graph(onnx_path)
     network = builder.create_network(backend.network_flags(strongly_typed=strongly_typed))
     parser = backend.module.OnnxParser(network, backend.logger)
-    if not parser.parse_from_file(utf8_path(onnx_path)):
+    try:
+        parsed = parser.parse_from_file(utf8_path(onnx_path))
+    except RuntimeError as e:  # TensorRT's own, which misses a library of its plugins
+        fix = "Install TensorRT whole, or leave the operator out that needs it."
+        raise UnbuildableError(f"{onnx_path.name}: {e}", fix=fix) from e
+    if not parsed:
         raise _parse_error(backend, parser, onnx_path)
     parsed = ParsedGraph(backend, onnx_path.name, network, parser)
     _refuse_attention(parsed)

@@ -97,6 +97,18 @@ class Hybrid:
         """Of the feature map."""
         return 4 * self.root_width * 2 ** (len(self.stages) - 1) if self.stages else self.root_width
 
+    @property
+    def group_norms(self) -> tuple[int, ...]:
+        """Channels of the GroupNorms, each number once.
+
+        Example:
+            >>> Hybrid("R+ViT-mu/16", (1, 2), (224, 224), None).group_norms
+            (64, 128, 256, 512)
+        """
+        return tuple(
+            sorted({self.root_width, *(wide for unit in self.units() for wide in (unit.width, 4 * unit.width))})
+        )
+
     def units(self) -> Iterator[Unit]:
         """The bottlenecks, in order."""
         inputs = self.root_width

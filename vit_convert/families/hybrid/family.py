@@ -71,6 +71,7 @@ class HybridFamily:
             preprocess="vit_jax",
             patch_size=trunk.patch_size * architecture.stride,
             attentions=((trunk.width // trunk.num_heads, num_tokens(architecture)),),
+            group_norms=architecture.group_norms,
             zero_head=head.is_zero,
             warnings=(*head.warnings, *warnings),
             output=head.output,
