@@ -24,6 +24,7 @@ def given(**more):
         "path": "a.npz", "sha256": "ab", "family": types.SimpleNamespace(name="vit"), "variant": "B/16", "title": "ViT",
         "layout": types.SimpleNamespace(value="vit_jax"), "num_params": 86567656, "image_size": (224, 224),
         "patch_size": 16, "patches": None, "attentions": [(64, 197)], "source_image_size": (224, 224),
+        "group_norms": [64, 256],
         "num_classes": 1000, "zero_head": False,
         "output": "logits", "judge": "top1", "text": False, "pair": None, "warnings": ["old"], "preprocess": "vit_jax",
         "takes": "texts", "resizable": True, **more,
@@ -145,6 +146,7 @@ def test_what_is_told_of_it(context, loaded):
         "logits",
     )
     assert (found.image_size, found.image_range, found.attentions) == ((224, 224), None, ((64, 197),))
+    assert found.group_norms == (64, 256)
     assert found.preprocess["mean"] == [0.5, 0.5, 0.5] and '"old"' in context.bundle.events.read_text()
     context.config.preprocess = "imagenet"
     assert loaded().preprocess["mean"] != [0.5, 0.5, 0.5]
