@@ -125,17 +125,17 @@ def test_what_is_built(changes, built, needs, planned):
 def test_the_lowering_that_engines_are_built_from(changes, chosen):
     asked = config(**changes)
     assert lowering(asked, "plugin") == chosen
-    assert lowerings(asked, "plugin") == ([chosen] if chosen else [])
+    assert lowerings(asked, ("plugin",)) == ([chosen] if chosen else [])
 
 
 def test_lowerings_are_written_once_and_in_order():
     asked = config(lowerings=("primitives", "matmul", "primitives"), precision="int8")
-    assert lowerings(asked, "matmul") == ["primitives", "matmul"]
+    assert lowerings(asked, ("matmul",)) == ["primitives", "matmul"]
     asked.engine.int8_lowering = "fused"
-    assert lowerings(asked, "plugin") == ["primitives", "matmul", "plugin", "fused"]
+    assert lowerings(asked, ("plugin",)) == ["primitives", "matmul", "plugin", "fused"]
     assert int8_lowering(asked, DIALECTS["trt8"]) == "fused" and int8_lowering(asked, DIALECTS["rtx"]) == ""
     asked.precision = "fp16"
-    assert lowerings(asked, "plugin") == ["primitives", "matmul", "plugin"]
+    assert lowerings(asked, ("plugin",)) == ["primitives", "matmul", "plugin"]
     assert int8_lowering(asked, DIALECTS["trt8"]) == ""
 
 
