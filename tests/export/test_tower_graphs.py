@@ -165,6 +165,17 @@ def test_our_kernels_serve_under_a_causal_mask(tmp_path):
     assert errors(tmp_path / "model.onnx", model, fed, model.run(fed), ["embedding"])["embedding"] < 1e-4
 
 
+def test_what_stands_for_a_causal_attention_before_our_kernels_computes_it(tmp_path):
+    """A pass's graph is right by itself, whatever the next one makes of it."""
+    model = of(TextTower("t", "t", SIXTY_FOUR, "end", vocabulary=30, length=8, mask="causal", start=28, end=29, pad=0))
+    fed, target = inputs(model), dataclasses.replace(lowering_named("trt8", "kernels"), last=())
+    export_model(model, tmp_path / "model.onnx", target=target)
+    nodes = list(ir.load(tmp_path / "model.onnx").graph)
+    plugins = [node for node in nodes if node.op_type == "CustomQKVToContextPluginDynamic"]
+    assert [node.attributes["causal"].as_int() for node in plugins] == [1]
+    assert errors(tmp_path / "model.onnx", model, fed, model.run(fed), ["embedding"])["embedding"] < 1e-4
+
+
 @pytest.mark.parametrize("target", ["rtx", "trt8"])
 def test_a_text_without_an_end_ends_with_its_last_token(tmp_path, target):
     """Nothing would be pooled otherwise, and an embedding of zeros over its length is NaN."""

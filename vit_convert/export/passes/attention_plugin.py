@@ -8,7 +8,7 @@ that name defines what it computes, so that onnxruntime checks the very graph th
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import onnx_ir as ir
@@ -142,10 +142,12 @@ def _replace_all(model: ir.Model, refuse: Callable[[_Attention], str], *, causal
     sequences = {
         tokens: _sequences(model.graph, tokens) for tokens in dict.fromkeys(attention.tokens for attention in found)
     }
+    has_causal = any(attention.causal for attention in found)
     for attention in found:
-        _replace(model.graph, attention, sequences[attention.tokens])
+        marks = {CAUSAL: int(attention.causal)} if has_causal else {}
+        _replace(model.graph, attention, sequences[attention.tokens], marks)
     model.opset_imports[DOMAIN] = 1
-    function = _function(model.opset_imports[""])
+    function = _function(model.opset_imports[""], causal=has_causal)
     model.functions[function.identifier()] = function
     return len(found)
 
@@ -225,7 +227,12 @@ def _width(dense: Dense) -> int:
     return known_weight(dense.kernel).shape[1]
 
 
-def _replace(graph: ir.Graph, attention: _Attention, sequences: list[ir.Value]) -> None:
+def is_causal(node: ir.Node) -> bool:
+    """Whether a node that these passes made stands for a causal attention."""
+    return CAUSAL in node.attributes and node.attributes[CAUSAL].as_int() == 1
+
+
+def _replace(graph: ir.Graph, attention: _Attention, sequences: list[ir.Value], marks: Mapping[str, int]) -> None:
     reshape, after = attention.query.source.producer(), only_user(attention.out.result)
     if reshape is None or reshape.op_type != "Reshape" or after is None or after.op_type != "Reshape":
         raise ExportError(
@@ -235,9 +242,11 @@ def _replace(graph: ir.Graph, attention: _Attention, sequences: list[ir.Value]) 
     qkv = qkv_convolution(graph, reshape.inputs[0], (attention.query, attention.key, attention.value), attention.heads)
     # type 1: half
     settings = {"type_id": 1, "hidden_size": width, "num_heads": attention.heads, "has_mask": 1, "var_seqlen": 1}
-    settings |= {CAUSAL: 1} if attention.causal else {}
     plugin = ir.node(
-        PLUGIN, [qkv.outputs[0], *sequences], {**settings, "plugin_version": "2", "plugin_namespace": ""}, domain=DOMAIN
+        PLUGIN,
+        [qkv.outputs[0], *sequences],
+        {**settings, **marks, "plugin_version": "2", "plugin_namespace": ""},
+        domain=DOMAIN,
     )
     turned = replace_weight(graph, attention.out.kernel, convolution_kernel(known_weight(attention.out.kernel)))
     projection = ir.node("Conv", [plugin.outputs[0], turned, attention.out.bias], {"kernel_shape": [1, 1]})
@@ -304,8 +313,9 @@ def _sequences(graph: ir.Graph, tokens: int) -> list[ir.Value]:
     return [mask, ends.outputs[0], add_constant(graph, "sequence_longest", np.zeros(tokens, np.int32))]
 
 
-def _function(opset: int) -> ir.Function:
-    """What the plugin computes, in ONNX's own operators."""
+def _function(opset: int, *, causal: bool) -> ir.Function:
+    """What the plugin computes, in ONNX's own operators; in a model with causal attention, what our kernels do in its
+    place, and each node says whether it is causal."""
     qkv, mask, ends, longest = (ir.Value(name=name) for name in ("qkv", "mask", "ends", "longest"))
     nodes: list[ir.Node] = []
 
@@ -326,10 +336,15 @@ def _function(opset: int) -> ir.Function:
     query, key, value = (add("Gather", parts, add("Constant", value_int=i), axis=0) for i in range(3))
     scores = add("MatMul", query, add("Transpose", key, perm=[0, 1, 3, 2]))
     scores = add("Mul", scores, add("Constant", value_float=HEAD_SIZE**-0.5))
+    if causal:  # -60 000 for keys later than the query
+        tokens = add("Shape", longest)
+        ones = add("Expand", add("Constant", value_float=-60_000.0), add("Concat", tokens, tokens, axis=0))
+        later = add("Trilu", ones, add("Constant", value_int=1), upper=1)
+        scores = add("Add", scores, add("Mul", later, add("Cast", given(CAUSAL), to=int(ir.DataType.FLOAT))))
     attended = add("Transpose", add("MatMul", add("Softmax", scores, axis=-1), value), perm=[0, 2, 1, 3])
     context = add("Reshape", attended, add("Concat", numbers(-1), given("hidden_size"), numbers(1, 1), axis=0))
     graph = ir.Graph([qkv, mask, ends, longest], [context], nodes=nodes, opset_imports={"": opset}, name=PLUGIN)
-    names = ("type_id", "hidden_size", "num_heads", "has_mask", "var_seqlen")
+    names = ("type_id", "hidden_size", "num_heads", "has_mask", "var_seqlen", *((CAUSAL,) if causal else ()))
     attributes = [ir.Attr(name, ir.AttributeType.INT, None) for name in names]
     attributes += [ir.Attr(name, ir.AttributeType.STRING, None) for name in ("plugin_version", "plugin_namespace")]
     return ir.Function(DOMAIN, PLUGIN, graph=graph, attributes=attributes)

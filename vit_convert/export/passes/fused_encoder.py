@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from vit_convert.core.errors import ExportError
 from vit_convert.core.operators import ADD_NORM, ATTENTION, NORM
-from vit_convert.export.passes.attention_plugin import CAUSAL, DOMAIN, PLUGIN
+from vit_convert.export.passes.attention_plugin import CAUSAL, DOMAIN, PLUGIN, is_causal
 from vit_convert.export.passes.contract import GraphPass, functions_known, names_unique, needed_nodes
 from vit_convert.export.passes.prune_to_pooled_token import ELEMENTWISE
 
@@ -49,7 +49,7 @@ def encoder_to_kernels(model: ir.Model, *, quantized: bool = True) -> int:
             f"32 up to {MAX_WIDTH}",
             fix="Leave it out of `lowerings`.",
         )
-    causal = any(CAUSAL in node.attributes for node in attentions)
+    causal = any(is_causal(node) for node in attentions)
     for node in attentions:
         _replace_attention(graph, node, quantized, causal)
     for node in norms:
@@ -171,7 +171,7 @@ def _replace_attention(graph: ir.Graph, old: ir.Node, quantized: bool, causal: b
         "tokens": tokens,
         "head": old.attributes["hidden_size"].as_int() // heads,
         "int8_in": int(quantized),
-        **({CAUSAL: int(CAUSAL in old.attributes)} if causal else {}),  # if the model has any
+        **({CAUSAL: int(is_causal(old))} if causal else {}),  # if the model has any
     }
     node = ir.node(
         ATTENTION,
