@@ -201,3 +201,20 @@ def test_a_folder_of_somebody_else_stays(tmp_path):
     with pytest.raises(UsageError, match="was not written by this command"):
         write_models(tmp_path, [ModelFolder("mine", "# Written by vit_convert\n")])
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["config.pbtxt"]
+
+
+@pytest.mark.parametrize("name", ["a/b", "", ".", "..", "a b", "../up", "-x", "é"])
+def test_names_that_are_none(tmp_path, name):
+    """Of a folder elsewhere, or that no address can have; nothing is written."""
+    with pytest.raises(UsageError, match="cannot be a model's name"):
+        write_models(tmp_path / "models", [ModelFolder("right", "x"), ModelFolder(name, "x")])
+    assert not (tmp_path / "models").exists()
+
+
+def test_a_file_in_the_place_of_a_folder(tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "taken").write_text("")
+    for root, name, place in (("file", "m", "file"), ("models", "taken", "models/taken")):
+        with pytest.raises(UsageError, match=f"{place}: is a file, and a repository has folders"):
+            write_models(tmp_path / root, [ModelFolder(name, "x")])

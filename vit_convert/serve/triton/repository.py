@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import pathlib
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 
@@ -58,12 +59,22 @@ def write_models(root: str | os.PathLike[str], models: Sequence[ModelFolder]) ->
         Their folders.
 
     Raises:
-        UsageError: two models share a name, or the disk is full or cannot be written.
+        UsageError: two models share a name, a name cannot be one, a file is in the way, or the disk is full or cannot
+            be written.
     """
     root = pathlib.Path(root)
     names = [model.name for model in models]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UsageError(f"{root}: two models are called {', '.join(twice)}", fix="Write them one by one, with --name.")
+    if wrong := [name for name in names if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name)]:
+        raise UsageError(
+            f"{root}: {wrong[0]!r} cannot be a model's name, which is a folder and a part of addresses",
+            fix="Letters, digits, _, - and . make a name: give another --name.",
+        )
+    for place in (root, *(root / name for name in names)):
+        if place.exists() and not place.is_dir():
+            fix = "Give another --output or --name."
+            raise UsageError(f"{place}: is a file, and a repository has folders", fix=fix)
     for model in models:
         _write(root / model.name, model)
     return [root / name for name in names]
