@@ -168,3 +168,13 @@ def test_records_that_cannot_be_read(tmp_path, content):
 def test_a_page_with_all_jobs_points_to_no_others():
     page = text(render_zoo(batch(job("a"), failed("bad")), title="t"))
     assert "more jobs" not in page and "batch.csv" not in page
+
+
+def test_speeds_stand_by_their_gpus_and_one_without_a_name_has_its_own_colour(monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(zoo, "_scatter", lambda points, title, *more: drawn.update({title: points}) or "")
+    unnamed = job("b")
+    unnamed["engines"][0]["gpu"] = ""
+    render_zoo(batch(job("a"), unnamed), title="t")
+    (points,) = (rows for title, rows in drawn.items() if "engine" in title)
+    assert [(row[1], row[2]) for row in points] == [(4000.0, "L4"), (4000.0, "GPU")]
