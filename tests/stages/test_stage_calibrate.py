@@ -224,6 +224,55 @@ def test_a_cache_is_read_by_the_algorithm_that_it_names(context, monkeypatch, me
     assert options == {"num_images": 5}
 
 
+@pytest.mark.parametrize("shift", [True, False])
+def test_tensors_are_shifted_where_that_may_be(context, monkeypatch, shift):
+    """By what the graph allows, and the summary tells how many were."""
+    write_graph(context.bundle.onnx())
+    context.config.calibration.shift, context.config.calibration.num_images = shift, 2
+    asked = []
+
+    class Shifting(Calibration):
+        def shift(self, *arguments):
+            asked.append(arguments)
+            self.shifts = {"block_00": 0.5}
+            return self
+
+        def leave_out(self, tensors, max_error):
+            return self
+
+    monkeypatch.setattr("vit_convert.quantize.calibrate.calibrate", lambda *arguments, **options: Shifting())
+    monkeypatch.setattr("vit_convert.quantize.shift.shiftable", lambda model, sites: (["block_00"], len(sites)))
+    monkeypatch.setattr(module, "_left_out", lambda context, calibration, linears: [])
+    monkeypatch.setattr(module, "_shifted", lambda calibration: ())
+    found = module.calibrate(context)
+    assert asked == ([(["block_00"], 1)] if shift else [])
+    assert found.summary.endswith(", 1 shifted") is shift and found.summary.count("shifted") == shift
+
+
+@pytest.mark.parametrize(
+    ("asked", "kept"),
+    [
+        (("query", "key", "value", "out"), ["qkv", "out"]),
+        (("query", "key", "out"), ["out"]),  # queries, keys and values are one linear there
+        (("query", "key", "value"), ["qkv"]),
+        (("qkv", "fc1"), ["qkv", "fc1"]),
+        ((), []),
+    ],
+)
+def test_linears_of_a_lowering_by_the_names_of_the_model(context, monkeypatch, asked, kept):
+    write_graph(context.bundle.onnx())
+    sites = [
+        types.SimpleNamespace(name=f"block_03/{kind}", block="block_03", kind=kind)
+        for kind in ("query", "key", "value", "out", "qkv", "fc1")
+    ]
+    placed = types.SimpleNamespace(sites=[site for site in sites if site.kind in asked])
+    monkeypatch.setattr("vit_convert.quantize.placement.place", lambda model, **options: placed)
+    lowered = [site for site in sites if site.kind in ("qkv", "out", "fc1")]
+    assert [site.kind for site in sites if site in module._as_asked(context, lowered)] == [
+        kind for kind in ("out", "qkv", "fc1") if kind in kept
+    ]
+
+
 def test_attention_that_is_not_quantized_is_said(context, monkeypatch):
     write_graph(context.bundle.onnx())
     site = types.SimpleNamespace(name="w")
