@@ -92,7 +92,13 @@ def test_the_models_of_a_pair(pair, tmp_path):
     similarity = " ".join(found["clip_similarity"].config.split())
     assert f'name: "tokens" data_type: TYPE_INT32 dims: [ -1, {LENGTH} ] optional: true' in similarity
     assert "max_batch_size: 0" in similarity and "prompt" not in similarity
-    told = json.loads(parameters(found["clip_similarity"])["pair"]["string_value"])
+    for name, kind, dims in (("image", "STRING", "-1"), ("pixels", "UINT8", "-1, -1, -1, 3")):
+        assert f'name: "{name}" data_type: TYPE_{kind} dims: [ {dims} ] optional: true' in similarity
+    for name in ("similarity", "logits"):  # of each image to each text
+        assert f'name: "{name}" data_type: TYPE_FP32 dims: [ -1, -1 ]' in similarity
+    written = parameters(found["clip_similarity"])["pair"]["string_value"]
+    told = json.loads(written)
+    assert written == json.dumps(told, sort_keys=True)  # the same in each run, so that a repository can be compared
     assert (told["logit_scale"], told["logit_bias"], told["similarity"]) == (20.0, -3.0, "sigmoid")
     assert main(["triton", str(pair), f"--output={tmp_path / 'models'}", "--name=clip"]) == 0
     assert sorted(path.name for path in (tmp_path / "models").iterdir()) == sorted(found)
@@ -187,7 +193,7 @@ def test_words():
 
 
 def test_pairs_that_cannot_be_served_so(pair, tokenizer, tmp_path, capsys):
-    with pytest.raises(UsageError, match="gives no classes"):
+    with pytest.raises(UsageError, match="clip is a pair of towers, and gives no classes"):
         models(pair, labels="names.txt")
     (tmp_path / "other.txt").write_text("[UNK]\n[CLS]\n[SEP]\n")
     with pytest.raises(CalibrationError, match="has id 2 for the end of a text, the model 1"):
@@ -201,6 +207,8 @@ def test_pairs_that_cannot_be_served_so(pair, tokenizer, tmp_path, capsys):
 
 def test_the_rule_of_prompts_comes_from_the_pair(pair, tokenizer):
     told = parameters(models(pair, tokenizer=str(tokenizer))["clip_tokenize"])
+    written = told["prompting"]["string_value"]
+    assert written == json.dumps(json.loads(written), sort_keys=True)
     assert Prompting.from_dict(json.loads(told["prompting"]["string_value"])) == Prompting.from_dict(
         read_json(Bundle(pair).pair)["text"]
     )
