@@ -59,3 +59,13 @@ def test_a_driver_that_does_not_answer(monkeypatch):
         assert local_devices(["0:L4"], {}) == [Device("0", "L4")]
         with pytest.raises(UsageError, match="this machine shows no GPU"):
             local_devices([], {})
+
+
+@pytest.mark.parametrize(
+    "said",
+    ["No devices were found", "NVIDIA-SMI has failed, because, it could not", "0, GPU-11aa-22", "0, a, b, c", ""],
+)
+def test_a_driver_that_says_something_else(driver, tmp_path, said):
+    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\necho '{said}'\n")
+    with pytest.raises(UsageError, match="this machine shows no GPU"):
+        local_devices([], {})

@@ -224,6 +224,26 @@ def test_a_cache_is_read_by_the_algorithm_that_it_names(context, monkeypatch, me
     assert options == {"num_images": 5}
 
 
+@pytest.mark.parametrize(
+    ("here", "calibrates", "header"),
+    [(True, True, "TRT-100203"), (True, False, "TRT-8601"), (False, True, "TRT-8601")],
+)
+def test_a_cache_is_for_the_tensorrt_that_builds(context, monkeypatch, here, calibrates, header):
+    """That of this host, if it builds here and has a calibrator of its own; else the newest of the target."""
+    write_graph(context.bundle.onnx())
+    context.config.target = "trt8"
+    keys = []
+    backend = types.SimpleNamespace(version="10.2.3", has_calibrator=calibrates)
+    monkeypatch.setattr(module, "builds_here", lambda context: here)
+    monkeypatch.setattr(module, "backend_named", lambda name: backend)
+    monkeypatch.setattr(module, "hash_source", lambda *arguments, **options: "source")
+    monkeypatch.setattr(module, "save_cache", lambda path, key, text, **options: keys.append(key.header))
+    calibration = Calibration()
+    calibration.method, calibration.num_images = "entropy", 5
+    module._write_cache(context, calibration)
+    assert [key.rpartition("-")[0] for key in keys] == [header]
+
+
 @pytest.mark.parametrize("shift", [True, False])
 def test_tensors_are_shifted_where_that_may_be(context, monkeypatch, shift):
     """By what the graph allows, and the summary tells how many were."""
