@@ -9,7 +9,7 @@ from stage_context import make_context, write_graph
 from vit_convert.core.errors import UsageError
 from vit_convert.core.stage_results import LeftOut, Shifted, Widened
 from vit_convert.stages import calibrate as module
-from vit_convert.stages import other_weights
+from vit_convert.stages import lowering, other_weights
 from vit_convert.stages.calibrate import CALIBRATE
 
 
@@ -288,7 +288,7 @@ def test_linears_of_a_lowering_by_the_names_of_the_model(context, monkeypatch, a
     placed = types.SimpleNamespace(sites=[site for site in sites if site.kind in asked])
     monkeypatch.setattr("vit_convert.quantize.placement.place", lambda model, **options: placed)
     lowered = [site for site in sites if site.kind in ("qkv", "out", "fc1")]
-    assert [site.kind for site in sites if site in module._as_asked(context, lowered)] == [
+    assert [site.kind for site in sites if site in lowering._as_asked(context, lowered, module.patterns(context))] == [
         kind for kind in ("out", "qkv", "fc1") if kind in kept
     ]
 
