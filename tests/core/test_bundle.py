@@ -33,6 +33,19 @@ def test_atomic_file_and_folder(tmp_path):
     assert [path.name for path in (tmp_path / "folder").iterdir()] == ["two"]
 
 
+def test_a_file_does_not_take_a_folders_place(tmp_path):
+    """`--output=FOLDER` of a command that writes one file removed the folder with all that lay in it."""
+    (tmp_path / "out" / "deep").mkdir(parents=True)
+    (tmp_path / "out" / "deep" / "kept").write_text("mine")
+    with (
+        pytest.raises(UsageError, match=r"out: cannot be written \(Is a directory\)"),
+        atomic(tmp_path / "out") as temporary,
+    ):
+        temporary.write_text("a page")
+    assert (tmp_path / "out" / "deep" / "kept").read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 @pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt(), OSError(errno.ENXIO, "no device")])
 @pytest.mark.parametrize("folder", [False, True])
 def test_crash_leaves_nothing_and_what_was_there(tmp_path, error, folder):

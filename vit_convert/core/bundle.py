@@ -147,7 +147,7 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     try:
         with disk_errors(path):
             yield temporary
-            if path.is_dir():
+            if path.is_dir() and temporary.is_dir():  # a file never takes a folder's place: it may hold anything
                 shutil.rmtree(path)
             os.replace(temporary, path)
     finally:
