@@ -130,7 +130,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.engine.timing_cache = ""  # a folder for kernel timings, which models may share; empty: one in the bundle
     config.engine.opt_level = 3
     config.engine.tf32 = False
-    # what trt8's fp16 engines are built from; auto: "plugin" if it fits; empty: model.onnx
+    # what trt8's fp16 engines are built from; auto: "groupnorm", then "plugin", if they fit; empty: model.onnx
     config.engine.lowering = "auto"
     # what trt8's int8 engines are built from: "fused", which needs our kernels, or the Q/DQ graph (empty); auto: with
     # precision=auto "fused", where the kernels are built on this host and it fits the model; else the Q/DQ graph
