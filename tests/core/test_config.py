@@ -91,7 +91,10 @@ def test_whole_numbers_and_lists_are_taken():
     ("values", "message"),
     [
         ({"target": "trt9"}, r"config\.target='trt9': not one of auto, trt8"),
-        ({"engine": ml_collections.ConfigDict({"int8_lowering": "fuse"})}, r"not one of '' \(empty\), fused\. Did you"),
+        (
+            {"engine": ml_collections.ConfigDict({"int8_lowering": "fuse"})},
+            r"'fuse': not one of .*'' \(empty\).* Did you mean fused",
+        ),
         ({"precision": "fp61"}, r"'fp61' is not one of .* Did you mean fp16"),
         ({"precision": ""}, "is not one of"),
         ({"layout": "NWHC"}, r"config\.layout='NWHC': not one of NHWC, NCHW\. Did you mean"),

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import ml_collections
 
+from vit_convert.core import chosen_lowering
 from vit_convert.core import config as configs
 from vit_convert.core.bundle import Bundle, read_json
 from vit_convert.core.dialect import Dialect
@@ -62,7 +63,7 @@ def request_for(host: EngineHost, precision: str) -> BuildRequest:
             precision,
             facts.dialect,
             calibrator=_asks_for_calibrator(config, precision),
-            lowering=configs.lowering(config, facts.lowering),
+            lowering=chosen_lowering.lowering(config, facts.lowering),
             int8_lowering=unquantized,
         ),
         precision=precision,
@@ -83,7 +84,7 @@ def request_for(host: EngineHost, precision: str) -> BuildRequest:
 def _unquantized(host: EngineHost, precision: str) -> str:
     """The lowering without Q/DQ that an int8 engine is built from; "" for other engines."""
     facts = host.facts
-    return configs.int8_lowering(host.config, facts.dialect, facts.int8_lowering) if precision == "int8" else ""
+    return chosen_lowering.int8_lowering(host.config, facts.dialect, facts.int8_lowering) if precision == "int8" else ""
 
 
 def _ranges(bundle: Bundle, lowering: str) -> dict[str, float]:

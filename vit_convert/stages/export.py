@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from vit_convert.core import chosen_lowering
 from vit_convert.core import config as configs
 from vit_convert.core.bundle import Bundle, write_json
 from vit_convert.core.errors import ExportError
@@ -99,7 +100,7 @@ def _require_names(context: Context) -> None:
 
 
 def _lowerings(context: Context) -> list[str]:
-    return configs.lowerings(context.config, _advised(context), _advised_int8(context))
+    return chosen_lowering.lowerings(context.config, _advised(context), _advised_int8(context))
 
 
 def _advised(context: Context) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vit_convert.core import config as configs
+from vit_convert.core import chosen_lowering
 from vit_convert.core.errors import UsageError
 from vit_convert.core.pipeline import Context
 from vit_convert.core.stage_results import Rotated, Smoothed
@@ -50,7 +50,7 @@ def unquantized(context: Context) -> str:
     """The lowering without Q/DQ that int8 engines are built from; "" if they are built from the Q/DQ graph."""
     export = context.results.get("export")
     advised = export.int8_lowering if export is not None else ""
-    return configs.int8_lowering(context.config, dialect_for(context), advised)
+    return chosen_lowering.int8_lowering(context.config, dialect_for(context), advised)
 
 
 def changes_weights(context: Context) -> bool:

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from vit_convert import kernels
+from vit_convert.core import chosen_lowering
 from vit_convert.core import config as configs
 from vit_convert.core.bundle import Bundle, write_json
 from vit_convert.core.dialect import DIALECTS
@@ -70,12 +71,12 @@ def test_lowering_is_written_where_int8_is_asked_for():
     config = configs.default_config()
     with config.unlocked():
         config.engine.int8_lowering = "fused"
-    assert configs.lowerings(config, ()) == []
+    assert chosen_lowering.lowerings(config, ()) == []
     config.precision = "fp16,int8"
-    assert configs.lowerings(config, ("plugin",)) == ["plugin", "fused"]
-    assert configs.lowerings(config, ("groupnorm", "plugin")) == ["groupnorm", "plugin", "fused"]
+    assert chosen_lowering.lowerings(config, ("plugin",)) == ["plugin", "fused"]
+    assert chosen_lowering.lowerings(config, ("groupnorm", "plugin")) == ["groupnorm", "plugin", "fused"]
     config.keep_fp32 = ("block_00",)  # a plugin is fp16 everywhere
-    assert configs.lowerings(config, ("groupnorm", "plugin")) == ["fused"]
+    assert chosen_lowering.lowerings(config, ("groupnorm", "plugin")) == ["fused"]
 
 
 def test_a_graph_for_our_kernels_is_one_that_cannot_be_built_where_there_are_none(tmp_path, monkeypatch):

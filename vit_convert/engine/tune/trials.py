@@ -11,7 +11,7 @@ from typing import Any
 
 import ml_collections
 
-from vit_convert.core import config as configs
+from vit_convert.core import chosen_lowering
 from vit_convert.core.bundle import Bundle, hash_value, read_json
 from vit_convert.core.errors import UsageError
 from vit_convert.core.record import RecordError
@@ -88,7 +88,7 @@ def lowerings(host: EngineHost) -> dict[str, pathlib.Path]:
         UsageError: the bundle lacks one of them.
     """
     config, facts = host.config, host.facts
-    used = configs.lowering(config, facts.lowering) or DEFAULT
+    used = chosen_lowering.lowering(config, facts.lowering) or DEFAULT
     graphs = {name: _graph(host.bundle, name) for name in dict.fromkeys([used, DEFAULT, *config.lowerings])}
     for name, path in graphs.items():
         if wrong := facts.files.wrong_graph(path):
