@@ -8,7 +8,7 @@ import rich.console
 from vit_convert.batch.estimate import Estimate
 from vit_convert.batch.job import Job
 from vit_convert.batch.outcome import Checked, Figures, Outcome
-from vit_convert.batch.screen import Screen, dry_table, summary
+from vit_convert.batch.screen import Screen, _short, dry_table, summary
 
 NAMES = ("a", "b", "c")
 ESTIMATES = {name: Estimate((7_000, "fp16"), 7_000, 90.0, 512.0, name != "c") for name in NAMES}
@@ -79,3 +79,21 @@ def test_the_dry_table_sums_up_by_workers():
 def test_no_more_failures_than_a_screen_holds(count, more):
     found = summary([Outcome(f"job{i}", status="failed", exit_code=3, error="broken") for i in range(count)])
     assert found.count("exit 3  broken") == 40 and (more in found if more else "more" not in found)
+
+
+def test_models_stand_by_their_size():
+    """Whatever their names, and the order in which they ended."""
+    sizes = (("vit", "B/16", 86_567_656), ("mixer", "L/16", 208_196_168), ("vit", "Ti/16", 5_717_416))
+    rows = [
+        Outcome(name, status="done", exit_code=0, figures=Figures(family, variant, params))
+        for name, (family, variant, params) in zip("abc", sizes)
+    ]
+    lines = [line for line in summary(rows).splitlines() if "/16" in line]
+    assert [line.split()[:2] for line in lines] == [["vit", "Ti/16"], ["vit", "B/16"], ["mixer", "L/16"]]
+
+
+@pytest.mark.parametrize("length", [1, 159, 160, 161, 500])
+def test_long_errors_are_cut(length):
+    said = _short("x" * length)
+    assert said == ("x" * length if length <= 160 else "x" * 160 + " …")
+    assert _short("two\n  lines\tof it") == "two lines of it"
