@@ -129,6 +129,7 @@ def test_without_evaluation_data_the_reference_stands_in(gpu, tmp_path):
 
 def test_a_naflex_tower_is_fed_the_patches_that_its_folder_keeps(tmp_path):
     """By kind, whatever the inputs are called; they are no tokens, though no input takes images."""
+    pytest.importorskip("PIL")  # images are resized with it
     bundle, generator = Bundle(tmp_path), np.random.default_rng(1)
     sizes = [(30, 90), (8, 8), (90, 31)]
     images = [generator.integers(0, 256, (*size, 3)).astype(np.uint8) for size in sizes]

@@ -223,6 +223,7 @@ def test_the_lower_of_two_towers_counts(pair, similarity, image, text, cosine):
 
 def test_images_of_any_aspect_are_asked_one_by_one(pair, similarity, monkeypatch):
     """Put together from the patches that are kept; without prompts the reference's texts stand in."""
+    pytest.importorskip("PIL")  # images are resized with it
     found, right = pair()
     sizes = [(16, 48), (48, 16), (32, 32), (16, 16), (16, 32), (32, 16)]
     images = [RNG.integers(0, 256, (*size, 3), np.uint8) for size in sizes]
