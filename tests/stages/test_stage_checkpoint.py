@@ -92,6 +92,16 @@ def test_a_text_tower_is_loaded_at_its_greatest_length(context, monkeypatch, ask
     assert [options["text_length"] for options in found] == [length]
 
 
+@pytest.mark.parametrize(("target", "warned"), [("trt8", True), ("rtx", False)])
+def test_an_engine_known_to_be_wrong_is_told_before_it_is_built(context, target, warned):
+    """TensorRT 8.6 computes texts of a range wrong in batches; the graph is right, and so is a single length."""
+    context.config.text_length, context.config.target = "dynamic:4..24", target
+    assert module._text_range(context, given(one_length="")).largest == (24,)
+    events = context.bundle.events
+    said = events.read_text() if events.exists() else ""
+    assert ("failed verify; a single length, such as 24, is right" in said) == warned
+
+
 def test_the_code_of_families_from_outside_counts(monkeypatch):
     monkeypatch.setattr("vit_convert.families.registry.code_of", lambda families: [f"code of {families}"])
     assert module._code_of(()) == [] and module._code_of(("mine:FAMILY",)) == ["code of ('mine:FAMILY',)"]

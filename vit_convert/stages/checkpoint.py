@@ -12,6 +12,7 @@ from vit_convert.core.pipeline import Context, Stage, file_identity
 from vit_convert.core.stage_results import CheckpointResult
 from vit_convert.core.text_length import TextRange, parse_text_length
 from vit_convert.core.user_code import describe_function, user_code
+from vit_convert.stages.common import dialect_for
 
 
 def _inputs(context: Context) -> Any:
@@ -175,6 +176,13 @@ def _text_range(context: Context, checkpoint: Any) -> TextRange | None:
         raise UsageError(
             f"config.text_length={context.config.text_length!r}: {checkpoint.one_length}",
             fix="Leave it out: the graph has one length.",
+        )
+    dialect = dialect_for(context)
+    if not dialect.computes_text_ranges:
+        context.progress.warn(
+            f"config.text_length={context.config.text_length!r}: engines of {dialect.name} for several lengths were "
+            "wrong in batches of more than one text, and failed verify; "
+            f"a single length, such as {asked.largest[0]}, is right"
         )
     return asked
 
