@@ -2,13 +2,11 @@
 
 import pytest
 
+from vit_convert.core.chosen_lowering import int8_lowering, lowering, lowerings
 from vit_convert.core.config import (
     check_values,
-    int8_lowering,
     is_dynamic,
     is_planned,
-    lowering,
-    lowerings,
     precisions,
     quantized,
     require_dialect,
