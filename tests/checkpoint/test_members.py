@@ -173,7 +173,7 @@ def test_what_is_no_file(tmp_path):
         read_container("a\0.npz")
 
 
-@pytest.mark.parametrize("content", [b"", b"x", b"<!doctype html>", b"123456 {x", b"12345678x{"])
+@pytest.mark.parametrize("content", [b"x", b"123456 {x", b"12345678x{"])
 def test_what_is_no_checkpoint(tmp_path, content):
     (tmp_path / "a.npz").write_bytes(content)
     assert refused(tmp_path / "a.npz") == (
