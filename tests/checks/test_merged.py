@@ -101,6 +101,15 @@ def test_a_place_that_is_wrong_whatever_stands_there(count):
             assert is_seen(at(size, wrong), count), (size, place)
 
 
+def thrown(rows, value, place):
+    """Rows of which those beside this value are wrong: all, or the one at a place."""
+    other = ~(rows == value).all(1)
+    if other.all():
+        return rows
+    hit = other if place is None else other & (np.arange(len(rows)) == place)
+    return np.where(hit[:, None], np.roll(rows, 1, axis=1), rows)
+
+
 @pytest.mark.parametrize("count", [3, 4, 5, 7])
 @pytest.mark.parametrize("extreme", [1, 2])
 def test_a_row_that_is_thrown_by_a_black_or_a_white_one_beside_it(count, extreme):
@@ -108,16 +117,9 @@ def test_a_row_that_is_thrown_by_a_black_or_a_white_one_beside_it(count, extreme
     four at which probes stand."""
     value = inputs(count)[0]["x"][extreme]
 
-    def thrown(rows, place):
-        other = ~(rows == value).all(1)
-        if other.all():
-            return rows
-        hit = other if place is None else other & (np.arange(len(rows)) == place)
-        return np.where(hit[:, None], np.roll(rows, 1, axis=1), rows)
-
     places = range(4) if count >= 4 else []
     for size, place in [(0, None), (count, None), *((0 if count > 4 else count, place) for place in places)]:
-        assert is_seen(at(size, lambda rows, place=place: thrown(rows, place)), count), (size, place)
+        assert is_seen(at(size, lambda rows, place=place: thrown(rows, value, place)), count), (size, place)
 
 
 @pytest.mark.parametrize("count", [1, *COUNTS])
@@ -247,15 +249,8 @@ def test_batches_of_probes_see_rows_that_mix_or_change_places_or_are_wrong(count
 def test_batches_of_probes_see_a_row_that_is_thrown_by_an_extreme_one(count, extreme):
     value = inputs(count)[0]["x"][extreme]
 
-    def thrown(rows, place):
-        other = ~(rows == value).all(1)
-        if other.all():
-            return rows
-        hit = other if place is None else other & (np.arange(len(rows)) == place)
-        return np.where(hit[:, None], np.roll(rows, 1, axis=1), rows)
-
     for place in [None, *range(4 if count >= 4 else 0)]:
-        assert is_seen_by_structure(lambda rows, place=place: thrown(rows, place), count), place
+        assert is_seen_by_structure(lambda rows, place=place: thrown(rows, value, place), count), place
 
 
 @pytest.mark.parametrize("count", [1, *COUNTS])

@@ -109,14 +109,15 @@ def check_graph_and_itself(
     """
     known = _Known(reference, inputs, judged, tolerance, pooled_token, outputs)
     count = len(reference[inputs[0]])
-    if probes is not None and like is not None and same_but_for_types(read_graph(like), read_graph(path)):
-        known.run_whole(path, ())
+    proto = read_graph(path)
+    if probes is not None and like is not None and same_but_for_types(read_graph(like), proto):
+        known.run_whole(path, proto, ())
         return Checked(known.worst(), [], known.answers(), like=os.path.basename(like))
-    if probes is not None and (short := shortened(read_graph(path))) is not None:
-        extremes = known.run_whole(path, measured)
+    if probes is not None and (short := shortened(proto)) is not None:
+        extremes = known.run_whole(path, proto, measured)
         alone = _check_structure(short.proto, path, probes, tolerance, outputs, count)
         return Checked(known.worst(), alone, known.answers(), short.left_out, extremes)
-    session = open_session(path, known.tensors)
+    session = open_session(path, known.tensors, proto=proto)
     if probes is None:
         known.run(session, batch_sizes(count))
         return Checked(known.worst(), [], known.answers())
@@ -183,10 +184,10 @@ class _Known:
             self.compare(tuple(range(size)), run_session(session, feeds, self.tensors))
 
     def run_whole(
-        self, path: str | os.PathLike[str], measured: Sequence[str]
+        self, path: str | os.PathLike[str], proto: Any, measured: Sequence[str]
     ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Runs a graph on all rows at once, compares them, and returns the extremes of the measured tensors."""
-        proto = read_graph(path)
+        """Runs a graph on all rows at once, compares them, and returns the extremes of the measured tensors; `proto` is
+        what `read_graph` gives of it, and is extended."""
         names = append_extremes(proto, measured)
         session = open_session(path, self.tensors, proto=proto)
         asked = [*self.tensors, *itertools.chain.from_iterable(names)]

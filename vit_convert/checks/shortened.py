@@ -8,6 +8,7 @@ from typing import Any
 
 import onnx
 
+from vit_convert.checks.node_keys import attributes_key, content_key, is_stored
 from vit_convert.core.layer_names import block_of
 
 _PAIRS = ("QuantizeLinear", "DequantizeLinear")
@@ -121,13 +122,12 @@ class _Blocks:
         return tuple(self._node_key(self._graph.node[number], block, places) for number in self.nodes[block])
 
     def _node_key(self, node: Any, block: int, places: dict[int, int]) -> tuple[Any, ...]:
-        attributes = tuple(sorted(attribute.SerializeToString(deterministic=True) for attribute in node.attribute))
         inputs = tuple(
             self._input_key(name, block, places, is_weight=bool(index) and node.op_type in _PAIRS)
             for index, name in enumerate(node.input)
         )
         ends = tuple(name == self.names[block] for name in node.output)
-        return (node.domain, node.op_type, attributes, inputs, ends)
+        return (node.domain, node.op_type, attributes_key(node), inputs, ends)
 
     def _input_key(self, name: str, block: int, places: dict[int, int], *, is_weight: bool) -> tuple[Any, ...]:
         if name in self._constants:
@@ -143,12 +143,11 @@ class _Blocks:
 
     def _constant_key(self, tensor: Any, block: int, *, is_weight: bool) -> tuple[Any, ...]:
         kind = (tensor.data_type, tuple(tensor.dims))
-        stored = tensor.data_location != onnx.TensorProto.EXTERNAL
         if block_of(tensor.name) == self.names[block]:
             single = tensor.data_type not in _FLOATS or max(tensor.dims, default=1) == 1
-            if is_weight or not (single and stored):
+            if is_weight or not (single and is_stored(tensor)):
                 return ("weight", *kind)
-        return ("constant", *kind, onnx.numpy_helper.to_array(tensor).tobytes() if stored else tensor.name)
+        return ("constant", *kind, content_key(tensor, tensor.name))
 
 
 def _prune(graph: Any) -> None:

@@ -4,7 +4,9 @@ from typing import Any
 
 import onnx
 
-_HALVES = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+from vit_convert.checks.node_keys import attributes_key, content_key
+
+_FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 _Key = tuple[Any, ...]
 
 
@@ -25,20 +27,17 @@ def _skeleton(proto: Any) -> tuple[list[_Key], list[_Key]]:
     nodes: list[_Key] = []
     for node in proto.graph.node:
         inputs = [sources.get(name, ("missing", name)) for name in node.input]
-        if node.op_type == "Cast" and node.attribute[0].i in _HALVES:
+        if node.op_type == "Cast" and node.attribute[0].i in _FLOATS:
             sources[node.output[0]] = inputs[0]
         elif node.op_type == "Constant" and node.attribute[0].HasField("t"):
             sources[node.output[0]] = _constant(node.attribute[0].t, node.output[0])
         else:
-            attributes = sorted(attribute.SerializeToString(deterministic=True) for attribute in node.attribute)
             sources.update((name, ("node", len(nodes), index)) for index, name in enumerate(node.output))
-            nodes.append((node.domain, node.op_type, *attributes, *inputs))
+            nodes.append((node.domain, node.op_type, *attributes_key(node), *inputs))
     return nodes, [(value.name, sources.get(value.name)) for value in proto.graph.output]
 
 
 def _constant(tensor: Any, name: str) -> _Key:
-    if tensor.data_type in _HALVES:
+    if tensor.data_type in _FLOATS:
         return ("floats", *tensor.dims)
-    stored = tensor.data_location != onnx.TensorProto.EXTERNAL
-    content = onnx.numpy_helper.to_array(tensor).tobytes() if stored else name
-    return ("constant", tensor.data_type, *tensor.dims, content)
+    return ("constant", tensor.data_type, *tensor.dims, content_key(tensor, name))

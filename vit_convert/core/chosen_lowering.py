@@ -18,8 +18,7 @@ def lowering(config: ml_collections.ConfigDict, advised: str) -> str:
     """
     if config.engine.lowering != AUTO:
         return config.engine.lowering
-    portable = config.engine.version_compatible or config.engine.hardware_compatible
-    return "" if config.keep_fp32 or portable else advised
+    return advised if _may_be_advised(config) else ""
 
 
 def lowerings(config: ml_collections.ConfigDict, advised: Sequence[str], advised_int8: str = "") -> list[str]:
@@ -56,5 +55,9 @@ def _int8_lowering(config: ml_collections.ConfigDict, advised: str) -> str:
         return ""
     if config.engine.int8_lowering != AUTO:
         return config.engine.int8_lowering
-    elsewhere = config.keep_fp32 or config.engine.version_compatible or config.engine.hardware_compatible
-    return advised if is_planned(config) and may_be_lowered(config) and not elsewhere else ""
+    return advised if is_planned(config) and may_be_lowered(config) and _may_be_advised(config) else ""
+
+
+def _may_be_advised(config: ml_collections.ConfigDict) -> bool:
+    """Whether "auto" may stand for a lowering: all of it is fp16 or int8, and it belongs to one version and GPU."""
+    return not (config.keep_fp32 or config.engine.version_compatible or config.engine.hardware_compatible)

@@ -3,7 +3,7 @@ images."""
 
 import os
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -31,7 +31,11 @@ def largest(
     Returns:
         For each tensor, float32 [channels] or []. NaN is ignored, as in onnxruntime's maximum.
     """
-    found = extremes(onnx_path, tensors, batches, per_channel=per_channel)
+    return magnitudes(extremes(onnx_path, tensors, batches, per_channel=per_channel))
+
+
+def magnitudes(found: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The largest |x| of tensors, by their smallest and their largest x."""
     return {name: np.maximum(high, -low) for name, (low, high) in found.items()}
 
 

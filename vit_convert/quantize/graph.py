@@ -250,6 +250,12 @@ def moved(graph: ir.Graph) -> dict[str, str]:
     return found
 
 
+def distinct_activations(graph: ir.Graph) -> list[str]:
+    """The activations but for those that hold the numbers of another one; see `moved`."""
+    same = moved(graph)
+    return [name for name in activations(graph) if name not in same]
+
+
 def hash_model(path: str | os.PathLike[str]) -> str:
     """The sha256 of an ONNX file together with its external data."""
     digest = hashlib.sha256(hash_file(path).encode())

@@ -223,11 +223,9 @@ def _measured(context: Context, path: pathlib.Path) -> list[str]:
         return []
     import onnx_ir as ir
 
-    from vit_convert.quantize.graph import activations, moved
+    from vit_convert.quantize.graph import distinct_activations
 
-    graph = ir.load(path).graph
-    same = moved(graph)
-    return [name for name in activations(graph) if name not in same]
+    return distinct_activations(ir.load(path).graph)
 
 
 def _probes(context: Context) -> dict[str, np.ndarray]:

@@ -103,7 +103,7 @@ def even_out(
     import onnx_ir as ir
 
     from vit_convert.core.onnx_file import save_onnx
-    from vit_convert.quantize.activation_max import extremes
+    from vit_convert.quantize.activation_max import extremes, magnitudes
     from vit_convert.quantize.equalize import attention_inputs, equalize
     from vit_convert.quantize.smooth import find_norms, smooth
 
@@ -113,7 +113,7 @@ def even_out(
         model, rotated = _rotate(model, path)
     norms = [norm.tensor for norm in find_norms(model, linears)[0]]
     found = extremes(source, [*norms, *attention_inputs(model)], _batches(context, images), per_channel=True)
-    amax = {name: np.maximum(found[name][1], -found[name][0]) for name in norms}
+    amax = magnitudes({name: found[name] for name in norms})
     model = smooth(model, linears, amax, strength=_STRENGTH).model
     equalize(model, found)
     save_onnx(model, path)

@@ -199,18 +199,18 @@ def activation_ranges(context: Context, graph: pathlib.Path) -> tuple[dict[str, 
     would not show overflows."""
     import onnx_ir as ir
 
-    from vit_convert.quantize.activation_max import extremes
-    from vit_convert.quantize.graph import activations, moved, node_blocks
+    from vit_convert.quantize.activation_max import extremes, magnitudes
+    from vit_convert.quantize.graph import activations, distinct_activations, moved, node_blocks
 
     model = ir.load(graph)
-    names, same = activations(model.graph), moved(model.graph)
+    same = moved(model.graph)
     found = context.scratch.get(EXTREMES, {}).get(graph.name)
     if not found:  # the check did not run in this process, or not on all images at once
         with np.load(context.bundle.reference) as file:
             inputs = {tensor.name: file[tensor.name] for tensor in signature_of(context).inputs}
-        found = extremes(graph, [name for name in names if name not in same], [inputs])
-    largest = {name: float(np.maximum(high, -low)) for name, (low, high) in found.items()}
-    amax = {name: largest[same.get(name, name)] for name in names}
+        found = extremes(graph, distinct_activations(model.graph), [inputs])
+    largest = magnitudes(found)
+    amax = {name: float(largest[same.get(name, name)]) for name in activations(model.graph)}
     return amax, _largest_by_block(node_blocks(model.graph), amax)
 
 
